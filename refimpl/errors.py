@@ -1,0 +1,20 @@
+"""The one error a user sees: what was wrong, what was expected, what to do next."""
+
+
+class RefimplError(ValueError):
+    """Input that cannot be used; the command line prints it and exits with 2.
+
+    Args:
+        problem: What was wrong, naming the thing (file, tensor, option, number).
+        expected: What would have been right.
+        remedy: What to do next, as an instruction.
+    """
+
+    def __init__(self, problem: str, expected: str = "", remedy: str = "") -> None:
+        self.problem, self.expected, self.remedy = problem, expected, remedy
+        lines = [problem]
+        if expected:
+            lines.append(f"expected: {expected}")
+        if remedy:
+            lines.append(f"next: {remedy}")
+        super().__init__("\n".join(lines))

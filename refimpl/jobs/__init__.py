@@ -1,0 +1,1 @@
+"""The long computations: pass over the blocks, one block in memory at a time."""

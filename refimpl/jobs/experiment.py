@@ -1,0 +1,287 @@
+"""The perturbation experiment over a whole model.
+
+All perturbed states of a group of sequences travel through each block together with the clean
+ones, so a block is loaded once per group and nothing before the perturbed block is computed twice.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.jobs.execution import MIB, Progress, Workers
+from refimpl.method import perturbation as push
+from refimpl.method.absorption import known_mean, surviving_drift
+from refimpl.method.divergence import RunningDivergence
+from refimpl.method.perturbation import Perturbation
+from refimpl.model.checkpoint import Model
+from refimpl.model.config import Config
+from refimpl.model.forward import Place, Weights, block, embed, head, places
+from refimpl.model.ops import Array
+
+Pruned = Callable[[int, Weights], Weights]
+"""Weights of a block after pruning, given its number and its dense weights."""
+
+HEAD_BYTES = 8 * MIB  # logits of one state held at a time
+
+
+@dataclass(frozen=True, order=True)
+class Address:
+    """Which perturbed state: sequence, draw, index of eta, perturbed block; all from 0."""
+
+    sequence: int
+    draw: int
+    eta: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the experiment found, with E etas, N sequences, R draws, L blocks.
+
+    Args:
+        drift: Mean relative drift R_k of the state perturbed at block l, [E, N, R, L (l), L (k)];
+            NaN for k < l.
+        alignment: Mean alignment A_k, same shape.
+        ratios: Mean of R_L / R_l over tokens, [E, N, R, L]; NaN where no token is left.
+        left_out: Tokens without a ratio (zero state or zero drift), over all sequences, [E, L].
+        sinks: Tokens excluded as sinks, over all sequences, [L].
+        divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
+    """
+
+    drift: Array
+    alignment: Array
+    ratios: Array
+    left_out: Array
+    sinks: Array
+    divergence: Array | None
+
+
+@dataclass
+class _State:
+    """A perturbed state under way."""
+
+    h: Array
+    kept: npt.NDArray[np.bool_]
+    first: Array
+    last: Array
+    drift: list[float] = field(default_factory=list)
+    alignment: list[float] = field(default_factory=list)
+
+    def move(
+        self, weights: Weights, place: Place, config: Config, clean: Array, norm: push.Norm
+    ) -> None:
+        """Pass through one block and measure against the clean state after it."""
+        self.h = block(self.h, weights, place, config)
+        self.note(push.deviation(self.h[0], clean[0], self.kept, norm))
+
+    def note(self, found: push.Deviation) -> None:
+        """Remember a measurement."""
+        self.last = found.drift
+        self.drift.append(float(known_mean(found.drift)))
+        self.alignment.append(float(known_mean(found.alignment)))
+
+
+def addresses(sequences: int, blocks: int, plan: Perturbation) -> list[Address]:
+    """All perturbed states of an experiment, in order."""
+    etas = len(plan.eta) if plan.kind == "gaussian" else 1
+    return [
+        Address(s, d, e, b)
+        for s in range(sequences)
+        for d in range(plan.draws)
+        for e in range(etas)
+        for b in range(blocks)
+    ]
+
+
+def groups(states: list[Address], room: int) -> Iterator[list[Address]]:
+    """Cut the states into groups that fit: each state counts one, each sequence's clean one two."""
+    group: list[Address] = []
+    for state in states:
+        sequences = {other.sequence for other in group} | {state.sequence}
+        if group and len(group) + 1 + 2 * len(sequences) > room:
+            yield group
+            group = []
+        group.append(state)
+    yield group
+
+
+def experiment(
+    model: Model,
+    ids: Array,
+    plan: Perturbation,
+    workers: Workers,
+    memory: int,
+    dtype: npt.DTypeLike = np.float32,
+    pruned: Pruned | None = None,
+    divergence: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Measurements:
+    """Perturb every block's output and follow the drift to the end.
+
+    Args:
+        model: The model.
+        ids: Token ids, [N, S].
+        plan: The perturbation.
+        workers: Threads.
+        memory: Bytes for residual states.
+        dtype: Of the computation.
+        pruned: For the pruning perturbation: the pruned weights of a block.
+        divergence: Whether to compare the output distributions too.
+        progress: Called with block passes done and in all.
+
+    Returns:
+        Means over tokens, per eta, sequence, draw and block.
+
+    Raises:
+        RefimplError: Not even one perturbed state fits into `memory`.
+
+    Source:
+        arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
+    """
+    config, (count, length) = model.config, ids.shape
+    state_bytes = length * config.hidden_size * np.dtype(dtype).itemsize
+    room = memory // state_bytes
+    if room < 3:
+        raise RefimplError(
+            f"memory of {memory} bytes does not hold one experiment",
+            f"at least {3 * state_bytes} bytes: 3 states of {length} x {config.hidden_size}",
+            f"use --memory {3 * state_bytes} or more, or a shorter --seq-len",
+        )
+    states = addresses(count, config.num_blocks, plan)
+    parts = list(groups(states, room))
+    blocks, per_head = config.num_blocks, _head_cost(config) if divergence else 0
+    total: float = sum(len({a.sequence for a in part}) * (blocks + per_head) for part in parts)
+    total += sum(blocks - a.block + per_head for a in states)
+    done = 0.0
+
+    def tick(units: float = 1) -> None:
+        nonlocal done
+        done += units
+        progress(done, total)
+
+    shape = (len({a.eta for a in states}), count, plan.draws, blocks)
+    found = Measurements(
+        np.full((*shape, blocks), np.nan),
+        np.full((*shape, blocks), np.nan),
+        np.full(shape, np.nan),
+        np.zeros((shape[0], blocks), np.int64),
+        np.zeros(blocks, np.int64),
+        np.full(shape, np.nan) if divergence else None,
+    )
+    for part in parts:
+        ended, clean = _travel(model, ids, part, plan, workers, dtype, pruned, tick)
+        for a, state in ended.items():
+            where = (a.eta, a.sequence, a.draw, a.block)
+            found.drift[where][a.block :] = state.drift
+            found.alignment[where][a.block :] = state.alignment
+            share = surviving_drift(state.last, state.first)
+            found.ratios[where] = known_mean(share)
+            found.left_out[a.eta, a.block] += np.isnan(share).sum()
+            if a.eta == a.draw == 0:
+                found.sinks[a.block] += np.count_nonzero(~state.kept)
+        if found.divergence is not None:
+            for a, value in _divergences(model, ended, clean, workers, dtype, tick):
+                found.divergence[a.eta, a.sequence, a.draw, a.block] = value
+    return found
+
+
+def _travel(
+    model: Model,
+    ids: Array,
+    part: list[Address],
+    plan: Perturbation,
+    workers: Workers,
+    dtype: npt.DTypeLike,
+    pruned: Pruned | None,
+    tick: Callable[[], None],
+) -> tuple[dict[Address, _State], dict[int, Array]]:
+    """Take one group of states, and the clean ones they belong to, through all blocks."""
+    config, positions = model.config, np.arange(ids.shape[1])
+    where = places(positions, config, dtype)
+    clean = {
+        s: embed(ids[s : s + 1], positions, model.embedding(), config, dtype)
+        for s in dict.fromkeys(a.sequence for a in part)
+    }
+    states: dict[Address, _State] = {}
+    for i, kind in enumerate(config.blocks):
+        weights, place, before = model.block(i, dtype), where[kind], clean
+        after = workers.run(
+            [partial(block, h, weights, place, config) for h in before.values()], tick
+        )
+        clean = dict(zip(before, after, strict=True))
+        workers.run(
+            [
+                partial(state.move, weights, place, config, clean[a.sequence], plan.norm)
+                for a, state in states.items()
+            ],
+            tick,
+        )
+        born = [a for a in part if a.block == i]
+        if born and pruned is not None:
+            thinned = pruned(i, weights)
+            make = [partial(block, before[a.sequence], thinned, place, config) for a in born]
+        else:
+            make = [partial(_with_noise, clean[a.sequence], a, plan) for a in born]
+        tasks = [
+            partial(_start, m, clean[a.sequence], plan) for m, a in zip(make, born, strict=True)
+        ]
+        states |= zip(born, workers.run(tasks, tick), strict=True)
+    return states, clean
+
+
+def _with_noise(h: Array, a: Address, plan: Perturbation) -> Array:
+    """The clean state with the noise that belongs to this address."""
+    kept = push.kept_tokens(h[0], plan.sink)
+    e = push.noise(plan.seed, a.sequence, a.block, a.draw, (h.shape[1], h.shape[2]))
+    eta = plan.eta[a.eta]
+    return push.perturbed(h[0], e, eta, kept, plan.noise_scale, plan.noise_shape)[None]
+
+
+def _start(make: Callable[[], Array], clean: Array, plan: Perturbation) -> _State:
+    """Make a perturbed state and measure it where it was made."""
+    h, kept = make(), push.kept_tokens(clean[0], plan.sink)
+    if not kept.all() and plan.kind == "pruning":
+        h = np.where(kept[None, :, None], h, clean)
+    found = push.deviation(h[0], clean[0], kept, plan.norm)
+    state = _State(h, kept, found.drift, found.drift)
+    state.note(found)
+    return state
+
+
+def _head_cost(config: Config) -> float:
+    """Cost of the head in block passes, for the progress bar."""
+    return config.vocab_size * config.hidden_size / config.block_size
+
+
+def _divergences(
+    model: Model,
+    states: Mapping[Address, _State],
+    clean: Mapping[int, Array],
+    workers: Workers,
+    dtype: npt.DTypeLike,
+    tick: Callable[[float], None],
+) -> Iterator[tuple[Address, float]]:
+    """Mean KL over the kept tokens for every state, the head loaded piece by piece."""
+    config = model.config
+    tokens = next(iter(clean.values())).shape[1]
+    step = max(1, HEAD_BYTES // (tokens * np.dtype(dtype).itemsize))
+    running = {a: RunningDivergence.start(tokens) for a in states}
+
+    def add(a: Address, weights: Weights, logits: Array) -> RunningDivergence:
+        return running[a].add(logits, head(states[a].h, weights, config)[0])
+
+    for start in range(0, config.vocab_size, step):
+        weights = model.head(dtype, slice(start, start + step))
+        for sequence, h in clean.items():
+            (logits,) = workers.run([partial(head, h, weights, config)])
+            mine = [a for a in states if a.sequence == sequence]
+            sums = workers.run([partial(add, a, weights, logits[0]) for a in mine])
+            running |= zip(mine, sums, strict=True)
+        pieces = -(-config.vocab_size // step)
+        tick(_head_cost(config) * (len(states) + len(clean)) / pieces)
+    for a, state in states.items():
+        yield a, float(known_mean(running[a].value[state.kept]))

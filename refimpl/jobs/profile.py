@@ -1,0 +1,167 @@
+"""The dense model on the tokens: inputs of every linear, and the signals made from them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.jobs.execution import Workers
+from refimpl.method.signals import PowerLaw, alphapruning_alpha, dlp_score, esd, owl_outlier_percent
+from refimpl.model.checkpoint import Model
+from refimpl.model.forward import Weights, embed, places
+from refimpl.model.ops import Array
+from refimpl.model.statistics import block_with_squares, second_moments
+from refimpl.pruning.scores import wanda_keep, wanda_score
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Signals of the dense model.
+
+    Args:
+        moments: Wanda's statistic per block and linear, [in].
+        owl_m: Multiple of the mean above which a score is an outlier.
+        owl_outlier_percent: OWL's D per block, [L].
+        dlp_statistic: "mean" or "median".
+        dlp_score: DLP's u per block, [L].
+    """
+
+    moments: tuple[Mapping[str, Array], ...]
+    owl_m: float
+    owl_outlier_percent: Array
+    dlp_statistic: str
+    dlp_score: Array
+
+
+class BlockScores(Sequence[Array]):
+    """Wanda scores of a block's linears, each computed when asked for: one in memory at a time."""
+
+    def __init__(self, weights: Weights, moments: Mapping[str, Array]) -> None:
+        self._weights, self._moments, self._names = weights, moments, tuple(moments)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Array:  # type: ignore[override]
+        name = self._names[index]
+        return wanda_score(self._weights[f"{name}.weight"], self._moments[name])
+
+
+def profile(
+    model: Model,
+    ids: Array,
+    workers: Workers,
+    memory: int,
+    dtype: npt.DTypeLike = np.float32,
+    owl_m: float = 5.0,
+    dlp_statistic: str = "mean",
+    tick: Callable[[], None] = lambda: None,
+) -> Profile:
+    """Run the dense model once over all tokens and compute the activation signals.
+
+    Args:
+        model: The model.
+        ids: Token ids, [N, S].
+        workers: Threads.
+        memory: Bytes for residual states.
+        dtype: Of the computation; statistics are float64.
+        owl_m: OWL's m.
+        dlp_statistic: "mean" or "median".
+        tick: Called after each block pass.
+
+    Returns:
+        Statistics and signals.
+
+    Source:
+        OWL, DLP and Wanda (peers, confirmed by running them).
+    """
+    config, positions = model.config, np.arange(ids.shape[1])
+    where = places(positions, config, dtype)
+    squares: list[dict[str, Array]] = [{} for _ in config.blocks]
+    state_bytes = ids.shape[1] * config.hidden_size * np.dtype(dtype).itemsize
+    room = max(1, memory // (2 * state_bytes))
+    for start in range(0, len(ids), room):
+        states = [
+            embed(row[None], positions, model.embedding(), config, dtype)
+            for row in ids[start : start + room]
+        ]
+        for i, kind in enumerate(config.blocks):
+            weights = model.block(i, dtype)
+            run = partial(block_with_squares, weights=weights, place=where[kind], config=config)
+            found = workers.run([partial(run, h) for h in states], tick)
+            states = [h for h, _ in found]
+            for _, more in found:  # in order, so that the sum does not depend on the threads
+                squares[i] = {name: squares[i].get(name, 0.0) + x for name, x in more.items()}
+    moments = tuple(second_moments(s, len(ids), config) for s in squares)
+    owl, dlp = [], []
+    for i in range(config.num_blocks):
+        scores = BlockScores(model.block(i, dtype), moments[i])
+        outliers, typical = workers.run(
+            [
+                partial(owl_outlier_percent, scores, owl_m),
+                partial(dlp_score, scores, "median" if dlp_statistic == "median" else "mean"),
+            ]
+        )
+        owl.append(outliers)
+        dlp.append(typical)
+    return Profile(moments, owl_m, np.array(owl), dlp_statistic, np.array(dlp))
+
+
+def spectra(
+    model: Model, workers: Workers, fit: str, xmin: str, tick: Callable[[], None] = lambda: None
+) -> tuple[tuple[PowerLaw, ...], ...]:
+    """AlphaPruning's alpha of every linear, from the spectra of the weights.
+
+    Args:
+        model: The model.
+        workers: Threads.
+        fit: "peak" or "mid".
+        xmin: "shipped" or "intended".
+        tick: Called after each linear.
+
+    Returns:
+        Per block, the alphas of its linears in the order of `config.LINEARS`.
+    """
+
+    def alpha(weight: Array) -> PowerLaw:
+        return alphapruning_alpha(
+            esd(weight),
+            "mid" if fit == "mid" else "peak",
+            "intended" if xmin == "intended" else "shipped",
+        )
+
+    return tuple(
+        tuple(
+            workers.run(
+                [partial(alpha, weights[f"{name}.weight"]) for name in model.config.linear_shapes],
+                tick,
+            )
+        )
+        for weights in (model.block(i, np.float64) for i in range(model.config.num_blocks))
+    )
+
+
+def wanda_pruned(
+    weights: Weights, moments: Mapping[str, Array], counts: Mapping[str, int], workers: Workers
+) -> Weights:
+    """A block's weights after Wanda with exact counts per linear.
+
+    Args:
+        weights: The block's dense weights by our names.
+        moments: Wanda's statistic per linear, [in].
+        counts: Number of weights to prune per linear.
+        workers: Threads, one linear each.
+
+    Returns:
+        The weights, the linears' pruned entries zero.
+    """
+
+    def thin(name: str) -> Array:
+        weight = weights[f"{name}.weight"]
+        keep = wanda_keep(wanda_score(weight, moments[name]), counts[name])
+        return np.where(keep, weight, np.zeros((), weight.dtype))
+
+    thinned = workers.run([partial(thin, name) for name in counts])
+    return {**weights, **{f"{n}.weight": w for n, w in zip(counts, thinned, strict=True)}}

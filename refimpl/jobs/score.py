@@ -1,0 +1,185 @@
+"""The main job: experiment and signals of a model, ready to be turned into allocations."""
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.jobs.allocate import base_counts
+from refimpl.jobs.execution import Progress, Workers, parse_memory, peak_memory
+from refimpl.jobs.experiment import Measurements, experiment
+from refimpl.jobs.profile import profile, spectra, wanda_pruned
+from refimpl.jobs.request import Request
+from refimpl.jobs.scores import Absorption, PrunedAt, Run, Scores, Signals, TokenFacts
+from refimpl.method.absorption import absorption_coefficient, known_mean
+from refimpl.method.perturbation import Perturbation
+from refimpl.model.checkpoint import Model
+from refimpl.model.forward import Weights
+from refimpl.model.ids import checked_ids
+from refimpl.model.ops import Array
+from refimpl.tokens import Tokens
+from refimpl.version import __version__
+
+
+def score(
+    model: Model,
+    tokens: Tokens,
+    plan: Perturbation | None = None,
+    request: Request | None = None,
+    *,
+    dtype: npt.DTypeLike = np.float32,
+    threads: int | None = None,
+    memory: str | int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Scores:
+    """Measure how each block's damage is absorbed or amplified by the blocks after it.
+
+    Args:
+        model: From `read_model`.
+        tokens: Token ids and where they came from.
+        plan: The perturbation; Gaussian noise at eta 0.01 if None.
+        request: Which base's signals to compute, at which allocation the pruning perturbation
+            prunes, and whether the divergence is measured.
+        dtype: float32, or float64 to certify.
+        threads: Worker threads; one per core if None.
+        memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
+        progress: Called with the units of work done and in all.
+
+    Returns:
+        Drift, alignment and coefficients per block and eta, signals, and how they were made.
+
+    Raises:
+        RefimplError: Tokens the model cannot read; NaN or Inf among the weights; a request that
+            needs another perturbation.
+
+    Source:
+        arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
+    """
+    plan, request = plan or Perturbation(), request or Request()
+    started, config = time.perf_counter(), model.config
+    ids, budget = checked_ids(tokens.ids, config), parse_memory(memory)
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise RefimplError(f"dtype {dtype}", "float32 or float64", "choose one of these")
+    if request.correct in ("arrival", "divergence") and plan.kind != "pruning":
+        raise RefimplError(
+            f"the {request.correct} correction with Gaussian noise",
+            "the pruning perturbation, whose error is the one that pruning makes",
+            "add --perturbation pruning, or use --correct absorption",
+        )
+    model.check_finite()
+    with Workers(threads) as workers:
+        signals, moments = _signals(model, ids, request, workers, budget, dtype)
+        pruned_at, pruned = None, None
+        if plan.kind == "pruning":
+            pruned_at = _pruned_at(model, signals, request)
+            names = tuple(config.linear_shapes)
+            by_block = pruned_at.linear_pruned.tolist()
+
+            def pruned(block: int, weights: Weights) -> Weights:
+                counts = dict(zip(names, by_block[block], strict=True))
+                return wanda_pruned(weights, moments[block], counts, workers)
+
+        found = experiment(
+            model,
+            ids,
+            plan,
+            workers,
+            budget,
+            dtype,
+            pruned,
+            divergence=request.correct == "divergence",
+            progress=progress,
+        )
+    return Scores(
+        model=model.name,
+        family=config.family,
+        linears=config.linear_shapes,
+        num_blocks=config.num_blocks,
+        tokens=TokenFacts(len(ids), ids.shape[1], tokens.source, tokens.kind, tokens.bos, tokens.sha256),
+        plan=plan,
+        sweep=_sweep(found, plan),
+        sinks=found.sinks,
+        signals=signals,
+        run=Run(
+            np.dtype(dtype).name,
+            workers.threads,
+            budget,
+            time.perf_counter() - started,
+            peak_memory(),
+            {
+                "refimpl": __version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        ),
+        pruned_at=pruned_at,
+    )
+
+
+def _signals(
+    model: Model,
+    ids: Array,
+    request: Request,
+    workers: Workers,
+    memory: int,
+    dtype: npt.DTypeLike,
+) -> tuple[Signals, tuple[Mapping[str, Array], ...]]:
+    """Activation signals of the dense model, alphas if the base asks for them, and statistics."""
+    options = request.options
+    dense = profile(
+        model,
+        ids,
+        workers,
+        memory,
+        dtype,
+        float(options.get("m", 5.0)),
+        str(options.get("statistic", "mean")),
+    )
+    signals = Signals(dense.owl_m, dense.owl_outlier_percent, dense.dlp_statistic, dense.dlp_score)
+    if request.base == "alphapruning":
+        fit, xmin = str(options["fit"]), str(options["xmin"])
+        laws = spectra(model, workers, fit, xmin)
+        signals = replace(
+            signals,
+            alpha_fit=fit,
+            alpha_xmin=xmin,
+            alpha=np.array([[law.alpha for law in block] for block in laws]),
+            alpha_margin=np.array(
+                [[np.nan if law.ks_margin is None else law.ks_margin for law in b] for b in laws]
+            ),
+        )
+    return signals, dense.moments
+
+
+def _pruned_at(model: Model, signals: Signals, request: Request) -> PrunedAt:
+    """Where the pruning perturbation prunes: the projected base, counted exactly."""
+    exact = replace(request, compat="exact", correct=None)
+    pruned = base_counts(signals, exact, model.config.linear_shapes, model.config.num_blocks)
+    return PrunedAt(request.base, request.options, request.sparsity, pruned)
+
+
+def _sweep(found: Measurements, plan: Perturbation) -> tuple[Absorption, ...]:
+    """Means over draws and then sequences, one result per eta."""
+
+    def mean(x: Array) -> Array:
+        return known_mean(known_mean(x, axis=1), axis=0)
+
+    results = []
+    for i, eta in enumerate(plan.eta if plan.kind == "gaussian" else (None,)):
+        coefficient, stderr = absorption_coefficient(found.ratios[i])
+        results.append(
+            Absorption(
+                eta,
+                mean(found.drift[i]),
+                mean(found.alignment[i]),
+                coefficient,
+                stderr,
+                found.left_out[i],
+                None if found.divergence is None else mean(found.divergence[i]),
+            )
+        )
+    return tuple(results)

@@ -1,0 +1,1 @@
+"""The method: perturbations, absorption, signals and allocations."""

@@ -1,0 +1,210 @@
+"""Base allocations: how much each unit is pruned, as five published methods see it."""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.pruning.checks import finite_vector, number_in, unit_sizes
+
+Floats = npt.NDArray[np.float64]
+Compat = Literal["exact", "peer"]
+
+_PEER_FLOOR = 0.01  # what the OWL and DLP code puts in place of a sparsity of 0 or less
+
+
+def uniform(num_units: int, sparsity: float) -> Floats:
+    """Return the same sparsity for every unit.
+
+    s_u = S
+
+    Args:
+        num_units: Number of units U.
+        sparsity: Target S, in [0, 1].
+
+    Returns:
+        Fraction pruned per unit, [U].
+
+    Raises:
+        RefimplError: The sparsity is not in [0, 1].
+
+    Source: docs/explanation/method.md, "Base allocations".
+
+    Example:
+        >>> uniform(2, 0.5)
+        array([0.5, 0.5])
+    """
+    return np.full(num_units, number_in(sparsity, "sparsity", 0, 1))
+
+
+def owl(
+    outlier_percent: npt.ArrayLike, sparsity: float, lam: float = 0.08, compat: Compat = "exact"
+) -> Floats:
+    """Return OWL's allocation: blocks with more outliers are pruned less.
+
+    d_l = 2 lam (D_l - min D) / (max D - min D);  s_l = S - d_l + mean(d)
+
+    Args:
+        outlier_percent: D, outliers per block in percent, [L].
+        sparsity: Target S, in [0, 1].
+        lam: Half the spread of the allocation, in [0, 1].
+        compat: `exact`, or `peer` for the shipped code's clamp (`<= 0` becomes 0.01).
+
+    Returns:
+        Fraction pruned per block, [L]; in `exact` mode still to be projected.
+
+    Raises:
+        RefimplError: Bad numbers; in `peer` mode, a signal that makes the peer yield NaN.
+
+    Source: docs/explanation/method.md, "Base allocations" (peer: OWL).
+
+    Differs: all D equal gives uniform in `exact` mode, where the peer yields NaN.
+
+    Example:
+        >>> owl([2.0, 3.0, 4.0], 0.7, lam=0.1).round(4)
+        array([0.8, 0.7, 0.6])
+    """
+    outliers = finite_vector(outlier_percent, "outlier percent")
+    flat = uniform(outliers.size, sparsity)
+    number_in(lam, "lam", 0, 1)
+    if _is_flat(outliers, "outlier percent", compat):
+        return flat
+    d = 2 * lam * _relative(outliers)
+    return _clamped(sparsity - d + d.mean(), compat)
+
+
+def alphapruning(
+    alpha: npt.ArrayLike,
+    sizes: npt.ArrayLike,
+    sparsity: float,
+    epsilon: float = 0.3,
+    compat: Compat = "exact",
+) -> Floats:
+    """Return AlphaPruning's allocation: units with a heavier tail (lower alpha) are pruned less.
+
+    phi = (q - min) / (max - min) * 2 eps + (1 - eps);  s_u = phi_u S N / sum(N_u phi_u)
+
+    Args:
+        alpha: q, per block the plain mean of its linears' alphas, or one per linear, [U].
+        sizes: Weights per unit N_u, [U].
+        sparsity: Target S, in [0, 1].
+        epsilon: Half the spread of phi, in [0, 1].
+        compat: `exact` or `peer`; the peer clamps nothing, so its values may exceed 1.
+
+    Returns:
+        Fraction pruned per unit, [U]; in `exact` mode still to be projected.
+
+    Raises:
+        RefimplError: Bad numbers; in `peer` mode, alphas that make the peer yield NaN.
+
+    Source: docs/explanation/method.md, "Base allocations" (peer: AlphaPruning).
+
+    Differs: all alphas equal gives uniform in `exact` mode, where the peer yields NaN.
+
+    Example:
+        >>> alphapruning([2.0, 3.0, 4.0], [1, 1, 1], 0.5, epsilon=0.2).round(4)
+        array([0.4, 0.5, 0.6])
+    """
+    weights = unit_sizes(sizes)
+    q = finite_vector(alpha, "alpha", weights.size)
+    flat = uniform(q.size, sparsity)
+    number_in(epsilon, "epsilon", 0, 1)
+    if _is_flat(q, "alpha", compat):
+        return flat
+    phi = _relative(q) * 2 * epsilon + (1 - epsilon)
+    return phi * (sparsity * float(weights.sum()) / float((weights * phi).sum()))
+
+
+def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat = "exact") -> Floats:
+    """Return DLP's allocation: blocks with higher scores are pruned more lightly.
+
+    imp = 1 - u / sum(u);  d = 2 a (imp - min) / (max - min);  s_l = S - d_l + mean(d)
+
+    Args:
+        score: u, mean or median Wanda score per block, [L], at least 0.
+        sparsity: Target S, in [0, 1].
+        a: Half the spread of the allocation, in [0, 1].
+        compat: `exact`, or `peer` for the shipped code's clamp (`<= 0` becomes 0.01).
+
+    Returns:
+        Fraction pruned per block, [L]; in `exact` mode still to be projected.
+
+    Raises:
+        RefimplError: Bad numbers; in `peer` mode, scores that make the peer yield NaN.
+
+    Source: docs/explanation/method.md, "Base allocations" (peer: DLP).
+
+    Differs: all scores equal gives uniform in `exact` mode, where the peer yields NaN.
+
+    Example:
+        >>> dlp([2.0, 3.0, 4.0], 0.7, a=0.1).round(4)
+        array([0.6, 0.7, 0.8])
+    """
+    u = finite_vector(score, "DLP score")
+    flat = uniform(u.size, sparsity)
+    number_in(a, "a", 0, 1)
+    if u.min() < 0:
+        raise RefimplError("a DLP score is negative", "scores of at least 0", "check the scores")
+    imp = 1 - u / u.sum() if u.any() else u
+    if _is_flat(imp, "DLP score", compat):
+        return flat
+    d = 2 * a * _relative(imp)
+    return _clamped(sparsity - d + d.mean(), compat)
+
+
+def atp(num_blocks: int, sparsity: float, beta: float) -> Floats:
+    """Return ATP's allocation: a straight line over depth.
+
+    s_i = S - beta (L - 1) / 2 + i beta,  i = 0..L-1
+
+    Args:
+        num_blocks: Number of blocks L.
+        sparsity: Target S, in [0, 1].
+        beta: Step per block, in fractions of the block; negative to prune early blocks more.
+
+    Returns:
+        Fraction pruned per block, [L]; in `exact` mode still to be projected.
+
+    Raises:
+        RefimplError: A number out of range, or a line that leaves [0, 1].
+
+    Source: docs/explanation/method.md, "Base allocations" (peer: ATP).
+
+    Differs: ATP's script chooses beta on the test text; here it is given.
+
+    Example:
+        >>> atp(3, 0.5, beta=0.1).round(4)
+        array([0.4, 0.5, 0.6])
+    """
+    flat = uniform(num_blocks, sparsity)
+    steep = number_in(beta, "beta", -1, 1)
+    line = flat - steep * (num_blocks - 1) / 2 + np.arange(num_blocks) * steep
+    if line.min() < 0 or line.max() > 1:
+        reach = 2 * min(sparsity, 1 - sparsity) / (num_blocks - 1)
+        raise RefimplError(
+            f"beta {beta} gives sparsities from {line.min():.4f} to {line.max():.4f}",
+            f"every block in [0, 1]: a beta of at most {reach:.6g} in size",
+            "choose a smaller beta",
+        )
+    return line
+
+
+def _is_flat(signal: Floats, name: str, compat: Compat) -> bool:
+    flat = bool(signal.max() == signal.min())
+    if flat and compat == "peer":
+        raise RefimplError(
+            f"{name} is the same for every unit, where the peer's code yields NaN",
+            "at least two different values",
+            "use compat exact, which falls back to uniform",
+        )
+    return flat
+
+
+def _relative(signal: Floats) -> Floats:
+    low, high = float(signal.min()), float(signal.max())
+    return (signal - low) / (high - low)
+
+
+def _clamped(sparsity: Floats, compat: Compat) -> Floats:
+    return np.where(sparsity <= 0, _PEER_FLOOR, sparsity) if compat == "peer" else sparsity

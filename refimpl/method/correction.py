@@ -1,0 +1,200 @@
+"""The correction of a base allocation by what the blocks amplify or absorb."""
+
+from fractions import Fraction
+from math import log
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.method.projection import project
+from refimpl.pruning.checks import finite_vector, number_in
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Scale = Literal["raw", "max"]
+
+LOG_LIMIT = log(3.0)
+STRENGTH, MAX_CORRECTION = 0.05, 0.10  # provisional, until chosen on data that is not reported
+
+
+def clipped_log(ratio: npt.ArrayLike, null: npt.ArrayLike = False) -> Floats:
+    """Return the clipped logarithm of absorption coefficients.
+
+    u_l = clip(log r_l, -log 3, log 3);  u_l = 0 where r_l is unknown
+
+    Args:
+        ratio: r, absorption coefficient per block, [L], at least 0; NaN where unknown.
+        null: True where a coefficient is unknown, [L] or one for all.
+
+    Returns:
+        u, [L], in [-log 3, log 3].
+
+    Raises:
+        RefimplError: A coefficient is negative or infinite.
+
+    Source: arXiv:2606.15161, claim 3 (paper); unknown coefficients: ours.
+
+    Example:
+        >>> clipped_log([9.0, 1.0, float("nan")]).round(4)
+        array([1.0986, 0.    , 0.    ])
+    """
+    r, known = _known(ratio, null, "absorption coefficient")
+    # The logarithm of 0 is below any limit, so any tiny number serves in its place.
+    u = np.clip(np.log(np.maximum(r, np.finfo(np.float64).tiny)), -LOG_LIMIT, LOG_LIMIT)
+    return np.where(known, u, 0.0)
+
+
+def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Floats:
+    """Return the clipped logarithm of errors, relative to their geometric mean.
+
+    v_l = log a_l - mean log a;  u_l = clip(v_l, -log 3, log 3);
+    u_l = 0, and left out of the mean, where a_l is zero or unknown
+
+    Args:
+        error: a, per block the error that arrives at the end, [L], at least 0; NaN where unknown.
+        null: True where an error is unknown, [L] or one for all.
+
+    Returns:
+        u, [L], in [-log 3, log 3].
+
+    Raises:
+        RefimplError: An error is negative or infinite.
+
+    Source: docs/explanation/method.md, "Corrections", arrival and divergence (ours).
+
+    Example:
+        >>> centred_log([0.1, 0.2, 0.0]).round(4)
+        array([-0.3466,  0.3466,  0.    ])
+    """
+    a, known = _known(error, null, "error")
+    known &= a > 0
+    log_a = np.log(np.where(known, a, 1.0))
+    v = log_a - log_a.sum() / max(int(known.sum()), 1)  # the others contribute log 1 = 0
+    return np.where(known, np.clip(v, -LOG_LIMIT, LOG_LIMIT), 0.0)
+
+
+def at_clip(u: npt.ArrayLike) -> Bools:
+    """Return which blocks are at the clip, where the correction no longer tells them apart.
+
+    |u_l| = log 3
+
+    Args:
+        u: Clipped logarithms per block, [L].
+
+    Returns:
+        True where clipped, [L].
+
+    Source: docs/explanation/method.md, "Corrections" (ours).
+
+    Example:
+        >>> at_clip(clipped_log([5.0, 1.0]))
+        array([ True, False])
+    """
+    return np.abs(finite_vector(u, "u")) >= LOG_LIMIT
+
+
+def correction(
+    u: npt.ArrayLike,
+    strength: float = STRENGTH,
+    max_correction: float = MAX_CORRECTION,
+    scale: Scale = "raw",
+) -> tuple[Floats, Floats]:
+    """Return the correction of every block: what is amplified is protected.
+
+    Delta_l = -(u_l - mean u), divided by max|Delta| where scale is `max`;
+    c_l = clip(strength * Delta_l, -max_correction, max_correction)
+
+    Args:
+        u: Clipped logarithms per block, [L].
+        strength: Fraction pruned per unit of Delta, in [-100, 100]; negative turns the sign.
+        max_correction: Greatest change of a block's fraction pruned, in [0, 1].
+        scale: `raw`, or `max` so that the greatest |Delta| is 1.
+
+    Returns:
+        `(Delta, c)`, both [L].
+
+    Raises:
+        RefimplError: A number is NaN, infinite or out of range.
+
+    Source: arXiv:2606.15161, claim 3 (paper: Delta, limited size; ours: form and values).
+
+    Example:
+        >>> delta, c = correction([0.5, -0.5, 0.0], strength=0.05)
+        >>> delta
+        array([-0.5,  0.5,  0. ])
+        >>> c
+        array([-0.025,  0.025,  0.   ])
+    """
+    logs = finite_vector(u, "u")
+    number_in(strength, "strength", -100, 100)
+    number_in(max_correction, "max_correction", 0, 1)
+    # Exact: equal logs that missed their mean by a rounding error would be blown up by `max`.
+    exact = [Fraction(v) for v in logs.tolist()]
+    mean = sum(exact, Fraction(0)) / len(exact)
+    delta = np.array([float(-(v - mean)) for v in exact])
+    if scale == "max" and delta.any():
+        delta = delta / np.abs(delta).max()
+    return delta, np.clip(strength * delta, -max_correction, max_correction)
+
+
+def corrected(
+    base: npt.ArrayLike,
+    u: npt.ArrayLike,
+    block_of_unit: npt.ArrayLike,
+    sizes: npt.ArrayLike,
+    sparsity: float,
+    strength: float = STRENGTH,
+    max_correction: float = MAX_CORRECTION,
+    scale: Scale = "raw",
+    lo: float = 0.0,
+    hi: float = 1.0,
+) -> Floats:
+    """Return the corrected allocation, back on the budget.
+
+    s_u = Project(base_u + c_l), l the block of unit u; strength 0 is Project(base) bit for bit
+
+    Args:
+        base: Fraction pruned per unit (block or linear), [U].
+        u: Clipped logarithms per block, [L].
+        block_of_unit: Block index of every unit, [U], in 0..L-1.
+        sizes: Weights per unit, [U].
+        sparsity: Target S over all weights, in [0, 1].
+        strength: As in `correction`.
+        max_correction: As in `correction`.
+        scale: As in `correction`.
+        lo: Least fraction pruned of any unit.
+        hi: Greatest fraction pruned of any unit.
+
+    Returns:
+        Fraction pruned per unit, [U].
+
+    Raises:
+        RefimplError: A number out of range, a unit without a block, or an infeasible budget.
+
+    Source: arXiv:2606.15161, claim 3 (paper); the projection: ours.
+
+    Example:
+        >>> corrected([0.5, 0.5], [0.4, -0.4], [0, 1], [10, 10], 0.5, strength=0.1).round(4)
+        array([0.46, 0.54])
+    """
+    _, c = correction(u, strength, max_correction, scale)
+    blocks = np.asarray(block_of_unit)
+    whole = blocks.ndim == 1 and np.issubdtype(blocks.dtype, np.integer)
+    if not whole or not ((blocks >= 0) & (blocks < c.size)).all():
+        raise RefimplError(
+            f"blocks of the units are {blocks.tolist()}",
+            f"block indices from 0 to {c.size - 1}",
+            "give the block of every unit",
+        )
+    return project(finite_vector(base, "base", blocks.size) + c[blocks], sizes, sparsity, lo, hi)
+
+
+def _known(values: npt.ArrayLike, null: npt.ArrayLike, name: str) -> tuple[Floats, Bools]:
+    numbers = np.asarray(values, dtype=np.float64)
+    known = ~(np.isnan(numbers) | np.asarray(null, dtype=np.bool_))
+    filled = finite_vector(np.where(known, numbers, 1.0), name)
+    if filled.min() < 0:
+        raise RefimplError(f"{name} {filled.min()}", "numbers of at least 0", "check the drifts")
+    return filled, known

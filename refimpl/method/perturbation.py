@@ -1,0 +1,235 @@
+"""The perturbation experiment on one state: push it, and measure how far it went."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.model.ops import Array
+
+Kind = Literal["gaussian", "pruning"]
+NoiseScale = Literal["token", "sequence"]
+NoiseShape = Literal["isotropic", "channel"]
+Norm = Literal["token", "sequence"]
+Sink = Literal["include", "exclude"]
+
+SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """How states are pushed and how the push is followed.
+
+    Args:
+        kind: "gaussian" (the paper's) or "pruning" (ours: the block itself, pruned by Wanda).
+        eta: Relative magnitudes of the noise, each > 0; the first one drives the correction.
+            Without meaning for "pruning".
+        noise_scale: Per token, or one scale for the sequence.
+        noise_shape: The same in all channels, or following each channel's standard deviation.
+        norm: Drift per token and then averaged, or of the whole sequence at once.
+        sink: Whether tokens of a huge norm take part.
+        draws: Noise draws per sequence and block.
+        seed: Of the noise.
+
+    Raises:
+        RefimplError: A value outside its range.
+    """
+
+    kind: Kind = "gaussian"
+    eta: tuple[float, ...] = (0.01,)
+    noise_scale: NoiseScale = "token"
+    noise_shape: NoiseShape = "isotropic"
+    norm: Norm = "token"
+    sink: Sink = "include"
+    draws: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("kind", Kind),
+            ("noise_scale", NoiseScale),
+            ("noise_shape", NoiseShape),
+            ("norm", Norm),
+            ("sink", Sink),
+        ):
+            if getattr(self, name) not in get_args(allowed):
+                raise RefimplError(
+                    f"{name.replace('_', '-')} {getattr(self, name)!r}",
+                    " or ".join(get_args(allowed)),
+                    "choose one of these",
+                )
+        if not self.eta or any(not 0 < eta < float("inf") for eta in self.eta):
+            raise RefimplError(
+                f"eta {', '.join(map(str, self.eta)) or '(none)'}",
+                "positive, finite relative magnitudes",
+                "use for example --eta 0.01",
+            )
+        if len(set(self.eta)) < len(self.eta):
+            raise RefimplError(
+                f"eta {', '.join(map(str, self.eta))}", "each value once", "remove the duplicates"
+            )
+        if self.draws < 1 or self.seed < 0:
+            raise RefimplError(
+                f"draws {self.draws}, seed {self.seed}",
+                "at least one draw, a seed of 0 or more",
+                "use for example --draws 1 --seed 0",
+            )
+        if self.kind == "pruning" and self.draws > 1:
+            raise RefimplError(
+                f"{self.draws} draws of the pruning perturbation",
+                "one: nothing in it is random",
+                "leave --draws away",
+            )
+
+
+def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
+    """Which tokens take part: all, or those with ``||h_t|| <= 20 median_t ||h_t||``.
+
+    Args:
+        h: Residual stream at the perturbed block, [S, D].
+        sink: "include" or "exclude".
+
+    Returns:
+        True where a token takes part, [S].
+
+    Source:
+        Ours (docs/explanation/method.md, section 2).
+
+    Example:
+        >>> kept_tokens(np.array([[100.0], [1.0], [1.0]]), "exclude").tolist()
+        [False, True, True]
+    """
+    if sink == "include":
+        return np.ones(len(h), np.bool_)
+    norms = np.linalg.norm(h.astype(np.float64), axis=-1)
+    return np.asarray(norms <= SINK_FACTOR * np.median(norms))
+
+
+def noise(seed: int, sequence: int, block: int, draw: int, shape: tuple[int, int]) -> Array:
+    """Standard normal noise that depends on its address only, not on batching or order.
+
+    Args:
+        seed: The run's seed.
+        sequence: Number of the sequence, from 0.
+        block: Number of the perturbed block, from 0.
+        draw: Number of the draw, from 0.
+        shape: (S, D).
+
+    Returns:
+        Noise, [S, D], float64.
+
+    Source:
+        Ours: Philox keyed by (seed; sequence, block, draw).
+
+    Example:
+        >>> noise(0, 1, 2, 0, (2, 3)).shape
+        (2, 3)
+    """
+    key = np.random.SeedSequence(seed, spawn_key=(sequence, block, draw))
+    return np.random.Generator(np.random.Philox(key)).standard_normal(shape)
+
+
+def perturbed(
+    h: Array,
+    noise: Array,
+    eta: float,
+    kept: npt.NDArray[np.bool_],
+    scale: NoiseScale = "token",
+    shape: NoiseShape = "isotropic",
+) -> Array:
+    """Push a state: ``h' = h + e`` with ``||e_t|| = eta ||h_t||`` (or Frobenius, over kept tokens).
+
+    Args:
+        h: Residual stream after the block, [S, D].
+        noise: Standard normal, [S, D], float64.
+        eta: Relative magnitude.
+        kept: Tokens that take part, [S]; the others get no noise.
+        scale: "token" or "sequence".
+        shape: "isotropic", or "channel": each channel first multiplied by its standard deviation
+            over the kept tokens.
+
+    Returns:
+        The perturbed state, [S, D], in the dtype of `h` (noise is scaled in float64, then cast).
+
+    Source:
+        arXiv:2606.15161 (Gaussian noise of relative magnitude eta); scale and shape are ours.
+
+    Example:
+        >>> h = np.array([[3.0, 4.0]])
+        >>> e = perturbed(h, np.array([[1.0, 0.0]]), 0.1, np.array([True])) - h
+        >>> float(np.linalg.norm(e).round(12))
+        0.5
+    """
+    exact = h.astype(np.float64)
+    if shape == "channel":
+        noise = noise * np.std(exact[kept], axis=0)
+    if scale == "token":
+        size = ratio(np.linalg.norm(exact, axis=-1), np.linalg.norm(noise, axis=-1))
+        gain = np.nan_to_num(eta * size)[:, None]
+    else:
+        gain = np.nan_to_num(eta * ratio(np.linalg.norm(exact[kept]), np.linalg.norm(noise[kept])))
+    e = np.where(kept[:, None], gain * noise, 0.0)
+    return h + e.astype(h.dtype)
+
+
+def ratio(top: npt.ArrayLike, bottom: npt.ArrayLike) -> Array:
+    """Divide, with NaN where the divisor is zero.
+
+    Args:
+        top: Dividend.
+        bottom: Divisor, of the same shape, not negative.
+
+    Returns:
+        The quotient, float64, same shape.
+
+    Example:
+        >>> ratio([1.0, 1.0], [2.0, 0.0]).tolist()
+        [0.5, nan]
+    """
+    top, bottom = np.asarray(top, np.float64), np.asarray(bottom, np.float64)
+    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a perturbed state is from the clean one, per kept token (or once per sequence).
+
+    Args:
+        drift: ``R = ||h' - h|| / ||h||``, [kept tokens] or [1]; NaN where h is zero.
+        alignment: ``A = <h', h> / (||h'|| ||h||)``, same shape.
+    """
+
+    drift: Array
+    alignment: Array
+
+
+def deviation(
+    state: Array, clean: Array, kept: npt.NDArray[np.bool_], norm: Norm = "token"
+) -> Deviation:
+    """Measure relative drift and alignment after some block.
+
+    Args:
+        state: Perturbed residual stream h'_k, [S, D].
+        clean: Clean residual stream h_k, [S, D].
+        kept: Tokens that take part, [S].
+        norm: "token": per token; "sequence": Frobenius over the kept tokens.
+
+    Returns:
+        Drift and alignment, float64.
+
+    Source:
+        arXiv:2606.15161 (relative L2 drift, direction); per-token form ours.
+
+    Example:
+        >>> d = deviation(np.array([[3.0, 5.0]]), np.array([[3.0, 4.0]]), np.array([True]))
+        >>> d.drift.tolist()
+        [0.2]
+    """
+    a, b = state[kept].astype(np.float64), clean[kept].astype(np.float64)
+    if norm == "sequence":
+        a, b = a.reshape(1, -1), b.reshape(1, -1)
+    size_a, size_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+    drift = ratio(np.linalg.norm(a - b, axis=-1), size_b)
+    return Deviation(drift, ratio(np.einsum("td,td->t", a, b), size_a * size_b))

@@ -1,0 +1,72 @@
+"""The budget: the nearest allocation that prunes exactly the fraction asked for."""
+
+from bisect import bisect_left
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.pruning.checks import finite_vector, number_in, unit_sizes
+
+
+def project(
+    x: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: float, lo: float = 0.0, hi: float = 1.0
+) -> npt.NDArray[np.float64]:
+    """Return the allocation nearest to `x` that meets the budget.
+
+    argmin sum N_u (s_u - x_u)^2 with lo <= s_u <= hi and sum N_u s_u = S N, which is
+    s_u = clip(x_u + t, lo, hi) with the one t that meets the budget.
+
+    Args:
+        x: Wanted fraction pruned per unit, [U]; may leave [0, 1].
+        sizes: Weights per unit N_u, [U].
+        sparsity: Target S over all weights, in [0, 1].
+        lo: Least fraction pruned of any unit.
+        hi: Greatest fraction pruned of any unit.
+
+    Returns:
+        Fraction pruned per unit, [U]: the exact solution, rounded once.
+
+    Raises:
+        RefimplError: A number is NaN or out of range, or no allocation meets the budget.
+
+    Source: docs/explanation/method.md, "The budget, exactly" (ours).
+
+    Differs: peers clamp and do not restore the budget.
+
+    Example:
+        >>> project([0.5, 0.9], [1, 3], 0.75).round(4)
+        array([0.45, 0.85])
+        >>> project([0.5, 1.4], [1, 1], 0.8).round(4)
+        array([0.6, 1. ])
+    """
+    weights: list[int] = unit_sizes(sizes).tolist()
+    wish = [Fraction(v) for v in finite_vector(x, "the allocation", len(weights)).tolist()]
+    number_in(sparsity, "sparsity", 0, 1)
+    number_in(lo, "lo", 0, hi)
+    number_in(hi, "hi", lo, 1)
+    if not lo <= sparsity <= hi:
+        raise RefimplError(
+            f"sparsity {sparsity} is infeasible with lo {lo} and hi {hi}",
+            f"a sparsity in [{lo}, {hi}]",
+            "change the sparsity, or lo or hi",
+        )
+    if sparsity in (lo, hi):
+        return np.full(len(wish), float(sparsity))
+
+    # Floats are fractions: exact sums leave one rounding, the last, however unequal the units.
+    least, most, budget = Fraction(lo), Fraction(hi), Fraction(sparsity) * sum(weights)
+
+    def allocation(t: Fraction) -> list[Fraction]:
+        return [min(max(v + t, least), most) for v in wish]
+
+    def spent(t: Fraction) -> Fraction:
+        return sum((n * s for n, s in zip(weights, allocation(t), strict=True)), Fraction(0))
+
+    bends = sorted({least - v for v in wish} | {most - v for v in wish})
+    k = bisect_left(bends, budget, key=spent)
+    left, right = bends[k - 1], bends[k]  # the budget is met in here, where nothing bends
+    below, above = spent(left), spent(right)
+    t = left + (right - left) * (budget - below) / (above - below)
+    return np.array([float(s) for s in allocation(t)])

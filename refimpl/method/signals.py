@@ -1,0 +1,233 @@
+"""What the base allocations look at: outliers, mean scores, and the tails of the spectra."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import fsum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+
+Floats = npt.NDArray[np.float64]
+
+BINS = 100
+
+
+def owl_outlier_percent(scores: Sequence[npt.NDArray[np.floating]], m: float = 5.0) -> float:
+    """Return the share of a block's scores that stand out, as OWL counts them.
+
+    D = 100 * #{M > m * mean(M)} / #M, over all linears of the block together
+
+    Args:
+        scores: Wanda scores M of the block's linears, each [out, in].
+        m: Multiple of the mean above which (strictly) a score is an outlier.
+
+    Returns:
+        Percent, in [0, 100].
+
+    Raises:
+        RefimplError: There are no scores, or their sum is not finite.
+
+    Source: docs/explanation/method.md, "Base allocations" (peer: OWL).
+
+    Example:
+        >>> owl_outlier_percent([np.ones((2, 4)), np.array([[20.0, 1.0]])], m=5)
+        10.0
+    """
+    threshold = m * _mean(scores)
+    outliers = sum(int(np.count_nonzero(score > threshold)) for score in scores)
+    return 100.0 * outliers / sum(score.size for score in scores)
+
+
+def dlp_score(
+    scores: Sequence[npt.NDArray[np.floating]], statistic: Literal["mean", "median"] = "mean"
+) -> float:
+    """Return the typical score of a block, as DLP ranks blocks.
+
+    u = mean(M) or median(M), over all linears of the block together
+
+    Args:
+        scores: Wanda scores M of the block's linears, each [out, in].
+        statistic: `mean` as in DLP's code, or `median` as in its paper.
+
+    Returns:
+        u, in units of the scores.
+
+    Raises:
+        RefimplError: There are no scores, or their sum is not finite.
+
+    Source: docs/explanation/method.md, "Base allocations" (peer: DLP).
+
+    Differs: the median of an even number of scores is the mean of the middle two.
+
+    Example:
+        >>> dlp_score([np.array([[1.0, 2.0]]), np.array([[6.0]])])
+        3.0
+        >>> dlp_score([np.array([[1.0, 2.0]]), np.array([[6.0]])], "median")
+        2.0
+    """
+    mean = _mean(scores)
+    if statistic == "mean":
+        return mean
+    flat = np.concatenate([np.asarray(score, dtype=np.float64).ravel() for score in scores])
+    return float(np.median(flat, overwrite_input=True))
+
+
+def esd(weight: npt.ArrayLike) -> Floats:
+    """Return the empirical spectral density of a linear: its squared singular values.
+
+    lambda = svdvals(W)^2, ascending, unnormalised; 0 where the singular value is at most
+    max(out, in) * eps * largest, which rounding cannot tell from 0
+
+    Args:
+        weight: [out, in], any float dtype.
+
+    Returns:
+        lambda, [min(out, in)], float64, ascending.
+
+    Raises:
+        RefimplError: The weight is not a matrix, or holds NaN or Inf.
+
+    Source: docs/explanation/method.md, "Base allocations" (peer: AlphaPruning).
+
+    Differs: the peer works in float32, and takes rounding noise for small singular values.
+
+    Example:
+        >>> esd([[3.0, 0.0], [0.0, 2.0]])
+        array([4., 9.])
+    """
+    matrix = np.asarray(weight, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.size == 0 or not np.isfinite(matrix).all():
+        raise RefimplError(
+            f"a weight of shape {matrix.shape}, or NaN or Inf in it",
+            "a matrix [out, in] of finite numbers",
+            "check the checkpoint",
+        )
+    singular = np.linalg.svd(matrix, compute_uv=False)[::-1]
+    noise = max(matrix.shape) * np.finfo(np.float64).eps * singular[-1]
+    return np.where(singular > noise, singular, 0.0) ** 2
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """A power law fitted to the upper end of a spectrum, and how close its choices were.
+
+    p(lambda) ~ lambda^-alpha from the eigenvalue at `start` on
+
+    Args:
+        alpha: Exponent, greater than 1.
+        start: Index of the first eigenvalue of the tail, among the positive ones, ascending.
+        ks: Kolmogorov-Smirnov distance of the tail from the fit.
+        bin_margin: Eigenvalues by which the highest bin leads the next; None where none is chosen.
+        ks_margin: Lead of the smallest distance over the next; None without a competitor.
+        zeros_dropped: Zero eigenvalues left out.
+
+    Source: docs/explanation/method.md, "Base allocations" (peer: AlphaPruning; margins: ours).
+    """
+
+    alpha: float
+    start: int
+    ks: float
+    bin_margin: int | None
+    ks_margin: float | None
+    zeros_dropped: int
+
+
+def alphapruning_alpha(
+    eigenvalues: npt.ArrayLike,
+    fit: Literal["peak", "mid"] = "peak",
+    xmin: Literal["shipped", "intended"] = "shipped",
+) -> PowerLaw:
+    """Return the exponent of a spectrum's tail, as AlphaPruning fits it.
+
+    n = n_all - i;  alpha_i = 1 + n / (sum_{j>=i} ln lambda_j - n ln lambda_i)
+    KS_i = max_{j>=i} |1 - (lambda_j / lambda_i)^(1 - alpha_i) - (j - i) / n|
+    mid: i = n_all // 2;  peak: the i of least KS among lo <= lambda_i <= 1.5 x2, i <= n_all - 2,
+    x2 = 10^(left edge of the first highest of 100 bins of log10 lambda)
+
+    Args:
+        eigenvalues: lambda, [n], at least 0, ascending; zeros are dropped and counted.
+        fit: Where the tail starts: at the `peak` of the histogram, or in the middle.
+        xmin: lo of `peak`: log10(0.95 x2) as shipped, or 0.95 x2 as intended.
+
+    Returns:
+        The fit.
+
+    Raises:
+        RefimplError: Not an ascending spectrum, or no tail in it that a power law fits.
+
+    Source: docs/explanation/method.md, "Base allocations" (peer: AlphaPruning).
+
+    Differs: zero eigenvalues crash the peer; a tail of equal eigenvalues, where its alpha is
+    infinite, is no candidate here; the peer works in float32.
+
+    Example:
+        >>> law = alphapruning_alpha(np.arange(1.0, 50.0) ** 2, fit="mid")
+        >>> round(law.alpha, 4), law.start, law.zeros_dropped
+        (2.3428, 24, 0)
+    """
+    spectrum = np.asarray(eigenvalues, dtype=np.float64)
+    steps = np.diff(spectrum, axis=-1, prepend=0.0)  # from 0: the first step is the smallest value
+    if spectrum.ndim != 1 or not np.isfinite(spectrum).all() or (steps < 0).any():
+        raise RefimplError(
+            f"a spectrum of shape {spectrum.shape} that is not ascending, or not finite",
+            "finite eigenvalues of at least 0, ascending",
+            "compute it with esd(weight)",
+        )
+    positive = spectrum[spectrum > 0]
+    zeros = spectrum.size - positive.size
+    bin_margin = None
+    starts = range(positive.size // 2, positive.size // 2 + 1)
+    if fit == "peak" and positive.size:
+        x2, bin_margin = _peak(np.log10(positive))
+        lo = np.log10(0.95 * x2) if xmin == "shipped" else 0.95 * x2
+        last = np.searchsorted(positive[:-1], 1.5 * x2, side="right")
+        starts = range(int(np.searchsorted(positive[:-1], lo)), int(last))
+    log_spectrum = np.log(positive)
+    # One candidate at a time: quadratic in time, but linear in memory.
+    fits = [(*law, i) for i in starts if (law := _power_law(log_spectrum[i:])) is not None]
+    if not fits:
+        raise RefimplError(
+            f"no power law fits {positive.size} positive eigenvalues ({zeros} are zero)",
+            "a spectrum with a tail of different eigenvalues",
+            "use another base allocation, or the other fit",
+        )
+    ks, alpha, start = min(fits, key=lambda law: law[0])  # the first of equals
+    others = [law[0] for law in fits if law[2] != start]
+    ks_margin = min(others) - ks if others else None
+    return PowerLaw(alpha, start, ks, bin_margin, ks_margin, zeros)
+
+
+def _power_law(log_tail: Floats) -> tuple[float, float] | None:
+    """KS distance and alpha of a tail, from its ascending logarithms; None if all are equal."""
+    log_ratio = log_tail - log_tail[:1]
+    total, n = float(log_ratio.sum()), log_tail.size
+    if total == 0.0:
+        return None
+    alpha = 1 + n / total  # greater than 1, as every ratio is at least 1
+    distance = np.abs(1 - np.exp((1 - alpha) * log_ratio) - np.arange(n) / n)
+    return float(distance.max()), alpha
+
+
+def _peak(log10_spectrum: Floats) -> tuple[float, int]:
+    """Left edge of the first highest bin, as an eigenvalue, and its lead over the next bin."""
+    low = float(log10_spectrum[0])
+    width = (float(log10_spectrum[-1]) - low) / BINS
+    place = (log10_spectrum - low) / (width or 1.0)  # no width: all in the first bin
+    bins = np.minimum(place.astype(np.int64), BINS - 1)
+    heights = np.bincount(bins, minlength=BINS)
+    highest = int(np.argmax(heights))
+    lead = int(heights[highest]) - int(np.delete(heights, highest).max())
+    return float(10 ** (low + width * highest)), lead
+
+
+def _mean(scores: Sequence[npt.NDArray[np.floating]]) -> float:
+    size = sum(score.size for score in scores)
+    total = fsum(float(score.sum(dtype=np.float64)) for score in scores)
+    if size == 0 or not np.isfinite(total):
+        raise RefimplError(
+            f"{size} scores with the sum {total}", "finite scores", "check the activations"
+        )
+    return total / size

@@ -1,0 +1,1 @@
+"""What a model is: its operations, its configuration, its file, its forward pass."""

@@ -1,0 +1,148 @@
+"""Everything the forward pass needs to know about a model besides its weights."""
+
+from dataclasses import dataclass
+from math import pi
+from typing import Literal
+
+import numpy as np
+
+from refimpl.model.ops import Array
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NORMS = ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of one kind of block.
+
+    Args:
+        theta: Base of the wavelengths.
+        rotary_dim: Channels of a head that rotate, an even number.
+        scaling: "default", "linear" (all positions divided by factor) or "llama3".
+        factor: Stretch of the context.
+        low_freq_factor: llama3: waves longer than original / low are stretched in full.
+        high_freq_factor: llama3: waves shorter than original / high are left alone.
+        original_max_position_embeddings: llama3: context length before stretching, in tokens.
+    """
+
+    theta: float
+    rotary_dim: int
+    scaling: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    @property
+    def inv_freq(self) -> Array:
+        """Radians per position, ``theta^(-2i / rotary_dim)`` and then scaled: [rotary_dim / 2].
+
+        Source:
+            Su et al., arXiv:2104.09864, section 3.2; the llama3 rule: Llama 3.1, as in
+            transformers' `modeling_rope_utils` (a peer's rule, restated).
+
+        Example:
+            >>> Rope(theta=100.0, rotary_dim=4).inv_freq.tolist()
+            [1.0, 0.1]
+        """
+        plain = self.theta ** -(
+            np.arange(0, self.rotary_dim, 2, dtype=np.float64) / self.rotary_dim
+        )
+        if self.scaling == "default":
+            return plain
+        if self.scaling == "linear":
+            return plain / self.factor
+        low, high = self.low_freq_factor, self.high_freq_factor
+        turns = self.original_max_position_embeddings * plain / (2 * pi)
+        kept = np.clip((turns - low) / (high - low), 0, 1)  # 1: short wave, untouched
+        return (1 - kept) * plain / self.factor + kept * plain
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """What differs between the blocks of one model.
+
+    Args:
+        window: Number of tokens a token sees, itself included; None for all earlier ones.
+        rope: Rotary positions, or None where positions are learned.
+    """
+
+    window: int | None
+    rope: Rope | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A model's facts, in the words of `config.json`.
+
+    Args:
+        family: Name of the family, for people; no computation looks at it.
+        vocab_size: V, number of token ids.
+        hidden_size: D, channels of the residual stream.
+        intermediate_size: F, channels inside the MLP.
+        num_attention_heads: H, query heads.
+        num_key_value_heads: K, key and value heads; H is a multiple of it.
+        head_dim: h, channels per head.
+        max_position_embeddings: Longest sequence, in tokens.
+        norm: "rms" or "layer".
+        norm_eps: Added under the root of every norm.
+        activation: Key of `ops.ACTIVATIONS`.
+        gated: Whether the MLP has a `gate_proj`.
+        attention_scale: Multiplies q k^T.
+        blocks: One `BlockKind` per block, first block first.
+        parallel_residual: The MLP reads the block's input, not the stream after attention.
+        attn_soft_cap: Soft cap on attention scores, or None.
+        final_soft_cap: Soft cap on logits, or None.
+        embed_scale: Multiplies token embeddings.
+        position_offset: Row of the learned position table that position 0 uses.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    norm: Literal["rms", "layer"]
+    norm_eps: float
+    activation: str
+    gated: bool
+    attention_scale: float
+    blocks: tuple[BlockKind, ...]
+    parallel_residual: bool = False
+    attn_soft_cap: float | None = None
+    final_soft_cap: float | None = None
+    embed_scale: float = 1.0
+    position_offset: int = 0
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks, L."""
+        return len(self.blocks)
+
+    @property
+    def kv_head_of_head(self) -> Array:
+        """Which key-value head each query head reads: [H]."""
+        return np.arange(self.num_attention_heads) // (
+            self.num_attention_heads // self.num_key_value_heads
+        )
+
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Shape [out, in] of every linear of a block, in the order of `LINEARS`."""
+        d, f = self.hidden_size, self.intermediate_size
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        shapes = ((q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f))
+        return {
+            name: shape
+            for name, shape in zip(LINEARS, shapes, strict=True)
+            if self.gated or name != "gate_proj"
+        }
+
+    @property
+    def block_size(self) -> int:
+        """Prunable weights of one block, N_l (all blocks of the ten families are alike)."""
+        return sum(out * width for out, width in self.linear_shapes.values())

@@ -1,0 +1,48 @@
+"""Token ids a model can be given."""
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.model.config import Config
+from refimpl.model.ops import Array
+
+
+def checked_ids(token_ids: npt.ArrayLike, config: Config) -> Array:
+    """Token ids as [B, S] int64, or the reason why they cannot be used.
+
+    Args:
+        token_ids: Ids, [S] or [B, S].
+        config: The model's facts.
+
+    Returns:
+        Ids, [B, S], int64.
+
+    Raises:
+        RefimplError: Not integers, not one or two axes, none at all, outside the vocabulary, or a
+            sequence longer than the model allows.
+    """
+    ids = np.asarray(token_ids)
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or ids.size == 0:
+        raise RefimplError(
+            f"token ids of dtype {ids.dtype} and shape {list(ids.shape)}",
+            "integers of shape [samples, tokens], at least one",
+            "save integer ids (numpy: ids.astype(numpy.int64))",
+        )
+    ids = np.atleast_2d(ids)
+    outside = (ids < 0) | (ids >= config.vocab_size)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise RefimplError(
+            f"{outside.sum()} token ids outside the vocabulary, the first is {ids[row, column]} "
+            f"(sample {row}, position {column})",
+            f"ids from 0 to {config.vocab_size - 1}",
+            "use the tokenizer that belongs to this model",
+        )
+    if ids.shape[1] > config.max_position_embeddings:
+        raise RefimplError(
+            f"a sequence of {ids.shape[1]} tokens",
+            f"at most {config.max_position_embeddings}, the model's max_position_embeddings",
+            f"use --seq-len {config.max_position_embeddings} or less",
+        )
+    return ids.astype(np.int64)

@@ -1,0 +1,333 @@
+"""The operations a transformer is made of, each a few lines of NumPy.
+
+Every function returns arrays of the dtype it was given (no hidden upcasts), mutates nothing, and
+uses only operations that a recording array can intercept. Shape letters: B batch, S sequence,
+D hidden, H heads, h head_dim, F intermediate.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Apply ``y = x W^T + b``.
+
+    Args:
+        x: Input, [..., in].
+        weight: Matrix, [out, in].
+        bias: Offset, [out], or None.
+
+    Returns:
+        Output, [..., out].
+
+    Example:
+        >>> linear(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), np.array([0.5])).tolist()
+        [[11.5]]
+    """
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """Scale each token to unit root mean square: ``w * x / sqrt(mean(x^2) + eps)``.
+
+    Args:
+        x: Input, [..., D].
+        weight: Gain, [D].
+        eps: Added to the mean square.
+
+    Returns:
+        Normalised input, [..., D].
+
+    Example:
+        >>> rms_norm(np.array([3.0, 4.0]), np.ones(2), 0.0).round(4).tolist()
+        [0.8485, 1.1314]
+    """
+    mean_square = np.mean(x * x, axis=-1, keepdims=True)
+    return x / np.sqrt(mean_square + eps) * weight
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """Centre and scale each token: ``w * (x - mean) / sqrt(var + eps) + b``.
+
+    Args:
+        x: Input, [..., D].
+        weight: Gain, [D].
+        bias: Offset, [D].
+        eps: Added to the (population) variance.
+
+    Returns:
+        Normalised input, [..., D].
+
+    Example:
+        >>> layer_norm(np.array([1.0, 3.0]), np.ones(2), np.zeros(2), 0.0).tolist()
+        [-1.0, 1.0]
+    """
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + eps) * weight + bias
+
+
+def softmax(x: Array) -> Array:
+    """Normalise over the last axis: ``exp(x - max x) / sum exp(x - max x)``.
+
+    Args:
+        x: Scores, [..., S]; ``-inf`` means "not allowed"; each row has a finite entry.
+
+    Returns:
+        Weights that sum to 1 over the last axis, [..., S].
+
+    Example:
+        >>> softmax(np.array([0.0, 0.0, -np.inf])).tolist()
+        [0.5, 0.5, 0.0]
+    """
+    e = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    return e / np.sum(e, axis=-1, keepdims=True)
+
+
+def silu(x: Array) -> Array:
+    """Compute ``x / (1 + exp(-x))``, without overflow for any finite input.
+
+    Args:
+        x: Input, any shape.
+
+    Returns:
+        Same shape.
+
+    Example:
+        >>> silu(np.array([-1e4, 0.0, 1e4])).tolist()
+        [-0.0, 0.0, 10000.0]
+    """
+    e = np.exp(-np.abs(x))
+    return x * np.where(x < 0, e, 1) / (1 + e)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """Compute ``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``, GELU's tanh form.
+
+    Args:
+        x: Input, any shape.
+
+    Returns:
+        Same shape.
+
+    Source:
+        Hendrycks and Gimpel, arXiv:1606.08415, section 2.
+
+    Example:
+        >>> gelu_tanh(np.array([0.0, 1.0])).round(4).tolist()
+        [0.0, 0.8412]
+    """
+    return 0.5 * x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * (x * x * x))))
+
+
+# exp(x^2) erfc(x) as a polynomial in t = (x - 2) / (x + 2), for 0 <= x <= 6; lowest power first.
+# Interpolated at 20 Chebyshev nodes with 40 digits; largest error of erf: 3e-16.
+_ERFCX = (
+    0.25539567631050575, -0.4271858474139584, 0.24165819424246857, -0.07897858101572681,
+    0.003732892404169214, 0.006997461738522181, -0.0008471432474075247, -0.0009819770045915277,
+    4.3555593714334314e-05, 0.000174360854035441, 2.7524818341682527e-05, -2.7577662783630134e-05,
+    -1.3958140108691665e-05, 1.3844883978557756e-06, 3.7273327879521996e-06, 1.1958788541954323e-06,
+    -3.569380703471743e-07, -4.469879094362201e-07, -1.6243883451869724e-07,
+    -2.293727350852713e-08,
+)  # fmt: skip
+
+
+def erf(x: Array) -> Array:
+    """Compute the error function ``2/sqrt(pi) * integral_0^x exp(-u^2) du``.
+
+    ``erf(x) = sign(x) (1 - exp(-x^2) P(t))`` with ``t = (|x| - 2) / (|x| + 2)``; NumPy has no
+    erf, and runtimes of graphs have none in float64.
+
+    Args:
+        x: Input, any shape.
+
+    Returns:
+        Same shape; absolute error at most 5e-16 in float64.
+
+    Example:
+        >>> erf(np.array([-9.0, 0.5])).round(12).tolist()
+        [-1.0, 0.520499877813]
+    """
+    a = np.minimum(np.abs(x), 6)  # erf(6) is 1 to within 2e-17
+    t = (a - 2) / (a + 2)
+    p = t * _ERFCX[-1] + _ERFCX[-2]
+    for coefficient in _ERFCX[-3::-1]:
+        p = p * t + coefficient
+    return np.sign(x) * (1 - np.exp(-(a * a)) * p)
+
+
+def gelu(x: Array) -> Array:
+    """Compute ``x/2 (1 + erf(x / sqrt(2)))``, the exact GELU.
+
+    Args:
+        x: Input, any shape.
+
+    Returns:
+        Same shape.
+
+    Source:
+        Hendrycks and Gimpel, arXiv:1606.08415, section 2.
+
+    Example:
+        >>> gelu(np.array([0.0, 1.0])).round(4).tolist()
+        [0.0, 0.8413]
+    """
+    return 0.5 * x * (1 + erf(x * 0.7071067811865476))
+
+
+def relu(x: Array) -> Array:
+    """Compute ``max(x, 0)``.
+
+    Args:
+        x: Input, any shape.
+
+    Returns:
+        Same shape.
+
+    Example:
+        >>> relu(np.array([-1.0, 2.0])).tolist()
+        [0.0, 2.0]
+    """
+    return np.maximum(x, 0)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": relu,
+}
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """Squash values into (-cap, cap): ``cap * tanh(x / cap)``; None leaves them alone.
+
+    Args:
+        x: Input, any shape.
+        cap: Largest magnitude, or None.
+
+    Returns:
+        Same shape.
+
+    Source:
+        Gemma 2, arXiv:2408.00118, section 2.
+
+    Example:
+        >>> soft_cap(np.array([1000.0]), 30.0).tolist()
+        [30.0]
+    """
+    return x if cap is None else cap * np.tanh(x / cap)
+
+
+def rope_tables(positions: Array, inv_freq: Array, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+    """Cosine and sine of every position's angles: ``angle[s, i] = positions[s] * inv_freq[i]``.
+
+    Args:
+        positions: Token positions, [S], integers.
+        inv_freq: Radians per position, [h_rot / 2], float64.
+        dtype: Dtype of the tables; angles are formed in float64 and cast once.
+
+    Returns:
+        Cosines and sines, each [S, h_rot / 2].
+
+    Source:
+        Su et al., arXiv:2104.09864, section 3.2.
+
+    Example:
+        >>> cos, sin = rope_tables(np.array([0, 1]), np.array([np.pi / 2]), np.float64)
+        >>> sin.tolist()
+        [[0.0], [1.0]]
+    """
+    angle = np.expand_dims(positions, -1) * inv_freq
+    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate channel pairs ``(i, i + h_rot/2)`` by their angles; channels past h_rot stay.
+
+    Args:
+        x: Queries or keys, [B, heads, S, h].
+        cos: Cosines, [S, h_rot / 2].
+        sin: Sines, [S, h_rot / 2].
+
+    Returns:
+        Rotated input, [B, heads, S, h].
+
+    Source:
+        Su et al., arXiv:2104.09864, in the half-split channel order of GPT-NeoX and Llama.
+
+    Example:
+        >>> x = np.array([[[[1.0, 0.0, 5.0]]]])
+        >>> rotate(x, np.array([[0.0]]), np.array([[1.0]])).tolist()
+        [[[[0.0, 1.0, 5.0]]]]
+    """
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = first * cos - second * sin, second * cos + first * sin
+    return np.concatenate((*turned, rest), axis=-1)
+
+
+def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> Array:
+    """What is added to attention scores: 0 where a key may be seen, ``-inf`` where not.
+
+    Token q sees keys ``k <= q``, and with a window only the last ``window`` of them
+    (``q - k < window``, itself included).
+
+    Args:
+        positions: Token positions, [S], integers.
+        window: Number of visible tokens, or None for all earlier ones.
+        dtype: Dtype of the bias.
+
+    Returns:
+        Bias, [S (query), S (key)].
+
+    Example:
+        >>> causal_bias(np.arange(3), 2, np.float64).tolist()
+        [[0.0, -inf, -inf], [0.0, 0.0, -inf], [-inf, 0.0, 0.0]]
+    """
+    distance = np.expand_dims(positions, -1) - positions
+    hidden = distance < 0
+    if window is not None:
+        hidden = hidden | (distance >= window)
+    return np.where(hidden, np.array(-np.inf, dtype), np.array(0, dtype))
+
+
+def split_heads(x: Array, head_dim: int) -> Array:
+    """Cut the last axis into heads: [B, S, heads * h] to [B, heads, S, h].
+
+    Args:
+        x: Projected input, [B, S, heads * h].
+        head_dim: Channels per head, h.
+
+    Returns:
+        The same numbers, [B, heads, S, h].
+
+    Example:
+        >>> split_heads(np.arange(4.0).reshape(1, 1, 4), 2).tolist()
+        [[[[0.0, 1.0]], [[2.0, 3.0]]]]
+    """
+    batch, sequence, width = x.shape
+    return np.transpose(np.reshape(x, (batch, sequence, width // head_dim, head_dim)), (0, 2, 1, 3))
+
+
+def merge_heads(x: Array) -> Array:
+    """Undo `split_heads`: [B, heads, S, h] to [B, S, heads * h].
+
+    Args:
+        x: One output per head, [B, heads, S, h].
+
+    Returns:
+        The same numbers, [B, S, heads * h].
+
+    Example:
+        >>> merge_heads(np.arange(4.0).reshape(1, 2, 1, 2)).tolist()
+        [[[0.0, 1.0, 2.0, 3.0]]]
+    """
+    batch, heads, sequence, head_dim = x.shape
+    return np.reshape(np.transpose(x, (0, 2, 1, 3)), (batch, sequence, heads * head_dim))

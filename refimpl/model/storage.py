@@ -1,0 +1,73 @@
+"""How a role's weight lies in its file's tensor: fused, transposed, interleaved; cut and joined."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from refimpl.model.ops import Array
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Place of one role's rows in a stored tensor.
+
+    Args:
+        rows: Rows of every role that shares the tensor, in the file's order.
+        index: Which of them this is.
+        head_dim: Rows alternate head by head in runs of this length; 0 where they do not.
+        transposed: The file holds [in, out].
+    """
+
+    rows: tuple[int, ...] = ()
+    index: int = 0
+    head_dim: int = 0
+    transposed: bool = False
+
+
+def cut(stored: Array, layout: Layout) -> Array:
+    """One role's weight out of the stored tensor, rows in logical order.
+
+    Args:
+        stored: The file's tensor, [rows, in], [in, rows] or (a bias) [rows].
+        layout: Where the role lies in it.
+
+    Returns:
+        The role's weight [out, in] or bias [out]; a view where the layout allows one.
+
+    Example:
+        >>> fused = np.arange(8).reshape(8, 1)   # two heads of (q, k), two rows each
+        >>> cut(fused, Layout(rows=(4, 4), index=1, head_dim=2)).ravel().tolist()
+        [2, 3, 6, 7]
+    """
+    whole = stored.T if layout.transposed else stored
+    if len(layout.rows) < 2:
+        return whole
+    if layout.head_dim:
+        runs = whole.reshape(-1, len(layout.rows), layout.head_dim, *whole.shape[1:])
+        return runs[:, layout.index].reshape(layout.rows[layout.index], *whole.shape[1:])
+    start = sum(layout.rows[: layout.index])
+    return whole[start : start + layout.rows[layout.index]]
+
+
+def join(parts: Sequence[Array], layout: Layout) -> Array:
+    """Undo `cut`: the stored tensor, contiguous, out of all its roles' weights.
+
+    Args:
+        parts: Weights [out, in] or biases [out] of every role that shares the tensor, in order.
+        layout: The layout of any of them.
+
+    Returns:
+        The file's tensor.
+
+    Example:
+        >>> parts = [np.array([[0], [1], [4], [5]]), np.array([[2], [3], [6], [7]])]
+        >>> join(parts, Layout(rows=(4, 4), head_dim=2)).ravel().tolist()
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    if layout.head_dim and len(parts) > 1:
+        runs = [part.reshape(-1, layout.head_dim, *part.shape[1:]) for part in parts]
+        whole = np.stack(runs, axis=1).reshape(sum(layout.rows), *parts[0].shape[1:])
+    else:
+        whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    return np.ascontiguousarray(whole.T if layout.transposed else whole)

@@ -1,0 +1,21 @@
+"""What every test runs under: loud floating-point errors, and enough examples per property."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "refimpl", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("refimpl")
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+@pytest.fixture(autouse=True)
+def loud_arithmetic() -> Iterator[None]:
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        yield

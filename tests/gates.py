@@ -1,0 +1,55 @@
+"""When two computations agree: the worst token's relative error, and how small it must be."""
+
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+from conftest import FIXTURES
+from safetensors.numpy import load_file
+
+from refimpl import Model, read_model
+from refimpl.model.ops import Array
+
+CASES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.safetensors"))
+GATES = {"float32": 1e-5, "float64": 1e-12}
+
+assert len(CASES) >= 13, f"expected at least 13 cases in {FIXTURES}, found {CASES}"
+
+
+def worst_token(actual: Array, expected: Array) -> float:
+    """Relative L2 error of the worst token: ``max_t ||actual_t - expected_t|| / ||expected_t||``.
+
+    Args:
+        actual: What was computed, [..., D]; every index before the last is a token (of a head).
+        expected: What it should be, of the same shape.
+
+    Returns:
+        The largest error; infinite where a token should be 0 and is not, or is not finite.
+    """
+    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
+    if not np.isfinite(actual).all():
+        return np.inf
+    error, size = (np.linalg.norm(x, axis=-1) for x in (actual - expected, expected))
+    nothing = size == 0
+    if np.any(error[nothing] > 0):
+        return np.inf
+    return float(np.max(error / np.where(nothing, 1, size)))
+
+
+def worst_point(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> tuple[float, str]:
+    """The largest `worst_token` of all trace points, and the name of that point."""
+    return max((worst_token(actual[name], value), name) for name, value in expected.items())
+
+
+@cache
+def model_of(case: str) -> Model:
+    """The model of a fixture."""
+    return read_model(FIXTURES / case)
+
+
+@cache
+def expected_of(case: str) -> tuple[Array, dict[str, Array]]:
+    """A fixture's token ids [B, S] and its expected values by trace point, float64."""
+    values = load_file(FIXTURES / case / "expected.safetensors")
+    return values.pop("token_ids"), values

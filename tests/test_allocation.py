@@ -1,0 +1,407 @@
+"""The algebra of allocations: the projection, the bases and the corrections, on generated input."""
+
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from refimpl.errors import RefimplError
+from refimpl.method.allocation import alphapruning, atp, dlp, owl, uniform
+from refimpl.method.correction import at_clip, centred_log, clipped_log, corrected, correction
+from refimpl.method.projection import project
+
+Floats = npt.NDArray[np.float64]
+ROUNDING = 1e-12
+LIMIT = log(3)
+
+
+@dataclass(frozen=True)
+class Problem:
+    x: Floats
+    sizes: npt.NDArray[np.int64]
+    sparsity: float
+    lo: float
+    hi: float
+
+    @property
+    def arguments(self) -> tuple[npt.NDArray[np.int64], float, float, float]:
+        return self.sizes, self.sparsity, self.lo, self.hi
+
+
+@st.composite
+def problems(draw: st.DrawFn, largest: int = 10**9, units: int = 8) -> Problem:
+    count = draw(st.integers(1, units))
+    # Coarse values too, so that breakpoints coincide and units sit exactly on the bounds.
+    wish = st.one_of(st.floats(-1, 2), st.integers(-4, 8).map(lambda n: n / 4))
+    fraction = st.one_of(st.floats(0, 1), st.integers(0, 4).map(lambda n: n / 4))
+    lo, sparsity, hi = sorted(draw(st.tuples(fraction, fraction, fraction)))
+    if draw(st.booleans()):
+        lo, hi = 0.0, 1.0
+    x = draw(st.lists(wish, min_size=count, max_size=count))
+    sizes = draw(st.lists(st.integers(1, largest), min_size=count, max_size=count))
+    return Problem(np.array(x), np.array(sizes), sparsity, lo, hi)
+
+
+def distance(s: Floats, p: Problem) -> float:
+    return float((p.sizes / p.sizes.sum()) @ (s - p.x) ** 2)
+
+
+# Projection
+
+
+@given(problems())
+def test_projection_meets_bounds_and_budget(p: Problem) -> None:
+    s = project(p.x, *p.arguments)
+    assert s.min() >= p.lo
+    assert s.max() <= p.hi
+    assert (p.sizes / p.sizes.sum()) @ s == pytest.approx(p.sparsity, abs=ROUNDING)
+
+
+@given(problems())
+def test_projection_is_idempotent(p: Problem) -> None:
+    s = project(p.x, *p.arguments)
+    np.testing.assert_allclose(project(s, *p.arguments), s, rtol=0, atol=ROUNDING)
+
+
+@given(problems(largest=1000))  # more unequal, and float64 could not bisect to 1e-9
+def test_projection_is_the_bisected_shift(p: Problem) -> None:
+    share = p.sizes / p.sizes.sum()
+    low, high = -4.0, 4.0
+    for _ in range(200):
+        t = (low + high) / 2
+        below = share @ np.clip(p.x + t, p.lo, p.hi) < p.sparsity
+        low, high = (t, high) if below else (low, t)
+    s = np.clip(p.x + low, p.lo, p.hi)
+    np.testing.assert_allclose(project(p.x, *p.arguments), s, rtol=0, atol=1e-9)
+
+
+@given(problems())
+def test_projection_satisfies_the_optimality_conditions(p: Problem) -> None:
+    s = project(p.x, *p.arguments)
+    moved = s - p.x
+    inside = (s > p.lo) & (s < p.hi)
+    at_lo, at_hi = (s == p.lo) & (p.lo < p.hi), (s == p.hi) & (p.lo < p.hi)
+    # One multiplier t: free units move by t, those at lo wanted lower, those at hi higher.
+    least = max([*moved[inside], *moved[at_hi]], default=-np.inf)
+    most = min([*moved[inside], *moved[at_lo]], default=np.inf)
+    assert least <= most + ROUNDING
+
+
+@given(problems(largest=50, units=5))
+def test_no_optimiser_finds_a_nearer_point(p: Problem) -> None:
+    share = p.sizes / p.sizes.sum()
+    found = minimize(
+        lambda s: distance(s, p),
+        np.full(p.x.size, p.sparsity),
+        jac=lambda s: 2 * share * (s - p.x),
+        bounds=[(p.lo, p.hi)] * p.x.size,
+        constraints={"type": "eq", "fun": lambda s: share @ s - p.sparsity, "jac": lambda _: share},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 300},
+    )
+    s = project(p.x, *p.arguments)
+    assert distance(s, p) <= distance(np.clip(found.x, p.lo, p.hi), p) + 1e-9
+    if found.success:
+        np.testing.assert_allclose(s, found.x, rtol=0, atol=1e-4)
+
+
+@given(problems(), st.randoms(use_true_random=False))
+def test_projection_commutes_with_permuting_bit_for_bit(p: Problem, random: object) -> None:
+    order = np.arange(p.x.size)
+    random.shuffle(order)  # type: ignore[attr-defined]
+    permuted = project(p.x[order], p.sizes[order], *p.arguments[1:])
+    np.testing.assert_array_equal(permuted, project(p.x, *p.arguments)[order])
+
+
+@given(problems(), st.floats(0, 1), st.data())
+def test_projection_is_monotone(p: Problem, rise: float, data: st.DataObject) -> None:
+    unit = data.draw(st.integers(0, p.x.size - 1))
+    raised = p.x.copy()
+    raised[unit] += rise
+    change = project(raised, *p.arguments) - project(p.x, *p.arguments)
+    assert change[unit] >= 0
+    assert (np.delete(change, unit) <= 0).all()
+
+
+@given(problems(), st.floats(-1, 1))
+def test_projection_ignores_a_common_shift(p: Problem, shift: float) -> None:
+    shifted = project(p.x + shift, *p.arguments)
+    np.testing.assert_allclose(shifted, project(p.x, *p.arguments), rtol=0, atol=ROUNDING)
+
+
+@given(problems(), st.floats(1e-320, 1e300))
+def test_projection_is_exact_at_any_scale(p: Problem, scale: float) -> None:
+    # Units a world apart, bounds closer than rounding: still within bounds and on budget.
+    x = np.where(np.arange(p.x.size) % 2, p.x, scale)
+    for lo, hi in ((p.lo, p.hi), (p.sparsity, np.nextafter(p.sparsity, 1)), (0.0, 1.0)):
+        s = project(x, p.sizes, p.sparsity, lo, hi)
+        assert s.min() >= lo
+        assert s.max() <= hi
+        assert (p.sizes / p.sizes.sum()) @ s == pytest.approx(p.sparsity, abs=ROUNDING)
+
+
+def test_projection_at_the_ends_is_exact() -> None:
+    np.testing.assert_array_equal(project([0.2, 0.9], [3, 7], 0.0), [0.0, 0.0])
+    np.testing.assert_array_equal(project([0.2, 0.9], [3, 7], 1.0), [1.0, 1.0])
+    np.testing.assert_array_equal(project([0.2, 0.9], [3, 7], 0.3, 0.3, 0.3), [0.3, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"sparsity": 0.95}, r"\[0.1, 0.9\]"),
+        ({"sparsity": 0.05}, r"\[0.1, 0.9\]"),
+        ({"sparsity": 1.5}, "sparsity"),
+        ({"sparsity": float("nan")}, "sparsity"),
+        ({"x": [0.5, float("nan")]}, "NaN"),
+        ({"x": [0.5, float("inf")]}, "infinite"),
+        ({"x": [0.5]}, "shape"),
+        ({"sizes": [3, 0]}, "unit sizes"),
+        ({"lo": 0.95}, "lo"),
+        ({"hi": 1.1}, "hi"),
+        ({"lo": float("nan")}, "lo"),
+    ],
+)
+def test_projection_refuses(changes: dict[str, object], names: str) -> None:
+    good: dict[str, object] = {"x": [0.5, 0.6], "sizes": [3, 4], "sparsity": 0.5}
+    with pytest.raises(RefimplError, match=names):
+        project(**{**good, "lo": 0.1, "hi": 0.9, **changes})  # type: ignore[arg-type]
+
+
+# Base allocations
+
+signals = st.lists(st.floats(0, 100), min_size=2, max_size=9)
+flat_signals = st.tuples(st.floats(0.1, 100), st.integers(1, 9)).map(lambda t: [t[0]] * t[1])
+inner = st.floats(0.01, 0.99)
+
+
+@given(signals, inner, st.floats(0, 0.3))
+def test_owl_and_dlp_spread_around_the_target(x: list[float], sparsity: float, a: float) -> None:
+    assume(max(x) - min(x) > 1e-3)
+    for s, rank in ((owl(x, sparsity, a), -1), (dlp(x, sparsity, a), 1)):
+        assert s.max() - s.min() == pytest.approx(2 * a, abs=1e-9)
+        assert s.mean() == pytest.approx(sparsity, abs=1e-9)
+        assert (np.diff(s[np.argsort(x, kind="stable")]) * rank >= -1e-9).all()
+
+
+@given(signals, inner, st.floats(0, 1), st.data())
+def test_alphapruning_meets_the_weighted_budget(
+    x: list[float], sparsity: float, epsilon: float, data: st.DataObject
+) -> None:
+    assume(max(x) - min(x) > 1e-3)
+    sizes = np.array([data.draw(st.integers(1, 10**9)) for _ in x])
+    s = alphapruning(x, sizes, sparsity, epsilon)
+    assert sizes @ s / sizes.sum() == pytest.approx(sparsity, rel=1e-12)
+    assert s.min() * (1 + epsilon) == pytest.approx(s.max() * (1 - epsilon), abs=1e-9)
+    assert (np.diff(s[np.argsort(x, kind="stable")]) >= -1e-12).all()
+
+
+@given(flat_signals, st.floats(0, 1))
+def test_equal_signals_are_uniform_here_and_nan_in_the_peers(x: list[float], s: float) -> None:
+    sizes = [5] * len(x)
+    for base in (owl(x, s), dlp(x, s), alphapruning(x, sizes, s), uniform(len(x), s)):
+        np.testing.assert_array_equal(base, np.full(len(x), s))
+    for peer in (
+        lambda: owl(x, s, compat="peer"),
+        lambda: dlp(x, s, compat="peer"),
+        lambda: alphapruning(x, sizes, s, compat="peer"),
+    ):
+        with pytest.raises(RefimplError, match="NaN"):
+            peer()
+
+
+def test_dlp_scores_of_zero_are_uniform() -> None:
+    np.testing.assert_array_equal(dlp([0.0, 0.0], 0.6), [0.6, 0.6])
+
+
+def test_the_peers_clamp_and_do_not_restore() -> None:
+    exact, peer = owl([1, 2, 9], 0.05), owl([1, 2, 9], 0.05, compat="peer")
+    assert exact.min() < 0
+    np.testing.assert_array_equal(peer, np.where(exact <= 0, 0.01, exact))
+    exact, peer = dlp([1, 2, 9], 0.05), dlp([1, 2, 9], 0.05, compat="peer")
+    assert exact.min() < 0
+    np.testing.assert_array_equal(peer, np.where(exact <= 0, 0.01, exact))
+    assert alphapruning([1, 2, 9], [1, 1, 1], 0.9, compat="peer").max() > 1
+    assert owl([0, 1], 0.5, lam=0.5, compat="peer").tolist() == [1.0, 0.01]
+    assert owl([0, 1], 0.515, lam=0.5, compat="peer").min() == pytest.approx(0.015)
+
+
+@given(st.integers(1, 20), inner, st.floats(-0.5, 0.5))
+def test_atp_is_a_line_or_refused(num_blocks: int, sparsity: float, beta: float) -> None:
+    reach = abs(beta) * (num_blocks - 1) / 2
+    legal = reach <= min(sparsity, 1 - sparsity)
+    assume(abs(reach - min(sparsity, 1 - sparsity)) > 1e-12)
+    if not legal:
+        with pytest.raises(RefimplError, match="beta"):
+            atp(num_blocks, sparsity, beta)
+        return
+    line = atp(num_blocks, sparsity, beta)
+    assert line.mean() == pytest.approx(sparsity)
+    np.testing.assert_allclose(np.diff(line), beta, rtol=0, atol=1e-12)
+    assert line.min() >= 0
+    assert line.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (lambda: owl([1, 2], 1.2), "sparsity"),
+        (lambda: owl([1, float("nan")], 0.5), "NaN"),
+        (lambda: owl([1, 2], 0.5, lam=-1), "lam"),
+        (lambda: dlp([1, -2], 0.5), "negative"),
+        (lambda: dlp([1, 2], 0.5, a=float("nan")), "a is"),
+        (lambda: alphapruning([1, 2], [1, 1], 0.5, epsilon=2), "epsilon"),
+        (lambda: alphapruning([1, 2], [1, 1, 1], 0.5), "shape"),
+        (lambda: atp(3, 0.5, float("nan")), "beta"),
+        (lambda: uniform(3, -0.1), "sparsity"),
+    ],
+)
+def test_bases_refuse(call: object, names: str) -> None:
+    with pytest.raises(RefimplError, match=names):
+        call()  # type: ignore[operator]
+
+
+# Corrections
+
+ratios = st.lists(
+    st.one_of(st.floats(1e-6, 1e6), st.just(0.0), st.just(float("nan"))), min_size=1, max_size=9
+)
+logs = st.lists(
+    st.one_of(st.floats(-LIMIT, LIMIT), st.sampled_from([-LIMIT, 0.0, LIMIT])),
+    min_size=1,
+    max_size=9,
+)
+strengths = st.floats(0, 2)
+scales = st.sampled_from(["raw", "max"])
+
+
+@given(ratios)
+def test_clipped_log_is_its_formula(r: list[float]) -> None:
+    u = clipped_log(r)
+    for value, result in zip(r, u, strict=True):
+        if np.isnan(value):
+            assert result == 0
+        elif value <= 1 / 3.0001:
+            assert result == -LIMIT
+        elif value >= 3.0001:
+            assert result == LIMIT
+        else:
+            assert result == pytest.approx(log(value), abs=1e-15)
+    np.testing.assert_array_equal(clipped_log(np.ones(len(r)), np.isnan(r)), np.zeros(len(r)))
+    np.testing.assert_array_equal(at_clip(u), np.abs(u) == LIMIT)
+
+
+@given(ratios)
+def test_centred_log_leaves_out_what_is_zero_or_unknown(a: list[float]) -> None:
+    u = centred_log(a)
+    known = [value for value in a if value > 0]
+    mean = sum(map(log, known)) / len(known) if known else 0.0
+    for value, result in zip(a, u, strict=True):
+        expected = min(max(log(value) - mean, -LIMIT), LIMIT) if value > 0 else 0.0
+        assert result == pytest.approx(expected, abs=1e-13)
+    masked = centred_log(np.nan_to_num(a, nan=7.0), np.isnan(a))
+    np.testing.assert_array_equal(masked, u)
+
+
+@given(ratios, st.floats(1e-3, 1e3))
+def test_centred_log_ignores_the_unit_of_the_error(a: list[float], unit: float) -> None:
+    np.testing.assert_allclose(centred_log(np.array(a) * unit), centred_log(a), rtol=0, atol=1e-12)
+
+
+@given(logs, strengths, st.floats(0, 1), scales)
+def test_correction_is_its_formula(
+    u: list[float], strength: float, most: float, scale: str
+) -> None:
+    delta, c = correction(u, strength, most, scale)  # type: ignore[arg-type]
+    assert delta.mean() == pytest.approx(0, abs=1e-14)
+    expected = -(np.array(u) - sum(u) / len(u))
+    if scale == "raw":
+        np.testing.assert_allclose(delta, expected, rtol=0, atol=1e-14)
+    elif max(u) > min(u):
+        assert np.abs(delta).max() == 1
+        np.testing.assert_allclose(delta * np.abs(expected).max(), expected, rtol=0, atol=1e-14)
+    if max(u) == min(u):
+        assert not delta.any()
+    np.testing.assert_array_equal(c, np.clip(strength * delta, -most, most))
+
+
+@given(logs, strengths, st.floats(0, 1), scales, st.floats(0, 1), st.data())
+def test_amplifying_more_never_raises_a_blocks_sparsity(
+    u: list[float], strength: float, most: float, scale: str, rise: float, data: st.DataObject
+) -> None:
+    block = data.draw(st.integers(0, len(u) - 1))
+    base = np.full(len(u), 0.5)
+    more = list(u)
+    more[block] = min(u[block] + rise, LIMIT)
+    before = base + correction(u, strength, most, scale)[1]  # type: ignore[arg-type]
+    after = base + correction(more, strength, most, scale)[1]  # type: ignore[arg-type]
+    # Where all logs agree there is no correction to scale: from there any rise lowers the block.
+    assert after[block] <= before[block] + 1e-14
+
+
+@given(problems(), scales, st.data())
+def test_strength_0_is_the_projected_base_bit_for_bit(
+    p: Problem, scale: str, data: st.DataObject
+) -> None:
+    u = [data.draw(st.floats(-LIMIT, LIMIT)) for _ in p.x]
+    blocks = np.arange(p.x.size)
+    s = corrected(
+        p.x,
+        u,
+        blocks,
+        p.sizes,
+        p.sparsity,
+        0.0,
+        0.1,
+        scale,
+        p.lo,
+        p.hi,  # type: ignore[arg-type]
+    )
+    assert s.tobytes() == project(p.x, *p.arguments).tobytes()
+
+
+@given(problems(), strengths, st.data())
+def test_linears_of_a_block_are_corrected_alike(
+    p: Problem, strength: float, data: st.DataObject
+) -> None:
+    num_blocks = data.draw(st.integers(1, 4))
+    u = [data.draw(st.floats(-LIMIT, LIMIT)) for _ in range(num_blocks)]
+    blocks = np.array([data.draw(st.integers(0, num_blocks - 1)) for _ in p.x])
+    s = corrected(p.x, u, blocks, p.sizes, p.sparsity, strength, 0.1, "raw", p.lo, p.hi)
+    mean = sum(u) / num_blocks  # over blocks, however many linears each has
+    c = np.array([min(max(-strength * (u[block] - mean), -0.1), 0.1) for block in blocks])
+    np.testing.assert_allclose(s, project(p.x + c, *p.arguments), rtol=0, atol=1e-12)
+
+
+def test_a_correction_moves_sparsity_from_amplifying_to_absorbing_blocks() -> None:
+    s = corrected([0.7] * 4, clipped_log([2.0, 1.0, 0.5, 1.0]), range(4), [10] * 4, 0.7, 0.05)
+    np.testing.assert_allclose(s, 0.7 + 0.05 * np.array([-log(2), 0, log(2), 0]), atol=1e-15)
+
+
+def test_equal_logs_correct_nothing_even_scaled() -> None:
+    u = clipped_log([5.0] * 3)  # three times log 3, whose mean in float64 may miss log 3
+    np.testing.assert_array_equal(correction(u, 0.03, 0.1, "max")[1], np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (lambda: clipped_log([1.0, -1.0]), "-1.0"),
+        (lambda: clipped_log([1.0, float("inf")]), "infinite"),
+        (lambda: centred_log([-1e-9]), "error"),
+        (lambda: correction([0.0, float("nan")]), "NaN"),
+        (lambda: correction([0.0], strength=float("inf")), "strength"),
+        (lambda: correction([0.0], max_correction=-0.1), "max_correction"),
+        (lambda: corrected([0.5], [0.0], [1], [3], 0.5), "block"),
+        (lambda: corrected([0.5], [0.0], [0.0], [3], 0.5), "block"),
+        (lambda: corrected([0.5], [0.0], [0], [3], 0.5, lo=0.6), "infeasible"),
+    ],
+)
+def test_corrections_refuse(call: object, names: str) -> None:
+    with pytest.raises(RefimplError, match=names):
+        call()  # type: ignore[operator]

@@ -1,0 +1,91 @@
+"""The committed fixtures are what their script makes: run it from scratch, and compare."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+SCRIPT = FIXTURES / "make_fixtures.py"
+CASES = sorted(
+    path.parent.name
+    for path in FIXTURES.glob("*/provenance.json")
+    if "case" in json.loads(path.read_text(encoding="utf-8"))
+)
+TRACED = [case for case in CASES if (FIXTURES / case / "expected.safetensors").exists()]
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fixtures")
+    command = [sys.executable, str(SCRIPT), "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def same_versions(case: str) -> bool:
+    """Whether the committed case was made with the packages that are installed here."""
+    provenance = json.loads((FIXTURES / case / "provenance.json").read_text(encoding="utf-8"))
+    return all(version(package) == made for package, made in provenance["versions"].items())
+
+
+def stored(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """Dtype, shape and bytes of every tensor of a file, whatever the dtype."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    return {
+        name: (entry["dtype"], entry["shape"], raw[start:][slice(*entry["data_offsets"])])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def worst_token(found: np.ndarray, expected: np.ndarray) -> float:
+    """Relative L2 error of the worst token of [B, S, D] or [B, heads, S, h]."""
+    if expected.ndim == 4:
+        found, expected = (
+            np.swapaxes(x, 1, 2).reshape(*x.shape[::2], -1) for x in (found, expected)
+        )
+    difference = np.linalg.norm(found - expected, axis=-1)
+    return float(np.max(difference / np.linalg.norm(expected, axis=-1)))
+
+
+def test_the_script_makes_these_cases(rebuilt: Path) -> None:
+    assert sorted(folder.name for folder in rebuilt.iterdir()) == CASES
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_model_is_rebuilt(case: str, rebuilt: Path) -> None:
+    names = sorted(path.name for path in (FIXTURES / case).iterdir())
+    assert names == sorted(path.name for path in (rebuilt / case).iterdir())
+    for name in names:
+        ours, again = FIXTURES / case / name, rebuilt / case / name
+        if same_versions(case) and name != "expected.safetensors":
+            assert again.read_bytes() == ours.read_bytes(), name
+        elif name.startswith("model") and name.endswith(".safetensors"):
+            assert stored(again) == stored(ours), name
+
+
+@pytest.mark.parametrize("case", TRACED)
+def test_expected_values_are_rebuilt(case: str, rebuilt: Path) -> None:
+    ours, again = (load_file(root / case / "expected.safetensors") for root in (FIXTURES, rebuilt))
+    assert ours.keys() == again.keys()
+    np.testing.assert_array_equal(again.pop("token_ids"), ours.pop("token_ids"))
+    errors = {name: worst_token(again[name], value) for name, value in ours.items()}
+    assert {name: error for name, error in errors.items() if not error < 1e-13} == {}
+
+
+def test_shards_hold_the_same_model() -> None:
+    whole = stored(FIXTURES / "llama" / "model.safetensors")
+    shards = sorted((FIXTURES / "llama_sharded").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert {name: tensor for shard in shards for name, tensor in stored(shard).items()} == whole

@@ -1,0 +1,218 @@
+"""Signals against their formulas, taken word for word, and against what must hold of them."""
+
+import tracemalloc
+from math import exp, log
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from refimpl.errors import RefimplError
+from refimpl.method.signals import alphapruning_alpha, dlp_score, esd, owl_outlier_percent
+
+Floats = npt.NDArray[np.float64]
+
+shapes = st.tuples(st.integers(1, 5), st.integers(1, 6))
+blocks = st.lists(
+    shapes.flatmap(
+        lambda shape: hnp.arrays(
+            np.float64, shape, elements=st.one_of(st.floats(0, 100), st.sampled_from([0.0, 1.0]))
+        )
+    ),
+    min_size=1,
+    max_size=4,
+)
+spectra = st.lists(st.floats(1e-6, 1e6), min_size=3, max_size=30).map(sorted)
+
+
+# Outliers and mean scores
+
+
+@given(blocks, st.floats(0.5, 8))
+def test_outliers_are_counted_over_the_whole_block(scores: list[Floats], m: float) -> None:
+    together = np.concatenate([score.ravel() for score in scores])
+    threshold = m * (sum(float(score.sum()) for score in scores) / together.size)
+    assume(np.abs(together - threshold).min() > 1e-9 or not together.any())
+    expected = 100 * sum(value > threshold for value in together.tolist()) / together.size
+    assert owl_outlier_percent(scores, m) == expected
+    assert owl_outlier_percent([together], m) == expected
+
+
+def test_an_outlier_exceeds_the_threshold_strictly() -> None:
+    scores = [np.array([[5.0, 0.0, 0.0, 0.0, 0.0]])]
+    assert owl_outlier_percent(scores, m=5) == 0.0
+    assert owl_outlier_percent(scores, m=4.999) == 20.0
+
+
+@given(blocks)
+def test_dlp_is_the_mean_or_the_median_of_the_whole_block(scores: list[Floats]) -> None:
+    together = sorted(np.concatenate([score.ravel() for score in scores]).tolist())
+    n = len(together)
+    assert dlp_score(scores) == pytest.approx(sum(together) / n)
+    assert dlp_score(scores, "median") == (together[(n - 1) // 2] + together[n // 2]) / 2
+    assert dlp_score(scores, "median") == np.median(np.array(together))
+
+
+def test_scores_of_float32_are_summed_in_float64() -> None:
+    score = np.full((1, 2**12), 0.1, np.float32)
+    assert dlp_score([score]) == pytest.approx(float(np.float32(0.1)), rel=1e-14)
+
+
+@pytest.mark.parametrize("scores", [[], [np.array([[1.0, np.nan]])], [np.array([[np.inf]])]])
+def test_scores_must_be_there_and_finite(scores: list[Floats]) -> None:
+    for signal in (owl_outlier_percent, dlp_score):
+        with pytest.raises(RefimplError, match="scores"):
+            signal(scores)
+
+
+# Spectra
+
+
+@given(hnp.arrays(np.float64, shapes, elements=st.floats(-100, 100)))
+def test_esd_is_the_spectrum_of_the_gram_matrix(weight: Floats) -> None:
+    spectrum = esd(weight)
+    gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    scale = max(float((weight**2).sum()), 1e-300)
+    assert (np.diff(spectrum) >= 0).all()
+    np.testing.assert_allclose(spectrum, np.linalg.eigvalsh(gram), rtol=0, atol=1e-13 * scale)
+    np.testing.assert_allclose(spectrum, esd(weight.T), rtol=0, atol=1e-13 * scale)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 12])
+def test_esd_says_zero_where_rounding_cannot_tell(rank: int) -> None:
+    rng = np.random.default_rng(rank)
+    spectrum = esd(rng.standard_normal((12, rank)) @ rng.standard_normal((rank, 20)))
+    assert int((spectrum == 0).sum()) == 12 - rank
+    assert not esd(np.zeros((3, 4))).any()
+
+
+@pytest.mark.parametrize("weight", [[1.0, 2.0], [[1.0, float("nan")]], np.ones((0, 3))])
+def test_esd_refuses(weight: npt.ArrayLike) -> None:
+    with pytest.raises(RefimplError, match="weight of shape"):
+        esd(weight)
+
+
+# AlphaPruning
+
+
+def law(spectrum: list[float], start: int) -> tuple[float, float]:
+    """Alpha and KS of one start, number by number; infinite KS where no alpha exceeds 1."""
+    tail = spectrum[start:]
+    n = len(tail)
+    total = sum(log(value) - log(tail[0]) for value in tail)
+    if total <= 0:
+        return float("inf"), float("inf")
+    alpha = 1 + n / total
+    distances = [
+        abs(1 - exp((1 - alpha) * (log(value) - log(tail[0]))) - j / n)
+        for j, value in enumerate(tail)
+    ]
+    return alpha, max(distances)
+
+
+def peak_of(spectrum: list[float]) -> tuple[float, int]:
+    """Left edge of the first highest of 100 bins, and its lead, by numpy's own histogram."""
+    heights, edges = np.histogram(np.log10(spectrum), bins=100)
+    first, second = sorted(heights.tolist(), reverse=True)[:2]
+    return float(10 ** edges[heights.argmax()]), first - second
+
+
+def off_the_edges(spectrum: list[float]) -> bool:
+    """Whether no eigenvalue is so close to a bin's edge that rounding chooses its bin."""
+    logs = np.log10(spectrum)
+    if logs[-1] - logs[0] < 1e-3:
+        return False
+    place = (logs[1:-1] - logs[0]) / (logs[-1] - logs[0]) * 100
+    return bool((np.abs(place - place.round()) > 1e-6).all())
+
+
+@given(spectra, st.sampled_from(["shipped", "intended"]))
+def test_peak_is_the_least_ks_of_the_candidates(spectrum: list[float], xmin: str) -> None:
+    assume(off_the_edges(spectrum))
+    x2, lead = peak_of(spectrum)
+    lo = np.log10(0.95 * x2) if xmin == "shipped" else 0.95 * x2
+    starts = [i for i in range(len(spectrum) - 1) if lo <= spectrum[i] <= 1.5 * x2]
+    distances = {i: law(spectrum, i)[1] for i in starts}
+    if not starts or min(distances.values()) == float("inf"):
+        with pytest.raises(RefimplError, match="no power law"):
+            alphapruning_alpha(spectrum, "peak", xmin)  # type: ignore[arg-type]
+        return
+    fit = alphapruning_alpha(spectrum, "peak", xmin)  # type: ignore[arg-type]
+    assert fit.start in starts
+    assert fit.ks == pytest.approx(min(distances.values()), abs=1e-12)
+    assert fit.ks == pytest.approx(distances[fit.start], abs=1e-12)
+    assert fit.alpha == pytest.approx(law(spectrum, fit.start)[0], rel=1e-9)
+    assert fit.bin_margin == lead
+    others = [ks for i, ks in distances.items() if i != fit.start and ks < float("inf")]
+    assert (fit.ks_margin is None) == (not others)
+    if others:
+        assert fit.ks_margin == pytest.approx(min(others) - fit.ks, abs=1e-12)
+
+
+@given(spectra)
+def test_mid_starts_in_the_middle(spectrum: list[float]) -> None:
+    middle = len(spectrum) // 2
+    assume(log(spectrum[-1]) - log(spectrum[middle]) > 1e-9)
+    fit = alphapruning_alpha(spectrum, "mid")
+    alpha, ks = law(spectrum, middle)
+    assert (fit.start, fit.bin_margin, fit.ks_margin) == (middle, None, None)
+    assert fit.alpha == pytest.approx(alpha, rel=1e-6)
+    assert fit.ks == pytest.approx(ks, abs=1e-6)
+    assert fit.alpha > 1
+
+
+@given(spectra, st.integers(0, 5), st.sampled_from(["peak", "mid"]))
+def test_zeros_are_dropped_and_counted(spectrum: list[float], zeros: int, fit: str) -> None:
+    assume(spectrum[len(spectrum) // 2] < 0.99 * spectrum[-1])
+    try:
+        plain = alphapruning_alpha(spectrum, fit)  # type: ignore[arg-type]
+    except RefimplError:  # bins so wide that none of the candidates is in reach
+        assume(False)
+    padded = alphapruning_alpha([0.0] * zeros + spectrum, fit)  # type: ignore[arg-type]
+    assert padded.zeros_dropped == zeros
+    assert (padded.alpha, padded.start, padded.ks) == (plain.alpha, plain.start, plain.ks)
+
+
+@pytest.mark.parametrize("alpha", [1.7, 2.5, 4.0])
+@pytest.mark.parametrize("fit", ["peak", "mid"])
+def test_a_power_law_is_recovered(alpha: float, fit: str) -> None:
+    ranks = (np.arange(3000) + 0.5) / 3000
+    spectrum = (1 - ranks) ** (-1 / (alpha - 1))  # the quantiles of the law
+    assert alphapruning_alpha(spectrum, fit).alpha == pytest.approx(alpha, rel=0.01)  # type: ignore[arg-type]
+
+
+def test_the_shipped_slip_lets_in_smaller_eigenvalues() -> None:
+    rng = np.random.default_rng(5)
+    noise, tail = rng.uniform(2.5, 60, 40), 100 * (1 - rng.uniform(0, 1, 60)) ** -0.7
+    spectrum = np.sort(np.concatenate([noise, tail]))
+    shipped = alphapruning_alpha(spectrum)
+    intended = alphapruning_alpha(spectrum, xmin="intended")
+    assert spectrum[shipped.start] < spectrum[intended.start]
+    assert shipped.ks <= intended.ks  # it chooses among more
+
+
+def test_spectra_closer_than_a_bin_or_equal() -> None:
+    nearly = [100.0, 100.0 * (1 + 1e-14), 100.0 * (1 + 3e-14)]
+    assert alphapruning_alpha(nearly).alpha > 1e12
+    for fit in ("peak", "mid"):
+        for hopeless in ([], [0.0, 0.0], [2.0], [0.0, 2.0], [3.0] * 5):
+            with pytest.raises(RefimplError, match="no power law"):
+                alphapruning_alpha(hopeless, fit)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spectrum", [[2.0, 1.0], [-1.0, 1.0], [1.0, float("nan")], [[1.0, 2.0]]])
+def test_what_is_no_spectrum_is_refused(spectrum: npt.ArrayLike) -> None:
+    with pytest.raises(RefimplError, match="spectrum"):
+        alphapruning_alpha(spectrum)
+
+
+def test_the_search_is_linear_in_memory() -> None:
+    spectrum = np.sort(np.random.default_rng(0).pareto(1.0, 4096))
+    tracemalloc.start()
+    alphapruning_alpha(spectrum)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000  # all at once would take 134 MB
