@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import examples
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +14,11 @@ settings.register_profile(
 settings.load_profile("refimpl")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect README.md, docs/ and docstrings too: a hook of this file would see tests/ only."""
+    config.pluginmanager.register(examples)
 
 
 @pytest.fixture(autouse=True)

@@ -30,10 +30,10 @@ def worst_token(actual: Array, expected: Array) -> float:
     actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     if not np.isfinite(actual).all():
         return np.inf
-    error, size = (np.linalg.norm(x, axis=-1) for x in (actual - expected, expected))
-    nothing = size == 0
-    if np.any(error[nothing] > 0):
+    nothing = ~np.any(expected, axis=-1)
+    if np.any(actual[nothing]):
         return np.inf
+    error, size = (np.linalg.norm(x, axis=-1) for x in (actual - expected, expected))
     return float(np.max(error / np.where(nothing, 1, size)))
 
 

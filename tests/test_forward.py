@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from gates import CASES, GATES, expected_of, model_of, worst_token
+from gates import CASES, GATES, expected_of, model_of, worst_point, worst_token
 
 from refimpl import RefimplError, forward, read_model
+from refimpl.model import kernels
 from refimpl.model.config import Config
 from refimpl.model.families import FAMILIES
 
@@ -34,6 +35,19 @@ def trace_points(config: Config, batch: int, length: int) -> Iterator[tuple[str,
     yield "logits", (batch, length, config.vocab_size)
 
 
+def test_the_worst_token_counts() -> None:
+    expected = np.array([[3e4, 4e4], [3.0, 4.0], [0.0, 0.0]])
+    assert worst_token(expected, expected) == 0
+    small_token_off = expected + np.array([[0, 0], [0.5, 0], [0, 0]])
+    assert worst_token(small_token_off, expected) == pytest.approx(0.1)
+    for value in (1e-300, np.nan, np.inf):
+        wrong = expected.copy()
+        wrong[2, 1] = value
+        assert worst_token(wrong, expected) == np.inf
+    with pytest.raises(AssertionError, match="shape"):
+        worst_token(expected[:1], expected)
+
+
 def test_every_family_has_a_case() -> None:
     assert {model_of(case).config.family for case in CASES} == set(FAMILIES)
 
@@ -53,6 +67,18 @@ def test_every_trace_point_is_within_the_gate(case: str, dtype: str) -> None:
     errors = {name: worst_token(out.trace[name], value) for name, value in expected.items()}
     assert {name: error for name, error in errors.items() if not error < GATES[dtype]} == {}
     assert worst_token(out.logits, expected["logits"]) < GATES[dtype]
+
+
+@pytest.mark.parametrize("dtype", GATES)
+@pytest.mark.parametrize("case", CASES)
+def test_tiles_are_within_the_gate(case: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "QUERIES", 4)  # so that 13 tokens make four tiles
+    monkeypatch.setattr(kernels, "ELEMENTS", 100)
+    ids, expected = expected_of(case)
+    out = forward(model_of(case), ids, trace=True, dtype=dtype, kernels=kernels.TILED)
+    assert {value.dtype.name for value in out.trace.values()} == {dtype}
+    error, name = worst_point(out.trace, expected)
+    assert error < GATES[dtype], name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -83,7 +109,9 @@ def test_without_a_trace_the_logits_are_the_same(case: str) -> None:
     np.testing.assert_array_equal(traced.trace["logits"], traced.logits)
 
 
-@pytest.mark.parametrize("ids", [[1, 5, 7], np.array([1, 5, 7], np.uint8), np.int32([[1, 5, 7]])])
+@pytest.mark.parametrize(
+    "ids", [[1, 5, 7], np.array([1, 5, 7], np.uint8), np.array([[1, 5, 7]], np.int32)]
+)
 def test_one_sequence_may_come_in_any_integer_form(ids: Any) -> None:
     expected = forward(model_of("llama"), np.array([[1, 5, 7]], np.int64)).logits
     np.testing.assert_array_equal(forward(model_of("llama"), ids).logits, expected)

@@ -6,38 +6,25 @@ from typing import Annotated
 import typer
 
 from refimpl.cli import options as opt
-from refimpl.cli.terminal import style
-from refimpl.jobs.allocate import allocate
-from refimpl.jobs.document import document, read_scores
-from refimpl.jobs.output import checked_output, write_json
-from refimpl.method.correction import MAX_CORRECTION, STRENGTH
-from refimpl.show.table import table
+from refimpl.cli.terminal import deliver
+from refimpl.jobs.document import read_scores
+from refimpl.jobs.output import checked_output
+from refimpl.jobs.request import Request
 
 
+@opt.with_request
 def command(
-    scores: Annotated[Path, typer.Argument(help="A file that refimpl score -o wrote.")],
-    base: opt.Base = "uniform",
-    base_option: opt.BaseOption = None,
-    sparsity: opt.Sparsity = 0.7,
-    correct: opt.Correct = None,
-    strength: opt.Strength = STRENGTH,
-    max_correction: opt.MaxCorrection = MAX_CORRECTION,
-    correction_scale: opt.CorrectionScale = "raw",
-    lo: opt.Lo = 0.0,
-    hi: opt.Hi = 1.0,
-    compat: opt.Compat = "exact",
+    scores: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SCORES", readable=False, help="A file that refimpl score -o wrote."
+        ),
+    ],
+    *,
+    wanted: Request,
     as_json: opt.Json = False,
     output: opt.Output = None,
 ) -> None:
-    """Make an allocation from scores, without running the model again."""
-    wanted = opt.request(
-        base, base_option, sparsity, correct, strength, max_correction, correction_scale, lo, hi,
-        compat,
-    )  # fmt: skip
-    checked_output(output, {"the scores": scores})
-    found = read_scores(scores)
-    allocations = tuple(allocate(found, wanted, which) for which in range(len(found.sweep)))
-    result = document(found, allocations)
-    if output is not None:
-        write_json(output, result)
-    opt.show(result if as_json else table(found, allocations, style()))
+    """Make another allocation from scores, without running the model again."""
+    checked_output(output, {"SCORES": scores, "--base": opt.base_file(wanted)})
+    deliver(read_scores(scores), wanted, as_json, output)

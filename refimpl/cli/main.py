@@ -1,18 +1,24 @@
 """The program: its commands, and how errors leave it."""
 
+import os
 import sys
-from typing import Annotated
+from io import TextIOWrapper
+from typing import Annotated, Any, NoReturn
 
+import numpy as np
 import typer
 
 from refimpl.cli import allocate, score
 from refimpl.errors import RefimplError
 from refimpl.version import __version__
 
+# What typer raises for a command line it cannot read; its parent has no public name.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Perturbation-absorption scores and layer-wise sparsity allocation, in NumPy.",
 )
 app.command("score")(score.command)
@@ -25,21 +31,73 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options of the program itself."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:
     """Run the program: 0 for success, 2 for input that cannot be used, 130 when interrupted."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be anything
     try:
-        app()
+        with np.errstate(
+            over="raise", invalid="raise", divide="raise"
+        ):  # nothing warns and goes on
+            sys.exit(app(prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(error)
+    except UsageError as error:
+        _fail(_usage(error))
+    except FloatingPointError as error:
+        _fail(
+            RefimplError(
+                f"a number beyond the range of its precision ({error})",
+                "weights, and states after noise, within float32 or float64",
+                "use --dtype float64, or a smaller --eta; else the weights are damaged",
+            )
+        )
+    except MemoryError as error:
+        _fail(
+            RefimplError(
+                f"out of memory ({error})",
+                "room for the states, and the weights of a block, for every thread",
+                "use a smaller --memory, fewer --threads, or a shorter --seq-len",
+            )
+        )
+    except OSError as error:
+        _fail(
+            RefimplError(
+                f"{error.filename or 'output'}: {error.strerror or error}",
+                "files that can be read, and room for what is written",
+                "check the disk, and the permissions",
+            )
+        )
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+
+
+def _usage(error: Any) -> RefimplError:
+    """A command line that cannot be read, in the form that all errors have."""
+    program, usage = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]..."
+    if error.ctx is not None:
+        program, usage = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
+    problem = error.format_message().replace("Value error, ", "")
+    return RefimplError(problem, usage, f"see {program} --help")
+
+
+def _fail(error: RefimplError) -> NoReturn:
+    """Say what was wrong, and leave."""
+    print(f"error: {error}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what could not be printed must not be tried again when the program ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(2)

@@ -1,28 +1,55 @@
-"""What goes to the terminal: results to stdout, progress and errors to stderr."""
+"""What goes to the terminal and to a file: results to stdout, progress to stderr."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
+from refimpl.jobs.allocate import allocate
+from refimpl.jobs.document import document
 from refimpl.jobs.execution import Progress
-from refimpl.show.table import Style
+from refimpl.jobs.output import write_json
+from refimpl.jobs.request import Request
+from refimpl.jobs.scores import Scores
+from refimpl.show.table import Style, table
+
+STEPS = 1000  # of the progress bar
+
+
+def deliver(scores: Scores, wanted: Request, as_json: bool, output: Path | None) -> None:
+    """Allocate at every eta, write the JSON if asked to, and print the table or the JSON.
+
+    Args:
+        scores: What was found.
+        wanted: The allocation to make of it.
+        as_json: Whether JSON is printed in place of the table.
+        output: Where the JSON goes, or None.
+    """
+    allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
+    result = document(scores, allocations)
+    if output is not None:
+        write_json(output, result)
+    if as_json:
+        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    else:
+        text = table(scores, allocations, style())
+    print(text, end="", flush=True)  # typer.echo would print UTF-8 where stdout takes ASCII
 
 
 def style() -> Style:
     """What stdout can show: colour only on a terminal and without NO_COLOR, blocks in UTF-8."""
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    color = (
-        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not _dumb()
     return Style(color, encoding.startswith("utf"))
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
-    """A bar on stderr with the time left; silent where stderr is no terminal.
+    """A bar on stderr with the time left; silent where stderr is no terminal that can show it.
 
     Args:
         label: What is being done.
@@ -30,12 +57,17 @@ def progress_bar(label: str) -> Iterator[Progress]:
     Yields:
         A function to call with the work done and in all.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or _dumb():
         yield lambda done, total: None
         return
-    with typer.progressbar(length=1000, label=label, file=sys.stderr) as shown:
+    with typer.progressbar(length=STEPS, label=label, file=sys.stderr) as shown:
 
         def report(done: float, total: float) -> None:
-            shown.update(int(1000 * done / total) - shown.pos)
+            shown.update(int(STEPS * done / total) - shown.pos)
 
         yield report
+
+
+def _dumb() -> bool:
+    """Whether the terminal cannot move its cursor nor change colours."""
+    return os.environ.get("TERM") == "dumb"

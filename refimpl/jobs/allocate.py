@@ -71,7 +71,7 @@ def allocate(
     Source:
         arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
-    request = replace(request or Request(), **changes)
+    request = Request(**changes) if request is None else replace(request, **changes)
     shapes, sizes = tuple(scores.linears.values()), scores.linear_sizes
     base = base_allocation(scores.signals, request, scores.num_blocks, tuple(scores.linears), sizes)
     _same_pruning(scores, request)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, Self, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -62,7 +63,8 @@ class Workers:
             Their results, in order.
         """
         results = []
-        for future in [self._pool.submit(task) for task in tasks]:
+        # Each in a copy of our context, which holds numpy.errstate.
+        for future in [self._pool.submit(copy_context().run, task) for task in tasks]:
             results.append(future.result())
             if done is not None:
                 done()

@@ -20,6 +20,7 @@ from refimpl.method.perturbation import Perturbation
 from refimpl.model.checkpoint import Model
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, embed, head, places
+from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
 
 Pruned = Callable[[int, Weights], Weights]
@@ -75,7 +76,7 @@ class _State:
         self, weights: Weights, place: Place, config: Config, clean: Array, norm: push.Norm
     ) -> None:
         """Pass through one block and measure against the clean state after it."""
-        self.h = block(self.h, weights, place, config)
+        self.h = block(self.h, weights, place, config, kernels=TILED)
         self.note(push.deviation(self.h[0], clean[0], self.kept, norm))
 
     def note(self, found: push.Deviation) -> None:
@@ -210,7 +211,8 @@ def _travel(
     for i, kind in enumerate(config.blocks):
         weights, place, before = model.block(i, dtype), where[kind], clean
         after = workers.run(
-            [partial(block, h, weights, place, config) for h in before.values()], tick
+            [partial(block, h, weights, place, config, kernels=TILED) for h in before.values()],
+            tick,
         )
         clean = dict(zip(before, after, strict=True))
         workers.run(
@@ -223,7 +225,10 @@ def _travel(
         born = [a for a in part if a.block == i]
         if born and pruned is not None:
             thinned = pruned(i, weights)
-            make = [partial(block, before[a.sequence], thinned, place, config) for a in born]
+            make = [
+                partial(block, before[a.sequence], thinned, place, config, kernels=TILED)
+                for a in born
+            ]
         else:
             make = [partial(_with_noise, clean[a.sequence], a, plan) for a in born]
         tasks = [

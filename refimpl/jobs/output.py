@@ -38,8 +38,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
             "a folder that exists, may be written, and has room",
             "choose another place with -o",
         ) from error
-    except BaseException:
-        raise
     finally:
         if beside is not None and os.path.exists(beside):
             os.unlink(beside)

@@ -11,6 +11,7 @@ from refimpl.jobs.execution import Workers
 from refimpl.method.signals import PowerLaw, alphapruning_alpha, dlp_score, esd, owl_outlier_percent
 from refimpl.model.checkpoint import Model
 from refimpl.model.forward import Weights, embed, places
+from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
 from refimpl.model.statistics import block_with_squares, second_moments
 from refimpl.pruning.scores import wanda_keep, wanda_score
@@ -89,7 +90,13 @@ def profile(
         ]
         for i, kind in enumerate(config.blocks):
             weights = model.block(i, dtype)
-            run = partial(block_with_squares, weights=weights, place=where[kind], config=config)
+            run = partial(
+                block_with_squares,
+                weights=weights,
+                place=where[kind],
+                config=config,
+                kernels=TILED,
+            )
             found = workers.run([partial(run, h) for h in states], tick)
             states = [h for h, _ in found]
             for _, more in found:  # in order, so that the sum does not depend on the threads
@@ -97,7 +104,9 @@ def profile(
     moments = tuple(second_moments(s, len(ids), config) for s in squares)
     owl, dlp = [], []
     for i in range(config.num_blocks):
-        scores = BlockScores(model.block(i, dtype), moments[i])
+        scores: Sequence[Array] = BlockScores(model.block(i, dtype), moments[i])
+        if 8 * config.block_size <= memory // 4:  # else each is computed whenever it is needed
+            scores = workers.run([partial(scores.__getitem__, j) for j in range(len(scores))])
         outliers, typical = workers.run(
             [
                 partial(owl_outlier_percent, scores, owl_m),

@@ -33,6 +33,9 @@ BASES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+TOO_MUCH = (OverflowError, RecursionError)  # JSON with numbers too large, or nested too deep
+
+
 @dataclass(frozen=True)
 class Request:
     """What an allocation is asked for.
@@ -163,14 +166,15 @@ def read_custom(path: Path, num_blocks: int, linears: tuple[str, ...]) -> Array:
         text = path.read_text("utf-8")
         if path.suffix.lower() == ".csv":
             rows = [row for row in csv.reader(text.splitlines()) if row]
-            given: Any = dict(rows) if len(rows[0]) == 2 else [row[0] for row in rows]
+            given: Any = dict(rows) if len(rows[0]) == 2 else [number for (number,) in rows]
+            if len(given) < len(rows):
+                raise ValueError("a name twice")
         else:
             given = json.loads(text)
         if isinstance(given, Mapping):
-            names = blocks if given.keys() == set(blocks) else units
-            if given.keys() != set(names):
-                odd = sorted(given.keys() ^ set(units))[:3]
-                raise ValueError(f"names such as {', '.join(odd)} do not fit the model")
+            names = min((blocks, units), key=lambda wanted: len(given.keys() ^ set(wanted)))
+            if odd := sorted(given.keys() ^ set(names))[:3]:
+                raise ValueError(f"missing or unknown names such as {', '.join(odd)}")
             given = [given[name] for name in names]
         values = np.array(given, np.float64)
         if values.size == len(units) != num_blocks:
@@ -179,7 +183,7 @@ def read_custom(path: Path, num_blocks: int, linears: tuple[str, ...]) -> Array:
             raise ValueError(f"{values.size} numbers")
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError("a number that is not from 0 to 1")
-    except (OSError, ValueError, TypeError, IndexError) as error:
+    except (OSError, csv.Error, ValueError, TypeError, LookupError, *TOO_MUCH) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RefimplError(
             f"{path}: not an allocation for this model ({reason})", wanted, "correct the file"

@@ -70,14 +70,15 @@ def score(
             "the pruning perturbation, whose error is the one that pruning makes",
             "add --perturbation pruning, or use --correct absorption",
         )
-    model.check_finite()
+    model.check_finite(dtype)
     with Workers(threads) as workers:
         signals, moments = _signals(model, ids, request, workers, budget, dtype)
+        planned = _pruned_at(model, signals, request)  # refuses a base before the long part
         pruned_at, pruned = None, None
         if plan.kind == "pruning":
-            pruned_at = _pruned_at(model, signals, request)
+            pruned_at = planned
             names = tuple(config.linear_shapes)
-            by_block = pruned_at.linear_pruned.tolist()
+            by_block = planned.linear_pruned.tolist()
 
             def pruned(block: int, weights: Weights) -> Weights:
                 counts = dict(zip(names, by_block[block], strict=True))
@@ -99,7 +100,9 @@ def score(
         family=config.family,
         linears=config.linear_shapes,
         num_blocks=config.num_blocks,
-        tokens=TokenFacts(len(ids), ids.shape[1], tokens.source, tokens.kind, tokens.bos, tokens.sha256),
+        tokens=TokenFacts(
+            len(ids), ids.shape[1], tokens.source, tokens.kind, tokens.bos, tokens.sha256
+        ),
         plan=plan,
         sweep=_sweep(found, plan),
         sinks=found.sinks,

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from refimpl.errors import RefimplError
 from refimpl.model.checkpoint import Model
-from refimpl.tokens import Tokens, check_tokens, id_tokens, random_tokens, text_tokens
+from refimpl.model.ids import checked_ids
+from refimpl.tokens import Tokens, id_tokens, random_tokens, text_tokens
 
 SAMPLES, SEQ_LEN = 8, 512
 
@@ -45,5 +46,5 @@ def model_tokens(
         tokens = id_tokens(ids, samples, seq_len)
     else:
         tokens = random_tokens(config.vocab_size, count, length, seed)
-    check_tokens(tokens, config.vocab_size, config.max_position_embeddings)
+    checked_ids(tokens.ids, config)
     return tokens

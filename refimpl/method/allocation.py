@@ -117,7 +117,7 @@ def alphapruning(
 
 
 def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat = "exact") -> Floats:
-    """Return DLP's allocation: blocks with higher scores are pruned more lightly.
+    """Return DLP's allocation: blocks with higher scores are pruned more.
 
     imp = 1 - u / sum(u);  d = 2 a (imp - min) / (max - min);  s_l = S - d_l + mean(d)
 

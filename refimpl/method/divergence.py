@@ -54,6 +54,7 @@ class RunningDivergence:
         Returns:
             The divergence over all ids so far.
         """
+        gap = np.subtract(logits, pushed, dtype=np.float64)  # in float32 it rounds, or overflows
         largest = np.maximum(self.largest, logits.max(axis=-1))
         largest_pushed = np.maximum(self.largest_pushed, pushed.max(axis=-1))
         e = np.exp(logits - largest[:, None])
@@ -66,7 +67,7 @@ class RunningDivergence:
             total=self.total * shrink + e.sum(axis=-1),
             largest_pushed=largest_pushed,
             total_pushed=self.total_pushed * shrink_pushed + e_pushed.sum(axis=-1),
-            gap=self.gap * shrink + (e * (logits - pushed)).sum(axis=-1),
+            gap=self.gap * shrink + (e * gap).sum(axis=-1),
         )
 
     @property

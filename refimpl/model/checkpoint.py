@@ -1,6 +1,6 @@
 """A model on disk: which file holds it, every tensor claimed, one block read at a time."""
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,13 @@ from typing import Any
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.model.claims import Weight, claim
+from refimpl.model.claims import claim
 from refimpl.model.config import Config
+from refimpl.model.files import open_files, read_object
 from refimpl.model.hub import read_config
 from refimpl.model.ops import Array
-from refimpl.model.tensors import SafetensorsFile, open_files
+from refimpl.model.tensors import SafetensorsFile
+from refimpl.model.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class Model:
     @property
     def name(self) -> str:
         """A short name for people: the folder's, or the file's."""
-        resolved = self.path.resolve()
-        generic = resolved.name.startswith("model.safetensors")
-        return resolved.parent.name if generic else resolved.name.removesuffix(".safetensors")
+        full = Path(os.path.abspath(self.path))  # links keep the name that people gave them
+        generic = full.name.startswith("model.safetensors")
+        return full.parent.name if generic else full.name.removesuffix(".safetensors")
 
     @property
     def folder(self) -> Path:
@@ -52,14 +54,27 @@ class Model:
         return tuple(dict.fromkeys(weight.stored.dtype for weight in self.weights.values()))
 
     def embedding(self) -> dict[str, Array]:
-        """`embed.weight` [V, D] and any `pos_embed.weight`, as stored: views, nothing read yet."""
+        """Tables that tokens and learned positions are looked up in, as stored.
+
+        Returns:
+            `embed.weight` [V, D] and any `pos_embed.weight` [P, D]: views of the file, of its
+            dtype, nothing read yet; see `check_finite`.
+        """
         names = ("embed.weight", "pos_embed.weight")
         return {n: self.weights[n].stored.array for n in names if n in self.weights}
 
     def block(self, index: int, dtype: npt.DTypeLike) -> dict[str, Array]:
-        """Weights of one block by our names without the prefix, in the dtype of the computation.
+        """Weights of one block; pages of the file read before are given back to the system.
 
-        Pages of blocks read before are given back to the system.
+        Args:
+            index: The block, from 0.
+            dtype: Dtype of the computation.
+
+        Returns:
+            Weights by our names without the block's prefix: `q_proj.weight` [out, in], ...
+
+        Raises:
+            RefimplError: NaN or Inf in a weight.
         """
         self._release()
         prefix = f"blocks.{index}."
@@ -70,30 +85,46 @@ class Model:
         }
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
-        """`final_norm.*` and the given rows of `lm_head.weight`, in the dtype of the computation."""
+        """What turns the last residual stream into logits; pages read before are given back.
+
+        Args:
+            dtype: Dtype of the computation.
+            rows: Which rows of `lm_head.weight`, all V by default.
+
+        Returns:
+            `final_norm.*` [D] and those rows of `lm_head.weight` [rows, D].
+
+        Raises:
+            RefimplError: NaN or Inf in a weight.
+        """
         self._release()
         read = {
             name: self.weights[name].read(dtype)
             for name in ("final_norm.weight", "final_norm.bias")
             if name in self.weights
         }
-        stored = self.weights["lm_head.weight"].stored.array
-        return read | {"lm_head.weight": stored[rows].astype(dtype, copy=False)}
+        return read | {"lm_head.weight": self.weights["lm_head.weight"].read(dtype, rows)}
 
-    def _release(self) -> None:
-        for file in self.files:
-            file.release()
-
-    def check_finite(self) -> None:
+    def check_finite(self, dtype: npt.DTypeLike | None = None) -> None:
         """Look through the tensors outside the blocks (blocks are checked as they are read).
+
+        Args:
+            dtype: Dtype of the computation, whose range the weights must keep; as stored if None.
 
         Raises:
             RefimplError: NaN or Inf, with the tensor's name and the count.
         """
-        for name, weight in self.weights.items():
-            if not name.startswith("blocks."):
-                weight.read(weight.stored.array.dtype)
-                weight.stored.file.release()
+        outside = {
+            weight.stored.name: weight
+            for name, weight in self.weights.items()
+            if not name.startswith("blocks.")
+        }
+        for weight in outside.values():
+            weight.check(dtype or weight.stored.array.dtype)
+
+    def _release(self) -> None:
+        for file in self.files:
+            file.release()
 
 
 def read_model(path: str | Path, config: str | Path | None = None) -> Model:
@@ -118,43 +149,34 @@ def read_model(path: str | Path, config: str | Path | None = None) -> Model:
     """
     path = Path(path)
     files = open_files(path)
-    given = _config_file(path, Path(config) if config is not None else None, files)
-    hub = read_config(given)
+    given, where = _config_file(path, Path(config) if config is not None else None, files)
+    hub = read_config(given, where)
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
     return Model(path, hub.config, given, claim(stored, hub, path), files)
 
 
 def _config_file(
     path: Path, config: Path | None, files: tuple[SafetensorsFile, ...]
-) -> Mapping[str, Any]:
-    """The parsed `config.json`, from the option, beside the file, or the file's metadata."""
-    folder = path if path.is_dir() else path.parent
-    source = config or folder / "config.json"
+) -> tuple[Mapping[str, Any], str]:
+    """The parsed `config.json`, by option, beside the file or in its metadata; and where it was."""
+    source = config or (path if path.is_dir() else path.parent) / "config.json"
+    text: str | bytes | None
     try:
-        if config is not None or source.exists():
-            text, where = source.read_text("utf-8"), str(source)
-        else:
-            texts = [f.metadata["config.json"] for f in files if "config.json" in f.metadata]
-            if not texts:
-                raise RefimplError(
-                    f"{path}: no config.json beside it, and none in its metadata",
-                    "head counts, rope theta and the norms' eps, which shapes do not tell",
-                    "put config.json beside the file, or name it with --config",
-                )
-            text, where = texts[0], f"{files[0].path} (metadata)"
-        given = json.loads(text)
+        text, where = source.read_bytes(), str(source)
+    except FileNotFoundError as error:
+        texts = [f.metadata["config.json"] for f in files if "config.json" in f.metadata]
+        if config is not None or not texts:
+            missing = f"{config}: no such file" if config else f"{path}: no config.json beside it"
+            raise RefimplError(
+                missing if config else f"{missing}, and none in its metadata",
+                "head counts, rope theta and the norms' eps, which shapes do not tell",
+                "put config.json beside the file, or name it with --config",
+            ) from error
+        text, where = texts[0], f"config.json in the metadata of {path}"
     except OSError as error:
         raise RefimplError(
             f"{source}: cannot be read ({error.strerror})",
             "the model's config.json",
             "check the path and its permissions",
         ) from error
-    except ValueError as error:
-        raise RefimplError(
-            f"{where}: not JSON ({error})", "the model's config.json", "download it again"
-        ) from error
-    if not isinstance(given, dict):
-        raise RefimplError(
-            f"{where}: not a JSON object", "the model's config.json", "download it again"
-        )
-    return given
+    return read_object(text, where, "the model's config.json"), where

@@ -6,50 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.model.config import LINEARS, NORMS
 from refimpl.model.hub import HubModel
-from refimpl.model.ops import Array
-from refimpl.model.storage import Layout, cut
+from refimpl.model.storage import WHOLE, Layout
 from refimpl.model.tensors import DTYPES, Stored
+from refimpl.model.weights import CHUNK, Weight
 
-QUANTISED = re.compile(r"qweight|qzeros|g_idx|scales$|_scale$|_scale_inv$|absmax|quant_state")
+QUANTISED = re.compile(
+    r"qweight|qzeros|g_idx|W_q|scales?$|_scale_inv$|absmax|quant_map|quant_state|\bSCB$"
+)
 MULTIMODAL = re.compile(r"vision|visual|image|audio|multi_modal|mm_projector|language_model\.")
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One of our tensors.
-
-    Args:
-        stored: The file's tensor that holds it.
-        layout: How it lies there.
-        offset: Added on reading.
-    """
-
-    stored: Stored
-    layout: Layout = Layout()
-    offset: float = 0.0
-
-    def read(self, dtype: npt.DTypeLike) -> Array:
-        """The weight in the dtype of the computation; a view where nothing needs to change.
-
-        Raises:
-            RefimplError: NaN or Inf in it.
-        """
-        with np.errstate(over="ignore", invalid="ignore"):
-            weight = np.require(cut(self.stored.array, self.layout), dtype, ["A"])
-        if bad := weight.size - np.count_nonzero(np.isfinite(weight)):
-            raise RefimplError(
-                f"{self.stored.file.path}: {self.stored.name} holds {bad} NaN or Inf out of "
-                f"{weight.size} (read as {np.dtype(dtype).name})",
-                "finite weights",
-                "repair or replace the checkpoint; float64 weights beyond float32's range need "
-                "--dtype float64",
-            )
-        return weight + np.array(self.offset, dtype) if self.offset else weight
+ADAPTER = re.compile(r"\blora_|\badapter")
 
 
 @dataclass(frozen=True)
@@ -65,7 +34,7 @@ class Role:
 
     tensor: str
     shape: tuple[int, ...]
-    layout: Layout = Layout()
+    layout: Layout = WHOLE
     offset: float = 0.0
 
 
@@ -78,6 +47,16 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
 
     Yields:
         Our name, such as `blocks.0.q_proj.weight`, and what must be in the file for it.
+
+    Source:
+        transformers' `save_pretrained` (a peer): what is on disk is the contract.
+
+    Example:
+        >>> from refimpl.model.hub import read_config
+        >>> sizes = {"vocab_size": 9, "n_embd": 8, "n_layer": 1, "n_head": 2}
+        >>> found = dict(roles(read_config({"model_type": "gpt2"} | sizes), "transformer."))
+        >>> found["blocks.0.k_proj.weight"].tensor, found["blocks.0.k_proj.weight"].shape
+        ('transformer.h.0.attn.c_attn.weight', (8, 24))
     """
     config, family = hub.config, hub.family
     width, rows = config.hidden_size, config.max_position_embeddings + config.position_offset
@@ -133,50 +112,78 @@ def claim(stored: Mapping[str, Stored], hub: HubModel, path: Path) -> dict[str, 
         Our names to weights, in the order of `roles`.
 
     Raises:
-        RefimplError: Quantised or multimodal files by name; otherwise a list of every tensor that
-            is missing, misshapen, of an unknown dtype, or claimed by no role.
+        RefimplError: Quantised or multimodal files and adapters by name; otherwise a list of every
+            tensor that is missing, misshapen, of an unknown dtype, or claimed by no role.
+
+    Differs:
+        From transformers, which draws missing tensors at random and skips those it does not know.
+
+    Example:
+        >>> from refimpl.model.hub import read_config
+        >>> sizes = {"vocab_size": 9, "n_embd": 8, "n_layer": 1, "n_head": 2}
+        >>> claim({}, read_config({"model_type": "gpt2"} | sizes), Path("x.safetensors"))
+        Traceback (most recent call last):
+        ...
+        refimpl.errors.RefimplError: x.safetensors: 5 problems between its tensors and config.json:
+          transformer.wte.weight: missing (wanted for embed.weight, shape [9, 8])
+        ...
     """
     embed = f"{hub.family.names['embed'].name}.weight"
     base = next((b for b in hub.family.bases if b + embed in stored), hub.family.bases[0])
     wanted = dict(roles(hub, base))
     buffers = re.compile("|".join(re.escape(base) + b for b in hub.family.buffers) or "(?!)")
-    untied_copy = f"{hub.family.names['lm_head'].name}.weight"
+    head = f"{hub.family.names['lm_head'].name}.weight"
     claimed = {role.tensor for role in wanted.values()}
     unclaimed = [n for n in stored if n not in claimed and not buffers.fullmatch(n)]
     _refuse_formats(stored, unclaimed, path)
 
-    problems = []
-    for name, role in wanted.items():
-        if role.tensor not in stored:
-            problems.append(f"{role.tensor}: missing (wanted for {name}, shape {list(role.shape)})")
-        elif (found := stored[role.tensor]).shape != role.shape:
-            problems.append(
-                f"{role.tensor}: expected shape {list(role.shape)}, got {list(found.shape)}"
-            )
-        elif found.dtype not in DTYPES:
-            problems.append(f"{role.tensor}: expected {', '.join(DTYPES)}, got {found.dtype}")
+    problems = _unfit(stored, wanted)
     for name in unclaimed:
-        if name == untied_copy and embed_equal(stored[name], stored.get(base + embed)):
+        if name == head and _same_bytes(stored[name], stored.get(base + embed)):
             continue
         problems.append(f"{name}: no role claims it (shape {list(stored[name].shape)})")
     if problems:
-        shown = list(dict.fromkeys(problems))
         raise RefimplError(
-            f"{path}: {len(shown)} tensors do not fit config.json:\n  " + "\n  ".join(shown),
-            f"the tensors of a {hub.family.model_type} model with this config.json",
+            f"{path}: {len(problems)} problems between its tensors and config.json:\n  "
+            + "\n  ".join(problems),
+            f"the tensors of a {hub.family.model_type} model of {hub.config.num_blocks} blocks",
             "check that config.json belongs to this file; a new kind of tensor needs a new family",
         )
     return {n: Weight(stored[r.tensor], r.layout, r.offset) for n, r in wanted.items()}
 
 
-def embed_equal(head: Stored, embed: Stored | None) -> bool:
-    """Whether a stored head is a byte-for-byte copy of the embedding it is tied to."""
+def _unfit(stored: Mapping[str, Stored], wanted: Mapping[str, Role]) -> list[str]:
+    """Tensors that are missing, misshapen or of an unknown dtype; whole blocks in one line."""
+    block_of = {name: name.split(".")[1] for name in wanted if name.startswith("blocks.")}
+    present = {block_of[n] for n in block_of if wanted[n].tensor in stored}
+    problems: dict[str, str] = {}  # by tensor, since fused roles share one
+    for name, role in wanted.items():
+        tensor, block, found = role.tensor, block_of.get(name), stored.get(role.tensor)
+        if found is None and block is not None and block not in present:
+            problems[f"blocks.{block}"] = f"block {block}: all its tensors are missing"
+        elif found is None:
+            wants = f"missing (wanted for {name}, shape {list(role.shape)})"
+            problems.setdefault(tensor, f"{tensor}: {wants}")
+        elif found.shape != role.shape:
+            shapes = f"expected shape {list(role.shape)}, got {list(found.shape)}"
+            problems[tensor] = f"{tensor}: {shapes}"
+        elif found.dtype not in DTYPES:
+            problems[tensor] = f"{tensor}: expected {', '.join(DTYPES)}, got {found.dtype}"
+    return list(problems.values())
+
+
+def _same_bytes(head: Stored, embed: Stored | None) -> bool:
+    """Whether a stored head is a copy of the embedding it is tied to."""
     if embed is None or (head.dtype, head.shape) != (embed.dtype, embed.shape):
         return False
-    same = head.array.tobytes() == embed.array.tobytes()
-    head.file.release()
-    embed.file.release()
-    return same
+    one, other = (tensor.array.reshape(-1).view(np.uint8) for tensor in (head, embed))
+    for start in range(0, len(one), CHUNK):
+        part = slice(start, start + CHUNK)
+        if not np.array_equal(one[part], other[part]):
+            return False
+        head.file.release()
+        embed.file.release()
+    return True
 
 
 def _refuse_formats(stored: Mapping[str, Stored], unclaimed: list[str], path: Path) -> None:
@@ -197,5 +204,12 @@ def _refuse_formats(stored: Mapping[str, Stored], unclaimed: list[str], path: Pa
         raise RefimplError(
             f"{path}: a multimodal checkpoint ({len(other)} tensors such as {other[0]})",
             "a text-only decoder",
-            "save its language model alone (transformers: model.language_model.save_pretrained(DIR))",
+            "save its language model alone (transformers: "
+            "model.language_model.save_pretrained(DIR))",
+        )
+    if adapted := [n for n in unclaimed if ADAPTER.search(n)]:
+        raise RefimplError(
+            f"{path}: an adapter, not a model ({len(adapted)} tensors such as {adapted[0]})",
+            "the weights of a whole model",
+            "merge it into its base model (peft: merge_and_unload().save_pretrained(DIR))",
         )

@@ -3,7 +3,6 @@
 A close family is a `replace` of another one. Nothing outside the reading of files looks here.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -37,9 +36,12 @@ class Family:
         norm_offset: Added to every stored norm gain.
         biased: Linears with a bias: True, or the config key that says so.
         keys: Our config keys to the file's, where they differ.
-        defaults: Values of keys that `config.json` may omit (those of the family's config class).
-        only: Keys of which one value is supported.
-        windows: Which blocks slide where `layer_types` is absent: by the name of the rule.
+        defaults: Keys that `config.json` may omit, and what that means (as in the family's
+            configuration class); a key neither here nor in `REQUIRED` is not understood.
+        only: Keys of which no value but the default is supported.
+        echoes: The file's second spellings of our keys: they may only repeat the first one.
+        windows: Which blocks slide where `layer_types` is absent: "none", "all", "even" ones,
+            those "above" max_window_layers, or all but the last of each "pattern".
         scaled_embedding: Embeddings are multiplied by sqrt(D).
         position_offset: First row of the learned positions in use, or None for rotary positions.
         buffers: Patterns of tensors that old files carry and nobody needs.
@@ -47,13 +49,14 @@ class Family:
 
     model_type: str
     bases: tuple[str, ...]
-    names: Mapping[str, Part]
+    names: dict[str, Part]
     norm: Literal["rms", "layer"] = "rms"
     norm_offset: float = 0.0
-    biased: Mapping[str, bool | str] = field(default_factory=dict)
-    keys: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    only: Mapping[str, Any] = field(default_factory=dict)
+    biased: dict[str, bool | str] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    only: tuple[str, ...] = ("is_causal",)
+    echoes: dict[str, str] = field(default_factory=dict)
     windows: Literal["none", "all", "even", "above", "pattern"] = "none"
     scaled_embedding: bool = False
     position_offset: int | None = None
@@ -68,7 +71,17 @@ def _biased(value: bool | str, *roles: str) -> dict[str, bool | str]:
     return dict.fromkeys((f"{role}_proj" for role in roles), value)
 
 
-_ROPE = {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+# Config keys without a default: every file must give them.
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+_ALL: dict[str, Any] = {"is_causal": True, "tie_word_embeddings": False}
+_ROPE: dict[str, Any] = {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+_ROPE |= {"rope_scaling": None, "rope_parameters": None, "original_max_position_embeddings": None}
 _QK_NORM = _parts(q_norm="layers.{}.self_attn.q_norm", k_norm="layers.{}.self_attn.k_norm")
 
 LLAMA = Family(
@@ -91,16 +104,19 @@ LLAMA = Family(
     biased=_biased("attention_bias", "q", "k", "v", "o")
     | _biased("mlp_bias", "gate", "up", "down"),
     keys={"norm_eps": "rms_norm_eps", "activation": "hidden_act"},
-    defaults=_ROPE
-    | {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
+    defaults=_ALL
+    | _ROPE
+    | {"num_key_value_heads": None, "head_dim": None, "attention_bias": False, "mlp_bias": False}
     | {"norm_eps": 1e-6, "activation": "silu", "max_position_embeddings": 2048},
+    only=("is_causal", "partial_rotary_factor"),
 )
 
 MISTRAL = replace(
     LLAMA,
     model_type="mistral",
     biased={},
-    defaults=LLAMA.defaults | {"sliding_window": 4096, "max_position_embeddings": 131072},
+    defaults=LLAMA.defaults
+    | {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
     windows="all",
 )
 
@@ -110,7 +126,7 @@ QWEN2 = replace(
     biased=_biased(True, "q", "k", "v"),
     defaults=LLAMA.defaults
     | {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
-    | {"max_position_embeddings": 32768},
+    | {"layer_types": None, "num_key_value_heads": 32, "max_position_embeddings": 32768},
     windows="above",
 )
 
@@ -137,7 +153,9 @@ GEMMA2 = replace(
     defaults=LLAMA.defaults
     | {"activation": "gelu_pytorch_tanh", "head_dim": 256, "query_pre_attn_scalar": 256}
     | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096}
-    | {"tie_word_embeddings": True, "max_position_embeddings": 8192},
+    | {"layer_types": None, "num_key_value_heads": 4, "tie_word_embeddings": True}
+    | {"max_position_embeddings": 8192},
+    echoes={"hidden_act": "activation", "sliding_window_size": "sliding_window"},
     windows="even",
     scaled_embedding=True,
 )
@@ -150,6 +168,7 @@ GEMMA3 = replace(
     | {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6}
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
     | {"max_position_embeddings": 131072},
+    echoes={"hidden_act": "activation", "_sliding_window_pattern": "sliding_window_pattern"},
     windows="pattern",
 )
 
@@ -166,9 +185,8 @@ PHI3 = replace(
     ),
     biased={},
     defaults=LLAMA.defaults
-    | {"norm_eps": 1e-5, "sliding_window": None, "max_position_embeddings": 4096}
-    | {"attention_bias": False},
-    only={"attention_bias": False},
+    | {"norm_eps": 1e-5, "sliding_window": None, "max_position_embeddings": 4096},
+    only=("is_causal", "attention_bias"),
     windows="all",
 )
 
@@ -190,10 +208,13 @@ GPT_NEOX = Family(
     | dict.fromkeys(_NEOX_QKV.fused, _NEOX_QKV),
     norm="layer",
     biased=_biased("attention_bias", "q", "k", "v", "o") | _biased(True, "up", "down"),
-    keys={"norm_eps": "layer_norm_eps", "activation": "hidden_act"},
-    defaults={"rope_theta": 10000.0, "partial_rotary_factor": 0.25, "attention_bias": True}
-    | {"use_parallel_residual": True, "tie_word_embeddings": False, "norm_eps": 1e-5}
-    | {"activation": "gelu", "max_position_embeddings": 2048},
+    keys={"norm_eps": "layer_norm_eps", "activation": "hidden_act"}
+    | {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    defaults=_ALL
+    | _ROPE
+    | {"partial_rotary_factor": 0.25, "attention_bias": True, "use_parallel_residual": True}
+    | {"norm_eps": 1e-5, "activation": "gelu", "max_position_embeddings": 2048},
+    echoes={"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"},
     buffers=(
         r"layers\.\d+\.attention\.(bias|masked_bias)",
         r"layers\.\d+\.attention\.rotary_emb\.inv_freq",
@@ -222,12 +243,13 @@ GPT2 = Family(
         "num_attention_heads": "n_head", "max_position_embeddings": "n_positions",
         "norm_eps": "layer_norm_epsilon", "activation": "activation_function",
     },
-    defaults={"norm_eps": 1e-5, "activation": "gelu_new", "tie_word_embeddings": True}
-    | {"intermediate_size": None, "max_position_embeddings": 1024}
-    | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
-    | {"add_cross_attention": False},
-    only={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
-    | {"add_cross_attention": False},
+    defaults=_ALL
+    | {"norm_eps": 1e-5, "activation": "gelu_new", "tie_word_embeddings": True}
+    | {"intermediate_size": None, "max_position_embeddings": 1024, "scale_attn_weights": True}
+    | {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    only=(
+        "is_causal", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "add_cross_attention",
+    ),
     position_offset=0,
     buffers=(r"h\.\d+\.attn\.(bias|masked_bias)",),
 )  # fmt: skip
@@ -248,17 +270,24 @@ OPT = Family(
     norm="layer",
     biased=_biased("enable_bias", "q", "k", "v", "o", "up", "down"),
     keys={"intermediate_size": "ffn_dim", "activation": "activation_function"},
-    defaults={"norm_eps": 1e-5, "activation": "relu", "tie_word_embeddings": True}
-    | {"max_position_embeddings": 2048, "enable_bias": True, "do_layer_norm_before": True}
-    | {"_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True},
-    only={"do_layer_norm_before": True, "_remove_final_layer_norm": False}
+    defaults=_ALL
+    | {"norm_eps": 1e-5, "activation": "relu", "tie_word_embeddings": True}
+    | {"max_position_embeddings": 2048, "enable_bias": True, "word_embed_proj_dim": None}
+    | {"do_layer_norm_before": True, "_remove_final_layer_norm": False}
     | {"layer_norm_elementwise_affine": True},
+    only=(
+        "is_causal",
+        "norm_eps",  # a constant of the family, not a key of its files
+        "do_layer_norm_before",
+        "_remove_final_layer_norm",
+        "layer_norm_elementwise_affine",
+    ),
     position_offset=2,
     buffers=(),
 )
 OPT = replace(OPT, names={role: part for role, part in OPT.names.items() if role != "gate_proj"})
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, GPT_NEOX, GPT2, OPT)
 }

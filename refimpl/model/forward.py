@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.model import ops
+from refimpl.model import attention, ops
 from refimpl.model.checkpoint import Model
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.ids import checked_ids
+from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.ops import Array, linear
 
 Weights = Mapping[str, Array]
@@ -71,8 +72,10 @@ def places(positions: Array, config: Config, dtype: npt.DTypeLike) -> dict[Block
     """
     return {
         kind: Place(
-            ops.causal_bias(positions, kind.window, dtype),
-            None if kind.rope is None else ops.rope_tables(positions, kind.rope.inv_freq, dtype),
+            attention.causal_bias(positions, kind.window, dtype),
+            None
+            if kind.rope is None
+            else attention.rope_tables(positions, kind.rope.inv_freq, dtype),
         )
         for kind in dict.fromkeys(config.blocks)
     }
@@ -115,9 +118,14 @@ def embed(
 
 
 def self_attention(
-    x: Array, weights: Weights, place: Place, config: Config, point: Point = unobserved
+    x: Array,
+    weights: Weights,
+    place: Place,
+    config: Config,
+    point: Point = unobserved,
+    kernels: Kernels = PLAIN,
 ) -> Array:
-    """Attend: ``softmax(cap(scale q k^T) + bias) v``, heads merged, then `o_proj`.
+    """Attend: ``softmax(cap((scale q) k^T) + bias) v``, heads merged, then `o_proj`.
 
     Args:
         x: Normalised input, [B, S, D].
@@ -126,12 +134,13 @@ def self_attention(
         config: The model's facts.
         point: Receives `q`, `k`, `v` [B, heads, S, h], `q_rope`, `k_rope`, and `attn_heads`
             [B, S, H h], the input of `o_proj`.
+        kernels: How attention is evaluated.
 
     Returns:
         Attention's output, [B, S, D].
     """
     q, k, v = (
-        ops.split_heads(project(x, weights, name), config.head_dim)
+        attention.split_heads(project(x, weights, name), config.head_dim)
         for name in ("q_proj", "k_proj", "v_proj")
     )
     q = point("q", norm(q, weights, "q_norm", config))
@@ -139,17 +148,23 @@ def self_attention(
     v = point("v", v)
     if place.rope is not None:
         q, k = (
-            point("q_rope", ops.rotate(q, *place.rope)),
-            point("k_rope", ops.rotate(k, *place.rope)),
+            point("q_rope", attention.rotate(q, *place.rope)),
+            point("k_rope", attention.rotate(k, *place.rope)),
         )
 
     k, v = (np.take(kv, config.kv_head_of_head, axis=1) for kv in (k, v))
-    scores = ops.soft_cap(q @ np.swapaxes(k, -1, -2) * config.attention_scale, config.attn_soft_cap)
-    heads = point("attn_heads", ops.merge_heads(ops.softmax(scores + place.bias) @ v))
-    return project(heads, weights, "o_proj")
+    q = q * config.attention_scale
+    heads = attention.merge_heads(kernels.attention(q, k, v, place.bias, config.attn_soft_cap))
+    return project(point("attn_heads", heads), weights, "o_proj")
 
 
-def mlp(x: Array, weights: Weights, config: Config, point: Point = unobserved) -> Array:
+def mlp(
+    x: Array,
+    weights: Weights,
+    config: Config,
+    point: Point = unobserved,
+    kernels: Kernels = PLAIN,
+) -> Array:
     """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` where there is no gate.
 
     Args:
@@ -157,11 +172,12 @@ def mlp(x: Array, weights: Weights, config: Config, point: Point = unobserved) -
         weights: The block's weights by our names.
         config: The model's facts.
         point: Receives `mlp_hidden` [B, S, F], the input of `down_proj`.
+        kernels: How the activation is evaluated.
 
     Returns:
         The MLP's output, [B, S, D].
     """
-    activation = ops.ACTIVATIONS[config.activation]
+    activation = kernels.activations[config.activation]
     hidden = project(x, weights, "up_proj")
     if config.gated:
         hidden = activation(project(x, weights, "gate_proj")) * hidden
@@ -171,7 +187,12 @@ def mlp(x: Array, weights: Weights, config: Config, point: Point = unobserved) -
 
 
 def block(
-    x: Array, weights: Weights, place: Place, config: Config, point: Point = unobserved
+    x: Array,
+    weights: Weights,
+    place: Place,
+    config: Config,
+    point: Point = unobserved,
+    kernels: Kernels = PLAIN,
 ) -> Array:
     """Run one decoder layer: attention and MLP, each added to the residual stream.
 
@@ -181,19 +202,20 @@ def block(
         place: Bias and rotary tables for this block's kind.
         config: The model's facts.
         point: Receives every per-block trace point.
+        kernels: How attention and activation are evaluated; the result is the same to rounding.
 
     Returns:
         Residual stream after the block, h_l, [B, S, D].
     """
     x = point("resid_pre", x)
     attn_in = point("attn_norm", norm(x, weights, "attn_norm", config))
-    attn_out = self_attention(attn_in, weights, place, config, point)
+    attn_out = self_attention(attn_in, weights, place, config, point, kernels)
     attn_out = point("attn_out", norm(attn_out, weights, "attn_post_norm", config))
     mid = point("resid_mid", x + attn_out)
 
     mlp_from = x if config.parallel_residual else mid
     mlp_in = point("mlp_norm", norm(mlp_from, weights, "mlp_norm", config))
-    mlp_out = mlp(mlp_in, weights, config, point)
+    mlp_out = mlp(mlp_in, weights, config, point, kernels)
     mlp_out = point("mlp_out", norm(mlp_out, weights, "mlp_post_norm", config))
     return point("resid_post", mid + mlp_out)
 
@@ -215,7 +237,11 @@ def head(x: Array, weights: Weights, config: Config, point: Point = unobserved) 
 
 
 def forward(
-    model: Model, token_ids: npt.ArrayLike, trace: bool = False, dtype: npt.DTypeLike = np.float32
+    model: Model,
+    token_ids: npt.ArrayLike,
+    trace: bool = False,
+    dtype: npt.DTypeLike = np.float32,
+    kernels: Kernels = PLAIN,
 ) -> Forward:
     """Run a model on token ids, one block in memory at a time.
 
@@ -224,6 +250,7 @@ def forward(
         token_ids: Ids, [S] or [B, S], integers in [0, vocab_size).
         trace: Whether to keep every trace point.
         dtype: float32, or float64 to certify.
+        kernels: How attention and activation are evaluated.
 
     Returns:
         Logits [B, S, V], and the trace.
@@ -236,6 +263,7 @@ def forward(
         The authority is transformers in float64 with its float32 casts lifted.
 
     Example:
+        >>> from refimpl import read_model
         >>> model = read_model("fixtures/llama")
         >>> out = forward(model, [[1, 5, 7]], trace=True)
         >>> out.logits.shape, out.trace["blocks.0.q"].shape
@@ -256,6 +284,6 @@ def forward(
 
     x = keep("")("embed", embed(ids, positions, model.embedding(), config, dtype))
     for i, kind in enumerate(config.blocks):
-        x = block(x, model.block(i, dtype), where[kind], config, keep(f"blocks.{i}."))
+        x = block(x, model.block(i, dtype), where[kind], config, keep(f"blocks.{i}."), kernels)
     logits = head(x, model.head(dtype), config, keep(""))
     return Forward(logits, found)

@@ -22,7 +22,10 @@ def checked_ids(token_ids: npt.ArrayLike, config: Config) -> Array:
         RefimplError: Not integers, not one or two axes, none at all, outside the vocabulary, or a
             sequence longer than the model allows.
     """
-    ids = np.asarray(token_ids)
+    try:
+        ids = np.asarray(token_ids)
+    except ValueError:  # rows of unequal length
+        ids = np.array(token_ids, np.object_)
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or ids.size == 0:
         raise RefimplError(
             f"token ids of dtype {ids.dtype} and shape {list(ids.shape)}",

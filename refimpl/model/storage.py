@@ -25,6 +25,9 @@ class Layout:
     transposed: bool = False
 
 
+WHOLE = Layout()  # a tensor of its own, rows first
+
+
 def cut(stored: Array, layout: Layout) -> Array:
     """One role's weight out of the stored tensor, rows in logical order.
 
@@ -34,6 +37,10 @@ def cut(stored: Array, layout: Layout) -> Array:
 
     Returns:
         The role's weight [out, in] or bias [out]; a view where the layout allows one.
+
+    Source:
+        transformers (a peer): Phi-3 and GPT-2 concatenate the roles, GPT-NeoX puts each head's
+        q, k and v together, GPT-2's Conv1D holds [in, out].
 
     Example:
         >>> fused = np.arange(8).reshape(8, 1)   # two heads of (q, k), two rows each
@@ -58,7 +65,10 @@ def join(parts: Sequence[Array], layout: Layout) -> Array:
         layout: The layout of any of them.
 
     Returns:
-        The file's tensor.
+        The file's tensor, [rows, in], [in, rows] or [rows].
+
+    Source:
+        As `cut`.
 
     Example:
         >>> parts = [np.array([[0], [1], [4], [5]]), np.array([[2], [3], [6], [7]])]

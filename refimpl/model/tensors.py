@@ -1,9 +1,11 @@
-"""Tensors in safetensors files, mapped into memory and read one at a time."""
+"""Tensors in safetensors files: mapped into memory, read one at a time, written whole."""
 
 import json
 import mmap
+import os
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,10 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_WRITTEN = {dtype: name for name, dtype in DTYPES.items()} | {
+    np.dtype(f"{kind}{size}"): f"{kind.upper()}{8 * size}" for kind in "iu" for size in (1, 2, 4, 8)
+}
+_WRITTEN |= {np.dtype(bool): "BOOL"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Stored:
         name: The tensor's name in it.
         dtype: The file's name of its dtype, such as "BF16".
         shape: Its shape.
-        offset: Where its bytes start, counted from the start of the file.
+        offset: Where its bytes start, in bytes from the start of the file.
     """
 
     file: "SafetensorsFile"
@@ -42,8 +48,8 @@ class Stored:
 
     @property
     def array(self) -> Array:
-        """The tensor, a read-only view of the mapped file."""
-        dtype, count = DTYPES[self.dtype], int(np.prod(self.shape))
+        """The tensor, a read-only view of the mapped file; its dtype must be one of `DTYPES`."""
+        dtype, count = DTYPES[self.dtype], int(np.prod(self.shape, dtype=np.int64))
         if count == 0:
             return np.empty(self.shape, dtype)
         return np.frombuffer(self.file.map, dtype, count, self.offset).reshape(self.shape)
@@ -57,14 +63,26 @@ class SafetensorsFile:
 
     Raises:
         RefimplError: No such file, not readable, truncated, overlapping, or not safetensors.
+
+    Source:
+        The format and its checks: the safetensors library (a peer), which looks through the header
+        before we read it.
+
+    Differs:
+        From safetensors' NumPy loader: bfloat16 is supported, and pages can be given back.
+
+    Example:
+        >>> file = SafetensorsFile(Path("fixtures/llama/model.safetensors"))
+        >>> file.tensors["model.norm.weight"].array.shape
+        (32,)
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with safe_open(path, framework="np"):  # the library checks header, offsets and length
-                pass
             with path.open("rb") as file:
+                with safe_open(path, framework="np"):  # checks header, offsets and length
+                    pass
                 (length,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(length))
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -80,7 +98,7 @@ class SafetensorsFile:
                 "a file written by safetensors (its library checks header, offsets and length)",
                 "download or save the file again; compare its size with the source",
             ) from error
-        self.metadata: Mapping[str, str] = header.pop("__metadata__", {})
+        self.metadata: Mapping[str, str] = header.pop("__metadata__", None) or {}
         self.tensors = {
             name: Stored(
                 self,
@@ -98,113 +116,68 @@ class SafetensorsFile:
             self.map.madvise(mmap.MADV_DONTNEED)
 
 
-def open_files(path: Path) -> tuple[SafetensorsFile, ...]:
-    """Find and open the files that hold a model's weights.
+def save_tensors(
+    path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file: every tensor in row-major order, in place only when whole.
+
+    The same arrays give the same bytes: tensors are sorted by item size (so that each is aligned)
+    and name. The file is written beside its target, and renamed when it is complete.
 
     Args:
-        path: A safetensors file, an index (`*.safetensors.index.json`), or a folder.
-
-    Returns:
-        The files, mapped.
+        path: The file to write; replaced if it exists.
+        arrays: Tensors by name, of any strides and byte order.
+        metadata: Texts for the header.
 
     Raises:
-        RefimplError: Nothing there, another format, several candidates, or an index that does not
-            match its shards.
+        RefimplError: A dtype that safetensors does not have, or a place that cannot be written to.
+
+    Source:
+        The format: safetensors (a peer), whose library reads the result in the tests.
+
+    Differs:
+        From safetensors 0.8.0, which silently writes other bytes for arrays that are not
+        contiguous (transposed, Fortran, strided), and copies all tensors at once.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "x.safetensors"
+        ...     save_tensors(path, {"w": np.arange(6.0).reshape(2, 3).T})
+        ...     SafetensorsFile(path).tensors["w"].array.tolist()
+        [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
     """
-    if not path.exists():
-        raise RefimplError(
-            f"{path}: no such file or folder",
-            "a .safetensors file, an index, or a folder that holds one",
-            "check the path",
-        )
-    if path.is_dir():
-        indices, files = (
-            sorted(path.glob(p)) for p in ("*.safetensors.index.json", "*.safetensors")
-        )
-        preferred = [f for f in files if f.name == "model.safetensors"]
-        found = preferred or indices or files
-        if len(found) != 1:
-            raise _no_single_file(path, found)
-        path = found[0]
-    if path.name.endswith(".index.json"):
-        return _open_shards(path)
-    if path.suffix != ".safetensors":
-        raise RefimplError(
-            f"{path}: {path.suffix or 'this file'} is not a safetensors file",
-            "a .safetensors file, an index, or a folder that holds one",
-            WAY_OUT.get(path.suffix, "save the model with save_pretrained(DIR)"),
-        )
-    return (SafetensorsFile(path),)
-
-
-_BIN = (
-    "convert it where you trust it, since pickles run code (transformers: "
-    "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW))"
-)
-WAY_OUT = {
-    ".bin": _BIN,
-    ".pt": _BIN,
-    ".pth": _BIN,
-    ".ckpt": _BIN,
-    ".gguf": "de-quantise it (transformers: from_pretrained(DIR, gguf_file=...).save_pretrained(NEW))",
-}
-
-
-def _no_single_file(folder: Path, found: list[Path]) -> RefimplError:
-    """Why a folder does not name one model."""
-    if found:
-        return RefimplError(
-            f"{folder}: {len(found)} candidates: {', '.join(f.name for f in found)}",
-            "model.safetensors, or one index, or one .safetensors file",
-            "name the file itself",
-        )
-    if (folder / "adapter_config.json").exists():
-        return RefimplError(
-            f"{folder}: holds an adapter, not a model",
-            "a folder with .safetensors weights of a whole model",
-            "merge it (peft: merge_and_unload().save_pretrained(DIR))",
-        )
-    others = [f for f in sorted(folder.iterdir()) if f.suffix in WAY_OUT]
-    return RefimplError(
-        f"{folder}: no .safetensors file in it" + (f", only {others[0].name}" if others else ""),
-        "a folder with .safetensors weights",
-        WAY_OUT[others[0].suffix] if others else "check the path",
-    )
-
-
-def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
-    """The shards an index names, checked against it."""
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        array = arrays[name]
+        start, end = end, end + array.nbytes
+        dtype = _WRITTEN.get(array.dtype.newbyteorder("="))
+        if dtype is None:
+            raise RefimplError(
+                f"{name}: dtype {array.dtype} cannot be written to {path}",
+                f"one of {', '.join(_WRITTEN.values())}",
+                "convert the array first",
+            )
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        where = json.loads(index.read_text("utf-8"))["weight_map"]
-        names = list(dict.fromkeys(where.values()))
-        outside = [n for n in names if Path(n).name != n or n in (".", "..")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        with part.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in order:
+                array = arrays[name]
+                whole = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+                file.write(whole.reshape(-1).view(np.uint8).data)
+        part.replace(path)
+    except OSError as error:
         raise RefimplError(
-            f"{index}: not an index of shards ({error})",
-            'JSON with a "weight_map" from tensor to file name',
-            "download it again",
+            f"{path}: cannot be written ({error.strerror})",
+            "a folder that may be written to, on a disk with space",
+            "choose another place, or make room",
         ) from error
-    if outside:
-        raise RefimplError(
-            f"{index}: names files outside its folder: {', '.join(outside)}",
-            "plain file names",
-            "do not use this index; get the model from its source",
-        )
-    files = tuple(SafetensorsFile(index.parent / n) for n in names)
-    problems = [
-        f"{name}: in the index under {shard}, not in that file"
-        for name, shard in where.items()
-        if name not in files[names.index(shard)].tensors
-    ] + [
-        f"{name}: in {file.path.name}, in the index under {where.get(name, 'nothing')}"
-        for file in files
-        for name in file.tensors
-        if where.get(name) != file.path.name
-    ]
-    if problems:
-        raise RefimplError(
-            f"{index}: does not match its shards:\n  " + "\n  ".join(problems),
-            "every tensor in the file the index names, and no other",
-            "download the index and its shards again",
-        )
-    return files
+    finally:
+        with suppress(OSError):  # renamed, or never there
+            part.unlink()

@@ -1,5 +1,7 @@
 """The table of blocks: what each absorbs, and what it shall lose."""
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +10,11 @@ from refimpl.jobs.allocate import Allocation
 from refimpl.jobs.scores import Absorption, Scores
 from refimpl.method.correction import LOG_LIMIT
 from refimpl.model.ops import Array
+from refimpl.show.header import counted, header
 
-ROOM = 6  # characters on either side of the bar's middle
-EIGHTHS = " ▏▎▍▌▋▊▉█"
-MIB = 1 << 20
+ROOM = len("amplifies")  # columns on either side of the bar's middle, under these words
+EIGHTHS = " ▏▎▍▌▋▊▉"
+ABSORBS, AMPLIFIES, PLAIN = "\x1b[36m", "\x1b[31m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Style:
     color: bool = False
     blocks: bool = True
 
+    @property
+    def middle(self) -> str:
+        """The bar's middle, a factor of 1."""
+        return "│" if self.blocks else "|"
+
 
 def table(scores: Scores, allocations: tuple[Allocation, ...], style: Style = Style()) -> str:
     """Header, and for every eta a row per block.
@@ -38,85 +46,106 @@ def table(scores: Scores, allocations: tuple[Allocation, ...], style: Style = St
     Returns:
         Text, lines ended by newlines.
     """
-    lines = header(scores, allocations[0])
+    lines = header(scores, allocations)
     for found, allocation in zip(scores.sweep, allocations, strict=True):
-        lines += ["", *rows(scores, found, allocation, style), "", *footer(found, allocation)]
+        title = [f"eta {found.eta:g}"] if len(scores.sweep) > 1 else []
+        rows = aligned(columns(scores, found, allocation, style))
+        lines += ["", *title, *rows, "", *footer(scores, found, allocation)]
     return "\n".join(lines) + "\n"
 
 
-def header(scores: Scores, allocation: Allocation) -> list[str]:
-    """What was measured, on what, and how."""
-    plan, tokens, run, request = scores.plan, scores.tokens, scores.run, allocation.request
-    prunable = allocation.total_weights
-    push = f"{plan.kind}, "
-    if plan.kind == "gaussian":
-        etas = ", ".join(f"{eta:g}" for eta in plan.eta)
-        push += f"eta {etas}, noise scale {plan.noise_scale}, noise shape {plan.noise_shape}, "
-        push += f"draws {plan.draws}, seed {plan.seed}, "
-    elif scores.pruned_at is not None:
-        at = scores.pruned_at
-        push += f"Wanda at base {at.base}, sparsity {at.sparsity:g}, "
-    options = "".join(
-        f", {k} {v:g}" if isinstance(v, float) else f", {k} {v}" for k, v in request.options.items()
-    )
-    correction = (
-        "none"
-        if request.correct is None
-        else f"{request.correct}, strength {request.strength:g}, at most "
-        f"{request.max_correction:g}, scale {request.correction_scale} (provisional defaults)"
-    )
-    peak = "unknown" if run.peak_memory is None else f"{run.peak_memory / MIB:,.0f} MiB"
-    return [
-        f"model       {scores.model}, {scores.family}, {scores.num_blocks} blocks, "
-        f"{prunable:,} prunable weights",
-        f"tokens      {tokens.samples} x {tokens.seq_len}, {tokens.source}"
-        + f", sha256 {tokens.sha256[:12]}",
-        f"perturbed   {push}norm {plan.norm}, sink {plan.sink}, {run.dtype}",
-        f"base        {request.base}{options}, sparsity {request.sparsity:g}, "
-        f"limits {request.lo:g} to {request.hi:g}, compat {request.compat}",
-        f"correction  {correction}",
-        f"run         {run.seconds:.1f} s, peak memory {peak} (resident, mapped pages included), "
-        f"{run.threads} threads, "
-        + ", ".join(f"{name} {version}" for name, version in run.versions.items()),
-    ]
+def columns(
+    scores: Scores, found: Absorption, allocation: Allocation, style: Style
+) -> dict[str, list[str]]:
+    """The table, column by column.
+
+    Args:
+        scores: What was found.
+        found: At this eta.
+        allocation: Made of it.
+        style: What the output can show.
+
+    Returns:
+        Heading to one text per block.
+    """
+    signal, values = _signal(scores, allocation.request.base)
+    extra = {}
+    if scores.pruned_at is not None:
+        extra["drift"] = _numbers(np.diag(found.drift), "#.4g")  # R_l, what pruning block l does
+    if allocation.request.correct == "arrival":
+        extra["arrival"] = _numbers(found.arrival, "#.4g")
+    if allocation.request.correct == "divergence" and found.divergence is not None:
+        extra["divergence"] = _numbers(found.divergence, "#.4g")
+    return {
+        "block": [str(i) for i in range(scores.num_blocks)],
+        "weights": [f"{scores.linear_sizes.sum():,}"] * scores.num_blocks,
+        signal: ["-"] * scores.num_blocks if values is None else _numbers(values, "#.4g"),
+        "r": _numbers(found.coefficient, ".4f"),
+        "stderr": _numbers(found.stderr, ".4f"),
+        f"{'absorbs':>{ROOM}}{style.middle}amplifies": [bar(r, style) for r in found.coefficient],
+        **extra,
+        "base": _numbers(allocation.base_sparsity, ".4f"),
+        "corrected": _numbers(allocation.corrected_sparsity, ".4f"),
+        "pruned": [f"{count:,}" for count in allocation.num_pruned],
+    }
 
 
-def rows(scores: Scores, found: Absorption, allocation: Allocation, style: Style) -> list[str]:
-    """Column names and a row per block."""
-    name, signal = _signal(scores, allocation.request.base)
-    title = "" if found.eta is None or len(scores.sweep) == 1 else f"eta {found.eta:g}"
-    lines = [title] if title else []
-    lines.append(
-        f"{'block':>5} {'weights':>12} {name:>10} {'r':>9} {'stderr':>8} "
-        f"{'absorbs':>{ROOM}}|{'amplifies':<{ROOM + 4}} {'base':>7} {'corrected':>9} {'pruned':>12}"
-    )
-    for i in range(scores.num_blocks):
-        r, stderr = found.coefficient[i], found.stderr[i]
-        lines.append(
-            f"{i:>5} {int(scores.linear_sizes.sum()):>12,} "
-            f"{'-' if signal is None else f'{signal[i]:.4g}':>10} "
-            f"{_number(r, '9.4f')} {_number(stderr, '8.4f')}  "
-            f"{bar(r, style)}   "
-            f"{allocation.base_sparsity[i]:>7.4f} {allocation.corrected_sparsity[i]:>9.4f} "
-            f"{int(allocation.num_pruned[i]):>12,}"
-        )
-    return lines
+def aligned(columns: Mapping[str, list[str]]) -> list[str]:
+    """Lines of a table, each column as wide as its widest text and set to the right.
+
+    Args:
+        columns: Heading to texts, as many in each; escape sequences for colour have no width.
+
+    Returns:
+        The line of headings and a line per text.
+
+    Example:
+        >>> aligned({"block": ["0", "1"], "weights": ["7,296", "7,296"]})
+        ['block  weights', '    0    7,296', '    1    7,296']
+    """
+
+    def padded(cells: list[str]) -> list[str]:
+        widths = [len(re.sub(r"\x1b\[\d+m", "", cell)) for cell in cells]
+        return [
+            " " * (max(widths) - width) + cell for cell, width in zip(cells, widths, strict=True)
+        ]
+
+    whole = [padded([heading, *cells]) for heading, cells in columns.items()]
+    return ["  ".join(cells) for cells in zip(*whole, strict=True)]
 
 
-def footer(found: Absorption, allocation: Allocation) -> list[str]:
-    """Totals, and what limits the numbers."""
+def footer(scores: Scores, found: Absorption, allocation: Allocation) -> list[str]:
+    """Totals, and what a reader must know to read the rows.
+
+    Args:
+        scores: What was found.
+        found: At this eta.
+        allocation: Made of it.
+
+    Returns:
+        Lines.
+    """
+    total, pruned, asked = allocation.total_weights, allocation.total_pruned, allocation.request
     lines = [
-        f"pruned {allocation.total_pruned:,} of {allocation.total_weights:,} "
-        f"({allocation.total_pruned / allocation.total_weights:.4%}), "
-        f"asked {allocation.request.sparsity:.4%}"
+        f"pruned {pruned:,} of {total:,} ({pruned / total:.4%}), asked for {asked.sparsity:.4%}"
     ]
-    if allocation.request.correct is not None:
+    if asked.compat == "peer":
+        above = int((allocation.linear_sparsity > 1).any(axis=1).sum())
         lines.append(
-            f"{allocation.clipped.mean():.0%} of the blocks at the clip "
-            f"(|u| = log 3), where the correction no longer tells them apart"
+            "compat peer restores no budget and rounds every row down"
+            + (f"; {counted(above, 'block')} asked for more than 1" if above else "")
         )
+    if np.ptp(allocation.linear_sparsity, axis=1).any():
+        lines.append("sparsities are per linear (all of them with --json); rows show block means")
+    if np.isnan(found.coefficient).any():
+        lines.append("r is - where no token had a drift; such a block counts as r = 1")
+    if np.isnan(found.stderr).any() and scores.tokens.samples < 2:
+        lines.append("stderr is -: it takes two samples or more")
     if found.left_out.any():
-        lines.append(f"{int(found.left_out.sum()):,} tokens without a drift were left out")
+        lines.append(f"{counted(int(found.left_out.sum()), 'token')} without a ratio left out")
+    if scores.plan.sink == "exclude":
+        sinks = counted(int(scores.sinks.sum()), "token")
+        lines.append(f"{sinks} excluded as sinks, over all perturbed blocks")
     return lines
 
 
@@ -131,31 +160,28 @@ def bar(r: float, style: Style) -> str:
         Text of ``2 ROOM + 1`` characters (and colour); full length at a factor of 3 or more.
 
     Example:
-        >>> bar(3.0, Style(blocks=False)), bar(1.0, Style(blocks=False))
-        ('      |######', '      |      ')
+        >>> bar(3.0, Style(blocks=False)), bar(1 / 3, Style(blocks=False))
+        ('         |#########', '#########|         ')
     """
     if np.isnan(r):
-        return " " * ROOM + "?" + " " * ROOM
+        return "?".center(2 * ROOM + 1)
     u = np.clip(np.log(r) if r > 0 else -LOG_LIMIT, -LOG_LIMIT, LOG_LIMIT) / LOG_LIMIT
-    if style.blocks:
-        full, eighths = divmod(round(abs(u) * ROOM * 8), 8)
-        right = "█" * full + (EIGHTHS[eighths] if eighths else "")
-        # Left-growing partial blocks do not exist: the left side has half-block resolution.
-        left = ("▐" if eighths >= 4 else "") + "█" * full
+    length = abs(float(u)) * ROOM
+    if not style.blocks:
+        right = left = "#" * round(length)
     else:
-        right = left = "#" * round(abs(u) * ROOM)
-    middle = "│" if style.blocks else "|"
-    if u < 0:
-        body = (left.rjust(ROOM), middle, " " * ROOM)
-        tint = "\x1b[34m"
-    else:
-        body = (" " * ROOM, middle, right.ljust(ROOM))
-        tint = "\x1b[31m"
-    return f"{tint}{''.join(body)}\x1b[0m" if style.color and u else "".join(body)
+        full, eighths = divmod(round(length * 8), 8)
+        right = "█" * full + EIGHTHS[eighths].strip()
+        # No characters grow to the left by eighths: this side is drawn in halves.
+        full, half = divmod(round(length * 2), 2)
+        left = "▐" * half + "█" * full
+    sides = (left, "") if u < 0 else ("", right)
+    text = f"{sides[0]:>{ROOM}}{style.middle}{sides[1]:<{ROOM}}"
+    return f"{ABSORBS if u < 0 else AMPLIFIES}{text}{PLAIN}" if style.color and u else text
 
 
 def _signal(scores: Scores, base: str) -> tuple[str, Array | None]:
-    """Name and values of the signal a base allocation is made from."""
+    """Name and values, [L], of the signal that a base allocation is made from."""
     signals = scores.signals
     if base == "owl":
         return "outliers %", signals.owl_outlier_percent
@@ -166,6 +192,6 @@ def _signal(scores: Scores, base: str) -> tuple[str, Array | None]:
     return "signal", None
 
 
-def _number(x: float, form: str) -> str:
-    """A number, or a dash of the same width."""
-    return format("-", ">" + form.split(".")[0]) if np.isnan(x) else format(x, form)
+def _numbers(values: Iterable[float], form: str) -> list[str]:
+    """Numbers as texts, a dash where unknown."""
+    return ["-" if np.isnan(value) else format(value, form) for value in values]

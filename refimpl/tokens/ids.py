@@ -16,7 +16,7 @@ _ROW = (
 
 
 def id_tokens(path: str | Path, samples: int | None = None, seq_len: int | None = None) -> Tokens:
-    """Read token ids as they are: no BOS is added.
+    r"""Read token ids as they are: no BOS is added.
 
     Rows of a file are its samples (the first `samples` of them, cut to the first `seq_len` ids);
     a one-dimensional array is cut like a tokenised text.
@@ -40,7 +40,7 @@ def id_tokens(path: str | Path, samples: int | None = None, seq_len: int | None 
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     file = Path(folder, "ids.jsonl")
-        ...     _ = file.write_text('[5, 6, 7]\\n{"input_ids": [8, 9, 10]}\\n')
+        ...     _ = file.write_text('[5, 6, 7]\n{"input_ids": [8, 9, 10]}\n')
         ...     id_tokens(file, seq_len=2).ids.tolist()
         [[5, 6], [8, 9]]
     """
@@ -60,7 +60,7 @@ def id_tokens(path: str | Path, samples: int | None = None, seq_len: int | None 
         return Tokens(ids, f"{path.name}, {spread(ids, stored.size)}, ids as given", "ids")
     rows, width = stored.shape
     if not stored.size:
-        raise RefimplError(f"{path} holds no ids", _ROW, "give another file")
+        raise RefimplError(f"{path} holds no ids", "at least one", "give another file")
     samples = rows if samples is None else samples
     seq_len = width if seq_len is None else seq_len
     require_sizes(samples, seq_len)
@@ -78,7 +78,9 @@ def id_tokens(path: str | Path, samples: int | None = None, seq_len: int | None 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
     try:
         ids = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises anything, tokenize.TokenError included
         raise RefimplError(
             f"{path} is no array of integers ({error})",
             "a .npy file of integers",
@@ -111,7 +113,7 @@ def _read_jsonl(path: Path) -> npt.NDArray[Any]:
                 raise RefimplError(
                     f"{here} has {len(row)} ids, the lines before it have {len(rows[0])}",
                     "rows of equal length",
-                    "cut them to one length, or save all ids as one row of a .npy file",
+                    "cut them to one length, or save all ids as a one-dimensional .npy",
                 )
             rows.append(row)
-    return np.array(rows, np.int64).reshape(len(rows), -1 if rows else 0)
+    return np.array(rows, np.int64).reshape(len(rows), len(rows[0]) if rows else 0)

@@ -75,43 +75,22 @@ def random_tokens(
     return Tokens(ids, source, "random")
 
 
-def check_tokens(tokens: Tokens, vocab_size: int, max_positions: int) -> None:
-    """Refuse tokens that a model cannot read.
+def require_sizes(samples: int, seq_len: int) -> None:
+    """Refuse to make no samples, or empty ones.
 
     Args:
-        tokens: What the model is to be fed.
-        vocab_size: V, number of token ids.
-        max_positions: Longest sequence, in tokens.
+        samples: Number of samples, n.
+        seq_len: Tokens per sample, S.
 
     Raises:
-        RefimplError: No samples or no tokens, ids outside [0, V), or samples too long.
+        RefimplError: One of them is below 1.
 
     Source:
         Ours.
 
     Example:
-        >>> check_tokens(random_tokens(10, 2, 4), vocab_size=10, max_positions=4)
+        >>> require_sizes(samples=8, seq_len=512)
     """
-    samples, seq_len = tokens.ids.shape
-    require_sizes(samples, seq_len)
-    outside = (tokens.ids < 0) | (tokens.ids >= vocab_size)
-    if outside.any():
-        sample, position = np.argwhere(outside)[0].tolist()
-        raise RefimplError(
-            f"{outside.sum()} token ids outside the vocabulary, the first is "
-            f"{tokens.ids[sample, position]} (sample {sample}, position {position}, from 0)",
-            f"ids from 0 to {vocab_size - 1}",
-            "use the tokenizer that belongs to this model",
-        )
-    if seq_len > max_positions:
-        raise RefimplError(
-            f"samples of {seq_len} tokens",
-            f"at most {max_positions}, the model's longest sequence",
-            f"use --seq-len {max_positions} or less",
-        )
-
-
-def require_sizes(samples: int, seq_len: int) -> None:
     if samples < 1 or seq_len < 1:
         raise RefimplError(
             f"{samples} samples of {seq_len} tokens",
@@ -121,12 +100,53 @@ def require_sizes(samples: int, seq_len: int) -> None:
 
 
 def spread(ids: Ids, total: int) -> str:
+    """Say how samples were cut.
+
+    Args:
+        ids: The samples, [n, S].
+        total: Tokens in the stream they were cut from.
+
+    Returns:
+        Part of a line.
+
+    Source:
+        Ours.
+
+    Example:
+        >>> spread(np.zeros((8, 512), np.int64), 912345)
+        '8 samples of 512 tokens spread over 912,345'
+    """
     samples, seq_len = ids.shape
-    return f"{samples:,} samples of {seq_len:,} tokens spread over {total:,}"
+    return f"{samples:,} sample{'s' * (samples > 1)} of {seq_len:,} tokens spread over {total:,}"
 
 
 def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, name: str) -> Ids:
-    """Cut `samples` samples out of a stream, evenly spread, the first at its start."""
+    """Cut samples out of a stream of ids, evenly spread from its start to its end.
+
+    start_i = i (N - body) // (n - 1), body = S, or S - 1 where every sample begins with BOS.
+
+    Args:
+        stream: Ids, [N].
+        samples: Number of samples, n.
+        seq_len: Tokens per sample, BOS included, S.
+        bos: Id put before each sample, or None.
+        name: Of the stream, for errors.
+
+    Returns:
+        Samples that do not overlap, [n, S].
+
+    Raises:
+        RefimplError: Too few ids (the error says which numbers work), or nothing but BOS asked for.
+
+    Source:
+        Ours.
+
+    Example:
+        >>> cut(np.arange(10), samples=2, seq_len=3, bos=None, name="ten").tolist()
+        [[0, 1, 2], [7, 8, 9]]
+        >>> cut(np.arange(10), samples=2, seq_len=3, bos=99, name="ten").tolist()
+        [[99, 0, 1], [99, 8, 9]]
+    """
     extra = 0 if bos is None else 1
     body, total = seq_len - extra, stream.size
     if body < 1:

@@ -1,0 +1,144 @@
+"""Attention and where its tokens stand: heads, rotary positions, the causal mask.
+
+Shape letters: B batch, H heads, S sequence, h head_dim, h_rot the channels of a head that rotate.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.model import ops
+from refimpl.model.ops import Array
+
+
+def split_heads(x: Array, head_dim: int) -> Array:
+    """Cut the last axis into heads: [B, S, heads * h] to [B, heads, S, h].
+
+    Args:
+        x: Projected input, [B, S, heads * h].
+        head_dim: Channels per head, h.
+
+    Returns:
+        The same numbers, [B, heads, S, h].
+
+    Example:
+        >>> split_heads(np.arange(4.0).reshape(1, 1, 4), 2).tolist()
+        [[[[0.0, 1.0]], [[2.0, 3.0]]]]
+    """
+    batch, sequence, width = x.shape
+    return np.transpose(np.reshape(x, (batch, sequence, width // head_dim, head_dim)), (0, 2, 1, 3))
+
+
+def merge_heads(x: Array) -> Array:
+    """Undo `split_heads`: [B, heads, S, h] to [B, S, heads * h].
+
+    Args:
+        x: One output per head, [B, heads, S, h].
+
+    Returns:
+        The same numbers, [B, S, heads * h].
+
+    Example:
+        >>> merge_heads(np.arange(4.0).reshape(1, 2, 1, 2)).tolist()
+        [[[0.0, 1.0, 2.0, 3.0]]]
+    """
+    batch, heads, sequence, head_dim = x.shape
+    return np.reshape(np.transpose(x, (0, 2, 1, 3)), (batch, sequence, heads * head_dim))
+
+
+def rope_tables(positions: Array, inv_freq: Array, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+    """Cosine and sine of every position's angles: ``angle[s, i] = positions[s] * inv_freq[i]``.
+
+    Args:
+        positions: Token positions, [S], integers.
+        inv_freq: Radians per position, [h_rot / 2], float64.
+        dtype: Dtype of the tables; angles are formed in float64 and cast once.
+
+    Returns:
+        Cosines and sines, each [S, h_rot / 2].
+
+    Source:
+        Su et al., arXiv:2104.09864, section 3.2.
+
+    Example:
+        >>> cos, sin = rope_tables(np.array([0, 1]), np.array([np.pi / 2]), np.float64)
+        >>> sin.tolist()
+        [[0.0], [1.0]]
+    """
+    angle = np.expand_dims(positions, -1) * inv_freq
+    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate channel pairs ``(i, i + h_rot/2)`` by their angles; channels past h_rot stay.
+
+    Args:
+        x: Queries or keys, [B, heads, S, h].
+        cos: Cosines, [S, h_rot / 2].
+        sin: Sines, [S, h_rot / 2].
+
+    Returns:
+        Rotated input, [B, heads, S, h].
+
+    Source:
+        Su et al., arXiv:2104.09864, in the half-split channel order of GPT-NeoX and Llama.
+
+    Example:
+        >>> x = np.array([[[[1.0, 0.0, 5.0]]]])
+        >>> rotate(x, np.array([[0.0]]), np.array([[1.0]])).tolist()
+        [[[[0.0, 1.0, 5.0]]]]
+    """
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = first * cos - second * sin, second * cos + first * sin
+    return np.concatenate((*turned, rest), axis=-1)
+
+
+def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> Array:
+    """What is added to attention scores: 0 where a key may be seen, ``-inf`` where not.
+
+    Token q sees keys ``k <= q``, and with a window only the last ``window`` of them
+    (``q - k < window``, itself included).
+
+    Args:
+        positions: Token positions, [S], integers.
+        window: Number of visible tokens, or None for all earlier ones.
+        dtype: Dtype of the bias.
+
+    Returns:
+        Bias, [S (query), S (key)].
+
+    Example:
+        >>> causal_bias(np.arange(3), 2, np.float64).tolist()
+        [[0.0, -inf, -inf], [0.0, 0.0, -inf], [-inf, 0.0, 0.0]]
+    """
+    query = np.expand_dims(positions, -1)
+    hidden = positions > query  # compared, not subtracted: unsigned differences wrap
+    if window is not None:
+        hidden = hidden | (query - positions >= window)
+    return np.where(hidden, np.array(-np.inf, dtype), np.array(0, dtype))
+
+
+def attend(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Array:
+    """Mix values: ``softmax(cap(q k^T) + bias) v``.
+
+    Args:
+        q: Scaled queries, [..., S (query), h].
+        k: Keys, [..., S (key), h].
+        v: Values, [..., S (key), h].
+        bias: 0 where a query may see a key, ``-inf`` where not, [S (query), S (key)].
+        cap: Soft cap on the scores, or None.
+
+    Returns:
+        Mixed values, [..., S (query), h].
+
+    Source:
+        Vaswani et al., arXiv:1706.03762, section 3.2.
+
+    Example:
+        >>> one, bias = np.ones((2, 1)), np.array([[0.0, -np.inf], [0.0, 0.0]])
+        >>> attend(one, one, np.array([[1.0], [3.0]]), bias, None).tolist()
+        [[1.0], [2.0]]
+    """
+    scores = ops.soft_cap(q @ np.swapaxes(k, -1, -2), cap)
+    scores += bias  # in place: scores are the largest arrays there are
+    return ops.softmax(scores) @ v

@@ -1,0 +1,91 @@
+"""Two ways to evaluate the costly steps: plain, and in pieces that stay in a core's cache.
+
+The plain functions are the definition. The tiled ones call them on slices, so they differ in
+rounding only; what no token of a slice may see is left out.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from refimpl.model import attention, ops
+from refimpl.model.ops import Array
+
+QUERIES = 128  # a tile of scores is [128, S]
+ELEMENTS = 1 << 14  # of an activation at a time
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How attention and activations are evaluated.
+
+    Args:
+        attention: As `attention.attend`.
+        activations: As `ops.ACTIVATIONS`.
+    """
+
+    attention: Callable[[Array, Array, Array, Array, float | None], Array]
+    activations: Mapping[str, Callable[[Array], Array]]
+
+
+def tiled_attention(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Array:
+    """Evaluate `attention.attend` head by head on runs of queries, without the keys none of them sees.
+
+    Args:
+        q: Scaled queries, [B, H, S, h].
+        k: Keys, [B, H, S, h].
+        v: Values, [B, H, S, h].
+        bias: 0 or ``-inf``, [S, S].
+        cap: Soft cap on the scores, or None.
+
+    Returns:
+        Mixed values, [B, H, S, h].
+
+    Example:
+        >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2, 5, 4))
+        >>> bias = attention.causal_bias(np.arange(5), 2, np.float64)
+        >>> bool(np.allclose(tiled_attention(q, k, v, bias, 1.0), attention.attend(q, k, v, bias, 1.0)))
+        True
+    """
+    mixed = np.empty_like(q)
+    for start in range(0, q.shape[2], QUERIES):
+        run = slice(start, start + QUERIES)
+        seen = np.flatnonzero((bias[run] == 0).any(axis=0))
+        keys = slice(seen[0], seen[-1] + 1)
+        for at in np.ndindex(q.shape[:2]):
+            mixed[at][run] = attention.attend(
+                q[at][run], k[at][keys], v[at][keys], bias[run, keys], cap
+            )
+    return mixed
+
+
+def in_pieces(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Evaluate an elementwise function piece by piece.
+
+    Args:
+        function: Elementwise.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> in_pieces(ops.relu)(np.array([[-1.0, 2.0]])).tolist()
+        [[0.0, 2.0]]
+    """
+
+    def whole(x: Array) -> Array:
+        flat, result = x.reshape(-1), np.empty(x.shape, x.dtype)
+        into = result.reshape(-1)
+        for start in range(0, flat.size, ELEMENTS):
+            piece = slice(start, start + ELEMENTS)
+            into[piece] = function(flat[piece])
+        return result
+
+    return whole
+
+
+PLAIN = Kernels(attention.attend, ops.ACTIVATIONS)
+TILED = Kernels(
+    tiled_attention, {name: in_pieces(function) for name, function in ops.ACTIVATIONS.items()}
+)

@@ -1,0 +1,47 @@
+"""The real command line, run inside this process: `run("score", model)`."""
+
+import sys
+from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
+from unittest.mock import patch
+
+from refimpl.cli.main import main
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of the program left: its exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Terminal(TextIOWrapper):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run(
+    *words: object, encoding: str = "utf-8", terminal: bool = False, err_terminal: bool = False
+) -> Result:
+    """Run `refimpl` with these words, stdout in this encoding; terminals only where asked for."""
+    out, err = (
+        (Terminal if is_terminal else TextIOWrapper)(BytesIO(), form)
+        for is_terminal, form in ((terminal, encoding), (err_terminal, "utf-8"))
+    )
+    argv = ["refimpl", *(str(word) for word in words)]
+    code: object = None
+    with patch.multiple(sys, argv=argv, stdout=out, stderr=err):
+        try:
+            main()
+        except SystemExit as left:
+            code = left.code
+    assert code is None or isinstance(code, int)
+    texts = []
+    for stream in (out, err):
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode(stream.encoding))  # type: ignore[attr-defined]
+    return Result(code or 0, *texts)

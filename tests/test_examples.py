@@ -1,0 +1,180 @@
+"""Nothing on a page rots in silence: blocks are run or allowed by name, links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import examples
+import pytest
+from examples import DOCSTRINGS, MARKDOWN, ROOT, matches, problem, run_session
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCES = sorted((ROOT / "refimpl").rglob("*.py"))
+RUN = ("python", "console")
+# What is not run: formulas and other pictures; commands that install, download or take hours.
+NOT_RUN_ANYWHERE = ("text",)
+BASH = ("README.md", "docs/how-to/", "docs/results/")
+PAGE = "docs/explanation/method.md"
+
+
+def title(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(page: Path) -> list[tuple[int, str, str]]:
+    """Line, language and text of every fenced block, found line by line."""
+    found: list[tuple[int, str, str]] = []
+    inside = False
+    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            if not inside:
+                found.append((number, line.strip().removeprefix("```"), ""))
+            inside = not inside
+        elif inside:
+            start, language, text = found[-1]
+            found[-1] = start, language, f"{text}{line}\n"
+        else:
+            indented = line.startswith("    ") and not line.lstrip().startswith(("-", "*", "|"))
+            assert not indented, f"{page}:{number}: an indented block is not run; fence it"
+            assert "~~~" not in line, f"{page}:{number}: fence blocks with backticks"
+    assert not inside, f"{page}: a block is not closed"
+    return found
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks."""
+    return re.sub(r"^ *```.*?^ *```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link into a page can name: its headings, as web pages of repositories spell them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_every_block_is_run_or_allowed(page: Path) -> None:
+    for number, language, _ in blocks(page):
+        allowed = language in (*RUN, *NOT_RUN_ANYWHERE)
+        allowed |= language == "bash" and title(page).startswith(BASH)
+        assert allowed, f"{title(page)}:{number}: ```{language} is neither run nor allowed"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_every_block_to_run_is_collected(page: Path) -> None:
+    assert MARKDOWN.should_parse(page)
+    collected = [example.line for example in MARKDOWN.parse(page).examples()]
+    assert collected == [number for number, language, _ in blocks(page) if language in RUN]
+
+
+def test_every_docstring_example_is_collected() -> None:
+    for source in SOURCES:
+        assert DOCSTRINGS.should_parse(source), source
+        document = DOCSTRINGS.parse(source)
+        sessions = [example.parsed for example in document.examples()]
+        in_sessions = sum(len(re.findall(r"^ *>>> ", s, re.MULTILINE)) for s in sessions)
+        assert in_sessions == len(re.findall(r"^ *>>> ", document.text, re.MULTILINE)), source
+
+
+def test_the_readme_installs_twice_and_is_short() -> None:
+    readme = ROOT / "README.md"
+    install = [text for _, language, text in blocks(readme) if language == "bash"]
+    assert len(install) == 2
+    assert "refimpl score" in install[0]
+    assert "pytest" in install[1]
+    shown = next(text for _, language, text in blocks(readme) if language == "console")
+    assert install[0].splitlines()[-1].removeprefix(".venv/bin/") in shown
+    assert len(readme.read_text("utf-8").splitlines()) < 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if link.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{link}: no such file"
+        assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+
+
+def test_every_page_is_linked() -> None:
+    linked = {
+        (page.parent / link.partition("#")[0]).resolve()
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    }
+    assert set(PAGES) - linked - {ROOT / "README.md"} == set()
+
+
+def test_docstrings_name_sections_that_exist() -> None:
+    headings = re.findall(r"^## (\d+) (.*)$", (ROOT / PAGE).read_text("utf-8"), re.MULTILINE)
+    known = {name for heading in headings for name in heading}
+    section = re.compile(r', (?:"([^"]+)"(?: and "([^"]+)")?|sections? ([\dtoand, ]+))')
+    named = 0
+    for source in SOURCES:
+        text = " ".join(source.read_text("utf-8").split())
+        for reference in re.finditer(PAGE, text):
+            found = section.match(text, reference.end())
+            assert found, f"{title(source)}: a reference to {PAGE} without a section"
+            names = {found[1], found[2], *re.findall(r"\d+", found[3] or "")} - {None}
+            assert names <= known, f"{title(source)}: {names - known} is no section"
+            named += 1
+    assert named > 20
+
+
+# The machinery itself
+
+
+def test_a_wrong_session_is_seen() -> None:
+    assert run_session(">>> 1 + 1\n2\n", {}, "page", 1) == ""
+    assert "Got:\n    2" in run_session(">>> 1 + 1\n3\n", {}, "page", 1)
+    assert "ZeroDivisionError" in run_session(">>> 1 / 0\n", {}, "page", 1)
+    assert 'File "page", line 8' in run_session(">>> 1\n1\n>>> x\n", {}, "page", 6)
+
+
+@pytest.mark.parametrize(
+    ("block", "seen"),
+    [
+        ("$ refimpl --version\n...\n", ""),
+        ("$ refimpl --version\n9.9.9\n", "-9.9.9\n+"),
+        ("$ refimpl score nowhere\nerror: nowhere...\n$ echo $?\n2\n", ""),
+        ("$ refimpl score nowhere\nerror: nowhere...\n", "exit code 2"),
+        ("$ refimpl score nowhere\nerror: nowhere...\n$ echo $?\n1\n", "-1\n+2"),
+        ("$ echo one \\\n  two\none two\n$ ls pyproject.toml\npyproject.toml\n", ""),
+        ("$ exit 0\n$ echo\n\n", "2 commands, of which 0"),
+    ],
+)
+def test_a_wrong_console_block_is_seen(block: str, seen: str) -> None:
+    found = problem(block)
+    assert seen in found
+    assert bool(seen) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "same"),
+    [
+        ("r 1.2346 of 7\n", "r 1.2347 of 7\n", True),
+        ("r 1.2346 of 7\n", "r 1.2348 of 7\n", False),
+        ("r 1.2346 of 7\n", "r 1.2346 of 8\n", False),
+        ("r 1.2346 of 7\n", "r 1.23461 of 7\n", False),
+        ("time ... s\nend\n", "time 3.1 s,\nmore s\nend\n", True),
+        ("time ... s\nend\n", "time 3.1 s\n", False),
+        ("version 1.2.3\n", "version 1.2.4\n", False),
+    ],
+)
+def test_output_is_compared(expected: str, got: str, same: bool) -> None:
+    assert matches(expected, got) == same
+
+
+def test_examples_leave_nothing_behind() -> None:
+    before = sorted(path.name for path in ROOT.iterdir())
+    assert problem("$ refimpl --version > version.txt\n") == ""
+    assert run_session('>>> open("left.txt", "w").close()\n', {}, "page", 1) == ""
+    assert sorted(path.name for path in ROOT.iterdir()) == before
+
+
+def test_a_page_is_refreshed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Text.\n\n```console\n$ seq 3\n1\n...\n4\n```\n\nMore.\n")
+    examples.refresh(page)
+    assert page.read_text() == "Text.\n\n```console\n$ seq 3\n1\n...\n3\n```\n\nMore.\n"

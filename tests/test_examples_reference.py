@@ -1,0 +1,93 @@
+"""The reference pages say what the program does: options, fields, names."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from cli_page import PAGE, commands, filled
+from conftest import FIXTURES
+
+from refimpl import Perturbation, Request, allocate, read_model, score
+from refimpl.jobs.document import document
+from refimpl.jobs.request import BASES
+from refimpl.model.config import LINEARS, NORMS
+from refimpl.model.forward import TRACE_POINTS, forward
+from refimpl.tokens import random_tokens
+
+REFERENCE = PAGE.parent
+OPEN = ("linears", "base_options", "run.versions", "perturbed_at.options")  # keys are names there
+
+
+def test_the_command_line_page_is_the_programs() -> None:
+    page = PAGE.read_text("utf-8")
+    assert filled(page) == page, "run python tests/cli_page.py"
+    for name in commands():
+        assert f"<!-- options of {name} -->" in page
+
+
+def test_the_command_line_page_lists_the_options_of_the_bases() -> None:
+    table = PAGE.read_text("utf-8").partition("## Options of the bases")[2].partition("\n\n## ")[0]
+    found: dict[str, dict[str, str]] = {}
+    for base, option, default in re.findall(
+        r"^\| (.*?) ?\| (.*?) \| (.*?) ?\|$", table, re.MULTILINE
+    ):
+        if "`" in base:
+            found[base.strip("`")] = {}
+        if "`" in option:
+            found[list(found)[-1]][option.strip("`")] = default
+    assert found.keys() == BASES.keys()
+    for base, options in BASES.items():
+        assert found[base].keys() == options.keys()
+        for name, default in options.items():
+            shown = found[base][name]
+            if isinstance(default, tuple):
+                assert re.findall(r"`(\w+)`", shown) == list(default)
+            else:
+                assert shown.startswith("none") if default is None else float(shown) == default
+
+
+def fields(value: Any, at: str = "") -> Iterator[str]:
+    """Names of all fields of a document; those of a sweep's blocks are those of blocks."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            name = f"{at}.{key}" if at else key
+            yield name
+            if name not in OPEN:
+                yield from fields(inner, "blocks" if name == "sweep[].blocks" else name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from fields(inner, f"{at}[]")
+
+
+def test_the_page_of_fields_is_complete_and_true() -> None:
+    page = (REFERENCE / "scores-json.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.*?) \| .* \|$", page, re.MULTILINE)
+    documented = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(set(documented)) == len(documented)
+
+    model, found = read_model(FIXTURES / "llama"), set()
+    for samples, plan, request in (
+        (2, Perturbation(eta=(0.01, 0.1)), Request()),
+        (1, Perturbation("pruning"), Request("alphapruning", correct="divergence")),
+    ):
+        scores = score(model, random_tokens(264, samples, 12), plan, request)
+        made = tuple(allocate(scores, request, i) for i in range(len(scores.sweep)))
+        found |= set(fields(document(scores, made)))
+    assert set(documented) == found
+
+
+@pytest.mark.parametrize("names", [LINEARS, (*NORMS, "final_norm"), TRACE_POINTS])
+def test_the_page_of_names_has_them_all(names: tuple[str, ...]) -> None:
+    words = re.findall(r"`([\w.]+)`", (REFERENCE / "names.md").read_text("utf-8"))
+    assert set(names) <= set(words)
+
+
+def test_the_page_of_names_lists_trace_points_in_order() -> None:
+    page = (REFERENCE / "names.md").read_text("utf-8").partition("## Trace points")[2]
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    trace = forward(read_model(FIXTURES / "llama"), [[1, 2]], trace=True).trace
+    other_blocks = ("blocks.0", "blocks.1", "blocks.2")
+    last_block = [name.split(".")[-1] for name in trace if not name.startswith(other_blocks)]
+    assert listed == last_block

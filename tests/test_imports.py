@@ -1,0 +1,145 @@
+"""Imports point one way, modules are small, and the forward knows no family: read with `ast`."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from refimpl.model.families import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+STAGES = (
+    {"errors", "version"},
+    {"model", "tokens"},
+    {"pruning"},
+    {"method"},
+    {"jobs"},
+    {"show"},
+    {"cli"},
+    {"__init__", "__main__"},
+)
+RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
+LINES, MEDIAN = 300, 150
+PURE = {"refimpl.method.allocation"} | {"refimpl.pruning"}  # what needs NumPy only
+FORWARD = ("norm", "project", "embed", "self_attention", "mlp", "block", "head")
+
+
+def name_of(path: Path) -> str:
+    """Dotted name of a module of the package."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in sorted((ROOT / "refimpl").rglob("*.py"))}
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text("utf-8"))
+
+
+def imports(module: str, nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Dotted names of the modules that some statements import."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+
+
+def all_imports(module: str) -> set[str]:
+    """What a module imports, anywhere in it."""
+    return set(imports(module, ast.walk(parsed(module))))
+
+
+def first_imports(module: str) -> set[str]:
+    """What a module imports while it is imported itself: not in its functions."""
+
+    def statements(body: list[ast.stmt]) -> Iterator[ast.AST]:
+        for node in body:
+            yield node
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for inner in ("body", "orelse", "finalbody"):
+                    yield from statements(getattr(node, inner, []))
+                for handler in getattr(node, "handlers", []):
+                    yield from statements(handler.body)
+
+    return set(imports(module, statements(parsed(module).body)))
+
+
+def stage(module: str) -> str:
+    """The folder (or the module at the top) that a module belongs to."""
+    return [*module.split("."), "__init__"][1]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    here = stage(module)
+    for other in all_imports(module):
+        if other.split(".")[0] == "refimpl":
+            assert stage(other) == here or RANK[stage(other)] < RANK[here], f"{module} -> {other}"
+
+
+def test_every_module_belongs_to_a_stage() -> None:
+    assert {stage(module) for module in MODULES} == set(RANK)
+
+
+def test_no_cycle() -> None:
+    ours = {module: first_imports(module) & MODULES.keys() for module in MODULES}
+    TopologicalSorter(ours).prepare()  # raises CycleError, which names the cycle
+
+
+def test_the_forward_never_imports_the_families() -> None:
+    known = all_imports("refimpl.model.forward")
+    assert not {module for module in known if "famil" in module or "hub" in module}, known
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if any(m == p or m.startswith(f"{p}.") for p in PURE)]
+)
+def test_counts_and_allocations_need_numpy_only(module: str) -> None:
+    allowed = {"numpy", "refimpl.errors"} | {m for m in MODULES if m.startswith("refimpl.pruning")}
+    outside = {
+        other
+        for other in all_imports(module)
+        if other.split(".")[0] not in sys.stdlib_module_names and not other.startswith("numpy.")
+    }
+    assert outside <= allowed
+
+
+def test_the_library_loads_nothing_it_does_not_need() -> None:
+    heavy = ("onnx", "onnxruntime", "tokenizers", "typer", "click", "rich", "scipy", "torch")
+    code = f"import sys, refimpl; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_modules_are_small() -> None:
+    lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in MODULES.items()}
+    assert {name: n for name, n in lines.items() if n > LINES} == {}
+    assert median(lines.values()) <= MEDIAN
+
+
+def test_the_forward_names_no_family() -> None:
+    words = {word for name in FAMILIES for word in (name, name.split("_")[0], name.rstrip("23"))}
+    any_word = re.compile(rf"(?<![a-z])({'|'.join(words | {'neox'})})(?![a-z])")
+    source = MODULES["refimpl.model.forward"].read_text("utf-8")
+    functions = {
+        node.name: ast.get_source_segment(source, node) or ""
+        for node in parsed("refimpl.model.forward").body
+        if isinstance(node, ast.FunctionDef)
+    }
+    for function in FORWARD:
+        assert any_word.findall(functions[function].lower()) == [], function

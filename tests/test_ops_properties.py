@@ -1,0 +1,421 @@
+"""Laws that the operations and whole blocks obey, on generated inputs."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import special
+
+from refimpl.model import attention, kernels, ops
+from refimpl.model.config import BlockKind, Config, Rope
+from refimpl.model.forward import block, embed, head, places
+from refimpl.model.kernels import PLAIN, TILED, Kernels
+from refimpl.model.ops import Array
+
+DTYPES = ["float32", "float64"]
+INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+
+SEEDS = st.integers(0, 2**32 - 1)
+EITHER = st.sampled_from([PLAIN, TILED])
+# Values of float32, so that float64 squares and scales them exactly or nearly so.
+VALUES = st.floats(-100, 100, width=32)
+
+
+def tokens(elements: st.SearchStrategy[float] = VALUES) -> st.SearchStrategy[Array]:
+    """[S, D] of float64."""
+    shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=5)
+    return hnp.arrays(np.float64, shapes, elements=elements, fill=st.nothing())
+
+
+def every_finite(dtype: str) -> st.SearchStrategy[Array]:
+    """Arrays of any finite floats, the largest and the smallest included."""
+    return hnp.arrays(
+        dtype,
+        hnp.array_shapes(max_dims=2),
+        elements=hnp.from_dtype(np.dtype(dtype), allow_nan=False, allow_infinity=False),
+    )
+
+
+# Norms
+
+
+@given(tokens(), st.integers(-40, 40), st.floats(0.01, 100))
+def test_rms_norm_ignores_scale(x: Array, power: int, scale: float) -> None:
+    assume(np.all(np.max(np.abs(x), axis=-1) > 1e-3))
+    gain = np.linspace(-1, 2, x.shape[-1])
+    y = ops.rms_norm(x, gain, 0.0)
+    np.testing.assert_array_equal(ops.rms_norm(x * 2.0**power, gain, 0.0), y)
+    np.testing.assert_allclose(ops.rms_norm(x * scale, gain, 0.0), y, rtol=1e-14)
+    np.testing.assert_allclose(ops.rms_norm(x * -scale, gain, 0.0), -y, rtol=1e-14)
+
+
+@given(tokens())
+def test_rms_norm_gives_unit_mean_square(x: Array) -> None:
+    assume(np.all(np.max(np.abs(x), axis=-1) > 1e-3))
+    y = ops.rms_norm(x, np.ones(x.shape[-1]), 0.0)
+    np.testing.assert_allclose(np.mean(y**2, axis=-1), 1, rtol=1e-14)
+
+
+@given(tokens(), st.floats(0.01, 100), st.sampled_from([-1.0, 1.0]), VALUES)
+def test_layer_norm_ignores_shift_and_scale(
+    x: Array, scale: float, sign: float, shift: float
+) -> None:
+    assume(np.all(np.std(x, axis=-1) > 1))
+    gain, bias = np.linspace(-1, 2, x.shape[-1]), np.linspace(3, 1, x.shape[-1])
+    moved = ops.layer_norm(x * scale * sign + shift * scale, gain, bias, 0.0)
+    y = ops.layer_norm(x, gain * sign, bias, 0.0)
+    np.testing.assert_allclose(moved, y, rtol=1e-12, atol=1e-12)
+
+
+@given(tokens())
+def test_layer_norm_centres_and_scales(x: Array) -> None:
+    assume(np.all(np.std(x, axis=-1) > 1))
+    width = x.shape[-1]
+    y = ops.layer_norm(x, np.ones(width), np.zeros(width), 0.0)
+    np.testing.assert_allclose(np.mean(y, axis=-1), 0, atol=1e-13)
+    np.testing.assert_allclose(np.std(y, axis=-1), 1, rtol=1e-13)
+
+
+@given(st.sampled_from(DTYPES), SEEDS)
+def test_norms_of_nothing_are_nothing(dtype: str, seed: int) -> None:
+    gain = np.random.default_rng(seed).standard_normal(5).astype(dtype)
+    x = np.zeros((2, 5), dtype)
+    np.testing.assert_array_equal(ops.rms_norm(x, gain, 1e-6), x)
+    np.testing.assert_array_equal(ops.layer_norm(x, gain, gain, 1e-6), x + gain)
+
+
+# Softmax
+
+
+@given(tokens(), VALUES, st.data())
+def test_softmax(x: Array, shift: float, data: st.DataObject) -> None:
+    hidden = data.draw(hnp.arrays(bool, x.shape))
+    hidden[:, 0] = False
+    scores = np.where(hidden, -np.inf, x)
+    weights = ops.softmax(scores)
+    np.testing.assert_allclose(weights, special.softmax(scores, axis=-1), rtol=1e-13)
+    np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-14)
+    np.testing.assert_array_equal(weights[hidden], 0)
+    np.testing.assert_allclose(ops.softmax(scores + shift), weights, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_softmax_of_extreme_scores(dtype: str, data: st.DataObject) -> None:
+    x = data.draw(every_finite(dtype)) / np.array(2, dtype)  # differences stay finite
+    weights = ops.softmax(x)
+    np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-6)
+    assert np.all((weights >= 0) & (weights <= 1))
+
+
+# Activations
+
+
+def exact_silu(x: float) -> float:
+    return x / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def exact_gelu(x: float) -> float:
+    return x / 2 * (1 + math.erf(x / math.sqrt(2)))
+
+
+def exact_gelu_tanh(x: float) -> float:
+    return x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+EXACT: dict[str, Callable[[float], float]] = {
+    "silu": exact_silu,
+    "gelu": exact_gelu,
+    "gelu_tanh": exact_gelu_tanh,
+    "relu": lambda x: max(x, 0.0),
+}
+ELEMENTWISE: dict[str, Callable[[Array], Array]] = {
+    **ops.ACTIVATIONS,
+    "erf": ops.erf,
+    "soft_cap": lambda x: ops.soft_cap(x, 30.0),
+}
+
+
+def test_every_activation_has_a_formula() -> None:
+    assert EXACT.keys() == ops.ACTIVATIONS.keys()
+
+
+@given(hnp.arrays(np.float64, 20, elements=st.floats(-1e3, 1e3)))
+def test_activations_follow_their_formulas(x: Array) -> None:
+    for name, formula in EXACT.items():
+        error = np.abs(ops.ACTIVATIONS[name](x) - np.array([formula(v) for v in x.tolist()]))
+        assert np.all(error <= 1e-15 * np.maximum(np.abs(x), 1e-3)), name
+
+
+@given(hnp.arrays(np.float64, 20, elements=st.floats(-10, 10)))
+def test_erf(x: Array) -> None:
+    y = ops.erf(x)
+    assert np.max(np.abs(y - np.array([math.erf(value) for value in x.tolist()]))) <= 5e-16
+    assert np.max(np.abs(y - special.erf(x))) <= 5e-16
+    np.testing.assert_array_equal(ops.erf(-x), -y)
+
+
+def test_erf_on_a_fine_grid() -> None:
+    x = np.linspace(-7, 7, 200_001)
+    assert np.max(np.abs(ops.erf(x) - special.erf(x))) <= 5e-16
+    low = x.astype(np.float32)
+    assert np.max(np.abs(ops.erf(low) - special.erf(low.astype(np.float64)))) <= 3e-7
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_elementwise_operations_stay_finite(dtype: str, data: st.DataObject) -> None:
+    limits = np.finfo(dtype)
+    extremes = np.array([limits.max, -limits.max, limits.tiny, -limits.tiny, -0.0], dtype)
+    for x in (extremes, data.draw(every_finite(dtype))):
+        for name, function in ELEMENTWISE.items():
+            y = function(x)
+            assert (y.dtype, y.shape) == (x.dtype, x.shape), name
+            assert np.isfinite(y).all(), name
+            if name in ops.ACTIVATIONS:  # all of them are relu, but near zero
+                error = np.abs(y - np.maximum(x, 0))
+                assert np.all(error <= np.where(np.abs(x) > 90, 1e-30, 0.3)), name
+            else:
+                assert np.all(np.abs(y) <= np.maximum(np.abs(x), 1)), name
+
+
+# Positions
+
+
+def queries(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+@given(SEEDS, st.integers(0, 100_000), st.integers(1, 4), st.integers(0, 3), st.floats(10, 1e6))
+def test_rope_sees_relative_positions_only(
+    seed: int, shift: int, half: int, rest: int, theta: float
+) -> None:
+    q, k = queries(seed, 2, 1, 3, 6, 2 * half + rest)
+    inv_freq, positions = Rope(theta, 2 * half).inv_freq, np.arange(6)
+
+    def products(positions: Array) -> Array:
+        tables = attention.rope_tables(positions, inv_freq, np.float64)
+        return attention.rotate(q, *tables) @ np.swapaxes(attention.rotate(k, *tables), -1, -2)
+
+    np.testing.assert_allclose(products(positions + shift), products(positions), atol=1e-9)
+
+
+@given(SEEDS, hnp.arrays(np.int64, 5, elements=st.integers(0, 2**40)), st.integers(0, 3))
+def test_rotation_keeps_norms_and_the_other_channels(
+    seed: int, positions: Array, rest: int
+) -> None:
+    x = queries(seed, 2, 2, 5, 6 + rest)
+    y = attention.rotate(x, *attention.rope_tables(positions, Rope(1e4, 6).inv_freq, np.float64))
+    turned, lengths = (np.hypot(z[..., :3], z[..., 3:6]) for z in (y, x))
+    np.testing.assert_allclose(turned, lengths, rtol=1e-14, atol=1e-15)
+    np.testing.assert_array_equal(y[..., 6:], x[..., 6:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(st.sampled_from(INTEGERS), st.data())
+def test_rope_tables_for_any_integer_dtype(dtype: str, integer: str, data: st.DataObject) -> None:
+    largest = min(np.iinfo(integer).max, 10**6)
+    positions = data.draw(hnp.arrays(integer, 4, elements=st.integers(0, largest)))
+    inv_freq = np.array([1.0, 0.3, 1e-4])
+    cos, sin = attention.rope_tables(positions, inv_freq, dtype)
+    angles = [[int(p) * f for f in inv_freq.tolist()] for p in positions]
+    for table, function in ((cos, math.cos), (sin, math.sin)):
+        exact = np.array([[function(angle) for angle in row] for row in angles])
+        assert table.dtype == dtype
+        np.testing.assert_allclose(table, exact.astype(dtype), atol=float(np.finfo(dtype).eps))
+
+
+@given(st.integers(2, 64).map(lambda n: 2 * n), st.floats(10, 1e6), st.floats(1, 64))
+def test_llama3_scaling_lies_between_none_and_linear(
+    rotary_dim: int, theta: float, factor: float
+) -> None:
+    plain = Rope(theta, rotary_dim).inv_freq
+    scaled = Rope(theta, rotary_dim, "llama3", factor).inv_freq
+    assert np.all(scaled <= plain * (1 + 1e-15))
+    assert np.all(scaled >= plain / factor * (1 - 1e-15))
+    assert np.all(np.diff(scaled) < 0)
+
+
+@given(st.sampled_from(INTEGERS), st.data())
+def test_causal_bias(integer: str, data: st.DataObject) -> None:
+    positions = data.draw(hnp.arrays(integer, st.integers(1, 6), elements=st.integers(0, 127)))
+    window = data.draw(st.none() | st.integers(1, 300))
+    bias = attention.causal_bias(positions, window, np.float32)
+    exact = [
+        [
+            0 if k <= q and (window is None or q - k < window) else -np.inf
+            for k in positions.tolist()
+        ]
+        for q in positions.tolist()
+    ]
+    np.testing.assert_array_equal(bias, np.array(exact, np.float32), strict=True)
+
+
+# Heads
+
+
+@given(*(st.integers(1, 4) for _ in range(4)))
+def test_heads_split_and_merge(batch: int, length: int, heads: int, head_dim: int) -> None:
+    x = np.arange(batch * length * heads * head_dim).reshape(batch, length, heads * head_dim)
+    split = attention.split_heads(x, head_dim)
+    assert split.shape == (batch, heads, length, head_dim)
+    for index in np.ndindex(split.shape):
+        b, head_index, s, i = index
+        assert split[index] == x[b, s, head_index * head_dim + i]
+    np.testing.assert_array_equal(attention.merge_heads(split), x, strict=True)
+
+
+@given(SEEDS, st.booleans())
+def test_linear(seed: int, biased: bool) -> None:
+    x, weight, bias = queries(seed, 2, 3, 4), queries(seed + 1, 5, 4), queries(seed + 2, 5)
+    exact = np.einsum("bsi,oi->bso", x, weight) + (bias if biased else 0)
+    np.testing.assert_allclose(ops.linear(x, weight, bias if biased else None), exact, atol=1e-13)
+
+
+# Whole blocks
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    kv_heads, head_dim = draw(st.integers(1, 2)), draw(st.sampled_from([4, 6]))
+    rotary = st.builds(
+        Rope, st.floats(10, 1e5), st.sampled_from(range(2, head_dim + 1, 2)), st.just("default")
+    )
+    cap = st.none() | st.floats(1, 50)
+    return Config(
+        family="random",
+        vocab_size=11,
+        hidden_size=draw(st.integers(5, 9)),
+        intermediate_size=draw(st.integers(3, 8)),
+        num_attention_heads=kv_heads * draw(st.integers(1, 2)),
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=16,
+        norm=draw(st.sampled_from(["rms", "layer"])),
+        norm_eps=1e-5,
+        activation=draw(st.sampled_from(sorted(ops.ACTIVATIONS))),
+        gated=draw(st.booleans()),
+        attention_scale=draw(st.floats(0.1, 1)),
+        blocks=(BlockKind(draw(st.none() | st.integers(1, 4)), draw(st.none() | rotary)),),
+        parallel_residual=draw(st.booleans()),
+        attn_soft_cap=draw(cap),
+        final_soft_cap=draw(cap),
+        embed_scale=draw(st.floats(0.5, 6)),
+        position_offset=draw(st.integers(0, 2)),
+    )
+
+
+def weights_of(config: Config, seed: int, dtype: npt.DTypeLike) -> dict[str, Array]:
+    """Random weights for a block, the embedding and the head; nobody may write to them."""
+    rng = np.random.default_rng(seed)
+    roles = ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm")
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{role}.weight": (config.head_dim if role in ("q_norm", "k_norm") else config.hidden_size,)
+        for role in ("final_norm", *(role for role in roles if rng.random() < 0.5))
+    }
+    shapes |= {f"{name}.weight": shape for name, shape in config.linear_shapes.items()}
+    shapes |= {
+        name.replace("weight", "bias"): shape[:1]
+        for name, shape in shapes.items()
+        if ("norm" in name and config.norm == "layer") or rng.random() < 0.5
+    }
+    shapes |= dict.fromkeys(
+        ("embed.weight", "lm_head.weight"), (config.vocab_size, config.hidden_size)
+    )
+    if config.blocks[0].rope is None:
+        rows = config.max_position_embeddings + config.position_offset
+        shapes["pos_embed.weight"] = (rows, config.hidden_size)
+    weights = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    for weight in weights.values():
+        weight.setflags(write=False)
+    return weights
+
+
+def run_block(x: Array, config: Config, seed: int, first: int = 0, how: Kernels = PLAIN) -> Array:
+    positions = first + np.arange(x.shape[1])
+    place = places(positions, config, x.dtype)[config.blocks[0]]
+    x.setflags(write=False)
+    return block(x, weights_of(config, seed, x.dtype), place, config, kernels=how)
+
+
+def streams(config: Config, seed: int, dtype: str) -> Array:
+    return queries(seed, 3, 7, config.hidden_size).astype(dtype)
+
+
+@given(configs(), SEEDS, st.sampled_from(DTYPES), EITHER, st.integers(0, 6))
+def test_a_token_changes_nothing_before_it_or_past_its_window(
+    config: Config, seed: int, dtype: str, how: Kernels, changed: int
+) -> None:
+    x = streams(config, seed, dtype)
+    other = x.copy()
+    other[:, changed] += 1 + np.arange(config.hidden_size, dtype=dtype)
+    y, y_other = (run_block(stream, config, seed, how=how) for stream in (x, other))
+    assert np.all(np.any(y[:, changed] != y_other[:, changed], axis=-1))
+    np.testing.assert_array_equal(y[:, :changed], y_other[:, :changed])
+    if (window := config.blocks[0].window) is not None:
+        np.testing.assert_array_equal(y[:, changed + window :], y_other[:, changed + window :])
+
+
+@given(configs(), SEEDS, st.sampled_from(DTYPES), EITHER)
+def test_sequences_of_a_batch_are_independent(
+    config: Config, seed: int, dtype: str, how: Kernels
+) -> None:
+    x = streams(config, seed, dtype)
+    y = run_block(x, config, seed, how=how)
+    for row in range(len(x)):
+        np.testing.assert_array_equal(run_block(x[[row]], config, seed, how=how)[0], y[row])
+
+
+@given(configs(), SEEDS, st.integers(0, 1000))
+def test_a_block_sees_relative_positions_only(config: Config, seed: int, first: int) -> None:
+    x = streams(config, seed, "float64")
+    y, y_moved = (run_block(x, config, seed, start) for start in (0, first))
+    np.testing.assert_allclose(y_moved, y, rtol=1e-7, atol=1e-7)
+
+
+@given(configs(), SEEDS, st.integers(1, 8), st.integers(1, 60))
+def test_tiles_change_rounding_only(
+    config: Config, seed: int, queries_at_once: int, elements_at_once: int
+) -> None:
+    x = streams(config, seed, "float64")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "QUERIES", queries_at_once)
+        patch.setattr(kernels, "ELEMENTS", elements_at_once)
+        tiled = run_block(x, config, seed, how=TILED)
+    np.testing.assert_allclose(tiled, run_block(x, config, seed), rtol=1e-9, atol=1e-9)
+
+
+@given(configs(), SEEDS, st.sampled_from(DTYPES))
+def test_dtypes_stay_what_they_are(config: Config, seed: int, dtype: str) -> None:
+    seen: dict[str, Any] = {}
+
+    def point(name: str, value: Array) -> Array:
+        seen[name] = value.dtype
+        return value
+
+    weights, positions = weights_of(config, seed, dtype), np.arange(4)
+    ids = np.random.default_rng(seed).integers(config.vocab_size, size=(2, 4))
+    stored = {n: w.astype(np.float16) for n, w in weights.items() if "embed" in n}
+    x = point("embed", embed(ids, positions, stored, config, dtype))
+    for place in places(positions, config, dtype).values():
+        seen["bias"] = place.bias.dtype
+        seen |= {f"table {i}": table.dtype for i, table in enumerate(place.rope or ())}
+        x = block(x, weights, place, config, point)
+    logits = head(x, weights, config, point)
+    assert logits.shape == (2, 4, config.vocab_size)
+    assert {np.dtype(dtype)} == set(seen.values())
+
+
+@given(configs(), SEEDS)
+def test_float32_computes_what_float64_does(config: Config, seed: int) -> None:
+    config = replace(config, attention_scale=config.attention_scale / config.head_dim)
+    x = streams(config, seed, "float32")
+    low, high = (run_block(stream, config, seed) for stream in (x, x.astype(np.float64)))
+    np.testing.assert_allclose(low, high, rtol=1e-3, atol=1e-3 * np.max(np.abs(high)))

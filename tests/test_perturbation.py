@@ -1,0 +1,319 @@
+"""A push and how it is measured, against their formulas token by token, on generated states."""
+
+from math import fsum, isnan, sqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from scipy.stats import kstest
+
+from refimpl.errors import RefimplError
+from refimpl.method.perturbation import (
+    SINK_FACTOR,
+    Deviation,
+    NoiseScale,
+    NoiseShape,
+    Norm,
+    Perturbation,
+    deviation,
+    kept_tokens,
+    noise,
+    perturbed,
+    ratio,
+)
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+ROUNDING = 1e-12
+EPS = float(np.finfo(np.float64).eps)
+
+scales = st.sampled_from(["token", "sequence"])
+noise_shapes = st.sampled_from(["isotropic", "channel"])
+
+
+def length(x: npt.ArrayLike) -> float:
+    """Euclidean norm of all entries."""
+    return sqrt(fsum(v * v for v in np.asarray(x, np.float64).ravel().tolist()))
+
+
+@st.composite
+def states(draw: st.DrawFn) -> Floats:
+    """A state [S, D]: tokens of norms far apart, zero tokens, channels and tokens alike."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))  # numbers drawn singly are slow
+    shape = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    h = rng.standard_normal(shape)
+    if draw(st.booleans()):
+        h = h.round()
+    return np.asarray(h * rng.choice([0.0, 1e-3, 1.0, 1.0, 1.0, 25.0, 1e5], (shape[0], 1)))
+
+
+@st.composite
+def pushes(draw: st.DrawFn) -> tuple[Floats, Floats, Bools]:
+    """A state [S, D], noise for it, and which tokens are kept (at least one)."""
+    h, seed = draw(states()), draw(st.integers(0, 2**32))
+    kept = np.random.default_rng(seed).random(len(h)) < 0.7
+    kept[seed % len(h)] = True
+    return h, noise(seed, 0, 0, 0, h.shape), kept  # type: ignore[arg-type]
+
+
+@st.composite
+def journeys(draw: st.DrawFn) -> tuple[Floats, Floats, Bools]:
+    """A perturbed state and a clean one, [S, D], and which tokens are kept."""
+    h, z, kept = draw(pushes())
+    return h + draw(st.sampled_from([0.0, 1e-3, 1.0, 1e3])) * z, h, kept
+
+
+# Sinks
+
+
+@given(states(), st.sampled_from([np.float32, np.float64]))
+@example(np.array([[20.0], [1.0], [1.0]]), np.float64)  # exactly 20 medians: not beyond them
+@example(np.array([[20.1], [1.0], [1.0]]), np.float64)
+def test_sinks_exceed_twenty_medians(h: Floats, dtype: type) -> None:
+    h = h.astype(dtype)
+    norms = [length(row) for row in h]
+    middle = sorted(norms)[(len(norms) - 1) // 2], sorted(norms)[len(norms) // 2]
+    limit = 20 * sum(middle) / 2
+    assume(all(n == limit or abs(n - limit) > ROUNDING * limit for n in norms))
+    assert kept_tokens(h, "exclude").tolist() == [n <= limit for n in norms]
+    assert kept_tokens(h, "exclude").sum() * 2 >= len(h)
+    assert kept_tokens(h, "include").all()
+
+
+# Noise
+
+
+@given(st.integers(0, 2**64), *[st.integers(0, 5)] * 3)
+def test_noise_belongs_to_its_address(seed: int, sequence: int, block: int, draw: int) -> None:
+    shape = (3, 4)
+    z = noise(seed, sequence, block, draw, shape)
+    child = np.random.SeedSequence(seed)
+    for turn in (sequence, block, draw):  # the same key by walking down the tree of seeds
+        child = child.spawn(turn + 1)[turn]
+    np.testing.assert_array_equal(
+        z, np.random.Generator(np.random.Philox(child)).standard_normal(shape), strict=True
+    )
+    others = [(sequence + 1, block, draw), (sequence, block + 1, draw), (sequence, block, draw + 1)]
+    for other in [*others, (block + 7, draw, sequence)]:
+        assert not (z == noise(seed, *other, shape)).any()
+    np.testing.assert_array_equal(noise(seed, sequence, block, draw, shape), z)  # in any order
+    assert not (z == noise(seed + 1, sequence, block, draw, shape)).any()
+
+
+def test_noise_is_standard_normal_and_independent() -> None:
+    z = [noise(0, sequence, 1, 0, (100, 20)).ravel() for sequence in range(20)]
+    assert kstest(np.concatenate(z), "norm").pvalue > 0.01
+    assert np.abs(np.corrcoef(z) - np.eye(20)).max() < 0.1
+
+
+# Pushes
+
+
+@given(pushes(), st.floats(1e-4, 10), scales, noise_shapes)
+def test_push_is_its_formula(
+    push: tuple[Floats, Floats, Bools], eta: float, scale: NoiseScale, shape: NoiseShape
+) -> None:
+    h, z, kept = push
+    tokens, channels = np.flatnonzero(kept).tolist(), range(h.shape[1])
+    spread = [1.0 for _ in channels]
+    if shape == "channel":
+        means = [fsum(h[tokens, d].tolist()) / len(tokens) for d in channels]
+        spread = [length(h[tokens, d] - means[d]) / sqrt(len(tokens)) for d in channels]
+        # Equal values have the standard deviation 0, or what rounding makes of it.
+        assume(all(s == 0 or s > 1e-9 * np.abs(h[tokens]).max() for s in spread))
+        assume(all(s > 0 or np.std(h[tokens, d]) == 0 for d, s in enumerate(spread)))
+    e = np.zeros_like(h)
+    for t in tokens:
+        group = [t] if scale == "token" else tokens
+        size = length([[z[u, d] * spread[d] for d in channels] for u in group])
+        for d in channels:
+            e[t, d] = eta * length(h[group]) * z[t, d] * spread[d] / size if size else 0.0
+    pushed = perturbed(h, z, eta, kept, scale, shape)
+    room = 4 * EPS * np.abs(h).max() + ROUNDING * np.abs(e).max()
+    np.testing.assert_allclose(pushed, h + e, rtol=0, atol=room)
+    # Exactly nothing happens to the tokens that are left out.
+    np.testing.assert_array_equal(pushed[~kept], h[~kept])
+
+
+@given(pushes(), st.floats(1e-4, 10), scales, noise_shapes)
+def test_push_has_the_relative_size_eta(
+    push: tuple[Floats, Floats, Bools], eta: float, scale: NoiseScale, shape: NoiseShape
+) -> None:
+    h, z, kept = push
+    assume(shape == "isotropic" or np.ptp(h[kept], axis=0).max() > 1e-6 * np.abs(h).max())
+    e = (perturbed(h, z, eta, kept, scale, shape) - h)[kept]
+    groups = zip(e, h[kept], strict=True) if scale == "token" else [(e, h[kept])]
+    for pushed, clean in groups:
+        room = 4 * EPS * sqrt(h.size) * np.abs(h).max()  # of h + e, and of taking h away again
+        assert length(pushed) == pytest.approx(eta * length(clean), rel=ROUNDING, abs=room)
+
+
+@given(pushes(), scales, noise_shapes)
+def test_no_push_changes_nothing(
+    push: tuple[Floats, Floats, Bools], scale: NoiseScale, shape: NoiseShape
+) -> None:
+    h, z, kept = push
+    before = h.copy(), z.copy(), kept.copy()
+    np.testing.assert_array_equal(perturbed(h, z, 0.0, kept, scale, shape), h, strict=True)
+    perturbed(h, z, 0.3, kept, scale, shape)
+    for array, copy in zip((h, z, kept), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+@given(pushes(), st.floats(-1e5, 1e5), scales, noise_shapes)
+def test_what_is_left_out_has_no_say(
+    push: tuple[Floats, Floats, Bools], value: float, scale: NoiseScale, shape: NoiseShape
+) -> None:
+    h, z, kept = push
+    other = np.where(kept[:, None], h, value)
+    np.testing.assert_array_equal(
+        perturbed(other, z, 0.3, kept, scale, shape)[kept],
+        perturbed(h, z, 0.3, kept, scale, shape)[kept],
+    )
+
+
+@given(pushes(), st.floats(1e-3, 1), scales, noise_shapes)
+def test_noise_is_scaled_in_float64_and_then_cast(
+    push: tuple[Floats, Floats, Bools], eta: float, scale: NoiseScale, shape: NoiseShape
+) -> None:
+    h, z, kept = push
+    small = h.astype(np.float32)
+    pushed = perturbed(small, z, eta, kept, scale, shape)
+    assert pushed.dtype == np.float32
+    exact = perturbed(small.astype(np.float64), z, eta, kept, scale, shape)
+    # One rounding of e and one of the sum.
+    room = np.finfo(np.float32).eps * (np.abs(small) + 2 * np.abs(exact - small) + 1e-30)
+    assert (np.abs(pushed - exact) <= room).all()
+
+
+def test_one_token_has_no_channel_to_follow() -> None:
+    h, z = np.array([[3.0, 4.0]]), np.ones((1, 2))
+    for scale in ("token", "sequence"):
+        np.testing.assert_array_equal(perturbed(h, z, 0.1, np.array([True]), scale, "channel"), h)
+
+
+# Drift and alignment
+
+
+def plainly(state: Floats, clean: Floats, kept: Bools, norm: Norm) -> tuple[list[float], ...]:
+    """Drift and alignment number by number."""
+    tokens = np.flatnonzero(kept).tolist()
+    pairs = [(state[t], clean[t]) for t in tokens]
+    if norm == "sequence":
+        pairs = [(state[tokens].ravel(), clean[tokens].ravel())]
+    nothing = float("nan")
+    drift = [length(a - b) / length(b) if b.any() else nothing for a, b in pairs]
+    alignment = [
+        fsum((a * b).tolist()) / length(a) / length(b) if a.any() and b.any() else nothing
+        for a, b in pairs
+    ]
+    return drift, alignment
+
+
+@given(journeys(), st.sampled_from(["token", "sequence"]))
+def test_deviation_is_its_formula(journey: tuple[Floats, Floats, Bools], norm: Norm) -> None:
+    found = deviation(*journey, norm)
+    drift, alignment = plainly(*journey, norm)
+    np.testing.assert_allclose(found.drift, drift, rtol=ROUNDING, atol=0)
+    np.testing.assert_allclose(found.alignment, alignment, rtol=0, atol=ROUNDING)
+
+
+@given(journeys(), st.sampled_from(["token", "sequence"]))
+def test_drift_and_alignment_stay_in_their_ranges(
+    journey: tuple[Floats, Floats, Bools], norm: Norm
+) -> None:
+    found = deviation(*journey, norm)
+    assert all(r >= 0 or isnan(r) for r in found.drift.tolist())
+    assert all(abs(a) <= 1 + 4 * EPS or isnan(a) for a in found.alignment.tolist())
+    still = deviation(journey[1], *journey[1:], norm)
+    assert all(r == 0 or isnan(r) for r in still.drift.tolist())
+    assert all(a == pytest.approx(1, abs=4 * EPS) or isnan(a) for a in still.alignment.tolist())
+
+
+@given(journeys(), st.sampled_from(["token", "sequence"]), st.integers(-8, 8))
+def test_deviation_is_relative(
+    journey: tuple[Floats, Floats, Bools], norm: Norm, power: int
+) -> None:
+    state, clean, kept = journey
+    found, scaled = (deviation(state * f, clean * f, kept, norm) for f in (1.0, 2.0**power))
+    for name in Deviation.__dataclass_fields__:  # powers of two leave every bit in its place
+        np.testing.assert_array_equal(getattr(scaled, name), getattr(found, name))
+
+
+@given(journeys(), st.sampled_from(["token", "sequence"]), st.floats(-1e5, 1e5))
+def test_tokens_left_out_do_not_count(
+    journey: tuple[Floats, Floats, Bools], norm: Norm, value: float
+) -> None:
+    state, clean, kept = journey
+    found = deviation(state, clean, kept, norm)
+    other = deviation(np.where(kept[:, None], state, value), clean, kept, norm)
+    np.testing.assert_array_equal(other.drift, found.drift)
+    np.testing.assert_array_equal(other.alignment, found.alignment)
+    assert len(found.drift) == (1 if norm == "sequence" else kept.sum())
+
+
+@given(states(), st.floats(-3, 3))
+def test_a_multiple_of_a_state_is_aligned_with_it(h: Floats, factor: float) -> None:
+    assume(abs(factor) > 1e-3)
+    for norm in ("token", "sequence"):
+        found = deviation(factor * h, h, np.ones(len(h), np.bool_), norm)
+        known = ~np.isnan(found.drift)
+        np.testing.assert_allclose(found.drift[known], abs(factor - 1), atol=4 * EPS)
+        np.testing.assert_allclose(found.alignment[known], np.sign(factor), atol=4 * EPS)
+
+
+def test_float32_states_are_measured_in_float64() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((5, 64)).astype(np.float32) for _ in range(2))
+    kept = np.ones(5, np.bool_)
+    exact = deviation(a.astype(np.float64), b.astype(np.float64), kept)
+    np.testing.assert_array_equal(deviation(a, b, kept).drift, exact.drift, strict=True)
+    np.testing.assert_array_equal(deviation(a, b, kept).alignment, exact.alignment, strict=True)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.one_of(st.just(0.0), st.floats(1e-6, 1e6)))))
+def test_ratio_divides_or_is_unknown(pairs: list[tuple[float, float]]) -> None:
+    top, bottom = [a for a, _ in pairs], [b for _, b in pairs]
+    expected = [a / b if b else float("nan") for a, b in pairs]
+    np.testing.assert_array_equal(ratio(top, bottom), expected)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"kind": "uniform"}, "kind 'uniform'"),
+        ({"noise_scale": "block"}, "noise-scale 'block'"),
+        ({"noise_shape": "round"}, "noise-shape 'round'"),
+        ({"norm": "max"}, "norm 'max'"),
+        ({"sink": "drop"}, "sink 'drop'"),
+        ({"eta": ()}, "eta"),
+        ({"eta": (0.0,)}, "eta 0.0"),
+        ({"eta": (0.1, -0.1)}, "eta 0.1, -0.1"),
+        ({"eta": (float("nan"),)}, "eta nan"),
+        ({"eta": (float("inf"),)}, "eta inf"),
+        ({"eta": (0.1, 0.1)}, "eta 0.1, 0.1"),
+        ({"draws": 0}, "draws 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"kind": "pruning", "draws": 2}, "2 draws of the pruning perturbation"),
+    ],
+)
+def test_perturbation_refuses(changes: dict[str, Any], names: str) -> None:
+    with pytest.raises(RefimplError) as refused:
+        Perturbation(**changes)
+    assert names in refused.value.problem
+    assert refused.value.expected
+    assert refused.value.remedy
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    assert Perturbation() == Perturbation(
+        "gaussian", (0.01,), "token", "isotropic", "token", "include", 1, 0
+    )
+    assert SINK_FACTOR == 20
