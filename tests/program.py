@@ -28,10 +28,8 @@ def run(
     *words: object, encoding: str = "utf-8", terminal: bool = False, err_terminal: bool = False
 ) -> Result:
     """Run `refimpl` with these words, stdout in this encoding; terminals only where asked for."""
-    out, err = (
-        (Terminal if is_terminal else TextIOWrapper)(BytesIO(), form)
-        for is_terminal, form in ((terminal, encoding), (err_terminal, "utf-8"))
-    )
+    out = (Terminal if terminal else TextIOWrapper)(BytesIO(), encoding)
+    err = (Terminal if err_terminal else TextIOWrapper)(BytesIO(), "utf-8", "backslashreplace")
     argv = ["refimpl", *(str(word) for word in words)]
     code: object = None
     with patch.multiple(sys, argv=argv, stdout=out, stderr=err):

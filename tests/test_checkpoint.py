@@ -135,6 +135,8 @@ def test_the_configuration_is_taken_by_option_then_beside_then_from_the_metadata
     model = read_model(tmp_path, str(tmp_path / "other.json"))
     assert model.config.norm_eps == 1e-4
     assert model.config_file == eps["option"]
+    (tmp_path / "other.json").unlink()
+    assert "other.json: no such file" in refusal(path, tmp_path / "other.json").problem
 
 
 def test_a_configuration_in_the_metadata_is_refused_like_any_other(tmp_path: Path) -> None:
@@ -723,10 +725,9 @@ def test_buffers_of_old_files_are_no_matter(
 
 
 def test_a_buffer_elsewhere_is_claimed_by_no_role(tmp_path: Path) -> None:
-    path = altered(
-        tmp_path / "m", "llama", lambda a: a.update({f"{LAYER}mlp.inv_freq": np.ones(4)})
-    )
-    assert "mlp.inv_freq: no role claims it" in refusal(path).problem
+    for name in (f"{LAYER}mlp.inv_freq", f"{LAYER}self_attn.rotary_emb.inv_freq.old", "inv_freq"):
+        path = altered(tmp_path / "m", "llama", lambda a, n=name: a.update({n: np.ones(4)}))
+        assert f"{name}: no role claims it" in refusal(path).problem
 
 
 @pytest.mark.parametrize("chunk", [1 << 22, 64, 1])
@@ -740,7 +741,7 @@ def test_a_tied_head_may_be_stored_again(
 
     other = embed.copy()
     other[-1, -1] += 1
-    for wrong in (other, embed.astype(np.float32), embed[:-1]):
+    for wrong in (other, embed.view(np.float16), embed.astype(np.float32), embed[:-1]):
         path = altered(tmp_path / "m", "llama3", lambda a, w=wrong: a.update({"lm_head.weight": w}))
         assert "lm_head.weight: no role claims it" in refusal(path).problem
 
@@ -816,18 +817,28 @@ def test_the_rows_of_a_head_that_are_read_are_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensor", "value"), [(f"{LAYER}mlp.up_proj.weight", 1e39), ("lm_head.weight", -1e300)]
 )
-def test_doubles_beyond_the_range_of_floats(tensor: str, value: float, tmp_path: Path) -> None:
+def test_doubles_beyond_the_range_of_floats(
+    tensor: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "CHUNK", 100)  # so that the count is a sum
+
     def change(arrays: dict[str, Array]) -> None:
         arrays[tensor] = arrays[tensor].astype(np.float64)
-        arrays[tensor][1, 1] = value
+        arrays[tensor][[1, -1], 1] = value
 
     model = read_model(altered(tmp_path / "m", "llama", change))
-    said = f"{re.escape(tensor)} holds 1 weights of [0-9]+ that float32 cannot hold"
+    said = f"{re.escape(tensor)} holds 2 weights of [0-9]+ that float32 cannot hold"
     with pytest.raises(RefimplError, match=said) as caught:
         read_all(model, "float32")
     assert "--dtype float64" in caught.value.remedy
     read_all(model, "float64")
     model.check_finite()
+
+
+def test_the_offset_of_a_norm_is_added_on_reading() -> None:
+    stored = arrays_of("gemma2")[f"{LAYER}input_layernorm.weight"].astype(np.float64)
+    read = read_model(FIXTURES / "gemma2").block(0, "float64")["attn_norm.weight"]
+    np.testing.assert_array_equal(read, stored + 1)
 
 
 # Dtypes

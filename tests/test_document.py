@@ -184,8 +184,6 @@ def read_and_use(text: str | bytes) -> str | None:
         for wanted in (
             Request(),
             Request("owl", compat="peer"),
-            Request("dlp", correct=None),
-            Request("alphapruning", {"unit": "linear"}, sparsity=0.55),
             Request("alphapruning", {"unit": "linear"}, sparsity=0.55, correct="divergence"),
         ):
             try:

@@ -50,8 +50,6 @@ class Stored:
     def array(self) -> Array:
         """The tensor, a read-only view of the mapped file; its dtype must be one of `DTYPES`."""
         dtype, count = DTYPES[self.dtype], int(np.prod(self.shape, dtype=np.int64))
-        if count == 0:
-            return np.empty(self.shape, dtype)
         return np.frombuffer(self.file.map, dtype, count, self.offset).reshape(self.shape)
 
 

@@ -1,10 +1,12 @@
 """Time scoring against a plain torch loop of hooked full forwards, alternating.
 
-    python tests/benchmarks/score_against_torch.py MODEL_DIR [--samples 1] [--seq-len 512] [--repeats 3]
+    python tests/benchmarks/score_against_torch.py MODEL_DIR [--rival full|body] [--repeats 3]
 
-The rival perturbs the output of one block at a time by a forward hook, runs the whole model (without
-its head) and measures the drift after every later block: what one would write first. Both sides get
-the same ids, float32 and all cores; each repetition is a process of its own, loading not counted.
+The rival perturbs the output of one block at a time by a forward hook, runs the whole model and
+measures the drift after every later block: what one would write first, on transformers with its
+default attention. `full` calls the causal language model, `body` leaves its head away. Both sides
+get the same ids, float32 and all cores; each repetition is a process of its own, loading not
+counted.
 """
 
 import argparse
@@ -33,7 +35,7 @@ def with_refimpl(path: str, samples: int, seq_len: int) -> dict:
     return {"seconds": seconds, "r": scores.sweep[0].coefficient.tolist()}
 
 
-def with_torch(path: str, samples: int, seq_len: int) -> dict:
+def with_torch(path: str, samples: int, seq_len: int, rival: str) -> dict:
     import torch
     import transformers
 
@@ -41,8 +43,8 @@ def with_torch(path: str, samples: int, seq_len: int) -> dict:
     from refimpl.tokens import random_tokens
 
     ids = random_tokens(read_model(path).config.vocab_size, samples, seq_len).ids
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).model
-    blocks = list(model.layers)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model, blocks = whole if rival == "full" else whole.model, list(whole.model.layers)
     states: list = [None] * len(blocks)
 
     def watch(i: int):
@@ -83,14 +85,16 @@ def with_torch(path: str, samples: int, seq_len: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
+    parser.add_argument("--rival", choices=("full", "body"), default="full")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", choices=("refimpl", "torch"))
     given = parser.parse_args()
     if given.side:
-        run = with_refimpl if given.side == "refimpl" else with_torch
-        print(json.dumps(run(given.model, given.samples, given.seq_len)))
+        what = (given.model, given.samples, given.seq_len)
+        run = with_refimpl(*what) if given.side == "refimpl" else with_torch(*what, given.rival)
+        print(json.dumps(run))
         return
     times: dict[str, list[float]] = {"refimpl": [], "torch": []}
     for _ in range(given.repeats):
@@ -110,7 +114,8 @@ def main() -> None:
     print(
         f"median refimpl {statistics.median(times['refimpl']):.1f} s, torch "
         f"{statistics.median(times['torch']):.1f} s, ratio {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}), {given.samples} x {given.seq_len} tokens"
+        f"({min(ratios):.2f} to {max(ratios):.2f}), {given.samples} x {given.seq_len} tokens, "
+        f"rival {given.rival}"
     )
 
 
