@@ -33,9 +33,9 @@ Change = Callable[[Path], object]
 def state(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Bytes and time of change of every file under a folder, and every folder."""
     return {
-        str(path.relative_to(folder)): (b"", 0)
-        if path.is_dir()
-        else (path.read_bytes(), path.lstat().st_mtime_ns)
+        str(path.relative_to(folder)): (path.read_bytes(), path.lstat().st_mtime_ns)
+        if path.is_file()
+        else (b"", 0)
         for path in sorted(folder.rglob("*"))
     }
 
@@ -217,13 +217,16 @@ def test_a_memory_from_an_error_is_enough() -> None:
         "model/tokenizer_config.json",
         "text.txt",
         "link",
+        "pipe",
         "out",
         "absent/new.json",
         "text.txt/new.json",
     ],
 )
-def test_outputs(output: str, here: Path) -> None:
+def test_outputs(output: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refimpl.cli.score.progress_bar", never)
     (here / "link").symlink_to("model/model.safetensors")
+    os.mkfifo(here / "pipe")
     refused(f"score model --text text.txt {SMALL} -o {output}", output)
 
 
@@ -354,6 +357,11 @@ def test_a_text_without_a_tokenizer(here: Path) -> None:
     refused(f"score model --text text.txt {SMALL}", "tokenizer.json", "--tokens")
     (here / "model/tokenizer.json").unlink()
     refused(f"score model --text text.txt {SMALL}", "no tokenizer", "--tokens")
+
+
+def test_a_text_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    refused(f"score model --text text.txt {SMALL}", "refimpl[text]", "--tokens")
 
 
 # ---- weights -----------------------------------------------------------------------------------

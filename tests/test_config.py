@@ -345,6 +345,11 @@ def test_omitted_keys_mean_what_the_family_says() -> None:
     assert (
         fact("mistral", "num_key_value_heads", num_key_value_heads=..., num_attention_heads=16) == 8
     )
+    assert (
+        fact("gemma2", "num_key_value_heads", num_key_value_heads=..., num_attention_heads=16) == 4
+    )
+    wide = {"hidden_size": 64, "num_attention_heads": 32}
+    assert fact("qwen2", "num_key_value_heads", num_key_value_heads=..., **wide) == 32
     assert fact("llama_linear", "head_dim", head_dim=...) == 8
     assert fact("gemma2", "head_dim", head_dim=...) == 256
     assert fact("qwen3", "head_dim", head_dim=...) == 128
@@ -356,6 +361,8 @@ def test_omitted_keys_mean_what_the_family_says() -> None:
     assert fact("gpt2", "intermediate_size", n_inner=77) == 77
     assert fact("llama", "norm_eps", rms_norm_eps=...) == 1e-6
     assert fact("llama", "blocks", rope_parameters=...)[0].rope == Rope(1e4, 8)
+    sliding, full = (fact("gemma3", "blocks", rope_parameters=...)[i].rope for i in (0, 5))
+    assert (sliding, full) == (Rope(1e4, 10), Rope(1e6, 10))
     assert fact("gpt_neox", "blocks", rope_parameters=...)[0].rope == Rope(1e4, 4)
     assert read_config(config_of("gemma2", tie_word_embeddings=...)).tied
     assert not read_config(config_of("llama", tie_word_embeddings=...)).tied
@@ -403,9 +410,10 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "true for a size": ("llama", {"num_hidden_layers": True}, "num_hidden_layers: .*got true"),
     "a negative size": ("llama", {"intermediate_size": -1}, "intermediate_size: .*got -1"),
     "a huge size": ("llama", {"vocab_size": 10**30}, "of at most 2147483647, got 1000"),
-    "too many blocks": ("llama", {"num_hidden_layers": 10**9}, "of at most 10000"),
+    "too many blocks": ("llama", {"num_hidden_layers": 10_001}, "of at most 10000"),
     "a list for a size": ("llama", {"hidden_size": [32]}, "hidden_size: .*got .32."),
     "zero eps": ("llama", {"rms_norm_eps": 0}, "rms_norm_eps: expected a positive number, got 0"),
+    "true for eps": ("llama", {"rms_norm_eps": True}, "rms_norm_eps: .*got true"),
     "NaN eps": ("llama", {"rms_norm_eps": nan}, "rms_norm_eps: .*got NaN"),
     "infinite eps": ("llama", {"rms_norm_eps": inf}, "rms_norm_eps: .*got Infinity"),
     "an eps for OPT": ("opt", {"layer_norm_eps": 1e-3}, "layer_norm_eps: not understood"),

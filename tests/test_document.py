@@ -120,6 +120,13 @@ def test_the_document_holds_what_it_should() -> None:
         "correct strength max_correction correction_scale lo hi compat clipped_share run blocks"
     )
     assert not set(names.split()) - content.keys()
+    assert content["base_options"] == dict(wanted.options)
+    assert content["requested_sparsity"] == wanted.sparsity
+    for name in ("base", "correct", "strength", "max_correction", "lo", "hi", "compat"):
+        assert content[name] == getattr(wanted, name)
+    assert content["correction_scale"] == wanted.correction_scale
+    for name in ("noise_scale", "noise_shape", "norm", "sink", "draws", "seed"):
+        assert content[name] == getattr(scores.plan, name)
     assert (content["model"], content["family"], content["num_blocks"]) == ("llama", "llama", 4)
     assert content["total_pruned"] == round(0.55 * content["total_weights"])
     assert content["eta"] == 0.01
@@ -193,9 +200,8 @@ def read_and_use(text: str | bytes) -> str | None:
             except RefimplError as refused:
                 problem = refused.problem
                 continue
-            write_json(path, document(scores, allocations))
+            json.dumps(document(scores, allocations), allow_nan=False)
             table(scores, allocations)
-            read_scores(path)
         return problem
 
 

@@ -190,6 +190,16 @@ def test_noise_is_scaled_in_float64_and_then_cast(
     assert (np.abs(pushed - exact) <= room).all()
 
 
+def test_noise_is_cast_before_it_is_added() -> None:
+    rng = np.random.default_rng(0)
+    h, z = rng.standard_normal((40, 50)).astype(np.float32), rng.standard_normal((40, 50))
+    e = [0.7 * length(h[t]) / length(z[t]) * z[t] for t in range(40)]
+    expected = h + np.array(e).astype(np.float32)
+    # Added in float64, one entry in ten would be rounded otherwise.
+    pushed = perturbed(h, z, 0.7, np.ones(40, np.bool_))
+    assert (pushed == expected).mean() > 0.999
+
+
 def test_one_token_has_no_channel_to_follow() -> None:
     h, z = np.array([[3.0, 4.0]]), np.ones((1, 2))
     for scale in ("token", "sequence"):

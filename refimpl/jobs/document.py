@@ -188,8 +188,9 @@ def read_scores(path: Path) -> Scores:
             f"{path}: cannot be read ({error.strerror})", "a scores.json", "check the path"
         ) from error
     except (ValueError, LookupError, TypeError, AttributeError, *TOO_MUCH) as e:
+        why = str(e).partition("\n")[0] if isinstance(e, ValueError) else repr(e)
         raise RefimplError(
-            f"{path}: not a whole scores.json ({e if isinstance(e, ValueError) else repr(e)})",
+            f"{path}: not a whole scores.json ({why})",
             "a file written by refimpl score -o",
             "run refimpl score again",
         ) from e

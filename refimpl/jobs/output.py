@@ -20,7 +20,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         RefimplError: The folder is missing or cannot be written, the disk is full.
     """
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"  # ASCII: any name can be written
     beside = None
     try:
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

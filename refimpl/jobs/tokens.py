@@ -35,7 +35,8 @@ def model_tokens(
         RefimplError: Both text and ids; too few tokens; ids or lengths the model cannot take.
     """
     config = model.config
-    length = min(SEQ_LEN, config.max_position_embeddings) if seq_len is None else seq_len
+    longest = min(SEQ_LEN, config.max_position_embeddings)
+    length = longest if seq_len is None else seq_len
     count = SAMPLES if samples is None else samples
     if text is not None and ids is not None:
         raise RefimplError("both --text and --tokens", "one of them", "remove the other")
@@ -43,7 +44,7 @@ def model_tokens(
         bos = model.config_file.get("bos_token_id")
         tokens = text_tokens(text, model.folder / "tokenizer.json", count, length, bos_id=bos)
     elif ids is not None:
-        tokens = id_tokens(ids, samples, seq_len)
+        tokens = id_tokens(ids, samples, seq_len, longest)
     else:
         tokens = random_tokens(config.vocab_size, count, length, seed)
     checked_ids(tokens.ids, config)

@@ -124,25 +124,27 @@ def _rope(
     if rotary_dim < 2 or rotary_dim % 2:
         keys.wrong(f"{where}: {rotary_dim} of {head_dim} channels cannot rotate in pairs")
 
-    names: list[Any] = [left.pop(key) for key in ("rope_type", "type") if key in left] or [
-        "default"
-    ]
+    name, values = _scaling(keys, left, where)
+    return Rope(theta, rotary_dim, name, **values) if len(keys.problems) == wrong_before else None
+
+
+def _scaling(keys: Keys, left: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
+    """Type and values of a stretched context, out of what is left of an entry."""
+    names = [left[key] for key in ("rope_type", "type") if key in left] or ["default"]
     name = names[0]
     if name not in tuple(SCALINGS) or names[-1] != name:
         found = " and ".join(map(shown, names))
         keys.wrong(f"{where}: type {found} is not one of {', '.join(SCALINGS)}")
-        return None
-    values = {key: left.pop(key, None) for key in SCALINGS[name]}
-    if left:
-        keys.wrong(f"{where}: not understood: {shown(left)}")
-    if ORIGINAL in values:
-        values[ORIGINAL] = keys.get(ORIGINAL, values[ORIGINAL])
-        keys.whole(f"{where}.{ORIGINAL}", values[ORIGINAL])
-    for key in values.keys() - {ORIGINAL}:
-        keys.real(f"{where}.{key}", values[key], least=1 if key == "factor" else 1e-3)
-    if len(keys.problems) > wrong_before:
-        return None
+        return "default", {}
+    values: dict[str, Any] = {key: left.get(key) for key in SCALINGS[name]}
+    if more := {key: left[key] for key in left if key not in (*values, "rope_type", "type")}:
+        keys.wrong(f"{where}: not understood: {shown(more)}")
+    for key, value in values.items():
+        if key == ORIGINAL:
+            values[key] = keys.whole(f"{where}.{key}", keys.get(key, value))
+        else:
+            least = 1 if key == "factor" else 1e-3
+            values[key] = keys.real(f"{where}.{key}", value, least=least)
     if name == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
-        keys.wrong(f"{where}: high_freq_factor must be above low_freq_factor, got {shown(values)}")
-        return None
-    return Rope(theta, rotary_dim, name, **values)
+        keys.wrong(f"{where}: high_freq_factor must be above low_freq_factor, got {shown(left)}")
+    return name, values

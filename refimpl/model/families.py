@@ -64,10 +64,12 @@ class Family:
 
 
 def _parts(**names: str) -> dict[str, Part]:
+    """Roles that have a tensor of their own."""
     return {role: Part(name) for role, name in names.items()}
 
 
 def _biased(value: bool | str, *roles: str) -> dict[str, bool | str]:
+    """The same rule for the biases of several linears."""
     return dict.fromkeys((f"{role}_proj" for role in roles), value)
 
 

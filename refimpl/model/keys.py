@@ -153,7 +153,7 @@ class Keys:
         if (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and 0 < value
+            and value > 0
             and least <= value <= most
         ):
             return float(value)

@@ -15,7 +15,12 @@ _ROW = (
 )
 
 
-def id_tokens(path: str | Path, samples: int | None = None, seq_len: int | None = None) -> Tokens:
+def id_tokens(
+    path: str | Path,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    default_seq_len: int = SEQ_LEN,
+) -> Tokens:
     r"""Read token ids as they are: no BOS is added.
 
     Rows of a file are its samples (the first `samples` of them, cut to the first `seq_len` ids);
@@ -24,7 +29,8 @@ def id_tokens(path: str | Path, samples: int | None = None, seq_len: int | None 
     Args:
         path: `.npy` of integers, [N] or [rows, width], or `.jsonl`, one row per line.
         samples: Number of samples, n; None for all rows (8 from a one-dimensional array).
-        seq_len: Tokens per sample, S; None for the width (512 from a one-dimensional array).
+        seq_len: Tokens per sample, S; None for the width of the rows.
+        default_seq_len: What None means for a one-dimensional array.
 
     Returns:
         The samples, [n, S].
@@ -54,7 +60,7 @@ def id_tokens(path: str | Path, samples: int | None = None, seq_len: int | None 
         stored = readers[path.suffix.lower()](path)
     if stored.ndim == 1:
         samples = SAMPLES if samples is None else samples
-        seq_len = SEQ_LEN if seq_len is None else seq_len
+        seq_len = default_seq_len if seq_len is None else seq_len
         require_sizes(samples, seq_len)
         ids = cut(stored, samples, seq_len, None, str(path))
         return Tokens(ids, f"{path.name}, {spread(ids, stored.size)}, ids as given", "ids")
