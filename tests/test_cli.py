@@ -559,7 +559,8 @@ def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_interrupt_from_outside() -> None:
     slow = (
-        "import sys, time, refimpl.cli.score as cli\n"
+        "import signal, sys, time, refimpl.cli.score as cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
         "from refimpl.cli.main import main\n"
         "def score(*arguments, **options):\n"
         "    print('ready', flush=True)\n"

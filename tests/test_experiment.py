@@ -37,7 +37,7 @@ Bools = npt.NDArray[np.bool_]
 CASES = ["llama", "gemma3", "gpt_neox", "gpt2"]
 SEQUENCES, LENGTH, SEED = 2, 9, 5
 ALWAYS_SINK, EARLY_SINK = 3, 4  # token ids
-TOLERANCE = 1e-12  # relative, of float64 against float64
+TOLERANCE = 1e-12  # relative, of float64 against float64; measured below 1e-14
 INPUTS = {
     "attn_norm": ("q_proj", "k_proj", "v_proj"),
     "attn_heads": ("o_proj",),
@@ -441,10 +441,10 @@ def test_another_seed_is_another_push() -> None:
 def test_float32_agrees_with_float64(case: str) -> None:
     model = model_of(case)
     for plan, request, gate in (
-        # In float32 a push of 0.01 is rounded to 6e-6 of its size; measured 3e-5 at the end.
-        (Perturbation(eta=(0.01,)), Request(), 2e-4),
-        (Perturbation(eta=(1.0,)), Request(), 2e-5),
-        (Perturbation("pruning"), Request(correct="divergence"), 2e-4),
+        # Measured at most 3e-6, 7e-8 and 9e-7: a push is rounded to the size of the state.
+        (Perturbation(eta=(0.01,)), Request(), 2e-5),
+        (Perturbation(eta=(1.0,)), Request(), 1e-6),
+        (Perturbation("pruning"), Request(correct="divergence"), 1e-5),
     ):
         exact, rounded = (
             score(model, tokens_of(case), plan, request, dtype=dtype)

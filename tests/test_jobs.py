@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import threading
 from dataclasses import replace
 from functools import cache
@@ -11,12 +12,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import FIXTURES
 from gates import CASES, model_of
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from refimpl import Allocation, Perturbation, RefimplError, Request, Scores, allocate, score
+from refimpl import (
+    Allocation,
+    Perturbation,
+    RefimplError,
+    Request,
+    Scores,
+    allocate,
+    forward,
+    read_model,
+    score,
+)
 from refimpl.jobs import execution
 from refimpl.jobs.allocate import base_counts
 from refimpl.jobs.execution import DEFAULT_MEMORY, Workers, parse_memory, peak_memory
@@ -24,6 +37,7 @@ from refimpl.jobs.request import read_custom
 from refimpl.jobs.scores import PrunedAt
 from refimpl.method import allocation as bases
 from refimpl.method.projection import project
+from refimpl.model.tensors import save_tensors
 from refimpl.tokens import Tokens, random_tokens
 
 Floats = npt.NDArray[np.float64]
@@ -585,3 +599,27 @@ def test_tokens_that_the_model_cannot_read() -> None:
     for ids, problem in (([[264]], "vocabulary"), ([[0] * 65], "65 tokens")):
         with pytest.raises(RefimplError, match=problem):
             score(model_of("llama"), Tokens(np.array(ids), "by hand", "ids"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_activations_beyond_the_dtype_are_an_error_not_a_warning(
+    dtype: str, tmp_path: Path
+) -> None:
+    weights = load_file(FIXTURES / "llama" / "model.safetensors")
+    huge = {"float32": 1e30, "float64": 1e200}[dtype]
+    weights = {
+        name: w.astype(np.float64) * (huge if name.endswith("down_proj.weight") else 1)
+        for name, w in weights.items()
+    }
+    save_tensors(tmp_path / "model.safetensors", weights)
+    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
+    model = read_model(tmp_path)
+    for run in (
+        lambda: forward(model, [[1, 2, 3]], dtype=dtype),
+        lambda: score(model, random_tokens(264, 2, 4), dtype=dtype),
+    ):
+        with (
+            np.errstate(all="warn"),
+            pytest.raises(RefimplError, match=f"beyond the range of {dtype}"),
+        ):
+            run()

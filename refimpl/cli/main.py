@@ -5,11 +5,11 @@ import sys
 from io import TextIOWrapper
 from typing import Annotated, Any, NoReturn
 
-import numpy as np
 import typer
 
 from refimpl.cli import allocate, score
 from refimpl.errors import RefimplError
+from refimpl.model.arithmetic import loud
 from refimpl.version import __version__
 
 # What typer raises for a command line it cannot read; its parent has no public name.
@@ -48,22 +48,12 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be anything
     try:
-        with np.errstate(
-            over="raise", invalid="raise", divide="raise"
-        ):  # nothing warns and goes on
+        with loud("float64"):
             sys.exit(app(prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
         _fail(error)
     except UsageError as error:
         _fail(_usage(error))
-    except FloatingPointError as error:
-        _fail(
-            RefimplError(
-                f"a number beyond the range of its precision ({error})",
-                "weights, and states after noise, within float32 or float64",
-                "use --dtype float64, or a smaller --eta; else the weights are damaged",
-            )
-        )
     except MemoryError as error:
         _fail(
             RefimplError(

@@ -60,7 +60,8 @@ def checked_output(path: Path | None, inputs: Mapping[str, Path | None]) -> None
             raise RefimplError(
                 f"-o {path} is also {name}", "an output that is not an input", "choose another -o"
             )
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    other_kind = path.exists() and not path.is_file()  # a folder, a pipe, a device
+    if other_kind or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise RefimplError(
             f"-o {path}: not a file in a folder that may be written",
             "the name of a file in a folder that exists",

@@ -17,6 +17,7 @@ from refimpl.jobs.request import Request
 from refimpl.jobs.scores import Absorption, PrunedAt, Run, Scores, Signals, TokenFacts
 from refimpl.method.absorption import absorption_coefficient, known_mean
 from refimpl.method.perturbation import Perturbation
+from refimpl.model.arithmetic import loud
 from refimpl.model.checkpoint import Model
 from refimpl.model.forward import Weights
 from refimpl.model.ids import checked_ids
@@ -53,8 +54,8 @@ def score(
         Drift, alignment and coefficients per block and eta, signals, and how they were made.
 
     Raises:
-        RefimplError: Tokens the model cannot read; NaN or Inf among the weights; a request that
-            needs another perturbation.
+        RefimplError: Tokens the model cannot read; NaN or Inf among the weights; activations
+            beyond the dtype; a request that needs another perturbation.
 
     Source:
         arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
@@ -71,7 +72,7 @@ def score(
             "add --perturbation pruning, or use --correct absorption",
         )
     model.check_finite(dtype)
-    with Workers(threads) as workers:
+    with loud(dtype), Workers(threads) as workers:
         signals, moments = _signals(model, ids, request, workers, budget, dtype)
         planned = _pruned_at(model, signals, request)  # refuses a base before the long part
         pruned_at, pruned = None, None

@@ -12,7 +12,10 @@ _PICKLE = (
     "convert it where you trust it, since pickles run code (transformers: "
     "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW))"
 )
-_GGUF = "de-quantise it (transformers: from_pretrained(DIR, gguf_file=FILE).save_pretrained(NEW))"
+_GGUF = (
+    "de-quantise it (transformers: from_pretrained(DIR, gguf_file=FILE, quantization_config="
+    "GgufConfig(dequantize=True)).save_pretrained(NEW))"
+)
 _OTHER = "convert it (transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW))"
 WAY_OUT = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _PICKLE) | {".gguf": _GGUF}
 WAY_OUT |= dict.fromkeys((".h5", ".msgpack", ".onnx"), _OTHER)

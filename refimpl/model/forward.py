@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.model import attention, ops
+from refimpl.model.arithmetic import loud
 from refimpl.model.checkpoint import Model
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.ids import checked_ids
@@ -257,7 +258,7 @@ def forward(
 
     Raises:
         RefimplError: Ids outside the vocabulary or of the wrong dtype; a sequence longer than
-            the model allows; NaN or Inf among the weights.
+            the model allows; NaN or Inf among the weights; activations beyond the dtype.
 
     Source:
         The authority is transformers in float64 with its float32 casts lifted.
@@ -282,8 +283,9 @@ def forward(
 
         return point
 
-    x = keep("")("embed", embed(ids, positions, model.embedding(), config, dtype))
-    for i, kind in enumerate(config.blocks):
-        x = block(x, model.block(i, dtype), where[kind], config, keep(f"blocks.{i}."), kernels)
-    logits = head(x, model.head(dtype), config, keep(""))
+    with loud(dtype):
+        x = keep("")("embed", embed(ids, positions, model.embedding(), config, dtype))
+        for i, kind in enumerate(config.blocks):
+            x = block(x, model.block(i, dtype), where[kind], config, keep(f"blocks.{i}."), kernels)
+        logits = head(x, model.head(dtype), config, keep(""))
     return Forward(logits, found)

@@ -30,7 +30,7 @@ class Kernels:
 
 
 def tiled_attention(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Array:
-    """Evaluate `attention.attend` head by head on runs of queries, without the keys none of them sees.
+    """Evaluate `attention.attend` head by head, on runs of queries and the keys that they see.
 
     Args:
         q: Scaled queries, [B, H, S, h].
@@ -45,7 +45,8 @@ def tiled_attention(q: Array, k: Array, v: Array, bias: Array, cap: float | None
     Example:
         >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2, 5, 4))
         >>> bias = attention.causal_bias(np.arange(5), 2, np.float64)
-        >>> bool(np.allclose(tiled_attention(q, k, v, bias, 1.0), attention.attend(q, k, v, bias, 1.0)))
+        >>> tiled, plain = (f(q, k, v, bias, 1.0) for f in (tiled_attention, attention.attend))
+        >>> bool(np.allclose(tiled, plain))
         True
     """
     mixed = np.empty_like(q)

@@ -13,14 +13,15 @@ LARGEST = 2**31 - 1  # no size is larger
 
 # Keys that no number of a forward pass depends on.
 _IRRELEVANT = """
-architectures model_type transformers_version _name_or_path _commit_hash torch_dtype dtype
+architectures model_type transformers_version _name_or_path _model_name_or_path _commit_hash
+torch_dtype dtype
 auto_map transformers.js_config tokenizer_class is_llama_config unsloth_fixed unsloth_version
 use_cache cache_implementation attn_implementation _attn_implementation
 _attn_implementation_autoset gradient_checkpointing chunk_size_feed_forward pretraining_tp
 reorder_and_upcast_attn torchscript use_bfloat16 tf_legacy_loss is_decoder n_ctx
 max_sequence_length original_max_position_embeddings
 
-bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id prefix
+bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id prefix
 forced_bos_token_id forced_eos_token_id bad_words_ids suppress_tokens begin_suppress_tokens
 
 initializer_range initializer_factor init_std layerdrop dropout attention_dropout
