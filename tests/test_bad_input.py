@@ -632,6 +632,7 @@ def test_a_file_that_may_not_be_read(
         return one
 
     with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: os.path.basename(path) != name)
         patched.setattr("builtins.open", denied(really))
         patched.setattr("io.open", denied(really))
         patched.setattr("refimpl.model.tensors.safe_open", denied(library))
@@ -819,7 +820,7 @@ def started(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     """Run the program as a process of its own."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "refimpl", *words],
-        env=os.environ | {"PYTHONPATH": str(FIXTURES.parent)},
+        env=os.environ | {"PYTHONPATH": str(FIXTURES.parent), "PYTHONUNBUFFERED": ""},
         stderr=subprocess.PIPE,
         text=True,
         check=False,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from math import log
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from program import Result, run
 
 import refimpl
 from refimpl.cli.main import app
+from refimpl.errors import RefimplError
 from refimpl.jobs.execution import Progress
 
 LLAMA = FIXTURES / "llama"
@@ -302,6 +304,16 @@ def assert_block(block: dict[str, Any], i: int, whole: dict[str, Any]) -> None:
     )
 
 
+def test_every_eta_of_a_sweep_is_as_if_it_were_alone() -> None:
+    words = ("score", LLAMA, *SMALL, "--json", "--base", "owl", "--eta")
+    etas = ("1", "0.001", "0.1")
+    sweep = json.loads(ran(*words, ",".join(etas)))["sweep"]
+    alone = [json.loads(ran(*words, eta)) for eta in etas]
+    assert [part["blocks"] for part in sweep] == [one["blocks"] for one in alone]
+    assert [part["eta"] for part in sweep] == [one["eta"] for one in alone]
+    assert len({json.dumps(part["blocks"]) for part in sweep}) == len(etas)
+
+
 def test_one_sample_has_no_standard_error_and_says_why() -> None:
     found = json.loads(ran("score", LLAMA, "--samples", 1, "--seq-len", 8, "--json"))
     for block in found["blocks"]:
@@ -373,6 +385,9 @@ def tokens_line(text: str) -> str:
 def test_the_header_says_where_tokens_came_from(tmp_path: Path) -> None:
     random = tokens_line(ran("score", LLAMA, *SMALL))
     assert "2 x 12, drawn uniformly from 264 ids with seed 0 (no text was given)" in random
+    other = tokens_line(ran("score", LLAMA, *SMALL, "--seed", 5))
+    assert "with seed 5" in other
+    assert other.split("sha256")[1] != random.split("sha256")[1]
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 20)
     text = tokens_line(ran("score", LLAMA, *SMALL, "--text", tmp_path / "text.txt"))
     assert "text.txt, 2 samples of 12 tokens spread over" in text
@@ -478,6 +493,21 @@ def test_progress_shows_the_time_left_on_a_terminal(monkeypatch: pytest.MonkeyPa
     assert percents == sorted(percents)
 
 
+def test_progress_is_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1_000, 10**9, 7))
+    monkeypatch.setattr("time.time", lambda: float(next(now)))
+    monkeypatch.setenv("TERM", "xterm")
+
+    def score(*arguments: Any, progress: Progress, **options: Any) -> None:
+        for done in (1.0, 2.5, 2.5, 7.0, 10.0):
+            progress(done, 10.0)
+        raise RefimplError("stop")
+
+    monkeypatch.setattr("refimpl.cli.score.score", score)
+    shown = re.findall(r"(\d+)%", run("score", LLAMA, *SMALL, err_terminal=True).err)
+    assert list(dict.fromkeys(shown)) == ["0", "10", "25", "70", "100"]
+
+
 @pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("", "")])
 def test_progress_is_silent_elsewhere(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
@@ -492,6 +522,7 @@ def test_progress_is_silent_elsewhere(
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
 ENVIRONMENT |= {"PYTHONPATH": str(FIXTURES.parent), "TERM": "xterm", "PYTHONUTF8": "1"}
+ENVIRONMENT |= {"PYTHONUNBUFFERED": ""}  # what is printed late must fail in time, too
 PROGRAM = (sys.executable, "-W", "error", "-m", "refimpl")
 WORDS = (*PROGRAM, "score", str(LLAMA), *SMALL)
 
@@ -555,6 +586,10 @@ def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             result = run("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json")
         assert result == Result(130, "", "")
         assert list(tmp_path.iterdir()) == []
+    for error in (KeyboardInterrupt, typer.Abort):  # however typer passes it on
+        with monkeypatch.context() as patched:
+            patched.setattr("refimpl.cli.main.app", Mock(side_effect=error))
+            assert run("score", LLAMA) == Result(130, "", "")
 
 
 def test_an_interrupt_from_outside() -> None:

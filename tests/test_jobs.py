@@ -623,3 +623,21 @@ def test_activations_beyond_the_dtype_are_an_error_not_a_warning(
             pytest.raises(RefimplError, match=f"beyond the range of {dtype}"),
         ):
             run()
+
+
+@pytest.mark.parametrize("base", ["uniform", "alphapruning"])
+def test_progress_starts_with_the_signals_and_ends_at_the_whole(base: str) -> None:
+    seen: list[tuple[float, float]] = []
+    model = model_of("gemma3")
+    score(
+        model,
+        random_tokens(model.config.vocab_size, 2, 8),
+        Perturbation("pruning"),
+        Request(base=base, correct="divergence"),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    done = [d for d, _ in seen]
+    assert done == sorted(done)
+    assert done[0] == 1
+    assert seen[-1][0] == pytest.approx(seen[-1][1])
+    assert all(d <= total * (1 + 1e-12) for d, total in seen)

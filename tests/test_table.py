@@ -284,16 +284,17 @@ def test_what_arrives_is_shown_where_it_makes_the_correction() -> None:
         plan=Perturbation("pruning"),
         pruned_at=at,
     )
-    for correct, cells in (
-        ("absorption", ["0.5000", "0.7000"]),
-        ("arrival", ["0.5000", "0.3667", "0.7000"]),
-        ("divergence", ["0.5000", "0.7500", "0.7000"]),
+    for correct, first, second in (
+        ("absorption", ["0.5000", "0.7000"], ["0.1000", "0.7000"]),
+        ("arrival", ["0.5000", "0.3667", "0.7000"], ["0.1000", "0.1000", "0.7000"]),
+        ("divergence", ["0.5000", "0.7500", "0.7000"], ["0.1000", "0.1250", "0.7000"]),
     ):
         lines = rows(shown(found, correct=correct))
         straight(lines)
         heading = re.findall(r"amplifies +(.+?) +base", lines[0])[0].split()
         assert heading == ["drift"] + ([] if correct == "absorption" else [correct])
-        assert lines[1].split("│")[1].split()[1:-2] == cells
+        shares = [re.split("│█*[▏▎▍▌▋▊▉]?", line)[1].split()[:-2] for line in lines[1:]]
+        assert shares == [first, second]
 
 
 def test_alphas_are_means_of_a_block_and_linears_are_announced() -> None:
@@ -324,9 +325,10 @@ def test_peer_says_what_it_does_not_keep() -> None:
     assert "pruned 2,520 of 3,600 (70.0000%), asked for 80.0000%" in text
     assert "compat peer restores no budget" in text
     assert "1 block asked for more than 1" in text
-    text = shown(found, base="owl", compat="peer")
-    assert "restores no budget" in text
-    assert "more than 1" not in text
+    for sparsity in (0.7, 1.0):
+        text = shown(found, base="uniform", compat="peer", sparsity=sparsity)
+        assert "restores no budget" in text
+        assert "more than 1" not in text
     assert "restores" not in shown(found, base="owl")
 
 

@@ -48,7 +48,7 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be anything
     try:
-        with loud("float64"):
+        with loud("float64"):  # of allocations; scoring names its own precision
             sys.exit(app(prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
         _fail(error)

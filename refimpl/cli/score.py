@@ -136,7 +136,7 @@ def command(
     last block: above 1 the blocks after it amplify, below 1 they absorb.
     """
     if perturbation == "pruning":
-        _refuse(context, "eta", "noise_scale", "noise_shape", "draws")
+        _refuse(context, "eta", "noise_scale", "noise_shape")
     etas = opt.numbers(eta, "eta")
     plan = Perturbation(perturbation, etas, noise_scale, noise_shape, norm, sink, draws, seed)
     opened = read_model(model, config)

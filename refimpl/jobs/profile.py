@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.errors import RefimplError
 from refimpl.jobs.execution import Workers
 from refimpl.method.signals import PowerLaw, alphapruning_alpha, dlp_score, esd, owl_outlier_percent
 from refimpl.model.checkpoint import Model
@@ -134,22 +135,23 @@ def spectra(
         Per block, the alphas of its linears in the order of `config.LINEARS`.
     """
 
-    def alpha(weight: Array) -> PowerLaw:
-        return alphapruning_alpha(
-            esd(weight),
-            "mid" if fit == "mid" else "peak",
-            "intended" if xmin == "intended" else "shipped",
-        )
-
-    return tuple(
-        tuple(
-            workers.run(
-                [partial(alpha, weights[f"{name}.weight"]) for name in model.config.linear_shapes],
-                tick,
+    def alpha(block: int, name: str, weight: Array) -> PowerLaw:
+        try:
+            return alphapruning_alpha(
+                esd(weight),
+                "mid" if fit == "mid" else "peak",
+                "intended" if xmin == "intended" else "shipped",
             )
-        )
-        for weights in (model.block(i, np.float64) for i in range(model.config.num_blocks))
-    )
+        except RefimplError as error:
+            problem = f"blocks.{block}.{name}: {error.problem}"
+            raise RefimplError(problem, error.expected, error.remedy) from error
+
+    laws = []
+    for i in range(model.config.num_blocks):
+        weights = model.block(i, np.float64)
+        tasks = [partial(alpha, i, n, weights[f"{n}.weight"]) for n in model.config.linear_shapes]
+        laws.append(tuple(workers.run(tasks, tick)))
+    return tuple(laws)
 
 
 def wanda_pruned(

@@ -2,8 +2,9 @@
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.jobs.allocate import base_counts
 from refimpl.jobs.execution import Progress, Workers, parse_memory, peak_memory
-from refimpl.jobs.experiment import Measurements, experiment
+from refimpl.jobs.experiment import Measurements, addresses, experiment
 from refimpl.jobs.profile import profile, spectra, wanda_pruned
 from refimpl.jobs.request import Request
 from refimpl.jobs.scores import Absorption, PrunedAt, Run, Scores, Signals, TokenFacts
@@ -72,8 +73,16 @@ def score(
             "add --perturbation pruning, or use --correct absorption",
         )
     model.check_finite(dtype)
+    before, after = _costs(model, ids, plan, request)
+    done = 0.0
+
+    def tick(units: float = 1.0) -> None:
+        nonlocal done
+        done += units
+        progress(done, before + after)
+
     with loud(dtype), Workers(threads) as workers:
-        signals, moments = _signals(model, ids, request, workers, budget, dtype)
+        signals, moments = _signals(model, ids, request, workers, budget, dtype, tick)
         planned = _pruned_at(model, signals, request)  # refuses a base before the long part
         pruned_at, pruned = None, None
         if plan.kind == "pruning":
@@ -94,7 +103,7 @@ def score(
             dtype,
             pruned,
             divergence=request.correct == "divergence",
-            progress=progress,
+            progress=lambda done, total: progress(before + done, before + total),
         )
     return Scores(
         model=model.name,
@@ -131,6 +140,7 @@ def _signals(
     workers: Workers,
     memory: int,
     dtype: npt.DTypeLike,
+    tick: Callable[..., None],
 ) -> tuple[Signals, tuple[Mapping[str, Array], ...]]:
     """Activation signals of the dense model, alphas if the base asks for them, and statistics."""
     options = request.options
@@ -142,11 +152,15 @@ def _signals(
         dtype,
         float(options.get("m", 5.0)),
         str(options.get("statistic", "mean")),
+        tick,
     )
     signals = Signals(dense.owl_m, dense.owl_outlier_percent, dense.dlp_statistic, dense.dlp_score)
     if request.base == "alphapruning":
         fit, xmin = str(options["fit"]), str(options["xmin"])
-        laws = spectra(model, workers, fit, xmin)
+        cost = _spectra_cost(model, ids) / (
+            model.config.num_blocks * len(model.config.linear_shapes)
+        )
+        laws = spectra(model, workers, fit, xmin, partial(tick, cost))
         signals = replace(
             signals,
             alpha_fit=fit,
@@ -157,6 +171,24 @@ def _signals(
             ),
         )
     return signals, dense.moments
+
+
+def _costs(model: Model, ids: Array, plan: Perturbation, request: Request) -> tuple[float, float]:
+    """Work for the signals, and about that of the experiment, in block passes of one sequence."""
+    blocks, states = model.config.num_blocks, len(addresses(len(ids), 1, plan))
+    signals: float = len(ids) * blocks
+    if request.base == "alphapruning":
+        signals += _spectra_cost(model, ids)
+    return signals, len(ids) * blocks + states * blocks * (blocks + 1) / 2
+
+
+def _spectra_cost(model: Model, ids: Array) -> float:
+    """Work for all singular values: about ten times slower per operation than a block pass."""
+    config = model.config
+    operations = sum(
+        4 * out * width * min(out, width) for out, width in config.linear_shapes.values()
+    )
+    return 10 * config.num_blocks * operations / (2 * ids.shape[1] * config.block_size)
 
 
 def _pruned_at(model: Model, signals: Signals, request: Request) -> PrunedAt:
