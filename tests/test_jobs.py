@@ -638,6 +638,6 @@ def test_progress_starts_with_the_signals_and_ends_at_the_whole(base: str) -> No
     )
     done = [d for d, _ in seen]
     assert done == sorted(done)
-    assert done[0] == 1
+    assert done[0] > 0
     assert seen[-1][0] == pytest.approx(seen[-1][1])
     assert all(d <= total * (1 + 1e-12) for d, total in seen)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from refimpl import Model, Request, Scores, allocate, read_model, score
 from refimpl.jobs.execution import Workers
-from refimpl.jobs.profile import Profile, profile
+from refimpl.jobs.profile import Profile, dense_squares, profile
 from refimpl.method.allocation import alphapruning, atp, dlp, owl
 from refimpl.method.signals import alphapruning_alpha, esd
 from refimpl.tokens import id_tokens
@@ -128,7 +128,8 @@ def profile_of(m: float, statistic: str = "mean", dtype: str = "float64") -> Pro
     with Workers(2) as workers:
         ids = id_tokens(TINY / "tokens.npy").ids
         assert ids.shape == (8, 32)
-        return profile(tiny(), ids, workers, 1 << 24, dtype, m, statistic)
+        squares = dense_squares(tiny(), ids, workers, 1 << 24, dtype)
+        return profile(tiny(), squares, len(ids), workers, 1 << 24, dtype, m, statistic)
 
 
 @cache

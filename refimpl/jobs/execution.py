@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Self, TypeVar
 
@@ -50,6 +50,10 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
         self._limit.restore_original_limits()
 
+    def submit(self, task: Callable[[], T]) -> Future[T]:
+        """Hand a task to the threads, which take tasks in this order."""
+        return self._pool.submit(copy_context().run, task)  # with our numpy.errstate
+
     def run(
         self, tasks: Iterable[Callable[[], T]], done: Callable[[], None] | None = None
     ) -> list[T]:
@@ -63,8 +67,7 @@ class Workers:
             Their results, in order.
         """
         results = []
-        # Each in a copy of our context, which holds numpy.errstate.
-        for future in [self._pool.submit(copy_context().run, task) for task in tasks]:
+        for future in [self.submit(task) for task in tasks]:
             results.append(future.result())
             if done is not None:
                 done()

@@ -5,7 +5,8 @@ ones, so a block is loaded once per group and nothing before the perturbed block
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,7 @@ from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, embed, head, places
 from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
+from refimpl.model.statistics import add_squares, block_with_squares
 
 Pruned = Callable[[int, Weights], Weights]
 """Weights of a block after pruning, given its number and its dense weights."""
@@ -51,6 +53,7 @@ class Measurements:
         left_out: Tokens without a ratio (zero state or zero drift), over all sequences, [E, L].
         sinks: Tokens excluded as sinks, over all sequences, [L].
         divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
+        squares: Sums of squares of the linears' inputs, per block, over all sequences.
     """
 
     drift: Array
@@ -59,31 +62,41 @@ class Measurements:
     left_out: Array
     sinks: Array
     divergence: Array | None
+    squares: tuple[dict[str, Array], ...]
 
 
-@dataclass
+Clean = Future[tuple[Array, dict[str, Array]]]
+"""A clean state after a block, [1, S, D], on its way, and the squares of its linears' inputs."""
+
+
 class _State:
     """A perturbed state under way."""
 
-    h: Array
-    kept: npt.NDArray[np.bool_]
-    first: Array
-    last: Array
-    drift: list[float] = field(default_factory=list)
-    alignment: list[float] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.drift: list[float] = []
+        self.alignment: list[float] = []
+
+    def start(self, make: Callable[[], Array], clean: Clean, plan: Perturbation) -> None:
+        """Make the state and measure it where it was made."""
+        pushed, h = make(), clean.result()[0]
+        self.kept = push.kept_tokens(h[0], plan.sink)
+        self.h = np.where(self.kept[None, :, None], pushed, h)
+        self.first = self.measure(h, plan.norm)
 
     def move(
-        self, weights: Weights, place: Place, config: Config, clean: Array, norm: push.Norm
+        self, weights: Weights, place: Place, config: Config, clean: Clean, norm: push.Norm
     ) -> None:
         """Pass through one block and measure against the clean state after it."""
         self.h = block(self.h, weights, place, config, kernels=TILED)
-        self.note(push.deviation(self.h[0], clean[0], self.kept, norm))
+        self.measure(clean.result()[0], norm)
 
-    def note(self, found: push.Deviation) -> None:
-        """Remember a measurement."""
-        self.last = found.drift
+    def measure(self, clean: Array, norm: push.Norm) -> Array:
+        """Remember how far the state is from the clean one; the drift per token."""
+        found = push.deviation(self.h[0], clean[0], self.kept, norm)
         self.drift.append(float(known_mean(found.drift)))
         self.alignment.append(float(known_mean(found.alignment)))
+        self.last = found.drift
+        return found.drift
 
 
 def addresses(sequences: int, blocks: int, plan: Perturbation) -> list[Address]:
@@ -172,9 +185,11 @@ def experiment(
         np.zeros((shape[0], blocks), np.int64),
         np.zeros(blocks, np.int64),
         np.full(shape, np.nan) if divergence else None,
+        tuple({} for _ in config.blocks),
     )
+    counted: set[int] = set()
     for part in parts:
-        ended, clean = _travel(model, ids, part, plan, workers, dtype, pruned, tick)
+        ended, clean, sums = _travel(model, ids, part, plan, workers, dtype, pruned, tick)
         for a, state in ended.items():
             where = (a.eta, a.sequence, a.draw, a.block)
             found.drift[where][a.block :] = state.drift
@@ -184,6 +199,10 @@ def experiment(
             found.left_out[a.eta, a.block] += np.isnan(share).sum()
             if a.eta == a.draw == 0:
                 found.sinks[a.block] += np.count_nonzero(~state.kept)
+        for total_of, sums_of in zip(found.squares, sums, strict=True):
+            for sequence in sorted(sums_of.keys() - counted):
+                add_squares(total_of, sums_of[sequence])
+        counted |= clean.keys()
         if found.divergence is not None:
             for a, value in _divergences(model, ended, clean, workers, dtype, tick):
                 found.divergence[a.eta, a.sequence, a.draw, a.block] = value
@@ -198,8 +217,8 @@ def _travel(
     workers: Workers,
     dtype: npt.DTypeLike,
     pruned: Pruned | None,
-    tick: Callable[[], None],
-) -> tuple[dict[Address, _State], dict[int, Array]]:
+    tick: Callable[..., None],
+) -> tuple[dict[Address, _State], dict[int, Array], list[dict[int, dict[str, Array]]]]:
     """Take one group of states, and the clean ones they belong to, through all blocks."""
     config, positions = model.config, np.arange(ids.shape[1])
     where = places(positions, config, dtype)
@@ -208,53 +227,40 @@ def _travel(
         for s in dict.fromkeys(a.sequence for a in part)
     }
     states: dict[Address, _State] = {}
+    squares: list[dict[int, dict[str, Array]]] = []
     for i, kind in enumerate(config.blocks):
         weights, place, before = model.block(i, dtype), where[kind], clean
-        after = workers.run(
-            [partial(block, h, weights, place, config, kernels=TILED) for h in before.values()],
-            tick,
-        )
-        clean = dict(zip(before, after, strict=True))
-        workers.run(
-            [
-                partial(state.move, weights, place, config, clean[a.sequence], plan.norm)
-                for a, state in states.items()
-            ],
-            tick,
-        )
         born = [a for a in part if a.block == i]
-        if born and pruned is not None:
-            thinned = pruned(i, weights)
-            make = [
-                partial(block, before[a.sequence], thinned, place, config, kernels=TILED)
-                for a in born
-            ]
-        else:
-            make = [partial(_with_noise, clean[a.sequence], a, plan) for a in born]
+        thinned = pruned(i, weights) if born and pruned is not None else None
+        # Tasks start in order: the clean ones come first and wait for nobody.
+        ahead = {
+            s: workers.submit(partial(block_with_squares, h, weights, place, config, TILED))
+            for s, h in before.items()
+        }
         tasks = [
-            partial(_start, m, clean[a.sequence], plan) for m, a in zip(make, born, strict=True)
+            partial(state.move, weights, place, config, ahead[a.sequence], plan.norm)
+            for a, state in states.items()
         ]
-        states |= zip(born, workers.run(tasks, tick), strict=True)
-    return states, clean
+        for a in born:
+            if thinned is None:
+                make = partial(_with_noise, ahead[a.sequence], a, plan)
+            else:
+                make = partial(block, before[a.sequence], thinned, place, config, kernels=TILED)
+            states[a] = _State()
+            tasks.append(partial(states[a].start, make, ahead[a.sequence], plan))
+        workers.run(tasks, tick)
+        clean = {s: future.result()[0] for s, future in ahead.items()}
+        squares.append({s: future.result()[1] for s, future in ahead.items()})
+        tick(len(ahead))
+    return states, clean, squares
 
 
-def _with_noise(h: Array, a: Address, plan: Perturbation) -> Array:
+def _with_noise(clean: Clean, a: Address, plan: Perturbation) -> Array:
     """The clean state with the noise that belongs to this address."""
-    kept = push.kept_tokens(h[0], plan.sink)
-    e = push.noise(plan.seed, a.sequence, a.block, a.draw, (h.shape[1], h.shape[2]))
-    eta = plan.eta[a.eta]
-    return push.perturbed(h[0], e, eta, kept, plan.noise_scale, plan.noise_shape)[None]
-
-
-def _start(make: Callable[[], Array], clean: Array, plan: Perturbation) -> _State:
-    """Make a perturbed state and measure it where it was made."""
-    h, kept = make(), push.kept_tokens(clean[0], plan.sink)
-    if not kept.all() and plan.kind == "pruning":
-        h = np.where(kept[None, :, None], h, clean)
-    found = push.deviation(h[0], clean[0], kept, plan.norm)
-    state = _State(h, kept, found.drift, found.drift)
-    state.note(found)
-    return state
+    (h,) = clean.result()[0]
+    e = push.noise(plan.seed, a.sequence, a.block, a.draw, h.shape)
+    kept, eta = push.kept_tokens(h, plan.sink), plan.eta[a.eta]
+    return push.perturbed(h, e, eta, kept, plan.noise_scale, plan.noise_shape)[None]
 
 
 def _head_cost(config: Config) -> float:

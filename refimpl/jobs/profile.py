@@ -14,7 +14,7 @@ from refimpl.model.checkpoint import Model
 from refimpl.model.forward import Weights, embed, places
 from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
-from refimpl.model.statistics import block_with_squares, second_moments
+from refimpl.model.statistics import add_squares, block_with_squares, second_moments
 from refimpl.pruning.scores import wanda_keep, wanda_score
 
 
@@ -51,37 +51,30 @@ class BlockScores(Sequence[Array]):
         return wanda_score(self._weights[f"{name}.weight"], self._moments[name])
 
 
-def profile(
+def dense_squares(
     model: Model,
     ids: Array,
     workers: Workers,
     memory: int,
     dtype: npt.DTypeLike = np.float32,
-    owl_m: float = 5.0,
-    dlp_statistic: str = "mean",
     tick: Callable[[], None] = lambda: None,
-) -> Profile:
-    """Run the dense model once over all tokens and compute the activation signals.
+) -> tuple[dict[str, Array], ...]:
+    """Run the dense model once over all tokens and sum the squares of the linears' inputs.
 
     Args:
         model: The model.
         ids: Token ids, [N, S].
         workers: Threads.
         memory: Bytes for residual states.
-        dtype: Of the computation; statistics are float64.
-        owl_m: OWL's m.
-        dlp_statistic: "mean" or "median".
+        dtype: Of the computation; sums are float64.
         tick: Called after each block pass.
 
     Returns:
-        Statistics and signals.
-
-    Source:
-        OWL, DLP and Wanda (peers, confirmed by running them).
+        Per block and trace point that is some linear's input, the sums, [in].
     """
     config, positions = model.config, np.arange(ids.shape[1])
     where = places(positions, config, dtype)
-    squares: list[dict[str, Array]] = [{} for _ in config.blocks]
+    squares: tuple[dict[str, Array], ...] = tuple({} for _ in config.blocks)
     state_bytes = ids.shape[1] * config.hidden_size * np.dtype(dtype).itemsize
     room = max(1, memory // (2 * state_bytes))
     for start in range(0, len(ids), room):
@@ -90,19 +83,47 @@ def profile(
             for row in ids[start : start + room]
         ]
         for i, kind in enumerate(config.blocks):
-            weights = model.block(i, dtype)
-            run = partial(
-                block_with_squares,
-                weights=weights,
-                place=where[kind],
-                config=config,
-                kernels=TILED,
+            weights, place = model.block(i, dtype), where[kind]
+            found = workers.run(
+                [partial(block_with_squares, h, weights, place, config, TILED) for h in states],
+                tick,
             )
-            found = workers.run([partial(run, h) for h in states], tick)
             states = [h for h, _ in found]
             for _, more in found:  # in order, so that the sum does not depend on the threads
-                squares[i] = {name: squares[i].get(name, 0.0) + x for name, x in more.items()}
-    moments = tuple(second_moments(s, len(ids), config) for s in squares)
+                add_squares(squares[i], more)
+    return squares
+
+
+def profile(
+    model: Model,
+    squares: Sequence[Mapping[str, Array]],
+    sequences: int,
+    workers: Workers,
+    memory: int,
+    dtype: npt.DTypeLike = np.float32,
+    owl_m: float = 5.0,
+    dlp_statistic: str = "mean",
+) -> Profile:
+    """Compute the activation signals of the dense model.
+
+    Args:
+        model: The model.
+        squares: Sums of squares of the linears' inputs, per block.
+        sequences: Number of sequences they were summed over.
+        workers: Threads.
+        memory: Bytes that scores may take, about.
+        dtype: In which the weights are read; scores are float64.
+        owl_m: OWL's m.
+        dlp_statistic: "mean" or "median".
+
+    Returns:
+        Statistics and signals.
+
+    Source:
+        OWL, DLP and Wanda (peers, confirmed by running them).
+    """
+    config = model.config
+    moments = tuple(second_moments(sums, sequences, config) for sums in squares)
     owl, dlp = [], []
     for i in range(config.num_blocks):
         scores: Sequence[Array] = BlockScores(model.block(i, dtype), moments[i])

@@ -2,9 +2,10 @@
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from refimpl.errors import RefimplError
 from refimpl.jobs.allocate import base_counts
 from refimpl.jobs.execution import Progress, Workers, parse_memory, peak_memory
 from refimpl.jobs.experiment import Measurements, addresses, experiment
-from refimpl.jobs.profile import profile, spectra, wanda_pruned
+from refimpl.jobs.profile import Profile, dense_squares, profile, spectra, wanda_pruned
 from refimpl.jobs.request import Request
 from refimpl.jobs.scores import Absorption, PrunedAt, Run, Scores, Signals, TokenFacts
 from refimpl.method.absorption import absorption_coefficient, known_mean
@@ -73,6 +74,7 @@ def score(
             "add --perturbation pruning, or use --correct absorption",
         )
     model.check_finite(dtype)
+    _refuse_early(model, request)
     before, after = _costs(model, ids, plan, request)
     done = 0.0
 
@@ -82,17 +84,23 @@ def score(
         progress(done, before + after)
 
     with loud(dtype), Workers(threads) as workers:
-        signals, moments = _signals(model, ids, request, workers, budget, dtype, tick)
-        planned = _pruned_at(model, signals, request)  # refuses a base before the long part
+
+        def dense(squares: Sequence[Mapping[str, Array]]) -> Profile:
+            options = request.options
+            m, statistic = float(options.get("m", 5.0)), str(options.get("statistic", "mean"))
+            return profile(model, squares, len(ids), workers, budget, dtype, m, statistic)
+
+        alphas = _alphas(model, ids, request, workers, tick)
         pruned_at, pruned = None, None
-        if plan.kind == "pruning":
-            pruned_at = planned
+        if plan.kind == "pruning":  # which weights go depends on the dense model on all tokens
+            known = dense(dense_squares(model, ids, workers, budget, dtype, tick))
+            pruned_at = _pruned_at(model, _signals(known, alphas), request)
             names = tuple(config.linear_shapes)
-            by_block = planned.linear_pruned.tolist()
+            by_block = pruned_at.linear_pruned.tolist()
 
             def pruned(block: int, weights: Weights) -> Weights:
                 counts = dict(zip(names, by_block[block], strict=True))
-                return wanda_pruned(weights, moments[block], counts, workers)
+                return wanda_pruned(weights, known.moments[block], counts, workers)
 
         found = experiment(
             model,
@@ -105,6 +113,7 @@ def score(
             divergence=request.correct == "divergence",
             progress=lambda done, total: progress(before + done, before + total),
         )
+        signals = _signals(dense(found.squares), alphas)
     return Scores(
         model=model.name,
         family=config.family,
@@ -133,50 +142,54 @@ def score(
     )
 
 
-def _signals(
-    model: Model,
-    ids: Array,
-    request: Request,
-    workers: Workers,
-    memory: int,
-    dtype: npt.DTypeLike,
-    tick: Callable[..., None],
-) -> tuple[Signals, tuple[Mapping[str, Array], ...]]:
-    """Activation signals of the dense model, alphas if the base asks for them, and statistics."""
-    options = request.options
-    dense = profile(
-        model,
-        ids,
-        workers,
-        memory,
-        dtype,
+Alphas = dict[str, Any]
+"""The fields of `Signals` that AlphaPruning fills."""
+
+
+def _alphas(
+    model: Model, ids: Array, request: Request, workers: Workers, tick: Callable[..., None]
+) -> Alphas:
+    """Alphas of every linear, if the base asks for them."""
+    if request.base != "alphapruning":
+        return {}
+    fit, xmin = str(request.options["fit"]), str(request.options["xmin"])
+    each = _spectra_cost(model, ids) / (model.config.num_blocks * len(model.config.linear_shapes))
+    laws = spectra(model, workers, fit, xmin, partial(tick, each))
+    margins = [[np.nan if law.ks_margin is None else law.ks_margin for law in b] for b in laws]
+    return {
+        "alpha_fit": fit,
+        "alpha_xmin": xmin,
+        "alpha": np.array([[law.alpha for law in block] for block in laws]),
+        "alpha_margin": np.array(margins),
+    }
+
+
+def _signals(dense: Profile, alphas: Alphas) -> Signals:
+    """Everything that bases are made from."""
+    owl, dlp = dense.owl_outlier_percent, dense.dlp_score
+    return Signals(dense.owl_m, owl, dense.dlp_statistic, dlp, **alphas)
+
+
+def _refuse_early(model: Model, request: Request) -> None:
+    """Refuse, before the long part, a base that cannot be made: signals all alike stand in."""
+    config, options = model.config, request.options
+    blocks = np.ones(config.num_blocks)
+    signals = Signals(
         float(options.get("m", 5.0)),
+        blocks,
         str(options.get("statistic", "mean")),
-        tick,
+        blocks,
+        str(options.get("fit")),
+        str(options.get("xmin")),
+        np.ones((config.num_blocks, len(config.linear_shapes))),
     )
-    signals = Signals(dense.owl_m, dense.owl_outlier_percent, dense.dlp_statistic, dense.dlp_score)
-    if request.base == "alphapruning":
-        fit, xmin = str(options["fit"]), str(options["xmin"])
-        cost = _spectra_cost(model, ids) / (
-            model.config.num_blocks * len(model.config.linear_shapes)
-        )
-        laws = spectra(model, workers, fit, xmin, partial(tick, cost))
-        signals = replace(
-            signals,
-            alpha_fit=fit,
-            alpha_xmin=xmin,
-            alpha=np.array([[law.alpha for law in block] for block in laws]),
-            alpha_margin=np.array(
-                [[np.nan if law.ks_margin is None else law.ks_margin for law in b] for b in laws]
-            ),
-        )
-    return signals, dense.moments
+    _pruned_at(model, signals, request)
 
 
 def _costs(model: Model, ids: Array, plan: Perturbation, request: Request) -> tuple[float, float]:
     """Work for the signals, and about that of the experiment, in block passes of one sequence."""
     blocks, states = model.config.num_blocks, len(addresses(len(ids), 1, plan))
-    signals: float = len(ids) * blocks
+    signals: float = len(ids) * blocks if plan.kind == "pruning" else 0
     if request.base == "alphapruning":
         signals += _spectra_cost(model, ids)
     return signals, len(ids) * blocks + states * blocks * (blocks + 1) / 2

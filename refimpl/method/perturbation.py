@@ -227,9 +227,12 @@ def deviation(
         >>> d.drift.tolist()
         [0.2]
     """
-    a, b = state[kept].astype(np.float64), clean[kept].astype(np.float64)
+    a, b = (
+        x.astype(np.float64) if kept.all() else x[kept].astype(np.float64) for x in (state, clean)
+    )
     if norm == "sequence":
         a, b = a.reshape(1, -1), b.reshape(1, -1)
-    size_a, size_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
-    drift = ratio(np.linalg.norm(a - b, axis=-1), size_b)
-    return Deviation(drift, ratio(np.einsum("td,td->t", a, b), size_a * size_b))
+    difference = a - b
+    squares = (np.einsum("td,td->t", x, x) for x in (difference, a, b))
+    size, size_a, size_b = (np.sqrt(square) for square in squares)
+    return Deviation(ratio(size, size_b), ratio(np.einsum("td,td->t", a, b), size_a * size_b))

@@ -1,5 +1,7 @@
 """Inputs of each linear: the sum of squares that Wanda, OWL and DLP are made from."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from refimpl.model.config import Config
@@ -47,7 +49,27 @@ def block_with_squares(
     return block(x, weights, place, config, point, kernels), squares
 
 
-def second_moments(squares: dict[str, Array], sequences: int, config: Config) -> dict[str, Array]:
+def add_squares(total: dict[str, Array], more: Mapping[str, Array]) -> None:
+    """Add one sequence's sums of squares to the total, in place.
+
+    Args:
+        total: Sums so far, by trace point; empty at first.
+        more: One sequence's sums.
+
+    Example:
+        >>> total = {}
+        >>> add_squares(total, {"attn_norm": np.ones(2)})
+        >>> add_squares(total, {"attn_norm": np.ones(2)})
+        >>> total["attn_norm"].tolist()
+        [2.0, 2.0]
+    """
+    for name, sums in more.items():
+        total[name] = total.get(name, 0.0) + sums
+
+
+def second_moments(
+    squares: Mapping[str, Array], sequences: int, config: Config
+) -> dict[str, Array]:
     """Wanda's statistic of every linear: ``c_j = (1/n) sum over all tokens of x_j^2``.
 
     Args:
