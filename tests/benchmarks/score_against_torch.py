@@ -1,10 +1,11 @@
 """Time scoring against a plain torch loop of hooked full forwards, alternating.
 
-    python tests/benchmarks/score_against_torch.py MODEL_DIR [--rival full|body] [--repeats 3]
+    python tests/benchmarks/score_against_torch.py MODEL_DIR [--rival body] [--attention sdpa]
 
 The rival perturbs the output of one block at a time by a forward hook, runs the whole model and
-measures the drift after every later block: what one would write first, on transformers with its
-default attention. `full` calls the causal language model, `body` leaves its head away. Both sides
+measures the drift after every later block: what one would write first, on transformers, with
+attention as plain matrix products (eager) or torch's fused kernel (sdpa). `full` calls the causal
+language model, `body` leaves its head away. Both sides
 get the same ids, float32 and all cores; each repetition is a process of its own, loading not
 counted.
 """
@@ -35,7 +36,7 @@ def with_refimpl(path: str, samples: int, seq_len: int) -> dict:
     return {"seconds": seconds, "r": scores.sweep[0].coefficient.tolist()}
 
 
-def with_torch(path: str, samples: int, seq_len: int, rival: str) -> dict:
+def with_torch(path: str, samples: int, seq_len: int, rival: str, attention: str) -> dict:
     import torch
     import transformers
 
@@ -43,7 +44,9 @@ def with_torch(path: str, samples: int, seq_len: int, rival: str) -> dict:
     from refimpl.tokens import random_tokens
 
     ids = random_tokens(read_model(path).config.vocab_size, samples, seq_len).ids
-    whole = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation=attention
+    )
     model, blocks = whole if rival == "full" else whole.model, list(whole.model.layers)
     states: list = [None] * len(blocks)
 
@@ -86,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--rival", choices=("full", "body"), default="full")
+    parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
@@ -93,7 +97,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.side:
         what = (given.model, given.samples, given.seq_len)
-        run = with_refimpl(*what) if given.side == "refimpl" else with_torch(*what, given.rival)
+        run = (
+            with_refimpl(*what)
+            if given.side == "refimpl"
+            else with_torch(*what, given.rival, given.attention)
+        )
         print(json.dumps(run))
         return
     times: dict[str, list[float]] = {"refimpl": [], "torch": []}
@@ -115,7 +123,7 @@ def main() -> None:
         f"median refimpl {statistics.median(times['refimpl']):.1f} s, torch "
         f"{statistics.median(times['torch']):.1f} s, ratio {statistics.median(ratios):.2f} "
         f"({min(ratios):.2f} to {max(ratios):.2f}), {given.samples} x {given.seq_len} tokens, "
-        f"rival {given.rival}"
+        f"rival {given.rival}, {given.attention} attention"
     )
 
 
