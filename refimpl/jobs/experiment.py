@@ -167,7 +167,7 @@ def experiment(
         )
     states = addresses(count, config.num_blocks, plan)
     parts = list(groups(states, room))
-    blocks, per_head = config.num_blocks, _head_cost(config) if divergence else 0
+    blocks, per_head = config.num_blocks, head_cost(config) if divergence else 0
     total: float = sum(len({a.sequence for a in part}) * (blocks + per_head) for part in parts)
     total += sum(blocks - a.block + per_head for a in states)
     done = 0.0
@@ -263,7 +263,7 @@ def _with_noise(clean: Clean, a: Address, plan: Perturbation) -> Array:
     return push.perturbed(h, e, eta, kept, plan.noise_scale, plan.noise_shape)[None]
 
 
-def _head_cost(config: Config) -> float:
+def head_cost(config: Config) -> float:
     """Cost of the head in block passes, for the progress bar."""
     return config.vocab_size * config.hidden_size / config.block_size
 
@@ -293,6 +293,6 @@ def _divergences(
             sums = workers.run([partial(add, a, weights, logits[0]) for a in mine])
             running |= zip(mine, sums, strict=True)
         pieces = -(-config.vocab_size // step)
-        tick(_head_cost(config) * (len(states) + len(clean)) / pieces)
+        tick(head_cost(config) * (len(states) + len(clean)) / pieces)
     for a, state in states.items():
         yield a, float(known_mean(running[a].value[state.kept]))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.jobs.allocate import base_counts
 from refimpl.jobs.execution import Progress, Workers, parse_memory, peak_memory
-from refimpl.jobs.experiment import Measurements, addresses, experiment
+from refimpl.jobs.experiment import Measurements, addresses, experiment, head_cost
 from refimpl.jobs.profile import Profile, dense_squares, profile, spectra, wanda_pruned
 from refimpl.jobs.request import Request
 from refimpl.jobs.scores import Absorption, PrunedAt, Run, Scores, Signals, TokenFacts
@@ -192,7 +192,9 @@ def _costs(model: Model, ids: Array, plan: Perturbation, request: Request) -> tu
     signals: float = len(ids) * blocks if plan.kind == "pruning" else 0
     if request.base == "alphapruning":
         signals += _spectra_cost(model, ids)
-    return signals, len(ids) * blocks + states * blocks * (blocks + 1) / 2
+    heads = head_cost(model.config) if request.correct == "divergence" else 0.0
+    clean, pushed = blocks + heads, blocks * ((blocks + 1) / 2 + heads)
+    return signals, len(ids) * clean + states * pushed
 
 
 def _spectra_cost(model: Model, ids: Array) -> float:
