@@ -49,14 +49,14 @@ def alphas(fit: Fit) -> dict[str, float]:
 
 @pytest.mark.parametrize("fit", ["peak", "mid"])
 def test_alphapruning_alphas(fit: Fit) -> None:
-    # The peer's float32 accounts for what is left, 2e-6: see the next test.
+    # Measured: at most 1.9e-6. The peer works in float32 throughout.
     peer = expected()[f"alphapruning_alpha_{fit}"]["alpha_per_linear"]
     assert len(peer) == 28
     for name, alpha in peer.items():
         assert alphas(fit)[name] == pytest.approx(alpha, rel=1e-5), name
 
 
-def test_float32_explains_the_difference_to_the_peers_alphas() -> None:
+def test_a_float32_spectrum_moves_no_start_and_alpha_hardly() -> None:
     for name, weight in weights().items():
         if "_proj" not in name:
             continue
