@@ -641,3 +641,19 @@ def test_progress_starts_with_the_signals_and_ends_at_the_whole(base: str) -> No
     assert done[0] > 0
     assert seen[-1][0] == pytest.approx(seen[-1][1])
     assert all(d <= total * (1 + 1e-12) for d, total in seen)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_nan_outside_the_blocks_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    weights = load_file(FIXTURES / "llama" / "model.safetensors")
+    weights[name] = weights[name].copy()
+    weights[name][-1, 0] = np.nan  # of an id that is not used
+    save_tensors(tmp_path / "model.safetensors", weights)
+    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
+    model = read_model(tmp_path)
+    for run in (
+        lambda: forward(model, [[1, 2, 3]]),
+        lambda: score(model, random_tokens(200, 2, 4)),
+    ):
+        with pytest.raises(RefimplError, match=f"{name}.* 1 "):
+            run()

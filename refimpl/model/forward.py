@@ -272,6 +272,7 @@ def forward(
     """
     config, found = model.config, dict[str, Array]()
     ids = checked_ids(token_ids, config)
+    model.check_finite(dtype)
     positions = np.arange(ids.shape[-1])
     where = places(positions, config, dtype)
 
