@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl import Allocation, Perturbation, RefimplError, Request, Scores, allocate, score
-from refimpl.jobs.document import document, read_scores
+from refimpl.jobs.document import document
 from refimpl.jobs.output import checked_output, write_json
+from refimpl.jobs.scores_file import read_scores
 from refimpl.show.table import table
 from refimpl.tokens import random_tokens
 

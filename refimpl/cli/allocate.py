@@ -7,9 +7,9 @@ import typer
 
 from refimpl.cli import options as opt
 from refimpl.cli.terminal import deliver
-from refimpl.jobs.document import read_scores
 from refimpl.jobs.output import checked_output
 from refimpl.jobs.request import Request
+from refimpl.jobs.scores_file import read_scores
 
 
 @opt.with_request

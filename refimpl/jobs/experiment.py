@@ -23,7 +23,7 @@ from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, embed, head, places
 from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_squares, block_with_squares
+from refimpl.model.statistics import add_sums, block_with_sums, sum_of_squares
 
 Pruned = Callable[[int, Weights], Weights]
 """Weights of a block after pruning, given its number and its dense weights."""
@@ -201,7 +201,7 @@ def experiment(
                 found.sinks[a.block] += np.count_nonzero(~state.kept)
         for total_of, sums_of in zip(found.squares, sums, strict=True):
             for sequence in sorted(sums_of.keys() - counted):
-                add_squares(total_of, sums_of[sequence])
+                add_sums(total_of, sums_of[sequence])
         counted |= clean.keys()
         if found.divergence is not None:
             for a, value in _divergences(model, ended, clean, workers, dtype, tick):
@@ -234,7 +234,9 @@ def _travel(
         thinned = pruned(i, weights) if born and pruned is not None else None
         # Tasks start in order: the clean ones come first and wait for nobody.
         ahead = {
-            s: workers.submit(partial(block_with_squares, h, weights, place, config, TILED))
+            s: workers.submit(
+                partial(block_with_sums, sum_of_squares, h, weights, place, config, TILED)
+            )
             for s, h in before.items()
         }
         tasks = [

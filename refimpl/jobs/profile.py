@@ -14,7 +14,7 @@ from refimpl.model.checkpoint import Model
 from refimpl.model.forward import Weights, embed, places
 from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_squares, block_with_squares, second_moments
+from refimpl.model.statistics import add_sums, block_with_sums, second_moments, sum_of_squares
 from refimpl.pruning.scores import wanda_keep, wanda_score
 
 
@@ -85,12 +85,15 @@ def dense_squares(
         for i, kind in enumerate(config.blocks):
             weights, place = model.block(i, dtype), where[kind]
             found = workers.run(
-                [partial(block_with_squares, h, weights, place, config, TILED) for h in states],
+                [
+                    partial(block_with_sums, sum_of_squares, h, weights, place, config, TILED)
+                    for h in states
+                ],
                 tick,
             )
             states = [h for h, _ in found]
             for _, more in found:  # in order, so that the sum does not depend on the threads
-                add_squares(squares[i], more)
+                add_sums(squares[i], more)
     return squares
 
 

@@ -1,6 +1,6 @@
-"""Inputs of each linear: the sum of squares that Wanda, OWL and DLP are made from."""
+"""Inputs of each linear: sums of squares (Wanda, OWL, DLP) and of outer products (SparseGPT)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -20,12 +20,61 @@ INPUT_OF = {
 }
 
 
-def block_with_squares(
-    x: Array, weights: Weights, place: Place, config: Config, kernels: Kernels = PLAIN
-) -> tuple[Array, dict[str, Array]]:
-    """Run one block and sum the squares of what its linears read: ``sum_t x_tj^2``.
+Statistic = Callable[[Array], Array]
+"""What is summed over the tokens of a linear's input [B, S, in]."""
+
+
+def sum_of_squares(x: Array) -> Array:
+    """Sum the squares of every channel: ``sum_t x_tj^2``.
 
     Args:
+        x: A linear's input, [B, S, in].
+
+    Returns:
+        [in], float64.
+
+    Source:
+        Wanda's statistic before division by the number of sequences (a peer, confirmed).
+
+    Example:
+        >>> sum_of_squares(np.array([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
+        [10.0, 20.0]
+    """
+    return np.sum(np.square(x, dtype=np.float64), axis=(0, 1))
+
+
+def sum_of_outer_products(x: Array) -> Array:
+    """Sum the outer products of the tokens: ``sum_t x_t x_t^T``.
+
+    Args:
+        x: A linear's input, [B, S, in].
+
+    Returns:
+        [in, in], float64.
+
+    Source:
+        SparseGPT's statistic before the factor 2 / n (a peer, confirmed).
+
+    Example:
+        >>> sum_of_outer_products(np.array([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
+        [[10.0, 14.0], [14.0, 20.0]]
+    """
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    return rows.T @ rows
+
+
+def block_with_sums(
+    statistic: Statistic,
+    x: Array,
+    weights: Weights,
+    place: Place,
+    config: Config,
+    kernels: Kernels = PLAIN,
+) -> tuple[Array, dict[str, Array]]:
+    """Run one block and sum a statistic of what its linears read.
+
+    Args:
+        statistic: `sum_of_squares` or `sum_of_outer_products`.
         x: Residual stream before the block, [B, S, D].
         weights: The block's weights by our names.
         place: Bias and rotary tables.
@@ -34,23 +83,20 @@ def block_with_squares(
 
     Returns:
         The residual stream after the block [B, S, D], and for each trace point that is some
-        linear's input the sum over batch and tokens, [in], float64.
-
-    Source:
-        Wanda's statistic before division by the number of sequences (a peer, confirmed).
+        linear's input the sum over batch and tokens, float64.
     """
-    squares: dict[str, Array] = {}
+    sums: dict[str, Array] = {}
 
     def point(name: str, value: Array) -> Array:
         if name in INPUT_OF.values():
-            squares[name] = np.sum(np.square(value, dtype=np.float64), axis=(0, 1))
+            sums[name] = statistic(value)
         return value
 
-    return block(x, weights, place, config, point, kernels), squares
+    return block(x, weights, place, config, point, kernels), sums
 
 
-def add_squares(total: dict[str, Array], more: Mapping[str, Array]) -> None:
-    """Add one sequence's sums of squares to the total, in place.
+def add_sums(total: dict[str, Array], more: Mapping[str, Array]) -> None:
+    """Add one sequence's sums to the total, in place.
 
     Args:
         total: Sums so far, by trace point; empty at first.
@@ -58,8 +104,8 @@ def add_squares(total: dict[str, Array], more: Mapping[str, Array]) -> None:
 
     Example:
         >>> total = {}
-        >>> add_squares(total, {"attn_norm": np.ones(2)})
-        >>> add_squares(total, {"attn_norm": np.ones(2)})
+        >>> add_sums(total, {"attn_norm": np.ones(2)})
+        >>> add_sums(total, {"attn_norm": np.ones(2)})
         >>> total["attn_norm"].tolist()
         [2.0, 2.0]
     """
