@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from refimpl.cli import options as opt
+from refimpl.cli.groups import with_groups
 from refimpl.cli.terminal import deliver
 from refimpl.jobs.output import checked_output
 from refimpl.jobs.request import Request
 from refimpl.jobs.scores_file import read_scores
 
 
-@opt.with_request
+@with_groups
 def command(
     scores: Annotated[
         Path,
