@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from refimpl.cli import allocate, score
+from refimpl.cli import allocate, eval, inspect, prune, score
 from refimpl.errors import RefimplError
 from refimpl.model.arithmetic import loud
 from refimpl.version import __version__
@@ -23,6 +23,9 @@ app = typer.Typer(
 )
 app.command("score")(score.command)
 app.command("allocate")(allocate.command)
+app.command("prune")(prune.command)
+app.command("inspect")(inspect.command)
+app.command("eval")(eval.command)
 
 
 def _version(value: bool) -> None:

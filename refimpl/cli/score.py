@@ -34,12 +34,7 @@ def command(
     last block: above 1 the blocks after it amplify, below 1 they absorb.
     """
     if plan.kind == "pruning":
-        opt.refuse(
-            context,
-            NOISE,
-            "--perturbation pruning",
-            "no options of the noise: the size of the error is what pruning makes it",
-        )
+        refuse_noise(context)
     opened = read_model(model, config)
     options = {"--text": source.text, "--tokens": source.ids, "--config": config}
     checked_output(output, opt.model_files(opened) | options | {"--base": opt.base_file(wanted)})
@@ -56,3 +51,13 @@ def command(
             progress=progress,
         )
     deliver(found, wanted, as_json, output)
+
+
+def refuse_noise(context: typer.Context) -> None:
+    """Refuse options of the noise where there is none."""
+    opt.refuse(
+        context,
+        NOISE,
+        "--perturbation pruning",
+        "no options of the noise: the size of the error is what pruning makes it",
+    )

@@ -72,23 +72,54 @@ def allocate(
         arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
     request = Request(**changes) if request is None else replace(request, **changes)
-    shapes, sizes = tuple(scores.linears.values()), scores.linear_sizes
-    base = base_allocation(scores.signals, request, scores.num_blocks, tuple(scores.linears), sizes)
+    base = base_allocation(
+        scores.signals, request, scores.num_blocks, tuple(scores.linears), scores.linear_sizes
+    )
     _same_pruning(scores, request)
+    u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
+    return _allocated(base, u, scores.linears, request)
+
+
+def base_only(
+    signals: Signals, request: Request, linears: Mapping[str, tuple[int, int]], num_blocks: int
+) -> Allocation:
+    """Make an allocation without a correction, which needs no experiment.
+
+    Args:
+        signals: Importance of blocks.
+        request: What is asked for, with `correct` None.
+        linears: Shape of every linear of a block.
+        num_blocks: L.
+
+    Returns:
+        Sparsity and counts per block and linear.
+
+    Raises:
+        RefimplError: A signal that was not computed; an infeasible budget.
+    """
+    sizes = np.array([out * width for out, width in linears.values()], np.int64)
+    base = base_allocation(signals, request, num_blocks, tuple(linears), sizes)
+    return _allocated(base, None, linears, request)
+
+
+def _allocated(
+    base: Array, u: Array | None, linears: Mapping[str, tuple[int, int]], request: Request
+) -> Allocation:
+    """Correct a base by u, project and count; the peers' code does none of that."""
+    num_blocks, sizes = len(base), np.array([out * width for out, width in linears.values()])
     if request.compat == "peer":
-        linear_sparsity = _per_linear(base, scores.num_blocks, len(sizes))
-        rows, columns = (np.array(axis) for axis in zip(*shapes, strict=True))
+        linear_sparsity = _per_linear(base, num_blocks, len(sizes))
+        rows, columns = (np.array(axis) for axis in zip(*linears.values(), strict=True))
         kept = np.minimum((columns * linear_sparsity).astype(np.int64), columns)
         return _allocation(request, base, base, linear_sparsity, rows * kept, sizes, None)
 
-    u = _logarithms(scores.sweep[which], request.correct)
     unit_sizes = _unit_sizes(base, sizes)
-    block_of_unit = np.repeat(np.arange(scores.num_blocks), base[0].size)
+    block_of_unit = np.repeat(np.arange(num_blocks), base[0].size)
     limits = {"lo": request.lo, "hi": request.hi}
     projected = project(base.ravel(), unit_sizes, request.sparsity, **limits).reshape(base.shape)
     final = corrected(
         base.ravel(),
-        u,
+        np.zeros(num_blocks) if u is None else u,
         block_of_unit,
         unit_sizes,
         request.sparsity,
@@ -98,7 +129,7 @@ def allocate(
         **limits,
     ).reshape(base.shape)
     pruned = linear_counts(final, sizes, request.sparsity)
-    linear_sparsity = _per_linear(final, scores.num_blocks, len(sizes))
+    linear_sparsity = _per_linear(final, num_blocks, len(sizes))
     return _allocation(request, projected, final, linear_sparsity, pruned, sizes, u)
 
 

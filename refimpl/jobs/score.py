@@ -27,6 +27,8 @@ from refimpl.model.ops import Array
 from refimpl.tokens import Tokens
 from refimpl.version import __version__
 
+ACTIVATIONS = ("owl", "dlp")  # bases that look at activations
+
 
 def score(
     model: Model,
@@ -140,6 +142,61 @@ def score(
         ),
         pruned_at=pruned_at,
     )
+
+
+def signals(
+    model: Model,
+    request: Request,
+    tokens: Tokens | None,
+    *,
+    dtype: npt.DTypeLike = np.float32,
+    threads: int | None = None,
+    memory: str | int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Signals:
+    """Compute what a base is made of, and nothing else: no experiment.
+
+    Args:
+        model: From `read_model`.
+        request: The base and its options.
+        tokens: Calibration tokens; None for bases that need none.
+        dtype: float32, or float64 to certify.
+        threads: Worker threads; one per core if None.
+        memory: Memory for residual states; what is free, at most 2 GiB, if None.
+        progress: Called with the units of work done and in all.
+
+    Returns:
+        Signals; NaN where the base does not look.
+
+    Raises:
+        RefimplError: NaN or Inf among the weights; a base that needs tokens without them.
+
+    Source:
+        docs/explanation/method.md, section 6 (peers).
+    """
+    config, options, budget = model.config, request.options, parse_memory(memory)
+    m, statistic = float(options.get("m", 5.0)), str(options.get("statistic", "mean"))
+    ids = np.zeros((0, 1), np.int64) if tokens is None else checked_ids(tokens.ids, config)
+    total = len(ids) * config.num_blocks + _spectra_cost(model, ids)
+    done = 0.0
+
+    def tick(units: float = 1.0) -> None:
+        nonlocal done
+        done += units
+        progress(done, total)
+
+    with loud(dtype), Workers(threads) as workers:
+        alphas = _alphas(model, ids, request, workers, tick)
+        if request.base not in ACTIVATIONS:
+            none = np.full(config.num_blocks, np.nan)
+            return Signals(m, none, statistic, none, **alphas)
+        if tokens is None:
+            raise RefimplError(
+                f"base {request.base} without tokens", "calibration tokens", "give tokens"
+            )
+        squares = dense_squares(model, ids, workers, budget, dtype, tick)
+        dense = profile(model, squares, len(ids), workers, budget, dtype, m, statistic)
+        return _signals(dense, alphas)
 
 
 Alphas = dict[str, Any]

@@ -28,6 +28,7 @@ class Model:
         config_file: The parsed `config.json`.
         weights: Every tensor under our name (`embed.weight`, `blocks.0.q_proj.weight`, ...).
         files: The mapped files.
+        config_path: The file that `config.json` was read from; None if from the metadata.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Model:
     config_file: Mapping[str, Any]
     weights: Mapping[str, Weight]
     files: tuple[SafetensorsFile, ...]
+    config_path: Path | None = None
 
     @property
     def name(self) -> str:
@@ -149,17 +151,19 @@ def read_model(path: str | Path, config: str | Path | None = None) -> Model:
     """
     path = Path(path)
     files = open_files(path)
-    given, where = _config_file(path, Path(config) if config is not None else None, files)
+    source = Path(config) if config is not None else None
+    given, where, config_path = _config_file(path, source, files)
     hub = read_config(given, where)
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    return Model(path, hub.config, given, claim(stored, hub, path), files)
+    return Model(path, hub.config, given, claim(stored, hub, path), files, config_path)
 
 
 def _config_file(
     path: Path, config: Path | None, files: tuple[SafetensorsFile, ...]
-) -> tuple[Mapping[str, Any], str]:
+) -> tuple[Mapping[str, Any], str, Path | None]:
     """The parsed `config.json`, by option, beside the file or in its metadata; and where it was."""
     source = config or (path if path.is_dir() else path.parent) / "config.json"
+    found: Path | None = source
     text: str | bytes | None
     try:
         text, where = source.read_bytes(), str(source)
@@ -172,11 +176,11 @@ def _config_file(
                 "head counts, rope theta and the norms' eps, which shapes do not tell",
                 "put config.json beside the file, or name it with --config",
             ) from error
-        text, where = texts[0], f"config.json in the metadata of {path}"
+        text, where, found = texts[0], f"config.json in the metadata of {path}", None
     except OSError as error:
         raise RefimplError(
             f"{source}: cannot be read ({error.strerror})",
             "the model's config.json",
             "check the path and its permissions",
         ) from error
-    return read_object(text, where, "the model's config.json"), where
+    return read_object(text, where, "the model's config.json"), where, found

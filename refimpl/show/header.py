@@ -51,7 +51,7 @@ def header(scores: Scores, allocations: tuple[Allocation, ...]) -> list[str]:
             *(f"{name} {version}" for name, version in run.versions.items()),
         ],
     }
-    return [line for label, known in facts.items() for line in _wrapped(label, known)]
+    return [line for label, known in facts.items() for line in wrapped(label, known)]
 
 
 def _perturbed(scores: Scores) -> list[str]:
@@ -100,7 +100,7 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def _wrapped(label: str, facts: list[str]) -> list[str]:
+def wrapped(label: str, facts: list[str]) -> list[str]:
     """A label and its facts on as many lines as needed, broken between facts."""
     glued = ", ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts)
     lines = wrap(glued, WIDTH - LABEL, break_long_words=False, break_on_hyphens=False)

@@ -1,14 +1,18 @@
-"""What a model is fed: token ids in samples of equal length, and where they came from."""
+"""What a model is fed: token ids in samples or windows, and where they came from."""
 
 from refimpl.tokens.ids import id_tokens
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, random_tokens
 from refimpl.tokens.text import text_tokens
+from refimpl.tokens.windows import Windows, id_windows, text_windows
 
 __all__ = [
     "SAMPLES",
     "SEQ_LEN",
     "Tokens",
+    "Windows",
     "id_tokens",
+    "id_windows",
     "random_tokens",
     "text_tokens",
+    "text_windows",
 ]

@@ -51,13 +51,7 @@ def id_tokens(
         [[5, 6], [8, 9]]
     """
     path = Path(path)
-    readers = {".npy": _read_npy, ".jsonl": _read_jsonl}
-    if path.suffix.lower() not in readers:
-        raise RefimplError(
-            f"token ids from {path}", "a .npy or a .jsonl file", "for a text use --text"
-        )
-    with reading(path):
-        stored = readers[path.suffix.lower()](path)
+    stored = read_ids(path)
     if stored.ndim == 1:
         samples = SAMPLES if samples is None else samples
         seq_len = default_seq_len if seq_len is None else seq_len
@@ -65,8 +59,6 @@ def id_tokens(
         ids = cut(stored, samples, seq_len, None, str(path))
         return Tokens(ids, f"{path.name}, {spread(ids, stored.size)}, ids as given", "ids")
     rows, width = stored.shape
-    if not stored.size:
-        raise RefimplError(f"{path} holds no ids", "at least one", "give another file")
     samples = rows if samples is None else samples
     seq_len = width if seq_len is None else seq_len
     require_sizes(samples, seq_len)
@@ -79,6 +71,42 @@ def id_tokens(
     ids = np.array(stored[:samples, :seq_len], np.int64, order="C")
     part = f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"
     return Tokens(ids, f"{path.name}, {part}", "ids")
+
+
+def read_ids(path: Path) -> npt.NDArray[Any]:
+    """Read the ids of a file, whatever they are cut into later.
+
+    Args:
+        path: `.npy` of integers, [N] or [rows, width], or `.jsonl`, one row per line.
+
+    Returns:
+        The ids, [N] or [rows, width].
+
+    Raises:
+        RefimplError: A file that is missing, unreadable, malformed, of another kind or dtype, with
+            rows of unequal length, or without rows.
+
+    Source:
+        Ours.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder, "ids.npy")
+        ...     np.save(file, [[1, 2]])
+        ...     read_ids(file).tolist()
+        [[1, 2]]
+    """
+    readers = {".npy": _read_npy, ".jsonl": _read_jsonl}
+    if path.suffix.lower() not in readers:
+        raise RefimplError(
+            f"token ids from {path}", "a .npy or a .jsonl file", "for a text use --text"
+        )
+    with reading(path):
+        ids = readers[path.suffix.lower()](path)
+    if ids.ndim == 2 and not ids.size:
+        raise RefimplError(f"{path} holds no ids", "at least one", "give another file")
+    return ids
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:

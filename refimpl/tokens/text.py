@@ -3,14 +3,13 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.tokens.disk import parsed, reading
+from refimpl.tokens.disk import reading
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
+from refimpl.tokens.tokenizer import bos_rule, of_text, read_tokenizer
 
 PIECE = 1 << 18  # characters
 BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
@@ -70,6 +69,35 @@ def text_tokens(
     """
     require_sizes(samples, seq_len)
     path, tokenizer_json = Path(path), Path(tokenizer_json)
+    text = read_text(path)
+    tokenizer = read_tokenizer(tokenizer_json)
+    encode = tokenizer.encode_batch_fast  # without offsets: less time and memory
+    encoded = [of_text(encode([piece])[0]) for piece in pieces(text)]
+    bos, said = bos_rule(tokenizer, tokenizer_json.parent, encoded[0][1], bos_id)
+    stream = np.concatenate([ids for ids, _, _ in encoded])
+    out = cut(stream, samples, seq_len, bos, str(path))
+    return Tokens(out, f"{path.name}, {spread(out, stream.size)}, {said}", "text", bos)
+
+
+def read_text(path: Path) -> str:
+    """Read a text.
+
+    Args:
+        path: The file, UTF-8; a byte order mark is no part of the text.
+
+    Returns:
+        The text.
+
+    Raises:
+        RefimplError: The file is missing, unreadable, empty, or not UTF-8.
+
+    Source:
+        Ours.
+
+    Example:
+        >>> read_text(Path("fixtures/text.txt")).split()[0]
+        'A'
+    """
     with reading(path):
         raw = path.read_bytes()
     try:
@@ -80,12 +108,7 @@ def text_tokens(
         ) from error
     if not text.strip():
         raise RefimplError(f"{path} is empty", "a text", "give another file")
-    tokenizer = _read_tokenizer(tokenizer_json)
-    encoded = [_encode(tokenizer, piece) for piece in pieces(text)]
-    bos, said = _bos(tokenizer, tokenizer_json.parent, encoded[0][1], bos_id)
-    stream = np.concatenate([ids for ids, _ in encoded])
-    out = cut(stream, samples, seq_len, bos, str(path))
-    return Tokens(out, f"{path.name}, {spread(out, stream.size)}, {said}", "text", bos)
+    return text
 
 
 def pieces(text: str, size: int = PIECE) -> Iterator[str]:
@@ -110,89 +133,3 @@ def pieces(text: str, size: int = PIECE) -> Iterator[str]:
         yield text[start : cut_at.start()]
         start = cut_at.start()
     yield text[start:]
-
-
-def _encode(tokenizer: Any, piece: str) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """Ids of a piece of text, and the special ids that the post-processor puts before it."""
-    encoding = tokenizer.encode_batch_fast([piece])[0]  # without offsets: less time and memory
-    ids = np.array(encoding.ids, np.int64)
-    of_text = np.array([sequence is not None for sequence in encoding.sequence_ids], np.bool_)
-    return ids[of_text], ids[: of_text.argmax()].tolist() if of_text.any() else []
-
-
-def _bos(
-    tokenizer: Any, folder: Path, front: list[int], bos_id: int | None
-) -> tuple[int | None, str]:
-    """Which id begins every sample, and who says so.
-
-    `front` is what the post-processor puts before a text (Llama 3, Gemma; the only voice in files
-    that transformers 5 saves); `add_bos_token` is what older files say beside it.
-    """
-    config = _read_settings(folder / "tokenizer_config.json")
-    wish = config.get("add_bos_token")
-    if not (wish is None or isinstance(wish, bool)) or len(front) > 1:
-        raise RefimplError(
-            f"add_bos_token {wish!r}, and {len(front)} tokens put before a text in {folder}",
-            "true or false, and at most one token",
-            "correct the tokenizer, or give ids with --tokens",
-        )
-    if wish is False:
-        return None, "no BOS (add_bos_token is false in tokenizer_config.json)"
-    if front:
-        return front[0], f"BOS {front[0]} added by tokenizer.json"
-    if not wish:
-        return None, "no BOS asked for"
-    for names in (config, _read_settings(folder / "special_tokens_map.json")):
-        name = names.get("bos_token")
-        name = name.get("content") if isinstance(name, dict) else name
-        found = tokenizer.token_to_id(name) if isinstance(name, str) else None
-        if found is not None:
-            return found, f"BOS {found} asked for by tokenizer_config.json"
-    if bos_id is None:
-        raise RefimplError(
-            f"add_bos_token is true in {folder / 'tokenizer_config.json'}, but which token is BOS "
-            "is nowhere said",
-            "bos_token there, or bos_token_id in config.json",
-            "add one of them, or set add_bos_token to false",
-        )
-    return bos_id, f"BOS {bos_id} (from config.json) asked for by tokenizer_config.json"
-
-
-def _read_tokenizer(path: Path) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise RefimplError(
-            "a text needs the tokenizers library, which is not installed",
-            "refimpl with its extra [text]",
-            "pip install 'refimpl[text]', or give ids with --tokens",
-        ) from error
-    with reading(path):
-        if not path.exists():
-            raise RefimplError(
-                f"no tokenizer at {path}",
-                "the model's tokenizer.json",
-                "put it there, or give ids with --tokens FILE.npy or FILE.jsonl",
-            )
-        raw = path.read_bytes()
-    try:
-        tokenizer = Tokenizer.from_buffer(raw)
-    except Exception as error:  # the library raises nothing more specific
-        raise RefimplError(
-            f"{path} is no tokenizer ({error})",
-            "the tokenizer.json of the model",
-            "get the file again, or give ids with --tokens",
-        ) from error
-    tokenizer.no_truncation()  # files saved after training may cut at its sequence length
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    with reading(path):
-        if not path.exists():
-            return {}
-        settings = parsed(path.read_bytes(), str(path))
-    if not isinstance(settings, dict):
-        raise RefimplError(f"{path} holds no JSON object", "an object", "get the file again")
-    return settings

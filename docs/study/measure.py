@@ -1,0 +1,93 @@
+"""Scores behind the study's corrections, each measured once and kept in a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from grid import BASE_OPTIONS, ETAS, PRUNING, Cell, Push
+
+from refimpl import Model, Perturbation, Request, Scores, allocate, score
+from refimpl.jobs.document import document
+from refimpl.jobs.output import write_json
+from refimpl.jobs.scores_file import read_scores
+from refimpl.jobs.tokens import model_tokens
+from refimpl.method.correction import centred_log, clipped_log
+
+SAMPLES, SEQ_LEN = 4, 256  # of the calibration text, for scores
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things are.
+
+    Args:
+        real: Folder of models and texts.
+        scores: Folder that keeps scores.
+    """
+
+    real: Path
+    scores: Path
+
+    @property
+    def calibration(self) -> Path:
+        """The text that everything is calibrated on."""
+        return self.real / "text" / "sotu-1901-1979.txt"
+
+
+def request_of(cell: Cell) -> Request:
+    """The base allocation of a cell, without a correction."""
+    options = BASE_OPTIONS.get(cell.base, {})
+    return Request(cell.base, options, cell.sparsity, correct=None)
+
+
+def scores_of(bench: Bench, model: Model, cell: Cell, push: Push) -> tuple[Scores, int]:
+    """Scores of one way of pushing, measured where they are not on file.
+
+    Args:
+        bench: Where things are.
+        model: The cell's model.
+        cell: The cell; the pruning perturbation prunes at its base and sparsity.
+        push: How states are pushed.
+
+    Returns:
+        The scores, and which of their etas is meant.
+    """
+    noise = (push.noise_scale, push.noise_shape)
+    request = request_of(cell)
+    if push.kind == "pruning":
+        plan = Perturbation("pruning", sink=push.sink)
+        request = Request(request.base, request.options, request.sparsity, "divergence")
+        name = f"{cell.model} pruning {cell.base} {cell.sparsity:g}"
+    else:
+        plan = Perturbation("gaussian", ETAS, *noise, sink=push.sink)
+        request = Request(sparsity=cell.sparsity)
+        name = f"{cell.model} gaussian {push.sink} {' '.join(noise)}"
+    path = bench.scores / f"{name.replace(' ', '_')}.json"
+    if not path.exists():
+        tokens = model_tokens(model, bench.calibration, None, SAMPLES, SEQ_LEN)
+        found = score(model, tokens, plan, request)
+        allocations = tuple(allocate(found, request, which) for which in range(len(found.sweep)))
+        write_json(path, document(found, allocations))
+        print(f"measured {name} in {found.run.seconds:.0f} s", flush=True)
+    return read_scores(path), 0 if push.eta is None else ETAS.index(push.eta)
+
+
+def logarithms(bench: Bench, model: Model, cell: Cell) -> npt.NDArray[np.float64]:
+    """What the cell's correction is made of, u, [L], before what controls do to it."""
+    blocks, correction = model.config.num_blocks, cell.correction
+    if correction.push is None:  # the line: first blocks protected, last ones pruned more
+        return np.linspace(1, -1, blocks)
+    scores, which = scores_of(bench, model, cell, correction.push)
+    found = scores.sweep[which]
+    if correction.quantity == "absorption":
+        return clipped_log(found.coefficient)
+    if correction.quantity == "arrival":
+        return centred_log(found.arrival)
+    assert found.divergence is not None
+    return centred_log(found.divergence)
+
+
+def base_scores(bench: Bench, model: Model, cell: Cell) -> Scores:
+    """Scores that hold the signals of the cell's base."""
+    return scores_of(bench, model, cell, PRUNING)[0]

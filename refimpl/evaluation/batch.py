@@ -1,0 +1,136 @@
+"""Token sequences laid side by side, so that matrices are large enough to be fast."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.jobs.experiment import head_cost
+from refimpl.model.config import Config
+from refimpl.model.ids import checked_ids
+
+Ids = npt.NDArray[np.int64]
+
+BATCH = 512  # tokens, padding included; a longer sequence is a batch of its own
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences computed side by side; those with the same input share a row.
+
+    Args:
+        ids: Inputs, padded with 0 at the end, which no token before it sees, [B, S].
+        members: Which sequences these are.
+        counts: Scored tokens of each member.
+        places: Where, in B S, the scored tokens are predicted, member by member, [n].
+        targets: The scored tokens, [n].
+        tokens: Number of inputs, padding left out.
+    """
+
+    ids: Ids
+    members: tuple[int, ...]
+    counts: tuple[int, ...]
+    places: Ids
+    targets: Ids
+    tokens: int
+
+    def cost(self, config: Config) -> float:
+        """Work on this batch: tokens times blocks, and the head in the same unit."""
+        return self.ids.size * config.num_blocks + len(self.targets) * head_cost(config)
+
+
+def batches(
+    sequences: Sequence[npt.ArrayLike], starts: Sequence[int], config: Config
+) -> list[Batch]:
+    """Lay sequences side by side, those of similar length together, the longest first.
+
+    The batches depend on nothing else, so neither does the rounding of what comes of them.
+
+    Args:
+        sequences: Ids of each, [tokens], two or more; the last one is predicted, never an input.
+        starts: First scored token of each, 1 or more.
+        config: The model's facts.
+
+    Returns:
+        Batches of at most 512 tokens, or of one input.
+
+    Raises:
+        RefimplError: Ids the model cannot take, a sequence too long, or nothing to score in it.
+
+    Source:
+        Ours.
+
+    Example:
+        >>> from refimpl import read_model
+        >>> config = read_model("fixtures/llama").config
+        >>> [batch] = batches([[5, 6, 7, 8], [5, 6, 9], [5, 6, 3]], [1, 2, 2], config)
+        >>> batch.ids.tolist(), batch.members
+        ([[5, 6, 7], [5, 6, 0]], (0, 1, 2))
+        >>> batch.places.tolist(), batch.targets.tolist()
+        ([0, 1, 2, 4, 4], [6, 7, 8, 9, 3])
+    """
+    pairs = zip(sequences, starts, strict=True)
+    checked = [_checked(n, ids, start, config) for n, (ids, start) in enumerate(pairs)]
+    same: dict[bytes, list[int]] = {}  # sequences by their input
+    for n, ids in enumerate(checked):
+        same.setdefault(ids[:-1].tobytes(), []).append(n)
+    rows = sorted(same.values(), key=lambda row: -len(checked[row[0]]))
+    made: list[Batch] = []
+    while rows:
+        width = len(checked[rows[0][0]]) - 1
+        height = max(1, BATCH // width)
+        made.append(_batch(rows[:height], width, checked, starts))
+        rows = rows[height:]
+    return made
+
+
+def _batch(
+    rows: Sequence[Sequence[int]], width: int, checked: Sequence[Ids], starts: Sequence[int]
+) -> Batch:
+    """A batch of rows, each the sequences that share an input."""
+    inputs = [checked[row[0]][:-1] for row in rows]
+    members = [(i, n) for i, row in enumerate(rows) for n in row]
+    places = [i * width + np.arange(starts[n] - 1, len(checked[n]) - 1) for i, n in members]
+    return Batch(
+        np.stack([np.pad(ids, (0, width - len(ids))) for ids in inputs]),
+        tuple(n for _, n in members),
+        tuple(len(place) for place in places),
+        np.concatenate(places),
+        np.concatenate([checked[n][starts[n] :] for _, n in members]),
+        sum(len(ids) for ids in inputs),
+    )
+
+
+def _checked(n: int, sequence: npt.ArrayLike, start: int, config: Config) -> Ids:
+    """The ids of one sequence, or why they cannot be scored."""
+    ids = np.asarray(sequence)
+    if ids.ndim != 1 or not 1 <= start < len(ids):
+        raise RefimplError(
+            f"sequence {n} of shape {list(ids.shape)}, to be scored from token {start}",
+            "one row of 2 tokens or more, scored from token 1 or later",
+            "give each sequence a token before the first scored one",
+        )
+    inputs, last = checked_ids(ids[:-1], config), checked_ids(ids[-1:], config)
+    return np.concatenate([inputs[0], last[0]])
+
+
+def groups(batches: Sequence[Batch], tokens: int) -> Iterator[list[Batch]]:
+    """Cut batches into runs of at most so many tokens, but at least one batch.
+
+    Args:
+        batches: The batches.
+        tokens: Room, in tokens, padding included.
+
+    Yields:
+        Runs of batches, in order.
+    """
+    group: list[Batch] = []
+    for batch in batches:
+        if group and sum(b.ids.size for b in group) + batch.ids.size > tokens:
+            yield group
+            group = []
+        group.append(batch)
+    if group:
+        yield group

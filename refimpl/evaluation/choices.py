@@ -1,0 +1,183 @@
+"""Multiple choice: questions from a file, and how many are answered rightly."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from math import nan, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.model.ops import Array
+from refimpl.tokens.disk import parsed, reading
+
+FORM = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
+DELIMITER = " "  # between question and choice
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its choices.
+
+    Args:
+        question: The context.
+        choices: Continuations, two or more.
+        answer: Which of them is right, from 0.
+        where: File and line, for errors.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    where: str
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions and where they came from.
+
+    Args:
+        questions: The questions.
+        source: Where they came from, one line for people.
+        sha256: Of the lines used, in hex.
+    """
+
+    questions: tuple[Question, ...]
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How many questions are answered rightly, by two rules.
+
+    Args:
+        log_likelihoods: ``sum ln p`` of each choice after its question, per question, [choices].
+        lengths: Characters of each choice, per question, [choices].
+        answers: Which choice is right, [n].
+
+    Source:
+        lm-evaluation-harness 0.4 (peer): `multiple_choice`, `acc`, `acc_norm`, `mean_stderr`.
+
+    Example:
+        >>> found = Accuracy((np.array([-2.0, -3.0]),), (np.array([1, 3]),), np.array([1]))
+        >>> found.acc, found.acc_norm
+        (0.0, 1.0)
+    """
+
+    log_likelihoods: tuple[Array, ...]
+    lengths: tuple[Array, ...]
+    answers: npt.NDArray[np.int64]
+
+    @property
+    def picked(self) -> npt.NDArray[np.int64]:
+        """The likeliest choice of each question, the first of several, [n]."""
+        return np.array([ll.argmax() for ll in self.log_likelihoods])
+
+    @property
+    def picked_norm(self) -> npt.NDArray[np.int64]:
+        """The same by log likelihood per character of the choice, [n]."""
+        pairs = zip(self.log_likelihoods, self.lengths, strict=True)
+        return np.array([(ll / length).argmax() for ll, length in pairs])
+
+    @property
+    def acc(self) -> float:
+        """Fraction of questions whose likeliest choice is right."""
+        return float(np.mean(self.picked == self.answers))
+
+    @property
+    def acc_norm(self) -> float:
+        """Fraction of questions whose likeliest choice per character is right."""
+        return float(np.mean(self.picked_norm == self.answers))
+
+    @property
+    def acc_stderr(self) -> float:
+        """Standard error of `acc`."""
+        return mean_stderr(self.picked == self.answers)
+
+    @property
+    def acc_norm_stderr(self) -> float:
+        """Standard error of `acc_norm`."""
+        return mean_stderr(self.picked_norm == self.answers)
+
+
+def mean_stderr(right: npt.NDArray[np.bool_]) -> float:
+    """``s / sqrt(n)``, s the sample deviation (over n - 1); NaN for fewer than two.
+
+    Args:
+        right: Which questions were answered rightly, [n].
+
+    Returns:
+        Standard error of the fraction.
+
+    Source:
+        lm-evaluation-harness 0.4 (peer), `mean_stderr`.
+
+    Example:
+        >>> mean_stderr(np.array([True, False]))
+        0.5
+    """
+    if len(right) < 2:
+        return nan
+    return float(np.std(right.astype(np.float64), ddof=1)) / sqrt(len(right))
+
+
+def read_questions(path: str | Path, count: int | None = None) -> Questions:
+    """Read questions, one on each line.
+
+    Args:
+        path: JSON lines, UTF-8: ``{"question": "...", "choices": ["...", "..."], "answer": 0}``;
+            other keys are left alone, empty lines are none.
+        count: How many, from the first; None for all.
+
+    Returns:
+        The questions.
+
+    Raises:
+        RefimplError: A file that cannot be read, a line of another form (named), too few lines.
+
+    Source:
+        Ours.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder, "q.jsonl")
+        ...     _ = file.write_text('{"question": "1 + 1 =", "choices": ["2", "3"], "answer": 0}')
+        ...     read_questions(file).questions[0].choices
+        ('2', '3')
+    """
+    path = Path(path)
+    with reading(path):
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    if not numbered or not 1 <= (len(numbered) if count is None else count) <= len(numbered):
+        raise RefimplError(
+            f"{path} holds {len(numbered)} questions, asked for {count or 'all'}",
+            "one or more, and no more than there are",
+            f"use --questions {len(numbered)}, or leave it away" if numbered else FORM,
+        )
+    used = numbered[:count]
+    questions = tuple(_question(line, f"{path}:{n}") for n, line in used)
+    digest = sha256(b"\n".join(line.strip() for _, line in used)).hexdigest()
+    source = f"{path.name}, {len(used):,} of {len(numbered):,} questions"
+    return Questions(questions, source, digest)
+
+
+def _question(line: bytes, where: str) -> Question:
+    """The question on a line."""
+    row: Any = parsed(line, where)
+    row = row if isinstance(row, dict) else {}
+    question, choices, answer = (row.get(key) for key in ("question", "choices", "answer"))
+    texts = isinstance(choices, list) and all(isinstance(c, str) and c for c in choices)
+    if not isinstance(question, str):
+        problem = f"question {question!r:.40}, not a text"
+    elif not texts or len(choices) < 2:
+        problem = f"choices {choices!r:.40}, not a list of two or more texts"
+    elif type(answer) is not int or not 0 <= answer < len(choices):
+        problem = f"answer {answer!r:.40}, not the place of one of its {len(choices)} choices"
+    else:
+        return Question(question, tuple(choices), answer, where)
+    raise RefimplError(f"{where}: {problem}", f"{FORM} on each line", "correct the line")

@@ -1,0 +1,160 @@
+"""The adapter that lets lm-evaluation-harness run its own tasks on a model of ours.
+
+From Python, `lm_eval.simple_evaluate(model=RefimplLM("FOLDER"), tasks=[...])`. The harness's own
+command line, which knows the models that were registered when it starts, is this module's:
+
+    python -m refimpl.evaluation.lm_eval run --model refimpl --model_args pretrained=FOLDER --tasks ...
+"""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from refimpl.errors import RefimplError
+from refimpl.evaluation.encoding import encoder
+from refimpl.evaluation.likelihood import Likelihood, log_likelihoods
+from refimpl.jobs.execution import Workers, parse_memory
+from refimpl.model.checkpoint import read_model
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise RefimplError(
+        f"the adapter needs lm-evaluation-harness, which cannot be imported ({error})",
+        "refimpl with its extra [eval]",
+        "pip install 'refimpl[eval]'",
+    ) from error
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+"""Texts (or none), ids of the context, ids of the continuation."""
+
+
+@register_model("refimpl")
+class RefimplLM(TemplateLM):  # type: ignore[misc]
+    """A model for lm-evaluation-harness: log likelihoods, no generation.
+
+    Args:
+        pretrained: As for `read_model`: a folder or file of safetensors, with its tokenizer.
+        config: `config.json`, if it is not beside the weights.
+        dtype: "float32" or "float64".
+        threads: Worker threads; one per core if None.
+        memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
+        batch_size: Taken from the harness and not needed: batches are made by length.
+        max_batch_size: The same.
+        device: The same; "cpu" is what there is.
+
+    Raises:
+        RefimplError: No model or tokenizer, an option that is not understood, a request to
+            generate text.
+
+    Source:
+        lm-evaluation-harness 0.4 (peer), whose `hf` model this follows.
+
+    Differs:
+        Sums over the vocabulary and of log probabilities are float64. BOS is put before a text
+        by the rule of `text_tokens`, where the harness leaves it to transformers.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        config: str | None = None,
+        dtype: str = "float32",
+        threads: int | str | None = None,
+        memory: str | int | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        super().__init__()
+        if dtype not in ("float32", "float64") or device not in (None, "cpu"):
+            raise RefimplError(
+                f"dtype {dtype} on device {device}",
+                "float32 or float64, on the cpu",
+                "choose these in --model_args and --device",
+            )
+        self._model_path, self._dtype = pretrained, np.dtype(dtype)
+        self._model = read_model(pretrained, config)
+        self._encoder = encoder(self._model)
+        self._threads = None if threads is None else int(threads)
+        self._memory = parse_memory(memory)
+
+    @property
+    def eot_token_id(self) -> int:
+        """What stands for a context where there is none: BOS, or else EOS."""
+        return self.prefix_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The same."""
+        if self._encoder.prefix is None:
+            raise RefimplError(
+                "neither BOS nor EOS is named beside the tokenizer",
+                "a token to start from",
+                "name bos_token in tokenizer_config.json",
+            )
+        return self._encoder.prefix
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the harness's caches of requests."""
+        return self._model_path.replace("/", "__")
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        """Ids of a text, with BOS by the tokenizer's rule unless the flag says otherwise."""
+        return self._encoder.ids(string, add_special_tokens)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        """Summed log probability of every continuation, and whether it is greedy."""
+        fitted = [self._encoder.fitted(given, scored) for _, given, scored in requests]
+        with Workers(self._threads) as workers:
+            found: list[Likelihood] = log_likelihoods(
+                self._model,
+                [ids for ids, _ in fitted],
+                [start for _, start in fitted],
+                workers,
+                self._memory,
+                self._dtype,
+            )
+        return [(float(x.log_probabilities.sum()), x.greedy) for x in found]
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Summed log probability of every whole text, in windows that are scored once each."""
+        windows: list[Request] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            (text,) = request.args
+            for pair in get_rolling_token_windows(
+                self.tok_encode(text), self.prefix_token_id, self._encoder.longest, 1
+            ):
+                given, scored = make_disjoint_window(pair)
+                windows.append((None, given, scored))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += value
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
+        """Refuse to generate text."""
+        names = sorted({str(getattr(request, "task_name", None)) for request in requests})
+        raise RefimplError(
+            f"generate_until, asked for by {', '.join(names)}",
+            "tasks of log likelihoods: multiple_choice, loglikelihood, loglikelihood_rolling",
+            "choose other tasks; this model does not generate text",
+        )
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

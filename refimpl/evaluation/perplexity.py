@@ -1,0 +1,69 @@
+"""Perplexity over windows, its standard error, and bits per byte."""
+
+from dataclasses import dataclass
+from math import exp, log, nan, sqrt
+
+import numpy as np
+
+from refimpl.model.ops import Array
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``exp(m)``, ``m = sum_w nats_w / sum_w n_w``: the mean nats per predicted token of W windows.
+
+    Args:
+        nats: ``- sum ln p`` over the predicted tokens of each window, [W], float64.
+        tokens: Number of predicted tokens n_w of each: all but its first, [W].
+        bytes: Of the text that they cover, [W], or None where there is no text.
+
+    Source:
+        Ours (docs/explanation/method.md, section 8).
+
+    Differs:
+        Peers average windows of one length and drop a last shorter one: with equal windows the
+        mean is the same. They give no standard error.
+
+    Example:
+        >>> found = Perplexity(np.log([8.0, 2.0]), np.array([2, 1]), np.array([3, 1]))
+        >>> round(found.value, 6), round(found.bits_per_byte, 6)
+        (2.519842, 1.0)
+    """
+
+    nats: Array
+    tokens: Array
+    bytes: Array | None = None
+
+    @property
+    def mean_nats(self) -> float:
+        """Mean nats per predicted token, m."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+    @property
+    def value(self) -> float:
+        """``exp(m)``."""
+        return exp(self.mean_nats)
+
+    @property
+    def nats_stderr(self) -> float:
+        """Standard error of m over windows, NaN for fewer than two.
+
+        ``sqrt(W / (W - 1) sum_w (nats_w - m n_w)^2) / sum_w n_w``, the error of a ratio; with
+        windows of one length, the sample deviation of their means over sqrt(W).
+        """
+        windows = len(self.nats)
+        if windows < 2:
+            return nan
+        squares = float(np.square(self.nats - self.mean_nats * self.tokens).sum())
+        return sqrt(windows / (windows - 1) * squares) / float(self.tokens.sum())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the perplexity to first order, ``exp(m)`` times that of m."""
+        return self.value * self.nats_stderr
+
+    @property
+    def bits_per_byte(self) -> float:
+        """``sum nats / (ln 2 sum bytes)``; NaN where there is no text."""
+        covered = 0.0 if self.bytes is None else float(self.bytes.sum())
+        return float(self.nats.sum()) / (log(2) * covered) if covered else nan

@@ -1,0 +1,236 @@
+"""From a model to a pruned one: a folder like the original's, and a record of what was done."""
+
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.jobs.copies import RECORD, copies
+from refimpl.jobs.execution import Progress, Workers, parse_memory, peak_memory
+from refimpl.jobs.folder import check_target, new_folder
+from refimpl.jobs.output import write_json
+from refimpl.jobs.pruned_blocks import CALIBRATED, pruned_blocks
+from refimpl.jobs.rewrite import PrunedLinear, Rewritten, rewrite
+from refimpl.jobs.scores import Run, TokenFacts
+from refimpl.jobs.targets import Targets
+from refimpl.model.arithmetic import loud
+from refimpl.model.checkpoint import Model
+from refimpl.model.ids import checked_ids
+from refimpl.pruning.decision import Pruner
+from refimpl.tokens import Tokens
+from refimpl.version import __version__
+
+RECORD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What pruning did to a model.
+
+    Args:
+        model: Its name.
+        family: Its family.
+        pruner: How weights were chosen.
+        targets: How much every linear should lose.
+        tokens: Where the calibration tokens came from; None where the method needs none.
+        written: Counts per linear, and what was copied.
+        run: How it was computed.
+    """
+
+    model: str
+    family: str
+    pruner: Pruner
+    targets: Targets
+    tokens: TokenFacts | None
+    written: Rewritten
+    run: Run
+
+    @property
+    def total_weights(self) -> int:
+        """Prunable weights."""
+        return sum(found.weights for block in self.written.counts for found in block.values())
+
+    @property
+    def total_pruned(self) -> int:
+        """Weights decided not to stay."""
+        return sum(found.pruned for block in self.written.counts for found in block.values())
+
+    @property
+    def total_zeros(self) -> int:
+        """Zeros among the prunable weights of the new file."""
+        return sum(found.zeros for block in self.written.counts for found in block.values())
+
+
+def check_prune(model: Model, out: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
+    """Refuse, before any work, a folder that could not be written or would damage something.
+
+    Args:
+        model: The model.
+        out: The folder to be made.
+        inputs: Other files that are read, by what to call them.
+        force: Whether an existing folder is replaced.
+
+    Raises:
+        RefimplError: See `folder.check_target`.
+    """
+    of_model = {"the model": model.path} | {
+        f"the model's {file.path.name}": file.path for file in model.files
+    }
+    check_target(out, {**of_model, **inputs}, force, copies(model).needed_bytes)
+
+
+def prune(
+    model: Model,
+    out: Path,
+    targets: Targets,
+    pruner: Pruner | None = None,
+    tokens: Tokens | None = None,
+    *,
+    force: bool = False,
+    dtype: npt.DTypeLike = np.float32,
+    threads: int | None = None,
+    memory: str | int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Pruning:
+    """Prune a model into a new folder, which appears whole or not at all.
+
+    Args:
+        model: From `read_model`; its files are not touched.
+        out: The new folder.
+        targets: How much every linear loses.
+        pruner: How weights are chosen; Wanda if None.
+        tokens: Calibration tokens; None for methods that look at weights alone.
+        force: Whether an existing folder of models is replaced.
+        dtype: Of the forward passes; statistics, scores and SparseGPT are float64.
+        threads: Worker threads; one per core if None.
+        memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
+        progress: Called with the block passes done and in all.
+
+    Returns:
+        Requested and achieved counts, and how they were made; the same is in `pruning.json`.
+
+    Raises:
+        RefimplError: An output that cannot be written, or would damage the input; tokens the model
+            cannot read, or more of them than memory holds; NaN or Inf among the weights; a
+            Hessian that is not positive definite.
+
+    Source:
+        docs/explanation/method.md, section 7 (Wanda, SparseGPT: peers).
+    """
+    pruner = pruner or Pruner()
+    started, config, budget = time.perf_counter(), model.config, parse_memory(memory)
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise RefimplError(f"dtype {dtype}", "float32 or float64", "choose one of these")
+    check_prune(model, out, {}, force)
+    calibrated = pruner.method in CALIBRATED
+    ids = checked_ids(tokens.ids, config) if calibrated and tokens is not None else None
+    if ids is not None:
+        need = 2 * ids.size * config.hidden_size * np.dtype(dtype).itemsize
+        if need > budget:
+            raise RefimplError(
+                f"memory of {budget} bytes does not hold the calibration's residual states",
+                f"{need} bytes: {len(ids)} x {ids.shape[1]} tokens, before and after a block",
+                f"use --memory {need} or more, or fewer --samples",
+            )
+    model.check_finite(dtype)
+    done, total = 0, (2 * config.num_blocks - 1) * (0 if ids is None else len(ids))
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    with loud(dtype), Workers(threads) as workers, new_folder(out, force) as folder:
+
+        def blocks() -> Iterator[tuple[int, Mapping[str, PrunedLinear]]]:
+            for found in pruned_blocks(model, targets, pruner, ids, workers, dtype, tick):
+                yield found.index, found.linears
+
+        written = rewrite(model, folder, blocks())
+        pruning = Pruning(
+            model.name,
+            config.family,
+            pruner,
+            targets,
+            None if ids is None or tokens is None else _facts(tokens),
+            written,
+            Run(
+                np.dtype(dtype).name,
+                workers.threads,
+                budget,
+                time.perf_counter() - started,
+                peak_memory(),
+                {
+                    "refimpl": __version__,
+                    "numpy": np.__version__,
+                    "python": platform.python_version(),
+                },
+            ),
+        )
+        write_json(folder / RECORD, record(pruning))
+    return pruning
+
+
+def record(pruning: Pruning) -> dict[str, Any]:
+    """What `pruning.json` holds.
+
+    Args:
+        pruning: What was done.
+
+    Returns:
+        Numbers, strings, lists and objects.
+    """
+    written, pruner, targets = pruning.written, pruning.pruner, pruning.targets
+    total = {
+        "total_weights": pruning.total_weights,
+        "total_requested": int(targets.linear_pruned.sum()),
+        "total_pruned": pruning.total_pruned,
+        "total_zeros": pruning.total_zeros,
+    }
+    return {
+        "format": RECORD_FORMAT,
+        "model": pruning.model,
+        "family": pruning.family,
+        "method": pruner.method,
+        **({"damping": pruner.damping} if pruner.method == "sparsegpt" else {}),
+        **({"seed": pruner.seed} if pruner.method == "random" else {}),
+        "compat": targets.compat,
+        "pattern": None if targets.pattern is None else str(targets.pattern),
+        "requested_sparsity": total["total_requested"] / total["total_weights"],
+        **total,
+        "calibration": None if pruning.tokens is None else asdict(pruning.tokens),
+        "allocation": dict(targets.made),
+        "blocks": [
+            {
+                "index": i,
+                "linears": [
+                    {
+                        "name": name,
+                        "sparsity": float(targets.linear_sparsity[i, j]),
+                        "requested": int(targets.linear_pruned[i, j]),
+                        **asdict(found),
+                    }
+                    for j, (name, found) in enumerate(block.items())
+                ],
+            }
+            for i, block in enumerate(written.counts)
+        ],
+        "files": {
+            "companions": list(written.companions),
+            "left_out": list(written.left_out),
+            "format_added": list(written.format_added),
+        },
+        "run": {**asdict(pruning.run), "versions": dict(pruning.run.versions)},
+    }
+
+
+def _facts(tokens: Tokens) -> TokenFacts:
+    """Where tokens came from."""
+    count, length = tokens.ids.shape
+    return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)
