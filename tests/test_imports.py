@@ -21,6 +21,7 @@ STAGES = (
     {"pruning"},
     {"method"},
     {"jobs"},
+    {"evaluation"},
     {"show"},
     {"cli"},
     {"__init__", "__main__"},
