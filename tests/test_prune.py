@@ -410,6 +410,9 @@ def test_the_pruned_model_is_a_model(tmp_path: Path) -> None:
     ran(tmp_path / "a", "-o", tmp_path / "b", *SMALL, "--sparsity", 0.5, "--correct", "none")
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
     assert a == b
+    first, second = (json.loads((tmp_path / n / "pruning.json").read_text()) for n in "ab")
+    assert first["before"] is None
+    assert second["before"] == first
 
 
 # ---- killed -------------------------------------------------------------------------------------

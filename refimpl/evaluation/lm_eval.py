@@ -3,7 +3,7 @@
 From Python, `lm_eval.simple_evaluate(model=RefimplLM("FOLDER"), tasks=[...])`. The harness's own
 command line, which knows the models that were registered when it starts, is this module's:
 
-    python -m refimpl.evaluation.lm_eval run --model refimpl --model_args pretrained=FOLDER --tasks ...
+    python -m refimpl.evaluation.lm_eval --model refimpl --model_args pretrained=FOLDER --tasks ...
 """
 
 from collections.abc import Sequence
@@ -42,9 +42,10 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         dtype: "float32" or "float64".
         threads: Worker threads; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        batch_size: Taken from the harness and not needed: batches are made by length.
-        max_batch_size: The same.
-        device: The same; "cpu" is what there is.
+        batch_size: Of no effect, as are the next two, which the harness always hands over:
+            batches are made by length, on the CPU.
+        max_batch_size: Of no effect.
+        device: Of no effect.
 
     Raises:
         RefimplError: No model or tokenizer, an option that is not understood, a request to
@@ -70,11 +71,9 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         device: str | None = None,
     ) -> None:
         super().__init__()
-        if dtype not in ("float32", "float64") or device not in (None, "cpu"):
+        if dtype not in ("float32", "float64"):
             raise RefimplError(
-                f"dtype {dtype} on device {device}",
-                "float32 or float64, on the cpu",
-                "choose these in --model_args and --device",
+                f"dtype {dtype}", "float32 or float64", "choose one of these in --model_args"
             )
         self._model_path, self._dtype = pretrained, np.dtype(dtype)
         self._model = read_model(pretrained, config)

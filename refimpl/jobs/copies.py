@@ -138,7 +138,7 @@ def with_format(header: bytes) -> bytes:
         The header, the same if it names a format.
 
     Source:
-        transformers (a peer), which loads no file without a format; safetensors' own library
+        transformers (a peer), whose older versions load no file without a format; safetensors
         aligns data so.
 
     Example:

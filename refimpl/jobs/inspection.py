@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,7 +110,7 @@ def inspect(model: Model) -> Inspection:
         >>> found.blocks[0]["q_proj"], found.requested
         (LinearZeros(weights=1024, zeros=0, pattern=None, dtype='F32'), None)
     """
-    requested = _requested(model.folder / RECORD)
+    requested = _requested(model)
     blocks = tuple(
         {
             name: _zeros(model.weights[f"blocks.{i}.{name}.weight"])
@@ -196,22 +195,39 @@ def _zeros(weight: Weight) -> LinearZeros:
     return LinearZeros(zero.size, count, None if pattern is None else str(pattern), stored.dtype)
 
 
-def _requested(record: Path) -> Requested | None:
-    """What the record beside a model says was asked for."""
+def read_record(model: Model) -> Mapping[str, Any] | None:
+    """The `pruning.json` beside a model.
+
+    Args:
+        model: From `read_model`.
+
+    Returns:
+        What it holds, or None where there is none.
+
+    Raises:
+        RefimplError: A record that cannot be read, or is no JSON object.
+    """
+    record = model.folder / RECORD
     try:
-        given = read_object(record.read_bytes(), str(record), WHAT)
+        return read_object(record.read_bytes(), str(record), WHAT)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise RefimplError(
             f"{record}: cannot be read ({error.strerror})", WHAT, "check its permissions"
         ) from error
+
+
+def _requested(model: Model) -> Requested | None:
+    """What the record beside a model says was asked for."""
+    if (given := read_record(model)) is None:
+        return None
     method, pattern = given.get("method"), given.get("pattern")
     sparsity: Any = given.get("requested_sparsity")
     number = type(sparsity) in (int, float) and 0 <= sparsity <= 1
     if not isinstance(method, str) or not (number or isinstance(pattern, str)):
         raise RefimplError(
-            f"{record}: names no method, or neither a sparsity nor a pattern",
+            f"{model.folder / RECORD}: names no method, or neither a sparsity nor a pattern",
             WHAT,
             "prune the model again, or remove this file",
         )

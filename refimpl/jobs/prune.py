@@ -14,6 +14,7 @@ from refimpl.errors import RefimplError
 from refimpl.jobs.copies import RECORD, copies
 from refimpl.jobs.execution import Progress, Workers, parse_memory, peak_memory
 from refimpl.jobs.folder import check_target, new_folder
+from refimpl.jobs.inspection import read_record
 from refimpl.jobs.output import write_json
 from refimpl.jobs.pruned_blocks import CALIBRATED, pruned_blocks
 from refimpl.jobs.rewrite import PrunedLinear, Rewritten, rewrite
@@ -40,6 +41,7 @@ class Pruning:
         targets: How much every linear should lose.
         tokens: Where the calibration tokens came from; None where the method needs none.
         written: Counts per linear, and what was copied.
+        before: The `pruning.json` of a model that had been pruned before, or None.
         run: How it was computed.
     """
 
@@ -49,6 +51,7 @@ class Pruning:
     targets: Targets
     tokens: TokenFacts | None
     written: Rewritten
+    before: Mapping[str, Any] | None
     run: Run
 
     @property
@@ -79,10 +82,10 @@ def check_prune(model: Model, out: Path, inputs: Mapping[str, Path | None], forc
     Raises:
         RefimplError: See `folder.check_target`.
     """
-    of_model = {"the model": model.path} | {
-        f"the model's {file.path.name}": file.path for file in model.files
-    }
-    check_target(out, {**of_model, **inputs}, force, copies(model).needed_bytes)
+    files = copies(model)
+    of_model = {f"the model's {name}": path for name, path in files.files.items()}
+    known = {"the model": model.path, **of_model, **inputs}
+    check_target(out, known, force, files.needed_bytes)
 
 
 def prune(
@@ -139,6 +142,7 @@ def prune(
                 f"use --memory {need} or more, or fewer --samples",
             )
     model.check_finite(dtype)
+    before = read_record(model)
     done, total = 0, (2 * config.num_blocks - 1) * (0 if ids is None else len(ids))
 
     def tick() -> None:
@@ -160,6 +164,7 @@ def prune(
             targets,
             None if ids is None or tokens is None else _facts(tokens),
             written,
+            before,
             Run(
                 np.dtype(dtype).name,
                 workers.threads,
@@ -226,6 +231,7 @@ def record(pruning: Pruning) -> dict[str, Any]:
             "left_out": list(written.left_out),
             "format_added": list(written.format_added),
         },
+        "before": pruning.before,
         "run": {**asdict(pruning.run), "versions": dict(pruning.run.versions)},
     }
 

@@ -58,7 +58,7 @@ class Rewritten:
         counts: Per block, of every linear that was pruned.
         companions: Names of the files that were copied as they are, sorted.
         left_out: Names of what was in the model's folder and is not in the new one.
-        format_added: Files whose metadata got `format: pt`, which transformers asks for.
+        format_added: Files whose metadata got `format: pt`, which older transformers ask for.
     """
 
     counts: tuple[Mapping[str, Counts], ...]

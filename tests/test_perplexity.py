@@ -1,0 +1,197 @@
+"""Windows of a text, and perplexity on them against a plain softmax over the whole model."""
+
+import json
+from math import exp, isnan, log, sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from gates import CASES, expected_of, model_of
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+from tokenizers import Tokenizer
+
+from refimpl import RefimplError, forward
+from refimpl.evaluation.evaluate import evaluate
+from refimpl.evaluation.perplexity import Perplexity
+from refimpl.tokens import Windows, id_windows, text_windows
+from refimpl.tokens import text as text_module
+from refimpl.tokens.windows import byte_offsets
+
+LLAMA = FIXTURES / "llama"
+TOKENIZER = LLAMA / "tokenizer.json"
+WORDS = "être or not – 😀 to be. "
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(WORDS * 5, "utf-8")
+    return path
+
+
+def plain(windows: Windows, case: str) -> tuple[list[float], list[int]]:
+    """Nats and predicted tokens of each window, by a float64 forward and a plain softmax."""
+    nats, tokens = [], []
+    for ids in windows.ids:
+        p = log_softmax(forward(model_of(case), ids, dtype="f8").logits[0, :-1], axis=-1)
+        nats.append(-float(p[np.arange(len(ids) - 1), ids[1:]].sum()))
+        tokens.append(len(ids) - 1)
+    return nats, tokens
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_perplexity_is_that_of_the_expected_logits(case: str) -> None:
+    ids, expected = expected_of(case)
+    windows = Windows(tuple(ids), None, ids.shape[1], "by hand", "ids")
+    found = evaluate(model_of(case), windows, dtype="float64").perplexity
+    assert found is not None
+    p = log_softmax(expected["logits"][:, :-1], axis=-1)
+    nats = -np.take_along_axis(p, ids[:, 1:, None], -1)[..., 0]
+    assert found.value == pytest.approx(exp(nats.mean()), rel=1e-10)
+    means = nats.mean(axis=1)  # windows of one length: the sample deviation of their means
+    assert found.nats_stderr == pytest.approx(np.std(means, ddof=1) / sqrt(len(means)), rel=1e-8)
+    assert isnan(found.bits_per_byte)
+
+
+def test_a_text_in_windows(text: Path) -> None:
+    windows = text_windows(text, TOKENIZER, window=17)
+    found = evaluate(model_of("llama"), windows, dtype="float64").perplexity
+    assert found is not None
+    nats, tokens = plain(windows, "llama")
+    assert [len(ids) for ids in windows.ids[:-1]] == [17] * (len(windows.ids) - 1)
+    assert 2 <= len(windows.ids[-1]) < 17
+    assert found.tokens.tolist() == tokens
+    np.testing.assert_allclose(found.nats, nats, rtol=1e-12)
+    mean = sum(nats) / sum(tokens)
+    assert found.value == pytest.approx(exp(mean))
+    count = len(nats)
+    rest = sum((a - mean * n) ** 2 for a, n in zip(nats, tokens, strict=True))
+    assert found.stderr == pytest.approx(exp(mean) * sqrt(count / (count - 1) * rest) / sum(tokens))
+    assert found.bits_per_byte == pytest.approx(sum(nats) / log(2) / text.stat().st_size)
+
+
+def test_windows_are_consecutive_and_begin_with_bos(text: Path) -> None:
+    whole = Tokenizer.from_file(str(TOKENIZER)).encode(WORDS * 5, add_special_tokens=False).ids
+    windows = text_windows(text, TOKENIZER, window=9)
+    assert {ids[0] for ids in windows.ids} == {windows.bos} == {1}
+    assert [i for ids in windows.ids for i in ids[1:]] == whole
+    assert windows.bytes is not None
+    assert sum(windows.bytes) == text.stat().st_size  # with BOS every token is predicted
+    first = text_windows(text, TOKENIZER, window=9, count=3)
+    assert [ids.tolist() for ids in first.ids] == [ids.tolist() for ids in windows.ids[:3]]
+    assert first.bytes == windows.bytes[:3]
+    assert first.source == "text.txt, 3 windows of 9 tokens, BOS 1 added by tokenizer.json"
+    assert first.sha256 != windows.sha256
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_pieces_of_a_text_change_nothing(
+    text: Path, count: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = text_windows(text, TOKENIZER, 9, count)
+    real, cut = text_module.pieces, list[str]()
+
+    def small(words: str) -> list[str]:
+        cut.extend(real(words, 10))
+        return cut
+
+    monkeypatch.setattr("refimpl.tokens.windows.pieces", small)
+    pieced = text_windows(text, TOKENIZER, 9, count)
+    assert len(cut) > 3
+    assert (pieced.bytes, pieced.sha256, pieced.source) == (
+        whole.bytes,
+        whole.sha256,
+        whole.source,
+    )
+
+
+def test_without_bos_the_first_token_of_a_window_is_not_predicted(
+    text: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
+    windows = text_windows(text, tmp_path / "tokenizer.json", window=7)
+    encoding = Tokenizer.from_file(str(TOKENIZER)).encode(WORDS * 5, add_special_tokens=False)
+    assert [i for ids in windows.ids for i in ids] == encoding.ids[: sum(map(len, windows.ids))]
+    assert len(encoding.ids) - sum(map(len, windows.ids)) in (0, 1)  # one alone predicts nothing
+    places = [len((WORDS * 5)[:a].encode()) for a, _ in encoding.offsets]
+    places.append(text.stat().st_size)
+    ends = np.cumsum([len(ids) for ids in windows.ids])
+    starts = ends - [len(ids) for ids in windows.ids]
+    expected = [places[b] - places[a + 1] for a, b in zip(starts, ends, strict=True)]
+    assert windows.bytes == tuple(expected)
+
+
+@given(st.text(max_size=30))
+def test_byte_offsets_are_those_of_utf8(words: str) -> None:
+    words = words.encode("utf-8", "ignore").decode()
+    assert byte_offsets(words).tolist() == [len(words[:i].encode()) for i in range(len(words) + 1)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 600), st.floats(0.01, 12)), min_size=2, max_size=9))
+def test_what_perplexity_promises(rows: list[tuple[int, float]]) -> None:
+    tokens = np.array([n for n, _ in rows])
+    nats = np.array([n * mean for n, mean in rows])
+    found = Perplexity(nats, tokens, tokens * 4)
+    low, high = min(mean for _, mean in rows), max(mean for _, mean in rows)
+    assert exp(low) * (1 - 1e-12) <= found.value <= exp(high) * (1 + 1e-12)
+    assert found.stderr >= 0
+    if low == high:
+        assert found.nats_stderr <= 1e-9
+    assert found.bits_per_byte == pytest.approx(found.mean_nats / log(2) / 4)
+    twice = Perplexity(np.tile(nats, 2), np.tile(tokens, 2))
+    assert twice.value == pytest.approx(found.value)
+    # the same spread over twice as many windows
+    w = len(rows)
+    shrink = sqrt((2 * w / (2 * w - 1)) / (w / (w - 1)) / 2)
+    assert twice.nats_stderr == pytest.approx(found.nats_stderr * shrink, abs=1e-12)
+
+
+def test_one_window_has_no_standard_error() -> None:
+    found = Perplexity(np.array([3.0]), np.array([2]))
+    assert isnan(found.stderr)
+    assert isnan(found.nats_stderr)
+    assert found.value == pytest.approx(exp(1.5))
+
+
+def test_ids_as_windows(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.arange(12).reshape(3, 4).astype("u2"))
+    np.save(tmp_path / "row.npy", np.arange(10))
+    rows = id_windows(tmp_path / "rows.npy", count=2)
+    assert [ids.tolist() for ids in rows.ids] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert (rows.bytes, rows.bos, rows.window) == (None, None, 4)
+    cut = id_windows(tmp_path / "rows.npy", window=3)
+    assert [ids.tolist() for ids in cut.ids] == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
+    row = id_windows(tmp_path / "row.npy", window=4)
+    assert [ids.tolist() for ids in row.ids] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert row.source == "row.npy, 3 windows of 4 tokens (the last of 2), ids as given"
+    assert {ids.dtype for ids in (*rows.ids, *row.ids)} == {np.dtype(np.int64)}
+
+
+def test_windows_that_cannot_be(text: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.arange(12).reshape(3, 4))
+    np.save(tmp_path / "one.npy", np.arange(1))
+    cases = [
+        (lambda: text_windows(text, TOKENIZER, 1), "windows of 1 tokens"),
+        (lambda: text_windows(text, TOKENIZER, 9, 0), "0 windows"),
+        (lambda: text_windows(text, TOKENIZER, 60, 90), "use --windows 3"),
+        (lambda: id_windows(tmp_path / "rows.npy", 5), "3 rows of 4 ids"),
+        (lambda: id_windows(tmp_path / "rows.npy", 4, 4), "at least 4 of 4"),
+        (lambda: id_windows(tmp_path / "one.npy"), "1 tokens, enough for 0 windows"),
+        (lambda: id_windows(tmp_path / "no.npy"), "No such file"),
+        (lambda: id_windows(text), "a .npy or a .jsonl file"),
+        (lambda: text_windows(tmp_path / "no.txt", TOKENIZER), "No such file"),
+        (lambda: text_windows(text, tmp_path / "tokenizer.json"), "no tokenizer at"),
+    ]
+    for make, problem in cases:
+        with pytest.raises(RefimplError) as refused:
+            make()
+        assert problem in str(refused.value)
+        assert refused.value.remedy
+    with pytest.raises(RefimplError, match="nothing to evaluate on"):
+        evaluate(model_of("llama"))
+    with pytest.raises(RefimplError, match="float32 or float64"):
+        evaluate(model_of("llama"), text_windows(text, TOKENIZER, 9), dtype="float16")
