@@ -117,19 +117,19 @@ def controls(best: tuple[Correction, Correction]) -> Iterator[Correction]:
 
 
 def second_half(best: tuple[Correction, Correction]) -> Iterator[Cell]:
-    """The best two and the controls: everywhere else."""
-    for base in ("uniform", "owl"):
-        for control in controls(best):
-            yield Cell(base=base, correction=control)
-    short = (NONE, *best, LINE, *controls(best))
-    for model in (GEMMA, QWEN):
-        for correction in short:
-            yield Cell(model, sparsity=SPARSITY[model], correction=correction)
-    for sparsity in (0.7, 0.5):
-        for correction in short:
-            yield Cell(sparsity=sparsity, correction=correction)
-    for correction in short:
-        yield Cell(method="sparsegpt", correction=correction)
-    for base in ("alphapruning", "dlp", "atp"):
-        for correction in short:
-            yield Cell(base=base, correction=correction)
+    """The best two and the controls: everywhere else; the shuffles come last."""
+    negative, shuffled = (
+        [c for c in controls(best) if c.change.startswith(kind)] for kind in ("neg", "shuf")
+    )
+    elsewhere = (
+        *(Cell(model, sparsity=SPARSITY[model]) for model in (GEMMA, QWEN)),
+        *(Cell(sparsity=sparsity) for sparsity in (0.7, 0.5)),
+        Cell(method="sparsegpt"),
+        *(Cell(base=base) for base in ("alphapruning", "dlp", "atp")),
+    )
+    for some in ((NONE, *best, LINE, *negative), shuffled):
+        for where in (Cell(), Cell(base="owl"), *elsewhere):
+            if where in elsewhere or some is shuffled:
+                yield from (replace(where, correction=c) for c in some)
+            else:  # the first half has the others
+                yield from (replace(where, correction=c) for c in negative)
