@@ -336,3 +336,14 @@ def test_the_part_may_not_be_an_input(tmp_path: Path) -> None:
     error = refused(LLAMA, "--text", text, "-o", tmp_path / "o.json").err
     assert "is also --text" in error
     assert text.read_bytes() == TEXT.read_bytes()
+
+
+def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
+    path, found = tmp_path / "out.json.part", dict[int, tuple[float, bool]]()
+    for n in range(4):
+        with Part(path, {"a": 1}, resume=True) as part:
+            assert part.found == found
+            part.add({n: (-1 / (n + 3), n % 2 == 0)})
+        found[n] = (-1 / (n + 3), n % 2 == 0)
+        with path.open("ab") as file:
+            file.write(b'{"9": [-0.5, tr')

@@ -105,7 +105,7 @@ def test_layout_changes_rounding_only(order: list[int], tokens: int, rows: int, 
 def test_memory_and_threads_change_no_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "BATCH", 12)
     model = model_of("llama")
-    least = 12 * model.config.hidden_size * np.dtype(dtype).itemsize
+    least = 2 * 12 * model.config.hidden_size * np.dtype(dtype).itemsize
     first, *others = (
         likelihoods_of(model, IDS, STARTS, threads, memory, dtype)
         for threads in (1, 3)
@@ -138,7 +138,7 @@ def test_given_blocks_take_the_place_of_the_models(monkeypatch: pytest.MonkeyPat
         streamed = stream.likelihoods()
         assert_close([streamed[n] for n in range(len(IDS))], changed, 0)
         with pytest.raises(RefimplError, match="memory for all of them"):
-            run(own, 12 * 8 * model.config.hidden_size)
+            run(own, 2 * 12 * 8 * model.config.hidden_size)
         with pytest.raises(RefimplError, match="3 of 4 blocks passed"):
             run(own[:-1])
 

@@ -63,15 +63,18 @@ def task(path: Path, **more: Any) -> dict[str, Any]:
     }
 
 
-def evaluated(model: Any, made: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The harness's results and samples of one task."""
+def evaluated(
+    model: Any, made: dict[str, Any], folder: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The harness's results and samples of one task, from its file in a folder."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    tasks = TaskManager(include_defaults=False)
-    found = lm_eval.simple_evaluate(model, tasks=[made], task_manager=tasks, bootstrap_iters=100)
-    assert found is not None
     name = made["task"]
+    (folder / f"{name}.yaml").write_text(json.dumps(made))  # JSON is YAML
+    tasks = TaskManager(include_path=str(folder), include_defaults=False)
+    found = lm_eval.simple_evaluate(model, tasks=[name], task_manager=tasks, bootstrap_iters=100)
+    assert found is not None
     return found["results"][name], sorted(found["samples"][name], key=lambda row: row["doc_id"])
 
 
@@ -91,7 +94,7 @@ def test_the_harness_and_the_command_agree(adapter: Any, dtype: str, tmp_path: P
         metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
     )
     model = adapter.RefimplLM(str(LLAMA), dtype=dtype, threads=1)
-    results, samples = evaluated(model, made)
+    results, samples = evaluated(model, made, tmp_path)
     own = run("eval", LLAMA, "--choices", path, "--dtype", dtype, "--json")
     assert own.code == 0, own.err
     ours = json.loads(own.out)["choices"]
@@ -120,7 +123,9 @@ def test_rolling_scores_every_token_once(adapter: Any, tmp_path: Path) -> None:
         doc_to_target="{{text}}",
         metric_list=[{"metric": "bits_per_byte"}],
     )
-    results, samples = evaluated(adapter.RefimplLM(str(LLAMA), dtype="float64", threads=1), made)
+    results, samples = evaluated(
+        adapter.RefimplLM(str(LLAMA), dtype="float64", threads=1), made, tmp_path
+    )
     longest = model_of("llama").config.max_position_embeddings
     total = 0.0
     for text, sample in zip(texts, samples, strict=True):
@@ -165,7 +170,7 @@ def test_generation_is_refused_by_name(adapter: Any, tmp_path: Path) -> None:
         generation_kwargs={"until": ["\n"], "max_gen_toks": 4},
     )
     with pytest.raises(RefimplError, match="generate_until, asked for by local_generation"):
-        evaluated(adapter.RefimplLM(str(LLAMA), threads=1), made)
+        evaluated(adapter.RefimplLM(str(LLAMA), threads=1), made, tmp_path)
     with pytest.raises(RefimplError, match="float32 or float64"):
         adapter.RefimplLM(str(LLAMA), dtype="bfloat16")
 

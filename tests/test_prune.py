@@ -319,7 +319,7 @@ def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_pat
     [
         ("", "--sparsity 0.5"),
         ("--nm 2:4 --sparsity 0.5", "--sparsity with --nm"),
-        ("--nm 2:4 --base owl", "--base with --nm"),
+        ("--nm 2:4 --base owl", "no mixed N:M as OWL's"),
         ("--allocation a.json --nm 2:4", "one of them"),
         ("--allocation a.json --sparsity 0.5", "--sparsity with --allocation"),
         ("--allocation a.json", "a.json"),
@@ -497,6 +497,12 @@ def test_from_python(tmp_path: Path) -> None:
         prune(model, tmp_path / "other", exactly(counts_at(model, 0.3)))
     with pytest.raises(RefimplError, match="float32 or float64"):
         prune(model, tmp_path / "other", exactly(counts_at(model, 0.3)), dtype=np.float16)
+    for other in (
+        exactly(counts_at(read_model(FIXTURES / "gpt2"), 0.3)),
+        exactly(counts_at(model, 0.3) * 4),
+    ):
+        with pytest.raises(RefimplError, match="another model"):
+            prune(model, tmp_path / "other", other)
     kind: Literal["nonsense"] = "nonsense"
     with pytest.raises(RefimplError, match="nonsense"):
         Pruner(kind)  # type: ignore[arg-type]

@@ -144,7 +144,8 @@ def _one_target(context: typer.Context, allocation: Path | None, nm: str | None)
         opt.refuse(context, fixed, "--allocation", "options of the allocation in its own command")
     if nm is not None:
         fixed = tuple(name for name in scoring if name not in ("seed", "compat"))
-        opt.refuse(context, fixed, "--nm", "none: a pattern fixes what every linear loses")
+        why = "no other target: a pattern fixes what every linear loses (so no mixed N:M as OWL's)"
+        opt.refuse(context, fixed, "--nm", why)
     given = context.get_parameter_source("sparsity")
     if allocation is None and nm is None and (given is None or given.name == "DEFAULT"):
         raise RefimplError(

@@ -173,7 +173,9 @@ def room(model: Model, batches: Sequence[Batch], memory: int, dtype: npt.DTypeLi
     Raises:
         RefimplError: Not even the largest batch fits.
     """
-    each = model.config.hidden_size * np.dtype(dtype).itemsize
+    each = (
+        2 * model.config.hidden_size * np.dtype(dtype).itemsize
+    )  # a state, and what the head reads
     need = max(batch.ids.size for batch in batches) * each
     if need > memory:
         raise RefimplError(

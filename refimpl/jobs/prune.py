@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
+from refimpl.jobs.allocate import Allocation
 from refimpl.jobs.copies import RECORD, copies
 from refimpl.jobs.execution import Progress, Workers, parse_memory, peak_memory
 from refimpl.jobs.folder import check_target, new_folder
@@ -19,11 +20,12 @@ from refimpl.jobs.output import write_json
 from refimpl.jobs.pruned_blocks import CALIBRATED, pruned_blocks
 from refimpl.jobs.rewrite import PrunedLinear, Rewritten, rewrite
 from refimpl.jobs.scores import Run, TokenFacts
-from refimpl.jobs.targets import Targets
+from refimpl.jobs.targets import Targets, targets_for
 from refimpl.model.arithmetic import loud
 from refimpl.model.checkpoint import Model
 from refimpl.model.ids import checked_ids
 from refimpl.pruning.decision import Pruner
+from refimpl.pruning.pattern import Pattern
 from refimpl.tokens import Tokens
 from refimpl.version import __version__
 
@@ -90,8 +92,8 @@ def check_prune(model: Model, out: Path, inputs: Mapping[str, Path | None], forc
 
 def prune(
     model: Model,
-    out: Path,
-    targets: Targets,
+    out: str | Path,
+    target: Allocation | Pattern | Targets,
     pruner: Pruner | None = None,
     tokens: Tokens | None = None,
     *,
@@ -106,7 +108,7 @@ def prune(
     Args:
         model: From `read_model`; its files are not touched.
         out: The new folder.
-        targets: How much every linear loses.
+        target: How much every linear loses: an allocation for this model, or a pattern.
         pruner: How weights are chosen; Wanda if None.
         tokens: Calibration tokens; None for methods that look at weights alone.
         force: Whether an existing folder of models is replaced.
@@ -119,14 +121,24 @@ def prune(
         Requested and achieved counts, and how they were made; the same is in `pruning.json`.
 
     Raises:
-        RefimplError: An output that cannot be written, or would damage the input; tokens the model
-            cannot read, or more of them than memory holds; NaN or Inf among the weights; a
-            Hessian that is not positive definite.
+        RefimplError: An output that cannot be written, or would damage the input; an allocation for
+            a model of other sizes; tokens the model cannot read, or more of them than memory
+            holds; NaN or Inf among the weights; a Hessian that is not positive definite.
 
     Source:
         docs/explanation/method.md, section 7 (Wanda, SparseGPT: peers).
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from refimpl import read_model
+        >>> model = read_model("fixtures/llama")
+        >>> with TemporaryDirectory() as folder:
+        ...     done = prune(model, f"{folder}/out", Pattern(2, 4), Pruner("magnitude"))
+        >>> done.total_pruned, done.total_weights
+        (14592, 29184)
     """
-    pruner = pruner or Pruner()
+    pruner, out = pruner or Pruner(), Path(out)
+    targets = targets_for(target, model.config.linear_shapes, model.config.num_blocks)
     started, config, budget = time.perf_counter(), model.config, parse_memory(memory)
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise RefimplError(f"dtype {dtype}", "float32 or float64", "choose one of these")

@@ -101,6 +101,37 @@ def pattern_targets(pattern: Pattern, linears: Linears, num_blocks: int, compat:
     return Targets(counts, share, compat, pattern, {"pattern": f"{pattern.pruned}:{pattern.group}"})
 
 
+def targets_for(
+    target: Allocation | Pattern | Targets, linears: Linears, num_blocks: int
+) -> Targets:
+    """Targets of whatever says how much a model loses.
+
+    Args:
+        target: An allocation, a pattern (met exactly), or targets.
+        linears: Shapes of the linears of the model that is pruned.
+        num_blocks: Its number of blocks.
+
+    Returns:
+        Targets for this model.
+
+    Raises:
+        RefimplError: A pattern that does not divide its inputs; counts for other sizes.
+    """
+    if isinstance(target, Pattern):
+        return pattern_targets(target, linears, num_blocks, "exact")
+    targets = allocation_targets(target, {}) if isinstance(target, Allocation) else target
+    counts = targets.linear_pruned
+    sizes = np.array([out * width for out, width in linears.values()], np.int64)
+    fits = counts.shape == (num_blocks, len(sizes)) and ((counts >= 0) & (counts <= sizes)).all()
+    if not fits:
+        raise RefimplError(
+            f"an allocation for another model: {list(counts.shape)} counts up to {counts.max()}",
+            _sizes(num_blocks, {name: list(shape) for name, shape in linears.items()}),
+            "allocate from this model's own scores",
+        )
+    return targets
+
+
 def read_targets(path: Path, linears: Linears, num_blocks: int) -> Targets:
     """Targets from a file that `refimpl allocate -o` or `refimpl score -o` wrote.
 
