@@ -25,8 +25,8 @@ def loud(dtype: npt.DTypeLike) -> Iterator[None]:
         Traceback (most recent call last):
         ...
         refimpl.errors.RefimplError: a number beyond the range of float32 (overflow ...
-        expected: weights, and states after noise, within the range of float32
-        next: use --dtype float64, or a smaller --eta; else the weights are damaged
+        expected: weights and states within the range of float32
+        next: use --dtype float64, or (score) a smaller --eta; else the weights are damaged
     """
     name = np.dtype(dtype).name
     try:
@@ -35,6 +35,6 @@ def loud(dtype: npt.DTypeLike) -> Iterator[None]:
     except FloatingPointError as error:
         raise RefimplError(
             f"a number beyond the range of {name} ({error})",
-            f"weights, and states after noise, within the range of {name}",
-            "use --dtype float64, or a smaller --eta; else the weights are damaged",
+            f"weights and states within the range of {name}",
+            "use --dtype float64, or (score) a smaller --eta; else the weights are damaged",
         ) from error

@@ -1,0 +1,163 @@
+"""The study's script: its grid and its rule, and cells that are what the command line gives."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from program import run as program
+
+STUDY = FIXTURES.parent / "docs" / "study"
+sys.path.insert(0, str(STUDY))
+
+import grid  # noqa: E402
+import measure  # noqa: E402
+import page  # noqa: E402
+import run  # noqa: E402
+
+from refimpl import read_model  # noqa: E402
+
+SIZE = ("--samples", 2, "--seq-len", 16)
+
+
+def test_the_grid_is_the_one_that_was_planned() -> None:
+    first = list(grid.first_half())
+    best = (grid.CORRECTIONS[0], grid.CORRECTIONS[-1])
+    second = list(grid.second_half(best))
+    assert (len(first), len(second), len({*first, *second})) == (62, 112, 174)
+    assert len({str(cell) for cell in (*first, *second)}) == 174
+    noises = {c.push for c in grid.CORRECTIONS if c.push != grid.PRUNING}
+    assert len(noises) == 3 * 2 * 2 * 2
+    controls = {cell.correction for cell in second if cell.correction.change}
+    assert controls == set(grid.controls(best))
+    assert len(controls) == 2 * (1 + 3)
+
+
+def test_the_rule_takes_the_lowest_mean_and_each_correction_once() -> None:
+    nats = dict.fromkeys(grid.first_half(), 5.0)
+    double, triple = (replace(grid.CORRECTIONS[-1], size=n * grid.SIZE) for n in (2, 3))
+    other, odd = grid.CORRECTIONS[4], grid.CORRECTIONS[7]
+    for correction, uniform, owl in (
+        (triple, 3.0, 3.2),  # best
+        (double, 3.2, 3.1),  # second, but the same correction at another size
+        (odd, 2.0, 5.0),  # best on one base alone
+        (other, 3.3, 3.4),
+    ):
+        nats[grid.Cell(base="uniform", correction=correction)] = uniform
+        nats[grid.Cell(base="owl", correction=correction)] = owl
+    assert grid.best_two(nats) == (triple, other)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> measure.Bench:
+    """A small model, texts and questions where the script looks for real ones."""
+    shutil.copytree(FIXTURES / "llama", tmp_path / "real" / grid.SMOL)
+    (tmp_path / "real" / "text").mkdir()
+    (tmp_path / "scores").mkdir()
+    text = (FIXTURES / "text.txt").read_text()
+    for i, name in enumerate(("sotu-1901-1979", *run.TEXTS.values())):
+        (tmp_path / "real" / "text" / f"{name}.txt").write_text(text[100 * i :])
+    for i, name in enumerate(run.QUESTIONS):
+        folder = tmp_path / "real" / "choices" / name
+        folder.mkdir(parents=True)
+        example = {"input": "to be ", "target_scores": {"or": i, "not to be": 1 - i}}
+        (folder / "task.json").write_text(json.dumps({"examples": [example] * 100}))
+    monkeypatch.setattr(run, "CALIBRATION", (2, 16))
+    monkeypatch.setattr(run, "WINDOWS", 3)
+    monkeypatch.setattr(run, "WINDOW", 32)
+    monkeypatch.setattr(run, "QUESTIONS", dict.fromkeys(run.QUESTIONS, 3))
+    monkeypatch.setattr(measure, "SAMPLES", 2)
+    monkeypatch.setattr(measure, "SEQ_LEN", 16)
+    return measure.Bench(tmp_path / "real", tmp_path / "scores")
+
+
+ABSORPTION = grid.Correction("absorption", grid.Push("gaussian", 0.1, "exclude"))
+PRUNE: list[tuple[grid.Cell, str]] = [
+    (grid.Cell(), "--correct none"),
+    (grid.Cell(base="owl", method="sparsegpt"), "--correct none --base owl --method sparsegpt"),
+    (grid.Cell(base="atp", sparsity=0.5), "--correct none --base atp --base-option beta=0.0055"),
+    (grid.Cell(correction=ABSORPTION), "--correct absorption --eta 0.1 --sink exclude"),
+    (
+        grid.Cell(base="owl", correction=grid.CORRECTIONS[-2]),
+        "--base owl --correct divergence --perturbation pruning --strength 0.06",
+    ),
+]
+
+
+@pytest.mark.parametrize(("cell", "words"), PRUNE)
+def test_a_cell_is_prune_and_then_eval(
+    cell: grid.Cell, words: str, bench: measure.Bench, tmp_path: Path
+) -> None:
+    source, out = bench.real / grid.SMOL, tmp_path / "out"
+    model = read_model(source)
+    row = run.run_cell(bench, model, run.Exam(bench, model), cell)
+    size = ("--correction-scale", "max", "--strength", cell.correction.size)
+    given = (*size[:2], *(() if "strength" in words else size[2:]), *words.split())
+    sparsity = ("--sparsity", cell.sparsity)
+    done = program(
+        "prune", source, "-o", out, *sparsity, *given, "--text", bench.calibration, *SIZE
+    )
+    assert done.code == 0, done.err
+    assert json.loads((out / "pruning.json").read_text())["total_pruned"] == row["pruned"]
+    lines = [
+        json.dumps({"question": q, "choices": c, "answer": a})
+        for q, c, a in run.questions(bench.real)
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    for text, name in run.TEXTS.items():
+        words_of = ("--text", bench.real / "text" / f"{name}.txt", "--window", 32, "--windows", 3)
+        also = ("--choices", tmp_path / "q.jsonl")
+        found = json.loads(program("eval", out, *words_of, *also, "--json").out)
+        mean = sum(row[text]) / sum(row[f"{text}_tokens"])
+        assert found["text"]["nats_per_token"] == pytest.approx(mean, rel=1e-7)
+        for rule in ("acc", "acc_norm"):
+            assert found["choices"][rule] == np.mean([int(x) for x in row[rule]])
+
+
+def test_the_script_resumes_and_the_page_shows_every_cell(
+    bench: measure.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, names = (
+        tmp_path / "cells.jsonl",
+        ("0.6 uniform none", "0.6 uniform line", "0.6 owl none"),
+    )
+    monkeypatch.setattr(run, "second_half", lambda best: iter(()))
+    monkeypatch.setattr(run, "best_two", lambda tuning: ())
+    monkeypatch.setattr(run, "first_half", lambda: wanted)
+    wanted = [cell for cell in grid.first_half() if any(name in str(cell) for name in names)]
+    assert len(wanted) == 3
+    run.run(bench, cells, [names[0]])
+    whole = cells.read_bytes()
+    cells.write_bytes(whole + b'{"cell": "torn')
+    run.run(bench, cells)
+    lines = cells.read_bytes().splitlines(keepends=True)
+    assert lines[0] == whole
+    assert [json.loads(line)["cell"] for line in lines] == [str(cell) for cell in wanted]
+    before = cells.stat().st_mtime_ns, cells.read_bytes()
+    run.run(bench, cells)
+    assert cells.read_bytes() == before[1]
+    text = page.tables(run.finished(cells))
+    assert text.count("| none |") == 2
+    assert text.count("| line at 0.03 |") == 1
+
+
+def test_the_page_holds_what_the_cells_say(tmp_path: Path) -> None:
+    """The committed page and picture are what the committed cells give."""
+    shutil.copytree(STUDY, tmp_path / "study", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(STUDY.parent / "study.md", tmp_path)
+    page.write(tmp_path / "study.md", tmp_path / "study" / "cells.jsonl")
+    for name in ("study.md", "study/effects.svg"):
+        assert (tmp_path / name).read_text() == (STUDY.parent / name).read_text(), name
+
+
+def test_changes_are_of_the_perplexity() -> None:
+    none: dict[str, Any] = {"speech": [2.0, 4.0], "speech_tokens": [2, 2]}
+    row = {"speech": [3.0, 5.0], "speech_tokens": [2, 2]}
+    mean, error = page.change(row, none, "speech")
+    assert mean == pytest.approx(100 * (np.exp(0.5) - 1))
+    assert error == pytest.approx(0)
