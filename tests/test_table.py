@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from refimpl.jobs.allocate import Allocation, allocate
 from refimpl.jobs.request import Request
-from refimpl.jobs.scores import Absorption, PrunedAt, Run, Scores, Signals, TokenFacts
+from refimpl.jobs.run import Run, TokenFacts
+from refimpl.jobs.scores import Absorption, PrunedAt, Scores, Signals
 from refimpl.method.perturbation import Perturbation
 from refimpl.show.header import LABEL, WIDTH, header
 from refimpl.show.table import ROOM, Style, aligned, bar, table

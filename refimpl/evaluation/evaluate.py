@@ -1,6 +1,5 @@
 """The job: perplexity and multiple choice of a model, in groups that can be taken up again."""
 
-import platform
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,11 +17,10 @@ from refimpl.evaluation.encoding import Choices, Sequences, choice_sequences, en
 from refimpl.evaluation.likelihood import group_likelihoods, room
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.evaluation.resume import Found, Part
-from refimpl.jobs.execution import Progress, Workers, parse_memory, peak_memory
-from refimpl.jobs.scores import Run
+from refimpl.jobs.execution import Progress, Workers, parse_memory
+from refimpl.jobs.run import Run, run_since, versions
 from refimpl.model.checkpoint import Model
 from refimpl.tokens import Windows
-from refimpl.version import __version__
 
 GROUP = 16 * BATCH  # tokens: what a kill loses at most, half a minute of a small model
 
@@ -147,14 +145,7 @@ def evaluate(
         choices,
         sum(batch.tokens for batch in left),
         resumed,
-        Run(
-            np.dtype(dtype).name,
-            workers.threads,
-            budget,
-            time.perf_counter() - started,
-            peak_memory(),
-            {**_versions(), "python": platform.python_version()},
-        ),
+        run_since(started, dtype, workers, budget),
     )
 
 
@@ -181,10 +172,6 @@ def _accuracy(questions: Questions, sums: npt.NDArray[np.float64]) -> Accuracy:
     return Accuracy(tuple(np.split(sums, ends[:-1])), lengths, answers)
 
 
-def _versions() -> dict[str, str]:
-    return {"refimpl": __version__, "numpy": np.__version__}
-
-
 def _identity(
     model: Model, windows: Windows | None, choices: Choices | None, dtype: npt.DTypeLike
 ) -> dict[str, Any]:
@@ -197,5 +184,5 @@ def _identity(
         "windows": windows and [windows.window, windows.sha256],
         "choices": choices and choices.sha256,
         "dtype": np.dtype(dtype).name,
-        "versions": _versions(),
+        "versions": versions(),
     }

@@ -1,6 +1,5 @@
 """From a model to a pruned one: a folder like the original's, and a record of what was done."""
 
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,13 +12,13 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.jobs.allocate import Allocation
 from refimpl.jobs.copies import RECORD, copies
-from refimpl.jobs.execution import Progress, Workers, parse_memory, peak_memory
+from refimpl.jobs.execution import Progress, Workers, parse_memory
 from refimpl.jobs.folder import check_target, new_folder
 from refimpl.jobs.inspection import read_record
 from refimpl.jobs.output import write_json
 from refimpl.jobs.pruned_blocks import CALIBRATED, pruned_blocks
 from refimpl.jobs.rewrite import PrunedLinear, Rewritten, rewrite
-from refimpl.jobs.scores import Run, TokenFacts
+from refimpl.jobs.run import Run, TokenFacts, run_since, token_facts
 from refimpl.jobs.targets import Targets, targets_for
 from refimpl.model.arithmetic import loud
 from refimpl.model.checkpoint import Model
@@ -27,7 +26,6 @@ from refimpl.model.ids import checked_ids
 from refimpl.pruning.decision import Pruner
 from refimpl.pruning.pattern import Pattern
 from refimpl.tokens import Tokens
-from refimpl.version import __version__
 
 RECORD_FORMAT = 1
 
@@ -174,21 +172,10 @@ def prune(
             config.family,
             pruner,
             targets,
-            None if ids is None or tokens is None else _facts(tokens),
+            None if ids is None or tokens is None else token_facts(tokens),
             written,
             before,
-            Run(
-                np.dtype(dtype).name,
-                workers.threads,
-                budget,
-                time.perf_counter() - started,
-                peak_memory(),
-                {
-                    "refimpl": __version__,
-                    "numpy": np.__version__,
-                    "python": platform.python_version(),
-                },
-            ),
+            run_since(started, dtype, workers, budget),
         )
         write_json(folder / RECORD, record(pruning))
     return pruning
@@ -246,9 +233,3 @@ def record(pruning: Pruning) -> dict[str, Any]:
         "before": pruning.before,
         "run": {**asdict(pruning.run), "versions": dict(pruning.run.versions)},
     }
-
-
-def _facts(tokens: Tokens) -> TokenFacts:
-    """Where tokens came from."""
-    count, length = tokens.ids.shape
-    return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)

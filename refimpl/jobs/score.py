@@ -1,6 +1,5 @@
 """The main job: experiment and signals of a model, ready to be turned into allocations."""
 
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +11,12 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.jobs.allocate import base_counts
-from refimpl.jobs.execution import Progress, Workers, parse_memory, peak_memory
+from refimpl.jobs.execution import Progress, Workers, parse_memory
 from refimpl.jobs.experiment import Measurements, addresses, experiment, head_cost
 from refimpl.jobs.profile import Profile, dense_squares, profile, spectra, wanda_pruned
 from refimpl.jobs.request import Request
-from refimpl.jobs.scores import Absorption, PrunedAt, Run, Scores, Signals, TokenFacts
+from refimpl.jobs.run import run_since, token_facts
+from refimpl.jobs.scores import Absorption, PrunedAt, Scores, Signals
 from refimpl.method.absorption import absorption_coefficient, known_mean
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.arithmetic import loud
@@ -25,7 +25,6 @@ from refimpl.model.forward import Weights
 from refimpl.model.ids import checked_ids
 from refimpl.model.ops import Array
 from refimpl.tokens import Tokens
-from refimpl.version import __version__
 
 ACTIVATIONS = ("owl", "dlp")  # bases that look at activations
 
@@ -121,25 +120,12 @@ def score(
         family=config.family,
         linears=config.linear_shapes,
         num_blocks=config.num_blocks,
-        tokens=TokenFacts(
-            len(ids), ids.shape[1], tokens.source, tokens.kind, tokens.bos, tokens.sha256
-        ),
+        tokens=token_facts(tokens),
         plan=plan,
         sweep=_sweep(found, plan),
         sinks=found.sinks,
         signals=signals,
-        run=Run(
-            np.dtype(dtype).name,
-            workers.threads,
-            budget,
-            time.perf_counter() - started,
-            peak_memory(),
-            {
-                "refimpl": __version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-        ),
+        run=run_since(started, dtype, workers, budget),
         pruned_at=pruned_at,
     )
 

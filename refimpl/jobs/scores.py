@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refimpl.jobs.run import Run, TokenFacts
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.ops import Array
 
@@ -60,48 +61,6 @@ class Signals:
     alpha_xmin: str | None = None
     alpha: Array | None = None
     alpha_margin: Array | None = None
-
-
-@dataclass(frozen=True)
-class TokenFacts:
-    """Where the tokens came from, without the tokens.
-
-    Args:
-        samples: Number of sequences.
-        seq_len: Tokens per sequence.
-        source: One line for people.
-        kind: "text", "ids" or "random".
-        bos: Id at the start of every sample, or None.
-        sha256: Of the ids.
-    """
-
-    samples: int
-    seq_len: int
-    source: str
-    kind: str
-    bos: int | None
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """How the numbers were made.
-
-    Args:
-        dtype: Of the computation.
-        threads: Worker threads.
-        memory: Bytes allowed for residual states.
-        seconds: Time it took.
-        peak_memory: Largest resident memory in bytes, mapped pages included, where known.
-        versions: refimpl, numpy and python.
-    """
-
-    dtype: str
-    threads: int
-    memory: int
-    seconds: float
-    peak_memory: int | None
-    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)

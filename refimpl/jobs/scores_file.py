@@ -11,7 +11,8 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.jobs.document import FORMAT
 from refimpl.jobs.request import TOO_MUCH
-from refimpl.jobs.scores import Absorption, PrunedAt, Run, Scores, Signals, TokenFacts
+from refimpl.jobs.run import Run, TokenFacts
+from refimpl.jobs.scores import Absorption, PrunedAt, Scores, Signals
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.ops import Array
 

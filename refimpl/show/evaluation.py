@@ -3,7 +3,7 @@
 from math import isnan
 
 from refimpl.evaluation.evaluate import Evaluation
-from refimpl.show.header import MIB, counted, wrapped
+from refimpl.show.header import counted, run_facts, wrapped
 from refimpl.show.table import aligned
 
 
@@ -52,7 +52,6 @@ def _rows(found: Evaluation) -> list[tuple[str, float, float, str, str]]:
 
 def _header(found: Evaluation) -> list[str]:
     """What was evaluated, on what, and how: each label once and its facts beside it."""
-    run = found.run
     facts = {"model": [found.model, f"family {found.family}", counted(found.num_blocks, "block")]}
     if found.windows is not None and found.perplexity is not None:
         facts["text" if found.windows.kind == "text" else "ids"] = [
@@ -67,17 +66,9 @@ def _header(found: Evaluation) -> list[str]:
             found.choices.start,
             f"sha256 {found.questions.sha256[:12]}",
         ]
-    peak = "unknown" if run.peak_memory is None else f"{run.peak_memory / MIB:,.0f} MiB"
-    facts["run"] = [
-        f"{run.seconds:.1f} s",
-        f"{found.tokens_per_second:,.0f} tokens per second",
-        *([f"{found.resumed:,} sequences from an earlier run"] if found.resumed else []),
-        f"peak memory {peak} (resident, mapped pages included)",
-        f"{run.memory / MIB:,.6g} MiB for states",
-        counted(run.threads, "thread"),
-        run.dtype,
-        *(f"{name} {version}" for name, version in run.versions.items()),
-    ]
+    resumed = [f"{found.resumed:,} sequences from an earlier run"] if found.resumed else []
+    speed = f"{found.tokens_per_second:,.0f} tokens per second"
+    facts["run"] = run_facts(found.run, speed, *resumed)
     return [line for label, known in facts.items() for line in wrapped(label, known)]
 
 

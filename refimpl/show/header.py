@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from textwrap import wrap
 
 from refimpl.jobs.allocate import Allocation
+from refimpl.jobs.run import Run
 from refimpl.jobs.scores import Scores
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
 
@@ -22,7 +23,6 @@ def header(scores: Scores, allocations: tuple[Allocation, ...]) -> list[str]:
         Lines, each label once and its facts beside it.
     """
     tokens, run, request = scores.tokens, scores.run, allocations[0].request
-    peak = "unknown" if run.peak_memory is None else f"{run.peak_memory / MIB:,.0f} MiB"
     facts = {
         "model": [
             scores.model,
@@ -42,16 +42,31 @@ def header(scores: Scores, allocations: tuple[Allocation, ...]) -> list[str]:
             f"compat {request.compat}",
         ],
         "correction": _correction(allocations),
-        "run": [
-            f"{run.seconds:.1f} s",
-            f"peak memory {peak} (resident, mapped pages included)",
-            f"{run.memory / MIB:,.6g} MiB for states",
-            counted(run.threads, "thread"),
-            run.dtype,
-            *(f"{name} {version}" for name, version in run.versions.items()),
-        ],
+        "run": run_facts(run),
     }
     return [line for label, known in facts.items() for line in wrapped(label, known)]
+
+
+def run_facts(run: Run, *more: str) -> list[str]:
+    """How a run went.
+
+    Args:
+        run: Its facts.
+        more: What else is to be said, after the time.
+
+    Returns:
+        A text per fact.
+    """
+    peak = "unknown" if run.peak_memory is None else f"{run.peak_memory / MIB:,.0f} MiB"
+    return [
+        f"{run.seconds:.1f} s",
+        *more,
+        f"peak memory {peak} (resident, mapped pages included)",
+        f"{run.memory / MIB:,.6g} MiB for states",
+        counted(run.threads, "thread"),
+        run.dtype,
+        *(f"{name} {version}" for name, version in run.versions.items()),
+    ]
 
 
 def _perturbed(scores: Scores) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from refimpl.jobs.prune import Pruning
-from refimpl.show.header import MIB, counted, wrapped
+from refimpl.show.header import counted, run_facts, wrapped
 from refimpl.show.table import aligned
 
 
@@ -56,9 +56,8 @@ def _share(pruned: Pruning, name: str) -> float:
 
 def _facts(pruned: Pruning) -> dict[str, list[str]]:
     """Label to facts."""
-    targets, pruner, tokens, run = pruned.targets, pruned.pruner, pruned.tokens, pruned.run
+    targets, pruner, tokens = pruned.targets, pruned.pruner, pruned.tokens
     made = targets.made
-    peak = "unknown" if run.peak_memory is None else f"{run.peak_memory / MIB:,.0f} MiB"
     facts = {
         "model": [
             pruned.model,
@@ -91,12 +90,5 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
         facts["not copied"] = list(pruned.written.left_out)
     if pruned.written.format_added:
         facts["format: pt"] = [f"added to {name}" for name in pruned.written.format_added]
-    facts["run"] = [
-        f"{run.seconds:.1f} s",
-        f"peak memory {peak} (resident, mapped pages included)",
-        f"{run.memory / MIB:,.6g} MiB for states",
-        counted(run.threads, "thread"),
-        run.dtype,
-        *(f"{name} {version}" for name, version in run.versions.items()),
-    ]
+    facts["run"] = run_facts(pruned.run)
     return facts
