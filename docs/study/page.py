@@ -21,10 +21,9 @@ from grid import (
     first_half,
     second_half,
 )
-from run import HERE, finished, nats
+from run import HERE, REPORTED, finished, nats
 
 Row = Mapping[str, Any]
-REPORTED = ("speech", "novel")
 COLORS = {"speech": "#1f5fa8", "novel": "#b2491f"}  # told apart by shape, too
 
 
@@ -47,7 +46,7 @@ def share(row: Row, rule: str) -> str:
 
 def line(row: Row, none: Row | None, name: str) -> str:
     """One line of a table."""
-    texts = [f"{exp(nats(row, text)):.1f}" for text in ("tuning", *REPORTED)]
+    texts = [f"{exp(nats(row, text)):.1f}" if text in row else "" for text in ("tuning", *REPORTED)]
     for i, text in enumerate(REPORTED):
         if none is not None and none is not row:
             mean, error = change(row, none, text)

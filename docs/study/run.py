@@ -35,6 +35,7 @@ from refimpl.tokens import text_windows
 CALIBRATION = (4, 512)  # samples, tokens each
 WINDOWS, WINDOW = 8, 512  # of each text, from its start
 TEXTS = {"tuning": "austen-emma", "speech": "sotu-1980-on", "novel": "austen-persuasion"}
+REPORTED = ("speech", "novel")
 QUESTIONS = {"general_knowledge": 70, "goal_step_wikihow/goal_inference": 30}  # from the start
 HERE = Path(__file__).parent
 
@@ -57,9 +58,10 @@ class Exam:
     Args:
         bench: Where things are.
         model: The model, for its tokenizer.
+        texts: Which texts; what nothing is chosen from needs no tuning text.
     """
 
-    def __init__(self, bench: Bench, model: Model) -> None:
+    def __init__(self, bench: Bench, model: Model, texts: Iterable[str] = tuple(TEXTS)) -> None:
         encode, tokenizer = encoder(model), model.folder / "tokenizer.json"
         bos = model.config_file.get("bos_token_id")
         self.windows = {
@@ -67,6 +69,7 @@ class Exam:
                 bench.real / "text" / f"{file}.txt", tokenizer, WINDOW, WINDOWS, bos_id=bos
             )
             for text, file in TEXTS.items()
+            if text in texts
         }
         self.questions = questions(bench.real)
         sequences: list[tuple[npt.ArrayLike, int]] = [
@@ -174,20 +177,22 @@ def run(bench: Bench, path: Path, wanted: Iterable[str] = ()) -> None:
         path: The file of cells.
         wanted: Only cells whose name holds one of these.
     """
-    done, models, words = finished(path), dict[str, tuple[Model, Exam]](), tuple(wanted)
+    done, words = finished(path), tuple(wanted)
+    models, first = dict[object, tuple[Model, Exam]](), set(first_half())
     for cell in cells(done):
         name = str(cell)
         if name in done or (words and not any(word in name for word in words)):
             continue
-        if cell.model not in models:
+        key = (cell.model, cell in first)
+        if key not in models:
             model = read_model(bench.real / cell.model)
-            models = {cell.model: (model, Exam(bench, model))}
-        row = run_cell(bench, *models[cell.model], cell)
+            models = {key: (model, Exam(bench, model, TEXTS if cell in first else REPORTED))}
+        row = run_cell(bench, *models[key], cell)
         done[name] = row
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        tuning = np.exp(nats(row, "tuning"))
-        print(f"{len(done)}: {name}: {tuning:.2f}, {row['seconds']} s", flush=True)
+        perplexity = np.exp(nats(row, "speech"))
+        print(f"{len(done)}: {name}: {perplexity:.2f}, {row['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":
