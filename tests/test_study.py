@@ -151,7 +151,7 @@ def test_the_page_holds_what_the_cells_say(tmp_path: Path) -> None:
     shutil.copytree(STUDY, tmp_path / "study", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(STUDY.parent / "study.md", tmp_path)
     page.write(tmp_path / "study.md", tmp_path / "study" / "cells.jsonl")
-    for name in ("study.md", "study/effects.svg"):
+    for name in ("study.md", "study/effects.svg", "study/agreement.svg"):
         assert (tmp_path / name).read_text() == (STUDY.parent / name).read_text(), name
 
 

@@ -14,6 +14,7 @@ from grid import (
     CORRECTIONS,
     LINE,
     NONE,
+    SIZE,
     Cell,
     Correction,
     best_two,
@@ -44,24 +45,46 @@ def share(row: Row, rule: str) -> str:
     return f"{100 * right.mean():.0f} ± {100 * right.std(ddof=1) / sqrt(len(right)):.0f}"
 
 
-def line(row: Row, none: Row | None, name: str) -> str:
+def agreement(row: Row, done: Mapping[str, Row]) -> float | None:
+    """Correlation over the blocks of what a correction is made of with what divergence is.
+
+    Divergence is how much pruning a block alone changes the output, so this says whether a
+    correction protects the blocks whose pruning does most harm.
+    """
+    alike = ("model", "sparsity", "base")
+    for other in done.values():
+        c = other["correction"]
+        same = all(row[key] == other[key] for key in alike) and np.std(row["u"]) > 0
+        if same and c["quantity"] == "divergence" and not c["change"]:
+            return float(np.corrcoef(row["u"], other["u"])[0, 1])
+    return None
+
+
+def line(row: Row, none: Row | None, name: str, done: Mapping[str, Row]) -> str:
     """One line of a table."""
+    like = agreement(row, done)
     texts = [f"{exp(nats(row, text)):.1f}" if text in row else "" for text in ("tuning", *REPORTED)]
     for i, text in enumerate(REPORTED):
         if none is not None and none is not row:
             mean, error = change(row, none, text)
             texts[i + 1] += f" ({mean:+.1f} ± {error:.1f} %)"
-    return f"| {name} | {' | '.join(texts)} | {share(row, 'acc')} | {share(row, 'acc_norm')} |"
+    columns = [
+        "" if like is None else f"{like:+.2f}",
+        *texts,
+        share(row, "acc"),
+        share(row, "acc_norm"),
+    ]
+    return f"| {name} | {' | '.join(columns)} |"
 
 
 def table(cells: Iterator[Cell] | list[Cell], done: Mapping[str, Row]) -> list[str]:
     """A table of cells that share everything but the correction; cells not run are left out."""
-    head = ("correction", "tuning", *REPORTED, "acc %", "acc_norm %")
+    head = ("correction", "agreement", "tuning", *REPORTED, "acc %", "acc_norm %")
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
     for cell in cells:
         none = done.get(str(Cell(cell.model, cell.method, cell.sparsity, cell.base, NONE)))
         if (row := done.get(str(cell))) is not None:
-            lines.append(line(row, none, str(cell.correction)))
+            lines.append(line(row, none, str(cell.correction), done))
     return lines
 
 
@@ -156,6 +179,64 @@ def picture(done: Mapping[str, Row]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+def scatter(done: Mapping[str, Row]) -> str:
+    """Change of the perplexity on `speech` against agreement with divergence, size 0.03."""
+    points = []
+    for row in done.values():
+        none = done.get(str(Cell(row["model"], row["method"], row["sparsity"], row["base"], NONE)))
+        like, c = agreement(row, done), row["correction"]
+        if none is not None and like is not None and c["size"] == SIZE:
+            points.append((like, change(row, none, "speech")[0], row))
+    width, height, left, top = 560, 340, 60, 40
+    high = max([1.0, *(y for _, y, _ in points)]) + 1
+    low = min([-1.0, *(y for _, y, _ in points)]) - 1
+
+    def at(like: float, y: float) -> tuple[float, float]:
+        return left + (like + 1) / 2 * width, top + (high - y) / (high - low) * height
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 20} '
+        f'{top + height + 50}" font-family="sans-serif" font-size="11" role="img">',
+        "<title>Change of the perplexity against agreement with divergence</title>",
+        "<desc>The numbers are in the tables of the page.</desc>",
+        f'<rect width="{left + width + 20}" height="{top + height + 50}" fill="white"/>',
+        f'<text x="{left}" y="16">change of perplexity on speech, %; every cell with a greatest '
+        "change of 0.03</text>",
+        f'<text x="{left}" y="{top + height + 36}">agreement: correlation over the blocks with '
+        "what divergence is made of</text>",
+    ]
+    for like in (-1, -0.5, 0, 0.5, 1):
+        x, y = at(like, low)
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{y:.1f}" stroke="#cccccc"/>'
+            f'<text x="{x:.1f}" y="{y + 14:.1f}" text-anchor="middle">{like:+g}</text>'
+        )
+    for value in np.arange(np.ceil(low / 5) * 5, high, 5):
+        x, y = at(-1, value)
+        color = "black" if value == 0 else "#cccccc"
+        parts.append(
+            f'<line x1="{x}" x2="{x + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="{color}"/>'
+            f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{value:+.0f}</text>'
+        )
+    models = list(dict.fromkeys(row["model"] for *_, row in points))
+    for like, y_value, row in points:
+        x, y = at(like, y_value)
+        control = row["correction"]["change"] or row["correction"]["quantity"] == "line"
+        color = ("#1f5fa8", "#b2491f", "#3f7f3f")[models.index(row["model"]) % 3]
+        fill = "none" if control else color
+        name = f"{row['cell']}: {y_value:+.1f} %, agreement {like:+.2f}"
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{fill}" stroke="{color}">'
+            f"<title>{name}</title></circle>"
+        )
+    for i, model in enumerate(models):
+        color = ("#1f5fa8", "#b2491f", "#3f7f3f")[i % 3]
+        parts.append(f'<text x="{left + 8}" y="{top + 14 + 14 * i}" fill="{color}">{model}</text>')
+    open_ones = top + 14 + 14 * len(models)
+    parts.append(f'<text x="{left + 8}" y="{open_ones}">open: controls</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
 def write(page: Path, cells: Path) -> None:
     """Replace the tables of the page, and draw the picture beside the cells."""
     done = finished(cells)
@@ -163,6 +244,7 @@ def write(page: Path, cells: Path) -> None:
     text, made = page.read_text("utf-8"), tables(done)
     page.write_text(marked.sub(lambda m: f"{m[1]}\n{made}\n\n{m[2]}", text), "utf-8")
     (cells.parent / "effects.svg").write_text(picture(done), "utf-8")
+    (cells.parent / "agreement.svg").write_text(scatter(done), "utf-8")
 
 
 if __name__ == "__main__":
