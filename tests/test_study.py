@@ -15,7 +15,9 @@ from program import run as program
 STUDY = FIXTURES.parent / "docs" / "study"
 sys.path.insert(0, str(STUDY))
 
+import effects  # noqa: E402
 import grid  # noqa: E402
+import harm  # noqa: E402
 import measure  # noqa: E402
 import page  # noqa: E402
 import run  # noqa: E402
@@ -158,6 +160,24 @@ def test_the_page_holds_what_the_cells_say(tmp_path: Path) -> None:
 def test_changes_are_of_the_perplexity() -> None:
     none: dict[str, Any] = {"speech": [2.0, 4.0], "speech_tokens": [2, 2]}
     row = {"speech": [3.0, 5.0], "speech_tokens": [2, 2]}
-    mean, error = page.change(row, none, "speech")
+    mean, error = effects.change(row, none, "speech")
     assert mean == pytest.approx(100 * (np.exp(0.5) - 1))
     assert error == pytest.approx(0)
+
+
+def test_harm_is_what_one_block_more_costs(bench: measure.Bench, tmp_path: Path) -> None:
+    path, model = tmp_path / "harm.jsonl", read_model(bench.real / grid.SMOL)
+    harm.run(bench, path, grid.Cell())
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["block"] for row in rows] == [-1, 0, 1, 2, 3]
+    cell = run.run_cell(bench, model, run.Exam(bench, model), grid.Cell())
+    assert rows[0]["tuning"] == cell["tuning"]
+    found = effects.harm_of_blocks(rows)
+    two_more = effects.nats(rows[3], "tuning") - effects.nats(rows[0], "tuning")
+    assert found[2] == pytest.approx(two_more / harm.MORE)
+    one = {"block_sparsity": [0.6, 0.6, 0.7, 0.6]}
+    none = {"block_sparsity": [0.6] * 4}
+    assert effects.expected_change(one, none, found) == pytest.approx(100 * np.expm1(two_more))
+    path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:3]))
+    harm.run(bench, path, grid.Cell())
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows

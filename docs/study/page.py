@@ -1,63 +1,19 @@
-"""Write the tables of `docs/study.md` and its picture from `cells.jsonl`.
+"""Write the tables of `docs/study.md` and its pictures from `cells.jsonl` and `harm.jsonl`.
 
 `python docs/study/page.py` replaces what stands between the marks of the page.
 """
 
+import json
 import re
-from collections.abc import Iterator, Mapping
-from math import exp, sqrt
+from collections.abc import Iterable, Mapping
+from math import exp
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from grid import (
-    CORRECTIONS,
-    LINE,
-    NONE,
-    SIZE,
-    Cell,
-    Correction,
-    best_two,
-    controls,
-    first_half,
-    second_half,
-)
-from run import HERE, REPORTED, finished, nats
-
-Row = Mapping[str, Any]
-COLORS = {"speech": "#1f5fa8", "novel": "#b2491f"}  # told apart by shape, too
-
-
-def change(row: Row, none: Row, text: str) -> tuple[float, float]:
-    """Change of the perplexity against no correction in percent, and its standard error.
-
-    ``100 (exp(d) - 1)``, d the mean over windows of the difference in nats per token.
-    """
-    tokens = np.array(row[f"{text}_tokens"])
-    d = (np.array(row[text]) - np.array(none[text])) / tokens
-    error = float(d.std(ddof=1)) / sqrt(len(d))
-    return 100 * (exp(d.mean()) - 1), 100 * exp(d.mean()) * error
-
-
-def share(row: Row, rule: str) -> str:
-    """Percent of questions answered rightly, with its standard error."""
-    right = np.array([int(x) for x in row[rule]])
-    return f"{100 * right.mean():.0f} ± {100 * right.std(ddof=1) / sqrt(len(right)):.0f}"
-
-
-def agreement(row: Row, done: Mapping[str, Row]) -> float | None:
-    """Correlation over the blocks of what a correction is made of with what divergence is.
-
-    Divergence is how much pruning a block alone changes the output, so this says whether a
-    correction protects the blocks whose pruning does most harm.
-    """
-    alike = ("model", "sparsity", "base")
-    for other in done.values():
-        c = other["correction"]
-        same = all(row[key] == other[key] for key in alike) and np.std(row["u"]) > 0
-        if same and c["quantity"] == "divergence" and not c["change"]:
-            return float(np.corrcoef(row["u"], other["u"])[0, 1])
-    return None
+from effects import Row, agreement, change, expected_change, harm_of_blocks, nats, share
+from grid import CORRECTIONS, LINE, NONE, Cell, best_two, first_half, second_half
+from pictures import picture, scatter
+from run import HERE, REPORTED, finished
 
 
 def line(row: Row, none: Row | None, name: str, done: Mapping[str, Row]) -> str:
@@ -77,7 +33,7 @@ def line(row: Row, none: Row | None, name: str, done: Mapping[str, Row]) -> str:
     return f"| {name} | {' | '.join(columns)} |"
 
 
-def table(cells: Iterator[Cell] | list[Cell], done: Mapping[str, Row]) -> list[str]:
+def table(cells: Iterable[Cell], done: Mapping[str, Row]) -> list[str]:
     """A table of cells that share everything but the correction; cells not run are left out."""
     head = ("correction", "agreement", "tuning", *REPORTED, "acc %", "acc_norm %")
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
@@ -120,129 +76,37 @@ def tables(done: Mapping[str, Row]) -> str:
     return "\n".join(lines).strip()
 
 
-def picture(done: Mapping[str, Row]) -> str:
-    """Change of the perplexity by every correction on SmolLM2, uniform base, 60 %."""
-    none = done[str(Cell(correction=NONE))]
-    shown: list[Correction] = [LINE, *CORRECTIONS]
-    if all(str(cell) in done for cell in first_half()):
-        shown += controls(best_two({c: nats(done[str(c)], "tuning") for c in first_half()}))
-    rows = [c for c in shown if str(Cell(correction=c)) in done]
-    changes = {
-        (c, text): change(done[str(Cell(correction=c))], none, text)
-        for c in rows
-        for text in REPORTED
-    }
-    low = min(0.0, *(m - 2 * e for m, e in changes.values()))
-    high = max(0.0, *(m + 2 * e for m, e in changes.values()))
-    left, width, step, top = 420, 420, 18, 46
-    height = top + step * len(rows) + 16
-
-    def x(value: float) -> float:
-        return left + width * (value - low) / (high - low)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 20} {height}" '
-        'font-family="sans-serif" font-size="11" role="img">',
-        "<title>Change of the perplexity by each correction, SmolLM2-135M, Wanda, 60 %</title>",
-        "<desc>The numbers are in the tables of the page.</desc>",
-        f'<rect width="{left + width + 20}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="14" fill="black">change of perplexity, %, with two standard errors: '
-        f'<tspan fill="{COLORS["speech"]}">&#9679; speech</tspan> '
-        f'<tspan fill="{COLORS["novel"]}">&#9632; novel</tspan></text>',
+def harms(done: Mapping[str, Row], rows: list[Row]) -> str:
+    """Harm of every block beside what corrections are made of, and how well each foretells it."""
+    if not rows:
+        return ""
+    harm = harm_of_blocks(rows)
+    none = done[str(Cell())]
+    lines = [
+        "| correction | correlation with harm | expected change | change on tuning |",
+        "| --- | ---: | ---: | ---: |",
     ]
-    ticks = np.arange(np.ceil(low / 5) * 5, high + 1e-9, 5)
-    for tick in ticks:
-        color = "black" if tick == 0 else "#cccccc"
-        parts.append(
-            f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top - 8}" y2="{height - 8}" '
-            f'stroke="{color}"/><text x="{x(tick):.1f}" y="{top - 14}" text-anchor="middle" '
-            f'fill="black">{tick:+.0f}</text>'
-        )
-    for i, c in enumerate(rows):
-        y = top + step * i + step / 2
-        parts.append(
-            f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end" fill="black">{c}</text>'
-        )
-        for text, shift in (("speech", -3), ("novel", 3)):
-            mean, error = changes[c, text]
-            parts.append(
-                f'<line x1="{x(mean - 2 * error):.1f}" x2="{x(mean + 2 * error):.1f}" '
-                f'y1="{y + shift}" y2="{y + shift}" stroke="{COLORS[text]}" stroke-width="1.5"/>'
+    for correction in (LINE, *CORRECTIONS):
+        row = done.get(str(Cell(correction=correction)))
+        if row is not None:
+            like = np.corrcoef(row["u"], harm)[0, 1]
+            expected, (found, error) = expected_change(row, none, harm), change(row, none, "tuning")
+            lines.append(
+                f"| {correction} | {like:+.2f} | {expected:+.1f} % | {found:+.1f} ± {error:.1f} % |"
             )
-            at = x(mean)
-            parts.append(
-                f'<circle cx="{at:.1f}" cy="{y + shift}" r="3" fill="{COLORS[text]}"/>'
-                if text == "speech"
-                else f'<rect x="{at - 2.5:.1f}" y="{y + shift - 2.5}" width="5" height="5" '
-                f'fill="{COLORS[text]}"/>'
-            )
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def scatter(done: Mapping[str, Row]) -> str:
-    """Change of the perplexity on `speech` against agreement with divergence, size 0.03."""
-    points = []
-    for row in done.values():
-        none = done.get(str(Cell(row["model"], row["method"], row["sparsity"], row["base"], NONE)))
-        like, c = agreement(row, done), row["correction"]
-        if none is not None and like is not None and c["size"] == SIZE:
-            points.append((like, change(row, none, "speech")[0], row))
-    width, height, left, top = 560, 340, 60, 40
-    high = max([1.0, *(y for _, y, _ in points)]) + 1
-    low = min([-1.0, *(y for _, y, _ in points)]) - 1
-
-    def at(like: float, y: float) -> tuple[float, float]:
-        return left + (like + 1) / 2 * width, top + (high - y) / (high - low) * height
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 20} '
-        f'{top + height + 50}" font-family="sans-serif" font-size="11" role="img">',
-        "<title>Change of the perplexity against agreement with divergence</title>",
-        "<desc>The numbers are in the tables of the page.</desc>",
-        f'<rect width="{left + width + 20}" height="{top + height + 50}" fill="white"/>',
-        f'<text x="{left}" y="16">change of perplexity on speech, %; every cell with a greatest '
-        "change of 0.03</text>",
-        f'<text x="{left}" y="{top + height + 36}">agreement: correlation over the blocks with '
-        "what divergence is made of</text>",
-    ]
-    for like in (-1, -0.5, 0, 0.5, 1):
-        x, y = at(like, low)
-        parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{y:.1f}" stroke="#cccccc"/>'
-            f'<text x="{x:.1f}" y="{y + 14:.1f}" text-anchor="middle">{like:+g}</text>'
-        )
-    for value in np.arange(np.ceil(low / 5) * 5, high, 5):
-        x, y = at(-1, value)
-        color = "black" if value == 0 else "#cccccc"
-        parts.append(
-            f'<line x1="{x}" x2="{x + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="{color}"/>'
-            f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{value:+.0f}</text>'
-        )
-    models = list(dict.fromkeys(row["model"] for *_, row in points))
-    for like, y_value, row in points:
-        x, y = at(like, y_value)
-        control = row["correction"]["change"] or row["correction"]["quantity"] == "line"
-        color = ("#1f5fa8", "#b2491f", "#3f7f3f")[models.index(row["model"]) % 3]
-        fill = "none" if control else color
-        name = f"{row['cell']}: {y_value:+.1f} %, agreement {like:+.2f}"
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{fill}" stroke="{color}">'
-            f"<title>{name}</title></circle>"
-        )
-    for i, model in enumerate(models):
-        color = ("#1f5fa8", "#b2491f", "#3f7f3f")[i % 3]
-        parts.append(f'<text x="{left + 8}" y="{top + 14 + 14 * i}" fill="{color}">{model}</text>')
-    open_ones = top + 14 + 14 * len(models)
-    parts.append(f'<text x="{left + 8}" y="{open_ones}">open: controls</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    each = ", ".join(f"{x:.2f}" for x in harm)
+    return "\n".join([f"Harm by block, nats per token and unit of sparsity: {each}.", "", *lines])
 
 
 def write(page: Path, cells: Path) -> None:
     """Replace the tables of the page, and draw the picture beside the cells."""
-    done = finished(cells)
-    marked = re.compile(r"(<!-- tables -->\n).*?(<!-- end -->)", re.DOTALL)
-    text, made = page.read_text("utf-8"), tables(done)
-    page.write_text(marked.sub(lambda m: f"{m[1]}\n{made}\n\n{m[2]}", text), "utf-8")
+    done, harm = finished(cells), cells.parent / "harm.jsonl"
+    rows = [json.loads(line) for line in harm.read_text().splitlines()] if harm.exists() else []
+    text = page.read_text("utf-8")
+    for mark, made in (("tables", tables(done)), ("harm", harms(done, rows))):
+        marked = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = marked.sub(lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text)
+    page.write_text(text, "utf-8")
     (cells.parent / "effects.svg").write_text(picture(done), "utf-8")
     (cells.parent / "agreement.svg").write_text(scatter(done), "utf-8")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from effects import nats
 from grid import Cell, best_two, first_half, second_half
 from measure import Bench, base_scores, logarithms, request_of
 
@@ -59,9 +60,16 @@ class Exam:
         bench: Where things are.
         model: The model, for its tokenizer.
         texts: Which texts; what nothing is chosen from needs no tuning text.
+        asked: Whether there are questions.
     """
 
-    def __init__(self, bench: Bench, model: Model, texts: Iterable[str] = tuple(TEXTS)) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        model: Model,
+        texts: Iterable[str] = tuple(TEXTS),
+        asked: bool = True,
+    ) -> None:
         encode, tokenizer = encoder(model), model.folder / "tokenizer.json"
         bos = model.config_file.get("bos_token_id")
         self.windows = {
@@ -71,7 +79,7 @@ class Exam:
             for text, file in TEXTS.items()
             if text in texts
         }
-        self.questions = questions(bench.real)
+        self.questions = questions(bench.real) if asked else []
         sequences: list[tuple[npt.ArrayLike, int]] = [
             (ids, 1) for windows in self.windows.values() for ids in windows.ids
         ]
@@ -151,11 +159,6 @@ def finished(path: Path) -> dict[str, dict[str, Any]]:
         whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         path.write_text("".join(whole))
     return {row["cell"]: row for row in map(json.loads, whole)}
-
-
-def nats(row: Mapping[str, Any], text: str) -> float:
-    """Nats per token of one cell on one text."""
-    return sum(row[text]) / sum(row[f"{text}_tokens"])
 
 
 def cells(done: Mapping[str, Mapping[str, Any]]) -> Iterator[Cell]:
