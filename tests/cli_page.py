@@ -34,7 +34,7 @@ def row(parameter: Any) -> str:
     cells = (
         ", ".join(f"`{name}`" for name in names),
         value(parameter),
-        "required" if argument else default if shown else "",
+        "required" if parameter.required else default if shown else "",
         parameter.help,
     )
     return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells).strip() + " |"

@@ -1,12 +1,16 @@
 """The reference pages say what the program does: options, fields, names."""
 
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli_page import PAGE, commands, filled
 from conftest import FIXTURES
+from program import run
 
 from refimpl import Perturbation, Request, allocate, read_model, score
 from refimpl.jobs.document import document
@@ -17,6 +21,7 @@ from refimpl.tokens import random_tokens
 
 REFERENCE = PAGE.parent
 OPEN = ("linears", "base_options", "run.versions", "perturbed_at.options")  # keys are names there
+LEFT = ("run.versions", "allocation.base_options", "allocation.tokens")  # the same of other pages
 
 
 def test_the_command_line_page_is_the_programs() -> None:
@@ -47,25 +52,36 @@ def test_the_command_line_page_lists_the_options_of_the_bases() -> None:
                 assert shown.startswith("none") if default is None else float(shown) == default
 
 
-def fields(value: Any, at: str = "") -> Iterator[str]:
+def fields(value: Any, at: str = "", left: tuple[str, ...] = OPEN) -> Iterator[str]:
     """Names of all fields of a document; those of a sweep's blocks are those of blocks."""
     if isinstance(value, dict):
         for key, inner in value.items():
             name = f"{at}.{key}" if at else key
             yield name
-            if name not in OPEN:
-                yield from fields(inner, "blocks" if name == "sweep[].blocks" else name)
+            if name not in left:
+                yield from fields(inner, "blocks" if name == "sweep[].blocks" else name, left)
     elif isinstance(value, list):
         for inner in value:
-            yield from fields(inner, f"{at}[]")
+            yield from fields(inner, f"{at}[]", left)
+
+
+def documented(text: str) -> set[str]:
+    """Names of the fields in the tables of a page, or of a part of it."""
+    rows = re.findall(r"^\| (`.*?) \| .* \|$", text, re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(set(names)) == len(names)
+    return set(names)
+
+
+def printed(*words: object) -> Any:
+    """What a command prints with --json."""
+    result = run(*words, "--json")
+    assert (result.code, result.err) == (0, "")
+    return json.loads(result.out)
 
 
 def test_the_page_of_fields_is_complete_and_true() -> None:
     page = (REFERENCE / "scores-json.md").read_text("utf-8")
-    rows = re.findall(r"^\| (`.*?) \| .* \|$", page, re.MULTILINE)
-    documented = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
-    assert len(set(documented)) == len(documented)
-
     model, found = read_model(FIXTURES / "llama"), set()
     for samples, plan, request in (
         (2, Perturbation(eta=(0.01, 0.1)), Request()),
@@ -74,7 +90,47 @@ def test_the_page_of_fields_is_complete_and_true() -> None:
         scores = score(model, random_tokens(264, samples, 12), plan, request)
         made = tuple(allocate(scores, request, i) for i in range(len(scores.sweep)))
         found |= set(fields(document(scores, made)))
-    assert set(documented) == found
+    assert documented(page) == found
+
+
+def test_the_page_of_pruning_json_is_complete_and_true(tmp_path: Path) -> None:
+    page = (REFERENCE / "pruning-json.md").read_text("utf-8").partition("## `refimpl inspect")[0]
+    dense, few = FIXTURES / "llama", ("--samples", 1, "--seq-len", 12)
+    allocation = tmp_path / "allocation.json"
+    run("score", dense, *few, "-o", allocation)
+    found: set[str] = set()
+    for number, (model, *words) in enumerate(
+        (
+            (dense, "--sparsity", 0.5, *few),
+            (dense, "--allocation", allocation, "--method", "sparsegpt", *few),
+            (tmp_path / "0", "--nm", "2:4", "--method", "random"),
+        )
+    ):
+        out = tmp_path / str(number)
+        record = printed("prune", model, "-o", out, *words)
+        assert record == json.loads((out / "pruning.json").read_text("utf-8"))
+        found |= set(fields(record, left=(*LEFT, "before")))
+    assert isinstance(record["before"], dict)
+    assert documented(page) == found
+
+
+def test_the_page_of_inspections_is_complete_and_true(tmp_path: Path) -> None:
+    page = (REFERENCE / "pruning-json.md").read_text("utf-8").partition("## `refimpl inspect")[2]
+    out = tmp_path / "pruned"
+    printed("prune", FIXTURES / "llama", "-o", out, "--nm", "2:4", "--method", "magnitude")
+    found = set(fields(printed("inspect", out), left=("files",)))
+    assert documented(page) == found
+
+
+def test_the_page_of_evaluations_is_complete_and_true(tmp_path: Path) -> None:
+    page = (REFERENCE / "evaluation-json.md").read_text("utf-8")
+    model, ids, asked = FIXTURES / "llama", tmp_path / "ids.npy", tmp_path / "asked.jsonl"
+    np.save(ids, np.arange(12))
+    asked.write_text('{"question": "A stone", "choices": ["sinks", "swims"], "answer": 0}')
+    found: set[str] = set()
+    for words in (("--text", FIXTURES / "text.txt", "--windows", 2), ("--tokens", ids)):
+        found |= set(fields(printed("eval", model, *words, "--choices", asked), left=LEFT))
+    assert documented(page) == found
 
 
 @pytest.mark.parametrize("names", [LINEARS, (*NORMS, "final_norm"), TRACE_POINTS])

@@ -109,7 +109,7 @@ def perturbation_plan(
         int, option("Noise draws per sample and block, 1 or more.", "N", PERTURBATION)
     ] = 1,
     seed: Annotated[
-        int, option("Seed of the noise and of ids drawn at random, 0 or more.", "N", PERTURBATION)
+        int, option("Seed of everything that is drawn at random, 0 or more.", "N", PERTURBATION)
     ] = 0,
 ) -> Perturbation:
     """The perturbation that the options ask for."""
@@ -160,7 +160,9 @@ def request(
     hi: Annotated[float, option("Greatest fraction of any block or linear.", "FRACTION")] = 1.0,
     compat: Annotated[
         Compat,
-        option("exact; or peer: the base as its authors' code has it, without a correction."),
+        option(
+            "exact; or peer: as the code of each method's authors does it, without a correction."
+        ),
     ] = "exact",
 ) -> Request:
     """The allocation that the options ask for."""

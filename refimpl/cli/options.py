@@ -11,7 +11,7 @@ from refimpl.jobs.request import BASES, Request
 from refimpl.model.checkpoint import Model
 
 ALLOCATION = "Allocation"  # heading in --help
-COMPANIONS = (  # files beside the weights that are read, too
+READ_BESIDE = (  # files beside the weights that are read, too
     "config.json",
     "model.safetensors.index.json",
     "tokenizer.json",
@@ -79,6 +79,6 @@ def refuse(context: typer.Context, names: Iterable[str], why: str, wanted: str) 
 
 def model_files(model: Model) -> dict[str, Path | None]:
     """The files that a model is read from, by what to call them."""
-    beside = [model.folder / name for name in COMPANIONS]
+    beside = [model.folder / name for name in READ_BESIDE]
     paths = [model.path, *(file.path for file in model.files), *beside]
     return {f"the model's {path.name}": path for path in paths}

@@ -69,7 +69,7 @@ def command(
     ] = None,
     damping: Annotated[
         float,
-        opt.option("Of SparseGPT's Hessian, as a fraction of its diagonal.", "X", PRUNING),
+        opt.option("Of SparseGPT's Hessian, as a fraction of its mean diagonal.", "X", PRUNING),
     ] = DAMPING,
     force: Annotated[
         bool,
@@ -177,14 +177,13 @@ def _scored(
             found = signals(model, wanted, tokens, **options, progress=progress)
         config = model.config
         allocation = base_only(found, wanted, config.linear_shapes, config.num_blocks)
-        return allocation_targets(allocation, {}), tokens
+        return allocation_targets(allocation, None, tokens), tokens
     if plan.kind == "pruning":
         refuse_noise(context)
     tokens = _tokens(model, source, plan.seed)
     with progress_bar("scoring") as progress:
         scores = score(model, tokens, plan, wanted, **options, progress=progress)
-    made = {"perturbation": asdict(plan)} | {"eta": scores.sweep[0].eta}
-    return allocation_targets(allocate(scores, wanted), made), tokens
+    return allocation_targets(allocate(scores, wanted), scores), tokens
 
 
 def _tokens(model: Model, source: Source, seed: int) -> Tokens:

@@ -1,7 +1,7 @@
 """How much every linear of a model shall lose: from an allocation, its file, or a pattern."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,15 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.jobs.allocate import Allocation
-from refimpl.jobs.document import request_fields
+from refimpl.jobs.document import document, request_fields
 from refimpl.jobs.request import Compat
+from refimpl.jobs.run import token_facts
+from refimpl.jobs.scores import Scores
 from refimpl.jobs.scores_file import understood
 from refimpl.model.ops import Array
 from refimpl.pruning.decision import Goal
 from refimpl.pruning.pattern import Pattern
+from refimpl.tokens import Tokens
 
 Linears = Mapping[str, tuple[int, int]]
 """Shape [out, in] of every linear of a block, in order."""
@@ -53,22 +56,31 @@ class Targets:
         return int(self.linear_pruned[block, linear])
 
 
-def allocation_targets(allocation: Allocation, how: Mapping[str, Any]) -> Targets:
+def allocation_targets(
+    allocation: Allocation, scores: Scores | None = None, tokens: Tokens | None = None
+) -> Targets:
     """Targets of an allocation made in this run.
 
     Args:
-        allocation: From `allocate`.
-        how: What else is to be on record, such as the perturbation.
+        allocation: From `allocate` or `base_only`.
+        scores: What it was made from, if it was.
+        tokens: What its signals were computed on, where there are no scores.
 
     Returns:
-        Its counts and sparsities.
+        Its counts and sparsities; on record is what the file of an allocation says, with null for
+        what there was not.
     """
+    known = request_fields(allocation)
+    if scores is not None:
+        known = document(scores, (allocation,))
+    elif tokens is not None:
+        known |= {"tokens": asdict(token_facts(tokens))}
     return Targets(
         allocation.linear_pruned,
         allocation.linear_sparsity,
         allocation.request.compat,
         None,
-        {**how, **request_fields(allocation)},
+        {name: known.get(name) for name in KEPT_FIELDS},
     )
 
 
@@ -119,7 +131,7 @@ def targets_for(
     """
     if isinstance(target, Pattern):
         return pattern_targets(target, linears, num_blocks, "exact")
-    targets = allocation_targets(target, {}) if isinstance(target, Allocation) else target
+    targets = allocation_targets(target) if isinstance(target, Allocation) else target
     counts = targets.linear_pruned
     sizes = np.array([out * width for out, width in linears.values()], np.int64)
     fits = counts.shape == (num_blocks, len(sizes)) and ((counts >= 0) & (counts <= sizes)).all()
