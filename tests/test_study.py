@@ -79,6 +79,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> measure.Bench:
     return measure.Bench(tmp_path / "real", tmp_path / "scores")
 
 
+ALL = grid.Papers(tuple(run.TEXTS), questions=True)
 ABSORPTION = grid.Correction("absorption", grid.Push("gaussian", 0.1, "exclude"))
 PRUNE: list[tuple[grid.Cell, str]] = [
     (grid.Cell(), "--correct none"),
@@ -98,7 +99,7 @@ def test_a_cell_is_prune_and_then_eval(
 ) -> None:
     source, out = bench.real / grid.SMOL, tmp_path / "out"
     model = read_model(source)
-    row = run.run_cell(bench, model, run.Exam(bench, model), cell)
+    row = run.run_cell(bench, model, run.Exam(bench, model, ALL), cell)
     size = ("--correction-scale", "max", "--strength", cell.correction.size)
     given = (*size[:2], *(() if "strength" in words else size[2:]), *words.split())
     sparsity = ("--sparsity", cell.sparsity)
@@ -171,7 +172,7 @@ def test_harm_is_what_one_block_more_costs(bench: measure.Bench, tmp_path: Path)
     harm.run(bench, path, grid.Cell())
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["block"] for row in rows] == [-1, 0, 1, 2, 3]
-    cell = run.run_cell(bench, model, run.Exam(bench, model), grid.Cell())
+    cell = run.run_cell(bench, model, run.Exam(bench, model, ALL), grid.Cell())
     assert rows[0]["tuning"] == cell["tuning"]
     found = effects.harm_of_blocks(rows)
     two_more = effects.nats(rows[3], "tuning") - effects.nats(rows[0], "tuning")

@@ -21,7 +21,9 @@ def change(row: Row, none: Row, text: str) -> tuple[float, float]:
 
 
 def share(row: Row, rule: str) -> str:
-    """Percent of questions answered rightly, with its standard error."""
+    """Percent of questions answered rightly, with its standard error; empty if none was asked."""
+    if rule not in row:
+        return ""
     right = np.array([int(x) for x in row[rule]])
     return f"{100 * right.mean():.0f} ± {100 * right.std(ddof=1) / sqrt(len(right)):.0f}"
 

@@ -7,6 +7,7 @@ from typing import Literal
 ETAS = (0.01, 0.1, 1.0)
 SIZE = 0.03  # greatest change of a block's sparsity by a correction
 SEEDS = (0, 1, 2)  # of shuffles
+REPORTED = ("speech", "novel")
 SMOL, GEMMA, QWEN = "SmolLM2-135M-Instruct", "gemma-3-270m", "Qwen2.5-Coder-0.5B-Instruct"
 SPARSITY = {SMOL: 0.6, GEMMA: 0.5, QWEN: 0.6}
 BASE_OPTIONS: Mapping[str, Mapping[str, float | str]] = {"atp": {"beta": 0.0055}}
@@ -47,6 +48,19 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class Papers:
+    """What a cell is measured on.
+
+    Args:
+        texts: Names of texts.
+        questions: Whether the questions with choices are asked.
+    """
+
+    texts: tuple[str, ...]
+    questions: bool
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run: a model pruned and measured."""
 
@@ -82,6 +96,18 @@ def first_half() -> Iterator[Cell]:
     for base in ("uniform", "owl"):
         for correction in (NONE, LINE, *reversed(CORRECTIONS)):
             yield Cell(base=base, correction=correction)
+
+
+def papers(cell: Cell) -> Papers:
+    """What a cell is measured on: the tuning text only where something is chosen on it.
+
+    Questions take as long as the texts and their answers are a coarse measure, so they are not
+    asked of Gaussian noise in the first half, nor of controls in the second.
+    """
+    first = cell in set(first_half())
+    noise = cell.correction.push is not None and cell.correction.push.kind == "gaussian"
+    texts = ("tuning", *REPORTED) if first else REPORTED
+    return Papers(texts, not (cell.correction.change or (first and noise)))
 
 
 def best_two(tuning: Mapping[Cell, float]) -> tuple[Correction, Correction]:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from grid import Cell
+from grid import Cell, Papers
 from measure import Bench
 from run import CALIBRATION, HERE, Exam
 
@@ -30,7 +30,7 @@ MORE = 0.1
 def run(bench: Bench, path: Path, cell: Cell) -> None:
     """Measure the blocks that are not on file; block -1 is the uniform model."""
     model = read_model(bench.real / cell.model)
-    exam, config = Exam(bench, model, ("tuning",), asked=False), model.config
+    exam, config = Exam(bench, model, Papers(("tuning",), False)), model.config
     tokens = model_tokens(model, bench.calibration, None, *CALIBRATION)
     sizes = np.array([out * width for out, width in config.linear_shapes.values()], np.int64)
     lines = path.read_text().splitlines() if path.exists() else []

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from effects import Row, agreement, change, expected_change, harm_of_blocks, nats, share
-from grid import CORRECTIONS, LINE, NONE, Cell, best_two, first_half, second_half
+from grid import CORRECTIONS, LINE, NONE, REPORTED, Cell, best_two, first_half, second_half
 from pictures import picture, scatter
-from run import HERE, REPORTED, finished
+from run import HERE, finished
 
 
 def line(row: Row, none: Row | None, name: str, done: Mapping[str, Row]) -> str:

@@ -8,6 +8,7 @@ from grid import (
     CORRECTIONS,
     LINE,
     NONE,
+    REPORTED,
     SIZE,
     Cell,
     Correction,
@@ -15,7 +16,6 @@ from grid import (
     controls,
     first_half,
 )
-from run import REPORTED
 
 COLORS = {"speech": "#1f5fa8", "novel": "#b2491f"}  # told apart by shape, too
 MODELS = ("#1f5fa8", "#b2491f", "#3f7f3f")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from effects import nats
-from grid import Cell, best_two, first_half, second_half
+from grid import Cell, Papers, best_two, first_half, papers, second_half
 from measure import Bench, base_scores, logarithms, request_of
 
 from refimpl import Model, __version__, read_model
@@ -36,7 +36,6 @@ from refimpl.tokens import text_windows
 CALIBRATION = (4, 512)  # samples, tokens each
 WINDOWS, WINDOW = 8, 512  # of each text, from its start
 TEXTS = {"tuning": "austen-emma", "speech": "sotu-1980-on", "novel": "austen-persuasion"}
-REPORTED = ("speech", "novel")
 QUESTIONS = {"general_knowledge": 70, "goal_step_wikihow/goal_inference": 30}  # from the start
 HERE = Path(__file__).parent
 
@@ -59,17 +58,10 @@ class Exam:
     Args:
         bench: Where things are.
         model: The model, for its tokenizer.
-        texts: Which texts; what nothing is chosen from needs no tuning text.
-        asked: Whether there are questions.
+        papers: Which texts, and whether there are questions.
     """
 
-    def __init__(
-        self,
-        bench: Bench,
-        model: Model,
-        texts: Iterable[str] = tuple(TEXTS),
-        asked: bool = True,
-    ) -> None:
+    def __init__(self, bench: Bench, model: Model, papers: Papers) -> None:
         encode, tokenizer = encoder(model), model.folder / "tokenizer.json"
         bos = model.config_file.get("bos_token_id")
         self.windows = {
@@ -77,9 +69,9 @@ class Exam:
                 bench.real / "text" / f"{file}.txt", tokenizer, WINDOW, WINDOWS, bos_id=bos
             )
             for text, file in TEXTS.items()
-            if text in texts
+            if text in papers.texts
         }
-        self.questions = questions(bench.real) if asked else []
+        self.questions = questions(bench.real) if papers.questions else []
         sequences: list[tuple[npt.ArrayLike, int]] = [
             (ids, 1) for windows in self.windows.values() for ids in windows.ids
         ]
@@ -105,7 +97,7 @@ class Exam:
             per_character = mine / [len(choice) for choice in choices]
             right_norm += str(int(per_character.argmax() == answer))
             at += len(choices)
-        return {**found, "acc": right, "acc_norm": right_norm}
+        return {**found, "acc": right, "acc_norm": right_norm} if self.questions else found
 
 
 def allocation(bench: Bench, model: Model, cell: Cell) -> dict[str, npt.NDArray[Any]]:
@@ -181,16 +173,17 @@ def run(bench: Bench, path: Path, wanted: Iterable[str] = ()) -> None:
         wanted: Only cells whose name holds one of these.
     """
     done, words = finished(path), tuple(wanted)
-    models, first = dict[object, tuple[Model, Exam]](), set(first_half())
+    model: Model | None = None
+    exams = dict[Papers, Exam]()
     for cell in cells(done):
         name = str(cell)
         if name in done or (words and not any(word in name for word in words)):
             continue
-        key = (cell.model, cell in first)
-        if key not in models:
-            model = read_model(bench.real / cell.model)
-            models = {key: (model, Exam(bench, model, TEXTS if cell in first else REPORTED))}
-        row = run_cell(bench, *models[key], cell)
+        if model is None or model.folder.name != cell.model:
+            model, exams = read_model(bench.real / cell.model), {}
+        if papers(cell) not in exams:
+            exams[papers(cell)] = Exam(bench, model, papers(cell))
+        row = run_cell(bench, model, exams[papers(cell)], cell)
         done[name] = row
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
