@@ -69,8 +69,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> measure.Bench:
         folder.mkdir(parents=True)
         example = {"input": "to be ", "target_scores": {"or": i, "not to be": 1 - i}}
         (folder / "task.json").write_text(json.dumps({"examples": [example] * 100}))
-    for module in (run, harm):
-        monkeypatch.setattr(module, "CALIBRATION", (2, 16))
+    monkeypatch.setattr(run, "CALIBRATION", (2, 16))
     monkeypatch.setattr(run, "WINDOWS", 3)
     monkeypatch.setattr(run, "WINDOW", 32)
     monkeypatch.setattr(run, "QUESTIONS", dict.fromkeys(run.QUESTIONS, 3))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from grid import Cell, Papers
 from measure import Bench
-from run import CALIBRATION, HERE, Exam
+from run import HERE, Exam
 
 from refimpl import read_model
 from refimpl.evaluation.likelihood import Stream
@@ -21,7 +21,6 @@ from refimpl.jobs.allocate import linear_counts
 from refimpl.jobs.execution import Workers
 from refimpl.jobs.pruned_blocks import pruned_blocks
 from refimpl.jobs.targets import Targets
-from refimpl.jobs.tokens import model_tokens
 from refimpl.pruning.decision import Pruner
 
 MORE = 0.1
@@ -31,7 +30,6 @@ def run(bench: Bench, path: Path, cell: Cell) -> None:
     """Measure the blocks that are not on file; block -1 is the uniform model."""
     model = read_model(bench.real / cell.model)
     exam, config = Exam(bench, model, Papers(("tuning",), False)), model.config
-    tokens = model_tokens(model, bench.calibration, None, *CALIBRATION)
     sizes = np.array([out * width for out, width in config.linear_shapes.values()], np.int64)
     lines = path.read_text().splitlines() if path.exists() else []
     done = {json.loads(line)["block"] for line in lines}
@@ -43,7 +41,7 @@ def run(bench: Bench, path: Path, cell: Cell) -> None:
         targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
         with Workers() as workers:
             stream = Stream(model, exam.batches, workers)
-            for pruned in pruned_blocks(model, targets, Pruner(), tokens.ids, workers):
+            for pruned in pruned_blocks(model, targets, Pruner(), exam.calibration, workers):
                 stream.advance(pruned.weights)
             found = stream.likelihoods()
         sums = np.array([found[n].log_probabilities.sum() for n in range(len(found))])

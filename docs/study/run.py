@@ -53,7 +53,7 @@ def questions(real: Path) -> list[tuple[str, list[str], int]]:
 
 
 class Exam:
-    """Everything a pruned model is measured on, in batches.
+    """Everything a model is pruned and measured on, in batches.
 
     Args:
         bench: Where things are.
@@ -80,6 +80,7 @@ class Exam:
                 sequences.append(encode.fitted(*encode.pair(question, DELIMITER + choice)))
         ids, starts = zip(*sequences, strict=True)
         self.batches: list[Batch] = batches(ids, starts, model.config)
+        self.calibration = model_tokens(model, bench.calibration, None, *CALIBRATION).ids
 
     def results(self, sums: npt.NDArray[np.float64]) -> dict[str, Any]:
         """What the summed log likelihoods of all sequences come to."""
@@ -125,10 +126,9 @@ def run_cell(bench: Bench, model: Model, exam: Exam, cell: Cell) -> dict[str, An
     made, started = allocation(bench, model, cell), time.perf_counter()
     counts = made["counts"]
     targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
-    tokens = model_tokens(model, bench.calibration, None, *CALIBRATION)
     with Workers() as workers:
         stream = Stream(model, exam.batches, workers)
-        for block in pruned_blocks(model, targets, Pruner(cell.method), tokens.ids, workers):
+        for block in pruned_blocks(model, targets, Pruner(cell.method), exam.calibration, workers):
             stream.advance(block.weights)
         found = stream.likelihoods()
     sums = np.array([found[n].log_probabilities.sum() for n in range(len(found))])
