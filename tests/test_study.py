@@ -31,8 +31,8 @@ def test_the_grid_is_the_one_that_was_planned() -> None:
     first = list(grid.first_half())
     best = (grid.CORRECTIONS[0], grid.CORRECTIONS[-1])
     second = list(grid.second_half(best))
-    assert (len(first), len(second), len({*first, *second})) == (62, 112, 174)
-    assert len({str(cell) for cell in (*first, *second)}) == 174
+    assert (len(first), len(second), len({*first, *second})) == (62, 80, 142)
+    assert len({str(cell) for cell in (*first, *second)}) == 142
     noises = {c.push for c in grid.CORRECTIONS if c.push != grid.PRUNING}
     assert len(noises) == 3 * 2 * 2 * 2
     controls = {cell.correction for cell in second if cell.correction.change}
