@@ -1,3 +1,6 @@
 """The version, in one place."""
 
 __version__ = "0.1.0"
+
+SPEC = 1
+"""Of the numbers: it changes only when an output changes."""

@@ -9,13 +9,17 @@ import typer
 from refimpl.cli.main import app
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "cli.md"
-TABLE = re.compile(r"(?<=<!-- options of )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(?<=<!-- options of )([\w ]+?)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def commands() -> dict[str, Any]:
-    """The program's commands by name."""
+    """The program's commands by name, those of a group as `case make`."""
     program: Any = typer.main.get_command(app)
-    return dict(program.commands)
+    found: dict[str, Any] = {}
+    for name, command in program.commands.items():
+        inner = getattr(command, "commands", {})
+        found |= {f"{name} {word}": one for word, one in inner.items()} or {name: command}
+    return found
 
 
 def value(parameter: Any) -> str:

@@ -188,7 +188,8 @@ def test_what_is_missing_from_the_command_line() -> None:
         ("score", "Missing argument 'MODEL'"),
         ("allocate", "Missing argument 'SCORES'"),
         ("score model -o", "requires an argument"),
-        ("prune model", "No such command 'prune'"),
+        ("prune model", "Missing option '-o'"),
+        ("trim model", "No such command 'trim'"),
         ("--model model", "No such option"),
     ):
         assert_refused(run(*words.split()), message, "--help")

@@ -20,6 +20,7 @@ from refimpl import Model, forward
 from refimpl.model import attention, ops
 from refimpl.model.checkpoint import Model as ModelClass
 from refimpl.model.config import BlockKind, Config, Rope
+from refimpl.model.kernels import PLAIN
 from refimpl.model.ops import Array
 from refimpl.model.weights import Weight
 
@@ -111,7 +112,10 @@ def op(name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
 
     def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
         module = attention if hasattr(attention, name) and name not in vars(ops) else ops
-        patch.setattr(module, name, change(getattr(module, name)))
+        wrong = change(getattr(module, name))
+        patch.setattr(module, name, wrong)
+        if name in vars(PLAIN):  # how the forward finds it
+            patch.setitem(vars(PLAIN), name, wrong)
         return model
 
     return broken

@@ -64,6 +64,8 @@ SCORE: dict[str, Any] = ALLOCATION | {
     "--seed": 0,
     "--dtype": "float32",
     "--threads": "Default: one per core",
+    "--runtime": "numpy",
+    "--device": "auto",
     "--memory": "Default: what is free, at most 2 GiB",
 }
 
@@ -238,7 +240,9 @@ WHOLE = {
     *("correction_scale", "lo", "hi", "compat", "run"),
 }
 TOKENS = {"samples", "seq_len", "source", "kind", "bos", "sha256"}
-RUN = {"dtype", "threads", "memory", "seconds", "peak_memory", "versions"}
+RUN = {
+    *("dtype", "threads", "memory", "seconds", "peak_memory", "versions", "runtime", "device"),
+}
 BLOCK = {
     *("index", "num_weights", "linears", "absorption_coefficient", "absorption_stderr", "drift"),
     *("log_absorption", "alignment", "arrival", "divergence", "signals", "base_sparsity"),

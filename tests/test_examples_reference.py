@@ -133,6 +133,19 @@ def test_the_page_of_evaluations_is_complete_and_true(tmp_path: Path) -> None:
     assert documented(page) == found
 
 
+def test_the_page_of_graphs_is_complete_and_true(tmp_path: Path) -> None:
+    exported, _, validated = (
+        (REFERENCE / "graphs-json.md").read_text("utf-8").partition("## `refimpl validate --json`")
+    )
+    half, graph = tmp_path / "half", tmp_path / "x.onnx"
+    printed("prune", FIXTURES / "llama", "-o", half, "--nm", "2:4", "--method", "magnitude")
+    made = printed("export", half, "-o", graph, "--experiment")
+    assert documented(exported) == set(fields(made, left=("functions",)))
+    result = run("validate", FIXTURES / "llama", "--graph", graph, "--json")
+    assert (result.code, result.err) == (1, "")
+    assert documented(validated) == set(fields(json.loads(result.out)))
+
+
 @pytest.mark.parametrize("names", [LINEARS, (*NORMS, "final_norm"), TRACE_POINTS])
 def test_the_page_of_names_has_them_all(names: tuple[str, ...]) -> None:
     words = re.findall(r"`([\w.]+)`", (REFERENCE / "names.md").read_text("utf-8"))

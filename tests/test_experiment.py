@@ -24,7 +24,7 @@ from refimpl import Model, Perturbation, RefimplError, Request, Scores, allocate
 from refimpl.jobs import experiment as jobs
 from refimpl.jobs.document import document
 from refimpl.jobs.execution import Workers
-from refimpl.jobs.experiment import Address, Measurements, addresses, groups
+from refimpl.jobs.measurements import Address, Measurements, addresses, groups
 from refimpl.jobs.output import write_json
 from refimpl.jobs.scores import Absorption
 from refimpl.model import kernels

@@ -22,6 +22,7 @@ STAGES = (
     {"method"},
     {"jobs"},
     {"evaluation"},
+    {"onnx", "oracle"},
     {"show"},
     {"cli"},
     {"__init__", "__main__"},

@@ -15,6 +15,19 @@ from refimpl.method.perturbation import Kind, NoiseScale, NoiseShape, Norm, Pert
 
 TOKENS, PERTURBATION, RUNNING = "Tokens", "Perturbation", "Running"  # headings in --help
 
+NoiseScaleOption = Annotated[
+    NoiseScale, option("Noise of this size on every token, or on all.", panel=PERTURBATION)
+]
+NoiseShapeOption = Annotated[
+    NoiseShape, option("The same noise in all channels, or as each one varies.", panel=PERTURBATION)
+]
+NormOption = Annotated[
+    Norm, option("Drift per token and averaged, or of all at once.", panel=PERTURBATION)
+]
+SinkOption = Annotated[
+    Sink, option("Whether tokens of more than 20 times the median norm count.", panel=PERTURBATION)
+]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -91,20 +104,10 @@ def perturbation_plan(
             panel=PERTURBATION,
         ),
     ] = "gaussian",
-    noise_scale: Annotated[
-        NoiseScale, option("Noise of this size on every token, or on all.", panel=PERTURBATION)
-    ] = "token",
-    noise_shape: Annotated[
-        NoiseShape,
-        option("The same noise in all channels, or as each one varies.", panel=PERTURBATION),
-    ] = "isotropic",
-    norm: Annotated[
-        Norm, option("Drift per token and averaged, or of all at once.", panel=PERTURBATION)
-    ] = "token",
-    sink: Annotated[
-        Sink,
-        option("Whether tokens of more than 20 times the median norm count.", panel=PERTURBATION),
-    ] = "include",
+    noise_scale: NoiseScaleOption = "token",
+    noise_shape: NoiseShapeOption = "isotropic",
+    norm: NormOption = "token",
+    sink: SinkOption = "include",
     draws: Annotated[
         int, option("Noise draws per sample and block, 1 or more.", "N", PERTURBATION)
     ] = 1,

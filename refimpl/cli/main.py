@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from refimpl.cli import allocate, eval, inspect, prune, score
+from refimpl.cli import allocate, case, check, eval, export, inspect, prune, score, validate
 from refimpl.errors import RefimplError
 from refimpl.model.arithmetic import loud
 from refimpl.version import __version__
@@ -19,13 +19,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Perturbation-absorption scores and layer-wise sparsity allocation, in NumPy.",
+    help="Perturbation-absorption scores, layer-wise sparsity, pruning and evaluation, in NumPy.",
 )
 app.command("score")(score.command)
 app.command("allocate")(allocate.command)
 app.command("prune")(prune.command)
 app.command("inspect")(inspect.command)
 app.command("eval")(eval.command)
+app.command("export")(export.command)
+app.command("validate")(validate.command)
+app.command("check")(check.command)
+app.add_typer(case.app, name="case")
 
 
 def _version(value: bool) -> None:
@@ -47,7 +51,11 @@ def options(
 
 
 def main() -> None:
-    """Run the program: 0 for success, 2 for input that cannot be used, 130 when interrupted."""
+    """Run the program: 0 for success, 2 for input that cannot be used, 130 when interrupted.
+
+    `validate` and `check` leave with 1 where what they compared does not agree, and `check` with 3
+    where that is open.
+    """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be anything
     try:

@@ -1,10 +1,15 @@
 """`refimpl score`: from a model to absorption coefficients and an allocation."""
 
+from typing import Annotated, Literal
+
 import typer
 
 from refimpl.cli import options as opt
-from refimpl.cli.groups import Running, Source, with_groups
+from refimpl.cli.groups import RUNNING, Running, Source, with_groups
+from refimpl.cli.options import option
 from refimpl.cli.terminal import deliver, progress_bar
+from refimpl.jobs.experiment import experiment
+from refimpl.jobs.measurements import Experiment
 from refimpl.jobs.output import checked_output
 from refimpl.jobs.request import Request
 from refimpl.jobs.score import score
@@ -25,6 +30,18 @@ def command(
     plan: Perturbation,
     wanted: Request,
     running: Running,
+    runtime: Annotated[
+        Literal["numpy", "onnxruntime"],
+        option(
+            "What runs the experiment; onnxruntime: the same from a recorded graph, Gaussian noise "
+            "only. Needs pip install 'refimpl[onnx]'.",
+            panel=RUNNING,
+        ),
+    ] = "numpy",
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"],
+        option("Of onnxruntime. auto: a GPU where one works, else the CPU.", panel=RUNNING),
+    ] = "auto",
     as_json: opt.Json = False,
     output: opt.Output = None,
 ) -> None:
@@ -35,6 +52,13 @@ def command(
     """
     if plan.kind == "pruning":
         refuse_noise(context)
+    run: Experiment = experiment
+    if runtime == "onnxruntime":
+        from refimpl.onnx.runtime import on_onnxruntime
+
+        run = on_onnxruntime(plan, device)
+    else:
+        opt.refuse(context, ("device",), "--runtime numpy", "onnxruntime, which has devices")
     opened = read_model(model, config)
     options = {"--text": source.text, "--tokens": source.ids, "--config": config}
     checked_output(output, opt.model_files(opened) | options | {"--base": opt.base_file(wanted)})
@@ -48,6 +72,7 @@ def command(
             dtype=running.dtype,
             threads=running.threads,
             memory=running.memory,
+            runtime=run,
             progress=progress,
         )
     deliver(found, wanted, as_json, output)

@@ -176,7 +176,7 @@ def _goes_along(entry: Path, whole_folder: bool) -> bool:
     """Whether a file that holds none of our weights is taken over."""
     if not whole_folder:
         return any(fnmatch(entry.name, name) for name in COMPANIONS)
-    return entry.suffix.lower() not in WEIGHTS and not entry.name.endswith(INDEX)
+    return entry.suffix.lower() not in WEIGHTS and not entry.name.endswith((INDEX, ".onnx.data"))
 
 
 def _members(text: str) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,6 @@ ones, so a block is loaded once per group and nothing before the perturbed block
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,8 +13,9 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.jobs.execution import MIB, Progress, Workers
+from refimpl.jobs.measurements import Address, Measurements, Pruned, addresses, groups
 from refimpl.method import perturbation as push
-from refimpl.method.absorption import known_mean, surviving_drift
+from refimpl.method.absorption import known_mean, left_out, surviving_drift
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.checkpoint import Model
@@ -25,44 +25,7 @@ from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, block_with_sums, sum_of_squares
 
-Pruned = Callable[[int, Weights], Weights]
-"""Weights of a block after pruning, given its number and its dense weights."""
-
 HEAD_BYTES = 8 * MIB  # logits of one state held at a time
-
-
-@dataclass(frozen=True, order=True)
-class Address:
-    """Which perturbed state: sequence, draw, index of eta, perturbed block; all from 0."""
-
-    sequence: int
-    draw: int
-    eta: int
-    block: int
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What the experiment found, with E etas, N sequences, R draws, L blocks.
-
-    Args:
-        drift: Mean relative drift R_k of the state perturbed at block l, [E, N, R, L (l), L (k)];
-            NaN for k < l.
-        alignment: Mean alignment A_k, same shape.
-        ratios: Mean of R_L / R_l over tokens, [E, N, R, L]; NaN where no token is left.
-        left_out: Tokens without a ratio (zero state or zero drift), over all sequences, [E, L].
-        sinks: Tokens excluded as sinks, over all sequences, [L].
-        divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
-        squares: Sums of squares of the linears' inputs, per block, over all sequences.
-    """
-
-    drift: Array
-    alignment: Array
-    ratios: Array
-    left_out: Array
-    sinks: Array
-    divergence: Array | None
-    squares: tuple[dict[str, Array], ...]
 
 
 Clean = Future[tuple[Array, dict[str, Array]]]
@@ -97,30 +60,6 @@ class _State:
         self.alignment.append(float(known_mean(found.alignment)))
         self.last = found.drift
         return found.drift
-
-
-def addresses(sequences: int, blocks: int, plan: Perturbation) -> list[Address]:
-    """All perturbed states of an experiment, in order."""
-    etas = len(plan.eta) if plan.kind == "gaussian" else 1
-    return [
-        Address(s, d, e, b)
-        for s in range(sequences)
-        for d in range(plan.draws)
-        for e in range(etas)
-        for b in range(blocks)
-    ]
-
-
-def groups(states: list[Address], room: int) -> Iterator[list[Address]]:
-    """Cut the states into groups that fit: each state counts one, each sequence's clean one two."""
-    group: list[Address] = []
-    for state in states:
-        sequences = {other.sequence for other in group} | {state.sequence}
-        if group and len(group) + 1 + 2 * len(sequences) > room:
-            yield group
-            group = []
-        group.append(state)
-    yield group
 
 
 def experiment(
@@ -177,16 +116,7 @@ def experiment(
         done += units
         progress(done, total)
 
-    shape = (len({a.eta for a in states}), count, plan.draws, blocks)
-    found = Measurements(
-        np.full((*shape, blocks), np.nan),
-        np.full((*shape, blocks), np.nan),
-        np.full(shape, np.nan),
-        np.zeros((shape[0], blocks), np.int64),
-        np.zeros(blocks, np.int64),
-        np.full(shape, np.nan) if divergence else None,
-        tuple({} for _ in config.blocks),
-    )
+    found = Measurements.empty(states, divergence)
     counted: set[int] = set()
     for part in parts:
         ended, clean, sums = _travel(model, ids, part, plan, workers, dtype, pruned, tick)
@@ -196,7 +126,7 @@ def experiment(
             found.alignment[where][a.block :] = state.alignment
             share = surviving_drift(state.last, state.first)
             found.ratios[where] = known_mean(share)
-            found.left_out[a.eta, a.block] += np.isnan(share).sum()
+            found.left_out[a.eta, a.block] += left_out(share, state.kept, plan.norm)
             if a.eta == a.draw == 0:
                 found.sinks[a.block] += np.count_nonzero(~state.kept)
         for total_of, sums_of in zip(found.squares, sums, strict=True):

@@ -11,7 +11,7 @@ from refimpl.errors import RefimplError
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file beside its target and rename it when it is whole.
+    """Write a JSON file, whole or not at all.
 
     Args:
         path: The target; replaced if it exists.
@@ -20,7 +20,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         RefimplError: The folder is missing or cannot be written, the disk is full.
     """
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"  # ASCII: any name can be written
+    # ASCII: any name can be written
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text beside its target and rename it when it is whole.
+
+    Args:
+        path: The target; replaced if it exists.
+        text: What to write, in UTF-8.
+
+    Raises:
+        RefimplError: The folder is missing or cannot be written, the disk is full.
+    """
     beside = None
     try:
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -28,9 +41,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(beside, 0o666 & ~mask)
+        open_to_others(Path(beside))
         os.replace(beside, path)
     except OSError as error:
         raise RefimplError(
@@ -41,6 +52,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     finally:
         if beside is not None and os.path.exists(beside):
             os.unlink(beside)
+
+
+def open_to_others(*paths: Path) -> None:
+    """Give new files and folders the rights that the user's umask leaves them.
+
+    Args:
+        paths: What was made under a temporary name, which nobody else may read.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in paths:
+        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def checked_output(path: Path | None, inputs: Mapping[str, Path | None]) -> None:

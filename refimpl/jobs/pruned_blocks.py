@@ -41,11 +41,13 @@ class PrunedBlock:
         linears: What became of its linears.
         weights: All its weights by our names, as the file will hold them, in the dtype of the
             computation.
+        sums: The statistic of what its linears read, by trace point; empty without one.
     """
 
     index: int
     linears: Mapping[str, PrunedLinear]
     weights: Weights
+    sums: Mapping[str, Array]
 
 
 def pruned_blocks(
@@ -108,7 +110,8 @@ def pruned_blocks(
                 partial(block, h, weights, where[kind], config, kernels=TILED) for h in states
             ]
             states = workers.run(passes, tick)
-        yield PrunedBlock(i, {name: linear for name, (linear, _) in found.items()}, weights)
+        linears = {name: linear for name, (linear, _) in found.items()}
+        yield PrunedBlock(i, linears, weights, sums)
 
 
 def _sums(

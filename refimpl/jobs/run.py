@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,24 @@ class TokenFacts:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What ran the blocks.
+
+    Args:
+        runtime: "numpy" or "onnxruntime".
+        device: "cpu", or a GPU and its name.
+        versions: Of the runtime, by name, besides NumPy's.
+    """
+
+    runtime: str = "numpy"
+    device: str = "cpu"
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+NUMPY = Engine()
+
+
+@dataclass(frozen=True)
 class Run:
     """How the numbers were made.
 
@@ -44,7 +62,9 @@ class Run:
         memory: Bytes allowed for residual states.
         seconds: Time it took.
         peak_memory: Largest resident memory in bytes, mapped pages included, where known.
-        versions: refimpl, numpy and python.
+        versions: refimpl, numpy and python, and of the runtime.
+        runtime: What ran the blocks, "numpy" or "onnxruntime".
+        device: Where: "cpu", or a GPU and its name.
     """
 
     dtype: str
@@ -53,6 +73,8 @@ class Run:
     seconds: float
     peak_memory: int | None
     versions: Mapping[str, str]
+    runtime: str = "numpy"
+    device: str = "cpu"
 
 
 def token_facts(tokens: Tokens) -> TokenFacts:
@@ -68,7 +90,13 @@ def token_facts(tokens: Tokens) -> TokenFacts:
     return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)
 
 
-def run_since(started: float, dtype: npt.DTypeLike, workers: Workers, memory: int) -> Run:
+def run_since(
+    started: float,
+    dtype: npt.DTypeLike,
+    workers: Workers,
+    memory: int,
+    engine: Engine = NUMPY,
+) -> Run:
     """How a run that ends now went.
 
     Args:
@@ -76,6 +104,7 @@ def run_since(started: float, dtype: npt.DTypeLike, workers: Workers, memory: in
         dtype: Of the computation.
         workers: Its threads.
         memory: Bytes allowed for residual states.
+        engine: What ran the blocks.
 
     Returns:
         Its facts.
@@ -86,7 +115,9 @@ def run_since(started: float, dtype: npt.DTypeLike, workers: Workers, memory: in
         memory,
         time.perf_counter() - started,
         peak_memory(),
-        versions() | {"python": platform.python_version()},
+        versions() | {"python": platform.python_version(), **engine.versions},
+        engine.runtime,
+        engine.device,
     )
 
 

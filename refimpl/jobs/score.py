@@ -12,7 +12,8 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.jobs.allocate import base_counts
 from refimpl.jobs.execution import Progress, Workers, parse_memory
-from refimpl.jobs.experiment import Measurements, addresses, experiment, head_cost
+from refimpl.jobs.experiment import experiment, head_cost
+from refimpl.jobs.measurements import Experiment, Measurements, addresses
 from refimpl.jobs.profile import Profile, dense_squares, profile, spectra, wanda_pruned
 from refimpl.jobs.request import Request
 from refimpl.jobs.run import run_since, token_facts
@@ -38,6 +39,7 @@ def score(
     dtype: npt.DTypeLike = np.float32,
     threads: int | None = None,
     memory: str | int | None = None,
+    runtime: Experiment = experiment,
     progress: Progress = lambda done, total: None,
 ) -> Scores:
     """Measure how each block's damage is absorbed or amplified by the blocks after it.
@@ -51,6 +53,7 @@ def score(
         dtype: float32, or float64 to certify.
         threads: Worker threads; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
+        runtime: What runs the experiment: NumPy, or `refimpl.onnx.runtime.on_onnxruntime(...)`.
         progress: Called with the units of work done and in all.
 
     Returns:
@@ -103,7 +106,7 @@ def score(
                 counts = dict(zip(names, by_block[block], strict=True))
                 return wanda_pruned(weights, known.moments[block], counts, workers)
 
-        found = experiment(
+        found = runtime(
             model,
             ids,
             plan,
@@ -125,7 +128,7 @@ def score(
         sweep=_sweep(found, plan),
         sinks=found.sinks,
         signals=signals,
-        run=run_since(started, dtype, workers, budget),
+        run=run_since(started, dtype, workers, budget, found.engine),
         pruned_at=pruned_at,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -145,6 +146,8 @@ def _finite(text: str) -> float:
 def _facts(kind: type[F], given: Mapping[str, Any]) -> F:
     """A dataclass of plain values, each of the type that it declares."""
     hints = get_type_hints(kind)
+    later = {f.name: f.default for f in fields(kind) if f.default is not MISSING}  # type: ignore[arg-type]
+    given = later | dict(given)  # facts that older files do not have
     for name, wanted in hints.items():
         allowed = {float: int | float, Mapping[str, str]: dict}.get(wanted, wanted)
         if not isinstance(given[name], allowed):

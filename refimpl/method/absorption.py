@@ -1,8 +1,9 @@
 """The absorption coefficient: what part of a push is left at the end."""
 
 import numpy as np
+import numpy.typing as npt
 
-from refimpl.method.perturbation import ratio
+from refimpl.method.perturbation import Norm, ratio
 from refimpl.model.ops import Array
 
 
@@ -21,7 +22,7 @@ def known_mean(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
         2.0
     """
     known = ~np.isnan(x)
-    return ratio(np.sum(x, axis=axis, where=known), np.sum(known, axis=axis))
+    return ratio(np.sum(np.where(known, x, 0.0), axis=axis), np.sum(known, axis=axis))
 
 
 def surviving_drift(last: Array, first: Array) -> Array:
@@ -41,7 +42,26 @@ def surviving_drift(last: Array, first: Array) -> Array:
         >>> surviving_drift(np.array([0.2, 0.1]), np.array([0.1, 0.0])).tolist()
         [2.0, nan]
     """
-    return ratio(last, np.nan_to_num(first))
+    return ratio(last, first)
+
+
+def left_out(share: Array, kept: npt.NDArray[np.bool_], norm: Norm) -> Array:
+    """How many of the tokens that take part have no ratio; a whole sequence counts once.
+
+    Args:
+        share: From `surviving_drift`, [..., S], or [..., 1] of whole sequences.
+        kept: Tokens that take part, [..., S].
+        norm: "token" or "sequence".
+
+    Returns:
+        Their number, [...].
+
+    Example:
+        >>> int(left_out(np.array([2.0, np.nan, np.nan]), np.array([True, True, False]), "token"))
+        1
+    """
+    unknown = np.isnan(share)
+    return np.sum(unknown & kept if norm == "token" else unknown, axis=-1)
 
 
 def absorption_coefficient(ratios: Array) -> tuple[Array, Array]:

@@ -102,9 +102,9 @@ def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
         [False, True, True]
     """
     if sink == "include":
-        return np.ones(len(h), np.bool_)
+        return np.ones_like(h[:, 0], np.bool_)
     norms = np.linalg.norm(h.astype(np.float64), axis=-1)
-    return np.asarray(norms <= SINK_FACTOR * np.median(norms))
+    return norms <= SINK_FACTOR * np.median(norms)
 
 
 def noise(seed: int, sequence: int, block: int, draw: int, shape: tuple[int, int]) -> Array:
@@ -134,7 +134,7 @@ def noise(seed: int, sequence: int, block: int, draw: int, shape: tuple[int, int
 def perturbed(
     h: Array,
     noise: Array,
-    eta: float,
+    eta: float | Array,
     kept: npt.NDArray[np.bool_],
     scale: NoiseScale = "token",
     shape: NoiseShape = "isotropic",
@@ -143,15 +143,16 @@ def perturbed(
 
     Args:
         h: Residual stream after the block, [S, D].
-        noise: Standard normal, [S, D], float64.
-        eta: Relative magnitude.
+        noise: Standard normal, [..., S, D], float64.
+        eta: Relative magnitude, [..., 1, 1].
         kept: Tokens that take part, [S]; the others get no noise.
         scale: "token" or "sequence".
         shape: "isotropic", or "channel": each channel first multiplied by its standard deviation
             over the kept tokens.
 
     Returns:
-        The perturbed state, [S, D], in the dtype of `h` (noise is scaled in float64, then cast).
+        The perturbed state, [..., S, D], in the dtype of `h` (noise is scaled in float64, then
+        cast).
 
     Source:
         arXiv:2606.15161 (Gaussian noise of relative magnitude eta); scale and shape are ours.
@@ -164,40 +165,44 @@ def perturbed(
     """
     exact = h.astype(np.float64)
     if shape == "channel":
-        noise = noise * np.std(exact[kept], axis=0)
+        noise = noise * np.std(np.compress(kept, exact, axis=-2), axis=0)
     if scale == "token":
-        size = ratio(np.linalg.norm(exact, axis=-1), np.linalg.norm(noise, axis=-1))
-        gain = np.nan_to_num(eta * size)[:, None]
+        size, length = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (exact, noise))
     else:
-        gain = np.nan_to_num(eta * ratio(np.linalg.norm(exact[kept]), np.linalg.norm(noise[kept])))
-    e = np.where(kept[:, None], gain * noise, 0.0)
+        size, length = (
+            np.linalg.norm(np.compress(kept, x, axis=-2), axis=(-2, -1), keepdims=True)
+            for x in (exact, noise)
+        )
+    e = np.where(np.expand_dims(kept, -1), eta * ratio(size, length, 0.0) * noise, 0.0)
     return h + e.astype(h.dtype)
 
 
-def ratio(top: npt.ArrayLike, bottom: npt.ArrayLike) -> Array:
+def ratio(top: Array, bottom: Array, otherwise: float = np.nan) -> Array:
     """Divide, with NaN where the divisor is zero.
 
     Args:
         top: Dividend.
         bottom: Divisor, of the same shape, not negative.
+        otherwise: What stands in for NaN.
 
     Returns:
         The quotient, float64, same shape.
 
     Example:
-        >>> ratio([1.0, 1.0], [2.0, 0.0]).tolist()
+        >>> ratio(np.array([1.0, 1.0]), np.array([2.0, 0.0])).tolist()
         [0.5, nan]
     """
-    top, bottom = np.asarray(top, np.float64), np.asarray(bottom, np.float64)
-    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+    known = bottom > 0
+    return np.where(known, top / np.where(known, bottom, 1), otherwise)
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far a perturbed state is from the clean one, per kept token (or once per sequence).
+    """How far a perturbed state is from the clean one, per token (or once per sequence).
 
     Args:
-        drift: ``R = ||h' - h|| / ||h||``, [kept tokens] or [1]; NaN where h is zero.
+        drift: ``R = ||h' - h|| / ||h||``, [..., S] or [..., 1]; NaN where h is zero, and for
+            tokens that do not take part.
         alignment: ``A = <h', h> / (||h'|| ||h||)``, same shape.
     """
 
@@ -211,9 +216,9 @@ def deviation(
     """Measure relative drift and alignment after some block.
 
     Args:
-        state: Perturbed residual stream h'_k, [S, D].
-        clean: Clean residual stream h_k, [S, D].
-        kept: Tokens that take part, [S].
+        state: Perturbed residual stream h'_k, [..., S, D].
+        clean: Clean residual stream h_k, [..., S, D].
+        kept: Tokens that take part, [..., S].
         norm: "token": per token; "sequence": Frobenius over the kept tokens.
 
     Returns:
@@ -227,12 +232,12 @@ def deviation(
         >>> d.drift.tolist()
         [0.2]
     """
-    a, b = (
-        x.astype(np.float64) if kept.all() else x[kept].astype(np.float64) for x in (state, clean)
-    )
-    if norm == "sequence":
-        a, b = a.reshape(1, -1), b.reshape(1, -1)
+    a, b = state.astype(np.float64), clean.astype(np.float64)
+
+    def dot(x: Array, y: Array) -> Array:
+        each = np.where(kept, np.vecdot(x, y), 0.0)
+        return each if norm == "token" else np.sum(each, axis=-1, keepdims=True)
+
     difference = a - b
-    squares = (np.einsum("td,td->t", x, x) for x in (difference, a, b))
-    size, size_a, size_b = (np.sqrt(square) for square in squares)
-    return Deviation(ratio(size, size_b), ratio(np.einsum("td,td->t", a, b), size_a * size_b))
+    size, size_a, size_b = (np.sqrt(dot(x, x)) for x in (difference, a, b))
+    return Deviation(ratio(size, size_b), ratio(dot(a, b), size_a * size_b))

@@ -82,12 +82,12 @@ def places(positions: Array, config: Config, dtype: npt.DTypeLike) -> dict[Block
     }
 
 
-def norm(x: Array, weights: Weights, role: str, config: Config) -> Array:
+def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN) -> Array:
     """Normalise over the last axis; a norm that the family lacks is the identity."""
     if f"{role}.weight" not in weights:
         return x
     if config.norm == "rms":
-        return ops.rms_norm(x, weights[f"{role}.weight"], config.norm_eps)
+        return kernels.rms_norm(x, weights[f"{role}.weight"], config.norm_eps)
     return ops.layer_norm(x, weights[f"{role}.weight"], weights[f"{role}.bias"], config.norm_eps)
 
 
@@ -135,7 +135,7 @@ def self_attention(
         config: The model's facts.
         point: Receives `q`, `k`, `v` [B, heads, S, h], `q_rope`, `k_rope`, and `attn_heads`
             [B, S, H h], the input of `o_proj`.
-        kernels: How attention is evaluated.
+        kernels: How norms, rotation and attention are evaluated.
 
     Returns:
         Attention's output, [B, S, D].
@@ -144,13 +144,13 @@ def self_attention(
         attention.split_heads(project(x, weights, name), config.head_dim)
         for name in ("q_proj", "k_proj", "v_proj")
     )
-    q = point("q", norm(q, weights, "q_norm", config))
-    k = point("k", norm(k, weights, "k_norm", config))
+    q = point("q", norm(q, weights, "q_norm", config, kernels))
+    k = point("k", norm(k, weights, "k_norm", config, kernels))
     v = point("v", v)
     if place.rope is not None:
         q, k = (
-            point("q_rope", attention.rotate(q, *place.rope)),
-            point("k_rope", attention.rotate(k, *place.rope)),
+            point("q_rope", kernels.rotate(q, *place.rope)),
+            point("k_rope", kernels.rotate(k, *place.rope)),
         )
 
     k, v = (np.take(kv, config.kv_head_of_head, axis=1) for kv in (k, v))
@@ -203,25 +203,31 @@ def block(
         place: Bias and rotary tables for this block's kind.
         config: The model's facts.
         point: Receives every per-block trace point.
-        kernels: How attention and activation are evaluated; the result is the same to rounding.
+        kernels: How its steps are evaluated; the result is the same to rounding.
 
     Returns:
         Residual stream after the block, h_l, [B, S, D].
     """
     x = point("resid_pre", x)
-    attn_in = point("attn_norm", norm(x, weights, "attn_norm", config))
+    attn_in = point("attn_norm", norm(x, weights, "attn_norm", config, kernels))
     attn_out = self_attention(attn_in, weights, place, config, point, kernels)
-    attn_out = point("attn_out", norm(attn_out, weights, "attn_post_norm", config))
+    attn_out = point("attn_out", norm(attn_out, weights, "attn_post_norm", config, kernels))
     mid = point("resid_mid", x + attn_out)
 
     mlp_from = x if config.parallel_residual else mid
-    mlp_in = point("mlp_norm", norm(mlp_from, weights, "mlp_norm", config))
+    mlp_in = point("mlp_norm", norm(mlp_from, weights, "mlp_norm", config, kernels))
     mlp_out = mlp(mlp_in, weights, config, point, kernels)
-    mlp_out = point("mlp_out", norm(mlp_out, weights, "mlp_post_norm", config))
+    mlp_out = point("mlp_out", norm(mlp_out, weights, "mlp_post_norm", config, kernels))
     return point("resid_post", mid + mlp_out)
 
 
-def head(x: Array, weights: Weights, config: Config, point: Point = unobserved) -> Array:
+def head(
+    x: Array,
+    weights: Weights,
+    config: Config,
+    point: Point = unobserved,
+    kernels: Kernels = PLAIN,
+) -> Array:
     """Turn the last residual stream into logits: ``cap(W norm(x) + b)``.
 
     Args:
@@ -229,11 +235,12 @@ def head(x: Array, weights: Weights, config: Config, point: Point = unobserved) 
         weights: `final_norm.*` and `lm_head.weight` (any rows of it).
         config: The model's facts.
         point: Receives `final_norm` [B, S, D] and `logits` [B, S, V].
+        kernels: How the norm is evaluated.
 
     Returns:
         Logits, [B, S, rows of `lm_head.weight`].
     """
-    x = point("final_norm", norm(x, weights, "final_norm", config))
+    x = point("final_norm", norm(x, weights, "final_norm", config, kernels))
     return point("logits", ops.soft_cap(project(x, weights, "lm_head"), config.final_soft_cap))
 
 
@@ -251,7 +258,7 @@ def forward(
         token_ids: Ids, [S] or [B, S], integers in [0, vocab_size).
         trace: Whether to keep every trace point.
         dtype: float32, or float64 to certify.
-        kernels: How attention and activation are evaluated.
+        kernels: How its steps are evaluated.
 
     Returns:
         Logits [B, S, V], and the trace.
@@ -288,5 +295,5 @@ def forward(
         x = keep("")("embed", embed(ids, positions, model.embedding(), config, dtype))
         for i, kind in enumerate(config.blocks):
             x = block(x, model.block(i, dtype), where[kind], config, keep(f"blocks.{i}."), kernels)
-        logits = head(x, model.head(dtype), config, keep(""))
+        logits = head(x, model.head(dtype), config, keep(""), kernels)
     return Forward(logits, found)

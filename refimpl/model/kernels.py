@@ -5,7 +5,7 @@ rounding only; what no token of a slice may see is left out.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,15 +18,19 @@ ELEMENTS = 1 << 14  # of an activation at a time
 
 @dataclass(frozen=True)
 class Kernels:
-    """How attention and activations are evaluated.
+    """How the steps are evaluated that may be in more than one way.
 
     Args:
         attention: As `attention.attend`.
         activations: As `ops.ACTIVATIONS`.
+        rms_norm: As `ops.rms_norm`.
+        rotate: As `attention.rotate`.
     """
 
     attention: Callable[[Array, Array, Array, Array, float | None], Array]
     activations: Mapping[str, Callable[[Array], Array]]
+    rms_norm: Callable[[Array, Array, float], Array]
+    rotate: Callable[[Array, Array, Array], Array]
 
 
 def tiled_attention(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Array:
@@ -86,7 +90,9 @@ def in_pieces(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return whole
 
 
-PLAIN = Kernels(attention.attend, ops.ACTIVATIONS)
-TILED = Kernels(
-    tiled_attention, {name: in_pieces(function) for name, function in ops.ACTIVATIONS.items()}
+PLAIN = Kernels(attention.attend, ops.ACTIVATIONS, ops.rms_norm, attention.rotate)
+TILED = replace(
+    PLAIN,
+    attention=tiled_attention,
+    activations={name: in_pieces(function) for name, function in ops.ACTIVATIONS.items()},
 )

@@ -65,6 +65,7 @@ def run_facts(run: Run, *more: str) -> list[str]:
         f"{run.memory / MIB:,.6g} MiB for states",
         counted(run.threads, "thread"),
         run.dtype,
+        *([] if run.runtime == "numpy" else [f"experiment by {run.runtime} on {run.device}"]),
         *(f"{name} {version}" for name, version in run.versions.items()),
     ]
 

@@ -1,0 +1,139 @@
+"""A graph in a file: what it takes, what it promises, and whether it can be compared at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from refimpl.errors import RefimplError
+from refimpl.method.perturbation import Perturbation
+from refimpl.onnx.experiment import AT, ETA, NOISE
+from refimpl.onnx.graph import TOKENS
+from refimpl.onnx.zeros import Constants
+
+DTYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
+MEASURED = ("drift", "alignment", "coefficient")  # what an experiment hands out, among others
+PUSH = ("noise_scale", "noise_shape", "norm", "sink")
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph in a file.
+
+    Args:
+        path: The file.
+        proto: The graph, without what lies beside it.
+        tokens: Its input: token ids, [B, S].
+        ids: Dtype of that input.
+        dtype: What it says that it computes in, "float32" or "float64".
+        points: Trace points that it promises; None for all.
+        outputs: What it hands out.
+        experiment: How states are pushed and measured, where it is the experiment's graph.
+    """
+
+    path: Path
+    proto: onnx.ModelProto
+    tokens: str
+    ids: np.dtype[np.generic]
+    dtype: str
+    points: tuple[str, ...] | None
+    outputs: tuple[str, ...]
+    experiment: Perturbation | None = None
+
+
+def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
+    """Read a graph, but not the weights beside it.
+
+    Args:
+        path: The file.
+        trace: Names of all trace points.
+
+    Returns:
+        The graph. Its dtype is what its metadata say, and without them that of the logits.
+
+    Raises:
+        RefimplError: No graph; or one that neither takes token ids and hands out logits, nor is
+            the experiment's as `refimpl export` writes it.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own class for what it cannot read has no stubs
+        why = error.strerror if isinstance(error, OSError) else "no ONNX graph"
+        raise RefimplError(
+            f"--graph {path}: cannot be read ({why})",
+            "an ONNX graph, such as refimpl export writes",
+            "check the path, or write the graph again",
+        ) from error
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    inputs = {v.name: v.type.tensor_type for v in proto.graph.input if v.name not in weights}
+    outputs = {v.name: v.type.tensor_type.elem_type for v in proto.graph.output}
+    facts = {entry.key: entry.value for entry in proto.metadata_props}
+    plan = _plan(facts, inputs.keys() >= {TOKENS, AT, ETA, NOISE}, outputs)
+    if plan is None and ("logits" not in outputs or not _takes_tokens(inputs)):
+        raise RefimplError(
+            f"--graph {path}: inputs {_short(list(inputs))}, outputs {_short(list(outputs))}",
+            "one input of integers, [batch, sequence], and an output named logits",
+            "write the graph with refimpl export",
+        )
+    dtype = facts.get("dtype") or DTYPES.get(outputs.get("logits", TensorProto.UNDEFINED), "")
+    if dtype not in DTYPES.values():
+        kind = TensorProto.DataType.Name(outputs.get("logits", TensorProto.UNDEFINED))
+        raise RefimplError(
+            f"--graph {path}: computes in {dtype or kind}",
+            "float32 or float64",
+            "write the graph with refimpl export",
+        )
+    promised = None if facts.get("outputs") == "trace" else tuple(t for t in trace if t in outputs)
+    tokens = next(iter(inputs)) if plan is None else TOKENS
+    ids = helper.tensor_dtype_to_np_dtype(inputs[tokens].elem_type)
+    return GraphFile(path, proto, tokens, ids, dtype, promised, tuple(outputs), plan)
+
+
+def whole(graph: GraphFile) -> onnx.ModelProto:
+    """A graph with all of its weights in it, and dense: onnx's evaluator reads no sparse ones.
+
+    Args:
+        graph: From `read_graph`.
+
+    Returns:
+        The graph.
+
+    Raises:
+        RefimplError: Weights that cannot be read.
+    """
+    try:
+        full = onnx.load(graph.path)
+        constants = Constants(full, graph.path.parent)
+        dense = [numpy_helper.from_array(constants.known(name), name) for name in constants.sparse]
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise RefimplError(
+            f"--graph {graph.path}: its weights cannot be read ({error})",
+            "the files that the graph refers to, in its folder",
+            "write the graph again, or put its files back",
+        ) from error
+    full.graph.initializer.extend(dense)
+    del full.graph.sparse_initializer[:]
+    return full
+
+
+def _takes_tokens(inputs: Mapping[str, Any]) -> bool:
+    """Whether the one input is integers of two axes."""
+    kinds, integers = list(inputs.values()), (TensorProto.INT64, TensorProto.INT32)
+    return len(kinds) == 1 and kinds[0].elem_type in integers and len(kinds[0].shape.dim) == 2
+
+
+def _plan(facts: Mapping[str, str], takes: bool, outputs: Mapping[str, int]) -> Perturbation | None:
+    """How an experiment's graph pushes and measures, as its metadata say; None for another one."""
+    if not takes or not outputs.keys() >= {*MEASURED} or not facts.keys() >= {*PUSH}:
+        return None
+    options: dict[str, Any] = {name: facts[name] for name in PUSH}
+    return Perturbation("gaussian", **options)
+
+
+def _short(names: list[str]) -> list[str]:
+    """A few of some names."""
+    return names if len(names) < 6 else [*names[:5], "..."]

@@ -1,0 +1,216 @@
+"""A case: a model, its inputs, and what every step comes to, in a folder that travels."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from refimpl.errors import RefimplError
+from refimpl.jobs.output import open_to_others
+from refimpl.method.perturbation import noise
+from refimpl.model.checkpoint import Model, read_model
+from refimpl.model.ops import Array
+from refimpl.oracle.compare import measure_of
+from refimpl.oracle.steps import Recipe, steps
+from refimpl.tokens import Tokens
+from refimpl.version import SPEC, __version__
+
+SCHEMA = 1  # of case.json
+FACTS, INPUTS, EXPECTED = "case.json", "inputs.safetensors", "expected.safetensors"
+NEXT = "make it again with refimpl case make"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a candidate is held against.
+
+    Args:
+        folder: Where it lies.
+        name: The folder's name.
+        model: The model.
+        recipe: What is computed.
+        inputs: `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, before it is scaled.
+        expected: Every step in float64, in the order of execution.
+    """
+
+    folder: Path
+    name: str
+    model: Model
+    recipe: Recipe
+    inputs: Mapping[str, Array]
+    expected: Mapping[str, Array]
+
+
+def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) -> Case:
+    """Compute every step in float64, and write a case; the folder appears whole or not at all.
+
+    Args:
+        model: From `read_model`; it is not copied, the case refers to it by a relative path.
+        tokens: Token ids.
+        recipe: What is computed.
+        folder: The case's folder, which must not exist.
+
+    Returns:
+        The case.
+
+    Raises:
+        RefimplError: A folder that exists or cannot be written; whatever a step refuses.
+
+    Source:
+        ours.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from refimpl.tokens import random_tokens
+        >>> model = read_model("fixtures/llama")
+        >>> with TemporaryDirectory() as away:
+        ...     made = make_case(model, random_tokens(264, 1, 8), Recipe(), f"{away}/case")
+        ...     len(made.expected) == len(read_case(made.folder).expected)
+        True
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        raise RefimplError(
+            f"-o {folder} exists", "a folder that is not there yet", "choose another"
+        )
+    ids, config = tokens.ids, model.config
+    if recipe.shown and max(recipe.shown) >= config.num_blocks:
+        raise RefimplError(
+            f"block {max(recipe.shown)} of {config.num_blocks}",
+            f"blocks from 0 to {config.num_blocks - 1}",
+            "name other blocks",
+        )
+    shape = (ids.shape[1], config.hidden_size)
+    drawn = [
+        [noise(recipe.seed, n, block, 0, shape) for n in range(len(ids))]
+        for block in range(config.num_blocks)
+    ]
+    inputs = {"token_ids": ids, "noise": np.array(drawn)}
+    expected = steps(model, ids, recipe)
+    facts = {
+        "schema": SCHEMA,
+        "spec": SPEC,
+        "versions": {"refimpl": __version__, "numpy": np.__version__},
+        "model": os.path.relpath(model.path, folder),
+        "family": config.family,
+        "tokens": {"source": tokens.source, "shape": list(ids.shape), "sha256": tokens.sha256},
+        "recipe": asdict(recipe),
+        "sha256": _hashes(model, inputs),
+        "steps": [
+            {
+                "name": name,
+                "shape": list(value.shape),
+                "dtype": value.dtype.name,
+                "measure": measure_of(name, value.dtype),
+            }
+            for name, value in expected.items()
+        ],
+    }
+    try:
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            for name, arrays in ((INPUTS, inputs), (EXPECTED, expected)):
+                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, made / name)
+            (made / FACTS).write_text(_text(facts), "utf-8")
+            open_to_others(made, *made.iterdir())
+            made.rename(folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    except OSError as error:
+        raise RefimplError(
+            f"-o {folder}: cannot be written ({error.strerror})",
+            "a new folder in one that exists, may be written, and has room",
+            "choose another place with -o",
+        ) from error
+    return Case(folder, folder.name, model, recipe, inputs, expected)
+
+
+def read_case(folder: str | Path) -> Case:
+    """Read a case, and see that its model and inputs are the ones it was made from.
+
+    Args:
+        folder: The case's folder.
+
+    Returns:
+        The case.
+
+    Raises:
+        RefimplError: Not a case, of another schema or spec, or with other inputs or another model.
+
+    Source:
+        ours.
+
+    Example:
+        >>> case = read_case("fixtures/cases/llama")
+        >>> case.name, case.inputs["noise"].shape[0], next(iter(case.expected))
+        ('llama', 4, 'embed')
+    """
+    folder = Path(folder)
+    try:
+        facts = json.loads((folder / FACTS).read_text("utf-8"))
+        if (facts["schema"], facts["spec"]) != (SCHEMA, SPEC):
+            raise RefimplError(
+                f"{folder}: schema {facts['schema']}, spec {facts['spec']}",
+                f"schema {SCHEMA}, spec {SPEC}, which refimpl {__version__} computes",
+                f"use the refimpl that made it, or {NEXT}",
+            )
+        names = {field.name for field in fields(Recipe)}
+        recipe: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in facts["recipe"].items()
+        }
+        if recipe.keys() != names:
+            raise ValueError(f"a recipe of {sorted(recipe)}")
+        inputs, found = load_file(folder / INPUTS), load_file(folder / EXPECTED)
+        expected = {step["name"]: found[step["name"]] for step in facts["steps"]}
+        model = read_model(folder / facts["model"])
+        hashes = _hashes(model, inputs)
+        case = Case(folder, folder.resolve().name, model, Recipe(**recipe), inputs, expected)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, RefimplError):
+            raise
+        raise RefimplError(
+            f"{folder}: not a case ({type(error).__name__}: {error})",
+            f"a folder with {FACTS}, {INPUTS} and {EXPECTED}",
+            f"check the path, or {NEXT}",
+        ) from error
+    if other := [name for name, value in hashes.items() if facts["sha256"].get(name) != value]:
+        raise RefimplError(
+            f"{folder}: {', '.join(other)} is not what the case was made from",
+            "the model and inputs with the SHA-256 in case.json",
+            f"restore them, or {NEXT}",
+        )
+    return case
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    """JSON with a line per fact, and one per step."""
+    lines = [
+        f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}"
+        for key, value in facts.items()
+        if key != "steps"
+    ]
+    steps = ",\n".join(f"  {json.dumps(step)}" for step in facts["steps"])
+    return "{\n" + ",\n".join([*lines, f' "steps": [\n{steps}\n ]']) + "\n}\n"
+
+
+def _hashes(model: Model, inputs: Mapping[str, Array]) -> dict[str, Any]:
+    """SHA-256 of the model's files and of the inputs' bytes, by name."""
+    found: dict[str, str] = {}
+    for file in sorted(file.path for file in model.files):
+        with file.open("rb") as opened:
+            found[f"model {file.name}"] = hashlib.file_digest(opened, "sha256").hexdigest()
+    for name in sorted(inputs):
+        value = np.ascontiguousarray(inputs[name])
+        little = value.astype(value.dtype.newbyteorder("<"))
+        found[name] = hashlib.sha256(little.tobytes()).hexdigest()
+    return found

@@ -1,0 +1,206 @@
+"""The whole method on one model, step by step: every array that a candidate may be held against.
+
+Names are in the order of execution, so that the first one that differs is a place. Everything is
+computed by the functions that the commands call.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.evaluation.batch import batches
+from refimpl.evaluation.likelihood import Stream
+from refimpl.jobs.allocate import allocate
+from refimpl.jobs.execution import Workers
+from refimpl.jobs.pruned_blocks import PrunedBlock, pruned_blocks
+from refimpl.jobs.request import Request
+from refimpl.jobs.score import score
+from refimpl.jobs.scores import Scores
+from refimpl.jobs.targets import Targets, allocation_targets, pattern_targets
+from refimpl.method.perturbation import NoiseScale, NoiseShape, Norm, Perturbation, Sink
+from refimpl.model.checkpoint import Model
+from refimpl.model.forward import forward
+from refimpl.model.ops import Array
+from refimpl.model.statistics import INPUT_OF
+from refimpl.pruning.decision import Method, Pruner
+from refimpl.pruning.pattern import parse_pattern
+from refimpl.pruning.scores import wanda_score
+from refimpl.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a case computes, all of it on the same token ids.
+
+    Args:
+        eta: Relative magnitude of the noise.
+        noise_scale: "token" or "sequence".
+        noise_shape: "isotropic" or "channel".
+        norm: "token" or "sequence".
+        sink: "include" or "exclude".
+        seed: Of the noise.
+        sparsity: Target over all weights.
+        bases: Base allocations, with their default options; the first is pruned at.
+        strength: Of the correction by absorption.
+        max_correction: Its greatest change of a block's sparsity.
+        pattern: n:m, n zeros in each m consecutive inputs; empty for none.
+        damping: Of SparseGPT's Hessian.
+        shown: Blocks whose scores and weights are among the steps.
+    """
+
+    eta: float = 0.01
+    noise_scale: NoiseScale = "token"
+    noise_shape: NoiseShape = "isotropic"
+    norm: Norm = "token"
+    sink: Sink = "include"
+    seed: int = 0
+    sparsity: float = 0.5
+    bases: tuple[str, ...] = ("owl", "alphapruning", "dlp", "uniform")
+    strength: float = 0.1
+    max_correction: float = 0.05
+    pattern: str = "2:4"
+    damping: float = 0.01
+    shown: tuple[int, ...] = (0,)
+
+    @property
+    def perturbation(self) -> Perturbation:
+        """How states are pushed and measured."""
+        return Perturbation(
+            "gaussian",
+            (self.eta,),
+            self.noise_scale,
+            self.noise_shape,
+            norm=self.norm,
+            sink=self.sink,
+            seed=self.seed,
+        )
+
+    def request(self, base: str) -> Request:
+        """What an allocation is asked for."""
+        return Request(
+            base,
+            sparsity=self.sparsity,
+            correct="absorption",
+            strength=self.strength,
+            max_correction=self.max_correction,
+        )
+
+
+def steps(
+    model: Model, ids: npt.NDArray[np.int64], recipe: Recipe, dtype: npt.DTypeLike = np.float64
+) -> dict[str, Array]:
+    """Compute every step of a recipe.
+
+    With L blocks, N sequences of S tokens, in this order:
+
+    - the trace points, [N, S, ...];
+    - `perturbed.{l}.drift` and `.alignment`, after block l and every later one, [L - l];
+    - `absorption_coefficient` [L];
+    - `owl.signal`, `dlp.signal` [L], `alphapruning.signal` [L, linears];
+    - `{base}.base` and `{base}.corrected`, sparsities, [L]; `{base}.counts` [L, linears];
+    - for each of `wanda`, `sparsegpt` and `pattern`, block by block through the pruned ones before:
+      `{pruner}.blocks.3.mlp_norm.squares` [in] (`.products` [in, in] for sparsegpt, of the shown
+      blocks), sums over the tokens of what linears read; `{pruner}.blocks.3.q_proj.keep`, bits,
+      [out, in / 8]; of the shown blocks `.score` (not of sparsegpt, where scores change as columns
+      go) and `.weight` (not of pattern), [out, in];
+    - `dense.perplexity` and `{pruner}.perplexity` [1].
+
+    Args:
+        model: From `read_model`.
+        ids: Token ids, [N, S].
+        recipe: What is computed.
+        dtype: Of the computation, float32 or float64; statistics and scores are float64.
+
+    Returns:
+        Arrays by name, in the order of execution.
+
+    Raises:
+        RefimplError: As `score`, `allocate` and `prune` raise it.
+
+    Source:
+        refimpl/method/ and refimpl/pruning/, which name the formulas.
+
+    Example:
+        >>> from refimpl import read_model
+        >>> made = steps(read_model("fixtures/llama"), np.arange(32).reshape(2, 16), Recipe())
+        >>> list(made)[:2], made["perturbed.1.drift"].shape, len(made)
+        (['embed', 'blocks.0.resid_pre'], (3,), 227)
+    """
+    made = dict(forward(model, ids, trace=True, dtype=dtype).trace)
+    tokens = Tokens(ids, "of the case", "ids")
+    first = "alphapruning" if "alphapruning" in recipe.bases else recipe.bases[0]
+    scores = score(model, tokens, recipe.perturbation, recipe.request(first), dtype=dtype)
+    made |= _measured(scores)
+    targets: dict[str, Targets] = {}
+    for base in recipe.bases:
+        allocation = allocate(scores, recipe.request(base))
+        targets[base] = allocation_targets(allocation)
+        made[f"{base}.base"] = allocation.base_sparsity
+        made[f"{base}.corrected"] = allocation.corrected_sparsity
+        made[f"{base}.counts"] = allocation.linear_pruned
+    config = model.config
+    pruners: list[tuple[str, Method, Targets]] = [
+        ("wanda", "wanda", targets[recipe.bases[0]]),
+        ("sparsegpt", "sparsegpt", targets[recipe.bases[0]]),
+    ]
+    if recipe.pattern:
+        pattern = parse_pattern(recipe.pattern)
+        linears, blocks = config.linear_shapes, config.num_blocks
+        pruners.append(("pattern", "wanda", pattern_targets(pattern, linears, blocks, "exact")))
+    perplexities: dict[str, Array] = {}
+    sequences = batches(list(ids), [1] * len(ids), config)
+    with Workers() as workers:
+        dense = Stream(model, sequences, workers, dtype)
+        for i in range(config.num_blocks):
+            dense.advance(model.block(i, dtype))
+        perplexities["dense.perplexity"] = _perplexity(dense)
+        for name, method, wanted in pruners:
+            pruned, pruner = (
+                Stream(model, sequences, workers, dtype),
+                Pruner(method, recipe.damping),
+            )
+            for block in pruned_blocks(model, wanted, pruner, ids, workers, dtype):
+                pruned.advance(block.weights)
+                made |= _pruned(name, method, model, block, len(ids), recipe)
+            perplexities[f"{name}.perplexity"] = _perplexity(pruned)
+    return made | perplexities
+
+
+def _measured(scores: Scores) -> Iterator[tuple[str, Array]]:
+    """The experiment and the signals."""
+    (found,), signals = scores.sweep, scores.signals
+    for i in range(scores.num_blocks):
+        yield f"perturbed.{i}.drift", found.drift[i, i:]
+        yield f"perturbed.{i}.alignment", found.alignment[i, i:]
+    yield "absorption_coefficient", found.coefficient
+    yield "owl.signal", signals.owl_outlier_percent
+    yield "dlp.signal", signals.dlp_score
+    if signals.alpha is not None:
+        yield "alphapruning.signal", signals.alpha
+
+
+def _pruned(
+    name: str, method: Method, model: Model, block: PrunedBlock, sequences: int, recipe: Recipe
+) -> Iterator[tuple[str, Array]]:
+    """One block of a pruner: what its linears read, and what became of them."""
+    prefix, shown = f"{name}.blocks.{block.index}", block.index in recipe.shown
+    kind = "products" if method == "sparsegpt" else "squares"
+    for point, total in block.sums.items():
+        if kind == "squares" or shown:  # outer products are large
+            yield f"{prefix}.{point}.{kind}", total
+    dense = model.block(block.index, np.float64) if shown else {}
+    for linear, pruned in block.linears.items():
+        if shown and method == "wanda":
+            moment = block.sums[INPUT_OF[linear]] / sequences
+            yield f"{prefix}.{linear}.score", wanda_score(dense[f"{linear}.weight"], moment)
+        yield f"{prefix}.{linear}.keep", np.packbits(pruned.keep, axis=1)
+        if shown and name != "pattern":  # there it follows from keep
+            yield f"{prefix}.{linear}.weight", block.weights[f"{linear}.weight"]
+
+
+def _perplexity(stream: Stream) -> Array:
+    """``exp`` of the mean nats per predicted token, [1]."""
+    found = [x.log_probabilities for x in stream.likelihoods().values()]
+    return np.exp([-np.concatenate(found).mean()])

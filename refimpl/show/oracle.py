@@ -1,0 +1,194 @@
+"""What became of a candidate: a table, JSON, and JUnit's XML for other tools."""
+
+from collections.abc import Iterator
+from math import isfinite
+from typing import Any
+from xml.etree import ElementTree
+
+from refimpl.oracle.check import Report
+from refimpl.oracle.compare import Judged
+from refimpl.show.header import counted, wrapped
+from refimpl.show.table import aligned
+from refimpl.version import SPEC, __version__
+
+SHOWN_TIES = 5  # named, of near ties
+
+
+def report_table(report: Report, candidate: str) -> str:
+    """A row per stage, the verdict, and where to look first.
+
+    Args:
+        report: From `refimpl.oracle.check.check`.
+        candidate: Its file, for people.
+
+    Returns:
+        Text, lines ended by newlines.
+    """
+    case = report.case
+    facts = {
+        "case": [
+            case.name,
+            f"family {case.model.config.family}",
+            f"refimpl {__version__}",
+            f"spec {SPEC}",
+        ],
+        "candidate": [candidate, report.dtype],
+        "judged by": ["the float64 truth", "and what the dtype costs refimpl itself"],
+    }
+    header = [line for label, known in facts.items() for line in wrapped(label, known)]
+    stages = dict.fromkeys(stage_of(step.step) for step in report.steps)
+    groups = [[step for step in report.steps if stage_of(step.step) == stage] for stage in stages]
+    worst = [max(group, key=_share) for group in groups]
+    columns = {
+        "stage": list(stages),
+        "steps": [f"{len(group):,}" for group in groups],
+        **{
+            status: [f"{sum(step.status == status for step in group) or ''}" for group in groups]
+            for status in ("pass", "divergent", "missing", "conditional")
+        },
+        "worst step": [step.step for step in worst],
+        "error": [_number(step.error) for step in worst],
+        "allowed": [_number(step.tolerance) for step in worst],
+        "own": [_number(step.own) for step in worst],
+    }
+    table = [line.rstrip() for line in aligned(columns)]
+    return "\n".join([*header, "", *table, "", *_verdict(report, candidate)]) + "\n"
+
+
+def report_document(report: Report, candidate: str) -> dict[str, Any]:
+    """A report as one JSON document.
+
+    Args:
+        report: From `refimpl.oracle.check.check`.
+        candidate: Its file.
+
+    Returns:
+        Numbers, strings, lists and objects; an error that has no number is null.
+    """
+    first = report.first
+    return {
+        "case": report.case.name,
+        "family": report.case.model.config.family,
+        "refimpl": __version__,
+        "spec": SPEC,
+        "candidate": candidate,
+        "dtype": report.dtype,
+        "verdict": report.verdict,
+        "first": None
+        if first is None
+        else {**_step(first), "usual_causes": list(first.causes(report.dtype))},
+        "steps": [_step(step) for step in report.steps],
+        "unknown": list(report.unknown),
+    }
+
+
+def report_xml(report: Report) -> str:
+    """A report as JUnit's XML: a test case per step; what is missing or conditional is skipped.
+
+    Args:
+        report: From `refimpl.oracle.check.check`.
+
+    Returns:
+        The document.
+    """
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"refimpl {report.case.name}",
+        tests=str(len(report.steps)),
+        failures=str(sum(step.status == "divergent" for step in report.steps)),
+        skipped=str(sum(step.status in ("missing", "conditional") for step in report.steps)),
+    )
+    for step in report.steps:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=f"refimpl.{report.case.name}", name=step.step
+        )
+        if step.status == "divergent":
+            causes = "\n".join(step.causes(report.dtype))
+            ElementTree.SubElement(case, "failure", message=_said(step)).text = causes
+        elif step.status != "pass":
+            ElementTree.SubElement(case, "skipped", message=step.fault)
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, "unicode", xml_declaration=True) + "\n"
+
+
+def stage_of(step: str) -> str:
+    """The part of the method that a step belongs to.
+
+    Args:
+        step: Its name.
+
+    Returns:
+        A word.
+
+    Example:
+        >>> stage_of("blocks.3.q"), stage_of("perturbed.0.drift"), stage_of("owl.counts")
+        ('forward', 'experiment', 'allocation')
+    """
+    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
+    if first in ("embed", "blocks", "final_norm", "logits"):
+        return "forward"
+    if first in ("perturbed", "absorption_coefficient"):
+        return "experiment"
+    if last in ("signal", "perplexity"):
+        return {"signal": "signals"}.get(last, last)
+    return "allocation" if last in ("base", "corrected", "counts") else first
+
+
+def _verdict(report: Report, candidate: str) -> Iterator[str]:
+    """Whether it agrees; if not, where to look first, what it usually is, how to see it again."""
+    first = report.first
+    for step in report.steps:
+        if step.near_ties:
+            places = ", ".join(str(list(tie)) for tie in step.near_ties[:SHOWN_TIES])
+            more = ", ..." if len(step.near_ties) > SHOWN_TIES else ""
+            yield f"{step.step}: {counted(len(step.near_ties), 'near tie')} at {places}{more}"
+    if report.unknown:
+        yield f"no steps of this case, and not looked at: {', '.join(report.unknown[:SHOWN_TIES])}"
+    if report.verdict == "pass":
+        yield f"passes: {counted(len(report.steps), 'step')}"
+    elif first is None:
+        missing = [step.step for step in report.steps if step.status == "missing"]
+        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        yield f"inconclusive: {counted(len(missing), 'step')} missing" + (
+            f" ({named}); --only PATTERN says which ones are meant" if missing else ""
+        )
+    else:
+        yield f"divergent, first at {first.step}: {_said(first)}"
+        if causes := first.causes(report.dtype):
+            yield from ("usual causes:", *(f"  {text}" for text in causes))
+        yield f"again: refimpl check {report.case.folder} {candidate} --only '{first.step}'"
+
+
+def _said(step: Judged) -> str:
+    """What is wrong with a step, in words."""
+    place = f"worst at {list(step.where)}" if step.where else ""
+    counting = step.tolerance == 0
+    size = f"{step.error:.0f} differ" if counting else f"{_number(step.error)}"
+    allowed = "" if counting else f"allowed {_number(step.tolerance)}, own {_number(step.own)}"
+    known = (size, allowed, place) if isfinite(step.error) else (place,)
+    return ", ".join(text for text in (step.fault, *known) if text)
+
+
+def _share(step: Judged) -> tuple[bool, float]:
+    """How bad a step is: those without an error last."""
+    if step.status in ("missing", "conditional"):
+        return False, -1.0
+    return step.status == "divergent", step.error / (step.tolerance or 1.0)
+
+
+def _number(x: float) -> str:
+    return f"{x:.1e}" if isfinite(x) and x else f"{x:g}"
+
+
+def _step(step: Judged) -> dict[str, Any]:
+    """One step."""
+    return {
+        "step": step.step,
+        "status": step.status,
+        "error": step.error if isfinite(step.error) else None,
+        "tolerance": step.tolerance,
+        "own": step.own,
+        "where": list(step.where),
+        "fault": step.fault or None,
+        "near_ties": [list(tie) for tie in step.near_ties],
+    }

@@ -1,0 +1,301 @@
+"""The oracle: cases of every family, candidates that are right, and candidates that are not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from xml.etree import ElementTree
+
+import jsonschema
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from program import run
+from safetensors.numpy import save_file
+
+import refimpl.oracle
+from refimpl import RefimplError
+from refimpl.model.ops import Array
+from refimpl.oracle.case import Case, read_case
+from refimpl.oracle.check import check
+from refimpl.oracle.compare import near_ties
+from refimpl.oracle.steps import steps
+from refimpl.show.oracle import stage_of
+
+CASES = FIXTURES / "cases"
+NAMES = sorted(folder.name for folder in CASES.iterdir())
+SCHEMA = Path(refimpl.oracle.__file__).parent / "case.schema.json"
+
+Arrays = dict[str, Array]
+
+
+@cache
+def case_of(name: str) -> Case:
+    return read_case(CASES / name)
+
+
+@cache
+def computed(name: str, dtype: str) -> Arrays:
+    """What refimpl computes in a dtype, written in it."""
+    case = case_of(name)
+    found = steps(case.model, case.inputs["token_ids"], case.recipe, dtype)
+    return {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in found.items()}
+
+
+def test_there_is_a_case_of_every_family() -> None:
+    families = {case_of(name).model.config.family for name in NAMES}
+    assert len(families) == len(NAMES) == 10
+    recipes = [case_of(name).recipe for name in NAMES]
+    for choice in ("noise_scale", "noise_shape", "norm", "sink"):
+        assert len({getattr(recipe, choice) for recipe in recipes}) == 2
+    files = [path for path in CASES.rglob("*") if path.is_file()]
+    for name in NAMES:
+        size = sum(path.stat().st_size for path in files if path.parent.name == name)
+        assert size < 1.5 * 2**20
+    assert sum(path.stat().st_size for path in FIXTURES.rglob("*") if path.is_file()) < 20 * 2**20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_case_json_has_the_published_form(name: str) -> None:
+    facts = json.loads((CASES / name / "case.json").read_text("utf-8"))
+    jsonschema.validate(facts, json.loads(SCHEMA.read_text("utf-8")))
+    assert [step["name"] for step in facts["steps"]] == list(case_of(name).expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_numbers_are_those_of_the_spec(name: str) -> None:
+    """Numbers that change need a new `refimpl.version.SPEC`, and cases made again."""
+    report = check(case_of(name), computed(name, "float64"))
+    assert report.verdict == "pass", (report.first, "a number has changed: raise SPEC")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_script_makes_the_committed_case(name: str, tmp_path: Path) -> None:
+    specification = spec_from_file_location("make_cases", FIXTURES / "make_cases.py")
+    assert specification is not None
+    assert specification.loader is not None
+    script = module_from_spec(specification)
+    specification.loader.exec_module(script)
+    script.make(name, tmp_path / name)
+    old, new = (
+        json.loads((folder / name / "case.json").read_text()) for folder in (CASES, tmp_path)
+    )
+    different = {key for key in old if old[key] != new[key]}
+    assert different <= {"model", "versions"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_right_candidate_in_float32_passes(name: str) -> None:
+    report = check(case_of(name), computed(name, "float32"))
+    assert report.verdict == "pass", report.first
+    assert report.dtype == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_mistake_is_found_at_its_step(name: str, dtype: str) -> None:
+    """One number of each step is off by 1 % (or by one, or one bit): that step is named."""
+    actual = computed(name, dtype)
+    for step, value in actual.items():
+        broken = value.copy()
+        flat = broken.reshape(-1)
+        at = int(np.argmax(np.abs(flat.astype(np.float64))))
+        if value.dtype.kind == "f":
+            flat[at] *= 1.01
+        else:
+            flat[at] ^= 1
+        first = check_fast(name, actual | {step: broken}, step)
+        assert first is not None, step
+
+
+@cache
+def own_steps(name: str) -> Arrays:
+    case = case_of(name)
+    every = tuple(range(case.model.config.num_blocks))
+    from dataclasses import replace
+
+    recipe = replace(case.recipe, shown=every)
+    return steps(case.model, case.inputs["token_ids"], recipe, np.float32)
+
+
+def check_fast(name: str, actual: Arrays, only: str) -> object:
+    """The first divergent step, with refimpl's own results computed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refimpl.oracle.check.steps", lambda *_: own_steps(name))
+        first = check(case_of(name), actual, (only,)).first
+    return None if first is None else first.step
+
+
+FAULTS: dict[str, tuple[Callable[[Array], Array], str]] = {
+    "NaN": (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.nan, x), "NaN"),
+    "Inf": (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.inf, x), "Inf"),
+    "zero": (np.zeros_like, "are 0"),
+    "shape": (lambda x: x[:1], "shape"),
+    "integers": (lambda x: np.rint(x).astype(np.int32), "dtype"),
+    "transposed": (lambda x: np.swapaxes(x, 0, 1), "shape"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_called_by_their_names(name: str) -> None:
+    broken, word = FAULTS[name]
+    actual = dict(computed("llama", "float32"))
+    actual["blocks.2.attn_out"] = broken(actual["blocks.2.attn_out"])
+    first = check(case_of("llama"), actual).first
+    assert first is not None
+    assert first.step == "blocks.2.attn_out"
+    assert word in first.fault
+    assert first.causes("float32")
+
+
+def test_what_is_missing_is_never_a_pass() -> None:
+    actual = dict(computed("llama", "float32"))
+    del actual["blocks.1.v"]
+    report = check(case_of("llama"), actual)
+    assert report.verdict == "inconclusive"
+    assert [step.step for step in report.steps if step.status == "missing"] == ["blocks.1.v"]
+    assert check(case_of("llama"), actual, ("logits",)).verdict == "pass"
+    actual["logits"] = -actual["logits"]
+    assert check(case_of("llama"), actual).verdict == "divergent"
+
+
+def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
+    case, actual = case_of("llama"), dict(computed("llama", "float32"))
+    step = "wanda.blocks.1.q_proj.keep"
+    own = dict(own_steps("llama"))
+    score = own[step.replace("keep", "score")].copy()
+    keep = np.unpackbits(case.expected[step], axis=1, count=score.shape[1]).astype(bool)
+    stays, goes = (
+        int(np.argmin(np.where(keep[0], score[0], np.inf))),
+        int(np.argmax(np.where(keep[0], -1.0, score[0]))),
+    )
+    flipped = keep.copy()
+    flipped[0, [stays, goes]] = flipped[0, [goes, stays]]
+    actual[step] = np.packbits(flipped, axis=1)
+    assert check(case, actual).first is not None  # the scores are far apart
+    score[0, goes] = score[0, stays] * (1 - 1e-7)
+    own[step.replace("keep", "score")] = score
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refimpl.oracle.check.steps", lambda *_: own)
+        report = check(case, actual)
+    assert report.first is None
+    tied = next(one for one in report.steps if one.near_ties)
+    assert tied.step == step
+    assert set(tied.near_ties) == {(0, stays), (0, goes)}
+    later = [one for one in report.steps if one.status == "conditional"]
+    assert later
+    assert {one.step.split(".")[0] for one in later} == {"wanda"}
+    assert report.verdict == "inconclusive"
+
+
+def test_only_as_many_as_are_within_rounding_are_ties() -> None:
+    truth = np.array([[True, True, False, False]])
+    score = np.array([[2.0, 1.0, 1.0 - 1e-7, 0.5]])
+    assert near_ties(np.array([[True, False, True, False]]), truth, score, 1e-6).sum() == 2
+    assert near_ties(np.array([[False, True, True, False]]), truth, score, 1e-6).sum() == 1
+    assert near_ties(np.array([[True, False, False, True]]), truth, score, 1e-6).sum() == 1
+
+
+def candidate(tmp_path: Path, **changes: Array) -> Path:
+    path = tmp_path / "actual.safetensors"
+    arrays = computed("llama", "float32") | changes
+    save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
+    return path
+
+
+def test_the_command_says_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary, xml, case = tmp_path / "summary.md", tmp_path / "report.xml", CASES / "llama"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    done = run("check", case, candidate(tmp_path), "--junit-xml", xml)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1].startswith("passes: ")
+    assert done.out in summary.read_text()
+    suite = ElementTree.parse(xml).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == (str(len(case_of("llama").expected)), "0")
+
+    wrong = computed("llama", "float32")["blocks.1.k_rope"] * 1.001
+    path = candidate(tmp_path, **{"blocks.1.k_rope": wrong})
+    done = run("check", case, path, "--junit-xml", xml, "--json")
+    assert done.code == 1
+    found = json.loads(done.out)
+    assert (found["verdict"], found["first"]["step"]) == ("divergent", "blocks.1.k_rope")
+    assert ElementTree.parse(xml).getroot().get("failures") == "1"
+    done = run("check", case, path)
+    assert "divergent, first at blocks.1.k_rope" in done.out
+    assert done.out.splitlines()[-1].startswith("again: refimpl check ")
+    assert run("check", case, path, "--only", "blocks.0.*").code == 0
+
+    save_file({"logits": computed("llama", "float32")["logits"]}, path)
+    done = run("check", case, path)
+    assert done.code == 3
+    assert "inconclusive" in done.out
+
+
+def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    path = candidate(tmp_path)
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(path.read_bytes()[:5000])
+    save_file({"logits": np.zeros(3, np.float16)}, tmp_path / "half.safetensors")
+    for case, actual, words in (
+        (CASES / "llama", torn, ()),
+        (CASES / "llama", tmp_path / "none", ()),
+        (CASES / "llama", tmp_path / "half.safetensors", ()),
+        (CASES / "llama", path, ("--only", "nothing.*")),
+        (CASES / "llama", path, ("-o", path)),
+        (FIXTURES / "llama", path, ()),
+        (tmp_path, path, ()),
+    ):
+        done = run("check", case, actual, *words)
+        assert done.code == 2, done.out
+        assert "expected: " in done.err
+
+
+@pytest.mark.parametrize("what", ["spec", "model", "inputs", "recipe", "steps"])
+def test_a_case_that_was_changed_is_refused(what: str, tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
+    folder = tmp_path / "cases" / "llama"
+    shutil.copytree(CASES / "llama", folder)
+    assert read_case(folder).name == "llama"
+    facts = json.loads((folder / "case.json").read_text())
+    if what == "spec":
+        facts["spec"] += 1
+    elif what == "recipe":
+        facts["recipe"]["gain"] = 1
+    elif what == "steps":
+        facts["steps"][0]["name"] = "begin"
+    elif what == "inputs":
+        case = case_of("llama")
+        save_file({**case.inputs, "noise": case.inputs["noise"] * 2}, folder / "inputs.safetensors")
+    else:
+        with (tmp_path / "llama" / "model.safetensors").open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"\0")
+    (folder / "case.json").write_text(json.dumps(facts))
+    with pytest.raises(RefimplError):
+        read_case(folder)
+
+
+def test_a_case_of_any_model(tmp_path: Path) -> None:
+    model, case = FIXTURES / "qwen2", tmp_path / "case"
+    words = ("--samples", 2, "--seq-len", 8, "--eta", 0.1, "--nm", "", "--shown", 1)
+    done = run("case", "make", model, "-o", case, *words)
+    assert done.code == 0, done.err
+    made = read_case(case)
+    assert made.recipe.eta == 0.1
+    assert made.inputs["token_ids"].shape == (2, 8)
+    assert not [step for step in made.expected if step.startswith("pattern")]
+    save_file(dict(made.expected), tmp_path / "actual.safetensors")
+    assert run("check", case, tmp_path / "actual.safetensors").code == 0
+    assert run("case", "make", model, "-o", case).code == 2  # exists
+    assert run("case", "make", model, "-o", tmp_path / "new", "--shown", 9).code == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_step_belongs_to_a_stage() -> None:
+    stages = {stage_of(step) for step in case_of("llama").expected}
+    assert stages == {
+        "forward", "experiment", "signals", "allocation", "wanda", "sparsegpt", "pattern",
+        "perplexity",
+    }  # fmt: skip
