@@ -13,9 +13,10 @@ from refimpl.model.checkpoint import Model, read_model
 from refimpl.model.forward import Forward, forward
 from refimpl.pruning.decision import Pruner
 from refimpl.pruning.pattern import Pattern
-from refimpl.version import __version__
+from refimpl.version import SPEC, __version__
 
 __all__ = [
+    "SPEC",
     "Allocation",
     "Evaluation",
     "Forward",

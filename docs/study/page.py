@@ -6,12 +6,13 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import exp
 from pathlib import Path
 
 import numpy as np
 from effects import Row, agreement, change, expected_change, harm_of_blocks, nats, share
-from grid import CORRECTIONS, LINE, NONE, REPORTED, Cell, best_two, first_half, second_half
+from grid import CORRECTIONS, LINE, NONE, REPORTED, SEEDS, Cell, best_two, first_half, second_half
 from pictures import picture, scatter
 from run import HERE, finished
 
@@ -76,6 +77,38 @@ def tables(done: Mapping[str, Row]) -> str:
     return "\n".join(lines).strip()
 
 
+def brief(rows: Iterable[Row | None], none: Row) -> str:
+    """Changes on the reported texts, in percent; the mean of several rows."""
+    found = [[change(row, none, text)[0] for text in REPORTED] for row in rows if row is not None]
+    return " / ".join(f"{x:+.1f}" for x in np.mean(found, axis=0)) if found else ""
+
+
+def overview(done: Mapping[str, Row]) -> str:
+    """A line per setting: what the best two, their negatives and shuffles, and the line change."""
+    first = list(first_half())
+    if any(str(cell) not in done for cell in first):
+        return ""
+    best = best_two({cell: nats(done[str(cell)], "tuning") for cell in first})
+    head = ["setting", "none"]
+    for correction in best:
+        head += [str(correction), "its negative", "shuffled"]
+    head.append(str(LINE))
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+    settings = dict.fromkeys(replace(cell, correction=NONE) for cell in second_half(best))
+    for where in settings:
+        if (none := done.get(str(where))) is None:
+            continue
+        texts = [title(where), " / ".join(f"{exp(nats(none, text)):.1f}" for text in REPORTED)]
+        for c in best:
+            names = [[""], ["negative"], [f"shuffled {seed}" for seed in SEEDS]]
+            for group in names:
+                cells = [replace(where, correction=replace(c, change=name)) for name in group]
+                texts.append(brief((done.get(str(cell)) for cell in cells), none))
+        texts.append(brief([done.get(str(replace(where, correction=LINE)))], none))
+        lines.append(f"| {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
 def harms(done: Mapping[str, Row], rows: list[Row]) -> str:
     """Harm of every block beside what corrections are made of, and how well each foretells it."""
     if not rows:
@@ -103,7 +136,8 @@ def write(page: Path, cells: Path) -> None:
     done, harm = finished(cells), cells.parent / "harm.jsonl"
     rows = [json.loads(line) for line in harm.read_text().splitlines()] if harm.exists() else []
     text = page.read_text("utf-8")
-    for mark, made in (("tables", tables(done)), ("harm", harms(done, rows))):
+    parts = {"overview": overview(done), "tables": tables(done), "harm": harms(done, rows)}
+    for mark, made in parts.items():
         marked = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = marked.sub(lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text)
     page.write_text(text, "utf-8")
