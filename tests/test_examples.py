@@ -12,7 +12,7 @@ SOURCES = sorted((ROOT / "refimpl").rglob("*.py"))
 RUN = ("python", "console")
 # What is not run: formulas and other pictures; commands that install, download or take hours.
 NOT_RUN_ANYWHERE = ("text",)
-BASH = ("README.md", "docs/how-to/", "docs/results/")
+BASH = ("README.md", "docs/how-to/", "docs/results/", "docs/study.md")
 PAGE = "docs/explanation/method.md"
 
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from math import exp
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from effects import Row, agreement, change, expected_change, harm_of_blocks, nat
 from grid import CORRECTIONS, LINE, NONE, REPORTED, SEEDS, Cell, best_two, first_half, second_half
 from pictures import picture, scatter
 from run import HERE, finished
+
+BANDS = (-1.0, -0.25, 0.25, 0.5, 1.1)  # of agreement
 
 
 def line(row: Row, none: Row | None, name: str, done: Mapping[str, Row]) -> str:
@@ -109,6 +112,24 @@ def overview(done: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
+def bands(done: Mapping[str, Row]) -> str:
+    """How many corrections helped, by their agreement with divergence; Wanda only."""
+    found: list[tuple[float, float]] = []
+    for row in done.values():
+        cell = Cell(row["model"], row["method"], row["sparsity"], row["base"])
+        like, none = agreement(row, done), done.get(str(cell))
+        if like is not None and none is not None and row["method"] == "wanda":
+            found.append((like, float(np.mean([change(row, none, t)[0] for t in REPORTED]))))
+    lines = ["| agreement | corrections | helped | median change |", "| --- | ---: | ---: | ---: |"]
+    for low, high in pairwise(BANDS):
+        changes = np.array([x for like, x in found if low <= like < high])
+        if len(changes):
+            helped, middle = np.count_nonzero(changes < 0), np.median(changes)
+            top = f"below {high:g}" if high < 1 else "to 1"
+            lines.append(f"| {low:g} {top} | {len(changes)} | {helped} | {middle:+.1f} % |")
+    return "\n".join(lines)
+
+
 def harms(done: Mapping[str, Row], rows: list[Row]) -> str:
     """Harm of every block beside what corrections are made of, and how well each foretells it."""
     if not rows:
@@ -136,7 +157,8 @@ def write(page: Path, cells: Path) -> None:
     done, harm = finished(cells), cells.parent / "harm.jsonl"
     rows = [json.loads(line) for line in harm.read_text().splitlines()] if harm.exists() else []
     text = page.read_text("utf-8")
-    parts = {"overview": overview(done), "tables": tables(done), "harm": harms(done, rows)}
+    parts = {"overview": overview(done), "bands": bands(done), "tables": tables(done)}
+    parts["harm"] = harms(done, rows)
     for mark, made in parts.items():
         marked = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = marked.sub(lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text)
