@@ -1,40 +1,15 @@
 """NumPy reference for perturbation-absorption scores, layer-wise sparsity, and pruning."""
 
-from refimpl.errors import RefimplError
-from refimpl.evaluation.evaluate import Evaluation, evaluate
-from refimpl.jobs.allocate import Allocation, allocate
-from refimpl.jobs.inspection import Inspection, inspect
-from refimpl.jobs.prune import Pruning, prune
-from refimpl.jobs.request import Request
-from refimpl.jobs.score import score
-from refimpl.jobs.scores import Scores
-from refimpl.method.perturbation import Perturbation
-from refimpl.model.checkpoint import Model, read_model
-from refimpl.model.forward import Forward, forward
-from refimpl.pruning.decision import Pruner
-from refimpl.pruning.pattern import Pattern
-from refimpl.version import SPEC, __version__
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "SPEC",
-    "Allocation",
-    "Evaluation",
-    "Forward",
-    "Inspection",
-    "Model",
-    "Pattern",
-    "Perturbation",
-    "Pruner",
-    "Pruning",
-    "RefimplError",
-    "Request",
-    "Scores",
-    "__version__",
-    "allocate",
-    "evaluate",
-    "forward",
-    "inspect",
-    "prune",
-    "read_model",
-    "score",
-]
+if TYPE_CHECKING:
+    from refimpl.api import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> object:
+        """A public name, on first use: pytest imports this package whenever it starts."""
+        if name.startswith("_") and name not in ("__all__", "__version__"):
+            raise AttributeError(f"module 'refimpl' has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module("refimpl.api"), name)
+        return value

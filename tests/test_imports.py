@@ -24,7 +24,8 @@ STAGES = (
     {"evaluation"},
     {"onnx", "oracle"},
     {"show"},
-    {"cli"},
+    {"cli", "testing"},
+    {"api"},
     {"__init__", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}

@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from xml.etree import ElementTree
 
 import jsonschema
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import FIXTURES
@@ -17,11 +19,16 @@ from safetensors.numpy import save_file
 
 import refimpl.oracle
 from refimpl import RefimplError
+from refimpl.jobs.causes import usual_causes
+from refimpl.method.projection import project
+from refimpl.model.checkpoint import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.check import check
-from refimpl.oracle.compare import near_ties
+from refimpl.oracle.check import Own, _score, check, own_of
+from refimpl.oracle.choices import count_ties, keep_ties, near_ties, outlier_ties
+from refimpl.oracle.rounding import KINDS, Float16, RoundedModel, rounded_steps
 from refimpl.oracle.steps import steps
+from refimpl.pruning.counts import counts, split_count
 from refimpl.show.oracle import stage_of
 
 CASES = FIXTURES / "cases"
@@ -110,21 +117,9 @@ def test_a_mistake_is_found_at_its_step(name: str, dtype: str) -> None:
         assert first is not None, step
 
 
-@cache
-def own_steps(name: str) -> Arrays:
-    case = case_of(name)
-    every = tuple(range(case.model.config.num_blocks))
-    from dataclasses import replace
-
-    recipe = replace(case.recipe, shown=every)
-    return steps(case.model, case.inputs["token_ids"], recipe, np.float32)
-
-
 def check_fast(name: str, actual: Arrays, only: str) -> object:
-    """The first divergent step, with refimpl's own results computed once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refimpl.oracle.check.steps", lambda *_: own_steps(name))
-        first = check(case_of(name), actual, (only,)).first
+    """The first divergent step."""
+    first = check(case_of(name), actual, (only,)).first
     return None if first is None else first.step
 
 
@@ -164,8 +159,8 @@ def test_what_is_missing_is_never_a_pass() -> None:
 def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
     case, actual = case_of("llama"), dict(computed("llama", "float32"))
     step = "wanda.blocks.1.q_proj.keep"
-    own = dict(own_steps("llama"))
-    score = own[step.replace("keep", "score")].copy()
+    own = own_of(case, "float32")
+    score = own.found[step.replace("keep", "score")].copy()
     keep = np.unpackbits(case.expected[step], axis=1, count=score.shape[1]).astype(bool)
     stays, goes = (
         int(np.argmin(np.where(keep[0], score[0], np.inf))),
@@ -176,9 +171,9 @@ def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
     actual[step] = np.packbits(flipped, axis=1)
     assert check(case, actual).first is not None  # the scores are far apart
     score[0, goes] = score[0, stays] * (1 - 1e-7)
-    own[step.replace("keep", "score")] = score
+    close = Own({**own.found, step.replace("keep", "score"): score}, own.errors)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refimpl.oracle.check.steps", lambda *_: own)
+        patch.setattr("refimpl.oracle.check.own_of", lambda *_: close)
         report = check(case, actual)
     assert report.first is None
     tied = next(one for one in report.steps if one.near_ties)
@@ -237,11 +232,11 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     path = candidate(tmp_path)
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(path.read_bytes()[:5000])
-    save_file({"logits": np.zeros(3, np.float16)}, tmp_path / "half.safetensors")
+    save_file({"owl.counts": np.zeros(3, np.int64)}, tmp_path / "counts.safetensors")
     for case, actual, words in (
         (CASES / "llama", torn, ()),
         (CASES / "llama", tmp_path / "none", ()),
-        (CASES / "llama", tmp_path / "half.safetensors", ()),
+        (CASES / "llama", tmp_path / "counts.safetensors", ()),
         (CASES / "llama", path, ("--only", "nothing.*")),
         (CASES / "llama", path, ("-o", path)),
         (FIXTURES / "llama", path, ()),
@@ -299,3 +294,154 @@ def test_every_step_belongs_to_a_stage() -> None:
         "forward", "experiment", "signals", "allocation", "wanda", "sparsegpt", "pattern",
         "perplexity",
     }  # fmt: skip
+
+
+def test_every_step_has_causes() -> None:
+    for name in NAMES:
+        for step in case_of(name).expected:
+            assert usual_causes(step, "float32", 1.0, ""), step
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_16_bits_in_another_detail_do_not_diverge(name: str, dtype: str) -> None:
+    """Weights in 16 bits and states in float32: another right candidate than refimpl's own."""
+    case = case_of(name)
+    half = KINDS[dtype]
+
+    class Stored(RoundedModel):
+        def _rounded(self, *words: object) -> Arrays:
+            return {k: np.asarray(x) for k, x in super()._rounded(*words).items()}  # type: ignore[arg-type]
+
+    known = {field.name: getattr(case.model, field.name) for field in fields(Model)}
+    model = Stored(**known, kind=half)
+    found = steps(model, case.inputs["token_ids"], case.recipe, np.float32)
+    report = check(case, {k: narrow(v, dtype) for k, v in found.items()})
+    assert (report.dtype, report.first) == (dtype, None)
+    early = [one.status for one in report.steps if stage_of(one.step) in EARLY]
+    assert set(early) == {"pass"}
+
+
+EARLY = ("forward", "experiment", "signals")
+
+
+def narrow(x: Array, dtype: str) -> Array:
+    """In 16 bits where it is of float32; statistics stay as they are."""
+    return (
+        x.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        if (x.dtype == np.float32)
+        else x
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_16_bits_are_read_and_mistakes_seen(name: str, dtype: str, tmp_path: Path) -> None:
+    case = case_of(name)
+    made = rounded_steps(case.model, case.inputs["token_ids"], case.recipe, dtype)
+    right = {k: narrow(v, dtype) for k, v in made.items()}
+    path = tmp_path / "actual.safetensors"
+    save_file({k: np.ascontiguousarray(v) for k, v in right.items()}, path)
+    assert run("check", CASES / name, path, "--only", "blocks.*", "--only", "logits").code == 0
+    for step in ("embed", "blocks.1.attn_norm", "blocks.1.q_rope", "blocks.2.mlp_out", "logits"):
+        for wrong in (-right[step], np.roll(right[step], 1, axis=-2)):
+            first = check(case, right | {step: wrong}).first
+            assert first is not None
+            assert first.step == step
+
+
+def test_rounding_is_that_of_native_float16() -> None:
+    """NumPy's own float16 computes in float32 and rounds once, too."""
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((2, 8, 8)).astype(np.float16)
+    a, b = (Float16.of(z.astype(np.float32)) for z in (x, y))
+    for function in (
+        np.add, np.multiply, np.divide, np.matmul, lambda u, v: np.exp(u) - v,
+        lambda u, v: np.mean(u * v, axis=-1), lambda u, v: np.where(u > v, u, v) @ v.T,
+    ):  # fmt: skip
+        native, rounded = function(x, y), function(a, b)
+        assert native.dtype == np.float16
+        assert isinstance(rounded, Float16)
+        np.testing.assert_allclose(rounded, native.astype(np.float32), rtol=2**-10, atol=2**-14)
+        assert np.array_equal(rounded, np.asarray(rounded).astype(np.float16))
+    a += b
+    assert np.array_equal(a, (x + y).astype(np.float32))
+    assert type(a.astype(np.float64)) is np.ndarray
+
+
+def test_a_case_beyond_the_range_of_float16_is_refused() -> None:
+    case = case_of("llama")
+    far = replace(case.recipe, eta=1e6)
+    changed = replace(case, recipe=far, expected=steps(
+        case.model, case.inputs["token_ids"], far
+    ))  # fmt: skip
+    with pytest.raises(RefimplError, match="float16"):
+        check(changed, {"logits": case.expected["logits"].astype(np.float16)})
+
+
+def test_counts_are_near_ties_only_within_rounding() -> None:
+    """All counts that rounded sparsities lead to, and no others."""
+    generator, sizes = np.random.default_rng(0), np.array([30, 50, 20])
+    accepted = 0
+    for _ in range(300):
+        wish = generator.uniform(0.2, 0.8, 4)
+        sparsity = project(wish, np.full(4, 100), 0.5)
+        truth = linear_counts(sparsity, sizes)
+        error = generator.uniform(-1e-3, 1e-3, 4)
+        other = project(sparsity * (1 + error), np.full(4, 100), 0.5)
+        found = linear_counts(other, sizes)
+        if (found != truth).any():
+            accepted += 1
+            size = float(np.max(np.abs(other / sparsity - 1))) * 1.001
+            places = count_ties(found, truth, sparsity, sizes, 0.5, size)
+            assert len(places) == (found != truth).sum()
+        wrong = found.copy()
+        wrong[:2] = np.stack([split_count(int(x.sum()) + s, sizes) for x, s in zip(
+            found[:2], (2, -2), strict=True
+        )])  # fmt: skip
+        assert not count_ties(wrong, truth, sparsity, sizes, 0.5, 1e-3)
+    assert accepted > 5
+
+
+def linear_counts(sparsity: Array, sizes: Array) -> Array:
+    whole = np.full(len(sparsity), int(sizes.sum()))
+    return np.stack([split_count(int(n), sizes) for n in counts(sparsity, whole, 0.5)])
+
+
+def test_rows_may_change_places_where_wanda_takes_one_more() -> None:
+    score = np.array([[1.0, 5.0, 6.0], [1.0 + 1e-7, 7.0, 8.0], [2.0, 3.0, 4.0]])
+    truth = np.array([[False, True, True], [True, True, True], [True, True, True]])
+
+    def all_tied(keep: Array, relative: float) -> bool:
+        return bool((near_ties(keep, truth, score, relative) == (keep != truth)).all())
+
+    assert all_tied(truth[[1, 0, 2]], 1e-6)
+    assert not all_tied(truth[[1, 0, 2]], 1e-8)
+    assert not all_tied(truth[[2, 1, 0]], 1e-6)
+    assert not all_tied(np.ones((3, 3), np.bool_), 1e-6)
+
+
+def test_an_outlier_on_the_line_may_fall_either_way() -> None:
+    x = np.append(np.ones(99), 0.0)
+    x = np.append(x, 3 * np.append(x, 0).sum() / 98)  # the last is 3 times the mean, to rounding
+    m = float(x[-1] / x.mean()) * (1 - 1e-8)
+    truth = np.array([100 / 101])
+    assert outlier_ties(np.zeros(1), truth, iter([x]), m, 1e-5, 1e-6, 1e-3) == ((0,),)
+    assert outlier_ties(np.zeros(1), truth, iter([x]), m, 1e-5, 1e-9, 1e-3) == ()
+
+
+def test_sparsegpt_knows_its_margins() -> None:
+    """The two weights nearest to the threshold may change places if it is near enough."""
+    case, own = case_of("llama"), own_of(case_of("llama"), "float32")
+    step = "sparsegpt.blocks.1.q_proj.keep"
+    score, group, _ = _score(case, own, step, "float32")
+    keep = np.unpackbits(case.expected[step], axis=1, count=score.shape[1]).astype(bool)
+    assert score[keep].min() > score[~keep].max()
+    stays = np.unravel_index(np.argmin(np.where(keep, score, np.inf)), keep.shape)
+    goes = np.unravel_index(np.argmax(np.where(keep, -1.0, score)), keep.shape)
+    flipped = keep.copy()
+    flipped[stays], flipped[goes] = False, True
+    bits = np.packbits(flipped, axis=1)
+    gap = 1 - score[goes] / score[stays]
+    for allowed, ties in ((gap * 1.01, 2), (gap * 0.99, 0)):
+        assert len(keep_ties(bits, case.expected[step], score, group, allowed)) == ties

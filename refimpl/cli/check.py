@@ -38,7 +38,7 @@ def command(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float64"] | None,
+        Literal["bfloat16", "float16", "float32", "float64"] | None,
         option(
             "What the candidate computed in. Default: the coarsest of its tensors.",
             panel=None,

@@ -1,4 +1,4 @@
-"""What usually is the reason when a trace point is the first to go wrong."""
+"""What usually is the reason when a trace point, or a later step, is the first to go wrong."""
 
 from math import isfinite
 
@@ -22,6 +22,17 @@ ROTATION = (
     "pairs: channel i goes with i + h/2, not with its neighbour",
     "positions: the first is 0, and each sequence of a batch begins anew",
     "how many channels of a head rotate",
+)
+COEFFICIENT = (
+    "a ratio of means for the mean of each token's ratio, over tokens, then sequences",
+    "another block's drift below the fraction: it is that of the perturbed block itself",
+    "tokens without a drift, which are left out",
+)
+STATISTIC = (
+    "a sum over tokens for a mean, or over sequences that were counted twice",
+    "statistics of the dense model: block l reads what passed the pruned blocks before it",
+    "the input of another linear (o_proj reads heads, down_proj the activation)",
+    "16 bits or float32 while summing",
 )
 CAUSES = {
     "embed": (
@@ -62,7 +73,52 @@ CAUSES = {
         "norms of all tokens together for norms per token, or the other way round",
     ),
     "alignment": ("signs or norms: it is the cosine between the push and what is left of it",),
-    "coefficient": ("another block's drift below the fraction; a mean of ratios for their root",),
+    "coefficient": COEFFICIENT,
+    "absorption_coefficient": COEFFICIENT,
+    "signal": (
+        "OWL: at least for more than M times the mean, or the median for the mean",
+        "DLP: the median for the mean, a mean of the linears' means",
+        "AlphaPruning: singular values that are not squared, or the start of the tail",
+        "scores: sums per token for sums per sequence",
+    ),
+    "base": (
+        "a spread that is halved or doubled, or the sign: what stands out is pruned less",
+        "a base that is not projected onto the budget; blocks for weights in its mean",
+    ),
+    "corrected": (
+        "the sign: what amplifies is pruned less",
+        "log r that is not clipped at log 3, or not centred; strength and limit of the correction",
+        "a sum that was not projected onto the budget again",
+    ),
+    "counts": (
+        "quotas rounded one by one: it is the largest remainder, ties to the lower index",
+        "blocks first, then the linears of each, in the order q, k, v, o, gate, up, down",
+        "the budget: S N to the nearest whole number, half to even",
+    ),
+    "squares": STATISTIC,
+    "products": ("2 / n is not in it yet, nor the damping", *STATISTIC),
+    "score": (
+        "the square of the norm for the norm: |W| sqrt(c)",
+        "c per token: it is the sum over tokens by the number of sequences",
+    ),
+    "keep": (
+        "what goes for what stays, or bits packed from the lowest",
+        "rows: Wanda compares within a row, SparseGPT within 128 columns of all rows",
+        "the count: n div R of each row, the others from the rows whose next score is lowest",
+        "n:m: n are zeros, of m consecutive inputs",
+        "SparseGPT: dead inputs, the damping, a decision on weights before their compensation",
+    ),
+    "weight": (
+        "the update of the columns after each one, or its order",
+        "a factor of H for one of its inverse; the damping",
+        "weights that are not rounded to the file's dtype",
+        "values that were kept and changed (Wanda changes none)",
+    ),
+    "perplexity": (
+        "the token itself for the next one, or the last position counted",
+        "a mean over sequences of perplexities: it is one mean of nats, then exp",
+        "16 bits in the sum over the vocabulary",
+    ),
 }
 FAULTS = {
     "NaN": "a row of the mask with nothing but -inf, or exp, log or a root out of range",

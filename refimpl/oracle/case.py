@@ -29,7 +29,7 @@ FACTS, INPUTS, EXPECTED = "case.json", "inputs.safetensors", "expected.safetenso
 NEXT = "make it again with refimpl case make"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """What a candidate is held against.
 

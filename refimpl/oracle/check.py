@@ -3,23 +3,43 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache, partial
+from math import prod
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
+from refimpl.model.statistics import INPUT_OF
+from refimpl.model.tensors import DTYPES, SafetensorsFile
 from refimpl.oracle.case import Case
-from refimpl.oracle.compare import Choice, Judged, judged
+from refimpl.oracle.choices import (
+    Ties,
+    count_ties,
+    dense_scores,
+    keep_ties,
+    outlier_ties,
+    rounding_ties,
+    sparsegpt_error,
+    sparsegpt_scores,
+)
+from refimpl.oracle.compare import Judged, judged
+from refimpl.oracle.rounding import LESS, rounded_steps
 from refimpl.oracle.steps import steps
-from refimpl.oracle.tolerance import dtype_of, own_errors, tolerance_of
+from refimpl.oracle.tolerance import FACTOR, UNITS, dtype_of, own_errors, tolerance_of
 from refimpl.pruning.pattern import parse_pattern
+from refimpl.pruning.sparsegpt import WIDTH
 
 Verdict = Literal["pass", "divergent", "inconclusive"]
 EXIT: Mapping[Verdict, int] = {"pass": 0, "divergent": 1, "inconclusive": 3}
+READ = DTYPES | {  # safetensors' names
+    f"{letter.upper()}{8 * size}": np.dtype(f"<{letter}{size}")
+    for letter in "iu"
+    for size in (1, 2, 4, 8)
+}
+READ |= {"BOOL": np.dtype(np.bool_)}
 TIES = 1e-3  # largest share of a linear's decisions that may be near ties, and always two
 
 
@@ -95,32 +115,142 @@ def check(
             "look into the case's case.json",
         )
     dtype = dtype_of(actual) if dtype is None else dtype
-    every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))
-    found = steps(case.model, case.inputs["token_ids"], every, np.float32)
-    own = own_errors(case.expected, found)
+    own = own_of(case, dtype)
     made: list[Judged] = []
-    tied: set[str] = set()  # pruners in which a choice went the other way
+    open_ends: set[str] = set()  # beginnings of the steps after a choice that went the other way
     for name in wanted:
-        pruner = name.split(".")[0]
-        if pruner in tied:
+        if name.startswith(tuple(open_ends)):
             made.append(Judged(name, "conditional", fault="after a near tie"))
             continue
-        truth, score = case.expected[name], f"{name.removesuffix('.keep')}.score"
-        limit = tolerance_of(name, truth, own[name], dtype)
-        one = judged(name, actual, truth, own[name], limit)
-        if one.status == "divergent" and name.endswith(".keep") and score in found:
-            worst = max(own[step] for step in own if fnmatchcase(step, f"{pruner}.*.score"))
-            loose, size = tolerance_of(score, found[score], worst, dtype), found[score].size
-            group = parse_pattern(case.recipe.pattern).group if pruner == "pattern" else 0
-            choice = Choice(found[score], group, loose, max(2, int(TIES * size)))
-            one = judged(name, actual, truth, own[name], limit, choice)
+        truth = case.expected[name]
+        limit = tolerance_of(name, truth, own.errors[name], dtype)
+        ties = partial(_ties, case, own, dtype, name, actual, limit)
+        one = judged(name, actual, truth, own.errors[name], limit, ties)
         if one.near_ties:
-            tied.add(pruner)
+            open_ends |= _after(case, name)
         made.append(one)
     return Report(case, dtype, tuple(made), tuple(sorted(actual.keys() - case.expected.keys())))
 
 
-def read_candidate(path: Path) -> dict[str, Array]:
+@dataclass(frozen=True)
+class Own:
+    """What refimpl itself computes in a dtype.
+
+    Args:
+        found: Every step, those of all blocks among them.
+        errors: How far the case's steps are off; of bits and counts, how many.
+    """
+
+    found: Mapping[str, Array]
+    errors: Mapping[str, float]
+
+
+@lru_cache(maxsize=4)
+def own_of(case: Case, dtype: str) -> Own:
+    """Compute a case in a dtype.
+
+    What float64 costs is taken from two sides, the larger counts: in large, as `rounded_steps` has
+    it, and as float32 costs in small, by their units.
+
+    Args:
+        case: From `read_case`.
+        dtype: The candidate's.
+
+    Returns:
+        Every step, and how far it is off.
+
+    Raises:
+        RefimplError: A dtype that is not compared, or that the case's numbers do not fit into.
+    """
+    if dtype not in UNITS:
+        raise RefimplError(f"dtype {dtype}", " or ".join(UNITS), "choose one of these")
+    every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))
+    ids = case.inputs["token_ids"]
+    try:
+        if dtype == "float32":
+            found = steps(case.model, ids, every, np.float32)
+        else:
+            found = rounded_steps(case.model, ids, every, dtype)
+    except RefimplError as error:
+        raise RefimplError(
+            f"{case.folder}: cannot be computed in {dtype} ({error.problem})",
+            "a case whose numbers are within the range of the dtype",
+            "compare in another dtype",
+        ) from error
+    errors = own_errors(case.expected, found)
+    if dtype == "float64":
+        single, small = own_of(case, "float32").errors, UNITS["float64"] / UNITS["float32"]
+        errors = {name: max(x * 2.0**-LESS, single[name] * small) for name, x in errors.items()}
+    return Own(found, errors)
+
+
+def _after(case: Case, step: str) -> set[str]:
+    """Beginnings of the names of steps that another choice at this one changes."""
+    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
+    if last == "weight":  # rounded to the stored dtype the other way: refimpl's own steps are, too
+        return set()
+    if last not in ("signal", "counts"):
+        return {f"{first}."}
+    counted = {"wanda.", "sparsegpt."} if first == case.recipe.bases[0] else set()
+    return counted | ({f"{first}."} if last == "signal" else set())
+
+
+def _ties(
+    case: Case, own: Own, dtype: str, step: str, actual: Mapping[str, Array], limit: float
+) -> Ties:
+    """Where a discrete step differs, if all of that is within rounding."""
+    found, truth, recipe = actual[step], case.expected[step], case.recipe
+    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
+    linears = case.model.config.linear_shapes
+
+    def relative(pattern: str) -> float:
+        """The largest tolerance of some steps."""
+        errors = [own.errors[name] for name in own.errors if fnmatchcase(name, pattern)]
+        return tolerance_of("score", np.zeros(1), max(errors, default=0.0), dtype)
+
+    if last == "counts":
+        sizes = np.array([out * width for out, width in linears.values()])
+        sparsity = case.expected[f"{first}.corrected"]
+        slack = relative(f"{first}.corrected")
+        return count_ties(found, truth, sparsity, sizes, recipe.sparsity, slack)
+    if step == "owl.signal":
+        scores = dense_scores(case.model, case.inputs["token_ids"])
+        m = float(recipe.request("owl").options["m"])
+        return outlier_ties(found, truth, scores, m, limit, relative("wanda.*.score"), TIES)
+    if last == "keep":
+        score, group, slack = _score(case, own, step, dtype)
+        ties = keep_ties(found, truth, score, group, slack or relative(f"{first}.*.score"))
+        most = max(2, TIES * score.size, FACTOR * own.errors[step])
+        return ties if len(ties) <= most else ()
+    if first == "sparsegpt" and last == "weight":
+        stored = case.model.weights[step.removeprefix("sparsegpt.")].stored.array.dtype
+        if UNITS[stored.name] > UNITS[dtype]:
+            ties = rounding_ties(found, truth, stored, limit)
+            return ties if len(ties) <= max(2, TIES * truth.size) else ()
+    return ()
+
+
+def _score(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, int, float]:
+    """Scores behind a decision, how they are grouped, and how far they may be off (0: unknown)."""
+    pruner, _, block, linear, _ = step.split(".")
+    if pruner != "sparsegpt":
+        group = parse_pattern(case.recipe.pattern).group if pruner == "pattern" else 0
+        return own.found[step.removesuffix("keep") + "score"], group, 0.0
+    name = f"sparsegpt.blocks.{block}.{INPUT_OF[linear]}.products"
+    sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
+    weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
+    keep = np.unpackbits(case.expected[step], axis=1, count=weight.shape[1]).astype(np.bool_)
+    products = case.expected.get(name, own.found[name])
+    score = sparsegpt_scores(weight, products, sequences, keep, damping)
+    errors = [
+        sparsegpt_error(own.found[other], total, sequences, damping)
+        for other, total in case.expected.items()
+        if other.endswith(".products")
+    ]
+    return score, -WIDTH, tolerance_of(step + "score", np.zeros(1), max(errors), dtype)
+
+
+def read_candidate(path: str | Path) -> dict[str, Array]:
     """Read what a candidate computed.
 
     Args:
@@ -130,16 +260,19 @@ def read_candidate(path: Path) -> dict[str, Array]:
         Arrays by name.
 
     Raises:
-        RefimplError: No safetensors file.
+        RefimplError: No safetensors file, or a dtype that is not compared.
 
     Source:
         ours.
     """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    file = SafetensorsFile(Path(path))
+    if other := [name for name, x in file.tensors.items() if x.dtype not in READ]:
         raise RefimplError(
-            f"{path}: cannot be read ({error})",
-            "a safetensors file with one tensor per step",
-            "check the path, and how the file was written",
-        ) from error
+            f"{path}: {other[0]} is of dtype {file.tensors[other[0]].dtype}",
+            ", ".join(READ),
+            "write it in the dtype it was computed in",
+        )
+    return {
+        name: np.frombuffer(file.map, READ[x.dtype], prod(x.shape), x.offset).reshape(x.shape)
+        for name, x in file.tensors.items()
+    }

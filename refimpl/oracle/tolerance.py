@@ -6,16 +6,14 @@ candidate's dtype, and the candidate. So a tolerance is not guessed, but derived
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
-
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.compare import error_of, measure_of
 
 FACTOR = 8.0  # of refimpl's own error
 FLOOR = 64.0  # units in the last place, where that error happens to be small
-DTYPES = ("float32", "float64")
+FLOOR_16 = 4.0  # the same in 16 bits, where 64 units are half of a number
+UNITS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def own_errors(truth: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str, float]:
@@ -23,10 +21,10 @@ def own_errors(truth: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str
 
     Args:
         truth: Every step in float64.
-        own: Every step in float32.
+        own: Every step in the other dtype.
 
     Returns:
-        Errors by name, as `error_of` measures them.
+        Errors by name, as `error_of` measures them; infinite where a number should be 0 and is not.
     """
     return {
         step: error_of(step, own[step], value, measure_of(step, value.dtype))[0]
@@ -34,16 +32,16 @@ def own_errors(truth: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str
     }
 
 
-def tolerance_of(step: str, truth: Array, own: float, dtype: npt.DTypeLike) -> float:
-    """How far a candidate may be off: ``(FACTOR own + FLOOR eps_32) eps / eps_32``.
+def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
+    """How far a candidate may be off.
 
-    Rounding costs in proportion to the unit of the dtype, so float64's is float32's in small.
+    ``FACTOR own + FLOOR eps``, with `FLOOR_16` in 16 bits.
 
     Args:
         step: Its name.
         truth: What it should be.
-        own: refimpl's own error in float32.
-        dtype: Of the candidate, float32 or float64.
+        own: refimpl's own error in the dtype.
+        dtype: Of the candidate, one of `UNITS`.
 
     Returns:
         The largest error; 0 for counts and bits.
@@ -52,13 +50,16 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: npt.DTypeLike) -> f
         ours.
 
     Example:
-        >>> f"{tolerance_of('embed', np.zeros(1), 1e-6, np.float32):.1e}"
-        '1.6e-05'
+        >>> import numpy as np
+        >>> for dtype, own in (("float32", 1e-6), ("bfloat16", 1e-3)):
+        ...     print(f"{tolerance_of('embed', np.zeros(1), own, dtype):.1e}")
+        1.6e-05
+        3.9e-02
     """
     if measure_of(step, truth.dtype) in ("counts", "bits"):
         return 0.0
-    unit, single = np.finfo(np.dtype(dtype)).eps, np.finfo(np.float32).eps
-    return float((FACTOR * own + FLOOR * single) * (unit / single))
+    unit = UNITS[dtype]
+    return FACTOR * own + (FLOOR_16 if unit > UNITS["float32"] else FLOOR) * unit
 
 
 def dtype_of(actual: Mapping[str, Array]) -> str:
@@ -68,21 +69,21 @@ def dtype_of(actual: Mapping[str, Array]) -> str:
         actual: Its arrays by name.
 
     Returns:
-        "float32" or "float64".
+        One of `UNITS`.
 
     Raises:
-        RefimplError: No float array, or another dtype.
+        RefimplError: No float array.
 
     Example:
-        >>> dtype_of({"a": np.ones(1), "b": np.ones(1, np.float32)})
+        >>> import numpy as np
+        >>> dtype_of({"a": np.ones(1), "b": np.ones(1, np.float32), "c": np.ones(1, np.int64)})
         'float32'
     """
-    floats = {x.dtype.name: x.dtype.itemsize for x in actual.values() if x.dtype.kind in "fV"}
-    name = min(floats, key=lambda name: floats[name], default="")
-    if name not in DTYPES:
+    found = {value.dtype.name for value in actual.values()} & UNITS.keys()
+    if not found:
         raise RefimplError(
-            f"a candidate in {name or 'no float dtype'}",
-            " or ".join(DTYPES),
+            "a candidate with no float array",
+            f"arrays of {', '.join(UNITS)}",
             "say --dtype, or write the results in the dtype they were computed in",
         )
-    return name
+    return max(found, key=lambda name: UNITS[name])

@@ -1,0 +1,381 @@
+"""pytest's plugin, in small test suites of other projects; and the core cases that travel."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from safetensors.numpy import load_file, save_file
+
+import refimpl
+from refimpl.model.ops import Array
+from refimpl.oracle.case import read_case
+from refimpl.oracle.steps import steps
+from refimpl.testing.folders import CORE, core_cases
+from refimpl.testing.selection import Wanted
+from refimpl.testing.trial import Trial, trial
+
+pytest_plugins = ["pytester"]
+
+ROOT = FIXTURES.parent
+PAGE = ROOT / "docs/how-to/oracle-in-ci.md"
+PLUGIN = "refimpl.testing.plugin"
+TEST = """
+import pytest
+from pathlib import Path
+
+{marker}
+def test_ours(refimpl_case):
+    refimpl_case.check(Path("{folder}") / f"{{refimpl_case.name}}.safetensors")
+"""
+
+
+@cache
+def computed(name: str) -> dict[str, Array]:
+    """What refimpl computes in float32: the work of a correct candidate."""
+    case = read_case(FIXTURES / "cases" / name)
+    found = steps(case.model, case.inputs["token_ids"], case.recipe, np.float32)
+    return {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in found.items()}
+
+
+@pytest.fixture
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of a correct candidate, a file for each core case."""
+    folder = tmp_path_factory.mktemp("ours")
+    for name in CORE:
+        write(folder, name, computed(name))
+    return folder
+
+
+def write(folder: Path, name: str, arrays: dict[str, Array]) -> None:
+    kept = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    save_file(kept, folder / f"{name}.safetensors")
+
+
+def without(name: str, *gone: str) -> dict[str, Array]:
+    return {k: v for k, v in computed(name).items() if k not in gone}
+
+
+class Suite:
+    """Another project's tests, run in this process."""
+
+    def __init__(self, pytester: pytest.Pytester, folder: Path) -> None:
+        self.pytester, self.folder = pytester, folder
+
+    def run(self, marker: str = "", *words: str | Path) -> pytest.RunResult:
+        mark = f"@pytest.mark.refimpl({marker})" if marker else ""
+        self.pytester.makepyfile(test_ours=TEST.format(marker=mark, folder=self.folder))
+        strict = ("--strict-markers", "-W", "error", "-p", "no:cacheprovider", "-rA")
+        loaded = () if registered() else ("-p", PLUGIN)
+        return self.pytester.runpytest_inprocess(*loaded, *strict, *map(str, words))
+
+
+def registered() -> bool:
+    return any(point.value == PLUGIN for point in entry_points(group="pytest11"))
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, ours: Path) -> Suite:
+    return Suite(pytester, ours)
+
+
+def test_the_package_registers_it() -> None:
+    facts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert facts["project"]["entry-points"]["pytest11"] == {"refimpl": PLUGIN}
+
+
+def test_the_wheel_carries_the_core_cases() -> None:
+    """Every file a core case is read from, in at most 3 MiB, and nothing else of `fixtures/`."""
+    facts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    included = facts["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+    carried = {
+        file
+        for name in included
+        if name.startswith("fixtures/")
+        for file in ((ROOT / name).rglob("*") if (ROOT / name).is_dir() else [ROOT / name])
+    }
+    needed: set[Path] = set()
+    for case in core_cases():
+        model = read_case(case.path).model
+        needed |= {*case.path.iterdir(), model.path / "config.json", *(f.path for f in model.files)}
+    assert {file.resolve() for file in carried} == {file.resolve() for file in needed}
+    assert sum(file.stat().st_size for file in carried) <= 3 * 2**20
+    assert len({case.family for case in core_cases()}) >= 2
+
+
+def test_a_run_that_does_not_use_it_imports_next_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "test_other.py").write_text(
+        "import sys\n"
+        "def test_other():\n"
+        "    heavy = {'numpy', 'safetensors', 'ml_dtypes', 'typer', 'refimpl.oracle'}\n"
+        f"    assert '{PLUGIN}' in sys.modules\n"
+        "    assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", PLUGIN, "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+def test_public_names_are_there_on_first_use() -> None:
+    code = (
+        "import sys, refimpl; assert 'numpy' not in sys.modules; "
+        "from refimpl import *; assert callable(score); assert refimpl.__version__; "
+        "assert not hasattr(refimpl, 'nothing'); assert not hasattr(refimpl, '__wrapped__')"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
+    assert {name for name in refimpl.__all__ if not hasattr(refimpl, name)} == set()
+
+
+def test_a_right_candidate_passes_every_core_case(suite: Suite) -> None:
+    result = suite.run()
+    result.assert_outcomes(passed=len(CORE))
+    result.stdout.fnmatch_lines([f"PASSED test_ours.py::test_ours[[]{name}[]]" for name in CORE])
+
+
+def test_a_wrong_one_fails_and_is_told_where(suite: Suite) -> None:
+    step = "blocks.1.v"
+    write(suite.folder, "opt", computed("opt") | {step: computed("opt")[step] * np.float32(1.001)})
+    result = suite.run()
+    result.assert_outcomes(passed=len(CORE) - 1, failed=1)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            f"*AssertionError: opt diverges, first at {step}",
+            f"*divergent, first at {step}: *allowed*",
+            "*usual causes:*",
+            f"*again: refimpl check *opt *opt.safetensors --only '{step}'",
+            "FAILED *test_ours[[]opt[]] - AssertionError: opt diverges, first a*",
+        ]
+    )
+    assert "trial.py" not in result.stdout.str()  # the traceback ends in the reader's own test
+
+
+def test_what_is_missing_fails_as_inconclusive(suite: Suite) -> None:
+    write(suite.folder, "opt", without("opt", "blocks.1.v"))
+    result = suite.run("families=['opt']")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*AssertionError: opt is inconclusive", "*(blocks.1.v)*"])
+    suite.run("families=['opt'], steps=['blocks.0.*', 'logits']").assert_outcomes(passed=1)
+
+
+def test_only_the_families_asked_for(suite: Suite) -> None:
+    for path in suite.folder.glob("[!o]*"):
+        path.unlink()
+    suite.run("families=['opt', 'gpt2']").assert_outcomes(passed=1)
+
+
+def test_a_case_that_is_known_to_fail(suite: Suite) -> None:
+    known = "families=['opt', 'llama'], xfail=['opt']"
+    result = suite.run(known)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*XPASS(strict)*"])
+    write(suite.folder, "opt", without("opt", "blocks.1.v"))
+    suite.run(known).assert_outcomes(passed=1, xfailed=1)
+    (suite.folder / "opt.safetensors").unlink()
+    suite.run(known).assert_outcomes(passed=1, failed=1)  # nothing was computed
+
+
+def test_steps_that_are_known_to_fail(suite: Suite) -> None:
+    known = "families=['opt'], xfail=['opt::blocks.1.v', 'opt::wanda.*.weight']"
+    wrong = {
+        name: value * 2
+        for name, value in computed("opt").items()
+        if name == "blocks.1.v" or (name.startswith("wanda.") and name.endswith(".weight"))
+    }
+    write(suite.folder, "opt", computed("opt") | wrong)
+    suite.run(known).assert_outcomes(xfailed=1)
+    write(suite.folder, "opt", computed("opt") | wrong | {"logits": -computed("opt")["logits"]})
+    result = suite.run(known)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*AssertionError: opt diverges, first at logits"])
+    del wrong["blocks.1.v"]
+    write(suite.folder, "opt", computed("opt") | wrong)
+    result = suite.run(known)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*AssertionError: opt::blocks.1.v: passes, *"])
+
+
+@pytest.mark.parametrize(
+    ("marker", "words"),
+    [
+        ("families=['lama']", "no case of them"),
+        ("families='llama'", "lists of strings"),
+        ("families=[]", "lists of strings"),
+        ("family=['llama']", "lists of strings"),
+        ("['llama']", "name it"),
+        ("steps=['blocks.*', 'logitz']", "'logitz' names nothing"),
+        ("xfail=['optt']", "'optt' names nothing"),
+        ("families=['llama'], xfail=['opt']", "'opt' names nothing"),
+        ("xfail=['opt::logitz']", "'opt::logitz' names nothing"),
+        ("steps=['logits'], xfail=['opt::embed']", "'opt::embed' names nothing"),
+    ],
+)
+def test_a_marker_without_effect_is_an_error(suite: Suite, marker: str, words: str) -> None:
+    result = suite.run(marker)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    text = result.stdout.str()
+    assert words in text
+    assert "next: " in text
+    assert "Traceback" not in text
+    assert "plugin.py" not in text
+
+
+def added(folder: Path, name: str) -> None:
+    """A case of one's own: a folder in `cases/`, its model beside that."""
+    shutil.copytree(FIXTURES / "cases/qwen2", folder / "cases" / name)
+    shutil.copytree(FIXTURES / "qwen2", folder / "qwen2", dirs_exist_ok=True)
+
+
+def test_adding_a_case_is_adding_a_folder(suite: Suite, tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        added(tmp_path, name)
+        write(suite.folder, name, computed("qwen2"))
+    cases = tmp_path / "cases"
+    suite.run("", "--refimpl-cases", cases).assert_outcomes(passed=len(CORE) + 2)
+    suite.run("", "--refimpl-cases", cases / "mine").assert_outcomes(passed=len(CORE) + 1)
+    result = suite.run(
+        "families=['qwen2']", "--refimpl-cases", cases / "mine", f"--refimpl-cases={cases}"
+    )
+    result.assert_outcomes(passed=2)
+    write(suite.folder, "mine", without("qwen2", "logits"))
+    suite.run("families=['qwen2']", f"--refimpl-cases={cases}").assert_outcomes(passed=1, failed=1)
+
+
+@pytest.mark.parametrize("what", ["none", "empty", "no case", "torn", "old", "named alike"])
+def test_a_bad_folder_ends_the_run(suite: Suite, tmp_path: Path, what: str) -> None:
+    added(tmp_path, "llama" if what == "named alike" else "mine")
+    cases = tmp_path / "cases"
+    facts = cases / "mine" / "case.json"
+    match what:
+        case "none":
+            cases = tmp_path / "nowhere"
+        case "empty":
+            shutil.rmtree(cases / "mine")
+        case "no case":
+            facts.unlink()
+        case "torn":
+            facts.write_text(facts.read_text()[:500])
+        case "old":
+            facts.write_text(json.dumps({"schema": 0}))
+    result = suite.run("", "--refimpl-cases", cases)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = result.stderr.str()
+    assert text.startswith("ERROR: --refimpl-cases: ")
+    assert "next: " in text
+    assert len(text.strip().splitlines()) == 3
+
+
+def test_a_case_that_was_changed_is_refused(suite: Suite, tmp_path: Path) -> None:
+    added(tmp_path, "mine")
+    facts = tmp_path / "cases/mine/case.json"
+    facts.write_text(facts.read_text().replace('"spec": ', '"spec": 9'))
+    result = suite.run("families=['qwen2']", "--refimpl-cases", tmp_path / "cases")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*expected: schema*"])
+    assert "Traceback" not in result.stdout.str()
+
+
+def opt_trial(folder: Path, *patterns: str) -> Trial:
+    opt = next(case for case in core_cases() if case.name == "opt")
+    return trial(Wanted(opt, patterns), lambda: folder)
+
+
+def test_what_a_test_is_given(tmp_path: Path) -> None:
+    given = opt_trial(tmp_path, "embed", "blocks.1.*")
+    assert (given.name, given.family, given.folder.name) == ("opt", "opt", "opt")
+    assert (given.model / "config.json").is_file()
+    assert given.steps[:2] == ("embed", "blocks.1.resid_pre")
+    assert given.inputs["noise"].shape[1:3] == given.inputs["token_ids"].shape
+    assert given.recipe.sparsity == 0.7
+    assert given.check(computed("opt")).verdict == "pass"
+
+
+def test_what_diverged_is_kept_for_the_command(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="first at logits") as caught:
+        opt_trial(tmp_path, "*").check({**computed("opt"), "logits": -computed("opt")["logits"]})
+    found = re.search(r"refimpl check (\S+) (\S+) --only 'logits'", str(caught.value))
+    assert found is not None
+    assert Path(found[1]) == FIXTURES.resolve() / "cases/opt"
+    assert load_file(found[2]).keys() == computed("opt").keys()
+
+
+def block(language: str) -> str:
+    """The first fenced block of the page in a language."""
+    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+    assert found is not None
+    return found[1]
+
+
+def recipe(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the page's test by the page's command, in a folder with a candidate."""
+    (folder / "test_refimpl.py").write_text(block("python"), "utf-8")
+    install, test = re.findall(r"^- run: (.*)$", block("yaml"), re.M)
+    assert install.split() == ["pip", "install", "refimpl", "pytest"]
+    first, *words = test.split()
+    return subprocess.run(
+        [sys.executable, "-m", first, *words, *(() if registered() else ("-p", PLUGIN))],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )
+
+
+def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
+    """And what the page says of a candidate that is wrong is what is printed, in that order."""
+    text = (ROOT / "tests/own_candidate.py").read_text("utf-8")
+    (tmp_path / "candidate.py").write_text(text, "utf-8")
+    done = recipe(tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert f"{len(CORE)} passed" in done.stdout
+    line = 'token_ids = case.inputs["token_ids"]'
+    assert text.count(line) == 1
+    (tmp_path / "candidate.py").write_text(text.replace(line, f"{line}[:, ::-1]"), "utf-8")
+    done = recipe(tmp_path)
+    assert done.returncode == 1, done.stdout
+    shown = [line.replace("[", "[[]").replace("...", "*") for line in block("text").splitlines()]
+    pytest.LineMatcher(done.stdout.splitlines()).fnmatch_lines(shown)
+
+
+@pytest.mark.torch
+def test_the_recipe_on_the_sample_project(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "tests/sample_project", project)
+    done = recipe(project)
+    assert done.returncode == 0, done.stdout
+    broken = project / "forward.py"
+    line = " + eps) * scale"
+    assert broken.read_text("utf-8").count(line) == 1
+    broken.write_text(broken.read_text("utf-8").replace(line, ") * scale"), "utf-8")
+    done = recipe(project)
+    assert done.returncode == 1, done.stdout
+    assert "llama diverges, first at blocks.0.attn_norm" in done.stdout
+
+
+@pytest.mark.torch
+def test_tensors_are_taken_as_they_are(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = {k: torch.from_numpy(v.copy()) for k, v in computed("opt").items()}
+    tensors["logits"].requires_grad_()
+    given = opt_trial(tmp_path, "*")
+    assert given.check(tensors).verdict == "pass"
+    logits = {"logits": -tensors["logits"].bfloat16()}
+    with pytest.raises((AssertionError, refimpl.RefimplError), match=r"bfloat16|first at logits"):
+        opt_trial(tmp_path, "logits").check(logits)
