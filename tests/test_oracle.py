@@ -420,6 +420,12 @@ def test_rows_may_change_places_where_wanda_takes_one_more() -> None:
     assert not all_tied(truth[[2, 1, 0]], 1e-6)
     assert not all_tied(np.ones((3, 3), np.bool_), 1e-6)
 
+    score = np.array([[1.0, 9.0], [3.0 - 1e-7, 9.0], [3.0, 9.0], [5.0, 9.0]])
+    truth = np.array([[False, True], [False, True], [True, True], [True, True]])
+    assert all_tied(truth[[0, 2, 1, 3]], 1e-6)
+    assert not all_tied(truth[[2, 1, 0, 3]], 1e-6)  # the first is far below the line
+    assert not all_tied(truth[[0, 3, 2, 1]], 1e-6)  # the last far above it
+
 
 def test_an_outlier_on_the_line_may_fall_either_way() -> None:
     x = np.append(np.ones(99), 0.0)

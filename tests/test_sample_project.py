@@ -161,6 +161,7 @@ def test_a_broken_line_is_named_at_its_step(mistake: str, tmp_path: Path) -> Non
     assert checked.code == 1, checked.out
     first = json.loads(checked.out)["first"]
     assert first["step"].startswith(step), first
+    assert first["usual_causes"]
     if first["tolerance"]:
         print(
             f"{first['error'] / first['tolerance']:.0f} times what is allowed, at {first['step']}"
