@@ -28,6 +28,7 @@ pytest_plugins = ["pytester"]
 ROOT = FIXTURES.parent
 PAGE = ROOT / "docs/how-to/oracle-in-ci.md"
 PLUGIN = "refimpl.testing.plugin"
+NONE = np.zeros(3, np.float32)
 TEST = """
 import pytest
 from pathlib import Path
@@ -199,6 +200,9 @@ def test_steps_that_are_known_to_fail(suite: Suite) -> None:
     }
     write(suite.folder, "opt", computed("opt") | wrong)
     suite.run(known).assert_outcomes(xfailed=1)
+    absent = without("opt", "blocks.1.v") | {"wanda.blocks.0.q_proj.weight": NONE}
+    write(suite.folder, "opt", absent)
+    suite.run(known).assert_outcomes(xfailed=1)
     write(suite.folder, "opt", computed("opt") | wrong | {"logits": -computed("opt")["logits"]})
     result = suite.run(known)
     result.assert_outcomes(failed=1)
@@ -267,6 +271,7 @@ def test_a_bad_folder_ends_the_run(suite: Suite, tmp_path: Path, what: str) -> N
         case "empty":
             shutil.rmtree(cases / "mine")
         case "no case":
+            added(tmp_path, "other")  # what is left of a case is not passed over
             facts.unlink()
         case "torn":
             facts.write_text(facts.read_text()[:500])
