@@ -130,6 +130,32 @@ def bands(done: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
+def counts(done: Mapping[str, Row]) -> str:
+    """What Gaussian noise's corrections did, and the largest difference on the questions."""
+    noisy: dict[str, list[float]] = {text: [] for text in REPORTED}
+    errors: list[float] = []
+    for row in done.values():
+        where = Cell(row["model"], row["method"], row["sparsity"], row["base"])
+        none, c = done.get(str(where)), row["correction"]
+        if none is None or row is none:
+            continue
+        if c["push"] is not None and c["push"]["kind"] == "gaussian":
+            for text, changes in noisy.items():
+                changes.append(change(row, none, text)[0])
+        for rule in ("acc", "acc_norm") if "acc" in row else ():
+            d = np.array([int(a) - int(b) for a, b in zip(row[rule], none[rule], strict=True)])
+            error = d.std(ddof=1) / np.sqrt(len(d))
+            errors.append(abs(d.mean()) / error if error else 0.0)
+    lines = ["| Gaussian noise, on | variants | worse | range |", "| --- | ---: | ---: | ---: |"]
+    for text, changes in noisy.items():
+        if changes:
+            x, span = np.array(changes), f"{min(changes):+.1f} to {max(changes):+.1f} %"
+            lines.append(f"| {text} | {len(x)} | {np.count_nonzero(x > 0)} | {span} |")
+    asked = f"{len(errors)} paired differences of acc or acc_norm"
+    most = f"the largest is {max(errors, default=0.0):.1f} standard errors."
+    return "\n".join([*lines, "", f"Of {asked}, {most}"])
+
+
 def harms(done: Mapping[str, Row], rows: list[Row]) -> str:
     """Harm of every block beside what corrections are made of, and how well each foretells it."""
     if not rows:
@@ -157,8 +183,13 @@ def write(page: Path, cells: Path) -> None:
     done, harm = finished(cells), cells.parent / "harm.jsonl"
     rows = [json.loads(line) for line in harm.read_text().splitlines()] if harm.exists() else []
     text = page.read_text("utf-8")
-    parts = {"overview": overview(done), "bands": bands(done), "tables": tables(done)}
-    parts["harm"] = harms(done, rows)
+    parts = {
+        "counts": counts(done),
+        "overview": overview(done),
+        "bands": bands(done),
+        "tables": tables(done),
+        "harm": harms(done, rows),
+    }
     for mark, made in parts.items():
         marked = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = marked.sub(lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text)

@@ -48,26 +48,30 @@ class Running:
     memory: str | None
 
 
+TextOption = Annotated[
+    Path | None,
+    option(
+        "Text (UTF-8) to cut samples from, spread over all of it, by the tokenizer.json in the "
+        "model's folder.",
+        "FILE",
+        TOKENS,
+    ),
+]
+TokensOption = Annotated[
+    Path | None,
+    option(
+        "Token ids, .npy or .jsonl, used as they are. With neither text nor ids, ids are drawn "
+        "at random.",
+        "FILE",
+        TOKENS,
+    ),
+]
+
+
 def source(
     *,
-    text: Annotated[
-        Path | None,
-        option(
-            "Text (UTF-8) to cut samples from, spread over all of it, by the tokenizer.json in the "
-            "model's folder.",
-            "FILE",
-            TOKENS,
-        ),
-    ] = None,
-    tokens: Annotated[
-        Path | None,
-        option(
-            "Token ids, .npy or .jsonl, used as they are. With neither text nor ids, ids are drawn "
-            "at random.",
-            "FILE",
-            TOKENS,
-        ),
-    ] = None,
+    text: TextOption = None,
+    tokens: TokensOption = None,
     samples: Annotated[
         int | None, option("Number of samples. Default: 8; of rows of ids, all.", "N", TOKENS)
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from refimpl.cli import options as opt
-from refimpl.cli.groups import TOKENS
+from refimpl.cli.groups import TOKENS, TextOption, TokensOption
 from refimpl.cli.options import option
 from refimpl.jobs.output import checked_output, write_json
 from refimpl.model.checkpoint import read_model
@@ -57,24 +57,8 @@ def command(
         int | None,
         option("Threads of onnxruntime, 1 or more. Default: one per core.", "N", COMPARISON),
     ] = None,
-    text: Annotated[
-        Path | None,
-        option(
-            "Text (UTF-8) to cut samples from, spread over all of it, by the tokenizer.json in the "
-            "model's folder.",
-            "FILE",
-            TOKENS,
-        ),
-    ] = None,
-    tokens: Annotated[
-        Path | None,
-        option(
-            "Token ids, .npy or .jsonl, used as they are. With neither text nor ids, ids are drawn "
-            "at random.",
-            "FILE",
-            TOKENS,
-        ),
-    ] = None,
+    text: TextOption = None,
+    tokens: TokensOption = None,
     samples: Annotated[
         int | None, option("Number of samples. Default: 3; of rows of ids, all.", "N", TOKENS)
     ] = None,
