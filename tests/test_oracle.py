@@ -29,7 +29,7 @@ from refimpl.oracle.choices import count_ties, keep_ties, near_ties, outlier_tie
 from refimpl.oracle.rounding import KINDS, Float16, RoundedModel, rounded_steps
 from refimpl.oracle.steps import steps
 from refimpl.pruning.counts import counts, split_count
-from refimpl.show.oracle import stage_of
+from refimpl.show.oracle import report_table, stage_of
 
 CASES = FIXTURES / "cases"
 NAMES = sorted(folder.name for folder in CASES.iterdir())
@@ -152,6 +152,7 @@ def test_what_is_missing_is_never_a_pass() -> None:
     assert report.verdict == "inconclusive"
     assert [step.step for step in report.steps if step.status == "missing"] == ["blocks.1.v"]
     assert check(case_of("llama"), actual, ("logits",)).verdict == "pass"
+    assert "1 step missing (blocks.1.v)\n" in report_table(report, "a file")
     actual["logits"] = -actual["logits"]
     assert check(case_of("llama"), actual).verdict == "divergent"
 
@@ -175,6 +176,8 @@ def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("refimpl.oracle.check.own_of", lambda *_: close)
         report = check(case, actual)
+        beyond = check(case, actual, ("wanda.blocks.2.*",))
+    assert {one.status for one in beyond.steps} == {"conditional"}  # the tie was not asked for
     assert report.first is None
     tied = next(one for one in report.steps if one.near_ties)
     assert tied.step == step
@@ -183,6 +186,7 @@ def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
     assert later
     assert {one.step.split(".")[0] for one in later} == {"wanda"}
     assert report.verdict == "inconclusive"
+    assert f"{len(later)} steps not judged ({later[0].step}, " in report_table(report, "a file")
 
 
 def test_only_as_many_as_are_within_rounding_are_ties() -> None:

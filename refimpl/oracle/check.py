@@ -107,7 +107,7 @@ def check(
         >>> check(case, actual).first.step
         'blocks.2.v'
     """
-    wanted = [name for name in case.expected if any(fnmatchcase(name, p) for p in only)]
+    wanted = {name for name in case.expected if any(fnmatchcase(name, p) for p in only)}
     if not wanted:
         raise RefimplError(
             f"--only {' '.join(only)}: no such step",
@@ -118,17 +118,20 @@ def check(
     own = own_of(case, dtype)
     made: list[Judged] = []
     open_ends: set[str] = set()  # beginnings of the steps after a choice that went the other way
-    for name in wanted:
+    for name, truth in case.expected.items():
+        if name not in wanted and name not in actual:
+            continue  # a choice that was not asked for matters to later steps all the same
         if name.startswith(tuple(open_ends)):
-            made.append(Judged(name, "conditional", fault="after a near tie"))
+            if name in wanted:
+                made.append(Judged(name, "conditional", fault="after a near tie"))
             continue
-        truth = case.expected[name]
         limit = tolerance_of(name, truth, own.errors[name], dtype)
         ties = partial(_ties, case, own, dtype, name, actual, limit)
         one = judged(name, actual, truth, own.errors[name], limit, ties)
         if one.near_ties:
             open_ends |= _after(case, name)
-        made.append(one)
+        if name in wanted:
+            made.append(one)
     return Report(case, dtype, tuple(made), tuple(sorted(actual.keys() - case.expected.keys())))
 
 

@@ -148,10 +148,15 @@ def _verdict(report: Report, candidate: str) -> Iterator[str]:
         yield f"passes: {counted(len(report.steps), 'step')}"
     elif first is None:
         missing = [step.step for step in report.steps if step.status == "missing"]
-        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        yield f"inconclusive: {counted(len(missing), 'step')} missing" + (
-            f" ({named}); --only PATTERN says which ones are meant" if missing else ""
-        )
+        open_ones = [step.step for step in report.steps if step.status == "conditional"]
+        said = [
+            f"{counted(len(names), 'step')} {what} ({', '.join(names[:3])}"
+            f"{', ...' if len(names) > 3 else ''})"
+            for what, names in (("missing", missing), ("not judged", open_ones))
+            if names
+        ]
+        yield f"inconclusive: {', '.join(said)}"
+        yield "--only PATTERN says which steps are meant"
     else:
         yield f"divergent, first at {first.step}: {_said(first)}"
         if causes := first.causes(report.dtype):

@@ -44,6 +44,9 @@ VARIANTS: dict[str, tuple[tuple[str, str, str], ...]] = {  # file, text, what st
         ("pruning.py", ".double()", ".float()"),
         ("signals.py", ".double()", ".float()"),
     ),
+    "damping": (  # a mistake, the smallest that has to be seen
+        ("pruning.py", "damping * h.diagonal()", "0.9 * damping * h.diagonal()"),
+    ),
 }
 
 
