@@ -152,7 +152,7 @@ def test_what_is_missing_is_never_a_pass() -> None:
     assert report.verdict == "inconclusive"
     assert [step.step for step in report.steps if step.status == "missing"] == ["blocks.1.v"]
     assert check(case_of("llama"), actual, ("logits",)).verdict == "pass"
-    assert "1 step missing (blocks.1.v)\n" in report_table(report, "a file")
+    assert "1 step missing (blocks.1.v); --only" in report_table(report, "a file")
     actual["logits"] = -actual["logits"]
     assert check(case_of("llama"), actual).verdict == "divergent"
 

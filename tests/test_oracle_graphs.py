@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from program import run
 
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
@@ -68,3 +69,20 @@ def test_an_experiment_that_pushes_otherwise_is_refused(tmp_path: Path) -> None:
         ran(case, path)
     assert error.value.problem.endswith("noise_scale sequence, norm sequence")
     assert error.value.expected == "noise_scale token, norm token, as the case says"
+
+
+def test_the_command_runs_a_graph(tmp_path: Path) -> None:
+    case, path = read_case(FIXTURES / "cases" / "gpt2"), tmp_path / "model.onnx"
+    export(case.model, path, outputs="trace")
+    words = ["check", case.folder, path, "--device", "cpu"]
+    asked = [word for pattern in FORWARD for word in ("--only", pattern)]
+    done = run(*words, *asked)
+    assert done.code == 0, done.out
+    assert "float32, chained" in done.out
+    assert run(*words).code == 3  # it has nothing but the forward
+    refused = run(*words, "--stepwise")
+    assert refused.code == 2
+    assert "--stepwise with a graph" in refused.err
+    refused = run("check", case.folder, case.folder / "expected.safetensors", "--device", "cpu")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--device with a file of tensors" in refused.err

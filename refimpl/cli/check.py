@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from refimpl.cli.options import Json, Output, option
+from refimpl.cli.options import Json, Output, option, refuse
 from refimpl.jobs.output import checked_output, write_json, write_text
 from refimpl.oracle.case import read_case
 from refimpl.oracle.check import EXIT, check, read_candidate
@@ -15,6 +15,7 @@ from refimpl.show.oracle import report_document, report_table, report_xml
 
 
 def command(
+    context: typer.Context,
     case: Annotated[
         Path,
         typer.Argument(metavar="CASE", readable=False, help="A case's folder, with case.json."),
@@ -24,7 +25,8 @@ def command(
         typer.Argument(
             metavar="ACTUAL",
             readable=False,
-            help="What the candidate computed: a safetensors file, a tensor per step.",
+            help="What the candidate computed: a safetensors file, a tensor per step; or its ONNX "
+            "graph, which is run (needs refimpl[onnx]).",
         ),
     ],
     *,
@@ -44,6 +46,18 @@ def command(
             panel=None,
         ),
     ] = None,
+    stepwise: Annotated[
+        bool,
+        option(
+            "The candidate was fed the case's own values at each step, so that no step hangs on "
+            "an earlier choice. Default: it ran from the tokens (chained).",
+            panel=None,
+        ),
+    ] = False,
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"],
+        option("Where a graph is run. auto: a GPU where one works, else the CPU.", panel=None),
+    ] = "auto",
     junit_xml: Annotated[
         Path | None,
         option("Write JUnit's XML as well, a test case per step.", "FILE", None),
@@ -59,7 +73,17 @@ def command(
     inputs = {"ACTUAL": actual, **{f"the case's {p.name}": p for p in case.glob("*")}}
     for path in (output, junit_xml):
         checked_output(path, inputs)
-    report = check(read_case(case), read_candidate(actual), tuple(only or ("*",)), dtype)
+    opened = read_case(case)
+    if actual.suffix == ".onnx":
+        refuse(context, ("stepwise",), "a graph", "no such option: a graph runs from the tokens")
+        from refimpl.onnx.steps import graph_steps
+
+        plan = opened.recipe.perturbation
+        arrays, computed = graph_steps(actual, opened.model.config, opened.inputs, plan, device)
+    else:
+        refuse(context, ("device",), "a file of tensors", "a graph, FILE.onnx, which is run")
+        arrays, computed = read_candidate(actual), None
+    report = check(opened, arrays, tuple(only or ("*",)), dtype or computed, stepwise)
     document, text = report_document(report, str(actual)), report_table(report, str(actual))
     if output is not None:
         write_json(output, document)

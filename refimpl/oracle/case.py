@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from refimpl.method.perturbation import noise
 from refimpl.model.checkpoint import Model, read_model
 from refimpl.model.ops import Array
 from refimpl.oracle.compare import measure_of
+from refimpl.oracle.margins import margins
+from refimpl.oracle.peer import peer_steps
 from refimpl.oracle.steps import Recipe, steps
 from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
 
 SCHEMA = 1  # of case.json
 FACTS, INPUTS, EXPECTED = "case.json", "inputs.safetensors", "expected.safetensors"
+PEER, MARGINS = "peer.safetensors", "margins.safetensors"
 NEXT = "make it again with refimpl case make"
 
 
@@ -40,6 +43,9 @@ class Case:
         recipe: What is computed.
         inputs: `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, before it is scaled.
         expected: Every step in float64, in the order of execution.
+        peer: What the peers' code gives where it differs on purpose; names as the steps', behind
+            `peer.`.
+        margins: How near each discrete choice is to turning, as `margins` has it.
     """
 
     folder: Path
@@ -48,6 +54,8 @@ class Case:
     recipe: Recipe
     inputs: Mapping[str, Array]
     expected: Mapping[str, Array]
+    peer: Mapping[str, Array] = field(default_factory=dict)
+    margins: Mapping[str, Array] = field(default_factory=dict)
 
 
 def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) -> Case:
@@ -95,7 +103,10 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         for block in range(config.num_blocks)
     ]
     inputs = {"token_ids": ids, "noise": np.array(drawn)}
-    expected = steps(model, ids, recipe)
+    every = steps(model, ids, replace(recipe, shown=tuple(range(config.num_blocks))))
+    expected = {name: value for name, value in every.items() if _held(name, recipe.shown)}
+    near = margins(model, ids, recipe, every)
+    peer = peer_steps(model, recipe, expected, len(ids))
     facts = {
         "schema": SCHEMA,
         "spec": SPEC,
@@ -118,7 +129,9 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     try:
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            for name, arrays in ((INPUTS, inputs), (EXPECTED, expected)):
+            for name, arrays in (
+                (INPUTS, inputs), (EXPECTED, expected), (PEER, peer), (MARGINS, near),
+            ):  # fmt: skip
                 save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, made / name)
             (made / FACTS).write_text(_text(facts), "utf-8")
             open_to_others(made, *made.iterdir())
@@ -131,7 +144,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
             "a new folder in one that exists, may be written, and has room",
             "choose another place with -o",
         ) from error
-    return Case(folder, folder.name, model, recipe, inputs, expected)
+    return Case(folder, folder.name, model, recipe, inputs, expected, peer, near)
 
 
 def read_case(folder: str | Path) -> Case:
@@ -170,17 +183,20 @@ def read_case(folder: str | Path) -> Case:
         }
         if recipe.keys() != names:
             raise ValueError(f"a recipe of {sorted(recipe)}")
-        inputs, found = load_file(folder / INPUTS), load_file(folder / EXPECTED)
+        inputs, found, peer, near = (
+            load_file(folder / name) for name in (INPUTS, EXPECTED, PEER, MARGINS)
+        )
         expected = {step["name"]: found[step["name"]] for step in facts["steps"]}
         model = read_model(folder / facts["model"])
         hashes = _hashes(model, inputs)
-        case = Case(folder, folder.resolve().name, model, Recipe(**recipe), inputs, expected)
+        name = folder.resolve().name
+        case = Case(folder, name, model, Recipe(**recipe), inputs, expected, peer, near)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, RefimplError):
             raise
         raise RefimplError(
             f"{folder}: not a case ({type(error).__name__}: {error})",
-            f"a folder with {FACTS}, {INPUTS} and {EXPECTED}",
+            f"a folder with {FACTS}, {INPUTS}, {EXPECTED}, {PEER} and {MARGINS}",
             f"check the path, or {NEXT}",
         ) from error
     if other := [name for name, value in hashes.items() if facts["sha256"].get(name) != value]:
@@ -190,6 +206,12 @@ def read_case(folder: str | Path) -> Case:
             f"restore them, or {NEXT}",
         )
     return case
+
+
+def _held(step: str, shown: tuple[int, ...]) -> bool:
+    """Whether a case holds a step: of blocks that are not shown only what is small."""
+    words = step.split(".")
+    return words[-1] not in ("products", "score", "weight") or int(words[2]) in shown
 
 
 def _text(facts: Mapping[str, Any]) -> str:

@@ -26,8 +26,10 @@ from refimpl.oracle.choices import (
     sparsegpt_scores,
 )
 from refimpl.oracle.compare import Judged, judged
+from refimpl.oracle.peer import as_peers
 from refimpl.oracle.rounding import LESS, rounded_steps
 from refimpl.oracle.steps import steps
+from refimpl.oracle.stepwise import rounded_stepwise_steps, stepwise_errors, stepwise_steps
 from refimpl.oracle.tolerance import FACTOR, UNITS, dtype_of, own_errors, tolerance_of
 from refimpl.pruning.pattern import parse_pattern
 from refimpl.pruning.sparsegpt import WIDTH
@@ -52,12 +54,14 @@ class Report:
         dtype: What the candidate computed in.
         steps: Every step that was asked for, in the order of execution.
         unknown: Names of the candidate that are no step.
+        stepwise: Whether the candidate was fed the case's own values at each step.
     """
 
     case: Case
     dtype: str
     steps: tuple[Judged, ...]
     unknown: tuple[str, ...]
+    stepwise: bool = False
 
     @property
     def first(self) -> Judged | None:
@@ -77,6 +81,7 @@ def check(
     actual: Mapping[str, Array],
     only: tuple[str, ...] = ("*",),
     dtype: str | None = None,
+    stepwise: bool = False,
 ) -> Report:
     """Hold a candidate against a case.
 
@@ -85,6 +90,8 @@ def check(
         actual: The candidate's arrays by the names of the steps.
         only: Which steps are asked for, as shell patterns; every one that matches must be there.
         dtype: What the candidate computed in; the coarsest of its float arrays if None.
+        stepwise: Whether it was fed the case's own values at each step (docs/how-to/check.md); if
+            not, it ran from the tokens, and what follows a near tie is not judged.
 
     Returns:
         What became of every step.
@@ -115,7 +122,7 @@ def check(
             "look into the case's case.json",
         )
     dtype = dtype_of(actual) if dtype is None else dtype
-    own = own_of(case, dtype)
+    own = own_of(case, dtype, stepwise)
     made: list[Judged] = []
     open_ends: set[str] = set()  # beginnings of the steps after a choice that went the other way
     for name, truth in case.expected.items():
@@ -128,11 +135,14 @@ def check(
         limit = tolerance_of(name, truth, own.errors[name], dtype)
         ties = partial(_ties, case, own, dtype, name, actual, limit)
         one = judged(name, actual, truth, own.errors[name], limit, ties)
-        if one.near_ties:
+        if one.status == "divergent" and as_peers(name, actual, case.peer, limit):
+            one = replace(one, fault="what the peers' code gives (docs/explanation/deviations.md)")
+        if one.near_ties and not stepwise:
             open_ends |= _after(case, name)
         if name in wanted:
             made.append(one)
-    return Report(case, dtype, tuple(made), tuple(sorted(actual.keys() - case.expected.keys())))
+    unknown = tuple(sorted(actual.keys() - case.expected.keys()))
+    return Report(case, dtype, tuple(made), unknown, stepwise)
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,8 @@ class Own:
     errors: Mapping[str, float]
 
 
-@lru_cache(maxsize=4)
-def own_of(case: Case, dtype: str) -> Own:
+@lru_cache(maxsize=8)
+def own_of(case: Case, dtype: str, stepwise: bool = False) -> Own:
     """Compute a case in a dtype.
 
     What float64 costs is taken from two sides, the larger counts: in large, as `rounded_steps` has
@@ -158,6 +168,7 @@ def own_of(case: Case, dtype: str) -> Own:
     Args:
         case: From `read_case`.
         dtype: The candidate's.
+        stepwise: Whether from the case's own values at each step.
 
     Returns:
         Every step, and how far it is off.
@@ -168,22 +179,22 @@ def own_of(case: Case, dtype: str) -> Own:
     if dtype not in UNITS:
         raise RefimplError(f"dtype {dtype}", " or ".join(UNITS), "choose one of these")
     every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))
-    ids = case.inputs["token_ids"]
+    ids, single = case.inputs["token_ids"], dtype == "float32"
     try:
-        if dtype == "float32":
-            found = steps(case.model, ids, every, np.float32)
+        if stepwise:
+            found = (stepwise_steps if single else rounded_stepwise_steps)(case, dtype)
         else:
-            found = rounded_steps(case.model, ids, every, dtype)
+            found = (steps if single else rounded_steps)(case.model, ids, every, dtype)
     except RefimplError as error:
         raise RefimplError(
             f"{case.folder}: cannot be computed in {dtype} ({error.problem})",
             "a case whose numbers are within the range of the dtype",
             "compare in another dtype",
         ) from error
-    errors = own_errors(case.expected, found)
+    errors = (stepwise_errors if stepwise else own_errors)(case.expected, found)
     if dtype == "float64":
-        single, small = own_of(case, "float32").errors, UNITS["float64"] / UNITS["float32"]
-        errors = {name: max(x * 2.0**-LESS, single[name] * small) for name, x in errors.items()}
+        rough, small = own_of(case, "float32", stepwise).errors, UNITS["float64"] / UNITS["float32"]
+        errors = {name: max(x * 2.0**-LESS, rough[name] * small) for name, x in errors.items()}
     return Own(found, errors)
 
 

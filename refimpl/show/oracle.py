@@ -32,7 +32,7 @@ def report_table(report: Report, candidate: str) -> str:
             f"refimpl {__version__}",
             f"spec {SPEC}",
         ],
-        "candidate": [candidate, report.dtype],
+        "candidate": [candidate, report.dtype, _way(report)],
         "judged by": ["the float64 truth", "and what the dtype costs refimpl itself"],
     }
     header = [line for label, known in facts.items() for line in wrapped(label, known)]
@@ -73,6 +73,7 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
         "spec": SPEC,
         "candidate": candidate,
         "dtype": report.dtype,
+        "way": _way(report),
         "verdict": report.verdict,
         "first": None
         if first is None
@@ -93,7 +94,7 @@ def report_xml(report: Report) -> str:
     """
     suite = ElementTree.Element(
         "testsuite",
-        name=f"refimpl {report.case.name}",
+        name=f"refimpl {report.case.name}, {_way(report)}",
         tests=str(len(report.steps)),
         failures=str(sum(step.status == "divergent" for step in report.steps)),
         skipped=str(sum(step.status in ("missing", "conditional") for step in report.steps)),
@@ -155,13 +156,18 @@ def _verdict(report: Report, candidate: str) -> Iterator[str]:
             for what, names in (("missing", missing), ("not judged", open_ones))
             if names
         ]
-        yield f"inconclusive: {', '.join(said)}"
-        yield "--only PATTERN says which steps are meant"
+        yield f"inconclusive: {', '.join(said)}; --only PATTERN says which ones are meant"
     else:
         yield f"divergent, first at {first.step}: {_said(first)}"
         if causes := first.causes(report.dtype):
             yield from ("usual causes:", *(f"  {text}" for text in causes))
-        yield f"again: refimpl check {report.case.folder} {candidate} --only '{first.step}'"
+        words = f"--only '{first.step}'" + (" --stepwise" if report.stepwise else "")
+        yield f"again: refimpl check {report.case.folder} {candidate} {words}"
+
+
+def _way(report: Report) -> str:
+    """What each step of the candidate began with: its own last one, or the case's values."""
+    return "stepwise" if report.stepwise else "chained"
 
 
 def _said(step: Judged) -> str:

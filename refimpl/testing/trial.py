@@ -68,19 +68,33 @@ class Trial:
         return self.case.inputs
 
     @property
+    def expected(self) -> Mapping[str, Array]:
+        """Every step in float64: what a candidate is fed that is held step by step."""
+        return self.case.expected
+
+    @property
+    def margins(self) -> Mapping[str, Array]:
+        """How near each discrete choice is to turning (docs/how-to/check.md)."""
+        return self.case.margins
+
+    @property
     def steps(self) -> tuple[str, ...]:
         """Names of the steps that are asked for, in the order of execution."""
         names = self.case.expected
         return tuple(n for n in names if any(fnmatchcase(n, p) for p in self.wanted.steps))
 
     def check(
-        self, actual: Mapping[str, Any] | str | PathLike[str], dtype: str | None = None
+        self,
+        actual: Mapping[str, Any] | str | PathLike[str],
+        dtype: str | None = None,
+        stepwise: bool = False,
     ) -> Report:
         """Hold what was computed against the case.
 
         Args:
             actual: Arrays or torch tensors by the names of the steps, or a safetensors file.
             dtype: What it was computed in; the coarsest of its float arrays if None.
+            stepwise: Whether it was fed the case's own values (`expected`) at each step.
 
         Returns:
             What became of every step.
@@ -93,7 +107,7 @@ class Trial:
         __tracebackhide__ = True
         given = isinstance(actual, Mapping)
         arrays = _arrays(actual) if isinstance(actual, Mapping) else read_candidate(Path(actual))
-        report = check(self.case, arrays, self.wanted.steps, dtype)
+        report = check(self.case, arrays, self.wanted.steps, dtype, stepwise)
         known = self.wanted.failing
         wrong = [step.step for step in report.steps if step.status in ("divergent", "missing")]
         listed = {step for step in wrong if any(fnmatchcase(step, p) for p in known)}

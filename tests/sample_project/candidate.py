@@ -1,4 +1,7 @@
-"""Compute a case of refimpl with torch: ``python candidate.py CASE -o ACTUAL.safetensors``."""
+"""Compute a case of refimpl with torch: ``python candidate.py CASE -o ACTUAL.safetensors``.
+
+With ``--stepwise`` each step begins with what the case says of the steps before it.
+"""
 
 import argparse
 import json
@@ -7,8 +10,8 @@ from pathlib import Path
 import torch
 from allocation import BASES, correction, counts, project
 from experiment import experiment
-from forward import Model, Weights, embedded, head, passed, perplexity, read_model
-from pruning import Pruned, pruned_blocks
+from forward import Model, Weights, embedded, head, passed, perplexity, read_model, unembedded
+from pruning import Pruned, pruned_blocks, stepwise_blocks
 from safetensors.torch import load_file, save_file
 from signals import alpha, block_scores, linears, outlier_percent
 from torch import Tensor
@@ -68,6 +71,58 @@ def candidate(case: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     return {name: x.cpu().clone().contiguous() for name, x in made.items()}
 
 
+def stepwise(case: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+    """Every step of a case from the case's own values; states and weights rounded once."""
+    facts = json.loads((case / "case.json").read_text())
+    wish, inputs = facts["recipe"], load_file(case / "inputs.safetensors", device)
+    model, tokens = read_model(case / facts["model"], dtype, device), inputs["token_ids"]
+    known = load_file(case / "expected.safetensors", device)
+
+    def states(name: str) -> list[Tensor]:
+        return [known[f"blocks.{i}.{name}"].to(dtype) for i in range(model.layers)]
+
+    steps, before, after = {}, states("resid_pre"), states("resid_post")
+    steps["embed"] = embedded(model, tokens)
+    dense = [model.cast(model.stored(i)) for i in range(model.layers)]
+    for i in range(model.layers):
+        points: Weights = {}
+        passed(model, i, dense[i], before[i], points)
+        steps |= {f"blocks.{i}.{x}": points[x] for x in points.keys() - set(INSIDE)}
+    steps["final_norm"] = model.norm(after[-1], model.top(model.family.final_norm))
+    steps["logits"] = unembedded(model, known["final_norm"].to(dtype))
+    steps["dense.perplexity"] = perplexity(model, after[-1], tokens)
+
+    push = experiment(model, dense, after, inputs["noise"], wish)
+    for i, (drift, alignment) in enumerate(zip(push.drift, push.alignment, strict=True)):
+        steps |= {f"perturbed.{i}.drift": drift, f"perturbed.{i}.alignment": alignment}
+    steps["absorption_coefficient"] = push.coefficient
+
+    found, sizes = measured(model, before)
+    steps |= {f"{name}.signal": x for name, x in found.items()}
+    budget, blocks = wish["sparsity"], [sum(x) for x in sizes]
+    r = known["absorption_coefficient"].tolist()
+    moves = correction(r, wish["strength"], wish["max_correction"])
+    for name in wish["bases"]:
+        given = known[f"{name}.signal"].tolist() if name in found else None
+        base = project(BASES[name](given, blocks, budget), blocks, budget)
+        moved = [x + d for x, d in zip(known[f"{name}.base"].tolist(), moves, strict=True)]
+        steps[f"{name}.base"] = torch.tensor(base, dtype=torch.float64)
+        moved = project(moved, blocks, budget)
+        steps[f"{name}.corrected"] = torch.tensor(moved, dtype=torch.float64)
+        whole = counts(known[f"{name}.corrected"].tolist(), sizes, budget)
+        steps[f"{name}.counts"] = torch.tensor(whole)
+
+    goals = known[f"{wish['bases'][0]}.counts"].tolist()
+    for name in ("wanda", "sparsegpt", "pattern")[: 3 if wish["pattern"] else 2]:
+        few = [int(x) for x in wish["pattern"].split(":")] if name == "pattern" else []
+        pattern = (few[0], few[1]) if few else None
+        way = stepwise_blocks(model, name, goals, pattern, wish["damping"], steps["embed"], known)
+        for i, block in enumerate(way):
+            steps |= named(name, i, block, i in wish["shown"])
+        steps[f"{name}.perplexity"] = perplexity(model, block.after, tokens)
+    return {name: x.cpu().clone().contiguous() for name, x in steps.items()}
+
+
 def measured(model: Model, clean: list[Tensor]) -> tuple[dict[str, Tensor], list[list[int]]]:
     """Signals of the dense model by base, and how many weights every linear has."""
     outliers, typical, tails, sizes = [], [], [], []
@@ -114,10 +169,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=dtypes, default="float32")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--tf32", action="store_true", help="float32 products in TF32, on cuda")
+    parser.add_argument("--stepwise", action="store_true", help="each step from the case's values")
     given = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = given.tf32
     with torch.inference_mode():
-        made = candidate(given.case, getattr(torch, given.dtype), given.device)
+        compute = stepwise if given.stepwise else candidate
+        made = compute(given.case, getattr(torch, given.dtype), given.device)
     save_file(made, given.output)
     where = torch.cuda.get_device_name(given.device) if given.device != "cpu" else "the CPU"
     print(f"{given.case.name}: {len(made)} steps in {given.dtype} on {where}, torch {VERSION}")

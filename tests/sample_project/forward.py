@@ -218,6 +218,15 @@ def head(model: Model, x: Tensor, seen: Weights | None = None) -> Tensor:
     return logits
 
 
+def unembedded(model: Model, normed: Tensor) -> Tensor:
+    """Logits from states behind the last norm, [N, S, V]."""
+    kinds = model.top(model.family.head) or model.top(model.family.embed)
+    found = normed @ kinds["weight"].T
+    found = found + kinds["bias"] if "bias" in kinds else found
+    most = model.fact("final_logit_softcapping")
+    return found if most is None else torch.tanh(found / most) * most
+
+
 def perplexity(model: Model, x: Tensor, ids: Tensor) -> Tensor:
     """``exp`` of the mean nats per predicted token, from states after the last block, [1]."""
     logits = head(model, x)[:, :-1].double().flatten(0, 1)

@@ -59,6 +59,65 @@ def pruned_blocks(
         yield Pruned(sums, scores, keep, weights, x)
 
 
+def stepwise_blocks(
+    model: Model,
+    method: str,
+    wanted: list[list[int]],
+    pattern: tuple[int, int] | None,
+    damping: float,
+    before: Tensor,
+    known: Weights,
+) -> Iterator[Pruned]:
+    """The same from what is known of a case, by its names, wherever that is anything.
+
+    Decisions come from the sums that are known, weights from the decisions that are known, and
+    what linears read has passed blocks with these.
+    """
+    sparse, state = method == "sparsegpt", before
+    kind, add = ("products", products) if sparse else ("squares", squares)
+    for index, wish in enumerate(wanted):
+        prefix, dense = f"{method}.blocks.{index}", model.stored(index)
+        seen: Weights = {}
+        passed(model, index, model.cast(dense), state, seen)
+        sums = {x: add(seen[x]) for x in dict.fromkeys(READS.values())}
+        scores, keeps, ours, theirs = {}, {}, dict(dense), dict(dense)
+        for name, some in zip(linears(dense), wish, strict=True):
+            weight, place = dense[f"{name}.weight"], READS[name]
+            total = known.get(f"{prefix}.{place}.{kind}", sums[place])
+            stays = unpacked(known[f"{prefix}.{name}.keep"], weight.shape[1])
+            if sparse:
+                hessian, wide = 2 / len(state) * total, weight.double()
+                keeps[name], _ = sparsegpt(wide, hessian, some, damping)
+                new = rounded(made_up(wide, hessian, stays, damping), weight.dtype)
+            else:
+                score = scores[name] = wanda_score(weight, total, len(state))
+                keeps[name] = pattern_keep(score, *pattern) if pattern else wanda_keep(score, some)
+                new = torch.where(stays, weight, 0)
+            ours[f"{name}.weight"] = new
+            theirs[f"{name}.weight"] = known.get(f"{prefix}.{name}.weight", new)
+        state = passed(model, index, model.cast(theirs), state)
+        yield Pruned(sums, scores, keeps, model.cast(ours), state)
+
+
+def unpacked(bits: Tensor, width: int) -> Tensor:
+    """Decisions out of bytes, the first in the highest bit, [out, in]."""
+    places = torch.arange(7, -1, -1, device=bits.device)
+    return (bits[..., None].int() >> places & 1).flatten(1)[:, :width].bool()
+
+
+def made_up(weight: Tensor, hessian: Tensor, stays: Tensor, damping: float) -> Tensor:
+    """SparseGPT's weights for a decision that is given, [out, in], float64."""
+    left, damped = weight.clone(), hessian.clone()
+    diagonal = damped.diagonal()
+    diagonal[diagonal == 0] = 1
+    diagonal.add_(diagonal.mean().item() * damping)
+    u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    for j in range(left.shape[1]):
+        lost = torch.where(stays[:, j], 0, left[:, j]) / u[j, j]
+        left[:, j + 1 :].sub_(torch.outer(lost, u[j, j + 1 :]))
+    return torch.where(stays, left, 0)
+
+
 def products(x: Tensor) -> Tensor:
     """Sums over the tokens of outer products of the inputs, [in, in], float64."""
     rows = x.double().flatten(0, 1)
