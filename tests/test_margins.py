@@ -13,7 +13,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.choices import dense_scores, sparsegpt_scores
-from refimpl.oracle.margins import count_margin, margins, row_margins
+from refimpl.oracle.margins import Decided, count_margin, margins, row_margins
 from refimpl.oracle.steps import steps
 from refimpl.pruning.counts import apportion
 from refimpl.pruning.pattern import parse_pattern, pattern_keep
@@ -41,7 +41,9 @@ def every(name: str) -> dict[str, Array]:
 def test_the_committed_margins_are_those_of_the_case(name: str) -> None:
     """In the last digits they are what rounding makes them: a margin is a small difference."""
     case = case_of(name)
-    found = margins(case.model, case.inputs["token_ids"], case.recipe, every(name))
+    ids, decided = case.inputs["token_ids"], Decided(case.model, case.recipe)
+    found = steps(case.model, ids, case.recipe, seen=decided)
+    found = margins(case.model, ids, case.recipe, found, decided)
     assert found.keys() == case.margins.keys()
     for key, value in found.items():
         assert (value.dtype, value.shape) == (np.float32, case.margins[key].shape)

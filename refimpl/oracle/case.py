@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from refimpl.method.perturbation import noise
 from refimpl.model.checkpoint import Model, read_model
 from refimpl.model.ops import Array
 from refimpl.oracle.compare import measure_of
-from refimpl.oracle.margins import margins
+from refimpl.oracle.margins import Decided, margins
 from refimpl.oracle.peer import peer_steps
 from refimpl.oracle.steps import Recipe, steps
 from refimpl.tokens import Tokens
@@ -103,9 +103,9 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         for block in range(config.num_blocks)
     ]
     inputs = {"token_ids": ids, "noise": np.array(drawn)}
-    every = steps(model, ids, replace(recipe, shown=tuple(range(config.num_blocks))))
-    expected = {name: value for name, value in every.items() if _held(name, recipe.shown)}
-    near = margins(model, ids, recipe, every)
+    decided = Decided(model, recipe)
+    expected = steps(model, ids, recipe, seen=decided)
+    near = margins(model, ids, recipe, expected, decided)
     peer = peer_steps(model, recipe, expected, len(ids))
     facts = {
         "schema": SCHEMA,
@@ -206,12 +206,6 @@ def read_case(folder: str | Path) -> Case:
             f"restore them, or {NEXT}",
         )
     return case
-
-
-def _held(step: str, shown: tuple[int, ...]) -> bool:
-    """Whether a case holds a step: of blocks that are not shown only what is small."""
-    words = step.split(".")
-    return words[-1] not in ("products", "score", "weight") or int(words[2]) in shown
 
 
 def _text(facts: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """How far each discrete choice of a case is from going the other way."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import inf
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from refimpl.jobs.execution import Workers
 from refimpl.jobs.profile import spectra
+from refimpl.jobs.pruned_blocks import PrunedBlock
 from refimpl.method.perturbation import SINK_FACTOR
 from refimpl.model.checkpoint import Model
 from refimpl.model.ops import Array
@@ -15,13 +16,16 @@ from refimpl.model.statistics import INPUT_OF
 from refimpl.oracle.choices import Bools, dense_scores, sparsegpt_scores
 from refimpl.oracle.steps import Recipe
 from refimpl.pruning.pattern import parse_pattern
+from refimpl.pruning.scores import wanda_score
 from refimpl.pruning.sparsegpt import WIDTH
-
-Named = Iterator[tuple[str, Array]]
 
 
 def margins(
-    model: Model, ids: npt.NDArray[np.int64], recipe: Recipe, steps: Mapping[str, Array]
+    model: Model,
+    ids: npt.NDArray[np.int64],
+    recipe: Recipe,
+    steps: Mapping[str, Array],
+    decided: "Decided",
 ) -> dict[str, Array]:
     """Compute how near each choice is: the relative change of numbers from which on it may turn.
 
@@ -41,7 +45,8 @@ def margins(
         model: From `read_model`.
         ids: Token ids, [N, S].
         recipe: What the case computes.
-        steps: All its steps in float64, with scores and products of all blocks.
+        steps: All its steps in float64.
+        decided: Margins of the decisions, collected while they were computed.
 
     Returns:
         Margins by name, float32.
@@ -50,13 +55,13 @@ def margins(
         ours (docs/how-to/check.md).
 
     Example:
-        >>> from dataclasses import replace
         >>> from refimpl.oracle.case import read_case
         >>> from refimpl.oracle.steps import steps
         >>> case = read_case("fixtures/cases/opt")
-        >>> ids, every = case.inputs["token_ids"], replace(case.recipe, shown=(0, 1, 2))
-        >>> found = margins(case.model, ids, case.recipe, steps(case.model, ids, every))
-        >>> found["wanda.keep"].shape, float(found["owl.counts"][0]) > 0
+        >>> ids, decided = case.inputs["token_ids"], Decided(case.model, case.recipe)
+        >>> found = steps(case.model, ids, case.recipe, seen=decided)
+        >>> made = margins(case.model, ids, case.recipe, found, decided)
+        >>> made["wanda.keep"].shape, float(made["owl.counts"][0]) > 0
         ((3, 6), True)
     """
     made: dict[str, Array] = {}
@@ -75,8 +80,49 @@ def margins(
     for base in recipe.bases:
         counts = steps[f"{base}.counts"].sum(axis=1)
         made[f"{base}.counts"] = np.array([count_margin(steps[f"{base}.corrected"] * size, counts)])
-    made |= _decisions(model, len(ids), recipe, steps)
+    for pruner, keep in decided.keep.items():
+        made[f"{pruner}.keep"] = np.array(keep)
+        if pruner in decided.rows:
+            made[f"{pruner}.keep.rows"] = np.array(decided.rows[pruner])
     return {name: value.astype(np.float32) for name, value in made.items()}
+
+
+class Decided:
+    """Margins of decisions, collected block by block while a model is pruned.
+
+    Args:
+        model: The model.
+        recipe: What is computed.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe) -> None:
+        self._model, self._recipe = model, recipe
+        self.keep: dict[str, list[list[float]]] = {}
+        self.rows: dict[str, list[Array]] = {}
+
+    def __call__(self, pruner: str, block: PrunedBlock, sequences: int) -> None:
+        """Take in one block.
+
+        Args:
+            pruner: "wanda", "sparsegpt" or "pattern".
+            block: What became of it.
+            sequences: Number of sequences that its sums were taken over.
+        """
+        dense = self._model.block(block.index, np.float64)
+        found = [
+            _rows(
+                pruner,
+                dense[f"{name}.weight"],
+                block.sums[INPUT_OF[name]],
+                linear.keep,
+                sequences,
+                self._recipe,
+            )
+            for name, linear in block.linears.items()
+        ]
+        self.keep.setdefault(pruner, []).append([float(rows.min()) for rows in found])
+        if pruner != "sparsegpt" and block.index in self._recipe.shown:
+            self.rows.setdefault(pruner, []).append(np.concatenate(found))
 
 
 def count_margin(quotas: Array, counts: Array) -> float:
@@ -153,37 +199,16 @@ def _sinks(steps: Mapping[str, Array], block: int) -> float:
     return float(np.abs(norms / line - 1).min())
 
 
-def _decisions(model: Model, sequences: int, recipe: Recipe, steps: Mapping[str, Array]) -> Named:
-    """Of every pruner, linear by linear and row by row."""
-    blocks, names = range(model.config.num_blocks), tuple(model.config.linear_shapes)
-    groups = {"wanda": 0}
-    if recipe.pattern:
-        groups["pattern"] = parse_pattern(recipe.pattern).group
-    for pruner, group in groups.items():
-        rows = [[_rows(steps, f"{pruner}.blocks.{i}.{x}", group) for x in names] for i in blocks]
-        yield f"{pruner}.keep", np.array([[row.min() for row in block] for block in rows])
-        yield f"{pruner}.keep.rows", np.array([np.concatenate(rows[i]) for i in recipe.shown])
-    found = []
-    for i in blocks:
-        dense = model.block(i, np.float64)
-        for name in names:
-            weight, prefix = dense[f"{name}.weight"], f"sparsegpt.blocks.{i}"
-            keep = _keep(steps[f"{prefix}.{name}.keep"], weight.shape[1])
-            products = steps[f"{prefix}.{INPUT_OF[name]}.products"]
-            score = sparsegpt_scores(weight, products, sequences, keep, recipe.damping)
-            some = [slice(start, start + WIDTH) for start in range(0, weight.shape[1], WIDTH)]
-            together = [(keep[:, x].reshape(1, -1), score[:, x].reshape(1, -1)) for x in some]
-            found.append(min(float(row_margins(*one)[0]) for one in together))
-    yield "sparsegpt.keep", np.array(found).reshape(len(blocks), len(names))
-
-
-def _keep(bits: Array, width: int) -> Bools:
-    return np.unpackbits(bits, axis=1, count=width).astype(np.bool_)
-
-
-def _rows(steps: Mapping[str, Array], linear: str, group: int) -> Array:
-    """Margins of each row; of n:m the smallest of its groups."""
-    score = steps[f"{linear}.score"]
-    shape, keep = (-1, group or score.shape[1]), _keep(steps[f"{linear}.keep"], score.shape[1])
-    found = row_margins(keep.reshape(shape), score.reshape(shape))
+def _rows(
+    pruner: str, weight: Array, total: Array, keep: Bools, sequences: int, recipe: Recipe
+) -> Array:
+    """Margins of each row; of n:m the smallest of its groups, of SparseGPT of each 128 columns."""
+    if pruner == "sparsegpt":
+        score = sparsegpt_scores(weight, total, sequences, keep, recipe.damping)
+        some = [slice(start, start + WIDTH) for start in range(0, weight.shape[1], WIDTH)]
+        together = [(keep[:, x].reshape(1, -1), score[:, x].reshape(1, -1)) for x in some]
+        return np.array([row_margins(*one)[0] for one in together])
+    score = wanda_score(weight, total / sequences)
+    group = parse_pattern(recipe.pattern).group if pruner == "pattern" else score.shape[1]
+    found = row_margins(keep.reshape(-1, group), score.reshape(-1, group))
     return found.reshape(len(score), -1).min(axis=1)

@@ -4,7 +4,7 @@ Names are in the order of execution, so that the first one that differs is a pla
 computed by the functions that the commands call.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +89,11 @@ class Recipe:
 
 
 def steps(
-    model: Model, ids: npt.NDArray[np.int64], recipe: Recipe, dtype: npt.DTypeLike = np.float64
+    model: Model,
+    ids: npt.NDArray[np.int64],
+    recipe: Recipe,
+    dtype: npt.DTypeLike = np.float64,
+    seen: Callable[[str, PrunedBlock, int], None] = lambda name, block, sequences: None,
 ) -> dict[str, Array]:
     """Compute every step of a recipe.
 
@@ -112,6 +116,7 @@ def steps(
         ids: Token ids, [N, S].
         recipe: What is computed.
         dtype: Of the computation, float32 or float64; statistics and scores are float64.
+        seen: Called with each pruner, each of its blocks, and the number of sequences.
 
     Returns:
         Arrays by name, in the order of execution.
@@ -163,6 +168,7 @@ def steps(
             )
             for block in pruned_blocks(model, wanted, pruner, ids, workers, dtype):
                 pruned.advance(block.weights)
+                seen(name, block, len(ids))
                 made |= _pruned(name, method, model, block, len(ids), recipe)
             perplexities[f"{name}.perplexity"] = _perplexity(pruned)
     return made | perplexities
