@@ -24,10 +24,12 @@ from refimpl.method.projection import project
 from refimpl.model.checkpoint import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.check import Own, _score, check, own_of
+from refimpl.oracle.check import check
 from refimpl.oracle.choices import count_ties, keep_ties, near_ties, outlier_ties
+from refimpl.oracle.own import Own, own_of
 from refimpl.oracle.rounding import KINDS, Float16, RoundedModel, rounded_steps
 from refimpl.oracle.steps import steps
+from refimpl.oracle.ties import score_behind
 from refimpl.pruning.counts import counts, split_count
 from refimpl.show.oracle import report_table, stage_of
 
@@ -444,7 +446,7 @@ def test_sparsegpt_knows_its_margins() -> None:
     """The two weights nearest to the threshold may change places if it is near enough."""
     case, own = case_of("llama"), own_of(case_of("llama"), "float32")
     step = "sparsegpt.blocks.1.q_proj.keep"
-    score, group, _ = _score(case, own, step, "float32")
+    score, group, _ = score_behind(case, own, step, "float32")
     keep = np.unpackbits(case.expected[step], axis=1, count=score.shape[1]).astype(bool)
     assert score[keep].min() > score[~keep].max()
     stays = np.unravel_index(np.argmin(np.where(keep, score, np.inf)), keep.shape)

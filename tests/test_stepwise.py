@@ -25,8 +25,9 @@ from refimpl import RefimplError
 from refimpl.model.checkpoint import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.check import check, own_of
+from refimpl.oracle.check import check
 from refimpl.oracle.fed import Fed
+from refimpl.oracle.own import own_of
 from refimpl.oracle.rounding import KINDS, RoundedModel
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import _steps, rounded_stepwise_steps, stepwise_steps
@@ -207,9 +208,8 @@ FED: dict[str, tuple[Callable[[Array], Array], tuple[str, ...]]] = {
     "blocks.1.q": (rolled, ()),
     "perturbed.1.drift": (rolled, ()),
     "logits": (rolled, ()),
-    "alphapruning.signal": (rolled, ("alphapruning.base",)),
-    "dlp.signal": (rolled, ("dlp.base",)),
-    "dlp.base": (rolled, ("dlp.corrected",)),
+    "alphapruning.signal": (rolled, ("alphapruning.base", "alphapruning.corrected")),
+    "dlp.signal": (rolled, ("dlp.base", "dlp.corrected")),
     "absorption_coefficient": (rolled, ("*.corrected",)),
     "dlp.corrected": (rolled, ("dlp.counts",)),
     "owl.counts": (rolled, ("wanda.*.keep", "sparsegpt.*.keep")),

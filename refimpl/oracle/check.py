@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import lru_cache, partial
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -12,27 +12,13 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.model.statistics import INPUT_OF
 from refimpl.model.tensors import DTYPES, SafetensorsFile
 from refimpl.oracle.case import Case
-from refimpl.oracle.choices import (
-    Ties,
-    count_ties,
-    dense_scores,
-    keep_ties,
-    outlier_ties,
-    rounding_ties,
-    sparsegpt_error,
-    sparsegpt_scores,
-)
 from refimpl.oracle.compare import Judged, judged
+from refimpl.oracle.own import own_of
 from refimpl.oracle.peer import as_peers
-from refimpl.oracle.rounding import LESS, rounded_steps
-from refimpl.oracle.steps import steps
-from refimpl.oracle.stepwise import rounded_stepwise_steps, stepwise_errors, stepwise_steps
-from refimpl.oracle.tolerance import FACTOR, UNITS, dtype_of, own_errors, tolerance_of
-from refimpl.pruning.pattern import parse_pattern
-from refimpl.pruning.sparsegpt import WIDTH
+from refimpl.oracle.ties import behind_rounding, steps_after, ties_of
+from refimpl.oracle.tolerance import dtype_of, tolerance_of
 
 Verdict = Literal["pass", "divergent", "inconclusive"]
 EXIT: Mapping[Verdict, int] = {"pass": 0, "divergent": 1, "inconclusive": 3}
@@ -42,7 +28,6 @@ READ = DTYPES | {  # safetensors' names
     for size in (1, 2, 4, 8)
 }
 READ |= {"BOOL": np.dtype(np.bool_)}
-TIES = 1e-3  # largest share of a linear's decisions that may be near ties, and always two
 
 
 @dataclass(frozen=True)
@@ -133,135 +118,18 @@ def check(
                 made.append(Judged(name, "conditional", fault="after a near tie"))
             continue
         limit = tolerance_of(name, truth, own.errors[name], dtype)
-        ties = partial(_ties, case, own, dtype, name, actual, limit)
+        ties = partial(ties_of, case, own, dtype, name, actual, limit)
         one = judged(name, actual, truth, own.errors[name], limit, ties)
-        if one.status == "divergent" and as_peers(name, actual, case.peer, limit):
+        if not stepwise and behind_rounding(case, one, dtype):
+            one = Judged(name, "conditional", fault="after a weight that was rounded otherwise")
+        elif one.status == "divergent" and as_peers(name, actual, case.peer, limit):
             one = replace(one, fault="what the peers' code gives (docs/explanation/deviations.md)")
-        if one.near_ties and not stepwise:
-            open_ends |= _after(case, name)
+        elif one.near_ties and not stepwise:
+            open_ends |= steps_after(case, name)
         if name in wanted:
             made.append(one)
     unknown = tuple(sorted(actual.keys() - case.expected.keys()))
     return Report(case, dtype, tuple(made), unknown, stepwise)
-
-
-@dataclass(frozen=True)
-class Own:
-    """What refimpl itself computes in a dtype.
-
-    Args:
-        found: Every step, those of all blocks among them.
-        errors: How far the case's steps are off; of bits and counts, how many.
-    """
-
-    found: Mapping[str, Array]
-    errors: Mapping[str, float]
-
-
-@lru_cache(maxsize=8)
-def own_of(case: Case, dtype: str, stepwise: bool = False) -> Own:
-    """Compute a case in a dtype.
-
-    What float64 costs is taken from two sides, the larger counts: in large, as `rounded_steps` has
-    it, and as float32 costs in small, by their units.
-
-    Args:
-        case: From `read_case`.
-        dtype: The candidate's.
-        stepwise: Whether from the case's own values at each step.
-
-    Returns:
-        Every step, and how far it is off.
-
-    Raises:
-        RefimplError: A dtype that is not compared, or that the case's numbers do not fit into.
-    """
-    if dtype not in UNITS:
-        raise RefimplError(f"dtype {dtype}", " or ".join(UNITS), "choose one of these")
-    every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))
-    ids, single = case.inputs["token_ids"], dtype == "float32"
-    try:
-        if stepwise:
-            found = (stepwise_steps if single else rounded_stepwise_steps)(case, dtype)
-        else:
-            found = (steps if single else rounded_steps)(case.model, ids, every, dtype)
-    except RefimplError as error:
-        raise RefimplError(
-            f"{case.folder}: cannot be computed in {dtype} ({error.problem})",
-            "a case whose numbers are within the range of the dtype",
-            "compare in another dtype",
-        ) from error
-    errors = (stepwise_errors if stepwise else own_errors)(case.expected, found)
-    if dtype == "float64":
-        rough, small = own_of(case, "float32", stepwise).errors, UNITS["float64"] / UNITS["float32"]
-        errors = {name: max(x * 2.0**-LESS, rough[name] * small) for name, x in errors.items()}
-    return Own(found, errors)
-
-
-def _after(case: Case, step: str) -> set[str]:
-    """Beginnings of the names of steps that another choice at this one changes."""
-    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
-    if last == "weight":  # rounded to the stored dtype the other way: refimpl's own steps are, too
-        return set()
-    if last not in ("signal", "counts"):
-        return {f"{first}."}
-    counted = {"wanda.", "sparsegpt."} if first == case.recipe.bases[0] else set()
-    return counted | ({f"{first}."} if last == "signal" else set())
-
-
-def _ties(
-    case: Case, own: Own, dtype: str, step: str, actual: Mapping[str, Array], limit: float
-) -> Ties:
-    """Where a discrete step differs, if all of that is within rounding."""
-    found, truth, recipe = actual[step], case.expected[step], case.recipe
-    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
-    linears = case.model.config.linear_shapes
-
-    def relative(pattern: str) -> float:
-        """The largest tolerance of some steps."""
-        errors = [own.errors[name] for name in own.errors if fnmatchcase(name, pattern)]
-        return tolerance_of("score", np.zeros(1), max(errors, default=0.0), dtype)
-
-    if last == "counts":
-        sizes = np.array([out * width for out, width in linears.values()])
-        sparsity = case.expected[f"{first}.corrected"]
-        slack = relative(f"{first}.corrected")
-        return count_ties(found, truth, sparsity, sizes, recipe.sparsity, slack)
-    if step == "owl.signal":
-        scores = dense_scores(case.model, case.inputs["token_ids"])
-        m = float(recipe.request("owl").options["m"])
-        return outlier_ties(found, truth, scores, m, limit, relative("wanda.*.score"), TIES)
-    if last == "keep":
-        score, group, slack = _score(case, own, step, dtype)
-        ties = keep_ties(found, truth, score, group, slack or relative(f"{first}.*.score"))
-        most = max(2, TIES * score.size, FACTOR * own.errors[step])
-        return ties if len(ties) <= most else ()
-    if first == "sparsegpt" and last == "weight":
-        stored = case.model.weights[step.removeprefix("sparsegpt.")].stored.array.dtype
-        if UNITS[stored.name] > UNITS[dtype]:
-            ties = rounding_ties(found, truth, stored, limit)
-            return ties if len(ties) <= max(2, TIES * truth.size) else ()
-    return ()
-
-
-def _score(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, int, float]:
-    """Scores behind a decision, how they are grouped, and how far they may be off (0: unknown)."""
-    pruner, _, block, linear, _ = step.split(".")
-    if pruner != "sparsegpt":
-        group = parse_pattern(case.recipe.pattern).group if pruner == "pattern" else 0
-        return own.found[step.removesuffix("keep") + "score"], group, 0.0
-    name = f"sparsegpt.blocks.{block}.{INPUT_OF[linear]}.products"
-    sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
-    weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
-    keep = np.unpackbits(case.expected[step], axis=1, count=weight.shape[1]).astype(np.bool_)
-    products = case.expected.get(name, own.found[name])
-    score = sparsegpt_scores(weight, products, sequences, keep, damping)
-    errors = [
-        sparsegpt_error(own.found[other], total, sequences, damping)
-        for other, total in case.expected.items()
-        if other.endswith(".products")
-    ]
-    return score, -WIDTH, tolerance_of(step + "score", np.zeros(1), max(errors), dtype)
 
 
 def read_candidate(path: str | Path) -> dict[str, Array]:

@@ -117,9 +117,22 @@ class Float64InLarge(Rounded):
         return np.where(np.isfinite(far), far - (far - x), x)
 
 
+class Float32InLarge(Rounded):
+    """Numbers of float32 with `LESS` bits fewer."""
+
+    held = np.float32
+
+    @staticmethod
+    def rounded(x: Array) -> Array:
+        """The upper part of each number, after Veltkamp."""
+        far = x * np.float32(2.0**LESS + 1)
+        return np.where(np.isfinite(far), far - (far - x), x)
+
+
 LESS = 8
 KINDS: Mapping[str, type[Rounded]] = {
     "float64": Float64InLarge,
+    "float32": Float32InLarge,
     "float16": Float16,
     "bfloat16": Bfloat16,
 }

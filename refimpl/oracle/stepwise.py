@@ -5,7 +5,7 @@ for which step is in docs/how-to/check.md. Everything is computed by the functio
 commands call.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -30,7 +30,6 @@ from refimpl.model.statistics import INPUT_OF, block_with_sums, sum_of_squares
 from refimpl.oracle.case import Case
 from refimpl.oracle.fed import Fed
 from refimpl.oracle.rounding import KINDS, RoundedModel
-from refimpl.oracle.tolerance import own_errors
 from refimpl.pruning.compensation import compensated
 from refimpl.pruning.decision import Bools, Goal, Method, Pruner, decision
 from refimpl.pruning.pattern import parse_pattern
@@ -82,26 +81,6 @@ def rounded_stepwise_steps(case: Case, dtype: str) -> dict[str, Array]:
     known = {field.name: getattr(case.model, field.name) for field in fields(Model)}
     fed = Fed(case, RoundedModel(**known, kind=kind), kind.held, kind)
     return {name: np.asarray(value) for name, value in _steps(fed)}
-
-
-def stepwise_errors(truth: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str, float]:
-    """How far refimpl itself is off step by step; all pushes of the experiment are one sample.
-
-    A push ends in few numbers, means of errors of either sign, which may be near 0 by chance.
-
-    Args:
-        truth: Every step in float64.
-        own: Every step in the other dtype.
-
-    Returns:
-        Errors by name, as `own_errors` measures them; drifts all have the largest of them, and so
-        have alignments.
-    """
-    errors = own_errors(truth, own)
-    for kind in ("drift", "alignment"):
-        pushes = [x for x in errors if x.startswith("perturbed.") and x.endswith(kind)]
-        errors |= dict.fromkeys(pushes, max(errors[x] for x in pushes))
-    return errors
 
 
 def _steps(fed: Fed) -> Named:
@@ -192,7 +171,7 @@ def _followed(
 
 
 def _allocations(fed: Fed) -> Named:
-    """Bases from signals, corrections from bases and coefficients, counts from corrections."""
+    """Bases from signals, corrections from these and coefficients, counts from corrections."""
     config, recipe, blocks = fed.model.config, fed.case.recipe, fed.model.config.num_blocks
     known = {x: fed.number(x) for x in fed.case.expected if x.endswith(".signal")}
     m, statistic, fit, xmin = fed.options
@@ -206,7 +185,7 @@ def _allocations(fed: Fed) -> Named:
         yield (
             f"{name}.corrected",
             corrected(
-                fed.number(f"{name}.base"), logarithms, np.arange(blocks), whole, recipe.sparsity,
+                base, logarithms, np.arange(blocks), whole, recipe.sparsity,
                 recipe.strength, recipe.max_correction,
             ),
         )  # fmt: skip

@@ -36,7 +36,8 @@ def own_errors(truth: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str
 def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     """How far a candidate may be off.
 
-    ``FACTOR own + FLOOR eps``, with `FLOOR_16` in 16 bits; for SparseGPT `SPARSEGPT` times that.
+    ``FACTOR own + FLOOR eps``, with `FLOOR_16` in 16 bits; for SparseGPT `SPARSEGPT` times that. An
+    alpha errs by ``alpha - 1`` times as much as the eigenvalues that it is made of.
 
     Args:
         step: Its name.
@@ -60,6 +61,8 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     if measure_of(step, truth.dtype) in ("counts", "bits"):
         return 0.0
     unit, wider = UNITS[dtype], SPARSEGPT if step.startswith("sparsegpt.") else 1.0
+    if step == "alphapruning.signal":
+        wider = max(1.0, float(truth.max()) - 1)
     return wider * (FACTOR * own + (FLOOR_16 if unit > UNITS["float32"] else FLOOR) * unit)
 
 

@@ -3,15 +3,20 @@
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from math import isnan, log
+from math import inf, isnan
+from math import log as positive_log
 
 OWL_LAMBDA, DLP_ALPHA, ALPHA_EPSILON = 0.08, 0.15, 0.3
-CLIP = log(3)
+CLIP = positive_log(3)
 Numbers = Sequence[float]
 
 
 def mean(x: Numbers) -> float:
     return sum(x) / len(x)
+
+
+def log(x: float) -> float:
+    return positive_log(x) if x > 0 else -inf
 
 
 def clipped(x: float, low: float, high: float) -> float:

@@ -51,8 +51,9 @@ def candidate(case: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     targets: dict[str, list[list[int]]] = {}
     for base in recipe["bases"]:
         signal = signals[base].tolist() if base in signals else None
-        plain = project(BASES[base](signal, totals, recipe["sparsity"]), totals, recipe["sparsity"])
-        pushed = [s + c for s, c in zip(plain, change, strict=True)]
+        given = BASES[base](signal, totals, recipe["sparsity"])
+        plain = project(given, totals, recipe["sparsity"])
+        pushed = [s + c for s, c in zip(given, change, strict=True)]
         corrected = project(pushed, totals, recipe["sparsity"])
         targets[base] = counts(corrected, sizes, recipe["sparsity"])
         made[f"{base}.base"] = torch.tensor(plain, dtype=torch.float64)
@@ -104,8 +105,9 @@ def stepwise(case: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     moves = correction(r, wish["strength"], wish["max_correction"])
     for name in wish["bases"]:
         given = known[f"{name}.signal"].tolist() if name in found else None
-        base = project(BASES[name](given, blocks, budget), blocks, budget)
-        moved = [x + d for x, d in zip(known[f"{name}.base"].tolist(), moves, strict=True)]
+        wanted = BASES[name](given, blocks, budget)
+        base = project(wanted, blocks, budget)
+        moved = [x + d for x, d in zip(wanted, moves, strict=True)]
         steps[f"{name}.base"] = torch.tensor(base, dtype=torch.float64)
         moved = project(moved, blocks, budget)
         steps[f"{name}.corrected"] = torch.tensor(moved, dtype=torch.float64)
