@@ -17,7 +17,7 @@ from refimpl.oracle.case import Case
 from refimpl.oracle.compare import Judged, judged
 from refimpl.oracle.own import own_of
 from refimpl.oracle.peer import as_peers
-from refimpl.oracle.ties import behind_rounding, steps_after, ties_of
+from refimpl.oracle.ties import moved_by_rounding, near_zero, steps_after, ties_of
 from refimpl.oracle.tolerance import dtype_of, tolerance_of
 
 Verdict = Literal["pass", "divergent", "inconclusive"]
@@ -118,10 +118,11 @@ def check(
                 made.append(Judged(name, "conditional", fault="after a near tie"))
             continue
         limit = tolerance_of(name, truth, own.errors[name], dtype)
+        limit += moved_by_rounding(case, name, dtype) if limit else 0.0
         ties = partial(ties_of, case, own, dtype, name, actual, limit)
         one = judged(name, actual, truth, own.errors[name], limit, ties)
-        if not stepwise and behind_rounding(case, one, dtype):
-            one = Judged(name, "conditional", fault="after a weight that was rounded otherwise")
+        if near_zero(one, actual, truth):
+            one = Judged(name, "conditional", fault="should be zero, and nearly is")
         elif one.status == "divergent" and as_peers(name, actual, case.peer, limit):
             one = replace(one, fault="what the peers' code gives (docs/explanation/deviations.md)")
         elif one.near_ties and not stepwise:

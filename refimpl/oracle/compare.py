@@ -12,6 +12,7 @@ from refimpl.jobs.causes import usual_causes
 from refimpl.model.ops import Array
 from refimpl.oracle.choices import Ties
 
+VECTORS = (".weight", ".products", ".squares", ".score")  # seen row by row
 Measure = Literal["rows", "numbers", "counts", "bits"]
 Status = Literal["pass", "divergent", "missing", "conditional"]
 
@@ -54,7 +55,8 @@ def measure_of(step: str, kind: np.dtype[np.generic]) -> Measure:
         kind: Dtype of its truth.
 
     Returns:
-        "rows": relative error of the worst row (tokens of the forward; rows of rewritten weights);
+        "rows": relative error of the worst row (tokens of the forward; rows of weights, products and
+        scores; squares are one row: a channel that hardly carries anything has few digits);
         "numbers": of the worst number; "counts": equal; "bits": equal, but for near ties.
 
     Example:
@@ -66,7 +68,7 @@ def measure_of(step: str, kind: np.dtype[np.generic]) -> Measure:
     if kind.kind != "f":
         return "bits" if step.endswith(".keep") else "counts"
     forward = step.split(".")[0] in ("embed", "blocks", "final_norm", "logits")
-    return "rows" if forward or step.endswith((".weight", ".products")) else "numbers"
+    return "rows" if forward or step.endswith(VECTORS) else "numbers"
 
 
 def error_of(

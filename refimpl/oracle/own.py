@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import isfinite
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
+from refimpl.oracle.compare import measure_of
 from refimpl.oracle.rounding import LESS, rounded_steps
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import rounded_stepwise_steps, stepwise_steps
@@ -34,9 +36,9 @@ class Own:
 def own_of(case: Case, dtype: str, stepwise: bool = False) -> Own:
     """Compute a case in a dtype.
 
-    What float64 costs is taken from two sides, the larger counts: in large, as `rounded_steps` has
-    it, and as float32 costs in small, by their units. float32 itself is seen in large, too, up to
-    the pruners: errors add up, and one sum of them may be near zero by chance.
+    What a dtype costs is taken from three sides, the largest counts: computed in it; and what
+    float32, and float32 with eight bits less, cost in their units. A step that ends in few numbers
+    is a sum of errors of either sign, and one such sum may be near zero by chance.
 
     Args:
         case: From `read_case`.
@@ -51,35 +53,54 @@ def own_of(case: Case, dtype: str, stepwise: bool = False) -> Own:
     """
     if dtype not in UNITS:
         raise RefimplError(f"dtype {dtype}", " or ".join(UNITS), "choose one of these")
+    found = _computed(case, dtype, stepwise, large=dtype != "float32")
+    seen = 2.0**-LESS if dtype == "float64" else 1.0  # in large
+    errors = {name: x * seen for name, x in pooled_errors(case.expected, found).items()}
+    for large in (False, True):
+        if dtype == "float32" and not large:
+            continue  # that is what was found
+        for name, x in _sample(case, stepwise, large).items():
+            errors[name] = max(errors[name], x * UNITS[dtype])
+    return Own(found, errors, stepwise)
+
+
+@lru_cache(maxsize=8)
+def _sample(case: Case, stepwise: bool, large: bool) -> dict[str, float]:
+    """Errors in units of the dtype, of float32 or of float32 seen in large.
+
+    Run from the tokens up to the pruners, whose choices turn; of counts and decisions none.
+    """
+    unit = UNITS["float32"] * (2.0**LESS if large else 1.0)
+    errors = pooled_errors(case.expected, _computed(case, "float32", stepwise, large))
+    return {
+        name: x / unit
+        for name, x in errors.items()
+        if measure_of(name, case.expected[name].dtype) in ("rows", "numbers")
+        and isfinite(x)
+        and (stepwise or name.split(".")[0] not in PRUNERS)
+    }
+
+
+def _computed(case: Case, dtype: str, stepwise: bool, large: bool) -> Mapping[str, Array]:
+    """Every step, in a dtype that NumPy has or in one that is seen in large."""
     every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))
-    ids, single = case.inputs["token_ids"], dtype == "float32"
+    ids = case.inputs["token_ids"]
     try:
         if stepwise:
-            found = (stepwise_steps if single else rounded_stepwise_steps)(case, dtype)
-        else:
-            found = (steps if single else rounded_steps)(case.model, ids, every, dtype)
+            return (rounded_stepwise_steps if large else stepwise_steps)(case, dtype)
+        return (rounded_steps if large else steps)(case.model, ids, every, dtype)
     except RefimplError as error:
         raise RefimplError(
             f"{case.folder}: cannot be computed in {dtype} ({error.problem})",
             "a case whose numbers are within the range of the dtype",
             "compare in another dtype",
         ) from error
-    errors = pooled_errors(case.expected, found)
-    if single and not stepwise:  # a second sample, up to the pruners, whose choices it turns
-        large = pooled_errors(case.expected, rounded_steps(case.model, ids, every, dtype))
-        for name, x in large.items():
-            if name.split(".")[0] not in PRUNERS and not name.endswith(".counts"):
-                errors[name] = max(errors[name], x * 2.0**-LESS)
-    if dtype == "float64":
-        rough, small = own_of(case, "float32", stepwise).errors, UNITS["float64"] / UNITS["float32"]
-        errors = {name: max(x * 2.0**-LESS, rough[name] * small) for name, x in errors.items()}
-    return Own(found, errors, stepwise)
 
 
 def pooled_errors(truth: Mapping[str, Array], own: Mapping[str, Array]) -> dict[str, float]:
-    """How far refimpl itself is off step by step; all pushes of the experiment are one sample.
+    """How far refimpl itself is off step by step, steps that end in few numbers of a kind together.
 
-    A push ends in few numbers, means of errors of either sign, which may be near 0 by chance.
+    Such numbers are means of errors of either sign, which may be near 0 by chance.
 
     Args:
         truth: Every step in float64.
@@ -87,12 +108,13 @@ def pooled_errors(truth: Mapping[str, Array], own: Mapping[str, Array]) -> dict[
 
     Returns:
         Errors by name, as `own_errors` measures them; drifts all have the largest of them, and so
-        have alignments; coefficients, ratios of two drifts, have no less than drifts.
+        have alignments, corrected allocations and perplexities; coefficients, ratios of two drifts,
+        have no less than drifts.
     """
     errors = own_errors(truth, own)
-    for kind in ("drift", "alignment"):
-        pushes = [x for x in errors if x.startswith("perturbed.") and x.endswith(kind)]
-        errors |= dict.fromkeys(pushes, max(errors[x] for x in pushes))
+    for kind in (".drift", ".alignment", ".corrected", ".perplexity"):
+        alike = [x for x in errors if x.endswith(kind) and isfinite(errors[x])]
+        errors |= dict.fromkeys(alike, max((errors[x] for x in alike), default=0.0))
     ratio = "absorption_coefficient"
     errors[ratio] = max(errors[ratio], errors["perturbed.0.drift"])
     return errors

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from math import inf
+from math import inf, isfinite
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def ties_of(
         return outlier_ties(found, truth, scores, m, limit, relative("wanda.*.score"), TIES)
     if last == "keep":
         score, group, slack = score_behind(case, own, step, dtype)
-        slack += 0.0 if own.stepwise else _moved(case, step, dtype)
+        slack += moved_by_rounding(case, step, dtype)
         ties = keep_ties(found, truth, score, group, slack)
         near = turnable(truth, score, group, slack / 4)  # twice what the dtype costs refimpl
         most = max(2, TIES * score.size, FACTOR * own.errors[step], near)
@@ -100,8 +100,8 @@ def ties_of(
     return ()
 
 
-def behind_rounding(case: Case, one: Judged, dtype: str) -> bool:
-    """Whether a divergence may come from a weight that was rounded the other way.
+def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
+    """How far a step may move with weights that were rounded the other way.
 
     SparseGPT's new weights are rounded to the dtype of the file. Where that is coarser than the
     candidate's, one that lies between two numbers may become either, in a block that is shown or
@@ -109,24 +109,35 @@ def behind_rounding(case: Case, one: Judged, dtype: str) -> bool:
 
     Args:
         case: The case.
-        one: What became of a step.
+        step: Name of the step.
         dtype: The candidate's.
 
     Returns:
-        Whether it may: a number of SparseGPT behind block 0, off by no more than that.
+        What is added to the tolerance: of steps of SparseGPT behind block 0, else 0.
     """
-    if one.status != "divergent" or one.fault or one.step.endswith(".keep"):
-        return False
-    moved = _moved(case, one.step, dtype)
-    return moved > 0 and one.error <= one.tolerance + moved
-
-
-def _moved(case: Case, step: str, dtype: str) -> float:
-    """How far a step of SparseGPT may move with weights that were rounded the other way."""
     names = {weight.stored.array.dtype.name for weight in case.model.weights.values()}
     unit = max((UNITS[name] for name in names & UNITS.keys()), default=0.0)
     later = step.startswith("sparsegpt.") and not step.startswith("sparsegpt.blocks.0.")
     return SPARSEGPT * FLOOR_16 * unit if later and unit > UNITS[dtype] else 0.0
+
+
+def near_zero(one: Judged, actual: Mapping[str, Array], truth: Array) -> bool:
+    """Whether a step has no relative error because a number should be zero, and nearly is.
+
+    Args:
+        one: What became of it.
+        actual: The candidate's arrays.
+        truth: What it should be.
+
+    Returns:
+        Whether a sum of squares or products is off by no more than its tolerance, and a tenth, of
+        its largest.
+    """
+    sums = one.step.endswith((".squares", ".products"))
+    if not sums or one.status != "divergent" or one.fault or isfinite(one.error):
+        return False
+    missed = np.abs(actual[one.step].astype(np.float64) - truth).max()
+    return bool(missed <= min(one.tolerance, 0.1) * np.abs(truth).max())
 
 
 def score_behind(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, int, float]:
@@ -166,7 +177,7 @@ def score_behind(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, in
 
 
 def turnable(truth: Array, score: Array, group: int, relative: float) -> int:
-    """How many decisions lie within a relative error of going the other way.
+    """How many decisions lie within a relative error of going the other way, and are no equals.
 
     Args:
         truth: The right ones, packed bits of keep.
@@ -191,5 +202,6 @@ def turnable(truth: Array, score: Array, group: int, relative: float) -> int:
         lowest = np.min(np.where(stays, by, inf), axis=1, keepdims=True)
         highest = np.max(np.where(stays, 0.0, by), axis=1, keepdims=True)
         near = np.where(stays, by <= highest * (1 + relative), by * (1 + relative) >= lowest)
+        near &= np.where(stays, by != highest, by != lowest)  # equal ones are told apart by place
         count += int(near.sum())
     return count
