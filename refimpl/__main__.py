@@ -2,4 +2,5 @@
 
 from refimpl.cli.main import main
 
-main()
+if __name__ == "__main__":  # not where an executor's worker imports it
+    main()

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from refimpl import Model, Perturbation, RefimplError, Request, Scores, allocate, score
 from refimpl.jobs import experiment as jobs
+from refimpl.jobs import journey
 from refimpl.jobs.document import document
 from refimpl.jobs.execution import Workers
 from refimpl.jobs.measurements import Address, Measurements, addresses, groups
@@ -51,7 +52,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces so small that these sequences have several, with edges inside windows."""
     monkeypatch.setattr(kernels, "QUERIES", 4)
     monkeypatch.setattr(kernels, "ELEMENTS", 50)
-    monkeypatch.setattr(jobs, "HEAD_BYTES", 3000)
+    monkeypatch.setattr(journey, "HEAD_BYTES", 3000)
 
 
 class WithSinks(Model):
@@ -628,7 +629,7 @@ def test_progress_ends_at_the_total(kind: str, room: int) -> None:
         tokens_of("llama"),
         plan,
         room * state_bytes(model, np.float64),
-        pruned=(lambda _, weights: weights) if kind == "pruning" else None,
+        pruned=(lambda _, weights, workers: weights) if kind == "pruning" else None,
         divergence=kind == "pruning",
         progress=lambda done, total: seen.append((done, total)),
     )

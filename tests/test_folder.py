@@ -18,7 +18,7 @@ import pytest
 from conftest import FIXTURES
 
 from refimpl import RefimplError, read_model
-from refimpl.jobs import folder
+from refimpl.jobs import folder, lock
 from refimpl.jobs.copies import copies
 from refimpl.jobs.folder import check_target, new_folder
 from refimpl.jobs.rewrite import PrunedLinear, rewrite
@@ -215,7 +215,7 @@ def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / ".out.part" / "lock").unlink()
         flock(file, how)
 
-    monkeypatch.setattr(folder.fcntl, "flock", removed)
+    monkeypatch.setattr(lock.fcntl, "flock", removed)
     assert "another run" in str(refusal(lambda: write_new(tmp_path / "out", force=False)))
 
 
@@ -226,7 +226,7 @@ def test_file_systems_without_locks(
     def without(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(folder.fcntl, "flock", without)
+    monkeypatch.setattr(lock.fcntl, "flock", without)
     if number == errno.EIO:
         refusal(lambda: write_new(tmp_path / "out", force=False))
         assert not (tmp_path / "out").exists()
@@ -236,7 +236,7 @@ def test_file_systems_without_locks(
 
 
 def test_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "fcntl", None)
+    monkeypatch.setattr(lock, "fcntl", None)
     write_new(tmp_path / "out", force=False)
     assert content_of(tmp_path / "out") == NEW
     assert os.listdir(tmp_path) == ["out"]

@@ -447,7 +447,9 @@ def survives_kills(
         force = ("--force",) if number % 2 else ()
         how = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 4]
         before = out.exists()
-        code = killed(source, out, (*words, *force), generator.uniform(0.1, 1.1) * length, how)
+        code = killed(
+            source, out, (*words, *force, "--resume"), generator.uniform(0.1, 1.1) * length, how
+        )
         deaths += code not in (0, 2)
         names = {path.name for path in tmp_path.iterdir()}
         assert names <= {"whole", "out", ".out.part"}
@@ -456,7 +458,8 @@ def survives_kills(
         elif before:  # killed between the renames: the next run puts it back
             assert (tmp_path / ".out.part" / "old").exists()
     assert {path: path.read_bytes() for path in original} == original
-    assert killed(source, out, (*words, "--force"), 600, signal.SIGKILL) == 0
+    last = (*words, "--force", "--resume")
+    assert killed(source, out, last, 600, signal.SIGKILL) == 0
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.name in whole} == whole
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
     return deaths
@@ -477,7 +480,7 @@ def test_fifty_kills_on_a_real_model(tmp_path: Path) -> None:
     if not source.is_dir():
         pytest.skip("REFIMPL_REAL names no folder of models: see docs/how-to/real-models.md")
     words = ("--nm", "2:4", "--samples", "1", "--seq-len", "64")
-    assert survives_kills(source, tmp_path, words, kills=50, seed=1) > 25
+    assert survives_kills(source, tmp_path, words, kills=50, seed=1) > 12
 
 
 # ---- the library --------------------------------------------------------------------------------

@@ -1,21 +1,21 @@
 """`refimpl eval`: perplexity on a text, accuracy on questions."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from refimpl.cli import options as opt
-from refimpl.cli.groups import RUNNING, Running, with_groups
+from refimpl.cli.groups import with_groups
 from refimpl.cli.options import option
+from refimpl.cli.running import LongRun, Running
 from refimpl.cli.terminal import progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.choices import read_questions
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
-from refimpl.evaluation.resume import part_path
 from refimpl.jobs.output import checked_output, write_json
+from refimpl.jobs.part import written
 from refimpl.model.checkpoint import Model, read_model
 from refimpl.show.evaluation import evaluation_table
 from refimpl.tokens import SEQ_LEN, Windows, id_windows, text_windows
@@ -70,16 +70,8 @@ def command(
     questions: Annotated[
         int | None, option("Number of questions, from the first. Default: all.", "N", CHOICES)
     ] = None,
-    how: Running,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Take up a run that was killed, from the file that it left beside -o, named "
-            "FILE.part; start where there is none.",
-            rich_help_panel=RUNNING,
-        ),
-    ] = False,
+    running: Running,
+    long: LongRun,
     as_json: opt.Json = False,
     output: opt.Output = None,
 ) -> None:
@@ -92,7 +84,6 @@ def command(
         ("--windows", windows, "--text or --tokens", text or tokens),
         ("--window", window, "--text or --tokens", text or tokens),
         ("--questions", questions, "--choices", choices),
-        ("--resume", resume or None, "-o", output),
     ):
         if given is not None and other is None:
             raise RefimplError(
@@ -100,7 +91,7 @@ def command(
             )
     opened = read_model(model, config)
     inputs = {"--text": text, "--tokens": tokens, "--choices": choices, "--config": config}
-    part = None if output is None else part_path(output)
+    part = opt.checked_part(output, long.resume)
     for path in (output, part):
         checked_output(path, opt.model_files(opened) | inputs)
     cut = _windows(opened, text, tokens, window, windows)
@@ -110,17 +101,15 @@ def command(
             opened,
             cut,
             asked,
-            dtype=how.dtype,
-            threads=how.threads,
-            memory=how.memory,
             progress=progress,
             part=part,
-            resume=resume,
+            **asdict(running),
+            **asdict(long),
         )
     document = evaluation_document(found)
-    if output is not None and part is not None:
-        write_json(output, document)
-        part.unlink()
+    if output is not None:
+        with written(part, long.resume):
+            write_json(output, document)
     printed = json.dumps(document, indent=1, allow_nan=False) + "\n"
     print(printed if as_json else evaluation_table(found), end="", flush=True)
 

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from refimpl.cli.options import option
+from refimpl.cli.running import LongRun as LongRun
+from refimpl.cli.running import Running as Running
+from refimpl.cli.running import long_run, running
 from refimpl.errors import RefimplError
 from refimpl.jobs.request import Compat, Request, Scale
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
 from refimpl.method.perturbation import Kind, NoiseScale, NoiseShape, Norm, Perturbation, Sink
 
-TOKENS, PERTURBATION, RUNNING = "Tokens", "Perturbation", "Running"  # headings in --help
+TOKENS, PERTURBATION = "Tokens", "Perturbation"  # headings in --help
 
 NoiseScaleOption = Annotated[
     NoiseScale, option("Noise of this size on every token, or on all.", panel=PERTURBATION)
@@ -37,15 +40,6 @@ class Source:
     ids: Path | None
     samples: int | None
     seq_len: int | None
-
-
-@dataclass(frozen=True)
-class Running:
-    """How a computation runs."""
-
-    dtype: Literal["float32", "float64"]
-    threads: int | None
-    memory: str | None
 
 
 TextOption = Annotated[
@@ -118,10 +112,21 @@ def perturbation_plan(
     seed: Annotated[
         int, option("Seed of everything that is drawn at random, 0 or more.", "N", PERTURBATION)
     ] = 0,
+    subset: Annotated[
+        int | None,
+        option(
+            "Perturb only K blocks for each sample and draw, chosen at random and evenly spread. "
+            "Default: all.",
+            "K",
+            PERTURBATION,
+        ),
+    ] = None,
 ) -> Perturbation:
     """The perturbation that the options ask for."""
     etas = numbers(eta, "eta")
-    return Perturbation(perturbation, etas, noise_scale, noise_shape, norm, sink, draws, seed)
+    return Perturbation(
+        perturbation, etas, noise_scale, noise_shape, norm, sink, draws, seed, subset
+    )
 
 
 def request(
@@ -199,35 +204,12 @@ def request(
     )
 
 
-def running(
-    *,
-    dtype: Annotated[
-        Literal["float32", "float64"],
-        option("Precision of the computation; float64 certifies float32.", panel=RUNNING),
-    ] = "float32",
-    threads: Annotated[
-        int | None,
-        option("Worker threads, 1 or more. Default: one per core.", "N", RUNNING),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        option(
-            "Memory for residual states, such as 512M or 1.5G; results do not depend on it. "
-            "Default: what is free, at most 2 GiB.",
-            "SIZE",
-            RUNNING,
-        ),
-    ] = None,
-) -> Running:
-    """How the options want the computation to run."""
-    return Running(dtype, threads, memory)
-
-
 GROUPS: Mapping[Any, Callable[..., Any]] = {
     Source: source,
     Perturbation: perturbation_plan,
     Request: request,
     Running: running,
+    LongRun: long_run,
 }
 
 

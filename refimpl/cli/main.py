@@ -7,7 +7,19 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from refimpl.cli import allocate, case, check, eval, export, inspect, prune, score, validate
+from refimpl.cli import (
+    allocate,
+    case,
+    check,
+    eval,
+    explain,
+    export,
+    inspect,
+    prune,
+    report,
+    score,
+    validate,
+)
 from refimpl.errors import RefimplError
 from refimpl.model.arithmetic import loud
 from refimpl.version import __version__
@@ -29,6 +41,8 @@ app.command("eval")(eval.command)
 app.command("export")(export.command)
 app.command("validate")(validate.command)
 app.command("check")(check.command)
+app.command("report")(report.command)
+app.command("explain")(explain.command)
 app.add_typer(case.app, name="case")
 
 

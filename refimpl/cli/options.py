@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from refimpl.errors import RefimplError
+from refimpl.jobs.part import part_path
 from refimpl.jobs.request import BASES, Request
 from refimpl.model.checkpoint import Model
 
@@ -51,6 +52,24 @@ Output = Annotated[
         help="Write the JSON to a file as well, whole or not at all; an old one is replaced.",
     ),
 ]
+
+
+def checked_part(output: Path | None, resume: bool) -> Path | None:
+    """Where what was found so far is kept; refuse to take it up where it is nowhere.
+
+    Args:
+        output: Where the result goes, or None.
+        resume: Whether --resume was given.
+
+    Returns:
+        A file beside the output, or None.
+
+    Raises:
+        RefimplError: --resume without -o.
+    """
+    if resume and output is None:
+        raise RefimplError("--resume without -o", "-o beside it", "add -o, or leave --resume away")
+    return None if output is None else part_path(output)
 
 
 def base_file(wanted: Request) -> Path | None:

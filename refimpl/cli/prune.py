@@ -1,6 +1,7 @@
 """`refimpl prune`: from a model, and an allocation, to a pruned model that any other tool loads."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,15 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from refimpl.cli import options as opt
-from refimpl.cli.groups import Running, Source, names_of, with_groups
+from refimpl.cli.groups import Source, names_of, with_groups
+from refimpl.cli.running import LongRun, Running
 from refimpl.cli.score import refuse_noise
 from refimpl.cli.terminal import progress_bar
 from refimpl.errors import RefimplError
 from refimpl.jobs.allocate import allocate, base_only
+from refimpl.jobs.folder import kept_folder
 from refimpl.jobs.prune import check_prune, prune, record
 from refimpl.jobs.pruned_blocks import CALIBRATED
 from refimpl.jobs.request import Request
-from refimpl.jobs.score import ACTIVATIONS, score, signals
+from refimpl.jobs.score import score
+from refimpl.jobs.signals import ACTIVATIONS, signals
 from refimpl.jobs.targets import Targets, allocation_targets, pattern_targets, read_targets
 from refimpl.jobs.tokens import model_tokens
 from refimpl.method.perturbation import Perturbation
@@ -84,6 +88,7 @@ def command(
     plan: Perturbation,
     wanted: Request,
     running: Running,
+    long: LongRun,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the content of pruning.json in place of the table."),
@@ -101,20 +106,23 @@ def command(
         "--allocation": allocation,
         "--base": opt.base_file(wanted),
     }
-    check_prune(opened, output, inputs, force)
+    check_prune(opened, output, inputs, force, long.resume)
     pruner = Pruner(method, damping, plan.seed)
     _one_target(context, allocation, nm)
     if method != "sparsegpt":
         opt.refuse(context, ("damping",), f"--method {method}", "--method sparsegpt")
-    options: dict[str, Any] = asdict(running)
-    tokens = None
+    options: dict[str, Any] = asdict(running) | {"executor": long.executor}
+    tokens, resume = None, long.resume
     if nm is not None:
         linears, blocks = opened.config.linear_shapes, opened.config.num_blocks
         targets = pattern_targets(parse_pattern(nm), linears, blocks, wanted.compat)
     elif allocation is not None:
         targets = read_targets(allocation, opened.config.linear_shapes, opened.config.num_blocks)
     else:
-        targets, tokens = _scored(context, opened, source, plan, wanted, running)
+        with kept_folder(output, resume) as kept:
+            options_of_scoring = options | {"part": kept / "scores", "resume": True}
+            targets, tokens = _scored(context, opened, source, plan, wanted, options_of_scoring)
+        resume = True  # what is in that folder now
     if method in CALIBRATED and tokens is None:
         tokens = _tokens(opened, source, plan.seed)
     elif tokens is None:
@@ -127,6 +135,7 @@ def command(
             pruner,
             tokens,
             force=force,
+            resume=resume,
             **options,
             progress=progress,
         )
@@ -161,10 +170,9 @@ def _scored(
     source: Source,
     plan: Perturbation,
     wanted: Request,
-    running: Running,
+    options: Mapping[str, Any],
 ) -> tuple[Targets, Tokens | None]:
     """Targets from scoring and allocating; without a correction the experiment is left out."""
-    options: dict[str, Any] = asdict(running)
     if wanted.correct is None:
         opt.refuse(
             context,

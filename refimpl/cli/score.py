@@ -1,14 +1,19 @@
 """`refimpl score`: from a model to absorption coefficients and an allocation."""
 
+import json
+import sys
+from dataclasses import asdict, replace
 from typing import Annotated, Literal
 
 import typer
 
 from refimpl.cli import options as opt
-from refimpl.cli.groups import RUNNING, Running, Source, with_groups
+from refimpl.cli.groups import Source, with_groups
 from refimpl.cli.options import option
+from refimpl.cli.running import RUNNING, LongRun, Running
 from refimpl.cli.terminal import deliver, progress_bar
-from refimpl.jobs.experiment import experiment
+from refimpl.jobs.budget import fitting
+from refimpl.jobs.estimate import estimator
 from refimpl.jobs.measurements import Experiment
 from refimpl.jobs.output import checked_output
 from refimpl.jobs.request import Request
@@ -16,7 +21,9 @@ from refimpl.jobs.score import score
 from refimpl.jobs.tokens import model_tokens
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.checkpoint import read_model
+from refimpl.show.estimate import chosen_options, duration, estimate_document, estimate_text
 
+RESUMED = "the samples, draws and subset of the run that is taken up, as that run printed them"
 NOISE = ("eta", "noise_scale", "noise_shape")
 
 
@@ -30,6 +37,7 @@ def command(
     plan: Perturbation,
     wanted: Request,
     running: Running,
+    long: LongRun,
     runtime: Annotated[
         Literal["numpy", "onnxruntime"],
         option(
@@ -42,6 +50,23 @@ def command(
         Literal["auto", "cuda", "cpu"],
         option("Of onnxruntime. auto: a GPU where one works, else the CPU.", panel=RUNNING),
     ] = "auto",
+    budget: Annotated[
+        float | None,
+        option(
+            "Choose draws, samples and, if need be, a subset of the blocks so that it takes about "
+            "this long; never more of them than without it.",
+            "MINUTES",
+            RUNNING,
+        ),
+    ] = None,
+    only_estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            rich_help_panel=RUNNING,
+            help="Print the passes, arithmetic, memory and time that it would take, and stop.",
+        ),
+    ] = False,
     as_json: opt.Json = False,
     output: opt.Output = None,
 ) -> None:
@@ -52,30 +77,60 @@ def command(
     """
     if plan.kind == "pruning":
         refuse_noise(context)
-    run: Experiment = experiment
+    ahead = "--estimate" if only_estimate else None if budget is None else "--budget"
+    if ahead is not None:
+        opt.refuse(context, ("runtime",), ahead, "--runtime numpy, which is what is measured")
+        opt.refuse(context, ("resume",), ahead, RESUMED)
+    run: Experiment | None = None
     if runtime == "onnxruntime":
         from refimpl.onnx.runtime import on_onnxruntime
 
+        opt.refuse(
+            context,
+            ("executor", "resume"),
+            "--runtime onnxruntime",
+            "--runtime numpy, whose work is made of units",
+        )
         run = on_onnxruntime(plan, device)
     else:
         opt.refuse(context, ("device",), "--runtime numpy", "onnxruntime, which has devices")
+    part = opt.checked_part(output if run is None else None, long.resume)
     opened = read_model(model, config)
     options = {"--text": source.text, "--tokens": source.ids, "--config": config}
-    checked_output(output, opt.model_files(opened) | options | {"--base": opt.base_file(wanted)})
+    for path in (output, part):
+        checked_output(path, opt.model_files(opened) | options | {"--base": opt.base_file(wanted)})
     ids = model_tokens(opened, source.text, source.ids, source.samples, source.seq_len, plan.seed)
+    if ahead is not None:
+        kept, options_of_run = part is not None, asdict(running) | {"executor": long.executor}
+        expected = estimator(opened, ids, plan, wanted, kept=kept, **options_of_run)
+        if budget is None:
+            made = expected(len(ids.ids), plan)
+        else:
+            made = fitting(expected, len(ids.ids), plan, budget)
+        if only_estimate:
+            shown = estimate_document(made, budget)
+            text = json.dumps(shown, indent=1) + "\n" if as_json else estimate_text(made, budget)
+            print(text, end="", flush=True)
+            return
+        chose = f"budget of {budget:g} min: {chosen_options(made)}"
+        print(f"{chose}, about {duration(made.seconds.total)}", file=sys.stderr, flush=True)
+        plan = made.plan
+        ids = model_tokens(
+            opened, source.text, source.ids, made.tokens.samples, source.seq_len, plan.seed
+        )
     with progress_bar("scoring") as progress:
         found = score(
             opened,
             ids,
             plan,
             wanted,
-            dtype=running.dtype,
-            threads=running.threads,
-            memory=running.memory,
             runtime=run,
             progress=progress,
+            part=part,
+            **asdict(running),
+            **asdict(long),
         )
-    deliver(found, wanted, as_json, output)
+    deliver(replace(found, budget_minutes=budget), wanted, as_json, output, part, long.resume)
 
 
 def refuse_noise(context: typer.Context) -> None:

@@ -13,6 +13,7 @@ from refimpl.jobs.allocate import allocate
 from refimpl.jobs.document import document
 from refimpl.jobs.execution import Progress
 from refimpl.jobs.output import write_json
+from refimpl.jobs.part import written
 from refimpl.jobs.request import Request
 from refimpl.jobs.scores import Scores
 from refimpl.show.table import Style, table
@@ -20,7 +21,14 @@ from refimpl.show.table import Style, table
 STEPS = 1000  # of the progress bar
 
 
-def deliver(scores: Scores, wanted: Request, as_json: bool, output: Path | None) -> None:
+def deliver(
+    scores: Scores,
+    wanted: Request,
+    as_json: bool,
+    output: Path | None,
+    part: Path | None = None,
+    resume: bool = False,
+) -> None:
     """Allocate at every eta, write the JSON if asked to, and print the table or the JSON.
 
     Args:
@@ -28,11 +36,14 @@ def deliver(scores: Scores, wanted: Request, as_json: bool, output: Path | None)
         wanted: The allocation to make of it.
         as_json: Whether JSON is printed in place of the table.
         output: Where the JSON goes, or None.
+        part: What was kept for the case of a kill; removed when the JSON is written.
+        resume: Whether it outlives an error.
     """
-    allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
-    result = document(scores, allocations)
-    if output is not None:
-        write_json(output, result)
+    with written(part, resume):
+        allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
+        result = document(scores, allocations)
+        if output is not None:
+            write_json(output, result)
     if as_json:
         text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     else:

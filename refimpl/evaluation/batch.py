@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.jobs.experiment import head_cost
+from refimpl.jobs.journey import head_cost
 from refimpl.model.config import Config
 from refimpl.model.ids import checked_ids
 

@@ -1,9 +1,9 @@
 """The job: perplexity and multiple choice of a model, in groups that can be taken up again."""
 
 import time
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,20 @@ from refimpl.evaluation.choices import Accuracy, Questions
 from refimpl.evaluation.encoding import Choices, Sequences, choice_sequences, encoder
 from refimpl.evaluation.likelihood import group_likelihoods, room
 from refimpl.evaluation.perplexity import Perplexity
-from refimpl.evaluation.resume import Found, Part
 from refimpl.jobs.execution import Progress, Workers, parse_memory
-from refimpl.jobs.run import Run, run_since, versions
+from refimpl.jobs.executors import engine
+from refimpl.jobs.identity import identity
+from refimpl.jobs.part import Part
+from refimpl.jobs.run import Run, run_since
+from refimpl.jobs.units import Tick, results
 from refimpl.model.checkpoint import Model
+from refimpl.model.config import Config
 from refimpl.tokens import Windows
 
 GROUP = 16 * BATCH  # tokens: what a kill loses at most, half a minute of a small model
+
+Found = dict[int, tuple[float, bool]]
+"""By number of the sequence: its summed log likelihood, and whether it is greedy."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ def evaluate(
     dtype: npt.DTypeLike = np.float32,
     threads: int | None = None,
     memory: str | int | None = None,
+    executor: Executor | str | None = None,
     progress: Progress = lambda done, total: None,
     part: Path | None = None,
     resume: bool = False,
@@ -80,14 +88,15 @@ def evaluate(
         windows: From `text_windows` or `id_windows`.
         questions: From `read_questions`.
         dtype: float32, or float64 to certify; sums over the vocabulary are float64.
-        threads: Worker threads; one per core if None.
+        threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
+        executor: Where the units run, as for `score`.
         progress: Called with the units of work done and in all.
         part: Where to keep what was found so far, or None; the caller removes it in the end.
         resume: Whether to take up what is there.
 
     Returns:
-        The numbers, the same for every memory and number of threads, resumed or not.
+        The numbers, the same for every executor, memory and number of threads, resumed or not.
 
     Raises:
         RefimplError: Neither windows nor questions; tokens the model cannot read; NaN or Inf among
@@ -113,9 +122,12 @@ def evaluate(
     choices = None if questions is None else choice_sequences(encoder(model), questions)
     made = _all_batches(model, texts, [] if choices is None else choices.sequences)
     budget = parse_memory(memory)
-    size = min(GROUP, room(model, made, budget, dtype))
-    keep = Part(part, _identity(model, windows, choices, dtype), resume) if part else nullcontext()
-    with keep as kept, Workers(threads) as workers:
+    keep = (
+        Part(part, _identity(model, windows, choices, dtype), resume, _meaning)
+        if part
+        else nullcontext()
+    )
+    with keep as kept, engine(executor, threads) as where, Workers(threads) as workers:
         found: Found = {} if kept is None else dict(kept.found)
         left = [batch for batch in made if not found.keys() >= set(batch.members)]
         total = sum(batch.cost(model.config) for batch in made)
@@ -127,9 +139,11 @@ def evaluate(
             done += cost
             progress(done, total)
 
-        for group in groups(left, size):
-            likelihoods = group_likelihoods(model, group, workers, dtype, tick=tick)
-            new = {n: (float(x.log_probabilities.sum()), x.greedy) for n, x in likelihoods.items()}
+        size = min(GROUP, room(model, made, budget // where.workers, dtype))
+        if where.executor is not None:  # two units or more for every worker
+            size = min(size, -(-sum(batch.ids.size for batch in left) // (2 * where.workers)))
+        units = [Reading(tuple(group), dtype) for group in groups(left, size)]
+        for _, new in results(units, model, where, workers, tick):
             if kept is not None:
                 kept.add(new)
             found |= new
@@ -147,6 +161,28 @@ def evaluate(
         resumed,
         run_since(started, dtype, workers, budget),
     )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Batches that pass through the model together: the unit of an evaluation.
+
+    Args:
+        batches: The batches, token ids only.
+        dtype: Of the computation.
+    """
+
+    batches: tuple[Batch, ...]
+    dtype: npt.DTypeLike
+
+    def cost(self, config: Config) -> float:
+        """As of the batches."""
+        return sum(batch.cost(config) for batch in self.batches)
+
+    def run(self, model: Model, workers: Workers, tick: Tick) -> Found:
+        """What the model says of each sequence."""
+        likelihoods = group_likelihoods(model, self.batches, workers, self.dtype, tick=tick)
+        return {n: (float(x.log_probabilities.sum()), x.greedy) for n, x in likelihoods.items()}
 
 
 def _all_batches(model: Model, texts: Sequences, pairs: Sequences) -> list[Batch]:
@@ -176,13 +212,14 @@ def _identity(
     model: Model, windows: Windows | None, choices: Choices | None, dtype: npt.DTypeLike
 ) -> dict[str, Any]:
     """Everything that the log likelihoods depend on."""
-    stats = [(file.path.name, file.path.stat()) for file in model.files]
-    return {
-        "model": model.name,
-        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        "config": sha256(repr(sorted(model.config_file.items())).encode()).hexdigest(),
+    return identity(model) | {
         "windows": windows and [windows.window, windows.sha256],
         "choices": choices and choices.sha256,
         "dtype": np.dtype(dtype).name,
-        "versions": versions(),
     }
+
+
+def _meaning(key: str, value: Any) -> tuple[int, tuple[float, bool]]:
+    """A sequence that an earlier run found."""
+    nats, greedy = value
+    return int(key), (float(nats), bool(greedy))

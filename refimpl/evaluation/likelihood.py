@@ -15,7 +15,7 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.batch import Batch, batches, groups
 from refimpl.evaluation.softmax import RunningSoftmax
 from refimpl.jobs.execution import Workers
-from refimpl.jobs.experiment import head_cost
+from refimpl.jobs.journey import head_cost
 from refimpl.model.arithmetic import loud
 from refimpl.model.checkpoint import Model
 from refimpl.model.forward import Weights, block, embed, head, places

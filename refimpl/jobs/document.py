@@ -37,6 +37,8 @@ def document(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, A
         "norm": plan.norm,
         "sink": plan.sink,
         "draws": plan.draws,
+        "subset": plan.subset,
+        "budget_minutes": scores.budget_minutes,
         "tokens": asdict(scores.tokens),
         "linears": {name: list(shape) for name, shape in scores.linears.items()},
         **request_fields(allocations[0]),
@@ -119,15 +121,17 @@ def allocation_rows(scores: Scores, allocation: Allocation) -> list[dict[str, An
 def block_rows(scores: Scores, found: Absorption, allocation: Allocation) -> list[dict[str, Any]]:
     """Everything about every block at one eta."""
     signals, rows = scores.signals, []
-    few = "fewer than two sequences" if scores.tokens.samples < 2 else "no token with a drift"
+    few = scores.tokens.samples < 2
     for i, row in enumerate(allocation_rows(scores, allocation)):
         r, stderr = _known(found.coefficient[i]), _known(found.stderr[i])
+        once = few or (scores.plan.subset is not None and r is not None)
+        why = "fewer than two sequences" if once else "no token with a drift"
         rows.append(
             row
             | {
                 "absorption_coefficient": r,
                 "absorption_stderr": stderr,
-                **({"absorption_stderr_reason": few} if stderr is None else {}),
+                **({"absorption_stderr_reason": why} if stderr is None else {}),
                 "log_absorption": None if r is None or r <= 0 else float(np.log(r)),
                 "tokens_left_out": int(found.left_out[i]),
                 "tokens_excluded_as_sinks": int(scores.sinks[i]),

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from threading import Lock
 from typing import Any, Self, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -17,6 +18,38 @@ Progress = Callable[[float, float], None]
 MIB = 1 << 20
 DEFAULT_MEMORY = 2048 * MIB
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class _OneCore:
+    """BLAS on one thread for as long as anyone in this process wants it so."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = Lock(), 0
+        self._limit: Any = None
+
+    def take(self, blas: Any) -> None:
+        """Limit BLAS, if nobody has done so."""
+        with self._lock:
+            if self._users == 0:
+                self._limit = blas.limit(limits=1)
+            self._users += 1
+
+    def give_back(self) -> None:
+        """Undo that, if nobody else wants it."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._limit.restore_original_limits()
+
+
+ONE_CORE = _OneCore()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
 
 
 class Workers:
@@ -36,19 +69,16 @@ class Workers:
             )
         controller = ThreadpoolController()
         self._blas = controller.select(user_api="blas")
-        available = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        )
-        self.threads = (threads or available or 1) if len(self._blas) else 1
+        self.threads = (threads or cores()) if len(self._blas) else 1
 
     def __enter__(self) -> Self:
-        self._limit: Any = self._blas.limit(limits=1)
+        ONE_CORE.take(self._blas)
         self._pool = ThreadPoolExecutor(self.threads)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._limit.restore_original_limits()
+        ONE_CORE.give_back()
 
     def submit(self, task: Callable[[], T]) -> Future[T]:
         """Hand a task to the threads, which take tasks in this order."""

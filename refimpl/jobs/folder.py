@@ -11,6 +11,9 @@ run is at work. Steps, in this order; a run may be killed between any two, or wi
 6. `.NAME.part` is removed.
 
 Between 3 and 4 no folder stands under the target's name; the next run puts the old one back.
+
+A run that can be taken up keeps what it has found so far in `.NAME.part/kept`, which means
+something only while `.NAME.part/new` is there; of a run that was killed before step 4 both stay.
 """
 
 import errno
@@ -19,35 +22,33 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from refimpl.errors import RefimplError
+from refimpl.jobs.lock import can_lock, locked
+from refimpl.jobs.part import final
 from refimpl.jobs.place import place, refuse_existing, refuse_overlap
 
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, so two runs at once are the user's to avoid
-    fcntl = None  # type: ignore[assignment]
-
-LOCK, NEW, OLD, DELETED = "lock", "new", "old", "deleted"
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems that have none
+LOCK, NEW, OLD, DELETED, KEPT = "lock", "new", "old", "deleted", "kept"
 MIB = 1 << 20
 
 
 @contextmanager
-def new_folder(target: Path, force: bool) -> Iterator[Path]:
+def new_folder(target: Path, force: bool, resume: bool | None = None) -> Iterator[Path]:
     """Make a folder that stands under its name only when it is whole.
 
     Args:
         target: Its name, in a folder that exists.
         force: Whether an existing folder of models is replaced.
+        resume: None where the run cannot be taken up; else whether what an earlier one left is.
 
     Yields:
-        An empty folder to be filled; renamed to `target` when the caller is done with it, removed
-        where the caller fails or is interrupted.
+        A folder to be filled, empty unless a run is taken up; renamed to `target` when the caller
+        is done with it, removed where the caller fails or is interrupted. Of a run that can be
+        taken up it stays, with the folder `kept` beside it, unless the input or the disk failed.
 
     Raises:
-        RefimplError: The target exists, another run is writing it, or nothing can be written.
+        RefimplError: The target exists, another run is writing it, nothing can be written, or an
+            earlier run could be taken up and is not to be.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -61,39 +62,77 @@ def new_folder(target: Path, force: bool) -> Iterator[Path]:
     target = place(target)
     work = _work_folder(target)
     with _written(target), _alone(work, target):
-        _recover(work, target)
+        _recover(work, target, resume)
         refuse_existing(target, force)
         try:
             new = work / NEW
-            new.mkdir()
+            new.mkdir(exist_ok=resume is True)
+            if resume is not None:
+                (work / KEPT).mkdir(exist_ok=resume)
             yield new
             for here, _, names in os.walk(new):
                 for path in (*(Path(here, name) for name in names), Path(here)):
-                    _to_disk(path)
+                    to_disk(path)
             _swap(work, target, force)
-        except BaseException:
-            with suppress(OSError):  # what cannot be undone now, the next run undoes
-                _recover(work, target)
+        except BaseException as error:
+            if resume is None or final(error):
+                with suppress(OSError):  # what cannot be undone now, the next run undoes
+                    _recover(work, target, undo=True)
+            raise
+
+
+@contextmanager
+def kept_folder(target: Path, resume: bool) -> Iterator[Path]:
+    """Where a run keeps what it finds before it makes its folder.
+
+    Args:
+        target: The folder that it will make.
+        resume: Whether what an earlier run left is taken up.
+
+    Yields:
+        The folder `kept`, which `new_folder` with resume finds again.
+
+    Raises:
+        RefimplError: As for `new_folder`.
+    """
+    target = place(target)
+    work = _work_folder(target)
+    with _written(target), _alone(work, target):
+        _recover(work, target, resume)
+        try:
+            for name in (NEW, KEPT):
+                (work / name).mkdir(exist_ok=resume)
+            yield work / KEPT
+        except BaseException as error:
+            if final(error):
+                with suppress(OSError):
+                    _recover(work, target, undo=True)
             raise
 
 
 def check_target(
-    target: Path, inputs: Mapping[str, Path | None], force: bool, needed_bytes: int
+    target: Path,
+    inputs: Mapping[str, Path | None],
+    force: bool,
+    needed_bytes: int,
+    resume: bool = False,
 ) -> None:
     """Refuse, before any work, a folder that could not be written, or that would damage something.
 
-    What a killed run left beside the target is undone first.
+    What a killed run left beside the target is undone first, unless it can be taken up.
 
     Args:
         target: The folder to be made.
         inputs: Files and folders that are read, by what to call them.
         force: Whether an existing folder of models may be replaced.
         needed_bytes: Room the new folder takes.
+        resume: Whether a run that can be taken up is.
 
     Raises:
         RefimplError: The target exists and force is not given, or is no folder of models; it is,
             holds, or lies in the folder of an input; its parent is missing or may not be written;
-            another run is writing it; the disk has too little room.
+            another run is writing it; the disk has too little room; an earlier run could be taken
+            up and is not to be.
     """
     target = place(target)
     parent = target.parent
@@ -107,12 +146,14 @@ def check_target(
     with _written(target):
         if work.exists():
             with _alone(work, target):
-                _recover(work, target)
+                _recover(work, target, resume)
         for name, path in inputs.items():
             if path is not None and path.exists():
                 refuse_overlap(target, name, path)
         refuse_existing(target, force)
         free = shutil.disk_usage(parent).free
+        if resume and (work / NEW).exists():  # files that stand already
+            free += sum(path.stat().st_size for path in (work / NEW).iterdir())
     if free < needed_bytes:
         raise RefimplError(
             f"-o {target}: needs {needed_bytes / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are free",
@@ -148,11 +189,11 @@ def _alone(work: Path, target: Path) -> Iterator[None]:
     work.mkdir(exist_ok=True)
     lock = work / LOCK
     try:
-        if fcntl is None:
+        if not can_lock():
             yield
             return
         with lock.open("wb") as file:
-            if not _locked(file, lock):
+            if not locked(file, lock):
                 raise RefimplError(
                     f"{target}: another run is writing it (in {work})",
                     "one run at a time for one folder",
@@ -167,29 +208,30 @@ def _alone(work: Path, target: Path) -> Iterator[None]:
             work.rmdir()
 
 
-def _locked(file: BinaryIO, lock: Path) -> bool:
-    """Lock a file, unless another run has it or has just removed it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), lock.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return True
-        raise
+def _recover(work: Path, target: Path, resume: bool | None = None, undo: bool = False) -> None:
+    """Undo what is left of a run: an old folder goes back if there is no new one, the rest goes.
 
-
-def _recover(work: Path, target: Path) -> None:
-    """Undo what is left of a run: an old folder goes back if there is no new one, the rest goes."""
+    What can be taken up stays if it is to be, or is to be undone; else it is refused.
+    """
     if (work / OLD).exists():
         if os.path.lexists(target):
             _delete_old(work)
         else:
             _rename(work / OLD, target)
-    for name in (NEW, DELETED):
+    if (work / DELETED).exists():
+        shutil.rmtree(work / DELETED)
+    if (work / NEW).exists() and (work / KEPT).exists() and not undo:
+        if resume:
+            return
+        raise RefimplError(
+            f"{work} holds what an earlier run has found so far",
+            "no such folder, or --resume",
+            f"add --resume to take it up, or remove {work / KEPT} to start anew",
+        )
+    for name in (KEPT, NEW):  # without the first, nobody takes up the second
         if (work / name).exists():
-            shutil.rmtree(work / name)
+            _rename(work / name, work / DELETED)
+            shutil.rmtree(work / DELETED)
 
 
 def _swap(work: Path, target: Path, force: bool) -> None:
@@ -198,6 +240,8 @@ def _swap(work: Path, target: Path, force: bool) -> None:
         refuse_existing(target, force)  # it may have come while we were at work
         _rename(target, work / OLD)
     _rename(work / NEW, target)
+    if (work / KEPT).exists():
+        shutil.rmtree(work / KEPT)
     try:
         if (work / OLD).exists():
             _delete_old(work)
@@ -221,11 +265,15 @@ def _rename(source: Path, target: Path) -> None:
     """Rename, and bring it to the disk before anything else happens."""
     source.rename(target)
     for parent in {source.parent, target.parent}:
-        _to_disk(parent)
+        to_disk(parent)
 
 
-def _to_disk(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+def to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk.
+
+    Args:
+        path: The file or folder.
+    """
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

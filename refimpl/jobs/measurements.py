@@ -10,12 +10,16 @@ import numpy.typing as npt
 from refimpl.jobs.execution import Progress, Workers
 from refimpl.jobs.run import NUMPY, Engine
 from refimpl.method.perturbation import Perturbation
+from refimpl.method.subset import chosen_blocks
 from refimpl.model.checkpoint import Model
 from refimpl.model.forward import Weights
 from refimpl.model.ops import Array
 
-Pruned = Callable[[int, Weights], Weights]
-"""Weights of a block after pruning, given its number and its dense weights."""
+Pruned = Callable[[int, Weights, Workers], Weights]
+"""Weights of a block after pruning, given its number, its dense weights, and threads to use."""
+
+Squares = tuple[dict[str, Array], ...]
+"""Sums of squares of what the linears of each block read, by trace point."""
 
 
 @dataclass(frozen=True, order=True)
@@ -96,12 +100,14 @@ class Experiment(Protocol):
 def addresses(sequences: int, blocks: int, plan: Perturbation) -> list[Address]:
     """All perturbed states of an experiment, in order."""
     etas = len(plan.eta) if plan.kind == "gaussian" else 1
+    chosen = chosen_blocks(sequences, plan.draws, blocks, plan.subset, plan.seed)
     return [
         Address(s, d, e, b)
         for s in range(sequences)
         for d in range(plan.draws)
         for e in range(etas)
         for b in range(blocks)
+        if chosen[s, d, b]
     ]
 
 
@@ -114,4 +120,40 @@ def groups(states: list[Address], room: int) -> Iterator[list[Address]]:
             yield group
             group = []
         group.append(state)
-    yield group
+    if group:
+        yield group
+
+
+def balanced(
+    states: list[Address], blocks: int, room: int, workers: int
+) -> Iterator[list[Address]]:
+    """Cut the states into groups for several workers, each of one sequence and draw.
+
+    Where there are fewer sequences and draws than twice the workers, each is cut by blocks into
+    groups of about the same number of block passes: a state perturbed early travels further.
+
+    Args:
+        states: The states, in any order.
+        blocks: L.
+        room: States that a worker holds, two for the clean one.
+        workers: How many groups are wanted at once.
+
+    Yields:
+        The groups.
+    """
+    together: dict[tuple[int, int], list[Address]] = {}
+    for state in states:
+        together.setdefault((state.sequence, state.draw), []).append(state)
+    pieces = -(-2 * workers // max(1, len(together)))
+    for some in together.values():
+        ordered = sorted(some, key=lambda a: (a.block, a.eta))
+        share = sum(blocks - a.block for a in ordered) / pieces
+        group, passes = list[Address](), 0
+        for state in ordered:
+            group.append(state)
+            passes += blocks - state.block
+            if passes >= share or len(group) + 2 >= room:
+                yield group
+                group, passes = [], 0
+        if group:
+            yield group

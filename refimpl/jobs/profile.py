@@ -1,21 +1,36 @@
-"""The dense model on the tokens: inputs of every linear, and the signals made from them."""
+"""The dense model: inputs of every linear on the tokens, spectra, and the signals made of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.errors import RefimplError
 from refimpl.jobs.execution import Workers
-from refimpl.method.signals import PowerLaw, alphapruning_alpha, dlp_score, esd, owl_outlier_percent
+from refimpl.jobs.executors import HERE, Engine
+from refimpl.jobs.measurements import Squares
+from refimpl.jobs.part import Part
+from refimpl.jobs.room import read_together
+from refimpl.jobs.spectra import Spectra as Spectra
+from refimpl.jobs.spectra import spectra as spectra
+from refimpl.jobs.units import InOrder, results
+from refimpl.method.signals import dlp_score, owl_outlier_percent
 from refimpl.model.checkpoint import Model
+from refimpl.model.config import Config
 from refimpl.model.forward import Weights, embed, places
 from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums, block_with_sums, second_moments, sum_of_squares
-from refimpl.pruning.scores import wanda_keep, wanda_score
+from refimpl.model.statistics import (
+    add_sums,
+    block_with_sums,
+    second_moments,
+    sum_of_squares,
+)
+from refimpl.pruning.scores import wanda_score
+
+KEPT = 8  # sequences per thread read together where their sums are kept
 
 
 @dataclass(frozen=True)
@@ -51,14 +66,59 @@ class BlockScores(Sequence[Array]):
         return wanda_score(self._weights[f"{name}.weight"], self._moments[name])
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Some sequences on their way through the dense model.
+
+    Args:
+        ids: Token ids of each, [S], by number of the sequence.
+        dtype: Of the computation.
+    """
+
+    ids: Mapping[int, Array]
+    dtype: npt.DTypeLike = np.float32
+
+    def cost(self, config: Config) -> float:
+        """Block passes."""
+        return len(self.ids) * config.num_blocks
+
+    def run(
+        self, model: Model, workers: Workers, tick: Callable[[float], None]
+    ) -> dict[int, Squares]:
+        """Sums of squares of the linears' inputs, by number of the sequence."""
+        config, positions = model.config, np.arange(len(next(iter(self.ids.values()))))
+        where = places(positions, config, self.dtype)
+        states = [
+            embed(row[None], positions, model.embedding(), config, self.dtype)
+            for row in self.ids.values()
+        ]
+        squares: dict[int, Squares] = dict.fromkeys(self.ids, ())
+        for i, kind in enumerate(config.blocks):
+            weights, place = model.block(i, self.dtype), where[kind]
+            found = workers.run(
+                [
+                    partial(block_with_sums, sum_of_squares, h, weights, place, config, TILED)
+                    for h in states
+                ],
+                partial(tick, 1),
+            )
+            states = [h for h, _ in found]
+            for sequence, (_, sums) in zip(squares, found, strict=True):
+                squares[sequence] += (sums,)
+        return squares
+
+
 def dense_squares(
     model: Model,
     ids: Array,
     workers: Workers,
     memory: int,
     dtype: npt.DTypeLike = np.float32,
-    tick: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, Array], ...]:
+    tick: Callable[[float], None] = lambda units: None,
+    *,
+    engine: Engine = HERE,
+    part: Part[str, Any] | None = None,
+) -> Squares:
     """Run the dense model once over all tokens and sum the squares of the linears' inputs.
 
     Args:
@@ -67,34 +127,37 @@ def dense_squares(
         workers: Threads.
         memory: Bytes for residual states.
         dtype: Of the computation; sums are float64.
-        tick: Called after each block pass.
+        tick: Called with the block passes done.
+        engine: Where sequences are read; the sums do not depend on it.
+        part: Keeps the sums of each sequence, and holds those that an earlier run found.
 
     Returns:
         Per block and trace point that is some linear's input, the sums, [in].
     """
-    config, positions = model.config, np.arange(ids.shape[1])
-    where = places(positions, config, dtype)
-    squares: tuple[dict[str, Array], ...] = tuple({} for _ in config.blocks)
-    state_bytes = ids.shape[1] * config.hidden_size * np.dtype(dtype).itemsize
-    room = max(1, memory // (2 * state_bytes))
-    for start in range(0, len(ids), room):
-        states = [
-            embed(row[None], positions, model.embedding(), config, dtype)
-            for row in ids[start : start + room]
-        ]
-        for i, kind in enumerate(config.blocks):
-            weights, place = model.block(i, dtype), where[kind]
-            found = workers.run(
-                [
-                    partial(block_with_sums, sum_of_squares, h, weights, place, config, TILED)
-                    for h in states
-                ],
-                tick,
-            )
-            states = [h for h, _ in found]
-            for _, more in found:  # in order, so that the sum does not depend on the threads
-                add_sums(squares[i], more)
-    return squares
+    known = {} if part is None else part.found
+    left = [n for n in range(len(ids)) if f"dense {n}" not in known]
+    most = 1 if engine.executor is not None else None if part is None else KEPT * workers.threads
+    room = read_together(model.config, ids.shape[1], memory, dtype, most)
+    units = [
+        Reading({n: ids[n] for n in left[start : start + room]}, dtype)
+        for start in range(0, len(left), room)
+    ]
+    total: Squares = tuple({} for _ in model.config.blocks)
+    ordered = InOrder[Squares]()
+
+    def take(sequence: int, squares: Squares) -> None:
+        for blocks in ordered.add(sequence, squares):
+            for total_of, more in zip(total, blocks, strict=True):
+                add_sums(total_of, more)
+
+    for n in sorted(set(range(len(ids))) - set(left)):
+        take(n, tuple(known[f"dense {n}"]))
+    for _, found in results(units, model, engine, workers, tick):
+        if part is not None:
+            part.add({f"dense {sequence}": squares for sequence, squares in found.items()})
+        for sequence, squares in found.items():
+            take(sequence, squares)
+    return total
 
 
 def profile(
@@ -141,62 +204,3 @@ def profile(
         owl.append(outliers)
         dlp.append(typical)
     return Profile(moments, owl_m, np.array(owl), dlp_statistic, np.array(dlp))
-
-
-def spectra(
-    model: Model, workers: Workers, fit: str, xmin: str, tick: Callable[[], None] = lambda: None
-) -> tuple[tuple[PowerLaw, ...], ...]:
-    """AlphaPruning's alpha of every linear, from the spectra of the weights.
-
-    Args:
-        model: The model.
-        workers: Threads.
-        fit: "peak" or "mid".
-        xmin: "shipped" or "intended".
-        tick: Called after each linear.
-
-    Returns:
-        Per block, the alphas of its linears in the order of `config.LINEARS`.
-    """
-
-    def alpha(block: int, name: str, weight: Array) -> PowerLaw:
-        try:
-            return alphapruning_alpha(
-                esd(weight),
-                "mid" if fit == "mid" else "peak",
-                "intended" if xmin == "intended" else "shipped",
-            )
-        except RefimplError as error:
-            problem = f"blocks.{block}.{name}: {error.problem}"
-            raise RefimplError(problem, error.expected, error.remedy) from error
-
-    laws = []
-    for i in range(model.config.num_blocks):
-        weights = model.block(i, np.float64)
-        tasks = [partial(alpha, i, n, weights[f"{n}.weight"]) for n in model.config.linear_shapes]
-        laws.append(tuple(workers.run(tasks, tick)))
-    return tuple(laws)
-
-
-def wanda_pruned(
-    weights: Weights, moments: Mapping[str, Array], counts: Mapping[str, int], workers: Workers
-) -> Weights:
-    """A block's weights after Wanda with exact counts per linear.
-
-    Args:
-        weights: The block's dense weights by our names.
-        moments: Wanda's statistic per linear, [in].
-        counts: Number of weights to prune per linear.
-        workers: Threads, one linear each.
-
-    Returns:
-        The weights, the linears' pruned entries zero.
-    """
-
-    def thin(name: str) -> Array:
-        weight = weights[f"{name}.weight"]
-        keep = wanda_keep(wanda_score(weight, moments[name]), counts[name])
-        return np.where(keep, weight, np.zeros((), weight.dtype))
-
-    thinned = workers.run([partial(thin, name) for name in counts])
-    return {**weights, **{f"{n}.weight": w for n, w in zip(counts, thinned, strict=True)}}

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from refimpl.errors import RefimplError
 from refimpl.jobs.allocate import Allocation
 from refimpl.jobs.copies import RECORD, copies
 from refimpl.jobs.execution import Progress, Workers, parse_memory
+from refimpl.jobs.executors import engine
 from refimpl.jobs.folder import check_target, new_folder
+from refimpl.jobs.identity import identity
 from refimpl.jobs.inspection import read_record
+from refimpl.jobs.kept_blocks import KeptBlocks
 from refimpl.jobs.output import write_json
 from refimpl.jobs.pruned_blocks import CALIBRATED, pruned_blocks
 from refimpl.jobs.rewrite import PrunedLinear, Rewritten, rewrite
@@ -23,6 +28,7 @@ from refimpl.jobs.targets import Targets, targets_for
 from refimpl.model.arithmetic import loud
 from refimpl.model.checkpoint import Model
 from refimpl.model.ids import checked_ids
+from refimpl.model.ops import Array
 from refimpl.pruning.decision import Pruner
 from refimpl.pruning.pattern import Pattern
 from refimpl.tokens import Tokens
@@ -70,7 +76,14 @@ class Pruning:
         return sum(found.zeros for block in self.written.counts for found in block.values())
 
 
-def check_prune(model: Model, out: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
+def check_prune(
+    model: Model,
+    out: Path,
+    inputs: Mapping[str, Path | None],
+    force: bool,
+    resume: bool = False,
+    kept_bytes: int = 0,
+) -> None:
     """Refuse, before any work, a folder that could not be written or would damage something.
 
     Args:
@@ -78,6 +91,8 @@ def check_prune(model: Model, out: Path, inputs: Mapping[str, Path | None], forc
         out: The folder to be made.
         inputs: Other files that are read, by what to call them.
         force: Whether an existing folder is replaced.
+        resume: Whether a run that was killed is taken up.
+        kept_bytes: Room for what is kept for the case of a kill.
 
     Raises:
         RefimplError: See `folder.check_target`.
@@ -85,7 +100,7 @@ def check_prune(model: Model, out: Path, inputs: Mapping[str, Path | None], forc
     files = copies(model)
     of_model = {f"the model's {name}": path for name, path in files.files.items()}
     known = {"the model": model.path, **of_model, **inputs}
-    check_target(out, known, force, files.needed_bytes)
+    check_target(out, known, force, files.needed_bytes + kept_bytes, resume)
 
 
 def prune(
@@ -96,9 +111,11 @@ def prune(
     tokens: Tokens | None = None,
     *,
     force: bool = False,
+    resume: bool = False,
     dtype: npt.DTypeLike = np.float32,
     threads: int | None = None,
     memory: str | int | None = None,
+    executor: Executor | str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Pruning:
     """Prune a model into a new folder, which appears whole or not at all.
@@ -110,9 +127,11 @@ def prune(
         pruner: How weights are chosen; Wanda if None.
         tokens: Calibration tokens; None for methods that look at weights alone.
         force: Whether an existing folder of models is replaced.
+        resume: Whether a run of the same that was killed is taken up, after its last whole block.
         dtype: Of the forward passes; statistics, scores and SparseGPT are float64.
-        threads: Worker threads; one per core if None.
+        threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
+        executor: Where the linears of a block are pruned, as for `score`; passes run on threads.
         progress: Called with the block passes done and in all.
 
     Returns:
@@ -121,7 +140,8 @@ def prune(
     Raises:
         RefimplError: An output that cannot be written, or would damage the input; an allocation for
             a model of other sizes; tokens the model cannot read, or more of them than memory
-            holds; NaN or Inf among the weights; a Hessian that is not positive definite.
+            holds; NaN or Inf among the weights; a Hessian that is not positive definite; what an
+            earlier run left, without `resume`, or of another run.
 
     Source:
         docs/explanation/method.md, section 7 (Wanda, SparseGPT: peers).
@@ -140,33 +160,53 @@ def prune(
     started, config, budget = time.perf_counter(), model.config, parse_memory(memory)
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise RefimplError(f"dtype {dtype}", "float32 or float64", "choose one of these")
-    check_prune(model, out, {}, force)
     calibrated = pruner.method in CALIBRATED
     ids = checked_ids(tokens.ids, config) if calibrated and tokens is not None else None
-    if ids is not None:
-        need = 2 * ids.size * config.hidden_size * np.dtype(dtype).itemsize
-        if need > budget:
-            raise RefimplError(
-                f"memory of {budget} bytes does not hold the calibration's residual states",
-                f"{need} bytes: {len(ids)} x {ids.shape[1]} tokens, before and after a block",
-                f"use --memory {need} or more, or fewer --samples",
-            )
+    need = 0 if ids is None else 2 * ids.size * config.hidden_size * np.dtype(dtype).itemsize
+    check_prune(model, out, {}, force, resume, need)
+    if ids is not None and need > budget:
+        raise RefimplError(
+            f"memory of {budget} bytes does not hold the calibration's residual states",
+            f"{need} bytes: {len(ids)} x {ids.shape[1]} tokens, before and after a block",
+            f"use --memory {need} or more, or fewer --samples",
+        )
     model.check_finite(dtype)
     before = read_record(model)
-    done, total = 0, (2 * config.num_blocks - 1) * (0 if ids is None else len(ids))
+    run = _identity(model, targets, pruner, None if ids is None else tokens, dtype)
+    with (
+        loud(dtype),
+        Workers(threads) as workers,
+        engine(executor, threads) as where,
+        new_folder(out, force, resume) as folder,
+        KeptBlocks(folder, run) as kept,
+    ):
+        first, states = len(kept.counts), tuple[Array, ...]()
+        done, total = 0, (2 * (config.num_blocks - first) - 1) * (0 if ids is None else len(ids))
 
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    with loud(dtype), Workers(threads) as workers, new_folder(out, force) as folder:
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            progress(done, total)
 
         def blocks() -> Iterator[tuple[int, Mapping[str, PrunedLinear]]]:
-            for found in pruned_blocks(model, targets, pruner, ids, workers, dtype, tick):
+            nonlocal states
+            for found in pruned_blocks(
+                model,
+                targets,
+                pruner,
+                ids,
+                workers,
+                dtype,
+                tick,
+                first=first,
+                behind=kept.states(),
+                engine=where,
+                scratch=kept.folder,
+            ):
+                states = tuple(found.states)
                 yield found.index, found.linears
 
-        written = rewrite(model, folder, blocks())
+        written = rewrite(model, folder, blocks(), kept, lambda: states)
         pruning = Pruning(
             model.name,
             config.family,
@@ -179,6 +219,28 @@ def prune(
         )
         write_json(folder / RECORD, record(pruning))
     return pruning
+
+
+def _identity(
+    model: Model,
+    targets: Targets,
+    pruner: Pruner,
+    tokens: Tokens | None,
+    dtype: npt.DTypeLike,
+) -> dict[str, Any]:
+    """Everything that the new model depends on."""
+    counts = targets.linear_pruned.tobytes() + targets.linear_sparsity.tobytes()
+    return identity(model) | {
+        "command": "prune",
+        "pruner": asdict(pruner),
+        "targets": [
+            str(targets.pattern),
+            targets.compat,
+            sha256(counts).hexdigest(),
+        ],
+        "tokens": tokens and tokens.sha256,
+        "dtype": np.dtype(dtype).name,
+    }
 
 
 def record(pruning: Pruning) -> dict[str, Any]:

@@ -1,15 +1,19 @@
 """A model pruned block by block, each block calibrated behind the pruned ones before it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.jobs.execution import Workers
-from refimpl.jobs.rewrite import PrunedLinear, stored_weight
+from refimpl.jobs.executors import HERE, Engine
+from refimpl.jobs.pruned_linears import prune_linears
+from refimpl.jobs.rewrite import PrunedLinear
 from refimpl.jobs.targets import Targets
 from refimpl.model.checkpoint import Model
 from refimpl.model.config import Config
@@ -17,14 +21,13 @@ from refimpl.model.forward import Place, Weights, block, embed, places
 from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
 from refimpl.model.statistics import (
-    INPUT_OF,
     Statistic,
     add_sums,
     block_with_sums,
     sum_of_outer_products,
     sum_of_squares,
 )
-from refimpl.pruning.decision import Pruner, decision
+from refimpl.pruning.decision import Pruner
 
 CALIBRATED: Mapping[str, Statistic] = {
     "wanda": sum_of_squares,
@@ -42,12 +45,15 @@ class PrunedBlock:
         weights: All its weights by our names, as the file will hold them, in the dtype of the
             computation.
         sums: The statistic of what its linears read, by trace point; empty without one.
+        states: What the next block reads, one residual stream [1, S, D] per sequence; empty where
+            nobody looks.
     """
 
     index: int
     linears: Mapping[str, PrunedLinear]
     weights: Weights
     sums: Mapping[str, Array]
+    states: Sequence[Array] = ()
 
 
 def pruned_blocks(
@@ -58,6 +64,11 @@ def pruned_blocks(
     workers: Workers,
     dtype: npt.DTypeLike = np.float32,
     tick: Callable[[], None] = lambda: None,
+    *,
+    first: int = 0,
+    behind: Sequence[Array] | None = None,
+    engine: Engine = HERE,
+    scratch: Path | None = None,
 ) -> Iterator[PrunedBlock]:
     """Prune a model block by block.
 
@@ -72,6 +83,10 @@ def pruned_blocks(
         workers: Threads.
         dtype: Of the computation; statistics, scores and SparseGPT are float64.
         tick: Called after each block pass of a sequence.
+        first: The first block to prune; those before it are done.
+        behind: The states behind them, of a run that is taken up.
+        engine: Where the linears of a block are pruned; passes run on the threads.
+        scratch: A folder that all workers see, for sums of outer products on their way to them.
 
     Yields:
         The blocks, in order.
@@ -93,25 +108,26 @@ def pruned_blocks(
         positions = np.arange(ids.shape[1])
         where = places(positions, config, dtype)
         table = model.embedding()
-        states = [embed(row[None], positions, table, config, dtype) for row in ids]
-    for i, kind in enumerate(config.blocks):
+        states, behind = list(behind or ()), None
+        if not states:
+            states = [embed(row[None], positions, table, config, dtype) for row in ids]
+    for i, kind in islice(enumerate(config.blocks), first, None):
         weights = model.block(i, dtype)
         sums: Mapping[str, Array] = {}
         if statistic is not None:
             sums = _sums(statistic, states, weights, where[kind], config, workers, tick)
-        tasks = [
-            partial(_pruned_linear, model, i, j, weights, sums, len(states), targets, pruner)
-            for j in range(len(config.linear_shapes))
-        ]
-        found = dict(zip(config.linear_shapes, workers.run(tasks), strict=True))
+        found = prune_linears(
+            model, i, weights, sums, len(states), targets, pruner, workers, engine, scratch
+        )
         weights |= {f"{name}.weight": new for name, (_, new) in found.items()}
+        after: list[Array] = []
         if i + 1 < config.num_blocks:  # nobody looks behind the last one
             passes = [
                 partial(block, h, weights, where[kind], config, kernels=TILED) for h in states
             ]
-            states = workers.run(passes, tick)
+            states = after = workers.run(passes, tick)
         linears = {name: linear for name, (linear, _) in found.items()}
-        yield PrunedBlock(i, linears, weights, sums)
+        yield PrunedBlock(i, linears, weights, sums, after)
 
 
 def _sums(
@@ -133,28 +149,3 @@ def _sums(
         for _, sums in workers.run(tasks, tick):
             add_sums(total, sums)
     return total
-
-
-def _pruned_linear(
-    model: Model,
-    i: int,
-    j: int,
-    weights: Weights,
-    sums: Mapping[str, Array],
-    sequences: int,
-    targets: Targets,
-    pruner: Pruner,
-) -> tuple[PrunedLinear, Array]:
-    """Prune one linear: the decision, and the weights as stored; an error names it."""
-    name = tuple(model.config.linear_shapes)[j]
-    dense, total = weights[f"{name}.weight"], sums.get(INPUT_OF[name])
-    try:
-        goal, compat = targets.goal(i, j), targets.compat
-        keep, updated = decision(dense, total, sequences, goal, pruner, compat, (i, j))
-    except RefimplError as error:
-        problem = f"blocks.{i}.{name}: {error.problem}"
-        raise RefimplError(problem, error.expected, error.remedy) from error
-    pruned = PrunedLinear(keep, updated)
-    if updated is None:
-        return pruned, np.where(keep, dense, np.zeros((), dense.dtype))
-    return pruned, stored_weight(model, i, name, pruned).astype(dense.dtype)

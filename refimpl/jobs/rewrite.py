@@ -1,14 +1,16 @@
 """The pruned model's files: the original's bytes, but for the linears that were pruned."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.jobs.copies import copies, copy_weights
+from refimpl.jobs.copies import Copies, copies, copy_weights
+from refimpl.jobs.kept_blocks import Counts as Counts
+from refimpl.jobs.kept_blocks import KeptBlocks
 from refimpl.model.checkpoint import Model
 from refimpl.model.ops import Array
 from refimpl.model.storage import cut, join
@@ -34,23 +36,6 @@ class PrunedLinear:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Weights of one linear: ``zeros = pruned + kept_zeros``.
-
-    Args:
-        weights: All of them.
-        pruned: Those that were decided not to stay.
-        zeros: Zeros in the new file, read back from it; -0.0 is one.
-        kept_zeros: Weights that stay and are zero: they were, or the stored dtype made them so.
-    """
-
-    weights: int
-    pruned: int
-    zeros: int
-    kept_zeros: int
-
-
-@dataclass(frozen=True)
 class Rewritten:
     """What was written.
 
@@ -68,7 +53,11 @@ class Rewritten:
 
 
 def rewrite(
-    model: Model, into: Path, blocks: Iterable[tuple[int, Mapping[str, PrunedLinear]]]
+    model: Model,
+    into: Path,
+    blocks: Iterable[tuple[int, Mapping[str, PrunedLinear]]],
+    kept: KeptBlocks | None = None,
+    states: Callable[[], Sequence[Array]] = tuple,
 ) -> Rewritten:
     """Copy a model's files, and write the pruned linears of each block over the copies.
 
@@ -77,8 +66,11 @@ def rewrite(
 
     Args:
         model: From `read_model`.
-        into: An empty folder.
-        blocks: Index of each block and its pruned linears by name, once each, in any order.
+        into: An empty folder, or what an earlier run left.
+        blocks: Index of each block and its pruned linears by name, once each; in any order, unless
+            they are kept. None of those that are done.
+        kept: Keeps what is done, and says what an earlier run did.
+        states: What to keep with the block that came last.
 
     Returns:
         Counts, and what was copied.
@@ -104,18 +96,25 @@ def rewrite(
         Counts(weights=1024, pruned=512, zeros=512, kept_zeros=0)
     """
     plan = copies(model)
-    added = tuple(name for name, path in plan.weights.items() if copy_weights(path, into / name))
-    for name, path in plan.companions.items():
-        shutil.copyfile(path, into / name)
+    for path in into.iterdir():
+        if path.name not in plan.files:  # a record that a killed run was about to write
+            path.unlink()
+    added = None if kept is None else kept.added
+    if added is None:
+        added = _copied(plan, into)
+        if kept is not None:
+            kept.copied(added)
     files = {file.path: SafetensorsFile(into / file.path.name) for file in model.files}
     shared = _shared(model)
-    counts: dict[int, Mapping[str, Counts]] = {}
+    counts: dict[int, Mapping[str, Counts]] = {} if kept is None else kept.counts
     for index, linears in blocks:
         if index in counts:
             raise ValueError(f"block {index} came twice")
         counts[index] = _write_block(model, index, linears, files, shared)
         for file in (*model.files, *files.values()):
             file.release()
+        if kept is not None:
+            kept.add(index, counts[index], states())
     if set(counts) != set(range(model.config.num_blocks)):
         raise ValueError(f"of {model.config.num_blocks} blocks, {sorted(counts)} came")
     return Rewritten(
@@ -124,6 +123,14 @@ def rewrite(
         plan.left_out,
         added,
     )
+
+
+def _copied(plan: Copies, into: Path) -> tuple[str, ...]:
+    """Copy all files; names of those whose metadata got a format."""
+    added = tuple(name for name, path in plan.weights.items() if copy_weights(path, into / name))
+    for name, path in plan.companions.items():
+        shutil.copyfile(path, into / name)
+    return added
 
 
 def stored_weight(model: Model, block: int, linear: str, pruned: PrunedLinear) -> Array:

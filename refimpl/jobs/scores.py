@@ -96,6 +96,7 @@ class Scores:
         signals: Importance of blocks as other methods see it.
         run: How the numbers were made.
         pruned_at: For the pruning perturbation, at which allocation.
+        budget_minutes: Time that samples, draws and the subset of blocks were chosen for, or None.
     """
 
     model: str
@@ -109,6 +110,7 @@ class Scores:
     signals: Signals
     run: Run
     pruned_at: PrunedAt | None = None
+    budget_minutes: float | None = None
 
     @property
     def linear_sizes(self) -> Array:

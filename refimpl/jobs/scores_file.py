@@ -94,13 +94,14 @@ def _scores(given: Mapping[str, Any]) -> Scores:
     margin = [signal["alphapruning_margin"] for signal in signals] if has_alpha else None
     etas = [0.01] if at is not None else [float(found["eta"]) for found in sweep]
     choices = ("noise_scale", "noise_shape", "norm", "sink", "draws", "seed")
+    choice = [given[name] for name in choices] + [given.get("subset")]  # which older files lack
     return Scores(
         model=str(given["model"]),
         family=str(given["family"]),
         linears=linears,
         num_blocks=len(blocks),
         tokens=_facts(TokenFacts, given["tokens"]),
-        plan=Perturbation(given["perturbation"], tuple(etas), *(given[name] for name in choices)),
+        plan=Perturbation(given["perturbation"], tuple(etas), *choice),
         sweep=tuple(
             Absorption(
                 eta if at is None else None,
@@ -133,6 +134,7 @@ def _scores(given: Mapping[str, Any]) -> Scores:
             float(at["sparsity"]),
             np.array(at["linear_pruned"], np.int64),
         ),
+        budget_minutes=None if (time := given.get("budget_minutes")) is None else float(time),
     )
 
 

@@ -31,7 +31,8 @@ class Perturbation:
         norm: Drift per token and then averaged, or of the whole sequence at once.
         sink: Whether tokens of a huge norm take part.
         draws: Noise draws per sequence and block.
-        seed: Of the noise.
+        seed: Of the noise, and of the choice of blocks.
+        subset: Blocks perturbed for each sequence and draw, see `method.subset`; all if None.
 
     Raises:
         RefimplError: A value outside its range.
@@ -45,6 +46,7 @@ class Perturbation:
     sink: Sink = "include"
     draws: int = 1
     seed: int = 0
+    subset: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -75,6 +77,12 @@ class Perturbation:
                 f"draws {self.draws}, seed {self.seed}",
                 "at least one draw, a seed of 0 or more",
                 "use for example --draws 1 --seed 0",
+            )
+        if self.subset is not None and self.subset < 1:
+            raise RefimplError(
+                f"a subset of {self.subset} blocks",
+                "at least one block for each sequence and draw",
+                "use for example --subset 8, or leave it away",
             )
         if self.kind == "pruning" and self.draws > 1:
             raise RefimplError(

@@ -134,7 +134,8 @@ def _experiment(
             found.ratios[where] = result["ratio"][i]
             found.left_out[a.eta, a.block] += result["left_out"][i]
         if sequence not in counted:
-            found.sinks[:] += result["sinks"]
+            pushed = sorted({a.block for a in states if a.sequence == sequence})
+            found.sinks[pushed] += result["sinks"][pushed]
         for block, point, name in squares:
             add_sums(found.squares[block], {point: result[name]})
         counted.add(sequence)

@@ -55,8 +55,8 @@ def measure_of(step: str, kind: np.dtype[np.generic]) -> Measure:
         kind: Dtype of its truth.
 
     Returns:
-        "rows": relative error of the worst row (tokens of the forward; rows of weights, products and
-        scores; squares are one row: a channel that hardly carries anything has few digits);
+        "rows": relative error of the worst row (tokens of the forward; rows of weights, products
+        and scores; squares are one row: a channel that hardly carries anything has few digits);
         "numbers": of the worst number; "counts": equal; "bits": equal, but for near ties.
 
     Example:

@@ -36,6 +36,7 @@ def header(scores: Scores, allocations: tuple[Allocation, ...]) -> list[str]:
             f"sha256 {tokens.sha256[:12]}",
         ],
         "perturbed": _perturbed(scores),
+        **_budget(scores),
         "base": [
             *_base(request.base, request.options, request.sparsity),
             f"limits {request.lo:g} to {request.hi:g}",
@@ -85,7 +86,23 @@ def _perturbed(scores: Scores) -> list[str]:
             counted(plan.draws, "draw"),
             f"seed {plan.seed}",
         ]
+    if plan.subset is not None:
+        each = "per sample" if at is not None else "per sample and draw"
+        push.append(f"{plan.subset} of {counted(scores.num_blocks, 'block')} {each}")
     return [*push, f"norm {plan.norm}", f"sink {plan.sink}"]
+
+
+def _budget(scores: Scores) -> dict[str, list[str]]:
+    """What was chosen to fit into a time, if there was one."""
+    if scores.budget_minutes is None:
+        return {}
+    subset, blocks = scores.plan.subset, counted(scores.num_blocks, "block")
+    chosen = [
+        f"{counted(scores.tokens.samples, 'sample')} chosen",
+        *([counted(scores.plan.draws, "draw")] if scores.pruned_at is None else []),
+        f"all {blocks}" if subset is None else f"{subset} of {blocks}",
+    ]
+    return {"budget": [f"{scores.budget_minutes:g} min", *chosen]}
 
 
 def _base(base: str, options: Mapping[str, float | str], sparsity: float) -> list[str]:

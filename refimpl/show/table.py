@@ -141,6 +141,8 @@ def footer(scores: Scores, found: Absorption, allocation: Allocation) -> list[st
         lines.append("r is - where no token had a drift; such a block counts as r = 1")
     if np.isnan(found.stderr).any() and scores.tokens.samples < 2:
         lines.append("stderr is -: it takes two samples or more")
+    elif np.isnan(found.stderr[~np.isnan(found.coefficient)]).any() and scores.plan.subset:
+        lines.append("stderr is - where a block was perturbed in one sample only")
     if found.left_out.any():
         lines.append(f"{counted(int(found.left_out.sum()), 'token')} without a ratio left out")
     if scores.plan.sink == "exclude":

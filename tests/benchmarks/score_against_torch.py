@@ -18,6 +18,7 @@ import sys
 import time
 
 import numpy as np
+from machine import clock
 
 
 def ids_for(vocab_size: int, samples: int, seq_len: int) -> np.ndarray:
@@ -63,7 +64,7 @@ def with_torch(path: str, samples: int, seq_len: int, rival: str, attention: str
         return (h + e, *output[1:]) if isinstance(output, tuple) else h + e
 
     ratios = torch.zeros(samples, len(blocks))
-    start = time.perf_counter()
+    start = clock()
     with torch.no_grad():
         for s, row in enumerate(ids):
             watchers = [b.register_forward_hook(watch(i)) for i, b in enumerate(blocks)]
@@ -82,7 +83,7 @@ def with_torch(path: str, samples: int, seq_len: int, rival: str, attention: str
                 ratios[s, i] = (drift[-1] / drift[0]).mean()
                 for h in hooks:
                     h.remove()
-    return {"seconds": time.perf_counter() - start, "r": ratios.mean(0).tolist()}
+    return {"seconds": clock() - start, "r": ratios.mean(0).tolist()}
 
 
 def main() -> None:

@@ -1,0 +1,227 @@
+"""The steps from signals to an allocation, and to the weights that one linear loses."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from refimpl.explain.step import Figure, Step
+from refimpl.explain.values import Values
+from refimpl.jobs.allocate import allocate, base_allocation
+from refimpl.jobs.profile import BlockScores
+from refimpl.jobs.request import Request
+from refimpl.method import allocation, correction, perturbation, projection, signals
+from refimpl.model import ops, statistics
+from refimpl.pruning import counts, scores
+
+BASES: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {
+    "uniform": ("s_l = S", (allocation.uniform,)),
+    "owl": (
+        "d_l = 2 lam (D_l - min D) / (max D - min D)      s_l = S - d_l + mean d",
+        (allocation.owl,),
+    ),
+    "dlp": (
+        "imp = 1 - u / sum u      d = 2 a (imp - min) / (max - min)      s_l = S - d_l + mean d",
+        (allocation.dlp,),
+    ),
+    "alphapruning": (
+        "phi = (q - min) / (max - min) 2 eps + 1 - eps      s_l = phi_l S N / sum(N_l phi_l)",
+        (allocation.alphapruning,),
+    ),
+    "atp": ("s_i = S - beta (L - 1) / 2 + i beta      i = 0..L-1", (allocation.atp,)),
+}
+"""Formula and functions of the base allocations."""
+
+LOGARITHMS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "absorption": ("u_l = clip(log r_l, -log 3, log 3)", correction.clipped_log),
+    "arrival": (
+        "u_l = clip(log a_l - mean log a, -log 3, log 3)      a_l = E[R_L]",
+        correction.centred_log,
+    ),
+    "divergence": (
+        "u_l = clip(log a_l - mean log a, -log 3, log 3)      a_l = E[KL(p || p')]",
+        correction.centred_log,
+    ),
+}
+"""Formula and function of what corrections are made of."""
+
+
+def allocation_steps(request: Request) -> list[Step]:
+    """From signals to whole numbers of weights.
+
+    Args:
+        request: What is asked for.
+
+    Returns:
+        The steps; no correction and no projection where the peers' code has none.
+    """
+    spectral = (signals.esd, signals.alphapruning_alpha) * (request.base == "alphapruning")
+    formula, functions = BASES.get(request.base, ("s_u from the file", (base_allocation,)))
+    steps = [
+        Step(
+            "signals",
+            "how important each block looks",
+            "Others rank blocks by their weights and inputs alone, without asking what later "
+            "blocks do with the damage.",
+            "M = |W| sqrt(c)\n"
+            "D_l = 100 #{M > m mean M} / #M      u_l = mean M (OWL and DLP)"
+            + ("\nalpha: tail exponent of the squared singular values" if spectral else ""),
+            (scores.wanda_score, signals.owl_outlier_percent, signals.dlp_score, *spectral),
+            _signals,
+        ),
+        Step(
+            "base",
+            f"the allocation to start from, {request.base}",
+            "How much each block (or linear) loses, before anything is known of absorption.",
+            formula,
+            functions,
+            _base,
+        ),
+    ]
+    if request.compat == "exact" and request.correct is not None:
+        logarithm, function = LOGARITHMS[request.correct]
+        steps.append(
+            Step(
+                "correction",
+                "what is amplified is protected",
+                "Sparsity moves from blocks whose damage grows to blocks whose damage fades, by a "
+                "limited amount.",
+                f"{logarithm}\nDelta_l = -(u_l - mean u)      "
+                "c_l = clip(strength Delta_l, -max_correction, max_correction)",
+                (function, correction.correction),
+                _correction,
+            )
+        )
+    if request.compat == "exact":
+        steps.append(
+            Step(
+                "projection",
+                "back onto the budget",
+                "A correction may not make the model lose more or less in all. The nearest "
+                "allocation that spends the budget is a shift by one t, clipped.",
+                "s_u = clip(base_u + c_u + t, lo, hi)      sum N_u s_u = S N",
+                (projection.project, correction.corrected),
+                _projection,
+            )
+        )
+    peer = request.compat == "peer"
+    rounded = (
+        "int(C s) of each row"
+        if peer
+        else "Z = round(S N)      n_l: s_l N_l, rounded      n_j: n_l N_j / N_l, rounded"
+    )
+    steps.append(
+        Step(
+            "counts",
+            "whole numbers of weights",
+            "Rounded down row by row, as the peers do."
+            if peer
+            else "Fractions become counts that add up to the weight: whole parts first, then one "
+            "more for the largest remainders, over blocks and then over the linears of each.",
+            rounded,
+            (allocate,) if peer else (counts.counts, counts.split_count),
+            _counts,
+        )
+    )
+    return steps
+
+
+def pruning_steps(linear: str) -> list[Step]:
+    """From a count to what one linear loses.
+
+    Args:
+        linear: Its name.
+
+    Returns:
+        The steps.
+    """
+    return [
+        Step(
+            "wanda",
+            f"which weights of {linear} go",
+            "A weight matters as much as it is large and as what it multiplies is large. Rows are "
+            "outputs: each loses its lowest scores. (prune does the same behind pruned blocks.)",
+            "M = |W| sqrt(c)      c_j = sum over the tokens of x_j^2, per sequence",
+            (statistics.sum_of_squares, scores.wanda_score, scores.wanda_keep, counts.row_count),
+            _wanda,
+        ),
+        Step(
+            "loss",
+            f"what {linear} loses by it",
+            "The same input through what is left. Were the inputs uncorrelated, the squared "
+            "error would be the sum of the squared scores that went.",
+            "y = W x      y' = (W * keep) x      R = ||y' - y|| / ||y||",
+            (ops.linear, perturbation.deviation),
+            _loss,
+        ),
+    ]
+
+
+def _signals(v: Values) -> Iterator[Figure]:
+    known, m = v.scores.signals, BlockScores(v.weights, v.moments)
+    means = [float(one.mean()) for one in m]
+    yield Figure("mean M", np.array(means), f"per linear of block {v.index}")
+    yield Figure("D", known.owl_outlier_percent, f"percent per block, m {known.owl_m:g}")
+    yield Figure("u", known.dlp_score, f"per block, {known.dlp_statistic}")
+    if known.alpha is not None:
+        yield Figure("alpha", known.alpha, "[blocks, linears]")
+
+
+def _base(v: Values) -> Iterator[Figure]:
+    linears, sizes = tuple(v.config.linear_shapes), v.scores.linear_sizes
+    base = base_allocation(v.scores.signals, v.request, v.config.num_blocks, linears, sizes)
+    yield Figure("S", v.request.sparsity)
+    yield Figure("base", base, "per block" if base.ndim == 1 else "[blocks, linears]")
+
+
+def _correction(v: Values) -> Iterator[Figure]:
+    request, found = v.request, v.scores.sweep[0]
+    made_of = {
+        "absorption": found.coefficient,
+        "arrival": found.arrival,
+        "divergence": found.divergence,
+    }
+    u = LOGARITHMS[str(request.correct)][1](made_of[str(request.correct)])
+    scale = request.correction_scale
+    delta, c = correction.correction(u, request.strength, request.max_correction, scale)
+    yield Figure("u", u)
+    yield Figure("Delta", delta)
+    yield Figure("c", c, f"strength {request.strength:g}, at most {request.max_correction:g}")
+    yield Figure("at the clip", int(correction.at_clip(u).sum()), f"of {len(u)} blocks")
+
+
+def _projection(v: Values) -> Iterator[Figure]:
+    made = v.allocation
+    yield Figure("base", made.base_sparsity, "projected alone")
+    yield Figure("s", made.corrected_sparsity, "per block")
+    spent = float((made.linear_sparsity @ v.scores.linear_sizes).sum() / made.total_weights)
+    yield Figure("sum N_l s_l / N", spent, f"asked for {v.request.sparsity:g}")
+
+
+def _counts(v: Values) -> Iterator[Figure]:
+    made = v.allocation
+    yield Figure("n_l", made.num_pruned, "per block")
+    yield Figure("n_j", made.linear_pruned[v.index], f"per linear of block {v.index}")
+    yield Figure("Z", made.total_pruned, f"of {made.total_weights:,}")
+
+
+def _wanda(v: Values) -> Iterator[Figure]:
+    yield Figure("c", v.moments[v.linear], "per input")
+    yield Figure("M", v.linear_score)
+    yield Figure("keep", v.keep.astype(np.int64), "1 stays, 0 goes")
+    yield Figure("pruned", int((~v.keep).sum()), f"of {v.keep.size:,}")
+    magnitude = scores.magnitude_keep(scores.magnitude_score(v.weight), int((~v.keep).sum()))
+    yield Figure("decided otherwise", int((magnitude != v.keep).sum()), "by magnitude alone")
+
+
+def _loss(v: Values) -> Iterator[Figure]:
+    x = v.points["attn_norm"]
+    y, left = (ops.linear(x, w)[0] for w in (v.weight, np.where(v.keep, v.weight, 0)))
+    everyone = np.ones(len(y), np.bool_)
+    yield Figure("R", perturbation.deviation(left, y, everyone).drift, "per token")
+    error = float(np.square(left - y, dtype=np.float64).sum())
+    alone = scores.wanda_score(v.weight, statistics.sum_of_squares(x))
+    yield Figure("squared error", error, "over the tokens of the first sequence")
+    yield Figure(
+        "foretold", float(np.square(alone[~v.keep]).sum()), "sum of M^2 of what went, same tokens"
+    )

@@ -1,0 +1,236 @@
+"""The steps of one block as this family takes them: attention and MLP, added to the stream."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from refimpl.explain.step import Figure, Step
+from refimpl.explain.values import Values
+from refimpl.model import attention, forward, ops
+from refimpl.model.config import Config, Rope
+from refimpl.model.ops import Array
+
+
+def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]:
+    """The steps of one block, those that this family has.
+
+    Args:
+        config: The model's facts.
+        names: The block's weights by our names.
+        index: The block, from 0.
+
+    Returns:
+        The steps, in order.
+    """
+    kind = config.blocks[index]
+    reads = "the block's input" if config.parallel_residual else "the stream after attention"
+    steps = [
+        Step(
+            "attn_norm",
+            "one size for all tokens",
+            "Tokens of the stream may differ in size by a factor of a hundred; what attention "
+            "reads does not.",
+            norm_formula(config, "x"),
+            norms(config),
+            lambda v: _norm(v, "resid_pre", "attn_norm"),
+        ),
+        Step(
+            "qkv",
+            "queries, keys and values",
+            "Each token says what it looks for (q), what it can be found by (k), and what it has "
+            "to give (v).",
+            "\n".join(f"{n} = W_{n} x{_bias(names, f'{n}_proj', n)}" for n in "qkv")
+            + "\ncut into heads of h channels",
+            (forward.project, ops.linear, attention.split_heads),
+            _qkv,
+        ),
+    ]
+    if "q_norm.weight" in names:
+        steps.append(
+            Step(
+                "qk_norm",
+                "queries and keys of one size",
+                "Their directions and a learned gain decide the scores, not their sizes.",
+                norm_formula(config, "q") + "\nthe same for k, over the h channels of a head",
+                norms(config),
+                lambda v: [Figure(n, v.points[n]) for n in "qk"],
+            )
+        )
+    if kind.rope is not None:
+        steps.append(_rotation(kind.rope, config.head_dim))
+    cap = config.attn_soft_cap
+    seen = "all before it" if kind.window is None else f"those of the last {kind.window}"
+    capped = "scale q k^T" if cap is None else f"{cap:g} tanh(scale q k^T / {cap:g})"
+    steps += [
+        Step(
+            "attention",
+            "what each token takes from the others",
+            f"A token sees itself and {seen}, and takes a mean of their values, weighted by how "
+            "well its query fits their keys.",
+            f"softmax({capped} + mask) v      mask: 0 where visible, else -inf",
+            (attention.causal_bias, attention.attend, *cap_function(cap), ops.softmax),
+            _attention,
+        ),
+        Step(
+            "attn_out",
+            "the heads are merged",
+            "What the heads took is mixed into what attention adds to the stream.",
+            f"a = W_o heads{_bias(names, 'o_proj', 'o')}"
+            + _post(config, names, "attn_post_norm", "a"),
+            (attention.merge_heads, forward.project, *_post_norm(config, names, "attn_post_norm")),
+            lambda v: [Figure(n, v.points[n]) for n in ("attn_heads", "attn_out")],
+        ),
+        Step(
+            "resid_mid",
+            "added to the stream",
+            "A block does not replace the stream, it adds to it: so a push stays in it, unless "
+            "later blocks answer it.",
+            "m = x + a",
+            (forward.block,),
+            lambda v: _sum(v, "resid_pre", "attn_out", "resid_mid"),
+        ),
+        Step(
+            "mlp_norm",
+            "one size again",
+            f"The MLP reads {reads}, normalised.",
+            norm_formula(config, "x" if config.parallel_residual else "m"),
+            norms(config),
+            lambda v: _norm(v, _mlp_from(v), "mlp_norm"),
+        ),
+        Step(
+            "mlp_out",
+            "each token by itself",
+            "Attention moves things between tokens; the MLP works on each one alone, in a wider "
+            "space with a nonlinearity.",
+            _mlp_formula(config, names) + _post(config, names, "mlp_post_norm", "f"),
+            (
+                forward.mlp,
+                ops.ACTIVATIONS[config.activation],
+                *_post_norm(config, names, "mlp_post_norm"),
+            ),
+            _mlp,
+        ),
+        Step(
+            "resid_post",
+            "the stream after the block",
+            "This is h_l, the state that is pushed below.",
+            "h_l = m + f",
+            (forward.block,),
+            lambda v: _sum(v, "resid_mid", "mlp_out", "resid_post"),
+        ),
+    ]
+    return steps
+
+
+def _norm(v: Values, before: str, after: str) -> Iterator[Figure]:
+    x, y = v.points[before], v.points[after]
+    yield Figure("||x_t||", length(x), "per token, before")
+    yield Figure("y", y)
+    yield Figure("||y_t||", length(y), "after")
+
+
+def _qkv(v: Values) -> Iterator[Figure]:
+    x, config = v.points["attn_norm"], v.config
+    for name in "qkv":
+        y = forward.project(x, v.weights, f"{name}_proj")
+        yield Figure(name, attention.split_heads(y, config.head_dim))
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    if groups < heads:
+        yield Figure("kv head of head", config.kv_head_of_head, "heads share keys and values")
+
+
+def _rotation(rope: Rope, head_dim: int) -> Step:
+    """Rotary positions."""
+
+    def figures(v: Values) -> Iterator[Figure]:
+        yield Figure("angle per position", rope.inv_freq, "radians; fast channels first")
+        for name in ("q", "q_rope"):
+            yield Figure(name, v.points[name][0, 0, -1], "head 0 of the last token")
+        yield Figure("||q||", length(v.points["q"])[0, 0, -1])
+        yield Figure("||q_rope||", length(v.points["q_rope"])[0, 0, -1], "a turn keeps it")
+
+    some = "" if rope.rotary_dim == head_dim else f"first {rope.rotary_dim} channels of a head: "
+    scaled = "" if rope.scaling == "default" else f", scaled as {rope.scaling}"
+    return Step(
+        "rope",
+        "positions as angles",
+        "Pairs of channels are turned by an angle that grows with the position, so q k^T sees how "
+        "far apart two tokens are.",
+        f"{some}(a, b) -> (a cos - b sin, b cos + a sin)\n"
+        f"angle = position * {rope.theta:g}^(-2i / {rope.rotary_dim}){scaled}",
+        (attention.rope_tables, attention.rotate),
+        figures,
+    )
+
+
+def _attention(v: Values) -> Iterator[Figure]:
+    config, points = v.config, v.points
+    q, k = (points.get(f"{n}_rope", points[n])[0] for n in "qk")
+    one = np.eye(q.shape[1], dtype=q.dtype)  # values that show the weights themselves
+    scaled = q[0] * config.attention_scale
+    share = attention.attend(
+        scaled, k[config.kv_head_of_head[0]], one, v.place.bias, config.attn_soft_cap
+    )
+    yield Figure("scale", config.attention_scale)
+    yield Figure("weights", share[-1], "the last token, head 0")
+    yield Figure("sum of weights", float(share[-1].sum()))
+    yield Figure("heads", points["attn_heads"])
+
+
+def _sum(v: Values, before: str, more: str, after: str) -> Iterator[Figure]:
+    for name in (before, more, after):
+        yield Figure(f"||{name}_t||", length(v.points[name]), "per token")
+    yield Figure(after, v.points[after])
+
+
+def _mlp_from(v: Values) -> str:
+    return "resid_pre" if v.config.parallel_residual else "resid_mid"
+
+
+def _mlp(v: Values) -> Iterator[Figure]:
+    hidden = v.points["mlp_hidden"]
+    yield Figure("hidden", hidden, "what W_down reads")
+    yield Figure("zeros in it", float((hidden == 0).mean()), "the share of them")
+    yield Figure("mlp_out", v.points["mlp_out"])
+
+
+def _post(config: Config, names: frozenset[str], role: str, letter: str) -> str:
+    return f"\n{letter} <- norm({letter}), again" if f"{role}.weight" in names else ""
+
+
+def _post_norm(config: Config, names: frozenset[str], role: str) -> tuple[Callable[..., Any], ...]:
+    return norms(config) if f"{role}.weight" in names else ()
+
+
+def _mlp_formula(config: Config, names: frozenset[str]) -> str:
+    act, up = config.activation, f"W_up y{_bias(names, 'up_proj', 'up')}"
+    gate = f"{act}(W_gate y{_bias(names, 'gate_proj', 'gate')}) * ({up})"
+    inner = gate.replace("(W_up y)", "W_up y") if config.gated else f"{act}({up})"
+    return f"f = W_down ({inner}){_bias(names, 'down_proj', 'down')}"
+
+
+def _bias(names: frozenset[str], linear: str, letter: str) -> str:
+    return f" + b_{letter}" if f"{linear}.bias" in names else ""
+
+
+def length(x: Array) -> Array:
+    """Euclidean norm of every vector."""
+    return np.linalg.norm(x.astype(np.float64), axis=-1)
+
+
+def norm_formula(config: Config, x: str) -> str:
+    """The formula of this family's norm."""
+    if config.norm == "rms":
+        return f"y = {x} / sqrt(mean({x}^2) + {config.norm_eps:g}) * w"
+    return f"y = ({x} - mean {x}) / sqrt(var {x} + {config.norm_eps:g}) * w + b"
+
+
+def norms(config: Config) -> tuple[Callable[..., Any], ...]:
+    """The functions that compute it."""
+    return forward.norm, ops.rms_norm if config.norm == "rms" else ops.layer_norm
+
+
+def cap_function(cap: float | None) -> tuple[Callable[..., Any], ...]:
+    """The soft cap, where there is one."""
+    return () if cap is None else (ops.soft_cap,)

@@ -1,0 +1,72 @@
+"""An explanation as a document for programs."""
+
+import inspect
+from collections.abc import Callable
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from refimpl.explain.explanation import Explanation
+from refimpl.explain.step import Figure
+
+IN_JSON = 64  # numbers of an array
+
+
+def full_name(function: Callable[..., Any]) -> str:
+    """Where a function is found.
+
+    Args:
+        function: Of this library.
+
+    Returns:
+        Its module and its name in it.
+
+    Example:
+        >>> from refimpl.model.ops import rms_norm
+        >>> full_name(rms_norm)
+        'refimpl.model.ops.rms_norm'
+    """
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def explanation_document(found: Explanation, source: bool = False) -> dict[str, Any]:
+    """An explanation as one JSON document.
+
+    Args:
+        found: From `explain`.
+        source: Whether to add the code of every function.
+
+    Returns:
+        Numbers, strings, lists and objects; of an array its shape and its first numbers.
+    """
+    return {
+        "model": found.model,
+        "family": found.family,
+        "num_blocks": found.num_blocks,
+        "block": found.block,
+        "dtype": found.dtype,
+        "tokens": vars(found.tokens),
+        "steps": [
+            {
+                "name": step.name,
+                "title": step.title,
+                "why": step.why,
+                "formula": step.formula.split("\n"),
+                "functions": [full_name(function) for function in step.functions],
+                "figures": [_figure(figure) for figure in figures],
+                **({"source": [inspect.getsource(f) for f in step.functions]} if source else {}),
+            }
+            for _, step, figures in found.steps
+        ],
+    }
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    """One figure as JSON."""
+    if isinstance(figure.value, str):
+        return {"name": figure.name, "value": figure.value, "note": figure.note}
+    values = np.asarray(figure.value)
+    first = [x if isfinite(x) else None for x in values.ravel()[:IN_JSON].tolist()]
+    shape = list(values.shape)
+    return {"name": figure.name, "shape": shape, "first": first, "note": figure.note}

@@ -1,0 +1,175 @@
+"""The algorithm as it runs on one model, step by step, with the numbers of that run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.explain.allocation import allocation_steps, pruning_steps
+from refimpl.explain.block import block_steps
+from refimpl.explain.experiment import experiment_steps
+from refimpl.explain.forward import head_step, steps_before
+from refimpl.explain.step import Figure, Step
+from refimpl.explain.values import Values
+from refimpl.jobs.execution import Progress, Workers
+from refimpl.jobs.request import Request
+from refimpl.jobs.run import TokenFacts, token_facts
+from refimpl.method.perturbation import Perturbation
+from refimpl.model.arithmetic import loud
+from refimpl.model.checkpoint import Model
+from refimpl.tokens import Tokens
+
+SAMPLES, SEQ_LEN = 2, 32  # enough to see every step, and a standard error
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an explanation says.
+
+    Args:
+        model: The model's name.
+        family: Its family.
+        num_blocks: L.
+        block: The block that is looked at, from 0.
+        tokens: Where the tokens came from.
+        dtype: Of the computation.
+        steps: Each step with its place among all of this model's steps, from 1, and what it shows.
+        num_steps: How many steps there are.
+    """
+
+    model: str
+    family: str
+    num_blocks: int
+    block: int
+    tokens: TokenFacts
+    dtype: str
+    steps: tuple[tuple[int, Step, tuple[Figure, ...]], ...]
+    num_steps: int
+
+    def figure(self, step: str, name: str) -> Any:
+        """The value of one figure.
+
+        Args:
+            step: Name of the step.
+            name: Name of the figure.
+
+        Returns:
+            The whole value.
+        """
+        (figures,) = (figures for _, one, figures in self.steps if one.name == step)
+        return next(figure.value for figure in figures if figure.name == name)
+
+
+def explain(
+    model: Model,
+    tokens: Tokens,
+    block: int = 0,
+    step: str | None = None,
+    plan: Perturbation | None = None,
+    request: Request | None = None,
+    *,
+    dtype: npt.DTypeLike = np.float32,
+    threads: int | None = None,
+    memory: str | int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Explanation:
+    """Take one model through the algorithm and show each step.
+
+    Args:
+        model: From `read_model`.
+        tokens: Its tokens; a few are enough.
+        block: The block that is looked at, from 0.
+        step: The only step to show; all if None.
+        plan: The perturbation, as for `score`.
+        request: The allocation, as for `score` and `allocate`.
+        dtype: float32, or float64 to certify.
+        threads: Worker threads; one per core if None.
+        memory: Memory for residual states.
+        progress: Called with the work of the experiment done and in all.
+
+    Returns:
+        The steps with the values of this run; only what they show was computed.
+
+    Raises:
+        RefimplError: A block or a step that this model does not have; several eta; what `score`
+            refuses.
+
+    Source:
+        docs/explanation/method.md, sections 2 to 7.
+
+    Example:
+        >>> from refimpl import read_model
+        >>> from refimpl.tokens import random_tokens
+        >>> found = explain(read_model("fixtures/llama"), random_tokens(264, 2, 8), block=3)
+        >>> found.figure("ratio", "r_l")
+        1.0
+    """
+    plan, request = plan or Perturbation(), request or Request()
+    if plan.subset is not None:
+        raise RefimplError(
+            f"a subset of {plan.subset} blocks",
+            "all blocks: each step is shown on every sequence",
+            "leave --subset away",
+        )
+    last = model.config.num_blocks - 1
+    if not 0 <= block <= last:
+        raise RefimplError(
+            f"block {block} of {model.name}", f"a block from 0 to {last}", "change --block"
+        )
+    if len(plan.eta) > 1:
+        raise RefimplError(
+            f"{len(plan.eta)} values of eta",
+            "one, which all steps show",
+            "use --eta with one value",
+        )
+    steps = steps_of(model, block, plan, request)
+    names = [one.name for one in steps]
+    if step is not None and step not in names:
+        raise RefimplError(
+            f"no step {step!r} in {model.name}", f"one of {', '.join(names)}", "change --step"
+        )
+    values = Values(model, tokens, block, plan, request, dtype, threads, memory, progress)
+    model.check_finite(dtype)
+    with loud(dtype), Workers(threads):  # which keep BLAS to one thread, as in score
+        shown = tuple(
+            (place, one, tuple(one.figures(values)))
+            for place, one in enumerate(steps, 1)
+            if step in (None, one.name)
+        )
+    facts = token_facts(tokens)
+    return Explanation(
+        model.name,
+        model.config.family,
+        model.config.num_blocks,
+        block,
+        facts,
+        np.dtype(dtype).name,
+        shown,
+        len(steps),
+    )
+
+
+def steps_of(model: Model, block: int, plan: Perturbation, request: Request) -> list[Step]:
+    """All steps that a model has, in order.
+
+    Args:
+        model: The model.
+        block: The block that is looked at, from 0.
+        plan: The perturbation.
+        request: The allocation.
+
+    Returns:
+        The steps; nothing is computed.
+    """
+    config, prefix = model.config, f"blocks.{block}."
+    names = frozenset(n.removeprefix(prefix) for n in model.weights if n.startswith(prefix))
+    return [
+        *steps_before(config, "pos_embed.weight" in model.weights),
+        *block_steps(config, names, block),
+        head_step(config),
+        *experiment_steps(plan, request),
+        *allocation_steps(request),
+        *pruning_steps(next(iter(config.linear_shapes))),
+    ]

@@ -1,0 +1,258 @@
+"""The values that an explanation shows, each made when it is asked for.
+
+They come from the functions that `score` calls, on the same tokens, so they are its numbers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.jobs.allocate import Allocation, allocate
+from refimpl.jobs.execution import Progress
+from refimpl.jobs.request import Request
+from refimpl.jobs.score import score
+from refimpl.jobs.scores import Scores
+from refimpl.method import perturbation as push
+from refimpl.method.absorption import known_mean, surviving_drift
+from refimpl.method.perturbation import Perturbation
+from refimpl.model.checkpoint import Model
+from refimpl.model.config import Config
+from refimpl.model.forward import Place, Weights, block, embed, head, places
+from refimpl.model.ids import checked_ids
+from refimpl.model.kernels import TILED
+from refimpl.model.ops import Array
+from refimpl.model.statistics import add_sums, block_with_sums, second_moments, sum_of_squares
+from refimpl.pruning.scores import wanda_keep, wanda_score
+from refimpl.tokens import Tokens
+
+ROWS = 8192  # of the head held at a time
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What became of the pushed states of a block, with N sequences, R draws, T drifts per state.
+
+    Args:
+        drift: Relative drift after the block and every later one, [N, R, blocks, T].
+        alignment: Same shape.
+        end: The first sequence after the last block, not pushed, [1, S, D].
+    """
+
+    drift: Array
+    alignment: Array
+    end: Array
+
+    @property
+    def ratios(self) -> Array:
+        """Mean over tokens of the share that is left, [N, R]."""
+        return known_mean(surviving_drift(self.drift[:, :, -1], self.drift[:, :, 0]), axis=-1)
+
+
+@dataclass
+class Values:
+    """Every value that a step may show, made when it is first asked for.
+
+    Args:
+        model: The model.
+        tokens: Its tokens.
+        index: The block that is looked at, from 0.
+        plan: The perturbation.
+        request: The allocation asked for.
+        dtype: Of the computation.
+        threads: Worker threads.
+        memory: Bytes for the states of the experiment.
+        progress: Called while the experiment runs.
+    """
+
+    model: Model
+    tokens: Tokens
+    index: int
+    plan: Perturbation
+    request: Request
+    dtype: npt.DTypeLike = np.float32
+    threads: int | None = None
+    memory: str | int | None = None
+    progress: Progress = lambda done, total: None
+
+    @property
+    def config(self) -> Config:
+        """The model's facts."""
+        return self.model.config
+
+    @cached_property
+    def ids(self) -> Array:
+        """Token ids, [N, S]."""
+        return checked_ids(self.tokens.ids, self.config)
+
+    @cached_property
+    def _where(self) -> Mapping[Any, Place]:
+        """Bias and rotary tables per kind of block."""
+        return places(np.arange(self.ids.shape[1]), self.config, self.dtype)
+
+    @property
+    def place(self) -> Place:
+        """Bias and rotary tables of the block."""
+        return self._where[self.config.blocks[self.index]]
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Weights of the block."""
+        return self.model.block(self.index, self.dtype)
+
+    @cached_property
+    def embedded(self) -> list[Array]:
+        """h_0 of every sequence, [1, S, D]."""
+        positions, table = np.arange(self.ids.shape[1]), self.model.embedding()
+        return [embed(row[None], positions, table, self.config, self.dtype) for row in self.ids]
+
+    @cached_property
+    def entering(self) -> list[Array]:
+        """The residual stream of every sequence before the block, [1, S, D]."""
+        states = self.embedded
+        for i in range(self.index):
+            states = [*map(self._through(i), states)]
+        return states
+
+    @cached_property
+    def leaving(self) -> list[Array]:
+        """The residual stream of every sequence after the block, [1, S, D]."""
+        return [h for h, _ in self._read]
+
+    @cached_property
+    def moments(self) -> dict[str, Array]:
+        """Wanda's statistic of the block's linears, dense model, all tokens, [in]."""
+        total: dict[str, Array] = {}
+        for _, sums in self._read:
+            add_sums(total, sums)
+        return second_moments(total, len(self.ids), self.config)
+
+    @cached_property
+    def points(self) -> dict[str, Array]:
+        """Every trace point of the block on the first sequence."""
+        found: dict[str, Array] = {}
+
+        def keep(name: str, value: Array) -> Array:
+            found[name] = value
+            return value
+
+        block(self.entering[0], self.weights, self.place, self.config, keep, TILED)
+        return found
+
+    @cached_property
+    def pushed(self) -> list[list[Array]]:
+        """The pushed states after the block, per sequence and draw, [1, S, D]."""
+        return [[self._push(s, d) for d in range(self.plan.draws)] for s in range(len(self.ids))]
+
+    @cached_property
+    def kept(self) -> list[npt.NDArray[np.bool_]]:
+        """Which tokens of each sequence take part, [S]."""
+        return [push.kept_tokens(h[0], self.plan.sink) for h in self.leaving]
+
+    @cached_property
+    def followed(self) -> Followed:
+        """The way of the pushed states, and of the clean ones, to the end."""
+        clean, pushed = self.leaving, self.pushed
+        seen = [self._deviations(pushed, clean)]
+        for i in range(self.index + 1, self.config.num_blocks):
+            through = self._through(i)
+            clean = [through(h) for h in clean]
+            pushed = [[through(h) for h in draws] for draws in pushed]
+            seen.append(self._deviations(pushed, clean))
+        drift, alignment = np.moveaxis(np.array(seen), 0, 3)
+        return Followed(drift, alignment, clean[0])
+
+    @cached_property
+    def logits(self) -> Array:
+        """Scores of what follows the first sequence, [V]; the head is read in pieces."""
+        last, size = self.followed.end[:, -1:], self.config.vocab_size
+        pieces = (self.model.head(self.dtype, slice(i, i + ROWS)) for i in range(0, size, ROWS))
+        return np.concatenate([head(last, rows, self.config)[0, 0] for rows in pieces])
+
+    @cached_property
+    def scores(self) -> Scores:
+        """What `score` finds."""
+        return score(
+            self.model,
+            self.tokens,
+            self.plan,
+            self.request,
+            dtype=self.dtype,
+            threads=self.threads,
+            memory=self.memory,
+            progress=self.progress,
+        )
+
+    @cached_property
+    def allocation(self) -> Allocation:
+        """What `allocate` makes of it."""
+        return allocate(self.scores, self.request)
+
+    @property
+    def linear(self) -> str:
+        """The linear whose weights are looked at: the block's first."""
+        return next(iter(self.config.linear_shapes))
+
+    @property
+    def weight(self) -> Array:
+        """Its weights, [out, in]."""
+        return self.weights[f"{self.linear}.weight"]
+
+    @cached_property
+    def linear_score(self) -> Array:
+        """Wanda's score of its weights, [out, in]."""
+        return wanda_score(self.weight, self.moments[self.linear])
+
+    @cached_property
+    def keep(self) -> npt.NDArray[np.bool_]:
+        """Which of its weights stay under the allocation, [out, in]."""
+        return wanda_keep(self.linear_score, int(self.allocation.linear_pruned[self.index, 0]))
+
+    @cached_property
+    def _read(self) -> list[tuple[Array, dict[str, Array]]]:
+        """Every sequence after the block, and the squares of what its linears read."""
+        return [
+            block_with_sums(sum_of_squares, h, self.weights, self.place, self.config, TILED)
+            for h in self.entering
+        ]
+
+    @cached_property
+    def _thinned(self) -> Weights:
+        """The block's weights after the pruning that is its perturbation."""
+        assert self.scores.pruned_at is not None  # asked for with that perturbation only
+        thinned = dict(self.weights)
+        counts = self.scores.pruned_at.linear_pruned[self.index].tolist()
+        for name, count in zip(self.config.linear_shapes, counts, strict=True):
+            weight = self.weights[f"{name}.weight"]
+            keep = wanda_keep(wanda_score(weight, self.moments[name]), count)
+            thinned[f"{name}.weight"] = np.where(keep, weight, np.zeros((), weight.dtype))
+        return thinned
+
+    def _through(self, index: int) -> Callable[[Array], Array]:
+        """One block of the model, as a function of the stream."""
+        weights = self.model.block(index, self.dtype)
+        place = self._where[self.config.blocks[index]]
+        return lambda h: block(h, weights, place, self.config, kernels=TILED)
+
+    def _push(self, sequence: int, draw: int) -> Array:
+        """One state after the block, pushed as the plan says, [1, S, D]."""
+        plan, h, kept = self.plan, self.leaving[sequence], self.kept[sequence]
+        if plan.kind == "pruning":
+            h_before = self.entering[sequence]
+            pruned = block(h_before, self._thinned, self.place, self.config, kernels=TILED)
+            return np.where(kept[None, :, None], pruned, h)
+        e = push.noise(plan.seed, sequence, self.index, draw, h[0].shape)
+        scale, shape = plan.noise_scale, plan.noise_shape
+        return push.perturbed(h[0], e, plan.eta[0], kept, scale, shape)[None]
+
+    def _deviations(self, pushed: list[list[Array]], clean: list[Array]) -> Array:
+        """Drift and alignment of every state, [drift or alignment, N, R, T]."""
+        found = [
+            [push.deviation(h[0], c[0], kept, self.plan.norm) for h in draws]
+            for draws, c, kept in zip(pushed, clean, self.kept, strict=True)
+        ]
+        drift = [[one.drift for one in draws] for draws in found]
+        return np.array([drift, [[one.alignment for one in draws] for draws in found]])

@@ -1,0 +1,1 @@
+"""One page about scores, prunings and evaluations, to be looked at."""

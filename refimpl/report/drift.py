@@ -1,0 +1,184 @@
+"""Pictures of the experiment: the drift of every push over depth, and maps of all pairs."""
+
+from math import degrees, isnan, log10
+
+import numpy as np
+
+from refimpl.jobs.scores import Absorption
+from refimpl.model.ops import Array
+from refimpl.report import scales, svg
+from refimpl.report.html import Figure, Table, number
+from refimpl.report.inputs import Scored
+
+WRITTEN, WIDE = 8, 5  # as many blocks have their numbers written into the map; in three digits
+
+
+def drift_figure(ident: str, scored: Scored, found: Absorption) -> Figure:
+    """The drift of every pushed block over depth."""
+    count, drift = scored.scores.num_blocks, found.drift
+    x, more = scales.blocks_axis(count), scales.MORE if count > WRITTEN else 0
+    y = scales.vertical(drift[~np.isnan(drift)].tolist(), log=True, bottom=scales.BOTTOM + more)
+    parts = svg.axes(x, y, ("after block", "relative drift, log scale"), scales.block_ticks(count))
+    ends = []
+    for i in range(count):
+        points = [(x(k), svg.place(y, drift[i, k])) for k in range(i, count)]
+        css = f"s{svg.shade(i, count)} d{i % 4}"
+        parts += svg.trail(points, f"line {css}", i, i + 1)
+        parts.append(svg.marks(points[:1], svg.DOT, f"f{svg.shade(i, count)}"))
+        ends.append(points[-1][1])
+    parts += svg.names(ends, x(count - 1), y.start, count > WRITTEN)
+    shown = _range(drift)
+    return Figure(
+        ident,
+        "Drift over depth",
+        "Each line begins at the block whose output is pushed. Falling: later blocks absorb the "
+        "push; rising: they amplify it. At the right: which block.",
+        svg.picture(
+            ident,
+            f"Drift of every pushed block over depth, {push_words(found)}",
+            f"{count} lines, one per pushed block, from that block to the last. {shown}",
+            parts,
+            scales.HEIGHT + more,
+        ),
+        _matrix(drift, "Mean relative drift after each block", ".4g"),
+        large=count > WRITTEN,
+    )
+
+
+def map_figure(ident: str, found: Absorption, aligned: bool) -> Figure:
+    """A map of all pairs of a pushed block and a depth: drift, or how far the state turned."""
+    values = found.alignment if aligned else found.drift
+    shown = _angles(values) if aligned else values
+    unit = "°" if aligned else ""
+    what = "Angle" if aligned else "Drift"
+    title = "Alignment of all pairs, as an angle" if aligned else "Drift of all pairs"
+    note = (
+        "How far the state's direction turns, arccos of the mean alignment, in degrees."
+        if aligned
+        else "The same numbers as a map: along a row, one push travels through the blocks."
+    )
+    return Figure(
+        ident,
+        title,
+        note,
+        svg.picture(
+            ident,
+            f"{what} for every pushed block and depth, {push_words(found)}",
+            f"A triangle: a row per pushed block, a column per depth. {_range(shown, unit)}",
+            _map(shown, unit),
+            scales.HEIGHT,
+        ),
+        _matrix(
+            shown,
+            "Angle to the clean state after each block, in degrees"
+            if aligned
+            else "Mean relative drift after each block",
+            ".4g",
+        ),
+        _matrix(values, "Mean alignment after each block: the cosine of that angle", ".7f")
+        if aligned
+        else None,
+    )
+
+
+def push_words(found: Absorption) -> str:
+    """How a state was pushed, in a few words."""
+    return "the pruning perturbation" if found.eta is None else f"eta {found.eta:g}"
+
+
+def _angles(alignment: Array) -> Array:
+    """Degrees between states, from their cosine."""
+    return np.array(
+        [[degrees(np.arccos(min(max(a, -1.0), 1.0))) for a in row] for row in alignment]
+    )
+
+
+def _range(values: Array, unit: str = "") -> str:
+    """The least and the greatest of all pairs, in a sentence."""
+    if np.isnan(values).all():
+        return "No value is known."
+    ends = []
+    for word, at in (("Least", int(np.nanargmin(values))), ("greatest", int(np.nanargmax(values)))):
+        row, column = divmod(at, values.shape[1])
+        ends.append(
+            f"{word} {values[row, column]:.3g}{unit} (block {row} pushed, after block {column})"
+        )
+    return ", ".join(ends) + "."
+
+
+def _map(values: Array, unit: str) -> list[str]:
+    """Cells of a triangle, a path per colour, and the legend in the free corner."""
+    count = len(values)
+    known = values[np.isfinite(values) & (values > scales.LEAST)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (1.0, 1.0)
+    width, height = (scales.RIGHT - scales.LEFT) / count, (scales.BOTTOM - scales.TOP) / count
+    cells: list[list[str]] = [[] for _ in range(svg.CLASSES)]
+    written = []
+    for i in range(count):
+        for k in range(i, count):
+            value = values[i, k]
+            if isnan(value):
+                continue
+            css = _class(value, low, high)
+            cells[css].append(f"M{k} {i}h1v1h-1z")
+            if count <= WRITTEN:
+                at = scales.LEFT + (k + 0.5) * width, scales.TOP + (i + 0.5) * height + 4
+                written.append(
+                    svg.label(
+                        *at,
+                        format(value, ".3g" if count <= WIDE else ".2g"),
+                        f"in i{css}",
+                        "middle",
+                    )
+                )
+    parts = [
+        f'<g class="cells" data-count="{count}" transform="translate({scales.LEFT} {scales.TOP}) '
+        f'scale({width:.4f} {height:.4f})">',
+        *(f'<path class="q{css}" d="{"".join(d)}"/>' for css, d in enumerate(cells) if d),
+        "</g>",
+        *written,
+    ]
+    for i in (int(tick) for tick in scales.block_ticks(count)):
+        x, y = scales.LEFT + (i + 0.5) * width, scales.TOP + (i + 0.5) * height
+        parts.append(svg.label(x, scales.BOTTOM + 17, str(i), anchor="middle"))
+        parts.append(svg.label(scales.LEFT - 6, y, str(i), "tick mid", "end"))
+    middle = (scales.LEFT + scales.RIGHT) / 2
+    parts.append(svg.label(middle, scales.BOTTOM + 36, "after block", "name", "middle"))
+    parts.append(svg.label(6, 18, "block that is pushed", "name"))
+    return [*parts, *_legend(low, high, unit)] if count > 2 else parts
+
+
+def _legend(low: float, high: float, unit: str) -> list[str]:
+    """What the colours of a map mean, in its free corner."""
+    left, top, size = scales.LEFT + 14, scales.BOTTOM - 32, 13
+    parts = [
+        f'<rect class="q{css}" x="{left + size * css}" y="{top}" width="{size}" height="{size}"/>'
+        for css in range(svg.CLASSES)
+    ]
+    end = left + size * svg.CLASSES
+    parts.append(svg.label(left, top + size + 13, f"{low:.2g}{unit}"))
+    parts.append(svg.label(end, top + size + 13, f"{high:.2g}{unit}", anchor="end"))
+    parts.append(svg.label(left, top - 6, "log scale"))
+    return parts
+
+
+def _class(value: float, low: float, high: float) -> int:
+    """The colour of a value, from 0; equal factors are equally many colours apart."""
+    if value <= low or high <= low:
+        return 0 if high > low else svg.CLASSES // 2
+    share = log10(value / low) / log10(high / low)
+    return min(int(share * svg.CLASSES), svg.CLASSES - 1)
+
+
+def _matrix(values: Array, caption: str, form: str) -> Table:
+    """A row per pushed block, a column per depth."""
+    count = len(values)
+    return Table(
+        caption,
+        ["pushed", *(f"after {k}" for k in range(count))],
+        [
+            [str(i), *("" if k < i else number(values[i, k], form) for k in range(count))]
+            for i in range(count)
+        ],
+        "Rows are pushed blocks, columns the block after which the state is measured.",
+    )

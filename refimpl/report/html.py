@@ -1,0 +1,131 @@
+"""The pieces of a report's page: tables, figures, lists of facts; everything escaped."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from math import isfinite
+from typing import Any
+
+UNKNOWN = "-"
+SHOWN = 10  # values of a list of facts
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers as text, a row per thing.
+
+    Args:
+        caption: What they are.
+        columns: Headings; the first one is that of the things' names.
+        rows: As many texts in each as there are columns; "" where there is nothing to say.
+        note: What a reader must know.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture, how to read it, and its numbers.
+
+    Args:
+        ident: Unique in the page.
+        title: What is shown.
+        note: How to read it.
+        svg: The picture.
+        table: Its numbers.
+        also: More numbers, that those are made of.
+        large: Whether it is shown larger than others where there is room.
+    """
+
+    ident: str
+    title: str
+    note: str
+    svg: str
+    table: Table
+    also: Table | None = None
+    large: bool = False
+
+
+def number(value: float, form: str = ".4g") -> str:
+    """A number as text, a dash where unknown.
+
+    Example:
+        >>> number(0.25), number(float("nan"))
+        ('0.25', '-')
+    """
+    return format(value, form) if isfinite(value) else UNKNOWN
+
+
+def table_html(table: Table, ident: str) -> str:
+    """A table that can be scrolled sideways, and sorted and filtered where scripts run."""
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
+    rows = "\n".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(text)}</td>" for text in rest)
+        + "</tr>"
+        for first, *rest in table.rows
+    )
+    note = f"<p>{escape(table.note)}</p>\n" if table.note else ""
+    return (
+        f'{note}<div class="scroll" role="region" tabindex="0" '
+        f'aria-label="{escape(table.caption)}">\n'
+        f'<table id="{ident}-n">\n<caption>{escape(table.caption)}</caption>\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
+    )
+
+
+def figure_html(figure: Figure) -> str:
+    """A card: title, how to read it, the picture, and its numbers to be opened."""
+    css = "card large" if figure.large else "card"
+    tables = [table_html(figure.table, figure.ident)]
+    if figure.also is not None:
+        tables.append(table_html(figure.also, f"{figure.ident}-also"))
+    numbers = "\n".join(tables)
+    return (
+        f'<figure class="{css}" id="{figure.ident}">\n<figcaption><h3>{escape(figure.title)}</h3>\n'
+        f"<p>{escape(figure.note)}</p></figcaption>\n{figure.svg}\n"
+        f"<details><summary>The numbers</summary>\n{numbers}\n</details>\n</figure>"
+    )
+
+
+def grid_html(figures: Iterable[Figure], css: str = "grid") -> str:
+    """Cards beside each other, as many as there is room for."""
+    return f'<div class="{css}">\n' + "\n".join(map(figure_html, figures)) + "\n</div>\n"
+
+
+def facts_html(facts: Mapping[str, Any]) -> str:
+    """What is known, as a list of names and values; lists and objects in words."""
+    rows = "\n".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(words(value))}</dd></div>"
+        for name, value in facts.items()
+        if value is not None
+    )
+    return f"<dl>\n{rows}\n</dl>"
+
+
+def words(value: Any) -> str:
+    """A value from JSON in words.
+
+    Example:
+        >>> words({"numpy": "2.4", "m": 5.0}), words([1, None]), words(True)
+        ('numpy 2.4, m 5', '1, none', 'yes')
+    """
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.6g}"
+        case Mapping():
+            return ", ".join(f"{key} {words(one)}" for key, one in value.items()) or "none"
+        case list() | tuple():
+            more = [f"and {len(value) - SHOWN} more"] if len(value) > SHOWN else []
+            return ", ".join([*map(words, value[:SHOWN]), *more]) or "none"
+    return str(value)

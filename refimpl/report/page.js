@@ -1,0 +1,185 @@
+'use strict';
+// Without this script everything is on the page; with it, pictures answer to the mouse and to the
+// arrow keys, and tables sort and filter. What a tooltip says is read from the picture's table.
+(() => {
+  const SVG = 'http://www.w3.org/2000/svg', REACH = 30;
+  const text = (cell) => cell.textContent.trim();
+  const tip = document.body.appendChild(document.createElement('div'));
+  tip.id = 'tip';
+  tip.setAttribute('role', 'status');
+
+  // A table's number, or null where there is none.
+  const number = (words) => {
+    const value = Number(words.replace(/[,%]/g, ''));
+    return words === '' || Number.isNaN(value) ? null : value;
+  };
+
+  // Rows of marks: where each is, what is said of it, and the line that it belongs to.
+  function marks(svg, table) {
+    const heads = [...table.tHead.rows[0].cells].map(text), rows = [...table.tBodies[0].rows];
+    const grid = svg.querySelector('.cells');
+    if (grid) {
+      const count = Number(grid.dataset.count), [a, , , d, e, f] = matrix(grid);
+      return rows.map((row, i) => Array.from({ length: count - i }, (_, j) => ({
+        x: e + a * (i + j + 0.5), y: f + d * (i + 0.5), w: a, h: d,
+        says: `block ${i} pushed, after block ${i + j}\n${text(row.cells[i + j + 1])}`,
+      })));
+    }
+    return [...svg.querySelectorAll('polyline')].map((line) => {
+      const first = Number(line.dataset.row), column = Number(line.dataset.col);
+      return [...line.points].map((point, n) => {
+        const row = rows[column ? first : first + n];
+        const cells = column ? [column + n] : heads.slice(1).map((_, i) => i + 1);
+        const named = `${heads[0]} ${text(row.cells[0])}`;
+        const said = cells.map((i) => `${heads[i]}: ${text(row.cells[i])}`).join('\n');
+        return { x: point.x, y: point.y, line, says: `${named}\n${said}` };
+      });
+    });
+  }
+
+  function matrix(element) {
+    const m = element.transform.baseVal.consolidate().matrix;
+    return [m.a, m.b, m.c, m.d, m.e, m.f];
+  }
+
+  function explore(figure) {
+    const svg = figure.querySelector('svg'), table = figure.querySelector('table');
+    const found = marks(svg, table).filter((series) => series.length);
+    const named = [...svg.querySelectorAll(':scope > title, :scope > desc')];
+    svg.setAttribute('aria-label', named.map(text).join('. '));
+    svg.removeAttribute('aria-labelledby');
+    svg.querySelector('title').remove(); // browsers would show it over the picture
+    if (!found.length) return;
+    svg.tabIndex = 0;
+    const square = Boolean(found[0][0].w);
+    const cursor = document.createElementNS(SVG, square ? 'rect' : 'circle');
+    cursor.setAttribute('class', 'cursor');
+    let at = null;
+
+    function show(s, n) {
+      const mark = found[s][n], box = svg.getBoundingClientRect(), m = svg.getScreenCTM();
+      at = [s, n];
+      const [w, h] = square ? [mark.w, mark.h] : [12, 12];
+      const sizes = square
+        ? { x: mark.x - w / 2, y: mark.y - h / 2, width: w, height: h }
+        : { cx: mark.x, cy: mark.y, r: 6 };
+      for (const [key, value] of Object.entries(sizes)) cursor.setAttribute(key, value);
+      svg.append(cursor);
+      for (const line of svg.querySelectorAll('.picked')) line.classList.remove('picked');
+      svg.classList.toggle('picking', Boolean(mark.line?.classList.contains('line')));
+      mark.line?.classList.add('picked');
+      tip.textContent = mark.says;
+      const x = m.e + m.a * mark.x, y = m.f + m.d * mark.y, room = 14;
+      const left = x + room + tip.offsetWidth > innerWidth ? x - room - tip.offsetWidth : x + room;
+      tip.style.left = `${Math.max(4, left)}px`;
+      tip.style.top = `${Math.max(4, Math.min(y - tip.offsetHeight / 2, innerHeight - tip.offsetHeight - 4))}px`;
+      return box;
+    }
+    function hide() {
+      at = null;
+      tip.textContent = '';
+      cursor.remove();
+      svg.classList.remove('picking');
+      for (const line of svg.querySelectorAll('.picked')) line.classList.remove('picked');
+    }
+    function nearest(x, y) {
+      let best = null, least = REACH ** 2;
+      found.forEach((series, s) => series.forEach((mark, n) => {
+        if (mark.line?.classList.contains('out')) return;
+        const away = square
+          ? (Math.abs(mark.x - x) <= mark.w / 2 && Math.abs(mark.y - y) <= mark.h / 2 ? 0 : Infinity)
+          : (mark.x - x) ** 2 + (mark.y - y) ** 2;
+        if (away < least) [best, least] = [[s, n], away];
+      }));
+      return best;
+    }
+    function move(event) {
+      const m = svg.getScreenCTM();
+      const best = nearest((event.clientX - m.e) / m.a, (event.clientY - m.f) / m.d);
+      if (best) show(...best); else hide();
+    }
+    svg.addEventListener('pointermove', move);
+    svg.addEventListener('pointerdown', move);
+    svg.addEventListener('pointerleave', hide);
+    svg.addEventListener('blur', hide);
+    svg.addEventListener('focus', () => { if (svg.matches(':focus-visible')) show(0, 0); });
+    svg.addEventListener('keydown', (event) => {
+      const [s, n] = at ?? [0, 0];
+      const to = {
+        ArrowRight: [s, n + 1], ArrowLeft: [s, n - 1], Home: [s, 0], End: [s, Infinity],
+        ArrowDown: [s + 1, n], ArrowUp: [s - 1, n],
+      }[event.key];
+      if (event.key === 'Escape') hide();
+      if (!to) return;
+      event.preventDefault();
+      const series = Math.max(0, Math.min(to[0], found.length - 1));
+      const x = found[s][n].x, others = found[series];
+      const same = series === s ? to[1] : others.reduce( // the mark above or below
+        (best, mark, i) => (Math.abs(mark.x - x) < Math.abs(others[best].x - x) ? i : best), 0);
+      show(series, Math.max(0, Math.min(same, others.length - 1)));
+    });
+  }
+
+  // A filter: words that a row must contain, or a column, < or > or =, and a number.
+  function wanted(heads, query) {
+    const asked = query.trim().toLowerCase().match(/^(.+?)\s*(<=|>=|<|>|=)\s*(-?[\d.,e+-]+)$/);
+    const column = asked ? heads.findIndex((head) => head.toLowerCase() === asked[1]) : -1;
+    if (column < 0) return (row) => row.textContent.toLowerCase().includes(query.trim().toLowerCase());
+    const than = number(asked[3]);
+    const test = {
+      '<': (x) => x < than, '>': (x) => x > than, '=': (x) => x === than,
+      '<=': (x) => x <= than, '>=': (x) => x >= than,
+    }[asked[2]];
+    return (row) => {
+      const value = number(text(row.cells[column]));
+      return value !== null && test(value);
+    };
+  }
+
+  function control(table) {
+    const head = [...table.tHead.rows[0].cells], heads = head.map(text);
+    const body = table.tBodies[0], rows = [...body.rows], svg = table.closest('figure')?.querySelector('svg');
+    head.forEach((cell, column) => {
+      const button = document.createElement('button');
+      button.type = 'button';
+      button.textContent = heads[column];
+      button.title = 'Sort by this column';
+      cell.replaceChildren(button);
+      button.addEventListener('click', () => {
+        const down = cell.getAttribute('aria-sort') === 'ascending';
+        head.forEach((other) => other.removeAttribute('aria-sort'));
+        cell.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+        const keys = new Map(rows.map((row) => [row, text(row.cells[column])]));
+        const sign = down ? -1 : 1, unknown = (key) => key === '' || key === '-';
+        body.append(...[...rows].sort((a, b) => {
+          const [x, y] = [keys.get(a), keys.get(b)], [v, w] = [number(x), number(y)];
+          if (unknown(x) || unknown(y)) return unknown(x) - unknown(y);
+          return sign * (v !== null && w !== null ? v - w : x.localeCompare(y));
+        }));
+      });
+    });
+    const filter = document.createElement('label'), input = document.createElement('input');
+    const count = document.createElement('span');
+    filter.className = 'filter';
+    input.type = 'search';
+    const first = heads.find((_, i) => i && number(text(rows[0].cells[i])) !== null) ?? heads[1];
+    input.placeholder = `a word, or ${first} > 0.5`;
+    count.setAttribute('role', 'status');
+    filter.append('Filter', input, count);
+    table.closest('.scroll').before(filter);
+    function apply() {
+      const keep = wanted(heads, input.value);
+      rows.forEach((row) => { row.hidden = !keep(row); });
+      const shown = rows.filter((row) => !row.hidden).length;
+      count.textContent = `${shown} of ${rows.length} rows`;
+      for (const line of svg?.querySelectorAll('polyline.line') ?? [])
+        line.classList.toggle('out', rows[Number(line.dataset.row)].hidden);
+    }
+    input.addEventListener('input', apply);
+    apply();
+  }
+
+  document.querySelectorAll('figure').forEach(explore);
+  document.querySelectorAll('table').forEach(control);
+  document.addEventListener('keydown', (event) => { if (event.key === 'Escape') tip.textContent = ''; });
+})();

@@ -1,0 +1,117 @@
+"""Pictures of evaluations side by side: perplexity and accuracy with their standard errors."""
+
+from collections.abc import Iterator, Sequence
+from math import isfinite
+
+from refimpl.report import scales, svg
+from refimpl.report.html import Figure, Table, number
+from refimpl.report.inputs import Evaluated, Measure, Pruned
+
+ROW = 38  # height of a row, in units of the picture
+FACTOR = 10  # from this ratio on, the scale is logarithmic
+FORMS = {"perplexity": "#.5g", "acc": ".4f", "acc_norm": ".4f"}
+
+
+def results_figures(ident: str, evaluated: Sequence[Evaluated]) -> Iterator[Figure]:
+    """A picture for every text and for every set of questions: only the same can be compared."""
+    texts = dict.fromkeys(one.text for one in evaluated if one.text is not None)
+    for i, text in enumerate(texts):
+        rows = [(one.name, one.measures["perplexity"]) for one in evaluated if one.text == text]
+        yield _dots(f"{ident}-text{i}", "Perplexity", f"Lower is better. On {text[0]}.", rows)
+    asked = dict.fromkeys(one.questions for one in evaluated if one.questions is not None)
+    for i, questions in enumerate(asked):
+        rows = [
+            (f"{one.name}, {rule}", one.measures[rule])
+            for one in evaluated
+            if one.questions == questions
+            for rule in ("acc", "acc_norm")
+        ]
+        note = f"Share answered right; acc_norm is per character. On {questions[0]}."
+        yield _dots(f"{ident}-questions{i}", "Accuracy", note, rows)
+
+
+def results_table(evaluated: Sequence[Evaluated]) -> Table:
+    """All measures of all evaluations."""
+    names = list(dict.fromkeys(name for one in evaluated for name in one.measures))
+    columns, rows = ["evaluation"], [[one.name] for one in evaluated]
+    for name in names:
+        found = [one.measures.get(name) for one in evaluated]
+        errors = any(one is not None and isfinite(one.error) for one in found)
+        columns += [name.replace("_", " "), *(["stderr"] if errors else [])]
+        for row, measure in zip(rows, found, strict=True):
+            value = Measure(float("nan"), float("nan")) if measure is None else measure
+            row.append(number(value.value, ".5g"))
+            row += [number(value.error, ".3g")] if errors else []
+    return Table("All measures", columns, rows)
+
+
+def prunings_table(pruned: Sequence[Pruned]) -> Table:
+    """What all prunings asked for and achieved."""
+    rows = []
+    for one in pruned:
+        document, totals = one.given.document, {key: c.sum() for key, c in one.counts.items()}
+        rows.append(
+            [
+                one.name,
+                str(document["model"]),
+                str(document["method"]),
+                str(document["pattern"] or "-"),
+                f"{totals['requested'] / totals['weights']:.6f}",
+                f"{totals['pruned'] / totals['weights']:.6f}",
+                *(f"{int(totals[key]):,}" for key in ("weights", "requested", "pruned", "zeros")),
+            ]
+        )
+    heads = ["pruning", "model", "method", "pattern", "asked share", "pruned share"]
+    return Table("Prunings", [*heads, "weights", "asked", "pruned", "zeros"], rows)
+
+
+def _dots(ident: str, title: str, note: str, rows: Sequence[tuple[str, Measure]]) -> Figure:
+    """A dot per row with one standard error to either side."""
+    known = [one.value for _, one in rows if isfinite(one.value)]
+    log = bool(known) and min(known) > 0 and max(known) / min(known) > FACTOR
+    edges = [
+        one.value + side * (one.error if isfinite(one.error) else 0)
+        for _, one in rows
+        for side in (-1, 0, 1)
+    ]
+    bottom = scales.TOP + ROW * len(rows)
+    across = scales.vertical(edges, log)
+    x = scales.Scale(across.low, across.high, scales.LEFT - 40, scales.RIGHT + 26, across.log)
+    parts = []
+    for tick in x.ticks(4):
+        parts.append(svg.line(x(tick), scales.TOP - 8, x(tick), bottom, "grid"))
+        parts.append(svg.label(x(tick), bottom + 17, f"{tick:g}", anchor="middle"))
+    form = FORMS.get(title.lower(), ".4f")
+    for i, (name, one) in enumerate(rows):
+        y = scales.TOP + ROW * i + 24
+        sure = f" ± {number(one.error, '.3g')}" if isfinite(one.error) else ""
+        parts.append(svg.label(x.start, y - 12, name, "tick whose"))
+        parts.append(svg.label(x.end, y - 12, f"{number(one.value, form)}{sure}", "value", "end"))
+        parts.append(svg.line(x.start, y, x.end, y, "band-line"))
+        if isfinite(one.value):
+            ends = (y, x(one.value - one.error), x(one.value + one.error))
+            parts.append(svg.bars([ends], "whisker", sideways=True))
+            points, second = [(x(one.value), y)], name.endswith("acc_norm")
+            css = "mark other-hue" if second else "mark one-hue"
+            parts.append(svg.marks(points, svg.LARGE_SQUARE if second else svg.LARGE_DIAMOND, css))
+            parts += svg.trail(points, "hit", i)
+    scale = f"{title.lower()}, log scale" if log else title.lower()
+    parts.append(svg.label((x.start + x.end) / 2, bottom + 36, scale, "name", "middle"))
+    said = "; ".join(f"{name}: {number(one.value, form)}" for name, one in rows)
+    return Figure(
+        ident,
+        title,
+        f"{note} Bars: one standard error.",
+        svg.picture(
+            ident,
+            f"{title}, {len(rows)} rows",
+            f"With standard errors where known. {said}.",
+            parts,
+            bottom + 46,
+        ),
+        Table(
+            f"{title} with standard errors",
+            ["evaluation", title.lower(), "stderr"],
+            [[name, number(one.value, form), number(one.error, ".4g")] for name, one in rows],
+        ),
+    )

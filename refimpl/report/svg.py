@@ -1,0 +1,217 @@
+"""Plain SVG: scales, axes and marks, as text. Colours and sizes are the stylesheet's."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from math import isfinite, nan
+
+from refimpl.report.scales import RIGHT, TOP, WIDTH, Scale
+
+SHAPES = (  # told apart without colour
+    "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
+    "m-2.8-2.8h5.6v5.6h-5.6z",
+    "m0-4.6l4.2 7.2h-8.4z",
+    "m0 4.6l4.2-7.2h-8.4z",
+    "m0-4l4 4l-4 4l-4-4z",
+    "m-3.4-1h2.4v-2.4h2v2.4h2.4v2h-2.4v2.4h-2v-2.4h-2.4z",
+    "m-1.9 0a1.9 1.9 0 1 0 3.8 0a1.9 1.9 0 1 0-3.8 0z",
+    "m0-6l6 6l-6 6l-6-6z",
+    "m-4.2-4.2h8.4v8.4h-8.4z",
+)
+CIRCLE, SQUARE, UP, DOWN, DIAMOND, PLUS, DOT, LARGE_DIAMOND, LARGE_SQUARE = range(9)
+CYCLE = 6  # of the same size
+CLASSES = 9  # colours of a ramp
+FEW, MANY = 16, 32  # as many lines have their names at their ends, in a small and a large picture
+
+
+def units(value: float) -> str:
+    """A coordinate, as short as it can be.
+
+    Example:
+        >>> units(3.04), units(-0.01), units(12.5)
+        ('3', '0', '12.5')
+    """
+    text = f"{value:.1f}".removesuffix(".0")
+    return "0" if text == "-0" else text
+
+
+def label(x: float, y: float, text: str, css: str = "tick", anchor: str = "start") -> str:
+    """A text; what it says may come from a file."""
+    side = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    return f'<text class="{css}" x="{units(x)}" y="{units(y)}"{side}>{escape(text)}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+    """A straight line."""
+    return f'<path class="{css}" d="M{units(x1)} {units(y1)}L{units(x2)} {units(y2)}"/>'
+
+
+def axes(
+    x: Scale,
+    y: Scale,
+    names: tuple[str, str],
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float] | None = None,
+) -> list[str]:
+    """Grid lines, ticks and what the axes are.
+
+    Args:
+        x: From left to right.
+        y: From bottom to top.
+        names: Of both; that of y stands above it.
+        x_ticks: Values named below.
+        y_ticks: Values named at the left; round ones if None.
+
+    Returns:
+        Elements.
+    """
+    parts = []
+    for value in y.ticks() if y_ticks is None else y_ticks:
+        parts.append(line(x.start, y(value), x.end, y(value), "grid"))
+        parts.append(label(x.start - 6, y(value), f"{value:g}", "tick mid", "end"))
+    for value in x_ticks:
+        parts.append(line(x(value), y.start, x(value), y.start + 4, "grid"))
+        parts.append(label(x(value), y.start + 17, f"{value:g}", anchor="middle"))
+    parts.append(line(x.start, y.start, x.end, y.start, "axis"))
+    parts.append(label((x.start + x.end) / 2, y.start + 36, names[0], "name", "middle"))
+    parts.append(label(6, 18, names[1], "name"))
+    return parts
+
+
+def runs(points: Sequence[tuple[float, float]]) -> Iterator[tuple[int, list[tuple[float, float]]]]:
+    """Unbroken runs of known points, each with the place of its first one."""
+    start = 0
+    for i, (x, y) in enumerate([*points, (float("nan"), 0.0)]):
+        if not (isfinite(x) and isfinite(y)):
+            if i > start:
+                yield start, list(points[start:i])
+            start = i + 1
+
+
+def trail(points: Sequence[tuple[float, float]], css: str, row: int, column: int = 0) -> list[str]:
+    """A line through points; the script reads them, and what is said of each, from the table.
+
+    Args:
+        points: In order; NaN where unknown, which breaks the line.
+        css: Classes.
+        row: Row of the table of the first point.
+        column: Column of the first point, the next ones stand right of it; 0 where each point has
+            a row of its own, below that of the one before.
+
+    Returns:
+        A line for every unbroken run.
+    """
+    return [
+        f'<polyline class="{css}" data-row="{row if column else row + start}" '
+        f'data-col="{column and column + start}" '
+        f'points="{" ".join(f"{units(x)},{units(y)}" for x, y in run)}"/>'
+        for start, run in runs(points)
+    ]
+
+
+def marks(points: Sequence[tuple[float, float]], shape: int, css: str) -> str:
+    """Markers at the known points, as one element."""
+    shown = "".join(
+        f"M{units(x)} {units(y)}{SHAPES[shape]}" for x, y in points if isfinite(x) and isfinite(y)
+    )
+    return f'<path class="{css}" d="{shown}"/>' if shown else ""
+
+
+def bars(points: Sequence[tuple[float, float, float]], css: str, sideways: bool = False) -> str:
+    """Error bars with caps, as one element: where, from, to; NaN where unknown."""
+    shown = []
+    for at, low, high in points:
+        if isfinite(at) and isfinite(low) and isfinite(high):
+            for a, b in (
+                ((at, low), (at, high)),
+                *(((at - 2, v), (at + 2, v)) for v in (low, high)),
+            ):
+                (x1, y1), (x2, y2) = (a[::-1], b[::-1]) if sideways else (a, b)
+                shown.append(f"M{units(x1)} {units(y1)}L{units(x2)} {units(y2)}")
+    return f'<path class="{css}" d="{"".join(shown)}"/>' if shown else ""
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions near the wanted ones, none nearer to the next than a gap, as far as there is room.
+
+    Example:
+        >>> spread([10, 11, 30], 10, 0, 100)
+        [10, 20, 30]
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
+    found, least, most = list(wanted), low, high
+    for i in order:
+        found[i] = least = max(found[i], least)
+        least += gap
+    for i in reversed(order):
+        found[i] = most = min(found[i], most)
+        most -= gap
+    return found
+
+
+def shade(i: int, count: int) -> int:
+    """The colour of a block: from first to last."""
+    return round((CLASSES - 1) * i / max(count - 1, 1))
+
+
+def place(scale: Scale, value: float) -> float:
+    """A position on a scale; NaN where a value has none there."""
+    return scale(value) if isfinite(value) and (value > 0 or not scale.log) else nan
+
+
+def names(ends: Sequence[float], end: float, bottom: float, large: bool = False) -> list[str]:
+    """The blocks at the right ends of their lines, with a thread where one had to move.
+
+    Args:
+        ends: Where the line of each block ends; NaN for none.
+        end: Where all of them end.
+        bottom: Position of the lowest name.
+        large: Whether there are more names as well, for where the picture is shown large.
+
+    Returns:
+        Elements; the stylesheet hides one set or the other.
+    """
+    parts = []
+    for most, gap, css in ((FEW, 13.0, " few"), (MANY, 7.5, " many"))[: 1 + large]:
+        every = -(-len(ends) // most)
+        named = [i for i in range(len(ends)) if i % every == 0 and isfinite(ends[i])]
+        for i, at in zip(
+            named, spread([ends[i] for i in named], gap, TOP + 6, bottom - 2), strict=True
+        ):
+            shown = css if large else ""
+            parts.append(line(end + 3, ends[i], RIGHT + 14, at, f"thread{shown}"))
+            parts.append(label(RIGHT + 17, at, str(i), f"end mid{shown}"))
+    return parts
+
+
+def legend(entries: Sequence[tuple[str, int, str]]) -> list[str]:
+    """What the marks are, at the top right."""
+    parts, at = [], RIGHT + 30
+    for css, shape, text in reversed(entries):
+        at -= 14 + 7 * len(text)
+        parts.append(marks([(at, 14)], shape, css))
+        parts.append(label(at + 8, 18, text))
+        at -= 12
+    return parts
+
+
+def picture(ident: str, title: str, description: str, parts: Sequence[str], height: float) -> str:
+    """The element, with its text alternative.
+
+    Args:
+        ident: Unique in the page.
+        title: What is shown.
+        description: What is seen in it.
+        parts: Elements.
+        height: In units; the width is that of all pictures.
+
+    Returns:
+        SVG, for a page.
+    """
+    return (
+        f'<svg role="img" viewBox="0 0 {WIDTH} {units(height)}" '
+        f'aria-labelledby="{ident}-t {ident}-d">\n<title id="{ident}-t">{escape(title)}</title>\n'
+        f'<desc id="{ident}-d">{escape(description)}</desc>\n'
+        + "\n".join(part for part in parts if part)
+        + "\n</svg>"
+    )

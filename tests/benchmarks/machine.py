@@ -1,0 +1,75 @@
+"""What a figure was measured on: the machine, its libraries, and who else was using it."""
+
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("refimpl", "numpy", "torch", "transformers", "onnx", "onnxruntime", "ml_dtypes")
+
+
+def machine() -> dict[str, Any]:
+    """Facts about this machine, as far as Linux tells them."""
+    cpu = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line for line in cpu if line.startswith("flags")), "")
+    model = next((line for line in cpu if line.startswith("model name")), ":unknown")
+    memory = Path("/proc/meminfo").read_text().splitlines()[0].split()[1]
+    return {
+        "cpu": model.split(":", 1)[1].strip(),
+        "vector": next((f for f in ("avx512f", "avx2", "avx") if f in flags.split()), "other"),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": int(memory) * 1024,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "blas": _blas(),
+    }
+
+
+ONE_THREAD = {
+    "BENCHMARK_CLOCK": "processor",
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+}
+
+
+def by_processor() -> bool:
+    """Whether sides are measured by processor seconds, BLAS and torch on one thread."""
+    return os.environ.get("BENCHMARK_CLOCK") == "processor"
+
+
+def clock() -> float:
+    """Seconds: elapsed, or of the processor, where other programs do not count."""
+    return time.process_time() if by_processor() else time.perf_counter()
+
+
+def load() -> list[float]:
+    """Mean number of running programs over the last 1, 5 and 15 minutes."""
+    return [round(x, 2) for x in os.getloadavg()]
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far, mapped pages included (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _blas() -> list[str]:
+    """NumPy's BLAS, as loaded."""
+    import numpy  # noqa: F401  # loads it
+    from threadpoolctl import threadpool_info
+
+    return [
+        f"{lib['internal_api']} {lib['version']} ({lib.get('architecture')}, "
+        f"{lib['num_threads']} threads)"
+        for lib in threadpool_info()
+        if lib["user_api"] == "blas"
+    ]

@@ -1,0 +1,193 @@
+"""Our side of every comparison; each function runs in a process of its own."""
+
+import contextlib
+import io
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+from machine import by_processor, clock
+
+GEMM = 4096  # rows and columns of the product that sets the machine's rate
+
+
+def gemm_rate(rounds: int = 3, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Operations per second of NumPy's float32 matrix product, a few times."""
+    a = np.random.default_rng(0).standard_normal((GEMM, GEMM), np.float32)
+    out, rates = np.empty_like(a), []
+    for _ in range(rounds):
+        start = clock()
+        np.matmul(a, a, out=out)
+        rates.append(2.0 * GEMM**3 / (clock() - start))
+    return rates
+
+
+def score(model: str, samples: int, tokens: int, threads: int | None = None) -> dict[str, Any]:
+    """Seconds of `refimpl.score`, reading the weights included."""
+    import refimpl
+    from refimpl.tokens import random_tokens
+
+    ready = refimpl.read_model(model)
+    given = random_tokens(ready.config.vocab_size, samples, tokens)
+    run = refimpl.score  # imported before the clock starts
+    start, processor = clock(), time.process_time()
+    found = run(ready, given, threads=threads)
+    seconds, processor = clock() - start, time.process_time() - processor
+    r = found.sweep[0].coefficient.tolist()
+    return {"seconds": seconds, "processor": processor, "r": r}
+
+
+def score_between_products(
+    model: str, samples: int, tokens: int, repetitions: int
+) -> dict[str, Any]:
+    """Scoring and NumPy's matrix product by turns in one process.
+
+    By the clock: seconds of scoring, and the rate of the product on all threads, the median of
+    those before and after it. By the processor: its seconds, and the rate of one thread.
+    """
+    from threadpoolctl import threadpool_limits
+
+    def products() -> tuple[list[float], list[float]]:
+        with threadpool_limits(1, user_api="blas"):
+            alone = gemm_rate(2, time.thread_time)
+        return gemm_rate(), alone
+
+    gemm_rate(2)
+    found: dict[str, list[float]] = {k: [] for k in ("seconds", "rates", "processor", "core_rates")}
+    before = products()
+    for _ in range(repetitions):
+        once = score(model, samples, tokens)
+        for key in ("seconds", "processor"):
+            found[key].append(once[key])
+        after = products()
+        for key, some, more in zip(("rates", "core_rates"), before, after, strict=True):
+            found[key].append(median(some + more))
+        before = after
+    return found
+
+
+def score_of_sizes(
+    models: list[str], tokens: list[int], repetitions: int, threads: int | None = None
+) -> dict[str, Any]:
+    """Least seconds of scoring each model on one sequence, the sizes taking turns."""
+    seconds: list[list[float]] = [[] for _ in models]
+    score(models[0], 1, tokens[0], threads)  # warm
+    for _ in range(repetitions):
+        for row, model, length in zip(seconds, models, tokens, strict=True):
+            row.append(score(model, 1, length, threads)["seconds"])
+    return {"seconds": [min(row) for row in seconds]}
+
+
+def command(arguments: list[str]) -> dict[str, Any]:
+    """A command of the program, in this process; what it printed as JSON says of itself."""
+    from refimpl.cli.main import main
+
+    sys.argv, printed = ["refimpl", *arguments, "--json"], io.StringIO()
+    start = time.process_time()
+    with contextlib.redirect_stdout(printed):
+        try:
+            main()
+        except SystemExit as left:
+            if left.code:
+                raise
+    processor = time.process_time() - start
+    seconds = json.loads(printed.getvalue())["run"]["seconds"]
+    return {"seconds": processor if by_processor() else seconds}
+
+
+def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
+    """AlphaPruning's alphas of the first blocks."""
+    from dataclasses import replace
+
+    from refimpl import read_model
+    from refimpl.jobs.execution import Workers
+    from refimpl.jobs.profile import spectra as alphas
+
+    ready = read_model(model)
+    first = replace(ready, config=replace(ready.config, blocks=ready.config.blocks[:blocks]))
+    with Workers() as workers:
+        start = clock()
+        laws = alphas(first, workers, fit, "shipped")
+        seconds = clock() - start
+    return {"seconds": seconds, "alpha": [[law.alpha for law in block] for block in laws]}
+
+
+def owl(model: str, ids: str) -> dict[str, Any]:
+    """OWL's statistic of every block."""
+    from refimpl import Request, read_model
+    from refimpl.jobs.score import signals
+    from refimpl.tokens import id_tokens
+
+    ready, tokens = read_model(model), id_tokens(ids)
+    start = clock()
+    found = signals(ready, Request(base="owl", correct=None), tokens)
+    seconds = clock() - start
+    return {"seconds": seconds, "percent": found.owl_outlier_percent.tolist()}
+
+
+def wanda(model: str, ids: str, out: str, sparsity: float) -> dict[str, Any]:
+    """`refimpl prune` by Wanda, counted as the original does."""
+    how = "--correct none --method wanda --compat peer --force"
+    words = f"prune {model} -o {out} --tokens {ids} --sparsity {sparsity} {how}"
+    return command(words.split())
+
+
+def linear(rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A random weight in float32, and a Hessian of correlated inputs in float64."""
+    random = np.random.default_rng(seed)
+    mix = random.standard_normal((columns, columns), np.float32) / np.sqrt(columns)
+    x = random.standard_normal((2 * columns, columns), np.float32) @ (np.eye(columns) + mix)
+    x = x.astype(np.float32)
+    outer = (x.T @ x).astype(np.float64)
+    return 0.02 * random.standard_normal((rows, columns), np.float32), outer / len(x)
+
+
+def sparsegpt(rows: int, columns: int, sparsity: float, out: str) -> dict[str, Any]:
+    """SparseGPT of one linear in float64; what it left is written to a file."""
+    from refimpl.pruning.sparsegpt import sparsegpt as prune
+
+    weight, hessian = linear(rows, columns)
+    count = round(sparsity * weight.size)
+    start = clock()
+    done = prune(weight, hessian, count)
+    seconds = clock() - start
+    np.savez(out, keep=done.keep, weight=done.weight)
+    return {"seconds": seconds}
+
+
+def forward(model: str, samples: int, tokens: int, repetitions: int) -> dict[str, Any]:
+    """Tokens per second of `refimpl.forward` to the logits, weights read anew by every call."""
+    import refimpl
+
+    ready = refimpl.read_model(model)
+    ids = np.random.default_rng(0).integers(0, ready.config.vocab_size, (samples, tokens))
+    run = partial(refimpl.forward, ready, ids)
+    return timed(lambda: run().logits, ids.size, repetitions)
+
+
+def evaluation(model: str, ids: str, repetitions: int) -> dict[str, Any]:
+    """Tokens per second of `refimpl.evaluate` on windows of ids, to the nats of every window."""
+    import refimpl
+    from refimpl.tokens import id_windows
+
+    ready, windows = refimpl.read_model(model), id_windows(ids)
+    count = sum(len(row) - 1 for row in windows.ids)
+    nats = lambda: refimpl.evaluate(ready, windows).perplexity.nats[None]  # noqa: E731
+    return timed(nats, count, repetitions)
+
+
+def timed(run: Callable[[], Any], tokens: int, repetitions: int) -> dict[str, Any]:
+    """Median tokens per second of a run, after one that does not count."""
+    run()
+    seconds = []
+    for _ in range(repetitions):
+        start = clock()
+        last = run()
+        seconds.append(clock() - start)
+    mean = float(np.mean(np.abs(np.asarray(last)[0, -1])))
+    return {"rate": tokens / median(seconds), "seconds": median(seconds), "size": mean}

@@ -1,0 +1,383 @@
+"""The rows of the table: what is run against what, at which sizes, and what it must reach."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import shapes
+from figure import Figure, ratios, spread
+from machine import by_processor
+from process import Found, alternate, column, run
+from shapes import Shape
+
+MB = 1e6
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how large the rows are.
+
+    Args:
+        scratch: For models and outputs; removed afterwards.
+        models: Folder of real models, or None.
+        quick: Small sizes, one repetition: whether everything runs, not how fast.
+        repetitions: Of every comparison.
+        only: Names of the shapes to take, all if empty.
+    """
+
+    scratch: Path
+    models: Path | None
+    quick: bool = False
+    repetitions: int = 3
+    only: tuple[str, ...] = ()
+
+    def folder(self, shape: Shape) -> str:
+        return str(shapes.model_folder(shape, self.scratch, self.models))
+
+    def pick(self, full: list[tuple[Shape, int, int]]) -> list[tuple[Shape, int, int]]:
+        """Shapes with samples and tokens: those given, or a tiny one."""
+        if self.quick:
+            return [(shapes.TINY, 2, 32)]
+        return [one for one in full if not self.only or one[0].name in self.only]
+
+    def ids(self, shape: Shape, samples: int, tokens: int) -> str:
+        """A file of random ids."""
+        path = self.scratch / f"{shape.vocab}-{samples}-{tokens}.npy"
+        np.save(path, np.random.default_rng(0).integers(0, shape.vocab, (samples, tokens)))
+        return str(path)
+
+
+Row = Callable[[Setting], Iterator[Figure]]
+
+
+def said(shape: Shape, samples: int, tokens: int) -> str:
+    """A shape and its input in words."""
+    return f"{shape.name}, {samples} x {tokens} tokens"
+
+
+def same_coefficients(ours: list[Found], theirs: list[Found]) -> str:
+    """How far the coefficients of two sides are apart; their noise is drawn differently."""
+    apart = np.abs(np.array(ours[-1]["r"]) / np.array(theirs[-1]["r"]) - 1)
+    return (
+        f"the coefficients of half the blocks differ by at most {np.median(apart):.1%}, of all by "
+        f"{apart.max():.1%} (other noise)"
+    )
+
+
+def scoring_hooked(s: Setting) -> Iterator[Figure]:
+    """Scoring against one hooked full forward per block."""
+    sizes = [(shapes.SMOL, 1, 256), (shapes.QWEN, 1, 256), (shapes.LLAMA_1B, 1, 256)]
+    for shape, samples, tokens in s.pick(sizes):
+        given = {"model": s.folder(shape), "samples": samples, "tokens": tokens}
+        sides = {"ours": ("ours.score", given), "torch": ("rivals.score_hooked", given)}
+        found = alternate(sides, s.repetitions)
+        ours, theirs = (column(found[side], "seconds") for side in sides)
+        yield Figure(
+            "scoring-hooked", "scoring, time", said(shape, samples, tokens),
+            "torch, one hooked full forward per block", "s", ours, theirs, ratios(theirs, ours),
+            goal=3.0, note=same_coefficients(*found.values()),
+        )  # fmt: skip
+
+
+def scoring_batched(s: Setting) -> Iterator[Figure]:
+    """Scoring against torch with the same sharing and batching, with two kinds of attention."""
+    sizes = [(shapes.SMOL, 1, 256), (shapes.QWEN, 1, 256), (shapes.LLAMA_1B, 1, 256)]
+    kinds = {"products": "attention as products", "fused": "fused attention"}
+    for shape, samples, tokens in s.pick(sizes):
+        given = {"model": s.folder(shape), "samples": samples, "tokens": tokens}
+        sides = {"ours": ("ours.score", given)} | {
+            kind: ("rivals.score_batched", given | {"attention": kind}) for kind in kinds
+        }
+        found = alternate(sides, s.repetitions)
+        ours = column(found["ours"], "seconds")
+        for kind, words in kinds.items():
+            theirs = column(found[kind], "seconds")
+            yield Figure(
+                "scoring-batched", "scoring, time", said(shape, samples, tokens),
+                f"torch, same sharing and batching, {words}", "s", ours, theirs,
+                ratios(theirs, ours), goal=1.2,
+                note=same_coefficients(found["ours"], found[kind]),
+            )  # fmt: skip
+
+
+def rate(s: Setting) -> Iterator[Figure]:
+    """Operations per second of scoring against NumPy's float32 matrix product."""
+    sizes = [(shapes.SMOL, 1, 512), (shapes.QWEN, 1, 256), (shapes.LLAMA_1B, 1, 256)]
+    goals = {shapes.SMOL: 0.87, shapes.LLAMA_1B: 0.92}
+    for shape, samples, tokens in s.pick(sizes):
+        found = run(
+            "ours.score_between_products", model=s.folder(shape), samples=samples, tokens=tokens,
+            repetitions=s.repetitions,
+        )  # fmt: skip
+        work = shapes.score_operations(shape, samples, tokens)
+        kinds = (
+            ("seconds", "rates", "all threads, by the clock", goals.get(shape)),
+            ("processor", "core_rates", "one thread, both per second of a processor", None),
+        )
+        if by_processor():
+            kinds = ((*kinds[1][:3], goals.get(shape)),)
+        for seconds, rates, how, goal in kinds:
+            ours = tuple(work / t / GIGA for t in found[seconds])
+            theirs = tuple(r / GIGA for r in found[rates])
+            yield Figure(
+                "rate", "scoring, arithmetic rate", said(shape, samples, tokens),
+                f"NumPy's float32 product of 4096 x 4096 by 4096 x 4096, {how}", "GFLOP/s", ours,
+                theirs, ratios(ours, theirs), goal=goal, note=f"{work / 1e12:.3g} TFLOP counted",
+            )  # fmt: skip
+
+
+def memory(s: Setting) -> Iterator[Figure]:
+    """Largest resident memory of `refimpl score`, and how it grows with depth."""
+    shape = replace(shapes.TINY, blocks=16) if s.quick else shapes.LLAMA_1B
+    samples, tokens = 1, 32 if s.quick else 256
+    peaks: dict[int, tuple[float, ...]] = {}
+    for blocks in (4, 8, 16):
+        size = replace(shape, blocks=blocks)
+        words = f"score {s.folder(size)} --samples {samples} --seq-len {tokens}".split()
+        found = [run("ours.command", arguments=words) for _ in range(1 if s.quick else 2)]
+        peaks[blocks] = column(found, "peak")
+    state = 4 * tokens * shape.hidden
+    largest = tuple(x / GIGA for x in peaks[16])
+    yield Figure(
+        "memory", "scoring, peak resident memory", said(shape, samples, tokens),
+        "bytes of the model file", "GB", largest, tuple(shape.file_bytes / GIGA for _ in largest),
+        largest, "GB", 1.2, "at most",
+    )  # fmt: skip
+    growth = tuple((b - a) / MB for a, b in zip(peaks[4], peaks[16], strict=True))
+    steps = ", ".join(f"{n} blocks {min(p) / MB:,.0f} MB" for n, p in peaks.items())
+    allowed = 12 * state / MB
+    yield Figure(
+        "memory", "scoring, growth of the peak from 4 to 16 blocks", said(shape, samples, tokens),
+        "12 more residual states of T x D float32", "MB", growth, tuple(allowed for _ in growth),
+        tuple(x / allowed for x in growth), goal=1.0, sense="at most", note=steps,
+    )  # fmt: skip
+
+
+def spectra(s: Setting) -> Iterator[Figure]:
+    """AlphaPruning's alphas against singular values and a Python loop."""
+    sizes = [(shapes.TINY, 4)] if s.quick else [(shapes.SMOL, 6), (shapes.QWEN, 1)]
+    for shape, blocks in sizes:
+        given = {"model": s.folder(shape), "blocks": blocks}
+        sides = {"ours": ("ours.spectra", given)} | {
+            dtype: ("rivals.spectra", given | {"dtype": dtype}) for dtype in ("float32", "float64")
+        }
+        found = alternate(sides, s.repetitions)
+        ours = column(found["ours"], "seconds")
+        alphas = {side: np.array(found[side][-1]["alpha"]) for side in sides}
+        where = f"{shape.name}, {blocks} blocks"
+        for dtype in ("float32", "float64"):
+            theirs = column(found[dtype], "seconds")
+            apart = np.abs(alphas["ours"] / alphas[dtype] - 1)
+            yield Figure(
+                "spectra", "AlphaPruning's spectra, time", where, f"the original in {dtype}", "s",
+                ours, theirs, ratios(theirs, ours), goal=3.0,
+                note=f"{np.count_nonzero(apart > 1e-6)} of {apart.size} alphas differ by more "
+                "than 1e-6",
+            )  # fmt: skip
+        apart = np.abs(alphas["ours"] / alphas["float64"] - 1)
+        yield Figure(
+            "spectra", "AlphaPruning's alphas, largest relative difference", where,
+            "the original in float64", "", (), (), (float(apart.max()),), goal=1e-6,
+            sense="at most",
+        )  # fmt: skip
+
+
+def wanda(s: Setting) -> Iterator[Figure]:
+    """OWL's statistic and pruning by Wanda against the originals' loops in float32."""
+    sizes = [(shapes.SMOL, 4, 512), (shapes.BLOCK_7B, 2, 256)]
+    for shape, samples, tokens in s.pick(sizes):
+        given = {"model": s.folder(shape), "ids": s.ids(shape, samples, tokens)}
+        for what, side, more in (
+            ("OWL's statistic", "owl", {}),
+            ("pruning by Wanda at 0.7", "wanda", {"sparsity": 0.7}),
+        ):
+            outs = {
+                who: {"out": str(s.scratch / f"wanda-{who}")} if more else {}
+                for who in ("ours", "rivals")
+            }
+            sides = {who: (f"{who}.{side}", given | more | outs[who]) for who in outs}
+            found = alternate(sides, s.repetitions)
+            note = ""
+            if "percent" in found["ours"][-1]:
+                a, b = (np.array(found[who][-1]["percent"]) for who in sides)
+                note = f"statistics differ by at most {np.abs(a - b).max():.1e} percentage points"
+            for kind, key, scale, unit, goal in (
+                ("time", "seconds", 1.0, "s", 2.0), ("memory", "peak", MB, "MB", 4.0)
+            ):  # fmt: skip
+                ours, theirs = (tuple(x / scale for x in column(found[who], key)) for who in sides)
+                yield Figure(
+                    "wanda", f"{what}, {kind}", said(shape, samples, tokens),
+                    "the original's loop, torch, float32", unit, ours, theirs,
+                    ratios(theirs, ours), goal=goal, note=note,
+                )  # fmt: skip
+
+
+def sparsegpt(s: Setting) -> Iterator[Figure]:
+    """SparseGPT of one linear against the original in float32, and the errors of both."""
+    sizes = [(96, 256)] if s.quick else [(4096, 4096), (11008, 4096)]
+    for rows, columns in sizes:
+        outs = {who: str(s.scratch / f"sparsegpt-{who}.npz") for who in ("ours", "rivals")}
+        given = {"rows": rows, "columns": columns, "sparsity": 0.5}
+        sides = {who: (f"{who}.sparsegpt", given | {"out": out}) for who, out in outs.items()}
+        found = alternate(sides, s.repetitions if rows == columns else 1)
+        ours, theirs = (column(found[who], "seconds") for who in sides)
+        where = f"a linear of {rows} x {columns}, sparsity 0.5"
+        yield Figure(
+            "sparsegpt", "SparseGPT, time", where, "the original's algorithm in float32", "s",
+            ours, theirs, ratios(theirs, ours), goal=1.2,
+        )  # fmt: skip
+        if rows > columns:  # the errors of one are enough
+            continue
+        far = run("rivals.sparsegpt_errors", rows=rows, columns=columns, outs=list(outs.values()))
+        yield Figure(
+            "sparsegpt", "SparseGPT, relative error of the new weights", where,
+            "the original's algorithm in float64, at the same decision", "",
+            (far["errors"][0],), (far["errors"][1],), (far["errors"][0],), goal=1e-10,
+            sense="at most", note="theirs: the original in float32",
+        )  # fmt: skip
+    small = {"rows": 64, "columns": 128 if s.quick else 512, "sparsity": 0.5}
+    far = run("rivals.extended_sparsegpt", **small)
+    yield Figure(
+        "sparsegpt", "SparseGPT, error of ours / error of the original in float64",
+        f"a linear of 64 x {small['columns']}, sparsity 0.5", "extended precision (longdouble)",
+        "", (far["ours"],), (far["original"],), (far["ours"] / far["original"],), goal=1.0,
+        sense="at most",
+    )  # fmt: skip
+
+
+def forward(s: Setting) -> Iterator[Figure]:
+    """Tokens per second to the logits, and to the nats of windows, against two runtimes."""
+    sizes = [(shapes.SMOL, 2, 512), (shapes.QWEN, 1, 256), (shapes.BLOCK_7B, 2, 256)]
+    turns = 1 if s.quick else 2
+    for shape, samples, tokens in s.pick(sizes):
+        folder = s.folder(shape)
+        given = {"model": folder, "samples": samples, "tokens": tokens, "repetitions": turns}
+        graph = {"out": str(s.scratch / f"{shape.hidden}.onnx")}
+        sides = {
+            "ours": ("ours.forward", given),
+            "transformers, eager": ("rivals.forward", given),
+            "onnxruntime": ("rivals.graph", given | graph),
+        }
+        found = alternate(sides, s.repetitions)
+        ours = column(found["ours"], "rate")
+        for against, goal in (("transformers, eager", 1.0), ("onnxruntime", None)):
+            theirs = column(found[against], "rate")
+            yield Figure(
+                "forward", "forward to the logits, rate", said(shape, samples, tokens),
+                f"{against}, float32", "tokens/s", ours, theirs, ratios(ours, theirs), goal=goal,
+                note="we read and cast the weights in every call" if goal else "",
+            )  # fmt: skip
+        ids = {"ids": s.ids(shape, samples, tokens + 1)}
+        given = {"model": folder, "repetitions": turns} | ids
+        sides = {who: (f"{who}.evaluation", given) for who in ("ours", "rivals")}
+        found = alternate(sides, s.repetitions)
+        ours, theirs = (column(found[who], "rate") for who in sides)
+        yield Figure(
+            "forward", "evaluation of windows, rate", said(shape, samples, tokens),
+            "transformers, eager, float32", "tokens/s", ours, theirs, ratios(ours, theirs),
+            goal=1.0,
+        )  # fmt: skip
+
+
+def startup(s: Setting) -> Iterator[Figure]:
+    """How long the program takes to say hello, and what it pulls in."""
+    commands = {
+        "refimpl --help": (["-m", "refimpl", "--help"], 0.5),
+        "import refimpl": (["-c", "import refimpl"], 0.25),
+        "python": (["-c", "pass"], None),
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for _ in range(3 if s.quick else 9):
+        for name, (words, _) in commands.items():
+            times[name].append(spent([sys.executable, *words], s.scratch))
+    theirs, _ = zip(*times.pop("python"), strict=True)
+    for name, pairs in times.items():
+        ours, clock = zip(*pairs, strict=True)
+        yield Figure(
+            "startup", name, "processor time, interpreter included", "python itself", "s", ours,
+            theirs, ours, "s", commands[name][1], "at most",
+            f"by the clock {spread(clock, 's')}",
+        )  # fmt: skip
+    words = ("onnx", "tokenizers", "rich", "torch", "onnxruntime")
+    code = f"import refimpl, sys; print(*[w for w in {words} if w in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=s.scratch
+    ).stdout.split()
+    yield Figure(
+        "startup", "packages pulled in by import refimpl", ", ".join(words), "none", "",
+        (), (), (float(len(found)),), goal=0.0, sense="at most", note=", ".join(found),
+    )  # fmt: skip
+
+
+def spent(command: list[str], folder: Path) -> tuple[float, float]:
+    """Processor and elapsed seconds of a command."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"failed: {command}")
+    return used.ru_utime + used.ru_stime, time.perf_counter() - start
+
+
+def growth(s: Setting) -> Iterator[Figure]:
+    """Exponents of the time of scoring in blocks, tokens and width, against the formula's."""
+    base = replace(shapes.TINY, vocab=256) if s.quick else shapes.SMALL
+    unit = base.hidden // base.heads
+    scale = (1, 2) if s.quick else (1, 2, 4, 8)
+    first = {"blocks": 4, "tokens": 16 if s.quick else 128, "width": 64 if s.quick else 256}
+    usual = 16 if s.quick else 128
+    for axis, start in first.items():
+        sizes = [start * k for k in scale]
+        made, tokens = [], []
+        for size in sizes:
+            shape = base
+            if axis == "blocks":
+                shape = replace(base, blocks=size)
+            if axis == "width":
+                heads = max(1, size // unit)
+                shape = replace(
+                    base, hidden=size, intermediate=3 * size, heads=heads, kv_heads=heads
+                )
+            made.append(shape)
+            tokens.append(size if axis == "tokens" else usual)
+        found = run(
+            "ours.score_of_sizes", models=[s.folder(shape) for shape in made], tokens=tokens,
+            repetitions=1 if s.quick else 3,
+        )  # fmt: skip
+        work = [
+            shapes.score_operations(shape, 1, length)
+            for shape, length in zip(made, tokens, strict=True)
+        ]
+        measured, formula = exponent(sizes, found["seconds"]), exponent(sizes, work)
+        yield Figure(
+            "growth", f"scoring, exponent of the time in {axis}",
+            f"{', '.join(map(str, sizes))} {axis}", "the exponent of the counted operations", "",
+            (measured,), (formula,), (measured - formula,), goal=0.15, sense="at most",
+            note="seconds " + ", ".join(f"{t:.3g}" for t in found["seconds"]),
+        )  # fmt: skip
+
+
+def exponent(sizes: list[int], values: list[float]) -> float:
+    """Slope of a straight line through the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+ROWS: Mapping[str, Row] = {
+    "scoring-hooked": scoring_hooked,
+    "scoring-batched": scoring_batched,
+    "rate": rate,
+    "memory": memory,
+    "spectra": spectra,
+    "wanda": wanda,
+    "sparsegpt": sparsegpt,
+    "forward": forward,
+    "startup": startup,
+    "growth": growth,
+}

@@ -1,0 +1,133 @@
+"""The benchmark suite's own parts: figures, shapes, random models, the page; no rival is run."""
+
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+
+BENCHMARKS = FIXTURES.parent / "tests" / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import figure  # noqa: E402
+import ours  # noqa: E402
+import performance_page  # noqa: E402
+import process  # noqa: E402
+import rows  # noqa: E402
+import scoring_profile  # noqa: E402
+import shapes  # noqa: E402
+from figure import Figure  # noqa: E402
+
+import refimpl  # noqa: E402
+
+RATIO = Figure("rate", "rate", "tiny", "theirs", "s", (1.0, 2.0), (4.0, 4.0), (4.0, 2.0), goal=3.0)
+
+
+@pytest.mark.parametrize(
+    ("goal", "sense", "verdict"),
+    [
+        (3.0, "at least", "pass"),
+        (3.75, "at least", "falls short by 20%"),
+        (3.0, "at most", "pass"),
+        (2.5, "at most", "falls short by 20%"),
+        (None, "at least", "stated"),
+    ],
+)
+def test_a_figure_is_judged_by_its_median(
+    goal: float | None, sense: figure.Sense, verdict: str
+) -> None:
+    one = replace(RATIO, goal=goal, sense=sense)
+    assert (one.median, one.verdict) == (3.0, verdict)
+    assert figure.from_json(json.loads(json.dumps(figure.as_json(one)))) == one
+
+
+def test_numbers_are_short() -> None:
+    assert figure.spread((1.0, 2.0, 4.0), "s") == "2 s (1 to 4)"
+    assert [figure.number(x) for x in (0, 0.12345, 12345.6, 1e-8)] == [
+        "0",
+        "0.123",
+        "12,346",
+        "1.0e-08",
+    ]
+
+
+@pytest.mark.parametrize("shape", [shapes.TINY, replace(shapes.TINY, family="qwen2", tied=False)])
+def test_a_random_model_has_the_shape_it_says(
+    shape: shapes.Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "MAX_SHARD", 200_000)
+    folder = Path(tmp_path, "model")
+    shapes.write_model(folder, shape)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    config = refimpl.read_model(folder).config
+    assert (config.num_blocks, config.block_size) == (shape.blocks, shape.block_size)
+    data = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert shape.file_bytes < data < 1.1 * shape.file_bytes
+    found = ours.score(str(folder), 1, 8)
+    assert len(found["r"]) == shape.blocks
+    assert found["r"][-1] == 1
+
+
+def test_operations_are_those_of_the_products() -> None:
+    shape, tokens = shapes.TINY, 5
+    linears = sum(2 * tokens * out * width for out, width in shape.linears.values())
+    seen = tokens * (tokens + 1) // 2
+    attention = shape.heads * seen * 2 * (2 * shape.head_dim)  # q k^T and the mix of v
+    assert shapes.block_operations(shape, tokens) == linears + attention
+    passes = shape.blocks + 2 * (3 + 2 + 1)
+    assert shapes.score_operations(shape, 3, tokens, draws=2) == 3 * passes * (linears + attention)
+
+
+def test_known_models_have_their_sizes() -> None:
+    assert shapes.SMOL.blocks * shapes.SMOL.block_size == 106_168_320
+    assert shapes.QWEN.blocks * shapes.QWEN.block_size == 357_826_560
+    assert 13.4e9 < shapes.LLAMA_7B.file_bytes < 13.5e9
+    assert 2.4e9 < shapes.LLAMA_1B.file_bytes < 2.5e9
+
+
+def test_a_slope_is_an_exponent() -> None:
+    assert rows.exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2)
+
+
+def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    monkeypatch.setattr(process, "run", lambda side, **more: order.append(side) or {"x": 1.0})
+    found = process.alternate({"a": ("a", {}), "b": ("b", {})}, 3)
+    assert "".join(order) == "abbaab"
+    assert process.column(found["b"], "x") == (1.0, 1.0, 1.0)
+
+
+def test_a_side_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    shapes.write_model(tmp_path / "model", shapes.TINY)
+    found = process.run("ours.score", model=str(tmp_path / "model"), samples=1, tokens=8)
+    assert found["peak"] > 10e6
+    with pytest.raises(SystemExit, match="no-such-model"):
+        process.run("ours.score", model="no-such-model", samples=1, tokens=8)
+
+
+def test_a_profile_adds_up(tmp_path: Path) -> None:
+    shapes.write_model(tmp_path / "model", shapes.TINY)
+    size = {"model": str(tmp_path / "model"), "samples": 1, "tokens": 64}
+    found = process.run("scoring_profile.measure", **size, threads=1)
+    assert found["steps"].keys() == set(scoring_profile.STEPS)
+    assert all(seconds > 0 for seconds in found["steps"].values())
+    assert sum(found["steps"].values()) <= found["processor"]
+    assert 0 <= found["waiting"] < 1
+
+
+def test_the_page_is_what_its_results_make() -> None:
+    results = json.loads((BENCHMARKS / "results.json").read_text())
+    seven = json.loads((BENCHMARKS / "seven_b.json").read_text())
+    docs = FIXTURES.parent / "docs"
+    assert (docs / "performance.md").read_text() == performance_page.page(results, seven)
+    drawn = performance_page.picture(results["profiles"])
+    assert (docs / performance_page.PICTURE).read_text() == drawn
+    assert ElementTree.fromstring(drawn).find("{http://www.w3.org/2000/svg}desc") is not None
+    assert not results["quick"]
+    assert results["rows"].keys() == {*rows.ROWS, "profile"}
+    assert {entry["row"] for entry in results["figures"]} == set(rows.ROWS)
+    assert np.all([entry["median"] is not None for entry in results["figures"]])

@@ -1,0 +1,394 @@
+"""The report in a real browser: it opens, it can be read, and its controls work by mouse and keys.
+
+It takes playwright, and Chromium: that of the system, or the one that REFIMPL_CHROMIUM names.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_report
+from test_report import EVERYTHING, edited, one_block
+
+from refimpl.report.page import report
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.browser
+
+files = test_report.files  # its fixture
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+WIDTHS, SCHEMES = (400, 900, 1600), ("light", "dark")
+SMALLEST = 9  # pixels of a text's height
+PAGES = ("everything", "deep", "one block", "seven blocks")
+LUMINANCE = """
+const luminance = (color) => {
+  const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map(Number).map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const contrast = (a, b) => {
+  const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
+  return (high + 0.05) / (low + 0.05);
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def pages(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Written reports, by what they are about."""
+    folder = tmp_path_factory.mktemp("pages")
+
+    def deep(document: dict[str, Any]) -> None:
+        document["num_blocks"] = count = 30
+        document["blocks"] = [
+            document["blocks"][0]
+            | {
+                "index": i,
+                "absorption_coefficient": 0.5 + 0.08 * i,
+                "drift": [0.01 * (0.9 + 0.01 * i) ** k for k in range(count - i)],
+                "alignment": [1 - 1e-4 * (1 + i) * (1 + k) for k in range(count - i)],
+            }
+            for i in range(count)
+        ]
+
+    made = {
+        "everything": [files[name] for name in EVERYTHING],
+        "deep": [edited(files["none.json"], folder / "deep.json", deep)],
+        "one block": [edited(files["none.json"], folder / "one.json", one_block)],
+        "seven blocks": [files["gemma3.json"]],
+    }
+    for name, paths in made.items():
+        (folder / f"{name}.html").write_text(report(paths), "utf-8")
+    return {name: folder / f"{name}.html" for name in made}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    found = (os.environ.get("REFIMPL_CHROMIUM"), *map(shutil.which, PROGRAMS))
+    path = next((one for one in found if one), None)
+    with playwright.sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class View:
+    """A page that is open, and everything it complained of or asked for."""
+
+    def __init__(self, browser: Any, path: Path, width: int = 1600, **options: Any) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def __enter__(self) -> Any:
+        return self.page
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+        assert self.said == []
+        assert len([url for url in self.asked if not url.startswith("data:")]) == 1, self.asked
+
+
+def opened(page: Any, ident: str) -> Any:
+    """A figure whose numbers are open."""
+    figure = page.locator(f'figure[id="{ident}"]')
+    figure.locator("summary").click()
+    return figure
+
+
+def tip(page: Any) -> str:
+    text: str = page.locator("#tip").inner_text()
+    return text
+
+
+def column(figure: Any, place: int) -> list[str]:
+    """Shown texts of a column."""
+    cells = figure.locator(f"tbody tr:not([hidden]) > :nth-child({place + 1})")
+    texts: list[str] = cells.all_inner_texts()
+    return texts
+
+
+# ---- to be read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_opens_and_fits(
+    width: int, scheme: str, name: str, browser: Any, pages: dict[str, Path]
+) -> None:
+    with View(browser, pages[name], width, color_scheme=scheme) as page:
+        for summary in page.locator("summary").all():
+            summary.click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        small = page.evaluate(
+            """(least) => [...document.querySelectorAll('svg text')]
+            .filter((t) => t.checkVisibility())
+            .map((t) => [t.textContent, parseFloat(getComputedStyle(t).fontSize)
+              * t.getScreenCTM().a]).filter(([, size]) => size < least)""",
+            SMALLEST,
+        )
+        assert small == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_text_of_a_picture_covers_another_or_leaves_it(
+    width: int, name: str, browser: Any, pages: dict[str, Path]
+) -> None:
+    with View(browser, pages[name], width) as page:
+        bad = page.evaluate(
+            """() => [...document.querySelectorAll('svg')].flatMap((svg) => {
+              const all = [...svg.querySelectorAll('text')].filter((t) => t.checkVisibility())
+                .map((t) => [t.textContent, t.getBoundingClientRect()]);
+              const frame = svg.getBoundingClientRect(), found = [];
+              all.forEach(([text, a], i) => {
+                if (a.left < frame.left - 1 || a.right > frame.right + 1) found.push([text, 'out']);
+                for (const [other, b] of all.slice(i + 1)) {
+                  const w = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+                  const h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+                  if (w > 1 && h > 4) found.push([svg.closest('figure').id, text, other]);
+                }
+              });
+              return found;
+            })"""
+        )
+        assert bad == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_contrast(scheme: str, browser: Any, pages: dict[str, Path]) -> None:
+    with View(browser, pages["everything"], color_scheme=scheme) as page:
+        found = page.evaluate(
+            "() => {"
+            + LUMINANCE
+            + """
+            const behind = (e) => {
+              for (; e; e = e.parentElement) {
+                const color = getComputedStyle(e).backgroundColor;
+                if (!color.endsWith(', 0)')) return color;
+              }
+            };
+            const words = [...document.querySelectorAll('p, h1, h2, h3, dt, dd, a, summary, th')];
+            const drawn = [...document.querySelectorAll('svg text:not(.in)')];
+            const lines = [...document.querySelectorAll('svg .line')];
+            return {
+              text: Math.min(
+                ...words.map((e) => contrast(getComputedStyle(e).color, behind(e))),
+                ...drawn.map((e) => contrast(getComputedStyle(e).fill, behind(e)))),
+              line: Math.min(...lines.map((e) => contrast(getComputedStyle(e).stroke, behind(e)))),
+            };
+            }"""
+        )
+        assert found["text"] >= 4.5
+        assert found["line"] >= 3
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_it_can_be_read_without_colour(scheme: str, browser: Any, pages: dict[str, Path]) -> None:
+    with View(browser, pages["deep"], color_scheme=scheme) as page:
+        ramp = page.evaluate(
+            "() => {"
+            + LUMINANCE
+            + """
+            const style = getComputedStyle(document.documentElement);
+            const rgb = (hex) => hex.match(/\\w\\w/g).map((v) => parseInt(v, 16)).join(' ');
+            return [...'012345678'].map((i) => luminance(rgb(style.getPropertyValue(`--q${i}`))));
+            }"""
+        )
+        steps = [b - a for a, b in pairwise(ramp)]
+        assert all(step < 0 for step in steps) if scheme == "light" else all(s > 0 for s in steps)
+        dashes = page.evaluate(
+            """() => [...document.querySelectorAll('figure[id="s0-0-drift"] .line')]
+            .map((line) => getComputedStyle(line).strokeDasharray)"""
+        )
+        assert all(a != b for a, b in pairwise(dashes))  # neighbours differ
+        shapes = page.locator("figure[id='s0-0-r'] .dot").evaluate_all(
+            "(all) => all.map((e) => e.getAttribute('d').replace(/M[^m]*/g, '').slice(0, 9))"
+        )
+        assert len(set(shapes)) == len(shapes) >= 2
+
+
+def test_printed_it_is_light_and_holds_every_picture(browser: Any, pages: dict[str, Path]) -> None:
+    with View(browser, pages["everything"], color_scheme="dark") as page:
+        page.emulate_media(media="print", color_scheme="dark")
+        ink, paper = page.evaluate(
+            """() => [getComputedStyle(document.body).color,
+                      getComputedStyle(document.querySelector('.card')).backgroundColor]"""
+        )
+        assert (ink, paper) == ("rgb(21, 25, 31)", "rgb(255, 255, 255)")
+        assert page.locator("svg").count() == page.locator("svg:visible").count() > 10
+        assert page.locator("nav:visible, .filter:visible, details:visible").count() == 0
+        assert page.pdf().startswith(b"%PDF")
+
+
+def test_without_scripts_everything_is_there(browser: Any, pages: dict[str, Path]) -> None:
+    with View(browser, pages["everything"], java_script_enabled=False) as page:
+        figure = opened(page, "s0-0-r")
+        assert figure.locator("tbody tr:visible").count() == 4
+        assert page.locator("button, input").count() == 0
+        assert figure.locator("svg title").count() == 1
+
+
+# ---- to be used --------------------------------------------------------------------------------
+
+
+def test_tooltips_by_mouse_say_what_the_files_say(
+    browser: Any, pages: dict[str, Path], files: dict[str, Path]
+) -> None:
+    blocks = json.loads(files["sweep.json"].read_text())["blocks"]
+    with View(browser, pages["everything"]) as page:
+        cases = {
+            "s0-0-drift": (page.locator, 1, 2, f"{blocks[1]['drift'][2]:.4g}"),
+            "s0-0-r": (page.locator, 0, 2, f"r: {blocks[2]['absorption_coefficient']:.4f}"),
+            "s0-0-allocation": (page.locator, 0, 3, f"base: {blocks[3]['base_sparsity']:.4f}"),
+        }
+        for ident, (find, line, point, words) in cases.items():
+            picture = find(f'figure[id="{ident}"] svg')
+            picture.scroll_into_view_if_needed()
+            x, y = (
+                picture.locator("polyline")
+                .nth(line)
+                .evaluate(
+                    """(e, n) => { const p = e.points[n], m = e.getScreenCTM();
+                return [m.e + m.a * p.x, m.f + m.d * p.y]; }""",
+                    point,
+                )
+            )
+            page.mouse.move(x + 2, y - 2)
+            assert words in tip(page), ident
+            box = page.locator("#tip").bounding_box()
+            assert 0 <= box["x"] <= box["x"] + box["width"] <= 1600
+        page.mouse.move(0, 0)
+        assert tip(page) == ""
+        cells = page.locator('figure[id="s0-0-map"] .cells')
+        cells.scroll_into_view_if_needed()
+        box = cells.bounding_box()  # block 1 pushed, after block 2
+        page.mouse.move(box["x"] + box["width"] * 2.5 / 4, box["y"] + box["height"] * 1.5 / 4)
+        assert tip(page) == f"block 1 pushed, after block 2\n{blocks[1]['drift'][1]:.4g}"
+        page.mouse.move(box["x"] + box["width"] * 0.5 / 4, box["y"] + box["height"] * 3.5 / 4)
+        assert tip(page) == ""
+
+
+def test_tooltips_by_keyboard(browser: Any, pages: dict[str, Path], files: dict[str, Path]) -> None:
+    blocks = json.loads(files["sweep.json"].read_text())["blocks"]
+    with View(browser, pages["everything"]) as page:
+        page.locator("body").press("Tab")
+        for _ in range(200):
+            focused = "document.activeElement.closest('figure')?.id === 's0-0-drift'"
+            if page.evaluate(f"document.activeElement.tagName === 'svg' && {focused}"):
+                break
+            page.keyboard.press("Tab")
+        assert tip(page).endswith(f"after 0: {blocks[0]['drift'][0]:.4g}")
+        for key, (row, depth) in {
+            "ArrowRight": (0, 1),
+            "ArrowDown": (1, 1),
+            "End": (1, 3),
+            "ArrowUp": (0, 3),
+            "Home": (0, 0),
+            "ArrowLeft": (0, 0),
+        }.items():
+            page.keyboard.press(key)
+            assert (
+                tip(page) == f"pushed {row}\nafter {depth}: {blocks[row]['drift'][depth - row]:.4g}"
+            )
+        assert page.locator("figure[id='s0-0-drift'] svg .cursor").count() == 1
+        page.keyboard.press("Escape")
+        assert tip(page) == ""
+        assert page.locator(".cursor").count() == 0
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Tab")
+        assert tip(page) == ""
+        assert page.locator(".cursor").count() == 0
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(browser: Any, pages: dict[str, Path]) -> None:
+    with View(browser, pages["everything"]) as page:
+        figure = opened(page, "s0-0-allocation")
+        before = column(figure, 2)
+        head = figure.locator("thead th").nth(2)
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == "ascending"
+        assert column(figure, 2) == sorted(before, key=float) != before
+        head.locator("button").focus()
+        page.keyboard.press("Enter")
+        assert head.get_attribute("aria-sort") == "descending"
+        assert column(figure, 2) == sorted(before, key=float, reverse=True)
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Space")
+        assert head.get_attribute("aria-sort") is None
+        assert column(figure, 0) == ["0", "1", "2", "3"]
+        words = opened(page, "p0")  # of names and of numbers with commas
+        words.locator("thead button").nth(3).click()
+        weights = [int(text.replace(",", "")) for text in column(words, 3)]
+        assert weights == sorted(weights)
+        words.locator("thead button").nth(1).click()
+        assert column(words, 1) == sorted(column(words, 1))
+
+
+def test_unknown_numbers_sort_last(browser: Any, pages: dict[str, Path]) -> None:
+    with View(browser, pages["seven blocks"]) as page:
+        figure = opened(page, "s0-0-drift")
+        last = figure.locator("thead button").nth(3)  # after block 2: three blocks were pushed
+        for _ in range(2):
+            last.click()
+            texts = column(figure, 3)
+            assert "" not in texts[:3]
+            assert texts[3:] == [""] * 4
+
+
+def test_tables_filter_by_keyboard_and_tell(browser: Any, pages: dict[str, Path]) -> None:
+    with View(browser, pages["everything"]) as page:
+        figure = opened(page, "s0-0-r")
+        page.keyboard.press("Tab")  # from the summary to the filter
+        assert page.evaluate("document.activeElement.tagName") == "INPUT"
+        every = [float(text) for text in column(figure, 1)]
+        page.keyboard.type("r > 1.3")
+        kept = [float(text) for text in column(figure, 1)]
+        assert kept == [r for r in every if r > 1.3]
+        assert 0 < len(kept) < len(every)
+        status = figure.locator(".filter [role=status]")
+        assert status.inner_text() == f"{len(kept)} of 4 rows"
+        page.keyboard.press("Control+A")
+        page.keyboard.type("neither")
+        assert column(figure, 0) == ["3"]
+        page.keyboard.press("Control+A")
+        page.keyboard.press("Delete")
+        assert len(column(figure, 0)) == 4
+
+
+def test_a_filter_of_lines_filters_the_picture(browser: Any, pages: dict[str, Path]) -> None:
+    with View(browser, pages["deep"]) as page:
+        figure = opened(page, "s0-0-drift")
+        figure.locator("input").fill("pushed >= 20")
+        left = figure.locator("svg .line:not(.out)")
+        kept = left.evaluate_all("(all) => all.map((line) => Number(line.dataset.row))")
+        assert kept == list(range(20, 30))
+        assert column(figure, 0) == [str(i) for i in range(20, 30)]
+        figure.locator("thead button").first.click()
+        figure.locator("thead button").first.click()  # sorting keeps both
+        assert column(figure, 0) == [str(i) for i in range(29, 19, -1)]
+        assert figure.locator("svg .line:not(.out)").count() == 10
+
+
+def test_tooltips_hold_after_sorting(browser: Any, pages: dict[str, Path]) -> None:
+    with View(browser, pages["everything"]) as page:
+        figure = opened(page, "s0-0-r")
+        r = column(figure, 1)
+        figure.locator("thead button").nth(1).click()
+        figure.locator("thead button").nth(1).click()
+        figure.locator("svg").focus()
+        page.keyboard.press("Home")
+        assert f"block 0\nr: {r[0]}\n" in tip(page)
