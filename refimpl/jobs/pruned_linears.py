@@ -137,13 +137,10 @@ def prune_linears(
         for j, name in enumerate(names)
     ]
     if engine.executor is None:
-        return dict(
-            zip(
-                names,
-                workers.run([partial(_here, model, weights, x) for x in linears]),
-                strict=True,
-            )
-        )
+        # The largest first: threads end together, and fewer results are held beside their scores.
+        order = sorted(linears, key=lambda x: -weights[f"{names[x.index]}.weight"].size)
+        ahead = {x.index: workers.submit(partial(_here, model, weights, x)) for x in order}
+        return {name: ahead[j].result() for j, name in enumerate(names)}
     made: dict[str, tuple[PrunedLinear, Array]] = {}
     for linear, (bits, stored) in results(linears, model, engine, workers, lambda cost: None):
         name = names[linear.index]

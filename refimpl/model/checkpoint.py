@@ -66,7 +66,7 @@ class Model:
         return {n: self.weights[n].stored.array for n in names if n in self.weights}
 
     def block(self, index: int, dtype: npt.DTypeLike) -> dict[str, Array]:
-        """Weights of one block; pages of the file read before are given back to the system.
+        """Weights of one block; pages of the file are given back, and read again for views of it.
 
         Args:
             index: The block, from 0.
@@ -78,13 +78,14 @@ class Model:
         Raises:
             RefimplError: NaN or Inf in a weight.
         """
-        self._release()
         prefix = f"blocks.{index}."
-        return {
+        read = {
             name.removeprefix(prefix): weight.read(dtype)
             for name, weight in self.weights.items()
             if name.startswith(prefix)
         }
+        self._release()
+        return read
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
         """What turns the last residual stream into logits; pages read before are given back.

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.pruning.compensation import Pruned, compensated
 from refimpl.pruning.pattern import Pattern
-from refimpl.pruning.scores import Bools, Floats
+from refimpl.pruning.scores import Bools, Floats, wanda_keep
 from refimpl.pruning.sparsegpt import DAMPING, WIDTH, decide_groups
 
 
@@ -38,11 +38,8 @@ def wanda_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
                [0, 1, 1]])
     """
     matrix = _checked(score)
-    pruned = int(matrix.shape[1] * _not_negative(sparsity))
-    order = np.argsort(matrix, axis=1, kind="stable")
-    keep = np.ones(matrix.shape, bool)
-    np.put_along_axis(keep, order[:, :pruned], False, axis=1)
-    return keep
+    rows, columns = matrix.shape
+    return wanda_keep(matrix, rows * min(int(columns * _not_negative(sparsity)), columns))
 
 
 def magnitude_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:

@@ -40,8 +40,8 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
     parts = [
         "# Performance",
         wrapped(
-            "Every figure is measured side by side in one run of `tests/benchmarks/run.py`: the "
-            f"sides take turns, each in a process of its own. {repetitions(results)} The rivals "
+            "Every figure is measured side by side by `tests/benchmarks/run.py`: the sides of a "
+            f"row take turns, each in a process of its own. {repetitions(results)} The rivals "
             "are written plainly in torch from the method, or restate the original's algorithm; "
             "their weights are in memory before the clock starts, ours are read, cast and checked "
             "inside it. This page is generated from the results."
@@ -97,7 +97,18 @@ def machine_facts(results: dict[str, Any]) -> str:
         busy += f" {OVERLOADED}"
     if any(row["by_processor"] for row in rows):
         busy += f" {BY_PROCESSOR}"
-    return wrapped(busy)
+    return wrapped(f"{busy} {left_out(results)}")
+
+
+def left_out(results: dict[str, Any]) -> str:
+    """Rows that were measured on some of their shapes only."""
+    some = {
+        HEADINGS[k]: r["only"] for k, r in results["rows"].items() if k in HEADINGS and r["only"]
+    }
+    if not some:
+        return ""
+    shapes = ", ".join(dict.fromkeys(name for names in some.values() for name in names))
+    return f"Measured on {shapes} only, other shapes left out for time: {', '.join(some)}."
 
 
 OVERLOADED = """

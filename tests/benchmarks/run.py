@@ -62,7 +62,7 @@ def measured(
         seconds = time.perf_counter() - start
         found["rows"][name] = {
             "seconds": seconds, "load_before": before, "load_after": machine.load(),
-            "failed": failed, "by_processor": machine.by_processor(),
+            "failed": failed, "by_processor": machine.by_processor(), "only": list(setting.only),
         }  # fmt: skip
         keep(found)
     return found
