@@ -772,7 +772,7 @@ DTYPES = {
     ),
     "the noise in bfloat16": Mistake(
         "experiment.py", "noise[i].double()", "noise[i].bfloat16().double()",
-        "opt", "perturbed.0.drift",
+        "gemma3", "perturbed.0.drift",
     ),
     "drift in bfloat16": Mistake(
         "experiment.py", "x.double() * mask for x in (state, clean)",

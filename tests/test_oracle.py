@@ -14,24 +14,30 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from gates import model_of
 from program import run
 from safetensors.numpy import save_file
 
 import refimpl.oracle
 from refimpl import RefimplError
+from refimpl.jobs.allocate import base_allocation
 from refimpl.jobs.causes import usual_causes
 from refimpl.method.projection import project
 from refimpl.model.checkpoint import Model
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, read_case
+from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.check import check
-from refimpl.oracle.choices import count_ties, keep_ties, near_ties, outlier_ties
+from refimpl.oracle.choices import count_ties, outlier_ties
+from refimpl.oracle.decisions import keep_ties, near_ties, turnable
+from refimpl.oracle.fed import Fed
+from refimpl.oracle.limits import limits_of, moved_by
 from refimpl.oracle.own import Own, own_of
 from refimpl.oracle.rounding import KINDS, Float16, RoundedModel, rounded_steps
-from refimpl.oracle.steps import steps
+from refimpl.oracle.steps import Recipe, steps
 from refimpl.oracle.ties import score_behind
 from refimpl.pruning.counts import counts, split_count
 from refimpl.show.oracle import report_table, stage_of
+from refimpl.tokens import Tokens
 
 CASES = FIXTURES / "cases"
 NAMES = sorted(folder.name for folder in CASES.iterdir())
@@ -457,3 +463,71 @@ def test_sparsegpt_knows_its_margins() -> None:
     gap = 1 - score[goes] / score[stays]
     for allowed, ties in ((gap * 1.01, 2), (gap * 0.99, 0)):
         assert len(keep_ties(bits, case.expected[step], score, group, allowed)) == ties
+
+
+def test_an_input_that_carries_little_is_off_by_more() -> None:
+    """Of two inputs as near to each other, only the one that rounding reaches may change places."""
+    score = np.array([[1.0, 1.1, 8.0, 8.8]])
+    truth = np.array([[False, True, False, True]])
+    other, bits = ~truth, np.packbits(truth, axis=1)
+    relative = np.array([0.2, 0.2, 1e-6, 1e-6])
+    groups = (x.reshape(2, 2) for x in (other, truth, score, relative))
+    assert near_ties(*groups).tolist() == [[True, True], [False, False]]
+    found = np.where([[True, True, False, False]], other, truth)
+    assert len(keep_ties(np.packbits(found, axis=1), bits, score, 2, relative)) == 2
+    assert keep_ties(np.packbits(other, axis=1), bits, score, 2, relative) == ()
+    assert turnable(bits, score, 2, relative) == 2
+    assert turnable(bits, score, 2, np.full(4, 0.2)) == 4
+
+
+def test_the_slack_of_an_input_grows_as_it_carries_less() -> None:
+    case, step = case_of("gpt2"), "wanda.blocks.1.down_proj.keep"
+    _, _, slack = score_behind(case, own_of(case, "float32"), step, "float32")
+    carried = np.sqrt(case.expected["wanda.blocks.1.mlp_hidden.squares"])
+    typical = np.sqrt(np.mean(np.square(carried)))
+    assert carried.min() < typical / 2
+    assert slack.shape == carried.shape
+    assert slack * np.minimum(carried, typical) == pytest.approx(slack.min() * typical)
+
+
+def test_what_follows_from_numbers_within_their_tolerance_is_within_its_own() -> None:
+    """A base is asked to be no nearer than the signals that it is made of, and so on."""
+    case = case_of("llama")
+    limits, rng = limits_of(case, "float32"), np.random.default_rng(0)
+    fed = Fed(case, case.model, np.float64, None)
+    for base in ("owl", "dlp", "alphapruning"):
+        right = case.expected[f"{base}.signal"]
+        for _ in range(20):
+            signs = rng.choice([-1, 1], right.shape[:1] + (1,) * (right.ndim - 1))
+            signal = right * (1 + 0.99 * limits[f"{base}.signal"] * signs)
+            request = case.recipe.request(base)
+            linears = tuple(case.model.config.linear_shapes)
+            signals = fed.signals({f"{base}.signal": signal})
+            found = base_allocation(signals, request, len(right), linears, fed.sizes)
+            found = project(found, np.full(len(right), fed.sizes.sum()), case.recipe.sparsity)
+            actual = {f"{base}.base": found.astype(np.float32)}
+            report = check(case, actual, (f"{base}.base",), dtype="float32")
+            assert report.verdict == "pass", (base, report.first)
+
+
+def test_a_function_moves_with_its_arguments() -> None:
+    x = np.array([3.0, 1.0])
+    assert moved_by(lambda v: v, x, 1e-3) == pytest.approx(1e-3)
+    assert moved_by(lambda v: v[:1] - v[1:], x, 1e-6) == pytest.approx(2e-6, rel=1e-3)
+    assert moved_by(lambda v: np.zeros(1) * v, x, 0.1) == 0
+    assert moved_by(lambda v: v - 3, x, 1e-6) == np.inf  # a number that should be 0
+    assert moved_by(lambda v: v, x, np.inf) == pytest.approx(1)
+
+
+def test_a_drift_is_resolved_as_far_as_the_states_are(tmp_path: Path) -> None:
+    """The smaller the push, the less of its drift a dtype can tell."""
+    ids = np.random.default_rng(0).integers(8, 64, (2, 16))
+    tokens = Tokens(ids, "drawn uniformly with seed 0", "ids")
+    for eta in (0.01, 1e-4):
+        made = make_case(model_of("llama"), tokens, Recipe(eta=eta), tmp_path / str(eta))
+        errors = own_of(made, "float32").errors
+        rho = max(x for name, x in errors.items() if name.endswith(".resid_post"))
+        size = made.expected["blocks.0.resid_post"].size
+        least = (2 / size) ** 0.5 * rho / eta
+        for step in ("perturbed.0.drift", "perturbed.3.drift", "absorption_coefficient"):
+            assert errors[step] > 0.9 * least

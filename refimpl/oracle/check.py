@@ -15,10 +15,11 @@ from refimpl.model.ops import Array
 from refimpl.model.tensors import DTYPES, SafetensorsFile
 from refimpl.oracle.case import Case
 from refimpl.oracle.compare import Judged, judged
+from refimpl.oracle.limits import limits_of
 from refimpl.oracle.own import own_of
 from refimpl.oracle.peer import as_peers
-from refimpl.oracle.ties import moved_by_rounding, near_zero, steps_after, ties_of
-from refimpl.oracle.tolerance import dtype_of, tolerance_of
+from refimpl.oracle.ties import near_zero, steps_after, ties_of
+from refimpl.oracle.tolerance import dtype_of
 
 Verdict = Literal["pass", "divergent", "inconclusive"]
 EXIT: Mapping[Verdict, int] = {"pass": 0, "divergent": 1, "inconclusive": 3}
@@ -108,6 +109,7 @@ def check(
         )
     dtype = dtype_of(actual) if dtype is None else dtype
     own = own_of(case, dtype, stepwise)
+    limits = limits_of(case, dtype, stepwise)
     made: list[Judged] = []
     open_ends: set[str] = set()  # beginnings of the steps after a choice that went the other way
     for name, truth in case.expected.items():
@@ -117,13 +119,11 @@ def check(
             if name in wanted:
                 made.append(Judged(name, "conditional", fault="after a near tie"))
             continue
-        limit = tolerance_of(name, truth, own.errors[name], dtype)
-        limit += moved_by_rounding(case, name, dtype) if limit else 0.0
-        ties = partial(ties_of, case, own, dtype, name, actual, limit)
-        one = judged(name, actual, truth, own.errors[name], limit, ties)
+        ties = partial(ties_of, case, own, dtype, name, actual, limits)
+        one = judged(name, actual, truth, own.errors[name], limits[name], ties)
         if near_zero(one, actual, truth):
             one = Judged(name, "conditional", fault="should be zero, and nearly is")
-        elif one.status == "divergent" and as_peers(name, actual, case.peer, limit):
+        elif one.status == "divergent" and as_peers(name, actual, case.peer, limits[name]):
             one = replace(one, fault="what the peers' code gives (docs/explanation/deviations.md)")
         elif one.near_ties and not stepwise:
             open_ends |= steps_after(case, name)

@@ -5,7 +5,6 @@ candidate may see it the other way round, and both are right.
 """
 
 from collections.abc import Iterator
-from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -23,84 +22,6 @@ from refimpl.pruning.sparsegpt import WIDTH, hessian
 Bools = npt.NDArray[np.bool_]
 Ties = tuple[tuple[int, ...], ...]
 """Places of near ties; none if a difference is more than that."""
-
-
-def near_ties(keep: Bools, truth: Bools, score: Array, relative: float) -> Bools:
-    """Which decisions may go either way: their score lies within rounding of the row's threshold.
-
-    A weight that should go may stay if its score is within ``relative`` of the lowest that stays in
-    its row, and one that should stay may go if it is as near to the highest that goes; as many of
-    a row have to stay as should. Where some rows lose one weight more than others, those whose
-    next candidate scores lowest, two rows may change places whose candidates are as near.
-
-    Args:
-        keep: The candidate's decision, [rows, n].
-        truth: The right one, [rows, n].
-        score: Scores that are compared with each other, row by row, [rows, n], at least 0.
-        relative: How far scores may be off.
-
-    Returns:
-        True where the decisions differ within rounding, [rows, n].
-
-    Source:
-        ours.
-
-    Example:
-        >>> truth = np.array([[True, False, True]])
-        >>> other = np.array([[False, True, True]])
-        >>> near_ties(other, truth, np.array([[1.0, 0.9999999, 5.0]]), 1e-6).tolist()
-        [[True, True, False]]
-    """
-    near = 1 - relative
-    lowest = np.min(np.where(truth, score, inf), axis=1, keepdims=True)
-    highest = np.max(np.where(truth, 0.0, score), axis=1, keepdims=True)
-    could_stay = ~truth & (score >= near * lowest)
-    could_go = truth & (highest >= near * score)
-    more = keep.sum(axis=1, keepdims=True) - truth.sum(axis=1, keepdims=True)
-
-    stay = truth.sum(axis=1, keepdims=True)
-    favoured = stay < stay.max()  # these lose one more
-    last = np.max(np.where(favoured, highest, 0.0))  # of their candidates
-    next_one = np.min(np.where(favoured, inf, lowest))
-    spared = favoured & (more == 1) & (highest >= near * next_one)
-    instead = ~favoured & favoured.any() & (more == -1) & (last >= near * lowest)
-    could_stay |= spared & ~truth & (score >= near * highest)
-    could_go |= instead & truth & (lowest >= near * score)
-    rows = (more == 0) | ((spared | instead) & (more.sum() == 0))
-    return (keep != truth) & (could_stay | could_go) & rows
-
-
-def keep_ties(keep: Array, truth: Array, score: Array, group: int, relative: float) -> Ties:
-    """Where two decisions differ, if all of these places are near ties.
-
-    Args:
-        keep: The candidate's decision, bits, [out, in / 8].
-        truth: The right one, bits.
-        score: Scores, [out, in].
-        group: How many consecutive inputs are compared with each other; a row if 0; of all rows
-            together, as in SparseGPT, if negative.
-        relative: How far scores may be off.
-
-    Returns:
-        Places, [out, in]. In SparseGPT decisions on later columns follow from earlier ones, and
-        are not looked at from the first near tie on.
-    """
-    out, width = score.shape
-    bits, right_bits = (np.unpackbits(x.astype(np.uint8), axis=1) for x in (keep, truth))
-    if (bits[:, width:] != right_bits[:, width:]).any():  # what fills a byte up
-        return ()
-    found, right = (x[:, :width].astype(np.bool_) for x in (bits, right_bits))
-    if group >= 0:
-        rows = (-1, group or width)
-        a, b, by = (x.reshape(rows) for x in (found, right, score))
-        tied = near_ties(a, b, by, relative).reshape(out, width)
-        return _places(np.argwhere(tied)) if (tied == (found != right)).all() else ()
-    start = int(np.argmax((found != right).any(axis=0))) // -group * -group
-    some = slice(start, start - group)
-    a, b, by = (x[:, some].reshape(1, -1) for x in (found, right, score))
-    tied = near_ties(a, b, by, relative)
-    places = np.argwhere(tied.reshape(out, -1)) + np.array([0, start])
-    return _places(places) if (tied == (a != b)).all() else ()
 
 
 def count_ties(
@@ -142,7 +63,7 @@ def count_ties(
     quotas = sparsity * whole
     slack, missed = relative * quotas, quotas - np.array(per_block)
     explained = np.max(missed - slack) - np.min(missed + slack) <= 1
-    return _places(np.argwhere(counts != truth)) if explained else ()
+    return positions(np.argwhere(counts != truth)) if explained else ()
 
 
 def outlier_ties(
@@ -273,8 +194,9 @@ def rounding_ties(
     missed = np.abs(weight.astype(np.float64) - truth)
     turned = (missed > unit / 2) & (missed <= unit * 1.01)
     rest, size = (np.linalg.norm(x, axis=1) for x in (np.where(turned, 0.0, missed), truth))
-    return _places(np.argwhere(turned)) if (rest <= allowed * size).all() else ()
+    return positions(np.argwhere(turned)) if (rest <= allowed * size).all() else ()
 
 
-def _places(found: Array) -> Ties:
+def positions(found: Array) -> Ties:
+    """Places, [n, dimensions], as tuples."""
     return tuple(map(tuple, found.tolist()))

@@ -1,11 +1,13 @@
 """What a computation in some dtype is fed of a case, step by step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.jobs.scores import Signals
 from refimpl.model.checkpoint import Model
 from refimpl.model.forward import Place, embed, places
 from refimpl.model.ops import Array
@@ -55,6 +57,16 @@ class Fed:
         alpha = asked["alphapruning"]
         m, statistic = float(asked["owl"]["m"]), str(asked["dlp"]["statistic"])
         return m, statistic, str(alpha["fit"]), str(alpha["xmin"])
+
+    def signals(self, others: Mapping[str, Array]) -> Signals:
+        """The case's signals, some of them others, by the names of their steps."""
+        m, statistic, fit, xmin = self.options
+        names = ("owl.signal", "dlp.signal", "alphapruning.signal")
+        known = {x: self.number(x) for x in names if x in self.case.expected} | dict(others)
+        owl, dlp, alpha = (known.get(x) for x in names)
+        assert owl is not None
+        assert dlp is not None
+        return Signals(m, owl, statistic, dlp, fit, xmin, alpha)
 
     def state(self, step: str) -> Array:
         """What the model computes with: rounded once to the dtype."""

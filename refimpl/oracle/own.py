@@ -61,7 +61,25 @@ def own_of(case: Case, dtype: str, stepwise: bool = False) -> Own:
             continue  # that is what was found
         for name, x in _sample(case, stepwise, large).items():
             errors[name] = max(errors[name], x * UNITS[dtype])
+    apart = _unresolved(case, errors, stepwise)
+    for name in errors:
+        if name.endswith(".drift") or name == "absorption_coefficient":
+            errors[name] = max(errors[name], apart)
     return Own(found, errors, stepwise)
+
+
+def _unresolved(case: Case, errors: Mapping[str, float], stepwise: bool) -> float:
+    """What rounding of two states costs their difference: ``sqrt(2) rho / (d sqrt(n))``.
+
+    Each is off by rho of itself, in a direction of its own, and they lie d apart. Of n numbers with
+    errors of either sign, the part along the difference is one in sqrt(n). Step by step rho is what
+    all blocks cost together, as each is fed its state; of pushes the smallest is taken.
+    """
+    states = [x for name, x in errors.items() if name.endswith(".resid_post")]
+    rho = sum(states) if stepwise else max(states)
+    least = min(x.min() for name, x in case.expected.items() if name.endswith(".drift"))
+    n = case.expected["blocks.0.resid_post"].size
+    return (2 / n) ** 0.5 * rho / float(least) if least else 0.0
 
 
 @lru_cache(maxsize=8)

@@ -17,7 +17,6 @@ from refimpl.jobs.execution import Workers, parse_memory
 from refimpl.jobs.profile import profile, spectra
 from refimpl.jobs.pruned_blocks import CALIBRATED
 from refimpl.jobs.rewrite import PrunedLinear, stored_weight
-from refimpl.jobs.scores import Signals
 from refimpl.method import perturbation as push
 from refimpl.method.absorption import absorption_coefficient, known_mean, surviving_drift
 from refimpl.method.correction import clipped_log, corrected
@@ -173,10 +172,7 @@ def _followed(
 def _allocations(fed: Fed) -> Named:
     """Bases from signals, corrections from these and coefficients, counts from corrections."""
     config, recipe, blocks = fed.model.config, fed.case.recipe, fed.model.config.num_blocks
-    known = {x: fed.number(x) for x in fed.case.expected if x.endswith(".signal")}
-    m, statistic, fit, xmin = fed.options
-    owl, dlp, alpha = known["owl.signal"], known["dlp.signal"], known.get("alphapruning.signal")
-    signals = Signals(m, owl, statistic, dlp, fit, xmin, alpha)
+    signals = fed.signals({})
     whole, linears = np.full(blocks, fed.sizes.sum()), tuple(config.linear_shapes)
     logarithms = clipped_log(fed.number("absorption_coefficient"))
     for name in recipe.bases:

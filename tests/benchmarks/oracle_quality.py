@@ -40,7 +40,7 @@ sys.path.insert(0, str(TESTS))
 
 from mistakes import ALL, AREAS, MISTAKES, Arrays, Mistake, case_of, computed, project  # noqa: E402
 
-import refimpl.oracle.check as checking  # noqa: E402
+import refimpl.oracle.limits as limiting  # noqa: E402
 import refimpl.oracle.ties as tying  # noqa: E402
 from refimpl import RefimplError, read_model  # noqa: E402
 from refimpl.oracle.case import Case, make_case  # noqa: E402
@@ -51,6 +51,7 @@ from refimpl.oracle.steps import Recipe  # noqa: E402
 from refimpl.show.table import aligned  # noqa: E402
 from refimpl.tokens import Tokens  # noqa: E402
 
+WAYS = ("from the tokens", "step-wise")
 COUNTS = 2.0  # times what is allowed, from which on a mistake has to be caught in 16 bits
 FAMILIES = (
     "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2",
@@ -78,19 +79,21 @@ class Found:
 @contextmanager
 def allowing(times: float) -> Iterator[None]:
     """Let `check` allow so many times as much."""
-    limit = checking.tolerance_of
+    limit = limiting.tolerance_of
 
     def more(*words: Any) -> float:
         return times * limit(*words)
 
     with (
         np.errstate(all="ignore"),  # limits may be of any size
-        patch.object(checking, "tolerance_of", more),
+        patch.object(limiting, "tolerance_of", more),
         patch.multiple(
             tying, tolerance_of=more, TIES=times * tying.TIES, FACTOR=times * tying.FACTOR
         ),
     ):
+        limiting.limits_of.cache_clear()
         yield
+    limiting.limits_of.cache_clear()
 
 
 def kind_of(step: str) -> str:
@@ -109,7 +112,7 @@ def ratio_of(case: Case, dtype: str, step: str, actual: Arrays) -> float:
         return inf if fault else 0.0
     if own == inf:
         return 0.0  # refimpl itself is not near it, so that nothing is too far off
-    tolerance = checking.tolerance_of(step, truth, own, dtype)
+    tolerance = limiting.limits_of(case, dtype)[step]
     if tolerance and step != "owl.signal" and not step.startswith("sparsegpt"):
         return error / tolerance
 
@@ -401,8 +404,10 @@ def right() -> Any:
 def tried(number: int, dtypes: tuple[str, ...], stepwise: bool) -> list[dict[str, Any]]:
     """One shape in some dtypes: what the right candidate was told."""
     own_of.cache_clear()
+    limiting.limits_of.cache_clear()
     with tempfile.TemporaryDirectory() as away:
         facts: dict[str, Any] = {"shape": number, "family": FAMILIES[number % len(FAMILIES)]}
+        facts["way"] = WAYS[stepwise]
         try:
             case, shape = drawn(number, Path(away))
         except RefimplError as error:
@@ -458,25 +463,25 @@ def try_shapes(
 
 
 def shapes_columns(log: Path) -> dict[str, list[str]]:
-    """How many right candidates passed, stayed open, and were refused, by dtype."""
-    lines = {
-        (x["shape"], x["dtype"]): x for x in map(json.loads, log.read_text("utf-8").splitlines())
+    """How many right candidates passed, stayed open, and were refused, by dtype and way."""
+    known: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for x in map(json.loads, log.read_text("utf-8").splitlines()):
+        known.setdefault((x["way"], x["dtype"]), {})[x["shape"]] = x
+    verdicts = ("no case", "crash", "pass", "inconclusive", "divergent")
+    columns: dict[str, list[str]] = {
+        x: [] for x in ("dtype", "way", "shapes", *verdicts, "steps", "not judged", "most used")
     }
-    columns: dict[str, list[str]] = {"dtype": [x for x in ALL if x in {d for _, d in lines}]}
-    for verdict in ("shapes", "no case", "crash", "pass", "inconclusive", "divergent"):
-        columns[verdict] = []
-    columns["steps"], columns["not judged"], columns["most used"] = [], [], []
-    for dtype in columns["dtype"]:
-        some = [x for (_, other), x in lines.items() if other == dtype]
+    for way, dtype in sorted(known, key=lambda x: (WAYS.index(x[0]), ALL.index(x[1]))):
+        some = known[way, dtype].values()
         counted = Counter(x["verdict"] for x in some)
-        columns["shapes"].append(f"{len(some):,}")
-        for verdict in ("no case", "crash", "pass", "inconclusive", "divergent"):
-            columns[verdict].append(f"{counted[verdict]:,}")
         steps = sum(x.get("steps", 0) for x in some)
-        columns["steps"].append(f"{steps:,}")
-        open_steps = sum(x.get("conditional", 0) for x in some)
-        columns["not judged"].append(f"{open_steps / max(steps, 1):.1%}")
-        columns["most used"].append(f"{max(x.get('used', 0.0) for x in some):.0%}")
+        still_open = sum(x.get("conditional", 0) for x in some)
+        row = {"dtype": dtype, "way": way, "shapes": f"{len(some):,}", "steps": f"{steps:,}"}
+        row |= {verdict: f"{counted[verdict]:,}" for verdict in verdicts}
+        row["not judged"] = f"{still_open / max(steps, 1):.1%}"
+        row["most used"] = f"{max(x.get('used', 0.0) for x in some):.0%}"
+        for name, cell in row.items():
+            columns[name].append(cell)
     return columns
 
 
