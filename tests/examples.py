@@ -2,7 +2,8 @@
 
 Each example runs by itself, in a folder where the top of the repository is in sight:
 
-- a ```python block, in an empty namespace; `>>>` lines are compared with what they print;
+- a ```python block, in an empty namespace; after a line `<!-- goes on -->` the block before it on
+  the page is run first; `>>>` lines are compared with what they print;
 - the `>>>` lines of a docstring, in the namespace of its module;
 - a ```console block: each `$` line in a shell, and what it prints compared with what follows it.
   `...` stands for anything, the last decimal may be off by one, and a command must succeed unless
@@ -35,6 +36,8 @@ SHIM = (
     'from refimpl.cli.main import main; main()\' "$@"\n'
 )
 CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+GOES_ON = "<!-- goes on -->\n"
+PYTHON = re.compile(rf"^({GOES_ON})?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 END = "\x1e"  # printed after each command, with its exit code
 ROUNDS = 5
 
@@ -74,14 +77,25 @@ def run_session(source: str, namespace: dict[str, Any], path: str, line: int) ->
 
 
 def run_python(example: Example) -> str:
-    """Run a ```python block."""
+    """Run a ```python block, after those that it goes on from."""
     source, first = example.parsed, example.line + example.parsed.line_offset + 1
     namespace = {"__name__": "__main__"}
     if source.startswith(">>>"):
         return run_session(source, namespace, example.path, first)
     with reader():
+        for earlier in before(example.document.text[: example.start]):
+            exec(compile(earlier, example.path, "exec"), namespace)
         exec(compile("\n" * (first - 1) + source, example.path, "exec"), namespace)
     return ""
+
+
+def before(text: str) -> list[str]:
+    """The blocks that the one after a text goes on from: itself may be run alone."""
+    found: list[str] = []
+    if text.endswith(GOES_ON):
+        for goes_on, block in PYTHON.findall(text):
+            found = [*found, block] if goes_on else [block]
+    return found
 
 
 def run_docstring(example: Example) -> str:
