@@ -446,6 +446,7 @@ def test_an_outlier_on_the_line_may_fall_either_way() -> None:
     truth = np.array([100 / 101])
     assert outlier_ties(np.zeros(1), truth, iter([x]), m, 1e-5, 1e-6, 1e-3) == ((0,),)
     assert outlier_ties(np.zeros(1), truth, iter([x]), m, 1e-5, 1e-9, 1e-3) == ()
+    assert outlier_ties(np.zeros(1), truth, iter([x]), m, 1.0, 1e-6, 1e-3) == ((0,),)  # on the edge
 
 
 def test_sparsegpt_knows_its_margins() -> None:

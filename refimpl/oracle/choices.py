@@ -94,7 +94,7 @@ def outlier_ties(
         size, line = score.size, m * score.mean()
         found, right = (x[i].astype(np.float64) * size / 100 for x in (percent, truth))
         slack = allowed * right  # of the quotient
-        if abs(found - right) <= slack:
+        if abs(found - right) < 0.5:
             continue
         fewest, largest = (np.sum(score > line * (1 + x)) for x in (2 * relative, -2 * relative))
         if not fewest - slack <= found <= largest + slack:

@@ -88,9 +88,10 @@ def ties_of(
         return outlier_ties(found, truth, scores, m, limits[step], most, TIES)
     if last == "keep":
         score, group, slack = score_behind(case, own, step, dtype)
-        slack = np.minimum(slack + moved_by_rounding(case, step, dtype), 1.0)
-        ties = keep_ties(found, truth, score, group, slack)
-        near = turnable(truth, score, group, slack / 4)  # twice what the dtype costs refimpl
+        slack = slack + moved_by_rounding(case, step, dtype)
+        ties = keep_ties(found, truth, score, group, np.minimum(slack, 1.0))
+        few = np.minimum(slack / 4, 1.0)  # twice what the dtype costs refimpl
+        near = turnable(truth, score, group, few)
         most = max(2, TIES * score.size, FACTOR * own.errors[step], near)
         return ties if len(ties) <= most else ()
     if first == "sparsegpt" and last == "weight":
@@ -98,7 +99,8 @@ def ties_of(
         if UNITS[stored.name] > UNITS[dtype]:
             ties = rounding_ties(found, truth, stored, limits[step])
             slack = score_behind(case, own, step.replace(".weight", ".keep"), dtype)[2]
-            most = max(2, TIES * truth.size, truth.size * slack.max() / UNITS[stored.name])
+            share = min(slack.max(), 1.0) / UNITS[stored.name]
+            most = max(2, TIES * truth.size, truth.size * share)
             return ties if len(ties) <= most else ()
     return ()
 
@@ -136,7 +138,7 @@ def score_behind(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, in
 
     Returns:
         Scores [out, in]; the width of a group, 0 for rows, negative for columns of all rows; the
-        relative error, at most 1, of each input, [in], or of all, [1].
+        relative error of each input, [in], or of all, [1]; it may be beyond 1.
     """
     pruner, _, block, linear, _ = step.split(".")
     if pruner != "sparsegpt":
@@ -146,8 +148,7 @@ def score_behind(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, in
         carried = np.sqrt(case.expected[squares])
         typical = np.sqrt(np.mean(np.square(carried)))
         small = np.divide(typical, carried, out=np.full(carried.shape, inf), where=carried > 0)
-        off = np.minimum(slack * np.maximum(small, 1.0), 1.0)
-        return own.found[step.removesuffix("keep") + "score"], group, off
+        return own.found[step.removesuffix("keep") + "score"], group, slack * np.maximum(small, 1.0)
     name = f"sparsegpt.blocks.{block}.{INPUT_OF[linear]}.products"
     sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
     weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
@@ -163,4 +164,4 @@ def score_behind(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, in
         for other, total in shown.items()
     ]
     slack = tolerance_of(step + "score", np.zeros(1), max(errors), dtype)
-    return score, -WIDTH, np.array([min(slack, 1.0)])
+    return score, -WIDTH, np.array([slack])
