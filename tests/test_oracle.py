@@ -28,6 +28,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.check import check
 from refimpl.oracle.choices import count_ties, outlier_ties
+from refimpl.oracle.compare import judged
 from refimpl.oracle.decisions import keep_ties, near_ties, turnable
 from refimpl.oracle.fed import Fed
 from refimpl.oracle.limits import limits_of, moved_by
@@ -532,3 +533,19 @@ def test_a_drift_is_resolved_as_far_as_the_states_are(tmp_path: Path) -> None:
         least = (2 / size) ** 0.5 * rho / eta
         for step in ("perturbed.0.drift", "perturbed.3.drift", "absorption_coefficient"):
             assert errors[step] > 0.9 * least
+
+
+def test_what_the_dtype_does_not_resolve_is_not_judged() -> None:
+    """A ratio of drifts of which rounding left nothing: refimpl is off by five times its size."""
+    truth = np.array([1.0, 2.0])
+
+    def status(found: list[float], own: float, step: str = "absorption_coefficient") -> str:
+        return judged(step, {step: np.array(found)}, truth, own, 8 * own).status
+
+    assert status([50.0, 2.0], 5.0) == "conditional"
+    assert status([30.0, 2.0], 5.0) == "pass"
+    assert status([50.0, 2.0], 0.9) == "divergent"
+    assert status([np.nan, 2.0], 5.0) == "divergent"
+    assert status([1.0, 2.0, 3.0], 5.0) == "divergent"
+    whole = np.array([1, 2])
+    assert judged("owl.counts", {"owl.counts": whole + 1}, whole, 3.0, 0.0).status == "divergent"

@@ -12,6 +12,7 @@ from refimpl.jobs.causes import usual_causes
 from refimpl.model.ops import Array
 from refimpl.oracle.choices import Ties
 
+UNRESOLVED = "refimpl itself is not near it in this dtype"
 VECTORS = (".weight", ".products", ".squares", ".score")  # seen row by row
 Measure = Literal["rows", "numbers", "counts", "bits"]
 Status = Literal["pass", "divergent", "missing", "conditional"]
@@ -137,12 +138,16 @@ def judged(
     if step not in actual:
         return Judged(step, "missing", inf, tolerance, own, fault="missing")
     if not isfinite(own):
-        return Judged(step, "conditional", fault="refimpl itself is not near it in this dtype")
-    error, where, fault = error_of(step, actual[step], truth, measure_of(step, truth.dtype))
+        return Judged(step, "conditional", fault=UNRESOLVED)
+    measure = measure_of(step, truth.dtype)
+    error, where, fault = error_of(step, actual[step], truth, measure)
+    unresolved = own >= 1 and measure in ("rows", "numbers")  # refimpl, too, as far off as zeros
     if error <= tolerance and tolerance >= 1:  # as far off as nothing but zeros: a push, or a sum,
         fault = ""  # that the dtype does not resolve
     if not fault and error <= tolerance:
         return Judged(step, "pass", error, tolerance, own, where)
+    if not fault and unresolved:
+        return Judged(step, "conditional", error, tolerance, own, where, UNRESOLVED)
     near = () if fault else ties()
     status: Status = "pass" if near else "divergent"
     return Judged(step, status, error, tolerance, own, where, fault, near)
