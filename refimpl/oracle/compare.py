@@ -146,7 +146,7 @@ def judged(
         fault = ""  # that the dtype does not resolve
     if not fault and error <= tolerance:
         return Judged(step, "pass", error, tolerance, own, where)
-    if not fault and unresolved:
+    if unresolved and not fault.startswith(("shape", "dtype")):
         return Judged(step, "conditional", error, tolerance, own, where, UNRESOLVED)
     near = () if fault else ties()
     status: Status = "pass" if near else "divergent"
