@@ -16,10 +16,10 @@ import pytest
 from conftest import FIXTURES
 from gates import model_of
 from program import run
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import refimpl.oracle
-from refimpl import RefimplError
+from refimpl import RefimplError, read_model
 from refimpl.jobs.allocate import base_allocation
 from refimpl.jobs.causes import usual_causes
 from refimpl.method.projection import project
@@ -550,3 +550,30 @@ def test_what_the_dtype_does_not_resolve_is_not_judged() -> None:
     assert status([1.0, 2.0, 3.0], 5.0) == "divergent"
     whole = np.array([1, 2])
     assert judged("owl.counts", {"owl.counts": whole + 1}, whole, 3.0, 0.0).status == "divergent"
+
+
+def test_an_input_that_rounding_leaves_nothing_of_may_be_dead(tmp_path: Path) -> None:
+    """gelu(-5.5) is -6e-9 in float64 and 0 in float32; SparseGPT then gives the input up."""
+    tensors = {k: v.copy() for k, v in load_file(FIXTURES / "gpt2" / "model.safetensors").items()}
+    for i in range(2):
+        tensors[f"transformer.h.{i}.mlp.c_fc.weight"][:, 3] = 0
+        tensors[f"transformer.h.{i}.mlp.c_fc.bias"][3] = -5.5
+    (tmp_path / "model").mkdir()
+    shutil.copy(FIXTURES / "gpt2" / "config.json", tmp_path / "model")
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    ids = np.random.default_rng(0).integers(8, 64, (2, 16))
+    tokens = Tokens(ids, "drawn uniformly with seed 0", "ids")
+    case = make_case(read_model(tmp_path / "model"), tokens, Recipe(), tmp_path / "case")
+    step = "sparsegpt.blocks.0.down_proj.keep"
+    right = np.unpackbits(case.expected[step], axis=1)
+    assert right[:, 3].any()
+    found = own_of(case, "float32").found
+    keep = np.unpackbits(found[step], axis=1)
+    assert not keep[:, 3].any()
+    (one,) = check(case, {step: found[step]}, (step,), "float32").steps
+    assert one.status == "pass"
+    assert len(one.near_ties) == (keep != right).sum() > 2
+    score = score_behind(case, own_of(case, "float32"), step, "float32")[0]
+    keep[np.unravel_index(np.argmax(score), score.shape)] ^= 1  # and what no rounding turns
+    wrong = {step: np.packbits(keep, axis=1)}
+    assert check(case, wrong, (step,), "float32").verdict == "divergent"

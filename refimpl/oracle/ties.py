@@ -15,6 +15,7 @@ from refimpl.oracle.choices import (
     count_ties,
     dense_scores,
     outlier_ties,
+    positions,
     rounding_ties,
     sparsegpt_error,
     sparsegpt_scores,
@@ -25,6 +26,7 @@ from refimpl.oracle.limits import moved_by_rounding
 from refimpl.oracle.own import Own
 from refimpl.oracle.steps import steps
 from refimpl.oracle.tolerance import FACTOR, UNITS, tolerance_of
+from refimpl.pruning.decision import Pruner, decision
 from refimpl.pruning.pattern import parse_pattern
 from refimpl.pruning.sparsegpt import WIDTH
 
@@ -90,6 +92,8 @@ def ties_of(
         score, group, slack = score_behind(case, own, step, dtype)
         slack = slack + moved_by_rounding(case, step, dtype)
         ties = keep_ties(found, truth, score, group, np.minimum(slack, 1.0))
+        if not ties and first == "sparsegpt":
+            return dead_ties(case, own, dtype, step, found, np.minimum(slack, 1.0))
         few = np.minimum(slack / 4, 1.0)  # twice what the dtype costs refimpl
         near = turnable(truth, score, group, few)
         most = max(2, TIES * score.size, FACTOR * own.errors[step], near)
@@ -124,6 +128,42 @@ def near_zero(one: Judged, actual: Mapping[str, Array], truth: Array) -> bool:
     return bool(missed <= min(one.tolerance, 0.1) * np.abs(truth).max())
 
 
+def dead_ties(case: Case, own: Own, dtype: str, step: str, found: Array, slack: Array) -> Ties:
+    """Where SparseGPT decides otherwise because an input that hardly carries anything carries 0.
+
+    Such an input scores 0, and all its weights go; one that carries ever so little scores as high
+    as damping makes it. Behind a GELU float32 rounds to 0 what float64 does not.
+
+    Args:
+        case: The case.
+        own: What refimpl computes in the dtype.
+        dtype: The candidate's.
+        step: Name of the decision.
+        found: The candidate's, packed bits of keep.
+        slack: How far scores may be off.
+
+    Returns:
+        Places; none if that is not what made the difference.
+    """
+    _, _, block, linear, _ = step.split(".")
+    sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
+    dense, products, slip = _behind(case, own, step, dtype)
+    carried = np.sqrt(np.diag(products))
+    dead = (carried > 0) & (carried <= slip * np.sqrt(np.mean(np.square(carried))))
+    if not dead.any():
+        return ()
+    index = list(case.model.config.linear_shapes).index(linear)
+    goal = int(case.expected[f"{case.recipe.bases[0]}.counts"][int(block), index])
+    without = np.where(dead | dead[:, None], 0.0, products)
+    right, _ = decision(dense, without, sequences, goal, Pruner("sparsegpt", damping))
+    keep = np.unpackbits(found.astype(np.uint8), axis=1, count=right.shape[1]).astype(np.bool_)
+    score = sparsegpt_scores(dense, without, sequences, right, damping)
+    if (keep != right).any() and not keep_ties(found, np.packbits(right, 1), score, -WIDTH, slack):
+        return ()
+    truth = np.unpackbits(case.expected[step], axis=1, count=right.shape[1]).astype(np.bool_)
+    return positions(np.argwhere(keep != truth))
+
+
 def score_behind(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, int, Array]:
     """Scores behind a decision, how they are grouped, and how far they may be off.
 
@@ -149,15 +189,14 @@ def score_behind(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, in
         typical = np.sqrt(np.mean(np.square(carried)))
         small = np.divide(typical, carried, out=np.full(carried.shape, inf), where=carried > 0)
         return own.found[step.removesuffix("keep") + "score"], group, slack * np.maximum(small, 1.0)
-    name = f"sparsegpt.blocks.{block}.{INPUT_OF[linear]}.products"
     sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
-    weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
+    weight, products, _ = _behind(case, own, step, dtype)
     keep = np.unpackbits(case.expected[step], axis=1, count=weight.shape[1]).astype(np.bool_)
-    products = case.expected.get(name, own.found[name])
     score = sparsegpt_scores(weight, products, sequences, keep, damping)
     shown = {other: x for other, x in case.expected.items() if other.endswith(".products")}
     if not shown:
         every = replace(case.recipe, shown=(int(block),))
+        name = f"sparsegpt.blocks.{block}.{INPUT_OF[linear]}.products"
         shown = {name: steps(case.model, case.inputs["token_ids"], every)[name]}
     errors = [
         sparsegpt_error(own.found[other], total, sequences, damping)
@@ -165,3 +204,16 @@ def score_behind(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, in
     ]
     slack = tolerance_of(step + "score", np.zeros(1), max(errors), dtype)
     return score, -WIDTH, np.array([slack])
+
+
+def _behind(case: Case, own: Own, step: str, dtype: str) -> tuple[Array, Array, float]:
+    """Dense weights and products behind a decision of SparseGPT, and how far products may be off.
+
+    Of a block that is not shown refimpl's own.
+    """
+    _, _, block, linear, _ = step.split(".")
+    name = f"sparsegpt.blocks.{block}.{INPUT_OF[linear]}.products"
+    every = [x for other, x in own.errors.items() if other.endswith(".products") and isfinite(x)]
+    slip = tolerance_of("score", np.zeros(1), own.errors.get(name, max(every, default=0.0)), dtype)
+    weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
+    return weight, case.expected.get(name, own.found[name]), slip
