@@ -180,3 +180,12 @@ def test_without_the_harness_the_error_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "RefimplError: the adapter needs lm-evaluation-harness" in done.stderr
     assert "next: pip install 'refimpl[eval]'" in done.stderr
+
+
+def test_as_a_program_it_says_so_without_a_traceback() -> None:
+    code = "import runpy, sys; sys.modules['lm_eval'] = None; "
+    code += "runpy.run_module('refimpl.evaluation.lm_eval', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the adapter needs lm-evaluation-harness")
+    assert "Traceback" not in done.stderr

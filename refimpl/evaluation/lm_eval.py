@@ -6,6 +6,7 @@ command line, which knows the models that were registered when it starts, is thi
     python -m refimpl.evaluation.lm_eval --model refimpl --model_args pretrained=FOLDER --tasks ...
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -22,11 +23,15 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise RefimplError(
+    missing = RefimplError(
         f"the adapter needs lm-evaluation-harness, which cannot be imported ({error})",
         "refimpl with its extra [eval]",
         "pip install 'refimpl[eval]'",
-    ) from error
+    )
+    if __name__ == "__main__":
+        print(f"error: {missing}", file=sys.stderr)
+        sys.exit(2)
+    raise missing from error
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """Texts (or none), ids of the context, ids of the continuation."""
