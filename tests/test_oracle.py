@@ -351,7 +351,7 @@ def narrow(x: Array, dtype: str) -> Array:
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_16_bits_are_read_and_mistakes_seen(name: str, dtype: str, tmp_path: Path) -> None:
     case = case_of(name)
-    made = rounded_steps(case.model, case.inputs["token_ids"], case.recipe, dtype)
+    made = rounded_steps(case.model, case.inputs["token_ids"], case.recipe, KINDS[dtype])
     right = {k: narrow(v, dtype) for k, v in made.items()}
     path = tmp_path / "actual.safetensors"
     save_file({k: np.ascontiguousarray(v) for k, v in right.items()}, path)

@@ -168,7 +168,7 @@ def test_a_number_that_is_off_is_the_only_step_named(dtype: str) -> None:
 def test_nothing_is_conditional_after_a_near_tie() -> None:
     """The same decision within rounding: chained, the rest is open; step by step, it is judged."""
     case = case_of("llama")
-    made = written(case, rounded_stepwise_steps(case, "bfloat16"), "bfloat16")
+    made = written(case, rounded_stepwise_steps(case, KINDS["bfloat16"]), "bfloat16")
     truth = {k: v.astype(TYPES["bfloat16"]) if v.dtype.kind == "f" else v
              for k, v in case.expected.items()}  # fmt: skip
     step = next(x for x in made if "wanda" in x and x.endswith("keep")

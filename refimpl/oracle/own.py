@@ -9,7 +9,14 @@ from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
 from refimpl.oracle.compare import measure_of
-from refimpl.oracle.rounding import LESS, rounded_steps
+from refimpl.oracle.rounding import (
+    KINDS,
+    Float32InLarge,
+    Float32Larger,
+    InLarge,
+    Rounded,
+    rounded_steps,
+)
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import rounded_stepwise_steps, stepwise_steps
 from refimpl.oracle.tolerance import UNITS, own_errors
@@ -36,9 +43,10 @@ class Own:
 def own_of(case: Case, dtype: str, stepwise: bool = False) -> Own:
     """Compute a case in a dtype.
 
-    What a dtype costs is taken from three sides, the largest counts: computed in it; and what
-    float32, and float32 with eight bits less, cost in their units. A step that ends in few numbers
-    is a sum of errors of either sign, and one such sum may be near zero by chance.
+    What a dtype costs is taken from several sides, the largest counts: computed in it; and what
+    float32, and float32 with eight and with seven bits less, cost in their units. A step that ends
+    in few numbers is a sum of errors of either sign, which may be near zero by chance; and where
+    errors grow along one direction, as in a sharp softmax, one number stands for all of them.
 
     Args:
         case: From `read_case`.
@@ -53,13 +61,14 @@ def own_of(case: Case, dtype: str, stepwise: bool = False) -> Own:
     """
     if dtype not in UNITS:
         raise RefimplError(f"dtype {dtype}", " or ".join(UNITS), "choose one of these")
-    found = _computed(case, dtype, stepwise, large=dtype != "float32")
-    seen = 2.0**-LESS if dtype == "float64" else 1.0  # in large
+    kind = KINDS.get(dtype)
+    found = _computed(case, dtype, stepwise, kind)
+    seen = 2.0**-kind.less if kind and issubclass(kind, InLarge) else 1.0
     errors = {name: x * seen for name, x in pooled_errors(case.expected, found).items()}
-    for large in (False, True):
-        if dtype == "float32" and not large:
+    for sample in (None, Float32InLarge, Float32Larger):
+        if dtype == "float32" and sample is None:
             continue  # that is what was found
-        for name, x in _sample(case, stepwise, large).items():
+        for name, x in _sample(case, stepwise, sample).items():
             errors[name] = max(errors[name], x * UNITS[dtype])
     apart = _unresolved(case, errors, stepwise)
     for name in errors:
@@ -82,14 +91,14 @@ def _unresolved(case: Case, errors: Mapping[str, float], stepwise: bool) -> floa
     return (2 / n) ** 0.5 * rho / float(least) if least else 0.0
 
 
-@lru_cache(maxsize=8)
-def _sample(case: Case, stepwise: bool, large: bool) -> dict[str, float]:
+@lru_cache(maxsize=12)
+def _sample(case: Case, stepwise: bool, kind: type[InLarge] | None) -> dict[str, float]:
     """Errors in units of the dtype, of float32 or of float32 seen in large.
 
     Run from the tokens up to the pruners, whose choices turn; of counts and decisions none.
     """
-    unit = UNITS["float32"] * (2.0**LESS if large else 1.0)
-    errors = pooled_errors(case.expected, _computed(case, "float32", stepwise, large))
+    unit = UNITS["float32"] * (2.0**kind.less if kind else 1.0)
+    errors = pooled_errors(case.expected, _computed(case, "float32", stepwise, kind))
     return {
         name: x / unit
         for name, x in errors.items()
@@ -99,14 +108,18 @@ def _sample(case: Case, stepwise: bool, large: bool) -> dict[str, float]:
     }
 
 
-def _computed(case: Case, dtype: str, stepwise: bool, large: bool) -> Mapping[str, Array]:
-    """Every step, in a dtype that NumPy has or in one that is seen in large."""
+def _computed(
+    case: Case, dtype: str, stepwise: bool, kind: type[Rounded] | None
+) -> Mapping[str, Array]:
+    """Every step, in a dtype that NumPy has or rounded further."""
     every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))
     ids = case.inputs["token_ids"]
     try:
         if stepwise:
-            return (rounded_stepwise_steps if large else stepwise_steps)(case, dtype)
-        return (rounded_steps if large else steps)(case.model, ids, every, dtype)
+            return rounded_stepwise_steps(case, kind) if kind else stepwise_steps(case, dtype)
+        if kind:
+            return rounded_steps(case.model, ids, every, kind)
+        return steps(case.model, ids, every, dtype)
     except RefimplError as error:
         raise RefimplError(
             f"{case.folder}: cannot be computed in {dtype} ({error.problem})",

@@ -44,8 +44,8 @@ class Rounded(np.ndarray):
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             return cls.rounded(np.asarray(x, cls.held)).view(cls)
 
-    @staticmethod
-    def rounded(x: Array) -> Array:
+    @classmethod
+    def rounded(cls, x: Array) -> Array:
         """Numbers of the dtype that is held, with few bits."""
         raise NotImplementedError
 
@@ -90,8 +90,8 @@ class Rounded(np.ndarray):
 class Float16(Rounded):
     """Numbers of float16."""
 
-    @staticmethod
-    def rounded(x: Array) -> Array:
+    @classmethod
+    def rounded(cls, x: Array) -> Array:
         """Numbers of float32 by way of float16."""
         return x.astype(np.float16).astype(np.float32)
 
@@ -99,40 +99,42 @@ class Float16(Rounded):
 class Bfloat16(Rounded):
     """Numbers of bfloat16."""
 
-    @staticmethod
-    def rounded(x: Array) -> Array:
+    @classmethod
+    def rounded(cls, x: Array) -> Array:
         """Numbers of float32 by way of bfloat16."""
         return x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-class Float64InLarge(Rounded):
-    """Numbers of float64 with `LESS` bits fewer."""
+class InLarge(Rounded):
+    """Numbers of the dtype that is held with `less` bits fewer."""
+
+    less = 8
+
+    @classmethod
+    def rounded(cls, x: Array) -> Array:
+        """The upper part of each number, after Veltkamp."""
+        far = x * x.dtype.type(2.0**cls.less + 1)
+        return np.where(np.isfinite(far), far - (far - x), x)
+
+
+class Float64InLarge(InLarge):
+    """Numbers of float64 with eight bits fewer."""
 
     held = np.float64
 
-    @staticmethod
-    def rounded(x: Array) -> Array:
-        """The upper part of each number, after Veltkamp."""
-        far = x * (2.0**LESS + 1)
-        return np.where(np.isfinite(far), far - (far - x), x)
+
+class Float32InLarge(InLarge):
+    """Numbers of float32 with eight bits fewer."""
 
 
-class Float32InLarge(Rounded):
-    """Numbers of float32 with `LESS` bits fewer."""
+class Float32Larger(InLarge):
+    """Numbers of float32 with seven bits fewer: another sample of its rounding."""
 
-    held = np.float32
-
-    @staticmethod
-    def rounded(x: Array) -> Array:
-        """The upper part of each number, after Veltkamp."""
-        far = x * np.float32(2.0**LESS + 1)
-        return np.where(np.isfinite(far), far - (far - x), x)
+    less = 7
 
 
-LESS = 8
 KINDS: Mapping[str, type[Rounded]] = {
     "float64": Float64InLarge,
-    "float32": Float32InLarge,
     "float16": Float16,
     "bfloat16": Bfloat16,
 }
@@ -143,7 +145,7 @@ class RoundedModel(Model):
     """A model whose weights are rounded once, and round what is computed with them.
 
     Args:
-        kind: One of `KINDS`.
+        kind: How its numbers are rounded.
     """
 
     kind: type[Rounded] = Bfloat16
@@ -174,15 +176,15 @@ class RoundedModel(Model):
 
 
 def rounded_steps(
-    model: Model, ids: npt.NDArray[np.int64], recipe: Recipe, dtype: str
+    model: Model, ids: npt.NDArray[np.int64], recipe: Recipe, kind: type[Rounded]
 ) -> dict[str, Array]:
-    """Every step of a recipe as a dtype rounds it.
+    """Every step of a recipe, rounded.
 
     Args:
         model: From `read_model`.
         ids: Token ids, [N, S].
         recipe: What is computed.
-        dtype: One of `KINDS`; float64 is seen in large, its errors are ``2^LESS`` times as great.
+        kind: How numbers are rounded; in large, errors are ``2^less`` times as great.
 
     Returns:
         Plain arrays by name, as `steps` returns them.
@@ -193,11 +195,10 @@ def rounded_steps(
     Example:
         >>> from refimpl import read_model
         >>> model, ids = read_model("fixtures/llama"), np.arange(32).reshape(2, 16)
-        >>> logits = rounded_steps(model, ids, Recipe(), "bfloat16")["logits"]
+        >>> logits = rounded_steps(model, ids, Recipe(), Bfloat16)["logits"]
         >>> bool((logits == logits.astype(ml_dtypes.bfloat16)).all())
         True
     """
-    kind = KINDS[dtype]
     known = {field.name: getattr(model, field.name) for field in fields(Model)}
     found = steps(RoundedModel(**known, kind=kind), ids, recipe, kind.held)
     return {name: np.asarray(value) for name, value in found.items()}

@@ -28,7 +28,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF, block_with_sums, sum_of_squares
 from refimpl.oracle.case import Case
 from refimpl.oracle.fed import Fed
-from refimpl.oracle.rounding import KINDS, RoundedModel
+from refimpl.oracle.rounding import Rounded, RoundedModel
 from refimpl.pruning.compensation import compensated
 from refimpl.pruning.decision import Bools, Goal, Method, Pruner, decision
 from refimpl.pruning.pattern import parse_pattern
@@ -63,12 +63,12 @@ def stepwise_steps(case: Case, dtype: npt.DTypeLike = np.float64) -> dict[str, A
     return dict(_steps(Fed(case, case.model, dtype, None)))
 
 
-def rounded_stepwise_steps(case: Case, dtype: str) -> dict[str, Array]:
-    """Compute every step of a case from the case's own values, as a dtype rounds it.
+def rounded_stepwise_steps(case: Case, kind: type[Rounded]) -> dict[str, Array]:
+    """Compute every step of a case from the case's own values, rounded.
 
     Args:
         case: From `read_case`.
-        dtype: One of `KINDS`; float64 is seen in large, as in `rounded_steps`.
+        kind: How numbers are rounded, as in `rounded_steps`.
 
     Returns:
         Plain arrays by name, as `stepwise_steps` returns them.
@@ -76,7 +76,6 @@ def rounded_stepwise_steps(case: Case, dtype: str) -> dict[str, Array]:
     Source:
         ours.
     """
-    kind = KINDS[dtype]
     known = {field.name: getattr(case.model, field.name) for field in fields(Model)}
     fed = Fed(case, RoundedModel(**known, kind=kind), kind.held, kind)
     return {name: np.asarray(value) for name, value in _steps(fed)}
