@@ -2,7 +2,9 @@
 
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import Evaluation, evaluate
+from refimpl.explanation.explain import Explanation, explain
 from refimpl.jobs.allocate import Allocation, allocate
+from refimpl.jobs.estimate import Estimate, estimate
 from refimpl.jobs.inspection import Inspection, inspect
 from refimpl.jobs.prune import Pruning, prune
 from refimpl.jobs.request import Request
@@ -18,7 +20,9 @@ from refimpl.version import SPEC, __version__
 __all__ = [
     "SPEC",
     "Allocation",
+    "Estimate",
     "Evaluation",
+    "Explanation",
     "Forward",
     "Inspection",
     "Model",
@@ -31,7 +35,9 @@ __all__ = [
     "Scores",
     "__version__",
     "allocate",
+    "estimate",
     "evaluate",
+    "explain",
     "forward",
     "inspect",
     "prune",

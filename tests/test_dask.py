@@ -1,5 +1,6 @@
 """A real dask cluster on this machine, one of whose workers is killed: `pytest -m dask`."""
 
+import json
 import os
 import re
 import signal
@@ -72,10 +73,11 @@ def refimpl(*words: object) -> "subprocess.Popen[str]":
     )
 
 
-def ran(*words: object) -> None:
+def ran(*words: object) -> str:
     with refimpl(*words) as process:
-        _, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
+    return out
 
 
 def lines(part: Path) -> int:
@@ -114,11 +116,38 @@ def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Pa
     assert not part.exists()
 
 
-def test_a_model_is_pruned_by_workers(cluster: Cluster, tmp_path: Path) -> None:
-    words = ("prune", FIXTURES / "llama", "--samples", 4, "--method", "sparsegpt", "--nm", "2:4")
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_model_is_pruned_by_workers(method: str, cluster: Cluster, tmp_path: Path) -> None:
+    words = ("prune", FIXTURES / "llama", "--samples", 4, "--method", method, "--nm", "2:4")
     ran(*words, "-o", tmp_path / "here")
     ran(*words, "-o", tmp_path / "there", "--executor", f"dask={cluster.address}")
     assert content(tmp_path / "there") == content(tmp_path / "here")
+
+
+def test_a_worker_killed_while_a_model_is_pruned(cluster: Cluster, tmp_path: Path) -> None:
+    words = ("prune", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--nm", "2:4")
+    words += ("--method", "sparsegpt")
+    ran(*words, "-o", tmp_path / "here")
+    kept, place = tmp_path / ".there.part" / "kept", f"dask={cluster.address}"
+    with refimpl(*words, "-o", tmp_path / "there", "--executor", place) as process:
+        while not list(kept.glob("sent-*/state-0-*")) and process.poll() is None:
+            time.sleep(0.002)
+        assert process.poll() is None, "ended before a worker could be killed"
+        cluster.workers[0].send_signal(signal.SIGKILL)
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert content(tmp_path / "there") == content(tmp_path / "here")
+
+
+def test_a_budget_for_workers(cluster: Cluster, tmp_path: Path) -> None:
+    words = ("score", FIXTURES / "llama", "--samples", 4, "--seq-len", 32)
+    place = ("--executor", f"dask={cluster.address}")
+    told = json.loads(ran(*words, *place, "--estimate", "--json"))
+    assert told["threads"] == WORKERS
+    ran(*words, "-o", tmp_path / "here.json")
+    ran(*words, "-o", tmp_path / "there.json", *place, "--budget", 5)
+    budget = {"budget_minutes": 5}
+    assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json") | budget
 
 
 def test_a_killed_client_is_taken_up(cluster: Cluster, tmp_path: Path) -> None:

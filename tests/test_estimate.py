@@ -48,10 +48,12 @@ RUNS = {
 class Counting(Model):
     """A model that notes how often blocks are read."""
 
-    def block(self, index: int, dtype: npt.DTypeLike) -> dict[str, npt.NDArray[Any]]:
+    def block(
+        self, index: int, dtype: npt.DTypeLike, each: Any = map
+    ) -> dict[str, npt.NDArray[Any]]:
         with one_at_a_time:
             seen["loads"] += 1
-        return super().block(index, dtype)
+        return super().block(index, dtype, each)
 
 
 seen: Counter[str] = Counter()
@@ -161,6 +163,20 @@ def test_work_elsewhere_is_counted_too(threads: int, monkeypatch: pytest.MonkeyP
     assert told.work.loads == seen["loads"] - 2 * 4
 
 
+def test_work_in_processes_is_what_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "pace", lambda *args: FAST)
+    model, plan = model_of("llama"), Perturbation("pruning")
+    tokens, steps = random_tokens(264, 1, 12), list[tuple[float, float]]()
+    options: dict[str, Any] = {"executor": "processes", "threads": 2}
+    told = estimate(model, tokens, plan, **options)
+    here = estimate(model, tokens, plan, threads=2)
+    assert (told.elsewhere, told.threads) == (True, 2)
+    assert told.work.clean.sum() > here.work.clean.sum()  # each piece repeats the clean state
+    assert told.work.pushed.tolist() == here.work.pushed.tolist()
+    score(model, tokens, plan, **options, progress=lambda *step: steps.append(step))
+    assert steps[-1] == (told.work.passes, told.work.passes)
+
+
 @given(st.integers(1, 300), st.none() | st.integers(1, 320))
 def test_attention_looks_at_the_keys_that_its_queries_see(length: int, window: int | None) -> None:
     bias = causal_bias(np.arange(length), window, np.float32)
@@ -233,6 +249,7 @@ def test_workers_elsewhere_share_the_time() -> None:
     shared = job._seconds(config, whole, FAST, replace(there, executor=object()), 1, 1)  # type: ignore[arg-type]
     alone = job._seconds(config, whole, FAST, Engine(), 1, 1)
     assert shared.experiment == pytest.approx(alone.experiment / 4)
+    assert shared.signals == pytest.approx(alone.signals / 4)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -390,6 +407,28 @@ def test_a_budget_is_the_run_with_what_it_chose(monkeypatch: pytest.MonkeyPatch)
     told = run("score", LLAMA, *FEW, "--budget", 19 / 60, "--estimate", "--json")
     assert (told.code, told.err) == (0, "")
     assert [json.loads(told.out)[key] for key in ("samples", "draws", "subset")] == [2, 1, 3]
+
+
+def test_a_budget_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "pace", lambda *args: Pace(0, 0, 1, 0, 0, 0, 0, 0, 2, 0))
+    words = ("score", LLAMA, "--seq-len", 12, "--samples", 4, "--draws", 2)
+    there = ("--executor", "processes", "--threads", 2)
+    told = run(*words, *there, "--budget", 17 / 60, "--estimate", "--json")
+    assert (told.code, told.err) == (0, "")
+    assert json.loads(told.out)["seconds"]["total"] <= 17
+    result = run(*words, *there, "--budget", 17 / 60, "--json")
+    assert result.code == 0
+    # Two samples: 20 passes, and 8 of clean states again, shared by two workers.
+    assert result.err == "budget of 0.283333 min: --samples 2 --draws 1, about 14 s\n"
+    assert [json.loads(told.out)[key] for key in ("samples", "draws", "subset")] == [2, 1, None]
+    assert json.loads(told.out)["passes"]["total"] == 28
+    found = json.loads(result.out)
+    same = json.loads(
+        run("score", LLAMA, "--seq-len", 12, "--samples", 2, "--draws", 1, "--json").out
+    )
+    for document in (found, same):
+        del document["run"], document["budget_minutes"]
+    assert found == same
 
 
 def test_a_budget_for_nothing() -> None:

@@ -554,8 +554,10 @@ def test_a_zero_state_has_no_drift_to_speak_of() -> None:
             table[0] = 0
             return found | {"embed.weight": table}
 
-        def block(self, index: int, dtype: npt.DTypeLike) -> dict[str, npt.NDArray[Any]]:
-            found = super().block(index, dtype)
+        def block(
+            self, index: int, dtype: npt.DTypeLike, each: Any = map
+        ) -> dict[str, npt.NDArray[Any]]:
+            found = super().block(index, dtype, each)
             idle = ("o_proj.weight", "down_proj.weight")
             return found | {name: np.zeros_like(found[name]) for name in idle}
 
@@ -600,9 +602,11 @@ def test_pruning_has_one_state_per_block_and_sequence() -> None:
 class Counting(Model):
     """A model that notes which blocks were loaded."""
 
-    def block(self, index: int, dtype: npt.DTypeLike) -> dict[str, npt.NDArray[Any]]:
+    def block(
+        self, index: int, dtype: npt.DTypeLike, each: Any = map
+    ) -> dict[str, npt.NDArray[Any]]:
         loads.append(index)
-        return super().block(index, dtype)
+        return super().block(index, dtype, each)
 
 
 loads: list[int] = []

@@ -13,8 +13,8 @@ from conftest import FIXTURES
 from program import run
 
 from refimpl import Perturbation, RefimplError, Request, allocate, forward, read_model, score
-from refimpl.explain.document import explanation_document, full_name
-from refimpl.explain.explanation import explain, steps_of
+from refimpl.explanation.document import explanation_document, full_name
+from refimpl.explanation.explain import explain, steps_of
 from refimpl.jobs.score import signals
 from refimpl.model.families import FAMILIES
 from refimpl.show.explain import explanation_text
@@ -183,7 +183,7 @@ def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the experiment was run")
 
-    monkeypatch.setattr("refimpl.explain.values.score", refuse)
+    monkeypatch.setattr("refimpl.explanation.values.score", refuse)
     model, tokens = read_model(FIXTURES / "llama"), tokens_of("llama")
     for step in (*BLOCK, "tokens", "embed", "head", "push", "drift", "ratio"):
         if step != "qk_norm":

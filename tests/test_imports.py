@@ -21,7 +21,7 @@ STAGES = (
     {"pruning"},
     {"method"},
     {"jobs"},
-    {"evaluation", "explain"},
+    {"evaluation", "explanation"},
     {"onnx", "oracle"},
     {"show"},
     {"report"},
@@ -119,6 +119,16 @@ def test_counts_and_allocations_need_numpy_only(module: str) -> None:
         if other.split(".")[0] not in sys.stdlib_module_names and not other.startswith("numpy.")
     }
     assert outside <= allowed
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    code = "import refimpl.api; print(*refimpl.api.__all__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = done.stdout.split()
+    assert {"score", "estimate", "explain", "prune"} <= set(names)
+    assert [name for name in names if f"refimpl.{name}" in MODULES] == []  # which would hide it
 
 
 def test_the_library_loads_nothing_it_does_not_need() -> None:

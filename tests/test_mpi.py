@@ -1,5 +1,6 @@
 """Processes that mpiexec started: `pytest -m mpi`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,10 +19,11 @@ MPI = (
 )
 
 
-def ran(program: tuple[str, ...], *words: object) -> None:
+def ran(program: tuple[str, ...], *words: object) -> str:
     command = [*program, *map(str, words)]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("options", [(), ("--perturbation", "pruning", "--base", "owl")])
@@ -32,8 +34,19 @@ def test_scores(options: tuple[str, ...], tmp_path: Path) -> None:
     assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json")
 
 
-def test_a_pruned_model(tmp_path: Path) -> None:
-    words = ("prune", FIXTURES / "llama", "--samples", 4, "--method", "sparsegpt", "--nm", "2:4")
+def test_a_budget(tmp_path: Path) -> None:
+    words = ("score", FIXTURES / "llama", "--samples", 4, "--seq-len", 32)
+    told = json.loads(ran(MPI, *words, "--executor", "mpi", "--estimate", "--json"))
+    assert told["threads"] == 2
+    ran(PROGRAM, *words, "-o", tmp_path / "here.json")
+    ran(MPI, *words, "-o", tmp_path / "there.json", "--executor", "mpi", "--budget", 5)
+    budget = {"budget_minutes": 5}
+    assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json") | budget
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_pruned_model(method: str, tmp_path: Path) -> None:
+    words = ("prune", FIXTURES / "llama", "--samples", 4, "--method", method, "--nm", "2:4")
     ran(PROGRAM, *words, "-o", tmp_path / "here")
     ran(MPI, *words, "-o", tmp_path / "there", "--executor", "mpi")
     assert content(tmp_path / "there") == content(tmp_path / "here")

@@ -129,7 +129,7 @@ def profile_of(m: float, statistic: str = "mean", dtype: str = "float64") -> Pro
         ids = id_tokens(TINY / "tokens.npy").ids
         assert ids.shape == (8, 32)
         squares = dense_squares(tiny(), ids, workers, 1 << 24, dtype)
-        return profile(tiny(), squares, len(ids), workers, 1 << 24, dtype, m, statistic)
+        return profile(tiny(), squares, len(ids), workers, dtype, m, statistic)
 
 
 @cache

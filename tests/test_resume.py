@@ -1,5 +1,6 @@
 """Runs of score and prune, interrupted and taken up: nothing is repeated, nothing differs."""
 
+import errno
 import json
 import os
 import shutil
@@ -234,6 +235,65 @@ def test_an_interrupted_pruning_is_that_of_one_run(
         assert len(states) <= 2
     assert number > (4 if kind in ("wanda", "sparsegpt", "random") else 6)
     assert done == [0, 1, 2, 3]  # each block once
+    assert content(out) == content(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
+
+
+@pytest.mark.parametrize("kind", ["wanda", "sparsegpt"])
+def test_one_engine_takes_up_what_another_pruned(
+    kind: str, tmp_path: Path, interrupt: Callable[[int], None]
+) -> None:
+    words, out = ("prune", LLAMA, *SMALL, *PRUNINGS[kind]), tmp_path / "out"
+    ran(*words, "-o", tmp_path / "whole")
+    for place in (PLACES[2], PLACES[0], PLACES[2]):  # lines: what the run is, that all is copied
+        interrupt(3 if not (tmp_path / ".out.part").exists() else 1)
+        assert run(*words, *place, "-o", out, "--resume").code == 130
+    assert keys(tmp_path / ".out.part" / "kept" / "blocks") == ["copied", "0", "1", "2"]
+    ran(*words, *PLACES[0], "-o", out, "--resume")
+    assert content(out) == content(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """A disk without room for the line that holds a key, which has room again when that is told."""
+    add = Part.add
+
+    def adding(self: Part[Any, Any], found: Any) -> None:
+        if at in found:
+            monkeypatch.setattr(Part, "add", add)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(self, found)
+
+    monkeypatch.setattr(Part, "add", adding)
+
+
+@pytest.mark.parametrize("place", [PLACES[0], PLACES[2]])
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [("sparsegpt", "2"), ("scored", "state 2 0 0 3"), ("scored", "1"), ("signals", "dense 2")],
+)
+def test_a_full_disk_leaves_what_is_to_be_taken_up(
+    kind: str, at: str, place: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, out = ("prune", LLAMA, *SMALL, *PRUNINGS[kind], *place), tmp_path / "out"
+    ran(*words, "-o", tmp_path / "whole")
+    full_disk(monkeypatch, at)
+    assert "No space left" in refused(*words, "-o", out).err
+    assert os.listdir(tmp_path) == ["whole"]
+
+    def found() -> list[str]:
+        parts = [tmp_path / ".out.part" / "kept" / name for name in ("scores", "blocks")]
+        return [key for part in parts if part.exists() for key in keys(part)]
+
+    full_disk(monkeypatch, at)
+    assert "No space left" in refused(*words, "-o", out, "--resume").err
+    before = found()
+    assert (tmp_path / ".out.part" / "kept").exists()
+    full_disk(monkeypatch, at)
+    assert "No space left" in refused(*words, "-o", out, "--resume").err
+    assert set(before) <= set(found())
+    assert len(found()) == len(set(found()))  # nothing was found twice
+    ran(*words, "-o", out, "--resume")
     assert content(out) == content(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
 

@@ -122,8 +122,8 @@ def wrong_in_block(case: Case, index: int, change: Callable[[Arrays], Arrays]) -
     """The case with a model that is wrong in one block: what a mistake there would make of it."""
 
     class Wrong(Model):
-        def block(self, i: int, dtype: object) -> Arrays:
-            found = super().block(i, dtype)  # type: ignore[arg-type]
+        def block(self, i: int, dtype: object, each: Callable[..., object] = map) -> Arrays:
+            found = super().block(i, dtype, each)  # type: ignore[arg-type]
             return change(found) if i == index else found
 
     known = {field.name: getattr(case.model, field.name) for field in fields(Model)}

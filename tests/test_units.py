@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from multiprocessing import get_context
@@ -35,14 +35,19 @@ from refimpl import (
     read_model,
     score,
 )
+from refimpl.jobs.calibration import HeldStates
 from refimpl.jobs.execution import Workers
 from refimpl.jobs.executors import HERE, Engine, LostWorkerError, engine
 from refimpl.jobs.experiment import experiment
+from refimpl.jobs.kept_blocks import KeptBlocks
 from refimpl.jobs.measurements import addresses, balanced
 from refimpl.jobs.profile import dense_squares
+from refimpl.jobs.sent_arrays import received, sent
+from refimpl.jobs.sent_states import SentStates
 from refimpl.jobs.signals import signals
 from refimpl.jobs.units import InOrder, ModelFiles, results
 from refimpl.model.checkpoint import Model
+from refimpl.model.statistics import Statistic, sum_of_outer_products, sum_of_squares
 from refimpl.model.tensors import save_tensors
 from refimpl.tokens import random_tokens, text_windows
 
@@ -163,6 +168,110 @@ def test_pruned_files_do_not_depend_on_where(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def of_a_file(folder: Path) -> Model:
+    """A model that is named by its file, its configuration elsewhere."""
+    folder.mkdir()
+    (folder / "other.safetensors").write_bytes((LLAMA / "model.safetensors").read_bytes())
+    (folder / "facts.json").write_bytes((LLAMA / "config.json").read_bytes())
+    return read_model(folder / "other.safetensors", folder / "facts.json")
+
+
+def with_metadata(folder: Path) -> Model:
+    """A model whose configuration is in the metadata of its file."""
+    folder.mkdir()
+    (file,) = read_model(LLAMA).files
+    tensors = {tensor.name: tensor.array for tensor in file.tensors.values()}
+    facts = {"config.json": (LLAMA / "config.json").read_text()}
+    save_tensors(folder / "model.safetensors", tensors, facts)
+    return read_model(folder)
+
+
+MODELS: dict[str, Callable[[Path], Model]] = {
+    **{
+        case: lambda folder, case=case: read_model(FIXTURES / case)  # type: ignore[misc]
+        for case in ("gpt2", "gpt_neox", "phi3", "gemma3", "opt", "llama_sharded")
+    },
+    "an index": lambda _: read_model(FIXTURES / "llama_sharded" / "model.safetensors.index.json"),
+    "a file": of_a_file,
+    "metadata": with_metadata,
+}
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("case", sorted(MODELS))
+def test_models_of_every_kind_are_calibrated_elsewhere(
+    case: str, method: Any, processes: Executor, tmp_path: Path
+) -> None:
+    model = MODELS[case](tmp_path / "model")
+    tokens = random_tokens(model.config.vocab_size, 5, 12)  # more than one per unit
+    files = []
+    for name, options in (("here", {}), ("there", {"executor": processes, "memory": 1})):
+        options |= {"dtype": np.float64}
+        prune(model, tmp_path / name, Pattern(2, 4), Pruner(method), tokens, **options)
+        new = sorted((tmp_path / name).glob("*.safetensors"))
+        files.append([path.read_bytes() for path in new])
+    assert files[0] == files[1]
+    assert len(files[0]) == len(model.files)
+
+
+@pytest.mark.parametrize("statistic", [sum_of_squares, sum_of_outer_products])
+def test_calibration_does_not_depend_on_which_unit_ends_first(
+    statistic: Statistic, tmp_path: Path
+) -> None:
+    model = model_of("gemma2")
+    ids, weights = random_tokens(model.config.vocab_size, 9, 12).ids, model.block(0, np.float32)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "kept").mkdir()
+    with (
+        Late(3) as pool,
+        Workers(1) as workers,
+        KeptBlocks(tmp_path / "new", {}) as kept,
+    ):
+        given = model, ids, statistic, workers, np.float32, lambda: None
+        found = SentStates(*given, Engine(pool, 3), kept, tmp_path / "new").sums(0, weights)
+        here = HeldStates(*given).sums(0, weights)
+        assert [(k, bits(v)) for k, v in found.items()] == [(k, bits(v)) for k, v in here.items()]
+        assert [path for path in kept.folder.rglob("*") if path.name.startswith("sums-")] == []
+
+
+def test_nothing_is_calibrated_here_when_there_are_workers(
+    tmp_path: Path, processes: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, passes = model_of("llama"), list[float]()
+    tokens = random_tokens(model.config.vocab_size, 3, 12)
+
+    def here(*given: Any, **options: Any) -> Any:
+        raise AssertionError("a block pass in the client")
+
+    for name in ("calibration.block_with_sums", "sent_states.block_with_sums", "sent_states.block"):
+        monkeypatch.setattr(f"refimpl.jobs.{name}", here)
+    monkeypatch.setattr("refimpl.jobs.block_signals.owl_outlier_percent", here)
+    options: dict[str, Any] = {"executor": processes}
+    prune(
+        model,
+        tmp_path / "out",
+        Pattern(2, 4),
+        Pruner("sparsegpt"),
+        tokens,
+        progress=lambda done, total: passes.append(done / total),
+        **options,
+    )
+    assert passes == [n / 21 for n in range(1, 22)]  # 3 sequences, 4 blocks before and 3 after
+    signals(model, Request("owl"), tokens, **options)
+    scored("llama", "pruning", **options)
+
+
+def test_an_older_copy_of_a_unit_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "sums.npy"
+    assert sent(np.arange(3), path).tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    big = np.arange(6.0).reshape(2, 3)
+    names = {sent(big, path), sent(big, path)}  # which ran twice
+    assert names == {str(path)}
+    assert os.listdir(tmp_path) == ["sums.npy"]
+    np.testing.assert_array_equal(received(names.pop()), big)
+    assert os.listdir(tmp_path) == []
+
+
 def in_dtype(dtype: Any, folder: Path) -> Model:
     """A fixture, its weights stored in another dtype."""
     import ml_dtypes  # noqa: F401  (bfloat16 is a dtype by name then)
@@ -220,10 +329,11 @@ def test_units_carry_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with Measuring(2) as pool:
         scored("llama", "gaussian", executor=pool)
-        ids = 12 * 8
-        assert max(sizes) < ids + 2000  # addresses, options, paths
-    model = model_of("llama")
-    assert max(sizes) < 4 * model.config.block_size / 10
+    config = model_of("llama").config
+    ids, moments = 12 * 8, 8 * sum(width for _, width in config.linear_shapes.values())
+    assert max(sizes) < max(ids, moments) + 2000  # addresses, options, paths
+    assert sum(size > ids + 2000 for size in sizes) <= config.num_blocks  # for the signals of each
+    assert max(sizes) < 4 * config.block_size / 5
 
 
 # ---- workers ------------------------------------------------------------------------------------

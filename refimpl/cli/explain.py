@@ -10,8 +10,8 @@ from refimpl.cli.groups import TOKENS, Running, TextOption, TokensOption, with_g
 from refimpl.cli.options import option
 from refimpl.cli.score import refuse_noise
 from refimpl.cli.terminal import progress_bar
-from refimpl.explain.document import explanation_document
-from refimpl.explain.explanation import SAMPLES, SEQ_LEN, explain
+from refimpl.explanation.document import explanation_document
+from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
 from refimpl.jobs.output import checked_output, write_json
 from refimpl.jobs.request import Request
 from refimpl.jobs.tokens import model_tokens

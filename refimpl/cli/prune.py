@@ -136,6 +136,7 @@ def command(
             tokens,
             force=force,
             resume=resume,
+            keep=long.resume,
             **options,
             progress=progress,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.jobs.block_signals import PIECE
 from refimpl.jobs.execution import Workers, parse_memory, peak_memory
 from refimpl.jobs.executors import Engine, engine
 from refimpl.jobs.journey import HEAD_BYTES
@@ -224,7 +225,7 @@ def estimator(
             plan,
             count,
             arithmetic(config, length, count, spectra, times),
-            _memory(model, length, count, together, budget, before, dtype, request),
+            _memory(model, length, count, together, budget, where, before, dtype, request),
             _seconds(config, count, speed, where, workers.threads, times),
             speed,
             np.dtype(dtype).name,
@@ -248,7 +249,7 @@ def _seconds(
         head=count.head_turns * speed.head / workers,
         thinning=count.thinned * speed.thin / workers,
         spectra=config.num_blocks * speed.spectra / abreast,
-        signals=config.num_blocks * speed.signals * signals,
+        signals=config.num_blocks * speed.signals * signals / workers,
     )
 
 
@@ -258,6 +259,7 @@ def _memory(
     count: Work,
     threads: int,
     allowed: int,
+    where: Engine,
     before: int,
     dtype: npt.DTypeLike,
     request: Request,
@@ -274,8 +276,8 @@ def _memory(
     rows = min(config.vocab_size, max(1, HEAD_BYTES // (length * item)))  # of a piece of the head
     piece = rows * (6 * threads * length * double + width * (item + stored.itemsize))
     comparing = piece if count.heads else 0
-    whole = double * config.block_size <= allowed // 4  # see jobs.profile.profile
-    scores = double * (config.block_size if whole else threads * largest)
+    median = dict(request.options).get("statistic") == "median"
+    scores = double * (config.block_size if median else threads * PIECE)
     singular = 3 * threads * largest * double if request.base == "alphapruning" else 0
     return Memory(
         allowed,

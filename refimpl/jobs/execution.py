@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from threading import Lock
 from typing import Any, Self, TypeVar
 
@@ -12,6 +13,7 @@ from threadpoolctl import ThreadpoolController
 from refimpl.errors import RefimplError
 
 T = TypeVar("T")
+U = TypeVar("U")
 Progress = Callable[[float, float], None]
 """Called with the units of work done and the units in all."""
 
@@ -102,6 +104,18 @@ class Workers:
             if done is not None:
                 done()
         return results
+
+    def map(self, function: Callable[[U], T], items: Iterable[U]) -> list[T]:
+        """As `map`, on the threads.
+
+        Args:
+            function: Of one item.
+            items: Items.
+
+        Returns:
+            The results, in order.
+        """
+        return self.run([partial(function, item) for item in items])
 
 
 def parse_memory(text: str | int | None) -> int:

@@ -33,18 +33,22 @@ MIB = 1 << 20
 
 
 @contextmanager
-def new_folder(target: Path, force: bool, resume: bool | None = None) -> Iterator[Path]:
+def new_folder(
+    target: Path, force: bool, resume: bool | None = None, keep: bool = False
+) -> Iterator[Path]:
     """Make a folder that stands under its name only when it is whole.
 
     Args:
         target: Its name, in a folder that exists.
         force: Whether an existing folder of models is replaced.
         resume: None where the run cannot be taken up; else whether what an earlier one left is.
+        keep: Whether what a run that can be taken up has found outlives any error.
 
     Yields:
         A folder to be filled, empty unless a run is taken up; renamed to `target` when the caller
         is done with it, removed where the caller fails or is interrupted. Of a run that can be
-        taken up it stays, with the folder `kept` beside it, unless the input or the disk failed.
+        taken up it stays, with the folder `kept` beside it, unless the input or the disk failed;
+        with keep even then.
 
     Raises:
         RefimplError: The target exists, another run is writing it, nothing can be written, or an
@@ -76,8 +80,9 @@ def new_folder(target: Path, force: bool, resume: bool | None = None) -> Iterato
             _swap(work, target, force)
         except BaseException as error:
             if resume is None or final(error):
+                undo = resume is None or not keep
                 with suppress(OSError):  # what cannot be undone now, the next run undoes
-                    _recover(work, target, undo=True)
+                    _recover(work, target, resume=True, undo=undo)
             raise
 
 
@@ -87,7 +92,7 @@ def kept_folder(target: Path, resume: bool) -> Iterator[Path]:
 
     Args:
         target: The folder that it will make.
-        resume: Whether what an earlier run left is taken up.
+        resume: Whether what an earlier run left is taken up, and outlives any error.
 
     Yields:
         The folder `kept`, which `new_folder` with resume finds again.
@@ -104,7 +109,7 @@ def kept_folder(target: Path, resume: bool) -> Iterator[Path]:
                 (work / name).mkdir(exist_ok=resume)
             yield work / KEPT
         except BaseException as error:
-            if final(error):
+            if final(error) and not resume:
                 with suppress(OSError):
                     _recover(work, target, undo=True)
             raise

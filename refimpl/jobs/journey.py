@@ -93,7 +93,7 @@ class Journey:
         states: dict[Address, State] = {}
         seen = Seen(squares=dict.fromkeys(self.counted, ()))
         for i, kind in enumerate(config.blocks):
-            weights, place, before = model.block(i, dtype), where[kind], clean
+            weights, place, before = model.block(i, dtype, workers.map), where[kind], clean
             born = [a for a in self.states if a.block == i]
             thinned = self.pruned(i, weights, workers) if born and self.pruned else None
             # Tasks start in order: the clean ones come first and wait for nobody.

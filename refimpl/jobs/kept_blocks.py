@@ -1,5 +1,6 @@
 """What a run that prunes a model keeps for the case of a kill, block by block."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ class KeptBlocks:
 
     def states(self) -> list[Array] | None:
         """The calibration's residual states after the last block that is done; None for none."""
-        path = self._states(len(self.counts) - 1)
+        path = self.states_file(len(self.counts) - 1)
         if not path.exists():
             return None
         with path.open("rb") as file:
@@ -99,19 +100,38 @@ class KeptBlocks:
             states: What the next block reads; empty where nobody looks.
         """
         if states:
-            with self._states(block).open("wb") as file:
+            with self.states_file(block).open("wb") as file:
                 np.save(file, len(states))
                 for h in states:
                     np.save(file, h)
-            to_disk(self._states(block))
+            to_disk(self.states_file(block))
         self._to_disk()
         self._part.add({str(block): {name: asdict(found) for name, found in counts.items()}})
-        self._states(block - 1).unlink(missing_ok=True)
+        self.states_file(block - 1).unlink(missing_ok=True)
 
-    def _states(self, block: int) -> Path:
+    def states_file(self, block: int) -> Path:
+        """The file that holds the states after a block, while they are needed."""
         return self.folder / f"states-{block}"
 
     def _to_disk(self) -> None:
         """Bring the new model's files, and both folders' names, to the disk."""
         for path in (*self._new.iterdir(), self._new, self.folder):
             to_disk(path)
+
+
+def read_state(path: Path, sequence: int) -> Array:
+    """Read one of the states that are kept in a file.
+
+    Args:
+        path: The file.
+        sequence: Which one, from 0.
+
+    Returns:
+        A residual stream, [1, S, D].
+    """
+    with path.open("rb") as file:
+        count, start = int(np.load(file)), file.tell()
+        each = (os.fstat(file.fileno()).st_size - start) // count  # all of one shape
+        file.seek(start + sequence * each)
+        found: Array = np.load(file, allow_pickle=False)
+    return found

@@ -87,7 +87,7 @@ def pace(
     check, _ = _timed(lambda: model.check_finite(dtype))
     few = _beginning(model, len(ids), dtype)
     config, blocks = few.config, few.config.num_blocks
-    load, weights = _timed(lambda: few.block(0, dtype))
+    load, weights = _timed(lambda: few.block(0, dtype, workers.map))
 
     reading = Reading(dict.fromkeys(range(threads), ids), dtype)
     whole, found = _timed(lambda: reading.run(few, workers, _quiet))
@@ -116,7 +116,7 @@ def pace(
         one = Spectra(0, (least,), str(request.options["fit"]), str(request.options["xmin"]))
         alone, _ = _timed(lambda: one.run(few, workers, _quiet))
         spectra = alone * singular(config) / singular(config, [least])
-    signals, _ = _timed(lambda: profile(few, found[0], 1, workers, memory, dtype))
+    signals, _ = _timed(lambda: profile(few, found[0], 1, workers, dtype))
     return Pace(
         check,
         load,

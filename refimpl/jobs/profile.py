@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.jobs.block_signals import BlockSignals
 from refimpl.jobs.execution import Workers
 from refimpl.jobs.executors import HERE, Engine
 from refimpl.jobs.measurements import Squares
@@ -16,10 +17,9 @@ from refimpl.jobs.room import read_together
 from refimpl.jobs.spectra import Spectra as Spectra
 from refimpl.jobs.spectra import spectra as spectra
 from refimpl.jobs.units import InOrder, results
-from refimpl.method.signals import dlp_score, owl_outlier_percent
 from refimpl.model.checkpoint import Model
 from refimpl.model.config import Config
-from refimpl.model.forward import Weights, embed, places
+from refimpl.model.forward import embed, places
 from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
 from refimpl.model.statistics import (
@@ -28,7 +28,6 @@ from refimpl.model.statistics import (
     second_moments,
     sum_of_squares,
 )
-from refimpl.pruning.scores import wanda_score
 
 KEPT = 8  # sequences per thread read together where their sums are kept
 
@@ -50,20 +49,6 @@ class Profile:
     owl_outlier_percent: Array
     dlp_statistic: str
     dlp_score: Array
-
-
-class BlockScores(Sequence[Array]):
-    """Wanda scores of a block's linears, each computed when asked for: one in memory at a time."""
-
-    def __init__(self, weights: Weights, moments: Mapping[str, Array]) -> None:
-        self._weights, self._moments, self._names = weights, moments, tuple(moments)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Array:  # type: ignore[override]
-        name = self._names[index]
-        return wanda_score(self._weights[f"{name}.weight"], self._moments[name])
 
 
 @dataclass(frozen=True)
@@ -94,7 +79,7 @@ class Reading:
         ]
         squares: dict[int, Squares] = dict.fromkeys(self.ids, ())
         for i, kind in enumerate(config.blocks):
-            weights, place = model.block(i, self.dtype), where[kind]
+            weights, place = model.block(i, self.dtype, workers.map), where[kind]
             found = workers.run(
                 [
                     partial(block_with_sums, sum_of_squares, h, weights, place, config, TILED)
@@ -165,10 +150,11 @@ def profile(
     squares: Sequence[Mapping[str, Array]],
     sequences: int,
     workers: Workers,
-    memory: int,
     dtype: npt.DTypeLike = np.float32,
     owl_m: float = 5.0,
     dlp_statistic: str = "mean",
+    *,
+    engine: Engine = HERE,
 ) -> Profile:
     """Compute the activation signals of the dense model.
 
@@ -177,10 +163,10 @@ def profile(
         squares: Sums of squares of the linears' inputs, per block.
         sequences: Number of sequences they were summed over.
         workers: Threads.
-        memory: Bytes that scores may take, about.
         dtype: In which the weights are read; scores are float64.
         owl_m: OWL's m.
         dlp_statistic: "mean" or "median".
+        engine: Where blocks are looked at; the signals do not depend on it.
 
     Returns:
         Statistics and signals.
@@ -190,17 +176,10 @@ def profile(
     """
     config = model.config
     moments = tuple(second_moments(sums, sequences, config) for sums in squares)
-    owl, dlp = [], []
-    for i in range(config.num_blocks):
-        scores: Sequence[Array] = BlockScores(model.block(i, dtype), moments[i])
-        if 8 * config.block_size <= memory // 4:  # else each is computed whenever it is needed
-            scores = workers.run([partial(scores.__getitem__, j) for j in range(len(scores))])
-        outliers, typical = workers.run(
-            [
-                partial(owl_outlier_percent, scores, owl_m),
-                partial(dlp_score, scores, "median" if dlp_statistic == "median" else "mean"),
-            ]
-        )
-        owl.append(outliers)
-        dlp.append(typical)
-    return Profile(moments, owl_m, np.array(owl), dlp_statistic, np.array(dlp))
+    units = (
+        BlockSignals(i, of_block, owl_m, dlp_statistic, dtype) for i, of_block in enumerate(moments)
+    )
+    owl, dlp = np.zeros((2, config.num_blocks))
+    for unit, (outliers, typical) in results(units, model, engine, workers, lambda blocks: None):
+        owl[unit.block], dlp[unit.block] = outliers, typical
+    return Profile(moments, owl_m, owl, dlp_statistic, dlp)

@@ -1,7 +1,7 @@
 """From a model to a pruned one: a folder like the original's, and a record of what was done."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -22,13 +22,13 @@ from refimpl.jobs.inspection import read_record
 from refimpl.jobs.kept_blocks import KeptBlocks
 from refimpl.jobs.output import write_json
 from refimpl.jobs.pruned_blocks import CALIBRATED, pruned_blocks
-from refimpl.jobs.rewrite import PrunedLinear, Rewritten, rewrite
+from refimpl.jobs.rewrite import Rewritten, rewrite
 from refimpl.jobs.run import Run, TokenFacts, run_since, token_facts
+from refimpl.jobs.sent_states import calibration_states
 from refimpl.jobs.targets import Targets, targets_for
 from refimpl.model.arithmetic import loud
 from refimpl.model.checkpoint import Model
 from refimpl.model.ids import checked_ids
-from refimpl.model.ops import Array
 from refimpl.pruning.decision import Pruner
 from refimpl.pruning.pattern import Pattern
 from refimpl.tokens import Tokens
@@ -112,6 +112,7 @@ def prune(
     *,
     force: bool = False,
     resume: bool = False,
+    keep: bool | None = None,
     dtype: npt.DTypeLike = np.float32,
     threads: int | None = None,
     memory: str | int | None = None,
@@ -128,10 +129,11 @@ def prune(
         tokens: Calibration tokens; None for methods that look at weights alone.
         force: Whether an existing folder of models is replaced.
         resume: Whether a run of the same that was killed is taken up, after its last whole block.
+        keep: Whether what is found outlives an error of the input or the disk; `resume` if None.
         dtype: Of the forward passes; statistics, scores and SparseGPT are float64.
         threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        executor: Where the linears of a block are pruned, as for `score`; passes run on threads.
+        executor: Where the passes run and the linears of a block are pruned, as for `score`.
         progress: Called with the block passes done and in all.
 
     Returns:
@@ -139,9 +141,9 @@ def prune(
 
     Raises:
         RefimplError: An output that cannot be written, or would damage the input; an allocation for
-            a model of other sizes; tokens the model cannot read, or more of them than memory
-            holds; NaN or Inf among the weights; a Hessian that is not positive definite; what an
-            earlier run left, without `resume`, or of another run.
+            a model of other sizes; tokens the model cannot read, or more of them than memory holds
+            (on threads); NaN or Inf among the weights; a Hessian that is not positive definite;
+            what an earlier run left, without `resume`, or of another run.
 
     Source:
         docs/explanation/method.md, section 7 (Wanda, SparseGPT: peers).
@@ -160,15 +162,15 @@ def prune(
     started, config, budget = time.perf_counter(), model.config, parse_memory(memory)
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise RefimplError(f"dtype {dtype}", "float32 or float64", "choose one of these")
-    calibrated = pruner.method in CALIBRATED
-    ids = checked_ids(tokens.ids, config) if calibrated and tokens is not None else None
-    need = 0 if ids is None else 2 * ids.size * config.hidden_size * np.dtype(dtype).itemsize
-    check_prune(model, out, {}, force, resume, need)
-    if ids is not None and need > budget:
+    statistic, here = CALIBRATED.get(pruner.method), executor in (None, "threads")
+    ids = None if statistic is None or tokens is None else checked_ids(tokens.ids, config)
+    held = 0 if ids is None else ids.size * config.hidden_size * np.dtype(dtype).itemsize
+    check_prune(model, out, {}, force, resume, (2 if here else 3) * held)
+    if ids is not None and here and 2 * held > budget:
         raise RefimplError(
             f"memory of {budget} bytes does not hold the calibration's residual states",
-            f"{need} bytes: {len(ids)} x {ids.shape[1]} tokens, before and after a block",
-            f"use --memory {need} or more, or fewer --samples",
+            f"{2 * held} bytes: {len(ids)} x {ids.shape[1]} tokens, before and after a block",
+            f"use --memory {2 * held} or more, or fewer --samples",
         )
     model.check_finite(dtype)
     before = read_record(model)
@@ -177,10 +179,10 @@ def prune(
         loud(dtype),
         Workers(threads) as workers,
         engine(executor, threads) as where,
-        new_folder(out, force, resume) as folder,
+        new_folder(out, force, resume, resume if keep is None else keep) as folder,
         KeptBlocks(folder, run) as kept,
     ):
-        first, states = len(kept.counts), tuple[Array, ...]()
+        first = len(kept.counts)
         done, total = 0, (2 * (config.num_blocks - first) - 1) * (0 if ids is None else len(ids))
 
         def tick() -> None:
@@ -188,25 +190,26 @@ def prune(
             done += 1
             progress(done, total)
 
-        def blocks() -> Iterator[tuple[int, Mapping[str, PrunedLinear]]]:
-            nonlocal states
-            for found in pruned_blocks(
-                model,
-                targets,
-                pruner,
-                ids,
-                workers,
-                dtype,
-                tick,
-                first=first,
-                behind=kept.states(),
-                engine=where,
-                scratch=kept.folder,
-            ):
-                states = tuple(found.states)
-                yield found.index, found.linears
-
-        written = rewrite(model, folder, blocks(), kept, lambda: states)
+        calibration = None
+        if ids is not None and statistic is not None:
+            calibration = calibration_states(
+                model, ids, statistic, workers, dtype, tick, where, kept, folder
+            )
+        found = pruned_blocks(
+            model,
+            targets,
+            pruner,
+            ids,
+            workers,
+            dtype,
+            first=first,
+            calibration=calibration,
+            engine=where,
+            scratch=kept.folder,
+        )
+        blocks = ((block.index, block.linears) for block in found)
+        behind = tuple if calibration is None else calibration.behind
+        written = rewrite(model, folder, blocks, kept, behind)
         pruning = Pruning(
             model.name,
             config.family,

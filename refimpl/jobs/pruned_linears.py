@@ -13,6 +13,7 @@ from refimpl.jobs.execution import Workers
 from refimpl.jobs.executors import Engine
 from refimpl.jobs.request import Compat
 from refimpl.jobs.rewrite import PrunedLinear, stored_weight
+from refimpl.jobs.sent_arrays import sent
 from refimpl.jobs.targets import Targets
 from refimpl.jobs.units import results
 from refimpl.model.checkpoint import Model
@@ -120,9 +121,7 @@ def prune_linears(
     dtype = weights[f"{names[0]}.weight"].dtype
     given: Mapping[str, Array | str] = sums
     if engine.executor is not None and scratch is not None:
-        given = {
-            point: _sent(total, scratch / f"sums-{point}.npy") for point, total in sums.items()
-        }
+        given = {point: sent(total, scratch / f"sums-{point}.npy") for point, total in sums.items()}
     linears = [
         LinearToPrune(
             block,
@@ -164,11 +163,3 @@ def _with_weights(
     if pruned.weight is None:
         return pruned, np.where(pruned.keep, dense, np.zeros((), dense.dtype))
     return pruned, stored_weight(model, block, name, pruned).astype(dense.dtype)
-
-
-def _sent(total: Array, path: Path) -> Array | str:
-    """What a worker is sent: a vector itself, a matrix as the name of a file."""
-    if total.ndim < 2:
-        return total
-    np.save(path, total)
-    return str(path.absolute())

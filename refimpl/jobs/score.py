@@ -121,7 +121,7 @@ def score(
         def dense(squares: Sequence[Mapping[str, Array]]) -> Profile:
             options = request.options
             m, statistic = float(options.get("m", 5.0)), str(options.get("statistic", "mean"))
-            return profile(model, squares, len(ids), workers, budget, dtype, m, statistic)
+            return profile(model, squares, len(ids), workers, dtype, m, statistic, engine=where)
 
         spectral = alphas(model, ids, request, workers, tick, where, kept)
         pruned_at, pruned = None, None

@@ -98,7 +98,7 @@ def signals(
             none = np.full(config.num_blocks, np.nan)
             return Signals(m, none, statistic, none, **found)
         squares = dense_squares(model, ids, workers, budget, dtype, tick, engine=where, part=kept)
-        dense = profile(model, squares, len(ids), workers, budget, dtype, m, statistic)
+        dense = profile(model, squares, len(ids), workers, dtype, m, statistic, engine=where)
         return signals_of(dense, found)
 
 

@@ -70,7 +70,7 @@ class ModelFiles:
         return cls(os.path.abspath(model.path), config, stamps(model))
 
     def open(self) -> Model:
-        """Open the model, once in each process.
+        """Open the model, once in each process: two are, while a model is pruned into another.
 
         Raises:
             RefimplError: It cannot be read here, or the files are others.
@@ -78,7 +78,7 @@ class ModelFiles:
         return _opened(self)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _opened(files: ModelFiles) -> Model:
     model = read_model(files.path, files.config)
     if stamps(model) != files.stamps:

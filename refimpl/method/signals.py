@@ -37,8 +37,11 @@ def owl_outlier_percent(scores: Sequence[npt.NDArray[np.floating]], m: float = 5
         10.0
     """
     threshold = m * _mean(scores)
-    outliers = sum(int(np.count_nonzero(score > threshold)) for score in scores)
-    return 100.0 * outliers / sum(score.size for score in scores)
+    outliers, size = 0, 0
+    for score in scores:
+        outliers += int(np.count_nonzero(score > threshold))
+        size += score.size
+    return 100.0 * outliers / size
 
 
 def dlp_score(
@@ -224,8 +227,8 @@ def _peak(log10_spectrum: Floats) -> tuple[float, int]:
 
 
 def _mean(scores: Sequence[npt.NDArray[np.floating]]) -> float:
-    size = sum(score.size for score in scores)
-    total = fsum(float(score.sum(dtype=np.float64)) for score in scores)
+    sums = [(score.size, float(score.sum(dtype=np.float64))) for score in scores]
+    size, total = sum(n for n, _ in sums), fsum(x for _, x in sums)
     if size == 0 or not np.isfinite(total):
         raise RefimplError(
             f"{size} scores with the sum {total}", "finite scores", "check the activations"

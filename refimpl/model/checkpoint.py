@@ -1,7 +1,7 @@
 """A model on disk: which file holds it, every tensor claimed, one block read at a time."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,15 @@ class Model:
         names = ("embed.weight", "pos_embed.weight")
         return {n: self.weights[n].stored.array for n in names if n in self.weights}
 
-    def block(self, index: int, dtype: npt.DTypeLike) -> dict[str, Array]:
+    def block(
+        self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Array]] = map
+    ) -> dict[str, Array]:
         """Weights of one block; pages of the file are given back, and read again for views of it.
 
         Args:
             index: The block, from 0.
             dtype: Dtype of the computation.
+            each: As `map`; that of `Workers` reads tensors side by side.
 
         Returns:
             Weights by our names without the block's prefix: `q_proj.weight` [out, in], ...
@@ -79,13 +82,11 @@ class Model:
             RefimplError: NaN or Inf in a weight.
         """
         prefix = f"blocks.{index}."
-        read = {
-            name.removeprefix(prefix): weight.read(dtype)
-            for name, weight in self.weights.items()
-            if name.startswith(prefix)
-        }
+        names = [name for name in self.weights if name.startswith(prefix)]
+        read = each(lambda name: self.weights[name].read(dtype), names)
+        found = {name.removeprefix(prefix): x for name, x in zip(names, read, strict=True)}
         self._release()
-        return read
+        return found
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
         """What turns the last residual stream into logits; pages read before are given back.

@@ -9,7 +9,7 @@ What float64 costs is seen in large, by rounding to eight bits less: there, stat
 as everything else is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -154,9 +154,11 @@ class RoundedModel(Model):
         """As `Model.embedding`, rounded."""
         return self._rounded("", super().embedding(), self.kind.held)
 
-    def block(self, index: int, dtype: npt.DTypeLike) -> dict[str, Array]:
+    def block(
+        self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Array]] = map
+    ) -> dict[str, Array]:
         """As `Model.block`; rounded in the dtype that is held, exact in another."""
-        return self._rounded(f"blocks.{index}.", super().block(index, dtype), dtype)
+        return self._rounded(f"blocks.{index}.", super().block(index, dtype, each), dtype)
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
         """As `Model.head`, rounded."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from refimpl.evaluation.softmax import RunningSoftmax
 from refimpl.jobs.allocate import base_allocation, linear_counts
-from refimpl.jobs.execution import Workers, parse_memory
+from refimpl.jobs.execution import Workers
 from refimpl.jobs.profile import profile, spectra
 from refimpl.jobs.pruned_blocks import CALIBRATED
 from refimpl.jobs.rewrite import PrunedLinear, stored_weight
@@ -126,8 +126,7 @@ def _forward(fed: Fed) -> Named:
 
     m, statistic, fit, xmin = fed.options
     with Workers() as workers:
-        memory, count = parse_memory(None), len(fed.ids)
-        dense = profile(model, squares, count, workers, memory, fed.dtype, m, statistic)
+        dense = profile(model, squares, len(fed.ids), workers, fed.dtype, m, statistic)
         yield "owl.signal", dense.owl_outlier_percent
         yield "dlp.signal", dense.dlp_score
         if "alphapruning" in fed.case.recipe.bases:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.explain.document import full_name
-from refimpl.explain.explanation import Explanation
-from refimpl.explain.step import Figure, Step
+from refimpl.explanation.document import full_name
+from refimpl.explanation.explain import Explanation
+from refimpl.explanation.step import Figure, Step
 from refimpl.show.header import WIDTH, counted, wrapped
 
 FEW = 6  # numbers of an array
@@ -20,7 +20,7 @@ def explanation_text(found: Explanation, source: bool = False) -> str:
     """All steps, one after the other.
 
     Args:
-        found: From `refimpl.explain.explanation.explain`.
+        found: From `refimpl.explain`.
         source: Whether to show the code of each function, once.
 
     Returns:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from refimpl.explain.step import Figure, Step
-from refimpl.explain.values import Values
+from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.values import Values
 from refimpl.jobs.request import Request
 from refimpl.jobs.score import score
 from refimpl.method import absorption, perturbation

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.explain.step import Figure, Step
-from refimpl.explain.values import Values
+from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.values import Values
 from refimpl.jobs.allocate import allocate, base_allocation
-from refimpl.jobs.profile import BlockScores
+from refimpl.jobs.block_signals import BlockScores
 from refimpl.jobs.request import Request
 from refimpl.method import allocation, correction, perturbation, projection, signals
 from refimpl.model import ops, statistics

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refimpl.explain.block import cap_function, length, norms
-from refimpl.explain.step import Figure, Step
-from refimpl.explain.values import Values
+from refimpl.explanation.block import cap_function, length, norms
+from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.values import Values
 from refimpl.model import forward, ops
 from refimpl.model.config import Config
 from refimpl.model.ids import checked_ids

@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.explain.allocation import allocation_steps, pruning_steps
-from refimpl.explain.block import block_steps
-from refimpl.explain.experiment import experiment_steps
-from refimpl.explain.forward import head_step, steps_before
-from refimpl.explain.step import Figure, Step
-from refimpl.explain.values import Values
+from refimpl.explanation.allocation import allocation_steps, pruning_steps
+from refimpl.explanation.block import block_steps
+from refimpl.explanation.experiment import experiment_steps
+from refimpl.explanation.forward import head_step, steps_before
+from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.values import Values
 from refimpl.jobs.execution import Progress, Workers
 from refimpl.jobs.request import Request
 from refimpl.jobs.run import TokenFacts, token_facts

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.explain.explanation import Explanation
-from refimpl.explain.step import Figure
+from refimpl.explanation.explain import Explanation
+from refimpl.explanation.step import Figure
 
 IN_JSON = 64  # numbers of an array
 
