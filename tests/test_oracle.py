@@ -37,6 +37,7 @@ from refimpl.oracle.rounding import KINDS, Float16, RoundedModel, rounded_steps
 from refimpl.oracle.steps import Recipe, steps
 from refimpl.oracle.ties import score_behind
 from refimpl.pruning.counts import counts, split_count
+from refimpl.pruning.decision import Pruner, decision
 from refimpl.show.oracle import report_table, stage_of
 from refimpl.tokens import Tokens
 
@@ -577,3 +578,32 @@ def test_an_input_that_rounding_leaves_nothing_of_may_be_dead(tmp_path: Path) ->
     keep[np.unravel_index(np.argmax(score), score.shape)] ^= 1  # and what no rounding turns
     wrong = {step: np.packbits(keep, axis=1)}
     assert check(case, wrong, (step,), "float32").verdict == "divergent"
+
+
+def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> None:
+    """A ReLU lets nothing through in float64, and 1e-5 in bfloat16; float32 has no such excuse."""
+    tensors = {k: v.copy() for k, v in load_file(FIXTURES / "opt" / "model.safetensors").items()}
+    (name,) = (k for k in tensors if k.endswith("layers.0.fc1.weight"))
+    tensors[name][3] = 0
+    tensors[name.replace("weight", "bias")][3] = -1e-3
+    tensors[name.replace("fc1", "fc2")][:, 3] *= 20
+    (tmp_path / "model").mkdir()
+    shutil.copy(FIXTURES / "opt" / "config.json", tmp_path / "model")
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    ids = np.random.default_rng(0).integers(8, 64, (2, 16))
+    tokens = Tokens(ids, "drawn uniformly with seed 0", "ids")
+    case = make_case(read_model(tmp_path / "model"), tokens, Recipe(), tmp_path / "case")
+    step, total = "sparsegpt.blocks.0.down_proj.keep", "sparsegpt.blocks.0.mlp_hidden.products"
+    products = case.expected[total].copy()
+    assert products[3, 3] == 0
+    products[3, 3] = 1e-10
+    dense = case.model.block(0, np.float64)["down_proj.weight"]
+    index = list(case.model.config.linear_shapes).index("down_proj")
+    goal = int(case.expected["owl.counts"][0, index])
+    keep, _ = decision(dense, products, 2, goal, Pruner("sparsegpt", case.recipe.damping))
+    assert keep[:, 3].sum() > 2
+    found = {step: np.packbits(keep, axis=1)}
+    assert check(case, found, (step,), "bfloat16").first is None
+    assert check(case, found, (step,), "float32").first is not None
+    keep[:, 3] = ~keep[:, 3]
+    assert check(case, {step: np.packbits(keep, axis=1)}, (step,), "bfloat16").first is not None

@@ -132,7 +132,8 @@ def dead_ties(case: Case, own: Own, dtype: str, step: str, found: Array, slack: 
     """Where SparseGPT decides otherwise because an input that hardly carries anything carries 0.
 
     Such an input scores 0, and all its weights go; one that carries ever so little scores as high
-    as damping makes it. Behind a GELU float32 rounds to 0 what float64 does not.
+    as damping makes it. Behind a GELU float32 rounds to 0 what float64 does not; and in 16 bits a
+    ReLU may let through what should be 0.
 
     Args:
         case: The case.
@@ -148,19 +149,24 @@ def dead_ties(case: Case, own: Own, dtype: str, step: str, found: Array, slack: 
     _, _, block, linear, _ = step.split(".")
     sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
     dense, products, slip = _behind(case, own, step, dtype)
+    keep, truth = (
+        np.unpackbits(x.astype(np.uint8), axis=1, count=dense.shape[1]).astype(np.bool_)
+        for x in (found, case.expected[step])
+    )
     carried = np.sqrt(np.diag(products))
-    dead = (carried > 0) & (carried <= slip * np.sqrt(np.mean(np.square(carried))))
-    if not dead.any():
+    least = slip * np.sqrt(np.mean(np.square(carried)))
+    dead = (carried > 0) & (carried <= least) & ~keep.any(axis=0)
+    alive = (carried == 0) & keep.any(axis=0) & (UNITS[dtype] > UNITS["float32"])
+    if not (dead | alive).any():
         return ()
     index = list(case.model.config.linear_shapes).index(linear)
     goal = int(case.expected[f"{case.recipe.bases[0]}.counts"][int(block), index])
-    without = np.where(dead | dead[:, None], 0.0, products)
-    right, _ = decision(dense, without, sequences, goal, Pruner("sparsegpt", damping))
-    keep = np.unpackbits(found.astype(np.uint8), axis=1, count=right.shape[1]).astype(np.bool_)
-    score = sparsegpt_scores(dense, without, sequences, right, damping)
+    other = np.where(dead | dead[:, None], 0.0, products)
+    other[alive, alive] = np.square(least * 1e-3)  # next to nothing: only that it is not dead
+    right, _ = decision(dense, other, sequences, goal, Pruner("sparsegpt", damping))
+    score = sparsegpt_scores(dense, other, sequences, right, damping)
     if (keep != right).any() and not keep_ties(found, np.packbits(right, 1), score, -WIDTH, slack):
         return ()
-    truth = np.unpackbits(case.expected[step], axis=1, count=right.shape[1]).astype(np.bool_)
     return positions(np.argwhere(keep != truth))
 
 
