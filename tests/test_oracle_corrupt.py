@@ -34,7 +34,7 @@ def case() -> Case:
 def one_case() -> None:
     """The case is read once: what is tested is the candidate."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refimpl.cli.check.read_case", lambda path: case())
+        patch.setattr("refimpl.oracle.case.read_case", lambda path: case())
         yield
 
 

@@ -17,7 +17,6 @@ from refimpl.cli.groups import (
 from refimpl.cli.options import option
 from refimpl.jobs.tokens import model_tokens
 from refimpl.model.checkpoint import read_model
-from refimpl.oracle.case import make_case
 from refimpl.oracle.steps import Recipe
 
 RECIPE = "Recipe"  # heading in --help
@@ -59,6 +58,8 @@ def make(
     ] = None,
 ) -> None:
     """Compute every step of the method on a model, in float64, for others to be held against."""
+    from refimpl.oracle.case import make_case  # not for --help
+
     opened = read_model(model, config)
     tokens = model_tokens(opened, source.text, source.ids, source.samples, source.seq_len)
     recipe = Recipe(

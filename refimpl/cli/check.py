@@ -9,9 +9,6 @@ import typer
 
 from refimpl.cli.options import Json, Output, option, refuse
 from refimpl.jobs.output import checked_output, write_json, write_text
-from refimpl.oracle.case import read_case
-from refimpl.oracle.check import EXIT, check, read_candidate
-from refimpl.show.oracle import report_document, report_table, report_xml
 
 
 def command(
@@ -70,6 +67,10 @@ def command(
     Exits with 0 if all steps agree, 1 if one diverges, 2 if something cannot be used, and 3 if
     nothing diverges but a step is missing or could not be judged.
     """
+    from refimpl.oracle.case import read_case  # not for --help
+    from refimpl.oracle.check import EXIT, check, read_candidate
+    from refimpl.show.oracle import report_document, report_table, report_xml
+
     inputs = {"ACTUAL": actual, **{f"the case's {p.name}": p for p in case.glob("*")}}
     for path in (output, junit_xml):
         checked_output(path, inputs)

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from refimpl.jobs.output import checked_output, write_text
-from refimpl.report.page import report
 
 
 def command(
@@ -35,6 +34,8 @@ def command(
 
     It is one HTML file that loads nothing from elsewhere.
     """
+    from refimpl.report.page import report  # not for --help
+
     checked_output(output, {str(path): path for path in files})
     page = report(files)
     write_text(output, page)
