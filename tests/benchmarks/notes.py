@@ -6,7 +6,9 @@ Sharing saves half of the block passes and the head; the rest of the goal must c
 see there. Short sequences cost us most: below 512 tokens a product of [T, D] by a weight spends a
 share of its time on packing the weight. States laid side by side, about 1,024 tokens to a product,
 took a block of SmolLM2-135M from 0.67 to 0.81 of the machine's rate at 128 tokens, and one of
-Llama-3.2-1B from 0.83 to 0.91 at 256, with the same bits; at 512 tokens they gain nothing.""",
+Llama-3.2-1B from 0.83 to 0.91 at 256; at 512 tokens they gain nothing. It is not done: which states
+lie side by side would depend on the memory, the engine and what was taken up, and a BLAS may round
+a row by how many there are, so that results would be equal to the bit only by luck.""",
     "scoring-batched": """
 Torch's fused kernel never writes the scores of attention, which NumPy must. Keys that every query
 of a tile sees need no mask, the division by the sum can wait until after the values, and the gate
@@ -16,26 +18,30 @@ one of Llama-3.2-1B.""",
 The products alone reach 0.96 of the rate at 512 tokens of SmolLM2-135M, 0.95 at 512 and 0.87 at 256
 tokens of Llama-3.2-1B; what else is done is in the profile below. With one short sequence, reading
 the weights and the signals of OWL and DLP, which are computed once whatever the number of samples,
-are 4 % at 135M and about 20 % at 1B. Reading the next block while the last states move gave no
-difference that could be told from the noise of a busy machine, and costs a block of memory.""",
+took 4 % at 135M and about 20 % at 1B. Tensors are read side by side since, and scores computed in
+pieces that stay in the cache. Reading the next block while the last states move gave no difference
+that could be told from the noise of a busy machine, and costs a block of memory.""",
     "spectra": """
 On one thread the singular values themselves are nearly all of it. Eigenvalues of W W^T in their
 place took half the time of all spectra, fits included, and changed no alpha by more than 2.4e-14 of
 itself (6 blocks of SmolLM2-135M); matrices whose spectrum reaches below 1e-9 of its largest value
 would keep singular values. On all cores ours compute one linear per core.""",
     "wanda": """
-Both sides take every sample through every block; for Wanda on SmolLM2-135M these products alone are
-9.6 s at the machine's full rate, of the 11.8 s that the goal leaves. In ours (20.6 s) they take
-9.0 s, the rest of the blocks 3.6 s, the decisions 5.4 s and the file 1.2 s. Finding the lowest of
-every row by partition in place of a stable sort, as the exact counts do already, took the decisions
-to 1.6 s and the whole to 16.7 s, with the same masks: 1.4 times faster than the original. That is
-in since.""",
+Both sides take every sample through every block, OWL once and Wanda twice: 435 and 870 GFLOP of
+products on SmolLM2-135M. At the machine's full rate (190 GFLOP/s by the clock) these are 2.3 s and
+4.6 s, more than the 2.0 s that the goal leaves for OWL, and most of the 6.1 s for Wanda: the
+original spends little else. In pruning, the lowest of every row are found by partition in place of
+a stable sort, and scores in pieces.""",
     "sparsegpt": """
-Most of it are products in float64, at half the rate of float32. Two steps can be saved: H = V V^T
+Most of it are products in float64, at half the rate of float32. Two steps could be saved: H = V V^T
 gives what a column owes to those before it, V_ji d_j / V_ii summed over their losses d, so neither
 the inverse of the Hessian nor that of its factor is needed; and losses are summed in strips of 32
-columns that stay in the cache. That took 1.3 of the time off, as a factor, with the same decisions
-and weights equal to 3e-16.""",
+columns that stay in the cache: 1.3 times faster, with the same decisions and weights equal to
+3e-16. It is not done: the code would no longer read as the method's formula.""",
+    "forward": """
+`refimpl.forward` leaves threads to the BLAS: what is no product runs on one core, and every call
+reads and casts the weights (0.3 s of float16 for SmolLM2-135M). `evaluate` takes a sequence to each
+core.""",
     "seven-b": """
 Pruning holds a block in float32 twice, dense and pruned, the pages that it was read from, and on
 each thread the scores of a linear in float64, in three copies while they are made and in two while
