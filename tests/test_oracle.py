@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import jsonschema
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import FIXTURES
 from gates import model_of
@@ -524,8 +525,7 @@ def test_a_function_moves_with_its_arguments() -> None:
 
 def test_a_drift_is_resolved_as_far_as_the_states_are(tmp_path: Path) -> None:
     """The smaller the push, the less of its drift a dtype can tell."""
-    ids = np.random.default_rng(0).integers(8, 64, (2, 16))
-    tokens = Tokens(ids, "drawn uniformly with seed 0", "ids")
+    tokens = Tokens(drawn_ids(), "drawn uniformly with seed 0", "ids")
     for eta in (0.01, 1e-4):
         made = make_case(model_of("llama"), tokens, Recipe(eta=eta), tmp_path / str(eta))
         errors = own_of(made, "float32").errors
@@ -553,18 +553,26 @@ def test_what_the_dtype_does_not_resolve_is_not_judged() -> None:
     assert judged("owl.counts", {"owl.counts": whole + 1}, whole, 3.0, 0.0).status == "divergent"
 
 
+def crafted(family: str, tensors: Arrays, folder: Path) -> Case:
+    """A case of a fixture with other weights."""
+    (folder / "model").mkdir()
+    shutil.copy(FIXTURES / family / "config.json", folder / "model")
+    save_file(tensors, folder / "model" / "model.safetensors")
+    tokens = Tokens(drawn_ids(), "drawn uniformly with seed 0", "ids")
+    return make_case(read_model(folder / "model"), tokens, Recipe(), folder / "case")
+
+
+def drawn_ids() -> npt.NDArray[np.int64]:
+    return np.random.default_rng(0).integers(8, 64, (2, 16))
+
+
 def test_an_input_that_rounding_leaves_nothing_of_may_be_dead(tmp_path: Path) -> None:
     """gelu(-5.5) is -6e-9 in float64 and 0 in float32; SparseGPT then gives the input up."""
     tensors = {k: v.copy() for k, v in load_file(FIXTURES / "gpt2" / "model.safetensors").items()}
     for i in range(2):
         tensors[f"transformer.h.{i}.mlp.c_fc.weight"][:, 3] = 0
         tensors[f"transformer.h.{i}.mlp.c_fc.bias"][3] = -5.5
-    (tmp_path / "model").mkdir()
-    shutil.copy(FIXTURES / "gpt2" / "config.json", tmp_path / "model")
-    save_file(tensors, tmp_path / "model" / "model.safetensors")
-    ids = np.random.default_rng(0).integers(8, 64, (2, 16))
-    tokens = Tokens(ids, "drawn uniformly with seed 0", "ids")
-    case = make_case(read_model(tmp_path / "model"), tokens, Recipe(), tmp_path / "case")
+    case = crafted("gpt2", tensors, tmp_path)
     step = "sparsegpt.blocks.0.down_proj.keep"
     right = np.unpackbits(case.expected[step], axis=1)
     assert right[:, 3].any()
@@ -587,12 +595,7 @@ def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> No
     tensors[name][3] = 0
     tensors[name.replace("weight", "bias")][3] = -1e-3
     tensors[name.replace("fc1", "fc2")][:, 3] *= 20
-    (tmp_path / "model").mkdir()
-    shutil.copy(FIXTURES / "opt" / "config.json", tmp_path / "model")
-    save_file(tensors, tmp_path / "model" / "model.safetensors")
-    ids = np.random.default_rng(0).integers(8, 64, (2, 16))
-    tokens = Tokens(ids, "drawn uniformly with seed 0", "ids")
-    case = make_case(read_model(tmp_path / "model"), tokens, Recipe(), tmp_path / "case")
+    case = crafted("opt", tensors, tmp_path)
     step, total = "sparsegpt.blocks.0.down_proj.keep", "sparsegpt.blocks.0.mlp_hidden.products"
     products = case.expected[total].copy()
     assert products[3, 3] == 0

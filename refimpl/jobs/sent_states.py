@@ -69,17 +69,15 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Summing:
-    """Sums of what the linears of a dense block read.
+class Passing:
+    """Some sequences that pass a block.
 
     Args:
         before: The sequences.
-        statistic: What is summed.
-        into: The folder for sums that are matrices.
+        into: The folder for what comes of it.
     """
 
     before: Before
-    statistic: Statistic
     into: str
 
     @property
@@ -90,6 +88,19 @@ class Summing:
     def cost(self, config: Config) -> float:
         """Block passes."""
         return len(self.before.ids)
+
+
+@dataclass(frozen=True)
+class Summing(Passing):
+    """Sums of what the linears of a dense block read.
+
+    Args:
+        before: The sequences.
+        into: The folder for sums that are matrices.
+        statistic: What is summed.
+    """
+
+    statistic: Statistic
 
     def run(self, model: Model, workers: Workers, tick: Callable[[float], None]) -> dict[int, Sums]:
         """The sums of each sequence by its number: their sum depends on the order."""
@@ -105,27 +116,16 @@ class Summing:
 
 
 @dataclass(frozen=True)
-class Advancing:
+class Advancing(Passing):
     """States on their way through a pruned block.
 
     Args:
         before: The sequences.
-        pruned: The new model's files, which hold the block.
         into: The folder for states.
+        pruned: The new model's files, which hold the block.
     """
 
-    before: Before
     pruned: ModelFiles
-    into: str
-
-    @property
-    def dtype(self) -> npt.DTypeLike:
-        """Of the computation."""
-        return self.before.dtype
-
-    def cost(self, config: Config) -> float:
-        """Block passes."""
-        return len(self.before.ids)
 
     def run(self, model: Model, workers: Workers, tick: Callable[[float], None]) -> None:
         """Write the state of each sequence after the block to a file."""
@@ -182,7 +182,7 @@ class SentStates:
         total, ordered, self._loose = dict[str, Array](), InOrder[Sums](), []
         most = None if self._statistic is sum_of_squares else 1
         folder = str(self._folder)
-        units = [Summing(some, self._statistic, folder) for some in self._before(index, most)]
+        units = [Summing(some, folder, self._statistic) for some in self._before(index, most)]
         for _, found in results(units, self._model, self._engine, self._workers, self._done):
             for n, one in found.items():
                 for sums in ordered.add(n, one):
@@ -198,7 +198,7 @@ class SentStates:
         if self._pruned + 1 == self._model.config.num_blocks:
             return ()
         files = ModelFiles.of(self._opened())
-        units = [Advancing(some, files, str(self._folder)) for some in self._before(self._pruned)]
+        units = [Advancing(some, str(self._folder), files) for some in self._before(self._pruned)]
         for _ in results(units, self._model, self._engine, self._workers, self._done):
             pass
         self._loose = [_loose(self._folder, self._pruned, n) for n in range(self.sequences)]
