@@ -87,7 +87,7 @@ def lines(part: Path) -> int:
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "score": ("score", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--draws", 6),
     "pruning": (
-        *("score", FIXTURES / "gemma2", "--samples", 60, "--seq-len", 64),
+        *("score", FIXTURES / "gemma2", "--samples", 120, "--seq-len", 64),
         *("--perturbation", "pruning", "--base", "owl", "--correct", "divergence"),
     ),
     "eval": ("eval", FIXTURES / "llama", "--text", "long.txt", "--window", 64),
