@@ -548,6 +548,8 @@ def test_what_the_dtype_does_not_resolve_is_not_judged() -> None:
     assert status([50.0, 2.0], 0.9) == "divergent"
     assert status([np.nan, 2.0], 5.0) == "conditional"  # no token had a drift: 0 / 0
     assert status([np.nan, 2.0], 0.9) == "divergent"
+    assert status([np.nan, 2.0], 5.0, "perturbed.0.drift") == "divergent"
+    assert status([np.inf, 2.0], 5.0) == "divergent"
     assert status([1.0, 2.0, 3.0], 5.0) == "divergent"
     whole = np.array([1, 2])
     assert judged("owl.counts", {"owl.counts": whole + 1}, whole, 3.0, 0.0).status == "divergent"

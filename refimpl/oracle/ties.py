@@ -165,7 +165,11 @@ def dead_ties(case: Case, own: Own, dtype: str, step: str, found: Array, slack: 
     other[alive, alive] = np.square(least * 1e-3)  # next to nothing: only that it is not dead
     right, _ = decision(dense, other, sequences, goal, Pruner("sparsegpt", damping))
     score = sparsegpt_scores(dense, other, sequences, right, damping)
-    if (keep != right).any() and not keep_ties(found, np.packbits(right, 1), score, -WIDTH, slack):
+    differ, bits = int((keep != right).sum()), np.packbits(right, axis=1)
+    near = turnable(bits, score, -WIDTH, slack / 4)
+    if differ > max(2, TIES * score.size, near):
+        return ()
+    if differ and not keep_ties(found, bits, score, -WIDTH, slack):
         return ()
     return positions(np.argwhere(keep != truth))
 

@@ -40,8 +40,7 @@ columns that stay in the cache: 1.3 times faster, with the same decisions and we
 3e-16. It is not done: the code would no longer read as the method's formula.""",
     "forward": """
 `refimpl.forward` leaves threads to the BLAS: what is no product runs on one core, and every call
-reads and casts the weights (0.3 s of float16 for SmolLM2-135M). `evaluate` takes a sequence to each
-core.""",
+reads and casts the weights. `evaluate` takes a sequence to each core.""",
     "seven-b": """
 Pruning holds a block in float32 twice, dense and pruned, the pages that it was read from, and on
 each thread the scores of a linear in float64, in three copies while they are made and in two while
