@@ -44,7 +44,8 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
             f"row take turns, each in a process of its own. {repetitions(results)} The rivals "
             "are written plainly in torch from the method, or restate the original's algorithm; "
             "their weights are in memory before the clock starts, ours are read, cast and checked "
-            "inside it. This page is generated from the results."
+            "inside it. This page is generated from the results. What was tried where a row falls "
+            "short was measured once, by hand: no command here repeats it."
         ),
         "```bash\n"
         f"python tests/benchmarks/run.py --models FOLDER -o tests/benchmarks/results.json{how}\n"
