@@ -5,6 +5,7 @@ python tests/benchmarks/performance_page.py [--results FILE] [--seven FILE] [--o
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,14 @@ def repetitions(results: dict[str, Any]) -> str:
     count = results["repetitions"]
     if count == 1:
         return "Each ran once, the start of the program more often."
-    return f"A figure is the median of {count} repetitions, with the lowest and the highest."
+    counts = Counter(len(entry["values"]) for entry in results["figures"])
+    times = ", ".join(
+        f"{figures} figures with {n}" for n, figures in sorted(counts.items(), reverse=True)
+    )
+    return (
+        "A figure is the median of its repetitions, with the lowest and the highest where there "
+        f"are more than one: {times}."
+    )
 
 
 def machine_facts(results: dict[str, Any]) -> str:
