@@ -81,9 +81,8 @@ def repetitions(results: dict[str, Any]) -> str:
     if count == 1:
         return "Each ran once, the start of the program more often."
     counts = Counter(len(entry["values"]) for entry in results["figures"])
-    times = ", ".join(
-        f"{figures} figures with {n}" for n, figures in sorted(counts.items(), reverse=True)
-    )
+    each = sorted(counts.items(), reverse=True)
+    times = ", ".join(f"{figures} figures with {n}" for n, figures in each)
     return (
         "A figure is the median of its repetitions, with the lowest and the highest where there "
         f"are more than one: {times}."
