@@ -1,20 +1,21 @@
 """What `import refimpl` offers; imported on first use, so that the name alone costs nothing."""
 
+from refimpl.allocation.allocate import Allocation, allocate
+from refimpl.allocation.request import Request
+from refimpl.allocation.scores import Scores
 from refimpl.errors import RefimplError
+from refimpl.estimation.estimate import Estimate, estimate
 from refimpl.evaluation.evaluate import Evaluation, evaluate
 from refimpl.explanation.explain import Explanation, explain
-from refimpl.jobs.allocate import Allocation, allocate
-from refimpl.jobs.estimate import Estimate, estimate
-from refimpl.jobs.inspection import Inspection, inspect
-from refimpl.jobs.prune import Pruning, prune
-from refimpl.jobs.request import Request
-from refimpl.jobs.score import score
-from refimpl.jobs.scores import Scores
+from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.checkpoint import Model, read_model
 from refimpl.model.forward import Forward, forward
-from refimpl.pruning.decision import Pruner
-from refimpl.pruning.pattern import Pattern
+from refimpl.model.model import Model
+from refimpl.pruners.decision import Pruner
+from refimpl.pruners.pattern import Pattern
+from refimpl.pruning.inspection import Inspection, inspect
+from refimpl.pruning.prune import Pruning, prune
+from refimpl.scoring.score import score
 from refimpl.version import SPEC, __version__
 
 __all__ = [

@@ -13,8 +13,8 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 from refimpl import read_model
-from refimpl.onnx.graph import model_graph
-from refimpl.onnx.weights import embedded
+from refimpl.onnx.recording.model_graph import model_graph
+from refimpl.onnx.recording.weight_entries import embedded
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "results" / "onnx-block.svg"

@@ -1,5 +1,6 @@
 """What every test runs under: loud floating-point errors, and enough examples per property."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,9 @@ settings.register_profile(
 )
 settings.load_profile("refimpl")
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
+HERE = Path(__file__).parent
+FIXTURES = HERE.parent / "fixtures"
+sys.path += sorted({str(path.parent) for path in HERE.glob("*/test_*.py")})  # shared helpers
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,8 +9,8 @@ Each example runs by itself, in a folder where the top of the repository is in s
   `...` stands for anything, the last decimal may be off by one, and a command must succeed unless
   the next line is `$ echo $?`.
 
-Run one page with `pytest tests/test_examples.py docs/index.md`, and write what the console blocks
-print now into the pages with `python tests/examples.py README.md docs/index.md`.
+Run one page with `pytest tests/docs/test_examples.py docs/index.md`, and write what the console
+blocks print now into the pages with `python tests/examples.py README.md docs/index.md`.
 """
 
 import os

@@ -16,12 +16,12 @@ from measure import Bench
 from run import HERE, Exam
 
 from refimpl import read_model
+from refimpl.allocation.allocate import linear_counts
+from refimpl.allocation.targets import Targets
 from refimpl.evaluation.likelihood import Stream
-from refimpl.jobs.allocate import linear_counts
-from refimpl.jobs.execution import Workers
-from refimpl.jobs.pruned_blocks import pruned_blocks
-from refimpl.jobs.targets import Targets
-from refimpl.pruning.decision import Pruner
+from refimpl.pruners.decision import Pruner
+from refimpl.pruning.pruned_blocks import pruned_blocks
+from refimpl.running.threads import Workers
 
 MORE = 0.1
 

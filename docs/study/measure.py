@@ -8,11 +8,11 @@ import numpy.typing as npt
 from grid import BASE_OPTIONS, ETAS, PRUNING, Cell, Push
 
 from refimpl import Model, Perturbation, Request, Scores, allocate, score
-from refimpl.jobs.document import document
-from refimpl.jobs.output import write_json
-from refimpl.jobs.scores_file import read_scores
-from refimpl.jobs.tokens import model_tokens
+from refimpl.allocation.scores_document import document
+from refimpl.allocation.scores_file import read_scores
 from refimpl.method.correction import centred_log, clipped_log
+from refimpl.storage.files import write_json
+from refimpl.tokens.model_tokens import model_tokens
 
 SAMPLES, SEQ_LEN = 4, 256  # of the calibration text, for scores
 

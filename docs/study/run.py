@@ -20,18 +20,18 @@ from grid import Cell, Papers, best_two, first_half, papers, second_half
 from measure import Bench, base_scores, logarithms, request_of
 
 from refimpl import Model, __version__, read_model
+from refimpl.allocation.allocate import base_allocation, linear_counts
+from refimpl.allocation.targets import Targets
 from refimpl.evaluation.batch import Batch, batches
 from refimpl.evaluation.choices import DELIMITER
 from refimpl.evaluation.encoding import encoder
 from refimpl.evaluation.likelihood import Stream
-from refimpl.jobs.allocate import base_allocation, linear_counts
-from refimpl.jobs.execution import Workers
-from refimpl.jobs.pruned_blocks import pruned_blocks
-from refimpl.jobs.targets import Targets
-from refimpl.jobs.tokens import model_tokens
 from refimpl.method.correction import corrected
-from refimpl.pruning.decision import Pruner
+from refimpl.pruners.decision import Pruner
+from refimpl.pruning.pruned_blocks import pruned_blocks
+from refimpl.running.threads import Workers
 from refimpl.tokens import text_windows
+from refimpl.tokens.model_tokens import model_tokens
 
 CALIBRATION = (4, 512)  # samples, tokens each
 WINDOWS, WINDOW = 8, 512  # of each text, from its start

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
+from refimpl.allocation.request import Request
+from refimpl.allocation.scores_file import read_scores
 from refimpl.cli import options as opt
 from refimpl.cli.groups import with_groups
 from refimpl.cli.terminal import deliver
-from refimpl.jobs.output import checked_output
-from refimpl.jobs.request import Request
-from refimpl.jobs.scores_file import read_scores
+from refimpl.storage.files import checked_output
 
 
 @with_groups

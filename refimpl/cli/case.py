@@ -15,9 +15,9 @@ from refimpl.cli.groups import (
     with_groups,
 )
 from refimpl.cli.options import option
-from refimpl.jobs.tokens import model_tokens
-from refimpl.model.checkpoint import read_model
+from refimpl.loading.checkpoint import read_model
 from refimpl.oracle.steps import Recipe
+from refimpl.tokens.model_tokens import model_tokens
 
 RECIPE = "Recipe"  # heading in --help
 DEFAULT = Recipe()

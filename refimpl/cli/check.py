@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from refimpl.cli.options import Json, Output, option, refuse
-from refimpl.jobs.output import checked_output, write_json, write_text
+from refimpl.storage.files import checked_output, write_json, write_text
 
 
 def command(
@@ -77,7 +77,7 @@ def command(
     opened = read_case(case)
     if actual.suffix == ".onnx":
         refuse(context, ("stepwise",), "a graph", "no such option: a graph runs from the tokens")
-        from refimpl.onnx.steps import graph_steps
+        from refimpl.onnx.case_steps import graph_steps
 
         plan = opened.recipe.perturbation
         arrays, computed = graph_steps(actual, opened.model.config, opened.inputs, plan, device)

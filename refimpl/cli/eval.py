@@ -14,10 +14,11 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.choices import read_questions
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
-from refimpl.jobs.output import checked_output, write_json
-from refimpl.jobs.part import written
-from refimpl.model.checkpoint import Model, read_model
+from refimpl.loading.checkpoint import read_model
+from refimpl.model.model import Model
 from refimpl.show.evaluation import evaluation_table
+from refimpl.storage.files import checked_output, write_json
+from refimpl.storage.partial_results import written
 from refimpl.tokens import SEQ_LEN, Windows, id_windows, text_windows
 
 TEXT, CHOICES = "Perplexity", "Multiple choice"  # headings in --help

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from refimpl.allocation.request import Request
 from refimpl.cli import options as opt
 from refimpl.cli.groups import TOKENS, Running, TextOption, TokensOption, with_groups
 from refimpl.cli.options import option
@@ -12,12 +13,11 @@ from refimpl.cli.score import refuse_noise
 from refimpl.cli.terminal import progress_bar
 from refimpl.explanation.document import explanation_document
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
-from refimpl.jobs.output import checked_output, write_json
-from refimpl.jobs.request import Request
-from refimpl.jobs.tokens import model_tokens
+from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.checkpoint import read_model
 from refimpl.show.explain import explanation_text
+from refimpl.storage.files import checked_output, write_json
+from refimpl.tokens.model_tokens import model_tokens
 
 
 @with_groups

@@ -9,8 +9,8 @@ import typer
 from refimpl.cli import options as opt
 from refimpl.cli.groups import NoiseScaleOption, NoiseShapeOption, NormOption, SinkOption
 from refimpl.cli.options import option
+from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.checkpoint import read_model
 
 GRAPH = "Graph"  # heading in --help
 PUSH = ("noise_scale", "noise_shape", "norm", "sink")

@@ -7,12 +7,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from refimpl.allocation.request import Compat, Request, Scale
 from refimpl.cli.options import option
 from refimpl.cli.running import LongRun as LongRun
 from refimpl.cli.running import Running as Running
 from refimpl.cli.running import long_run, running
 from refimpl.errors import RefimplError
-from refimpl.jobs.request import Compat, Request, Scale
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
 from refimpl.method.perturbation import Kind, NoiseScale, NoiseShape, Norm, Perturbation, Sink
 
@@ -34,7 +34,7 @@ SinkOption = Annotated[
 
 @dataclass(frozen=True)
 class Source:
-    """Which tokens a model is given, as `jobs.tokens.model_tokens` takes it."""
+    """Which tokens a model is given, as `tokens.model_tokens.model_tokens` takes it."""
 
     text: Path | None
     ids: Path | None

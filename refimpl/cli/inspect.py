@@ -8,11 +8,11 @@ import typer
 
 from refimpl.cli import options as opt
 from refimpl.cli.options import option
-from refimpl.jobs.copies import copies
-from refimpl.jobs.inspection import inspect, inspection_document
-from refimpl.jobs.output import checked_output, write_json
-from refimpl.model.checkpoint import read_model
+from refimpl.loading.checkpoint import read_model
+from refimpl.pruning.copied_files import copies
+from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.show.inspection import inspection_table
+from refimpl.storage.files import checked_output, write_json
 
 
 def command(

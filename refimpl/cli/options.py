@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from refimpl.allocation.request import BASES, Request
 from refimpl.errors import RefimplError
-from refimpl.jobs.part import part_path
-from refimpl.jobs.request import BASES, Request
-from refimpl.model.checkpoint import Model
+from refimpl.model.model import Model
+from refimpl.storage.partial_results import part_path
 
 ALLOCATION = "Allocation"  # heading in --help
 READ_BESIDE = (  # files beside the weights that are read, too

@@ -8,28 +8,29 @@ from typing import Annotated, Any
 
 import typer
 
+from refimpl.allocation.allocate import allocate, base_only
+from refimpl.allocation.request import Request
+from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
 from refimpl.cli import options as opt
 from refimpl.cli.groups import Source, names_of, with_groups
 from refimpl.cli.running import LongRun, Running
 from refimpl.cli.score import refuse_noise
 from refimpl.cli.terminal import progress_bar
 from refimpl.errors import RefimplError
-from refimpl.jobs.allocate import allocate, base_only
-from refimpl.jobs.folder import kept_folder
-from refimpl.jobs.prune import check_prune, prune, record
-from refimpl.jobs.pruned_blocks import CALIBRATED
-from refimpl.jobs.request import Request
-from refimpl.jobs.score import score
-from refimpl.jobs.signals import ACTIVATIONS, signals
-from refimpl.jobs.targets import Targets, allocation_targets, pattern_targets, read_targets
-from refimpl.jobs.tokens import model_tokens
+from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.checkpoint import Model, read_model
-from refimpl.pruning.decision import Method, Pruner
-from refimpl.pruning.pattern import parse_pattern
-from refimpl.pruning.sparsegpt import DAMPING
+from refimpl.model.model import Model
+from refimpl.pruners.decision import Method, Pruner
+from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.sparsegpt import DAMPING
+from refimpl.pruning.prune import check_prune, prune, record
+from refimpl.pruning.pruned_blocks import CALIBRATED
+from refimpl.scoring.base_signals import ACTIVATIONS, signals
+from refimpl.scoring.score import score
 from refimpl.show.pruning import pruning_table
+from refimpl.storage.folder import kept_folder
 from refimpl.tokens import Tokens
+from refimpl.tokens.model_tokens import model_tokens
 
 PRUNING = "Pruning"  # heading in --help
 

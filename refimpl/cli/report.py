@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from refimpl.jobs.output import checked_output, write_text
+from refimpl.storage.files import checked_output, write_text
 
 
 def command(

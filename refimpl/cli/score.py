@@ -7,21 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
+from refimpl.allocation.request import Request
 from refimpl.cli import options as opt
 from refimpl.cli.groups import Source, with_groups
 from refimpl.cli.options import option
 from refimpl.cli.running import RUNNING, LongRun, Running
 from refimpl.cli.terminal import deliver, progress_bar
-from refimpl.jobs.budget import fitting
-from refimpl.jobs.estimate import estimator
-from refimpl.jobs.measurements import Experiment
-from refimpl.jobs.output import checked_output
-from refimpl.jobs.request import Request
-from refimpl.jobs.score import score
-from refimpl.jobs.tokens import model_tokens
+from refimpl.estimation.estimate import estimator
+from refimpl.estimation.time_budget import fitting
+from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.checkpoint import read_model
+from refimpl.scoring.measurements import Experiment
+from refimpl.scoring.score import score
 from refimpl.show.estimate import chosen_options, duration, estimate_document, estimate_text
+from refimpl.storage.files import checked_output
+from refimpl.tokens.model_tokens import model_tokens
 
 RESUMED = "the samples, draws and subset of the run that is taken up, as that run printed them"
 NOISE = ("eta", "noise_scale", "noise_shape")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import typer
 
-from refimpl.jobs.allocate import allocate
-from refimpl.jobs.document import document
-from refimpl.jobs.execution import Progress
-from refimpl.jobs.output import write_json
-from refimpl.jobs.part import written
-from refimpl.jobs.request import Request
-from refimpl.jobs.scores import Scores
+from refimpl.allocation.allocate import allocate
+from refimpl.allocation.request import Request
+from refimpl.allocation.scores import Scores
+from refimpl.allocation.scores_document import document
+from refimpl.running.threads import Progress
 from refimpl.show.table import Style, table
+from refimpl.storage.files import write_json
+from refimpl.storage.partial_results import written
 
 STEPS = 1000  # of the progress bar
 

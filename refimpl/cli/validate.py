@@ -9,8 +9,8 @@ import typer
 from refimpl.cli import options as opt
 from refimpl.cli.groups import TOKENS, TextOption, TokensOption
 from refimpl.cli.options import option
-from refimpl.jobs.output import checked_output, write_json
-from refimpl.model.checkpoint import read_model
+from refimpl.loading.checkpoint import read_model
+from refimpl.storage.files import checked_output, write_json
 
 COMPARISON = "Comparison"  # heading in --help
 

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.jobs.journey import head_cost
 from refimpl.model.config import Config
-from refimpl.model.ids import checked_ids
+from refimpl.model.token_ids import checked_ids
+from refimpl.scoring.journey import head_cost
 
 Ids = npt.NDArray[np.int64]
 

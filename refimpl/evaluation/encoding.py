@@ -9,7 +9,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.evaluation.batch import Ids
 from refimpl.evaluation.choices import DELIMITER, Questions
-from refimpl.model.checkpoint import Model
+from refimpl.model.model import Model
 from refimpl.tokens.tokenizer import bos_rule, of_text, read_tokenizer, special_token
 
 Sequences = list[tuple[Ids, int]]

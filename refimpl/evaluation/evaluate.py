@@ -16,14 +16,14 @@ from refimpl.evaluation.choices import Accuracy, Questions
 from refimpl.evaluation.encoding import Choices, Sequences, choice_sequences, encoder
 from refimpl.evaluation.likelihood import group_likelihoods, room
 from refimpl.evaluation.perplexity import Perplexity
-from refimpl.jobs.execution import Progress, Workers, parse_memory
-from refimpl.jobs.executors import engine
-from refimpl.jobs.identity import identity
-from refimpl.jobs.part import Part
-from refimpl.jobs.run import Run, run_since
-from refimpl.jobs.units import Tick, results
-from refimpl.model.checkpoint import Model
 from refimpl.model.config import Config
+from refimpl.model.model import Model
+from refimpl.running.executors import engine
+from refimpl.running.identity import identity
+from refimpl.running.provenance import Run, run_since
+from refimpl.running.threads import Progress, Workers, parse_memory
+from refimpl.running.work_units import Tick, results
+from refimpl.storage.partial_results import Part
 from refimpl.tokens import Windows
 
 GROUP = 16 * BATCH  # tokens: what a kill loses at most, half a minute of a small model

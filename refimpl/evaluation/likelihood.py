@@ -14,13 +14,13 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.evaluation.batch import Batch, batches, groups
 from refimpl.evaluation.softmax import RunningSoftmax
-from refimpl.jobs.execution import Workers
-from refimpl.jobs.journey import head_cost
 from refimpl.model.arithmetic import loud
-from refimpl.model.checkpoint import Model
 from refimpl.model.forward import Weights, block, embed, head, places
 from refimpl.model.kernels import TILED
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.running.threads import Workers
+from refimpl.scoring.journey import head_cost
 
 ROWS, PIECE = 512, 4096  # positions and ids whose logits are held at a time, per thread
 

@@ -15,8 +15,8 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.evaluation.encoding import encoder
 from refimpl.evaluation.likelihood import Likelihood, log_likelihoods
-from refimpl.jobs.execution import Workers, parse_memory
-from refimpl.model.checkpoint import read_model
+from refimpl.loading.checkpoint import read_model
+from refimpl.running.threads import Workers, parse_memory
 
 try:
     from lm_eval.api.model import TemplateLM

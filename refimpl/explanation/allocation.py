@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.allocation.allocate import allocate, base_allocation
+from refimpl.allocation.request import Request
 from refimpl.explanation.step import Figure, Step
 from refimpl.explanation.values import Values
-from refimpl.jobs.allocate import allocate, base_allocation
-from refimpl.jobs.block_signals import BlockScores
-from refimpl.jobs.request import Request
 from refimpl.method import allocation, correction, perturbation, projection, signals
 from refimpl.model import ops, statistics
-from refimpl.pruning import counts, scores
+from refimpl.pruners import counts, scores
+from refimpl.scoring.activation_signals import BlockScores
 
 BASES: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {
     "uniform": ("s_l = S", (allocation.uniform,)),

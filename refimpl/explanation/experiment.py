@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 
+from refimpl.allocation.request import Request
 from refimpl.explanation.step import Figure, Step
 from refimpl.explanation.values import Values
-from refimpl.jobs.request import Request
-from refimpl.jobs.score import score
 from refimpl.method import absorption, perturbation
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.forward import block
 from refimpl.model.ops import Array
-from refimpl.pruning import scores
+from refimpl.pruners import scores
+from refimpl.scoring.score import score
 
 
 def experiment_steps(plan: Perturbation, request: Request) -> list[Step]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.allocation.request import Request
 from refimpl.errors import RefimplError
 from refimpl.explanation.allocation import allocation_steps, pruning_steps
 from refimpl.explanation.block import block_steps
@@ -13,12 +14,11 @@ from refimpl.explanation.experiment import experiment_steps
 from refimpl.explanation.forward import head_step, steps_before
 from refimpl.explanation.step import Figure, Step
 from refimpl.explanation.values import Values
-from refimpl.jobs.execution import Progress, Workers
-from refimpl.jobs.request import Request
-from refimpl.jobs.run import TokenFacts, token_facts
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.arithmetic import loud
-from refimpl.model.checkpoint import Model
+from refimpl.model.model import Model
+from refimpl.running.provenance import TokenFacts, token_facts
+from refimpl.running.threads import Progress, Workers
 from refimpl.tokens import Tokens
 
 SAMPLES, SEQ_LEN = 2, 32  # enough to see every step, and a standard error

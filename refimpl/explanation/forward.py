@@ -9,7 +9,7 @@ from refimpl.explanation.step import Figure, Step
 from refimpl.explanation.values import Values
 from refimpl.model import forward, ops
 from refimpl.model.config import Config
-from refimpl.model.ids import checked_ids
+from refimpl.model.token_ids import checked_ids
 
 TOP = 5  # candidates for the next token
 

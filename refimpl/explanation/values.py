@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.jobs.allocate import Allocation, allocate
-from refimpl.jobs.execution import Progress
-from refimpl.jobs.request import Request
-from refimpl.jobs.score import score
-from refimpl.jobs.scores import Scores
+from refimpl.allocation.allocate import Allocation, allocate
+from refimpl.allocation.request import Request
+from refimpl.allocation.scores import Scores
 from refimpl.method import perturbation as push
 from refimpl.method.absorption import known_mean, surviving_drift
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.checkpoint import Model
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, embed, head, places
-from refimpl.model.ids import checked_ids
 from refimpl.model.kernels import TILED
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, block_with_sums, second_moments, sum_of_squares
-from refimpl.pruning.scores import wanda_keep, wanda_score
+from refimpl.model.token_ids import checked_ids
+from refimpl.pruners.scores import wanda_keep, wanda_score
+from refimpl.running.threads import Progress
+from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
 
 ROWS = 8192  # of the head held at a time

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.method.projection import project
-from refimpl.pruning.checks import finite_vector, number_in
+from refimpl.pruners.checks import finite_vector, number_in
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.pruning.checks import finite_vector, number_in, unit_sizes
+from refimpl.pruners.checks import finite_vector, number_in, unit_sizes
 
 
 def project(

@@ -1,1 +1,1 @@
-"""What a model is: its operations, its configuration, its file, its forward pass."""
+"""The transformer: its configuration, its operations, and the forward pass."""

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from refimpl.model import attention, ops
 from refimpl.model.arithmetic import loud
-from refimpl.model.checkpoint import Model
 from refimpl.model.config import BlockKind, Config
-from refimpl.model.ids import checked_ids
 from refimpl.model.kernels import PLAIN, Kernels
+from refimpl.model.model import Model
 from refimpl.model.ops import Array, linear
+from refimpl.model.token_ids import checked_ids
 
 Weights = Mapping[str, Array]
 Point = Callable[[str, Array], Array]

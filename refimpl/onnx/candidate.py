@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from refimpl.model.checkpoint import Model
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.onnx.data import distinct, pieces
-from refimpl.onnx.graph import TOKENS, model_graph
 from refimpl.onnx.graph_file import GraphFile, whole
 from refimpl.onnx.peer import peer_points, peer_session
+from refimpl.onnx.recording.external_data import distinct, pieces
+from refimpl.onnx.recording.model_graph import TOKENS, model_graph
+from refimpl.onnx.recording.weight_entries import Enter, copied, embedded
 from refimpl.onnx.session import Device, Session, open_session, reference_session
-from refimpl.onnx.weights import Enter, copied, embedded
 
 Against = Literal["onnxruntime", "onnx-reference", "torch"]
 Run = Callable[[Array], Mapping[str, Array]]

@@ -12,13 +12,14 @@ import onnx
 
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.checkpoint import Model
 from refimpl.model.kernels import PLAIN
-from refimpl.onnx import fused as fused_operators
-from refimpl.onnx.data import check_finite, distinct, pieces, write_data
-from refimpl.onnx.experiment import experiment_described, experiment_graph
-from refimpl.onnx.graph import Outputs, described, recorded
-from refimpl.onnx.record import OPSET, Graph
+from refimpl.model.model import Model
+from refimpl.onnx.recording import fused as fused_operators
+from refimpl.onnx.recording.experiment_graph import experiment_described, experiment_graph
+from refimpl.onnx.recording.external_data import check_finite, distinct, pieces, write_data
+from refimpl.onnx.recording.graph import OPSET, Graph
+from refimpl.onnx.recording.model_graph import Outputs, described, recorded
+from refimpl.onnx.recording.weight_entries import Enter, copied, declared, referenced
 from refimpl.onnx.target import (
     check_output,
     check_reference,
@@ -27,7 +28,6 @@ from refimpl.onnx.target import (
     work_place,
     written,
 )
-from refimpl.onnx.weights import Enter, copied, declared, referenced
 
 FORMAT = 1  # of `export --json`
 Weights = Literal["external", "reference", "embedded"]

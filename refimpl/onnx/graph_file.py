@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
-from refimpl.onnx.experiment import AT, ETA, NOISE
-from refimpl.onnx.graph import TOKENS
-from refimpl.onnx.zeros import Constants
+from refimpl.onnx.recording.experiment_graph import AT, ETA, NOISE
+from refimpl.onnx.recording.model_graph import TOKENS
+from refimpl.onnx.zero_weights import Constants
 
 DTYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
 MEASURED = ("drift", "alignment", "coefficient")  # what an experiment hands out, among others

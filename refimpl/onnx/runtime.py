@@ -7,8 +7,26 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.jobs.execution import Progress, Workers
-from refimpl.jobs.measurements import (
+from refimpl.method.perturbation import Perturbation, noise
+from refimpl.model.config import Config
+from refimpl.model.model import Model
+from refimpl.model.ops import Array
+from refimpl.model.statistics import add_sums
+from refimpl.onnx.recording.experiment_graph import (
+    AT,
+    ETA,
+    NOISE,
+    READ,
+    experiment_graph,
+    refuse_pruning,
+)
+from refimpl.onnx.recording.external_data import distinct, pieces
+from refimpl.onnx.recording.model_graph import TOKENS
+from refimpl.onnx.recording.weight_entries import copied
+from refimpl.onnx.session import Device, Session, check_device, open_session
+from refimpl.running.provenance import Engine
+from refimpl.running.threads import Progress, Workers
+from refimpl.scoring.measurements import (
     Address,
     Experiment,
     Measurements,
@@ -16,17 +34,6 @@ from refimpl.jobs.measurements import (
     addresses,
     groups,
 )
-from refimpl.jobs.run import Engine
-from refimpl.method.perturbation import Perturbation, noise
-from refimpl.model.checkpoint import Model
-from refimpl.model.config import Config
-from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums
-from refimpl.onnx.data import distinct, pieces
-from refimpl.onnx.experiment import AT, ETA, NOISE, READ, experiment_graph, refuse_pruning
-from refimpl.onnx.graph import TOKENS
-from refimpl.onnx.session import Device, Session, check_device, open_session
-from refimpl.onnx.weights import copied
 
 OUTPUTS = ("drift", "alignment", "ratio", "left_out", "sinks", "mean_square")
 
@@ -39,7 +46,7 @@ def on_onnxruntime(plan: Perturbation, device: Device = "auto") -> Experiment:
         device: "cpu"; "cuda"; or "auto": a GPU where one works, else the CPU.
 
     Returns:
-        A function to be called as `jobs.experiment.experiment` is.
+        A function to be called as `scoring.experiment.experiment` is.
 
     Raises:
         RefimplError: onnxruntime is missing; the pruning perturbation; "cuda" where it does not
@@ -94,7 +101,7 @@ def _experiment(
     divergence: bool,
     progress: Progress,
 ) -> Measurements:
-    """`jobs.experiment.experiment`, without what only the pruning perturbation needs."""
+    """`scoring.experiment.experiment`, without what only the pruning perturbation needs."""
     config, (count, length) = model.config, ids.shape
     each = state_bytes(config, length, dtype)
     if memory < 2 * each:

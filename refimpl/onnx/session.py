@@ -73,7 +73,7 @@ def open_session(
         ours; onnxruntime (a peer) by itself goes on without a GPU that it cannot use.
 
     Example:
-        >>> from refimpl.onnx.record import Graph
+        >>> from refimpl.onnx.recording.graph import Graph
         >>> graph = Graph()
         >>> _ = graph.output("y", -graph.input("x", np.float32, ("n",)))
         >>> session = open_session(graph.model().SerializeToString(), "cpu")
@@ -135,7 +135,7 @@ def reference_session(graph: onnx.ModelProto | bytes | str | Path) -> Session:
         RefimplError: The evaluator cannot load the graph, or (later) run it.
 
     Example:
-        >>> from refimpl.onnx.record import Graph
+        >>> from refimpl.onnx.recording.graph import Graph
         >>> graph = Graph()
         >>> _ = graph.output("y", -graph.input("x", np.float32, ("n",)))
         >>> reference_session(graph.model()).run({"x": np.ones(2, np.float32)})["y"].tolist()

@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 
 from refimpl.errors import RefimplError
-from refimpl.jobs.output import checked_output
-from refimpl.model.checkpoint import Model
-from refimpl.onnx.data import Piece, distinct
+from refimpl.model.model import Model
+from refimpl.onnx.recording.external_data import Piece, distinct
+from refimpl.storage.files import checked_output
 
 LIMIT = (1 << 31) - 1  # bytes of a graph's own file, which is one protobuf message
 SPARE = 1 << 20  # room for the graph itself, besides its weights

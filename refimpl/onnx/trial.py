@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from refimpl.jobs.execution import DEFAULT_MEMORY, Workers
-from refimpl.jobs.experiment import experiment
 from refimpl.method.perturbation import Perturbation, noise
-from refimpl.model.checkpoint import Model
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import Against, recorded_session
-from refimpl.onnx.experiment import AT, ETA, NOISE, experiment_graph
-from refimpl.onnx.graph import TOKENS
 from refimpl.onnx.graph_file import MEASURED
+from refimpl.onnx.recording.experiment_graph import AT, ETA, NOISE, experiment_graph
+from refimpl.onnx.recording.model_graph import TOKENS
+from refimpl.onnx.recording.weight_entries import Enter
 from refimpl.onnx.session import Device, Session
-from refimpl.onnx.weights import Enter
+from refimpl.running.threads import DEFAULT_MEMORY, Workers
+from refimpl.scoring.experiment import experiment
 
 PUSH = 1.0  # relative magnitude
 LONGEST = 64  # tokens: all states are in memory at once

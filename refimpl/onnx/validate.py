@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from refimpl.jobs.agreement import Agreement, agreements, first_over, tolerance_of
-from refimpl.jobs.run import TokenFacts, token_facts
-from refimpl.jobs.tokens import model_tokens
-from refimpl.model.checkpoint import Model
+from refimpl.comparison.agreement import Agreement, agreements, first_over, tolerance_of
 from refimpl.model.forward import forward
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import (
     Against,
@@ -27,8 +25,10 @@ from refimpl.onnx.graph_file import GraphFile, read_graph
 from refimpl.onnx.scope import batches, check_request, notes_on, trace_points
 from refimpl.onnx.session import Device
 from refimpl.onnx.trial import Trial, recorded_trial, trial_points, trial_tokens
-from refimpl.onnx.zeros import Zeros, count_zeros
+from refimpl.onnx.zero_weights import Zeros, count_zeros
+from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.tokens import Tokens
+from refimpl.tokens.model_tokens import model_tokens
 
 SAMPLES, SEQ_LEN = 3, 13  # of tokens that nobody asks for otherwise
 DTYPES = ("float32", "float64")
@@ -119,7 +119,7 @@ def validation_tokens(
         The tokens; drawn at random where neither text nor ids are given.
 
     Raises:
-        RefimplError: As `jobs.tokens.model_tokens`.
+        RefimplError: As `tokens.model_tokens.model_tokens`.
     """
     if ids is None:
         samples = SAMPLES if samples is None else samples

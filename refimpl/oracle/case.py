@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from refimpl.errors import RefimplError
-from refimpl.jobs.output import open_to_others
+from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import noise
-from refimpl.model.checkpoint import Model, read_model
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.oracle.compare import measure_of
+from refimpl.oracle.judging.measures import measure_of
 from refimpl.oracle.margins import Decided, margins
 from refimpl.oracle.peer import peer_steps
 from refimpl.oracle.steps import Recipe, steps
+from refimpl.storage.files import open_to_others
 from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
 

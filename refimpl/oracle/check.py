@@ -11,15 +11,15 @@ from typing import Literal
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.loading.safetensors_file import DTYPES, SafetensorsFile
 from refimpl.model.ops import Array
-from refimpl.model.tensors import DTYPES, SafetensorsFile
 from refimpl.oracle.case import Case
-from refimpl.oracle.compare import Judged, judged
-from refimpl.oracle.limits import limits_of
-from refimpl.oracle.own import own_of
+from refimpl.oracle.judging.limits import limits_of
+from refimpl.oracle.judging.measures import Judged, judged
+from refimpl.oracle.judging.near_ties import near_zero, steps_after, ties_of
+from refimpl.oracle.judging.own_errors import own_of
+from refimpl.oracle.judging.tolerance import dtype_of
 from refimpl.oracle.peer import as_peers
-from refimpl.oracle.ties import near_zero, steps_after, ties_of
-from refimpl.oracle.tolerance import dtype_of
 
 Verdict = Literal["pass", "divergent", "inconclusive"]
 EXIT: Mapping[Verdict, int] = {"pass": 0, "divergent": 1, "inconclusive": 3}

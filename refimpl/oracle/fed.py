@@ -7,9 +7,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.jobs.scores import Signals
-from refimpl.model.checkpoint import Model
+from refimpl.allocation.scores import Signals
 from refimpl.model.forward import Place, embed, places
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
 from refimpl.oracle.rounding import Rounded

@@ -6,18 +6,18 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.jobs.execution import Workers
-from refimpl.jobs.profile import spectra
-from refimpl.jobs.pruned_blocks import PrunedBlock
 from refimpl.method.perturbation import SINK_FACTOR
-from refimpl.model.checkpoint import Model
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF
-from refimpl.oracle.choices import Bools, dense_scores, sparsegpt_scores
+from refimpl.oracle.judging.choices import Bools, dense_scores, sparsegpt_scores
 from refimpl.oracle.steps import Recipe
-from refimpl.pruning.pattern import parse_pattern
-from refimpl.pruning.scores import wanda_score
-from refimpl.pruning.sparsegpt import WIDTH
+from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.scores import wanda_score
+from refimpl.pruners.sparsegpt import WIDTH
+from refimpl.pruning.pruned_blocks import PrunedBlock
+from refimpl.running.threads import Workers
+from refimpl.scoring.dense_statistics import spectra
 
 
 def margins(

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from refimpl.allocation.allocate import Allocation, base_only
+from refimpl.allocation.request import Request
+from refimpl.allocation.scores import Signals
 from refimpl.errors import RefimplError
-from refimpl.jobs.allocate import Allocation, base_only
-from refimpl.jobs.request import Request
-from refimpl.jobs.scores import Signals
-from refimpl.model.checkpoint import Model
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF
-from refimpl.oracle.compare import error_of, measure_of
+from refimpl.oracle.judging.measures import error_of, measure_of
 from refimpl.oracle.steps import Recipe
-from refimpl.pruning.decision import Method, Pruner, decision
+from refimpl.pruners.decision import Method, Pruner, decision
 
 
 def peer_steps(

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.model.checkpoint import Model
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.steps import Recipe, steps
 

@@ -10,23 +10,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.allocation.allocate import allocate
+from refimpl.allocation.request import Request
+from refimpl.allocation.scores import Scores
+from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets
 from refimpl.evaluation.batch import batches
 from refimpl.evaluation.likelihood import Stream
-from refimpl.jobs.allocate import allocate
-from refimpl.jobs.execution import Workers
-from refimpl.jobs.pruned_blocks import PrunedBlock, pruned_blocks
-from refimpl.jobs.request import Request
-from refimpl.jobs.score import score
-from refimpl.jobs.scores import Scores
-from refimpl.jobs.targets import Targets, allocation_targets, pattern_targets
 from refimpl.method.perturbation import NoiseScale, NoiseShape, Norm, Perturbation, Sink
-from refimpl.model.checkpoint import Model
 from refimpl.model.forward import forward
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF
-from refimpl.pruning.decision import Method, Pruner
-from refimpl.pruning.pattern import parse_pattern
-from refimpl.pruning.scores import wanda_score
+from refimpl.pruners.decision import Method, Pruner
+from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.scores import wanda_score
+from refimpl.pruning.pruned_blocks import PrunedBlock, pruned_blocks
+from refimpl.running.threads import Workers
+from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
 
 

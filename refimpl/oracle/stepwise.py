@@ -11,29 +11,29 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.allocation.allocate import base_allocation, linear_counts
 from refimpl.evaluation.softmax import RunningSoftmax
-from refimpl.jobs.allocate import base_allocation, linear_counts
-from refimpl.jobs.execution import Workers
-from refimpl.jobs.profile import profile, spectra
-from refimpl.jobs.pruned_blocks import CALIBRATED
-from refimpl.jobs.rewrite import PrunedLinear, stored_weight
 from refimpl.method import perturbation as push
 from refimpl.method.absorption import absorption_coefficient, known_mean, surviving_drift
 from refimpl.method.correction import clipped_log, corrected
 from refimpl.method.projection import project
 from refimpl.model.arithmetic import loud
-from refimpl.model.checkpoint import Model
 from refimpl.model.forward import Weights, block, head
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF, block_with_sums, sum_of_squares
 from refimpl.oracle.case import Case
 from refimpl.oracle.fed import Fed
 from refimpl.oracle.rounding import Rounded, RoundedModel
-from refimpl.pruning.compensation import compensated
-from refimpl.pruning.decision import Bools, Goal, Method, Pruner, decision
-from refimpl.pruning.pattern import parse_pattern
-from refimpl.pruning.scores import wanda_score
-from refimpl.pruning.sparsegpt import WIDTH, hessian
+from refimpl.pruners.compensation import compensated
+from refimpl.pruners.decision import Bools, Goal, Method, Pruner, decision
+from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.scores import wanda_score
+from refimpl.pruners.sparsegpt import WIDTH, hessian
+from refimpl.pruning.pruned_blocks import CALIBRATED
+from refimpl.pruning.pruned_files import PrunedLinear, stored_weight
+from refimpl.running.threads import Workers
+from refimpl.scoring.dense_statistics import profile, spectra
 
 INSIDE = ("attn_heads", "mlp_hidden")  # what linears read and no trace point is
 

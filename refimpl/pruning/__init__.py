@@ -1,1 +1,1 @@
-"""Where the zeros go: counts, scores and keep decisions; arrays in, arrays out."""
+"""The pruning job: calibrate, decide, write, advance; and the inspection of a model."""

@@ -4,7 +4,7 @@ from math import inf, isfinite, isnan, nan
 
 import numpy as np
 
-from refimpl.jobs.scores import Absorption, Scores
+from refimpl.allocation.scores import Absorption, Scores
 from refimpl.report import scales, svg
 from refimpl.report.drift import push_words
 from refimpl.report.html import Figure, Table, number

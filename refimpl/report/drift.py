@@ -4,7 +4,7 @@ from math import degrees, isnan, log10
 
 import numpy as np
 
-from refimpl.jobs.scores import Absorption
+from refimpl.allocation.scores import Absorption
 from refimpl.model.ops import Array
 from refimpl.report import scales, svg
 from refimpl.report.html import Figure, Table, number

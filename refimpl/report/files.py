@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.allocation.request import TOO_MUCH
+from refimpl.allocation.scores import Scores
+from refimpl.allocation.scores_file import read_scores
 from refimpl.errors import RefimplError
-from refimpl.jobs.copies import RECORD
-from refimpl.jobs.request import TOO_MUCH
-from refimpl.jobs.scores import Scores
-from refimpl.jobs.scores_file import read_scores
 from refimpl.model.ops import Array
+from refimpl.pruning.copied_files import RECORD
 from refimpl.report.checks import must_belong, named
 from refimpl.report.inputs import (
     Allocated,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refimpl.jobs.scores import Scores
+from refimpl.allocation.scores import Scores
 from refimpl.model.ops import Array
 
 

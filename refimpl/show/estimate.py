@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from refimpl.jobs.estimate import Estimate
+from refimpl.estimation.estimate import Estimate
 from refimpl.show.header import MIB, counted, wrapped
 
 GIGA = 10**9
@@ -13,7 +13,7 @@ def estimate_text(found: Estimate, minutes: float | None = None) -> str:
     """An estimate in words.
 
     Args:
-        found: From `refimpl.jobs.estimate`.
+        found: From `refimpl.estimation.estimate`.
         minutes: The time that samples, draws and blocks were chosen for, or None.
 
     Returns:
@@ -60,7 +60,7 @@ def estimate_document(found: Estimate, minutes: float | None = None) -> dict[str
     """An estimate as one JSON document.
 
     Args:
-        found: From `refimpl.jobs.estimate`.
+        found: From `refimpl.estimation.estimate`.
         minutes: The time that samples, draws and blocks were chosen for, or None.
 
     Returns:

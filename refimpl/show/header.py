@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from textwrap import wrap
 
-from refimpl.jobs.allocate import Allocation
-from refimpl.jobs.run import Run
-from refimpl.jobs.scores import Scores
+from refimpl.allocation.allocate import Allocation
+from refimpl.allocation.scores import Scores
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
+from refimpl.running.provenance import Run
 
 WIDTH, LABEL = 100, 12  # columns of a line, and of the label before its facts
 MIB = 1 << 20

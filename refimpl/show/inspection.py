@@ -1,6 +1,6 @@
 """The table of zeros: what is pruned in a model's file."""
 
-from refimpl.jobs.inspection import Inspection, LinearZeros, common_pattern
+from refimpl.pruning.inspection import Inspection, LinearZeros, common_pattern
 from refimpl.show.header import LABEL, MIB, counted
 from refimpl.show.table import aligned
 
@@ -9,7 +9,7 @@ def inspection_table(found: Inspection) -> str:
     """What a model's file holds: sizes, and a row per block with the sparsity of every linear.
 
     Args:
-        found: From `refimpl.jobs.inspection.inspect`.
+        found: From `refimpl.pruning.inspection.inspect`.
 
     Returns:
         Text, lines ended by newlines.

@@ -6,7 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from refimpl.oracle.check import Report
-from refimpl.oracle.compare import Judged
+from refimpl.oracle.judging.measures import Judged
 from refimpl.show.header import counted, wrapped
 from refimpl.show.table import aligned
 from refimpl.version import SPEC, __version__

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from refimpl.jobs.prune import Pruning
+from refimpl.pruning.prune import Pruning
 from refimpl.show.header import counted, run_facts, wrapped
 from refimpl.show.table import aligned
 
@@ -11,7 +11,7 @@ def pruning_table(pruned: Pruning, out: Path) -> str:
     """How a model was pruned, and a row per block: asked, pruned, and the zeros in the file.
 
     Args:
-        pruned: From `refimpl.jobs.prune.prune`.
+        pruned: From `refimpl.pruning.prune.prune`.
         out: The new folder.
 
     Returns:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refimpl.jobs.allocate import Allocation
-from refimpl.jobs.scores import Absorption, Scores
+from refimpl.allocation.allocate import Allocation
+from refimpl.allocation.scores import Absorption, Scores
 from refimpl.method.correction import LOG_LIMIT
 from refimpl.model.ops import Array
 from refimpl.show.header import counted, header

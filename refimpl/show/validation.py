@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import Any
 
-from refimpl.jobs.agreement import Agreement
+from refimpl.comparison.agreement import Agreement
 from refimpl.onnx.validate import Comparison, Validation
-from refimpl.onnx.zeros import Zeros
+from refimpl.onnx.zero_weights import Zeros
 from refimpl.show.header import counted, wrapped
 from refimpl.show.table import aligned
 

@@ -28,12 +28,12 @@ import onnx
 import onnxruntime
 
 from refimpl import Pattern, Pruner, forward, prune, read_model
+from refimpl.comparison.agreement import worst_token
 from refimpl.evaluation.evaluate import evaluate
-from refimpl.jobs.agreement import worst_token
 from refimpl.onnx.export import export
 from refimpl.onnx.session import open_session
 from refimpl.onnx.validate import validate
-from refimpl.onnx.zeros import count_zeros
+from refimpl.onnx.zero_weights import count_zeros
 from refimpl.tokens import text_windows
 
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from refimpl.oracle.case import read_case
 from refimpl.oracle.check import check, read_candidate
-from refimpl.oracle.compare import Judged
-from refimpl.oracle.tolerance import FACTOR, FLOOR, FLOOR_16, UNITS
+from refimpl.oracle.judging.measures import Judged
+from refimpl.oracle.judging.tolerance import FACTOR, FLOOR, FLOOR_16, UNITS
 from refimpl.show.oracle import stage_of
 from refimpl.show.table import aligned
 

@@ -40,13 +40,13 @@ sys.path.insert(0, str(TESTS))
 
 from mistakes import ALL, AREAS, MISTAKES, Arrays, Mistake, case_of, computed, project  # noqa: E402
 
-import refimpl.oracle.limits as limiting  # noqa: E402
-import refimpl.oracle.ties as tying  # noqa: E402
+import refimpl.oracle.judging.limits as limiting  # noqa: E402
+import refimpl.oracle.judging.near_ties as tying  # noqa: E402
 from refimpl import RefimplError, read_model  # noqa: E402
 from refimpl.oracle.case import Case, make_case  # noqa: E402
 from refimpl.oracle.check import check  # noqa: E402
-from refimpl.oracle.compare import error_of, measure_of  # noqa: E402
-from refimpl.oracle.own import own_of  # noqa: E402
+from refimpl.oracle.judging.measures import error_of, measure_of  # noqa: E402
+from refimpl.oracle.judging.own_errors import own_of  # noqa: E402
 from refimpl.oracle.steps import Recipe  # noqa: E402
 from refimpl.show.table import aligned  # noqa: E402
 from refimpl.tokens import Tokens  # noqa: E402

@@ -105,8 +105,8 @@ def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
     from dataclasses import replace
 
     from refimpl import read_model
-    from refimpl.jobs.execution import Workers
-    from refimpl.jobs.profile import spectra as alphas
+    from refimpl.running.threads import Workers
+    from refimpl.scoring.dense_statistics import spectra as alphas
 
     ready = read_model(model)
     first = replace(ready, config=replace(ready.config, blocks=ready.config.blocks[:blocks]))
@@ -120,7 +120,7 @@ def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
 def owl(model: str, ids: str) -> dict[str, Any]:
     """OWL's statistic of every block."""
     from refimpl import Request, read_model
-    from refimpl.jobs.score import signals
+    from refimpl.scoring.score import signals
     from refimpl.tokens import id_tokens
 
     ready, tokens = read_model(model), id_tokens(ids)
@@ -149,7 +149,7 @@ def linear(rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 def sparsegpt(rows: int, columns: int, sparsity: float, out: str) -> dict[str, Any]:
     """SparseGPT of one linear in float64; what it left is written to a file."""
-    from refimpl.pruning.sparsegpt import sparsegpt as prune
+    from refimpl.pruners.sparsegpt import sparsegpt as prune
 
     weight, hessian = linear(rows, columns)
     count = round(sparsity * weight.size)

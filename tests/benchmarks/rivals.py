@@ -313,7 +313,7 @@ def graph(model: str, out: str, samples: int, tokens: int, repetitions: int) -> 
 
 def extended_sparsegpt(rows: int, columns: int, sparsity: float) -> dict[str, Any]:
     """Errors of ours and of the original's steps in float64 against extended precision."""
-    from refimpl.pruning.sparsegpt import sparsegpt as ours
+    from refimpl.pruners.sparsegpt import sparsegpt as ours
 
     weight, hessian = random_linear(rows, columns)
     done = ours(weight, hessian, round(sparsity * weight.size))

@@ -28,9 +28,9 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "sums of squares of the linears' inputs": ("model.statistics.sum_of_squares",),
     "noise": ("method.perturbation.noise", "method.perturbation.perturbed"),
     "drift and alignment": ("method.perturbation.deviation",),
-    "reading weights: cast and check": ("model.weights.Weight.read", "model.weights.Weight.check"),
+    "reading weights: cast and check": ("model.weight.Weight.read", "model.weight.Weight.check"),
     "signals of OWL and DLP": (
-        "pruning.scores.wanda_score",
+        "pruners.scores.wanda_score",
         "method.signals.owl_outlier_percent",
         "method.signals.dlp_score",
     ),
@@ -75,7 +75,7 @@ _MAIN = threading.main_thread()
 def install(timers: Timers) -> None:
     """Put timers around all steps, wherever they are held."""
     import refimpl
-    import refimpl.jobs.score
+    import refimpl.scoring.score
     from refimpl.model import kernels
 
     modules = [m for name, m in sys.modules.items() if name.startswith("refimpl")]
@@ -105,7 +105,7 @@ def install(timers: Timers) -> None:
 def measure(model: str, samples: int, tokens: int, threads: int | None) -> dict[str, Any]:
     """Score with timers in this process: processor time on one thread, the clock on several."""
     import refimpl
-    from refimpl.jobs.execution import Workers
+    from refimpl.running.threads import Workers
     from refimpl.tokens import random_tokens
 
     ready = refimpl.read_model(model)

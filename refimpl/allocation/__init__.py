@@ -1,0 +1,1 @@
+"""Requests, scores, allocations and targets; the one reader and writer of `scores.json`."""

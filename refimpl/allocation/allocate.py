@@ -1,0 +1,294 @@
+"""From scores to an allocation: base, correction, projection, counts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl.allocation.request import Request, read_custom
+from refimpl.allocation.scores import Absorption, Scores, Signals
+from refimpl.errors import RefimplError
+from refimpl.method import allocation as bases
+from refimpl.method.correction import at_clip, centred_log, clipped_log, corrected
+from refimpl.method.projection import project
+from refimpl.model.ops import Array
+from refimpl.pruners.counts import counts, split_count
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How much each block and linear loses.
+
+    Args:
+        request: What was asked for, in full.
+        base_sparsity: Base allocation per block, on the budget (except with compat peer), [L].
+        corrected_sparsity: The allocation per block, [L].
+        linear_sparsity: The allocation per linear, [L, linears].
+        linear_pruned: Weights to prune per linear, [L, linears].
+        clipped: Whether each block's logarithm is at the clip, [L].
+        total_weights: Prunable weights, N.
+    """
+
+    request: Request
+    base_sparsity: Array
+    corrected_sparsity: Array
+    linear_sparsity: Array
+    linear_pruned: Array
+    clipped: Array
+    total_weights: int
+
+    @property
+    def num_pruned(self) -> Array:
+        """Weights to prune per block, [L]."""
+        return self.linear_pruned.sum(axis=1)
+
+    @property
+    def total_pruned(self) -> int:
+        """Weights to prune in all."""
+        return int(self.linear_pruned.sum())
+
+
+def allocate(
+    scores: Scores, request: Request | None = None, which: int = 0, **changes: Any
+) -> Allocation:
+    """Make an allocation from scores: ``s = Project(base + c)``, and exact counts.
+
+    Args:
+        scores: From `score`, or read from its file.
+        request: What is asked for; the defaults if None.
+        which: Index of the eta whose coefficients are used.
+        **changes: Fields of `Request` to change.
+
+    Returns:
+        Sparsity and counts per block and linear.
+
+    Raises:
+        RefimplError: Signals or drifts the request needs were not computed; another base or
+            sparsity than the pruning perturbation was made at; an infeasible budget.
+
+    Source:
+        arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
+    """
+    request = Request(**changes) if request is None else replace(request, **changes)
+    base = base_allocation(
+        scores.signals, request, scores.num_blocks, tuple(scores.linears), scores.linear_sizes
+    )
+    _same_pruning(scores, request)
+    u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
+    return _allocated(base, u, scores.linears, request)
+
+
+def base_only(
+    signals: Signals, request: Request, linears: Mapping[str, tuple[int, int]], num_blocks: int
+) -> Allocation:
+    """Make an allocation without a correction, which needs no experiment.
+
+    Args:
+        signals: Importance of blocks.
+        request: What is asked for, with `correct` None.
+        linears: Shape of every linear of a block.
+        num_blocks: L.
+
+    Returns:
+        Sparsity and counts per block and linear.
+
+    Raises:
+        RefimplError: A signal that was not computed; an infeasible budget.
+    """
+    sizes = np.array([out * width for out, width in linears.values()], np.int64)
+    base = base_allocation(signals, request, num_blocks, tuple(linears), sizes)
+    return _allocated(base, None, linears, request)
+
+
+def _allocated(
+    base: Array, u: Array | None, linears: Mapping[str, tuple[int, int]], request: Request
+) -> Allocation:
+    """Correct a base by u, project and count; the peers' code does none of that."""
+    num_blocks, sizes = len(base), np.array([out * width for out, width in linears.values()])
+    if request.compat == "peer":
+        linear_sparsity = _per_linear(base, num_blocks, len(sizes))
+        rows, columns = (np.array(axis) for axis in zip(*linears.values(), strict=True))
+        kept = np.minimum((columns * linear_sparsity).astype(np.int64), columns)
+        return _allocation(request, base, base, linear_sparsity, rows * kept, sizes, None)
+
+    unit_sizes = _unit_sizes(base, sizes)
+    block_of_unit = np.repeat(np.arange(num_blocks), base[0].size)
+    limits = {"lo": request.lo, "hi": request.hi}
+    projected = project(base.ravel(), unit_sizes, request.sparsity, **limits).reshape(base.shape)
+    final = corrected(
+        base.ravel(),
+        np.zeros(num_blocks) if u is None else u,
+        block_of_unit,
+        unit_sizes,
+        request.sparsity,
+        0.0 if request.correct is None else request.strength,
+        request.max_correction,
+        request.correction_scale,
+        **limits,
+    ).reshape(base.shape)
+    pruned = linear_counts(final, sizes, request.sparsity)
+    linear_sparsity = _per_linear(final, num_blocks, len(sizes))
+    return _allocation(request, projected, final, linear_sparsity, pruned, sizes, u)
+
+
+def base_allocation(
+    signals: Signals, request: Request, num_blocks: int, linears: tuple[str, ...], sizes: Array
+) -> Array:
+    """The base allocation, not yet projected.
+
+    Args:
+        signals: Importance of blocks.
+        request: What is asked for.
+        num_blocks: L.
+        linears: Names of the linears of a block.
+        sizes: Their weights, [linears].
+
+    Returns:
+        Sparsity per block [L], or per linear [L, linears].
+
+    Raises:
+        RefimplError: A signal was not computed, or with other options.
+    """
+    s, options, compat = request.sparsity, dict(request.options), request.compat
+    if request.base == "uniform":
+        return bases.uniform(num_blocks, s)
+    if request.base == "atp":
+        return bases.atp(num_blocks, s, float(options["beta"]))
+    if request.base == "owl":
+        _computed("owl", m=(signals.owl_m, options["m"]))
+        return bases.owl(signals.owl_outlier_percent, s, float(options["lam"]), compat)
+    if request.base == "dlp":
+        _computed("dlp", statistic=(signals.dlp_statistic, options["statistic"]))
+        return bases.dlp(signals.dlp_score, s, float(options["a"]), compat)
+    if request.base == "alphapruning":
+        _computed(
+            "alphapruning",
+            fit=(signals.alpha_fit, options["fit"]),
+            xmin=(signals.alpha_xmin, options["xmin"]),
+        )
+        assert signals.alpha is not None  # fit and xmin are set with it
+        alpha = signals.alpha if options["unit"] == "linear" else signals.alpha.mean(axis=1)
+        units = _unit_sizes(alpha, sizes)
+        epsilon = float(options["epsilon"])
+        return bases.alphapruning(alpha.ravel(), units, s, epsilon, compat).reshape(alpha.shape)
+    return read_custom(Path(request.base), num_blocks, linears)
+
+
+def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
+    """Exact counts per linear.
+
+    Args:
+        sparsity: Per block [L], or per linear [L, linears].
+        sizes: Weights of each linear of a block, [linears].
+        target: Target over all weights.
+
+    Returns:
+        Weights to prune, [L, linears], summing to ``round_half_even(S N)``.
+    """
+    per_unit = counts(sparsity.ravel(), _unit_sizes(sparsity, sizes), target)
+    if sparsity.ndim == 2:
+        return per_unit.reshape(sparsity.shape)
+    return np.stack([split_count(int(count), sizes) for count in per_unit])
+
+
+def _unit_sizes(units: Array, sizes: Array) -> Array:
+    """Weights of each unit, flat: of blocks where `units` is [L], else of linears."""
+    return np.tile(sizes, len(units)) if units.ndim == 2 else np.full(len(units), sizes.sum())
+
+
+def _per_linear(units: Array, num_blocks: int, linears: int) -> Array:
+    """Sparsity per linear [L, linears] from units of either kind."""
+    return np.broadcast_to(units.reshape(num_blocks, -1), (num_blocks, linears)).copy()
+
+
+def _computed(base: str, **options: tuple[object, object]) -> None:
+    """Refuse a signal that was computed with other options, or not at all."""
+    for name, (have, want) in options.items():
+        if have != want:
+            raise RefimplError(
+                f"{base} with {name} {want}: not in these scores"
+                + (f" (they have {name} {have})" if have is not None else ""),
+                f"scores made with --base {base} and the same options",
+                f"run refimpl score again with --base {base} --base-option {name}={want}",
+            )
+
+
+def base_counts(
+    signals: Signals, request: Request, linears: Mapping[str, tuple[int, int]], num_blocks: int
+) -> Array:
+    """Exact counts of the projected base allocation: where the pruning perturbation prunes.
+
+    Args:
+        signals: Importance of blocks.
+        request: Base, options, sparsity and limits.
+        linears: Shape of every linear of a block.
+        num_blocks: L.
+
+    Returns:
+        Weights to prune, [L, linears].
+    """
+    sizes = np.array([out * width for out, width in linears.values()], np.int64)
+    base = base_allocation(signals, request, num_blocks, tuple(linears), sizes)
+    units = _unit_sizes(base, sizes)
+    flat = project(base.ravel(), units, request.sparsity, request.lo, request.hi)
+    return linear_counts(flat.reshape(base.shape), sizes, request.sparsity)
+
+
+def _same_pruning(scores: Scores, request: Request) -> None:
+    """Refuse another base or sparsity than the pruning perturbation was made at."""
+    at = scores.pruned_at
+    if at is None:
+        return
+    exact = replace(request, compat="exact", correct=None)
+    planned = base_counts(scores.signals, exact, scores.linears, scores.num_blocks)
+    if not np.array_equal(planned, at.linear_pruned):
+        raise RefimplError(
+            f"base {request.base} at {request.sparsity}: these scores were measured by pruning at "
+            f"base {at.base}, sparsity {at.sparsity}",
+            "the same base, options, limits and sparsity",
+            "run refimpl score again with --perturbation pruning and the new base or sparsity",
+        )
+
+
+def _logarithms(found: Absorption, correct: str | None) -> Array:
+    """What the correction is made of, u, [L]."""
+    if correct in (None, "absorption"):
+        return clipped_log(found.coefficient)
+    if found.eta is not None:
+        raise RefimplError(
+            f"the {correct} correction on scores made with Gaussian noise",
+            "scores made with the pruning perturbation",
+            "run refimpl score with --perturbation pruning, or use --correct absorption",
+        )
+    if correct == "arrival":
+        return centred_log(found.arrival)
+    if found.divergence is None:
+        raise RefimplError(
+            "the divergence correction: no divergence in these scores",
+            "scores that measured it",
+            "run refimpl score with --perturbation pruning --correct divergence",
+        )
+    return centred_log(found.divergence)
+
+
+def _allocation(
+    request: Request,
+    base: Array,
+    final: Array,
+    linear_sparsity: Array,
+    pruned: Array,
+    sizes: Array,
+    u: Array | None,
+) -> Allocation:
+    share = sizes / sizes.sum()
+
+    def per_block(units: Array) -> Array:
+        return units if units.ndim == 1 else units @ share
+
+    clipped = np.zeros(len(pruned), np.bool_) if u is None else at_clip(u)
+    total = int(sizes.sum()) * len(pruned)
+    return Allocation(
+        request, per_block(base), per_block(final), linear_sparsity, pruned, clipped, total
+    )

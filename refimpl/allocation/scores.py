@@ -1,0 +1,118 @@
+"""What scoring finds, as arrays: the facts that every allocation is made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from refimpl.method.perturbation import Perturbation
+from refimpl.model.ops import Array
+from refimpl.running.provenance import Run, TokenFacts
+
+
+@dataclass(frozen=True)
+class Absorption:
+    """The experiment's result at one eta.
+
+    Args:
+        eta: Relative magnitude of the noise; None for the pruning perturbation.
+        drift: Mean R_k of the state perturbed at block l, [L (l), L (k)]; NaN for k < l.
+        alignment: Mean A_k, same shape.
+        coefficient: Absorption coefficient r, [L]; NaN where no token had a drift.
+        stderr: Its standard error over sequences, [L]; NaN with fewer than two sequences.
+        left_out: Tokens without a ratio, over all sequences and draws, [L].
+        divergence: Mean KL of the next-token distributions, [L], nats, or None.
+    """
+
+    eta: float | None
+    drift: Array
+    alignment: Array
+    coefficient: Array
+    stderr: Array
+    left_out: Array
+    divergence: Array | None = None
+
+    @property
+    def arrival(self) -> Array:
+        """Drift after the last block, a = E[R_L], [L]."""
+        return self.drift[:, -1]
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Importance of blocks as other methods see it.
+
+    Args:
+        owl_m: OWL's m.
+        owl_outlier_percent: OWL's D, [L].
+        dlp_statistic: "mean" or "median".
+        dlp_score: DLP's u, [L].
+        alpha_fit: "peak" or "mid", None where alphas were not computed.
+        alpha_xmin: "shipped" or "intended", None where alphas were not computed.
+        alpha: AlphaPruning's alpha per block and linear, [L, linears], or None.
+        alpha_margin: How close the discrete choice behind each alpha was, [L, linears], or None.
+    """
+
+    owl_m: float
+    owl_outlier_percent: Array
+    dlp_statistic: str
+    dlp_score: Array
+    alpha_fit: str | None = None
+    alpha_xmin: str | None = None
+    alpha: Array | None = None
+    alpha_margin: Array | None = None
+
+
+@dataclass(frozen=True)
+class PrunedAt:
+    """The allocation at which the pruning perturbation pruned each block.
+
+    Args:
+        base: Base allocation.
+        options: Its options, in full.
+        sparsity: Target over all weights.
+        linear_pruned: Weights pruned per block and linear, [L, linears].
+    """
+
+    base: str
+    options: Mapping[str, float | str]
+    sparsity: float
+    linear_pruned: Array
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything scoring found about a model.
+
+    Args:
+        model: Its name.
+        family: Its family.
+        linears: Shape [out, in] of every linear of a block, in order.
+        num_blocks: L.
+        tokens: Where the tokens came from.
+        plan: The perturbation.
+        sweep: One result per eta; the first one drives corrections.
+        sinks: Tokens excluded as sinks per perturbed block, over all sequences, [L].
+        signals: Importance of blocks as other methods see it.
+        run: How the numbers were made.
+        pruned_at: For the pruning perturbation, at which allocation.
+        budget_minutes: Time that samples, draws and the subset of blocks were chosen for, or None.
+    """
+
+    model: str
+    family: str
+    linears: Mapping[str, tuple[int, int]]
+    num_blocks: int
+    tokens: TokenFacts
+    plan: Perturbation
+    sweep: tuple[Absorption, ...]
+    sinks: Array
+    signals: Signals
+    run: Run
+    pruned_at: PrunedAt | None = None
+    budget_minutes: float | None = None
+
+    @property
+    def linear_sizes(self) -> Array:
+        """Weights of each linear of a block, [linears]."""
+        return np.array([out * width for out, width in self.linears.values()], np.int64)

@@ -1,0 +1,1 @@
+"""Passes, arithmetic, memory and time of scoring, predicted without the scoring."""

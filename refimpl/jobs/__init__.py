@@ -1,1 +1,0 @@
-"""The long computations: pass over the blocks, one block in memory at a time."""

@@ -1,0 +1,1 @@
+"""From files to a `Model`: families, `config.json`, tensors; strict about every key and tensor."""

@@ -1,0 +1,206 @@
+"""The keys of one `config.json`: read by type and range, with everything wrong collected."""
+
+import json
+import reprlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from refimpl.errors import RefimplError
+from refimpl.loading.families import REQUIRED, Family
+
+LARGEST = 2**31 - 1  # no size is larger
+
+# Keys that no number of a forward pass depends on.
+_IRRELEVANT = """
+architectures model_type transformers_version _name_or_path _model_name_or_path _commit_hash
+torch_dtype dtype
+auto_map transformers.js_config tokenizer_class is_llama_config unsloth_fixed unsloth_version
+use_cache cache_implementation attn_implementation _attn_implementation
+_attn_implementation_autoset gradient_checkpointing chunk_size_feed_forward pretraining_tp
+reorder_and_upcast_attn torchscript use_bfloat16 tf_legacy_loss is_decoder n_ctx
+max_sequence_length original_max_position_embeddings
+
+bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id prefix
+forced_bos_token_id forced_eos_token_id bad_words_ids suppress_tokens begin_suppress_tokens
+
+initializer_range initializer_factor init_std layerdrop dropout attention_dropout
+hidden_dropout activation_dropout classifier_dropout attention_probs_dropout_prob
+hidden_dropout_prob resid_pdrop embd_pdrop attn_pdrop
+
+summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params
+output_attentions output_hidden_states output_scores return_dict return_dict_in_generate
+
+max_length min_length do_sample early_stopping num_beams num_beam_groups num_return_sequences
+temperature top_k top_p typical_p epsilon_cutoff eta_cutoff repetition_penalty
+encoder_repetition_penalty length_penalty diversity_penalty no_repeat_ngram_size
+encoder_no_repeat_ngram_size exponential_decay_length_penalty remove_invalid_values
+"""
+IRRELEVANT = frozenset(_IRRELEVANT.split())
+
+
+def shown(value: Any) -> str:
+    """A JSON value for a message, cut short.
+
+    Args:
+        value: The value.
+
+    Returns:
+        Its text.
+
+    Example:
+        >>> shown(None), shown("silu"), shown([1] * 100)
+        ('null', '"silu"', '[1, 1, 1, 1, 1, 1, ...]')
+    """
+    if isinstance(value, list | dict):
+        return reprlib.repr(value)
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class Keys:
+    """The keys of one `config.json`: remembers which were read, and collects what is wrong.
+
+    A value that is wrong is noted and read as something harmless, so that one reading finds
+    every problem; `refuse` raises them all.
+
+    Args:
+        given: The parsed file.
+        family: The family, which says how keys are spelled and what they default to.
+
+    Example:
+        >>> from refimpl.loading.families import FAMILIES
+        >>> keys = Keys({"n_embd": 768, "n_layer": -1}, FAMILIES["gpt2"])
+        >>> keys.size("hidden_size"), keys.size("num_hidden_layers"), keys.problems
+        (768, 1, ['n_layer: expected a positive integer, got -1'])
+    """
+
+    def __init__(self, given: Mapping[str, Any], family: Family) -> None:
+        self.given, self.family = given, family
+        self.problems: list[str] = []
+        self._read: set[str] = set()
+
+    def wrong(self, problem: str) -> None:
+        """Note a problem."""
+        self.problems.append(problem)
+
+    def has(self, key: str) -> bool:
+        """Whether the family has a key."""
+        return key in REQUIRED or key in self.family.defaults
+
+    def spelling(self, key: str) -> str:
+        """How the file spells one of our keys."""
+        return self.family.keys.get(key, key)
+
+    def ignore(self, *keys: str) -> None:
+        """Note that keys say nothing about this model, because another one decides."""
+        self._read.update(keys)
+
+    def get(self, key: str, inner: Any = None) -> Any:
+        """Value of a key: `inner` if given, else the file's, else the family's default.
+
+        A second spelling of the key that says something else is a problem, and so is a value that
+        the family does not support. A key that the family does not have is None, and stays unread.
+
+        Args:
+            key: Our name of the key.
+            inner: What a more specific place in the file says.
+
+        Returns:
+            The value, of any JSON type.
+        """
+        if not self.has(key):
+            return None
+        spelling, default = self.spelling(key), self.family.defaults.get(key)
+        value = self.given.get(spelling, default) if inner is None else inner
+        for other in (spelling, *(e for e, ours in self.family.echoes.items() if ours == key)):
+            self._read.add(other)
+            if self.given.get(other) not in (None, value):
+                self.wrong(f"{other}: {shown(self.given[other])} contradicts {shown(value)}")
+        if key in self.family.only and value != default:
+            self.wrong(f"{spelling}: only {shown(default)} is supported, got {shown(value)}")
+        return value
+
+    def size(
+        self, key: str, otherwise: int | None = None, least: int = 1, most: int = LARGEST
+    ) -> int:
+        """An integer from `least` to `most`; `otherwise` where the key is absent or null."""
+        value = self.get(key)
+        return otherwise if value is None and otherwise else self.whole(key, value, least, most)
+
+    def whole(self, key: str, value: Any, least: int = 1, most: int = LARGEST) -> int:
+        """A value as an integer from `least` to `most`; anything else is a problem, read as 1."""
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+            return value
+        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        limit = f" of at most {most}" if isinstance(value, int) and value > most else ""
+        self._expected(key, wanted + limit, value)
+        return 1
+
+    def number(self, key: str, otherwise: float | None = None) -> float:
+        """A positive number; `otherwise` where the key is absent or null."""
+        value = self.get(key)
+        return otherwise if value is None and otherwise else self.real(key, value)
+
+    def number_or_none(self, key: str) -> float | None:
+        """A positive number; None where the key is null, or the family does not have it."""
+        return None if self.get(key) is None else self.number(key)
+
+    def real(
+        self, key: str, value: Any, least: float = 0, most: float = sys.float_info.max
+    ) -> float:
+        """A value as a positive number from `least` to `most`; else a problem, read as 1."""
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and value > 0
+            and least <= value <= most
+        ):
+            return float(value)
+        wanted = f"a number of at least {least:g}" if least else "a positive number"
+        limit = f" of at most {most:g}" if most < sys.float_info.max else ""
+        self._expected(key, wanted + limit, value)
+        return 1.0
+
+    def flag(self, key: str) -> bool:
+        """True or false; anything else is a problem, read as false."""
+        value = self.get(key)
+        if isinstance(value, bool):
+            return value
+        self._expected(key, "true or false", value)
+        return False
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        """An object, empty where the key is absent or null; anything else is a problem."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, dict):
+            self._expected(key, "an object", value)
+        return dict(value) if isinstance(value, dict) else {}
+
+    def refuse(self, where: str) -> None:
+        """Raise everything that is wrong, and every key with a value that nothing read.
+
+        Args:
+            where: The file, for the message.
+
+        Raises:
+            RefimplError: Anything is wrong.
+        """
+        unread = [
+            f"{key}: not understood (value {shown(value)})"
+            for key, value in self.given.items()
+            if key not in self._read | IRRELEVANT and value not in (None, False, [], {})
+        ]
+        if problems := list(dict.fromkeys(self.problems + unread)):
+            raise RefimplError(
+                f"{where} does not describe a model that can be computed exactly:\n  "
+                + "\n  ".join(problems),
+                f"the keys and values of transformers' {self.family.model_type} configuration",
+                "correct them; remove a key only if no number of the model depends on it",
+            )
+
+    def _expected(self, key: str, wanted: str, value: Any) -> None:
+        """Note a value that is not what it should be."""
+        got = "it is missing" if value is None else f"got {shown(value)}"
+        self.wrong(f"{self.spelling(key)}: expected {wanted}, {got}")

@@ -1,0 +1,36 @@
+"""GPT-2: learned positions, weights stored [in, out]."""
+
+from refimpl.loading.families.family import ALL, Family, Part, biased, parts
+
+_GPT2_QKV = Part("h.{}.attn.c_attn", ("q_proj", "k_proj", "v_proj"), transposed=True)
+
+GPT2 = Family(
+    model_type="gpt2",
+    bases=("transformer.", ""),
+    names=parts(
+        embed="wte", pos_embed="wpe", attn_norm="h.{}.ln_1", mlp_norm="h.{}.ln_2",
+        final_norm="ln_f", lm_head="lm_head",
+    )
+    | dict.fromkeys(_GPT2_QKV.fused, _GPT2_QKV)
+    | {
+        "o_proj": Part("h.{}.attn.c_proj", transposed=True),
+        "up_proj": Part("h.{}.mlp.c_fc", transposed=True),
+        "down_proj": Part("h.{}.mlp.c_proj", transposed=True),
+    },
+    norm="layer",
+    biased=biased(True, "q", "k", "v", "o", "up", "down"),
+    keys={
+        "hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head", "max_position_embeddings": "n_positions",
+        "norm_eps": "layer_norm_epsilon", "activation": "activation_function",
+    },
+    defaults=ALL
+    | {"norm_eps": 1e-5, "activation": "gelu_new", "tie_word_embeddings": True}
+    | {"intermediate_size": None, "max_position_embeddings": 1024, "scale_attn_weights": True}
+    | {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    only=(
+        "is_causal", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "add_cross_attention",
+    ),
+    position_offset=0,
+    buffers=(r"h\.\d+\.attn\.(bias|masked_bias)",),
+)  # fmt: skip

@@ -1,0 +1,24 @@
+"""Phi-3: q, k and v in one tensor, gate and up in another."""
+
+from dataclasses import replace
+
+from refimpl.loading.families.family import Part
+from refimpl.loading.families.llama import LLAMA
+
+PHI3 = replace(
+    LLAMA,
+    model_type="phi3",
+    names=LLAMA.names
+    | dict.fromkeys(
+        ("q_proj", "k_proj", "v_proj"),
+        Part("layers.{}.self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    )
+    | dict.fromkeys(
+        ("gate_proj", "up_proj"), Part("layers.{}.mlp.gate_up_proj", ("gate_proj", "up_proj"))
+    ),
+    biased={},
+    defaults=LLAMA.defaults
+    | {"norm_eps": 1e-5, "sliding_window": None, "max_position_embeddings": 4096},
+    only=("is_causal", "attention_bias"),
+    windows="all",
+)

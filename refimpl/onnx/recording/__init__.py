@@ -1,0 +1,1 @@
+"""The forward pass and the experiment, recorded as ONNX graphs."""

@@ -1,0 +1,193 @@
+"""An array that writes down what is done to it, in place of computing it.
+
+NumPy code runs on it unchanged, because NumPy asks its operands first: `__array_ufunc__` for
+arithmetic, `__array_function__` for everything else. Dtypes follow NumPy's promotion; axes have a
+size or a name. The size behind a name is not known while recording, so code that would fix a batch
+size or a length fails instead.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from refimpl.onnx.recording.reductions import REDUCTIONS
+
+UFUNCS = {
+    np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.divide: "Div", np.matmul: "MatMul",
+    np.minimum: "Min", np.maximum: "Max", np.negative: "Neg", np.absolute: "Abs", np.sign: "Sign",
+    np.sqrt: "Sqrt", np.exp: "Exp", np.log: "Log", np.tanh: "Tanh", np.sin: "Sin",
+    np.less: "Less", np.greater: "Greater", np.greater_equal: "GreaterOrEqual",
+    np.less_equal: "LessOrEqual", np.equal: "Equal", np.isnan: "IsNaN",
+    np.bitwise_and: "And", np.bitwise_or: "Or", np.invert: "Not",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """The unknown size of a named axis: passed on, compared with its like, and nothing else.
+
+    Args:
+        name: Of the axis, such as "batch".
+    """
+
+    name: str
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Axis):
+            return self.name == other.name
+        raise TypeError(f"the size of axis {self.name!r} is not known while recording")
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array of a graph: a name, a dtype and a shape; its numbers only where it is constant.
+
+    Args:
+        graph: The `record.Graph` that it is part of.
+        name: Its name there.
+        kind: Its dtype and axes.
+        value: Its numbers, where it is constant.
+    """
+
+    graph: Any
+    name: str
+    kind: onnx.TypeProto
+    value: onnx.TensorProto | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's dtype."""
+        return helper.tensor_dtype_to_np_dtype(self.kind.tensor_type.elem_type)
+
+    @property
+    def shape(self) -> tuple[int | Axis, ...]:
+        """A size or a name per axis."""
+        axes = self.kind.tensor_type.shape.dim
+        return tuple(Axis(axis.dim_param) if axis.dim_param else axis.dim_value for axis in axes)
+
+    @property
+    def axes(self) -> tuple[int | str, ...]:
+        """A size or a name per axis, as ONNX writes them."""
+        return tuple(size.name if isinstance(size, Axis) else size for size in self.shape)
+
+    @property
+    def T(self) -> Any:
+        """The array with its axes in reverse."""
+        return self.graph.add("Transpose", self)
+
+    def astype(self, dtype: npt.DTypeLike) -> Any:
+        """The array in another dtype."""
+        return self if self.dtype == dtype else self.graph.add("Cast", self, to=element(dtype))
+
+    def reshape(self, *shape: int | Axis) -> Any:
+        """The array in another shape."""
+        return _reshape(self, shape)
+
+    def __getitem__(self, key: Any) -> Any:
+        match key:
+            case (EllipsisType(), slice(start=start, stop=stop, step=None)):
+                axis = -1
+            case slice(start=start, stop=stop, step=None):
+                axis = 0
+            case (slice(start=None, stop=None, step=None), int(index)):
+                return self.graph.add("Gather", self, index, axis=1)
+            case _:
+                raise TypeError(f"only [..., start:stop], [start:stop], [:, i], not [{key}]")
+        last = np.iinfo(np.int64).max if stop is None else stop
+        return self.graph.add("Slice", self, [start or 0], [last], [axis])
+
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] = (), **options: Any
+    ) -> Any:
+        if dtype := options.pop("dtype", None):
+            inputs = tuple(_cast(x, dtype) for x in inputs)
+        if method != "__call__" or options or (out and out[0] is not self):
+            return NotImplemented
+        if ufunc is np.cos:  # 1 - 2 sin(x/2)^2: few runtimes have a Cos for float64
+            half = np.sin(0.5 * self)
+            return 1 - half * half * 2
+        if ufunc is np.square:
+            return inputs[0] * inputs[0]
+        if ufunc is np.vecdot:
+            return np.sum(inputs[0] * inputs[1], axis=-1)
+        if ufunc not in UFUNCS:
+            return NotImplemented
+        dtypes = ufunc.resolve_dtypes((*(_kind(x) for x in inputs), None))
+        result = self.graph.add(UFUNCS[ufunc], *map(_cast, inputs, dtypes))
+        if out:  # x += y: the name x means the result from now on, and nobody else may hold it
+            self.graph.retire(self)
+            return result.astype(self.dtype)
+        return result
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        return FUNCTIONS[function](*args, **options) if function in FUNCTIONS else NotImplemented
+
+    def __array__(self, *arguments: Any, **options: Any) -> Any:
+        raise TypeError("a recorded array has no numbers")
+
+    def __bool__(self) -> bool:
+        raise TypeError("a recorded array is neither true nor false")
+
+
+def element(dtype: npt.DTypeLike) -> int:
+    """ONNX's number for a dtype.
+
+    Args:
+        dtype: NumPy's.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> element(np.float32) == onnx.TensorProto.FLOAT
+        True
+    """
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+def _kind(x: Any) -> Any:
+    """Dtype of an operand; Python's numbers only have a kind, as in NumPy."""
+    return type(x) if type(x) in (int, float) else x.dtype
+
+
+def _cast(x: Any, dtype: npt.DTypeLike) -> Any:
+    return x.astype(dtype) if isinstance(x, Recorded) else np.asarray(x, dtype)
+
+
+def _where(condition: Recorded, x: Any, y: Any) -> Any:
+    *_, dtype = np.add.resolve_dtypes((_kind(x), _kind(y), None))  # the rule of promotion
+    return condition.graph.add("Where", condition, _cast(x, dtype), _cast(y, dtype))
+
+
+def _swapaxes(x: Recorded, one: int, other: int) -> Any:
+    order = list(range(len(x.shape)))
+    order[one], order[other] = order[other], order[one]
+    return x.graph.add("Transpose", x, perm=order)
+
+
+def _reshape(x: Recorded, shape: Sequence[int | Axis]) -> Any:
+    """Reshape; named axes stay, all of them and where they are, which ONNX writes as 0."""
+    named, kept = (
+        [(i, a.name) for i, a in enumerate(s) if isinstance(a, Axis)] for s in (x.shape, shape)
+    )
+    if named != kept:
+        raise TypeError(f"reshape from {x.shape} to {shape}: an axis without a size would move")
+    return x.graph.add("Reshape", x, [0 if isinstance(size, Axis) else size for size in shape])
+
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    **REDUCTIONS,
+    np.concatenate: lambda parts, axis: parts[0].graph.add("Concat", *parts, axis=axis),
+    np.expand_dims: lambda x, axis: x.graph.add("Unsqueeze", x, [axis]),
+    np.transpose: lambda x, axes: x.graph.add("Transpose", x, perm=axes),
+    np.take: lambda x, indices, axis: x.graph.add("Gather", x, indices, axis=axis),
+    np.swapaxes: _swapaxes,
+    np.reshape: _reshape,
+    np.where: _where,
+}

@@ -1,0 +1,1 @@
+"""How a step is measured, what tolerance it has, and which near ties are allowed."""

@@ -1,0 +1,1 @@
+"""Where the zeros go: counts, scores and keep decisions; arrays in, arrays out."""

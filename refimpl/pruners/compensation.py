@@ -1,0 +1,172 @@
+"""The inner part of SparseGPT: decide on some columns, and let those after them make up for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.pruners.checks import number_in
+from refimpl.pruners.scores import Bools, Floats
+
+_TRIALS = (0.01, 0.1, 1.0, 10.0)  # dampings that an error may suggest
+_LEAF = 64  # up to this size LAPACK inverts a triangle
+
+Decide = Callable[[Floats, int], Bools]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A linear after pruning with compensation.
+
+    Args:
+        keep: The decision, [out, in], True = stays.
+        weight: The new weights, [out, in], float64; exactly +0.0 where not kept.
+    """
+
+    keep: Bools
+    weight: Floats
+
+
+def compensated(
+    weight: npt.ArrayLike,
+    hessian: npt.ArrayLike,
+    decide: Decide,
+    step: int,
+    damping: float,
+    width: int,
+) -> Pruned:
+    """Prune column by column; the columns after each one make up for what it lost.
+
+    H_dd = 1 where it was 0, then H += damping mean(diag H) I; H^-1 = U^T U. At every `step`-th
+    column, keep = decide(W^2 / diag(U)^2) for the next `step` columns of the same `width`, W as
+    compensated so far, dead inputs (H_dd = 0) scoring 0. At every column i,
+    q_i = w_i where kept, else 0; err_i = (w_i - q_i) / U_ii; W_j -= err_i U_ij for all j > i.
+
+    Args:
+        weight: W, [R, C], any float dtype.
+        hessian: H, [C, C], in squared units of the linear's input.
+        decide: From scores [R, up to step] and their first column to keep, of the same shape.
+        step: Columns per decision; divides `width`.
+        damping: Share of the mean of diag(H) added to it, at least 0.
+        width: Columns after which the rest of W is brought up to date.
+
+    Returns:
+        The decision and the new weights.
+
+    Raises:
+        RefimplError: Shapes that do not fit, NaN or Inf, a Hessian that is not positive definite.
+
+    Source: docs/explanation/method.md, "Pruners" (peer: SparseGPT).
+
+    Differs: SparseGPT's code works in float32, and inverts H before it factors the inverse.
+
+    Example:
+        >>> def decide(score, start):
+        ...     return score > 1
+        >>> done = compensated([[1.0, 2.0]], np.eye(2), decide, step=2, damping=0, width=2)
+        >>> done.keep, done.weight
+        (array([[False,  True]]), array([[0., 2.]]))
+    """
+    # [C, R], so that a column of the weight lies together in memory.
+    new = np.array(np.transpose(weight), dtype=np.float64, order="C")
+    h = np.asarray(hessian, dtype=np.float64)
+    if new.ndim != 2 or new.size == 0 or h.shape != (len(new), len(new)):
+        raise RefimplError(
+            f"a Hessian of shape {h.shape} for a weight of shape {np.shape(weight)}",
+            "[in, in] for [out, in]",
+            "collect the Hessian from the inputs of this linear",
+        )
+    if not (np.isfinite(new).all() and np.isfinite(h).all()):
+        raise RefimplError(
+            "NaN or Inf in the weight or its Hessian",
+            "finite numbers",
+            "check weights and activations for NaN",
+        )
+    factor = inverse_factor(h, damping)
+    scale = np.square(np.diag(factor))[:, None]
+    dead = np.diag(h) == 0
+    columns = len(new)
+    keep = np.ones(new.shape, bool)
+    for start in range(0, columns, width):
+        end = min(start + width, columns)
+        errors = np.zeros((end - start, new.shape[1]))
+        for i in range(start, end):
+            before, done = factor[start:i], errors[: i - start]
+            if (i - start) % step == 0:
+                some = slice(i, min(i + step, end))
+                score = np.square(new[some] - before[:, some].T @ done) / scale[some]
+                score[dead[some]] = 0
+                keep[some] = decide(score.T, i).T
+            now = new[i] - before[:, i] @ done
+            new[i] = np.where(keep[i], now, 0.0)
+            errors[i - start] = np.where(keep[i], 0.0, now) / factor[i, i]
+        new[end:] -= factor[start:end, end:].T @ errors
+    return Pruned(np.ascontiguousarray(keep.T), np.ascontiguousarray(new.T))
+
+
+def inverse_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
+    """Return the upper Cholesky factor of the inverse of the damped Hessian.
+
+    H_dd = 1 where it was 0, then H += damping mean(diag H) I; H^-1 = U^T U
+
+    H = V V^T with V upper triangular is the Cholesky factorisation from the last column backwards,
+    and U = V^-1: the inverse of H is never formed.
+
+    Args:
+        hessian: H, [C, C], symmetric and finite.
+        damping: Share of the mean of diag(H) added to it, at least 0.
+
+    Returns:
+        U, [C, C], upper triangular with a positive diagonal.
+
+    Raises:
+        RefimplError: The damped Hessian is not positive definite, or a negative damping.
+
+    Source: docs/explanation/method.md, "Pruners" (peer: SparseGPT; the way to U: ours).
+
+    Example:
+        >>> inverse_factor([[0.25, 0.0], [0.0, 0.0]], damping=0)
+        array([[2., 0.],
+               [0., 1.]])
+    """
+    h = np.array(hessian, dtype=np.float64)
+    diagonal = np.einsum("ii->i", h)  # a view
+    diagonal[diagonal == 0] = 1
+    undamped = diagonal.copy()
+
+    def factor_with(share: float) -> Floats | None:
+        diagonal[:] = undamped + share * undamped.mean()
+        try:
+            upper = np.asarray(np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1], np.float64)
+        except np.linalg.LinAlgError:
+            return None
+        found = _inverse_of_upper(upper)
+        return found if np.isfinite(found).all() else None
+
+    found = factor_with(number_in(damping, "damping", 0, np.finfo(np.float64).max))
+    if found is None:
+        larger = (share for share in _TRIALS if share > damping)
+        enough = next((share for share in larger if factor_with(share) is not None), None)
+        raise RefimplError(
+            f"the Hessian is not positive definite with damping {damping:g}",
+            "a positive definite H + damping mean(diag H) I",
+            "check the activations of the calibration tokens: more damping does not help"
+            if enough is None
+            else f"use damping {enough:g}, with which it is, or more calibration tokens",
+        )
+    return found
+
+
+def _inverse_of_upper(upper: Floats) -> Floats:
+    """Invert a triangle by halves: [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]]."""
+    size = len(upper)
+    if size <= _LEAF:
+        return np.asarray(np.linalg.inv(upper), np.float64)  # LU of a triangle is itself
+    half = size // 2
+    inverse: Floats = np.zeros_like(upper, order="C")
+    first, last = _inverse_of_upper(upper[:half, :half]), _inverse_of_upper(upper[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[:half, half:] = -first @ upper[:half, half:] @ last
+    return inverse

@@ -1,0 +1,175 @@
+"""How many weights to prune: from sparsities to whole numbers that add up exactly."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.pruners.checks import finite_vector, number_in, unit_sizes
+
+Ints = npt.NDArray[np.int64]
+
+
+def total_count(sparsity: float, total: int) -> int:
+    """Return how many of `total` weights a sparsity prunes.
+
+    Z = round_half_even(S N), of the product in float64.
+
+    Args:
+        sparsity: Fraction to prune, in [0, 1].
+        total: Number of weights N.
+
+    Returns:
+        The count Z, 0 <= Z <= N.
+
+    Raises:
+        RefimplError: The sparsity is not in [0, 1].
+
+    Source: docs/explanation/method.md, "The budget, exactly" (ours).
+
+    Differs: peers truncate, `int(0.29 * 100)` being 28.
+
+    Example:
+        >>> total_count(0.29, 100), total_count(0.5, 5), total_count(0.5, 7)
+        (29, 2, 4)
+    """
+    return round(number_in(sparsity, "sparsity", 0, 1) * total)
+
+
+def apportion(quotas: npt.ArrayLike, sizes: npt.ArrayLike, total: int) -> Ints:
+    """Round quotas to whole numbers that sum to `total`, by largest remainder.
+
+    n_u = floor(q_u), and one more for the units with the largest q_u - floor(q_u),
+    ties to the lower index, until sum n_u = total.
+
+    Args:
+        quotas: Weights to prune per unit before rounding, [U]; clipped to [0, size].
+        sizes: Weights per unit, [U].
+        total: What the counts must sum to; less than 1 away from the sum of the quotas.
+
+    Returns:
+        Counts, [U], int64, with 0 <= count <= size.
+
+    Raises:
+        RefimplError: The quotas are not finite, or sum to another number than `total`.
+
+    Source: docs/explanation/method.md, "The budget, exactly" (ours).
+
+    Example:
+        >>> apportion([1.5, 2.5, 3.0], [4, 4, 4], 7)
+        array([2, 2, 3])
+    """
+    room = unit_sizes(sizes)
+    asked = np.clip(finite_vector(quotas, "quotas", room.size), 0, room)
+    # A sum less than 1 off leaves 0 to (number of fractions) weights: one round is then enough.
+    spent = math.fsum(asked)
+    if not abs(spent - total) < 1:
+        raise RefimplError(
+            f"quotas sum to {spent:.3f}, the count is {total}",
+            "quotas that meet the budget",
+            "project the sparsities onto the budget first",
+        )
+    floors = np.floor(asked)
+    left = total - int(floors.astype(np.int64).sum())
+    order = np.argsort(floors - asked, kind="stable")  # largest remainder first, then lower index
+    counts = floors.astype(np.int64)
+    counts[order[:left]] += 1
+    return counts
+
+
+def split_count(count: int, sizes: npt.ArrayLike) -> Ints:
+    """Split a unit's count over its parts in proportion to their sizes, in exact integers.
+
+    Quotas n N_j / sum(N), then largest remainder, ties to the lower index.
+
+    Args:
+        count: Weights to prune in the unit, n.
+        sizes: Weights per part, [J]: the linears of a block, or a linear's column blocks.
+
+    Returns:
+        Counts, [J], int64, with sum n and 0 <= count <= size.
+
+    Raises:
+        RefimplError: The count is negative or exceeds the weights there are.
+
+    Source: docs/explanation/method.md, "The budget, exactly" (ours).
+
+    Example:
+        >>> split_count(5, [4, 4, 4])
+        array([2, 2, 1])
+    """
+    parts: list[int] = unit_sizes(sizes).tolist()
+    whole = sum(parts)
+    _check_count(count, whole)
+    floors, remainders = zip(*(divmod(int(count) * part, whole) for part in parts), strict=True)
+    order = sorted(range(len(parts)), key=lambda j: -remainders[j])  # sorted() is stable
+    favoured = set(order[: count - sum(floors)])
+    return np.array([n + (j in favoured) for j, n in enumerate(floors)], dtype=np.int64)
+
+
+def row_count(count: int, rows: int, columns: int) -> tuple[int, int]:
+    """Return how many weights every row loses, and how many rows lose one more.
+
+    n = base R + extra, 0 <= extra < R.
+
+    Args:
+        count: Weights to prune in the linear, n.
+        rows: Output rows R.
+        columns: Input columns C.
+
+    Returns:
+        `(base, extra)`: n div R and n mod R.
+
+    Raises:
+        RefimplError: The count is negative or exceeds R C.
+
+    Source: docs/explanation/method.md, "The budget, exactly" (ours).
+
+    Differs: Wanda's code prunes `int(C s)` of every row, so it can miss up to R weights.
+
+    Example:
+        >>> row_count(11, rows=4, columns=5)
+        (2, 3)
+    """
+    _check_count(count, rows * columns)
+    base, extra = divmod(int(count), rows)
+    return base, extra
+
+
+def counts(sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: float) -> Ints:
+    """Return how many weights each unit loses so that the whole budget is spent to the weight.
+
+    Z = round_half_even(S N); quotas s_u N_u; largest remainder, so sum n_u = Z.
+
+    Args:
+        sparsity_per_unit: Fraction pruned per unit (block or linear), [U], meeting the budget.
+        sizes: Weights per unit N_u, [U].
+        sparsity: Target S over all N weights, in [0, 1].
+
+    Returns:
+        Counts, [U], int64, with sum Z and 0 <= n_u <= N_u.
+
+    Raises:
+        RefimplError: A sparsity outside [0, 1], or sparsities that do not meet the budget.
+
+    Source: docs/explanation/method.md, "The budget, exactly" (ours).
+
+    Example:
+        >>> counts([0.5, 0.75], [10, 10], 0.625)
+        array([5, 7])
+    """
+    units = unit_sizes(sizes)
+    fractions = finite_vector(sparsity_per_unit, "sparsity per unit", units.size)
+    for fraction in (fractions.min(), fractions.max()):
+        number_in(fraction, "sparsity of a unit", 0, 1)
+    return apportion(fractions * units, units, total_count(sparsity, int(units.sum())))
+
+
+def _check_count(count: int, available: int) -> None:
+    if not 0 <= count <= available:
+        raise RefimplError(
+            f"{count} weights to prune of {available}",
+            f"a count in [0, {available}]",
+            "lower the sparsity of this unit",
+        )

@@ -1,0 +1,153 @@
+"""Scores of single weights, and the decision which of them stay."""
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.pruners.counts import row_count
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+def magnitude_score(weight: npt.ArrayLike) -> Floats:
+    """Return the magnitude of every weight.
+
+    M = |W|
+
+    Args:
+        weight: [out, in], any float dtype.
+
+    Returns:
+        Scores, [out, in], float64.
+
+    Source: docs/explanation/method.md, "Pruners" (peer: magnitude pruning as in Wanda's code).
+
+    Example:
+        >>> magnitude_score([[-2.0, 0.5]])
+        array([[2. , 0.5]])
+    """
+    magnitude: Floats = np.array(weight, dtype=np.float64)
+    return np.abs(magnitude, out=magnitude)  # in place: a large linear's scores are 360 MB
+
+
+def wanda_score(weight: npt.ArrayLike, second_moment: npt.ArrayLike) -> Floats:
+    """Return Wanda's score of every weight: its magnitude times the norm of its input.
+
+    M = |W| * sqrt(c), c_j = (1/n) * sum over the calibration tokens of x_j^2, n sequences
+
+    Args:
+        weight: [out, in], any float dtype.
+        second_moment: c, [in], at least 0, in squared units of the linear's input.
+
+    Returns:
+        Scores, [out, in], float64.
+
+    Raises:
+        RefimplError: The statistic does not fit the weight, is negative or not finite.
+
+    Source: docs/explanation/method.md, "Base allocations" (peer: Wanda).
+
+    Example:
+        >>> wanda_score([[-2.0, 0.5]], [9.0, 16.0])
+        array([[6., 2.]])
+    """
+    moment = np.asarray(second_moment, dtype=np.float64)
+    magnitude = magnitude_score(weight)
+    if magnitude.ndim != 2 or moment.shape != magnitude.shape[1:]:
+        raise RefimplError(
+            f"a statistic of shape {moment.shape} for a weight of shape {magnitude.shape}",
+            "[in] for [out, in]",
+            "collect the statistic from the inputs of this linear",
+        )
+    if not (np.isfinite(moment) & (moment >= 0)).all():
+        raise RefimplError(
+            "a mean square that is negative or not finite",
+            "finite numbers of at least 0",
+            "check the activations for NaN and Inf",
+        )
+    magnitude *= np.sqrt(moment)
+    return magnitude
+
+
+def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
+    """Decide which weights stay when every row loses its lowest scores and `count` go in all.
+
+    n div R of every row; the n mod R others from the rows whose next candidate scores lowest,
+    ties to the lower row; within a row ties to the lowest column.
+
+    Args:
+        score: [R, C], without NaN.
+        count: Weights to prune n, 0 <= n <= R C.
+
+    Returns:
+        keep, [R, C], True = stays; exactly n are False.
+
+    Raises:
+        RefimplError: The score is not a matrix or holds NaN, or the count does not fit it.
+
+    Source: docs/explanation/method.md, "Pruners" and "The budget, exactly" (peer: Wanda; the
+    extra weights: ours).
+
+    Differs: Wanda's code prunes `int(C s)` per row and leaves the rest; here the count is met.
+
+    Example:
+        >>> wanda_keep([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]], 3).astype(int)
+        array([[1, 0, 1],
+               [0, 0, 1]])
+    """
+    matrix = np.asarray(score)
+    if matrix.ndim != 2 or matrix.size == 0 or np.isnan(matrix).any():
+        raise RefimplError(
+            f"scores of shape {matrix.shape}, or NaN among them",
+            "a matrix [out, in] of numbers",
+            "check weights and activations for NaN",
+        )
+    rows, columns = matrix.shape
+    base, extra = row_count(count, rows, columns)
+    ranks = [rank for rank in (base - 1, base) if 0 <= rank < columns]
+    ordered = np.partition(matrix, ranks, axis=1)
+    wanted = np.full(rows, base)
+    threshold = ordered[:, base - 1] if base else np.zeros(rows, matrix.dtype)
+    if extra:
+        candidate = ordered[:, base]
+        favoured = np.argsort(candidate, kind="stable")[:extra]
+        wanted[favoured] += 1
+        threshold = threshold.copy()
+        threshold[favoured] = candidate[favoured]
+    del ordered
+    tied = (matrix == threshold[:, None]) & (wanted > 0)[:, None]
+    below = (matrix < threshold[:, None]) & (wanted > 0)[:, None]
+    open_ties = wanted - below.sum(axis=1)
+    crowded = np.flatnonzero(tied.sum(axis=1) > open_ties)  # only here does the column decide
+    tied[crowded] &= np.cumsum(tied[crowded], axis=1) <= open_ties[crowded, None]
+    keep: Bools = ~(below | tied)
+    return keep
+
+
+def magnitude_keep(score: npt.ArrayLike, count: int) -> Bools:
+    """Decide which weights of a linear stay when its `count` lowest scores go.
+
+    The n smallest of the whole matrix, ties to the lower row-major index.
+
+    Args:
+        score: [R, C], without NaN.
+        count: Weights to prune n, 0 <= n <= R C.
+
+    Returns:
+        keep, [R, C], True = stays; exactly n are False.
+
+    Raises:
+        RefimplError: The score holds NaN, or the count does not fit it.
+
+    Source: docs/explanation/method.md, "Pruners" (peer: magnitude pruning in Wanda's code).
+
+    Differs: the peer prunes every score `<= sorted[int(n s)]`: one more than asked, and all ties.
+
+    Example:
+        >>> magnitude_keep([[3.0, 1.0], [1.0, 1.0]], 2).astype(int)
+        array([[1, 0],
+               [0, 1]])
+    """
+    matrix = np.asarray(score)
+    return wanda_keep(matrix.reshape(1, -1), count).reshape(matrix.shape)  # one row: no row rule

@@ -1,0 +1,130 @@
+"""SparseGPT with exact counts, and the Hessian it needs."""
+
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.pruners.compensation import Decide, Pruned, compensated
+from refimpl.pruners.counts import Ints, split_count
+from refimpl.pruners.pattern import Pattern, pattern_count, pattern_keep
+from refimpl.pruners.scores import Bools, Floats, magnitude_keep
+
+DAMPING = 0.01  # share of the mean of diag(H) that is added to it
+WIDTH = 128  # columns that are decided on together
+
+
+def hessian(outer: npt.ArrayLike, sequences: int) -> Floats:
+    """Return the Hessian of a linear's squared output error, with SparseGPT's scale.
+
+    H = (2/n) sum over the calibration tokens of x x^T
+
+    Args:
+        outer: sum of x x^T, [in, in], in squared units of the linear's input.
+        sequences: n, the number of sequences (not of tokens).
+
+    Returns:
+        H, [in, in], float64.
+
+    Raises:
+        RefimplError: No sequence.
+
+    Source: docs/explanation/method.md, "Pruners" (peer: SparseGPT).
+
+    Example:
+        >>> hessian([[4.0, 2.0], [2.0, 1.0]], sequences=4)
+        array([[2. , 1. ],
+               [1. , 0.5]])
+    """
+    if sequences < 1:
+        raise RefimplError(
+            f"a Hessian from {sequences} sequences", "at least one", "give calibration tokens"
+        )
+    return np.asarray(outer, dtype=np.float64) * (2 / sequences)
+
+
+def sparsegpt(
+    weight: npt.ArrayLike,
+    hessian: npt.ArrayLike,
+    target: int | Pattern,
+    damping: float = DAMPING,
+    width: int = WIDTH,
+) -> Pruned:
+    """Prune a linear with SparseGPT, to the exact count.
+
+    Of every `width` columns the lowest W^2 / diag(U)^2 go, W as compensated so far and dead inputs
+    (H_dd = 0) scoring 0; the columns after each one make up for it: `compensated`. A count is split
+    over the column blocks (`split_count`), ties to the lower row-major index of the column block.
+    With a pattern n:m, the n lowest of each group go, seen from its first column, ties to the
+    lowest column.
+
+    Args:
+        weight: W, [R, C], any float dtype.
+        hessian: H, [C, C], in squared units of the linear's input.
+        target: Weights to prune of the whole linear, or n of every m in each row.
+        damping: Share of the mean of diag(H) added to it, at least 0.
+        width: Columns decided on together.
+
+    Returns:
+        The decision and the new weights; exactly as many are pruned as asked.
+
+    Raises:
+        RefimplError: Shapes that do not fit, NaN or Inf, a Hessian that is not positive definite,
+            a count that does not fit, an m that does not divide C and `width`.
+
+    Source: docs/explanation/method.md, "Pruners" (peer: SparseGPT; the exact counts: ours).
+
+    Differs: the peer prunes every score `<= sorted[int(n s)]` (one more than asked, and all ties),
+    and zeroes dead inputs on top of the count.
+
+    Example:
+        >>> done = sparsegpt([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 1, damping=0)
+        >>> done.keep, done.weight
+        (array([[False,  True]]), array([[0. , 2.5]]))
+    """
+    shape = np.shape(weight)
+    if len(shape) != 2:
+        raise RefimplError(f"a weight of shape {shape}", "[out, in]", "give one linear's weight")
+    if isinstance(target, Pattern):
+        return compensated(
+            weight, hessian, decide_groups(shape, target, width), target.group, damping, width
+        )
+    starts = range(0, shape[1], width)
+    sizes = [shape[0] * min(width, shape[1] - start) for start in starts]
+    decide = partial(_lowest, split_count(target, sizes), width)
+    return compensated(weight, hessian, decide, width, damping, width)
+
+
+def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decide:
+    """Return the decision of a pattern for groups that lie within `width` columns.
+
+    Args:
+        shape: [R, C] of the weight.
+        pattern: n:m.
+        width: Columns between two updates of all columns after them.
+
+    Returns:
+        From scores [R, m] to keep, [R, m].
+
+    Raises:
+        RefimplError: m does not divide C or `width`.
+
+    Source: docs/explanation/method.md, "Pruners" (peer: SparseGPT).
+
+    Example:
+        >>> decide_groups((1, 8), Pattern(2, 4), 128)(np.array([[1.0, 4.0, 3.0, 2.0]]), 0)
+        array([[False,  True,  True, False]])
+    """
+    pattern_count(shape, pattern)
+    if width % pattern.group != 0:
+        raise RefimplError(
+            f"the pattern {pattern} with SparseGPT, which takes {width} columns at a time",
+            f"an m that divides {width}",
+            "choose m among 1, 2, 4, 8, 16, 32, 64, 128",
+        )
+    return lambda score, start: pattern_keep(score, pattern)
+
+
+def _lowest(counts: Ints, width: int, score: Floats, start: int) -> Bools:
+    return magnitude_keep(score, int(counts[start // width]))

@@ -1,0 +1,196 @@
+"""Which files of a model a pruned one takes over, how large they are, and how they are copied."""
+
+import json
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from refimpl.loading.weight_files import WAY_OUT
+from refimpl.model.model import Model
+from refimpl.storage.target_checks import RECORD as RECORD  # never taken over
+
+INDEX = ".index.json"
+WEIGHTS = {".safetensors", *WAY_OUT, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
+COMPANIONS = (  # of a file that is named itself, in a folder that may hold anything
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README*",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+PIECE = 1 << 20  # bytes copied at once
+PAGE, SPARE = 1 << 12, 1 << 20  # files fill whole pages; room for the record and longer headers
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Files of a model by their names in the new folder.
+
+    Args:
+        weights: Files with its weights.
+        companions: All other files that go with them.
+        left_out: Names of what else its folder holds, folders with a slash; none are listed for a
+            file that was named itself.
+    """
+
+    weights: Mapping[str, Path]
+    companions: Mapping[str, Path]
+    left_out: tuple[str, ...]
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """All files by their names in the new folder."""
+        return {**self.weights, **self.companions}
+
+    @property
+    def needed_bytes(self) -> int:
+        """Room that the new folder takes on a disk, in bytes."""
+        sizes = [path.stat().st_size for path in self.files.values()]
+        return SPARE + sum(-(-size // PAGE) * PAGE for size in sizes)
+
+
+def copies(model: Model) -> Copies:
+    """Find what a pruned model takes over from its original.
+
+    Of a folder: its weights, the index in use, and every file that is of no known format of
+    weights. Of a file that was named itself, the companions in `COMPANIONS`. The `config.json` that
+    was read, wherever it was, becomes `config.json`.
+
+    Args:
+        model: From `read_model`.
+
+    Returns:
+        The files.
+
+    Example:
+        >>> from refimpl import read_model
+        >>> found = copies(read_model("fixtures/llama"))
+        >>> list(found.weights), list(found.companions), found.left_out
+        ... # doctest: +NORMALIZE_WHITESPACE
+        (['model.safetensors'],
+         ['provenance.json', 'tokenizer.json', 'tokenizer_config.json', 'config.json'],
+         ('expected.safetensors',))
+    """
+    weights = {file.path.name: file.path for file in model.files}
+    entries = sorted(model.folder.iterdir())
+    index = _index(model, weights)
+    companions = {
+        entry.name: entry
+        for entry in entries
+        if entry.is_file()
+        and entry.name not in ("config.json", RECORD, *weights)
+        and (entry.name == index or _goes_along(entry, model.path.is_dir()))
+    }
+    if model.config_path is not None:
+        companions["config.json"] = model.config_path
+    left = [e for e in entries if e.name not in weights and e.name not in companions]
+    names = tuple(f"{entry.name}/" if entry.is_dir() else entry.name for entry in left)
+    return Copies(weights, companions, names if model.path.is_dir() else ())
+
+
+def copy_weights(source: Path, target: Path) -> bool:
+    """Copy a safetensors file, and add `format: pt` to its metadata if they name no format.
+
+    Args:
+        source: The file.
+        target: The new file.
+
+    Returns:
+        Whether the format was added.
+    """
+    with source.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = file.read(length)
+        new = with_format(header)
+        if new == header:
+            shutil.copyfile(source, target)
+        else:
+            with target.open("wb") as copy:
+                copy.write(struct.pack("<Q", len(new)) + new)
+                shutil.copyfileobj(file, copy, PIECE)
+    return new != header
+
+
+def with_format(header: bytes) -> bytes:
+    """Add `format: pt` to the metadata in a safetensors header that name no format.
+
+    Everything else stays as it is, byte by byte; spaces in the end align the data to 8 bytes.
+
+    Args:
+        header: The JSON of a safetensors file.
+
+    Returns:
+        The header, the same if it names a format.
+
+    Source:
+        transformers (a peer), whose older versions load no file without a format; safetensors
+        aligns data so.
+
+    Example:
+        >>> with_format(b'{"w":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}  ')[:40]
+        b'{"__metadata__":{"format":"pt"},"w":{"dt'
+    """
+    text = header.decode("utf-8")
+    metadata = json.loads(text).get("__metadata__")
+    if metadata and "format" in metadata:
+        return header
+    members = _members(text)
+    start, end = members.get("__metadata__", (1, 1))
+    if metadata:
+        start, end, added = start + 1, start + 1, '"format":"pt",'
+    elif start < end:  # {} or null
+        added = '{"format":"pt"}'
+    else:
+        added = '"__metadata__":{"format":"pt"}' + ("," if members else "")
+    new = text[:start] + added + text[end:]
+    whole = new.encode("utf-8")
+    return whole + b" " * (-len(whole) % 8)
+
+
+def _index(model: Model, weights: Mapping[str, Path]) -> str | None:
+    """Name of the index that led to the weights; in a folder `model.safetensors` goes before it."""
+    if not model.path.is_dir():
+        return model.path.name if model.path.name.endswith(INDEX) else None
+    if "model.safetensors" in weights:
+        return None
+    found = model.folder.glob(f"*.safetensors{INDEX}")
+    return next((path.name for path in found), None)  # one at most, or it had been refused
+
+
+def _goes_along(entry: Path, whole_folder: bool) -> bool:
+    """Whether a file that holds none of our weights is taken over."""
+    if not whole_folder:
+        return any(fnmatch(entry.name, name) for name in COMPANIONS)
+    return entry.suffix.lower() not in WEIGHTS and not entry.name.endswith((INDEX, ".onnx.data"))
+
+
+def _members(text: str) -> dict[str, tuple[int, int]]:
+    """Where the value of each member of a JSON object starts and ends."""
+    decoder, found, at = json.JSONDecoder(), {}, 1
+
+    def skip(at: int) -> int:
+        while text[at] in " \t\r\n,:":
+            at += 1
+        return at
+
+    while text[at := skip(at)] != "}":
+        key, at = decoder.raw_decode(text, at)
+        start = skip(at)
+        _, at = decoder.raw_decode(text, start)
+        found[key] = (start, at)
+    return found

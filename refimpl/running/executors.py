@@ -1,0 +1,166 @@
+"""Where units of work run: on threads of this process, or wherever an executor takes them."""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from refimpl.errors import RefimplError
+from refimpl.running.threads import cores
+from refimpl.storage.partial_results import KeptError
+
+NAMES = "threads, processes, dask=ADDRESS or mpi"
+WAIT = 30  # seconds for a scheduler to answer, and for its first worker
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs units.
+
+    Args:
+        executor: Takes units elsewhere; None for the threads of this process.
+        workers: How many units it runs at once, about; they share the memory that may be used.
+    """
+
+    executor: Executor | None = None
+    workers: int = 1
+
+
+HERE = Engine()
+
+
+class LostWorkerError(KeptError):
+    """A worker died and its unit could not be run elsewhere; what others found is kept.
+
+    Args:
+        error: How that was noticed.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(
+            f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
+            "workers that live until their units are done; most die of too little memory",
+            "use a smaller --memory or fewer --threads, and repeat the command with --resume",
+        )
+
+
+@contextmanager
+def engine(choice: Executor | str | None, threads: int | None = None) -> Iterator[Engine]:
+    """Open what runs units, and close it in the end.
+
+    Args:
+        choice: None or "threads": threads of this process; "processes": processes on this machine;
+            "dask=ADDRESS": the workers of a dask scheduler; "mpi": the processes that mpiexec
+            started; or an executor, which is left open.
+        threads: How many processes there are; one per core if None.
+
+    Yields:
+        The engine.
+
+    Raises:
+        RefimplError: Another choice, a package that is missing, a scheduler that does not answer.
+
+    Example:
+        >>> with engine("threads") as found:
+        ...     found
+        Engine(executor=None, workers=1)
+    """
+    if choice is None or choice == "threads":
+        yield HERE
+    elif isinstance(choice, Executor):
+        yield Engine(choice, getattr(choice, "_max_workers", None) or cores())
+    elif choice == "processes":
+        with _processes(threads or cores()) as found:
+            yield found
+    elif choice.startswith("dask=") and choice != "dask=":
+        with _dask(choice.removeprefix("dask=")) as found:
+            yield found
+    elif choice == "mpi":
+        with _mpi() as found:
+            yield found
+    else:
+        raise RefimplError(f"executor {choice!r}", NAMES, "choose one of these")
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[Engine]:
+    """Processes that live no longer than this one, and no longer than they are needed."""
+    import multiprocessing  # takes longer to import than most commands to start
+    from concurrent.futures import ProcessPoolExecutor
+
+    theirs, ours = multiprocessing.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        count, multiprocessing.get_context("spawn"), initializer=_follow, initargs=(theirs,)
+    )
+    try:
+        yield Engine(pool, count)
+    except BaseException:
+        ours.close()  # they end at once, whatever they are doing
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        ours.close()
+        theirs.close()
+
+
+def _follow(pipe: Any) -> None:
+    """End this process when the other end of the pipe is closed, or its process is dead."""
+
+    def end() -> NoReturn:
+        pipe.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+@contextmanager
+def _dask(address: str) -> Iterator[Engine]:
+    """Workers of a dask scheduler, which repeats elsewhere what a lost worker had begun."""
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise _missing("dask", error) from error
+    try:
+        client = Client(address, timeout=WAIT)
+    except (OSError, ValueError) as error:
+        raise RefimplError(
+            f"no dask scheduler answers at {address} ({error})",
+            "the address that it prints when it starts, such as tcp://10.0.0.1:8786",
+            "start one with: dask scheduler; and workers with: dask worker ADDRESS",
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, WAIT)
+        except TimeoutError as error:
+            raise RefimplError(
+                f"the dask scheduler at {address} has no workers",
+                "one worker or more",
+                f"start them with: dask worker {address} --nthreads 1",
+            ) from error
+        try:
+            with client.get_executor(pure=False) as executor:
+                yield Engine(executor, sum(client.nthreads().values()))
+        except KilledWorker as error:
+            raise LostWorkerError(error) from error
+
+
+@contextmanager
+def _mpi() -> Iterator[Engine]:
+    """Processes that mpiexec started: ``mpiexec -n 5 python -m mpi4py.futures -m refimpl ...``."""
+    try:
+        from mpi4py.futures import MPIPoolExecutor
+    except (ImportError, RuntimeError) as error:  # the latter without an MPI library
+        raise _missing("mpi", error) from error
+    with MPIPoolExecutor() as executor:
+        yield Engine(executor, max(1, executor.num_workers))
+
+
+def _missing(extra: str, error: Exception) -> RefimplError:
+    return RefimplError(
+        f"--executor {extra} needs a package that cannot be imported ({error})",
+        f"refimpl with its extra [{extra}]",
+        f"pip install 'refimpl[{extra}]'" + ("; and an MPI library" if extra == "mpi" else ""),
+    )

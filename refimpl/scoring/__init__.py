@@ -1,0 +1,1 @@
+"""The experiment over a whole model: states, journeys, measurements, and `score`."""

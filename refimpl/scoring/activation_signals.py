@@ -1,0 +1,73 @@
+"""OWL's and DLP's signals of the dense model, in units of blocks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.method.signals import dlp_score, owl_outlier_percent
+from refimpl.model.config import Config
+from refimpl.model.forward import Weights
+from refimpl.model.model import Model
+from refimpl.model.ops import Array
+from refimpl.pruners.scores import wanda_score
+from refimpl.running.threads import Workers
+
+PIECE = 1 << 16  # scores computed at a time: they stay in a core's cache
+
+
+class BlockScores(Sequence[Array]):
+    """Wanda scores of a block's linears, some rows at a time, each computed when asked for."""
+
+    def __init__(self, weights: Weights, moments: Mapping[str, Array]) -> None:
+        self._pieces = [
+            (weights[f"{name}.weight"][start : start + rows], moment)
+            for name, moment in moments.items()
+            for rows in (max(1, PIECE // len(moment)),)
+            for start in range(0, len(weights[f"{name}.weight"]), rows)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __getitem__(self, index: int) -> Array:  # type: ignore[override]
+        return wanda_score(*self._pieces[index])
+
+
+@dataclass(frozen=True)
+class BlockSignals:
+    """The signals of one block.
+
+    Args:
+        block: The block.
+        moments: Wanda's statistic per linear, [in].
+        owl_m: OWL's m.
+        dlp_statistic: "mean" or "median".
+        dtype: In which the weights are read; scores are float64.
+    """
+
+    block: int
+    moments: Mapping[str, Array]
+    owl_m: float
+    dlp_statistic: str
+    dtype: npt.DTypeLike = np.float32
+
+    def cost(self, config: Config) -> float:
+        """Blocks."""
+        return 1
+
+    def run(
+        self, model: Model, workers: Workers, tick: Callable[[float], None]
+    ) -> tuple[float, float]:
+        """OWL's D and DLP's u."""
+        scores = BlockScores(model.block(self.block, self.dtype, workers.map), self.moments)
+        outliers, typical = workers.run(
+            [
+                partial(owl_outlier_percent, scores, self.owl_m),
+                partial(dlp_score, scores, "median" if self.dlp_statistic == "median" else "mean"),
+            ]
+        )
+        tick(1)
+        return outliers, typical

@@ -1,0 +1,448 @@
+"""`scores.json`: what it holds, that it comes back whole, and what is done to damaged ones."""
+
+import errno
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gates import CASES, model_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl import Allocation, Perturbation, RefimplError, Request, Scores, allocate, score
+from refimpl.allocation.scores_document import document
+from refimpl.allocation.scores_file import read_scores
+from refimpl.show.table import table
+from refimpl.storage.files import checked_output, write_json
+from refimpl.tokens import random_tokens
+
+GAUSSIAN = Perturbation("gaussian", (0.01, 0.3), "sequence", "channel", "sequence", "exclude", 2, 7)
+PRUNING = Perturbation("pruning", (0.01,), sink="exclude", norm="sequence")
+
+
+@cache
+def scored(case: str, pruning: bool = False, samples: int = 3) -> tuple[Scores, Request]:
+    """Scores with every signal, and what they were made for."""
+    model = model_of(case)
+    wanted = Request(
+        "alphapruning",
+        {"unit": "linear"},
+        sparsity=0.55,
+        correct="divergence" if pruning else "absorption",
+    )
+    tokens = random_tokens(model.config.vocab_size, samples, 7)
+    return score(model, tokens, PRUNING if pruning else GAUSSIAN, wanted), wanted
+
+
+def whole_document(scores: Scores, wanted: Request) -> dict[str, Any]:
+    allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
+    return document(scores, allocations)
+
+
+def assert_equal(mine: Any, theirs: Any, where: str = "scores") -> None:
+    """The same dataclasses of the same bits."""
+    if is_dataclass(mine):
+        assert type(mine) is type(theirs), where
+        for field in fields(mine):
+            name = field.name
+            assert_equal(getattr(mine, name), getattr(theirs, name), f"{where}.{name}")
+    elif isinstance(mine, np.ndarray):
+        np.testing.assert_array_equal(theirs, mine, err_msg=where, strict=True)
+    elif isinstance(mine, tuple) and any(map(is_dataclass, mine)):
+        for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+            assert_equal(a, b, f"{where}[{i}]")
+    else:
+        assert mine == theirs, where
+
+
+# There and back
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("pruning", [False, True])
+def test_scores_come_back_as_they_were(case: str, pruning: bool, tmp_path: Path) -> None:
+    scores, wanted = scored(case, pruning)
+    path, content = tmp_path / "scores.json", whole_document(scores, wanted)
+    write_json(path, content)
+    read = read_scores(path)
+    assert_equal(read, scores)
+    assert whole_document(read, wanted) == content
+    others = [Request("alphapruning", {"unit": "linear"}, sparsity=0.55, strength=0.5)]
+    if not pruning:
+        others += [Request("owl", sparsity=0.3), Request("dlp", compat="peer")]
+    for other in others:
+        assert whole_document(read, other) == whole_document(scores, other)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Perturbation(),
+        Perturbation(eta=(1e-30,)),  # nothing but unknown coefficients
+        replace(GAUSSIAN, eta=(1.0, 1e-30)),
+    ],
+)
+@pytest.mark.parametrize("samples", [1, 2])
+def test_unknown_numbers_come_back_too(plan: Perturbation, samples: int, tmp_path: Path) -> None:
+    scores = score(model_of("gpt2"), random_tokens(101, samples, 5), plan)
+    write_json(tmp_path / "scores.json", whole_document(scores, Request()))
+    assert_equal(read_scores(tmp_path / "scores.json"), scores)
+
+
+def test_a_custom_base_is_named_but_not_its_folder(tmp_path: Path) -> None:
+    base = tmp_path / "my base.json"
+    base.write_text("[0.5, 0.6, 0.7, 0.6]")
+    wanted = Request(str(base), sparsity=0.6)
+    scores = score(model_of("llama"), random_tokens(264, 2, 7), PRUNING, wanted)
+    content = whole_document(scores, wanted)
+    assert content["base"] == "my base.json"
+    write_json(tmp_path / "scores.json", content)
+    read = read_scores(tmp_path / "scores.json")
+    assert allocate(read, wanted).total_pruned == round(0.6 * 4 * 7296)
+
+
+# What it holds
+
+
+def test_the_document_holds_what_it_should() -> None:
+    scores, wanted = scored("llama")
+    content = whole_document(scores, wanted)
+    names = (
+        "model family num_blocks eta seed dtype perturbation requested_sparsity total_weights "
+        "total_pruned noise_scale noise_shape norm sink draws tokens linears base base_options "
+        "correct strength max_correction correction_scale lo hi compat clipped_share run blocks"
+    )
+    assert not set(names.split()) - content.keys()
+    assert content["base_options"] == dict(wanted.options)
+    assert content["requested_sparsity"] == wanted.sparsity
+    for name in ("base", "correct", "strength", "max_correction", "lo", "hi", "compat"):
+        assert content[name] == getattr(wanted, name)
+    assert content["correction_scale"] == wanted.correction_scale
+    for name in ("noise_scale", "noise_shape", "norm", "sink", "draws", "seed"):
+        assert content[name] == getattr(scores.plan, name)
+    assert (content["model"], content["family"], content["num_blocks"]) == ("llama", "llama", 4)
+    assert content["total_pruned"] == round(0.55 * content["total_weights"])
+    assert content["eta"] == 0.01
+    assert [found["eta"] for found in content["sweep"]] == [0.01, 0.3]
+    assert content["sweep"][0]["blocks"] == content["blocks"]
+    for found, result in zip(content["sweep"], scores.sweep, strict=True):
+        allocation = allocate(scores, wanted, scores.sweep.index(result))
+        for i, row in enumerate(found["blocks"]):
+            assert row["index"] == i
+            assert row["num_weights"] == 7296
+            assert row["absorption_coefficient"] == result.coefficient[i]
+            assert row["absorption_stderr"] == result.stderr[i]
+            assert row["log_absorption"] == np.log(result.coefficient[i])
+            assert row["drift"] == result.drift[i, i:].tolist()
+            assert row["alignment"] == result.alignment[i, i:].tolist()
+            assert row["arrival"] == row["drift"][-1]
+            assert row["divergence"] is None
+            assert row["base_sparsity"] == allocation.base_sparsity[i]
+            assert row["corrected_sparsity"] == allocation.corrected_sparsity[i]
+            assert row["num_pruned"] == sum(x["num_pruned"] for x in row["linears"])
+            alphas = [x["alpha"] for x in row["linears"]]
+            assert row["signals"]["alphapruning_alpha"] == pytest.approx(np.mean(alphas))
+            assert {"owl_outlier_percent", "dlp_score"} < row["signals"].keys()
+            assert [(x["name"], tuple(x["shape"])) for x in row["linears"]] == list(
+                scores.linears.items()
+            )
+            assert [x["num_pruned"] for x in row["linears"]] == allocation.linear_pruned[i].tolist()
+
+
+def test_one_eta_is_no_sweep_and_pruning_says_where() -> None:
+    scores, wanted = scored("llama", pruning=True)
+    content = whole_document(scores, wanted)
+    assert "sweep" not in content
+    assert content["eta"] is None
+    assert content["perturbed_at"]["base"] == "alphapruning"
+    assert content["perturbed_at"]["sparsity"] == 0.55
+    assert np.sum(content["perturbed_at"]["linear_pruned"]) == content["total_pruned"]
+    assert all(row["divergence"] > 0 for row in content["blocks"])
+    assert whole_document(*scored("llama"))["perturbed_at"] is None
+
+
+# Damage
+
+
+@cache
+def texts() -> tuple[str, ...]:
+    return tuple(
+        json.dumps(whole_document(*scored("llama", pruning)), indent=1) for pruning in (False, True)
+    )
+
+
+def read_and_use(text: str | bytes) -> str | None:
+    """Do what `refimpl allocate` does with a file; the problem where it is refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "scores.json")
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        try:
+            scores = read_scores(path)
+        except RefimplError as refused:
+            return refused.problem
+        problem = None
+        for wanted in (
+            Request(),
+            Request("owl", compat="peer"),
+            Request("alphapruning", {"unit": "linear"}, sparsity=0.55, correct="divergence"),
+        ):
+            try:
+                allocations = tuple(
+                    allocate(scores, wanted, which) for which in range(len(scores.sweep))
+                )
+            except RefimplError as refused:
+                problem = refused.problem
+                continue
+            json.dumps(document(scores, allocations), allow_nan=False)
+            table(scores, allocations)
+        return problem
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in a document, of its parts too."""
+    if path:
+        yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+@cache
+def places_of(pruning: bool) -> list[tuple[Any, ...]]:
+    """All places, those near the top as often as all those below them together."""
+    every = list(places(json.loads(texts()[pruning])))
+    top = [path for path in every if len(path) <= 2]
+    return every + top * (len(every) // len(top))
+
+
+JUNK = [
+    None, True, 0, -1, 3, 10**30, 10**400, 0.5, -0.5, 1e300, "", "x", "0.5", [], {}, [1], [None],
+    [[]], [0.5] * 4, {"a": 1},
+]  # fmt: skip
+
+
+@given(st.booleans(), st.data())
+def test_changed_documents(pruning: bool, data: st.DataObject) -> None:
+    content = json.loads(texts()[pruning])
+    path = data.draw(st.sampled_from(places_of(pruning)))
+    part = content
+    for key in path[:-1]:
+        part = part[key]
+    what = data.draw(st.sampled_from(["change", "remove", "repeat"]))
+    if what == "change":
+        part[path[-1]] = data.draw(st.sampled_from(JUNK))
+    elif what == "remove":
+        del part[path[-1]]
+    elif isinstance(part, list):
+        part.append(part[path[-1]])
+    else:
+        part[f"{path[-1]}2"] = part[path[-1]]
+    read_and_use(json.dumps(content))
+
+
+NEEDED: dict[tuple[Any, ...], str] = {
+    (): "format model family num_blocks perturbation noise_scale noise_shape norm sink draws seed "
+    "tokens linears signal_options perturbed_at run blocks",
+    ("tokens",): "samples seq_len source kind bos sha256",
+    ("signal_options",): "owl_m dlp_statistic alpha_fit alpha_xmin",
+    ("run",): "dtype threads memory seconds peak_memory versions",
+    ("blocks", 1): "signals linears tokens_excluded_as_sinks",
+    ("blocks", 1, "signals"): "owl_outlier_percent dlp_score alphapruning_margin",
+    ("blocks", 1, "linears", 0): "alpha",
+    ("sweep", 1): "eta blocks",
+    ("sweep", 1, "blocks", 2): "absorption_coefficient absorption_stderr tokens_left_out drift "
+    "alignment divergence",
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(place, name) for place, names in NEEDED.items() for name in names.split()]
+)
+def test_every_key_that_is_needed_is_missed(place: tuple[Any, ...], name: str) -> None:
+    part = content = json.loads(texts()[0])
+    for key in place:
+        part = part[key]
+    del part[name]
+    problem = read_and_use(json.dumps(content))
+    assert problem is not None
+    assert name in problem
+
+
+@given(st.booleans(), st.data())
+def test_truncated_documents(pruning: bool, data: st.DataObject) -> None:
+    text = texts()[pruning]
+    end = data.draw(st.integers(0, len(text) - 1))
+    assert read_and_use(text[:end]) is not None
+
+
+@given(st.binary(max_size=40), st.data())
+def test_garbled_documents(junk: bytes, data: st.DataObject) -> None:
+    text = texts()[0].encode()
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 60)))
+    read_and_use(text[:start] + junk + text[end:])
+    assert read_and_use(junk) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["null", "[]", "5", '"x"', "{}", '{"format": 2}', "[" * 100_000, b"\xff", "\ufeff{}", "NaN"],
+)
+def test_other_files(text: str | bytes) -> None:
+    assert read_and_use(text) is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"absorption_coefficient": ', '"absorption_coefficient": NaN, "x": '),
+        ('"absorption_coefficient": ', '"absorption_coefficient": 1e999, "x": '),
+        ('"dlp_score": ', '"dlp_score": -Infinity, "x": '),
+        ('"dlp_score": ', '"dlp_score": null, "x": '),
+        ('"alpha": ', '"alpha": null, "x": '),
+        ('"num_blocks": 4', '"num_blocks": 3'),
+        ('"perturbation": "gaussian"', '"perturbation": "pruning"'),
+        ('"perturbation": "gaussian"', '"perturbation": "uniform"'),
+        ('"perturbed_at": null', '"perturbed_at": {"base": "owl"}'),
+        ('"threads": ', '"threads": "2", "x": '),
+        ('"memory": ', f'"memory": {10**400}, "x": '),
+        ('"seconds": ', '"seconds": null, "x": '),
+        ('"samples": 3', '"samples": 3.5'),
+        ('"draws": 2', '"draws": 0'),
+    ],
+)
+def test_values_that_scores_cannot_have(old: str, new: str) -> None:
+    assert old in texts()[0]
+    assert read_and_use(texts()[0].replace(old, new)) is not None
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(RefimplError, match="cannot be read"):
+            read_scores(path)
+
+
+# Files whole or not at all
+
+
+CONTENT = {"numbers": [1.5, None], "text": "Gewichtstreue ≤ 1"}
+
+
+def test_written_files_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    old = os.umask(0o027)
+    try:
+        write_json(path, {"first": 1})
+        write_json(path, CONTENT)
+    finally:
+        os.umask(old)
+    assert json.loads(path.read_text("utf-8")) == CONTENT
+    assert path.read_text("utf-8").endswith("}\n")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("step", ["replace", "fsync", "chmod", "fdopen"])
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing_behind(
+    step: str,
+    failure: BaseException,
+    existing: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "out.json"
+    if existing:
+        path.write_text("before")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(os, step, fail)
+    wanted = RefimplError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(wanted) as refused:
+        write_json(path, CONTENT)
+    if isinstance(refused.value, RefimplError):
+        assert "No space left" in refused.value.problem
+    assert [p.name for p in tmp_path.iterdir()] == (["out.json"] if existing else [])
+    assert not existing or path.read_text() == "before"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_json_does_not_have_are_not_written(number: float, tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    path.write_text("before")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"x": [number]})
+    assert path.read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_folders_that_do_not_take_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "none" / "o", tmp_path / "folder", tmp_path / "file" / "o"):
+        with pytest.raises(RefimplError, match="cannot be written"):
+            write_json(path, CONTENT)
+        with pytest.raises(RefimplError, match="not a file in a folder that may be written"):
+            checked_output(path, {})
+    assert {p.name for p in tmp_path.rglob("*")} == {"folder", "file"}
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(RefimplError, match="cannot be written"):
+            write_json(tmp_path / "out.json", CONTENT)
+        with pytest.raises(RefimplError, match="may be written"):
+            checked_output(tmp_path / "out.json", {})
+    finally:
+        tmp_path.chmod(0o700)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_the_system_says_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(RefimplError, match=r"cannot be written \(Permission denied\)"):
+        write_json(tmp_path / "out.json", CONTENT)
+    with pytest.raises(RefimplError, match="may be written"):
+        checked_output(tmp_path / "out.json", {})
+
+
+def test_inputs_are_not_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("x")
+    (tmp_path / "link").symlink_to(text)
+    os.link(text, tmp_path / "same")
+    monkeypatch.chdir(tmp_path)
+    for path in (text, Path("text.txt"), tmp_path / "link", tmp_path / "same"):
+        with pytest.raises(RefimplError, match="is also --text"):
+            checked_output(path, {"MODEL": tmp_path, "--tokens": None, "--text": text})
+    checked_output(tmp_path / "new.json", {"--text": text, "--config": tmp_path / "none"})
+    checked_output(None, {"--text": text})
+    assert text.read_text() == "x"
+
+
+def test_an_allocation_says_how_much_it_prunes() -> None:
+    scores, wanted = scored("llama")
+    found = allocate(scores, wanted)
+    assert isinstance(found, Allocation)
+    assert found.total_pruned == round(0.55 * found.total_weights)

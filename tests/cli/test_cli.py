@@ -1,0 +1,627 @@
+"""The command line: what goes where, in which form, and that every option does what it says."""
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import log
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import typer
+from conftest import FIXTURES
+from program import Result, run
+
+import refimpl
+from refimpl.cli.main import app
+from refimpl.errors import RefimplError
+from refimpl.running.threads import Progress
+
+LLAMA = FIXTURES / "llama"
+SMALL = ("--samples", "2", "--seq-len", "12")
+ESCAPE = "\x1b["
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+# Options of the command line with their defaults; where there is none, what --help says instead.
+ALLOCATION: dict[str, Any] = {
+    "--base": "uniform",
+    "--base-option": "lam=0.08",
+    "--sparsity": 0.7,
+    "--correct": "Default: absorption; with --compat peer, none",
+    "--strength": 0.05,
+    "--max-correction": 0.1,
+    "--correction-scale": "raw",
+    "--lo": 0.0,
+    "--hi": 1.0,
+    "--compat": "exact",
+    "--json": False,
+    "--output": "Write the JSON to a file",
+    "-o": "Write the JSON to a file",
+}
+SCORE: dict[str, Any] = ALLOCATION | {
+    "--config": "if not beside the weights",
+    "--text": "UTF-8",
+    "--tokens": ".npy or .jsonl",
+    "--samples": "Default: 8",
+    "--seq-len": "Default: 512, or the model's longest",
+    "--eta": "0.01",
+    "--perturbation": "gaussian",
+    "--noise-scale": "token",
+    "--noise-shape": "isotropic",
+    "--norm": "token",
+    "--sink": "include",
+    "--draws": 1,
+    "--seed": 0,
+    "--dtype": "float32",
+    "--threads": "Default: one per core",
+    "--runtime": "numpy",
+    "--device": "auto",
+    "--memory": "Default: what is free, at most 2 GiB",
+    "--executor": "threads",
+    "--resume": False,
+    "--subset": "Default: all",
+    "--budget": "never more of them than without it",
+    "--estimate": False,
+}
+
+
+def ran(*words: object, **options: Any) -> str:
+    """Stdout of a run that succeeds and says nothing else."""
+    result = run(*words, **options)
+    assert (result.code, result.err) == (0, "")
+    return result.out
+
+
+def without_run(text: str) -> str:
+    """A table without the lines on time, memory and versions."""
+    return re.sub(r"^run .*\n(?: .*\n)*", "", text, flags=re.MULTILINE)
+
+
+@contextmanager
+def recorded(label: str) -> Iterator[Progress]:
+    """In the place of the progress bar: what it would have been told."""
+    calls: list[tuple[float, float]] = []
+    yield lambda done, total: calls.append((done, total))
+    assert calls
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert len({total for _, total in calls}) == 1
+    assert calls[-1][0] == pytest.approx(calls[-1][1])
+
+
+# ---- options -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("command", "options"), [("score", SCORE), ("allocate", ALLOCATION)])
+def test_every_option_has_its_default(command: str, options: dict[str, Any]) -> None:
+    program: Any = typer.main.get_command(app)
+    parameters = program.commands[command].params
+    known = {name: p for p in parameters if p.param_type_name == "option" for name in p.opts}
+    assert set(known) - {"--help", "-h"} == set(options)
+    for name, default in options.items():
+        if known[name].default is None:
+            assert default in known[name].help, name
+        else:
+            assert known[name].default == default, name
+
+
+def test_the_commands_share_the_options_of_the_allocation() -> None:
+    program: Any = typer.main.get_command(app)
+    score, allocate = (program.commands[name].params for name in ("score", "allocate"))
+    shared = [p.name for p in allocate][1:-2]
+    first = [p.name for p in score].index("base")
+    assert [p.name for p in score][first : first + len(shared)] == shared
+    assert [p.help for p in score if p.name in shared] == (
+        [p.help for p in allocate if p.name in shared]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        ("--eta 0.5", "eta", 0.5),
+        ("--noise-scale sequence", "noise_scale", "sequence"),
+        ("--noise-shape channel", "noise_shape", "channel"),
+        ("--norm sequence", "norm", "sequence"),
+        ("--sink exclude", "sink", "exclude"),
+        ("--draws 3", "draws", 3),
+        ("--seed 5", "seed", 5),
+        ("--base owl", "base", "owl"),
+        ("--base owl --base-option m=7", "base_options", {"m": 7.0, "lam": 0.08}),
+        ("--base owl --base-option lam=0.1 --base-option m=7", "base_options.lam", 0.1),
+        ("--sparsity 0.45", "requested_sparsity", 0.45),
+        ("--correct none", "correct", None),
+        ("", "correct", "absorption"),
+        ("--compat peer", "correct", None),
+        ("--strength 0.2", "strength", 0.2),
+        ("--strength -0.2", "strength", -0.2),
+        ("--max-correction 0.01", "max_correction", 0.01),
+        ("--correction-scale max", "correction_scale", "max"),
+        ("--lo 0.1", "lo", 0.1),
+        ("--hi 0.9", "hi", 0.9),
+        ("--compat peer", "compat", "peer"),
+        ("--dtype float64", "dtype", "float64"),
+        ("--threads 3", "run.threads", 3),
+        ("--memory 1.5M", "run.memory", 3 << 19),
+        ("--samples 3", "tokens.samples", 3),
+        ("--seq-len 9", "tokens.seq_len", 9),
+        ("--perturbation pruning", "perturbation", "pruning"),
+        ("--perturbation pruning --correct arrival", "correct", "arrival"),
+        ("--perturbation pruning --correct divergence", "correct", "divergence"),
+    ],
+)
+def test_every_option_arrives(words: str, key: str, value: Any) -> None:
+    given = words.split()
+    small = [
+        w
+        for pair in zip(SMALL[::2], SMALL[1::2], strict=True)
+        if pair[0] not in given
+        for w in pair
+    ]
+    found = json.loads(ran("score", LLAMA, *small, *given, "--json"))
+    for part in key.split("."):
+        found = found[part]
+    assert found == value
+
+
+def test_options_change_the_numbers() -> None:
+    plain = ran("score", LLAMA, *SMALL).splitlines()[-6:]
+    for words in (
+        *("--eta 0.5", "--noise-scale sequence", "--noise-shape channel", "--norm sequence"),
+        *("--draws 2", "--seed 1", "--base owl", "--sparsity 0.6", "--correct none"),
+        *("--strength 0.1", "--max-correction 0.01", "--correction-scale max", "--lo 0.7"),
+        *("--hi 0.7", "--compat peer", "--perturbation pruning", "--samples 1", "--seq-len 11"),
+    ):
+        words_ = words.split()
+        small = SMALL if words_[0] not in SMALL else ("--samples", "2", *words_)
+        assert ran("score", LLAMA, *small, *words_).splitlines()[-6:] != plain, words
+
+
+# ---- help --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("score", SCORE), ("allocate", ALLOCATION), ("", {"--version": 0, "score": 0, "allocate": 0})],
+)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help(
+    command: str, options: dict[str, Any], flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"):  # they make help colourful
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    text = ran(*command.split(), flag)
+    assert f"refimpl {command}".strip() in text
+    for name in options:
+        assert name in text, name
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_without_a_command_there_is_help() -> None:
+    assert ran() == ran("--help")
+
+
+def test_version() -> None:
+    assert ran("--version") == f"{refimpl.__version__}\n"
+
+
+# ---- output ------------------------------------------------------------------------------------
+
+
+def test_json_is_what_output_writes(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    printed = ran("score", LLAMA, *SMALL, "--json", "-o", path)
+    assert printed == path.read_text("utf-8")
+    assert list(tmp_path.iterdir()) == [path]
+    again = tmp_path / "allocation.json"
+    printed = ran("allocate", path, "--json", "-o", again, "--sparsity", "0.5")
+    assert printed == again.read_text("utf-8")
+    assert ran("allocate", again, "--sparsity", "0.5", "--json") == printed
+
+
+def test_output_replaces_an_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text("old")
+    (tmp_path / "new").touch()
+    ran("score", LLAMA, *SMALL, "-o", path)
+    assert json.loads(path.read_text())["model"] == "llama"
+    assert path.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+WHOLE = {
+    *("model", "family", "num_blocks", "eta", "seed", "dtype", "perturbation", "blocks", "linears"),
+    *("requested_sparsity", "total_weights", "total_pruned", "noise_scale", "noise_shape", "norm"),
+    *("sink", "draws", "tokens", "base", "base_options", "correct", "strength", "max_correction"),
+    *("correction_scale", "lo", "hi", "compat", "run"),
+}
+TOKENS = {"samples", "seq_len", "source", "kind", "bos", "sha256"}
+RUN = {
+    *("dtype", "threads", "memory", "seconds", "peak_memory", "versions", "runtime", "device"),
+}
+BLOCK = {
+    *("index", "num_weights", "linears", "absorption_coefficient", "absorption_stderr", "drift"),
+    *("log_absorption", "alignment", "arrival", "divergence", "signals", "base_sparsity"),
+    *("corrected_sparsity", "num_pruned"),
+}
+SIGNALS = {"owl_outlier_percent", "alphapruning_alpha", "dlp_score"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--base alphapruning",
+        "--perturbation pruning --correct divergence",
+        "--eta 0.001,0.1,1 --base owl --draws 2",
+        "--compat peer --base dlp",
+    ],
+)
+def test_json_holds_everything(options: str) -> None:
+    found = json.loads(ran("score", LLAMA, *SMALL, *options.split(), "--json"))
+    assert found.keys() >= WHOLE
+    assert found["num_blocks"] == len(found["blocks"]) == 4
+    assert found["total_weights"] == sum(b["num_weights"] for b in found["blocks"]) == 29_184
+    assert found["tokens"].keys() >= TOKENS
+    assert found["run"].keys() >= RUN
+    for part in [found, *found.get("sweep", [])]:
+        assert part["total_pruned"] == sum(b["num_pruned"] for b in part["blocks"])
+        for i, block in enumerate(part["blocks"]):
+            assert_block(block, i, found)
+    if "--eta" in options:
+        assert [part["eta"] for part in found["sweep"]] == [0.001, 0.1, 1.0]
+        assert found["eta"] == 0.001
+        assert found["sweep"][0]["blocks"] == found["blocks"]
+        assert found["sweep"][1]["blocks"] != found["blocks"]
+    else:
+        assert "sweep" not in found
+        assert found["eta"] == (None if "pruning " in options else 0.01)
+
+
+def assert_block(block: dict[str, Any], i: int, whole: dict[str, Any]) -> None:
+    """One block of the JSON: every key, and numbers that fit together."""
+    assert block.keys() >= BLOCK
+    assert block["index"] == i
+    assert [linear["name"] for linear in block["linears"]] == LINEARS
+    assert all(len(linear["shape"]) == 2 for linear in block["linears"])
+    sizes = [linear["shape"][0] * linear["shape"][1] for linear in block["linears"]]
+    assert sum(sizes) == block["num_weights"]
+    assert sum(linear["num_pruned"] for linear in block["linears"]) == block["num_pruned"]
+    has_alpha = whole["base"] == "alphapruning"
+    assert all(("alpha" in linear) == has_alpha for linear in block["linears"])
+    assert block["signals"].keys() >= SIGNALS
+    assert (block["signals"]["alphapruning_alpha"] is not None) == has_alpha
+    assert block["signals"]["owl_outlier_percent"] >= 0
+    assert block["signals"]["dlp_score"] > 0
+    assert len(block["drift"]) == len(block["alignment"]) == whole["num_blocks"] - i
+    assert block["arrival"] == block["drift"][-1]
+    assert (block["divergence"] is not None) == (whole["correct"] == "divergence")
+    assert block["log_absorption"] == pytest.approx(log(block["absorption_coefficient"]))
+    assert block["absorption_stderr"] >= 0
+    assert 0 <= block["base_sparsity"] <= 1
+    assert block["num_pruned"] == pytest.approx(
+        block["corrected_sparsity"] * block["num_weights"], abs=32 * 7
+    )
+
+
+def test_every_eta_of_a_sweep_is_as_if_it_were_alone() -> None:
+    words = ("score", LLAMA, *SMALL, "--json", "--base", "owl", "--eta")
+    etas = ("1", "0.001", "0.1")
+    sweep = json.loads(ran(*words, ",".join(etas)))["sweep"]
+    alone = [json.loads(ran(*words, eta)) for eta in etas]
+    assert [part["blocks"] for part in sweep] == [one["blocks"] for one in alone]
+    assert [part["eta"] for part in sweep] == [one["eta"] for one in alone]
+    assert len({json.dumps(part["blocks"]) for part in sweep}) == len(etas)
+
+
+def test_one_sample_has_no_standard_error_and_says_why() -> None:
+    found = json.loads(ran("score", LLAMA, "--samples", 1, "--seq-len", 8, "--json"))
+    for block in found["blocks"]:
+        assert block["absorption_stderr"] is None
+        assert "two" in block["absorption_stderr_reason"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--eta 0.01,1",
+        "--base owl --base-option lam=0.1 --sparsity 0.55",
+        "--base dlp --strength 0.2 --max-correction 0.02 --correction-scale max",
+        "--base alphapruning --base-option unit=linear --lo 0.2 --hi 0.95",
+        "--base atp --base-option beta=0.05 --correct none",
+        "--base owl --compat peer",
+        "--base BASE",
+    ],
+)
+def test_allocate_prints_what_score_printed(options: str, tmp_path: Path) -> None:
+    (tmp_path / "base.csv").write_text("0.6\n0.7\n0.7\n0.8\n")
+    words = options.replace("BASE", str(tmp_path / "base.csv")).split()
+    path = tmp_path / "scores.json"
+    printed = ran("score", LLAMA, *SMALL, *words, "-o", path)
+    request = [w for w in words if w not in ("--eta", "0.01,1")]
+    assert ran("allocate", path, *request) == printed
+    assert ran("allocate", path, *request, "--json") == path.read_text()
+
+
+@pytest.mark.parametrize("correct", ["absorption", "arrival", "divergence"])
+def test_allocate_after_the_pruning_perturbation(correct: str, tmp_path: Path) -> None:
+    words = ("--base", "owl", "--correct", correct)
+    path = tmp_path / "scores.json"
+    printed = ran("score", LLAMA, *SMALL, "--perturbation", "pruning", *words, "-o", path)
+    assert ran("allocate", path, *words) == printed
+    other = ran("allocate", path, *words, "--strength", 0.2)
+    assert without_run(other) != without_run(printed)
+
+
+def test_stdout_is_the_same_every_time() -> None:
+    for words in ((), ("--json",), ("--base", "alphapruning", "--eta", "0.1,1")):
+        first, second = (ran("score", LLAMA, *SMALL, *words) for _ in range(2))
+        if "--json" in words:
+            parsed = [json.loads(text) for text in (first, second)]
+            assert all(text.pop("run") for text in parsed)
+            assert parsed[0] == parsed[1]
+        else:
+            assert "seconds" not in first
+            assert without_run(first) == without_run(second)
+            assert first.count("\nrun ") == 1
+
+
+@pytest.mark.parametrize("base", ["uniform", "owl"])
+def test_threads_and_memory_change_no_count(base: str) -> None:
+    words = ("--base", base, "--json")
+    plain = json.loads(ran("score", LLAMA, *SMALL, *words))["blocks"]
+    other = json.loads(ran("score", LLAMA, *SMALL, *words, "--threads", 1, "--memory", "8K"))
+    assert [b["num_pruned"] for b in other["blocks"]] == [b["num_pruned"] for b in plain]
+
+
+# ---- tokens ------------------------------------------------------------------------------------
+
+
+def tokens_line(text: str) -> str:
+    """What the header says of the tokens."""
+    return " ".join(re.findall(r"^tokens +(.*\n(?: .*\n)*)", text, re.MULTILINE)[0].split())
+
+
+def test_the_header_says_where_tokens_came_from(tmp_path: Path) -> None:
+    random = tokens_line(ran("score", LLAMA, *SMALL))
+    assert "2 x 12, drawn uniformly from 264 ids with seed 0 (no text was given)" in random
+    other = tokens_line(ran("score", LLAMA, *SMALL, "--seed", 5))
+    assert "with seed 5" in other
+    assert other.split("sha256")[1] != random.split("sha256")[1]
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 20)
+    text = tokens_line(ran("score", LLAMA, *SMALL, "--text", tmp_path / "text.txt"))
+    assert "text.txt, 2 samples of 12 tokens spread over" in text
+    assert "BOS 1" in text
+    assert "no text" not in text
+    np.save(tmp_path / "ids.npy", np.arange(60).reshape(3, 20))
+    ids = tokens_line(ran("score", LLAMA, *SMALL, "--tokens", tmp_path / "ids.npy"))
+    assert "2 x 12, ids.npy, 2 of 3 rows, 12 of 20 ids each" in ids
+    ids = tokens_line(ran("score", LLAMA, "--tokens", tmp_path / "ids.npy"))
+    assert ids.startswith("3 x 20, ids.npy")
+
+
+@pytest.mark.parametrize(("limit", "length"), [(64, 64), (512, 512), (2048, 512)])
+def test_the_default_length_is_512_or_what_the_model_allows(
+    limit: int, length: int, tmp_path: Path
+) -> None:
+    config = json.loads((LLAMA / "config.json").read_text()) | {"max_position_embeddings": limit}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(LLAMA / "tokenizer.json", tmp_path)
+    (tmp_path / "model.safetensors").symlink_to(LLAMA / "model.safetensors")
+    np.save(tmp_path / "ids.npy", np.arange(600) % 250)
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 60)
+    for words in ((), ("--tokens", tmp_path / "ids.npy"), ("--text", tmp_path / "text.txt")):
+        found = json.loads(ran("score", tmp_path, "--samples", 1, *words, "--json"))
+        assert found["tokens"]["seq_len"] == length
+        assert found["tokens"]["samples"] == 1
+
+
+def test_the_default_is_8_samples() -> None:
+    assert json.loads(ran("score", LLAMA, "--seq-len", 4, "--json"))["tokens"]["samples"] == 8
+
+
+def test_a_file_and_a_config_elsewhere(tmp_path: Path) -> None:
+    shutil.copy(LLAMA / "model.safetensors", tmp_path / "weights.safetensors")
+    words = ("--config", LLAMA / "config.json", *SMALL)
+    text = ran("score", tmp_path / "weights.safetensors", *words)
+    assert text.startswith("model       weights, family llama")
+    assert text.splitlines()[-6:] == ran("score", LLAMA, *SMALL).splitlines()[-6:]
+
+
+# ---- streams -----------------------------------------------------------------------------------
+
+
+def test_colour_only_where_it_is_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    plain = without_run(ran("score", LLAMA, *SMALL))
+    assert ESCAPE not in plain
+    colourful = without_run(ran("score", LLAMA, *SMALL, terminal=True))
+    assert ESCAPE in colourful
+    assert re.sub(r"\x1b\[\d+m", "", colourful) == plain
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            assert without_run(ran("score", LLAMA, *SMALL, terminal=True)) == plain
+    monkeypatch.setenv("NO_COLOR", "")
+    assert without_run(ran("score", LLAMA, *SMALL, terminal=True)) == colourful
+    assert ESCAPE not in ran("score", LLAMA, *SMALL, "--json", terminal=True)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_ascii_where_the_encoding_knows_no_bars(encoding: str) -> None:
+    text = ran("score", LLAMA, *SMALL, encoding=encoding)
+    assert text.isascii()
+    assert re.search(r" \|#+ ", text)
+    assert "█" in ran("score", LLAMA, *SMALL, encoding="utf-8")
+    assert "█" in ran("score", LLAMA, *SMALL, encoding="utf-16")
+
+
+@pytest.mark.parametrize("name", ["modèle", "模型", os.fsdecode(b"caf\xe9"), "a\nb", "[bold]x"])
+def test_any_name_can_be_printed_and_written(name: str, tmp_path: Path) -> None:
+    model = tmp_path / name
+    shutil.copytree(LLAMA, model)
+    path = tmp_path / "scores.json"
+    for encoding in ("utf-8", "ascii"):
+        for words in ((), ("--json",), ("-o", path)):
+            ran("score", model, *SMALL, *words, encoding=encoding)
+    assert json.loads(path.read_text())["model"] == name
+    assert without_run(ran("allocate", path)) == without_run(ran("score", model, *SMALL))
+    assert run("score", model / "absent", encoding="ascii").code == 2
+
+
+def test_progress_reaches_its_end_and_never_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refimpl.cli.score.progress_bar", recorded)
+    for words in (
+        *("", "--eta 0.1,1 --draws 2", "--memory 16K", "--base alphapruning"),
+        *("--perturbation pruning", "--perturbation pruning --correct divergence"),
+    ):
+        ran("score", LLAMA, *SMALL, *words.split())
+
+
+def test_progress_shows_the_time_left_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1_000, 10**9, 7))
+    monkeypatch.setattr("time.time", lambda: float(next(now)))
+    monkeypatch.setenv("TERM", "xterm")
+    result = run("score", LLAMA, *SMALL, err_terminal=True)
+    assert without_run(result.out) == without_run(ran("score", LLAMA, *SMALL))
+    shown = result.err.split("\r")
+    assert re.search(r"scoring .*100%", shown[-1])
+    left = [re.findall(r"(\d+)%\s+(\d\d:\d\d:\d\d)", text) for text in shown]
+    assert len({time for found in left for _, time in found}) > 3
+    percents = [int(percent) for found in left for percent, _ in found]
+    assert percents == sorted(percents)
+
+
+def test_progress_is_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1_000, 10**9, 7))
+    monkeypatch.setattr("time.time", lambda: float(next(now)))
+    monkeypatch.setenv("TERM", "xterm")
+
+    def score(*arguments: Any, progress: Progress, **options: Any) -> None:
+        for done in (1.0, 2.5, 2.5, 7.0, 10.0):
+            progress(done, 10.0)
+        raise RefimplError("stop")
+
+    monkeypatch.setattr("refimpl.cli.score.score", score)
+    shown = re.findall(r"(\d+)%", run("score", LLAMA, *SMALL, err_terminal=True).err)
+    assert list(dict.fromkeys(shown)) == ["0", "10", "25", "70", "100"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("", "")])
+def test_progress_is_silent_elsewhere(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    if name:
+        monkeypatch.setenv(name, value)
+    assert run("score", LLAMA, *SMALL, err_terminal=bool(name)).err == ""
+
+
+# ---- as a process ------------------------------------------------------------------------------
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+ENVIRONMENT |= {"PYTHONPATH": str(FIXTURES.parent), "TERM": "xterm", "PYTHONUTF8": "1"}
+ENVIRONMENT |= {"PYTHONUNBUFFERED": ""}  # what is printed late must fail in time, too
+PROGRAM = (sys.executable, "-W", "error", "-m", "refimpl")
+WORDS = (*PROGRAM, "score", str(LLAMA), *SMALL)
+
+
+def test_python_m_refimpl() -> None:
+    done = subprocess.run(
+        WORDS,
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.stderr == ""
+    assert without_run(done.stdout) == without_run(ran("score", LLAMA, *SMALL))
+
+
+def test_on_a_terminal() -> None:
+    """Colour, a bar, no question: on a pseudo terminal, whose input is never written to."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        WORDS, env=ENVIRONMENT, stdin=follower, stdout=follower, stderr=follower
+    )
+    os.close(follower)
+    printed = b""
+    while select.select([leader], [], [], 60)[0]:
+        try:
+            printed += os.read(leader, 4096)
+        except OSError:  # the other side is closed
+            break
+    os.close(leader)
+    assert process.wait(60) == 0
+    text = printed.decode()
+    assert re.search(r"scoring .*100%", text)
+    assert re.search(r"\x1b\[31m +│█", text)
+    assert text.index("100%") < text.index("model       llama")
+
+
+def test_a_reader_that_leaves_early() -> None:
+    command = (
+        f"'{sys.executable}' -W error -m refimpl score '{LLAMA}' --seq-len 12 --json | head -1"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
+
+
+def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("refimpl.cli.score.score", "refimpl.cli.terminal.write_json", "os.replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, stopped)
+            result = run("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json", "--resume")
+        assert result == Result(130, "", "")
+        assert {path.name for path in tmp_path.iterdir()} <= {"scores.json.part"}
+    for error in (KeyboardInterrupt, typer.Abort):  # however typer passes it on
+        with monkeypatch.context() as patched:
+            patched.setattr("refimpl.cli.main.app", Mock(side_effect=error))
+            assert run("score", LLAMA) == Result(130, "", "")
+
+
+def test_an_interrupt_from_outside() -> None:
+    slow = (
+        "import signal, sys, time, refimpl.cli.score as cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
+        "from refimpl.cli.main import main\n"
+        "def score(*arguments, **options):\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "cli.score = score\n"
+        f"sys.argv = ['refimpl', 'score', {str(LLAMA)!r}]\n"
+        "main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 130

@@ -1,0 +1,349 @@
+"""`refimpl eval`: its table, its JSON, what it refuses, and a run that is killed and taken up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from program import Result, run
+
+import refimpl
+from refimpl.evaluation import evaluate as job
+from refimpl.storage.partial_results import Part
+
+LLAMA = FIXTURES / "llama"
+TEXT = FIXTURES / "text.txt"
+ROWS: list[dict[str, Any]] = [
+    {"question": "Drop a stone", "choices": ["into the third", "no"], "answer": 0},
+    {"question": "A river", "choices": ["runs", "sings", "x"], "answer": 1},
+    {"question": "", "choices": ["to", "be"], "answer": 1},
+]
+SMALL_GROUPS = """
+import os, signal, sys
+from refimpl.evaluation import batch, evaluate
+from refimpl.storage.partial_results import Part
+from refimpl.cli.main import main
+
+left, torn = int(sys.argv.pop(1)), sys.argv.pop(1) == "torn"
+add = Part.add
+
+def add_and_die(self, found):
+    global left
+    if left == 0 and torn:
+        self._file.write(b'{"3": [-1')
+        self._file.flush()
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    add(self, found)
+
+Part.add = add_and_die
+batch.BATCH = 40
+evaluate.GROUP = 80
+sys.argv[0] = "refimpl"
+main()
+"""
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return path
+
+
+def ran(*words: object) -> str:
+    result = run("eval", *words)
+    assert (result.code, result.err) == (0, "")
+    return result.out
+
+
+def refused(*words: object) -> Result:
+    result = run("eval", *words)
+    assert result.code == 2
+    assert result.out == ""
+    return result
+
+
+def numbers(document: dict[str, Any]) -> dict[str, Any]:
+    """A document without what differs from run to run."""
+    return {name: value for name, value in document.items() if name != "run"}
+
+
+def test_the_table_says_what_was_measured(questions: Path) -> None:
+    out = ran(LLAMA, "--text", TEXT, "--window", 32, "--choices", questions, "--threads", 1)
+    document = json.loads(
+        ran(LLAMA, "--text", TEXT, "--window", 32, "--choices", questions, "--json")
+    )
+    text, choices = document["text"], document["choices"]
+    lines = {" ".join(line.split()) for line in out.splitlines()}
+    assert "model llama, family llama, 4 blocks" in lines
+    assert (
+        f"perplexity {text['perplexity']:#.6g} {text['perplexity_stderr']:#.6g} 33 windows" in lines
+    )
+    assert f"bits per byte {text['bits_per_byte']:.5f} - 1,006 bytes" in lines
+    assert f"acc {choices['acc']:.4f} {choices['acc_stderr']:.4f} 3 questions" in lines
+    assert (
+        f"acc_norm {choices['acc_norm']:.4f} {choices['acc_norm_stderr']:.4f} 3 questions" in lines
+    )
+    assert "33 windows of 32 tokens (the last of 15), BOS 1 added by tokenizer.json" in out
+    assert text["sha256"][:12] in out
+    assert "1 thread, float32, refimpl" in out
+    assert "stderr is" not in out
+
+
+def test_the_document_holds_what_its_numbers_are_made_of(questions: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.json"
+    printed = ran(
+        LLAMA, "--text", TEXT, "--window", 32, "--choices", questions, "-o", output, "--json"
+    )
+    document = json.loads(output.read_text())
+    assert json.loads(printed) == document
+    assert sorted(os.listdir(tmp_path)) == ["out.json", "q.jsonl"]
+    text, choices, how = document["text"], document["choices"], document["run"]
+    nats = sum(window["nats"] for window in text["windows"])
+    assert text["predicted_tokens"] == sum(w["tokens"] for w in text["windows"]) == 1006
+    assert text["bytes"] == sum(w["bytes"] for w in text["windows"]) == TEXT.stat().st_size
+    assert text["perplexity"] == pytest.approx(exp(nats / 1006))
+    assert text["bits_per_byte"] == pytest.approx(nats / log(2) / text["bytes"])
+    assert (text["bos"], text["window"], text["num_windows"]) == (1, 32, 33)
+    assert (document["model"], document["family"], document["dtype"]) == (
+        "llama",
+        "llama",
+        "float32",
+    )
+    for row, found in zip(ROWS, choices["questions"], strict=True):
+        assert found["answer"] == row["answer"]
+        assert found["picked"] == int(np.argmax(found["log_likelihoods"]))
+        per_character = [
+            ll / len(c) for ll, c in zip(found["log_likelihoods"], row["choices"], strict=True)
+        ]
+        assert found["picked_norm"] == int(np.argmax(per_character))
+    right = [q["picked"] == q["answer"] for q in choices["questions"]]
+    assert choices["acc"] == pytest.approx(sum(right) / 3)
+    assert (choices["num_questions"], choices["num_choices"]) == (3, 7)
+    assert how["versions"].keys() == {"refimpl", "numpy", "python"}
+    assert how["tokens_per_second"] == pytest.approx(how["tokens"] / how["seconds"])
+    assert how["resumed_sequences"] == 0
+
+
+def test_one_window_one_question_have_no_standard_error(questions: Path) -> None:
+    words = (LLAMA, "--text", TEXT, "--windows", 1, "--choices", questions, "--questions", 1)
+    assert "stderr is -: it takes two windows, or two questions, or more" in ran(*words)
+    document = json.loads(ran(*words, "--json"))
+    assert document["text"]["perplexity_stderr"] is None
+    assert document["text"]["stderr_reason"] == "a standard error takes two or more windows"
+    assert document["choices"]["acc_norm_stderr"] is None
+    assert document["text"]["window"] == 64  # the model's longest
+
+
+def test_ids_in_place_of_a_text(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.arange(96).reshape(4, 24))
+    document = json.loads(ran(FIXTURES / "gemma2", "--tokens", tmp_path / "ids.npy", "--json"))
+    assert document["text"]["num_windows"] == 4
+    assert document["text"]["bits_per_byte"] is None
+    assert "without their text" in document["text"]["bits_per_byte_reason"]
+    assert "choices" not in document
+    out = ran(FIXTURES / "gemma2", "--tokens", tmp_path / "ids.npy")
+    assert "ids         ids.npy" in out
+    assert "bits per byte" not in out
+
+
+def test_options_of_the_run_change_no_number(questions: Path) -> None:
+    words = (
+        LLAMA,
+        "--text",
+        TEXT,
+        "--windows",
+        9,
+        "--window",
+        20,
+        "--choices",
+        questions,
+        "--json",
+    )
+    first, *others = (
+        json.loads(ran(*words, *more))
+        for more in ((), ("--threads", 1), ("--threads", 3, "--memory", "64K"))
+    )
+    for other in others:
+        assert numbers(other) == numbers(first)
+    certified = json.loads(ran(*words, "--dtype", "float64"))
+    assert certified["dtype"] == "float64"
+    assert certified["text"]["perplexity"] != first["text"]["perplexity"]
+    assert certified["text"]["perplexity"] == pytest.approx(first["text"]["perplexity"], rel=1e-5)
+    text = json.loads(ran(*words[:-3], "--json"))  # neither half depends on the other
+    assert text["text"] == first["text"]
+
+
+def killed(after: int, torn: str, *words: object) -> None:
+    code = [sys.executable, "-c", SMALL_GROUPS, str(after), torn, "eval", *map(str, words)]
+    env = os.environ | {"PYTHONPATH": str(Path(refimpl.__file__).parent.parent)}
+    done = subprocess.run(code, env=env, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize(("after", "torn"), [(0, "clean"), (1, "torn"), (4, "clean"), (5, "torn")])
+def test_a_killed_run_is_taken_up(
+    after: int, torn: str, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.evaluation.batch.BATCH", 40)
+    monkeypatch.setattr(job, "GROUP", 80)
+    output, whole = tmp_path / "out.json", tmp_path / "whole.json"
+    words = (LLAMA, "--text", TEXT, "--window", 40, "--windows", 9, "--choices", questions)
+    ran(*words, "-o", whole)
+    output.write_text("old")
+    killed(after, torn, *words, "-o", output)
+    part = tmp_path / "out.json.part"
+    assert output.read_text() == "old"
+    assert part.read_bytes().endswith(b"\n") == (torn == "clean")
+
+    error = refused(*words, "-o", output).err
+    assert "add --resume to take it up, or remove the file" in error
+    computed: list[int] = []
+    real = job.group_likelihoods
+
+    def counted(*args: Any, **options: Any) -> Any:
+        found = real(*args, **options)
+        computed.extend(found)
+        return found
+
+    monkeypatch.setattr(job, "group_likelihoods", counted)
+    ran(*words, "-o", output, "--resume")
+    document, expected = json.loads(output.read_text()), json.loads(whole.read_text())
+    assert numbers(document) == numbers(expected)
+    done = document["run"]["resumed_sequences"]
+    assert done == min(2 * after, 9) if after < 5 else done > 9
+    assert len(computed) == len(set(computed)) == 9 + 7 - done
+    assert document["run"]["tokens"] < expected["run"]["tokens"] or after == 0
+    assert not part.exists()
+
+
+def test_resume_without_a_part_starts(questions: Path, tmp_path: Path) -> None:
+    words = (LLAMA, "--choices", questions, "-o", tmp_path / "out.json")
+    ran(*words, "--resume")
+    first = json.loads((tmp_path / "out.json").read_text())
+    ran(*words)
+    assert numbers(first) == numbers(json.loads((tmp_path / "out.json").read_text()))
+    assert not (tmp_path / "out.json.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("--dtype", "float64"), "dtype differ"),
+        (("--windows", 4), "windows differ"),
+        (("--window", 31), "windows differ"),
+        (("--questions", 2), "choices differ"),
+    ],
+)
+def test_a_part_of_another_run_is_refused(
+    change: tuple[object, ...], named: str, questions: Path, tmp_path: Path
+) -> None:
+    words = (
+        LLAMA,
+        "--text",
+        TEXT,
+        "--window",
+        40,
+        "--choices",
+        questions,
+        "-o",
+        tmp_path / "o.json",
+    )
+    killed(2, "clean", *words)
+    before = (tmp_path / "o.json.part").read_bytes()
+    error = refused(*words, *change, "--resume").err
+    assert f"o.json.part is of another run: {named}" in error
+    assert (tmp_path / "o.json.part").read_bytes() == before
+
+
+def test_a_part_of_another_model_is_refused(questions: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "llama"
+    copy.mkdir()
+    for path in LLAMA.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    words = (copy, "--text", TEXT, "--window", 40, "-o", tmp_path / "o.json")
+    killed(2, "clean", *words)
+    os.utime(copy / "model.safetensors", (1, 1))
+    assert "of another run: files differ" in refused(*words, "--resume").err
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+    assert "of another run: config, files differ" in refused(*words, "--resume").err
+
+
+def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out.json.part"
+    for middle in ("nonsense", "[1, 2]", '{"0": 1}', '{"x": [1, true]}'):
+        with Part(path, {"a": 1}, False, job._meaning) as part:
+            part.add({0: (-1.5, True)})
+        path.write_text(path.read_text() + middle + "\n" + '{"1": [-2.0, false]}\n')
+        with pytest.raises(refimpl.RefimplError, match=r"line 3, is damaged"):
+            Part(path, {"a": 1}, True, job._meaning)
+        path.unlink()
+    path.write_text('{"a": 1')  # killed while writing the first line: nothing was found yet
+    with Part(path, {"a": 1}, False, job._meaning) as part:
+        assert part.found == {}
+    path.write_text("[]\n")
+    with pytest.raises(refimpl.RefimplError, match="of another run"):
+        Part(path, {"a": 1}, True, job._meaning)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((LLAMA,), "nothing to evaluate on"),
+        ((LLAMA, "--text", TEXT, "--tokens", "ids.npy"), "both --text and --tokens"),
+        ((LLAMA, "--text", TEXT, "--resume"), "--resume without -o"),
+        ((LLAMA, "--text", TEXT, "--questions", 3), "--questions without --choices"),
+        ((LLAMA, "--choices", "no.jsonl", "--window", 8), "--window without --text or --tokens"),
+        ((LLAMA, "--choices", "no.jsonl", "--windows", 8), "--windows without --text or --tokens"),
+        ((LLAMA, "--choices", "no.jsonl"), "no.jsonl: No such file"),
+        ((LLAMA, "--text", TEXT, "--window", 65), "use --window 64 or less"),
+        ((LLAMA, "--text", TEXT, "--windows", 99), "use --windows 16"),
+        ((LLAMA, "--text", "no.txt"), "no.txt: No such file"),
+        ((LLAMA, "--text", TEXT, "--memory", "100"), "does not hold one batch"),
+        ((LLAMA, "--text", TEXT, "--threads", 0), "0 threads"),
+        ((LLAMA, "--text", TEXT, "-o", TEXT), "-o"),
+        ((LLAMA, "--text", TEXT, "-o", "no/such/folder/out.json"), "not a file in a folder"),
+        ((FIXTURES / "gemma2", "--text", TEXT), "no tokenizer at"),
+    ],
+)
+def test_bad_input_is_one_clear_error(words: tuple[object, ...], problem: str) -> None:
+    error = refused(*words).err
+    assert error.startswith("error: ")
+    assert problem in error
+    assert "\nnext: " in error
+    assert "Traceback" not in error
+
+
+def test_a_choice_that_cannot_be_scored_is_named(questions: Path) -> None:
+    questions.write_text(json.dumps({"question": " ", "choices": ["a" * 99, "b"], "answer": 0}))
+    error = refused(LLAMA, "--choices", questions).err
+    assert f"{questions}:1: 1 tokens of context and 101 of continuation" in error
+
+
+def test_the_part_may_not_be_an_input(tmp_path: Path) -> None:
+    text = tmp_path / "o.json.part"
+    text.write_bytes(TEXT.read_bytes())
+    error = refused(LLAMA, "--text", text, "-o", tmp_path / "o.json").err
+    assert "is also --text" in error
+    assert text.read_bytes() == TEXT.read_bytes()
+
+
+def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
+    path, found = tmp_path / "out.json.part", dict[int, tuple[float, bool]]()
+    for n in range(4):
+        with Part(path, {"a": 1}, True, job._meaning) as part:
+            assert part.found == found
+            part.add({n: (-1 / (n + 3), n % 2 == 0)})
+        found[n] = (-1 / (n + 3), n % 2 == 0)
+        with path.open("ab") as file:
+            file.write(b'{"9": [-0.5, tr')

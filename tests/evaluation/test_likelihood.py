@@ -1,0 +1,227 @@
+"""Log likelihoods against a plain softmax over transformers' logits, however they are computed."""
+
+from functools import cache
+from itertools import pairwise
+from random import Random
+
+import numpy as np
+import pytest
+from gates import CASES, expected_of, model_of
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+
+from refimpl import Model, RefimplError
+from refimpl.evaluation import batch, likelihood
+from refimpl.evaluation.batch import batches, groups
+from refimpl.evaluation.likelihood import Likelihood, Stream, log_likelihoods
+from refimpl.evaluation.softmax import RunningSoftmax
+from refimpl.model.ops import Array
+from refimpl.running.threads import MIB, Workers
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-11}
+IDS = [[1, 5, 7, 3], [2, 4], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11, 12], [2, 90], [5, 5, 5, 5, 100]]
+STARTS = [2, 1, 1, 1, 4]
+
+
+def likelihoods_of(
+    model: Model,
+    sequences: list[list[int]] | Array,
+    starts: list[int],
+    threads: int = 1,
+    memory: int = MIB,
+    dtype: str = "float64",
+) -> list[Likelihood]:
+    with Workers(threads) as workers:
+        return log_likelihoods(model, list(sequences), starts, workers, memory, dtype)
+
+
+@cache
+def found_of(case: str) -> tuple[Likelihood, ...]:
+    return tuple(likelihoods_of(model_of(case), IDS, STARTS))
+
+
+def assert_close(some: list[Likelihood], others: list[Likelihood], tolerance: float) -> None:
+    for one, other in zip(some, others, strict=True):
+        np.testing.assert_allclose(
+            one.log_probabilities, other.log_probabilities, rtol=0, atol=tolerance
+        )
+        assert one.greedy == other.greedy
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", CASES)
+def test_they_are_a_softmax_of_the_logits(case: str, dtype: str) -> None:
+    ids, expected = expected_of(case)
+    starts = [1 + i for i in range(len(ids))]
+    found = likelihoods_of(model_of(case), ids, starts, dtype=dtype)
+    for row, logits, start, one in zip(ids, expected["logits"], starts, found, strict=True):
+        before = slice(start - 1, len(row) - 1)
+        plain = np.take_along_axis(log_softmax(logits[before], -1), row[start:, None], -1)[:, 0]
+        assert one.log_probabilities.dtype == np.float64
+        np.testing.assert_allclose(one.log_probabilities, plain, rtol=0, atol=TOLERANCE[dtype])
+        assert one.greedy == bool((logits[before].argmax(-1) == row[start:]).all())
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2", "gpt2", "mistral"])
+def test_a_continuation_that_is_the_arg_max_is_greedy(case: str) -> None:
+    ids, expected = expected_of(case)
+    best = int(expected["logits"][0, 4].argmax())
+    prompt = ids[0, :5].tolist()
+    right, wrong, late = likelihoods_of(
+        model_of(case),
+        [[*prompt, best], [*prompt, (best + 1) % 100], [*prompt, best, best]],
+        [5, 5, 5],
+    )
+    assert (right.greedy, wrong.greedy) == (True, False)
+    assert right.log_probabilities[0] > wrong.log_probabilities[0]
+    assert late.log_probabilities[0] == pytest.approx(right.log_probabilities[0], abs=1e-12)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2", "gpt2", "mistral", "opt"])
+def test_padding_and_neighbours_do_not_matter(case: str) -> None:
+    alone = [likelihoods_of(model_of(case), [s], [t])[0] for s, t in zip(IDS, STARTS, strict=True)]
+    assert_close(list(found_of(case)), alone, 1e-11)
+
+
+@given(
+    order=st.permutations(range(len(IDS))),
+    tokens=st.integers(1, 40),
+    rows=st.integers(1, 9),
+    piece=st.integers(9, 300),
+)
+def test_layout_changes_rounding_only(order: list[int], tokens: int, rows: int, piece: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "BATCH", tokens)
+        patch.setattr(likelihood, "ROWS", rows)
+        patch.setattr(likelihood, "PIECE", piece)
+        found = likelihoods_of(
+            model_of("llama_linear"), [IDS[i] for i in order], [STARTS[i] for i in order]
+        )
+    assert_close(found, [found_of("llama_linear")[i] for i in order], 1e-11)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_memory_and_threads_change_no_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "BATCH", 12)
+    model = model_of("llama")
+    least = 2 * 12 * model.config.hidden_size * np.dtype(dtype).itemsize
+    first, *others = (
+        likelihoods_of(model, IDS, STARTS, threads, memory, dtype)
+        for threads in (1, 3)
+        for memory in (least, 2 * least, MIB)
+    )
+    for other in others:
+        for one, same in zip(first, other, strict=True):
+            np.testing.assert_array_equal(one.log_probabilities, same.log_probabilities)
+            assert one.greedy == same.greedy
+    with pytest.raises(RefimplError, match=f"use --memory {least} or more"):
+        likelihoods_of(model, IDS, STARTS, memory=least - 1, dtype=dtype)
+
+
+def test_given_blocks_take_the_place_of_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "BATCH", 12)
+    model = model_of("llama")
+    own = [model.block(i, "f8") for i in range(model.config.num_blocks)]
+    halved = [{k: v / 2 if "proj" in k else v for k, v in w.items()} for w in own]
+    with Workers(2) as workers:
+
+        def run(blocks: list[dict[str, Array]] | None, memory: int = MIB) -> list[Likelihood]:
+            return log_likelihoods(model, IDS, STARTS, workers, memory, "f8", blocks)
+
+        assert_close(run(own), list(found_of("llama")), 1e-11)
+        changed = run(halved)
+        assert changed[0].log_probabilities[0] != run(None)[0].log_probabilities[0]
+        stream = Stream(model, batches(IDS, STARTS, model.config), workers, "f8")
+        for weights in halved:
+            stream.advance(weights)
+        streamed = stream.likelihoods()
+        assert_close([streamed[n] for n in range(len(IDS))], changed, 0)
+        with pytest.raises(RefimplError, match="memory for all of them"):
+            run(own, 2 * 12 * 8 * model.config.hidden_size)
+        with pytest.raises(RefimplError, match="3 of 4 blocks passed"):
+            run(own[:-1])
+
+
+def test_the_cost_ticks_to_its_sum() -> None:
+    model, ticks = model_of("llama"), list[float]()
+    with Workers(1) as workers:
+        log_likelihoods(model, IDS, STARTS, workers, MIB, tick=ticks.append)
+    total = sum(b.cost(model.config) for b in batches(IDS, STARTS, model.config))
+    assert sum(ticks) == pytest.approx(total)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 263), min_size=2, max_size=12), min_size=1, max_size=12),
+    st.integers(1, 30),
+    st.integers(1, 60),
+    st.randoms(use_true_random=False),
+)
+def test_batches_hold_every_sequence_once(
+    sequences: list[list[int]], most: int, tokens: int, random: Random
+) -> None:
+    starts = [random.randint(1, len(ids) - 1) for ids in sequences]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "BATCH", most)
+        made = batches(sequences, starts, model_of("llama").config)
+    assert sorted(n for b in made for n in b.members) == list(range(len(sequences)))
+    for b in made:
+        assert b.ids.size <= most or len(b.ids) == 1
+        at = 0
+        for n, count in zip(b.members, b.counts, strict=True):
+            mine = slice(at, at + count)
+            row, last = b.places[mine][-1] // b.ids.shape[1], len(sequences[n]) - 1
+            assert b.ids[row, :last].tolist() == sequences[n][:last]
+            assert (b.places[mine] % b.ids.shape[1]).tolist() == list(range(starts[n] - 1, last))
+            assert b.targets[mine].tolist() == sequences[n][starts[n] :]
+            at += count
+        assert at == len(b.places) == len(b.targets)
+    inputs = {tuple(ids[:-1]) for ids in sequences}
+    assert sum(len(b.ids) for b in made) == len(inputs)
+    widths = [b.ids.shape[1] for b in made]
+    assert all(a >= b for a, b in pairwise(widths))
+    cut = list(groups(made, tokens))
+    assert [id(b) for part in cut for b in part] == [id(b) for b in made]
+    assert all(len(part) == 1 or sum(b.ids.size for b in part) <= tokens for part in cut)
+
+
+@given(st.data())
+def test_a_softmax_in_pieces_is_the_whole_one(data: st.DataObject) -> None:
+    n, v = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 12))
+    value = st.sampled_from([-3e4, -2.0, -1.0, 0.0, 1.0, 1.5, 80.0, 3e4])
+    rows = st.lists(value, min_size=v, max_size=v)
+    z = np.array(data.draw(st.lists(rows, min_size=n, max_size=n)), "f4")
+    targets = np.array(data.draw(st.lists(st.integers(0, v - 1), min_size=n, max_size=n)))
+    cuts = sorted({0, v, *data.draw(st.lists(st.integers(0, v), max_size=3))})
+    found = RunningSoftmax.start(targets)
+    for low, high in pairwise(cuts):
+        found = found.add(z[:, low:high], low)
+    plain = log_softmax(z.astype("f8"), axis=-1)[np.arange(n), targets]
+    np.testing.assert_allclose(found.log_probabilities, plain, rtol=1e-12, atol=1e-14)
+    assert found.greedy.tolist() == (z.argmax(-1) == targets).tolist()
+
+
+@pytest.mark.parametrize(
+    ("sequences", "starts", "problem"),
+    [
+        ([[1, 2], [3]], [1, 1], r"sequence 1 of shape \[1\], to be scored from token 1"),
+        ([[1, 2]], [0], "from token 0"),
+        ([[1, 2]], [2], "from token 2"),
+        ([[[1, 2]]], [1], r"shape \[1, 2\]"),
+        ([[1, 264]], [1], "the first is 264"),
+        ([[-1, 2]], [1], "the first is -1"),
+        ([[0.5, 1.0]], [1], "dtype float64"),
+        ([[1] * 66], [1], "a sequence of 65 tokens"),
+    ],
+)
+def test_bad_sequences_are_refused(
+    sequences: list[list[int]], starts: list[int], problem: str
+) -> None:
+    with pytest.raises(RefimplError, match=problem):
+        likelihoods_of(model_of("llama"), sequences, starts)
+
+
+def test_the_longest_sequence_is_predicted_to_its_end() -> None:
+    (found,) = likelihoods_of(model_of("llama"), [list(range(65))], [1])
+    assert found.log_probabilities.shape == (64,)
+    assert likelihoods_of(model_of("llama"), [], []) == []

@@ -1,0 +1,263 @@
+"""`refimpl explain` shows the numbers of `score`, and of each family only the steps it has."""
+
+import inspect
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from program import run
+
+from refimpl import Perturbation, RefimplError, Request, allocate, forward, read_model, score
+from refimpl.explanation.document import explanation_document, full_name
+from refimpl.explanation.explain import explain, steps_of
+from refimpl.loading.families import FAMILIES
+from refimpl.scoring.score import signals
+from refimpl.show.explain import explanation_text
+from refimpl.tokens import Tokens, random_tokens
+
+MODELS = tuple("gemma3" if name == "gemma3_text" else name for name in FAMILIES)
+BLOCK = (
+    "attn_norm", "qkv", "qk_norm", "rope", "attention", "attn_out", "resid_mid", "mlp_norm",
+    "mlp_out", "resid_post",
+)  # fmt: skip
+STEPS = (
+    "tokens", "embed", *BLOCK, "head", "push", "drift", "ratio", "coefficient", "signals", "base",
+    "correction", "projection", "counts", "wanda", "loss",
+)  # fmt: skip
+PLANS = {
+    "default": (Perturbation(), Request()),
+    "owl, all options of the noise": (
+        Perturbation("gaussian", (0.3,), "sequence", "channel", "sequence", "exclude", 2, 7),
+        Request("owl", {"lam": 0.1}, 0.5, correction_scale="max"),
+    ),
+    "per linear": (
+        Perturbation(),
+        Request("alphapruning", {"fit": "mid", "unit": "linear"}, 0.6, strength=0.2),
+    ),
+    "pruning, arrival": (Perturbation("pruning"), Request("dlp", {}, 0.5, "arrival")),
+    "pruning, divergence": (Perturbation("pruning"), Request("uniform", {}, 0.7, "divergence")),
+    "peer": (Perturbation(), Request("atp", {"beta": 0.05}, 0.7, None, compat="peer")),
+}
+
+
+def tokens_of(name: str, samples: int = 2) -> Tokens:
+    return random_tokens(read_model(FIXTURES / name).config.vocab_size, samples, 12, 3)
+
+
+def near(a: Any, b: Any) -> None:
+    np.testing.assert_allclose(a, b, rtol=1e-12, atol=0)
+
+
+# every family with two, three families with all
+CASES = [
+    (name, case)
+    for name in MODELS
+    for case in PLANS
+    if name in ("llama", "gemma2", "gpt_neox") or case in ("default", "pruning, arrival")
+]
+
+
+@pytest.mark.parametrize("block", [0, -1], ids=["first", "last"])
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> None:
+    model, tokens = read_model(FIXTURES / name), tokens_of(name)
+    plan, request = PLANS[case]
+    k = block % model.config.num_blocks
+    shown = explain(model, tokens, k, None, plan, request, dtype=np.float64).figure
+    scores = score(model, tokens, plan, request, dtype=np.float64)
+    made, found = allocate(scores, request), scores.sweep[0]
+
+    near(shown("drift", "R_k"), found.drift[k, k:])
+    near(shown("drift", "A_k"), found.alignment[k, k:])
+    near(shown("ratio", "r_l"), found.coefficient[k])
+    near(shown("ratio", "stderr"), found.stderr[k])
+    near(shown("coefficient", "r"), found.coefficient)
+    near(shown("coefficient", "stderr"), found.stderr)
+    near(shown("signals", "D"), scores.signals.owl_outlier_percent)
+    near(shown("signals", "u"), scores.signals.dlp_score)
+    sizes = scores.linear_sizes
+    near((shown("signals", "mean M") * sizes).sum() / sizes.sum(), _mean_score(model, tokens, k))
+    if request.base == "alphapruning":
+        near(shown("signals", "alpha"), scores.signals.alpha)
+    if request.compat == "exact":
+        near(shown("projection", "base"), made.base_sparsity)
+        near(shown("projection", "s"), made.corrected_sparsity)
+        near(shown("projection", "sum N_l s_l / N"), request.sparsity)
+        c, base = shown("correction", "c"), shown("base", "base")
+        moved = base + (c if base.ndim == 1 else c[:, None])
+        shifts = (made.linear_sparsity.T if base.ndim == 1 else made.linear_sparsity) - moved
+        np.testing.assert_allclose(shifts, shifts.flat[0], atol=1e-12)  # all by the one t
+    assert shown("counts", "n_l").tolist() == made.num_pruned.tolist()
+    assert shown("counts", "n_j").tolist() == made.linear_pruned[k].tolist()
+    assert shown("counts", "Z") == made.total_pruned
+    assert shown("wanda", "pruned") == made.linear_pruned[k, 0]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "pruning"])
+def test_sinks_are_left_out_as_score_leaves_them_out(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.method.perturbation.SINK_FACTOR", 1.0)  # half of the tokens
+    model, tokens, plan = read_model(FIXTURES / "llama"), tokens_of("llama"), Perturbation(kind)
+    plan = replace(plan, sink="exclude")
+    shown = explain(model, tokens, 1, plan=plan, dtype=np.float64).figure
+    scores = score(model, tokens, plan, dtype=np.float64)
+    near(shown("drift", "R_k"), scores.sweep[0].drift[1, 1:])
+    near(shown("ratio", "r_l"), scores.sweep[0].coefficient[1])
+    assert shown("push", "tokens left out") == scores.sinks[1] > 0
+
+
+def _mean_score(model: Any, tokens: Tokens, block: int) -> float:
+    """DLP's u with the mean, as it is computed without an experiment."""
+    made = signals(model, Request("dlp", correct=None), tokens, dtype=np.float64)
+    return float(made.dlp_score[block])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_forward_is_the_forward(name: str) -> None:
+    model, tokens = read_model(FIXTURES / name), tokens_of(name)
+    out = forward(model, tokens.ids[:1], trace=True, dtype=np.float64)
+    for k in range(model.config.num_blocks):
+        shown = explain(model, tokens, k, dtype=np.float64)
+        names = [step.name for _, step, _ in shown.steps]
+        for point in ("attn_out", "resid_mid", "mlp_out", "resid_post"):
+            np.testing.assert_allclose(
+                shown.figure(point, point), out.trace[f"blocks.{k}.{point}"], rtol=1e-9, atol=1e-12
+            )
+        for letter in "qkv":
+            step = "qk_norm" if "qk_norm" in names and letter != "v" else "qkv"
+            near(shown.figure(step, letter), out.trace[f"blocks.{k}.{letter}"])
+        np.testing.assert_allclose(shown.figure("head", "logits"), out.logits[0, -1], atol=1e-9)
+        near(shown.figure("embed", "h_0"), out.trace["embed"])
+        near(shown.figure("attention", "sum of weights"), 1)
+        assert ("qk_norm" in names) == (name in ("qwen3", "gemma3"))
+        assert ("rope" in names) == (name not in ("gpt2", "opt"))
+        assert names == [step for step in STEPS if step in names]
+
+
+def test_formulas_are_those_of_the_family() -> None:
+    def formula(name: str, step: str, block: int = 0) -> str:
+        model = read_model(FIXTURES / name)
+        steps = steps_of(model, block, Perturbation(), Request())
+        return next(one.formula for one in steps if one.name == step)
+
+    assert formula("llama", "embed") == "h_0 = E[id]"
+    assert formula("gpt2", "embed") == "h_0 = E[id] + P[0 + position]"
+    assert formula("opt", "embed") == "h_0 = E[id] + P[2 + position]"
+    assert formula("gemma2", "embed") == "h_0 = 5.65685 * E[id]"
+    assert "tanh" in formula("gemma2", "attention")
+    assert "tanh" in formula("gemma2", "head")
+    assert "norm(a)" in formula("gemma2", "attn_out")
+    assert "norm(a)" not in formula("llama", "attn_out")
+    assert "q = W_q x + b_q" in formula("qwen2", "qkv")
+    assert "q = W_q x\n" in formula("llama", "qkv")
+    assert formula("opt", "mlp_out") == "f = W_down (relu(W_up y + b_up)) + b_down"
+    assert formula("opt_unbiased", "mlp_out") == "f = W_down (relu(W_up y))"
+    assert formula("llama", "mlp_out") == "f = W_down (silu(W_gate y) * W_up y)"
+    assert formula("gpt_neox", "mlp_norm").startswith("y = (x - mean x)")
+    assert formula("gpt_neox_sequential", "mlp_norm").startswith("y = (m - mean m)")
+    assert formula("gpt_neox", "rope").startswith("first 4 channels of a head: ")
+    assert "llama3" in formula("llama3", "rope")
+
+
+@pytest.mark.parametrize("case", PLANS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_function_is_the_librarys_and_has_a_source(name: str, case: str) -> None:
+    steps = steps_of(read_model(FIXTURES / name), 1, *PLANS[case])
+    assert len({step.name for step in steps}) == len(steps)
+    for step in steps:
+        assert step.why.endswith((".", ")"))
+        for function in step.functions:
+            assert full_name(function).startswith("refimpl.")
+            assert f" {function.__name__}(" in inspect.getsource(function) or "class" in repr(
+                function
+            )
+
+
+def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the experiment was run")
+
+    monkeypatch.setattr("refimpl.explanation.values.score", refuse)
+    model, tokens = read_model(FIXTURES / "llama"), tokens_of("llama")
+    for step in (*BLOCK, "tokens", "embed", "head", "push", "drift", "ratio"):
+        if step != "qk_norm":
+            assert [s.name for _, s, _ in explain(model, tokens, 1, step).steps] == [step]
+    with pytest.raises(AssertionError, match="the experiment"):
+        explain(model, tokens, 1, "coefficient")
+
+
+def test_the_text_fits_and_names_every_step() -> None:
+    for name in MODELS:
+        model = read_model(FIXTURES / name)
+        found = explain(model, tokens_of(name), 1)
+        text = explanation_text(found)
+        assert max(map(len, text.splitlines())) <= 100
+        assert re.findall(r"^\d+/\d+ (\w+): ", text, re.MULTILINE) == [
+            step.name for _, step, _ in found.steps
+        ]
+
+
+def test_the_program_shows_one_step_and_its_code() -> None:
+    few = ("--samples", 2, "--seq-len", 8)
+    shown = run("explain", FIXTURES / "llama", "--step", "rope", "--source", *few)
+    assert (shown.code, shown.err) == (0, "")
+    assert "4/23" not in shown.out
+    assert "5/23 rope" in shown.out
+    assert "    def rotate(x: Array, cos: Array, sin: Array) -> Array:" in shown.out
+    whole = run("explain", FIXTURES / "llama", "--source", *few)
+    assert whole.out.count("    def rms_norm(") == 1
+
+
+def test_the_document_says_what_the_text_says(tmp_path: Path) -> None:
+    out = tmp_path / "explained.json"
+    shown = run("explain", FIXTURES / "opt", "--block", 2, "--samples", 1, "--json", "-o", out)
+    assert (shown.code, shown.err) == (0, "")
+    document = json.loads(shown.out)
+    assert document == json.loads(out.read_text())
+    model = read_model(FIXTURES / "opt")
+    tokens = random_tokens(model.config.vocab_size, 1, 32)
+    assert document == json.loads(json.dumps(explanation_document(explain(model, tokens, 2))))
+    steps = {step["name"]: step for step in document["steps"]}
+    assert steps["coefficient"]["figures"][1]["first"] == [None] * 3  # one sample: no error
+    assert "refimpl.model.ops.relu" in steps["mlp_out"]["functions"]
+
+
+def test_defaults_are_small_and_tokens_are_used_as_given(tmp_path: Path) -> None:
+    assert "tokens      2 x 32, " in run("explain", FIXTURES / "gpt2", "--step", "embed").out
+    np.save(tmp_path / "ids.npy", np.arange(15).reshape(3, 5))
+    given = run("explain", FIXTURES / "gpt2", "--step", "tokens", "--tokens", tmp_path / "ids.npy")
+    assert "tokens      3 x 5, ids.npy" in given.out
+    assert "[3, 5]  0 1 2 3 4 .." in given.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--step", "nrm"), "error: no step 'nrm' in llama\nexpected: one of tokens, embed, attn"),
+        (("--step", "qk_norm"), "error: no step 'qk_norm' in llama\nexpected: one of tokens"),
+        (
+            ("--block", 4),
+            "error: block 4 of llama\nexpected: a block from 0 to 3\nnext: change --b",
+        ),
+        (("--block", -1), "error: block -1 of llama\nexpected: a block from 0 to 3"),
+        (("--correct", "arrival", "--step", "base"), "error: the arrival correction with Gaussian"),
+        (("--perturbation", "pruning", "--eta", "1"), "error: --eta with --perturbation pruning"),
+        (("--eta", "0.01,0.1"), "error: 2 values of eta\nexpected: one, which all steps show"),
+        (("--seq-len", 0), "error: "),
+    ],
+)
+def test_what_cannot_be_used_is_refused(words: tuple[object, ...], said: str) -> None:
+    result = run("explain", FIXTURES / "llama", *words)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(said)
+
+
+def test_tokens_outside_the_vocabulary_are_refused() -> None:
+    with pytest.raises(RefimplError, match="outside the vocabulary"):
+        explain(read_model(FIXTURES / "llama"), Tokens(np.array([[999]]), "by hand", "ids"))

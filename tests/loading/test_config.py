@@ -1,0 +1,755 @@
+"""What is made of a `config.json`: old and new spellings, well-known models, and every refusal."""
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from math import inf, nan, sqrt
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl import RefimplError
+from refimpl.loading.config_json import HubModel, read_config
+from refimpl.loading.families import FAMILIES
+from refimpl.model.config import BlockKind, Config, Rope
+
+CASES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
+BY_KIND = ("full_attention", "sliding_attention")
+
+
+@cache
+def text_of(case: str) -> str:
+    return (FIXTURES / case / "config.json").read_text("utf-8")
+
+
+def config_of(case: str, **changes: Any) -> dict[str, Any]:
+    """A fixture's `config.json` with some keys changed; those changed to `...` are deleted."""
+    changed = json.loads(text_of(case)) | changes
+    return {key: value for key, value in changed.items() if value is not ...}
+
+
+def refusal(case: str, **changes: Any) -> str:
+    """What is said about a fixture's configuration with some keys changed."""
+    with pytest.raises(RefimplError) as caught:
+        read_config(config_of(case, **changes))
+    assert caught.value.expected
+    assert caught.value.remedy
+    return caught.value.problem
+
+
+# Spellings
+
+
+def as_old_files_spell_it(new: Mapping[str, Any], type_key: str) -> dict[str, Any]:
+    """The configuration in the words of older transformers."""
+    old = dict(new)
+    rope, types = old.pop("rope_parameters", {}), old.pop("layer_types", None)
+    old["torch_dtype"] = old.pop("dtype")
+    if not rope:
+        return old
+    if BY_KIND[0] in rope:
+        old["rope_local_base_freq"] = rope[BY_KIND[1]]["rope_theta"]
+        rope = rope[BY_KIND[0]]
+        old["sliding_window_pattern"] = old.pop("_sliding_window_pattern")
+        assert types[: old["sliding_window_pattern"]].index("full_attention") == 5
+    scaling = {key: value for key, value in rope.items() if key != "rope_type"}
+    family = FAMILIES[old["model_type"]].keys
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in scaling:
+            old[family.get(key, key)] = scaling.pop(key)
+    old["rope_scaling"] = scaling | {type_key: rope["rope_type"]} if scaling else None
+    if old["model_type"].startswith("gemma"):
+        old["hidden_act"] = old["hidden_activation"]
+    for key in ("head_dim", "num_key_value_heads"):
+        derived = {"head_dim": 8, "num_key_value_heads": old.get("num_attention_heads")}[key]
+        if key in old and old[key] == derived and old["model_type"] in ("llama", "phi3"):
+            del old[key]
+    return old
+
+
+@pytest.mark.parametrize("type_key", ["type", "rope_type"])
+@pytest.mark.parametrize("case", CASES)
+def test_old_and_new_spellings_say_the_same(case: str, type_key: str) -> None:
+    new = config_of(case)
+    old = as_old_files_spell_it(new, type_key)
+    assert "rope_parameters" not in old
+    assert "layer_types" not in old
+    assert read_config(old) == read_config(new)
+
+
+def test_what_a_type_of_block_shares_may_stand_beside_it() -> None:
+    full = {"rope_type": "linear", "factor": 4.0}
+    split = config_of("gemma3", rope_parameters={"full_attention": full}) | {
+        "rope_theta": 3000.0,
+        "rope_local_base_freq": 50.0,
+    }
+    assert read_config(split) == read_config(config_of("gemma3"))
+
+
+def test_nothing_given_is_changed() -> None:
+    for case in CASES:
+        given_config = config_of(case)
+        before = copy.deepcopy(given_config)
+        read_config(given_config)
+        assert given_config == before
+
+
+# Facts of well-known models, from the configurations that they were published with
+
+LLAMA_2 = {
+    "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 11008, "max_position_embeddings": 4096, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "tie_word_embeddings": False,
+    "torch_dtype": "float16", "transformers_version": "4.31.0.dev0", "use_cache": True,
+    "vocab_size": 32000,
+}  # fmt: skip
+LLAMA_1 = {
+    "architectures": ["LLaMAForCausalLM"], "bos_token_id": 0, "eos_token_id": 1,
+    "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
+    "initializer_range": 0.02, "max_sequence_length": 2048, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "pad_token_id": -1, "rms_norm_eps": 1e-06,
+    "torch_dtype": "float16", "transformers_version": "4.27.0.dev0", "use_cache": True,
+    "vocab_size": 32000,
+}  # fmt: skip
+LLAMA_3_2 = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64,
+    "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
+    "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16,
+    "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                     "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0.dev0", "use_cache": True, "vocab_size": 128256,
+}  # fmt: skip
+SMOLLM_2 = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576,
+    "initializer_range": 0.041666666666666664, "intermediate_size": 1536, "is_llama_config": True,
+    "max_position_embeddings": 8192, "mlp_bias": False, "model_type": "llama",
+    "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+    "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": False,
+    "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16", "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}},
+    "transformers_version": "4.42.3", "use_cache": True, "vocab_size": 49152,
+}  # fmt: skip
+MISTRAL_1 = {
+    "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "transformers_version": "4.34.0.dev0", "use_cache": True, "vocab_size": 32000,
+}  # fmt: skip
+MISTRAL_3 = MISTRAL_1 | {
+    "attention_dropout": 0.0, "rope_theta": 1000000.0, "sliding_window": None, "vocab_size": 32768,
+}  # fmt: skip
+QWEN_2_5 = {
+    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 3584,
+    "initializer_range": 0.02, "intermediate_size": 18944, "max_position_embeddings": 32768,
+    "max_window_layers": 28, "model_type": "qwen2", "num_attention_heads": 28,
+    "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "transformers_version": "4.43.1", "use_cache": True,
+    "use_mrope": False, "use_sliding_window": False, "vocab_size": 152064,
+}  # fmt: skip
+QWEN_3 = {
+    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+    "hidden_size": 1024, "initializer_range": 0.02, "intermediate_size": 3072,
+    "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+    "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.51.0",
+    "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+GEMMA_2 = {
+    "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid",
+    "eos_token_id": 1, "final_logit_softcapping": 30.0, "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 3584, "initializer_range": 0.02, "intermediate_size": 14336,
+    "max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 16,
+    "num_hidden_layers": 42, "num_key_value_heads": 8, "pad_token_id": 0,
+    "query_pre_attn_scalar": 224, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
+    "sliding_window": 4096, "sliding_window_size": 4096, "torch_dtype": "float32",
+    "transformers_version": "4.42.0.dev0", "use_cache": True, "vocab_size": 256000,
+}  # fmt: skip
+GEMMA_3 = {
+    "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid",
+    "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "initializer_range": 0.02,
+    "intermediate_size": 6912, "max_position_embeddings": 32768, "model_type": "gemma3_text",
+    "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
+    "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
+    "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0", "use_cache": True, "vocab_size": 262144,
+}  # fmt: skip
+PHI_3 = {
+    "_name_or_path": "Phi-3-mini-4k-instruct", "architectures": ["Phi3ForCausalLM"],
+    "attention_bias": False, "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1,
+    "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072,
+    "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 4096,
+    "model_type": "phi3", "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 32, "original_max_position_embeddings": 4096, "pad_token_id": 32000,
+    "resid_pdrop": 0.0, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0,
+    "sliding_window": 2047, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.2", "use_cache": True, "vocab_size": 32064,
+}  # fmt: skip
+PYTHIA = {
+    "architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "classifier_dropout": 0.1,
+    "eos_token_id": 0, "hidden_act": "gelu", "hidden_size": 768, "initializer_range": 0.02,
+    "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+    "model_type": "gpt_neox", "num_attention_heads": 12, "num_hidden_layers": 12,
+    "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
+    "torch_dtype": "float16", "transformers_version": "4.24.0", "use_cache": True,
+    "use_parallel_residual": True, "vocab_size": 50304,
+}  # fmt: skip
+GPT_2 = {
+    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+    "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12,
+    "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": None,
+    "summary_first_dropout": 0.1, "summary_proj_to_labels": True, "summary_type": "cls_index",
+    "summary_use_proj": True, "vocab_size": 50257,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+}  # fmt: skip
+DISTILGPT_2 = GPT_2 | {
+    "_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "n_layer": 6,
+}  # fmt: skip
+OPT_125M = {
+    "_name_or_path": "opt-125m", "activation_dropout": 0.0, "activation_function": "relu",
+    "architectures": ["OPTForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 2,
+    "do_layer_norm_before": True, "dropout": 0.1, "eos_token_id": 2, "ffn_dim": 3072,
+    "hidden_size": 768, "init_std": 0.02, "layerdrop": 0.0, "max_position_embeddings": 2048,
+    "model_type": "opt", "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1,
+    "prefix": "</s>", "torch_dtype": "float16", "transformers_version": "4.21.0.dev0",
+    "use_cache": True, "vocab_size": 50272, "word_embed_proj_dim": 768,
+}  # fmt: skip
+OPT_350M = OPT_125M | {
+    "do_layer_norm_before": False, "hidden_size": 1024, "ffn_dim": 4096, "num_hidden_layers": 24,
+    "num_attention_heads": 16, "word_embed_proj_dim": 512,
+}  # fmt: skip
+
+WELL_KNOWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Llama 1": (LLAMA_1, {"max_position_embeddings": 2048, "num_key_value_heads": 32}),
+    "Llama 2": (LLAMA_2, {"head_dim": 128, "norm_eps": 1e-5}),
+    "Llama 3.2": (LLAMA_3_2, {"head_dim": 64, "num_key_value_heads": 8}),
+    "SmolLM2": (SMOLLM_2, {"head_dim": 64, "activation": "silu"}),
+    "Mistral 0.1": (MISTRAL_1, {"norm": "rms", "gated": True}),
+    "Mistral 0.3": (MISTRAL_3, {"head_dim": 128}),
+    "Qwen2.5": (QWEN_2_5, {"head_dim": 128}),
+    "Qwen3": (QWEN_3, {"head_dim": 128, "hidden_size": 1024}),
+    "Gemma 2": (GEMMA_2, {"attention_scale": 224**-0.5, "attn_soft_cap": 50.0}),
+    "Gemma 3": (GEMMA_3, {"attention_scale": 1 / 16, "attn_soft_cap": None}),
+    "Phi-3": (PHI_3, {"head_dim": 96}),
+    "Pythia": (PYTHIA, {"parallel_residual": True, "activation": "gelu", "norm": "layer"}),
+    "GPT-2": (GPT_2, {"intermediate_size": 3072, "activation": "gelu_tanh", "gated": False}),
+    "DistilGPT-2": (DISTILGPT_2, {"num_blocks": 6}),
+    "OPT": (OPT_125M, {"position_offset": 2, "norm_eps": 1e-5, "activation": "relu"}),
+}
+LLAMA3_SCALING = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+WINDOWS_AND_ROPES: dict[str, tuple[list[int | None], Rope | None]] = {
+    "Llama 1": ([None] * 32, Rope(1e4, 128)),
+    "Llama 2": ([None] * 32, Rope(1e4, 128)),
+    "Llama 3.2": ([None] * 16, Rope(5e5, 64, "llama3", **LLAMA3_SCALING)),
+    "SmolLM2": ([None] * 30, Rope(1e5, 64)),
+    "Mistral 0.1": ([4096] * 32, Rope(1e4, 128)),
+    "Mistral 0.3": ([None] * 32, Rope(1e6, 128)),
+    "Qwen2.5": ([None] * 28, Rope(1e6, 128)),
+    "Qwen3": ([None] * 28, Rope(1e6, 128)),
+    "Gemma 2": ([4096, None] * 21, Rope(1e4, 256)),
+    "Phi-3": ([2047] * 32, Rope(1e4, 96)),
+    "Pythia": ([None] * 12, Rope(1e4, 16)),
+    "GPT-2": ([None] * 12, None),
+    "DistilGPT-2": ([None] * 6, None),
+    "OPT": ([None] * 12, None),
+}
+
+
+@pytest.mark.parametrize("name", WELL_KNOWN)
+def test_well_known_configurations_are_read(name: str) -> None:
+    published, facts = WELL_KNOWN[name]
+    config = read_config(published).config
+    assert {key: getattr(config, key) for key in facts} == facts
+    if name == "Gemma 3":
+        kinds = [BlockKind(512, Rope(1e4, 256))] * 5 + [BlockKind(None, Rope(1e6, 256))]
+        assert config.blocks == tuple((kinds * 5)[:26])
+    else:
+        windows, rope = WINDOWS_AND_ROPES[name]
+        assert config.blocks == tuple(BlockKind(window, rope) for window in windows)
+
+
+def test_the_tied_head_and_the_biases_of_well_known_models() -> None:
+    tied = {name for name, (published, _) in WELL_KNOWN.items() if read_config(published).tied}
+    assert tied == {
+        "Llama 3.2", "SmolLM2", "Qwen3", "Gemma 2", "Gemma 3", "GPT-2", "DistilGPT-2", "OPT",
+    }  # fmt: skip
+    plain = {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
+    biased = {name: read_config(published).biased for name, (published, _) in WELL_KNOWN.items()}
+    assert biased["Qwen2.5"] == {"q_proj", "k_proj", "v_proj"}
+    assert biased["Pythia"] == biased["GPT-2"] == biased["OPT"] == plain
+    assert biased["Llama 2"] == biased["Qwen3"] == biased["Gemma 3"] == biased["Phi-3"] == set()
+
+
+# Windows and omitted keys
+
+
+def windows(case: str, **changes: Any) -> list[int | None]:
+    return [kind.window for kind in read_config(config_of(case, **changes)).config.blocks]
+
+
+def test_windows() -> None:
+    sliding = {"layer_types": ..., "use_sliding_window": True, "sliding_window": 5}
+    assert windows("qwen2_sliding", **sliding, max_window_layers=3) == [None, None, None, 5]
+    assert windows("qwen2_sliding", **sliding, max_window_layers=0) == [5] * 4
+    assert windows("qwen2_sliding", **sliding, max_window_layers=28) == [None] * 4
+    assert windows("qwen2_sliding", **sliding | {"sliding_window": None}) == [None] * 4
+    assert windows("qwen2_sliding", **sliding | {"use_sliding_window": False}) == [None] * 4
+    assert windows("mistral", sliding_window=...) == [4096] * 3
+    assert windows("mistral", sliding_window=None) == [None] * 3
+    assert windows("phi3", sliding_window=...) == [None] * 3
+    assert windows("gemma2", layer_types=...) == [5, None, 5, None]
+    assert windows("gemma2", layer_types=["full_attention"] * 3 + ["sliding_attention"]) == [
+        *[None] * 3,
+        5,
+    ]
+    assert windows("gemma2", layer_types=["full_attention"] * 4, sliding_window=None) == [None] * 4
+    pattern = {"layer_types": ..., "_sliding_window_pattern": ...}
+    assert windows("gemma3", **pattern) == [5] * 5 + [None, 5]
+    assert windows("gemma3", **pattern, sliding_window_pattern=3) == [5, 5, None, 5, 5, None, 5]
+    # `layer_types` decides, whatever pattern stands beside it.
+    assert windows("gemma3", sliding_window_pattern=3) == [5] * 5 + [None, 5]
+
+
+def test_omitted_keys_mean_what_the_family_says() -> None:
+    def fact(case: str, name: str, **changes: Any) -> Any:
+        return getattr(read_config(config_of(case, **changes)).config, name)
+
+    assert fact("llama", "num_key_value_heads", num_key_value_heads=...) == 4
+    assert fact("llama", "num_key_value_heads", num_key_value_heads=None) == 4
+    assert (
+        fact("mistral", "num_key_value_heads", num_key_value_heads=..., num_attention_heads=16) == 8
+    )
+    assert (
+        fact("gemma2", "num_key_value_heads", num_key_value_heads=..., num_attention_heads=16) == 4
+    )
+    wide = {"hidden_size": 64, "num_attention_heads": 32}
+    assert fact("qwen2", "num_key_value_heads", num_key_value_heads=..., **wide) == 32
+    assert fact("llama_linear", "head_dim", head_dim=...) == 8
+    assert fact("gemma2", "head_dim", head_dim=...) == 256
+    assert fact("qwen3", "head_dim", head_dim=...) == 128
+    assert fact("gemma2", "attention_scale", query_pre_attn_scalar=...) == 1 / 16
+    assert fact("gemma2", "attn_soft_cap", attn_logit_softcapping=...) == 50
+    assert fact("gemma2", "attn_soft_cap", attn_logit_softcapping=None) is None
+    assert fact("gemma2", "embed_scale") == sqrt(32)
+    assert fact("gpt2", "intermediate_size", n_inner=None) == 128
+    assert fact("gpt2", "intermediate_size", n_inner=77) == 77
+    assert fact("llama", "norm_eps", rms_norm_eps=...) == 1e-6
+    assert fact("llama", "blocks", rope_parameters=...)[0].rope == Rope(1e4, 8)
+    sliding, full = (fact("gemma3", "blocks", rope_parameters=...)[i].rope for i in (0, 5))
+    assert (sliding, full) == (Rope(1e4, 10), Rope(1e6, 10))
+    assert fact("gpt_neox", "blocks", rope_parameters=...)[0].rope == Rope(1e4, 4)
+    assert read_config(config_of("gemma2", tie_word_embeddings=...)).tied
+    assert not read_config(config_of("llama", tie_word_embeddings=...)).tied
+
+
+# Refusals
+
+WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a family nobody knows": ("llama", {"model_type": "rwkv"}, 'unknown model family "rwkv"'),
+    "a family that is no name": ("llama", {"model_type": ["llama"]}, "unknown model family"),
+    "no family": ("llama", {"model_type": ...}, "has no model_type"),
+    "multimodal": ("llama", {"model_type": "gemma3", "text_config": {"a": 1}}, "multimodal"),
+    "with vision": ("llama", {"vision_config": {"a": 1}}, "multimodal"),
+    "quantised": ("llama", {"quantization_config": {"bits": 4}}, "quantised"),
+    "quantised by MLX": ("llama", {"quantization": {"bits": 4}}, "quantised"),
+    "a key nobody knows": ("llama", {"rope_interleaved": True}, "rope_interleaved: not understood"),
+    "another family's key": ("llama", {"sliding_window": 4}, "sliding_window: not understood"),
+    "another family's cap": ("llama", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
+    "another family's residual": ("llama", {"use_parallel_residual": True}, "use_parallel"),
+    "types where none exist": ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+    "both directions": ("llama", {"is_causal": False}, "is_causal: only true"),
+    "Gemma both ways": ("gemma3", {"use_bidirectional_attention": True}, "bidirectional"),
+    "biases of Qwen2": ("qwen2", {"attention_bias": True}, "attention_bias: not understood"),
+    "biases of Phi-3": ("phi3", {"attention_bias": True}, "attention_bias: only false"),
+    "OPT 350m norms": ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before: only true"),
+    "OPT 350m width": ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim"),
+    "OPT without final norm": ("opt", {"_remove_final_layer_norm": True}, "only false"),
+    "OPT without gains": ("opt", {"layer_norm_elementwise_affine": False}, "only true"),
+    "GPT-2 scaled by block": (
+        "gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    "GPT-2 unscaled": ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights: only true"),
+    "GPT-2 with an encoder": ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
+    "an activation nobody knows": ("llama", {"hidden_act": "gelu_fast"}, 'hidden_act: "gelu_fast"'),
+    "no activation": ("llama", {"hidden_act": None}, "hidden_act: null"),
+    "Gemma's two activations": ("gemma2", {"hidden_act": "gelu"}, "hidden_act: .* contradicts"),
+    "Gemma's two windows": ("gemma2", {"sliding_window_size": 7}, "sliding_window_size: 7"),
+    "Gemma's private pattern": (
+        "gemma3", {"layer_types": ..., "_sliding_window_pattern": 4}, "_sliding_window_pattern: 4"),
+    "heads that do not divide": ("gpt2", {"n_head": 5}, "n_head: 5 does not divide 32"),
+    "key heads that do not divide": ("llama", {"num_key_value_heads": 3}, "3 does not divide 4"),
+    "no size": ("gpt2", {"n_embd": ...}, "n_embd: expected a positive integer, it is missing"),
+    "null for a size": ("llama", {"vocab_size": None}, "vocab_size: .*, it is missing"),
+    "a size in quotes": ("llama", {"hidden_size": "32"}, 'hidden_size: .*got "32"'),
+    "a size with a point": ("llama", {"hidden_size": 32.0}, "hidden_size: .*got 32.0"),
+    "true for a size": ("llama", {"num_hidden_layers": True}, "num_hidden_layers: .*got true"),
+    "a negative size": ("llama", {"intermediate_size": -1}, "intermediate_size: .*got -1"),
+    "a huge size": ("llama", {"vocab_size": 10**30}, "of at most 2147483647, got 1000"),
+    "too many blocks": ("llama", {"num_hidden_layers": 10_001}, "of at most 10000"),
+    "a list for a size": ("llama", {"hidden_size": [32]}, "hidden_size: .*got .32."),
+    "zero eps": ("llama", {"rms_norm_eps": 0}, "rms_norm_eps: expected a positive number, got 0"),
+    "true for eps": ("llama", {"rms_norm_eps": True}, "rms_norm_eps: .*got true"),
+    "NaN eps": ("llama", {"rms_norm_eps": nan}, "rms_norm_eps: .*got NaN"),
+    "infinite eps": ("llama", {"rms_norm_eps": inf}, "rms_norm_eps: .*got Infinity"),
+    "an eps for OPT": ("opt", {"layer_norm_eps": 1e-3}, "layer_norm_eps: not understood"),
+    "a flag in quotes": ("llama", {"attention_bias": "false"}, 'attention_bias: .*got "false"'),
+    "residual in quotes": ("gpt_neox", {"use_parallel_residual": "no"}, "use_parallel_residual"),
+    "null for a flag": ("llama", {"tie_word_embeddings": None}, "tie_word_embeddings: .*true or"),
+    "a cap of zero": ("gemma2", {"attn_logit_softcapping": 0}, "attn_logit_softcapping: .*got 0"),
+    "types too few": ("gemma2", {"layer_types": ["full_attention"]}, "expected 4 .*got 1 entries"),
+    "types unknown": ("gemma2", {"layer_types": ["chunked_attention"] * 4}, "layer_types"),
+    "types no list": ("gemma2", {"layer_types": 4}, "layer_types: .*got 4"),
+    "types no names": ("gemma2", {"layer_types": [[]] * 4}, "layer_types"),
+    "sliding without window": ("gemma2", {"sliding_window": None}, "2 blocks slide"),
+    "sliding not in use": ("qwen2_sliding", {"use_sliding_window": False}, "2 blocks slide"),
+    "a window of nothing": ("mistral", {"sliding_window": 0}, "sliding_window: .*got 0"),
+    "a pattern of nothing": (
+        "gemma3", {"layer_types": ..., "sliding_window_pattern": 0}, "sliding_window_pattern"),
+    "a first block of no number": (
+        "qwen2_sliding", {"layer_types": ..., "max_window_layers": None}, "max_window_layers"),
+}  # fmt: skip
+PLAIN = {"rope_type": "default", "rope_theta": 100.0}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 2.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+WRONG_ROPE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "longrope": ("phi3", {"rope_parameters": PLAIN | {"rope_type": "longrope"}}, '"longrope"'),
+    "su": ("phi3", {"rope_parameters": ..., "rope_scaling": {"type": "su"}}, 'type "su" is not'),
+    "dynamic": ("llama", {"rope_parameters": PLAIN | {"rope_type": "dynamic"}}, '"dynamic" is not'),
+    "yarn": ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "yarn"}}, '"yarn" is not'),
+    "no name": ("llama", {"rope_parameters": PLAIN | {"rope_type": {}}}, "type {} is not one of"),
+    "two names": ("llama", {"rope_parameters": PLAIN | {"type": "linear"}}, 'and "linear"'),
+    "not an object": ("llama", {"rope_parameters": [1]}, "rope_parameters: expected an object"),
+    "scaling no object": ("llama", {"rope_scaling": "linear"}, "rope_scaling: expected an object"),
+    "two places": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "contradicts"),
+    "two thetas": ("llama", {"rope_theta": 7.0}, "rope_theta: 7.0 contradicts 10000.0"),
+    "two bases": (
+        "gpt_neox", {"rope_parameters": ..., "rotary_emb_base": 5, "rope_theta": 7}, "contradicts"),
+    "the other word": ("gpt_neox", {"rope_parameters": ..., "rope_theta": 7}, "rope_theta: 7 con"),
+    "two parts": ("gpt_neox", {"rotary_pct": 0.5}, "rotary_pct: 0.5 contradicts 0.25"),
+    "theta below one": ("llama", {"rope_parameters": PLAIN | {"rope_theta": 0.5}}, "at least 1"),
+    "theta in quotes": ("llama", {"rope_parameters": PLAIN | {"rope_theta": "1"}}, "rope_theta"),
+    "part of a llama": (
+        "llama", {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.5}}, "only 1.0"),
+    "part beside a llama": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    "an odd part": (
+        "phi3", {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.4}}, "3 of 8 channels"),
+    "more than all": (
+        "phi3", {"rope_parameters": PLAIN | {"partial_rotary_factor": 1.5}}, "at most 1, got 1.5"),
+    "linear without factor": (
+        "llama", {"rope_parameters": PLAIN | {"rope_type": "linear"}}, "factor: .*is missing"),
+    "a factor below one": (
+        "llama", {"rope_parameters": PLAIN | {"rope_type": "linear", "factor": 0.5}}, "at least 1"),
+    "a factor of nothing": (
+        "llama", {"rope_parameters": PLAIN | {"factor": 2.0}}, "not understood: .*factor"),
+    "llama3 without length": (
+        "llama", {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": None}},
+        "original_max_position_embeddings: .*missing"),
+    "llama3 of two lengths": (
+        "llama", {"rope_parameters": LLAMA3, "original_max_position_embeddings": 32},
+        "original_max_position_embeddings: 32 contradicts 64"),
+    "llama3 upside down": (
+        "llama", {"rope_parameters": LLAMA3 | {"high_freq_factor": 1.0}}, "must be above"),
+    "one rope for Gemma 3": ("gemma3", {"rope_parameters": PLAIN}, "expected sliding_attention"),
+    "a rope for no type": (
+        "gemma3", {"rope_parameters": {"linear_attention": PLAIN}}, '"linear_attention"'),
+    "a rope that is none": ("gemma3", {"rope_parameters": {"full_attention": 5}}, "full_attention"),
+    "ropes by type for one": (
+        "gemma2", {"rope_parameters": {"full_attention": PLAIN}}, "not understood: .*full_att"),
+    "Gemma 3's two places": (
+        "gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 9.0}}, "contradicts"),
+    "Gemma 3's two bases": ("gemma3", {"rope_local_base_freq": 9.0}, "rope_local_base_freq: 9.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG | WRONG_ROPE)
+def test_what_is_refused(name: str) -> None:
+    case, changes, said = (WRONG | WRONG_ROPE)[name]
+    found = refusal(case, **changes)
+    assert re.search(said, found), found
+
+
+@pytest.mark.parametrize("name", WRONG | WRONG_ROPE)
+def test_one_mistake_is_one_line(name: str) -> None:
+    case, changes, _ = (WRONG | WRONG_ROPE)[name]
+    assert refusal(case, **changes).count("\n  ") <= 1 + (
+        name in ("one rope for Gemma 3", "a pattern of nothing")
+    )
+
+
+def test_opt_350m_is_refused_by_all_its_reasons() -> None:
+    with pytest.raises(RefimplError) as caught:
+        read_config(OPT_350M)
+    assert "do_layer_norm_before" in caught.value.problem
+    assert "word_embed_proj_dim" in caught.value.problem
+
+
+def test_everything_wrong_is_listed_at_once() -> None:
+    found = refusal(
+        "llama",
+        vocab_size=-1,
+        rms_norm_eps="x",
+        hidden_act="swiglu",
+        attention_bias=1,
+        num_experts=8,
+        rope_parameters=PLAIN | {"rope_type": "yarn"},
+    )
+    for key in (
+        "vocab_size",
+        "rms_norm_eps",
+        "hidden_act",
+        "attention_bias",
+        "num_experts",
+        "yarn",
+    ):
+        assert key in found, key
+    assert found.count("\n  ") == 6
+
+
+def test_the_file_is_named() -> None:
+    with pytest.raises(RefimplError, match=r"a/config\.json does not describe"):
+        read_config(config_of("llama", vocab_size=0), "a/config.json")
+
+
+@pytest.mark.parametrize("value", [None, False, [], {}, 0])
+def test_unknown_keys_with_nothing_in_them_are_no_matter(value: Any) -> None:
+    assert read_config(config_of("llama", something_new=value)) == read_config(config_of("llama"))
+
+
+# Whatever a file says, the answer is a configuration or a refusal
+
+NUMBERS = [0, -1, 1, 2, 3, 4, 8, 32, 10**9, 10**30, 10**400, -(10**400)]
+NUMBERS += [0.0, 0.5, 1.5, 1e308, 5e-324, nan, inf, -inf]
+WORDS = ["", "32", "silu", "gelu", "linear", "llama3", "default", "type", "\ud800"]
+LISTS = [["full_attention"] * 4, ["sliding_attention"] * 3, [[]]]
+EDGES = st.sampled_from(NUMBERS) | st.sampled_from(WORDS) | st.sampled_from(LISTS)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | EDGES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+KEYS = sorted(
+    {key for case in CASES for key in config_of(case)}
+    | {key for family in FAMILIES.values() for key in family.defaults}
+    | {key for published, _ in WELL_KNOWN.values() for key in published}
+)
+INNER = [*LLAMA3, "type", "partial_rotary_factor", *BY_KIND]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> dict[str, Any]:
+    """A fixture's configuration with keys deleted, added and replaced, also inside its ropes."""
+    config = config_of(draw(st.sampled_from(CASES)))
+    for _ in range(draw(st.integers(1, 4))):
+        places = [config, *(value for value in config.values() if isinstance(value, dict))]
+        place = draw(st.sampled_from(places))
+        key = draw(st.sampled_from(KEYS if place is config else INNER))
+        if draw(st.booleans()):
+            place[key] = draw(VALUES)
+        else:
+            place.pop(key, None)
+    return config
+
+
+@given(damaged())
+def test_any_configuration_is_read_or_refused(config: dict[str, Any]) -> None:
+    try:
+        found = read_config(config)
+    except RefimplError as error:
+        str(error).encode("utf-8", "backslashreplace")
+        return
+    assert isinstance(found, HubModel)
+    for kind in set(found.config.blocks):
+        if kind.rope is not None:
+            assert np.isfinite(kind.rope.inv_freq).all()
+            assert kind.rope.inv_freq.shape == (kind.rope.rotary_dim // 2,)
+
+
+# The same, as transformers understands it
+
+
+def understood_by_transformers(published: Mapping[str, Any]) -> Config:
+    """A `Config` made of what transformers' own configuration class says."""
+    transformers = pytest.importorskip("transformers")
+    rest = copy.deepcopy(dict(published))
+    theirs = transformers.AutoConfig.for_model(rest.pop("model_type"), **rest)
+    family = FAMILIES[theirs.model_type]
+
+    def first(*names: str, default: Any = None) -> Any:
+        return next(
+            (getattr(theirs, n) for n in names if getattr(theirs, n, None) is not None), default
+        )
+
+    heads, hidden = theirs.num_attention_heads, theirs.hidden_size
+    head_dim = first("head_dim", default=hidden // heads)
+    activation = first("hidden_activation", "hidden_act", "activation_function")
+    if theirs.model_type in ("gpt2", "opt"):
+        activation = theirs.activation_function
+    tanh = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+    return Config(
+        family=theirs.model_type,
+        vocab_size=theirs.vocab_size,
+        hidden_size=hidden,
+        intermediate_size=first("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden),
+        num_attention_heads=heads,
+        num_key_value_heads=first("num_key_value_heads", default=heads),
+        head_dim=head_dim,
+        max_position_embeddings=theirs.max_position_embeddings,
+        norm=family.norm,
+        norm_eps=first("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", default=1e-5),
+        activation=tanh.get(activation, activation),
+        gated="gate_proj" in family.names,
+        attention_scale=first("query_pre_attn_scalar", default=head_dim) ** -0.5,
+        blocks=tuple(their_blocks(theirs, head_dim)),
+        parallel_residual=first("use_parallel_residual", default=False),
+        attn_soft_cap=first("attn_logit_softcapping"),
+        final_soft_cap=first("final_logit_softcapping"),
+        embed_scale=sqrt(hidden) if theirs.model_type.startswith("gemma") else 1.0,
+        position_offset=2 if theirs.model_type == "opt" else 0,
+    )
+
+
+def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
+    """Windows and ropes as transformers' models look them up."""
+    everywhere = (
+        "sliding_attention" if getattr(theirs, "sliding_window", None) else "full_attention"
+    )
+    types = getattr(theirs, "layer_types", None) or [everywhere] * theirs.num_hidden_layers
+    for kind in types:
+        window = theirs.sliding_window if kind == "sliding_attention" else None
+        rope = dict(getattr(theirs, "rope_parameters", None) or {})
+        if not rope:
+            yield BlockKind(window, None)
+            continue
+        rope = dict(rope.get(kind, rope))
+        theta, part = rope.pop("rope_theta"), rope.pop("partial_rotary_factor", 1.0)
+        name = rope.pop("rope_type", "default")
+        rope.pop("type", None)
+        yield BlockKind(window, Rope(theta, int(head_dim * part), name, **rope))
+
+
+def without(*keys: str) -> dict[str, Any]:
+    """Changes that delete keys."""
+    return dict.fromkeys(keys, ...)
+
+
+OMITTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama without theta": ("llama", {"rope_parameters": ...}),
+    "Llama without key heads": ("llama", {"num_key_value_heads": ...}),
+    "Llama of old linear scaling": (
+        "llama", {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 3.0}}),
+    "Mistral without window": ("mistral", {"sliding_window": ...}),
+    "Mistral with null window": ("mistral", {"sliding_window": None}),
+    "Mistral of 8 key heads": ("mistral", {"num_key_value_heads": ..., "num_attention_heads": 8}),
+    "Qwen2 without types": ("qwen2_sliding", {"layer_types": ...}),
+    "Qwen2 of other windows": ("qwen2_sliding", {"layer_types": ..., "max_window_layers": 1}),
+    "Qwen2 without windows": ("qwen2_sliding", {"layer_types": ..., "use_sliding_window": False}),
+    "Qwen2 of null windows": ("qwen2_sliding", {"layer_types": ..., "sliding_window": None}),
+    "Qwen2 without key heads": ("qwen2", {"num_key_value_heads": ..., "num_attention_heads": 32,
+                                          "hidden_size": 64}),
+    "Qwen3 without head_dim": ("qwen3", {"head_dim": ...}),
+    "Gemma 2 without types": ("gemma2", {"layer_types": ...}),
+    "Gemma 2 without scalars": (
+        "gemma2", without("query_pre_attn_scalar", "attn_logit_softcapping",
+                                        "final_logit_softcapping", "head_dim", "rms_norm_eps",
+                                        "sliding_window", "hidden_activation")),
+    "Gemma 2 without caps": (
+        "gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "Gemma 3 without types": ("gemma3", {"layer_types": ..., "_sliding_window_pattern": ...}),
+    "Gemma 3 in threes": (
+        "gemma3", {"layer_types": ..., "_sliding_window_pattern": ..., "sliding_window_pattern": 3},
+    ),
+    "Gemma 3 without ropes": ("gemma3", {"rope_parameters": ...}),
+    "Gemma 3 of old scaling": (
+        "gemma3", {"rope_parameters": ..., "rope_theta": 9e5, "rope_local_base_freq": 9e3,
+                   "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    "Gemma 3 of half a rope": (
+        "gemma3", {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}},
+                   "rope_theta": 9e5, "rope_local_base_freq": 9e3}),
+    "Phi-3 of a part": ("phi3", {"rope_parameters": ..., "partial_rotary_factor": 0.5}),
+    "Phi-3 without anything": (
+        "phi3", without("rope_parameters", "sliding_window", "rms_norm_eps")),
+    "NeoX of a part": ("gpt_neox", {"rope_parameters": ..., "rotary_pct": 0.5}),
+    "NeoX of another base": ("gpt_neox", {"rope_parameters": ..., "rotary_emb_base": 77}),
+    "NeoX without anything": (
+        "gpt_neox", without("rope_parameters", "layer_norm_eps", "hidden_act",
+                                          "use_parallel_residual", "max_position_embeddings")),
+    "GPT-2 without anything": (
+        "gpt2", without("n_inner", "layer_norm_epsilon", "activation_function",
+                                      "n_positions")),
+    "OPT without anything": (
+        "opt", without("activation_function", "max_position_embeddings",
+                                     "word_embed_proj_dim", "do_layer_norm_before")),
+}  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", WELL_KNOWN)
+def test_transformers_reads_well_known_models_the_same(name: str) -> None:
+    published, _ = WELL_KNOWN[name]
+    assert read_config(published).config == understood_by_transformers(published)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("type_key", ["type", "rope_type", None])
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_reads_both_spellings_the_same(case: str, type_key: str | None) -> None:
+    config = config_of(case)
+    if type_key is not None:
+        config = as_old_files_spell_it(config, type_key)
+    if case == "gemma3" and type_key == "type":
+        pytest.skip("transformers 5.24 sets rope_type beside Gemma 3's type, which it then ignores")
+    assert read_config(config).config == understood_by_transformers(config)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", OMITTED)
+def test_transformers_understands_omitted_keys_the_same(name: str) -> None:
+    case, changes = OMITTED[name]
+    config = config_of(case, **changes)
+    assert read_config(config).config == understood_by_transformers(config)
+
+
+@pytest.mark.torch
+def test_transformers_stretches_llama_3_the_same() -> None:
+    transformers = pytest.importorskip("transformers")
+    rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
+    rest = copy.deepcopy({key: value for key, value in LLAMA_3_2.items() if key != "model_type"})
+    theirs, _ = rope_utils.ROPE_INIT_FUNCTIONS["llama3"](transformers.LlamaConfig(**rest))
+    rope = read_config(LLAMA_3_2).config.blocks[0].rope
+    assert rope is not None
+    np.testing.assert_allclose(rope.inv_freq, theirs.numpy(), rtol=1e-6)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_ties_the_same_heads(case: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    for changes in ({}, {"tie_word_embeddings": ...}):
+        config = config_of(case, **changes)
+        theirs = transformers.AutoConfig.for_model(**config)
+        assert read_config(config).tied == theirs.tie_word_embeddings

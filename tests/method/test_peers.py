@@ -1,0 +1,215 @@
+"""Numbers that the peers' own code gave for a tiny Llama, and ours for the same input."""
+
+import json
+from functools import cache
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import FIXTURES
+from safetensors.numpy import load_file
+
+from refimpl import Model, Request, Scores, allocate, read_model, score
+from refimpl.method.allocation import alphapruning, atp, dlp, owl
+from refimpl.method.signals import alphapruning_alpha, esd
+from refimpl.running.threads import Workers
+from refimpl.scoring.dense_statistics import Profile, dense_squares, profile
+from refimpl.tokens import id_tokens
+
+PEERS = FIXTURES / "peers"
+TINY = PEERS / "tiny-llama"
+Fit = Literal["peak", "mid"]
+
+
+@cache
+def expected() -> dict[str, Any]:
+    numbers: dict[str, Any] = json.loads((TINY / "expected.json").read_text())
+    return numbers
+
+
+@cache
+def weights() -> dict[str, npt.NDArray[np.float32]]:
+    return load_file(TINY / "model.safetensors")
+
+
+@cache
+def alphas(fit: Fit) -> dict[str, float]:
+    """Our alpha of every linear, by the peer's name of it."""
+    names = expected()[f"alphapruning_alpha_{fit}"]["alpha_per_linear"]
+    return {
+        name: alphapruning_alpha(esd(weights()[f"model.layers.{name}.weight"]), fit).alpha
+        for name in names
+    }
+
+
+# Signals
+
+
+@pytest.mark.parametrize("fit", ["peak", "mid"])
+def test_alphapruning_alphas(fit: Fit) -> None:
+    # Measured: at most 1.9e-6. The peer works in float32 throughout.
+    peer = expected()[f"alphapruning_alpha_{fit}"]["alpha_per_linear"]
+    assert len(peer) == 28
+    for name, alpha in peer.items():
+        assert alphas(fit)[name] == pytest.approx(alpha, rel=1e-5), name
+
+
+def test_a_float32_spectrum_moves_no_start_and_alpha_hardly() -> None:
+    for name, weight in weights().items():
+        if "_proj" not in name:
+            continue
+        in_float32 = np.linalg.svd(weight, compute_uv=False)[::-1].astype(np.float64) ** 2
+        rounded = alphapruning_alpha(in_float32)
+        exact = alphapruning_alpha(esd(weight))
+        assert rounded.start == exact.start
+        assert rounded.alpha == pytest.approx(exact.alpha, rel=1e-5)
+
+
+# Allocations, from the peer's own signals
+
+
+def test_owl_allocation() -> None:
+    for run in (expected()["owl"], expected()["owl_m3"]):
+        s = owl(run["outlier_percent_per_block"], 0.7, run["lam"], compat="peer")
+        np.testing.assert_allclose(s, run["sparsity_per_block"], rtol=0, atol=1e-12)
+
+
+def test_dlp_allocation() -> None:
+    # Its densities went through float32: 1e-7 is what that leaves.
+    run = expected()["dlp"]
+    s = dlp(run["score"], 0.7, compat="peer")
+    np.testing.assert_allclose(s, run["sparsity"], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(1 - s, run["density"], rtol=0, atol=1e-7)
+
+
+def test_atp_allocation() -> None:
+    np.testing.assert_allclose(atp(4, 0.7, 0.02), expected()["atp"]["sparsity"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("fit", ["peak", "mid"])
+def test_alphapruning_allocation_from_the_weights(fit: Fit) -> None:
+    run = expected()[f"alphapruning_alpha_{fit}"]
+    for per_linear, tolerance in ((run["alpha_per_linear"], 2e-7), (alphas(fit), 1e-6)):
+        blocks = {name.split(".")[0] for name in per_linear}
+        means = [
+            float(np.mean([alpha for name, alpha in per_linear.items() if name[0] == block]))
+            for block in sorted(blocks)
+        ]
+        s = alphapruning(means, [1] * 4, 0.7, run["eps"], compat="peer")
+        for name, sparsity in run["sparsity_per_linear"].items():
+            assert s[int(name[0])] == pytest.approx(sparsity, abs=tolerance), name
+
+
+@pytest.mark.parametrize(
+    "model", ["llama-7b-hf", "llama-13b-hf", "llama2-7b-hf", "llama2-13b-hf", "llama2-70b-hf"]
+)
+def test_alphapruning_allocation_of_the_shipped_llama_alphas(model: str) -> None:
+    run = json.loads((PEERS / "alphapruning_llama.json").read_text())[model]
+    sizes = [1] * len(run["block_alpha"])
+    s = alphapruning(run["block_alpha"], sizes, run["S"], run["epsilon"], compat="peer")
+    np.testing.assert_allclose(s, run["block_sparsity"], rtol=0, atol=1e-7)
+
+
+# From our own activations
+
+DLP_FLOAT32 = 1e-7  # relative, of what float32 leaves of the peer's scores; measured 4e-8
+
+
+@cache
+def tiny() -> Model:
+    return read_model(TINY)
+
+
+@cache
+def profile_of(m: float, statistic: str = "mean", dtype: str = "float64") -> Profile:
+    """Statistics and signals of the dense model on the calibration set."""
+    with Workers(2) as workers:
+        ids = id_tokens(TINY / "tokens.npy").ids
+        assert ids.shape == (8, 32)
+        squares = dense_squares(tiny(), ids, workers, 1 << 24, dtype)
+        return profile(tiny(), squares, len(ids), workers, dtype, m, statistic)
+
+
+@cache
+def scores_of(base: str, *options: tuple[str, Any]) -> Scores:
+    tokens = id_tokens(TINY / "tokens.npy")
+    wanted = Request(base, dict(options), compat="peer")
+    return score(tiny(), tokens, request=wanted, dtype=np.float64)
+
+
+@pytest.mark.parametrize(("name", "m"), [("owl", 5.0), ("owl_m3", 3.0)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_owl_from_our_activations(name: str, m: float, dtype: str) -> None:
+    # Outliers are counted: with the same counts the percentages agree to the last bit but one.
+    run, ours = expected()[name], profile_of(m, dtype=dtype)
+    percent = ours.owl_outlier_percent
+    np.testing.assert_allclose(percent, run["outlier_percent_per_block"], rtol=1e-15)
+    s = owl(percent, 0.7, run["lam"], compat="peer")
+    np.testing.assert_allclose(s, run["sparsity_per_block"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dlp_from_our_activations(dtype: str) -> None:
+    run, ours = expected()["dlp"], profile_of(5.0, dtype=dtype)
+    np.testing.assert_allclose(ours.dlp_score, run["score"], rtol=DLP_FLOAT32)
+    s = dlp(ours.dlp_score, 0.7, compat="peer")
+    np.testing.assert_allclose(s, run["sparsity"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "m"), [("owl", 5.0), ("owl_m3", 3.0)])
+def test_owl_end_to_end(name: str, m: float) -> None:
+    run, scores = expected()[name], scores_of("owl", ("m", m))
+    assert scores.signals.owl_m == m
+    found = allocate(scores, Request("owl", {"m": m}, compat="peer"))
+    np.testing.assert_allclose(found.base_sparsity, run["sparsity_per_block"], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(found.corrected_sparsity, found.base_sparsity)
+
+
+def test_dlp_end_to_end() -> None:
+    found = allocate(scores_of("dlp"), Request("dlp", compat="peer"))
+    run = expected()["dlp"]
+    np.testing.assert_allclose(found.base_sparsity, run["sparsity"], rtol=0, atol=1e-6)
+
+
+def test_atp_end_to_end() -> None:
+    wanted = Request("atp", {"beta": 0.02}, compat="peer")
+    s = allocate(scores_of("owl", ("m", 5.0)), wanted).base_sparsity
+    np.testing.assert_allclose(s, expected()["atp"]["sparsity"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("fit", ["peak", "mid"])
+def test_alphapruning_end_to_end(fit: Fit) -> None:
+    run, scores = expected()[f"alphapruning_alpha_{fit}"], scores_of("alphapruning", ("fit", fit))
+    found = allocate(scores, Request("alphapruning", {"fit": fit}, compat="peer"))
+    alpha = scores.signals.alpha
+    assert alpha is not None
+    # The peer lists the linears of a block in our order.
+    np.testing.assert_allclose(alpha.ravel(), list(run["alpha_per_linear"].values()), rtol=1e-5)
+    s = list(run["sparsity_per_linear"].values())
+    np.testing.assert_allclose(found.linear_sparsity.ravel(), s, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("run", "base", "options"),
+    [
+        ("wanda", "uniform", ()),
+        ("owl_wanda", "owl", (("m", 5.0),)),
+        ("alpha_wanda", "alphapruning", (("fit", "peak"),)),
+    ],
+)
+def test_counts_are_those_of_the_peers_pruned_models(
+    run: str, base: str, options: tuple[tuple[str, Any], ...]
+) -> None:
+    kept = np.load(TINY / "keep.npz")
+    scores = scores_of("owl" if base == "uniform" else base, *options)
+    found = allocate(scores, Request(base, dict(options), compat="peer"))
+    for i in range(scores.num_blocks):
+        for j, name in enumerate(scores.linears):
+            part = "self_attn" if name[0] in "qkvo" else "mlp"
+            key = f"{run}|{i}/{part}.{name}"
+            size = prod(kept[f"{key}|shape"].tolist())
+            assert size == scores.linear_sizes[j]
+            ones = int(np.unpackbits(kept[key])[:size].sum())
+            assert found.linear_pruned[i, j] == size - ones, key

@@ -1,0 +1,326 @@
+"""Fewer blocks per sequence: which ones, that nothing is biased, and what is done with the rest."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from gates import model_of
+from hypothesis import given
+from hypothesis import strategies as st
+from program import run
+
+from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
+from refimpl.allocation.scores_document import document
+from refimpl.allocation.scores_file import read_scores
+from refimpl.method.absorption import absorption_coefficient
+from refimpl.method.subset import chosen_blocks
+from refimpl.running.threads import Workers
+from refimpl.scoring.experiment import experiment
+from refimpl.scoring.measurements import Measurements, addresses
+from refimpl.scoring.pruned_block import Thinning
+from refimpl.show.table import table
+from refimpl.storage.files import write_json
+from refimpl.storage.partial_results import Part
+from refimpl.tokens import Tokens, random_tokens
+
+LLAMA = FIXTURES / "llama"
+SEEDS = 4000
+
+
+# The choice
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    """Sequences, draws, blocks and a subset that are enough for each other."""
+    blocks = draw(st.integers(1, 40))
+    sequences, draws = draw(st.integers(1, 12)), draw(st.integers(1, 4))
+    least = -(-blocks // (sequences * draws))
+    return sequences, draws, blocks, draw(st.integers(least, blocks))
+
+
+@given(sizes(), st.integers(0, 2**40))
+def test_the_choice_is_balanced(size: tuple[int, int, int, int], seed: int) -> None:
+    sequences, draws, blocks, subset = size
+    chosen = chosen_blocks(*size, seed)
+    assert chosen.shape == (sequences, draws, blocks)
+    assert (chosen.sum(axis=-1) == subset).all()
+    having = chosen.sum(axis=(0, 1))
+    assert having.min() > 0
+    assert np.ptp(having) <= 1
+    # In different sequences as long as there are any, and only then in other draws of the same.
+    assert (chosen.any(axis=1).sum(axis=0) == np.minimum(having, sequences)).all()
+    # The j-th block of every pair lies in the j-th part of the depth, up to a block at its edges.
+    part = blocks / subset
+    for row in chosen.reshape(-1, blocks):
+        for j, block in enumerate(np.flatnonzero(row)):
+            assert j * part - 1 < block < (j + 1) * part
+
+
+@given(sizes(), st.integers(0, 2**40))
+def test_the_choice_is_the_seeds(size: tuple[int, int, int, int], seed: int) -> None:
+    assert np.array_equal(chosen_blocks(*size, seed), chosen_blocks(*size, seed))
+
+
+def test_all_blocks_are_a_subset_too() -> None:
+    assert chosen_blocks(2, 3, 5, 5, 0).all()
+    assert chosen_blocks(2, 3, 5, None, 0).all()
+    assert addresses(2, 5, Perturbation(subset=5)) == addresses(2, 5, Perturbation())
+
+
+@pytest.mark.parametrize("size", [(4, 1, 7, 3), (3, 2, 7, 3), (2, 3, 10, 4), (5, 1, 5, 1)])
+def test_the_mean_over_many_choices_is_the_whole_mean(size: tuple[int, int, int, int]) -> None:
+    sequences, draws, blocks, _ = size
+    ratios = np.random.default_rng(1).lognormal(size=(sequences, draws, blocks))
+    whole, _ = absorption_coefficient(ratios)
+    each = np.array(
+        [
+            absorption_coefficient(np.where(chosen_blocks(*size, seed), ratios, np.nan))[0]
+            for seed in range(SEEDS)
+        ]
+    )
+    error = each.std(axis=0, ddof=1) / np.sqrt(SEEDS)
+    assert (np.abs(each.mean(axis=0) - whole) < 4 * error + 1e-12).all()
+    assert (error > 0).all()  # else nothing was seen
+
+
+def test_every_pair_gets_every_block_as_often() -> None:
+    size = (3, 2, 7, 3)
+    often = np.mean([chosen_blocks(*size, seed) for seed in range(SEEDS)], axis=0)
+    share = 3 / 7
+    assert np.abs(often - share).max() < 4.5 * np.sqrt(share * (1 - share) / SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ((2, 1, 30, 14), ("3 sequences", "--subset 15", "each of the 30 blocks")),
+        ((1, 3, 4, 1), ("4 sequences", "--subset 2")),
+        ((8, 1, 30, 31), ("31 blocks of 30", "1 to 30")),
+    ],
+)
+def test_a_choice_that_is_none(size: tuple[int, int, int, int], words: tuple[str, ...]) -> None:
+    with pytest.raises(RefimplError) as refused:
+        chosen_blocks(*size, 0)
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_no_block_is_no_subset() -> None:
+    with pytest.raises(RefimplError, match="at least one block"):
+        Perturbation(subset=0)
+
+
+def test_too_few_sequences_are_refused_before_anything_long() -> None:
+    seen: list[float] = []
+    with pytest.raises(RefimplError, match="--subset 2"):
+        score(
+            model_of("llama"),
+            random_tokens(264, 2, 8),
+            Perturbation("pruning", subset=1),
+            progress=lambda done, total: seen.append(done),
+        )
+    assert not seen
+
+
+# The experiment on it
+
+
+PLANS = {
+    "gaussian": Perturbation(eta=(0.01, 0.5), draws=2, sink="exclude", subset=2),
+    "pruning": Perturbation("pruning", subset=2),
+}
+
+
+def measured(plan: Perturbation, sequences: int = 3) -> Measurements:
+    """The experiment alone; pruned to a half at all inputs alike."""
+    model = model_of("llama")
+    shapes = model.config.linear_shapes
+    ones = {name: np.ones(width) for name, (_, width) in shapes.items()}
+    halves = {name: out * width // 2 for name, (out, width) in shapes.items()}
+    pruned = Thinning((ones,) * 4, (halves,) * 4) if plan.kind == "pruning" else None
+    ids = random_tokens(264, sequences, 9).ids
+    with Workers(2) as workers:
+        return experiment(
+            model, ids, plan, workers, 1 << 20, np.float64, pruned, plan.kind == "pruning"
+        )
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_what_is_perturbed_is_what_it_is_without_a_subset(kind: str) -> None:
+    plan = PLANS[kind]
+    some, every = measured(plan), measured(replace(plan, subset=None))
+    chosen = chosen_blocks(3, plan.draws, 4, plan.subset, plan.seed)
+    assert not chosen.all()
+    np.testing.assert_array_equal(some.ratios, np.where(chosen, every.ratios, np.nan))
+    far = chosen[..., None]
+    for name in ("drift", "alignment"):
+        expected = np.where(far, getattr(every, name), np.nan)
+        np.testing.assert_array_equal(getattr(some, name), expected, err_msg=name)
+    if every.divergence is not None:
+        assert some.divergence is not None
+        np.testing.assert_array_equal(some.divergence, np.where(chosen, every.divergence, np.nan))
+    for mine, whole in zip(some.squares, every.squares, strict=True):  # of clean states
+        for name, sums in whole.items():
+            np.testing.assert_array_equal(mine[name], sums)
+
+
+def bits(value: Any) -> Any:
+    """Everything in a result but how long it took."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, tuple):
+        return [bits(x) for x in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return [(f.name, bits(getattr(value, f.name))) for f in fields(value) if f.name != "run"]
+    return value
+
+
+def scored(plan: Perturbation, **options: Any) -> Scores:
+    request = Request("owl", correct="divergence" if plan.kind == "pruning" else "absorption")
+    return score(model_of("llama"), random_tokens(264, 3, 9), plan, request, **options)
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_all_of_the_blocks_are_the_same_as_no_subset(kind: str) -> None:
+    plan = PLANS[kind]
+    all_of_them = scored(replace(plan, subset=4))
+    assert bits(replace(all_of_them, plan=plan)) == bits(
+        replace(scored(replace(plan, subset=None)), plan=plan)
+    )
+
+
+@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize(
+    "options", [{"executor": "processes", "threads": 2}, {"memory": "10K"}, {"threads": 1}]
+)
+def test_nothing_depends_on_where_it_runs(kind: str, options: dict[str, Any]) -> None:
+    assert bits(scored(PLANS[kind], **options)) == bits(scored(PLANS[kind]))
+
+
+def test_a_killed_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refimpl.scoring.experiment.KEPT", 3)
+    write, left = Part._write, 3
+
+    def writing(self: Part[Any, Any], row: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        write(self, row)
+
+    plan, part = PLANS["gaussian"], tmp_path / "part"
+    with monkeypatch.context() as patched:
+        patched.setattr(Part, "_write", writing)
+        with pytest.raises(KeyboardInterrupt):
+            scored(plan, part=part)
+    with pytest.raises(RefimplError, match="perturbation"):
+        scored(replace(plan, subset=3), part=part, resume=True)
+    assert bits(scored(plan, part=part, resume=True)) == bits(scored(plan))
+
+
+def test_sinks_are_counted_once_and_where_the_first_draw_has_not_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("refimpl.method.perturbation.SINK_FACTOR", 1.02)  # so that there are many
+    model, ids = model_of("llama"), random_tokens(264, 2, 9).ids
+    plan = Perturbation(eta=(0.01, 0.02), draws=4, sink="exclude", subset=2)
+    chosen = chosen_blocks(2, 4, 4, 2, 0)
+    assert chosen.any(axis=1).all()
+    assert not chosen[:, 0].all()
+    with Workers(1) as workers:
+        found = experiment(model, ids, plan, workers, 1 << 20)
+        whole = experiment(model, ids, replace(plan, subset=None), workers, 1 << 20)
+    assert found.sinks.tolist() == whole.sinks.tolist()
+    assert whole.sinks.min() > 0
+
+
+# What is written and shown
+
+
+def made(scores: Scores) -> dict[str, Any]:
+    wanted = Request()
+    return document(scores, tuple(allocate(scores, wanted, i) for i in range(len(scores.sweep))))
+
+
+def test_the_document_says_so_and_comes_back(tmp_path: Path) -> None:
+    plan = Perturbation(subset=2)
+    scores = score(model_of("llama"), random_tokens(264, 3, 9), plan)  # 6 over 4 blocks
+    content = made(scores)
+    assert (content["subset"], content["budget_minutes"]) == (2, None)
+    having = chosen_blocks(3, 1, 4, 2, 0).sum(axis=(0, 1)).tolist()
+    assert sorted(having) == [1, 1, 2, 2]
+    for number, block in zip(having, content["blocks"], strict=True):
+        assert block["absorption_coefficient"] is not None
+        assert (block["absorption_stderr"] is None) == (number < 2)
+        if number < 2:
+            assert block["absorption_stderr_reason"] == "fewer than two sequences"
+    path = tmp_path / "scores.json"
+    write_json(path, content)
+    assert read_scores(path).plan == plan
+    shown = table(scores, (allocate(scores, Request()),))
+    assert "2 of 4 blocks per sample and draw" in " ".join(shown.split())
+    assert "stderr is - where a block was perturbed in one sample only" in shown
+
+
+def test_older_files_perturbed_all_blocks(tmp_path: Path) -> None:
+    content = made(score(model_of("llama"), random_tokens(264, 2, 9)))
+    del content["subset"], content["budget_minutes"]
+    path = tmp_path / "scores.json"
+    write_json(path, content)
+    read = read_scores(path)
+    assert (read.plan.subset, read.budget_minutes) == (None, None)
+
+
+@pytest.mark.parametrize("words", [(), ("--sink", "exclude", "--draws", 2)])
+def test_the_command_does_it_with_either_runtime(words: tuple[object, ...]) -> None:
+    pytest.importorskip("onnxruntime")
+    both = []
+    for runtime in ("numpy", "onnxruntime"):
+        result = run(
+            *("score", LLAMA, "--samples", 3, "--seq-len", 9, "--subset", 2, "--dtype", "float64"),
+            *("--runtime", runtime, "--json", *words),
+        )
+        assert (result.code, result.err) == (0, "")
+        both.append(json.loads(result.out))
+    ours, theirs = both
+    for mine, other in zip(ours["blocks"], theirs["blocks"], strict=True):
+        for name in ("absorption_coefficient", "absorption_stderr"):
+            assert (mine[name] is None) == (other[name] is None)
+            assert mine[name] is None or mine[name] == pytest.approx(other[name], rel=1e-9)
+        for name in ("tokens_left_out", "tokens_excluded_as_sinks"):
+            assert mine[name] == other[name]
+
+
+def test_explain_shows_every_sequence() -> None:
+    result = run("explain", LLAMA, "--subset", 2)
+    assert result.code == 2
+    assert "leave --subset away" in result.err
+
+
+def test_prune_scores_with_it(tmp_path: Path) -> None:
+    out, few = tmp_path / "pruned", ("--samples", 3, "--seq-len", 9, "--subset", 2)
+    assert run("prune", LLAMA, "-o", out, "--sparsity", 0.5, *few).code == 0
+    refused = run("prune", LLAMA, "-o", tmp_path / "other", "--nm", "2:4", *few)
+    assert refused.code == 2
+    assert "--subset" in refused.err
+
+
+def test_sinks_of_both_runtimes_are_of_the_sequences_that_have_the_block() -> None:
+    pytest.importorskip("onnxruntime")
+    from refimpl.onnx.runtime import on_onnxruntime
+
+    model, plan = model_of("llama"), Perturbation(sink="exclude", subset=1, draws=2)
+    ids = random_tokens(264, 3, 12).ids
+    tokens = Tokens(ids, "by hand", "ids")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("refimpl.method.perturbation.SINK_FACTOR", 1.02)  # many sinks
+        ours = score(model, tokens, plan, dtype=np.float64)
+        whole = score(model, tokens, replace(plan, subset=None), dtype=np.float64)
+        theirs = score(model, tokens, plan, dtype=np.float64, runtime=on_onnxruntime(plan, "cpu"))
+    assert ours.sinks.tolist() == theirs.sinks.tolist()
+    assert (ours.sinks > 0).all()
+    assert (ours.sinks < whole.sinks).any()

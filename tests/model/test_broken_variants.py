@@ -1,0 +1,398 @@
+"""The gate has teeth: mistakes that implementations really make must fail it, in both dtypes.
+
+Each row of `VARIANTS` breaks one thing in the model's facts, its weights or an operation, and names
+the cases it must be caught on; "caught" means more than ten times over the gate at some trace point
+(`pytest -rP` shows how far over, and where).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import pytest
+from gates import GATES, expected_of, model_of, worst_point
+
+from refimpl import Model, forward
+from refimpl.model import attention, ops
+from refimpl.model.config import BlockKind, Config, Rope
+from refimpl.model.kernels import PLAIN
+from refimpl.model.model import Model as ModelClass
+from refimpl.model.ops import Array
+from refimpl.model.weight import Weight
+
+Break = Callable[[Model, pytest.MonkeyPatch], Model]
+
+
+def facts(**changes: Any) -> Break:
+    """Break the config: each field becomes a value, or a function of the right config."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        right = model.config
+        wrong = {name: new(right) if callable(new) else new for name, new in changes.items()}
+        return replace(model, config=replace(right, **wrong))
+
+    return broken
+
+
+def rope(change: Callable[[Rope], Rope]) -> Break:
+    """Break the rotary positions of every block."""
+    return facts(
+        blocks=lambda config: tuple(
+            replace(kind, rope=kind.rope and change(kind.rope)) for kind in config.blocks
+        )
+    )
+
+
+def window(change: Callable[[int], int | None]) -> Break:
+    """Break the length of every window."""
+    return facts(
+        blocks=lambda config: tuple(
+            replace(kind, window=kind.window and change(kind.window)) for kind in config.blocks
+        )
+    )
+
+
+def stored(change: Callable[[str, Weight], Weight | None]) -> Break:
+    """Break how tensors are read; None takes one away."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        changed = {name: change(name, weight) for name, weight in model.weights.items()}
+        return replace(model, weights={n: w for n, w in changed.items() if w is not None})
+
+    return broken
+
+
+def without(pattern: str) -> Break:
+    """Take away every tensor whose name matches."""
+    return stored(lambda name, weight: None if re.search(pattern, name) else weight)
+
+
+def layout(pattern: str, **changes: Any) -> Break:
+    """Read tensors whose name matches as if they were stored otherwise."""
+    return stored(
+        lambda name, weight: (
+            replace(weight, layout=replace(weight.layout, **changes))
+            if re.search(pattern, name)
+            else weight
+        )
+    )
+
+
+def swapped(one: str, other: str) -> Break:
+    """Exchange two roles of every block."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        new = {f".{one}.": f".{other}.", f".{other}.": f".{one}."}
+
+        def name_of(name: str) -> str:
+            return re.sub(rf"\.({one}|{other})\.", lambda found: new[found[0]], name)
+
+        return replace(model, weights={name_of(n): w for n, w in model.weights.items()})
+
+    return broken
+
+
+def of_block(change: Callable[[dict[str, Array], Config], dict[str, Array]]) -> Break:
+    """Break the weights of each block after they are read."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        read = ModelClass.block
+        patch.setattr(ModelClass, "block", lambda m, i, dtype: change(read(m, i, dtype), m.config))
+        return model
+
+    return broken
+
+
+def op(name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Break:
+    """Put a broken operation in the place of the right one."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        module = attention if hasattr(attention, name) and name not in vars(ops) else ops
+        wrong = change(getattr(module, name))
+        patch.setattr(module, name, wrong)
+        if name in vars(PLAIN):  # how the forward finds it
+            patch.setitem(vars(PLAIN), name, wrong)
+        return model
+
+    return broken
+
+
+def neighbours(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate the pairs (2i, 2i + 1), as GPT-J does, instead of (i, i + h_rot/2)."""
+    width = 2 * cos.shape[-1]
+    even, odd = x[..., 0:width:2], x[..., 1:width:2]
+    pairs = np.stack((even * cos - odd * sin, odd * cos + even * sin), axis=-1)
+    return np.concatenate((pairs.reshape(*x.shape[:-1], width), x[..., width:]), axis=-1)
+
+
+def last_channels(right: Callable[..., Array]) -> Callable[..., Array]:
+    """Rotate the last channels of a head instead of the first."""
+
+    def rotate(x: Array, cos: Array, sin: Array) -> Array:
+        start = x.shape[-1] - 2 * cos.shape[-1]
+        return np.concatenate((x[..., :start], right(x[..., start:], cos, sin)), axis=-1)
+
+    return rotate
+
+
+def sees_next(positions: Array, window: int | None, dtype: Any) -> Array:
+    """Let each token see the one after it, too."""
+    return np.where(positions - positions[:, None] > 1, -np.inf, 0).astype(dtype)
+
+
+def not_the_first(right: Callable[..., Array]) -> Callable[..., Array]:
+    """Hide the first token from all others."""
+
+    def causal_bias(positions: Array, window: int | None, dtype: Any) -> Array:
+        bias = right(positions, window, dtype).copy()
+        bias[1:, 0] = -np.inf
+        return bias
+
+    return causal_bias
+
+
+def by_groups(weights: dict[str, Array], config: Config) -> dict[str, Array]:
+    """Read a fused q, k, v as (its queries, key, value) of one key-value head after another."""
+    names, h = [f"{role}_proj.weight" for role in "qkv"], config.head_dim
+    queries = config.num_attention_heads // config.num_key_value_heads * h
+    fused = np.concatenate([weights[name] for name in names])
+    groups = fused.reshape(config.num_key_value_heads, queries + 2 * h, -1)
+    parts = np.split(groups, [queries, queries + h], axis=1)
+    return weights | {
+        name: part.reshape(weights[name].shape) for name, part in zip(names, parts, strict=True)
+    }
+
+
+def added_to_gains(step: float) -> Break:
+    """Add to every norm's gain."""
+    return stored(
+        lambda name, weight: (
+            replace(weight, offset=weight.offset + step) if "norm.weight" in name else weight
+        )
+    )
+
+
+def blended_abruptly(right: Rope) -> Rope:
+    """Llama 3's scaling with the band between long and short waves closed to a point."""
+    return replace(right, high_freq_factor=right.low_freq_factor * (1 + 1e-9))
+
+
+def other_kind(config: Config) -> tuple[BlockKind, ...]:
+    """Let the blocks that slide see everything, and the others slide."""
+    kinds = tuple(dict.fromkeys(config.blocks))
+    return tuple(kinds[1 - kinds.index(kind)] for kind in config.blocks)
+
+
+def rope_of(sliding: bool) -> Break:
+    """Give every block the rotary positions of one kind of block."""
+
+    def blocks(config: Config) -> tuple[BlockKind, ...]:
+        wanted = next(k.rope for k in config.blocks if (k.window is not None) == sliding)
+        return tuple(replace(kind, rope=wanted) for kind in config.blocks)
+
+    return facts(blocks=blocks)
+
+
+def tiled(model: Model, patch: pytest.MonkeyPatch) -> Model:
+    """Give the key-value heads to the query heads in turn instead of in runs."""
+    heads = np.arange(model.config.num_attention_heads)
+    patch.setattr(Config, "kv_head_of_head", heads % model.config.num_key_value_heads)
+    return model
+
+
+def unbiased_variance(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    return centred / np.sqrt(np.var(x, axis=-1, ddof=1, keepdims=True) + eps) * weight + bias
+
+
+def eps_outside(x: Array, weight: Array, eps: float) -> Array:
+    return x / (np.sqrt(np.mean(x * x, axis=-1, keepdims=True)) + eps) * weight
+
+
+def layer_for_rms(x: Array, weight: Array, eps: float) -> Array:
+    return ops.layer_norm(x, weight, np.zeros_like(weight), eps)
+
+
+def rms_for_layer(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    return ops.rms_norm(x, weight, eps) + bias
+
+
+def head_dim_scale(config: Config) -> float:
+    return float(config.head_dim**-0.5)
+
+
+def hidden_scale(config: Config) -> float:
+    return float((config.hidden_size / config.num_attention_heads) ** -0.5)
+
+
+VARIANTS: list[tuple[str, Break, list[str]]] = [
+    # norms
+    ("eps 1e-5 for 1e-3", facts(norm_eps=1e-5), ["llama", "gemma3", "gpt_neox", "gpt2"]),
+    ("eps outside the root", op("rms_norm", lambda _: eps_outside), ["llama", "qwen3"]),
+    ("LayerNorm for RMSNorm", op("rms_norm", lambda _: layer_for_rms), ["llama", "gemma2"]),
+    ("RMSNorm for LayerNorm", op("layer_norm", lambda _: rms_for_layer), ["gpt2", "gpt_neox"]),
+    ("variance over n - 1", op("layer_norm", lambda _: unbiased_variance), ["gpt2", "opt"]),
+    ("norm gains without + 1", added_to_gains(-1.0), ["gemma2", "gemma3"]),
+    ("norm gains with + 1", added_to_gains(1.0), ["llama", "qwen3"]),
+    ("norm biases skipped", facts(norm="rms"), ["gpt2", "opt"]),
+    ("final norm skipped", without("final_norm"), ["llama", "gemma3", "gpt_neox", "opt"]),
+    ("attention post-norm skipped", without("attn_post_norm"), ["gemma2", "gemma3"]),
+    ("MLP post-norm skipped", without("mlp_post_norm"), ["gemma2", "gemma3"]),
+    ("post_attention_layernorm as MLP norm", swapped("mlp_norm", "attn_post_norm"), ["gemma2"]),
+    ("q and k norms skipped", without("[qk]_norm"), ["qwen3", "gemma3"]),
+    ("q and k norms exchanged", swapped("q_norm", "k_norm"), ["qwen3", "gemma3"]),
+    # activations
+    ("tanh-GELU for exact GELU", facts(activation="gelu_tanh"), ["gpt_neox"]),
+    ("exact GELU for tanh-GELU", facts(activation="gelu"), ["gpt2", "gemma2", "gemma3"]),
+    ("GELU for SiLU", facts(activation="gelu"), ["llama", "phi3"]),
+    ("GELU for ReLU", facts(activation="gelu"), ["opt"]),
+    ("gate and up exchanged", swapped("gate_proj", "up_proj"), ["llama", "phi3", "gemma2"]),
+    # which tokens are seen
+    ("window one longer", window(lambda w: w + 1), ["mistral", "gemma2", "gemma3"]),
+    ("window one shorter", window(lambda w: w - 1), ["mistral", "qwen2_sliding", "phi3_partial"]),
+    ("window ignored", window(lambda w: None), ["mistral", "gemma3", "phi3_partial"]),
+    ("windows on the other blocks", facts(blocks=other_kind), ["gemma2", "qwen2_sliding"]),
+    ("windows one block late", facts(blocks=lambda c: c.blocks[-1:] + c.blocks[:-1]), ["gemma3"]),
+    (
+        "no causal mask",
+        op("causal_bias", lambda _: lambda p, w, d: np.zeros((p.size,) * 2, d)),
+        ["llama", "gpt2"],
+    ),
+    ("the next token is seen", op("causal_bias", lambda _: sees_next), ["llama", "gpt_neox"]),
+    ("the first token is hidden", op("causal_bias", not_the_first), ["llama", "opt"]),
+    # attention
+    ("no cap on attention", facts(attn_soft_cap=None), ["gemma2"]),
+    ("cap 2 % off", facts(attn_soft_cap=2.55), ["gemma2"]),
+    ("no final cap", facts(final_soft_cap=None), ["gemma2"]),
+    ("scale from head_dim", facts(attention_scale=head_dim_scale), ["gemma2", "gemma3"]),
+    ("scale from D/H", facts(attention_scale=hidden_scale), ["mistral", "qwen3", "llama3"]),
+    ("kv heads tiled", tiled, ["llama", "gemma2", "phi3"]),
+    # positions
+    ("theta 10 % off", rope(lambda r: replace(r, theta=1.1 * r.theta)), ["llama", "gpt_neox"]),
+    ("theta of Llama 2 for 3", rope(lambda r: replace(r, theta=5e5)), ["llama3", "llama_linear"]),
+    ("pairs of neighbours", op("rotate", lambda _: neighbours), ["llama", "gpt_neox", "gemma3"]),
+    (
+        "rotation backwards",
+        op("rotate", lambda right: lambda x, cos, sin: right(x, cos, -sin)),
+        ["llama", "phi3"],
+    ),
+    (
+        "positions from 1",
+        op("rope_tables", lambda right: lambda p, f, d: right(p + 1, f, d)),
+        ["llama", "gemma3"],
+    ),
+    (
+        "scaling ignored",
+        rope(lambda r: replace(r, scaling="default")),
+        ["llama3", "llama_linear", "gemma3"],
+    ),
+    ("scaling of all waves alike", rope(lambda r: replace(r, scaling="linear")), ["llama3"]),
+    ("scaling without a blend", rope(blended_abruptly), ["llama3"]),
+    ("local theta everywhere", rope_of(sliding=True), ["gemma3"]),
+    ("global theta everywhere", rope_of(sliding=False), ["gemma3"]),
+    (
+        "whole heads rotate",
+        facts(
+            blocks=lambda c: tuple(
+                replace(k, rope=k.rope and replace(k.rope, rotary_dim=c.head_dim)) for k in c.blocks
+            )
+        ),
+        ["gpt_neox", "gpt_neox_sequential", "phi3_partial"],
+    ),
+    ("the last channels rotate", op("rotate", last_channels), ["gpt_neox", "phi3_partial"]),
+    ("no position offset", facts(position_offset=0), ["opt", "opt_unbiased"]),
+    ("a position offset", facts(position_offset=1), ["gpt2"]),
+    ("positions not added", without("pos_embed"), ["gpt2", "opt"]),
+    # residual stream
+    ("parallel for sequential", facts(parallel_residual=True), ["llama", "gpt_neox_sequential"]),
+    ("sequential for parallel", facts(parallel_residual=False), ["gpt_neox"]),
+    ("embeddings not scaled", facts(embed_scale=1.0), ["gemma2", "gemma3"]),
+    ("embedding scale in bfloat16", facts(embed_scale=5.65625), ["gemma2", "gemma3"]),
+    ("embeddings scaled", facts(embed_scale=lambda c: sqrt(c.hidden_size)), ["llama"]),
+    # storage and biases
+    ("qkv in thirds", layout(r"[qkv]_proj", head_dim=0), ["gpt_neox", "gpt_neox_sequential"]),
+    ("qkv head by head", layout(r"[qkv]_proj", head_dim=8), ["gpt2"]),
+    ("qkv by groups", of_block(by_groups), ["phi3", "phi3_partial"]),
+    ("qkv biases in thirds", layout(r"[qkv]_proj\.bias", head_dim=0), ["gpt_neox"]),
+    ("Conv1D not transposed", layout(r"o_proj\.weight", transposed=False), ["gpt2"]),
+    ("k and v exchanged", swapped("k_proj", "v_proj"), ["llama", "gpt2", "phi3"]),
+    ("q, k, v biases skipped", without(r"[qkv]_proj\.bias"), ["qwen2", "gpt2", "gpt_neox"]),
+    ("k bias skipped", without(r"k_proj\.bias"), ["opt", "qwen2"]),
+    ("o bias skipped", without(r"o_proj\.bias"), ["llama3", "opt"]),
+    ("MLP biases skipped", without(r"(up|gate|down)_proj\.bias"), ["llama3", "opt"]),
+]
+
+
+def cast_down(right: Callable[..., Any]) -> Callable[..., Any]:
+    """Compute in float32 on the way, and give float64 back."""
+
+    def low(*arguments: Any) -> Array:
+        narrow = (a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in arguments)
+        return right(*narrow).astype(np.float64)
+
+    return low
+
+
+def float32_tables(right: Callable[..., Any]) -> Callable[..., Any]:
+    """RoPE tables computed in float32."""
+    return lambda p, f, dtype: tuple(t.astype(dtype) for t in right(p, f, np.float32))
+
+
+# What float32 cannot show: the gate of float64 sees any step that is taken in less.
+CASTS: list[tuple[str, Break, list[str]]] = [
+    ("RMSNorm", op("rms_norm", cast_down), ["llama", "gemma3"]),
+    ("LayerNorm", op("layer_norm", cast_down), ["gpt2", "gpt_neox"]),
+    ("softmax", op("softmax", cast_down), ["llama", "opt"]),
+    ("soft cap", op("soft_cap", lambda f: lambda x, c: cast_down(f)(x, c)), ["gemma2"]),
+    ("RoPE tables", op("rope_tables", float32_tables), ["llama", "gemma3", "gpt_neox"]),
+    ("erf", op("erf", cast_down), ["gpt_neox"]),
+    ("embedding scale", facts(embed_scale=float(np.float32(sqrt(32)))), ["gemma2"]),
+]
+
+
+def rows(table: list[tuple[str, Break, list[str]]]) -> list[Any]:
+    return [
+        pytest.param(broken, case, id=f"{name}: {case}")
+        for name, broken, cases in table
+        for case in cases
+    ]
+
+
+def times_over_the_gate(model: Model, case: str, dtype: str) -> tuple[float, str]:
+    """The worst trace point's error in units of the gate, and its name."""
+    ids, expected = expected_of(case)
+    error, name = worst_point(forward(model, ids, trace=True, dtype=dtype).trace, expected)
+    return error / GATES[dtype], name
+
+
+@cache
+def as_it_is(case: str, dtype: str) -> float:
+    return times_over_the_gate(model_of(case), case, dtype)[0]
+
+
+def caught(broken: Break, case: str, dtype: str) -> None:
+    assert as_it_is(case, dtype) < 1
+    with pytest.MonkeyPatch.context() as patch:
+        times, name = times_over_the_gate(broken(model_of(case), patch), case, dtype)
+    print(f"{times:.3g} times the gate of {dtype} at {name}")
+    assert 10 < times < np.inf
+
+
+def test_there_are_enough_variants() -> None:
+    names = [name for name, _, _ in VARIANTS]
+    assert len(set(names)) == len(names) >= 20
+
+
+@pytest.mark.parametrize("dtype", GATES)
+@pytest.mark.parametrize(("broken", "case"), rows(VARIANTS))
+def test_a_broken_variant_is_caught(broken: Break, case: str, dtype: str) -> None:
+    caught(broken, case, dtype)
+
+
+@pytest.mark.parametrize(("broken", "case"), rows(CASTS))
+def test_a_step_in_float32_is_caught(broken: Break, case: str) -> None:
+    caught(broken, case, "float64")

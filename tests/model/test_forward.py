@@ -1,0 +1,149 @@
+"""Every trace point of every fixture against transformers, and what the forward refuses."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from gates import CASES, GATES, expected_of, model_of, worst_point, worst_token
+
+from refimpl import RefimplError, forward, read_model
+from refimpl.loading.families import FAMILIES
+from refimpl.model import kernels
+from refimpl.model.config import Config
+
+
+def trace_points(config: Config, batch: int, length: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The documented trace points in order of execution: name and shape."""
+    stream = (batch, length, config.hidden_size)
+    queries = (batch, config.num_attention_heads, length, config.head_dim)
+    keys = (batch, config.num_key_value_heads, length, config.head_dim)
+    yield "embed", stream
+    for i, kind in enumerate(config.blocks):
+        yield f"blocks.{i}.resid_pre", stream
+        yield f"blocks.{i}.attn_norm", stream
+        yield f"blocks.{i}.q", queries
+        yield f"blocks.{i}.k", keys
+        yield f"blocks.{i}.v", keys
+        if kind.rope is not None:
+            yield f"blocks.{i}.q_rope", queries
+            yield f"blocks.{i}.k_rope", keys
+        for name in ("attn_out", "resid_mid", "mlp_norm", "mlp_out", "resid_post"):
+            yield f"blocks.{i}.{name}", stream
+    yield "final_norm", stream
+    yield "logits", (batch, length, config.vocab_size)
+
+
+def test_the_worst_token_counts() -> None:
+    expected = np.array([[3e4, 4e4], [3.0, 4.0], [0.0, 0.0]])
+    assert worst_token(expected, expected) == 0
+    small_token_off = expected + np.array([[0, 0], [0.5, 0], [0, 0]])
+    assert worst_token(small_token_off, expected) == pytest.approx(0.1)
+    for value in (1e-300, np.nan, np.inf):
+        wrong = expected.copy()
+        wrong[2, 1] = value
+        assert worst_token(wrong, expected) == np.inf
+    with pytest.raises(AssertionError, match="shape"):
+        worst_token(expected[:1], expected)
+
+
+def test_every_family_has_a_case() -> None:
+    assert {model_of(case).config.family for case in CASES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("dtype", GATES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_trace_point_is_within_the_gate(case: str, dtype: str) -> None:
+    ids, expected = expected_of(case)
+    model = model_of(case)
+    out = forward(model, ids, trace=True, dtype=dtype)
+
+    points = dict(trace_points(model.config, *ids.shape))
+    assert list(out.trace) == list(points)
+    assert set(expected) == set(points)
+    assert {name: value.shape for name, value in out.trace.items()} == points
+    assert {value.dtype.name for value in out.trace.values()} == {dtype}
+    errors = {name: worst_token(out.trace[name], value) for name, value in expected.items()}
+    assert {name: error for name, error in errors.items() if not error < GATES[dtype]} == {}
+    assert worst_token(out.logits, expected["logits"]) < GATES[dtype]
+
+
+@pytest.mark.parametrize("dtype", GATES)
+@pytest.mark.parametrize("case", CASES)
+def test_tiles_are_within_the_gate(case: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "QUERIES", 4)  # so that 13 tokens make four tiles
+    monkeypatch.setattr(kernels, "ELEMENTS", 100)
+    ids, expected = expected_of(case)
+    out = forward(model_of(case), ids, trace=True, dtype=dtype, kernels=kernels.TILED)
+    assert {value.dtype.name for value in out.trace.values()} == {dtype}
+    error, name = worst_point(out.trace, expected)
+    assert error < GATES[dtype], name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rope_points_exist_only_where_positions_rotate(case: str) -> None:
+    learned = model_of(case).config.family in ("gpt2", "opt")
+    _, expected = expected_of(case)
+    assert any(name.endswith(("q_rope", "k_rope")) for name in expected) != learned
+
+
+@pytest.mark.parametrize("dtype", GATES)
+def test_shards_give_the_same_bits(dtype: str) -> None:
+    ids, _ = expected_of("llama")
+    whole = forward(model_of("llama"), ids, trace=True, dtype=dtype)
+    shards = forward(read_model(FIXTURES / "llama_sharded"), ids, trace=True, dtype=dtype)
+    assert list(shards.trace) == list(whole.trace)
+    for name, value in whole.trace.items():
+        np.testing.assert_array_equal(shards.trace[name], value, err_msg=name, strict=True)
+    np.testing.assert_array_equal(shards.logits, whole.logits, strict=True)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_without_a_trace_the_logits_are_the_same(case: str) -> None:
+    ids, _ = expected_of(case)
+    traced, plain = (forward(model_of(case), ids, trace=trace) for trace in (True, False))
+    assert plain.trace == {}
+    assert plain.logits.dtype == np.float32
+    np.testing.assert_array_equal(plain.logits, traced.logits)
+    np.testing.assert_array_equal(traced.trace["logits"], traced.logits)
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 5, 7], np.array([1, 5, 7], np.uint8), np.array([[1, 5, 7]], np.int32)]
+)
+def test_one_sequence_may_come_in_any_integer_form(ids: Any) -> None:
+    expected = forward(model_of("llama"), np.array([[1, 5, 7]], np.int64)).logits
+    np.testing.assert_array_equal(forward(model_of("llama"), ids).logits, expected)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_the_longest_sequence_is_allowed(case: str) -> None:
+    config = model_of(case).config
+    ids = np.arange(config.max_position_embeddings) % config.vocab_size
+    assert forward(model_of(case), ids).logits.shape == (1, 64, config.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("ids", "problem", "remedy"),
+    [
+        ([[1.0, 2.0]], "dtype float64 and shape [1, 2]", "astype"),
+        ([[True, False]], "dtype bool", "astype"),
+        (["a", "b"], "dtype <U1", "astype"),
+        ([], "shape [0]", "astype"),
+        (np.zeros((1, 0), np.int64), "shape [1, 0]", "astype"),
+        (np.zeros((0, 4), np.int64), "shape [0, 4]", "astype"),
+        (3, "shape []", "astype"),
+        (np.zeros((1, 1, 2), np.int64), "shape [1, 1, 2]", "astype"),
+        ([[0, 264, 300]], "2 token ids outside the vocabulary, the first is 264", "tokenizer"),
+        ([[0, 1], [2, -1]], "the first is -1 (sample 1, position 1)", "tokenizer"),
+        (np.array([2**63], np.uint64), "the first is 9223372036854775808", "tokenizer"),
+        (np.zeros(65, np.int64), "a sequence of 65 tokens", "--seq-len 64"),
+    ],
+)
+def test_bad_ids_are_refused(ids: Any, problem: str, remedy: str) -> None:
+    with pytest.raises(RefimplError) as refused:
+        forward(model_of("llama"), ids)
+    assert problem in refused.value.problem
+    assert refused.value.expected
+    assert remedy in refused.value.remedy

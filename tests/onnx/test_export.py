@@ -1,0 +1,590 @@
+"""Graphs as files: they compute what NumPy does, say what they hold, and appear whole or not."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from block_picture import PICTURE, picture
+from conftest import FIXTURES
+from gates import CASES, GATES, model_of, worst_point
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+from program import run
+
+from refimpl import Model, Pattern, Pruner, RefimplError, forward, prune, read_model
+from refimpl.allocation.targets import Targets
+from refimpl.loading.safetensors_file import save_tensors
+from refimpl.model.ops import Array
+from refimpl.onnx import need, target
+from refimpl.onnx.export import Exported, export
+from refimpl.onnx.recording.external_data import Piece, distinct, pieces
+
+ROOT = Path(__file__).parents[2]
+FAMILIES = (
+    "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3",
+)  # fmt: skip
+SHAPES = (1, 5), (2, 13), (3, 1)
+HALF = Pattern(2, 4)
+
+Run = Callable[[Array], dict[str, Array]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[str], Path]:
+    """A fixture's model in a folder of its own."""
+
+    def copied(case: str) -> Path:
+        shutil.copytree(FIXTURES / case, tmp_path / case)
+        return tmp_path / case
+
+    return copied
+
+
+def session(path: Path) -> Run:
+    """Run a graph's file by onnxruntime, as it optimises by default."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    runtime = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in runtime.get_outputs()]
+    return lambda ids: dict(zip(names, runtime.run(names, {"token_ids": ids}), strict=True))
+
+
+def reference(path: Path) -> Run:
+    """Run a graph's file by onnx's own evaluator."""
+    evaluator = ReferenceEvaluator(str(path))
+    names = evaluator.output_names
+    return lambda ids: dict(zip(names, evaluator.run(names, {"token_ids": ids}), strict=True))
+
+
+RUNTIMES = session, reference
+
+
+def agrees(path: Path, model: Model, dtype: str, runtimes: Any = RUNTIMES) -> float:
+    """Check all outputs at three shapes, and return the worst token's error."""
+    worst = 0.0
+    for make in runtimes:
+        execute = make(path)
+        for shape in SHAPES:
+            ids = np.random.default_rng(0).integers(model.config.vocab_size, size=shape)
+            right = forward(model, ids, trace=True, dtype=dtype).trace
+            with np.errstate(all="warn"):  # of the evaluator, as it is
+                found = execute(ids)
+            expected = {name: right[name] for name in found}
+            assert found.keys() == right.keys() or found.keys() == {"logits"}
+            assert {value.dtype.name for value in found.values()} == {dtype}
+            error, name = worst_point(found, expected)
+            assert error < GATES[dtype], (make.__name__, name, shape)
+            worst = max(worst, error)
+    return worst
+
+
+def pruned(case: str, folder: Path, target: Pattern | Targets = HALF, name: str = "half") -> Model:
+    """A fixture's model, pruned by magnitude; made once."""
+    path = folder / f"{case}-{name}"
+    if not path.exists():
+        prune(model_of(case), path, target, Pruner("magnitude"))
+    return read_model(path)
+
+
+def axes(value: onnx.ValueInfoProto) -> list[str | int]:
+    return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.*"))}
+
+
+@pytest.mark.parametrize("dtype", GATES)
+@pytest.mark.parametrize(
+    ("case", "half"), [*((c, False) for c in CASES), *((c, True) for c in FAMILIES)]
+)
+def test_a_graph_computes_the_same(case: str, half: bool, dtype: str, folder: Path) -> None:
+    model = pruned(case, folder) if half else model_of(case)
+    path = folder / f"{case}-{half}-{dtype}.onnx"
+    made = export(model, path, dtype=dtype, outputs="trace")
+    assert made.sparse == 0
+    worst = agrees(path, model, dtype)
+    print(f"{case} {'pruned' if half else 'dense'} {dtype}: worst token {worst:.1e}")
+    facts = made.metadata
+    prunable = model.config.block_size * model.config.num_blocks
+    assert int(facts["prunable_weights"]) == prunable
+    assert int(facts["prunable_zeros"]) == (prunable // 2 if half else 0)
+    assert zeros_in(path, model) == int(facts["prunable_zeros"])
+
+
+def zeros_in(path: Path, model: Model) -> int:
+    """Zeros among the prunable weights that a graph carries."""
+    linears = re.compile(rf"blocks\.\d+\.({'|'.join(model.config.linear_shapes)})\.weight")
+    tensors = onnx.load(path).graph.initializer
+    return sum(
+        int(np.count_nonzero(numpy_helper.to_array(tensor) == 0))
+        for tensor in tensors
+        if linears.fullmatch(tensor.name)
+    )
+
+
+def test_the_graph_has_our_names_and_open_axes(folder: Path) -> None:
+    model = model_of("gemma3")
+    path = folder / "names.onnx"
+    made = export(model, path, outputs="trace")
+    proto = onnx.load(path, load_external_data=False)
+    graph = proto.graph
+    assert {value.name: axes(value) for value in graph.input} == {
+        "token_ids": ["batch", "sequence"]
+    }
+    outputs = {value.name: axes(value) for value in graph.output}
+    assert outputs["logits"] == ["batch", "sequence", 101]
+    assert outputs["blocks.6.k_rope"] == ["batch", 2, "sequence", 10]
+    assert list(outputs) == list(forward(model, [[1]], trace=True).trace)
+    tied = {"lm_head.weight"}
+    ours = {tensor.name for tensor in graph.initializer if not tensor.name.startswith("constant_")}
+    assert ours == model.weights.keys() - tied
+    calls = [node for node in graph.node if node.domain == "refimpl"]
+    assert [(call.op_type, call.name) for call in calls] == [
+        ("block", f"blocks.{i}") for i in range(7)
+    ]
+    (block,) = proto.functions
+    assert block.doc_string.startswith("One decoder block")
+    for i, call in enumerate(calls):  # the function's inputs are our names, and so are the call's
+        weights = [
+            name for name in block.input if name.endswith(("weight", "bias")) and "." in name
+        ]
+        assert [f"blocks.{i}.{name}" for name in weights] == list(call.input)[-len(weights) :]
+        assert set(weights) == {
+            name.removeprefix(f"blocks.{i}.")
+            for name in model.weights
+            if name.startswith(f"blocks.{i}.")
+        }
+    labels = {name for node in block.node for name in node.output}
+    assert labels >= {"attn_norm", "q", "k_rope", "attn_heads", "mlp_hidden", "resid_post"}
+    assert (proto.ir_version, proto.opset_import[0].version) == (10, 21)
+    assert made.metadata == {entry.key: entry.value for entry in proto.metadata_props}
+    assert made.metadata.items() >= {
+        "model": "gemma3", "family": "gemma3_text", "dtype": "float32", "outputs": "trace",
+        "prunable_zeros": "0", "sparsity": "0.0",
+    }.items()  # fmt: skip
+    assert made.metadata["refimpl"] == proto.producer_version
+    assert "gemma3 (gemma3_text, 7 blocks" in proto.doc_string
+
+
+def test_the_picture_of_a_block_is_the_graphs() -> None:
+    assert PICTURE.read_text("utf-8") == picture(), "run python tests/block_picture.py"
+
+
+def variant(case: str, dtype: Any) -> Callable[[Path], Path]:
+    """A fixture whose tensors are stored in another dtype."""
+
+    def make(folder: Path) -> Path:
+        path = folder / f"{case}-{np.dtype(dtype).name}"
+        path.mkdir()
+        shutil.copy(FIXTURES / case / "config.json", path)
+        (file,) = model_of(case).files
+        stored = {name: tensor.array.astype(dtype) for name, tensor in file.tensors.items()}
+        save_tensors(path / "model.safetensors", stored, {"format": "pt"})
+        return path
+
+    return make
+
+
+def whole(case: str) -> Callable[[Path], Path]:
+    return lambda folder: Path(shutil.copytree(FIXTURES / case, folder / case))
+
+
+STORED = {
+    "sharded": whole("llama_sharded"),
+    "fused": whole("phi3"),
+    "interleaved": whole("gpt_neox"),
+    "transposed": whole("gpt2"),
+    "with an offset": whole("gemma2"),
+    "bfloat16": variant("llama", ml_dtypes.bfloat16),
+    "bfloat16, tied, with an offset": variant("gemma3", ml_dtypes.bfloat16),
+    "float16, fused": variant("phi3", np.float16),
+    "float16, transposed": variant("gpt2", np.float16),
+    "float64, interleaved": variant("gpt_neox", np.float64),
+}
+
+
+@pytest.mark.parametrize("dtype", GATES)
+@pytest.mark.parametrize("stored", STORED)
+def test_weights_enter_in_three_ways(stored: str, dtype: str, tmp_path: Path) -> None:
+    model = read_model(STORED[stored](tmp_path))
+    before = contents(model.path)
+    found: list[Array] = []
+    for weights in ("reference", "external", "embedded"):
+        path = model.path / f"{weights}.onnx"
+        made = export(model, path, dtype=dtype, weights=weights)  # type: ignore[arg-type]
+        agrees(path, model, dtype)
+        found.append(session(path)(np.arange(14).reshape(2, 7))["logits"])
+        assert (made.data is not None) == (weights == "external")
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+    after = contents(model.path)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {
+        "reference.onnx", "external.onnx", "external.onnx.data", "embedded.onnx",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["llama_sharded", "phi3", "gpt_neox", "gpt2", "gemma2"])
+def test_a_graph_by_reference_copies_nothing(case: str, copy: Callable[[str], Path]) -> None:
+    model = read_model(copy(case))
+    made = export(model, weights="reference")
+    assert made.graph == model.path / "model.onnx"
+    assert made.written_bytes == made.data_bytes == 0
+    graph = onnx.load(made.graph, load_external_data=False).graph
+    outside = [tensor for tensor in graph.initializer if tensor.external_data]
+    inside = [tensor for tensor in graph.initializer if not tensor.external_data]
+    assert made.tensors == len(outside) == sum(len(file.tensors) for file in model.files)
+    assert all(tensor.name.startswith("constant_") for tensor in inside)
+    assert sum(tensor.ByteSize() for tensor in inside) < 2000
+    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in outside]
+    files = {file.path.name: file for file in model.files}
+    assert {place["location"] for place in places} == files.keys()
+    used = [(place["location"], int(place["offset"])) for place in places]
+    assert len(set(used)) == len(used)  # each tensor once, also where roles share it
+    assert set(used) == {(w.stored.file.path.name, w.stored.offset) for w in model.weights.values()}
+    named = {tensor.name for tensor in outside} | {n for node in graph.node for n in node.output}
+    tied = {"lm_head.weight"} if case in ("gpt2", "gemma2") else set()
+    assert model.weights.keys() - tied <= named
+    plain = {"llama_sharded": set(), "gemma2": {"Add"}}
+    shaped = {"phi3": {"Slice"}, "gpt2": {"Transpose", "Slice"}, "gpt_neox": {"Reshape"}}
+    ours = {node.op_type for node in graph.node if node.output[0] in model.weights}
+    assert ours == (plain | shaped)[case]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fused_operators_compute_the_same(case: str, folder: Path) -> None:
+    model, path = model_of(case), folder / f"{case}-fused.onnx"
+    made = export(model, path, outputs="trace", fused=True)
+    agrees(path, model, "float32")
+    proto = onnx.load(path, load_external_data=False)
+    (block,) = proto.functions
+    operators = [node.op_type for node in block.node]
+    norms = {"gemma2": 4, "gemma3": 6, "qwen3": 4}.get(case, 2)
+    assert operators.count("Attention") == 1
+    assert operators.count("RotaryEmbedding") == (2 if model.config.blocks[0].rope else 0)
+    assert operators.count("RMSNormalization") == (norms if model.config.norm == "rms" else 0)
+    assert not {"Softmax", "Exp"} & set(operators) or model.config.activation in ("silu", "gelu")
+    assert (made.opset, proto.ir_version) == (23, 11)
+
+
+@pytest.mark.parametrize("opset", [18, 23, 25])
+def test_other_opsets_compute_the_same(opset: int, tmp_path: Path) -> None:
+    for case in ("gemma2", "gpt_neox"):
+        path = tmp_path / f"{case}.onnx"
+        export(model_of(case), path, opset=opset)
+        agrees(path, model_of(case), "float32")
+
+
+@pytest.mark.parametrize("weights", ["external", "embedded"])
+@pytest.mark.parametrize("dtype", GATES)
+def test_zeros_are_left_out_where_that_is_smaller(dtype: str, weights: Any, folder: Path) -> None:
+    model = pruned("llama", folder, Pattern(3, 4), "most")
+    sizes: dict[bool, Exported] = {}
+    for sparse in (True, False):
+        path = folder / f"{dtype}-{weights}-{sparse}.onnx"
+        made = export(model, path, dtype=dtype, weights=weights, sparse=sparse)
+        sizes[sparse] = made
+        agrees(path, model, dtype, [session])  # onnx's evaluator reads no sparse tensors
+    few, all_ = sizes[True], sizes[False]
+    linears = [name for name in model.weights if re.search(r"_proj\.weight$", name)]
+    assert (few.sparse, all_.sparse) == (len(linears), 0)
+    assert few.dense_bytes == all_.dense_bytes == all_.written_bytes
+    item = np.dtype(dtype).itemsize
+    prunable = model.config.block_size * model.config.num_blocks
+    assert few.written_bytes == few.dense_bytes - prunable * item + prunable // 4 * (item + 8)
+    on_disk = [made.graph_bytes + made.data_bytes for made in (few, all_)]
+    assert on_disk[0] < on_disk[1]
+    proto = onnx.load(few.graph, load_external_data=False)
+    tensors = {tensor.values.name: tensor for tensor in proto.graph.sparse_initializer}
+    assert set(tensors) == set(linears)
+    size = sum(int(np.prod(tensor.dims)) for tensor in tensors.values())
+    kept = sum(tensor.values.dims[0] for tensor in tensors.values())
+    assert size - kept == int(few.metadata["prunable_zeros"]) == prunable * 3 // 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "nonzero"), [("float32", 3000, 999), ("float64", 1000, 499)]
+)
+def test_an_array_is_sparse_from_the_first_byte_saved(dtype: str, size: int, nonzero: int) -> None:
+    def at(count: int) -> Piece:
+        return Piece("w", None, (size,), np.dtype(dtype), count)  # type: ignore[arg-type]
+
+    assert at(nonzero).sparse_bytes < at(nonzero).dense_bytes
+    assert at(nonzero + 1).sparse_bytes == at(nonzero + 1).dense_bytes
+
+
+def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> None:
+    for case in ("gpt2", "gemma2", "phi3"):
+        model, path = model_of(case), folder / f"{case}-data.onnx"
+        export(model, path)
+        found = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+        for piece in distinct(pieces(model, np.float32)):
+            np.testing.assert_array_equal(found[piece.name], piece.weight.read(np.float32))
+            assert piece.offset % 64 == 0
+
+
+# What is refused: the command line after the model, what is said, and what is done before.
+REFUSED: dict[str, tuple[str, str, str]] = {
+    "another suffix": ("-o {d}/x.pb", "ends in .onnx", ""),
+    "what exists": ("-o {d}/x.onnx", "exists", "x.onnx"),
+    "data that exist": ("-o {d}/x.onnx", "x.onnx.data exists", "x.onnx.data"),
+    "no folder": ("-o {d}/none/x.onnx", "not a file in a folder", ""),
+    "an operator set too old": ("-o {d}/x.onnx --opset 17", "18 to 25", ""),
+    "an operator set too new": ("-o {d}/x.onnx --opset 26", "18 to 25", ""),
+    "fused and too old": ("-o {d}/x.onnx --opset 21 --fused", "23 to 25", ""),
+    "fused in float64": ("-o {d}/x.onnx --fused --dtype float64", "no float64", ""),
+    "another folder": ("-o {d}/x.onnx --weights reference", "not in the graph's folder", ""),
+    "weights without zeros by reference": (
+        "-o {d}/x.onnx --weights reference --sparse auto", "leave --sparse away", "",
+    ),
+    "a push without an experiment": ("-o {d}/x.onnx --norm sequence", "leave --norm away", ""),
+    "an experiment's trace": (
+        "-o {d}/x.onnx --experiment --outputs trace", "leave --outputs away", "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_exported_is_refused(what: str, tmp_path: Path) -> None:
+    options, said, there = REFUSED[what]
+    if there:
+        (tmp_path / there).write_text("before")
+    before = contents(tmp_path)
+    done = run("export", FIXTURES / "llama", *options.format(d=tmp_path).split())
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert contents(tmp_path) == before
+
+
+def test_a_feature_that_is_not_understood_is_refused(
+    copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = copy("phi3")
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    (path / "config.json").write_text(json.dumps(config | {"attn_temperature": 2.0}))
+    done = run("export", path, "-o", tmp_path / "x.onnx")
+    assert (done.code, done.out) == (2, "")
+    assert "attn_temperature" in done.err
+    assert os.listdir(tmp_path) == ["phi3"]
+
+
+KILLED = """
+import os, signal, sys
+from importlib import import_module
+import refimpl
+from refimpl.onnx.export import export
+path, weights, place, calls = sys.argv[1:]
+module, name = place.rsplit(".", 1)
+kept, left = getattr(import_module(module), name), [int(calls)]
+def killing(*arguments, **options):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return kept(*arguments, **options)
+setattr(import_module(module), name, killing)
+export(refimpl.read_model(path), weights=weights, force=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("weights", "place", "calls"),
+    [
+        ("external", "os.fsync", 1),  # with the data written
+        ("external", "onnx.checker.check_model", 1),
+        ("external", "os.replace", 1),
+        ("external", "os.replace", 2),  # between the data's name and the graph's
+        ("embedded", "os.fsync", 1),
+        ("reference", "onnx.checker.check_model", 1),
+        ("reference", "os.replace", 1),
+    ],
+)
+def test_a_killed_export_leaves_no_graph_that_is_not_whole(
+    weights: Any, place: str, calls: int, copy: Callable[[str], Path]
+) -> None:
+    path = copy("llama")
+    graph = path / "model.onnx"
+    command = [sys.executable, "-c", KILLED, str(path), weights, place, str(calls)]
+    for before in (None, "old"):
+        if before:
+            export(read_model(path), dtype="float64", weights=weights, force=True)
+            old = graph.read_bytes()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not graph.exists() or (before and graph.read_bytes() == old)
+        if graph.exists():  # an old one, with its own data
+            agrees(graph, model_of("llama"), "float64", [session])
+    export(read_model(path), weights=weights, force=True)
+    assert not list(path.glob(".*"))
+    agrees(graph, model_of("llama"), "float32", [session])
+
+
+def test_links_cannot_be_referred_to(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    original = copy("llama")
+    for name, link, said in (
+        ("soft", os.symlink, "is a link (to "),
+        ("hard", os.link, "has several names (hard links)"),
+    ):
+        linked = tmp_path / name
+        linked.mkdir()
+        shutil.copy(original / "config.json", linked)
+        link(original / "model.safetensors", linked / "model.safetensors")
+        before = sorted(os.listdir(linked))
+        with pytest.raises(RefimplError, match="--weights external") as refused:
+            export(read_model(linked), weights="reference")
+        assert f"{linked / 'model.safetensors'} {said}" in str(refused.value)
+        assert sorted(os.listdir(linked)) == before
+        export(read_model(linked))  # a copy
+        agrees(linked / "model.onnx", model_of("llama"), "float32")
+
+
+def test_a_graph_of_more_than_one_message_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "LIMIT", target.SPARE + 100_000)
+    with pytest.raises(RefimplError, match="next: use --weights external"):
+        export(model_of("llama"), tmp_path / "x.onnx", weights="embedded")
+    assert not os.listdir(tmp_path)
+    export(model_of("llama"), tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("weights", ["external", "embedded"])
+def test_a_full_disk_is_seen_before(
+    weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=target.SPARE + 100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(RefimplError, match="make room"):
+        export(model_of("llama"), tmp_path / "x.onnx", weights=weights)
+    assert not os.listdir(tmp_path)
+
+
+def broken_write(*arguments: Any, **options: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+def refused_check(*arguments: Any, **options: Any) -> Any:
+    raise onnx.checker.ValidationError("no such operator")
+
+
+@pytest.mark.parametrize("weights", ["external", "embedded", "reference"])
+@pytest.mark.parametrize(
+    ("place", "broken", "said"),
+    [
+        ("os.fsync", broken_write, "No space left"),
+        ("onnx.checker.check_model", refused_check, "does not accept the graph"),
+    ],
+)
+def test_no_part_of_a_graph_is_left(
+    weights: Any,
+    place: str,
+    broken: Any,
+    said: str,
+    copy: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = read_model(copy("llama"))
+    (model.path / "model.onnx").write_text("before")
+    before = contents(model.path)
+    monkeypatch.setattr(place, broken)
+    with pytest.raises(RefimplError, match=said):
+        export(model, weights=weights, force=True)
+    assert contents(model.path) == before
+    assert sorted(os.listdir(model.path)) == sorted(before)
+
+
+def test_force_replaces_a_graph_and_what_a_killed_run_left(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_text("before")
+    (tmp_path / ".x.onnx.part").mkdir()
+    (tmp_path / ".x.onnx.part" / "x.onnx.data").write_text("half")
+    export(model_of("llama"), path, force=True)
+    agrees(path, model_of("llama"), "float32", [session])
+    assert sorted(os.listdir(tmp_path)) == ["x.onnx", "x.onnx.data"]
+
+
+def test_what_a_killed_run_left_may_be_a_file_or_a_folder(copy: Callable[[str], Path]) -> None:
+    model = read_model(copy("llama"))
+    left = model.path / ".model.onnx.part"
+    left.mkdir()
+    export(model, weights="reference")
+    left.write_text("half")
+    export(model, force=True)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("weights", ["external", "embedded", "reference"])
+@pytest.mark.parametrize("tensor", ["model.norm.weight", "model.layers.2.mlp.up_proj.weight"])
+def test_weights_that_are_not_numbers_are_refused(
+    tensor: str, weights: Any, copy: Callable[[str], Path]
+) -> None:
+    path = copy("llama")
+    stored = read_model(path).files[0].tensors
+    arrays = {name: found.array.copy() for name, found in stored.items()}
+    arrays[tensor].flat[3] = np.nan
+    save_tensors(path / "model.safetensors", arrays)
+    before = sorted(os.listdir(path))
+    with pytest.raises(RefimplError, match=re.escape(f"{tensor} holds 1 NaN")):
+        export(read_model(path), weights=weights)
+    assert sorted(os.listdir(path)) == before
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in sys.modules if name.startswith("refimpl.onnx")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    done = run("export", FIXTURES / "llama", "-o", tmp_path / "x.onnx")
+    assert (done.code, done.out) == (2, "")
+    assert "pip install 'refimpl[onnx]'" in done.err
+    with pytest.raises(RefimplError, match="no_such_library: not installed"):
+        need("onnxruntime", "no_such_library")
+
+
+def test_the_command_says_what_it_wrote(copy: Callable[[str], Path]) -> None:
+    path = copy("gemma2")
+    done = run("export", path, "--outputs", "trace")
+    assert (done.code, done.err) == (0, "")
+    assert f"data        {path}/model.onnx.data, 0.15 MiB" in done.out
+    assert "function block of " in done.out
+    done = run("export", path, "--weights", "reference", "--force", "--json")
+    document = json.loads(done.out)
+    assert done.code == 0
+    assert document["graph"] == str(path / "model.onnx")
+    assert document["metadata"]["family"] == "gemma2"
+    assert document["graph_bytes"] == (path / "model.onnx").stat().st_size
+    agrees(path / "model.onnx", model_of("gemma2"), "float32")
+
+
+def test_the_command_prints_sizes_without_zeros(folder: Path, tmp_path: Path) -> None:
+    model = pruned("llama", folder, Pattern(3, 4), "most")
+    done = run("export", model.path, "-o", tmp_path / "x.onnx")
+    assert done.code == 0
+    assert "sparse      28 of 39 tensors without their zeros" in done.out
+    done = run("export", model.path, "-o", tmp_path / "y.onnx", "--sparse", "never")
+    assert done.code == 0
+    assert "sparse" not in done.out
+
+
+def test_a_pruned_copy_leaves_graphs_behind(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    model = read_model(copy("llama"))
+    export(model)
+    done = prune(model, tmp_path / "half", HALF, Pruner("magnitude"))
+    assert {"model.onnx", "model.onnx.data"} <= set(done.written.left_out)
+    assert not list((tmp_path / "half").glob("*.onnx*"))

@@ -1,0 +1,592 @@
+"""The experiment as a graph: the same numbers as NumPy's from the same noise, or a refusal.
+
+The recorded graph is run by onnxruntime and by onnx's own evaluator, from a file and in `score`.
+NumPy's experiment is itself held against an oracle in test_experiment.py.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from conftest import FIXTURES
+from gates import model_of
+from onnx import numpy_helper
+from program import run
+
+from refimpl import Model, Perturbation, RefimplError, Request, allocate, read_model, score
+from refimpl.allocation.scores_document import document
+from refimpl.loading.safetensors_file import save_tensors
+from refimpl.model.ops import Array
+from refimpl.onnx.recording import experiment_graph as recording
+from refimpl.onnx import runtime, session
+from refimpl.onnx.export import export
+from refimpl.onnx.runtime import OUTPUTS, on_onnxruntime
+from refimpl.onnx.session import Session, check_device, open_session, reference_session
+from refimpl.running.threads import Workers
+from refimpl.scoring.experiment import experiment
+from refimpl.scoring.measurements import Address, Measurements, addresses
+from refimpl.scoring.score import Scores
+from refimpl.tokens import Tokens, text_tokens
+
+FAMILIES = (
+    "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3",
+)  # fmt: skip
+CHOICES = list(
+    product(
+        ("token", "sequence"), ("isotropic", "channel"), ("token", "sequence"),
+        ("include", "exclude"),
+    )
+)  # fmt: skip
+FEW = [CHOICES[i] for i in (0b0000, 0b0111, 0b1010, 0b1101)]  # each of two choices with each
+TOLERANCES = {"float64": 1e-10, "float32": 1e-4}  # relative; measured below 1e-13 and 1e-5
+ETAS = (0.01, 0.5)
+LENGTH, SINK = 13, 3  # longer than every window of the fixtures; a token id
+SMALL = ("--samples", 2, "--seq-len", 12, "--threads", 1)
+
+
+def plan_of(
+    choice: tuple[Any, ...], etas: tuple[float, ...] = ETAS, draws: int = 2
+) -> Perturbation:
+    return Perturbation("gaussian", etas, *choice, draws, 7)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("experiment")
+
+
+@cache
+def changed(folder: Path, case: str, change: Callable[[str, Array], Array]) -> Model:
+    """A fixture's model with other weights, in files of its own."""
+    model, new = model_of(case), folder / f"{case}-{change.__name__}"
+    new.mkdir()
+    (new / "config.json").write_bytes((FIXTURES / case / "config.json").read_bytes())
+    tensors = {w.stored.name: w.stored.array for w in model.weights.values()}
+    ours = {w.stored.name: name for name, w in model.weights.items()}
+    arrays = {name: change(ours[name], np.array(array)) for name, array in tensors.items()}
+    save_tensors(new / "model.safetensors", arrays)
+    return read_model(new)
+
+
+def with_sink(name: str, weight: Array) -> Array:
+    """One token's embedding is huge."""
+    if weight.shape[0] > LENGTH and ("embed" in name or "lm_head" in name) and "pos" not in name:
+        weight[SINK] *= 1000
+    return weight
+
+
+def all_zero(name: str, weight: Array) -> Array:
+    """The residual stream of one token is zero everywhere."""
+    if name == "embed.weight":
+        weight[SINK] = 0
+    return weight * 0 if "o_proj" in name or "down_proj" in name else weight
+
+
+@cache
+def tokens_of(case: str, length: int = LENGTH) -> Tokens:
+    ids = np.random.default_rng(3).integers(5, model_of(case).config.vocab_size, (2, length))
+    ids[0, 0], ids[1, 4] = SINK, SINK
+    return Tokens(ids, "by hand", "ids")
+
+
+def both(model: Model, tokens: Tokens, plan: Perturbation, dtype: str) -> tuple[Scores, Scores]:
+    """Scores by NumPy, and by onnxruntime on the CPU."""
+
+    def scored(**options: Any) -> Scores:
+        return score(model, tokens, plan, dtype=dtype, threads=1, **options)
+
+    return scored(), scored(runtime=on_onnxruntime(plan, "cpu"))
+
+
+def whole(scores: Scores, request: Request) -> dict[str, Any]:
+    """A scores.json, without how the run went."""
+    made = tuple(allocate(scores, request, i) for i in range(len(scores.sweep)))
+    return {key: value for key, value in document(scores, made).items() if key != "run"}
+
+
+def assert_close(found: Any, expected: Any, tolerance: float, where: str = "") -> None:
+    """Everything is equal, and numbers to a tolerance.
+
+    That is relative, and absolute where a number may be near zero though its terms are not. Weights
+    to prune follow from fractions: of at most 10,000 in a block, one may be another one.
+    """
+    assert type(found) is type(expected), where
+    if isinstance(expected, Mapping):
+        assert found.keys() == expected.keys(), where
+        for key, value in expected.items():
+            assert_close(found[key], value, tolerance, f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_close(one, other, tolerance, f"{where}[{i}]")
+    elif isinstance(expected, float):
+        near_zero = ("stderr", "log_absorption", "alignment", "sparsity", "clipped_share")
+        size = 1.0 if where.endswith(near_zero) else abs(expected)
+        assert abs(found - expected) <= tolerance * size, (where, found, expected)
+    elif where.endswith(".num_pruned"):
+        assert abs(found - expected) <= (1 if tolerance > 1e-9 else 0), (where, found, expected)
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids="-".join)
+@pytest.mark.parametrize("case", ["llama", "gemma3", "gpt2"])
+def test_the_same_scores_in_float64(folder: Path, case: str, choice: tuple[str, ...]) -> None:
+    model, request = changed(folder, case, with_sink), Request("owl")
+    ours, theirs = both(model, tokens_of(case), plan_of(choice), "float64")
+    assert_close(whole(theirs, request), whole(ours, request), TOLERANCES["float64"])
+    assert (ours.sinks.sum() > 0) == (choice[-1] == "exclude")
+
+
+@pytest.mark.parametrize("choice", FEW, ids="-".join)
+@pytest.mark.parametrize("case", FAMILIES)
+def test_the_same_scores_in_float32(case: str, choice: tuple[str, ...]) -> None:
+    ours, theirs = both(model_of(case), tokens_of(case), plan_of(choice), "float32")
+    assert_close(whole(theirs, Request()), whole(ours, Request()), TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize("runtime_of", [open_session, reference_session])
+@pytest.mark.parametrize("case", ["gemma3", "gpt2"])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_one_file_serves_every_length_and_number_of_states(
+    folder: Path, case: str, dtype: str, runtime_of: Callable[[Path], Session]
+) -> None:
+    model, plan = changed(folder, case, with_sink), plan_of(CHOICES[7])
+    path = folder / f"{case}-{dtype}.onnx"
+    if not path.exists():
+        export(model, path, dtype=dtype, experiment=plan)
+    execute, blocks = runtime_of(path).run, model.config.num_blocks
+    for length in (1, 5, LENGTH):
+        ids = tokens_of(case, LENGTH).ids[1:, :length].copy()
+        everything = addresses(1, blocks, plan)
+        expected = by_numpy(model, ids, plan, dtype)
+        for states in (everything, everything[1::3], [Address(0, 1, 1, blocks - 1)]):
+            part = sorted(states, key=lambda a: a.block)
+            found = execute(runtime._inputs(ids, part, plan, model.config.hidden_size))
+            assert found.keys() == {*OUTPUTS, "coefficient"}
+            check(found, expected, part, TOLERANCES[dtype])
+
+
+def by_numpy(model: Model, ids: Array, plan: Perturbation, dtype: str) -> Measurements:
+    with Workers(1) as workers:
+        return experiment(model, ids, plan, workers, 1 << 30, dtype)
+
+
+def check(
+    found: Mapping[str, Array], expected: Measurements, part: list[Address], tolerance: float
+) -> None:
+    """Everything that a graph gives for some states of one sequence."""
+    for i, a in enumerate(part):
+        where = (a.eta, 0, a.draw, a.block)
+        for name, value in (
+            ("drift", expected.drift[where]),
+            ("alignment", expected.alignment[where]),
+            ("ratio", expected.ratios[where]),
+        ):
+            np.testing.assert_allclose(found[name][i], value, rtol=tolerance, err_msg=name)
+    np.testing.assert_array_equal(found["sinks"], expected.sinks)
+    assert np.isfinite(found["mean_square"]).all()
+    for block, coefficient in enumerate(found["coefficient"]):
+        mine = [expected.ratios[a.eta, 0, a.draw, a.block] for a in part if a.block == block]
+        mean = np.mean(mine) if mine else np.nan
+        np.testing.assert_allclose(coefficient, mean, rtol=tolerance)
+
+
+@pytest.mark.parametrize("norm", ["token", "sequence"])
+@pytest.mark.parametrize("scale", ["token", "sequence"])
+def test_tokens_that_have_no_ratio(folder: Path, scale: str, norm: str) -> None:
+    """A state of zeros is not pushed by noise of its own size, and has no relative drift."""
+    model, plan = changed(folder, "llama", all_zero), plan_of((scale, "isotropic", norm, "include"))
+    ours, theirs = both(model, tokens_of("llama"), plan, "float64")
+    assert_close(whole(theirs, Request()), whole(ours, Request()), TOLERANCES["float64"])
+    per_token = 2 * plan.draws if norm == "token" else 0  # the token is in both sequences
+    for found in (*ours.sweep, *theirs.sweep):
+        np.testing.assert_array_equal(found.left_out, per_token)
+        np.testing.assert_allclose(found.coefficient, 1, rtol=1e-10)
+
+
+def test_pushes_that_rounding_undoes() -> None:
+    """In float32 a push of 1e-12 moves nothing: no token has a ratio, no block a coefficient."""
+    ours, theirs = both(
+        model_of("gpt2"), tokens_of("gpt2"), plan_of(CHOICES[0], (1e-12,)), "float32"
+    )
+    assert_close(whole(theirs, Request()), whole(ours, Request()), TOLERANCES["float32"])
+    assert np.isnan(theirs.sweep[0].coefficient).all()
+    assert (theirs.sweep[0].left_out == 2 * 2 * LENGTH).all()
+    assert not theirs.sweep[0].arrival.any()
+
+
+def test_results_do_not_depend_on_memory(folder: Path) -> None:
+    model, plan = changed(folder, "llama", with_sink), plan_of(CHOICES[5])
+    each = runtime.state_bytes(model.config, LENGTH, "float64")
+    runs = []
+
+    def counted(*arguments: Any, **options: Any) -> Session:
+        opened = open_session(*arguments, **options)
+
+        def execute(inputs: Mapping[str, Array], outputs: Any = None) -> dict[str, Array]:
+            runs.append(len(inputs["noise"]))
+            return opened.run(inputs, outputs)
+
+        return Session(execute, opened.device, opened.versions, opened.weights)
+
+    found = []
+    for states in (2, 6, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runtime, "open_session", counted)
+            found.append(
+                score(
+                    model, tokens_of("llama"), plan, dtype="float64", threads=1,
+                    memory=states * each, runtime=on_onnxruntime(plan, "cpu"),
+                )
+            )  # fmt: skip
+    assert runs == [1] * 32 + [5, 5, 5, 1] * 2 + [16] * 2  # 2 x 4 states per sequence and eta
+    for other in found[:2]:
+        assert_close(whole(other, Request("owl")), whole(found[2], Request("owl")), 1e-12)
+
+
+# A graph that is wrong
+
+
+kept_tokens, perturbed = recording.kept_tokens, recording.perturbed
+given_inputs, given_squares = runtime._inputs, runtime._squares
+
+
+def a_little_more_noise(h: Any, noise: Any, eta: Any, *others: Any) -> Any:
+    return perturbed(h, noise, eta * 1.001, *others)
+
+
+def noise_per_sequence(h: Any, noise: Any, eta: Any, kept: Any, scale: Any, shape: Any) -> Any:
+    return perturbed(h, noise, eta, kept, "sequence", shape)
+
+
+def every_token(h: Any, sink: Any) -> Any:
+    return kept_tokens(h, "include")
+
+
+def the_last_state(x: Any) -> Any:
+    return x.graph.add("Slice", x, [-1], [recording.END], [0], axes=(1, *x.axes[1:]))
+
+
+def one_block_early(*arguments: Any) -> dict[str, Array]:
+    inputs = given_inputs(*arguments)
+    return inputs | {"perturbed_block": np.maximum(inputs["perturbed_block"] - 1, 0)}
+
+
+def noise_of_others(*arguments: Any) -> dict[str, Array]:
+    inputs = given_inputs(*arguments)
+    return inputs | {"noise": inputs["noise"][::-1].copy()}
+
+
+def squares_of_others(blocks: int) -> Iterator[tuple[int, str, str]]:
+    other = {"attn_norm": "mlp_norm", "mlp_norm": "attn_norm"}
+    for i, point, name in given_squares(blocks):
+        yield i, point, name.replace(point, other.get(point, point))
+
+
+WRONG: dict[str, tuple[Any, str, Any]] = {
+    "a little more noise": (recording, "perturbed", a_little_more_noise),
+    "noise per sequence": (recording, "perturbed", noise_per_sequence),
+    "sinks take part": (recording, "kept_tokens", every_token),
+    "the share turned round": (recording, "surviving_drift", lambda last, first: first / last),
+    "against another state": (recording, "_first", the_last_state),
+    "the block before": (runtime, "_inputs", one_block_early),
+    "noise of other states": (runtime, "_inputs", noise_of_others),
+    "squares of other inputs": (runtime, "_squares", squares_of_others),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_graph_does_not_pass(
+    folder: Path, mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(*WRONG[mistake])
+    model, request = changed(folder, "llama", with_sink), Request("owl")
+    ours, theirs = both(model, tokens_of("llama"), plan_of(CHOICES[1]), "float64")
+    with pytest.raises(AssertionError):  # even by the tolerance of float32
+        assert_close(whole(theirs, request), whole(ours, request), TOLERANCES["float32"])
+
+
+def blocks_exchanged(proto: onnx.ModelProto) -> None:
+    nodes = [node for node in proto.graph.node if node.op_type == "Equal"]
+    one, other = [node for node in nodes if node.input[0] == recording.AT][1:3]
+    one.input[1], other.input[1] = other.input[1], one.input[1]
+
+
+def a_sum_for_a_difference(proto: onnx.ModelProto) -> None:
+    (measure,) = (function for function in proto.functions if function.name == "measure")
+    next(node for node in measure.node if node.op_type == "Sub").op_type = "Add"
+
+
+def one_weight_changed(proto: onnx.ModelProto) -> None:
+    (tensor,) = (x for x in proto.graph.initializer if x.name == "blocks.2.o_proj.weight")
+    weight = numpy_helper.to_array(tensor).copy()
+    weight[3, 5] += 0.1
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+
+
+EDITS: list[Callable[[onnx.ModelProto], None] | None] = [
+    None, blocks_exchanged, a_sum_for_a_difference, one_weight_changed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_file_that_was_edited_does_not_pass(
+    folder: Path, edit: Callable[[onnx.ModelProto], None] | None
+) -> None:
+    model, plan = model_of("mistral"), Perturbation()
+    path = folder / "edited.onnx"
+    export(model, path, weights="embedded", experiment=plan, force=True)
+    proto = onnx.load(path)
+    ids, part = tokens_of("mistral").ids[:1], addresses(1, model.config.num_blocks, plan)
+    expected = by_numpy(model, ids, plan, "float32")
+    if edit is not None:
+        edit(proto)
+    found = open_session(proto.SerializeToString(), "cpu", threads=1).run(
+        runtime._inputs(ids, part, plan, model.config.hidden_size)
+    )
+    with nullcontext() if edit is None else pytest.raises(AssertionError):
+        check(found, expected, part, TOLERANCES["float32"])
+
+
+# The file
+
+
+def test_the_graph_says_what_it_takes_and_gives(folder: Path) -> None:
+    path = folder / "described.onnx"
+    push = {
+        "noise_scale": "sequence", "noise_shape": "channel", "norm": "sequence", "sink": "exclude",
+    }  # fmt: skip
+    words = [
+        word for name, value in push.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    done = run("export", FIXTURES / "gemma3", "--experiment", *words, "-o", path)
+    assert (done.code, done.err) == (0, "")
+    proto = onnx.load(path)
+
+    def axes(value: onnx.ValueInfoProto) -> list[str | int]:
+        return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+
+    assert {value.name: axes(value) for value in proto.graph.input} == {
+        "token_ids": [1, "sequence"], "perturbed_block": ["states"], "eta": ["states"],
+        "noise": ["states", "sequence", 32],
+    }  # fmt: skip
+    assert {value.name: axes(value) for value in proto.graph.output} == {
+        "drift": ["states", 7], "alignment": ["states", 7], "ratio": ["states"],
+        "coefficient": [7], "left_out": ["states"], "sinks": [7], "mean_square": [7],
+    }  # fmt: skip
+    facts = {entry.key: entry.value for entry in proto.metadata_props}
+    assert facts.items() >= (push | {"outputs": "experiment", "dtype": "float32"}).items()
+    calls = [node.op_type for node in proto.graph.node if node.domain == "refimpl"]
+    assert calls == ["block", "push", "measure"] * 7
+    assert sorted(function.name for function in proto.functions) == ["block", "measure", "push"]
+
+
+@pytest.mark.parametrize(
+    "words", ["--weights reference", "--weights embedded", "--fused", "--opset 18"]
+)
+def test_other_ways_to_write_it(tmp_path: Path, words: str) -> None:
+    shutil.copytree(FIXTURES / "qwen3", tmp_path / "qwen3")
+    path = tmp_path / "qwen3" / "experiment.onnx"
+    done = run("export", tmp_path / "qwen3", "--experiment", "-o", path, *words.split())
+    assert (done.code, done.err) == (0, "")
+    model, plan = read_model(tmp_path / "qwen3"), Perturbation()
+    ids, part = tokens_of("qwen3").ids[:1], addresses(1, model.config.num_blocks, plan)
+    inputs = runtime._inputs(ids, part, plan, model.config.hidden_size)
+    found = open_session(path, "cpu", threads=1).run(inputs)
+    check(found, by_numpy(model, ids, plan, "float32"), part, TOLERANCES["float32"])
+
+
+def test_options_that_do_not_go_with_it(tmp_path: Path) -> None:
+    for words, message in (
+        ("--experiment --outputs trace", "leave --outputs away"),
+        ("--noise-scale sequence", "leave --noise-scale away"),
+        ("--sink exclude", "leave --sink away"),
+    ):
+        done = run("export", FIXTURES / "llama", "-o", tmp_path / "x.onnx", *words.split())
+        assert (done.code, done.out) == (2, "")
+        assert message in done.err
+    assert not list(tmp_path.iterdir())
+
+
+# The command
+
+
+def scored(*words: object) -> Any:
+    """What `refimpl score --json` prints."""
+    done = run("score", FIXTURES / "mistral", *SMALL, "--json", *words)
+    assert (done.code, done.err) == (0, "")
+    return json.loads(done.out)
+
+
+def refused(*words: object) -> str:
+    done = run("score", FIXTURES / "llama", *SMALL, "--runtime", "onnxruntime", *words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert "Traceback" not in done.err
+    return done.err
+
+
+@pytest.fixture
+def only_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An onnxruntime without a GPU's provider."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [session.CPU])
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[bytes], bool]], None]:
+    """A provider of CUDA's name that takes some graphs, and runs them on the CPU."""
+    opened = session._open
+
+    def installed(takes: Callable[[bytes], bool]) -> None:
+        def on_gpu(graph: bytes, provider: str, *others: Any) -> Session:
+            if provider == session.CUDA and not takes(graph):
+                raise RefimplError("out of memory", "a larger GPU", "use another")
+            found = opened(graph, session.CPU, *others)
+            return replace(found, device="cuda (Test)") if provider == session.CUDA else found
+
+        both = [session.CUDA, session.CPU]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+        monkeypatch.setattr(session, "_open", on_gpu)
+
+    return installed
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_the_command_gives_the_same_scores_json(dtype: str) -> None:
+    words = ("--dtype", dtype, "--eta", "0.01,0.1", "--base", "dlp", "--draws", 2)
+    ours, theirs = scored(*words), scored(*words, "--runtime", "onnxruntime", "--device", "cpu")
+    runs = ours.pop("run"), theirs.pop("run")
+    assert_close(theirs, ours, TOLERANCES[dtype])
+    assert [(one["runtime"], one["device"]) for one in runs] == [
+        ("numpy", "cpu"), ("onnxruntime", "cpu"),
+    ]  # fmt: skip
+    assert runs[1]["versions"] == runs[0]["versions"] | {"onnxruntime": onnxruntime.__version__}
+
+
+@pytest.mark.usefixtures("only_the_cpu")
+def test_without_a_gpu_the_cpu_is_taken_and_named(tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    done = run("score", FIXTURES / "llama", *SMALL, "--runtime", "onnxruntime", "-o", out)
+    assert "experiment by onnxruntime on cpu" in " ".join(done.out.split())
+    assert json.loads(out.read_text("utf-8"))["run"]["device"] == "cpu"
+    error = refused("--device", "cuda")
+    assert "CUDAExecutionProvider is not installed" in error
+    assert "pip install onnxruntime-gpu" in error
+
+
+def test_a_gpu_that_does_not_work_is_not_taken(
+    a_gpu: Callable[[Callable[[bytes], bool]], None],
+) -> None:
+    a_gpu(lambda graph: False)
+    assert scored("--runtime", "onnxruntime")["run"]["device"] == "cpu"
+    assert "does not work (out of memory)" in refused("--device", "cuda")
+
+
+def test_a_gpu_that_computes_nonsense_is_not_taken(
+    a_gpu: Callable[[Callable[[bytes], bool]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_gpu(lambda graph: True)
+    assert check_device("auto") == [session.CUDA]
+    right = session._open
+
+    def wrong(*arguments: Any) -> Session:
+        found = right(*arguments)
+        return replace(found, run=lambda *given: {"y": found.run(*given)["y"] + 1})
+
+    monkeypatch.setattr(session, "_open", wrong)
+    assert check_device("auto") == []
+    with pytest.raises(RefimplError, match="3 x 3"):
+        check_device("cuda")
+
+
+def test_a_gpu_that_cannot_load_the_graph_is_not_taken(
+    a_gpu: Callable[[Callable[[bytes], bool]], None],
+) -> None:
+    a_gpu(lambda graph: len(graph) < 1000)
+    assert scored("--runtime", "onnxruntime")["run"]["device"] == "cpu"
+    assert "out of memory" in refused("--device", "cuda")
+
+
+def test_a_gpu_that_works_is_taken_and_named(
+    a_gpu: Callable[[Callable[[bytes], bool]], None],
+) -> None:
+    a_gpu(lambda graph: True)
+    for words in ((), ("--device", "cuda")):
+        assert scored("--runtime", "onnxruntime", *words)["run"]["device"] == "cuda (Test)"
+    assert scored("--runtime", "onnxruntime", "--device", "cpu")["run"]["device"] == "cpu"
+
+
+def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    error = refused()
+    assert "onnxruntime: not installed" in error
+    assert "pip install 'refimpl[onnx]'" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--perturbation pruning", "use --runtime numpy"),
+        ("--perturbation pruning --correct divergence", "use --runtime numpy"),
+        ("--correct divergence", "--perturbation pruning"),
+        ("--memory 1K", "--memory "),
+        ("--eta 1e18", "use --dtype float64, or a smaller --eta"),  # the mean square overflows
+        ("--eta 1e25", "use --dtype float64, or a smaller --eta"),  # each square
+        ("--eta 1e38", "use --dtype float64, or a smaller --eta"),  # the state
+    ],
+)
+def test_what_is_refused(words: str, message: str) -> None:
+    assert message in refused("--device", "cpu", *words.split())
+
+
+def test_a_memory_from_an_error_is_enough() -> None:
+    (size,) = re.findall(r"--memory (\d+)", refused("--device", "cpu", "--memory", 1))
+    words = ("--runtime", "onnxruntime", "--device", "cpu", "--memory")
+    assert run("score", FIXTURES / "llama", *SMALL, *words, size).code == 0
+    refused("--device", "cpu", "--memory", int(size) - 1)
+
+
+def test_a_device_belongs_to_onnxruntime() -> None:
+    done = run("score", FIXTURES / "llama", *SMALL, "--device", "cpu")
+    assert (done.code, done.out) == (2, "")
+    assert "--device with --runtime numpy" in done.err
+
+
+# A real model
+
+REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
+TEXT = REAL / "text" / "sotu-1901-1979.txt"
+
+
+@pytest.mark.real
+def test_a_real_model_gives_the_same_coefficients() -> None:
+    """REFIMPL_REAL=FOLDER pytest -m real tests/onnx/test_onnx_experiment.py -s; as `score`."""
+    folder = REAL / "SmolLM2-135M-Instruct"
+    if not (folder / "config.json").exists() or not TEXT.exists():
+        pytest.skip(f"no model or text in {REAL}: see docs/how-to/real-models.md")
+    model, plan = read_model(folder), Perturbation()
+    tokens = text_tokens(TEXT, folder / "tokenizer.json", 2, 128)
+    ours = score(model, tokens, plan)
+    theirs = score(model, tokens, plan, runtime=on_onnxruntime(plan))
+    a, b = (one.sweep[0].coefficient for one in (ours, theirs))
+    worst = np.max(np.abs(a - b) / a)
+    print(f"\n{tokens.source}: {worst:.1e} by onnxruntime on {theirs.run.device}")
+    assert worst <= TOLERANCES["float32"]
+    for name in ("drift", "alignment"):
+        x, y = (np.nan_to_num(getattr(one.sweep[0], name)) for one in (ours, theirs))
+        np.testing.assert_allclose(y, x, rtol=TOLERANCES["float32"])
+    np.testing.assert_allclose(theirs.signals.dlp_score, ours.signals.dlp_score, rtol=1e-4)

@@ -1,0 +1,124 @@
+"""Real models as graphs, with their weights by reference, against NumPy and transformers.
+
+    REFIMPL_REAL=FOLDER pytest -m real tests/onnx/test_real_export.py -s
+
+The folder holds the models and the text that docs/how-to/real-models.md describes; needs room for
+a copy of each model, and 4 GB for a graph of more than one message can hold; the comparison with
+transformers needs the `fixtures` dependency group. Prints a line per comparison.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from refimpl import Model, read_model
+from refimpl.comparison.agreement import worst_token
+from refimpl.evaluation.evaluate import evaluate
+from refimpl.evaluation.perplexity import Perplexity
+from refimpl.model.ops import Array
+from refimpl.onnx.export import export
+from refimpl.onnx.session import open_session
+from refimpl.onnx.target import LIMIT
+from refimpl.onnx.validate import Validation, validate
+from refimpl.tokens import text_tokens, text_windows
+
+pytestmark = pytest.mark.real
+
+REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
+TEXT = REAL / "text" / "sotu-1980-on.txt"
+SMOL, GEMMA, QWEN = MODELS = "SmolLM2-135M-Instruct", "gemma-3-270m", "Qwen2.5-Coder-0.5B-Instruct"
+GATE = 1e-4
+
+
+def model_in(folder: Path) -> Model:
+    if not (folder / "config.json").exists() or not TEXT.exists():
+        pytest.skip(f"no {folder.name} or text in {REAL}: see docs/how-to/real-models.md")
+    return read_model(folder)
+
+
+def said(found: Validation) -> str:
+    worst = {
+        (one.kind, one.dtype): max(one.points, key=lambda p: p.error) for one in found.comparisons
+    }
+    words = (f"{k} {d} {p.error:.1e} at {p.point}" for (k, d), p in worst.items())
+    return f"\n{found.model}, {found.ran}: {'; '.join(words)}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_graph_by_reference_agrees(name: str, tmp_path: Path) -> None:
+    model_in(REAL / name)
+    folder = Path(shutil.copytree(REAL / name, tmp_path / name))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    model = read_model(folder)
+    made = export(model, weights="reference")
+    assert made.graph_bytes < 1_000_000
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert after.keys() - before.keys() == {"model.onnx"}
+    assert {key: after[key] for key in before} == before
+
+    tokens = text_tokens(TEXT, folder / "tokenizer.json", 2, 128)
+    found = validate(model, tokens, made.graph)
+    print(said(found))
+    assert found.agrees
+    assert found.zeros is not None
+    assert {one.tolerance for one in found.comparisons} == {GATE}
+
+    run = open_session(made.graph, "cpu").run
+    windows = text_windows(TEXT, folder / "tokenizer.json", 512, 1)
+    ids = np.array(windows.ids)
+    logits = run({"token_ids": ids})["logits"]
+    theirs = Perplexity(np.array([nats(logits, ids)]), np.array([511]), None).value
+    ours = evaluate(model, windows).perplexity
+    assert ours is not None
+    print(f"{name}: perplexity {theirs:.6f} by onnxruntime, {ours.value:.6f} by NumPy")
+    assert theirs == pytest.approx(ours.value, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_graph_agrees_with_transformers(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from refimpl.onnx.peer import peer_session
+
+    model = model_in(REAL / name)
+    made = export(model, tmp_path / "x.onnx")
+    ids = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 256).ids
+    graph = open_session(made.graph, "cpu").run({"token_ids": ids})["logits"]
+    run, what = peer_session(model, np.float32, "cpu")
+    error, _ = worst_token(graph, run(ids)["logits"])
+    print(f"\n{name}: logits {error:.1e} from {what}")
+    assert error < GATE
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float32") for name in MODELS), (SMOL, "float64")]
+)
+def test_every_trace_point_and_the_experiment_agree(name: str, dtype: str) -> None:
+    model = model_in(REAL / name)
+    tokens = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 64)
+    found = validate(model, tokens, dtypes=(dtype,))
+    print(said(found))
+    assert found.agrees
+
+
+def test_a_graph_of_more_than_one_message(tmp_path: Path) -> None:
+    model = model_in(REAL / QWEN)
+    made = export(model, tmp_path / "x.onnx", dtype="float64")
+    assert made.data_bytes > LIMIT
+    assert len(onnx.load(made.graph, load_external_data=False).graph.initializer) > made.tensors
+    tokens = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 8)
+    found = validate(model, tokens, made.graph)
+    print(said(found))
+    assert found.agrees
+
+
+def nats(logits: Array, ids: Array) -> float:
+    """Summed negative log likelihood of every token of one window but the first."""
+    x = logits[0, :-1].astype(np.float64)
+    chosen = np.take_along_axis(x, ids[0, 1:, None], -1)[:, 0]
+    top = x.max(-1)
+    return float((top + np.log(np.exp(x - top[:, None]).sum(-1)) - chosen).sum())

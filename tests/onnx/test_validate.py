@@ -1,0 +1,579 @@
+"""Validation passes what agrees, and fails what does not, at the place where it goes wrong.
+
+A graph is exported once and then damaged, one thing at a time: its numbers, never its names.
+"""
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import FIXTURES
+from gates import model_of, worst_token
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from program import Result, run
+
+from refimpl import Model, Pattern, Perturbation, Pruner, prune, read_model
+from refimpl.comparison import agreement
+from refimpl.comparison.causes import CAUSES
+from refimpl.model.forward import TRACE_POINTS, forward
+from refimpl.onnx import peer
+from refimpl.onnx.candidate import Against
+from refimpl.onnx.export import export
+from refimpl.onnx.graph_file import MEASURED
+from refimpl.onnx.scope import trace_points
+from refimpl.onnx.validate import Validation, validate
+
+FAMILIES = (
+    "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3",
+)  # fmt: skip
+RUNTIMES: tuple[Against, ...] = ("onnxruntime", "onnx-reference")
+HALF = Pattern(2, 4)
+ONE = ("--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("validate")
+
+
+def pruned(case: str, folder: Path, target: Pattern = HALF) -> Model:
+    """A fixture's model, pruned by magnitude; made once."""
+    path = folder / f"{case}-{target}".replace(":", "-")
+    if not path.exists():
+        prune(model_of(case), path, target, Pruner("magnitude"))
+    return read_model(path)
+
+
+def graph_of(case: str, folder: Path, dtype: str = "float32", **options: Any) -> Path:
+    """A fixture's graph with its weights in it; made once."""
+    words = "-".join([case, dtype, *(f"{name}={value}" for name, value in options.items())])
+    path = folder / f"{words}.onnx"
+    if not path.exists():
+        model = pruned(case, folder) if options.pop("pruned", False) else model_of(case)
+        export(model, path, dtype=dtype, **{"outputs": "trace", "weights": "embedded"} | options)
+    return path
+
+
+@pytest.mark.parametrize("against", RUNTIMES)
+@pytest.mark.parametrize("case", FAMILIES)
+def test_every_family_agrees(case: str, against: Against) -> None:
+    model = model_of(case)
+    found = validate(model, against=against, threads=1)
+    assert found.agrees
+    shapes = [("forward", shape) for shape in ((1, 5), (3, 13), (3, 1))]
+    assert [(one.kind, one.dtype, one.shape) for one in found.comparisons] == [
+        (kind, dtype, shape)
+        for dtype in ("float32", "float64")
+        for kind, shape in (*shapes, ("experiment", (1, 13)))
+    ]
+    names = tuple(forward(model, [[1]], trace=True).trace)
+    assert names == trace_points(model.config)
+    for one in found.comparisons:
+        points = names if one.kind == "forward" else ("drift", "alignment", "coefficient")
+        assert tuple(point.point for point in one.points) == points
+    assert (found.zeros, found.graph, found.notes) == (None, None, ())
+
+
+@pytest.mark.parametrize(
+    ("against", "dtype"), [("onnxruntime", "float32"), ("onnx-reference", "float64")]
+)
+@pytest.mark.parametrize("case", FAMILIES)
+def test_every_family_agrees_from_a_file_pruned(
+    case: str, against: Against, dtype: str, folder: Path
+) -> None:
+    model = pruned(case, folder)
+    path = graph_of(case, folder, dtype, pruned=True)
+    found = validate(model, graph=path, against=against, threads=1)
+    assert found.agrees
+    assert {(one.kind, one.dtype) for one in found.comparisons} == {("forward", dtype)}
+    assert found.notes == ("another graph holds the experiment: it was not compared",)
+    size = model.config.block_size * model.config.num_blocks
+    assert found.zeros is not None
+    assert (found.zeros.graph, found.zeros.file, found.zeros.weights) == (
+        size // 2,
+        size // 2,
+        size,
+    )
+    assert found.zeros.requested is not None
+    assert found.zeros.requested.pattern == "2:4"
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "phi3", "gpt_neox"])
+@pytest.mark.parametrize("how", ["external", "reference", "sparse"])
+def test_zeros_are_counted_however_weights_enter(case: str, how: str, folder: Path) -> None:
+    model = pruned(case, folder, Pattern(3, 4))
+    out = model.folder / f"{how}.onnx"
+    weights: Any = "embedded" if how == "sparse" else how
+    made = export(model, out, weights=weights, sparse=how == "sparse", force=True)
+    assert bool(made.sparse) == (how == "sparse")
+    for against in RUNTIMES:
+        found = validate(model, graph=out, against=against, threads=1)
+        assert found.agrees
+        assert found.zeros is not None
+        size = model.config.block_size * model.config.num_blocks
+        assert found.zeros.graph == found.zeros.file == size * 3 // 4
+
+
+Damage = Callable[[onnx.ModelProto], None]
+
+
+def tensor(proto: onnx.ModelProto, name: str) -> TensorProto:
+    return next(t for t in proto.graph.initializer if t.name == name)
+
+
+def number(name: str, change: Callable[[Any], Any], index: int = 0) -> Damage:
+    """Change one number of an initialiser."""
+
+    def damage(proto: onnx.ModelProto) -> None:
+        found = tensor(proto, name)
+        values = numpy_helper.to_array(found).copy()
+        values.flat[index] = change(values.flat[index])
+        found.CopyFrom(numpy_helper.from_array(values, name))
+
+    return damage
+
+
+def node(proto: onnx.ModelProto, output: str) -> NodeProto:
+    """The node that makes an array, in the graph or in the block."""
+    nodes = [*proto.graph.node, *proto.functions[0].node]
+    return next(n for n in nodes if output in n.output)
+
+
+def bypassed(output: str, which: int = 0) -> Damage:
+    """Drop a node: what comes in goes out."""
+
+    def damage(proto: onnx.ModelProto) -> None:
+        found = node(proto, output)
+        kept = found.input[which]
+        found.CopyFrom(helper.make_node("Identity", [kept], list(found.output), found.name))
+
+    return damage
+
+
+def shifted_mask(proto: onnx.ModelProto) -> None:
+    """Every token sees the one after it, too."""
+    bias = node(proto, "places.0.bias")
+    later = node(proto, bias.input[0])
+    assert later.op_type == "Greater"
+    at = list(proto.graph.node).index(later)
+    one = helper.make_node("Constant", [], ["one"], value_int=1)
+    step = helper.make_node("Add", [later.input[1], "one"], ["shifted"])
+    later.input[1] = "shifted"
+    for new in (step, one):
+        proto.graph.node.insert(at, new)
+
+
+def shifted_window(proto: onnx.ModelProto) -> None:
+    """Every window is one token longer."""
+    found = tensor(
+        proto, next(n.input[1] for n in proto.graph.node if n.op_type == "GreaterOrEqual")
+    )
+    found.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(found) + 1, found.name))
+
+
+def angles(change: Callable[[Any], Any]) -> Damage:
+    """Change the radians per position."""
+
+    def damage(proto: onnx.ModelProto) -> None:
+        name = next(n.input[1] for n in proto.graph.node if n.input[1:] and n.op_type == "Mul")
+        found = tensor(proto, name)
+        values = numpy_helper.to_array(found)
+        assert values[0] == 1  # of position 1, channel 0
+        found.CopyFrom(numpy_helper.from_array(change(values), name))
+
+    return damage
+
+
+def swapped(one: str, other: str) -> Damage:
+    """Hand two arrays of a block out under each other's name."""
+
+    def damage(proto: onnx.ModelProto) -> None:
+        names = proto.functions[0].output
+        i, j = list(names).index(one), list(names).index(other)
+        names[i], names[j] = names[j], names[i]
+
+    return damage
+
+
+def then(op: str, output: str, factor: float | None = None, **attributes: Any) -> Damage:
+    """Put one more node behind an output of the graph."""
+
+    def damage(proto: onnx.ModelProto) -> None:
+        maker = node(proto, output)
+        maker.output[list(maker.output).index(output)] = "before"
+        operands = ["before"]
+        if factor is not None:
+            proto.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
+            operands.append("factor")
+        proto.graph.node.append(helper.make_node(op, operands, [output], **attributes))
+
+    return damage
+
+
+def as_float64(proto: onnx.ModelProto) -> None:
+    """A float32 graph that hands out float64, and says that it is one."""
+    for value in proto.graph.output:
+        inner = f"{value.name}.float32"
+        for one in proto.graph.node:
+            for names in (one.input, one.output):
+                for i, name in enumerate(names):
+                    if name == value.name:
+                        names[i] = inner
+        cast = helper.make_node("Cast", [inner], [value.name], to=TensorProto.DOUBLE)
+        proto.graph.node.append(cast)
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    says_float64(proto)
+
+
+def says_float64(proto: onnx.ModelProto) -> None:
+    """Let the graph's metadata say float64."""
+    facts = {entry.key: entry.value for entry in proto.metadata_props}
+    helper.set_model_props(proto, facts | {"dtype": "float64"})
+
+
+def without_output(name: str) -> Damage:
+    def damage(proto: onnx.ModelProto) -> None:
+        at = [value.name for value in proto.graph.output].index(name)
+        del proto.graph.output[at]
+
+    return damage
+
+
+# What is broken, in which family; where that shows first, and what is said to be a usual cause.
+BROKEN: dict[str, tuple[str, Damage, str, str]] = {
+    "one number": (
+        "llama", number("blocks.2.k_proj.weight", lambda x: x + 0.01), "blocks.2.k", "changed",
+    ),
+    "one number of the head": (
+        "llama", number("lm_head.weight", lambda x: x * 1.01), "logits", "lm_head",
+    ),
+    "one gain": (
+        "gemma3", number("blocks.6.mlp_post_norm.weight", lambda x: x * 1.01), "blocks.6.mlp_out",
+        "the norm after it",
+    ),
+    "a dropped sum": ("llama", bypassed("resid_mid"), "blocks.0.resid_mid", "lacks a term"),
+    "a dropped gate": ("llama", bypassed("mlp_hidden"), "blocks.0.mlp_out", "gate_proj"),
+    "a dropped gain": ("qwen3", bypassed("q"), "blocks.0.q", "norm of each head"),
+    "a dropped soft cap": ("gemma2", bypassed("logits", 1), "logits", "soft cap"),
+    "a mask shifted by one": ("llama", shifted_mask, "blocks.0.attn_out", "shifted by one"),
+    "a window shifted by one": ("mistral", shifted_window, "blocks.0.attn_out", "window"),
+    "another theta": ("llama", angles(lambda x: x**1.1), "blocks.0.q_rope", "theta"),
+    "angles the other way": ("qwen2", angles(lambda x: -x), "blocks.0.q_rope", "positions"),
+    "two names swapped": ("llama", swapped("k", "v"), "blocks.0.k", "wrong order"),
+    "NaN": (
+        "llama", number("blocks.1.up_proj.weight", lambda _: np.nan), "blocks.1.mlp_out", "-inf",
+    ),
+    "Inf": (
+        "llama", number("final_norm.weight", lambda _: np.inf), "final_norm", "beyond the dtype",
+    ),
+    "nothing but 0": ("llama", then("Mul", "logits", 0.0), "logits", "never written"),
+    "another scale": ("llama", then("Mul", "logits", 1.0001), "logits", "lm_head"),
+    "another shape": (
+        "llama", then("Transpose", "logits", perm=[1, 0, 2]), "logits", "axes in another order",
+    ),
+    "another dtype": ("llama", says_float64, "embed", "another precision"),
+    "float32 passed off as float64": ("llama", as_float64, "blocks.0.attn_norm", "float32 some"),
+    "a missing step": ("llama", without_output("blocks.3.v"), "blocks.3.v", "does not hand this"),
+}  # fmt: skip
+
+
+def damaged(name: str, folder: Path) -> tuple[str, Path, str, str]:
+    """A graph with one thing broken, in a file."""
+    case, damage, point, cause = BROKEN[name]
+    proto = onnx.load(graph_of(case, folder))
+    damage(proto)
+    path = folder / f"{name}.onnx"
+    onnx.save(proto, path)
+    return case, path, point, cause
+
+
+def program(*words: object) -> Result:
+    return run("validate", *words, *ONE)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_fails_where_it_is_broken(name: str, folder: Path) -> None:
+    case, path, point, cause = damaged(name, folder)
+    result = program(FIXTURES / case, "--graph", path)
+    assert (result.code, result.err) == (1, "")
+    (where,) = re.findall(r"does not agree, first at (\S+) ", result.out)
+    assert where == point
+    causes = result.out.split("usual causes:\n")[1].splitlines()
+    assert any(cause in line for line in causes), causes
+    assert "agrees:" not in result.out
+
+
+def test_onnx_evaluator_finds_the_same_place(folder: Path) -> None:
+    for name in ("one number", "a mask shifted by one", "NaN"):
+        case, path, point, _ = damaged(name, folder)
+        found = validate(model_of(case), graph=path, against="onnx-reference")
+        assert found.first is not None
+        assert found.first.first is not None
+        assert found.first.first.point == point
+
+
+PUSHES = {
+    "token": Perturbation(),
+    "sequence": Perturbation(noise_scale="sequence", noise_shape="channel", norm="sequence"),
+    "no sinks": Perturbation(sink="exclude"),
+}
+
+
+def experiment_of(case: str, folder: Path, dtype: str, push: str = "token") -> Path:
+    """A fixture's experiment as a graph with its weights in it; made once."""
+    path = folder / f"{case}-{dtype}-{push}.onnx"
+    if not path.exists():
+        plan: Any = {"dtype": dtype, "experiment": PUSHES[push]}
+        export(model_of(case), path, weights="embedded", **plan)
+    return path
+
+
+@pytest.mark.parametrize("against", RUNTIMES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("push", PUSHES)
+def test_the_experiment_agrees_from_a_file(
+    push: str, dtype: str, against: Against, folder: Path
+) -> None:
+    path = experiment_of("llama", folder, dtype, push)
+    found = validate(model_of("llama"), graph=path, against=against, threads=1)
+    assert found.agrees
+    (one,) = found.comparisons
+    assert (one.kind, one.dtype, one.shape) == ("experiment", dtype, (1, 13))
+    assert tuple(point.point for point in one.points) == MEASURED
+    assert found.notes == ("the graph is the experiment's: no trace point was compared",)
+    assert found.zeros is not None
+
+
+def dropped_root(proto: onnx.ModelProto) -> None:
+    """The norm of a difference becomes its square."""
+    (measure,) = (f for f in proto.functions if f.name == "measure")
+    next(n for n in measure.node if n.op_type == "Sqrt").op_type = "Identity"
+
+
+def other_block(proto: onnx.ModelProto) -> None:
+    """Block 1 is pushed where block 2 should be."""
+    found = next(n for n in proto.graph.node if n.name == "blocks.2.push")
+    for n in proto.graph.node:
+        if n.output[0] in found.input and n.op_type == "Squeeze":
+            clean = next(m for m in proto.graph.node if m.output[0] == n.input[0])
+            clean.input[0] = "blocks.1.resid_post"
+
+
+EXPERIMENT_BROKEN: dict[str, tuple[Damage, str]] = {
+    "one number": (number("blocks.2.k_proj.weight", lambda x: x + 0.01), "drift"),
+    "a dropped root": (dropped_root, "drift"),
+    "the state of another block": (other_block, "drift"),
+    "another alignment": (then("Neg", "alignment"), "alignment"),
+    "another coefficient": (then("Sqrt", "coefficient"), "coefficient"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENT_BROKEN)
+def test_a_broken_experiment_fails_where_it_is_broken(name: str, folder: Path) -> None:
+    damage, point = EXPERIMENT_BROKEN[name]
+    proto = onnx.load(experiment_of("llama", folder, "float64"))
+    damage(proto)
+    path = folder / "broken.onnx"
+    onnx.save(proto, path)
+    result = program(FIXTURES / "llama", "--graph", path)
+    assert (result.code, result.err) == (1, "")
+    assert f"does not agree, first at {point} (float64, tokens [1, 13])" in result.out
+    assert "usual causes" in result.out
+
+
+def test_a_graph_with_logits_only_is_compared_by_its_logits(folder: Path) -> None:
+    path = graph_of("llama", folder, outputs="logits")
+    good = program(FIXTURES / "llama", "--graph", path)
+    assert good.code == 0
+    assert "hands out logits only" in good.out
+    proto = onnx.load(path)
+    number("blocks.0.q_proj.weight", lambda x: x + 0.01)(proto)
+    onnx.save(proto, folder / "logits-broken.onnx")
+    bad = program(FIXTURES / "llama", "--graph", folder / "logits-broken.onnx")
+    assert bad.code == 1
+    assert "first at logits" in bad.out
+
+
+def test_a_zero_that_is_gone_fails_though_no_value_shows_it(folder: Path) -> None:
+    model = pruned("llama", folder)
+    proto = onnx.load(graph_of("llama", folder, pruned=True))
+    name = "blocks.1.o_proj.weight"
+    zero = int(np.flatnonzero(numpy_helper.to_array(tensor(proto, name)) == 0)[0])
+    number(name, lambda _: np.float32(1e-30), zero)(proto)
+    path = folder / "zero.onnx"
+    onnx.save(proto, path)
+    result = program(model.folder, "--graph", path)
+    assert result.code == 1
+    assert f"does not agree: zeros of {name} elsewhere than in the file" in result.out
+    found = validate(model, graph=path, threads=1)
+    assert (found.first, found.agrees) == (None, False)
+    assert found.zeros is not None
+    assert found.zeros.graph == found.zeros.file - 1
+
+
+def test_a_graph_of_another_model_does_not_agree(folder: Path) -> None:
+    result = program(FIXTURES / "llama", "--graph", graph_of("llama", folder, pruned=True))
+    assert result.code == 1
+    assert "first at blocks.0.q " in result.out
+
+
+def test_json_says_what_the_table_says(folder: Path, tmp_path: Path) -> None:
+    case, path, point, _ = damaged("NaN", folder)
+    out = tmp_path / "found.json"
+    result = program(FIXTURES / case, "--graph", path, "--json", "-o", out)
+    assert result.code == 1
+    document = json.loads(result.out)
+    assert document == json.loads(out.read_text("utf-8"))
+    assert document["agrees"] is False
+    first = document["first"]
+    assert (first["point"], first["error"], first["shape"]) == (point, None, [1, 5])
+    assert "NaN among" in first["fault"]
+    assert len(document["comparisons"]) == 3
+    found = validate(model_of(case), graph=path, threads=1)
+    assert [(p["point"], p["error"]) for one in document["comparisons"] for p in one["points"]] == [
+        (p.point, p.error if np.isfinite(p.error) else None)
+        for one in found.comparisons
+        for p in one.points
+    ]
+
+
+def test_the_program_says_what_it_compared_and_where_it_ran() -> None:
+    result = program(FIXTURES / "gpt2", "--dtype", "float64", "--samples", 2, "--seq-len", 9)
+    assert result.code == 0
+    for text in (
+        "onnxruntime", "cpu", "[1, 5] [2, 9] [2, 1] [1, 9]", "1e-12", "in each of 3 runs",
+        "the experiment in float64",
+    ):  # fmt: skip
+        assert text in result.out
+    assert "float32" not in result.out
+    assert "rope" not in result.out
+    rows = [line.split()[0] for line in result.out.split("\n\n")[1].splitlines()]
+    points = [p for p in TRACE_POINTS if not p.endswith("_rope")]
+    assert rows == ["point", "embed", *points, "final_norm", "logits", *MEASURED, "tolerance"]
+
+
+def test_tokens_of_a_text_and_a_longest_sequence(tmp_path: Path) -> None:
+    text = program(FIXTURES / "llama", "--text", FIXTURES / "text.txt", "--dtype", "float32")
+    assert text.code == 0
+    assert "text.txt" in text.out
+    rows = tmp_path / "ids.npy"
+    np.save(rows, np.arange(64).reshape(1, 64))
+    longest = program(FIXTURES / "llama", "--tokens", rows, "--dtype", "float32")
+    assert longest.code == 0
+    assert "[1, 5] [1, 64] [1, 1]" in longest.out
+    short = program(FIXTURES / "mistral", "--seq-len", 5, "--dtype", "float32")
+    assert "no sample is longer than the window of 5: use --seq-len 13" in short.out
+
+
+def test_the_tolerance_is_what_is_asked_for() -> None:
+    strict = program(FIXTURES / "llama", "--dtype", "float32", "--tolerance", "1e-9")
+    assert strict.code == 1
+    assert "allowed 1e-09" in strict.out
+    assert program(FIXTURES / "llama", "--dtype", "float32", "--tolerance", "1e-4").code == 0
+
+
+def refused(*words: object) -> str:
+    result = program(*words)
+    assert (result.code, result.out) == (2, "")
+    assert "Traceback" not in result.err
+    assert result.err.startswith("error: ")
+    return result.err
+
+
+def test_what_cannot_be_used_is_refused(folder: Path, tmp_path: Path) -> None:
+    llama = FIXTURES / "llama"
+    graph = graph_of("llama", folder)
+    assert "No such file" in refused(llama, "--graph", tmp_path / "none.onnx")
+    noise = tmp_path / "noise.onnx"
+    noise.write_bytes(b"\xff\x00 no graph")
+    assert "no ONNX graph" in refused(llama, "--graph", noise)
+    noise.write_bytes(b"")
+    assert "one input of integers" in refused(llama, "--graph", noise)
+    proto = onnx.load(graph)
+    node(proto, "logits").op_type = "NoSuchOperator"
+    onnx.save(proto, noise)
+    assert "cannot load the graph" in refused(llama, "--graph", noise)
+    assert "cannot load the graph" in refused(
+        llama, "--graph", noise, "--against", "onnx-reference"
+    )
+    assert "--tolerance 0" in refused(llama, "--tolerance", 0)
+    assert "--tolerance nan" in refused(llama, "--tolerance", "nan")
+    assert "--graph with --against torch" in refused(llama, "--graph", graph, "--against", "torch")
+    assert "CPU" in refused(llama, "--against", "onnx-reference", "--device", "cuda")
+    assert "at most 64" in refused(llama, "--seq-len", 65)
+    assert "is also --graph" in refused(llama, "--graph", graph, "-o", graph)
+
+
+@pytest.mark.parametrize("against", RUNTIMES)
+def test_a_graph_without_its_data_is_refused(against: str, tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
+    made = export(read_model(tmp_path / "llama"), weights="external")
+    assert made.data is not None
+    made.data.unlink()
+    words = ("--graph", made.graph, "--against", against)
+    assert str(made.data.name) in refused(tmp_path / "llama", *words)
+
+
+def test_torch_is_no_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        peer, "find_spec", lambda name: None if name in peer.LIBRARIES else find(name)
+    )
+    assert "torch and transformers not installed" in refused(
+        FIXTURES / "llama", "--against", "torch"
+    )
+
+
+def test_a_graphs_tokens_may_be_of_32_bits(folder: Path) -> None:
+    proto = onnx.load(graph_of("llama", folder))
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+    onnx.save(proto, folder / "int32.onnx")
+    assert program(FIXTURES / "llama", "--graph", folder / "int32.onnx").code == 0
+
+
+def test_every_point_has_usual_causes() -> None:
+    points = {"embed", *TRACE_POINTS, "final_norm", "logits"}
+    assert points <= CAUSES.keys()
+
+
+@given(
+    rows=st.integers(1, 5), width=st.integers(1, 6), seed=st.integers(0, 99),
+    size=st.floats(1e-9, 1.0),
+)  # fmt: skip
+def test_the_measure_is_that_of_the_gates(rows: int, width: int, seed: int, size: float) -> None:
+    rng = np.random.default_rng(seed)
+    right = rng.normal(size=(2, rows, width)) * 10.0 ** rng.integers(-3, 4, (2, rows, 1))
+    wrong = right + size * rng.normal(size=right.shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "PIECE", 7)
+        error, token = agreement.worst_token(wrong, right)
+    assert error == pytest.approx(worst_token(wrong, right))
+    assert error == pytest.approx(worst_token(wrong[token], right[token]))
+    assert agreement.agreement("x", wrong, right).within(error)
+    assert not agreement.agreement("x", wrong, right).within(error * (1 - 1e-12))
+
+
+def test_a_token_that_should_be_0_must_be_0() -> None:
+    right, wrong = np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 1e-30], [1.0, 0.0]])
+    assert agreement.worst_token(wrong, right) == (np.inf, (0,))
+    assert agreement.worst_token(right, right)[0] == 0
+    nothing = np.zeros((2, 2))
+    assert agreement.agreement("x", nothing, nothing).within(1e-12)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("case", FAMILIES)
+def test_transformers_agrees(case: str) -> None:
+    found: Validation = validate(model_of(case), against="torch", device="cpu")
+    assert found.agrees
+    assert [point.point for point in found.comparisons[0].points][-2:] == ["final_norm", "logits"]
+    assert "transformers hands out" in found.notes[0]

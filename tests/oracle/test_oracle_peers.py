@@ -1,0 +1,122 @@
+"""Real implementations as candidates: transformers' forward, and what the peers' code made.
+
+Where the peers differ on purpose, the case says their number, too, under a name of its own.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from safetensors.numpy import load_file
+from test_peers import TINY, expected
+
+from refimpl.loading.checkpoint import read_model
+from refimpl.model.ops import Array
+from refimpl.oracle.case import PEER, Case, read_case
+from refimpl.oracle.check import check
+from refimpl.oracle.peer import peer_steps
+from refimpl.oracle.steps import Recipe, steps
+from refimpl.show.oracle import report_table
+from refimpl.tokens import id_tokens
+
+CASES = FIXTURES / "cases"
+NAMES = sorted(folder.name for folder in CASES.iterdir())
+
+
+@cache
+def case_of(name: str) -> Case:
+    return read_case(CASES / name)
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_passes(name: str, dtype: str) -> None:
+    from refimpl.onnx.peer import peer_points, peer_session
+
+    case = case_of(name)
+    run, _ = peer_session(case.model, dtype, "cpu")
+    points = peer_points(case.model.config.num_blocks)
+    report = check(case, run(case.inputs["token_ids"]), points, dtype)
+    assert report.verdict == "pass", report.first
+    assert len(report.steps) == len(points)
+
+
+@cache
+def tiny_steps() -> tuple[dict[str, Array], dict[str, Array]]:
+    """The tiny Llama that the peers' code ran on: every step, and what the peers make of them."""
+    model, ids = read_model(TINY), id_tokens(TINY / "tokens.npy").ids
+    recipe = Recipe(sparsity=0.7, pattern="")
+    found = steps(model, ids, recipe)
+    return found, peer_steps(model, recipe, found, len(ids))
+
+
+def test_the_peers_numbers_are_the_peers() -> None:
+    found, peer = tiny_steps()
+    theirs = expected()
+    np.testing.assert_allclose(
+        found["owl.signal"], theirs["owl"]["outlier_percent_per_block"], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        peer["peer.owl.base"], theirs["owl"]["sparsity_per_block"], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        peer["peer.dlp.base"], 1 - np.array(theirs["dlp"]["density"]), atol=1e-6
+    )
+    per_linear = theirs["alphapruning_alpha_peak"]["sparsity_per_linear"]
+    per_block = [per_linear[f"{i}.mlp.down_proj"] for i in range(4)]
+    np.testing.assert_allclose(peer["peer.alphapruning.base"], per_block, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_the_peers_decisions_are_the_peers(method: str) -> None:
+    found, peer = tiny_steps()
+    theirs = np.load(TINY / "keep.npz")
+    seen = 0
+    for name, keep in peer.items():
+        if not name.startswith(f"peer.{method}.blocks.0."):
+            continue
+        linear = name.split(".")[4]
+        module = "self_attn" if linear in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+        key = f"owl_{method}|0/{module}.{linear}"
+        shape = theirs[f"{key}|shape"]
+        right = np.unpackbits(theirs[key], count=shape.prod()).reshape(shape)
+        assert np.array_equal(np.unpackbits(keep, axis=1, count=shape[1]), right), name
+        assert not np.array_equal(keep, found[name.removeprefix("peer.")])
+        seen += 1
+    assert seen == 7
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_case_carries_the_peers_numbers(name: str) -> None:
+    case = case_of(name)
+    again = peer_steps(case.model, case.recipe, case.expected, len(case.inputs["token_ids"]))
+    stored = load_file(case.folder / PEER)
+    assert stored.keys() == again.keys() == case.peer.keys()
+    for step, value in again.items():
+        assert step.startswith("peer.")
+        assert step.removeprefix("peer.") in case.expected
+        assert np.array_equal(case.peer[step], value) or np.allclose(
+            case.peer[step], value, rtol=1e-12, atol=0
+        )
+
+
+@pytest.mark.parametrize("step", ["owl.counts", "wanda.blocks.0.o_proj.keep", "uniform.counts"])
+def test_a_candidate_that_does_as_the_peers_is_told_so(step: str) -> None:
+    case = case_of("llama")
+    actual = {k: v.copy() for k, v in case.expected.items()}
+    assert not np.array_equal(case.peer[f"peer.{step}"], actual[step])
+    actual[step] = case.peer[f"peer.{step}"]
+    report = check(case, actual)
+    assert report.first is not None
+    assert report.first.step == step
+    assert "what the peers' code gives" in report.first.fault
+    assert "what the peers' code gives" in report_table(report, "a file")
+    near = actual[step].copy()
+    near.flat[0] += 1
+    other = check(case, actual | {step: near}).first
+    assert other is not None
+    assert "peers" not in other.fault

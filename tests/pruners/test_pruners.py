@@ -1,0 +1,569 @@
+"""Patterns, SparseGPT, the control and the peers' decisions, against slow versions of the rules."""
+
+from collections.abc import Callable
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from refimpl.errors import RefimplError
+from refimpl.pruners.compensation import Pruned, compensated, inverse_factor
+from refimpl.pruners.control import control_generator, random_keep
+from refimpl.pruners.counts import split_count
+from refimpl.pruners.pattern import (
+    EXPLAINED,
+    GROUPS,
+    Pattern,
+    parse_pattern,
+    pattern_count,
+    pattern_keep,
+    pattern_of,
+)
+from refimpl.pruners.peer import magnitude_keep_peer, sparsegpt_peer, wanda_keep_peer
+from refimpl.pruners.sparsegpt import hessian, sparsegpt
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Rule = Callable[[Floats], Bools]
+
+patterns = st.integers(1, 8).flatmap(
+    lambda m: st.builds(Pattern, pruned=st.integers(0, m), group=st.just(m))
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def tied(shape: tuple[int, int]) -> st.SearchStrategy[Floats]:
+    return hnp.arrays(np.float64, shape, elements=st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0]))
+
+
+def lowest(score: Floats, count: int) -> Bools:
+    """Keep all but the `count` lowest, ties to the lower row-major index, by sorting pairs."""
+    order = sorted((value, index) for index, value in enumerate(score.ravel().tolist()))
+    keep = np.ones(score.size, bool)
+    keep[[index for _, index in order[:count]]] = False
+    return keep.reshape(score.shape)
+
+
+def lowest_of_groups(score: Floats, pattern: Pattern) -> Bools:
+    keep = np.ones(score.shape, bool)
+    for row in range(score.shape[0]):
+        for first in range(0, score.shape[1], pattern.group):
+            order = sorted(range(first, first + pattern.group), key=lambda j: score[row, j])
+            keep[row, order[: pattern.pruned]] = False
+    return keep
+
+
+# Patterns
+
+
+@given(patterns, st.integers(1, 4), st.integers(1, 4), st.data())
+def test_a_pattern_is_a_sort_of_every_group(
+    pattern: Pattern, rows: int, groups: int, data: st.DataObject
+) -> None:
+    shape = (rows, groups * pattern.group)
+    score = data.draw(tied(shape))
+    before = score.copy()
+    keep = pattern_keep(score, pattern)
+    assert ((~keep).reshape(-1, pattern.group).sum(axis=1) == pattern.pruned).all()
+    assert int((~keep).sum()) == pattern_count(shape, pattern)
+    np.testing.assert_array_equal(keep, lowest_of_groups(score, pattern))
+    np.testing.assert_array_equal(score, before)
+
+
+def test_a_pattern_of_many_columns() -> None:
+    score = np.random.default_rng(0).integers(0, 5, (6, 320)).astype(float)
+    for text in ("2:4", "4:8", "1:2", "3:16", "5:5"):
+        keep = pattern_keep(score, parse_pattern(text))
+        np.testing.assert_array_equal(keep, lowest_of_groups(score, parse_pattern(text)))
+
+
+def test_ties_go_to_the_lowest_column() -> None:
+    keep = pattern_keep(np.zeros((1, 8)), Pattern(3, 4))
+    np.testing.assert_array_equal(~keep, [[1, 1, 1, 0, 1, 1, 1, 0]])
+
+
+@given(patterns)
+def test_a_pattern_reads_as_it_prints(pattern: Pattern) -> None:
+    assert parse_pattern(str(pattern)) == pattern
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "2", "2:", ":4", "2/4", "2:4:8", "a:b", "-1:4", "1.5:4", " 2:4", "5:4", "0:0", "²:4"],
+)
+def test_nonsense_is_no_pattern(text: str) -> None:
+    with pytest.raises(RefimplError, match="2:4"):
+        parse_pattern(text)
+
+
+@pytest.mark.parametrize(("pruned", "group"), [(-1, 4), (5, 4), (0, 0), (1, 0), (0, -2)])
+def test_a_pattern_out_of_range(pruned: int, group: int) -> None:
+    with pytest.raises(RefimplError, match=f"{pruned}:{group}.*counts the zeros"):
+        Pattern(pruned, group)
+
+
+def test_what_a_pattern_refuses() -> None:
+    with pytest.raises(RefimplError, match=r"2:4 on a weight of shape \(3, 6\)") as caught:
+        pattern_keep(np.zeros((3, 6)), Pattern(2, 4))
+    assert "prune to a sparsity" in caught.value.remedy
+    with pytest.raises(RefimplError, match=r"\(8,\)"):
+        pattern_keep(np.zeros(8), Pattern(2, 4))
+    with pytest.raises(RefimplError, match="NaN"):
+        pattern_keep([[1.0, float("nan"), 0.0, 2.0]], Pattern(2, 4))
+
+
+# The pattern of a file
+
+
+def holds(zero: Bools, pattern: Pattern) -> bool:
+    """The definition, group by group: n zeros at the fewest, and few more than that in all."""
+    rows, columns = zero.shape
+    if columns % pattern.group:
+        return False
+    found = [
+        int(zero[row, first : first + pattern.group].sum())
+        for row in range(rows)
+        for first in range(0, columns, pattern.group)
+    ]
+    return min(found) == pattern.pruned and len(found) * pattern.pruned >= EXPLAINED * sum(found)
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 3), st.sampled_from([2, 4, 6, 8, 12, 16, 32]))))
+def test_the_pattern_found_is_the_first_that_holds(zero: Bools) -> None:
+    every = [Pattern(n, m) for m in GROUPS for n in range(m - 1, 0, -1)]
+    expected = next((pattern for pattern in every if holds(zero, pattern)), None)
+    assert pattern_of(zero) == expected
+
+
+@pytest.mark.parametrize("text", ["1:2", "1:4", "2:4", "3:4", "3:8", "4:8", "5:16", "8:16"])
+def test_a_pruned_weight_shows_its_pattern(text: str) -> None:
+    score = np.random.default_rng(1).random((64, 256))
+    keep = pattern_keep(score, parse_pattern(text))
+    assert pattern_of(~keep) == parse_pattern(text)
+    few_more = ~keep | (np.random.default_rng(2).random(keep.shape) < 0.01)
+    assert pattern_of(few_more) == parse_pattern(text)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.02, 0.5, 0.7, 0.9, 0.99, 1.0])
+def test_no_pattern_without_one(sparsity: float) -> None:
+    zero = np.random.default_rng(3).random((512, 512)) < sparsity
+    assert pattern_of(zero) is None
+
+
+def test_a_pattern_is_of_a_matrix() -> None:
+    with pytest.raises(RefimplError, match=r"\(4,\)"):
+        pattern_of(np.ones(4, bool))
+
+
+# The control
+
+
+@given(st.tuples(st.integers(1, 6), st.integers(1, 9)), seeds, st.data())
+def test_random_counts_are_exact(shape: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, prod(shape)))
+    keep = random_keep(shape, count, control_generator(seed, 1, 2))
+    assert keep.shape == shape
+    assert int((~keep).sum()) == count
+    np.testing.assert_array_equal(keep, random_keep(shape, count, control_generator(seed, 1, 2)))
+
+
+@given(patterns, st.integers(1, 3), st.integers(1, 3), seeds)
+def test_random_patterns_are_exact(pattern: Pattern, rows: int, groups: int, seed: int) -> None:
+    shape = (rows, groups * pattern.group)
+    keep = random_keep(shape, pattern, control_generator(seed, 0, 0))
+    assert ((~keep).reshape(-1, pattern.group).sum(axis=1) == pattern.pruned).all()
+
+
+@pytest.mark.parametrize("target", [3, Pattern(1, 4)])
+def test_every_place_is_as_likely_as_another(target: int | Pattern) -> None:
+    # 4000 draws at p = 1/4: 5 standard deviations are 137.
+    pruned = sum(
+        (~random_keep((3, 4), target, control_generator(0, i, 0))).astype(int) for i in range(4000)
+    )
+    assert np.abs(pruned - 1000).max() < 137
+
+
+def test_every_linear_has_its_own_places() -> None:
+    places = {
+        random_keep((8, 8), 32, control_generator(*key)).tobytes()
+        for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1)]
+    }
+    assert len(places) == 5
+    with pytest.raises(RefimplError, match="5 weights to prune of 4"):
+        random_keep((2, 2), 5, control_generator(0, 0, 0))
+
+
+# SparseGPT
+
+
+def problem(
+    seed: int, rows: int, columns: int, samples: int | None = None
+) -> tuple[Floats, Floats]:
+    """A weight, and a Hessian of inputs that are correlated and of unequal size."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((samples or 3 * columns, columns)) * random.uniform(0.3, 3, columns)
+    x += random.standard_normal((len(x), 1))
+    return random.standard_normal((rows, columns)), 2 / len(x) * x.T @ x
+
+
+def damped(h: Floats, damping: float) -> Floats:
+    h = h + np.diag(np.where(np.diag(h) == 0, 1.0, 0.0))
+    return h + damping * np.mean(np.diag(h)) * np.eye(len(h))
+
+
+def by_elimination(
+    weight: Floats, h: Floats, rule: Rule, step: int, damping: float, width: int
+) -> Pruned:
+    """Optimal Brain Surgeon, word for word: the inverse for the columns left, at every column.
+
+    Setting w_i to zero moves the columns left by -w_i G_i / G_ii, with G the inverse of their
+    part of H; its saliency is w_i^2 / G_ii. `rule` sees the saliencies of `step` columns.
+    """
+    left, columns = damped(h, damping), weight.shape[1]
+    inverses = [np.linalg.inv(left[i:, i:]) for i in range(columns)]
+    ease = np.array([inverse[0, 0] for inverse in inverses])
+    new, keep = weight.copy(), np.ones(weight.shape, bool)
+    for start in range(0, columns, width):
+        end = min(start + width, columns)
+        for i in range(start, end):
+            if (i - start) % step == 0:
+                some = slice(i, min(i + step, end))
+                saliency = np.where(np.diag(h)[some] == 0, 0, new[:, some] ** 2 / ease[some])
+                keep[:, some] = rule(saliency)
+            lost = np.where(keep[:, i], 0, new[:, i])
+            new[:, i:] -= np.outer(lost, inverses[i][0] / ease[i])
+            new[~keep[:, i], i] = 0
+    return Pruned(keep, new)
+
+
+def counted(target: int, rows: int, columns: int, width: int) -> Rule:
+    """The exact counts, column block after column block."""
+    widths = [min(width, columns - start) for start in range(0, columns, width)]
+    counts = iter(split_count(target, [rows * w for w in widths]).tolist())
+    return lambda saliency: lowest(saliency, next(counts))
+
+
+def same(found: Pruned, expected: Pruned) -> None:
+    np.testing.assert_array_equal(found.keep, expected.keep)
+    np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-9, atol=1e-9)
+    pruned = found.weight[~found.keep]
+    assert not pruned.any()
+    assert not np.signbit(pruned).any()
+
+
+def error(new: Floats, weight: Floats, h: Floats) -> Floats:
+    """The squared output error of every row: d H d^T."""
+    return np.einsum("ri,ij,rj->r", new - weight, h, new - weight)
+
+
+def best(weight: Floats, h: Floats, keep: Bools) -> Floats:
+    """Row by row, the kept weights that minimise d H d^T."""
+    new = np.zeros_like(weight)
+    for row, kept in enumerate(keep):
+        if kept.any():
+            new[row, kept] = np.linalg.solve(h[kept][:, kept], h[kept] @ weight[row])
+    return new
+
+
+sizes = st.tuples(st.integers(1, 4), st.integers(1, 9))
+
+
+@given(seeds, sizes, st.sampled_from([0.0, 0.01, 1.0]), st.integers(1, 10), st.data())
+def test_sparsegpt_is_elimination(
+    seed: int, shape: tuple[int, int], damping: float, width: int, data: st.DataObject
+) -> None:
+    weight, h = problem(seed, *shape)
+    count = data.draw(st.integers(0, weight.size))
+    before = weight.copy(), h.copy()
+    found = sparsegpt(weight, h, count, damping, width)
+    same(found, by_elimination(weight, h, counted(count, *shape, width), width, damping, width))
+    assert int((~found.keep).sum()) == count
+    np.testing.assert_array_equal((weight, h)[0], before[0])
+    np.testing.assert_array_equal((weight, h)[1], before[1])
+
+
+@given(seeds, patterns, st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
+def test_sparsegpt_with_a_pattern_is_elimination(
+    seed: int, pattern: Pattern, rows: int, groups: int, groups_at_a_time: int
+) -> None:
+    weight, h = problem(seed, rows, groups * pattern.group)
+    width = groups_at_a_time * pattern.group
+    found = sparsegpt(weight, h, pattern, width=width)
+
+    def rule(saliency: Floats) -> Bools:
+        return lowest_of_groups(saliency, pattern)
+
+    same(found, by_elimination(weight, h, rule, pattern.group, 0.01, width))
+    assert ((~found.keep).reshape(-1, pattern.group).sum(axis=1) == pattern.pruned).all()
+
+
+@pytest.mark.parametrize("target", [1, 389, 930, Pattern(2, 4), Pattern(1, 2)])
+def test_sparsegpt_beyond_128_columns(target: int | Pattern) -> None:
+    weight, h = problem(5, rows=5, columns=308)
+    found = sparsegpt(weight, h, target)
+    if isinstance(target, Pattern):
+        pattern = target
+        expected = by_elimination(
+            weight, h, lambda s: lowest_of_groups(s, pattern), pattern.group, 0.01, 128
+        )
+        count = pattern_count(weight.shape, pattern)
+    else:
+        expected = by_elimination(weight, h, counted(target, 5, 308, 128), 128, 0.01, 128)
+        count = target
+        per_block = [int((~found.keep[:, i : i + 128]).sum()) for i in (0, 128, 256)]
+        assert per_block == split_count(target, [640, 640, 260]).tolist()
+    same(found, expected)
+    assert int((~found.keep).sum()) == count
+
+
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 10), st.data())
+def test_independent_inputs_compensate_nothing(
+    rows: int, columns: int, width: int, data: st.DataObject
+) -> None:
+    weight = data.draw(tied((rows, columns)))
+    moment = data.draw(hnp.arrays(np.float64, columns, elements=st.sampled_from([0.0, 1.0, 4.0])))
+    count = data.draw(st.integers(0, weight.size))
+    found = sparsegpt(weight, np.diag(moment), count, damping=0, width=width)
+    rule = counted(count, rows, columns, width)
+    for start in range(0, columns, width):
+        score = weight[:, start : start + width] ** 2 * moment[start : start + width]
+        np.testing.assert_array_equal(found.keep[:, start : start + width], rule(score))
+    np.testing.assert_array_equal(found.weight, np.where(found.keep, weight, 0))
+
+
+@given(seeds, st.integers(1, 3), st.integers(2, 9), st.data())
+def test_what_follows_makes_up_as_well_as_it_can(
+    seed: int, rows: int, columns: int, data: st.DataObject
+) -> None:
+    # The first k columns gone, the others free: the least-squares solution.
+    first = data.draw(st.integers(1, columns - 1))
+    weight, h = problem(seed, rows, columns)
+    keep = np.broadcast_to(np.arange(columns) >= first, weight.shape)
+    found = compensated(weight, h, lambda s, start: keep, columns, damping=0, width=columns)
+    np.testing.assert_allclose(found.weight, best(weight, h, keep), rtol=1e-8, atol=1e-8)
+    zeroed = np.where(keep, weight, 0)
+    assert (error(found.weight, weight, h) <= error(zeroed, weight, h) + 1e-12).all()
+
+
+@given(seeds, sizes, st.data())
+def test_no_weights_on_the_same_places_do_better_than_the_best(
+    seed: int, shape: tuple[int, int], data: st.DataObject
+) -> None:
+    weight, h = problem(seed, *shape)
+    found = sparsegpt(weight, h, data.draw(st.integers(0, weight.size)), damping=0)
+    least = error(best(weight, h, found.keep), weight, h)
+    assert (error(found.weight, weight, h) >= least - 1e-9 * (1 + least)).all()
+
+
+@pytest.mark.parametrize("target", [2500, 3600, Pattern(2, 4)])
+def test_compensation_pays(target: int | Pattern) -> None:
+    weight, h = problem(6, rows=16, columns=312, samples=400)
+    found = sparsegpt(weight, h, target)
+    errors = [
+        float(error(new, weight, h).sum())
+        for new in (
+            best(weight, h, found.keep),
+            found.weight,
+            np.where(found.keep, weight, 0),
+        )
+    ]
+    assert errors[0] < errors[1] < 0.8 * errors[2]
+
+
+def test_nothing_and_everything() -> None:
+    weight, h = problem(7, 3, 300)
+    none = sparsegpt(weight, h, 0)
+    assert none.keep.all()
+    np.testing.assert_array_equal(none.weight, weight)
+    everything = sparsegpt(weight, h, weight.size)
+    assert not everything.keep.any()
+    assert not everything.weight.any()
+    assert not np.signbit(everything.weight).any()
+
+
+@given(seeds, sizes, st.data())
+def test_dead_inputs_go_first_and_inside_the_count(
+    seed: int, shape: tuple[int, int], data: st.DataObject
+) -> None:
+    weight, h = problem(seed, *shape)
+    dead = data.draw(hnp.arrays(bool, shape[1]))
+    weight[:, dead] *= 1e6
+    h[dead] = h[:, dead] = 0
+    count = data.draw(st.integers(0, weight.size))
+    found = sparsegpt(weight, h, count)
+    assert int((~found.keep).sum()) == count
+    assert int((~found.keep[:, dead]).sum()) == min(count, shape[0] * int(dead.sum()))
+    kept = found.keep & dead
+    np.testing.assert_array_equal(found.weight[kept], weight[kept])
+    width = shape[1]
+    same(found, by_elimination(weight, h, counted(count, *shape, width), width, 0.01, width))
+
+
+@given(seeds, st.integers(1, 3), st.integers(1, 3))
+def test_dead_inputs_go_first_in_a_group(seed: int, rows: int, groups: int) -> None:
+    weight, h = problem(seed, rows, 4 * groups)
+    h[1::4] = h[:, 1::4] = 0
+    weight[:, 1::4] = 1e6
+    found = sparsegpt(weight, h, Pattern(1, 4))
+    assert not found.keep[:, 1::4].any()
+
+
+# The factor
+
+
+@pytest.mark.parametrize("columns", [1, 64, 65, 130, 333])
+def test_the_factor_is_one_of_the_inverse(columns: int) -> None:
+    _, h = problem(8, 1, columns, samples=2 * columns + 2)
+    factor = inverse_factor(h, 0.01)
+    np.testing.assert_array_equal(factor, np.triu(factor))
+    assert (np.diag(factor) > 0).all()
+    identity = np.eye(columns)
+    np.testing.assert_allclose(factor @ damped(h, 0.01) @ factor.T, identity, atol=1e-12)
+    by_inverse = np.linalg.cholesky(np.linalg.inv(damped(h, 0.01))).T
+    np.testing.assert_allclose(factor, by_inverse, rtol=1e-8, atol=1e-11)
+
+
+def test_the_factor_of_an_ill_conditioned_hessian() -> None:
+    # Condition 1e8: measured 6e-10, and 6e-4 where the inverse is formed and then factored.
+    vectors, _ = np.linalg.qr(np.random.default_rng(9).standard_normal((200, 200)))
+    h = vectors * np.logspace(-4, 4, 200) @ vectors.T
+    h = (h + h.T) / 2
+    factor = inverse_factor(h, 0)
+    np.testing.assert_allclose(factor @ h @ factor.T, np.eye(200), atol=1e-8)
+
+
+def test_fewer_tokens_than_inputs_are_enough_with_damping() -> None:
+    weight, h = problem(10, 4, 200, samples=50)
+    assert int((~sparsegpt(weight, h, 500).keep).sum()) == 500
+
+
+def test_a_hessian_that_does_not_factor_names_a_damping_that_does() -> None:
+    h = np.array([[1.0, 1.02], [1.02, 1.0]])
+    with pytest.raises(RefimplError, match=r"not positive definite with damping 0\.01") as caught:
+        sparsegpt([[1.0, 2.0]], h, 1)
+    assert "use damping 0.1," in caught.value.remedy
+    assert int((~sparsegpt([[1.0, 2.0]], h, 1, damping=0.1).keep).sum()) == 1
+    with pytest.raises(RefimplError, match=r"damping 0\n") as caught:
+        sparsegpt([[1.0, 2.0]], np.ones((2, 2)), 1, damping=0)
+    assert "use damping 0.01," in caught.value.remedy
+    with pytest.raises(RefimplError, match="not positive definite") as caught:
+        sparsegpt([[1.0, 2.0]], -np.eye(2), 1)
+    assert "does not help" in caught.value.remedy
+
+
+def test_what_sparsegpt_refuses() -> None:
+    weight, h = problem(11, 2, 12)
+    spoiled = h.copy()
+    spoiled[3, 4] = np.nan
+    with pytest.raises(RefimplError, match="NaN or Inf in the weight or its Hessian"):
+        sparsegpt(weight, spoiled, 3)
+    with pytest.raises(RefimplError, match="NaN or Inf"):
+        sparsegpt(np.where(weight > 1, np.inf, weight), h, 3)
+    with pytest.raises(RefimplError, match=r"\(11, 12\) for a weight of shape \(2, 12\)"):
+        sparsegpt(weight, h[:11], 3)
+    with pytest.raises(RefimplError, match="25 weights to prune of 24"):
+        sparsegpt(weight, h, 25)
+    with pytest.raises(RefimplError, match=r"2:8 on a weight of shape \(2, 12\)"):
+        sparsegpt(weight, h, Pattern(2, 8))
+    with pytest.raises(RefimplError, match="1:3 with SparseGPT, which takes 128 columns"):
+        sparsegpt(weight, h, Pattern(1, 3))
+    with pytest.raises(RefimplError, match=r"\(12,\)"):
+        sparsegpt(weight[0], h, 3)
+    for damping in (-0.01, float("nan"), float("inf")):
+        with pytest.raises(RefimplError, match="damping"):
+            sparsegpt(weight, h, 3, damping)
+
+
+def test_the_hessian_has_the_peers_scale() -> None:
+    x = np.random.default_rng(12).standard_normal((3, 7, 5))  # 3 sequences of 7 tokens
+    running = np.zeros((5, 5))
+    for seen, sequence in enumerate(x):  # a running mean, as the peer's
+        running = running * (seen / (seen + 1)) + 2 / (seen + 1) * sequence.T @ sequence
+    outer = np.einsum("nti,ntj->ij", x, x)
+    np.testing.assert_allclose(hessian(outer, 3), running, rtol=1e-13)
+    with pytest.raises(RefimplError, match="0 sequences"):
+        hessian(outer, 0)
+
+
+# The peers
+
+
+def above_threshold(score: Floats, sparsity: float) -> Bools:
+    ordered = sorted(score.ravel().tolist())
+    return score > ordered[int(len(ordered) * sparsity)]
+
+
+@given(st.tuples(st.integers(1, 4), st.integers(1, 9)).flatmap(tied), st.floats(0, 1.5))
+def test_wanda_as_its_code_decides(weight: Floats, sparsity: float) -> None:
+    score = np.abs(weight)
+    keep = wanda_keep_peer(score, sparsity)
+    for row, kept in zip(score, keep, strict=True):
+        np.testing.assert_array_equal(kept, lowest(row, min(int(row.size * sparsity), row.size)))
+
+
+@given(st.tuples(st.integers(1, 4), st.integers(1, 9)).flatmap(tied), st.floats(0, 0.999))
+def test_magnitude_as_its_code_decides(weight: Floats, sparsity: float) -> None:
+    score = np.abs(weight)
+    keep = magnitude_keep_peer(score, sparsity)
+    np.testing.assert_array_equal(keep, above_threshold(score, sparsity))
+    assert int((~keep).sum()) > int(score.size * sparsity)
+
+
+@given(seeds, sizes, st.floats(0, 0.999), st.integers(1, 10), st.data())
+def test_sparsegpt_as_its_code_decides(
+    seed: int, shape: tuple[int, int], sparsity: float, width: int, data: st.DataObject
+) -> None:
+    weight, h = problem(seed, *shape)
+    dead = data.draw(hnp.arrays(bool, shape[1], elements=st.sampled_from([False, False, True])))
+    h[dead] = h[:, dead] = 0
+    found = sparsegpt_peer(weight, h, sparsity, width=width)
+    start = np.where(dead, 0, weight)
+    expected = by_elimination(start, h, lambda s: above_threshold(s, sparsity), width, 0.01, width)
+    same(found, Pruned(expected.keep & ~dead, expected.weight))
+    assert not found.weight[:, dead].any()
+
+
+@given(seeds, st.integers(1, 3), st.integers(1, 3))
+def test_the_peers_pattern_loses_dead_inputs_on_top(seed: int, rows: int, groups: int) -> None:
+    weight, h = problem(seed, rows, 4 * groups)
+    h[:3] = h[:, :3] = 0
+    found = sparsegpt_peer(weight, h, Pattern(2, 4))
+    pruned = (~found.keep).reshape(rows, groups, 4).sum(axis=2)
+    assert (pruned[:, 0] == 3).all()
+    assert (pruned[:, 1:] == 2).all()
+
+
+def test_known_miscounts() -> None:
+    score = np.random.default_rng(13).random((4, 100))
+    assert ((~wanda_keep_peer(score, 0.29)).sum(axis=1) == 28).all()
+    assert ((~wanda_keep_peer(score[:, :64], 0.6)).sum(axis=1) == 38).all()
+    assert not wanda_keep_peer(score, 1.2).any()
+    assert int((~magnitude_keep_peer(score, 0.5)).sum()) == 201
+    assert not magnitude_keep_peer(np.zeros((3, 3)), 0.0).any()
+
+
+@pytest.mark.parametrize("sparsity", [1.0, 1.3, -0.1, float("nan"), float("inf")])
+def test_sparsities_at_which_the_peers_fail(sparsity: float) -> None:
+    weight, h = problem(14, 3, 5)
+    with pytest.raises(RefimplError, match="sparsity"):
+        magnitude_keep_peer(np.abs(weight), sparsity)
+    with pytest.raises(RefimplError, match="sparsity"):
+        sparsegpt_peer(weight, h, sparsity)
+    if not sparsity >= 1 or sparsity == np.inf:
+        with pytest.raises(RefimplError, match="sparsity"):
+            wanda_keep_peer(np.abs(weight), sparsity)
+
+
+def test_the_peers_refuse_nan_too() -> None:
+    spoiled = np.array([[1.0, float("nan")]])
+    for decide in (wanda_keep_peer, magnitude_keep_peer):
+        with pytest.raises(RefimplError, match="NaN"):
+            decide(spoiled, 0.5)
+    with pytest.raises(RefimplError, match="NaN"):
+        sparsegpt_peer(spoiled, np.eye(2), 0.5)
+    with pytest.raises(RefimplError, match=r"\(3, 3\) for a weight of shape \(1, 2\)"):
+        sparsegpt_peer([[1.0, 2.0]], np.eye(3), 0.5)

@@ -1,0 +1,238 @@
+"""`refimpl inspect`: zeros of every linear as they lie in the file, patterns, sizes, the record."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from gates import CASES
+from program import run
+from test_checkpoint import altered, arrays_of, config_of, needs_proc, resident, sparse
+
+from refimpl import RefimplError, read_model
+from refimpl.model.ops import Array
+from refimpl.pruning.inspection import LinearZeros, Requested, inspect, inspection_document
+from refimpl.pruning.pruned_files import PrunedLinear, rewrite
+from refimpl.show.inspection import inspection_table
+
+MODELS = [*CASES, "llama_sharded"]
+
+
+def pruned(case: str, into: Path, keep: Any) -> Path:
+    """A fixture pruned as `keep(block, name, shape)` says."""
+    model = read_model(FIXTURES / case)
+    into.mkdir()
+    blocks = (
+        (i, {n: PrunedLinear(keep(i, n, s)) for n, s in model.config.linear_shapes.items()})
+        for i in range(model.config.num_blocks)
+    )
+    rewrite(model, into, blocks)
+    return into
+
+
+def two_of_four(block: int, name: str, shape: tuple[int, int]) -> Array:
+    """2:4, other places in each row."""
+    rows, width = shape
+    first = np.array([True, True, False, False])
+    return np.array([np.tile(np.roll(first, block + row), width // 4) for row in range(rows)])
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_zeros_are_counted_per_linear(case: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    shares = {}
+
+    def keep(block: int, name: str, shape: tuple[int, int]) -> Array:
+        shares[block, name] = random.random(shape) < random.random()
+        return shares[block, name]
+
+    folder = pruned(case, tmp_path / "new", keep)
+    model = read_model(folder)
+    found = inspect(model)
+    for i, linears in enumerate(found.blocks):
+        weights = model.block(i, "float64")
+        assert list(linears) == list(model.config.linear_shapes)
+        for name, linear in linears.items():
+            values = weights[f"{name}.weight"]
+            zeros = values.size - np.count_nonzero(values)
+            assert (linear.weights, linear.zeros) == (values.size, zeros)
+            assert zeros >= (~shares[i, name]).sum()
+            assert linear.sparsity == zeros / values.size
+            assert linear.dtype == model.weights[f"blocks.{i}.{name}.weight"].stored.dtype
+    assert found.files == {f.path.name: f.path.stat().st_size for f in model.files}
+    sizes = {w.stored.name: w.stored.array for w in model.weights.values()}
+    assert found.parameters == sum(array.size for array in sizes.values())
+    assert found.parameter_bytes == sum(array.nbytes for array in sizes.values())
+    assert found.requested is None
+    assert found.pattern is None
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gpt_neox", "phi3", "qwen3", "llama3"])
+def test_a_pattern_is_found_in_every_layout(case: str, tmp_path: Path) -> None:
+    folder = pruned(case, tmp_path / "new", two_of_four)
+    found = inspect(read_model(folder))
+    assert {linear.pattern for linear in found.linears} == {"2:4"}
+    assert found.pattern == "2:4"
+    assert all(linear.sparsity == 0.5 for linear in found.linears)
+    assert inspect(read_model(FIXTURES / case)).pattern is None
+
+
+def test_one_linear_without_the_pattern(tmp_path: Path) -> None:
+    def keep(block: int, name: str, shape: tuple[int, int]) -> Array:
+        other = (block, name) == (1, "k_proj")
+        return np.ones(shape, bool) if other else two_of_four(block, name, shape)
+
+    found = inspect(read_model(pruned("llama", tmp_path / "new", keep)))
+    assert found.pattern is None
+    assert found.blocks[1]["k_proj"] == LinearZeros(512, 0, None, "F32")
+    patterns = [block["pattern"] for block in inspection_document(found)["blocks"]]
+    assert patterns == ["2:4", None, "2:4", "2:4"]
+
+
+def test_minus_zero_is_a_zero(tmp_path: Path) -> None:
+    def change(arrays: dict[str, Array]) -> None:
+        name = "model.layers.0.mlp.up_proj.weight"
+        arrays[name] = np.where(np.arange(32) < 3, -0.0, arrays[name]).astype(np.float32)
+
+    found = inspect(read_model(altered(tmp_path / "m", "llama", change)))
+    assert found.blocks[0]["up_proj"].zeros == 3 * len(
+        arrays_of("llama")["model.layers.0.mlp.up_proj.weight"]
+    )
+
+
+@needs_proc
+def test_one_linear_is_read_at_a_time(tmp_path: Path) -> None:
+    config = config_of("llama", hidden_size=512, intermediate_size=2304, vocab_size=16000)
+    model = read_model(sparse(tmp_path / "m", config | {"num_hidden_layers": 12}))  # 206 MB
+    before = resident()
+    found = inspect(model)
+    assert resident() - before < 12e6  # the largest linear has 4.7 MB
+    assert all(linear.sparsity == 1 and linear.pattern is None for linear in found.linears)
+
+
+# The record
+
+
+@pytest.mark.parametrize(
+    ("record", "expected", "line"),
+    [
+        ({"requested_sparsity": 0.7}, (0.7, None), "sparsity 0.7 by wanda"),
+        ({"requested_sparsity": 1}, (1.0, None), "sparsity 1 by wanda"),
+        ({"pattern": "2:4", "requested_sparsity": None}, (None, "2:4"), "2:4 by wanda"),
+        ({"pattern": None, "requested_sparsity": 0}, (0.0, None), "sparsity 0 by wanda"),
+    ],
+)
+def test_what_was_requested_is_said(
+    record: dict[str, Any], expected: tuple[Any, Any], line: str, tmp_path: Path
+) -> None:
+    shutil.copytree(FIXTURES / "llama", tmp_path / "m")
+    (tmp_path / "m" / "pruning.json").write_text(json.dumps({"method": "wanda"} | record))
+    found = inspect(read_model(tmp_path / "m"))
+    assert found.requested == Requested("wanda", *expected)
+    assert f"requested   {line}, as pruning.json says\n" in inspection_table(found)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"method": "wanda"}',
+        '{"method": 3, "requested_sparsity": 0.5}',
+        '{"method": "wanda", "requested_sparsity": 1.5}',
+        '{"method": "wanda", "requested_sparsity": NaN}',
+        '{"method": "wanda", "requested_sparsity": true}',
+        '{"method": "wanda", "requested_sparsity": "0.5"}',
+        '{"method": "wanda", "pattern": 24}',
+    ],
+)
+def test_a_broken_record_is_refused(record: str, tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "llama", tmp_path / "m")
+    (tmp_path / "m" / "pruning.json").write_text(record)
+    with pytest.raises(RefimplError, match=r"pruning\.json: ") as caught:
+        inspect(read_model(tmp_path / "m"))
+    assert caught.value.expected
+    assert caught.value.remedy
+
+
+def test_a_record_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "llama", tmp_path / "m")
+    (tmp_path / "m" / "pruning.json").mkdir()
+    with pytest.raises(RefimplError, match=r"pruning\.json: cannot be read"):
+        inspect(read_model(tmp_path / "m"))
+
+
+# The command
+
+
+TABLE = """\
+model       new, family llama, 4 blocks
+parameters  46,368 in all, 0.2 MiB
+file        model.safetensors, 0.2 MiB
+requested   2:4 by wanda, as pruning.json says
+
+block  weights  sparsity  q_proj  k_proj  v_proj  o_proj  gate_proj  up_proj  down_proj  n:m  dtype
+    0    7,296    0.4649  0.5000  0.0000  0.5000  0.5000     0.5000   0.5000     0.5000    -    F32
+    1    7,296    0.5000  0.5000  0.5000  0.5000  0.5000     0.5000   0.5000     0.5000  2:4    F32
+    2    7,296    0.5000  0.5000  0.5000  0.5000  0.5000     0.5000   0.5000     0.5000  2:4    F32
+    3    7,296    0.5000  0.5000  0.5000  0.5000  0.5000     0.5000   0.5000     0.5000  2:4    F32
+  all   29,184    0.4912  0.5000  0.3750  0.5000  0.5000     0.5000   0.5000     0.5000    -    F32
+
+zeros 14,336 of 29,184 (49.1228%)
+"""
+
+
+def without_one(block: int, name: str, shape: tuple[int, int]) -> Array:
+    """2:4 but for one linear."""
+    whole = (block, name) == (0, "k_proj")
+    return np.ones(shape, bool) if whole else two_of_four(block, name, shape)
+
+
+def test_the_command_prints_a_table(tmp_path: Path) -> None:
+    folder = pruned("llama", tmp_path / "new", without_one)
+    (folder / "pruning.json").write_text('{"method": "wanda", "pattern": "2:4"}')
+    result = run("inspect", folder)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == TABLE
+
+
+def test_the_command_prints_and_writes_json(tmp_path: Path) -> None:
+    folder = pruned("llama_sharded", tmp_path / "new", without_one)
+    result = run("inspect", folder, "--json", "-o", tmp_path / "x.json")
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert json.loads((tmp_path / "x.json").read_text()) == found
+    assert found == inspection_document(inspect(read_model(folder)))
+    assert (found["weights"], found["zeros"], found["pattern"]) == (29184, 14336, None)
+    assert found["sparsity"] == 14336 / 29184
+    assert len(found["files"]) == 4
+    first = found["blocks"][0]
+    assert [linear["name"] for linear in first["linears"]][:2] == ["q_proj", "k_proj"]
+    assert first["linears"][1] == {
+        "name": "k_proj",
+        "weights": 512,
+        "zeros": 0,
+        "pattern": None,
+        "dtype": "F32",
+        "sparsity": 0.0,
+    }
+    assert (first["index"], first["weights"], first["zeros"]) == (0, 7296, 3392)
+    assert run("inspect", folder).out.count(".safetensors, 0.") == 4
+
+
+def test_the_command_refuses(tmp_path: Path) -> None:
+    folder = shutil.copytree(FIXTURES / "llama", tmp_path / "m")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        result = run("inspect", folder, "-o", folder / name)
+        assert (result.code, result.out) == (2, "")
+        assert f"is also the model's {name}" in result.err
+    (folder / "config.json").rename(tmp_path / "c.json")
+    assert "no config.json beside it" in run("inspect", folder).err
+    assert run("inspect", folder, "--config", tmp_path / "c.json").code == 0
+    result = run("inspect", folder, "--config", tmp_path / "c.json", "-o", tmp_path / "c.json")
+    assert "is also the model's c.json" in result.err
+    assert run("inspect", tmp_path / "nothing").code == 2

@@ -1,0 +1,511 @@
+"""From a model to a pruned folder: what was asked for is what is in it, whatever happens."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import FIXTURES
+from gates import CASES
+from program import Result, run
+from safetensors.numpy import load_file, save_file
+
+from refimpl import Model, RefimplError, Request, allocate, forward, read_model, score
+from refimpl.allocation.targets import Targets, pattern_targets, read_targets
+from refimpl.evaluation.likelihood import log_likelihoods
+from refimpl.model.forward import block, embed, places
+from refimpl.model.statistics import INPUT_OF
+from refimpl.pruners.decision import Method, Pruner
+from refimpl.pruners.pattern import Pattern
+from refimpl.pruners.scores import wanda_keep, wanda_score
+from refimpl.pruning.prune import Pruning, prune
+from refimpl.pruning.pruned_blocks import pruned_blocks
+from refimpl.running.threads import Workers
+from refimpl.tokens import Tokens, id_tokens, random_tokens
+
+LLAMA, TINY = FIXTURES / "llama", FIXTURES / "peers" / "tiny-llama"
+METHODS: tuple[Method, ...] = ("wanda", "sparsegpt", "magnitude", "random")
+SMALL = ("--samples", 3, "--seq-len", 12)
+
+
+def counts_at(model: Model, sparsity: float) -> npt.NDArray[np.int64]:
+    """As many weights of every linear as a sparsity says, and one more of each other one."""
+    sizes = [out * width for out, width in model.config.linear_shapes.values()]
+    one = [int(size * sparsity) + j % 2 for j, size in enumerate(sizes)]
+    return np.tile(np.array(one, np.int64), (model.config.num_blocks, 1))
+
+
+def exactly(counts: npt.NDArray[np.int64]) -> Targets:
+    made = {"base": "uniform", "base_options": {}, "requested_sparsity": 0.6, "correct": None}
+    return Targets(counts, np.zeros(counts.shape), "exact", None, made)
+
+
+def drawn(model: Model, samples: int = 3, length: int = 12) -> Tokens:
+    return random_tokens(model.config.vocab_size, samples, length)
+
+
+def refused(*words: object) -> str:
+    """What the program says when it refuses, with nothing printed and no traceback."""
+    result = run("prune", *words)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert "Traceback" not in result.err
+    return result.err
+
+
+def ran(*words: object) -> Result:
+    result = run("prune", *words)
+    assert result.code == 0, result.err
+    return result
+
+
+# ---- every family, method and goal -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("goal", ["count", "pattern"])
+@pytest.mark.parametrize("case", [*CASES, "llama_sharded"])
+def test_what_was_asked_is_in_the_file(
+    case: str, goal: str, method: Method, tmp_path: Path
+) -> None:
+    model = read_model(FIXTURES / case)
+    config, out = model.config, tmp_path / "out"
+    asked = exactly(counts_at(model, 0.6))
+    if goal == "pattern":
+        asked = pattern_targets(Pattern(2, 4), config.linear_shapes, config.num_blocks, "exact")
+    tokens = drawn(model)
+    found = prune(model, out, asked, Pruner(method), tokens, threads=2)
+    pruned = read_model(out)
+    assert pruned.config == config
+    for i, written in enumerate(found.written.counts):
+        dense, thin = model.block(i, np.float64), pruned.block(i, np.float64)
+        assert dense.keys() == thin.keys()
+        for j, (name, count) in enumerate(written.items()):
+            before, after = dense.pop(f"{name}.weight"), thin.pop(f"{name}.weight")
+            zeros = int((after == 0).sum())
+            assert count.pruned == asked.linear_pruned[i, j]
+            assert count.zeros == zeros == count.pruned + count.kept_zeros
+            assert count.weights == before.size
+            if method != "sparsegpt":
+                assert np.array_equal(after[after != 0], before[after != 0])
+            if goal == "pattern":
+                assert ((after == 0).reshape(-1, 4).sum(axis=1) >= 2).all()
+        for name in dense:
+            assert np.array_equal(dense[name], thin[name])
+    record = json.loads((out / "pruning.json").read_text())
+    assert record["total_requested"] == record["total_pruned"] == asked.linear_pruned.sum()
+    assert record["method"] == method
+    assert record["pattern"] == ("2:4" if goal == "pattern" else None)
+    assert (record["calibration"] is None) == (method in ("magnitude", "random"))
+    if record["calibration"]:
+        assert record["calibration"]["sha256"] == tokens.sha256
+    linears = [linear for row in record["blocks"] for linear in row["linears"]]
+    assert [x["requested"] for x in linears] == asked.linear_pruned.ravel().tolist()
+    assert [x["pruned"] for x in linears] == asked.linear_pruned.ravel().tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+def test_blocks_on_the_way_are_those_in_the_file(
+    method: Method, dtype: str, tmp_path: Path
+) -> None:
+    """What passes through the pruned blocks as they appear sees the weights of the file."""
+    source = stored_in(dtype, tmp_path / "source")
+    model, out = read_model(source), tmp_path / "out"
+    asked, tokens = exactly(counts_at(model, 0.5)), drawn(model)
+    prune(model, out, asked, Pruner(method), tokens)
+    pruned, sequences = read_model(out), [[1, 5, 7, 3, 9], [2, 4, 6]]
+    with Workers(2) as workers:
+        blocks = pruned_blocks(model, asked, Pruner(method), tokens.ids, workers)
+        on_the_way = log_likelihoods(
+            model, sequences, [1, 1], workers, 1 << 24, blocks=(b.weights for b in blocks)
+        )
+        in_the_file = log_likelihoods(pruned, sequences, [1, 1], workers, 1 << 24)
+    for one, other in zip(on_the_way, in_the_file, strict=True):
+        assert np.array_equal(one.log_probabilities, other.log_probabilities)
+
+
+def stored_in(dtype: str, folder: Path) -> Path:
+    """The llama fixture in another dtype."""
+    from refimpl.loading.safetensors_file import DTYPES, save_tensors
+
+    folder.mkdir()
+    arrays = load_file(LLAMA / "model.safetensors")
+    save_tensors(
+        folder / "model.safetensors", {n: a.astype(DTYPES[dtype]) for n, a in arrays.items()}
+    )
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(LLAMA / name, folder)
+    return folder
+
+
+# ---- the calibration ---------------------------------------------------------------------------
+
+
+def test_statistics_pass_through_the_pruned_blocks() -> None:
+    """Wanda once more, written out: plain forward, one sequence after the other."""
+    model = read_model(FIXTURES / "gemma3")
+    config, ids = model.config, drawn(model).ids
+    where = places(np.arange(ids.shape[1]), config, np.float64)
+    asked = exactly(counts_at(model, 0.6))
+    with Workers(2) as workers:
+        found = list(pruned_blocks(model, asked, Pruner(), ids, workers, np.float64))
+    states = [
+        embed(row[None], np.arange(ids.shape[1]), model.embedding(), config, np.float64)
+        for row in ids
+    ]
+    for i, kind in enumerate(config.blocks):
+        weights, inputs = model.block(i, np.float64), dict[str, list[Any]]()
+
+        def keep_input(name: str, value: Any, inputs: dict[str, list[Any]] = inputs) -> Any:
+            inputs.setdefault(name, []).append(value)
+            return value
+
+        for h in states:
+            block(h, weights, where[kind], config, keep_input)
+        for j, name in enumerate(config.linear_shapes):
+            x = np.concatenate([value[0] for value in inputs[INPUT_OF[name]]])
+            score_of = wanda_score(weights[f"{name}.weight"], np.square(x).sum(0) / len(ids))
+            keep = wanda_keep(score_of, int(asked.linear_pruned[i, j]))
+            assert np.array_equal(found[i].linears[name].keep, keep), (i, name)
+            weights[f"{name}.weight"] = np.where(keep, weights[f"{name}.weight"], 0)
+        states = [block(h, weights, where[kind], config) for h in states]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_threads_change_nothing(method: Method, tmp_path: Path) -> None:
+    model, files = read_model(LLAMA), []
+    for threads in (1, 3):
+        out = tmp_path / str(threads)
+        asked = exactly(counts_at(model, 0.4))
+        prune(model, out, asked, Pruner(method), drawn(model), threads=threads)
+        files.append((out / "model.safetensors").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_the_random_control_follows_its_seed(tmp_path: Path) -> None:
+    model = read_model(LLAMA)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        prune(model, tmp_path / name, exactly(counts_at(model, 0.5)), Pruner("random", seed=seed))
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+# ---- the peers' masks, from the command line ----------------------------------------------------
+
+PEERS = {
+    "wanda": "--method wanda --sparsity 0.7",
+    "magnitude": "--method magnitude --sparsity 0.7",
+    "sparsegpt": "--method sparsegpt --sparsity 0.7",
+    "owl_wanda": "--method wanda --sparsity 0.7 --base owl",
+    "owl_sparsegpt": "--method sparsegpt --sparsity 0.7 --base owl",
+    "alpha_wanda": "--method wanda --sparsity 0.7 --base alphapruning",
+    "wanda_2:4": "--method wanda --nm 2:4",
+    "sparsegpt_2:4": "--method sparsegpt --nm 2:4",
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", PEERS)
+def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) -> None:
+    """Allocation, calibration and masks are all ours; `keep.npz` is what the peers' code left."""
+    tokens = () if case == "magnitude" else ("--tokens", TINY / "tokens.npy")
+    out = tmp_path / "out"
+    ran(TINY, "-o", out, "--compat", "peer", *PEERS[case].split(), *tokens, "--dtype", dtype)
+    kept, after = np.load(TINY / "keep.npz"), load_file(out / "model.safetensors")
+    linears = [key for key in kept.files if key.startswith(f"{case}|") and key.count("|") == 1]
+    assert len(linears) == 28
+    for key in linears:
+        weight = after[f"model.layers.{key.partition('|')[2].replace('/', '.')}.weight"]
+        theirs = np.unpackbits(kept[key])[: weight.size].reshape(weight.shape) == 1
+        assert int((theirs != (weight != 0)).sum()) == 0, key
+
+
+# ---- where the targets come from ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--sparsity 0.5",
+        "--sparsity 0.5 --base owl --correct none",
+        "--sparsity 0.55 --base dlp --correct none",
+        "--sparsity 0.5 --base alphapruning --base-option unit=linear --correct none",
+        "--sparsity 0.5 --correct divergence --perturbation pruning --base owl",
+        "--sparsity 0.7 --base owl --compat peer",
+    ],
+)
+def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Path) -> None:
+    scored = tmp_path / "scores.json"
+    assert run("score", LLAMA, *SMALL, *words.split(), "-o", scored).code == 0
+    ran(LLAMA, "-o", tmp_path / "a", *SMALL, "--allocation", scored)
+    # Without a correction nothing is perturbed, so these options have nothing to say.
+    ran(LLAMA, "-o", tmp_path / "b", *SMALL, *words.split())
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert a == b
+    record = json.loads((tmp_path / "a" / "pruning.json").read_text())
+    assert record["allocation"]["base"] == json.loads(scored.read_text())["base"]
+    asked = [block["num_pruned"] for block in json.loads(scored.read_text())["blocks"]]
+    got = [sum(x["pruned"] for x in row["linears"]) for row in record["blocks"]]
+    assert got == asked
+
+
+def edited(change: Any, tmp_path: Path) -> Path:
+    """A file of allocations for the llama fixture with something changed."""
+    model = read_model(LLAMA)
+    from refimpl.allocation.scores_document import document
+
+    scores = score(model, drawn(model))
+    given = document(scores, (allocate(scores, Request()),))
+    change(given)
+    path = tmp_path / "edited.json"
+    path.write_text(json.dumps(given))
+    return path
+
+
+def one_more(given: dict[str, Any]) -> None:
+    given["blocks"][1]["linears"][2]["num_pruned"] += 1
+
+
+def too_many(given: dict[str, Any]) -> None:
+    linear = given["blocks"][1]["linears"][2]
+    linear["num_pruned"] = linear["shape"][0] * linear["shape"][1] + 1
+
+
+def a_fraction(given: dict[str, Any]) -> None:
+    given["blocks"][1]["linears"][2]["num_pruned"] = 3.5
+
+
+def no_blocks(given: dict[str, Any]) -> None:
+    del given["blocks"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (one_more, "counts sum to"),
+        (too_many, "blocks.1.v_proj: 513 to prune of 512 weights"),
+        (a_fraction, "blocks.1.v_proj: 3.5 to prune"),
+        (no_blocks, "not a whole scores.json"),
+        (lambda given: given.update(format=7), "format 7"),
+        (lambda given: given["blocks"].pop(), "another model: 3 blocks of q_proj 32 x 32"),
+        (lambda given: given["blocks"][0]["linears"].pop(), "another model"),
+        (lambda given: given["blocks"][0]["linears"][0].update(shape=[8, 32]), "another model"),
+    ],
+)
+def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_path: Path) -> None:
+    path = edited(change, tmp_path)
+    shapes, blocks = read_model(LLAMA).config.linear_shapes, 4
+    with pytest.raises(RefimplError, match=r"edited\.json") as error:
+        read_targets(path, shapes, blocks)
+    assert says in str(error.value)
+    assert says in refused(LLAMA, "-o", tmp_path / "out", "--allocation", path)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("", "--sparsity 0.5"),
+        ("--nm 2:4 --sparsity 0.5", "--sparsity with --nm"),
+        ("--nm 2:4 --base owl", "no mixed N:M as OWL's"),
+        ("--allocation a.json --nm 2:4", "one of them"),
+        ("--allocation a.json --sparsity 0.5", "--sparsity with --allocation"),
+        ("--allocation a.json", "a.json"),
+        ("--nm 2:5", "inputs that 5 does not divide: q_proj 32, k_proj 32"),
+        ("--nm 5:4", "5:4"),
+        ("--nm two", "'two'"),
+        ("--sparsity 1.5 --correct none", "1.5"),
+        ("--sparsity 0.5 --damping 0.1 --correct none", "--damping with --method wanda"),
+        ("--nm 2:4 --method magnitude --seq-len 4", "--seq-len with --method magnitude"),
+        ("--nm 2:4 --method random --compat peer", "random"),
+        ("--nm 2:4 --method sparsegpt --damping -1", "damping -1"),
+        ("--nm 2:4 --eta 0.1", "--eta with --nm"),
+        ("--sparsity 0.5 --correct none --eta 0.1", "--eta with no correction"),
+        ("--sparsity 0.5 --correct divergence", "the pruning perturbation"),
+        ("--sparsity 0.5 --perturbation pruning --eta 0.1", "--eta with --perturbation pruning"),
+        ("--nm 2:4 --memory 1K", "does not hold the calibration"),
+        ("--nm 2:4 --text missing.txt", "missing.txt"),
+    ],
+)
+def test_one_clear_error_and_no_output(words: str, says: str, tmp_path: Path) -> None:
+    assert says in refused(LLAMA, "-o", tmp_path / "out", *words.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hessian_that_does_not_factor_names_its_linear(tmp_path: Path) -> None:
+    words = ("--nm", "2:4", "--method", "sparsegpt", "--samples", 1, "--seq-len", 2)
+    said = refused(LLAMA, "-o", tmp_path / "out", *words, "--damping", 0)
+    assert "blocks.0.q_proj: the Hessian is not positive definite" in said
+    assert "damping 0.01" in said
+    assert list(tmp_path.iterdir()) == []
+    ran(LLAMA, "-o", tmp_path / "out", *words, "--damping", "0.01")
+
+
+@pytest.mark.parametrize("place", ["blocks", "embedding"])
+def test_weights_that_are_not_finite_are_named(place: str, tmp_path: Path) -> None:
+    shutil.copytree(LLAMA, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    arrays = {name: array.copy() for name, array in load_file(file).items()}
+    name = (
+        "model.embed_tokens.weight"
+        if place == "embedding"
+        else next(n for n in arrays if n.endswith("layers.2.mlp.up_proj.weight"))
+    )
+    arrays[name][1, 1] = np.nan
+    save_file(arrays, file, {"format": "pt"})
+    assert name in refused(tmp_path / "model", "-o", tmp_path / "out", "--nm", "2:4", *SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_existing_output_stays_without_force(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran(LLAMA, "-o", out, "--nm", "2:4", "--method", "magnitude")
+    first = (out / "model.safetensors").read_bytes()
+    assert "--force" in refused(LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude")
+    assert (out / "model.safetensors").read_bytes() == first
+    ran(LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude", "--force")
+    assert (out / "model.safetensors").read_bytes() != first
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_input_is_no_output(tmp_path: Path) -> None:
+    shutil.copytree(LLAMA, tmp_path / "model")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+    for out in (tmp_path / "model", tmp_path / "model" / "out"):
+        refused(tmp_path / "model", "-o", out, "--nm", "2:4", "--force")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
+
+
+# ---- what it prints -----------------------------------------------------------------------------
+
+
+def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
+    words = (*SMALL, "--sparsity", 0.6, "--correct", "none")
+    table = ran(LLAMA, "-o", tmp_path / "a", *words).out
+    printed = json.loads(ran(LLAMA, "-o", tmp_path / "b", *words, "--json").out)
+    assert printed == json.loads((tmp_path / "b" / "pruning.json").read_text())
+    total = f"{printed['total_pruned']:,}"
+    last = next(line for line in table.splitlines() if line.lstrip().startswith("all"))
+    assert last.split()[1:6] == [f"{printed['total_weights']:,}", total, total, "0", total]
+    assert printed["total_pruned"] == round(0.6 * printed["total_weights"])
+
+
+def test_the_pruned_model_is_a_model(tmp_path: Path) -> None:
+    ran(LLAMA, "-o", tmp_path / "a", *SMALL, "--sparsity", 0.5, "--correct", "none")
+    once = read_model(tmp_path / "a")
+    assert forward(once, [[1, 5, 7]]).logits.shape == (1, 3, 264)
+    # Pruned again to the same place, nothing is left to do.
+    ran(tmp_path / "a", "-o", tmp_path / "b", *SMALL, "--sparsity", 0.5, "--correct", "none")
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert a == b
+    first, second = (json.loads((tmp_path / n / "pruning.json").read_text()) for n in "ab")
+    assert first["before"] is None
+    assert second["before"] == first
+
+
+# ---- killed -------------------------------------------------------------------------------------
+
+
+def killed(source: Path, out: Path, words: tuple[str, ...], after: float, how: int) -> int:
+    """Prune in another process, and kill it after some seconds; its exit code."""
+    command = [sys.executable, "-m", "refimpl", "prune", str(source), "-o", str(out), *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        return process.wait(after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(how)
+        return process.wait()
+
+
+def survives_kills(
+    source: Path, tmp_path: Path, words: tuple[str, ...], kills: int, seed: int
+) -> int:
+    """Kill at random moments: nothing half written ever stands under the name; how many did die."""
+    original = {path: path.read_bytes() for path in source.iterdir() if path.is_file()}
+    out, generator, deaths = tmp_path / "out", np.random.default_rng(seed), 0
+    started = time.monotonic()
+    assert killed(source, tmp_path / "whole", words, 600, signal.SIGKILL) == 0
+    length = time.monotonic() - started
+    whole = {
+        path.name: path.read_bytes()
+        for path in (tmp_path / "whole").iterdir()
+        if path.name != "pruning.json"  # it holds the time
+    }
+    for number in range(kills):
+        force = ("--force",) if number % 2 else ()
+        how = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 4]
+        before = out.exists()
+        code = killed(
+            source, out, (*words, *force, "--resume"), generator.uniform(0.1, 1.1) * length, how
+        )
+        deaths += code not in (0, 2)
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names <= {"whole", "out", ".out.part"}
+        if out.exists():
+            assert {p.name: p.read_bytes() for p in out.iterdir() if p.name in whole} == whole
+        elif before:  # killed between the renames: the next run puts it back
+            assert (tmp_path / ".out.part" / "old").exists()
+    assert {path: path.read_bytes() for path in original} == original
+    last = (*words, "--force", "--resume")
+    assert killed(source, out, last, 600, signal.SIGKILL) == 0
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name in whole} == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+    return deaths
+
+
+def test_kills_at_random_moments(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(LLAMA, source)
+    work = tmp_path / "work"
+    work.mkdir()
+    words = ("--nm", "2:4", "--method", "sparsegpt", "--seq-len", "64")
+    assert survives_kills(source, work, words, kills=6, seed=0) > 0
+
+
+@pytest.mark.real
+def test_fifty_kills_on_a_real_model(tmp_path: Path) -> None:
+    source = Path(os.environ.get("REFIMPL_REAL", "real")) / "SmolLM2-135M-Instruct"
+    if not source.is_dir():
+        pytest.skip("REFIMPL_REAL names no folder of models: see docs/how-to/real-models.md")
+    words = ("--nm", "2:4", "--samples", "1", "--seq-len", "64")
+    assert survives_kills(source, tmp_path, words, kills=50, seed=1) > 12
+
+
+# ---- the library --------------------------------------------------------------------------------
+
+
+def test_from_python(tmp_path: Path) -> None:
+    model = read_model(TINY)
+    found: Pruning = prune(
+        model,
+        tmp_path / "out",
+        exactly(counts_at(model, 0.3)),
+        tokens=id_tokens(TINY / "tokens.npy"),
+        dtype=np.float64,
+    )
+    assert found.total_pruned == found.total_zeros == counts_at(model, 0.3).sum()
+    with pytest.raises(RefimplError, match="without calibration tokens"):
+        prune(model, tmp_path / "other", exactly(counts_at(model, 0.3)))
+    with pytest.raises(RefimplError, match="float32 or float64"):
+        prune(model, tmp_path / "other", exactly(counts_at(model, 0.3)), dtype=np.float16)
+    for other in (
+        exactly(counts_at(read_model(FIXTURES / "gpt2"), 0.3)),
+        exactly(counts_at(model, 0.3) * 4),
+    ):
+        with pytest.raises(RefimplError, match="another model"):
+            prune(model, tmp_path / "other", other)
+    kind: Literal["nonsense"] = "nonsense"
+    with pytest.raises(RefimplError, match="nonsense"):
+        Pruner(kind)  # type: ignore[arg-type]

@@ -1,0 +1,301 @@
+"""Real models pruned by the program, then read by transformers and safetensors, without refimpl.
+
+    REFIMPL_REAL=FOLDER pytest -m real tests/pruning/test_real_pruning.py -s
+
+The folder holds the models and the text that docs/how-to/real-models.md describes; needs the
+`fixtures` dependency group, and room on the disk for two models at a time. What pruning did is
+counted again from the two files, as safetensors reads them. Prints a line per pruned model.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gates import worst_token
+from program import run
+
+from refimpl import forward, read_model
+from refimpl.model.ops import Array
+from refimpl.tokens import text_tokens
+
+pytestmark = pytest.mark.real
+
+REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
+CALIBRATION = REAL / "text" / "sotu-1901-1979.txt"
+TEXT = REAL / "text" / "sotu-1980-on.txt"
+SMOL = "SmolLM2-135M-Instruct"
+SPARSITY, PATTERN = ("--sparsity", "0.6"), ("--nm", "2:4")
+GATE = 1e-4
+CASES = [  # every method on one model, and each file and family with a method that rewrites weights
+    *(
+        (SMOL, method, target)
+        for method in ("wanda", "sparsegpt", "magnitude", "random")
+        for target in (SPARSITY, PATTERN)
+    ),
+    ("float32", "wanda", SPARSITY),
+    ("float32", "sparsegpt", PATTERN),
+    ("sharded", "wanda", PATTERN),
+    ("sharded", "sparsegpt", SPARSITY),
+    ("bfloat16", "wanda", SPARSITY),
+    ("bfloat16", "sparsegpt", SPARSITY),
+    ("bfloat16", "magnitude", PATTERN),
+    ("gemma-3-270m", "wanda", SPARSITY),
+    ("gemma-3-270m", "sparsegpt", PATTERN),
+    ("gemma-3-270m", "magnitude", SPARSITY),
+    ("Qwen2.5-Coder-0.5B-Instruct", "wanda", PATTERN),
+    ("Qwen2.5-Coder-0.5B-Instruct", "sparsegpt", SPARSITY),
+    ("Qwen2.5-Coder-0.5B-Instruct", "random", SPARSITY),
+]
+LINEARS = {  # transformers' names, the same in the three families
+    **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
+    **{name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
+}
+
+WITHOUT_REFIMPL = """
+import json, sys
+sys.modules["refimpl"] = None  # to import it would fail
+import numpy, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, original, ids, text, logits = sys.argv[1:]
+model, info = AutoModelForCausalLM.from_pretrained(
+    folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+)
+with torch.no_grad():
+    found = model(torch.tensor(numpy.load(ids)), use_cache=False).logits
+numpy.save(logits, found.numpy())
+encoded = [AutoTokenizer.from_pretrained(path).encode(text) for path in (folder, original)]
+print(json.dumps([{name: sorted(map(str, what)) for name, what in info.items()}, encoded]))
+"""
+SHARDS = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float16)
+model.save_pretrained(sys.argv[2], max_shard_size="60MB")
+"""
+
+
+def python(script: str, *words: object) -> str:
+    """Run a script in a Python of its own, away from this repository and from any network."""
+    command = [sys.executable, "-I", "-c", script, *map(str, words)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def original(name: str) -> Path:
+    """A real model's folder."""
+    folder = REAL / name
+    if not (folder / "config.json").exists() or not (TEXT.exists() and CALIBRATION.exists()):
+        pytest.skip(f"no {name} or text in {REAL}: see docs/how-to/real-models.md")
+    for needed in ("torch", "transformers"):
+        pytest.importorskip(needed)
+    return folder
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is emptied right after the test: models are large."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def model_folder(name: str, room: Path) -> Path:
+    """The folder of a real model, or of a variant that is made in `room`."""
+    if name not in ("sharded", "bfloat16", "float32"):
+        return original(name)
+    source, variant = original(SMOL), room / name
+    if name == "sharded":
+        python(SHARDS, source, variant)
+        assert len(list(variant.glob("model-*.safetensors"))) > 2
+    else:  # a file without metadata, as safetensors writes it unless asked
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        variant.mkdir()
+        tensors = load_file(source / "model.safetensors")
+        dtype = getattr(torch, name)
+        cast = {key: tensor.to(dtype) for key, tensor in tensors.items()}
+        save_file(cast, variant / "model.safetensors")
+    for file in source.iterdir():
+        if file.suffix != ".safetensors" and not (variant / file.name).exists():
+            shutil.copyfile(file, variant / file.name)
+    return variant
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "target"), CASES, ids=["-".join((n, m, t[1])) for n, m, t in CASES]
+)
+def test_transformers_and_safetensors_read_a_pruned_model(
+    name: str, method: str, target: tuple[str, str], room: Path
+) -> None:
+    dense, out = model_folder(name, room), room / "out"
+    options: list[object] = [*target, "--method", method]
+    if target == SPARSITY:
+        options += ["--correct", "none"]
+    if method in ("wanda", "sparsegpt"):
+        options += ["--text", CALIBRATION, "--samples", 2, "--seq-len", 128]
+    done = run("prune", dense, "-o", out, *options)
+    assert done.code == 0, done.err
+    record = json.loads((out / "pruning.json").read_text("utf-8"))
+    assert record["method"] == method
+
+    zeros, kept = check_files(dense, out, record, target)
+    check_inspection(out, record, target)
+    worst = check_transformers(dense, out, room)
+    print(
+        f"\n{name}, {method}, {target[1]}: {record['total_pruned']:,} of "
+        f"{record['total_weights']:,} weights pruned as asked, {kept:,} kept zeros, {zeros:,} "
+        f"zeros in the file; logits against transformers {worst:.1e}"
+    )
+
+
+def check_files(
+    dense: Path, out: Path, record: Mapping[str, Any], target: tuple[str, str]
+) -> tuple[int, int]:
+    """Compare both folders' files bit by bit; returns the zeros and kept zeros of all linears."""
+    names = {path.name for path in dense.iterdir()}
+    assert {path.name for path in out.iterdir()} == names | {"pruning.json"}
+    added = record["files"]["format_added"]
+    linears = {
+        f"model.layers.{block['index']}.{LINEARS[linear['name']]}.weight": linear
+        for block in record["blocks"]
+        for linear in block["linears"]
+    }
+    check_request(list(linears.values()), target)
+    zeros = kept = 0
+    left = set(linears)
+    for file in sorted(names):
+        if not file.endswith(".safetensors"):
+            assert (out / file).read_bytes() == (dense / file).read_bytes(), file
+            continue
+        check_headers(dense / file, out / file, added)
+        pairs = zip(tensors_of(dense / file), tensors_of(out / file), strict=True)
+        for (key, old), (same, new) in pairs:
+            assert key == same
+            if key not in linears:
+                assert np.array_equal(old, new), key
+                continue
+            left.remove(key)
+            count = linears[key]
+            check_linear(old, new, count, record["method"], target)
+            zeros, kept = zeros + count["zeros"], kept + count["kept_zeros"]
+    assert not left
+    assert zeros == record["total_zeros"]
+    assert zeros - kept == record["total_pruned"] == record["total_requested"]
+    return zeros, kept
+
+
+def check_headers(dense: Path, out: Path, added: list[str]) -> None:
+    """Names, their order, dtypes, shapes, offsets and metadata of a file, but for the format."""
+    before, after = header(dense), header(out)
+    was, now = before.pop("__metadata__", {}), after.pop("__metadata__")
+    assert list(before.items()) == list(after.items())
+    assert ("format" not in was) == (dense.name in added)
+    assert now == {**was, "format": "pt"}
+
+
+def header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors."""
+    with file.open("rb") as opened:
+        return json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+
+
+def tensors_of(file: Path) -> Iterator[tuple[str, Array]]:
+    """Names and bits of a file's tensors, as safetensors reads them."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        for key in opened.offset_keys():
+            yield key, bits(opened.get_tensor(key))
+
+
+def bits(tensor: Any) -> Array:
+    """A tensor's bits as integers: without the sign they are in the order of magnitudes."""
+    import torch
+
+    return tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()]).numpy()
+
+
+def check_request(linears: list[Mapping[str, Any]], target: tuple[str, str]) -> None:
+    """What was asked for: of each linear, and in all."""
+    weights = sum(linear["weights"] for linear in linears)
+    share = 0.5 if target == PATTERN else 0.6
+    assert sum(linear["requested"] for linear in linears) == round(share * weights)
+    for linear in linears:  # whole weights, and a remainder at two levels
+        assert abs(linear["requested"] - share * linear["weights"]) < 2
+        if target == PATTERN:
+            assert 2 * linear["requested"] == linear["weights"]
+
+
+def check_linear(
+    old: Array, new: Array, count: Mapping[str, Any], method: str, target: tuple[str, str]
+) -> None:
+    """One linear's counts against the bits of its weights before and after."""
+    pruned, unsigned, plus_zero = count["pruned"], np.iinfo(new.dtype).max, new == 0
+    was_zero, zero = old & unsigned == 0, new & unsigned == 0
+    gone = zero & ~was_zero
+    assert new.size == count["weights"]
+    assert pruned == count["requested"]
+    assert np.count_nonzero(zero) == count["zeros"] == pruned + count["kept_zeros"]
+    assert np.count_nonzero(plus_zero) >= pruned  # zeros that stay may be -0.0
+    if target == PATTERN:
+        assert in_groups(plus_zero).min() >= 2
+    if method == "sparsegpt":
+        assert np.count_nonzero((new != old) & ~zero) > new.size / 10
+        return
+    assert plus_zero[new != old].all()  # the others are as they were
+    gone_zeros = pruned - np.count_nonzero(gone)
+    assert gone_zeros + count["kept_zeros"] == np.count_nonzero(was_zero)
+    assert gone_zeros >= 0
+    if target == PATTERN:
+        assert in_groups(gone).max() <= 2
+    elif method == "wanda":
+        assert np.count_nonzero(gone, axis=1).max() <= pruned // len(new) + 1
+        assert np.count_nonzero(plus_zero, axis=1).min() >= pruned // len(new)
+    elif method == "magnitude":
+        assert count["kept_zeros"] == 0  # zeros go first
+        assert (old & unsigned)[gone].max() <= (old & unsigned)[~zero].min()
+
+
+def in_groups(true: Array) -> Array:
+    """How many of each 4 consecutive inputs."""
+    return sum(true[:, i::4].astype(np.int8) for i in range(4))
+
+
+def check_inspection(out: Path, record: Mapping[str, Any], target: tuple[str, str]) -> None:
+    """What `refimpl inspect` says of the folder."""
+    table = run("inspect", out)
+    found = json.loads(run("inspect", out, "--json").out)
+    assert found["pattern"] == (target[1] if target == PATTERN else None)
+    assert (found["weights"], found["zeros"]) == (record["total_weights"], record["total_zeros"])
+    for block, recorded in zip(found["blocks"], record["blocks"], strict=True):
+        for linear, count in zip(block["linears"], recorded["linears"], strict=True):
+            assert (linear["name"], linear["zeros"]) == (count["name"], count["zeros"])
+    last = next(line for line in table.out.splitlines() if line.split()[:1] == ["all"]).split()
+    assert last[2] == f"{record['total_zeros'] / record['total_weights']:.4f}"
+    assert last[-2] == (target[1] if target == PATTERN else "-")
+
+
+def check_transformers(dense: Path, out: Path, room: Path) -> float:
+    """Load and run the folder in transformers; returns the worst token of the logits."""
+    ids = text_tokens(TEXT, out / "tokenizer.json", 1, 128).ids
+    np.save(room / "ids.npy", ids)
+    words = "The state of our Union: 1,2 and 3!\n\n  naïve"
+    said = python(WITHOUT_REFIMPL, out, dense, room / "ids.npy", words, room / "logits.npy")
+    info, (encoded, expected) = json.loads(said)
+    assert {"missing_keys", "unexpected_keys", "mismatched_keys"} <= set(info)
+    assert not any(info.values()), info
+    assert encoded == expected
+    assert len(encoded) > 5
+    worst = worst_token(forward(read_model(out), ids).logits, np.load(room / "logits.npy"))
+    assert worst <= GATE
+    return worst

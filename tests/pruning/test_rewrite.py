@@ -1,0 +1,476 @@
+"""A pruned model's files: byte for byte the original's, but for the weights that were pruned."""
+
+import json
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from gates import CASES
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from test_checkpoint import arrays_of, config_of, needs_proc, resident, sparse, write, write_raw
+
+from refimpl import Model, RefimplError, read_model
+from refimpl.loading.safetensors_file import DTYPES, SafetensorsFile, save_tensors
+from refimpl.model.layout import cut
+from refimpl.model.ops import Array
+from refimpl.pruning.copied_files import copies, with_format
+from refimpl.pruning.pruned_files import Counts, PrunedLinear, Rewritten, rewrite, stored_weight
+
+MODELS = [*CASES, "llama_sharded"]
+Blocks = dict[int, dict[str, PrunedLinear]]
+
+
+def decisions(model: Model, seed: int = 0, only: str | None = None) -> Blocks:
+    """Random decisions about every linear, or about one of each block."""
+    random = np.random.default_rng(seed)
+    return {
+        i: {
+            name: PrunedLinear(random.random(shape) < 0.4)
+            for name, shape in model.config.linear_shapes.items()
+            if only in (None, name)
+        }
+        for i in range(model.config.num_blocks)
+    }
+
+
+def pruned(model: Model, into: Path, blocks: Mapping[int, Mapping[str, PrunedLinear]]) -> Rewritten:
+    into.mkdir()
+    return rewrite(model, into, iter(blocks.items()))
+
+
+def expected_bytes(model: Model, blocks: Blocks) -> dict[str, bytes]:
+    """The original's files with zero bytes where a weight goes."""
+    raw = {file.path.name: bytearray(file.path.read_bytes()) for file in model.files}
+    for i, linears in blocks.items():
+        for name, decision in linears.items():
+            weight = model.weights[f"blocks.{i}.{name}.weight"]
+            stored, size = weight.stored, DTYPES[weight.stored.dtype].itemsize
+            numbers = np.arange(np.prod(stored.shape)).reshape(stored.shape)
+            for number in cut(numbers, weight.layout)[~decision.keep]:
+                start = stored.offset + int(number) * size
+                raw[stored.file.path.name][start : start + size] = bytes(size)
+    return {name: bytes(content) for name, content in raw.items()}
+
+
+def header_of(path: Path) -> bytes:
+    raw = path.read_bytes()
+    return raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]]
+
+
+def same_to_the_library(one: Path, other: Path) -> None:
+    """Names, their order, dtypes, shapes and metadata, as the safetensors library reads them."""
+    with safe_open(one, framework="np") as left, safe_open(other, framework="np") as right:
+        assert list(left.keys()) == list(right.keys())
+        assert left.offset_keys() == right.offset_keys()
+        assert left.metadata() == right.metadata()
+        for name in left.keys():  # noqa: SIM118
+            slices = left.get_slice(name), right.get_slice(name)
+            assert len({(s.get_dtype(), tuple(s.get_shape())) for s in slices}) == 1
+
+
+def llama_of(folder: Path, dtype: str, metadata: Mapping[str, str] | None = None) -> Path:
+    """The llama fixture in one dtype, its file without metadata unless given."""
+    arrays = {name: array.astype(DTYPES[dtype]) for name, array in arrays_of("llama").items()}
+    write(folder, arrays, config_of("llama"))
+    save_tensors(folder / "model.safetensors", arrays, metadata)
+    return folder
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_nothing_but_the_pruned_weights_changes(case: str, tmp_path: Path) -> None:
+    model = read_model(FIXTURES / case)
+    blocks = decisions(model)
+    found = pruned(model, tmp_path / "new", blocks)
+    expected = expected_bytes(model, blocks)
+    assert expected != expected_bytes(model, {})
+    for name, content in expected.items():
+        assert (tmp_path / "new" / name).read_bytes() == content, name
+        same_to_the_library(tmp_path / "new" / name, FIXTURES / case / name)
+    for name in found.companions:
+        assert (tmp_path / "new" / name).read_bytes() == (FIXTURES / case / name).read_bytes()
+    assert found.format_added == ()
+    names = {path.name for path in (FIXTURES / case).iterdir()} - {"expected.safetensors"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == names
+    new = read_model(tmp_path / "new")
+    for i, linears in blocks.items():
+        before, after = model.block(i, "float64"), new.block(i, "float64")
+        for name, decision in linears.items():
+            kept = np.where(decision.keep, before[f"{name}.weight"], 0.0)
+            np.testing.assert_array_equal(after[f"{name}.weight"], kept)
+            lost, zeros = int((~decision.keep).sum()), int((kept == 0).sum())
+            counts = Counts(kept.size, lost, zeros, zeros - lost)
+            assert found.counts[i][name] == counts
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gpt_neox", "phi3", "qwen3", "llama3"])
+@pytest.mark.parametrize("only", ["q_proj", "k_proj", "v_proj", "up_proj", "o_proj", "down_proj"])
+def test_one_linear_alone(case: str, only: str, tmp_path: Path) -> None:
+    model = read_model(FIXTURES / case)
+    blocks = decisions(model, only=only)
+    found = pruned(model, tmp_path / "new", blocks)
+    content = (tmp_path / "new" / "model.safetensors").read_bytes()
+    assert content == expected_bytes(model, blocks)["model.safetensors"]
+    assert [list(counts) for counts in found.counts] == [[only]] * model.config.num_blocks
+
+
+def test_nothing_pruned_is_a_copy(tmp_path: Path) -> None:
+    model = read_model(FIXTURES / "gpt_neox")
+    keep = {name: PrunedLinear(np.ones(s, bool)) for name, s in model.config.linear_shapes.items()}
+    pruned(model, tmp_path / "new", dict.fromkeys(range(model.config.num_blocks), keep))
+    content = (tmp_path / "new" / "model.safetensors").read_bytes()
+    assert content == (FIXTURES / "gpt_neox" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_new_weights_are_rounded_to_the_stored_dtype(dtype: str, tmp_path: Path) -> None:
+    model = read_model(llama_of(tmp_path / "old", dtype, {"format": "pt"}))
+    random = np.random.default_rng(1)
+    blocks = {
+        i: {n: replace(p, weight=random.normal(size=p.keep.shape)) for n, p in linears.items()}
+        for i, linears in decisions(model).items()
+    }
+    pruned(model, tmp_path / "new", blocks)
+    new = SafetensorsFile(tmp_path / "new" / "model.safetensors").tensors
+    ours = {
+        f"blocks.{i}.{n}.weight": p for i, linears in blocks.items() for n, p in linears.items()
+    }
+    for name, weight in model.weights.items():
+        old = weight.stored.array
+        array = new[weight.stored.name].array
+        assert array.dtype == old.dtype == DTYPES[dtype]
+        if name not in ours:
+            assert array.tobytes() == old.tobytes()
+            continue
+        decision = ours[name]
+        assert decision.weight is not None
+        rounded = decision.weight.astype(DTYPES[dtype])
+        rounded[~decision.keep] = 0
+        assert array.tobytes() == rounded.tobytes()
+        _, i, linear, _ = name.split(".")
+        np.testing.assert_array_equal(stored_weight(model, int(i), linear, decision), array)
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_pruned_weights_are_plus_zero_and_kept_ones_keep_their_sign(
+    dtype: str, tmp_path: Path
+) -> None:
+    model = read_model(llama_of(tmp_path / "old", dtype, {"format": "pt"}))
+    arrays = {n: np.array(s.array) for n, s in model.files[0].tensors.items()}
+    name = "model.layers.1.mlp.down_proj.weight"
+    arrays[name][:] = -arrays[name]
+    arrays[name][:, ::3] = DTYPES[dtype].type(-0.0)
+    save_tensors(tmp_path / "old" / "model.safetensors", arrays, {"format": "pt"})
+    model = read_model(tmp_path / "old")
+    blocks = decisions(model, seed=4)
+    found = pruned(model, tmp_path / "new", blocks)
+    array = SafetensorsFile(tmp_path / "new" / "model.safetensors").tensors[name].array
+    bits = array.view(f"u{array.itemsize}")
+    keep = blocks[1]["down_proj"].keep
+    assert not bits[~keep].any()
+    minus = 1 << (8 * array.itemsize - 1)
+    assert (bits[:, ::3][keep[:, ::3]] == minus).all()
+    counts = found.counts[1]["down_proj"]
+    assert counts.kept_zeros == int(keep[:, ::3].sum()) > 0
+    assert counts.zeros == counts.pruned + counts.kept_zeros == int((array == 0).sum())
+
+    blocks[1]["down_proj"] = PrunedLinear(keep, np.full(keep.shape, -0.0))  # also where recomputed
+    found = pruned(model, tmp_path / "newer", blocks)
+    array = SafetensorsFile(tmp_path / "newer" / "model.safetensors").tensors[name].array
+    assert not array.view(f"u{array.itemsize}")[~keep].any()
+    assert found.counts[1]["down_proj"].zeros == keep.size
+
+
+def test_weights_that_underflow_are_kept_zeros(tmp_path: Path) -> None:
+    model = read_model(llama_of(tmp_path / "old", "F16"))
+    blocks = decisions(model)
+    keep = blocks[2]["k_proj"].keep
+    blocks[2]["k_proj"] = PrunedLinear(
+        keep, np.where(np.arange(len(keep)) < 5, 1e-9, np.ones(keep.T.shape)).T
+    )
+    counts = pruned(model, tmp_path / "new", blocks).counts[2]["k_proj"]
+    assert counts.kept_zeros == int(keep[:5].sum()) > 0
+    assert counts.zeros == counts.pruned + counts.kept_zeros
+
+
+@pytest.mark.parametrize("bad", [1e6, -1e6, np.nan, np.inf])
+def test_weights_that_the_stored_dtype_cannot_hold(bad: float, tmp_path: Path) -> None:
+    model = read_model(llama_of(tmp_path / "old", "F16"))
+    blocks = decisions(model)
+    keep = blocks[2]["k_proj"].keep.copy()
+    keep[3, 4] = True
+    values = np.where(keep, 1.0, bad)
+    blocks[2]["k_proj"] = PrunedLinear(keep, values)
+    pruned(model, tmp_path / "fine", blocks)  # what goes may be anything
+    values[3, 4] = bad
+    with pytest.raises(RefimplError, match=r"^blocks\.2\.k_proj: 1 of \d+ new weights are NaN"):
+        pruned(model, tmp_path / "new", blocks)
+
+
+def test_decisions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    model = read_model(FIXTURES / "gpt2")
+    good = decisions(model)
+    keep = good[0]["up_proj"].keep
+    for bad in (keep.T, keep.astype(int), keep[:-1]):
+        with pytest.raises(RefimplError, match=r"^blocks\.0\.up_proj: keep .*"):
+            stored_weight(model, 0, "up_proj", PrunedLinear(bad))
+    with pytest.raises(RefimplError, match=r"^blocks\.0\.up_proj: keep .*"):
+        stored_weight(model, 0, "up_proj", PrunedLinear(keep, np.ones(keep.T.shape)))
+    with pytest.raises(ValueError, match=r"of 3 blocks, \[0, 1\] came"):
+        pruned(model, tmp_path / "a", {i: good[i] for i in range(2)})
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ValueError, match="block 1 came twice"):
+        rewrite(model, tmp_path / "b", [(0, good[0]), (1, good[1]), (1, good[1])])
+
+
+def test_a_linear_that_shares_its_tensor_with_something_else_is_refused(tmp_path: Path) -> None:
+    model = read_model(FIXTURES / "llama")
+    weights = dict(model.weights)
+    for other in ("lm_head.weight", "blocks.1.q_proj.weight"):
+        tied = replace(model, weights=weights | {other: weights["blocks.0.q_proj.weight"]})
+        with pytest.raises(RefimplError, match=rf"self_attn.q_proj.weight holds .*{other}"):
+            pruned(tied, tmp_path / other, decisions(model))
+    fused = read_model(FIXTURES / "gpt2")
+    partly = {n: w for n, w in fused.weights.items() if n != "blocks.0.k_proj.weight"}
+    with pytest.raises(RefimplError, match="c_attn"):
+        pruned(replace(fused, weights=partly), tmp_path / "c", decisions(fused, only="q_proj"))
+
+
+def test_each_block_is_written_before_the_next_is_asked_for(tmp_path: Path) -> None:
+    model = read_model(FIXTURES / "llama_sharded")
+    blocks, into = decisions(model), tmp_path / "new"
+    expected = expected_bytes(model, blocks)
+    into.mkdir()
+
+    def arriving() -> Iterator[tuple[int, Mapping[str, PrunedLinear]]]:
+        before = expected_bytes(model, {})
+        for i in reversed(blocks):
+            assert {name: (into / name).read_bytes() for name in before} == before
+            yield i, blocks[i]
+            before = expected_bytes(model, {k: blocks[k] for k in range(i, len(blocks))})
+            assert {name: (into / name).read_bytes() for name in before} == before
+
+    rewrite(model, into, arriving())
+    assert {name: (into / name).read_bytes() for name in expected} == expected
+
+
+@needs_proc
+def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    config = config_of("llama", hidden_size=512, intermediate_size=2304, vocab_size=16000)
+    folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12})  # 206 MB
+    model, most = read_model(folder), 0
+    shapes = model.config.linear_shapes
+
+    def arriving() -> Iterator[tuple[int, Mapping[str, PrunedLinear]]]:
+        nonlocal most
+        for i in range(12):
+            yield i, {name: PrunedLinear(np.zeros(shape, bool)) for name, shape in shapes.items()}
+            most = max(most, resident())
+
+    (tmp_path / "new").mkdir()
+    before = resident()
+    rewrite(model, tmp_path / "new", arriving())
+    assert most - before < 4 * model.config.block_size * 4  # 14 MB, old and new and a few copies
+
+
+# Headers
+
+
+def test_a_file_without_a_format_gets_one(tmp_path: Path) -> None:
+    for number, metadata in enumerate(({}, {"made by": "us"}, {"format": "mlx", "a": "b"})):
+        model = read_model(llama_of(tmp_path / f"{number}", "BF16", metadata))
+        blocks = decisions(model)
+        into = tmp_path / f"new {number}"
+        found = pruned(model, into, blocks)
+        assert found.format_added == (() if "format" in metadata else ("model.safetensors",))
+        path = into / "model.safetensors"
+        with (
+            safe_open(path, framework="np") as file,
+            safe_open(model.files[0].path, framework="np") as old,
+        ):
+            assert file.metadata() == {"format": "pt"} | metadata
+            assert file.offset_keys() == old.offset_keys()
+        content, expected = path.read_bytes(), expected_bytes(model, blocks)["model.safetensors"]
+        start, before = (8 + len(header_of(p)) for p in (path, model.files[0].path))
+        assert content[start:] == expected[before:]
+        assert start % 8 == 0
+
+
+@pytest.mark.parametrize("given", [None, {}])
+def test_metadata_that_say_nothing(given: Any, tmp_path: Path) -> None:
+    content = (FIXTURES / "llama" / "model.safetensors").read_bytes()
+    header = json.loads(header_of(FIXTURES / "llama" / "model.safetensors"))
+    del header["__metadata__"]
+    data = content[8 + len(header_of(FIXTURES / "llama" / "model.safetensors")) :]
+    path = write_raw(tmp_path / "model.safetensors", {**header, "__metadata__": given}, data)
+    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
+    model = read_model(tmp_path)
+    pruned(model, tmp_path.with_name(f"{tmp_path.name} new"), decisions(model))
+    new = tmp_path.with_name(f"{tmp_path.name} new") / "model.safetensors"
+    with safe_open(new, framework="np") as file:
+        assert file.metadata() == {"format": "pt"}
+    members = list(json.loads(header_of(path)))
+    assert list(json.loads(header_of(new))) == members
+    assert members[-1] == "__metadata__"
+
+
+def test_a_header_with_a_format_stays_at_any_address(tmp_path: Path) -> None:
+    content = (FIXTURES / "llama" / "model.safetensors").read_bytes()
+    old = header_of(FIXTURES / "llama" / "model.safetensors")
+    path = tmp_path / "model.safetensors"
+    header = json.loads(old)
+    pad = " " * ((3 - len(json.dumps(header))) % 8)
+    write_raw(path, header, content[8 + len(old) :], pad)
+    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
+    model = read_model(path)
+    blocks = decisions(model)
+    pruned(model, tmp_path / "new", blocks)
+    assert (tmp_path / "new" / path.name).read_bytes() == expected_bytes(model, blocks)[path.name]
+
+
+NAMES = st.text(st.characters(codec="utf-8"), max_size=8).filter(lambda n: n != "__metadata__")
+
+
+@given(
+    st.lists(NAMES, unique=True, max_size=4),
+    st.none() | st.dictionaries(NAMES, NAMES, max_size=3) | st.just("absent"),
+    st.integers(0, 4),
+    st.sampled_from([(",", ":"), (", ", ": "), ("\n,", "\t:\r")]),
+    st.booleans(),
+)
+def test_a_header_gets_its_format_and_keeps_everything_else(
+    names: list[str], metadata: Any, at: int, separators: tuple[str, str], ascii_only: bool
+) -> None:
+    members = [(name, {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}) for name in names]
+    if metadata != "absent":
+        members.insert(at, ("__metadata__", metadata))
+    text = json.dumps(dict(members), separators=separators, ensure_ascii=ascii_only)
+    old = text.encode()
+    new = with_format(old)
+    if isinstance(metadata, dict) and "format" in metadata:
+        assert new == old
+        return
+    assert len(new) % 8 == 0
+    found = json.loads(new)
+    known = metadata if isinstance(metadata, dict) else {}
+    assert found.pop("__metadata__") == {"format": "pt"} | known
+    expected = dict(members)
+    expected.pop("__metadata__", None)
+    assert list(found.items()) == list(expected.items())
+    if metadata == "absent":
+        added, instead = '"__metadata__":{"format":"pt"}' + ("," if names else ""), ""
+    elif metadata:
+        added, instead = '"format":"pt",', ""
+    else:
+        added, instead = '{"format":"pt"}', json.dumps(metadata)
+    assert new.decode().rstrip(" ").replace(added, instead, 1) == text
+
+
+# Companions
+
+
+def test_a_folder_takes_everything_along_but_other_weights(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(FIXTURES / "llama", old)
+    along = {"generation_config.json", "merges.txt", "README.md", "LICENSE", "modeling.py", ".x"}
+    for name in along:
+        (old / name).write_text(name)
+    left = {
+        "pytorch_model.bin",
+        "model.gguf",
+        "x.ONNX",
+        "a.pt",
+        "pruning.json",
+        "other.safetensors",
+    }
+    left |= {"model.safetensors.index.json", "pytorch_model.bin.index.json"}
+    for name in left:
+        (old / name).write_text("{}")
+    (old / "onnx").mkdir()
+    model = read_model(old)
+    found = pruned(model, tmp_path / "new", decisions(model))
+    assert set(found.left_out) == left | {"onnx/", "expected.safetensors"}
+    beside = {"config.json", "provenance.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(found.companions) == along | beside
+    for name in found.companions:
+        assert (tmp_path / "new" / name).read_bytes() == (old / name).read_bytes()
+    sizes = [path.stat().st_size for path in (tmp_path / "new").iterdir()]
+    assert sum(sizes) <= copies(model).needed_bytes <= sum(sizes) + 4096 * len(sizes) + (1 << 20)
+
+
+def test_an_index_in_use_goes_along(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(FIXTURES / "llama_sharded", old)
+    index = "model.safetensors.index.json"
+    (old / "pytorch_model.bin.index.json").write_text("{}")
+    (old / "notes.txt").write_text("mine")
+    for path in (old, old / index):
+        found = copies(read_model(path))
+        assert len(found.weights) == 4
+        assert index in found.companions
+        assert "pytorch_model.bin.index.json" not in found.companions
+        assert ("notes.txt" in found.companions) == path.is_dir()
+
+
+def test_a_named_file_takes_the_known_companions_along(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(FIXTURES / "llama", old)
+    (old / "model.safetensors").rename(old / "mine.safetensors")
+    for name in ("LICENSE.txt", "vocab.json", "letter.txt", "x.index.json"):
+        (old / name).write_text(name)
+    model = read_model(old / "mine.safetensors")
+    found = pruned(model, tmp_path / "new", decisions(model))
+    beside = {"LICENSE.txt", "vocab.json", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(found.companions) == beside
+    assert found.left_out == ()
+    assert {p.name for p in (tmp_path / "new").iterdir()} == beside | {"mine.safetensors"}
+
+
+def test_the_config_that_was_read_is_the_one_that_goes_along(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(FIXTURES / "llama", old)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(config_of("llama"), indent=7))
+    (old / "config.json").write_text("broken")
+    model = read_model(old, other)
+    assert model.config_path == other
+    pruned(model, tmp_path / "new", decisions(model))
+    assert (tmp_path / "new" / "config.json").read_bytes() == other.read_bytes()
+    assert read_model(FIXTURES / "llama").config_path == FIXTURES / "llama" / "config.json"
+
+
+def test_a_config_in_the_metadata_stays_there(tmp_path: Path) -> None:
+    old = llama_of(tmp_path / "old", "F32", {"config.json": json.dumps(config_of("llama"))})
+    (old / "config.json").unlink()
+    model = read_model(old)
+    assert model.config_path is None
+    found = pruned(model, tmp_path / "new", decisions(model))
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"model.safetensors"}
+    assert found.format_added == ("model.safetensors",)
+    assert read_model(tmp_path / "new").config == model.config
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    shutil.copytree(FIXTURES / "llama_sharded", blobs)
+    snapshot.mkdir()
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    model = read_model(snapshot)
+    before = {path.name: path.read_bytes() for path in blobs.iterdir()}
+    blocks = decisions(model)
+    pruned(model, tmp_path / "new", blocks)
+    assert not any(path.is_symlink() for path in (tmp_path / "new").iterdir())
+    assert {path.name: path.read_bytes() for path in blobs.iterdir()} == before
+    expected: dict[str, Array | bytes] = {**before, **expected_bytes(model, blocks)}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()} == expected

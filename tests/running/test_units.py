@@ -1,0 +1,500 @@
+"""Units of work: the same numbers wherever they run, and what becomes of lost workers."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from gates import model_of
+from hypothesis import given
+from hypothesis import strategies as st
+from program import run
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from refimpl import (
+    Evaluation,
+    Pattern,
+    Perturbation,
+    Pruner,
+    RefimplError,
+    Request,
+    Scores,
+    evaluate,
+    prune,
+    read_model,
+    score,
+)
+from refimpl.loading.safetensors_file import save_tensors
+from refimpl.model.model import Model
+from refimpl.model.statistics import Statistic, sum_of_outer_products, sum_of_squares
+from refimpl.pruning.calibration import HeldStates
+from refimpl.pruning.checkpoint import KeptBlocks
+from refimpl.pruning.remote_calibration import SentStates
+from refimpl.running.executors import HERE, Engine, LostWorkerError, engine
+from refimpl.running.threads import Workers
+from refimpl.running.work_units import InOrder, ModelFiles, results
+from refimpl.scoring.base_signals import signals
+from refimpl.scoring.dense_statistics import dense_squares
+from refimpl.scoring.experiment import experiment
+from refimpl.scoring.measurements import addresses, balanced
+from refimpl.storage.arrays import received, sent
+from refimpl.tokens import random_tokens, text_windows
+
+LLAMA = FIXTURES / "llama"
+PLANS = {
+    "gaussian": (Perturbation(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning")),
+    "pruning": (Perturbation("pruning"), Request("owl", correct="divergence")),
+}
+
+
+def bits(value: Any) -> Any:
+    """Everything in a result but how long it took, so that equal means equal bit for bit."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, tuple | list):
+        return [bits(x) for x in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return [(f.name, bits(getattr(value, f.name))) for f in fields(value) if f.name != "run"]
+    return value.hex() if isinstance(value, float) else value
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Executor]:
+    """Two processes for all tests here: to start them takes long."""
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.fixture(params=["threads 1", "threads 3", "processes", "a pool of threads"])
+def place(request: pytest.FixtureRequest, processes: Executor) -> Iterator[dict[str, Any]]:
+    """Options of a run that say where its units go."""
+    if request.param.startswith("threads"):
+        yield {"executor": "threads", "threads": int(request.param[-1])}
+    elif request.param == "processes":
+        yield {"executor": processes}
+    else:
+        with ThreadPoolExecutor(3) as pool:
+            yield {"executor": pool}
+
+
+def scored(case: str, plan: str, **options: Any) -> Scores:
+    model = model_of(case)
+    tokens = random_tokens(model.config.vocab_size, 3, 12)
+    return score(model, tokens, *PLANS[plan], **options)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("case", ["llama", "gemma2", "gpt2", "opt"])
+def test_scores_do_not_depend_on_where(case: str, plan: str, place: dict[str, Any]) -> None:
+    assert bits(scored(case, plan, **place)) == bits(scored(case, plan))
+
+
+@pytest.mark.parametrize("memory", ["40K", "1M"])
+def test_nor_on_the_memory_of_the_workers(memory: str, processes: Executor) -> None:
+    found = scored("llama", "gaussian", executor=processes, memory=memory)
+    assert bits(found) == bits(scored("llama", "gaussian"))
+
+
+class Late(ThreadPoolExecutor):
+    """Ends the unit that came first after those that came next."""
+
+    def submit(self, call: Any, /, *args: Any, **options: Any) -> Future[Any]:
+        late = not self._threads
+
+        def called() -> Any:
+            time.sleep(0.3 if late else 0.0)
+            return call(*args, **options)
+
+        return super().submit(called)
+
+
+def test_sums_do_not_depend_on_which_unit_ends_first() -> None:
+    model = model_of("gemma2")
+    ids, plan = random_tokens(model.config.vocab_size, 9, 12).ids, Perturbation()
+    found: list[Any] = []
+    with Late(3) as pool, Late(3) as other, Workers(1) as workers:
+        for one, two in ((HERE, HERE), (Engine(pool, 3), Engine(other, 3))):
+            dense = dense_squares(model, ids, workers, 1 << 30, engine=one)
+            measured = experiment(model, ids, plan, workers, 1 << 30, engine=two)
+            found.append([dict(sums) for sums in (*dense, *measured.squares)])
+    here, there = ([{k: bits(v) for k, v in sums.items()} for sums in some] for some in found)
+    assert here == there
+
+
+def test_signals_do_not_depend_on_where(place: dict[str, Any]) -> None:
+    model = model_of("llama")
+    tokens = random_tokens(model.config.vocab_size, 3, 12)
+    for request in (Request("owl"), Request("dlp"), Request("alphapruning")):
+        assert bits(signals(model, request, tokens, **place)) == bits(
+            signals(model, request, tokens)
+        )
+
+
+def test_evaluations_do_not_depend_on_where(
+    place: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.evaluation.batch.BATCH", 40)
+    windows = text_windows(FIXTURES / "text.txt", LLAMA / "tokenizer.json", 20, 12)
+
+    def evaluated(**options: Any) -> Evaluation:
+        return evaluate(read_model(LLAMA), windows, **options)
+
+    assert bits(evaluated(**place)) == bits(evaluated())
+
+
+@pytest.mark.parametrize("stored", [np.float32, "bfloat16"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude", "random"])
+def test_pruned_files_do_not_depend_on_where(
+    method: Any, stored: Any, place: dict[str, Any], tmp_path: Path
+) -> None:
+    model = in_dtype(stored, tmp_path / "model")
+    tokens = random_tokens(model.config.vocab_size, 3, 24)
+    files = []
+    for name, options in (("here", {}), ("there", place)):
+        prune(model, tmp_path / name, Pattern(2, 4), Pruner(method), tokens, **options)
+        files.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert files[0] == files[1]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def of_a_file(folder: Path) -> Model:
+    """A model that is named by its file, its configuration elsewhere."""
+    folder.mkdir()
+    (folder / "other.safetensors").write_bytes((LLAMA / "model.safetensors").read_bytes())
+    (folder / "facts.json").write_bytes((LLAMA / "config.json").read_bytes())
+    return read_model(folder / "other.safetensors", folder / "facts.json")
+
+
+def with_metadata(folder: Path) -> Model:
+    """A model whose configuration is in the metadata of its file."""
+    folder.mkdir()
+    (file,) = read_model(LLAMA).files
+    tensors = {tensor.name: tensor.array for tensor in file.tensors.values()}
+    facts = {"config.json": (LLAMA / "config.json").read_text()}
+    save_tensors(folder / "model.safetensors", tensors, facts)
+    return read_model(folder)
+
+
+MODELS: dict[str, Callable[[Path], Model]] = {
+    **{
+        case: lambda folder, case=case: read_model(FIXTURES / case)  # type: ignore[misc]
+        for case in ("gpt2", "gpt_neox", "phi3", "gemma3", "opt", "llama_sharded")
+    },
+    "an index": lambda _: read_model(FIXTURES / "llama_sharded" / "model.safetensors.index.json"),
+    "a file": of_a_file,
+    "metadata": with_metadata,
+}
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("case", sorted(MODELS))
+def test_models_of_every_kind_are_calibrated_elsewhere(
+    case: str, method: Any, processes: Executor, tmp_path: Path
+) -> None:
+    model = MODELS[case](tmp_path / "model")
+    tokens = random_tokens(model.config.vocab_size, 5, 12)  # more than one per unit
+    files = []
+    for name, options in (("here", {}), ("there", {"executor": processes, "memory": 1})):
+        options |= {"dtype": np.float64}
+        prune(model, tmp_path / name, Pattern(2, 4), Pruner(method), tokens, **options)
+        new = sorted((tmp_path / name).glob("*.safetensors"))
+        files.append([path.read_bytes() for path in new])
+    assert files[0] == files[1]
+    assert len(files[0]) == len(model.files)
+
+
+@pytest.mark.parametrize("statistic", [sum_of_squares, sum_of_outer_products])
+def test_calibration_does_not_depend_on_which_unit_ends_first(
+    statistic: Statistic, tmp_path: Path
+) -> None:
+    model = model_of("gemma2")
+    ids, weights = random_tokens(model.config.vocab_size, 9, 12).ids, model.block(0, np.float32)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "kept").mkdir()
+    with (
+        Late(3) as pool,
+        Workers(1) as workers,
+        KeptBlocks(tmp_path / "new", {}) as kept,
+    ):
+        given = model, ids, statistic, workers, np.float32, lambda: None
+        found = SentStates(*given, Engine(pool, 3), kept, tmp_path / "new").sums(0, weights)
+        here = HeldStates(*given).sums(0, weights)
+        assert [(k, bits(v)) for k, v in found.items()] == [(k, bits(v)) for k, v in here.items()]
+        assert [path for path in kept.folder.rglob("*") if path.name.startswith("sums-")] == []
+
+
+def test_nothing_is_calibrated_here_when_there_are_workers(
+    tmp_path: Path, processes: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, passes = model_of("llama"), list[float]()
+    tokens = random_tokens(model.config.vocab_size, 3, 12)
+
+    def here(*given: Any, **options: Any) -> Any:
+        raise AssertionError("a block pass in the client")
+
+    for name in (
+        "calibration.block_with_sums",
+        "remote_calibration.block_with_sums",
+        "remote_calibration.block",
+    ):
+        monkeypatch.setattr(f"refimpl.pruning.{name}", here)
+    monkeypatch.setattr("refimpl.scoring.activation_signals.owl_outlier_percent", here)
+    options: dict[str, Any] = {"executor": processes}
+    prune(
+        model,
+        tmp_path / "out",
+        Pattern(2, 4),
+        Pruner("sparsegpt"),
+        tokens,
+        progress=lambda done, total: passes.append(done / total),
+        **options,
+    )
+    assert passes == [n / 21 for n in range(1, 22)]  # 3 sequences, 4 blocks before and 3 after
+    signals(model, Request("owl"), tokens, **options)
+    scored("llama", "pruning", **options)
+
+
+def test_an_older_copy_of_a_unit_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "sums.npy"
+    assert sent(np.arange(3), path).tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    big = np.arange(6.0).reshape(2, 3)
+    names = {sent(big, path), sent(big, path)}  # which ran twice
+    assert names == {str(path)}
+    assert os.listdir(tmp_path) == ["sums.npy"]
+    np.testing.assert_array_equal(received(names.pop()), big)
+    assert os.listdir(tmp_path) == []
+
+
+def in_dtype(dtype: Any, folder: Path) -> Model:
+    """A fixture, its weights stored in another dtype."""
+    import ml_dtypes  # noqa: F401  (bfloat16 is a dtype by name then)
+
+    folder.mkdir()
+    given = read_model(LLAMA)
+    tensors = {t.name: t.array.astype(dtype) for file in given.files for t in file.tensors.values()}
+    save_tensors(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_bytes((LLAMA / "config.json").read_bytes())
+    return read_model(folder)
+
+
+# ---- how the work is cut ------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 5), st.integers(1, 9), st.integers(1, 3), st.integers(3, 40), st.integers(1, 20)
+)
+def test_every_state_is_in_one_group(
+    sequences: int, blocks: int, draws: int, room: int, workers: int
+) -> None:
+    states = addresses(sequences, blocks, Perturbation(eta=(0.1, 0.2), draws=draws))
+    parts = list(balanced(states, blocks, room, workers))
+    assert sorted(a for part in parts for a in part) == sorted(states)
+    for part in parts:
+        assert 1 <= len(part) <= room - 2
+        assert len({(a.sequence, a.draw) for a in part}) == 1
+
+
+@given(st.integers(8, 40), st.integers(1, 16))
+def test_groups_are_of_about_one_size(blocks: int, workers: int) -> None:
+    states = addresses(1, blocks, Perturbation())
+    parts = list(balanced(states, blocks, 10**6, workers))
+    passes = [sum(blocks - a.block for a in part) for part in parts]
+    share = sum(passes) / (2 * workers)
+    assert max(passes) <= share + blocks
+    assert len(parts) >= min(workers, blocks // 4)
+
+
+@given(st.permutations(range(7)))
+def test_results_are_handed_on_in_order(order: list[int]) -> None:
+    ordered, seen = InOrder[int](), list[int]()
+    for number in order:
+        seen.extend(ordered.add(number, number))
+    assert seen == list(range(7))
+
+
+def test_units_carry_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Measuring(ThreadPoolExecutor):
+        def submit(self, call: Any, /, *args: Any, **options: Any) -> Future[Any]:
+            sizes.append(len(pickle.dumps((call, args, options))))
+            return super().submit(call, *args, **options)
+
+    with Measuring(2) as pool:
+        scored("llama", "gaussian", executor=pool)
+    config = model_of("llama").config
+    ids, moments = 12 * 8, 8 * sum(width for _, width in config.linear_shapes.values())
+    assert max(sizes) < max(ids, moments) + 2000  # addresses, options, paths
+    assert sum(size > ids + 2000 for size in sizes) <= config.num_blocks  # for the signals of each
+    assert max(sizes) < 4 * config.block_size / 5
+
+
+# ---- workers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What BLAS is allowed where a unit runs, or how that worker dies."""
+
+    number: int
+    dies: bool = False
+    dtype: Any = np.float32
+
+    def cost(self, config: Any) -> float:
+        return 1.0
+
+    def run(self, model: Model, workers: Workers, tick: Any) -> tuple[int, str, list[int]]:
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        blas = [x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"]
+        return os.getpid(), str(model.path), blas
+
+
+def asked(units: list[Asking], choice: Any, threads: int = 2) -> list[Any]:
+    done: list[float] = []
+    with engine(choice, threads) as where, Workers(1) as workers:
+        found = [x for _, x in results(units, read_model(LLAMA), where, workers, done.append)]
+    assert len(done) == len(units)
+    return found
+
+
+def test_blas_is_on_one_thread_in_workers(processes: Executor) -> None:
+    found = asked([Asking(n) for n in range(6)], processes)
+    assert {blas for _, _, all_blas in found for blas in all_blas} == {1}
+    assert os.getpid() not in {process for process, _, _ in found}
+    assert {path for _, path, _ in found} == {str(LLAMA.absolute())}
+
+
+def test_blas_stays_so_until_the_last_unit_of_a_process_is_done() -> None:
+    with threadpool_limits(2, user_api="blas"):
+        with Workers(1):
+            with Workers(1):
+                pass
+            assert {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"} == {1}
+        assert {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"} == {2}
+
+
+def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(LostWorkerError, match="--resume") as lost:
+        asked([Asking(0), Asking(1, dies=True), *(Asking(n) for n in range(2, 9))], "processes")
+    assert "a worker was lost (BrokenProcessPool" in lost.value.problem
+
+
+def test_what_a_unit_refuses_is_refused_here(processes: Executor) -> None:
+    model = model_of("llama")
+    tokens = random_tokens(model.config.vocab_size, 2, 8)
+    with pytest.raises(RefimplError, match="beyond the range of float32") as refused:
+        score(model, tokens, Perturbation(eta=(1e39,)), executor=processes)
+    assert "--dtype float64" in refused.value.remedy
+
+
+def test_other_files_under_the_same_path_are_refused(tmp_path: Path) -> None:
+    model = in_dtype(np.float32, tmp_path / "model")
+    files = ModelFiles.of(model)
+    assert files.open().config == model.config
+    os.utime(model.files[0].path, (1, 1))
+    other = ModelFiles(files.path, files.config, (("model.safetensors", 1, 1),))
+    with pytest.raises(RefimplError, match="differ between this worker and its client"):
+        other.open()
+
+
+WAITING = """
+import sys, time
+from pathlib import Path
+from refimpl.running.executors import engine
+
+def slow(begun):
+    Path(begun).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    begun = [sys.argv[2] + name for name in "ab"]
+    with engine("processes", 2) as where:
+        futures = [where.executor.submit(slow, name) for name in begun]
+        while not all(Path(name).exists() for name in begun):
+            time.sleep(0.01)
+        print("begun", flush=True)
+        if sys.argv[1] == "fails":
+            raise SystemExit(7)
+        futures[0].result()
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "fails"])
+def test_no_process_is_left_behind(how: str, tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    command = [sys.executable, str(tmp_path / "waiting.py"), how, str(tmp_path / "begun")]
+    env = os.environ | {"PYTHONPATH": str(FIXTURES.parent)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        if how == "killed":
+            process.kill()
+        code = process.wait(60)
+        process.stdout.read()  # ends when the last process that could write to it has ended
+    assert code == (-signal.SIGKILL if how == "killed" else 7)
+
+
+# ---- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["thread", "dask", "dask=", "mpi=3", ""])
+def test_unknown_executors_are_refused(name: str) -> None:
+    result = run("score", LLAMA, "--samples", 1, "--seq-len", 8, "--executor", name)
+    assert result.code == 2
+    assert f"error: executor {name!r}" in result.err
+    assert "expected: threads, processes, dask=ADDRESS or mpi" in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [("dask=tcp://127.0.0.1:1", "distributed", "dask"), ("mpi", "mpi4py.futures", "mpi")],
+)
+def test_a_missing_package_is_named(
+    name: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    result = run("score", LLAMA, "--samples", 1, "--seq-len", 8, "--executor", name)
+    assert result.code == 2
+    assert f"next: pip install 'refimpl[{extra}]'" in result.err
+
+
+def test_mpi_is_asked_for_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool(ThreadPoolExecutor):
+        num_workers = 3
+
+    monkeypatch.setitem(sys.modules, "mpi4py", type(sys)("mpi4py"))
+    module: Any = type(sys)("mpi4py.futures")
+    module.MPIPoolExecutor = Pool
+    monkeypatch.setitem(sys.modules, "mpi4py.futures", module)
+    with engine("mpi") as found:
+        assert isinstance(found.executor, Pool)
+        assert found.workers == 3
+    assert bits(scored("llama", "gaussian", executor="mpi")) == bits(scored("llama", "gaussian"))
+
+
+def test_an_executor_of_the_caller_is_left_open() -> None:
+    with ThreadPoolExecutor(3) as pool:
+        with engine(pool) as found:
+            assert found == Engine(pool, 3)
+        assert pool.submit(int, "7").result() == 7
+
+
+def test_an_executor_needs_numpy() -> None:
+    words = ("score", LLAMA, "--runtime", "onnxruntime")
+    for option in (("--executor", "processes"), ("--resume",)):
+        result = run(*words, *option)
+        assert result.code == 2
+        assert f"{option[0]} with --runtime onnxruntime" in result.err

@@ -1,0 +1,659 @@
+"""Requests, allocations from scores, and what the long computations run on."""
+
+import csv
+import json
+import shutil
+import threading
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import FIXTURES
+from gates import CASES, model_of
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from refimpl import (
+    Allocation,
+    Perturbation,
+    RefimplError,
+    Request,
+    Scores,
+    allocate,
+    forward,
+    read_model,
+    score,
+)
+from refimpl.allocation.allocate import base_counts
+from refimpl.allocation.request import read_custom
+from refimpl.allocation.scores import PrunedAt
+from refimpl.loading.safetensors_file import save_tensors
+from refimpl.method import allocation as bases
+from refimpl.method.projection import project
+from refimpl.running import threads as execution
+from refimpl.running.threads import DEFAULT_MEMORY, Workers, parse_memory, peak_memory
+from refimpl.tokens import Tokens, random_tokens
+
+Floats = npt.NDArray[np.float64]
+
+
+@cache
+def scores_of(case: str) -> Scores:
+    """Scores of a fixture with every signal; every fixture's last block amplifies nothing."""
+    model = model_of(case)
+    tokens = random_tokens(model.config.vocab_size, 2, 9)
+    return score(model, tokens, Perturbation(eta=(0.01, 0.5)), Request("alphapruning"))
+
+
+def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
+    """The same scores, as if they had been measured by pruning at the base of a request."""
+    exact = replace(wanted, compat="exact", correct=None)
+    counts = base_counts(scores.signals, exact, scores.linears, scores.num_blocks)
+    found = replace(scores.sweep[0], eta=None, divergence=np.linspace(0, 1, scores.num_blocks) ** 2)
+    at = PrunedAt(wanted.base, wanted.options, wanted.sparsity, counts)
+    return replace(scores, plan=Perturbation("pruning"), sweep=(found,), pruned_at=at)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("custom")
+
+
+# Totals
+
+
+@st.composite
+def requests(draw: st.DrawFn, scores: Scores, folder: Path) -> Request:
+    """Any request that can be met with these scores."""
+    fraction = st.one_of(st.floats(0, 1), st.integers(0, 8).map(lambda n: n / 8))
+    lo, sparsity, hi = sorted(draw(st.tuples(fraction, fraction, fraction)))
+    if draw(st.booleans()):
+        lo, hi = 0.0, 1.0
+    base, options = draw(
+        st.sampled_from(
+            [
+                ("uniform", {}),
+                ("owl", {"lam": 0.2}),
+                ("dlp", {}),
+                ("alphapruning", {"unit": "block"}),
+                ("alphapruning", {"unit": "linear", "epsilon": 0.9}),
+                ("atp", {}),
+                ("custom", {}),
+            ]
+        )
+    )
+    if base == "atp":
+        reach = 2 * min(sparsity, 1 - sparsity) / max(scores.num_blocks - 1, 1)
+        steep = draw(st.floats(-0.999, 0.999)) * min(reach, 1)
+        options = {"beta": steep if reach > 1e-9 else 0.0}
+    if base == "custom":
+        units = draw(st.sampled_from([1, len(scores.linears)]))
+        path = folder / "any.json"
+        random = np.random.default_rng(draw(st.integers(0, 2**32)))
+        path.write_text(json.dumps(random.random((scores.num_blocks, units)).squeeze().tolist()))
+        base = str(path)
+    return Request(
+        base,
+        options,
+        sparsity,
+        draw(st.sampled_from([None, "absorption", "arrival", "divergence"])),
+        draw(st.one_of(st.just(0.0), st.floats(-2, 2))),
+        draw(st.floats(0, 1)),
+        draw(st.sampled_from(["raw", "max"])),
+        lo,
+        hi,
+    )
+
+
+@given(st.sampled_from(CASES), st.data())
+def test_the_budget_is_met_to_the_weight(folder: Path, case: str, data: st.DataObject) -> None:
+    scores = scores_of(case)
+    wanted = data.draw(requests(scores, folder))
+    if wanted.correct in ("arrival", "divergence"):
+        scores = measured_by_pruning(scores, wanted)
+    found = allocate(scores, wanted)
+    sizes, blocks = scores.linear_sizes, scores.num_blocks
+    assert found.total_weights == blocks * model_of(case).config.block_size
+    assert found.total_pruned == round(wanted.sparsity * found.total_weights)
+    assert found.total_pruned == found.num_pruned.sum() == found.linear_pruned.sum()
+    assert found.linear_pruned.dtype.kind == "i"
+    assert (found.linear_pruned >= 0).all()
+    assert (found.linear_pruned <= sizes).all()
+    assert found.linear_sparsity.min() >= wanted.lo
+    assert found.linear_sparsity.max() <= wanted.hi
+    # No unit is more than one weight off what its fraction says, and no linear off its share.
+    by_linear = wanted.options.get("unit") == "linear"
+    if wanted.base.endswith(".json"):
+        by_linear = np.ndim(json.loads(Path(wanted.base).read_text())) == 2
+    if by_linear:
+        asked = found.linear_sparsity * sizes
+        assert np.abs(found.linear_pruned - asked).max() < 1
+    else:
+        asked = found.linear_sparsity[:, 0] * sizes.sum()
+        assert np.abs(found.num_pruned - asked).max() < 1
+        fair = found.num_pruned[:, None] * sizes / sizes.sum()
+        assert np.abs(found.linear_pruned - fair).max() < 1
+    for sparsity in (found.base_sparsity, found.corrected_sparsity):
+        assert sparsity.mean() == pytest.approx(wanted.sparsity, abs=1e-12)
+    if wanted.correct is None or wanted.strength == 0:
+        assert found.corrected_sparsity.tobytes() == found.base_sparsity.tobytes()
+
+
+def corrected_plainly(base: Floats, u: Floats, sizes: Floats, wanted: Request) -> Floats:
+    """Base plus correction, back on the budget."""
+    delta = -(u - u.mean())
+    if wanted.correction_scale == "max":
+        delta = delta / np.abs(delta).max()
+    c = np.clip(wanted.strength * delta, -wanted.max_correction, wanted.max_correction)
+    lift = c if base.ndim == 1 else c[:, None]
+    flat = project((base + lift).ravel(), sizes.ravel(), wanted.sparsity)
+    return flat.reshape(base.shape)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma3"])
+@pytest.mark.parametrize("scale", ["raw", "max"])
+@pytest.mark.parametrize("correct", ["absorption", "arrival", "divergence"])
+@pytest.mark.parametrize("unit", ["block", "linear"])
+def test_corrections_use_what_they_are_named_for(
+    case: str, scale: Any, correct: Any, unit: str
+) -> None:
+    wanted = Request(
+        "alphapruning",
+        {"unit": unit, "epsilon": 0.1},
+        sparsity=0.5,
+        correct=correct,
+        strength=0.07,
+        max_correction=0.05,
+        correction_scale=scale,
+    )
+    scores = scores_of(case)
+    if correct != "absorption":
+        scores = measured_by_pruning(scores, wanted)
+    found = scores.sweep[0]
+    if correct == "absorption":
+        v = np.log(found.coefficient)
+    else:
+        a = found.drift[:, -1] if correct == "arrival" else found.divergence
+        assert a is not None
+        known = a > 0
+        log_a = np.log(np.where(known, a, 1))
+        v = np.where(known, log_a - log_a.sum() / known.sum(), 0)
+    u = np.clip(v, -np.log(3), np.log(3))
+    alpha = scores.signals.alpha
+    assert alpha is not None
+    units = alpha if unit == "linear" else alpha.mean(axis=1)
+    sizes = np.broadcast_to(scores.linear_sizes, alpha.shape)
+    sizes = sizes if unit == "linear" else sizes.sum(axis=1)
+    base = bases.alphapruning(units.ravel(), sizes.ravel(), 0.5, 0.1).reshape(units.shape)
+    expected = corrected_plainly(base, u, sizes, wanted)
+    allocation = allocate(scores, wanted)
+    by_linear = expected if unit == "linear" else expected[:, None] + 0 * alpha
+    np.testing.assert_allclose(allocation.linear_sparsity, by_linear, rtol=0, atol=1e-13)
+    share = scores.linear_sizes / scores.linear_sizes.sum()
+    np.testing.assert_allclose(allocation.corrected_sparsity, by_linear @ share, rtol=0, atol=1e-13)
+    np.testing.assert_array_equal(allocation.clipped, np.abs(v) >= np.log(3))
+    assert np.ptp(expected - base) > 0.03  # there was something to correct
+
+
+def test_every_eta_of_a_sweep_has_its_own_correction() -> None:
+    scores = scores_of("llama")
+    first, second = (allocate(scores, which=which).corrected_sparsity for which in (0, 1))
+    assert (first != second).all()
+    alone = replace(scores, sweep=scores.sweep[1:])
+    np.testing.assert_array_equal(allocate(alone).corrected_sparsity, second)
+
+
+def test_changes_to_a_request_are_as_if_asked_for() -> None:
+    scores = scores_of("llama")
+
+    def same(a: Allocation, b: Allocation) -> bool:
+        return a.request == b.request and a.linear_pruned.tobytes() == b.linear_pruned.tobytes()
+
+    assert same(allocate(scores, sparsity=0.4), allocate(scores, Request(sparsity=0.4)))
+    assert same(
+        allocate(scores, Request("owl", sparsity=0.4), strength=0.2),
+        allocate(scores, Request("owl", sparsity=0.4, strength=0.2)),
+    )
+    peer = allocate(scores, base="owl", compat="peer")
+    assert same(peer, allocate(scores, Request("owl", compat="peer")))
+    assert peer.request.correct is None
+
+
+# Compat peer
+
+
+@given(
+    st.sampled_from(CASES),
+    st.sampled_from(["uniform", "owl", "dlp", "alphapruning"]),
+    st.floats(0, 1),
+)
+def test_peers_truncate_and_restore_nothing(case: str, base: str, sparsity: float) -> None:
+    scores = scores_of(case)
+    found = allocate(scores, Request(base, sparsity=sparsity, compat="peer"))
+    for i in range(scores.num_blocks):
+        s = float(found.base_sparsity[i])
+        assert found.corrected_sparsity[i] == s
+        for j, (rows, columns) in enumerate(scores.linears.values()):
+            row = list(range(columns))
+            assert found.linear_pruned[i, j] == rows * len(row[: int(columns * s)])
+    assert not found.clipped.any()
+
+
+def test_peers_lose_weights_where_a_sparsity_exceeds_one() -> None:
+    scores = scores_of("llama")
+    found = allocate(scores, Request("alphapruning", sparsity=0.9, compat="peer"))
+    above = found.base_sparsity > 1
+    assert above.any()
+    assert (found.num_pruned[above] == scores.linear_sizes.sum()).all()
+    assert found.total_pruned < 0.9 * found.total_weights
+    exact = allocate(scores, Request("alphapruning", sparsity=0.9, correct=None))
+    assert exact.base_sparsity.max() == 1
+    assert exact.total_pruned == round(0.9 * exact.total_weights)
+
+
+# Custom allocations
+
+
+def forms(values: Floats, names: list[str]) -> dict[str, str]:
+    """The same allocation in every form a file may have."""
+    flat, blocks = values.ravel().tolist(), [f"blocks.{i}" for i in range(len(values))]
+    units = blocks if values.ndim == 1 else [f"{b}.{name}" for b in blocks for name in names]
+    pairs = list(zip(units, flat, strict=True))
+    return {
+        "list.json": json.dumps(values.tolist()),
+        "flat.json": json.dumps(flat),
+        "object.json": json.dumps(dict(reversed(pairs))),
+        "named.csv": "".join(f"{name},{value!r}\n" for name, value in reversed(pairs)),
+        "numbers.CSV": "\r\n\r\n".join(repr(value) for value in flat),
+    }
+
+
+@pytest.mark.parametrize("per_linear", [False, True])
+def test_custom_allocations_in_every_form(per_linear: bool, tmp_path: Path) -> None:
+    scores = scores_of("llama")
+    names = list(scores.linears)
+    random = np.random.default_rng(0)
+    values = random.random((scores.num_blocks, len(names)) if per_linear else scores.num_blocks)
+    for name, text in forms(values, names).items():
+        path = tmp_path / name
+        path.write_text(text)
+        read = read_custom(path, scores.num_blocks, tuple(names))
+        np.testing.assert_array_equal(read, values, err_msg=name)
+        found = allocate(scores, base=str(path), sparsity=0.5, correct=None)
+        sizes = np.broadcast_to(scores.linear_sizes, (scores.num_blocks, len(names)))
+        sizes = sizes if per_linear else sizes.sum(axis=1)
+        expected = project(values.ravel(), sizes.ravel(), 0.5).reshape(values.shape)
+        by_linear = expected if per_linear else np.repeat(expected[:, None], len(names), axis=1)
+        np.testing.assert_array_equal(found.linear_sparsity, by_linear, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.json", "[0.5, 0.5, 0.5]", "3 numbers"),
+        ("a.json", "[0.5, 0.5, 0.5, 0.5, 0.5]", "5 numbers"),
+        ("a.json", "[[0.5], [0.5], [0.5], [0.5, 0.5]]", "inhomogeneous"),
+        ("a.json", "[[0.5], [0.5], [0.5], [0.5]]", "4 numbers"),
+        ("a.json", "[0.5, 0.5, 0.5, 1.5]", "not from 0 to 1"),
+        ("a.json", "[0.5, 0.5, 0.5, -0.1]", "not from 0 to 1"),
+        ("a.json", "[0.5, 0.5, 0.5, NaN]", "not from 0 to 1"),
+        ("a.json", "[0.5, 0.5, 0.5, null]", "not from 0 to 1"),
+        ("a.json", '[0.5, 0.5, 0.5, "x"]', "could not convert"),
+        ("a.json", f"[0.5, 0.5, 0.5, {10**400}]", "too large"),
+        ("a.json", "[" * 100_000, "recursion"),
+        ("a.json", "", "Expecting value"),
+        ("a.json", "0.5", "1 numbers"),
+        ("a.json", "null", "1 numbers"),
+        ("a.json", '{"blocks.0": 0.5}', "blocks.1, "),
+        (
+            "a.json",
+            '{"blocks.0": 1, "blocks.1": 1, "blocks.2": 1, "blocks.4": 1}',
+            "blocks.3, ",
+        ),
+        ("a.json", "{}", "blocks.0, "),
+        ("a.csv", "", "index out of range"),
+        ("a.csv", "0.5\n0.5\n0.5\n", "3 numbers"),
+        ("a.csv", "0.5\n0.5,0.9\n0.5\n0.5\n", "too many values"),
+        ("a.csv", "blocks.0,0.5\nblocks.1\nblocks.2,0.5\nblocks.3,0.5\n", "length 1"),
+        (
+            "a.csv",
+            "blocks.0,1\nblocks.1,1\nblocks.2,1\nblocks.3,1\nblocks.3,0\n",
+            "twice",
+        ),
+        ("a.csv", "block,sparsity\nblocks.0,0.5\n", "block, "),
+        ("a.csv", '"' + "1" * (csv.field_size_limit() + 1), "field larger"),
+        ("a.json", b"\xff\xfe", "decode"),
+    ],
+)
+def test_custom_allocations_refused(
+    name: str, text: str | bytes, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RefimplError, match="not an allocation for this model") as refused:
+        allocate(scores_of("llama"), base=str(path))
+    assert reason in refused.value.problem
+    assert "4 numbers (one per block) or 28 (one per linear)" in refused.value.expected
+
+
+def test_a_custom_file_that_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "base.json"
+    path.write_text("[0.7, 0.7, 0.7, 0.7]")
+    wanted = Request(str(path))
+    path.unlink()
+    with pytest.raises(RefimplError, match="neither a base allocation nor a file"):
+        allocate(scores_of("llama"), wanted)
+
+
+# What the scores do not have
+
+
+def pruning_scores(correct: Any = None, **changes: Any) -> Scores:
+    model = model_of("llama")
+    wanted = Request("owl", sparsity=0.6, correct=correct, **changes)
+    return score(model, random_tokens(264, 2, 9), Perturbation("pruning"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "remedy"),
+    [
+        ("owl", {"m": 3}, "--base owl --base-option m=3"),
+        ("dlp", {"statistic": "median"}, "--base dlp --base-option statistic=median"),
+        ("alphapruning", {"fit": "mid"}, "--base alphapruning --base-option fit=mid"),
+        ("alphapruning", {"xmin": "intended"}, "--base-option xmin=intended"),
+    ],
+)
+@pytest.mark.parametrize("compat", ["exact", "peer"])
+def test_signals_that_were_not_computed(
+    base: str, options: dict[str, Any], remedy: str, compat: Any
+) -> None:
+    with pytest.raises(RefimplError, match="not in these scores") as refused:
+        allocate(scores_of("llama"), Request(base, options, compat=compat))
+    assert remedy in refused.value.remedy
+
+
+def test_alphas_are_computed_only_for_alphapruning() -> None:
+    with pytest.raises(RefimplError, match="not in these scores") as refused:
+        allocate(pruning_scores(), Request("alphapruning", sparsity=0.6))
+    assert "--base alphapruning --base-option fit=peak" in refused.value.remedy
+
+
+@pytest.mark.parametrize("correct", ["arrival", "divergence"])
+def test_noise_says_nothing_about_real_errors(correct: Any) -> None:
+    with pytest.raises(RefimplError, match="Gaussian noise") as refused:
+        allocate(scores_of("llama"), correct=correct)
+    assert "--perturbation pruning" in refused.value.remedy
+
+
+def test_a_divergence_must_have_been_measured() -> None:
+    with pytest.raises(RefimplError, match="no divergence in these scores") as refused:
+        allocate(pruning_scores(), Request("owl", sparsity=0.6, correct="divergence"))
+    assert "--perturbation pruning --correct divergence" in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Request("owl", sparsity=0.61),
+        Request("owl", {"lam": 0.1}, sparsity=0.6),
+        Request("uniform", sparsity=0.6),
+        Request("dlp", sparsity=0.6),
+        Request("atp", {"beta": 0.01}, sparsity=0.6),
+        Request("owl", sparsity=0.6, lo=0.59),
+        Request("owl", sparsity=0.6, hi=0.61, correct=None),
+        Request("uniform", sparsity=0.6, compat="peer"),
+    ],
+)
+def test_pruning_was_measured_at_one_allocation(other: Request) -> None:
+    with pytest.raises(RefimplError, match="these scores were measured by pruning") as refused:
+        allocate(pruning_scores(), other)
+    assert "base owl, sparsity 0.6" in refused.value.problem
+    assert "--perturbation pruning" in refused.value.remedy
+
+
+@pytest.mark.parametrize("correct", [None, "absorption", "arrival", "divergence"])
+def test_pruning_scores_serve_every_correction_at_their_base(correct: Any) -> None:
+    scores = pruning_scores("divergence")
+    wanted = Request("owl", sparsity=0.6, correct=correct, strength=0.3)
+    assert allocate(scores, wanted).total_pruned == round(0.6 * 4 * 7296)
+    if correct is None:
+        allocate(scores, replace(wanted, compat="peer"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"lo": 0.8}, "sparsity 0.7 is infeasible with lo 0.8 and hi 1"),
+        ({"hi": 0.6}, "sparsity 0.7 is infeasible with lo 0.0 and hi 0.6"),
+        ({"lo": 0.8, "hi": 0.75}, "lo is 0.8"),
+        ({"base": "atp", "options": {"beta": 0.5}}, "beta 0.5"),
+    ],
+)
+def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
+    changes: dict[str, Any], problem: str
+) -> None:
+    wanted, passes = Request(**changes), []
+    with pytest.raises(RefimplError, match=problem):
+        allocate(scores_of("llama"), wanted)
+    with pytest.raises(RefimplError, match=problem):
+        score(
+            model_of("llama"),
+            random_tokens(264, 2, 9),
+            request=wanted,
+            progress=lambda done, total: passes.append(done),
+        )
+    assert not passes
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"sparsity": 1.1}, "sparsity 1.1"),
+        ({"sparsity": -0.1}, "sparsity -0.1"),
+        ({"sparsity": float("nan")}, "sparsity nan"),
+        ({"lo": -0.1}, "lo -0.1"),
+        ({"hi": 1.1}, "hi 1.1"),
+        ({"max_correction": 2.0}, "max-correction 2.0"),
+        ({"strength": float("inf")}, "strength inf"),
+        ({"strength": float("nan")}, "strength nan"),
+        ({"correct": "depth"}, "correct 'depth'"),
+        ({"correction_scale": "mean"}, "correction-scale 'mean'"),
+        ({"compat": "torch"}, "compat 'torch'"),
+        ({"compat": "peer", "correct": "absorption"}, "a correction (absorption) with compat peer"),
+        ({"base": "owll"}, "base 'owll'"),
+        ({"base": "."}, "base '.'"),
+        ({"base": "owl", "options": {"n": 1}}, "unknown option n"),
+        ({"base": "uniform", "options": {"m": 1}}, "unknown option m"),
+        ({"base": "owl", "options": {"m": "five"}}, "option m is 'five'"),
+        ({"base": "owl", "options": {"m": "nan"}}, "base option m nan"),
+        ({"base": "owl", "options": {"m": "1e999"}}, "base option m 1e999"),
+        ({"base": "dlp", "options": {"statistic": "mode"}}, "statistic 'mode'"),
+        ({"base": "alphapruning", "options": {"unit": "row"}}, "unit 'row'"),
+        ({"base": "atp"}, "option beta is missing"),
+    ],
+)
+def test_requests_refused(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RefimplError) as refused:
+        Request(**changes)
+    assert problem in refused.value.problem
+    assert refused.value.expected
+    assert refused.value.remedy
+
+
+def test_requests_are_filled_in() -> None:
+    assert Request().correct == "absorption"
+    assert Request(compat="peer").correct is None
+    assert Request("owl", {"m": "3"}).options == {"m": 3.0, "lam": 0.08}
+    assert Request("dlp").options == {"a": 0.15, "statistic": "mean"}
+    assert Request("alphapruning").options == {
+        "epsilon": 0.3,
+        "fit": "peak",
+        "xmin": "shipped",
+        "unit": "block",
+    }
+
+
+# Threads and memory
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_results_come_in_order(threads: int) -> None:
+    seen: list[int] = []
+    with Workers(threads) as workers:
+        assert workers.threads == threads
+        found = workers.run([lambda i=i: i * i for i in range(50)], lambda: seen.append(1))
+    assert found == [i * i for i in range(50)]
+    assert len(seen) == 50
+
+
+def blas_threads() -> list[int]:
+    return [found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"]
+
+
+def test_each_thread_has_one_core_and_the_rest_is_as_it_was() -> None:
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        assert set(before) == {2}
+        with Workers(2) as workers:
+            assert set(blas_threads()) == {1}
+            meet = threading.Barrier(2, timeout=10)  # passed only by two at once
+            names = workers.run([lambda: (meet.wait(), threading.current_thread().name)[1]] * 2)
+            assert len(set(names)) == 2
+        assert blas_threads() == before
+
+
+def test_what_fails_on_a_thread_fails_here() -> None:
+    def fail() -> None:
+        raise KeyError("no such block")
+
+    with threadpool_limits(2, user_api="blas"):
+        with pytest.raises(KeyError, match="no such block"), Workers(2) as workers:
+            workers.run([fail] + [lambda: None] * 20)
+        assert set(blas_threads()) == {2}
+
+
+def test_threads_are_as_loud_as_their_caller() -> None:
+    def overflow() -> Any:
+        return np.array([3e38], np.float32) * np.float32(10)
+
+    with Workers(2) as workers:
+        with pytest.raises(FloatingPointError):
+            workers.run([overflow])
+        with np.errstate(over="ignore"):
+            assert np.isinf(workers.run([overflow])[0])
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(threads: int) -> None:
+    with pytest.raises(RefimplError, match=f"{threads} threads"):
+        Workers(threads)
+
+
+def test_without_a_blas_to_limit_there_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        def select(self, **_: str) -> list[str]:
+            return []
+
+    monkeypatch.setattr(execution, "ThreadpoolController", Nothing)
+    assert Workers(4).threads == 1
+
+
+@given(st.integers(1, 2**40), st.sampled_from(["", *"KMG"]), st.sampled_from(["", "B", "iB"]))
+def test_sizes_of_memory(number: int, unit: str, suffix: str) -> None:
+    factor = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[unit]
+    assert parse_memory(f" {number}{unit}{suffix.lower()} ") == number * factor
+    assert parse_memory(f"{number}{unit.lower()}{suffix}") == number * factor
+    assert parse_memory(number) == number
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1G", "0", "many", "1.5.2G", "nan", "1e999", "5X"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(RefimplError, match="memory"):
+        parse_memory(text)
+
+
+def test_memory_is_what_is_free_and_at_most_two_gibibytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_memory("1.5G") == 3 * 2**29
+    assert 0 < parse_memory(None) <= DEFAULT_MEMORY == 2**31
+    monkeypatch.setattr(execution, "_free_memory", lambda: 12345)
+    assert parse_memory(None) == 12345
+
+
+def test_peak_memory_is_known_here() -> None:
+    before = peak_memory()
+    assert before is not None
+    assert before > 10 * 2**20
+    block = np.ones(2**23)  # 64 MiB
+    after = peak_memory()
+    assert after is not None
+    assert after >= max(before, block.nbytes)
+
+
+def test_tokens_that_the_model_cannot_read() -> None:
+    for ids, problem in (([[264]], "vocabulary"), ([[0] * 65], "65 tokens")):
+        with pytest.raises(RefimplError, match=problem):
+            score(model_of("llama"), Tokens(np.array(ids), "by hand", "ids"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_activations_beyond_the_dtype_are_an_error_not_a_warning(
+    dtype: str, tmp_path: Path
+) -> None:
+    weights = load_file(FIXTURES / "llama" / "model.safetensors")
+    huge = {"float32": 1e30, "float64": 1e200}[dtype]
+    weights = {
+        name: w.astype(np.float64) * (huge if name.endswith("down_proj.weight") else 1)
+        for name, w in weights.items()
+    }
+    save_tensors(tmp_path / "model.safetensors", weights)
+    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
+    model = read_model(tmp_path)
+    for run in (
+        lambda: forward(model, [[1, 2, 3]], dtype=dtype),
+        lambda: score(model, random_tokens(264, 2, 4), dtype=dtype),
+    ):
+        with (
+            np.errstate(all="warn"),
+            pytest.raises(RefimplError, match=f"beyond the range of {dtype}"),
+        ):
+            run()
+
+
+@pytest.mark.parametrize("base", ["uniform", "alphapruning"])
+def test_progress_starts_with_the_signals_and_ends_at_the_whole(base: str) -> None:
+    seen: list[tuple[float, float]] = []
+    model = model_of("gemma3")
+    score(
+        model,
+        random_tokens(model.config.vocab_size, 2, 8),
+        Perturbation("pruning"),
+        Request(base=base, correct="divergence"),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    done = [d for d, _ in seen]
+    assert done == sorted(done)
+    assert done[0] > 0
+    assert seen[-1][0] == pytest.approx(seen[-1][1])
+    assert all(d <= total * (1 + 1e-12) for d, total in seen)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_nan_outside_the_blocks_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    weights = load_file(FIXTURES / "llama" / "model.safetensors")
+    weights[name] = weights[name].copy()
+    weights[name][-1, 0] = np.nan  # of an id that is not used
+    save_tensors(tmp_path / "model.safetensors", weights)
+    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
+    model = read_model(tmp_path)
+    for run in (
+        lambda: forward(model, [[1, 2, 3]]),
+        lambda: score(model, random_tokens(200, 2, 4)),
+    ):
+        with pytest.raises(RefimplError, match=f"{name}.* 1 "):
+            run()

@@ -1,0 +1,408 @@
+"""The table: every fact is in it, every column is straight, the bar points the right way."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl.allocation.allocate import Allocation, allocate
+from refimpl.allocation.request import Request
+from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals
+from refimpl.method.perturbation import Perturbation
+from refimpl.running.provenance import Run, TokenFacts
+from refimpl.show.header import LABEL, WIDTH, header
+from refimpl.show.table import ROOM, Style, aligned, bar, table
+
+ASCII, UNICODE, COLOR = Style(blocks=False), Style(), Style(color=True)
+LINEARS = {"q_proj": (30, 20), "down_proj": (20, 30)}
+SEVEN_B = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (4096, 4096))
+SEVEN_B |= {"gate_proj": (11008, 4096), "up_proj": (11008, 4096), "down_proj": (4096, 11008)}
+ESCAPE = re.compile(r"\x1b\[\d+m")
+
+
+def absorption(
+    r: Iterable[float], eta: float | None = 0.25, stderr: Iterable[float] | None = None, **more: Any
+) -> Absorption:
+    """What was found at one eta, its coefficients given."""
+    r = np.array(list(r))
+    each = len(r)
+    drift = np.triu(np.linspace(0.5, 0.1, each * each).reshape(each, each))
+    error = np.full(each, 0.0123) if stderr is None else np.array(list(stderr))
+    return Absorption(eta, drift, drift, r, error, np.zeros(each, np.int64), **more)
+
+
+def scores(*sweep: Absorption, **changes: Any) -> Scores:
+    """Scores that hold this sweep, of a model whose every fact has a value of its own."""
+    blocks = len(sweep[0].coefficient)
+    ramp = np.linspace(1.0, 2.0, blocks)
+    etas = tuple(found.eta for found in sweep if found.eta is not None)
+    whole = Scores(
+        model="tiny",
+        family="llama",
+        linears=LINEARS,
+        num_blocks=blocks,
+        tokens=TokenFacts(
+            3, 48, "a text, 3 samples of 48 tokens", "text", None, "0123456789abcdef"
+        ),
+        plan=Perturbation("gaussian", etas or (0.01,), draws=4, seed=11),
+        sweep=sweep,
+        sinks=np.arange(blocks),
+        signals=Signals(5.0, ramp, "mean", 2 * ramp),
+        run=Run("float64", 7, 3 << 29, 12.34, 456 << 20, {"refimpl": "9.8", "numpy": "7.6"}),
+    )
+    return replace(whole, **changes)
+
+
+def shown(found: Scores, style: Style = UNICODE, **request: Any) -> str:
+    """The table of scores for a request."""
+    return table(found, allocations(found, **request), style)
+
+
+def allocations(found: Scores, **request: Any) -> tuple[Allocation, ...]:
+    return tuple(allocate(found, Request(**request), which) for which in range(len(found.sweep)))
+
+
+def facts(text: str) -> str:
+    """The header on one line: continued lines joined to the one before."""
+    return text.split("\n\n")[0].replace("\n" + " " * LABEL, " ")
+
+
+def rows(text: str) -> list[str]:
+    """Headings and rows of the first table."""
+    return text.split("\n\n")[1].splitlines()
+
+
+# ---- the whole ---------------------------------------------------------------------------------
+
+GOLDEN = """\
+model       tiny, family llama, 3 blocks, 3,600 prunable weights
+tokens      3 x 48, a text, 3 samples of 48 tokens, sha256 0123456789ab
+perturbed   gaussian noise, eta 0.25, noise scale token, noise shape isotropic, 4 draws, seed 11,
+            norm token, sink include
+base        owl, m 5, lam 0.1, sparsity 0.6, limits 0 to 1, compat exact
+correction  absorption, strength 0.05, at most 0.1, scale raw, provisional defaults,
+            1 of 3 blocks at the clip (|u| = log 3)
+run         12.3 s, peak memory 456 MiB (resident, mapped pages included), 1,536 MiB for states,
+            7 threads, float64, refimpl 9.8, numpy 7.6
+
+block  weights  outliers %       r  stderr    absorbs|amplifies    base  corrected  pruned
+    0    1,200       1.000  4.0000  0.0123           |#########  0.7000     0.6542     785
+    1    1,200       1.500  0.5773  0.0123      #####|           0.6000     0.6366     764
+    2    1,200       2.000  1.0000  0.0123           |           0.5000     0.5092     611
+
+pruned 2,160 of 3,600 (60.0000%), asked for 60.0000%
+"""
+
+
+def test_the_table_word_for_word() -> None:
+    found = scores(absorption([4.0, 0.5773, 1.0]))
+    got = shown(found, ASCII, base="owl", options={"lam": 0.1}, sparsity=0.6)
+    assert got == GOLDEN
+
+
+def test_a_sweep_has_a_table_per_eta() -> None:
+    found = scores(absorption([4.0, 2.0, 1.0], 1e-4), absorption([0.2, 0.1, 1.0], 1.0))
+    text = shown(found)
+    parts = text.split("\n\n")
+    assert len(parts) == 5
+    assert [parts[i].splitlines()[0] for i in (1, 3)] == ["eta 0.0001", "eta 1"]
+    assert "eta 0.0001, 1, noise scale" in facts(text)
+    assert "1, 2 of 3 blocks at the clip" in facts(text)
+    assert "4.0000" in parts[1]
+    assert "0.2000" in parts[3]
+    assert parts[2].startswith("pruned ")
+    assert parts[4].startswith("pruned ")
+
+
+# ---- header ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"plan": Perturbation(noise_scale="sequence")}, "noise scale sequence"),
+        ({"plan": Perturbation(noise_shape="channel")}, "noise shape channel"),
+        ({"plan": Perturbation(norm="sequence")}, "norm sequence"),
+        ({"plan": Perturbation(sink="exclude")}, "sink exclude"),
+        ({"plan": Perturbation(draws=1)}, "1 draw,"),
+        ({"run": Run("float32", 1, 1 << 16, 0.0, None, {})}, "peak memory unknown"),
+        ({"run": Run("float32", 1, 1 << 16, 0.0, None, {})}, "1 thread, float32"),
+        ({"run": Run("float32", 1, 1 << 16, 0.0, None, {})}, "0.0625 MiB for states"),
+    ],
+)
+def test_every_parameter_of_the_run_is_in_the_header(change: dict[str, Any], words: str) -> None:
+    assert words in facts(shown(replace(scores(absorption([2.0, 1.0])), **change))) + ","
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"sparsity": 0.123}, "sparsity 0.123"),
+        ({"lo": 0.02}, "limits 0.02 to 1"),
+        ({"hi": 0.98}, "limits 0 to 0.98"),
+        ({"compat": "peer"}, "compat peer"),
+        ({"strength": 0.07}, "strength 0.07"),
+        ({"max_correction": 0.03}, "at most 0.03"),
+        ({"correction_scale": "max"}, "scale max"),
+        ({"correct": None}, "correction  none"),
+        ({"compat": "peer"}, "correction  none"),
+        ({"base": "dlp"}, "dlp, a 0.15, statistic mean"),
+        ({"base": "atp", "options": {"beta": -0.01}}, "atp, beta -0.01"),
+    ],
+)
+def test_every_parameter_of_the_request_is_in_the_header(
+    request_: dict[str, Any], words: str
+) -> None:
+    assert words in facts(shown(scores(absorption([2.0, 1.0])), **request_))
+
+
+def test_only_defaults_are_called_provisional() -> None:
+    found = scores(absorption([2.0, 1.0]))
+    assert "provisional" in shown(found)
+    assert "provisional" not in shown(found, strength=0.06)
+    assert "provisional" not in shown(found, max_correction=0.2)
+
+
+def test_a_pruning_perturbation_says_where_it_pruned() -> None:
+    at = PrunedAt("owl", {"m": 5.0, "lam": 0.08}, 0.7, np.zeros((2, 2), np.int64))
+    plan = Perturbation("pruning", norm="sequence")
+    found = scores(absorption([2.0, 1.0], None), plan=plan, pruned_at=at)
+    line = header(found, allocations(replace(found, pruned_at=None)))[2]
+    assert "perturbed   pruning by Wanda as base owl, m 5, lam 0.08, sparsity 0.7, norm" in line
+    assert "eta" not in line
+
+
+words = st.text(st.sampled_from("abc-./_é "), min_size=1, max_size=40).map(lambda s: f"x{s}x")
+
+
+@given(st.lists(words, min_size=1, max_size=12))
+def test_header_lines_are_short_and_facts_are_whole(sources: list[str]) -> None:
+    found = scores(absorption([2.0, 1.0]))
+    found = replace(found, tokens=replace(found.tokens, source=", ".join(sources)))
+    lines = header(found, allocations(found))
+    assert all(len(line) <= WIDTH for line in lines)
+    labels = [line[:LABEL].strip() for line in lines]
+    assert [label for label in labels if label] == (
+        ["model", "tokens", "perturbed", "base", "correction", "run"]
+    )
+    start = labels.index("tokens")
+    told = " ".join(line[LABEL:] for line in lines[start : labels.index("perturbed")])
+    assert told == f"3 x 48, {', '.join(sources)}, sha256 0123456789ab"
+
+
+def test_a_fact_longer_than_a_line_has_its_own() -> None:
+    found = scores(absorption([2.0, 1.0]), model="m" * 150)
+    lines = header(found, allocations(found))
+    assert lines[0] == "model       " + "m" * 150 + ","
+    assert lines[1] == "            family llama, 2 blocks, 2,400 prunable weights"
+
+
+def test_ids_drawn_at_random_are_called_so() -> None:
+    source = "drawn uniformly from 264 ids with seed 0 (no text was given)"
+    found = scores(absorption([2.0, 1.0]))
+    found = replace(found, tokens=replace(found.tokens, source=source, kind="random"))
+    assert header(found, allocations(found))[1] == f"tokens      3 x 48, {source},"
+
+
+# ---- rows --------------------------------------------------------------------------------------
+
+
+def straight(lines: list[str]) -> None:
+    """Every line as long as the headings, and a gap of two wherever a column ends."""
+    assert len({len(line) for line in lines}) == 1
+    for heading in re.finditer(r"\S+(?: \S+)*", lines[0]):
+        assert all(line[heading.end() :][:2].strip() == "" for line in lines), heading[0]
+    assert all(not line.endswith(" ") for line in lines)
+
+
+@pytest.mark.parametrize("style", [ASCII, UNICODE, COLOR])
+@pytest.mark.parametrize("blocks", [1, 32, 126])
+def test_columns_are_straight_in_models_of_any_size(style: Style, blocks: int) -> None:
+    r = np.geomspace(0.01, 1234.5, blocks)
+    found = scores(absorption(r), linears=SEVEN_B)
+    text = shown(found, style, base="owl")
+    lines = [ESCAPE.sub("", line) for line in rows(text)]
+    straight(lines)
+    assert len(lines) == 1 + blocks
+    assert len(lines[0]) <= 104
+    for i, line in enumerate(lines[1:]):
+        cells = line.split()
+        assert cells[:2] == [str(i), "202,375,168"]
+        assert float(cells[3]) == pytest.approx(r[i], abs=1e-4)
+        assert int(cells[-1].replace(",", "")) <= 202_375_168
+
+
+def test_the_bar_stands_under_its_words() -> None:
+    for style in (ASCII, UNICODE, COLOR):
+        lines = [
+            ESCAPE.sub("", line) for line in rows(shown(scores(absorption([9.0, 0.1])), style))
+        ]
+        heading, up, down = lines
+        middle = heading.index(style.middle)
+        assert heading[:middle].endswith("absorbs")
+        assert heading[middle + 1 :].startswith("amplifies")
+        full = "█" if style.blocks else "#"
+        assert up[middle + 1 : middle + 1 + ROOM] == down[middle - ROOM : middle] == full * ROOM
+        assert up[middle - ROOM : middle] == down[middle + 1 : middle + 1 + ROOM] == " " * ROOM
+
+
+def test_numbers_are_those_of_the_allocation() -> None:
+    found = scores(absorption([2.0, 0.5, 1.0]))
+    (made,) = allocations(found, base="dlp", sparsity=0.5)
+    lines = rows(shown(found, base="dlp", sparsity=0.5))
+    assert "dlp mean" in lines[0]
+    for i, line in enumerate(lines[1:]):
+        cells = line.split()
+        assert float(cells[2]) == pytest.approx(found.signals.dlp_score[i], rel=1e-3)
+        assert float(cells[-3]) == pytest.approx(made.base_sparsity[i], abs=5e-5)
+        assert float(cells[-2]) == pytest.approx(made.corrected_sparsity[i], abs=5e-5)
+        assert int(cells[-1]) == made.num_pruned[i]
+
+
+def test_what_is_unknown_is_a_dash_and_explained() -> None:
+    nan = float("nan")
+    text = shown(scores(absorption([nan, 1.0], stderr=[nan, 0.1])))
+    lines = rows(text)
+    straight(lines)
+    assert lines[1].split()[2:6] == ["-", "-", "-", "?"]
+    assert "r is - where no token had a drift" in text
+    assert "two samples" not in text
+    found = scores(absorption([2.0, 1.0], stderr=[nan, nan]))
+    text = shown(replace(found, tokens=replace(found.tokens, samples=1)))
+    assert "stderr is -: it takes two samples or more" in text
+    assert "no token had a drift" not in text
+
+
+def test_what_arrives_is_shown_where_it_makes_the_correction() -> None:
+    at = PrunedAt("uniform", {}, 0.7, np.array([[420, 420], [420, 420]]))
+    found = scores(
+        absorption([2.0, 1.0], None, divergence=np.array([0.75, 0.125])),
+        plan=Perturbation("pruning"),
+        pruned_at=at,
+    )
+    for correct, first, second in (
+        ("absorption", ["0.5000", "0.7000"], ["0.1000", "0.7000"]),
+        ("arrival", ["0.5000", "0.3667", "0.7000"], ["0.1000", "0.1000", "0.7000"]),
+        ("divergence", ["0.5000", "0.7500", "0.7000"], ["0.1000", "0.1250", "0.7000"]),
+    ):
+        lines = rows(shown(found, correct=correct))
+        straight(lines)
+        heading = re.findall(r"amplifies +(.+?) +base", lines[0])[0].split()
+        assert heading == ["drift"] + ([] if correct == "absorption" else [correct])
+        shares = [re.split("│█*[▏▎▍▌▋▊▉]?", line)[1].split()[:-2] for line in lines[1:]]
+        assert shares == [first, second]
+
+
+def test_alphas_are_means_of_a_block_and_linears_are_announced() -> None:
+    found = scores(absorption([2.0, 1.0]))
+    alpha = np.array([[2.0, 4.0], [3.0, 6.0]])
+    known = replace(found.signals, alpha_fit="peak", alpha_xmin="shipped", alpha=alpha)
+    found = replace(found, signals=known)
+    text = shown(found, base="alphapruning")
+    assert [line.split()[2] for line in rows(text)] == ["alpha", "3.000", "4.500"]
+    assert "per linear" not in text
+    assert "sparsities are per linear" in shown(
+        found, base="alphapruning", options={"unit": "linear"}
+    )
+
+
+# ---- footer ------------------------------------------------------------------------------------
+
+
+def test_totals_are_asked_and_achieved() -> None:
+    found = scores(absorption([2.0, 1.0]))
+    assert "pruned 480 of 2,400 (20.0000%), asked for 20.0123%" in shown(found, sparsity=0.200123)
+
+
+def test_peer_says_what_it_does_not_keep() -> None:
+    found = scores(absorption([2.0, 1.0, 1.5]))
+    text = shown(found, base="owl", options={"lam": 0.5}, sparsity=0.8, compat="peer")
+    assert "1.3000" in text
+    assert "pruned 2,520 of 3,600 (70.0000%), asked for 80.0000%" in text
+    assert "compat peer restores no budget" in text
+    assert "1 block asked for more than 1" in text
+    for sparsity in (0.7, 1.0):
+        text = shown(found, base="uniform", compat="peer", sparsity=sparsity)
+        assert "restores no budget" in text
+        assert "more than 1" not in text
+    assert "restores" not in shown(found, base="owl")
+
+
+def test_tokens_that_do_not_count_are_counted() -> None:
+    found = scores(replace(absorption([2.0, 1.0]), left_out=np.array([1000, 234])))
+    assert "1,234 tokens without a ratio left out" in shown(found)
+    found = scores(absorption([2.0, 1.0, 1.0]), plan=Perturbation(sink="exclude"))
+    assert "3 tokens excluded as sinks" in shown(found)
+    quiet = shown(scores(absorption([2.0, 1.0])))
+    assert "left out" not in quiet
+    assert "sinks" not in quiet
+
+
+# ---- bar ---------------------------------------------------------------------------------------
+
+coefficients = st.floats(0, 1e6)
+
+
+@given(coefficients, st.sampled_from([ASCII, UNICODE]))
+def test_a_bar_has_one_width_and_one_side(r: float, style: Style) -> None:
+    text = bar(r, style)
+    assert len(text) == 2 * ROOM + 1
+    left, middle, right = text[:ROOM], text[ROOM], text[ROOM + 1 :]
+    assert middle == style.middle
+    assert r < 1 or not left.strip()
+    assert r > 1 or not right.strip()
+    assert left == left.strip().rjust(ROOM)
+    assert right == right.strip().ljust(ROOM)
+    assert 1 / 3 < r < 3 or max(left, right).strip() == ("█" if style.blocks else "#") * ROOM
+    assert style.blocks or text.isascii()
+
+
+@given(st.floats(1, 1e6), st.floats(1, 1e6))
+def test_a_bar_is_longer_the_further_r_is_from_1(a: float, b: float) -> None:
+    def length(r: float) -> int:
+        return bar(r, ASCII).count("#")
+
+    low, high = sorted((a, b))
+    assert length(low) <= length(high)
+    assert abs(length(a) - length(1 / a)) <= 1
+    assert abs(length(a) - min(np.log(a) / np.log(3), 1) * ROOM) <= 0.5 + 1e-9
+
+
+@given(coefficients)
+def test_colour_changes_nothing_else(r: float) -> None:
+    tinted = bar(r, COLOR)
+    assert ESCAPE.sub("", tinted) == bar(r, UNICODE)
+    if tinted != bar(r, UNICODE):
+        assert tinted.startswith("\x1b[36m" if r < 1 else "\x1b[31m")
+        assert tinted.endswith("\x1b[0m")
+
+
+def test_bars_of_special_coefficients() -> None:
+    assert bar(float("nan"), ASCII) == f"{'?':^{2 * ROOM + 1}}"
+    assert bar(0.0, ASCII) == "#########|         "
+    assert bar(1.0, COLOR) == f"{'│':^{2 * ROOM + 1}}"
+    assert bar(3**0.5, UNICODE) == "         │████▌    "
+    assert bar(3**-0.5, UNICODE) == "    ▐████│         "
+
+
+# ---- alignment ---------------------------------------------------------------------------------
+
+cells = st.text(st.sampled_from("ab1,.│"), min_size=1, max_size=8)
+
+
+@given(st.integers(1, 4), st.integers(0, 4), st.data())
+def test_aligned_columns(width: int, height: int, data: st.DataObject) -> None:
+    names = data.draw(st.lists(cells, min_size=width, max_size=width, unique=True))
+    given_ = {n: data.draw(st.lists(cells, min_size=height, max_size=height)) for n in names}
+    lines = aligned(given_)
+    assert len(lines) == 1 + height
+    assert len({len(line) for line in lines}) == 1
+    by_row = [[texts[i] for texts in given_.values()] for i in range(height)]
+    assert [line.split() for line in lines] == [names, *by_row]
+    tinted = {n: [f"\x1b[31m{text}\x1b[0m" for text in texts] for n, texts in given_.items()}
+    assert [ESCAPE.sub("", line) for line in aligned(tinted)] == lines

@@ -1,0 +1,497 @@
+"""A folder that appears whole or not at all: kills at every step, full disks, and refusals."""
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, HERE
+
+from refimpl import RefimplError, read_model
+from refimpl.pruning.copied_files import copies
+from refimpl.pruning.pruned_files import PrunedLinear, rewrite
+from refimpl.storage import folder, lock
+from refimpl.storage.folder import check_target, new_folder
+
+OLD = {"model.safetensors": "old weights", "config.json": "old"}
+NEW = {"model.safetensors": "new weights", "config.json": "new", "pruning.json": "{}"}
+CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock")
+
+
+def fill(path: Path, content: dict[str, str]) -> None:
+    path.mkdir(exist_ok=True)
+    for name, text in content.items():
+        (path / name).write_text(text)
+
+
+def content_of(path: Path) -> dict[str, str] | None:
+    """Files of a folder, or None where there is none."""
+    return {p.name: p.read_text() for p in path.iterdir()} if path.exists() else None
+
+
+def write_new(target: Path, force: bool) -> None:
+    with new_folder(target, force) as made:
+        fill(made, NEW)
+
+
+def refusal(call: Callable[[], Any]) -> RefimplError:
+    with pytest.raises(RefimplError) as caught:
+        call()
+    assert caught.value.expected
+    assert caught.value.remedy
+    return caught.value
+
+
+# What is left
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with new_folder(target, force=False) as made:
+        fill(made, NEW)
+        assert not target.exists()
+        assert os.listdir(tmp_path) == [".out.part"]
+    assert content_of(target) == NEW
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_old_folder_is_replaced_with_force_alone(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    fill(target, OLD)
+    assert "exists" in str(refusal(lambda: write_new(target, force=False)))
+    assert content_of(target) == OLD
+    with new_folder(target, force=True) as made:
+        fill(made, NEW)
+        assert content_of(target) == OLD
+    assert content_of(target) == NEW
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_of_any_new_folder(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write_new(tmp_path / "out", force=False)
+        fill(tmp_path / "plain", NEW)
+    finally:
+        os.umask(before)
+    for name in (".", "config.json"):
+        modes = [(tmp_path / f / name).stat().st_mode for f in ("out", "plain")]
+        assert modes[0] == modes[1]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    "failure", [KeyboardInterrupt, ZeroDivisionError, OSError(errno.ENOSPC, "No space left")]
+)
+def test_a_failure_leaves_no_trace(failure: Any, force: bool, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    if force:
+        fill(target, OLD)
+    before = content_of(target)
+    wanted = RefimplError if isinstance(failure, OSError) else failure
+
+    def fail() -> None:
+        with new_folder(target, force) as made:
+            fill(made, NEW)
+            raise failure
+
+    with pytest.raises(wanted):
+        fail()
+    assert content_of(target) == before
+    assert os.listdir(tmp_path) == (["out"] if force else [])
+
+
+@pytest.mark.parametrize("step", range(3))
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(errno.EIO, "Input/output error")])
+def test_a_failure_while_renaming(
+    failure: Any, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename, calls = tmp_path / "out", os.rename, []
+    fill(target, OLD)
+
+    def failing(source: Any, other: Any, *args: Any, **options: Any) -> None:
+        calls.append(source)
+        if len(calls) == step + 1:
+            raise failure
+        rename(source, other, *args, **options)
+
+    monkeypatch.setattr(folder.Path, "rename", failing)
+    with pytest.raises((KeyboardInterrupt, RefimplError)):
+        write_new(target, force=True)
+    assert content_of(target) == (NEW if step == 2 else OLD)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_old_folder_that_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    fill(target, OLD)
+
+    def failing(path: Path) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.shutil, "rmtree", failing)
+        error = refusal(lambda: write_new(target, force=True))
+    assert "is whole, but what it replaced cannot be deleted (Permission denied)" in str(error)
+    assert str(tmp_path / ".out.part") in str(error)
+    assert content_of(target) == NEW
+    write_new(target, force=True)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_target_that_came_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+
+    def meanwhile() -> None:
+        with new_folder(target, force=False) as made:
+            fill(made, NEW)
+            fill(target, OLD)
+
+    assert "exists" in str(refusal(meanwhile))
+    assert content_of(target) == OLD
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(handle: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def renamed(source: Path, target: Path) -> None:
+        events.append(f"{source.name} -> {target.name}")
+        rename(source, target)
+
+    monkeypatch.setattr(folder.os, "fsync", synced)
+    monkeypatch.setattr(folder.Path, "rename", renamed)
+    fill(tmp_path / "out", OLD)
+    write_new(tmp_path / "out", force=True)
+    moves = [events.index(move) for move in ("out -> old", "new -> out", "old -> deleted")]
+    assert moves == sorted(moves)
+    assert {*NEW, "new"} == set(events[: moves[0]])
+    assert events[moves[0] - 1] == "new"  # the folder after its files
+    for move in moves[:2]:
+        assert set(events[move + 1 : move + 3]) == {tmp_path.name, ".out.part"}
+
+
+# Two runs at once
+
+
+def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with new_folder(target, force=False) as made:
+        for call in (
+            lambda: write_new(target, force=True),
+            lambda: check_target(target, {}, False, 0),
+        ):
+            assert "another run is writing it" in str(refusal(call))
+        write_new(tmp_path / "other", force=False)
+        fill(made, NEW)
+    assert content_of(target) == NEW
+    assert sorted(os.listdir(tmp_path)) == ["other", "out"]
+
+
+def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock = fcntl.flock
+
+    def removed(file: Any, how: int) -> None:
+        (tmp_path / ".out.part" / "lock").unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", removed)
+    assert "another run" in str(refusal(lambda: write_new(tmp_path / "out", force=False)))
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_file_systems_without_locks(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", without)
+    if number == errno.EIO:
+        refusal(lambda: write_new(tmp_path / "out", force=False))
+        assert not (tmp_path / "out").exists()
+    else:
+        write_new(tmp_path / "out", force=False)
+        assert os.listdir(tmp_path) == ["out"]
+
+
+def test_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "fcntl", None)
+    write_new(tmp_path / "out", force=False)
+    assert content_of(tmp_path / "out") == NEW
+    assert os.listdir(tmp_path) == ["out"]
+
+
+# Kills
+
+
+def kill_at_every_step(top: str, how: str) -> None:
+    """Fork a run for each of its steps, killed before it; then check, and run again.
+
+    A step is anything that changes the file system, as Python's audit events tell.
+    """
+    number, killed = 0, True
+    results: list[dict[str, Any]] = []
+    while killed:
+        target = Path(top) / f"{number}" / "out"
+        target.parent.mkdir()
+        if how != "without":
+            fill(target, OLD)
+        child = os.fork()
+        if not child:
+            left = number
+
+            def step(event: str, args: tuple[Any, ...]) -> None:
+                nonlocal left
+                reading = event == "open" and not (
+                    isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+                )
+                if event in CHANGES and not reading:
+                    if left == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    left -= 1
+
+            sys.addaudithook(step)
+            write_new(target, force=how == "forced")
+            os._exit(0)
+        killed = bool(os.waitpid(child, 0)[1])
+        after = content_of(target)
+        hidden = sorted(p.name for p in target.parent.glob(".out.part/*"))
+        check_target(target, {}, True, 0)
+        recovered = content_of(target)
+        write_new(target, force=True)
+        results.append(
+            {"killed": killed, "after": after, "hidden": hidden, "recovered": recovered}
+            | {"end": content_of(target), "beside": os.listdir(target.parent)}
+        )
+        number += 1
+    print(json.dumps(results))
+
+
+@pytest.mark.parametrize("how", ["without", "forced"])
+def test_a_kill_at_every_step(how: str, tmp_path: Path) -> None:
+    code = f"import test_folder; test_folder.kill_at_every_step({str(tmp_path)!r}, {how!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env=os.environ
+        | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": f"{FIXTURES.parent}{os.pathsep}{HERE}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    results = json.loads(done.stdout)
+    before = None if how == "without" else OLD
+    assert [r["killed"] for r in results] == [True] * (len(results) - 1) + [False]
+    assert len(results) > (8 if how == "without" else 14)
+    for result in results:
+        assert result["end"] == NEW
+        assert result["beside"] == ["out"]
+        assert result["recovered"] in (before, NEW)
+        if result["after"] is None and how == "forced":  # both are whole, beside the target
+            assert {"new", "old"} <= set(result["hidden"])
+            assert result["recovered"] == OLD
+        else:
+            assert result["after"] in (before, NEW)
+            assert result["recovered"] == result["after"]
+    states = [r["after"] for r in results]
+    assert before in states
+    assert NEW in states
+    if how == "forced":
+        assert states.count(None) == 1
+        partly = [r for r in results if r["after"] == NEW and "deleted" in r["hidden"]]
+        assert len(partly) > 1
+
+
+# Refusals
+
+
+def check(target: Path, force: bool = False, needed: int = 0, **inputs: Path) -> RefimplError:
+    return refusal(lambda: check_target(target, inputs, force, needed))
+
+
+def test_a_good_target_passes_and_nothing_is_made(tmp_path: Path) -> None:
+    check_target(tmp_path / "out", {"MODEL": FIXTURES / "llama", "--text": None}, False, 1 << 20)
+    check_target(tmp_path / "out", {"MODEL": tmp_path / "missing"}, False, 1 << 20)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "out").mkdir()
+    check_target(tmp_path / "out", {}, True, 0)
+    fill(tmp_path / "out", OLD)
+    check_target(tmp_path / "out", {}, True, 0)
+    (tmp_path / "m.safetensors").touch()  # a named file's folder may hold anything
+    check_target(tmp_path / "new", {"MODEL": tmp_path / "m.safetensors"}, False, 0)
+    assert content_of(tmp_path / "out") == OLD
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_targets_that_cannot_be_made(force: bool, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name in ("file", "link", "dangling"):
+        assert "a link, or not a folder" in str(check(tmp_path / name, force))
+        refusal(lambda name=name: write_new(tmp_path / name, force))  # type: ignore[misc]
+    assert "is missing" in str(check(tmp_path / "no" / "out", force))
+    assert "is missing" in str(check(tmp_path / "file" / "out", force))
+    assert "too long" in str(refusal(lambda: write_new(tmp_path / ("x" * 255), force)))
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "file", "folder", "link"]
+    if not force:
+        assert "exists" in str(check(tmp_path / "folder"))
+
+
+@pytest.mark.skipif(not os.getuid(), reason="root may write everywhere")
+def test_a_parent_that_may_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        assert "may not be written" in str(check(tmp_path / "out"))
+        assert "Permission denied" in str(refusal(lambda: write_new(tmp_path / "out", False)))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_parent_that_may_not_be_written_as_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    assert "may not be written" in str(check(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_output_that_is_holds_or_lies_in_an_input(force: bool, tmp_path: Path) -> None:
+    model = tmp_path / "models" / "model"
+    fill(model.parent, OLD)
+    fill(model, OLD)
+    (tmp_path / "link").symlink_to(model)
+    (tmp_path / "linked parent").symlink_to(model.parent)
+    for name in (model, tmp_path / "link", tmp_path / "linked parent" / "model"):
+        assert "is, or holds, MODEL" in str(check(model, force, MODEL=name))
+        assert "is, or holds, MODEL" in str(check(model.parent, force, MODEL=name))
+        assert "is, or holds, MODEL" in str(
+            check(tmp_path / "linked parent" / "model", force, MODEL=name)
+        )
+        for inside in (model / "out", tmp_path / "link" / "out", model / ".." / "model" / "out"):
+            assert "lies in MODEL" in str(check(inside, force, MODEL=name))
+    weights = model / "model.safetensors"
+    assert "is, or holds, MODEL" in str(check(model, force, MODEL=weights))
+    (tmp_path / "text").symlink_to(weights)
+    assert "is, or holds, text" in str(check(model, force, text=tmp_path / "text"))
+    farm = tmp_path / "farm"  # a folder whose files are links: where they lead, and the farm
+    fill(farm, {})
+    (farm / "model.safetensors").symlink_to(weights)
+    for held in (model, farm):
+        assert "is, or holds, MODEL" in str(check(held, force, MODEL=farm / "model.safetensors"))
+    assert content_of(model) == OLD
+
+
+def test_the_same_folder_under_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two mounts of one disk are: here links that nobody resolves."""
+    fill(tmp_path / "a", {})
+    fill(tmp_path / "a" / "model", OLD)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    other = tmp_path / "b" / "model"
+    assert "is, or holds, MODEL" in str(check(other, True, MODEL=tmp_path / "a" / "model"))
+    assert "lies in MODEL" in str(check(other / "out", MODEL=tmp_path / "a" / "model"))
+
+
+def test_force_replaces_models_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out"
+    for name in ("letter.txt", "config.json", "model.bin"):
+        fill(target, {name: "precious"})
+        assert "not a model's folder" in str(check(target, force=True))
+        assert "not a model's folder" in str(refusal(lambda: write_new(target, force=True)))
+        assert content_of(target) == {name: "precious"}
+        shutil.rmtree(target)
+    fill(target, {"pruning.json": "{}"})
+    check_target(target, {}, True, 0)
+    monkeypatch.setenv("HOME", str(target / "me"))
+    (target / "me").mkdir()
+    assert "is, or holds, the home folder" in str(check(target, force=True))
+    assert "is, or holds, the home folder" in str(check(target / "me", force=True))
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.chdir(target / "me")
+    assert "is, or holds, the working folder" in str(check(target, force=True))
+    assert "is, or holds, the working folder" in str(check(Path(), force=True))
+    assert "exists" in str(check(Path()))
+    monkeypatch.chdir(tmp_path)
+    check_target(target, {}, True, 0)
+    check_target(Path("out"), {}, True, 0)
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    assert "not a model's folder" in str(check(target, force=True))
+
+
+def test_a_disk_with_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=5 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    check_target(tmp_path / "out", {}, False, 5 << 20)
+    error = check(tmp_path / "out", needed=(5 << 20) + (1 << 19))
+    assert "needs 5.5 MiB, and 5.0 MiB are free" in str(error)
+
+
+# A whole model
+
+
+def prune(source: Path, target: Path, force: bool = False) -> None:
+    model = read_model(source)
+    check_target(target, {"MODEL": source, **copies(model).files}, force, 0)
+    keep = {n: PrunedLinear(np.zeros(s, bool)) for n, s in model.config.linear_shapes.items()}
+    with new_folder(target, force) as made:
+        rewrite(model, made, ((i, keep) for i in range(model.config.num_blocks)))
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("limit", [0, 1000, 100_000])
+def test_a_full_disk(limit: int, force: bool, tmp_path: Path) -> None:
+    source, target = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(FIXTURES / "llama", source)
+    if force:
+        fill(target, OLD)
+    before = content_of(target)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # files end here, like a disk
+    try:
+        error = refusal(lambda: prune(source, target, force))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "out: cannot be written (File too large)" in str(error)
+    assert content_of(target) == before
+    assert sorted(os.listdir(tmp_path)) == (["model", "out"] if force else ["model"])
+    for path in source.iterdir():
+        assert path.read_bytes() == (FIXTURES / "llama" / path.name).read_bytes()
+    prune(source, target, force)
+    assert read_model(target).config == read_model(source).config
+
+
+def test_the_input_is_no_output(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(FIXTURES / "llama_sharded", source)
+    (tmp_path / "link").symlink_to(source)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    index = "model.safetensors.index.json"
+    for given in (source, tmp_path / "link", source / index, tmp_path / "link" / index):
+        for target in (source, tmp_path / "link" / ".." / "model", tmp_path):
+            assert "is, or holds," in str(refusal(lambda g=given, t=target: prune(g, t, True)))  # type: ignore[misc]
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    prune(source / index, source / "pruned")  # beside a named file there is room
+    assert read_model(source / "pruned").config == read_model(source).config
