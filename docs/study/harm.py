@@ -18,7 +18,7 @@ from run import HERE, Exam
 from refimpl import read_model
 from refimpl.allocation.allocate import linear_counts
 from refimpl.allocation.targets import Targets
-from refimpl.evaluation.likelihood import Stream
+from refimpl.evaluation.likelihood import Batches
 from refimpl.pruners.decision import Pruner
 from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.threads import Workers
@@ -40,9 +40,9 @@ def run(bench: Bench, path: Path, cell: Cell) -> None:
         counts = linear_counts(sparsity, sizes, float(sparsity.mean()))
         targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
         with Workers() as workers:
-            stream = Stream(model, exam.batches, workers)
+            stream = Batches(model, exam.batches, workers)
             for pruned in pruned_blocks(model, targets, Pruner(), exam.calibration, workers):
-                stream.advance(pruned.weights)
+                stream.pass_block(pruned.weights)
             found = stream.likelihoods()
         sums = np.array([found[n].log_probabilities.sum() for n in range(len(found))])
         row = {"cell": str(cell), "block": block, "more": MORE, **exam.results(sums)}

@@ -25,7 +25,7 @@ from refimpl.allocation.targets import Targets
 from refimpl.evaluation.batch import Batch, batches
 from refimpl.evaluation.choices import DELIMITER
 from refimpl.evaluation.encoding import encoder
-from refimpl.evaluation.likelihood import Stream
+from refimpl.evaluation.likelihood import Batches
 from refimpl.method.correction import corrected
 from refimpl.pruners.decision import Pruner
 from refimpl.pruning.pruned_blocks import pruned_blocks
@@ -127,9 +127,9 @@ def run_cell(bench: Bench, model: Model, exam: Exam, cell: Cell) -> dict[str, An
     counts = made["counts"]
     targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
     with Workers() as workers:
-        stream = Stream(model, exam.batches, workers)
+        stream = Batches(model, exam.batches, workers)
         for block in pruned_blocks(model, targets, Pruner(cell.method), exam.calibration, workers):
-            stream.advance(block.weights)
+            stream.pass_block(block.weights)
         found = stream.likelihoods()
     sums = np.array([found[n].log_probabilities.sum() for n in range(len(found))])
     return {

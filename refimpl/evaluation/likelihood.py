@@ -15,10 +15,10 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.batch import Batch, batches, groups
 from refimpl.evaluation.softmax import RunningSoftmax
 from refimpl.model.arithmetic import loud
-from refimpl.model.forward import Weights, block, embed, head, places
-from refimpl.model.kernels import TILED
+from refimpl.model.forward import Weights, head
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.stream import Stream
 from refimpl.running.threads import Workers
 from refimpl.scoring.journey import head_cost
 
@@ -41,10 +41,8 @@ class Likelihood:
     greedy: bool
 
 
-class Stream:
-    """Batches on their way through a model, one block after another.
-
-    The weights of each block are handed in, so they may be the model's or changed ones.
+class Batches(Stream):
+    """Batches on their way through a model, and what the model says of them at the end.
 
     Args:
         model: The model: facts, embedding and head.
@@ -54,21 +52,6 @@ class Stream:
 
     Raises:
         RefimplError: NaN or Inf in the embedding or the head.
-
-    Source:
-        Ours.
-
-    Example:
-        >>> from refimpl import read_model
-        >>> model = read_model("fixtures/llama")
-        >>> made = batches([[1, 5, 7], [1, 5]], [1, 1], model.config)
-        >>> with Workers(1) as workers:
-        ...     stream = Stream(model, made, workers)
-        ...     for i in range(model.config.num_blocks):
-        ...         stream.advance(model.block(i, np.float32))
-        ...     found = stream.likelihoods()
-        >>> [len(found[n].log_probabilities) for n in (0, 1)]
-        [2, 1]
     """
 
     def __init__(
@@ -79,34 +62,15 @@ class Stream:
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         model.check_finite(dtype)
-        self._model, self._batches, self._workers, self._dtype = model, batches, workers, dtype
-        widths = {batch.ids.shape[1] for batch in batches}
-        self._places = {s: places(np.arange(s), model.config, dtype) for s in widths}
+        self._batches, self._workers = batches, workers
         with loud(dtype):
-            self._states = [
-                embed(b.ids, np.arange(b.ids.shape[1]), model.embedding(), model.config, dtype)
-                for b in batches
-            ]
-        self.passed = 0  # blocks
+            super().__init__(model, {i: batch.ids for i, batch in enumerate(batches)}, dtype)
 
-    def advance(self, weights: Weights, tick: Tick = lambda cost: None) -> None:
-        """Pass through the next block.
-
-        Args:
-            weights: Its weights by our names (`q_proj.weight`, ...), in the stream's dtype.
-            tick: Called when all batches have passed.
-        """
-        config = self._model.config
-        kind = config.blocks[self.passed]
-
-        def move(i: int) -> None:
-            h = self._states[i]
-            place = self._places[h.shape[1]][kind]
-            self._states[i] = block(h, weights, place, config, kernels=TILED)
-
-        with loud(self._dtype):
-            self._workers.run(partial(move, i) for i in range(len(self._states)))
-        self.passed += 1
+    def pass_block(self, weights: Weights, tick: Tick = lambda cost: None) -> None:
+        """Take all batches through the next block, given its weights in the stream's dtype."""
+        with loud(self.dtype):
+            passes = [partial(self.through, h, weights) for h in self.states.values()]
+            self.advance(dict(zip(self.states, self._workers.run(passes), strict=True)))
         tick(sum(batch.ids.size for batch in self._batches))
 
     def likelihoods(self, tick: Tick = lambda cost: None) -> dict[int, Likelihood]:
@@ -121,16 +85,16 @@ class Stream:
         Raises:
             RefimplError: Blocks are left to pass.
         """
-        model, vocabulary = self._model, self._model.config.vocab_size
-        if self.passed != model.config.num_blocks:
+        model, vocabulary = self.model, self.config.vocab_size
+        if self.index != model.config.num_blocks:
             raise RefimplError(
-                f"{self.passed} of {model.config.num_blocks} blocks passed",
+                f"{self.index} of {model.config.num_blocks} blocks passed",
                 "the weights of every block, in order",
-                "give the missing blocks to advance()",
+                "give the missing blocks to pass_block()",
             )
         pieces = [
             (h.reshape(-1, h.shape[2])[batch.places[start : start + ROWS]], start, batch)
-            for h, batch in zip(self._states, self._batches, strict=True)
+            for h, batch in zip(self.states.values(), self._batches, strict=True)
             for start in range(0, len(batch.targets), ROWS)
         ]
         sums = [RunningSoftmax.start(b.targets[start : start + ROWS]) for _, start, b in pieces]
@@ -139,10 +103,10 @@ class Stream:
             return sums[i].add(head(pieces[i][0][None], weights, model.config)[0], first)
 
         cost = sum(len(b.targets) for b in self._batches) * head_cost(model.config) / vocabulary
-        with loud(self._dtype):
+        with loud(self.dtype):
             for first in range(0, vocabulary, PIECE):
                 ids = slice(first, min(first + PIECE, vocabulary))
-                weights = model.head(self._dtype, ids)
+                weights = model.head(self.dtype, ids)
                 sums = self._workers.run(partial(add, i, weights, first) for i in range(len(sums)))
                 tick(cost * (ids.stop - first))
         return dict(self._by_member(sums))
@@ -207,10 +171,10 @@ def group_likelihoods(
     Returns:
         A `Likelihood` per sequence, by its number.
     """
-    stream = Stream(model, group, workers, dtype)
+    stream = Batches(model, group, workers, dtype)
     dense = (model.block(i, dtype) for i in range(model.config.num_blocks))
     for weights in dense if blocks is None else blocks:
-        stream.advance(weights, tick)
+        stream.pass_block(weights, tick)
     return stream.likelihoods(tick)
 
 

@@ -3,10 +3,9 @@
 They come from the functions that `score` calls, on the same tokens, so they are its numbers.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +17,11 @@ from refimpl.method import perturbation as push
 from refimpl.method.absorption import known_mean, surviving_drift
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
-from refimpl.model.forward import Place, Weights, block, embed, head, places
-from refimpl.model.kernels import TILED
+from refimpl.model.forward import Place, Weights, block, head
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums, block_with_sums, second_moments, sum_of_squares
+from refimpl.model.statistics import add_sums, second_moments, sum_of_squares
+from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.scores import wanda_keep, wanda_score
 from refimpl.running.threads import Progress
@@ -88,15 +87,10 @@ class Values:
         """Token ids, [N, S]."""
         return checked_ids(self.tokens.ids, self.config)
 
-    @cached_property
-    def _where(self) -> Mapping[Any, Place]:
-        """Bias and rotary tables per kind of block."""
-        return places(np.arange(self.ids.shape[1]), self.config, self.dtype)
-
     @property
     def place(self) -> Place:
         """Bias and rotary tables of the block."""
-        return self._where[self.config.blocks[self.index]]
+        return self._stream(self.index).place(self.ids.shape[1])
 
     @cached_property
     def weights(self) -> Weights:
@@ -106,8 +100,7 @@ class Values:
     @cached_property
     def embedded(self) -> list[Array]:
         """h_0 of every sequence, [1, S, D]."""
-        positions, table = np.arange(self.ids.shape[1]), self.model.embedding()
-        return [embed(row[None], positions, table, self.config, self.dtype) for row in self.ids]
+        return list(Stream(self.model, dict(enumerate(self.ids)), self.dtype).states.values())
 
     @cached_property
     def entering(self) -> list[Array]:
@@ -135,11 +128,12 @@ class Values:
         """Every trace point of the block on the first sequence."""
         found: dict[str, Array] = {}
 
-        def keep(name: str, value: Array) -> Array:
+        def observe(name: str, value: Array) -> Array:
             found[name] = value
             return value
 
-        block(self.entering[0], self.weights, self.place, self.config, keep, TILED)
+        place = replace(self._stream(self.index).place(self.ids.shape[1]), observe=observe)
+        block(self.entering[0], self.weights, place, self.config)
         return found
 
     @cached_property
@@ -215,7 +209,7 @@ class Values:
     def _read(self) -> list[tuple[Array, dict[str, Array]]]:
         """Every sequence after the block, and the squares of what its linears read."""
         return [
-            block_with_sums(sum_of_squares, h, self.weights, self.place, self.config, TILED)
+            self._stream(self.index).through_with_sums(h, self.weights, sum_of_squares)
             for h in self.entering
         ]
 
@@ -234,15 +228,17 @@ class Values:
     def _through(self, index: int) -> Callable[[Array], Array]:
         """One block of the model, as a function of the stream."""
         weights = self.model.block(index, self.dtype)
-        place = self._where[self.config.blocks[index]]
-        return lambda h: block(h, weights, place, self.config, kernels=TILED)
+        return partial(self._stream(index).through, weights=weights)
+
+    def _stream(self, index: int) -> Stream:
+        """The sequences before one block; its states are handed in."""
+        return Stream(self.model, dict(enumerate(self.ids)), self.dtype, {}, index)
 
     def _push(self, sequence: int, draw: int) -> Array:
         """One state after the block, pushed as the plan says, [1, S, D]."""
         plan, h, kept = self.plan, self.leaving[sequence], self.kept[sequence]
         if plan.kind == "pruning":
-            h_before = self.entering[sequence]
-            pruned = block(h_before, self._thinned, self.place, self.config, kernels=TILED)
+            pruned = self._stream(self.index).through(self.entering[sequence], self._thinned)
             return np.where(kept[None, :, None], pruned, h)
         e = push.noise(plan.seed, sequence, self.index, draw, h[0].shape)
         scale, shape = plan.noise_scale, plan.noise_shape

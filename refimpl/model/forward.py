@@ -2,11 +2,11 @@
 
 Read from top to bottom: `embed`, then `block` (`self_attention` and `mlp`) once per block, then
 `head`. What a family does differently is in its `Config`, or in which weights exist. Each step is
-announced to `point`, which may record the array it is handed, or return another in its place.
+announced to an observer, which may record the array it receives, or return another in its place.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,30 +20,40 @@ from refimpl.model.ops import Array, linear
 from refimpl.model.token_ids import checked_ids
 
 Weights = Mapping[str, Array]
-Point = Callable[[str, Array], Array]
+Observer = Callable[[str, Array], Array]
 
 TRACE_POINTS = (
     "resid_pre", "attn_norm", "q", "k", "v", "q_rope", "k_rope", "attn_out",
     "resid_mid", "mlp_norm", "mlp_out", "resid_post",
 )  # fmt: skip
+INSIDE = ("attn_heads", "mlp_hidden")  # announced too: inputs of linears that are no trace points
+
+
+def unobserved(name: str, value: Array) -> Array:
+    """Pass a trace point on unchanged."""
+    return value
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the tokens stand, as one kind of block sees it.
+    """What a block needs besides its weights: where the tokens stand, how to evaluate, who looks.
 
     Args:
         bias: Added to attention scores: 0 or -inf, [S, S].
         rope: Cosines and sines, each [S, h_rot / 2], or None where positions are learned.
+        kernels: How the costly steps are evaluated; the result is the same to rounding.
+        observe: Receives the name and value of every trace point; what it returns goes on.
     """
 
     bias: Array
     rope: tuple[Array, Array] | None
+    kernels: Kernels = PLAIN
+    observe: Observer = unobserved
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward pass found.
+    """The result of a forward pass.
 
     Args:
         logits: Scores of the next token, [B, S, V].
@@ -55,18 +65,16 @@ class Forward:
     trace: Mapping[str, Array] = field(default_factory=dict)
 
 
-def unobserved(name: str, value: Array) -> Array:
-    """Pass a trace point on unchanged."""
-    return value
-
-
-def places(positions: Array, config: Config, dtype: npt.DTypeLike) -> dict[BlockKind, Place]:
+def places(
+    positions: Array, config: Config, dtype: npt.DTypeLike, kernels: Kernels = PLAIN
+) -> dict[BlockKind, Place]:
     """Attention bias and rotary tables for each kind of block of a model.
 
     Args:
         positions: Token positions, [S], integers.
         config: The model's facts.
         dtype: Dtype of the computation.
+        kernels: How the costly steps are evaluated.
 
     Returns:
         A `Place` per distinct `BlockKind`.
@@ -74,9 +82,8 @@ def places(positions: Array, config: Config, dtype: npt.DTypeLike) -> dict[Block
     return {
         kind: Place(
             attention.causal_bias(positions, kind.window, dtype),
-            None
-            if kind.rope is None
-            else attention.rope_tables(positions, kind.rope.inv_freq, dtype),
+            attention.rope_tables(positions, kind.rope.inv_freq, dtype) if kind.rope else None,
+            kernels,
         )
         for kind in dict.fromkeys(config.blocks)
     }
@@ -118,130 +125,106 @@ def embed(
     return x
 
 
-def self_attention(
-    x: Array,
-    weights: Weights,
-    place: Place,
-    config: Config,
-    point: Point = unobserved,
-    kernels: Kernels = PLAIN,
-) -> Array:
+def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Attend: ``softmax(cap((scale q) k^T) + bias) v``, heads merged, then `o_proj`.
+
+    Observed: `q`, `k`, `v`, `q_rope`, `k_rope` [B, heads, S, h], and `attn_heads` [B, S, H h], the
+    input of `o_proj`.
 
     Args:
         x: Normalised input, [B, S, D].
         weights: The block's weights by our names.
-        place: Bias and rotary tables.
+        place: Bias, rotary tables, kernels and observer.
         config: The model's facts.
-        point: Receives `q`, `k`, `v` [B, heads, S, h], `q_rope`, `k_rope`, and `attn_heads`
-            [B, S, H h], the input of `o_proj`.
-        kernels: How norms, rotation and attention are evaluated.
 
     Returns:
         Attention's output, [B, S, D].
     """
+    observe, kernels = place.observe, place.kernels
     q, k, v = (
         attention.split_heads(project(x, weights, name), config.head_dim)
         for name in ("q_proj", "k_proj", "v_proj")
     )
-    q = point("q", norm(q, weights, "q_norm", config, kernels))
-    k = point("k", norm(k, weights, "k_norm", config, kernels))
-    v = point("v", v)
+    q = observe("q", norm(q, weights, "q_norm", config, kernels))
+    k = observe("k", norm(k, weights, "k_norm", config, kernels))
+    v = observe("v", v)
     if place.rope is not None:
-        q, k = (
-            point("q_rope", kernels.rotate(q, *place.rope)),
-            point("k_rope", kernels.rotate(k, *place.rope)),
-        )
+        q = observe("q_rope", kernels.rotate(q, *place.rope))
+        k = observe("k_rope", kernels.rotate(k, *place.rope))
 
     k, v = (np.take(kv, config.kv_head_of_head, axis=1) for kv in (k, v))
     q = q * config.attention_scale
     heads = attention.merge_heads(kernels.attention(q, k, v, place.bias, config.attn_soft_cap))
-    return project(point("attn_heads", heads), weights, "o_proj")
+    return project(observe("attn_heads", heads), weights, "o_proj")
 
 
-def mlp(
-    x: Array,
-    weights: Weights,
-    config: Config,
-    point: Point = unobserved,
-    kernels: Kernels = PLAIN,
-) -> Array:
+def mlp(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` where there is no gate.
+
+    Observed: `mlp_hidden` [B, S, F], the input of `down_proj`.
 
     Args:
         x: Normalised input, [B, S, D].
         weights: The block's weights by our names.
+        place: Kernels and observer.
         config: The model's facts.
-        point: Receives `mlp_hidden` [B, S, F], the input of `down_proj`.
-        kernels: How the activation is evaluated.
 
     Returns:
         The MLP's output, [B, S, D].
     """
-    activation = kernels.activations[config.activation]
+    activation = place.kernels.activations[config.activation]
     hidden = project(x, weights, "up_proj")
     if config.gated:
         hidden = activation(project(x, weights, "gate_proj")) * hidden
     else:
         hidden = activation(hidden)
-    return project(point("mlp_hidden", hidden), weights, "down_proj")
+    return project(place.observe("mlp_hidden", hidden), weights, "down_proj")
 
 
-def block(
-    x: Array,
-    weights: Weights,
-    place: Place,
-    config: Config,
-    point: Point = unobserved,
-    kernels: Kernels = PLAIN,
-) -> Array:
+def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Run one decoder layer: attention and MLP, each added to the residual stream.
+
+    Observed: every name in `TRACE_POINTS` that the family has.
 
     Args:
         x: Residual stream before the block, h_{l-1}, [B, S, D].
         weights: The block's weights by our names (`q_proj.weight`, `attn_norm.weight`, ...).
-        place: Bias and rotary tables for this block's kind.
+        place: Bias and rotary tables for this block's kind, kernels and observer.
         config: The model's facts.
-        point: Receives every per-block trace point.
-        kernels: How its steps are evaluated; the result is the same to rounding.
 
     Returns:
         Residual stream after the block, h_l, [B, S, D].
     """
-    x = point("resid_pre", x)
-    attn_in = point("attn_norm", norm(x, weights, "attn_norm", config, kernels))
-    attn_out = self_attention(attn_in, weights, place, config, point, kernels)
-    attn_out = point("attn_out", norm(attn_out, weights, "attn_post_norm", config, kernels))
-    mid = point("resid_mid", x + attn_out)
+    observe, kernels = place.observe, place.kernels
+    x = observe("resid_pre", x)
+    attn_in = observe("attn_norm", norm(x, weights, "attn_norm", config, kernels))
+    attn_out = self_attention(attn_in, weights, place, config)
+    attn_out = observe("attn_out", norm(attn_out, weights, "attn_post_norm", config, kernels))
+    mid = observe("resid_mid", x + attn_out)
 
     mlp_from = x if config.parallel_residual else mid
-    mlp_in = point("mlp_norm", norm(mlp_from, weights, "mlp_norm", config, kernels))
-    mlp_out = mlp(mlp_in, weights, config, point, kernels)
-    mlp_out = point("mlp_out", norm(mlp_out, weights, "mlp_post_norm", config, kernels))
-    return point("resid_post", mid + mlp_out)
+    mlp_in = observe("mlp_norm", norm(mlp_from, weights, "mlp_norm", config, kernels))
+    mlp_out = mlp(mlp_in, weights, place, config)
+    mlp_out = observe("mlp_out", norm(mlp_out, weights, "mlp_post_norm", config, kernels))
+    return observe("resid_post", mid + mlp_out)
 
 
-def head(
-    x: Array,
-    weights: Weights,
-    config: Config,
-    point: Point = unobserved,
-    kernels: Kernels = PLAIN,
-) -> Array:
+def head(x: Array, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:
     """Turn the last residual stream into logits: ``cap(W norm(x) + b)``.
+
+    Observed: `final_norm` [B, S, D] and `logits` [B, S, V].
 
     Args:
         x: Residual stream after the last block, h_L, [B, S, D].
         weights: `final_norm.*` and `lm_head.weight` (any rows of it).
         config: The model's facts.
-        point: Receives `final_norm` [B, S, D] and `logits` [B, S, V].
-        kernels: How the norm is evaluated.
+        observe: Receives both trace points.
 
     Returns:
         Logits, [B, S, rows of `lm_head.weight`].
     """
-    x = point("final_norm", norm(x, weights, "final_norm", config, kernels))
-    return point("logits", ops.soft_cap(project(x, weights, "lm_head"), config.final_soft_cap))
+    x = observe("final_norm", norm(x, weights, "final_norm", config))
+    return observe("logits", ops.soft_cap(project(x, weights, "lm_head"), config.final_soft_cap))
 
 
 def forward(
@@ -277,23 +260,24 @@ def forward(
         >>> out.logits.shape, out.trace["blocks.0.q"].shape
         ((1, 3, 264), (1, 4, 3, 8))
     """
-    config, found = model.config, dict[str, Array]()
+    config, points = model.config, dict[str, Array]()
     ids = checked_ids(token_ids, config)
     model.check_finite(dtype)
     positions = np.arange(ids.shape[-1])
-    where = places(positions, config, dtype)
+    place_of = places(positions, config, dtype, kernels)
 
-    def keep(prefix: str) -> Point:
-        def point(name: str, value: Array) -> Array:
-            if trace and name not in ("attn_heads", "mlp_hidden"):
-                found[prefix + name] = value
+    def recorder(prefix: str) -> Observer:
+        def observe(name: str, value: Array) -> Array:
+            if trace and name not in INSIDE:
+                points[prefix + name] = value
             return value
 
-        return point
+        return observe
 
     with loud(dtype):
-        x = keep("")("embed", embed(ids, positions, model.embedding(), config, dtype))
+        x = recorder("")("embed", embed(ids, positions, model.embedding(), config, dtype))
         for i, kind in enumerate(config.blocks):
-            x = block(x, model.block(i, dtype), where[kind], config, keep(f"blocks.{i}."), kernels)
-        logits = head(x, model.head(dtype), config, keep(""), kernels)
-    return Forward(logits, found)
+            place = replace(place_of[kind], observe=recorder(f"blocks.{i}."))
+            x = block(x, model.block(i, dtype), place, config)
+        logits = head(x, model.head(dtype), config, recorder(""))
+    return Forward(logits, points)

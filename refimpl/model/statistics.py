@@ -1,12 +1,12 @@
 """Inputs of each linear: sums of squares (Wanda, OWL, DLP) and of outer products (SparseGPT)."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block
-from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.ops import Array
 
 INPUT_OF = {
@@ -69,7 +69,6 @@ def block_with_sums(
     weights: Weights,
     place: Place,
     config: Config,
-    kernels: Kernels = PLAIN,
 ) -> tuple[Array, dict[str, Array]]:
     """Run one block and sum a statistic of what its linears read.
 
@@ -77,9 +76,8 @@ def block_with_sums(
         statistic: `sum_of_squares` or `sum_of_outer_products`.
         x: Residual stream before the block, [B, S, D].
         weights: The block's weights by our names.
-        place: Bias and rotary tables.
+        place: Where the tokens stand, and how the block is evaluated.
         config: The model's facts.
-        kernels: How attention and activation are evaluated.
 
     Returns:
         The residual stream after the block [B, S, D], and for each trace point that is some
@@ -87,12 +85,12 @@ def block_with_sums(
     """
     sums: dict[str, Array] = {}
 
-    def point(name: str, value: Array) -> Array:
+    def observe(name: str, value: Array) -> Array:
         if name in INPUT_OF.values():
             sums[name] = statistic(value)
         return value
 
-    return block(x, weights, place, config, point, kernels), sums
+    return block(x, weights, replace(place, observe=observe), config), sums
 
 
 def add_sums(total: dict[str, Array], more: Mapping[str, Array]) -> None:

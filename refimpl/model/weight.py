@@ -38,8 +38,6 @@ class StoredTensor(Protocol):
     @property
     def offset(self) -> int: ...  # noqa: D102
     @property
-    def offset(self) -> int: ...  # noqa: D102
-    @property
     def array(self) -> Array: ...  # noqa: D102
 
 

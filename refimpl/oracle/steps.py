@@ -15,7 +15,7 @@ from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets
 from refimpl.evaluation.batch import batches
-from refimpl.evaluation.likelihood import Stream
+from refimpl.evaluation.likelihood import Batches
 from refimpl.method.perturbation import NoiseScale, NoiseShape, Norm, Perturbation, Sink
 from refimpl.model.forward import forward
 from refimpl.model.model import Model
@@ -157,17 +157,17 @@ def steps(
     perplexities: dict[str, Array] = {}
     sequences = batches(list(ids), [1] * len(ids), config)
     with Workers() as workers:
-        dense = Stream(model, sequences, workers, dtype)
+        dense = Batches(model, sequences, workers, dtype)
         for i in range(config.num_blocks):
-            dense.advance(model.block(i, dtype))
+            dense.pass_block(model.block(i, dtype))
         perplexities["dense.perplexity"] = _perplexity(dense)
         for name, method, wanted in pruners:
             pruned, pruner = (
-                Stream(model, sequences, workers, dtype),
+                Batches(model, sequences, workers, dtype),
                 Pruner(method, recipe.damping),
             )
             for block in pruned_blocks(model, wanted, pruner, ids, workers, dtype):
-                pruned.advance(block.weights)
+                pruned.pass_block(block.weights)
                 seen(name, block, len(ids))
                 made |= _pruned(name, method, model, block, len(ids), recipe)
             perplexities[f"{name}.perplexity"] = _perplexity(pruned)
@@ -206,7 +206,7 @@ def _pruned(
             yield f"{prefix}.{linear}.weight", block.weights[f"{linear}.weight"]
 
 
-def _perplexity(stream: Stream) -> Array:
+def _perplexity(stream: Batches) -> Array:
     """``exp`` of the mean nats per predicted token, [1]."""
     found = [x.log_probabilities for x in stream.likelihoods().values()]
     return np.exp([-np.concatenate(found).mean()])

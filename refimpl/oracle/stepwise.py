@@ -6,7 +6,7 @@ commands call.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from refimpl.method.absorption import absorption_coefficient, known_mean, surviv
 from refimpl.method.correction import clipped_log, corrected
 from refimpl.method.projection import project
 from refimpl.model.arithmetic import loud
-from refimpl.model.forward import Weights, block, head
+from refimpl.model.forward import INSIDE, Weights, block, head
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF, block_with_sums, sum_of_squares
@@ -34,8 +34,6 @@ from refimpl.pruning.pruned_blocks import CALIBRATED
 from refimpl.pruning.pruned_files import PrunedLinear, stored_weight
 from refimpl.running.threads import Workers
 from refimpl.scoring.dense_statistics import profile, spectra
-
-INSIDE = ("attn_heads", "mlp_hidden")  # what linears read and no trace point is
 
 Named = Iterator[tuple[str, Array]]
 
@@ -107,10 +105,11 @@ def _forward(fed: Fed) -> Named:
     for i, place in enumerate(fed.places):
         found: dict[str, Array] = {}
 
-        def point(name: str, value: Array, found: dict[str, Array] = found) -> Array:
+        def observe(name: str, value: Array, found: dict[str, Array] = found) -> Array:
             return found.setdefault(name, value)
 
-        block(fed.state(f"blocks.{i}.resid_pre"), model.block(i, fed.dtype), place, config, point)
+        x, weights = fed.state(f"blocks.{i}.resid_pre"), model.block(i, fed.dtype)
+        block(x, weights, replace(place, observe=observe), config)
         squares.append({x: sum_of_squares(found[x]) for x in dict.fromkeys(INPUT_OF.values())})
         yield from ((f"blocks.{i}.{x}", y) for x, y in found.items() if x not in INSIDE)
 

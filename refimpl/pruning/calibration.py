@@ -4,18 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-import numpy as np
 import numpy.typing as npt
 
-from refimpl.model.forward import Weights, block, embed, places
-from refimpl.model.kernels import TILED
+from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import (
-    Statistic,
-    add_sums,
-    block_with_sums,
-)
+from refimpl.model.statistics import Statistic, add_sums
+from refimpl.model.stream import Stream
 from refimpl.running.threads import Workers
 
 
@@ -67,42 +62,31 @@ class HeldStates:
         tick: Callable[[], None],
         behind: Sequence[Array] | None = None,
     ) -> None:
-        self._config, self._statistic, self._workers, self._tick = (
-            model.config,
-            statistic,
-            workers,
-            tick,
-        )
-        positions = np.arange(ids.shape[1])
-        self._places = places(positions, model.config, dtype)
+        self._statistic, self._workers, self._tick = statistic, workers, tick
         self.sequences = len(ids)
-        self._states: list[Array] = list(behind or ())
-        if not self._states:
-            table = model.embedding()
-            self._states = [embed(row[None], positions, table, model.config, dtype) for row in ids]
+        held = dict(enumerate(behind)) if behind else None
+        self._stream = Stream(model, dict(enumerate(ids)), dtype, held)
 
     def sums(self, index: int, weights: Weights) -> Mapping[str, Array]:
         """Sum on the threads."""
-        config, total = self._config, dict[str, Array]()
-        place, step = self._places[config.blocks[index]], self._workers.threads
+        stream, total, step = self._stream, dict[str, Array](), self._workers.threads
+        stream.index = index
+        states = list(stream.states.values())
         # Sums of outer products are large: no more of them at a time.
-        for some in (self._states[k : k + step] for k in range(0, self.sequences, step)):
-            tasks = [
-                partial(block_with_sums, self._statistic, h, weights, place, config, TILED)
-                for h in some
-            ]
+        for some in (states[k : k + step] for k in range(0, self.sequences, step)):
+            tasks = [partial(stream.through_with_sums, h, weights, self._statistic) for h in some]
             for _, sums in self._workers.run(tasks, self._tick):
                 add_sums(total, sums)
         return total
 
     def advance(self, index: int, weights: Weights) -> None:
         """Pass on the threads."""
-        config, states, self._states = self._config, self._states, []
-        if index + 1 < config.num_blocks:
-            place = self._places[config.blocks[index]]
-            passes = [partial(block, h, weights, place, config, kernels=TILED) for h in states]
-            self._states = self._workers.run(passes, self._tick)
+        stream, states = self._stream, self._stream.states
+        stream.states = {}
+        if index + 1 < stream.config.num_blocks:
+            passes = [partial(stream.through, h, weights) for h in states.values()]
+            stream.advance(dict(zip(states, self._workers.run(passes, self._tick), strict=True)))
 
     def behind(self) -> Sequence[Array]:
         """The states."""
-        return self._states
+        return list(self._stream.states.values())

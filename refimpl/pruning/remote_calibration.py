@@ -11,16 +11,15 @@ import numpy.typing as npt
 
 from refimpl.loading.checkpoint import read_model
 from refimpl.model.config import Config
-from refimpl.model.forward import Place, Weights, block, embed, places
-from refimpl.model.kernels import TILED
+from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import (
     Statistic,
     add_sums,
-    block_with_sums,
     sum_of_squares,
 )
+from refimpl.model.stream import Stream
 from refimpl.pruning.calibration import Calibration, HeldStates
 from refimpl.pruning.checkpoint import KeptBlocks, read_state
 from refimpl.running.executors import Engine
@@ -51,22 +50,11 @@ class Before:
     states: str | None
     dtype: npt.DTypeLike
 
-    def place(self, config: Config) -> Place:
-        """Bias and rotary tables of the block."""
-        return places(self._positions, config, self.dtype)[config.blocks[self.block]]
-
-    def read(self, model: Model) -> Iterator[tuple[int, Array]]:
-        """The number of each sequence and its state, [1, S, D]."""
+    def stream(self, model: Model) -> Iterator[tuple[int, Stream]]:
+        """The number of each sequence, and a stream that holds it alone."""
         for n, row in self.ids.items():
-            if self.states is not None:
-                yield n, read_state(Path(self.states), n)
-            else:
-                table, config = model.embedding(), model.config
-                yield n, embed(row[None], self._positions, table, config, self.dtype)
-
-    @property
-    def _positions(self) -> Array:
-        return np.arange(len(next(iter(self.ids.values()))))
+            states = None if self.states is None else {n: read_state(Path(self.states), n)}
+            yield n, Stream(model, {n: row}, self.dtype, states, self.block)
 
 
 @dataclass(frozen=True)
@@ -105,10 +93,9 @@ class Summing(Passing):
 
     def run(self, model: Model, workers: Workers, tick: Callable[[float], None]) -> dict[int, Sums]:
         """The sums of each sequence by its number: their sum depends on the order."""
-        config, place = model.config, self.before.place(model.config)
         weights, found = model.block(self.before.block, self.dtype), dict[int, Sums]()
-        for n, h in self.before.read(model):
-            _, sums = block_with_sums(self.statistic, h, weights, place, config, TILED)
+        for n, stream in self.before.stream(model):
+            _, sums = stream.through_with_sums(stream.states[n], weights, self.statistic)
             found[n] = {
                 point: sent(total, Path(self.into, f"sums-{self.before.block}-{n}-{point}.npy"))
                 for point, total in sums.items()
@@ -130,10 +117,9 @@ class Advancing(Passing):
 
     def run(self, model: Model, workers: Workers, tick: Callable[[float], None]) -> None:
         """Write the state of each sequence after the block to a file."""
-        config, place = model.config, self.before.place(model.config)
         weights = self.pruned.open().block(self.before.block, self.dtype)
-        for n, h in self.before.read(model):
-            after = block(h, weights, place, config, kernels=TILED)
+        for n, stream in self.before.stream(model):
+            after = stream.through(stream.states[n], weights)
             write_array(_loose(Path(self.into), self.before.block, n), after)
 
 

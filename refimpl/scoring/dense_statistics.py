@@ -9,16 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.model.config import Config
-from refimpl.model.forward import embed, places
-from refimpl.model.kernels import TILED
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import (
-    add_sums,
-    block_with_sums,
-    second_moments,
-    sum_of_squares,
-)
+from refimpl.model.statistics import add_sums, second_moments, sum_of_squares
+from refimpl.model.stream import Stream
 from refimpl.running.executors import HERE, Engine
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import InOrder, results
@@ -71,24 +65,17 @@ class Reading:
         self, model: Model, workers: Workers, tick: Callable[[float], None]
     ) -> dict[int, Squares]:
         """Sums of squares of the linears' inputs, by number of the sequence."""
-        config, positions = model.config, np.arange(len(next(iter(self.ids.values()))))
-        where = places(positions, config, self.dtype)
-        states = [
-            embed(row[None], positions, model.embedding(), config, self.dtype)
-            for row in self.ids.values()
-        ]
+        stream = Stream(model, self.ids, self.dtype)
         squares: dict[int, Squares] = dict.fromkeys(self.ids, ())
-        for i, kind in enumerate(config.blocks):
-            weights, place = model.block(i, self.dtype, workers.map), where[kind]
-            found = workers.run(
-                [
-                    partial(block_with_sums, sum_of_squares, h, weights, place, config, TILED)
-                    for h in states
-                ],
-                partial(tick, 1),
-            )
-            states = [h for h, _ in found]
-            for sequence, (_, sums) in zip(squares, found, strict=True):
+        for i in range(model.config.num_blocks):
+            weights = model.block(i, self.dtype, workers.map)
+            passes = [
+                partial(stream.through_with_sums, h, weights, sum_of_squares)
+                for h in stream.states.values()
+            ]
+            passed = dict(zip(self.ids, workers.run(passes, partial(tick, 1)), strict=True))
+            stream.advance({sequence: h for sequence, (h, _) in passed.items()})
+            for sequence, (_, sums) in passed.items():
                 squares[sequence] += (sums,)
         return squares
 

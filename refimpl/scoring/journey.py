@@ -16,11 +16,11 @@ from refimpl.method.absorption import known_mean
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
-from refimpl.model.forward import Weights, block, embed, head, places
-from refimpl.model.kernels import TILED
+from refimpl.model.forward import Weights, head
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import block_with_sums, sum_of_squares
+from refimpl.model.statistics import sum_of_squares
+from refimpl.model.stream import Stream
 from refimpl.running.threads import MIB, Workers
 from refimpl.scoring.measurements import Address, Pruned, Squares
 from refimpl.scoring.perturbed_state import State, Trace, with_noise
@@ -83,43 +83,37 @@ class Journey:
         self, model: Model, workers: Workers, tick: Callable[[float], None]
     ) -> tuple[dict[Address, State], dict[int, Array], Seen]:
         """Take all states through all blocks."""
-        config, dtype, norm = model.config, self.dtype, self.plan.norm
-        positions = np.arange(len(next(iter(self.ids.values()))))
-        where = places(positions, config, dtype)
-        clean = {
-            s: embed(ids[None], positions, model.embedding(), config, dtype)
-            for s, ids in self.ids.items()
-        }
+        clean, norm = Stream(model, self.ids, self.dtype), self.plan.norm
         states: dict[Address, State] = {}
         seen = Seen(squares=dict.fromkeys(self.counted, ()))
-        for i, kind in enumerate(config.blocks):
-            weights, place, before = model.block(i, dtype, workers.map), where[kind], clean
+        for i in range(model.config.num_blocks):
+            weights = model.block(i, self.dtype, workers.map)
             born = [a for a in self.states if a.block == i]
             thinned = self.pruned(i, weights, workers) if born and self.pruned else None
             # Tasks start in order: the clean ones come first and wait for nobody.
             ahead = {
-                s: workers.submit(
-                    partial(block_with_sums, sum_of_squares, h, weights, place, config, TILED)
-                )
-                for s, h in before.items()
+                s: workers.submit(partial(clean.through_with_sums, h, weights, sum_of_squares))
+                for s, h in clean.states.items()
             }
             tasks = [
-                partial(state.move, weights, place, config, ahead[a.sequence], norm)
+                partial(
+                    state.move, partial(clean.through, weights=weights), ahead[a.sequence], norm
+                )
                 for a, state in states.items()
             ]
             for a in born:
                 if thinned is None:
                     make: Any = partial(with_noise, ahead[a.sequence], a, self.plan)
                 else:
-                    make = partial(block, before[a.sequence], thinned, place, config, kernels=TILED)
+                    make = partial(clean.through, clean.states[a.sequence], thinned)
                 states[a] = State()
                 tasks.append(partial(states[a].start, make, ahead[a.sequence], self.plan))
             workers.run(tasks, partial(tick, 1))
-            clean = {s: future.result()[0] for s, future in ahead.items()}
+            clean.advance({s: future.result()[0] for s, future in ahead.items()})
             for s in self.counted:
                 seen.squares[s] += (ahead[s].result()[1],)
             tick(len(ahead))
-        return states, clean, seen
+        return states, clean.states, seen
 
     def _divergences(
         self,

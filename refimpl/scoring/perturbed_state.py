@@ -9,9 +9,6 @@ import numpy as np
 from refimpl.method import perturbation as push
 from refimpl.method.absorption import known_mean, left_out, surviving_drift
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.config import Config
-from refimpl.model.forward import Place, Weights, block
-from refimpl.model.kernels import TILED
 from refimpl.model.ops import Array
 from refimpl.scoring.measurements import Address
 
@@ -54,11 +51,9 @@ class State:
         self.h = np.where(self.kept[None, :, None], pushed, h)
         self.first = self.measure(h, plan.norm)
 
-    def move(
-        self, weights: Weights, place: Place, config: Config, clean: Clean, norm: push.Norm
-    ) -> None:
+    def move(self, through: Callable[[Array], Array], clean: Clean, norm: push.Norm) -> None:
         """Pass through one block and measure against the clean state after it."""
-        self.h = block(self.h, weights, place, config, kernels=TILED)
+        self.h = through(self.h)
         self.measure(clean.result()[0], norm)
 
     def measure(self, clean: Array, norm: push.Norm) -> Array:

@@ -85,7 +85,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
         return "attention", 2 * pairs * (q.shape[-1] + v.shape[-1])
 
     seen.clear()
-    for module in ("scoring.journey", "scoring.perturbed_state", "model.statistics"):
+    for module in ("model.stream", "model.statistics"):
         counted(f"refimpl.{module}.block", lambda *args: ("passes", 1))
     counted("refimpl.model.forward.linear", product)
     counted("refimpl.model.attention.attend", attention)

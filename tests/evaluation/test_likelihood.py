@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from refimpl import Model, RefimplError
 from refimpl.evaluation import batch, likelihood
 from refimpl.evaluation.batch import batches, groups
-from refimpl.evaluation.likelihood import Likelihood, Stream, log_likelihoods
+from refimpl.evaluation.likelihood import Likelihood, Batches, log_likelihoods
 from refimpl.evaluation.softmax import RunningSoftmax
 from refimpl.model.ops import Array
 from refimpl.running.threads import MIB, Workers
@@ -132,9 +132,9 @@ def test_given_blocks_take_the_place_of_the_models(monkeypatch: pytest.MonkeyPat
         assert_close(run(own), list(found_of("llama")), 1e-11)
         changed = run(halved)
         assert changed[0].log_probabilities[0] != run(None)[0].log_probabilities[0]
-        stream = Stream(model, batches(IDS, STARTS, model.config), workers, "f8")
+        stream = Batches(model, batches(IDS, STARTS, model.config), workers, "f8")
         for weights in halved:
-            stream.advance(weights)
+            stream.pass_block(weights)
         streamed = stream.likelihoods()
         assert_close([streamed[n] for n in range(len(IDS))], changed, 0)
         with pytest.raises(RefimplError, match="memory for all of them"):

@@ -340,9 +340,9 @@ def weights_of(config: Config, seed: int, dtype: npt.DTypeLike) -> dict[str, Arr
 
 def run_block(x: Array, config: Config, seed: int, first: int = 0, how: Kernels = PLAIN) -> Array:
     positions = first + np.arange(x.shape[1])
-    place = places(positions, config, x.dtype)[config.blocks[0]]
+    place = places(positions, config, x.dtype, how)[config.blocks[0]]
     x.setflags(write=False)
-    return block(x, weights_of(config, seed, x.dtype), place, config, kernels=how)
+    return block(x, weights_of(config, seed, x.dtype), place, config)
 
 
 def streams(config: Config, seed: int, dtype: str) -> Array:
@@ -407,7 +407,7 @@ def test_dtypes_stay_what_they_are(config: Config, seed: int, dtype: str) -> Non
     for place in places(positions, config, dtype).values():
         seen["bias"] = place.bias.dtype
         seen |= {f"table {i}": table.dtype for i, table in enumerate(place.rope or ())}
-        x = block(x, weights, place, config, point)
+        x = block(x, weights, replace(place, observe=point), config)
     logits = head(x, weights, config, point)
     assert logits.shape == (2, 4, config.vocab_size)
     assert {np.dtype(dtype)} == set(seen.values())

@@ -30,9 +30,9 @@ from refimpl import Model, Perturbation, RefimplError, Request, allocate, read_m
 from refimpl.allocation.scores_document import document
 from refimpl.loading.safetensors_file import save_tensors
 from refimpl.model.ops import Array
-from refimpl.onnx.recording import experiment_graph as recording
 from refimpl.onnx import runtime, session
 from refimpl.onnx.export import export
+from refimpl.onnx.recording import experiment_graph as recording
 from refimpl.onnx.runtime import OUTPUTS, on_onnxruntime
 from refimpl.onnx.session import Session, check_device, open_session, reference_session
 from refimpl.running.threads import Workers

@@ -11,7 +11,7 @@ doing the same once more in float32: no margin lies within it, so all bits have 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -103,7 +103,7 @@ def run(case: str, dtype: str) -> dict[tuple[int, str], Linear]:
             return value
 
         for state in states:
-            block(state, weights, where[kind], config, add)
+            block(state, weights, replace(where[kind], observe=add), config)
         for name in config.linear_shapes:
             weight, outer = dense[f"{name}.weight"], sums[INPUT_OF[name]]
             pruned = prune(weight, outer, method, of_block[i])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,7 +171,7 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
             return value
 
         for h in states:
-            block(h, weights, where[kind], config, keep_input)
+            block(h, weights, replace(where[kind], observe=keep_input), config)
         for j, name in enumerate(config.linear_shapes):
             x = np.concatenate([value[0] for value in inputs[INPUT_OF[name]]])
             score_of = wanda_score(weights[f"{name}.weight"], np.square(x).sum(0) / len(ids))

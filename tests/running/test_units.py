@@ -243,12 +243,8 @@ def test_nothing_is_calibrated_here_when_there_are_workers(
     def here(*given: Any, **options: Any) -> Any:
         raise AssertionError("a block pass in the client")
 
-    for name in (
-        "calibration.block_with_sums",
-        "remote_calibration.block_with_sums",
-        "remote_calibration.block",
-    ):
-        monkeypatch.setattr(f"refimpl.pruning.{name}", here)
+    for name in ("block", "block_with_sums"):
+        monkeypatch.setattr(f"refimpl.model.stream.{name}", here)
     monkeypatch.setattr("refimpl.scoring.activation_signals.owl_outlier_percent", here)
     options: dict[str, Any] = {"executor": processes}
     prune(

@@ -101,7 +101,7 @@ def passed(
             return change(value[0])[None] if here and name == "resid_post" else value
 
         weights = weights_at if i == at and weights_at else model.block(i, np.float64)
-        x = block(x, weights, place[kind], config, point)
+        x = block(x, weights, replace(place[kind], observe=point), config)
         found.append(x[0])
     return found, head(x, model.head(np.float64), config)[0]
 
@@ -271,7 +271,7 @@ def pruned_blocks(model: Model, ids: Any, sparsity: list[float]) -> list[dict[st
             return value
 
         weights = model.block(i, np.float64)
-        x = block(x, weights, place[kind], config, point)
+        x = block(x, weights, replace(place[kind], observe=point), config)
         parts = shares(counts[i], [counts[i] * n / total for n in sizes.values()])
         thin = {
             f"{name}.weight": wanda(weights[f"{name}.weight"], moments[name], count)

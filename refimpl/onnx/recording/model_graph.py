@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from refimpl.model.forward import TRACE_POINTS, Place, Point, block, embed, head, places
+from refimpl.model.forward import TRACE_POINTS, Observer, Place, block, embed, head, places
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
 from refimpl.onnx.recording.array import Recorded
@@ -103,21 +103,21 @@ class Recording:
         def body(graph: Graph, given: dict[str, Any]) -> Mapping[str, Any]:
             found: dict[str, Any] = {}
 
-            def point(step: str, value: Any) -> Any:
+            def observe(step: str, value: Any) -> Any:
                 if step not in points:
                     return graph.labelled(value, step)
                 found[step] = graph.named(value, step)
                 return found[step]
 
             rope = (given["cos"], given["sin"]) if "cos" in given else None
-            here = Place(given["bias"], rope)
-            block(given["x"], given, here, config, point, self.kernels)
+            here = Place(given["bias"], rope, self.kernels, observe)
+            block(given["x"], given, here, config)
             return found
 
         inputs = {"x": x, **place, **weights}
         return self.graph.call(BLOCK, body, inputs, name or prefix.rstrip("."), DOC)
 
-    def head(self, x: Recorded, point: Point | None = None) -> Recorded:
+    def head(self, x: Recorded, observe: Observer | None = None) -> Recorded:
         """Logits [batch, sequence, V] of the residual stream after the last block."""
         names = ("final_norm.weight", "final_norm.bias", "lm_head.weight")
         weights, state = self.weights("", names), cast(Any, x)
@@ -125,7 +125,7 @@ class Recording:
         def label(name: str, value: Any) -> Any:
             return self.graph.labelled(value, name)
 
-        return cast(Any, head(state, weights, self.model.config, point or label))
+        return cast(Any, head(state, weights, self.model.config, observe or label))
 
     def _positions(self) -> Recorded:
         """Token positions, [sequence]."""

@@ -1,0 +1,84 @@
+"""Sequences on their way through a model: embedded once, then one block after another."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.model.forward import Place, Weights, block, embed, places
+from refimpl.model.kernels import TILED
+from refimpl.model.model import Model
+from refimpl.model.ops import Array
+from refimpl.model.statistics import Statistic, block_with_sums
+
+
+class Stream:
+    """Residual streams of some sequences before block `index`.
+
+    The caller hands in the weights of each block, so they may be the model's or changed ones, and
+    decides where `through` runs: it reads the stream and changes nothing.
+
+    Args:
+        model: The model: facts and embedding.
+        ids: Token ids of each sequence, [S] or [B, S], by its number; lengths may differ.
+        dtype: Dtype of the computation.
+        states: Residual streams to continue with, [B, S, D], by the same numbers; the embedded ids
+            if None.
+        index: The block that the states enter next.
+
+    Example:
+        >>> from refimpl import read_model
+        >>> model = read_model("fixtures/llama")
+        >>> stream = Stream(model, {0: np.array([1, 5, 7])})
+        >>> for i in range(model.config.num_blocks):
+        ...     weights = model.block(i, np.float32)
+        ...     stream.advance({n: stream.through(h, weights) for n, h in stream.states.items()})
+        >>> stream.index, stream.states[0].shape
+        (4, (1, 3, 32))
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ids: Mapping[int, Array],
+        dtype: npt.DTypeLike = np.float32,
+        states: Mapping[int, Array] | None = None,
+        index: int = 0,
+    ) -> None:
+        self.model, self.config, self.dtype, self.index = model, model.config, dtype, index
+        self._places = {
+            length: places(np.arange(length), model.config, dtype, TILED)
+            for length in {row.shape[-1] for row in ids.values()}
+        }
+        self.states = (
+            dict(states)
+            if states is not None
+            else {
+                number: embed(
+                    np.atleast_2d(row),
+                    np.arange(row.shape[-1]),
+                    model.embedding(),
+                    model.config,
+                    dtype,
+                )
+                for number, row in ids.items()
+            }
+        )
+
+    def place(self, length: int) -> Place:
+        """Where the tokens of a sequence of this length stand, as block `index` sees it."""
+        return self._places[length][self.config.blocks[self.index]]
+
+    def through(self, h: Array, weights: Weights) -> Array:
+        """One residual stream, [B, S, D], after block `index` with these weights."""
+        return block(h, weights, self.place(h.shape[1]), self.config)
+
+    def through_with_sums(
+        self, h: Array, weights: Weights, statistic: Statistic
+    ) -> tuple[Array, dict[str, Array]]:
+        """The same, and the sums of a statistic of what the block's linears read."""
+        return block_with_sums(statistic, h, weights, self.place(h.shape[1]), self.config)
+
+    def advance(self, states: Mapping[int, Array]) -> None:
+        """Continue with these states, which have passed block `index`."""
+        self.states, self.index = dict(states), self.index + 1
