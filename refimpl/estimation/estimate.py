@@ -17,7 +17,7 @@ from refimpl.model.config import Config
 from refimpl.model.kernels import QUERIES
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.executors import Engine, engine
+from refimpl.running.executors import Pool, open_pool
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.running.threads import Workers, parse_memory, peak_memory
 from refimpl.scoring.activation_signals import PIECE
@@ -205,7 +205,7 @@ def estimator(
     ids, budget = checked_ids(tokens.ids, config), parse_memory(memory)
     before, facts, length = peak_memory() or 0, token_facts(tokens), tokens.ids.shape[1]
     divergence, spectra = request.correct == "divergence", request.base == "alphapruning"
-    with loud(dtype), engine(executor, threads) as where, Workers(threads) as workers:
+    with loud(dtype), open_pool(executor, threads) as where, Workers(threads) as workers:
         together = workers.threads if where.executor is None else 1
 
         def counted(samples: int, plan: Perturbation) -> Work:
@@ -237,7 +237,7 @@ def estimator(
 
 
 def _seconds(
-    config: Config, count: Work, speed: Pace, where: Engine, threads: int, signals: int
+    config: Config, count: Work, speed: Pace, where: Pool, threads: int, signals: int
 ) -> Seconds:
     """Time, from counts and the pace; workers elsewhere share what the threads here do in turn."""
     workers = 1 if where.executor is None else where.workers
@@ -259,7 +259,7 @@ def _memory(
     count: Work,
     threads: int,
     allowed: int,
-    where: Engine,
+    where: Pool,
     before: int,
     dtype: npt.DTypeLike,
     request: Request,

@@ -11,7 +11,7 @@ from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.kernels import QUERIES
 from refimpl.model.ops import Array
-from refimpl.running.executors import HERE, Engine
+from refimpl.running.executors import LOCAL, Pool
 from refimpl.scoring import dense_statistics as profile
 from refimpl.scoring.experiment import journeys
 from refimpl.scoring.measurements import Address, addresses
@@ -61,7 +61,7 @@ def work(
     threads: int,
     memory: int,
     dtype: npt.DTypeLike = np.float32,
-    engine: Engine = HERE,
+    engine: Pool = LOCAL,
     kept: bool = False,
 ) -> Work:
     """Count what scoring does.

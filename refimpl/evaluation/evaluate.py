@@ -18,12 +18,12 @@ from refimpl.evaluation.likelihood import group_likelihoods, room
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.running.executors import engine
+from refimpl.running.executors import open_pool
 from refimpl.running.identity import identity
 from refimpl.running.provenance import Run, run_since
 from refimpl.running.threads import Progress, Workers, parse_memory
 from refimpl.running.work_units import Tick, results
-from refimpl.storage.partial_results import Part
+from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import Windows
 
 GROUP = 16 * BATCH  # tokens: what a kill loses at most, half a minute of a small model
@@ -123,11 +123,11 @@ def evaluate(
     made = _all_batches(model, texts, [] if choices is None else choices.sequences)
     budget = parse_memory(memory)
     keep = (
-        Part(part, _identity(model, windows, choices, dtype), resume, _meaning)
+        PartialResults(part, _identity(model, windows, choices, dtype), resume, _meaning)
         if part
         else nullcontext()
     )
-    with keep as kept, engine(executor, threads) as where, Workers(threads) as workers:
+    with keep as kept, open_pool(executor, threads) as where, Workers(threads) as workers:
         found: Found = {} if kept is None else dict(kept.found)
         left = [batch for batch in made if not found.keys() >= set(batch.members)]
         total = sum(batch.cost(model.config) for batch in made)

@@ -24,7 +24,7 @@ from refimpl.onnx.recording.external_data import distinct, pieces
 from refimpl.onnx.recording.model_graph import TOKENS
 from refimpl.onnx.recording.weight_entries import copied
 from refimpl.onnx.session import Device, Session, check_device, open_session
-from refimpl.running.provenance import Engine
+from refimpl.running.provenance import Runtime
 from refimpl.running.threads import Progress, Workers
 from refimpl.scoring.measurements import (
     Address,
@@ -119,7 +119,7 @@ def _experiment(
     ]
     session = _opened(model, plan, dtype, device, workers.threads)
     total = sum(config.num_blocks + sum(config.num_blocks - a.block for a in p) for p in parts)
-    engine = Engine("onnxruntime", session.device, session.versions)
+    engine = Runtime("onnxruntime", session.device, session.versions)
     found = Measurements.empty(states, engine=engine)
     done, counted = 0, set[int]()
     for part in parts:

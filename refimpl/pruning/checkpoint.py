@@ -11,7 +11,7 @@ import numpy as np
 
 from refimpl.model.ops import Array
 from refimpl.storage.folder import KEPT, to_disk
-from refimpl.storage.partial_results import Part
+from refimpl.storage.partial_results import PartialResults
 
 COPIED = "copied"
 
@@ -50,7 +50,7 @@ class KeptBlocks:
 
     def __init__(self, new: Path, run: Mapping[str, Any]) -> None:
         self.folder, self._new = new.parent / KEPT, new
-        self._part = Part[str, Any](self.folder / "blocks", run, resume=True)
+        self._part = PartialResults[str, Any](self.folder / "blocks", run, resume=True)
 
     def __enter__(self) -> Self:
         return self

@@ -25,7 +25,7 @@ from refimpl.pruning.inspection import read_record
 from refimpl.pruning.pruned_blocks import CALIBRATED, pruned_blocks
 from refimpl.pruning.pruned_files import Rewritten, rewrite
 from refimpl.pruning.remote_calibration import calibration_states
-from refimpl.running.executors import engine
+from refimpl.running.executors import open_pool
 from refimpl.running.identity import identity
 from refimpl.running.provenance import Run, TokenFacts, run_since, token_facts
 from refimpl.running.threads import Progress, Workers, parse_memory
@@ -178,7 +178,7 @@ def prune(
     with (
         loud(dtype),
         Workers(threads) as workers,
-        engine(executor, threads) as where,
+        open_pool(executor, threads) as where,
         new_folder(out, force, resume, resume if keep is None else keep) as folder,
         KeptBlocks(folder, run) as kept,
     ):

@@ -17,7 +17,7 @@ from refimpl.pruners.decision import Pruner
 from refimpl.pruning.calibration import Calibration, HeldStates
 from refimpl.pruning.pruned_files import PrunedLinear
 from refimpl.pruning.pruned_linears import prune_linears
-from refimpl.running.executors import HERE, Engine
+from refimpl.running.executors import LOCAL, Pool
 from refimpl.running.threads import Workers
 
 CALIBRATED: Mapping[str, Statistic] = {
@@ -55,7 +55,7 @@ def pruned_blocks(
     *,
     first: int = 0,
     calibration: Calibration | None = None,
-    engine: Engine = HERE,
+    engine: Pool = LOCAL,
     scratch: Path | None = None,
 ) -> Iterator[PrunedBlock]:
     """Prune a model block by block.

@@ -18,7 +18,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF
 from refimpl.pruners.decision import Goal, Pruner, decision
 from refimpl.pruning.pruned_files import PrunedLinear, stored_weight
-from refimpl.running.executors import Engine
+from refimpl.running.executors import Pool
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import results
 from refimpl.storage.arrays import sent
@@ -93,7 +93,7 @@ def prune_linears(
     targets: Targets,
     pruner: Pruner,
     workers: Workers,
-    engine: Engine,
+    engine: Pool,
     scratch: Path | None,
 ) -> dict[str, tuple[PrunedLinear, Array]]:
     """Prune the linears of a block.

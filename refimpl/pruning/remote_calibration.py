@@ -22,7 +22,7 @@ from refimpl.model.statistics import (
 from refimpl.model.stream import Stream
 from refimpl.pruning.calibration import Calibration, HeldStates
 from refimpl.pruning.checkpoint import KeptBlocks, read_state
-from refimpl.running.executors import Engine
+from refimpl.running.executors import Pool
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import InOrder, ModelFiles, results
 from refimpl.storage.arrays import received, sent, write_array
@@ -148,7 +148,7 @@ class SentStates:
         workers: Workers,
         dtype: npt.DTypeLike,
         tick: Callable[[], None],
-        engine: Engine,
+        engine: Pool,
         kept: KeptBlocks,
         new: Path,
     ) -> None:
@@ -222,7 +222,7 @@ def calibration_states(
     workers: Workers,
     dtype: npt.DTypeLike,
     tick: Callable[[], None],
-    engine: Engine,
+    engine: Pool,
     kept: KeptBlocks,
     new: Path,
 ) -> Calibration:

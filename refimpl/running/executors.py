@@ -17,7 +17,7 @@ WAIT = 30  # seconds for a scheduler to answer, and for its first worker
 
 
 @dataclass(frozen=True)
-class Engine:
+class Pool:
     """What runs units.
 
     Args:
@@ -29,7 +29,7 @@ class Engine:
     workers: int = 1
 
 
-HERE = Engine()
+LOCAL = Pool()
 
 
 class LostWorkerError(KeptError):
@@ -48,7 +48,7 @@ class LostWorkerError(KeptError):
 
 
 @contextmanager
-def engine(choice: Executor | str | None, threads: int | None = None) -> Iterator[Engine]:
+def open_pool(choice: Executor | str | None, threads: int | None = None) -> Iterator[Pool]:
     """Open what runs units, and close it in the end.
 
     Args:
@@ -64,14 +64,14 @@ def engine(choice: Executor | str | None, threads: int | None = None) -> Iterato
         RefimplError: Another choice, a package that is missing, a scheduler that does not answer.
 
     Example:
-        >>> with engine("threads") as found:
+        >>> with open_pool("threads") as found:
         ...     found
-        Engine(executor=None, workers=1)
+        Pool(executor=None, workers=1)
     """
     if choice is None or choice == "threads":
-        yield HERE
+        yield LOCAL
     elif isinstance(choice, Executor):
-        yield Engine(choice, getattr(choice, "_max_workers", None) or cores())
+        yield Pool(choice, getattr(choice, "_max_workers", None) or cores())
     elif choice == "processes":
         with _processes(threads or cores()) as found:
             yield found
@@ -86,7 +86,7 @@ def engine(choice: Executor | str | None, threads: int | None = None) -> Iterato
 
 
 @contextmanager
-def _processes(count: int) -> Iterator[Engine]:
+def _processes(count: int) -> Iterator[Pool]:
     """Processes that live no longer than this one, and no longer than they are needed."""
     import multiprocessing  # takes longer to import than most commands to start
     from concurrent.futures import ProcessPoolExecutor
@@ -96,7 +96,7 @@ def _processes(count: int) -> Iterator[Engine]:
         count, multiprocessing.get_context("spawn"), initializer=_follow, initargs=(theirs,)
     )
     try:
-        yield Engine(pool, count)
+        yield Pool(pool, count)
     except BaseException:
         ours.close()  # they end at once, whatever they are doing
         raise
@@ -117,7 +117,7 @@ def _follow(pipe: Any) -> None:
 
 
 @contextmanager
-def _dask(address: str) -> Iterator[Engine]:
+def _dask(address: str) -> Iterator[Pool]:
     """Workers of a dask scheduler, which repeats elsewhere what a lost worker had begun."""
     try:
         from distributed import Client, KilledWorker
@@ -142,20 +142,20 @@ def _dask(address: str) -> Iterator[Engine]:
             ) from error
         try:
             with client.get_executor(pure=False) as executor:
-                yield Engine(executor, sum(client.nthreads().values()))
+                yield Pool(executor, sum(client.nthreads().values()))
         except KilledWorker as error:
             raise LostWorkerError(error) from error
 
 
 @contextmanager
-def _mpi() -> Iterator[Engine]:
+def _mpi() -> Iterator[Pool]:
     """Processes that mpiexec started: ``mpiexec -n 5 python -m mpi4py.futures -m refimpl ...``."""
     try:
         from mpi4py.futures import MPIPoolExecutor
     except (ImportError, RuntimeError) as error:  # the latter without an MPI library
         raise _missing("mpi", error) from error
     with MPIPoolExecutor() as executor:
-        yield Engine(executor, max(1, executor.num_workers))
+        yield Pool(executor, max(1, executor.num_workers))
 
 
 def _missing(extra: str, error: Exception) -> RefimplError:

@@ -35,7 +35,7 @@ class TokenFacts:
 
 
 @dataclass(frozen=True)
-class Engine:
+class Runtime:
     """What ran the blocks.
 
     Args:
@@ -49,7 +49,7 @@ class Engine:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-NUMPY = Engine()
+NUMPY = Runtime()
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run_since(
     dtype: npt.DTypeLike,
     workers: Workers,
     memory: int,
-    engine: Engine = NUMPY,
+    engine: Runtime = NUMPY,
 ) -> Run:
     """How a run that ends now went.
 

@@ -21,7 +21,7 @@ from refimpl.loading.checkpoint import read_model
 from refimpl.model.arithmetic import loud
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.running.executors import Engine, LostWorkerError
+from refimpl.running.executors import LostWorkerError, Pool
 from refimpl.running.identity import stamps
 from refimpl.running.threads import Workers
 
@@ -92,7 +92,7 @@ def _opened(files: ModelFiles) -> Model:
 
 
 def results(
-    units: Iterable[Unit[T]], model: Model, engine: Engine, workers: Workers, tick: Tick
+    units: Iterable[Unit[T]], model: Model, engine: Pool, workers: Workers, tick: Tick
 ) -> Iterator[tuple[Any, T]]:
     """Run units where the engine says.
 

@@ -15,12 +15,12 @@ from refimpl.model.arithmetic import loud
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.executors import HERE, Engine, engine
+from refimpl.running.executors import LOCAL, Pool, open_pool
 from refimpl.running.identity import identity
 from refimpl.running.threads import Progress, Workers, parse_memory
 from refimpl.scoring.dense_statistics import Profile, dense_squares, profile
 from refimpl.scoring.spectra import spectra
-from refimpl.storage.partial_results import Part, kept_in
+from refimpl.storage.partial_results import PartialResults, kept_in
 from refimpl.tokens import Tokens
 
 ACTIVATIONS = ("owl", "dlp")  # bases that look at activations
@@ -90,7 +90,7 @@ def signals(
     with (
         loud(dtype),
         kept_in(part, run, resume) as kept,
-        engine(executor, threads) as where,
+        open_pool(executor, threads) as where,
         Workers(threads) as workers,
     ):
         found = alphas(model, ids, request, workers, tick, where, kept)
@@ -122,8 +122,8 @@ def alphas(
     request: Request,
     workers: Workers,
     tick: Callable[..., None],
-    where: Engine = HERE,
-    part: Part[str, Any] | None = None,
+    where: Pool = LOCAL,
+    part: PartialResults[str, Any] | None = None,
 ) -> Alphas:
     """Alphas of every linear, if the base asks for them.
 

@@ -13,7 +13,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, second_moments, sum_of_squares
 from refimpl.model.stream import Stream
-from refimpl.running.executors import HERE, Engine
+from refimpl.running.executors import LOCAL, Pool
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import InOrder, results
 from refimpl.scoring.activation_signals import BlockSignals
@@ -21,7 +21,7 @@ from refimpl.scoring.measurements import Squares
 from refimpl.scoring.memory import read_together
 from refimpl.scoring.spectra import Spectra as Spectra
 from refimpl.scoring.spectra import spectra as spectra
-from refimpl.storage.partial_results import Part
+from refimpl.storage.partial_results import PartialResults
 
 KEPT = 8  # sequences per thread read together where their sums are kept
 
@@ -88,8 +88,8 @@ def dense_squares(
     dtype: npt.DTypeLike = np.float32,
     tick: Callable[[float], None] = lambda units: None,
     *,
-    engine: Engine = HERE,
-    part: Part[str, Any] | None = None,
+    engine: Pool = LOCAL,
+    part: PartialResults[str, Any] | None = None,
 ) -> Squares:
     """Run the dense model once over all tokens and sum the squares of the linears' inputs.
 
@@ -141,7 +141,7 @@ def profile(
     owl_m: float = 5.0,
     dlp_statistic: str = "mean",
     *,
-    engine: Engine = HERE,
+    engine: Pool = LOCAL,
 ) -> Profile:
     """Compute the activation signals of the dense model.
 

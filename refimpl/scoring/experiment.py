@@ -13,7 +13,7 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums
-from refimpl.running.executors import HERE, Engine
+from refimpl.running.executors import LOCAL, Pool
 from refimpl.running.threads import Progress, Workers
 from refimpl.running.work_units import InOrder, results
 from refimpl.scoring.journey import Journey
@@ -27,7 +27,7 @@ from refimpl.scoring.measurements import (
     groups,
 )
 from refimpl.scoring.perturbed_state import Trace
-from refimpl.storage.partial_results import Part
+from refimpl.storage.partial_results import PartialResults
 
 KEPT = 32  # states per thread that travel together where what was found is kept: a kill loses them
 
@@ -43,8 +43,8 @@ def experiment(
     divergence: bool = False,
     progress: Progress = lambda done, total: None,
     *,
-    engine: Engine = HERE,
-    part: Part[str, Any] | None = None,
+    engine: Pool = LOCAL,
+    part: PartialResults[str, Any] | None = None,
 ) -> Measurements:
     """Perturb every block's output and follow the drift to the end.
 
@@ -116,7 +116,7 @@ def journeys(
     threads: int,
     memory: int,
     dtype: npt.DTypeLike = np.float32,
-    engine: Engine = HERE,
+    engine: Pool = LOCAL,
     kept: bool = False,
 ) -> list[list[Address]]:
     """Cut states into groups that travel together.

@@ -12,7 +12,7 @@ from refimpl.method.subset import chosen_blocks
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.running.provenance import NUMPY, Engine
+from refimpl.running.provenance import NUMPY, Runtime
 from refimpl.running.threads import Progress, Workers
 
 Pruned = Callable[[int, Weights, Workers], Weights]
@@ -55,11 +55,11 @@ class Measurements:
     sinks: Array
     divergence: Array | None
     squares: tuple[dict[str, Array], ...]
-    engine: Engine = NUMPY
+    engine: Runtime = NUMPY
 
     @classmethod
     def empty(
-        cls, states: Sequence[Address], divergence: bool = False, engine: Engine = NUMPY
+        cls, states: Sequence[Address], divergence: bool = False, engine: Runtime = NUMPY
     ) -> "Measurements":
         """Measurements of states, none of which is known so far."""
         count = [len({getattr(a, key) for a in states}) for key in ("eta", "sequence", "draw")]

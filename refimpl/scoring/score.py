@@ -22,7 +22,7 @@ from refimpl.model.arithmetic import loud
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.executors import engine
+from refimpl.running.executors import open_pool
 from refimpl.running.identity import identity
 from refimpl.running.provenance import run_since, token_facts
 from refimpl.running.threads import Progress, Workers, parse_memory
@@ -114,7 +114,7 @@ def score(
     with (
         loud(dtype),
         kept_in(part, _identity(model, tokens, plan, request, dtype), resume) as kept,
-        engine(executor, threads) as where,
+        open_pool(executor, threads) as where,
         Workers(threads) as workers,
     ):
 

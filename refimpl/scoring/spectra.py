@@ -12,10 +12,10 @@ from refimpl.errors import RefimplError
 from refimpl.method.signals import PowerLaw, alphapruning_alpha, esd
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.running.executors import HERE, Engine
+from refimpl.running.executors import LOCAL, Pool
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import results
-from refimpl.storage.partial_results import Part
+from refimpl.storage.partial_results import PartialResults
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def spectra(
     xmin: str,
     tick: Callable[[float], None] = lambda linears: None,
     *,
-    engine: Engine = HERE,
-    part: Part[str, Any] | None = None,
+    engine: Pool = LOCAL,
+    part: PartialResults[str, Any] | None = None,
 ) -> tuple[tuple[PowerLaw, ...], ...]:
     """AlphaPruning's alpha of every linear, from the spectra of the weights.
 

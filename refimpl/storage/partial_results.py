@@ -39,7 +39,7 @@ def final(error: BaseException | None) -> bool:
     return isinstance(error, known) and not isinstance(error, KeptError)
 
 
-class PartError(KeptError):
+class PartialResultsError(KeptError):
     """What an earlier run, or one that still runs, has found is in the way; it is left alone."""
 
 
@@ -59,7 +59,7 @@ def part_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.part")
 
 
-class Part(Generic[K, V]):
+class PartialResults(Generic[K, V]):
     """A file of JSON lines: what the run is, then what each unit of work gave.
 
     Every unit is on the disk before `add` returns; a line that was being written when the run was
@@ -74,7 +74,8 @@ class Part(Generic[K, V]):
             ValueError, TypeError or LookupError, the file is damaged.
 
     Raises:
-        PartError: The file exists and is not to be taken up, is of another run, or damaged; another
+        PartialResultsError: The file exists and is not to be taken up, is of another run, or
+            damaged; another
             run is writing it.
         RefimplError: It cannot be written.
 
@@ -85,9 +86,9 @@ class Part(Generic[K, V]):
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "out.json.part")
-        ...     with Part(path, {"window": 512}, resume=False) as part:
+        ...     with PartialResults(path, {"window": 512}, resume=False) as part:
         ...         part.add({"a": [-3.5, np.arange(2)]})
-        ...     with Part(path, {"window": 512}, resume=True) as part:
+        ...     with PartialResults(path, {"window": 512}, resume=True) as part:
         ...         part.found
         {'a': [-3.5, array([0, 1])]}
     """
@@ -140,14 +141,14 @@ class Part(Generic[K, V]):
     def _begin(self, known: Mapping[str, Any], resume: bool) -> None:
         """Take up what is there, or write the first line."""
         if not locked(self._file, self.path):
-            raise PartError(
+            raise PartialResultsError(
                 f"{self.path}: another run is writing it",
                 "one run at a time for one output",
                 "wait for it to end, or choose another -o",
             )
         lines = _whole_lines(self.path)
         if lines and not resume:
-            raise PartError(
+            raise PartialResultsError(
                 f"{self.path} holds what an earlier run has found so far",
                 "no such file, or --resume",
                 "add --resume to take it up, or remove the file to start anew",
@@ -170,7 +171,7 @@ class Part(Generic[K, V]):
                     k, v = (key, value) if self._meaning is None else self._meaning(key, value)
                     self.found[k] = v
         except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
-            raise PartError(
+            raise PartialResultsError(
                 f"{self.path}, line {number + 1}, is damaged ({error})",
                 "what an earlier run wrote",
                 "remove the file to start anew",
@@ -178,7 +179,7 @@ class Part(Generic[K, V]):
         if number == 0 and row != known:
             keys = row.keys() | known.keys() if isinstance(row, dict) else known.keys()
             other = [k for k in keys if not isinstance(row, dict) or row.get(k) != known.get(k)]
-            raise PartError(
+            raise PartialResultsError(
                 f"{self.path} is of another run: {', '.join(sorted(other))} differ",
                 "the same model, tokens, options and versions",
                 "repeat that run's command, or remove the file to start anew",
@@ -195,7 +196,7 @@ class Part(Generic[K, V]):
 
 def kept_in(
     path: Path | None, run: Mapping[str, Any], resume: bool
-) -> AbstractContextManager[Part[str, Any] | None]:
+) -> AbstractContextManager[PartialResults[str, Any] | None]:
     """Keep what is found in a file, or nowhere.
 
     Args:
@@ -207,10 +208,10 @@ def kept_in(
         A context with the part, or with None.
 
     Raises:
-        RefimplError: See `Part`; nothing to take up without a file.
+        RefimplError: See `PartialResults`; nothing to take up without a file.
     """
     if path is not None:
-        return Part(path, run, resume)
+        return PartialResults(path, run, resume)
     if resume:
         raise RefimplError(
             "resume without a file to take up", "part, the file that was given before", "give part"

@@ -16,7 +16,7 @@ from program import Result, run
 
 import refimpl
 from refimpl.evaluation import evaluate as job
-from refimpl.storage.partial_results import Part
+from refimpl.storage.partial_results import PartialResults
 
 LLAMA = FIXTURES / "llama"
 TEXT = FIXTURES / "text.txt"
@@ -28,11 +28,11 @@ ROWS: list[dict[str, Any]] = [
 SMALL_GROUPS = """
 import os, signal, sys
 from refimpl.evaluation import batch, evaluate
-from refimpl.storage.partial_results import Part
+from refimpl.storage.partial_results import PartialResults
 from refimpl.cli.main import main
 
 left, torn = int(sys.argv.pop(1)), sys.argv.pop(1) == "torn"
-add = Part.add
+add = PartialResults.add
 
 def add_and_die(self, found):
     global left
@@ -44,7 +44,7 @@ def add_and_die(self, found):
     left -= 1
     add(self, found)
 
-Part.add = add_and_die
+PartialResults.add = add_and_die
 batch.BATCH = 40
 evaluate.GROUP = 80
 sys.argv[0] = "refimpl"
@@ -282,18 +282,18 @@ def test_a_part_of_another_model_is_refused(questions: Path, tmp_path: Path) -> 
 def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.json.part"
     for middle in ("nonsense", "[1, 2]", '{"0": 1}', '{"x": [1, true]}'):
-        with Part(path, {"a": 1}, False, job._meaning) as part:
+        with PartialResults(path, {"a": 1}, False, job._meaning) as part:
             part.add({0: (-1.5, True)})
         path.write_text(path.read_text() + middle + "\n" + '{"1": [-2.0, false]}\n')
         with pytest.raises(refimpl.RefimplError, match=r"line 3, is damaged"):
-            Part(path, {"a": 1}, True, job._meaning)
+            PartialResults(path, {"a": 1}, True, job._meaning)
         path.unlink()
     path.write_text('{"a": 1')  # killed while writing the first line: nothing was found yet
-    with Part(path, {"a": 1}, False, job._meaning) as part:
+    with PartialResults(path, {"a": 1}, False, job._meaning) as part:
         assert part.found == {}
     path.write_text("[]\n")
     with pytest.raises(refimpl.RefimplError, match="of another run"):
-        Part(path, {"a": 1}, True, job._meaning)
+        PartialResults(path, {"a": 1}, True, job._meaning)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_the_part_may_not_be_an_input(tmp_path: Path) -> None:
 def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
     path, found = tmp_path / "out.json.part", dict[int, tuple[float, bool]]()
     for n in range(4):
-        with Part(path, {"a": 1}, True, job._meaning) as part:
+        with PartialResults(path, {"a": 1}, True, job._meaning) as part:
             assert part.found == found
             part.add({n: (-1 / (n + 3), n % 2 == 0)})
         found[n] = (-1 / (n + 3), n % 2 == 0)

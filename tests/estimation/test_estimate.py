@@ -26,7 +26,7 @@ from refimpl.estimation.workload import Work, arithmetic, attended, work
 from refimpl.model.attention import causal_bias
 from refimpl.model.config import BlockKind
 from refimpl.model.model import Model
-from refimpl.running.executors import Engine
+from refimpl.running.executors import Pool
 from refimpl.show.estimate import duration
 from refimpl.tokens import random_tokens
 
@@ -242,12 +242,12 @@ def test_time_is_counts_times_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_workers_elsewhere_share_the_time() -> None:
     config, plan = model_of("llama").config, Perturbation()
     whole = work(config, 4, 12, plan, False, 1, 1 << 20)
-    there = Engine(workers=4)
+    there = Pool(workers=4)
     assert job._seconds(config, whole, FAST, there, 1, 1) == job._seconds(
-        config, whole, FAST, Engine(), 1, 1
+        config, whole, FAST, Pool(), 1, 1
     )
     shared = job._seconds(config, whole, FAST, replace(there, executor=object()), 1, 1)  # type: ignore[arg-type]
-    alone = job._seconds(config, whole, FAST, Engine(), 1, 1)
+    alone = job._seconds(config, whole, FAST, Pool(), 1, 1)
     assert shared.experiment == pytest.approx(alone.experiment / 4)
     assert shared.signals == pytest.approx(alone.signals / 4)
 

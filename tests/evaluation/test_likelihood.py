@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from refimpl import Model, RefimplError
 from refimpl.evaluation import batch, likelihood
 from refimpl.evaluation.batch import batches, groups
-from refimpl.evaluation.likelihood import Likelihood, Batches, log_likelihoods
+from refimpl.evaluation.likelihood import Batches, Likelihood, log_likelihoods
 from refimpl.evaluation.softmax import RunningSoftmax
 from refimpl.model.ops import Array
 from refimpl.running.threads import MIB, Workers

@@ -24,7 +24,7 @@ from refimpl.scoring.measurements import Measurements, addresses
 from refimpl.scoring.pruned_block import Thinning
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
-from refimpl.storage.partial_results import Part
+from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import Tokens, random_tokens
 
 LLAMA = FIXTURES / "llama"
@@ -203,9 +203,9 @@ def test_nothing_depends_on_where_it_runs(kind: str, options: dict[str, Any]) ->
 
 def test_a_killed_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.scoring.experiment.KEPT", 3)
-    write, left = Part._write, 3
+    write, left = PartialResults._write, 3
 
-    def writing(self: Part[Any, Any], row: Any) -> None:
+    def writing(self: PartialResults[Any, Any], row: Any) -> None:
         nonlocal left
         left -= 1
         if left < 0:
@@ -214,7 +214,7 @@ def test_a_killed_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     plan, part = PLANS["gaussian"], tmp_path / "part"
     with monkeypatch.context() as patched:
-        patched.setattr(Part, "_write", writing)
+        patched.setattr(PartialResults, "_write", writing)
         with pytest.raises(KeyboardInterrupt):
             scored(plan, part=part)
     with pytest.raises(RefimplError, match="perturbation"):

@@ -17,7 +17,7 @@ from conftest import FIXTURES
 from test_resume import content, numbers
 
 from refimpl import RefimplError
-from refimpl.running.executors import engine
+from refimpl.running.executors import open_pool
 
 pytestmark = pytest.mark.dask
 WORKERS = 3
@@ -168,6 +168,6 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("refimpl.running.executors.WAIT", 2)
     with (
         pytest.raises(RefimplError, match="no dask scheduler answers at tcp://127"),
-        engine("dask=tcp://127.0.0.1:9"),
+        open_pool("dask=tcp://127.0.0.1:9"),
     ):
         pass

@@ -41,7 +41,7 @@ from refimpl.model.statistics import Statistic, sum_of_outer_products, sum_of_sq
 from refimpl.pruning.calibration import HeldStates
 from refimpl.pruning.checkpoint import KeptBlocks
 from refimpl.pruning.remote_calibration import SentStates
-from refimpl.running.executors import HERE, Engine, LostWorkerError, engine
+from refimpl.running.executors import LOCAL, LostWorkerError, Pool, open_pool
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import InOrder, ModelFiles, results
 from refimpl.scoring.base_signals import signals
@@ -124,7 +124,7 @@ def test_sums_do_not_depend_on_which_unit_ends_first() -> None:
     ids, plan = random_tokens(model.config.vocab_size, 9, 12).ids, Perturbation()
     found: list[Any] = []
     with Late(3) as pool, Late(3) as other, Workers(1) as workers:
-        for one, two in ((HERE, HERE), (Engine(pool, 3), Engine(other, 3))):
+        for one, two in ((LOCAL, LOCAL), (Pool(pool, 3), Pool(other, 3))):
             dense = dense_squares(model, ids, workers, 1 << 30, engine=one)
             measured = experiment(model, ids, plan, workers, 1 << 30, engine=two)
             found.append([dict(sums) for sums in (*dense, *measured.squares)])
@@ -228,7 +228,7 @@ def test_calibration_does_not_depend_on_which_unit_ends_first(
         KeptBlocks(tmp_path / "new", {}) as kept,
     ):
         given = model, ids, statistic, workers, np.float32, lambda: None
-        found = SentStates(*given, Engine(pool, 3), kept, tmp_path / "new").sums(0, weights)
+        found = SentStates(*given, Pool(pool, 3), kept, tmp_path / "new").sums(0, weights)
         here = HeldStates(*given).sums(0, weights)
         assert [(k, bits(v)) for k, v in found.items()] == [(k, bits(v)) for k, v in here.items()]
         assert [path for path in kept.folder.rglob("*") if path.name.startswith("sums-")] == []
@@ -359,7 +359,7 @@ class Asking:
 
 def asked(units: list[Asking], choice: Any, threads: int = 2) -> list[Any]:
     done: list[float] = []
-    with engine(choice, threads) as where, Workers(1) as workers:
+    with open_pool(choice, threads) as where, Workers(1) as workers:
         found = [x for _, x in results(units, read_model(LLAMA), where, workers, done.append)]
     assert len(done) == len(units)
     return found
@@ -408,7 +408,7 @@ def test_other_files_under_the_same_path_are_refused(tmp_path: Path) -> None:
 WAITING = """
 import sys, time
 from pathlib import Path
-from refimpl.running.executors import engine
+from refimpl.running.executors import open_pool
 
 def slow(begun):
     Path(begun).touch()
@@ -416,7 +416,7 @@ def slow(begun):
 
 if __name__ == "__main__":
     begun = [sys.argv[2] + name for name in "ab"]
-    with engine("processes", 2) as where:
+    with open_pool("processes", 2) as where:
         futures = [where.executor.submit(slow, name) for name in begun]
         while not all(Path(name).exists() for name in begun):
             time.sleep(0.01)
@@ -475,7 +475,7 @@ def test_mpi_is_asked_for_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = type(sys)("mpi4py.futures")
     module.MPIPoolExecutor = Pool
     monkeypatch.setitem(sys.modules, "mpi4py.futures", module)
-    with engine("mpi") as found:
+    with open_pool("mpi") as found:
         assert isinstance(found.executor, Pool)
         assert found.workers == 3
     assert bits(scored("llama", "gaussian", executor="mpi")) == bits(scored("llama", "gaussian"))
@@ -483,8 +483,8 @@ def test_mpi_is_asked_for_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_executor_of_the_caller_is_left_open() -> None:
     with ThreadPoolExecutor(3) as pool:
-        with engine(pool) as found:
-            assert found == Engine(pool, 3)
+        with open_pool(pool) as found:
+            assert found == Pool(pool, 3)
         assert pool.submit(int, "7").result() == 7
 
 

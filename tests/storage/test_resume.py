@@ -15,7 +15,7 @@ from program import Result, run
 
 from refimpl import RefimplError
 from refimpl.pruning.checkpoint import KeptBlocks
-from refimpl.storage.partial_results import Part
+from refimpl.storage.partial_results import PartialResults
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
@@ -44,22 +44,22 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Interrupt what comes next when it has written so many lines, and half of another one."""
-    write = Part._write
+    write = PartialResults._write
 
     def after(number: int) -> None:
         left = number  # of which the first one of a part says what the run is
 
-        def writing(self: Part[Any, Any], row: Any) -> None:
+        def writing(self: PartialResults[Any, Any], row: Any) -> None:
             nonlocal left
             if left == 0:
-                monkeypatch.setattr(Part, "_write", write)
+                monkeypatch.setattr(PartialResults, "_write", write)
                 self._file.write(b'{"state 0 0 0 0": [[0.25, 0.')  # torn
                 self._file.flush()
                 raise KeyboardInterrupt
             left -= 1
             write(self, row)
 
-        monkeypatch.setattr(Part, "_write", writing)
+        monkeypatch.setattr(PartialResults, "_write", writing)
 
     return after
 
@@ -172,11 +172,11 @@ def test_resume_needs_an_output() -> None:
 def test_two_runs_do_not_keep_in_one_file(tmp_path: Path) -> None:
     path = tmp_path / "out.json.part"
     with (
-        Part(path, {"a": 1}, resume=False),
+        PartialResults(path, {"a": 1}, resume=False),
         pytest.raises(RefimplError, match="another run is writing it"),
     ):
-        Part(path, {"a": 1}, resume=True)
-    with Part(path, {"a": 1}, resume=True) as part:
+        PartialResults(path, {"a": 1}, resume=True)
+    with PartialResults(path, {"a": 1}, resume=True) as part:
         assert part.found == {}
 
 
@@ -189,9 +189,9 @@ def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
         "small": random.standard_normal(3).astype(np.float32),
         "nested": [{"x": np.arange(3), "y": [1, True, None, "text"]}],
     }
-    with Part(tmp_path / "p", {}, resume=False) as part:
+    with PartialResults(tmp_path / "p", {}, resume=False) as part:
         part.add(values)
-    with Part(tmp_path / "p", {}, resume=True) as part:
+    with PartialResults(tmp_path / "p", {}, resume=True) as part:
         found = part.found
     assert str(found) == str(values)
     for name in ("floats", "odd"):
@@ -256,15 +256,15 @@ def test_one_engine_takes_up_what_another_pruned(
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     """A disk without room for the line that holds a key, which has room again when that is told."""
-    add = Part.add
+    add = PartialResults.add
 
-    def adding(self: Part[Any, Any], found: Any) -> None:
+    def adding(self: PartialResults[Any, Any], found: Any) -> None:
         if at in found:
-            monkeypatch.setattr(Part, "add", add)
+            monkeypatch.setattr(PartialResults, "add", add)
             raise OSError(errno.ENOSPC, "No space left on device")
         add(self, found)
 
-    monkeypatch.setattr(Part, "add", adding)
+    monkeypatch.setattr(PartialResults, "add", adding)
 
 
 @pytest.mark.parametrize("place", [PLACES[0], PLACES[2]])

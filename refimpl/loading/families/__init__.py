@@ -1,6 +1,6 @@
 """The families that can be read, one file per lineage; nothing outside `loading` looks here."""
 
-from refimpl.loading.families.family import REQUIRED, Family, Part
+from refimpl.loading.families.family import REQUIRED, Family, Location
 from refimpl.loading.families.gemma import GEMMA2, GEMMA3
 from refimpl.loading.families.gpt2 import GPT2
 from refimpl.loading.families.gpt_neox import GPT_NEOX
@@ -8,7 +8,7 @@ from refimpl.loading.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from refimpl.loading.families.opt import OPT
 from refimpl.loading.families.phi3 import PHI3
 
-__all__ = ["FAMILIES", "REQUIRED", "Family", "Part"]
+__all__ = ["FAMILIES", "REQUIRED", "Family", "Location"]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Part:
+class Location:
     """Where a role's weight (and bias) lies in the file.
 
     Args:
@@ -46,7 +46,7 @@ class Family:
 
     model_type: str
     bases: tuple[str, ...]
-    names: dict[str, Part]
+    names: dict[str, Location]
     norm: Literal["rms", "layer"] = "rms"
     norm_offset: float = 0.0
     biased: dict[str, bool | str] = field(default_factory=dict)
@@ -60,9 +60,9 @@ class Family:
     buffers: tuple[str, ...] = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
 
-def parts(**names: str) -> dict[str, Part]:
+def parts(**names: str) -> dict[str, Location]:
     """Roles that have a tensor of their own."""
-    return {role: Part(name) for role, name in names.items()}
+    return {role: Location(name) for role, name in names.items()}
 
 
 def biased(value: bool | str, *roles: str) -> dict[str, bool | str]:

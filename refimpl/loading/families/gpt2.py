@@ -1,8 +1,8 @@
 """GPT-2: learned positions, weights stored [in, out]."""
 
-from refimpl.loading.families.family import ALL, Family, Part, biased, parts
+from refimpl.loading.families.family import ALL, Family, Location, biased, parts
 
-_GPT2_QKV = Part("h.{}.attn.c_attn", ("q_proj", "k_proj", "v_proj"), transposed=True)
+_GPT2_QKV = Location("h.{}.attn.c_attn", ("q_proj", "k_proj", "v_proj"), transposed=True)
 
 GPT2 = Family(
     model_type="gpt2",
@@ -13,9 +13,9 @@ GPT2 = Family(
     )
     | dict.fromkeys(_GPT2_QKV.fused, _GPT2_QKV)
     | {
-        "o_proj": Part("h.{}.attn.c_proj", transposed=True),
-        "up_proj": Part("h.{}.mlp.c_fc", transposed=True),
-        "down_proj": Part("h.{}.mlp.c_proj", transposed=True),
+        "o_proj": Location("h.{}.attn.c_proj", transposed=True),
+        "up_proj": Location("h.{}.mlp.c_fc", transposed=True),
+        "down_proj": Location("h.{}.mlp.c_proj", transposed=True),
     },
     norm="layer",
     biased=biased(True, "q", "k", "v", "o", "up", "down"),

@@ -1,8 +1,8 @@
 """GPT-NeoX: parallel residual, q, k and v interleaved head by head."""
 
-from refimpl.loading.families.family import ALL, ROPE, Family, Part, biased, parts
+from refimpl.loading.families.family import ALL, ROPE, Family, Location, biased, parts
 
-_NEOX_QKV = Part("layers.{}.attention.query_key_value", ("q_proj", "k_proj", "v_proj"), True)
+_NEOX_QKV = Location("layers.{}.attention.query_key_value", ("q_proj", "k_proj", "v_proj"), True)
 
 GPT_NEOX = Family(
     model_type="gpt_neox",

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from refimpl.loading.families.family import Part
+from refimpl.loading.families.family import Location
 from refimpl.loading.families.llama import LLAMA
 
 PHI3 = replace(
@@ -11,10 +11,10 @@ PHI3 = replace(
     names=LLAMA.names
     | dict.fromkeys(
         ("q_proj", "k_proj", "v_proj"),
-        Part("layers.{}.self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj")),
+        Location("layers.{}.self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj")),
     )
     | dict.fromkeys(
-        ("gate_proj", "up_proj"), Part("layers.{}.mlp.gate_up_proj", ("gate_proj", "up_proj"))
+        ("gate_proj", "up_proj"), Location("layers.{}.mlp.gate_up_proj", ("gate_proj", "up_proj"))
     ),
     biased={},
     defaults=LLAMA.defaults
