@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from refimpl import Model, read_model
 from refimpl.model.ops import Array
+from refimpl.oracle.case import Case, read_case
 
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.safetensors"))
 GATES = {"float32": 1e-5, "float64": 1e-12}
@@ -53,3 +54,9 @@ def expected_of(case: str) -> tuple[Array, dict[str, Array]]:
     """A fixture's token ids [B, S] and its expected values by trace point, float64."""
     values = load_file(FIXTURES / case / "expected.safetensors")
     return values.pop("token_ids"), values
+
+
+@cache
+def case_of(name: str) -> Case:
+    """An oracle case of `fixtures/cases`."""
+    return read_case(FIXTURES / "cases" / name)

@@ -43,3 +43,22 @@ def run(
         stream.flush()
         texts.append(stream.buffer.getvalue().decode(stream.encoding))  # type: ignore[attr-defined]
     return Result(code or 0, *texts)
+
+
+def ran(*words: object, quiet: bool = True) -> str:
+    """Run `refimpl`, check that it succeeds (and, if quiet, prints nothing to stderr)."""
+    result = run(*words)
+    assert result.code == 0, result.err
+    assert not (quiet and result.err), result.err
+    return result.out
+
+
+def refused(*words: object) -> str:
+    """Run `refimpl`, check that it refuses as it refuses everything; returns the message."""
+    result = run(*words)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert "\nexpected: " in result.err
+    assert "\nnext: " in result.err
+    assert "Traceback" not in result.err
+    return result.err
