@@ -135,7 +135,7 @@ def test_the_longest_sequence_is_allowed(case: str) -> None:
         (np.zeros((0, 4), np.int64), "shape [0, 4]", "astype"),
         (3, "shape []", "astype"),
         (np.zeros((1, 1, 2), np.int64), "shape [1, 1, 2]", "astype"),
-        ([[0, 264, 300]], "2 token ids outside the vocabulary, the first is 264", "tokenizer"),
+        ([[0, 264, 300]], "2 token ids are outside the vocabulary; the first is 264", "tokenizer"),
         ([[0, 1], [2, -1]], "the first is -1 (sample 1, position 1)", "tokenizer"),
         (np.array([2**63], np.uint64), "the first is 9223372036854775808", "tokenizer"),
         (np.zeros(65, np.int64), "a sequence of 65 tokens", "--seq-len 64"),

@@ -616,7 +616,7 @@ def test_ids_outside_the_vocabulary_are_counted_and_the_first_is_named(
     with pytest.raises(RefimplError) as caught:
         checked_ids(ids, limits(seq_len))
     assert caught.value.problem == (
-        f"{len(wrong)} token ids outside the vocabulary, the first is {ids[i, j]} "
+        f"{len(wrong)} token ids are outside the vocabulary; the first is {ids[i, j]} "
         f"(sample {i}, position {j})"
     )
     assert caught.value.expected == "ids from 0 to 9"
@@ -632,7 +632,7 @@ def test_samples_longer_than_the_model_are_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
 def test_empty_samples_are_refused(shape: tuple[int, int]) -> None:
-    with pytest.raises(RefimplError, match="token ids of dtype int64 and shape"):
+    with pytest.raises(RefimplError, match="token ids have dtype int64 and shape"):
         checked_ids(np.zeros(shape, np.int64), limits(9))
 
 
