@@ -17,7 +17,7 @@ def loud(dtype: npt.DTypeLike) -> Iterator[None]:
         dtype: Dtype of the computation, for the message.
 
     Raises:
-        RefimplError: A number left the range of the dtype.
+        RefimplError: A number is beyond the range of the dtype.
 
     Example:
         >>> with loud(np.float32):

@@ -41,7 +41,7 @@ class Place:
 
     Args:
         bias: Added to attention scores: 0 or -inf, [S, S].
-        rope: Cosines and sines, each [S, h_rot / 2], or None where positions are learned.
+        rope: Cosines and sines, each [S, h_rot / 2], or None if positions are learned.
         kernels: How the costly steps are evaluated; results differ in rounding only.
         observe: Receives the name and value of every trace point; the block continues with the
             array that it returns.

@@ -48,8 +48,8 @@ def of_text(encoding: Any) -> tuple[npt.NDArray[np.int64], list[int], npt.NDArra
     text's.
     """
     ids = np.array(encoding.ids, np.int64)
-    mine = np.array([sequence is not None for sequence in encoding.sequence_ids], np.bool_)
-    return ids[mine], ids[: mine.argmax()].tolist() if mine.any() else [], mine
+    is_text = np.array([sequence is not None for sequence in encoding.sequence_ids], np.bool_)
+    return ids[is_text], ids[: is_text.argmax()].tolist() if is_text.any() else [], is_text
 
 
 def bos_rule(
