@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.model import attention, ops
-from refimpl.model.arithmetic import loud
 from refimpl.model.config import BlockKind, Config
+from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
 from refimpl.model.ops import Array, linear
