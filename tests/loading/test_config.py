@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from refimpl import RefimplError
 from refimpl.loading.config_json import HubModel, read_config
+from refimpl.loading.config_keys import shown
 from refimpl.loading.families import FAMILIES
 from refimpl.model.config import BlockKind, Config, Rope
 
@@ -494,6 +495,12 @@ def test_everything_wrong_is_listed_at_once() -> None:
     for key in (*wrong, "num_experts", "yarn"):
         assert key in problem, key
     assert problem.count("\n  ") == 6
+
+
+def test_values_in_messages_are_cut_short() -> None:
+    assert (shown(None), shown("silu")) == ("null", '"silu"')
+    assert shown([1] * 100) == "[1, 1, 1, 1, 1, 1, ...]"
+    assert len(shown("x" * 1000)) == 80
 
 
 def test_the_file_is_named() -> None:

@@ -102,60 +102,49 @@ def test_model_safetensors_goes_before_its_neighbours(tmp_path: Path) -> None:
 
 # Configurations and indices that are not JSON of the right form
 
+NO_INDEX = "is not an index of shards"
+DOCUMENTS: list[tuple[str, str | bytes, str]] = [
+    *(
+        (place, text, problem)
+        for place in ("config.json", "metadata", "index")
+        for text, problem in (
+            ("", "is not JSON"),
+            ("{", "is not JSON"),
+            ("[1]", "is not a JSON object"),
+            ("null", "is not a JSON object"),
+            ("[" * 100_000, "is not JSON"),
+            ('{"a":' * 100_000, "is not JSON"),
+        )
+    ),
+    ("config.json", b"\xff\xfe\xff", "is not JSON"),
+    ("config.json", '{"vocab_size": 1' + "0" * 5000 + "}", "is not JSON"),
+    ("config.json", '{"model_type": ' + "[" * 900 + "]" * 900 + "}", "unknown model family"),
+    ("metadata", json.dumps(config_of("llama", vocab_size=0)), "in the metadata of"),
+    ("index", "{}", NO_INDEX),
+    ("index", '{"weight_map": {}}', NO_INDEX),
+    ("index", '{"weight_map": ["a"]}', NO_INDEX),
+    ("index", '{"weight_map": {"a": 1}}', NO_INDEX),
+    ("index", '{"weight_map": {"a": ["b"]}}', NO_INDEX),
+    ("index", '{"weight_map": {"a": "x\\u0000.safetensors"}}', "shards that do not exist"),
+    ("index", '{"weight_map": {"a": "pytorch_model-1.bin"}}', "not safetensors: pytorch_model-1.b"),
+]
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        (b"", "is not JSON"),
-        (b"{", "is not JSON"),
-        (b"[1]", "is not a JSON object"),
-        (b"null", "is not a JSON object"),
-        (b"\xff\xfe\xff", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
-        (b'{"a":' * 100_000, "is not JSON"),
-        (b'{"vocab_size": 1' + b"0" * 5000 + b"}", "is not JSON"),
-        (b'{"model_type": ' + b"[" * 900 + b"]" * 900 + b"}", "unknown model family"),
-    ],
-)
-def test_a_configuration_that_is_none(text: bytes, problem: str, tmp_path: Path) -> None:
-    shutil.copy(LLAMA / "model.safetensors", tmp_path)
-    (tmp_path / "config.json").write_bytes(text)
-    assert problem in refusal(tmp_path).problem
 
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("{", "metadata of .*x.safetensors is not JSON"),
-        ("[]", "is not a JSON object"),
-        (json.dumps(config_of("llama", vocab_size=0)), "in the metadata of"),
-    ],
-)
-def test_a_configuration_in_the_metadata_that_is_none(
-    text: str, problem: str, tmp_path: Path
+@pytest.mark.parametrize(("place", "text", "problem"), DOCUMENTS)
+def test_documents_of_another_form(
+    place: str, text: str | bytes, problem: str, tmp_path: Path
 ) -> None:
-    save_tensors(tmp_path / "x.safetensors", {}, {"config.json": text})
-    assert re.search(problem, refusal(tmp_path / "x.safetensors").problem)
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("", "is not JSON"),
-        ("[]", "is not a JSON object"),
-        ("{}", "is not an index of shards"),
-        ('{"weight_map": {}}', "is not an index of shards"),
-        ('{"weight_map": ["a"]}', "is not an index of shards"),
-        ('{"weight_map": {"a": 1}}', "is not an index of shards"),
-        ('{"weight_map": {"a": ["b"]}}', "is not an index of shards"),
-        ('{"weight_map": {"a": "x\\u0000.safetensors"}}', "shards that do not exist"),
-        ('{"weight_map": {"a": "pytorch_model-1.bin"}}', "not safetensors: pytorch_model-1.bin"),
-        ("[" * 100_000, "is not JSON"),
-    ],
-)
-def test_an_index_that_is_none(text: str, problem: str, tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(text)
-    assert problem in refusal(tmp_path).problem
+    content = text.encode() if isinstance(text, str) else text
+    metadata = {"config.json": content.decode()} if place == "metadata" else None
+    if place == "index":
+        (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    else:
+        save_tensors(tmp_path / "x.safetensors", {}, metadata)
+    if place == "config.json":
+        (tmp_path / "config.json").write_bytes(content)
+    message = refusal(tmp_path).problem
+    assert problem in message
+    assert place != "metadata" or "config.json in the metadata of" in message
 
 
 # Folders and files of other formats

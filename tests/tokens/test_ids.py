@@ -300,17 +300,3 @@ def test_ids_outside_the_vocabulary_are_counted_and_the_first_is_named(
         f"(sample {i}, position {j})"
     )
     assert caught.value.expected == "ids from 0 to 9"
-
-
-def test_samples_longer_than_the_model_are_refused() -> None:
-    tokens = random_tokens(10, 2, 9)
-    checked_ids(tokens.ids, limits(9))
-    with pytest.raises(RefimplError, match="a sequence of 9 tokens") as caught:
-        checked_ids(tokens.ids, limits(8))
-    assert suggested(caught.value, "seq-len") == [8]
-
-
-@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
-def test_empty_samples_are_refused(shape: tuple[int, int]) -> None:
-    with pytest.raises(RefimplError, match="token ids have dtype int64 and shape"):
-        checked_ids(np.zeros(shape, np.int64), limits(9))

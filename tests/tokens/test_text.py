@@ -119,88 +119,54 @@ def test_numbers_in_the_error_work_and_are_the_largest(
     assert bool(counts) == (total >= seq_len - extra)
 
 
-def test_text_is_cut_over_its_whole_length(text: Path, save: Callable[..., Path]) -> None:
-    ids = plain_ids(text)
-    tokens = text_tokens(text, save(), 4, 10)
-    assert tokens.ids.shape == (4, 10)
-    assert tokens.ids[0].tolist() == ids[:10]
-    assert tokens.ids[-1].tolist() == ids[-10:]
-    assert (tokens.kind, tokens.bos) == ("text", None)
-    assert tokens.source == (
-        f"text.txt, 4 samples of 10 tokens spread over {len(ids)}, no BOS asked for"
-    )
+ROBERTA = processors.RobertaProcessing(("</s>", EOS), ("<s>", BOS))
+LLAMA3 = processors.Sequence([processors.ByteLevel(trim_offsets=False), TEMPLATE])
+BYTES = processors.ByteLevel(trim_offsets=False)
+ADDED_TOKEN = {"__type": "AddedToken", "content": "<s>", "lstrip": False, "special": True}
+ADD: dict[str, Any] = {"add_bos_token": True}
+UNKNOWN = ADD | {"bos_token": "<not in vocabulary>"}
+ADDED = (BOS, f"BOS {BOS} added by tokenizer.json")
+NAMED = (BOS, f"BOS {BOS} asked for by tokenizer_config.json")
+FALLBACK = (7, "BOS 7 (from config.json) asked for by tokenizer_config.json")
+FORBIDDEN = (None, "no BOS (add_bos_token is false in tokenizer_config.json)")
+UNASKED = (None, "no BOS asked for")
+# Post-processor, tokenizer_config.json, special_tokens_map.json, and BOS with its reason.
+BOS_RULES: dict[str, tuple[Any, dict[str, Any], dict[str, Any], tuple[int | None, str]]] = {
+    "nothing": (None, {}, {}, UNASKED),
+    "named only": (None, {"bos_token": "<s>"}, {}, UNASKED),
+    "a name": (BYTES, ADD | {"bos_token": "<s>"}, {}, NAMED),
+    "an added token": (BYTES, ADD | {"bos_token": ADDED_TOKEN}, {}, NAMED),
+    "a name in the map": (BYTES, ADD | {"bos_token": None}, {"bos_token": "<s>"}, NAMED),
+    "an added token in the map": (BYTES, ADD, {"bos_token": ADDED_TOKEN}, NAMED),
+    "no known name": (None, UNKNOWN, {}, FALLBACK),
+    "forbidden": (TEMPLATE, {"add_bos_token": False, "bos_token": "<s>"}, {}, FORBIDDEN),
+} | {
+    f"{name} {config}": (post_processor, config, {}, ADDED)
+    for name, post_processor in (("template", TEMPLATE), ("roberta", ROBERTA), ("llama3", LLAMA3))
+    for config in ({}, {"add_bos_token": None}, ADD)
+}
+
+
+@pytest.mark.parametrize("name", BOS_RULES)
+def test_a_text_is_cut_over_its_whole_length_by_the_rule_for_bos(
+    text: Path, save: Callable[..., Path], name: str
+) -> None:
+    post_processor, config, special_tokens, (bos, reason) = BOS_RULES[name]
+    model = save(post_processor, tokenizer_config=config, special_tokens_map=special_tokens)
+    tokens, ids = text_tokens(text, model, 4, 10, bos_id=7), plain_ids(text)
+    front = [] if bos is None else [bos]
+    body = 10 - len(front)
+    assert (tokens.kind, tokens.bos, tokens.ids.shape) == ("text", bos, (4, 10))
+    assert (tokens.ids[:, : len(front)] == front).all()
+    assert tokens.ids[0].tolist() == front + ids[:body]
+    assert tokens.ids[-1].tolist() == front + ids[-body:]  # and no </s> at the end of the stream
+    assert tokens.source == (f"text.txt, 4 samples of 10 tokens spread over {len(ids)}, {reason}")
 
 
 def test_hash_is_of_little_endian_int64(text: Path, save: Callable[..., Path]) -> None:
     tokens = text_tokens(text, save(), 2, 3)
     flat = tokens.ids.ravel().tolist()
     assert tokens.sha256 == hashlib.sha256(struct.pack("<6q", *flat)).hexdigest()
-
-
-ROBERTA = processors.RobertaProcessing(("</s>", EOS), ("<s>", BOS))
-LLAMA3 = processors.Sequence([processors.ByteLevel(trim_offsets=False), TEMPLATE])
-
-
-@pytest.mark.parametrize("post_processor", [TEMPLATE, ROBERTA, LLAMA3])
-@pytest.mark.parametrize("config", [{}, {"add_bos_token": None}, {"add_bos_token": True}])
-def test_bos_of_the_post_processor_begins_every_sample(
-    text: Path, save: Callable[..., Path], post_processor: Any, config: dict[str, Any]
-) -> None:
-    tokens = text_tokens(text, save(post_processor, tokenizer_config=config), 3, 8, bos_id=7)
-    ids = plain_ids(text)
-    assert tokens.bos == BOS
-    assert (tokens.ids[:, 0] == BOS).all()
-    assert tokens.ids[0, 1:].tolist() == ids[:7]
-    assert tokens.ids[2, 1:].tolist() == ids[-7:]  # and no </s> at the end of the stream
-    assert tokens.source.endswith(f"over {len(ids)}, BOS {BOS} added by tokenizer.json")
-
-
-ADDED_TOKEN = {"__type": "AddedToken", "content": "<s>", "lstrip": False, "special": True}
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"tokenizer_config": {"add_bos_token": True, "bos_token": "<s>"}},
-        {"tokenizer_config": {"add_bos_token": True, "bos_token": ADDED_TOKEN}},
-        {
-            "tokenizer_config": {"add_bos_token": True, "bos_token": None},
-            "special_tokens_map": {"bos_token": "<s>"},
-        },
-        {
-            "tokenizer_config": {"add_bos_token": True},
-            "special_tokens_map": {"bos_token": ADDED_TOKEN},
-        },
-    ],
-)
-def test_bos_that_the_settings_ask_for_is_found_by_name(
-    text: Path, save: Callable[..., Path], files: dict[str, Any]
-) -> None:
-    post_processor = processors.ByteLevel(trim_offsets=False)
-    tokens = text_tokens(text, save(post_processor, **files), 3, 8, bos_id=7)
-    assert tokens.bos == BOS
-    assert (tokens.ids[:, 0] == BOS).all()
-    assert tokens.source.endswith(f"BOS {BOS} asked for by tokenizer_config.json")
-
-
-def test_bos_falls_back_to_the_config_of_the_model(text: Path, save: Callable[..., Path]) -> None:
-    model = save(tokenizer_config={"add_bos_token": True, "bos_token": "<not in vocabulary>"})
-    tokens = text_tokens(text, model, 3, 8, bos_id=0)
-    assert tokens.bos == 0
-    assert tokens.source.endswith("BOS 0 (from config.json) asked for by tokenizer_config.json")
-
-
-def test_false_forbids_bos(text: Path, save: Callable[..., Path]) -> None:
-    model = save(TEMPLATE, tokenizer_config={"add_bos_token": False, "bos_token": "<s>"})
-    tokens = text_tokens(text, model, 3, 8, bos_id=BOS)
-    assert tokens.bos is None
-    assert tokens.ids[0].tolist() == plain_ids(text)[:8]
-    assert "no BOS (add_bos_token is false" in tokens.source
-
-
-def test_bos_named_but_not_asked_for_is_not_added(text: Path, save: Callable[..., Path]) -> None:
-    model = save(tokenizer_config={"bos_token": "<s>"})
-    assert text_tokens(text, model, 3, 8, bos_id=BOS).bos is None
 
 
 def test_truncation_and_padding_in_the_file_do_not_shorten_the_text(
