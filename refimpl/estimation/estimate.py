@@ -12,8 +12,8 @@ from refimpl.allocation.request import Request
 from refimpl.estimation.measured_speed import Pace, pace
 from refimpl.estimation.workload import Arithmetic, Work, arithmetic, work
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.arithmetic import loud
 from refimpl.model.config import Config
+from refimpl.model.floating_point import loud
 from refimpl.model.kernels import QUERIES
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids

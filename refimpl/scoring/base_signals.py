@@ -11,7 +11,7 @@ import numpy.typing as npt
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Signals
 from refimpl.errors import RefimplError
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids

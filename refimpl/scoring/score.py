@@ -18,7 +18,7 @@ from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import absorption_coefficient, known_mean
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids

@@ -136,7 +136,9 @@ def test_blocks_on_the_way_are_those_in_the_file(
 
 def stored_in(dtype: str, folder: Path) -> Path:
     """The llama fixture in another dtype."""
-    from refimpl.loading.safetensors_file import DTYPES, save_tensors
+    from checkpoints import save_tensors
+
+    from refimpl.model.weight import DTYPES
 
     folder.mkdir()
     arrays = load_file(LLAMA / "model.safetensors")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from checkpoints import save_tensors
 from conftest import FIXTURES
 from gates import CASES, model_of
 from hypothesis import given
@@ -33,7 +34,6 @@ from refimpl import (
 from refimpl.allocation.allocate import base_counts
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
-from refimpl.loading.safetensors_file import save_tensors
 from refimpl.method import allocation as bases
 from refimpl.method.projection import project
 from refimpl.running import threads as execution
