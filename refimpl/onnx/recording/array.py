@@ -1,9 +1,9 @@
-"""An array that writes down what is done to it, in place of computing it.
+"""An array that records the operations on it as nodes of a graph, and computes nothing.
 
 NumPy code runs on it unchanged, because NumPy asks its operands first: `__array_ufunc__` for
-arithmetic, `__array_function__` for everything else. Dtypes follow NumPy's promotion; axes have a
-size or a name. The size behind a name is not known while recording, so code that would fix a batch
-size or a length fails instead.
+arithmetic, `__array_function__` for everything else. Dtypes follow NumPy's promotion. An axis has a
+size or a name; the size behind a name is unknown while recording, so code that would fix a batch
+size or a length fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +30,7 @@ UFUNCS = {
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """The unknown size of a named axis: passed on, compared with its like, and nothing else.
-
-    Args:
-        name: Of the axis, such as "batch".
-    """
+    """The unknown size of a named axis such as "batch"; it can be compared with another Axis."""
 
     name: str
 
@@ -46,13 +42,13 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array of a graph: a name, a dtype and a shape; its numbers only where it is constant.
+    """An array of a graph.
 
     Args:
-        graph: The `record.Graph` that it is part of.
+        graph: The `Graph` that contains it.
         name: Its name there.
         kind: Its dtype and axes.
-        value: Its numbers, where it is constant.
+        value: Its numbers if it is constant.
     """
 
     graph: Any
@@ -120,7 +116,7 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
             return NotImplemented
         dtypes = ufunc.resolve_dtypes((*(_kind(x) for x in inputs), None))
         result = self.graph.add(UFUNCS[ufunc], *map(_cast, inputs, dtypes))
-        if out:  # x += y: the name x means the result from now on, and nobody else may hold it
+        if out:  # x += y: from now on x names the result, so no other name may refer to the old x
             self.graph.retire(self)
             return result.astype(self.dtype)
         return result
@@ -136,23 +132,12 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 def element(dtype: npt.DTypeLike) -> int:
-    """ONNX's number for a dtype.
-
-    Args:
-        dtype: NumPy's.
-
-    Returns:
-        The number.
-
-    Example:
-        >>> element(np.float32) == onnx.TensorProto.FLOAT
-        True
-    """
+    """ONNX's number for a NumPy dtype."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
 def _kind(x: Any) -> Any:
-    """Dtype of an operand; Python's numbers only have a kind, as in NumPy."""
+    """Dtype of an operand; of a Python number its type, which NumPy promotes weakly."""
     return type(x) if type(x) in (int, float) else x.dtype
 
 
@@ -165,18 +150,18 @@ def _where(condition: Recorded, x: Any, y: Any) -> Any:
     return condition.graph.add("Where", condition, _cast(x, dtype), _cast(y, dtype))
 
 
-def _swapaxes(x: Recorded, one: int, other: int) -> Any:
+def _swapaxes(x: Recorded, axis1: int, axis2: int) -> Any:
     order = list(range(len(x.shape)))
-    order[one], order[other] = order[other], order[one]
+    order[axis1], order[axis2] = order[axis2], order[axis1]
     return x.graph.add("Transpose", x, perm=order)
 
 
 def _reshape(x: Recorded, shape: Sequence[int | Axis]) -> Any:
-    """Reshape; named axes stay, all of them and where they are, which ONNX writes as 0."""
-    named, kept = (
+    """Reshape; every named axis stays in its position, which ONNX writes as 0."""
+    before, after = (
         [(i, a.name) for i, a in enumerate(s) if isinstance(a, Axis)] for s in (x.shape, shape)
     )
-    if named != kept:
+    if before != after:
         raise TypeError(f"reshape from {x.shape} to {shape}: an axis without a size would move")
     return x.graph.add("Reshape", x, [0 if isinstance(size, Axis) else size for size in shape])
 

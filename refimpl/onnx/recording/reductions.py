@@ -1,4 +1,4 @@
-"""Reductions and selections of NumPy's as nodes, for arrays whose axes may be open."""
+"""NumPy's reductions and selections as nodes, for arrays whose axes may have no known size."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ def _std(x: Any, axis: int, keepdims: bool = False) -> Any:
 
 
 def _median(x: Any) -> Any:
-    """The middle one of a row of numbers, or the mean of the two in the middle."""
+    """The middle number of a row, or the mean of the two in the middle."""
     add, size = x.graph.add, x.graph.add("Shape", x)
     ordered, _ = add("TopK", x, size, outputs=2, largest=0, axes=("ordered",))
     middle = add("Div", add("Concat", add("Sub", size, [1]), size, axis=0), [2])
@@ -50,7 +50,7 @@ def _ones_like(x: Any, dtype: npt.DTypeLike) -> Any:
 
 
 def _compress(condition: Any, x: Any, axis: int) -> Any:
-    """What is left has an axis of its own, named after the condition."""
+    """Select along an axis, which is then named after the condition."""
     axes = list(x.axes)
     axes[axis] = condition.name
     return x.graph.add("Compress", x, condition, axis=axis, axes=axes)
