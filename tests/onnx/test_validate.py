@@ -275,8 +275,8 @@ BROKEN: dict[str, tuple[str, Damage, str, str]] = {
         "llama", then("Transpose", "logits", perm=[1, 0, 2]), "logits", "axes in another order",
     ),
     "another dtype": ("llama", says_float64, "embed", "another precision"),
-    "float32 passed off as float64": ("llama", as_float64, "blocks.0.attn_norm", "float32 some"),
-    "a missing step": ("llama", without_output("blocks.3.v"), "blocks.3.v", "does not hand this"),
+    "float32 passed off as float64": ("llama", as_float64, "blocks.0.attn_norm", "float32 in some"),
+    "a missing step": ("llama", without_output("blocks.3.v"), "blocks.3.v", "without an output"),
 }  # fmt: skip
 
 
