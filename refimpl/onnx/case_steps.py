@@ -25,15 +25,7 @@ def graph_steps(
     plan: Perturbation,
     device: Device = "auto",
 ) -> tuple[dict[str, Array], str]:
-    """Run a model's or the experiment's graph on a case, and return its steps and its dtype.
-
-    Args:
-        path: The graph.
-        config: Of the case's model.
-        inputs: The case's `token_ids` [N, S] and `noise` [L, N, S, D].
-        plan: How the case perturbs and measures, with one eta.
-        device: Where onnxruntime runs it.
-    """
+    """Run a graph on a case's `token_ids` [N, S] and `noise` [L, N, S, D]: its steps and dtype."""
     graph = read_graph(path, trace_points(config))
     session = Backend("onnxruntime", device).open_file(graph)
     if graph.experiment is not None:

@@ -36,15 +36,7 @@ def notes_on(
     against: str,
     tokens: Tokens,
 ) -> Iterator[str]:
-    """Sentences on what was not compared.
-
-    Args:
-        config: The model's facts.
-        points: Trace points that were promised; None for all, empty without a forward pass.
-        experiment: Whether the experiment was compared.
-        against: "onnxruntime", "onnx-reference" or "torch".
-        tokens: The tokens of the comparison.
-    """
+    """Sentences on what was not compared; no points mean no forward pass, None means all."""
     torch = against == "torch"
     if points == ("logits",):
         yield "the graph has logits only: write it with --outputs trace to see where it goes wrong"

@@ -41,15 +41,9 @@ class Exported:
 
     Args:
         graph: The graph's file.
-        graph_bytes: Its size.
         data: The data file beside it, or None.
         data_bytes: Its size; 0 without a data file.
-        weights: How weights enter.
         outputs: "logits", "trace" or "experiment".
-        dtype: Dtype of the computation.
-        opset: Version of ONNX's operators.
-        fused: Whether attention, rotary positions and norms are one operator each.
-        metadata: The graph's metadata by key.
         nodes: Number of nodes of the graph; a call of a function is one.
         functions: Number of nodes of each function.
         tensors: Number of weights written or referred to, each once.

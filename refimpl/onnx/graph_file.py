@@ -24,7 +24,6 @@ class GraphFile:
     """A graph in a file.
 
     Args:
-        path: The file.
         proto: The graph, without the weights beside it.
         tokens: Name of its input of token ids, [B, S].
         ids: Dtype of that input.

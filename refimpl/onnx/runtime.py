@@ -36,12 +36,7 @@ OUTPUTS = ("drift", "alignment", "ratio", "left_out", "sinks", "mean_square")
 
 
 def on_onnxruntime(plan: Perturbation, device: Device = "auto") -> Experiment:
-    """The experiment by onnxruntime, for `score`; refuses a plan or a device that cannot be used.
-
-    Args:
-        plan: The perturbation that `score` will pass, checked here before any long computation.
-        device: "cpu"; "cuda"; or "auto": a GPU if one works, else the CPU.
-    """
+    """The experiment by onnxruntime, for `score`; refuses a plan or a device it cannot use."""
     refuse_pruning(plan)
     check_device(device)
     return partial(_experiment, device)
@@ -80,7 +75,7 @@ def _experiment(
             f"use --memory {2 * each} or more, or a shorter --seq-len",
         )
     states = addresses(count, config.num_blocks, plan)
-    # The clean state of the one sequence of a run counts two there, and one here.
+    # `groups` counts a sequence's clean state twice; a run holds it once.
     parts = [
         sorted(part, key=lambda a: a.block)
         for sequence in range(count)
@@ -112,8 +107,8 @@ def _experiment(
             found.ratios[where] = result["ratio"][i]
             found.left_out[a.eta, a.block] += result["left_out"][i]
         if sequence not in counted:
-            pushed = sorted({a.block for a in states if a.sequence == sequence})
-            found.sinks[pushed] += result["sinks"][pushed]
+            perturbed = sorted({a.block for a in states if a.sequence == sequence})
+            found.sinks[perturbed] += result["sinks"][perturbed]
         for block, point, name in squares:
             add_sums(found.squares[block], {point: result[name]})
         counted.add(sequence)

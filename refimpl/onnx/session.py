@@ -1,7 +1,6 @@
 """Open a graph: in onnxruntime on a GPU or the CPU, or in onnx's own evaluator."""
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.onnx import need
+from refimpl.onnx.recording.graph import Graph
+from refimpl.running.threads import cores
 
 Device = Literal["auto", "cuda", "cpu"]
+Runner = Callable[..., dict[str, Array]]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 ROCM = "ROCMExecutionProvider"
@@ -39,7 +40,7 @@ class Session:
         weights: Arrays that the runtime reads in place, which must live as long as the session.
     """
 
-    run: Callable[..., dict[str, Array]]
+    run: Runner
     device: str
     versions: Mapping[str, str]
     weights: Mapping[str, Array] = field(default_factory=dict)
@@ -58,14 +59,10 @@ def open_session(
     threads: int | None = None,
     weights: Mapping[str, Array] | None = None,
 ) -> Session:
-    """Open a graph in onnxruntime.
+    """Open a graph, itself or its file, in onnxruntime; weights replace its external tensors.
 
-    Args:
-        graph: The graph itself, or its file; files that it refers to are in the same folder.
-        device: "cpu"; "cuda"; or "auto": a GPU if onnxruntime has a provider for one that works
-            on this machine and loads the graph, else the CPU.
-        threads: On the CPU; one per core if None.
-        weights: Arrays for the graph's external tensors, by name, which are used in place of files.
+    The device "auto" is a GPU if onnxruntime has a provider for one that works on this machine and
+    loads the graph, else the CPU; threads are those on the CPU, one per core by default.
     """
     for provider in check_device(device):
         try:
@@ -98,13 +95,7 @@ def reference_session(graph: onnx.ModelProto | bytes | str | Path) -> Session:
     """Open a graph, which must not have sparse weights, in onnx's reference evaluator."""
     source = str(graph) if isinstance(graph, Path) else graph
     evaluator = _guarded("onnx.reference", "load", lambda: ReferenceEvaluator(source))
-
-    def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        names = list(outputs or evaluator.output_names)
-        with np.errstate(all="ignore"):  # an overflow shows in the values
-            arrays = _guarded("onnx.reference", "run", lambda: evaluator.run(names, dict(inputs)))
-        return dict(zip(names, arrays, strict=True))
-
+    run = _runner("onnx.reference", evaluator.run, list(evaluator.output_names))
     return Session(run, "cpu", {"onnx": onnx.__version__})
 
 
@@ -119,7 +110,7 @@ def _open(
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised
-    options.intra_op_num_threads = threads or _cores()
+    options.intra_op_num_threads = threads or cores()
     # Not all fusions of the higher levels support float64.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # Run nodes in the recorded order: others delay what only an output needs, and hold its inputs.
@@ -144,17 +135,23 @@ def _open(
             "a device with its libraries",
             "use --device auto or cpu",
         )
-    all_outputs = [output.name for output in session.get_outputs()]
-
-    def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        names = list(outputs or all_outputs)
-        results = _guarded(runtime, "run", lambda: session.run(names, dict(inputs)))
-        return dict(zip(names, results, strict=True))
-
+    run = _runner(runtime, session.run, [output.name for output in session.get_outputs()])
     device = DEVICE_NAMES[provider]
     if provider == CUDA and (name := _cuda_name()):
         device = f"{device} ({name})"
     return Session(run, device, {"onnxruntime": onnxruntime.__version__}, arrays)
+
+
+def _runner(runtime: str, execute: Callable[..., Any], all_outputs: list[str]) -> Runner:
+    """Run a graph on inputs by name, and name its outputs."""
+
+    def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        names = list(outputs or all_outputs)
+        with np.errstate(all="ignore"):  # an overflow shows in the values
+            arrays = _guarded(runtime, "run", lambda: execute(names, dict(inputs)))
+        return dict(zip(names, arrays, strict=True))
+
+    return run
 
 
 def _reason_against(provider: str) -> str:
@@ -162,13 +159,11 @@ def _reason_against(provider: str) -> str:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)  # its errors are raised, too
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, (2, 2)) for n in "xy")
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "try", [x], [y])
-    opset = [helper.make_opsetid("", 21)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
-    three = np.full((2, 2), 3, np.float32)
+    graph, three = Graph(), np.full((2, 2), 3, np.float32)
+    x = graph.input("x", np.float32, (2, 2))
+    graph.output("y", x @ x)
     try:
-        product = _open(model.SerializeToString(), provider, 1).run({"x": three})["y"]
+        product = _open(graph.model().SerializeToString(), provider, 1).run({"x": three})["y"]
     except RefimplError as error:
         return f"does not work ({error.problem})"
     return "" if (product == 18).all() else f"computes 3 x 3 + 3 x 3 = {product[0, 0]}"
@@ -185,11 +180,6 @@ def _guarded(runtime: str, verb: str, action: Callable[[], Any]) -> Any:
             "a graph and inputs that the runtime supports",
             "read the reason above; try --device cpu, or another version of the runtime",
         ) from error
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cuda_name() -> str:

@@ -37,12 +37,9 @@ VALIDATION_DTYPES = ("float32", "float64")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run on tokens of one shape.
+    """One run on token ids of one shape [B, S], compared with NumPy.
 
     Args:
-        kind: Whether the forward pass was run, or the experiment.
-        dtype: Dtype of the computation.
-        shape: Of the token ids, [B, S].
         tolerance: Largest error of the worst token.
         points: One per trace point, in the order of execution; of the experiment: drift, alignment
             and absorption coefficient.
@@ -65,13 +62,8 @@ class Validation:
     """Whether another computation agrees with NumPy.
 
     Args:
-        model: Its name.
-        family: Its family.
-        num_blocks: Number of its blocks.
         graph: The graph's file; None if it was recorded for this run, or there is no graph.
-        against: "onnxruntime", "onnx-reference" or "torch".
         ran: What ran it, such as "onnxruntime 1.22.0, cpu".
-        tokens: Where the tokens came from.
         comparisons: One per dtype and shape, and per dtype one of the experiment.
         zeros: The zeros of a graph's file; None without a file, or if it names no linear.
         notes: What was not compared, in sentences.
@@ -145,7 +137,7 @@ def validate(
     comparisons, runtimes = list[Comparison](), dict[str, None]()
     for dtype in dtypes or (VALIDATION_DTYPES if file is None else (file.dtype,)):
         limit = gate_of(dtype, model.config.hidden_size) if tolerance is None else tolerance
-        candidates = _candidates(model, file, against, dtype, device, threads)
+        candidates = _candidates(model, file, dtype, Backend(against, device, threads))
         for candidate in candidates:
             runtimes[candidate.runtime] = None
             comparisons += _compared(model, candidate, tokens.ids, dtype, limit)
@@ -171,17 +163,11 @@ def validate(
 
 
 def _candidates(
-    model: Model,
-    file: GraphFile | None,
-    against: Against,
-    dtype: str,
-    device: Device,
-    threads: int | None,
+    model: Model, file: GraphFile | None, dtype: str, backend: Backend
 ) -> list[Candidate]:
     """Open what is compared with NumPy: the forward pass, the experiment, or both."""
-    if against == "torch":
-        return [peer_candidate(model, dtype, device)]
-    backend = Backend(against, device, threads)
+    if backend.against == "torch":
+        return [peer_candidate(model, dtype, backend.device)]
     if file is None:
         return [
             recorded_candidate(model, dtype, backend),

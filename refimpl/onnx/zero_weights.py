@@ -21,8 +21,6 @@ class Zeros:
 
     Args:
         weights: Number of all their weights in the file.
-        graph: Zeros in the graph.
-        file: Zeros in the file.
         requested: The request in the model's `pruning.json`; None without one.
         differ: Linears whose zeros are at other places in the graph than in the file.
         unnamed: Linears that have no constant array of our name in the graph.

@@ -16,8 +16,6 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from refimpl.onnx.recording.reductions import REDUCTIONS
-
 UFUNCS = {
     np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.divide: "Div", np.matmul: "MatMul",
     np.minimum: "Min", np.maximum: "Max", np.negative: "Neg", np.absolute: "Abs", np.sign: "Sign",
@@ -42,16 +40,9 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array of a graph.
+    """An array of a graph: its name there, its dtype and axes, its numbers if it is constant."""
 
-    Args:
-        graph: The `Graph` that contains it.
-        name: Its name there.
-        kind: Its dtype and axes.
-        value: Its numbers if it is constant.
-    """
-
-    graph: Any
+    graph: Any  # a `Graph`
     name: str
     kind: onnx.TypeProto
     value: onnx.TensorProto | None = None
@@ -166,8 +157,69 @@ def _reshape(x: Recorded, shape: Sequence[int | Axis]) -> Any:
     return x.graph.add("Reshape", x, [0 if isinstance(size, Axis) else size for size in shape])
 
 
+def _mean(x: Any, axis: int, keepdims: bool = False) -> Any:
+    _floats("mean", x)
+    return x.graph.add("ReduceMean", x, [axis], keepdims=int(keepdims))
+
+
+def _max(x: Any, axis: int, keepdims: bool = False) -> Any:
+    _floats("max", x)
+    return x.graph.add("ReduceMax", x, [axis], keepdims=int(keepdims))
+
+
+def _sum(x: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Any:
+    if x.dtype == np.bool_:  # counted, as in NumPy
+        x = x.astype(np.int64)
+    else:
+        _floats("sum", x)
+    axes = range(len(x.shape)) if axis is None else [axis] if isinstance(axis, int) else axis
+    return x.graph.add("ReduceSum", x, list(axes), keepdims=int(keepdims))
+
+
+def _norm(
+    x: Any, ord: None = None, axis: int | Sequence[int] | None = None, keepdims: bool = False
+) -> Any:
+    return np.sqrt(_sum(x * x, axis, keepdims))
+
+
+def _std(x: Any, axis: int, keepdims: bool = False) -> Any:
+    centred = x - _mean(x, axis, keepdims=True)
+    return np.sqrt(_mean(centred * centred, axis, keepdims))
+
+
+def _median(x: Any) -> Any:
+    """The middle number of a row, or the mean of the two in the middle."""
+    add, size = x.graph.add, x.graph.add("Shape", x)
+    ordered, _ = add("TopK", x, size, outputs=2, largest=0, axes=("ordered",))
+    middle = add("Div", add("Concat", add("Sub", size, [1]), size, axis=0), [2])
+    return _mean(add("Gather", ordered, middle), 0)
+
+
+def _ones_like(x: Any, dtype: npt.DTypeLike) -> Any:
+    return x.graph.add("Expand", np.ones((), dtype), x.graph.add("Shape", x), axes=x.axes)
+
+
+def _compress(condition: Any, x: Any, axis: int) -> Any:
+    """Select along an axis, which is then named after the condition."""
+    axes = list(x.axes)
+    axes[axis] = condition.name
+    return x.graph.add("Compress", x, condition, axis=axis, axes=axes)
+
+
+def _floats(name: str, x: Any) -> None:
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name} of {x.dtype}: only floats keep their dtype")
+
+
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    **REDUCTIONS,
+    np.mean: _mean,
+    np.max: _max,
+    np.sum: _sum,
+    np.std: _std,
+    np.median: _median,
+    np.linalg.norm: _norm,
+    np.ones_like: _ones_like,
+    np.compress: _compress,
     np.concatenate: lambda parts, axis: parts[0].graph.add("Concat", *parts, axis=axis),
     np.expand_dims: lambda x, axis: x.graph.add("Unsqueeze", x, [axis]),
     np.transpose: lambda x, axes: x.graph.add("Transpose", x, perm=axes),

@@ -20,12 +20,7 @@ Body = Callable[["Graph", dict[str, Any]], Mapping[str, Any]]
 
 
 class Graph:
-    """Nodes, constants, inputs and outputs, in the order in which they were recorded.
-
-    Args:
-        opset: Version of ONNX's operators.
-        caller: The graph that calls this one, if it is the body of a function.
-    """
+    """Nodes, constants, inputs and outputs as recorded; the body of a function has a caller."""
 
     def __init__(self, opset: int = DEFAULT_OPSET, caller: "Graph | None" = None) -> None:
         self.opset, self.caller = opset, caller
@@ -79,15 +74,7 @@ class Graph:
         outputs: int = 1,
         **attributes: Any,
     ) -> Any:
-        """Add a node, and return its output, or a tuple of several.
-
-        Args:
-            op: The operator.
-            operands: Arrays, recorded or constant.
-            axes: Of every output, where ONNX cannot infer them.
-            outputs: Number of outputs.
-            attributes: Of the operator.
-        """
+        """Add a node, with the axes of its outputs if ONNX cannot infer them."""
         inputs = [x if isinstance(x, Recorded) else self.constant(x) for x in operands]
         self._read(op, inputs)
         name = f"{op}_{len(self.nodes)}"
@@ -112,15 +99,9 @@ class Graph:
     def call(
         self, function: str, body: Body, inputs: Mapping[str, Recorded], name: str, doc: str = ""
     ) -> dict[str, Recorded]:
-        """Call a function of the model, and return its outputs by the function's names for them.
+        """Call a function of the model: outputs by its names, in the graph `{name}.{output}`.
 
-        Args:
-            function: Its name.
-            body: From a graph and inputs by name to outputs by name; recorded for each new kind of
-                inputs, and must then be the same function.
-            inputs: Arrays by the function's names for them.
-            name: Of this call; its outputs are named `{name}.{output}`.
-            doc: What the function does, in a sentence.
+        The body is recorded for each new kind of inputs, and must then be the same function.
         """
         self._read(function, list(inputs.values()))
         key = function, *((x, y.kind.SerializeToString()) for x, y in inputs.items())

@@ -23,9 +23,6 @@ class GraphWeight:
 
     Args:
         name: Our name of the first weight that it holds (a tied head is the embedding).
-        weight: That weight.
-        shape: Its shape.
-        dtype: Its dtype.
         nonzero: Number of its numbers that are not zero; all if they were not counted.
         sparse: Whether only those are written, with their indices.
         offset: Where it starts in the data file, in bytes.

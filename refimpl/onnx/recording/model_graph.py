@@ -38,23 +38,10 @@ def block_points(config: Config) -> tuple[str, ...]:
 
 
 class Recording:
-    """A model's graph while it is recorded: its parts, to be called in their order.
-
-    Args:
-        model: From `read_model`.
-        dtype: Dtype of the computation, float32 or float64.
-        enter: How a weight comes into the graph.
-        opset: Version of ONNX's operators.
-        kernels: How the costly steps are recorded.
-    """
+    """A model's graph while it is recorded: its parts, to be called in their order."""
 
     def __init__(
-        self,
-        model: Model,
-        dtype: npt.DTypeLike,
-        enter: Enter,
-        opset: int = DEFAULT_OPSET,
-        kernels: Kernels = PLAIN,
+        self, model: Model, dtype: npt.DTypeLike, enter: Enter, opset: int, kernels: Kernels
     ) -> None:
         self.model, self.dtype, self.enter, self.kernels = model, np.dtype(dtype), enter, kernels
         self.graph = Graph(opset)
@@ -160,11 +147,7 @@ def model_graph(
 
 
 def described(
-    graph: Graph,
-    model: Model,
-    dtype: npt.DTypeLike,
-    outputs: str,
-    plan: Perturbation | None = None,
+    graph: Graph, model: Model, dtype: npt.DTypeLike, outputs: str, plan: Perturbation | None
 ) -> onnx.ModelProto:
     """Finish a graph with a description, and metadata about the model and an experiment's plan.
 

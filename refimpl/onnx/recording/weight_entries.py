@@ -105,11 +105,8 @@ def _outside(
 
 def _copy(graph: Graph, array: GraphWeight, location: str | None) -> Recorded:
     """Add one array as a copy."""
-    values = indices = None
-    if location is None or array.sparse:
-        values, indices = array.read()
-    shape = (array.nonzero,) if array.sparse else array.shape
-    kind = element(array.dtype)
+    values, indices = array.read() if location is None or array.sparse else (None, None)
+    shape, kind = (array.nonzero,) if array.sparse else array.shape, element(array.dtype)
     if location is None and values is not None:
         tensor = TensorProto(name=array.name, data_type=kind, dims=shape)
         tensor.raw_data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
