@@ -170,16 +170,12 @@ def test_one_file_serves_every_length_and_number_of_states(
     path = folder / f"{case}-{dtype}.onnx"
     if not path.exists():
         export(model, path, dtype=dtype, experiment=plan)
-    execute, blocks = runtime_of(path).run, model.config.num_blocks
+    opened, states = runtime_of(path), addresses(1, model.config.num_blocks, plan)
     for length in (1, 5, LENGTH):
         ids = tokens_of(case, LENGTH).ids[1:, :length].copy()
-        everything = addresses(1, blocks, plan)
         expected = by_numpy(model, ids, plan, dtype)
-        for states in (everything, everything[1::3], [Address(0, 1, 1, blocks - 1)]):
-            part = sorted(states, key=lambda a: a.block)
-            outputs = execute(runtime._inputs(ids, part, plan, model.config.hidden_size))
-            assert outputs.keys() == {*OUTPUTS, "coefficient"}
-            check(outputs, expected, part, TOLERANCES[dtype])
+        for some in (states, states[1::3], [Address(0, 1, 1, model.config.num_blocks - 1)]):
+            check(opened, model, ids, plan, expected, some, TOLERANCES[dtype])
 
 
 def by_numpy(model: Model, ids: Array, plan: Perturbation, dtype: str) -> Measurements:
@@ -188,9 +184,18 @@ def by_numpy(model: Model, ids: Array, plan: Perturbation, dtype: str) -> Measur
 
 
 def check(
-    outputs: Mapping[str, Array], expected: Measurements, part: list[Address], tolerance: float
+    opened: Session,
+    model: Model,
+    ids: Array,
+    plan: Perturbation,
+    expected: Measurements,
+    states: list[Address],
+    tolerance: float,
 ) -> None:
-    """All outputs of a graph for some states of one sequence."""
+    """Compare all outputs of a graph for some states of one sequence."""
+    part = sorted(states, key=lambda a: a.block)
+    outputs = opened.run(runtime._inputs(ids, part, plan, model.config.hidden_size))
+    assert outputs.keys() == {*OUTPUTS, "coefficient"}
     for i, a in enumerate(part):
         state = (a.eta, 0, a.draw, a.block)
         for name, value in (
@@ -262,18 +267,6 @@ kept_tokens, perturbed = recording.kept_tokens, recording.perturbed
 given_inputs, given_squares = runtime._inputs, runtime._squares
 
 
-def a_little_more_noise(h: Any, noise: Any, eta: Any, *others: Any) -> Any:
-    return perturbed(h, noise, eta * 1.001, *others)
-
-
-def noise_per_sequence(h: Any, noise: Any, eta: Any, kept: Any, scale: Any, shape: Any) -> Any:
-    return perturbed(h, noise, eta, kept, "sequence", shape)
-
-
-def every_token(h: Any, sink: Any) -> Any:
-    return kept_tokens(h, "include")
-
-
 def the_last_state(x: Any) -> Any:
     return x.graph.add("Slice", x, [-1], [recording.END], [0], axes=(1, *x.axes[1:]))
 
@@ -295,15 +288,19 @@ def squares_of_others(blocks: int) -> Iterator[tuple[int, str, str]]:
 
 
 WRONG: dict[str, tuple[Any, str, Any]] = {
-    "a little more noise": (recording, "perturbed", a_little_more_noise),
-    "noise per sequence": (recording, "perturbed", noise_per_sequence),
-    "sinks take part": (recording, "kept_tokens", every_token),
+    "a little more noise": (
+        recording, "perturbed", lambda h, noise, eta, *x: perturbed(h, noise, eta * 1.001, *x),
+    ),
+    "noise per sequence": (
+        recording, "perturbed", lambda *x: perturbed(*x[:4], "sequence", x[5]),
+    ),
+    "sinks take part": (recording, "kept_tokens", lambda h, sink: kept_tokens(h, "include")),
     "the share inverted": (recording, "surviving_drift", lambda last, first: first / last),
     "against another state": (recording, "_first", the_last_state),
     "the block before": (runtime, "_inputs", one_block_early),
     "noise of other states": (runtime, "_inputs", noise_of_others),
     "squares of other inputs": (runtime, "_squares", squares_of_others),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", WRONG)
@@ -341,19 +338,24 @@ def one_weight_changed(proto: onnx.ModelProto) -> None:
 def test_a_file_that_was_edited_does_not_pass(
     folder: Path, edit: Callable[[onnx.ModelProto], None] | None
 ) -> None:
-    model, plan = model_of("mistral"), Perturbation()
     path = folder / "edited.onnx"
-    export(model, path, weights="embedded", experiment=plan, force=True)
+    export(model_of("mistral"), path, weights="embedded", experiment=Perturbation(), force=True)
     proto = onnx.load(path)
-    ids, part = tokens_of("mistral").ids[:1], addresses(1, model.config.num_blocks, plan)
-    expected = by_numpy(model, ids, plan, "float32")
     if edit is not None:
         edit(proto)
-    outputs = open_session(proto.SerializeToString(), "cpu", threads=1).run(
-        runtime._inputs(ids, part, plan, model.config.hidden_size)
-    )
     with nullcontext() if edit is None else pytest.raises(AssertionError):
-        check(outputs, expected, part, TOLERANCES["float32"])
+        check_default(proto.SerializeToString(), model_of("mistral"))
+
+
+def check_default(graph: bytes | Path, model: Model) -> None:
+    """Compare a float32 graph of the default experiment with NumPy, on one sequence."""
+    plan, ids = Perturbation(), tokens_of(model.name).ids[:1]
+    opened, states = (
+        open_session(graph, "cpu", threads=1),
+        addresses(1, model.config.num_blocks, plan),
+    )
+    expected = by_numpy(model, ids, plan, "float32")
+    check(opened, model, ids, plan, expected, states, TOLERANCES["float32"])
 
 
 # The file
@@ -389,11 +391,7 @@ def test_other_ways_to_write_it(tmp_path: Path, words: str) -> None:
     shutil.copytree(FIXTURES / "qwen3", tmp_path / "qwen3")
     path = tmp_path / "qwen3" / "experiment.onnx"
     ran("export", tmp_path / "qwen3", "--experiment", "-o", path, *words.split())
-    model, plan = read_model(tmp_path / "qwen3"), Perturbation()
-    ids, part = tokens_of("qwen3").ids[:1], addresses(1, model.config.num_blocks, plan)
-    inputs = runtime._inputs(ids, part, plan, model.config.hidden_size)
-    outputs = open_session(path, "cpu", threads=1).run(inputs)
-    check(outputs, by_numpy(model, ids, plan, "float32"), part, TOLERANCES["float32"])
+    check_default(path, read_model(tmp_path / "qwen3"))
 
 
 # The command
@@ -408,15 +406,12 @@ def not_scored(*words: object) -> str:
     return refused("score", LLAMA, *ONNXRUNTIME, *words)
 
 
-@pytest.fixture
-def only_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An onnxruntime without a GPU's provider."""
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [session.CPU])
+Gpu = Callable[[Callable[[bytes], bool]], None]
 
 
 @pytest.fixture
-def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[bytes], bool]], None]:
-    """A provider of CUDA's name that takes some graphs, and runs them on the CPU."""
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """A provider of CUDA's name that loads some graphs, and runs them on the CPU."""
     opened = session._open
 
     def installed(takes: Callable[[bytes], bool]) -> None:
@@ -444,8 +439,10 @@ def test_the_command_gives_the_same_scores_json(dtype: str) -> None:
     assert runs[1]["versions"] == runs[0]["versions"] | {"onnxruntime": onnxruntime.__version__}
 
 
-@pytest.mark.usefixtures("only_the_cpu")
-def test_without_a_gpu_the_cpu_is_taken_and_named(tmp_path: Path) -> None:
+def test_without_a_gpu_the_cpu_is_taken_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [session.CPU])
     out = tmp_path / "scores.json"
     printed = ran("score", LLAMA, *ONNXRUNTIME, "-o", out, quiet=False)
     assert "experiment by onnxruntime on cpu" in " ".join(printed.split())
@@ -456,9 +453,7 @@ def test_without_a_gpu_the_cpu_is_taken_and_named(tmp_path: Path) -> None:
     assert "pip install onnxruntime-gpu" in error
 
 
-def test_a_gpu_that_does_not_work_is_not_taken(
-    a_gpu: Callable[[Callable[[bytes], bool]], None],
-) -> None:
+def test_a_gpu_that_does_not_work_is_not_taken(a_gpu: Gpu) -> None:
     a_gpu(lambda graph: False)
     assert scored("--runtime", "onnxruntime")["run"]["device"] == "cpu"
     assert "does not work (out of memory)" in not_scored("--device", "cuda")
@@ -468,7 +463,7 @@ def test_a_gpu_that_does_not_work_is_not_taken(
 
 
 def test_a_gpu_that_computes_nonsense_is_not_taken(
-    a_gpu: Callable[[Callable[[bytes], bool]], None], monkeypatch: pytest.MonkeyPatch
+    a_gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_gpu(lambda graph: True)
     assert check_device("auto") == [session.CUDA]
@@ -484,9 +479,7 @@ def test_a_gpu_that_computes_nonsense_is_not_taken(
         check_device("cuda")
 
 
-def test_a_gpu_that_works_is_taken_and_named(
-    a_gpu: Callable[[Callable[[bytes], bool]], None],
-) -> None:
+def test_a_gpu_that_works_is_taken_and_named(a_gpu: Gpu) -> None:
     a_gpu(lambda graph: True)
     for words in ((), ("--device", "cuda")):
         assert scored("--runtime", "onnxruntime", *words)["run"]["device"] == "cuda (Test)"
