@@ -119,6 +119,11 @@ def test_zeros_are_counted_however_weights_enter(case: str, how: str, folder: Pa
 Damage = Callable[[onnx.ModelProto], None]
 
 
+def damage(change: Callable[..., None]) -> Callable[..., Damage]:
+    """Bind all arguments but the graph: `bypassed("q")` changes a graph."""
+    return lambda *arguments, **options: lambda proto: change(proto, *arguments, **options)
+
+
 def tensor(proto: onnx.ModelProto, name: str) -> TensorProto:
     return next(t for t in proto.graph.initializer if t.name == name)
 
@@ -130,14 +135,15 @@ def replace_values(proto: onnx.ModelProto, name: str, change: Callable[[Any], An
     initializer.CopyFrom(numpy_helper.from_array(values, name))
 
 
-def number(name: str, change: Callable[[Any], Any], index: int = 0) -> Damage:
+@damage
+def number(proto: onnx.ModelProto, name: str, change: Callable[[Any], Any], at: int = 0) -> None:
     """Change one number of an initialiser."""
 
     def change_one(values: Any) -> Any:
-        values.flat[index] = change(values.flat[index])
+        values.flat[at] = change(values.flat[at])
         return values
 
-    return lambda proto: replace_values(proto, name, change_one)
+    replace_values(proto, name, change_one)
 
 
 def node(proto: onnx.ModelProto, output: str) -> NodeProto:
@@ -146,21 +152,17 @@ def node(proto: onnx.ModelProto, output: str) -> NodeProto:
     return next(n for n in nodes if output in n.output)
 
 
-def bypassed(output: str, which: int = 0) -> Damage:
-    """Drop a node: what comes in goes out."""
-
-    def damage(proto: onnx.ModelProto) -> None:
-        maker = node(proto, output)
-        kept = maker.input[which]
-        maker.CopyFrom(helper.make_node("Identity", [kept], list(maker.output), maker.name))
-
-    return damage
+@damage
+def bypassed(proto: onnx.ModelProto, output: str, which: int = 0) -> None:
+    """Replace a node by one of its inputs."""
+    maker = node(proto, output)
+    kept = maker.input[which]
+    maker.CopyFrom(helper.make_node("Identity", [kept], list(maker.output), maker.name))
 
 
 def shifted_mask(proto: onnx.ModelProto) -> None:
     """Every token sees the one after it, too."""
-    bias = node(proto, "places.0.bias")
-    later = node(proto, bias.input[0])
+    later = node(proto, node(proto, "places.0.bias").input[0])
     assert later.op_type == "Greater"
     at = list(proto.graph.node).index(later)
     one = helper.make_node("Constant", [], ["one"], value_int=1)
@@ -176,52 +178,43 @@ def shifted_window(proto: onnx.ModelProto) -> None:
     replace_values(proto, name, lambda values: values + 1)
 
 
-def angles(change: Callable[[Any], Any]) -> Damage:
+@damage
+def angles(proto: onnx.ModelProto, change: Callable[[Any], Any]) -> None:
     """Change the radians per position."""
-
-    def damage(proto: onnx.ModelProto) -> None:
-        name = next(n.input[1] for n in proto.graph.node if n.input[1:] and n.op_type == "Mul")
-        assert numpy_helper.to_array(tensor(proto, name))[0] == 1  # of position 1, channel 0
-        replace_values(proto, name, change)
-
-    return damage
+    name = next(n.input[1] for n in proto.graph.node if n.input[1:] and n.op_type == "Mul")
+    assert numpy_helper.to_array(tensor(proto, name))[0] == 1  # of position 1, channel 0
+    replace_values(proto, name, change)
 
 
-def swapped(name: str, other: str) -> Damage:
+@damage
+def swapped(proto: onnx.ModelProto, name: str, other: str) -> None:
     """Exchange the names of two outputs of a block."""
-
-    def damage(proto: onnx.ModelProto) -> None:
-        names = proto.functions[0].output
-        i, j = list(names).index(name), list(names).index(other)
-        names[i], names[j] = names[j], names[i]
-
-    return damage
+    names = proto.functions[0].output
+    i, j = list(names).index(name), list(names).index(other)
+    names[i], names[j] = names[j], names[i]
 
 
-def then(op: str, output: str, factor: float | None = None, **attributes: Any) -> Damage:
+@damage
+def then(
+    proto: onnx.ModelProto, op: str, output: str, factor: float | None = None, **attributes: Any
+) -> None:
     """Put one more node behind an output of the graph."""
-
-    def damage(proto: onnx.ModelProto) -> None:
-        maker = node(proto, output)
-        maker.output[list(maker.output).index(output)] = "before"
-        operands = ["before"]
-        if factor is not None:
-            proto.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
-            operands.append("factor")
-        proto.graph.node.append(helper.make_node(op, operands, [output], **attributes))
-
-    return damage
+    maker = node(proto, output)
+    maker.output[list(maker.output).index(output)] = "before"
+    operands = ["before"]
+    if factor is not None:
+        proto.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
+        operands.append("factor")
+    proto.graph.node.append(helper.make_node(op, operands, [output], **attributes))
 
 
 def as_float64(proto: onnx.ModelProto) -> None:
     """A float32 graph with outputs in float64, whose metadata say float64."""
     for value in proto.graph.output:
         inner = f"{value.name}.float32"
-        for n in proto.graph.node:
-            for names in (n.input, n.output):
-                for i, name in enumerate(names):
-                    if name == value.name:
-                        names[i] = inner
+        for names in (x for n in proto.graph.node for x in (n.input, n.output)):
+            for i in (i for i, name in enumerate(names) if name == value.name):
+                names[i] = inner
         cast = helper.make_node("Cast", [inner], [value.name], to=TensorProto.DOUBLE)
         proto.graph.node.append(cast)
         value.type.tensor_type.elem_type = TensorProto.DOUBLE
@@ -234,12 +227,9 @@ def says_float64(proto: onnx.ModelProto) -> None:
     helper.set_model_props(proto, facts | {"dtype": "float64"})
 
 
-def without_output(name: str) -> Damage:
-    def damage(proto: onnx.ModelProto) -> None:
-        at = [value.name for value in proto.graph.output].index(name)
-        del proto.graph.output[at]
-
-    return damage
+@damage
+def without_output(proto: onnx.ModelProto, name: str) -> None:
+    del proto.graph.output[[value.name for value in proto.graph.output].index(name)]
 
 
 # The family, the damage, the first point that shows it, and a part of a usual cause.
@@ -282,9 +272,9 @@ BROKEN: dict[str, tuple[str, Damage, str, str]] = {
 
 def damaged(name: str, folder: Path) -> tuple[str, Path, str, str]:
     """A graph with one thing broken, in a file."""
-    case, damage, point, cause = BROKEN[name]
+    case, change, point, cause = BROKEN[name]
     proto = onnx.load(graph_of(case, folder))
-    damage(proto)
+    change(proto)
     path = folder / f"{name}.onnx"
     onnx.save(proto, path)
     return case, path, point, cause
@@ -373,9 +363,9 @@ EXPERIMENT_BROKEN: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("name", EXPERIMENT_BROKEN)
 def test_a_broken_experiment_fails_where_it_is_broken(name: str, folder: Path) -> None:
-    damage, point = EXPERIMENT_BROKEN[name]
+    change, point = EXPERIMENT_BROKEN[name]
     proto = onnx.load(experiment_of("llama", folder, "float64"))
-    damage(proto)
+    change(proto)
     path = folder / "broken.onnx"
     onnx.save(proto, path)
     result = program(LLAMA, "--graph", path)
