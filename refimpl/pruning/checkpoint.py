@@ -10,7 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from refimpl.model.ops import Array
-from refimpl.storage.folder import KEPT, to_disk
+from refimpl.storage.files import to_disk
+from refimpl.storage.folder import KEPT
 from refimpl.storage.partial_results import PartialResults
 
 COPIED = "copied"

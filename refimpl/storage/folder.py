@@ -16,7 +16,6 @@ A run that can be taken up keeps what it has found so far in `.NAME.part/kept`, 
 something only while `.NAME.part/new` is there; of a run that was killed before step 4 both stay.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refimpl.errors import RefimplError
+from refimpl.storage.files import rename, tree_to_disk, writing
 from refimpl.storage.lock import can_lock, locked
 from refimpl.storage.partial_results import final
 from refimpl.storage.target_checks import place, refuse_existing, refuse_overlap
@@ -65,7 +65,7 @@ def new_folder(
     """
     target = place(target)
     work = _work_folder(target)
-    with _written(target), _alone(work, target):
+    with writing(target), _alone(work, target):
         _recover(work, target, resume)
         refuse_existing(target, force)
         try:
@@ -74,9 +74,7 @@ def new_folder(
             if resume is not None:
                 (work / KEPT).mkdir(exist_ok=resume)
             yield new
-            for here, _, names in os.walk(new):
-                for path in (*(Path(here, name) for name in names), Path(here)):
-                    to_disk(path)
+            tree_to_disk(new)
             _swap(work, target, force)
         except BaseException as error:
             if resume is None or final(error):
@@ -102,7 +100,7 @@ def kept_folder(target: Path, resume: bool) -> Iterator[Path]:
     """
     target = place(target)
     work = _work_folder(target)
-    with _written(target), _alone(work, target):
+    with writing(target), _alone(work, target):
         _recover(work, target, resume)
         try:
             for name in (NEW, KEPT):
@@ -148,7 +146,7 @@ def check_target(
             "create the folder, or choose another -o",
         )
     work = _work_folder(target)
-    with _written(target):
+    with writing(target):
         if work.exists():
             with _alone(work, target):
                 _recover(work, target, resume)
@@ -170,19 +168,6 @@ def check_target(
 def _work_folder(target: Path) -> Path:
     """Where the folder is made: beside its target, so that a rename brings it there."""
     return target.with_name(f".{target.name}.part")
-
-
-@contextmanager
-def _written(target: Path) -> Iterator[None]:
-    """Say which folder it was that the system refused to write."""
-    try:
-        yield
-    except OSError as error:
-        raise RefimplError(
-            f"{target}: cannot be written ({error.strerror or error})",
-            "a folder that may be written, on a disk with room",
-            "choose another place with -o, or make room",
-        ) from error
 
 
 @contextmanager
@@ -222,7 +207,7 @@ def _recover(work: Path, target: Path, resume: bool | None = None, undo: bool = 
         if os.path.lexists(target):
             _delete_old(work)
         else:
-            _rename(work / OLD, target)
+            rename(work / OLD, target)
     if (work / DELETED).exists():
         shutil.rmtree(work / DELETED)
     if (work / NEW).exists() and (work / KEPT).exists() and not undo:
@@ -235,7 +220,7 @@ def _recover(work: Path, target: Path, resume: bool | None = None, undo: bool = 
         )
     for name in (KEPT, NEW):  # without the first, nobody takes up the second
         if (work / name).exists():
-            _rename(work / name, work / DELETED)
+            rename(work / name, work / DELETED)
             shutil.rmtree(work / DELETED)
 
 
@@ -243,8 +228,8 @@ def _swap(work: Path, target: Path, force: bool) -> None:
     """Put the new folder in the place of the old one."""
     if os.path.lexists(target):
         refuse_existing(target, force)  # it may have come while we were at work
-        _rename(target, work / OLD)
-    _rename(work / NEW, target)
+        rename(target, work / OLD)
+    rename(work / NEW, target)
     if (work / KEPT).exists():
         shutil.rmtree(work / KEPT)
     try:
@@ -262,30 +247,5 @@ def _delete_old(work: Path) -> None:
     """Delete the folder that was moved aside, which must not be found again half deleted."""
     if (work / DELETED).exists():
         shutil.rmtree(work / DELETED)
-    _rename(work / OLD, work / DELETED)
+    rename(work / OLD, work / DELETED)
     shutil.rmtree(work / DELETED)
-
-
-def _rename(source: Path, target: Path) -> None:
-    """Rename, and bring it to the disk before anything else happens."""
-    source.rename(target)
-    for parent in {source.parent, target.parent}:
-        to_disk(parent)
-
-
-def to_disk(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk.
-
-    Args:
-        path: The file or folder.
-    """
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no fsync of folders
-            raise
-    finally:
-        os.close(handle)

@@ -14,6 +14,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
+from refimpl.storage.files import unwritable
 from refimpl.storage.lock import locked
 
 K = TypeVar("K", bound=int | str)
@@ -106,7 +107,7 @@ class PartialResults(Generic[K, V]):
         try:
             self._file = path.open("a+b")
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         try:
             self._begin(known, resume)
         except BaseException as error:
@@ -158,7 +159,7 @@ class PartialResults(Generic[K, V]):
         try:
             self._file.truncate(sum(len(line) for line in lines))
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         if not lines:
             self._write(known)
 
@@ -191,7 +192,7 @@ class PartialResults(Generic[K, V]):
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
 
 def kept_in(
@@ -263,13 +264,5 @@ def _whole_lines(path: Path) -> list[bytes]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     return [line for line in raw.splitlines(keepends=True) if line.endswith(b"\n")]
-
-
-def _unwritable(path: Path, error: OSError) -> RefimplError:
-    return RefimplError(
-        f"{path}: cannot be written ({error.strerror})",
-        "a folder that exists, may be written, and has room",
-        "choose another place with -o",
-    )
