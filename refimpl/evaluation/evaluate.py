@@ -128,7 +128,7 @@ def evaluate(
         else nullcontext()
     )
     with keep as kept, open_pool(executor, threads) as where, Workers(threads) as workers:
-        found: Found = {} if kept is None else dict(kept.found)
+        found: Found = {} if kept is None else dict(kept.results)
         left = [batch for batch in made if not found.keys() >= set(batch.members)]
         total = sum(batch.cost(model.config) for batch in made)
         done = total - sum(batch.cost(model.config) for batch in left)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from refimpl.errors import RefimplError
 from refimpl.running.threads import cores
-from refimpl.storage.partial_results import KeptError
+from refimpl.storage.partial_results import ResumableError
 
 NAMES = "threads, processes, dask=ADDRESS or mpi"
 WAIT = 30  # seconds for a scheduler to answer, and for its first worker
@@ -32,7 +32,7 @@ class Pool:
 LOCAL = Pool()
 
 
-class LostWorkerError(KeptError):
+class LostWorkerError(ResumableError):
     """A worker died and its unit could not be run elsewhere; what others found is kept.
 
     Args:

@@ -14,7 +14,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.arithmetic import loud
 from refimpl.running.executors import Pool, open_pool
 from refimpl.running.threads import Progress, Workers, parse_memory
-from refimpl.storage.partial_results import PartialResults, kept_in
+from refimpl.storage.partial_results import PartialResults, partial_results
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Settings:
         memory = parse_memory(self.memory)
         with (
             loud(self.dtype),
-            kept_in(self.part, run, self.resume) as partial,
+            partial_results(self.part, run, self.resume) as partial,
             open_pool(self.executor, self.threads) as pool,
             Workers(self.threads) as workers,
         ):

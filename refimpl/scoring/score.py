@@ -32,7 +32,7 @@ from refimpl.scoring.experiment import experiment
 from refimpl.scoring.journey import head_cost
 from refimpl.scoring.measurements import Experiment, Measurements, addresses
 from refimpl.scoring.pruned_block import Thinning
-from refimpl.storage.partial_results import kept_in
+from refimpl.storage.partial_results import partial_results
 from refimpl.tokens import Tokens
 
 __all__ = ["score", "signals"]
@@ -113,7 +113,7 @@ def score(
 
     with (
         loud(dtype),
-        kept_in(part, _identity(model, tokens, plan, request, dtype), resume) as kept,
+        partial_results(part, _identity(model, tokens, plan, request, dtype), resume) as kept,
         open_pool(executor, threads) as where,
         Workers(threads) as workers,
     ):

@@ -143,9 +143,11 @@ def test_an_old_folder_that_cannot_be_deleted(
         raise OSError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder.shutil, "rmtree", failing)
+        patch.setattr(shutil, "rmtree", failing)
         error = refusal(lambda: write_new(target, force=True))
-    assert "is whole, but what it replaced cannot be deleted (Permission denied)" in str(error)
+    assert "is whole, but the folder it replaces cannot be deleted (Permission denied)" in str(
+        error
+    )
     assert str(tmp_path / ".out.part") in str(error)
     assert content_of(target) == NEW
     write_new(target, force=True)
