@@ -23,9 +23,9 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.executors import open_pool
-from refimpl.running.identity import identity
-from refimpl.running.provenance import run_since, token_facts
-from refimpl.running.threads import Progress, Workers, parse_memory
+from refimpl.running.memory import parse_memory
+from refimpl.running.provenance import identity, run_since, token_facts
+from refimpl.running.threads import Progress, Workers
 from refimpl.scoring.base_signals import alphas, signals, signals_of, spectra_cost
 from refimpl.scoring.dense_statistics import Profile, dense_squares, profile
 from refimpl.scoring.experiment import experiment

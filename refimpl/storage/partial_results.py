@@ -65,7 +65,7 @@ class PartialResults(Generic[K, V]):
         decode: Callable[[str, Any], tuple[K, V]] | None = None,
     ) -> None:
         self.path, self.results, self._resume = path, dict[K, V](), resume
-        self._decode: Callable[[str, Any], Any] = decode or (lambda key, value: (key, value))
+        self._decode: Callable[[str, Any], Any] = decode or _unchanged
         with writing(path):
             self._file = path.open("a+b")
         try:
@@ -171,6 +171,10 @@ def until_written(path: Path | None, resume: bool) -> Iterator[None]:
         raise
     if path is not None:
         path.unlink()
+
+
+def _unchanged(key: str, value: Any) -> tuple[str, Any]:
+    return key, value
 
 
 def _text(value: Any) -> Any:

@@ -307,7 +307,8 @@ def test_a_pruning_that_could_be_taken_up_is_refused_without_resume(
     interrupt(2)
     assert run(*words).code == 130
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    assert f"add --resume to continue that run, or remove {kept}" in refused(*words).err
+    error = refused(*words).err
+    assert f"add --resume to continue that run, or remove {kept} to start anew" in error
     for change in (("--method", "magnitude"), ("--seq-len", 11), ("--dtype", "float64")):
         tokens = () if change[1] == "magnitude" else SMALL
         rest = ("--nm", "2:4", "-o", out, "--force", "--resume")
