@@ -6,16 +6,14 @@ import json
 import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, HERE
+from conftest import FIXTURES
+from processes import killed_before_step, printed_json
 
 from refimpl import RefimplError, read_model
 from refimpl.pruning.copied_files import copies
@@ -25,7 +23,6 @@ from refimpl.storage.folder import check_target, new_folder
 
 OLD = {"model.safetensors": "old weights", "config.json": "old"}
 NEW = {"model.safetensors": "new weights", "config.json": "new", "pruning.json": "{}"}
-CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock")
 
 
 def fill(path: Path, content: dict[str, str]) -> None:
@@ -248,10 +245,7 @@ def test_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def kill_at_every_step(top: str, how: str) -> None:
-    """Fork a run for each of its steps, killed before it; then check, and run again.
-
-    A step is anything that changes the file system, as Python's audit events tell.
-    """
+    """Kill a run before each of its steps; then check, and run again; print what was left."""
     number, killed = 0, True
     results: list[dict[str, Any]] = []
     while killed:
@@ -259,24 +253,7 @@ def kill_at_every_step(top: str, how: str) -> None:
         target.parent.mkdir()
         if how != "without":
             fill(target, OLD)
-        child = os.fork()
-        if not child:
-            left = number
-
-            def step(event: str, args: tuple[Any, ...]) -> None:
-                nonlocal left
-                reading = event == "open" and not (
-                    isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-                )
-                if event in CHANGES and not reading:
-                    if left == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    left -= 1
-
-            sys.addaudithook(step)
-            write_new(target, force=how == "forced")
-            os._exit(0)
-        killed = bool(os.waitpid(child, 0)[1])
+        killed = killed_before_step(number, lambda: write_new(target, force=how == "forced"))  # noqa: B023
         after = content_of(target)
         hidden = sorted(p.name for p in target.parent.glob(".out.part/*"))
         check_target(target, {}, True, 0)
@@ -292,17 +269,7 @@ def kill_at_every_step(top: str, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["without", "forced"])
 def test_a_kill_at_every_step(how: str, tmp_path: Path) -> None:
-    code = f"import test_folder; test_folder.kill_at_every_step({str(tmp_path)!r}, {how!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=os.environ
-        | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": f"{FIXTURES.parent}{os.pathsep}{HERE}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    results = json.loads(done.stdout)
+    results = printed_json(__file__, f"kill_at_every_step({str(tmp_path)!r}, {how!r})")
     before = None if how == "without" else OLD
     assert [r["killed"] for r in results] == [True] * (len(results) - 1) + [False]
     assert len(results) > (8 if how == "without" else 14)
