@@ -68,9 +68,7 @@ def whole(target: Path, durable: bool = True) -> Iterator[Path]:
                     path.chmod(rights)
         if durable:
             tree_to_disk(beside)
-            rename(beside, target)
-        else:
-            beside.replace(target)
+        beside.replace(target)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -91,13 +89,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     elif os.path.lexists(path):
         path.unlink()
-
-
-def rename(source: Path, target: Path) -> None:
-    """Rename a file or a folder, and bring both names to the disk before anything else happens."""
-    source.replace(target)
-    for parent in {source.parent, target.parent}:
-        to_disk(parent)
 
 
 def tree_to_disk(path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_failure_leaves_no_trace(failure: Any, force: bool, tmp_path: Path) ->
 def test_a_failure_while_renaming(
     failure: Any, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, rename, calls = tmp_path / "out", os.replace, []
+    target, rename, calls = tmp_path / "out", os.rename, []
     fill(target, OLD)
 
     def failing(source: Any, other: Any, *args: Any, **options: Any) -> None:
@@ -123,7 +123,7 @@ def test_a_failure_while_renaming(
             raise failure
         rename(source, other, *args, **options)
 
-    monkeypatch.setattr(folder.Path, "replace", failing)
+    monkeypatch.setattr(folder.Path, "rename", failing)
     with pytest.raises((KeyboardInterrupt, RefimplError)):
         write_new(target, force=True)
     assert content_of(target) == (NEW if step == 2 else OLD)
@@ -166,7 +166,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, rename = os.fsync, os.replace
+    fsync, rename = os.fsync, os.rename
 
     def synced(handle: int) -> None:
         events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
@@ -177,7 +177,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
         rename(source, target)
 
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(folder.Path, "replace", renamed)
+    monkeypatch.setattr(folder.Path, "rename", renamed)
     fill(tmp_path / "out", OLD)
     write_new(tmp_path / "out", force=True)
     moves = [events.index(move) for move in ("out -> old", "new -> out", "old -> deleted")]
