@@ -72,7 +72,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if np.dtype(self.dtype) not in (np.float32, np.float64):
-            raise RefimplError(f"dtype {self.dtype}", "float32 or float64", "choose one of these")
+            raise RefimplError(
+                f"dtype {np.dtype(self.dtype)} is not supported",
+                "float32 or float64",
+                "choose one of these",
+            )
 
     @contextmanager
     def open(
