@@ -17,7 +17,8 @@ from refimpl.onnx.candidate import Backend, Candidate
 from refimpl.onnx.graph_file import MEASURED
 from refimpl.onnx.recording.experiment_graph import experiment_graph, experiment_inputs
 from refimpl.onnx.session import Session
-from refimpl.running.threads import DEFAULT_MEMORY, Workers
+from refimpl.running.memory import DEFAULT_MEMORY
+from refimpl.running.threads import Workers
 from refimpl.scoring.experiment import experiment
 
 LONGEST = 64  # tokens: all states are in memory at once

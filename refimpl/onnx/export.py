@@ -25,8 +25,7 @@ from refimpl.onnx.target import (
     check_reference,
     check_room,
     default_output,
-    work_place,
-    written,
+    whole_graph,
 )
 
 FORMAT = 1  # of `export --json`
@@ -123,7 +122,7 @@ def export(
 
     result = outputs if experiment is None else "experiment"
     proto = described(record(enter), model, dtype, result, experiment)
-    with written(out), work_place(out, reference) as part:
+    with whole_graph(out, data) as part:
         if data is not None:
             write_data(part.with_name(data.name), carried)
         elif reference:
@@ -132,10 +131,6 @@ def export(
         onnx.checker.check_model(str(part), full_check=not any_sparse)
         if any_sparse:  # onnx infers shapes through dense tensors only
             onnx.checker.check_model(record(declared(carried)).model(), full_check=True)
-        if data is not None:
-            out.unlink(missing_ok=True)  # else a kill would leave an old graph with new data
-            os.replace(part.with_name(data.name), data)
-        os.replace(part, out)
     return Exported(
         out,
         out.stat().st_size,

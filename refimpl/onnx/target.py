@@ -11,7 +11,7 @@ import onnx
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph_weights import GraphWeight
-from refimpl.storage.files import checked_output
+from refimpl.storage.files import checked_output, temporary, writing
 
 MESSAGE_LIMIT = (1 << 31) - 1  # bytes of a graph's own file, which is one protobuf message
 SPARE = 1 << 20  # bytes for the graph itself, besides its weights
@@ -82,40 +82,32 @@ def check_room(out: Path, written: Sequence[GraphWeight], storage: str) -> None:
 
 
 @contextmanager
-def work_place(out: Path, beside: bool) -> Iterator[Path]:
-    """A temporary file for the graph, in its folder or a hidden one there; removed at the end."""
-    made = out.with_name(f".{out.name}.part")
-    _remove(made)  # what a killed run left
-    try:
-        if not beside:
-            made.mkdir()
-        yield made if beside else made / out.name
-    finally:
-        _remove(made)
+def whole_graph(out: Path, data: Path | None) -> Iterator[Path]:
+    """Yield a path for the new graph, renamed to `out` when it is whole, after its new data.
+
+    The data file is expected beside that path, under the name of `data`. A graph never stands
+    beside data of another one. What the system or onnx refuses is a RefimplError.
+    """
+    with _accepted(out), writing(out), temporary(out.with_name(f".{out.name}.part")) as part:
+        if data is None:
+            yield part
+        else:
+            part.mkdir()
+            part = part / out.name
+            yield part
+            out.unlink(missing_ok=True)  # an old graph would be left with the new data
+            part.with_name(data.name).replace(data)
+        part.replace(out)
 
 
 @contextmanager
-def written(out: Path) -> Iterator[None]:
-    """Raise our error with the graph's file in place of the system's or onnx's."""
+def _accepted(out: Path) -> Iterator[None]:
+    """Say which graph it was that onnx refused to accept."""
     try:
         yield
-    except OSError as error:
-        raise RefimplError(
-            f"{out}: cannot be written ({error.strerror or error})",
-            "a folder that may be written, on a disk with room",
-            "choose another place with -o, or make room",
-        ) from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RefimplError(
             f"{out}: onnx {onnx.__version__} does not accept the graph ({error})",
             "a graph that passes onnx's checker",
             "use --weights external, or another --opset or version of onnx; no file was written",
         ) from error
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
