@@ -10,7 +10,7 @@ import numpy as np
 
 from refimpl.allocation.request import TOO_MUCH
 from refimpl.allocation.scores import Scores
-from refimpl.allocation.scores_file import read_scores
+from refimpl.allocation.scores_json import read_scores
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.pruning.copied_files import RECORD
