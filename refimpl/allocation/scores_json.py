@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
-from math import inf
+from math import inf, isnan
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace, UnionType
@@ -184,7 +184,7 @@ def _rows(at: SimpleNamespace) -> list[dict[str, Any]]:
     for column in COLUMNS:
         array, (group, _, key) = attrgetter(column.array)(at), column.key.rpartition(".")
         for i, row in enumerate(rows):
-            value = None if array is None else _json(array[i])
+            value: Any = None if array is None else _json(array[i])
             if column.omitted and value is None:
                 continue
             if group == "linears":
@@ -199,24 +199,27 @@ def _rows(at: SimpleNamespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _stderr_reasons(scores: Scores, absorption: Absorption) -> Array:
-    """Why each standard error is unknown, [L]; None if it is known."""
-    once = ~np.isnan(absorption.coefficient) & (scores.plan.subset is not None)
-    few = once | (scores.tokens.samples < 2)
-    reasons = np.where(few, "fewer than two sequences", "no token with a drift")
-    return np.where(np.isnan(absorption.stderr), reasons, None)
+def _stderr_reasons(scores: Scores, absorption: Absorption) -> list[str | None]:
+    """Why each block's standard error is unknown; None if it is known."""
+    reasons: list[str | None] = []
+    for r, stderr in zip(absorption.coefficient, absorption.stderr, strict=True):
+        once = scores.tokens.samples < 2 or (scores.plan.subset is not None and not isnan(r))
+        why = "fewer than two sequences" if once else "no token with a drift"
+        reasons.append(why if isnan(stderr) else None)
+    return reasons
 
 
 def _json(value: Any) -> Any:
     """A value for JSON: null for NaN, lists for arrays and tuples, objects for dataclasses."""
     if isinstance(value, np.ndarray | np.generic):
-        unknown = np.isnan(value) if value.dtype.kind == "f" else False
-        return np.where(unknown, None, value).tolist()
+        return _json(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_json(inner) for inner in value]
     if isinstance(value, Mapping):
         return {key: _json(inner) for key, inner in value.items()}
     if hasattr(value, "__dataclass_fields__"):
         return {f.name: _json(getattr(value, f.name)) for f in fields(value)}
-    return list(value) if isinstance(value, tuple) else value
+    return None if isinstance(value, float) and isnan(value) else value
 
 
 # ---- reading ------------------------------------------------------------------------------------
