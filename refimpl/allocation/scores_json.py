@@ -14,7 +14,7 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.request import TOO_MUCH
-from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals
+from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals, StoredAllocation
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.ops import Array
@@ -110,28 +110,6 @@ COLUMNS = (
     Column("signals.alphapruning_alpha", "scores.signals.mean_alpha"),
     Column("signals.alphapruning_margin", "scores.signals.alpha_margin", "linears", unknown=True),
 )
-
-
-@dataclass(frozen=True)
-class StoredAllocation:
-    """An allocation as a file holds it: without the request that it was made for.
-
-    Args:
-        base_sparsity: Base allocation per block, [L].
-        corrected_sparsity: The allocation per block, [L].
-        linear_sparsity: The allocation per linear, [L, linears].
-        linear_pruned: Weights to prune per linear, [L, linears].
-    """
-
-    base_sparsity: Array
-    corrected_sparsity: Array
-    linear_sparsity: Array
-    linear_pruned: Array
-
-    @property
-    def num_pruned(self) -> Array:
-        """Weights to prune per block, [L]."""
-        return self.linear_pruned.sum(axis=1)
 
 
 # ---- writing ------------------------------------------------------------------------------------

@@ -10,11 +10,10 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from refimpl.allocation.scores import Scores
+from refimpl.allocation.scores import Scores, StoredAllocation
 from refimpl.allocation.scores_json import (
     NOT_WHOLE,
     Json,
-    StoredAllocation,
     parsed,
     scores_of,
     stored_allocation,
