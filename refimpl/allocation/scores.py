@@ -124,29 +124,7 @@ class Scores:
     budget_minutes: float | None = None
 
     @property
-    @dataclass(frozen=True)
-class StoredAllocation:
-    """An allocation as a file holds it: without the request that it was made for.
-
-    Args:
-        base_sparsity: Base allocation per block, [L].
-        corrected_sparsity: The allocation per block, [L].
-        linear_sparsity: The allocation per linear, [L, linears].
-        linear_pruned: Weights to prune per linear, [L, linears].
-    """
-
-    base_sparsity: Array
-    corrected_sparsity: Array
-    linear_sparsity: Array
-    linear_pruned: Array
-
-    @property
-    def num_pruned(self) -> Array:
-        """Weights to prune per block, [L]."""
-        return self.linear_pruned.sum(axis=1)
-
-
-def linear_sizes(self) -> Array:
+    def linear_sizes(self) -> Array:
         """Weights of each linear of a block, [linears]."""
         return linear_sizes(self.linears)
 
