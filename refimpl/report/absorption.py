@@ -52,13 +52,12 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> Rep
         "The share of a perturbation that is left after the last block. Above 1 the later blocks "
         "amplify it, below 1 they absorb it. Bars: one standard error over sequences"
         + ("." if known.any() else "; none here, because it needs two sequences or more."),
-        svg.picture(
-            ident,
+        (
             f"Absorption coefficient of every block, {perturbation_words(absorption)}",
             "Absorbed and amplified: " + " ".join(findings(absorption)),
-            parts,
-            scales.HEIGHT,
         ),
+        parts,
+        scales.HEIGHT,
         _absorption_table(scores, absorption),
     )
 
@@ -86,13 +85,12 @@ def sweep_figure(ident: str, scores: Scores) -> ReportFigure:
         "The sweep over eta",
         "The same experiment with perturbations of other sizes, a line per block. Below the line "
         "at 1 the later blocks absorb the perturbation.",
-        svg.picture(
-            ident,
+        (
             "Absorption coefficient of every block over eta",
             f"{count} lines. Blocks that amplify, by eta: {'; '.join(above)}.",
-            parts,
-            scales.HEIGHT,
         ),
+        parts,
+        scales.HEIGHT,
         Table(
             "Absorption coefficient r at each eta",
             ["block", *(f"eta {eta:g}" for eta in etas)],

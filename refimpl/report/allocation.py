@@ -63,14 +63,13 @@ def allocation_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigu
         ident,
         "Base against corrected allocation",
         f"Base {document['base']}, target {target:g} over all weights. {said}",
-        svg.picture(
-            ident,
+        (
             f"Fraction pruned of every block, base {document['base']} and corrected, {at}",
             f"Base from {base.min():.4f} to {base.max():.4f}, corrected from {final.min():.4f} to "
             f"{final.max():.4f}. {said}",
-            parts,
-            scales.HEIGHT,
         ),
+        parts,
+        scales.HEIGHT,
         Table(
             "Sparsity of every block",
             ["block", "base", "corrected", "change", "to prune", "weights"],
@@ -180,14 +179,13 @@ def _linears_figure(
         ident,
         title,
         note,
-        svg.picture(
-            ident,
+        (
             title,
             f"A row per linear ({', '.join(names)}), a place per block. "
             f"Asked from {asked.min():.4f} to {asked.max():.4f}.{said}",
-            parts,
-            bottom + 46,
         ),
+        parts,
+        bottom + 46,
         Table(
             title,
             ["linear and block", "linear", "block", "weights", "allocated", *shown, *shares],

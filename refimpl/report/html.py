@@ -6,6 +6,8 @@ from html import escape
 from math import isfinite
 from typing import Any
 
+from refimpl.report.svg import picture
+
 UNKNOWN = "-"
 SHOWN = 10  # values of a list of facts
 
@@ -35,7 +37,9 @@ class ReportFigure:
         ident: Its id, unique in the page.
         title: Its title.
         note: How to read it.
-        svg: The picture.
+        alternative: Title and description of the picture, as text.
+        parts: SVG elements of the picture.
+        height: Of the picture, in its units.
         table: Its numbers.
         also: A second table, of the numbers from which the first one is computed.
         large: Whether it is shown larger than others if there is room.
@@ -44,10 +48,17 @@ class ReportFigure:
     ident: str
     title: str
     note: str
-    svg: str
+    alternative: tuple[str, str]
+    parts: Sequence[str]
+    height: float
     table: Table
     also: Table | None = None
     large: bool = False
+
+    @property
+    def svg(self) -> str:
+        """The picture."""
+        return picture(self.ident, *self.alternative, self.parts, self.height)
 
 
 def number(value: float, form: str = ".4g") -> str:

@@ -49,13 +49,12 @@ def _lines_figure(
         ident,
         title,
         note,
-        svg.picture(
-            ident,
+        (
             title,
             f"{len(rows)} lines over {counted(count, 'block')}: {'; '.join(rows)}.",
-            parts,
-            scales.HEIGHT + 16 * len(rows),
         ),
+        parts,
+        scales.HEIGHT + 16 * len(rows),
         Table(
             f"{name} of every block".capitalize(),
             ["line", *(f"block {i}" for i in range(count))],

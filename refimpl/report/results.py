@@ -103,13 +103,12 @@ def _dots(
         ident,
         title,
         f"{note} Bars: one standard error.",
-        svg.picture(
-            ident,
+        (
             f"{title}, {len(rows)} rows",
             f"With standard errors if known. {said}.",
-            parts,
-            bottom + 46,
         ),
+        parts,
+        bottom + 46,
         Table(
             f"{title} with standard errors",
             ["evaluation", title.lower(), "stderr"],
