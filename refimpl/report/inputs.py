@@ -22,7 +22,7 @@ from refimpl.allocation.scores_json import (
 )
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.pruning.copied_files import RECORD
+from refimpl.storage.target_checks import RECORD
 from refimpl.report.scales import MOST
 from refimpl.storage.files import unreadable
 
