@@ -22,9 +22,9 @@ from refimpl.allocation.scores_json import (
 )
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.storage.target_checks import RECORD
 from refimpl.report.scales import MOST
 from refimpl.storage.files import unreadable
+from refimpl.storage.target_checks import RECORD
 
 TEXT = ("perplexity", "nats_per_token", "bits_per_byte")
 QUESTIONS = ("acc", "acc_norm")
