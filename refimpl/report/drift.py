@@ -37,8 +37,8 @@ def drift_figure(ident: str, absorption: Absorption) -> ReportFigure:
             f"{count} lines, one per perturbed block, from that block to the last. {shown}",
         ),
         parts,
-        scales.HEIGHT + more,
         _matrix(drift, "Mean relative drift after each block", ".4g"),
+        height=scales.HEIGHT + more,
         large=count > WRITTEN,
     )
 
@@ -51,7 +51,6 @@ def drift_map(ident: str, absorption: Absorption) -> ReportFigure:
         "The same numbers as a map: along a row, one perturbation travels through the blocks.",
         _map_words("Drift", absorption, absorption.drift, ""),
         _map(absorption.drift, ""),
-        scales.HEIGHT,
         _matrix(absorption.drift, "Mean relative drift after each block", ".4g"),
     )
 
@@ -66,7 +65,6 @@ def alignment_map(ident: str, absorption: Absorption) -> ReportFigure:
         "How far the state's direction turns: arccos of the mean alignment, in degrees.",
         _map_words("Angle", absorption, angles, "°"),
         _map(angles, "°"),
-        scales.HEIGHT,
         _matrix(angles, "Angle to the clean state after each block, in degrees", ".4g"),
         _matrix(cosines, "Mean alignment after each block: the cosine of that angle", ".7f"),
     )

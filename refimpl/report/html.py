@@ -6,6 +6,7 @@ from html import escape
 from math import isfinite
 from typing import Any
 
+from refimpl.report.scales import HEIGHT
 from refimpl.report.svg import picture
 
 UNKNOWN = "-"
@@ -39,9 +40,9 @@ class ReportFigure:
         note: How to read it.
         alternative: Title and description of the picture, as text.
         parts: SVG elements of the picture.
-        height: Of the picture, in its units.
         table: Its numbers.
         also: A second table, of the numbers from which the first one is computed.
+        height: Height of the picture, in its units.
         large: Whether it is shown larger than others if there is room.
     """
 
@@ -50,9 +51,9 @@ class ReportFigure:
     note: str
     alternative: tuple[str, str]
     parts: Sequence[str]
-    height: float
     table: Table
     also: Table | None = None
+    height: float = HEIGHT
     large: bool = False
 
     @property
