@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import base_counts
+from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import BASES, Request
 from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals
 from refimpl.errors import RefimplError
@@ -210,8 +210,8 @@ def _costs(model: Model, ids: Array, plan: Perturbation, request: Request) -> tu
 def _pruned_at(model: Model, signals: Signals, request: Request) -> PrunedAt:
     """Where the pruning perturbation prunes: the projected base, counted exactly."""
     exact = replace(request, compat="exact", correct=None)
-    pruned = base_counts(signals, exact, model.config.linear_shapes, model.config.num_blocks)
-    return PrunedAt(request.base, request.options, request.sparsity, pruned)
+    base = base_only(signals, exact, model.config.linear_shapes, model.config.num_blocks)
+    return PrunedAt(request.base, request.options, request.sparsity, base.linear_pruned)
 
 
 def _sweep(found: Measurements, plan: Perturbation) -> tuple[Absorption, ...]:

@@ -28,7 +28,7 @@ from onnx import numpy_helper
 from program import ran, refused
 
 from refimpl import Model, Perturbation, RefimplError, Request, allocate, read_model, score
-from refimpl.allocation.scores_document import document
+from refimpl.allocation.scores_json import document
 from refimpl.model.ops import Array
 from refimpl.onnx import candidate, runtime, session
 from refimpl.onnx.export import export
