@@ -15,11 +15,10 @@ import numpy as np
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.request import TOO_MUCH
 from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals, StoredAllocation
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, unreadable
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.ops import Array
 from refimpl.running.provenance import Run, TokenFacts
-from refimpl.storage.files import unreadable
 
 T = TypeVar("T")
 Json = Mapping[str, Any]

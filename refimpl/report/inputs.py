@@ -20,10 +20,9 @@ from refimpl.allocation.scores_json import (
     sweep_of,
     whole_scores,
 )
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, unreadable
 from refimpl.model.ops import Array
 from refimpl.report.scales import MOST
-from refimpl.storage.files import unreadable
 from refimpl.storage.target_checks import RECORD
 
 TEXT = ("perplexity", "nats_per_token", "bits_per_byte")
