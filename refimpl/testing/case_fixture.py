@@ -105,16 +105,17 @@ class CaseFixture:
             RefimplError: No safetensors file, or a dtype that is not compared.
         """
         __tracebackhide__ = True
-        is_file = not isinstance(actual, Mapping)
-        arrays = read_candidate(Path(actual)) if is_file else _arrays(actual)
+        if isinstance(actual, Mapping):
+            file, arrays = "", {name: _array(value) for name, value in actual.items()}
+        else:
+            file, arrays = str(actual), read_candidate(Path(actual))
         report = check(self.case, arrays, self.selected.steps, dtype, stepwise)
         patterns = self.selected.failing
         wrong = [step.step for step in report.steps if step.status in ("divergent", "missing")]
         listed = {step for step in wrong if any(fnmatchcase(step, p) for p in patterns)}
         rest = replace(report, steps=tuple(s for s in report.steps if s.step not in listed))
         if rest.verdict != "pass":
-            file = actual if is_file else _saved(arrays, self.new_folder())
-            raise AssertionError(_message(rest, str(file)))
+            raise AssertionError(_message(rest, file or str(_saved(arrays, self.new_folder()))))
         if stale := [p for p in patterns if not any(fnmatchcase(step, p) for step in listed)]:
             names = ", ".join(f"{self.name}::{pattern}" for pattern in stale)
             raise AssertionError(f"{names}: passes, remove it from the list of xfail")
@@ -135,17 +136,12 @@ def _message(report: Report, candidate: str) -> str:
     return f"{report.case.name} {verdict}\n\n{report_table(report, candidate)}"
 
 
-def _arrays(actual: Mapping[str, Any]) -> dict[str, Array]:
-    """NumPy arrays of a test's arrays or tensors, from any device."""
-    return {name: _array(value) for name, value in actual.items()}
-
-
 def _array(value: Any) -> Array:
-    """One array; of a torch tensor without importing torch, whose bfloat16 NumPy cannot read."""
+    """An array or a torch tensor from any device, without importing torch."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
     value = value.detach().cpu()
-    if str(value.dtype) == "torch.bfloat16":
+    if str(value.dtype) == "torch.bfloat16":  # which NumPy cannot read
         return np.asarray(value.float()).astype(ml_dtypes.bfloat16)
     return np.asarray(value)
 
