@@ -31,6 +31,7 @@ class RoundedArray(np.ndarray):
     """
 
     held: npt.DTypeLike = np.float32
+    narrow: npt.DTypeLike = np.float32
 
     @classmethod
     def of(cls, x: npt.ArrayLike) -> "RoundedArray":
@@ -40,8 +41,8 @@ class RoundedArray(np.ndarray):
 
     @classmethod
     def rounded(cls, x: Array) -> Array:
-        """Numbers of the dtype that is held, with few bits."""
-        raise NotImplementedError
+        """Numbers of the dtype that is held, by way of the narrow one."""
+        return x.astype(cls.narrow).astype(cls.held)
 
     def astype(self, dtype: npt.DTypeLike, *_: Any, **__: Any) -> Any:  # type: ignore[override]
         """The array itself in the dtype that is held; in any other a plain array."""
@@ -84,19 +85,13 @@ class RoundedArray(np.ndarray):
 class Float16(RoundedArray):
     """Numbers of float16."""
 
-    @classmethod
-    def rounded(cls, x: Array) -> Array:
-        """Numbers of float32 by way of float16."""
-        return x.astype(np.float16).astype(np.float32)
+    narrow = np.float16
 
 
 class Bfloat16(RoundedArray):
     """Numbers of bfloat16."""
 
-    @classmethod
-    def rounded(cls, x: Array) -> Array:
-        """Numbers of float32 by way of bfloat16."""
-        return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    narrow = ml_dtypes.bfloat16
 
 
 class FewerBits(RoundedArray):

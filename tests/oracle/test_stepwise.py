@@ -1,7 +1,6 @@
 """Candidates that are fed the case's own values: each step is judged by itself."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
@@ -16,7 +15,6 @@ import pytest
 from candidates import (
     CASE_NAMES,
     CASES,
-    PROJECT,
     Arrays,
     StoredModel,
     needs_torch,
@@ -25,6 +23,7 @@ from candidates import (
     write_arrays,
 )
 from gates import case_of
+from mistakes import MISTAKES, mistakes, write_project
 from program import ran, run
 
 from refimpl.model.model import Model
@@ -289,57 +288,38 @@ def test_the_sample_project_passes(name: str, dtype: str, tmp_path: Path) -> Non
     assert {step["status"] for step in report["steps"]} == {"pass"}
 
 
-# The file, its text, the wrong text, the case, the dtype, and the divergent steps' last words; of a
-# mistake in the forward, those of the forward's steps.
-BROKEN = {
-    "a window one token longer": (
-        "forward.py", "back >= window", "back > window", "mistral", "bfloat16",
-        {"attn_out", "resid_mid", "mlp_norm", "mlp_out", "resid_post"},
-    ),
+STEPWISE_MISTAKES = mistakes(
+    ("Wanda over the matrix, step by step", "else wanda_keep(score, some)",
+     "else ~lowest(score.flatten(), some).reshape(score.shape)", "gpt2", "keep"),
+    ("SparseGPT that compensates half", "left[:, j + 1 :].sub_(torch.outer(lost,",
+     "left[:, j + 1 :].sub_(torch.outer(lost / 2,", "qwen3", "weight"),
+)  # fmt: skip
+AFTER_ATTENTION = {"attn_out", "resid_mid", "mlp_norm", "mlp_out", "resid_post"}
+# The dtype, and the divergent steps' last words; of a mistake in the forward, its steps' only.
+DIVERGENT = {
+    "a window one token longer": ("bfloat16", AFTER_ATTENTION),
     "eps left out": (
-        "forward.py", " + eps) * scale", ") * scale", "llama", "float32",
-        {
-            "attn_norm", "q", "k", "v", "q_rope", "k_rope", "attn_out", "resid_mid", "mlp_norm",
-            "mlp_out", "resid_post", "final_norm",
-        },
+        "float32",
+        {"attn_norm", "q", "k", "v", "q_rope", "k_rope", "final_norm", *AFTER_ATTENTION},
     ),
-    "a push that is not scaled": (
-        "experiment.py", 'recipe["eta"] * size / unit', 'recipe["eta"] / unit',
-        "qwen2", "float16", {"drift", "absorption_coefficient"},
-    ),
-    "AlphaPruning without its slip": (
-        "signals.py", "torch.log10(0.95 * left)", "0.95 * left", "qwen3", "float32", {"signal"},
-    ),
-    "remainders the wrong way": (
-        "allocation.py", "(whole[i] - quotas[i], i)", "(quotas[i] - whole[i], i)",
-        "llama", "float32", {"counts"},
-    ),
-    "Wanda over the matrix": (
-        "pruning.py", "else wanda_keep(score, some)",
-        "else ~lowest(score.flatten(), some).reshape(score.shape)",
-        "gpt2", "bfloat16", {"keep"},
-    ),
-    "SparseGPT that makes up for half": (
-        "pruning.py", "left[:, j + 1 :].sub_(torch.outer(lost,",
-        "left[:, j + 1 :].sub_(torch.outer(lost / 2,", "qwen3", "bfloat16", {"weight"},
-    ),
-}  # fmt: skip
+    "a push that is not scaled": ("float16", {"drift", "absorption_coefficient"}),
+    "AlphaPruning without its slip": ("float32", {"signal"}),
+    "remainders the wrong way": ("float32", {"counts"}),
+    "Wanda over the matrix, step by step": ("bfloat16", {"keep"}),
+    "SparseGPT that compensates half": ("bfloat16", {"weight"}),
+}
 
 
 @pytest.mark.torch
 @needs_torch
-@pytest.mark.parametrize("mistake", BROKEN)
-def test_a_broken_line_is_named_where_it_is(mistake: str, tmp_path: Path) -> None:
-    file, line, instead, case, dtype, kinds = BROKEN[mistake]
-    project, actual = tmp_path / "project", tmp_path / "actual.safetensors"
-    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (project / file).read_text("utf-8")
-    assert text.count(line) == 1, f"{file} has {text.count(line)} of {line!r}"
-    (project / file).write_text(text.replace(line, instead), "utf-8")
+@pytest.mark.parametrize("name", DIVERGENT)
+def test_a_broken_line_is_named_where_it_is(name: str, tmp_path: Path) -> None:
+    mistake, (dtype, last_words) = (MISTAKES | STEPWISE_MISTAKES)[name], DIVERGENT[name]
+    project, actual, case = tmp_path / "project", tmp_path / "actual.safetensors", mistake.case
+    write_project(project, mistake)
     run_sample_project(CASES / case, dtype, actual, "--stepwise", project=project)
     checked = run("check", CASES / case, actual, "--stepwise", "--dtype", dtype, "--json")
     assert checked.code == 1, checked.out
-    found = [x["step"] for x in json.loads(checked.out)["steps"] if x["status"] == "divergent"]
-    forward = [step for step in found if stage_of(step) == "forward"]
-    assert {step.rsplit(".", 1)[-1] for step in forward or found} == kinds
-    print(f"{mistake}, {dtype}: {len(found)} steps")
+    steps = [x["step"] for x in json.loads(checked.out)["steps"] if x["status"] == "divergent"]
+    forward = [step for step in steps if stage_of(step) == "forward"]
+    assert {step.rsplit(".", 1)[-1] for step in forward or steps} == last_words
