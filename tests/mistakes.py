@@ -167,9 +167,10 @@ FORWARD = mistakes(
 DRIFT = "(a - b).norm(dim=-1) / b.norm(dim=-1)"
 
 EXPERIMENT = mistakes(
-    ("a push that is not scaled", 'recipe["eta"] * size / unit', 'recipe["eta"] / unit', "qwen2",
+    ("a perturbation that is not scaled", 'recipe["eta"] * size / unit', 'recipe["eta"] / unit',
+     "qwen2",
      "perturbed.0.drift"),
-    ("a push of eta per channel", 'recipe["eta"] * size / unit',
+    ("a perturbation of eta per channel", 'recipe["eta"] * size / unit',
      'recipe["eta"] * size / noise.shape[-1] ** 0.5', "qwen2", "perturbed.0.drift"),
     ("scaled by sequence, not by token", '-1 if recipe["noise_scale"] == "token" else (-2, -1)',
      "(-2, -1)", "llama", "perturbed.0.drift"),
@@ -181,9 +182,9 @@ EXPERIMENT = mistakes(
      "(h.square() * mask)", "mistral", "perturbed.0.drift"),
     ("the same noise after every block", "noise[i].double()", "noise[0].double()", "llama",
      "perturbed.1.drift"),
-    ("a push before the block", "experiment(model, blocks, clean[1:],",
+    ("a perturbation before the block", "experiment(model, blocks, clean[1:],",
      "experiment(model, blocks, clean[:-1],", "phi3", "perturbed.0.drift"),
-    ("drift over the pushed state", DRIFT, "(a - b).norm(dim=-1) / a.norm(dim=-1)", "gpt2",
+    ("drift over the perturbed state", DRIFT, "(a - b).norm(dim=-1) / a.norm(dim=-1)", "gpt2",
      "perturbed.0.drift"),
     ("drift that is not relative", DRIFT, "(a - b).norm(dim=-1)", "opt", "perturbed.0.drift"),
     ("drift of a token, not of a sequence", 'if norm == "sequence":', "if False:", "qwen3",
@@ -193,7 +194,7 @@ EXPERIMENT = mistakes(
      "perturbed.0.drift"),
     ("alignment over one norm twice", "sizes = a.norm(dim=-1) * b.norm(dim=-1)",
      "sizes = b.norm(dim=-1).square()", "gemma3", "perturbed.0.alignment"),
-    ("alignment of the push", "(a * b).sum(-1) / sizes",
+    ("alignment of the perturbation", "(a * b).sum(-1) / sizes",
      "((a - b) * b).sum(-1) / ((a - b).norm(dim=-1) * b.norm(dim=-1))", "gpt_neox",
      "perturbed.0.alignment"),
     ("sinks taken in", 'if sink == "include":', "if True:", "sink", "perturbed.0.drift"),
@@ -203,14 +204,17 @@ EXPERIMENT = mistakes(
      "perturbed.0.drift"),
     ("the median over tokens", "return means[count > 0].mean()", "return x[valid].median()", "gpt2",
      "perturbed.0.drift"),
-    ("the mean before the ratio", "found[-1][0] / found[0][0]", "found[-1][0] / found[0][0].mean()",
+    ("the mean before the ratio", "effects[-1][0] / effects[0][0]",
+     "effects[-1][0] / effects[0][0].mean()",
      "gemma3", "absorption_coefficient"),
-    ("the ratio turned round", "found[-1][0] / found[0][0]", "found[0][0] / found[-1][0]", "qwen2",
+    ("the ratio turned round", "effects[-1][0] / effects[0][0]", "effects[0][0] / effects[-1][0]",
+     "qwen2",
      "absorption_coefficient"),
     ("the geometric mean of ratios", "coefficients.append(meaned(ratio, ratio.isfinite()))",
      "coefficients.append(meaned(ratio.log(), ratio.isfinite()).exp())", "phi3",
      "absorption_coefficient"),
-    ("the next block, not the last", "ratio = found[-1][0]", "ratio = found[min(1, last - i)][0]",
+    ("the next block, not the last", "ratio = effects[-1][0]",
+     "ratio = effects[min(1, last - i)][0]",
      "llama", "absorption_coefficient"),
 )  # fmt: skip
 
@@ -254,7 +258,7 @@ SIGNALS = mistakes(
      "opt", "alphapruning.signal"),
 )  # fmt: skip
 
-CORRECTED = 'corrected = project(pushed, totals, recipe["sparsity"])'
+CORRECTED = 'corrected = project(moved, totals, recipe["sparsity"])'
 
 ALLOCATION = mistakes(
     ("OWL's spread halved", "2 * OWL_LAMBDA * v", "OWL_LAMBDA * v", "llama", "owl.base"),
@@ -272,8 +276,8 @@ ALLOCATION = mistakes(
      "qwen3", "alphapruning.base"),
     ("AlphaPruning turned round", "v * 2 * ALPHA_EPSILON + 1 - ALPHA_EPSILON",
      "1 + ALPHA_EPSILON - v * 2 * ALPHA_EPSILON", "gemma3", "alphapruning.base"),
-    ("a base that is not projected", "plain = project(given, totals, recipe",
-     "plain = (lambda x, *_: x)(given, totals, recipe", "light", "owl.base"),
+    ("a base that is not projected", "base_sparsity = project(unprojected, totals, recipe",
+     "base_sparsity = (lambda x, *_: x)(unprojected, totals, recipe", "light", "owl.base"),
     ("clipped, and the rest not shared out", "    budget = sparsity * sum(sizes)\n",
      "    shift = sparsity - sum(n * v for n, v in zip(sizes, x)) / sum(sizes)\n"
      "    return [clipped(v + shift, 0, 1) for v in x]\n    budget = sparsity * sum(sizes)\n",
@@ -290,10 +294,10 @@ ALLOCATION = mistakes(
     ("r - 1 for its logarithm", "clipped(log(r), -CLIP, CLIP)", "clipped(r - 1, -CLIP, CLIP)",
      "opt", "owl.corrected"),
     ("the correction not centred", "centre - v", "-v", "strong", "owl.corrected"),
-    ("a corrected allocation off its budget", CORRECTED, "corrected = pushed", "strong",
+    ("a corrected allocation off its budget", CORRECTED, "corrected = moved", "strong",
      "owl.corrected"),
     ("back to the budget by a factor", CORRECTED,
-     'corrected = [x * recipe["sparsity"] * len(pushed) / sum(pushed) for x in pushed]', "strong",
+     'corrected = [x * recipe["sparsity"] * len(moved) / sum(moved) for x in moved]', "strong",
      "owl.corrected"),
     ("remainders the wrong way", "(whole[i] - quotas[i], i)", "(quotas[i] - whole[i], i)", "llama",
      "owl.counts"),
@@ -478,8 +482,8 @@ DTYPES = mistakes(
      "owl.signal"),
     ("singular values of bfloat16 weights", "weight.double())", "weight.bfloat16().double())",
      "llama", "alphapruning.signal"),
-    ("the coefficient in bfloat16", "found.coefficient.tolist()",
-     "found.coefficient.bfloat16().tolist()", "gpt2", "owl.corrected"),
+    ("the coefficient in bfloat16", "result.coefficient.tolist()",
+     "result.coefficient.bfloat16().tolist()", "gpt2", "owl.corrected"),
     ("the Hessian in float16", "return rows.T @ rows",
      "return (rows.half().T @ rows.half()).double()", "plain",
      "sparsegpt.blocks.0.attn_norm.products"),

@@ -302,7 +302,7 @@ DIVERGENT = {
         "float32",
         {"attn_norm", "q", "k", "v", "q_rope", "k_rope", "final_norm", *AFTER_ATTENTION},
     ),
-    "a push that is not scaled": ("float16", {"drift", "absorption_coefficient"}),
+    "a perturbation that is not scaled": ("float16", {"drift", "absorption_coefficient"}),
     "AlphaPruning without its slip": ("float32", {"signal"}),
     "remainders the wrong way": ("float32", {"counts"}),
     "Wanda over the matrix, step by step": ("bfloat16", {"keep"}),
