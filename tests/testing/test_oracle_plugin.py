@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from candidates import CASES, Arrays, computed, write_arrays
 from conftest import FIXTURES
+from mistakes import MISTAKES, write_project
 from safetensors.numpy import load_file
 
 import refimpl
@@ -73,6 +74,20 @@ def plugin_words() -> tuple[str, ...]:
     return () if installed else ("-p", PLUGIN)
 
 
+def run_module(
+    folder: Path, words: tuple[str, ...], environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m` in a folder, with this checkout of refimpl."""
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), **environment},
+    )
+
+
 @pytest.fixture
 def suite(pytester: pytest.Pytester, ours: Path) -> Suite:
     return Suite(pytester, ours)
@@ -110,14 +125,8 @@ def test_a_run_that_does_not_use_it_imports_next_to_nothing(tmp_path: Path) -> N
         f"    assert '{PLUGIN}' in sys.modules\n"
         "    assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", PLUGIN, "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)},
-    )
+    words = ("pytest", "-q", "-p", PLUGIN, "-p", "no:cacheprovider")
+    done = run_module(tmp_path, words, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
 
@@ -330,15 +339,8 @@ def recipe(folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "test_refimpl.py").write_text(block("python"), "utf-8")
     install, test = re.findall(r"^- run: (.*)$", block("yaml"), re.M)
     assert install.split() == ["pip", "install", "refimpl", "pytest"]
-    first, *words = test.split()
-    return subprocess.run(
-        [sys.executable, "-m", first, *words, *plugin_words()],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    )
+    words = (*test.split(), *plugin_words())
+    return run_module(folder, words, {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"})
 
 
 def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
@@ -346,8 +348,8 @@ def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
     text = (ROOT / "tests/own_candidate.py").read_text("utf-8")
     (tmp_path / "candidate.py").write_text(text, "utf-8")
     done = recipe(tmp_path)
-    assert done.returncode == 0, done.stdout
     assert f"{len(CORE)} passed" in done.stdout
+    assert done.returncode == 0
     line = 'token_ids = case.inputs["token_ids"]'
     assert text.count(line) == 1
     (tmp_path / "candidate.py").write_text(text.replace(line, f"{line}[:, ::-1]"), "utf-8")
@@ -361,13 +363,11 @@ def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
 def test_the_recipe_on_the_sample_project(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     project = tmp_path / "project"
-    shutil.copytree(ROOT / "tests/sample_project", project)
+    write_project(project)
     done = recipe(project)
     assert done.returncode == 0, done.stdout
-    broken = project / "forward.py"
-    line = " + eps) * scale"
-    assert broken.read_text("utf-8").count(line) == 1
-    broken.write_text(broken.read_text("utf-8").replace(line, ") * scale"), "utf-8")
+    shutil.rmtree(project)
+    write_project(project, MISTAKES["eps left out"])
     done = recipe(project)
     assert done.returncode == 1, done.stdout
     assert "llama diverges, first at blocks.0.attn_norm" in done.stdout
