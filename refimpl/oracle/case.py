@@ -164,8 +164,8 @@ def read_case(folder: str | Path) -> Case:
         facts = json.loads((folder / FACTS).read_text("utf-8"))
         if (facts["schema"], facts["spec"]) != (SCHEMA, SPEC):
             raise RefimplError(
-                f"{folder}: schema {facts['schema']}, spec {facts['spec']}",
-                f"schema {SCHEMA}, spec {SPEC}, which refimpl {__version__} computes",
+                f"{folder} has schema {facts['schema']} and spec {facts['spec']}",
+                f"schema {SCHEMA} and spec {SPEC}, those of refimpl {__version__}",
                 f"use the refimpl that made the case, or {NEXT}",
             )
         names = {field.name for field in fields(Recipe)}

@@ -141,9 +141,9 @@ def read_candidate(path: str | Path) -> dict[str, Array]:
     file = SafetensorsFile(Path(path))
     if other := [name for name, x in file.tensors.items() if x.dtype not in CANDIDATE_DTYPES]:
         raise RefimplError(
-            f"{path}: {other[0]} is of dtype {file.tensors[other[0]].dtype}",
+            f"{path}: tensor {other[0]} has dtype {file.tensors[other[0]].dtype}",
             ", ".join(CANDIDATE_DTYPES),
-            "write it in the dtype it was computed in",
+            "write the tensor in the dtype of its computation",
         )
     return {
         name: np.frombuffer(file.map, CANDIDATE_DTYPES[x.dtype], prod(x.shape), x.offset).reshape(

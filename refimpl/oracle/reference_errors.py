@@ -47,7 +47,9 @@ def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRu
     one direction, as in a sharp softmax, one number stands for all of them.
     """
     if dtype not in EPS:
-        raise RefimplError(f"dtype {dtype}", " or ".join(EPS), "choose one of these")
+        raise RefimplError(
+            f"dtype {dtype} is not supported", " or ".join(EPS), "choose one of these"
+        )
     kind = ARITHMETIC.get(dtype)
     arrays = _computed(case, dtype, stepwise, kind)
     scale = 2.0**-kind.fewer if kind and issubclass(kind, FewerBits) else 1.0

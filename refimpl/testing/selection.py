@@ -65,7 +65,7 @@ def selected_cases(selection: Selection, cases: Iterable[CaseFolder]) -> list[Se
     chosen = [case for case in every if not selection.families or case.family in selection.families]
     if not chosen:
         raise RefimplError(
-            f"families {list(selection.families)}: no case of them",
+            f"no case has one of the families {list(selection.families)}",
             f"one of {sorted({case.family for case in every})}",
             "add a case with --refimpl-cases DIR; refimpl case make makes one",
         )

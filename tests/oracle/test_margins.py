@@ -185,7 +185,7 @@ def test_tails_by_brute_force() -> None:
             assert case.margins["alphapruning.signal"][i, j] == pytest.approx(right, rel=1e-4)
 
 
-def test_where_there_is_nothing_to_choose_no_margin_is_small() -> None:
+def test_margins_are_infinite_without_a_choice() -> None:
     all_stay, all_go = np.ones((2, 3), bool), np.zeros((2, 3), bool)
     score = np.arange(6.0).reshape(2, 3)
     assert np.isinf(row_margins(all_stay, score)).all()

@@ -63,6 +63,6 @@ def dtype_of(actual: Mapping[str, Array]) -> str:
         raise RefimplError(
             "the candidate has no float array",
             f"arrays of {', '.join(EPS)}",
-            "add --dtype, or write the results in the dtype they were computed in",
+            "add --dtype, or write the results in the dtype of their computation",
         )
     return max(names, key=lambda name: EPS[name])
