@@ -21,6 +21,7 @@ from refimpl.oracle.judging.pruner_scores import (
 )
 from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
 from refimpl.oracle.reference_errors import ReferenceRun
+from refimpl.oracle.step_inputs import StepInputs
 from refimpl.oracle.step_tolerances import moved_by_rounding
 from refimpl.oracle.steps import steps
 from refimpl.pruners.decision import Pruner, decision
@@ -54,11 +55,9 @@ def ties_of(
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
 
     if last == "counts":
-        shapes = case.model.config.linear_shapes.values()
-        sizes = np.array([out * width for out, width in shapes])
-        name = f"{first}.corrected"
-        target = recipe.sparsity
-        return count_ties(array, truth, case.expected[name], sizes, target, tolerances[name])
+        name, sizes = f"{first}.corrected", StepInputs(case).sizes
+        sparsity, target = case.expected[name], recipe.sparsity
+        return count_ties(array, truth, sparsity, sizes, target, tolerances[name])
     if step == "owl.signal":
         scores = dense_scores(case.model, case.inputs["token_ids"])
         floor = tolerance_of("score", np.zeros(1), 0.0, dtype)
