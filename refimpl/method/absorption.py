@@ -7,7 +7,7 @@ from refimpl.method.perturbation import Norm, ratio
 from refimpl.model.ops import Array
 
 
-def known_mean(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
+def nan_mean(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
     """Mean over the entries that are not NaN; NaN where there are none.
 
     Args:
@@ -18,7 +18,7 @@ def known_mean(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
         Means, the shape of `x` without `axis`.
 
     Example:
-        >>> float(known_mean(np.array([1.0, np.nan, 3.0])))
+        >>> float(nan_mean(np.array([1.0, np.nan, 3.0])))
         2.0
     """
     known = ~np.isnan(x)
@@ -82,8 +82,8 @@ def absorption_coefficient(ratios: Array) -> tuple[Array, Array]:
         >>> float(r.round(6)), float(stderr.round(6))
         (0.6, 0.1)
     """
-    per_sequence = known_mean(ratios, axis=1)
-    mean = known_mean(per_sequence, axis=0)
+    per_sequence = nan_mean(ratios, axis=1)
+    mean = nan_mean(per_sequence, axis=0)
     known = ~np.isnan(per_sequence)
     n = known.sum(axis=0)
     square = np.square(np.where(known, per_sequence - mean, 0.0)).sum(axis=0)

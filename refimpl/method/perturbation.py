@@ -1,4 +1,4 @@
-"""The perturbation experiment on one state: push it, and measure how far it went."""
+"""The perturbation experiment on one state: perturb it, and measure how far it drifts."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,12 +20,12 @@ SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
 
 @dataclass(frozen=True)
 class Perturbation:
-    """How states are pushed and how the push is followed.
+    """How states are perturbed and how the perturbation is followed.
 
     Args:
         kind: "gaussian" (the paper's) or "pruning" (ours: the block itself, pruned by Wanda).
         eta: Relative magnitudes of the noise, each > 0; the first one drives the correction.
-            Without meaning for "pruning".
+            "pruning" has none: it sets this to ().
         noise_scale: Per token, or one scale for the sequence.
         noise_shape: The same in all channels, or following each channel's standard deviation.
         norm: Drift per token and then averaged, or of the whole sequence at once.
@@ -62,7 +62,8 @@ class Perturbation:
                     " or ".join(get_args(allowed)),
                     "choose one of these",
                 )
-        if not self.eta or any(not 0 < eta < float("inf") for eta in self.eta):
+        none_missing = bool(self.eta) or self.kind == "pruning"
+        if not none_missing or any(not 0 < eta < float("inf") for eta in self.eta):
             raise RefimplError(
                 f"eta {', '.join(map(str, self.eta)) or '(none)'}",
                 "positive, finite relative magnitudes",
@@ -82,14 +83,16 @@ class Perturbation:
             raise RefimplError(
                 f"a subset of {self.subset} blocks",
                 "at least one block for each sequence and draw",
-                "use for example --subset 8, or leave it away",
+                "use for example --subset 8, or omit it to perturb all blocks",
             )
         if self.kind == "pruning" and self.draws > 1:
             raise RefimplError(
                 f"{self.draws} draws of the pruning perturbation",
-                "one: nothing in it is random",
-                "leave --draws away",
+                "one draw: the pruning perturbation is not random",
+                "omit --draws",
             )
+        if self.kind == "pruning":
+            object.__setattr__(self, "eta", ())
 
 
 def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
