@@ -49,30 +49,25 @@ class Perturbation:
     subset: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("kind", Kind),
-            ("noise_scale", NoiseScale),
-            ("noise_shape", NoiseShape),
-            ("norm", Norm),
-            ("sink", Sink),
-        ):
+        choices = {"kind": Kind, "noise_scale": NoiseScale, "noise_shape": NoiseShape}
+        for name, allowed in (choices | {"norm": Norm, "sink": Sink}).items():
             if getattr(self, name) not in get_args(allowed):
                 raise RefimplError(
                     f"{name.replace('_', '-')} {getattr(self, name)!r}",
                     " or ".join(get_args(allowed)),
                     "choose one of these",
                 )
-        none_missing = bool(self.eta) or self.kind == "pruning"
-        if not none_missing or any(not 0 < eta < float("inf") for eta in self.eta):
+        etas = ", ".join(map(str, self.eta)) or "(none)"
+        if any(not 0 < eta < float("inf") for eta in self.eta) or (
+            self.kind == "gaussian" and not self.eta
+        ):
             raise RefimplError(
-                f"eta {', '.join(map(str, self.eta)) or '(none)'}",
+                f"eta {etas}",
                 "positive, finite relative magnitudes",
                 "use for example --eta 0.01",
             )
         if len(set(self.eta)) < len(self.eta):
-            raise RefimplError(
-                f"eta {', '.join(map(str, self.eta))}", "each value once", "remove the duplicates"
-            )
+            raise RefimplError(f"eta {etas}", "each value once", "remove the duplicates")
         if self.draws < 1 or self.seed < 0:
             raise RefimplError(
                 f"draws {self.draws}, seed {self.seed}",
@@ -85,13 +80,13 @@ class Perturbation:
                 "at least one block for each sequence and draw",
                 "use for example --subset 8, or omit it to perturb all blocks",
             )
-        if self.kind == "pruning" and self.draws > 1:
-            raise RefimplError(
-                f"{self.draws} draws of the pruning perturbation",
-                "one draw: the pruning perturbation is not random",
-                "omit --draws",
-            )
         if self.kind == "pruning":
+            if self.draws > 1:
+                raise RefimplError(
+                    f"{self.draws} draws of the pruning perturbation",
+                    "one draw: the pruning perturbation is not random",
+                    "omit --draws",
+                )
             object.__setattr__(self, "eta", ())
 
 
@@ -104,9 +99,6 @@ def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
 
     Returns:
         True where a token takes part, [S].
-
-    Source:
-        Ours (docs/explanation/method.md, section 2).
 
     Example:
         >>> kept_tokens(np.array([[100.0], [1.0], [1.0]]), "exclude").tolist()
@@ -121,6 +113,8 @@ def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
 def noise(seed: int, sequence: int, block: int, draw: int, shape: tuple[int, int]) -> Array:
     """Standard normal noise that depends on its address only, not on batching or order.
 
+    It comes from Philox, keyed by (seed; sequence, block, draw).
+
     Args:
         seed: The run's seed.
         sequence: Number of the sequence, from 0.
@@ -130,9 +124,6 @@ def noise(seed: int, sequence: int, block: int, draw: int, shape: tuple[int, int
 
     Returns:
         Noise, [S, D], float64.
-
-    Source:
-        Ours: Philox keyed by (seed; sequence, block, draw).
 
     Example:
         >>> noise(0, 1, 2, 0, (2, 3)).shape
@@ -150,13 +141,13 @@ def perturbed(
     scale: NoiseScale = "token",
     shape: NoiseShape = "isotropic",
 ) -> Array:
-    """Push a state: ``h' = h + e`` with ``||e_t|| = eta ||h_t||`` (or Frobenius, over kept tokens).
+    """Perturb a state: ``h' = h + e``, ``||e_t|| = eta ||h_t||`` (or Frobenius, over kept tokens).
 
     Args:
         h: Residual stream after the block, [S, D].
         noise: Standard normal, [..., S, D], float64.
         eta: Relative magnitude, [..., 1, 1].
-        kept: Tokens that take part, [S]; the others get no noise.
+        kept: Tokens that take part, [S]; the others are not perturbed.
         scale: "token" or "sequence".
         shape: "isotropic", or "channel": each channel first multiplied by its standard deviation
             over the kept tokens.
@@ -166,7 +157,7 @@ def perturbed(
         cast).
 
     Source:
-        arXiv:2606.15161 (Gaussian noise of relative magnitude eta); scale and shape are ours.
+        arXiv:2606.15161, for Gaussian noise of relative magnitude eta; scale and shape are ours.
 
     Example:
         >>> h = np.array([[3.0, 4.0]])
@@ -194,7 +185,7 @@ def ratio(top: Array, bottom: Array, otherwise: float = np.nan) -> Array:
     Args:
         top: Dividend.
         bottom: Divisor, of the same shape, not negative.
-        otherwise: What stands in for NaN.
+        otherwise: The value in place of NaN.
 
     Returns:
         The quotient, float64, same shape.
@@ -203,8 +194,8 @@ def ratio(top: Array, bottom: Array, otherwise: float = np.nan) -> Array:
         >>> ratio(np.array([1.0, 1.0]), np.array([2.0, 0.0])).tolist()
         [0.5, nan]
     """
-    known = bottom > 0
-    return np.where(known, top / np.where(known, bottom, 1), otherwise)
+    defined = bottom > 0
+    return np.where(defined, top / np.where(defined, bottom, 1), otherwise)
 
 
 @dataclass(frozen=True)
@@ -236,7 +227,7 @@ def deviation(
         Drift and alignment, float64.
 
     Source:
-        arXiv:2606.15161 (relative L2 drift, direction); per-token form ours.
+        arXiv:2606.15161, for relative L2 drift and direction; the form per token is ours.
 
     Example:
         >>> d = deviation(np.array([[3.0, 5.0]]), np.array([[3.0, 4.0]]), np.array([True]))
