@@ -75,7 +75,7 @@ def absorption_coefficient(ratios: Array) -> tuple[Array, Array]:
         [...], NaN with fewer than two of them.
 
     Source:
-        arXiv:2606.15161; docs/explanation/method.md for the order of the means and the error.
+        arXiv:2606.15161; docs/explanation/method.md, section 3, for the order of the means.
 
     Example:
         >>> r, stderr = absorption_coefficient(np.array([[0.4, 0.6], [0.7, 0.7]]))
