@@ -14,9 +14,9 @@ from refimpl.model.config import Config
 from refimpl.model.kernels import QUERIES
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
+from refimpl.running.memory import peak_memory
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.running.settings import Resources, Settings
-from refimpl.running.threads import peak_memory
 from refimpl.scoring.activation_signals import PIECE
 from refimpl.scoring.grouping import state_bytes
 from refimpl.scoring.state_group import HEAD_BYTES

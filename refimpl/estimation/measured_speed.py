@@ -15,7 +15,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.running.executors import LOCAL
 from refimpl.running.settings import Resources
-from refimpl.running.work_units import Unit
+from refimpl.running.work_units import WorkUnit
 from refimpl.scoring.activation_signals import activation_signals
 from refimpl.scoring.dense_statistics import DenseSequences, wanda_moments
 from refimpl.scoring.measurements import Address
@@ -71,7 +71,7 @@ def pace(
     start = _first_blocks(model, len(ids), resources)
     config, blocks, threads = start.config, start.config.num_blocks, workers.threads
 
-    def timed(unit: Unit[T]) -> tuple[float, T]:
+    def timed(unit: WorkUnit[T]) -> tuple[float, T]:
         return _timed(lambda: unit.run(start, workers, lambda cost: None))
 
     load, weights = _timed(lambda: start.block(0, dtype, workers.map))

@@ -12,7 +12,7 @@ from refimpl.allocation.scores import Signals
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.identity import identity
+from refimpl.running.provenance import identity
 from refimpl.running.settings import Resources, Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring.activation_signals import activation_signals

@@ -87,7 +87,7 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     """
     partial_results = resources.partial
     keys = [f"dense {sequence}" for sequence in range(len(ids))]
-    finished = {} if partial_results is None else partial_results.found
+    finished = {} if partial_results is None else partial_results.results
     left = [n for n, key in enumerate(keys) if key not in finished]
     size = sequences_together(model.config, ids.shape[1], resources, partial_results is not None)
     squares = SummedSquares(tuple({} for _ in model.config.blocks))

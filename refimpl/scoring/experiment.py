@@ -59,7 +59,7 @@ def experiment(
         for sequence, sums in result.squares.items():
             squares.add(sequence, sums)
 
-    finished = GroupResult.from_lines({} if partial is None else partial.found)
+    finished = GroupResult.from_lines({} if partial is None else partial.results)
     note(finished)
     left = [a for a in states if a not in finished.measures]
     groups = state_groups(left, config, ids.shape[1], resources, keep=partial is not None)

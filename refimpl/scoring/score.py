@@ -20,8 +20,7 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.identity import identity
-from refimpl.running.provenance import run_since, token_facts
+from refimpl.running.provenance import identity, run_since, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring.base_signals import alphas_of, signals_of

@@ -76,7 +76,7 @@ def power_laws(
         Per block, the power laws of its linears in the order of `config.LINEARS`.
     """
     linears, kept = tuple(model.config.linear_shapes), resources.partial
-    finished = {} if kept is None else kept.found
+    finished = {} if kept is None else kept.results
     laws = {key: PowerLaw(**law) for key, law in finished.items() if key.startswith("blocks.")}
     units = []
     for i in range(model.config.num_blocks):

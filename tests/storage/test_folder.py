@@ -6,16 +6,14 @@ import json
 import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, HERE
+from conftest import FIXTURES
+from processes import killed_before_step, printed_json
 
 from refimpl import RefimplError, read_model
 from refimpl.pruning.copied_files import copies
@@ -25,7 +23,6 @@ from refimpl.storage.folder import check_target, new_folder
 
 OLD = {"model.safetensors": "old weights", "config.json": "old"}
 NEW = {"model.safetensors": "new weights", "config.json": "new", "pruning.json": "{}"}
-CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock")
 
 
 def fill(path: Path, content: dict[str, str]) -> None:
@@ -117,7 +114,7 @@ def test_a_failure_leaves_no_trace(failure: Any, force: bool, tmp_path: Path) ->
 def test_a_failure_while_renaming(
     failure: Any, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, rename, calls = tmp_path / "out", os.rename, []
+    target, rename, calls = tmp_path / "out", os.replace, []
     fill(target, OLD)
 
     def failing(source: Any, other: Any, *args: Any, **options: Any) -> None:
@@ -126,7 +123,7 @@ def test_a_failure_while_renaming(
             raise failure
         rename(source, other, *args, **options)
 
-    monkeypatch.setattr(folder.Path, "rename", failing)
+    monkeypatch.setattr(folder.Path, "replace", failing)
     with pytest.raises((KeyboardInterrupt, RefimplError)):
         write_new(target, force=True)
     assert content_of(target) == (NEW if step == 2 else OLD)
@@ -143,9 +140,11 @@ def test_an_old_folder_that_cannot_be_deleted(
         raise OSError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder.shutil, "rmtree", failing)
+        patch.setattr(shutil, "rmtree", failing)
         error = refusal(lambda: write_new(target, force=True))
-    assert "is whole, but what it replaced cannot be deleted (Permission denied)" in str(error)
+    assert "is whole, but the folder it replaces cannot be deleted (Permission denied)" in str(
+        error
+    )
     assert str(tmp_path / ".out.part") in str(error)
     assert content_of(target) == NEW
     write_new(target, force=True)
@@ -169,7 +168,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, rename = os.fsync, os.rename
+    fsync, rename = os.fsync, os.replace
 
     def synced(handle: int) -> None:
         events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
@@ -179,8 +178,8 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
         events.append(f"{source.name} -> {target.name}")
         rename(source, target)
 
-    monkeypatch.setattr(folder.os, "fsync", synced)
-    monkeypatch.setattr(folder.Path, "rename", renamed)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(folder.Path, "replace", renamed)
     fill(tmp_path / "out", OLD)
     write_new(tmp_path / "out", force=True)
     moves = [events.index(move) for move in ("out -> old", "new -> out", "old -> deleted")]
@@ -246,10 +245,7 @@ def test_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def kill_at_every_step(top: str, how: str) -> None:
-    """Fork a run for each of its steps, killed before it; then check, and run again.
-
-    A step is anything that changes the file system, as Python's audit events tell.
-    """
+    """Kill a run before each of its steps; then check, and run again; print what was left."""
     number, killed = 0, True
     results: list[dict[str, Any]] = []
     while killed:
@@ -257,24 +253,7 @@ def kill_at_every_step(top: str, how: str) -> None:
         target.parent.mkdir()
         if how != "without":
             fill(target, OLD)
-        child = os.fork()
-        if not child:
-            left = number
-
-            def step(event: str, args: tuple[Any, ...]) -> None:
-                nonlocal left
-                reading = event == "open" and not (
-                    isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-                )
-                if event in CHANGES and not reading:
-                    if left == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    left -= 1
-
-            sys.addaudithook(step)
-            write_new(target, force=how == "forced")
-            os._exit(0)
-        killed = bool(os.waitpid(child, 0)[1])
+        killed = killed_before_step(number, lambda: write_new(target, force=how == "forced"))  # noqa: B023
         after = content_of(target)
         hidden = sorted(p.name for p in target.parent.glob(".out.part/*"))
         check_target(target, {}, True, 0)
@@ -290,17 +269,7 @@ def kill_at_every_step(top: str, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["without", "forced"])
 def test_a_kill_at_every_step(how: str, tmp_path: Path) -> None:
-    code = f"import test_folder; test_folder.kill_at_every_step({str(tmp_path)!r}, {how!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=os.environ
-        | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": f"{FIXTURES.parent}{os.pathsep}{HERE}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    results = json.loads(done.stdout)
+    results = printed_json(__file__, f"kill_at_every_step({str(tmp_path)!r}, {how!r})")
     before = None if how == "without" else OLD
     assert [r["killed"] for r in results] == [True] * (len(results) - 1) + [False]
     assert len(results) > (8 if how == "without" else 14)

@@ -1,7 +1,6 @@
 """Runs of score and prune, interrupted and taken up: nothing is repeated, nothing differs."""
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from program import Result, run
+from documents import content, keys, numbers
+from program import Result, ran, refused, run
 
 from refimpl import RefimplError
 from refimpl.pruning.checkpoint import KeptBlocks
@@ -64,30 +64,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return after
 
 
-def ran(*words: object) -> str:
-    result = run(*words)
-    assert (result.code, result.err) == (0, "")
-    return result.out
-
-
-def refused(*words: object) -> Result:
-    result = run(*words)
-    assert (result.code, result.out) == (2, "")
-    assert "\nnext: " in result.err
-    return result
-
-
-def numbers(path: Path) -> dict[str, Any]:
-    """A document without what differs from run to run."""
-    return {name: value for name, value in json.loads(path.read_text()).items() if name != "run"}
-
-
-def keys(part: Path) -> list[str]:
-    """Keys in the whole lines of a part, in order."""
-    lines = part.read_bytes().splitlines(keepends=True)
-    return [key for line in lines[1:] if line.endswith(b"\n") for key in json.loads(line)]
-
-
 # ---- score --------------------------------------------------------------------------------------
 
 
@@ -137,7 +113,7 @@ def test_what_is_kept_is_refused_without_resume(
     interrupt(2)
     assert run(*words).code == 130
     before = (tmp_path / "out.json.part").read_bytes()
-    assert "add --resume to take it up, or remove the file" in refused(*words).err
+    assert "add --resume to continue that run, or remove the file" in refused(*words)
     for change, named in (
         (("--eta", 0.5), "perturbation differ"),
         (("--dtype", "float64"), "dtype differ"),
@@ -146,8 +122,8 @@ def test_what_is_kept_is_refused_without_resume(
         (("--base", "owl"), "base differ"),
         (("--perturbation", "pruning", "--correct", "divergence"), "base, divergence, perturb"),
     ):
-        error = refused(*words, *change, "--resume").err
-        assert f"out.json.part is of another run: {named}" in error
+        error = refused(*words, *change, "--resume")
+        assert f"out.json.part belongs to another run: {named}" in error
     assert (tmp_path / "out.json.part").read_bytes() == before
     ran(*words, "--sparsity", 0.3, "--resume")  # which no unit depends on
 
@@ -162,11 +138,11 @@ def test_a_custom_base_is_part_of_what_the_run_is(
     interrupt(2)
     assert run(*words).code == 130
     base.write_text("[0.7, 0.6, 0.5, 0.4]")
-    assert "of another run: base differ" in refused(*words, "--resume").err
+    assert "belongs to another run: base differ" in refused(*words, "--resume")
 
 
 def test_resume_needs_an_output() -> None:
-    assert "--resume without -o" in refused("score", LLAMA, *SMALL, "--resume").err
+    assert "--resume without -o" in refused("score", LLAMA, *SMALL, "--resume")
 
 
 def test_two_runs_do_not_keep_in_one_file(tmp_path: Path) -> None:
@@ -177,7 +153,7 @@ def test_two_runs_do_not_keep_in_one_file(tmp_path: Path) -> None:
     ):
         PartialResults(path, {"a": 1}, resume=True)
     with PartialResults(path, {"a": 1}, resume=True) as part:
-        assert part.found == {}
+        assert part.results == {}
 
 
 def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -192,7 +168,7 @@ def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
     with PartialResults(tmp_path / "p", {}, resume=False) as part:
         part.add(values)
     with PartialResults(tmp_path / "p", {}, resume=True) as part:
-        found = part.found
+        found = part.results
     assert str(found) == str(values)
     for name in ("floats", "odd"):
         assert np.array(found[name]).tobytes() == np.array(values[name]).tobytes()
@@ -202,12 +178,6 @@ def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 # ---- prune --------------------------------------------------------------------------------------
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Files of a model's folder, `pruning.json` without what differs from run to run."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return found | {"pruning.json": repr(numbers(folder / "pruning.json")).encode()}
 
 
 @pytest.mark.parametrize("kind", PRUNINGS)
@@ -278,7 +248,7 @@ def test_a_full_disk_leaves_what_is_to_be_taken_up(
     words, out = ("prune", LLAMA, *SMALL, *PRUNINGS[kind], *place), tmp_path / "out"
     ran(*words, "-o", tmp_path / "whole")
     full_disk(monkeypatch, at)
-    assert "No space left" in refused(*words, "-o", out).err
+    assert "No space left" in refused(*words, "-o", out)
     assert os.listdir(tmp_path) == ["whole"]
 
     def found() -> list[str]:
@@ -286,11 +256,11 @@ def test_a_full_disk_leaves_what_is_to_be_taken_up(
         return [key for part in parts if part.exists() for key in keys(part)]
 
     full_disk(monkeypatch, at)
-    assert "No space left" in refused(*words, "-o", out, "--resume").err
+    assert "No space left" in refused(*words, "-o", out, "--resume")
     before = found()
     assert (tmp_path / ".out.part" / "kept").exists()
     full_disk(monkeypatch, at)
-    assert "No space left" in refused(*words, "-o", out, "--resume").err
+    assert "No space left" in refused(*words, "-o", out, "--resume")
     assert set(before) <= set(found())
     assert len(found()) == len(set(found()))  # nothing was found twice
     ran(*words, "-o", out, "--resume")
@@ -307,13 +277,14 @@ def test_a_pruning_that_could_be_taken_up_is_refused_without_resume(
     interrupt(2)
     assert run(*words).code == 130
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    assert f"add --resume to take it up, or remove {kept} to start anew" in refused(*words).err
+    error = refused(*words)
+    assert f"add --resume to continue that run, or remove {kept} to start anew" in error
     for change in (("--method", "magnitude"), ("--seq-len", 11), ("--dtype", "float64")):
         tokens = () if change[1] == "magnitude" else SMALL
         rest = ("--nm", "2:4", "-o", out, "--force", "--resume")
-        assert "of another run: " in refused("prune", LLAMA, *tokens, *rest, *change).err
+        assert "belongs to another run: " in refused("prune", LLAMA, *tokens, *rest, *change)
     scored = ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "-o", out, "--force", "--resume")
-    assert "of another run: " in refused(*scored).err
+    assert "belongs to another run: " in refused(*scored)
     assert before.items() <= {p.name: p.read_bytes() for p in kept.iterdir()}.items()
     assert (out / "model.safetensors").read_bytes() == (LLAMA / "model.safetensors").read_bytes()
     shutil.rmtree(kept)
@@ -323,7 +294,7 @@ def test_a_pruning_that_could_be_taken_up_is_refused_without_resume(
 
 def test_an_error_of_the_input_leaves_nothing_to_take_up(tmp_path: Path) -> None:
     words = ("prune", LLAMA, "--samples", 1, "--seq-len", 4, "--method", "sparsegpt", "--nm", "2:4")
-    error = refused(*words, "--damping", 0, "-o", tmp_path / "out").err
+    error = refused(*words, "--damping", 0, "-o", tmp_path / "out")
     assert "blocks.0." in error
     assert os.listdir(tmp_path) == []
     scored = ("--sparsity", 0.5, "--base", "owl", "--eta", 1e39)
@@ -346,7 +317,7 @@ def test_a_lost_worker_leaves_what_others_found(
             raise LostWorkerError(OSError("killed"))
 
     monkeypatch.setattr(KeptBlocks, "add", lost)
-    assert "a worker was lost" in refused(*words, "-o", tmp_path / "out").err
+    assert "a worker was lost" in refused(*words, "-o", tmp_path / "out")
     monkeypatch.setattr(KeptBlocks, "add", real)
     ran(*words, "-o", tmp_path / "out", "--resume")
     assert content(tmp_path / "out") == content(tmp_path / "whole")
