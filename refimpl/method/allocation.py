@@ -140,7 +140,9 @@ def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat =
     number_in(a, "a", 0, 1)
     if u.min() < 0:
         raise RefimplError(
-            f"a DLP score is {u.min():g}", "scores of at least 0", "check the activations"
+            f"a DLP score is negative ({u.min():g})",
+            "scores of at least 0",
+            "check the activations",
         )
     imp = 1 - u / u.sum() if u.any() else u
     if _is_flat(imp, "DLP score", compat):

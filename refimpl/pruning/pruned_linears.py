@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.request import Compat
 from refimpl.allocation.targets import Targets
 from refimpl.errors import RefimplError
+from refimpl.method.allocation import Compat
 from refimpl.model.config import Config
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import base_counts
+from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import BASES, Request
 from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals
 from refimpl.errors import RefimplError
@@ -176,8 +176,8 @@ def _costs(config: Config, ids: Array, plan: Perturbation, request: Request) -> 
 def _pruned_at(config: Config, signals: Signals, request: Request) -> PrunedAt:
     """Where the pruning perturbation prunes: the projected base, counted exactly."""
     exact = replace(request, compat="exact", correct=None)
-    counts = base_counts(signals, exact, config.linear_shapes, config.num_blocks)
-    return PrunedAt(request.base, request.options, request.sparsity, counts)
+    base = base_only(signals, exact, config.linear_shapes, config.num_blocks)
+    return PrunedAt(request.base, request.options, request.sparsity, base.linear_pruned)
 
 
 def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]:

@@ -27,7 +27,7 @@ from onnx import numpy_helper
 from program import run
 
 from refimpl import Model, Perturbation, RefimplError, Request, allocate, read_model, score
-from refimpl.allocation.scores_document import document
+from refimpl.allocation.scores_json import document
 from refimpl.loading.safetensors_file import save_tensors
 from refimpl.model.ops import Array
 from refimpl.onnx import runtime, session

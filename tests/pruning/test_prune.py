@@ -262,7 +262,7 @@ def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Pa
 def edited(change: Any, tmp_path: Path) -> Path:
     """A file of allocations for the llama fixture with something changed."""
     model = read_model(LLAMA)
-    from refimpl.allocation.scores_document import document
+    from refimpl.allocation.scores_json import document
 
     scores = score(model, drawn(model))
     given = document(scores, (allocate(scores, Request()),))
@@ -294,7 +294,7 @@ def no_blocks(given: dict[str, Any]) -> None:
     [
         (one_more, "counts sum to"),
         (too_many, "blocks.1.v_proj: 513 to prune of 512 weights"),
-        (a_fraction, "blocks.1.v_proj: 3.5 to prune"),
+        (a_fraction, "blocks.1: linears.num_pruned 3.5, expected a whole number"),
         (no_blocks, "not a whole scores.json"),
         (lambda given: given.update(format=7), "format 7"),
         (lambda given: given["blocks"].pop(), "another model: 3 blocks of q_proj 32 x 32"),
