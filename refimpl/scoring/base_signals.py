@@ -1,11 +1,8 @@
 """What bases are made of: activation signals of the dense model, and spectra of its weights."""
 
-from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Signals
@@ -14,7 +11,6 @@ from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.provenance import identity
 from refimpl.running.settings import Resources, Settings
-from refimpl.running.threads import Progress
 from refimpl.scoring.activation_signals import activation_signals
 from refimpl.scoring.dense_statistics import Moments, dense_squares, wanda_moments
 from refimpl.scoring.spectra import power_laws, spectra_cost
@@ -27,17 +23,7 @@ Alphas = dict[str, Any]
 
 
 def signals(
-    model: Model,
-    request: Request,
-    tokens: Tokens | None,
-    *,
-    dtype: npt.DTypeLike = np.float32,
-    threads: int | None = None,
-    memory: str | int | None = None,
-    executor: Executor | str | None = None,
-    progress: Progress = lambda done, total: None,
-    part: Path | None = None,
-    resume: bool = False,
+    model: Model, request: Request, tokens: Tokens | None, settings: Settings | None = None
 ) -> Signals:
     """Compute what a base is made of, and nothing else: no experiment.
 
@@ -45,32 +31,26 @@ def signals(
         model: From `read_model`.
         request: The base and its options.
         tokens: Calibration tokens; None for bases that need none.
-        dtype: As for `score`, as are all others.
-        threads: Worker threads.
-        memory: Memory for residual states.
-        executor: Where the work units run.
-        progress: Called with block passes done and in all.
-        part: The file that keeps partial results.
-        resume: Whether to continue from that file.
+        settings: What it runs with; only the dtype changes the numbers.
 
     Returns:
-        Signals; NaN where the base does not look.
+        Signals; NaN for those that the base does not need.
 
     Raises:
         RefimplError: NaN or Inf among the weights; a base that needs tokens without them.
     """
-    settings = Settings(dtype, threads, memory, executor, progress, part, resume)
+    settings = settings or Settings()
     config, reads_tokens = model.config, request.base in ACTIVATIONS
     if reads_tokens and tokens is None:
         raise RefimplError(
-            f"base {request.base} without tokens", "calibration tokens", "give tokens"
+            f"base {request.base} without tokens", "calibration tokens", "pass tokens"
         )
     ids = np.zeros((0, 1), np.int64) if tokens is None else checked_ids(tokens.ids, config)
     run = identity(model) | {
         "command": "signals",
         "tokens": tokens and tokens.sha256,
         "base": [request.base, dict(request.options)],
-        "dtype": np.dtype(dtype).name,
+        "dtype": np.dtype(settings.dtype).name,
     }
     with settings.open(run) as resources:
         cost = spectra_cost(config, ids.shape[1])

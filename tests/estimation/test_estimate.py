@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import FIXTURES
-from gates import model_of
+from gates import model_as, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from program import run
@@ -101,11 +101,6 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     counted("refimpl.scoring.state_group.head", lambda *args: ("heads", 1))
 
 
-def counting_model(case: str) -> Counting:
-    plain = model_of(case)
-    return Counting(**{f.name: getattr(plain, f.name) for f in fields(plain)})
-
-
 # Counts
 
 
@@ -138,7 +133,7 @@ def test_what_is_told_is_what_is_done(
         monkeypatch.setattr(f"refimpl.{module}.QUERIES", 8)
     monkeypatch.setattr(job, "pace", lambda *args: FAST)
     plan, request = RUNS[name]
-    model = counting_model(case)
+    model = model_as(case, Counting)
     if model.config.num_blocks > 6:  # three sequences are not enough
         plan = replace(plan, subset=plan.subset and 4)
     tokens = random_tokens(100, 3, 21)
@@ -162,7 +157,7 @@ def test_what_is_kept_changes_how_states_travel(
     monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr(job, "pace", lambda *args: FAST)
     model, tokens, plan = (
-        counting_model("llama"),
+        model_as("llama", Counting),
         random_tokens(264, 3, 12),
         Perturbation("pruning"),
     )
@@ -179,7 +174,7 @@ def test_work_elsewhere_is_counted_too(threads: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(job, "pace", lambda *args: FAST)
     monkeypatch.setattr("refimpl.running.work_units.ModelFiles.open", lambda files: model)
     model, tokens, plan = (
-        counting_model("llama"),
+        model_as("llama", Counting),
         random_tokens(264, 3, 12),
         Perturbation("pruning"),
     )

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from gates import model_of
+from gates import bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from program import run
@@ -58,17 +58,6 @@ PLANS = {
     "gaussian": (Perturbation(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning")),
     "pruning": (Perturbation("pruning"), Request("owl", correct="divergence")),
 }
-
-
-def bits(value: Any) -> Any:
-    """Everything in a result but how long it took, so that equal means equal bit for bit."""
-    if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, tuple | list):
-        return [bits(x) for x in value]
-    if hasattr(value, "__dataclass_fields__"):
-        return [(f.name, bits(getattr(value, f.name))) for f in fields(value) if f.name != "run"]
-    return value.hex() if isinstance(value, float) else value
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +129,7 @@ def test_signals_do_not_depend_on_where(place: dict[str, Any]) -> None:
     model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 3, 12)
     for request in (Request("owl"), Request("dlp"), Request("alphapruning")):
-        assert bits(signals(model, request, tokens, **place)) == bits(
+        assert bits(signals(model, request, tokens, Settings(**place))) == bits(
             signals(model, request, tokens)
         )
 
@@ -261,7 +250,7 @@ def test_nothing_is_calibrated_here_when_there_are_workers(
         **options,
     )
     assert passes == [n / 21 for n in range(1, 22)]  # 3 sequences, 4 blocks before and 3 after
-    signals(model, Request("owl"), tokens, **options)
+    signals(model, Request("owl"), tokens, Settings(**options))
     scored("llama", "pruning", **options)
 
 

@@ -1,14 +1,14 @@
 """Fewer blocks per sequence: which ones, that nothing is biased, and what is done with the rest."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from gates import model_of
+from gates import bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from program import run
@@ -164,17 +164,6 @@ def test_what_is_perturbed_is_what_it_is_without_a_subset(kind: str) -> None:
     for mine, whole in zip(some.squares, every.squares, strict=True):  # of clean states
         for name, sums in whole.items():
             np.testing.assert_array_equal(mine[name], sums)
-
-
-def bits(value: Any) -> Any:
-    """Everything in a result but how long it took."""
-    if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, tuple):
-        return [bits(x) for x in value]
-    if hasattr(value, "__dataclass_fields__"):
-        return [(f.name, bits(getattr(value, f.name))) for f in fields(value) if f.name != "run"]
-    return value
 
 
 def scored(plan: Perturbation, **options: Any) -> Scores:
