@@ -11,7 +11,7 @@ from conftest import FIXTURES
 from gates import bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from program import run
+from program import ran, refused
 
 from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores
@@ -267,12 +267,14 @@ def test_the_command_does_it_with_either_runtime(words: tuple[object, ...]) -> N
     pytest.importorskip("onnxruntime")
     both = []
     for runtime in ("numpy", "onnxruntime"):
-        result = run(
-            *("score", LLAMA, "--samples", 3, "--seq-len", 9, "--subset", 2, "--dtype", "float64"),
-            *("--runtime", runtime, "--json", *words),
+        both.append(
+            json.loads(
+                ran(
+                    *("score", LLAMA, "--samples", 3, "--seq-len", 9, "--subset", 2),
+                    *("--dtype", "float64", "--runtime", runtime, "--json", *words),
+                )
+            )
         )
-        assert (result.code, result.err) == (0, "")
-        both.append(json.loads(result.out))
     ours, theirs = both
     for mine, other in zip(ours["blocks"], theirs["blocks"], strict=True):
         for name in ("absorption_coefficient", "absorption_stderr"):
@@ -283,17 +285,13 @@ def test_the_command_does_it_with_either_runtime(words: tuple[object, ...]) -> N
 
 
 def test_explain_shows_every_sequence() -> None:
-    result = run("explain", LLAMA, "--subset", 2)
-    assert result.code == 2
-    assert "leave --subset away" in result.err
+    assert "--subset" in refused("explain", LLAMA, "--subset", 2)
 
 
 def test_prune_scores_with_it(tmp_path: Path) -> None:
-    out, few = tmp_path / "pruned", ("--samples", 3, "--seq-len", 9, "--subset", 2)
-    assert run("prune", LLAMA, "-o", out, "--sparsity", 0.5, *few).code == 0
-    refused = run("prune", LLAMA, "-o", tmp_path / "other", "--nm", "2:4", *few)
-    assert refused.code == 2
-    assert "--subset" in refused.err
+    few = ("--samples", 3, "--seq-len", 9, "--subset", 2)
+    ran("prune", LLAMA, "-o", tmp_path / "pruned", "--sparsity", 0.5, *few, quiet=False)
+    assert "--subset" in refused("prune", LLAMA, "-o", tmp_path / "other", "--nm", "2:4", *few)
 
 
 def test_sinks_of_both_runtimes_are_of_the_sequences_that_have_the_block() -> None:
