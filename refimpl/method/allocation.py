@@ -180,7 +180,7 @@ def atp(num_blocks: int, sparsity: float, beta: float) -> Floats:
         reach = 2 * min(sparsity, 1 - sparsity) / (num_blocks - 1)
         raise RefimplError(
             f"beta {beta} gives sparsities from {line.min():.4f} to {line.max():.4f}",
-            f"a sparsity in [0, 1] for every block: a beta from {-reach:.6g} to {reach:.6g}",
+            f"every block in [0, 1]: a beta from {-reach:.6g} to {reach:.6g}",
             f"use --base-option beta={np.copysign(reach, steep):.6g}, or one nearer to 0",
         )
     return line
