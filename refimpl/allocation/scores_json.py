@@ -15,7 +15,7 @@ import numpy as np
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.request import TOO_MUCH
 from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals, StoredAllocation
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, unreadable
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.ops import Array
 from refimpl.running.provenance import Run, TokenFacts
@@ -215,9 +215,7 @@ def whole_scores(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RefimplError(
-            f"{path}: cannot be read ({error.strerror})", "a scores.json", "check the path"
-        ) from error
+        raise unreadable(path, error, "a scores.json") from error
     except NOT_WHOLE as error:
         why = str(error).partition("\n")[0] if isinstance(error, ValueError) else repr(error)
         raise RefimplError(
@@ -266,19 +264,20 @@ def scores_of(document: Json) -> Scores:
 
     etas = [None if at is not None else float(result["eta"]) for result in sweep]
     plan_eta = {} if at is not None else {"eta": tuple(etas)}  # pruning has none
+    names = list(linears)
     options = {name: document["signal_options"][name] for name in SIGNAL_OPTIONS}
-    signals = _arrays(Signals, "scores.signals", blocks, len(linears))
+    signals = _arrays(Signals, "scores.signals", blocks, names)
     if ("alpha" in signals) != (options["alpha_fit"] is not None):
         raise ValueError("alpha and alpha_fit: one of them without the other")
     return _filled(
         Scores,
         _attributes(document, "scores"),
-        **_arrays(Scores, "scores", blocks, len(linears)),
+        **_arrays(Scores, "scores", blocks, names),
         linears=linears,
         tokens=_filled(TokenFacts, document["tokens"]),
         plan=_filled(Perturbation, _attributes(document, "scores.plan"), **plan_eta),
         sweep=tuple(
-            Absorption(eta, **_arrays(Absorption, "absorption", result["blocks"], len(linears)))
+            Absorption(eta, **_arrays(Absorption, "absorption", result["blocks"], names))
             for eta, result in zip(etas, sweep, strict=True)
         ),
         signals=_filled(Signals, options, **signals),
@@ -295,7 +294,7 @@ def stored_allocation(rows: Sequence[Json], linears: Iterable[str]) -> StoredAll
     for i, row in enumerate(rows):
         if [linear["name"] for linear in row["linears"]] != names:
             raise ValueError(f"linears of block {i}")
-    return StoredAllocation(**_arrays(StoredAllocation, "allocation", rows, len(names)))
+    return StoredAllocation(**_arrays(StoredAllocation, "allocation", rows, names))
 
 
 def _attributes(document: Json, owner: str) -> dict[str, Any]:
@@ -308,7 +307,7 @@ def _attributes(document: Json, owner: str) -> dict[str, Any]:
     return attributes
 
 
-def _arrays(kind: type, owner: str, rows: Sequence[Json], linears: int) -> dict[str, Array]:
+def _arrays(kind: type, owner: str, rows: Sequence[Json], names: Sequence[str]) -> dict[str, Array]:
     """The arrays of a dataclass from its columns; an optional one that no block has is left out."""
     optional = {field.name: field.default is None for field in fields(kind)}
     arrays = {}
@@ -317,7 +316,7 @@ def _arrays(kind: type, owner: str, rows: Sequence[Json], linears: int) -> dict[
         if of == owner and name in optional:
             values = [_value(column, row) for row in rows]
             if not optional[name] or any(value is not None for value in values):
-                arrays[name] = _array(column, values, linears)
+                arrays[name] = _array(column, values, names)
     return arrays
 
 
@@ -331,21 +330,22 @@ def _value(column: Column, row: Json) -> Any:
     return [linear[key] for linear in row[group]]
 
 
-def _array(column: Column, values: Sequence[Any], linears: int) -> Array:
-    """The array of a column from its values in all blocks."""
+def _array(column: Column, values: Sequence[Any], names: Sequence[str]) -> Array:
+    """The array of a column from its values in all blocks, whose linears have these names."""
     count = len(values)
     if column.form == "triangle":
         array = np.full((count, count), np.nan)
         for i, row in enumerate(values):
             array[i, i:] = _numbers(column, row, (count - i,))
         return array
-    shape = (count, linears) if column.form == "linears" else (count,)
+    shape = (count, len(names)) if column.form == "linears" else (count,)
     array = _numbers(column, values, shape)
     if not column.whole:
         return array
-    for (block, *_), number in np.ndenumerate(np.array(values, object)):
+    for (block, *j), number in np.ndenumerate(np.array(values, object)):
         if type(number) is not int:
-            raise ValueError(f"blocks.{block}: {column.key} {number!r}, expected a whole number")
+            at = ".".join(["blocks", str(block), *(names[i] for i in j)])
+            raise ValueError(f"{at}: {number!r} as {column.key}, expected a whole number")
     return np.array(values, np.int64)
 
 

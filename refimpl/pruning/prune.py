@@ -14,7 +14,7 @@ import numpy.typing as npt
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.targets import Targets, targets_for
 from refimpl.errors import RefimplError
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.decision import Pruner

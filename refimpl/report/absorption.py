@@ -19,12 +19,12 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> Rep
     edges = np.concatenate([[0.93, 1.07], r, (r - error)[known], (r + error)[known]])
     x, y = scales.blocks_axis(count), scales.vertical(edges.tolist(), log=True, room=0.12)
     names = ("perturbed block", "absorption coefficient r, log scale")
-    parts = svg.axes(x, y, names, scales.block_ticks(count))
-    parts.append(svg.line(x.start, y(1), x.end, y(1), "one"))
-    parts.append(svg.label(x.end + 4, y(1), "1", "tick mid"))
-    for i in range(count):
-        if isfinite(r[i]):
-            parts.append(svg.line(x(i), y(1), x(i), y(r[i]), f"stem {_side(r[i])}"))
+    parts = svg.axes(x, y, names, scales.block_ticks(count)) + svg.level(x, y, 1, "one")
+    parts += [
+        svg.line(x(i), y(1), x(i), y(r[i]), f"stem {_side(r[i])}")
+        for i in range(count)
+        if isfinite(r[i])
+    ]
     points = [(x(i), y(r[i]) if isfinite(r[i]) else nan) for i in range(count)]
     whiskers = [
         (x(i), y(r[i] - error[i]), y(r[i] + error[i]))
@@ -33,13 +33,8 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> Rep
     ]
     parts.append(svg.bars(whiskers, "whisker"))
     for shape, css in ((svg.DOWN, "absorbs"), (svg.UP, "amplifies"), (svg.CIRCLE, "neither")):
-        parts.append(
-            svg.marks(
-                [p for p, value in zip(points, r, strict=True) if _side(value) == css],
-                shape,
-                f"dot {css}",
-            )
-        )
+        chosen = [p for p, value in zip(points, r, strict=True) if _side(value) == css]
+        parts.append(svg.marks(chosen, shape, f"dot {css}"))
     parts += [svg.label(x(i), y(1) - 6, "?", "name", "middle") for i in range(count) if isnan(r[i])]
     parts += [
         svg.label(x.end - 2, scales.TOP + 12, "▲ amplifies", "side amplifies-text", "end"),
@@ -52,13 +47,11 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> Rep
         "The share of a perturbation that is left after the last block. Above 1 the later blocks "
         "amplify it, below 1 they absorb it. Bars: one standard error over sequences"
         + ("." if known.any() else "; none here, because it needs two sequences or more."),
-        svg.picture(
-            ident,
+        (
             f"Absorption coefficient of every block, {perturbation_words(absorption)}",
             "Absorbed and amplified: " + " ".join(findings(absorption)),
-            parts,
-            scales.HEIGHT,
         ),
+        parts,
         _absorption_table(scores, absorption),
     )
 
@@ -86,13 +79,11 @@ def sweep_figure(ident: str, scores: Scores) -> ReportFigure:
         "The sweep over eta",
         "The same experiment with perturbations of other sizes, a line per block. Below the line "
         "at 1 the later blocks absorb the perturbation.",
-        svg.picture(
-            ident,
+        (
             "Absorption coefficient of every block over eta",
             f"{count} lines. Blocks that amplify, by eta: {'; '.join(above)}.",
-            parts,
-            scales.HEIGHT,
         ),
+        parts,
         Table(
             "Absorption coefficient r at each eta",
             ["block", *(f"eta {eta:g}" for eta in etas)],

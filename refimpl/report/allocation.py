@@ -1,6 +1,7 @@
 """Pictures of allocations: base against corrected, requested against achieved."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,6 +18,10 @@ COUNT_NAMES = {
     "kept_zeros": "kept zeros",
     "zeros": "zeros",
 }
+MARKS = {  # classes, shape and name of the shares that are drawn
+    "requested": ("open one-hue", svg.CIRCLE, "asked"),
+    "zeros": ("mark other-hue", svg.DOT, "zeros"),
+}
 
 
 def allocation_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigure:
@@ -29,16 +34,14 @@ def allocation_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigu
     target = float(document["requested_sparsity"])
     x, y = scales.blocks_axis(count), scales.vertical([target, *base, *final], room=0.12)
     parts = svg.axes(x, y, ("block", "fraction pruned"), scales.block_ticks(count))
-    parts.append(svg.line(x.start, y(target), x.end, y(target), "target"))
-    parts.append(svg.label(x.end + 4, y(target), f"{target:.4g}", "tick mid"))
+    parts += svg.level(x, y, target, "target")
     pairs = [(x(i), y(base[i]), y(final[i])) for i in range(count)]
     parts += [svg.line(here, a, here, b, "move") for here, a, b in pairs if abs(a - b) > 1]
     points = [(here, b) for here, _, b in pairs]
-    parts.append(svg.marks([(here, a) for here, a, _ in pairs], svg.CIRCLE, "open one-hue"))
-    parts.append(svg.marks(points, svg.SQUARE, "mark other-hue"))
-    parts += svg.legend(
-        [("open one-hue", svg.CIRCLE, "base"), ("mark other-hue", svg.SQUARE, "corrected")]
-    )
+    css, other = "open one-hue", "mark other-hue"
+    parts.append(svg.marks([(here, a) for here, a, _ in pairs], svg.CIRCLE, css))
+    parts.append(svg.marks(points, svg.SQUARE, other))
+    parts += svg.legend([(css, svg.CIRCLE, "base"), (other, svg.SQUARE, "corrected")])
     parts += svg.trail(points, "hit", 0)
     moved = final - base
     most = int(np.abs(moved).argmax())
@@ -48,34 +51,25 @@ def allocation_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigu
         if correct is not None
         else "No correction was requested: both are the same."
     )
-    rows = [
-        [
-            str(i),
-            f"{base[i]:.4f}",
-            f"{final[i]:.4f}",
-            f"{moved[i]:+.4f}",
-            f"{allocation.num_pruned[i]:,}",
-            weights,
-        ]
-        for i in range(count)
-    ]
+    columns = {
+        "block": [str(i) for i in range(count)],
+        "base": [f"{s:.4f}" for s in base],
+        "corrected": [f"{s:.4f}" for s in final],
+        "change": [f"{change:+.4f}" for change in moved],
+        "to prune": [f"{n:,}" for n in allocation.num_pruned],
+        "weights": [weights] * count,
+    }
     return ReportFigure(
         ident,
         "Base against corrected allocation",
         f"Base {document['base']}, target {target:g} over all weights. {said}",
-        svg.picture(
-            ident,
+        (
             f"Fraction pruned of every block, base {document['base']} and corrected, {at}",
             f"Base from {base.min():.4f} to {base.max():.4f}, corrected from {final.min():.4f} to "
             f"{final.max():.4f}. {said}",
-            parts,
-            scales.HEIGHT,
         ),
-        Table(
-            "Sparsity of every block",
-            ["block", "base", "corrected", "change", "to prune", "weights"],
-            rows,
-        ),
+        parts,
+        Table("Sparsity of every block", [*columns], [*zip(*columns.values(), strict=True)]),
     )
 
 
@@ -121,44 +115,32 @@ def _linears_figure(
 ) -> ReportFigure:
     """A row per linear: requested sparsities are open circles, achieved ones dots in them."""
     weights = counts["weights"]
-    asked = counts["requested"] / weights
-    zeros = counts["zeros"] / weights if "zeros" in counts else None
-    count, width = asked.shape
-    known = [*asked.ravel(), *(() if zeros is None else zeros.ravel())]
-    x, low, high = scales.blocks_axis(count), min(known), max(known)
+    shares = {key: counts[key] / weights for key in MARKS if key in counts}
+    count, width = weights.shape
+    low, high = (float(f(list(shares.values()))) for f in (np.min, np.max))
     more = max((high - low) * 0.1, 0.02 - (high - low) / 2)  # rounding must not look large
-    bottom = scales.TOP + 6 + LINEAR_ROW * width
-    parts = [
-        svg.label(6, 18, f"fraction pruned, each row {low - more:.3f} to {high + more:.3f}", "name")
-    ]
+    low, high, bottom = low - more, high + more, scales.TOP + 6 + LINEAR_ROW * width
+    left, right = scales.LEFT + 34, scales.RIGHT - 8
+    x = replace(scales.blocks_axis(count), start=left, end=right)
+    parts = [svg.label(6, 18, f"fraction pruned, each row {low:.3f} to {high:.3f}", "name")]
     for j, name in enumerate(names):
         end = scales.TOP + 4 + LINEAR_ROW * (j + 1)
-        y = scales.AxisScale(low - more, high + more, end - 2, end - LINEAR_ROW + 4)
-        left, right = x.start + 34, x.end - 8
-        across = scales.AxisScale(x.low, x.high, left, right)
-        parts.append(
-            f'<path class="band" d="M{left} {end - 1}H{right}V{end - LINEAR_ROW + 3}H{left}z"/>'
-        )
-        parts.append(svg.label(left - 6, end - LINEAR_ROW / 2 + 1, name, "tick mid", "end"))
-        points = [(across(i), y(asked[i, j])) for i in range(count)]
-        parts.append(svg.marks(points, svg.CIRCLE, "open one-hue"))
-        total = counts["requested"][:, j].sum() / weights[:, j].sum()
-        if zeros is not None:
-            inner = [(across(i), y(zeros[i, j])) for i in range(count)]
-            parts.append(svg.marks(inner, svg.DOT, "mark other-hue"))
-            total = counts["zeros"][:, j].sum() / weights[:, j].sum()
-        parts.append(
-            svg.label(scales.WIDTH - 2, end - LINEAR_ROW / 2 + 1, f"{total:.1%}", "tick mid", "end")
-        )
+        y, middle = scales.AxisScale(low, high, end - 2, end - LINEAR_ROW + 4), end - LINEAR_ROW / 2
+        band = f"M{left} {end - 1}H{right}V{end - LINEAR_ROW + 3}H{left}z"
+        parts.append(f'<path class="band" d="{band}"/>')
+        parts.append(svg.label(left - 6, middle + 1, name, "tick mid", "end"))
+        for key, share in shares.items():
+            css, shape, _ = MARKS[key]
+            parts.append(svg.marks([(x(i), y(share[i, j])) for i in range(count)], shape, css))
+            total = f"{counts[key][:, j].sum() / weights[:, j].sum():.1%}"
+        parts.append(svg.label(scales.WIDTH - 2, middle + 1, total, "tick mid", "end"))
+        points = [(x(i), y(shares["requested"][i, j])) for i in range(count)]
         parts += svg.trail(points, "hit", j * count)
-    across = scales.AxisScale(x.low, x.high, x.start + 34, x.end - 8)
     for tick in scales.block_ticks(count):
-        parts.append(svg.label(across(tick), bottom + 14, f"{tick:g}", anchor="middle"))
-    parts.append(svg.label((across.start + across.end) / 2, bottom + 33, "block", "name", "middle"))
-    legend = [("open one-hue", svg.CIRCLE, "asked")]
-    if zeros is not None:
-        legend.append(("mark other-hue", svg.DOT, "zeros"))
-    parts += svg.legend(legend)
+        parts.append(svg.label(x(tick), bottom + 14, f"{tick:g}", anchor="middle"))
+    parts.append(svg.label((left + right) / 2, bottom + 33, "block", "name", "middle"))
+    parts += svg.legend([MARKS[key] for key in shares])
+    shown = [key for key in COUNT_NAMES if key in counts]
     rows = [
         [
             f"{name} {i}",
@@ -166,31 +148,24 @@ def _linears_figure(
             str(i),
             f"{int(weights[i, j]):,}",
             f"{sparsity[i, j]:.4f}",
-            *(f"{int(counts[key][i, j]):,}" for key in COUNT_NAMES if key in counts),
-            f"{asked[i, j]:.4f}",
-            *([] if zeros is None else [f"{zeros[i, j]:.4f}"]),
+            *(f"{int(counts[key][i, j]):,}" for key in shown),
+            *(f"{share[i, j]:.4f}" for share in shares.values()),
         ]
         for j, name in enumerate(names)
         for i in range(count)
     ]
-    shown = [title for key, title in COUNT_NAMES.items() if key in counts]
-    shares = ["asked share", *([] if zeros is None else ["zeros share"])]
-    said = "" if zeros is None else f" Zeros from {zeros.min():.4f} to {zeros.max():.4f}."
+    heads = ["linear and block", "linear", "block", "weights", "allocated"]
+    heads += [COUNT_NAMES[key] for key in shown] + [f"{MARKS[key][2]} share" for key in shares]
+    said = "".join(
+        f" {MARKS[key][2].capitalize()} from {share.min():.4f} to {share.max():.4f}."
+        for key, share in shares.items()
+    )
     return ReportFigure(
         ident,
         title,
         note,
-        svg.picture(
-            ident,
-            title,
-            f"A row per linear ({', '.join(names)}), a place per block. "
-            f"Asked from {asked.min():.4f} to {asked.max():.4f}.{said}",
-            parts,
-            bottom + 46,
-        ),
-        Table(
-            title,
-            ["linear and block", "linear", "block", "weights", "allocated", *shown, *shares],
-            rows,
-        ),
+        (title, f"A row per linear ({', '.join(names)}), a place per block.{said}"),
+        parts,
+        Table(title, heads, rows),
+        height=bottom + 46,
     )

@@ -32,14 +32,13 @@ def drift_figure(ident: str, absorption: Absorption) -> ReportFigure:
         "Drift over depth",
         "Each line begins at the block whose output is perturbed. A falling line: later blocks "
         "absorb the perturbation; a rising one: they amplify it. At the right: the block.",
-        svg.picture(
-            ident,
+        (
             f"Drift of every perturbed block over depth, {perturbation_words(absorption)}",
             f"{count} lines, one per perturbed block, from that block to the last. {shown}",
-            parts,
-            scales.HEIGHT + more,
         ),
+        parts,
         _matrix(drift, "Mean relative drift after each block", ".4g"),
+        height=scales.HEIGHT + more,
         large=count > WRITTEN,
     )
 
@@ -50,7 +49,8 @@ def drift_map(ident: str, absorption: Absorption) -> ReportFigure:
         ident,
         "Drift of all pairs",
         "The same numbers as a map: along a row, one perturbation travels through the blocks.",
-        _map_picture(ident, "Drift", absorption, absorption.drift, ""),
+        _map_words("Drift", absorption, absorption.drift, ""),
+        _map(absorption.drift, ""),
         _matrix(absorption.drift, "Mean relative drift after each block", ".4g"),
     )
 
@@ -63,21 +63,17 @@ def alignment_map(ident: str, absorption: Absorption) -> ReportFigure:
         ident,
         "Alignment of all pairs, as an angle",
         "How far the state's direction turns: arccos of the mean alignment, in degrees.",
-        _map_picture(ident, "Angle", absorption, angles, "°"),
+        _map_words("Angle", absorption, angles, "°"),
+        _map(angles, "°"),
         _matrix(angles, "Angle to the clean state after each block, in degrees", ".4g"),
         _matrix(cosines, "Mean alignment after each block: the cosine of that angle", ".7f"),
     )
 
 
-def _map_picture(
-    ident: str, quantity: str, absorption: Absorption, values: Array, unit: str
-) -> str:
-    return svg.picture(
-        ident,
+def _map_words(quantity: str, absorption: Absorption, values: Array, unit: str) -> tuple[str, str]:
+    return (
         f"{quantity} for every perturbed block and depth, {perturbation_words(absorption)}",
         f"A triangle: a row per perturbed block, a column per depth. {_range(values, unit)}",
-        _map(values, unit),
-        scales.HEIGHT,
     )
 
 

@@ -6,6 +6,9 @@ from html import escape
 from math import isfinite
 from typing import Any
 
+from refimpl.report.scales import HEIGHT
+from refimpl.report.svg import picture
+
 UNKNOWN = "-"
 SHOWN = 10  # values of a list of facts
 
@@ -35,19 +38,28 @@ class ReportFigure:
         ident: Its id, unique in the page.
         title: Its title.
         note: How to read it.
-        svg: The picture.
+        alternative: Title and description of the picture, as text.
+        parts: SVG elements of the picture.
         table: Its numbers.
         also: A second table, of the numbers from which the first one is computed.
+        height: Height of the picture, in its units.
         large: Whether it is shown larger than others if there is room.
     """
 
     ident: str
     title: str
     note: str
-    svg: str
+    alternative: tuple[str, str]
+    parts: Sequence[str]
     table: Table
     also: Table | None = None
+    height: float = HEIGHT
     large: bool = False
+
+    @property
+    def svg(self) -> str:
+        """The picture."""
+        return picture(self.ident, *self.alternative, self.parts, self.height)
 
 
 def number(value: float, form: str = ".4g") -> str:

@@ -20,10 +20,10 @@ from refimpl.allocation.scores_json import (
     sweep_of,
     whole_scores,
 )
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, unreadable
 from refimpl.model.ops import Array
-from refimpl.pruning.copied_files import RECORD
 from refimpl.report.scales import MOST
+from refimpl.storage.target_checks import RECORD
 
 TEXT = ("perplexity", "nats_per_token", "bits_per_byte")
 QUESTIONS = ("acc", "acc_norm")
@@ -142,9 +142,7 @@ def _read(path: Path) -> ScoresInput | PruningInput | EvaluationInput:
             return _evaluation_input(file)
         raise ValueError("no command writes these fields")
     except OSError as error:
-        raise RefimplError(
-            f"{path}: cannot be read ({error.strerror})", KINDS, "check the path"
-        ) from error
+        raise unreadable(path, error, KINDS) from error
     except NOT_WHOLE as error:
         shown = isinstance(error, ValueError) or type(error) is TypeError
         why = str(error).partition("\n")[0] if shown else repr(error)

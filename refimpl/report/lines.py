@@ -8,34 +8,17 @@ from refimpl.report.html import ReportFigure, Table, number
 from refimpl.show.header import counted
 
 
-def compared_figure(ident: str, title: str, note: str, rows: Mapping[str, Array]) -> ReportFigure:
-    """Coefficients of every block, a line per row."""
-    return _lines_figure(ident, title, note, rows, ("absorption coefficient r", 1.0), log=True)
-
-
-def sparsities_figure(
-    ident: str, title: str, note: str, rows: Mapping[str, Array], target: float
+def lines_figure(
+    ident: str, title: str, note: str, rows: Mapping[str, Array], target: float | None = None
 ) -> ReportFigure:
-    """Sparsity of every block, a line per row."""
-    return _lines_figure(ident, title, note, rows, ("fraction pruned", target), log=False)
-
-
-def _lines_figure(
-    ident: str,
-    title: str,
-    note: str,
-    rows: Mapping[str, Array],
-    level: tuple[str, float],
-    log: bool,
-) -> ReportFigure:
-    """A line per row over the blocks, with a legend below, and a level to compare with."""
-    count, (name, at) = max(map(len, rows.values())), level
-    known = [float(v) for row in rows.values() for v in row]
-    x, y = scales.blocks_axis(count), scales.vertical([at, *known], log)
-    scale = f"{name}, log scale" if log else name
-    parts = svg.axes(x, y, ("block", scale), scales.block_ticks(count))
-    parts.append(svg.line(x.start, y(at), x.end, y(at), "one"))
-    parts.append(svg.label(x.end + 4, y(at), f"{at:.4g}", "tick mid"))
+    """Sparsities and their target, or without one, coefficients of every block; a line per row."""
+    log, at = target is None, 1.0 if target is None else target
+    name = "absorption coefficient r" if log else "fraction pruned"
+    count = max(map(len, rows.values()))
+    values = [float(v) for row in rows.values() for v in row]
+    x, y = scales.blocks_axis(count), scales.vertical([at, *values], log)
+    names = ("block", f"{name}, log scale" if log else name)
+    parts = svg.axes(x, y, names, scales.block_ticks(count)) + svg.level(x, y, at, "one")
     for j, (whose, row) in enumerate(rows.items()):
         points = [(x(i), svg.place(y, v)) for i, v in enumerate(row)]
         color, below = svg.shade(j, len(rows)), scales.HEIGHT + 16 * j
@@ -49,13 +32,8 @@ def _lines_figure(
         ident,
         title,
         note,
-        svg.picture(
-            ident,
-            title,
-            f"{len(rows)} lines over {counted(count, 'block')}: {'; '.join(rows)}.",
-            parts,
-            scales.HEIGHT + 16 * len(rows),
-        ),
+        (title, f"{len(rows)} lines over {counted(count, 'block')}: {'; '.join(rows)}."),
+        parts,
         Table(
             f"{name} of every block".capitalize(),
             ["line", *(f"block {i}" for i in range(count))],
@@ -64,4 +42,5 @@ def _lines_figure(
                 for whose, row in rows.items()
             ],
         ),
+        height=scales.HEIGHT + 16 * len(rows),
     )

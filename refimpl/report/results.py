@@ -103,16 +103,12 @@ def _dots(
         ident,
         title,
         f"{note} Bars: one standard error.",
-        svg.picture(
-            ident,
-            f"{title}, {len(rows)} rows",
-            f"With standard errors if known. {said}.",
-            parts,
-            bottom + 46,
-        ),
+        (f"{title}, {len(rows)} rows", f"With standard errors if known. {said}."),
+        parts,
         Table(
             f"{title} with standard errors",
             ["evaluation", title.lower(), "stderr"],
             [[name, number(one.value, form), number(one.error, ".4g")] for name, one in rows],
         ),
+        height=bottom + 46,
     )

@@ -7,7 +7,7 @@ from refimpl.report.allocation import allocation_figure, pruned_figure, requeste
 from refimpl.report.drift import alignment_map, drift_figure, drift_map, perturbation_words
 from refimpl.report.html import ReportFigure, grid_html, table_html
 from refimpl.report.inputs import PruningInput, ReportInputs, ScoresInput
-from refimpl.report.lines import compared_figure, sparsities_figure
+from refimpl.report.lines import lines_figure
 from refimpl.report.provenance import provenance_html
 from refimpl.report.results import prunings_table, results_figures, results_table
 from refimpl.show.header import counted
@@ -56,13 +56,13 @@ def _sweep(key: str, scored: ScoresInput) -> Iterator[ReportFigure]:
     coefficients = [absorption.coefficient for absorption in scored.scores.sweep]
     sparsities = [allocation.corrected_sparsity for allocation in scored.allocations]
     yield sweep_figure(f"{key}-eta", scored.scores)
-    yield compared_figure(
+    yield lines_figure(
         f"{key}-etas",
         "Absorption coefficients at each eta",
         "The same numbers over the blocks.",
         dict(zip(names, coefficients, strict=True)),
     )
-    yield sparsities_figure(
+    yield lines_figure(
         f"{key}-sparsities",
         "Corrected allocation at each eta",
         "The base, corrected by the coefficients at each eta.",
@@ -77,7 +77,7 @@ def _prunings(pruned: Sequence[PruningInput]) -> Iterator[ReportFigure]:
         yield pruned_figure(f"p{i}", pruning)
     if len(pruned) > 1:
         weights, requested = (pruned[0].counts[key].sum() for key in ("weights", "requested"))
-        yield sparsities_figure(
+        yield lines_figure(
             "prunings-blocks",
             "Prunings side by side",
             "The fraction pruned of every block; the line is the requested total of the first.",
@@ -92,7 +92,7 @@ def _prunings(pruned: Sequence[PruningInput]) -> Iterator[ReportFigure]:
 def _compared(scored: Sequence[ScoresInput]) -> ReportFigure:
     """Coefficients of several files, at the first eta of each."""
     first = {x.name: x.scores.sweep[0] for x in scored}
-    return compared_figure(
+    return lines_figure(
         "compared-r",
         "Absorption coefficients side by side",
         "Of each file of scores, at its first eta.",

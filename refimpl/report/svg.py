@@ -40,6 +40,15 @@ def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
     return f'<path class="{css}" d="M{units(x1)} {units(y1)}L{units(x2)} {units(y2)}"/>'
 
 
+def level(x: AxisScale, y: AxisScale, value: float, css: str) -> list[str]:
+    """A horizontal line at a value of y, and the value at its right end."""
+    at = y(value)
+    return [
+        line(x.start, at, x.end, at, css),
+        label(x.end + 4, at, f"{value:.4g}", "tick mid"),
+    ]
+
+
 def axes(
     x: AxisScale,
     y: AxisScale,

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.running.executors import Pool, open_pool
 from refimpl.running.memory import parse_memory
 from refimpl.running.threads import Progress, Workers
-from refimpl.storage.partial_results import PartialResults, partial_results
+from refimpl.storage.partial_results import Decode, PartialResults, partial_results
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Resources:
     memory: int
     workers: Workers
     pool: Pool
-    partial: PartialResults[str, Any] | None
+    partial: PartialResults[Any, Any] | None
     progress: Progress
     total: float = 0.0
     done: float = 0.0
@@ -72,18 +72,26 @@ class Settings:
 
     def __post_init__(self) -> None:
         if np.dtype(self.dtype) not in (np.float32, np.float64):
-            raise RefimplError(f"dtype {self.dtype}", "float32 or float64", "choose one of these")
+            raise RefimplError(
+                f"dtype {np.dtype(self.dtype)} is not supported",
+                "float32 or float64",
+                "choose one of these",
+            )
 
     @contextmanager
-    def open(self, identity: Mapping[str, Any]) -> Iterator[Resources]:
+    def open(
+        self, identity: Mapping[str, Any], decode: Decode | None = None
+    ) -> Iterator[Resources]:
         """Open threads, pool and partial results, with loud arithmetic, and close them at the end.
 
-        The identity is everything that the partial results depend on.
+        Args:
+            identity: Everything that the partial results depend on.
+            decode: What each key and value of the partial results stand for.
         """
         memory = parse_memory(self.memory)
         with (
             loud(self.dtype),
-            partial_results(self.part, identity, self.resume) as partial,
+            partial_results(self.part, identity, self.resume, decode) as partial,
             open_pool(self.executor, self.threads) as pool,
             Workers(self.threads) as workers,
         ):

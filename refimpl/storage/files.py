@@ -13,15 +13,6 @@ from uuid import uuid4
 from refimpl.errors import RefimplError
 
 
-def unreadable(path: Path | str, error: OSError, what: str) -> RefimplError:
-    """The error of a file that cannot be read; `what` names the file that is accepted."""
-    return RefimplError(
-        f"{path}: cannot be read ({error.strerror or error})",
-        what,
-        "check the path and its permissions",
-    )
-
-
 def unwritable(path: Path | str, error: OSError) -> RefimplError:
     """The error of a file or folder that cannot be written."""
     return RefimplError(
@@ -68,9 +59,7 @@ def whole(target: Path, durable: bool = True) -> Iterator[Path]:
                     path.chmod(rights)
         if durable:
             tree_to_disk(beside)
-            rename(beside, target)
-        else:
-            beside.replace(target)
+        beside.replace(target)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -91,13 +80,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     elif os.path.lexists(path):
         path.unlink()
-
-
-def rename(source: Path, target: Path) -> None:
-    """Rename a file or a folder, and bring both names to the disk before anything else happens."""
-    source.replace(target)
-    for parent in {source.parent, target.parent}:
-        to_disk(parent)
 
 
 def tree_to_disk(path: Path) -> None:

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refimpl.errors import RefimplError
-from refimpl.storage.files import remove, rename, tree_to_disk, writing
+from refimpl.storage.files import remove, to_disk, tree_to_disk, writing
 from refimpl.storage.lock import can_lock, locked
 from refimpl.storage.partial_results import recurs
 from refimpl.storage.target_checks import real_path, refuse_existing, refuse_overlap
@@ -196,7 +196,7 @@ def _restore(work: Path, target: Path) -> None:
         if os.path.lexists(target):
             _delete(work, OLD)
         else:
-            rename(work / OLD, target)
+            _rename(work / OLD, target)
     remove(work / DELETED)
 
 
@@ -204,8 +204,8 @@ def _swap(work: Path, target: Path, force: bool) -> None:
     """Put the new folder in the place of the old one."""
     if os.path.lexists(target):
         refuse_existing(target, force)  # it may have appeared during the work
-        rename(target, work / OLD)
-    rename(work / NEW, target)
+        _rename(target, work / OLD)
+    _rename(work / NEW, target)
     if (work / RESULTS).exists():
         shutil.rmtree(work / RESULTS)
     try:
@@ -222,5 +222,12 @@ def _swap(work: Path, target: Path, force: bool) -> None:
 def _delete(work: Path, name: str) -> None:
     """Delete a folder under another name, so that no run finds it half deleted."""
     remove(work / DELETED)
-    rename(work / name, work / DELETED)
+    _rename(work / name, work / DELETED)
     shutil.rmtree(work / DELETED)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename a folder, and bring both names to the disk before anything else happens."""
+    source.rename(target)
+    for parent in {source.parent, target.parent}:
+        to_disk(parent)

@@ -20,6 +20,9 @@ from refimpl.storage.lock import locked
 K = TypeVar("K", bound=int | str)
 V = TypeVar("V")
 
+Decode = Callable[[str, Any], tuple[Any, Any]]
+"""The key and value that those of a line stand for."""
+
 NPY = "npy"  # key of an array
 
 
@@ -53,8 +56,8 @@ class PartialResults(Generic[K, V]):
         path: The file.
         identity: Everything that the results depend on.
         resume: Whether to continue from what the file holds; without a file, the run starts.
-        decode: The key and value that those of a line stand for; the same if None. The file is
-            damaged where it raises ValueError, TypeError or LookupError.
+        decode: What each key and value of a line stand for; themselves if None. The file is
+            damaged if it raises ValueError, TypeError or LookupError.
     """
 
     def __init__(
@@ -62,10 +65,10 @@ class PartialResults(Generic[K, V]):
         path: Path,
         identity: Mapping[str, Any],
         resume: bool,
-        decode: Callable[[str, Any], tuple[K, V]] | None = None,
+        decode: Decode | None = None,
     ) -> None:
         self.path, self.results, self._resume = path, dict[K, V](), resume
-        self._decode: Callable[[str, Any], Any] = decode or _unchanged
+        self._decode: Decode = decode or _unchanged
         with writing(path):
             self._file = path.open("a+b")
         try:
@@ -146,11 +149,11 @@ class PartialResults(Generic[K, V]):
 
 
 def partial_results(
-    path: Path | None, identity: Mapping[str, Any], resume: bool
-) -> AbstractContextManager[PartialResults[str, Any] | None]:
+    path: Path | None, identity: Mapping[str, Any], resume: bool, decode: Decode | None = None
+) -> AbstractContextManager[PartialResults[Any, Any] | None]:
     """The partial results in a file, or None without a file."""
     if path is not None:
-        return PartialResults(path, identity, resume)
+        return PartialResults(path, identity, resume, decode)
     if resume:
         raise RefimplError(
             "resume without a file to resume from",
@@ -173,7 +176,7 @@ def until_written(path: Path | None, resume: bool) -> Iterator[None]:
         path.unlink()
 
 
-def _unchanged(key: str, value: Any) -> tuple[str, Any]:
+def _unchanged(key: str, value: Any) -> tuple[Any, Any]:
     return key, value
 
 

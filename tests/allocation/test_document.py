@@ -14,7 +14,7 @@ from gates import CASES, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl import Allocation, Perturbation, RefimplError, Request, Scores, allocate, score
+from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
@@ -39,8 +39,7 @@ def scored(case: str, pruning: bool = False, samples: int = 3) -> tuple[Scores, 
 
 
 def whole_document(scores: Scores, wanted: Request) -> dict[str, Any]:
-    allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
-    return document(scores, allocations)
+    return document(scores, [allocate(scores, wanted, i) for i in range(len(scores.sweep))])
 
 
 def assert_equal(mine: Any, theirs: Any, where: str = "scores") -> None:
@@ -111,46 +110,47 @@ def test_a_custom_base_is_named_but_not_its_folder(tmp_path: Path) -> None:
 def test_the_document_holds_what_it_should() -> None:
     scores, wanted = scored("llama")
     content = whole_document(scores, wanted)
-    names = (
-        "model family num_blocks eta seed dtype perturbation requested_sparsity total_weights "
-        "total_pruned noise_scale noise_shape norm sink draws tokens linears base base_options "
-        "correct strength max_correction correction_scale lo hi compat clipped_share run blocks"
-    )
-    assert not set(names.split()) - content.keys()
+    assert {"dtype", "perturbation", "tokens", "clipped_share", "run"} < content.keys()
     assert content["base_options"] == dict(wanted.options)
     assert content["requested_sparsity"] == wanted.sparsity
-    for name in ("base", "correct", "strength", "max_correction", "lo", "hi", "compat"):
+    correction = ("correct", "strength", "max_correction", "correction_scale")
+    for name in ("base", *correction, "lo", "hi", "compat"):
         assert content[name] == getattr(wanted, name)
-    assert content["correction_scale"] == wanted.correction_scale
     for name in ("noise_scale", "noise_shape", "norm", "sink", "draws", "seed"):
         assert content[name] == getattr(scores.plan, name)
     assert (content["model"], content["family"], content["num_blocks"]) == ("llama", "llama", 4)
+    assert content["linears"] == {name: list(shape) for name, shape in scores.linears.items()}
     assert content["total_pruned"] == round(0.55 * content["total_weights"])
     assert content["eta"] == 0.01
     assert [found["eta"] for found in content["sweep"]] == [0.01, 0.3]
     assert content["sweep"][0]["blocks"] == content["blocks"]
+    allocation = allocate(scores, wanted)
+    assert allocation.total_pruned == round(0.55 * allocation.total_weights)
     for found, result in zip(content["sweep"], scores.sweep, strict=True):
         allocation = allocate(scores, wanted, scores.sweep.index(result))
         for i, row in enumerate(found["blocks"]):
-            assert row["index"] == i
-            assert row["num_weights"] == 7296
-            assert row["absorption_coefficient"] == result.coefficient[i]
-            assert row["absorption_stderr"] == result.stderr[i]
-            assert row["log_absorption"] == np.log(result.coefficient[i])
-            assert row["drift"] == result.drift[i, i:].tolist()
-            assert row["alignment"] == result.alignment[i, i:].tolist()
-            assert row["arrival"] == row["drift"][-1]
-            assert row["divergence"] is None
-            assert row["base_sparsity"] == allocation.base_sparsity[i]
-            assert row["corrected_sparsity"] == allocation.corrected_sparsity[i]
-            assert row["num_pruned"] == sum(x["num_pruned"] for x in row["linears"])
-            alphas = [x["alpha"] for x in row["linears"]]
-            assert row["signals"]["alphapruning_alpha"] == pytest.approx(np.mean(alphas))
-            assert {"owl_outlier_percent", "dlp_score"} < row["signals"].keys()
-            assert [(x["name"], tuple(x["shape"])) for x in row["linears"]] == list(
-                scores.linears.items()
-            )
-            assert [x["num_pruned"] for x in row["linears"]] == allocation.linear_pruned[i].tolist()
+            linears, signals = row.pop("linears"), row.pop("signals")
+            assert row.pop("tokens_excluded_as_sinks") == scores.sinks[i]
+            assert row == {
+                "index": i,
+                "num_weights": 7296,
+                "absorption_coefficient": result.coefficient[i],
+                "absorption_stderr": result.stderr[i],
+                "log_absorption": np.log(result.coefficient[i]),
+                "tokens_left_out": result.left_out[i],
+                "drift": result.drift[i, i:].tolist(),
+                "alignment": result.alignment[i, i:].tolist(),
+                "arrival": row["drift"][-1],
+                "divergence": None,
+                "base_sparsity": allocation.base_sparsity[i],
+                "corrected_sparsity": allocation.corrected_sparsity[i],
+                "num_pruned": sum(x["num_pruned"] for x in linears),
+            }
+            alphas = [x["alpha"] for x in linears]
+            assert signals["alphapruning_alpha"] == pytest.approx(np.mean(alphas))
+            assert {"owl_outlier_percent", "dlp_score"} < signals.keys()
+            assert [(x["name"], tuple(x["shape"])) for x in linears] == [*scores.linears.items()]
+            assert [x["num_pruned"] for x in linears] == allocation.linear_pruned[i].tolist()
 
 
 def test_one_eta_is_no_sweep_and_pruning_says_where() -> None:
@@ -324,13 +324,3 @@ def test_no_such_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(RefimplError, match="cannot be read"):
             read_scores(path)
-
-
-# Files whole or not at all
-
-
-def test_an_allocation_says_how_much_it_prunes() -> None:
-    scores, wanted = scored("llama")
-    found = allocate(scores, wanted)
-    assert isinstance(found, Allocation)
-    assert found.total_pruned == round(0.55 * found.total_weights)

@@ -282,18 +282,18 @@ def test_a_part_of_another_model_is_refused(questions: Path, tmp_path: Path) -> 
 def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.json.part"
     for middle in ("nonsense", "[1, 2]", '{"0": 1}', '{"x": [1, true]}'):
-        with PartialResults(path, {"a": 1}, False, job._meaning) as part:
+        with PartialResults(path, {"a": 1}, False, job._sequence) as part:
             part.add({0: (-1.5, True)})
         path.write_text(path.read_text() + middle + "\n" + '{"1": [-2.0, false]}\n')
         with pytest.raises(refimpl.RefimplError, match=r"line 3, is damaged"):
-            PartialResults(path, {"a": 1}, True, job._meaning)
+            PartialResults(path, {"a": 1}, True, job._sequence)
         path.unlink()
     path.write_text('{"a": 1')  # killed while writing the first line: nothing was found yet
-    with PartialResults(path, {"a": 1}, False, job._meaning) as part:
+    with PartialResults(path, {"a": 1}, False, job._sequence) as part:
         assert part.results == {}
     path.write_text("[]\n")
     with pytest.raises(refimpl.RefimplError, match="belongs to another run"):
-        PartialResults(path, {"a": 1}, True, job._meaning)
+        PartialResults(path, {"a": 1}, True, job._sequence)
 
 
 @pytest.mark.parametrize(
@@ -305,10 +305,10 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
         ((LLAMA, "--text", TEXT, "--questions", 3), "--questions without --choices"),
         ((LLAMA, "--choices", "no.jsonl", "--window", 8), "--window without --text or --tokens"),
         ((LLAMA, "--choices", "no.jsonl", "--windows", 8), "--windows without --text or --tokens"),
-        ((LLAMA, "--choices", "no.jsonl"), "no.jsonl: No such file"),
+        ((LLAMA, "--choices", "no.jsonl"), "no.jsonl: cannot be read (No such"),
         ((LLAMA, "--text", TEXT, "--window", 65), "use --window 64 or less"),
         ((LLAMA, "--text", TEXT, "--windows", 99), "use --windows 16"),
-        ((LLAMA, "--text", "no.txt"), "no.txt: No such file"),
+        ((LLAMA, "--text", "no.txt"), "no.txt: cannot be read (No such"),
         ((LLAMA, "--text", TEXT, "--memory", "100"), "does not hold one batch"),
         ((LLAMA, "--text", TEXT, "--threads", 0), "0 threads"),
         ((LLAMA, "--text", TEXT, "-o", TEXT), "-o"),
@@ -341,7 +341,7 @@ def test_the_part_may_not_be_an_input(tmp_path: Path) -> None:
 def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
     path, found = tmp_path / "out.json.part", dict[int, tuple[float, bool]]()
     for n in range(4):
-        with PartialResults(path, {"a": 1}, True, job._meaning) as part:
+        with PartialResults(path, {"a": 1}, True, job._sequence) as part:
             assert part.results == found
             part.add({n: (-1 / (n + 3), n % 2 == 0)})
         found[n] = (-1 / (n + 3), n % 2 == 0)

@@ -7,9 +7,11 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from refimpl import RefimplError
+from refimpl.storage.arrays import read_array, write_array
 from refimpl.storage.files import checked_output, whole, write_json
 
 CONTENT = {"numbers": [1.5, None], "text": "Gewichtstreue ≤ 1"}
@@ -145,3 +147,13 @@ def test_a_folder_with_files_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(RefimplError, match="cannot be written"):
         written()
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "file"]
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", ">f4"])
+def test_exchanged_arrays_come_back_bit_for_bit(dtype: str, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(dtype)
+    for values in (array, array.T, array[:, ::2]):
+        write_array(tmp_path / "array", values)
+        read = read_array(tmp_path / "array")
+        assert (read.dtype, read.shape) == (values.dtype, values.shape)
+        assert read.tobytes() == values.tobytes()
