@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import altered, arrays_of, config_of, needs_proc, resident, sparse
 from conftest import FIXTURES
 from gates import CASES
 from program import run
-from test_checkpoint import altered, arrays_of, config_of, needs_proc, resident, sparse
 
 from refimpl import RefimplError, read_model
 from refimpl.model.ops import Array

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import arrays_of, config_of, needs_proc, resident, sparse, write, write_raw
 from conftest import FIXTURES
 from gates import CASES
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from test_checkpoint import arrays_of, config_of, needs_proc, resident, sparse, write, write_raw
 
 from refimpl import Model, RefimplError, read_model
 from refimpl.loading.safetensors_file import DTYPES, SafetensorsFile, save_tensors
