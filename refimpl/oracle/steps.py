@@ -25,7 +25,7 @@ from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruning.pruned_blocks import PrunedBlock, pruned_blocks
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
 
@@ -156,7 +156,8 @@ def steps(
         pruners.append(("pattern", "wanda", pattern_targets(pattern, linears, blocks, "exact")))
     perplexities: dict[str, Array] = {}
     sequences = batches(list(ids), [1] * len(ids), config)
-    with Workers() as workers:
+    with Settings(dtype).open({}) as resources:
+        workers = resources.workers
         dense = Batches(model, sequences, workers, dtype)
         for i in range(config.num_blocks):
             dense.pass_block(model.block(i, dtype))
@@ -166,7 +167,7 @@ def steps(
                 Batches(model, sequences, workers, dtype),
                 Pruner(method, recipe.damping),
             )
-            for block in pruned_blocks(model, wanted, pruner, ids, workers, dtype):
+            for block in pruned_blocks(model, wanted, pruner, ids, resources):
                 pruned.pass_block(block.weights)
                 seen(name, block, len(ids))
                 made |= _pruned(name, method, model, block, len(ids), recipe)

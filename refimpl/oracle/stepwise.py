@@ -30,8 +30,8 @@ from refimpl.pruners.decision import Bools, Goal, Method, Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH, hessian
-from refimpl.pruning.pruned_blocks import CALIBRATED
-from refimpl.pruning.pruned_files import PrunedLinear, stored_weight
+from refimpl.pruning.calibration import CALIBRATED
+from refimpl.pruning.pruned_linears import stored_weight
 from refimpl.running.threads import Workers
 from refimpl.scoring.dense_statistics import profile, spectra
 
@@ -228,7 +228,7 @@ def _rewritten(
 
     damping, h = fed.case.recipe.damping, hessian(total, len(fed.ids))
     new = compensated(dense, h, decide, WIDTH, damping, WIDTH).weight
-    return stored_weight(fed.model, index, linear, PrunedLinear(keep, new)).astype(dense.dtype)
+    return stored_weight(fed.model, index, linear, keep, new).astype(dense.dtype)
 
 
 def _perplexity(fed: Fed, x: Array) -> Array:
