@@ -96,24 +96,22 @@ class BlockPruner:
             )
             for j, name in enumerate(model.config.linear_shapes)
         ]
-        pruned: dict[str, PrunedLinear] = {}
         if pool.executor is None:
             # The largest first: threads end together, and hold fewer results beside their scores.
             order = sorted(units, key=lambda unit: -unit.cost(model.config))
+            dense = {unit.name: weights[f"{unit.name}.weight"] for unit in units}
             futures = {
-                unit.name: workers.submit(
-                    partial(unit.pruned, model, weights[f"{unit.name}.weight"])
-                )
+                unit.name: workers.submit(partial(unit.pruned, model, dense[unit.name]))
                 for unit in order
             }
-            pruned = {name: future.result() for name, future in futures.items()}
-        else:
-            for unit, (bits, stored) in results(units, model, pool, workers, lambda cost: None):
-                shape = model.config.linear_shapes[unit.name]
-                keep = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
-                if stored is None:
-                    stored = stored_weight(model, index, unit.name, keep)
-                pruned[unit.name] = PrunedLinear(keep, stored)
+            return {unit.name: futures[unit.name].result() for unit in units}
+        pruned: dict[str, PrunedLinear] = {}
+        for unit, (bits, stored) in results(units, model, pool, workers, lambda cost: None):
+            shape = model.config.linear_shapes[unit.name]
+            keep = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
+            if stored is None:
+                stored = stored_weight(model, index, unit.name, keep)
+            pruned[unit.name] = PrunedLinear(keep, stored)
         return {unit.name: pruned[unit.name] for unit in units}
 
 

@@ -11,11 +11,11 @@ from checkpoints import altered, arrays_of, config_of, needs_proc, resident, spa
 from conftest import FIXTURES
 from gates import CASES
 from program import run
+from pruned_models import Decision, write_pruned
 
 from refimpl import RefimplError, read_model
 from refimpl.model.ops import Array
 from refimpl.pruning.inspection import LinearZeros, Requested, inspect, inspection_document
-from refimpl.pruning.pruned_files import PrunedLinear, rewrite
 from refimpl.show.inspection import inspection_table
 
 MODELS = [*CASES, "llama_sharded"]
@@ -24,12 +24,9 @@ MODELS = [*CASES, "llama_sharded"]
 def pruned(case: str, into: Path, keep: Any) -> Path:
     """A fixture pruned as `keep(block, name, shape)` says."""
     model = read_model(FIXTURES / case)
-    into.mkdir()
-    blocks = (
-        (i, {n: PrunedLinear(keep(i, n, s)) for n, s in model.config.linear_shapes.items()})
-        for i in range(model.config.num_blocks)
-    )
-    rewrite(model, into, blocks)
+    shapes, blocks = model.config.linear_shapes.items(), range(model.config.num_blocks)
+    decisions = {i: {n: Decision(keep(i, n, shape)) for n, shape in shapes} for i in blocks}
+    write_pruned(model, into, decisions)
     return into
 
 

@@ -16,20 +16,20 @@ import numpy.typing as npt
 import pytest
 from conftest import FIXTURES
 from gates import CASES
-from program import Result, run
+from program import ran, refused, run
 from safetensors.numpy import load_file, save_file
 
 from refimpl import Model, RefimplError, Request, allocate, forward, read_model, score
 from refimpl.allocation.targets import Targets, pattern_targets, read_targets
-from refimpl.evaluation.likelihood import log_likelihoods
 from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import INPUT_OF
+from refimpl.model.stream import Stream
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.scores import wanda_keep, wanda_score
 from refimpl.pruning.prune import Pruning, prune
 from refimpl.pruning.pruned_blocks import pruned_blocks
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.tokens import Tokens, id_tokens, random_tokens
 
 LLAMA, TINY = FIXTURES / "llama", FIXTURES / "peers" / "tiny-llama"
@@ -53,21 +53,6 @@ def drawn(model: Model, samples: int = 3, length: int = 12) -> Tokens:
     return random_tokens(model.config.vocab_size, samples, length)
 
 
-def refused(*words: object) -> str:
-    """What the program says when it refuses, with nothing printed and no traceback."""
-    result = run("prune", *words)
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("error: ")
-    assert "Traceback" not in result.err
-    return result.err
-
-
-def ran(*words: object) -> Result:
-    result = run("prune", *words)
-    assert result.code == 0, result.err
-    return result
-
-
 # ---- every family, method and goal -------------------------------------------------------------
 
 
@@ -87,10 +72,10 @@ def test_what_was_asked_is_in_the_file(
     pruned = read_model(out)
     assert pruned.config == config
     for i, written in enumerate(found.written.counts):
-        dense, thin = model.block(i, np.float64), pruned.block(i, np.float64)
-        assert dense.keys() == thin.keys()
+        dense, sparse = model.block(i, np.float64), pruned.block(i, np.float64)
+        assert dense.keys() == sparse.keys()
         for j, (name, count) in enumerate(written.items()):
-            before, after = dense.pop(f"{name}.weight"), thin.pop(f"{name}.weight")
+            before, after = dense.pop(f"{name}.weight"), sparse.pop(f"{name}.weight")
             zeros = int((after == 0).sum())
             assert count.pruned == asked.linear_pruned[i, j]
             assert count.zeros == zeros == count.pruned + count.kept_zeros
@@ -100,7 +85,7 @@ def test_what_was_asked_is_in_the_file(
             if goal == "pattern":
                 assert ((after == 0).reshape(-1, 4).sum(axis=1) >= 2).all()
         for name in dense:
-            assert np.array_equal(dense[name], thin[name])
+            assert np.array_equal(dense[name], sparse[name])
     record = json.loads((out / "pruning.json").read_text())
     assert record["total_requested"] == record["total_pruned"] == asked.linear_pruned.sum()
     assert record["method"] == method
@@ -123,15 +108,18 @@ def test_blocks_on_the_way_are_those_in_the_file(
     model, out = read_model(source), tmp_path / "out"
     asked, tokens = exactly(counts_at(model, 0.5)), drawn(model)
     prune(model, out, asked, Pruner(method), tokens)
-    pruned, sequences = read_model(out), [[1, 5, 7, 3, 9], [2, 4, 6]]
-    with Workers(2) as workers:
-        blocks = pruned_blocks(model, asked, Pruner(method), tokens.ids, workers)
-        on_the_way = log_likelihoods(
-            model, sequences, [1, 1], workers, 1 << 24, blocks=(b.weights for b in blocks)
-        )
-        in_the_file = log_likelihoods(pruned, sequences, [1, 1], workers, 1 << 24)
-    for one, other in zip(on_the_way, in_the_file, strict=True):
-        assert np.array_equal(one.log_probabilities, other.log_probabilities)
+    sequences = {0: np.array([1, 5, 7, 3, 9]), 1: np.array([2, 4, 6])}
+    pruned, on_the_way = read_model(out), Stream(model, sequences)
+    in_the_file = Stream(pruned, sequences)
+    with Settings(threads=2).open({}) as resources:
+        for b in pruned_blocks(model, asked, Pruner(method), tokens.ids, resources):
+            for stream, weights in (
+                (on_the_way, b.weights),
+                (in_the_file, pruned.block(b.index, np.float32)),
+            ):
+                stream.advance({n: stream.through(h, weights) for n, h in stream.states.items()})
+    for n in sequences:
+        assert np.array_equal(on_the_way.states[n], in_the_file.states[n])
 
 
 def stored_in(dtype: str, folder: Path) -> Path:
@@ -157,8 +145,8 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
     config, ids = model.config, drawn(model).ids
     where = places(np.arange(ids.shape[1]), config, np.float64)
     asked = exactly(counts_at(model, 0.6))
-    with Workers(2) as workers:
-        found = list(pruned_blocks(model, asked, Pruner(), ids, workers, np.float64))
+    with Settings(np.float64, threads=2).open({}) as resources:
+        pruned = list(pruned_blocks(model, asked, Pruner(), ids, resources))
     states = [
         embed(row[None], np.arange(ids.shape[1]), model.embedding(), config, np.float64)
         for row in ids
@@ -176,7 +164,7 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
             x = np.concatenate([value[0] for value in inputs[INPUT_OF[name]]])
             score_of = wanda_score(weights[f"{name}.weight"], np.square(x).sum(0) / len(ids))
             keep = wanda_keep(score_of, int(asked.linear_pruned[i, j]))
-            assert np.array_equal(found[i].linears[name].keep, keep), (i, name)
+            assert np.array_equal(pruned[i].linears[name].keep, keep), (i, name)
             weights[f"{name}.weight"] = np.where(keep, weights[f"{name}.weight"], 0)
         states = [block(h, weights, where[kind], config) for h in states]
 
@@ -220,7 +208,18 @@ def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) ->
     """Allocation, calibration and masks are all ours; `keep.npz` is what the peers' code left."""
     tokens = () if case == "magnitude" else ("--tokens", TINY / "tokens.npy")
     out = tmp_path / "out"
-    ran(TINY, "-o", out, "--compat", "peer", *PEERS[case].split(), *tokens, "--dtype", dtype)
+    ran(
+        "prune",
+        TINY,
+        "-o",
+        out,
+        "--compat",
+        "peer",
+        *PEERS[case].split(),
+        *tokens,
+        "--dtype",
+        dtype,
+    )
     kept, after = np.load(TINY / "keep.npz"), load_file(out / "model.safetensors")
     linears = [key for key in kept.files if key.startswith(f"{case}|") and key.count("|") == 1]
     assert len(linears) == 28
@@ -247,9 +246,9 @@ def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) ->
 def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Path) -> None:
     scored = tmp_path / "scores.json"
     assert run("score", LLAMA, *SMALL, *words.split(), "-o", scored).code == 0
-    ran(LLAMA, "-o", tmp_path / "a", *SMALL, "--allocation", scored)
+    ran("prune", LLAMA, "-o", tmp_path / "a", *SMALL, "--allocation", scored)
     # Without a correction nothing is perturbed, so these options have nothing to say.
-    ran(LLAMA, "-o", tmp_path / "b", *SMALL, *words.split())
+    ran("prune", LLAMA, "-o", tmp_path / "b", *SMALL, *words.split())
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
     assert a == b
     record = json.loads((tmp_path / "a" / "pruning.json").read_text())
@@ -308,7 +307,7 @@ def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_pat
     with pytest.raises(RefimplError, match=r"edited\.json") as error:
         read_targets(path, shapes, blocks)
     assert says in str(error.value)
-    assert says in refused(LLAMA, "-o", tmp_path / "out", "--allocation", path)
+    assert says in refused("prune", LLAMA, "-o", tmp_path / "out", "--allocation", path)
     assert not (tmp_path / "out").exists()
 
 
@@ -341,17 +340,17 @@ def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_pat
     ],
 )
 def test_one_clear_error_and_no_output(words: str, says: str, tmp_path: Path) -> None:
-    assert says in refused(LLAMA, "-o", tmp_path / "out", *words.split())
+    assert says in refused("prune", LLAMA, "-o", tmp_path / "out", *words.split())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hessian_that_does_not_factor_names_its_linear(tmp_path: Path) -> None:
     words = ("--nm", "2:4", "--method", "sparsegpt", "--samples", 1, "--seq-len", 2)
-    said = refused(LLAMA, "-o", tmp_path / "out", *words, "--damping", 0)
+    said = refused("prune", LLAMA, "-o", tmp_path / "out", *words, "--damping", 0)
     assert "blocks.0.q_proj: the Hessian is not positive definite" in said
     assert "damping 0.01" in said
     assert list(tmp_path.iterdir()) == []
-    ran(LLAMA, "-o", tmp_path / "out", *words, "--damping", "0.01")
+    ran("prune", LLAMA, "-o", tmp_path / "out", *words, "--damping", "0.01")
 
 
 @pytest.mark.parametrize("place", ["blocks", "embedding"])
@@ -366,17 +365,19 @@ def test_weights_that_are_not_finite_are_named(place: str, tmp_path: Path) -> No
     )
     arrays[name][1, 1] = np.nan
     save_file(arrays, file, {"format": "pt"})
-    assert name in refused(tmp_path / "model", "-o", tmp_path / "out", "--nm", "2:4", *SMALL)
+    assert name in refused(
+        "prune", tmp_path / "model", "-o", tmp_path / "out", "--nm", "2:4", *SMALL
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_existing_output_stays_without_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ran(LLAMA, "-o", out, "--nm", "2:4", "--method", "magnitude")
+    ran("prune", LLAMA, "-o", out, "--nm", "2:4", "--method", "magnitude")
     first = (out / "model.safetensors").read_bytes()
-    assert "--force" in refused(LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude")
+    assert "--force" in refused("prune", LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude")
     assert (out / "model.safetensors").read_bytes() == first
-    ran(LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude", "--force")
+    ran("prune", LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude", "--force")
     assert (out / "model.safetensors").read_bytes() != first
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -385,7 +386,7 @@ def test_the_input_is_no_output(tmp_path: Path) -> None:
     shutil.copytree(LLAMA, tmp_path / "model")
     before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
     for out in (tmp_path / "model", tmp_path / "model" / "out"):
-        refused(tmp_path / "model", "-o", out, "--nm", "2:4", "--force")
+        refused("prune", tmp_path / "model", "-o", out, "--nm", "2:4", "--force")
     assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
 
 
@@ -394,8 +395,8 @@ def test_the_input_is_no_output(tmp_path: Path) -> None:
 
 def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
     words = (*SMALL, "--sparsity", 0.6, "--correct", "none")
-    table = ran(LLAMA, "-o", tmp_path / "a", *words).out
-    printed = json.loads(ran(LLAMA, "-o", tmp_path / "b", *words, "--json").out)
+    table = ran("prune", LLAMA, "-o", tmp_path / "a", *words)
+    printed = json.loads(ran("prune", LLAMA, "-o", tmp_path / "b", *words, "--json"))
     assert printed == json.loads((tmp_path / "b" / "pruning.json").read_text())
     total = f"{printed['total_pruned']:,}"
     last = next(line for line in table.splitlines() if line.lstrip().startswith("all"))
@@ -404,11 +405,21 @@ def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
 
 
 def test_the_pruned_model_is_a_model(tmp_path: Path) -> None:
-    ran(LLAMA, "-o", tmp_path / "a", *SMALL, "--sparsity", 0.5, "--correct", "none")
+    ran("prune", LLAMA, "-o", tmp_path / "a", *SMALL, "--sparsity", 0.5, "--correct", "none")
     once = read_model(tmp_path / "a")
     assert forward(once, [[1, 5, 7]]).logits.shape == (1, 3, 264)
     # Pruned again to the same place, nothing is left to do.
-    ran(tmp_path / "a", "-o", tmp_path / "b", *SMALL, "--sparsity", 0.5, "--correct", "none")
+    ran(
+        "prune",
+        tmp_path / "a",
+        "-o",
+        tmp_path / "b",
+        *SMALL,
+        "--sparsity",
+        0.5,
+        "--correct",
+        "none",
+    )
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
     assert a == b
     first, second = (json.loads((tmp_path / n / "pruning.json").read_text()) for n in "ab")
