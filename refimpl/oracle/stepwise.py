@@ -25,8 +25,9 @@ from refimpl.model.statistics import INPUT_OF, block_with_sums, sum_of_squares
 from refimpl.oracle.case import Case
 from refimpl.oracle.fed import Fed
 from refimpl.oracle.rounding import Rounded, RoundedModel
+from refimpl.pruners.checks import Bools
 from refimpl.pruners.compensation import compensated
-from refimpl.pruners.decision import Bools, Goal, Method, Pruner, decision
+from refimpl.pruners.decision import Goal, Method, Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH, hessian

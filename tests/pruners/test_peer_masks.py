@@ -22,7 +22,7 @@ from test_peers import TINY, expected, tiny
 
 from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import INPUT_OF
-from refimpl.pruners.compensation import Pruned, compensated
+from refimpl.pruners.compensation import PrunedWeight, compensated
 from refimpl.pruners.pattern import Pattern, pattern_keep
 from refimpl.pruners.peer import magnitude_keep_peer, sparsegpt_peer, wanda_keep_peer
 from refimpl.pruners.scores import magnitude_score, wanda_score
@@ -52,7 +52,7 @@ class Linear:
     dense: Floats
     outer: Floats
     target: Target
-    pruned: Pruned
+    pruned: PrunedWeight
 
 
 def targets(case: str) -> tuple[Method, list[Target]]:
@@ -68,7 +68,7 @@ def targets(case: str) -> tuple[Method, list[Target]]:
     return method, next((blocks[key] for key in blocks if key in case), blocks["uniform"])
 
 
-def prune(weight: Floats, outer: Floats, method: Method, target: Target) -> Pruned:
+def prune(weight: Floats, outer: Floats, method: Method, target: Target) -> PrunedWeight:
     """One linear, as the peer decides."""
     if method == "sparsegpt":
         return sparsegpt_peer(weight, hessian(outer, SEQUENCES), target)
@@ -81,7 +81,7 @@ def prune(weight: Floats, outer: Floats, method: Method, target: Target) -> Prun
     else:
         assert isinstance(target, float)
         keep = magnitude_keep_peer(magnitude_score(weight), target)
-    return Pruned(keep, np.where(keep, weight, 0.0))
+    return PrunedWeight(keep, np.where(keep, weight, 0.0))
 
 
 @cache

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.compensation import Pruned, compensated, inverse_factor
+from refimpl.pruners.compensation import PrunedWeight, compensated, inverse_factor
 from refimpl.pruners.control import control_generator, random_keep
 from refimpl.pruners.counts import split_count
 from refimpl.pruners.pattern import (
@@ -217,7 +217,7 @@ def damped(h: Floats, damping: float) -> Floats:
 
 def by_elimination(
     weight: Floats, h: Floats, rule: Rule, step: int, damping: float, width: int
-) -> Pruned:
+) -> PrunedWeight:
     """Optimal Brain Surgeon, word for word: the inverse for the columns left, at every column.
 
     Setting w_i to zero moves the columns left by -w_i G_i / G_ii, with G the inverse of their
@@ -237,7 +237,7 @@ def by_elimination(
             lost = np.where(keep[:, i], 0, new[:, i])
             new[:, i:] -= np.outer(lost, inverses[i][0] / ease[i])
             new[~keep[:, i], i] = 0
-    return Pruned(keep, new)
+    return PrunedWeight(keep, new)
 
 
 def counted(target: int, rows: int, columns: int, width: int) -> Rule:
@@ -247,7 +247,7 @@ def counted(target: int, rows: int, columns: int, width: int) -> Rule:
     return lambda saliency: lowest(saliency, next(counts))
 
 
-def same(found: Pruned, expected: Pruned) -> None:
+def same(found: PrunedWeight, expected: PrunedWeight) -> None:
     np.testing.assert_array_equal(found.keep, expected.keep)
     np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-9, atol=1e-9)
     pruned = found.weight[~found.keep]
@@ -523,7 +523,7 @@ def test_sparsegpt_as_its_code_decides(
     found = sparsegpt_peer(weight, h, sparsity, width=width)
     start = np.where(dead, 0, weight)
     expected = by_elimination(start, h, lambda s: above_threshold(s, sparsity), width, 0.01, width)
-    same(found, Pruned(expected.keep & ~dead, expected.weight))
+    same(found, PrunedWeight(expected.keep & ~dead, expected.weight))
     assert not found.weight[:, dead].any()
 
 
