@@ -18,7 +18,7 @@ from refimpl.loading.checkpoint import read_model
 from refimpl.model.model import Model
 from refimpl.show.evaluation import evaluation_table
 from refimpl.storage.files import checked_output, write_json
-from refimpl.storage.partial_results import written
+from refimpl.storage.partial_results import until_written
 from refimpl.tokens import SEQ_LEN, Windows, id_windows, text_windows
 
 TEXT, CHOICES = "Perplexity", "Multiple choice"  # headings in --help
@@ -109,7 +109,7 @@ def command(
         )
     document = evaluation_document(found)
     if output is not None:
-        with written(part, long.resume):
+        with until_written(part, long.resume):
             write_json(output, document)
     printed = json.dumps(document, indent=1, allow_nan=False) + "\n"
     print(printed if as_json else evaluation_table(found), end="", flush=True)

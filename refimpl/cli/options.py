@@ -9,7 +9,7 @@ import typer
 from refimpl.allocation.request import BASES, Request
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
-from refimpl.storage.partial_results import part_path
+from refimpl.storage.partial_results import partial_results_path
 
 ALLOCATION = "Allocation"  # heading in --help
 READ_BESIDE = (  # files beside the weights that are read, too
@@ -69,7 +69,7 @@ def checked_part(output: Path | None, resume: bool) -> Path | None:
     """
     if resume and output is None:
         raise RefimplError("--resume without -o", "-o beside it", "add -o, or leave --resume away")
-    return None if output is None else part_path(output)
+    return None if output is None else partial_results_path(output)
 
 
 def base_file(wanted: Request) -> Path | None:

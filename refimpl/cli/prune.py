@@ -28,7 +28,7 @@ from refimpl.pruning.prune import check_prune, prune, record
 from refimpl.scoring.base_signals import ACTIVATIONS, signals
 from refimpl.scoring.score import score
 from refimpl.show.pruning import pruning_table
-from refimpl.storage.folder import kept_folder
+from refimpl.storage.folder import partial_results_folder
 from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
 
@@ -120,7 +120,7 @@ def command(
     elif allocation is not None:
         targets = read_targets(allocation, opened.config.linear_shapes, opened.config.num_blocks)
     else:
-        with kept_folder(output, resume) as kept:
+        with partial_results_folder(output, resume) as kept:
             options_of_scoring = options | {"part": kept / "scores", "resume": True}
             targets, tokens = _scored(context, opened, source, plan, wanted, options_of_scoring)
         resume = True  # what is in that folder now

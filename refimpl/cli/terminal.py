@@ -16,7 +16,7 @@ from refimpl.allocation.scores_document import document
 from refimpl.running.threads import Progress
 from refimpl.show.table import Style, table
 from refimpl.storage.files import write_json
-from refimpl.storage.partial_results import written
+from refimpl.storage.partial_results import until_written
 
 STEPS = 1000  # of the progress bar
 
@@ -39,7 +39,7 @@ def deliver(
         part: What was kept for the case of a kill; removed when the JSON is written.
         resume: Whether it outlives an error.
     """
-    with written(part, resume):
+    with until_written(part, resume):
         allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
         result = document(scores, allocations)
         if output is not None:

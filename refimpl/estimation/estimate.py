@@ -18,8 +18,9 @@ from refimpl.model.kernels import QUERIES
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.executors import Pool, open_pool
+from refimpl.running.memory import parse_memory, peak_memory
 from refimpl.running.provenance import TokenFacts, token_facts
-from refimpl.running.threads import Workers, parse_memory, peak_memory
+from refimpl.running.threads import Workers
 from refimpl.scoring.activation_signals import PIECE
 from refimpl.scoring.journey import HEAD_BYTES
 from refimpl.tokens import Tokens

@@ -19,9 +19,9 @@ from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.running.executors import open_pool
-from refimpl.running.identity import identity
-from refimpl.running.provenance import Run, run_since
-from refimpl.running.threads import Progress, Workers, parse_memory
+from refimpl.running.memory import parse_memory
+from refimpl.running.provenance import Run, identity, run_since
+from refimpl.running.threads import Progress, Workers
 from refimpl.running.work_units import Tick, results
 from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import Windows
@@ -128,7 +128,7 @@ def evaluate(
         else nullcontext()
     )
     with keep as kept, open_pool(executor, threads) as where, Workers(threads) as workers:
-        found: Found = {} if kept is None else dict(kept.found)
+        found: Found = {} if kept is None else dict(kept.results)
         left = [batch for batch in made if not found.keys() >= set(batch.members)]
         total = sum(batch.cost(model.config) for batch in made)
         done = total - sum(batch.cost(model.config) for batch in left)

@@ -25,8 +25,7 @@ from refimpl.onnx.target import (
     check_reference,
     check_room,
     default_output,
-    work_place,
-    written,
+    whole_graph,
 )
 
 FORMAT = 1  # of `export --json`
@@ -149,7 +148,7 @@ def export(
         proto = described(graph, model, dtype, outputs)
     else:
         proto = experiment_described(graph, model, experiment, dtype)
-    with written(out), work_place(out, reference) as part:
+    with whole_graph(out, data) as part:
         if data is not None:
             write_data(part.with_name(data.name), found)
         elif reference:
@@ -158,10 +157,6 @@ def export(
         onnx.checker.check_model(str(part), full_check=not few)
         if few:  # onnx infers shapes through dense tensors only
             onnx.checker.check_model(record(declared(found)).model(), full_check=True)
-        if data is not None:
-            out.unlink(missing_ok=True)  # an old graph would be left with the new data
-            os.replace(part.with_name(data.name), data)
-        os.replace(part, out)
     once = distinct(found)
     return Exported(
         out,

@@ -11,7 +11,7 @@ import onnx
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording.external_data import Piece, distinct
-from refimpl.storage.files import checked_output
+from refimpl.storage.files import checked_output, temporary, writing
 
 LIMIT = (1 << 31) - 1  # bytes of a graph's own file, which is one protobuf message
 SPARE = 1 << 20  # room for the graph itself, besides its weights
@@ -130,61 +130,32 @@ def check_room(out: Path, found: Mapping[str, Piece], weights: str) -> None:
 
 
 @contextmanager
-def work_place(out: Path, beside: bool) -> Iterator[Path]:
-    """Where a graph is made before it gets its name; nothing of it is left in the end.
+def whole_graph(out: Path, data: Path | None) -> Iterator[Path]:
+    """Yield a path for the new graph, renamed to `out` when it is whole, after its new data.
 
-    Args:
-        out: The graph's file.
-        beside: Whether it must be made in its own folder; else in a hidden one in there.
-
-    Yields:
-        The file to write; what it refers to has to be beside it.
-
-    Source:
-        ours.
+    The data file is expected beside that path, under the name of `data`. A graph never stands
+    beside data of another one. What the system or onnx refuses is a RefimplError.
     """
-    made = out.with_name(f".{out.name}.part")
-    _remove(made)  # what a killed run left
-    try:
-        if not beside:
-            made.mkdir()
-        yield made if beside else made / out.name
-    finally:
-        _remove(made)
+    with _accepted(out), writing(out), temporary(out.with_name(f".{out.name}.part")) as part:
+        if data is None:
+            yield part
+        else:
+            part.mkdir()
+            part = part / out.name
+            yield part
+            out.unlink(missing_ok=True)  # an old graph would be left with the new data
+            part.with_name(data.name).replace(data)
+        part.replace(out)
 
 
 @contextmanager
-def written(out: Path) -> Iterator[None]:
-    """Say which file it was that the system refused to write, or onnx to accept.
-
-    Args:
-        out: The graph's file.
-
-    Raises:
-        RefimplError: In place of what the system or onnx raised.
-
-    Source:
-        ours.
-    """
+def _accepted(out: Path) -> Iterator[None]:
+    """Say which graph it was that onnx refused to accept."""
     try:
         yield
-    except OSError as error:
-        raise RefimplError(
-            f"{out}: cannot be written ({error.strerror or error})",
-            "a folder that may be written, on a disk with room",
-            "choose another place with -o, or make room",
-        ) from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RefimplError(
             f"{out}: onnx {onnx.__version__} does not accept the graph ({error})",
             "a graph that passes onnx's checker",
             "use --weights external, or another --opset or version of onnx; the file was not kept",
         ) from error
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

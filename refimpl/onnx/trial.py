@@ -20,7 +20,8 @@ from refimpl.onnx.recording.experiment_graph import AT, ETA, NOISE, experiment_g
 from refimpl.onnx.recording.model_graph import TOKENS
 from refimpl.onnx.recording.weight_entries import Enter
 from refimpl.onnx.session import Device, Session
-from refimpl.running.threads import DEFAULT_MEMORY, Workers
+from refimpl.running.memory import DEFAULT_MEMORY
+from refimpl.running.threads import Workers
 from refimpl.scoring.experiment import experiment
 
 PUSH = 1.0  # relative magnitude

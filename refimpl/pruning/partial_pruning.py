@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from refimpl.model.ops import Array
 from refimpl.pruning.pruned_files import Counts
-from refimpl.storage.folder import KEPT, to_disk
+from refimpl.storage.files import to_disk
+from refimpl.storage.folder import RESULTS
 from refimpl.storage.partial_results import PartialResults
 
 COPIED = "copied"  # the key of the files that got a format when they were copied
@@ -34,7 +35,7 @@ class PartialPruning:
     @property
     def format_added(self) -> tuple[str, ...] | None:
         """Files that got a format when they were copied; None until all files are copied."""
-        names = self._results.found.get(COPIED)
+        names = self._results.results.get(COPIED)
         return None if names is None else tuple(names)
 
     @property
@@ -42,7 +43,7 @@ class PartialPruning:
         """Counts of each linear of the blocks that are pruned."""
         return {
             int(key): {name: Counts(**counts) for name, counts in linears.items()}
-            for key, linears in self._results.found.items()
+            for key, linears in self._results.results.items()
             if key != COPIED
         }
 
@@ -79,7 +80,7 @@ class PartialPruning:
 
 def results_file(new: Path) -> Path:
     """The file of partial results of the model that is made in a new folder."""
-    return new.parent / KEPT / "blocks"
+    return new.parent / RESULTS / "blocks"
 
 
 def read_states(path: Path, shape: tuple[int, int], dtype: npt.DTypeLike) -> Array:

@@ -30,10 +30,10 @@ from refimpl.pruning.partial_pruning import PartialPruning, results_file
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration_ids
 from refimpl.pruning.pruned_files import PrunedFiles, Written
 from refimpl.pruning.remote_calibration import RemoteCalibration
-from refimpl.running.identity import identity
-from refimpl.running.provenance import Run, TokenFacts, run_since, token_facts
+from refimpl.running.memory import parse_memory
+from refimpl.running.provenance import Run, TokenFacts, identity, run_since, token_facts
 from refimpl.running.settings import Resources, Settings
-from refimpl.running.threads import Progress, parse_memory
+from refimpl.running.threads import Progress
 from refimpl.storage.files import write_json
 from refimpl.storage.folder import check_target, new_folder
 from refimpl.storage.partial_results import PartialResults

@@ -81,7 +81,7 @@ class BlockPruner:
         model, workers, pool = self.model, self.resources.workers, self.resources.pool
         inputs: Mapping[str, Array | str] = sums
         if pool.executor is not None and self.scratch is not None:
-            inputs = {p: sent(x, self.scratch / f"sums-{p}.npy") for p, x in sums.items()}
+            inputs = {p: sent(x, self.scratch / f"sums-{p}") for p, x in sums.items()}
         units = [
             LinearUnit(
                 index,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from refimpl.model.ops import Array
 from refimpl.model.weight import count_bad
 from refimpl.pruners.decision import Goal, Pruner, decision
 from refimpl.running.threads import Workers
+from refimpl.storage.arrays import read_array
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class LinearUnit:
 
     def _decision(self, dense: Array) -> tuple[Array, Array | None]:
         """Which weights stay, and SparseGPT's new ones; an error names the linear."""
-        sums = np.load(self.sums, mmap_mode="r") if isinstance(self.sums, str) else self.sums
+        sums = read_array(Path(self.sums)) if isinstance(self.sums, str) else self.sums
         place = self.block, self.index
         try:
             return decision(dense, sums, self.sequences, self.goal, self.pruner, self.compat, place)

@@ -22,7 +22,7 @@ from refimpl.pruning.pruned_files import PrunedFiles
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import InOrder, ModelFiles, results
-from refimpl.storage.arrays import received, sent, write_array
+from refimpl.storage.arrays import read_array, received, sent, write_array
 
 U = TypeVar("U", bound="SequencesUnit")
 MAX_SEQUENCES = 8  # of a work unit, which reads its block once; a lost worker repeats them all
@@ -76,7 +76,7 @@ class SumsUnit(SequencesUnit):
         for n, stream in self.streams(model):
             _, of_points = stream.through_with_sums(stream.states[n], weights, self.statistic)
             sums[n] = {
-                point: sent(total, Path(self.folder, f"sums-{self.block}-{n}-{point}.npy"))
+                point: sent(total, Path(self.folder, f"sums-{self.block}-{n}-{point}"))
                 for point, total in of_points.items()
             }
         return sums
@@ -154,7 +154,7 @@ class RemoteCalibration:
             pass
         self._index += 1
         self._state_files = [_state_file(self._folder, block, n) for n in range(self.sequences)]
-        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in self._state_files]
+        return [read_array(path) for path in self._state_files]
 
     def _units(self, make: Callable[..., U], most: int = MAX_SEQUENCES) -> Iterator[U]:
         """A work unit for each worker, or more of them where sequences are many."""
@@ -175,4 +175,4 @@ class RemoteCalibration:
 
 def _state_file(folder: Path, block: int, sequence: int) -> Path:
     """The file of one state after a block, until one file holds all of them."""
-    return folder / f"state-{block}-{sequence}.npy"
+    return folder / f"state-{block}-{sequence}"

@@ -23,16 +23,16 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.executors import open_pool
-from refimpl.running.identity import identity
-from refimpl.running.provenance import run_since, token_facts
-from refimpl.running.threads import Progress, Workers, parse_memory
+from refimpl.running.memory import parse_memory
+from refimpl.running.provenance import identity, run_since, token_facts
+from refimpl.running.threads import Progress, Workers
 from refimpl.scoring.base_signals import alphas, signals, signals_of, spectra_cost
 from refimpl.scoring.dense_statistics import Profile, dense_squares, profile
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.journey import head_cost
 from refimpl.scoring.measurements import Experiment, Measurements, addresses
 from refimpl.scoring.pruned_block import Thinning
-from refimpl.storage.partial_results import kept_in
+from refimpl.storage.partial_results import partial_results
 from refimpl.tokens import Tokens
 
 __all__ = ["score", "signals"]
@@ -113,7 +113,7 @@ def score(
 
     with (
         loud(dtype),
-        kept_in(part, _identity(model, tokens, plan, request, dtype), resume) as kept,
+        partial_results(part, _identity(model, tokens, plan, request, dtype), resume) as kept,
         open_pool(executor, threads) as where,
         Workers(threads) as workers,
     ):

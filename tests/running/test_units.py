@@ -269,12 +269,12 @@ def test_nothing_is_calibrated_here_when_there_are_workers(
 
 
 def test_an_older_copy_of_a_unit_does_no_harm(tmp_path: Path) -> None:
-    path = tmp_path / "sums.npy"
+    path = tmp_path / "sums"
     assert sent(np.arange(3), path).tolist() == [0, 1, 2]  # type: ignore[union-attr]
     big = np.arange(6.0).reshape(2, 3)
     names = {sent(big, path), sent(big, path)}  # which ran twice
     assert names == {str(path)}
-    assert os.listdir(tmp_path) == ["sums.npy"]
+    assert os.listdir(tmp_path) == ["sums"]
     np.testing.assert_array_equal(received(names.pop()), big)
     assert os.listdir(tmp_path) == []
 

@@ -117,7 +117,7 @@ def test_a_failure_leaves_no_trace(failure: Any, force: bool, tmp_path: Path) ->
 def test_a_failure_while_renaming(
     failure: Any, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, rename, calls = tmp_path / "out", os.rename, []
+    target, rename, calls = tmp_path / "out", os.replace, []
     fill(target, OLD)
 
     def failing(source: Any, other: Any, *args: Any, **options: Any) -> None:
@@ -126,7 +126,7 @@ def test_a_failure_while_renaming(
             raise failure
         rename(source, other, *args, **options)
 
-    monkeypatch.setattr(folder.Path, "rename", failing)
+    monkeypatch.setattr(folder.Path, "replace", failing)
     with pytest.raises((KeyboardInterrupt, RefimplError)):
         write_new(target, force=True)
     assert content_of(target) == (NEW if step == 2 else OLD)
@@ -143,9 +143,11 @@ def test_an_old_folder_that_cannot_be_deleted(
         raise OSError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder.shutil, "rmtree", failing)
+        patch.setattr(shutil, "rmtree", failing)
         error = refusal(lambda: write_new(target, force=True))
-    assert "is whole, but what it replaced cannot be deleted (Permission denied)" in str(error)
+    assert "is whole, but the folder it replaces cannot be deleted (Permission denied)" in str(
+        error
+    )
     assert str(tmp_path / ".out.part") in str(error)
     assert content_of(target) == NEW
     write_new(target, force=True)
@@ -169,7 +171,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, rename = os.fsync, os.rename
+    fsync, rename = os.fsync, os.replace
 
     def synced(handle: int) -> None:
         events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
@@ -179,8 +181,8 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
         events.append(f"{source.name} -> {target.name}")
         rename(source, target)
 
-    monkeypatch.setattr(folder.os, "fsync", synced)
-    monkeypatch.setattr(folder.Path, "rename", renamed)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(folder.Path, "replace", renamed)
     fill(tmp_path / "out", OLD)
     write_new(tmp_path / "out", force=True)
     moves = [events.index(move) for move in ("out -> old", "new -> out", "old -> deleted")]

@@ -137,7 +137,7 @@ def test_what_is_kept_is_refused_without_resume(
     interrupt(2)
     assert run(*words).code == 130
     before = (tmp_path / "out.json.part").read_bytes()
-    assert "add --resume to take it up, or remove the file" in refused(*words).err
+    assert "add --resume to continue that run, or remove the file" in refused(*words).err
     for change, named in (
         (("--eta", 0.5), "perturbation differ"),
         (("--dtype", "float64"), "dtype differ"),
@@ -147,7 +147,7 @@ def test_what_is_kept_is_refused_without_resume(
         (("--perturbation", "pruning", "--correct", "divergence"), "base, divergence, perturb"),
     ):
         error = refused(*words, *change, "--resume").err
-        assert f"out.json.part is of another run: {named}" in error
+        assert f"out.json.part belongs to another run: {named}" in error
     assert (tmp_path / "out.json.part").read_bytes() == before
     ran(*words, "--sparsity", 0.3, "--resume")  # which no unit depends on
 
@@ -162,7 +162,7 @@ def test_a_custom_base_is_part_of_what_the_run_is(
     interrupt(2)
     assert run(*words).code == 130
     base.write_text("[0.7, 0.6, 0.5, 0.4]")
-    assert "of another run: base differ" in refused(*words, "--resume").err
+    assert "belongs to another run: base differ" in refused(*words, "--resume").err
 
 
 def test_resume_needs_an_output() -> None:
@@ -177,7 +177,7 @@ def test_two_runs_do_not_keep_in_one_file(tmp_path: Path) -> None:
     ):
         PartialResults(path, {"a": 1}, resume=True)
     with PartialResults(path, {"a": 1}, resume=True) as part:
-        assert part.found == {}
+        assert part.results == {}
 
 
 def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
     with PartialResults(tmp_path / "p", {}, resume=False) as part:
         part.add(values)
     with PartialResults(tmp_path / "p", {}, resume=True) as part:
-        found = part.found
+        found = part.results
     assert str(found) == str(values)
     for name in ("floats", "odd"):
         assert np.array(found[name]).tobytes() == np.array(values[name]).tobytes()
@@ -307,13 +307,14 @@ def test_a_pruning_that_could_be_taken_up_is_refused_without_resume(
     interrupt(2)
     assert run(*words).code == 130
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    assert f"add --resume to take it up, or remove {kept} to start anew" in refused(*words).err
+    error = refused(*words).err
+    assert f"add --resume to continue that run, or remove {kept} to start anew" in error
     for change in (("--method", "magnitude"), ("--seq-len", 11), ("--dtype", "float64")):
         tokens = () if change[1] == "magnitude" else SMALL
         rest = ("--nm", "2:4", "-o", out, "--force", "--resume")
-        assert "of another run: " in refused("prune", LLAMA, *tokens, *rest, *change).err
+        assert "belongs to another run: " in refused("prune", LLAMA, *tokens, *rest, *change).err
     scored = ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "-o", out, "--force", "--resume")
-    assert "of another run: " in refused(*scored).err
+    assert "belongs to another run: " in refused(*scored).err
     assert before.items() <= {p.name: p.read_bytes() for p in kept.iterdir()}.items()
     assert (out / "model.safetensors").read_bytes() == (LLAMA / "model.safetensors").read_bytes()
     shutil.rmtree(kept)
