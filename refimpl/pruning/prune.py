@@ -24,7 +24,7 @@ from refimpl.pruning.calibration import (
     LocalCalibration,
     NoCalibration,
 )
-from refimpl.pruning.copied_files import RECORD, copies
+from refimpl.pruning.copied_files import copies
 from refimpl.pruning.inspection import read_record
 from refimpl.pruning.partial_pruning import PartialPruning, results_file
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration_ids
@@ -37,6 +37,7 @@ from refimpl.running.threads import Progress
 from refimpl.storage.files import write_json
 from refimpl.storage.folder import check_target, new_folder
 from refimpl.storage.partial_results import PartialResults
+from refimpl.storage.target_checks import RECORD
 from refimpl.tokens import Tokens
 
 RECORD_FORMAT = 1

@@ -13,7 +13,6 @@ from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_file import read_scores
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.pruning.copied_files import RECORD
 from refimpl.report.checks import must_belong, named
 from refimpl.report.inputs import (
     Allocated,
@@ -25,6 +24,7 @@ from refimpl.report.inputs import (
     Scored,
 )
 from refimpl.report.scales import MOST
+from refimpl.storage.target_checks import RECORD
 
 FORMAT = 1
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, *TOO_MUCH)
