@@ -123,8 +123,8 @@ def test_one_linear_alone(case: str, only: str, tmp_path: Path) -> None:
 
 def test_nothing_pruned_is_a_copy(tmp_path: Path) -> None:
     model = read_model(FIXTURES / "gpt_neox")
-    keep = {name: Decision(np.ones(s, bool)) for name, s in model.config.linear_shapes.items()}
-    write_pruned(model, tmp_path / "new", dict.fromkeys(range(model.config.num_blocks), keep))
+    all_stay = {n: Decision(np.ones(s, bool)) for n, s in model.config.linear_shapes.items()}
+    write_pruned(model, tmp_path / "new", dict.fromkeys(range(model.config.num_blocks), all_stay))
     content = (tmp_path / "new" / "model.safetensors").read_bytes()
     assert content == (FIXTURES / "gpt_neox" / "model.safetensors").read_bytes()
 
@@ -139,34 +139,25 @@ def test_new_weights_are_rounded_to_the_stored_dtype(dtype: str, tmp_path: Path)
     }
     write_pruned(model, tmp_path / "new", blocks)
     new = SafetensorsFile(tmp_path / "new" / "model.safetensors").tensors
-    ours = {
-        f"blocks.{i}.{n}.weight": d for i, linears in blocks.items() for n, d in linears.items()
-    }
     for name, weight in model.weights.items():
-        old = weight.stored.array
-        array = new[weight.stored.name].array
-        assert array.dtype == old.dtype == DTYPES[dtype]
-        if name not in ours:
-            assert array.tobytes() == old.tobytes()
-            continue
-        decision = ours[name]
-        assert decision.new is not None
-        rounded = decision.new.astype(DTYPES[dtype])
-        rounded[~decision.keep] = 0
-        assert array.tobytes() == rounded.tobytes()
+        array, expected = new[weight.stored.name].array, weight.stored.array
+        assert array.dtype == expected.dtype == DTYPES[dtype]
+        if name.endswith("_proj.weight"):
+            _, i, linear, _ = name.split(".")
+            decision = blocks[int(i)][linear]
+            expected = np.where(decision.keep, decision.new, 0).astype(DTYPES[dtype])
+        assert array.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_pruned_weights_are_plus_zero_and_kept_ones_keep_their_sign(
     dtype: str, tmp_path: Path
 ) -> None:
-    model = read_model(llama_of(tmp_path / "old", dtype, {"format": "pt"}))
-    arrays = {n: np.array(s.array) for n, s in model.files[0].tensors.items()}
+    arrays = {n: array.astype(DTYPES[dtype]) for n, array in arrays_of("llama").items()}
     name = "model.layers.1.mlp.down_proj.weight"
-    arrays[name][:] = -arrays[name]
+    arrays[name] = -arrays[name]
     arrays[name][:, ::3] = DTYPES[dtype].type(-0.0)
-    save_tensors(tmp_path / "old" / "model.safetensors", arrays, {"format": "pt"})
-    model = read_model(tmp_path / "old")
+    model = read_model(write(tmp_path / "old", arrays, config_of("llama")))
     blocks = decisions(model, seed=4)
     found = write_pruned(model, tmp_path / "new", blocks)
     array = SafetensorsFile(tmp_path / "new" / "model.safetensors").tensors[name].array
@@ -252,13 +243,12 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
     config = config_of("llama", hidden_size=512, intermediate_size=2304, vocab_size=16000)
     folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12})  # 206 MB
     model, most = read_model(folder), 0
+    shapes = model.config.linear_shapes.items()
     (tmp_path / "new").mkdir()
     before, files = resident(), PrunedFiles(model, tmp_path / "new")
     for i in range(12):
-        none = {
-            n: Decision(np.zeros(shape, bool)) for n, shape in model.config.linear_shapes.items()
-        }
-        files.write(i, pruned_linears(model, i, none))
+        none_stays = {name: Decision(np.zeros(shape, bool)) for name, shape in shapes}
+        files.write(i, pruned_linears(model, i, none_stays))
         most = max(most, resident())
     assert most - before < 4 * model.config.block_size * 4  # 14 MB, old and new and a few copies
 
@@ -286,36 +276,35 @@ def test_a_file_without_a_format_gets_one(tmp_path: Path) -> None:
         assert start % 8 == 0
 
 
-@pytest.mark.parametrize("given", [None, {}])
-def test_metadata_that_say_nothing(given: Any, tmp_path: Path) -> None:
-    content = (FIXTURES / "llama" / "model.safetensors").read_bytes()
+def under_header(header: Mapping[str, Any], folder: Path, pad: str = "") -> Model:
+    """The llama fixture under another header."""
+    folder.mkdir()
+    original = FIXTURES / "llama" / "model.safetensors"
+    data = original.read_bytes()[8 + len(header_of(original)) :]
+    path = write_raw(folder / original.name, header, data, pad)
+    shutil.copy(FIXTURES / "llama" / "config.json", folder)
+    return read_model(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {}])
+def test_metadata_that_say_nothing(metadata: Any, tmp_path: Path) -> None:
     header = json.loads(header_of(FIXTURES / "llama" / "model.safetensors"))
     del header["__metadata__"]
-    data = content[8 + len(header_of(FIXTURES / "llama" / "model.safetensors")) :]
-    path = write_raw(tmp_path / "model.safetensors", {**header, "__metadata__": given}, data)
-    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
-    model = read_model(tmp_path)
-    write_pruned(model, tmp_path.with_name(f"{tmp_path.name} new"), decisions(model))
-    new = tmp_path.with_name(f"{tmp_path.name} new") / "model.safetensors"
+    model = under_header({**header, "__metadata__": metadata}, tmp_path / "old")
+    write_pruned(model, tmp_path / "new", decisions(model))
+    new = tmp_path / "new" / "model.safetensors"
     with safe_open(new, framework="np") as file:
         assert file.metadata() == {"format": "pt"}
-    members = list(json.loads(header_of(path)))
-    assert list(json.loads(header_of(new))) == members
-    assert members[-1] == "__metadata__"
+    assert list(json.loads(header_of(new))) == [*header, "__metadata__"]
 
 
 def test_a_header_with_a_format_stays_at_any_address(tmp_path: Path) -> None:
-    content = (FIXTURES / "llama" / "model.safetensors").read_bytes()
-    old = header_of(FIXTURES / "llama" / "model.safetensors")
-    path = tmp_path / "model.safetensors"
-    header = json.loads(old)
-    pad = " " * ((3 - len(json.dumps(header))) % 8)
-    write_raw(path, header, content[8 + len(old) :], pad)
-    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
-    model = read_model(path)
+    header = json.loads(header_of(FIXTURES / "llama" / "model.safetensors"))
+    model = under_header(header, tmp_path / "old", " " * ((3 - len(json.dumps(header))) % 8))
     blocks = decisions(model)
     write_pruned(model, tmp_path / "new", blocks)
-    assert (tmp_path / "new" / path.name).read_bytes() == expected_bytes(model, blocks)[path.name]
+    new = {"model.safetensors": (tmp_path / "new" / "model.safetensors").read_bytes()}
+    assert new == expected_bytes(model, blocks)
 
 
 NAMES = st.text(st.characters(codec="utf-8"), max_size=8).filter(lambda n: n != "__metadata__")
@@ -365,15 +354,8 @@ def test_a_folder_takes_everything_along_but_other_weights(tmp_path: Path) -> No
     along = {"generation_config.json", "merges.txt", "README.md", "LICENSE", "modeling.py", ".x"}
     for name in along:
         (old / name).write_text(name)
-    left = {
-        "pytorch_model.bin",
-        "model.gguf",
-        "x.ONNX",
-        "a.pt",
-        "pruning.json",
-        "other.safetensors",
-    }
-    left |= {"model.safetensors.index.json", "pytorch_model.bin.index.json"}
+    left = {"pytorch_model.bin", "model.gguf", "x.ONNX", "a.pt", "pruning.json"}
+    left |= {"other.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json"}
     for name in left:
         (old / name).write_text("{}")
     (old / "onnx").mkdir()
