@@ -16,20 +16,18 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from test_peers import TINY, expected, tiny
 
 from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import INPUT_OF
+from refimpl.pruners.checks import Bools, Floats
 from refimpl.pruners.compensation import PrunedWeight, compensated
 from refimpl.pruners.pattern import Pattern, pattern_keep
 from refimpl.pruners.peer import magnitude_keep_peer, sparsegpt_peer, wanda_keep_peer
 from refimpl.pruners.scores import magnitude_score, wanda_score
 from refimpl.pruners.sparsegpt import hessian
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Method = Literal["wanda", "magnitude", "sparsegpt"]
 Target = float | Pattern
 Rule = Callable[[Any, int], Bools]
@@ -40,14 +38,7 @@ WEIGHTS = 1e-4  # of a linear's largest weight, and of every row's norm
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear of a pruned model.
-
-    Args:
-        dense: Its weight before, [out, in].
-        outer: Sum of the outer products of its inputs, [in, in].
-        target: What was asked for.
-        pruned: The decision and the new weight.
-    """
+    """A pruned linear; `outer` [in, in] is the sum of the outer products of its inputs."""
 
     dense: Floats
     outer: Floats
