@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores_file import read_scores
+from refimpl.allocation.scores_json import read_scores
 from refimpl.cli import options as opt
 from refimpl.cli.groups import with_groups
 from refimpl.cli.terminal import deliver

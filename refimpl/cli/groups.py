@@ -7,13 +7,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from refimpl.allocation.request import Compat, Request, Scale
+from refimpl.allocation.request import Request
 from refimpl.cli.options import option
 from refimpl.cli.running import LongRun as LongRun
 from refimpl.cli.running import Running as Running
 from refimpl.cli.running import long_run, running
 from refimpl.errors import RefimplError
-from refimpl.method.correction import MAX_CORRECTION, STRENGTH
+from refimpl.method.allocation import Compat
+from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
 from refimpl.method.perturbation import Kind, NoiseScale, NoiseShape, Norm, Perturbation, Sink
 
 TOKENS, PERTURBATION = "Tokens", "Perturbation"  # headings in --help

@@ -12,7 +12,7 @@ import typer
 from refimpl.allocation.allocate import allocate
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
-from refimpl.allocation.scores_document import document
+from refimpl.allocation.scores_json import document
 from refimpl.running.threads import Progress
 from refimpl.show.table import Style, table
 from refimpl.storage.files import write_json

@@ -43,7 +43,7 @@ def experiment_steps(plan: Perturbation, request: Request) -> list[Step]:
             "The drift at the end over the drift where it was made: above 1 the blocks in between "
             "amplified the push, below 1 they absorbed it.",
             "R_L / R_l      per token, then the mean over tokens, draws and sequences",
-            (absorption.surviving_drift, absorption.known_mean, absorption.absorption_coefficient),
+            (absorption.surviving_drift, absorption.nan_mean, absorption.absorption_coefficient),
             _ratio,
         ),
         Step(
@@ -128,5 +128,5 @@ def mean_over_all(x: Array) -> Array:
     Returns:
         Means, [...].
     """
-    mean = absorption.known_mean
+    mean = absorption.nan_mean
     return mean(mean(mean(x, axis=-1), axis=1), axis=0)

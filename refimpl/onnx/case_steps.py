@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.method.absorption import known_mean
+from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
 from refimpl.model.ops import Array
@@ -91,7 +91,7 @@ def _measured(
         for i, row in enumerate(ids)
     ]
     drift, alignment, ratio = (
-        known_mean(np.stack([run[name] for run in runs]), axis=0)
+        nan_mean(np.stack([run[name] for run in runs]), axis=0)
         for name in ("drift", "alignment", "ratio")
     )
     found = {}

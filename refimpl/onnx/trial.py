@@ -21,7 +21,7 @@ from refimpl.onnx.recording.model_graph import TOKENS
 from refimpl.onnx.recording.weight_entries import Enter
 from refimpl.onnx.session import Device, Session
 from refimpl.running.memory import DEFAULT_MEMORY
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.scoring.experiment import experiment
 
 PUSH = 1.0  # relative magnitude
@@ -107,8 +107,8 @@ def trial_points(
     plan = replace(trial.plan, eta=(PUSH,))
     with np.errstate(all="ignore"):  # what goes wrong in there shows in the values
         found = trial.session.run(_inputs(model, trial, ids, plan), MEASURED)
-    with Workers(1) as workers:
-        ours = experiment(model, ids, plan, workers, DEFAULT_MEMORY, dtype)
+    with Settings(dtype, threads=1, memory=DEFAULT_MEMORY).open({}) as resources:
+        ours = experiment(model, ids, plan, resources)
     first = (0, 0, 0)  # of one eta, one sequence, one draw
     right = (ours.drift[first], ours.alignment[first], ours.ratios[first])
     known = {name: _column(value) for name, value in zip(MEASURED, right, strict=True)}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from refimpl.allocation.allocate import base_allocation, linear_counts
 from refimpl.evaluation.softmax import RunningSoftmax
 from refimpl.method import perturbation as push
-from refimpl.method.absorption import absorption_coefficient, known_mean, surviving_drift
+from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.correction import clipped_log, corrected
 from refimpl.method.projection import project
 from refimpl.model.arithmetic import loud
@@ -33,8 +33,10 @@ from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH, hessian
 from refimpl.pruning.calibration import CALIBRATED
 from refimpl.pruning.pruned_linears import stored_weight
-from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import profile, spectra
+from refimpl.running.settings import Settings
+from refimpl.scoring.activation_signals import activation_signals
+from refimpl.scoring.dense_statistics import wanda_moments
+from refimpl.scoring.spectra import power_laws
 
 Named = Iterator[tuple[str, Array]]
 
@@ -125,12 +127,12 @@ def _forward(fed: Fed) -> Named:
     yield from ended.items()
 
     m, statistic, fit, xmin = fed.options
-    with Workers() as workers:
-        dense = profile(model, squares, len(fed.ids), workers, fed.dtype, m, statistic)
-        yield "owl.signal", dense.owl_outlier_percent
-        yield "dlp.signal", dense.dlp_score
+    moments = wanda_moments(squares, len(fed.ids), model.config)
+    with Settings(fed.dtype).open({}) as resources:
+        owl, dlp = activation_signals(model, moments, m, statistic, resources)
+        yield from (("owl.signal", owl), ("dlp.signal", dlp))
         if "alphapruning" in fed.case.recipe.bases:
-            laws = spectra(model, workers, fit, xmin)
+            laws = power_laws(model, fit, xmin, resources)
             yield "alphapruning.signal", np.array([[law.alpha for law in row] for row in laws])
 
 
@@ -146,9 +148,9 @@ def _experiment(fed: Fed) -> Named:
             for n in range(len(fed.ids))
         ]
         for j, name in enumerate(("drift", "alignment")):
-            found = [[known_mean(point[j]) for point in way] for way in ways]
-            yield f"perturbed.{i}.{name}", known_mean(np.array(found), axis=0)
-        ratios.append([known_mean(surviving_drift(way[-1][0], way[0][0])) for way in ways])
+            found = [[nan_mean(point[j]) for point in way] for way in ways]
+            yield f"perturbed.{i}.{name}", nan_mean(np.array(found), axis=0)
+        ratios.append([nan_mean(surviving_drift(way[-1][0], way[0][0])) for way in ways])
     coefficient, _ = absorption_coefficient(np.array(ratios).T[:, None])
     yield "absorption_coefficient", coefficient
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.request import Compat
 from refimpl.errors import RefimplError
+from refimpl.method.allocation import Compat
 from refimpl.model.config import Config
 from refimpl.model.layout import cut
 from refimpl.model.model import Model

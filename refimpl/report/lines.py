@@ -4,18 +4,18 @@ from collections.abc import Mapping
 
 from refimpl.model.ops import Array
 from refimpl.report import scales, svg
-from refimpl.report.html import Figure, Table, number
+from refimpl.report.html import ReportFigure, Table, number
 from refimpl.show.header import counted
 
 
-def compared_figure(ident: str, title: str, note: str, rows: Mapping[str, Array]) -> Figure:
-    """Coefficients of every block, a line per row; so are sparsities, see `sparsities_figure`."""
+def compared_figure(ident: str, title: str, note: str, rows: Mapping[str, Array]) -> ReportFigure:
+    """Coefficients of every block, a line per row."""
     return _lines_figure(ident, title, note, rows, ("absorption coefficient r", 1.0), log=True)
 
 
 def sparsities_figure(
     ident: str, title: str, note: str, rows: Mapping[str, Array], target: float
-) -> Figure:
+) -> ReportFigure:
     """Sparsity of every block, a line per row."""
     return _lines_figure(ident, title, note, rows, ("fraction pruned", target), log=False)
 
@@ -27,8 +27,8 @@ def _lines_figure(
     rows: Mapping[str, Array],
     level: tuple[str, float],
     log: bool,
-) -> Figure:
-    """A line per row over the blocks, told apart below; and a level to compare with."""
+) -> ReportFigure:
+    """A line per row over the blocks, with a legend below, and a level to compare with."""
     count, (name, at) = max(map(len, rows.values())), level
     known = [float(v) for row in rows.values() for v in row]
     x, y = scales.blocks_axis(count), scales.vertical([at, *known], log)
@@ -45,7 +45,7 @@ def _lines_figure(
         parts.append(svg.line(scales.LEFT, below, scales.LEFT + 32, below, css))
         parts.append(svg.marks([(scales.LEFT + 16, below)], j % svg.CYCLE, f"mark f{color}"))
         parts.append(svg.label(scales.LEFT + 40, below, whose, "tick mid"))
-    return Figure(
+    return ReportFigure(
         ident,
         title,
         note,

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl import Allocation, Perturbation, RefimplError, Request, Scores, allocate, score
-from refimpl.allocation.scores_document import document
-from refimpl.allocation.scores_file import read_scores
+from refimpl.allocation.scores_json import document, read_scores
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
 from refimpl.tokens import random_tokens

@@ -119,7 +119,7 @@ OPTIONS = {
     "--perturbation pruning --eta 0.01": "leave --eta away",
     "--perturbation pruning --noise-scale token": "leave --noise-scale away",
     "--perturbation pruning --noise-shape channel": "leave --noise-shape away",
-    "--perturbation pruning --draws 2": "leave --draws away",
+    "--perturbation pruning --draws 2": "omit --draws",
     "--sparsity -0.1": "a number from 0 to 1",
     "--sparsity 1.01": "a number from 0 to 1",
     "--sparsity nan": "a number from 0 to 1",
@@ -135,7 +135,7 @@ OPTIONS = {
     "--base owl --base-option m": "NAME=VALUE",
     "--base owl --base-option =5": "NAME=VALUE",
     "--base owl --base-option m=": "NAME=VALUE",
-    "--base owl --base-option m=five": "a number",
+    "--base owl --base-option m=five": "a finite number",
     "--base owl --base-option m=nan": "a finite number",
     "--base owl --base-option m=5 --base-option m=6": "given twice",
     "--base uniform --base-option m=5": "no option",
@@ -147,7 +147,7 @@ OPTIONS = {
     "--correct all": "'absorption', 'arrival', 'divergence', 'none'",
     "--correct arrival": "--perturbation pruning",
     "--correct divergence": "--perturbation pruning",
-    "--compat peer --correct absorption": "leave --correct away",
+    "--compat peer --correct absorption": "omit --correct",
     "--compat both": "'exact', 'peer'",
     "--strength nan": "strength nan",
     "--strength 1e9": "strength",
@@ -707,7 +707,7 @@ ALLOCATE = {
     "--sparsity 2": "a number from 0 to 1",
     "--lo 0.9": "0.9",
     "--eta 0.1": "No such option",
-    "--compat peer --correct absorption": "leave --correct away",
+    "--compat peer --correct absorption": "omit --correct",
 }
 
 

@@ -19,14 +19,23 @@ from program import run
 
 from refimpl import Perturbation, RefimplError, Request, score
 from refimpl.estimation import estimate as job
-from refimpl.estimation.estimate import Estimate, Estimator, estimate, estimator
+from refimpl.estimation.estimate import Estimate, Estimator, Seconds, estimate, seconds_of
 from refimpl.estimation.measured_speed import Pace, pace
 from refimpl.estimation.time_budget import fitting
-from refimpl.estimation.workload import Work, arithmetic, attended, work
+from refimpl.estimation.workload import (
+    Work,
+    arithmetic,
+    attended,
+    perturbed_passes,
+    rounds_of,
+    work,
+)
 from refimpl.model.attention import causal_bias
-from refimpl.model.config import BlockKind
+from refimpl.model.config import BlockKind, Config
 from refimpl.model.model import Model
 from refimpl.running.executors import Pool
+from refimpl.running.settings import Settings
+from refimpl.scoring.measurements import Address
 from refimpl.show.estimate import duration
 from refimpl.tokens import random_tokens
 
@@ -89,7 +98,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
         counted(f"refimpl.{module}.block", lambda *args: ("passes", 1))
     counted("refimpl.model.forward.linear", product)
     counted("refimpl.model.attention.attend", attention)
-    counted("refimpl.scoring.journey.head", lambda *args: ("heads", 1))
+    counted("refimpl.scoring.state_group.head", lambda *args: ("heads", 1))
 
 
 def counting_model(case: str) -> Counting:
@@ -98,6 +107,25 @@ def counting_model(case: str) -> Counting:
 
 
 # Counts
+
+
+def work_of(
+    config: Config, sequences: int, length: int, plan: Perturbation, memory: int = 1 << 20
+) -> Work:
+    """The work on one thread."""
+    with Settings(threads=1, memory=memory).open({}) as resources:
+        return work(config, sequences, length, plan, False, resources)
+
+
+def test_counts_of_one_thread() -> None:
+    config, states = model_of("llama").config, [Address(0, 0, 0, b) for b in range(3)]
+    count = work_of(config, 2, 16, Perturbation())
+    assert (count.clean.tolist(), count.perturbed.tolist()) == ([2, 2, 2, 2], [0, 2, 4, 6])
+    assert count.passes == 20
+    assert perturbed_passes(states, 3, Perturbation()).tolist() == [0, 1, 2]
+    assert perturbed_passes(states, 3, Perturbation("pruning")).tolist() == [1, 2, 3]
+    assert rounds_of(np.array([1, 4, 5]), threads=4) == 4
+    assert attended(BlockKind(window=None, rope=None), 256) == 128 * 128 + 128 * 256
 
 
 @pytest.mark.parametrize("options", [{}, {"memory": "20K"}, {"threads": 3, "memory": "40K"}])
@@ -130,8 +158,8 @@ def test_what_is_told_is_what_is_done(
 def test_what_is_kept_changes_how_states_travel(
     kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refimpl.scoring.experiment.KEPT", 2)
-    monkeypatch.setattr("refimpl.scoring.dense_statistics.KEPT", 1)
+    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 2)
+    monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr(job, "pace", lambda *args: FAST)
     model, tokens, plan = (
         counting_model("llama"),
@@ -172,7 +200,7 @@ def test_work_in_processes_is_what_was_told(monkeypatch: pytest.MonkeyPatch) -> 
     here = estimate(model, tokens, plan, threads=2)
     assert (told.elsewhere, told.threads) == (True, 2)
     assert told.work.clean.sum() > here.work.clean.sum()  # each piece repeats the clean state
-    assert told.work.pushed.tolist() == here.work.pushed.tolist()
+    assert told.work.perturbed.tolist() == here.work.perturbed.tolist()
     score(model, tokens, plan, **options, progress=lambda *step: steps.append(step))
     assert steps[-1] == (told.work.passes, told.work.passes)
 
@@ -192,7 +220,7 @@ def test_the_formula_of_the_documentation() -> None:
     blocks, room = config.num_blocks, 1 << 30
     for subset in (None, 2):
         plan = Perturbation(eta=(0.1, 0.2), draws=4, subset=subset)
-        count = work(config, sequences, length, plan, False, 1, room)
+        count = work_of(config, sequences, length, plan, memory=room)
         each = (blocks if subset is None else subset) * (blocks - 1) / 2
         assert count.passes == sequences * (blocks + 2 * 4 * each)
     flop = arithmetic(config, length, count, spectra=True, signals=1)
@@ -226,11 +254,11 @@ def test_time_is_counts_times_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = model_of("llama"), random_tokens(264, 3, 12)
     plan, request = Perturbation("pruning"), Request("alphapruning", correct="divergence")
     found = estimate(model, tokens, plan, request, threads=2)
-    # Dense: 3 sequences, 2 turns, in 4 blocks. Then 3 clean and 3, 6, 9, 12 pushed states.
-    turns = 2 * 4 + 3 + 5 + 6 + 8
-    assert found.work.turns == turns
+    # Dense: 3 sequences, 2 rounds, in 4 blocks. Then 3 clean and 3, 6, 9, 12 perturbed states.
+    rounds = 2 * 4 + 3 + 5 + 6 + 8
+    assert found.work.rounds == rounds
     assert found.seconds.check == 1
-    assert found.seconds.experiment == pytest.approx(turns * 2 + 8 * 0.1 + 12 * 0.5 / 2)
+    assert found.seconds.experiment == pytest.approx(rounds * 2 + 8 * 0.1 + 12 * 0.5 / 2)
     assert found.seconds.head == pytest.approx(3 * (1 + 2) * 3)
     assert found.seconds.thinning == pytest.approx(4 * 0.2)
     assert found.seconds.spectra == pytest.approx(4 * 0.4 / 2)
@@ -240,25 +268,24 @@ def test_time_is_counts_times_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_elsewhere_share_the_time() -> None:
-    config, plan = model_of("llama").config, Perturbation()
-    whole = work(config, 4, 12, plan, False, 1, 1 << 20)
-    there = Pool(workers=4)
-    assert job._seconds(config, whole, FAST, there, 1, 1) == job._seconds(
-        config, whole, FAST, Pool(), 1, 1
-    )
-    shared = job._seconds(config, whole, FAST, replace(there, executor=object()), 1, 1)  # type: ignore[arg-type]
-    alone = job._seconds(config, whole, FAST, Pool(), 1, 1)
+    config = model_of("llama").config
+    count = work_of(config, 4, 12, Perturbation())
+
+    def seconds(pool: Pool) -> Seconds:
+        with Settings(threads=1).open({}) as resources:
+            return seconds_of(count, FAST, config, replace(resources, pool=pool), 1)
+
+    alone, shared = seconds(Pool()), seconds(Pool(object(), 4))  # type: ignore[arg-type]
+    assert seconds(Pool(workers=4)) == alone
     assert shared.experiment == pytest.approx(alone.experiment / 4)
     assert shared.signals == pytest.approx(alone.signals / 4)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_pace_is_measured_on_a_few_blocks(name: str) -> None:
-    from refimpl.running.threads import Workers
-
     plan, request = RUNS[name]
-    with Workers(2) as workers:
-        found = pace(model_of("llama"), np.arange(12), plan, request, workers, 1 << 20)
+    with Settings(threads=2).open({}) as resources:
+        found = pace(model_of("llama"), np.arange(12), plan, request, resources)
     pruning, alphas = plan.kind == "pruning", request.base == "alphapruning"
     assert found.turn > 0
     assert found.load > 0
@@ -296,7 +323,7 @@ def expected(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Estimator]:
 
     def made(plan: Perturbation, samples: int = 8) -> Estimator:
         tokens = random_tokens(264, samples, 8)
-        return estimator(model_of("llama"), tokens, plan, threads=1)
+        return Estimator(model_of("llama"), tokens, plan, None, Settings(threads=1))
 
     return made
 

@@ -16,7 +16,7 @@ from refimpl import Perturbation, RefimplError, Request, allocate, forward, read
 from refimpl.explanation.document import explanation_document, full_name
 from refimpl.explanation.explain import explain, steps_of
 from refimpl.loading.families import FAMILIES
-from refimpl.scoring.score import signals
+from refimpl.scoring.base_signals import signals
 from refimpl.show.explain import explanation_text
 from refimpl.tokens import Tokens, random_tokens
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import sem
 
-from refimpl.method.absorption import absorption_coefficient, known_mean, surviving_drift
+from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
 
 Floats = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ def test_mean_of_what_is_known(x: Floats, axis: int | tuple[int, ...] | None) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of an empty mean
         expected = np.nanmean(x, axis=axis)
-    np.testing.assert_allclose(known_mean(x, axis), expected, rtol=ROUNDING, strict=True)
+    np.testing.assert_allclose(nan_mean(x, axis), expected, rtol=ROUNDING, strict=True)
 
 
 @given(st.lists(st.tuples(drifts, drifts), min_size=1, max_size=9))

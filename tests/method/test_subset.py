@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from program import run
 
 from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
-from refimpl.allocation.scores_document import document
-from refimpl.allocation.scores_file import read_scores
+from refimpl.allocation.scores_json import document, read_scores
 from refimpl.method.absorption import absorption_coefficient
 from refimpl.method.subset import chosen_blocks
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Measurements, addresses
-from refimpl.scoring.pruned_block import Thinning
+from refimpl.scoring.perturbed_state import WandaBlocks
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
 from refimpl.storage.partial_results import PartialResults
@@ -140,13 +139,12 @@ def measured(plan: Perturbation, sequences: int = 3) -> Measurements:
     model = model_of("llama")
     shapes = model.config.linear_shapes
     ones = {name: np.ones(width) for name, (_, width) in shapes.items()}
-    halves = {name: out * width // 2 for name, (out, width) in shapes.items()}
-    pruned = Thinning((ones,) * 4, (halves,) * 4) if plan.kind == "pruning" else None
+    halves = np.tile(model.config.linear_sizes // 2, (4, 1))
+    pruning = plan.kind == "pruning"
+    pruned = WandaBlocks((ones,) * 4, halves) if pruning else None
     ids = random_tokens(264, sequences, 9).ids
-    with Workers(2) as workers:
-        return experiment(
-            model, ids, plan, workers, 1 << 20, np.float64, pruned, plan.kind == "pruning"
-        )
+    with Settings(np.float64, threads=2, memory=1 << 20).open({}) as resources:
+        return experiment(model, ids, plan, resources, pruned, divergence=pruning)
 
 
 @pytest.mark.parametrize("kind", PLANS)
@@ -202,7 +200,7 @@ def test_nothing_depends_on_where_it_runs(kind: str, options: dict[str, Any]) ->
 
 
 def test_a_killed_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.scoring.experiment.KEPT", 3)
+    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
     write, left = PartialResults._write, 3
 
     def writing(self: PartialResults[Any, Any], row: Any) -> None:
@@ -231,9 +229,9 @@ def test_sinks_are_counted_once_and_where_the_first_draw_has_not_the_block(
     chosen = chosen_blocks(2, 4, 4, 2, 0)
     assert chosen.any(axis=1).all()
     assert not chosen[:, 0].all()
-    with Workers(1) as workers:
-        found = experiment(model, ids, plan, workers, 1 << 20)
-        whole = experiment(model, ids, replace(plan, subset=None), workers, 1 << 20)
+    with Settings(threads=1).open({}) as resources:
+        found = experiment(model, ids, plan, resources)
+        whole = experiment(model, ids, replace(plan, subset=None), resources)
     assert found.sinks.tolist() == whole.sinks.tolist()
     assert whole.sinks.min() > 0
 

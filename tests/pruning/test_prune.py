@@ -248,7 +248,7 @@ def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Pa
 
 def edited(change: Any, tmp_path: Path) -> Path:
     """A file of allocations for the llama fixture with something changed."""
-    from refimpl.allocation.scores_document import document
+    from refimpl.allocation.scores_json import document
 
     model = read_model(LLAMA)
     scores = score(model, drawn(model))
@@ -269,7 +269,7 @@ def v_proj(content: dict[str, Any]) -> dict[str, Any]:
     [
         (lambda c: v_proj(c).update(num_pruned=v_proj(c)["num_pruned"] + 1), "counts sum to"),
         (lambda c: v_proj(c).update(num_pruned=513), "blocks.1.v_proj: 513 to prune of 512"),
-        (lambda c: v_proj(c).update(num_pruned=3.5), "blocks.1.v_proj: 3.5 to prune"),
+        (lambda c: v_proj(c).update(num_pruned=3.5), "blocks.1: linears.num_pruned 3.5, expected"),
         (lambda c: c.pop("blocks"), "not a whole scores.json"),
         (lambda c: c.update(format=7), "format 7"),
         (lambda c: c["blocks"].pop(), "another model: 3 blocks of q_proj 32 x 32"),

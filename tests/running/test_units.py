@@ -42,14 +42,15 @@ from refimpl.pruning.calibration import LocalCalibration
 from refimpl.pruning.partial_pruning import PartialPruning, results_file
 from refimpl.pruning.pruned_files import PrunedFiles
 from refimpl.pruning.remote_calibration import RemoteCalibration
-from refimpl.running.executors import LOCAL, LostWorkerError, Pool, open_pool
+from refimpl.running.executors import LostWorkerError, Pool, open_pool
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import InOrder, ModelFiles, results
 from refimpl.scoring.base_signals import signals
 from refimpl.scoring.dense_statistics import dense_squares
 from refimpl.scoring.experiment import experiment
-from refimpl.scoring.measurements import addresses, balanced
+from refimpl.scoring.grouping import balanced
+from refimpl.scoring.measurements import addresses
 from refimpl.storage.arrays import received, sent
 from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import random_tokens, text_windows
@@ -126,10 +127,12 @@ def test_sums_do_not_depend_on_which_unit_ends_first() -> None:
     model = model_of("gemma2")
     ids, plan = random_tokens(model.config.vocab_size, 9, 12).ids, Perturbation()
     found: list[Any] = []
-    with Late(3) as pool, Late(3) as other, Workers(1) as workers:
-        for one, two in ((LOCAL, LOCAL), (Pool(pool, 3), Pool(other, 3))):
-            dense = dense_squares(model, ids, workers, 1 << 30, engine=one)
-            measured = experiment(model, ids, plan, workers, 1 << 30, engine=two)
+    with Late(3) as pool, Late(3) as other:
+        for one, two in (("threads", "threads"), (pool, other)):
+            with Settings(threads=1, executor=one).open({}) as resources:
+                dense = dense_squares(model, ids, resources)
+            with Settings(threads=1, executor=two).open({}) as resources:
+                measured = experiment(model, ids, plan, resources)
             found.append([dict(sums) for sums in (*dense, *measured.squares)])
     here, there = ([{k: bits(v) for k, v in sums.items()} for sums in some] for some in found)
     assert here == there

@@ -22,13 +22,15 @@ from hypothesis import strategies as st
 
 from refimpl import Model, Perturbation, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores import Absorption
-from refimpl.allocation.scores_document import document
+from refimpl.allocation.scores_json import document
 from refimpl.model import kernels
 from refimpl.model.forward import Weights, block, embed, head, places
-from refimpl.running.threads import Workers
-from refimpl.scoring import experiment as jobs
-from refimpl.scoring import journey
-from refimpl.scoring.measurements import Address, Measurements, addresses, groups
+from refimpl.running.settings import Settings
+from refimpl.running.threads import Progress
+from refimpl.scoring import experiment as experiment_module
+from refimpl.scoring import state_group
+from refimpl.scoring.grouping import groups
+from refimpl.scoring.measurements import Address, Measurements, addresses
 from refimpl.storage.files import write_json
 from refimpl.tokens import Tokens
 
@@ -52,7 +54,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces so small that these sequences have several, with edges inside windows."""
     monkeypatch.setattr(kernels, "QUERIES", 4)
     monkeypatch.setattr(kernels, "ELEMENTS", 50)
-    monkeypatch.setattr(journey, "HEAD_BYTES", 3000)
+    monkeypatch.setattr(state_group, "HEAD_BYTES", 3000)
 
 
 class WithSinks(Model):
@@ -385,10 +387,16 @@ def test_threads_and_groups_leave_every_bit_in_place(case: str, dtype: type, kin
 
 
 def run_experiment(
-    model: Model, tokens: Tokens, plan: Perturbation, memory: int = 1 << 20, **options: Any
+    model: Model,
+    tokens: Tokens,
+    plan: Perturbation,
+    memory: int = 1 << 20,
+    progress: Progress = lambda done, total: None,
+    **options: Any,
 ) -> Measurements:
-    with Workers(2) as workers:
-        return jobs.experiment(model, tokens.ids, plan, workers, memory, np.float64, **options)
+    settings = Settings(np.float64, threads=2, memory=memory, progress=progress)
+    with settings.open({}) as resources:
+        return experiment_module.experiment(model, tokens.ids, plan, resources, **options)
 
 
 def assert_same_measurements(found: Measurements, other: Measurements) -> None:
@@ -412,7 +420,7 @@ def test_the_order_of_the_states_does_not_matter(monkeypatch: pytest.MonkeyPatch
             states = addresses(*arguments)
             return [states[i] for i in order.permutation(len(states))]
 
-        monkeypatch.setattr(jobs, "addresses", shuffled)
+        monkeypatch.setattr(experiment_module, "addresses", shuffled)
         other = run_experiment(model, tokens_of("llama"), plan, memory, divergence=True)
         assert_same_measurements(found, other)
 
@@ -633,7 +641,7 @@ def test_progress_ends_at_the_total(kind: str, room: int) -> None:
         tokens_of("llama"),
         plan,
         room * state_bytes(model, np.float64),
-        pruned=(lambda _, weights, workers: weights) if kind == "pruning" else None,
+        prune_block=(lambda _, weights, workers: weights) if kind == "pruning" else None,
         divergence=kind == "pruning",
         progress=lambda done, total: seen.append((done, total)),
     )

@@ -28,7 +28,7 @@ from refimpl import (
     read_model,
     score,
 )
-from refimpl.allocation.allocate import base_counts
+from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
 from refimpl.loading.safetensors_file import save_tensors
@@ -50,7 +50,7 @@ def scores_of(case: str) -> Scores:
 def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
     """The same scores, as if they had been measured by pruning at the base of a request."""
     exact = replace(wanted, compat="exact", correct=None)
-    counts = base_counts(scores.signals, exact, scores.linears, scores.num_blocks)
+    counts = base_only(scores.signals, exact, scores.linears, scores.num_blocks).linear_pruned
     found = replace(scores.sweep[0], eta=None, divergence=np.linspace(0, 1, scores.num_blocks) ** 2)
     at = PrunedAt(wanted.base, wanted.options, wanted.sparsity, counts)
     return replace(scores, plan=Perturbation("pruning"), sweep=(found,), pruned_at=at)
@@ -467,8 +467,8 @@ def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
         ({"base": "owl", "options": {"n": 1}}, "unknown option n"),
         ({"base": "uniform", "options": {"m": 1}}, "unknown option m"),
         ({"base": "owl", "options": {"m": "five"}}, "option m is 'five'"),
-        ({"base": "owl", "options": {"m": "nan"}}, "base option m nan"),
-        ({"base": "owl", "options": {"m": "1e999"}}, "base option m 1e999"),
+        ({"base": "owl", "options": {"m": "nan"}}, "option m is 'nan'"),
+        ({"base": "owl", "options": {"m": "1e999"}}, "option m is '1e999'"),
         ({"base": "dlp", "options": {"statistic": "mode"}}, "statistic 'mode'"),
         ({"base": "alphapruning", "options": {"unit": "row"}}, "unit 'row'"),
         ({"base": "atp"}, "option beta is missing"),

@@ -37,8 +37,8 @@ PLACES = (("--threads", 1), ("--threads", 2, "--memory", "64K"), ("--executor", 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units so small that these runs have many."""
-    monkeypatch.setattr("refimpl.scoring.experiment.KEPT", 3)
-    monkeypatch.setattr("refimpl.scoring.dense_statistics.KEPT", 1)
+    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
+    monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
 
 
 @pytest.fixture
