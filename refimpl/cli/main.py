@@ -21,7 +21,7 @@ from refimpl.cli import (
     validate,
 )
 from refimpl.errors import RefimplError
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.version import __version__
 
 # What typer raises for a command line it cannot read; its parent has no public name.

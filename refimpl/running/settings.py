@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.running.executors import Pool, open_pool
 from refimpl.running.memory import parse_memory
 from refimpl.running.threads import Progress, Workers

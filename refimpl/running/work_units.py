@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
-from refimpl.model.arithmetic import loud
 from refimpl.model.config import Config
+from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.executors import LostWorkerError, Pool
 from refimpl.running.provenance import stamps

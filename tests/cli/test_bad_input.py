@@ -171,7 +171,7 @@ OPTIONS = {
     "--text text.txt --tokens ids.npy": "--text and --tokens",
     "--config absent.json": "absent.json",
     "--config out": "out",
-    "--config text.txt": "text.txt: not JSON",
+    "--config text.txt": "text.txt is not JSON",
 }
 
 

@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 from block_picture import PICTURE, picture
+from checkpoints import save_tensors
 from conftest import FIXTURES
 from gates import CASES, GATES, model_of, worst_point
 from onnx import numpy_helper
@@ -25,7 +26,6 @@ from program import run
 
 from refimpl import Model, Pattern, Pruner, RefimplError, forward, prune, read_model
 from refimpl.allocation.targets import Targets
-from refimpl.loading.safetensors_file import save_tensors
 from refimpl.model.ops import Array
 from refimpl.onnx import need, target
 from refimpl.onnx.export import Exported, export

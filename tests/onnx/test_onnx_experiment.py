@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from checkpoints import save_tensors
 from conftest import FIXTURES
 from gates import model_of
 from onnx import numpy_helper
@@ -28,7 +29,6 @@ from program import run
 
 from refimpl import Model, Perturbation, RefimplError, Request, allocate, read_model, score
 from refimpl.allocation.scores_json import document
-from refimpl.loading.safetensors_file import save_tensors
 from refimpl.model.ops import Array
 from refimpl.onnx import runtime, session
 from refimpl.onnx.export import export

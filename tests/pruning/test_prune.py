@@ -22,10 +22,10 @@ from safetensors.numpy import load_file
 
 from refimpl import Model, RefimplError, Request, allocate, forward, read_model, score
 from refimpl.allocation.targets import Targets, pattern_targets, read_targets
-from refimpl.loading.safetensors_file import DTYPES
 from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import INPUT_OF
 from refimpl.model.stream import Stream
+from refimpl.model.weight import DTYPES
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.scores import wanda_keep, wanda_score

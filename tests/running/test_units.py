@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import save_tensors
 from conftest import FIXTURES
 from gates import model_of
 from hypothesis import given
@@ -35,7 +36,6 @@ from refimpl import (
     read_model,
     score,
 )
-from refimpl.loading.safetensors_file import save_tensors
 from refimpl.model.model import Model
 from refimpl.model.statistics import Statistic, sum_of_outer_products, sum_of_squares
 from refimpl.pruning.calibration import LocalCalibration

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from checkpoints import save_tensors
 from conftest import FIXTURES
 from gates import CASES, model_of
 from hypothesis import given
@@ -31,7 +32,6 @@ from refimpl import (
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
-from refimpl.loading.safetensors_file import save_tensors
 from refimpl.method import allocation as bases
 from refimpl.method.projection import project
 from refimpl.tokens import Tokens, random_tokens
