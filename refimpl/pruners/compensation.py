@@ -38,10 +38,10 @@ def compensated(
 ) -> PrunedWeight:
     """Prune column by column; the columns after each one compensate what it lost.
 
-    H_dd = 1 where it was 0, then H += damping mean(diag H) I; H^-1 = U^T U. At every `step`-th
-    column, keep = decide(W^2 / diag(U)^2) for the next `step` columns of the same `width`, W as
-    compensated so far, dead inputs (H_dd = 0) scoring 0. At every column i,
-    q_i = w_i where kept, else 0; err_i = (w_i - q_i) / U_ii; W_j -= err_i U_ij for all j > i.
+    With U from `inverse_factor`: at every `step`-th column, keep = decide(W^2 / diag(U)^2) for the
+    next `step` columns of the same `width`, W as compensated so far, dead inputs (H_dd = 0) scoring
+    0. At every column i, q_i = w_i where kept, else 0; err_i = (w_i - q_i) / U_ii;
+    W_j -= err_i U_ij for all j > i.
 
     Args:
         weight: W, [R, C], any float dtype.
@@ -106,12 +106,11 @@ def compensated(
 
 
 def inverse_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
-    """Return the upper Cholesky factor of the inverse of the damped Hessian.
+    """Return the upper Cholesky factor of the inverse of the damped Hessian, H^-1 = U^T U.
 
-    H_dd = 1 where it was 0, then H += damping mean(diag H) I; H^-1 = U^T U
-
-    H = V V^T with V upper triangular is the Cholesky factorisation from the last column backwards,
-    and U = V^-1: the inverse of H is never formed.
+    H_dd = 1 where it was 0, then H += damping mean(diag H) I. H = V V^T with V upper triangular is
+    the Cholesky factorisation from the last column backwards, and U = V^-1: the inverse of H is
+    never formed.
 
     Args:
         hessian: H, [C, C], symmetric and finite.

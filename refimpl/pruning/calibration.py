@@ -7,19 +7,11 @@ from typing import Protocol
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import (
-    Statistic,
-    add_sums,
-    sum_of_outer_products,
-    sum_of_squares,
-)
+from refimpl.model.statistics import Statistic, add_sums, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.running.settings import Resources
 
-CALIBRATED: Mapping[str, Statistic] = {
-    "wanda": sum_of_squares,
-    "sparsegpt": sum_of_outer_products,
-}
+CALIBRATED: Mapping[str, Statistic] = {"wanda": sum_of_squares, "sparsegpt": sum_of_outer_products}
 """What is summed of the inputs of linears, for each pruner that needs calibration tokens."""
 
 

@@ -18,12 +18,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruning.calibration import (
-    CALIBRATED,
-    Calibration,
-    LocalCalibration,
-    NoCalibration,
-)
+from refimpl.pruning.calibration import CALIBRATED, Calibration, LocalCalibration, NoCalibration
 from refimpl.pruning.copied_files import copies
 from refimpl.pruning.inspection import read_record
 from refimpl.pruning.partial_pruning import PartialPruning, results_file

@@ -15,12 +15,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.decision import Pruner
-from refimpl.pruning.calibration import (
-    CALIBRATED,
-    Calibration,
-    LocalCalibration,
-    NoCalibration,
-)
+from refimpl.pruning.calibration import CALIBRATED, Calibration, LocalCalibration, NoCalibration
 from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear, stored_weight
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results

@@ -23,8 +23,9 @@ from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import INPUT_OF
 from refimpl.pruners.checks import Bools, Floats
 from refimpl.pruners.compensation import PrunedWeight, compensated
+from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import Pattern, pattern_keep
-from refimpl.pruners.peer import magnitude_keep_peer, sparsegpt_peer, wanda_keep_peer
+from refimpl.pruners.peer import magnitude_keep_peer
 from refimpl.pruners.scores import magnitude_score, wanda_score
 from refimpl.pruners.sparsegpt import hessian
 
@@ -61,18 +62,9 @@ def targets(case: str) -> tuple[Method, list[Target]]:
 
 def prune(weight: Floats, outer: Floats, method: Method, target: Target) -> PrunedWeight:
     """One linear, as the peer decides."""
-    if method == "sparsegpt":
-        return sparsegpt_peer(weight, hessian(outer, SEQUENCES), target)
-    if method == "wanda":
-        score = wanda_score(weight, np.diag(outer) / SEQUENCES)
-        if isinstance(target, Pattern):
-            keep = pattern_keep(score, target)
-        else:
-            keep = wanda_keep_peer(score, target)
-    else:
-        assert isinstance(target, float)
-        keep = magnitude_keep_peer(magnitude_score(weight), target)
-    return PrunedWeight(keep, np.where(keep, weight, 0.0))
+    total = np.diag(outer) if method == "wanda" else outer
+    keep, new = decision(weight, total, SEQUENCES, target, Pruner(method), "peer")
+    return PrunedWeight(keep, np.where(keep, weight, 0.0) if new is None else new)
 
 
 @cache
