@@ -23,8 +23,8 @@ from refimpl.model.model import Model
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import DAMPING
+from refimpl.pruning.calibration import CALIBRATED
 from refimpl.pruning.prune import check_prune, prune, record
-from refimpl.pruning.pruned_blocks import CALIBRATED
 from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import ACTIVATIONS, signals
 from refimpl.scoring.score import score

@@ -28,8 +28,8 @@ from refimpl.pruners.decision import Goal, Method, Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH, hessian
-from refimpl.pruning.pruned_blocks import CALIBRATED
-from refimpl.pruning.pruned_files import PrunedLinear, stored_weight
+from refimpl.pruning.calibration import CALIBRATED
+from refimpl.pruning.pruned_linears import stored_weight
 from refimpl.running.settings import Settings
 from refimpl.scoring.activation_signals import activation_signals
 from refimpl.scoring.dense_statistics import wanda_moments
@@ -206,8 +206,7 @@ def _compensated(
 
     damping, h = inputs.case.recipe.damping, hessian(total, len(inputs.ids))
     new = compensated(dense, h, decide, WIDTH, damping, WIDTH).weight
-    pruned = PrunedLinear(keep, new)
-    return stored_weight(inputs.case.model, index, linear, pruned).astype(dense.dtype)
+    return stored_weight(inputs.case.model, index, linear, keep, new).astype(dense.dtype)
 
 
 def _perplexity(inputs: StepInputs, x: Array) -> Array:

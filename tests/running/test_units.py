@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,10 @@ from refimpl import (
 )
 from refimpl.model.model import Model
 from refimpl.model.statistics import Statistic, sum_of_outer_products, sum_of_squares
-from refimpl.pruning.calibration import HeldStates
-from refimpl.pruning.checkpoint import KeptBlocks
-from refimpl.pruning.remote_calibration import SentStates
+from refimpl.pruning.calibration import LocalCalibration
+from refimpl.pruning.partial_pruning import PartialPruning, results_file
+from refimpl.pruning.pruned_files import PrunedFiles
+from refimpl.pruning.remote_calibration import RemoteCalibration
 from refimpl.running.executors import LostWorkerError, Pool, open_pool
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
@@ -51,6 +52,7 @@ from refimpl.scoring.experiment import experiment
 from refimpl.scoring.grouping import balanced
 from refimpl.scoring.measurements import addresses
 from refimpl.storage.arrays import received, sent
+from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import random_tokens, text_windows
 
 LLAMA = FIXTURES / "llama"
@@ -213,18 +215,22 @@ def test_calibration_does_not_depend_on_which_unit_ends_first(
 ) -> None:
     model = model_of("gemma2")
     ids, weights = random_tokens(model.config.vocab_size, 9, 12).ids, model.block(0, np.float32)
-    (tmp_path / "new").mkdir()
-    (tmp_path / "kept").mkdir()
+    new = tmp_path / "new"
+    for folder in (new, results_file(new).parent):
+        folder.mkdir()
     with (
         Late(3) as pool,
-        Workers(1) as workers,
-        KeptBlocks(tmp_path / "new", {}) as kept,
+        Settings(threads=1).open({}) as resources,
+        PartialResults[str, Any](results_file(new), {}, resume=False) as results,
     ):
-        given = model, ids, statistic, workers, np.float32, lambda: None
-        found = SentStates(*given, Pool(pool, 3), kept, tmp_path / "new").sums(0, weights)
-        here = HeldStates(*given).sums(0, weights)
-        assert [(k, bits(v)) for k, v in found.items()] == [(k, bits(v)) for k, v in here.items()]
-        assert [path for path in kept.folder.rglob("*") if path.name.startswith("sums-")] == []
+        partial, elsewhere = PartialPruning(new, results), replace(resources, pool=Pool(pool, 3))
+        remote = RemoteCalibration(
+            model, ids, statistic, elsewhere, partial, PrunedFiles(model, new)
+        )
+        local = LocalCalibration(model, ids, statistic, resources)
+        found, expected = (list(x.sums(weights).items()) for x in (remote, local))
+        assert [(k, bits(v)) for k, v in found] == [(k, bits(v)) for k, v in expected]
+        assert [path for path in partial.folder.rglob("*") if path.name.startswith("sums-")] == []
 
 
 def test_nothing_is_calibrated_here_when_there_are_workers(
