@@ -37,7 +37,7 @@ ALLOCATION: dict[str, Any] = {
     "--base": "uniform",
     "--base-option": "lam=0.08",
     "--sparsity": 0.7,
-    "--correct": "Default: absorption; with --compat peer, none",
+    "--correct": "Default: absorption, or none with --compat peer",
     "--strength": 0.05,
     "--max-correction": 0.1,
     "--correction-scale": "raw",
@@ -45,11 +45,11 @@ ALLOCATION: dict[str, Any] = {
     "--hi": 1.0,
     "--compat": "exact",
     "--json": False,
-    "--output": "Write the JSON to a file",
-    "-o": "Write the JSON to a file",
+    "--output": "write the JSON to this file",
+    "-o": "write the JSON to this file",
 }
 SCORE: dict[str, Any] = ALLOCATION | {
-    "--config": "if not beside the weights",
+    "--config": "neither beside the weights nor stored in them",
     "--text": "UTF-8",
     "--tokens": ".npy or .jsonl",
     "--samples": "Default: 8",
@@ -66,11 +66,11 @@ SCORE: dict[str, Any] = ALLOCATION | {
     "--threads": "Default: one per core",
     "--runtime": "numpy",
     "--device": "auto",
-    "--memory": "Default: what is free, at most 2 GiB",
+    "--memory": "Default: the free memory, at most 2 GiB",
     "--executor": "threads",
     "--resume": False,
     "--subset": "Default: all",
-    "--budget": "never more of them than without it",
+    "--budget": "never more than without --budget",
     "--estimate": False,
 }
 
@@ -589,7 +589,7 @@ def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    for place in ("refimpl.cli.score.score", "refimpl.cli.terminal.write_json", "os.replace"):
+    for place in ("refimpl.cli.score.score", "refimpl.cli.score.write_json", "os.replace"):
         with monkeypatch.context() as patched:
             patched.setattr(place, stopped)
             result = run("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json", "--resume")
