@@ -44,23 +44,10 @@ class Batch:
 def batches(
     sequences: Sequence[npt.ArrayLike], starts: Sequence[int], config: Config
 ) -> list[Batch]:
-    """Lay sequences side by side, those of similar length together, the longest first.
+    """Lay sequences [tokens] side by side, those of similar length together, the longest first.
 
-    The batches depend on nothing else, so neither does the rounding of what comes of them.
-
-    Args:
-        sequences: Ids of each, [tokens], two or more; the last one is predicted, never an input.
-        starts: First scored token of each, 1 or more.
-        config: The model's facts.
-
-    Returns:
-        Batches of at most 512 tokens, or of one input.
-
-    Raises:
-        RefimplError: Ids the model cannot take, a sequence too long, or nothing to score in it.
-
-    Source:
-        Ours.
+    The last token of a sequence is predicted, never an input; `starts` are the first scored tokens.
+    The batches depend on nothing else, so neither does the rounding of what is computed from them.
 
     Example:
         >>> from refimpl import read_model
@@ -77,13 +64,13 @@ def batches(
     for n, ids in enumerate(checked):
         same.setdefault(ids[:-1].tobytes(), []).append(n)
     rows = sorted(same.values(), key=lambda row: -len(checked[row[0]]))
-    made: list[Batch] = []
+    laid: list[Batch] = []
     while rows:
         width = len(checked[rows[0][0]]) - 1
         height = max(1, BATCH // width)
-        made.append(_batch(rows[:height], width, checked, starts))
+        laid.append(_batch(rows[:height], width, checked, starts))
         rows = rows[height:]
-    return made
+    return laid
 
 
 def _batch(
@@ -104,12 +91,12 @@ def _batch(
 
 
 def _checked(n: int, sequence: npt.ArrayLike, start: int, config: Config) -> Ids:
-    """The ids of one sequence, or why they cannot be scored."""
+    """The ids of one sequence, or an error that says why they cannot be scored."""
     ids = np.asarray(sequence)
     if ids.ndim != 1 or not 1 <= start < len(ids):
         raise RefimplError(
-            f"sequence {n} of shape {list(ids.shape)}, to be scored from token {start}",
-            "one row of 2 tokens or more, scored from token 1 or later",
+            f"sequence {n} has shape {list(ids.shape)} and is scored from token {start}",
+            "one row of at least 2 tokens, scored from token 1 or later",
             "give each sequence a token before the first scored one",
         )
     inputs, last = checked_ids(ids[:-1], config), checked_ids(ids[-1:], config)
@@ -117,15 +104,7 @@ def _checked(n: int, sequence: npt.ArrayLike, start: int, config: Config) -> Ids
 
 
 def groups(batches: Sequence[Batch], tokens: int) -> Iterator[list[Batch]]:
-    """Cut batches into runs of at most so many tokens, but at least one batch.
-
-    Args:
-        batches: The batches.
-        tokens: Room, in tokens, padding included.
-
-    Yields:
-        Runs of batches, in order.
-    """
+    """Cut batches into runs of at most so many tokens, padding included; at least one batch."""
     group: list[Batch] = []
     for batch in batches:
         if group and sum(b.ids.size for b in group) + batch.ids.size > tokens:

@@ -1,4 +1,4 @@
-"""Multiple choice: questions from a file, and how many are answered rightly."""
+"""Multiple choice: questions from a file, and the accuracy on them."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,14 +19,7 @@ DELIMITER = " "  # between question and choice
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its choices.
-
-    Args:
-        question: The context.
-        choices: Continuations, two or more.
-        answer: Which of them is right, from 0.
-        where: File and line, for errors.
-    """
+    """A question, its choices (two or more), the correct one (from 0), and its file and line."""
 
     question: str
     choices: tuple[str, ...]
@@ -36,13 +29,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions and where they came from.
-
-    Args:
-        questions: The questions.
-        source: Where they came from, one line for people.
-        sha256: Of the lines used, in hex.
-    """
+    """Questions, their source in one line for people, and the SHA-256 of the lines in hex."""
 
     questions: tuple[Question, ...]
     source: str
@@ -51,12 +38,12 @@ class Questions:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many questions are answered rightly, by two rules.
+    """Fractions of questions answered correctly, by two rules.
 
     Args:
         log_likelihoods: ``sum ln p`` of each choice after its question, per question, [choices].
         lengths: Characters of each choice, per question, [choices].
-        answers: Which choice is right, [n].
+        answers: The correct choice of each, [n].
 
     Source:
         lm-evaluation-harness 0.4 (peer): `multiple_choice`, `acc`, `acc_norm`, `mean_stderr`.
@@ -104,50 +91,16 @@ class Accuracy:
 
 
 def mean_stderr(right: npt.NDArray[np.bool_]) -> float:
-    """``s / sqrt(n)``, s the sample deviation (over n - 1); NaN for fewer than two.
-
-    Args:
-        right: Which questions were answered rightly, [n].
-
-    Returns:
-        Standard error of the fraction.
-
-    Source:
-        lm-evaluation-harness 0.4 (peer), `mean_stderr`.
-
-    Example:
-        >>> mean_stderr(np.array([True, False]))
-        0.5
-    """
+    """``s / sqrt(n)``, s the sample deviation (over n - 1); NaN for fewer than two."""
     if len(right) < 2:
         return nan
     return float(np.std(right.astype(np.float64), ddof=1)) / sqrt(len(right))
 
 
 def read_questions(path: str | Path, count: int | None = None) -> Questions:
-    """Read questions, one on each line.
+    """Read the first `count` (None: all) questions from JSON lines of the form `FORM`, in UTF-8.
 
-    Args:
-        path: JSON lines, UTF-8: ``{"question": "...", "choices": ["...", "..."], "answer": 0}``;
-            other keys are left alone, empty lines are none.
-        count: How many, from the first; None for all.
-
-    Returns:
-        The questions.
-
-    Raises:
-        RefimplError: A file that cannot be read, a line of another form (named), too few lines.
-
-    Source:
-        Ours.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     file = Path(folder, "q.jsonl")
-        ...     _ = file.write_text('{"question": "1 + 1 =", "choices": ["2", "3"], "answer": 0}')
-        ...     read_questions(file).questions[0].choices
-        ('2', '3')
+    Other keys are ignored, and so are empty lines.
     """
     path = Path(path)
     with reading(path):
@@ -155,9 +108,9 @@ def read_questions(path: str | Path, count: int | None = None) -> Questions:
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if not numbered or not 1 <= (len(numbered) if count is None else count) <= len(numbered):
         raise RefimplError(
-            f"{path} holds {len(numbered)} questions, asked for {count or 'all'}",
-            "one or more, and no more than there are",
-            f"use --questions {len(numbered)}, or leave it away" if numbered else FORM,
+            f"{path} holds {len(numbered)} questions, and {count or 'all'} are asked for",
+            "at least one question, and no more than the file holds",
+            f"use --questions {len(numbered)}, or omit it" if numbered else f"add lines: {FORM}",
         )
     used = numbered[:count]
     questions = tuple(_question(line, f"{path}:{n}") for n, line in used)
@@ -177,7 +130,7 @@ def _question(line: bytes, where: str) -> Question:
     elif not texts or len(choices) < 2:
         problem = f"choices {choices!r:.40}, not a list of two or more texts"
     elif type(answer) is not int or not 0 <= answer < len(choices):
-        problem = f"answer {answer!r:.40}, not the place of one of its {len(choices)} choices"
+        problem = f"answer {answer!r:.40}, not the index of one of its {len(choices)} choices"
     else:
         return Question(question, tuple(choices), answer, where)
     raise RefimplError(f"{where}: {problem}", f"{FORM} on each line", "correct the line")

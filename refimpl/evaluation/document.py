@@ -1,4 +1,4 @@
-"""`eval.json`: what a model is worth, window by window and question by question, and how found."""
+"""`eval.json`: the quality of a model, window by window and question by question."""
 
 from dataclasses import asdict
 from math import isfinite
@@ -14,41 +14,35 @@ FORMAT = 1
 FEW = "a standard error takes two or more"
 
 
-def evaluation_document(found: Evaluation) -> dict[str, Any]:
-    """An evaluation as one JSON document.
-
-    Args:
-        found: From `evaluate`.
-
-    Returns:
-        The document: numbers, strings, lists and objects; unknown numbers are null, with the
-        reason beside them.
-    """
+def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as JSON: unknown numbers are null, with the reason beside them."""
     document: dict[str, Any] = {
         "format": FORMAT,
-        "model": found.model,
-        "family": found.family,
-        "num_blocks": found.num_blocks,
-        "dtype": found.run.dtype,
+        "model": evaluation.model,
+        "family": evaluation.family,
+        "num_blocks": evaluation.num_blocks,
+        "dtype": evaluation.run.dtype,
     }
-    if found.windows is not None and found.perplexity is not None:
-        document["text"] = _text(found.windows, found.perplexity)
-    if found.questions is not None and found.accuracy is not None and found.choices is not None:
-        document["choices"] = _choices(found.questions, found.accuracy, found.choices)
+    windows, perplexity = evaluation.windows, evaluation.perplexity
+    questions, accuracy, choices = evaluation.questions, evaluation.accuracy, evaluation.choices
+    if windows is not None and perplexity is not None:
+        document["text"] = _text(windows, perplexity)
+    if questions is not None and accuracy is not None and choices is not None:
+        document["choices"] = _choices(questions, accuracy, choices)
     document["run"] = {
-        **asdict(found.run),
-        "versions": dict(found.run.versions),
-        "resumed_sequences": found.resumed,
-        "tokens": found.tokens,
-        "tokens_per_second": found.tokens_per_second,
+        **asdict(evaluation.run),
+        "versions": dict(evaluation.run.versions),
+        "resumed_sequences": evaluation.resumed,
+        "tokens": evaluation.tokens,
+        "tokens_per_second": evaluation.tokens_per_second,
     }
     return document
 
 
-def _text(windows: Windows, found: Perplexity) -> dict[str, Any]:
+def _text(windows: Windows, result: Perplexity) -> dict[str, Any]:
     """Perplexity, and the sums of every window."""
-    covered = [None] * len(found.nats) if found.bytes is None else found.bytes.tolist()
-    rows = zip(found.tokens.tolist(), found.nats.tolist(), covered, strict=True)
+    covered = [None] * len(result.nats) if result.bytes is None else result.bytes.tolist()
+    rows = zip(result.tokens.tolist(), result.nats.tolist(), covered, strict=True)
     return {
         "source": windows.source,
         "kind": windows.kind,
@@ -56,26 +50,28 @@ def _text(windows: Windows, found: Perplexity) -> dict[str, Any]:
         "sha256": windows.sha256,
         "window": windows.window,
         "num_windows": len(windows.ids),
-        "predicted_tokens": int(found.tokens.sum()),
-        "bytes": None if found.bytes is None else int(found.bytes.sum()),
-        "perplexity": found.value,
-        "perplexity_stderr": _known(found.stderr),
-        "nats_per_token": found.mean_nats,
-        "nats_per_token_stderr": _known(found.nats_stderr),
-        **({} if isfinite(found.stderr) else {"stderr_reason": f"{FEW} windows"}),
-        "bits_per_byte": _known(found.bits_per_byte),
+        "predicted_tokens": int(result.tokens.sum()),
+        "bytes": None if result.bytes is None else int(result.bytes.sum()),
+        "perplexity": result.value,
+        "perplexity_stderr": _or_null(result.stderr),
+        "nats_per_token": result.mean_nats,
+        "nats_per_token_stderr": _or_null(result.nats_stderr),
+        **({} if isfinite(result.stderr) else {"stderr_reason": f"{FEW} windows"}),
+        "bits_per_byte": _or_null(result.bits_per_byte),
         **(
             {}
-            if isfinite(found.bits_per_byte)
+            if isfinite(result.bits_per_byte)
             else {"bits_per_byte_reason": "the ids came without their text"}
         ),
         "windows": [{"tokens": n, "nats": nats, "bytes": size} for n, nats, size in rows],
     }
 
 
-def _choices(questions: Questions, found: Accuracy, choices: Choices) -> dict[str, Any]:
+def _choices(questions: Questions, result: Accuracy, choices: Choices) -> dict[str, Any]:
     """Accuracies, and the log likelihoods of every question."""
-    rows = zip(found.answers, found.picked, found.picked_norm, found.log_likelihoods, strict=True)
+    rows = zip(
+        result.answers, result.picked, result.picked_norm, result.log_likelihoods, strict=True
+    )
     return {
         "source": questions.source,
         "sha256": questions.sha256,
@@ -84,11 +80,11 @@ def _choices(questions: Questions, found: Accuracy, choices: Choices) -> dict[st
         "num_questions": len(questions.questions),
         "num_choices": len(choices.sequences),
         "truncated_choices": choices.truncated,
-        "acc": found.acc,
-        "acc_stderr": _known(found.acc_stderr),
-        "acc_norm": found.acc_norm,
-        "acc_norm_stderr": _known(found.acc_norm_stderr),
-        **({} if isfinite(found.acc_stderr) else {"stderr_reason": f"{FEW} questions"}),
+        "acc": result.acc,
+        "acc_stderr": _or_null(result.acc_stderr),
+        "acc_norm": result.acc_norm,
+        "acc_norm_stderr": _or_null(result.acc_norm_stderr),
+        **({} if isfinite(result.acc_stderr) else {"stderr_reason": f"{FEW} questions"}),
         "questions": [
             {
                 "answer": int(answer),
@@ -101,6 +97,6 @@ def _choices(questions: Questions, found: Accuracy, choices: Choices) -> dict[st
     }
 
 
-def _known(value: float) -> float | None:
+def _or_null(value: float) -> float | None:
     """The number, or None for NaN."""
     return value if isfinite(value) else None

@@ -1,8 +1,7 @@
-"""The job: perplexity and multiple choice of a model, in groups that can be taken up again."""
+"""The job: perplexity and multiple choice of a model, in groups of batches that can be resumed."""
 
 import time
 from concurrent.futures import Executor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,26 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.batch import BATCH, Batch, batches, groups
 from refimpl.evaluation.choices import Accuracy, Questions
 from refimpl.evaluation.encoding import Choices, Sequences, choice_sequences, encoder
-from refimpl.evaluation.likelihood import group_likelihoods, room
+from refimpl.evaluation.likelihood import group_likelihoods, tokens_in_memory
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.running.executors import open_pool
 from refimpl.running.identity import identity
 from refimpl.running.provenance import Run, run_since
-from refimpl.running.threads import Progress, Workers, parse_memory
+from refimpl.running.settings import Settings
+from refimpl.running.threads import Progress, Workers
 from refimpl.running.work_units import Tick, results
-from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import Windows
 
 GROUP = 16 * BATCH  # tokens: what a kill loses at most, half a minute of a small model
 
-Found = dict[int, tuple[float, bool]]
+Sums = dict[int, tuple[float, bool]]
 """By number of the sequence: its summed log likelihood, and whether it is greedy."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model is worth, and how that was found.
+    """A measurement of a model's quality, and how it was made.
 
     Args:
         model: Its name.
@@ -46,7 +44,7 @@ class Evaluation:
         accuracy: On the questions.
         choices: The questions as token ids.
         tokens: Inputs read in this run, padding left out.
-        resumed: Sequences (windows, choices) taken over from an earlier run.
+        resumed: Sequences (windows, choices) read from partial results.
         run: How the numbers were made.
     """
 
@@ -90,17 +88,17 @@ def evaluate(
         dtype: float32, or float64 to certify; sums over the vocabulary are float64.
         threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        executor: Where the units run, as for `score`.
-        progress: Called with the units of work done and in all.
-        part: Where to keep what was found so far, or None; the caller removes it in the end.
-        resume: Whether to take up what is there.
+        executor: Where the work units run, as for `score`.
+        progress: Called with the cost done and in all.
+        part: A file that keeps partial results, or None; the caller removes it in the end.
+        resume: Whether to continue from that file.
 
     Returns:
         The numbers, the same for every executor, memory and number of threads, resumed or not.
 
     Raises:
         RefimplError: Neither windows nor questions; tokens the model cannot read; NaN or Inf among
-            the weights; a part of another run.
+            the weights; partial results of another run.
 
     Source:
         docs/explanation/method.md, section 8; lm-evaluation-harness 0.4 (peer) for the questions.
@@ -110,88 +108,72 @@ def evaluate(
         >>> from refimpl.tokens import text_windows
         >>> model = read_model("fixtures/llama")
         >>> windows = text_windows("fixtures/text.txt", "fixtures/llama/tokenizer.json", 32)
-        >>> found = evaluate(model, windows)
-        >>> len(found.perplexity.nats), round(found.perplexity.value)
+        >>> evaluation = evaluate(model, windows)
+        >>> len(evaluation.perplexity.nats), round(evaluation.perplexity.value)
         (33, 1589)
     """
     if windows is None and questions is None:
         raise RefimplError("nothing to evaluate on", "a text, ids or questions", "use --text FILE")
-    if np.dtype(dtype) not in (np.float32, np.float64):
-        raise RefimplError(f"dtype {dtype}", "float32 or float64", "choose one of these")
+    settings = Settings(dtype, threads, memory, executor, progress, part, resume)
     texts: Sequences = [] if windows is None else [(ids, 1) for ids in windows.ids]
     choices = None if questions is None else choice_sequences(encoder(model), questions)
-    made = _all_batches(model, texts, [] if choices is None else choices.sequences)
-    budget = parse_memory(memory)
-    keep = (
-        PartialResults(part, _identity(model, windows, choices, dtype), resume, _meaning)
-        if part
-        else nullcontext()
-    )
-    with keep as kept, open_pool(executor, threads) as where, Workers(threads) as workers:
-        found: Found = {} if kept is None else dict(kept.found)
-        left = [batch for batch in made if not found.keys() >= set(batch.members)]
-        total = sum(batch.cost(model.config) for batch in made)
-        done = total - sum(batch.cost(model.config) for batch in left)
-        resumed, started = len(found), time.perf_counter()
-
-        def tick(cost: float) -> None:
-            nonlocal done
-            done += cost
-            progress(done, total)
-
-        size = min(GROUP, room(model, made, budget // where.workers, dtype))
-        if where.executor is not None:  # two units or more for every worker
-            size = min(size, -(-sum(batch.ids.size for batch in left) // (2 * where.workers)))
-        units = [Reading(tuple(group), dtype) for group in groups(left, size)]
-        for _, new in results(units, model, where, workers, tick):
-            if kept is not None:
-                kept.add(new)
-            found |= new
-    sums = np.array([found[n][0] for n in range(len(found))])
+    laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
+    with settings.open(_identity(model, windows, choices, dtype), _sequence) as resources:
+        partial, pool = resources.partial, resources.pool
+        sums: Sums = {} if partial is None else dict(partial.found)
+        left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
+        resources.total = sum(batch.cost(model.config) for batch in laid)
+        resources.done = resources.total - sum(batch.cost(model.config) for batch in left)
+        resumed, started = len(sums), time.perf_counter()
+        size = min(GROUP, tokens_in_memory(model, laid, resources.memory // pool.workers, dtype))
+        if pool.executor is not None:  # at least two work units for every worker
+            size = min(size, -(-sum(batch.ids.size for batch in left) // (2 * pool.workers)))
+        units = [BatchGroup(tuple(group), dtype) for group in groups(left, size)]
+        for _, new in results(units, model, pool, resources.workers, resources.tick):
+            if partial is not None:
+                partial.add(new)
+            sums |= new
+    totals = np.array([sums[n][0] for n in range(len(sums))])
     return Evaluation(
         model.name,
         model.config.family,
         model.config.num_blocks,
         windows,
-        None if windows is None else _perplexity(windows, sums[: len(texts)]),
+        None if windows is None else _perplexity(windows, totals[: len(texts)]),
         questions,
-        None if questions is None else _accuracy(questions, sums[len(texts) :]),
+        None if questions is None else _accuracy(questions, totals[len(texts) :]),
         choices,
         sum(batch.tokens for batch in left),
         resumed,
-        run_since(started, dtype, workers, budget),
+        run_since(started, dtype, resources.workers, resources.memory),
     )
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Batches that pass through the model together: the unit of an evaluation.
-
-    Args:
-        batches: The batches, token ids only.
-        dtype: Of the computation.
-    """
+class BatchGroup:
+    """Batches that pass through the model together: the work unit of an evaluation."""
 
     batches: tuple[Batch, ...]
     dtype: npt.DTypeLike
 
     def cost(self, config: Config) -> float:
-        """As of the batches."""
+        """The cost of its batches."""
         return sum(batch.cost(config) for batch in self.batches)
 
-    def run(self, model: Model, workers: Workers, tick: Tick) -> Found:
-        """What the model says of each sequence."""
+    def run(self, model: Model, workers: Workers, tick: Tick) -> Sums:
+        """Log likelihood of each sequence."""
         likelihoods = group_likelihoods(model, self.batches, workers, self.dtype, tick=tick)
         return {n: (float(x.log_probabilities.sum()), x.greedy) for n, x in likelihoods.items()}
 
 
 def _all_batches(model: Model, texts: Sequences, pairs: Sequences) -> list[Batch]:
     """Batches of windows, then of choices: neither depends on whether the other is there."""
-    made: list[Batch] = []
-    for first, some in ((0, texts), (len(texts), pairs)):
-        laid = batches([ids for ids, _ in some], [start for _, start in some], model.config)
-        made += [replace(b, members=tuple(first + n for n in b.members)) for b in laid]
-    return made
+    all_batches: list[Batch] = []
+    for first, sequences in ((0, texts), (len(texts), pairs)):
+        ids, starts = [ids for ids, _ in sequences], [start for _, start in sequences]
+        laid = batches(ids, starts, model.config)
+        all_batches += [replace(b, members=tuple(first + n for n in b.members)) for b in laid]
+    return all_batches
 
 
 def _perplexity(windows: Windows, sums: npt.NDArray[np.float64]) -> Perplexity:
@@ -219,7 +201,7 @@ def _identity(
     }
 
 
-def _meaning(key: str, value: Any) -> tuple[int, tuple[float, bool]]:
-    """A sequence that an earlier run found."""
+def _sequence(key: str, value: Any) -> tuple[int, tuple[float, bool]]:
+    """A sequence of the partial results."""
     nats, greedy = value
     return int(key), (float(nats), bool(greedy))

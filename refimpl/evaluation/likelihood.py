@@ -1,19 +1,18 @@
-"""Log likelihoods of token sequences: all of them through one block, then through the next.
+"""Log likelihoods of token sequences: batches travel through the model, block by block.
 
-A block is read once for all that fit into memory. The result is the same for every memory and
-number of threads.
+A block is read once for all batches that fit into memory. The result is the same for every memory
+and number of threads.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.evaluation.batch import Batch, batches, groups
-from refimpl.evaluation.softmax import RunningSoftmax
+from refimpl.evaluation.batch import Batch, Ids, batches, groups
 from refimpl.model.arithmetic import loud
 from refimpl.model.forward import Weights, head
 from refimpl.model.model import Model
@@ -22,37 +21,73 @@ from refimpl.model.stream import Stream
 from refimpl.running.threads import Workers
 from refimpl.scoring.journey import head_cost
 
-ROWS, PIECE = 512, 4096  # positions and ids whose logits are held at a time, per thread
+ROWS, PIECE = 512, 4096  # positions and ids whose logits are in memory at a time, per thread
 
 Tick = Callable[[float], None]
-"""Called with the cost of what was done, in the unit of `Batch.cost`."""
+"""Called with the cost of finished work, in the unit of `Batch.cost`."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a model says of one sequence.
-
-    Args:
-        log_probabilities: ``ln p(token_t | tokens before t)`` of its scored tokens, [n], float64.
-        greedy: Whether every one of these tokens is the arg max (the lowest id of several).
-    """
+    """Log probabilities of a sequence's scored tokens, [n], float64, and whether all are greedy."""
 
     log_probabilities: Array
     greedy: bool
 
 
-class Batches(Stream):
-    """Batches on their way through a model, and what the model says of them at the end.
+@dataclass(frozen=True)
+class RunningSoftmax:
+    """``ln p(target) = z_target - ln sum exp z``, from logits that arrive piece by piece.
 
     Args:
-        model: The model: facts, embedding and head.
-        batches: From `batches`.
-        workers: Threads, each on one batch at a time.
-        dtype: Of the computation; sums over the vocabulary are float64.
-
-    Raises:
-        RefimplError: NaN or Inf in the embedding or the head.
+        targets: Ids whose probability is wanted, [n].
+        largest: Largest logit so far, [n]; the sum is relative to it.
+        best: Its id, the lowest of several, [n].
+        total: ``sum exp(z - largest)``, [n], float64.
+        target: The target's logit, once its piece has arrived, [n].
     """
+
+    targets: Ids
+    largest: Array
+    best: Ids
+    total: Array
+    target: Array
+
+    @classmethod
+    def start(cls, targets: Ids) -> "RunningSoftmax":
+        """The sums before any logits, for targets [n]."""
+        none, zero = np.full(len(targets), -np.inf), np.zeros(len(targets))
+        return cls(targets, none, np.full(len(targets), -1), zero, none)
+
+    def add(self, logits: Array, first: int) -> "RunningSoftmax":
+        """The sums after the logits [n, ids] of the next ids, the first of which is given."""
+        column, row = self.targets - first, np.arange(len(self.targets))
+        here = (column >= 0) & (column < logits.shape[1])
+        best = logits.argmax(axis=-1)  # the lowest of several
+        highest = logits[row, best].astype(np.float64)
+        largest = np.maximum(self.largest, highest)
+        e = np.exp(logits - largest[:, None])
+        return replace(
+            self,
+            largest=largest,
+            best=np.where(highest > self.largest, best + first, self.best),
+            total=self.total * np.exp(self.largest - largest) + e.sum(axis=-1),
+            target=np.where(here, logits[row, np.where(here, column, 0)], self.target),
+        )
+
+    @property
+    def log_probabilities(self) -> Array:
+        """``ln p(target)``, [n], float64, at most zero."""
+        return np.minimum(self.target - self.largest - np.log(self.total), 0)
+
+    @property
+    def greedy(self) -> npt.NDArray[np.bool_]:
+        """Whether the target is the arg max, [n]; among equal logits the lowest id is."""
+        return self.best == self.targets
+
+
+class Batches(Stream):
+    """Batches on their way through a model, and the likelihoods at the end."""
 
     def __init__(
         self,
@@ -67,30 +102,20 @@ class Batches(Stream):
             super().__init__(model, {i: batch.ids for i, batch in enumerate(batches)}, dtype)
 
     def pass_block(self, weights: Weights, tick: Tick = lambda cost: None) -> None:
-        """Take all batches through the next block, given its weights in the stream's dtype."""
+        """Take all batches through the next block, with these weights of it."""
         with loud(self.dtype):
             passes = [partial(self.through, h, weights) for h in self.states.values()]
             self.advance(dict(zip(self.states, self._workers.run(passes), strict=True)))
         tick(sum(batch.ids.size for batch in self._batches))
 
     def likelihoods(self, tick: Tick = lambda cost: None) -> dict[int, Likelihood]:
-        """What the model says, after its last block; the head is read once, piece by piece.
-
-        Args:
-            tick: Called after each piece of the vocabulary.
-
-        Returns:
-            A `Likelihood` per sequence, by its number.
-
-        Raises:
-            RefimplError: Blocks are left to pass.
-        """
+        """A `Likelihood` per sequence after the last block; the head is read piece by piece."""
         model, vocabulary = self.model, self.config.vocab_size
         if self.index != model.config.num_blocks:
             raise RefimplError(
-                f"{self.index} of {model.config.num_blocks} blocks passed",
+                f"the batches have passed {self.index} of {model.config.num_blocks} blocks",
                 "the weights of every block, in order",
-                "give the missing blocks to pass_block()",
+                "call pass_block() for the other blocks",
             )
         pieces = [
             (h.reshape(-1, h.shape[2])[batch.places[start : start + ROWS]], start, batch)
@@ -109,12 +134,12 @@ class Batches(Stream):
                 weights = model.head(self.dtype, ids)
                 sums = self._workers.run(partial(add, i, weights, first) for i in range(len(sums)))
                 tick(cost * (ids.stop - first))
-        return dict(self._by_member(sums))
+        return dict(self._by_sequence(sums))
 
-    def _by_member(self, sums: Sequence[RunningSoftmax]) -> Iterator[tuple[int, Likelihood]]:
-        """Hand what was found at all positions, in the order of the batches, to the sequences."""
-        log_probabilities = np.concatenate([found.log_probabilities for found in sums])
-        greedy, at = np.concatenate([found.greedy for found in sums]), 0
+    def _by_sequence(self, sums: Sequence[RunningSoftmax]) -> Iterator[tuple[int, Likelihood]]:
+        """Cut what all positions gave, in the order of the batches, into sequences."""
+        log_probabilities = np.concatenate([piece.log_probabilities for piece in sums])
+        greedy, at = np.concatenate([piece.greedy for piece in sums]), 0
         for batch in self._batches:
             for n, count in zip(batch.members, batch.counts, strict=True):
                 mine = slice(at, at + count)
@@ -122,24 +147,11 @@ class Batches(Stream):
                 at += count
 
 
-def room(model: Model, batches: Sequence[Batch], memory: int, dtype: npt.DTypeLike) -> int:
-    """Tokens whose states fit into memory.
-
-    Args:
-        model: The model.
-        batches: What has to pass through it.
-        memory: Bytes for residual states.
-        dtype: Of the computation.
-
-    Returns:
-        Tokens, padding included.
-
-    Raises:
-        RefimplError: Not even the largest batch fits.
-    """
-    each = (
-        2 * model.config.hidden_size * np.dtype(dtype).itemsize
-    )  # a state, and what the head reads
+def tokens_in_memory(
+    model: Model, batches: Sequence[Batch], memory: int, dtype: npt.DTypeLike
+) -> int:
+    """Number of tokens, padding included, whose states fit into `memory` bytes."""
+    each = 2 * model.config.hidden_size * np.dtype(dtype).itemsize  # a state, and the head's input
     need = max(batch.ids.size for batch in batches) * each
     if need > memory:
         raise RefimplError(
@@ -155,26 +167,12 @@ def group_likelihoods(
     group: Sequence[Batch],
     workers: Workers,
     dtype: npt.DTypeLike = np.float32,
-    blocks: Iterable[Weights] | None = None,
     tick: Tick = lambda cost: None,
 ) -> dict[int, Likelihood]:
-    """Take batches through a whole model.
-
-    Args:
-        model: The model.
-        group: Batches that fit into memory together.
-        workers: Threads.
-        dtype: Of the computation.
-        blocks: Weights to use in place of the model's, block by block, in order.
-        tick: Called with the cost of what was done.
-
-    Returns:
-        A `Likelihood` per sequence, by its number.
-    """
+    """Take batches that fit into memory together through the model."""
     stream = Batches(model, group, workers, dtype)
-    dense = (model.block(i, dtype) for i in range(model.config.num_blocks))
-    for weights in dense if blocks is None else blocks:
-        stream.pass_block(weights, tick)
+    for i in range(model.config.num_blocks):
+        stream.pass_block(model.block(i, dtype), tick)
     return stream.likelihoods(tick)
 
 
@@ -185,52 +183,12 @@ def log_likelihoods(
     workers: Workers,
     memory: int,
     dtype: npt.DTypeLike = np.float32,
-    blocks: Iterable[Weights] | None = None,
-    tick: Tick = lambda cost: None,
 ) -> list[Likelihood]:
-    """Log probabilities of the tokens of sequences, from a given token of each on.
-
-    ``ln p(token_t | tokens before t) = z[token_t] - ln sum_v exp z_v``, z the logits at t - 1.
-
-    Args:
-        model: The model.
-        sequences: Ids of each, [tokens], of any lengths, two or more.
-        starts: First scored token of each: 1 for all but the first, which nothing predicts.
-        workers: Threads.
-        memory: Bytes for residual states.
-        dtype: Of the computation; sums over the vocabulary are float64.
-        blocks: Weights to use in place of the model's, block by block, in order.
-        tick: Called with the cost of what was done, in the unit of `Batch.cost`.
-
-    Returns:
-        A `Likelihood` per sequence, in order; the same for every memory and number of threads.
-
-    Raises:
-        RefimplError: Ids the model cannot take, a sequence too long, nothing to score in it;
-            memory for less than one batch, or, with `blocks`, for less than all.
-
-    Source:
-        lm-evaluation-harness's `loglikelihood` (peer), which this is per token.
-
-    Example:
-        >>> from refimpl import read_model
-        >>> model = read_model("fixtures/llama")
-        >>> with Workers(1) as workers:
-        ...     found = log_likelihoods(model, [[1, 5, 7, 3], [2, 4]], [2, 1], workers, 1 << 20)
-        >>> [likelihood.log_probabilities.shape for likelihood in found]
-        [(2,), (1,)]
-    """
+    """``ln p(token_t | tokens before t)`` of each sequence's ids [tokens], from its start on."""
     if not sequences:
         return []
-    made = batches(sequences, starts, model.config)
-    parts = list(groups(made, room(model, made, memory, dtype)))
-    if blocks is not None and len(parts) > 1:
-        raise RefimplError(
-            f"memory of {memory} bytes holds {len(parts[0])} of {len(made)} batches of sequences",
-            "memory for all of them where the weights of the blocks are given one by one",
-            "use a larger --memory, or fewer sequences",
-        )
-    found: dict[int, Likelihood] = {}
-    for part in parts:
-        found |= group_likelihoods(model, part, workers, dtype, blocks, tick)
-    return [found[n] for n in range(len(sequences))]
+    laid = batches(sequences, starts, model.config)
+    likelihoods: dict[int, Likelihood] = {}
+    for group in groups(laid, tokens_in_memory(model, laid, memory, dtype)):
+        likelihoods |= group_likelihoods(model, group, workers, dtype)
+    return [likelihoods[n] for n in range(len(sequences))]

@@ -1,7 +1,7 @@
-"""The adapter that lets lm-evaluation-harness run its own tasks on a model of ours.
+"""An adapter with which lm-evaluation-harness runs its own tasks on a model that refimpl reads.
 
-From Python, `lm_eval.simple_evaluate(model=RefimplLM("FOLDER"), tasks=[...])`. The harness's own
-command line, which knows the models that were registered when it starts, is this module's:
+From Python, call `lm_eval.simple_evaluate(model=RefimplLM("FOLDER"), tasks=[...])`. The harness's
+command line knows only models that are registered when it starts, so start it from this module:
 
     python -m refimpl.evaluation.lm_eval --model refimpl --model_args pretrained=FOLDER --tasks ...
 """
@@ -33,7 +33,7 @@ except ImportError as error:
         sys.exit(2)
     raise missing from error
 
-Request = tuple[tuple[str, str] | None, list[int], list[int]]
+TokenPair = tuple[tuple[str, str] | None, list[int], list[int]]
 """Texts (or none), ids of the context, ids of the continuation."""
 
 
@@ -42,26 +42,18 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
     """A model for lm-evaluation-harness: log likelihoods, no generation.
 
     Args:
-        pretrained: As for `read_model`: a folder or file of safetensors, with its tokenizer.
+        pretrained: A folder or file of safetensors, with its tokenizer.
         config: `config.json`, if it is not beside the weights.
         dtype: "float32" or "float64".
         threads: Worker threads; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        batch_size: Of no effect, as are the next two, which the harness always hands over:
-            batches are made by length, on the CPU.
-        max_batch_size: Of no effect.
-        device: Of no effect.
-
-    Raises:
-        RefimplError: No model or tokenizer, an option that is not understood, a request to
-            generate text.
-
-    Source:
-        lm-evaluation-harness 0.4 (peer), whose `hf` model this follows.
+        batch_size: Ignored, as are the next two, which the harness always passes.
+        max_batch_size: Ignored.
+        device: Ignored.
 
     Differs:
-        Sums over the vocabulary and of log probabilities are float64. BOS is put before a text
-        by the rule of `text_tokens`, where the harness leaves it to transformers.
+        From the harness's `hf` model: sums over the vocabulary and of log probabilities are
+        float64, and BOS is put before a text by the rule of `text_tokens`.
     """
 
     def __init__(
@@ -88,7 +80,7 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """What stands for a context where there is none: BOS, or else EOS."""
+        """The id in place of an empty context: BOS, or else EOS."""
         return self.prefix_token_id
 
     @property
@@ -96,7 +88,7 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         """The same."""
         if self._encoder.prefix is None:
             raise RefimplError(
-                "neither BOS nor EOS is named beside the tokenizer",
+                "no file beside the tokenizer names BOS or EOS",
                 "a token to start from",
                 "name bos_token in tokenizer_config.json",
             )
@@ -114,12 +106,12 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         return self._encoder.ids(string, add_special_tokens)
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Request], disable_tqdm: bool = False, **_: Any
+        self, requests: Sequence[TokenPair], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """Summed log probability of every continuation, and whether it is greedy."""
-        fitted = [self._encoder.fitted(given, scored) for _, given, scored in requests]
+        fitted = [self._encoder.fitted(context, scored) for _, context, scored in requests]
         with Workers(self._threads) as workers:
-            found: list[Likelihood] = log_likelihoods(
+            likelihoods: list[Likelihood] = log_likelihoods(
                 self._model,
                 [ids for ids, _ in fitted],
                 [start for _, start in fitted],
@@ -127,21 +119,21 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
                 self._memory,
                 self._dtype,
             )
-        return [(float(x.log_probabilities.sum()), x.greedy) for x in found]
+        return [(float(x.log_probabilities.sum()), x.greedy) for x in likelihoods]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         """Summed log probability of every whole text, in windows that are scored once each."""
-        windows: list[Request] = []
+        windows: list[TokenPair] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
             (text,) = request.args
             for pair in get_rolling_token_windows(
                 self.tok_encode(text), self.prefix_token_id, self._encoder.longest, 1
             ):
-                given, scored = make_disjoint_window(pair)
-                windows.append((None, given, scored))
+                context, scored = make_disjoint_window(pair)
+                windows.append((None, context, scored))
                 owners.append(owner)
         totals = [0.0] * len(requests)
         for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
@@ -152,7 +144,7 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         """Refuse to generate text."""
         names = sorted({str(getattr(request, "task_name", None)) for request in requests})
         raise RefimplError(
-            f"generate_until, asked for by {', '.join(names)}",
+            f"generate_until is not supported; asked for by {', '.join(names)}",
             "tasks of log likelihoods: multiple_choice, loglikelihood, loglikelihood_rolling",
             "choose other tasks; this model does not generate text",
         )

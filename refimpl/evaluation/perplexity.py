@@ -17,11 +17,8 @@ class Perplexity:
         tokens: Number of predicted tokens n_w of each: all but its first, [W].
         bytes: Of the text that they cover, [W], or None where there is no text.
 
-    Source:
-        Ours (docs/explanation/method.md, section 8).
-
     Differs:
-        Peers average windows of one length and drop a last shorter one: with equal windows the
+        Peers average windows of one length and drop a shorter last one: with equal windows the
         mean is the same. They give no standard error.
 
     Example:

@@ -43,26 +43,19 @@ LOGARITHMS: dict[str, tuple[str, Callable[..., Any]]] = {
         correction.centred_log,
     ),
 }
-"""Formula and function of what corrections are made of."""
+"""Formula and function of the logarithms that corrections are made from."""
 
 
 def allocation_steps(request: Request) -> list[Step]:
-    """From signals to whole numbers of weights.
-
-    Args:
-        request: What is asked for.
-
-    Returns:
-        The steps; no correction and no projection where the peers' code has none.
-    """
+    """From signals to whole numbers of weights."""
     spectral = (signals.esd, signals.alphapruning_alpha) * (request.base == "alphapruning")
     formula, functions = BASES.get(request.base, ("s_u from the file", (base_allocation,)))
     steps = [
         Step(
             "signals",
             "how important each block looks",
-            "Others rank blocks by their weights and inputs alone, without asking what later "
-            "blocks do with the damage.",
+            "Published methods rank blocks by their weights and inputs alone, and ignore what "
+            "later blocks do with the damage.",
             "M = |W| sqrt(c)\n"
             "D_l = 100 #{M > m mean M} / #M      u_l = mean M (OWL and DLP)"
             + ("\nalpha: tail exponent of the squared singular values" if spectral else ""),
@@ -72,7 +65,7 @@ def allocation_steps(request: Request) -> list[Step]:
         Step(
             "base",
             f"the allocation to start from, {request.base}",
-            "How much each block (or linear) loses, before anything is known of absorption.",
+            "How much each block (or linear) loses, before absorption is taken into account.",
             formula,
             functions,
             _base,
@@ -97,8 +90,8 @@ def allocation_steps(request: Request) -> list[Step]:
             Step(
                 "projection",
                 "back onto the budget",
-                "A correction may not make the model lose more or less in all. The nearest "
-                "allocation that spends the budget is a shift by one t, clipped.",
+                "A correction may not change the total. The nearest allocation that meets the "
+                "budget is a shift by one t, clipped.",
                 "s_u = clip(base_u + c_u + t, lo, hi)      sum N_u s_u = S N",
                 (projection.project, correction.corrected),
                 _projection,
@@ -127,20 +120,13 @@ def allocation_steps(request: Request) -> list[Step]:
 
 
 def pruning_steps(linear: str) -> list[Step]:
-    """From a count to what one linear loses.
-
-    Args:
-        linear: Its name.
-
-    Returns:
-        The steps.
-    """
+    """From a count to what one linear loses."""
     return [
         Step(
             "wanda",
             f"which weights of {linear} go",
-            "A weight matters as much as it is large and as what it multiplies is large. Rows are "
-            "outputs: each loses its lowest scores. (prune does the same behind pruned blocks.)",
+            "A weight matters if it is large and if the input that it multiplies is large. Rows "
+            "are outputs: each loses its lowest scores. (prune does the same after pruned blocks.)",
             "M = |W| sqrt(c)      c_j = sum over the tokens of x_j^2, per sequence",
             (statistics.sum_of_squares, scores.wanda_score, scores.wanda_keep, counts.row_count),
             _wanda,
@@ -148,8 +134,8 @@ def pruning_steps(linear: str) -> list[Step]:
         Step(
             "loss",
             f"what {linear} loses by it",
-            "The same input through what is left. Were the inputs uncorrelated, the squared "
-            "error would be the sum of the squared scores that went.",
+            "The same input through the remaining weights. If the inputs were uncorrelated, the "
+            "squared error would be the sum of the squared scores of the pruned weights.",
             "y = W x      y' = (W * keep) x      R = ||y' - y|| / ||y||",
             (ops.linear, perturbation.deviation),
             _loss,
@@ -158,13 +144,13 @@ def pruning_steps(linear: str) -> list[Step]:
 
 
 def _signals(v: Values) -> Iterator[Figure]:
-    known, m = v.scores.signals, BlockScores(v.weights, v.moments)
+    values, m = v.scores.signals, BlockScores(v.weights, v.moments)
     means = [float(one.mean()) for one in m]
     yield Figure("mean M", np.array(means), f"per linear of block {v.index}")
-    yield Figure("D", known.owl_outlier_percent, f"percent per block, m {known.owl_m:g}")
-    yield Figure("u", known.dlp_score, f"per block, {known.dlp_statistic}")
-    if known.alpha is not None:
-        yield Figure("alpha", known.alpha, "[blocks, linears]")
+    yield Figure("D", values.owl_outlier_percent, f"percent per block, m {values.owl_m:g}")
+    yield Figure("u", values.dlp_score, f"per block, {values.dlp_statistic}")
+    if values.alpha is not None:
+        yield Figure("alpha", values.alpha, "[blocks, linears]")
 
 
 def _base(v: Values) -> Iterator[Figure]:
@@ -175,11 +161,11 @@ def _base(v: Values) -> Iterator[Figure]:
 
 
 def _correction(v: Values) -> Iterator[Figure]:
-    request, found = v.request, v.scores.sweep[0]
+    request, result = v.request, v.scores.sweep[0]
     made_of = {
-        "absorption": found.coefficient,
-        "arrival": found.arrival,
-        "divergence": found.divergence,
+        "absorption": result.coefficient,
+        "arrival": result.arrival,
+        "divergence": result.divergence,
     }
     u = LOGARITHMS[str(request.correct)][1](made_of[str(request.correct)])
     scale = request.correction_scale
@@ -191,18 +177,18 @@ def _correction(v: Values) -> Iterator[Figure]:
 
 
 def _projection(v: Values) -> Iterator[Figure]:
-    made = v.allocation
-    yield Figure("base", made.base_sparsity, "projected alone")
-    yield Figure("s", made.corrected_sparsity, "per block")
-    spent = float((made.linear_sparsity @ v.scores.linear_sizes).sum() / made.total_weights)
+    result = v.allocation
+    yield Figure("base", result.base_sparsity, "projected alone")
+    yield Figure("s", result.corrected_sparsity, "per block")
+    spent = float((result.linear_sparsity @ v.scores.linear_sizes).sum() / result.total_weights)
     yield Figure("sum N_l s_l / N", spent, f"asked for {v.request.sparsity:g}")
 
 
 def _counts(v: Values) -> Iterator[Figure]:
-    made = v.allocation
-    yield Figure("n_l", made.num_pruned, "per block")
-    yield Figure("n_j", made.linear_pruned[v.index], f"per linear of block {v.index}")
-    yield Figure("Z", made.total_pruned, f"of {made.total_weights:,}")
+    result = v.allocation
+    yield Figure("n_l", result.num_pruned, "per block")
+    yield Figure("n_j", result.linear_pruned[v.index], f"per linear of block {v.index}")
+    yield Figure("Z", result.total_pruned, f"of {result.total_weights:,}")
 
 
 def _wanda(v: Values) -> Iterator[Figure]:

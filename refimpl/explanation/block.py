@@ -13,16 +13,7 @@ from refimpl.model.ops import Array
 
 
 def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]:
-    """The steps of one block, those that this family has.
-
-    Args:
-        config: The model's facts.
-        names: The block's weights by our names.
-        index: The block, from 0.
-
-    Returns:
-        The steps, in order.
-    """
+    """The steps of one block, those that this family has."""
     kind = config.blocks[index]
     reads = "the block's input" if config.parallel_residual else "the stream after attention"
     steps = [
@@ -38,8 +29,8 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
         Step(
             "qkv",
             "queries, keys and values",
-            "Each token says what it looks for (q), what it can be found by (k), and what it has "
-            "to give (v).",
+            "Each token states what it looks for (q), what others find it by (k), and what it "
+            "gives (v).",
             "\n".join(f"{n} = W_{n} x{_bias(names, f'{n}_proj', n)}" for n in "qkv")
             + "\ncut into heads of h channels",
             (forward.project, ops.linear, attention.split_heads),
@@ -65,7 +56,7 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
     steps += [
         Step(
             "attention",
-            "what each token takes from the others",
+            "what each token reads from the others",
             f"A token sees itself and {seen}, and takes a mean of their values, weighted by how "
             "well its query fits their keys.",
             f"softmax({capped} + mask) v      mask: 0 where visible, else -inf",
@@ -75,7 +66,7 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
         Step(
             "attn_out",
             "the heads are merged",
-            "What the heads took is mixed into what attention adds to the stream.",
+            "The outputs of the heads are mixed into what attention adds to the stream.",
             f"a = W_o heads{_bias(names, 'o_proj', 'o')}"
             + _post(config, names, "attn_post_norm", "a"),
             (attention.merge_heads, forward.project, *_post_norm(config, names, "attn_post_norm")),
@@ -84,8 +75,8 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
         Step(
             "resid_mid",
             "added to the stream",
-            "A block does not replace the stream, it adds to it: so a push stays in it, unless "
-            "later blocks answer it.",
+            "A block does not replace the stream, it adds to it: so a perturbation stays in it, "
+            "unless later blocks counter it.",
             "m = x + a",
             (forward.block,),
             lambda v: _sum(v, "resid_pre", "attn_out", "resid_mid"),
@@ -114,7 +105,7 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
         Step(
             "resid_post",
             "the stream after the block",
-            "This is h_l, the state that is pushed below.",
+            "This is h_l, the state that the experiment perturbs.",
             "h_l = m + f",
             (forward.block,),
             lambda v: _sum(v, "resid_mid", "mlp_out", "resid_post"),

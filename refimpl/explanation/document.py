@@ -14,32 +14,12 @@ IN_JSON = 64  # numbers of an array
 
 
 def full_name(function: Callable[..., Any]) -> str:
-    """Where a function is found.
-
-    Args:
-        function: Of this library.
-
-    Returns:
-        Its module and its name in it.
-
-    Example:
-        >>> from refimpl.model.ops import rms_norm
-        >>> full_name(rms_norm)
-        'refimpl.model.ops.rms_norm'
-    """
+    """Where a function is found."""
     return f"{function.__module__}.{function.__qualname__}"
 
 
 def explanation_document(found: Explanation, source: bool = False) -> dict[str, Any]:
-    """An explanation as one JSON document.
-
-    Args:
-        found: From `explain`.
-        source: Whether to add the code of every function.
-
-    Returns:
-        Numbers, strings, lists and objects; of an array its shape and its first numbers.
-    """
+    """An explanation as one JSON document."""
     return {
         "model": found.model,
         "family": found.family,

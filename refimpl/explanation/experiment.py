@@ -1,4 +1,4 @@
-"""The steps of the experiment: a push, its way through the later blocks, and what is left of it."""
+"""The steps of the experiment: a perturbation, its drift through the later blocks, its ratio."""
 
 from collections.abc import Iterator
 
@@ -15,23 +15,16 @@ from refimpl.scoring.score import score
 
 
 def experiment_steps(plan: Perturbation, request: Request) -> list[Step]:
-    """From a push to the absorption coefficients.
-
-    Args:
-        plan: The perturbation.
-        request: Whether the divergence is measured.
-
-    Returns:
-        The steps.
-    """
+    """The steps from a perturbation to the absorption coefficients."""
     divergence = request.correct == "divergence"
     return [
-        _push(plan),
+        _perturbation(plan),
         Step(
             "drift",
             "followed through the later blocks",
-            "Both states, pushed and clean, pass the same blocks. How far apart they are, relative "
-            "to the clean one, and whether they still point the same way, is measured after each.",
+            "Both states, perturbed and clean, pass the same blocks. After each block, we measure "
+            "how far apart they are, relative to the clean one, and whether they point the same "
+            "way.",
             "h'_k = block_k(h'_{k-1})\n"
             "R_k = ||h'_k - h_k|| / ||h_k||      A_k = <h'_k, h_k> / (||h'_k|| ||h_k||)",
             (block, perturbation.deviation),
@@ -40,8 +33,8 @@ def experiment_steps(plan: Perturbation, request: Request) -> list[Step]:
         Step(
             "ratio",
             "what is left of it",
-            "The drift at the end over the drift where it was made: above 1 the blocks in between "
-            "amplified the push, below 1 they absorbed it.",
+            "The drift at the end divided by the drift at the perturbed block: above 1 the blocks "
+            "in between amplified the perturbation, below 1 they absorbed it.",
             "R_L / R_l      per token, then the mean over tokens, draws and sequences",
             (absorption.surviving_drift, absorption.known_mean, absorption.absorption_coefficient),
             _ratio,
@@ -49,7 +42,8 @@ def experiment_steps(plan: Perturbation, request: Request) -> list[Step]:
         Step(
             "coefficient",
             "the same for every block",
-            "Every block is pushed in turn. The last one has nothing behind it, so its r is 1.",
+            "Every block is perturbed, one after the other. No block follows the last, so its r is "
+            "1.",
             "r_l = E[R_L / R_l]" + ("      E[KL(p || p')]" if divergence else ""),
             (score, absorption.absorption_coefficient, *([RunningDivergence] * divergence)),
             _coefficient,
@@ -57,7 +51,7 @@ def experiment_steps(plan: Perturbation, request: Request) -> list[Step]:
     ]
 
 
-def _push(plan: Perturbation) -> Step:
+def _perturbation(plan: Perturbation) -> Step:
     """How the state after the block is changed."""
     if plan.kind == "pruning":
         return Step(
@@ -66,28 +60,28 @@ def _push(plan: Perturbation) -> Step:
             "The error of pruning this block alone, to its share of the base: no size to choose.",
             "h'_l = pruned_block_l(h_{l-1})",
             (scores.wanda_score, scores.wanda_keep, block),
-            _pushed,
+            _perturbed,
         )
     size = "||e_t|| = eta ||h_t||" if plan.noise_scale == "token" else "||e|| = eta ||h_l||"
     shape = "" if plan.noise_shape == "isotropic" else "      channel d times its deviation"
     return Step(
         "push",
-        "the state after the block is pushed",
+        "the state after the block is perturbed",
         "Pruning a block changes what it adds; noise of a known size stands in for that change.",
         f"h'_l = h_l + e      {size}{shape}",
         (perturbation.noise, perturbation.kept_tokens, perturbation.perturbed),
-        _pushed,
+        _perturbed,
     )
 
 
-def _pushed(v: Values) -> Iterator[Figure]:
-    h, pushed = v.leaving[0][0], v.pushed[0][0][0]
+def _perturbed(v: Values) -> Iterator[Figure]:
+    h, perturbed = v.leaving[0][0], v.perturbed[0][0][0]
     if v.plan.kind == "gaussian":
         yield Figure("eta", v.plan.eta[0])
         yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")
     yield Figure("h_l", h)
-    yield Figure("h'_l", pushed)
-    size = perturbation.deviation(pushed, h, v.kept[0]).drift
+    yield Figure("h'_l", perturbed)
+    size = perturbation.deviation(perturbed, h, v.kept[0]).drift
     yield Figure("||e_t|| / ||h_t||", size, "per token, as rounded to the dtype")
     if v.plan.sink == "exclude":
         yield Figure("tokens left out", int(sum((~kept).sum() for kept in v.kept)), "sinks")
@@ -111,22 +105,15 @@ def _ratio(v: Values) -> Iterator[Figure]:
 
 
 def _coefficient(v: Values) -> Iterator[Figure]:
-    found = v.scores.sweep[0]
-    yield Figure("r", found.coefficient, "per block")
-    yield Figure("stderr", found.stderr)
-    yield Figure("blocks that amplify", int((found.coefficient > 1).sum()))
-    if found.divergence is not None:
-        yield Figure("KL", found.divergence, "nats")
+    result = v.scores.sweep[0]
+    yield Figure("r", result.coefficient, "per block")
+    yield Figure("stderr", result.stderr)
+    yield Figure("blocks that amplify", int((result.coefficient > 1).sum()))
+    if result.divergence is not None:
+        yield Figure("KL", result.divergence, "nats")
 
 
 def mean_over_all(x: Array) -> Array:
-    """Mean over tokens, then draws, then sequences, as `score` takes it.
-
-    Args:
-        x: Values, [N, R, ..., T].
-
-    Returns:
-        Means, [...].
-    """
+    """Mean over tokens, then draws, then sequences, as `score` takes it."""
     mean = absorption.known_mean
     return mean(mean(mean(x, axis=-1), axis=1), axis=0)

@@ -26,17 +26,17 @@ SAMPLES, SEQ_LEN = 2, 32  # enough to see every step, and a standard error
 
 @dataclass(frozen=True)
 class Explanation:
-    """What an explanation says.
+    """The steps of the algorithm on one model, with their values.
 
     Args:
         model: The model's name.
         family: Its family.
         num_blocks: L.
-        block: The block that is looked at, from 0.
-        tokens: Where the tokens came from.
-        dtype: Of the computation.
-        steps: Each step with its place among all of this model's steps, from 1, and what it shows.
-        num_steps: How many steps there are.
+        block: The block that is shown, from 0.
+        tokens: The source of the tokens.
+        dtype: Dtype of the computation.
+        steps: Each step with its number among all steps of this model, from 1, and its figures.
+        num_steps: Number of all steps.
     """
 
     model: str
@@ -49,15 +49,7 @@ class Explanation:
     num_steps: int
 
     def figure(self, step: str, name: str) -> Any:
-        """The value of one figure.
-
-        Args:
-            step: Name of the step.
-            name: Name of the figure.
-
-        Returns:
-            The whole value.
-        """
+        """The whole value of one figure, by the names of its step and itself."""
         (figures,) = (figures for _, one, figures in self.steps if one.name == step)
         return next(figure.value for figure in figures if figure.name == name)
 
@@ -80,7 +72,7 @@ def explain(
     Args:
         model: From `read_model`.
         tokens: Its tokens; a few are enough.
-        block: The block that is looked at, from 0.
+        block: The block to show, from 0.
         step: The only step to show; all if None.
         plan: The perturbation, as for `score`.
         request: The allocation, as for `score` and `allocate`.
@@ -90,28 +82,25 @@ def explain(
         progress: Called with the work of the experiment done and in all.
 
     Returns:
-        The steps with the values of this run; only what they show was computed.
+        The steps with their values; only what they show is computed.
 
     Raises:
         RefimplError: A block or a step that this model does not have; several eta; what `score`
             refuses.
 
-    Source:
-        docs/explanation/method.md, sections 2 to 7.
-
     Example:
         >>> from refimpl import read_model
         >>> from refimpl.tokens import random_tokens
-        >>> found = explain(read_model("fixtures/llama"), random_tokens(264, 2, 8), block=3)
-        >>> found.figure("ratio", "r_l")
+        >>> steps = explain(read_model("fixtures/llama"), random_tokens(264, 2, 8), block=3)
+        >>> steps.figure("ratio", "r_l")
         1.0
     """
     plan, request = plan or Perturbation(), request or Request()
     if plan.subset is not None:
         raise RefimplError(
             f"a subset of {plan.subset} blocks",
-            "all blocks: each step is shown on every sequence",
-            "leave --subset away",
+            "all blocks: explain shows each step on every sequence",
+            "omit --subset",
         )
     last = model.config.num_blocks - 1
     if not 0 <= block <= last:
@@ -121,8 +110,8 @@ def explain(
     if len(plan.eta) > 1:
         raise RefimplError(
             f"{len(plan.eta)} values of eta",
-            "one, which all steps show",
-            "use --eta with one value",
+            "one value, which all steps use",
+            "use for example --eta 0.01",
         )
     steps = steps_of(model, block, plan, request)
     names = [one.name for one in steps]
@@ -152,17 +141,7 @@ def explain(
 
 
 def steps_of(model: Model, block: int, plan: Perturbation, request: Request) -> list[Step]:
-    """All steps that a model has, in order.
-
-    Args:
-        model: The model.
-        block: The block that is looked at, from 0.
-        plan: The perturbation.
-        request: The allocation.
-
-    Returns:
-        The steps; nothing is computed.
-    """
+    """All steps of a model, in order, before anything is computed."""
     config, prefix = model.config, f"blocks.{block}."
     names = frozenset(n.removeprefix(prefix) for n in model.weights if n.startswith(prefix))
     return [

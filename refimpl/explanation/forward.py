@@ -15,15 +15,7 @@ TOP = 5  # candidates for the next token
 
 
 def steps_before(config: Config, position_table: bool) -> list[Step]:
-    """Tokens, and their way into the residual stream.
-
-    Args:
-        config: The model's facts.
-        position_table: Whether positions are learned.
-
-    Returns:
-        Two steps.
-    """
+    """Tokens, and their way into the residual stream."""
     scale = f"{config.embed_scale:.6g} * " if config.embed_scale != 1 else ""
     row = f" + P[{config.position_offset} + position]" if position_table else ""
     return [
@@ -48,20 +40,13 @@ def steps_before(config: Config, position_table: bool) -> list[Step]:
 
 
 def head_step(config: Config) -> Step:
-    """From the last state to the next token.
-
-    Args:
-        config: The model's facts.
-
-    Returns:
-        The step.
-    """
+    """From the last state to the next token."""
     cap = config.final_soft_cap
     z = "W norm(h_L)"
     return Step(
         "head",
         "the next token",
-        "After the last block each token's vector is held against every id's row: a score per id.",
+        "After the last block each token's vector is compared with every id's row: a score per id.",
         f"logits = {z if cap is None else f'{cap:g} tanh({z} / {cap:g})'}      p = softmax(logits)",
         (forward.head, *norms(config), *cap_function(cap), ops.softmax),
         _head,

@@ -1,4 +1,4 @@
-"""What an explanation is made of: steps, and the figures that each of them shows."""
+"""The parts of an explanation: steps, and the figures of each step."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,13 +10,7 @@ from refimpl.model.ops import Array
 
 @dataclass(frozen=True)
 class Figure:
-    """A number, or an array of which a few numbers are shown.
-
-    Args:
-        name: What it is, in the letters of the formula.
-        value: The whole value.
-        note: What to see in it.
-    """
+    """A named value in the letters of the formula, whole, and a note on what to see in it."""
 
     name: str
     value: Array | float | int | str
@@ -30,10 +24,10 @@ class Step:
     Args:
         name: For `--step`.
         title: A few words.
-        why: What the step is for, a sentence or two.
-        formula: Plain text, lines.
+        why: The purpose of the step, in a sentence or two.
+        formula: Lines of plain text.
         functions: The library's functions that compute it.
-        figures: Makes what is shown.
+        figures: Makes its figures from the values.
     """
 
     name: str

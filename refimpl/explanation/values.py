@@ -1,4 +1,4 @@
-"""The values that an explanation shows, each made when it is asked for.
+"""The values that an explanation shows, each computed when it is first asked for.
 
 They come from the functions that `score` calls, on the same tokens, so they are its numbers.
 """
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
-from refimpl.method import perturbation as push
+from refimpl.method import perturbation
 from refimpl.method.absorption import known_mean, surviving_drift
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
@@ -33,12 +33,12 @@ ROWS = 8192  # of the head held at a time
 
 @dataclass(frozen=True)
 class Followed:
-    """What became of the pushed states of a block, with N sequences, R draws, T drifts per state.
+    """Perturbed states of a block to the end, with N sequences, R draws, T drifts per state.
 
     Args:
         drift: Relative drift after the block and every later one, [N, R, blocks, T].
         alignment: Same shape.
-        end: The first sequence after the last block, not pushed, [1, S, D].
+        end: The first sequence after the last block, clean, [1, S, D].
     """
 
     drift: Array
@@ -53,19 +53,7 @@ class Followed:
 
 @dataclass
 class Values:
-    """Every value that a step may show, made when it is first asked for.
-
-    Args:
-        model: The model.
-        tokens: Its tokens.
-        index: The block that is looked at, from 0.
-        plan: The perturbation.
-        request: The allocation asked for.
-        dtype: Of the computation.
-        threads: Worker threads.
-        memory: Bytes for the states of the experiment.
-        progress: Called while the experiment runs.
-    """
+    """Every value that a step may show; `index` is the block that is shown."""
 
     model: Model
     tokens: Tokens
@@ -137,25 +125,25 @@ class Values:
         return found
 
     @cached_property
-    def pushed(self) -> list[list[Array]]:
-        """The pushed states after the block, per sequence and draw, [1, S, D]."""
-        return [[self._push(s, d) for d in range(self.plan.draws)] for s in range(len(self.ids))]
+    def perturbed(self) -> list[list[Array]]:
+        """The perturbed states after the block, per sequence and draw, [1, S, D]."""
+        return [[self._perturb(s, d) for d in range(self.plan.draws)] for s in range(len(self.ids))]
 
     @cached_property
     def kept(self) -> list[npt.NDArray[np.bool_]]:
         """Which tokens of each sequence take part, [S]."""
-        return [push.kept_tokens(h[0], self.plan.sink) for h in self.leaving]
+        return [perturbation.kept_tokens(h[0], self.plan.sink) for h in self.leaving]
 
     @cached_property
     def followed(self) -> Followed:
-        """The way of the pushed states, and of the clean ones, to the end."""
-        clean, pushed = self.leaving, self.pushed
-        seen = [self._deviations(pushed, clean)]
+        """The drift of the perturbed states, block by block to the end."""
+        clean, perturbed = self.leaving, self.perturbed
+        seen = [self._deviations(perturbed, clean)]
         for i in range(self.index + 1, self.config.num_blocks):
             through = self._through(i)
             clean = [through(h) for h in clean]
-            pushed = [[through(h) for h in draws] for draws in pushed]
-            seen.append(self._deviations(pushed, clean))
+            perturbed = [[through(h) for h in draws] for draws in perturbed]
+            seen.append(self._deviations(perturbed, clean))
         drift, alignment = np.moveaxis(np.array(seen), 0, 3)
         return Followed(drift, alignment, clean[0])
 
@@ -168,7 +156,7 @@ class Values:
 
     @cached_property
     def scores(self) -> Scores:
-        """What `score` finds."""
+        """The result of `score`."""
         return score(
             self.model,
             self.tokens,
@@ -182,7 +170,7 @@ class Values:
 
     @cached_property
     def allocation(self) -> Allocation:
-        """What `allocate` makes of it."""
+        """The result of `allocate`."""
         return allocate(self.scores, self.request)
 
     @property
@@ -214,16 +202,16 @@ class Values:
         ]
 
     @cached_property
-    def _thinned(self) -> Weights:
+    def _pruned_weights(self) -> Weights:
         """The block's weights after the pruning that is its perturbation."""
         assert self.scores.pruned_at is not None  # asked for with that perturbation only
-        thinned = dict(self.weights)
+        pruned = dict(self.weights)
         counts = self.scores.pruned_at.linear_pruned[self.index].tolist()
         for name, count in zip(self.config.linear_shapes, counts, strict=True):
             weight = self.weights[f"{name}.weight"]
             keep = wanda_keep(wanda_score(weight, self.moments[name]), count)
-            thinned[f"{name}.weight"] = np.where(keep, weight, np.zeros((), weight.dtype))
-        return thinned
+            pruned[f"{name}.weight"] = np.where(keep, weight, np.zeros((), weight.dtype))
+        return pruned
 
     def _through(self, index: int) -> Callable[[Array], Array]:
         """One block of the model, as a function of the stream."""
@@ -234,21 +222,21 @@ class Values:
         """The sequences before one block; its states are handed in."""
         return Stream(self.model, dict(enumerate(self.ids)), self.dtype, {}, index)
 
-    def _push(self, sequence: int, draw: int) -> Array:
-        """One state after the block, pushed as the plan says, [1, S, D]."""
+    def _perturb(self, sequence: int, draw: int) -> Array:
+        """One state after the block, perturbed by the plan, [1, S, D]."""
         plan, h, kept = self.plan, self.leaving[sequence], self.kept[sequence]
         if plan.kind == "pruning":
-            pruned = self._stream(self.index).through(self.entering[sequence], self._thinned)
+            pruned = self._stream(self.index).through(self.entering[sequence], self._pruned_weights)
             return np.where(kept[None, :, None], pruned, h)
-        e = push.noise(plan.seed, sequence, self.index, draw, h[0].shape)
+        e = perturbation.noise(plan.seed, sequence, self.index, draw, h[0].shape)
         scale, shape = plan.noise_scale, plan.noise_shape
-        return push.perturbed(h[0], e, plan.eta[0], kept, scale, shape)[None]
+        return perturbation.perturbed(h[0], e, plan.eta[0], kept, scale, shape)[None]
 
-    def _deviations(self, pushed: list[list[Array]], clean: list[Array]) -> Array:
+    def _deviations(self, perturbed: list[list[Array]], clean: list[Array]) -> Array:
         """Drift and alignment of every state, [drift or alignment, N, R, T]."""
         found = [
-            [push.deviation(h[0], c[0], kept, self.plan.norm) for h in draws]
-            for draws, c, kept in zip(pushed, clean, self.kept, strict=True)
+            [perturbation.deviation(h[0], c[0], kept, self.plan.norm) for h in draws]
+            for draws, c, kept in zip(perturbed, clean, self.kept, strict=True)
         ]
         drift = [[one.drift for one in draws] for draws in found]
         return np.array([drift, [[one.alignment for one in draws] for draws in found]])

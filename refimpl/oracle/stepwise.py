@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.allocate import base_allocation, linear_counts
-from refimpl.evaluation.softmax import RunningSoftmax
+from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method import perturbation as push
 from refimpl.method.absorption import absorption_coefficient, known_mean, surviving_drift
 from refimpl.method.correction import clipped_log, corrected

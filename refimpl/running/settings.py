@@ -1,6 +1,6 @@
 """What a computation runs with: the settings that travel together, and what they open."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from refimpl.model.arithmetic import loud
 from refimpl.running.executors import Pool, open_pool
 from refimpl.running.threads import Progress, Workers, parse_memory
 from refimpl.storage.partial_results import PartialResults, kept_in
+
+Meaning = Callable[[str, Any], tuple[Any, Any]]
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Resources:
     memory: int
     workers: Workers
     pool: Pool
-    partial: PartialResults[str, Any] | None
+    partial: PartialResults[Any, Any] | None
     progress: Progress
     total: float = 0.0
     done: float = 0.0
@@ -77,16 +79,17 @@ class Settings:
             raise RefimplError(f"dtype {self.dtype}", "float32 or float64", "choose one of these")
 
     @contextmanager
-    def open(self, run: Mapping[str, Any]) -> Iterator[Resources]:
+    def open(self, run: Mapping[str, Any], meaning: Meaning | None = None) -> Iterator[Resources]:
         """Open threads, pool and partial results, with loud arithmetic, and close them in the end.
 
         Args:
             run: Everything that the numbers depend on: the identity of the partial results.
+            meaning: What a key and a value of the partial results stand for; the same if None.
         """
         memory = parse_memory(self.memory)
         with (
             loud(self.dtype),
-            kept_in(self.part, run, self.resume) as partial,
+            kept_in(self.part, run, self.resume, meaning) as partial,
             open_pool(self.executor, self.threads) as pool,
             Workers(self.threads) as workers,
         ):

@@ -195,14 +195,18 @@ class PartialResults(Generic[K, V]):
 
 
 def kept_in(
-    path: Path | None, run: Mapping[str, Any], resume: bool
-) -> AbstractContextManager[PartialResults[str, Any] | None]:
+    path: Path | None,
+    run: Mapping[str, Any],
+    resume: bool,
+    meaning: Callable[[str, Any], tuple[Any, Any]] | None = None,
+) -> AbstractContextManager[PartialResults[Any, Any] | None]:
     """Keep what is found in a file, or nowhere.
 
     Args:
         path: The file, or None.
         run: What the run is.
         resume: Whether to take up what is there.
+        meaning: What a key and a value in a line stand for, as for `PartialResults`.
 
     Returns:
         A context with the part, or with None.
@@ -211,7 +215,7 @@ def kept_in(
         RefimplError: See `PartialResults`; nothing to take up without a file.
     """
     if path is not None:
-        return PartialResults(path, run, resume)
+        return PartialResults(path, run, resume, meaning)
     if resume:
         raise RefimplError(
             "resume without a file to take up", "part, the file that was given before", "give part"

@@ -282,18 +282,18 @@ def test_a_part_of_another_model_is_refused(questions: Path, tmp_path: Path) -> 
 def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.json.part"
     for middle in ("nonsense", "[1, 2]", '{"0": 1}', '{"x": [1, true]}'):
-        with PartialResults(path, {"a": 1}, False, job._meaning) as part:
+        with PartialResults(path, {"a": 1}, False, job._sequence) as part:
             part.add({0: (-1.5, True)})
         path.write_text(path.read_text() + middle + "\n" + '{"1": [-2.0, false]}\n')
         with pytest.raises(refimpl.RefimplError, match=r"line 3, is damaged"):
-            PartialResults(path, {"a": 1}, True, job._meaning)
+            PartialResults(path, {"a": 1}, True, job._sequence)
         path.unlink()
     path.write_text('{"a": 1')  # killed while writing the first line: nothing was found yet
-    with PartialResults(path, {"a": 1}, False, job._meaning) as part:
+    with PartialResults(path, {"a": 1}, False, job._sequence) as part:
         assert part.found == {}
     path.write_text("[]\n")
     with pytest.raises(refimpl.RefimplError, match="of another run"):
-        PartialResults(path, {"a": 1}, True, job._meaning)
+        PartialResults(path, {"a": 1}, True, job._sequence)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_the_part_may_not_be_an_input(tmp_path: Path) -> None:
 def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
     path, found = tmp_path / "out.json.part", dict[int, tuple[float, bool]]()
     for n in range(4):
-        with PartialResults(path, {"a": 1}, True, job._meaning) as part:
+        with PartialResults(path, {"a": 1}, True, job._sequence) as part:
             assert part.found == found
             part.add({n: (-1 / (n + 3), n % 2 == 0)})
         found[n] = (-1 / (n + 3), n % 2 == 0)

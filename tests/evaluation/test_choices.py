@@ -142,7 +142,7 @@ def test_bos_is_put_before_a_text_once() -> None:
 
 
 def test_an_empty_context_needs_a_token_to_start_from() -> None:
-    with pytest.raises(RefimplError, match="neither BOS nor EOS"):
+    with pytest.raises(RefimplError, match="names BOS or EOS"):
         byte_encoder(prefix=None).pair("", "x")
 
 
@@ -218,7 +218,7 @@ def test_reading_questions(tmp_path: Path) -> None:
         ('{"question": "q", "choices": ["a"], "answer": 0}', "two or more"),
         ('{"question": "q", "choices": ["a", ""], "answer": 0}', "two or more texts"),
         ('{"question": "q", "choices": ["a", 1], "answer": 0}', "two or more texts"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": 2}', "answer 2, not the place"),
+        ('{"question": "q", "choices": ["a", "b"], "answer": 2}', "answer 2, not the index"),
         ('{"question": "q", "choices": ["a", "b"], "answer": -1}', "answer -1"),
         ('{"question": "q", "choices": ["a", "b"], "answer": "a"}', "answer 'a'"),
         ('{"question": "q", "choices": ["a", "b"], "answer": true}', "answer True"),

@@ -248,7 +248,7 @@ def test_defaults_are_small_and_tokens_are_used_as_given(tmp_path: Path) -> None
         (("--block", -1), "error: block -1 of llama\nexpected: a block from 0 to 3"),
         (("--correct", "arrival", "--step", "base"), "error: the arrival correction with Gaussian"),
         (("--perturbation", "pruning", "--eta", "1"), "error: --eta with --perturbation pruning"),
-        (("--eta", "0.01,0.1"), "error: 2 values of eta\nexpected: one, which all steps show"),
+        (("--eta", "0.01,0.1"), "error: 2 values of eta\nexpected: one value, which all steps use"),
         (("--seq-len", 0), "error: "),
     ],
 )
