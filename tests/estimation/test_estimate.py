@@ -358,7 +358,7 @@ def test_the_command_tells_and_stops(tmp_path: Path) -> None:
     result = run("score", LLAMA, *FEW, "--estimate", "-o", out)
     assert (result.code, result.err) == (0, "")
     words = " ".join(result.out.split())
-    assert "40 block passes, 16 of clean states, 24 of pushed ones" in words
+    assert "40 block passes, 16 of clean states, 24 of perturbed ones" in words
     assert "the time is an estimate from the first 2 blocks on 12 tokens" in words
     assert not list(tmp_path.iterdir())
     assert max(map(len, result.out.splitlines())) <= 100

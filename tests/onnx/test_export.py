@@ -353,11 +353,11 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "fused in float64": ("-o {d}/x.onnx --fused --dtype float64", "no float64", ""),
     "another folder": ("-o {d}/x.onnx --weights reference", "not in the graph's folder", ""),
     "weights without zeros by reference": (
-        "-o {d}/x.onnx --weights reference --sparse auto", "leave --sparse away", "",
+        "-o {d}/x.onnx --weights reference --sparse auto", "omit --sparse", "",
     ),
-    "a push without an experiment": ("-o {d}/x.onnx --norm sequence", "leave --norm away", ""),
+    "a push without an experiment": ("-o {d}/x.onnx --norm sequence", "omit --norm", ""),
     "an experiment's trace": (
-        "-o {d}/x.onnx --experiment --outputs trace", "leave --outputs away", "",
+        "-o {d}/x.onnx --experiment --outputs trace", "omit --outputs", "",
     ),
 }  # fmt: skip
 

@@ -413,7 +413,7 @@ def test_a_zero_that_is_gone_fails_though_no_value_shows_it(folder: Path) -> Non
     onnx.save(proto, path)
     result = program(model.folder, "--graph", path)
     assert result.code == 1
-    assert f"does not agree: zeros of {name} elsewhere than in the file" in result.out
+    assert f"does not agree: zeros of {name} are not where the file has them" in result.out
     found = validate(model, graph=path, threads=1)
     assert (found.first, found.agrees) == (None, False)
     assert found.zeros is not None
