@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import typer
 from conftest import FIXTURES
-from program import Result, run
+from program import Result, ran, run
 
 import refimpl
 from refimpl.cli.main import app
@@ -73,13 +73,6 @@ SCORE: dict[str, Any] = ALLOCATION | {
     "--budget": "never more than without --budget",
     "--estimate": False,
 }
-
-
-def ran(*words: object, **options: Any) -> str:
-    """Stdout of a run that succeeds and says nothing else."""
-    result = run(*words, **options)
-    assert (result.code, result.err) == (0, "")
-    return result.out
 
 
 def without_run(text: str) -> str:
@@ -586,12 +579,9 @@ def test_a_reader_that_leaves_early() -> None:
 
 
 def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*arguments: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
-
     for place in ("refimpl.cli.score.score", "refimpl.cli.score.write_json", "os.replace"):
         with monkeypatch.context() as patched:
-            patched.setattr(place, stopped)
+            patched.setattr(place, Mock(side_effect=KeyboardInterrupt))
             result = run("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json", "--resume")
         assert result == Result(130, "", "")
         assert {path.name for path in tmp_path.iterdir()} <= {"scores.json.part"}
