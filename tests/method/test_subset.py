@@ -298,7 +298,7 @@ def test_the_command_does_it_with_either_runtime(words: tuple[object, ...]) -> N
 def test_explain_shows_every_sequence() -> None:
     result = run("explain", LLAMA, "--subset", 2)
     assert result.code == 2
-    assert "leave --subset away" in result.err
+    assert "omit --subset" in result.err
 
 
 def test_prune_scores_with_it(tmp_path: Path) -> None:
