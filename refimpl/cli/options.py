@@ -1,7 +1,7 @@
 """How options are made, one by one or for all fields of a dataclass, and how they are checked."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
@@ -25,7 +25,7 @@ READ_BESIDE = (  # files beside the weights that are read, too
 
 
 def option(help: str, metavar: str | None = None, panel: str | None = None, *names: str) -> Any:
-    """An option under a heading of --help, which may name a file that cannot be read."""
+    """An option under a heading of --help; typer does not check whether it can read a file."""
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, readable=False)
 
 
@@ -35,7 +35,7 @@ def flag(name: str, help: str, panel: str | None = None) -> Any:
 
 
 def argument(metavar: str, help: str) -> Any:
-    """An argument that names a file or a folder, which may be impossible to read."""
+    """An argument that names a file or a folder; typer does not check whether it can read it."""
     return typer.Argument(metavar=metavar, readable=False, help=help)
 
 
@@ -68,10 +68,10 @@ class FieldOption:
     Args:
         help: Its text in --help.
         metavar: The placeholder of its value.
-        name: Its name, if it is not the field's.
-        type: Type of its value, if it is not the field's.
-        default: Its default, if it is not the field's.
-        read: Makes the field's value of the option's.
+        name: Its name, if it differs from the field's.
+        type: Its type, if it differs from the field's.
+        default: Its default, if it differs from the field's.
+        read: Converts its value to the field's.
     """
 
     help: str
@@ -101,29 +101,26 @@ class OptionGroup:
         """Names of the options, as parameters of a command."""
         return tuple(option.name or field for field, option in self.options.items())
 
-    def only(self, *names: str) -> "OptionGroup":
+    def only(self, *fields: str) -> "OptionGroup":
         """The same group with the options of these fields alone."""
-        return OptionGroup(self.target, self.panel, {name: self.options[name] for name in names})
+        return replace(self, options={field: self.options[field] for field in fields})
 
-    def parameters(self) -> list[Parameter]:
+    def parameters(self) -> Iterator[Parameter]:
         """The options as parameters of a command."""
         types = get_type_hints(self.target)
         defaults = {field.name: field.default for field in fields(self.target)}
-        found = []
-        for name, (field, one) in zip(self.names, self.options.items(), strict=True):
-            kind = one.type or types[field]
-            names = [f"--{name.replace('_', '-')}"] if kind is bool else []  # no --no-resume
-            annotation = Annotated[kind, option(one.help, one.metavar, self.panel, *names)]  # type: ignore[valid-type]
-            default = defaults[field] if one.default is ... else one.default
-            found.append(
-                Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            )
-        return found
+        for name, (field, spec) in zip(self.names, self.options.items(), strict=True):
+            value_type = spec.type or types[field]
+            words = [f"--{name.replace('_', '-')}"] if value_type is bool else []  # and no --no-...
+            info = option(spec.help, spec.metavar, self.panel, *words)
+            default = defaults[field] if spec.default is ... else spec.default
+            annotation: Any = Annotated[value_type, info]
+            yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     def take(self, values: dict[str, Any]) -> Any:
-        """The dataclass made of its options, which are removed from those of a command."""
-        options = zip(self.names, self.options.items(), strict=True)
-        return self.target(**{field: one.read(values.pop(name)) for name, (field, one) in options})
+        """Remove the options of the group from the values of a command, and fill the dataclass."""
+        specs = zip(self.names, self.options.items(), strict=True)
+        return self.target(**{field: spec.read(values.pop(name)) for name, (field, spec) in specs})
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -144,7 +144,9 @@ def _check_target(context: typer.Context, allocation: Path | None, nm: str | Non
         expected = "the options of the allocation in the command that wrote it"
         opt.refuse(context, scoring, "--allocation", expected)
     if nm is not None:
-        expected = "no other target: the pattern sets every linear's sparsity (no mixed N:M as OWL's)"
+        expected = (
+            "no other target: the pattern sets every linear's sparsity (no mixed N:M as OWL's)"
+        )
         opt.refuse(context, [name for name in scoring if name != "compat"], "--nm", expected)
     if allocation is None and nm is None and not opt.is_given(context, "sparsity"):
         raise RefimplError(

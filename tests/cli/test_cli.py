@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from math import log
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from conftest import FIXTURES
 from program import Result, ran, run
 
 import refimpl
+from refimpl.cli.groups import PERTURBATION, REQUEST
+from refimpl.cli.options import OptionGroup
 from refimpl.errors import RefimplError
 from refimpl.running.threads import Progress
 
@@ -111,6 +114,11 @@ def test_options_change_the_numbers() -> None:
         words_ = words.split()
         small = SMALL if words_[0] not in SMALL else ("--samples", "2", *words_)
         assert ran("score", LLAMA, *small, *words_).splitlines()[-6:] != plain, words
+
+
+@pytest.mark.parametrize("group", [PERTURBATION, REQUEST])
+def test_every_field_has_an_option(group: OptionGroup) -> None:
+    assert {field.name for field in fields(group.target)} == group.options.keys()
 
 
 # ---- help --------------------------------------------------------------------------------------
