@@ -1,5 +1,7 @@
 """The one error a user sees: what was wrong, what was expected, what to do next."""
 
+from pathlib import Path
+
 
 class RefimplError(ValueError):
     """Input that cannot be used; the command line prints it and exits with 2.
@@ -18,3 +20,12 @@ class RefimplError(ValueError):
         if remedy:
             lines.append(f"next: {remedy}")
         super().__init__("\n".join(lines))
+
+
+def unreadable(path: Path | str, error: OSError, expected: str) -> RefimplError:
+    """The error for a file or folder that the system does not let us read."""
+    return RefimplError(
+        f"{path}: cannot be read ({error.strerror or error})",
+        expected,
+        "check the path and its permissions",
+    )

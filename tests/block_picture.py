@@ -38,7 +38,7 @@ SWEEPS = 40
 def block_function() -> onnx.FunctionProto:
     """The function of the block, as it is exported."""
     model = read_model(ROOT / "fixtures" / MODEL)
-    (function,) = model_graph(model, "float32", embedded(model, "float32")).functions
+    (function,) = model_graph(model, "float32", embedded(model, "float32")).model().functions
     return function
 
 

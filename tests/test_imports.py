@@ -18,11 +18,11 @@ ROOT = Path(__file__).parent.parent
 STAGES = (
     {"errors", "version"},
     {"model"},
+    {"storage"},
     {"loading", "comparison"},
     {"tokens"},
     {"pruners"},
     {"method"},
-    {"storage"},
     {"running"},
     {"allocation"},
     {"scoring"},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from refimpl.report.absorption import sweep_figure
 from refimpl.report.drift import drift_figure
-from refimpl.report.files import read_files
+from refimpl.report.inputs import read_inputs
 
 HERE = Path(__file__).parent
 ETAS = (0.01, 1.0)
@@ -30,12 +30,12 @@ def standalone(picture: str) -> str:
 def main() -> None:
     """Write the pictures of one file."""
     path, name = Path(sys.argv[1]), sys.argv[2]
-    (scored,) = read_files([path]).scored
+    (scored,) = read_inputs([path]).scored
     for found in (x for x in scored.scores.sweep if x.eta in ETAS):
-        picture = drift_figure("drift", scored, found).svg
+        picture = drift_figure("drift", found).svg
         target = HERE / f"{name}-drift-{found.eta:g}.svg"
         target.write_text(standalone(picture), "utf-8")
-    picture = sweep_figure("sweep", scored).svg
+    picture = sweep_figure("sweep", scored.scores).svg
     (HERE / f"{name}-sweep.svg").write_text(standalone(picture), "utf-8")
 
 

@@ -8,8 +8,7 @@ import numpy.typing as npt
 from grid import BASE_OPTIONS, ETAS, PRUNING, Cell, Push
 
 from refimpl import Model, Perturbation, Request, Scores, allocate, score
-from refimpl.allocation.scores_document import document
-from refimpl.allocation.scores_file import read_scores
+from refimpl.allocation.scores_json import document, read_scores
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.storage.files import write_json
 from refimpl.tokens.model_tokens import model_tokens

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.request import Request, read_custom
-from refimpl.allocation.scores import Absorption, Scores, Signals
+from refimpl.allocation.scores import Absorption, Scores, Signals, linear_sizes
 from refimpl.errors import RefimplError
 from refimpl.method import allocation as bases
 from refimpl.method.correction import at_clip, centred_log, clipped_log, corrected
@@ -19,10 +19,10 @@ from refimpl.pruners.counts import counts, split_count
 
 @dataclass(frozen=True)
 class Allocation:
-    """How much each block and linear loses.
+    """How many weights each block and linear loses.
 
     Args:
-        request: What was asked for, in full.
+        request: What was asked for, with all its defaults.
         base_sparsity: Base allocation per block, on the budget (except with compat peer), [L].
         corrected_sparsity: The allocation per block, [L].
         linear_sparsity: The allocation per linear, [L, linears].
@@ -57,7 +57,7 @@ def allocate(
 
     Args:
         scores: From `score`, or read from its file.
-        request: What is asked for; the defaults if None.
+        request: What is asked for; the default `Request` if None.
         which: Index of the eta whose coefficients are used.
         **changes: Fields of `Request` to change.
 
@@ -77,66 +77,56 @@ def allocate(
     )
     _same_pruning(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
-    return _allocated(base, u, scores.linears, request)
+    return _allocation(base, u, scores.linears, request)
 
 
 def base_only(
     signals: Signals, request: Request, linears: Mapping[str, tuple[int, int]], num_blocks: int
 ) -> Allocation:
-    """Make an allocation without a correction, which needs no experiment.
-
-    Args:
-        signals: Importance of blocks.
-        request: What is asked for, with `correct` None.
-        linears: Shape of every linear of a block.
-        num_blocks: L.
-
-    Returns:
-        Sparsity and counts per block and linear.
-
-    Raises:
-        RefimplError: A signal that was not computed; an infeasible budget.
-    """
-    sizes = np.array([out * width for out, width in linears.values()], np.int64)
+    """Make the allocation of a base alone, which needs no experiment: `correct` is None."""
+    sizes = linear_sizes(linears)
     base = base_allocation(signals, request, num_blocks, tuple(linears), sizes)
-    return _allocated(base, None, linears, request)
+    return _allocation(base, None, linears, request)
 
 
-def _allocated(
+def _allocation(
     base: Array, u: Array | None, linears: Mapping[str, tuple[int, int]], request: Request
 ) -> Allocation:
-    """Correct a base by u, project and count; the peers' code does none of that."""
-    num_blocks, sizes = len(base), np.array([out * width for out, width in linears.values()])
-    if request.compat == "peer":
-        linear_sparsity = _per_linear(base, num_blocks, len(sizes))
+    """Correct a base, [L] or [L, linears], by u, project and count; peer code does none of that."""
+    num_blocks, sizes = len(base), linear_sizes(linears)
+    projected = final = base
+    if request.compat == "exact":
+        units = _unit_sizes(base, sizes)
+        flat, target, limits = base.ravel(), request.sparsity, {"lo": request.lo, "hi": request.hi}
+        projected = project(flat, units, target, **limits).reshape(base.shape)
+        final = corrected(
+            flat,
+            np.zeros(num_blocks) if u is None else u,
+            np.repeat(np.arange(num_blocks), base[0].size),
+            units,
+            target,
+            0.0 if request.correct is None else request.strength,
+            request.max_correction,
+            request.correction_scale,
+            **limits,
+        ).reshape(base.shape)
+    per_linear = np.broadcast_to(final.reshape(num_blocks, -1), (num_blocks, len(sizes))).copy()
+    if request.compat == "exact":
+        pruned = linear_counts(final, sizes, request.sparsity)
+    else:  # of every row, rounded down
         rows, columns = (np.array(axis) for axis in zip(*linears.values(), strict=True))
-        kept = np.minimum((columns * linear_sparsity).astype(np.int64), columns)
-        return _allocation(request, base, base, linear_sparsity, rows * kept, sizes, None)
-
-    unit_sizes = _unit_sizes(base, sizes)
-    block_of_unit = np.repeat(np.arange(num_blocks), base[0].size)
-    limits = {"lo": request.lo, "hi": request.hi}
-    projected = project(base.ravel(), unit_sizes, request.sparsity, **limits).reshape(base.shape)
-    final = corrected(
-        base.ravel(),
-        np.zeros(num_blocks) if u is None else u,
-        block_of_unit,
-        unit_sizes,
-        request.sparsity,
-        0.0 if request.correct is None else request.strength,
-        request.max_correction,
-        request.correction_scale,
-        **limits,
-    ).reshape(base.shape)
-    pruned = linear_counts(final, sizes, request.sparsity)
-    linear_sparsity = _per_linear(final, num_blocks, len(sizes))
-    return _allocation(request, projected, final, linear_sparsity, pruned, sizes, u)
+        pruned = rows * np.minimum((columns * per_linear).astype(np.int64), columns)
+    share = sizes / sizes.sum()
+    base_sparsity, sparsity = (x if x.ndim == 1 else x @ share for x in (projected, final))
+    clipped = np.zeros(num_blocks, np.bool_) if u is None else at_clip(u)
+    total = int(sizes.sum()) * num_blocks
+    return Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total)
 
 
 def base_allocation(
     signals: Signals, request: Request, num_blocks: int, linears: tuple[str, ...], sizes: Array
 ) -> Array:
-    """The base allocation, not yet projected.
+    """Make the base allocation, per block [L] or per linear [L, linears], not yet projected.
 
     Args:
         signals: Importance of blocks.
@@ -144,12 +134,6 @@ def base_allocation(
         num_blocks: L.
         linears: Names of the linears of a block.
         sizes: Their weights, [linears].
-
-    Returns:
-        Sparsity per block [L], or per linear [L, linears].
-
-    Raises:
-        RefimplError: A signal was not computed, or with other options.
     """
     s, options, compat = request.sparsity, dict(request.options), request.compat
     if request.base == "uniform":
@@ -163,29 +147,22 @@ def base_allocation(
         _computed("dlp", statistic=(signals.dlp_statistic, options["statistic"]))
         return bases.dlp(signals.dlp_score, s, float(options["a"]), compat)
     if request.base == "alphapruning":
-        _computed(
-            "alphapruning",
-            fit=(signals.alpha_fit, options["fit"]),
-            xmin=(signals.alpha_xmin, options["xmin"]),
-        )
-        assert signals.alpha is not None  # fit and xmin are set with it
-        alpha = signals.alpha if options["unit"] == "linear" else signals.alpha.mean(axis=1)
-        units = _unit_sizes(alpha, sizes)
-        epsilon = float(options["epsilon"])
+        fit, xmin = (signals.alpha_fit, options["fit"]), (signals.alpha_xmin, options["xmin"])
+        _computed("alphapruning", fit=fit, xmin=xmin)
+        alpha = signals.alpha if options["unit"] == "linear" else signals.mean_alpha
+        assert alpha is not None  # fit and xmin are set with it
+        units, epsilon = _unit_sizes(alpha, sizes), float(options["epsilon"])
         return bases.alphapruning(alpha.ravel(), units, s, epsilon, compat).reshape(alpha.shape)
     return read_custom(Path(request.base), num_blocks, linears)
 
 
 def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
-    """Exact counts per linear.
+    """Count the weights to prune, [L, linears], exactly: they sum to ``round_half_even(S N)``.
 
     Args:
         sparsity: Per block [L], or per linear [L, linears].
         sizes: Weights of each linear of a block, [linears].
-        target: Target over all weights.
-
-    Returns:
-        Weights to prune, [L, linears], summing to ``round_half_even(S N)``.
+        target: Target S over all weights.
     """
     per_unit = counts(sparsity.ravel(), _unit_sizes(sparsity, sizes), target)
     if sparsity.ndim == 2:
@@ -194,46 +171,20 @@ def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
 
 
 def _unit_sizes(units: Array, sizes: Array) -> Array:
-    """Weights of each unit, flat: of blocks where `units` is [L], else of linears."""
+    """Weights of each unit, flat: of the blocks if `units` is [L], else of the linears."""
     return np.tile(sizes, len(units)) if units.ndim == 2 else np.full(len(units), sizes.sum())
-
-
-def _per_linear(units: Array, num_blocks: int, linears: int) -> Array:
-    """Sparsity per linear [L, linears] from units of either kind."""
-    return np.broadcast_to(units.reshape(num_blocks, -1), (num_blocks, linears)).copy()
 
 
 def _computed(base: str, **options: tuple[object, object]) -> None:
     """Refuse a signal that was computed with other options, or not at all."""
-    for name, (have, want) in options.items():
-        if have != want:
+    for name, (computed, wanted) in options.items():
+        if computed != wanted:
             raise RefimplError(
-                f"{base} with {name} {want}: not in these scores"
-                + (f" (they have {name} {have})" if have is not None else ""),
+                f"{base} with {name} {wanted}: not in these scores"
+                + (f" (they have {name} {computed})" if computed is not None else ""),
                 f"scores made with --base {base} and the same options",
-                f"run refimpl score again with --base {base} --base-option {name}={want}",
+                f"run refimpl score again with --base {base} --base-option {name}={wanted}",
             )
-
-
-def base_counts(
-    signals: Signals, request: Request, linears: Mapping[str, tuple[int, int]], num_blocks: int
-) -> Array:
-    """Exact counts of the projected base allocation: where the pruning perturbation prunes.
-
-    Args:
-        signals: Importance of blocks.
-        request: Base, options, sparsity and limits.
-        linears: Shape of every linear of a block.
-        num_blocks: L.
-
-    Returns:
-        Weights to prune, [L, linears].
-    """
-    sizes = np.array([out * width for out, width in linears.values()], np.int64)
-    base = base_allocation(signals, request, num_blocks, tuple(linears), sizes)
-    units = _unit_sizes(base, sizes)
-    flat = project(base.ravel(), units, request.sparsity, request.lo, request.hi)
-    return linear_counts(flat.reshape(base.shape), sizes, request.sparsity)
 
 
 def _same_pruning(scores: Scores, request: Request) -> None:
@@ -242,8 +193,8 @@ def _same_pruning(scores: Scores, request: Request) -> None:
     if at is None:
         return
     exact = replace(request, compat="exact", correct=None)
-    planned = base_counts(scores.signals, exact, scores.linears, scores.num_blocks)
-    if not np.array_equal(planned, at.linear_pruned):
+    planned = base_only(scores.signals, exact, scores.linears, scores.num_blocks)
+    if not np.array_equal(planned.linear_pruned, at.linear_pruned):
         raise RefimplError(
             f"base {request.base} at {request.sparsity}: these scores were measured by pruning at "
             f"base {at.base}, sparsity {at.sparsity}",
@@ -252,43 +203,22 @@ def _same_pruning(scores: Scores, request: Request) -> None:
         )
 
 
-def _logarithms(found: Absorption, correct: str | None) -> Array:
-    """What the correction is made of, u, [L]."""
+def _logarithms(absorption: Absorption, correct: str | None) -> Array:
+    """The logarithms u that the correction is computed from, [L]."""
     if correct in (None, "absorption"):
-        return clipped_log(found.coefficient)
-    if found.eta is not None:
+        return clipped_log(absorption.coefficient)
+    if absorption.eta is not None:
         raise RefimplError(
             f"the {correct} correction on scores made with Gaussian noise",
             "scores made with the pruning perturbation",
             "run refimpl score with --perturbation pruning, or use --correct absorption",
         )
     if correct == "arrival":
-        return centred_log(found.arrival)
-    if found.divergence is None:
+        return centred_log(absorption.arrival)
+    if absorption.divergence is None:
         raise RefimplError(
             "the divergence correction: no divergence in these scores",
-            "scores that measured it",
+            "scores made with --correct divergence",
             "run refimpl score with --perturbation pruning --correct divergence",
         )
-    return centred_log(found.divergence)
-
-
-def _allocation(
-    request: Request,
-    base: Array,
-    final: Array,
-    linear_sparsity: Array,
-    pruned: Array,
-    sizes: Array,
-    u: Array | None,
-) -> Allocation:
-    share = sizes / sizes.sum()
-
-    def per_block(units: Array) -> Array:
-        return units if units.ndim == 1 else units @ share
-
-    clipped = np.zeros(len(pruned), np.bool_) if u is None else at_clip(u)
-    total = int(sizes.sum()) * len(pruned)
-    return Allocation(
-        request, per_block(base), per_block(final), linear_sparsity, pruned, clipped, total
-    )
+    return centred_log(absorption.divergence)

@@ -4,21 +4,21 @@ import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.method.correction import MAX_CORRECTION, STRENGTH
+from refimpl.method.allocation import Compat
+from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
 from refimpl.model.ops import Array
 
 Correction = Literal["absorption", "arrival", "divergence"]
-Scale = Literal["raw", "max"]
-Compat = Literal["exact", "peer"]
 
-# Per base: its options with their defaults; a tuple lists the words to choose from, the first is
-# the default; None has no default.
+# Per base: its options with their defaults. A tuple lists the accepted words, the default first;
+# None means that the option has no default.
 BASES: Mapping[str, Mapping[str, Any]] = {
     "uniform": {},
     "owl": {"m": 5.0, "lam": 0.08},
@@ -31,8 +31,13 @@ BASES: Mapping[str, Mapping[str, Any]] = {
     "dlp": {"a": 0.15, "statistic": ("mean", "median")},
     "atp": {"beta": None},
 }
-
-
+RANGES = {
+    "sparsity": (0, 1),
+    "lo": (0, 1),
+    "hi": (0, 1),
+    "max_correction": (0, 1),
+    "strength": (-100, 100),
+}
 TOO_MUCH = (OverflowError, RecursionError)  # JSON with numbers too large, or nested too deep
 
 
@@ -43,16 +48,16 @@ class Request:
     Args:
         base: "uniform", "owl", "alphapruning", "dlp", "atp", or a file (JSON or CSV) with a
             sparsity per block or per linear.
-        options: Options of the base; those not given take their defaults.
+        options: Options of the base; omitted ones take their defaults.
         sparsity: Target S over all weights.
-        correct: "absorption", "arrival", "divergence", or None; "default" is absorption, and none
+        correct: "absorption", "arrival", "divergence", or None; "default" is absorption, or None
             with `compat="peer"`.
         strength: Fraction pruned per unit of the correction.
         max_correction: Greatest change of a block's fraction pruned.
         correction_scale: "raw", or "max" so that the greatest |Delta| is 1.
         lo: Least sparsity of a unit.
         hi: Greatest sparsity of a unit.
-        compat: "exact", or "peer" for the shipped code of the base.
+        compat: "exact", or "peer" to reproduce the published code of the base.
 
     Raises:
         RefimplError: A value outside its range, an unknown base or option.
@@ -78,105 +83,86 @@ class Request:
             if self.compat == "peer":
                 raise RefimplError(
                     f"a correction ({self.correct}) with compat peer",
-                    "none: peer reproduces the shipped code of the base allocation",
-                    "leave --correct away, or use --compat exact",
+                    "no correction: peer reproduces the published code of the base allocation",
+                    "omit --correct, or use --compat exact",
                 )
         _one_of("correction-scale", self.correction_scale, get_args(Scale))
-        for name, low, high in (
-            ("sparsity", 0, 1),
-            ("lo", 0, 1),
-            ("hi", 0, 1),
-            ("max_correction", 0, 1),
-            ("strength", -100, 100),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                option = name.replace("_", "-")
                 raise RefimplError(
-                    f"{name.replace('_', '-')} {value}",
+                    f"{option} {getattr(self, name)}",
                     f"a number from {low} to {high}",
-                    f"change --{name.replace('_', '-')}",
+                    f"change --{option}",
                 )
         object.__setattr__(self, "options", _options(self.base, self.options))
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise RefimplError(f"{name} {value!r}", " or ".join(allowed), "choose one of these")
+    return str(value)
 
 
-def _options(base: str, given: Mapping[str, float | str]) -> dict[str, float | str]:
-    """Options of a base in full: those given, checked, and the defaults of the others."""
-    if base not in BASES:
-        if not Path(base).is_file():
-            raise RefimplError(
-                f"base {base!r}: neither a base allocation nor a file",
-                f"{', '.join(BASES)}, or a JSON or CSV file with a sparsity per block or linear",
-                "check the spelling or the path",
-            )
-        known: Mapping[str, Any] = {}
-    else:
-        known = BASES[base]
-    if unknown := given.keys() - known.keys():
+def _options(base: str, options: Mapping[str, float | str]) -> dict[str, float | str]:
+    """All options of a base: those of the request, checked, and the defaults of the others."""
+    if base not in BASES and not Path(base).is_file():
+        raise RefimplError(
+            f"base {base!r} is neither a base allocation nor a file",
+            f"{', '.join(BASES)}, or a JSON or CSV file with a sparsity per block or linear",
+            "check the spelling or the path",
+        )
+    defaults = BASES.get(base, {})
+    if unknown := options.keys() - defaults.keys():
         raise RefimplError(
             f"base {base}: unknown option {', '.join(sorted(unknown))}",
-            f"options out of {', '.join(known)}" if known else "no option",
+            f"the options {', '.join(defaults)}" if defaults else "no option",
             "correct or remove --base-option",
         )
-    full: dict[str, float | str] = {}
-    for name, default in known.items():
-        value = given.get(name, default[0] if isinstance(default, tuple) else default)
-        if isinstance(default, tuple):
-            _one_of(f"base option {name}", value, default)
-            full[name] = value
-            continue
-        try:
-            full[name] = float(value)
-        except (TypeError, ValueError):
-            raise RefimplError(
-                f"base {base}: option {name} is {'missing' if value is None else repr(value)}",
-                "a number",
-                f"use --base-option {name}=NUMBER",
-            ) from None
-        if not np.isfinite(full[name]):
-            raise RefimplError(f"base option {name} {value}", "a finite number", "change it")
-    return full
+    return {
+        name: _option(base, name, options.get(name, _default(default)), default)
+        for name, default in defaults.items()
+    }
+
+
+def _default(default: Any) -> Any:
+    return default[0] if isinstance(default, tuple) else default
+
+
+def _option(base: str, name: str, value: Any, default: Any) -> float | str:
+    """One option of a base, checked against what its default says of it."""
+    if isinstance(default, tuple):
+        return _one_of(f"base option {name}", value, default)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not isfinite(number):
+        raise RefimplError(
+            f"base {base}: option {name} is {'missing' if value is None else repr(value)}",
+            "a finite number",
+            f"use --base-option {name}=NUMBER",
+        )
+    return number
 
 
 def read_custom(path: Path, num_blocks: int, linears: tuple[str, ...]) -> Array:
-    """A custom base allocation from a file.
+    """Read a base allocation, per block [L] or per linear [L, linears], from a JSON or CSV file.
 
     JSON: a list with a number per block, a list per block with a number per linear, or an object
     from `blocks.3` or `blocks.3.q_proj` to a number. CSV: lines `blocks.3,0.7` or `0.7`.
-
-    Args:
-        path: The file.
-        num_blocks: L.
-        linears: Names of the linears of a block.
-
-    Returns:
-        Sparsity per block [L], or per linear [L, linears].
-
-    Raises:
-        RefimplError: Unreadable, not one number per block or linear, or outside [0, 1].
     """
     blocks = [f"blocks.{i}" for i in range(num_blocks)]
-    units = [f"{b}.{name}" for b in blocks for name in linears]
-    wanted = f"{num_blocks} numbers (one per block) or {len(units)} (one per linear) from 0 to 1"
+    units = [f"{block}.{name}" for block in blocks for name in linears]
     try:
         text = path.read_text("utf-8")
-        if path.suffix.lower() == ".csv":
-            rows = [row for row in csv.reader(text.splitlines()) if row]
-            given: Any = dict(rows) if len(rows[0]) == 2 else [number for (number,) in rows]
-            if len(given) < len(rows):
-                raise ValueError("a name twice")
-        else:
-            given = json.loads(text)
-        if isinstance(given, Mapping):
-            names = min((blocks, units), key=lambda wanted: len(given.keys() ^ set(wanted)))
-            if odd := sorted(given.keys() ^ set(names))[:3]:
+        content = _csv_content(text) if path.suffix.lower() == ".csv" else json.loads(text)
+        if isinstance(content, Mapping):
+            names = min((blocks, units), key=lambda names: len(content.keys() ^ set(names)))
+            if odd := sorted(content.keys() ^ set(names))[:3]:
                 raise ValueError(f"missing or unknown names such as {', '.join(odd)}")
-            given = [given[name] for name in names]
-        values = np.array(given, np.float64)
+            content = [content[name] for name in names]
+        values = np.array(content, np.float64)
         if values.size == len(units) != num_blocks:
             values = values.reshape(num_blocks, len(linears))
         if values.shape not in ((num_blocks,), (num_blocks, len(linears))):
@@ -186,6 +172,18 @@ def read_custom(path: Path, num_blocks: int, linears: tuple[str, ...]) -> Array:
     except (OSError, csv.Error, ValueError, TypeError, LookupError, *TOO_MUCH) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RefimplError(
-            f"{path}: not an allocation for this model ({reason})", wanted, "correct the file"
+            f"{path}: not an allocation for this model ({reason})",
+            f"{num_blocks} numbers (one per block) or {len(units)} (one per linear) from 0 to 1",
+            "correct the file",
         ) from error
     return values
+
+
+def _csv_content(text: str) -> Any:
+    """The lines of a CSV file: an object if each has a name and a number, else a list."""
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    if len(rows[0]) != 2:
+        return [number for (number,) in rows]
+    if len(content := dict(rows)) < len(rows):
+        raise ValueError("a name twice")
+    return content

@@ -1,4 +1,4 @@
-"""What scoring finds, as arrays: the facts that every allocation is made from."""
+"""The results of scoring as arrays: the facts that every allocation is made from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,20 +37,26 @@ class Absorption:
         """Drift after the last block, a = E[R_L], [L]."""
         return self.drift[:, -1]
 
+    @property
+    def logarithm(self) -> Array:
+        """Logarithm of r, not clipped, [L]; NaN where r is 0 or unknown."""
+        positive = self.coefficient > 0
+        return np.where(positive, np.log(np.where(positive, self.coefficient, 1)), np.nan)
+
 
 @dataclass(frozen=True)
 class Signals:
-    """Importance of blocks as other methods see it.
+    """Importance of blocks, by the signals of the base allocations.
 
     Args:
         owl_m: OWL's m.
         owl_outlier_percent: OWL's D, [L].
         dlp_statistic: "mean" or "median".
         dlp_score: DLP's u, [L].
-        alpha_fit: "peak" or "mid", None where alphas were not computed.
-        alpha_xmin: "shipped" or "intended", None where alphas were not computed.
+        alpha_fit: "peak" or "mid"; None if alphas were not computed.
+        alpha_xmin: "shipped" or "intended"; None if alphas were not computed.
         alpha: AlphaPruning's alpha per block and linear, [L, linears], or None.
-        alpha_margin: How close the discrete choice behind each alpha was, [L, linears], or None.
+        alpha_margin: How far the best fit of each alpha is from the next, [L, linears], or None.
     """
 
     owl_m: float
@@ -61,6 +67,11 @@ class Signals:
     alpha_xmin: str | None = None
     alpha: Array | None = None
     alpha_margin: Array | None = None
+
+    @property
+    def mean_alpha(self) -> Array | None:
+        """Mean alpha of a block's linears, [L], or None."""
+        return None if self.alpha is None else self.alpha.mean(axis=1)
 
 
 @dataclass(frozen=True)
@@ -82,21 +93,21 @@ class PrunedAt:
 
 @dataclass(frozen=True)
 class Scores:
-    """Everything scoring found about a model.
+    """All results of scoring one model.
 
     Args:
         model: Its name.
         family: Its family.
         linears: Shape [out, in] of every linear of a block, in order.
         num_blocks: L.
-        tokens: Where the tokens came from.
+        tokens: Source of the tokens.
         plan: The perturbation.
         sweep: One result per eta; the first one drives corrections.
         sinks: Tokens excluded as sinks per perturbed block, over all sequences, [L].
-        signals: Importance of blocks as other methods see it.
+        signals: Importance of blocks, by the signals of the base allocations.
         run: How the numbers were made.
-        pruned_at: For the pruning perturbation, at which allocation.
-        budget_minutes: Time that samples, draws and the subset of blocks were chosen for, or None.
+        pruned_at: Allocation of the pruning perturbation; None for the Gaussian one.
+        budget_minutes: Time for which samples, draws and the subset were chosen, or None.
     """
 
     model: str
@@ -115,4 +126,31 @@ class Scores:
     @property
     def linear_sizes(self) -> Array:
         """Weights of each linear of a block, [linears]."""
-        return np.array([out * width for out, width in self.linears.values()], np.int64)
+        return linear_sizes(self.linears)
+
+
+@dataclass(frozen=True)
+class StoredAllocation:
+    """An allocation as a file holds it: without the request that it was made for.
+
+    Args:
+        base_sparsity: Base allocation per block, [L].
+        corrected_sparsity: The allocation per block, [L].
+        linear_sparsity: The allocation per linear, [L, linears].
+        linear_pruned: Weights to prune per linear, [L, linears].
+    """
+
+    base_sparsity: Array
+    corrected_sparsity: Array
+    linear_sparsity: Array
+    linear_pruned: Array
+
+    @property
+    def num_pruned(self) -> Array:
+        """Weights to prune per block, [L]."""
+        return self.linear_pruned.sum(axis=1)
+
+
+def linear_sizes(linears: Mapping[str, tuple[int, int]]) -> Array:
+    """Weights of each linear of a block, [linears]."""
+    return np.array([out * width for out, width in linears.values()], np.int64)

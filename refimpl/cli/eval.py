@@ -16,7 +16,7 @@ from refimpl.model.model import Model
 from refimpl.running.settings import Settings
 from refimpl.show.evaluation import evaluation_table
 from refimpl.storage.files import write_json
-from refimpl.storage.partial_results import written
+from refimpl.storage.partial_results import until_written
 from refimpl.tokens import SEQ_LEN, Windows, id_windows, text_windows
 
 TEXT, CHOICES = "Perplexity", "Multiple choice"  # headings in --help
@@ -99,7 +99,7 @@ def command(
         settings = replace(settings, progress=progress, part=part)
         evaluation = evaluate(opened, cut, asked, **vars(settings))
     document = evaluation_document(evaluation)
-    with written(part, settings.resume):
+    with until_written(part, settings.resume):
         if output is not None:
             write_json(output, document)
     deliver(document, evaluation_table(evaluation), as_json)

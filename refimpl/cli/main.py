@@ -9,7 +9,7 @@ import typer
 
 from refimpl.cli import eval, explain, export, inspect, oracle, prune, report, score, validate
 from refimpl.errors import RefimplError
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.version import __version__
 
 # What typer raises for a command line it cannot read; its parent has no public name.

@@ -13,7 +13,7 @@ from refimpl.allocation.request import BASES, Request
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.storage.files import checked_output
-from refimpl.storage.partial_results import part_path
+from refimpl.storage.partial_results import partial_results_path
 
 READ_BESIDE = (  # files beside the weights that are read, too
     "config.json",
@@ -169,7 +169,7 @@ def partial_path(output: Path | None, resume: bool) -> Path | None:
             "-o FILE: partial results are kept beside it",
             "add -o FILE, or omit --resume",
         )
-    return None if output is None else part_path(output)
+    return None if output is None else partial_results_path(output)
 
 
 def base_file(wanted: Request) -> Path | None:

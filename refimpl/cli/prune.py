@@ -25,7 +25,7 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import ACTIVATIONS, signals
 from refimpl.scoring.score import score
 from refimpl.show.pruning import pruning_table
-from refimpl.storage.folder import kept_folder
+from refimpl.storage.folder import partial_results_folder
 from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
 
@@ -106,7 +106,7 @@ def command(
     elif allocation is not None:
         targets = read_targets(allocation, opened.config.linear_shapes, opened.config.num_blocks)
     else:
-        with kept_folder(output, resume) as folder:
+        with partial_results_folder(output, resume) as folder:
             scoring = replace(settings, part=folder / "scores", resume=True)
             targets, tokens = _scored(context, opened, source, plan, wanted, scoring)
         resume = True  # from the partial results in that folder

@@ -11,8 +11,7 @@ import typer
 from refimpl.allocation.allocate import allocate
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
-from refimpl.allocation.scores_document import document
-from refimpl.allocation.scores_file import read_scores
+from refimpl.allocation.scores_json import document, read_scores
 from refimpl.cli import options as opt
 from refimpl.cli.groups import (
     PERTURBATION,
@@ -34,7 +33,7 @@ from refimpl.scoring.score import score
 from refimpl.show.estimate import chosen_options, duration, estimate_document, estimate_text
 from refimpl.show.table import table
 from refimpl.storage.files import checked_output, write_json
-from refimpl.storage.partial_results import written
+from refimpl.storage.partial_results import until_written
 from refimpl.tokens.model_tokens import model_tokens
 
 
@@ -131,7 +130,7 @@ def command(
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress, part=part)
         scores = score(opened, tokens, plan, wanted, runtime=experiment, **vars(settings))
-    with written(part, settings.resume):
+    with until_written(part, settings.resume):
         result, text = _allocated(replace(scores, budget_minutes=budget), wanted)
         if output is not None:
             write_json(output, result)

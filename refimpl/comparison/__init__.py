@@ -1,1 +1,1 @@
-"""Whether two computations agree at each trace point, and the usual causes where they do not."""
+"""Whether two computations agree at each trace point, and the usual causes if they do not."""

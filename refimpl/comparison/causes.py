@@ -1,38 +1,38 @@
-"""What usually is the reason when a trace point, or a later step, is the first to go wrong."""
+"""Usual causes if a trace point, or a later step, is the first to go wrong."""
 
 from math import isfinite
 
 STREAM = (
-    "a sum that lacks a term, or adds it twice",
-    "a block left out, run twice, or given another block's weights",
+    "a sum that lacks a term, or has it twice",
+    "a block that was skipped, run twice, or run with the weights of another block",
 )
 NORM = (
-    "its eps, or eps outside the root",
+    "another eps, or eps outside the root",
     "weights that are stored minus 1 (Gemma)",
-    "RMSNorm for LayerNorm, or the other way round; a bias left away",
+    "RMSNorm in place of LayerNorm, or vice versa; a missing bias",
 )
 PROJECTION = (
     "a weight that was changed, transposed, or taken from another block",
-    "a bias left away",
+    "a missing bias",
     "a fused tensor cut in the wrong order (thirds, or head by head)",
-    "the norm of each head left away, or put after the rotation",
+    "a missing norm of each head, or one after the rotation",
 )
 ROTATION = (
     "theta, or its scaling (linear, llama3), or those of another kind of block",
-    "pairs: channel i goes with i + h/2, not with its neighbour",
-    "positions: the first is 0, and each sequence of a batch begins anew",
-    "how many channels of a head rotate",
+    "pairs: channel i rotates with channel i + h/2, not with its neighbour",
+    "positions: the first is 0 in each sequence of a batch",
+    "the number of channels of a head that rotate",
 )
 COEFFICIENT = (
-    "a ratio of means for the mean of each token's ratio, over tokens, then sequences",
-    "another block's drift below the fraction: it is that of the perturbed block itself",
-    "tokens without a drift, which are left out",
+    "a ratio of means: it is the mean of the tokens' ratios, over tokens, then sequences",
+    "another denominator: it is the drift after the perturbed block itself",
+    "tokens without a drift, which do not count",
 )
 STATISTIC = (
-    "a sum over tokens for a mean, or over sequences that were counted twice",
-    "statistics of the dense model: block l reads what passed the pruned blocks before it",
-    "the input of another linear (o_proj reads heads, down_proj the activation)",
-    "16 bits or float32 while summing",
+    "a sum over tokens in place of a mean, or sequences that were counted twice",
+    "statistics of the dense model: the input of block l passed the pruned blocks before it",
+    "the input of another linear (o_proj reads the heads, down_proj the activation)",
+    "a sum in 16 bits or float32",
 )
 CAUSES = {
     "embed": (
@@ -51,111 +51,91 @@ CAUSES = {
         "the causal mask: shifted by one, or absent",
         "the window: one token more or less, or that of another kind of block",
         "the scale of q k^T, or the soft cap of the scores",
-        "which key and value head a query head reads",
-        "o_proj: heads merged in another order, a bias left away; the norm after it",
+        "another key and value head for a query head",
+        "o_proj: heads merged in another order, a missing bias; the norm after it",
     ),
     "resid_mid": STREAM[:1],
-    "mlp_norm": ("the parallel residual: there the MLP reads the block's input", *NORM),
+    "mlp_norm": ("a parallel residual, in which the MLP reads the block's input", *NORM),
     "mlp_out": (
-        "the activation: exact GELU for its tanh form, GELU for SiLU",
+        "the activation: exact GELU in place of its tanh form, GELU in place of SiLU",
         "gate_proj and up_proj swapped",
-        "down_proj: a bias left away; the norm after it",
+        "down_proj: a missing bias; the norm after it",
     ),
     "resid_post": STREAM,
     "final_norm": NORM,
     "logits": (
-        "lm_head tied to the embeddings, or not",
+        "lm_head: tied to the embeddings, or a weight of its own",
         "the soft cap of the logits",
-        "rows added to the vocabulary, or left away",
+        "added or missing rows of the vocabulary",
     ),
     "drift": (
-        "the clean state taken after the push, or of another block",
-        "norms of all tokens together for norms per token, or the other way round",
+        "a clean state that was perturbed, or is that of another block",
+        "norms of all tokens together in place of norms per token, or vice versa",
     ),
-    "alignment": ("signs or norms: it is the cosine between the push and what is left of it",),
+    "alignment": ("signs or norms: it is the cosine between the first and the current deviation",),
     "coefficient": COEFFICIENT,
     "absorption_coefficient": COEFFICIENT,
     "signal": (
-        "OWL: at least for more than M times the mean, or the median for the mean",
-        "DLP: the median for the mean, a mean of the linears' means",
-        "AlphaPruning: singular values that are not squared, or the start of the tail",
-        "scores: sums per token for sums per sequence",
+        "OWL: at least in place of more than M times the mean, or the median in place of the mean",
+        "DLP: the median in place of the mean, or a mean of the linears' means",
+        "AlphaPruning: singular values that are not squared, or another start of the tail",
+        "scores: sums per token in place of sums per sequence",
     ),
     "base": (
-        "a spread that is halved or doubled, or the sign: what stands out is pruned less",
-        "a base that is not projected onto the budget; blocks for weights in its mean",
+        "a spread that is halved or doubled, or the sign: a block with outliers is pruned less",
+        "a base that is not projected onto the budget; a mean over blocks, not weights",
     ),
     "corrected": (
-        "the sign: what amplifies is pruned less",
-        "log r that is not clipped at log 3, or not centred; strength and limit of the correction",
+        "the sign: a block that amplifies is pruned less",
+        "log r that is not clipped at log 3, or not centred; another strength or limit",
         "a sum that was not projected onto the budget again",
     ),
     "counts": (
-        "quotas rounded one by one: it is the largest remainder, ties to the lower index",
+        "quotas rounded one by one: they follow the largest remainder, ties the lower index",
         "blocks first, then the linears of each, in the order q, k, v, o, gate, up, down",
-        "the budget: S N to the nearest whole number, half to even",
+        "the budget: S N rounded to the nearest whole number, half to even",
     ),
     "squares": STATISTIC,
-    "products": ("2 / n is not in it yet, nor the damping", *STATISTIC),
+    "products": ("a factor 2 / n or damping: the products have neither", *STATISTIC),
     "score": (
-        "the square of the norm for the norm: |W| sqrt(c)",
-        "c per token: it is the sum over tokens by the number of sequences",
+        "the square of the norm: the score is |W| sqrt(c)",
+        "c per token: it is the sum over tokens divided by the number of sequences",
     ),
     "keep": (
-        "what goes for what stays, or bits packed from the lowest",
+        "an inverted decision (1 is kept), or bits packed from the lowest",
         "rows: Wanda compares within a row, SparseGPT within 128 columns of all rows",
-        "the count: n div R of each row, the others from the rows whose next score is lowest",
-        "n:m: n are zeros, of m consecutive inputs",
-        "SparseGPT: dead inputs, the damping, a decision on weights before their compensation",
+        "the counts: n div R in each row, the others in the rows whose next score is lowest",
+        "n:m: n of m consecutive inputs are zeros",
+        "SparseGPT: dead inputs, damping, or a decision on weights before their compensation",
     ),
     "weight": (
-        "the update of the columns after each one, or its order",
-        "a factor of H for one of its inverse; the damping",
+        "the update of later columns after each column, or its order",
+        "a factor of H in place of one of its inverse; the damping",
         "weights that are not rounded to the file's dtype",
-        "values that were kept and changed (Wanda changes none)",
+        "kept values that changed (Wanda changes none)",
     ),
     "perplexity": (
-        "the token itself for the next one, or the last position counted",
-        "a mean over sequences of perplexities: it is one mean of nats, then exp",
-        "16 bits in the sum over the vocabulary",
+        "the token itself in place of the next one, or a counted last position",
+        "a mean of the sequences' perplexities: it is exp of one mean of nats",
+        "a sum over the vocabulary in 16 bits",
     ),
 }
 FAULTS = {
-    "NaN": "a row of the mask with nothing but -inf, or exp, log or a root out of range",
-    "Inf": "numbers beyond the dtype: exp without its maximum taken off, or 16 bits on the way",
+    "NaN": "a row of the mask with only -inf, or exp, log or a root out of range",
+    "Inf": "numbers beyond the dtype: exp without subtracting the maximum, or a step in 16 bits",
     "0": "an output that was never written",
     "dtype": "a graph or a runtime in another precision",
     "shape": "a graph for one batch size or length, or axes in another order",
-    "missing": "a graph that does not hand this point out under its name",
+    "missing": "a graph without an output of this name",
 }
-SINGLE, HALF = 1e-9, 1e-4  # errors from these on are of another precision's size
-COARSE = 2e-2
+SINGLE, HALF, COARSE = 1e-9, 1e-4, 2e-2  # errors above the first two suggest float32 or 16 bits
 
 
 def usual_causes(point: str, dtype: str, error: float, fault: str) -> tuple[str, ...]:
-    """What usually makes a trace point the first to go wrong, the likeliest first.
-
-    Args:
-        point: Its name, with or without its block.
-        dtype: What it should be computed in.
-        error: Relative error of its worst token.
-        fault: What else is wrong with it, or nothing.
-
-    Returns:
-        Texts.
-
-    Source:
-        ours.
-
-    Example:
-        >>> usual_causes("blocks.0.q_rope", "float32", 0.5, "")[0]
-        'theta, or its scaling (linear, llama3), or those of another kind of block'
-        >>> usual_causes("embed", "float64", 3e-8, "")[0]
-        'float32 somewhere on the way: the error has the size of its rounding'
-    """
-    named = tuple(text for word, text in FAULTS.items() if word in fault.split())
+    """Usual causes of an error or another fault of a trace point, the likeliest first."""
+    causes = tuple(text for word, text in FAULTS.items() if word in fault.split())
     if dtype == "float64" and isfinite(error) and SINGLE < error < 1e-5:
-        named += ("float32 somewhere on the way: the error has the size of its rounding",)
+        causes += ("float32 in some step: the error has the size of its rounding",)
     if dtype == "float32" and HALF < error < COARSE:
-        named += ("16 bits (or TF32) somewhere on the way, if later points are as far off",)
-    return named + CAUSES.get(point.rsplit(".", 1)[-1], ())
+        causes += ("16 bits (or TF32) in some step, if later points have errors of the same size",)
+    return causes + CAUSES.get(point.rsplit(".", 1)[-1], ())

@@ -12,14 +12,15 @@ from refimpl.allocation.request import Request
 from refimpl.estimation.measured_speed import Pace, pace
 from refimpl.estimation.workload import Arithmetic, Work, arithmetic, work
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.arithmetic import loud
 from refimpl.model.config import Config
+from refimpl.model.floating_point import loud
 from refimpl.model.kernels import QUERIES
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.executors import Pool, open_pool
+from refimpl.running.memory import parse_memory, peak_memory
 from refimpl.running.provenance import TokenFacts, token_facts
-from refimpl.running.threads import Workers, parse_memory, peak_memory
+from refimpl.running.threads import Workers
 from refimpl.scoring.activation_signals import PIECE
 from refimpl.scoring.journey import HEAD_BYTES
 from refimpl.tokens import Tokens

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
+from refimpl.loading.file_reading import json_value, reading
 from refimpl.model.ops import Array
-from refimpl.tokens.disk import parsed, reading
 
 FORM = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
 DELIMITER = " "  # between question and choice
@@ -121,7 +121,7 @@ def read_questions(path: str | Path, count: int | None = None) -> Questions:
 
 def _question(line: bytes, where: str) -> Question:
     """The question on a line."""
-    row: Any = parsed(line, where)
+    row: Any = json_value(line, where)
     row = row if isinstance(row, dict) else {}
     question, choices, answer = (row.get(key) for key in ("question", "choices", "answer"))
     texts = isinstance(choices, list) and all(isinstance(c, str) and c for c in choices)

@@ -17,8 +17,7 @@ from refimpl.evaluation.likelihood import group_likelihoods, tokens_in_memory
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.running.identity import identity
-from refimpl.running.provenance import Run, run_since
+from refimpl.running.provenance import Run, identity, run_since
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress, Workers
 from refimpl.running.work_units import Tick, results
@@ -120,7 +119,7 @@ def evaluate(
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
     with settings.open(_identity(model, windows, choices, dtype), _sequence) as resources:
         partial, pool = resources.partial, resources.pool
-        sums: Sums = {} if partial is None else dict(partial.found)
+        sums: Sums = {} if partial is None else dict(partial.results)
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
         resources.total = sum(batch.cost(model.config) for batch in laid)
         resources.done = resources.total - sum(batch.cost(model.config) for batch in left)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.evaluation.batch import Batch, Ids, batches, groups
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.model.forward import Weights, head
 from refimpl.model.model import Model
 from refimpl.model.ops import Array

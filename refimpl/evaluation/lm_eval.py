@@ -16,7 +16,8 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.encoding import encoder
 from refimpl.evaluation.likelihood import Likelihood, log_likelihoods
 from refimpl.loading.checkpoint import read_model
-from refimpl.running.threads import Workers, parse_memory
+from refimpl.running.memory import parse_memory
+from refimpl.running.threads import Workers
 
 try:
     from lm_eval.api.model import TemplateLM

@@ -15,7 +15,7 @@ from refimpl.explanation.forward import head_step, steps_before
 from refimpl.explanation.step import Figure, Step
 from refimpl.explanation.values import Values
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.running.threads import Progress, Workers

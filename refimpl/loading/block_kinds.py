@@ -5,9 +5,9 @@ from typing import Any
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.model.config import BlockKind, Rope
 
-MOST_BLOCKS = 10_000  # no decoder is deeper; a slip in the file must not fill the memory
+MOST_BLOCKS = 10_000  # so that a typing error in the file does not fill the memory
 
-# What each type of scaling needs to know.
+# The keys of each type of scaling.
 ORIGINAL = "original_max_position_embeddings"
 SCALINGS: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -18,27 +18,10 @@ SLIDES = {"sliding_attention": True, "full_attention": False}
 
 
 def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
-    """Window and rotary positions of every block.
+    """Window and rotary positions of every block, first block first; problems are noted in `keys`.
 
-    Args:
-        keys: The keys of `config.json`.
-        head_dim: Channels per head.
-
-    Returns:
-        One `BlockKind` per block, first block first. What is wrong is noted in `keys`.
-
-    Source:
-        transformers' configuration classes (a peer): which blocks slide, and where the rotary
-        parameters are looked for.
-
-    Differs:
-        transformers lets one spelling win where two disagree; here that is a problem.
-
-    Example:
-        >>> from refimpl.loading.families import FAMILIES
-        >>> given = {"num_hidden_layers": 3, "sliding_window": 5}
-        >>> [kind.window for kind in read_block_kinds(Keys(given, FAMILIES["gemma2"]), 8)]
-        [5, None, 5]
+    Which blocks slide, and where a file puts the rotary parameters, is as in transformers'
+    configuration classes.
     """
     num_blocks = keys.size("num_hidden_layers", most=MOST_BLOCKS)
     full, sliding = _ropes(keys, head_dim)
@@ -56,8 +39,8 @@ def _windows(keys: Keys, num_blocks: int) -> list[int | None]:
     if rule == "above":
         keys.ignore("sliding_window", "max_window_layers")
     used = rule != "above" or keys.flag("use_sliding_window")
-    given = used and keys.get("sliding_window") is not None
-    window = keys.size("sliding_window") if given else None
+    has_window = used and keys.get("sliding_window") is not None
+    window = keys.size("sliding_window") if has_window else None
 
     types = keys.get("layer_types")
     if types is not None:
@@ -69,25 +52,25 @@ def _windows(keys: Keys, num_blocks: int) -> list[int | None]:
         pattern = keys.size("sliding_window_pattern")
         slides = [(i + 1) % pattern != 0 for i in range(num_blocks)]
     else:
-        first = keys.size("max_window_layers", least=0) if given and rule == "above" else 0
-        slides = [given and i >= first for i in range(num_blocks)]
-    if any(slides) and not given:
+        first = keys.size("max_window_layers", least=0) if has_window and rule == "above" else 0
+        slides = [has_window and i >= first for i in range(num_blocks)]
+    if any(slides) and not has_window:
         keys.wrong(f"sliding_window: {sum(slides)} blocks slide, but it is null or not in use")
-    return [window if slides_here else None for slides_here in slides]
+    return [window if sliding else None for sliding in slides]
 
 
 def _slides(keys: Keys, types: Any, num_blocks: int) -> list[bool]:
     """Which blocks slide, as `layer_types` says."""
-    listed = isinstance(types, list) and all(isinstance(t, str) and t in SLIDES for t in types)
-    if listed and len(types) == num_blocks:
+    valid = isinstance(types, list) and all(isinstance(t, str) and t in SLIDES for t in types)
+    if valid and len(types) == num_blocks:
         return [SLIDES[name] for name in types]
-    got = f"{len(types)} entries" if listed else shown(types)
+    got = f"{len(types)} entries" if valid else shown(types)
     keys.wrong(f"layer_types: expected {num_blocks} entries out of {', '.join(SLIDES)}, got {got}")
     return [False] * num_blocks
 
 
 def _ropes(keys: Keys, head_dim: int) -> tuple[Rope | None, Rope | None]:
-    """Rotary positions of the full and of the sliding blocks; None where positions are learned."""
+    """Rotary positions of full and of sliding blocks; None if positions are learned."""
     if keys.family.position_offset is not None:
         return None, None
     old, new = keys.mapping("rope_scaling"), keys.mapping("rope_parameters")
@@ -105,46 +88,47 @@ def _ropes(keys: Keys, head_dim: int) -> tuple[Rope | None, Rope | None]:
     full, sliding = by_kind["full_attention"], by_kind["sliding_attention"]
     if old and full and old != full:
         keys.wrong(f"rope_scaling: {shown(old)} contradicts rope_parameters {shown(full)}")
-    where = "rope_parameters.full_attention" if full else "rope_scaling"
+    source = "rope_parameters.full_attention" if full else "rope_scaling"
     return (
-        _rope(keys, full or old, where, head_dim),
+        _rope(keys, full or old, source, head_dim),
         _rope(keys, sliding, "rope_parameters.sliding_attention", head_dim, local),
     )
 
 
 def _rope(
-    keys: Keys, entry: dict[str, Any], where: str, head_dim: int, base: str = "rope_theta"
+    keys: Keys, entry: dict[str, Any], source: str, head_dim: int, base: str = "rope_theta"
 ) -> Rope | None:
-    """Rotary positions as one entry, and the keys beside it, give them; None where it is wrong."""
-    wrong_before = len(keys.problems)
-    left = {key: value for key, value in entry.items() if value is not None}
-    theta = keys.real(base, keys.get(base, left.pop("rope_theta", None)), least=1)
-    part = keys.get("partial_rotary_factor", left.pop("partial_rotary_factor", None))
-    rotary_dim = int(head_dim * keys.real("partial_rotary_factor", part, most=1))
+    """Rotary positions from one entry and the keys beside it; None if there is a problem."""
+    problems_before = len(keys.problems)
+    scaling = {key: value for key, value in entry.items() if value is not None}
+    theta = keys.real(base, keys.get(base, scaling.pop("rope_theta", None)), least=1)
+    fraction = keys.get("partial_rotary_factor", scaling.pop("partial_rotary_factor", None))
+    rotary_dim = int(head_dim * keys.real("partial_rotary_factor", fraction, most=1))
     if rotary_dim < 2 or rotary_dim % 2:
-        keys.wrong(f"{where}: {rotary_dim} of {head_dim} channels cannot rotate in pairs")
+        keys.wrong(f"{source}: {rotary_dim} of {head_dim} channels cannot rotate in pairs")
+    name, values = _scaling(keys, scaling, source)
+    return (
+        Rope(theta, rotary_dim, name, **values) if len(keys.problems) == problems_before else None
+    )
 
-    name, values = _scaling(keys, left, where)
-    return Rope(theta, rotary_dim, name, **values) if len(keys.problems) == wrong_before else None
 
-
-def _scaling(keys: Keys, left: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
-    """Type and values of a stretched context, out of what is left of an entry."""
-    names = [left[key] for key in ("rope_type", "type") if key in left] or ["default"]
+def _scaling(keys: Keys, entry: dict[str, Any], source: str) -> tuple[Any, dict[str, Any]]:
+    """Type and values of a stretched context, from an entry without its base."""
+    names = [entry[key] for key in ("rope_type", "type") if key in entry] or ["default"]
     name = names[0]
     if name not in tuple(SCALINGS) or names[-1] != name:
-        found = " and ".join(map(shown, names))
-        keys.wrong(f"{where}: type {found} is not one of {', '.join(SCALINGS)}")
+        both = " and ".join(map(shown, names))
+        keys.wrong(f"{source}: type {both} is not one of {', '.join(SCALINGS)}")
         return "default", {}
-    values: dict[str, Any] = {key: left.get(key) for key in SCALINGS[name]}
-    if more := {key: left[key] for key in left if key not in (*values, "rope_type", "type")}:
-        keys.wrong(f"{where}: not understood: {shown(more)}")
+    values: dict[str, Any] = {key: entry.get(key) for key in SCALINGS[name]}
+    if unknown := {key: entry[key] for key in entry if key not in (*values, "rope_type", "type")}:
+        keys.wrong(f"{source}: not understood: {shown(unknown)}")
     for key, value in values.items():
         if key == ORIGINAL:
-            values[key] = keys.whole(f"{where}.{key}", keys.get(key, value))
+            values[key] = keys.whole(f"{source}.{key}", keys.get(key, value))
         else:
             least = 1 if key == "factor" else 1e-3
-            values[key] = keys.real(f"{where}.{key}", value, least=least)
+            values[key] = keys.real(f"{source}.{key}", value, least=least)
     if name == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
-        keys.wrong(f"{where}: high_freq_factor must be above low_freq_factor, got {shown(left)}")
+        keys.wrong(f"{source}: high_freq_factor must be above low_freq_factor, got {shown(entry)}")
     return name, values

@@ -1,4 +1,4 @@
-"""From `config.json` to a `Config`, in old and new spellings; what is not understood is refused."""
+"""From `config.json` to a `Config`, in old and new spellings; an unknown key is an error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.loading.families import FAMILIES, Family
+from refimpl.loading.refused_formats import multimodal, quantised
 from refimpl.model.config import Config
 
 ACTIVATION_NAMES = {
@@ -23,12 +24,12 @@ ACTIVATION_NAMES = {
 
 @dataclass(frozen=True)
 class HubModel:
-    """What a `config.json` says.
+    """The content of a `config.json`.
 
     Args:
-        config: What the forward needs.
-        family: The family it belongs to.
-        tied: The head is the embedding.
+        config: The facts that the forward needs.
+        family: The model's family.
+        tied: Whether the head is the embedding.
         biased: Linears that have a bias.
     """
 
@@ -38,42 +39,22 @@ class HubModel:
     biased: frozenset[str]
 
 
-def read_config(given: Mapping[str, Any], where: str = "config.json") -> HubModel:
-    """Turn a parsed `config.json` into a `Config`, and what the file's tensors must be.
+def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubModel:
+    """Turn a parsed `config.json` into a `Config`, its family, and which optional tensors exist.
 
-    Args:
-        given: The parsed file.
-        where: The file, for messages.
-
-    Returns:
-        The configuration, its family, and which optional tensors exist.
-
-    Raises:
-        RefimplError: A multimodal, quantised or unknown family; otherwise keys that are missing,
-            wrong, contradictory or not understood, all of them at once.
-
-    Source:
-        transformers' configuration classes (a peer): keys, defaults, and what they mean.
-
-    Differs:
-        transformers ignores keys it does not know, and lets one spelling win where two disagree;
-        here both are refused.
-
-    Example:
-        >>> sizes = {"vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12}
-        >>> read_config({"model_type": "gpt2"} | sizes).config.intermediate_size
-        3072
+    Unlike transformers, it refuses unknown keys, and two spellings of a key that disagree.
     """
-    family = _family(given, where)
-    keys = Keys(given, family)
+    family = _family(entries, source)
+    keys = Keys(entries, family)
     hidden, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
     kv_heads = keys.size("num_key_value_heads", otherwise=heads)
     head_dim = _head_dim(keys, hidden, heads, kv_heads)
+    inner = 4 * hidden if "intermediate_size" in family.defaults else None
     config = Config(
         family=family.model_type,
         vocab_size=keys.size("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=keys.size("intermediate_size", otherwise=_inner(family, hidden)),
+        intermediate_size=keys.size("intermediate_size", otherwise=inner),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
@@ -91,65 +72,53 @@ def read_config(given: Mapping[str, Any], where: str = "config.json") -> HubMode
         position_offset=family.position_offset or 0,
     )
     tied = keys.flag("tie_word_embeddings")
-    biased = frozenset(
-        role
+    has_bias = {
+        role: keys.flag(rule) if isinstance(rule, str) else rule
         for role, rule in family.biased.items()
-        if (keys.flag(rule) if isinstance(rule, str) else rule)
-    )
+    }
     if keys.get("word_embed_proj_dim") not in (None, keys.get("hidden_size")):
         keys.wrong("word_embed_proj_dim: embeddings projected to hidden_size are not supported")
     for key in family.only:
-        keys.get(key)
-    keys.refuse(where)
-    return HubModel(config, family, tied, biased)
+        keys.get(key)  # notes any value but the default
+    keys.refuse(source)
+    return HubModel(config, family, tied, frozenset(role for role in has_bias if has_bias[role]))
 
 
-def _family(given: Mapping[str, Any], where: str) -> Family:
-    """The family of a config, or the reason why there is none."""
-    model_type = given.get("model_type")
-    if any(given.get(key) for key in ("text_config", "vision_config", "audio_config")):
-        raise RefimplError(
-            f"{where} describes a multimodal model ({shown(model_type)})",
-            "a text-only decoder",
-            "save its language model alone (transformers: "
-            "model.language_model.save_pretrained(DIR))",
-        )
-    if any(given.get(key) for key in ("quantization_config", "quantization", "compression_config")):
-        raise RefimplError(
-            f"{where} describes a quantised checkpoint",
-            "weights in F32, F16, BF16 or F64",
-            "de-quantise it (transformers: model.dequantize().save_pretrained(DIR)) or use the "
-            "original checkpoint",
-        )
+def _family(entries: Mapping[str, Any], source: str) -> Family:
+    """The family of a config, or the error why it has none."""
+    model_type = entries.get("model_type")
+    if any(entries.get(key) for key in ("text_config", "vision_config", "audio_config")):
+        raise multimodal(f"{source} describes a multimodal model ({shown(model_type)})")
+    quantised_keys = ("quantization_config", "quantization", "compression_config")
+    if any(entries.get(key) for key in quantised_keys):
+        raise quantised(f"{source} describes a quantised checkpoint")
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    missing = "model_type" not in given
+    families = f"one of {', '.join(FAMILIES)}"
+    if "model_type" not in entries:
+        raise RefimplError(
+            f"{source} has no model_type",
+            families,
+            "add model_type to config.json; refimpl never guesses it from tensor names",
+        )
     raise RefimplError(
-        f"{where} has no model_type" if missing else f"unknown model family {shown(model_type)}",
-        f"one of {', '.join(FAMILIES)}",
-        "add model_type to config.json; it is never guessed from names"
-        if missing
-        else "use a model of one of these families, or add the family (a few lines in "
-        "refimpl/loading/families.py)",
+        f"unknown model family {shown(model_type)}",
+        families,
+        "use a model of one of these families, or add a file to refimpl/loading/families",
     )
 
 
 def _head_dim(keys: Keys, hidden: int, heads: int, kv_heads: int) -> int:
-    """Channels per head, once the counts fit together."""
+    """Channels per head; 2, which any rotary position accepts, if the sizes are wrong."""
     divides = keys.get("head_dim") is not None or hidden % heads == 0
     if keys.problems:
-        return 2  # keeps the rotary positions from being wrong because a size is
+        return 2
     if heads % kv_heads:
         keys.wrong(f"num_key_value_heads: {kv_heads} does not divide {heads} attention heads")
     if not divides:
         keys.wrong(f"{keys.spelling('num_attention_heads')}: {heads} does not divide {hidden}")
         return 2
     return keys.size("head_dim", otherwise=hidden // heads)
-
-
-def _inner(family: Family, hidden: int) -> int | None:
-    """Channels inside the MLP where the file does not say; None where it must."""
-    return 4 * hidden if "intermediate_size" in family.defaults else None
 
 
 def _activation(keys: Keys) -> str:

@@ -1,4 +1,4 @@
-"""The keys of one `config.json`: read by type and range, with everything wrong collected."""
+"""The keys of one `config.json`: read by type and range, with every problem collected."""
 
 import json
 import reprlib
@@ -9,9 +9,9 @@ from typing import Any
 from refimpl.errors import RefimplError
 from refimpl.loading.families import REQUIRED, Family
 
-LARGEST = 2**31 - 1  # no size is larger
+LARGEST = 2**31 - 1  # the limit of any size
 
-# Keys that no number of a forward pass depends on.
+# Keys that do not change any number of a forward pass.
 _IRRELEVANT = """
 architectures model_type transformers_version _name_or_path _model_name_or_path _commit_hash
 torch_dtype dtype
@@ -41,18 +41,7 @@ IRRELEVANT = frozenset(_IRRELEVANT.split())
 
 
 def shown(value: Any) -> str:
-    """A JSON value for a message, cut short.
-
-    Args:
-        value: The value.
-
-    Returns:
-        Its text.
-
-    Example:
-        >>> shown(None), shown("silu"), shown([1] * 100)
-        ('null', '"silu"', '[1, 1, 1, 1, 1, 1, ...]')
-    """
+    """A JSON value for a message, at most about 80 characters of it."""
     if isinstance(value, list | dict):
         return reprlib.repr(value)
     text = json.dumps(value)
@@ -60,24 +49,18 @@ def shown(value: Any) -> str:
 
 
 class Keys:
-    """The keys of one `config.json`: remembers which were read, and collects what is wrong.
+    """The keys of one `config.json`: remembers which were read, and collects problems.
 
-    A value that is wrong is noted and read as something harmless, so that one reading finds
-    every problem; `refuse` raises them all.
+    A wrong value is noted and read as a harmless one, so that one reading finds every problem;
+    `refuse` raises them all.
 
     Args:
-        given: The parsed file.
-        family: The family, which says how keys are spelled and what they default to.
-
-    Example:
-        >>> from refimpl.loading.families import FAMILIES
-        >>> keys = Keys({"n_embd": 768, "n_layer": -1}, FAMILIES["gpt2"])
-        >>> keys.size("hidden_size"), keys.size("num_hidden_layers"), keys.problems
-        (768, 1, ['n_layer: expected a positive integer, got -1'])
+        entries: The parsed file.
+        family: How the file spells our keys, and their defaults.
     """
 
-    def __init__(self, given: Mapping[str, Any], family: Family) -> None:
-        self.given, self.family = given, family
+    def __init__(self, entries: Mapping[str, Any], family: Family) -> None:
+        self.entries, self.family = entries, family
         self.problems: list[str] = []
         self._read: set[str] = set()
 
@@ -94,30 +77,23 @@ class Keys:
         return self.family.keys.get(key, key)
 
     def ignore(self, *keys: str) -> None:
-        """Note that keys say nothing about this model, because another one decides."""
+        """Accept keys that do not matter for this model, because another key decides."""
         self._read.update(keys)
 
     def get(self, key: str, inner: Any = None) -> Any:
-        """Value of a key: `inner` if given, else the file's, else the family's default.
+        """Value of a key: `inner` (from a nested object), else the file's, else the default.
 
-        A second spelling of the key that says something else is a problem, and so is a value that
-        the family does not support. A key that the family does not have is None, and stays unread.
-
-        Args:
-            key: Our name of the key.
-            inner: What a more specific place in the file says.
-
-        Returns:
-            The value, of any JSON type.
+        It is a problem if a second spelling of the key has another value, or if the family does not
+        support the value. If the family does not have the key, it is None and stays unread.
         """
         if not self.has(key):
             return None
         spelling, default = self.spelling(key), self.family.defaults.get(key)
-        value = self.given.get(spelling, default) if inner is None else inner
+        value = self.entries.get(spelling, default) if inner is None else inner
         for other in (spelling, *(e for e, ours in self.family.echoes.items() if ours == key)):
             self._read.add(other)
-            if self.given.get(other) not in (None, value):
-                self.wrong(f"{other}: {shown(self.given[other])} contradicts {shown(value)}")
+            if self.entries.get(other) not in (None, value):
+                self.wrong(f"{other}: {shown(self.entries[other])} contradicts {shown(value)}")
         if key in self.family.only and value != default:
             self.wrong(f"{spelling}: only {shown(default)} is supported, got {shown(value)}")
         return value
@@ -125,12 +101,12 @@ class Keys:
     def size(
         self, key: str, otherwise: int | None = None, least: int = 1, most: int = LARGEST
     ) -> int:
-        """An integer from `least` to `most`; `otherwise` where the key is absent or null."""
+        """An integer from `least` to `most`; `otherwise` if the key is absent or null."""
         value = self.get(key)
         return otherwise if value is None and otherwise else self.whole(key, value, least, most)
 
     def whole(self, key: str, value: Any, least: int = 1, most: int = LARGEST) -> int:
-        """A value as an integer from `least` to `most`; anything else is a problem, read as 1."""
+        """A value as an integer from `least` to `most`; any other value is a problem, read as 1."""
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
@@ -139,24 +115,20 @@ class Keys:
         return 1
 
     def number(self, key: str, otherwise: float | None = None) -> float:
-        """A positive number; `otherwise` where the key is absent or null."""
+        """A positive number; `otherwise` if the key is absent or null."""
         value = self.get(key)
         return otherwise if value is None and otherwise else self.real(key, value)
 
     def number_or_none(self, key: str) -> float | None:
-        """A positive number; None where the key is null, or the family does not have it."""
+        """A positive number; None if the key is null or the family does not have it."""
         return None if self.get(key) is None else self.number(key)
 
     def real(
         self, key: str, value: Any, least: float = 0, most: float = sys.float_info.max
     ) -> float:
         """A value as a positive number from `least` to `most`; else a problem, read as 1."""
-        if (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and value > 0
-            and least <= value <= most
-        ):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and value > 0 and least <= value <= most:
             return float(value)
         wanted = f"a number of at least {least:g}" if least else "a positive number"
         limit = f" of at most {most:g}" if most < sys.float_info.max else ""
@@ -164,7 +136,7 @@ class Keys:
         return 1.0
 
     def flag(self, key: str) -> bool:
-        """True or false; anything else is a problem, read as false."""
+        """True or false; any other value is a problem, read as false."""
         value = self.get(key)
         if isinstance(value, bool):
             return value
@@ -172,32 +144,25 @@ class Keys:
         return False
 
     def mapping(self, key: str) -> dict[str, Any]:
-        """An object, empty where the key is absent or null; anything else is a problem."""
+        """An object, empty if the key is absent or null; any other value is a problem."""
         value = self.get(key)
         if value is not None and not isinstance(value, dict):
             self._expected(key, "an object", value)
         return dict(value) if isinstance(value, dict) else {}
 
-    def refuse(self, where: str) -> None:
-        """Raise everything that is wrong, and every key with a value that nothing read.
-
-        Args:
-            where: The file, for the message.
-
-        Raises:
-            RefimplError: Anything is wrong.
-        """
+    def refuse(self, source: str) -> None:
+        """Raise all problems, and all keys with a value that nothing read."""
         unread = [
             f"{key}: not understood (value {shown(value)})"
-            for key, value in self.given.items()
+            for key, value in self.entries.items()
             if key not in self._read | IRRELEVANT and value not in (None, False, [], {})
         ]
         if problems := list(dict.fromkeys(self.problems + unread)):
             raise RefimplError(
-                f"{where} does not describe a model that can be computed exactly:\n  "
+                f"{source} does not describe a model that refimpl can compute exactly:\n  "
                 + "\n  ".join(problems),
                 f"the keys and values of transformers' {self.family.model_type} configuration",
-                "correct them; remove a key only if no number of the model depends on it",
+                "correct the values; remove a key only if no number of the model depends on it",
             )
 
     def _expected(self, key: str, wanted: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Attention and where its tokens stand: heads, rotary positions, the causal mask.
+"""Attention: heads, rotary positions, the causal mask, and the weighted mean of values.
 
 Shape letters: B batch, H heads, S sequence, h head_dim, h_rot the channels of a head that rotate.
 """
@@ -46,7 +46,7 @@ def merge_heads(x: Array) -> Array:
 
 
 def rope_tables(positions: Array, inv_freq: Array, dtype: npt.DTypeLike) -> tuple[Array, Array]:
-    """Cosine and sine of every position's angles: ``angle[s, i] = positions[s] * inv_freq[i]``.
+    """Cosine and sine of every position's angles, ``angle[s, i] = positions[s] * inv_freq[i]``.
 
     Args:
         positions: Token positions, [S], integers.
@@ -69,7 +69,7 @@ def rope_tables(positions: Array, inv_freq: Array, dtype: npt.DTypeLike) -> tupl
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotate channel pairs ``(i, i + h_rot/2)`` by their angles; channels past h_rot stay.
+    """Rotate channel pairs ``(i, i + h_rot/2)`` by their angles; later channels do not change.
 
     Args:
         x: Queries or keys, [B, heads, S, h].
@@ -94,14 +94,14 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> Array:
-    """What is added to attention scores: 0 where a key may be seen, ``-inf`` where not.
+    """The causal mask, added to attention scores: 0 for a visible key, ``-inf`` for a hidden one.
 
     Token q sees keys ``k <= q``, and with a window only the last ``window`` of them
     (``q - k < window``, itself included).
 
     Args:
         positions: Token positions, [S], integers.
-        window: Number of visible tokens, or None for all earlier ones.
+        window: Number of visible tokens; None for all earlier ones.
         dtype: Dtype of the bias.
 
     Returns:
@@ -119,17 +119,17 @@ def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> A
 
 
 def attend(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Array:
-    """Mix values: ``softmax(cap(q k^T) + bias) v``.
+    """Average the values by the attention weights: ``softmax(cap(q k^T) + bias) v``.
 
     Args:
         q: Scaled queries, [..., S (query), h].
         k: Keys, [..., S (key), h].
         v: Values, [..., S (key), h].
-        bias: 0 where a query may see a key, ``-inf`` where not, [S (query), S (key)].
+        bias: From `causal_bias`, [S (query), S (key)].
         cap: Soft cap on the scores, or None.
 
     Returns:
-        Mixed values, [..., S (query), h].
+        One weighted mean of values per query, [..., S (query), h].
 
     Source:
         Vaswani et al., arXiv:1706.03762, section 3.2.
@@ -140,5 +140,5 @@ def attend(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Arra
         [[1.0], [2.0]]
     """
     scores = ops.soft_cap(q @ np.swapaxes(k, -1, -2), cap)
-    scores += bias  # in place: scores are the largest arrays there are
+    scores += bias  # in place, because scores are the largest arrays of the forward
     return ops.softmax(scores) @ v

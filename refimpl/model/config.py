@@ -18,11 +18,11 @@ class Rope:
 
     Args:
         theta: Base of the wavelengths.
-        rotary_dim: Channels of a head that rotate, an even number.
+        rotary_dim: Channels of a head that rotate; an even number.
         scaling: "default", "linear" (all positions divided by factor) or "llama3".
         factor: Stretch of the context.
-        low_freq_factor: llama3: waves longer than original / low are stretched in full.
-        high_freq_factor: llama3: waves shorter than original / high are left alone.
+        low_freq_factor: llama3: waves longer than original / low are stretched by factor.
+        high_freq_factor: llama3: waves shorter than original / high are not stretched.
         original_max_position_embeddings: llama3: context length before stretching, in tokens.
     """
 
@@ -39,8 +39,8 @@ class Rope:
         """Radians per position, ``theta^(-2i / rotary_dim)`` and then scaled: [rotary_dim / 2].
 
         Source:
-            Su et al., arXiv:2104.09864, section 3.2; the llama3 rule: Llama 3.1, as in
-            transformers' `modeling_rope_utils` (a peer's rule, restated).
+            Su et al., arXiv:2104.09864, section 3.2; for llama3, transformers'
+            `modeling_rope_utils`.
 
         Example:
             >>> Rope(theta=100.0, rotary_dim=4).inv_freq.tolist()
@@ -54,9 +54,9 @@ class Rope:
         if self.scaling == "linear":
             return plain / self.factor
         low, high = self.low_freq_factor, self.high_freq_factor
-        turns = self.original_max_position_embeddings * plain / (2 * pi)
-        kept = np.clip((turns - low) / (high - low), 0, 1)  # 1: short wave, untouched
-        return (1 - kept) * plain / self.factor + kept * plain
+        periods = self.original_max_position_embeddings * plain / (2 * pi)
+        short = np.clip((periods - low) / (high - low), 0, 1)  # 1: a short wave, not stretched
+        return (1 - short) * plain / self.factor + short * plain
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class BlockKind:
     """What differs between the blocks of one model.
 
     Args:
-        window: Number of tokens a token sees, itself included; None for all earlier ones.
-        rope: Rotary positions, or None where positions are learned.
+        window: Number of tokens that a token sees, itself included; None for all earlier ones.
+        rope: Rotary positions; None if positions are learned.
     """
 
     window: int | None
@@ -144,5 +144,5 @@ class Config:
 
     @property
     def block_size(self) -> int:
-        """Prunable weights of one block, N_l (all blocks of the ten families are alike)."""
+        """Prunable weights of one block, N_l; the same for all blocks of a model."""
         return sum(out * width for out, width in self.linear_shapes.values())

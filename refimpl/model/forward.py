@@ -1,19 +1,20 @@
 """The forward pass, from token ids to logits, for every family.
 
-Read from top to bottom: `embed`, then `block` (`self_attention` and `mlp`) once per block, then
-`head`. What a family does differently is in its `Config`, or in which weights exist. Each step is
-announced to an observer, which may record the array it receives, or return another in its place.
+Read from the bottom: `forward` calls `embed`, then `block` (`self_attention` and `mlp`) once per
+block, then `head`. What a family does differently is in its `Config`, or in which weights exist.
+Each step passes its result to an observer, which may record the array or return another one.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.model import attention, ops
-from refimpl.model.arithmetic import loud
 from refimpl.model.config import BlockKind, Config
+from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
 from refimpl.model.ops import Array, linear
@@ -26,7 +27,7 @@ TRACE_POINTS = (
     "resid_pre", "attn_norm", "q", "k", "v", "q_rope", "k_rope", "attn_out",
     "resid_mid", "mlp_norm", "mlp_out", "resid_post",
 )  # fmt: skip
-INSIDE = ("attn_heads", "mlp_hidden")  # announced too: inputs of linears that are no trace points
+INSIDE = ("attn_heads", "mlp_hidden")  # observed, but not part of a trace: inputs of linears
 
 
 def unobserved(name: str, value: Array) -> Array:
@@ -36,13 +37,14 @@ def unobserved(name: str, value: Array) -> Array:
 
 @dataclass(frozen=True)
 class Place:
-    """What a block needs besides its weights: where the tokens stand, how to evaluate, who looks.
+    """What a block needs besides its weights: token positions, kernels and an observer.
 
     Args:
         bias: Added to attention scores: 0 or -inf, [S, S].
-        rope: Cosines and sines, each [S, h_rot / 2], or None where positions are learned.
-        kernels: How the costly steps are evaluated; the result is the same to rounding.
-        observe: Receives the name and value of every trace point; what it returns goes on.
+        rope: Cosines and sines, each [S, h_rot / 2], or None if positions are learned.
+        kernels: How the costly steps are evaluated; results differ in rounding only.
+        observe: Receives the name and value of every trace point; the block continues with the
+            array that it returns.
     """
 
     bias: Array
@@ -58,7 +60,7 @@ class Forward:
     Args:
         logits: Scores of the next token, [B, S, V].
         trace: Trace points by name (`embed`, `blocks.0.resid_pre`, ..., `logits`), in
-            execution order; empty unless asked for.
+            execution order; empty unless requested.
     """
 
     logits: Array
@@ -68,17 +70,7 @@ class Forward:
 def places(
     positions: Array, config: Config, dtype: npt.DTypeLike, kernels: Kernels = PLAIN
 ) -> dict[BlockKind, Place]:
-    """Attention bias and rotary tables for each kind of block of a model.
-
-    Args:
-        positions: Token positions, [S], integers.
-        config: The model's facts.
-        dtype: Dtype of the computation.
-        kernels: How the costly steps are evaluated.
-
-    Returns:
-        A `Place` per distinct `BlockKind`.
-    """
+    """Attention bias and rotary tables of each kind of block, for tokens at positions [S]."""
     return {
         kind: Place(
             attention.causal_bias(positions, kind.window, dtype),
@@ -90,7 +82,7 @@ def places(
 
 
 def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN) -> Array:
-    """Normalise over the last axis; a norm that the family lacks is the identity."""
+    """Normalise over the last axis; a norm that the model does not have is the identity."""
     if f"{role}.weight" not in weights:
         return x
     if config.norm == "rms":
@@ -99,19 +91,19 @@ def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels
 
 
 def project(x: Array, weights: Weights, name: str) -> Array:
-    """Apply one linear of a block, with its bias where there is one."""
+    """Apply one linear, with its bias if the model has one."""
     return linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
 def embed(
     token_ids: Array, positions: Array, weights: Weights, config: Config, dtype: npt.DTypeLike
 ) -> Array:
-    """Look tokens (and learned positions) up: ``scale * E[id] + P[offset + position]``.
+    """Look up tokens (and learned positions): ``scale * E[id] + P[offset + position]``.
 
     Args:
         token_ids: Ids, [B, S], integers.
         positions: Token positions, [S], integers.
-        weights: `embed.weight` [V, D] and, where learned, `pos_embed.weight`, as stored.
+        weights: `embed.weight` [V, D] and, if positions are learned, `pos_embed.weight` [P, D].
         config: The model's facts.
         dtype: Dtype of the computation.
 
@@ -159,7 +151,7 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
 
 
 def mlp(x: Array, weights: Weights, place: Place, config: Config) -> Array:
-    """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` where there is no gate.
+    """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
 
     Observed: `mlp_hidden` [B, S, F], the input of `down_proj`.
 
@@ -184,7 +176,7 @@ def mlp(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Run one decoder layer: attention and MLP, each added to the residual stream.
 
-    Observed: every name in `TRACE_POINTS` that the family has.
+    Observed: all of `TRACE_POINTS`; `q_rope` and `k_rope` only if positions rotate.
 
     Args:
         x: Residual stream before the block, h_{l-1}, [B, S, D].
@@ -241,7 +233,7 @@ def forward(
         token_ids: Ids, [S] or [B, S], integers in [0, vocab_size).
         trace: Whether to keep every trace point.
         dtype: float32, or float64 to certify.
-        kernels: How its steps are evaluated.
+        kernels: How the costly steps are evaluated.
 
     Returns:
         Logits [B, S, V], and the trace.
@@ -250,8 +242,9 @@ def forward(
         RefimplError: Ids outside the vocabulary or of the wrong dtype; a sequence longer than
             the model allows; NaN or Inf among the weights; activations beyond the dtype.
 
-    Source:
-        The authority is transformers in float64 with its float32 casts lifted.
+    Differs:
+        transformers casts to float32 inside norms, softmax and rotary positions; here every step
+        keeps `dtype`. The tests compare with transformers in float64 with those casts removed.
 
     Example:
         >>> from refimpl import read_model
@@ -266,18 +259,15 @@ def forward(
     positions = np.arange(ids.shape[-1])
     place_of = places(positions, config, dtype, kernels)
 
-    def recorder(prefix: str) -> Observer:
-        def observe(name: str, value: Array) -> Array:
-            if trace and name not in INSIDE:
-                points[prefix + name] = value
-            return value
-
-        return observe
+    def record(prefix: str, name: str, value: Array) -> Array:
+        if trace and name not in INSIDE:
+            points[prefix + name] = value
+        return value
 
     with loud(dtype):
-        x = recorder("")("embed", embed(ids, positions, model.embedding(), config, dtype))
+        x = record("", "embed", embed(ids, positions, model.embedding(), config, dtype))
         for i, kind in enumerate(config.blocks):
-            place = replace(place_of[kind], observe=recorder(f"blocks.{i}."))
+            place = replace(place_of[kind], observe=partial(record, f"blocks.{i}."))
             x = block(x, model.block(i, dtype), place, config)
-        logits = head(x, model.head(dtype), config, recorder(""))
+        logits = head(x, model.head(dtype), config, partial(record, ""))
     return Forward(logits, points)

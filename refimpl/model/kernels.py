@@ -1,7 +1,7 @@
-"""Two ways to evaluate the costly steps: plain, and in pieces that stay in a core's cache.
+"""Two ways to evaluate the costly steps: plain, and on slices that fit in a core's cache.
 
-The plain functions are the definition. The tiled ones call them on slices, so they differ in
-rounding only; what no token of a slice may see is left out.
+The plain functions are the definition. The tiled ones call them on slices and skip keys that no
+query of a slice sees, so their results differ in rounding only.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ ELEMENTS = 1 << 14  # of an activation at a time
 
 @dataclass(frozen=True)
 class Kernels:
-    """How the steps are evaluated that may be in more than one way.
+    """The steps that can be evaluated in more than one way.
 
     Args:
         attention: As `attention.attend`.
@@ -34,17 +34,9 @@ class Kernels:
 
 
 def tiled_attention(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Array:
-    """Evaluate `attention.attend` head by head, on runs of queries and the keys that they see.
+    """Evaluate `attention.attend` head by head, on tiles of queries and the keys that they see.
 
-    Args:
-        q: Scaled queries, [B, H, S, h].
-        k: Keys, [B, H, S, h].
-        v: Values, [B, H, S, h].
-        bias: 0 or ``-inf``, [S, S].
-        cap: Soft cap on the scores, or None.
-
-    Returns:
-        Mixed values, [B, H, S, h].
+    Arguments and result are those of `attend`; q, k and v are [B, H, S, h].
 
     Example:
         >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2, 5, 4))
@@ -55,24 +47,18 @@ def tiled_attention(q: Array, k: Array, v: Array, bias: Array, cap: float | None
     """
     mixed = np.empty_like(q)
     for start in range(0, q.shape[2], QUERIES):
-        run = slice(start, start + QUERIES)
-        seen = np.flatnonzero((bias[run] == 0).any(axis=0))
-        keys = slice(seen[0], seen[-1] + 1)
-        for at in np.ndindex(q.shape[:2]):
-            mixed[at][run] = attention.attend(
-                q[at][run], k[at][keys], v[at][keys], bias[run, keys], cap
+        tile = slice(start, start + QUERIES)
+        visible = np.flatnonzero((bias[tile] == 0).any(axis=0))
+        keys = slice(visible[0], visible[-1] + 1)
+        for head in np.ndindex(q.shape[:2]):
+            mixed[head][tile] = attention.attend(
+                q[head][tile], k[head][keys], v[head][keys], bias[tile, keys], cap
             )
     return mixed
 
 
 def in_pieces(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Evaluate an elementwise function piece by piece.
-
-    Args:
-        function: Elementwise.
-
-    Returns:
-        The same function.
+    """The same elementwise function, evaluated piece by piece.
 
     Example:
         >>> in_pieces(ops.relu)(np.array([[-1.0, 2.0]])).tolist()

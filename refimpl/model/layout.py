@@ -1,4 +1,4 @@
-"""How a role's weight lies in its file's tensor: fused, transposed, interleaved; cut and joined."""
+"""The part of a stored tensor that one weight is: fused, transposed or interleaved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from refimpl.model.ops import Array
 
 @dataclass(frozen=True)
 class Layout:
-    """Place of one role's rows in a stored tensor.
+    """The rows of a stored tensor that belong to one weight.
 
     Args:
-        rows: Rows of every role that shares the tensor, in the file's order.
-        index: Which of them this is.
-        head_dim: Rows alternate head by head in runs of this length; 0 where they do not.
-        transposed: The file holds [in, out].
+        rows: Number of rows of each weight that shares the tensor, in the file's order.
+        index: Which of these weights this is.
+        head_dim: The weights alternate head by head, in runs of this length; 0 if they do not.
+        transposed: Whether the file holds [in, out].
     """
 
     rows: tuple[int, ...] = ()
@@ -29,18 +29,18 @@ WHOLE = Layout()  # a tensor of its own, rows first
 
 
 def cut(stored: Array, layout: Layout) -> Array:
-    """One role's weight out of the stored tensor, rows in logical order.
+    """Cut one weight out of the stored tensor.
 
     Args:
         stored: The file's tensor, [rows, in], [in, rows] or (a bias) [rows].
-        layout: Where the role lies in it.
+        layout: The rows of the weight.
 
     Returns:
-        The role's weight [out, in] or bias [out]; a view where the layout allows one.
+        The weight [out, in] or bias [out]; a view if the layout allows one.
 
     Source:
-        transformers (a peer): Phi-3 and GPT-2 concatenate the roles, GPT-NeoX puts each head's
-        q, k and v together, GPT-2's Conv1D holds [in, out].
+        transformers: Phi-3 and GPT-2 concatenate the weights, GPT-NeoX puts each head's q, k and v
+        together, GPT-2's Conv1D holds [in, out].
 
     Example:
         >>> fused = np.arange(8).reshape(8, 1)   # two heads of (q, k), two rows each
@@ -58,17 +58,14 @@ def cut(stored: Array, layout: Layout) -> Array:
 
 
 def join(parts: Sequence[Array], layout: Layout) -> Array:
-    """Undo `cut`: the stored tensor, contiguous, out of all its roles' weights.
+    """Undo `cut`: join all weights that share a tensor.
 
     Args:
-        parts: Weights [out, in] or biases [out] of every role that shares the tensor, in order.
+        parts: The weights [out, in] or biases [out], in the file's order.
         layout: The layout of any of them.
 
     Returns:
-        The file's tensor, [rows, in], [in, rows] or [rows].
-
-    Source:
-        As `cut`.
+        The file's tensor, contiguous, [rows, in], [in, rows] or [rows].
 
     Example:
         >>> parts = [np.array([[0], [1], [4], [5]]), np.array([[2], [3], [6], [7]])]

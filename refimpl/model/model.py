@@ -1,4 +1,4 @@
-"""A model on disk, under our names: one block read at a time."""
+"""A model on disk under our names, read one block at a time."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -10,39 +10,39 @@ import numpy.typing as npt
 
 from refimpl.model.config import Config
 from refimpl.model.ops import Array
-from refimpl.model.weight import TensorFile, Weight
+from refimpl.model.weight import MappedFile, Weight
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model whose weights stay on disk until asked for.
+    """A model whose weights stay on disk until they are used.
 
     Args:
-        path: What was given to `read_model`.
-        config: Its facts.
+        path: The path passed to `read_model`.
+        config: The model's facts.
         config_file: The parsed `config.json`.
         weights: Every tensor under our name (`embed.weight`, `blocks.0.q_proj.weight`, ...).
         files: The mapped files.
-        config_path: The file that `config.json` was read from; None if from the metadata.
+        config_path: The file that holds `config.json`; None if the metadata of the weights does.
     """
 
     path: Path
     config: Config
     config_file: Mapping[str, Any]
     weights: Mapping[str, Weight]
-    files: tuple[TensorFile, ...]
+    files: tuple[MappedFile, ...]
     config_path: Path | None = None
 
     @property
     def name(self) -> str:
         """A short name for people: the folder's, or the file's."""
-        full = Path(os.path.abspath(self.path))  # links keep the name that people gave them
+        full = Path(os.path.abspath(self.path))  # a link keeps its own name
         generic = full.name.startswith("model.safetensors")
         return full.parent.name if generic else full.name.removesuffix(".safetensors")
 
     @property
     def folder(self) -> Path:
-        """Where companions of the weights (tokenizer) are looked for."""
+        """The folder of the weights and of the tokenizer."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
@@ -51,11 +51,10 @@ class Model:
         return tuple(dict.fromkeys(weight.stored.dtype for weight in self.weights.values()))
 
     def embedding(self) -> dict[str, Array]:
-        """Tables that tokens and learned positions are looked up in, as stored.
+        """The tables of tokens and learned positions, as stored; `check_finite` checks them.
 
         Returns:
-            `embed.weight` [V, D] and any `pos_embed.weight` [P, D]: views of the file, of its
-            dtype, nothing read yet; see `check_finite`.
+            `embed.weight` [V, D] and any `pos_embed.weight` [P, D]: views of the file in its dtype.
         """
         names = ("embed.weight", "pos_embed.weight")
         return {n: self.weights[n].stored.array for n in names if n in self.weights}
@@ -63,28 +62,29 @@ class Model:
     def block(
         self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Array]] = map
     ) -> dict[str, Array]:
-        """Weights of one block; pages of the file are given back, and read again for views of it.
+        """Read the weights of one block, then free the mapped pages that hold them.
 
         Args:
             index: The block, from 0.
             dtype: Dtype of the computation.
-            each: As `map`; that of `Workers` reads tensors side by side.
+            each: A function like `map`; that of `Workers` reads tensors in parallel.
 
         Returns:
             Weights by our names without the block's prefix: `q_proj.weight` [out, in], ...
+            Those that are views of the file are read again when they are used.
 
         Raises:
             RefimplError: NaN or Inf in a weight.
         """
         prefix = f"blocks.{index}."
         names = [name for name in self.weights if name.startswith(prefix)]
-        read = each(lambda name: self.weights[name].read(dtype), names)
-        found = {name.removeprefix(prefix): x for name, x in zip(names, read, strict=True)}
+        arrays = each(lambda name: self.weights[name].read(dtype), names)
+        weights = {name.removeprefix(prefix): x for name, x in zip(names, arrays, strict=True)}
         self._release()
-        return found
+        return weights
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
-        """What turns the last residual stream into logits; pages read before are given back.
+        """Read the final norm and the head, after freeing the mapped pages read before.
 
         Args:
             dtype: Dtype of the computation.
@@ -105,10 +105,10 @@ class Model:
         return read | {"lm_head.weight": self.weights["lm_head.weight"].read(dtype, rows)}
 
     def check_finite(self, dtype: npt.DTypeLike | None = None) -> None:
-        """Look through the tensors outside the blocks (blocks are checked as they are read).
+        """Check the tensors outside the blocks; `block` checks those it reads.
 
         Args:
-            dtype: Dtype of the computation, whose range the weights must keep; as stored if None.
+            dtype: Dtype of the computation, which must hold all values; as stored if None.
 
         Raises:
             RefimplError: NaN or Inf, with the tensor's name and the count.

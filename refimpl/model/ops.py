@@ -1,8 +1,8 @@
 """The operations a transformer is made of, each a few lines of NumPy.
 
-Every function returns arrays of the dtype it was given (no hidden upcasts), mutates nothing, and
-uses only operations that a recording array can intercept. Shape letters: B batch, S sequence,
-D hidden, H heads, h head_dim, F intermediate.
+Every function keeps the dtype of its input, mutates no argument, and uses only operations that a
+recording array (`refimpl.onnx`) can intercept. Activations, `erf` and `soft_cap` take any shape and
+return the same shape.
 """
 
 import math
@@ -78,7 +78,7 @@ def softmax(x: Array) -> Array:
     """Normalise over the last axis: ``exp(x - max x) / sum exp(x - max x)``.
 
     Args:
-        x: Scores, [..., S]; ``-inf`` means "not allowed"; each row has a finite entry.
+        x: Scores, [..., S]; ``-inf`` gives weight 0; each row needs a finite entry.
 
     Returns:
         Weights that sum to 1 over the last axis, [..., S].
@@ -95,13 +95,7 @@ def softmax(x: Array) -> Array:
 def silu(x: Array) -> Array:
     """Compute ``x / (1 + exp(-x))``, without overflow for any finite input.
 
-    Inputs stop just above the exponent's overflow, where the result is zero to within 1e-35.
-
-    Args:
-        x: Input, any shape.
-
-    Returns:
-        Same shape.
+    Inputs are limited to where ``exp(-x)`` is finite; below, the result is 0 to within 1e-35.
 
     Example:
         >>> silu(np.array([-1.0, 0.0, 1e4])).round(4).tolist()
@@ -113,12 +107,6 @@ def silu(x: Array) -> Array:
 
 def gelu_tanh(x: Array) -> Array:
     """Compute ``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``, GELU's tanh form.
-
-    Args:
-        x: Input, any shape.
-
-    Returns:
-        Same shape.
 
     Source:
         Hendrycks and Gimpel, arXiv:1606.08415, section 2.
@@ -146,14 +134,11 @@ _ERFCX = (
 def erf(x: Array) -> Array:
     """Compute the error function ``2/sqrt(pi) * integral_0^x exp(-u^2) du``.
 
-    ``erf(x) = sign(x) (1 - exp(-x^2) P(t))`` with ``t = (|x| - 2) / (|x| + 2)``; NumPy has no
-    erf, and runtimes of graphs have none in float64.
-
-    Args:
-        x: Input, any shape.
+    ``erf(x) = sign(x) (1 - exp(-x^2) P(t))`` with ``t = (|x| - 2) / (|x| + 2)``. NumPy has no
+    erf, and ONNX Runtime has none in float64.
 
     Returns:
-        Same shape; absolute error at most 5e-16 in float64.
+        Same shape as x; absolute error at most 5e-16 in float64.
 
     Example:
         >>> erf(np.array([-9.0, 0.5])).round(12).tolist()
@@ -170,12 +155,6 @@ def erf(x: Array) -> Array:
 def gelu(x: Array) -> Array:
     """Compute ``x/2 (1 + erf(x / sqrt(2)))``, the exact GELU.
 
-    Args:
-        x: Input, any shape.
-
-    Returns:
-        Same shape.
-
     Source:
         Hendrycks and Gimpel, arXiv:1606.08415, section 2.
 
@@ -188,12 +167,6 @@ def gelu(x: Array) -> Array:
 
 def relu(x: Array) -> Array:
     """Compute ``max(x, 0)``.
-
-    Args:
-        x: Input, any shape.
-
-    Returns:
-        Same shape.
 
     Example:
         >>> relu(np.array([-1.0, 2.0])).tolist()
@@ -211,14 +184,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:
-    """Squash values into (-cap, cap): ``cap * tanh(x / cap)``; None leaves them alone.
-
-    Args:
-        x: Input, any shape.
-        cap: Largest magnitude, or None.
-
-    Returns:
-        Same shape.
+    """Limit values to (-cap, cap): ``cap * tanh(x / cap)``; None does not change them.
 
     Source:
         Gemma 2, arXiv:2408.00118, section 2.

@@ -1,4 +1,4 @@
-"""Inputs of each linear: sums of squares (Wanda, OWL, DLP) and of outer products (SparseGPT)."""
+"""Sums over each linear's inputs: squares (Wanda, OWL, DLP) and outer products (SparseGPT)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,9 +19,7 @@ INPUT_OF = {
     "down_proj": "mlp_hidden",
 }
 
-
-Statistic = Callable[[Array], Array]
-"""What is summed over the tokens of a linear's input [B, S, in]."""
+Statistic = Callable[[Array], Array]  # sums over the tokens of a linear's input [B, S, in]
 
 
 def sum_of_squares(x: Array) -> Array:
@@ -34,7 +32,7 @@ def sum_of_squares(x: Array) -> Array:
         [in], float64.
 
     Source:
-        Wanda's statistic before division by the number of sequences (a peer, confirmed).
+        Wanda's code, before it divides by the number of sequences.
 
     Example:
         >>> sum_of_squares(np.array([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
@@ -53,7 +51,7 @@ def sum_of_outer_products(x: Array) -> Array:
         [in, in], float64.
 
     Source:
-        SparseGPT's statistic before the factor 2 / n (a peer, confirmed).
+        SparseGPT's code, before it multiplies by 2 / n.
 
     Example:
         >>> sum_of_outer_products(np.array([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
@@ -64,24 +62,20 @@ def sum_of_outer_products(x: Array) -> Array:
 
 
 def block_with_sums(
-    statistic: Statistic,
-    x: Array,
-    weights: Weights,
-    place: Place,
-    config: Config,
+    statistic: Statistic, x: Array, weights: Weights, place: Place, config: Config
 ) -> tuple[Array, dict[str, Array]]:
-    """Run one block and sum a statistic of what its linears read.
+    """Run one block and sum a statistic of its linears' inputs.
 
     Args:
         statistic: `sum_of_squares` or `sum_of_outer_products`.
         x: Residual stream before the block, [B, S, D].
         weights: The block's weights by our names.
-        place: Where the tokens stand, and how the block is evaluated.
+        place: Token positions and kernels.
         config: The model's facts.
 
     Returns:
-        The residual stream after the block [B, S, D], and for each trace point that is some
-        linear's input the sum over batch and tokens, float64.
+        The residual stream after the block [B, S, D], and the sum over batch and tokens by trace
+        point that is a linear's input, float64.
     """
     sums: dict[str, Array] = {}
 
@@ -94,11 +88,7 @@ def block_with_sums(
 
 
 def add_sums(total: dict[str, Array], more: Mapping[str, Array]) -> None:
-    """Add one sequence's sums to the total, in place.
-
-    Args:
-        total: Sums so far, by trace point; empty at first.
-        more: One sequence's sums.
+    """Add one sequence's sums, by trace point, to the total, in place.
 
     Example:
         >>> total = {}
@@ -125,6 +115,6 @@ def second_moments(
         By linear, [in], float64.
 
     Source:
-        Wanda (a peer, confirmed): divided by the number of sequences.
+        Wanda's code, which divides by the number of sequences.
     """
     return {name: squares[INPUT_OF[name]] / sequences for name in config.linear_shapes}

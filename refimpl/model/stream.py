@@ -13,10 +13,10 @@ from refimpl.model.statistics import Statistic, block_with_sums
 
 
 class Stream:
-    """Residual streams of some sequences before block `index`.
+    """The residual streams of several sequences before block `index`.
 
-    The caller hands in the weights of each block, so they may be the model's or changed ones, and
-    decides where `through` runs: it reads the stream and changes nothing.
+    The caller passes the weights of each block (the model's or changed ones) and decides in which
+    thread `through` runs, which changes nothing.
 
     Args:
         model: The model: facts and embedding.
@@ -50,23 +50,16 @@ class Stream:
             length: places(np.arange(length), model.config, dtype, TILED)
             for length in {row.shape[-1] for row in ids.values()}
         }
-        self.states = (
-            dict(states)
-            if states is not None
-            else {
-                number: embed(
-                    np.atleast_2d(row),
-                    np.arange(row.shape[-1]),
-                    model.embedding(),
-                    model.config,
-                    dtype,
-                )
-                for number, row in ids.items()
-            }
-        )
+        self.states = dict(states or {})
+        if states is None:
+            table = model.embedding()
+            for number, row in ids.items():
+                positions = np.arange(row.shape[-1])
+                embedded = embed(np.atleast_2d(row), positions, table, model.config, dtype)
+                self.states[number] = embedded
 
     def place(self, length: int) -> Place:
-        """Where the tokens of a sequence of this length stand, as block `index` sees it."""
+        """The `Place` of a sequence of this length in block `index`."""
         return self._places[length][self.config.blocks[self.index]]
 
     def through(self, h: Array, weights: Weights) -> Array:
@@ -76,9 +69,9 @@ class Stream:
     def through_with_sums(
         self, h: Array, weights: Weights, statistic: Statistic
     ) -> tuple[Array, dict[str, Array]]:
-        """The same, and the sums of a statistic of what the block's linears read."""
+        """The same, and a statistic's sums over the inputs of the block's linears."""
         return block_with_sums(statistic, h, weights, self.place(h.shape[1]), self.config)
 
     def advance(self, states: Mapping[int, Array]) -> None:
-        """Continue with these states, which have passed block `index`."""
+        """Replace the states by those after block `index`, and count one block on."""
         self.states, self.index = dict(states), self.index + 1

@@ -1,4 +1,4 @@
-"""Token ids a model can be given."""
+"""Token ids that a model accepts."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ from refimpl.model.ops import Array
 
 
 def checked_ids(token_ids: npt.ArrayLike, config: Config) -> Array:
-    """Token ids as [B, S] int64, or the reason why they cannot be used.
+    """Convert token ids to int64, [B, S], or refuse them.
 
     Args:
         token_ids: Ids, [S] or [B, S].
@@ -28,8 +28,8 @@ def checked_ids(token_ids: npt.ArrayLike, config: Config) -> Array:
         ids = np.array(token_ids, np.object_)
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or ids.size == 0:
         raise RefimplError(
-            f"token ids of dtype {ids.dtype} and shape {list(ids.shape)}",
-            "integers of shape [samples, tokens], at least one",
+            f"token ids have dtype {ids.dtype} and shape {list(ids.shape)}",
+            "at least one integer, in shape [samples, tokens]",
             "save integer ids (numpy: ids.astype(numpy.int64))",
         )
     ids = np.atleast_2d(ids)
@@ -37,15 +37,15 @@ def checked_ids(token_ids: npt.ArrayLike, config: Config) -> Array:
     if outside.any():
         row, column = np.argwhere(outside)[0]
         raise RefimplError(
-            f"{outside.sum()} token ids outside the vocabulary, the first is {ids[row, column]} "
-            f"(sample {row}, position {column})",
+            f"{outside.sum()} token ids are outside the vocabulary; the first is "
+            f"{ids[row, column]} (sample {row}, position {column})",
             f"ids from 0 to {config.vocab_size - 1}",
             "use the tokenizer that belongs to this model",
         )
     if ids.shape[1] > config.max_position_embeddings:
         raise RefimplError(
-            f"a sequence of {ids.shape[1]} tokens",
-            f"at most {config.max_position_embeddings}, the model's max_position_embeddings",
+            f"a sequence of {ids.shape[1]} tokens is too long for this model",
+            f"at most {config.max_position_embeddings} tokens (its max_position_embeddings)",
             f"use --seq-len {config.max_position_embeddings} or less",
         )
     return ids.astype(np.int64)

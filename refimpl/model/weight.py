@@ -1,9 +1,10 @@
-"""One weight of a model: where it lies on disk, and how it is read."""
+"""One weight of a model: the stored tensor that holds it, and how it is read."""
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -11,34 +12,55 @@ from refimpl.errors import RefimplError
 from refimpl.model.layout import WHOLE, Layout, cut
 from refimpl.model.ops import Array
 
-CHUNK = 1 << 22  # weights looked through at once
+CHUNK = 1 << 22  # weights that are checked at once
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
-class TensorFile(Protocol):
-    """A file of tensors, mapped into memory, whatever its format."""
+class MappedFile:
+    """A file that is mapped into memory: its bytes are read when they are first used.
 
-    path: Path
+    Args:
+        path: The file.
+        content: Its mapped bytes.
+    """
+
+    def __init__(self, path: Path, content: mmap.mmap) -> None:
+        self.path, self.content = path, content
 
     def release(self) -> None:
-        """Let the system take back the pages read so far; views stay valid and are read again."""
-        ...
+        """Free the memory of the pages read so far; views stay valid and are read again."""
+        if hasattr(self.content, "madvise"):  # not on Windows
+            self.content.madvise(mmap.MADV_DONTNEED)
 
 
-class StoredTensor(Protocol):
-    """One tensor of a file: its name and dtype in the file's words, its shape and values."""
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file.
+
+    Args:
+        file: The mapped file.
+        name: The tensor's name in the file.
+        dtype: The file's name of its dtype, such as "BF16".
+        shape: Its shape in the file.
+        offset: First byte of its values, counted from the start of the file.
+    """
+
+    file: MappedFile
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
 
     @property
-    def file(self) -> TensorFile: ...  # noqa: D102
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def dtype(self) -> str: ...  # noqa: D102
-    @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def offset(self) -> int: ...  # noqa: D102
-    @property
-    def array(self) -> Array: ...  # noqa: D102
+    def array(self) -> Array:
+        """The tensor, a read-only view of the mapped file; its dtype must be one of `DTYPES`."""
+        dtype, count = DTYPES[self.dtype], int(np.prod(self.shape, dtype=np.int64))
+        return np.frombuffer(self.file.content, dtype, count, self.offset).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -47,8 +69,8 @@ class Weight:
 
     Args:
         stored: The file's tensor that holds it.
-        layout: How it lies there.
-        offset: Added on reading.
+        layout: Which part of that tensor it is.
+        offset: Number added to every value after reading.
     """
 
     stored: StoredTensor
@@ -63,7 +85,7 @@ class Weight:
             rows: Which of its rows, all by default.
 
         Returns:
-            The rows, [out, in] or [out]; a view of the file where nothing needs to change.
+            The rows, [out, in] or [out]; a view of the file if no value changes.
 
         Raises:
             RefimplError: NaN or Inf in it, as stored or in `dtype`.
@@ -79,54 +101,36 @@ class Weight:
         return weight + np.array(self.offset, dtype) if self.offset else weight
 
     def check(self, dtype: npt.DTypeLike) -> None:
-        """Look through the whole weight, a piece at a time.
-
-        Args:
-            dtype: Dtype of the computation.
-
-        Raises:
-            RefimplError: NaN or Inf in it, as stored or in `dtype`, with their number.
-        """
-        part = cut(self.stored.array, self.layout)
-        step = max(1, CHUNK // max(1, part[:1].size))
-        stored = cast = 0
-        for start in range(0, len(part), step):
+        """Refuse the weight if any value is NaN or Inf, as stored or in `dtype`, and count them."""
+        values = cut(self.stored.array, self.layout)
+        step = max(1, CHUNK // max(1, values[:1].size))
+        bad_stored = bad_cast = 0
+        for start in range(0, len(values), step):
             rows = slice(start, start + step)
             if bad := count_bad(self._cast(dtype, rows)):
-                cast += bad
-                stored += count_bad(part[rows])
+                bad_cast += bad
+                bad_stored += count_bad(values[rows])
             self.stored.file.release()
-        where = f"{self.stored.file.path}: {self.stored.name} holds"
-        if stored:
+        tensor, name = f"{self.stored.file.path}: {self.stored.name}", np.dtype(dtype).name
+        if bad_stored:
             raise RefimplError(
-                f"{where} {stored} NaN or Inf among {part.size} weights",
+                f"{tensor} holds {bad_stored} NaN or Inf among {values.size} weights",
                 "finite weights",
                 "repair or replace the checkpoint",
             )
-        if cast:
+        if bad_cast:
             raise RefimplError(
-                f"{where} {cast} weights of {part.size} that {np.dtype(dtype).name} cannot hold",
-                f"weights within the range of {np.dtype(dtype).name}",
+                f"{tensor} holds {bad_cast} weights of {values.size} that {name} cannot hold",
+                f"weights within the range of {name}",
                 "use --dtype float64",
             )
 
     def _cast(self, dtype: npt.DTypeLike, rows: slice) -> Array:
         """Rows in the dtype of the computation, before the offset."""
-        with np.errstate(over="ignore", invalid="ignore"):  # looked for right after
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller counts Inf and NaN
             return np.require(cut(self.stored.array, self.layout)[rows], dtype, ["A"])
 
 
 def count_bad(values: Array) -> int:
-    """Count what is NaN or Inf.
-
-    Args:
-        values: Floating-point values of any shape.
-
-    Returns:
-        How many.
-
-    Example:
-        >>> count_bad(np.array([1.0, np.nan, -np.inf]))
-        2
-    """
+    """Count the NaN and Inf among floating-point values of any shape."""
     return values.size - int(np.count_nonzero(np.isfinite(values)))

@@ -1,7 +1,7 @@
-"""The same computation elsewhere: recorded as an ONNX graph, for any runtime.
+"""Record a model's computation as an ONNX graph, run it elsewhere, and compare the results.
 
-The libraries come with the extra `refimpl[onnx]`; whoever imports a module of this package without
-it is told so.
+The libraries come with the extra `refimpl[onnx]`; without them, importing the package is an error
+that says so.
 """
 
 from importlib.util import find_spec
@@ -10,21 +10,11 @@ from refimpl.errors import RefimplError
 
 
 def need(*libraries: str) -> None:
-    """Refuse to go on without libraries of the extra.
-
-    Args:
-        libraries: Their names.
-
-    Raises:
-        RefimplError: One is not installed.
-
-    Example:
-        >>> need("onnx")
-    """
+    """Refuse to continue if one of the extra's libraries is not installed."""
     if missing := [name for name in libraries if find_spec(name) is None]:
         raise RefimplError(
             f"{' and '.join(missing)}: not installed",
-            "the libraries for graphs",
+            "the libraries of the extra refimpl[onnx]",
             "pip install 'refimpl[onnx]'",
         )
 

@@ -1,4 +1,4 @@
-"""A graph in a file: what it takes, what it promises, and whether it can be compared at all."""
+"""A graph in a file: its inputs and outputs, and whether it can be compared at all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
 from refimpl.onnx.recording.experiment_graph import AT, ETA, NOISE
-from refimpl.onnx.recording.model_graph import TOKENS
+from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, TOKENS
 from refimpl.onnx.zero_weights import Constants
 
-DTYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
-MEASURED = ("drift", "alignment", "coefficient")  # what an experiment hands out, among others
-PUSH = ("noise_scale", "noise_shape", "norm", "sink")
+LOGITS_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
+MEASURED = ("drift", "alignment", "coefficient")  # outputs of an experiment, among others
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,13 @@ class GraphFile:
     """A graph in a file.
 
     Args:
-        path: The file.
-        proto: The graph, without what lies beside it.
-        tokens: Its input: token ids, [B, S].
+        proto: The graph, without the weights beside it.
+        tokens: Name of its input of token ids, [B, S].
         ids: Dtype of that input.
-        dtype: What it says that it computes in, "float32" or "float64".
+        dtype: Dtype of the computation as its metadata say, "float32" or "float64".
         points: Trace points that it promises; None for all.
-        outputs: What it hands out.
-        experiment: How states are pushed and measured, where it is the experiment's graph.
+        outputs: Names of its outputs.
+        experiment: How states are perturbed and measured; None unless it is an experiment's graph.
     """
 
     path: Path
@@ -46,19 +44,7 @@ class GraphFile:
 
 
 def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
-    """Read a graph, but not the weights beside it.
-
-    Args:
-        path: The file.
-        trace: Names of all trace points.
-
-    Returns:
-        The graph. Its dtype is what its metadata say, and without them that of the logits.
-
-    Raises:
-        RefimplError: No graph; or one that neither takes token ids and hands out logits, nor is
-            the experiment's as `refimpl export` writes it.
-    """
+    """Read a graph, but not the weights beside it, given the names of all trace points."""
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own class for what it cannot read has no stubs
@@ -72,18 +58,18 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
     inputs = {v.name: v.type.tensor_type for v in proto.graph.input if v.name not in weights}
     outputs = {v.name: v.type.tensor_type.elem_type for v in proto.graph.output}
     facts = {entry.key: entry.value for entry in proto.metadata_props}
-    plan = _plan(facts, inputs.keys() >= {TOKENS, AT, ETA, NOISE}, outputs)
+    plan = _plan(facts, inputs, outputs)
     if plan is None and ("logits" not in outputs or not _takes_tokens(inputs)):
         raise RefimplError(
             f"--graph {path}: inputs {_short(list(inputs))}, outputs {_short(list(outputs))}",
             "one input of integers, [batch, sequence], and an output named logits",
             "write the graph with refimpl export",
         )
-    dtype = facts.get("dtype") or DTYPES.get(outputs.get("logits", TensorProto.UNDEFINED), "")
-    if dtype not in DTYPES.values():
-        kind = TensorProto.DataType.Name(outputs.get("logits", TensorProto.UNDEFINED))
+    logits = outputs.get("logits", TensorProto.UNDEFINED)
+    dtype = facts.get("dtype") or LOGITS_DTYPES.get(logits, "")
+    if dtype not in LOGITS_DTYPES.values():
         raise RefimplError(
-            f"--graph {path}: computes in {dtype or kind}",
+            f"--graph {path}: computes in {dtype or TensorProto.DataType.Name(logits)}",
             "float32 or float64",
             "write the graph with refimpl export",
         )
@@ -94,21 +80,11 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
 
 
 def whole(graph: GraphFile) -> onnx.ModelProto:
-    """A graph with all of its weights in it, and dense: onnx's evaluator reads no sparse ones.
-
-    Args:
-        graph: From `read_graph`.
-
-    Returns:
-        The graph.
-
-    Raises:
-        RefimplError: Weights that cannot be read.
-    """
+    """A graph with all of its weights in it, and dense: onnx's evaluator reads no sparse ones."""
     try:
         full = onnx.load(graph.path)
         constants = Constants(full, graph.path.parent)
-        dense = [numpy_helper.from_array(constants.known(name), name) for name in constants.sparse]
+        dense = [numpy_helper.from_array(constants.stored(name), name) for name in constants.sparse]
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise RefimplError(
             f"--graph {graph.path}: its weights cannot be read ({error})",
@@ -121,19 +97,22 @@ def whole(graph: GraphFile) -> onnx.ModelProto:
 
 
 def _takes_tokens(inputs: Mapping[str, Any]) -> bool:
-    """Whether the one input is integers of two axes."""
+    """Whether the only input is integers of two axes."""
     kinds, integers = list(inputs.values()), (TensorProto.INT64, TensorProto.INT32)
     return len(kinds) == 1 and kinds[0].elem_type in integers and len(kinds[0].shape.dim) == 2
 
 
-def _plan(facts: Mapping[str, str], takes: bool, outputs: Mapping[str, int]) -> Perturbation | None:
-    """How an experiment's graph pushes and measures, as its metadata say; None for another one."""
-    if not takes or not outputs.keys() >= {*MEASURED} or not facts.keys() >= {*PUSH}:
+def _plan(
+    facts: Mapping[str, str], inputs: Mapping[str, Any], outputs: Mapping[str, int]
+) -> Perturbation | None:
+    """How an experiment's graph perturbs and measures by its metadata; None for another graph."""
+    options: dict[str, Any] = {n: facts[n] for n in PERTURBATION_OPTIONS if n in facts}
+    takes, gives = {TOKENS, AT, ETA, NOISE} <= inputs.keys(), {*MEASURED} <= outputs.keys()
+    if not takes or not gives or len(options) < len(PERTURBATION_OPTIONS):
         return None
-    options: dict[str, Any] = {name: facts[name] for name in PUSH}
     return Perturbation("gaussian", **options)
 
 
 def _short(names: list[str]) -> list[str]:
-    """A few of some names."""
+    """At most the first five names."""
     return names if len(names) < 6 else [*names[:5], "..."]

@@ -1,8 +1,8 @@
-"""The same tokens through transformers, where it is installed: never a dependency, a witness.
+"""The same tokens through transformers, if it is installed; it is never a dependency.
 
-Only what transformers hands out by itself is compared: the residual stream before the first block,
-after every block but the last, after the final norm, and the logits. No module of theirs is named
-here, so every family works alike.
+Only arrays that transformers itself returns are compared: the residual stream before the first
+block, after every block but the last, after the final norm, and the logits. No module of
+transformers is named here, so every family works alike.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,21 +22,7 @@ LIBRARIES = ("torch", "transformers")
 
 
 def peer_points(num_blocks: int) -> tuple[str, ...]:
-    """Trace points that transformers hands out, in the order of execution.
-
-    Args:
-        num_blocks: L of the model.
-
-    Returns:
-        Their names.
-
-    Source:
-        transformers (a peer): `output_hidden_states`, whose last entry comes after the final norm.
-
-    Example:
-        >>> peer_points(2)
-        ('embed', 'blocks.0.resid_post', 'final_norm', 'logits')
-    """
+    """Trace points that transformers returns: its last hidden state is after the final norm."""
     between = (f"blocks.{i}.resid_post" for i in range(num_blocks - 1))
     return "embed", *between, "final_norm", "logits"
 
@@ -44,31 +30,18 @@ def peer_points(num_blocks: int) -> tuple[str, ...]:
 def peer_session(
     model: Model, dtype: npt.DTypeLike, device: str
 ) -> tuple[Callable[[Array], Mapping[str, Array]], str]:
-    """Open a model with transformers: eager attention, no cache, no code of the model's own.
+    """Open a model with transformers: a function from token ids [B, S] to arrays, and its runtime.
 
-    In float64 its own requests for float32 give float64, as a witness has to be as exact as what
-    it is held against.
-
-    Args:
-        model: From `read_model`; transformers reads its folder.
-        dtype: Dtype of the computation, float32 or float64.
-        device: "auto" (CUDA where there is one), "cuda" or "cpu".
-
-    Returns:
-        A function from token ids [B, S] to arrays by trace point, and what runs it, in words.
-
-    Raises:
-        RefimplError: Libraries that are not installed, no CUDA where it was asked for, or a folder
-            that transformers does not read.
-
-    Source:
-        transformers (a peer).
+    Attention is eager, there is no cache, and no code of the model's own runs. In float64 casts to
+    float32 inside transformers give float64, so that its error is as small as ours.
     """
     torch, transformers = _libraries()
     cuda = bool(torch.cuda.is_available())
     if device == "cuda" and not cuda:
         raise RefimplError(
-            "--device cuda: torch finds no CUDA device", "a GPU that torch can use", "use auto"
+            "--device cuda: torch finds no CUDA device",
+            "a GPU that torch can use",
+            "use --device auto",
         )
     place = "cpu" if device == "cpu" or not cuda else "cuda"
     name = torch.cuda.get_device_name(0) if place == "cuda" else "CPU"
@@ -78,20 +51,20 @@ def peer_session(
         ids = torch.tensor(np.asarray(token_ids, np.int64), device=place)
         with torch.no_grad(), _casts(torch, dtype):
             out = theirs(input_ids=ids, use_cache=False, output_hidden_states=True)
-        found = [*out.hidden_states, out.logits]
+        arrays = [*out.hidden_states, out.logits]
         points = peer_points(model.config.num_blocks)
-        return {name: value.cpu().numpy() for name, value in zip(points, found, strict=True)}
+        return {name: array.cpu().numpy() for name, array in zip(points, arrays, strict=True)}
 
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return run, f"{versions}, {name}"
 
 
 def _libraries() -> tuple[Any, Any]:
-    """Both libraries, or the reason why not."""
+    """The modules torch and transformers."""
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
         raise RefimplError(
             f"--against torch: {' and '.join(missing)} not installed",
-            "torch and transformers, which refimpl never needs otherwise",
+            "torch and transformers, which refimpl needs for this comparison only",
             "pip install torch transformers, or use --against onnxruntime",
         )
     torch, transformers = (import_module(name) for name in LIBRARIES)
@@ -100,12 +73,12 @@ def _libraries() -> tuple[Any, Any]:
 
 def _read(torch: Any, transformers: Any, model: Model, dtype: npt.DTypeLike) -> Any:
     """The model as transformers reads it."""
-    beside = None if model.config_path is None else model.config_path.parent
-    if beside is None or not beside.samefile(model.folder):
+    folder = None if model.config_path is None else model.config_path.parent
+    if folder is None or not folder.samefile(model.folder):
         raise RefimplError(
-            f"--against torch: {model.path} has its config.json elsewhere",
-            "a folder with config.json and the weights, which is what transformers reads",
-            "put them into one folder, or use --against onnxruntime",
+            f"--against torch: the config.json of {model.path} is in another folder",
+            "one folder with config.json and the weights, which transformers reads",
+            "copy them into one folder, or use --against onnxruntime",
         )
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
@@ -118,8 +91,8 @@ def _read(torch: Any, transformers: Any, model: Model, dtype: npt.DTypeLike) -> 
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise RefimplError(
-            f"--against torch: transformers does not read {model.folder} ({error})",
-            "a folder that transformers reads",
+            f"--against torch: transformers cannot read {model.folder} ({error})",
+            "a folder that transformers can read",
             "use --against onnxruntime",
         ) from error
     finally:
@@ -127,7 +100,7 @@ def _read(torch: Any, transformers: Any, model: Model, dtype: npt.DTypeLike) -> 
             transformers.utils.logging.enable_progress_bar()
     if np.dtype(dtype) != np.float64:
         return theirs
-    with _casts(torch, dtype):  # its tables are made here
+    with _casts(torch, dtype):  # it computes its tables here
         lifted = type(theirs)(theirs.config)
     lifted.load_state_dict(theirs.state_dict())
     return lifted
@@ -135,16 +108,16 @@ def _read(torch: Any, transformers: Any, model: Model, dtype: npt.DTypeLike) -> 
 
 @contextmanager
 def _casts(torch: Any, dtype: npt.DTypeLike) -> Iterator[None]:
-    """Let every request for float32 give float64, if that is the dtype; else change nothing."""
+    """Make every cast to float32 give float64, if that is the dtype; else change nothing."""
     if np.dtype(dtype) != np.float64:
         yield
         return
-    kept = torch.float32, torch.float, torch.Tensor.float, torch.get_default_dtype()
+    before = torch.float32, torch.float, torch.Tensor.float, torch.get_default_dtype()
     torch.float32 = torch.float = torch.float64
     torch.Tensor.float = torch.Tensor.double
     torch.set_default_dtype(torch.float64)
     try:
         yield
     finally:
-        torch.float32, torch.float, torch.Tensor.float = kept[:3]
-        torch.set_default_dtype(kept[3])
+        torch.float32, torch.float, torch.Tensor.float = before[:3]
+        torch.set_default_dtype(before[3])

@@ -12,18 +12,15 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums
+from refimpl.onnx.candidate import Backend
 from refimpl.onnx.recording.experiment_graph import (
-    AT,
-    ETA,
-    NOISE,
-    READ,
+    LINEAR_INPUTS,
     experiment_graph,
+    experiment_inputs,
     refuse_pruning,
+    squares_name,
 )
-from refimpl.onnx.recording.external_data import distinct, pieces
-from refimpl.onnx.recording.model_graph import TOKENS
-from refimpl.onnx.recording.weight_entries import copied
-from refimpl.onnx.session import Device, Session, check_device, open_session
+from refimpl.onnx.session import Device, check_device
 from refimpl.running.provenance import Runtime
 from refimpl.running.threads import Progress, Workers
 from refimpl.scoring.measurements import (
@@ -39,49 +36,16 @@ OUTPUTS = ("drift", "alignment", "ratio", "left_out", "sinks", "mean_square")
 
 
 def on_onnxruntime(plan: Perturbation, device: Device = "auto") -> Experiment:
-    """The experiment as `score` runs it, by onnxruntime.
-
-    Args:
-        plan: The perturbation that will be given, looked at before anything long is begun.
-        device: "cpu"; "cuda"; or "auto": a GPU where one works, else the CPU.
-
-    Returns:
-        A function to be called as `scoring.experiment.experiment` is.
-
-    Raises:
-        RefimplError: onnxruntime is missing; the pruning perturbation; "cuda" where it does not
-            work.
-
-    Source:
-        ours.
-
-    Example:
-        >>> from refimpl import Perturbation, read_model, score
-        >>> from refimpl.tokens import random_tokens
-        >>> model, plan = read_model("fixtures/llama"), Perturbation()
-        >>> tokens = random_tokens(model.config.vocab_size, samples=1, seq_len=8)
-        >>> found = score(model, tokens, plan, runtime=on_onnxruntime(plan, "cpu"))
-        >>> found.run.runtime, found.run.device
-        ('onnxruntime', 'cpu')
-    """
+    """The experiment by onnxruntime, for `score`; refuses a plan or a device it cannot use."""
     refuse_pruning(plan)
     check_device(device)
     return partial(_experiment, device)
 
 
 def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
-    """Memory that one state takes at its largest: residuals, the MLP, attention's scores, noise.
+    """Bytes that one state of S tokens needs at most: residuals, MLP, attention scores, noise.
 
-    Args:
-        config: The model's facts.
-        length: Tokens, S.
-        dtype: Of the computation.
-
-    Returns:
-        Bytes, about.
-
-    Source:
-        ours: the runtime has all states of a run at the same step, and every step in whole.
+    The runtime holds all states of a run at the same step, and each step as a whole.
     """
     (hidden, width), heads = config.linear_shapes["up_proj"], config.num_attention_heads
     step = max(3 * hidden, 2 * heads * length) + 4 * width
@@ -111,13 +75,15 @@ def _experiment(
             f"use --memory {2 * each} or more, or a shorter --seq-len",
         )
     states = addresses(count, config.num_blocks, plan)
-    # The clean state of the one sequence of a run counts two there, and one here.
+    # `groups` counts a sequence's clean state twice; a run holds it once.
     parts = [
         sorted(part, key=lambda a: a.block)
         for sequence in range(count)
         for part in groups([a for a in states if a.sequence == sequence], memory // each + 1)
     ]
-    session = _opened(model, plan, dtype, device, workers.threads)
+    session = Backend("onnxruntime", device, workers.threads).open_recorded(
+        model, dtype, lambda enter: experiment_graph(model, plan, dtype, enter, squares=True)
+    )
     total = sum(config.num_blocks + sum(config.num_blocks - a.block for a in p) for p in parts)
     engine = Runtime("onnxruntime", session.device, session.versions)
     found = Measurements.empty(states, engine=engine)
@@ -141,8 +107,8 @@ def _experiment(
             found.ratios[where] = result["ratio"][i]
             found.left_out[a.eta, a.block] += result["left_out"][i]
         if sequence not in counted:
-            pushed = sorted({a.block for a in states if a.sequence == sequence})
-            found.sinks[pushed] += result["sinks"][pushed]
+            perturbed = sorted({a.block for a in states if a.sequence == sequence})
+            found.sinks[perturbed] += result["sinks"][perturbed]
         for block, point, name in squares:
             add_sums(found.squares[block], {point: result[name]})
         counted.add(sequence)
@@ -151,37 +117,23 @@ def _experiment(
     return found
 
 
-def _opened(
-    model: Model, plan: Perturbation, dtype: npt.DTypeLike, device: Device, threads: int
-) -> Session:
-    """A session with the experiment's graph; the weights are read once, and not written."""
-    found = pieces(model, dtype)
-    graph = experiment_graph(model, plan, dtype, copied(found, "memory"), squares=True)
-    wanted, weights = {tensor.name for tensor in graph.initializers}, {}
-    for piece in distinct(found):
-        if piece.name in wanted:
-            weights[piece.name] = piece.read()[0].reshape(piece.shape)
-            piece.weight.stored.file.release()
-    return open_session(graph.model().SerializeToString(), device, threads=threads, weights=weights)
-
-
 def _inputs(ids: Array, part: list[Address], plan: Perturbation, width: int) -> dict[str, Array]:
-    """What the graph is given for some states of one sequence."""
+    """The graph's inputs for some states of one sequence."""
     sequence, shape = part[0].sequence, (ids.shape[1], width)
     drawn = {  # one draw for all etas
         (block, draw): noise(plan.seed, sequence, block, draw, shape)
         for block, draw in {(a.block, a.draw) for a in part}
     }
-    return {
-        TOKENS: ids[sequence : sequence + 1].astype(np.int64),
-        AT: np.array([a.block for a in part], np.int64),
-        ETA: np.array([plan.eta[a.eta] for a in part]),
-        NOISE: np.stack([drawn[a.block, a.draw] for a in part]),
-    }
+    return experiment_inputs(
+        ids[sequence : sequence + 1].astype(np.int64),
+        [a.block for a in part],
+        [plan.eta[a.eta] for a in part],
+        np.stack([drawn[a.block, a.draw] for a in part]),
+    )
 
 
 def _squares(blocks: int) -> Iterator[tuple[int, str, str]]:
     """Blocks, trace points, and the names of their sums of squares."""
     for i in range(blocks):
-        for point in READ:
-            yield i, point, f"blocks.{i}.{point}.squares"
+        for point in LINEAR_INPUTS:
+            yield i, point, squares_name(i, point)

@@ -1,54 +1,51 @@
-"""Validation: does another computation of a model agree with NumPy, and where does it first not?
-
-Values are compared, of every trace point that is handed out, in execution order.
-"""
+"""Validation: does another computation of a model agree with NumPy, and where does it first not?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from refimpl.comparison.agreement import Agreement, agreements, first_over, tolerance_of
+from refimpl.comparison.agreement import Agreement, agreements, first_over, gate_of
 from refimpl.model.forward import forward
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import (
     Against,
+    Backend,
     Candidate,
     file_candidate,
-    file_session,
     peer_candidate,
     recorded_candidate,
-    what_runs,
+)
+from refimpl.onnx.coverage import check_request, notes_on, trace_points, validation_batches
+from refimpl.onnx.experiment_candidate import (
+    experiment_candidate,
+    experiment_points,
+    experiment_tokens,
+    recorded_experiment,
 )
 from refimpl.onnx.graph_file import GraphFile, read_graph
-from refimpl.onnx.scope import batches, check_request, notes_on, trace_points
 from refimpl.onnx.session import Device
-from refimpl.onnx.trial import Trial, recorded_trial, trial_points, trial_tokens
 from refimpl.onnx.zero_weights import Zeros, count_zeros
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
 
-SAMPLES, SEQ_LEN = 3, 13  # of tokens that nobody asks for otherwise
-DTYPES = ("float32", "float64")
-Kind = Literal["forward", "experiment"]
+VALIDATION_SAMPLES, VALIDATION_SEQ_LEN = 3, 13  # defaults
+VALIDATION_DTYPES = ("float32", "float64")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run on tokens of one shape.
+    """One run on token ids of one shape [B, S], compared with NumPy.
 
     Args:
-        kind: What was run: the forward pass, or the experiment.
-        dtype: Dtype of the computation.
-        shape: Of the token ids, [B, S].
         tolerance: Largest error of the worst token.
         points: One per trace point, in the order of execution; of the experiment: drift, alignment
             and absorption coefficient.
     """
 
-    kind: Kind
+    kind: Literal["forward", "experiment"]
     dtype: str
     shape: tuple[int, ...]
     tolerance: float
@@ -65,15 +62,10 @@ class Validation:
     """Whether another computation agrees with NumPy.
 
     Args:
-        model: Its name.
-        family: Its family.
-        num_blocks: Number of its blocks.
-        graph: The graph's file; None where it was recorded here, or is not one.
-        against: "onnxruntime", "onnx-reference" or "torch".
-        ran: What ran it and where, such as "onnxruntime 1.22.0, cpu".
-        tokens: Where the tokens came from.
+        graph: The graph's file; None if it was recorded for this run, or there is no graph.
+        ran: What ran it, such as "onnxruntime 1.22.0, cpu".
         comparisons: One per dtype and shape, and per dtype one of the experiment.
-        zeros: The zeros of a graph's file; None where there is none, or it names no linear.
+        zeros: The zeros of a graph's file; None without a file, or if it names no linear.
         notes: What was not compared, in sentences.
     """
 
@@ -91,11 +83,11 @@ class Validation:
     @property
     def first(self) -> Comparison | None:
         """The first comparison that fails, or None."""
-        return next((one for one in self.comparisons if one.first is not None), None)
+        return next((x for x in self.comparisons if x.first is not None), None)
 
     @property
     def agrees(self) -> bool:
-        """Whether everything is within its tolerance, and zeros are where the file has them."""
+        """Whether every number is within its tolerance, and the zeros are those of the file."""
         return self.first is None and (self.zeros is None or self.zeros.agree)
 
 
@@ -106,25 +98,11 @@ def validation_tokens(
     samples: int | None = None,
     seq_len: int | None = None,
 ) -> Tokens:
-    """Tokens to compare on: few, unless asked for otherwise.
-
-    Args:
-        model: From `read_model`.
-        text: A text file, or None.
-        ids: A file of token ids, or None.
-        samples: Number of samples; 3 if None (all rows of a file of ids).
-        seq_len: Tokens per sample; 13 or what the model allows if None (the rows of ids).
-
-    Returns:
-        The tokens; drawn at random where neither text nor ids are given.
-
-    Raises:
-        RefimplError: As `tokens.model_tokens.model_tokens`.
-    """
+    """Tokens to compare on: of a text, a file of ids, or random; by default 3 samples of 13."""
     if ids is None:
-        samples = SAMPLES if samples is None else samples
+        samples = VALIDATION_SAMPLES if samples is None else samples
         longest = model.config.max_position_embeddings
-        seq_len = min(SEQ_LEN, longest) if seq_len is None else seq_len
+        seq_len = min(VALIDATION_SEQ_LEN, longest) if seq_len is None else seq_len
     return model_tokens(model, text, ids, samples, seq_len)
 
 
@@ -141,56 +119,31 @@ def validate(
 ) -> Validation:
     """Compare another computation of a model with NumPy's, trace point by trace point.
 
-    Three batches are cut from the tokens: the start of the first sample, all, and the first token
-    of each, so that one graph has to serve several shapes. The perturbation experiment is compared
-    on the start of the first sample; of a graph's file, only if it is the experiment's.
-
     Args:
         model: From `read_model`.
-        tokens: From `validation_tokens`; drawn at random if None.
-        graph: A graph's file; if None every trace point is recorded here.
+        tokens: From `validation_tokens`; random if None. Three batches are cut from them, which one
+            graph has to serve: the start of the first sample, all, and the first token of each.
+            The perturbation experiment is compared on the start of the first sample.
+        graph: A graph's file; if None, every trace point and the experiment are recorded here.
         against: What runs it: "onnxruntime", "onnx-reference", or "torch" for transformers.
-        device: "auto" takes a GPU where one works, and says so; "cuda" or "cpu".
-        dtypes: "float32", "float64"; both if None, and for a file what it computes in.
-        tolerance: Largest relative error of the worst token; by default `tolerance_of`.
+        device: "auto" (a GPU if one works), "cuda" or "cpu".
+        dtypes: "float32", "float64"; by default both, and for a file the dtype of the file.
+        tolerance: Largest relative error of the worst token; `gate_of` the dtype if None.
         threads: Of onnxruntime on the CPU; one per core if None.
-
-    Returns:
-        What was found; `agrees` says it in a word.
-
-    Raises:
-        RefimplError: A graph or a device that cannot be used, libraries that are missing, or a
-            tolerance that is no number above 0.
-
-    Source:
-        ours; the runtimes are peers. Of transformers' trace points those are compared that it hands
-        out itself: the stream after each block but the last, the final norm, and the logits.
-
-    Example:
-        >>> from refimpl import read_model
-        >>> found = validate(read_model("fixtures/llama"), against="onnx-reference")
-        >>> found.agrees, len(found.comparisons), len(found.comparisons[0].points)
-        (True, 8, 51)
     """
     check_request(graph, against, device, tolerance)
     tokens = validation_tokens(model) if tokens is None else tokens
     file = None if graph is None else read_graph(Path(graph), trace_points(model.config))
-    compared, ran, notes = list[Comparison](), dict[str, None](), list[str]()
-    for dtype in dtypes or (DTYPES if file is None else (file.dtype,)):
-        candidate, trial = _opened(model, file, against, dtype, device, threads)
-        limit = tolerance_of(dtype, model.config.hidden_size) if tolerance is None else tolerance
-        if candidate is not None:
-            ran[candidate.what] = None
-            for ids in batches(tokens.ids):
-                points = _compared(model, candidate, ids, dtype)
-                compared.append(Comparison("forward", dtype, ids.shape, limit, points))
-        if trial is not None:
-            ran[what_runs(trial.session)] = None
-            ids = trial_tokens(tokens.ids)
-            points = agreements(*trial_points(model, trial, ids, dtype))
-            compared.append(Comparison("experiment", dtype, ids.shape, limit, points))
-        promised = () if candidate is None else candidate.points
-        notes = list(notes_on(model.config, promised, trial is not None, against, tokens))
+    comparisons, runtimes = list[Comparison](), dict[str, None]()
+    for dtype in dtypes or (VALIDATION_DTYPES if file is None else (file.dtype,)):
+        limit = gate_of(dtype, model.config.hidden_size) if tolerance is None else tolerance
+        candidates = _candidates(model, file, dtype, Backend(against, device, threads))
+        for candidate in candidates:
+            runtimes[candidate.runtime] = None
+            comparisons += _compared(model, candidate, tokens.ids, dtype, limit)
+    promised = next((x.points for x in candidates if x.plan is None), ())
+    experiment = any(x.plan is not None for x in candidates)
+    notes = list(notes_on(model.config, promised, experiment, against, tokens))
     zeros = None if file is None else count_zeros(model, file.proto, file.path.parent)
     if zeros is not None and not zeros.named:
         zeros = None
@@ -201,37 +154,44 @@ def validate(
         model.config.num_blocks,
         None if graph is None else str(graph),
         against,
-        "; ".join(ran),
+        "; ".join(runtimes),
         token_facts(tokens),
-        tuple(compared),
+        tuple(comparisons),
         zeros,
         tuple(notes),
     )
 
 
-def _compared(model: Model, candidate: Candidate, ids: Array, dtype: str) -> tuple[Agreement, ...]:
-    """Run both on one batch, and compare what the other one promises."""
-    expected = forward(model, ids, trace=True, dtype=dtype).trace
-    if candidate.points is not None:
-        expected = {name: expected[name] for name in candidate.points}
-    return agreements(candidate.run(ids), expected)
-
-
-def _opened(
-    model: Model,
-    file: GraphFile | None,
-    against: Against,
-    dtype: str,
-    device: Device,
-    threads: int | None,
-) -> tuple[Candidate | None, Trial | None]:
-    """Open what is held against NumPy: the forward pass, the experiment, or both."""
-    if against == "torch":
-        return peer_candidate(model, dtype, device), None
+def _candidates(
+    model: Model, file: GraphFile | None, dtype: str, backend: Backend
+) -> list[Candidate]:
+    """Open what is compared with NumPy: the forward pass, the experiment, or both."""
+    if backend.against == "torch":
+        return [peer_candidate(model, dtype, backend.device)]
     if file is None:
-        where = (model, dtype, against, device, threads)
-        return recorded_candidate(*where), recorded_trial(*where)
-    session = file_session(file, against, device, threads)
-    if file.experiment is not None:
-        return None, Trial(session, file.experiment, file.ids)
-    return file_candidate(file, session), None
+        return [
+            recorded_candidate(model, dtype, backend),
+            recorded_experiment(model, dtype, backend),
+        ]
+    session = backend.open_file(file)
+    if file.experiment is None:
+        return [file_candidate(file, session)]
+    return [experiment_candidate(model, session, file.experiment, file.ids)]
+
+
+def _compared(
+    model: Model, candidate: Candidate, ids: Array, dtype: str, limit: float
+) -> list[Comparison]:
+    """Run a candidate and NumPy on batches of the samples [n, S], and compare them."""
+    if candidate.plan is not None:
+        ids = experiment_tokens(ids)
+        points = agreements(*experiment_points(model, candidate, candidate.plan, ids, dtype))
+        return [Comparison("experiment", dtype, ids.shape, limit, points)]
+    comparisons = []
+    for batch in validation_batches(ids):
+        expected = forward(model, batch, trace=True, dtype=dtype).trace
+        if candidate.points is not None:
+            expected = {name: expected[name] for name in candidate.points}
+        points = agreements(candidate.run(batch), expected)
+        comparisons.append(Comparison("forward", dtype, batch.shape, limit, points))
+    return comparisons

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,7 +21,7 @@ from refimpl.oracle.judging.measures import measure_of
 from refimpl.oracle.margins import Decided, margins
 from refimpl.oracle.peer import peer_steps
 from refimpl.oracle.steps import Recipe, steps
-from refimpl.storage.files import open_to_others
+from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
 
@@ -127,24 +125,13 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
             for name, value in expected.items()
         ],
     }
-    try:
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            for name, arrays in (
-                (INPUTS, inputs), (EXPECTED, expected), (PEER, peer), (MARGINS, near),
-            ):  # fmt: skip
-                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, made / name)
-            (made / FACTS).write_text(_text(facts), "utf-8")
-            open_to_others(made, *made.iterdir())
-            made.rename(folder)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    except OSError as error:
-        raise RefimplError(
-            f"-o {folder}: cannot be written ({error.strerror})",
-            "a new folder in one that exists, may be written, and has room",
-            "choose another place with -o",
-        ) from error
+    with whole(folder) as new:
+        new.mkdir()
+        for name, arrays in (
+            (INPUTS, inputs), (EXPECTED, expected), (PEER, peer), (MARGINS, near),
+        ):  # fmt: skip
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, new / name)
+        (new / FACTS).write_text(_text(facts), "utf-8")
     return Case(folder, folder.name, model, recipe, inputs, expected, peer, near)
 
 

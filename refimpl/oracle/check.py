@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.safetensors_file import DTYPES, SafetensorsFile
+from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
+from refimpl.model.weight import DTYPES
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.limits import limits_of
 from refimpl.oracle.judging.measures import Judged, judged
@@ -156,6 +157,6 @@ def read_candidate(path: str | Path) -> dict[str, Array]:
             "write it in the dtype it was computed in",
         )
     return {
-        name: np.frombuffer(file.map, READ[x.dtype], prod(x.shape), x.offset).reshape(x.shape)
+        name: np.frombuffer(file.content, READ[x.dtype], prod(x.shape), x.offset).reshape(x.shape)
         for name, x in file.tensors.items()
     }

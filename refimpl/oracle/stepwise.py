@@ -17,7 +17,7 @@ from refimpl.method import perturbation as push
 from refimpl.method.absorption import absorption_coefficient, known_mean, surviving_drift
 from refimpl.method.correction import clipped_log, corrected
 from refimpl.method.projection import project
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.model.forward import INSIDE, Weights, block, head
 from refimpl.model.model import Model
 from refimpl.model.ops import Array

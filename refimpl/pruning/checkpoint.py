@@ -10,7 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from refimpl.model.ops import Array
-from refimpl.storage.folder import KEPT, to_disk
+from refimpl.storage.files import to_disk
+from refimpl.storage.folder import RESULTS
 from refimpl.storage.partial_results import PartialResults
 
 COPIED = "copied"
@@ -49,7 +50,7 @@ class KeptBlocks:
     """
 
     def __init__(self, new: Path, run: Mapping[str, Any]) -> None:
-        self.folder, self._new = new.parent / KEPT, new
+        self.folder, self._new = new.parent / RESULTS, new
         self._part = PartialResults[str, Any](self.folder / "blocks", run, resume=True)
 
     def __enter__(self) -> Self:
@@ -66,7 +67,7 @@ class KeptBlocks:
     @property
     def added(self) -> tuple[str, ...] | None:
         """Files that got a format when they were copied; None if not all are copied."""
-        added = self._part.found.get(COPIED)
+        added = self._part.results.get(COPIED)
         return None if added is None else tuple(added)
 
     @property
@@ -74,7 +75,7 @@ class KeptBlocks:
         """Counts of the blocks that are done."""
         return {
             int(key): {name: Counts(**found) for name, found in block.items()}
-            for key, block in self._part.found.items()
+            for key, block in self._part.results.items()
             if key != COPIED
         }
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from refimpl.loading.weight_files import WAY_OUT
+from refimpl.loading.refused_formats import CONVERSIONS
 from refimpl.model.model import Model
 from refimpl.storage.target_checks import RECORD as RECORD  # never taken over
 
 INDEX = ".index.json"
-WEIGHTS = {".safetensors", *WAY_OUT, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
+WEIGHTS = {".safetensors", *CONVERSIONS, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
 COMPANIONS = (  # of a file that is named itself, in a folder that may hold anything
     "generation_config.json",
     "tokenizer.json",

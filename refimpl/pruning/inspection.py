@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.weight_files import read_object
+from refimpl.loading.file_reading import json_object
 from refimpl.model.layout import cut
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight
@@ -209,7 +209,7 @@ def read_record(model: Model) -> Mapping[str, Any] | None:
     """
     record = model.folder / RECORD
     try:
-        return read_object(record.read_bytes(), str(record), WHAT)
+        return json_object(record.read_bytes(), str(record), WHAT)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.targets import Targets, targets_for
 from refimpl.errors import RefimplError
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.decision import Pruner
@@ -26,9 +26,9 @@ from refimpl.pruning.pruned_blocks import CALIBRATED, pruned_blocks
 from refimpl.pruning.pruned_files import Rewritten, rewrite
 from refimpl.pruning.remote_calibration import calibration_states
 from refimpl.running.executors import open_pool
-from refimpl.running.identity import identity
-from refimpl.running.provenance import Run, TokenFacts, run_since, token_facts
-from refimpl.running.threads import Progress, Workers, parse_memory
+from refimpl.running.memory import parse_memory
+from refimpl.running.provenance import Run, TokenFacts, identity, run_since, token_facts
+from refimpl.running.threads import Progress, Workers
 from refimpl.storage.files import write_json
 from refimpl.storage.folder import check_target, new_folder
 from refimpl.tokens import Tokens

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.request import Compat
 from refimpl.allocation.targets import Targets
 from refimpl.errors import RefimplError
+from refimpl.method.allocation import Compat
 from refimpl.model.config import Config
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model
@@ -21,7 +21,7 @@ from refimpl.pruning.pruned_files import PrunedLinear, stored_weight
 from refimpl.running.executors import Pool
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import results
-from refimpl.storage.arrays import sent
+from refimpl.storage.arrays import read_array, sent
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LinearToPrune:
 
     def pruned(self, model: Model, dense: Array) -> PrunedLinear:
         """The decision about its weights; an error names it."""
-        sums = np.load(self.sums, mmap_mode="r") if isinstance(self.sums, str) else self.sums
+        sums = read_array(Path(self.sums)) if isinstance(self.sums, str) else self.sums
         try:
             return PrunedLinear(
                 *decision(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import numpy.typing as npt
 
 from refimpl.loading.checkpoint import read_model
@@ -25,7 +24,7 @@ from refimpl.pruning.checkpoint import KeptBlocks, read_state
 from refimpl.running.executors import Pool
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import InOrder, ModelFiles, results
-from refimpl.storage.arrays import received, sent, write_array
+from refimpl.storage.arrays import read_array, received, sent, write_array
 
 TOGETHER = 8  # sequences of a unit at most, which share its block: what a lost worker repeats
 SENT = "sent-"  # begins the name of the folder for what is on its way
@@ -189,7 +188,7 @@ class SentStates:
         for _ in results(units, self._model, self._engine, self._workers, self._done):
             pass
         self._loose = [_loose(self._folder, self._pruned, n) for n in range(self.sequences)]
-        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in self._loose]
+        return [read_array(path) for path in self._loose]
 
     def _before(self, index: int, most: int | None = None) -> Iterator[Before]:
         """The sequences before a block, one group per worker, unless they are many."""

@@ -1,31 +1,30 @@
-"""Pictures of absorption: coefficients and their errors, the sweep over eta, several files."""
+"""Pictures of absorption: coefficients with their errors, and the sweep over eta."""
 
-from math import inf, isfinite, isnan, nan
+from math import isfinite, isnan, nan
 
 import numpy as np
 
 from refimpl.allocation.scores import Absorption, Scores
 from refimpl.report import scales, svg
-from refimpl.report.drift import push_words
-from refimpl.report.html import Figure, Table, number
-from refimpl.report.inputs import Scored
+from refimpl.report.drift import perturbation_words
+from refimpl.report.html import ReportFigure, Table, number
 from refimpl.show.header import counted
 
 
-def absorption_figure(ident: str, scored: Scored, found: Absorption) -> Figure:
-    """Absorption coefficients with their standard errors, and which side of 1 they are on."""
-    r, error = found.coefficient, found.stderr
+def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> ReportFigure:
+    """Absorption coefficients with their standard errors, and their side of 1."""
+    r, error = absorption.coefficient, absorption.stderr
     count = len(r)
     known = np.isfinite(error)
     edges = np.concatenate([[0.93, 1.07], r, (r - error)[known], (r + error)[known]])
     x, y = scales.blocks_axis(count), scales.vertical(edges.tolist(), log=True, room=0.12)
-    names = ("block that is pushed", "absorption coefficient r, log scale")
-    parts = svg.axes(x, y, names, scales.block_ticks(count))
-    parts.append(svg.line(x.start, y(1), x.end, y(1), "one"))
-    parts.append(svg.label(x.end + 4, y(1), "1", "tick mid"))
-    for i in range(count):
-        if isfinite(r[i]):
-            parts.append(svg.line(x(i), y(1), x(i), y(r[i]), f"stem {_side(r[i])}"))
+    names = ("perturbed block", "absorption coefficient r, log scale")
+    parts = svg.axes(x, y, names, scales.block_ticks(count)) + svg.level(x, y, 1, "one")
+    parts += [
+        svg.line(x(i), y(1), x(i), y(r[i]), f"stem {_side(r[i])}")
+        for i in range(count)
+        if isfinite(r[i])
+    ]
     points = [(x(i), y(r[i]) if isfinite(r[i]) else nan) for i in range(count)]
     whiskers = [
         (x(i), y(r[i] - error[i]), y(r[i] + error[i]))
@@ -34,45 +33,38 @@ def absorption_figure(ident: str, scored: Scored, found: Absorption) -> Figure:
     ]
     parts.append(svg.bars(whiskers, "whisker"))
     for shape, css in ((svg.DOWN, "absorbs"), (svg.UP, "amplifies"), (svg.CIRCLE, "neither")):
-        parts.append(
-            svg.marks(
-                [p for p, one in zip(points, r, strict=True) if _side(one) == css],
-                shape,
-                f"dot {css}",
-            )
-        )
+        chosen = [p for p, value in zip(points, r, strict=True) if _side(value) == css]
+        parts.append(svg.marks(chosen, shape, f"dot {css}"))
     parts += [svg.label(x(i), y(1) - 6, "?", "name", "middle") for i in range(count) if isnan(r[i])]
     parts += [
         svg.label(x.end - 2, scales.TOP + 12, "▲ amplifies", "side amplifies-text", "end"),
         svg.label(x.end - 2, scales.BOTTOM - 7, "▼ absorbs", "side absorbs-text", "end"),
     ]
     parts += svg.trail(points, "hit", 0)
-    return Figure(
+    return ReportFigure(
         ident,
         "Absorption coefficients",
-        "The share of a push that is left after the last block. Above 1 the blocks after it "
-        "amplify, below 1 they absorb. Bars: one standard error over sequences"
-        + ("." if known.any() else "; there are none, it takes two sequences or more."),
-        svg.picture(
-            ident,
-            f"Absorption coefficient of every block, {push_words(found)}",
-            "Absorbed and amplified: " + " ".join(findings(found)),
-            parts,
-            scales.HEIGHT,
+        "The share of a perturbation that is left after the last block. Above 1 the later blocks "
+        "amplify it, below 1 they absorb it. Bars: one standard error over sequences"
+        + ("." if known.any() else "; none here, because it needs two sequences or more."),
+        (
+            f"Absorption coefficient of every block, {perturbation_words(absorption)}",
+            "Absorbed and amplified: " + " ".join(findings(absorption)),
         ),
-        _absorption_table(scored.scores, found),
+        parts,
+        _absorption_table(scores, absorption),
     )
 
 
-def sweep_figure(ident: str, scored: Scored) -> Figure:
+def sweep_figure(ident: str, scores: Scores) -> ReportFigure:
     """Absorption coefficients over eta, a line per block."""
-    sweep, count = scored.scores.sweep, scored.scores.num_blocks
-    etas = [nan if one.eta is None else one.eta for one in sweep]
+    sweep, count = scores.sweep, scores.num_blocks
+    etas = [nan if absorption.eta is None else absorption.eta for absorption in sweep]
     order = np.argsort(etas)
     etas, r = [etas[i] for i in order], np.array([sweep[i].coefficient for i in order])
     least = max(etas[0], scales.LEAST)
     room = max((etas[-1] / least) ** 0.05, 1.05)
-    x = scales.Scale(least / room, etas[-1] * room, scales.LEFT, scales.RIGHT, True)
+    x = scales.AxisScale(least / room, etas[-1] * room, scales.LEFT, scales.RIGHT, True)
     y = scales.vertical([1.0, *r.ravel()], log=True)
     names = ("eta, log scale", "absorption coefficient r, log scale")
     parts = [*svg.axes(x, y, names, etas), svg.line(x.start, y(1), x.end, y(1), "one")]
@@ -80,76 +72,68 @@ def sweep_figure(ident: str, scored: Scored) -> Figure:
         points = [(x(eta), svg.place(y, r[j, i])) for j, eta in enumerate(etas)]
         parts += svg.trail(points, f"line s{svg.shade(i, count)} d{i % 4}", i, 1)
         parts.append(svg.marks(points, i % svg.CYCLE, f"mark f{svg.shade(i, count)}"))
-    parts += svg.names([svg.place(y, one) for one in r[-1]], x(etas[-1]), y.start)
+    parts += svg.names([svg.place(y, value) for value in r[-1]], x(etas[-1]), y.start)
     above = [f"{number(eta)}: {int((row > 1).sum())}" for eta, row in zip(etas, r, strict=True)]
-    return Figure(
+    return ReportFigure(
         ident,
         "The sweep over eta",
-        "The same experiment with pushes of other sizes; a line per block. Below the line at 1 the "
-        "push is absorbed.",
-        svg.picture(
-            ident,
+        "The same experiment with perturbations of other sizes, a line per block. Below the line "
+        "at 1 the later blocks absorb the perturbation.",
+        (
             "Absorption coefficient of every block over eta",
             f"{count} lines. Blocks that amplify, by eta: {'; '.join(above)}.",
-            parts,
-            scales.HEIGHT,
         ),
+        parts,
         Table(
             "Absorption coefficient r at each eta",
             ["block", *(f"eta {eta:g}" for eta in etas)],
-            [[str(i), *(number(one, ".4f") for one in r[:, i])] for i in range(count)],
+            [[str(i), *(number(value, ".4f") for value in r[:, i])] for i in range(count)],
         ),
     )
 
 
-def findings(found: Absorption) -> list[str]:
-    """What the coefficients say, in sentences."""
-    r = found.coefficient
+def findings(absorption: Absorption) -> list[str]:
+    """The results in sentences; the first one continues a sentence."""
+    r = absorption.coefficient
     if len(r) == 1:
-        return ["there is one block, and nothing after it that could absorb or amplify."]
+        return ["there is one block, and no later block that could absorb or amplify."]
     less, more = int((r < 1).sum()), int((r > 1).sum())
     said = [
-        f"of {counted(len(r), 'block')}, the later ones absorb what is done to {less or 'none'} "
-        f"(r\xa0<\xa01) and amplify what is done to {more or 'none'} (r\xa0>\xa01)."
+        f"of {counted(len(r), 'block')}, later blocks absorb the perturbation of {less or 'none'} "
+        f"(r\xa0<\xa01) and amplify that of {more or 'none'} (r\xa0>\xa01)."
     ]
-    others = r[:-1]  # that of the last block is 1: nothing comes after it
+    others = r[:-1]  # that of the last block is 1: no block follows
     if np.isfinite(others).any():
         for word, at in (
             ("Largest", int(np.nanargmax(others))),
             ("Smallest", int(np.nanargmin(others))),
         ):
-            error = found.stderr[at]
-            sure = f" ± {error:.2g}" if isfinite(error) else ""
-            said.append(f"{word} r: {r[at]:.3g}{sure}, block {at}.")
+            error = absorption.stderr[at]
+            margin = f" ± {error:.2g}" if isfinite(error) else ""
+            said.append(f"{word} r: {r[at]:.3g}{margin}, block {at}.")
     if unknown := int(np.isnan(r).sum()):
         said.append(f"{unknown} unknown.")
     return said
 
 
 def _side(r: float) -> str:
-    """Which side of 1 a coefficient is on."""
+    """The side of 1 that a coefficient is on."""
     if isnan(r):
         return "unknown"
     return "amplifies" if r > 1 else "absorbs" if r < 1 else "neither"
 
 
-def _absorption_table(scores: Scores, found: Absorption) -> Table:
-    """Everything about the coefficients, a row per block."""
-    r = found.coefficient
+def _absorption_table(scores: Scores, absorption: Absorption) -> Table:
+    """All results about the coefficients, a row per block."""
+    r, divergence = absorption.coefficient, absorption.divergence
     columns = {
         "r": [number(x, ".4f") for x in r],
-        "stderr": [number(x, ".4f") for x in found.stderr],
-        "log r": [
-            number(float(np.log(x)) if x > 0 else (-inf if x == 0 else nan), ".4f") for x in r
-        ],
+        "stderr": [number(x, ".4f") for x in absorption.stderr],
+        "log r": [number(x, ".4f") for x in absorption.logarithm],
         "side": [_side(x) for x in r],
-        "arrival": [number(x) for x in found.arrival],
-        **(
-            {}
-            if found.divergence is None
-            else {"divergence": [number(x) for x in found.divergence]}
-        ),
-        "tokens left out": [f"{n:,}" for n in found.left_out],
+        "arrival": [number(x) for x in absorption.arrival],
+        **({} if divergence is None else {"divergence": [number(x) for x in divergence]}),
+        "tokens left out": [f"{n:,}" for n in absorption.left_out],
         "sinks excluded": [f"{n:,}" for n in scores.sinks],
     }
     rows = [[str(i), *cells] for i, cells in enumerate(zip(*columns.values(), strict=True))]

@@ -1,64 +1,171 @@
-"""The picture of an allocation: base against corrected."""
+"""Pictures of allocations: base against corrected, requested against achieved."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from refimpl.model.ops import Array
 from refimpl.report import scales, svg
-from refimpl.report.html import Figure, Table
-from refimpl.report.inputs import Allocated, Scored
+from refimpl.report.drift import perturbation_words
+from refimpl.report.html import ReportFigure, Table
+from refimpl.report.inputs import PruningInput, ScoresInput
+
+LINEAR_ROW = 36  # height of a linear's row, in units of the picture
+COUNT_NAMES = {
+    "requested": "asked",
+    "pruned": "pruned",
+    "kept_zeros": "kept zeros",
+    "zeros": "zeros",
+}
+MARKS = {  # classes, shape and name of the shares that are drawn
+    "requested": ("open one-hue", svg.CIRCLE, "asked"),
+    "zeros": ("mark other-hue", svg.DOT, "zeros"),
+}
 
 
-def allocation_figure(ident: str, scored: Scored, allocated: Allocated, push: str) -> Figure:
-    """Base against corrected sparsity of every block."""
-    base, final = allocated.base, allocated.corrected
-    document, count = scored.given.document, len(base)
+def allocation_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigure:
+    """Base against corrected sparsity of every block, at one eta."""
+    allocation = scored.allocations[which]
+    base, final = allocation.base_sparsity, allocation.corrected_sparsity
+    document, count = scored.file.document, len(base)
+    at = perturbation_words(scored.scores.sweep[which])
+    weights = f"{int(scored.scores.linear_sizes.sum()):,}"
     target = float(document["requested_sparsity"])
     x, y = scales.blocks_axis(count), scales.vertical([target, *base, *final], room=0.12)
     parts = svg.axes(x, y, ("block", "fraction pruned"), scales.block_ticks(count))
-    parts.append(svg.line(x.start, y(target), x.end, y(target), "target"))
-    parts.append(svg.label(x.end + 4, y(target), f"{target:.4g}", "tick mid"))
+    parts += svg.level(x, y, target, "target")
     pairs = [(x(i), y(base[i]), y(final[i])) for i in range(count)]
-    parts += [svg.line(at, a, at, b, "move") for at, a, b in pairs if abs(a - b) > 1]
-    points = [(at, b) for at, _, b in pairs]
-    parts.append(svg.marks([(at, a) for at, a, _ in pairs], svg.CIRCLE, "open one-hue"))
-    parts.append(svg.marks(points, svg.SQUARE, "mark other-hue"))
-    parts += svg.legend(
-        [("open one-hue", svg.CIRCLE, "base"), ("mark other-hue", svg.SQUARE, "corrected")]
-    )
+    parts += [svg.line(here, a, here, b, "move") for here, a, b in pairs if abs(a - b) > 1]
+    points = [(here, b) for here, _, b in pairs]
+    css, other = "open one-hue", "mark other-hue"
+    parts.append(svg.marks([(here, a) for here, a, _ in pairs], svg.CIRCLE, css))
+    parts.append(svg.marks(points, svg.SQUARE, other))
+    parts += svg.legend([(css, svg.CIRCLE, "base"), (other, svg.SQUARE, "corrected")])
     parts += svg.trail(points, "hit", 0)
     moved = final - base
     most = int(np.abs(moved).argmax())
     correct = document["correct"]
     said = (
-        f"Correction {correct}, made at {push}: largest change {moved[most]:+.4f}, block {most}."
+        f"Correction {correct}, made at {at}: largest change {moved[most]:+.4f}, block {most}."
         if correct is not None
-        else "No correction was asked for: both are the same."
+        else "No correction was requested: both are the same."
     )
-    rows = [
-        [
-            str(i),
-            f"{base[i]:.4f}",
-            f"{final[i]:.4f}",
-            f"{moved[i]:+.4f}",
-            f"{int(allocated.pruned[i]):,}",
-            f"{int(scored.scores.linear_sizes.sum()):,}",
-        ]
-        for i in range(count)
-    ]
-    return Figure(
+    columns = {
+        "block": [str(i) for i in range(count)],
+        "base": [f"{s:.4f}" for s in base],
+        "corrected": [f"{s:.4f}" for s in final],
+        "change": [f"{change:+.4f}" for change in moved],
+        "to prune": [f"{n:,}" for n in allocation.num_pruned],
+        "weights": [weights] * count,
+    }
+    return ReportFigure(
         ident,
         "Base against corrected allocation",
         f"Base {document['base']}, target {target:g} over all weights. {said}",
-        svg.picture(
-            ident,
-            f"Fraction pruned of every block, base {document['base']} and corrected, {push}",
+        (
+            f"Fraction pruned of every block, base {document['base']} and corrected, {at}",
             f"Base from {base.min():.4f} to {base.max():.4f}, corrected from {final.min():.4f} to "
             f"{final.max():.4f}. {said}",
-            parts,
-            scales.HEIGHT,
         ),
-        Table(
-            "Sparsity of every block",
-            ["block", "base", "corrected", "change", "to prune", "weights"],
-            rows,
-        ),
+        parts,
+        Table("Sparsity of every block", [*columns], [*zip(*columns.values(), strict=True)]),
+    )
+
+
+def requested_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigure:
+    """The sparsity that an allocation requests of every linear, at one eta."""
+    allocation, sizes = scored.allocations[which], scored.scores.linear_sizes
+    requested = allocation.linear_pruned
+    counts = {"weights": np.broadcast_to(sizes, requested.shape), "requested": requested}
+    return _linears_figure(
+        ident,
+        "Requested sparsity of every linear",
+        "The allocation of each linear. Add a pruning.json to see what pruning achieved.",
+        list(scored.scores.linears),
+        allocation.linear_sparsity,
+        counts,
+    )
+
+
+def pruned_figure(ident: str, pruned: PruningInput) -> ReportFigure:
+    """The requested sparsity of every linear, and the zeros in its file."""
+    counts = pruned.counts
+    off = int(np.abs(counts["pruned"] - counts["requested"]).sum())
+    kept = int(counts["kept_zeros"].sum())
+    exact = "exactly as many as requested" if off == 0 else f"{off:,} more or fewer than requested"
+    more = f"; {kept:,} kept weights are zero too" if kept else ""
+    return _linears_figure(
+        ident,
+        f"Requested against achieved, {pruned.name}",
+        f"Zeros in the file as a share of each linear. Pruned: {exact}{more}.",
+        pruned.linears,
+        pruned.sparsity,
+        counts,
+    )
+
+
+def _linears_figure(
+    ident: str,
+    title: str,
+    note: str,
+    names: Sequence[str],
+    sparsity: Array,
+    counts: Mapping[str, Array],
+) -> ReportFigure:
+    """A row per linear: requested sparsities are open circles, achieved ones dots in them."""
+    weights = counts["weights"]
+    shares = {key: counts[key] / weights for key in MARKS if key in counts}
+    count, width = weights.shape
+    low, high = (float(f(list(shares.values()))) for f in (np.min, np.max))
+    more = max((high - low) * 0.1, 0.02 - (high - low) / 2)  # rounding must not look large
+    low, high, bottom = low - more, high + more, scales.TOP + 6 + LINEAR_ROW * width
+    left, right = scales.LEFT + 34, scales.RIGHT - 8
+    x = replace(scales.blocks_axis(count), start=left, end=right)
+    parts = [svg.label(6, 18, f"fraction pruned, each row {low:.3f} to {high:.3f}", "name")]
+    for j, name in enumerate(names):
+        end = scales.TOP + 4 + LINEAR_ROW * (j + 1)
+        y, middle = scales.AxisScale(low, high, end - 2, end - LINEAR_ROW + 4), end - LINEAR_ROW / 2
+        band = f"M{left} {end - 1}H{right}V{end - LINEAR_ROW + 3}H{left}z"
+        parts.append(f'<path class="band" d="{band}"/>')
+        parts.append(svg.label(left - 6, middle + 1, name, "tick mid", "end"))
+        for key, share in shares.items():
+            css, shape, _ = MARKS[key]
+            parts.append(svg.marks([(x(i), y(share[i, j])) for i in range(count)], shape, css))
+            total = f"{counts[key][:, j].sum() / weights[:, j].sum():.1%}"
+        parts.append(svg.label(scales.WIDTH - 2, middle + 1, total, "tick mid", "end"))
+        points = [(x(i), y(shares["requested"][i, j])) for i in range(count)]
+        parts += svg.trail(points, "hit", j * count)
+    for tick in scales.block_ticks(count):
+        parts.append(svg.label(x(tick), bottom + 14, f"{tick:g}", anchor="middle"))
+    parts.append(svg.label((left + right) / 2, bottom + 33, "block", "name", "middle"))
+    parts += svg.legend([MARKS[key] for key in shares])
+    shown = [key for key in COUNT_NAMES if key in counts]
+    rows = [
+        [
+            f"{name} {i}",
+            name,
+            str(i),
+            f"{int(weights[i, j]):,}",
+            f"{sparsity[i, j]:.4f}",
+            *(f"{int(counts[key][i, j]):,}" for key in shown),
+            *(f"{share[i, j]:.4f}" for share in shares.values()),
+        ]
+        for j, name in enumerate(names)
+        for i in range(count)
+    ]
+    heads = ["linear and block", "linear", "block", "weights", "allocated"]
+    heads += [COUNT_NAMES[key] for key in shown] + [f"{MARKS[key][2]} share" for key in shares]
+    said = "".join(
+        f" {MARKS[key][2].capitalize()} from {share.min():.4f} to {share.max():.4f}."
+        for key, share in shares.items()
+    )
+    return ReportFigure(
+        ident,
+        title,
+        note,
+        (title, f"A row per linear ({', '.join(names)}), a place per block.{said}"),
+        parts,
+        Table(title, heads, rows),
+        height=bottom + 46,
     )

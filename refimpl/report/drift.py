@@ -1,4 +1,4 @@
-"""Pictures of the experiment: the drift of every push over depth, and maps of all pairs."""
+"""Pictures of the experiment: drift over depth, and maps of all pairs of block and depth."""
 
 from math import degrees, isnan, log10
 
@@ -7,15 +7,14 @@ import numpy as np
 from refimpl.allocation.scores import Absorption
 from refimpl.model.ops import Array
 from refimpl.report import scales, svg
-from refimpl.report.html import Figure, Table, number
-from refimpl.report.inputs import Scored
+from refimpl.report.html import ReportFigure, Table, number
 
-WRITTEN, WIDE = 8, 5  # as many blocks have their numbers written into the map; in three digits
+WRITTEN, WIDE = 8, 5  # up to so many blocks, a map holds its numbers; up to so many, in 3 digits
 
 
-def drift_figure(ident: str, scored: Scored, found: Absorption) -> Figure:
-    """The drift of every pushed block over depth."""
-    count, drift = scored.scores.num_blocks, found.drift
+def drift_figure(ident: str, absorption: Absorption) -> ReportFigure:
+    """The drift of every perturbed block over depth."""
+    count, drift = len(absorption.drift), absorption.drift
     x, more = scales.blocks_axis(count), scales.MORE if count > WRITTEN else 0
     y = scales.vertical(drift[~np.isnan(drift)].tolist(), log=True, bottom=scales.BOTTOM + more)
     parts = svg.axes(x, y, ("after block", "relative drift, log scale"), scales.block_ticks(count))
@@ -28,69 +27,59 @@ def drift_figure(ident: str, scored: Scored, found: Absorption) -> Figure:
         ends.append(points[-1][1])
     parts += svg.names(ends, x(count - 1), y.start, count > WRITTEN)
     shown = _range(drift)
-    return Figure(
+    return ReportFigure(
         ident,
         "Drift over depth",
-        "Each line begins at the block whose output is pushed. Falling: later blocks absorb the "
-        "push; rising: they amplify it. At the right: which block.",
-        svg.picture(
-            ident,
-            f"Drift of every pushed block over depth, {push_words(found)}",
-            f"{count} lines, one per pushed block, from that block to the last. {shown}",
-            parts,
-            scales.HEIGHT + more,
+        "Each line begins at the block whose output is perturbed. A falling line: later blocks "
+        "absorb the perturbation; a rising one: they amplify it. At the right: the block.",
+        (
+            f"Drift of every perturbed block over depth, {perturbation_words(absorption)}",
+            f"{count} lines, one per perturbed block, from that block to the last. {shown}",
         ),
+        parts,
         _matrix(drift, "Mean relative drift after each block", ".4g"),
+        height=scales.HEIGHT + more,
         large=count > WRITTEN,
     )
 
 
-def map_figure(ident: str, found: Absorption, aligned: bool) -> Figure:
-    """A map of all pairs of a pushed block and a depth: drift, or how far the state turned."""
-    values = found.alignment if aligned else found.drift
-    shown = _angles(values) if aligned else values
-    unit = "°" if aligned else ""
-    what = "Angle" if aligned else "Drift"
-    title = "Alignment of all pairs, as an angle" if aligned else "Drift of all pairs"
-    note = (
-        "How far the state's direction turns, arccos of the mean alignment, in degrees."
-        if aligned
-        else "The same numbers as a map: along a row, one push travels through the blocks."
-    )
-    return Figure(
+def drift_map(ident: str, absorption: Absorption) -> ReportFigure:
+    """The drift of all pairs of a perturbed block and a depth."""
+    return ReportFigure(
         ident,
-        title,
-        note,
-        svg.picture(
-            ident,
-            f"{what} for every pushed block and depth, {push_words(found)}",
-            f"A triangle: a row per pushed block, a column per depth. {_range(shown, unit)}",
-            _map(shown, unit),
-            scales.HEIGHT,
-        ),
-        _matrix(
-            shown,
-            "Angle to the clean state after each block, in degrees"
-            if aligned
-            else "Mean relative drift after each block",
-            ".4g",
-        ),
-        _matrix(values, "Mean alignment after each block: the cosine of that angle", ".7f")
-        if aligned
-        else None,
+        "Drift of all pairs",
+        "The same numbers as a map: along a row, one perturbation travels through the blocks.",
+        _map_words("Drift", absorption, absorption.drift, ""),
+        _map(absorption.drift, ""),
+        _matrix(absorption.drift, "Mean relative drift after each block", ".4g"),
     )
 
 
-def push_words(found: Absorption) -> str:
-    """How a state was pushed, in a few words."""
-    return "the pruning perturbation" if found.eta is None else f"eta {found.eta:g}"
-
-
-def _angles(alignment: Array) -> Array:
-    """Degrees between states, from their cosine."""
-    return np.array(
-        [[degrees(np.arccos(min(max(a, -1.0), 1.0))) for a in row] for row in alignment]
+def alignment_map(ident: str, absorption: Absorption) -> ReportFigure:
+    """The angle to the clean state of all pairs of a perturbed block and a depth."""
+    cosines = absorption.alignment
+    angles = np.array([[degrees(np.arccos(min(max(a, -1.0), 1.0))) for a in x] for x in cosines])
+    return ReportFigure(
+        ident,
+        "Alignment of all pairs, as an angle",
+        "How far the state's direction turns: arccos of the mean alignment, in degrees.",
+        _map_words("Angle", absorption, angles, "°"),
+        _map(angles, "°"),
+        _matrix(angles, "Angle to the clean state after each block, in degrees", ".4g"),
+        _matrix(cosines, "Mean alignment after each block: the cosine of that angle", ".7f"),
     )
+
+
+def _map_words(quantity: str, absorption: Absorption, values: Array, unit: str) -> tuple[str, str]:
+    return (
+        f"{quantity} for every perturbed block and depth, {perturbation_words(absorption)}",
+        f"A triangle: a row per perturbed block, a column per depth. {_range(values, unit)}",
+    )
+
+
+def perturbation_words(absorption: Absorption) -> str:
+    """How a state was perturbed, in a few words."""
+    return "the pruning perturbation" if absorption.eta is None else f"eta {absorption.eta:g}"
 
 
 def _range(values: Array, unit: str = "") -> str:
@@ -101,13 +90,13 @@ def _range(values: Array, unit: str = "") -> str:
     for word, at in (("Least", int(np.nanargmin(values))), ("greatest", int(np.nanargmax(values)))):
         row, column = divmod(at, values.shape[1])
         ends.append(
-            f"{word} {values[row, column]:.3g}{unit} (block {row} pushed, after block {column})"
+            f"{word} {values[row, column]:.3g}{unit} (block {row} perturbed, after block {column})"
         )
     return ", ".join(ends) + "."
 
 
 def _map(values: Array, unit: str) -> list[str]:
-    """Cells of a triangle, a path per colour, and the legend in the free corner."""
+    """The cells of a triangle, a path per colour, and the legend in the free corner."""
     count = len(values)
     known = values[np.isfinite(values) & (values > scales.LEAST)]
     low, high = (float(known.min()), float(known.max())) if known.size else (1.0, 1.0)
@@ -144,12 +133,12 @@ def _map(values: Array, unit: str) -> list[str]:
         parts.append(svg.label(scales.LEFT - 6, y, str(i), "tick mid", "end"))
     middle = (scales.LEFT + scales.RIGHT) / 2
     parts.append(svg.label(middle, scales.BOTTOM + 36, "after block", "name", "middle"))
-    parts.append(svg.label(6, 18, "block that is pushed", "name"))
+    parts.append(svg.label(6, 18, "perturbed block", "name"))
     return [*parts, *_legend(low, high, unit)] if count > 2 else parts
 
 
 def _legend(low: float, high: float, unit: str) -> list[str]:
-    """What the colours of a map mean, in its free corner."""
+    """The meaning of the colours of a map, in its free corner."""
     left, top, size = scales.LEFT + 14, scales.BOTTOM - 32, 13
     parts = [
         f'<rect class="q{css}" x="{left + size * css}" y="{top}" width="{size}" height="{size}"/>'
@@ -163,7 +152,7 @@ def _legend(low: float, high: float, unit: str) -> list[str]:
 
 
 def _class(value: float, low: float, high: float) -> int:
-    """The colour of a value, from 0; equal factors are equally many colours apart."""
+    """The colour of a value, from 0, on a logarithmic scale."""
     if value <= low or high <= low:
         return 0 if high > low else svg.CLASSES // 2
     share = log10(value / low) / log10(high / low)
@@ -171,14 +160,14 @@ def _class(value: float, low: float, high: float) -> int:
 
 
 def _matrix(values: Array, caption: str, form: str) -> Table:
-    """A row per pushed block, a column per depth."""
+    """A table with a row per perturbed block and a column per depth."""
     count = len(values)
     return Table(
         caption,
-        ["pushed", *(f"after {k}" for k in range(count))],
+        ["perturbed", *(f"after {k}" for k in range(count))],
         [
             [str(i), *("" if k < i else number(values[i, k], form) for k in range(count))]
             for i in range(count)
         ],
-        "Rows are pushed blocks, columns the block after which the state is measured.",
+        "A row is a perturbed block, a column the block after which the state is measured.",
     )

@@ -6,18 +6,21 @@ from html import escape
 from math import isfinite
 from typing import Any
 
+from refimpl.report.scales import HEIGHT
+from refimpl.report.svg import picture
+
 UNKNOWN = "-"
 SHOWN = 10  # values of a list of facts
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers as text, a row per thing.
+    """Numbers as text.
 
     Args:
-        caption: What they are.
-        columns: Headings; the first one is that of the things' names.
-        rows: As many texts in each as there are columns; "" where there is nothing to say.
+        caption: Its title.
+        columns: Headings; that of the names of the rows first.
+        rows: A text per column in each; "" for an empty cell.
         note: What a reader must know.
     """
 
@@ -28,40 +31,44 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Figure:
+class ReportFigure:
     """A picture, how to read it, and its numbers.
 
     Args:
-        ident: Unique in the page.
-        title: What is shown.
+        ident: Its id, unique in the page.
+        title: Its title.
         note: How to read it.
-        svg: The picture.
+        alternative: Title and description of the picture, as text.
+        parts: SVG elements of the picture.
         table: Its numbers.
-        also: More numbers, that those are made of.
-        large: Whether it is shown larger than others where there is room.
+        also: A second table, of the numbers from which the first one is computed.
+        height: Height of the picture, in its units.
+        large: Whether it is shown larger than others if there is room.
     """
 
     ident: str
     title: str
     note: str
-    svg: str
+    alternative: tuple[str, str]
+    parts: Sequence[str]
     table: Table
     also: Table | None = None
+    height: float = HEIGHT
     large: bool = False
+
+    @property
+    def svg(self) -> str:
+        """The picture."""
+        return picture(self.ident, *self.alternative, self.parts, self.height)
 
 
 def number(value: float, form: str = ".4g") -> str:
-    """A number as text, a dash where unknown.
-
-    Example:
-        >>> number(0.25), number(float("nan"))
-        ('0.25', '-')
-    """
+    """A number as text, a dash if it is unknown."""
     return format(value, form) if isfinite(value) else UNKNOWN
 
 
 def table_html(table: Table, ident: str) -> str:
-    """A table that can be scrolled sideways, and sorted and filtered where scripts run."""
+    """A table that scrolls sideways; with scripts, readers can sort and filter it."""
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
     rows = "\n".join(
         f'<tr><th scope="row">{escape(first)}</th>'
@@ -78,8 +85,8 @@ def table_html(table: Table, ident: str) -> str:
     )
 
 
-def figure_html(figure: Figure) -> str:
-    """A card: title, how to read it, the picture, and its numbers to be opened."""
+def figure_html(figure: ReportFigure) -> str:
+    """A card: title, how to read it, the picture, and its numbers in a part to open."""
     css = "card large" if figure.large else "card"
     tables = [table_html(figure.table, figure.ident)]
     if figure.also is not None:
@@ -92,28 +99,24 @@ def figure_html(figure: Figure) -> str:
     )
 
 
-def grid_html(figures: Iterable[Figure], css: str = "grid") -> str:
-    """Cards beside each other, as many as there is room for."""
+def grid_html(figures: Iterable[ReportFigure], css: str = "grid") -> str:
+    """Cards side by side, as many as fit."""
     return f'<div class="{css}">\n' + "\n".join(map(figure_html, figures)) + "\n</div>\n"
 
 
-def facts_html(facts: Mapping[str, Any]) -> str:
-    """What is known, as a list of names and values; lists and objects in words."""
+def facts_html(facts: Mapping[str, Any], css: str = "") -> str:
+    """A list of names and values, without those that are None; lists and objects in words."""
     rows = "\n".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(words(value))}</dd></div>"
         for name, value in facts.items()
         if value is not None
     )
-    return f"<dl>\n{rows}\n</dl>"
+    opening = f'<dl class="{css}">' if css else "<dl>"
+    return f"{opening}\n{rows}\n</dl>"
 
 
 def words(value: Any) -> str:
-    """A value from JSON in words.
-
-    Example:
-        >>> words({"numpy": "2.4", "m": 5.0}), words([1, None]), words(True)
-        ('numpy 2.4, m 5', '1, none', 'yes')
-    """
+    """A value from JSON in words: `{"m": 5.0}` is "m 5"."""
     match value:
         case None:
             return "none"
@@ -124,7 +127,7 @@ def words(value: Any) -> str:
         case float():
             return f"{value:.6g}"
         case Mapping():
-            return ", ".join(f"{key} {words(one)}" for key, one in value.items()) or "none"
+            return ", ".join(f"{key} {words(inner)}" for key, inner in value.items()) or "none"
         case list() | tuple():
             more = [f"and {len(value) - SHOWN} more"] if len(value) > SHOWN else []
             return ", ".join([*map(words, value[:SHOWN]), *more]) or "none"

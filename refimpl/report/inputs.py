@@ -1,120 +1,246 @@
-"""What a report is made of: scores, prunings and evaluations, each with its file."""
+"""The files that a report is made of, read and checked to be of the same models."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-from refimpl.allocation.scores import Scores
+import numpy as np
+
+from refimpl.allocation.scores import Scores, StoredAllocation
+from refimpl.allocation.scores_json import (
+    NOT_WHOLE,
+    Json,
+    parsed,
+    scores_of,
+    stored_allocation,
+    sweep_of,
+    whole_scores,
+)
+from refimpl.errors import RefimplError, unreadable
 from refimpl.model.ops import Array
+from refimpl.report.scales import MOST
+from refimpl.storage.target_checks import RECORD
+
+TEXT = ("perplexity", "nats_per_token", "bits_per_byte")
+QUESTIONS = ("acc", "acc_norm")
+COUNTS = ("weights", "requested", "pruned", "kept_zeros", "zeros")
+KINDS = "a file that refimpl score, allocate, prune or eval wrote"
 
 
 @dataclass(frozen=True)
-class Given:
-    """A file as it was given.
-
-    Args:
-        path: Where it is.
-        sha256: Of its bytes.
-        document: What is in it.
-    """
+class SourceFile:
+    """A file of the report: its path, the SHA-256 of its bytes, and its content."""
 
     path: Path
     sha256: str
-    document: Mapping[str, Any]
+    document: Json
 
 
 @dataclass(frozen=True)
-class Allocated:
-    """The allocation at one eta.
+class ReportInput:
+    """A file of any kind, and its name in the report."""
 
-    Args:
-        base: Base sparsity per block, [L].
-        corrected: Sparsity per block, [L].
-        pruned: Weights to prune per block, [L].
-        linear_sparsity: Per block and linear, [L, linears].
-        linear_pruned: Weights to prune per block and linear, [L, linears].
-    """
-
-    base: Array
-    corrected: Array
-    pruned: Array
-    linear_sparsity: Array
-    linear_pruned: Array
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A `scores.json`.
-
-    Args:
-        given: The file.
-        scores: What was measured.
-        allocated: What was asked for, one per eta.
-        name: What to call it.
-    """
-
-    given: Given
-    scores: Scores
-    allocated: tuple[Allocated, ...]
+    kind: ClassVar[str]
+    file: SourceFile
     name: str
 
 
 @dataclass(frozen=True)
-class Pruned:
+class ScoresInput(ReportInput):
+    """A `scores.json`: the scores, and an allocation per eta."""
+
+    kind = "scores"
+    scores: Scores
+    allocations: tuple[StoredAllocation, ...]
+
+
+@dataclass(frozen=True)
+class PruningInput(ReportInput):
     """A `pruning.json`.
 
     Args:
-        given: The file.
         linears: Names of the linears of a block, in order.
-        sparsity: What the allocation gives each block and linear, [L, linears].
-        counts: By name, of each block and linear, [L, linears].
-        name: What to call it.
+        sparsity: Fraction that the allocation gives each linear, [L, linears].
+        counts: By the names in `COUNTS`, numbers of weights of each linear, [L, linears].
     """
 
-    given: Given
+    kind = "pruning"
     linears: tuple[str, ...]
     sparsity: Array
     counts: Mapping[str, Array]
-    name: str
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A measured number.
+class MeasuredValue:
+    """A number and its standard error; NaN if unknown."""
 
-    Args:
-        value: The number; NaN where unknown.
-        error: Its standard error, or NaN.
-    """
-
-    value: float
-    error: float
+    value: float = nan
+    error: float = nan
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """What `refimpl eval -o` wrote.
+class EvaluationInput(ReportInput):
+    """A file of `refimpl eval -o`.
 
     Args:
-        given: The file.
-        text: Which text, windows and BOS perplexity is over; None where it was not measured.
-        questions: Which questions accuracy is over; None where it was not measured.
+        text: Source and SHA-256 of the text of the perplexity, or None.
+        questions: Source and SHA-256 of the questions of the accuracy, or None.
         measures: By name.
-        name: What to call it.
     """
 
-    given: Given
+    kind = "evaluation"
     text: tuple[str, str] | None
     questions: tuple[str, str] | None
-    measures: Mapping[str, Measure]
-    name: str
+    measures: Mapping[str, MeasuredValue]
 
 
 @dataclass(frozen=True)
-class Files:
-    """Everything that a report is made of; there are scores, the rest may be missing."""
+class ReportInputs:
+    """All files of a report: at least one of scores, any number of the others."""
 
-    scored: tuple[Scored, ...]
-    pruned: tuple[Pruned, ...]
-    evaluated: tuple[Evaluated, ...]
+    scored: tuple[ScoresInput, ...]
+    pruned: tuple[PruningInput, ...]
+    evaluated: tuple[EvaluationInput, ...]
+
+
+AnyInput = TypeVar("AnyInput", bound=ReportInput)
+
+
+def read_inputs(paths: Sequence[Path]) -> ReportInputs:
+    """Read files of any kind, in the order of the page, and check that they belong together."""
+    inputs = [_read(path) for path in paths]
+    scored = [x for x in inputs if isinstance(x, ScoresInput)]
+    pruned = [x for x in inputs if isinstance(x, PruningInput)]
+    evaluated = [x for x in inputs if isinstance(x, EvaluationInput)]
+    if not scored:
+        raise RefimplError(
+            f"{paths[0]}: no scores among the files",
+            "at least one scores.json; pruning.json and evaluations are added to it",
+            "make one with refimpl score MODEL -o scores.json",
+        )
+    others: list[PruningInput | EvaluationInput] = [*pruned, *evaluated]
+    for other in others:
+        _check_model(other, scored)
+    return ReportInputs(_named(scored), _named(pruned), _named(evaluated))
+
+
+def _read(path: Path) -> ScoresInput | PruningInput | EvaluationInput:
+    """One file, of the kind that its fields tell."""
+    try:
+        content = path.read_bytes()
+        file = SourceFile(path, sha256(content).hexdigest(), parsed(content, MOST))
+        keys = file.document.keys()
+        if {"perturbation", "signal_options"} <= keys:
+            return _scores_input(file)
+        if {"method", "calibration"} <= keys:
+            return _pruning_input(file)
+        if {"family", "run"} <= keys and {"text", "choices"} & keys:
+            return _evaluation_input(file)
+        raise ValueError("no command writes these fields")
+    except OSError as error:
+        raise unreadable(path, error, KINDS) from error
+    except NOT_WHOLE as error:
+        shown = isinstance(error, ValueError) or type(error) is TypeError
+        why = str(error).partition("\n")[0] if shown else repr(error)
+        raise RefimplError(
+            f"{path}: not a whole file of refimpl ({why})", KINDS, "run that command again"
+        ) from error
+
+
+def _scores_input(file: SourceFile) -> ScoresInput:
+    document = file.document
+    with whole_scores(file.path):
+        scores = scores_of(document)
+    allocations = [stored_allocation(x["blocks"], scores.linears) for x in sweep_of(document)]
+    _check_texts(document, "base", *([] if document["correct"] is None else ["correct"]))
+    float(document["requested_sparsity"])
+    return ScoresInput(file, scores.model, scores, tuple(allocations))
+
+
+def _pruning_input(file: SourceFile) -> PruningInput:
+    document = file.document
+    _check_texts(document, "model", "family", "method")
+    blocks = [{x["name"]: x for x in block["linears"]} for block in document["blocks"]]
+    linears = tuple(blocks[0])
+
+    def numbers(key: str) -> Array:
+        array = np.array([[block[name][key] for name in linears] for block in blocks], np.float64)
+        if array.ndim != 2 or not array.size or np.isnan(array).any():
+            raise ValueError(f"{key}: expected a number per block and linear")
+        return array
+
+    counts = {key: numbers(key) for key in COUNTS}
+    if any(tuple(block) != linears for block in blocks) or (counts["weights"] <= 0).any():
+        raise ValueError("linears that are not the same in every block")
+    folder = file.path.parent.name if file.path.name == RECORD else file.path.stem
+    how = document["pattern"] or f"{counts['pruned'].sum() / counts['weights'].sum():.2%}"
+    name = ": ".join(word for word in (folder, f"{document['method']} {how}") if word)
+    return PruningInput(file, name, linears, numbers("sparsity"), counts)
+
+
+def _evaluation_input(file: SourceFile) -> EvaluationInput:
+    document = file.document
+    _check_texts(document, "model", "family")
+    if not isinstance(document["num_blocks"], int):
+        raise TypeError(f"num_blocks {document['num_blocks']!r}")
+
+    def number(value: Any) -> float:
+        return nan if value is None else float(value)
+
+    text, questions = document.get("text"), document.get("choices")
+    measures = {
+        name: MeasuredValue(number(part[name]), number(part.get(f"{name}_stderr")))
+        for part, names in ((text, TEXT), (questions, QUESTIONS))
+        if part is not None
+        for name in names
+    }
+    return EvaluationInput(
+        file,
+        str(document["model"]),
+        None if text is None else (str(text["source"]), str(text["sha256"])),
+        None if questions is None else (str(questions["source"]), str(questions["ids_sha256"])),
+        measures,
+    )
+
+
+def _check_texts(document: Json, *keys: str) -> None:
+    for key in keys:
+        if not isinstance(document[key], str):
+            raise TypeError(f"{key} {document[key]!r}")
+
+
+def _named(inputs: list[AnyInput]) -> tuple[AnyInput, ...]:
+    """The same with names that differ: equal names get the file's name too, and then a number."""
+    often, seen = Counter(x.name for x in inputs), Counter[str]()
+    named = []
+    for x in inputs:
+        name = x.name if often[x.name] == 1 else f"{x.name} ({x.file.path.stem})"
+        seen[name] += 1
+        named.append(replace(x, name=name if seen[name] == 1 else f"{name} #{seen[name]}"))
+    return tuple(named)
+
+
+def _check_model(other: PruningInput | EvaluationInput, scored: Sequence[ScoresInput]) -> None:
+    """Refuse a file of a model without scores: family, blocks and linears are compared."""
+    document = other.file.document
+    blocks = len(other.sparsity) if isinstance(other, PruningInput) else document["num_blocks"]
+    for scores in (x.scores for x in scored):
+        same = (document["family"], blocks) == (scores.family, scores.num_blocks)
+        if same and isinstance(other, PruningInput):
+            same = list(other.linears) == list(scores.linears) and bool(
+                (other.counts["weights"] == scores.linear_sizes).all()
+            )
+        if same:
+            return
+    scores = scored[0].scores
+    raise RefimplError(
+        f"{other.file.path}: of another model ({document['model']}, family {document['family']}, "
+        f"{blocks} blocks)",
+        f"the model of {scored[0].file.path} ({scores.model}, family {scores.family}, "
+        f"{scores.num_blocks} blocks, with linears of the same names and sizes)",
+        "add the scores of that model, or omit this file",
+    )

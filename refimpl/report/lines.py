@@ -4,38 +4,21 @@ from collections.abc import Mapping
 
 from refimpl.model.ops import Array
 from refimpl.report import scales, svg
-from refimpl.report.html import Figure, Table, number
+from refimpl.report.html import ReportFigure, Table, number
 from refimpl.show.header import counted
 
 
-def compared_figure(ident: str, title: str, note: str, rows: Mapping[str, Array]) -> Figure:
-    """Coefficients of every block, a line per row; so are sparsities, see `sparsities_figure`."""
-    return _lines_figure(ident, title, note, rows, ("absorption coefficient r", 1.0), log=True)
-
-
-def sparsities_figure(
-    ident: str, title: str, note: str, rows: Mapping[str, Array], target: float
-) -> Figure:
-    """Sparsity of every block, a line per row."""
-    return _lines_figure(ident, title, note, rows, ("fraction pruned", target), log=False)
-
-
-def _lines_figure(
-    ident: str,
-    title: str,
-    note: str,
-    rows: Mapping[str, Array],
-    level: tuple[str, float],
-    log: bool,
-) -> Figure:
-    """A line per row over the blocks, told apart below; and a level to compare with."""
-    count, (name, at) = max(map(len, rows.values())), level
-    known = [float(v) for row in rows.values() for v in row]
-    x, y = scales.blocks_axis(count), scales.vertical([at, *known], log)
-    scale = f"{name}, log scale" if log else name
-    parts = svg.axes(x, y, ("block", scale), scales.block_ticks(count))
-    parts.append(svg.line(x.start, y(at), x.end, y(at), "one"))
-    parts.append(svg.label(x.end + 4, y(at), f"{at:.4g}", "tick mid"))
+def lines_figure(
+    ident: str, title: str, note: str, rows: Mapping[str, Array], target: float | None = None
+) -> ReportFigure:
+    """Sparsities and their target, or without one, coefficients of every block; a line per row."""
+    log, at = target is None, 1.0 if target is None else target
+    name = "absorption coefficient r" if log else "fraction pruned"
+    count = max(map(len, rows.values()))
+    values = [float(v) for row in rows.values() for v in row]
+    x, y = scales.blocks_axis(count), scales.vertical([at, *values], log)
+    names = ("block", f"{name}, log scale" if log else name)
+    parts = svg.axes(x, y, names, scales.block_ticks(count)) + svg.level(x, y, at, "one")
     for j, (whose, row) in enumerate(rows.items()):
         points = [(x(i), svg.place(y, v)) for i, v in enumerate(row)]
         color, below = svg.shade(j, len(rows)), scales.HEIGHT + 16 * j
@@ -45,17 +28,12 @@ def _lines_figure(
         parts.append(svg.line(scales.LEFT, below, scales.LEFT + 32, below, css))
         parts.append(svg.marks([(scales.LEFT + 16, below)], j % svg.CYCLE, f"mark f{color}"))
         parts.append(svg.label(scales.LEFT + 40, below, whose, "tick mid"))
-    return Figure(
+    return ReportFigure(
         ident,
         title,
         note,
-        svg.picture(
-            ident,
-            title,
-            f"{len(rows)} lines over {counted(count, 'block')}: {'; '.join(rows)}.",
-            parts,
-            scales.HEIGHT + 16 * len(rows),
-        ),
+        (title, f"{len(rows)} lines over {counted(count, 'block')}: {'; '.join(rows)}."),
+        parts,
         Table(
             f"{name} of every block".capitalize(),
             ["line", *(f"block {i}" for i in range(count))],
@@ -64,4 +42,5 @@ def _lines_figure(
                 for whose, row in rows.items()
             ],
         ),
+        height=scales.HEIGHT + 16 * len(rows),
     )

@@ -22,7 +22,7 @@
       const count = Number(grid.dataset.count), [a, , , d, e, f] = matrix(grid);
       return rows.map((row, i) => Array.from({ length: count - i }, (_, j) => ({
         x: e + a * (i + j + 0.5), y: f + d * (i + 0.5), w: a, h: d,
-        says: `block ${i} pushed, after block ${i + j}\n${text(row.cells[i + j + 1])}`,
+        says: `block ${i} perturbed, after block ${i + j}\n${text(row.cells[i + j + 1])}`,
       })));
     }
     return [...svg.querySelectorAll('polyline')].map((line) => {

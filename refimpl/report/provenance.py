@@ -1,43 +1,38 @@
 """How the numbers of a report were made: parameters, runs and versions of every file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from refimpl.report.html import facts_html
-from refimpl.report.inputs import Evaluated, Files, Pruned, Scored
+from refimpl.report.inputs import ReportInput, ReportInputs
 from refimpl.show.header import MIB
 
 PARTS = ("blocks", "sweep", "linears", "format")
 NO_FACTS = ("windows", "questions", "linear_pruned", "perplexity", "nats", "bits", "acc", "stderr")
 
 
-def provenance_html(given: Files) -> str:
+def provenance_html(inputs: ReportInputs) -> str:
     """Parameters, run and versions of every file."""
-    kinds: list[tuple[str, Sequence[Scored | Pruned | Evaluated]]] = [
-        ("scores", given.scored),
-        ("pruning", given.pruned),
-        ("evaluation", given.evaluated),
-    ]
     cards = []
-    for kind, group in kinds:
-        for one in group:
-            facts = facts_html(_facts(one.given.document, one.given.sha256))
-            cards.append(
-                f'<article class="card"><h3>{escape(one.name)}</h3>\n'
-                f"<p>{kind}, {escape(one.given.path.name)}</p>\n{facts}\n</article>"
-            )
+    every: tuple[ReportInput, ...] = (*inputs.scored, *inputs.pruned, *inputs.evaluated)
+    for x in every:
+        facts = facts_html(_facts(x.file.document, x.file.sha256))
+        cards.append(
+            f'<article class="card"><h3>{escape(x.name)}</h3>\n'
+            f"<p>{x.kind}, {escape(x.file.path.name)}</p>\n{facts}\n</article>"
+        )
     return '<div class="grid loose">\n' + "\n".join(cards) + "\n</div>"
 
 
 def _facts(document: Mapping[str, Any], digest: str) -> dict[str, Any]:
-    """Everything in a file that is no measurement, named and flat."""
+    """All fields of a file that are not measurements, by name and without nesting."""
     facts: dict[str, Any] = {}
     for key, value in document.items():
         if isinstance(value, Mapping) and key not in ("linears", "base_options"):
-            for name, one in value.items():
+            for name, inner in value.items():
                 if not name.startswith(NO_FACTS):
-                    facts[f"{key} {name}".replace("_", " ")] = _with_unit(name, one)
+                    facts[f"{key} {name}".replace("_", " ")] = _with_unit(name, inner)
         elif key not in PARTS:
             facts[key.replace("_", " ")] = value
     if "linears" in document:

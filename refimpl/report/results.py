@@ -4,16 +4,16 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 
 from refimpl.report import scales, svg
-from refimpl.report.html import Figure, Table, number
-from refimpl.report.inputs import Evaluated, Measure, Pruned
+from refimpl.report.html import ReportFigure, Table, number
+from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput
 
-ROW = 38  # height of a row, in units of the picture
-FACTOR = 10  # from this ratio on, the scale is logarithmic
+RESULT_ROW = 38  # height of a row, in units of the picture
+FACTOR = 10  # ratio of the largest to the smallest value above which the scale is logarithmic
 FORMS = {"perplexity": "#.5g", "acc": ".4f", "acc_norm": ".4f"}
 
 
-def results_figures(ident: str, evaluated: Sequence[Evaluated]) -> Iterator[Figure]:
-    """A picture for every text and for every set of questions: only the same can be compared."""
+def results_figures(ident: str, evaluated: Sequence[EvaluationInput]) -> Iterator[ReportFigure]:
+    """A picture for every text and for every set of questions: only the same are comparable."""
     texts = dict.fromkeys(one.text for one in evaluated if one.text is not None)
     for i, text in enumerate(texts):
         rows = [(one.name, one.measures["perplexity"]) for one in evaluated if one.text == text]
@@ -26,30 +26,29 @@ def results_figures(ident: str, evaluated: Sequence[Evaluated]) -> Iterator[Figu
             if one.questions == questions
             for rule in ("acc", "acc_norm")
         ]
-        note = f"Share answered right; acc_norm is per character. On {questions[0]}."
+        note = f"Share of correct answers; acc_norm is per character. On {questions[0]}."
         yield _dots(f"{ident}-questions{i}", "Accuracy", note, rows)
 
 
-def results_table(evaluated: Sequence[Evaluated]) -> Table:
+def results_table(evaluated: Sequence[EvaluationInput]) -> Table:
     """All measures of all evaluations."""
     names = list(dict.fromkeys(name for one in evaluated for name in one.measures))
     columns, rows = ["evaluation"], [[one.name] for one in evaluated]
     for name in names:
-        found = [one.measures.get(name) for one in evaluated]
-        errors = any(one is not None and isfinite(one.error) for one in found)
+        measures = [one.measures.get(name, MeasuredValue()) for one in evaluated]
+        errors = any(isfinite(measure.error) for measure in measures)
         columns += [name.replace("_", " "), *(["stderr"] if errors else [])]
-        for row, measure in zip(rows, found, strict=True):
-            value = Measure(float("nan"), float("nan")) if measure is None else measure
-            row.append(number(value.value, ".5g"))
-            row += [number(value.error, ".3g")] if errors else []
+        for row, measure in zip(rows, measures, strict=True):
+            row.append(number(measure.value, ".5g"))
+            row += [number(measure.error, ".3g")] if errors else []
     return Table("All measures", columns, rows)
 
 
-def prunings_table(pruned: Sequence[Pruned]) -> Table:
-    """What all prunings asked for and achieved."""
+def prunings_table(pruned: Sequence[PruningInput]) -> Table:
+    """The requested and the pruned weights of all prunings."""
     rows = []
     for one in pruned:
-        document, totals = one.given.document, {key: c.sum() for key, c in one.counts.items()}
+        document, totals = one.file.document, {key: c.sum() for key, c in one.counts.items()}
         rows.append(
             [
                 one.name,
@@ -65,7 +64,9 @@ def prunings_table(pruned: Sequence[Pruned]) -> Table:
     return Table("Prunings", [*heads, "weights", "asked", "pruned", "zeros"], rows)
 
 
-def _dots(ident: str, title: str, note: str, rows: Sequence[tuple[str, Measure]]) -> Figure:
+def _dots(
+    ident: str, title: str, note: str, rows: Sequence[tuple[str, MeasuredValue]]
+) -> ReportFigure:
     """A dot per row with one standard error to either side."""
     known = [one.value for _, one in rows if isfinite(one.value)]
     log = bool(known) and min(known) > 0 and max(known) / min(known) > FACTOR
@@ -74,16 +75,16 @@ def _dots(ident: str, title: str, note: str, rows: Sequence[tuple[str, Measure]]
         for _, one in rows
         for side in (-1, 0, 1)
     ]
-    bottom = scales.TOP + ROW * len(rows)
+    bottom = scales.TOP + RESULT_ROW * len(rows)
     across = scales.vertical(edges, log)
-    x = scales.Scale(across.low, across.high, scales.LEFT - 40, scales.RIGHT + 26, across.log)
+    x = scales.AxisScale(across.low, across.high, scales.LEFT - 40, scales.RIGHT + 26, across.log)
     parts = []
     for tick in x.ticks(4):
         parts.append(svg.line(x(tick), scales.TOP - 8, x(tick), bottom, "grid"))
         parts.append(svg.label(x(tick), bottom + 17, f"{tick:g}", anchor="middle"))
     form = FORMS.get(title.lower(), ".4f")
     for i, (name, one) in enumerate(rows):
-        y = scales.TOP + ROW * i + 24
+        y = scales.TOP + RESULT_ROW * i + 24
         sure = f" ± {number(one.error, '.3g')}" if isfinite(one.error) else ""
         parts.append(svg.label(x.start, y - 12, name, "tick whose"))
         parts.append(svg.label(x.end, y - 12, f"{number(one.value, form)}{sure}", "value", "end"))
@@ -98,20 +99,16 @@ def _dots(ident: str, title: str, note: str, rows: Sequence[tuple[str, Measure]]
     scale = f"{title.lower()}, log scale" if log else title.lower()
     parts.append(svg.label((x.start + x.end) / 2, bottom + 36, scale, "name", "middle"))
     said = "; ".join(f"{name}: {number(one.value, form)}" for name, one in rows)
-    return Figure(
+    return ReportFigure(
         ident,
         title,
         f"{note} Bars: one standard error.",
-        svg.picture(
-            ident,
-            f"{title}, {len(rows)} rows",
-            f"With standard errors where known. {said}.",
-            parts,
-            bottom + 46,
-        ),
+        (f"{title}, {len(rows)} rows", f"With standard errors if known. {said}."),
+        parts,
         Table(
             f"{title} with standard errors",
             ["evaluation", title.lower(), "stderr"],
             [[name, number(one.value, form), number(one.error, ".4g")] for name, one in rows],
         ),
+        height=bottom + 46,
     )

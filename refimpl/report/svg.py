@@ -1,12 +1,12 @@
-"""Plain SVG: scales, axes and marks, as text. Colours and sizes are the stylesheet's."""
+"""Plain SVG as text: axes, lines and marks. The stylesheet has the colours and sizes."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
 from math import isfinite, nan
 
-from refimpl.report.scales import RIGHT, TOP, WIDTH, Scale
+from refimpl.report.scales import RIGHT, TOP, WIDTH, AxisScale
 
-SHAPES = (  # told apart without colour
+SHAPES = (  # so that marks differ without colour
     "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
     "m-2.8-2.8h5.6v5.6h-5.6z",
     "m0-4.6l4.2 7.2h-8.4z",
@@ -18,24 +18,19 @@ SHAPES = (  # told apart without colour
     "m-4.2-4.2h8.4v8.4h-8.4z",
 )
 CIRCLE, SQUARE, UP, DOWN, DIAMOND, PLUS, DOT, LARGE_DIAMOND, LARGE_SQUARE = range(9)
-CYCLE = 6  # of the same size
+CYCLE = 6  # shapes of the same size
 CLASSES = 9  # colours of a ramp
-FEW, MANY = 16, 32  # as many lines have their names at their ends, in a small and a large picture
+FEW, MANY = 16, 32  # most lines that have names at their ends, in a small and a large picture
 
 
 def units(value: float) -> str:
-    """A coordinate, as short as it can be.
-
-    Example:
-        >>> units(3.04), units(-0.01), units(12.5)
-        ('3', '0', '12.5')
-    """
+    """A coordinate with one decimal, as short as possible: "3", "0" (not "-0"), "12.5"."""
     text = f"{value:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text
 
 
 def label(x: float, y: float, text: str, css: str = "tick", anchor: str = "start") -> str:
-    """A text; what it says may come from a file."""
+    """A text, escaped: it may come from a file."""
     side = "" if anchor == "start" else f' text-anchor="{anchor}"'
     return f'<text class="{css}" x="{units(x)}" y="{units(y)}"{side}>{escape(text)}</text>'
 
@@ -45,25 +40,23 @@ def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
     return f'<path class="{css}" d="M{units(x1)} {units(y1)}L{units(x2)} {units(y2)}"/>'
 
 
+def level(x: AxisScale, y: AxisScale, value: float, css: str) -> list[str]:
+    """A horizontal line at a value of y, and the value at its right end."""
+    at = y(value)
+    return [
+        line(x.start, at, x.end, at, css),
+        label(x.end + 4, at, f"{value:.4g}", "tick mid"),
+    ]
+
+
 def axes(
-    x: Scale,
-    y: Scale,
+    x: AxisScale,
+    y: AxisScale,
     names: tuple[str, str],
     x_ticks: Sequence[float],
     y_ticks: Sequence[float] | None = None,
 ) -> list[str]:
-    """Grid lines, ticks and what the axes are.
-
-    Args:
-        x: From left to right.
-        y: From bottom to top.
-        names: Of both; that of y stands above it.
-        x_ticks: Values named below.
-        y_ticks: Values named at the left; round ones if None.
-
-    Returns:
-        Elements.
-    """
+    """Grid lines, ticks (of y: round values if None), and the names of both axes."""
     parts = []
     for value in y.ticks() if y_ticks is None else y_ticks:
         parts.append(line(x.start, y(value), x.end, y(value), "grid"))
@@ -78,9 +71,9 @@ def axes(
 
 
 def runs(points: Sequence[tuple[float, float]]) -> Iterator[tuple[int, list[tuple[float, float]]]]:
-    """Unbroken runs of known points, each with the place of its first one."""
+    """Unbroken runs of known points, each with the index of its first point."""
     start = 0
-    for i, (x, y) in enumerate([*points, (float("nan"), 0.0)]):
+    for i, (x, y) in enumerate([*points, (nan, 0.0)]):
         if not (isfinite(x) and isfinite(y)):
             if i > start:
                 yield start, list(points[start:i])
@@ -88,17 +81,14 @@ def runs(points: Sequence[tuple[float, float]]) -> Iterator[tuple[int, list[tupl
 
 
 def trail(points: Sequence[tuple[float, float]], css: str, row: int, column: int = 0) -> list[str]:
-    """A line through points; the script reads them, and what is said of each, from the table.
+    """A line for every unbroken run of known points; the script reads their table for tooltips.
 
     Args:
-        points: In order; NaN where unknown, which breaks the line.
+        points: In order; NaN, if unknown, breaks the line.
         css: Classes.
-        row: Row of the table of the first point.
-        column: Column of the first point, the next ones stand right of it; 0 where each point has
-            a row of its own, below that of the one before.
-
-    Returns:
-        A line for every unbroken run.
+        row: The table's row of the first point.
+        column: Column of the first point, the others to the right of it; 0 if each point has a row
+            of its own, each below the previous one.
     """
     return [
         f'<polyline class="{css}" data-row="{row if column else row + start}" '
@@ -117,7 +107,7 @@ def marks(points: Sequence[tuple[float, float]], shape: int, css: str) -> str:
 
 
 def bars(points: Sequence[tuple[float, float, float]], css: str, sideways: bool = False) -> str:
-    """Error bars with caps, as one element: where, from, to; NaN where unknown."""
+    """Error bars with caps, as one element: position, from, to; NaN if unknown."""
     shown = []
     for at, low, high in points:
         if isfinite(at) and isfinite(low) and isfinite(high):
@@ -131,45 +121,38 @@ def bars(points: Sequence[tuple[float, float, float]], css: str, sideways: bool 
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the wanted ones, none nearer to the next than a gap, as far as there is room.
-
-    Example:
-        >>> spread([10, 11, 30], 10, 0, 100)
-        [10, 20, 30]
-    """
+    """Positions near the wanted ones and at least a gap apart, if there is room for that."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
-    found, least, most = list(wanted), low, high
+    positions, least, most = list(wanted), low, high
     for i in order:
-        found[i] = least = max(found[i], least)
+        positions[i] = least = max(positions[i], least)
         least += gap
     for i in reversed(order):
-        found[i] = most = min(found[i], most)
+        positions[i] = most = min(positions[i], most)
         most -= gap
-    return found
+    return positions
 
 
 def shade(i: int, count: int) -> int:
-    """The colour of a block: from first to last."""
+    """The colour of a block, on a ramp from the first to the last."""
     return round((CLASSES - 1) * i / max(count - 1, 1))
 
 
-def place(scale: Scale, value: float) -> float:
-    """A position on a scale; NaN where a value has none there."""
+def place(scale: AxisScale, value: float) -> float:
+    """A position on a scale; NaN if the value has none."""
     return scale(value) if isfinite(value) and (value > 0 or not scale.log) else nan
 
 
 def names(ends: Sequence[float], end: float, bottom: float, large: bool = False) -> list[str]:
-    """The blocks at the right ends of their lines, with a thread where one had to move.
+    """The numbers of the blocks at the right ends of their lines, with a thread to moved ones.
 
     Args:
-        ends: Where the line of each block ends; NaN for none.
-        end: Where all of them end.
+        ends: Vertical position of the end of each block's line; NaN for none.
+        end: Horizontal position of all ends.
         bottom: Position of the lowest name.
-        large: Whether there are more names as well, for where the picture is shown large.
-
-    Returns:
-        Elements; the stylesheet hides one set or the other.
+        large: Whether to add a second set with more names, for a picture that is shown large; the
+            stylesheet hides one of them.
     """
     parts = []
     for most, gap, css in ((FEW, 13.0, " few"), (MANY, 7.5, " many"))[: 1 + large]:
@@ -185,7 +168,7 @@ def names(ends: Sequence[float], end: float, bottom: float, large: bool = False)
 
 
 def legend(entries: Sequence[tuple[str, int, str]]) -> list[str]:
-    """What the marks are, at the top right."""
+    """The meaning of the marks, at the top right."""
     parts, at = [], RIGHT + 30
     for css, shape, text in reversed(entries):
         at -= 14 + 7 * len(text)
@@ -196,18 +179,7 @@ def legend(entries: Sequence[tuple[str, int, str]]) -> list[str]:
 
 
 def picture(ident: str, title: str, description: str, parts: Sequence[str], height: float) -> str:
-    """The element, with its text alternative.
-
-    Args:
-        ident: Unique in the page.
-        title: What is shown.
-        description: What is seen in it.
-        parts: Elements.
-        height: In units; the width is that of all pictures.
-
-    Returns:
-        SVG, for a page.
-    """
+    """The SVG element, of the width of all pictures, with a title and description as text."""
     return (
         f'<svg role="img" viewBox="0 0 {WIDTH} {units(height)}" '
         f'aria-labelledby="{ident}-t {ident}-d">\n<title id="{ident}-t">{escape(title)}</title>\n'

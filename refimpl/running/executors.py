@@ -1,4 +1,4 @@
-"""Where units of work run: on threads of this process, or wherever an executor takes them."""
+"""Where work units run: on threads of this process, or on an executor's workers."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from refimpl.errors import RefimplError
 from refimpl.running.threads import cores
-from refimpl.storage.partial_results import KeptError
+from refimpl.storage.partial_results import ResumableError
 
 NAMES = "threads, processes, dask=ADDRESS or mpi"
 WAIT = 30  # seconds for a scheduler to answer, and for its first worker
@@ -18,11 +18,11 @@ WAIT = 30  # seconds for a scheduler to answer, and for its first worker
 
 @dataclass(frozen=True)
 class Pool:
-    """What runs units.
+    """Where work units run.
 
     Args:
-        executor: Takes units elsewhere; None for the threads of this process.
-        workers: How many units it runs at once, about; they share the memory that may be used.
+        executor: The executor that takes them; None for the threads of this process.
+        workers: About how many units run at once, which share the memory that may be used.
     """
 
     executor: Executor | None = None
@@ -32,62 +32,43 @@ class Pool:
 LOCAL = Pool()
 
 
-class LostWorkerError(KeptError):
-    """A worker died and its unit could not be run elsewhere; what others found is kept.
-
-    Args:
-        error: How that was noticed.
-    """
+class LostWorkerError(ResumableError):
+    """A worker died and no other could run its work unit; the results of the others are kept."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(
             f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
-            "workers that live until their units are done; most die of too little memory",
+            "workers that live until their work is done; most die of too little memory",
             "use a smaller --memory or fewer --threads, and repeat the command with --resume",
         )
 
 
 @contextmanager
 def open_pool(choice: Executor | str | None, threads: int | None = None) -> Iterator[Pool]:
-    """Open what runs units, and close it in the end.
+    """Open the pool that --executor names, and close it at the end; an executor is left open.
 
-    Args:
-        choice: None or "threads": threads of this process; "processes": processes on this machine;
-            "dask=ADDRESS": the workers of a dask scheduler; "mpi": the processes that mpiexec
-            started; or an executor, which is left open.
-        threads: How many processes there are; one per core if None.
-
-    Yields:
-        The engine.
-
-    Raises:
-        RefimplError: Another choice, a package that is missing, a scheduler that does not answer.
-
-    Example:
-        >>> with open_pool("threads") as found:
-        ...     found
-        Pool(executor=None, workers=1)
+    `threads` is the number of processes that "processes" starts: one per core if None.
     """
     if choice is None or choice == "threads":
         yield LOCAL
     elif isinstance(choice, Executor):
         yield Pool(choice, getattr(choice, "_max_workers", None) or cores())
     elif choice == "processes":
-        with _processes(threads or cores()) as found:
-            yield found
+        with _processes(threads or cores()) as pool:
+            yield pool
     elif choice.startswith("dask=") and choice != "dask=":
-        with _dask(choice.removeprefix("dask=")) as found:
-            yield found
+        with _dask(choice.removeprefix("dask=")) as pool:
+            yield pool
     elif choice == "mpi":
-        with _mpi() as found:
-            yield found
+        with _mpi() as pool:
+            yield pool
     else:
-        raise RefimplError(f"executor {choice!r}", NAMES, "choose one of these")
+        raise RefimplError(f"executor {choice!r} is unknown", NAMES, "choose one of these")
 
 
 @contextmanager
 def _processes(count: int) -> Iterator[Pool]:
-    """Processes that live no longer than this one, and no longer than they are needed."""
+    """Open processes that end with the block, and with this process even if it is killed."""
     import multiprocessing  # takes longer to import than most commands to start
     from concurrent.futures import ProcessPoolExecutor
 
@@ -98,7 +79,7 @@ def _processes(count: int) -> Iterator[Pool]:
     try:
         yield Pool(pool, count)
     except BaseException:
-        ours.close()  # they end at once, whatever they are doing
+        ours.close()  # ends them at once, whatever they are doing
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -107,7 +88,7 @@ def _processes(count: int) -> Iterator[Pool]:
 
 
 def _follow(pipe: Any) -> None:
-    """End this process when the other end of the pipe is closed, or its process is dead."""
+    """End this process when the other end of the pipe is closed, or its process has died."""
 
     def end() -> NoReturn:
         pipe.poll(None)
@@ -118,7 +99,7 @@ def _follow(pipe: Any) -> None:
 
 @contextmanager
 def _dask(address: str) -> Iterator[Pool]:
-    """Workers of a dask scheduler, which repeats elsewhere what a lost worker had begun."""
+    """Open a dask scheduler's workers; it repeats the work of a lost worker on another one."""
     try:
         from distributed import Client, KilledWorker
     except ImportError as error:
@@ -128,8 +109,8 @@ def _dask(address: str) -> Iterator[Pool]:
     except (OSError, ValueError) as error:
         raise RefimplError(
             f"no dask scheduler answers at {address} ({error})",
-            "the address that it prints when it starts, such as tcp://10.0.0.1:8786",
-            "start one with: dask scheduler; and workers with: dask worker ADDRESS",
+            "the address that a scheduler prints when it starts, such as tcp://10.0.0.1:8786",
+            "start one with `dask scheduler`, and workers with `dask worker ADDRESS`",
         ) from error
     with client:
         try:
@@ -138,7 +119,7 @@ def _dask(address: str) -> Iterator[Pool]:
             raise RefimplError(
                 f"the dask scheduler at {address} has no workers",
                 "one worker or more",
-                f"start them with: dask worker {address} --nthreads 1",
+                f"start them with `dask worker {address} --nthreads 1`",
             ) from error
         try:
             with client.get_executor(pure=False) as executor:
@@ -149,7 +130,7 @@ def _dask(address: str) -> Iterator[Pool]:
 
 @contextmanager
 def _mpi() -> Iterator[Pool]:
-    """Processes that mpiexec started: ``mpiexec -n 5 python -m mpi4py.futures -m refimpl ...``."""
+    """Open the processes of ``mpiexec -n 5 python -m mpi4py.futures -m refimpl ...``."""
     try:
         from mpi4py.futures import MPIPoolExecutor
     except (ImportError, RuntimeError) as error:  # the latter without an MPI library
@@ -161,6 +142,6 @@ def _mpi() -> Iterator[Pool]:
 def _missing(extra: str, error: Exception) -> RefimplError:
     return RefimplError(
         f"--executor {extra} needs a package that cannot be imported ({error})",
-        f"refimpl with its extra [{extra}]",
+        f"refimpl with the extra [{extra}]",
         f"pip install 'refimpl[{extra}]'" + ("; and an MPI library" if extra == "mpi" else ""),
     )

@@ -1,29 +1,33 @@
-"""How numbers came about: the tokens, and the run."""
+"""What numbers depend on: the model's files, the tokens, the versions, and the run."""
 
 import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.running.threads import Workers, peak_memory
+from refimpl.model.model import Model
+from refimpl.running.memory import peak_memory
+from refimpl.running.threads import Workers
 from refimpl.tokens import Tokens
 from refimpl.version import __version__
 
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """Where the tokens came from, without the tokens.
+    """The origin of tokens, without the tokens.
 
     Args:
         samples: Number of sequences.
         seq_len: Tokens per sequence.
-        source: One line for people.
+        source: A line to print.
         kind: "text", "ids" or "random".
         bos: Id at the start of every sample, or None.
-        sha256: Of the ids.
+        sha256: SHA-256 of the ids.
     """
 
     samples: int
@@ -36,12 +40,12 @@ class TokenFacts:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What ran the blocks.
+    """The software and device that ran the blocks.
 
     Args:
         runtime: "numpy" or "onnxruntime".
         device: "cpu", or a GPU and its name.
-        versions: Of the runtime, by name, besides NumPy's.
+        versions: Versions of the runtime by name, besides NumPy's.
     """
 
     runtime: str = "numpy"
@@ -54,17 +58,17 @@ NUMPY = Runtime()
 
 @dataclass(frozen=True)
 class Run:
-    """How the numbers were made.
+    """How a run went.
 
     Args:
-        dtype: Of the computation.
-        threads: Worker threads.
+        dtype: Dtype of the computation.
+        threads: Number of worker threads.
         memory: Bytes allowed for residual states.
-        seconds: Time it took.
-        peak_memory: Largest resident memory in bytes, mapped pages included, where known.
-        versions: refimpl, numpy and python, and of the runtime.
-        runtime: What ran the blocks, "numpy" or "onnxruntime".
-        device: Where: "cpu", or a GPU and its name.
+        seconds: Duration.
+        peak_memory: Largest resident memory in bytes, mapped pages included; None if unknown.
+        versions: Of refimpl, numpy, python, and the runtime.
+        runtime: "numpy" or "onnxruntime".
+        device: "cpu", or a GPU and its name.
     """
 
     dtype: str
@@ -78,14 +82,7 @@ class Run:
 
 
 def token_facts(tokens: Tokens) -> TokenFacts:
-    """Where tokens came from, without the tokens.
-
-    Args:
-        tokens: The tokens.
-
-    Returns:
-        Their facts.
-    """
+    """The origin of tokens."""
     count, length = tokens.ids.shape
     return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)
 
@@ -95,32 +92,37 @@ def run_since(
     dtype: npt.DTypeLike,
     workers: Workers,
     memory: int,
-    engine: Runtime = NUMPY,
+    runtime: Runtime = NUMPY,
 ) -> Run:
-    """How a run that ends now went.
-
-    Args:
-        started: `time.perf_counter()` when it began.
-        dtype: Of the computation.
-        workers: Its threads.
-        memory: Bytes allowed for residual states.
-        engine: What ran the blocks.
-
-    Returns:
-        Its facts.
-    """
+    """The run that began when `time.perf_counter()` was `started`, and ends now."""
     return Run(
         np.dtype(dtype).name,
         workers.threads,
         memory,
         time.perf_counter() - started,
         peak_memory(),
-        versions() | {"python": platform.python_version(), **engine.versions},
-        engine.runtime,
-        engine.device,
+        versions() | {"python": platform.python_version(), **runtime.versions},
+        runtime.runtime,
+        runtime.device,
     )
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
+    """Versions of the packages that compute the numbers."""
     return {"refimpl": __version__, "numpy": np.__version__}
+
+
+def identity(model: Model) -> dict[str, Any]:
+    """What all numbers of a model depend on: its files and the versions, as JSON."""
+    return {
+        "model": model.name,
+        "files": [list(file) for file in stamps(model)],
+        "config": sha256(repr(sorted(model.config_file.items())).encode()).hexdigest(),
+        "versions": versions(),
+    }
+
+
+def stamps(model: Model) -> tuple[tuple[str, int, int], ...]:
+    """Name, size in bytes and modification time in ns of each of a model's files."""
+    stats = [(file.path.name, file.path.stat()) for file in model.files]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)

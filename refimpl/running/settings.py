@@ -1,6 +1,6 @@
-"""What a computation runs with: the settings that travel together, and what they open."""
+"""Settings of a computation, and the resources that they open."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,24 +11,23 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.running.executors import Pool, open_pool
-from refimpl.running.threads import Progress, Workers, parse_memory
-from refimpl.storage.partial_results import PartialResults, kept_in
-
-Meaning = Callable[[str, Any], tuple[Any, Any]]
+from refimpl.running.memory import parse_memory
+from refimpl.running.threads import Progress, Workers
+from refimpl.storage.partial_results import Decode, PartialResults, partial_results
 
 
 @dataclass
 class Resources:
-    """What a computation runs on.
+    """Open resources of a computation.
 
     Args:
         dtype: Dtype of the computation.
-        memory: Bytes for residual states, of all workers together.
+        memory: Bytes for the residual states of all workers together.
         workers: Threads of this process.
         pool: Where work units run.
-        partial: What was computed so far, kept in a file; None if nothing is kept.
+        partial: Partial results in a file; None if none are kept.
         progress: Called with the cost done and in all.
         total: Cost in all.
         done: Cost done so far.
@@ -44,7 +43,7 @@ class Resources:
     done: float = 0.0
 
     def tick(self, cost: float = 1.0) -> None:
-        """Report that work of this cost is done."""
+        """Report that work of this cost is done, in the unit of `total`."""
         self.done += cost
         self.progress(self.done, self.total)
 
@@ -56,14 +55,11 @@ class Settings:
     Args:
         dtype: float32, or float64 to certify.
         threads: Worker threads, or processes; one per core if None.
-        memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        executor: Where work units run, see `running.executors.open_pool`.
+        memory: Memory for residual states, such as "1G"; the free memory, at most 2 GiB, if None.
+        executor: Where work units run: a name that `open_pool` accepts, or an executor.
         progress: Called with the cost done and in all.
-        part: The file that keeps partial results, or None; the caller removes it in the end.
-        resume: Whether to continue from what that file holds.
-
-    Raises:
-        RefimplError: Another dtype.
+        part: The file for partial results, or None; the caller removes it at the end.
+        resume: Whether to continue from the partial results in that file.
     """
 
     dtype: npt.DTypeLike = np.float32
@@ -76,20 +72,26 @@ class Settings:
 
     def __post_init__(self) -> None:
         if np.dtype(self.dtype) not in (np.float32, np.float64):
-            raise RefimplError(f"dtype {self.dtype}", "float32 or float64", "choose one of these")
+            raise RefimplError(
+                f"dtype {np.dtype(self.dtype)} is not supported",
+                "float32 or float64",
+                "choose one of these",
+            )
 
     @contextmanager
-    def open(self, run: Mapping[str, Any], meaning: Meaning | None = None) -> Iterator[Resources]:
-        """Open threads, pool and partial results, with loud arithmetic, and close them in the end.
+    def open(
+        self, identity: Mapping[str, Any], decode: Decode | None = None
+    ) -> Iterator[Resources]:
+        """Open threads, pool and partial results, with loud arithmetic, and close them at the end.
 
         Args:
-            run: Everything that the numbers depend on: the identity of the partial results.
-            meaning: What a key and a value of the partial results stand for; the same if None.
+            identity: Everything that the partial results depend on.
+            decode: What each key and value of the partial results stand for.
         """
         memory = parse_memory(self.memory)
         with (
             loud(self.dtype),
-            kept_in(self.part, run, self.resume, meaning) as partial,
+            partial_results(self.part, identity, self.resume, decode) as partial,
             open_pool(self.executor, self.threads) as pool,
             Workers(self.threads) as workers,
         ):

@@ -11,16 +11,17 @@ import numpy.typing as npt
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Signals
 from refimpl.errors import RefimplError
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.executors import LOCAL, Pool, open_pool
-from refimpl.running.identity import identity
-from refimpl.running.threads import Progress, Workers, parse_memory
+from refimpl.running.memory import parse_memory
+from refimpl.running.provenance import identity
+from refimpl.running.threads import Progress, Workers
 from refimpl.scoring.dense_statistics import Profile, dense_squares, profile
 from refimpl.scoring.spectra import spectra
-from refimpl.storage.partial_results import PartialResults, kept_in
+from refimpl.storage.partial_results import PartialResults, partial_results
 from refimpl.tokens import Tokens
 
 ACTIVATIONS = ("owl", "dlp")  # bases that look at activations
@@ -89,7 +90,7 @@ def signals(
     }
     with (
         loud(dtype),
-        kept_in(part, run, resume) as kept,
+        partial_results(part, run, resume) as kept,
         open_pool(executor, threads) as where,
         Workers(threads) as workers,
     ):

@@ -106,7 +106,7 @@ def dense_squares(
     Returns:
         Per block and trace point that is some linear's input, the sums, [in].
     """
-    known = {} if part is None else part.found
+    known = {} if part is None else part.results
     left = [n for n in range(len(ids)) if f"dense {n}" not in known]
     most = 1 if engine.executor is not None else None if part is None else KEPT * workers.threads
     room = read_together(model.config, ids.shape[1], memory, dtype, most)

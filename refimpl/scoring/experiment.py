@@ -74,7 +74,7 @@ def experiment(
     states = addresses(len(ids), config.num_blocks, plan)
     found, squares = Measurements.empty(states, divergence), InOrder[Squares]()
     counting = set({(a.sequence, a.block): a for a in states}.values())  # each token once
-    known = _known({} if part is None else part.found)
+    known = _known({} if part is None else part.results)
 
     def note(traces: Mapping[Address, Trace], sums: Mapping[int, Squares]) -> None:
         for a, trace in traces.items():

@@ -21,7 +21,8 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import sum_of_squares
 from refimpl.model.stream import Stream
-from refimpl.running.threads import MIB, Workers
+from refimpl.running.memory import MIB
+from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import Address, Pruned, Squares
 from refimpl.scoring.perturbed_state import State, Trace, with_noise
 

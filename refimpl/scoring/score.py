@@ -12,27 +12,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import base_counts
+from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import BASES, Request
 from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import absorption_coefficient, known_mean
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.arithmetic import loud
+from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.executors import open_pool
-from refimpl.running.identity import identity
-from refimpl.running.provenance import run_since, token_facts
-from refimpl.running.threads import Progress, Workers, parse_memory
+from refimpl.running.memory import parse_memory
+from refimpl.running.provenance import identity, run_since, token_facts
+from refimpl.running.threads import Progress, Workers
 from refimpl.scoring.base_signals import alphas, signals, signals_of, spectra_cost
 from refimpl.scoring.dense_statistics import Profile, dense_squares, profile
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.journey import head_cost
 from refimpl.scoring.measurements import Experiment, Measurements, addresses
 from refimpl.scoring.pruned_block import Thinning
-from refimpl.storage.partial_results import kept_in
+from refimpl.storage.partial_results import partial_results
 from refimpl.tokens import Tokens
 
 __all__ = ["score", "signals"]
@@ -113,7 +113,7 @@ def score(
 
     with (
         loud(dtype),
-        kept_in(part, _identity(model, tokens, plan, request, dtype), resume) as kept,
+        partial_results(part, _identity(model, tokens, plan, request, dtype), resume) as kept,
         open_pool(executor, threads) as where,
         Workers(threads) as workers,
     ):
@@ -210,8 +210,8 @@ def _costs(model: Model, ids: Array, plan: Perturbation, request: Request) -> tu
 def _pruned_at(model: Model, signals: Signals, request: Request) -> PrunedAt:
     """Where the pruning perturbation prunes: the projected base, counted exactly."""
     exact = replace(request, compat="exact", correct=None)
-    pruned = base_counts(signals, exact, model.config.linear_shapes, model.config.num_blocks)
-    return PrunedAt(request.base, request.options, request.sparsity, pruned)
+    base = base_only(signals, exact, model.config.linear_shapes, model.config.num_blocks)
+    return PrunedAt(request.base, request.options, request.sparsity, base.linear_pruned)
 
 
 def _sweep(found: Measurements, plan: Perturbation) -> tuple[Absorption, ...]:

@@ -86,7 +86,7 @@ def spectra(
         Per block, the alphas of its linears in the order of `config.LINEARS`.
     """
     blocks, linears = range(model.config.num_blocks), tuple(model.config.linear_shapes)
-    known = {} if part is None else part.found
+    known = {} if part is None else part.results
     laws = {key: PowerLaw(**law) for key, law in known.items() if key.startswith("blocks.")}
     units = []
     for i in blocks:

@@ -1,41 +1,32 @@
-"""Arrays on their way between workers: vectors in the unit itself, larger ones in files."""
+"""Arrays that workers exchange: vectors in the work unit itself, larger ones in files."""
 
+import json
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 
 from refimpl.model.ops import Array
+from refimpl.storage.files import whole
+
+HEADER = 128  # bytes before the values: JSON, as NumPy's own header is not safe to read in threads
 
 
 def write_array(path: Path, array: Array) -> None:
-    """Write an array, whole or not at all.
+    """Write an array, whole or not at all: two workers may run the same work unit at once."""
+    with whole(path, durable=False) as beside, beside.open("wb") as file:
+        file.write(json.dumps([array.dtype.str, array.shape]).encode().ljust(HEADER))
+        file.write(np.ascontiguousarray(array).data)
 
-    A unit may run twice, the second time beside the first, where a worker was taken to be lost.
 
-    Args:
-        path: The file; replaced if it exists.
-        array: The array.
-    """
-    beside = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with beside.open("wb") as file:
-            np.save(file, array)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def read_array(path: Path) -> Array:
+    """Map an array from the file that `write_array` wrote, read-only."""
+    with path.open("rb") as file:
+        dtype, shape = json.loads(file.read(HEADER))
+    return np.memmap(path, dtype, "r", HEADER, tuple(shape))
 
 
 def sent(array: Array, path: Path) -> Array | str:
-    """What is sent: a vector itself, a matrix as the name of a file that the other one sees too.
-
-    Args:
-        array: The array.
-        path: Where a matrix is written.
-
-    Returns:
-        The array, or the absolute path.
-    """
+    """A vector itself; for a larger array the absolute path of its file, which others can read."""
     if array.ndim < 2:
         return array
     write_array(path, array)
@@ -43,16 +34,9 @@ def sent(array: Array, path: Path) -> Array | str:
 
 
 def received(array: Array | str) -> Array:
-    """The inverse, for one who is the only reader: a file is removed.
-
-    Args:
-        array: From `sent`.
-
-    Returns:
-        The array.
-    """
+    """The array that was sent to this reader alone: its file is removed."""
     if not isinstance(array, str):
         return array
-    found: Array = np.load(array, allow_pickle=False)
+    values = np.array(read_array(Path(array)))
     Path(array).unlink()
-    return found
+    return values

@@ -1,81 +1,111 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and the errors of reading and writing."""
 
+import errno
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from refimpl.errors import RefimplError
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all.
+def unwritable(path: Path | str, error: OSError) -> RefimplError:
+    """The error of a file or folder that cannot be written."""
+    return RefimplError(
+        f"{path}: cannot be written ({error.strerror or error})",
+        "a path in a folder that exists and may be written, on a disk with room",
+        "choose another place with -o, or make room",
+    )
 
-    Args:
-        path: The target; replaced if it exists.
-        content: What to write; NaN and Inf are not allowed in it.
 
-    Raises:
-        RefimplError: The folder is missing or cannot be written, the disk is full.
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the system into the error that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Yield the path of a file or folder that does not exist, and does not exist afterwards."""
+    remove(path)  # a killed run may have left it
+    try:
+        yield path
+    finally:
+        remove(path)
+
+
+@contextmanager
+def whole(target: Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a path beside `target` for a new file or folder, renamed to it when it is whole.
+
+    An existing file is replaced; after any error it is as it was. Files in a folder get the rights
+    that the umask leaves, which the folder shows: some libraries make theirs private. What is not
+    `durable` may be lost when the machine crashes.
     """
+    beside = target.with_name(f".{target.name}.{uuid4().hex[:8]}")
+    with writing(target), temporary(beside):
+        yield beside
+        if beside.is_dir():
+            rights = beside.stat().st_mode & 0o666
+            for path in beside.rglob("*"):
+                if path.is_file():
+                    path.chmod(rights)
+        if durable:
+            tree_to_disk(beside)
+        beside.replace(target)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all, without NaN or Inf; an existing one is replaced."""
     # ASCII: any name can be written
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text beside its target and rename it when it is whole.
+    """Write a text in UTF-8, whole or not at all; an existing file is replaced."""
+    with whole(path) as beside:
+        beside.write_text(text, "utf-8")
 
-    Args:
-        path: The target; replaced if it exists.
-        text: What to write, in UTF-8.
 
-    Raises:
-        RefimplError: The folder is missing or cannot be written, the disk is full.
-    """
-    beside = None
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def tree_to_disk(path: Path) -> None:
+    """Bring a file, or a folder after all that it holds, to the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            to_disk(Path(folder, name))
+    to_disk(path)
+
+
+def to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        open_to_others(Path(beside))
-        os.replace(beside, path)
+        os.fsync(handle)
     except OSError as error:
-        raise RefimplError(
-            f"{path}: cannot be written ({error.strerror})",
-            "a folder that exists, may be written, and has room",
-            "choose another place with -o",
-        ) from error
+        if error.errno != errno.EINVAL:  # some network file systems have no fsync of folders
+            raise
     finally:
-        if beside is not None and os.path.exists(beside):
-            os.unlink(beside)
-
-
-def open_to_others(*paths: Path) -> None:
-    """Give new files and folders the rights that the user's umask leaves them.
-
-    Args:
-        paths: What was made under a temporary name, which nobody else may read.
-    """
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in paths:
-        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
+        os.close(handle)
 
 
 def checked_output(path: Path | None, inputs: Mapping[str, Path | None]) -> None:
-    """Refuse, before any work, an output that cannot be written or that is an input.
-
-    Args:
-        path: Where the result shall go, or None.
-        inputs: What is read, by its name in the command line.
-
-    Raises:
-        RefimplError: The output is one of the inputs, a folder, or in a folder that is missing.
-    """
+    """Refuse, before any work, an output file that cannot be written or that is one of `inputs`."""
     if path is None:
         return
     for name, other in inputs.items():

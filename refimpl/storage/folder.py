@@ -1,22 +1,21 @@
-"""A folder that appears whole or not at all.
+"""A folder that appears whole or not at all, though it takes a long time and may replace another.
 
 All work happens in one hidden folder beside the target, `.NAME.part`, which holds a `lock` while a
-run is at work. Steps, in this order; a run may be killed between any two, or within one:
+run is at work. A run may be killed between any two of these steps, or within one:
 
-1. what an earlier run left in `.NAME.part` is undone: see `_recover`;
-2. `.NAME.part/new` is made, filled by the caller, and brought to the disk;
-3. with force, an existing target is moved aside, to `.NAME.part/old`;
-4. `.NAME.part/new` is renamed to the target;
-5. the old folder is renamed to `.NAME.part/deleted`, and deleted;
-6. `.NAME.part` is removed.
+1. undo what an earlier run left in `.NAME.part` (`_recover`);
+2. make `.NAME.part/new`, let the caller fill it, and bring it to the disk;
+3. with force, move an existing target aside, to `.NAME.part/old`;
+4. rename `.NAME.part/new` to the target;
+5. rename the old folder to `.NAME.part/deleted`, and delete it;
+6. remove `.NAME.part`.
 
-Between 3 and 4 no folder stands under the target's name; the next run puts the old one back.
+Between 3 and 4 no folder has the target's name; the next run puts the old one back.
 
-A run that can be taken up keeps what it has found so far in `.NAME.part/kept`, which means
-something only while `.NAME.part/new` is there; of a run that was killed before step 4 both stay.
+A run that can be resumed keeps its partial results in `.NAME.part/kept`, which counts only while
+`.NAME.part/new` exists; both stay when such a run is killed before step 4.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,11 +23,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refimpl.errors import RefimplError
+from refimpl.storage.files import remove, to_disk, tree_to_disk, writing
 from refimpl.storage.lock import can_lock, locked
-from refimpl.storage.partial_results import final
-from refimpl.storage.target_checks import place, refuse_existing, refuse_overlap
+from refimpl.storage.partial_results import recurs
+from refimpl.storage.target_checks import real_path, refuse_existing, refuse_overlap
 
-LOCK, NEW, OLD, DELETED, KEPT = "lock", "new", "old", "deleted", "kept"
+LOCK, NEW, OLD, DELETED, RESULTS = "lock", "new", "old", "deleted", "kept"
 MIB = 1 << 20
 
 
@@ -36,82 +36,53 @@ MIB = 1 << 20
 def new_folder(
     target: Path, force: bool, resume: bool | None = None, keep: bool = False
 ) -> Iterator[Path]:
-    """Make a folder that stands under its name only when it is whole.
+    """Yield a folder to be filled, renamed to `target` at the end, and removed after an error.
 
     Args:
-        target: Its name, in a folder that exists.
+        target: A path in a folder that exists.
         force: Whether an existing folder of models is replaced.
-        resume: None where the run cannot be taken up; else whether what an earlier one left is.
-        keep: Whether what a run that can be taken up has found outlives any error.
-
-    Yields:
-        A folder to be filled, empty unless a run is taken up; renamed to `target` when the caller
-        is done with it, removed where the caller fails or is interrupted. Of a run that can be
-        taken up it stays, with the folder `kept` beside it, unless the input or the disk failed;
-        with keep even then.
-
-    Raises:
-        RefimplError: The target exists, another run is writing it, nothing can be written, or an
-            earlier run could be taken up and is not to be.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as parent:
-        ...     with new_folder(Path(parent) / "out", force=False) as folder:
-        ...         _ = (folder / "a.txt").write_text("whole")
-        ...         before = os.listdir(parent)
-        ...     before, os.listdir(parent)
-        (['.out.part'], ['out'])
+        resume: Whether the folder of an earlier run is continued; None if no later run can
+            continue this one. Otherwise the folder and the folder `kept` beside it stay after an
+            error that does not recur.
+        keep: Whether both stay after any error.
     """
-    target = place(target)
-    work = _work_folder(target)
-    with _written(target), _alone(work, target):
-        _recover(work, target, resume)
+    target = real_path(target)
+    with _work_folder(target, resume) as work:
         refuse_existing(target, force)
         try:
             new = work / NEW
             new.mkdir(exist_ok=resume is True)
             if resume is not None:
-                (work / KEPT).mkdir(exist_ok=resume)
+                (work / RESULTS).mkdir(exist_ok=resume)
             yield new
-            for here, _, names in os.walk(new):
-                for path in (*(Path(here, name) for name in names), Path(here)):
-                    to_disk(path)
+            tree_to_disk(new)
             _swap(work, target, force)
         except BaseException as error:
-            if resume is None or final(error):
-                undo = resume is None or not keep
-                with suppress(OSError):  # what cannot be undone now, the next run undoes
-                    _recover(work, target, resume=True, undo=undo)
+            if resume is None or recurs(error):
+                with suppress(OSError):  # the next run undoes the rest
+                    if keep and resume is not None:
+                        _recover(work, target, resume=True)
+                    else:
+                        _undo(work, target)
             raise
 
 
 @contextmanager
-def kept_folder(target: Path, resume: bool) -> Iterator[Path]:
-    """Where a run keeps what it finds before it makes its folder.
+def partial_results_folder(target: Path, resume: bool) -> Iterator[Path]:
+    """Yield the folder for partial results before `new_folder` with resume, which finds it again.
 
-    Args:
-        target: The folder that it will make.
-        resume: Whether what an earlier run left is taken up, and outlives any error.
-
-    Yields:
-        The folder `kept`, which `new_folder` with resume finds again.
-
-    Raises:
-        RefimplError: As for `new_folder`.
+    With `resume`, it may exist already, and outlives any error.
     """
-    target = place(target)
-    work = _work_folder(target)
-    with _written(target), _alone(work, target):
-        _recover(work, target, resume)
+    target = real_path(target)
+    with _work_folder(target, resume) as work:
         try:
-            for name in (NEW, KEPT):
+            for name in (NEW, RESULTS):
                 (work / name).mkdir(exist_ok=resume)
-            yield work / KEPT
+            yield work / RESULTS
         except BaseException as error:
-            if final(error) and not resume:
+            if recurs(error) and not resume:
                 with suppress(OSError):
-                    _recover(work, target, undo=True)
+                    _undo(work, target)
             raise
 
 
@@ -124,40 +95,27 @@ def check_target(
 ) -> None:
     """Refuse, before any work, a folder that could not be written, or that would damage something.
 
-    What a killed run left beside the target is undone first, unless it can be taken up.
-
-    Args:
-        target: The folder to be made.
-        inputs: Files and folders that are read, by what to call them.
-        force: Whether an existing folder of models may be replaced.
-        needed_bytes: Room the new folder takes.
-        resume: Whether a run that can be taken up is.
-
-    Raises:
-        RefimplError: The target exists and force is not given, or is no folder of models; it is,
-            holds, or lies in the folder of an input; its parent is missing or may not be written;
-            another run is writing it; the disk has too little room; an earlier run could be taken
-            up and is not to be.
+    What a killed run left beside the target is undone first, unless it can be resumed. `inputs`
+    are files and folders by the names that errors give them.
     """
-    target = place(target)
-    parent = target.parent
+    target = real_path(target)
+    parent, work = target.parent, _work_path(target)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise RefimplError(
             f"-o {target}: {parent} is missing, or may not be written",
-            "a name in a folder that exists and may be written",
+            "a path in a folder that exists and may be written",
             "create the folder, or choose another -o",
         )
-    work = _work_folder(target)
-    with _written(target):
-        if work.exists():
-            with _alone(work, target):
-                _recover(work, target, resume)
+    if work.exists():
+        with _work_folder(target, resume):
+            pass
+    with writing(target):
         for name, path in inputs.items():
             if path is not None and path.exists():
                 refuse_overlap(target, name, path)
         refuse_existing(target, force)
         free = shutil.disk_usage(parent).free
-        if resume and (work / NEW).exists():  # files that stand already
+        if resume and (work / NEW).exists():  # its files are written already
             free += sum(path.stat().st_size for path in (work / NEW).iterdir())
     if free < needed_bytes:
         raise RefimplError(
@@ -167,125 +125,109 @@ def check_target(
         )
 
 
-def _work_folder(target: Path) -> Path:
-    """Where the folder is made: beside its target, so that a rename brings it there."""
+def _work_path(target: Path) -> Path:
+    """The hidden folder beside the target, so that a rename is enough at the end."""
     return target.with_name(f".{target.name}.part")
 
 
 @contextmanager
-def _written(target: Path) -> Iterator[None]:
-    """Say which folder it was that the system refused to write."""
-    try:
-        yield
-    except OSError as error:
-        raise RefimplError(
-            f"{target}: cannot be written ({error.strerror or error})",
-            "a folder that may be written, on a disk with room",
-            "choose another place with -o, or make room",
-        ) from error
-
-
-@contextmanager
-def _alone(work: Path, target: Path) -> Iterator[None]:
-    """Make the work folder and hold its lock; in the end it is removed, if nothing is left in it.
+def _work_folder(target: Path, resume: bool | None) -> Iterator[Path]:
+    """Make and lock the hidden folder, and undo what an earlier run left; remove it if empty.
 
     A killed run leaves its folder, but holds no lock.
     """
-    work.mkdir(exist_ok=True)
+    work = _work_path(target)
+    with writing(target):
+        work.mkdir(exist_ok=True)
+        try:
+            with _locked(work, target):
+                _recover(work, target, resume)
+                yield work
+        finally:
+            with suppress(OSError):  # it is not empty
+                work.rmdir()
+
+
+@contextmanager
+def _locked(work: Path, target: Path) -> Iterator[None]:
+    """Hold the lock of the hidden folder, where the system has locks."""
+    if not can_lock():
+        yield
+        return
     lock = work / LOCK
-    try:
-        if not can_lock():
+    with lock.open("wb") as file:
+        if not locked(file, lock):
+            raise RefimplError(
+                f"{target}: another run is writing it (in {work})",
+                "one run at a time for one folder",
+                "wait until it ends, or choose another -o",
+            )
+        try:
             yield
-            return
-        with lock.open("wb") as file:
-            if not locked(file, lock):
-                raise RefimplError(
-                    f"{target}: another run is writing it (in {work})",
-                    "one run at a time for one folder",
-                    "wait for it to end, or choose another -o",
-                )
-            try:
-                yield
-            finally:
-                lock.unlink()
-    finally:
-        with suppress(OSError):  # something that could not be undone is still in it
-            work.rmdir()
+        finally:
+            lock.unlink()
 
 
-def _recover(work: Path, target: Path, resume: bool | None = None, undo: bool = False) -> None:
-    """Undo what is left of a run: an old folder goes back if there is no new one, the rest goes.
-
-    What can be taken up stays if it is to be, or is to be undone; else it is refused.
-    """
-    if (work / OLD).exists():
-        if os.path.lexists(target):
-            _delete_old(work)
-        else:
-            _rename(work / OLD, target)
-    if (work / DELETED).exists():
-        shutil.rmtree(work / DELETED)
-    if (work / NEW).exists() and (work / KEPT).exists() and not undo:
+def _recover(work: Path, target: Path, resume: bool | None) -> None:
+    """Undo what an earlier run left, but refuse, or keep with resume, what can be resumed."""
+    _restore(work, target)
+    if (work / NEW).exists() and (work / RESULTS).exists():
         if resume:
             return
         raise RefimplError(
-            f"{work} holds what an earlier run has found so far",
+            f"{work} holds the partial results of an earlier run",
             "no such folder, or --resume",
-            f"add --resume to take it up, or remove {work / KEPT} to start anew",
+            f"add --resume to continue that run, or remove {work / RESULTS} to start anew",
         )
-    for name in (KEPT, NEW):  # without the first, nobody takes up the second
+    _undo(work, target)
+
+
+def _undo(work: Path, target: Path) -> None:
+    """Put an old folder back and remove the new one."""
+    _restore(work, target)
+    for name in (RESULTS, NEW):  # nothing resumes the new folder without the first
         if (work / name).exists():
-            _rename(work / name, work / DELETED)
-            shutil.rmtree(work / DELETED)
+            _delete(work, name)
+
+
+def _restore(work: Path, target: Path) -> None:
+    """Put an old folder back if there is no new one; else delete it."""
+    if (work / OLD).exists():
+        if os.path.lexists(target):
+            _delete(work, OLD)
+        else:
+            _rename(work / OLD, target)
+    remove(work / DELETED)
 
 
 def _swap(work: Path, target: Path, force: bool) -> None:
     """Put the new folder in the place of the old one."""
     if os.path.lexists(target):
-        refuse_existing(target, force)  # it may have come while we were at work
+        refuse_existing(target, force)  # it may have appeared during the work
         _rename(target, work / OLD)
     _rename(work / NEW, target)
-    if (work / KEPT).exists():
-        shutil.rmtree(work / KEPT)
+    if (work / RESULTS).exists():
+        shutil.rmtree(work / RESULTS)
     try:
         if (work / OLD).exists():
-            _delete_old(work)
+            _delete(work, OLD)
     except OSError as error:
         raise RefimplError(
-            f"{target}: is whole, but what it replaced cannot be deleted ({error.strerror})",
+            f"{target} is whole, but the folder it replaces cannot be deleted ({error.strerror})",
             "an old folder that may be deleted",
             f"delete {work} yourself",
         ) from error
 
 
-def _delete_old(work: Path) -> None:
-    """Delete the folder that was moved aside, which must not be found again half deleted."""
-    if (work / DELETED).exists():
-        shutil.rmtree(work / DELETED)
-    _rename(work / OLD, work / DELETED)
+def _delete(work: Path, name: str) -> None:
+    """Delete a folder under another name, so that no run finds it half deleted."""
+    remove(work / DELETED)
+    _rename(work / name, work / DELETED)
     shutil.rmtree(work / DELETED)
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Rename, and bring it to the disk before anything else happens."""
+    """Rename a folder, and bring both names to the disk before anything else happens."""
     source.rename(target)
     for parent in {source.parent, target.parent}:
         to_disk(parent)
-
-
-def to_disk(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk.
-
-    Args:
-        path: The file or folder.
-    """
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no fsync of folders
-            raise
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""One run at a time at one file."""
+"""Locks: one run at a time writes a file."""
 
 import errno
 import os
@@ -7,10 +7,10 @@ from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # Windows: no lock, so two runs at once are the user's to avoid
+except ImportError:  # Windows has no locks: the user must not start two runs at once
     fcntl = None  # type: ignore[assignment]
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems that have none
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of file systems without locks
 
 
 def can_lock() -> bool:
@@ -19,22 +19,9 @@ def can_lock() -> bool:
 
 
 def locked(file: IO[Any], path: Path) -> bool:
-    """Lock an open file until it is closed, unless another run has it or has just removed it.
+    """Lock an open file until it is closed; False if another run holds it or has just removed it.
 
-    Args:
-        file: The file, opened for writing.
-        path: Its name.
-
-    Returns:
-        Whether it is ours; also true where the system has no locks. A killed run holds none.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "lock")
-        ...     with path.open("wb") as one, path.open("wb") as other:
-        ...         locked(one, path), locked(other, path)
-        (True, False)
+    True where the system has no locks. A killed run holds none.
     """
     if not can_lock():
         return True

@@ -1,4 +1,4 @@
-"""What a run has found so far, kept in a file so that a killed run can be taken up again."""
+"""The results of a run so far, in a file, so that a killed run can be resumed."""
 
 import base64
 import io
@@ -14,101 +14,65 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
+from refimpl.storage.files import writing
 from refimpl.storage.lock import locked
 
 K = TypeVar("K", bound=int | str)
 V = TypeVar("V")
 
+Decode = Callable[[str, Any], tuple[Any, Any]]
+"""The key and value that those of a line stand for."""
+
 NPY = "npy"  # key of an array
 
 
-class KeptError(RefimplError):
-    """An error that leaves what was found so far where it is, to be taken up."""
+class ResumableError(RefimplError):
+    """An error that does not come again when the run is resumed, so that its results stay."""
 
 
-def final(error: BaseException | None) -> bool:
-    """Whether an error would come again if the run were taken up.
-
-    Args:
-        error: What ended the run, or None.
-
-    Returns:
-        True for errors of the input and of the disk; False for a kill, and for `KeptError`.
-    """
-    known = RefimplError | OSError | ArithmeticError  # the last: a number that left its range
-    return isinstance(error, known) and not isinstance(error, KeptError)
+class PartialResultsError(ResumableError):
+    """The file holds results that this run must leave alone, or another run is writing it."""
 
 
-class PartialResultsError(KeptError):
-    """What an earlier run, or one that still runs, has found is in the way; it is left alone."""
+def recurs(error: BaseException | None) -> bool:
+    """Whether an error comes again when the run is resumed: one of the input or of the disk."""
+    recurring = RefimplError | OSError | ArithmeticError  # the last: a number left its range
+    return isinstance(error, recurring) and not isinstance(error, ResumableError)
 
 
-def part_path(output: Path) -> Path:
-    """Where a run that writes `output` keeps what it has found so far.
-
-    Args:
-        output: Where its result goes.
-
-    Returns:
-        A file beside it.
-
-    Example:
-        >>> part_path(Path("runs/base.json")).name
-        'base.json.part'
-    """
+def partial_results_path(output: Path) -> Path:
+    """The file beside `output` that holds the partial results of a run."""
     return output.with_name(f"{output.name}.part")
 
 
 class PartialResults(Generic[K, V]):
-    """A file of JSON lines: what the run is, then what each unit of work gave.
+    """A file of JSON lines: the identity of the run, then the results of each work unit.
 
-    Every unit is on the disk before `add` returns; a line that was being written when the run was
-    killed is dropped. Floats come back bit for bit, arrays too. A `final` error leaves no file,
-    unless the run was to be taken up.
+    Every line is on the disk before `add` returns; a line that a kill left incomplete is dropped.
+    Floats and arrays come back bit for bit. An error that recurs removes the file, unless the run
+    was meant to be resumed.
 
     Args:
         path: The file.
-        run: What the run is: everything that its numbers depend on.
-        resume: Whether to take up what is there; where nothing is there, the run starts.
-        meaning: What a key and a value in a line stand for; the same if None. Where it raises
-            ValueError, TypeError or LookupError, the file is damaged.
-
-    Raises:
-        PartialResultsError: The file exists and is not to be taken up, is of another run, or
-            damaged; another
-            run is writing it.
-        RefimplError: It cannot be written.
-
-    Source:
-        Ours.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "out.json.part")
-        ...     with PartialResults(path, {"window": 512}, resume=False) as part:
-        ...         part.add({"a": [-3.5, np.arange(2)]})
-        ...     with PartialResults(path, {"window": 512}, resume=True) as part:
-        ...         part.found
-        {'a': [-3.5, array([0, 1])]}
+        identity: Everything that the results depend on.
+        resume: Whether to continue from what the file holds; without a file, the run starts.
+        decode: What each key and value of a line stand for; themselves if None. The file is
+            damaged if it raises ValueError, TypeError or LookupError.
     """
 
     def __init__(
         self,
         path: Path,
-        run: Mapping[str, Any],
+        identity: Mapping[str, Any],
         resume: bool,
-        meaning: Callable[[str, Any], tuple[K, V]] | None = None,
+        decode: Decode | None = None,
     ) -> None:
-        self.path, self.found, self._meaning = path, dict[K, V](), meaning
-        self._kept = resume
-        known = json.loads(json.dumps(run))
-        try:
+        self.path, self.results, self._resume = path, dict[K, V](), resume
+        self._decode: Decode = decode or _unchanged
+        with writing(path):
             self._file = path.open("a+b")
-        except OSError as error:
-            raise _unwritable(path, error) from error
         try:
-            self._begin(known, resume)
+            self._begin(json.loads(json.dumps(identity)))
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -123,157 +87,112 @@ class PartialResults(Generic[K, V]):
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        if final(error) and not self._kept:
+        if recurs(error) and not self._resume:
             self.path.unlink(missing_ok=True)
 
-    def add(self, found: Mapping[K, V]) -> None:
-        """Keep what a unit gave.
+    def add(self, results: Mapping[K, V]) -> None:
+        """Keep the results of a work unit: numbers, strings, arrays, lists and objects by key."""
+        self._write(results)
+        self.results.update(results)
 
-        Args:
-            found: By key: numbers, strings, arrays, and lists and objects of these.
-
-        Raises:
-            RefimplError: The disk is full.
-        """
-        self._write(found)
-        self.found.update(found)
-
-    def _begin(self, known: Mapping[str, Any], resume: bool) -> None:
-        """Take up what is there, or write the first line."""
+    def _begin(self, identity: Mapping[str, Any]) -> None:
+        """Read what the file holds, or write its first line."""
         if not locked(self._file, self.path):
             raise PartialResultsError(
                 f"{self.path}: another run is writing it",
                 "one run at a time for one output",
-                "wait for it to end, or choose another -o",
+                "wait until it ends, or choose another -o",
             )
-        lines = _whole_lines(self.path)
-        if lines and not resume:
+        with writing(self.path):
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        complete = [line for line in lines if line.endswith(b"\n")]
+        if complete and not self._resume:
             raise PartialResultsError(
-                f"{self.path} holds what an earlier run has found so far",
+                f"{self.path} holds the partial results of an earlier run",
                 "no such file, or --resume",
-                "add --resume to take it up, or remove the file to start anew",
+                "add --resume to continue that run, or remove the file to start anew",
             )
-        for number, line in enumerate(lines):
-            self._take(number, line, known)
-        try:
-            self._file.truncate(sum(len(line) for line in lines))
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
-        if not lines:
-            self._write(known)
+        for number, line in enumerate(complete):
+            self._read(number, line, identity)
+        with writing(self.path):
+            self._file.truncate(sum(len(line) for line in complete))
+        if not complete:
+            self._write(identity)
 
-    def _take(self, number: int, line: bytes, known: Mapping[str, Any]) -> None:
-        """Take up one line."""
+    def _read(self, number: int, line: bytes, identity: Mapping[str, Any]) -> None:
+        """Read one line: the identity if it is the first, else results."""
         try:
             row = json.loads(line, object_hook=_arrays)
             if number:
-                for key, value in row.items():
-                    k, v = (key, value) if self._meaning is None else self._meaning(key, value)
-                    self.found[k] = v
+                self.results.update(self._decode(key, value) for key, value in row.items())
         except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
             raise PartialResultsError(
                 f"{self.path}, line {number + 1}, is damaged ({error})",
-                "what an earlier run wrote",
+                "lines that an earlier run wrote",
                 "remove the file to start anew",
             ) from error
-        if number == 0 and row != known:
-            keys = row.keys() | known.keys() if isinstance(row, dict) else known.keys()
-            other = [k for k in keys if not isinstance(row, dict) or row.get(k) != known.get(k)]
+        if number == 0 and row != identity:
+            other = row if isinstance(row, dict) else {}
+            keys = other.keys() | identity.keys()
+            names = [key for key in sorted(keys) if other.get(key) != identity.get(key)]
             raise PartialResultsError(
-                f"{self.path} is of another run: {', '.join(sorted(other))} differ",
+                f"{self.path} belongs to another run: {', '.join(names)} differ",
                 "the same model, tokens, options and versions",
-                "repeat that run's command, or remove the file to start anew",
+                "repeat the command of that run, or remove the file to start anew",
             )
 
     def _write(self, row: Mapping[Any, Any]) -> None:
-        try:
+        with writing(self.path):
             self._file.write(json.dumps(row, default=_text).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
 
 
-def kept_in(
-    path: Path | None,
-    run: Mapping[str, Any],
-    resume: bool,
-    meaning: Callable[[str, Any], tuple[Any, Any]] | None = None,
+def partial_results(
+    path: Path | None, identity: Mapping[str, Any], resume: bool, decode: Decode | None = None
 ) -> AbstractContextManager[PartialResults[Any, Any] | None]:
-    """Keep what is found in a file, or nowhere.
-
-    Args:
-        path: The file, or None.
-        run: What the run is.
-        resume: Whether to take up what is there.
-        meaning: What a key and a value in a line stand for, as for `PartialResults`.
-
-    Returns:
-        A context with the part, or with None.
-
-    Raises:
-        RefimplError: See `PartialResults`; nothing to take up without a file.
-    """
+    """The partial results in a file, or None without a file."""
     if path is not None:
-        return PartialResults(path, run, resume, meaning)
+        return PartialResults(path, identity, resume, decode)
     if resume:
         raise RefimplError(
-            "resume without a file to take up", "part, the file that was given before", "give part"
+            "resume without a file to resume from",
+            "part, the file of the earlier run",
+            "add part, or omit resume",
         )
     return nullcontext()
 
 
 @contextmanager
-def written(path: Path | None, resume: bool) -> Iterator[None]:
-    """Remove what was kept when the result is written, or cannot be and nobody takes it up.
-
-    Args:
-        path: The file, or None.
-        resume: Whether what is kept outlives an error.
-
-    Yields:
-        Nothing: the result is written meanwhile.
-    """
+def until_written(path: Path | None, resume: bool) -> Iterator[None]:
+    """Remove partial results after the block that writes the result, or fails for good."""
     try:
         yield
     except BaseException as error:
-        if final(error) and path is not None and not resume:
+        if recurs(error) and path is not None and not resume:
             path.unlink(missing_ok=True)
         raise
     if path is not None:
         path.unlink()
 
 
+def _unchanged(key: str, value: Any) -> tuple[Any, Any]:
+    return key, value
+
+
 def _text(value: Any) -> Any:
-    """What JSON does not know: an array, its bytes, shape and dtype; a number of NumPy's."""
+    """JSON for the numbers of NumPy, and for an array: its bytes, shape and dtype."""
     if isinstance(value, np.generic):
         return value.item()
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"{type(value).__name__} in a part")
+        raise TypeError(f"{type(value).__name__} in partial results")
     file = io.BytesIO()
     np.save(file, value, allow_pickle=False)
     return {NPY: base64.b64encode(file.getvalue()).decode()}
 
 
 def _arrays(row: dict[str, Any]) -> dict[str, Any] | Array:
-    """The inverse."""
+    """The array that an object stands for, or the object itself."""
     if row.keys() != {NPY}:
         return row
     return np.load(io.BytesIO(base64.b64decode(row[NPY])), allow_pickle=False)
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    """Lines of a file that were written to their end."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    return [line for line in raw.splitlines(keepends=True) if line.endswith(b"\n")]
-
-
-def _unwritable(path: Path, error: OSError) -> RefimplError:
-    return RefimplError(
-        f"{path}: cannot be written ({error.strerror})",
-        "a folder that exists, may be written, and has room",
-        "choose another place with -o",
-    )

@@ -1,61 +1,37 @@
-"""Where a new folder may go: what may be replaced, and what it must keep away from."""
+"""What a new folder may replace, and what it must not contain or lie in."""
 
 import os
 from pathlib import Path
 
 from refimpl.errors import RefimplError
 
-RECORD = "pruning.json"  # how a folder of ours came about
+RECORD = "pruning.json"  # says how a pruned model was made
 
 
-def place(target: Path) -> Path:
-    """Find where a folder lies, behind all links in its path.
-
-    Args:
-        target: The folder, there or to be made.
-
-    Returns:
-        Its absolute path.
-
-    Raises:
-        RefimplError: It is itself a link, or there and no folder.
-
-    Source:
-        ours.
-    """
+def real_path(target: Path) -> Path:
+    """The absolute path of a folder behind all links, which may exist; refuse files and links."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise RefimplError(
-            f"-o {target}: a link, or not a folder",
-            "the name of a folder, which is made",
+            f"-o {target} is a link, or not a folder",
+            "the path of a new folder",
             "choose another -o",
         )
     return Path(os.path.realpath(target))
 
 
 def refuse_existing(target: Path, force: bool) -> None:
-    """Refuse to replace a folder without force, and with it whatever is no folder of a model.
-
-    Args:
-        target: The folder, there or not.
-        force: Whether an empty folder, or one with a model, may be replaced.
-
-    Raises:
-        RefimplError: It is there and may not be replaced.
-
-    Source:
-        ours.
-    """
+    """Refuse to replace a folder without force, and anything but a model's folder with it."""
     if not os.path.lexists(target):
         return
     if not force:
         raise RefimplError(
-            f"-o {target} exists", "a folder that is not there yet", "add --force to replace it"
+            f"-o {target} exists", "the path of a new folder", "add --force to replace it"
         )
     names = os.listdir(target) if target.is_dir() and not target.is_symlink() else ["?"]
     model = not names or RECORD in names or any(name.endswith(".safetensors") for name in names)
     if not model or os.path.ismount(target) or not os.access(target, os.W_OK | os.X_OK):
         raise RefimplError(
-            f"-o {target}: not a model's folder that may be replaced",
+            f"-o {target} is not a model's folder that may be replaced",
             f"an empty folder, or one with {RECORD} or .safetensors files, which may be written",
             "choose another -o, or remove the folder yourself",
         )
@@ -65,19 +41,7 @@ def refuse_existing(target: Path, force: bool) -> None:
 
 
 def refuse_overlap(target: Path, name: str, other: Path) -> None:
-    """Refuse a folder that is or holds something that is read, or that lies in it.
-
-    Args:
-        target: The folder, there or not.
-        name: What to call the other.
-        other: A file or folder that is there.
-
-    Raises:
-        RefimplError: One of them is in the other's way, by whatever path.
-
-    Source:
-        ours.
-    """
+    """Refuse a folder that is or holds an input called `name`, or that lies in it."""
     if _holds(target, other):
         raise _overlap(target, "is, or holds,", f"{name} ({other})")
     if other.is_dir() and any(parent.samefile(other) for parent in target.parents):
@@ -86,15 +50,14 @@ def refuse_overlap(target: Path, name: str, other: Path) -> None:
 
 def _holds(target: Path, other: Path) -> bool:
     """Whether a folder is or holds another file or folder, or the link that leads to it."""
-    places = {Path(os.path.realpath(other)), Path(os.path.abspath(other))}
-    above = {parent for place in places for parent in (place, *place.parents)}
-    return target.exists() and any(p.exists() and p.samefile(target) for p in above)
+    paths = {Path(os.path.realpath(other)), Path(os.path.abspath(other))}
+    above = {parent for path in paths for parent in (path, *path.parents)}
+    return target.exists() and any(path.exists() and path.samefile(target) for path in above)
 
 
 def _overlap(target: Path, relation: str, other: str) -> RefimplError:
-    """The refusal of a target that is in the way of something else."""
     return RefimplError(
         f"-o {target} {relation} {other}",
-        "a folder apart from everything that is read",
+        "a folder apart from all inputs",
         "choose another -o",
     )

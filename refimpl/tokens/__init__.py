@@ -1,4 +1,4 @@
-"""What a model is fed: token ids in samples or windows, and where they came from."""
+"""Token ids in samples or windows, and where they came from."""
 
 from refimpl.tokens.ids import id_tokens
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, random_tokens

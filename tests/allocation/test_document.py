@@ -1,9 +1,6 @@
 """`scores.json`: what it holds, that it comes back whole, and what is done to damaged ones."""
 
-import errno
 import json
-import os
-import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -17,11 +14,10 @@ from gates import CASES, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl import Allocation, Perturbation, RefimplError, Request, Scores, allocate, score
-from refimpl.allocation.scores_document import document
-from refimpl.allocation.scores_file import read_scores
+from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
+from refimpl.allocation.scores_json import document, read_scores
 from refimpl.show.table import table
-from refimpl.storage.files import checked_output, write_json
+from refimpl.storage.files import write_json
 from refimpl.tokens import random_tokens
 
 GAUSSIAN = Perturbation("gaussian", (0.01, 0.3), "sequence", "channel", "sequence", "exclude", 2, 7)
@@ -43,8 +39,7 @@ def scored(case: str, pruning: bool = False, samples: int = 3) -> tuple[Scores, 
 
 
 def whole_document(scores: Scores, wanted: Request) -> dict[str, Any]:
-    allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
-    return document(scores, allocations)
+    return document(scores, [allocate(scores, wanted, i) for i in range(len(scores.sweep))])
 
 
 def assert_equal(mine: Any, theirs: Any, where: str = "scores") -> None:
@@ -115,46 +110,47 @@ def test_a_custom_base_is_named_but_not_its_folder(tmp_path: Path) -> None:
 def test_the_document_holds_what_it_should() -> None:
     scores, wanted = scored("llama")
     content = whole_document(scores, wanted)
-    names = (
-        "model family num_blocks eta seed dtype perturbation requested_sparsity total_weights "
-        "total_pruned noise_scale noise_shape norm sink draws tokens linears base base_options "
-        "correct strength max_correction correction_scale lo hi compat clipped_share run blocks"
-    )
-    assert not set(names.split()) - content.keys()
+    assert {"dtype", "perturbation", "tokens", "clipped_share", "run"} < content.keys()
     assert content["base_options"] == dict(wanted.options)
     assert content["requested_sparsity"] == wanted.sparsity
-    for name in ("base", "correct", "strength", "max_correction", "lo", "hi", "compat"):
+    correction = ("correct", "strength", "max_correction", "correction_scale")
+    for name in ("base", *correction, "lo", "hi", "compat"):
         assert content[name] == getattr(wanted, name)
-    assert content["correction_scale"] == wanted.correction_scale
     for name in ("noise_scale", "noise_shape", "norm", "sink", "draws", "seed"):
         assert content[name] == getattr(scores.plan, name)
     assert (content["model"], content["family"], content["num_blocks"]) == ("llama", "llama", 4)
+    assert content["linears"] == {name: list(shape) for name, shape in scores.linears.items()}
     assert content["total_pruned"] == round(0.55 * content["total_weights"])
     assert content["eta"] == 0.01
     assert [found["eta"] for found in content["sweep"]] == [0.01, 0.3]
     assert content["sweep"][0]["blocks"] == content["blocks"]
+    allocation = allocate(scores, wanted)
+    assert allocation.total_pruned == round(0.55 * allocation.total_weights)
     for found, result in zip(content["sweep"], scores.sweep, strict=True):
         allocation = allocate(scores, wanted, scores.sweep.index(result))
         for i, row in enumerate(found["blocks"]):
-            assert row["index"] == i
-            assert row["num_weights"] == 7296
-            assert row["absorption_coefficient"] == result.coefficient[i]
-            assert row["absorption_stderr"] == result.stderr[i]
-            assert row["log_absorption"] == np.log(result.coefficient[i])
-            assert row["drift"] == result.drift[i, i:].tolist()
-            assert row["alignment"] == result.alignment[i, i:].tolist()
-            assert row["arrival"] == row["drift"][-1]
-            assert row["divergence"] is None
-            assert row["base_sparsity"] == allocation.base_sparsity[i]
-            assert row["corrected_sparsity"] == allocation.corrected_sparsity[i]
-            assert row["num_pruned"] == sum(x["num_pruned"] for x in row["linears"])
-            alphas = [x["alpha"] for x in row["linears"]]
-            assert row["signals"]["alphapruning_alpha"] == pytest.approx(np.mean(alphas))
-            assert {"owl_outlier_percent", "dlp_score"} < row["signals"].keys()
-            assert [(x["name"], tuple(x["shape"])) for x in row["linears"]] == list(
-                scores.linears.items()
-            )
-            assert [x["num_pruned"] for x in row["linears"]] == allocation.linear_pruned[i].tolist()
+            linears, signals = row.pop("linears"), row.pop("signals")
+            assert row.pop("tokens_excluded_as_sinks") == scores.sinks[i]
+            assert row == {
+                "index": i,
+                "num_weights": 7296,
+                "absorption_coefficient": result.coefficient[i],
+                "absorption_stderr": result.stderr[i],
+                "log_absorption": np.log(result.coefficient[i]),
+                "tokens_left_out": result.left_out[i],
+                "drift": result.drift[i, i:].tolist(),
+                "alignment": result.alignment[i, i:].tolist(),
+                "arrival": row["drift"][-1],
+                "divergence": None,
+                "base_sparsity": allocation.base_sparsity[i],
+                "corrected_sparsity": allocation.corrected_sparsity[i],
+                "num_pruned": sum(x["num_pruned"] for x in linears),
+            }
+            alphas = [x["alpha"] for x in linears]
+            assert signals["alphapruning_alpha"] == pytest.approx(np.mean(alphas))
+            assert {"owl_outlier_percent", "dlp_score"} < signals.keys()
+            assert [(x["name"], tuple(x["shape"])) for x in linears] == [*scores.linears.items()]
+            assert [x["num_pruned"] for x in linears] == allocation.linear_pruned[i].tolist()
 
 
 def test_one_eta_is_no_sweep_and_pruning_says_where() -> None:
@@ -328,121 +324,3 @@ def test_no_such_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(RefimplError, match="cannot be read"):
             read_scores(path)
-
-
-# Files whole or not at all
-
-
-CONTENT = {"numbers": [1.5, None], "text": "Gewichtstreue ≤ 1"}
-
-
-def test_written_files_are_whole(tmp_path: Path) -> None:
-    path = tmp_path / "out.json"
-    old = os.umask(0o027)
-    try:
-        write_json(path, {"first": 1})
-        write_json(path, CONTENT)
-    finally:
-        os.umask(old)
-    assert json.loads(path.read_text("utf-8")) == CONTENT
-    assert path.read_text("utf-8").endswith("}\n")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
-
-
-@pytest.mark.parametrize("existing", [False, True])
-@pytest.mark.parametrize("step", ["replace", "fsync", "chmod", "fdopen"])
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
-def test_a_failure_leaves_nothing_behind(
-    step: str,
-    failure: BaseException,
-    existing: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = tmp_path / "out.json"
-    if existing:
-        path.write_text("before")
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise failure
-
-    monkeypatch.setattr(os, step, fail)
-    wanted = RefimplError if isinstance(failure, OSError) else KeyboardInterrupt
-    with pytest.raises(wanted) as refused:
-        write_json(path, CONTENT)
-    if isinstance(refused.value, RefimplError):
-        assert "No space left" in refused.value.problem
-    assert [p.name for p in tmp_path.iterdir()] == (["out.json"] if existing else [])
-    assert not existing or path.read_text() == "before"
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_json_does_not_have_are_not_written(number: float, tmp_path: Path) -> None:
-    path = tmp_path / "out.json"
-    path.write_text("before")
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"x": [number]})
-    assert path.read_text() == "before"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_folders_that_do_not_take_a_file(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "none" / "o", tmp_path / "folder", tmp_path / "file" / "o"):
-        with pytest.raises(RefimplError, match="cannot be written"):
-            write_json(path, CONTENT)
-        with pytest.raises(RefimplError, match="not a file in a folder that may be written"):
-            checked_output(path, {})
-    assert {p.name for p in tmp_path.rglob("*")} == {"folder", "file"}
-
-
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
-)
-def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(RefimplError, match="cannot be written"):
-            write_json(tmp_path / "out.json", CONTENT)
-        with pytest.raises(RefimplError, match="may be written"):
-            checked_output(tmp_path / "out.json", {})
-    finally:
-        tmp_path.chmod(0o700)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_the_system_says_is_read_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(RefimplError, match=r"cannot be written \(Permission denied\)"):
-        write_json(tmp_path / "out.json", CONTENT)
-    with pytest.raises(RefimplError, match="may be written"):
-        checked_output(tmp_path / "out.json", {})
-
-
-def test_inputs_are_not_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("x")
-    (tmp_path / "link").symlink_to(text)
-    os.link(text, tmp_path / "same")
-    monkeypatch.chdir(tmp_path)
-    for path in (text, Path("text.txt"), tmp_path / "link", tmp_path / "same"):
-        with pytest.raises(RefimplError, match="is also --text"):
-            checked_output(path, {"MODEL": tmp_path, "--tokens": None, "--text": text})
-    checked_output(tmp_path / "new.json", {"--text": text, "--config": tmp_path / "none"})
-    checked_output(None, {"--text": text})
-    assert text.read_text() == "x"
-
-
-def test_an_allocation_says_how_much_it_prunes() -> None:
-    scores, wanted = scored("llama")
-    found = allocate(scores, wanted)
-    assert isinstance(found, Allocation)
-    assert found.total_pruned == round(0.55 * found.total_weights)

@@ -126,7 +126,7 @@ OPTIONS = {
     "--base owl --base-option m": "NAME=VALUE",
     "--base owl --base-option =5": "NAME=VALUE",
     "--base owl --base-option m=": "NAME=VALUE",
-    "--base owl --base-option m=five": "number",
+    "--base owl --base-option m=five": "a finite number",
     "--base owl --base-option m=nan": "a finite number",
     "--base owl --base-option m=5 --base-option m=6": "given twice",
     "--base uniform --base-option m=5": "no option",
@@ -138,7 +138,7 @@ OPTIONS = {
     "--correct all": "'absorption', 'arrival', 'divergence', 'none'",
     "--correct arrival": "--perturbation pruning",
     "--correct divergence": "--perturbation pruning",
-    "--compat peer --correct absorption": "with compat peer",
+    "--compat peer --correct absorption": "omit --correct",
     "--compat both": "'exact', 'peer'",
     "--strength nan": "strength nan",
     "--strength 1e9": "strength",
@@ -162,7 +162,7 @@ OPTIONS = {
     "--text text.txt --tokens ids.npy": "--text and --tokens",
     "--config absent.json": "absent.json",
     "--config out": "out",
-    "--config text.txt": "not JSON",
+    "--config text.txt": "text.txt is not JSON",
 }
 
 
@@ -601,7 +601,7 @@ ALLOCATE = {
     "--sparsity 2": "a number from 0 to 1",
     "--lo 0.9": "0.9",
     "--eta 0.1": "No such option",
-    "--compat peer --correct absorption": "with compat peer",
+    "--compat peer --correct absorption": "omit --correct",
 }
 
 

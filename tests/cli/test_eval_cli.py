@@ -187,7 +187,7 @@ def test_a_killed_run_is_taken_up(
     assert part.read_bytes().endswith(b"\n") == (torn == "clean")
 
     error = refused(*words, "-o", output).err
-    assert "add --resume to take it up, or remove the file" in error
+    assert "add --resume to continue that run, or remove the file" in error
     computed: list[int] = []
     real = job.group_likelihoods
 
@@ -233,7 +233,7 @@ def test_a_part_of_another_run_is_refused(
     killed(2, "clean", *words)
     before = (tmp_path / "o.json.part").read_bytes()
     error = refused(*words, *change, "--resume").err
-    assert f"o.json.part is of another run: {named}" in error
+    assert f"o.json.part belongs to another run: {named}" in error
     assert (tmp_path / "o.json.part").read_bytes() == before
 
 
@@ -245,10 +245,10 @@ def test_a_part_of_another_model_is_refused(questions: Path, tmp_path: Path) -> 
     words = (copy, "--text", TEXT, "--window", 40, "-o", tmp_path / "o.json")
     killed(2, "clean", *words)
     os.utime(copy / "model.safetensors", (1, 1))
-    assert "of another run: files differ" in refused(*words, "--resume").err
+    assert "belongs to another run: files differ" in refused(*words, "--resume").err
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
-    assert "of another run: config, files differ" in refused(*words, "--resume").err
+    assert "belongs to another run: config, files differ" in refused(*words, "--resume").err
 
 
 def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
@@ -262,9 +262,9 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
         path.unlink()
     path.write_text('{"a": 1')  # killed while writing the first line: nothing was found yet
     with PartialResults(path, {"a": 1}, False, job._sequence) as part:
-        assert part.found == {}
+        assert part.results == {}
     path.write_text("[]\n")
-    with pytest.raises(refimpl.RefimplError, match="of another run"):
+    with pytest.raises(refimpl.RefimplError, match="belongs to another run"):
         PartialResults(path, {"a": 1}, True, job._sequence)
 
 
@@ -277,10 +277,10 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
         ((LLAMA, "--text", TEXT, "--questions", 3), "--questions without --choices"),
         ((LLAMA, "--choices", "no.jsonl", "--window", 8), "--window without --text or --tokens"),
         ((LLAMA, "--choices", "no.jsonl", "--windows", 8), "--windows without --text or --tokens"),
-        ((LLAMA, "--choices", "no.jsonl"), "no.jsonl: No such file"),
+        ((LLAMA, "--choices", "no.jsonl"), "no.jsonl: cannot be read (No such"),
         ((LLAMA, "--text", TEXT, "--window", 65), "use --window 64 or less"),
         ((LLAMA, "--text", TEXT, "--windows", 99), "use --windows 16"),
-        ((LLAMA, "--text", "no.txt"), "no.txt: No such file"),
+        ((LLAMA, "--text", "no.txt"), "no.txt: cannot be read (No such"),
         ((LLAMA, "--text", TEXT, "--memory", "100"), "does not hold one batch"),
         ((LLAMA, "--text", TEXT, "--threads", 0), "0 threads"),
         ((LLAMA, "--text", TEXT, "-o", TEXT), "-o"),
@@ -310,7 +310,7 @@ def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
     path, found = tmp_path / "out.json.part", dict[int, tuple[float, bool]]()
     for n in range(4):
         with PartialResults(path, {"a": 1}, True, job._sequence) as part:
-            assert part.found == found
+            assert part.results == found
             part.add({n: (-1 / (n + 3), n % 2 == 0)})
         found[n] = (-1 / (n + 3), n % 2 == 0)
         with path.open("ab") as file:

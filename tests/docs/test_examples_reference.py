@@ -14,7 +14,7 @@ from program import run
 
 from refimpl import Perturbation, Request, allocate, read_model, score
 from refimpl.allocation.request import BASES
-from refimpl.allocation.scores_document import document
+from refimpl.allocation.scores_json import document
 from refimpl.model.config import LINEARS, NORMS
 from refimpl.model.forward import TRACE_POINTS, forward
 from refimpl.tokens import random_tokens

@@ -22,7 +22,8 @@ from refimpl.evaluation.likelihood import (
     log_likelihoods,
 )
 from refimpl.model.ops import Array
-from refimpl.running.threads import MIB, Workers
+from refimpl.running.memory import MIB
+from refimpl.running.threads import Workers
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-11}
 IDS = [[1, 5, 7, 3], [2, 4], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11, 12], [2, 90], [5, 5, 5, 5, 100]]

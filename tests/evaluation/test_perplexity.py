@@ -179,7 +179,7 @@ def test_windows_that_cannot_be(text: Path, tmp_path: Path) -> None:
         (lambda: text_windows(text, TOKENIZER, 9, 0), "0 windows"),
         (lambda: text_windows(text, TOKENIZER, 60, 90), "use --windows 3"),
         (lambda: id_windows(tmp_path / "rows.npy", 5), "3 rows of 4 ids"),
-        (lambda: id_windows(tmp_path / "rows.npy", 4, 4), "at least 4 of 4"),
+        (lambda: id_windows(tmp_path / "rows.npy", 4, 4), "at least 4 rows of 4"),
         (lambda: id_windows(tmp_path / "one.npy"), "1 tokens, enough for 0 windows"),
         (lambda: id_windows(tmp_path / "no.npy"), "No such file"),
         (lambda: id_windows(text), "a .npy or a .jsonl file"),

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from program import run
 
 from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
-from refimpl.allocation.scores_document import document
-from refimpl.allocation.scores_file import read_scores
+from refimpl.allocation.scores_json import document, read_scores
 from refimpl.method.absorption import absorption_coefficient
 from refimpl.method.subset import chosen_blocks
 from refimpl.running.threads import Workers

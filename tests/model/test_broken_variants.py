@@ -38,22 +38,19 @@ def facts(**changes: Any) -> Break:
     return broken
 
 
+def kinds(change: Callable[[BlockKind], BlockKind]) -> Break:
+    """Break the kind of every block."""
+    return facts(blocks=lambda config: tuple(map(change, config.blocks)))
+
+
 def rope(change: Callable[[Rope], Rope]) -> Break:
     """Break the rotary positions of every block."""
-    return facts(
-        blocks=lambda config: tuple(
-            replace(kind, rope=kind.rope and change(kind.rope)) for kind in config.blocks
-        )
-    )
+    return kinds(lambda kind: replace(kind, rope=kind.rope and change(kind.rope)))
 
 
 def window(change: Callable[[int], int | None]) -> Break:
     """Break the length of every window."""
-    return facts(
-        blocks=lambda config: tuple(
-            replace(kind, window=kind.window and change(kind.window)) for kind in config.blocks
-        )
-    )
+    return kinds(lambda kind: replace(kind, window=kind.window and change(kind.window)))
 
 
 def stored(change: Callable[[str, Weight], Weight | None]) -> Break:
@@ -71,25 +68,24 @@ def without(pattern: str) -> Break:
     return stored(lambda name, weight: None if re.search(pattern, name) else weight)
 
 
+def matching(pattern: str, change: Callable[[Weight], Weight]) -> Break:
+    """Break how tensors are read whose name matches."""
+    return stored(lambda name, weight: change(weight) if re.search(pattern, name) else weight)
+
+
 def layout(pattern: str, **changes: Any) -> Break:
     """Read tensors whose name matches as if they were stored otherwise."""
-    return stored(
-        lambda name, weight: (
-            replace(weight, layout=replace(weight.layout, **changes))
-            if re.search(pattern, name)
-            else weight
-        )
-    )
+    return matching(pattern, lambda w: replace(w, layout=replace(w.layout, **changes)))
 
 
-def swapped(one: str, other: str) -> Break:
+def swapped(role: str, other: str) -> Break:
     """Exchange two roles of every block."""
 
     def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
-        new = {f".{one}.": f".{other}.", f".{other}.": f".{one}."}
+        new = {role: other, other: role}
 
         def name_of(name: str) -> str:
-            return re.sub(rf"\.({one}|{other})\.", lambda found: new[found[0]], name)
+            return ".".join(new.get(word, word) for word in name.split("."))
 
         return replace(model, weights={name_of(n): w for n, w in model.weights.items()})
 
@@ -139,6 +135,11 @@ def last_channels(right: Callable[..., Array]) -> Callable[..., Array]:
     return rotate
 
 
+def sees_all(positions: Array, window: int | None, dtype: Any) -> Array:
+    """Let each token see all others."""
+    return np.zeros((positions.size,) * 2, dtype)
+
+
 def sees_next(positions: Array, window: int | None, dtype: Any) -> Array:
     """Let each token see the one after it, too."""
     return np.where(positions - positions[:, None] > 1, -np.inf, 0).astype(dtype)
@@ -169,11 +170,22 @@ def by_groups(weights: dict[str, Array], config: Config) -> dict[str, Array]:
 
 def added_to_gains(step: float) -> Break:
     """Add to every norm's gain."""
-    return stored(
-        lambda name, weight: (
-            replace(weight, offset=weight.offset + step) if "norm.weight" in name else weight
-        )
-    )
+    return matching(r"norm\.weight", lambda w: replace(w, offset=w.offset + step))
+
+
+def one_later(right: Callable[..., Any]) -> Callable[..., Any]:
+    """Count positions from 1."""
+    return lambda positions, inv_freq, dtype: right(positions + 1, inv_freq, dtype)
+
+
+def unscaled(right: Rope) -> Rope:
+    """Do not stretch the context."""
+    return replace(right, scaling="default")
+
+
+def whole_heads(model: Model, patch: pytest.MonkeyPatch) -> Model:
+    """Rotate all channels of a head."""
+    return rope(lambda r: replace(r, rotary_dim=model.config.head_dim))(model, patch)
 
 
 def blended_abruptly(right: Rope) -> Rope:
@@ -257,11 +269,7 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("window ignored", window(lambda w: None), ["mistral", "gemma3", "phi3_partial"]),
     ("windows on the other blocks", facts(blocks=other_kind), ["gemma2", "qwen2_sliding"]),
     ("windows one block late", facts(blocks=lambda c: c.blocks[-1:] + c.blocks[:-1]), ["gemma3"]),
-    (
-        "no causal mask",
-        op("causal_bias", lambda _: lambda p, w, d: np.zeros((p.size,) * 2, d)),
-        ["llama", "gpt2"],
-    ),
+    ("no causal mask", op("causal_bias", lambda _: sees_all), ["llama", "gpt2"]),
     ("the next token is seen", op("causal_bias", lambda _: sees_next), ["llama", "gpt_neox"]),
     ("the first token is hidden", op("causal_bias", not_the_first), ["llama", "opt"]),
     # attention
@@ -275,34 +283,14 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("theta 10 % off", rope(lambda r: replace(r, theta=1.1 * r.theta)), ["llama", "gpt_neox"]),
     ("theta of Llama 2 for 3", rope(lambda r: replace(r, theta=5e5)), ["llama3", "llama_linear"]),
     ("pairs of neighbours", op("rotate", lambda _: neighbours), ["llama", "gpt_neox", "gemma3"]),
-    (
-        "rotation backwards",
-        op("rotate", lambda right: lambda x, cos, sin: right(x, cos, -sin)),
-        ["llama", "phi3"],
-    ),
-    (
-        "positions from 1",
-        op("rope_tables", lambda right: lambda p, f, d: right(p + 1, f, d)),
-        ["llama", "gemma3"],
-    ),
-    (
-        "scaling ignored",
-        rope(lambda r: replace(r, scaling="default")),
-        ["llama3", "llama_linear", "gemma3"],
-    ),
+    ("rotation backwards", op("rotate", lambda f: lambda x, c, s: f(x, c, -s)), ["llama", "phi3"]),
+    ("positions from 1", op("rope_tables", one_later), ["llama", "gemma3"]),
+    ("scaling ignored", rope(unscaled), ["llama3", "llama_linear", "gemma3"]),
     ("scaling of all waves alike", rope(lambda r: replace(r, scaling="linear")), ["llama3"]),
     ("scaling without a blend", rope(blended_abruptly), ["llama3"]),
     ("local theta everywhere", rope_of(sliding=True), ["gemma3"]),
     ("global theta everywhere", rope_of(sliding=False), ["gemma3"]),
-    (
-        "whole heads rotate",
-        facts(
-            blocks=lambda c: tuple(
-                replace(k, rope=k.rope and replace(k.rope, rotary_dim=c.head_dim)) for k in c.blocks
-            )
-        ),
-        ["gpt_neox", "gpt_neox_sequential", "phi3_partial"],
-    ),
+    ("whole heads rotate", whole_heads, ["gpt_neox", "gpt_neox_sequential", "phi3_partial"]),
     ("the last channels rotate", op("rotate", last_channels), ["gpt_neox", "phi3_partial"]),
     ("no position offset", facts(position_offset=0), ["opt", "opt_unbiased"]),
     ("a position offset", facts(position_offset=1), ["gpt2"]),

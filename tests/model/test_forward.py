@@ -1,6 +1,9 @@
 """Every trace point of every fixture against transformers, and what the forward refuses."""
 
+import ast
+import inspect
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,8 @@ from gates import CASES, GATES, expected_of, model_of, worst_point, worst_token
 
 from refimpl import RefimplError, forward, read_model
 from refimpl.loading.families import FAMILIES
-from refimpl.model import kernels
+from refimpl.model import attention, kernels, ops
+from refimpl.model import forward as forward_module
 from refimpl.model.config import Config
 
 
@@ -135,7 +139,7 @@ def test_the_longest_sequence_is_allowed(case: str) -> None:
         (np.zeros((0, 4), np.int64), "shape [0, 4]", "astype"),
         (3, "shape []", "astype"),
         (np.zeros((1, 1, 2), np.int64), "shape [1, 1, 2]", "astype"),
-        ([[0, 264, 300]], "2 token ids outside the vocabulary, the first is 264", "tokenizer"),
+        ([[0, 264, 300]], "2 token ids are outside the vocabulary; the first is 264", "tokenizer"),
         ([[0, 1], [2, -1]], "the first is -1 (sample 1, position 1)", "tokenizer"),
         (np.array([2**63], np.uint64), "the first is 9223372036854775808", "tokenizer"),
         (np.zeros(65, np.int64), "a sequence of 65 tokens", "--seq-len 64"),
@@ -147,3 +151,22 @@ def test_bad_ids_are_refused(ids: Any, problem: str, remedy: str) -> None:
     assert problem in refused.value.problem
     assert refused.value.expected
     assert remedy in refused.value.remedy
+
+
+def code_lines(module: ModuleType) -> dict[str, int]:
+    """Source lines of each function of a module, without docstring and blank lines."""
+    source = inspect.getsource(module)
+    lines, counts = source.splitlines(), {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[0]
+            docstring = range(first.lineno - 1, first.end_lineno) if ast.get_docstring(node) else ()
+            body = set(range(node.lineno - 1, node.end_lineno)) - set(docstring)
+            counts[node.name] = sum(bool(lines[i].strip()) for i in body)
+    return counts
+
+
+def test_ids_to_logits_take_at_most_120_lines() -> None:
+    counts = code_lines(forward_module) | code_lines(attention)
+    assert {"norm", "embed", "block", "head", "forward", "attend", "causal_bias"} < set(counts)
+    assert sum(counts.values()) + code_lines(ops)["softmax"] <= 120

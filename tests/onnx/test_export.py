@@ -1,4 +1,4 @@
-"""Graphs as files: they compute what NumPy does, say what they hold, and appear whole or not."""
+"""Graphs as files: they compute what NumPy does, describe it, and appear whole or not at all."""
 
 import json
 import os
@@ -17,26 +17,24 @@ import onnx
 import onnxruntime
 import pytest
 from block_picture import PICTURE, picture
+from checkpoints import save_tensors
 from conftest import FIXTURES
 from gates import CASES, GATES, model_of, worst_point
+from graph_models import FAMILIES, HALF, MOST, axes, prunable, pruned
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from program import run
+from program import ran, refused
 
-from refimpl import Model, Pattern, Pruner, RefimplError, forward, prune, read_model
-from refimpl.allocation.targets import Targets
-from refimpl.loading.safetensors_file import save_tensors
+from refimpl import Model, Pruner, RefimplError, forward, prune, read_model
 from refimpl.model.ops import Array
 from refimpl.onnx import need, target
 from refimpl.onnx.export import Exported, export
-from refimpl.onnx.recording.external_data import Piece, distinct, pieces
+from refimpl.onnx.recording.graph_weights import GraphWeight, distinct, graph_weights
 
 ROOT = Path(__file__).parents[2]
-FAMILIES = (
-    "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3",
-)  # fmt: skip
 SHAPES = (1, 5), (2, 13), (3, 1)
-HALF = Pattern(2, 4)
+LLAMA = FIXTURES / "llama"
+STORAGES = ("external", "embedded", "reference")
 
 Run = Callable[[Array], dict[str, Array]]
 
@@ -85,26 +83,14 @@ def agrees(path: Path, model: Model, dtype: str, runtimes: Any = RUNTIMES) -> fl
             ids = np.random.default_rng(0).integers(model.config.vocab_size, size=shape)
             right = forward(model, ids, trace=True, dtype=dtype).trace
             with np.errstate(all="warn"):  # of the evaluator, as it is
-                found = execute(ids)
-            expected = {name: right[name] for name in found}
-            assert found.keys() == right.keys() or found.keys() == {"logits"}
-            assert {value.dtype.name for value in found.values()} == {dtype}
-            error, name = worst_point(found, expected)
+                outputs = execute(ids)
+            expected = {name: right[name] for name in outputs}
+            assert outputs.keys() == right.keys() or outputs.keys() == {"logits"}
+            assert {value.dtype.name for value in outputs.values()} == {dtype}
+            error, name = worst_point(outputs, expected)
             assert error < GATES[dtype], (make.__name__, name, shape)
             worst = max(worst, error)
     return worst
-
-
-def pruned(case: str, folder: Path, target: Pattern | Targets = HALF, name: str = "half") -> Model:
-    """A fixture's model, pruned by magnitude; made once."""
-    path = folder / f"{case}-{name}"
-    if not path.exists():
-        prune(model_of(case), path, target, Pruner("magnitude"))
-    return read_model(path)
-
-
-def axes(value: onnx.ValueInfoProto) -> list[str | int]:
-    return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -122,11 +108,9 @@ def test_a_graph_computes_the_same(case: str, half: bool, dtype: str, folder: Pa
     assert made.sparse == 0
     worst = agrees(path, model, dtype)
     print(f"{case} {'pruned' if half else 'dense'} {dtype}: worst token {worst:.1e}")
-    facts = made.metadata
-    prunable = model.config.block_size * model.config.num_blocks
-    assert int(facts["prunable_weights"]) == prunable
-    assert int(facts["prunable_zeros"]) == (prunable // 2 if half else 0)
-    assert zeros_in(path, model) == int(facts["prunable_zeros"])
+    zeros = prunable(model) // 2 if half else 0
+    assert int(made.metadata["prunable_weights"]) == prunable(model)
+    assert int(made.metadata["prunable_zeros"]) == zeros_in(path, model) == zeros
 
 
 def zeros_in(path: Path, model: Model) -> int:
@@ -226,15 +210,15 @@ STORED = {
 def test_weights_enter_in_three_ways(stored: str, dtype: str, tmp_path: Path) -> None:
     model = read_model(STORED[stored](tmp_path))
     before = contents(model.path)
-    found: list[Array] = []
-    for weights in ("reference", "external", "embedded"):
+    logits: list[Array] = []
+    for weights in STORAGES:
         path = model.path / f"{weights}.onnx"
         made = export(model, path, dtype=dtype, weights=weights)  # type: ignore[arg-type]
         agrees(path, model, dtype)
-        found.append(session(path)(np.arange(14).reshape(2, 7))["logits"])
+        logits.append(session(path)(np.arange(14).reshape(2, 7))["logits"])
         assert (made.data is not None) == (weights == "external")
-    np.testing.assert_array_equal(found[1], found[0])
-    np.testing.assert_array_equal(found[2], found[0])
+    np.testing.assert_array_equal(logits[1], logits[0])
+    np.testing.assert_array_equal(logits[2], logits[0])
     after = contents(model.path)
     assert {name: after[name] for name in before} == before
     assert after.keys() - before.keys() == {
@@ -296,7 +280,7 @@ def test_other_opsets_compute_the_same(opset: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", ["external", "embedded"])
 @pytest.mark.parametrize("dtype", GATES)
 def test_zeros_are_left_out_where_that_is_smaller(dtype: str, weights: Any, folder: Path) -> None:
-    model = pruned("llama", folder, Pattern(3, 4), "most")
+    model = pruned("llama", folder, MOST)
     sizes: dict[bool, Exported] = {}
     for sparse in (True, False):
         path = folder / f"{dtype}-{weights}-{sparse}.onnx"
@@ -307,9 +291,8 @@ def test_zeros_are_left_out_where_that_is_smaller(dtype: str, weights: Any, fold
     linears = [name for name in model.weights if re.search(r"_proj\.weight$", name)]
     assert (few.sparse, all_.sparse) == (len(linears), 0)
     assert few.dense_bytes == all_.dense_bytes == all_.written_bytes
-    item = np.dtype(dtype).itemsize
-    prunable = model.config.block_size * model.config.num_blocks
-    assert few.written_bytes == few.dense_bytes - prunable * item + prunable // 4 * (item + 8)
+    item, count = np.dtype(dtype).itemsize, prunable(model)
+    assert few.written_bytes == few.dense_bytes - count * item + count // 4 * (item + 8)
     on_disk = [made.graph_bytes + made.data_bytes for made in (few, all_)]
     assert on_disk[0] < on_disk[1]
     proto = onnx.load(few.graph, load_external_data=False)
@@ -317,15 +300,15 @@ def test_zeros_are_left_out_where_that_is_smaller(dtype: str, weights: Any, fold
     assert set(tensors) == set(linears)
     size = sum(int(np.prod(tensor.dims)) for tensor in tensors.values())
     kept = sum(tensor.values.dims[0] for tensor in tensors.values())
-    assert size - kept == int(few.metadata["prunable_zeros"]) == prunable * 3 // 4
+    assert size - kept == int(few.metadata["prunable_zeros"]) == count * 3 // 4
 
 
 @pytest.mark.parametrize(
     ("dtype", "size", "nonzero"), [("float32", 3000, 999), ("float64", 1000, 499)]
 )
 def test_an_array_is_sparse_from_the_first_byte_saved(dtype: str, size: int, nonzero: int) -> None:
-    def at(count: int) -> Piece:
-        return Piece("w", None, (size,), np.dtype(dtype), count)  # type: ignore[arg-type]
+    def at(count: int) -> GraphWeight:
+        return GraphWeight("w", None, (size,), np.dtype(dtype), count)  # type: ignore[arg-type]
 
     assert at(nonzero).sparse_bytes < at(nonzero).dense_bytes
     assert at(nonzero + 1).sparse_bytes == at(nonzero + 1).dense_bytes
@@ -335,43 +318,40 @@ def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> 
     for case in ("gpt2", "gemma2", "phi3"):
         model, path = model_of(case), folder / f"{case}-data.onnx"
         export(model, path)
-        found = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
-        for piece in distinct(pieces(model, np.float32)):
-            np.testing.assert_array_equal(found[piece.name], piece.weight.read(np.float32))
-            assert piece.offset % 64 == 0
+        arrays = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+        for carried in distinct(graph_weights(model, np.float32)):
+            np.testing.assert_array_equal(arrays[carried.name], carried.weight.read(np.float32))
+            assert carried.offset % 64 == 0
 
 
-# What is refused: the command line after the model, what is said, and what is done before.
-REFUSED: dict[str, tuple[str, str, str]] = {
-    "another suffix": ("-o {d}/x.pb", "ends in .onnx", ""),
-    "what exists": ("-o {d}/x.onnx", "exists", "x.onnx"),
-    "data that exist": ("-o {d}/x.onnx", "x.onnx.data exists", "x.onnx.data"),
-    "no folder": ("-o {d}/none/x.onnx", "not a file in a folder", ""),
-    "an operator set too old": ("-o {d}/x.onnx --opset 17", "18 to 25", ""),
-    "an operator set too new": ("-o {d}/x.onnx --opset 26", "18 to 25", ""),
-    "fused and too old": ("-o {d}/x.onnx --opset 21 --fused", "23 to 25", ""),
-    "fused in float64": ("-o {d}/x.onnx --fused --dtype float64", "no float64", ""),
-    "another folder": ("-o {d}/x.onnx --weights reference", "not in the graph's folder", ""),
-    "weights without zeros by reference": (
-        "-o {d}/x.onnx --weights reference --sparse auto", "omit --sparse", "",
-    ),
-    "a push without an experiment": ("-o {d}/x.onnx --norm sequence", "omit --norm", ""),
-    "an experiment's trace": (
-        "-o {d}/x.onnx --experiment --outputs trace", "omit --outputs", "",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_exported_is_refused(what: str, tmp_path: Path) -> None:
-    options, said, there = REFUSED[what]
-    if there:
-        (tmp_path / there).write_text("before")
+@pytest.mark.parametrize(
+    ("options", "message", "existing"),
+    [
+        ("-o {}/x.pb", "ends in .onnx", ""),
+        ("-o {}/x.onnx", "exists", "x.onnx"),
+        ("-o {}/x.onnx", "x.onnx.data exists", "x.onnx.data"),
+        ("-o {}/none/x.onnx", "not a file in a folder", ""),
+        ("-o {}/x.onnx --opset 17", "18 to 25", ""),
+        ("-o {}/x.onnx --opset 26", "18 to 25", ""),
+        ("-o {}/x.onnx --opset 21 --fused", "23 to 25", ""),
+        ("-o {}/x.onnx --fused --dtype float64", "no float64", ""),
+        ("-o {}/x.onnx --weights reference", "not in the graph's folder", ""),
+        ("-o {}/x.onnx --weights reference --sparse auto", "error: --sparse with ", ""),
+        ("-o {}/x.onnx --norm sequence", "error: --norm with ", ""),
+        ("-o {}/x.onnx --noise-scale sequence", "error: --noise-scale with ", ""),
+        ("-o {}/x.onnx --sink exclude", "error: --sink with ", ""),
+        ("-o {}/x.onnx --experiment --outputs trace", "error: --outputs with ", ""),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    options: str, message: str, existing: str, tmp_path: Path
+) -> None:
+    if existing:
+        (tmp_path / existing).write_text("before")
     before = contents(tmp_path)
-    done = run("export", FIXTURES / "llama", *options.format(d=tmp_path).split())
-    assert (done.code, done.out) == (2, "")
-    assert said in done.err
+    assert message in refused("export", LLAMA, *options.format(tmp_path).split())
     assert contents(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == bool(existing)
 
 
 def test_a_feature_that_is_not_understood_is_refused(
@@ -380,9 +360,7 @@ def test_a_feature_that_is_not_understood_is_refused(
     path = copy("phi3")
     config = json.loads((path / "config.json").read_text("utf-8"))
     (path / "config.json").write_text(json.dumps(config | {"attn_temperature": 2.0}))
-    done = run("export", path, "-o", tmp_path / "x.onnx")
-    assert (done.code, done.out) == (2, "")
-    assert "attn_temperature" in done.err
+    assert "attn_temperature" in refused("export", path, "-o", tmp_path / "x.onnx")
     assert os.listdir(tmp_path) == ["phi3"]
 
 
@@ -438,7 +416,7 @@ def test_a_killed_export_leaves_no_graph_that_is_not_whole(
 
 def test_links_cannot_be_referred_to(copy: Callable[[str], Path], tmp_path: Path) -> None:
     original = copy("llama")
-    for name, link, said in (
+    for name, link, message in (
         ("soft", os.symlink, "is a link (to "),
         ("hard", os.link, "has several names (hard links)"),
     ):
@@ -447,9 +425,9 @@ def test_links_cannot_be_referred_to(copy: Callable[[str], Path], tmp_path: Path
         shutil.copy(original / "config.json", linked)
         link(original / "model.safetensors", linked / "model.safetensors")
         before = sorted(os.listdir(linked))
-        with pytest.raises(RefimplError, match="--weights external") as refused:
+        with pytest.raises(RefimplError, match="--weights external") as error:
             export(read_model(linked), weights="reference")
-        assert f"{linked / 'model.safetensors'} {said}" in str(refused.value)
+        assert f"{linked / 'model.safetensors'} {message}" in str(error.value)
         assert sorted(os.listdir(linked)) == before
         export(read_model(linked))  # a copy
         agrees(linked / "model.onnx", model_of("llama"), "float32")
@@ -458,7 +436,7 @@ def test_links_cannot_be_referred_to(copy: Callable[[str], Path], tmp_path: Path
 def test_a_graph_of_more_than_one_message_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target, "LIMIT", target.SPARE + 100_000)
+    monkeypatch.setattr(target, "MESSAGE_LIMIT", target.SPARE + 100_000)
     with pytest.raises(RefimplError, match="next: use --weights external"):
         export(model_of("llama"), tmp_path / "x.onnx", weights="embedded")
     assert not os.listdir(tmp_path)
@@ -484,9 +462,9 @@ def refused_check(*arguments: Any, **options: Any) -> Any:
     raise onnx.checker.ValidationError("no such operator")
 
 
-@pytest.mark.parametrize("weights", ["external", "embedded", "reference"])
+@pytest.mark.parametrize("weights", STORAGES)
 @pytest.mark.parametrize(
-    ("place", "broken", "said"),
+    ("place", "broken", "message"),
     [
         ("os.fsync", broken_write, "No space left"),
         ("onnx.checker.check_model", refused_check, "does not accept the graph"),
@@ -496,7 +474,7 @@ def test_no_part_of_a_graph_is_left(
     weights: Any,
     place: str,
     broken: Any,
-    said: str,
+    message: str,
     copy: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -504,40 +482,38 @@ def test_no_part_of_a_graph_is_left(
     (model.path / "model.onnx").write_text("before")
     before = contents(model.path)
     monkeypatch.setattr(place, broken)
-    with pytest.raises(RefimplError, match=said):
+    with pytest.raises(RefimplError, match=message):
         export(model, weights=weights, force=True)
     assert contents(model.path) == before
     assert sorted(os.listdir(model.path)) == sorted(before)
 
 
-def test_force_replaces_a_graph_and_what_a_killed_run_left(tmp_path: Path) -> None:
-    path = tmp_path / "x.onnx"
-    path.write_text("before")
-    (tmp_path / ".x.onnx.part").mkdir()
-    (tmp_path / ".x.onnx.part" / "x.onnx.data").write_text("half")
-    export(model_of("llama"), path, force=True)
-    agrees(path, model_of("llama"), "float32", [session])
-    assert sorted(os.listdir(tmp_path)) == ["x.onnx", "x.onnx.data"]
+@pytest.mark.parametrize("left", ["file", "folder"])
+def test_force_replaces_a_graph_and_what_a_killed_run_left(
+    left: str, copy: Callable[[str], Path]
+) -> None:
+    folder = copy("llama")
+    part, graph = folder / ".model.onnx.part", folder / "model.onnx"
+    for weights in STORAGES:
+        graph.write_text("before")
+        if left == "folder":
+            part.mkdir()
+            (part / "model.onnx.data").write_text("half")
+        else:
+            part.write_text("half")
+        export(read_model(folder), weights=weights, force=True)  # type: ignore[arg-type]
+        agrees(graph, model_of("llama"), "float32", [session])
+        assert not part.exists()
 
 
-def test_what_a_killed_run_left_may_be_a_file_or_a_folder(copy: Callable[[str], Path]) -> None:
-    model = read_model(copy("llama"))
-    left = model.path / ".model.onnx.part"
-    left.mkdir()
-    export(model, weights="reference")
-    left.write_text("half")
-    export(model, force=True)
-    assert not left.exists()
-
-
-@pytest.mark.parametrize("weights", ["external", "embedded", "reference"])
+@pytest.mark.parametrize("weights", STORAGES)
 @pytest.mark.parametrize("tensor", ["model.norm.weight", "model.layers.2.mlp.up_proj.weight"])
 def test_weights_that_are_not_numbers_are_refused(
     tensor: str, weights: Any, copy: Callable[[str], Path]
 ) -> None:
     path = copy("llama")
     stored = read_model(path).files[0].tensors
-    arrays = {name: found.array.copy() for name, found in stored.items()}
+    arrays = {name: entry.array.copy() for name, entry in stored.items()}
     arrays[tensor].flat[3] = np.nan
     save_tensors(path / "model.safetensors", arrays)
     before = sorted(os.listdir(path))
@@ -550,22 +526,17 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for name in [name for name in sys.modules if name.startswith("refimpl.onnx")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    done = run("export", FIXTURES / "llama", "-o", tmp_path / "x.onnx")
-    assert (done.code, done.out) == (2, "")
-    assert "pip install 'refimpl[onnx]'" in done.err
+    assert "pip install 'refimpl[onnx]'" in refused("export", LLAMA, "-o", tmp_path / "x.onnx")
     with pytest.raises(RefimplError, match="no_such_library: not installed"):
         need("onnxruntime", "no_such_library")
 
 
 def test_the_command_says_what_it_wrote(copy: Callable[[str], Path]) -> None:
     path = copy("gemma2")
-    done = run("export", path, "--outputs", "trace")
-    assert (done.code, done.err) == (0, "")
-    assert f"data        {path}/model.onnx.data, 0.15 MiB" in done.out
-    assert "function block of " in done.out
-    done = run("export", path, "--weights", "reference", "--force", "--json")
-    document = json.loads(done.out)
-    assert done.code == 0
+    printed = ran("export", path, "--outputs", "trace")
+    assert f"data        {path}/model.onnx.data, 0.15 MiB" in printed
+    assert "function block of " in printed
+    document = json.loads(ran("export", path, "--weights", "reference", "--force", "--json"))
     assert document["graph"] == str(path / "model.onnx")
     assert document["metadata"]["family"] == "gemma2"
     assert document["graph_bytes"] == (path / "model.onnx").stat().st_size
@@ -573,13 +544,9 @@ def test_the_command_says_what_it_wrote(copy: Callable[[str], Path]) -> None:
 
 
 def test_the_command_prints_sizes_without_zeros(folder: Path, tmp_path: Path) -> None:
-    model = pruned("llama", folder, Pattern(3, 4), "most")
-    done = run("export", model.path, "-o", tmp_path / "x.onnx")
-    assert done.code == 0
-    assert "sparse      28 of 39 tensors without their zeros" in done.out
-    done = run("export", model.path, "-o", tmp_path / "y.onnx", "--sparse", "never")
-    assert done.code == 0
-    assert "sparse" not in done.out
+    words = ("export", pruned("llama", folder, MOST).path, "-o")
+    assert "sparse      28 of 39 tensors without their zeros" in ran(*words, tmp_path / "x.onnx")
+    assert "sparse" not in ran(*words, tmp_path / "y.onnx", "--sparse", "never")
 
 
 def test_a_pruned_copy_leaves_graphs_behind(copy: Callable[[str], Path], tmp_path: Path) -> None:

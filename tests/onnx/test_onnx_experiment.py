@@ -5,7 +5,6 @@ NumPy's experiment is itself held against an oracle in test_experiment.py.
 """
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -21,16 +20,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from checkpoints import save_tensors
 from conftest import FIXTURES
 from gates import model_of
+from graph_models import FAMILIES, REAL, axes, real_model
 from onnx import numpy_helper
-from program import run
+from program import ran, refused
 
 from refimpl import Model, Perturbation, RefimplError, Request, allocate, read_model, score
-from refimpl.allocation.scores_document import document
-from refimpl.loading.safetensors_file import save_tensors
+from refimpl.allocation.scores_json import document
 from refimpl.model.ops import Array
-from refimpl.onnx import runtime, session
+from refimpl.onnx import candidate, runtime, session
 from refimpl.onnx.export import export
 from refimpl.onnx.recording import experiment_graph as recording
 from refimpl.onnx.runtime import OUTPUTS, on_onnxruntime
@@ -41,9 +41,6 @@ from refimpl.scoring.measurements import Address, Measurements, addresses
 from refimpl.scoring.score import Scores
 from refimpl.tokens import Tokens, text_tokens
 
-FAMILIES = (
-    "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3",
-)  # fmt: skip
 CHOICES = list(
     product(
         ("token", "sequence"), ("isotropic", "channel"), ("token", "sequence"),
@@ -55,6 +52,8 @@ TOLERANCES = {"float64": 1e-10, "float32": 1e-4}  # relative; measured below 1e-
 ETAS = (0.01, 0.5)
 LENGTH, SINK = 13, 3  # longer than every window of the fixtures; a token id
 SMALL = ("--samples", 2, "--seq-len", 12, "--threads", 1)
+ONNXRUNTIME = (*SMALL, "--runtime", "onnxruntime")
+LLAMA = FIXTURES / "llama"
 
 
 def plan_of(
@@ -104,50 +103,53 @@ def tokens_of(case: str, length: int = LENGTH) -> Tokens:
 
 def both(model: Model, tokens: Tokens, plan: Perturbation, dtype: str) -> tuple[Scores, Scores]:
     """Scores by NumPy, and by onnxruntime on the CPU."""
-
-    def scored(**options: Any) -> Scores:
-        return score(model, tokens, plan, dtype=dtype, threads=1, **options)
-
-    return scored(), scored(runtime=on_onnxruntime(plan, "cpu"))
+    ours = score(model, tokens, plan, dtype=dtype, threads=1)
+    by_onnxruntime = on_onnxruntime(plan, "cpu")
+    return ours, score(model, tokens, plan, dtype=dtype, threads=1, runtime=by_onnxruntime)
 
 
 def whole(scores: Scores, request: Request) -> dict[str, Any]:
-    """A scores.json, without how the run went."""
+    """A scores.json, without its entry `run`."""
     made = tuple(allocate(scores, request, i) for i in range(len(scores.sweep)))
     return {key: value for key, value in document(scores, made).items() if key != "run"}
 
 
-def assert_close(found: Any, expected: Any, tolerance: float, where: str = "") -> None:
+def assert_same(theirs: Scores, ours: Scores, dtype: str, base: str = "") -> None:
+    request = Request(base) if base else Request()
+    assert_close(whole(theirs, request), whole(ours, request), TOLERANCES[dtype])
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float, place: str = "") -> None:
     """Everything is equal, and numbers to a tolerance.
 
-    That is relative, and absolute where a number may be near zero though its terms are not. Weights
-    to prune follow from fractions: of at most 10,000 in a block, one may be another one.
+    That is relative, and absolute if a number may be near zero though its terms are not. Numbers of
+    weights follow from fractions: of at most 10,000 weights in a block, one may differ.
     """
-    assert type(found) is type(expected), where
+    assert type(actual) is type(expected), place
     if isinstance(expected, Mapping):
-        assert found.keys() == expected.keys(), where
+        assert actual.keys() == expected.keys(), place
         for key, value in expected.items():
-            assert_close(found[key], value, tolerance, f"{where}.{key}")
+            assert_close(actual[key], value, tolerance, f"{place}.{key}")
     elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_close(one, other, tolerance, f"{where}[{i}]")
+        assert len(actual) == len(expected), place
+        for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
+            assert_close(a, b, tolerance, f"{place}[{i}]")
     elif isinstance(expected, float):
         near_zero = ("stderr", "log_absorption", "alignment", "sparsity", "clipped_share")
-        size = 1.0 if where.endswith(near_zero) else abs(expected)
-        assert abs(found - expected) <= tolerance * size, (where, found, expected)
-    elif where.endswith(".num_pruned"):
-        assert abs(found - expected) <= (1 if tolerance > 1e-9 else 0), (where, found, expected)
+        size = 1.0 if place.endswith(near_zero) else abs(expected)
+        assert abs(actual - expected) <= tolerance * size, (place, actual, expected)
+    elif place.endswith(".num_pruned"):
+        assert abs(actual - expected) <= (1 if tolerance > 1e-9 else 0), (place, actual, expected)
     else:
-        assert found == expected, where
+        assert actual == expected, place
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids="-".join)
 @pytest.mark.parametrize("case", ["llama", "gemma3", "gpt2"])
 def test_the_same_scores_in_float64(folder: Path, case: str, choice: tuple[str, ...]) -> None:
-    model, request = changed(folder, case, with_sink), Request("owl")
+    model = changed(folder, case, with_sink)
     ours, theirs = both(model, tokens_of(case), plan_of(choice), "float64")
-    assert_close(whole(theirs, request), whole(ours, request), TOLERANCES["float64"])
+    assert_same(theirs, ours, "float64", "owl")
     assert (ours.sinks.sum() > 0) == (choice[-1] == "exclude")
 
 
@@ -155,7 +157,7 @@ def test_the_same_scores_in_float64(folder: Path, case: str, choice: tuple[str, 
 @pytest.mark.parametrize("case", FAMILIES)
 def test_the_same_scores_in_float32(case: str, choice: tuple[str, ...]) -> None:
     ours, theirs = both(model_of(case), tokens_of(case), plan_of(choice), "float32")
-    assert_close(whole(theirs, Request()), whole(ours, Request()), TOLERANCES["float32"])
+    assert_same(theirs, ours, "float32")
 
 
 @pytest.mark.parametrize("runtime_of", [open_session, reference_session])
@@ -168,16 +170,12 @@ def test_one_file_serves_every_length_and_number_of_states(
     path = folder / f"{case}-{dtype}.onnx"
     if not path.exists():
         export(model, path, dtype=dtype, experiment=plan)
-    execute, blocks = runtime_of(path).run, model.config.num_blocks
+    opened, states = runtime_of(path), addresses(1, model.config.num_blocks, plan)
     for length in (1, 5, LENGTH):
         ids = tokens_of(case, LENGTH).ids[1:, :length].copy()
-        everything = addresses(1, blocks, plan)
         expected = by_numpy(model, ids, plan, dtype)
-        for states in (everything, everything[1::3], [Address(0, 1, 1, blocks - 1)]):
-            part = sorted(states, key=lambda a: a.block)
-            found = execute(runtime._inputs(ids, part, plan, model.config.hidden_size))
-            assert found.keys() == {*OUTPUTS, "coefficient"}
-            check(found, expected, part, TOLERANCES[dtype])
+        for some in (states, states[1::3], [Address(0, 1, 1, model.config.num_blocks - 1)]):
+            check(opened, model, ids, plan, expected, some, TOLERANCES[dtype])
 
 
 def by_numpy(model: Model, ids: Array, plan: Perturbation, dtype: str) -> Measurements:
@@ -186,20 +184,29 @@ def by_numpy(model: Model, ids: Array, plan: Perturbation, dtype: str) -> Measur
 
 
 def check(
-    found: Mapping[str, Array], expected: Measurements, part: list[Address], tolerance: float
+    opened: Session,
+    model: Model,
+    ids: Array,
+    plan: Perturbation,
+    expected: Measurements,
+    states: list[Address],
+    tolerance: float,
 ) -> None:
-    """Everything that a graph gives for some states of one sequence."""
+    """Compare all outputs of a graph for some states of one sequence."""
+    part = sorted(states, key=lambda a: a.block)
+    outputs = opened.run(runtime._inputs(ids, part, plan, model.config.hidden_size))
+    assert outputs.keys() == {*OUTPUTS, "coefficient"}
     for i, a in enumerate(part):
-        where = (a.eta, 0, a.draw, a.block)
+        state = (a.eta, 0, a.draw, a.block)
         for name, value in (
-            ("drift", expected.drift[where]),
-            ("alignment", expected.alignment[where]),
-            ("ratio", expected.ratios[where]),
+            ("drift", expected.drift[state]),
+            ("alignment", expected.alignment[state]),
+            ("ratio", expected.ratios[state]),
         ):
-            np.testing.assert_allclose(found[name][i], value, rtol=tolerance, err_msg=name)
-    np.testing.assert_array_equal(found["sinks"], expected.sinks)
-    assert np.isfinite(found["mean_square"]).all()
-    for block, coefficient in enumerate(found["coefficient"]):
+            np.testing.assert_allclose(outputs[name][i], value, rtol=tolerance, err_msg=name)
+    np.testing.assert_array_equal(outputs["sinks"], expected.sinks)
+    assert np.isfinite(outputs["mean_square"]).all()
+    for block, coefficient in enumerate(outputs["coefficient"]):
         mine = [expected.ratios[a.eta, 0, a.draw, a.block] for a in part if a.block == block]
         mean = np.mean(mine) if mine else np.nan
         np.testing.assert_allclose(coefficient, mean, rtol=tolerance)
@@ -208,22 +215,21 @@ def check(
 @pytest.mark.parametrize("norm", ["token", "sequence"])
 @pytest.mark.parametrize("scale", ["token", "sequence"])
 def test_tokens_that_have_no_ratio(folder: Path, scale: str, norm: str) -> None:
-    """A state of zeros is not pushed by noise of its own size, and has no relative drift."""
+    """Noise relative to a state of zeros is zero, and the state has no relative drift."""
     model, plan = changed(folder, "llama", all_zero), plan_of((scale, "isotropic", norm, "include"))
     ours, theirs = both(model, tokens_of("llama"), plan, "float64")
-    assert_close(whole(theirs, Request()), whole(ours, Request()), TOLERANCES["float64"])
+    assert_same(theirs, ours, "float64")
     per_token = 2 * plan.draws if norm == "token" else 0  # the token is in both sequences
-    for found in (*ours.sweep, *theirs.sweep):
-        np.testing.assert_array_equal(found.left_out, per_token)
-        np.testing.assert_allclose(found.coefficient, 1, rtol=1e-10)
+    for swept in (*ours.sweep, *theirs.sweep):
+        np.testing.assert_array_equal(swept.left_out, per_token)
+        np.testing.assert_allclose(swept.coefficient, 1, rtol=1e-10)
 
 
-def test_pushes_that_rounding_undoes() -> None:
-    """In float32 a push of 1e-12 moves nothing: no token has a ratio, no block a coefficient."""
-    ours, theirs = both(
-        model_of("gpt2"), tokens_of("gpt2"), plan_of(CHOICES[0], (1e-12,)), "float32"
-    )
-    assert_close(whole(theirs, Request()), whole(ours, Request()), TOLERANCES["float32"])
+def test_perturbations_that_rounding_removes() -> None:
+    """In float32 an eta of 1e-12 changes nothing: no token has a ratio, no block a coefficient."""
+    plan = plan_of(CHOICES[0], (1e-12,))
+    ours, theirs = both(model_of("gpt2"), tokens_of("gpt2"), plan, "float32")
+    assert_same(theirs, ours, "float32")
     assert np.isnan(theirs.sweep[0].coefficient).all()
     assert (theirs.sweep[0].left_out == 2 * 2 * LENGTH).all()
     assert not theirs.sweep[0].arrival.any()
@@ -243,19 +249,15 @@ def test_results_do_not_depend_on_memory(folder: Path) -> None:
 
         return Session(execute, opened.device, opened.versions, opened.weights)
 
-    found = []
+    tokens, scores = tokens_of("llama"), []
     for states in (2, 6, 1000):
+        options: Any = {"memory": states * each, "runtime": on_onnxruntime(plan, "cpu")}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runtime, "open_session", counted)
-            found.append(
-                score(
-                    model, tokens_of("llama"), plan, dtype="float64", threads=1,
-                    memory=states * each, runtime=on_onnxruntime(plan, "cpu"),
-                )
-            )  # fmt: skip
+            patch.setattr(candidate, "open_session", counted)
+            scores.append(score(model, tokens, plan, dtype="float64", threads=1, **options))
     assert runs == [1] * 32 + [5, 5, 5, 1] * 2 + [16] * 2  # 2 x 4 states per sequence and eta
-    for other in found[:2]:
-        assert_close(whole(other, Request("owl")), whole(found[2], Request("owl")), 1e-12)
+    for other in scores[:2]:
+        assert_close(whole(other, Request("owl")), whole(scores[2], Request("owl")), 1e-12)
 
 
 # A graph that is wrong
@@ -263,18 +265,6 @@ def test_results_do_not_depend_on_memory(folder: Path) -> None:
 
 kept_tokens, perturbed = recording.kept_tokens, recording.perturbed
 given_inputs, given_squares = runtime._inputs, runtime._squares
-
-
-def a_little_more_noise(h: Any, noise: Any, eta: Any, *others: Any) -> Any:
-    return perturbed(h, noise, eta * 1.001, *others)
-
-
-def noise_per_sequence(h: Any, noise: Any, eta: Any, kept: Any, scale: Any, shape: Any) -> Any:
-    return perturbed(h, noise, eta, kept, "sequence", shape)
-
-
-def every_token(h: Any, sink: Any) -> Any:
-    return kept_tokens(h, "include")
 
 
 def the_last_state(x: Any) -> Any:
@@ -298,15 +288,19 @@ def squares_of_others(blocks: int) -> Iterator[tuple[int, str, str]]:
 
 
 WRONG: dict[str, tuple[Any, str, Any]] = {
-    "a little more noise": (recording, "perturbed", a_little_more_noise),
-    "noise per sequence": (recording, "perturbed", noise_per_sequence),
-    "sinks take part": (recording, "kept_tokens", every_token),
-    "the share turned round": (recording, "surviving_drift", lambda last, first: first / last),
+    "a little more noise": (
+        recording, "perturbed", lambda h, noise, eta, *x: perturbed(h, noise, eta * 1.001, *x),
+    ),
+    "noise per sequence": (
+        recording, "perturbed", lambda *x: perturbed(*x[:4], "sequence", x[5]),
+    ),
+    "sinks take part": (recording, "kept_tokens", lambda h, sink: kept_tokens(h, "include")),
+    "the share inverted": (recording, "surviving_drift", lambda last, first: first / last),
     "against another state": (recording, "_first", the_last_state),
     "the block before": (runtime, "_inputs", one_block_early),
     "noise of other states": (runtime, "_inputs", noise_of_others),
     "squares of other inputs": (runtime, "_squares", squares_of_others),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", WRONG)
@@ -314,10 +308,10 @@ def test_a_wrong_graph_does_not_pass(
     folder: Path, mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(*WRONG[mistake])
-    model, request = changed(folder, "llama", with_sink), Request("owl")
+    model = changed(folder, "llama", with_sink)
     ours, theirs = both(model, tokens_of("llama"), plan_of(CHOICES[1]), "float64")
     with pytest.raises(AssertionError):  # even by the tolerance of float32
-        assert_close(whole(theirs, request), whole(ours, request), TOLERANCES["float32"])
+        assert_same(theirs, ours, "float32", "owl")
 
 
 def blocks_exchanged(proto: onnx.ModelProto) -> None:
@@ -338,48 +332,43 @@ def one_weight_changed(proto: onnx.ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
 
 
-EDITS: list[Callable[[onnx.ModelProto], None] | None] = [
-    None, blocks_exchanged, a_sum_for_a_difference, one_weight_changed,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(
+    "edit", [None, blocks_exchanged, a_sum_for_a_difference, one_weight_changed]
+)
 def test_a_file_that_was_edited_does_not_pass(
     folder: Path, edit: Callable[[onnx.ModelProto], None] | None
 ) -> None:
-    model, plan = model_of("mistral"), Perturbation()
     path = folder / "edited.onnx"
-    export(model, path, weights="embedded", experiment=plan, force=True)
+    export(model_of("mistral"), path, weights="embedded", experiment=Perturbation(), force=True)
     proto = onnx.load(path)
-    ids, part = tokens_of("mistral").ids[:1], addresses(1, model.config.num_blocks, plan)
-    expected = by_numpy(model, ids, plan, "float32")
     if edit is not None:
         edit(proto)
-    found = open_session(proto.SerializeToString(), "cpu", threads=1).run(
-        runtime._inputs(ids, part, plan, model.config.hidden_size)
-    )
     with nullcontext() if edit is None else pytest.raises(AssertionError):
-        check(found, expected, part, TOLERANCES["float32"])
+        check_default(proto.SerializeToString(), model_of("mistral"))
+
+
+def check_default(graph: bytes | Path, model: Model) -> None:
+    """Compare a float32 graph of the default experiment with NumPy, on one sequence."""
+    plan, ids = Perturbation(), tokens_of(model.name).ids[:1]
+    opened, states = (
+        open_session(graph, "cpu", threads=1),
+        addresses(1, model.config.num_blocks, plan),
+    )
+    expected = by_numpy(model, ids, plan, "float32")
+    check(opened, model, ids, plan, expected, states, TOLERANCES["float32"])
 
 
 # The file
 
 
-def test_the_graph_says_what_it_takes_and_gives(folder: Path) -> None:
+def test_the_graph_describes_its_inputs_and_outputs(folder: Path) -> None:
     path = folder / "described.onnx"
-    push = {
+    options = {
         "noise_scale": "sequence", "noise_shape": "channel", "norm": "sequence", "sink": "exclude",
     }  # fmt: skip
-    words = [
-        word for name, value in push.items() for word in (f"--{name.replace('_', '-')}", value)
-    ]
-    done = run("export", FIXTURES / "gemma3", "--experiment", *words, "-o", path)
-    assert (done.code, done.err) == (0, "")
+    words = [x for key, value in options.items() for x in (f"--{key.replace('_', '-')}", value)]
+    ran("export", FIXTURES / "gemma3", "--experiment", *words, "-o", path)
     proto = onnx.load(path)
-
-    def axes(value: onnx.ValueInfoProto) -> list[str | int]:
-        return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
-
     assert {value.name: axes(value) for value in proto.graph.input} == {
         "token_ids": [1, "sequence"], "perturbed_block": ["states"], "eta": ["states"],
         "noise": ["states", "sequence", 32],
@@ -389,7 +378,7 @@ def test_the_graph_says_what_it_takes_and_gives(folder: Path) -> None:
         "coefficient": [7], "left_out": ["states"], "sinks": [7], "mean_square": [7],
     }  # fmt: skip
     facts = {entry.key: entry.value for entry in proto.metadata_props}
-    assert facts.items() >= (push | {"outputs": "experiment", "dtype": "float32"}).items()
+    assert facts.items() >= (options | {"outputs": "experiment", "dtype": "float32"}).items()
     calls = [node.op_type for node in proto.graph.node if node.domain == "refimpl"]
     assert calls == ["block", "push", "measure"] * 7
     assert sorted(function.name for function in proto.functions) == ["block", "measure", "push"]
@@ -401,65 +390,39 @@ def test_the_graph_says_what_it_takes_and_gives(folder: Path) -> None:
 def test_other_ways_to_write_it(tmp_path: Path, words: str) -> None:
     shutil.copytree(FIXTURES / "qwen3", tmp_path / "qwen3")
     path = tmp_path / "qwen3" / "experiment.onnx"
-    done = run("export", tmp_path / "qwen3", "--experiment", "-o", path, *words.split())
-    assert (done.code, done.err) == (0, "")
-    model, plan = read_model(tmp_path / "qwen3"), Perturbation()
-    ids, part = tokens_of("qwen3").ids[:1], addresses(1, model.config.num_blocks, plan)
-    inputs = runtime._inputs(ids, part, plan, model.config.hidden_size)
-    found = open_session(path, "cpu", threads=1).run(inputs)
-    check(found, by_numpy(model, ids, plan, "float32"), part, TOLERANCES["float32"])
-
-
-def test_options_that_do_not_go_with_it(tmp_path: Path) -> None:
-    for words, message in (
-        ("--experiment --outputs trace", "omit --outputs"),
-        ("--noise-scale sequence", "omit --noise-scale"),
-        ("--sink exclude", "omit --sink"),
-    ):
-        done = run("export", FIXTURES / "llama", "-o", tmp_path / "x.onnx", *words.split())
-        assert (done.code, done.out) == (2, "")
-        assert message in done.err
-    assert not list(tmp_path.iterdir())
+    ran("export", tmp_path / "qwen3", "--experiment", "-o", path, *words.split())
+    check_default(path, read_model(tmp_path / "qwen3"))
 
 
 # The command
 
 
 def scored(*words: object) -> Any:
-    """What `refimpl score --json` prints."""
-    done = run("score", FIXTURES / "mistral", *SMALL, "--json", *words)
-    assert (done.code, done.err) == (0, "")
-    return json.loads(done.out)
+    """The document of `refimpl score --json`."""
+    return json.loads(ran("score", FIXTURES / "mistral", *SMALL, "--json", *words))
 
 
-def refused(*words: object) -> str:
-    done = run("score", FIXTURES / "llama", *SMALL, "--runtime", "onnxruntime", *words)
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("error: ")
-    assert "Traceback" not in done.err
-    return done.err
+def not_scored(*words: object) -> str:
+    return refused("score", LLAMA, *ONNXRUNTIME, *words)
+
+
+Gpu = Callable[[Callable[[bytes], bool]], None]
 
 
 @pytest.fixture
-def only_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An onnxruntime without a GPU's provider."""
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [session.CPU])
-
-
-@pytest.fixture
-def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[bytes], bool]], None]:
-    """A provider of CUDA's name that takes some graphs, and runs them on the CPU."""
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """A provider of CUDA's name that loads some graphs, and runs them on the CPU."""
     opened = session._open
 
     def installed(takes: Callable[[bytes], bool]) -> None:
         def on_gpu(graph: bytes, provider: str, *others: Any) -> Session:
             if provider == session.CUDA and not takes(graph):
                 raise RefimplError("out of memory", "a larger GPU", "use another")
-            found = opened(graph, session.CPU, *others)
-            return replace(found, device="cuda (Test)") if provider == session.CUDA else found
+            on_cpu = opened(graph, session.CPU, *others)
+            return replace(on_cpu, device="cuda (Test)") if provider == session.CUDA else on_cpu
 
-        both = [session.CUDA, session.CPU]
-        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+        providers = [session.CUDA, session.CPU]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
         monkeypatch.setattr(session, "_open", on_gpu)
 
     return installed
@@ -471,41 +434,44 @@ def test_the_command_gives_the_same_scores_json(dtype: str) -> None:
     ours, theirs = scored(*words), scored(*words, "--runtime", "onnxruntime", "--device", "cpu")
     runs = ours.pop("run"), theirs.pop("run")
     assert_close(theirs, ours, TOLERANCES[dtype])
-    assert [(one["runtime"], one["device"]) for one in runs] == [
-        ("numpy", "cpu"), ("onnxruntime", "cpu"),
-    ]  # fmt: skip
+    described = [(entry["runtime"], entry["device"]) for entry in runs]
+    assert described == [("numpy", "cpu"), ("onnxruntime", "cpu")]
     assert runs[1]["versions"] == runs[0]["versions"] | {"onnxruntime": onnxruntime.__version__}
 
 
-@pytest.mark.usefixtures("only_the_cpu")
-def test_without_a_gpu_the_cpu_is_taken_and_named(tmp_path: Path) -> None:
+def test_without_a_gpu_the_cpu_is_taken_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [session.CPU])
     out = tmp_path / "scores.json"
-    done = run("score", FIXTURES / "llama", *SMALL, "--runtime", "onnxruntime", "-o", out)
-    assert "experiment by onnxruntime on cpu" in " ".join(done.out.split())
+    printed = ran("score", LLAMA, *ONNXRUNTIME, "-o", out, quiet=False)
+    assert "experiment by onnxruntime on cpu" in " ".join(printed.split())
     assert json.loads(out.read_text("utf-8"))["run"]["device"] == "cpu"
-    error = refused("--device", "cuda")
+    assert check_device("cpu") == []
+    error = not_scored("--device", "cuda")
     assert "CUDAExecutionProvider is not installed" in error
     assert "pip install onnxruntime-gpu" in error
 
 
-def test_a_gpu_that_does_not_work_is_not_taken(
-    a_gpu: Callable[[Callable[[bytes], bool]], None],
-) -> None:
+def test_a_gpu_that_does_not_work_is_not_taken(a_gpu: Gpu) -> None:
     a_gpu(lambda graph: False)
     assert scored("--runtime", "onnxruntime")["run"]["device"] == "cpu"
-    assert "does not work (out of memory)" in refused("--device", "cuda")
+    assert "does not work (out of memory)" in not_scored("--device", "cuda")
+    a_gpu(lambda graph: len(graph) < 1000)  # it computes the small product, and not the graph
+    assert scored("--runtime", "onnxruntime")["run"]["device"] == "cpu"
+    assert "out of memory" in not_scored("--device", "cuda")
 
 
 def test_a_gpu_that_computes_nonsense_is_not_taken(
-    a_gpu: Callable[[Callable[[bytes], bool]], None], monkeypatch: pytest.MonkeyPatch
+    a_gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_gpu(lambda graph: True)
     assert check_device("auto") == [session.CUDA]
     right = session._open
 
     def wrong(*arguments: Any) -> Session:
-        found = right(*arguments)
-        return replace(found, run=lambda *given: {"y": found.run(*given)["y"] + 1})
+        opened = right(*arguments)
+        return replace(opened, run=lambda *inputs: {"y": opened.run(*inputs)["y"] + 1})
 
     monkeypatch.setattr(session, "_open", wrong)
     assert check_device("auto") == []
@@ -513,17 +479,7 @@ def test_a_gpu_that_computes_nonsense_is_not_taken(
         check_device("cuda")
 
 
-def test_a_gpu_that_cannot_load_the_graph_is_not_taken(
-    a_gpu: Callable[[Callable[[bytes], bool]], None],
-) -> None:
-    a_gpu(lambda graph: len(graph) < 1000)
-    assert scored("--runtime", "onnxruntime")["run"]["device"] == "cpu"
-    assert "out of memory" in refused("--device", "cuda")
-
-
-def test_a_gpu_that_works_is_taken_and_named(
-    a_gpu: Callable[[Callable[[bytes], bool]], None],
-) -> None:
+def test_a_gpu_that_works_is_taken_and_named(a_gpu: Gpu) -> None:
     a_gpu(lambda graph: True)
     for words in ((), ("--device", "cuda")):
         assert scored("--runtime", "onnxruntime", *words)["run"]["device"] == "cuda (Test)"
@@ -532,7 +488,7 @@ def test_a_gpu_that_works_is_taken_and_named(
 
 def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    error = refused()
+    error = not_scored()
     assert "onnxruntime: not installed" in error
     assert "pip install 'refimpl[onnx]'" in error
 
@@ -550,43 +506,33 @@ def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_refused(words: str, message: str) -> None:
-    assert message in refused("--device", "cpu", *words.split())
+    assert message in not_scored("--device", "cpu", *words.split())
 
 
 def test_a_memory_from_an_error_is_enough() -> None:
-    (size,) = re.findall(r"--memory (\d+)", refused("--device", "cpu", "--memory", 1))
-    words = ("--runtime", "onnxruntime", "--device", "cpu", "--memory")
-    assert run("score", FIXTURES / "llama", *SMALL, *words, size).code == 0
-    refused("--device", "cpu", "--memory", int(size) - 1)
+    (size,) = re.findall(r"--memory (\d+)", not_scored("--device", "cpu", "--memory", 1))
+    ran("score", LLAMA, *ONNXRUNTIME, "--device", "cpu", "--memory", size, quiet=False)
+    not_scored("--device", "cpu", "--memory", int(size) - 1)
 
 
 def test_a_device_belongs_to_onnxruntime() -> None:
-    done = run("score", FIXTURES / "llama", *SMALL, "--device", "cpu")
-    assert (done.code, done.out) == (2, "")
-    assert "--device with --runtime numpy" in done.err
-
-
-# A real model
-
-REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
-TEXT = REAL / "text" / "sotu-1901-1979.txt"
+    message = refused("score", LLAMA, *SMALL, "--device", "cpu")
+    assert "--device with --runtime numpy" in message
 
 
 @pytest.mark.real
 def test_a_real_model_gives_the_same_coefficients() -> None:
     """REFIMPL_REAL=FOLDER pytest -m real tests/onnx/test_onnx_experiment.py -s; as `score`."""
-    folder = REAL / "SmolLM2-135M-Instruct"
-    if not (folder / "config.json").exists() or not TEXT.exists():
-        pytest.skip(f"no model or text in {REAL}: see docs/how-to/real-models.md")
-    model, plan = read_model(folder), Perturbation()
-    tokens = text_tokens(TEXT, folder / "tokenizer.json", 2, 128)
+    text = REAL / "text" / "sotu-1901-1979.txt"
+    model, plan = real_model("SmolLM2-135M-Instruct", text), Perturbation()
+    tokens = text_tokens(text, model.folder / "tokenizer.json", 2, 128)
     ours = score(model, tokens, plan)
     theirs = score(model, tokens, plan, runtime=on_onnxruntime(plan))
-    a, b = (one.sweep[0].coefficient for one in (ours, theirs))
+    a, b = (scores.sweep[0].coefficient for scores in (ours, theirs))
     worst = np.max(np.abs(a - b) / a)
     print(f"\n{tokens.source}: {worst:.1e} by onnxruntime on {theirs.run.device}")
     assert worst <= TOLERANCES["float32"]
     for name in ("drift", "alignment"):
-        x, y = (np.nan_to_num(getattr(one.sweep[0], name)) for one in (ours, theirs))
+        x, y = (np.nan_to_num(getattr(scores.sweep[0], name)) for scores in (ours, theirs))
         np.testing.assert_allclose(y, x, rtol=TOLERANCES["float32"])
     np.testing.assert_allclose(theirs.signals.dlp_score, ours.signals.dlp_score, rtol=1e-4)

@@ -7,13 +7,13 @@ a copy of each model, and 4 GB for a graph of more than one message can hold; th
 transformers needs the `fixtures` dependency group. Prints a line per comparison.
 """
 
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from graph_models import REAL, real_model
 
 from refimpl import Model, read_model
 from refimpl.comparison.agreement import worst_token
@@ -22,35 +22,30 @@ from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.ops import Array
 from refimpl.onnx.export import export
 from refimpl.onnx.session import open_session
-from refimpl.onnx.target import LIMIT
+from refimpl.onnx.target import MESSAGE_LIMIT
 from refimpl.onnx.validate import Validation, validate
 from refimpl.tokens import text_tokens, text_windows
 
 pytestmark = pytest.mark.real
 
-REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
 TEXT = REAL / "text" / "sotu-1980-on.txt"
 SMOL, GEMMA, QWEN = MODELS = "SmolLM2-135M-Instruct", "gemma-3-270m", "Qwen2.5-Coder-0.5B-Instruct"
 GATE = 1e-4
 
 
-def model_in(folder: Path) -> Model:
-    if not (folder / "config.json").exists() or not TEXT.exists():
-        pytest.skip(f"no {folder.name} or text in {REAL}: see docs/how-to/real-models.md")
-    return read_model(folder)
+def model_of(name: str) -> Model:
+    return real_model(name, TEXT)
 
 
-def said(found: Validation) -> str:
-    worst = {
-        (one.kind, one.dtype): max(one.points, key=lambda p: p.error) for one in found.comparisons
-    }
+def print_worst(result: Validation) -> None:
+    worst = {(x.kind, x.dtype): max(x.points, key=lambda p: p.error) for x in result.comparisons}
     words = (f"{k} {d} {p.error:.1e} at {p.point}" for (k, d), p in worst.items())
-    return f"\n{found.model}, {found.ran}: {'; '.join(words)}"
+    print(f"\n{result.model}, {result.ran}: {'; '.join(words)}")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_graph_by_reference_agrees(name: str, tmp_path: Path) -> None:
-    model_in(REAL / name)
+    model_of(name)
     folder = Path(shutil.copytree(REAL / name, tmp_path / name))
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     model = read_model(folder)
@@ -61,11 +56,11 @@ def test_a_graph_by_reference_agrees(name: str, tmp_path: Path) -> None:
     assert {key: after[key] for key in before} == before
 
     tokens = text_tokens(TEXT, folder / "tokenizer.json", 2, 128)
-    found = validate(model, tokens, made.graph)
-    print(said(found))
-    assert found.agrees
-    assert found.zeros is not None
-    assert {one.tolerance for one in found.comparisons} == {GATE}
+    result = validate(model, tokens, made.graph)
+    print_worst(result)
+    assert result.agrees
+    assert result.zeros is not None
+    assert {x.tolerance for x in result.comparisons} == {GATE}
 
     run = open_session(made.graph, "cpu").run
     windows = text_windows(TEXT, folder / "tokenizer.json", 512, 1)
@@ -84,7 +79,7 @@ def test_a_graph_agrees_with_transformers(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from refimpl.onnx.peer import peer_session
 
-    model = model_in(REAL / name)
+    model = model_of(name)
     made = export(model, tmp_path / "x.onnx")
     ids = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 256).ids
     graph = open_session(made.graph, "cpu").run({"token_ids": ids})["logits"]
@@ -98,22 +93,22 @@ def test_a_graph_agrees_with_transformers(name: str, tmp_path: Path) -> None:
     ("name", "dtype"), [*((name, "float32") for name in MODELS), (SMOL, "float64")]
 )
 def test_every_trace_point_and_the_experiment_agree(name: str, dtype: str) -> None:
-    model = model_in(REAL / name)
+    model = model_of(name)
     tokens = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 64)
-    found = validate(model, tokens, dtypes=(dtype,))
-    print(said(found))
-    assert found.agrees
+    result = validate(model, tokens, dtypes=(dtype,))
+    print_worst(result)
+    assert result.agrees
 
 
 def test_a_graph_of_more_than_one_message(tmp_path: Path) -> None:
-    model = model_in(REAL / QWEN)
+    model = model_of(QWEN)
     made = export(model, tmp_path / "x.onnx", dtype="float64")
-    assert made.data_bytes > LIMIT
+    assert made.data_bytes > MESSAGE_LIMIT
     assert len(onnx.load(made.graph, load_external_data=False).graph.initializer) > made.tensors
     tokens = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 8)
-    found = validate(model, tokens, made.graph)
-    print(said(found))
-    assert found.agrees
+    result = validate(model, tokens, made.graph)
+    print_worst(result)
+    assert result.agrees
 
 
 def nats(logits: Array, ids: Array) -> float:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import save_tensors
 from conftest import FIXTURES
 from program import run
 
-from refimpl.loading.safetensors_file import save_tensors
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.steps import steps

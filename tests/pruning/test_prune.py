@@ -136,7 +136,9 @@ def test_blocks_on_the_way_are_those_in_the_file(
 
 def stored_in(dtype: str, folder: Path) -> Path:
     """The llama fixture in another dtype."""
-    from refimpl.loading.safetensors_file import DTYPES, save_tensors
+    from checkpoints import save_tensors
+
+    from refimpl.model.weight import DTYPES
 
     folder.mkdir()
     arrays = load_file(LLAMA / "model.safetensors")
@@ -262,7 +264,7 @@ def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Pa
 def edited(change: Any, tmp_path: Path) -> Path:
     """A file of allocations for the llama fixture with something changed."""
     model = read_model(LLAMA)
-    from refimpl.allocation.scores_document import document
+    from refimpl.allocation.scores_json import document
 
     scores = score(model, drawn(model))
     given = document(scores, (allocate(scores, Request()),))
@@ -294,7 +296,7 @@ def no_blocks(given: dict[str, Any]) -> None:
     [
         (one_more, "counts sum to"),
         (too_many, "blocks.1.v_proj: 513 to prune of 512 weights"),
-        (a_fraction, "blocks.1.v_proj: 3.5 to prune"),
+        (a_fraction, "blocks.1.v_proj: 3.5 as linears.num_pruned"),
         (no_blocks, "not a whole scores.json"),
         (lambda given: given.update(format=7), "format 7"),
         (lambda given: given["blocks"].pop(), "another model: 3 blocks of q_proj 32 x 32"),

@@ -10,17 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import (
+    arrays_of,
+    config_of,
+    needs_proc,
+    resident,
+    save_tensors,
+    sparse,
+    write,
+    write_raw,
+)
 from conftest import FIXTURES
 from gates import CASES
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from test_checkpoint import arrays_of, config_of, needs_proc, resident, sparse, write, write_raw
 
 from refimpl import Model, RefimplError, read_model
-from refimpl.loading.safetensors_file import DTYPES, SafetensorsFile, save_tensors
+from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model.layout import cut
 from refimpl.model.ops import Array
+from refimpl.model.weight import DTYPES
 from refimpl.pruning.copied_files import copies, with_format
 from refimpl.pruning.pruned_files import Counts, PrunedLinear, Rewritten, rewrite, stored_weight
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_report
-from test_report import EVERYTHING, edited, one_block
+from report_files import EVERYTHING, deeper, edited, one_block, report_files
 
 from refimpl.report.page import report
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 
-files = test_report.files  # its fixture
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS, SCHEMES = (400, 900, 1600), ("light", "dark")
 SMALLEST = 9  # pixels of a text's height
@@ -39,26 +37,25 @@ const contrast = (a, b) => {
 
 
 @pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return report_files(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
 def pages(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Written reports, by what they are about."""
     folder = tmp_path_factory.mktemp("pages")
 
-    def deep(document: dict[str, Any]) -> None:
-        document["num_blocks"] = count = 30
-        document["blocks"] = [
-            document["blocks"][0]
-            | {
-                "index": i,
-                "absorption_coefficient": 0.5 + 0.08 * i,
-                "drift": [0.01 * (0.9 + 0.01 * i) ** k for k in range(count - i)],
-                "alignment": [1 - 1e-4 * (1 + i) * (1 + k) for k in range(count - i)],
-            }
-            for i in range(count)
-        ]
+    def block(i: int) -> dict[str, Any]:
+        return {
+            "absorption_coefficient": 0.5 + 0.08 * i,
+            "drift": [0.01 * (0.9 + 0.01 * i) ** k for k in range(30 - i)],
+            "alignment": [1 - 1e-4 * (1 + i) * (1 + k) for k in range(30 - i)],
+        }
 
     made = {
         "everything": [files[name] for name in EVERYTHING],
-        "deep": [edited(files["none.json"], folder / "deep.json", deep)],
+        "deep": [edited(files["none.json"], folder / "deep.json", lambda d: deeper(d, 30, block))],
         "one block": [edited(files["none.json"], folder / "one.json", one_block)],
         "seven blocks": [files["gemma3.json"]],
     }
@@ -274,9 +271,9 @@ def test_tooltips_by_mouse_say_what_the_files_say(
         assert tip(page) == ""
         cells = page.locator('figure[id="s0-0-map"] .cells')
         cells.scroll_into_view_if_needed()
-        box = cells.bounding_box()  # block 1 pushed, after block 2
+        box = cells.bounding_box()  # block 1 perturbed, after block 2
         page.mouse.move(box["x"] + box["width"] * 2.5 / 4, box["y"] + box["height"] * 1.5 / 4)
-        assert tip(page) == f"block 1 pushed, after block 2\n{blocks[1]['drift'][1]:.4g}"
+        assert tip(page) == f"block 1 perturbed, after block 2\n{blocks[1]['drift'][1]:.4g}"
         page.mouse.move(box["x"] + box["width"] * 0.5 / 4, box["y"] + box["height"] * 3.5 / 4)
         assert tip(page) == ""
 
@@ -301,7 +298,8 @@ def test_tooltips_by_keyboard(browser: Any, pages: dict[str, Path], files: dict[
         }.items():
             page.keyboard.press(key)
             assert (
-                tip(page) == f"pushed {row}\nafter {depth}: {blocks[row]['drift'][depth - row]:.4g}"
+                tip(page)
+                == f"perturbed {row}\nafter {depth}: {blocks[row]['drift'][depth - row]:.4g}"
             )
         assert page.locator("figure[id='s0-0-drift'] svg .cursor").count() == 1
         page.keyboard.press("Escape")
@@ -341,7 +339,7 @@ def test_tables_sort_by_mouse_and_by_keyboard(browser: Any, pages: dict[str, Pat
 def test_unknown_numbers_sort_last(browser: Any, pages: dict[str, Path]) -> None:
     with View(browser, pages["seven blocks"]) as page:
         figure = opened(page, "s0-0-drift")
-        last = figure.locator("thead button").nth(3)  # after block 2: three blocks were pushed
+        last = figure.locator("thead button").nth(3)  # after block 2: three blocks were perturbed
         for _ in range(2):
             last.click()
             texts = column(figure, 3)
@@ -372,7 +370,7 @@ def test_tables_filter_by_keyboard_and_tell(browser: Any, pages: dict[str, Path]
 def test_a_filter_of_lines_filters_the_picture(browser: Any, pages: dict[str, Path]) -> None:
     with View(browser, pages["deep"]) as page:
         figure = opened(page, "s0-0-drift")
-        figure.locator("input").fill("pushed >= 20")
+        figure.locator("input").fill("perturbed >= 20")
         left = figure.locator("svg .line:not(.out)")
         kept = left.evaluate_all("(all) => all.map((line) => Number(line.dataset.row))")
         assert kept == list(range(20, 30))

@@ -1,27 +1,26 @@
 """A real dask cluster on this machine, one of whose workers is killed: `pytest -m dask`."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import FIXTURES
-from test_resume import content, numbers
+from documents import content, numbers
+from processes import ENV, ended, ran, started
 
 from refimpl import RefimplError
 from refimpl.running.executors import open_pool
 
 pytestmark = pytest.mark.dask
 WORKERS = 3
-ENV = os.environ | {"PYTHONPATH": str(FIXTURES.parent), "OMP_NUM_THREADS": "1"}
 
 
 class Cluster:
@@ -66,18 +65,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.close()
 
 
-def refimpl(*words: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "refimpl", *map(str, words)]
-    return subprocess.Popen(
-        command, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+def dask(cluster: Cluster) -> tuple[str, str]:
+    return "--executor", f"dask={cluster.address}"
 
 
-def ran(*words: object) -> str:
-    with refimpl(*words) as process:
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+def wait_until(ready: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    """Wait until the run in this process has come so far."""
+    while not ready() and process.poll() is None:
+        time.sleep(0.002)
+    assert process.poll() is None, "ended before anything could be killed"
 
 
 def lines(part: Path) -> int:
@@ -102,14 +98,11 @@ def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Pa
         words[3].write_text((FIXTURES / "text.txt").read_text() * 150)
     ran(*words, "-o", tmp_path / "here.json")
     output, part = tmp_path / "there.json", tmp_path / "there.json.part"
-    with refimpl(*words, "-o", output, "--executor", f"dask={cluster.address}") as process:
+    with started(*words, "-o", output, *dask(cluster)) as process:
         for worker, after in ((0, 2), (1, 3)):
-            while lines(part) < after and process.poll() is None:
-                time.sleep(0.002)
-            assert process.poll() is None, "ended before a worker could be killed"
+            wait_until(lambda: lines(part) >= after, process)  # noqa: B023
             cluster.workers[worker].send_signal(signal.SIGKILL)
-        _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+        ended(process)
     assert cluster.workers[2].poll() is None
     assert [worker.wait(5) for worker in cluster.workers[:2]] == [-signal.SIGKILL] * 2
     assert numbers(output) == numbers(tmp_path / "here.json")
@@ -120,7 +113,7 @@ def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Pa
 def test_a_model_is_pruned_by_workers(method: str, cluster: Cluster, tmp_path: Path) -> None:
     words = ("prune", FIXTURES / "llama", "--samples", 4, "--method", method, "--nm", "2:4")
     ran(*words, "-o", tmp_path / "here")
-    ran(*words, "-o", tmp_path / "there", "--executor", f"dask={cluster.address}")
+    ran(*words, "-o", tmp_path / "there", *dask(cluster))
     assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
@@ -128,36 +121,31 @@ def test_a_worker_killed_while_a_model_is_pruned(cluster: Cluster, tmp_path: Pat
     words = ("prune", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--nm", "2:4")
     words += ("--method", "sparsegpt")
     ran(*words, "-o", tmp_path / "here")
-    kept, place = tmp_path / ".there.part" / "kept", f"dask={cluster.address}"
-    with refimpl(*words, "-o", tmp_path / "there", "--executor", place) as process:
-        while not list(kept.glob("sent-*/state-0-*")) and process.poll() is None:
-            time.sleep(0.002)
-        assert process.poll() is None, "ended before a worker could be killed"
+    kept = tmp_path / ".there.part" / "kept"
+    with started(*words, "-o", tmp_path / "there", *dask(cluster)) as process:
+        wait_until(lambda: list(kept.glob("sent-*/state-0-*")), process)
         cluster.workers[0].send_signal(signal.SIGKILL)
-        _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+        ended(process)
     assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
 def test_a_budget_for_workers(cluster: Cluster, tmp_path: Path) -> None:
     words = ("score", FIXTURES / "llama", "--samples", 4, "--seq-len", 32)
-    place = ("--executor", f"dask={cluster.address}")
-    told = json.loads(ran(*words, *place, "--estimate", "--json"))
-    assert told["threads"] == WORKERS
+    estimate = json.loads(ran(*words, *dask(cluster), "--estimate", "--json"))
+    assert estimate["threads"] == WORKERS
     ran(*words, "-o", tmp_path / "here.json")
-    ran(*words, "-o", tmp_path / "there.json", *place, "--budget", 5)
+    ran(*words, "-o", tmp_path / "there.json", *dask(cluster), "--budget", 5)
     budget = {"budget_minutes": 5}
     assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json") | budget
 
 
-def test_a_killed_client_is_taken_up(cluster: Cluster, tmp_path: Path) -> None:
-    words, place = COMMANDS["score"], ("--executor", f"dask={cluster.address}")
+def test_a_killed_client_is_resumed(cluster: Cluster, tmp_path: Path) -> None:
+    words = COMMANDS["score"]
     ran(*words, "-o", tmp_path / "here.json")
     output, part = tmp_path / "there.json", tmp_path / "there.json.part"
     for after in (4, 12):
-        with refimpl(*words, "-o", output, "--resume", *place) as process:
-            while lines(part) < after and process.poll() is None:
-                time.sleep(0.002)
+        with started(*words, "-o", output, "--resume", *dask(cluster)) as process:
+            wait_until(lambda: lines(part) >= after, process)  # noqa: B023
             process.kill()
     assert lines(part) >= 12
     ran(*words, "-o", output, "--resume")

@@ -1,9 +1,8 @@
-"""Units of work: the same numbers wherever they run, and what becomes of lost workers."""
+"""Work units: the same numbers wherever they run, and the errors of lost workers."""
 
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import save_tensors
 from conftest import FIXTURES
 from gates import model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from program import run
+from processes import started
+from program import refused
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from refimpl import (
@@ -35,7 +36,6 @@ from refimpl import (
     read_model,
     score,
 )
-from refimpl.loading.safetensors_file import save_tensors
 from refimpl.model.model import Model
 from refimpl.model.statistics import Statistic, sum_of_outer_products, sum_of_squares
 from refimpl.pruning.calibration import HeldStates
@@ -262,12 +262,12 @@ def test_nothing_is_calibrated_here_when_there_are_workers(
 
 
 def test_an_older_copy_of_a_unit_does_no_harm(tmp_path: Path) -> None:
-    path = tmp_path / "sums.npy"
+    path = tmp_path / "sums"
     assert sent(np.arange(3), path).tolist() == [0, 1, 2]  # type: ignore[union-attr]
     big = np.arange(6.0).reshape(2, 3)
     names = {sent(big, path), sent(big, path)}  # which ran twice
     assert names == {str(path)}
-    assert os.listdir(tmp_path) == ["sums.npy"]
+    assert os.listdir(tmp_path) == ["sums"]
     np.testing.assert_array_equal(received(names.pop()), big)
     assert os.listdir(tmp_path) == []
 
@@ -390,9 +390,9 @@ def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
 def test_what_a_unit_refuses_is_refused_here(processes: Executor) -> None:
     model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 2, 8)
-    with pytest.raises(RefimplError, match="beyond the range of float32") as refused:
+    with pytest.raises(RefimplError, match="beyond the range of float32") as error:
         score(model, tokens, Perturbation(eta=(1e39,)), executor=processes)
-    assert "--dtype float64" in refused.value.remedy
+    assert "--dtype float64" in error.value.remedy
 
 
 def test_other_files_under_the_same_path_are_refused(tmp_path: Path) -> None:
@@ -430,10 +430,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("how", ["killed", "fails"])
 def test_no_process_is_left_behind(how: str, tmp_path: Path) -> None:
     (tmp_path / "waiting.py").write_text(WAITING)
-    command = [sys.executable, str(tmp_path / "waiting.py"), how, str(tmp_path / "begun")]
-    env = os.environ | {"PYTHONPATH": str(FIXTURES.parent)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-    with process:
+    program = (sys.executable, str(tmp_path / "waiting.py"))
+    with started(how, tmp_path / "begun", program=program) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         if how == "killed":
@@ -448,10 +446,9 @@ def test_no_process_is_left_behind(how: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["thread", "dask", "dask=", "mpi=3", ""])
 def test_unknown_executors_are_refused(name: str) -> None:
-    result = run("score", LLAMA, "--samples", 1, "--seq-len", 8, "--executor", name)
-    assert result.code == 2
-    assert f"error: executor {name!r}" in result.err
-    assert "expected: threads, processes, dask=ADDRESS or mpi" in result.err
+    error = refused("score", LLAMA, "--samples", 1, "--seq-len", 8, "--executor", name)
+    assert f"error: executor {name!r} is unknown" in error
+    assert "expected: threads, processes, dask=ADDRESS or mpi" in error
 
 
 @pytest.mark.parametrize(
@@ -462,9 +459,8 @@ def test_a_missing_package_is_named(
     name: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    result = run("score", LLAMA, "--samples", 1, "--seq-len", 8, "--executor", name)
-    assert result.code == 2
-    assert f"next: pip install 'refimpl[{extra}]'" in result.err
+    error = refused("score", LLAMA, "--samples", 1, "--seq-len", 8, "--executor", name)
+    assert f"next: pip install 'refimpl[{extra}]'" in error
 
 
 def test_mpi_is_asked_for_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,8 +485,6 @@ def test_an_executor_of_the_caller_is_left_open() -> None:
 
 
 def test_an_executor_needs_numpy() -> None:
-    words = ("score", LLAMA, "--runtime", "onnxruntime")
     for option in (("--executor", "processes"), ("--resume",)):
-        result = run(*words, *option)
-        assert result.code == 2
-        assert f"{option[0]} with --runtime onnxruntime" in result.err
+        error = refused("score", LLAMA, "--runtime", "onnxruntime", *option)
+        assert f"{option[0]} with --runtime onnxruntime" in error

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from refimpl import Model, Perturbation, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores import Absorption
-from refimpl.allocation.scores_document import document
+from refimpl.allocation.scores_json import document
 from refimpl.model import kernels
 from refimpl.model.forward import Weights, block, embed, head, places
 from refimpl.running.threads import Workers

@@ -6,16 +6,14 @@ import json
 import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, HERE
+from conftest import FIXTURES
+from processes import killed_before_step, printed_json
 
 from refimpl import RefimplError, read_model
 from refimpl.pruning.copied_files import copies
@@ -25,7 +23,6 @@ from refimpl.storage.folder import check_target, new_folder
 
 OLD = {"model.safetensors": "old weights", "config.json": "old"}
 NEW = {"model.safetensors": "new weights", "config.json": "new", "pruning.json": "{}"}
-CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock")
 
 
 def fill(path: Path, content: dict[str, str]) -> None:
@@ -40,16 +37,16 @@ def content_of(path: Path) -> dict[str, str] | None:
 
 
 def write_new(target: Path, force: bool) -> None:
-    with new_folder(target, force) as made:
-        fill(made, NEW)
+    with new_folder(target, force) as new:
+        fill(new, NEW)
 
 
-def refusal(call: Callable[[], Any]) -> RefimplError:
+def refusal(call: Callable[[], Any]) -> str:
     with pytest.raises(RefimplError) as caught:
         call()
     assert caught.value.expected
     assert caught.value.remedy
-    return caught.value
+    return str(caught.value)
 
 
 # What is left
@@ -57,8 +54,8 @@ def refusal(call: Callable[[], Any]) -> RefimplError:
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with new_folder(target, force=False) as made:
-        fill(made, NEW)
+    with new_folder(target, force=False) as new:
+        fill(new, NEW)
         assert not target.exists()
         assert os.listdir(tmp_path) == [".out.part"]
     assert content_of(target) == NEW
@@ -68,10 +65,10 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
 def test_an_old_folder_is_replaced_with_force_alone(tmp_path: Path) -> None:
     target = tmp_path / "out"
     fill(target, OLD)
-    assert "exists" in str(refusal(lambda: write_new(target, force=False)))
+    assert "exists" in refusal(lambda: write_new(target, force=False))
     assert content_of(target) == OLD
-    with new_folder(target, force=True) as made:
-        fill(made, NEW)
+    with new_folder(target, force=True) as new:
+        fill(new, NEW)
         assert content_of(target) == OLD
     assert content_of(target) == NEW
     assert os.listdir(tmp_path) == ["out"]
@@ -102,8 +99,8 @@ def test_a_failure_leaves_no_trace(failure: Any, force: bool, tmp_path: Path) ->
     wanted = RefimplError if isinstance(failure, OSError) else failure
 
     def fail() -> None:
-        with new_folder(target, force) as made:
-            fill(made, NEW)
+        with new_folder(target, force) as new:
+            fill(new, NEW)
             raise failure
 
     with pytest.raises(wanted):
@@ -143,10 +140,10 @@ def test_an_old_folder_that_cannot_be_deleted(
         raise OSError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder.shutil, "rmtree", failing)
+        patch.setattr(shutil, "rmtree", failing)
         error = refusal(lambda: write_new(target, force=True))
-    assert "is whole, but what it replaced cannot be deleted (Permission denied)" in str(error)
-    assert str(tmp_path / ".out.part") in str(error)
+    assert "is whole, but the folder it replaces cannot be deleted (Permission denied)" in error
+    assert str(tmp_path / ".out.part") in error
     assert content_of(target) == NEW
     write_new(target, force=True)
     assert os.listdir(tmp_path) == ["out"]
@@ -156,11 +153,11 @@ def test_a_target_that_came_meanwhile_stays(tmp_path: Path) -> None:
     target = tmp_path / "out"
 
     def meanwhile() -> None:
-        with new_folder(target, force=False) as made:
-            fill(made, NEW)
+        with new_folder(target, force=False) as new:
+            fill(new, NEW)
             fill(target, OLD)
 
-    assert "exists" in str(refusal(meanwhile))
+    assert "exists" in refusal(meanwhile)
     assert content_of(target) == OLD
     assert os.listdir(tmp_path) == ["out"]
 
@@ -179,7 +176,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
         events.append(f"{source.name} -> {target.name}")
         rename(source, target)
 
-    monkeypatch.setattr(folder.os, "fsync", synced)
+    monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(folder.Path, "rename", renamed)
     fill(tmp_path / "out", OLD)
     write_new(tmp_path / "out", force=True)
@@ -196,14 +193,14 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
 
 def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with new_folder(target, force=False) as made:
+    with new_folder(target, force=False) as new:
         for call in (
             lambda: write_new(target, force=True),
             lambda: check_target(target, {}, False, 0),
         ):
-            assert "another run is writing it" in str(refusal(call))
+            assert "another run is writing it" in refusal(call)
         write_new(tmp_path / "other", force=False)
-        fill(made, NEW)
+        fill(new, NEW)
     assert content_of(target) == NEW
     assert sorted(os.listdir(tmp_path)) == ["other", "out"]
 
@@ -216,7 +213,7 @@ def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.Mon
         flock(file, how)
 
     monkeypatch.setattr(lock.fcntl, "flock", removed)
-    assert "another run" in str(refusal(lambda: write_new(tmp_path / "out", force=False)))
+    assert "another run" in refusal(lambda: write_new(tmp_path / "out", force=False))
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
@@ -246,10 +243,7 @@ def test_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def kill_at_every_step(top: str, how: str) -> None:
-    """Fork a run for each of its steps, killed before it; then check, and run again.
-
-    A step is anything that changes the file system, as Python's audit events tell.
-    """
+    """Kill a run before each of its steps; then check, and run again; print what was left."""
     number, killed = 0, True
     results: list[dict[str, Any]] = []
     while killed:
@@ -257,24 +251,7 @@ def kill_at_every_step(top: str, how: str) -> None:
         target.parent.mkdir()
         if how != "without":
             fill(target, OLD)
-        child = os.fork()
-        if not child:
-            left = number
-
-            def step(event: str, args: tuple[Any, ...]) -> None:
-                nonlocal left
-                reading = event == "open" and not (
-                    isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-                )
-                if event in CHANGES and not reading:
-                    if left == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    left -= 1
-
-            sys.addaudithook(step)
-            write_new(target, force=how == "forced")
-            os._exit(0)
-        killed = bool(os.waitpid(child, 0)[1])
+        killed = killed_before_step(number, lambda: write_new(target, force=how == "forced"))  # noqa: B023
         after = content_of(target)
         hidden = sorted(p.name for p in target.parent.glob(".out.part/*"))
         check_target(target, {}, True, 0)
@@ -290,17 +267,7 @@ def kill_at_every_step(top: str, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["without", "forced"])
 def test_a_kill_at_every_step(how: str, tmp_path: Path) -> None:
-    code = f"import test_folder; test_folder.kill_at_every_step({str(tmp_path)!r}, {how!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=os.environ
-        | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": f"{FIXTURES.parent}{os.pathsep}{HERE}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    results = json.loads(done.stdout)
+    results = printed_json(__file__, f"kill_at_every_step({str(tmp_path)!r}, {how!r})")
     before = None if how == "without" else OLD
     assert [r["killed"] for r in results] == [True] * (len(results) - 1) + [False]
     assert len(results) > (8 if how == "without" else 14)
@@ -326,7 +293,7 @@ def test_a_kill_at_every_step(how: str, tmp_path: Path) -> None:
 # Refusals
 
 
-def check(target: Path, force: bool = False, needed: int = 0, **inputs: Path) -> RefimplError:
+def check(target: Path, force: bool = False, needed: int = 0, **inputs: Path) -> str:
     return refusal(lambda: check_target(target, inputs, force, needed))
 
 
@@ -350,22 +317,22 @@ def test_targets_that_cannot_be_made(force: bool, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     for name in ("file", "link", "dangling"):
-        assert "a link, or not a folder" in str(check(tmp_path / name, force))
+        assert "a link, or not a folder" in check(tmp_path / name, force)
         refusal(lambda name=name: write_new(tmp_path / name, force))  # type: ignore[misc]
-    assert "is missing" in str(check(tmp_path / "no" / "out", force))
-    assert "is missing" in str(check(tmp_path / "file" / "out", force))
-    assert "too long" in str(refusal(lambda: write_new(tmp_path / ("x" * 255), force)))
+    assert "is missing" in check(tmp_path / "no" / "out", force)
+    assert "is missing" in check(tmp_path / "file" / "out", force)
+    assert "too long" in refusal(lambda: write_new(tmp_path / ("x" * 255), force))
     assert sorted(os.listdir(tmp_path)) == ["dangling", "file", "folder", "link"]
     if not force:
-        assert "exists" in str(check(tmp_path / "folder"))
+        assert "exists" in check(tmp_path / "folder")
 
 
 @pytest.mark.skipif(not os.getuid(), reason="root may write everywhere")
 def test_a_parent_that_may_not_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        assert "may not be written" in str(check(tmp_path / "out"))
-        assert "Permission denied" in str(refusal(lambda: write_new(tmp_path / "out", False)))
+        assert "may not be written" in check(tmp_path / "out")
+        assert "Permission denied" in refusal(lambda: write_new(tmp_path / "out", False))
     finally:
         tmp_path.chmod(0o700)
 
@@ -374,7 +341,7 @@ def test_a_parent_that_may_not_be_written_as_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    assert "may not be written" in str(check(tmp_path / "out"))
+    assert "may not be written" in check(tmp_path / "out")
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -384,23 +351,22 @@ def test_an_output_that_is_holds_or_lies_in_an_input(force: bool, tmp_path: Path
     fill(model, OLD)
     (tmp_path / "link").symlink_to(model)
     (tmp_path / "linked parent").symlink_to(model.parent)
-    for name in (model, tmp_path / "link", tmp_path / "linked parent" / "model"):
-        assert "is, or holds, MODEL" in str(check(model, force, MODEL=name))
-        assert "is, or holds, MODEL" in str(check(model.parent, force, MODEL=name))
-        assert "is, or holds, MODEL" in str(
-            check(tmp_path / "linked parent" / "model", force, MODEL=name)
-        )
+    linked = tmp_path / "linked parent" / "model"
+    for name in (model, tmp_path / "link", linked):
+        assert "is, or holds, MODEL" in check(model, force, MODEL=name)
+        assert "is, or holds, MODEL" in check(model.parent, force, MODEL=name)
+        assert "is, or holds, MODEL" in check(linked, force, MODEL=name)
         for inside in (model / "out", tmp_path / "link" / "out", model / ".." / "model" / "out"):
-            assert "lies in MODEL" in str(check(inside, force, MODEL=name))
+            assert "lies in MODEL" in check(inside, force, MODEL=name)
     weights = model / "model.safetensors"
-    assert "is, or holds, MODEL" in str(check(model, force, MODEL=weights))
+    assert "is, or holds, MODEL" in check(model, force, MODEL=weights)
     (tmp_path / "text").symlink_to(weights)
-    assert "is, or holds, text" in str(check(model, force, text=tmp_path / "text"))
+    assert "is, or holds, text" in check(model, force, text=tmp_path / "text")
     farm = tmp_path / "farm"  # a folder whose files are links: where they lead, and the farm
     fill(farm, {})
     (farm / "model.safetensors").symlink_to(weights)
     for held in (model, farm):
-        assert "is, or holds, MODEL" in str(check(held, force, MODEL=farm / "model.safetensors"))
+        assert "is, or holds, MODEL" in check(held, force, MODEL=farm / "model.safetensors")
     assert content_of(model) == OLD
 
 
@@ -411,34 +377,34 @@ def test_the_same_folder_under_two_names(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "b").symlink_to(tmp_path / "a")
     monkeypatch.setattr(os.path, "realpath", os.path.abspath)
     other = tmp_path / "b" / "model"
-    assert "is, or holds, MODEL" in str(check(other, True, MODEL=tmp_path / "a" / "model"))
-    assert "lies in MODEL" in str(check(other / "out", MODEL=tmp_path / "a" / "model"))
+    assert "is, or holds, MODEL" in check(other, True, MODEL=tmp_path / "a" / "model")
+    assert "lies in MODEL" in check(other / "out", MODEL=tmp_path / "a" / "model")
 
 
 def test_force_replaces_models_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "out"
     for name in ("letter.txt", "config.json", "model.bin"):
         fill(target, {name: "precious"})
-        assert "not a model's folder" in str(check(target, force=True))
-        assert "not a model's folder" in str(refusal(lambda: write_new(target, force=True)))
+        assert "not a model's folder" in check(target, force=True)
+        assert "not a model's folder" in refusal(lambda: write_new(target, force=True))
         assert content_of(target) == {name: "precious"}
         shutil.rmtree(target)
     fill(target, {"pruning.json": "{}"})
     check_target(target, {}, True, 0)
     monkeypatch.setenv("HOME", str(target / "me"))
     (target / "me").mkdir()
-    assert "is, or holds, the home folder" in str(check(target, force=True))
-    assert "is, or holds, the home folder" in str(check(target / "me", force=True))
+    assert "is, or holds, the home folder" in check(target, force=True)
+    assert "is, or holds, the home folder" in check(target / "me", force=True)
     monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
     monkeypatch.chdir(target / "me")
-    assert "is, or holds, the working folder" in str(check(target, force=True))
-    assert "is, or holds, the working folder" in str(check(Path(), force=True))
-    assert "exists" in str(check(Path()))
+    assert "is, or holds, the working folder" in check(target, force=True)
+    assert "is, or holds, the working folder" in check(Path(), force=True)
+    assert "exists" in check(Path())
     monkeypatch.chdir(tmp_path)
     check_target(target, {}, True, 0)
     check_target(Path("out"), {}, True, 0)
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
-    assert "not a model's folder" in str(check(target, force=True))
+    assert "not a model's folder" in check(target, force=True)
 
 
 def test_a_disk_with_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,7 +412,7 @@ def test_a_disk_with_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     check_target(tmp_path / "out", {}, False, 5 << 20)
     error = check(tmp_path / "out", needed=(5 << 20) + (1 << 19))
-    assert "needs 5.5 MiB, and 5.0 MiB are free" in str(error)
+    assert "needs 5.5 MiB, and 5.0 MiB are free" in error
 
 
 # A whole model
@@ -474,7 +440,7 @@ def test_a_full_disk(limit: int, force: bool, tmp_path: Path) -> None:
         error = refusal(lambda: prune(source, target, force))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "out: cannot be written (File too large)" in str(error)
+    assert "out: cannot be written (File too large)" in error
     assert content_of(target) == before
     assert sorted(os.listdir(tmp_path)) == (["model", "out"] if force else ["model"])
     for path in source.iterdir():
@@ -491,7 +457,7 @@ def test_the_input_is_no_output(tmp_path: Path) -> None:
     index = "model.safetensors.index.json"
     for given in (source, tmp_path / "link", source / index, tmp_path / "link" / index):
         for target in (source, tmp_path / "link" / ".." / "model", tmp_path):
-            assert "is, or holds," in str(refusal(lambda g=given, t=target: prune(g, t, True)))  # type: ignore[misc]
+            assert "is, or holds," in refusal(lambda g=given, t=target: prune(g, t, True))  # type: ignore[misc]
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
     prune(source / index, source / "pruned")  # beside a named file there is room
     assert read_model(source / "pruned").config == read_model(source).config

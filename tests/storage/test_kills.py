@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from test_folder import CHANGES
-from test_resume import content, keys, numbers
-
-from refimpl.cli.main import main
+from documents import content, keys, numbers
+from processes import ended, killed_before_step, printed_json, ran, started
+from program import ran as ran_here
 
 KILLS = 50
 LLAMA = FIXTURES / "llama"
-ENV = os.environ | {"PYTHONPATH": str(FIXTURES.parent), "OMP_NUM_THREADS": "1"}
 SCORE = ("score", LLAMA, "--samples", 64, "--seq-len", 64)
 PRUNE = ("prune", LLAMA, "--samples", 256, "--seq-len", 64, "--sparsity", 0.5)
 COMMANDS: dict[str, tuple[object, ...]] = {
@@ -36,103 +33,74 @@ COMMANDS: dict[str, tuple[object, ...]] = {
 }
 
 
-def command(words: tuple[object, ...], output: Path) -> list[str]:
-    return [sys.executable, "-m", "refimpl", *map(str, (*words, "-o", output, "--resume"))]
-
-
 def result(output: Path) -> Any:
     return content(output) if output.is_dir() else numbers(output)
 
 
-def found(output: Path) -> list[str]:
-    """Keys of what is kept, as far as there is any."""
+def partial_keys(output: Path) -> list[str]:
+    """Keys of all partial results of a run."""
     kept = output.with_name(f".{output.name}.part") / "kept"
     parts = (output.with_name(f"{output.name}.part"), kept / "scores", kept / "blocks")
-    return [f"{part.name} {key}" for part in parts if part.exists() for key in keys(part)]
+    return [f"{part.name} {key}" for part in parts for key in keys(part)]
 
 
 @pytest.mark.kills
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_fifty_kills(kind: str, tmp_path: Path) -> None:
     words, whole, output = COMMANDS[kind], tmp_path / "whole", tmp_path / "out"
-    started = time.monotonic()
-    subprocess.run(command(words, whole), env=ENV, capture_output=True, check=True)
-    length, expected = time.monotonic() - started, result(whole)
-    random, kills, ends, taken_up, known = np.random.default_rng(0), 0, 0, 0, list[str]()
-    while kills < KILLS or known:
-        process = subprocess.Popen(
-            command(words, output), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        try:
-            wait = random.uniform(0.2, 1.0) * length if kills < KILLS else 600
-            _, err = process.communicate(timeout=wait)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        if process.returncode == -signal.SIGKILL:
-            kills += 1
-            if output.exists():  # killed between the last rename and the end
-                assert result(output) == expected
-            now = found(output)
-            assert len(now) == len(set(now)), "a unit was found twice"
-            assert set(known) <= set(now) or output.exists(), "what was kept is lost"
-            known, taken_up = now, taken_up + bool(now)
-        else:
-            assert process.returncode == 0, err.decode()
-            ends += 1
-        if output.exists():
+    begin = time.monotonic()
+    ran(*words, "-o", whole, "--resume")
+    length, expected = time.monotonic() - begin, result(whole)
+    random, kills, ends, resumable, before = np.random.default_rng(0), 0, 0, 0, list[str]()
+    while kills < KILLS or before:
+        with started(*words, "-o", output, "--resume") as process:
+            if kills < KILLS:
+                try:
+                    process.wait(random.uniform(0.2, 1.0) * length)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            if process.returncode == -signal.SIGKILL:
+                kills += 1
+                after = partial_keys(output)
+                assert len(after) == len(set(after)), "a result was computed twice"
+                assert set(before) <= set(after) or output.exists(), "a result is lost"
+                before, resumable = after, resumable + bool(after)
+            else:
+                ended(process)
+                ends += 1
+        if output.exists():  # even after a kill, between the last rename and the end
             assert result(output) == expected
             shutil.rmtree(output) if output.is_dir() else output.unlink()
-            known = []  # what a kill after the last rename left is nobody's to take up
+            before = []  # no run resumes what a kill after the last rename left
     names = {path.name for path in tmp_path.iterdir()} - {"whole", ".out.part", "out.part"}
     assert names == set()
-    print(f"\n{kind}: {kills} kills, {taken_up} of them left something to take up, {ends} ends")
-    assert taken_up > KILLS / 4
+    print(f"\n{kind}: {kills} kills, {resumable} of them left partial results, {ends} ends")
+    assert resumable > KILLS / 4
 
 
 def kill_at_every_step(top: str) -> None:
-    """Fork a pruning for each of its steps, killed before it; take it up; compare.
-
-    A step is anything that changes the file system, as Python's audit events tell.
-    """
-    words = ["prune", str(LLAMA), "--samples", "2", "--seq-len", "9", "--sparsity", "0.5"]
+    """Kill a pruning before each of its steps; resume it; compare; print what the kills left."""
+    words = ("prune", LLAMA, "--samples", 2, "--seq-len", 9, "--sparsity", 0.5)
     whole = Path(top, "whole")
-    program(*words, "-o", whole)
+    ran_here(*words, "-o", whole)
     expected, number, killed, states = content(whole), 0, True, dict[str, int]()
     while killed:
         output = Path(top, str(number), "out")
         shutil.copytree(LLAMA, output)
-        old = {path.name: path.read_bytes() for path in output.iterdir()}
-        child = os.fork()
-        if not child:
-            left = number
-
-            def step(event: str, args: tuple[Any, ...]) -> None:
-                nonlocal left
-                reading = event == "open" and not (
-                    isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-                )
-                if event in CHANGES and not reading:
-                    if left == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    left -= 1
-
-            sys.addaudithook(step)
-            program(*words, "-o", output, "--force")
-            os._exit(0)
-        killed = bool(os.waitpid(child, 0)[1])
-        hidden = output.parent / ".out.part"
+        old, forced = files(output), (*words, "-o", output, "--force")
+        killed = killed_before_step(number, lambda: ran_here(*forced))  # noqa: B023
         if not output.exists():
             state = "moved aside"
-            assert {p.name: p.read_bytes() for p in (hidden / "old").iterdir()} == old
-        elif "pruning.json" in {path.name for path in output.iterdir()}:
+            assert files(output.parent / ".out.part" / "old") == old
+        elif (output / "pruning.json").exists():
             state = "new"
             assert content(output) == expected
         else:
             state = "old"
-            assert {p.name: p.read_bytes() for p in output.iterdir()} == old
+            assert files(output) == old
         states[state] = states.get(state, 0) + 1
-        program(*words, "-o", output, "--force", "--resume")
+        ran_here(*forced, "--resume")
         assert content(output) == expected
         assert os.listdir(output.parent) == ["out"]
         shutil.rmtree(output.parent)
@@ -140,28 +108,13 @@ def kill_at_every_step(top: str) -> None:
     print(json.dumps(states))
 
 
-def program(*words: object) -> None:
-    """Run the command line here, and say nothing."""
-    sys.argv = ["refimpl", *map(str, words), "--json"]
-    out, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115
-    try:
-        main()
-    except SystemExit as left:
-        if left.code:
-            raise
-    finally:
-        sys.stdout = out
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.kills
 def test_a_kill_at_every_step_of_a_pruning(tmp_path: Path) -> None:
-    code = f"import test_kills; test_kills.kill_at_every_step({str(tmp_path)!r})"
-    env = ENV | {"OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=env, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    states = json.loads(done.stdout)
+    states = printed_json(__file__, f"kill_at_every_step({str(tmp_path)!r})")
     print(f"\na kill before each step of a pruning: {states}")
     assert states["old"] > 60
     assert states["moved aside"] == 1

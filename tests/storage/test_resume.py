@@ -1,7 +1,6 @@
-"""Runs of score and prune, interrupted and taken up: nothing is repeated, nothing differs."""
+"""Interrupted and resumed runs of score and prune: nothing is repeated, nothing differs."""
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from program import Result, run
+from documents import content, keys, numbers
+from program import Result, ran, refused, run
 
 from refimpl import RefimplError
 from refimpl.pruning.checkpoint import KeptBlocks
@@ -43,11 +43,11 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Interrupt what comes next when it has written so many lines, and half of another one."""
+    """Interrupt the next run after so many lines of partial results, and half of another one."""
     write = PartialResults._write
 
     def after(number: int) -> None:
-        left = number  # of which the first one of a part says what the run is
+        left = number  # the first line of a file is the identity of the run
 
         def writing(self: PartialResults[Any, Any], row: Any) -> None:
             nonlocal left
@@ -64,30 +64,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return after
 
 
-def ran(*words: object) -> str:
-    result = run(*words)
-    assert (result.code, result.err) == (0, "")
-    return result.out
-
-
-def refused(*words: object) -> Result:
-    result = run(*words)
-    assert (result.code, result.out) == (2, "")
-    assert "\nnext: " in result.err
-    return result
-
-
-def numbers(path: Path) -> dict[str, Any]:
-    """A document without what differs from run to run."""
-    return {name: value for name, value in json.loads(path.read_text()).items() if name != "run"}
-
-
-def keys(part: Path) -> list[str]:
-    """Keys in the whole lines of a part, in order."""
-    lines = part.read_bytes().splitlines(keepends=True)
-    return [key for line in lines[1:] if line.endswith(b"\n") for key in json.loads(line)]
-
-
 # ---- score --------------------------------------------------------------------------------------
 
 
@@ -99,7 +75,7 @@ def test_interrupted_scores_are_those_of_one_run(
     words = ("score", LLAMA, *SMALL, *SCORES[kind])
     ran(*words, "-o", tmp_path / "whole.json")
     output, part = tmp_path / "out.json", tmp_path / "out.json.part"
-    found, interrupts = 0, 0
+    done, interrupts = 0, 0
     while True:
         interrupt(2)
         result = run(*words, *(place if interrupts % 2 else ()), "-o", output, "--resume")
@@ -107,16 +83,16 @@ def test_interrupted_scores_are_those_of_one_run(
             break
         assert result == Result(130, "", "")
         assert not output.exists()
-        known = keys(part)
-        assert len(known) == len(set(known)) > found  # nothing is found twice
-        found, interrupts = len(known), interrupts + 1
+        results = keys(part)
+        assert len(results) == len(set(results)) > done  # nothing is computed twice
+        done, interrupts = len(results), interrupts + 1
     assert interrupts > (3 if place == PLACES[0] else 1)
     assert numbers(output) == numbers(tmp_path / "whole.json")
     assert sorted(os.listdir(tmp_path)) == ["out.json", "whole.json"]
 
 
 @pytest.mark.parametrize("kind", SCORES)
-def test_one_engine_takes_up_what_another_found(
+def test_one_executor_continues_the_scores_of_another(
     kind: str, tmp_path: Path, interrupt: Callable[[int], None]
 ) -> None:
     words = ("score", LLAMA, *SMALL, *SCORES[kind])
@@ -130,14 +106,14 @@ def test_one_engine_takes_up_what_another_found(
     assert numbers(output) == numbers(tmp_path / "whole.json")
 
 
-def test_what_is_kept_is_refused_without_resume(
+def test_partial_results_are_refused_without_resume(
     tmp_path: Path, interrupt: Callable[[int], None]
 ) -> None:
     words = ("score", LLAMA, *SMALL, "-o", tmp_path / "out.json")
     interrupt(2)
     assert run(*words).code == 130
     before = (tmp_path / "out.json.part").read_bytes()
-    assert "add --resume to take it up, or remove the file" in refused(*words).err
+    assert "add --resume to continue that run, or remove the file" in refused(*words)
     for change, named in (
         (("--eta", 0.5), "perturbation differ"),
         (("--dtype", "float64"), "dtype differ"),
@@ -146,8 +122,8 @@ def test_what_is_kept_is_refused_without_resume(
         (("--base", "owl"), "base differ"),
         (("--perturbation", "pruning", "--correct", "divergence"), "base, divergence, perturb"),
     ):
-        error = refused(*words, *change, "--resume").err
-        assert f"out.json.part is of another run: {named}" in error
+        error = refused(*words, *change, "--resume")
+        assert f"out.json.part belongs to another run: {named}" in error
     assert (tmp_path / "out.json.part").read_bytes() == before
     ran(*words, "--sparsity", 0.3, "--resume")  # which no unit depends on
 
@@ -162,14 +138,14 @@ def test_a_custom_base_is_part_of_what_the_run_is(
     interrupt(2)
     assert run(*words).code == 130
     base.write_text("[0.7, 0.6, 0.5, 0.4]")
-    assert "of another run: base differ" in refused(*words, "--resume").err
+    assert "belongs to another run: base differ" in refused(*words, "--resume")
 
 
 def test_resume_needs_an_output() -> None:
-    assert "--resume without -o" in refused("score", LLAMA, *SMALL, "--resume").err
+    assert "--resume without -o" in refused("score", LLAMA, *SMALL, "--resume")
 
 
-def test_two_runs_do_not_keep_in_one_file(tmp_path: Path) -> None:
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "out.json.part"
     with (
         PartialResults(path, {"a": 1}, resume=False),
@@ -177,7 +153,7 @@ def test_two_runs_do_not_keep_in_one_file(tmp_path: Path) -> None:
     ):
         PartialResults(path, {"a": 1}, resume=True)
     with PartialResults(path, {"a": 1}, resume=True) as part:
-        assert part.found == {}
+        assert part.results == {}
 
 
 def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -192,22 +168,16 @@ def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
     with PartialResults(tmp_path / "p", {}, resume=False) as part:
         part.add(values)
     with PartialResults(tmp_path / "p", {}, resume=True) as part:
-        found = part.found
-    assert str(found) == str(values)
+        read = part.results
+    assert str(read) == str(values)
     for name in ("floats", "odd"):
-        assert np.array(found[name]).tobytes() == np.array(values[name]).tobytes()
+        assert np.array(read[name]).tobytes() == np.array(values[name]).tobytes()
     for name in ("array", "small"):
-        assert found[name].dtype == values[name].dtype  # type: ignore[attr-defined]
-        assert found[name].tobytes() == values[name].tobytes()  # type: ignore[attr-defined]
+        assert read[name].dtype == values[name].dtype  # type: ignore[attr-defined]
+        assert read[name].tobytes() == values[name].tobytes()  # type: ignore[attr-defined]
 
 
 # ---- prune --------------------------------------------------------------------------------------
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Files of a model's folder, `pruning.json` without what differs from run to run."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return found | {"pruning.json": repr(numbers(folder / "pruning.json")).encode()}
 
 
 @pytest.mark.parametrize("kind", PRUNINGS)
@@ -240,7 +210,7 @@ def test_an_interrupted_pruning_is_that_of_one_run(
 
 
 @pytest.mark.parametrize("kind", ["wanda", "sparsegpt"])
-def test_one_engine_takes_up_what_another_pruned(
+def test_one_executor_continues_the_pruning_of_another(
     kind: str, tmp_path: Path, interrupt: Callable[[int], None]
 ) -> None:
     words, out = ("prune", LLAMA, *SMALL, *PRUNINGS[kind]), tmp_path / "out"
@@ -255,14 +225,14 @@ def test_one_engine_takes_up_what_another_pruned(
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    """A disk without room for the line that holds a key, which has room again when that is told."""
+    """A disk that is full once, when a result with this key is written."""
     add = PartialResults.add
 
-    def adding(self: PartialResults[Any, Any], found: Any) -> None:
-        if at in found:
+    def adding(self: PartialResults[Any, Any], results: Any) -> None:
+        if at in results:
             monkeypatch.setattr(PartialResults, "add", add)
             raise OSError(errno.ENOSPC, "No space left on device")
-        add(self, found)
+        add(self, results)
 
     monkeypatch.setattr(PartialResults, "add", adding)
 
@@ -272,33 +242,33 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     ("kind", "at"),
     [("sparsegpt", "2"), ("scored", "state 2 0 0 3"), ("scored", "1"), ("signals", "dense 2")],
 )
-def test_a_full_disk_leaves_what_is_to_be_taken_up(
+def test_a_full_disk_leaves_partial_results_with_resume(
     kind: str, at: str, place: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, out = ("prune", LLAMA, *SMALL, *PRUNINGS[kind], *place), tmp_path / "out"
     ran(*words, "-o", tmp_path / "whole")
     full_disk(monkeypatch, at)
-    assert "No space left" in refused(*words, "-o", out).err
+    assert "No space left" in refused(*words, "-o", out)
     assert os.listdir(tmp_path) == ["whole"]
 
-    def found() -> list[str]:
-        parts = [tmp_path / ".out.part" / "kept" / name for name in ("scores", "blocks")]
-        return [key for part in parts if part.exists() for key in keys(part)]
+    def results() -> list[str]:
+        folder = tmp_path / ".out.part" / "kept"
+        return [key for name in ("scores", "blocks") for key in keys(folder / name)]
 
     full_disk(monkeypatch, at)
-    assert "No space left" in refused(*words, "-o", out, "--resume").err
-    before = found()
+    assert "No space left" in refused(*words, "-o", out, "--resume")
+    before = results()
     assert (tmp_path / ".out.part" / "kept").exists()
     full_disk(monkeypatch, at)
-    assert "No space left" in refused(*words, "-o", out, "--resume").err
-    assert set(before) <= set(found())
-    assert len(found()) == len(set(found()))  # nothing was found twice
+    assert "No space left" in refused(*words, "-o", out, "--resume")
+    assert set(before) <= set(results())
+    assert len(results()) == len(set(results()))  # nothing is computed twice
     ran(*words, "-o", out, "--resume")
     assert content(out) == content(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
 
 
-def test_a_pruning_that_could_be_taken_up_is_refused_without_resume(
+def test_a_partial_pruning_is_refused_without_resume(
     tmp_path: Path, interrupt: Callable[[int], None]
 ) -> None:
     out, kept = tmp_path / "out", tmp_path / ".out.part" / "kept"
@@ -307,13 +277,14 @@ def test_a_pruning_that_could_be_taken_up_is_refused_without_resume(
     interrupt(2)
     assert run(*words).code == 130
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    assert f"add --resume to take it up, or remove {kept} to start anew" in refused(*words).err
+    error = refused(*words)
+    assert f"add --resume to continue that run, or remove {kept} to start anew" in error
     for change in (("--method", "magnitude"), ("--seq-len", 11), ("--dtype", "float64")):
         tokens = () if change[1] == "magnitude" else SMALL
         rest = ("--nm", "2:4", "-o", out, "--force", "--resume")
-        assert "of another run: " in refused("prune", LLAMA, *tokens, *rest, *change).err
+        assert "belongs to another run: " in refused("prune", LLAMA, *tokens, *rest, *change)
     scored = ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "-o", out, "--force", "--resume")
-    assert "of another run: " in refused(*scored).err
+    assert "belongs to another run: " in refused(*scored)
     assert before.items() <= {p.name: p.read_bytes() for p in kept.iterdir()}.items()
     assert (out / "model.safetensors").read_bytes() == (LLAMA / "model.safetensors").read_bytes()
     shutil.rmtree(kept)
@@ -321,9 +292,9 @@ def test_a_pruning_that_could_be_taken_up_is_refused_without_resume(
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_an_error_of_the_input_leaves_nothing_to_take_up(tmp_path: Path) -> None:
+def test_an_error_of_the_input_leaves_nothing(tmp_path: Path) -> None:
     words = ("prune", LLAMA, "--samples", 1, "--seq-len", 4, "--method", "sparsegpt", "--nm", "2:4")
-    error = refused(*words, "--damping", 0, "-o", tmp_path / "out").err
+    error = refused(*words, "--damping", 0, "-o", tmp_path / "out")
     assert "blocks.0." in error
     assert os.listdir(tmp_path) == []
     scored = ("--sparsity", 0.5, "--base", "owl", "--eta", 1e39)
@@ -331,7 +302,7 @@ def test_an_error_of_the_input_leaves_nothing_to_take_up(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == []
 
 
-def test_a_lost_worker_leaves_what_others_found(
+def test_a_lost_worker_leaves_the_results_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("prune", LLAMA, *SMALL, "--nm", "2:4", "--executor", "processes")
@@ -346,7 +317,7 @@ def test_a_lost_worker_leaves_what_others_found(
             raise LostWorkerError(OSError("killed"))
 
     monkeypatch.setattr(KeptBlocks, "add", lost)
-    assert "a worker was lost" in refused(*words, "-o", tmp_path / "out").err
+    assert "a worker was lost" in refused(*words, "-o", tmp_path / "out")
     monkeypatch.setattr(KeptBlocks, "add", real)
     ran(*words, "-o", tmp_path / "out", "--resume")
     assert content(tmp_path / "out") == content(tmp_path / "whole")

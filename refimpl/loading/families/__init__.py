@@ -1,4 +1,4 @@
-"""The families that can be read, one file per lineage; nothing outside `loading` looks here."""
+"""The families that refimpl reads, one file per lineage."""
 
 from refimpl.loading.families.family import REQUIRED, Family, Location
 from refimpl.loading.families.gemma import GEMMA2, GEMMA3

@@ -1,4 +1,4 @@
-"""What a family is, as data: how it spells its config, names its tensors, and stores them."""
+"""A family as a table: its config keys, the names of its tensors, and how they are stored."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Location:
-    """Where a role's weight (and bias) lies in the file.
+    """The place of a role's weight (and bias) in the file.
 
     Args:
         name: The file's tensor, without its base prefix and `.weight`; `{}` is the block's number.
         fused: Roles that share the tensor, in the file's order of rows.
-        per_head: The fused roles alternate head by head.
-        transposed: The file holds [in, out].
+        per_head: Whether the fused roles alternate head by head.
+        transposed: Whether the file holds [in, out].
     """
 
     name: str
@@ -23,25 +23,25 @@ class Location:
 
 @dataclass(frozen=True)
 class Family:
-    """One family: spelling of its config, names of its tensors, and what is not in either.
+    """One family: its config keys, its tensors, and the facts that are in neither.
 
     Args:
         model_type: `model_type` in `config.json`.
-        bases: Prefixes of the tensors, the first that fits the file is taken.
-        names: Our roles to their place in the file; a role that is absent does not exist.
+        bases: Possible prefixes of the tensors; the first that fits the file is used.
+        names: Our roles and their place in the file; the family has no other roles.
         norm: Kind of every norm.
-        norm_offset: Added to every stored norm gain.
-        biased: Linears with a bias: True, or the config key that says so.
-        keys: Our config keys to the file's, where they differ.
-        defaults: Keys that `config.json` may omit, and what that means (as in the family's
-            configuration class); a key neither here nor in `REQUIRED` is not understood.
-        only: Keys of which no value but the default is supported.
-        echoes: The file's second spellings of our keys: they may only repeat the first one.
-        windows: Which blocks slide where `layer_types` is absent: "none", "all", "even" ones,
-            those "above" max_window_layers, or all but the last of each "pattern".
-        scaled_embedding: Embeddings are multiplied by sqrt(D).
-        position_offset: First row of the learned positions in use, or None for rotary positions.
-        buffers: Patterns of tensors that old files carry and nobody needs.
+        norm_offset: Number added to every stored norm gain.
+        biased: Linears with a bias: True, or the config key that decides.
+        keys: Our config keys and the file's, if they differ.
+        defaults: Keys that `config.json` may omit, with the default of the family's configuration
+            class in transformers; a key neither here nor in `REQUIRED` is an error.
+        only: Keys for which only the default is supported.
+        echoes: Second spellings of our keys in the file, which must agree with the first.
+        windows: Which blocks slide if `layer_types` is absent: "none", "all", "even" ones, those
+            "above" max_window_layers, or all but the last of each "pattern".
+        scaled_embedding: Whether embeddings are multiplied by sqrt(D).
+        position_offset: First row in use of the learned positions; None for rotary positions.
+        buffers: Patterns of tensors in old files that no computation needs.
     """
 
     model_type: str
@@ -60,9 +60,14 @@ class Family:
     buffers: tuple[str, ...] = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
 
-def parts(**names: str) -> dict[str, Location]:
+def separate(**names: str) -> dict[str, Location]:
     """Roles that have a tensor of their own."""
     return {role: Location(name) for role, name in names.items()}
+
+
+def fused(name: str, *roles: str, **layout: bool) -> dict[str, Location]:
+    """Roles that share a tensor, in the file's order of rows."""
+    return dict.fromkeys(roles, Location(name, roles, **layout))
 
 
 def biased(value: bool | str, *roles: str) -> dict[str, bool | str]:
@@ -70,15 +75,13 @@ def biased(value: bool | str, *roles: str) -> dict[str, bool | str]:
     return dict.fromkeys((f"{role}_proj" for role in roles), value)
 
 
-# Config keys without a default: every file must give them.
+# Config keys without a default
 REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+)  # fmt: skip
 ALL: dict[str, Any] = {"is_causal": True, "tie_word_embeddings": False}
-ROPE: dict[str, Any] = {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}
-ROPE |= {"rope_scaling": None, "rope_parameters": None, "original_max_position_embeddings": None}
-QK_NORM = parts(q_norm="layers.{}.self_attn.q_norm", k_norm="layers.{}.self_attn.k_norm")
+ROPE: dict[str, Any] = {
+    "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "rope_scaling": None,
+    "rope_parameters": None, "original_max_position_embeddings": None,
+}  # fmt: skip
+QK_NORM = separate(q_norm="layers.{}.self_attn.q_norm", k_norm="layers.{}.self_attn.k_norm")

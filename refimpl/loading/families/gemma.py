@@ -1,15 +1,14 @@
-"""Gemma 2 and Gemma 3: norms after the sublayers, gains stored minus 1, sliding windows."""
+"""Gemma 2 and Gemma 3: norms after attention and MLP, gains stored minus 1, sliding windows."""
 
 from dataclasses import replace
 
-from refimpl.loading.families.family import QK_NORM, biased, parts
+from refimpl.loading.families.family import QK_NORM, biased, separate
 from refimpl.loading.families.llama import LLAMA
 
 GEMMA2 = replace(
     LLAMA,
     model_type="gemma2",
-    names=LLAMA.names
-    | parts(
+    names=LLAMA.names | separate(
         attn_post_norm="layers.{}.post_attention_layernorm",
         mlp_norm="layers.{}.pre_feedforward_layernorm",
         mlp_post_norm="layers.{}.post_feedforward_layernorm",
@@ -17,24 +16,26 @@ GEMMA2 = replace(
     norm_offset=1.0,
     biased=biased("attention_bias", "q", "k", "v", "o"),
     keys=LLAMA.keys | {"activation": "hidden_activation"},
-    defaults=LLAMA.defaults
-    | {"activation": "gelu_pytorch_tanh", "head_dim": 256, "query_pre_attn_scalar": 256}
-    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096}
-    | {"layer_types": None, "num_key_value_heads": 4, "tie_word_embeddings": True}
-    | {"max_position_embeddings": 8192},
+    defaults=LLAMA.defaults | {
+        "activation": "gelu_pytorch_tanh", "head_dim": 256, "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096,
+        "layer_types": None, "num_key_value_heads": 4, "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
+    },
     echoes={"hidden_act": "activation", "sliding_window_size": "sliding_window"},
     windows="even",
     scaled_embedding=True,
-)
+)  # fmt: skip
 
 GEMMA3 = replace(
     GEMMA2,
     model_type="gemma3_text",
     names=GEMMA2.names | QK_NORM,
-    defaults=GEMMA2.defaults
-    | {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6}
-    | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
-    | {"max_position_embeddings": 131072},
+    defaults=GEMMA2.defaults | {
+        "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6,
+        "attn_logit_softcapping": None, "final_logit_softcapping": None,
+        "max_position_embeddings": 131072,
+    },
     echoes={"hidden_act": "activation", "_sliding_window_pattern": "sliding_window_pattern"},
     windows="pattern",
-)
+)  # fmt: skip

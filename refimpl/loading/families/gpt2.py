@@ -1,18 +1,14 @@
 """GPT-2: learned positions, weights stored [in, out]."""
 
-from refimpl.loading.families.family import ALL, Family, Location, biased, parts
-
-_GPT2_QKV = Location("h.{}.attn.c_attn", ("q_proj", "k_proj", "v_proj"), transposed=True)
+from refimpl.loading.families.family import ALL, Family, Location, biased, fused, separate
 
 GPT2 = Family(
     model_type="gpt2",
     bases=("transformer.", ""),
-    names=parts(
+    names=separate(
         embed="wte", pos_embed="wpe", attn_norm="h.{}.ln_1", mlp_norm="h.{}.ln_2",
         final_norm="ln_f", lm_head="lm_head",
-    )
-    | dict.fromkeys(_GPT2_QKV.fused, _GPT2_QKV)
-    | {
+    ) | fused("h.{}.attn.c_attn", "q_proj", "k_proj", "v_proj", transposed=True) | {
         "o_proj": Location("h.{}.attn.c_proj", transposed=True),
         "up_proj": Location("h.{}.mlp.c_fc", transposed=True),
         "down_proj": Location("h.{}.mlp.c_proj", transposed=True),
@@ -24,10 +20,11 @@ GPT2 = Family(
         "num_attention_heads": "n_head", "max_position_embeddings": "n_positions",
         "norm_eps": "layer_norm_epsilon", "activation": "activation_function",
     },
-    defaults=ALL
-    | {"norm_eps": 1e-5, "activation": "gelu_new", "tie_word_embeddings": True}
-    | {"intermediate_size": None, "max_position_embeddings": 1024, "scale_attn_weights": True}
-    | {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    defaults=ALL | {
+        "norm_eps": 1e-5, "activation": "gelu_new", "tie_word_embeddings": True,
+        "intermediate_size": None, "max_position_embeddings": 1024, "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+    },
     only=(
         "is_causal", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "add_cross_attention",
     ),

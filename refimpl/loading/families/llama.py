@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from refimpl.loading.families.family import ALL, QK_NORM, ROPE, Family, biased, parts
+from refimpl.loading.families.family import ALL, QK_NORM, ROPE, Family, biased, separate
 
 LLAMA = Family(
     model_type="llama",
     bases=("model.", ""),
-    names=parts(
+    names=separate(
         embed="embed_tokens",
         attn_norm="layers.{}.input_layernorm",
         q_proj="layers.{}.self_attn.q_proj",
@@ -23,31 +23,33 @@ LLAMA = Family(
     ),
     biased=biased("attention_bias", "q", "k", "v", "o") | biased("mlp_bias", "gate", "up", "down"),
     keys={"norm_eps": "rms_norm_eps", "activation": "hidden_act"},
-    defaults=ALL
-    | ROPE
-    | {"num_key_value_heads": None, "head_dim": None, "attention_bias": False, "mlp_bias": False}
-    | {"norm_eps": 1e-6, "activation": "silu", "max_position_embeddings": 2048},
+    defaults=ALL | ROPE | {
+        "num_key_value_heads": None, "head_dim": None, "attention_bias": False, "mlp_bias": False,
+        "norm_eps": 1e-6, "activation": "silu", "max_position_embeddings": 2048,
+    },
     only=("is_causal", "partial_rotary_factor"),
-)
+)  # fmt: skip
 
 MISTRAL = replace(
     LLAMA,
     model_type="mistral",
     biased={},
-    defaults=LLAMA.defaults
-    | {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
+    defaults=LLAMA.defaults | {
+        "num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072,
+    },
     windows="all",
-)
+)  # fmt: skip
 
 QWEN2 = replace(
     LLAMA,
     model_type="qwen2",
     biased=biased(True, "q", "k", "v"),
-    defaults=LLAMA.defaults
-    | {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
-    | {"layer_types": None, "num_key_value_heads": 32, "max_position_embeddings": 32768},
+    defaults=LLAMA.defaults | {
+        "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28,
+        "layer_types": None, "num_key_value_heads": 32, "max_position_embeddings": 32768,
+    },
     windows="above",
-)
+)  # fmt: skip
 
 QWEN3 = replace(
     QWEN2,

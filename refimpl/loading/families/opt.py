@@ -1,15 +1,12 @@
-"""OPT: learned positions from row 2, ReLU."""
+"""OPT: learned positions from row 2, ReLU, an MLP without a gate."""
 
-from dataclasses import replace
-
-from refimpl.loading.families.family import ALL, Family, biased, parts
+from refimpl.loading.families.family import ALL, Family, biased, separate
 from refimpl.loading.families.llama import LLAMA
 
 OPT = Family(
     model_type="opt",
     bases=("model.decoder.", "decoder.", ""),
-    names=LLAMA.names
-    | parts(
+    names={role: place for role, place in LLAMA.names.items() if role != "gate_proj"} | separate(
         pos_embed="embed_positions",
         attn_norm="layers.{}.self_attn_layer_norm",
         o_proj="layers.{}.self_attn.out_proj",
@@ -21,19 +18,16 @@ OPT = Family(
     norm="layer",
     biased=biased("enable_bias", "q", "k", "v", "o", "up", "down"),
     keys={"intermediate_size": "ffn_dim", "activation": "activation_function"},
-    defaults=ALL
-    | {"norm_eps": 1e-5, "activation": "relu", "tie_word_embeddings": True}
-    | {"max_position_embeddings": 2048, "enable_bias": True, "word_embed_proj_dim": None}
-    | {"do_layer_norm_before": True, "_remove_final_layer_norm": False}
-    | {"layer_norm_elementwise_affine": True},
+    defaults=ALL | {
+        "norm_eps": 1e-5, "activation": "relu", "tie_word_embeddings": True,
+        "max_position_embeddings": 2048, "enable_bias": True, "word_embed_proj_dim": None,
+        "do_layer_norm_before": True, "_remove_final_layer_norm": False,
+        "layer_norm_elementwise_affine": True,
+    },
     only=(
-        "is_causal",
-        "norm_eps",  # a constant of the family, not a key of its files
-        "do_layer_norm_before",
-        "_remove_final_layer_norm",
-        "layer_norm_elementwise_affine",
+        "is_causal", "norm_eps",  # a constant of the family, not a key of its files
+        "do_layer_norm_before", "_remove_final_layer_norm", "layer_norm_elementwise_affine",
     ),
     position_offset=2,
     buffers=(),
-)
-OPT = replace(OPT, names={role: part for role, part in OPT.names.items() if role != "gate_proj"})
+)  # fmt: skip

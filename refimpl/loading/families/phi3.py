@@ -2,20 +2,15 @@
 
 from dataclasses import replace
 
-from refimpl.loading.families.family import Location
+from refimpl.loading.families.family import fused
 from refimpl.loading.families.llama import LLAMA
 
 PHI3 = replace(
     LLAMA,
     model_type="phi3",
     names=LLAMA.names
-    | dict.fromkeys(
-        ("q_proj", "k_proj", "v_proj"),
-        Location("layers.{}.self_attn.qkv_proj", ("q_proj", "k_proj", "v_proj")),
-    )
-    | dict.fromkeys(
-        ("gate_proj", "up_proj"), Location("layers.{}.mlp.gate_up_proj", ("gate_proj", "up_proj"))
-    ),
+    | fused("layers.{}.self_attn.qkv_proj", "q_proj", "k_proj", "v_proj")
+    | fused("layers.{}.mlp.gate_up_proj", "gate_proj", "up_proj"),
     biased={},
     defaults=LLAMA.defaults
     | {"norm_eps": 1e-5, "sliding_window": None, "max_position_embeddings": 4096},

@@ -1,9 +1,9 @@
-"""An array that writes down what is done to it, in place of computing it.
+"""An array that records the operations on it as nodes of a graph, and computes nothing.
 
 NumPy code runs on it unchanged, because NumPy asks its operands first: `__array_ufunc__` for
-arithmetic, `__array_function__` for everything else. Dtypes follow NumPy's promotion; axes have a
-size or a name. The size behind a name is not known while recording, so code that would fix a batch
-size or a length fails instead.
+arithmetic, `__array_function__` for everything else. Dtypes follow NumPy's promotion. An axis has a
+size or a name; the size behind a name is unknown while recording, so code that would fix a batch
+size or a length fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper
-
-from refimpl.onnx.recording.reductions import REDUCTIONS
 
 UFUNCS = {
     np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.divide: "Div", np.matmul: "MatMul",
@@ -30,11 +28,7 @@ UFUNCS = {
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """The unknown size of a named axis: passed on, compared with its like, and nothing else.
-
-    Args:
-        name: Of the axis, such as "batch".
-    """
+    """The unknown size of a named axis such as "batch"; it can be compared with another Axis."""
 
     name: str
 
@@ -46,16 +40,9 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array of a graph: a name, a dtype and a shape; its numbers only where it is constant.
+    """An array of a graph: its name there, its dtype and axes, its numbers if it is constant."""
 
-    Args:
-        graph: The `record.Graph` that it is part of.
-        name: Its name there.
-        kind: Its dtype and axes.
-        value: Its numbers, where it is constant.
-    """
-
-    graph: Any
+    graph: Any  # a `Graph`
     name: str
     kind: onnx.TypeProto
     value: onnx.TensorProto | None = None
@@ -120,7 +107,7 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
             return NotImplemented
         dtypes = ufunc.resolve_dtypes((*(_kind(x) for x in inputs), None))
         result = self.graph.add(UFUNCS[ufunc], *map(_cast, inputs, dtypes))
-        if out:  # x += y: the name x means the result from now on, and nobody else may hold it
+        if out:  # x += y: from now on x names the result, so no other name may refer to the old x
             self.graph.retire(self)
             return result.astype(self.dtype)
         return result
@@ -136,23 +123,12 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 def element(dtype: npt.DTypeLike) -> int:
-    """ONNX's number for a dtype.
-
-    Args:
-        dtype: NumPy's.
-
-    Returns:
-        The number.
-
-    Example:
-        >>> element(np.float32) == onnx.TensorProto.FLOAT
-        True
-    """
+    """ONNX's number for a NumPy dtype."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
 def _kind(x: Any) -> Any:
-    """Dtype of an operand; Python's numbers only have a kind, as in NumPy."""
+    """Dtype of an operand; of a Python number its type, which NumPy promotes weakly."""
     return type(x) if type(x) in (int, float) else x.dtype
 
 
@@ -165,24 +141,85 @@ def _where(condition: Recorded, x: Any, y: Any) -> Any:
     return condition.graph.add("Where", condition, _cast(x, dtype), _cast(y, dtype))
 
 
-def _swapaxes(x: Recorded, one: int, other: int) -> Any:
+def _swapaxes(x: Recorded, axis1: int, axis2: int) -> Any:
     order = list(range(len(x.shape)))
-    order[one], order[other] = order[other], order[one]
+    order[axis1], order[axis2] = order[axis2], order[axis1]
     return x.graph.add("Transpose", x, perm=order)
 
 
 def _reshape(x: Recorded, shape: Sequence[int | Axis]) -> Any:
-    """Reshape; named axes stay, all of them and where they are, which ONNX writes as 0."""
-    named, kept = (
+    """Reshape; every named axis stays in its position, which ONNX writes as 0."""
+    before, after = (
         [(i, a.name) for i, a in enumerate(s) if isinstance(a, Axis)] for s in (x.shape, shape)
     )
-    if named != kept:
+    if before != after:
         raise TypeError(f"reshape from {x.shape} to {shape}: an axis without a size would move")
     return x.graph.add("Reshape", x, [0 if isinstance(size, Axis) else size for size in shape])
 
 
+def _mean(x: Any, axis: int, keepdims: bool = False) -> Any:
+    _floats("mean", x)
+    return x.graph.add("ReduceMean", x, [axis], keepdims=int(keepdims))
+
+
+def _max(x: Any, axis: int, keepdims: bool = False) -> Any:
+    _floats("max", x)
+    return x.graph.add("ReduceMax", x, [axis], keepdims=int(keepdims))
+
+
+def _sum(x: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Any:
+    if x.dtype == np.bool_:  # counted, as in NumPy
+        x = x.astype(np.int64)
+    else:
+        _floats("sum", x)
+    axes = range(len(x.shape)) if axis is None else [axis] if isinstance(axis, int) else axis
+    return x.graph.add("ReduceSum", x, list(axes), keepdims=int(keepdims))
+
+
+def _norm(
+    x: Any, ord: None = None, axis: int | Sequence[int] | None = None, keepdims: bool = False
+) -> Any:
+    return np.sqrt(_sum(x * x, axis, keepdims))
+
+
+def _std(x: Any, axis: int, keepdims: bool = False) -> Any:
+    centred = x - _mean(x, axis, keepdims=True)
+    return np.sqrt(_mean(centred * centred, axis, keepdims))
+
+
+def _median(x: Any) -> Any:
+    """The middle number of a row, or the mean of the two in the middle."""
+    add, size = x.graph.add, x.graph.add("Shape", x)
+    ordered, _ = add("TopK", x, size, outputs=2, largest=0, axes=("ordered",))
+    middle = add("Div", add("Concat", add("Sub", size, [1]), size, axis=0), [2])
+    return _mean(add("Gather", ordered, middle), 0)
+
+
+def _ones_like(x: Any, dtype: npt.DTypeLike) -> Any:
+    return x.graph.add("Expand", np.ones((), dtype), x.graph.add("Shape", x), axes=x.axes)
+
+
+def _compress(condition: Any, x: Any, axis: int) -> Any:
+    """Select along an axis, which is then named after the condition."""
+    axes = list(x.axes)
+    axes[axis] = condition.name
+    return x.graph.add("Compress", x, condition, axis=axis, axes=axes)
+
+
+def _floats(name: str, x: Any) -> None:
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name} of {x.dtype}: only floats keep their dtype")
+
+
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    **REDUCTIONS,
+    np.mean: _mean,
+    np.max: _max,
+    np.sum: _sum,
+    np.std: _std,
+    np.median: _median,
+    np.linalg.norm: _norm,
+    np.ones_like: _ones_like,
+    np.compress: _compress,
     np.concatenate: lambda parts, axis: parts[0].graph.add("Concat", *parts, axis=axis),
     np.expand_dims: lambda x, axis: x.graph.add("Unsqueeze", x, [axis]),
     np.transpose: lambda x, axes: x.graph.add("Transpose", x, perm=axes),

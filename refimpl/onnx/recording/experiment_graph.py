@@ -1,32 +1,35 @@
 """The perturbation experiment as a graph: the clean and all perturbed states, through all blocks.
 
-Everything is recorded: the blocks from the forward, the push and its measurement from
-`refimpl.method`. The graph is given one sequence, and any number of states to make of it, each by
-its block, its relative magnitude and its noise; a block adds its states to those on their way.
+Everything is recorded: the blocks from the forward, the perturbation and its measurement from
+`refimpl.method`. The graph takes one sequence and any number of states to make of it, each by its
+block, relative magnitude and noise; a block adds its own states to those from earlier blocks.
 """
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import known_mean, left_out, surviving_drift
 from refimpl.method.perturbation import Perturbation, deviation, kept_tokens, perturbed
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
+from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF, sum_of_squares
-from refimpl.onnx.recording.graph import OPSET, Body, Graph
-from refimpl.onnx.recording.model_graph import SEQUENCE, Recording, described
+from refimpl.onnx.recording.graph import DEFAULT_OPSET, Body, Graph
+from refimpl.onnx.recording.model_graph import SEQUENCE, TOKENS, Recording
 from refimpl.onnx.recording.weight_entries import Enter
 
 NOISE, ETA, AT = "noise", "eta", "perturbed_block"  # inputs besides the token ids, one per state
 STATES = "states"
-READ = tuple(dict.fromkeys(INPUT_OF.values()))  # trace points that linears read
+LINEAR_INPUTS = tuple(dict.fromkeys(INPUT_OF.values()))  # trace points that linears read
 END = np.iinfo(np.int64).max
-PUSH = "Shape and scale noise, and add it to a state where its tokens take part."
-MEASURE = "Relative drift and alignment of all states, the clean one among them, and their size."
+# Texts of the graph's functions: part of the file.
+PERTURB_DOC = "Shape and scale noise, and add it to a state where its tokens take part."
+MEASURE_DOC = (
+    "Relative drift and alignment of all states, the clean one among them, and their size."
+)
 
 
 def experiment_graph(
@@ -34,11 +37,11 @@ def experiment_graph(
     plan: Perturbation,
     dtype: npt.DTypeLike,
     enter: Enter,
-    opset: int = OPSET,
+    opset: int = DEFAULT_OPSET,
     kernels: Kernels = PLAIN,
     squares: bool = False,
 ) -> Graph:
-    """Record the experiment of a model.
+    """Record the experiment of a model; perturbation and measurement are computed in float64.
 
     Inputs: `token_ids` [1, S]; per state, in ascending order of blocks, `perturbed_block` [states],
     `eta` [states] and the noise before it is shaped and scaled, `noise` [states, S, D], float64.
@@ -47,39 +50,9 @@ def experiment_graph(
     every block, NaN before the perturbed one; `ratio` [states], the mean of R_L / R_l;
     `coefficient` [L], the mean of `ratio` over the states of a block; `left_out` [states] and
     `sinks` [L], tokens without a ratio and tokens excluded; `mean_square` [L], the sum over all
-    states and tokens after a block of what a norm divides by, which is not finite where the range
-    of the computation's dtype was left.
-
-    Args:
-        model: From `read_model`.
-        plan: How states are pushed and measured; eta, draws and seed belong to the inputs.
-        dtype: Dtype of the computation, float32 or float64; pushes are made, and measured, in
-            float64.
-        enter: How a weight comes into the graph.
-        opset: Version of ONNX's operators.
-        kernels: How steps are recorded that may be in more than one way.
-        squares: Whether sums of squares of what the linears read are outputs, too:
-            `blocks.3.attn_norm.squares` and so on.
-
-    Returns:
-        The graph.
-
-    Raises:
-        RefimplError: The pruning perturbation.
-
-    Source:
-        arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
-
-    Example:
-        >>> from refimpl import read_model
-        >>> from refimpl.onnx.recording.weight_entries import embedded
-        >>> model = read_model("fixtures/llama")
-        >>> enter = embedded(model, "float32")
-        >>> graph = experiment_graph(model, Perturbation(), "float32", enter)
-        >>> [value.name for value in graph.inputs]
-        ['token_ids', 'perturbed_block', 'eta', 'noise']
-        >>> [node.op_type for node in graph.nodes if node.domain][:3]
-        ['block', 'push', 'measure']
+    states and tokens after a block of what a norm divides by, which is not finite if a number left
+    the range of the dtype. With squares also the sums of squares of what the linears read:
+    `blocks.3.attn_norm.squares` and so on.
     """
     refuse_pruning(plan)
     recording = Recording(model, dtype, enter, opset, kernels)
@@ -98,77 +71,64 @@ def experiment_graph(
     kept: Any = np.ones_like(ids, np.bool_)
     first, drifts, alignments, sinks, sizes = [], [], [], [], []
     for i in range(blocks):
-        found = recording.block(i, x, (*(READ if squares else ()), "resid_post"))
-        x, here, born = found["resid_post"], np.equal(at, i), f"born.{i}"
-        clean, moved = _first(x), add("Shape", x, end=1)
+        points = recording.block(i, x, (*(LINEAR_INPUTS if squares else ()), "resid_post"))
+        x, starts_here, born = points["resid_post"], np.equal(at, i), f"born.{i}"
+        clean, earlier = _first(x), add("Shape", x, end=1)
         inputs = {
             "h": add("Squeeze", clean, [0]),
-            "noise": add("Compress", noise, here, axis=0, axes=(born, SEQUENCE, width)),
-            "eta": add("Compress", eta, here, axis=0, axes=(born,)),
+            "noise": add("Compress", noise, starts_here, axis=0, axes=(born, SEQUENCE, width)),
+            "eta": add("Compress", eta, starts_here, axis=0, axes=(born,)),
         }
-        new: Any = graph.call("push", _push(plan), inputs, f"blocks.{i}.push", PUSH)
+        new: Any = graph.call("push", _perturb(plan), inputs, f"blocks.{i}.push", PERTURB_DOC)
         rows = (f"states.{i + 1}", SEQUENCE)
         each = add("Concat", add("Shape", new["states"], end=1), [1], axis=0)
         kept_by = add("Expand", new["kept"], each, axes=(born, SEQUENCE))
         x = add("Concat", x, new["states"], axis=0, axes=(*rows, width))
         kept = add("Concat", kept, kept_by, axis=0, axes=rows)
         inputs = {"states": x, "clean": clean, "kept": kept}
-        now = graph.call("measure", _measure(plan), inputs, f"blocks.{i}.measure", MEASURE)
-        first.append(_tail(now["drift"], moved, born))
-        drifts.append(now["mean_drift"])
-        alignments.append(now["mean_alignment"])
+        measured = graph.call("measure", _measure(plan), inputs, f"blocks.{i}.measure", MEASURE_DOC)
+        first.append(_tail(measured["drift"], earlier, born))
+        drifts.append(measured["mean_drift"])
+        alignments.append(measured["mean_alignment"])
         sinks.append(np.sum(~new["kept"], axis=0, keepdims=True))
-        sizes.append(np.expand_dims(np.sum(now["mean_square"], axis=(0, 1)), 0))
-        for point in READ if squares else ():
-            output(f"blocks.{i}.{point}.squares", sum_of_squares(_first(found[point])))
+        sizes.append(np.expand_dims(np.sum(measured["mean_square"], axis=(0, 1)), 0))
+        for point in LINEAR_INPUTS if squares else ():
+            output(squares_name(i, point), sum_of_squares(_first(points[point])))
 
     for name, columns in (("drift", drifts), ("alignment", alignments)):
         rows = add("Shape", columns[-1])
         matrix = np.concatenate([_column(column, rows) for column in columns], axis=1)
         output(name, _tail(matrix, [1], STATES))
     start = add("Concat", *first, axis=0, axes=(STATES, *first[0].axes[1:]))
-    share = surviving_drift(_tail(now["drift"], [1], STATES), start)
+    share = surviving_drift(_tail(measured["drift"], [1], STATES), start)
     ratio = output("ratio", known_mean(share, axis=-1))
-    mine = np.equal(at, np.arange(blocks)[:, None])
-    output("coefficient", known_mean(np.where(mine, ratio, np.nan), axis=-1))
+    in_block = np.equal(at, np.arange(blocks)[:, None])
+    output("coefficient", known_mean(np.where(in_block, ratio, np.nan), axis=-1))
     output("left_out", left_out(share, _tail(kept, [1], STATES), plan.norm))
     output("sinks", np.concatenate(sinks, axis=0))
     output("mean_square", np.concatenate(sizes, axis=0))
     return graph
 
 
-def experiment_described(
-    graph: Graph, model: Model, plan: Perturbation, dtype: npt.DTypeLike
-) -> onnx.ModelProto:
-    """Finish a graph of the experiment: with what it is in words, and how it pushes by key.
+def experiment_inputs(
+    ids: Array, blocks: npt.ArrayLike, etas: npt.ArrayLike, noise: Array
+) -> dict[str, Array]:
+    """The graph's inputs: token ids [1, S]; block, eta and noise [S, D] of every state."""
+    return {
+        TOKENS: ids,
+        AT: np.asarray(blocks, np.int64),
+        ETA: np.asarray(etas, np.float64),
+        NOISE: noise,
+    }
 
-    Args:
-        graph: From `experiment_graph`.
-        model: Of which model.
-        plan: How states are pushed and measured.
-        dtype: Dtype of the computation.
 
-    Returns:
-        The graph, not checked.
-
-    Source:
-        ours.
-    """
-    proto = described(graph, model, dtype, "experiment")
-    for name in ("noise_scale", "noise_shape", "norm", "sink"):
-        proto.metadata_props.add(key=name, value=getattr(plan, name))
-    return proto
+def squares_name(block: int, point: str) -> str:
+    """Name of the output with the sums of squares of a trace point."""
+    return f"blocks.{block}.{point}.squares"
 
 
 def refuse_pruning(plan: Perturbation) -> None:
-    """Refuse the pruning perturbation, for which every block would be in the graph twice.
-
-    Args:
-        plan: How states are pushed.
-
-    Raises:
-        RefimplError: By pruning.
-    """
+    """Refuse the pruning perturbation, for which every block would be in the graph twice."""
     if plan.kind == "pruning":
         raise RefimplError(
             "the pruning perturbation in a graph",
@@ -177,11 +137,11 @@ def refuse_pruning(plan: Perturbation) -> None:
         )
 
 
-def _push(plan: Perturbation) -> Body:
+def _perturb(plan: Perturbation) -> Body:
     """The states of one block, made of the clean one."""
 
-    def body(graph: Graph, given: dict[str, Any]) -> dict[str, Any]:
-        h, noise, eta = given["h"], given["noise"], given["eta"]
+    def body(graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
+        h, noise, eta = arrays["h"], arrays["noise"], arrays["eta"]
         kept = kept_tokens(h, plan.sink)
         column = np.expand_dims(np.expand_dims(eta, -1), -1)
         states = perturbed(h, noise, column, kept, plan.noise_scale, plan.noise_shape)
@@ -191,16 +151,16 @@ def _push(plan: Perturbation) -> Body:
 
 
 def _measure(plan: Perturbation) -> Body:
-    """All states against the clean one."""
+    """All states compared with the clean one."""
 
-    def body(graph: Graph, given: dict[str, Any]) -> dict[str, Any]:
-        states = given["states"]
-        found = deviation(states, given["clean"], given["kept"], plan.norm)
-        drift: Any = found.drift
+    def body(graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
+        states = arrays["states"]
+        result = deviation(states, arrays["clean"], arrays["kept"], plan.norm)
+        drift: Any = result.drift
         return {
             "drift": drift,
             "mean_drift": known_mean(drift, axis=-1),
-            "mean_alignment": known_mean(found.alignment, axis=-1),
+            "mean_alignment": known_mean(result.alignment, axis=-1),
             "mean_square": np.mean(states * states, axis=-1).astype(np.float64),
         }
 
@@ -208,17 +168,17 @@ def _measure(plan: Perturbation) -> Body:
 
 
 def _first(x: Any) -> Any:
-    """The clean state among all."""
+    """The clean state, which is the first."""
     return x.graph.add("Slice", x, [0], [1], [0], axes=(1, *x.axes[1:]))
 
 
 def _tail(x: Any, start: Any, name: str) -> Any:
-    """The rows from `start` on, an axis of its own."""
+    """The rows from `start` on, along an axis with a name."""
     return x.graph.add("Slice", x, start, [END], [0], axes=(name, *x.axes[1:]))
 
 
 def _column(x: Any, rows: Any) -> Any:
-    """Numbers of the first states as a column for all of them, NaN below."""
+    """Numbers of the first states as a column for all states, NaN for the others."""
     add = x.graph.add
     missing = add("Sub", rows, add("Shape", x))
     pads = add("Concat", [0], missing, axis=0)

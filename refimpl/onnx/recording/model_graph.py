@@ -1,9 +1,9 @@
 """A model as a graph: its own forward, recorded, with one function for the block.
 
 Token ids [batch, sequence] go in, logits or every trace point come out. Positions, the causal mask,
-windows and rotary tables are computed in the graph, so that one graph serves every batch size and
-every length up to the model's limit. The block is recorded once, as a function of the graph's own,
-and called once per block with the weights of that block.
+windows and rotary tables are computed in the graph, so one graph serves every batch size and every
+length up to the model's limit. The graph calls the block's function once per block with the weights
+of that block.
 """
 
 from collections.abc import Mapping
@@ -13,39 +13,35 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from refimpl.method.perturbation import Perturbation
+from refimpl.model.config import Config
 from refimpl.model.forward import TRACE_POINTS, Observer, Place, block, embed, head, places
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
 from refimpl.onnx.recording.array import Recorded
-from refimpl.onnx.recording.graph import OPSET, Graph
+from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph
 from refimpl.onnx.recording.weight_entries import Enter
 from refimpl.pruning.inspection import inspect
 from refimpl.version import __version__
 
-Outputs = Literal["logits", "trace"]
+GraphOutputs = Literal["logits", "trace"]
 TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
 BLOCK = "block"  # the function's name
-DOC = "One decoder block: attention and MLP, each added to the residual stream."
+BLOCK_DOC = "One decoder block: attention and MLP, each added to the residual stream."
+PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "norm", "sink")  # of an experiment's graph
+
+
+def block_points(config: Config) -> tuple[str, ...]:
+    """Trace points of each block, without a prefix: models with learned positions have no rope."""
+    rotary = config.blocks[0].rope is not None
+    return tuple(point for point in TRACE_POINTS if rotary or not point.endswith("_rope"))
 
 
 class Recording:
-    """A model's graph in the making: its parts, to be called in their order.
-
-    Args:
-        model: From `read_model`.
-        dtype: Dtype of the computation, float32 or float64.
-        enter: How a weight comes into the graph.
-        opset: Version of ONNX's operators.
-        kernels: How the costly steps are recorded.
-    """
+    """A model's graph while it is recorded: its parts, to be called in their order."""
 
     def __init__(
-        self,
-        model: Model,
-        dtype: npt.DTypeLike,
-        enter: Enter,
-        opset: int = OPSET,
-        kernels: Kernels = PLAIN,
+        self, model: Model, dtype: npt.DTypeLike, enter: Enter, opset: int, kernels: Kernels
     ) -> None:
         self.model, self.dtype, self.enter, self.kernels = model, np.dtype(dtype), enter, kernels
         self.graph = Graph(opset)
@@ -55,22 +51,14 @@ class Recording:
         self._entered: dict[str, Recorded] = {}
 
     def weights(self, prefix: str, names: tuple[str, ...] | None = None) -> dict[str, Any]:
-        """Weights by our names without a prefix; each enters the graph when it is first asked for.
-
-        Args:
-            prefix: What their names start with.
-            names: Which of them, all by default.
-
-        Returns:
-            Those that the model has.
-        """
-        found = [name for name in self.model.weights if name.startswith(prefix)]
+        """Weights by our names without a prefix; each enters the graph at its first use."""
+        wanted = [name for name in self.model.weights if name.startswith(prefix)]
         if names is not None:
-            found = [prefix + name for name in names if prefix + name in self.model.weights]
-        for name in found:
+            wanted = [prefix + name for name in names if prefix + name in self.model.weights]
+        for name in wanted:
             if name not in self._entered:
                 self._entered[name] = self.enter(self.graph, name)
-        return {name.removeprefix(prefix): self._entered[name] for name in found}
+        return {name.removeprefix(prefix): self._entered[name] for name in wanted}
 
     def embed(self) -> Recorded:
         """The residual stream before the first block, [batch, sequence, D]."""
@@ -79,53 +67,31 @@ class Recording:
         x = embed(ids, positions, weights, self.model.config, self.dtype)
         return self.graph.labelled(cast(Any, x), "embed")
 
-    def block(
-        self,
-        index: int,
-        x: Recorded,
-        points: tuple[str, ...] = ("resid_post",),
-        name: str | None = None,
-    ) -> dict[str, Recorded]:
-        """Call a block.
-
-        Args:
-            index: The block, from 0.
-            x: Residual stream before it, [any batch, sequence, D].
-            points: Which of its trace points are wanted.
-            name: Of the call, `blocks.{index}` by default; outputs are named `{name}.{point}`.
-
-        Returns:
-            Those points by their names without a prefix.
-        """
+    def block(self, index: int, x: Recorded, points: tuple[str, ...]) -> dict[str, Recorded]:
+        """Call a block on x [any batch, sequence, D]: some of its trace points, without prefix."""
         config, prefix = self.model.config, f"blocks.{index}."
-        place, weights = self.places[index], self.weights(prefix)
 
-        def body(graph: Graph, given: dict[str, Any]) -> Mapping[str, Any]:
-            found: dict[str, Any] = {}
+        def body(graph: Graph, arrays: dict[str, Any]) -> Mapping[str, Any]:
+            outputs: dict[str, Any] = {}
 
             def observe(step: str, value: Any) -> Any:
                 if step not in points:
                     return graph.labelled(value, step)
-                found[step] = graph.named(value, step)
-                return found[step]
+                outputs[step] = graph.named(value, step)
+                return outputs[step]
 
-            rope = (given["cos"], given["sin"]) if "cos" in given else None
-            here = Place(given["bias"], rope, self.kernels, observe)
-            block(given["x"], given, here, config)
-            return found
+            rope = (arrays["cos"], arrays["sin"]) if "cos" in arrays else None
+            place = Place(arrays["bias"], rope, self.kernels, observe)
+            block(arrays["x"], arrays, place, config)
+            return outputs
 
-        inputs = {"x": x, **place, **weights}
-        return self.graph.call(BLOCK, body, inputs, name or prefix.rstrip("."), DOC)
+        inputs = {"x": x, **self.places[index], **self.weights(prefix)}
+        return self.graph.call(BLOCK, body, inputs, prefix.rstrip("."), BLOCK_DOC)
 
-    def head(self, x: Recorded, observe: Observer | None = None) -> Recorded:
+    def head(self, x: Recorded, observe: Observer) -> Recorded:
         """Logits [batch, sequence, V] of the residual stream after the last block."""
         names = ("final_norm.weight", "final_norm.bias", "lm_head.weight")
-        weights, state = self.weights("", names), cast(Any, x)
-
-        def label(name: str, value: Any) -> Any:
-            return self.graph.labelled(value, name)
-
-        return cast(Any, head(state, weights, self.model.config, observe or label))
+        return cast(Any, head(cast(Any, x), self.weights("", names), self.model.config, observe))
 
     def _positions(self) -> Recorded:
         """Token positions, [sequence]."""
@@ -136,84 +102,56 @@ class Recording:
         return graph.named(positions, "positions")
 
     def _places(self) -> list[dict[str, Recorded]]:
-        """The inputs of each block that say where its tokens stand: `bias`, `cos` and `sin`."""
-        config = self.model.config
-        positions: Any = self.positions
-        found = places(positions, config, self.dtype)
-        named: dict[Any, dict[str, Recorded]] = {}
-        for number, (kind, place) in enumerate(found.items()):
+        """The inputs of each block that depend on positions: `bias`, and `cos` and `sin` if any."""
+        config, positions = self.model.config, cast(Any, self.positions)
+        by_kind: dict[Any, dict[str, Recorded]] = {}
+        for number, (kind, place) in enumerate(places(positions, config, self.dtype).items()):
             arrays: dict[str, Any] = {"bias": place.bias}
             if place.rope is not None:
                 arrays |= dict(zip(("cos", "sin"), place.rope, strict=True))
-            named[kind] = {
+            by_kind[kind] = {
                 name: self.graph.named(array, f"places.{number}.{name}")
                 for name, array in arrays.items()
             }
-        return [named[kind] for kind in config.blocks]
+        return [by_kind[kind] for kind in config.blocks]
 
 
-def recorded(
+def model_graph(
     model: Model,
     dtype: npt.DTypeLike,
     enter: Enter,
-    outputs: Outputs = "logits",
-    opset: int = OPSET,
+    outputs: GraphOutputs = "logits",
+    opset: int = DEFAULT_OPSET,
     kernels: Kernels = PLAIN,
 ) -> Graph:
-    """Record a model: `token_ids` [batch, sequence] to `logits`, or to every trace point.
-
-    Args:
-        model: From `read_model`.
-        dtype: Dtype of the computation, float32 or float64.
-        enter: How a weight comes into the graph.
-        outputs: "logits", or "trace" for every trace point under our names.
-        opset: Version of ONNX's operators.
-        kernels: How steps are recorded that may be in more than one way.
-
-    Returns:
-        The graph.
-
-    Source:
-        ours: the forward of `refimpl.model.forward`, run on recording arrays.
-    """
+    """Record a model: `token_ids` [batch, sequence] to `logits`, or to every trace point."""
     recording = Recording(model, dtype, enter, opset, kernels)
     graph, trace = recording.graph, outputs == "trace"
-    rotary = recording.places[0].keys() >= {"cos", "sin"}
-    points = tuple(p for p in TRACE_POINTS if rotary or not p.endswith("_rope"))
+    points = block_points(model.config)
     x = recording.embed()
     if trace:
         x = graph.output("embed", x)
     for i in range(model.config.num_blocks):
-        found = recording.block(i, x, points if trace else points[-1:])
-        x = found[points[-1]]
+        arrays = recording.block(i, x, points if trace else points[-1:])
+        x = arrays[points[-1]]
         if trace:
-            graph.handed_out(found.values())
+            graph.outputs_as_named(arrays.values())
 
-    def point(name: str, value: Any) -> Any:
+    def observe(name: str, value: Any) -> Any:
         return graph.output(name, value) if trace else graph.labelled(value, name)
 
-    logits = recording.head(x, point)
+    logits = recording.head(x, observe)
     if not trace:
         graph.output("logits", logits)
     return graph
 
 
-def described(graph: Graph, model: Model, dtype: npt.DTypeLike, outputs: str) -> onnx.ModelProto:
-    """Finish a graph: with what it is in words, and facts of the model by key.
+def described(
+    graph: Graph, model: Model, dtype: npt.DTypeLike, outputs: str, plan: Perturbation | None
+) -> onnx.ModelProto:
+    """Finish a graph with a description, and metadata about the model and an experiment's plan.
 
     `prunable_zeros` of `prunable_weights` are zero in the model's file; `sparsity` is their ratio.
-
-    Args:
-        graph: A recorded graph.
-        model: Of which model.
-        dtype: Dtype of the computation.
-        outputs: What comes out, in a word.
-
-    Returns:
-        The graph, not checked.
-
-    Source:
-        ours.
     """
     config, dtype = model.config, np.dtype(dtype)
     linears = inspect(model).linears
@@ -239,40 +177,7 @@ def described(graph: Graph, model: Model, dtype: npt.DTypeLike, outputs: str) ->
         "prunable_zeros": str(zeros),
         "sparsity": repr(zeros / weights),
     }
+    if plan is not None:
+        facts |= {name: getattr(plan, name) for name in PERTURBATION_OPTIONS}
     onnx.helper.set_model_props(proto, facts)
     return proto
-
-
-def model_graph(
-    model: Model,
-    dtype: npt.DTypeLike,
-    enter: Enter,
-    outputs: Outputs = "logits",
-    opset: int = OPSET,
-    kernels: Kernels = PLAIN,
-) -> onnx.ModelProto:
-    """Record a model, and describe it: `recorded` and `described` in one.
-
-    Args:
-        model: From `read_model`.
-        dtype: Dtype of the computation, float32 or float64.
-        enter: How a weight comes into the graph.
-        outputs: "logits", or "trace" for every trace point under our names.
-        opset: Version of ONNX's operators.
-        kernels: How steps are recorded that may be in more than one way.
-
-    Returns:
-        The graph, not checked.
-
-    Source:
-        ours.
-
-    Example:
-        >>> from refimpl import read_model
-        >>> from refimpl.onnx.recording.weight_entries import embedded
-        >>> model = read_model("fixtures/llama")
-        >>> proto = model_graph(model, "float32", embedded(model, "float32"))
-        >>> [node.name for node in proto.graph.node if node.op_type == "block"]
-        ['blocks.0', 'blocks.1', 'blocks.2', 'blocks.3']
-    """
-    return described(recorded(model, dtype, enter, outputs, opset, kernels), model, dtype, outputs)

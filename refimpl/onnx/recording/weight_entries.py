@@ -1,4 +1,4 @@
-"""How weights enter a graph: copied into it or beside it, or left where they are."""
+"""How weights enter a graph: as copies, as inputs, or by reference to the model's own files."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,8 +11,8 @@ from refimpl.model.layout import cut
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
 from refimpl.onnx.recording.array import Recorded, element
-from refimpl.onnx.recording.external_data import Piece, pieces
 from refimpl.onnx.recording.graph import Graph
+from refimpl.onnx.recording.graph_weights import GraphWeight, graph_weights
 
 Enter = Callable[[Graph, str], Recorded]
 """Brings a weight into a graph by our name; the embeddings may come as stored."""
@@ -20,86 +20,44 @@ Enter = Callable[[Graph, str], Recorded]
 LOOKED_UP = ("embed.weight", "pos_embed.weight")  # rows are taken first, and only those are cast
 
 
-def copied(found: Mapping[str, Piece], location: str | None) -> Enter:
-    """Let weights enter as copies, in the dtype of the computation.
-
-    Args:
-        found: From `data.pieces`.
-        location: Name of the data file beside the graph; None to have them in the graph itself.
-
-    Returns:
-        A function that takes a graph and our name of a weight, and returns the array.
-    """
-    entered: dict[str, Recorded] = {}
-
-    def enter(graph: Graph, name: str) -> Recorded:
-        piece = found[name]
-        if piece.name not in entered:
-            entered[piece.name] = _copy(graph, piece, location)
-        return entered[piece.name]
-
-    return enter
+def copied(weights: Mapping[str, GraphWeight], location: str | None) -> Enter:
+    """Let weights enter as copies: in the graph itself, or in a data file beside it."""
+    return _once(weights, lambda graph, array: _copy(graph, array, location))
 
 
 def embedded(model: Model, dtype: npt.DTypeLike) -> Enter:
-    """Let weights enter as copies in the graph itself, dense.
-
-    Args:
-        model: From `read_model`.
-        dtype: Dtype of the computation.
-
-    Returns:
-        As `copied`.
-    """
-    return copied(pieces(model, dtype), None)
+    """Let weights enter as copies in the graph itself, dense."""
+    return copied(graph_weights(model, dtype), None)
 
 
-def declared(found: Mapping[str, Piece]) -> Enter:
-    """Let weights enter as inputs of the graph, so that it has their shapes and not their numbers.
-
-    Args:
-        found: From `data.pieces`.
-
-    Returns:
-        As `copied`.
-    """
-    entered: dict[str, Recorded] = {}
-
-    def enter(graph: Graph, name: str) -> Recorded:
-        piece = found[name]
-        if piece.name not in entered:
-            entered[piece.name] = graph.input(piece.name, piece.dtype, piece.shape)
-        return entered[piece.name]
-
-    return enter
+def declared(weights: Mapping[str, GraphWeight]) -> Enter:
+    """Let weights enter as inputs of the graph, which then has their shapes and no numbers."""
+    return _once(weights, lambda graph, array: graph.input(array.name, array.dtype, array.shape))
 
 
 def referenced(model: Model, dtype: npt.DTypeLike) -> Enter:
     """Let weights enter from the model's own files, by byte offset, without a copy.
 
-    A tensor that is used as it lies there has our name. Any other enters once, under the file's
-    name, and nodes make of it what the model reads: `Cast` to the dtype of the computation,
-    `Transpose`, `Slice`, `Gather` and `Reshape` for weights that share a tensor, `Add` for an
-    offset; the last one has our name.
-
-    Args:
-        model: From `read_model`; the graph will lie in the folder of its files.
-        dtype: Dtype of the computation.
-
-    Returns:
-        As `copied`.
+    A tensor that is used as stored has our name. Any other enters once, under the file's name, and
+    nodes make of it what the model reads: `Cast` to the dtype of the computation, `Transpose`,
+    `Slice`, `Gather` and `Reshape` for weights that share a tensor, `Add` for an offset; the last
+    node has our name.
     """
     entered: dict[str, Recorded] = {}
 
     def stored(graph: Graph, tensor: StoredTensor, name: str = "") -> Recorded:
-        """A tensor of the file, under a name; by default the file's, where that is not ours too."""
+        """A tensor of the file, by default under the file's name, made distinct from our names."""
         if tensor.name not in entered:
             theirs = f"{tensor.name}.stored" if tensor.name in model.weights else tensor.name
-            entered[tensor.name] = graph.initializer(_in_file(tensor, name or theirs))
+            file, kind = tensor.file.path.name, element(tensor.array.dtype)
+            place = (file, tensor.offset, tensor.array.nbytes)
+            entered[tensor.name] = graph.initializer(
+                _outside(name or theirs, kind, tensor.shape, *place)
+            )
         return entered[tensor.name]
 
     def shared(graph: Graph, tensor: StoredTensor) -> Recorded:
-        """All of a tensor in the computation's dtype: runtimes cut less of what has 16 bits."""
+        """All of a tensor in the computation's dtype: runtimes support fewer cuts in 16 bits."""
         if tensor.array.dtype == dtype:
             return stored(graph, tensor)
         name = f"{tensor.name}.{np.dtype(dtype)}"
@@ -119,22 +77,25 @@ def referenced(model: Model, dtype: npt.DTypeLike) -> Enter:
     return enter
 
 
-def outside(
+def _once(
+    weights: Mapping[str, GraphWeight], add: Callable[[Graph, GraphWeight], Recorded]
+) -> Enter:
+    """Add each array to the graph once, also where several names share it."""
+    entered: dict[str, Recorded] = {}
+
+    def enter(graph: Graph, name: str) -> Recorded:
+        array = weights[name]
+        if array.name not in entered:
+            entered[array.name] = add(graph, array)
+        return entered[array.name]
+
+    return enter
+
+
+def _outside(
     name: str, kind: int, shape: tuple[int, ...], location: str, offset: int, length: int
 ) -> TensorProto:
-    """Describe a tensor that lies in a file beside the graph.
-
-    Args:
-        name: Its name.
-        kind: ONNX's number for its dtype.
-        shape: Its shape.
-        location: Name of the file.
-        offset: Where it starts, in bytes.
-        length: Its size, in bytes.
-
-    Returns:
-        The description.
-    """
+    """Describe a tensor that is in a file beside the graph; kind is ONNX's number for its dtype."""
     tensor = TensorProto(name=name, data_type=kind, dims=shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", offset), ("length", length)):
@@ -142,29 +103,19 @@ def outside(
     return tensor
 
 
-def _in_file(tensor: StoredTensor, name: str) -> TensorProto:
-    """Describe a tensor of a model's file, under a name."""
-    file, kind, size = tensor.file.path.name, element(tensor.array.dtype), tensor.array.nbytes
-    return outside(name, kind, tensor.shape, file, tensor.offset, size)
-
-
-def _copy(graph: Graph, piece: Piece, location: str | None) -> Recorded:
-    """Bring one piece into a graph."""
-    values = indices = None
-    if location is None or piece.sparse:
-        values, indices = piece.read()
-    shape = (piece.nonzero,) if piece.sparse else piece.shape
-    kind = element(piece.dtype)
+def _copy(graph: Graph, array: GraphWeight, location: str | None) -> Recorded:
+    """Add one array as a copy."""
+    values, indices = array.read() if location is None or array.sparse else (None, None)
+    shape, kind = (array.nonzero,) if array.sparse else array.shape, element(array.dtype)
     if location is None and values is not None:
-        tensor = TensorProto(name=piece.name, data_type=kind, dims=shape)
+        tensor = TensorProto(name=array.name, data_type=kind, dims=shape)
         tensor.raw_data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
     else:
-        size = piece.value_bytes
-        tensor = outside(piece.name, kind, shape, location or "", piece.offset, size)
+        tensor = _outside(array.name, kind, shape, location or "", array.offset, array.value_bytes)
     if indices is None:
         return graph.initializer(tensor)
-    where = TensorProto(name=f"{piece.name}.indices", data_type=TensorProto.INT64)
-    where.dims.append(piece.nonzero)
-    where.raw_data = indices.astype("<i8").tobytes()
-    sparse = SparseTensorProto(values=tensor, indices=where, dims=piece.shape)
+    positions = TensorProto(name=f"{array.name}.indices", data_type=TensorProto.INT64)
+    positions.dims.append(array.nonzero)
+    positions.raw_data = indices.astype("<i8").tobytes()
+    sparse = SparseTensorProto(values=tensor, indices=positions, dims=array.shape)
     return graph.sparse_initializer(sparse)

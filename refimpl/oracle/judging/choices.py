@@ -16,7 +16,8 @@ from refimpl.pruners.compensation import compensated, inverse_factor
 from refimpl.pruners.counts import split_count, total_count
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH, hessian
-from refimpl.running.threads import Workers, parse_memory
+from refimpl.running.memory import parse_memory
+from refimpl.running.threads import Workers
 from refimpl.scoring.dense_statistics import dense_squares
 
 Bools = npt.NDArray[np.bool_]

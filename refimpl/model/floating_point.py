@@ -1,4 +1,4 @@
-"""Arithmetic that does not warn and go on."""
+"""Floating-point errors that stop the computation instead of printing a warning."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +11,22 @@ from refimpl.errors import RefimplError
 
 @contextmanager
 def loud(dtype: npt.DTypeLike) -> Iterator[None]:
-    """Turn overflow, division by zero and invalid operations into an error.
+    """Raise an error on overflow, division by zero and invalid operations.
 
     Args:
-        dtype: Of the computation, for the message.
+        dtype: Dtype of the computation, for the message.
 
     Raises:
-        RefimplError: A number left the range of the dtype.
+        RefimplError: A number is beyond the range of the dtype.
 
     Example:
         >>> with loud(np.float32):
         ...     np.float32(1e38) * np.float32(10)
         Traceback (most recent call last):
         ...
-        refimpl.errors.RefimplError: a number beyond the range of float32 (overflow ...
+        refimpl.errors.RefimplError: a number is beyond the range of float32 (overflow ...
         expected: weights and states within the range of float32
-        next: use --dtype float64, or (score) a smaller --eta; else the weights are damaged
+        next: use --dtype float64; with score, try a smaller --eta; otherwise check the weights
     """
     name = np.dtype(dtype).name
     try:
@@ -34,7 +34,7 @@ def loud(dtype: npt.DTypeLike) -> Iterator[None]:
             yield
     except FloatingPointError as error:
         raise RefimplError(
-            f"a number beyond the range of {name} ({error})",
+            f"a number is beyond the range of {name} ({error})",
             f"weights and states within the range of {name}",
-            "use --dtype float64, or (score) a smaller --eta; else the weights are damaged",
+            "use --dtype float64; with score, try a smaller --eta; otherwise check the weights",
         ) from error

@@ -1,0 +1,382 @@
+"""`scores.json`: tables of its fields, from which the document is written and read back."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
+from math import inf, isnan
+from operator import attrgetter
+from pathlib import Path
+from types import SimpleNamespace, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from refimpl.allocation.allocate import Allocation
+from refimpl.allocation.request import TOO_MUCH
+from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals, StoredAllocation
+from refimpl.errors import RefimplError, unreadable
+from refimpl.method.perturbation import Perturbation
+from refimpl.model.ops import Array
+from refimpl.running.provenance import Run, TokenFacts
+
+T = TypeVar("T")
+Json = Mapping[str, Any]
+
+FORMAT = 1
+LARGEST = 1 << 24  # no linear has more rows or columns; their products fit into 64 bits
+NOT_WHOLE = (ValueError, LookupError, TypeError, AttributeError, *TOO_MUCH)
+
+# The fields of the document's head, in order, and the attribute that holds each; `absorption` and
+# `allocation` are those of the first eta.
+REQUEST = {
+    "base": "allocation.request.base",
+    "base_options": "allocation.request.options",
+    "requested_sparsity": "allocation.request.sparsity",
+    "correct": "allocation.request.correct",
+    "strength": "allocation.request.strength",
+    "max_correction": "allocation.request.max_correction",
+    "correction_scale": "allocation.request.correction_scale",
+    "lo": "allocation.request.lo",
+    "hi": "allocation.request.hi",
+    "compat": "allocation.request.compat",
+}
+HEAD = {
+    "model": "scores.model",
+    "family": "scores.family",
+    "num_blocks": "scores.num_blocks",
+    "eta": "absorption.eta",
+    "seed": "scores.plan.seed",
+    "dtype": "scores.run.dtype",
+    "perturbation": "scores.plan.kind",
+    "noise_scale": "scores.plan.noise_scale",
+    "noise_shape": "scores.plan.noise_shape",
+    "norm": "scores.plan.norm",
+    "sink": "scores.plan.sink",
+    "draws": "scores.plan.draws",
+    "subset": "scores.plan.subset",
+    "budget_minutes": "scores.budget_minutes",
+    "tokens": "scores.tokens",
+    "linears": "scores.linears",
+    **REQUEST,
+}
+NEWER = ("subset", "budget_minutes")  # fields that older files lack
+SIGNAL_OPTIONS = ("owl_m", "dlp_statistic", "alpha_fit", "alpha_xmin")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A field of every block.
+
+    Args:
+        key: Its key in the block's object; `signals.x` is x in the object `signals`, `linears.x`
+            is x in every object of the list `linears`.
+        array: The attribute that holds it for all blocks.
+        form: A number per block [L], one per linear too [L, linears], or the numbers from the
+            block itself to the last one, of [L, L].
+        unknown: Whether null may stand for NaN.
+        whole: Whether its numbers are integers.
+        omitted: Whether a block without a value has no such key, in place of null.
+    """
+
+    key: str
+    array: str
+    form: Literal["block", "linears", "triangle"] = "block"
+    unknown: bool = False
+    whole: bool = False
+    omitted: bool = False
+
+
+# In order. Read back are those that are fields of a dataclass; the others follow from these.
+COLUMNS = (
+    Column("base_sparsity", "allocation.base_sparsity"),
+    Column("corrected_sparsity", "allocation.corrected_sparsity"),
+    Column("num_pruned", "allocation.num_pruned", whole=True),
+    Column("linears.alpha", "scores.signals.alpha", "linears", omitted=True),
+    Column("linears.sparsity", "allocation.linear_sparsity", "linears"),
+    Column("linears.num_pruned", "allocation.linear_pruned", "linears", whole=True),
+    Column("absorption_coefficient", "absorption.coefficient", unknown=True),
+    Column("absorption_stderr", "absorption.stderr", unknown=True),
+    Column("absorption_stderr_reason", "stderr_reason", omitted=True),
+    Column("log_absorption", "absorption.logarithm", unknown=True),
+    Column("tokens_left_out", "absorption.left_out", whole=True),
+    Column("tokens_excluded_as_sinks", "scores.sinks", whole=True),
+    Column("drift", "absorption.drift", "triangle", unknown=True),
+    Column("alignment", "absorption.alignment", "triangle", unknown=True),
+    Column("arrival", "absorption.arrival", unknown=True),
+    Column("divergence", "absorption.divergence", unknown=True),
+    Column("signals.owl_outlier_percent", "scores.signals.owl_outlier_percent"),
+    Column("signals.dlp_score", "scores.signals.dlp_score"),
+    Column("signals.alphapruning_alpha", "scores.signals.mean_alpha"),
+    Column("signals.alphapruning_margin", "scores.signals.alpha_margin", "linears", unknown=True),
+)
+
+
+# ---- writing ------------------------------------------------------------------------------------
+
+
+def document(scores: Scores, allocations: Sequence[Allocation]) -> dict[str, Any]:
+    """Describe scores and their allocations, one per eta, as one JSON document."""
+    each = [
+        SimpleNamespace(scores=scores, absorption=absorption, allocation=allocation)
+        for absorption, allocation in zip(scores.sweep, allocations, strict=True)
+    ]
+    content = {
+        "format": FORMAT,
+        **head(each[0], HEAD),
+        **_totals(allocations[0]),
+        "perturbed_at": _json(scores.pruned_at),
+        "signal_options": {name: getattr(scores.signals, name) for name in SIGNAL_OPTIONS},
+        "run": _json(scores.run),
+        "blocks": _rows(each[0]),
+    }
+    if len(each) > 1:
+        content["sweep"] = [
+            {"eta": at.absorption.eta, **_totals(at.allocation), "blocks": _rows(at)} for at in each
+        ]
+    return content
+
+
+def head(at: SimpleNamespace, keys: Iterable[str]) -> dict[str, Any]:
+    """Read some fields of `HEAD` from their attributes; of a base that is a file, its name."""
+    values = {key: _json(attrgetter(HEAD[key])(at)) for key in keys}
+    return values | {"base": Path(values["base"]).name}
+
+
+def _totals(allocation: Allocation) -> dict[str, Any]:
+    return {
+        "total_weights": allocation.total_weights,
+        "total_pruned": allocation.total_pruned,
+        "clipped_share": float(allocation.clipped.mean()),
+    }
+
+
+def _rows(at: SimpleNamespace) -> list[dict[str, Any]]:
+    """The object of every block, with what was found and allocated at one eta."""
+    scores: Scores = at.scores
+    at.stderr_reason = _stderr_reasons(scores, at.absorption)
+    weights = int(scores.linear_sizes.sum())
+    rows: list[dict[str, Any]] = [
+        {"index": i, "num_weights": weights} for i in range(scores.num_blocks)
+    ]
+    for column in COLUMNS:
+        array, (group, _, key) = attrgetter(column.array)(at), column.key.rpartition(".")
+        for i, row in enumerate(rows):
+            value: Any = None if array is None else _json(array[i])
+            if column.omitted and value is None:
+                continue
+            if group == "linears":
+                names = [
+                    {"name": name, "shape": [*shape]} for name, shape in scores.linears.items()
+                ]
+                for linear, number in zip(row.setdefault(group, names), value, strict=True):
+                    linear[key] = number
+            else:
+                part = row.setdefault(group, {}) if group else row
+                part[key] = value[i:] if column.form == "triangle" else value
+    return rows
+
+
+def _stderr_reasons(scores: Scores, absorption: Absorption) -> list[str | None]:
+    """Why each block's standard error is unknown; None if it is known."""
+    reasons: list[str | None] = []
+    for r, stderr in zip(absorption.coefficient, absorption.stderr, strict=True):
+        once = scores.tokens.samples < 2 or (scores.plan.subset is not None and not isnan(r))
+        why = "fewer than two sequences" if once else "no token with a drift"
+        reasons.append(why if isnan(stderr) else None)
+    return reasons
+
+
+def _json(value: Any) -> Any:
+    """A value for JSON: null for NaN, lists for arrays and tuples, objects for dataclasses."""
+    if isinstance(value, np.ndarray | np.generic):
+        return _json(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_json(inner) for inner in value]
+    if isinstance(value, Mapping):
+        return {key: _json(inner) for key, inner in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: _json(getattr(value, f.name)) for f in fields(value)}
+    return None if isinstance(value, float) and isnan(value) else value
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def read_scores(path: Path) -> Scores:
+    """Read scores back from the file that `refimpl score -o` wrote."""
+    with whole_scores(path):
+        return scores_of(parsed(path.read_bytes()))
+
+
+@contextmanager
+def whole_scores(path: Path) -> Iterator[None]:
+    """Refuse a file that cannot be read, or whose contents are not those of a `scores.json`."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error, "a scores.json") from error
+    except NOT_WHOLE as error:
+        why = str(error).partition("\n")[0] if isinstance(error, ValueError) else repr(error)
+        raise RefimplError(
+            f"{path}: not a whole scores.json ({why})",
+            "a file written by refimpl score -o",
+            "run refimpl score again",
+        ) from error
+
+
+def parsed(content: bytes, limit: float = inf) -> Json:
+    """Parse a JSON document of this format; every number in it is smaller than a limit."""
+
+    def number(text: str) -> float:
+        if not abs(value := float(text)) < limit:
+            raise ValueError(f"the number {text}")
+        return value
+
+    document = json.loads(
+        content.decode("utf-8"),
+        parse_float=number,
+        parse_constant=number,
+        parse_int=lambda digits: int(digits) if number(digits) else 0,
+    )
+    if not isinstance(document, dict):
+        raise TypeError("not an object")
+    if document.get("format") != FORMAT:
+        raise ValueError(f"format {document.get('format')!r}, expected {FORMAT}")
+    return document
+
+
+def sweep_of(document: Json) -> Sequence[Json]:
+    """The objects that hold the blocks at each eta: the document itself if there is one eta."""
+    return document.get("sweep") or [document]
+
+
+def scores_of(document: Json) -> Scores:
+    """The scores in a document; ValueError, LookupError or TypeError if they are not whole."""
+    blocks, at, sweep = document["blocks"], document["perturbed_at"], sweep_of(document)
+    linears = {name: (int(out), int(width)) for name, (out, width) in document["linears"].items()}
+    if {len(blocks), *(len(result["blocks"]) for result in sweep)} != {document["num_blocks"]}:
+        raise ValueError(f"{len(blocks)} blocks, expected {document['num_blocks']}")
+    if not linears or not all(0 < n < LARGEST for shape in linears.values() for n in shape):
+        raise ValueError(f"linears {linears}")
+    if (document["perturbation"] == "pruning") != (at is not None):
+        raise ValueError(f"perturbation {document['perturbation']}, perturbed_at {at}")
+
+    etas = [None if at is not None else float(result["eta"]) for result in sweep]
+    plan_eta = {} if at is not None else {"eta": tuple(etas)}  # without meaning for pruning
+    names = list(linears)
+    options = {name: document["signal_options"][name] for name in SIGNAL_OPTIONS}
+    signals = _arrays(Signals, "scores.signals", blocks, names)
+    if ("alpha" in signals) != (options["alpha_fit"] is not None):
+        raise ValueError("alpha and alpha_fit: one of them without the other")
+    return _filled(
+        Scores,
+        _attributes(document, "scores"),
+        **_arrays(Scores, "scores", blocks, names),
+        linears=linears,
+        tokens=_filled(TokenFacts, document["tokens"]),
+        plan=_filled(Perturbation, _attributes(document, "scores.plan"), **plan_eta),
+        sweep=tuple(
+            Absorption(eta, **_arrays(Absorption, "absorption", result["blocks"], names))
+            for eta, result in zip(etas, sweep, strict=True)
+        ),
+        signals=_filled(Signals, options, **signals),
+        run=_filled(Run, document["run"]),
+        pruned_at=None
+        if at is None
+        else _filled(PrunedAt, at, linear_pruned=np.array(at["linear_pruned"], np.int64)),
+    )
+
+
+def stored_allocation(rows: Sequence[Json], linears: Iterable[str]) -> StoredAllocation:
+    """The allocation in the objects of all blocks, whose linears must have these names."""
+    names = list(linears)
+    for i, row in enumerate(rows):
+        if [linear["name"] for linear in row["linears"]] != names:
+            raise ValueError(f"linears of block {i}")
+    return StoredAllocation(**_arrays(StoredAllocation, "allocation", rows, names))
+
+
+def _attributes(document: Json, owner: str) -> dict[str, Any]:
+    """The fields of the head that are attributes of this owner, by attribute."""
+    attributes = {}
+    for key, path in HEAD.items():
+        of, _, name = path.rpartition(".")
+        if of == owner and (key in document or key not in NEWER):
+            attributes[name] = document[key]
+    return attributes
+
+
+def _arrays(kind: type, owner: str, rows: Sequence[Json], names: Sequence[str]) -> dict[str, Array]:
+    """The arrays of a dataclass from its columns; an optional one that no block has is left out."""
+    optional = {field.name: field.default is None for field in fields(kind)}
+    arrays = {}
+    for column in COLUMNS:
+        of, _, name = column.array.rpartition(".")
+        if of == owner and name in optional:
+            values = [_value(column, row) for row in rows]
+            if not optional[name] or any(value is not None for value in values):
+                arrays[name] = _array(column, values, names)
+    return arrays
+
+
+def _value(column: Column, row: Json) -> Any:
+    """The value of a column in the object of one block."""
+    group, _, key = column.key.rpartition(".")
+    if group != "linears":
+        return row[group][key] if group else row[key]
+    if column.omitted and not any(key in linear for linear in row[group]):
+        return None
+    return [linear[key] for linear in row[group]]
+
+
+def _array(column: Column, values: Sequence[Any], names: Sequence[str]) -> Array:
+    """The array of a column from its values in all blocks, whose linears have these names."""
+    count = len(values)
+    if column.form == "triangle":
+        array = np.full((count, count), np.nan)
+        for i, row in enumerate(values):
+            array[i, i:] = _numbers(column, row, (count - i,))
+        return array
+    shape = (count, len(names)) if column.form == "linears" else (count,)
+    array = _numbers(column, values, shape)
+    if not column.whole:
+        return array
+    for (block, *j), number in np.ndenumerate(np.array(values, object)):
+        if type(number) is not int:
+            at = ".".join(["blocks", str(block), *(names[i] for i in j)])
+            raise ValueError(f"{at}: {number!r} as {column.key}, expected a whole number")
+    return np.array(values, np.int64)
+
+
+def _numbers(column: Column, values: Any, shape: tuple[int, ...]) -> Array:
+    """Numbers of a shape; NaN for null, if the column may have unknown numbers."""
+    array = np.array(values, np.float64)
+    if array.shape != shape or (np.isnan(array).any() and not column.unknown):
+        raise ValueError(
+            f"{column.key}: expected {shape} numbers, got {array.shape}, or null among them"
+        )
+    return array
+
+
+def _filled(kind: type[T], values: Json, **others: Any) -> T:
+    """A dataclass from JSON values, each of the type that its field declares, and other values."""
+    hints, plain = get_type_hints(kind), {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        name = field.name
+        if name in others or (name not in values and field.default is not MISSING):
+            continue  # older files lack some fields that have a default
+        if not _is(values[name], hints[name]):
+            raise TypeError(f"{name} {values[name]!r}")
+        plain[name] = values[name]
+    return kind(**plain, **others)
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a declared type."""
+    origin = get_origin(hint)
+    if origin is UnionType:
+        return any(_is(value, inner) for inner in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    return isinstance(value, int | float if hint is float else origin or hint)

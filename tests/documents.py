@@ -1,0 +1,22 @@
+"""What runs leave on the disk, to compare: documents, folders of models, partial results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def numbers(path: Path) -> dict[str, Any]:
+    """A document without what differs from run to run."""
+    return {name: value for name, value in json.loads(path.read_text()).items() if name != "run"}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Files of a model's folder, `pruning.json` without what differs from run to run."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return files | {"pruning.json": repr(numbers(folder / "pruning.json")).encode()}
+
+
+def keys(part: Path) -> list[str]:
+    """Keys in the whole lines of a file of partial results, in order."""
+    lines = part.read_bytes().splitlines(keepends=True) if part.exists() else []
+    return [key for line in lines[1:] if line.endswith(b"\n") for key in json.loads(line)]

@@ -1,0 +1,426 @@
+"""Which files make a model, and every refusal of files that do not: formats, indices, damage."""
+
+import copy
+import errno
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import (
+    arrays_of,
+    config_of,
+    read_all,
+    refusal,
+    same_weights,
+    save_tensors,
+    write,
+    write_raw,
+)
+from conftest import FIXTURES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl import RefimplError, read_model
+from refimpl.loading import safetensors_file
+from refimpl.loading.config_json import read_config
+from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.loading.tensor_claims import roles
+from refimpl.model.ops import Array
+
+LLAMA, SHARDED = FIXTURES / "llama", FIXTURES / "llama_sharded"
+
+
+# Where a model is looked for
+
+
+def test_a_folder_a_file_and_an_index_are_the_same_model() -> None:
+    folder = read_model(LLAMA)
+    assert (folder.name, folder.folder, folder.stored_dtypes) == ("llama", LLAMA, ("F32",))
+    for path in (
+        str(LLAMA),
+        LLAMA / "model.safetensors",
+        SHARDED,
+        SHARDED / "model.safetensors.index.json",
+    ):
+        model = read_model(path)
+        assert model.name == ("llama_sharded" if "sharded" in str(path) else "llama")
+        assert model.folder.is_dir()
+        same_weights(model, folder)
+    assert len(read_model(SHARDED).files) == 4
+
+
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(LLAMA / "config.json", tmp_path)
+    shutil.copy(LLAMA / "model.safetensors", tmp_path / "blob")
+    (tmp_path / "tiny.safetensors").symlink_to(tmp_path / "blob")
+    assert read_model(tmp_path / "tiny.safetensors").name == "tiny"
+    monkeypatch.chdir(tmp_path)
+    assert read_model(".").name == tmp_path.name
+
+
+def test_the_configuration_is_taken_by_option_then_beside_then_from_the_metadata(
+    tmp_path: Path,
+) -> None:
+    option, beside, metadata = (config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5, 1e-6))
+    path, other = tmp_path / "model.safetensors", tmp_path / "other.json"
+    metadata_texts = {"config.json": json.dumps(metadata), "format": "pt"}
+    save_tensors(path, arrays_of("llama"), metadata_texts)
+    assert read_model(path).config.norm_eps == read_model(tmp_path).config.norm_eps == 1e-6
+    (tmp_path / "config.json").write_text(json.dumps(beside))
+    assert read_model(path).config.norm_eps == 1e-5
+    other.write_text(json.dumps(option))
+    model = read_model(tmp_path, str(other))
+    assert model.config.norm_eps == 1e-4
+    assert model.config_file == option
+    other.unlink()
+    assert "other.json: no such file" in refusal(path, other).problem
+
+
+def test_without_a_configuration_the_error_says_what_is_missing(tmp_path: Path) -> None:
+    shutil.copy(LLAMA / "model.safetensors", tmp_path)
+    error = refusal(tmp_path)
+    assert "no config.json beside it, and none in its metadata" in error.problem
+    assert "head counts, rope theta and norm eps" in error.expected
+    assert "--config" in error.remedy
+    assert "other.json: no such file" in refusal(tmp_path, tmp_path / "other.json").problem
+
+
+def test_model_safetensors_goes_before_its_neighbours(tmp_path: Path) -> None:
+    shutil.copytree(LLAMA, tmp_path / "m")
+    (tmp_path / "m" / "consolidated.safetensors").write_bytes(b"")
+    (tmp_path / "m" / "old.safetensors.index.json").write_bytes(b"")
+    assert read_model(tmp_path / "m").config.num_blocks == 4
+
+
+# Configurations and indices that are not JSON of the right form
+
+NO_INDEX = "is not an index of shards"
+DOCUMENTS: list[tuple[str, str | bytes, str]] = [
+    *(
+        (place, text, problem)
+        for place in ("config.json", "metadata", "index")
+        for text, problem in (
+            ("", "is not JSON"),
+            ("{", "is not JSON"),
+            ("[1]", "is not a JSON object"),
+            ("null", "is not a JSON object"),
+            ("[" * 100_000, "is not JSON"),
+            ('{"a":' * 100_000, "is not JSON"),
+        )
+    ),
+    ("config.json", b"\xff\xfe\xff", "is not JSON"),
+    ("config.json", '{"vocab_size": 1' + "0" * 5000 + "}", "is not JSON"),
+    ("config.json", '{"model_type": ' + "[" * 900 + "]" * 900 + "}", "unknown model family"),
+    ("metadata", json.dumps(config_of("llama", vocab_size=0)), "in the metadata of"),
+    ("index", "{}", NO_INDEX),
+    ("index", '{"weight_map": {}}', NO_INDEX),
+    ("index", '{"weight_map": ["a"]}', NO_INDEX),
+    ("index", '{"weight_map": {"a": 1}}', NO_INDEX),
+    ("index", '{"weight_map": {"a": ["b"]}}', NO_INDEX),
+    ("index", '{"weight_map": {"a": "x\\u0000.safetensors"}}', "shards that do not exist"),
+    ("index", '{"weight_map": {"a": "pytorch_model-1.bin"}}', "not safetensors: pytorch_model-1.b"),
+]
+
+
+@pytest.mark.parametrize(("place", "text", "problem"), DOCUMENTS)
+def test_documents_of_another_form(
+    place: str, text: str | bytes, problem: str, tmp_path: Path
+) -> None:
+    content = text.encode() if isinstance(text, str) else text
+    metadata = {"config.json": content.decode()} if place == "metadata" else None
+    if place == "index":
+        (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    else:
+        save_tensors(tmp_path / "x.safetensors", {}, metadata)
+    if place == "config.json":
+        (tmp_path / "config.json").write_bytes(content)
+    message = refusal(tmp_path).problem
+    assert problem in message
+    assert place != "metadata" or "config.json in the metadata of" in message
+
+
+# Folders and files of other formats
+
+FOLDERS: dict[str, tuple[list[str], str, str]] = {
+    "nothing": ([], "contains no .safetensors file", "check the path"),
+    "something else": (["README.md", "vocab.txt"], "no .safetensors file", "check the path"),
+    "pickles": (["pytorch_model.bin", "config.json"], "only pytorch_model.bin", "pickles run code"),
+    "sharded pickles": (
+        ["pytorch_model-1-of-2.bin", "pytorch_model-2-of-2.bin", "pytorch_model.bin.index.json"],
+        "only pytorch_model-1-of-2.bin, pytorch_model-2-of-2.bin", "save_pretrained"),
+    "gguf": (["m.Q4_K_M.gguf"], "only m.Q4_K_M.gguf", "gguf_file"),
+    "TensorFlow": (["tf_model.h5"], "only tf_model.h5", "save_pretrained"),
+    "an adapter": (["adapter_config.json", "adapter_model.safetensors"], "an adapter", "merge"),
+    "an old adapter": (["adapter_config.json", "adapter_model.bin"], "an adapter", "merge"),
+    "two files": (["a.safetensors", "b.safetensors"], "2 candidates: a.safetensors, b", "name the"),
+    "two indices": (
+        ["a.safetensors.index.json", "b.safetensors.index.json", "c.safetensors"],
+        "2 candidates: a.safetensors.index.json, b.safetensors.index.json", "name the file"),
+    "shards without an index": (
+        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        "2 candidates", "index"),
+}  # fmt: skip
+FILES = {
+    "model.gguf": (".gguf is not safetensors", "gguf_file"),
+    "pytorch_model.bin": (".bin is not safetensors", "pickles run code"),
+    "model.pth": (".pth is not safetensors", "pickles run code"),
+    "model.h5": (".h5 is not safetensors", "save_pretrained"),
+    "model.txt": (".txt is not safetensors", "save_pretrained"),
+    "model": ("this file is not safetensors", "save_pretrained"),
+    "adapter_model.safetensors": ("an adapter, not a model", "merge"),
+}
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, *FILES])
+def test_other_formats_are_refused_with_a_way_to_convert_them(name: str, tmp_path: Path) -> None:
+    files, problem, remedy = FOLDERS[name] if name in FOLDERS else ([name], *FILES[name])
+    for file in files:
+        (tmp_path / file).write_bytes(b"GGUF")
+    error = refusal(tmp_path if name in FOLDERS else tmp_path / name)
+    assert problem in error.problem
+    assert remedy in error.remedy
+
+
+# Files that the system does not let us read
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "x", tmp_path / "x.safetensors", Path("a\0b")):
+        assert "no such file or folder" in refusal(path).problem
+    assert "File name too long" in refusal(tmp_path / ("x" * 5000)).problem
+
+
+def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    assert "contains no .safetensors file" in refusal(tmp_path / "model.safetensors").problem
+    assert "model.safetensors: cannot be read" in refusal(tmp_path).problem
+    (tmp_path / "model.safetensors").rmdir()
+    shutil.copy(LLAMA / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").mkdir()
+    assert "config.json: cannot be read (Is a directory)" in refusal(tmp_path).problem
+    index = tmp_path / "x.safetensors.index.json"
+    index.mkdir()
+    assert "contains no .safetensors file" in refusal(index).problem
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "."])
+def test_what_may_not_be_read(name: str, tmp_path: Path) -> None:
+    shutil.copytree(LLAMA, tmp_path / "m")
+    (tmp_path / "m" / name).chmod(0)
+    assert "ermission denied" in refusal(tmp_path / "m").problem
+    (tmp_path / "m" / name).chmod(0o700)
+
+
+@pytest.mark.parametrize("method", ["open", "iterdir", "is_dir", "read_bytes", "safe_open"])
+def test_what_the_system_forbids(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(safetensors_file if method == "safe_open" else Path, method, forbidden)
+    assert "(Permission denied)" in refusal(LLAMA).problem
+
+
+# Indices and their shards
+
+
+def sharded(folder: Path, change: Callable[[dict[str, str]], object] = lambda _: None) -> Path:
+    """The sharded fixture with the map of its index changed."""
+    shutil.copytree(SHARDED, folder)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text("utf-8"))
+    change(content["weight_map"])
+    index.write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "a/x.safetensors", "/x.safetensors", "..\\x.safetensors", "..", ""]
+)
+def test_an_index_names_no_files_outside_its_folder(name: str, tmp_path: Path) -> None:
+    shutil.copy(LLAMA / "model.safetensors", tmp_path / "x.safetensors")
+    folder = sharded(tmp_path / "m", lambda shard_of: shard_of.update({"model.norm.weight": name}))
+    error = refusal(folder)
+    assert f"names files outside its folder: {name}" in error.problem
+    assert "do not use this index" in error.remedy
+
+
+def test_shards_may_be_links(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m")
+    for shard in folder.glob("*.safetensors"):
+        shard.rename(tmp_path / shard.name)
+        shard.symlink_to(tmp_path / shard.name)
+    same_weights(read_model(folder), read_model(LLAMA))
+
+
+def test_an_index_and_its_shards_must_agree(tmp_path: Path) -> None:
+    def change(shard_of: dict[str, str]) -> None:
+        shard_of["model.extra.weight"] = shard_of["model.norm.weight"]
+        del shard_of["lm_head.weight"]
+        shard_of["model.layers.0.mlp.up_proj.weight"] = "model-00004-of-00004.safetensors"
+
+    problem = refusal(sharded(tmp_path / "m", change)).problem
+    for line in (
+        r"model.extra.weight: in the index under model-",
+        r"lm_head.weight: in model-.*, in the index under nothing",
+        r"up_proj.weight: in the index under model-00004.*, not in that file",
+        r"up_proj.weight: in model-0000[123]-.*, in the index under model-00004",
+    ):
+        assert re.search(line, problem), line
+    assert problem.count("\n") == 4
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m")
+    last = SafetensorsFile(folder / "model-00004-of-00004.safetensors")
+    arrays = {name: stored.array for name, stored in last.tensors.items()}
+    save_tensors(last.path, arrays | {"model.embed_tokens.weight": np.zeros((264, 32), "f4")})
+    assert "model.embed_tokens.weight: in model-00004-of-00004" in refusal(folder).problem
+
+
+def test_missing_shards_are_all_named(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m")
+    (folder / "model-00002-of-00004.safetensors").unlink()
+    (folder / "model-00003-of-00004.safetensors").unlink()
+    problem = refusal(folder).problem
+    assert "do not exist: model-00002-of-00004.safetensors, model-00003-of" in problem
+
+
+# Damaged files
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+HEADERS: dict[str, tuple[Any, int]] = {
+    "a hole at the start": ({"x": ENTRY | {"data_offsets": [8, 16]}}, 16),
+    "a hole between": ({"x": ENTRY, "y": ENTRY | {"data_offsets": [16, 24]}}, 24),
+    "overlap": ({"x": ENTRY, "y": ENTRY | {"data_offsets": [4, 12]}}, 12),
+    "the same bytes twice": ({"x": ENTRY, "y": ENTRY}, 8),
+    "backwards": ({"x": ENTRY | {"data_offsets": [8, 0]}}, 8),
+    "negative": ({"x": ENTRY | {"data_offsets": [-8, 0]}}, 8),
+    "too little data": ({"x": ENTRY}, 7),
+    "too much data": ({"x": ENTRY}, 9),
+    "a shape too large": ({"x": ENTRY | {"shape": [3]}}, 8),
+    "a shape of 2**80": ({"x": ENTRY | {"shape": [2**40, 2**40]}}, 8),
+    "a shape that wraps to 0": ({"x": ENTRY | {"shape": [2**32, 2**32]}}, 8),
+    "a negative shape": ({"x": ENTRY | {"shape": [-2]}}, 8),
+    "a shape in words": ({"x": ENTRY | {"shape": "2"}}, 8),
+    "an unknown dtype": ({"x": ENTRY | {"dtype": "F31"}}, 8),
+    "no dtype": ({"x": {"shape": [2], "data_offsets": [0, 8]}}, 8),
+    "no entry": ({"x": None}, 0),
+    "a list": ([ENTRY], 8),
+    "a number": (3, 0),
+    "metadata of numbers": ({"__metadata__": {"a": 1}, "x": ENTRY}, 8),
+}
+WHOLE = (LLAMA / "model.safetensors").read_bytes()
+CONTENTS = {
+    "nothing": b"",
+    "7 zeros": bytes(7),
+    "8 zeros": bytes(8),
+    "1000 zeros": bytes(1000),
+    "ones": b"\xff" * 1000,
+    "a header of 2**63 bytes": struct.pack("<Q", 2**63) + b"{}",
+    "a header of 2**40 bytes": struct.pack("<Q", 2**40) + b"{}",
+    "a header longer than the file": struct.pack("<Q", 3) + b"{}",
+    "braces": struct.pack("<Q", 2) + b"}{",
+    "a pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n",
+    "a page": b"<!DOCTYPE html><html><title>404</title></html>",
+    "nested lists": struct.pack("<Q", 100_000) + b"[" * 100_000,
+    "a byte too many": WHOLE + b"\0",
+} | {f"truncated at {end}": WHOLE[:end] for end in (1, 7, 8, 9, 100, -1, -1000)}
+
+
+@pytest.mark.parametrize("name", [*HEADERS, *CONTENTS])
+def test_damaged_files_are_refused(name: str, tmp_path: Path) -> None:
+    shutil.copy(LLAMA / "config.json", tmp_path)
+    path = tmp_path / "model.safetensors"
+    if name in HEADERS:
+        header, size = HEADERS[name]
+        write_raw(path, header, bytes(size))
+    else:
+        path.write_bytes(CONTENTS[name])
+    error = refusal(tmp_path)
+    assert "model.safetensors is not a whole safetensors file (" in error.problem
+    assert "download or save the file again" in error.remedy
+
+
+def test_the_undamaged_header_is_read(tmp_path: Path) -> None:
+    file = SafetensorsFile(write_raw(tmp_path / "x", {"__metadata__": None, "x": ENTRY}, bytes(8)))
+    assert file.metadata == {}
+    assert file.tensors["x"].array.tolist() == [0, 0]
+
+
+TINY = {"model_type": "gpt2", "vocab_size": 3, "n_embd": 4, "n_layer": 1, "n_head": 2}
+TINY |= {"n_positions": 2, "n_inner": 2}
+
+
+def tiny_arrays() -> dict[str, Array]:
+    """A GPT-2 of about a hundred weights."""
+    rng = np.random.default_rng(1)
+    shapes = {role.tensor: role.shape for _, role in roles(read_config(TINY), "")}
+    return {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+
+
+def is_read_or_refused(path: Path) -> None:
+    """A model, whose weights are all read, or a refusal; any other error is raised."""
+    with suppress(RefimplError):
+        read_all(read_model(path), "float32")
+
+
+@given(st.data())
+def test_any_damage_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = write(tmp_path_factory.getbasetemp() / "damaged", tiny_arrays(), TINY)
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    (length,) = struct.unpack("<Q", content[:8])
+    for _ in range(data.draw(st.integers(1, 3), "edits")):
+        within = st.integers(0, 9) | st.integers(0, 8 + length) | st.integers(0, len(content))
+        at = min(data.draw(within, "at"), len(content))
+        edit = data.draw(st.sampled_from(["flip", "cut", "insert", "remove"]), "edit")
+        if edit == "flip" and at < len(content):
+            content[at] ^= data.draw(st.integers(1, 255), "bits")
+        elif edit == "cut":
+            del content[at:]
+        elif edit == "insert":
+            content[at:at] = data.draw(st.binary(min_size=1, max_size=9), "bytes")
+        elif edit == "remove":
+            del content[at : at + data.draw(st.integers(1, 9), "length")]
+    path.write_bytes(content)
+    is_read_or_refused(folder)
+
+
+HEADER_NUMBERS = [0, 1, 2, 4, 8, -1, 2**31, 2**63, 2**64, 1.5, None, True]
+HEADER_WORDS = ["", "F32", "BF16", "F16", "I8", "BOOL"]
+HEADER_LISTS = [[], [0], [4], [3, 4], [0, 0], [0, 24], [2**63, 2**63], {}, {"a": "b"}]
+HEADER_VALUES = st.sampled_from([*HEADER_NUMBERS, *HEADER_WORDS]) | st.sampled_from(HEADER_LISTS)
+
+
+@given(st.data())
+def test_any_header_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = write(tmp_path_factory.getbasetemp() / "headers", tiny_arrays(), TINY)
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    for _ in range(data.draw(st.integers(1, 3), "edits")):
+        name = data.draw(st.sampled_from([*sorted(header), "__metadata__", "new"]), "tensor")
+        entry = header.get(name)
+        if isinstance(entry, dict) and data.draw(st.booleans(), "inside"):
+            key = data.draw(st.sampled_from(["dtype", "shape", "data_offsets", "more"]), "key")
+            entry[key] = data.draw(HEADER_VALUES, "value")
+        elif data.draw(st.booleans(), "delete"):
+            header.pop(name, None)
+        else:
+            header[name] = copy.deepcopy(data.draw(HEADER_VALUES | st.just(ENTRY), "entry"))
+    write_raw(path, header, content[8 + length :])
+    is_read_or_refused(folder)

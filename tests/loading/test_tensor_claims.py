@@ -1,0 +1,221 @@
+"""Which tensors are claimed, in every spelling of old files, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write, write_raw
+from conftest import FIXTURES
+from gates import CASES
+
+from refimpl import read_model
+from refimpl.loading import tensor_claims
+from refimpl.model.ops import Array
+
+LAYER = "model.layers.0."
+QUERY = f"{LAYER}self_attn.q_proj"
+
+
+def test_every_fixture_is_claimed() -> None:
+    for case in CASES:
+        weights = read_model(FIXTURES / case).weights.values()
+        assert {weight.stored.name for weight in weights} == set(arrays_of(case)), case
+
+
+def test_all_offenders_are_listed_at_once(tmp_path: Path) -> None:
+    def change(arrays: dict[str, Array]) -> None:
+        del arrays[f"{LAYER}mlp.up_proj.weight"]
+        del arrays["lm_head.weight"]
+        arrays["model.norm.weight"] = np.zeros(31, np.float32)
+        del arrays[f"{QUERY}.weight"]
+        arrays[f"{LAYER}input_layernorm.weight"] = np.zeros(32, bool)
+        arrays[f"{QUERY}.bias"] = np.zeros(32, np.float32)
+        arrays["model.rotary"] = np.zeros((1, 2))
+
+    error = refusal(altered(tmp_path / "m", "llama", change))
+    for line in (
+        f"{LAYER}mlp.up_proj.weight: missing (needed for blocks.0.up_proj.weight, shape [44, 32])",
+        "lm_head.weight: missing (needed for lm_head.weight, shape [264, 32])",
+        "model.norm.weight: expected shape [32], got [31]",
+        f"{LAYER}input_layernorm.weight: expected F64, F32, F16, BF16, got BOOL",
+        f"{QUERY}.weight: missing (needed for blocks.0.q_proj.weight",
+        f"{QUERY}.bias: no role claims it (shape [32])",
+        "model.rotary: no role claims it (shape [1, 2])",
+    ):
+        assert f"\n  {line}" in error.problem, line
+    assert error.problem.count("\n") == 7
+    assert "7 problems" in error.problem
+    assert "a llama model of 4 blocks" in error.expected
+
+
+def test_a_file_without_tensors(tmp_path: Path) -> None:
+    error = refusal(write(tmp_path / "m", {}, config_of("llama")))
+    assert "block 3: all its tensors are missing" in error.problem
+    assert "model.embed_tokens.weight: missing (needed for embed.weight" in error.problem
+
+
+def test_a_fused_tensor_is_one_offender(tmp_path: Path) -> None:
+    path = altered(tmp_path / "m", "gpt2", lambda a: a.pop("transformer.h.1.attn.c_attn.weight"))
+    assert refusal(path).problem.count("\n") == 1
+    fused = f"{LAYER}self_attn.qkv_proj.weight"
+    path = altered(tmp_path / "n", "phi3", lambda a: a.update({fused: np.zeros((63, 32), "f4")}))
+    assert "qkv_proj.weight: expected shape [64, 32], got [63, 32]" in refusal(path).problem
+
+
+def test_more_blocks_than_tensors_and_fewer(tmp_path: Path) -> None:
+    problem = refusal(altered(tmp_path / "m", "llama", lambda _: None, num_hidden_layers=6)).problem
+    assert problem.count("\n") == 2
+    assert "\n  block 4: all its tensors are missing\n  block 5: all its" in problem
+    problem = refusal(altered(tmp_path / "m", "llama", lambda _: None, num_hidden_layers=3)).problem
+    lost = [name for name in arrays_of("llama") if name.startswith("model.layers.3.")]
+    assert len(lost) == problem.count("\n") == 9
+    assert all(f"\n  {name}: no role claims it" in problem for name in lost)
+
+
+def test_the_table_of_positions_must_be_as_long_as_the_model_allows(tmp_path: Path) -> None:
+    path = altered(tmp_path / "m", "opt", lambda _: None, max_position_embeddings=63)
+    assert "embed_positions.weight: expected shape [65, 32], got [66, 32]" in refusal(path).problem
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (f"{QUERY}.weight", "F8_E4M3"),
+        (f"{QUERY}.weight", "F8_E5M2"),
+        (f"{QUERY}.weight", "I8"),
+        (f"{QUERY}.weight", "U8"),
+        (f"{QUERY}.qweight", "I32"),
+        (f"{QUERY}.scales", "F16"),
+        (f"{QUERY}.weight_scale", "F32"),
+        (f"{QUERY}.weight_scale_inv", "F32"),
+        (f"{QUERY}.weight.absmax", "F32"),
+        (f"{QUERY}.weight.quant_state.bitsandbytes__nf4", "U8"),
+        (f"{QUERY}.SCB", "F32"),
+    ],
+)
+def test_quantised_tensors_are_refused_by_name(name: str, dtype: str, tmp_path: Path) -> None:
+    size = 8 * int(re.findall(r"\d+", dtype)[0]) // 8
+    (tmp_path / "config.json").write_text(json.dumps(config_of("llama")))
+    entry = {"dtype": dtype, "shape": [8], "data_offsets": [0, size]}
+    write_raw(tmp_path / "x.safetensors", {name: entry}, bytes(size))
+    error = refusal(tmp_path)
+    assert f"is a quantised checkpoint (1 tensors such as {name})" in error.problem
+    assert "dequantize" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "remedy"),
+    [
+        (f"base_model.model.{QUERY}.lora_A.weight", "an adapter, not a model", "merge"),
+        *(
+            (name, "a multimodal checkpoint", "language_model")
+            for name in (
+                "vision_tower.vision_model.embeddings.patch_embedding.weight",
+                "model.visual.blocks.0.attn.qkv.weight",
+                "multi_modal_projector.linear.weight",
+                "language_model.model.embed_tokens.weight",
+                "model.audio_tower.conv1.weight",
+            )
+        ),
+    ],
+)
+def test_other_models_are_refused_by_their_tensors(
+    name: str, kind: str, remedy: str, tmp_path: Path
+) -> None:
+    error = refusal(altered(tmp_path / "m", "gemma3", lambda a: a.update({name: np.eye(2)})))
+    assert f"is {kind} (1 tensors such as {name})" in error.problem
+    assert remedy in error.remedy
+
+
+# Spellings of old files
+
+
+def renamed(arrays: dict[str, Array], old: str, new: str) -> dict[str, Array]:
+    """The tensors with a prefix replaced."""
+    return {re.sub(f"^{re.escape(old)}", new, name): array for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    ("case", "old", "new"),
+    [
+        ("gpt2", "transformer.", ""),
+        ("opt", "model.decoder.", "decoder."),
+        ("opt", "model.decoder.", ""),
+        ("llama3", "model.", ""),
+        ("gemma2", "model.", ""),
+        ("gemma3", "model.", ""),
+        ("llama", "model.", ""),
+        ("gpt_neox", "gpt_neox.", ""),
+    ],
+)
+def test_base_models_have_no_prefix(case: str, old: str, new: str, tmp_path: Path) -> None:
+    arrays = renamed(arrays_of(case), old, new)
+    assert arrays.keys() != arrays_of(case).keys()
+    base = read_model(write(tmp_path / "m", arrays, config_of(case)))
+    same_weights(base, read_model(FIXTURES / case))
+
+
+def test_a_base_model_whose_head_is_its_own_lacks_it(tmp_path: Path) -> None:
+    arrays = renamed(arrays_of("gpt_neox"), "gpt_neox.", "")
+    del arrays["embed_out.weight"]
+    problem = refusal(write(tmp_path / "m", arrays, config_of("gpt_neox"))).problem
+    assert "1 problem between" in problem
+    assert "embed_out.weight: missing (needed for lm_head.weight" in problem
+
+
+@pytest.mark.parametrize(
+    ("case", "prefix", "buffers"),
+    [
+        ("gpt2", "transformer.h.{}.attn.", {"bias": (1, 1, 64, 64), "masked_bias": ()}),
+        ("gpt_neox", "gpt_neox.layers.{}.attention.",
+         {"bias": (1, 1, 64, 64), "masked_bias": (), "rotary_emb.inv_freq": (2,)}),
+        ("llama", "model.layers.{}.self_attn.", {"rotary_emb.inv_freq": (4,)}),
+        ("mistral", "model.layers.{}.self_attn.", {"rotary_emb.inv_freq": (6,)}),
+        ("gemma2", "model.layers.{}.self_attn.", {"rotary_emb.inv_freq": (6,)}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("based", [True, False])
+def test_buffers_of_old_files_are_no_matter(
+    case: str, prefix: str, buffers: dict[str, tuple[int, ...]], based: bool, tmp_path: Path
+) -> None:
+    dtypes = (np.float32, np.float16, bool, np.uint8)
+    old = "" if based else prefix.split(".")[0] + "."
+    arrays = renamed(arrays_of(case), old, "")
+    for i in range(3):
+        for (name, shape), dtype in zip(buffers.items(), dtypes, strict=False):
+            arrays[prefix.format(i).removeprefix(old) + name] = np.ones(shape, dtype)
+    same_weights(
+        read_model(write(tmp_path / "m", arrays, config_of(case))), read_model(FIXTURES / case)
+    )
+
+
+def test_a_buffer_elsewhere_is_claimed_by_no_role(tmp_path: Path) -> None:
+    for name in (f"{LAYER}mlp.inv_freq", f"{LAYER}self_attn.rotary_emb.inv_freq.old", "inv_freq"):
+        path = altered(tmp_path / "m", "llama", lambda a, n=name: a.update({n: np.ones(4)}))
+        assert f"{name}: no role claims it" in refusal(path).problem
+
+
+# Tied heads
+
+
+@pytest.mark.parametrize("chunk", [1 << 22, 64, 1])
+def test_a_tied_head_may_be_stored_again(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_claims, "CHUNK", chunk)
+    embed = arrays_of("llama3")["model.embed_tokens.weight"]
+    path = altered(tmp_path / "m", "llama3", lambda a: a.update({"lm_head.weight": embed}))
+    same_weights(read_model(path), read_model(FIXTURES / "llama3"))
+
+    other = embed.copy()
+    other[-1, -1] += 1
+    for wrong in (other, embed.view(np.float16), embed.astype(np.float32), embed[:-1]):
+        path = altered(tmp_path / "m", "llama3", lambda a, w=wrong: a.update({"lm_head.weight": w}))
+        assert "lm_head.weight: no role claims it" in refusal(path).problem
+
+
+def test_an_untied_head_is_not_the_embedding() -> None:
+    for case, name in (("llama", "lm_head.weight"), ("gemma2", "model.embed_tokens.weight")):
+        assert read_model(FIXTURES / case).weights["lm_head.weight"].stored.name == name

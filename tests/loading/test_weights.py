@@ -1,0 +1,237 @@
+"""How weights are read: values that are not finite, any dtype and address, little memory."""
+
+import json
+import re
+import shutil
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import (
+    altered,
+    arrays_of,
+    config_of,
+    needs_proc,
+    read_all,
+    resident,
+    same_weights,
+    sparse,
+    write,
+    write_raw,
+)
+from conftest import FIXTURES
+
+from refimpl import Model, RefimplError, forward, read_model
+from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.model import weight
+from refimpl.model.ops import Array
+from refimpl.model.weight import DTYPES
+
+LAYER = "model.layers.0."
+
+
+def same_logits(model: Model, other: Model) -> None:
+    """Check that two models compute the same, up to the rounding of products in another layout."""
+    logits = [forward(m, [[1, 5, 7, 2]], dtype="float64").logits for m in (model, other)]
+    np.testing.assert_allclose(*logits, rtol=0, atol=1e-11)
+
+
+# Values that are not finite
+
+
+BAD: dict[str, tuple[str, str, str]] = {
+    "a block's matrix": ("llama", f"{LAYER}mlp.up_proj.weight", "block"),
+    "a block's fused matrix": ("gpt2", "transformer.h.2.attn.c_attn.weight", "block"),
+    "a block's bias": ("gpt2", "transformer.h.0.mlp.c_fc.bias", "block"),
+    "a block's norm": ("gemma2", f"{LAYER}input_layernorm.weight", "block"),
+    "half precision": ("mistral", f"{LAYER}mlp.up_proj.weight", "block"),
+    "bfloat16": ("llama3", f"{LAYER}mlp.up_proj.weight", "block"),
+    "the embedding": ("llama", "model.embed_tokens.weight", "outside"),
+    "the positions": ("opt", "model.decoder.embed_positions.weight", "outside"),
+    "the head": ("llama", "lm_head.weight", "head"),
+    "a tied head": ("gemma2", "model.embed_tokens.weight", "head"),
+    "the final norm": ("llama", "model.norm.weight", "head"),
+    "the final norm's bias": ("gpt_neox", "gpt_neox.final_layer_norm.bias", "head"),
+}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", BAD)
+def test_nan_and_inf_are_found_and_counted(
+    name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight, "CHUNK", 100)  # so that the count is a sum
+    case, tensor, place = BAD[name]
+
+    def change(arrays: dict[str, Array]) -> None:
+        damaged = arrays[tensor].copy()
+        damaged.reshape(-1)[[3, -1]] = value
+        if "attn" in tensor:  # within one of the fused roles
+            damaged[:, -2:] = 0
+            damaged.reshape(-1)[[3, 4]] = value
+        arrays[tensor] = damaged
+
+    model = read_model(altered(tmp_path / "m", case, change))
+    problem = f"{re.escape(tensor)} holds 2 NaN or Inf"
+    for dtype in ("float32", "float64"):
+        with pytest.raises(RefimplError, match=problem):
+            read_all(model, dtype)
+        if place == "head":
+            with pytest.raises(RefimplError, match=problem):
+                model.head(dtype)
+    if place == "block":
+        model.check_finite()  # which does not check the blocks
+    else:
+        with pytest.raises(RefimplError, match="holds 2 NaN or Inf"):
+            model.check_finite()
+
+
+def test_the_rows_of_a_head_that_are_read_are_checked(tmp_path: Path) -> None:
+    def change(arrays: dict[str, Array]) -> None:
+        arrays["lm_head.weight"] = arrays["lm_head.weight"].copy()
+        arrays["lm_head.weight"][100, 5] = np.inf
+
+    model = read_model(altered(tmp_path / "m", "llama", change))
+    assert model.head("float32", slice(0, 100))["lm_head.weight"].shape == (100, 32)
+    with pytest.raises(RefimplError, match="holds 1 NaN or Inf among 8448 weights"):
+        model.head("float32", slice(50, 150))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value"), [(f"{LAYER}mlp.up_proj.weight", 1e39), ("lm_head.weight", -1e300)]
+)
+def test_doubles_beyond_the_range_of_floats(
+    tensor: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight, "CHUNK", 100)  # so that the count is a sum
+
+    def change(arrays: dict[str, Array]) -> None:
+        arrays[tensor] = arrays[tensor].astype(np.float64)
+        arrays[tensor][[1, -1], 1] = value
+
+    model = read_model(altered(tmp_path / "m", "llama", change))
+    problem = f"{re.escape(tensor)} holds 2 weights of [0-9]+ that float32 cannot hold"
+    with pytest.raises(RefimplError, match=problem) as caught:
+        read_all(model, "float32")
+    assert "--dtype float64" in caught.value.remedy
+    read_all(model, "float64")
+    model.check_finite()
+
+
+def test_the_offset_of_a_norm_is_added_on_reading() -> None:
+    stored = arrays_of("gemma2")[f"{LAYER}input_layernorm.weight"].astype(np.float64)
+    read = read_model(FIXTURES / "gemma2").block(0, "float64")["attn_norm.weight"]
+    np.testing.assert_array_equal(read, stored + 1)
+
+
+# Dtypes
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gpt_neox", "gemma2", "phi3"])
+def test_the_same_values_in_any_dtype(case: str, dtype: str, tmp_path: Path) -> None:
+    # bfloat16 and float16 both hold these values: 8 bits, and not too small
+    values = {
+        name: (np.round(array.astype(np.float64) * 32) / 32).clip(-3, 3)
+        for name, array in arrays_of(case).items()
+    }
+    expected = read_model(write(tmp_path / "m", values, config_of(case)))
+    stored = {name: array.astype(DTYPES[dtype]) for name, array in values.items()}
+    model = read_model(write(tmp_path / "n", stored, config_of(case)))
+    assert model.stored_dtypes == (dtype,)
+    same_weights(model, expected)
+    for computed in ("float32", "float64"):
+        block = model.block(1, computed)
+        assert {array.dtype.name for array in block.values()} == {computed}
+        assert {array.flags.aligned for array in block.values()} == {True}
+        assert {array.dtype.name for array in model.head(computed).values()} == {computed}
+    same_logits(model, expected)
+
+
+def test_dtypes_may_be_mixed(tmp_path: Path) -> None:
+    values = {name: np.round(array * 32) / 32 for name, array in arrays_of("llama").items()}
+    cycle = [DTYPES[name] for name in ("F16", "F64", "BF16", "F32")]
+    mixed = {name: array.astype(cycle[i % 4]) for i, (name, array) in enumerate(values.items())}
+    model = read_model(write(tmp_path / "m", mixed, config_of("llama")))
+    assert set(model.stored_dtypes) == set(DTYPES)
+    same_weights(model, read_model(write(tmp_path / "n", values, config_of("llama"))))
+
+
+@pytest.mark.parametrize("case", ["llama", "llama3", "mistral", "qwen3", "gpt2"])
+@pytest.mark.parametrize("pad", [1, 2, 3, 7])
+def test_tensors_at_odd_addresses(case: str, pad: int, tmp_path: Path) -> None:
+    content = (FIXTURES / case / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    spaces = " " * ((pad - len(json.dumps(header))) % 8)
+    path = write_raw(tmp_path / "model.safetensors", header, content[8 + length :], spaces)
+    shutil.copy(FIXTURES / case / "config.json", tmp_path)
+    model, expected = read_model(path), read_model(FIXTURES / case)
+    assert {weight.stored.offset % 8 for weight in model.weights.values()} & {1, 2, 3, 5, 7}
+    same_weights(model, expected)
+    assert all(array.flags.aligned for array in model.block(0, "float64").values())
+    same_logits(model, expected)
+
+
+def test_weights_cannot_be_written_to() -> None:
+    model = read_model(FIXTURES / "llama")
+    for array in (*model.block(0, "float32").values(), *model.embedding().values()):
+        assert not array.flags.writeable
+
+
+# How little is read
+
+
+@needs_proc
+def test_opening_reads_no_weight(tmp_path: Path) -> None:
+    config = config_of("llama", hidden_size=4096, intermediate_size=8192, vocab_size=32000)
+    folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12, "num_attention_heads": 32})
+    assert (folder / "model.safetensors").stat().st_size > 5e9
+    before, started = resident(), time.perf_counter()
+    model = read_model(folder)
+    embedding = model.embedding()
+    assert time.perf_counter() - started < 2
+    assert resident() - before < 20e6
+    assert embedding["embed.weight"].shape == (32000, 4096)
+
+
+@needs_proc
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_one_block_is_in_memory_at_a_time(dtype: str, tmp_path: Path) -> None:
+    config = config_of("llama", hidden_size=512, intermediate_size=2304, vocab_size=16000)
+    folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12}, dtype)  # 206 or 103 MB
+    model = read_model(folder)
+    size = DTYPES[dtype].itemsize
+    stored, computed = model.config.block_size * size, model.config.block_size * 4  # at most 14 MB
+    model.block(0, "float32")
+    before, most = resident(), 0
+    for i in range(model.config.num_blocks):
+        weights_of_block = model.block(i, "float32")
+        assert all(not array.any() for array in weights_of_block.values())
+        most = max(most, resident())
+        del weights_of_block
+    assert most - before < 1.5 * (stored + (computed if size < 4 else 0))
+    head = model.head("float32", slice(0, 10))
+    assert head["lm_head.weight"].shape == (10, 512)
+    assert resident() - before < stored / 2
+
+
+@needs_proc
+def test_looking_through_the_embedding_keeps_little_of_it(tmp_path: Path) -> None:
+    config = config_of("llama", hidden_size=512, vocab_size=100_000, num_hidden_layers=1)
+    model = read_model(sparse(tmp_path / "m", config | {"tie_word_embeddings": True}))
+    before = resident()
+    model.check_finite("float64")
+    assert resident() - before < 60e6  # of 205 MB
+
+
+def test_blocks_are_given_back_before_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[Path] = []
+    monkeypatch.setattr(SafetensorsFile, "release", lambda file: released.append(file.path))
+    model = read_model(FIXTURES / "llama_sharded")
+    assert isinstance(model, Model)
+    model.block(2, "float32")
+    model.head("float32")
+    assert released == [file.path for file in model.files] * 2

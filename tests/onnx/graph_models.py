@@ -1,0 +1,42 @@
+"""Models and graphs that the tests of this folder share."""
+
+import os
+from pathlib import Path
+
+import onnx
+import pytest
+from gates import model_of
+
+from refimpl import Model, Pattern, Pruner, prune, read_model
+
+FAMILIES = (
+    "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3",
+)  # fmt: skip
+HALF, MOST = Pattern(2, 4), Pattern(3, 4)
+REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
+
+
+def pruned(case: str, folder: Path, pattern: Pattern = HALF) -> Model:
+    """A fixture's model, pruned by magnitude; made once per folder."""
+    path = folder / f"{case}-{pattern}".replace(":", "-")
+    if not path.exists():
+        prune(model_of(case), path, pattern, Pruner("magnitude"))
+    return read_model(path)
+
+
+def prunable(model: Model) -> int:
+    """Number of prunable weights."""
+    return model.config.block_size * model.config.num_blocks
+
+
+def axes(value: onnx.ValueInfoProto) -> list[str | int]:
+    """Names or sizes of the axes of an input or output."""
+    return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+
+
+def real_model(name: str, text: Path) -> Model:
+    """A real model; skips the test without it or its text."""
+    folder = REAL / name
+    if not (folder / "config.json").exists() or not text.exists():
+        pytest.skip(f"no {name} or text in {REAL}: see docs/how-to/real-models.md")
+    return read_model(folder)

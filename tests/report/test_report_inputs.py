@@ -1,0 +1,175 @@
+"""The files of a report: their texts are escaped, and what is no file of ours is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from html_page import Page
+from program import ran, refused
+from report_files import edited, report_files
+
+from refimpl.report.page import report
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return report_files(tmp_path_factory.mktemp("report"))
+
+
+# ---- what comes from files is text -------------------------------------------------------------
+
+EVIL = "\"'></title></svg><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"
+
+
+def test_what_comes_from_files_is_escaped(files: dict[str, Path], tmp_path: Path) -> None:
+    def evil_scores(document: dict[str, Any]) -> None:
+        document |= {"model": EVIL, "family": EVIL, "base": EVIL}
+        document["base_options"] = {EVIL: EVIL}
+        document["tokens"]["source"] = EVIL
+        document["run"]["versions"] = {EVIL: EVIL}
+        document["linears"] = {
+            (EVIL if name == "q_proj" else name): shape
+            for name, shape in document["linears"].items()
+        }
+        for found in [document, *document["sweep"]]:
+            for block in found["blocks"]:
+                block["linears"][0]["name"] = EVIL
+
+    def evil_pruning(document: dict[str, Any]) -> None:
+        document |= {"model": EVIL, "family": EVIL, "method": EVIL}
+        for block in document["blocks"]:
+            block["linears"][0]["name"] = EVIL
+
+    def evil_evaluation(document: dict[str, Any]) -> None:
+        document |= {"model": EVIL, "family": EVIL}
+        document["text"]["source"] = document["choices"]["source"] = EVIL
+
+    folder = tmp_path / "<b>&"
+    folder.mkdir()
+    paths = [
+        edited(files["sweep.json"], folder / "<i>a.json", evil_scores),
+        edited(files["sweep.json"], folder / "<i>b.json", evil_scores),
+        edited(files["dense/pruning.json"], folder / "pruning.json", evil_pruning),
+        edited(files["eval-whole.json"], folder / "<u>.json", evil_evaluation),
+    ]
+    page = Page(report(paths))
+    assert len(page.all("script")) == 1
+    assert not [e for tag in ("img", "b", "i", "u") for e in page.all(tag)]
+    assert not [name for e in page.root.every() for name in e.attributes if name.startswith("on")]
+    assert page.all("h1")[0].text() == EVIL
+    assert EVIL in page.figure("p0").text()
+    assert EVIL in page.figure("results-text0").all("figcaption")[0].text()
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def test_the_command_says_where_the_page_is(files: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    out.write_text("old")
+    paths = [files["sweep.json"], files["dense/pruning.json"]]
+    printed = ran("report", *paths, "-o", out)
+    assert printed == f"written: {out} ({out.stat().st_size:,} bytes)\n"
+    assert out.read_text("utf-8") == report(paths)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_name_that_is_no_utf_8(files: dict[str, Path], tmp_path: Path) -> None:
+    path = edited(files["one.json"], tmp_path / "n.json", lambda d: d.update(model="a\udcffb"))
+    out = tmp_path / "r.html"
+    ran("report", path, "-o", out)
+    assert Page(out.read_text("utf-8")).all("h1")[0].text() == "a\\udcffb"
+
+
+# Each changed copy stands beside sweep.json.
+CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
+    "an absurd number": (
+        "eval-whole.json",
+        lambda d: d["text"].update(perplexity=1e300),
+        "the number 1e+300",
+    ),
+    "NaN": ("eval-whole.json", lambda d: d["choices"].update(acc=float("nan")), "the number NaN"),
+    "torn scores": (
+        "sweep.json",
+        lambda d: d["blocks"].pop(),
+        "x.json: not a whole scores.json",
+    ),
+    "torn pruning": (
+        "dense/pruning.json",
+        lambda d: d["blocks"][1]["linears"][0].pop("zeros"),
+        "x.json: not a whole file of refimpl (KeyError('zeros'))",
+    ),
+    "another family": (
+        "dense/pruning.json",
+        lambda d: d.update(family="opt"),
+        "x.json: of another model (llama, family opt",
+    ),
+    "other sizes": (
+        "dense/pruning.json",
+        lambda d: d["blocks"][2]["linears"][1].update(weights=513),
+        "x.json: of another model",
+    ),
+    "no family": (
+        "dense/pruning.json",
+        lambda d: d.pop("family"),
+        "x.json: not a whole file of refimpl (KeyError('family'))",
+    ),
+    "no number of blocks": (
+        "eval-whole.json",
+        lambda d: d.update(num_blocks="4"),
+        "num_blocks '4'",
+    ),
+    "an unknown sparsity": (
+        "one.json",
+        lambda d: d["blocks"][0].update(base_sparsity=None),
+        "or null",
+    ),
+    "another format": ("eval-whole.json", lambda d: d.update(format=2), "format 2, expected 1"),
+}
+TEXTS = {
+    "{": "x.json: not a whole file of refimpl",
+    "[1]": "x.json: not a whole file of refimpl (not an object)",
+    '{"format": 1, "model": "llama"}': "no command writes these fields",
+}
+NAMED = {
+    ("none",): "none: cannot be read",
+    ("",): "cannot be read",
+    ("eval-whole.json",): "no scores among the files",
+    ("gemma3.json", "dense/pruning.json"): "pruning.json: of another model (llama, family llama, 4",
+    ("gemma3.json", "eval-whole.json"): "eval-whole.json: of another model",
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_changed_files_are_refused(case: str, files: dict[str, Path], tmp_path: Path) -> None:
+    name, change, problem = CHANGED[case]
+    path, out = edited(files[name], tmp_path / "x.json", change), tmp_path / "report.html"
+    assert problem in refused("report", files["sweep.json"], path, "-o", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_other_texts_are_refused(text: str, files: dict[str, Path], tmp_path: Path) -> None:
+    path, out = tmp_path / "x.json", tmp_path / "report.html"
+    path.write_text(text)
+    assert TEXTS[text] in refused("report", files["sweep.json"], path, "-o", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("names", NAMED)
+def test_files_that_do_not_belong_are_refused(
+    names: tuple[str, ...], files: dict[str, Path], tmp_path: Path
+) -> None:
+    out, folder = tmp_path / "report.html", files["one.json"].parent
+    assert NAMED[names] in refused("report", *(folder / name for name in names), "-o", out)
+    assert not out.exists()
+
+
+def test_the_page_never_replaces_an_input(files: dict[str, Path], tmp_path: Path) -> None:
+    path = files["one.json"]
+    before = path.read_bytes()
+    assert "is also" in refused("report", path, "-o", path)
+    assert path.read_bytes() == before
+    refused("report", path, "-o", tmp_path / "no" / "r.html")
+    assert "-o" in refused("report", path)

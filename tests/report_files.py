@@ -1,0 +1,63 @@
+"""Files of every kind for a report, and copies of them with something changed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conftest import FIXTURES
+from program import ran
+
+LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
+QUESTIONS = [
+    {"question": "A stone sinks in", "choices": ["water", "the air above"], "answer": 0},
+    {"question": "Two and two are", "choices": ["three", "four", "five"], "answer": 1},
+]
+TOKENS = ("--text", TEXT, "--samples", 2, "--seq-len", 24)
+PRUNING = ("--perturbation", "pruning", "--correct", "divergence", "--base", "owl")
+SCORES: dict[str, tuple[object, ...]] = {
+    "sweep.json": (LLAMA, *TOKENS, "--eta", "0.01,0.1,1", "--base", "owl"),
+    "one.json": (LLAMA, "--samples", 1, "--seq-len", 12),
+    "gemma3.json": (FIXTURES / "gemma3", "--samples", 1, "--seq-len", 8),
+    "perturbed.json": (LLAMA, *TOKENS, *PRUNING),
+    "none.json": (LLAMA, "--samples", 2, "--seq-len", 8, "--correct", "none"),
+}
+EVERYTHING = (
+    *("sweep.json", "dense/pruning.json", "eval-whole.json", "perturbed.json"),
+    *("pattern/pruning.json", "eval-dense.json", "w.json"),
+)
+
+
+def report_files(folder: Path) -> dict[str, Path]:
+    """Real files of every kind, by their names in this folder."""
+    for name, words in SCORES.items():
+        ran("score", *words, "-o", folder / name)
+    allocation, pattern = ("--allocation", folder / "sweep.json"), ("--nm", "2:4")
+    ran("prune", LLAMA, "-o", folder / "dense", *allocation, *TOKENS)
+    ran("prune", LLAMA, "-o", folder / "pattern", *pattern, "--method", "magnitude")
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)))
+    questions, text = ("--choices", folder / "q.jsonl"), ("--text", TEXT, "--window", 32)
+    for name, model in {"whole": LLAMA, "dense": folder / "dense"}.items():
+        ran("eval", model, *text, "--windows", 4, *questions, "-o", folder / f"eval-{name}.json")
+    ran("eval", LLAMA, *text, "--windows", 1, "-o", folder / "w.json")
+    return {name: folder / name for name in {**SCORES, **dict.fromkeys(EVERYTHING)}}
+
+
+def edited(path: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a file with something changed in it."""
+    document = json.loads(path.read_text())
+    change(document)
+    target.write_text(json.dumps(document))
+    return target
+
+
+def deeper(document: dict[str, Any], count: int, block: Callable[[int], dict[str, Any]]) -> None:
+    """Make scores those of a model of so many blocks, each the first one with changed fields."""
+    document["num_blocks"], first = count, document["blocks"][0]
+    document["blocks"] = [first | {"index": i} | block(i) for i in range(count)]
+
+
+def one_block(document: dict[str, Any]) -> None:
+    """Make scores those of a model with a single block, the last one."""
+    last = document["blocks"][-1]
+    deeper(document, 1, lambda _: last | {"index": 0})

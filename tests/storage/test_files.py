@@ -1,0 +1,159 @@
+"""Files and folders that appear whole or not at all, and outputs that are refused."""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refimpl import RefimplError
+from refimpl.storage.arrays import read_array, write_array
+from refimpl.storage.files import checked_output, whole, write_json
+
+CONTENT = {"numbers": [1.5, None], "text": "Gewichtstreue ≤ 1"}
+
+
+def test_written_files_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    old = os.umask(0o027)
+    try:
+        write_json(path, {"first": 1})
+        write_json(path, CONTENT)
+    finally:
+        os.umask(old)
+    assert json.loads(path.read_text("utf-8")) == CONTENT
+    assert path.read_text("utf-8").endswith("}\n")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("step", [(Path, "write_text"), (os, "fsync"), (Path, "replace")])
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing_behind(
+    step: tuple[Any, str],
+    failure: BaseException,
+    existing: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "out.json"
+    if existing:
+        path.write_text("before")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(*step, fail)
+    wanted = RefimplError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(wanted) as refused:
+        write_json(path, CONTENT)
+    if isinstance(refused.value, RefimplError):
+        assert "No space left" in refused.value.problem
+    assert [p.name for p in tmp_path.iterdir()] == (["out.json"] if existing else [])
+    assert not existing or path.read_text() == "before"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_json_does_not_have_are_not_written(number: float, tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    path.write_text("before")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"x": [number]})
+    assert path.read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_folders_that_do_not_take_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "none" / "o", tmp_path / "folder", tmp_path / "file" / "o"):
+        with pytest.raises(RefimplError, match="cannot be written"):
+            write_json(path, CONTENT)
+        with pytest.raises(RefimplError, match="not a file in a folder that may be written"):
+            checked_output(path, {})
+    assert {p.name for p in tmp_path.rglob("*")} == {"folder", "file"}
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(RefimplError, match="cannot be written"):
+            write_json(tmp_path / "out.json", CONTENT)
+        with pytest.raises(RefimplError, match="may be written"):
+            checked_output(tmp_path / "out.json", {})
+    finally:
+        tmp_path.chmod(0o700)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_the_system_says_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(RefimplError, match=r"cannot be written \(Permission denied\)"):
+        write_json(tmp_path / "out.json", CONTENT)
+    with pytest.raises(RefimplError, match="may be written"):
+        checked_output(tmp_path / "out.json", {})
+
+
+def test_inputs_are_not_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("x")
+    (tmp_path / "link").symlink_to(text)
+    os.link(text, tmp_path / "same")
+    monkeypatch.chdir(tmp_path)
+    for path in (text, Path("text.txt"), tmp_path / "link", tmp_path / "same"):
+        with pytest.raises(RefimplError, match="is also --text"):
+            checked_output(path, {"MODEL": tmp_path, "--tokens": None, "--text": text})
+    checked_output(tmp_path / "new.json", {"--text": text, "--config": tmp_path / "none"})
+    checked_output(None, {"--text": text})
+    assert text.read_text() == "x"
+
+
+def test_a_folder_is_whole(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        with whole(tmp_path / "new") as folder:
+            folder.mkdir()
+            (folder / "file").touch(0o600)  # as some libraries do
+            assert not (tmp_path / "new").exists()
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "new" / "file").stat().st_mode) == 0o640
+
+
+def test_a_folder_with_files_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").touch()
+
+    def written() -> None:
+        with whole(tmp_path / "old") as folder:
+            folder.mkdir()
+            (folder / "other").touch()
+
+    with pytest.raises(RefimplError, match="cannot be written"):
+        written()
+    assert [path.name for path in tmp_path.rglob("*")] == ["old", "file"]
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", ">f4"])
+def test_exchanged_arrays_come_back_bit_for_bit(dtype: str, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(dtype)
+    for values in (array, array.T, array[:, ::2]):
+        write_array(tmp_path / "array", values)
+        read = read_array(tmp_path / "array")
+        assert (read.dtype, read.shape) == (values.dtype, values.shape)
+        assert read.tobytes() == values.tobytes()

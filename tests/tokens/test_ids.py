@@ -1,0 +1,302 @@
+"""Ids from files and drawn at random, and what a model refuses of them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refimpl.errors import RefimplError
+from refimpl.model.config import BlockKind, Config
+from refimpl.model.token_ids import checked_ids
+from refimpl.tokens import id_tokens, random_tokens, text_tokens
+
+dtypes = st.sampled_from(["<i8", ">i8", "<i4", ">i4", "<i2", "u1", "<u2", "<u4", "<u8"])
+
+
+sizes = st.integers(1, 12)
+
+
+def suggested(error: RefimplError, name: str) -> list[int]:
+    """The values of an option in the next step of an error."""
+    return [int(n) for n in re.findall(rf"--{name} (\d+)", error.remedy)]
+
+
+def npy(path: Path, ids: Any) -> Path:
+    np.save(path, ids)
+    return path
+
+
+def jsonl(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines))
+    return path
+
+
+@given(dtypes, sizes, sizes, st.booleans(), st.data())
+def test_rows_of_an_array_are_its_samples(
+    tmp_path_factory: pytest.TempPathFactory,
+    dtype: str,
+    rows: int,
+    width: int,
+    fortran: bool,
+    data: st.DataObject,
+) -> None:
+    stored = np.arange(rows * width).astype(dtype).reshape(rows, width)
+    path = npy(
+        tmp_path_factory.getbasetemp() / "a.npy", np.asfortranarray(stored) if fortran else stored
+    )
+    n, s = data.draw(st.integers(1, rows)), data.draw(st.integers(1, width))
+    whole, part = id_tokens(path), id_tokens(path, n, s)
+    assert whole.ids.tolist() == stored.tolist()
+    assert part.ids.tolist() == stored[:n, :s].tolist()
+    for tokens in (whole, part):
+        assert type(tokens.ids) is np.ndarray  # and no window into the file
+        assert tokens.ids.dtype == np.dtype("=i8")
+        assert tokens.ids.flags.c_contiguous
+        assert (tokens.kind, tokens.bos) == ("ids", None)
+    assert part.source == f"a.npy, {n} of {rows} rows, {s} of {width} ids each, as given"
+    with pytest.raises(RefimplError, match="rows of") as caught:
+        id_tokens(path, rows + 1, s)
+    assert id_tokens(path, *suggested(caught.value, "samples"), s).ids.shape == (rows, s)
+    with pytest.raises(RefimplError, match="rows of") as caught:
+        id_tokens(path, n, width + 1)
+    assert id_tokens(path, n, *suggested(caught.value, "seq-len")).ids.shape == (n, width)
+
+
+def test_one_dimension_is_cut_like_a_text(tmp_path: Path) -> None:
+    path = npy(tmp_path / "a.npy", np.arange(5000, dtype=np.uint16))
+    assert id_tokens(path).ids.shape == (8, 512)
+    tokens = id_tokens(path, 2, 3)
+    assert tokens.ids.tolist() == [[0, 1, 2], [4997, 4998, 4999]]
+    assert tokens.source == "a.npy, 2 samples of 3 tokens spread over 5,000, ids as given"
+    assert id_tokens(path, samples=1).ids.shape == (1, 512)
+    assert "a.npy, 1 sample of 512 tokens" in id_tokens(path, samples=1).source
+    assert id_tokens(path, seq_len=7).ids.shape == (8, 7)
+    with pytest.raises(RefimplError, match="has 5000 tokens") as caught:
+        id_tokens(path, seq_len=1000)
+    assert suggested(caught.value, "seq-len") == [625]
+    assert suggested(caught.value, "samples") == [5]
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.data())
+def test_lines_are_rows_in_any_of_their_spellings(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, width: int, data: st.DataObject
+) -> None:
+    ids = st.integers(-(2**63) + 1, 2**63 - 1)
+    stored = [data.draw(st.lists(ids, min_size=width, max_size=width)) for _ in range(rows)]
+    spell = st.sampled_from(
+        ["%s", '{"input_ids": %s, "text": "a\u2028b"}', '{"tokens": %s}', "\n  %s "]
+    )
+    lines = [data.draw(spell) % row for row in stored]
+    path = tmp_path_factory.getbasetemp() / "a.jsonl"
+    path.write_text("\n".join(lines) + data.draw(st.sampled_from(["", "\n", "\n\n"])), "utf-8")
+    assert id_tokens(path).ids.tolist() == stored
+    assert id_tokens(path, 1, 1).ids.tolist() == [stored[0][:1]]
+
+
+def test_rows_of_unequal_length_are_refused_with_their_line(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", "[1, 2]", "", "[3, 4]", "[5]")
+    with pytest.raises(RefimplError, match=r"a\.jsonl line 4 has 1 ids, .* have 2"):
+        id_tokens(path)
+    with pytest.raises(RefimplError, match="line 4"):  # also where only the first row is wanted
+        id_tokens(path, 1, 1)
+
+
+LINES = {
+    "half a list": "[1, 2",
+    "numbers": "1 2",
+    "words": "nonsense",
+    "a number": "3",
+    "null": "null",
+    "floats": "[1.0, 2]",
+    "booleans": "[true, 2]",
+    "strings": '["a", "b"]',
+    "lists": "[[1], [2]]",
+    "NaN": "[1, NaN]",
+    "65 bits": f"[1, {2**63}]",
+    "5000 digits": "[1, " + "9" * 5000 + "]",
+    "nested lists": "[" * 100_000,
+    "no ids": '{"text": "a"}',
+    "digits": '{"input_ids": "12"}',
+    "tokens": '{"tokens": ["a", "b"]}',
+    "no UTF-8": "\udcff",
+}
+ARRAYS: dict[str, Any] = {
+    "float64": np.ones((2, 3)),
+    "float16": np.ones((2, 3), np.float16),
+    "bool": np.ones((2, 3), np.bool_),
+    "complex": np.ones((2, 3), np.complex64),
+    "str": np.array(["1", "2"]),
+    "times": np.zeros((2, 3), "M8[s]"),
+    "records": np.zeros(3, [("a", int)]),
+    "a scalar": np.array(3),
+    "three axes": np.zeros((1, 2, 3), int),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines_that_are_no_ids_are_refused_with_their_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(f"[1, 2]\n\n{LINES[name]}\n".encode("utf-8", "surrogateescape"))
+    with pytest.raises(RefimplError, match=r"a\.jsonl line 3"):
+        id_tokens(path)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_are_no_ids_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RefimplError, match=r"a\.npy contains .* of shape"):
+        id_tokens(npy(tmp_path / "a.npy", ARRAYS[name]))
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.array([1, "a"], object), allow_pickle=True)
+    with pytest.raises(RefimplError, match="is not an array of integers"):
+        id_tokens(path)
+
+
+def test_ids_beyond_64_bits_are_refused(tmp_path: Path) -> None:
+    path = npy(tmp_path / "a.npy", np.array([[1, 2**64 - 1]], np.uint64))
+    with pytest.raises(RefimplError, match=str(2**64 - 1)):
+        id_tokens(path)
+
+
+def test_no_ids_are_refused(tmp_path: Path) -> None:
+    for shape in ((0, 3), (3, 0), (0,)):
+        with pytest.raises(RefimplError, match=r"contains no ids|has 0 tokens"):
+            id_tokens(npy(tmp_path / "a.npy", np.zeros(shape, int)))
+    for lines in ([], [""], ["", " "], ["[]"], ["[]", "[]"]):
+        with pytest.raises(RefimplError, match="contains no ids"):
+            id_tokens(jsonl(tmp_path / "a.jsonl", *lines))
+
+
+HEADER = b"\x93NUMPY\x01\x00"
+
+
+@given(st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda b: HEADER + b)))
+def test_garbage_is_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "garbage.npy"
+    path.write_bytes(content)
+    with pytest.raises(RefimplError, match=r"garbage\.npy"):
+        id_tokens(path)
+
+
+@given(st.data())
+def test_damaged_arrays_are_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = npy(tmp_path_factory.getbasetemp() / "damaged.npy", np.arange(6).reshape(2, 3))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, 127))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        tokens = id_tokens(path, 1, 1)
+    except RefimplError:
+        return
+    assert tokens.ids.shape == (1, 1)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", np.arange(3))
+    (tmp_path / "a.npz").rename(tmp_path / "zip.npy")
+    for name in ("folder.npy", "folder.jsonl"):
+        (tmp_path / name).mkdir()
+    for name, problem in (
+        ("zip.npy", r"zip\.npy is not an array"),
+        ("a.txt", r"a \.npy or a \.jsonl file"),
+        ("absent.npy", r"absent\.npy: cannot be read \(No such file"),
+        ("absent.jsonl", r"absent\.jsonl: cannot be read \(No such file"),
+        ("folder.npy", "Is a directory"),
+        ("folder.jsonl", "Is a directory"),
+    ):
+        with pytest.raises(RefimplError, match=problem):
+            id_tokens(tmp_path / name)
+
+
+@given(st.integers(1, 2**40), sizes, sizes, st.integers(0, 2**64))
+def test_random_ids_are_in_the_vocabulary_and_seeded(
+    vocab_size: int, samples: int, seq_len: int, seed: int
+) -> None:
+    tokens = random_tokens(vocab_size, samples, seq_len, seed)
+    assert tokens.ids.shape == (samples, seq_len)
+    assert tokens.ids.dtype == np.int64
+    assert tokens.ids.min() >= 0
+    assert tokens.ids.max() < vocab_size
+    again = random_tokens(vocab_size, samples + 1, seq_len, seed)
+    assert again.ids[:samples].tolist() == tokens.ids.tolist()  # more samples change none
+    assert (tokens.kind, tokens.bos) == ("random", None)
+
+
+def test_random_ids_are_uniform_and_say_that_there_was_no_text() -> None:
+    tokens = random_tokens(16, 64, 1024, 3)
+    counts = np.bincount(tokens.ids.ravel(), minlength=16)
+    assert counts.size == 16
+    assert np.sum((counts - 4096.0) ** 2 / 4096) < 45  # chi squared, 15 degrees: p = 1e-4
+    assert tokens.ids.tolist() != random_tokens(16, 64, 1024, 4).ids.tolist()
+    assert tokens.source == "drawn uniformly from 16 ids with seed 3 (no text was given)"
+
+
+def test_random_ids_of_a_seed_stay_the_same() -> None:
+    assert random_tokens(49152, 1, 4, 0).ids.tolist() == [[6666, 691, 46091, 12669]]
+
+
+@pytest.mark.parametrize(("vocab_size", "seed"), [(10, -1), (0, 0)])
+def test_random_ids_need_a_seed_and_a_vocabulary(vocab_size: int, seed: int) -> None:
+    with pytest.raises(RefimplError, match="seed"):
+        random_tokens(vocab_size, 1, 1, seed)
+
+
+def limits(max_positions: int, vocab_size: int = 10) -> Config:
+    return Config(
+        "none", vocab_size, 1, 1, 1, 1, 1, max_positions, "rms", 1.0, "silu", True, 1.0,
+        (BlockKind(None, None),),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("samples", "seq_len"), [(0, 4), (4, 0), (-1, 4), (4, -1)])
+def test_no_samples_or_empty_ones_are_refused_everywhere(
+    tmp_path: Path, samples: int, seq_len: int
+) -> None:
+    flat = npy(tmp_path / "a.npy", np.arange(99))
+    rows = npy(tmp_path / "b.npy", np.eye(9, dtype=int))
+    text, tokenizer = FIXTURES / "text.txt", FIXTURES / "llama" / "tokenizer.json"
+    for make in (
+        lambda: text_tokens(text, tokenizer, samples, seq_len),
+        lambda: id_tokens(flat, samples, seq_len),
+        lambda: id_tokens(rows, samples, seq_len),
+        lambda: random_tokens(10, samples, seq_len),
+    ):
+        with pytest.raises(RefimplError, match="at least 1 sample of 1 token"):
+            make()
+
+
+@given(sizes, sizes, st.data())
+def test_ids_outside_the_vocabulary_are_counted_and_the_first_is_named(
+    samples: int, seq_len: int, data: st.DataObject
+) -> None:
+    ids = np.array(
+        data.draw(
+            st.lists(
+                st.lists(st.integers(-3, 12), min_size=seq_len, max_size=seq_len),
+                min_size=samples,
+                max_size=samples,
+            )
+        )
+    )
+    wrong = [(i, j) for i in range(samples) for j in range(seq_len) if not 0 <= ids[i, j] < 10]
+    if not wrong:
+        assert checked_ids(ids, limits(seq_len)).tolist() == ids.tolist()
+        return
+    i, j = wrong[0]
+    with pytest.raises(RefimplError) as caught:
+        checked_ids(ids, limits(seq_len))
+    assert caught.value.problem == (
+        f"{len(wrong)} token ids are outside the vocabulary; the first is {ids[i, j]} "
+        f"(sample {i}, position {j})"
+    )
+    assert caught.value.expected == "ids from 0 to 9"

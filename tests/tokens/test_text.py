@@ -1,0 +1,305 @@
+"""Samples of a text are pieces of it in order; every error gives numbers that work."""
+
+import hashlib
+import itertools
+import json
+import re
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+from refimpl.errors import RefimplError
+from refimpl.tokens import text_tokens
+from refimpl.tokens.samples import cut
+from refimpl.tokens.text import pieces
+
+BOS, EOS = 256, 257
+TEMPLATE = processors.TemplateProcessing(
+    single="<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)]
+)
+
+
+def byte_tokenizer(post_processor: Any = None) -> Tokenizer:
+    """Byte-level BPE without merges: 256 bytes, then <s> and </s>."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    if post_processor is not None:
+        tokenizer.post_processor = post_processor
+    return tokenizer
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Write a tokenizer with its settings into a folder, in the layout of a model."""
+
+    def write(post_processor: Any = None, **files: dict[str, Any]) -> Path:
+        byte_tokenizer(post_processor).save(str(tmp_path / "tokenizer.json"))
+        for name, settings in files.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(settings))
+        return tmp_path / "tokenizer.json"
+
+    return write
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes("Entia non sunt multiplicanda – praeter necessitatem.\r\n".encode() * 3)
+    return path
+
+
+def plain_ids(path: Path) -> list[int]:
+    return byte_tokenizer().encode(path.read_bytes().decode(), add_special_tokens=False).ids
+
+
+sizes = st.integers(1, 12)
+bos_ids = st.sampled_from([None, 10**6])
+
+
+@given(sizes, sizes, st.integers(0, 200), bos_ids)
+def test_samples_are_pieces_of_the_stream_in_order(
+    samples: int, body: int, spare: int, bos: int | None
+) -> None:
+    total = samples * body + spare
+    extra = int(bos is not None)
+    ids = cut(np.arange(total), samples, body + extra, bos, "stream")
+    assert ids.shape == (samples, body + extra)
+    assert ids.dtype == np.int64
+    assert ids.flags.c_contiguous
+    assert (ids[:, :extra] == 10**6).all()
+    pieces = ids[:, extra:]
+    starts = pieces[:, 0]
+    assert (pieces == starts[:, None] + np.arange(body)).all()  # the id is its place in the stream
+    assert (np.diff(starts) >= body).all()  # in order, and nothing twice
+    assert starts[0] == 0
+    assert samples == 1 or pieces[-1, -1] == total - 1
+    assert samples < 3 or np.ptp(np.diff(starts)) <= 1  # evenly
+
+
+def numbers(error: RefimplError, name: str) -> list[int]:
+    return [int(n) for n in re.findall(rf"--{name} (\d+)", error.remedy)]
+
+
+@given(st.integers(1, 40), st.integers(2, 40), st.integers(1, 300), bos_ids)
+def test_numbers_in_the_error_work_and_are_the_largest(
+    samples: int, seq_len: int, total: int, bos: int | None
+) -> None:
+    stream, extra = np.arange(total), int(bos is not None)
+    if samples * (seq_len - extra) <= total:
+        assert cut(stream, samples, seq_len, bos, "stream").shape == (samples, seq_len)
+        return
+    with pytest.raises(RefimplError, match=f"has {total} tokens") as caught:
+        cut(stream, samples, seq_len, bos, "stream")
+    lengths, counts = numbers(caught.value, "seq-len"), numbers(caught.value, "samples")
+    assert lengths or counts
+    if " or " not in caught.value.remedy and lengths and counts:  # neither alone is enough
+        assert total < samples
+        assert total < seq_len - extra
+        assert cut(stream, counts[0], lengths[0], bos, "stream").shape == (1, total + extra)
+        return
+    for longest in lengths:
+        assert cut(stream, samples, longest, bos, "stream").shape == (samples, longest)
+        with pytest.raises(RefimplError):
+            cut(stream, samples, longest + 1, bos, "stream")
+    for most in counts:
+        assert cut(stream, most, seq_len, bos, "stream").shape == (most, seq_len)
+        with pytest.raises(RefimplError):
+            cut(stream, most + 1, seq_len, bos, "stream")
+    assert bool(lengths) == (total >= samples)
+    assert bool(counts) == (total >= seq_len - extra)
+
+
+ROBERTA = processors.RobertaProcessing(("</s>", EOS), ("<s>", BOS))
+LLAMA3 = processors.Sequence([processors.ByteLevel(trim_offsets=False), TEMPLATE])
+BYTES = processors.ByteLevel(trim_offsets=False)
+ADDED_TOKEN = {"__type": "AddedToken", "content": "<s>", "lstrip": False, "special": True}
+ADD: dict[str, Any] = {"add_bos_token": True}
+UNKNOWN = ADD | {"bos_token": "<not in vocabulary>"}
+ADDED = (BOS, f"BOS {BOS} added by tokenizer.json")
+NAMED = (BOS, f"BOS {BOS} asked for by tokenizer_config.json")
+FALLBACK = (7, "BOS 7 (from config.json) asked for by tokenizer_config.json")
+FORBIDDEN = (None, "no BOS (add_bos_token is false in tokenizer_config.json)")
+UNASKED = (None, "no BOS asked for")
+# Post-processor, tokenizer_config.json, special_tokens_map.json, and BOS with its reason.
+BOS_RULES: dict[str, tuple[Any, dict[str, Any], dict[str, Any], tuple[int | None, str]]] = {
+    "nothing": (None, {}, {}, UNASKED),
+    "named only": (None, {"bos_token": "<s>"}, {}, UNASKED),
+    "a name": (BYTES, ADD | {"bos_token": "<s>"}, {}, NAMED),
+    "an added token": (BYTES, ADD | {"bos_token": ADDED_TOKEN}, {}, NAMED),
+    "a name in the map": (BYTES, ADD | {"bos_token": None}, {"bos_token": "<s>"}, NAMED),
+    "an added token in the map": (BYTES, ADD, {"bos_token": ADDED_TOKEN}, NAMED),
+    "no known name": (None, UNKNOWN, {}, FALLBACK),
+    "forbidden": (TEMPLATE, {"add_bos_token": False, "bos_token": "<s>"}, {}, FORBIDDEN),
+} | {
+    f"{name} {config}": (post_processor, config, {}, ADDED)
+    for name, post_processor in (("template", TEMPLATE), ("roberta", ROBERTA), ("llama3", LLAMA3))
+    for config in ({}, {"add_bos_token": None}, ADD)
+}
+
+
+@pytest.mark.parametrize("name", BOS_RULES)
+def test_a_text_is_cut_over_its_whole_length_by_the_rule_for_bos(
+    text: Path, save: Callable[..., Path], name: str
+) -> None:
+    post_processor, config, special_tokens, (bos, reason) = BOS_RULES[name]
+    model = save(post_processor, tokenizer_config=config, special_tokens_map=special_tokens)
+    tokens, ids = text_tokens(text, model, 4, 10, bos_id=7), plain_ids(text)
+    front = [] if bos is None else [bos]
+    body = 10 - len(front)
+    assert (tokens.kind, tokens.bos, tokens.ids.shape) == ("text", bos, (4, 10))
+    assert (tokens.ids[:, : len(front)] == front).all()
+    assert tokens.ids[0].tolist() == front + ids[:body]
+    assert tokens.ids[-1].tolist() == front + ids[-body:]  # and no </s> at the end of the stream
+    assert tokens.source == (f"text.txt, 4 samples of 10 tokens spread over {len(ids)}, {reason}")
+
+
+def test_hash_is_of_little_endian_int64(text: Path, save: Callable[..., Path]) -> None:
+    tokens = text_tokens(text, save(), 2, 3)
+    flat = tokens.ids.ravel().tolist()
+    assert tokens.sha256 == hashlib.sha256(struct.pack("<6q", *flat)).hexdigest()
+
+
+def test_truncation_and_padding_in_the_file_do_not_shorten_the_text(
+    text: Path, tmp_path: Path
+) -> None:
+    tokenizer = byte_tokenizer(TEMPLATE)
+    tokenizer.enable_truncation(16)
+    tokenizer.enable_padding(direction="left", length=1000)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ids = plain_ids(text)
+    tokens = text_tokens(text, tmp_path / "tokenizer.json", 1, len(ids) + 1)
+    assert tokens.ids.tolist() == [[BOS, *ids]]
+
+
+def test_byte_order_mark_is_no_text(text: Path, save: Callable[..., Path]) -> None:
+    model, ids = save(), plain_ids(text)
+    text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes())
+    assert text_tokens(text, model, 1, 5).ids.tolist() == [ids[:5]]
+
+
+def test_too_short_a_text_says_what_would_do(text: Path, save: Callable[..., Path]) -> None:
+    model, total = save(TEMPLATE), len(plain_ids(text))
+    with pytest.raises(
+        RefimplError, match=rf"text\.txt has {total} tokens.*BOS included"
+    ) as caught:
+        text_tokens(text, model, 4, 100)
+    assert text_tokens(text, model, 4, numbers(caught.value, "seq-len")[0]).ids.shape[0] == 4
+    assert text_tokens(text, model, numbers(caught.value, "samples")[0], 100).ids.shape[1] == 100
+
+
+ADD_BOS = '{"add_bos_token": true, "bos_token": "<not in vocabulary>"}'
+REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = {
+    "empty": ({"text.txt": b""}, r"text\.txt is empty"),
+    "white space": ({"text.txt": b" \n\t\r\n"}, r"text\.txt is empty"),
+    "a byte order mark": ({"text.txt": b"\xef\xbb\xbf"}, r"text\.txt is empty"),
+    "Latin-1": ({"text.txt": "naïve".encode("latin-1")}, r"not UTF-8 \(byte 2\)"),
+    "a tokenizer of nothing": ({"tokenizer.json": "{}"}, "is not a tokenizer"),
+    "half a tokenizer": ({"tokenizer.json": "{"}, "is not a tokenizer"),
+    "half its settings": ({"tokenizer_config.json": "{"}, "is not JSON"),
+    "nested settings": ({"tokenizer_config.json": "[" * 100_000}, "is not JSON"),
+    "a list of settings": ({"tokenizer_config.json": "[]"}, "is not a JSON object"),
+    "BOS in words": ({"tokenizer_config.json": '{"add_bos_token": "yes"}'}, "is 'yes'"),
+    "BOS without a name": ({"tokenizer_config.json": ADD_BOS}, "no file names BOS"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_malformed_files_are_refused(text: Path, save: Callable[..., Path], name: str) -> None:
+    model, (files, problem) = save(), REFUSED[name]
+    for file, content in files.items():
+        content = content.encode() if isinstance(content, str) else content
+        (text.parent / file).write_bytes(content)
+    with pytest.raises(RefimplError, match=problem):
+        text_tokens(text, model, 1, 1)
+
+
+def test_no_sample_is_of_bos_alone_or_begins_with_two(
+    text: Path, save: Callable[..., Path]
+) -> None:
+    with pytest.raises(RefimplError, match="contain only BOS"):
+        text_tokens(text, save(TEMPLATE), 4, 1)
+    twice = processors.TemplateProcessing(single="<s> <s> $A", special_tokens=[("<s>", BOS)])
+    with pytest.raises(RefimplError, match="puts 2 tokens before a text"):
+        text_tokens(text, save(twice), 1, 8)
+
+
+def test_text_without_a_token_is_refused(text: Path, tmp_path: Path) -> None:
+    Tokenizer(models.BPE({"§": 0}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(RefimplError, match=r"has 0 tokens[^§]*a longer text"):
+        text_tokens(text, tmp_path / "tokenizer.json", 1, 1)
+
+
+def test_files_that_cannot_be_read_are_refused(
+    text: Path, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save()
+    for path, tokenizer, problem in (
+        (text.with_name("absent.txt"), model, r"absent\.txt: cannot be read \(No such file"),
+        (text.parent, model, "Is a directory"),
+        (text, model.with_name("absent.json"), r"no tokenizer at(.|\n)*--tokens"),
+    ):
+        with pytest.raises(RefimplError, match=problem):
+            text_tokens(path, tokenizer)
+
+    def forbidden(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(RefimplError, match=r"text\.txt: cannot be read \(Permission denied\)"):
+        text_tokens(text, model)
+
+
+def test_missing_library_says_how_to_install_it(
+    text: Path, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save()
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(RefimplError, match=re.escape("pip install 'refimpl[text]'")):
+        text_tokens(text, model)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("post_processor", [None, TEMPLATE, ROBERTA, LLAMA3])
+def test_transformers_agrees(text: Path, save: Callable[..., Path], post_processor: Any) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    model = save(post_processor)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(model), eos_token=AddedToken("</s>"))
+    expected = [i for i in theirs(text.read_bytes().decode())["input_ids"] if i != EOS]
+    assert text_tokens(text, model, 1, len(expected)).ids.tolist() == [expected]
+
+
+@given(st.text(alphabet="ab ,.\n1", max_size=200), st.integers(1, 20))
+def test_pieces_join_to_the_text_and_are_cut_at_spaces_between_letters(
+    text: str, size: int
+) -> None:
+    parts = list(pieces(text, size))
+    assert "".join(parts) == text
+    for before, after in itertools.pairwise(parts):
+        assert len(before) >= size
+        assert before[-1].isalpha()
+        assert after[0] == " "
+        assert after[1].isalpha()
+
+
+def test_a_text_longer_than_a_piece_gives_the_ids_of_the_whole(tmp_path: Path) -> None:
+    text = "to be, or not to be. That is the question:\n\nwhether it's nobler 12 times\n" * 40
+    tokenizer = Tokenizer.from_file(
+        str(Path(__file__).parents[2] / "fixtures" / "llama" / "tokenizer.json")
+    )
+    whole = tokenizer.encode(text, add_special_tokens=False).ids
+    cut = [
+        i for part in pieces(text, 50) for i in tokenizer.encode(part, add_special_tokens=False).ids
+    ]
+    assert len(list(pieces(text, 50))) > 10
+    assert cut == whole
