@@ -71,7 +71,7 @@ def command(
         bool,
         opt.flag(
             "--force",
-            "Replace an existing model. It is deleted after the new one is in its place.",
+            "Replace an existing model, which is deleted after the new one is in its place.",
             PRUNING,
         ),
     ] = False,
