@@ -19,8 +19,8 @@ from refimpl.model.model import Model
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import DAMPING
+from refimpl.pruning.calibration import CALIBRATED
 from refimpl.pruning.prune import check_prune, prune, record
-from refimpl.pruning.pruned_blocks import CALIBRATED
 from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import ACTIVATIONS, signals
 from refimpl.scoring.score import score
@@ -175,7 +175,7 @@ def _scored(
         needed = wanted.base in ACTIVATIONS
         tokens = model_tokens(model, **vars(source), seed=plan.seed) if needed else None
         with progress_bar("signals") as progress:
-            base = signals(model, wanted, tokens, **vars(replace(settings, progress=progress)))
+            base = signals(model, wanted, tokens, replace(settings, progress=progress))
         config = model.config
         allocation = base_only(base, wanted, config.linear_shapes, config.num_blocks)
         return allocation_targets(allocation, None, tokens), tokens

@@ -23,7 +23,7 @@ from refimpl.cli.groups import (
     refuse_noise,
 )
 from refimpl.cli.terminal import deliver, progress_bar, style
-from refimpl.estimation.estimate import estimator
+from refimpl.estimation.estimate import Estimator
 from refimpl.estimation.time_budget import fitting
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
@@ -105,17 +105,7 @@ def command(
     opt.check_outputs(opened, inputs, output, part)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed)
     if ahead is not None:
-        expected = estimator(
-            opened,
-            tokens,
-            plan,
-            wanted,
-            dtype=settings.dtype,
-            threads=settings.threads,
-            memory=settings.memory,
-            executor=settings.executor,
-            kept=part is not None,
-        )
+        expected = Estimator(opened, tokens, plan, wanted, settings, kept=part is not None)
         if budget is None:
             choice = expected(len(tokens.ids), plan)
         else:

@@ -58,7 +58,7 @@ def estimate_document(estimate: Estimate, minutes: float | None = None) -> dict[
         "passes": {
             "dense": int(work.dense.sum()),
             "clean": int(work.clean.sum()),
-            "pushed": int(work.pushed.sum()),
+            "pushed": int(work.perturbed.sum()),
             "total": work.passes,
         },
         "heads": work.heads,
@@ -76,7 +76,7 @@ def _perturbed(estimate: Estimate) -> list[str]:
     gaussian = plan.kind == "gaussian"
     noise = [counted(len(plan.eta), "eta"), counted(plan.draws, "draw")] if gaussian else []
     blocks = "all" if plan.subset is None else f"{plan.subset} of {estimate.num_blocks}"
-    return [plan.kind, *noise, f"{blocks} blocks", counted(estimate.work.births, "state")]
+    return [plan.kind, *noise, f"{blocks} blocks", counted(estimate.work.states, "state")]
 
 
 def _passes(estimate: Estimate) -> list[str]:
@@ -87,7 +87,7 @@ def _passes(estimate: Estimate) -> list[str]:
         f"{work.passes:,} block passes",
         *([f"{dense:,} of the dense model"] if dense else []),
         f"{int(work.clean.sum()):,} of clean states",
-        f"{int(work.pushed.sum()):,} of perturbed ones",
+        f"{int(work.perturbed.sum()):,} of perturbed ones",
         *([f"{work.heads:,} heads"] if work.heads else []),
         f"blocks read {work.loads:,} times",
     ]

@@ -110,7 +110,7 @@ OPTIONS = {
     "--perturbation pruning --eta 0.01": "omit --eta",
     "--perturbation pruning --noise-scale token": "omit --noise-scale",
     "--perturbation pruning --noise-shape channel": "omit --noise-shape",
-    "--perturbation pruning --draws 2": "2 draws of the pruning perturbation",
+    "--perturbation pruning --draws 2": "omit --draws",
     "--sparsity -0.1": "a number from 0 to 1",
     "--sparsity 1.01": "a number from 0 to 1",
     "--sparsity nan": "a number from 0 to 1",
