@@ -8,25 +8,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import FIXTURES
+from peer_numbers import PEERS, TINY, expected, tiny
 from safetensors.numpy import load_file
 
-from refimpl import Model, Request, Scores, allocate, read_model, score
+from refimpl import Request, Scores, allocate, score
 from refimpl.method.allocation import alphapruning, atp, dlp, owl
 from refimpl.method.signals import alphapruning_alpha, esd
 from refimpl.running.threads import Workers
 from refimpl.scoring.dense_statistics import Profile, dense_squares, profile
 from refimpl.tokens import id_tokens
 
-PEERS = FIXTURES / "peers"
-TINY = PEERS / "tiny-llama"
 Fit = Literal["peak", "mid"]
-
-
-@cache
-def expected() -> dict[str, Any]:
-    numbers: dict[str, Any] = json.loads((TINY / "expected.json").read_text())
-    return numbers
 
 
 @cache
@@ -115,11 +107,6 @@ def test_alphapruning_allocation_of_the_shipped_llama_alphas(model: str) -> None
 # From our own activations
 
 DLP_FLOAT32 = 1e-7  # relative, of what float32 leaves of the peer's scores; measured 4e-8
-
-
-@cache
-def tiny() -> Model:
-    return read_model(TINY)
 
 
 @cache

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pytest
-from test_peers import TINY, expected, tiny
+from peer_numbers import TINY, expected, tiny
 
 from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import INPUT_OF
