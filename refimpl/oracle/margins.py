@@ -16,8 +16,8 @@ from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruning.pruned_blocks import PrunedBlock
-from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import spectra
+from refimpl.running.settings import Settings
+from refimpl.scoring.spectra import power_laws
 
 
 def steps_and_margins(
@@ -37,8 +37,8 @@ def steps_and_margins(
     lines = [np.abs(score / (m * score.mean()) - 1).min() for score in dense_scores(model, ids)]
     margins["owl.signal"] = np.array(lines)
     if "alphapruning" in recipe.bases:
-        with Workers() as workers:
-            laws = spectra(model, workers, fit, xmin)
+        with Settings(np.float64).open({}) as resources:
+            laws = power_laws(model, fit, xmin, resources)
         leads = [[inf if law.ks_margin is None else law.ks_margin for law in row] for row in laws]
         margins["alphapruning.signal"] = np.array(leads)
     size = model.config.block_size

@@ -25,7 +25,7 @@ from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruning.pruned_blocks import PrunedBlock, pruned_blocks
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
 
@@ -160,7 +160,8 @@ def steps(
         pruners.append(("pattern", "wanda", pattern_targets(pattern, linears, blocks, "exact")))
     perplexities: dict[str, Array] = {}
     sequences = batches(list(ids), [1] * len(ids), config)
-    with Workers() as workers:
+    with Settings(dtype).open({}) as resources:
+        workers = resources.workers
         dense = Batches(model, sequences, workers, dtype)
         for i in range(config.num_blocks):
             dense.pass_block(model.block(i, dtype))
@@ -168,7 +169,7 @@ def steps(
         for name, method, wanted in pruners:
             pruned = Batches(model, sequences, workers, dtype)
             pruner = Pruner(method, recipe.damping)
-            for block in pruned_blocks(model, wanted, pruner, ids, workers, dtype):
+            for block in pruned_blocks(model, wanted, pruner, ids, resources):
                 pruned.pass_block(block.weights)
                 observe(name, block)
                 arrays |= _pruned(name, model, block, len(ids), recipe)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from refimpl.allocation.allocate import linear_counts
 from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method import perturbation as experiment
-from refimpl.method.absorption import absorption_coefficient, known_mean, surviving_drift
+from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import INSIDE, Weights, block, head
 from refimpl.model.ops import Array
@@ -28,10 +28,12 @@ from refimpl.pruners.decision import Goal, Method, Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH, hessian
-from refimpl.pruning.pruned_blocks import CALIBRATED
-from refimpl.pruning.pruned_files import PrunedLinear, stored_weight
-from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import profile, spectra
+from refimpl.pruning.calibration import CALIBRATED
+from refimpl.pruning.pruned_linears import stored_weight
+from refimpl.running.settings import Settings
+from refimpl.scoring.activation_signals import activation_signals
+from refimpl.scoring.dense_statistics import wanda_moments
+from refimpl.scoring.spectra import power_laws
 
 NamedArrays = Iterator[tuple[str, Array]]
 
@@ -103,12 +105,12 @@ def _forward(inputs: StepInputs) -> NamedArrays:
     yield from trace.items()
 
     m, statistic, fit, xmin = inputs.case.recipe.signal_options
-    with Workers() as workers:
-        dense = profile(model, squares, len(inputs.ids), workers, dtype, m, statistic)
-        yield "owl.signal", dense.owl_outlier_percent
-        yield "dlp.signal", dense.dlp_score
+    moments = wanda_moments(squares, len(inputs.ids), config)
+    with Settings(dtype).open({}) as resources:
+        owl, dlp = activation_signals(model, moments, m, statistic, resources)
+        yield from (("owl.signal", owl), ("dlp.signal", dlp))
         if "alphapruning" in inputs.case.recipe.bases:
-            laws = spectra(model, workers, fit, xmin)
+            laws = power_laws(model, fit, xmin, resources)
             yield "alphapruning.signal", np.array([[law.alpha for law in row] for row in laws])
 
 
@@ -124,9 +126,9 @@ def _experiment(inputs: StepInputs) -> NamedArrays:
             for n in range(len(inputs.ids))
         ]
         for j, name in enumerate(("drift", "alignment")):
-            means = [[known_mean(after[j]) for after in sequence] for sequence in sequences]
-            yield f"perturbed.{i}.{name}", known_mean(np.array(means), axis=0)
-        ratios.append([known_mean(surviving_drift(x[-1][0], x[0][0])) for x in sequences])
+            means = [[nan_mean(after[j]) for after in sequence] for sequence in sequences]
+            yield f"perturbed.{i}.{name}", nan_mean(np.array(means), axis=0)
+        ratios.append([nan_mean(surviving_drift(x[-1][0], x[0][0])) for x in sequences])
     coefficient, _ = absorption_coefficient(np.array(ratios).T[:, None])
     yield "absorption_coefficient", coefficient
 
@@ -204,8 +206,7 @@ def _compensated(
 
     damping, h = inputs.case.recipe.damping, hessian(total, len(inputs.ids))
     new = compensated(dense, h, decide, WIDTH, damping, WIDTH).weight
-    pruned = PrunedLinear(keep, new)
-    return stored_weight(inputs.case.model, index, linear, pruned).astype(dense.dtype)
+    return stored_weight(inputs.case.model, index, linear, keep, new).astype(dense.dtype)
 
 
 def _perplexity(inputs: StepInputs, x: Array) -> Array:

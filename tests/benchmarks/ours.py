@@ -105,14 +105,14 @@ def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
     from dataclasses import replace
 
     from refimpl import read_model
-    from refimpl.running.threads import Workers
-    from refimpl.scoring.dense_statistics import spectra as alphas
+    from refimpl.running.settings import Settings
+    from refimpl.scoring.spectra import power_laws
 
     ready = read_model(model)
     first = replace(ready, config=replace(ready.config, blocks=ready.config.blocks[:blocks]))
-    with Workers() as workers:
+    with Settings().open({}) as resources:
         start = clock()
-        laws = alphas(first, workers, fit, "shipped")
+        laws = power_laws(first, fit, "shipped", resources)
         seconds = clock() - start
     return {"seconds": seconds, "alpha": [[law.alpha for law in block] for block in laws]}
 
@@ -120,7 +120,7 @@ def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
 def owl(model: str, ids: str) -> dict[str, Any]:
     """OWL's statistic of every block."""
     from refimpl import Request, read_model
-    from refimpl.scoring.score import signals
+    from refimpl.scoring.base_signals import signals
     from refimpl.tokens import id_tokens
 
     ready, tokens = read_model(model), id_tokens(ids)

@@ -11,8 +11,7 @@ from refimpl.model.statistics import second_moments
 from refimpl.pruners.compensation import compensated, inverse_factor
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH, hessian
-from refimpl.running.memory import parse_memory
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.scoring.dense_statistics import dense_squares
 
 Keep = npt.NDArray[np.bool_]
@@ -26,8 +25,8 @@ def unpacked(bits: Array, width: int) -> Keep:
 
 def dense_scores(model: Model, ids: npt.NDArray[np.int64]) -> Iterator[Array]:
     """Wanda's scores of each block of the dense model in float64, all linears in one row."""
-    with Workers() as workers:
-        squares = dense_squares(model, ids, workers, parse_memory(None), np.float64)
+    with Settings(np.float64).open({}) as resources:
+        squares = dense_squares(model, ids, resources)
     for i, sums in enumerate(squares):
         weights = model.block(i, np.float64)
         moments = second_moments(sums, len(ids), model.config)
