@@ -22,7 +22,7 @@ class Figure:
         theirs: As `ours`, in the same repetitions; empty where a goal is no ratio of two.
         values: What the goal is about, one per repetition; mostly a ratio.
         value_unit: Of `values`; nothing for a ratio.
-        goal: What their median must reach; None where the number is only stated.
+        goal: What their median must reach; None if it has none.
         sense: In which direction.
         note: What else there is to say.
     """
@@ -55,7 +55,7 @@ class Figure:
     def verdict(self) -> str:
         """Pass, or by how much it falls short."""
         if self.met is None or self.goal is None:
-            return "stated"
+            return "no goal"
         if self.met:
             return "pass"
         return f"falls short by {self.shortfall:.0%}"

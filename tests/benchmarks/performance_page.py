@@ -20,15 +20,15 @@ WIDTH = 120  # of a line of prose
 COLORS = ("#1f5fa8", "#b2491f")  # told apart by texture, too
 
 HEADINGS = {
-    "scoring-hooked": "Scoring against hooked forwards",
-    "scoring-batched": "Scoring against the same sharing and batching",
+    "scoring-hooked": "Scoring compared with hooked forwards",
+    "scoring-batched": "Scoring compared with the same sharing and batching",
     "rate": "Arithmetic rate",
     "memory": "Memory",
     "spectra": "AlphaPruning's spectra",
     "wanda": "OWL and Wanda",
     "sparsegpt": "SparseGPT",
     "forward": "Forward and evaluation",
-    "startup": "Start",
+    "startup": "Start of the program",
     "growth": "Growth of the cost",
 }
 
@@ -41,12 +41,14 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
     parts = [
         "# Performance",
         wrapped(
-            "Every figure is measured side by side by `tests/benchmarks/run.py`: the sides of a "
-            f"row take turns, each in a process of its own. {repetitions(results)} The rivals "
-            "are written plainly in torch from the method, or restate the original's algorithm; "
-            "their weights are in memory before the clock starts, ours are read, cast and checked "
-            "inside it. This page is generated from the results. What was tried where a row falls "
-            "short was measured once, by hand: no command here repeats it."
+            "This page compares the time and memory of refimpl with other programs. "
+            "`tests/benchmarks/run.py` measures every figure; the two sides of a row take turns, "
+            f"each in a separate process. {repetitions(results)} The other side is a plain torch "
+            "program that follows the method or the original's algorithm. Its weights are in "
+            "memory before the clock starts; refimpl's time includes reading, casting and "
+            "checking the weights. This page is generated from the results. If a row misses its "
+            "goal, its section describes what we tried; we measured these attempts once, and no "
+            "command repeats them."
         ),
         "```bash\n"
         f"python tests/benchmarks/run.py --models FOLDER -o tests/benchmarks/results.json{how}\n"
@@ -71,7 +73,8 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
         parts += [f"![Shares of the time of scoring, step by step]({PICTURE})"]
         parts += [profile_table(results["profiles"])]
     if seven:
-        parts += ["## Seven billion weights", seven_words(seven), wrapped(TRIED["seven-b"])]
+        parts += ["## A model of seven billion weights", seven_words(seven)]
+        parts += [wrapped(TRIED["seven-b"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -79,13 +82,15 @@ def repetitions(results: dict[str, Any]) -> str:
     """How often a figure was measured."""
     count = results["repetitions"]
     if count == 1:
-        return "Each ran once, the start of the program more often."
+        return "Each was measured once, except for the start of the program."
     counts = Counter(len(entry["values"]) for entry in results["figures"])
     each = sorted(counts.items(), reverse=True)
-    times = ", ".join(f"{figures} figures with {n}" for n, figures in each)
+    (most, figures), *others = each
+    times = f"{figures} have {most} repetitions"
+    times += "".join(f", {figures} have {n}" for n, figures in others)
     return (
-        "A figure is the median of its repetitions, with the lowest and the highest where there "
-        f"are more than one: {times}."
+        "A figure is the median of its repetitions. In parentheses are the lowest and the highest. "
+        f"Of {counts.total()} figures, {times}."
     )
 
 
@@ -98,8 +103,8 @@ def machine_facts(results: dict[str, Any]) -> str:
     busy = (
         f"{m['cpu']} ({m['vector']}), {m['cores']} cores, {m['memory'] / 2**30:.0f} GiB, "
         f"{m['system']}, no GPU. Python {m['python']}, {versions}. NumPy's BLAS: "
-        f"{'; '.join(m['blas'])}. The load (programs that want to run, mean of a minute) was "
-        f"{min(loads):.1f} to {max(loads):.1f} at the ends of the rows."
+        f"{'; '.join(m['blas'])}. The load average over one minute, before and after each row, "
+        f"was {min(loads):.1f} to {max(loads):.1f}."
     )
     if max(loads) > 2 * m["cores"]:
         busy += f" {OVERLOADED}"
@@ -116,24 +121,28 @@ def left_out(results: dict[str, Any]) -> str:
     if not some:
         return ""
     shapes = ", ".join(dict.fromkeys(name for names in some.values() for name in names))
-    return f"Measured on {shapes} only, other shapes left out for time: {', '.join(some)}."
+    return f"To save time, these sections use {shapes} only: {'; '.join(some)}."
 
 
 OVERLOADED = """
-Others used it. By the clock that is unfair to the rivals: torch's threads wait for the slowest
-of them after every operation."""
+Other programs used the machine. Wall-clock times then put torch at a disadvantage, because its
+threads wait for the slowest one after every operation."""
 BY_PROCESSOR = """
-So seconds are those of the processor, summed over threads, with torch, onnxruntime and BLAS
-on one thread: `--processor`. Other programs do not count then, except by what they do to caches;
-neither does waiting, nor how well either side uses several cores. Run it without `--processor` on
-an idle machine for all cores, by the clock."""
+Therefore, the seconds are processor time, summed over threads, with torch, onnxruntime and BLAS
+on one thread (`--processor`). Processor time excludes other programs, except for their effect on
+caches. It also excludes waiting, and does not show how well a program uses several cores. To
+measure wall-clock time on all cores, run the command without `--processor` on an idle machine."""
 
 
 def summary(figures: Sequence[Figure]) -> str:
     """One line per figure that has a goal."""
     judged = [figure for figure in figures if figure.goal is not None]
     met = sum(bool(figure.met) for figure in judged)
-    head = f"{met} of {len(judged)} figures reach their goal."
+    head = wrapped(
+        f"{met} of {len(judged)} figures with a goal reach it. In comparisons with torch, "
+        "transformers and the originals, a ratio above 1 means that refimpl is faster or needs "
+        "less memory."
+    )
     rows = [
         (f.what, f.shape, f.against, spread(f.values, f.value_unit), goal_of(f), f.verdict)
         for f in judged
@@ -143,46 +152,49 @@ def summary(figures: Sequence[Figure]) -> str:
 
 INTRODUCTIONS = {
     "scoring-hooked": """
-Time of torch / time of `refimpl.score`, one sequence. What one would write first: transformers,
-eager, a forward hook that pushes one block's output, the whole model run for
-every block.""",
+The ratio is the time of torch divided by the time of `refimpl.score`, on one sequence. The torch
+program is what one would write first: transformers with eager attention and a forward hook that
+perturbs the output of one block, and one run of the whole model for every block.""",
     "scoring-batched": """
-The rival keeps every state that was pushed so far in one batch, with the clean one, and takes it
-through each block once; attention is matrix products and a softmax, or torch's fused kernel.""",
+This torch program keeps the clean state and all perturbed states in one batch, and passes the
+batch through each block once. Attention is computed as matrix products and a softmax, or by
+torch's fused kernel.""",
     "rate": """
-Operations counted from the shapes, for one sequence of T tokens: a block with N weights in its
-linears and H heads of h channels takes `2 T N + 2 h H T (T + 1)` operations (only keys that a token
-sees); scoring takes L clean block passes and L (L - 1) / 2 pushed ones. Norms, rotation, softmax,
-activations, noise, measuring and reading are not counted, but timed. The machine's rate is NumPy's
-float32 product on all threads, before and after each scoring, in the same process. By the clock,
-waiting counts, and so do other programs; per second of a processor, neither does.""",
+The rate counts the operations from the shapes, for one sequence of T tokens. A block with N
+weights in its linears and H heads of h channels takes `2 T N + 2 h H T (T + 1)` operations (only
+keys that a token sees). Scoring takes L passes of clean states and L (L - 1) / 2 passes of
+perturbed ones. Norms, rotation, softmax, activations, noise, measurements and reading are not
+counted as operations, but their time is included. The machine's rate is that of NumPy's float32
+matrix product on all threads, before and after each scoring, in the same process. Wall-clock
+time includes waiting and depends on other programs; processor time does neither.""",
     "memory": """
-The largest resident memory of the command, mapped pages included (VmHWM), on a random bfloat16
-model; the same at 4, 8 and 16 blocks.""",
+The figure is the peak resident memory of the command, including mapped pages (VmHWM), on a
+random bfloat16 model. The second row repeats the measurement with 4, 8 and 16 blocks.""",
     "spectra": """
-The original: `svdvals` in float32, and a Python loop over the candidates for the
-tail. Its alphas are compared in float64, too, because a choice between tails that fit equally well
-may turn on float32's rounding.""",
+The original computes `svdvals` in float32 and searches for the tail with a Python loop. Its
+alphas are also compared in float64, because in float32 rounding can decide between tails that
+fit equally well.""",
     "wanda": """
-OWL's statistic: a dense pass with hooks and the scores of a block together. Wanda: the pass with
-hooks, a sort of every row, the pass through the pruned block, and the file written. Times without
-start and imports; memory of the whole process.""",
+OWL's statistic takes a dense pass with hooks, and the scores of all linears of a block. Wanda
+takes a pass with hooks, a sort of every row, a pass through the pruned block, and writing the
+file. Times exclude start and imports; memory is that of the whole process.""",
     "sparsegpt": """
-The original's steps (the inverse of the Hessian, its Cholesky factor, column by column) in torch,
-float32; ours in float64.""",
+The original's steps (the inverse of the Hessian, its Cholesky factor, column by column) run in
+torch in float32; refimpl computes in float64.""",
     "forward": """
-`refimpl.forward` to the logits of a batch, and `refimpl.evaluate` (perplexity) on the same number
-of windows. onnxruntime runs the graph that refimpl exports; its ratio is stated, without a
+`refimpl.forward` computes the logits of a batch, and `refimpl.evaluate` the perplexity of the
+same number of windows. onnxruntime runs the graph that refimpl exports; this comparison has no
 goal.""",
     "startup": """
-Seconds of the processor, the interpreter's own start included: what a single thread takes on an
-idle machine; by the clock it is longer where others use the machine.""",
+The figures are processor seconds, including the start of the interpreter. The notes give the
+wall-clock time, which also depends on other programs.""",
     "growth": """
-Four sizes each, the others fixed at 8 blocks, 128 tokens, width 512. A straight line through the
-logarithms gives the exponent; beside it the exponent of the operations counted by the formula above
-at the same sizes: about 2 in blocks (`L (L + 1) / 2` passes), 1 in tokens and more as attention's
-square grows, and 2 in width. A measured exponent below the formula's means that fixed costs still
-show. The goal is on the difference.""",
+Each row has four sizes; the other sizes are fixed at 8 blocks, 128 tokens and width 512. The
+exponent is the slope of a straight line through the logarithms of the times. Next to it is the
+exponent of the operations, counted by the formula above at the same sizes: about 2 in blocks (`L
+(L + 1) / 2` passes), 1 in tokens and more as the quadratic part of attention grows, and 2 in
+width. A measured exponent below that of the operations means that fixed costs still matter. The
+goal applies to the difference.""",
 }
 
 
@@ -210,16 +222,16 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def profile_words(profiles: Sequence[dict[str, Any]]) -> str:
     """How the profile was made."""
-    ends = "; ".join(
-        f"{p['shape']}: {p['seconds']:.1f} s of one processor, and on {p['threads']} threads "
+    ends = ". ".join(
+        f"{p['shape']}: {p['seconds']:.1f} s of processor time; on {p['threads']} threads, "
         f"workers wait {p['waiting']:.0%} of the time"
         for p in profiles
     )
     return wrapped(
-        "A timer around every step, in a run on one worker thread; each adds up the processor time "
-        "of its thread without that of the steps inside it, so that the shares add up to the whole "
-        "and other programs do not count. Waiting is from a second run on all threads, by the "
-        f"clock: the share in which a worker had nothing to do. {ends}."
+        "A timer around every step adds up its processor time, without that of the steps inside "
+        "it, in a run on one worker thread. The shares therefore add up to 100 %, and other "
+        "programs do not matter. Waiting comes from a second run on all threads: the share of the "
+        f"wall-clock time in which a worker has nothing to do. {ends}."
     )
 
 
@@ -287,13 +299,14 @@ def seven_words(seven: dict[str, Any]) -> str:
         for name in ("score", "prune")
     ]  # fmt: skip
     text = wrapped(
-        f"A random bfloat16 model of Llama-7B's shape, {seven['bytes'] / 1e9:.1f} GB in "
-        f"{seven['files']} shards, made and removed by `tests/benchmarks/seven_b.py`, scored on "
-        f"1 x {seven['tokens']} tokens and pruned by Wanda to {seven['sparsity']}: "
-        f"{seven['pruned']:,} of {seven['weights']:,} weights. Memory is the largest resident one, "
-        f"mapped pages included. {seven['machine']['cpu']}, {seven['machine']['cores']} cores."
+        f"`tests/benchmarks/seven_b.py` creates a random bfloat16 model of Llama-7B's shape "
+        f"({seven['bytes'] / 1e9:.1f} GB in {seven['files']} shards), scores it on "
+        f"1 x {seven['tokens']} tokens, prunes it by Wanda to {seven['sparsity']} "
+        f"({seven['pruned']:,} of {seven['weights']:,} weights), and deletes it. Memory is the "
+        "peak resident memory, including mapped pages. The machine: "
+        f"{seven['machine']['cpu']}, {seven['machine']['cores']} cores."
     )
-    heads = ("command", "time, start included", "peak", "goal", "")
+    heads = ("command", "time, including start", "peak", "goal", "")
     return f"{text}\n\n{markdown(heads, rows)}"
 
 
