@@ -33,23 +33,15 @@ from refimpl.loading import safetensors_file
 from refimpl.loading.config_json import read_config
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.loading.tensor_claims import roles
-from refimpl.model.ops import Array
 
 LLAMA, SHARDED = FIXTURES / "llama", FIXTURES / "llama_sharded"
-
-
-# Where a model is looked for
 
 
 def test_a_folder_a_file_and_an_index_are_the_same_model() -> None:
     folder = read_model(LLAMA)
     assert (folder.name, folder.folder, folder.stored_dtypes) == ("llama", LLAMA, ("F32",))
-    for path in (
-        str(LLAMA),
-        LLAMA / "model.safetensors",
-        SHARDED,
-        SHARDED / "model.safetensors.index.json",
-    ):
+    index = SHARDED / "model.safetensors.index.json"
+    for path in (str(LLAMA), LLAMA / "model.safetensors", SHARDED, index):
         model = read_model(path)
         assert model.name == ("llama_sharded" if "sharded" in str(path) else "llama")
         assert model.folder.is_dir()
@@ -189,9 +181,6 @@ def test_other_formats_are_refused_with_a_way_to_convert_them(name: str, tmp_pat
     assert remedy in error.remedy
 
 
-# Files that the system does not let us read
-
-
 def test_no_such_file(tmp_path: Path) -> None:
     for path in (tmp_path / "x", tmp_path / "x.safetensors", Path("a\0b")):
         assert "no such file or folder" in refusal(path).problem
@@ -229,11 +218,7 @@ def test_what_the_system_forbids(method: str, monkeypatch: pytest.MonkeyPatch) -
     assert "(Permission denied)" in refusal(LLAMA).problem
 
 
-# Indices and their shards
-
-
 def sharded(folder: Path, change: Callable[[dict[str, str]], object] = lambda _: None) -> Path:
-    """The sharded fixture with the map of its index changed."""
     shutil.copytree(SHARDED, folder)
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text("utf-8"))
@@ -288,10 +273,10 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
 
 def test_missing_shards_are_all_named(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "m")
-    (folder / "model-00002-of-00004.safetensors").unlink()
-    (folder / "model-00003-of-00004.safetensors").unlink()
-    problem = refusal(folder).problem
-    assert "do not exist: model-00002-of-00004.safetensors, model-00003-of" in problem
+    for i in (2, 3):
+        (folder / f"model-0000{i}-of-00004.safetensors").unlink()
+    missing = "do not exist: model-00002-of-00004.safetensors, model-00003-of"
+    assert missing in refusal(folder).problem
 
 
 # Damaged files
@@ -360,11 +345,14 @@ TINY = {"model_type": "gpt2", "vocab_size": 3, "n_embd": 4, "n_layer": 1, "n_hea
 TINY |= {"n_positions": 2, "n_inner": 2}
 
 
-def tiny_arrays() -> dict[str, Array]:
-    """A GPT-2 of about a hundred weights."""
+def tiny_file(tmp_path_factory: pytest.TempPathFactory, name: str) -> tuple[Path, bytes, int]:
+    """A GPT-2 of about a hundred weights: its file, content, and the header's length."""
     rng = np.random.default_rng(1)
     shapes = {role.tensor: role.shape for _, role in roles(read_config(TINY), "")}
-    return {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+    arrays = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+    folder = write(tmp_path_factory.getbasetemp() / name, arrays, TINY)
+    content = (folder / "model.safetensors").read_bytes()
+    return folder / "model.safetensors", content, struct.unpack("<Q", content[:8])[0]
 
 
 def is_read_or_refused(path: Path) -> None:
@@ -377,10 +365,8 @@ def is_read_or_refused(path: Path) -> None:
 def test_any_damage_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    folder = write(tmp_path_factory.getbasetemp() / "damaged", tiny_arrays(), TINY)
-    path = folder / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    (length,) = struct.unpack("<Q", content[:8])
+    path, whole, length = tiny_file(tmp_path_factory, "damaged")
+    content = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3), "edits")):
         within = st.integers(0, 9) | st.integers(0, 8 + length) | st.integers(0, len(content))
         at = min(data.draw(within, "at"), len(content))
@@ -394,7 +380,7 @@ def test_any_damage_is_read_or_refused(
         elif edit == "remove":
             del content[at : at + data.draw(st.integers(1, 9), "length")]
     path.write_bytes(content)
-    is_read_or_refused(folder)
+    is_read_or_refused(path.parent)
 
 
 HEADER_NUMBERS = [0, 1, 2, 4, 8, -1, 2**31, 2**63, 2**64, 1.5, None, True]
@@ -407,10 +393,7 @@ HEADER_VALUES = st.sampled_from([*HEADER_NUMBERS, *HEADER_WORDS]) | st.sampled_f
 def test_any_header_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    folder = write(tmp_path_factory.getbasetemp() / "headers", tiny_arrays(), TINY)
-    path = folder / "model.safetensors"
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
+    path, content, length = tiny_file(tmp_path_factory, "headers")
     header = json.loads(content[8 : 8 + length])
     for _ in range(data.draw(st.integers(1, 3), "edits")):
         name = data.draw(st.sampled_from([*sorted(header), "__metadata__", "new"]), "tensor")
@@ -423,4 +406,4 @@ def test_any_header_is_read_or_refused(
         else:
             header[name] = copy.deepcopy(data.draw(HEADER_VALUES | st.just(ENTRY), "entry"))
     write_raw(path, header, content[8 + length :])
-    is_read_or_refused(folder)
+    is_read_or_refused(path.parent)

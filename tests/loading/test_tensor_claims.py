@@ -16,6 +16,7 @@ from refimpl.model.ops import Array
 
 LAYER = "model.layers.0."
 QUERY = f"{LAYER}self_attn.q_proj"
+MULTIMODAL = ("a multimodal checkpoint", "language_model")
 
 
 def test_every_fixture_is_claimed() -> None:
@@ -82,10 +83,7 @@ def test_the_table_of_positions_must_be_as_long_as_the_model_allows(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        (f"{QUERY}.weight", "F8_E4M3"),
-        (f"{QUERY}.weight", "F8_E5M2"),
-        (f"{QUERY}.weight", "I8"),
-        (f"{QUERY}.weight", "U8"),
+        *((f"{QUERY}.weight", dtype) for dtype in ("F8_E4M3", "F8_E5M2", "I8", "U8")),
         (f"{QUERY}.qweight", "I32"),
         (f"{QUERY}.scales", "F16"),
         (f"{QUERY}.weight_scale", "F32"),
@@ -109,16 +107,11 @@ def test_quantised_tensors_are_refused_by_name(name: str, dtype: str, tmp_path: 
     ("name", "kind", "remedy"),
     [
         (f"base_model.model.{QUERY}.lora_A.weight", "an adapter, not a model", "merge"),
-        *(
-            (name, "a multimodal checkpoint", "language_model")
-            for name in (
-                "vision_tower.vision_model.embeddings.patch_embedding.weight",
-                "model.visual.blocks.0.attn.qkv.weight",
-                "multi_modal_projector.linear.weight",
-                "language_model.model.embed_tokens.weight",
-                "model.audio_tower.conv1.weight",
-            )
-        ),
+        ("vision_tower.vision_model.embeddings.patch_embedding.weight", *MULTIMODAL),
+        ("model.visual.blocks.0.attn.qkv.weight", *MULTIMODAL),
+        ("multi_modal_projector.linear.weight", *MULTIMODAL),
+        ("language_model.model.embed_tokens.weight", *MULTIMODAL),
+        ("model.audio_tower.conv1.weight", *MULTIMODAL),
     ],
 )
 def test_other_models_are_refused_by_their_tensors(
@@ -129,11 +122,7 @@ def test_other_models_are_refused_by_their_tensors(
     assert remedy in error.remedy
 
 
-# Spellings of old files
-
-
 def renamed(arrays: dict[str, Array], old: str, new: str) -> dict[str, Array]:
-    """The tensors with a prefix replaced."""
     return {re.sub(f"^{re.escape(old)}", new, name): array for name, array in arrays.items()}
 
 
@@ -195,9 +184,6 @@ def test_a_buffer_elsewhere_is_claimed_by_no_role(tmp_path: Path) -> None:
     for name in (f"{LAYER}mlp.inv_freq", f"{LAYER}self_attn.rotary_emb.inv_freq.old", "inv_freq"):
         path = altered(tmp_path / "m", "llama", lambda a, n=name: a.update({n: np.ones(4)}))
         assert f"{name}: no role claims it" in refusal(path).problem
-
-
-# Tied heads
 
 
 @pytest.mark.parametrize("chunk", [1 << 22, 64, 1])
