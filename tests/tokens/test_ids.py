@@ -1,29 +1,24 @@
 """Ids from files and drawn at random, and what a model refuses of them."""
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from gates import model_of
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from program import suggested
 
 from refimpl.errors import RefimplError
-from refimpl.model.config import BlockKind, Config
 from refimpl.model.token_ids import checked_ids
 from refimpl.tokens import id_tokens, random_tokens, text_tokens
 
 dtypes = st.sampled_from(["<i8", ">i8", "<i4", ">i4", "<i2", "u1", "<u2", "<u4", "<u8"])
-
-
 sizes = st.integers(1, 12)
-
-
-def suggested(error: RefimplError, name: str) -> list[int]:
-    """The values of an option in the next step of an error."""
-    return [int(n) for n in re.findall(rf"--{name} (\d+)", error.remedy)]
 
 
 def npy(path: Path, ids: Any) -> Path:
@@ -36,19 +31,17 @@ def jsonl(path: Path, *lines: str) -> Path:
     return path
 
 
-@given(dtypes, sizes, sizes, st.booleans(), st.data())
+@given(dtypes, sizes, sizes, st.sampled_from("CF"), st.data())
 def test_rows_of_an_array_are_its_samples(
     tmp_path_factory: pytest.TempPathFactory,
     dtype: str,
     rows: int,
     width: int,
-    fortran: bool,
+    order: Any,
     data: st.DataObject,
 ) -> None:
     stored = np.arange(rows * width).astype(dtype).reshape(rows, width)
-    path = npy(
-        tmp_path_factory.getbasetemp() / "a.npy", np.asfortranarray(stored) if fortran else stored
-    )
+    path = npy(tmp_path_factory.getbasetemp() / "a.npy", np.array(stored, order=order))
     n, s = data.draw(st.integers(1, rows)), data.draw(st.integers(1, width))
     whole, part = id_tokens(path), id_tokens(path, n, s)
     assert whole.ids.tolist() == stored.tolist()
@@ -136,6 +129,13 @@ ARRAYS: dict[str, Any] = {
     "a scalar": np.array(3),
     "three axes": np.zeros((1, 2, 3), int),
 }
+OTHERS: dict[str, tuple[Any, str]] = {
+    "a pickle": (np.array([1, "a"], object), "is not an array of integers"),
+    "beyond 64 bits": (np.array([[1, 2**64 - 1]], np.uint64), str(2**64 - 1)),
+    "no rows": (np.zeros((0, 3), int), "contains no ids"),
+    "empty rows": (np.zeros((3, 0), int), "contains no ids"),
+    "nothing": (np.zeros(0, int), "has 0 tokens"),
+} | {name: (array, r"a\.npy contains .* of shape") for name, array in ARRAYS.items()}
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -146,29 +146,14 @@ def test_lines_that_are_no_ids_are_refused_with_their_line(tmp_path: Path, name:
         id_tokens(path)
 
 
-@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("name", OTHERS)
 def test_arrays_that_are_no_ids_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RefimplError, match=r"a\.npy contains .* of shape"):
-        id_tokens(npy(tmp_path / "a.npy", ARRAYS[name]))
+    array, problem = OTHERS[name]
+    with pytest.raises(RefimplError, match=problem):
+        id_tokens(npy(tmp_path / "a.npy", array))
 
 
-def test_pickles_are_never_opened(tmp_path: Path) -> None:
-    path = tmp_path / "a.npy"
-    np.save(path, np.array([1, "a"], object), allow_pickle=True)
-    with pytest.raises(RefimplError, match="is not an array of integers"):
-        id_tokens(path)
-
-
-def test_ids_beyond_64_bits_are_refused(tmp_path: Path) -> None:
-    path = npy(tmp_path / "a.npy", np.array([[1, 2**64 - 1]], np.uint64))
-    with pytest.raises(RefimplError, match=str(2**64 - 1)):
-        id_tokens(path)
-
-
-def test_no_ids_are_refused(tmp_path: Path) -> None:
-    for shape in ((0, 3), (3, 0), (0,)):
-        with pytest.raises(RefimplError, match=r"contains no ids|has 0 tokens"):
-            id_tokens(npy(tmp_path / "a.npy", np.zeros(shape, int)))
+def test_lines_without_ids_are_refused(tmp_path: Path) -> None:
     for lines in ([], [""], ["", " "], ["[]"], ["[]", "[]"]):
         with pytest.raises(RefimplError, match="contains no ids"):
             id_tokens(jsonl(tmp_path / "a.jsonl", *lines))
@@ -238,24 +223,14 @@ def test_random_ids_are_uniform_and_say_that_there_was_no_text() -> None:
     assert counts.size == 16
     assert np.sum((counts - 4096.0) ** 2 / 4096) < 45  # chi squared, 15 degrees: p = 1e-4
     assert tokens.ids.tolist() != random_tokens(16, 64, 1024, 4).ids.tolist()
-    assert tokens.source == "drawn uniformly from 16 ids with seed 3 (no text was given)"
-
-
-def test_random_ids_of_a_seed_stay_the_same() -> None:
     assert random_tokens(49152, 1, 4, 0).ids.tolist() == [[6666, 691, 46091, 12669]]
+    assert tokens.source == "drawn uniformly from 16 ids with seed 3 (no text was given)"
 
 
 @pytest.mark.parametrize(("vocab_size", "seed"), [(10, -1), (0, 0)])
 def test_random_ids_need_a_seed_and_a_vocabulary(vocab_size: int, seed: int) -> None:
     with pytest.raises(RefimplError, match="seed"):
         random_tokens(vocab_size, 1, 1, seed)
-
-
-def limits(max_positions: int, vocab_size: int = 10) -> Config:
-    return Config(
-        "none", vocab_size, 1, 1, 1, 1, 1, max_positions, "rms", 1.0, "silu", True, 1.0,
-        (BlockKind(None, None),),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("samples", "seq_len"), [(0, 4), (4, 0), (-1, 4), (4, -1)])
@@ -279,22 +254,15 @@ def test_no_samples_or_empty_ones_are_refused_everywhere(
 def test_ids_outside_the_vocabulary_are_counted_and_the_first_is_named(
     samples: int, seq_len: int, data: st.DataObject
 ) -> None:
-    ids = np.array(
-        data.draw(
-            st.lists(
-                st.lists(st.integers(-3, 12), min_size=seq_len, max_size=seq_len),
-                min_size=samples,
-                max_size=samples,
-            )
-        )
-    )
+    ids = data.draw(hnp.arrays(np.int64, (samples, seq_len), elements=st.integers(-3, 12)))
+    config = replace(model_of("llama").config, vocab_size=10, max_position_embeddings=seq_len)
     wrong = [(i, j) for i in range(samples) for j in range(seq_len) if not 0 <= ids[i, j] < 10]
     if not wrong:
-        assert checked_ids(ids, limits(seq_len)).tolist() == ids.tolist()
+        assert checked_ids(ids, config).tolist() == ids.tolist()
         return
     i, j = wrong[0]
     with pytest.raises(RefimplError) as caught:
-        checked_ids(ids, limits(seq_len))
+        checked_ids(ids, config)
     assert caught.value.problem == (
         f"{len(wrong)} token ids are outside the vocabulary; the first is {ids[i, j]} "
         f"(sample {i}, position {j})"
