@@ -87,6 +87,7 @@ def test_accuracies_are_the_harnesss(data: st.DataObject) -> None:
         lls.append(np.array(data.draw(st.lists(value, min_size=k, max_size=k))))
         lengths.append(np.array(data.draw(st.lists(st.integers(1, 4), min_size=k, max_size=k))))
         answers.append(data.draw(st.integers(0, k - 1)))
+    assert mean_stderr(np.array([True, True])) == 0
     found = Accuracy(tuple(lls), tuple(lengths), np.array(answers))
     norms = [ll / size for ll, size in zip(lls, lengths, strict=True)]
     for values, acc, stderr in (
@@ -99,11 +100,6 @@ def test_accuracies_are_the_harnesss(data: st.DataObject) -> None:
             assert isnan(stderr)
         else:
             assert stderr == pytest.approx(stdev(right) / sqrt(len(right)))
-
-
-def test_one_question_has_no_standard_error() -> None:
-    assert isnan(mean_stderr(np.array([True])))
-    assert mean_stderr(np.array([True, True])) == 0
 
 
 def byte_encoder(bos: int | None = None, prefix: int | None = 256, longest: int = 64) -> Encoder:
@@ -127,7 +123,7 @@ def test_pairs_are_tokenised_together() -> None:
     assert encode.pair("\N{NO-BREAK SPACE}x", " a")[1] == [256]
 
 
-def test_bos_is_put_before_a_text_once() -> None:
+def test_bos_is_put_before_a_text_once_and_starts_an_empty_context() -> None:
     encode = byte_encoder(bos=257, prefix=257)
     x = encode.ids("x", special=False)[0]
     assert encode.ids("x") == [257, x]
@@ -136,9 +132,6 @@ def test_bos_is_put_before_a_text_once() -> None:
     assert encode.pair("x", "x") == ([257, x], [x])
     assert encode.pair("", "x") == ([257], [x])
     assert encode.pair("", "<s>x") == ([257], [x])  # the continuation's own is the context
-
-
-def test_an_empty_context_needs_a_token_to_start_from() -> None:
     with pytest.raises(RefimplError, match="names BOS or EOS"):
         byte_encoder(prefix=None).pair("", "x")
 

@@ -55,9 +55,11 @@ def as_old_files_spell_it(new: Mapping[str, Any], type_key: str) -> dict[str, An
     old["rope_scaling"] = scaling | {type_key: rope["rope_type"]} if scaling else None
     if old["model_type"].startswith("gemma"):
         old["hidden_act"] = old["hidden_activation"]
-    for key in ("head_dim", "num_key_value_heads"):
-        derived = {"head_dim": 8, "num_key_value_heads": old.get("num_attention_heads")}[key]
-        if key in old and old[key] == derived and old["model_type"] in ("llama", "phi3"):
+    for key, derived in {
+        "head_dim": 8,
+        "num_key_value_heads": old.get("num_attention_heads"),
+    }.items():
+        if old["model_type"] in ("llama", "phi3") and old.get(key) == derived:
             del old[key]
     return old
 
@@ -75,152 +77,118 @@ def test_old_and_new_spellings_say_the_same(case: str, type_key: str) -> None:
 
 def test_what_a_type_of_block_shares_may_stand_beside_it() -> None:
     full = {"rope_type": "linear", "factor": 4.0}
-    split = config_of("gemma3", rope_parameters={"full_attention": full}) | {
-        "rope_theta": 3000.0,
-        "rope_local_base_freq": 50.0,
-    }
+    beside = {"rope_theta": 3000.0, "rope_local_base_freq": 50.0}
+    split = config_of("gemma3", rope_parameters={"full_attention": full}, **beside)
     assert read_config(split) == read_config(config_of("gemma3"))
 
 
-# Facts of well-known models, from the configurations that they were published with
-
-LLAMA_2 = {
-    "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
-    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
-    "intermediate_size": 11008, "max_position_embeddings": 4096, "model_type": "llama",
-    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
-    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "tie_word_embeddings": False,
-    "torch_dtype": "float16", "transformers_version": "4.31.0.dev0", "use_cache": True,
-    "vocab_size": 32000,
+# Well-known models as they were published; first, the keys of all of them that change no number.
+NO_MATTER = {
+    "_name_or_path": "Phi-3-mini-4k-instruct", "_num_labels": 1, "activation_dropout": 0.0,
+    "architectures": ["LlamaForCausalLM"], "attention_dropout": 0.0, "attn_pdrop": 0.1,
+    "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1,
+    "cache_implementation": "hybrid", "classifier_dropout": 0.1, "dropout": 0.1, "embd_pdrop": 0.0,
+    "eos_token_id": 2, "id2label": {"0": "LABEL_0"}, "init_std": 0.02, "initializer_range": 0.02,
+    "is_llama_config": True, "label2id": {"LABEL_0": 0}, "layerdrop": 0.0, "pad_token_id": -1,
+    "prefix": "</s>", "pretraining_tp": 1, "resid_pdrop": 0.0, "summary_activation": None,
+    "summary_first_dropout": 0.1, "summary_proj_to_labels": True, "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "torch_dtype": "float16", "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}},
+    "transformers_version": "4.31.0.dev0", "use_cache": True,
 }  # fmt: skip
-LLAMA_1 = {
-    "architectures": ["LLaMAForCausalLM"], "bos_token_id": 0, "eos_token_id": 1,
+LLAMA_2 = NO_MATTER | {
     "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
-    "initializer_range": 0.02, "max_sequence_length": 2048, "model_type": "llama",
-    "num_attention_heads": 32, "num_hidden_layers": 32, "pad_token_id": -1, "rms_norm_eps": 1e-06,
-    "torch_dtype": "float16", "transformers_version": "4.27.0.dev0", "use_cache": True,
-    "vocab_size": 32000,
+    "max_position_embeddings": 4096, "model_type": "llama", "num_attention_heads": 32,
+    "num_hidden_layers": 32, "num_key_value_heads": 32, "rms_norm_eps": 1e-05, "rope_scaling": None,
+    "tie_word_embeddings": False, "vocab_size": 32000,
 }  # fmt: skip
-LLAMA_3_2 = {
-    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-    "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64,
-    "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+LLAMA_1 = NO_MATTER | {
+    "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
+    "max_sequence_length": 2048, "model_type": "llama", "num_attention_heads": 32,
+    "num_hidden_layers": 32, "rms_norm_eps": 1e-06, "vocab_size": 32000,
+}  # fmt: skip
+LLAMA_3_2 = NO_MATTER | {
+    "attention_bias": False, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2048,
     "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
     "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16,
-    "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
     "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
                      "original_max_position_embeddings": 8192, "rope_type": "llama3"},
-    "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
-    "transformers_version": "4.45.0.dev0", "use_cache": True, "vocab_size": 128256,
+    "rope_theta": 500000.0, "tie_word_embeddings": True, "vocab_size": 128256,
 }  # fmt: skip
-SMOLLM_2 = {
-    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576,
-    "initializer_range": 0.041666666666666664, "intermediate_size": 1536, "is_llama_config": True,
+SMOLLM_2 = NO_MATTER | {
+    "attention_bias": False, "hidden_act": "silu", "hidden_size": 576, "intermediate_size": 1536,
     "max_position_embeddings": 8192, "mlp_bias": False, "model_type": "llama",
     "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
-    "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": False,
-    "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16", "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}},
-    "transformers_version": "4.42.3", "use_cache": True, "vocab_size": 49152,
+    "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
+    "tie_word_embeddings": True, "vocab_size": 49152,
 }  # fmt: skip
-MISTRAL_1 = {
-    "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
-    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
-    "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
-    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
-    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-    "transformers_version": "4.34.0.dev0", "use_cache": True, "vocab_size": 32000,
+MISTRAL_1 = NO_MATTER | {
+    "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+    "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 32,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+    "sliding_window": 4096, "tie_word_embeddings": False, "vocab_size": 32000,
 }  # fmt: skip
-MISTRAL_3 = MISTRAL_1 | {
-    "attention_dropout": 0.0, "rope_theta": 1000000.0, "sliding_window": None, "vocab_size": 32768,
+MISTRAL_3 = MISTRAL_1 | {"rope_theta": 1000000.0, "sliding_window": None, "vocab_size": 32768}
+QWEN_2_5 = NO_MATTER | {
+    "hidden_act": "silu", "hidden_size": 3584, "intermediate_size": 18944,
+    "max_position_embeddings": 32768, "max_window_layers": 28, "model_type": "qwen2",
+    "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 131072,
+    "tie_word_embeddings": False, "use_mrope": False, "use_sliding_window": False,
+    "vocab_size": 152064,
 }  # fmt: skip
-QWEN_2_5 = {
-    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
-    "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 3584,
-    "initializer_range": 0.02, "intermediate_size": 18944, "max_position_embeddings": 32768,
-    "max_window_layers": 28, "model_type": "qwen2", "num_attention_heads": 28,
-    "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16", "transformers_version": "4.43.1", "use_cache": True,
-    "use_mrope": False, "use_sliding_window": False, "vocab_size": 152064,
+QWEN_3 = NO_MATTER | {
+    "attention_bias": False, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024,
+    "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28,
+    "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000,
+    "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False,
+    "vocab_size": 151936,
 }  # fmt: skip
-QWEN_3 = {
-    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-    "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
-    "hidden_size": 1024, "initializer_range": 0.02, "intermediate_size": 3072,
-    "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
-    "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
-    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.51.0",
-    "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
+GEMMA_2 = NO_MATTER | {
+    "attention_bias": False, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 3584, "intermediate_size": 14336, "max_position_embeddings": 8192,
+    "model_type": "gemma2", "num_attention_heads": 16, "num_hidden_layers": 42,
+    "num_key_value_heads": 8, "query_pre_attn_scalar": 224, "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_size": 4096,
+    "vocab_size": 256000,
 }  # fmt: skip
-GEMMA_2 = {
-    "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-    "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid",
-    "eos_token_id": 1, "final_logit_softcapping": 30.0, "head_dim": 256,
-    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
-    "hidden_size": 3584, "initializer_range": 0.02, "intermediate_size": 14336,
-    "max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 16,
-    "num_hidden_layers": 42, "num_key_value_heads": 8, "pad_token_id": 0,
-    "query_pre_attn_scalar": 224, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
-    "sliding_window": 4096, "sliding_window_size": 4096, "torch_dtype": "float32",
-    "transformers_version": "4.42.0.dev0", "use_cache": True, "vocab_size": 256000,
-}  # fmt: skip
-GEMMA_3 = {
-    "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-    "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid",
-    "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "initializer_range": 0.02,
+GEMMA_3 = NO_MATTER | {
+    "attention_bias": False, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+    "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
     "intermediate_size": 6912, "max_position_embeddings": 32768, "model_type": "gemma3_text",
     "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
-    "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
-    "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
-    "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16",
-    "transformers_version": "4.50.0.dev0", "use_cache": True, "vocab_size": 262144,
+    "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000,
+    "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6,
+    "vocab_size": 262144,
 }  # fmt: skip
-PHI_3 = {
-    "_name_or_path": "Phi-3-mini-4k-instruct", "architectures": ["Phi3ForCausalLM"],
-    "attention_bias": False, "attention_dropout": 0.0,
-    "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1,
-    "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072,
-    "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 4096,
-    "model_type": "phi3", "num_attention_heads": 32, "num_hidden_layers": 32,
-    "num_key_value_heads": 32, "original_max_position_embeddings": 4096, "pad_token_id": 32000,
-    "resid_pdrop": 0.0, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0,
-    "sliding_window": 2047, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-    "transformers_version": "4.40.2", "use_cache": True, "vocab_size": 32064,
+PHI_3 = NO_MATTER | {
+    "attention_bias": False, "hidden_act": "silu", "hidden_size": 3072, "intermediate_size": 8192,
+    "max_position_embeddings": 4096, "model_type": "phi3", "num_attention_heads": 32,
+    "num_hidden_layers": 32, "num_key_value_heads": 32, "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": 2047,
+    "tie_word_embeddings": False, "vocab_size": 32064,
 }  # fmt: skip
-PYTHIA = {
-    "architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "classifier_dropout": 0.1,
-    "eos_token_id": 0, "hidden_act": "gelu", "hidden_size": 768, "initializer_range": 0.02,
-    "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
-    "model_type": "gpt_neox", "num_attention_heads": 12, "num_hidden_layers": 12,
-    "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
-    "torch_dtype": "float16", "transformers_version": "4.24.0", "use_cache": True,
-    "use_parallel_residual": True, "vocab_size": 50304,
+PYTHIA = NO_MATTER | {
+    "hidden_act": "gelu", "hidden_size": 768, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048, "model_type": "gpt_neox", "num_attention_heads": 12,
+    "num_hidden_layers": 12, "rotary_emb_base": 10000, "rotary_pct": 0.25,
+    "tie_word_embeddings": False, "use_parallel_residual": True, "vocab_size": 50304,
 }  # fmt: skip
-GPT_2 = {
-    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
-    "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
-    "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12,
-    "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": None,
-    "summary_first_dropout": 0.1, "summary_proj_to_labels": True, "summary_type": "cls_index",
-    "summary_use_proj": True, "vocab_size": 50257,
-    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+GPT_2 = NO_MATTER | {
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-05, "model_type": "gpt2",
+    "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024,
+    "vocab_size": 50257,
 }  # fmt: skip
-DISTILGPT_2 = GPT_2 | {
-    "_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "n_layer": 6,
-}  # fmt: skip
-OPT_125M = {
-    "_name_or_path": "opt-125m", "activation_dropout": 0.0, "activation_function": "relu",
-    "architectures": ["OPTForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 2,
-    "do_layer_norm_before": True, "dropout": 0.1, "eos_token_id": 2, "ffn_dim": 3072,
-    "hidden_size": 768, "init_std": 0.02, "layerdrop": 0.0, "max_position_embeddings": 2048,
-    "model_type": "opt", "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1,
-    "prefix": "</s>", "torch_dtype": "float16", "transformers_version": "4.21.0.dev0",
-    "use_cache": True, "vocab_size": 50272, "word_embed_proj_dim": 768,
+DISTILGPT_2 = GPT_2 | {"n_layer": 6}
+OPT_125M = NO_MATTER | {
+    "activation_function": "relu", "do_layer_norm_before": True, "ffn_dim": 3072,
+    "hidden_size": 768, "max_position_embeddings": 2048, "model_type": "opt",
+    "num_attention_heads": 12, "num_hidden_layers": 12, "vocab_size": 50272,
+    "word_embed_proj_dim": 768,
 }  # fmt: skip
 
 LLAMA3_ROPE = Rope(5e5, 64, "llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -561,9 +529,7 @@ def understood_by_transformers(published: Mapping[str, Any]) -> Config:
 
     heads, hidden = theirs.num_attention_heads, theirs.hidden_size
     head_dim = first("head_dim", default=hidden // heads)
-    activation = first("hidden_activation", "hidden_act", "activation_function")
-    if theirs.model_type in ("gpt2", "opt"):
-        activation = theirs.activation_function
+    activation = first("hidden_activation", "activation_function", "hidden_act")
     tanh = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
     return Config(
         family=theirs.model_type,
@@ -590,9 +556,7 @@ def understood_by_transformers(published: Mapping[str, Any]) -> Config:
 
 def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
     """Windows and ropes as transformers' models look them up."""
-    everywhere = (
-        "sliding_attention" if getattr(theirs, "sliding_window", None) else "full_attention"
-    )
+    everywhere = BY_KIND[bool(getattr(theirs, "sliding_window", None))]
     types = getattr(theirs, "layer_types", None) or [everywhere] * theirs.num_hidden_layers
     for kind in types:
         window = theirs.sliding_window if kind == "sliding_attention" else None
@@ -600,10 +564,9 @@ def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
         if not rope:
             yield BlockKind(window, None)
             continue
-        rope = dict(rope.get(kind, rope))
+        rope = {key: value for key, value in rope.get(kind, rope).items() if key != "type"}
         theta, part = rope.pop("rope_theta"), rope.pop("partial_rotary_factor", 1.0)
         name = rope.pop("rope_type", "default")
-        rope.pop("type", None)
         yield BlockKind(window, Rope(theta, int(head_dim * part), name, **rope))
 
 

@@ -118,24 +118,23 @@ LINES = {
     "tokens": '{"tokens": ["a", "b"]}',
     "no UTF-8": "\udcff",
 }
-ARRAYS: dict[str, Any] = {
-    "float64": np.ones((2, 3)),
-    "float16": np.ones((2, 3), np.float16),
-    "bool": np.ones((2, 3), np.bool_),
-    "complex": np.ones((2, 3), np.complex64),
-    "str": np.array(["1", "2"]),
-    "times": np.zeros((2, 3), "M8[s]"),
-    "records": np.zeros(3, [("a", int)]),
-    "a scalar": np.array(3),
-    "three axes": np.zeros((1, 2, 3), int),
-}
-OTHERS: dict[str, tuple[Any, str]] = {
+OTHER_ARRAYS = r"a\.npy contains .* of shape"
+ARRAYS: dict[str, tuple[Any, str]] = {
+    "float64": (np.ones((2, 3)), OTHER_ARRAYS),
+    "float16": (np.ones((2, 3), np.float16), OTHER_ARRAYS),
+    "bool": (np.ones((2, 3), np.bool_), OTHER_ARRAYS),
+    "complex": (np.ones((2, 3), np.complex64), OTHER_ARRAYS),
+    "str": (np.array(["1", "2"]), OTHER_ARRAYS),
+    "times": (np.zeros((2, 3), "M8[s]"), OTHER_ARRAYS),
+    "records": (np.zeros(3, [("a", int)]), OTHER_ARRAYS),
+    "a scalar": (np.array(3), OTHER_ARRAYS),
+    "three axes": (np.zeros((1, 2, 3), int), OTHER_ARRAYS),
     "a pickle": (np.array([1, "a"], object), "is not an array of integers"),
     "beyond 64 bits": (np.array([[1, 2**64 - 1]], np.uint64), str(2**64 - 1)),
     "no rows": (np.zeros((0, 3), int), "contains no ids"),
     "empty rows": (np.zeros((3, 0), int), "contains no ids"),
     "nothing": (np.zeros(0, int), "has 0 tokens"),
-} | {name: (array, r"a\.npy contains .* of shape") for name, array in ARRAYS.items()}
+}
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -146,9 +145,9 @@ def test_lines_that_are_no_ids_are_refused_with_their_line(tmp_path: Path, name:
         id_tokens(path)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_that_are_no_ids_are_refused(tmp_path: Path, name: str) -> None:
-    array, problem = OTHERS[name]
+    array, problem = ARRAYS[name]
     with pytest.raises(RefimplError, match=problem):
         id_tokens(npy(tmp_path / "a.npy", array))
 
@@ -189,16 +188,12 @@ def test_damaged_arrays_are_refused_or_read(
 def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", np.arange(3))
     (tmp_path / "a.npz").rename(tmp_path / "zip.npy")
-    for name in ("folder.npy", "folder.jsonl"):
-        (tmp_path / name).mkdir()
-    for name, problem in (
-        ("zip.npy", r"zip\.npy is not an array"),
-        ("a.txt", r"a \.npy or a \.jsonl file"),
-        ("absent.npy", r"absent\.npy: cannot be read \(No such file"),
-        ("absent.jsonl", r"absent\.jsonl: cannot be read \(No such file"),
-        ("folder.npy", "Is a directory"),
-        ("folder.jsonl", "Is a directory"),
-    ):
+    problems = {"zip.npy": r"zip\.npy is not an array", "a.txt": r"a \.npy or a \.jsonl file"}
+    for end in ("npy", "jsonl"):
+        (tmp_path / f"folder.{end}").mkdir()
+        problems[f"folder.{end}"] = "Is a directory"
+        problems[f"absent.{end}"] = rf"absent\.{end}: cannot be read \(No such file"
+    for name, problem in problems.items():
         with pytest.raises(RefimplError, match=problem):
             id_tokens(tmp_path / name)
 
