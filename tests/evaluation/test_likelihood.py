@@ -32,11 +32,11 @@ STARTS = [2, 1, 1, 1, 4]
 
 
 def likelihoods_of(
-    model: Model, sequences: Any, starts: list[int],
-    threads: int = 1, memory: int = MIB, dtype: str = "float64",
-) -> list[Likelihood]:  # fmt: skip
+    model: Model, sequences: Any, starts: list[int], threads: int = 1, **options: Any
+) -> list[Likelihood]:
+    options = {"memory": MIB, "dtype": "float64"} | options
     with Workers(threads) as workers:
-        return log_likelihoods(model, list(sequences), starts, workers, memory, dtype)
+        return log_likelihoods(model, list(sequences), starts, workers, **options)
 
 
 @cache
@@ -107,7 +107,7 @@ def test_memory_and_threads_change_no_bit(dtype: str, monkeypatch: pytest.Monkey
     model = model_of("llama")
     least = 2 * 12 * model.config.hidden_size * np.dtype(dtype).itemsize
     first, *others = (
-        likelihoods_of(model, IDS, STARTS, threads, memory, dtype)
+        likelihoods_of(model, IDS, STARTS, threads, memory=memory, dtype=dtype)
         for threads in (1, 3)
         for memory in (least, 2 * least, MIB)
     )

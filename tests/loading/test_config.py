@@ -379,13 +379,19 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
 PLAIN = {"rope_type": "default", "rope_theta": 100.0}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 2.0, "low_freq_factor": 1.0}
 LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def rope(**changes: Any) -> dict[str, Any]:
+    return {"rope_parameters": PLAIN | changes}
+
+
 WRONG_ROPE: dict[str, tuple[str, dict[str, Any], str]] = {
-    "longrope": ("phi3", {"rope_parameters": PLAIN | {"rope_type": "longrope"}}, '"longrope"'),
+    "longrope": ("phi3", rope(rope_type="longrope"), '"longrope"'),
     "su": ("phi3", {"rope_parameters": ..., "rope_scaling": {"type": "su"}}, 'type "su" is not'),
-    "dynamic": ("llama", {"rope_parameters": PLAIN | {"rope_type": "dynamic"}}, '"dynamic" is not'),
+    "dynamic": ("llama", rope(rope_type="dynamic"), '"dynamic" is not'),
     "yarn": ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "yarn"}}, '"yarn" is not'),
-    "no name": ("llama", {"rope_parameters": PLAIN | {"rope_type": {}}}, "type {} is not one of"),
-    "two names": ("llama", {"rope_parameters": PLAIN | {"type": "linear"}}, 'and "linear"'),
+    "no name": ("llama", rope(rope_type={}), "type {} is not one of"),
+    "two names": ("llama", rope(type="linear"), 'and "linear"'),
     "not an object": ("llama", {"rope_parameters": [1]}, "rope_parameters: expected an object"),
     "scaling no object": ("llama", {"rope_scaling": "linear"}, "rope_scaling: expected an object"),
     "two places": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "contradicts"),
@@ -394,21 +400,15 @@ WRONG_ROPE: dict[str, tuple[str, dict[str, Any], str]] = {
         "gpt_neox", {"rope_parameters": ..., "rotary_emb_base": 5, "rope_theta": 7}, "contradicts"),
     "the other word": ("gpt_neox", {"rope_parameters": ..., "rope_theta": 7}, "rope_theta: 7 con"),
     "two parts": ("gpt_neox", {"rotary_pct": 0.5}, "rotary_pct: 0.5 contradicts 0.25"),
-    "theta below one": ("llama", {"rope_parameters": PLAIN | {"rope_theta": 0.5}}, "at least 1"),
-    "theta in quotes": ("llama", {"rope_parameters": PLAIN | {"rope_theta": "1"}}, "rope_theta"),
-    "part of a llama": (
-        "llama", {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.5}}, "only 1.0"),
+    "theta below one": ("llama", rope(rope_theta=0.5), "at least 1"),
+    "theta in quotes": ("llama", rope(rope_theta="1"), "rope_theta"),
+    "part of a llama": ("llama", rope(partial_rotary_factor=0.5), "only 1.0"),
     "part beside a llama": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    "an odd part": (
-        "phi3", {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.4}}, "3 of 8 channels"),
-    "more than all": (
-        "phi3", {"rope_parameters": PLAIN | {"partial_rotary_factor": 1.5}}, "at most 1, got 1.5"),
-    "linear without factor": (
-        "llama", {"rope_parameters": PLAIN | {"rope_type": "linear"}}, "factor: .*is missing"),
-    "a factor below one": (
-        "llama", {"rope_parameters": PLAIN | {"rope_type": "linear", "factor": 0.5}}, "at least 1"),
-    "a factor of nothing": (
-        "llama", {"rope_parameters": PLAIN | {"factor": 2.0}}, "not understood: .*factor"),
+    "an odd part": ("phi3", rope(partial_rotary_factor=0.4), "3 of 8 channels"),
+    "more than all": ("phi3", rope(partial_rotary_factor=1.5), "at most 1, got 1.5"),
+    "linear without factor": ("llama", rope(rope_type="linear"), "factor: .*is missing"),
+    "a factor below one": ("llama", rope(rope_type="linear", factor=0.5), "at least 1"),
+    "a factor of nothing": ("llama", rope(factor=2.0), "not understood: .*factor"),
     "llama3 without length": (
         "llama", {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": None}},
         "original_max_position_embeddings: .*missing"),
