@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from gates import model_of
-from program import run
+from program import ran
 from scipy.special import log_softmax
 
 from refimpl import RefimplError, forward, read_model
@@ -70,9 +70,7 @@ def task(name: str, path: Path, rows: list[dict[str, Any]], *metrics: str, **mor
     }
 
 
-def evaluated(
-    model: Any, made: dict[str, Any], folder: Path
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def evaluated(model: Any, made: dict[str, Any], folder: Path) -> tuple[Any, Any]:
     """The harness's results and samples of one task, from its file in a folder."""
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -98,9 +96,8 @@ def test_the_harness_and_the_command_agree(adapter: Any, dtype: str, tmp_path: P
     )
     model = adapter.RefimplLM(str(LLAMA), dtype=dtype, threads=1)
     results, samples = evaluated(model, made, tmp_path)
-    own = run("eval", LLAMA, "--choices", path, "--dtype", dtype, "--json")
-    assert own.code == 0, own.err
-    ours = json.loads(own.out)["choices"]
+    words = ("--choices", path, "--dtype", dtype, "--json")
+    ours = json.loads(ran("eval", LLAMA, *words, quiet=False))["choices"]
     assert ours["truncated_choices"] > 0
     assert 0 < ours["acc"] < 1
     assert ours["acc"] != ours["acc_norm"]
@@ -122,9 +119,8 @@ def test_rolling_scores_every_token_once(adapter: Any, tmp_path: Path) -> None:
         doc_to_text="",
         doc_to_target="{{text}}",
     )
-    results, samples = evaluated(
-        adapter.RefimplLM(str(LLAMA), dtype="float64", threads=1), made, tmp_path
-    )
+    model = adapter.RefimplLM(str(LLAMA), dtype="float64", threads=1)
+    results, samples = evaluated(model, made, tmp_path)
     longest = model_of("llama").config.max_position_embeddings
     total = 0.0
     for text, sample in zip(texts, samples, strict=True):

@@ -3,7 +3,6 @@
 import inspect
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +83,7 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
     near(shown("signals", "u"), scores.signals.dlp_score)
     sizes = scores.linear_sizes
     alone = signals(model, Request("dlp", correct=None), tokens, Settings(np.float64))
-    near(
-        (shown("signals", "mean M") * sizes).sum() / sizes.sum(), alone.dlp_score[k]
-    )  # by the mean
+    near((shown("signals", "mean M") * sizes).sum() / sizes.sum(), alone.dlp_score[k])
     if request.base == "alphapruning":
         near(shown("signals", "alpha"), scores.signals.alpha)
     if request.compat == "exact":
@@ -108,8 +105,7 @@ def test_sinks_are_left_out_as_score_leaves_them_out(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refimpl.method.perturbation.SINK_FACTOR", 1.0)  # half of the tokens
-    model, tokens, plan = model_of("llama"), tokens_of("llama"), Perturbation(kind)
-    plan = replace(plan, sink="exclude")
+    model, tokens, plan = model_of("llama"), tokens_of("llama"), Perturbation(kind, sink="exclude")
     shown = explain(model, tokens, 1, plan=plan, dtype=np.float64).figure
     scores = score(model, tokens, plan, dtype=np.float64)
     near(shown("drift", "R_k"), scores.sweep[0].drift[1, 1:])
@@ -125,9 +121,8 @@ def test_the_forward_is_the_forward(name: str) -> None:
         shown = explain(model, tokens, k, dtype=np.float64)
         names = [step.name for _, step, _ in shown.steps]
         for point in ("attn_out", "resid_mid", "mlp_out", "resid_post"):
-            np.testing.assert_allclose(
-                shown.figure(point, point), out.trace[f"blocks.{k}.{point}"], rtol=1e-9, atol=1e-12
-            )
+            expected = out.trace[f"blocks.{k}.{point}"]
+            np.testing.assert_allclose(shown.figure(point, point), expected, 1e-9, 1e-12)
         for letter in "qkv":
             step = "qk_norm" if "qk_norm" in names and letter != "v" else "qkv"
             near(shown.figure(step, letter), out.trace[f"blocks.{k}.{letter}"])

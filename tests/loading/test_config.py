@@ -235,6 +235,8 @@ def test_the_tied_head_and_the_biases_of_well_known_models() -> None:
     assert tied == {
         "Llama 3.2", "SmolLM2", "Qwen3", "Gemma 2", "Gemma 3", "GPT-2", "DistilGPT-2", "OPT",
     }  # fmt: skip
+    assert read_config(config_of("gemma2", tie_word_embeddings=...)).tied
+    assert not read_config(config_of("llama", tie_word_embeddings=...)).tied
     plain = {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
     biased = {name: read_config(published).biased for name, published in PUBLISHED.items()}
     assert biased["Qwen2.5"] == {"q_proj", "k_proj", "v_proj"}
@@ -272,6 +274,7 @@ def test_windows(case: str, changes: dict[str, Any], windows: list[int | None]) 
     assert [kind.window for kind in blocks] == windows
 
 
+LOCAL, GLOBAL = BlockKind(5, Rope(1e4, 10)), BlockKind(None, Rope(1e6, 10))
 WIDE = {"num_key_value_heads": ..., "num_attention_heads": 16}
 MEANS: list[tuple[str, dict[str, Any], str, Any]] = [
     ("llama", {"num_key_value_heads": ...}, "num_key_value_heads", 4),
@@ -289,6 +292,9 @@ MEANS: list[tuple[str, dict[str, Any], str, Any]] = [
     ("gpt2", {"n_inner": None}, "intermediate_size", 128),
     ("gpt2", {"n_inner": 77}, "intermediate_size", 77),
     ("llama", {"rms_norm_eps": ...}, "norm_eps", 1e-6),
+    ("llama", {"rope_parameters": ...}, "blocks", (BlockKind(None, Rope(1e4, 8)),) * 4),
+    ("gpt_neox", {"rope_parameters": ...}, "blocks", (BlockKind(None, Rope(1e4, 4)),) * 3),
+    ("gemma3", {"rope_parameters": ...}, "blocks", (LOCAL,) * 5 + (GLOBAL, LOCAL)),
 ]
 
 
@@ -297,18 +303,6 @@ def test_omitted_keys_mean_what_the_family_says(
     case: str, changes: dict[str, Any], name: str, value: Any
 ) -> None:
     assert getattr(read_config(config_of(case, **changes)).config, name) == value
-
-
-def test_omitted_ropes_and_ties_mean_what_the_family_says() -> None:
-    def ropes(case: str) -> list[Rope | None]:
-        blocks = read_config(config_of(case, rope_parameters=...)).config.blocks
-        return [kind.rope for kind in blocks]
-
-    assert ropes("llama")[0] == Rope(1e4, 8)
-    assert (ropes("gemma3")[0], ropes("gemma3")[5]) == (Rope(1e4, 10), Rope(1e6, 10))
-    assert ropes("gpt_neox")[0] == Rope(1e4, 4)
-    assert read_config(config_of("gemma2", tie_word_embeddings=...)).tied
-    assert not read_config(config_of("llama", tie_word_embeddings=...)).tied
 
 
 # Refusals
@@ -571,13 +565,11 @@ def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
 
 
 OMITTED: list[tuple[str, dict[str, Any]]] = [
-    ("llama", {"rope_parameters": ...}),
     ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 3.0}}),
     ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
     ("gemma2", dict.fromkeys(
         ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "head_dim",
          "rms_norm_eps", "sliding_window", "hidden_activation"), ...)),
-    ("gemma3", {"rope_parameters": ...}),
     ("gemma3", {"rope_parameters": ..., "rope_theta": 9e5, "rope_local_base_freq": 9e3,
                 "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}},

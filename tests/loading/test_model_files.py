@@ -61,17 +61,15 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_configuration_is_taken_by_option_then_beside_then_from_the_metadata(
     tmp_path: Path,
 ) -> None:
-    option, beside, metadata = (config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5, 1e-6))
     path, other = tmp_path / "model.safetensors", tmp_path / "other.json"
-    metadata_texts = {"config.json": json.dumps(metadata), "format": "pt"}
-    save_tensors(path, arrays_of("llama"), metadata_texts)
+    option, beside, metadata = (config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5, 1e-6))
+    save_tensors(path, arrays_of("llama"), {"config.json": json.dumps(metadata), "format": "pt"})
     assert read_model(path).config.norm_eps == read_model(tmp_path).config.norm_eps == 1e-6
     (tmp_path / "config.json").write_text(json.dumps(beside))
     assert read_model(path).config.norm_eps == 1e-5
     other.write_text(json.dumps(option))
     model = read_model(tmp_path, str(other))
-    assert model.config.norm_eps == 1e-4
-    assert model.config_file == option
+    assert (model.config.norm_eps, model.config_file) == (1e-4, option)
     other.unlink()
     assert "other.json: no such file" in refusal(path, other).problem
 
@@ -345,12 +343,12 @@ TINY = {"model_type": "gpt2", "vocab_size": 3, "n_embd": 4, "n_layer": 1, "n_hea
 TINY |= {"n_positions": 2, "n_inner": 2}
 
 
-def tiny_file(tmp_path_factory: pytest.TempPathFactory, name: str) -> tuple[Path, bytes, int]:
+def tiny_file(scratch: Path) -> tuple[Path, bytes, int]:
     """A GPT-2 of about a hundred weights: its file, content, and the header's length."""
     rng = np.random.default_rng(1)
     shapes = {role.tensor: role.shape for _, role in roles(read_config(TINY), "")}
     arrays = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
-    folder = write(tmp_path_factory.getbasetemp() / name, arrays, TINY)
+    folder = write(scratch / "damaged", arrays, TINY)
     content = (folder / "model.safetensors").read_bytes()
     return folder / "model.safetensors", content, struct.unpack("<Q", content[:8])[0]
 
@@ -362,10 +360,8 @@ def is_read_or_refused(path: Path) -> None:
 
 
 @given(st.data())
-def test_any_damage_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    path, whole, length = tiny_file(tmp_path_factory, "damaged")
+def test_any_damage_is_read_or_refused(scratch: Path, data: st.DataObject) -> None:
+    path, whole, length = tiny_file(scratch)
     content = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3), "edits")):
         within = st.integers(0, 9) | st.integers(0, 8 + length) | st.integers(0, len(content))
@@ -390,10 +386,8 @@ HEADER_VALUES = st.sampled_from([*HEADER_NUMBERS, *HEADER_WORDS]) | st.sampled_f
 
 
 @given(st.data())
-def test_any_header_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    path, content, length = tiny_file(tmp_path_factory, "headers")
+def test_any_header_is_read_or_refused(scratch: Path, data: st.DataObject) -> None:
+    path, content, length = tiny_file(scratch)
     header = json.loads(content[8 : 8 + length])
     for _ in range(data.draw(st.integers(1, 3), "edits")):
         name = data.draw(st.sampled_from([*sorted(header), "__metadata__", "new"]), "tensor")

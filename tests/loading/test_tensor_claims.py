@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write, write_raw
-from conftest import FIXTURES
-from gates import CASES
+from gates import CASES, model_of
 
 from refimpl import read_model
 from refimpl.loading import tensor_claims
@@ -21,7 +20,7 @@ MULTIMODAL = ("a multimodal checkpoint", "language_model")
 
 def test_every_fixture_is_claimed() -> None:
     for case in CASES:
-        weights = read_model(FIXTURES / case).weights.values()
+        weights = model_of(case).weights.values()
         assert {weight.stored.name for weight in weights} == set(arrays_of(case)), case
 
 
@@ -132,18 +131,14 @@ def renamed(arrays: dict[str, Array], old: str, new: str) -> dict[str, Array]:
         ("gpt2", "transformer.", ""),
         ("opt", "model.decoder.", "decoder."),
         ("opt", "model.decoder.", ""),
-        ("llama3", "model.", ""),
-        ("gemma2", "model.", ""),
-        ("gemma3", "model.", ""),
-        ("llama", "model.", ""),
         ("gpt_neox", "gpt_neox.", ""),
+        *((case, "model.", "") for case in ("llama3", "gemma2", "gemma3", "llama")),
     ],
 )
 def test_base_models_have_no_prefix(case: str, old: str, new: str, tmp_path: Path) -> None:
     arrays = renamed(arrays_of(case), old, new)
     assert arrays.keys() != arrays_of(case).keys()
-    base = read_model(write(tmp_path / "m", arrays, config_of(case)))
-    same_weights(base, read_model(FIXTURES / case))
+    same_weights(read_model(write(tmp_path / "m", arrays, config_of(case))), model_of(case))
 
 
 def test_a_base_model_whose_head_is_its_own_lacks_it(tmp_path: Path) -> None:
@@ -175,9 +170,8 @@ def test_buffers_of_old_files_are_no_matter(
     for i in range(3):
         for (name, shape), dtype in zip(buffers.items(), dtypes, strict=False):
             arrays[prefix.format(i).removeprefix(old) + name] = np.ones(shape, dtype)
-    same_weights(
-        read_model(write(tmp_path / "m", arrays, config_of(case))), read_model(FIXTURES / case)
-    )
+    model = read_model(write(tmp_path / "m", arrays, config_of(case)))
+    same_weights(model, model_of(case))
 
 
 def test_a_buffer_elsewhere_is_claimed_by_no_role(tmp_path: Path) -> None:
@@ -193,7 +187,7 @@ def test_a_tied_head_may_be_stored_again(
     monkeypatch.setattr(tensor_claims, "CHUNK", chunk)
     embed = arrays_of("llama3")["model.embed_tokens.weight"]
     path = altered(tmp_path / "m", "llama3", lambda a: a.update({"lm_head.weight": embed}))
-    same_weights(read_model(path), read_model(FIXTURES / "llama3"))
+    same_weights(read_model(path), model_of("llama3"))
 
     other = embed.copy()
     other[-1, -1] += 1
@@ -204,4 +198,4 @@ def test_a_tied_head_may_be_stored_again(
 
 def test_an_untied_head_is_not_the_embedding() -> None:
     for case, name in (("llama", "lm_head.weight"), ("gemma2", "model.embed_tokens.weight")):
-        assert read_model(FIXTURES / case).weights["lm_head.weight"].stored.name == name
+        assert model_of(case).weights["lm_head.weight"].stored.name == name

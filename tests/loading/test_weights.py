@@ -27,7 +27,6 @@ from conftest import FIXTURES
 from refimpl import Model, RefimplError, forward, read_model
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model import weight
-from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES
 
 LAYER = "model.layers.0."
@@ -62,16 +61,12 @@ def test_nan_and_inf_are_found_and_counted(
 ) -> None:
     monkeypatch.setattr(weight, "CHUNK", 100)  # so that the count is a sum
     case, tensor, place = BAD[name]
-
-    def change(arrays: dict[str, Array]) -> None:
-        damaged = arrays[tensor].copy()
-        damaged.reshape(-1)[[3, -1]] = value
-        if "attn" in tensor:  # within one of the fused roles
-            damaged[:, -2:] = 0
-            damaged.reshape(-1)[[3, 4]] = value
-        arrays[tensor] = damaged
-
-    model = read_model(altered(tmp_path / "m", case, change))
+    damaged = arrays_of(case)[tensor].copy()
+    damaged.reshape(-1)[[3, -1]] = value
+    if "attn" in tensor:  # within one of the fused roles
+        damaged[:, -2:] = 0
+        damaged.reshape(-1)[[3, 4]] = value
+    model = read_model(altered(tmp_path / "m", case, lambda a: a.update({tensor: damaged})))
     problem = f"{re.escape(tensor)} holds 2 NaN or Inf"
     for dtype in ("float32", "float64"):
         with pytest.raises(RefimplError, match=problem):
@@ -87,11 +82,11 @@ def test_nan_and_inf_are_found_and_counted(
 
 
 def test_the_rows_of_a_head_that_are_read_are_checked(tmp_path: Path) -> None:
-    def change(arrays: dict[str, Array]) -> None:
-        arrays["lm_head.weight"] = arrays["lm_head.weight"].copy()
-        arrays["lm_head.weight"][100, 5] = np.inf
-
-    model = read_model(altered(tmp_path / "m", "llama", change))
+    head = arrays_of("llama")["lm_head.weight"].copy()
+    head[100, 5] = np.inf
+    model = read_model(
+        altered(tmp_path / "m", "llama", lambda a: a.update({"lm_head.weight": head}))
+    )
     assert model.head("float32", slice(0, 100))["lm_head.weight"].shape == (100, 32)
     with pytest.raises(RefimplError, match="holds 1 NaN or Inf among 8448 weights"):
         model.head("float32", slice(50, 150))
@@ -104,12 +99,9 @@ def test_doubles_beyond_the_range_of_floats(
     tensor: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weight, "CHUNK", 100)  # so that the count is a sum
-
-    def change(arrays: dict[str, Array]) -> None:
-        arrays[tensor] = arrays[tensor].astype(np.float64)
-        arrays[tensor][[1, -1], 1] = value
-
-    model = read_model(altered(tmp_path / "m", "llama", change))
+    wide = arrays_of("llama")[tensor].astype(np.float64)
+    wide[[1, -1], 1] = value
+    model = read_model(altered(tmp_path / "m", "llama", lambda a: a.update({tensor: wide})))
     problem = f"{re.escape(tensor)} holds 2 weights of [0-9]+ that float32 cannot hold"
     with pytest.raises(RefimplError, match=problem) as caught:
         read_all(model, "float32")

@@ -33,15 +33,10 @@ def jsonl(path: Path, *lines: str) -> Path:
 
 @given(dtypes, sizes, sizes, st.sampled_from("CF"), st.data())
 def test_rows_of_an_array_are_its_samples(
-    tmp_path_factory: pytest.TempPathFactory,
-    dtype: str,
-    rows: int,
-    width: int,
-    order: Any,
-    data: st.DataObject,
+    scratch: Path, dtype: str, rows: int, width: int, order: Any, data: st.DataObject
 ) -> None:
     stored = np.arange(rows * width).astype(dtype).reshape(rows, width)
-    path = npy(tmp_path_factory.getbasetemp() / "a.npy", np.array(stored, order=order))
+    path = npy(scratch / "a.npy", np.array(stored, order=order))
     n, s = data.draw(st.integers(1, rows)), data.draw(st.integers(1, width))
     whole, part = id_tokens(path), id_tokens(path, n, s)
     assert whole.ids.tolist() == stored.tolist()
@@ -77,15 +72,13 @@ def test_one_dimension_is_cut_like_a_text(tmp_path: Path) -> None:
 
 @given(st.integers(1, 6), st.integers(1, 6), st.data())
 def test_lines_are_rows_in_any_of_their_spellings(
-    tmp_path_factory: pytest.TempPathFactory, rows: int, width: int, data: st.DataObject
+    scratch: Path, rows: int, width: int, data: st.DataObject
 ) -> None:
     ids = st.integers(-(2**63) + 1, 2**63 - 1)
     stored = [data.draw(st.lists(ids, min_size=width, max_size=width)) for _ in range(rows)]
-    spell = st.sampled_from(
-        ["%s", '{"input_ids": %s, "text": "a\u2028b"}', '{"tokens": %s}', "\n  %s "]
-    )
-    lines = [data.draw(spell) % row for row in stored]
-    path = tmp_path_factory.getbasetemp() / "a.jsonl"
+    spellings = ("%s", '{"input_ids": %s, "text": "a\u2028b"}', '{"tokens": %s}', "\n  %s ")
+    lines = [data.draw(st.sampled_from(spellings)) % row for row in stored]
+    path = scratch / "a.jsonl"
     path.write_text("\n".join(lines) + data.draw(st.sampled_from(["", "\n", "\n\n"])), "utf-8")
     assert id_tokens(path).ids.tolist() == stored
     assert id_tokens(path, 1, 1).ids.tolist() == [stored[0][:1]]
@@ -162,18 +155,15 @@ HEADER = b"\x93NUMPY\x01\x00"
 
 
 @given(st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda b: HEADER + b)))
-def test_garbage_is_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "garbage.npy"
-    path.write_bytes(content)
+def test_garbage_is_refused(scratch: Path, content: bytes) -> None:
+    (scratch / "garbage.npy").write_bytes(content)
     with pytest.raises(RefimplError, match=r"garbage\.npy"):
-        id_tokens(path)
+        id_tokens(scratch / "garbage.npy")
 
 
 @given(st.data())
-def test_damaged_arrays_are_refused_or_read(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    path = npy(tmp_path_factory.getbasetemp() / "damaged.npy", np.arange(6).reshape(2, 3))
+def test_damaged_arrays_are_refused_or_read(scratch: Path, data: st.DataObject) -> None:
+    path = npy(scratch / "damaged.npy", np.arange(6).reshape(2, 3))
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, 127))] = data.draw(st.integers(0, 255))
