@@ -28,3 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def loud_arithmetic() -> Iterator[None]:
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         yield
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the files of properties, which every example overwrites."""
+    return tmp_path_factory.getbasetemp()

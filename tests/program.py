@@ -7,6 +7,7 @@ from io import BytesIO, TextIOWrapper
 from typing import Any
 from unittest.mock import patch
 
+from refimpl import RefimplError
 from refimpl.cli.main import main
 
 
@@ -67,3 +68,8 @@ def refusal(result: Result) -> str:
 def refused(*words: object) -> str:
     """Run `refimpl`, check that it refuses as it refuses everything; returns the message."""
     return refusal(run(*words))
+
+
+def suggested(error: RefimplError, option: str) -> list[int]:
+    """The values of an option in the next step of an error."""
+    return [int(n) for n in re.findall(rf"--{option} (\d+)", error.remedy)]

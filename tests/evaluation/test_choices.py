@@ -3,6 +3,7 @@
 import json
 from math import isnan, sqrt
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from refimpl import RefimplError, forward, read_model
 from refimpl.evaluation.choices import Accuracy, Question, Questions, mean_stderr, read_questions
 from refimpl.evaluation.encoding import Encoder, choice_sequences, encoder
 from refimpl.evaluation.evaluate import evaluate
+from refimpl.model.ops import Array
 
 LLAMA = FIXTURES / "llama"
 ROWS: list[dict[str, Any]] = [
@@ -41,75 +43,67 @@ def asked(*rows: dict[str, Any]) -> Questions:
     return Questions(tuple(questions), "by hand", "")
 
 
+def accuracy_of(*rows: dict[str, Any]) -> Accuracy:
+    accuracy = evaluate(model_of("llama"), None, asked(*rows), dtype="float64").accuracy
+    assert accuracy is not None
+    return accuracy
+
+
+def log_probabilities(ids: list[int]) -> Array:
+    """Those of the next token after each id, [S, V]."""
+    return log_softmax(forward(model_of("llama"), ids, dtype="f8").logits[0], axis=-1)
+
+
 def test_log_likelihoods_are_those_of_the_forward() -> None:
-    found = evaluate(model_of("llama"), None, asked(*ROWS), dtype="float64").accuracy
-    assert found is not None
+    accuracy = accuracy_of(*ROWS)
     tokenizer = Tokenizer.from_file(str(LLAMA / "tokenizer.json"))
 
     def ids(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    for row, each, lengths in zip(ROWS, found.log_likelihoods, found.lengths, strict=True):
+    for row, values, lengths in zip(ROWS, accuracy.log_likelihoods, accuracy.lengths, strict=True):
         context = row["question"].rstrip().removeprefix("<s>")
         spaces = row["question"][len(row["question"].rstrip()) :]
-        for choice, value in zip(row["choices"], each, strict=True):
+        for choice, value in zip(row["choices"], values, strict=True):
             given = [1, *ids(context)]  # BOS once, and in place of an empty context
             scored = ids(f"{spaces} {choice}")
-            logits = forward(model_of("llama"), given + scored, dtype="f8").logits[0]
-            p = log_softmax(logits[len(given) - 1 : -1], axis=-1)
-            plain = p[np.arange(len(scored)), scored].sum()
-            assert value == pytest.approx(plain, rel=1e-12)
+            p = log_probabilities(given + scored)[len(given) - 1 : -1]
+            assert value == pytest.approx(p[np.arange(len(scored)), scored].sum(), rel=1e-12)
         assert lengths.tolist() == [len(choice) for choice in row["choices"]]
-    assert found.answers.tolist() == [row["answer"] for row in ROWS]
+    assert accuracy.answers.tolist() == [row["answer"] for row in ROWS]
 
 
 def test_neither_order_nor_company_matters() -> None:
-    both = evaluate(model_of("llama"), None, asked(*ROWS), dtype="float64").accuracy
-    alone = [
-        evaluate(model_of("llama"), None, asked(row), dtype="float64").accuracy for row in ROWS
-    ]
-    assert both is not None
-    for each, one in zip(both.log_likelihoods, alone, strict=True):
-        assert one is not None
-        np.testing.assert_allclose(each, one.log_likelihoods[0], rtol=1e-12)
+    for row, values in zip(ROWS, accuracy_of(*ROWS).log_likelihoods, strict=True):
+        np.testing.assert_allclose(values, accuracy_of(row).log_likelihoods[0], rtol=1e-12)
 
 
 @given(st.data())
 def test_accuracies_are_the_harnesss(data: st.DataObject) -> None:
-    n = data.draw(st.integers(1, 8))
     lls, lengths, answers = [], [], []
-    for _ in range(n):
+    for _ in range(data.draw(st.integers(1, 8))):
         k = data.draw(st.integers(2, 5))
         value = st.sampled_from([-9.0, -6.0, -4.0, -3.0, -2.0])
         lls.append(np.array(data.draw(st.lists(value, min_size=k, max_size=k))))
         lengths.append(np.array(data.draw(st.lists(st.integers(1, 4), min_size=k, max_size=k))))
         answers.append(data.draw(st.integers(0, k - 1)))
+    assert mean_stderr(np.array([True, True])) == 0
     found = Accuracy(tuple(lls), tuple(lengths), np.array(answers))
-    right = [1.0 if np.argmax(ll) == a else 0.0 for ll, a in zip(lls, answers, strict=True)]
-    norm = [
-        1.0 if max(range(len(ll)), key=lambda i: ll[i] / size[i]) == a else 0.0
-        for ll, size, a in zip(lls, lengths, answers, strict=True)
-    ]
+    norms = [ll / size for ll, size in zip(lls, lengths, strict=True)]
     for values, acc, stderr in (
-        (right, found.acc, found.acc_stderr),
-        (norm, found.acc_norm, found.acc_norm_stderr),
+        (lls, found.acc, found.acc_stderr),
+        (norms, found.acc_norm, found.acc_norm_stderr),
     ):
-        mean = sum(values) / n
-        assert acc == pytest.approx(mean)
-        if n == 1:
+        right = [float(np.argmax(x) == answer) for x, answer in zip(values, answers, strict=True)]
+        assert acc == pytest.approx(mean(right))
+        if len(right) == 1:
             assert isnan(stderr)
         else:
-            deviation = sqrt(sum((x - mean) ** 2 for x in values) / (n - 1))
-            assert stderr == pytest.approx(deviation / sqrt(n))
-
-
-def test_one_question_has_no_standard_error() -> None:
-    assert isnan(mean_stderr(np.array([True])))
-    assert mean_stderr(np.array([True, True])) == 0
+            assert stderr == pytest.approx(stdev(right) / sqrt(len(right)))
 
 
 def byte_encoder(bos: int | None = None, prefix: int | None = 256, longest: int = 64) -> Encoder:
-    """Byte-level BPE with one merge, of a space and "a", then <s> as 257."""
+    """256 bytes, the merge of a space and "a", then <s> as 257."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: i for i, letter in enumerate([*alphabet, "Ġa"])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", "a")]))
@@ -126,11 +120,10 @@ def test_pairs_are_tokenised_together() -> None:
     assert encode.pair("x \n ", "a") == ([x], [space, encode.ids("\n")[0], 256])
     assert encode.pair("x", "a") == ([x], [a])
     # what the context alone has as two ids the whole has as one: the harness loses it, so do we
-    spread = byte_encoder()
-    assert spread.pair("\N{NO-BREAK SPACE}x", " a")[1] == [256]
+    assert encode.pair("\N{NO-BREAK SPACE}x", " a")[1] == [256]
 
 
-def test_bos_is_put_before_a_text_once() -> None:
+def test_bos_is_put_before_a_text_once_and_starts_an_empty_context() -> None:
     encode = byte_encoder(bos=257, prefix=257)
     x = encode.ids("x", special=False)[0]
     assert encode.ids("x") == [257, x]
@@ -139,9 +132,6 @@ def test_bos_is_put_before_a_text_once() -> None:
     assert encode.pair("x", "x") == ([257, x], [x])
     assert encode.pair("", "x") == ([257], [x])
     assert encode.pair("", "<s>x") == ([257], [x])  # the continuation's own is the context
-
-
-def test_an_empty_context_needs_a_token_to_start_from() -> None:
     with pytest.raises(RefimplError, match="names BOS or EOS"):
         byte_encoder(prefix=None).pair("", "x")
 
@@ -163,15 +153,13 @@ def test_what_is_too_long_loses_its_start() -> None:
 
 def test_a_question_too_long_is_the_end_of_it() -> None:
     row = {"question": "x" * 80, "choices": ["a", "b"], "answer": 0}
-    found = evaluate(model_of("llama"), None, asked(row), dtype="float64")
-    assert found.choices is not None
-    assert found.choices.truncated == 2
-    assert [len(ids) for ids, _ in found.choices.sequences] == [65, 65]
-    assert found.accuracy is not None
-    (each,) = found.accuracy.log_likelihoods
-    ids = found.choices.sequences[0][0]
-    p = log_softmax(forward(model_of("llama"), ids[:-1], dtype="f8").logits[0], axis=-1)
-    assert each[0] == pytest.approx(p[-2, ids[-2]] + p[-1, ids[-1]], rel=1e-12)
+    found = choice_sequences(encoder(model_of("llama")), asked(row))
+    assert found.truncated == 2
+    assert [len(ids) for ids, _ in found.sequences] == [65, 65]
+    ids = found.sequences[0][0]
+    p = log_probabilities(list(ids[:-1]))
+    (values,) = accuracy_of(row).log_likelihoods
+    assert values[0] == pytest.approx(p[-2, ids[-2]] + p[-1, ids[-1]], rel=1e-12)
 
 
 def test_the_prefix_is_bos_or_else_eos(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from gates import model_of
-from program import run
+from program import ran
 from scipy.special import log_softmax
 
 from refimpl import RefimplError, forward, read_model
@@ -21,7 +22,10 @@ TEXT = (FIXTURES / "text.txt").read_text()
 WORDS = TEXT.replace(".", " ").replace(",", " ").split()
 INSTALL = "lm-evaluation-harness is missing: pip install -e '.[eval]'"
 
-harness = pytest.mark.lm_eval
+
+def harness(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that runs the harness, which warns."""
+    return pytest.mark.lm_eval(pytest.mark.filterwarnings("ignore")(test))
 
 
 @pytest.fixture
@@ -53,19 +57,20 @@ def questions() -> list[dict[str, Any]]:
     return rows
 
 
-def task(path: Path, **more: Any) -> dict[str, Any]:
-    """A task of the harness on a local file."""
+def task(name: str, path: Path, rows: list[dict[str, Any]], *metrics: str, **more: Any) -> Any:
+    """A task of the harness on these rows, written to a local file."""
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
     return {
+        "task": name,
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(path)}},
         "test_split": "test",
+        "metric_list": [{"metric": metric} for metric in metrics],
         **more,
     }
 
 
-def evaluated(
-    model: Any, made: dict[str, Any], folder: Path
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def evaluated(model: Any, made: dict[str, Any], folder: Path) -> tuple[Any, Any]:
     """The harness's results and samples of one task, from its file in a folder."""
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -79,25 +84,20 @@ def evaluated(
 
 
 @harness
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_harness_and_the_command_agree(adapter: Any, dtype: str, tmp_path: Path) -> None:
     path = tmp_path / "choices.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in questions()), "utf-8")
     made = task(
-        path,
-        task="local_choices",
+        *("local_choices", path, questions(), "acc", "acc_norm"),
         output_type="multiple_choice",
         doc_to_text="{{question}}",
         doc_to_choice="{{choices}}",
         doc_to_target="{{answer}}",
-        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
     )
     model = adapter.RefimplLM(str(LLAMA), dtype=dtype, threads=1)
     results, samples = evaluated(model, made, tmp_path)
-    own = run("eval", LLAMA, "--choices", path, "--dtype", dtype, "--json")
-    assert own.code == 0, own.err
-    ours = json.loads(own.out)["choices"]
+    words = ("--choices", path, "--dtype", dtype, "--json")
+    ours = json.loads(ran("eval", LLAMA, *words, quiet=False))["choices"]
     assert ours["truncated_choices"] > 0
     assert 0 < ours["acc"] < 1
     assert ours["acc"] != ours["acc_norm"]
@@ -110,22 +110,17 @@ def test_the_harness_and_the_command_agree(adapter: Any, dtype: str, tmp_path: P
 
 
 @harness
-@pytest.mark.filterwarnings("ignore")
 def test_rolling_scores_every_token_once(adapter: Any, tmp_path: Path) -> None:
     texts = [TEXT[:30], TEXT[:200], TEXT]
-    path = tmp_path / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    rows = [{"text": text} for text in texts]
     made = task(
-        path,
-        task="local_rolling",
+        *("local_rolling", tmp_path / "texts.jsonl", rows, "bits_per_byte"),
         output_type="loglikelihood_rolling",
         doc_to_text="",
         doc_to_target="{{text}}",
-        metric_list=[{"metric": "bits_per_byte"}],
     )
-    results, samples = evaluated(
-        adapter.RefimplLM(str(LLAMA), dtype="float64", threads=1), made, tmp_path
-    )
+    model = adapter.RefimplLM(str(LLAMA), dtype="float64", threads=1)
+    results, samples = evaluated(model, made, tmp_path)
     longest = model_of("llama").config.max_position_embeddings
     total = 0.0
     for text, sample in zip(texts, samples, strict=True):
@@ -144,7 +139,6 @@ def test_rolling_scores_every_token_once(adapter: Any, tmp_path: Path) -> None:
 
 
 @harness
-@pytest.mark.filterwarnings("ignore")
 def test_the_harness_finds_the_model_by_name(adapter: Any, tmp_path: Path) -> None:
     from lm_eval.api.registry import get_model
 
@@ -156,17 +150,12 @@ def test_the_harness_finds_the_model_by_name(adapter: Any, tmp_path: Path) -> No
 
 
 @harness
-@pytest.mark.filterwarnings("ignore")
 def test_generation_is_refused_by_name(adapter: Any, tmp_path: Path) -> None:
-    path = tmp_path / "texts.jsonl"
-    path.write_text(json.dumps({"text": "A river"}))
     made = task(
-        path,
-        task="local_generation",
+        *("local_generation", tmp_path / "texts.jsonl", [{"text": "A river"}], "exact_match"),
         output_type="generate_until",
         doc_to_text="{{text}}",
         doc_to_target="{{text}}",
-        metric_list=[{"metric": "exact_match"}],
         generation_kwargs={"until": ["\n"], "max_gen_toks": 4},
     )
     with pytest.raises(RefimplError, match="generate_until, asked for by local_generation"):
@@ -175,17 +164,20 @@ def test_generation_is_refused_by_name(adapter: Any, tmp_path: Path) -> None:
         adapter.RefimplLM(str(LLAMA), dtype="bfloat16")
 
 
+def without_the_harness(code: str) -> "subprocess.CompletedProcess[str]":
+    words = [sys.executable, "-c", f"import sys; sys.modules['lm_eval'] = None; {code}"]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
 def test_without_the_harness_the_error_says_what_to_install() -> None:
-    code = "import sys; sys.modules['lm_eval'] = None; import refimpl.evaluation.lm_eval"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = without_the_harness("import refimpl.evaluation.lm_eval")
     assert "RefimplError: the adapter needs lm-evaluation-harness" in done.stderr
     assert "next: pip install 'refimpl[eval]'" in done.stderr
 
 
 def test_as_a_program_it_says_so_without_a_traceback() -> None:
-    code = "import runpy, sys; sys.modules['lm_eval'] = None; "
-    code += "runpy.run_module('refimpl.evaluation.lm_eval', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = "import runpy; runpy.run_module('refimpl.evaluation.lm_eval', run_name='__main__')"
+    done = without_the_harness(code)
     assert done.returncode == 2
     assert done.stderr.startswith("error: the adapter needs lm-evaluation-harness")
     assert "Traceback" not in done.stderr

@@ -3,11 +3,12 @@
 import json
 from math import exp, isnan, log, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from gates import CASES, expected_of, model_of
+from gates import CASES, bits, expected_of, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
@@ -17,7 +18,7 @@ from refimpl import RefimplError, forward
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.tokens import Windows, id_windows, text_windows
-from refimpl.tokens import text as text_module
+from refimpl.tokens.text import pieces
 from refimpl.tokens.windows import byte_offsets
 
 LLAMA = FIXTURES / "llama"
@@ -32,22 +33,30 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def plain(windows: Windows, case: str) -> tuple[list[float], list[int]]:
-    """Nats and predicted tokens of each window, by a float64 forward and a plain softmax."""
-    nats, tokens = [], []
+def nats_of(windows: Windows, case: str) -> list[float]:
+    """Nats of each window, by a float64 forward and a plain softmax."""
+    nats = []
     for ids in windows.ids:
         p = log_softmax(forward(model_of(case), ids, dtype="f8").logits[0, :-1], axis=-1)
         nats.append(-float(p[np.arange(len(ids) - 1), ids[1:]].sum()))
-        tokens.append(len(ids) - 1)
-    return nats, tokens
+    return nats
+
+
+def perplexity_of(case: str, windows: Windows) -> Perplexity:
+    perplexity = evaluate(model_of(case), windows, dtype="float64").perplexity
+    assert perplexity is not None
+    return perplexity
+
+
+def plain_encoding() -> Any:
+    return Tokenizer.from_file(str(TOKENIZER)).encode(WORDS * 5, add_special_tokens=False)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_perplexity_is_that_of_the_expected_logits(case: str) -> None:
     ids, expected = expected_of(case)
     windows = Windows(tuple(ids), None, ids.shape[1], "by hand", "ids")
-    found = evaluate(model_of(case), windows, dtype="float64").perplexity
-    assert found is not None
+    found = perplexity_of(case, windows)
     p = log_softmax(expected["logits"][:, :-1], axis=-1)
     nats = -np.take_along_axis(p, ids[:, 1:, None], -1)[..., 0]
     assert found.value == pytest.approx(exp(nats.mean()), rel=1e-10)
@@ -58,9 +67,8 @@ def test_perplexity_is_that_of_the_expected_logits(case: str) -> None:
 
 def test_a_text_in_windows(text: Path) -> None:
     windows = text_windows(text, TOKENIZER, window=17)
-    found = evaluate(model_of("llama"), windows, dtype="float64").perplexity
-    assert found is not None
-    nats, tokens = plain(windows, "llama")
+    found, nats = perplexity_of("llama", windows), nats_of(windows, "llama")
+    tokens = [len(ids) - 1 for ids in windows.ids]
     assert [len(ids) for ids in windows.ids[:-1]] == [17] * (len(windows.ids) - 1)
     assert 2 <= len(windows.ids[-1]) < 17
     assert found.tokens.tolist() == tokens
@@ -74,10 +82,9 @@ def test_a_text_in_windows(text: Path) -> None:
 
 
 def test_windows_are_consecutive_and_begin_with_bos(text: Path) -> None:
-    whole = Tokenizer.from_file(str(TOKENIZER)).encode(WORDS * 5, add_special_tokens=False).ids
     windows = text_windows(text, TOKENIZER, window=9)
     assert {ids[0] for ids in windows.ids} == {windows.bos} == {1}
-    assert [i for ids in windows.ids for i in ids[1:]] == whole
+    assert [i for ids in windows.ids for i in ids[1:]] == plain_encoding().ids
     assert windows.bytes is not None
     assert sum(windows.bytes) == text.stat().st_size  # with BOS every token is predicted
     first = text_windows(text, TOKENIZER, window=9, count=3)
@@ -92,20 +99,10 @@ def test_pieces_of_a_text_change_nothing(
     text: Path, count: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = text_windows(text, TOKENIZER, 9, count)
-    real, cut = text_module.pieces, list[str]()
-
-    def small(words: str) -> list[str]:
-        cut.extend(real(words, 10))
-        return cut
-
-    monkeypatch.setattr("refimpl.tokens.windows.pieces", small)
+    assert len(list(pieces(text.read_text("utf-8"), 10))) > 3
+    monkeypatch.setattr("refimpl.tokens.windows.pieces", lambda words: pieces(words, 10))
     pieced = text_windows(text, TOKENIZER, 9, count)
-    assert len(cut) > 3
-    assert (pieced.bytes, pieced.sha256, pieced.source) == (
-        whole.bytes,
-        whole.sha256,
-        whole.source,
-    )
+    assert bits(pieced) == bits(whole)
 
 
 def test_without_bos_the_first_token_of_a_window_is_not_predicted(
@@ -114,13 +111,13 @@ def test_without_bos_the_first_token_of_a_window_is_not_predicted(
     (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
     windows = text_windows(text, tmp_path / "tokenizer.json", window=7)
-    encoding = Tokenizer.from_file(str(TOKENIZER)).encode(WORDS * 5, add_special_tokens=False)
-    assert [i for ids in windows.ids for i in ids] == encoding.ids[: sum(map(len, windows.ids))]
-    assert len(encoding.ids) - sum(map(len, windows.ids)) in (0, 1)  # one alone predicts nothing
+    encoding, stream = plain_encoding(), [i for ids in windows.ids for i in ids]
+    assert stream == encoding.ids[: len(stream)]
+    assert len(encoding.ids) - len(stream) in (0, 1)  # one alone predicts nothing
     places = [len((WORDS * 5)[:a].encode()) for a, _ in encoding.offsets]
     places.append(text.stat().st_size)
     ends = np.cumsum([len(ids) for ids in windows.ids])
-    starts = ends - [len(ids) for ids in windows.ids]
+    starts = [0, *ends[:-1]]
     expected = [places[b] - places[a + 1] for a, b in zip(starts, ends, strict=True)]
     assert windows.bytes == tuple(expected)
 

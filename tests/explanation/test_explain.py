@@ -3,16 +3,16 @@
 import inspect
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from program import run
+from gates import model_of
+from program import ran, refused
 
-from refimpl import Perturbation, RefimplError, Request, allocate, forward, read_model, score
+from refimpl import Perturbation, RefimplError, Request, allocate, forward, score
 from refimpl.explanation.document import explanation_document, full_name
 from refimpl.explanation.explain import explain, steps_of
 from refimpl.loading.families import FAMILIES
@@ -47,7 +47,7 @@ PLANS = {
 
 
 def tokens_of(name: str, samples: int = 2) -> Tokens:
-    return random_tokens(read_model(FIXTURES / name).config.vocab_size, samples, 12, 3)
+    return random_tokens(model_of(name).config.vocab_size, samples, 12, 3)
 
 
 def near(a: Any, b: Any) -> None:
@@ -66,7 +66,7 @@ CASES = [
 @pytest.mark.parametrize("block", [0, -1], ids=["first", "last"])
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> None:
-    model, tokens = read_model(FIXTURES / name), tokens_of(name)
+    model, tokens = model_of(name), tokens_of(name)
     plan, request = PLANS[case]
     k = block % model.config.num_blocks
     shown = explain(model, tokens, k, None, plan, request, dtype=np.float64).figure
@@ -82,7 +82,8 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
     near(shown("signals", "D"), scores.signals.owl_outlier_percent)
     near(shown("signals", "u"), scores.signals.dlp_score)
     sizes = scores.linear_sizes
-    near((shown("signals", "mean M") * sizes).sum() / sizes.sum(), _mean_score(model, tokens, k))
+    alone = signals(model, Request("dlp", correct=None), tokens, Settings(np.float64))
+    near((shown("signals", "mean M") * sizes).sum() / sizes.sum(), alone.dlp_score[k])
     if request.base == "alphapruning":
         near(shown("signals", "alpha"), scores.signals.alpha)
     if request.compat == "exact":
@@ -104,8 +105,7 @@ def test_sinks_are_left_out_as_score_leaves_them_out(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refimpl.method.perturbation.SINK_FACTOR", 1.0)  # half of the tokens
-    model, tokens, plan = read_model(FIXTURES / "llama"), tokens_of("llama"), Perturbation(kind)
-    plan = replace(plan, sink="exclude")
+    model, tokens, plan = model_of("llama"), tokens_of("llama"), Perturbation(kind, sink="exclude")
     shown = explain(model, tokens, 1, plan=plan, dtype=np.float64).figure
     scores = score(model, tokens, plan, dtype=np.float64)
     near(shown("drift", "R_k"), scores.sweep[0].drift[1, 1:])
@@ -113,23 +113,16 @@ def test_sinks_are_left_out_as_score_leaves_them_out(
     assert shown("push", "tokens left out") == scores.sinks[1] > 0
 
 
-def _mean_score(model: Any, tokens: Tokens, block: int) -> float:
-    """DLP's u with the mean, as it is computed without an experiment."""
-    made = signals(model, Request("dlp", correct=None), tokens, Settings(np.float64))
-    return float(made.dlp_score[block])
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_the_forward_is_the_forward(name: str) -> None:
-    model, tokens = read_model(FIXTURES / name), tokens_of(name)
+    model, tokens = model_of(name), tokens_of(name)
     out = forward(model, tokens.ids[:1], trace=True, dtype=np.float64)
     for k in range(model.config.num_blocks):
         shown = explain(model, tokens, k, dtype=np.float64)
         names = [step.name for _, step, _ in shown.steps]
         for point in ("attn_out", "resid_mid", "mlp_out", "resid_post"):
-            np.testing.assert_allclose(
-                shown.figure(point, point), out.trace[f"blocks.{k}.{point}"], rtol=1e-9, atol=1e-12
-            )
+            expected = out.trace[f"blocks.{k}.{point}"]
+            np.testing.assert_allclose(shown.figure(point, point), expected, 1e-9, 1e-12)
         for letter in "qkv":
             step = "qk_norm" if "qk_norm" in names and letter != "v" else "qkv"
             near(shown.figure(step, letter), out.trace[f"blocks.{k}.{letter}"])
@@ -142,9 +135,8 @@ def test_the_forward_is_the_forward(name: str) -> None:
 
 
 def test_formulas_are_those_of_the_family() -> None:
-    def formula(name: str, step: str, block: int = 0) -> str:
-        model = read_model(FIXTURES / name)
-        steps = steps_of(model, block, Perturbation(), Request())
+    def formula(name: str, step: str) -> str:
+        steps = steps_of(model_of(name), 0, Perturbation(), Request())
         return next(one.formula for one in steps if one.name == step)
 
     assert formula("llama", "embed") == "h_0 = E[id]"
@@ -169,15 +161,14 @@ def test_formulas_are_those_of_the_family() -> None:
 @pytest.mark.parametrize("case", PLANS)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_function_is_the_librarys_and_has_a_source(name: str, case: str) -> None:
-    steps = steps_of(read_model(FIXTURES / name), 1, *PLANS[case])
+    steps = steps_of(model_of(name), 1, *PLANS[case])
     assert len({step.name for step in steps}) == len(steps)
     for step in steps:
         assert step.why.endswith((".", ")"))
         for function in step.functions:
             assert full_name(function).startswith("refimpl.")
-            assert f" {function.__name__}(" in inspect.getsource(function) or "class" in repr(
-                function
-            )
+            source = inspect.getsource(function)
+            assert f" {function.__name__}(" in source or inspect.isclass(function)
 
 
 def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +176,7 @@ def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch
         raise AssertionError("the experiment was run")
 
     monkeypatch.setattr("refimpl.explanation.values.score", refuse)
-    model, tokens = read_model(FIXTURES / "llama"), tokens_of("llama")
+    model, tokens = model_of("llama"), tokens_of("llama")
     for step in (*BLOCK, "tokens", "embed", "head", "push", "drift", "ratio"):
         if step != "qk_norm":
             assert [s.name for _, s, _ in explain(model, tokens, 1, step).steps] == [step]
@@ -195,33 +186,28 @@ def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch
 
 def test_the_text_fits_and_names_every_step() -> None:
     for name in MODELS:
-        model = read_model(FIXTURES / name)
-        found = explain(model, tokens_of(name), 1)
-        text = explanation_text(found)
+        explained = explain(model_of(name), tokens_of(name), 1)
+        text = explanation_text(explained)
         assert max(map(len, text.splitlines())) <= 100
-        assert re.findall(r"^\d+/\d+ (\w+): ", text, re.MULTILINE) == [
-            step.name for _, step, _ in found.steps
-        ]
+        names = [step.name for _, step, _ in explained.steps]
+        assert re.findall(r"^\d+/\d+ (\w+): ", text, re.MULTILINE) == names
 
 
 def test_the_program_shows_one_step_and_its_code() -> None:
     few = ("--samples", 2, "--seq-len", 8)
-    shown = run("explain", FIXTURES / "llama", "--step", "rope", "--source", *few)
-    assert (shown.code, shown.err) == (0, "")
-    assert "4/23" not in shown.out
-    assert "5/23 rope" in shown.out
-    assert "    def rotate(x: Array, cos: Array, sin: Array) -> Array:" in shown.out
-    whole = run("explain", FIXTURES / "llama", "--source", *few)
-    assert whole.out.count("    def rms_norm(") == 1
+    shown = ran("explain", FIXTURES / "llama", "--step", "rope", "--source", *few)
+    assert "4/23" not in shown
+    assert "5/23 rope" in shown
+    assert "    def rotate(x: Array, cos: Array, sin: Array) -> Array:" in shown
+    assert ran("explain", FIXTURES / "llama", "--source", *few).count("    def rms_norm(") == 1
 
 
 def test_the_document_says_what_the_text_says(tmp_path: Path) -> None:
     out = tmp_path / "explained.json"
-    shown = run("explain", FIXTURES / "opt", "--block", 2, "--samples", 1, "--json", "-o", out)
-    assert (shown.code, shown.err) == (0, "")
-    document = json.loads(shown.out)
+    words = ("--block", 2, "--samples", 1, "--json", "-o", out)
+    document = json.loads(ran("explain", FIXTURES / "opt", *words))
     assert document == json.loads(out.read_text())
-    model = read_model(FIXTURES / "opt")
+    model = model_of("opt")
     tokens = random_tokens(model.config.vocab_size, 1, 32)
     assert document == json.loads(json.dumps(explanation_document(explain(model, tokens, 2))))
     steps = {step["name"]: step for step in document["steps"]}
@@ -230,35 +216,30 @@ def test_the_document_says_what_the_text_says(tmp_path: Path) -> None:
 
 
 def test_defaults_are_small_and_tokens_are_used_as_given(tmp_path: Path) -> None:
-    assert "tokens      2 x 32, " in run("explain", FIXTURES / "gpt2", "--step", "embed").out
+    assert "tokens      2 x 32, " in ran("explain", FIXTURES / "gpt2", "--step", "embed")
     np.save(tmp_path / "ids.npy", np.arange(15).reshape(3, 5))
-    given = run("explain", FIXTURES / "gpt2", "--step", "tokens", "--tokens", tmp_path / "ids.npy")
-    assert "tokens      3 x 5, ids.npy" in given.out
-    assert "[3, 5]  0 1 2 3 4 .." in given.out
+    shown = ran("explain", FIXTURES / "gpt2", "--step", "tokens", "--tokens", tmp_path / "ids.npy")
+    assert "tokens      3 x 5, ids.npy" in shown
+    assert "[3, 5]  0 1 2 3 4 .." in shown
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--step", "nrm"), "error: no step 'nrm' in llama\nexpected: one of tokens, embed, attn"),
-        (("--step", "qk_norm"), "error: no step 'qk_norm' in llama\nexpected: one of tokens"),
-        (
-            ("--block", 4),
-            "error: block 4 of llama\nexpected: a block from 0 to 3\nnext: change --b",
-        ),
-        (("--block", -1), "error: block -1 of llama\nexpected: a block from 0 to 3"),
-        (("--correct", "arrival", "--step", "base"), "error: the arrival correction with Gaussian"),
-        (("--perturbation", "pruning", "--eta", "1"), "error: --eta with --perturbation pruning"),
-        (("--eta", "0.01,0.1"), "error: 2 values of eta\nexpected: one value, which all steps use"),
-        (("--seq-len", 0), "error: "),
+        (("--step", "nrm"), "no step 'nrm' in llama\nexpected: one of tokens, embed, attn"),
+        (("--step", "qk_norm"), "no step 'qk_norm' in llama\nexpected: one of tokens"),
+        (("--block", 4), "block 4 of llama\nexpected: a block from 0 to 3\nnext: change --b"),
+        (("--block", -1), "block -1 of llama\nexpected: a block from 0 to 3"),
+        (("--correct", "arrival", "--step", "base"), "the arrival correction with Gaussian"),
+        (("--perturbation", "pruning", "--eta", "1"), "--eta with --perturbation pruning"),
+        (("--eta", "0.01,0.1"), "2 values of eta\nexpected: one value, which all steps use"),
+        (("--seq-len", 0), ""),
     ],
 )
 def test_what_cannot_be_used_is_refused(words: tuple[object, ...], said: str) -> None:
-    result = run("explain", FIXTURES / "llama", *words)
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith(said)
+    assert refused("explain", FIXTURES / "llama", *words).startswith(f"error: {said}")
 
 
 def test_tokens_outside_the_vocabulary_are_refused() -> None:
     with pytest.raises(RefimplError, match="outside the vocabulary"):
-        explain(read_model(FIXTURES / "llama"), Tokens(np.array([[999]]), "by hand", "ids"))
+        explain(model_of("llama"), Tokens(np.array([[999]]), "by hand", "ids"))

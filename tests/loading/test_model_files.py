@@ -33,23 +33,15 @@ from refimpl.loading import safetensors_file
 from refimpl.loading.config_json import read_config
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.loading.tensor_claims import roles
-from refimpl.model.ops import Array
 
 LLAMA, SHARDED = FIXTURES / "llama", FIXTURES / "llama_sharded"
-
-
-# Where a model is looked for
 
 
 def test_a_folder_a_file_and_an_index_are_the_same_model() -> None:
     folder = read_model(LLAMA)
     assert (folder.name, folder.folder, folder.stored_dtypes) == ("llama", LLAMA, ("F32",))
-    for path in (
-        str(LLAMA),
-        LLAMA / "model.safetensors",
-        SHARDED,
-        SHARDED / "model.safetensors.index.json",
-    ):
+    index = SHARDED / "model.safetensors.index.json"
+    for path in (str(LLAMA), LLAMA / "model.safetensors", SHARDED, index):
         model = read_model(path)
         assert model.name == ("llama_sharded" if "sharded" in str(path) else "llama")
         assert model.folder.is_dir()
@@ -69,17 +61,15 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_configuration_is_taken_by_option_then_beside_then_from_the_metadata(
     tmp_path: Path,
 ) -> None:
-    option, beside, metadata = (config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5, 1e-6))
     path, other = tmp_path / "model.safetensors", tmp_path / "other.json"
-    metadata_texts = {"config.json": json.dumps(metadata), "format": "pt"}
-    save_tensors(path, arrays_of("llama"), metadata_texts)
+    option, beside, metadata = (config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5, 1e-6))
+    save_tensors(path, arrays_of("llama"), {"config.json": json.dumps(metadata), "format": "pt"})
     assert read_model(path).config.norm_eps == read_model(tmp_path).config.norm_eps == 1e-6
     (tmp_path / "config.json").write_text(json.dumps(beside))
     assert read_model(path).config.norm_eps == 1e-5
     other.write_text(json.dumps(option))
     model = read_model(tmp_path, str(other))
-    assert model.config.norm_eps == 1e-4
-    assert model.config_file == option
+    assert (model.config.norm_eps, model.config_file) == (1e-4, option)
     other.unlink()
     assert "other.json: no such file" in refusal(path, other).problem
 
@@ -189,9 +179,6 @@ def test_other_formats_are_refused_with_a_way_to_convert_them(name: str, tmp_pat
     assert remedy in error.remedy
 
 
-# Files that the system does not let us read
-
-
 def test_no_such_file(tmp_path: Path) -> None:
     for path in (tmp_path / "x", tmp_path / "x.safetensors", Path("a\0b")):
         assert "no such file or folder" in refusal(path).problem
@@ -229,11 +216,7 @@ def test_what_the_system_forbids(method: str, monkeypatch: pytest.MonkeyPatch) -
     assert "(Permission denied)" in refusal(LLAMA).problem
 
 
-# Indices and their shards
-
-
 def sharded(folder: Path, change: Callable[[dict[str, str]], object] = lambda _: None) -> Path:
-    """The sharded fixture with the map of its index changed."""
     shutil.copytree(SHARDED, folder)
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text("utf-8"))
@@ -288,10 +271,10 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
 
 def test_missing_shards_are_all_named(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "m")
-    (folder / "model-00002-of-00004.safetensors").unlink()
-    (folder / "model-00003-of-00004.safetensors").unlink()
-    problem = refusal(folder).problem
-    assert "do not exist: model-00002-of-00004.safetensors, model-00003-of" in problem
+    for i in (2, 3):
+        (folder / f"model-0000{i}-of-00004.safetensors").unlink()
+    missing = "do not exist: model-00002-of-00004.safetensors, model-00003-of"
+    assert missing in refusal(folder).problem
 
 
 # Damaged files
@@ -360,11 +343,14 @@ TINY = {"model_type": "gpt2", "vocab_size": 3, "n_embd": 4, "n_layer": 1, "n_hea
 TINY |= {"n_positions": 2, "n_inner": 2}
 
 
-def tiny_arrays() -> dict[str, Array]:
-    """A GPT-2 of about a hundred weights."""
+def tiny_file(scratch: Path) -> tuple[Path, bytes, int]:
+    """A GPT-2 of about a hundred weights: its file, content, and the header's length."""
     rng = np.random.default_rng(1)
     shapes = {role.tensor: role.shape for _, role in roles(read_config(TINY), "")}
-    return {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+    arrays = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+    folder = write(scratch / "damaged", arrays, TINY)
+    content = (folder / "model.safetensors").read_bytes()
+    return folder / "model.safetensors", content, struct.unpack("<Q", content[:8])[0]
 
 
 def is_read_or_refused(path: Path) -> None:
@@ -374,13 +360,9 @@ def is_read_or_refused(path: Path) -> None:
 
 
 @given(st.data())
-def test_any_damage_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    folder = write(tmp_path_factory.getbasetemp() / "damaged", tiny_arrays(), TINY)
-    path = folder / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    (length,) = struct.unpack("<Q", content[:8])
+def test_any_damage_is_read_or_refused(scratch: Path, data: st.DataObject) -> None:
+    path, whole, length = tiny_file(scratch)
+    content = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3), "edits")):
         within = st.integers(0, 9) | st.integers(0, 8 + length) | st.integers(0, len(content))
         at = min(data.draw(within, "at"), len(content))
@@ -394,7 +376,7 @@ def test_any_damage_is_read_or_refused(
         elif edit == "remove":
             del content[at : at + data.draw(st.integers(1, 9), "length")]
     path.write_bytes(content)
-    is_read_or_refused(folder)
+    is_read_or_refused(path.parent)
 
 
 HEADER_NUMBERS = [0, 1, 2, 4, 8, -1, 2**31, 2**63, 2**64, 1.5, None, True]
@@ -404,13 +386,8 @@ HEADER_VALUES = st.sampled_from([*HEADER_NUMBERS, *HEADER_WORDS]) | st.sampled_f
 
 
 @given(st.data())
-def test_any_header_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    folder = write(tmp_path_factory.getbasetemp() / "headers", tiny_arrays(), TINY)
-    path = folder / "model.safetensors"
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
+def test_any_header_is_read_or_refused(scratch: Path, data: st.DataObject) -> None:
+    path, content, length = tiny_file(scratch)
     header = json.loads(content[8 : 8 + length])
     for _ in range(data.draw(st.integers(1, 3), "edits")):
         name = data.draw(st.sampled_from([*sorted(header), "__metadata__", "new"]), "tensor")
@@ -423,4 +400,4 @@ def test_any_header_is_read_or_refused(
         else:
             header[name] = copy.deepcopy(data.draw(HEADER_VALUES | st.just(ENTRY), "entry"))
     write_raw(path, header, content[8 + length :])
-    is_read_or_refused(folder)
+    is_read_or_refused(path.parent)

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write, write_raw
-from conftest import FIXTURES
-from gates import CASES
+from gates import CASES, model_of
 
 from refimpl import read_model
 from refimpl.loading import tensor_claims
@@ -16,11 +15,12 @@ from refimpl.model.ops import Array
 
 LAYER = "model.layers.0."
 QUERY = f"{LAYER}self_attn.q_proj"
+MULTIMODAL = ("a multimodal checkpoint", "language_model")
 
 
 def test_every_fixture_is_claimed() -> None:
     for case in CASES:
-        weights = read_model(FIXTURES / case).weights.values()
+        weights = model_of(case).weights.values()
         assert {weight.stored.name for weight in weights} == set(arrays_of(case)), case
 
 
@@ -82,10 +82,7 @@ def test_the_table_of_positions_must_be_as_long_as_the_model_allows(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        (f"{QUERY}.weight", "F8_E4M3"),
-        (f"{QUERY}.weight", "F8_E5M2"),
-        (f"{QUERY}.weight", "I8"),
-        (f"{QUERY}.weight", "U8"),
+        *((f"{QUERY}.weight", dtype) for dtype in ("F8_E4M3", "F8_E5M2", "I8", "U8")),
         (f"{QUERY}.qweight", "I32"),
         (f"{QUERY}.scales", "F16"),
         (f"{QUERY}.weight_scale", "F32"),
@@ -109,16 +106,11 @@ def test_quantised_tensors_are_refused_by_name(name: str, dtype: str, tmp_path: 
     ("name", "kind", "remedy"),
     [
         (f"base_model.model.{QUERY}.lora_A.weight", "an adapter, not a model", "merge"),
-        *(
-            (name, "a multimodal checkpoint", "language_model")
-            for name in (
-                "vision_tower.vision_model.embeddings.patch_embedding.weight",
-                "model.visual.blocks.0.attn.qkv.weight",
-                "multi_modal_projector.linear.weight",
-                "language_model.model.embed_tokens.weight",
-                "model.audio_tower.conv1.weight",
-            )
-        ),
+        ("vision_tower.vision_model.embeddings.patch_embedding.weight", *MULTIMODAL),
+        ("model.visual.blocks.0.attn.qkv.weight", *MULTIMODAL),
+        ("multi_modal_projector.linear.weight", *MULTIMODAL),
+        ("language_model.model.embed_tokens.weight", *MULTIMODAL),
+        ("model.audio_tower.conv1.weight", *MULTIMODAL),
     ],
 )
 def test_other_models_are_refused_by_their_tensors(
@@ -129,11 +121,7 @@ def test_other_models_are_refused_by_their_tensors(
     assert remedy in error.remedy
 
 
-# Spellings of old files
-
-
 def renamed(arrays: dict[str, Array], old: str, new: str) -> dict[str, Array]:
-    """The tensors with a prefix replaced."""
     return {re.sub(f"^{re.escape(old)}", new, name): array for name, array in arrays.items()}
 
 
@@ -143,18 +131,14 @@ def renamed(arrays: dict[str, Array], old: str, new: str) -> dict[str, Array]:
         ("gpt2", "transformer.", ""),
         ("opt", "model.decoder.", "decoder."),
         ("opt", "model.decoder.", ""),
-        ("llama3", "model.", ""),
-        ("gemma2", "model.", ""),
-        ("gemma3", "model.", ""),
-        ("llama", "model.", ""),
         ("gpt_neox", "gpt_neox.", ""),
+        *((case, "model.", "") for case in ("llama3", "gemma2", "gemma3", "llama")),
     ],
 )
 def test_base_models_have_no_prefix(case: str, old: str, new: str, tmp_path: Path) -> None:
     arrays = renamed(arrays_of(case), old, new)
     assert arrays.keys() != arrays_of(case).keys()
-    base = read_model(write(tmp_path / "m", arrays, config_of(case)))
-    same_weights(base, read_model(FIXTURES / case))
+    same_weights(read_model(write(tmp_path / "m", arrays, config_of(case))), model_of(case))
 
 
 def test_a_base_model_whose_head_is_its_own_lacks_it(tmp_path: Path) -> None:
@@ -186,18 +170,14 @@ def test_buffers_of_old_files_are_no_matter(
     for i in range(3):
         for (name, shape), dtype in zip(buffers.items(), dtypes, strict=False):
             arrays[prefix.format(i).removeprefix(old) + name] = np.ones(shape, dtype)
-    same_weights(
-        read_model(write(tmp_path / "m", arrays, config_of(case))), read_model(FIXTURES / case)
-    )
+    model = read_model(write(tmp_path / "m", arrays, config_of(case)))
+    same_weights(model, model_of(case))
 
 
 def test_a_buffer_elsewhere_is_claimed_by_no_role(tmp_path: Path) -> None:
     for name in (f"{LAYER}mlp.inv_freq", f"{LAYER}self_attn.rotary_emb.inv_freq.old", "inv_freq"):
         path = altered(tmp_path / "m", "llama", lambda a, n=name: a.update({n: np.ones(4)}))
         assert f"{name}: no role claims it" in refusal(path).problem
-
-
-# Tied heads
 
 
 @pytest.mark.parametrize("chunk", [1 << 22, 64, 1])
@@ -207,7 +187,7 @@ def test_a_tied_head_may_be_stored_again(
     monkeypatch.setattr(tensor_claims, "CHUNK", chunk)
     embed = arrays_of("llama3")["model.embed_tokens.weight"]
     path = altered(tmp_path / "m", "llama3", lambda a: a.update({"lm_head.weight": embed}))
-    same_weights(read_model(path), read_model(FIXTURES / "llama3"))
+    same_weights(read_model(path), model_of("llama3"))
 
     other = embed.copy()
     other[-1, -1] += 1
@@ -218,4 +198,4 @@ def test_a_tied_head_may_be_stored_again(
 
 def test_an_untied_head_is_not_the_embedding() -> None:
     for case, name in (("llama", "lm_head.weight"), ("gemma2", "model.embed_tokens.weight")):
-        assert read_model(FIXTURES / case).weights["lm_head.weight"].stored.name == name
+        assert model_of(case).weights["lm_head.weight"].stored.name == name

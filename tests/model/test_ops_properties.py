@@ -29,7 +29,6 @@ VALUES = st.floats(-100, 100, width=32)
 
 
 def tokens(elements: st.SearchStrategy[float] = VALUES) -> st.SearchStrategy[Array]:
-    """[S, D] of float64."""
     shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=5)
     return hnp.arrays(np.float64, shapes, elements=elements, fill=st.nothing())
 
@@ -43,28 +42,22 @@ def every_finite(dtype: str) -> st.SearchStrategy[Array]:
     )
 
 
-# Norms
-
-
 @given(tokens(), st.integers(-40, 40), st.floats(0.01, 100))
-def test_rms_norm_ignores_scale(x: Array, power: int, scale: float) -> None:
+def test_rms_norm_ignores_scale_and_gives_unit_mean_square(
+    x: Array, power: int, scale: float
+) -> None:
     assume(np.all(np.max(np.abs(x), axis=-1) > 1e-3))
     gain = np.linspace(-1, 2, x.shape[-1])
     y = ops.rms_norm(x, gain, 0.0)
     np.testing.assert_array_equal(ops.rms_norm(x * 2.0**power, gain, 0.0), y)
     np.testing.assert_allclose(ops.rms_norm(x * scale, gain, 0.0), y, rtol=1e-14)
     np.testing.assert_allclose(ops.rms_norm(x * -scale, gain, 0.0), -y, rtol=1e-14)
-
-
-@given(tokens())
-def test_rms_norm_gives_unit_mean_square(x: Array) -> None:
-    assume(np.all(np.max(np.abs(x), axis=-1) > 1e-3))
-    y = ops.rms_norm(x, np.ones(x.shape[-1]), 0.0)
-    np.testing.assert_allclose(np.mean(y**2, axis=-1), 1, rtol=1e-14)
+    squares = np.mean(ops.rms_norm(x, np.ones(x.shape[-1]), 0.0) ** 2, axis=-1)
+    np.testing.assert_allclose(squares, 1, rtol=1e-14)
 
 
 @given(tokens(), st.floats(0.01, 100), st.sampled_from([-1.0, 1.0]), VALUES)
-def test_layer_norm_ignores_shift_and_scale(
+def test_layer_norm_centres_and_ignores_shift_and_scale(
     x: Array, scale: float, sign: float, shift: float
 ) -> None:
     assume(np.all(np.std(x, axis=-1) > 1))
@@ -72,13 +65,7 @@ def test_layer_norm_ignores_shift_and_scale(
     moved = ops.layer_norm(x * scale * sign + shift * scale, gain, bias, 0.0)
     y = ops.layer_norm(x, gain * sign, bias, 0.0)
     np.testing.assert_allclose(moved, y, rtol=1e-12, atol=1e-12)
-
-
-@given(tokens())
-def test_layer_norm_centres_and_scales(x: Array) -> None:
-    assume(np.all(np.std(x, axis=-1) > 1))
-    width = x.shape[-1]
-    y = ops.layer_norm(x, np.ones(width), np.zeros(width), 0.0)
+    y = ops.layer_norm(x, np.ones_like(gain), np.zeros_like(bias), 0.0)
     np.testing.assert_allclose(np.mean(y, axis=-1), 0, atol=1e-13)
     np.testing.assert_allclose(np.std(y, axis=-1), 1, rtol=1e-13)
 
@@ -89,9 +76,6 @@ def test_norms_of_nothing_are_nothing(dtype: str, seed: int) -> None:
     x = np.zeros((2, 5), dtype)
     np.testing.assert_array_equal(ops.rms_norm(x, gain, 1e-6), x)
     np.testing.assert_array_equal(ops.layer_norm(x, gain, gain, 1e-6), x + gain)
-
-
-# Softmax
 
 
 @given(tokens(), VALUES, st.data())
@@ -115,25 +99,10 @@ def test_softmax_of_extreme_scores(dtype: str, data: st.DataObject) -> None:
     assert np.all((weights >= 0) & (weights <= 1))
 
 
-# Activations
-
-
-def exact_silu(x: float) -> float:
-    return x / (1 + math.exp(-x)) if x > -700 else 0.0
-
-
-def exact_gelu(x: float) -> float:
-    return x / 2 * (1 + math.erf(x / math.sqrt(2)))
-
-
-def exact_gelu_tanh(x: float) -> float:
-    return x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
 EXACT: dict[str, Callable[[float], float]] = {
-    "silu": exact_silu,
-    "gelu": exact_gelu,
-    "gelu_tanh": exact_gelu_tanh,
+    "silu": lambda x: x / (1 + math.exp(-x)) if x > -700 else 0.0,
+    "gelu": lambda x: x / 2 * (1 + math.erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "relu": lambda x: max(x, 0.0),
 }
 ELEMENTWISE: dict[str, Callable[[Array], Array]] = {
@@ -143,12 +112,9 @@ ELEMENTWISE: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def test_every_activation_has_a_formula() -> None:
-    assert EXACT.keys() == ops.ACTIVATIONS.keys()
-
-
 @given(hnp.arrays(np.float64, 20, elements=st.floats(-1e3, 1e3)))
 def test_activations_follow_their_formulas(x: Array) -> None:
+    assert EXACT.keys() == ops.ACTIVATIONS.keys()
     for name, formula in EXACT.items():
         error = np.abs(ops.ACTIVATIONS[name](x) - np.array([formula(v) for v in x.tolist()]))
         assert np.all(error <= 1e-15 * np.maximum(np.abs(x), 1e-3)), name
@@ -184,9 +150,6 @@ def test_elementwise_operations_stay_finite(dtype: str, data: st.DataObject) -> 
                 assert np.all(error <= np.where(np.abs(x) > 90, 1e-30, 0.3)), name
             else:
                 assert np.all(np.abs(y) <= np.maximum(np.abs(x), 1)), name
-
-
-# Positions
 
 
 def queries(seed: int, *shape: int) -> Array:
@@ -248,17 +211,9 @@ def test_causal_bias(integer: str, data: st.DataObject) -> None:
     positions = data.draw(hnp.arrays(integer, st.integers(1, 6), elements=st.integers(0, 127)))
     window = data.draw(st.none() | st.integers(1, 300))
     bias = attention.causal_bias(positions, window, np.float32)
-    exact = [
-        [
-            0 if k <= q and (window is None or q - k < window) else -np.inf
-            for k in positions.tolist()
-        ]
-        for q in positions.tolist()
-    ]
-    np.testing.assert_array_equal(bias, np.array(exact, np.float32), strict=True)
-
-
-# Heads
+    later = positions.astype(int)[:, None] - positions.astype(int)
+    seen = (later >= 0) & (later < (300 if window is None else window))
+    np.testing.assert_array_equal(bias, np.where(seen, 0, -np.inf).astype("f4"), strict=True)
 
 
 @given(*(st.integers(1, 4) for _ in range(4)))
@@ -266,9 +221,8 @@ def test_heads_split_and_merge(batch: int, length: int, heads: int, head_dim: in
     x = np.arange(batch * length * heads * head_dim).reshape(batch, length, heads * head_dim)
     split = attention.split_heads(x, head_dim)
     assert split.shape == (batch, heads, length, head_dim)
-    for index in np.ndindex(split.shape):
-        b, head_index, s, i = index
-        assert split[index] == x[b, s, head_index * head_dim + i]
+    for b, h, s, i in np.ndindex(split.shape):
+        assert split[b, h, s, i] == x[b, s, h * head_dim + i]
     np.testing.assert_array_equal(attention.merge_heads(split), x, strict=True)
 
 
@@ -277,9 +231,6 @@ def test_linear(seed: int, biased: bool) -> None:
     x, weight, bias = queries(seed, 2, 3, 4), queries(seed + 1, 5, 4), queries(seed + 2, 5)
     exact = np.einsum("bsi,oi->bso", x, weight) + (bias if biased else 0)
     np.testing.assert_allclose(ops.linear(x, weight, bias if biased else None), exact, atol=1e-13)
-
-
-# Whole blocks
 
 
 @st.composite
@@ -326,9 +277,8 @@ def weights_of(config: Config, seed: int, dtype: npt.DTypeLike) -> dict[str, Arr
         for name, shape in shapes.items()
         if ("norm" in name and config.norm == "layer") or rng.random() < 0.5
     }
-    shapes |= dict.fromkeys(
-        ("embed.weight", "lm_head.weight"), (config.vocab_size, config.hidden_size)
-    )
+    vocabulary = (config.vocab_size, config.hidden_size)
+    shapes |= {"embed.weight": vocabulary, "lm_head.weight": vocabulary}
     if config.blocks[0].rope is None:
         rows = config.max_position_embeddings + config.position_offset
         shapes["pos_embed.weight"] = (rows, config.hidden_size)

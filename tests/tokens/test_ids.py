@@ -1,29 +1,24 @@
 """Ids from files and drawn at random, and what a model refuses of them."""
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from gates import model_of
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from program import suggested
 
 from refimpl.errors import RefimplError
-from refimpl.model.config import BlockKind, Config
 from refimpl.model.token_ids import checked_ids
 from refimpl.tokens import id_tokens, random_tokens, text_tokens
 
 dtypes = st.sampled_from(["<i8", ">i8", "<i4", ">i4", "<i2", "u1", "<u2", "<u4", "<u8"])
-
-
 sizes = st.integers(1, 12)
-
-
-def suggested(error: RefimplError, name: str) -> list[int]:
-    """The values of an option in the next step of an error."""
-    return [int(n) for n in re.findall(rf"--{name} (\d+)", error.remedy)]
 
 
 def npy(path: Path, ids: Any) -> Path:
@@ -36,19 +31,12 @@ def jsonl(path: Path, *lines: str) -> Path:
     return path
 
 
-@given(dtypes, sizes, sizes, st.booleans(), st.data())
+@given(dtypes, sizes, sizes, st.sampled_from("CF"), st.data())
 def test_rows_of_an_array_are_its_samples(
-    tmp_path_factory: pytest.TempPathFactory,
-    dtype: str,
-    rows: int,
-    width: int,
-    fortran: bool,
-    data: st.DataObject,
+    scratch: Path, dtype: str, rows: int, width: int, order: Any, data: st.DataObject
 ) -> None:
     stored = np.arange(rows * width).astype(dtype).reshape(rows, width)
-    path = npy(
-        tmp_path_factory.getbasetemp() / "a.npy", np.asfortranarray(stored) if fortran else stored
-    )
+    path = npy(scratch / "a.npy", np.array(stored, order=order))
     n, s = data.draw(st.integers(1, rows)), data.draw(st.integers(1, width))
     whole, part = id_tokens(path), id_tokens(path, n, s)
     assert whole.ids.tolist() == stored.tolist()
@@ -84,15 +72,13 @@ def test_one_dimension_is_cut_like_a_text(tmp_path: Path) -> None:
 
 @given(st.integers(1, 6), st.integers(1, 6), st.data())
 def test_lines_are_rows_in_any_of_their_spellings(
-    tmp_path_factory: pytest.TempPathFactory, rows: int, width: int, data: st.DataObject
+    scratch: Path, rows: int, width: int, data: st.DataObject
 ) -> None:
     ids = st.integers(-(2**63) + 1, 2**63 - 1)
     stored = [data.draw(st.lists(ids, min_size=width, max_size=width)) for _ in range(rows)]
-    spell = st.sampled_from(
-        ["%s", '{"input_ids": %s, "text": "a\u2028b"}', '{"tokens": %s}', "\n  %s "]
-    )
-    lines = [data.draw(spell) % row for row in stored]
-    path = tmp_path_factory.getbasetemp() / "a.jsonl"
+    spellings = ("%s", '{"input_ids": %s, "text": "a\u2028b"}', '{"tokens": %s}', "\n  %s ")
+    lines = [data.draw(st.sampled_from(spellings)) % row for row in stored]
+    path = scratch / "a.jsonl"
     path.write_text("\n".join(lines) + data.draw(st.sampled_from(["", "\n", "\n\n"])), "utf-8")
     assert id_tokens(path).ids.tolist() == stored
     assert id_tokens(path, 1, 1).ids.tolist() == [stored[0][:1]]
@@ -125,16 +111,22 @@ LINES = {
     "tokens": '{"tokens": ["a", "b"]}',
     "no UTF-8": "\udcff",
 }
-ARRAYS: dict[str, Any] = {
-    "float64": np.ones((2, 3)),
-    "float16": np.ones((2, 3), np.float16),
-    "bool": np.ones((2, 3), np.bool_),
-    "complex": np.ones((2, 3), np.complex64),
-    "str": np.array(["1", "2"]),
-    "times": np.zeros((2, 3), "M8[s]"),
-    "records": np.zeros(3, [("a", int)]),
-    "a scalar": np.array(3),
-    "three axes": np.zeros((1, 2, 3), int),
+OTHER_ARRAYS = r"a\.npy contains .* of shape"
+ARRAYS: dict[str, tuple[Any, str]] = {
+    "float64": (np.ones((2, 3)), OTHER_ARRAYS),
+    "float16": (np.ones((2, 3), np.float16), OTHER_ARRAYS),
+    "bool": (np.ones((2, 3), np.bool_), OTHER_ARRAYS),
+    "complex": (np.ones((2, 3), np.complex64), OTHER_ARRAYS),
+    "str": (np.array(["1", "2"]), OTHER_ARRAYS),
+    "times": (np.zeros((2, 3), "M8[s]"), OTHER_ARRAYS),
+    "records": (np.zeros(3, [("a", int)]), OTHER_ARRAYS),
+    "a scalar": (np.array(3), OTHER_ARRAYS),
+    "three axes": (np.zeros((1, 2, 3), int), OTHER_ARRAYS),
+    "a pickle": (np.array([1, "a"], object), "is not an array of integers"),
+    "beyond 64 bits": (np.array([[1, 2**64 - 1]], np.uint64), str(2**64 - 1)),
+    "no rows": (np.zeros((0, 3), int), "contains no ids"),
+    "empty rows": (np.zeros((3, 0), int), "contains no ids"),
+    "nothing": (np.zeros(0, int), "has 0 tokens"),
 }
 
 
@@ -148,27 +140,12 @@ def test_lines_that_are_no_ids_are_refused_with_their_line(tmp_path: Path, name:
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_that_are_no_ids_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RefimplError, match=r"a\.npy contains .* of shape"):
-        id_tokens(npy(tmp_path / "a.npy", ARRAYS[name]))
+    array, problem = ARRAYS[name]
+    with pytest.raises(RefimplError, match=problem):
+        id_tokens(npy(tmp_path / "a.npy", array))
 
 
-def test_pickles_are_never_opened(tmp_path: Path) -> None:
-    path = tmp_path / "a.npy"
-    np.save(path, np.array([1, "a"], object), allow_pickle=True)
-    with pytest.raises(RefimplError, match="is not an array of integers"):
-        id_tokens(path)
-
-
-def test_ids_beyond_64_bits_are_refused(tmp_path: Path) -> None:
-    path = npy(tmp_path / "a.npy", np.array([[1, 2**64 - 1]], np.uint64))
-    with pytest.raises(RefimplError, match=str(2**64 - 1)):
-        id_tokens(path)
-
-
-def test_no_ids_are_refused(tmp_path: Path) -> None:
-    for shape in ((0, 3), (3, 0), (0,)):
-        with pytest.raises(RefimplError, match=r"contains no ids|has 0 tokens"):
-            id_tokens(npy(tmp_path / "a.npy", np.zeros(shape, int)))
+def test_lines_without_ids_are_refused(tmp_path: Path) -> None:
     for lines in ([], [""], ["", " "], ["[]"], ["[]", "[]"]):
         with pytest.raises(RefimplError, match="contains no ids"):
             id_tokens(jsonl(tmp_path / "a.jsonl", *lines))
@@ -178,18 +155,15 @@ HEADER = b"\x93NUMPY\x01\x00"
 
 
 @given(st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda b: HEADER + b)))
-def test_garbage_is_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "garbage.npy"
-    path.write_bytes(content)
+def test_garbage_is_refused(scratch: Path, content: bytes) -> None:
+    (scratch / "garbage.npy").write_bytes(content)
     with pytest.raises(RefimplError, match=r"garbage\.npy"):
-        id_tokens(path)
+        id_tokens(scratch / "garbage.npy")
 
 
 @given(st.data())
-def test_damaged_arrays_are_refused_or_read(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    path = npy(tmp_path_factory.getbasetemp() / "damaged.npy", np.arange(6).reshape(2, 3))
+def test_damaged_arrays_are_refused_or_read(scratch: Path, data: st.DataObject) -> None:
+    path = npy(scratch / "damaged.npy", np.arange(6).reshape(2, 3))
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, 127))] = data.draw(st.integers(0, 255))
@@ -204,16 +178,12 @@ def test_damaged_arrays_are_refused_or_read(
 def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", np.arange(3))
     (tmp_path / "a.npz").rename(tmp_path / "zip.npy")
-    for name in ("folder.npy", "folder.jsonl"):
-        (tmp_path / name).mkdir()
-    for name, problem in (
-        ("zip.npy", r"zip\.npy is not an array"),
-        ("a.txt", r"a \.npy or a \.jsonl file"),
-        ("absent.npy", r"absent\.npy: cannot be read \(No such file"),
-        ("absent.jsonl", r"absent\.jsonl: cannot be read \(No such file"),
-        ("folder.npy", "Is a directory"),
-        ("folder.jsonl", "Is a directory"),
-    ):
+    problems = {"zip.npy": r"zip\.npy is not an array", "a.txt": r"a \.npy or a \.jsonl file"}
+    for end in ("npy", "jsonl"):
+        (tmp_path / f"folder.{end}").mkdir()
+        problems[f"folder.{end}"] = "Is a directory"
+        problems[f"absent.{end}"] = rf"absent\.{end}: cannot be read \(No such file"
+    for name, problem in problems.items():
         with pytest.raises(RefimplError, match=problem):
             id_tokens(tmp_path / name)
 
@@ -238,24 +208,14 @@ def test_random_ids_are_uniform_and_say_that_there_was_no_text() -> None:
     assert counts.size == 16
     assert np.sum((counts - 4096.0) ** 2 / 4096) < 45  # chi squared, 15 degrees: p = 1e-4
     assert tokens.ids.tolist() != random_tokens(16, 64, 1024, 4).ids.tolist()
-    assert tokens.source == "drawn uniformly from 16 ids with seed 3 (no text was given)"
-
-
-def test_random_ids_of_a_seed_stay_the_same() -> None:
     assert random_tokens(49152, 1, 4, 0).ids.tolist() == [[6666, 691, 46091, 12669]]
+    assert tokens.source == "drawn uniformly from 16 ids with seed 3 (no text was given)"
 
 
 @pytest.mark.parametrize(("vocab_size", "seed"), [(10, -1), (0, 0)])
 def test_random_ids_need_a_seed_and_a_vocabulary(vocab_size: int, seed: int) -> None:
     with pytest.raises(RefimplError, match="seed"):
         random_tokens(vocab_size, 1, 1, seed)
-
-
-def limits(max_positions: int, vocab_size: int = 10) -> Config:
-    return Config(
-        "none", vocab_size, 1, 1, 1, 1, 1, max_positions, "rms", 1.0, "silu", True, 1.0,
-        (BlockKind(None, None),),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("samples", "seq_len"), [(0, 4), (4, 0), (-1, 4), (4, -1)])
@@ -279,22 +239,15 @@ def test_no_samples_or_empty_ones_are_refused_everywhere(
 def test_ids_outside_the_vocabulary_are_counted_and_the_first_is_named(
     samples: int, seq_len: int, data: st.DataObject
 ) -> None:
-    ids = np.array(
-        data.draw(
-            st.lists(
-                st.lists(st.integers(-3, 12), min_size=seq_len, max_size=seq_len),
-                min_size=samples,
-                max_size=samples,
-            )
-        )
-    )
+    ids = data.draw(hnp.arrays(np.int64, (samples, seq_len), elements=st.integers(-3, 12)))
+    config = replace(model_of("llama").config, vocab_size=10, max_position_embeddings=seq_len)
     wrong = [(i, j) for i in range(samples) for j in range(seq_len) if not 0 <= ids[i, j] < 10]
     if not wrong:
-        assert checked_ids(ids, limits(seq_len)).tolist() == ids.tolist()
+        assert checked_ids(ids, config).tolist() == ids.tolist()
         return
     i, j = wrong[0]
     with pytest.raises(RefimplError) as caught:
-        checked_ids(ids, limits(seq_len))
+        checked_ids(ids, config)
     assert caught.value.problem == (
         f"{len(wrong)} token ids are outside the vocabulary; the first is {ids[i, j]} "
         f"(sample {i}, position {j})"

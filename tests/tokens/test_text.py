@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
+from program import suggested
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from refimpl.errors import RefimplError
@@ -22,13 +24,15 @@ from refimpl.tokens.samples import cut
 from refimpl.tokens.text import pieces
 
 BOS, EOS = 256, 257
+sizes = st.integers(1, 12)
+bos_ids = st.sampled_from([None, 10**6])
 TEMPLATE = processors.TemplateProcessing(
     single="<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)]
 )
 
 
 def byte_tokenizer(post_processor: Any = None) -> Tokenizer:
-    """Byte-level BPE without merges: 256 bytes, then <s> and </s>."""
+    """256 bytes without merges, then <s> and </s>."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -62,10 +66,6 @@ def plain_ids(path: Path) -> list[int]:
     return byte_tokenizer().encode(path.read_bytes().decode(), add_special_tokens=False).ids
 
 
-sizes = st.integers(1, 12)
-bos_ids = st.sampled_from([None, 10**6])
-
-
 @given(sizes, sizes, st.integers(0, 200), bos_ids)
 def test_samples_are_pieces_of_the_stream_in_order(
     samples: int, body: int, spare: int, bos: int | None
@@ -86,10 +86,6 @@ def test_samples_are_pieces_of_the_stream_in_order(
     assert samples < 3 or np.ptp(np.diff(starts)) <= 1  # evenly
 
 
-def numbers(error: RefimplError, name: str) -> list[int]:
-    return [int(n) for n in re.findall(rf"--{name} (\d+)", error.remedy)]
-
-
 @given(st.integers(1, 40), st.integers(2, 40), st.integers(1, 300), bos_ids)
 def test_numbers_in_the_error_work_and_are_the_largest(
     samples: int, seq_len: int, total: int, bos: int | None
@@ -100,7 +96,7 @@ def test_numbers_in_the_error_work_and_are_the_largest(
         return
     with pytest.raises(RefimplError, match=f"has {total} tokens") as caught:
         cut(stream, samples, seq_len, bos, "stream")
-    lengths, counts = numbers(caught.value, "seq-len"), numbers(caught.value, "samples")
+    lengths, counts = suggested(caught.value, "seq-len"), suggested(caught.value, "samples")
     assert lengths or counts
     if " or " not in caught.value.remedy and lengths and counts:  # neither alone is enough
         assert total < samples
@@ -182,19 +178,17 @@ def test_truncation_and_padding_in_the_file_do_not_shorten_the_text(
 
 
 def test_byte_order_mark_is_no_text(text: Path, save: Callable[..., Path]) -> None:
-    model, ids = save(), plain_ids(text)
+    ids = plain_ids(text)
     text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes())
-    assert text_tokens(text, model, 1, 5).ids.tolist() == [ids[:5]]
+    assert text_tokens(text, save(), 1, 5).ids.tolist() == [ids[:5]]
 
 
 def test_too_short_a_text_says_what_would_do(text: Path, save: Callable[..., Path]) -> None:
-    model, total = save(TEMPLATE), len(plain_ids(text))
-    with pytest.raises(
-        RefimplError, match=rf"text\.txt has {total} tokens.*BOS included"
-    ) as caught:
+    model, problem = save(TEMPLATE), rf"text\.txt has {len(plain_ids(text))} tokens.*BOS included"
+    with pytest.raises(RefimplError, match=problem) as caught:
         text_tokens(text, model, 4, 100)
-    assert text_tokens(text, model, 4, numbers(caught.value, "seq-len")[0]).ids.shape[0] == 4
-    assert text_tokens(text, model, numbers(caught.value, "samples")[0], 100).ids.shape[1] == 100
+    assert text_tokens(text, model, 4, suggested(caught.value, "seq-len")[0]).ids.shape[0] == 4
+    assert text_tokens(text, model, suggested(caught.value, "samples")[0], 100).ids.shape[1] == 100
 
 
 ADD_BOS = '{"add_bos_token": true, "bos_token": "<not in vocabulary>"}'
@@ -292,14 +286,10 @@ def test_pieces_join_to_the_text_and_are_cut_at_spaces_between_letters(
         assert after[1].isalpha()
 
 
-def test_a_text_longer_than_a_piece_gives_the_ids_of_the_whole(tmp_path: Path) -> None:
+def test_a_text_longer_than_a_piece_gives_the_ids_of_the_whole() -> None:
     text = "to be, or not to be. That is the question:\n\nwhether it's nobler 12 times\n" * 40
-    tokenizer = Tokenizer.from_file(
-        str(Path(__file__).parents[2] / "fixtures" / "llama" / "tokenizer.json")
-    )
-    whole = tokenizer.encode(text, add_special_tokens=False).ids
-    cut = [
-        i for part in pieces(text, 50) for i in tokenizer.encode(part, add_special_tokens=False).ids
-    ]
-    assert len(list(pieces(text, 50))) > 10
-    assert cut == whole
+    tokenizer = Tokenizer.from_file(str(FIXTURES / "llama" / "tokenizer.json"))
+    parts = list(pieces(text, 50))
+    assert len(parts) > 10
+    whole, *ids = (tokenizer.encode(x, add_special_tokens=False).ids for x in (text, *parts))
+    assert list(itertools.chain(*ids)) == whole
