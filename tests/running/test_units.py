@@ -283,9 +283,6 @@ def in_dtype(dtype: Any, folder: Path) -> Model:
     return read_model(folder)
 
 
-# ---- how the work is cut ------------------------------------------------------------------------
-
-
 @given(
     st.integers(1, 5), st.integers(1, 9), st.integers(1, 3), st.integers(3, 40), st.integers(1, 20)
 )
@@ -333,9 +330,6 @@ def test_units_carry_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(sizes) < max(ids, moments) + 2000  # addresses, options, paths
     assert sum(size > ids + 2000 for size in sizes) <= config.num_blocks  # for the signals of each
     assert max(sizes) < 4 * config.block_size / 5
-
-
-# ---- workers ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -438,9 +432,6 @@ def test_no_process_is_left_behind(how: str, tmp_path: Path) -> None:
         code = process.wait(60)
         process.stdout.read()  # ends when the last process that could write to it has ended
     assert code == (-signal.SIGKILL if how == "killed" else 7)
-
-
-# ---- names --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["thread", "dask", "dask=", "mpi=3", ""])

@@ -49,9 +49,6 @@ def refusal(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-# What is left
-
-
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with new_folder(target, force=False) as new:
@@ -188,9 +185,6 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
         assert set(events[move + 1 : move + 3]) == {tmp_path.name, ".out.part"}
 
 
-# Two runs at once
-
-
 def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with new_folder(target, force=False) as new:
@@ -239,9 +233,6 @@ def test_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert os.listdir(tmp_path) == ["out"]
 
 
-# Kills
-
-
 def kill_at_every_step(top: str, how: str) -> None:
     """Kill a run before each of its steps; then check, and run again; print what was left."""
     number, killed = 0, True
@@ -288,9 +279,6 @@ def test_a_kill_at_every_step(how: str, tmp_path: Path) -> None:
         assert states.count(None) == 1
         partly = [r for r in results if r["after"] == NEW and "deleted" in r["hidden"]]
         assert len(partly) > 1
-
-
-# Refusals
 
 
 def check(target: Path, force: bool = False, needed: int = 0, **inputs: Path) -> str:
@@ -413,9 +401,6 @@ def test_a_disk_with_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
     check_target(tmp_path / "out", {}, False, 5 << 20)
     error = check(tmp_path / "out", needed=(5 << 20) + (1 << 19))
     assert "needs 5.5 MiB, and 5.0 MiB are free" in error
-
-
-# A whole model
 
 
 def prune(source: Path, target: Path, force: bool = False) -> None:

@@ -64,9 +64,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return after
 
 
-# ---- score --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", SCORES)
 @pytest.mark.parametrize("place", PLACES[:2])
 def test_interrupted_scores_are_those_of_one_run(
@@ -175,9 +172,6 @@ def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
     for name in ("array", "small"):
         assert read[name].dtype == values[name].dtype  # type: ignore[attr-defined]
         assert read[name].tobytes() == values[name].tobytes()  # type: ignore[attr-defined]
-
-
-# ---- prune --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", PRUNINGS)
