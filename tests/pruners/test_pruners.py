@@ -59,9 +59,7 @@ def above_threshold(score: Floats, sparsity: float) -> Bools:
 
 
 @given(patterns, st.integers(1, 4), st.integers(1, 4), st.data())
-def test_a_pattern_is_a_sort_of_every_group(
-    pattern: Pattern, rows: int, groups: int, data: st.DataObject
-) -> None:
+def test_patterns_by_sorting(pattern: Pattern, rows: int, groups: int, data: st.DataObject) -> None:
     shape = (rows, groups * pattern.group)
     score = data.draw(tied(shape))
     before = score.copy()
@@ -289,9 +287,7 @@ def test_sparsegpt_beyond_128_columns(target: int | Pattern) -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 10), st.data())
-def test_independent_inputs_compensate_nothing(
-    rows: int, columns: int, width: int, data: st.DataObject
-) -> None:
+def test_independent_inputs(rows: int, columns: int, width: int, data: st.DataObject) -> None:
     weight = data.draw(tied((rows, columns)))
     moment = data.draw(hnp.arrays(np.float64, columns, elements=st.sampled_from([0.0, 1.0, 4.0])))
     count = data.draw(st.integers(0, weight.size))
@@ -304,9 +300,7 @@ def test_independent_inputs_compensate_nothing(
 
 
 @given(seeds, st.integers(1, 3), st.integers(2, 9), st.data())
-def test_what_follows_makes_up_as_well_as_it_can(
-    seed: int, rows: int, columns: int, data: st.DataObject
-) -> None:
+def test_what_is_left_is_best(seed: int, rows: int, columns: int, data: st.DataObject) -> None:
     # The first k columns gone, the others free: the least-squares solution.
     first = data.draw(st.integers(1, columns - 1))
     weight, h = problem(seed, rows, columns)
@@ -318,9 +312,7 @@ def test_what_follows_makes_up_as_well_as_it_can(
 
 
 @given(seeds, sizes, st.data())
-def test_no_weights_on_the_same_places_do_better_than_the_best(
-    seed: int, shape: tuple[int, int], data: st.DataObject
-) -> None:
+def test_no_weights_beat_the_best(seed: int, shape: tuple[int, int], data: st.DataObject) -> None:
     weight, h = problem(seed, *shape)
     found = sparsegpt(weight, h, data.draw(st.integers(0, weight.size)), damping=0)
     least = error(best(weight, h, found.keep), weight, h)
@@ -348,9 +340,7 @@ def test_nothing_and_everything() -> None:
 
 
 @given(seeds, sizes, st.data())
-def test_dead_inputs_go_first_and_inside_the_count(
-    seed: int, shape: tuple[int, int], data: st.DataObject
-) -> None:
+def test_dead_inputs_go_first(seed: int, shape: tuple[int, int], data: st.DataObject) -> None:
     weight, h = problem(seed, *shape)
     dead = data.draw(hnp.arrays(bool, shape[1]))
     weight[:, dead] *= 1e6

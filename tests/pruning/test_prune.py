@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from checkpoints import altered, arrays_of, config_of, write
+from checkpoints import altered, llama_of
 from conftest import FIXTURES
 from documents import content, files, numbers
 from gates import CASES, model_of
@@ -25,11 +24,10 @@ from safetensors.numpy import load_file
 
 from refimpl import Model, RefimplError, Request, Scores, allocate, forward, read_model, score
 from refimpl.allocation.scores_json import document
-from refimpl.allocation.targets import Targets, pattern_targets, read_targets
+from refimpl.allocation.targets import Targets, pattern_targets
 from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import INPUT_OF
 from refimpl.model.stream import Stream
-from refimpl.model.weight import DTYPES
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.scores import wanda_keep, wanda_score
@@ -43,14 +41,11 @@ METHODS: tuple[Method, ...] = ("wanda", "sparsegpt", "magnitude", "random")
 SMALL = ("--samples", 3, "--seq-len", 12)
 
 
-def counts_at(model: Model, sparsity: float) -> npt.NDArray[np.int64]:
+def targets_at(model: Model, sparsity: float) -> Targets:
     """As many weights of every linear as a sparsity says, and one more of each other one."""
     sizes = [out * width for out, width in model.config.linear_shapes.values()]
     one = [int(size * sparsity) + j % 2 for j, size in enumerate(sizes)]
-    return np.tile(np.array(one, np.int64), (model.config.num_blocks, 1))
-
-
-def exactly(counts: npt.NDArray[np.int64]) -> Targets:
+    counts = np.tile(np.array(one, np.int64), (model.config.num_blocks, 1))
     made = {"base": "uniform", "base_options": {}, "requested_sparsity": 0.6, "correct": None}
     return Targets(counts, np.zeros(counts.shape), "exact", None, made)
 
@@ -69,7 +64,7 @@ def drawn(model: Model, samples: int = 3, length: int = 12) -> Tokens:
 def test_the_file_holds_the_target(case: str, goal: str, method: Method, tmp_path: Path) -> None:
     model = read_model(FIXTURES / case)
     config, out = model.config, tmp_path / "out"
-    asked = exactly(counts_at(model, 0.6))
+    asked = targets_at(model, 0.6)
     if goal == "pattern":
         asked = pattern_targets(Pattern(2, 4), config.linear_shapes, config.num_blocks, "exact")
     tokens = drawn(model)
@@ -107,10 +102,8 @@ def test_the_file_holds_the_target(case: str, goal: str, method: Method, tmp_pat
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
 def test_passed_blocks_are_those_of_the_file(method: Method, dtype: str, tmp_path: Path) -> None:
     """What passes through the pruned blocks as they appear sees the weights of the file."""
-    arrays = {name: a.astype(DTYPES[dtype]) for name, a in arrays_of("llama").items()}
-    model = read_model(write(tmp_path / "source", arrays, config_of("llama")))
-    out = tmp_path / "out"
-    asked, tokens = exactly(counts_at(model, 0.5)), drawn(model)
+    model, out = read_model(llama_of(tmp_path / "source", dtype)), tmp_path / "out"
+    asked, tokens = targets_at(model, 0.5), drawn(model)
     prune(model, out, asked, Pruner(method), tokens)
     sequences = {0: np.array([1, 5, 7, 3, 9]), 1: np.array([2, 4, 6])}
     pruned, on_the_way = read_model(out), Stream(model, sequences)
@@ -131,7 +124,7 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
     model = read_model(FIXTURES / "gemma3")
     config, ids = model.config, drawn(model).ids
     where = places(np.arange(ids.shape[1]), config, np.float64)
-    asked = exactly(counts_at(model, 0.6))
+    asked = targets_at(model, 0.6)
     with Settings(np.float64, threads=2).open({}) as resources:
         pruned = list(pruned_blocks(model, asked, Pruner(), ids, resources))
     states = [
@@ -160,7 +153,7 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
 def test_threads_change_nothing(method: Method, tmp_path: Path) -> None:
     model, outputs = read_model(LLAMA), set[bytes]()
     for threads in (1, 3):
-        out, asked = tmp_path / str(threads), exactly(counts_at(model, 0.4))
+        out, asked = tmp_path / str(threads), targets_at(model, 0.4)
         prune(model, out, asked, Pruner(method), drawn(model), threads=threads)
         outputs.add(weights(out))
     assert len(outputs) == 1
@@ -169,7 +162,7 @@ def test_threads_change_nothing(method: Method, tmp_path: Path) -> None:
 def test_the_random_control_follows_its_seed(tmp_path: Path) -> None:
     model = read_model(LLAMA)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        prune(model, tmp_path / name, exactly(counts_at(model, 0.5)), Pruner("random", seed=seed))
+        prune(model, tmp_path / name, targets_at(model, 0.5), Pruner("random", seed=seed))
     assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
 
 
@@ -258,17 +251,11 @@ def v_proj(content: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_path: Path) -> None:
-    path, config = edited(change, tmp_path), model_of("llama").config
-    with pytest.raises(RefimplError, match=r"edited\.json") as error:
-        read_targets(path, config.linear_shapes, config.num_blocks)
-    assert says in str(error.value)
-
-
-def test_a_file_of_allocations_that_does_not_fit_leaves_no_output(tmp_path: Path) -> None:
-    path = edited(lambda c: c["blocks"].pop(), tmp_path)
-    said = refused("prune", LLAMA, "-o", tmp_path / "out", "--allocation", path)
-    assert "another model: 3 blocks of q_proj 32 x 32" in said
-    assert not (tmp_path / "out").exists()
+    path, out = edited(change, tmp_path), tmp_path / "out"
+    error = refused("prune", LLAMA, "-o", out, "--allocation", path)
+    assert "edited.json" in error
+    assert says in error
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -336,10 +323,17 @@ def test_an_existing_output_stays_without_force(tmp_path: Path) -> None:
 
 
 def test_the_input_is_no_output(tmp_path: Path) -> None:
-    model = shutil.copytree(LLAMA, tmp_path / "model")
-    for out in (model, model / "out"):
-        refused("prune", model, "-o", out, "--nm", "2:4", "--force")
-    assert files(model) == files(LLAMA)
+    model = shutil.copytree(FIXTURES / "llama_sharded", tmp_path / "model")
+    (tmp_path / "link").symlink_to(model)
+    options = ("--nm", "2:4", "--method", "magnitude", "--force", "-o")
+    index = "model.safetensors.index.json"
+    for source in (model, tmp_path / "link", model / index, tmp_path / "link" / index):
+        for out in (model, tmp_path / "link" / ".." / "model", tmp_path):
+            assert "is, or holds," in refused("prune", source, *options, out)
+    assert "lies in the model" in refused("prune", model, *options, model / "out")
+    assert files(model) == files(FIXTURES / "llama_sharded")
+    ran("prune", model / index, *options, model / "out")  # beside a named file there is room
+    assert read_model(model / "out").config == read_model(model).config
 
 
 def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
@@ -419,17 +413,16 @@ def test_fifty_kills_on_a_real_model(tmp_path: Path) -> None:
 
 def test_from_python(tmp_path: Path) -> None:
     model = read_model(TINY)
-    counts, tokens = counts_at(model, 0.3), id_tokens(TINY / "tokens.npy")
-    found: Pruning = prune(
-        model, tmp_path / "out", exactly(counts), tokens=tokens, dtype=np.float64
-    )
-    assert found.total_pruned == found.total_zeros == counts.sum()
+    asked, tokens = targets_at(model, 0.3), id_tokens(TINY / "tokens.npy")
+    found: Pruning = prune(model, tmp_path / "out", asked, tokens=tokens, dtype=np.float64)
+    assert found.total_pruned == found.total_zeros == asked.linear_pruned.sum()
     with pytest.raises(RefimplError, match="without calibration tokens"):
-        prune(model, tmp_path / "other", exactly(counts))
+        prune(model, tmp_path / "other", asked)
     with pytest.raises(RefimplError, match="float32 or float64"):
-        prune(model, tmp_path / "other", exactly(counts), dtype=np.float16)
-    for other in (counts_at(model_of("gpt2"), 0.3), counts * 4):
+        prune(model, tmp_path / "other", asked, dtype=np.float16)
+    too_many = replace(asked, linear_pruned=asked.linear_pruned * 4)
+    for other in (targets_at(model_of("gpt2"), 0.3), too_many):
         with pytest.raises(RefimplError, match="another model"):
-            prune(model, tmp_path / "other", exactly(other))
+            prune(model, tmp_path / "other", other)
     with pytest.raises(RefimplError, match="nonsense"):
         Pruner("nonsense")  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 import json
 import shutil
 import struct
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import pytest
 from checkpoints import (
     arrays_of,
     config_of,
+    llama_of,
     needs_proc,
     resident,
-    save_tensors,
     sparse,
     write,
     write_raw,
@@ -80,14 +79,6 @@ def same_to_the_library(one: Path, other: Path) -> None:
         for name in left.keys():  # noqa: SIM118
             slices = left.get_slice(name), right.get_slice(name)
             assert len({(s.get_dtype(), tuple(s.get_shape())) for s in slices}) == 1
-
-
-def llama_of(folder: Path, dtype: str, metadata: Mapping[str, str] | None = None) -> Path:
-    """The llama fixture in one dtype, its file without metadata unless given."""
-    arrays = {name: array.astype(DTYPES[dtype]) for name, array in arrays_of("llama").items()}
-    write(folder, arrays, config_of("llama"))
-    save_tensors(folder / "model.safetensors", arrays, metadata)
-    return folder
 
 
 @pytest.mark.parametrize("case", [*CASES, "llama_sharded"])
@@ -242,7 +233,8 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
     model, most = read_model(folder), 0
     shapes = model.config.linear_shapes.items()
     none_stays = {name: Decision(np.zeros(shape, bool)) for name, shape in shapes}
-    before, new = resident(), PrunedFiles(model, tmp_path)
+    (tmp_path / "new").mkdir()
+    before, new = resident(), PrunedFiles(model, tmp_path / "new")
     for i in range(12):
         new.write(i, pruned_linears(model, i, none_stays))
         most = max(most, resident())
@@ -264,30 +256,11 @@ def test_a_file_without_a_format_gets_one(metadata: dict[str, str], tmp_path: Pa
     assert start % 8 == 0
 
 
-def under_header(header: Mapping[str, Any], folder: Path, pad: str = "") -> Model:
-    """The llama fixture under another header."""
-    folder.mkdir()
-    original = FIXTURES / "llama" / "model.safetensors"
-    data = original.read_bytes()[8 + len(header_of(original)) :]
-    shutil.copy(FIXTURES / "llama" / "config.json", folder)
-    return read_model(write_raw(folder / original.name, header, data, pad))
-
-
-@pytest.mark.parametrize("metadata", [None, {}])
-def test_metadata_that_say_nothing(metadata: Any, tmp_path: Path) -> None:
-    header = json.loads(header_of(FIXTURES / "llama" / "model.safetensors"))
-    del header["__metadata__"]
-    model = under_header({**header, "__metadata__": metadata}, tmp_path / "old")
-    write_pruned(model, tmp_path / "new", decisions(model))
-    new = tmp_path / "new" / "model.safetensors"
-    with safe_open(new, framework="np") as file:
-        assert file.metadata() == {"format": "pt"}
-    assert list(json.loads(header_of(new))) == [*header, "__metadata__"]
-
-
 def test_a_header_with_a_format_stays_at_any_address(tmp_path: Path) -> None:
-    header = json.loads(header_of(FIXTURES / "llama" / "model.safetensors"))
-    model = under_header(header, tmp_path / "old", " " * ((3 - len(json.dumps(header))) % 8))
+    path = shutil.copytree(FIXTURES / "llama", tmp_path / "old") / "model.safetensors"
+    header, data = json.loads(header_of(path)), path.read_bytes()[8 + len(header_of(path)) :]
+    write_raw(path, header, data, " " * ((3 - len(json.dumps(header))) % 8))
+    model = read_model(path)
     blocks = decisions(model)
     write_pruned(model, tmp_path / "new", blocks)
     assert expected_bytes(model, blocks).items() <= files(tmp_path / "new").items()
