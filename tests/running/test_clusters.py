@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import FIXTURES
-from documents import content, numbers
+from documents import content, keys, numbers
 from processes import ENV, ended, ran, started
 
 from refimpl import RefimplError
@@ -21,7 +21,7 @@ from refimpl.running.executors import open_pool
 
 WORKERS = 3
 MPI = (
-    *(str(Path(sys.executable).parent / "mpiexec"), "-n", f"{WORKERS + 1}"),
+    *(str(Path(sys.executable).parent / "mpiexec"), "-n", "3"),  # one of them is the client
     *(sys.executable, "-m", "mpi4py.futures", "-m", "refimpl"),
 )
 SCORE = ("score", FIXTURES / "llama", "--samples", 4, "--seq-len", 32)
@@ -76,6 +76,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.close()
 
 
+class There(NamedTuple):
+    """What runs `refimpl` elsewhere, and on how many workers."""
+
+    run: Callable[..., str]
+    workers: int
+
+
 PLACES = (
     pytest.param("dask", marks=pytest.mark.dask),
     pytest.param("mpi", marks=pytest.mark.mpi),
@@ -83,35 +90,35 @@ PLACES = (
 
 
 @pytest.fixture(params=PLACES)
-def there(request: pytest.FixtureRequest) -> Callable[..., str]:
-    """Run `refimpl` with dask's workers, or with as many that mpiexec starts beside the client."""
+def there(request: pytest.FixtureRequest) -> There:
+    """A dask cluster, or the processes of mpiexec."""
     if request.param == "mpi":
-        return lambda *words: ran(*words, "--executor", "mpi", program=MPI)
+        return There(lambda *words: ran(*words, "--executor", "mpi", program=MPI), 2)
     cluster = request.getfixturevalue("cluster")
-    return lambda *words: ran(*words, *cluster.options)
+    return There(lambda *words: ran(*words, *cluster.options), WORKERS)
 
 
 @pytest.mark.parametrize("options", [(), ("--perturbation", "pruning", "--base", "owl")])
-def test_scores(options: tuple[str, ...], there: Callable[..., str], tmp_path: Path) -> None:
+def test_scores(options: tuple[str, ...], there: There, tmp_path: Path) -> None:
     ran(*SCORE, *options, "-o", tmp_path / "here.json")
-    there(*SCORE, *options, "-o", tmp_path / "there.json")
+    there.run(*SCORE, *options, "-o", tmp_path / "there.json")
     assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json")
 
 
-def test_a_budget(there: Callable[..., str], tmp_path: Path) -> None:
-    estimate = json.loads(there(*SCORE, "--estimate", "--json"))
-    assert estimate["threads"] == WORKERS
+def test_a_budget(there: There, tmp_path: Path) -> None:
+    estimate = json.loads(there.run(*SCORE, "--estimate", "--json"))
+    assert estimate["threads"] == there.workers
     ran(*SCORE, "-o", tmp_path / "here.json")
-    there(*SCORE, "-o", tmp_path / "there.json", "--budget", 5)
+    there.run(*SCORE, "-o", tmp_path / "there.json", "--budget", 5)
     budget = {"budget_minutes": 5}
     assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json") | budget
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_a_pruned_model(method: str, there: Callable[..., str], tmp_path: Path) -> None:
+def test_a_pruned_model(method: str, there: There, tmp_path: Path) -> None:
     words = ("prune", FIXTURES / "llama", "--samples", 4, "--method", method, "--nm", "2:4")
     ran(*words, "-o", tmp_path / "here")
-    there(*words, "-o", tmp_path / "there")
+    there.run(*words, "-o", tmp_path / "there")
     assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
@@ -120,10 +127,6 @@ def wait_until(ready: Callable[[], object], process: "subprocess.Popen[str]") ->
     while not ready() and process.poll() is None:
         time.sleep(0.002)
     assert process.poll() is None, "ended before anything could be killed"
-
-
-def lines(part: Path) -> int:
-    return part.read_bytes().count(b"\n") if part.exists() else 0
 
 
 @pytest.mark.dask
@@ -137,7 +140,7 @@ def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Pa
     output, part = tmp_path / "there.json", tmp_path / "there.json.part"
     with started(*words, "-o", output, *cluster.options) as process:
         for worker, after in ((0, 2), (1, 3)):
-            wait_until(lambda: lines(part) >= after, process)  # noqa: B023
+            wait_until(lambda: len(keys(part)) >= after, process)  # noqa: B023
             cluster.workers[worker].send_signal(signal.SIGKILL)
         ended(process)
     assert cluster.workers[2].poll() is None
@@ -165,9 +168,9 @@ def test_a_killed_client_is_resumed(cluster: Cluster, tmp_path: Path) -> None:
     output, part = tmp_path / "there.json", tmp_path / "there.json.part"
     for after in (4, 12):
         with started(*LONG, "-o", output, "--resume", *cluster.options) as process:
-            wait_until(lambda: lines(part) >= after, process)  # noqa: B023
+            wait_until(lambda: len(keys(part)) >= after, process)  # noqa: B023
             process.kill()
-    assert lines(part) >= 12
+    assert len(keys(part)) >= 12
     ran(*LONG, "-o", output, "--resume")
     assert numbers(output) == numbers(tmp_path / "here.json")
 
