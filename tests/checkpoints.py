@@ -46,12 +46,23 @@ def save_tensors(
     save_file(contiguous, path, dict(metadata) if metadata else None)
 
 
-def write(folder: Path, arrays: Mapping[str, Array], config: Mapping[str, Any]) -> Path:
+def write(
+    folder: Path,
+    arrays: Mapping[str, Array],
+    config: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """A model's folder."""
     folder.mkdir(exist_ok=True)
-    save_tensors(folder / "model.safetensors", arrays)
+    save_tensors(folder / "model.safetensors", arrays, metadata)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return folder
+
+
+def llama_of(folder: Path, dtype: str, metadata: Mapping[str, str] | None = None) -> Path:
+    """The llama fixture in one dtype, its file without metadata unless given."""
+    arrays = {name: array.astype(DTYPES[dtype]) for name, array in arrays_of("llama").items()}
+    return write(folder, arrays, config_of("llama"), metadata)
 
 
 def altered(folder: Path, case: str, change: Change, **config: Any) -> Path:

@@ -10,10 +10,14 @@ def numbers(path: Path) -> dict[str, Any]:
     return {name: value for name, value in json.loads(path.read_text()).items() if name != "run"}
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """Files of a folder by their names."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """Files of a model's folder, `pruning.json` without what differs from run to run."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return files | {"pruning.json": repr(numbers(folder / "pruning.json")).encode()}
+    return files(folder) | {"pruning.json": repr(numbers(folder / "pruning.json")).encode()}
 
 
 def keys(part: Path) -> list[str]:

@@ -49,12 +49,8 @@ def lowest(score: Floats, count: int) -> Bools:
 
 
 def lowest_of_groups(score: Floats, pattern: Pattern) -> Bools:
-    keep = np.ones(score.shape, bool)
-    for row in range(score.shape[0]):
-        for first in range(0, score.shape[1], pattern.group):
-            order = sorted(range(first, first + pattern.group), key=lambda j: score[row, j])
-            keep[row, order[: pattern.pruned]] = False
-    return keep
+    groups = [lowest(group, pattern.pruned) for group in score.reshape(-1, pattern.group)]
+    return np.reshape(groups, score.shape)
 
 
 def above_threshold(score: Floats, sparsity: float) -> Bools:
@@ -62,13 +58,8 @@ def above_threshold(score: Floats, sparsity: float) -> Bools:
     return score > ordered[int(len(ordered) * sparsity)]
 
 
-# Patterns
-
-
 @given(patterns, st.integers(1, 4), st.integers(1, 4), st.data())
-def test_a_pattern_is_a_sort_of_every_group(
-    pattern: Pattern, rows: int, groups: int, data: st.DataObject
-) -> None:
+def test_patterns_by_sorting(pattern: Pattern, rows: int, groups: int, data: st.DataObject) -> None:
     shape = (rows, groups * pattern.group)
     score = data.draw(tied(shape))
     before = score.copy()
@@ -84,11 +75,6 @@ def test_a_pattern_of_many_columns() -> None:
     for text in ("2:4", "4:8", "1:2", "3:16", "5:5"):
         keep = pattern_keep(score, parse_pattern(text))
         np.testing.assert_array_equal(keep, lowest_of_groups(score, parse_pattern(text)))
-
-
-def test_ties_go_to_the_lowest_column() -> None:
-    keep = pattern_keep(np.zeros((1, 8)), Pattern(3, 4))
-    np.testing.assert_array_equal(~keep, [[1, 1, 1, 0, 1, 1, 1, 0]])
 
 
 @given(patterns)
@@ -117,24 +103,18 @@ def test_what_a_pattern_refuses() -> None:
     assert "prune to a sparsity" in caught.value.remedy
     with pytest.raises(RefimplError, match=r"\(8,\)"):
         pattern_keep(np.zeros(8), Pattern(2, 4))
+    with pytest.raises(RefimplError, match=r"\(4,\)"):
+        pattern_of(np.ones(4, bool))
     with pytest.raises(RefimplError, match="NaN"):
         pattern_keep([[1.0, float("nan"), 0.0, 2.0]], Pattern(2, 4))
 
 
-# The pattern of a file
-
-
 def holds(zero: Bools, pattern: Pattern) -> bool:
     """The definition, group by group: n zeros at the fewest, and few more than that in all."""
-    rows, columns = zero.shape
-    if columns % pattern.group:
+    if zero.shape[1] % pattern.group:
         return False
-    found = [
-        int(zero[row, first : first + pattern.group].sum())
-        for row in range(rows)
-        for first in range(0, columns, pattern.group)
-    ]
-    return min(found) == pattern.pruned and len(found) * pattern.pruned >= EXPLAINED * sum(found)
+    zeros = zero.reshape(-1, pattern.group).sum(axis=1)
+    return zeros.min() == pattern.pruned and len(zeros) * pattern.pruned >= EXPLAINED * zeros.sum()
 
 
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 3), st.sampled_from([2, 4, 6, 8, 12, 16, 32]))))
@@ -157,14 +137,6 @@ def test_a_pruned_weight_shows_its_pattern(text: str) -> None:
 def test_no_pattern_without_one(sparsity: float) -> None:
     zero = np.random.default_rng(3).random((512, 512)) < sparsity
     assert pattern_of(zero) is None
-
-
-def test_a_pattern_is_of_a_matrix() -> None:
-    with pytest.raises(RefimplError, match=r"\(4,\)"):
-        pattern_of(np.ones(4, bool))
-
-
-# The control
 
 
 @given(st.tuples(st.integers(1, 6), st.integers(1, 9)), seeds, st.data())
@@ -202,12 +174,7 @@ def test_every_linear_has_its_own_places() -> None:
         random_keep((2, 2), 5, control_generator(0, 0, 0))
 
 
-# SparseGPT
-
-
-def problem(
-    seed: int, rows: int, columns: int, samples: int | None = None
-) -> tuple[Floats, Floats]:
+def problem(seed: int, rows: int, columns: int, samples: int = 0) -> tuple[Floats, Floats]:
     """A weight, and a Hessian of inputs that are correlated and of unequal size."""
     random = np.random.default_rng(seed)
     x = random.standard_normal((samples or 3 * columns, columns)) * random.uniform(0.3, 3, columns)
@@ -228,11 +195,7 @@ def counted(target: int, rows: int, columns: int, width: int) -> Rule:
 
 
 def by_elimination(
-    weight: Floats,
-    h: Floats,
-    target: float | Pattern,
-    damping: float = 0.01,
-    width: int = 128,
+    weight: Floats, h: Floats, target: float | Pattern, damping: float = 0.01, width: int = 128
 ) -> PrunedWeight:
     """Optimal Brain Surgeon, word for word: the inverse for the columns left, at every column.
 
@@ -294,12 +257,11 @@ def test_sparsegpt_is_elimination(
 ) -> None:
     weight, h = problem(seed, *shape)
     count = data.draw(st.integers(0, weight.size))
-    before = weight.copy(), h.copy()
+    before = weight.tobytes(), h.tobytes()
     found = sparsegpt(weight, h, count, damping, width)
     same(found, by_elimination(weight, h, count, damping, width))
     assert int((~found.keep).sum()) == count
-    for array, original in zip((weight, h), before, strict=True):
-        np.testing.assert_array_equal(array, original)
+    assert (weight.tobytes(), h.tobytes()) == before
 
 
 @given(seeds, patterns, st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
@@ -318,19 +280,14 @@ def test_sparsegpt_beyond_128_columns(target: int | Pattern) -> None:
     weight, h = problem(5, rows=5, columns=308)
     found = sparsegpt(weight, h, target)
     same(found, by_elimination(weight, h, target))
-    if isinstance(target, Pattern):
-        count = pattern_count(weight.shape, target)
-    else:
-        count = target
+    if not isinstance(target, Pattern):
         per_block = [int((~found.keep[:, i : i + 128]).sum()) for i in (0, 128, 256)]
         assert per_block == split_count(target, [640, 640, 260]).tolist()
-    assert int((~found.keep).sum()) == count
+        assert sum(per_block) == target
 
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 10), st.data())
-def test_independent_inputs_compensate_nothing(
-    rows: int, columns: int, width: int, data: st.DataObject
-) -> None:
+def test_independent_inputs(rows: int, columns: int, width: int, data: st.DataObject) -> None:
     weight = data.draw(tied((rows, columns)))
     moment = data.draw(hnp.arrays(np.float64, columns, elements=st.sampled_from([0.0, 1.0, 4.0])))
     count = data.draw(st.integers(0, weight.size))
@@ -343,9 +300,7 @@ def test_independent_inputs_compensate_nothing(
 
 
 @given(seeds, st.integers(1, 3), st.integers(2, 9), st.data())
-def test_what_follows_makes_up_as_well_as_it_can(
-    seed: int, rows: int, columns: int, data: st.DataObject
-) -> None:
+def test_what_is_left_is_best(seed: int, rows: int, columns: int, data: st.DataObject) -> None:
     # The first k columns gone, the others free: the least-squares solution.
     first = data.draw(st.integers(1, columns - 1))
     weight, h = problem(seed, rows, columns)
@@ -357,9 +312,7 @@ def test_what_follows_makes_up_as_well_as_it_can(
 
 
 @given(seeds, sizes, st.data())
-def test_no_weights_on_the_same_places_do_better_than_the_best(
-    seed: int, shape: tuple[int, int], data: st.DataObject
-) -> None:
+def test_no_weights_beat_the_best(seed: int, shape: tuple[int, int], data: st.DataObject) -> None:
     weight, h = problem(seed, *shape)
     found = sparsegpt(weight, h, data.draw(st.integers(0, weight.size)), damping=0)
     least = error(best(weight, h, found.keep), weight, h)
@@ -387,9 +340,7 @@ def test_nothing_and_everything() -> None:
 
 
 @given(seeds, sizes, st.data())
-def test_dead_inputs_go_first_and_inside_the_count(
-    seed: int, shape: tuple[int, int], data: st.DataObject
-) -> None:
+def test_dead_inputs_go_first(seed: int, shape: tuple[int, int], data: st.DataObject) -> None:
     weight, h = problem(seed, *shape)
     dead = data.draw(hnp.arrays(bool, shape[1]))
     weight[:, dead] *= 1e6
@@ -410,9 +361,6 @@ def test_dead_inputs_go_first_in_a_group(seed: int, rows: int, groups: int) -> N
     weight[:, 1::4] = 1e6
     found = sparsegpt(weight, h, Pattern(1, 4))
     assert not found.keep[:, 1::4].any()
-
-
-# The factor
 
 
 @pytest.mark.parametrize("columns", [1, 64, 65, 130, 333])
@@ -458,10 +406,7 @@ def test_a_hessian_that_does_not_factor_names_a_damping_that_does() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (
-            {"hessian": np.where(np.arange(144) == 40, np.nan, 1.0).reshape(12, 12)},
-            "NaN or Inf in the weight or its Hessian",
-        ),
+        ({"hessian": np.where(np.eye(12, k=11), np.nan, 1.0)}, "NaN or Inf in the weight or its H"),
         ({"weight": np.where(np.arange(24) == 5, np.inf, 1.0).reshape(2, 12)}, "NaN or Inf"),
         ({"hessian": np.eye(11, 12)}, r"\(11, 12\) for a weight of shape \(2, 12\)"),
         ({"target": 25}, "25 weights to prune of 24"),
@@ -488,9 +433,6 @@ def test_the_hessian_has_the_peers_scale() -> None:
     np.testing.assert_allclose(hessian(outer, 3), running, rtol=1e-13)
     with pytest.raises(RefimplError, match="0 sequences"):
         hessian(outer, 0)
-
-
-# The peers
 
 
 @given(st.tuples(st.integers(1, 4), st.integers(1, 9)).flatmap(tied), st.floats(0, 1.5))

@@ -5,27 +5,29 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from checkpoints import altered, arrays_of, config_of, write
+from checkpoints import altered, llama_of
 from conftest import FIXTURES
-from gates import CASES
-from program import ran, refused, run
+from documents import content, files, numbers
+from gates import CASES, model_of
+from peer_numbers import TINY
+from processes import started
+from program import ran, refused
 from safetensors.numpy import load_file
 
-from refimpl import Model, RefimplError, Request, allocate, forward, read_model, score
-from refimpl.allocation.targets import Targets, pattern_targets, read_targets
+from refimpl import Model, RefimplError, Request, Scores, allocate, forward, read_model, score
+from refimpl.allocation.scores_json import document
+from refimpl.allocation.targets import Targets, pattern_targets
 from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import INPUT_OF
 from refimpl.model.stream import Stream
-from refimpl.model.weight import DTYPES
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.scores import wanda_keep, wanda_score
@@ -34,49 +36,45 @@ from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.tokens import Tokens, id_tokens, random_tokens
 
-LLAMA, TINY = FIXTURES / "llama", FIXTURES / "peers" / "tiny-llama"
+LLAMA = FIXTURES / "llama"
 METHODS: tuple[Method, ...] = ("wanda", "sparsegpt", "magnitude", "random")
 SMALL = ("--samples", 3, "--seq-len", 12)
 
 
-def counts_at(model: Model, sparsity: float) -> npt.NDArray[np.int64]:
+def targets_at(model: Model, sparsity: float) -> Targets:
     """As many weights of every linear as a sparsity says, and one more of each other one."""
     sizes = [out * width for out, width in model.config.linear_shapes.values()]
     one = [int(size * sparsity) + j % 2 for j, size in enumerate(sizes)]
-    return np.tile(np.array(one, np.int64), (model.config.num_blocks, 1))
-
-
-def exactly(counts: npt.NDArray[np.int64]) -> Targets:
+    counts = np.tile(np.array(one, np.int64), (model.config.num_blocks, 1))
     made = {"base": "uniform", "base_options": {}, "requested_sparsity": 0.6, "correct": None}
     return Targets(counts, np.zeros(counts.shape), "exact", None, made)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
 
 
 def drawn(model: Model, samples: int = 3, length: int = 12) -> Tokens:
     return random_tokens(model.config.vocab_size, samples, length)
 
 
-# ---- every family, method and goal -------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("goal", ["count", "pattern"])
 @pytest.mark.parametrize("case", [*CASES, "llama_sharded"])
-def test_what_was_asked_is_in_the_file(
-    case: str, goal: str, method: Method, tmp_path: Path
-) -> None:
+def test_the_file_holds_the_target(case: str, goal: str, method: Method, tmp_path: Path) -> None:
     model = read_model(FIXTURES / case)
     config, out = model.config, tmp_path / "out"
-    asked = exactly(counts_at(model, 0.6))
+    asked = targets_at(model, 0.6)
     if goal == "pattern":
         asked = pattern_targets(Pattern(2, 4), config.linear_shapes, config.num_blocks, "exact")
     tokens = drawn(model)
     found = prune(model, out, asked, Pruner(method), tokens, threads=2)
     pruned = read_model(out)
     assert pruned.config == config
-    for i, written in enumerate(found.written.counts):
+    for i, counts in enumerate(found.written.counts):
         dense, sparse = model.block(i, np.float64), pruned.block(i, np.float64)
         assert dense.keys() == sparse.keys()
-        for j, (name, count) in enumerate(written.items()):
+        for j, (name, count) in enumerate(counts.items()):
             before, after = dense.pop(f"{name}.weight"), sparse.pop(f"{name}.weight")
             zeros = int((after == 0).sum())
             assert count.pruned == asked.linear_pruned[i, j]
@@ -96,20 +94,16 @@ def test_what_was_asked_is_in_the_file(
     if record["calibration"]:
         assert record["calibration"]["sha256"] == tokens.sha256
     linears = [linear for row in record["blocks"] for linear in row["linears"]]
-    assert [x["requested"] for x in linears] == asked.linear_pruned.ravel().tolist()
-    assert [x["pruned"] for x in linears] == asked.linear_pruned.ravel().tolist()
+    for key in ("requested", "pruned"):
+        assert [x[key] for x in linears] == asked.linear_pruned.ravel().tolist()
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
-def test_blocks_on_the_way_are_those_in_the_file(
-    method: Method, dtype: str, tmp_path: Path
-) -> None:
+def test_passed_blocks_are_those_of_the_file(method: Method, dtype: str, tmp_path: Path) -> None:
     """What passes through the pruned blocks as they appear sees the weights of the file."""
-    arrays = {name: a.astype(DTYPES[dtype]) for name, a in arrays_of("llama").items()}
-    model = read_model(write(tmp_path / "source", arrays, config_of("llama")))
-    out = tmp_path / "out"
-    asked, tokens = exactly(counts_at(model, 0.5)), drawn(model)
+    model, out = read_model(llama_of(tmp_path / "source", dtype)), tmp_path / "out"
+    asked, tokens = targets_at(model, 0.5), drawn(model)
     prune(model, out, asked, Pruner(method), tokens)
     sequences = {0: np.array([1, 5, 7, 3, 9]), 1: np.array([2, 4, 6])}
     pruned, on_the_way = read_model(out), Stream(model, sequences)
@@ -125,15 +119,12 @@ def test_blocks_on_the_way_are_those_in_the_file(
         assert np.array_equal(on_the_way.states[n], in_the_file.states[n])
 
 
-# ---- the calibration ---------------------------------------------------------------------------
-
-
 def test_statistics_pass_through_the_pruned_blocks() -> None:
     """Wanda once more, written out: plain forward, one sequence after the other."""
     model = read_model(FIXTURES / "gemma3")
     config, ids = model.config, drawn(model).ids
     where = places(np.arange(ids.shape[1]), config, np.float64)
-    asked = exactly(counts_at(model, 0.6))
+    asked = targets_at(model, 0.6)
     with Settings(np.float64, threads=2).open({}) as resources:
         pruned = list(pruned_blocks(model, asked, Pruner(), ids, resources))
     states = [
@@ -160,23 +151,20 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_threads_change_nothing(method: Method, tmp_path: Path) -> None:
-    model, files = read_model(LLAMA), set[bytes]()
+    model, outputs = read_model(LLAMA), set[bytes]()
     for threads in (1, 3):
-        out, asked = tmp_path / str(threads), exactly(counts_at(model, 0.4))
+        out, asked = tmp_path / str(threads), targets_at(model, 0.4)
         prune(model, out, asked, Pruner(method), drawn(model), threads=threads)
-        files.add((out / "model.safetensors").read_bytes())
-    assert len(files) == 1
+        outputs.add(weights(out))
+    assert len(outputs) == 1
 
 
 def test_the_random_control_follows_its_seed(tmp_path: Path) -> None:
     model = read_model(LLAMA)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        prune(model, tmp_path / name, exactly(counts_at(model, 0.5)), Pruner("random", seed=seed))
-    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
-    assert a == b != c
+        prune(model, tmp_path / name, targets_at(model, 0.5), Pruner("random", seed=seed))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
 
-
-# ---- the peers' masks, from the command line ----------------------------------------------------
 
 PEERS = {
     "wanda": "--method wanda --sparsity 0.7",
@@ -196,18 +184,8 @@ def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) ->
     """Allocation, calibration and masks are all ours; `keep.npz` is what the peers' code left."""
     tokens = () if case == "magnitude" else ("--tokens", TINY / "tokens.npy")
     out = tmp_path / "out"
-    ran(
-        "prune",
-        TINY,
-        "-o",
-        out,
-        "--compat",
-        "peer",
-        *PEERS[case].split(),
-        *tokens,
-        "--dtype",
-        dtype,
-    )
+    options = (*PEERS[case].split(), *tokens, "--dtype", dtype)
+    ran("prune", TINY, "-o", out, "--compat", "peer", *options)
     kept, after = np.load(TINY / "keep.npz"), load_file(out / "model.safetensors")
     linears = [key for key in kept.files if key.startswith(f"{case}|") and key.count("|") == 1]
     assert len(linears) == 28
@@ -215,9 +193,6 @@ def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) ->
         weight = after[f"model.layers.{key.partition('|')[2].replace('/', '.')}.weight"]
         theirs = np.unpackbits(kept[key])[: weight.size].reshape(weight.shape) == 1
         assert int((theirs != (weight != 0)).sum()) == 0, key
-
-
-# ---- where the targets come from ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,26 +208,24 @@ def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) ->
 )
 def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Path) -> None:
     scored = tmp_path / "scores.json"
-    assert run("score", LLAMA, *SMALL, *words.split(), "-o", scored).code == 0
+    ran("score", LLAMA, *SMALL, *words.split(), "-o", scored, quiet=False)
     ran("prune", LLAMA, "-o", tmp_path / "a", *SMALL, "--allocation", scored)
-    # Without a correction nothing is perturbed, so these options have nothing to say.
     ran("prune", LLAMA, "-o", tmp_path / "b", *SMALL, *words.split())
-    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
-    assert a == b
-    record = json.loads((tmp_path / "a" / "pruning.json").read_text())
-    assert record["allocation"]["base"] == json.loads(scored.read_text())["base"]
-    asked = [block["num_pruned"] for block in json.loads(scored.read_text())["blocks"]]
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    record, scores = numbers(tmp_path / "a" / "pruning.json"), numbers(scored)
+    assert record["allocation"]["base"] == scores["base"]
     got = [sum(x["pruned"] for x in row["linears"]) for row in record["blocks"]]
-    assert got == asked
+    assert got == [block["num_pruned"] for block in scores["blocks"]]
+
+
+@cache
+def scores_of_llama() -> Scores:
+    return score(model_of("llama"), drawn(model_of("llama")))
 
 
 def edited(change: Any, tmp_path: Path) -> Path:
     """A file of allocations for the llama fixture with something changed."""
-    from refimpl.allocation.scores_json import document
-
-    model = read_model(LLAMA)
-    scores = score(model, drawn(model))
-    content = document(scores, (allocate(scores, Request()),))
+    content = document(scores_of_llama(), (allocate(scores_of_llama(), Request()),))
     change(content)
     path = tmp_path / "edited.json"
     path.write_text(json.dumps(content))
@@ -278,20 +251,11 @@ def v_proj(content: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_path: Path) -> None:
-    path, config = edited(change, tmp_path), read_model(LLAMA).config
-    with pytest.raises(RefimplError, match=r"edited\.json") as error:
-        read_targets(path, config.linear_shapes, config.num_blocks)
-    assert says in str(error.value)
-
-
-def test_a_file_of_allocations_that_does_not_fit_leaves_no_output(tmp_path: Path) -> None:
-    path = edited(lambda c: c["blocks"].pop(), tmp_path)
-    said = refused("prune", LLAMA, "-o", tmp_path / "out", "--allocation", path)
-    assert "another model: 3 blocks of q_proj 32 x 32" in said
-    assert not (tmp_path / "out").exists()
-
-
-# ---- refusals -----------------------------------------------------------------------------------
+    path, out = edited(change, tmp_path), tmp_path / "out"
+    error = refused("prune", LLAMA, "-o", out, "--allocation", path)
+    assert "edited.json" in error
+    assert says in error
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -317,6 +281,7 @@ def test_a_file_of_allocations_that_does_not_fit_leaves_no_output(tmp_path: Path
         ("--sparsity 0.5 --perturbation pruning --eta 0.1", "--eta with --perturbation pruning"),
         ("--nm 2:4 --memory 1K", "does not hold the calibration"),
         ("--nm 2:4 --text missing.txt", "missing.txt"),
+        ("--sparsity 0.5 --base owl --eta 1e39 --samples 3 --seq-len 12", "beyond the range"),
     ],
 )
 def test_one_clear_error_and_no_output(words: str, says: str, tmp_path: Path) -> None:
@@ -340,32 +305,35 @@ def test_weights_that_are_not_finite_are_named(name: str, tmp_path: Path) -> Non
         arrays[name][1, 1] = np.nan
 
     altered(tmp_path / "model", "llama", spoil)
-    assert name in refused(
-        "prune", tmp_path / "model", "-o", tmp_path / "out", "--nm", "2:4", *SMALL
-    )
+    words = ("prune", tmp_path / "model", "-o", tmp_path / "out", "--nm", "2:4")
+    assert name in refused(*words, *SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_existing_output_stays_without_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ran("prune", LLAMA, "-o", out, "--nm", "2:4", "--method", "magnitude")
-    first = (out / "model.safetensors").read_bytes()
-    assert "--force" in refused("prune", LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude")
-    assert (out / "model.safetensors").read_bytes() == first
-    ran("prune", LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude", "--force")
-    assert (out / "model.safetensors").read_bytes() != first
+    words = ("prune", LLAMA, "-o", out, "--method", "magnitude", "--nm")
+    ran(*words, "2:4")
+    first = files(out)
+    assert "--force" in refused(*words, "1:4")
+    assert files(out) == first
+    ran(*words, "1:4", "--force")
+    assert weights(out) != first["model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_input_is_no_output(tmp_path: Path) -> None:
-    shutil.copytree(LLAMA, tmp_path / "model")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
-    for out in (tmp_path / "model", tmp_path / "model" / "out"):
-        refused("prune", tmp_path / "model", "-o", out, "--nm", "2:4", "--force")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
-
-
-# ---- what it prints -----------------------------------------------------------------------------
+    model = shutil.copytree(FIXTURES / "llama_sharded", tmp_path / "model")
+    (tmp_path / "link").symlink_to(model)
+    options = ("--nm", "2:4", "--method", "magnitude", "--force", "-o")
+    index = "model.safetensors.index.json"
+    for source in (model, tmp_path / "link", model / index, tmp_path / "link" / index):
+        for out in (model, tmp_path / "link" / ".." / "model", tmp_path):
+            assert "is, or holds," in refused("prune", source, *options, out)
+    assert "lies in the model" in refused("prune", model, *options, model / "out")
+    assert files(model) == files(FIXTURES / "llama_sharded")
+    ran("prune", model / index, *options, model / "out")  # beside a named file there is room
+    assert read_model(model / "out").config == read_model(model).config
 
 
 def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
@@ -380,85 +348,58 @@ def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
 
 
 def test_the_pruned_model_is_a_model(tmp_path: Path) -> None:
-    ran("prune", LLAMA, "-o", tmp_path / "a", *SMALL, "--sparsity", 0.5, "--correct", "none")
-    once = read_model(tmp_path / "a")
-    assert forward(once, [[1, 5, 7]]).logits.shape == (1, 3, 264)
-    # Pruned again to the same place, nothing is left to do.
-    ran(
-        "prune",
-        tmp_path / "a",
-        "-o",
-        tmp_path / "b",
-        *SMALL,
-        "--sparsity",
-        0.5,
-        "--correct",
-        "none",
-    )
-    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
-    assert a == b
+    words = (*SMALL, "--sparsity", 0.5, "--correct", "none")
+    ran("prune", LLAMA, "-o", tmp_path / "a", *words)
+    assert forward(read_model(tmp_path / "a"), [[1, 5, 7]]).logits.shape == (1, 3, 264)
+    ran("prune", tmp_path / "a", "-o", tmp_path / "b", *words)  # nothing is left to do
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
     first, second = (json.loads((tmp_path / n / "pruning.json").read_text()) for n in "ab")
     assert first["before"] is None
     assert second["before"] == first
 
 
-# ---- killed -------------------------------------------------------------------------------------
-
-
 def killed(source: Path, out: Path, words: tuple[str, ...], after: float, how: int) -> int:
     """Prune in another process, and kill it after some seconds; its exit code."""
-    command = [sys.executable, "-m", "refimpl", "prune", str(source), "-o", str(out), *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        return process.wait(after)
-    except subprocess.TimeoutExpired:
-        process.send_signal(how)
-        return process.wait()
+    with started("prune", source, "-o", out, *words) as process:
+        try:
+            return process.wait(after)
+        except subprocess.TimeoutExpired:
+            process.send_signal(how)
+            return process.wait()
 
 
-def survives_kills(
-    source: Path, tmp_path: Path, words: tuple[str, ...], kills: int, seed: int
-) -> int:
+def survives_kills(source: Path, tmp_path: Path, words: tuple[str, ...], kills: int) -> int:
     """Kill at random moments: nothing half written ever stands under the name; how many did die."""
-    original = {path: path.read_bytes() for path in source.iterdir() if path.is_file()}
-    out, generator, deaths = tmp_path / "out", np.random.default_rng(seed), 0
-    started = time.monotonic()
+    original = files(source)
+    out, generator, deaths = tmp_path / "out", np.random.default_rng(0), 0
+    begin = time.monotonic()
     assert killed(source, tmp_path / "whole", words, 600, signal.SIGKILL) == 0
-    length = time.monotonic() - started
-    whole = {
-        path.name: path.read_bytes()
-        for path in (tmp_path / "whole").iterdir()
-        if path.name != "pruning.json"  # it holds the time
-    }
+    length = time.monotonic() - begin
+    whole = content(tmp_path / "whole")
     for number in range(kills):
         force = ("--force",) if number % 2 else ()
         how = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 4]
-        before = out.exists()
-        code = killed(
-            source, out, (*words, *force, "--resume"), generator.uniform(0.1, 1.1) * length, how
-        )
-        deaths += code not in (0, 2)
-        names = {path.name for path in tmp_path.iterdir()}
-        assert names <= {"whole", "out", ".out.part"}
+        before, after = out.exists(), generator.uniform(0.1, 1.1) * length
+        deaths += killed(source, out, (*words, *force, "--resume"), after, how) not in (0, 2)
+        assert {path.name for path in tmp_path.iterdir()} <= {"whole", "out", ".out.part"}
         if out.exists():
-            assert {p.name: p.read_bytes() for p in out.iterdir() if p.name in whole} == whole
+            assert content(out) == whole
         elif before:  # killed between the renames: the next run puts it back
             assert (tmp_path / ".out.part" / "old").exists()
-    assert {path: path.read_bytes() for path in original} == original
+    assert files(source) == original
     last = (*words, "--force", "--resume")
     assert killed(source, out, last, 600, signal.SIGKILL) == 0
-    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name in whole} == whole
+    assert content(out) == whole
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
     return deaths
 
 
 def test_kills_at_random_moments(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    shutil.copytree(LLAMA, source)
+    source = shutil.copytree(LLAMA, tmp_path / "source")
     work = tmp_path / "work"
     work.mkdir()
     words = ("--nm", "2:4", "--method", "sparsegpt", "--seq-len", "64")
-    assert survives_kills(source, work, words, kills=6, seed=0) > 0
+    assert survives_kills(source, work, words, kills=6) > 0
 
 
 @pytest.mark.real
@@ -467,30 +408,20 @@ def test_fifty_kills_on_a_real_model(tmp_path: Path) -> None:
     if not source.is_dir():
         pytest.skip("REFIMPL_REAL names no folder of models: see docs/how-to/real-models.md")
     words = ("--nm", "2:4", "--samples", "1", "--seq-len", "64")
-    assert survives_kills(source, tmp_path, words, kills=50, seed=1) > 12
-
-
-# ---- the library --------------------------------------------------------------------------------
+    assert survives_kills(source, tmp_path, words, kills=50) > 12
 
 
 def test_from_python(tmp_path: Path) -> None:
     model = read_model(TINY)
-    found: Pruning = prune(
-        model,
-        tmp_path / "out",
-        exactly(counts_at(model, 0.3)),
-        tokens=id_tokens(TINY / "tokens.npy"),
-        dtype=np.float64,
-    )
-    assert found.total_pruned == found.total_zeros == counts_at(model, 0.3).sum()
+    asked, tokens = targets_at(model, 0.3), id_tokens(TINY / "tokens.npy")
+    found: Pruning = prune(model, tmp_path / "out", asked, tokens=tokens, dtype=np.float64)
+    assert found.total_pruned == found.total_zeros == asked.linear_pruned.sum()
     with pytest.raises(RefimplError, match="without calibration tokens"):
-        prune(model, tmp_path / "other", exactly(counts_at(model, 0.3)))
+        prune(model, tmp_path / "other", asked)
     with pytest.raises(RefimplError, match="float32 or float64"):
-        prune(model, tmp_path / "other", exactly(counts_at(model, 0.3)), dtype=np.float16)
-    for other in (
-        exactly(counts_at(read_model(FIXTURES / "gpt2"), 0.3)),
-        exactly(counts_at(model, 0.3) * 4),
-    ):
+        prune(model, tmp_path / "other", asked, dtype=np.float16)
+    too_many = replace(asked, linear_pruned=asked.linear_pruned * 4)
+    for other in (targets_at(model_of("gpt2"), 0.3), too_many):
         with pytest.raises(RefimplError, match="another model"):
             prune(model, tmp_path / "other", other)
     with pytest.raises(RefimplError, match="nonsense"):

@@ -41,6 +41,15 @@ def test_each_thread_has_one_core_and_the_rest_is_as_it_was() -> None:
         assert blas_threads() == before
 
 
+def test_blas_stays_so_until_the_last_workers_are_done() -> None:
+    with threadpool_limits(2, user_api="blas"):
+        with Workers(1):
+            with Workers(1):
+                pass
+            assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {2}
+
+
 def test_what_fails_on_a_thread_fails_here() -> None:
     def fail() -> None:
         raise KeyError("no such block")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -14,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import save_tensors
+from checkpoints import llama_of
 from conftest import FIXTURES
+from documents import content
 from gates import bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import started
 from program import refused
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_info
 
 from refimpl import (
-    Evaluation,
     Pattern,
     Perturbation,
     Pruner,
@@ -56,6 +57,7 @@ from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import random_tokens, text_windows
 
 LLAMA = FIXTURES / "llama"
+SCORE = ("score", LLAMA, "--samples", 1, "--seq-len", 8)
 PLANS = {
     "gaussian": (Perturbation(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning")),
     "pruning": (Perturbation("pruning"), Request("owl", correct="divergence")),
@@ -89,12 +91,12 @@ def scored(case: str, plan: str, **options: Any) -> Scores:
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("case", ["llama", "gemma2", "gpt2", "opt"])
-def test_scores_do_not_depend_on_where(case: str, plan: str, place: dict[str, Any]) -> None:
+def test_scores(case: str, plan: str, place: dict[str, Any]) -> None:
     assert bits(scored(case, plan, **place)) == bits(scored(case, plan))
 
 
 @pytest.mark.parametrize("memory", ["40K", "1M"])
-def test_nor_on_the_memory_of_the_workers(memory: str, processes: Executor) -> None:
+def test_memory_of_the_workers(memory: str, processes: Executor) -> None:
     found = scored("llama", "gaussian", executor=processes, memory=memory)
     assert bits(found) == bits(scored("llama", "gaussian"))
 
@@ -112,7 +114,7 @@ class Late(ThreadPoolExecutor):
         return super().submit(called)
 
 
-def test_sums_do_not_depend_on_which_unit_ends_first() -> None:
+def test_sums_with_a_late_unit() -> None:
     model = model_of("gemma2")
     ids, plan = random_tokens(model.config.vocab_size, 9, 12).ids, Perturbation()
     found: list[Any] = []
@@ -122,97 +124,67 @@ def test_sums_do_not_depend_on_which_unit_ends_first() -> None:
                 dense = dense_squares(model, ids, resources)
             with Settings(threads=1, executor=two).open({}) as resources:
                 measured = experiment(model, ids, plan, resources)
-            found.append([dict(sums) for sums in (*dense, *measured.squares)])
-    here, there = ([{k: bits(v) for k, v in sums.items()} for sums in some] for some in found)
-    assert here == there
+            found.append([bits(sorted(sums.items())) for sums in (*dense, *measured.squares)])
+    assert found[0] == found[1]
 
 
-def test_signals_do_not_depend_on_where(place: dict[str, Any]) -> None:
+def test_signals_and_evaluations(place: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refimpl.evaluation.batch.BATCH", 40)
     model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 3, 12)
-    for request in (Request("owl"), Request("dlp"), Request("alphapruning")):
-        assert bits(signals(model, request, tokens, Settings(**place))) == bits(
-            signals(model, request, tokens)
-        )
-
-
-def test_evaluations_do_not_depend_on_where(
-    place: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("refimpl.evaluation.batch.BATCH", 40)
     windows = text_windows(FIXTURES / "text.txt", LLAMA / "tokenizer.json", 20, 12)
+    requests = Request("owl"), Request("dlp"), Request("alphapruning")
+    results = [
+        [signals(model, request, tokens, Settings(**options)) for request in requests]
+        + [evaluate(model, windows, **options)]
+        for options in ({}, place)
+    ]
+    assert bits(results[0]) == bits(results[1])
 
-    def evaluated(**options: Any) -> Evaluation:
-        return evaluate(read_model(LLAMA), windows, **options)
 
-    assert bits(evaluated(**place)) == bits(evaluated())
-
-
-@pytest.mark.parametrize("stored", [np.float32, "bfloat16"])
+@pytest.mark.parametrize("stored", ["F32", "BF16"])
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude", "random"])
-def test_pruned_files_do_not_depend_on_where(
-    method: Any, stored: Any, place: dict[str, Any], tmp_path: Path
-) -> None:
-    model = in_dtype(stored, tmp_path / "model")
+def test_pruned_files(method: Any, stored: str, place: dict[str, Any], tmp_path: Path) -> None:
+    model = read_model(llama_of(tmp_path / "model", stored))
     tokens = random_tokens(model.config.vocab_size, 3, 24)
-    files = []
     for name, options in (("here", {}), ("there", place)):
         prune(model, tmp_path / name, Pattern(2, 4), Pruner(method), tokens, **options)
-        files.append((tmp_path / name / "model.safetensors").read_bytes())
-    assert files[0] == files[1]
+    assert content(tmp_path / "here") == content(tmp_path / "there")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def with_metadata(folder: Path) -> Model:
+    """A model whose configuration is in the metadata of its file."""
+    llama_of(folder, "F32", {"config.json": (LLAMA / "config.json").read_text()})
+    (folder / "config.json").unlink()
+    return read_model(folder)
 
 
 def of_a_file(folder: Path) -> Model:
     """A model that is named by its file, its configuration elsewhere."""
     folder.mkdir()
-    (folder / "other.safetensors").write_bytes((LLAMA / "model.safetensors").read_bytes())
-    (folder / "facts.json").write_bytes((LLAMA / "config.json").read_bytes())
-    return read_model(folder / "other.safetensors", folder / "facts.json")
+    weights = shutil.copy(LLAMA / "model.safetensors", folder / "other.safetensors")
+    return read_model(weights, shutil.copy(LLAMA / "config.json", folder / "facts.json"))
 
 
-def with_metadata(folder: Path) -> Model:
-    """A model whose configuration is in the metadata of its file."""
-    folder.mkdir()
-    (file,) = read_model(LLAMA).files
-    tensors = {tensor.name: tensor.array for tensor in file.tensors.values()}
-    facts = {"config.json": (LLAMA / "config.json").read_text()}
-    save_tensors(folder / "model.safetensors", tensors, facts)
-    return read_model(folder)
-
-
-MODELS: dict[str, Callable[[Path], Model]] = {
-    **{
-        case: lambda folder, case=case: read_model(FIXTURES / case)  # type: ignore[misc]
-        for case in ("gpt2", "gpt_neox", "phi3", "gemma3", "opt", "llama_sharded")
-    },
-    "an index": lambda _: read_model(FIXTURES / "llama_sharded" / "model.safetensors.index.json"),
-    "a file": of_a_file,
-    "metadata": with_metadata,
-}
+MADE: dict[str, Callable[[Path], Model]] = {"a file": of_a_file, "metadata": with_metadata}
+STORED = ("gpt2", "gpt_neox", "phi3", "gemma3", "opt", "llama_sharded")
+INDEX = "llama_sharded/model.safetensors.index.json"
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-@pytest.mark.parametrize("case", sorted(MODELS))
-def test_models_of_every_kind_are_calibrated_elsewhere(
-    case: str, method: Any, processes: Executor, tmp_path: Path
-) -> None:
-    model = MODELS[case](tmp_path / "model")
+@pytest.mark.parametrize("case", [*STORED, INDEX, *MADE])
+def test_models_elsewhere(case: str, method: Any, processes: Executor, tmp_path: Path) -> None:
+    model = MADE[case](tmp_path / "model") if case in MADE else read_model(FIXTURES / case)
     tokens = random_tokens(model.config.vocab_size, 5, 12)  # more than one per unit
-    files = []
     for name, options in (("here", {}), ("there", {"executor": processes, "memory": 1})):
         options |= {"dtype": np.float64}
         prune(model, tmp_path / name, Pattern(2, 4), Pruner(method), tokens, **options)
-        new = sorted((tmp_path / name).glob("*.safetensors"))
-        files.append([path.read_bytes() for path in new])
-    assert files[0] == files[1]
-    assert len(files[0]) == len(model.files)
+    assert content(tmp_path / "here") == content(tmp_path / "there")
 
 
 @pytest.mark.parametrize("statistic", [sum_of_squares, sum_of_outer_products])
-def test_calibration_does_not_depend_on_which_unit_ends_first(
-    statistic: Statistic, tmp_path: Path
-) -> None:
+def test_calibration_with_a_late_unit(statistic: Statistic, tmp_path: Path) -> None:
     model = model_of("gemma2")
     ids, weights = random_tokens(model.config.vocab_size, 9, 12).ids, model.block(0, np.float32)
     new = tmp_path / "new"
@@ -224,13 +196,12 @@ def test_calibration_does_not_depend_on_which_unit_ends_first(
         PartialResults[str, Any](results_file(new), {}, resume=False) as results,
     ):
         partial, elsewhere = PartialPruning(new, results), replace(resources, pool=Pool(pool, 3))
-        remote = RemoteCalibration(
-            model, ids, statistic, elsewhere, partial, PrunedFiles(model, new)
-        )
+        pruned = PrunedFiles(model, new)
+        remote = RemoteCalibration(model, ids, statistic, elsewhere, partial, pruned)
         local = LocalCalibration(model, ids, statistic, resources)
         found, expected = (list(x.sums(weights).items()) for x in (remote, local))
         assert [(k, bits(v)) for k, v in found] == [(k, bits(v)) for k, v in expected]
-        assert [path for path in partial.folder.rglob("*") if path.name.startswith("sums-")] == []
+        assert list(partial.folder.rglob("sums-*")) == []
 
 
 def test_nothing_is_calibrated_here_when_there_are_workers(
@@ -246,15 +217,8 @@ def test_nothing_is_calibrated_here_when_there_are_workers(
         monkeypatch.setattr(f"refimpl.model.stream.{name}", here)
     monkeypatch.setattr("refimpl.scoring.activation_signals.owl_outlier_percent", here)
     options: dict[str, Any] = {"executor": processes}
-    prune(
-        model,
-        tmp_path / "out",
-        Pattern(2, 4),
-        Pruner("sparsegpt"),
-        tokens,
-        progress=lambda done, total: passes.append(done / total),
-        **options,
-    )
+    progress = {**options, "progress": lambda done, total: passes.append(done / total)}
+    prune(model, tmp_path / "out", Pattern(2, 4), Pruner("sparsegpt"), tokens, **progress)
     assert passes == [n / 21 for n in range(1, 22)]  # 3 sequences, 4 blocks before and 3 after
     signals(model, Request("owl"), tokens, Settings(**options))
     scored("llama", "pruning", **options)
@@ -269,21 +233,6 @@ def test_an_older_copy_of_a_unit_does_no_harm(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["sums"]
     np.testing.assert_array_equal(received(names.pop()), big)
     assert os.listdir(tmp_path) == []
-
-
-def in_dtype(dtype: Any, folder: Path) -> Model:
-    """A fixture, its weights stored in another dtype."""
-    import ml_dtypes  # noqa: F401  (bfloat16 is a dtype by name then)
-
-    folder.mkdir()
-    given = read_model(LLAMA)
-    tensors = {t.name: t.array.astype(dtype) for file in given.files for t in file.tensors.values()}
-    save_tensors(folder / "model.safetensors", tensors)
-    (folder / "config.json").write_bytes((LLAMA / "config.json").read_bytes())
-    return read_model(folder)
-
-
-# ---- how the work is cut ------------------------------------------------------------------------
 
 
 @given(
@@ -335,9 +284,6 @@ def test_units_carry_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(sizes) < 4 * config.block_size / 5
 
 
-# ---- workers ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Asking:
     """What BLAS is allowed where a unit runs, or how that worker dies."""
@@ -371,15 +317,6 @@ def test_blas_is_on_one_thread_in_workers(processes: Executor) -> None:
     assert {path for _, path, _ in found} == {str(LLAMA.absolute())}
 
 
-def test_blas_stays_so_until_the_last_unit_of_a_process_is_done() -> None:
-    with threadpool_limits(2, user_api="blas"):
-        with Workers(1):
-            with Workers(1):
-                pass
-            assert {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"} == {1}
-        assert {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"} == {2}
-
-
 def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(LostWorkerError, match="--resume") as lost:
         asked([Asking(0), Asking(1, dies=True), *(Asking(n) for n in range(2, 9))], "processes")
@@ -395,7 +332,7 @@ def test_what_a_unit_refuses_is_refused_here(processes: Executor) -> None:
 
 
 def test_other_files_under_the_same_path_are_refused(tmp_path: Path) -> None:
-    model = in_dtype(np.float32, tmp_path / "model")
+    model = read_model(llama_of(tmp_path / "model", "F32"))
     files = ModelFiles.of(model)
     assert files.open().config == model.config
     os.utime(model.files[0].path, (1, 1))
@@ -440,12 +377,9 @@ def test_no_process_is_left_behind(how: str, tmp_path: Path) -> None:
     assert code == (-signal.SIGKILL if how == "killed" else 7)
 
 
-# ---- names --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["thread", "dask", "dask=", "mpi=3", ""])
 def test_unknown_executors_are_refused(name: str) -> None:
-    error = refused("score", LLAMA, "--samples", 1, "--seq-len", 8, "--executor", name)
+    error = refused(*SCORE, "--executor", name)
     assert f"error: executor {name!r} is unknown" in error
     assert "expected: threads, processes, dask=ADDRESS or mpi" in error
 
@@ -458,7 +392,7 @@ def test_a_missing_package_is_named(
     name: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    error = refused("score", LLAMA, "--samples", 1, "--seq-len", 8, "--executor", name)
+    error = refused(*SCORE, "--executor", name)
     assert f"next: pip install 'refimpl[{extra}]'" in error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from documents import content, keys, numbers
+from documents import content, files, keys, numbers
 from processes import ended, killed_before_step, printed_json, ran, started
 from program import ran as ran_here
 
@@ -106,10 +106,6 @@ def kill_at_every_step(top: str) -> None:
         shutil.rmtree(output.parent)
         number += 1
     print(json.dumps(states))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.kills

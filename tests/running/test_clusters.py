@@ -1,4 +1,4 @@
-"""A real dask cluster on this machine, one of whose workers is killed: `pytest -m dask`."""
+"""A real dask cluster on this machine, and mpiexec: `pytest -m dask`, `pytest -m mpi`."""
 
 import json
 import re
@@ -9,18 +9,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import FIXTURES
-from documents import content, numbers
+from documents import content, keys, numbers
 from processes import ENV, ended, ran, started
 
 from refimpl import RefimplError
 from refimpl.running.executors import open_pool
 
-pytestmark = pytest.mark.dask
 WORKERS = 3
+MPI = (
+    *(str(Path(sys.executable).parent / "mpiexec"), "-n", "3"),  # one of them is the client
+    *(sys.executable, "-m", "mpi4py.futures", "-m", "refimpl"),
+)
+SCORE = ("score", FIXTURES / "llama", "--samples", 4, "--seq-len", 32)
+LONG = ("score", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--draws", 6)
+COMMANDS: dict[str, tuple[Any, ...]] = {
+    "score": LONG,
+    "pruning": (
+        *("score", FIXTURES / "gemma2", "--samples", 120, "--seq-len", 64),
+        *("--perturbation", "pruning", "--base", "owl", "--correct", "divergence"),
+    ),
+    "eval": ("eval", FIXTURES / "llama", "--window", 64, "--text"),
+}
 
 
 class Cluster:
@@ -32,10 +45,12 @@ class Cluster:
         assert scheduler.stderr is not None
         for line in scheduler.stderr:
             if found := re.search(r"Scheduler at:\s+(tcp://\S+)", line):
-                self.address = found[1]
+                self.options = ("--executor", f"dask={found[1]}")
                 break
         threading.Thread(target=scheduler.stderr.read, daemon=True).start()
-        self.workers = [self.worker() for _ in range(WORKERS)]
+        # Without a nanny nobody brings a worker back.
+        worker = ("worker", found[1], "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        self.workers = [self.start(*worker) for _ in range(WORKERS)]
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]]
@@ -43,10 +58,6 @@ class Cluster:
         process = subprocess.Popen(command, cwd=self.folder, env=ENV, stderr=quiet, text=True)
         self.processes.append(process)
         return process
-
-    def worker(self) -> subprocess.Popen[str]:
-        """A worker in one process: without a nanny nobody brings it back."""
-        return self.start("worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
 
     def close(self) -> None:
         for process in reversed(self.processes):
@@ -65,8 +76,50 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.close()
 
 
-def dask(cluster: Cluster) -> tuple[str, str]:
-    return "--executor", f"dask={cluster.address}"
+class There(NamedTuple):
+    """What runs `refimpl` elsewhere, and on how many workers."""
+
+    run: Callable[..., str]
+    workers: int
+
+
+PLACES = (
+    pytest.param("dask", marks=pytest.mark.dask),
+    pytest.param("mpi", marks=pytest.mark.mpi),
+)
+
+
+@pytest.fixture(params=PLACES)
+def there(request: pytest.FixtureRequest) -> There:
+    """A dask cluster, or the processes of mpiexec."""
+    if request.param == "mpi":
+        return There(lambda *words: ran(*words, "--executor", "mpi", program=MPI), 2)
+    cluster = request.getfixturevalue("cluster")
+    return There(lambda *words: ran(*words, *cluster.options), WORKERS)
+
+
+@pytest.mark.parametrize("options", [(), ("--perturbation", "pruning", "--base", "owl")])
+def test_scores(options: tuple[str, ...], there: There, tmp_path: Path) -> None:
+    ran(*SCORE, *options, "-o", tmp_path / "here.json")
+    there.run(*SCORE, *options, "-o", tmp_path / "there.json")
+    assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json")
+
+
+def test_a_budget(there: There, tmp_path: Path) -> None:
+    estimate = json.loads(there.run(*SCORE, "--estimate", "--json"))
+    assert estimate["threads"] == there.workers
+    ran(*SCORE, "-o", tmp_path / "here.json")
+    there.run(*SCORE, "-o", tmp_path / "there.json", "--budget", 5)
+    budget = {"budget_minutes": 5}
+    assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json") | budget
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_pruned_model(method: str, there: There, tmp_path: Path) -> None:
+    words = ("prune", FIXTURES / "llama", "--samples", 4, "--method", method, "--nm", "2:4")
+    ran(*words, "-o", tmp_path / "here")
+    there.run(*words, "-o", tmp_path / "there")
+    assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
 def wait_until(ready: Callable[[], object], process: "subprocess.Popen[str]") -> None:
@@ -76,31 +129,18 @@ def wait_until(ready: Callable[[], object], process: "subprocess.Popen[str]") ->
     assert process.poll() is None, "ended before anything could be killed"
 
 
-def lines(part: Path) -> int:
-    return part.read_bytes().count(b"\n") if part.exists() else 0
-
-
-COMMANDS: dict[str, tuple[Any, ...]] = {
-    "score": ("score", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--draws", 6),
-    "pruning": (
-        *("score", FIXTURES / "gemma2", "--samples", 120, "--seq-len", 64),
-        *("--perturbation", "pruning", "--base", "owl", "--correct", "divergence"),
-    ),
-    "eval": ("eval", FIXTURES / "llama", "--text", "long.txt", "--window", 64),
-}
-
-
+@pytest.mark.dask
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Path) -> None:
-    words = list(COMMANDS[kind])
+    words, text = COMMANDS[kind], tmp_path / "long.txt"
     if kind == "eval":
-        words[3] = tmp_path / "long.txt"
-        words[3].write_text((FIXTURES / "text.txt").read_text() * 150)
+        text.write_text((FIXTURES / "text.txt").read_text() * 150)
+        words += (text,)
     ran(*words, "-o", tmp_path / "here.json")
     output, part = tmp_path / "there.json", tmp_path / "there.json.part"
-    with started(*words, "-o", output, *dask(cluster)) as process:
+    with started(*words, "-o", output, *cluster.options) as process:
         for worker, after in ((0, 2), (1, 3)):
-            wait_until(lambda: lines(part) >= after, process)  # noqa: B023
+            wait_until(lambda: len(keys(part)) >= after, process)  # noqa: B023
             cluster.workers[worker].send_signal(signal.SIGKILL)
         ended(process)
     assert cluster.workers[2].poll() is None
@@ -109,49 +149,33 @@ def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Pa
     assert not part.exists()
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_a_model_is_pruned_by_workers(method: str, cluster: Cluster, tmp_path: Path) -> None:
-    words = ("prune", FIXTURES / "llama", "--samples", 4, "--method", method, "--nm", "2:4")
-    ran(*words, "-o", tmp_path / "here")
-    ran(*words, "-o", tmp_path / "there", *dask(cluster))
-    assert content(tmp_path / "there") == content(tmp_path / "here")
-
-
+@pytest.mark.dask
 def test_a_worker_killed_while_a_model_is_pruned(cluster: Cluster, tmp_path: Path) -> None:
     words = ("prune", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--nm", "2:4")
     words += ("--method", "sparsegpt")
     ran(*words, "-o", tmp_path / "here")
     kept = tmp_path / ".there.part" / "kept"
-    with started(*words, "-o", tmp_path / "there", *dask(cluster)) as process:
+    with started(*words, "-o", tmp_path / "there", *cluster.options) as process:
         wait_until(lambda: list(kept.glob("sent-*/state-0-*")), process)
         cluster.workers[0].send_signal(signal.SIGKILL)
         ended(process)
     assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
-def test_a_budget_for_workers(cluster: Cluster, tmp_path: Path) -> None:
-    words = ("score", FIXTURES / "llama", "--samples", 4, "--seq-len", 32)
-    estimate = json.loads(ran(*words, *dask(cluster), "--estimate", "--json"))
-    assert estimate["threads"] == WORKERS
-    ran(*words, "-o", tmp_path / "here.json")
-    ran(*words, "-o", tmp_path / "there.json", *dask(cluster), "--budget", 5)
-    budget = {"budget_minutes": 5}
-    assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json") | budget
-
-
+@pytest.mark.dask
 def test_a_killed_client_is_resumed(cluster: Cluster, tmp_path: Path) -> None:
-    words = COMMANDS["score"]
-    ran(*words, "-o", tmp_path / "here.json")
+    ran(*LONG, "-o", tmp_path / "here.json")
     output, part = tmp_path / "there.json", tmp_path / "there.json.part"
     for after in (4, 12):
-        with started(*words, "-o", output, "--resume", *dask(cluster)) as process:
-            wait_until(lambda: lines(part) >= after, process)  # noqa: B023
+        with started(*LONG, "-o", output, "--resume", *cluster.options) as process:
+            wait_until(lambda: len(keys(part)) >= after, process)  # noqa: B023
             process.kill()
-    assert lines(part) >= 12
-    ran(*words, "-o", output, "--resume")
+    assert len(keys(part)) >= 12
+    ran(*LONG, "-o", output, "--resume")
     assert numbers(output) == numbers(tmp_path / "here.json")
 
 
+@pytest.mark.dask
 def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.running.executors.WAIT", 2)
     with (
