@@ -24,7 +24,6 @@ from refimpl.scoring.measurements import Measurements, addresses
 from refimpl.scoring.perturbed_state import WandaBlocks
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
-from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import random_tokens
 
 LLAMA = FIXTURES / "llama"
@@ -178,27 +177,6 @@ def test_all_of_the_blocks_are_the_same_as_no_subset(kind: str) -> None:
 )
 def test_nothing_depends_on_where_it_runs(kind: str, options: dict[str, Any]) -> None:
     assert bits(scored(PLANS[kind], **options)) == bits(scored(PLANS[kind]))
-
-
-def test_a_killed_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
-    write, left = PartialResults._write, 3
-
-    def writing(self: PartialResults[Any, Any], row: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        write(self, row)
-
-    plan, part = PLANS["gaussian"], tmp_path / "part"
-    with monkeypatch.context() as patched:
-        patched.setattr(PartialResults, "_write", writing)
-        with pytest.raises(KeyboardInterrupt):
-            scored(plan, part=part)
-    with pytest.raises(RefimplError, match="perturbation"):
-        scored(replace(plan, subset=3), part=part, resume=True)
-    assert bits(scored(plan, part=part, resume=True)) == bits(scored(plan))
 
 
 @pytest.fixture
