@@ -62,43 +62,41 @@ def never(label: str) -> Iterator[Progress]:
     yield began
 
 
+@pytest.fixture(scope="session")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of what `refimpl score -o` wrote, with noise and with the pruning perturbation."""
+    folder = tmp_path_factory.mktemp("scores")
+    for name, options in (("scores", "--eta 0.01,1"), ("pruning", "--perturbation pruning")):
+        words = f"--samples 2 --seq-len 6 {options}".split()
+        assert run("score", FIXTURES / "llama", *words, "-o", folder / f"{name}.json").code == 0
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a model and other inputs that are valid."""
+def here(tmp_path: Path, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a model, its scores and other inputs that are valid."""
     shutil.copytree(
         FIXTURES / "llama", tmp_path / "model", ignore=shutil.ignore_patterns("expected*", "prov*")
     )
+    shutil.copytree(scores, tmp_path, dirs_exist_ok=True)
     (tmp_path / "out").mkdir()
     (tmp_path / "text.txt").write_text(WORDS)
+    (tmp_path / "base.json").write_text("[0.7, 0.7, 0.7, 0.7]")
     np.save(tmp_path / "ids.npy", np.arange(200) % 250)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What `refimpl score -o` wrote, with noise and with the pruning perturbation."""
-    folder = tmp_path_factory.mktemp("scores")
-    for name, options in (("noise", "--eta 0.01,1"), ("pruning", "--perturbation pruning")):
-        words = f"--samples 2 --seq-len 6 {options}".split()
-        assert run("score", FIXTURES / "llama", *words, "-o", folder / name).code == 0
-    return {name: (folder / name).read_text() for name in ("noise", "pruning")}
-
-
-# ---- options -----------------------------------------------------------------------------------
+# Options
 
 OPTIONS = {
     "--bogus": "--bogus",
     "extra": "unexpected extra argument",
     "--eta 0": "positive, finite",
-    "--eta -0.1": "positive, finite",
-    "--eta nan": "positive, finite",
-    "--eta inf": "positive, finite",
     "--eta 0.1,1e999": "positive, finite",
     "--eta ,": "numbers separated by commas",
     "--eta 0.1,,1": "numbers separated by commas",
     "--eta big": "--eta 0.01",
-    "--eta 0.1,0.10": "each value once",
     "--perturbation pruned": "'gaussian', 'pruning'",
     "--noise-scale channel": "'token', 'sequence'",
     "--noise-shape round": "'isotropic', 'channel'",
@@ -111,52 +109,32 @@ OPTIONS = {
     "--perturbation pruning --noise-scale token": "omit --noise-scale",
     "--perturbation pruning --noise-shape channel": "omit --noise-shape",
     "--perturbation pruning --draws 2": "omit --draws",
-    "--sparsity -0.1": "a number from 0 to 1",
     "--sparsity 1.01": "a number from 0 to 1",
-    "--sparsity nan": "a number from 0 to 1",
     "--sparsity most": "--sparsity",
     "--lo 0.8": "0.8",
-    "--hi 0.6": "0.6",
-    "--lo 0.9 --hi 0.5": "0.5",
     "--lo nan": "lo nan",
-    "--hi 2": "hi 2",
     "--base owls": "'owls'",
-    "--base out": "'out'",
     "--base owl --base-option lambda=1": "m, lam",
     "--base owl --base-option m": "NAME=VALUE",
     "--base owl --base-option =5": "NAME=VALUE",
     "--base owl --base-option m=": "NAME=VALUE",
     "--base owl --base-option m=five": "a finite number",
-    "--base owl --base-option m=nan": "a finite number",
     "--base owl --base-option m=5 --base-option m=6": "given twice",
-    "--base uniform --base-option m=5": "no option",
-    "--base dlp --base-option statistic=mode": "mean or median",
-    "--base alphapruning --base-option unit=row": "block or linear",
     "--base atp": "--base-option beta=NUMBER",
     "--base atp --base-option beta=0.3": "every block in [0, 1]",
-    "--base atp --base-option beta=nan": "a finite number",
     "--correct all": "'absorption', 'arrival', 'divergence', 'none'",
-    "--correct arrival": "--perturbation pruning",
     "--correct divergence": "--perturbation pruning",
     "--compat peer --correct absorption": "omit --correct",
     "--compat both": "'exact', 'peer'",
-    "--strength nan": "strength nan",
     "--strength 1e9": "strength",
     "--max-correction -1": "max-correction -1",
-    "--max-correction 2": "max-correction 2",
     "--correction-scale mean": "'raw', 'max'",
     "--dtype float16": "'float32', 'float64'",
-    "--dtype nonsense": "'float32', 'float64'",
     "--threads 0": "1 or more",
-    "--threads -2": "1 or more",
     "--threads two": "--threads",
     "--memory nonsense": "a size such as 512M",
-    "--memory 0": "a size such as 512M",
-    "--memory -1G": "a size such as 512M",
-    "--memory nan": "a size such as 512M",
     "--memory 100": "at least 1536 bytes",
     "--samples 0": "at least 1 sample",
-    "--seq-len 0": "at least 1 sample",
     "--seq-len 65": "--seq-len 64 or less",
     "--samples few": "--samples",
     "--text text.txt --tokens ids.npy": "--text and --tokens",
@@ -199,7 +177,7 @@ def test_a_memory_from_an_error_is_enough() -> None:
     refused(f"score model {SMALL} --memory {int(size) - 1}")
 
 
-# ---- outputs -----------------------------------------------------------------------------------
+# Outputs
 
 
 @pytest.mark.parametrize(
@@ -224,7 +202,7 @@ def test_outputs(output: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     refused(f"score model --text text.txt {SMALL} -o {output}", output)
 
 
-def test_an_output_that_is_another_input(here: Path, kept: dict[str, str]) -> None:
+def test_an_output_that_is_another_input(here: Path) -> None:
     shutil.copytree(FIXTURES / "llama_sharded", here / "sharded")
     index = "sharded/model.safetensors.index.json"
     refused(f"score sharded {SMALL} -o {index}", "index.json")
@@ -232,34 +210,18 @@ def test_an_output_that_is_another_input(here: Path, kept: dict[str, str]) -> No
     refused(f"score model {SMALL} --tokens ids.npy -o ids.npy", "--tokens")
     shutil.copy(here / "model/config.json", here / "other.json")
     refused(f"score model {SMALL} --config other.json -o other.json", "--config")
-    (here / "base.json").write_text("[0.7, 0.7, 0.7, 0.7]")
     refused(f"score model {SMALL} --base base.json -o base.json", "--base")
-    (here / "scores.json").write_text(kept["noise"])
     refused("allocate scores.json -o scores.json", "SCORES")
     refused("allocate scores.json --base base.json -o base.json", "--base")
 
 
-def test_a_folder_that_may_not_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-    refused(f"score model {SMALL} -o out/new.json", "out/new.json")
+def test_an_output_that_fails_while_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = os.strerror(errno.ENOSPC)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, reason)))
+    refused(f"score model {SMALL} -o out/new.json", reason, "-o")
 
 
-@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EACCES, errno.EIO])
-def test_an_output_that_fails_while_it_is_written(
-    reason: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = Mock(side_effect=OSError(reason, os.strerror(reason)))
-    monkeypatch.setattr(os, "fsync", full)
-    refused(f"score model {SMALL} -o out/new.json", os.strerror(reason), "-o")
-
-
-def test_an_old_output_survives_a_failure(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (here / "out/old.json").write_text("precious")
-    monkeypatch.setattr(os, "replace", lambda *paths: os.fspath(os.open("absent/x", os.O_RDONLY)))
-    refused(f"score model {SMALL} -o out/old.json", "out/old.json")
-
-
-# ---- tokens ------------------------------------------------------------------------------------
+# Tokens
 
 
 def tokens(name: str, content: bytes | str | np.ndarray[Any, Any]) -> str:
@@ -274,19 +236,11 @@ def tokens(name: str, content: bytes | str | np.ndarray[Any, Any]) -> str:
 
 TOKENS: dict[str, tuple[str, bytes | str | np.ndarray[Any, Any], tuple[str, ...]]] = {
     "too large": ("a.npy", np.array([[1, 264, 300, 3]]), ("2 token ids", "264", "from 0 to 263")),
-    "negative": ("a.npy", np.array([[1, 2, -1, 3]]), ("1 token id", "-1", "position 2")),
-    "huge": ("a.npy", np.full((1, 4), 2**64 - 1, np.uint64), ("18446744073709551615",)),
     "float": ("a.npy", np.ones((1, 4)), ("float64", "int64")),
-    "three axes": ("a.npy", np.ones((2, 2, 2), np.int64), ("[2, 2, 2]",)),
-    "truncated npy": ("a.npy", b"\x93NUMPY\x01\x00v\x00{'descr'", ("a.npy",)),
     "another format": ("a.csv", "1,2,3,4", (".npy or a .jsonl", "--text")),
     "too few rows": ("a.npy", np.ones((1, 3), np.int64), ("1 rows of 3", "--seq-len 3")),
-    "unequal rows": ("a.jsonl", "[1, 2]\n\n[1]\n", ("a.jsonl line 3", "1 ids", "have 2")),
     "a row with null": ("a.jsonl", "[1, null]\n", ("a.jsonl line 1",)),
     "an object": ("a.jsonl", '{"text": "hello"}\n', ("a.jsonl line 1", "input_ids")),
-    "empty jsonl": ("a.jsonl", "", ("no ids",)),
-    "outside, jsonl": ("a.jsonl", "[1, 2, 3, 264]\n", ("264", "from 0 to 263")),
-    "empty text": ("a.txt", "", ("a.txt is empty",)),
     "not UTF-8": ("a.txt", b"caf\xe9", ("a.txt", "byte 3")),
 }
 
@@ -295,13 +249,6 @@ TOKENS: dict[str, tuple[str, bytes | str | np.ndarray[Any, Any], tuple[str, ...]
 def test_tokens(case: str) -> None:
     name, content, words = TOKENS[case]
     refused(f"score model {SMALL} {tokens(name, content)}", *words)
-
-
-def test_token_files_that_are_not_there() -> None:
-    for option in ("--text absent.txt", "--tokens absent.npy", "--tokens absent.jsonl"):
-        refused(f"score model {SMALL} {option}", "absent", "No such file")
-    for option in ("--text out", "--tokens out"):
-        refused(f"score model {SMALL} {option}", "out")
 
 
 def test_a_sequence_longer_than_the_model_allows() -> None:
@@ -329,85 +276,44 @@ def test_every_number_suggested_for_too_few_tokens_works(given: str, sizes: str)
         assert run(*f"score model {given} {sizes} {' '.join(way)}".split()).code == 0, way
 
 
-def test_a_text_without_a_tokenizer(here: Path) -> None:
-    (here / "model/tokenizer.json").write_text("{}")
-    refused(f"score model --text text.txt {SMALL}", "tokenizer.json", "--tokens")
+def test_a_text_that_cannot_be_tokenized(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(f"score model --text absent.txt {SMALL}", "absent", "No such file")
     (here / "model/tokenizer.json").unlink()
     refused(f"score model --text text.txt {SMALL}", "no tokenizer", "--tokens")
-
-
-def test_a_text_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     refused(f"score model --text text.txt {SMALL}", "refimpl[text]", "--tokens")
 
 
-# ---- weights -----------------------------------------------------------------------------------
+# Weights
 
 WEIGHTS = Path("model/model.safetensors")
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
-def edited(**changes: np.ndarray[Any, Any] | None) -> None:
-    """Save the model again with tensors changed, or left out where None."""
-    kept = load_file(WEIGHTS) | {name.replace("__", "."): x for name, x in changes.items()}
-    save_file({name: tensor for name, tensor in kept.items() if tensor is not None}, WEIGHTS)
+def damaged(path: Path) -> None:
+    """Save the model again with three weights that are no numbers."""
+    arrays = load_file(path)
+    arrays[DOWN][0, :3] = np.nan
+    save_file(arrays, path)
 
 
-def broken(change: Callable[[np.ndarray[Any, Any]], object], name: str = DOWN) -> None:
-    """Save the model again with one tensor changed in place."""
-    tensor = load_file(WEIGHTS)[name].copy()
-    change(tensor)
-    edited(**{name: tensor})
+def without_tensors(path: Path) -> None:
+    arrays = load_file(path)
+    del arrays[DOWN], arrays["model.norm.weight"]
+    save_file(arrays, path)
 
 
 FILES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), ("not a whole safetensors",)),
-    "overflow": (lambda p: broken(lambda w: w.fill(1e38)), ("beyond the range", "--dtype float64")),
-    "integers": (lambda p: edited(**{DOWN: np.ones((32, 44), np.int64)}), (DOWN, "F32")),
-    "missing tensor": (lambda p: edited(**{DOWN: None}), (f"{DOWN}: missing", "[32, 44]")),
     "missing tensors": (
-        lambda p: edited(**{DOWN: None, "model.norm.weight": None}),
-        ("2 ", f"{DOWN}: missing", "model.norm.weight: missing"),
+        without_tensors,
+        ("2 ", f"{DOWN}: missing", "[32, 44]", "model.norm.weight: missing"),
     ),
-    "all at once": (
-        lambda p: edited(**{DOWN: np.ones(3, np.float32), "b": np.ones(3), "lm_head.weight": None}),
-        ("3 ", DOWN, "b: no role", "lm_head.weight: missing"),
-    ),
-    "NaN": (
-        lambda p: broken(lambda w: w.__setitem__((0, slice(3)), np.nan)),
-        (f"{DOWN} holds 3 NaN or Inf", "1408"),
-    ),
-    "NaN in the head": (
-        lambda p: broken(lambda w: w.__setitem__((3, 3), np.nan), "lm_head.weight"),
-        ("lm_head.weight holds 1 NaN or Inf",),
-    ),
-    "NaN in the embedding": (
-        lambda p: broken(lambda w: w.__setitem__((200, 3), np.nan), "model.embed_tokens.weight"),
-        ("model.embed_tokens.weight holds 1 NaN or Inf",),
-    ),
-    "beyond float32": (
-        lambda p: edited(**{DOWN: np.full((32, 44), 1e300)}),
-        (DOWN, "--dtype float64"),
-    ),
-    "quantised (int8)": (
-        lambda p: edited(**{DOWN: np.ones((32, 44), np.int8)}),
-        ("quantised", "original"),
-    ),
-}
-
-
-def only(name: str) -> Change:
-    """A folder that holds the weights in another file only."""
-    return lambda p: p.rename(p.with_name(name))
-
-
-FILES |= {
+    "NaN": (damaged, (f"{DOWN} holds 3 NaN or Inf", "1408")),
     "no weights": (lambda p: p.unlink(), ("no .safetensors file",)),
-    "only .pth": (only("consolidated.00.pth"), (".pth", "save_pretrained")),
-    "an adapter": (only("adapter_model.safetensors"), ("adapter", "merge_and_unload")),
-    "several files": (
-        lambda p: (shutil.copy(p, p.with_name("a.safetensors")), only("b.safetensors")(p)),
-        ("a.safetensors, b.safetensors", "name the file itself"),
+    "only .pth": (
+        lambda p: p.rename(p.with_name("consolidated.00.pth")),
+        (".pth", "save_pretrained"),
     ),
     "no config": (lambda p: p.with_name("config.json").unlink(), ("--config", "head counts")),
 }
@@ -420,76 +326,33 @@ def test_weights(case: str) -> None:
     refused(f"score model {SMALL}", *words)
 
 
-def test_paths_that_hold_no_model(here: Path) -> None:
+def test_paths_that_hold_no_model() -> None:
     refused(f"score absent {SMALL}", "absent: no such file or folder")
     refused(f"score text.txt {SMALL}", "text.txt")
     refused(f"score out {SMALL}", "no .safetensors file")
-    (here / "model.gguf").write_bytes(b"GGUF")
-    refused(f"score model.gguf {SMALL}", "gguf", "gguf_file")
 
 
-# ---- config ------------------------------------------------------------------------------------
-
-CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "unknown family": ({"model_type": "mamba"}, ("mamba", "llama, ")),
-    "no family": ({"model_type": None}, ("model_type", "llama, ")),
-    "unknown key": ({"logit_tricks": 3}, ("logit_tricks: not understood", "3")),
-    "all at once": (
-        {"hidden_act": "mish", "logit_tricks": 3, "rms_norm_eps": -1},
-        ("hidden_act", "logit_tricks", "rms_norm_eps"),
-    ),
-    "another size": ({"intermediate_size": 48}, ("expected shape [32, 48], got [32, 44]",)),
-    "another depth": ({"num_hidden_layers": 3}, ("model.layers.3.", "no role claims it")),
-}
-
-
-@pytest.mark.parametrize("case", CONFIGS)
-def test_configs(case: str) -> None:
-    changes, words = CONFIGS[case]
+def test_configs() -> None:
     path = Path("model/config.json")
-    given = json.loads(path.read_text()) | changes
-    path.write_text(
-        json.dumps({k: v for k, v in given.items() if v is not None or k not in changes})
-    )
-    refused(f"score model {SMALL}", *words)
-
-
-@pytest.mark.parametrize("text", ["[1]", "[" * 100_000, b"\xff\xfe{}"], ids=range(3))
-def test_configs_that_are_no_object(text: str | bytes) -> None:
-    Path("model/config.json").write_bytes(text.encode() if isinstance(text, str) else text)
+    config, mistakes = json.loads(path.read_text()), {"hidden_act": "mish", "rms_norm_eps": -1}
+    path.write_text(json.dumps(config | mistakes))
+    refused(f"score model {SMALL}", *mistakes)
+    path.write_text(json.dumps(config | {"model_type": "mamba"}))
+    refused(f"score model {SMALL}", "mamba", "llama, ")
+    path.write_text("[1]")
     refused(f"score model {SMALL}", "config.json")
 
 
-# ---- shards ------------------------------------------------------------------------------------
-
-
-def outside(name: str) -> Callable[[dict[str, Any]], object]:
-    """An index whose first tensor lies elsewhere."""
-    return lambda index: index["weight_map"].update({next(iter(index["weight_map"])): name})
-
-
-INDICES: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
-    "parent": (outside("../model/model.safetensors"), ("outside its folder", "../model")),
-    "a folder": (outside("."), ("index.json",)),
-    "a tensor too few": (
-        lambda index: index["weight_map"].pop("model.norm.weight"),
-        ("model.norm.weight", "nothing"),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", INDICES)
-def test_indices(case: str, here: Path) -> None:
+def test_an_index_that_leads_elsewhere(here: Path) -> None:
     shutil.copytree(FIXTURES / "llama_sharded", here / "sharded")
     path = here / "sharded/model.safetensors.index.json"
     index = json.loads(path.read_text())
-    change, words = INDICES[case]
-    change(index)
+    index["weight_map"]["model.norm.weight"] = "../model/model.safetensors"
     path.write_text(json.dumps(index))
-    refused(f"score sharded {SMALL}", *words)
+    refused(f"score sharded {SMALL}", "outside its folder", "../model")
 
 
-# ---- files that may not be read ----------------------------------------------------------------
+# Files that may not be read
 
 
 @pytest.mark.parametrize(
@@ -508,11 +371,9 @@ def test_indices(case: str, here: Path) -> None:
     ],
 )
 def test_a_file_that_may_not_be_read(
-    name: str, command: str, here: Path, kept: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    name: str, command: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "ids.jsonl").write_text("[1, 2, 3, 4]\n")
-    (here / "base.json").write_text("[0.7, 0.7, 0.7, 0.7]")
-    (here / "scores.json").write_text(kept["noise"])
     really, library = open, sys.modules["refimpl.loading.safetensors_file"].safe_open
     before = state(here)
 
@@ -537,30 +398,21 @@ def test_a_file_that_may_not_be_read(
     assert state(here) == before
 
 
-# ---- custom bases ------------------------------------------------------------------------------
+# Custom bases
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 UNITS = {f"blocks.{i}.{name}": 0.7 for i in range(4) for name in LINEARS}
 BLOCKS = '"blocks.0": 0.7, "blocks.1": 0.7, "blocks.2": 0.7'
 CUSTOM = {
     "a.json": [
-        *("", "nonsense", "0.7", "{}", "[]", "[0.7, 0.7, 0.7]", "[0.7, 0.7, 0.7, 0.7, 0.7]"),
-        *('[0.7, 0.7, 0.7, "x"]', "[0.7, 0.7, 0.7, null]", "[0.7, 0.7, 0.7, NaN]"),
-        *("[0.7, 0.7, 0.7, 1.1]", "[0.7, 0.7, 0.7, -0.1]", "[0.7, 0.7, 0.7, Infinity]"),
-        *("[[0.7], [0.7], [0.7], [0.7, 0.8]]", "[[0.7, 0.7], [0.7, 0.7]]", "[" * 100_000),
-        *(
-            f"[{10**400}]",
-            f"{{{BLOCKS}}}",
-            f'{{{BLOCKS}, "b": 0.7}}',
-            f'{{{BLOCKS}, "blocks.3": []}}',
-        ),
+        *("nonsense", "[]", "[[0.7, 0.7], [0.7, 0.7]]", "[0.7, 0.7, 0.7, Infinity]"),
+        *(f'{{{BLOCKS}, "b": 0.7}}', f'{{{BLOCKS}, "blocks.3": []}}'),
         *(json.dumps(UNITS | {"blocks.4.q_proj": 0.7}), json.dumps(UNITS | {"blocks.0": 0.7})),
     ],
     "a.csv": [
-        *("", "nonsense", "\n\n", "\x00\n", "0.7\n0.7\n0.7\n", "blocks.0,0.7\n", "a,b,c\n" * 4),
-        *("0.7,0.7,0.7,0.7\n", "0.7\n0.7\n0.7\nx\n", "0.7\n0.7\n0.7\n1.5\n", '0.7\n"0.7\n'),
-        *("0.7\n0.7\n0.7\n0.7,1\n", "blocks.0,0.7\n" * 4, "a,0.7\nb,0.7\nc,0.7\nd,0.7\n"),
-        "blocks.0,0.7\nblocks.1,0.7\nblocks.2,0.7\nblocks.3,\n",
+        *("nonsense", "\n\n", "\x00\n", "blocks.0,0.7\n", "a,b,c\n" * 4, "0.7,0.7,0.7,0.7\n"),
+        *("0.7\n0.7\n0.7\nx\n", "0.7\n0.7\n0.7\n1.5\n", '0.7\n"0.7\n', "blocks.0,0.7\n" * 4),
+        *("a,0.7\nb,0.7\nc,0.7\nd,0.7\n", "blocks.0,1\nblocks.1,1\nblocks.2,1\nblocks.3,\n"),
     ],
 }
 
@@ -570,9 +422,8 @@ CUSTOM = {
     [(name, text) for name, texts in CUSTOM.items() for text in texts],
     ids=lambda value: value[:24],
 )
-def test_custom_bases(name: str, text: str, here: Path, kept: dict[str, str]) -> None:
+def test_custom_bases(name: str, text: str, here: Path) -> None:
     (here / name).write_text(text)
-    (here / "scores.json").write_text(kept["noise"])
     refused(f"allocate scores.json --base {name}", name, "4 numbers", "28")
 
 
@@ -583,59 +434,30 @@ def test_a_custom_base_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatc
     refused(f"score model {SMALL} --base absent.json", "absent.json")
 
 
-def test_a_custom_base_that_is_not_utf_8(here: Path, kept: dict[str, str]) -> None:
-    (here / "a.csv").write_bytes(b"\xff")
-    (here / "scores.json").write_text(kept["noise"])
-    refused("allocate scores.json --base a.csv", "a.csv")
-
-
-# ---- scores ------------------------------------------------------------------------------------
+# Scores
 
 ALLOCATE = {
-    "--base owl --base-option m=7": "score again with --base owl --base-option m=7",
-    "--base dlp --base-option statistic=median": "--base-option statistic=median",
-    "--base alphapruning": "score again with --base alphapruning",
-    "--correct arrival": "--perturbation pruning",
-    "--correct divergence": "--perturbation pruning",
-    "--base atp --base-option beta=0.4": "every block in [0, 1]",
-    "--sparsity 2": "a number from 0 to 1",
-    "--lo 0.9": "0.9",
-    "--eta 0.1": "No such option",
-    "--compat peer --correct absorption": "omit --correct",
+    "scores.json --base owl --base-option m=7": "score again with --base owl --base-option m=7",
+    "scores.json --correct arrival": "--perturbation pruning",
+    "scores.json --sparsity 2": "a number from 0 to 1",
+    "scores.json --eta 0.1": "No such option",
+    "scores.json --compat peer --correct absorption": "omit --correct",
+    "pruning.json --base owl": "--perturbation pruning",
+    "absent.json": "absent.json",
 }
 
 
-@pytest.mark.parametrize("options", ALLOCATE)
-def test_allocations(options: str, here: Path, kept: dict[str, str]) -> None:
-    (here / "scores.json").write_text(kept["noise"])
-    refused(f"allocate scores.json {options}", ALLOCATE[options])
-
-
-@pytest.mark.parametrize(
-    "options", ["--sparsity 0.6", "--base owl", "--lo 0.1 --base owl", "--correct divergence"]
-)
-def test_scores_of_the_pruning_perturbation(options: str, here: Path, kept: dict[str, str]) -> None:
-    (here / "scores.json").write_text(kept["pruning"])
-    refused(f"allocate scores.json {options}", "--perturbation pruning")
-
-
-def test_scores_that_are_no_scores(here: Path, kept: dict[str, str]) -> None:
-    refused("allocate absent.json", "absent.json")
-    refused("allocate out", "out")
-    for text in ("", "nonsense", "[]", "{}", "null", "[" * 100_000, kept["noise"][:-40], "1e999"):
-        (here / "scores.json").write_text(text)
-        refused("allocate scores.json", "scores.json")
-    (here / "scores.json").write_bytes(b"\xff\xfe")
-    refused("allocate scores.json", "scores.json")
+@pytest.mark.parametrize("words", ALLOCATE)
+def test_allocations(words: str) -> None:
+    refused(f"allocate {words}", ALLOCATE[words])
 
 
 REPLACED: tuple[Any, ...] = (None, True, "x", -1, 1.5, 1e308, [], {}, [1], 10**30)
 
 
-def damaged(given: Any, path: tuple[str | int, ...], value: Any) -> str:
-    """Scores with one value replaced, or left out where the value is `...`."""
-    whole = json.loads(json.dumps(given))
-    place = whole
+def changed(document: str, path: tuple[str | int, ...], value: Any) -> str:
+    """A document with one value replaced, or left out where the value is `...`."""
+    whole = place = json.loads(document)
     for step in path[:-1]:
         place = place[step]
     if value is ...:
@@ -645,45 +467,32 @@ def damaged(given: Any, path: tuple[str | int, ...], value: Any) -> str:
     return json.dumps(whole)
 
 
-def leaves(given: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """Paths to all that a document holds; of a list, to its first and last entry."""
     if path:
         yield path
-    keys = given if isinstance(given, dict) else sorted({0, len(given) - 1} - {-1})
-    for key in keys:
-        if isinstance(given[key], dict | list):
-            yield from leaves(given[key], (*path, key))
-        else:
-            yield (*path, key)
+    if isinstance(value, dict | list):
+        keys = value if isinstance(value, dict) else sorted({0, len(value) - 1} - {-1})
+        for key in keys:
+            yield from places(value[key], (*path, key))
 
 
-def test_a_key_left_out_of_scores(here: Path, kept: dict[str, str]) -> None:
-    whole = json.loads(kept["noise"])
-    needed = {"format", "model", "family", "num_blocks", "seed", "tokens", "linears", "run"}
-    for key in needed:
-        (here / "scores.json").write_text(damaged(whole, (key,), ...))
-        refused("allocate scores.json", "scores.json", "score again")
-
-
-@pytest.mark.parametrize("kind", ["noise", "pruning"])
-def test_damaged_scores_are_refused_or_make_an_allocation(
-    kind: str, here: Path, kept: dict[str, str]
-) -> None:
-    """Whatever a value is replaced with, there is an allocation or one clear error."""
-    whole = json.loads(kept[kind])
-    paths = list(leaves(whole))
-    for i, path in enumerate(paths):
+@pytest.mark.parametrize("name", ["scores.json", "pruning.json"])
+def test_damaged_scores_are_refused_or_make_an_allocation(name: str) -> None:
+    document = Path(name).read_text()
+    for i, path in enumerate(places(json.loads(document))):
         for value in (REPLACED[i % len(REPLACED)], REPLACED[(i + 3) % len(REPLACED)], ...):
-            (here / "scores.json").write_text(damaged(whole, path, value))
+            Path(name).write_text(changed(document, path, value))
             try:
-                result = run("allocate", "scores.json")
+                result = run("allocate", name)
             except Exception as error:
                 raise AssertionError(f"{path} = {value!r}: {error!r}") from error
-            if result.code != 0:
-                refusal(result)
+            assert result.code == 0 or refusal(result)
+            if value is ... and path in ((key,) for key in ("format", "tokens", "run")):
+                assert "score again" in refusal(result)
 
 
-# ---- what nobody expects -----------------------------------------------------------------------
+# What nobody expects
 
 
 @pytest.mark.parametrize(

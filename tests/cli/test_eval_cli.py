@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import program
 import pytest
 from conftest import FIXTURES
-from program import Result, run
+from documents import numbers
 
 import refimpl
 from refimpl.evaluation import evaluate as job
@@ -64,20 +65,23 @@ def ran(*words: object) -> str:
     return program.ran("eval", *words)
 
 
-def refused(*words: object) -> Result:
-    result = run("eval", *words)
-    program.refusal(result)
-    return result
+def refused(*words: object) -> str:
+    return program.refused("eval", *words)
 
 
-def numbers(document: dict[str, Any]) -> dict[str, Any]:
-    """A document without what differs from run to run."""
+def evaluated(*words: object) -> dict[str, Any]:
+    """The document that `refimpl eval` prints."""
+    document: dict[str, Any] = json.loads(ran(*words, "--json"))
+    return document
+
+
+def without_run(document: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in document.items() if name != "run"}
 
 
 def test_the_table_says_what_was_measured(questions: Path) -> None:
     words = (LLAMA, "--text", TEXT, "--window", 32, "--choices", questions)
-    out, document = ran(*words, "--threads", 1), json.loads(ran(*words, "--json"))
+    out, document = ran(*words, "--threads", 1), evaluated(*words)
     text, choices = document["text"], document["choices"]
     assert {" ".join(line.split()) for line in out.splitlines()} >= {
         "model llama, family llama, 4 blocks",
@@ -125,7 +129,7 @@ def test_the_document_holds_what_its_numbers_are_made_of(questions: Path, tmp_pa
 def test_one_window_one_question_have_no_standard_error(questions: Path) -> None:
     words = (LLAMA, "--text", TEXT, "--windows", 1, "--choices", questions, "--questions", 1)
     assert "stderr is -: it takes two windows, or two questions, or more" in ran(*words)
-    document = json.loads(ran(*words, "--json"))
+    document = evaluated(*words)
     assert document["text"]["perplexity_stderr"] is None
     assert document["text"]["stderr_reason"] == "a standard error takes two or more windows"
     assert document["choices"]["acc_norm_stderr"] is None
@@ -134,7 +138,7 @@ def test_one_window_one_question_have_no_standard_error(questions: Path) -> None
 
 def test_ids_in_place_of_a_text(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.arange(96).reshape(4, 24))
-    document = json.loads(ran(FIXTURES / "gemma2", "--tokens", tmp_path / "ids.npy", "--json"))
+    document = evaluated(FIXTURES / "gemma2", "--tokens", tmp_path / "ids.npy")
     assert document["text"]["num_windows"] == 4
     assert document["text"]["bits_per_byte"] is None
     assert "without their text" in document["text"]["bits_per_byte_reason"]
@@ -145,23 +149,16 @@ def test_ids_in_place_of_a_text(tmp_path: Path) -> None:
 
 
 def test_options_of_the_run_change_no_number(questions: Path) -> None:
-    words = (
-        *f"{LLAMA} --text {TEXT} --windows 9 --window 20 --choices".split(),
-        questions,
-        "--json",
-    )
-    first, *others = (
-        json.loads(ran(*words, *more))
-        for more in ((), ("--threads", 1), ("--threads", 3, "--memory", "64K"))
-    )
-    for other in others:
-        assert numbers(other) == numbers(first)
-    certified = json.loads(ran(*words, "--dtype", "float64"))
+    text = (LLAMA, "--text", TEXT, "--windows", 9, "--window", 20)
+    words = (*text, "--choices", questions)
+    first = evaluated(*words)
+    for options in (("--threads", 1), ("--threads", 3, "--memory", "64K")):
+        assert without_run(evaluated(*words, *options)) == without_run(first)
+    certified = evaluated(*words, "--dtype", "float64")
     assert certified["dtype"] == "float64"
     assert certified["text"]["perplexity"] != first["text"]["perplexity"]
     assert certified["text"]["perplexity"] == pytest.approx(first["text"]["perplexity"], rel=1e-5)
-    text = json.loads(ran(*words[:-3], "--json"))  # neither half depends on the other
-    assert text["text"] == first["text"]
+    assert evaluated(*text)["text"] == first["text"]  # neither half depends on the other
 
 
 def killed(after: int, torn: str, *words: object) -> None:
@@ -186,7 +183,7 @@ def test_a_killed_run_is_taken_up(
     assert output.read_text() == "old"
     assert part.read_bytes().endswith(b"\n") == (torn == "clean")
 
-    error = refused(*words, "-o", output).err
+    error = refused(*words, "-o", output)
     assert "add --resume to continue that run, or remove the file" in error
     computed: list[int] = []
     real = job.group_likelihoods
@@ -198,8 +195,8 @@ def test_a_killed_run_is_taken_up(
 
     monkeypatch.setattr(job, "group_likelihoods", counted)
     ran(*words, "-o", output, "--resume")
+    assert numbers(output) == numbers(whole)
     document, expected = json.loads(output.read_text()), json.loads(whole.read_text())
-    assert numbers(document) == numbers(expected)
     done = document["run"]["resumed_sequences"]
     assert done == min(2 * after, 9) if after < 5 else done > 9
     assert len(computed) == len(set(computed)) == 9 + 7 - done
@@ -208,47 +205,38 @@ def test_a_killed_run_is_taken_up(
 
 
 def test_resume_without_a_part_starts(questions: Path, tmp_path: Path) -> None:
-    words = (LLAMA, "--choices", questions, "-o", tmp_path / "out.json")
-    ran(*words, "--resume")
-    first = json.loads((tmp_path / "out.json").read_text())
-    ran(*words)
-    assert numbers(first) == numbers(json.loads((tmp_path / "out.json").read_text()))
+    words, output = (LLAMA, "--choices", questions), tmp_path / "out.json"
+    ran(*words, "-o", output, "--resume")
+    assert numbers(output) == without_run(evaluated(*words))
     assert not (tmp_path / "out.json.part").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
+def test_a_part_of_another_run_is_refused(questions: Path, tmp_path: Path) -> None:
+    words = (LLAMA, "--text", TEXT, "--window", 40, "--choices", questions)
+    words = (*words, "-o", tmp_path / "o.json")
+    killed(2, "clean", *words)
+    before = (tmp_path / "o.json.part").read_bytes()
+    for change, named in (
         (("--dtype", "float64"), "dtype differ"),
         (("--windows", 4), "windows differ"),
         (("--window", 31), "windows differ"),
         (("--questions", 2), "choices differ"),
-    ],
-)
-def test_a_part_of_another_run_is_refused(
-    change: tuple[object, ...], named: str, questions: Path, tmp_path: Path
-) -> None:
-    words = (*f"{LLAMA} --text {TEXT} --window 40 --choices".split(), questions)
-    words = (*words, "-o", tmp_path / "o.json")
-    killed(2, "clean", *words)
-    before = (tmp_path / "o.json.part").read_bytes()
-    error = refused(*words, *change, "--resume").err
-    assert f"o.json.part belongs to another run: {named}" in error
+    ):
+        error = refused(*words, *change, "--resume")
+        assert f"o.json.part belongs to another run: {named}" in error
     assert (tmp_path / "o.json.part").read_bytes() == before
 
 
-def test_a_part_of_another_model_is_refused(questions: Path, tmp_path: Path) -> None:
+def test_a_part_of_another_model_is_refused(tmp_path: Path) -> None:
     copy = tmp_path / "llama"
-    copy.mkdir()
-    for path in LLAMA.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(LLAMA, copy)
     words = (copy, "--text", TEXT, "--window", 40, "-o", tmp_path / "o.json")
     killed(2, "clean", *words)
     os.utime(copy / "model.safetensors", (1, 1))
-    assert "belongs to another run: files differ" in refused(*words, "--resume").err
+    assert "belongs to another run: files differ" in refused(*words, "--resume")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
-    assert "belongs to another run: config, files differ" in refused(*words, "--resume").err
+    assert "belongs to another run: config, files differ" in refused(*words, "--resume")
 
 
 def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
@@ -289,29 +277,18 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_clear_error(words: tuple[object, ...], problem: str) -> None:
-    assert problem in refused(*words).err
+    assert problem in refused(*words)
 
 
 def test_a_choice_that_cannot_be_scored_is_named(questions: Path) -> None:
     questions.write_text(json.dumps({"question": " ", "choices": ["a" * 99, "b"], "answer": 0}))
-    error = refused(LLAMA, "--choices", questions).err
+    error = refused(LLAMA, "--choices", questions)
     assert f"{questions}:1: 1 tokens of context and 101 of continuation" in error
 
 
 def test_the_part_may_not_be_an_input(tmp_path: Path) -> None:
     text = tmp_path / "o.json.part"
     text.write_bytes(TEXT.read_bytes())
-    error = refused(LLAMA, "--text", text, "-o", tmp_path / "o.json").err
+    error = refused(LLAMA, "--text", text, "-o", tmp_path / "o.json")
     assert "is also --text" in error
     assert text.read_bytes() == TEXT.read_bytes()
-
-
-def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
-    path, found = tmp_path / "out.json.part", dict[int, tuple[float, bool]]()
-    for n in range(4):
-        with PartialResults(path, {"a": 1}, True, job._sequence) as part:
-            assert part.results == found
-            part.add({n: (-1 / (n + 3), n % 2 == 0)})
-        found[n] = (-1 / (n + 3), n % 2 == 0)
-        with path.open("ab") as file:
-            file.write(b'{"9": [-0.5, tr')

@@ -3,6 +3,7 @@
 import warnings
 from math import exp, fsum, isnan, log, sqrt
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from refimpl.method.absorption import absorption_coefficient, nan_mean, survivin
 from refimpl.method.divergence import RunningDivergence
 
 Floats = npt.NDArray[np.float64]
+Logits = tuple[Floats, Floats, list[int]]
 
 NAN = float("nan")
 ROUNDING = 1e-12
@@ -52,11 +54,8 @@ def test_a_share_needs_a_drift_to_begin_with(pairs: list[tuple[float, float]]) -
     last, first = np.array(pairs).T
     expected = [a / b if b > 0 else NAN for a, b in pairs]
     np.testing.assert_allclose(surviving_drift(last, first), expected, rtol=ROUNDING)
-
-
-@given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=9))
-def test_all_of_a_drift_is_left_where_it_was_made(drift: list[float]) -> None:
-    assert surviving_drift(np.array(drift), np.array(drift)).tolist() == [1.0] * len(drift)
+    whole = surviving_drift(first, first)  # all of it is left where it was made
+    np.testing.assert_array_equal(whole, np.where(first > 0, 1.0, NAN))
 
 
 # The coefficient and its error
@@ -79,17 +78,13 @@ def test_coefficient_is_a_mean_over_draws_and_then_over_sequences(x: Floats) -> 
 
 
 @given(ratios(), st.randoms(use_true_random=False))
-def test_the_order_of_sequences_and_draws_does_not_matter(x: Floats, random: object) -> None:
+def test_the_order_of_sequences_and_draws_does_not_matter(x: Floats, random: Any) -> None:
     sequences, draws = (list(range(n)) for n in x.shape[:2])
-    random.shuffle(sequences)  # type: ignore[attr-defined]
-    random.shuffle(draws)  # type: ignore[attr-defined]
-    for mine, other in zip(
-        absorption_coefficient(x),
-        absorption_coefficient(x[sequences][:, draws]),
-        strict=True,
-    ):
-        room = ROUNDING * np.nan_to_num(x).max()
-        np.testing.assert_allclose(mine, other, rtol=0, atol=room)
+    random.shuffle(sequences)
+    random.shuffle(draws)
+    shuffled = absorption_coefficient(x[sequences][:, draws])
+    room = ROUNDING * np.nan_to_num(x).max()
+    np.testing.assert_allclose(absorption_coefficient(x), shuffled, rtol=0, atol=room)
 
 
 @given(st.integers(2, 6), st.integers(1, 3), st.floats(0, 1e3))
@@ -97,12 +92,6 @@ def test_equal_ratios_have_no_error(sequences: int, draws: int, value: float) ->
     r, stderr = absorption_coefficient(np.full((sequences, draws), value))
     assert r == pytest.approx(value, rel=ROUNDING)
     assert stderr == pytest.approx(0, abs=ROUNDING * value)
-
-
-def test_one_sequence_has_no_error() -> None:
-    r, stderr = absorption_coefficient(np.array([[0.5, 0.7], [NAN, NAN]]))
-    assert r == pytest.approx(0.6)
-    assert np.isnan(stderr)
 
 
 # Divergence
@@ -119,7 +108,7 @@ def kl(z: list[float], perturbed: list[float]) -> float:
 
 
 @st.composite
-def logits(draw: st.DrawFn, largest: float = 30) -> tuple[Floats, Floats, list[int]]:
+def logits(draw: st.DrawFn, largest: float = 30) -> Logits:
     """Clean and perturbed logits [S, V], and where the vocabulary is cut."""
     rng, shape = generator(draw), (draw(st.integers(1, 3)), draw(st.integers(1, 8)))
     z, perturbed = largest * rng.uniform(-1, 1, (2, *shape))
@@ -142,7 +131,7 @@ def room(z: Floats, perturbed: Floats) -> float:
 
 
 @given(logits())
-def test_divergence_is_the_direct_sum(case: tuple[Floats, Floats, list[int]]) -> None:
+def test_divergence_is_the_direct_sum(case: Logits) -> None:
     z, perturbed, cuts = case
     expected = [kl(a, b) for a, b in zip(z.tolist(), perturbed.tolist(), strict=True)]
     found = running(z, perturbed, cuts)
@@ -151,22 +140,20 @@ def test_divergence_is_the_direct_sum(case: tuple[Floats, Floats, list[int]]) ->
 
 
 @given(logits(1e3))
-def test_any_cut_of_the_vocabulary_gives_the_same(case: tuple[Floats, Floats, list[int]]) -> None:
+def test_any_cut_of_the_vocabulary_gives_the_same(case: Logits) -> None:
     z, perturbed, cuts = case
     whole = running(z, perturbed)
     singles = list(range(1, z.shape[1]))
-    for parts in (cuts, singles):
-        np.testing.assert_allclose(
-            running(z, perturbed, parts), whole, rtol=ROUNDING, atol=room(z, perturbed)
-        )
-    back = running(z[:, ::-1], perturbed[:, ::-1], cuts)  # ids have no order
-    np.testing.assert_allclose(back, whole, rtol=ROUNDING, atol=room(z, perturbed))
+    for found in (
+        running(z, perturbed, cuts),
+        running(z, perturbed, singles),
+        running(z[:, ::-1], perturbed[:, ::-1], cuts),  # ids have no order
+    ):
+        np.testing.assert_allclose(found, whole, rtol=ROUNDING, atol=room(z, perturbed))
 
 
 @given(logits(), st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))
-def test_divergence_ignores_a_common_shift(
-    case: tuple[Floats, Floats, list[int]], shift: float, other: float
-) -> None:
+def test_divergence_ignores_a_common_shift(case: Logits, shift: float, other: float) -> None:
     z, perturbed, cuts = case
     moved = z + shift, perturbed + other
     np.testing.assert_allclose(
@@ -175,7 +162,7 @@ def test_divergence_ignores_a_common_shift(
 
 
 @given(logits(1e300))
-def test_equal_distributions_do_not_diverge(case: tuple[Floats, Floats, list[int]]) -> None:
+def test_equal_distributions_do_not_diverge(case: Logits) -> None:
     z, _, cuts = case
     assert not running(z, z, cuts).any()
     z = np.clip(z, -100, 100)
@@ -186,7 +173,7 @@ def test_equal_distributions_do_not_diverge(case: tuple[Floats, Floats, list[int
 @example((np.array([[1e300, -1e300]]), np.array([[-1e300, 1e300]]), [1]))
 @example((np.array([[-1e300, 1e300]]), np.array([[1e300, -1e300]]), [1]))
 @example((np.array([[-1e300, -1e300]]), np.array([[1e300, 1e300]]), []))
-def test_huge_logits_do_not_overflow(case: tuple[Floats, Floats, list[int]]) -> None:
+def test_huge_logits_do_not_overflow(case: Logits) -> None:
     found = running(*case)
     assert np.isfinite(found).all()
     assert (found >= 0).all()
@@ -194,7 +181,7 @@ def test_huge_logits_do_not_overflow(case: tuple[Floats, Floats, list[int]]) -> 
 
 @given(logits(3e38))
 @example((np.array([[3e38, -3e38]]), np.array([[-3e38, 3e38]]), []))
-def test_float32_logits_are_summed_in_float64(case: tuple[Floats, Floats, list[int]]) -> None:
+def test_float32_logits_are_summed_in_float64(case: Logits) -> None:
     z, perturbed = (x.astype(np.float32) for x in case[:2])
     exact = running(z.astype(np.float64), perturbed.astype(np.float64), case[2])
     np.testing.assert_array_equal(running(z, perturbed, case[2]), exact)

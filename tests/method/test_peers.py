@@ -147,25 +147,23 @@ def test_dlp_from_our_activations(dtype: str) -> None:
     np.testing.assert_allclose(s, run["sparsity"], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "m"), [("owl", 5.0), ("owl_m3", 3.0)])
-def test_owl_end_to_end(name: str, m: float) -> None:
-    run, scores = expected()[name], scores_of("owl", ("m", m))
-    assert scores.signals.owl_m == m
-    found = allocate(scores, Request("owl", {"m": m}, compat="peer"))
-    np.testing.assert_allclose(found.base_sparsity, run["sparsity_per_block"], rtol=0, atol=1e-12)
+@pytest.mark.parametrize(
+    ("run", "base", "options", "key", "tolerance"),
+    [
+        ("owl", "owl", {"m": 5.0}, "sparsity_per_block", 1e-12),
+        ("owl_m3", "owl", {"m": 3.0}, "sparsity_per_block", 1e-12),
+        ("dlp", "dlp", {}, "sparsity", 1e-6),
+        ("atp", "atp", {"beta": 0.02}, "sparsity", 1e-12),
+    ],
+)
+def test_end_to_end(
+    run: str, base: str, options: dict[str, Any], key: str, tolerance: float
+) -> None:
+    scores = scores_of(base, *options.items())
+    assert scores.signals.owl_m == options.get("m", 5.0)
+    found = allocate(scores, Request(base, options, compat="peer"))
+    np.testing.assert_allclose(found.base_sparsity, expected()[run][key], rtol=0, atol=tolerance)
     np.testing.assert_array_equal(found.corrected_sparsity, found.base_sparsity)
-
-
-def test_dlp_end_to_end() -> None:
-    found = allocate(scores_of("dlp"), Request("dlp", compat="peer"))
-    run = expected()["dlp"]
-    np.testing.assert_allclose(found.base_sparsity, run["sparsity"], rtol=0, atol=1e-6)
-
-
-def test_atp_end_to_end() -> None:
-    wanted = Request("atp", {"beta": 0.02}, compat="peer")
-    s = allocate(scores_of("owl", ("m", 5.0)), wanted).base_sparsity
-    np.testing.assert_allclose(s, expected()["atp"]["sparsity"], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("fit", ["peak", "mid"])

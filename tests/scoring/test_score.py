@@ -1,25 +1,23 @@
 """What `score` refuses, reports as progress and leaves alone."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from conftest import FIXTURES
+from checkpoints import altered
 from gates import model_of
-from safetensors.numpy import load_file, save_file
 
-from refimpl import Model, Perturbation, RefimplError, Request, forward, read_model, score
+from refimpl import Perturbation, RefimplError, Request, forward, read_model, score
+from refimpl.model.ops import Array
 from refimpl.tokens import Tokens, random_tokens
 
 LLAMA, TOKENS = model_of("llama"), random_tokens(200, 2, 9)
+STATE = 9 * LLAMA.config.hidden_size * 4  # bytes
 
 
 def test_too_little_memory_says_what_would_do() -> None:
-    enough = 3 * 9 * LLAMA.config.hidden_size * 4
+    enough = 3 * STATE
     with pytest.raises(RefimplError, match=f"--memory {enough}"):
         score(LLAMA, TOKENS, memory=enough - 1)
     assert not np.isnan(score(LLAMA, TOKENS, memory=enough).sweep[0].coefficient[0])
@@ -49,42 +47,32 @@ def test_refused(tokens: Tokens, options: dict[str, Any], problem: str) -> None:
         score(LLAMA, tokens, **options)
 
 
-def llama_with(change: Callable[[str, npt.NDArray[Any]], npt.NDArray[Any]], folder: Path) -> Model:
-    """The fixture with weights changed by name."""
-    weights = load_file(FIXTURES / "llama" / "model.safetensors")
-    changed = {name: change(name, weight.copy()) for name, weight in weights.items()}
-    save_file(changed, folder / "model.safetensors")
-    shutil.copy(FIXTURES / "llama" / "config.json", folder)
-    return read_model(folder)
-
-
 @pytest.mark.parametrize(("dtype", "huge"), [("float32", 1e30), ("float64", 1e200)])
 def test_activations_beyond_the_dtype_are_an_error_not_a_warning(
     dtype: str, huge: float, tmp_path: Path
 ) -> None:
-    def change(name: str, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return weight.astype(np.float64) * (huge if name.endswith("down_proj.weight") else 1)
+    def change(arrays: dict[str, Array]) -> None:
+        for name, weight in arrays.items():
+            arrays[name] = weight.astype(np.float64) * (huge if "down_proj" in name else 1)
 
-    model = llama_with(change, tmp_path)
+    model = read_model(altered(tmp_path / "m", "llama", change))
     for run in (
         lambda: forward(model, [[1, 2, 3]], dtype=dtype),
         lambda: score(model, random_tokens(264, 2, 4), dtype=dtype),
     ):
-        with (
-            np.errstate(all="warn"),
-            pytest.raises(RefimplError, match=f"beyond the range of {dtype}"),
-        ):
+        with np.errstate(all="warn"), pytest.raises(RefimplError) as refused:
             run()
+        assert f"beyond the range of {dtype}" in refused.value.problem
+        assert dtype == "float64" or "--dtype float64" in refused.value.remedy
 
 
 @pytest.mark.parametrize("damaged", ["model.embed_tokens.weight", "lm_head.weight"])
 def test_nan_outside_the_blocks_is_refused_by_name(damaged: str, tmp_path: Path) -> None:
-    def change(name: str, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if name == damaged:
-            weight[-1, 0] = np.nan  # of an id that is not used
-        return weight
+    def change(arrays: dict[str, Array]) -> None:
+        arrays[damaged] = arrays[damaged].copy()
+        arrays[damaged][-1, 0] = np.nan  # of an id that is not used
 
-    model = llama_with(change, tmp_path)
+    model = read_model(altered(tmp_path / "m", "llama", change))
     for run in (
         lambda: forward(model, [[1, 2, 3]]),
         lambda: score(model, random_tokens(200, 2, 4)),
@@ -93,22 +81,38 @@ def test_nan_outside_the_blocks_is_refused_by_name(damaged: str, tmp_path: Path)
             run()
 
 
-@pytest.mark.parametrize("base", ["uniform", "alphapruning"])
-def test_progress_starts_with_the_signals_and_ends_at_the_whole(base: str) -> None:
-    seen: list[tuple[float, float]] = []
-    model = model_of("gemma3")
+PRUNING = Perturbation("pruning")
+
+
+@pytest.mark.parametrize("memory", [3 * STATE, None])
+@pytest.mark.parametrize(
+    ("plan", "request_"),
+    [
+        (Perturbation(), Request()),
+        (Perturbation(eta=(0.1, 1.0), draws=2), Request("alphapruning")),
+        (PRUNING, Request()),
+        (PRUNING, Request("alphapruning", correct="divergence")),
+    ],
+)
+@pytest.mark.parametrize("case", ["llama", "gemma3"])
+def test_progress_never_goes_back_and_ends_at_the_total(
+    case: str, plan: Perturbation, request_: Request, memory: int | None
+) -> None:
+    steps: list[tuple[float, float]] = []
     score(
-        model,
-        random_tokens(model.config.vocab_size, 2, 8),
-        Perturbation("pruning"),
-        Request(base=base, correct="divergence"),
-        progress=lambda done, total: seen.append((done, total)),
+        model_of(case),
+        random_tokens(100, 2, 9),
+        plan,
+        request_,
+        memory=memory,
+        progress=lambda *step: steps.append(step),
     )
-    done = [d for d, _ in seen]
-    assert done == sorted(done)
+    done, totals = zip(*steps, strict=True)
+    assert len(set(totals)) <= (2 if memory else 1)  # the experiment counts its groups anew
+    assert all(d <= total * (1 + 1e-12) for d, total in steps)
+    assert list(done) == sorted(done)
     assert done[0] > 0
-    assert seen[-1][0] == pytest.approx(seen[-1][1])
-    assert all(d <= total * (1 + 1e-12) for d, total in seen)
+    assert done[-1] == pytest.approx(totals[-1], rel=1e-12)
 
 
 def test_pruning_has_no_eta() -> None:

@@ -23,6 +23,7 @@ LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
 SCORES = {
     "gaussian": ("--eta", "0.01,0.5", "--draws", 2),
+    "subset": ("--eta", "0.01,0.5", "--draws", 2, "--sink", "exclude", "--subset", 2),
     "pruning": ("--perturbation", "pruning", "--base", "owl", "--correct", "divergence"),
     "alphas": ("--base", "alphapruning", "--sparsity", 0.4),
 }
@@ -113,6 +114,7 @@ def test_partial_scores_are_refused(tmp_path: Path, interrupt: Interrupt) -> Non
     assert "--resume without -o" in refused(*words[:-2], "--resume")
     for change, named in (
         (("--eta", 0.5), "perturbation differ"),
+        (("--subset", 3), "perturbation differ"),
         (("--dtype", "float64"), "dtype differ"),
         (("--seq-len", 11), "tokens differ"),
         (("--seed", 1), "perturbation, tokens differ"),
