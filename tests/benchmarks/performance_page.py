@@ -5,32 +5,20 @@ python tests/benchmarks/performance_page.py [--results FILE] [--seven FILE] [--o
 
 import argparse
 import json
+import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from figure import Figure, from_json, goal_of, spread
-from notes import TRIED
+from figure import Figure, from_json, goal_of, markdown, spread
+from sections import BY_PROCESSOR, OVERLOADED, SECTIONS, SEVEN_B
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
 PICTURE = "performance-profile.svg"
 WIDTH = 120  # of a line of prose
 COLORS = ("#1f5fa8", "#b2491f")  # told apart by texture, too
-
-HEADINGS = {
-    "scoring-hooked": "Scoring against hooked forwards",
-    "scoring-batched": "Scoring against the same sharing and batching",
-    "rate": "Arithmetic rate",
-    "memory": "Memory",
-    "spectra": "AlphaPruning's spectra",
-    "wanda": "OWL and Wanda",
-    "sparsegpt": "SparseGPT",
-    "forward": "Forward and evaluation",
-    "startup": "Start",
-    "growth": "Growth of the cost",
-}
 
 
 def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
@@ -58,20 +46,16 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
         "## All goals",
         summary(figures),
     ]
-    for row, heading in HEADINGS.items():
-        some = [figure for figure in figures if figure.row == row]
-        if not some:
-            continue
-        parts += [f"## {heading}", wrapped(INTRODUCTIONS[row]), table(some)]
-        tried = TRIED.get(row)
-        if tried:
-            parts.append(wrapped(tried))
+    for row, section in SECTIONS.items():
+        if of_row := [figure for figure in figures if figure.row == row]:
+            parts += [f"## {section.heading}", wrapped(section.introduction), table(of_row)]
+            parts += [wrapped(section.tried)] * bool(section.tried)
     if results["profiles"]:
         parts += ["## Where the time of scoring goes", profile_words(results["profiles"])]
         parts += [f"![Shares of the time of scoring, step by step]({PICTURE})"]
         parts += [profile_table(results["profiles"])]
     if seven:
-        parts += ["## Seven billion weights", seven_words(seven), wrapped(TRIED["seven-b"])]
+        parts += ["## Seven billion weights", seven_words(seven), wrapped(SEVEN_B)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -110,23 +94,11 @@ def machine_facts(results: dict[str, Any]) -> str:
 
 def left_out(results: dict[str, Any]) -> str:
     """Rows that were measured on some of their shapes only."""
-    some = {
-        HEADINGS[k]: r["only"] for k, r in results["rows"].items() if k in HEADINGS and r["only"]
-    }
-    if not some:
-        return ""
+    rows = results["rows"]
+    some = {x.heading: rows[k]["only"] for k, x in SECTIONS.items() if rows.get(k, {}).get("only")}
     shapes = ", ".join(dict.fromkeys(name for names in some.values() for name in names))
-    return f"Measured on {shapes} only, other shapes left out for time: {', '.join(some)}."
-
-
-OVERLOADED = """
-Others used it. By the clock that is unfair to the rivals: torch's threads wait for the slowest
-of them after every operation."""
-BY_PROCESSOR = """
-So seconds are those of the processor, summed over threads, with torch, onnxruntime and BLAS
-on one thread: `--processor`. Other programs do not count then, except by what they do to caches;
-neither does waiting, nor how well either side uses several cores. Run it without `--processor` on
-an idle machine for all cores, by the clock."""
+    words = f"Measured on {shapes} only, other shapes left out for time: {', '.join(some)}."
+    return words if some else ""
 
 
 def summary(figures: Sequence[Figure]) -> str:
@@ -139,51 +111,6 @@ def summary(figures: Sequence[Figure]) -> str:
         for f in judged
     ]
     return f"{head}\n\n{markdown(('what', 'shape', 'against', 'measured', 'goal', ''), rows)}"
-
-
-INTRODUCTIONS = {
-    "scoring-hooked": """
-Time of torch / time of `refimpl.score`, one sequence. What one would write first: transformers,
-eager, a forward hook that pushes one block's output, the whole model run for
-every block.""",
-    "scoring-batched": """
-The rival keeps every state that was pushed so far in one batch, with the clean one, and takes it
-through each block once; attention is matrix products and a softmax, or torch's fused kernel.""",
-    "rate": """
-Operations counted from the shapes, for one sequence of T tokens: a block with N weights in its
-linears and H heads of h channels takes `2 T N + 2 h H T (T + 1)` operations (only keys that a token
-sees); scoring takes L clean block passes and L (L - 1) / 2 pushed ones. Norms, rotation, softmax,
-activations, noise, measuring and reading are not counted, but timed. The machine's rate is NumPy's
-float32 product on all threads, before and after each scoring, in the same process. By the clock,
-waiting counts, and so do other programs; per second of a processor, neither does.""",
-    "memory": """
-The largest resident memory of the command, mapped pages included (VmHWM), on a random bfloat16
-model; the same at 4, 8 and 16 blocks.""",
-    "spectra": """
-The original: `svdvals` in float32, and a Python loop over the candidates for the
-tail. Its alphas are compared in float64, too, because a choice between tails that fit equally well
-may turn on float32's rounding.""",
-    "wanda": """
-OWL's statistic: a dense pass with hooks and the scores of a block together. Wanda: the pass with
-hooks, a sort of every row, the pass through the pruned block, and the file written. Times without
-start and imports; memory of the whole process.""",
-    "sparsegpt": """
-The original's steps (the inverse of the Hessian, its Cholesky factor, column by column) in torch,
-float32; ours in float64.""",
-    "forward": """
-`refimpl.forward` to the logits of a batch, and `refimpl.evaluate` (perplexity) on the same number
-of windows. onnxruntime runs the graph that refimpl exports; its ratio is stated, without a
-goal.""",
-    "startup": """
-Seconds of the processor, the interpreter's own start included: what a single thread takes on an
-idle machine; by the clock it is longer where others use the machine.""",
-    "growth": """
-Four sizes each, the others fixed at 8 blocks, 128 tokens, width 512. A straight line through the
-logarithms gives the exponent; beside it the exponent of the operations counted by the formula above
-at the same sizes: about 2 in blocks (`L (L + 1) / 2` passes), 1 in tokens and more as attention's
-square grows, and 2 in width. A measured exponent below the formula's means that fixed costs still
-show. The goal is on the difference.""",
-}
 
 
 def table(figures: Sequence[Figure]) -> str:
@@ -201,13 +128,6 @@ def table(figures: Sequence[Figure]) -> str:
     return markdown(heads, rows) + words
 
 
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
-    lines.insert(1, "|" + "---|" * len(heads))
-    return "\n".join(lines)
-
-
 def profile_words(profiles: Sequence[dict[str, Any]]) -> str:
     """How the profile was made."""
     ends = "; ".join(
@@ -223,26 +143,31 @@ def profile_words(profiles: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def shares_of(profile: dict[str, Any]) -> dict[str, float]:
+    """All shares of a profile by name."""
+    return profile["steps"] | {"waiting, all threads": profile["waiting"]}
+
+
 def profile_table(profiles: Sequence[dict[str, Any]]) -> str:
     """The picture's numbers."""
-    rows = [(step, *(f"{p['steps'][step]:.1%}" for p in profiles)) for step in profiles[0]["steps"]]
-    rows.append(("waiting, all threads", *(f"{p['waiting']:.1%}" for p in profiles)))
+    columns = [shares_of(profile) for profile in profiles]
+    rows = [(step, *(f"{shares[step]:.1%}" for shares in columns)) for step in columns[0]]
     return markdown(("step", *(p["shape"] for p in profiles)), rows)
 
 
 def picture(profiles: Sequence[dict[str, Any]]) -> str:
     """Bars of the shares, two models beside each other, as plain SVG."""
     left, width, step, top = 330, 400, 34, 56
-    steps = [*profiles[0]["steps"], "waiting, all threads"]
-    height = top + step * len(steps) + 12
-
-    def share(p: dict[str, Any], name: str) -> float:
-        return float(p["waiting"] if name.startswith("waiting") else p["steps"][name])
-
+    columns = {profile["shape"]: shares_of(profile) for profile in profiles}
+    height = top + step * len(shares_of(profiles[0])) + 12
     words = "; ".join(
-        f"{p['shape']}: " + ", ".join(f"{name} {share(p, name):.1%}" for name in steps)
-        for p in profiles
+        f"{shape}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        for shape, shares in columns.items()
     )
+
+    def text(x: object, y: int, words: str, more: str = "") -> str:
+        return f'<text x="{x}" y="{y}"{more} fill="black">{words}</text>'
+
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" '
         'font-family="sans-serif" font-size="12" role="img" aria-labelledby="title desc">',
@@ -252,27 +177,20 @@ def picture(profiles: Sequence[dict[str, Any]]) -> str:
         f'patternTransform="rotate(45)"><rect width="6" height="6" fill="{COLORS[1]}"/>'
         '<rect width="2" height="6" fill="#e8b9a5"/></pattern></defs>',
         f'<rect width="{left + width + 90}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="18" fill="black">share of the processor time of one thread</text>',
+        text(left, 18, "share of the processor time of one thread"),
     ]
     fills = (COLORS[0], "url(#stripes)")
-    for i, (p, fill) in enumerate(zip(profiles, fills, strict=False)):
+    for i, (shape, fill) in enumerate(zip(columns, fills, strict=False)):
         at = left + 230 * i
-        parts.append(
-            f'<rect x="{at}" y="28" width="11" height="11" fill="{fill}"/>'
-            f'<text x="{at + 16}" y="38" fill="black">{p["shape"]}</text>'
-        )
-    for k, name in enumerate(steps):
+        key = f'<rect x="{at}" y="28" width="11" height="11" fill="{fill}"/>'
+        parts.append(key + text(at + 16, 38, shape))
+    for k, name in enumerate(shares_of(profiles[0])):
         y = top + step * k
-        parts.append(
-            f'<text x="{left - 8}" y="{y + 19}" text-anchor="end" fill="black">{name}</text>'
-        )
-        for i, (p, fill) in enumerate(zip(profiles, fills, strict=False)):
-            long, at = width * share(p, name), y + 2 + 14 * i
-            parts.append(
-                f'<rect x="{left}" y="{at}" width="{long:.1f}" height="12" fill="{fill}"/>'
-                f'<text x="{left + long + 5:.1f}" y="{at + 10}" fill="black">'
-                f"{share(p, name):.1%}</text>"
-            )
+        parts.append(text(left - 8, y + 19, name, ' text-anchor="end"'))
+        for i, (shares, fill) in enumerate(zip(columns.values(), fills, strict=False)):
+            long, at = width * shares[name], y + 2 + 14 * i
+            bar = f'<rect x="{left}" y="{at}" width="{long:.1f}" height="12" fill="{fill}"/>'
+            parts.append(bar + text(f"{left + long + 5:.1f}", at + 10, f"{shares[name]:.1%}"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -299,18 +217,8 @@ def seven_words(seven: dict[str, Any]) -> str:
 
 def wrapped(text: str) -> str:
     """Prose in lines of the page's width."""
-    return "\n".join(_lines(text))
-
-
-def _lines(text: str) -> Iterator[str]:
-    line = ""
-    for word in text.split():
-        if line and len(line) + 1 + len(word) > WIDTH:
-            yield line
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    yield line
+    words = " ".join(text.split())
+    return textwrap.fill(words, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:
