@@ -1,7 +1,9 @@
 """When two computations agree: the worst token's relative error, and how small it must be."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 from conftest import FIXTURES
@@ -10,6 +12,8 @@ from safetensors.numpy import load_file
 from refimpl import Model, read_model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
+
+M = TypeVar("M", bound=Model)
 
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.safetensors"))
 GATES = {"float32": 1e-5, "float64": 1e-12}
@@ -47,6 +51,23 @@ def worst_point(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> t
 def model_of(case: str) -> Model:
     """The model of a fixture."""
     return read_model(FIXTURES / case)
+
+
+def model_as(case: str, kind: type[M]) -> M:
+    """The model of a fixture as one of a subclass."""
+    plain = model_of(case)
+    return kind(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+
+
+def bits(value: Any) -> Any:
+    """Everything in a result but how long it took, so that equal means equal bit for bit."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, tuple | list):
+        return [bits(x) for x in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return [(f.name, bits(getattr(value, f.name))) for f in fields(value) if f.name != "run"]
+    return value.hex() if isinstance(value, float) else value
 
 
 @cache

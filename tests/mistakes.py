@@ -1,15 +1,13 @@
 """Mistakes that a candidate of the oracle could make: lines of the sample project, and others.
 
-Each has a case where it shows, and the step that has to be named. Where no case of `fixtures/`
-shows it, there is a crafted one in `CRAFTED`.
+Each has a case where it shows, and the first step that goes wrong. Where no case of `fixtures/`
+shows it, one of `crafted_cases.CRAFTED` does.
 """
 
-import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -17,18 +15,10 @@ from typing import Any
 from unittest.mock import patch
 
 import ml_dtypes
-import numpy as np
-from safetensors.numpy import load_file, save_file
+from candidates import PROJECT, Arrays
 
-from refimpl import read_model
-from refimpl.oracle.case import Case, make_case, read_case
-from refimpl.oracle.steps import Recipe
-from refimpl.tokens import Tokens
+from refimpl.oracle.case import Case
 
-HERE = Path(__file__).parent
-PROJECT, FIXTURES = HERE / "sample_project", HERE.parent / "fixtures"
-
-Arrays = dict[str, np.ndarray[Any, Any]]
 ALL = ("float64", "float32", "float16", "bfloat16")
 ABOVE_16, ABOVE_BFLOAT16 = ALL[:2], ALL[:3]  # where a cast to float16, or to bfloat16, loses bits
 
@@ -38,20 +28,32 @@ class Mistake:
     """One line that is wrong.
 
     Args:
-        file: Of the sample project.
-        line: Text that it has once.
-        instead: What it says instead.
-        case: Of `fixtures/cases`, or one of `CRAFTED`.
+        line: Text that the sample project has once.
+        instead: The wrong text in its place.
+        case: A case of `fixtures/cases`, or one of `CRAFTED`.
         step: The first that goes wrong in float64 and float32.
         dtypes: Of the computation, where it is a mistake.
     """
 
-    file: str
     line: str
     instead: str
     case: str
     step: str
     dtypes: tuple[str, ...] = ALL
+
+    @property
+    def file(self) -> str:
+        """The file of the sample project that has the line."""
+        texts = {path.name: path.read_text("utf-8") for path in PROJECT.glob("*.py")}
+        assert sum(text.count(self.line) for text in texts.values()) == 1, self.line
+        return next(name for name, text in texts.items() if self.line in text)
+
+
+def mistakes(*rows: tuple[Any, ...]) -> dict[str, Mistake]:
+    """Rows of a name and the fields of its `Mistake`."""
+    table = {name: Mistake(*fields) for name, *fields in rows}
+    assert len(table) == len(rows)
+    return table
 
 
 NORM = "wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * scale"
@@ -63,759 +65,434 @@ ROPE_TABLES = "angles.cos().to(self.dtype), angles.sin().to(self.dtype)"
 OWL_CUT = "or [0.0] * len(sizes)]\n    return [sparsity - v + mean(d) for v in d]\n\n\ndef dlp"
 Q_KEEP = "blocks.0.q_proj.keep"
 
-FORWARD = {
-    "OPT's positions from 0": Mistake(
-        "families.py", "first_position=2", "first_position=0", "opt", "embed",
-    ),
-    "GPT-2's positions from 1": Mistake(
-        "forward.py", "[first : first + ids.shape[1]]", "[first + 1 : first + 1 + ids.shape[1]]",
-        "gpt2", "embed",
-    ),
-    "Gemma's embedding not scaled": Mistake(
-        "forward.py", "x = x * torch.tensor(x.shape[-1] ** 0.5, dtype=x.dtype)", "pass",
-        "gemma2", "embed",
-    ),
-    "Gemma's norm without the 1": Mistake(
-        "forward.py", 'scale + 1 if self.family.norm == "rms+1" else scale', "scale",
-        "gemma2", "blocks.0.attn_norm",
-    ),
-    "eps left out": Mistake(
-        "forward.py", " + eps) * scale", ") * scale", "llama", "blocks.0.attn_norm",
-    ),
-    "eps outside the root": Mistake(
-        "forward.py", NORM, "wide / (wide.square().mean(-1, keepdim=True).sqrt() + eps) * scale",
-        "llama", "blocks.0.attn_norm",
-    ),
-    "the default eps, not the model's": Mistake(
-        "forward.py", '"layer_norm_epsilon", default=1e-5', "default=1e-5",
-        "gpt2", "blocks.0.attn_norm",
-    ),
-    "LayerNorm that does not centre": Mistake(
-        "forward.py", LAYER_NORM, NORM + ' + widened(weights["bias"])', "opt", "blocks.0.attn_norm",
-    ),
-    "LayerNorm without its bias": Mistake(
-        "forward.py", 'widened(weights["bias"])', "None", "gpt2", "blocks.0.attn_norm",
-    ),
-    "LayerNorm by n - 1": Mistake(
-        "forward.py", LAYER_NORM,
-        "(wide - wide.mean(-1, keepdim=True)) / (wide.var(-1, keepdim=True) + eps).sqrt()"
-        ' * scale + widened(weights["bias"])',
-        "gpt_neox", "blocks.0.attn_norm",
-    ),
-    "no norm of queries and keys": Mistake(
-        "families.py", '"qwen3": Family(NORMS | ATTENTION | MLP | HEAD_NORMS)',
-        '"qwen3": Family(NORMS | ATTENTION | MLP)', "qwen3", "blocks.0.q",
-    ),
-    "the queries' norm for keys": Mistake(
-        "families.py", 'f"self_attn.{x}_norm" for x in "qk"', 'f"self_attn.q_norm" for x in "qk"',
-        "gemma3", "blocks.0.k",
-    ),
-    "biases of linears left out": Mistake(
-        "forward.py", 'w.get(f"{name}.bias")', "None", "qwen2", "blocks.0.q",
-    ),
-    "fused by kind, not by head": Mistake(
-        "families.py", 'fused={"qkv": "by head"}', 'fused={"qkv": "stacked"}',
-        "gpt_neox", "blocks.0.q",
-    ),
-    "keys and values in the wrong order": Mistake(
-        "forward.py", "zip(LINEARS[:3], x.split(sizes), strict=True)",
-        'zip(("q_proj", "v_proj", "k_proj"), x.split(sizes), strict=True)', "phi3", "blocks.0.k",
-    ),
-    "the rotation turned round": Mistake(
-        "forward.py", "other * cosine + one * sine", "other * cosine - one * sine",
-        "gpt_neox", "blocks.0.q_rope",
-    ),
-    "rotated in neighbouring pairs": Mistake(
-        "forward.py", "x.split([half, half, x.shape[-1] - 2 * half], -1)",
-        "(x[..., : 2 * half : 2], x[..., 1 : 2 * half : 2], x[..., 2 * half :])",
-        "llama", "blocks.0.q_rope",
-    ),
-    "rope theta of 10,000, not the model's": Mistake(
-        "forward.py", 'known["rope_theta"] **', "10000.0 **", "mistral", "blocks.0.q_rope",
-    ),
-    "all channels rotated": Mistake(
-        "forward.py", 'int(self.heads[2] * known.get("partial_rotary_factor", 1.0))',
-        "self.heads[2]", "gpt_neox", "blocks.0.q_rope",
-    ),
-    "rope's linear factor left out": Mistake(
-        "forward.py", ' / known.get("factor", 1.0)', "", "gemma3", "blocks.5.q_rope",
-    ),
-    "rope of the global blocks everywhere": Mistake(
-        "forward.py", 'known[self.fact("layer_types")[index]]', 'known["full_attention"]',
-        "gemma3", "blocks.0.q_rope",
-    ),
-    "rotary positions from 1": Mistake(
-        "forward.py", "torch.arange(length, device=self.device)[:, None]",
-        "torch.arange(1, length + 1, device=self.device)[:, None]", "qwen2", "blocks.0.q_rope",
-    ),
-    "key-value heads tiled, not repeated": Mistake(
-        "forward.py", "x.repeat_interleave(groups, 1)", "x.repeat(1, groups, 1, 1)",
-        "llama", "blocks.0.attn_out",
-    ),
-    "logits scaled by the head's size": Mistake(
-        "forward.py", 'model.fact("query_pre_attn_scalar", default=q.shape[-1])', "q.shape[-1]",
-        "gemma2", "blocks.0.attn_out",
-    ),
-    "no cap on attention logits": Mistake(
-        "forward.py", 'model.fact("attn_logit_softcapping")', "None", "gemma2", "blocks.0.attn_out",
-    ),
-    "a mask that shows the next token": Mistake(
-        "forward.py", "(back < 0) if window is None", "(back < -1) if window is None",
-        "phi3", "blocks.0.attn_out",
-    ),
-    "a window one token longer": Mistake(
-        "forward.py", "back >= window", "back > window", "mistral", "blocks.0.attn_out",
-    ),
-    "a window one token shorter": Mistake(
-        "forward.py", "back >= window", "back >= window - 1", "mistral", "blocks.0.attn_out",
-    ),
-    "no window": Mistake(
-        "forward.py", 'return self.fact("sliding_window")', "return None",
-        "gemma3", "blocks.0.attn_out",
-    ),
-    "a window in every block": Mistake(
-        "forward.py", 'if kinds is not None and kinds[index] != "sliding_attention":', "if False:",
-        "gemma2", "blocks.1.attn_out",
-    ),
-    "the wrong blocks windowed": Mistake(
-        "forward.py", 'kinds[index] != "sliding_attention"', 'kinds[index] == "sliding_attention"',
-        "gemma2", "blocks.0.attn_out",
-    ),
-    "softmax over queries": Mistake(
-        "forward.py", ".softmax(-1)", ".softmax(-2)", "gpt2", "blocks.0.attn_out",
-    ),
-    "no norm after attention": Mistake(
-        "families.py", '    "attn_post_norm": "post_attention_layernorm",\n', "",
-        "gemma2", "blocks.0.attn_out",
-    ),
-    "no norm after the MLP": Mistake(
-        "families.py", '    "mlp_post_norm": "post_feedforward_layernorm",\n', "",
-        "gemma3", "blocks.0.mlp_out",
-    ),
-    "attention and MLP one after the other": Mistake(
-        "forward.py", "x if model.family.parallel else middle", "middle",
-        "gpt_neox", "blocks.0.mlp_norm",
-    ),
-    "attention and MLP side by side": Mistake(
-        "forward.py", "x if model.family.parallel else middle", "x", "llama", "blocks.0.mlp_norm",
-    ),
-    "GELU for its tanh form": Mistake(
-        "forward.py", '"gelu_new": lambda x: F.gelu(x, approximate="tanh")', '"gelu_new": F.gelu',
-        "gpt2", "blocks.0.mlp_out",
-    ),
-    "the tanh form for GELU": Mistake(
-        "forward.py", '"gelu": F.gelu,', '"gelu": lambda x: F.gelu(x, approximate="tanh"),',
-        "gpt_neox", "blocks.0.mlp_out",
-    ),
-    "GELU for Gemma's tanh form": Mistake(
-        "forward.py", '"gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh")',
-        '"gelu_pytorch_tanh": F.gelu', "gemma2", "blocks.0.mlp_out",
-    ),
-    "GELU by a sigmoid": Mistake(
-        "forward.py", '"gelu_new": lambda x: F.gelu(x, approximate="tanh")',
-        '"gelu_new": lambda x: x * torch.sigmoid(1.702 * x)', "gpt2", "blocks.0.mlp_out",
-    ),
-    "GELU for SiLU": Mistake(
-        "forward.py", '"silu": F.silu', '"silu": F.gelu', "qwen3", "blocks.0.mlp_out",
-    ),
-    "GELU for ReLU": Mistake(
-        "forward.py", '"relu": F.relu', '"relu": F.gelu', "opt", "blocks.0.mlp_out",
-    ),
-    "the activation on the wrong half": Mistake(
-        "forward.py", 'act(linear("gate_proj", y)) * linear("up_proj", y)',
-        'linear("gate_proj", y) * act(linear("up_proj", y))', "mistral", "blocks.0.mlp_out",
-    ),
-    "gate and up in the wrong order": Mistake(
-        "forward.py", '("gate_proj", "up_proj"), x.chunk(2)',
-        '("up_proj", "gate_proj"), x.chunk(2)', "phi3", "blocks.0.mlp_out",
-    ),
-    "the residual from before attention": Mistake(
-        "forward.py", 'seen["resid_post"] = middle + y', 'seen["resid_post"] = x + y',
-        "qwen2", "blocks.0.resid_post",
-    ),
-    "no final norm": Mistake(
-        "forward.py", "y = model.norm(x, model.top(model.family.final_norm))", "y = x",
-        "qwen3", "final_norm",
-    ),
-    "the embedding for an untied head": Mistake(
-        "forward.py", "weight = model.top(model.family.head) or model.top(model.family.embed)",
-        "weight = model.top(model.family.embed)", "llama", "logits",
-    ),
-    "no cap on the final logits": Mistake(
-        "forward.py", '(cap := model.fact("final_logit_softcapping"))', "(cap := None)",
-        "gemma2", "logits",
-    ),
-    "attention's cap on the final logits": Mistake(
-        "forward.py", '(cap := model.fact("final_logit_softcapping"))',
-        '(cap := model.fact("attn_logit_softcapping"))', "gemma2", "logits",
-    ),
-}  # fmt: skip
+FORWARD = mistakes(
+    ("OPT's positions from 0", "first_position=2", "first_position=0", "opt", "embed"),
+    ("GPT-2's positions from 1", "[first : first + ids.shape[1]]",
+     "[first + 1 : first + 1 + ids.shape[1]]", "gpt2", "embed"),
+    ("Gemma's embedding not scaled", "x = x * torch.tensor(x.shape[-1] ** 0.5, dtype=x.dtype)",
+     "pass", "gemma2", "embed"),
+    ("Gemma's norm without the 1", 'scale + 1 if self.family.norm == "rms+1" else scale', "scale",
+     "gemma2", "blocks.0.attn_norm"),
+    ("eps left out", " + eps) * scale", ") * scale", "llama", "blocks.0.attn_norm"),
+    ("eps outside the root", NORM,
+     "wide / (wide.square().mean(-1, keepdim=True).sqrt() + eps) * scale", "llama",
+     "blocks.0.attn_norm"),
+    ("the default eps, not the model's", '"layer_norm_epsilon", default=1e-5', "default=1e-5",
+     "gpt2", "blocks.0.attn_norm"),
+    ("LayerNorm that does not centre", LAYER_NORM, NORM + ' + widened(weights["bias"])', "opt",
+     "blocks.0.attn_norm"),
+    ("LayerNorm without its bias", 'widened(weights["bias"])', "None", "gpt2",
+     "blocks.0.attn_norm"),
+    ("LayerNorm by n - 1", LAYER_NORM,
+     "(wide - wide.mean(-1, keepdim=True)) / (wide.var(-1, keepdim=True) + eps).sqrt()"
+     ' * scale + widened(weights["bias"])', "gpt_neox", "blocks.0.attn_norm"),
+    ("no norm of queries and keys", '"qwen3": Family(NORMS | ATTENTION | MLP | HEAD_NORMS)',
+     '"qwen3": Family(NORMS | ATTENTION | MLP)', "qwen3", "blocks.0.q"),
+    ("the queries' norm for keys", 'f"self_attn.{x}_norm" for x in "qk"',
+     'f"self_attn.q_norm" for x in "qk"', "gemma3", "blocks.0.k"),
+    ("biases of linears left out", 'w.get(f"{name}.bias")', "None", "qwen2", "blocks.0.q"),
+    ("fused by kind, not by head", 'fused={"qkv": "by head"}', 'fused={"qkv": "stacked"}',
+     "gpt_neox", "blocks.0.q"),
+    ("keys and values in the wrong order", "zip(LINEARS[:3], x.split(sizes), strict=True)",
+     'zip(("q_proj", "v_proj", "k_proj"), x.split(sizes), strict=True)', "phi3", "blocks.0.k"),
+    ("the rotation turned round", "other * cosine + one * sine", "other * cosine - one * sine",
+     "gpt_neox", "blocks.0.q_rope"),
+    ("rotated in neighbouring pairs", "x.split([half, half, x.shape[-1] - 2 * half], -1)",
+     "(x[..., : 2 * half : 2], x[..., 1 : 2 * half : 2], x[..., 2 * half :])", "llama",
+     "blocks.0.q_rope"),
+    ("rope theta of 10,000, not the model's", 'known["rope_theta"] **', "10000.0 **", "mistral",
+     "blocks.0.q_rope"),
+    ("all channels rotated", 'int(self.heads[2] * known.get("partial_rotary_factor", 1.0))',
+     "self.heads[2]", "gpt_neox", "blocks.0.q_rope"),
+    ("rope's linear factor left out", ' / known.get("factor", 1.0)', "", "gemma3",
+     "blocks.5.q_rope"),
+    ("rope of the global blocks everywhere", 'known[self.fact("layer_types")[index]]',
+     'known["full_attention"]', "gemma3", "blocks.0.q_rope"),
+    ("rotary positions from 1", "torch.arange(length, device=self.device)[:, None]",
+     "torch.arange(1, length + 1, device=self.device)[:, None]", "qwen2", "blocks.0.q_rope"),
+    ("key-value heads tiled, not repeated", "x.repeat_interleave(groups, 1)",
+     "x.repeat(1, groups, 1, 1)", "llama", "blocks.0.attn_out"),
+    ("logits scaled by the head's size", 'model.fact("query_pre_attn_scalar", default=q.shape[-1])',
+     "q.shape[-1]", "gemma2", "blocks.0.attn_out"),
+    ("no cap on attention logits", 'model.fact("attn_logit_softcapping")', "None", "gemma2",
+     "blocks.0.attn_out"),
+    ("a mask that shows the next token", "(back < 0) if window is None",
+     "(back < -1) if window is None", "phi3", "blocks.0.attn_out"),
+    ("a window one token longer", "back >= window", "back > window", "mistral",
+     "blocks.0.attn_out"),
+    ("a window one token shorter", "back >= window", "back >= window - 1", "mistral",
+     "blocks.0.attn_out"),
+    ("no window", 'return self.fact("sliding_window")', "return None", "gemma3",
+     "blocks.0.attn_out"),
+    ("a window in every block", 'if kinds is not None and kinds[index] != "sliding_attention":',
+     "if False:", "gemma2", "blocks.1.attn_out"),
+    ("the wrong blocks windowed", 'kinds[index] != "sliding_attention"',
+     'kinds[index] == "sliding_attention"', "gemma2", "blocks.0.attn_out"),
+    ("softmax over queries", ".softmax(-1)", ".softmax(-2)", "gpt2", "blocks.0.attn_out"),
+    ("no norm after attention", '    "attn_post_norm": "post_attention_layernorm",\n', "", "gemma2",
+     "blocks.0.attn_out"),
+    ("no norm after the MLP", '    "mlp_post_norm": "post_feedforward_layernorm",\n', "", "gemma3",
+     "blocks.0.mlp_out"),
+    ("attention and MLP one after the other", "x if model.family.parallel else middle", "middle",
+     "gpt_neox", "blocks.0.mlp_norm"),
+    ("attention and MLP side by side", "x if model.family.parallel else middle", "x", "llama",
+     "blocks.0.mlp_norm"),
+    ("GELU for its tanh form", '"gelu_new": lambda x: F.gelu(x, approximate="tanh")',
+     '"gelu_new": F.gelu', "gpt2", "blocks.0.mlp_out"),
+    ("the tanh form for GELU", '"gelu": F.gelu,',
+     '"gelu": lambda x: F.gelu(x, approximate="tanh"),', "gpt_neox", "blocks.0.mlp_out"),
+    ("GELU for Gemma's tanh form", '"gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh")',
+     '"gelu_pytorch_tanh": F.gelu', "gemma2", "blocks.0.mlp_out"),
+    ("GELU by a sigmoid", '"gelu_new": lambda x: F.gelu(x, approximate="tanh")',
+     '"gelu_new": lambda x: x * torch.sigmoid(1.702 * x)', "gpt2", "blocks.0.mlp_out"),
+    ("GELU for SiLU", '"silu": F.silu', '"silu": F.gelu', "qwen3", "blocks.0.mlp_out"),
+    ("GELU for ReLU", '"relu": F.relu', '"relu": F.gelu', "opt", "blocks.0.mlp_out"),
+    ("the activation on the wrong half", 'act(linear("gate_proj", y)) * linear("up_proj", y)',
+     'linear("gate_proj", y) * act(linear("up_proj", y))', "mistral", "blocks.0.mlp_out"),
+    ("gate and up in the wrong order", '("gate_proj", "up_proj"), x.chunk(2)',
+     '("up_proj", "gate_proj"), x.chunk(2)', "phi3", "blocks.0.mlp_out"),
+    ("the residual from before attention", 'seen["resid_post"] = middle + y',
+     'seen["resid_post"] = x + y', "qwen2", "blocks.0.resid_post"),
+    ("no final norm", "y = model.norm(x, model.top(model.family.final_norm))", "y = x", "qwen3",
+     "final_norm"),
+    ("the embedding for an untied head",
+     "weight = model.top(model.family.head) or model.top(model.family.embed)",
+     "weight = model.top(model.family.embed)", "llama", "logits"),
+    ("no cap on the final logits", '(cap := model.fact("final_logit_softcapping"))',
+     "(cap := None)", "gemma2", "logits"),
+    ("attention's cap on the final logits", '(cap := model.fact("final_logit_softcapping"))',
+     '(cap := model.fact("attn_logit_softcapping"))', "gemma2", "logits"),
+)  # fmt: skip
 
 DRIFT = "(a - b).norm(dim=-1) / b.norm(dim=-1)"
-EXPERIMENT = {
-    "a push that is not scaled": Mistake(
-        "experiment.py", 'recipe["eta"] * size / unit', 'recipe["eta"] / unit',
-        "qwen2", "perturbed.0.drift",
-    ),
-    "a push of eta per channel": Mistake(
-        "experiment.py", 'recipe["eta"] * size / unit',
-        'recipe["eta"] * size / noise.shape[-1] ** 0.5', "qwen2", "perturbed.0.drift",
-    ),
-    "scaled by sequence, not by token": Mistake(
-        "experiment.py", '-1 if recipe["noise_scale"] == "token" else (-2, -1)', "(-2, -1)",
-        "llama", "perturbed.0.drift",
-    ),
-    "scaled by token, not by sequence": Mistake(
-        "experiment.py", '-1 if recipe["noise_scale"] == "token" else (-2, -1)', "-1",
-        "gemma3", "perturbed.0.drift",
-    ),
-    "noise that knows no channels": Mistake(
-        "experiment.py", 'recipe["noise_shape"] == "channel"', "False",
-        "mistral", "perturbed.0.drift",
-    ),
-    "channels by their size, not their spread": Mistake(
-        "experiment.py", "((h - mean).square() * mask)", "(h.square() * mask)",
-        "mistral", "perturbed.0.drift",
-    ),
-    "the same noise after every block": Mistake(
-        "experiment.py", "noise[i].double()", "noise[0].double()", "llama", "perturbed.1.drift",
-    ),
-    "a push before the block": Mistake(
-        "candidate.py", "experiment(model, blocks, clean[1:],",
-        "experiment(model, blocks, clean[:-1],", "phi3", "perturbed.0.drift",
-    ),
-    "drift over the pushed state": Mistake(
-        "experiment.py", DRIFT, "(a - b).norm(dim=-1) / a.norm(dim=-1)",
-        "gpt2", "perturbed.0.drift",
-    ),
-    "drift that is not relative": Mistake(
-        "experiment.py", DRIFT, "(a - b).norm(dim=-1)", "opt", "perturbed.0.drift",
-    ),
-    "drift of a token, not of a sequence": Mistake(
-        "experiment.py", 'if norm == "sequence":', "if False:", "qwen3", "perturbed.0.drift",
-    ),
-    "drift in its largest channel": Mistake(
-        "experiment.py", DRIFT, "(a - b).norm(torch.inf, dim=-1) / b.norm(torch.inf, dim=-1)",
-        "gpt_neox", "perturbed.0.drift",
-    ),
-    "alignment over one norm twice": Mistake(
-        "experiment.py", "sizes = a.norm(dim=-1) * b.norm(dim=-1)",
-        "sizes = b.norm(dim=-1).square()", "gemma3", "perturbed.0.alignment",
-    ),
-    "alignment of the push": Mistake(
-        "experiment.py", "(a * b).sum(-1) / sizes",
-        "((a - b) * b).sum(-1) / ((a - b).norm(dim=-1) * b.norm(dim=-1))",
-        "gpt_neox", "perturbed.0.alignment",
-    ),
-    "sinks taken in": Mistake(
-        "experiment.py", 'if sink == "include":', "if True:", "sink", "perturbed.0.drift",
-    ),
-    "sinks by the mean norm": Mistake(
-        "experiment.py", "norm.quantile(0.5, dim=-1, keepdim=True)", "norm.mean(-1, keepdim=True)",
-        "sink", "perturbed.0.drift",
-    ),
-    "all tokens in one mean": Mistake(
-        "experiment.py", "return means[count > 0].mean()", "return x[valid].mean()",
-        "sink", "perturbed.0.drift",
-    ),
-    "the median over tokens": Mistake(
-        "experiment.py", "return means[count > 0].mean()", "return x[valid].median()",
-        "gpt2", "perturbed.0.drift",
-    ),
-    "the mean before the ratio": Mistake(
-        "experiment.py", "found[-1][0] / found[0][0]", "found[-1][0] / found[0][0].mean()",
-        "gemma3", "absorption_coefficient",
-    ),
-    "the ratio turned round": Mistake(
-        "experiment.py", "found[-1][0] / found[0][0]", "found[0][0] / found[-1][0]",
-        "qwen2", "absorption_coefficient",
-    ),
-    "the geometric mean of ratios": Mistake(
-        "experiment.py", "coefficients.append(meaned(ratio, ratio.isfinite()))",
-        "coefficients.append(meaned(ratio.log(), ratio.isfinite()).exp())",
-        "phi3", "absorption_coefficient",
-    ),
-    "the next block, not the last": Mistake(
-        "experiment.py", "ratio = found[-1][0]", "ratio = found[min(1, last - i)][0]",
-        "llama", "absorption_coefficient",
-    ),
-}  # fmt: skip
+
+EXPERIMENT = mistakes(
+    ("a perturbation that is not scaled", 'recipe["eta"] * size / unit', 'recipe["eta"] / unit',
+     "qwen2",
+     "perturbed.0.drift"),
+    ("a perturbation of eta per channel", 'recipe["eta"] * size / unit',
+     'recipe["eta"] * size / noise.shape[-1] ** 0.5', "qwen2", "perturbed.0.drift"),
+    ("scaled by sequence, not by token", '-1 if recipe["noise_scale"] == "token" else (-2, -1)',
+     "(-2, -1)", "llama", "perturbed.0.drift"),
+    ("scaled by token, not by sequence", '-1 if recipe["noise_scale"] == "token" else (-2, -1)',
+     "-1", "gemma3", "perturbed.0.drift"),
+    ("noise that knows no channels", 'recipe["noise_shape"] == "channel"', "False", "mistral",
+     "perturbed.0.drift"),
+    ("channels by their size, not their spread", "((h - mean).square() * mask)",
+     "(h.square() * mask)", "mistral", "perturbed.0.drift"),
+    ("the same noise after every block", "noise[i].double()", "noise[0].double()", "llama",
+     "perturbed.1.drift"),
+    ("a perturbation before the block", "experiment(model, blocks, clean[1:],",
+     "experiment(model, blocks, clean[:-1],", "phi3", "perturbed.0.drift"),
+    ("drift over the perturbed state", DRIFT, "(a - b).norm(dim=-1) / a.norm(dim=-1)", "gpt2",
+     "perturbed.0.drift"),
+    ("drift that is not relative", DRIFT, "(a - b).norm(dim=-1)", "opt", "perturbed.0.drift"),
+    ("drift of a token, not of a sequence", 'if norm == "sequence":', "if False:", "qwen3",
+     "perturbed.0.drift"),
+    ("drift in its largest channel", DRIFT,
+     "(a - b).norm(torch.inf, dim=-1) / b.norm(torch.inf, dim=-1)", "gpt_neox",
+     "perturbed.0.drift"),
+    ("alignment over one norm twice", "sizes = a.norm(dim=-1) * b.norm(dim=-1)",
+     "sizes = b.norm(dim=-1).square()", "gemma3", "perturbed.0.alignment"),
+    ("alignment of the perturbation", "(a * b).sum(-1) / sizes",
+     "((a - b) * b).sum(-1) / ((a - b).norm(dim=-1) * b.norm(dim=-1))", "gpt_neox",
+     "perturbed.0.alignment"),
+    ("sinks taken in", 'if sink == "include":', "if True:", "sink", "perturbed.0.drift"),
+    ("sinks by the mean norm", "norm.quantile(0.5, dim=-1, keepdim=True)",
+     "norm.mean(-1, keepdim=True)", "sink", "perturbed.0.drift"),
+    ("all tokens in one mean", "return means[count > 0].mean()", "return x[valid].mean()", "sink",
+     "perturbed.0.drift"),
+    ("the median over tokens", "return means[count > 0].mean()", "return x[valid].median()", "gpt2",
+     "perturbed.0.drift"),
+    ("the mean before the ratio", "effects[-1][0] / effects[0][0]",
+     "effects[-1][0] / effects[0][0].mean()",
+     "gemma3", "absorption_coefficient"),
+    ("the ratio turned round", "effects[-1][0] / effects[0][0]", "effects[0][0] / effects[-1][0]",
+     "qwen2",
+     "absorption_coefficient"),
+    ("the geometric mean of ratios", "coefficients.append(meaned(ratio, ratio.isfinite()))",
+     "coefficients.append(meaned(ratio.log(), ratio.isfinite()).exp())", "phi3",
+     "absorption_coefficient"),
+    ("the next block, not the last", "ratio = effects[-1][0]",
+     "ratio = effects[min(1, last - i)][0]",
+     "llama", "absorption_coefficient"),
+)  # fmt: skip
 
 TAIL = "values[values > floor].square()"
-SIGNALS = {
-    "OWL's median for its mean": Mistake(
-        "signals.py", "OWL_M * scores.mean()", "OWL_M * scores.median()", "phi3", "owl.signal",
-    ),
-    "OWL's m of 3": Mistake("signals.py", "OWL_M = 5.0", "OWL_M = 3.0", "llama", "owl.signal"),
-    "OWL's share, not percent": Mistake(
-        "signals.py", "100 * (scores >", "(scores >", "qwen2", "owl.signal",
-    ),
-    "OWL's outliers of each linear": Mistake(
-        "candidate.py", "outliers.append(outlier_percent(scores))",
-        'parts = scores.split([stored[f"{name}.weight"].numel() for name in linears(stored)])\n'
-        "        outliers.append(torch.stack([outlier_percent(x) for x in parts]).mean())",
-        "mistral", "owl.signal",
-    ),
-    "OWL's >= for >": Mistake(
-        "signals.py", "scores > OWL_M", "scores >= OWL_M", "exact", "owl.signal",
-    ),
-    "scores by mean squares, no root": Mistake(
-        "signals.py", SCORE, "weight.double().abs() * (total / sequences)", "gpt2", "owl.signal",
-    ),
-    "scores without activations": Mistake(
-        "signals.py", SCORE, "weight.double().abs().expand(-1, len(total))", "opt", "owl.signal",
-    ),
-    "the output projection by what attention reads": Mistake(
-        "families.py", '"o_proj": "attn_heads"', '"o_proj": "attn_norm"', "llama", "owl.signal",
-    ),
-    "statistics of one sequence only": Mistake(
-        "signals.py", SQUARES, "x[:1].double().square().sum((0, 1)) * len(x)",
-        "gemma2", "owl.signal",
-    ),
-    "variance for the mean square": Mistake(
-        "signals.py", SQUARES, "(x - x.mean((0, 1))).double().square().sum((0, 1))",
-        "opt", "owl.signal",
-    ),
-    "sums over tokens, not per sequence": Mistake(
-        "signals.py", "(total / sequences).sqrt()", "total.sqrt()", "opt", "dlp.signal",
-    ),
-    "DLP's median for its mean": Mistake(
-        "candidate.py", "typical.append(scores.mean())", "typical.append(scores.median())",
-        "phi3", "dlp.signal",
-    ),
-    "DLP's root mean square": Mistake(
-        "candidate.py", "typical.append(scores.mean())",
-        "typical.append(scores.square().mean().sqrt())", "gemma2", "dlp.signal",
-    ),
-    "AlphaPruning without its slip": Mistake(
-        "signals.py", "torch.log10(0.95 * left)", "0.95 * left", "qwen3", "alphapruning.signal",
-    ),
-    "singular values not squared": Mistake(
-        "signals.py", TAIL, "values[values > floor]", "llama", "alphapruning.signal",
-    ),
-    "the exponent less 1": Mistake(
-        "signals.py", "best, found = float(distance), float(exponent)",
-        "best, found = float(distance), float(exponent) - 1", "phi3", "alphapruning.signal",
-    ),
-    "the exponent by n - 1": Mistake(
-        "signals.py", "exponent = 1 + n /", "exponent = 1 + (n - 1) /",
-        "gemma3", "alphapruning.signal",
-    ),
-    "a histogram of 50": Mistake(
-        "signals.py", "BINS = 100", "BINS = 50", "mistral", "alphapruning.signal",
-    ),
-    "the tail's distance from above": Mistake(
-        "signals.py", "device=tail.device) / n", "device=tail.device).add(1) / n",
-        "opt", "alphapruning.signal",
-    ),
-}  # fmt: skip
 
-CORRECTED = 'corrected = project(pushed, totals, recipe["sparsity"])'
-ALLOCATION = {
-    "OWL's spread halved": Mistake(
-        "allocation.py", "2 * OWL_LAMBDA * v", "OWL_LAMBDA * v", "llama", "owl.base",
-    ),
-    "OWL's outliers pruned more": Mistake(
-        "allocation.py", OWL_CUT, OWL_CUT.replace("- v + mean(d)", "+ v - mean(d)"),
-        "qwen2", "owl.base",
-    ),
-    "OWL's outliers not stretched": Mistake(
-        "allocation.py", "unit_interval(outliers) or [0.0] * len(sizes)", "outliers",
-        "gpt2", "owl.base",
-    ),
-    "DLP's importance turned round": Mistake(
-        "allocation.py", "1 - u / sum(typical)", "u / sum(typical)", "phi3", "dlp.base",
-    ),
-    "DLP's alpha of 0.1": Mistake(
-        "allocation.py", "DLP_ALPHA, ALPHA_EPSILON = 0.08, 0.15",
-        "DLP_ALPHA, ALPHA_EPSILON = 0.08, 0.1", "opt", "dlp.base",
-    ),
-    "AlphaPruning's median of linears": Mistake(
-        "allocation.py", "unit_interval([mean(x) for x in alphas])",
-        "unit_interval([sorted(x)[len(x) // 2] for x in alphas])", "gemma2", "alphapruning.base",
-    ),
-    "AlphaPruning shifted, not scaled": Mistake(
-        "allocation.py", "v * sparsity * sum(sizes) / spent", "v * sparsity",
-        "qwen3", "alphapruning.base",
-    ),
-    "AlphaPruning turned round": Mistake(
-        "allocation.py", "v * 2 * ALPHA_EPSILON + 1 - ALPHA_EPSILON",
-        "1 + ALPHA_EPSILON - v * 2 * ALPHA_EPSILON", "gemma3", "alphapruning.base",
-    ),
-    "a base that is not projected": Mistake(
-        "candidate.py", "plain = project(given, totals, recipe",
-        "plain = (lambda x, *_: x)(given, totals, recipe", "light", "owl.base",
-    ),
-    "clipped, and the rest not shared out": Mistake(
-        "allocation.py", "    budget = sparsity * sum(sizes)\n",
-        "    shift = sparsity - sum(n * v for n, v in zip(sizes, x)) / sum(sizes)\n"
-        "    return [clipped(v + shift, 0, 1) for v in x]\n    budget = sparsity * sum(sizes)\n",
-        "light", "owl.base",
-    ),
-    "the correction's sign": Mistake(
-        "allocation.py", "centre - v", "v - centre", "llama", "owl.corrected",
-    ),
-    "a correction without its strength": Mistake(
-        "allocation.py", "clipped(strength * v, -most, most)", "clipped(v, -most, most)",
-        "qwen3", "owl.corrected",
-    ),
-    "a correction that is not limited": Mistake(
-        "allocation.py", "clipped(strength * v, -most, most)", "strength * v",
-        "strong", "owl.corrected",
-    ),
-    "logarithms not clipped": Mistake(
-        "allocation.py", "clipped(log(r), -CLIP, CLIP)", "log(r)", "amplifying", "owl.corrected",
-    ),
-    "logarithms to base 10": Mistake(
-        "allocation.py", "clipped(log(r), -CLIP, CLIP)", "clipped(log(r) / log(10), -CLIP, CLIP)",
-        "mistral", "owl.corrected",
-    ),
-    "r - 1 for its logarithm": Mistake(
-        "allocation.py", "clipped(log(r), -CLIP, CLIP)", "clipped(r - 1, -CLIP, CLIP)",
-        "opt", "owl.corrected",
-    ),
-    "the correction not centred": Mistake(
-        "allocation.py", "centre - v", "-v", "strong", "owl.corrected",
-    ),
-    "a corrected allocation off its budget": Mistake(
-        "candidate.py", CORRECTED, "corrected = pushed", "strong", "owl.corrected",
-    ),
-    "back to the budget by a factor": Mistake(
-        "candidate.py", CORRECTED,
-        'corrected = [x * recipe["sparsity"] * len(pushed) / sum(pushed) for x in pushed]',
-        "strong", "owl.corrected",
-    ),
-    "remainders the wrong way": Mistake(
-        "allocation.py", "(whole[i] - quotas[i], i)", "(quotas[i] - whole[i], i)",
-        "llama", "owl.counts",
-    ),
-    "ties of remainders to the higher index": Mistake(
-        "allocation.py", "(whole[i] - quotas[i], i)", "(whole[i] - quotas[i], -i)",
-        "llama", "owl.counts",
-    ),
-    "remainders left out": Mistake(
-        "allocation.py", "for i in order[: total - sum(whole)]:", "for i in []:",
-        "qwen2", "owl.counts",
-    ),
-    "each linear rounded by itself": Mistake(
-        "allocation.py",
-        "[shares(n, x) for n, x in zip(apportioned(quotas, total), sizes, strict=True)]",
-        "[[round(v * n) for n in x] for v, x in zip(s, sizes, strict=True)]", "gpt2", "owl.counts",
-    ),
-    "linears by number, not by size": Mistake(
-        "allocation.py", "Fraction(total * n, sum(sizes))", "Fraction(total, len(sizes))",
-        "opt", "owl.counts",
-    ),
-    "a budget rounded down": Mistake(
-        "allocation.py", "round(sparsity * sum(blocks))", "int(sparsity * sum(blocks))",
-        "uneven", "uniform.counts",
-    ),
-    "a budget's half rounded up": Mistake(
-        "allocation.py", "round(sparsity * sum(blocks))", "int(sparsity * sum(blocks) + 0.5)",
-        "half", "owl.counts",
-    ),
-}  # fmt: skip
+SIGNALS = mistakes(
+    ("OWL's median for its mean", "OWL_M * scores.mean()", "OWL_M * scores.median()", "phi3",
+     "owl.signal"),
+    ("OWL's m of 3", "OWL_M = 5.0", "OWL_M = 3.0", "llama", "owl.signal"),
+    ("OWL's share, not percent", "100 * (scores >", "(scores >", "qwen2", "owl.signal"),
+    ("OWL's outliers of each linear", "outliers.append(outlier_percent(scores))",
+     'parts = scores.split([stored[f"{name}.weight"].numel() for name in linears(stored)])\n'
+     "        outliers.append(torch.stack([outlier_percent(x) for x in parts]).mean())", "mistral",
+     "owl.signal"),
+    ("OWL's >= for >", "scores > OWL_M", "scores >= OWL_M", "exact", "owl.signal"),
+    ("scores by mean squares, no root", SCORE, "weight.double().abs() * (total / sequences)",
+     "gpt2", "owl.signal"),
+    ("scores without activations", SCORE, "weight.double().abs().expand(-1, len(total))", "opt",
+     "owl.signal"),
+    ("the output projection by what attention reads", '"o_proj": "attn_heads"',
+     '"o_proj": "attn_norm"', "llama", "owl.signal"),
+    ("statistics of one sequence only", SQUARES, "x[:1].double().square().sum((0, 1)) * len(x)",
+     "gemma2", "owl.signal"),
+    ("variance for the mean square", SQUARES, "(x - x.mean((0, 1))).double().square().sum((0, 1))",
+     "opt", "owl.signal"),
+    ("sums over tokens, not per sequence", "(total / sequences).sqrt()", "total.sqrt()", "opt",
+     "dlp.signal"),
+    ("DLP's median for its mean", "typical.append(scores.mean())",
+     "typical.append(scores.median())", "phi3", "dlp.signal"),
+    ("DLP's root mean square", "typical.append(scores.mean())",
+     "typical.append(scores.square().mean().sqrt())", "gemma2", "dlp.signal"),
+    ("AlphaPruning without its slip", "torch.log10(0.95 * left)", "0.95 * left", "qwen3",
+     "alphapruning.signal"),
+    ("singular values not squared", TAIL, "values[values > floor]", "llama", "alphapruning.signal"),
+    ("the exponent less 1", "best, found = float(distance), float(exponent)",
+     "best, found = float(distance), float(exponent) - 1", "phi3", "alphapruning.signal"),
+    ("the exponent by n - 1", "exponent = 1 + n /", "exponent = 1 + (n - 1) /", "gemma3",
+     "alphapruning.signal"),
+    ("a histogram of 50", "BINS = 100", "BINS = 50", "mistral", "alphapruning.signal"),
+    ("the tail's distance from above", "device=tail.device) / n", "device=tail.device).add(1) / n",
+     "opt", "alphapruning.signal"),
+)  # fmt: skip
 
-WANDA = {
-    "calibrated on the dense model": Mistake(
-        "pruning.py", "x = passed(model, index, weights, x)",
-        "x = passed(model, index, model.cast(model.stored(index)), x)",
-        "levels", "wanda.blocks.1.attn_norm.squares",
-    ),
-    "statistics renewed within a block": Mistake(
-        "pruning.py", 'weight, total = stored[f"{name}.weight"], sums[READS[name]]',
-        "passed(model, index, model.cast(stored), x, seen)\n"
-        "            sums = {point: add(seen[point]) for point in sums}\n"
-        '            weight, total = stored[f"{name}.weight"], sums[READS[name]]',
-        "levels", "wanda.blocks.0.attn_heads.squares",
-    ),
-    "Wanda over the matrix": Mistake(
-        "pruning.py", "wanda_keep(scores[name], count)",
-        "~lowest(scores[name].flatten(), count).reshape(scores[name].shape)",
-        "plain", f"wanda.{Q_KEEP}",
-    ),
-    "Wanda by columns": Mistake(
-        "pruning.py", "wanda_keep(scores[name], count)",
-        "wanda_keep(scores[name].T, count).T.contiguous()", "plain", f"wanda.{Q_KEEP}",
-    ),
-    "Wanda keeps the lowest": Mistake(
-        "pruning.py", "return rank >= takes[:, None]", "return rank < takes[:, None]",
-        "plain", f"wanda.{Q_KEEP}",
-    ),
-    "one weight of a row too many": Mistake(
-        "pruning.py", "return rank >= takes[:, None]", "return rank > takes[:, None]",
-        "plain", f"wanda.{Q_KEEP}",
-    ),
-    "what is left over from the first rows": Mistake(
-        "pruning.py", "takes = each + lowest(following, more).long()",
-        "takes = each + (torch.arange(rows) < more).long()", "uneven", f"wanda.{Q_KEEP}",
-    ),
-    "what is left over stays": Mistake(
-        "pruning.py", "    if more:", "    if False:", "uneven", f"wanda.{Q_KEEP}",
-    ),
-    "left over from the highest rows": Mistake(
-        "pruning.py", "lowest(following, more)", "lowest(-following, more)",
-        "uneven", f"wanda.{Q_KEEP}",
-    ),
-    "the last of equal scores in a row": Mistake(
-        "pruning.py", "order = score.argsort(dim=1, stable=True)\n    if more",
-        "order = score.shape[1] - 1 - score.flip(1).argsort(dim=1, stable=True)\n    if more",
-        "tied", f"wanda.{Q_KEEP}",
-    ),
-    "<= a threshold for a count": Mistake(
-        "pruning.py", "return rank >= takes[:, None]",
-        "return score > score.sort(1).values.gather(1, takes[:, None] - 1)",
-        "tied", f"wanda.{Q_KEEP}",
-    ),
-    "the last of equal rows": Mistake(
-        "pruning.py", "chosen[score.argsort(stable=True)[:count]] = True",
-        "chosen[len(score) - 1 - score.flip(0).argsort(stable=True)[:count]] = True",
-        "tied rows", f"wanda.{Q_KEEP}",
-    ),
-    "weights not zeroed": Mistake(
-        "pruning.py", "new = weight * keep[name]", "new = weight",
-        "levels", "wanda.blocks.0.q_proj.weight",
-    ),
-}  # fmt: skip
+CORRECTED = 'corrected = project(moved, totals, recipe["sparsity"])'
 
-SPARSEGPT = {
-    "products of one sequence only": Mistake(
-        "pruning.py", PRODUCTS, "rows = x[:1].double().flatten(0, 1) * len(x) ** 0.5",
-        "plain", "sparsegpt.blocks.0.attn_norm.products",
-    ),
-    "products of what is centred": Mistake(
-        "pruning.py", PRODUCTS, "rows = (x - x.mean((0, 1))).double().flatten(0, 1)",
-        "plain", "sparsegpt.blocks.0.attn_norm.products",
-    ),
-    "half the damping": Mistake(
-        "pruning.py", "damping * h.diagonal()", "0.5 * damping * h.diagonal()",
-        "plain", f"sparsegpt.{Q_KEEP}",
-    ),
-    "damping that is not relative": Mistake(
-        "pruning.py", "damping * h.diagonal().mean()", "damping", "plain", f"sparsegpt.{Q_KEEP}",
-    ),
-    "damping by each channel": Mistake(
-        "pruning.py", "damping * h.diagonal().mean()", "damping * h.diagonal()",
-        "plain", f"sparsegpt.{Q_KEEP}",
-    ),
-    "the factor of H, not of its inverse": Mistake(
-        "pruning.py", "u = torch.linalg.cholesky(inverse, upper=True)",
-        "u = torch.linalg.cholesky(h, upper=True)", "plain", f"sparsegpt.{Q_KEEP}",
-    ),
-    "scores by the inverse's diagonal": Mistake(
-        "pruning.py", "(w[:, start:end] / u.diagonal()[start:end])",
-        "(w[:, start:end] / inverse.diagonal().sqrt()[start:end])", "plain", f"sparsegpt.{Q_KEEP}",
-    ),
-    "scores by size alone": Mistake(
-        "pruning.py", "(w[:, start:end] / u.diagonal()[start:end])", "w[:, start:end]",
-        "plain", f"sparsegpt.{Q_KEEP}",
-    ),
-    "decided row by row": Mistake(
-        "pruning.py", "~lowest(score.flatten(), taken).reshape(score.shape)",
-        "wanda_keep(score, taken)", "plain", f"sparsegpt.{Q_KEEP}",
-    ),
-    "columns by their size": Mistake(
-        "pruning.py",
-        "def sparsegpt(weight: Tensor, hessian: Tensor, count: int, damping: float)"
-        " -> tuple[Tensor, Tensor]:",
-        "def sparsegpt(weight, hessian, count, damping):\n"
-        "    order = hessian.diagonal().argsort(descending=True)\n"
-        "    back = order.argsort()\n"
-        "    keep, w = in_order(weight[:, order], hessian[order][:, order], count, damping)\n"
-        "    return keep[:, back], w[:, back]\n\n\n"
-        "def in_order(weight, hessian, count, damping):",
-        "plain", f"sparsegpt.{Q_KEEP}",
-    ),
-    "columns from the last to the first": Mistake(
-        "pruning.py",
-        "def sparsegpt(weight: Tensor, hessian: Tensor, count: int, damping: float)"
-        " -> tuple[Tensor, Tensor]:",
-        "def sparsegpt(weight, hessian, count, damping):\n"
-        "    keep, w = in_order(weight.flip(1), hessian.flip(0, 1), count, damping)\n"
-        "    return keep.flip(1), w.flip(1)\n\n\n"
-        "def in_order(weight, hessian, count, damping):",
-        "plain", f"sparsegpt.{Q_KEEP}",
-    ),
-    "dead channels judged": Mistake(
-        "pruning.py", "        score[:, dead[start:end]] = 0\n", "",
-        "dead", f"sparsegpt.{Q_KEEP}",
-    ),
-    "no compensation": Mistake(
-        "pruning.py", COMPENSATION, "pass", "levels", "sparsegpt.blocks.0.q_proj.weight",
-    ),
-    "compensation's sign": Mistake(
-        "pruning.py", COMPENSATION, COMPENSATION.replace("-=", "+="),
-        "levels", "sparsegpt.blocks.0.q_proj.weight",
-    ),
-    "compensation by the inverse": Mistake(
-        "pruning.py", COMPENSATION, COMPENSATION.replace("u[i", "inverse[i"),
-        "levels", "sparsegpt.blocks.0.q_proj.weight",
-    ),
-    "an error not divided by the factor": Mistake(
-        "pruning.py", "error = w[:, i] * ~keep[:, i] / u[i, i]", "error = w[:, i] * ~keep[:, i]",
-        "levels", "sparsegpt.blocks.0.q_proj.weight",
-    ),
-    "64 columns at once": Mistake(
-        "pruning.py", "WIDTH = 128", "WIDTH = 64", "wide", "sparsegpt.blocks.0.down_proj.keep",
-    ),
-    "all columns at once": Mistake(
-        "pruning.py", "WIDTH = 128", "WIDTH = 4096", "wide", "sparsegpt.blocks.0.down_proj.keep",
-    ),
-    "compensation within 128 columns only": Mistake(
-        "pruning.py", COMPENSATION,
-        "w[:, i + 1 : end] -= error[:, None] * u[i, i + 1 : end]",
-        "wide", "sparsegpt.blocks.0.down_proj.keep",
-    ),
-    "a count split by columns, rounded up": Mistake(
-        "pruning.py", "shares(count, widths)",
-        "[-(-count * n // columns) for n in widths]",
-        "wide, uneven", "sparsegpt.blocks.0.down_proj.keep",
-    ),
-    "the last of equal scores": Mistake(
-        "pruning.py", "~lowest(score.flatten(), taken).reshape(score.shape)",
-        "~lowest(score.flatten().flip(0), taken).flip(0).reshape(score.shape)",
-        "tied rows", f"sparsegpt.{Q_KEEP}",
-    ),
-    "weights not rounded as the file is": Mistake(
-        "pruning.py", 'stored[f"{name}.weight"] = rounded(new, weight.dtype)',
-        'stored[f"{name}.weight"] = new.to(model.dtype)',
-        "mistral", "sparsegpt.blocks.0.q_proj.weight", ABOVE_16,
-    ),
-}  # fmt: skip
+ALLOCATION = mistakes(
+    ("OWL's spread halved", "2 * OWL_LAMBDA * v", "OWL_LAMBDA * v", "llama", "owl.base"),
+    ("OWL's outliers pruned more", OWL_CUT, OWL_CUT.replace("- v + mean(d)", "+ v - mean(d)"),
+     "qwen2", "owl.base"),
+    ("OWL's outliers not stretched", "unit_interval(outliers) or [0.0] * len(sizes)", "outliers",
+     "gpt2", "owl.base"),
+    ("DLP's importance turned round", "1 - u / sum(typical)", "u / sum(typical)", "phi3",
+     "dlp.base"),
+    ("DLP's alpha of 0.1", "DLP_ALPHA, ALPHA_EPSILON = 0.08, 0.15",
+     "DLP_ALPHA, ALPHA_EPSILON = 0.08, 0.1", "opt", "dlp.base"),
+    ("AlphaPruning's median of linears", "unit_interval([mean(x) for x in alphas])",
+     "unit_interval([sorted(x)[len(x) // 2] for x in alphas])", "gemma2", "alphapruning.base"),
+    ("AlphaPruning shifted, not scaled", "v * sparsity * sum(sizes) / spent", "v * sparsity",
+     "qwen3", "alphapruning.base"),
+    ("AlphaPruning turned round", "v * 2 * ALPHA_EPSILON + 1 - ALPHA_EPSILON",
+     "1 + ALPHA_EPSILON - v * 2 * ALPHA_EPSILON", "gemma3", "alphapruning.base"),
+    ("a base that is not projected", "base_sparsity = project(unprojected, totals, recipe",
+     "base_sparsity = (lambda x, *_: x)(unprojected, totals, recipe", "light", "owl.base"),
+    ("clipped, and the rest not shared out", "    budget = sparsity * sum(sizes)\n",
+     "    shift = sparsity - sum(n * v for n, v in zip(sizes, x)) / sum(sizes)\n"
+     "    return [clipped(v + shift, 0, 1) for v in x]\n    budget = sparsity * sum(sizes)\n",
+     "light", "owl.base"),
+    ("the correction's sign", "centre - v", "v - centre", "llama", "owl.corrected"),
+    ("a correction without its strength", "clipped(strength * v, -most, most)",
+     "clipped(v, -most, most)", "qwen3", "owl.corrected"),
+    ("a correction that is not limited", "clipped(strength * v, -most, most)", "strength * v",
+     "strong", "owl.corrected"),
+    ("logarithms not clipped", "clipped(log(r), -CLIP, CLIP)", "log(r)", "amplifying",
+     "owl.corrected"),
+    ("logarithms to base 10", "clipped(log(r), -CLIP, CLIP)",
+     "clipped(log(r) / log(10), -CLIP, CLIP)", "mistral", "owl.corrected"),
+    ("r - 1 for its logarithm", "clipped(log(r), -CLIP, CLIP)", "clipped(r - 1, -CLIP, CLIP)",
+     "opt", "owl.corrected"),
+    ("the correction not centred", "centre - v", "-v", "strong", "owl.corrected"),
+    ("a corrected allocation off its budget", CORRECTED, "corrected = moved", "strong",
+     "owl.corrected"),
+    ("back to the budget by a factor", CORRECTED,
+     'corrected = [x * recipe["sparsity"] * len(moved) / sum(moved) for x in moved]', "strong",
+     "owl.corrected"),
+    ("remainders the wrong way", "(whole[i] - quotas[i], i)", "(quotas[i] - whole[i], i)", "llama",
+     "owl.counts"),
+    ("ties of remainders to the higher index", "(whole[i] - quotas[i], i)",
+     "(whole[i] - quotas[i], -i)", "llama", "owl.counts"),
+    ("remainders left out", "for i in order[: total - sum(whole)]:", "for i in []:", "qwen2",
+     "owl.counts"),
+    ("each linear rounded by itself",
+     "[shares(n, x) for n, x in zip(apportioned(quotas, total), sizes, strict=True)]",
+     "[[round(v * n) for n in x] for v, x in zip(s, sizes, strict=True)]", "gpt2", "owl.counts"),
+    ("linears by number, not by size", "Fraction(total * n, sum(sizes))",
+     "Fraction(total, len(sizes))", "opt", "owl.counts"),
+    ("a budget rounded down", "round(sparsity * sum(blocks))", "int(sparsity * sum(blocks))",
+     "uneven", "uniform.counts"),
+    ("a budget's half rounded up", "round(sparsity * sum(blocks))",
+     "int(sparsity * sum(blocks) + 0.5)", "half", "owl.counts"),
+)  # fmt: skip
+
+WANDA = mistakes(
+    ("calibrated on the dense model", "x = passed(model, index, weights, x)",
+     "x = passed(model, index, model.cast(model.stored(index)), x)", "levels",
+     "wanda.blocks.1.attn_norm.squares"),
+    ("statistics renewed within a block",
+     'weight, total = stored[f"{name}.weight"], sums[READS[name]]',
+     "passed(model, index, model.cast(stored), x, seen)\n"
+     "            sums = {point: add(seen[point]) for point in sums}\n"
+     '            weight, total = stored[f"{name}.weight"], sums[READS[name]]', "levels",
+     "wanda.blocks.0.attn_heads.squares"),
+    ("Wanda over the matrix", "wanda_keep(scores[name], count)",
+     "~lowest(scores[name].flatten(), count).reshape(scores[name].shape)", "plain",
+     f"wanda.{Q_KEEP}"),
+    ("Wanda by columns", "wanda_keep(scores[name], count)",
+     "wanda_keep(scores[name].T, count).T.contiguous()", "plain", f"wanda.{Q_KEEP}"),
+    ("Wanda keeps the lowest", "return rank >= takes[:, None]", "return rank < takes[:, None]",
+     "plain", f"wanda.{Q_KEEP}"),
+    ("one weight of a row too many", "return rank >= takes[:, None]",
+     "return rank > takes[:, None]", "plain", f"wanda.{Q_KEEP}"),
+    ("what is left over from the first rows", "takes = each + lowest(following, more).long()",
+     "takes = each + (torch.arange(rows) < more).long()", "uneven", f"wanda.{Q_KEEP}"),
+    ("what is left over stays", "    if more:", "    if False:", "uneven", f"wanda.{Q_KEEP}"),
+    ("left over from the highest rows", "lowest(following, more)", "lowest(-following, more)",
+     "uneven", f"wanda.{Q_KEEP}"),
+    ("the last of equal scores in a row", "order = score.argsort(dim=1, stable=True)\n    if more",
+     "order = score.shape[1] - 1 - score.flip(1).argsort(dim=1, stable=True)\n    if more", "tied",
+     f"wanda.{Q_KEEP}"),
+    ("<= a threshold for a count", "return rank >= takes[:, None]",
+     "return score > score.sort(1).values.gather(1, takes[:, None] - 1)", "tied",
+     f"wanda.{Q_KEEP}"),
+    ("the last of equal rows", "chosen[score.argsort(stable=True)[:count]] = True",
+     "chosen[len(score) - 1 - score.flip(0).argsort(stable=True)[:count]] = True", "tied rows",
+     f"wanda.{Q_KEEP}"),
+    ("weights not zeroed", "new = weight * keep[name]", "new = weight", "levels",
+     "wanda.blocks.0.q_proj.weight"),
+)  # fmt: skip
+
+SPARSEGPT = mistakes(
+    ("products of one sequence only", PRODUCTS,
+     "rows = x[:1].double().flatten(0, 1) * len(x) ** 0.5", "plain",
+     "sparsegpt.blocks.0.attn_norm.products"),
+    ("products of what is centred", PRODUCTS, "rows = (x - x.mean((0, 1))).double().flatten(0, 1)",
+     "plain", "sparsegpt.blocks.0.attn_norm.products"),
+    ("half the damping", "damping * h.diagonal()", "0.5 * damping * h.diagonal()", "plain",
+     f"sparsegpt.{Q_KEEP}"),
+    ("damping that is not relative", "damping * h.diagonal().mean()", "damping", "plain",
+     f"sparsegpt.{Q_KEEP}"),
+    ("damping by each channel", "damping * h.diagonal().mean()", "damping * h.diagonal()", "plain",
+     f"sparsegpt.{Q_KEEP}"),
+    ("the factor of H, not of its inverse", "u = torch.linalg.cholesky(inverse, upper=True)",
+     "u = torch.linalg.cholesky(h, upper=True)", "plain", f"sparsegpt.{Q_KEEP}"),
+    ("scores by the inverse's diagonal", "(w[:, start:end] / u.diagonal()[start:end])",
+     "(w[:, start:end] / inverse.diagonal().sqrt()[start:end])", "plain", f"sparsegpt.{Q_KEEP}"),
+    ("scores by size alone", "(w[:, start:end] / u.diagonal()[start:end])", "w[:, start:end]",
+     "plain", f"sparsegpt.{Q_KEEP}"),
+    ("decided row by row", "~lowest(score.flatten(), taken).reshape(score.shape)",
+     "wanda_keep(score, taken)", "plain", f"sparsegpt.{Q_KEEP}"),
+    ("columns by their size",
+     "def sparsegpt(weight: Tensor, hessian: Tensor, count: int, damping: float)"
+     " -> tuple[Tensor, Tensor]:", "def sparsegpt(weight, hessian, count, damping):\n"
+     "    order = hessian.diagonal().argsort(descending=True)\n" "    back = order.argsort()\n"
+     "    keep, w = in_order(weight[:, order], hessian[order][:, order], count, damping)\n"
+     "    return keep[:, back], w[:, back]\n\n\n" "def in_order(weight, hessian, count, damping):",
+     "plain", f"sparsegpt.{Q_KEEP}"),
+    ("columns from the last to the first",
+     "def sparsegpt(weight: Tensor, hessian: Tensor, count: int, damping: float)"
+     " -> tuple[Tensor, Tensor]:", "def sparsegpt(weight, hessian, count, damping):\n"
+     "    keep, w = in_order(weight.flip(1), hessian.flip(0, 1), count, damping)\n"
+     "    return keep.flip(1), w.flip(1)\n\n\n" "def in_order(weight, hessian, count, damping):",
+     "plain", f"sparsegpt.{Q_KEEP}"),
+    ("dead channels judged", "        score[:, dead[start:end]] = 0\n", "", "dead",
+     f"sparsegpt.{Q_KEEP}"),
+    ("no compensation", COMPENSATION, "pass", "levels", "sparsegpt.blocks.0.q_proj.weight"),
+    ("compensation's sign", COMPENSATION, COMPENSATION.replace("-=", "+="), "levels",
+     "sparsegpt.blocks.0.q_proj.weight"),
+    ("compensation by the inverse", COMPENSATION, COMPENSATION.replace("u[i", "inverse[i"),
+     "levels", "sparsegpt.blocks.0.q_proj.weight"),
+    ("an error not divided by the factor", "error = w[:, i] * ~keep[:, i] / u[i, i]",
+     "error = w[:, i] * ~keep[:, i]", "levels", "sparsegpt.blocks.0.q_proj.weight"),
+    ("64 columns at once", "WIDTH = 128", "WIDTH = 64", "wide",
+     "sparsegpt.blocks.0.down_proj.keep"),
+    ("all columns at once", "WIDTH = 128", "WIDTH = 4096", "wide",
+     "sparsegpt.blocks.0.down_proj.keep"),
+    ("compensation within 128 columns only", COMPENSATION,
+     "w[:, i + 1 : end] -= error[:, None] * u[i, i + 1 : end]", "wide",
+     "sparsegpt.blocks.0.down_proj.keep"),
+    ("a count split by columns, rounded up", "shares(count, widths)",
+     "[-(-count * n // columns) for n in widths]", "wide, uneven",
+     "sparsegpt.blocks.0.down_proj.keep"),
+    ("the last of equal scores", "~lowest(score.flatten(), taken).reshape(score.shape)",
+     "~lowest(score.flatten().flip(0), taken).flip(0).reshape(score.shape)", "tied rows",
+     f"sparsegpt.{Q_KEEP}"),
+    ("weights not rounded as the file is", 'stored[f"{name}.weight"] = rounded(new, weight.dtype)',
+     'stored[f"{name}.weight"] = new.to(model.dtype)', "mistral",
+     "sparsegpt.blocks.0.q_proj.weight", ABOVE_16),
+)  # fmt: skip
 
 PATTERN_KEEP = f"pattern.{Q_KEEP}"
 GROUPS = "torch.ones_like(groups, dtype=torch.bool).scatter_(1, order, False)"
-PATTERN = {
-    "N counted as kept": Mistake(
-        "pruning.py", "[:, :zeros]", "[:, : group - zeros]", "plain", PATTERN_KEEP,
-    ),
-    "groups along the outputs": Mistake(
-        "pruning.py", "wanda_keep(scores[name], count)\n                    if pattern is None\n"
-        "                    else pattern_keep(scores[name], *pattern)",
-        "wanda_keep(scores[name], count)\n                    if pattern is None\n"
-        "                    else pattern_keep(scores[name].T, *pattern).T",
-        "plain", PATTERN_KEEP,
-    ),
-    "groups of far channels": Mistake(
-        "pruning.py", "groups = score.reshape(-1, group)\n    order",
-        "score = score.unflatten(1, (group, -1)).transpose(1, 2).flatten(1)\n"
-        "    groups = score.reshape(-1, group)\n    order",
-        "plain", PATTERN_KEEP,
-    ),
-    "the highest of a group go": Mistake(
-        "pruning.py", "order = groups.argsort(dim=1, stable=True)",
-        "order = groups.argsort(dim=1, stable=True, descending=True)", "plain", PATTERN_KEEP,
-    ),
-    "the last of equal scores in a group": Mistake(
-        "pruning.py", "order = groups.argsort(dim=1, stable=True)",
-        "order = group - 1 - groups.flip(1).argsort(dim=1, stable=True)", "tied", PATTERN_KEEP,
-    ),
-}  # fmt: skip
+
+PATTERN = mistakes(
+    ("N counted as kept", "[:, :zeros]", "[:, : group - zeros]", "plain", PATTERN_KEEP),
+    ("groups along the outputs",
+     "wanda_keep(scores[name], count)\n                    if pattern is None\n"
+     "                    else pattern_keep(scores[name], *pattern)",
+     "wanda_keep(scores[name], count)\n                    if pattern is None\n"
+     "                    else pattern_keep(scores[name].T, *pattern).T", "plain", PATTERN_KEEP),
+    ("groups of far channels", "groups = score.reshape(-1, group)\n    order",
+     "score = score.unflatten(1, (group, -1)).transpose(1, 2).flatten(1)\n"
+     "    groups = score.reshape(-1, group)\n    order", "plain", PATTERN_KEEP),
+    ("the highest of a group go", "order = groups.argsort(dim=1, stable=True)",
+     "order = groups.argsort(dim=1, stable=True, descending=True)", "plain", PATTERN_KEEP),
+    ("the last of equal scores in a group", "order = groups.argsort(dim=1, stable=True)",
+     "order = group - 1 - groups.flip(1).argsort(dim=1, stable=True)", "tied", PATTERN_KEEP),
+)  # fmt: skip
 
 ENTROPY = "F.cross_entropy(logits, ids[:, 1:].flatten()).exp()"
-PERPLEXITY = {
-    "perplexity of the token itself": Mistake(
-        "forward.py", "ids[:, 1:].flatten()", "ids[:, :-1].flatten()", "gemma3", "dense.perplexity",
-    ),
-    "nats for perplexity": Mistake(
-        "forward.py", ENTROPY, ENTROPY.removesuffix(".exp()"), "levels", "dense.perplexity",
-    ),
-    "perplexity to base 2": Mistake(
-        "forward.py", ENTROPY, ENTROPY.replace("exp", "exp2"), "llama", "dense.perplexity",
-    ),
-    "the mean of perplexities": Mistake(
-        "forward.py", ENTROPY,
-        'F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")'
-        ".view(len(ids), -1).mean(1).exp().mean()",
-        "gpt2", "dense.perplexity",
-    ),
-    "perplexity by one token more": Mistake(
-        "forward.py", ENTROPY,
-        '(F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum") / ids.numel()).exp()',
-        "opt", "dense.perplexity",
-    ),
-    "perplexity of the dense model": Mistake(
-        "candidate.py", "perplexity(model, block.after, ids)", "perplexity(model, clean[-1], ids)",
-        "levels", "wanda.perplexity",
-    ),
-}  # fmt: skip
+
+PERPLEXITY = mistakes(
+    ("perplexity of the token itself", "ids[:, 1:].flatten()", "ids[:, :-1].flatten()", "gemma3",
+     "dense.perplexity"),
+    ("nats for perplexity", ENTROPY, ENTROPY.removesuffix(".exp()"), "levels", "dense.perplexity"),
+    ("perplexity to base 2", ENTROPY, ENTROPY.replace("exp", "exp2"), "llama", "dense.perplexity"),
+    ("the mean of perplexities", ENTROPY,
+     'F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")'
+     ".view(len(ids), -1).mean(1).exp().mean()", "gpt2", "dense.perplexity"),
+    ("perplexity by one token more", ENTROPY,
+     '(F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum") / ids.numel()).exp()', "opt",
+     "dense.perplexity"),
+    ("perplexity of the dense model", "perplexity(model, block.after, ids)",
+     "perplexity(model, clean[-1], ids)", "levels", "wanda.perplexity"),
+)  # fmt: skip
 
 SOFTMAX = "logits.masked_fill(hidden, -torch.inf).softmax(-1)"
-DTYPES = {
-    "rope tables in float16": Mistake(
-        "forward.py", ROPE_TABLES, ROPE_TABLES.replace(".to(", ".half().to("),
-        "llama", "blocks.0.q_rope", ABOVE_16,
-    ),
-    "rope tables in bfloat16": Mistake(
-        "forward.py", ROPE_TABLES, ROPE_TABLES.replace(".to(", ".bfloat16().to("),
-        "llama", "blocks.0.q_rope", ABOVE_BFLOAT16,
-    ),
-    "rope angles in bfloat16": Mistake(
-        "forward.py", "[:, None] * frequencies", "[:, None] * frequencies.bfloat16()",
-        "gemma3", "blocks.0.q_rope",
-    ),
-    "norms in bfloat16": Mistake(
-        "forward.py", 'wide, scale = widened(x), widened(weights["weight"])',
-        'wide, scale = x.bfloat16(), weights["weight"].bfloat16()', "qwen2", "blocks.0.attn_norm",
-    ),
-    "softmax in float16": Mistake(
-        "forward.py", SOFTMAX, SOFTMAX.replace(".soft", ".half().soft"),
-        "phi3", "blocks.0.attn_out",
-    ),
-    "softmax in bfloat16": Mistake(
-        "forward.py", SOFTMAX, SOFTMAX.replace(".soft", ".bfloat16().soft"),
-        "phi3", "blocks.0.attn_out",
-    ),
-    "the residual in bfloat16": Mistake(
-        "forward.py", 'seen["resid_mid"] = x + y', 'seen["resid_mid"] = (x + y).bfloat16().to(x)',
-        "gpt_neox", "blocks.0.resid_mid", ABOVE_BFLOAT16,
-    ),
-    "the noise in bfloat16": Mistake(
-        "experiment.py", "noise[i].double()", "noise[i].bfloat16().double()",
-        "gemma3", "perturbed.0.drift",
-    ),
-    "drift in bfloat16": Mistake(
-        "experiment.py", "x.double() * mask for x in (state, clean)",
-        "x.bfloat16().double() * mask for x in (state, clean)",
-        "qwen3", "perturbed.0.drift", ABOVE_BFLOAT16,
-    ),
-    "drift in float16": Mistake(
-        "experiment.py", "x.double() * mask for x in (state, clean)",
-        "x.half().double() * mask for x in (state, clean)",
-        "qwen3", "perturbed.0.drift", ABOVE_16,
-    ),
-    "statistics in float16": Mistake(
-        "signals.py", SQUARES, "x.half().square().sum((0, 1)).double()", "qwen2", "dlp.signal",
-    ),
-    "statistics in bfloat16": Mistake(
-        "signals.py", SQUARES, "x.bfloat16().square().sum((0, 1)).double()", "qwen2", "owl.signal",
-    ),
-    "weights scored in bfloat16": Mistake(
-        "signals.py", SCORE, SCORE.replace(".double", ".bfloat16().double"),
-        "gemma2", "owl.signal",
-    ),
-    "singular values of bfloat16 weights": Mistake(
-        "signals.py", "weight.double())", "weight.bfloat16().double())",
-        "llama", "alphapruning.signal",
-    ),
-    "the coefficient in bfloat16": Mistake(
-        "candidate.py", "found.coefficient.tolist()", "found.coefficient.bfloat16().tolist()",
-        "gpt2", "owl.corrected",
-    ),
-    "the Hessian in float16": Mistake(
-        "pruning.py", "return rows.T @ rows", "return (rows.half().T @ rows.half()).double()",
-        "plain", "sparsegpt.blocks.0.attn_norm.products",
-    ),
-    "the Hessian in bfloat16": Mistake(
-        "pruning.py", "return rows.T @ rows",
-        "return (rows.bfloat16().T @ rows.bfloat16()).double()",
-        "plain", "sparsegpt.blocks.0.attn_norm.products",
-    ),
-    "logits of perplexity in bfloat16": Mistake(
-        "forward.py", "[:, :-1].double()", "[:, :-1].bfloat16().double()",
-        "gemma2", "dense.perplexity", ABOVE_BFLOAT16,
-    ),
-}  # fmt: skip
+
+DTYPES = mistakes(
+    ("rope tables in float16", ROPE_TABLES, ROPE_TABLES.replace(".to(", ".half().to("), "llama",
+     "blocks.0.q_rope", ABOVE_16),
+    ("rope tables in bfloat16", ROPE_TABLES, ROPE_TABLES.replace(".to(", ".bfloat16().to("),
+     "llama", "blocks.0.q_rope", ABOVE_BFLOAT16),
+    ("rope angles in bfloat16", "[:, None] * frequencies", "[:, None] * frequencies.bfloat16()",
+     "gemma3", "blocks.0.q_rope"),
+    ("norms in bfloat16", 'wide, scale = widened(x), widened(weights["weight"])',
+     'wide, scale = x.bfloat16(), weights["weight"].bfloat16()', "qwen2", "blocks.0.attn_norm"),
+    ("softmax in float16", SOFTMAX, SOFTMAX.replace(".soft", ".half().soft"), "phi3",
+     "blocks.0.attn_out"),
+    ("softmax in bfloat16", SOFTMAX, SOFTMAX.replace(".soft", ".bfloat16().soft"), "phi3",
+     "blocks.0.attn_out"),
+    ("the residual in bfloat16", 'seen["resid_mid"] = x + y',
+     'seen["resid_mid"] = (x + y).bfloat16().to(x)', "gpt_neox", "blocks.0.resid_mid",
+     ABOVE_BFLOAT16),
+    ("the noise in bfloat16", "noise[i].double()", "noise[i].bfloat16().double()", "gemma3",
+     "perturbed.0.drift"),
+    ("drift in bfloat16", "x.double() * mask for x in (state, clean)",
+     "x.bfloat16().double() * mask for x in (state, clean)", "qwen3", "perturbed.0.drift",
+     ABOVE_BFLOAT16),
+    ("drift in float16", "x.double() * mask for x in (state, clean)",
+     "x.half().double() * mask for x in (state, clean)", "qwen3", "perturbed.0.drift", ABOVE_16),
+    ("statistics in float16", SQUARES, "x.half().square().sum((0, 1)).double()", "qwen2",
+     "dlp.signal"),
+    ("statistics in bfloat16", SQUARES, "x.bfloat16().square().sum((0, 1)).double()", "qwen2",
+     "owl.signal"),
+    ("weights scored in bfloat16", SCORE, SCORE.replace(".double", ".bfloat16().double"), "gemma2",
+     "owl.signal"),
+    ("singular values of bfloat16 weights", "weight.double())", "weight.bfloat16().double())",
+     "llama", "alphapruning.signal"),
+    ("the coefficient in bfloat16", "result.coefficient.tolist()",
+     "result.coefficient.bfloat16().tolist()", "gpt2", "owl.corrected"),
+    ("the Hessian in float16", "return rows.T @ rows",
+     "return (rows.half().T @ rows.half()).double()", "plain",
+     "sparsegpt.blocks.0.attn_norm.products"),
+    ("the Hessian in bfloat16", "return rows.T @ rows",
+     "return (rows.bfloat16().T @ rows.bfloat16()).double()", "plain",
+     "sparsegpt.blocks.0.attn_norm.products"),
+    ("logits of perplexity in bfloat16", "[:, :-1].double()", "[:, :-1].bfloat16().double()",
+     "gemma2", "dense.perplexity", ABOVE_BFLOAT16),
+)  # fmt: skip
 
 AREAS = {
     "forward": FORWARD,
@@ -831,151 +508,13 @@ AREAS = {
 MISTAKES: dict[str, Mistake] = {name: x for area in AREAS.values() for name, x in area.items()}
 
 
-@dataclass(frozen=True)
-class Crafted:
-    """A case made for mistakes that no other shows: a fixture, changed.
-
-    Args:
-        model: Of `fixtures/`.
-        recipe: What is computed.
-        weights: Changes tensors in place.
-        config: Entries of config.json that are different.
-        token: Put at the start of the first sequence, and twice into the second; None for none.
-    """
-
-    model: str
-    recipe: Recipe
-    weights: Callable[[Arrays], None] = lambda _: None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    token: int | None = None
-
-
-def levels(tensors: Arrays) -> None:
-    """Two of any four weights in a row are far smaller than the others: decisions are clear."""
-    rng = np.random.default_rng(1)
-    for name, x in tensors.items():
-        if "_proj" in name:
-            small = rng.random((*x.shape[:-1], x.shape[1] // 4, 4)).argsort(-1) < 2
-            size = np.where(small, 0.02, 0.5) * rng.uniform(0.5, 1, small.shape)
-            sign = rng.choice([-1, 1], small.shape)
-            tensors[name] = (size * sign).reshape(x.shape).astype(x.dtype)
-
-
-def pairs(tensors: Arrays) -> None:
-    """Channels come in equal pairs, so that scores of a row tie."""
-    for name in ("model.embed_tokens", "model.layers.0.input_layernorm"):
-        x = tensors[f"{name}.weight"]
-        x[..., 1::2] = x[..., ::2]
-    q = tensors["model.layers.0.self_attn.q_proj.weight"]
-    q[:, 1::2] = q[:, ::2]
-
-
-def one_row(tensors: Arrays) -> None:
-    """The first linear has two rows, sixteen times each."""
-    q = tensors["model.layers.0.self_attn.q_proj.weight"]
-    q[2:] = np.tile(q[:2], (15, 1))
-
-
-def amplifying(tensors: Arrays) -> None:
-    """Later blocks make much of what they read."""
-    for name, x in tensors.items():
-        if "_proj" in name and "layers.0" not in name:
-            x *= 3
-
-
-def exact(tensors: Arrays) -> None:
-    """Scores of 0, 1.25 and 5, of which the mean is 1: some are exactly five times their mean."""
-    rng = np.random.default_rng(2)
-    for name, x in tensors.items():
-        if ".layers." in name and "layer_norm" in name:  # linears read 0.25, their score is |W|
-            x[:] = 0.25 if name.endswith("bias") else 0
-    for i in range(3):
-        shapes = {f"self_attn.{x}_proj": (32, 32) for x in "qkv"} | {"fc1": (56, 32)}
-        shapes |= {"fc2": (32, 56)}
-        part = f"model.decoder.layers.{i}"
-        tenth = (4 * 32 * 32 + 2 * 56 * 32) // 10
-        scores = np.zeros(10 * tenth - 32 * 32)  # those of the output projection, which reads 0
-        scores[:tenth], scores[tenth : 5 * tenth] = 5, 1.25
-        scores = rng.permutation(scores) * rng.choice([-1, 1], scores.size)
-        for name, (out, width) in shapes.items():
-            x, scores = scores[: out * width], scores[out * width :]
-            tensors[f"{part}.{name}.weight"] = x.reshape(out, width).astype(np.float32)
-        for name, wanted in (("self_attn.v_proj", 0.0), ("fc1", 0.25)):
-            sums = tensors[f"{part}.{name}.weight"].sum(axis=1)
-            tensors[f"{part}.{name}.bias"] = wanted - sums / 4
-
-
-def sink(tensors: Arrays) -> None:
-    """One token is far larger than the others."""
-    tensors["model.embed_tokens.weight"][7] *= 150
-
-
-def wide(tensors: Arrays) -> None:
-    """More inputs than SparseGPT decides on at once; the other decisions are clear."""
-    rng = np.random.default_rng(3)
-    for name, x in tensors.items():
-        if "mlp" in name:
-            shape = (32, 300) if "down" in name else (300, 32)
-            tensors[name] = np.zeros(shape, x.dtype)
-    levels(tensors)
-    for name, x in tensors.items():
-        if "down_proj" in name:
-            tensors[name] = (rng.standard_normal(x.shape) / 12).astype(x.dtype)
-
-
-def dead(tensors: Arrays) -> None:
-    """Some channels are always zero."""
-    tensors["model.layers.0.input_layernorm.weight"][[3, 4, 20]] = 0
-
-
-EVEN = Recipe(bases=("uniform",), strength=0.0, pattern="1:4", shown=(0, 3))
-UNEVEN = Recipe(bases=("uniform",), strength=0.0, sparsity=0.46, pattern="1:4")
-CRAFTED = {
-    "plain": Crafted("llama", EVEN),
-    "uneven": Crafted("llama", UNEVEN),
-    "levels": Crafted("llama", Recipe(bases=("uniform",), strength=0.0), levels),
-    "tied": Crafted("llama", UNEVEN, pairs),
-    "tied rows": Crafted("llama", UNEVEN, one_row),
-    "exact": Crafted("opt", Recipe(bases=("owl",)), exact, {"ffn_dim": 56}),
-    "sink": Crafted("llama", Recipe(sink="exclude"), sink, token=7),
-    "light": Crafted("llama", Recipe(bases=("owl",), sparsity=0.05, strength=0.0)),
-    "strong": Crafted("llama", Recipe(strength=0.5)),
-    "amplifying": Crafted("llama", Recipe(strength=0.02), amplifying),
-    "half": Crafted("llama", Recipe(sparsity=513 / 1024)),
-    "wide": Crafted("llama", replace(EVEN, pattern="2:4"), wide, {"intermediate_size": 300}),
-    "wide, uneven": Crafted("llama", UNEVEN, wide, {"intermediate_size": 300}),
-    "dead": Crafted("llama", EVEN, dead),
-}
-
-
-def case_of(name: str, away: Path) -> Case:
-    """A case of `fixtures/`, or a crafted one, made in a folder that exists."""
-    if name not in CRAFTED:
-        return read_case(FIXTURES / "cases" / name)
-    made, folder = CRAFTED[name], away / name.replace(" ", "-").replace(",", "")
-    model = folder / "model"
-    model.mkdir(parents=True)
-    config = json.loads((FIXTURES / made.model / "config.json").read_text("utf-8"))
-    (model / "config.json").write_text(json.dumps(config | made.config), "utf-8")
-    tensors = {
-        k: v.copy() for k, v in load_file(FIXTURES / made.model / "model.safetensors").items()
-    }
-    made.weights(tensors)
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, model / "model.safetensors")
-    ids = np.random.default_rng(4).integers(8, config["vocab_size"], (2, 16))
-    if made.token is not None:
-        ids[0, 0] = ids[1, 1] = ids[1, 5] = made.token
-    tokens = Tokens(ids, "drawn uniformly with seed 4", "ids")
-    return make_case(read_model(model), tokens, made.recipe, folder / "case")
-
-
 def write_project(folder: Path, mistake: Mistake | None = None) -> None:
     """The sample project in a new folder, with a mistake or without."""
     shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"))
     if mistake is not None:
-        text = (folder / mistake.file).read_text("utf-8")
-        assert text.count(mistake.line) == 1, f"{mistake.line!r} is not once in {mistake.file}"
-        (folder / mistake.file).write_text(text.replace(mistake.line, mistake.instead), "utf-8")
+        file = folder / mistake.file
+        text = file.read_text("utf-8").replace(mistake.line, mistake.instead)
+        file.write_text(text, "utf-8")
 
 
 def project(mistake: Mistake | None = None) -> ModuleType:
@@ -983,27 +522,27 @@ def project(mistake: Mistake | None = None) -> ModuleType:
     with tempfile.TemporaryDirectory() as away:
         folder = Path(away) / "project"
         write_project(folder, mistake)
-        own = {path.stem for path in folder.glob("*.py")}
-        others = {name: sys.modules.pop(name) for name in own & sys.modules.keys()}
+        modules = {path.stem for path in folder.glob("*.py")}
+        others = {name: sys.modules.pop(name) for name in modules & sys.modules.keys()}
         with patch.object(sys, "path", [str(folder), *sys.path]):
             try:
                 return import_module("candidate")
             finally:
-                for name in own:
+                for name in modules:
                     sys.modules.pop(name, None)
                 sys.modules.update(others)
 
 
-def computed(candidate: ModuleType, case: Case, dtype: str, stepwise: bool = False) -> Arrays:
-    """What a candidate makes of a case, from the tokens or each step from the case's own values."""
+def arrays_of(candidate: ModuleType, case: Case, dtype: str, stepwise: bool = False) -> Arrays:
+    """A candidate's arrays, from the tokens or each step from the case's own values."""
     import torch
 
     compute = candidate.stepwise if stepwise else candidate.candidate
     with torch.inference_mode():
-        made = compute(case.folder, getattr(torch, dtype), "cpu")
+        arrays = compute(case.folder, getattr(torch, dtype), "cpu")
     return {
         name: x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         if x.dtype == torch.bfloat16
         else x.numpy()
-        for name, x in made.items()
+        for name, x in arrays.items()
     }

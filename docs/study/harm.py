@@ -21,7 +21,7 @@ from refimpl.allocation.targets import Targets
 from refimpl.evaluation.likelihood import Batches
 from refimpl.pruners.decision import Pruner
 from refimpl.pruning.pruned_blocks import pruned_blocks
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 
 MORE = 0.1
 
@@ -39,9 +39,9 @@ def run(bench: Bench, path: Path, cell: Cell) -> None:
             sparsity[block] += MORE
         counts = linear_counts(sparsity, sizes, float(sparsity.mean()))
         targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
-        with Workers() as workers:
-            stream = Batches(model, exam.batches, workers)
-            for pruned in pruned_blocks(model, targets, Pruner(), exam.calibration, workers):
+        with Settings().open({}) as resources:
+            stream = Batches(model, exam.batches, resources.workers)
+            for pruned in pruned_blocks(model, targets, Pruner(), exam.calibration, resources):
                 stream.pass_block(pruned.weights)
             found = stream.likelihoods()
         sums = np.array([found[n].log_probabilities.sum() for n in range(len(found))])

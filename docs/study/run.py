@@ -29,7 +29,7 @@ from refimpl.evaluation.likelihood import Batches
 from refimpl.method.correction import corrected
 from refimpl.pruners.decision import Pruner
 from refimpl.pruning.pruned_blocks import pruned_blocks
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.tokens import text_windows
 from refimpl.tokens.model_tokens import model_tokens
 
@@ -126,9 +126,10 @@ def run_cell(bench: Bench, model: Model, exam: Exam, cell: Cell) -> dict[str, An
     made, started = allocation(bench, model, cell), time.perf_counter()
     counts = made["counts"]
     targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
-    with Workers() as workers:
-        stream = Batches(model, exam.batches, workers)
-        for block in pruned_blocks(model, targets, Pruner(cell.method), exam.calibration, workers):
+    with Settings().open({}) as resources:
+        stream = Batches(model, exam.batches, resources.workers)
+        pruner = Pruner(cell.method)
+        for block in pruned_blocks(model, targets, pruner, exam.calibration, resources):
             stream.pass_block(block.weights)
         found = stream.likelihoods()
     sums = np.array([found[n].log_probabilities.sum() for n in range(len(found))])

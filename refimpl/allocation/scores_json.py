@@ -263,7 +263,7 @@ def scores_of(document: Json) -> Scores:
         raise ValueError(f"perturbation {document['perturbation']}, perturbed_at {at}")
 
     etas = [None if at is not None else float(result["eta"]) for result in sweep]
-    plan_eta = {} if at is not None else {"eta": tuple(etas)}  # without meaning for pruning
+    plan_eta = {} if at is not None else {"eta": tuple(etas)}  # pruning has none
     names = list(linears)
     options = {name: document["signal_options"][name] for name in SIGNAL_OPTIONS}
     signals = _arrays(Signals, "scores.signals", blocks, names)

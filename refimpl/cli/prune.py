@@ -23,8 +23,9 @@ from refimpl.model.model import Model
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import DAMPING
+from refimpl.pruning.calibration import CALIBRATED
 from refimpl.pruning.prune import check_prune, prune, record
-from refimpl.pruning.pruned_blocks import CALIBRATED
+from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import ACTIVATIONS, signals
 from refimpl.scoring.score import score
 from refimpl.show.pruning import pruning_table
@@ -184,7 +185,7 @@ def _scored(
         )
         tokens = _tokens(model, source, plan.seed) if wanted.base in ACTIVATIONS else None
         with progress_bar("signals") as progress:
-            found = signals(model, wanted, tokens, **options, progress=progress)
+            found = signals(model, wanted, tokens, Settings(**options, progress=progress))
         config = model.config
         allocation = base_only(found, wanted, config.linear_shapes, config.num_blocks)
         return allocation_targets(allocation, None, tokens), tokens

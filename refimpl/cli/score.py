@@ -13,10 +13,11 @@ from refimpl.cli.groups import Source, with_groups
 from refimpl.cli.options import option
 from refimpl.cli.running import RUNNING, LongRun, Running
 from refimpl.cli.terminal import deliver, progress_bar
-from refimpl.estimation.estimate import estimator
+from refimpl.estimation.estimate import Estimator
 from refimpl.estimation.time_budget import fitting
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
+from refimpl.running.settings import Settings
 from refimpl.scoring.measurements import Experiment
 from refimpl.scoring.score import score
 from refimpl.show.estimate import chosen_options, duration, estimate_document, estimate_text
@@ -101,8 +102,8 @@ def command(
         checked_output(path, opt.model_files(opened) | options | {"--base": opt.base_file(wanted)})
     ids = model_tokens(opened, source.text, source.ids, source.samples, source.seq_len, plan.seed)
     if ahead is not None:
-        kept, options_of_run = part is not None, asdict(running) | {"executor": long.executor}
-        expected = estimator(opened, ids, plan, wanted, kept=kept, **options_of_run)
+        settings = Settings(**asdict(running), executor=long.executor)
+        expected = Estimator(opened, ids, plan, wanted, settings, kept=part is not None)
         if budget is None:
             made = expected(len(ids.ids), plan)
         else:

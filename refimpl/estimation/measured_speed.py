@@ -7,20 +7,21 @@ from statistics import median
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.allocation.request import Request
-from refimpl.estimation.workload import in_turn, moves, singular
+from refimpl.estimation.workload import perturbed_passes, rounds_of, singular
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import second_moments
-from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import Reading, profile
-from refimpl.scoring.journey import HEAD_BYTES, Journey
+from refimpl.running.executors import LOCAL
+from refimpl.running.settings import Resources
+from refimpl.running.work_units import WorkUnit
+from refimpl.scoring.activation_signals import activation_signals
+from refimpl.scoring.dense_statistics import DenseSequences, wanda_moments
 from refimpl.scoring.measurements import Address
-from refimpl.scoring.pruned_block import Thinning
+from refimpl.scoring.perturbed_state import WandaBlocks
 from refimpl.scoring.spectra import Spectra
+from refimpl.scoring.state_group import HEAD_BYTES, StateGroup
 
 T = TypeVar("T")
 
@@ -36,13 +37,13 @@ class Pace:
         check: Looking through the weights outside the blocks.
         load: Reading a block.
         turn: A block pass on every thread.
-        birth: A push on every thread, beyond the pass of a pruned block.
+        birth: A perturbation on every thread, beyond the pass of a pruned block.
         head: A head on every thread, compared with the clean one's.
         thin: Pruning a block.
         signals: The signals of a block, loading it included.
         spectra: All singular values of a block on one thread.
         blocks: Blocks that were timed.
-        measuring: Time that all this took.
+        measuring: Time that the measurement took.
     """
 
     check: float
@@ -58,102 +59,76 @@ class Pace:
 
 
 def pace(
-    model: Model,
-    ids: Array,
-    plan: Perturbation,
-    request: Request,
-    workers: Workers,
-    memory: int,
-    dtype: npt.DTypeLike = np.float32,
+    model: Model, ids: Array, plan: Perturbation, request: Request, resources: Resources
 ) -> Pace:
-    """Time each part of scoring on the first blocks of a model.
-
-    Args:
-        model: The model.
-        ids: Token ids, [S].
-        plan: The perturbation.
-        request: What is asked for besides.
-        workers: Threads.
-        memory: Bytes that scores may take, about.
-        dtype: Of the computation.
-
-    Returns:
-        The seconds.
+    """Time each part of scoring on the first blocks of a model and a sequence of ids, [S].
 
     Raises:
         RefimplError: NaN or Inf among the weights outside the blocks, or in the first blocks.
     """
-    started, threads = time.perf_counter(), workers.threads
+    started, dtype, workers = time.perf_counter(), resources.dtype, resources.workers
     check, _ = _timed(lambda: model.check_finite(dtype))
-    few = _beginning(model, len(ids), dtype)
-    config, blocks = few.config, few.config.num_blocks
-    load, weights = _timed(lambda: few.block(0, dtype, workers.map))
+    start = _first_blocks(model, len(ids), resources)
+    config, blocks, threads = start.config, start.config.num_blocks, workers.threads
 
-    reading = Reading(dict.fromkeys(range(threads), ids), dtype)
-    whole, found = _timed(lambda: reading.run(few, workers, _quiet))
-    turn = max(0.0, whole / blocks - load)
+    def timed(unit: WorkUnit[T]) -> tuple[float, T]:
+        return _timed(lambda: unit.run(start, workers, lambda cost: None))
+
+    load, weights = _timed(lambda: start.block(0, dtype, workers.map))
+    dense, squares = timed(DenseSequences(dict.fromkeys(range(threads), ids), dtype))
+    turn = max(0.0, dense / blocks - load)
 
     states = tuple(Address(0, draw, 0, 0) for draw in range(threads))
-    journey = Journey(states, {0: ids}, (), plan, dtype)
+    group = StateGroup(states, {0: ids}, (), plan, dtype)
     if plan.kind == "pruning":
-        journey = replace(journey, pruned=lambda block, weights, workers: weights)
-    travel, _ = _timed(lambda: journey.run(few, workers, _quiet))
-    turns = in_turn(1 + moves(states, blocks, plan), threads)
-    birth = max(0.0, travel - blocks * load - turns * turn)
+        group = replace(group, prune_block=lambda block, weights, workers: weights)
+    travel, _ = timed(group)
+    rounds = rounds_of(1 + perturbed_passes(states, blocks, plan), threads)
+    birth = max(0.0, travel - blocks * load - rounds * turn)
 
+    moments = wanda_moments(squares[0], 1, config)
     head = thin = spectra = 0.0
     if request.correct == "divergence":
-        compared = replace(journey, divergence=True)
-        both, _ = _timed(lambda: compared.run(few, workers, _quiet))
+        both, _ = timed(replace(group, divergence=True))
         head = max(0.0, both - travel) / 2 * model.config.vocab_size / config.vocab_size
     if plan.kind == "pruning":
-        sizes = {name: out * width for name, (out, width) in config.linear_shapes.items()}
-        counts = {name: round(request.sparsity * size) for name, size in sizes.items()}
-        thinning = Thinning((second_moments(found[0][0], 1, config),), (counts,))
-        thin, _ = _timed(lambda: thinning(0, weights, workers))
+        counts = np.rint(request.sparsity * config.linear_sizes).astype(np.int64)
+        pruned = WandaBlocks(moments[:1], counts[None])
+        thin, _ = _timed(lambda: pruned(0, weights, workers))
     if request.base == "alphapruning":
         least = min(config.linear_shapes, key=lambda name: singular(config, [name]))
-        one = Spectra(0, (least,), str(request.options["fit"]), str(request.options["xmin"]))
-        alone, _ = _timed(lambda: one.run(few, workers, _quiet))
+        fit, xmin = str(request.options["fit"]), str(request.options["xmin"])
+        alone, _ = timed(Spectra(0, (least,), fit, xmin))
         spectra = alone * singular(config) / singular(config, [least])
-    signals, _ = _timed(lambda: profile(few, found[0], 1, workers, dtype))
+    here = replace(resources, pool=LOCAL)
+    signals, _ = _timed(lambda: activation_signals(start, moments, 5.0, "mean", here))
     return Pace(
-        check,
-        load,
-        turn,
-        birth,
-        head,
-        thin,
-        signals / blocks,
-        spectra,
-        blocks,
-        time.perf_counter() - started,
+        check=check,
+        load=load,
+        turn=turn,
+        birth=birth,
+        head=head,
+        thin=thin,
+        signals=signals / blocks,
+        spectra=spectra,
+        blocks=blocks,
+        measuring=time.perf_counter() - started,
     )
 
 
-def _beginning(model: Model, length: int, dtype: npt.DTypeLike) -> Model:
+def _first_blocks(model: Model, length: int, resources: Resources) -> Model:
     """The first blocks of a model, and the first piece of its head."""
     config = model.config
-    piece = max(1, HEAD_BYTES // (length * np.dtype(dtype).itemsize))
-    return replace(
-        model,
-        config=replace(
-            config,
-            blocks=config.blocks[:BLOCKS],
-            vocab_size=min(config.vocab_size, piece),
-        ),
-    )
+    piece = max(1, HEAD_BYTES // (length * resources.dtype.itemsize))
+    blocks, vocabulary = config.blocks[:BLOCKS], min(config.vocab_size, piece)
+    return replace(model, config=replace(config, blocks=blocks, vocab_size=vocabulary))
 
 
 def _timed(task: Callable[[], T]) -> tuple[float, T]:
-    """How long a task takes, the median of several times where it is short; what it gave."""
+    """How long a task takes, the median of several times if it is short; and its result."""
     times: list[float] = []
     while sum(times) < SECONDS and len(times) < MOST:
         started = time.perf_counter()
-        found = task()
+        result = task()
         times.append(time.perf_counter() - started)
-    return median(times), found
-
-
-def _quiet(cost: float) -> None:
-    """No progress."""
+    return median(times), result

@@ -1,59 +1,54 @@
-"""Samples, draws and blocks that fit into a time."""
+"""The largest experiment that fits into a time."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from math import ceil, floor, log10
 
 from refimpl.errors import RefimplError
-from refimpl.estimation.estimate import Estimate, Estimator
+from refimpl.estimation.estimate import Estimate
 from refimpl.method.perturbation import Perturbation
 
 FEW = 2  # samples, below which there is no standard error
 
 
-def fitting(estimator: Estimator, samples: int, plan: Perturbation, minutes: float) -> Estimate:
-    """Choose the largest experiment that is expected to fit into a time.
+def fitting(
+    estimate: Callable[[int, Perturbation], Estimate],
+    samples: int,
+    plan: Perturbation,
+    minutes: float,
+) -> Estimate:
+    """Choose the largest experiment, at most these samples and this plan, that should fit.
 
-    Fewer draws come first, which tell less than samples; then fewer samples, down to two; then
-    fewer blocks per sample, as long as each is perturbed once.
-
-    Args:
-        estimator: From `estimation.estimate.estimator`.
-        samples: Samples at most.
-        plan: Draws and blocks at most.
-        minutes: The time.
-
-    Returns:
-        The estimate of what was chosen; its `tokens.samples` and `plan` say what that is.
+    It first takes fewer draws, because they add less than samples; then fewer samples, down to
+    two; then fewer blocks per sample, as long as each block is perturbed once.
 
     Raises:
-        RefimplError: Not a time; one that even the smallest experiment exceeds.
-
-    Source:
-        Ours; docs/how-to/time-budget.md.
+        RefimplError: Not a time; a time that even the smallest experiment exceeds.
     """
     if not 0 < minutes < float("inf"):
-        raise RefimplError(f"a budget of {minutes:g} minutes", "more than 0", "use --budget 10")
-    choices = _choices(estimator(samples, plan).num_blocks, samples, plan)
+        raise RefimplError(
+            f"a budget of {minutes:g} minutes", "more than 0 minutes", "use for example --budget 10"
+        )
+    choices = _choices(estimate(samples, plan).num_blocks, samples, plan)
 
     def seconds(choice: tuple[int, Perturbation]) -> float:
-        return estimator(*choice).seconds.total
+        return estimate(*choice).seconds.total
 
     fits = bisect_right(choices, 60 * minutes, key=seconds)
     if fits == 0:
         least = seconds(choices[0]) / 60
         digit = 10.0 ** (1 - floor(log10(least)))  # rounds up to two digits
+        enough = f"{ceil(least * digit) / digit:g}"
         raise RefimplError(
             f"a budget of {minutes:g} minutes",
-            f"at least {ceil(least * digit) / digit:g} minutes, which the smallest experiment "
-            "is expected to take",
-            "use a larger --budget, or a shorter --seq-len",
+            f"at least {enough} minutes, which the smallest experiment is expected to take",
+            f"use --budget {enough} or more, or a shorter --seq-len",
         )
-    return estimator(*choices[fits - 1])
+    return estimate(*choices[fits - 1])
 
 
-def _choices(blocks: int, samples: int, plan: Perturbation) -> Sequence[tuple[int, Perturbation]]:
+def _choices(blocks: int, samples: int, plan: Perturbation) -> list[tuple[int, Perturbation]]:
     """Samples and plans from the smallest experiment to the largest."""
     few, once = min(FEW, samples), replace(plan, draws=1)
     most = blocks if plan.subset is None else plan.subset

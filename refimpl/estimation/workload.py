@@ -1,21 +1,19 @@
-"""How much there is to do in scoring: passes, loads, states and arithmetic, counted beforehand."""
+"""How much scoring has to do: passes, loads, states and arithmetic, counted beforehand."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.kernels import QUERIES
 from refimpl.model.ops import Array
-from refimpl.running.executors import LOCAL, Pool
-from refimpl.scoring import dense_statistics as profile
-from refimpl.scoring.experiment import journeys
+from refimpl.running.settings import Resources
+from refimpl.scoring.dense_statistics import sequences_together
+from refimpl.scoring.grouping import state_groups
 from refimpl.scoring.measurements import Address, addresses
-from refimpl.scoring.memory import read_together
 
 
 @dataclass(frozen=True)
@@ -25,31 +23,31 @@ class Work:
     Args:
         dense: Passes of the dense model before the experiment, per block, [L].
         clean: Passes of clean states in the experiment, per block, [L].
-        pushed: Passes of pushed states, per block, [L].
-        births: States that are pushed.
-        turns: Turns in which all threads make the passes, see `in_turn`.
+        perturbed: Passes of perturbed states, per block, [L].
+        states: Perturbed states.
+        rounds: Rounds in which all threads make the passes, see `rounds_of`.
         heads: Times the head turns a state into logits.
-        head_turns: Turns in which all threads do that.
+        head_rounds: Rounds in which all threads do that.
         loads: Times a block is read.
-        thinned: Times a block is pruned.
+        pruned_blocks: Times a block is pruned.
         held: States in memory at once at most, each sequence's clean one twice.
     """
 
     dense: Array
     clean: Array
-    pushed: Array
-    births: int
-    turns: int
+    perturbed: Array
+    states: int
+    rounds: int
     heads: int
-    head_turns: int
+    head_rounds: int
     loads: int
-    thinned: int
+    pruned_blocks: int
     held: int
 
     @property
     def passes(self) -> int:
         """Block passes of single sequences, in all."""
-        return int((self.dense + self.clean + self.pushed).sum())
+        return int((self.dense + self.clean + self.perturbed).sum())
 
 
 def work(
@@ -58,98 +56,68 @@ def work(
     length: int,
     plan: Perturbation,
     divergence: bool,
-    threads: int,
-    memory: int,
-    dtype: npt.DTypeLike = np.float32,
-    engine: Pool = LOCAL,
-    kept: bool = False,
+    resources: Resources,
+    keep: bool = False,
 ) -> Work:
-    """Count what scoring does.
+    """Count what scoring N sequences of S tokens does.
 
     Args:
         config: The model's facts.
         sequences: N.
-        length: Tokens of a sequence, S.
+        length: S.
         plan: The perturbation.
         divergence: Whether the divergence is measured.
-        threads: Threads that work on a group of states together.
-        memory: Bytes for residual states.
-        dtype: Of the computation.
-        engine: Where groups of states run.
-        kept: Whether what was found is kept on the way.
-
-    Returns:
-        The counts.
+        resources: Dtype, memory, threads, and where the work units run.
+        keep: Whether partial results are kept.
 
     Raises:
         RefimplError: What `score` refuses about states: too little memory, a subset too small.
-
-    Example:
-        >>> from refimpl import read_model
-        >>> config = read_model("fixtures/llama").config
-        >>> count = work(config, 2, 16, Perturbation(), False, threads=1, memory=1 << 20)
-        >>> count.clean.tolist(), count.pushed.tolist(), count.passes
-        ([2, 2, 2, 2], [0, 2, 4, 6], 20)
     """
     blocks, pruning = config.num_blocks, plan.kind == "pruning"
-    clean, pushed = np.zeros((2, blocks), np.int64)
-    turns = heads = head_turns = loads = thinned = held = 0
+    threads = resources.workers.threads if resources.pool.executor is None else 1
+    clean, perturbed = np.zeros((2, blocks), np.int64)
+    rounds = heads = head_rounds = loads = pruned_blocks = held = 0
     states = addresses(sequences, blocks, plan)
-    for part in journeys(states, config, length, threads, memory, dtype, engine, kept):
-        each = Counter(a.sequence for a in part)
-        moved = moves(part, blocks, plan)
-        clean += len(each)
-        pushed += moved
-        turns += in_turn(len(each) + moved, threads)
+    for group in state_groups(states, config, length, resources, keep):
+        per_sequence = Counter(a.sequence for a in group)
+        passes = perturbed_passes(group, blocks, plan)
+        clean += len(per_sequence)
+        perturbed += passes
+        rounds += rounds_of(len(per_sequence) + passes, threads)
         loads += blocks
-        held = max(held, len(part) + 2 * len(each))
-        thinned += len({a.block for a in part}) if pruning else 0
+        held = max(held, len(group) + 2 * len(per_sequence))
+        pruned_blocks += len({a.block for a in group}) if pruning else 0
         if divergence:
-            heads += len(part) + len(each)
-            head_turns += sum(1 - (-n // threads) for n in each.values())
+            heads += len(group) + len(per_sequence)
+            head_rounds += sum(1 - (-n // threads) for n in per_sequence.values())
     dense = np.full(blocks, sequences if pruning else 0)
     if pruning:
-        most = 1 if engine.executor is not None else profile.KEPT * threads if kept else None
-        room = read_together(config, length, memory, dtype, most)
-        groups = [min(room, sequences - start) for start in range(0, sequences, room)]
-        turns += in_turn(np.array(groups), threads) * blocks
-        loads += len(groups) * blocks
-    return Work(dense, clean, pushed, len(states), turns, heads, head_turns, loads, thinned, held)
+        together = sequences_together(config, length, resources, keep)
+        units = [min(together, sequences - start) for start in range(0, sequences, together)]
+        rounds += rounds_of(np.array(units), threads) * blocks
+        loads += len(units) * blocks
+    return Work(
+        dense,
+        clean,
+        perturbed,
+        len(states),
+        rounds,
+        heads,
+        head_rounds,
+        loads,
+        pruned_blocks,
+        held,
+    )
 
 
-def moves(states: Sequence[Address], blocks: int, plan: Perturbation) -> Array:
-    """Passes that pushed states make: from the block after their own, or from their pruned one.
-
-    Args:
-        states: The states.
-        blocks: L.
-        plan: The perturbation.
-
-    Returns:
-        Passes per block, [L].
-
-    Example:
-        >>> moves([Address(0, 0, 0, b) for b in range(3)], 3, Perturbation()).tolist()
-        [0, 1, 2]
-    """
-    born = np.bincount([a.block for a in states], minlength=blocks)
-    return np.cumsum(born) - (0 if plan.kind == "pruning" else born)
+def perturbed_passes(states: Sequence[Address], blocks: int, plan: Perturbation) -> Array:
+    """Passes of perturbed states per block, [L]: a pruned block is passed too, noise is added."""
+    starting = np.bincount([a.block for a in states], minlength=blocks)
+    return np.cumsum(starting) - (0 if plan.kind == "pruning" else starting)
 
 
-def in_turn(tasks: Array, threads: int) -> int:
-    """Turns that tasks take, where all of one block end before those of the next begin.
-
-    Args:
-        tasks: Tasks per block, [L].
-        threads: Threads.
-
-    Returns:
-        Turns of all threads together.
-
-    Example:
-        >>> in_turn(np.array([1, 4, 5]), threads=4)
-        4
-    """
+def rounds_of(tasks: Array, threads: int) -> int:
+    """Rounds of all threads for tasks per block, [L], if each block waits for the one before it."""
     return int((-(-tasks // threads)).sum())
 
 
@@ -182,7 +150,8 @@ def arithmetic(config: Config, length: int, count: Work, spectra: bool, signals:
 
     ``2 S N_l`` for the linears of a pass, ``4 H h`` for every pair of a query and a key that are
     multiplied, ``2 S D V`` for a head, ``4 m n^2 - 4 n^3 / 3`` for the singular values of a linear
-    (m >= n), 5 per weight for the signals. Norms, activations and softmax are left out.
+    (m >= n; Golub and Van Loan, Matrix Computations, on bidiagonalisation), 5 per weight for the
+    signals. Norms, activations and softmax are not counted.
 
     Args:
         config: The model's facts.
@@ -190,14 +159,8 @@ def arithmetic(config: Config, length: int, count: Work, spectra: bool, signals:
         count: From `work`.
         spectra: Whether the singular values of all linears are computed.
         signals: How often the signals are computed.
-
-    Returns:
-        The operations.
-
-    Source:
-        Singular values: Golub and Van Loan, Matrix Computations, on bidiagonalisation.
     """
-    passes = count.dense + count.clean + count.pushed
+    passes = count.dense + count.clean + count.perturbed
     pairs = {kind: attended(kind, length) for kind in set(config.blocks)}
     width = config.num_attention_heads * config.head_dim
     of_blocks = zip(passes.tolist(), config.blocks, strict=True)
@@ -211,34 +174,14 @@ def arithmetic(config: Config, length: int, count: Work, spectra: bool, signals:
 
 
 def singular(config: Config, linears: Iterable[str] | None = None) -> int:
-    """Operations for the singular values of some linears of a block.
-
-    Args:
-        config: The model's facts.
-        linears: Names of the linears; all if None.
-
-    Returns:
-        Operations, see `arithmetic`.
-    """
+    """Operations for the singular values of these linears of a block, or of all."""
     shapes = config.linear_shapes
     sizes = [sorted(shapes[name]) for name in (shapes if linears is None else linears)]
     return sum(4 * m * n**2 - 4 * n**3 // 3 for n, m in sizes)
 
 
 def attended(kind: BlockKind, length: int) -> int:
-    """Pairs of a query and a key that are multiplied: a tile of queries and the keys it sees.
-
-    Args:
-        kind: Which tokens a block sees.
-        length: Tokens, S.
-
-    Returns:
-        Their number, for one head.
-
-    Example:
-        >>> attended(BlockKind(window=None, rope=None), 256)  # 128 x 128 + 128 x 256
-        49152
-    """
+    """Pairs of a query and a key that a head multiplies: a tile of queries and the keys it sees."""
     starts = range(0, length, QUERIES)
     ends = [min(start + QUERIES, length) for start in starts]
     firsts = [0 if kind.window is None else max(0, start - kind.window + 1) for start in starts]

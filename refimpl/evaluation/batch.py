@@ -9,7 +9,7 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.model.config import Config
 from refimpl.model.token_ids import checked_ids
-from refimpl.scoring.journey import head_cost
+from refimpl.scoring.state_group import head_cost
 
 Ids = npt.NDArray[np.int64]
 

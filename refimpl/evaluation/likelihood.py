@@ -19,7 +19,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.stream import Stream
 from refimpl.running.threads import Workers
-from refimpl.scoring.journey import head_cost
+from refimpl.scoring.state_group import head_cost
 
 ROWS, PIECE = 512, 4096  # positions and ids whose logits are in memory at a time, per thread
 

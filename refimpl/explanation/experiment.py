@@ -36,7 +36,7 @@ def experiment_steps(plan: Perturbation, request: Request) -> list[Step]:
             "The drift at the end divided by the drift at the perturbed block: above 1 the blocks "
             "in between amplified the perturbation, below 1 they absorbed it.",
             "R_L / R_l      per token, then the mean over tokens, draws and sequences",
-            (absorption.surviving_drift, absorption.known_mean, absorption.absorption_coefficient),
+            (absorption.surviving_drift, absorption.nan_mean, absorption.absorption_coefficient),
             _ratio,
         ),
         Step(
@@ -115,5 +115,5 @@ def _coefficient(v: Values) -> Iterator[Figure]:
 
 def mean_over_all(x: Array) -> Array:
     """Mean over tokens, then draws, then sequences, as `score` takes it."""
-    mean = absorption.known_mean
+    mean = absorption.nan_mean
     return mean(mean(mean(x, axis=-1), axis=1), axis=0)

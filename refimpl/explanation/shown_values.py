@@ -14,7 +14,7 @@ from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.method import perturbation
-from refimpl.method.absorption import known_mean, surviving_drift
+from refimpl.method.absorption import nan_mean, surviving_drift
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, head
@@ -48,7 +48,7 @@ class Followed:
     @property
     def ratios(self) -> Array:
         """Mean over tokens of the share that is left, [N, R]."""
-        return known_mean(surviving_drift(self.drift[:, :, -1], self.drift[:, :, 0]), axis=-1)
+        return nan_mean(surviving_drift(self.drift[:, :, -1], self.drift[:, :, 0]), axis=-1)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The absorption coefficient: what part of a push is left at the end."""
+"""The absorption coefficient: the share of a drift that reaches the end."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,7 @@ from refimpl.method.perturbation import Norm, ratio
 from refimpl.model.ops import Array
 
 
-def known_mean(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
+def nan_mean(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
     """Mean over the entries that are not NaN; NaN where there are none.
 
     Args:
@@ -18,11 +18,11 @@ def known_mean(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
         Means, the shape of `x` without `axis`.
 
     Example:
-        >>> float(known_mean(np.array([1.0, np.nan, 3.0])))
+        >>> float(nan_mean(np.array([1.0, np.nan, 3.0])))
         2.0
     """
-    known = ~np.isnan(x)
-    return ratio(np.sum(np.where(known, x, 0.0), axis=axis), np.sum(known, axis=axis))
+    numbers = ~np.isnan(x)
+    return ratio(np.sum(np.where(numbers, x, 0.0), axis=axis), np.sum(numbers, axis=axis))
 
 
 def surviving_drift(last: Array, first: Array) -> Array:
@@ -30,10 +30,10 @@ def surviving_drift(last: Array, first: Array) -> Array:
 
     Args:
         last: Drift after the last block, R_L, [tokens].
-        first: Drift where it was made, R_l, [tokens].
+        first: Drift after the perturbed block, R_l, [tokens].
 
     Returns:
-        The ratio, [tokens]; NaN where R_l is zero or a drift is unknown.
+        The ratio, [tokens]; NaN where R_l is zero or a drift is NaN.
 
     Source:
         arXiv:2606.15161.
@@ -46,7 +46,7 @@ def surviving_drift(last: Array, first: Array) -> Array:
 
 
 def left_out(share: Array, kept: npt.NDArray[np.bool_], norm: Norm) -> Array:
-    """How many of the tokens that take part have no ratio; a whole sequence counts once.
+    """Number of tokens that take part but have no ratio; a whole sequence counts once.
 
     Args:
         share: From `surviving_drift`, [..., S], or [..., 1] of whole sequences.
@@ -60,8 +60,8 @@ def left_out(share: Array, kept: npt.NDArray[np.bool_], norm: Norm) -> Array:
         >>> int(left_out(np.array([2.0, np.nan, np.nan]), np.array([True, True, False]), "token"))
         1
     """
-    unknown = np.isnan(share)
-    return np.sum(unknown & kept if norm == "token" else unknown, axis=-1)
+    missing = np.isnan(share)
+    return np.sum(missing & kept if norm == "token" else missing, axis=-1)
 
 
 def absorption_coefficient(ratios: Array) -> tuple[Array, Array]:
@@ -71,20 +71,20 @@ def absorption_coefficient(ratios: Array) -> tuple[Array, Array]:
         ratios: Mean ratio over tokens per sequence and draw, [sequences, draws, ...].
 
     Returns:
-        The coefficient [...], and its standard error over the sequence means [...]; NaN where no
-        sequence, or for the error fewer than two, have a value.
+        The coefficient [...], NaN without a value; and its standard error over the sequence means
+        [...], NaN with fewer than two of them.
 
     Source:
-        arXiv:2606.15161; the order of the means and the error are ours.
+        arXiv:2606.15161; docs/explanation/method.md, section 3, for the order of the means.
 
     Example:
         >>> r, stderr = absorption_coefficient(np.array([[0.4, 0.6], [0.7, 0.7]]))
         >>> float(r.round(6)), float(stderr.round(6))
         (0.6, 0.1)
     """
-    per_sequence = known_mean(ratios, axis=1)
-    mean = known_mean(per_sequence, axis=0)
-    known = ~np.isnan(per_sequence)
-    n = known.sum(axis=0)
-    square = np.square(np.where(known, per_sequence - mean, 0.0)).sum(axis=0)
+    per_sequence = nan_mean(ratios, axis=1)
+    mean = nan_mean(per_sequence, axis=0)
+    numbers = ~np.isnan(per_sequence)
+    n = numbers.sum(axis=0)
+    square = np.square(np.where(numbers, per_sequence - mean, 0.0)).sum(axis=0)
     return mean, np.sqrt(ratio(square, np.maximum(n - 1, 0) * n))

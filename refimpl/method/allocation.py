@@ -1,4 +1,12 @@
-"""Base allocations: how much each unit is pruned, as five published methods see it."""
+"""Base allocations: how much each unit is pruned, by five published methods (peers).
+
+With compat `exact`, an allocation is still to be projected onto the budget, and a signal that is
+the same for every unit gives the uniform one. Compat `peer` gives the numbers of the shipped code:
+OWL's and DLP's code replaces a sparsity of 0 or less by 0.01; AlphaPruning's does not clamp, so its
+values may exceed 1; a signal that is the same for every unit gives NaN there, and an error here.
+
+Source: OWL, AlphaPruning, DLP and ATP (peers); docs/explanation/method.md, "Base allocations".
+"""
 
 from typing import Literal
 
@@ -11,7 +19,7 @@ from refimpl.pruners.checks import finite_vector, number_in, unit_sizes
 Floats = npt.NDArray[np.float64]
 Compat = Literal["exact", "peer"]
 
-_PEER_FLOOR = 0.01  # what the OWL and DLP code puts in place of a sparsity of 0 or less
+_PEER_FLOOR = 0.01
 
 
 def uniform(num_units: int, sparsity: float) -> Floats:
@@ -28,8 +36,6 @@ def uniform(num_units: int, sparsity: float) -> Floats:
 
     Raises:
         RefimplError: The sparsity is not in [0, 1].
-
-    Source: docs/explanation/method.md, "Base allocations".
 
     Example:
         >>> uniform(2, 0.5)
@@ -49,17 +55,13 @@ def owl(
         outlier_percent: D, outliers per block in percent, [L].
         sparsity: Target S, in [0, 1].
         lam: Half the spread of the allocation, in [0, 1].
-        compat: `exact`, or `peer` for the shipped code's clamp (`<= 0` becomes 0.01).
+        compat: `exact` or `peer`.
 
     Returns:
-        Fraction pruned per block, [L]; in `exact` mode still to be projected.
+        Fraction pruned per block, [L].
 
     Raises:
-        RefimplError: Bad numbers; in `peer` mode, a signal that makes the peer yield NaN.
-
-    Source: docs/explanation/method.md, "Base allocations" (peer: OWL).
-
-    Differs: all D equal gives uniform in `exact` mode, where the peer yields NaN.
+        RefimplError: A number is out of range; with `peer`, all numbers are equal.
 
     Example:
         >>> owl([2.0, 3.0, 4.0], 0.7, lam=0.1).round(4)
@@ -90,17 +92,13 @@ def alphapruning(
         sizes: Weights per unit N_u, [U].
         sparsity: Target S, in [0, 1].
         epsilon: Half the spread of phi, in [0, 1].
-        compat: `exact` or `peer`; the peer clamps nothing, so its values may exceed 1.
+        compat: `exact` or `peer`.
 
     Returns:
-        Fraction pruned per unit, [U]; in `exact` mode still to be projected.
+        Fraction pruned per unit, [U].
 
     Raises:
-        RefimplError: Bad numbers; in `peer` mode, alphas that make the peer yield NaN.
-
-    Source: docs/explanation/method.md, "Base allocations" (peer: AlphaPruning).
-
-    Differs: all alphas equal gives uniform in `exact` mode, where the peer yields NaN.
+        RefimplError: A number is out of range; with `peer`, all numbers are equal.
 
     Example:
         >>> alphapruning([2.0, 3.0, 4.0], [1, 1, 1], 0.5, epsilon=0.2).round(4)
@@ -125,17 +123,13 @@ def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat =
         score: u, mean or median Wanda score per block, [L], at least 0.
         sparsity: Target S, in [0, 1].
         a: Half the spread of the allocation, in [0, 1].
-        compat: `exact`, or `peer` for the shipped code's clamp (`<= 0` becomes 0.01).
+        compat: `exact` or `peer`.
 
     Returns:
-        Fraction pruned per block, [L]; in `exact` mode still to be projected.
+        Fraction pruned per block, [L].
 
     Raises:
-        RefimplError: Bad numbers; in `peer` mode, scores that make the peer yield NaN.
-
-    Source: docs/explanation/method.md, "Base allocations" (peer: DLP).
-
-    Differs: all scores equal gives uniform in `exact` mode, where the peer yields NaN.
+        RefimplError: A number is out of range; with `peer`, all numbers are equal.
 
     Example:
         >>> dlp([2.0, 3.0, 4.0], 0.7, a=0.1).round(4)
@@ -145,7 +139,11 @@ def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat =
     flat = uniform(u.size, sparsity)
     number_in(a, "a", 0, 1)
     if u.min() < 0:
-        raise RefimplError("a DLP score is negative", "scores of at least 0", "check the scores")
+        raise RefimplError(
+            f"a DLP score is negative ({u.min():g})",
+            "scores of at least 0",
+            "check the activations",
+        )
     imp = 1 - u / u.sum() if u.any() else u
     if _is_flat(imp, "DLP score", compat):
         return flat
@@ -164,14 +162,12 @@ def atp(num_blocks: int, sparsity: float, beta: float) -> Floats:
         beta: Step per block, in fractions of the block; negative to prune early blocks more.
 
     Returns:
-        Fraction pruned per block, [L]; in `exact` mode still to be projected.
+        Fraction pruned per block, [L].
 
     Raises:
-        RefimplError: A number out of range, or a line that leaves [0, 1].
+        RefimplError: A number is out of range, or a sparsity outside [0, 1].
 
-    Source: docs/explanation/method.md, "Base allocations" (peer: ATP).
-
-    Differs: ATP's script chooses beta on the test text; here it is given.
+    Differs: ATP's script chooses beta on the test text; here the caller does.
 
     Example:
         >>> atp(3, 0.5, beta=0.1).round(4)
@@ -184,8 +180,8 @@ def atp(num_blocks: int, sparsity: float, beta: float) -> Floats:
         reach = 2 * min(sparsity, 1 - sparsity) / (num_blocks - 1)
         raise RefimplError(
             f"beta {beta} gives sparsities from {line.min():.4f} to {line.max():.4f}",
-            f"every block in [0, 1]: a beta of at most {reach:.6g} in size",
-            "choose a smaller beta",
+            f"every block in [0, 1]: a beta from {-reach:.6g} to {reach:.6g}",
+            f"use --base-option beta={np.copysign(reach, steep):.6g}, or one nearer to 0",
         )
     return line
 
@@ -194,9 +190,9 @@ def _is_flat(signal: Floats, name: str, compat: Compat) -> bool:
     flat = bool(signal.max() == signal.min())
     if flat and compat == "peer":
         raise RefimplError(
-            f"{name} is the same for every unit, where the peer's code yields NaN",
+            f"{name} is the same for every unit, which gives NaN in the peer's code",
             "at least two different values",
-            "use compat exact, which falls back to uniform",
+            "use --compat exact, which falls back to uniform",
         )
     return flat
 

@@ -9,17 +9,16 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.method.projection import project
+from refimpl.model.ops import Array
 from refimpl.pruners.checks import finite_vector, number_in
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Scale = Literal["raw", "max"]
 
 LOG_LIMIT = log(3.0)
-STRENGTH, MAX_CORRECTION = 0.05, 0.10  # provisional, until chosen on data that is not reported
+STRENGTH, MAX_CORRECTION = 0.05, 0.10  # provisional: not yet chosen on held-out data
 
 
-def clipped_log(ratio: npt.ArrayLike, null: npt.ArrayLike = False) -> Floats:
+def clipped_log(ratio: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
     """Return the clipped logarithm of absorption coefficients.
 
     u_l = clip(log r_l, -log 3, log 3);  u_l = 0 where r_l is unknown
@@ -34,19 +33,19 @@ def clipped_log(ratio: npt.ArrayLike, null: npt.ArrayLike = False) -> Floats:
     Raises:
         RefimplError: A coefficient is negative or infinite.
 
-    Source: arXiv:2606.15161, claim 3 (paper); unknown coefficients: ours.
+    Source: arXiv:2606.15161, claim 3.
 
     Example:
         >>> clipped_log([9.0, 1.0, float("nan")]).round(4)
         array([1.0986, 0.    , 0.    ])
     """
-    r, known = _known(ratio, null, "absorption coefficient")
-    # The logarithm of 0 is below any limit, so any tiny number serves in its place.
+    r, known = _checked(ratio, null, "absorption coefficient")
+    # The logarithm of 0 is below any limit, so any tiny number can replace it.
     u = np.clip(np.log(np.maximum(r, np.finfo(np.float64).tiny)), -LOG_LIMIT, LOG_LIMIT)
     return np.where(known, u, 0.0)
 
 
-def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Floats:
+def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
     """Return the clipped logarithm of errors, relative to their geometric mean.
 
     v_l = log a_l - mean log a;  u_l = clip(v_l, -log 3, log 3);
@@ -62,20 +61,18 @@ def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Floats:
     Raises:
         RefimplError: An error is negative or infinite.
 
-    Source: docs/explanation/method.md, "Corrections", arrival and divergence (ours).
-
     Example:
         >>> centred_log([0.1, 0.2, 0.0]).round(4)
         array([-0.3466,  0.3466,  0.    ])
     """
-    a, known = _known(error, null, "error")
+    a, known = _checked(error, null, "error")
     known &= a > 0
     log_a = np.log(np.where(known, a, 1.0))
     v = log_a - log_a.sum() / max(int(known.sum()), 1)  # the others contribute log 1 = 0
     return np.where(known, np.clip(v, -LOG_LIMIT, LOG_LIMIT), 0.0)
 
 
-def at_clip(u: npt.ArrayLike) -> Bools:
+def at_clip(u: npt.ArrayLike) -> Array:
     """Return which blocks are at the clip, where the correction no longer tells them apart.
 
     |u_l| = log 3
@@ -85,8 +82,6 @@ def at_clip(u: npt.ArrayLike) -> Bools:
 
     Returns:
         True where clipped, [L].
-
-    Source: docs/explanation/method.md, "Corrections" (ours).
 
     Example:
         >>> at_clip(clipped_log([5.0, 1.0]))
@@ -100,7 +95,7 @@ def correction(
     strength: float = STRENGTH,
     max_correction: float = MAX_CORRECTION,
     scale: Scale = "raw",
-) -> tuple[Floats, Floats]:
+) -> tuple[Array, Array]:
     """Return the correction of every block: what is amplified is protected.
 
     Delta_l = -(u_l - mean u), divided by max|Delta| where scale is `max`;
@@ -118,7 +113,7 @@ def correction(
     Raises:
         RefimplError: A number is NaN, infinite or out of range.
 
-    Source: arXiv:2606.15161, claim 3 (paper: Delta, limited size; ours: form and values).
+    Source: arXiv:2606.15161, claim 3, for Delta and a limited size; the form and values are ours.
 
     Example:
         >>> delta, c = correction([0.5, -0.5, 0.0], strength=0.05)
@@ -130,7 +125,7 @@ def correction(
     logs = finite_vector(u, "u")
     number_in(strength, "strength", -100, 100)
     number_in(max_correction, "max_correction", 0, 1)
-    # Exact: equal logs that missed their mean by a rounding error would be blown up by `max`.
+    # Exact: `max` would amplify the rounding error of a mean of equal logarithms.
     exact = [Fraction(v) for v in logs.tolist()]
     mean = sum(exact, Fraction(0)) / len(exact)
     delta = np.array([float(-(v - mean)) for v in exact])
@@ -150,7 +145,7 @@ def corrected(
     scale: Scale = "raw",
     lo: float = 0.0,
     hi: float = 1.0,
-) -> Floats:
+) -> Array:
     """Return the corrected allocation, back on the budget.
 
     s_u = Project(base_u + c_l), l the block of unit u; strength 0 is Project(base) bit for bit
@@ -161,9 +156,9 @@ def corrected(
         block_of_unit: Block index of every unit, [U], in 0..L-1.
         sizes: Weights per unit, [U].
         sparsity: Target S over all weights, in [0, 1].
-        strength: As in `correction`.
-        max_correction: As in `correction`.
-        scale: As in `correction`.
+        strength: As for `correction`, as are `max_correction` and `scale`.
+        max_correction: Greatest change of a block's fraction pruned.
+        scale: `raw` or `max`.
         lo: Least fraction pruned of any unit.
         hi: Greatest fraction pruned of any unit.
 
@@ -173,7 +168,7 @@ def corrected(
     Raises:
         RefimplError: A number out of range, a unit without a block, or an infeasible budget.
 
-    Source: arXiv:2606.15161, claim 3 (paper); the projection: ours.
+    Source: arXiv:2606.15161, claim 3.
 
     Example:
         >>> corrected([0.5, 0.5], [0.4, -0.4], [0, 1], [10, 10], 0.5, strength=0.1).round(4)
@@ -184,14 +179,15 @@ def corrected(
     whole = blocks.ndim == 1 and np.issubdtype(blocks.dtype, np.integer)
     if not whole or not ((blocks >= 0) & (blocks < c.size)).all():
         raise RefimplError(
-            f"blocks of the units are {blocks.tolist()}",
-            f"block indices from 0 to {c.size - 1}",
-            "give the block of every unit",
+            f"the blocks of the units are {blocks.tolist()}",
+            f"a block index from 0 to {c.size - 1} for every unit",
+            "correct block_of_unit",
         )
     return project(finite_vector(base, "base", blocks.size) + c[blocks], sizes, sparsity, lo, hi)
 
 
-def _known(values: npt.ArrayLike, null: npt.ArrayLike, name: str) -> tuple[Floats, Bools]:
+def _checked(values: npt.ArrayLike, null: npt.ArrayLike, name: str) -> tuple[Array, Array]:
+    """Values [L], 1 where they are unknown, and where they are known, [L]."""
     numbers = np.asarray(values, dtype=np.float64)
     known = ~(np.isnan(numbers) | np.asarray(null, dtype=np.bool_))
     filled = finite_vector(np.where(known, numbers, 1.0), name)

@@ -1,6 +1,6 @@
-"""What a push does to the next-token distribution, summed over the vocabulary piece by piece."""
+"""How far a perturbation changes the next-token distribution, summed over the vocabulary."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,62 +17,51 @@ class RunningDivergence:
     Args:
         largest: Largest clean logit so far, [S].
         total: ``sum exp(z - largest)``, [S].
-        largest_pushed: Largest perturbed logit so far, [S].
-        total_pushed: ``sum exp(z' - largest_pushed)``, [S].
+        largest_perturbed: Largest perturbed logit so far, [S].
+        total_perturbed: ``sum exp(z' - largest_perturbed)``, [S].
         gap: ``sum exp(z - largest) (z - z')``, [S].
 
-    Source:
-        Ours (docs/explanation/method.md, section 4).
-
     Example:
-        >>> z, pushed = np.array([[0.0, 1.0]]), np.array([[0.0, 2.0]])
-        >>> whole = RunningDivergence.start(1).add(z, pushed).value
-        >>> halves = RunningDivergence.start(1).add(z[:, :1], pushed[:, :1])
-        >>> bool(np.isclose(halves.add(z[:, 1:], pushed[:, 1:]).value, whole))
+        >>> z, perturbed = np.array([[0.0, 1.0]]), np.array([[0.0, 2.0]])
+        >>> whole = RunningDivergence.start(1).add(z, perturbed).value
+        >>> halves = RunningDivergence.start(1).add(z[:, :1], perturbed[:, :1])
+        >>> bool(np.isclose(halves.add(z[:, 1:], perturbed[:, 1:]).value, whole))
         True
     """
 
     largest: Array
     total: Array
-    largest_pushed: Array
-    total_pushed: Array
+    largest_perturbed: Array
+    total_perturbed: Array
     gap: Array
 
     @classmethod
     def start(cls, tokens: int) -> "RunningDivergence":
-        """Nothing seen yet."""
+        """The divergence of so many tokens, before any logits."""
         none, zero = np.full(tokens, -np.inf), np.zeros(tokens)
         return cls(none, zero, none, zero, zero)
 
-    def add(self, logits: Array, pushed: Array) -> "RunningDivergence":
-        """Take in the logits of some more ids.
-
-        Args:
-            logits: Clean logits, [S, ids].
-            pushed: Perturbed logits, [S, ids].
-
-        Returns:
-            The divergence over all ids so far.
-        """
-        gap = np.subtract(logits, pushed, dtype=np.float64)  # in float32 it rounds, or overflows
-        largest = np.maximum(self.largest, logits.max(axis=-1))
-        largest_pushed = np.maximum(self.largest_pushed, pushed.max(axis=-1))
-        e = np.exp(logits - largest[:, None])
-        shrink = np.exp(self.largest - largest)
-        e_pushed = np.exp(pushed - largest_pushed[:, None])
-        shrink_pushed = np.exp(self.largest_pushed - largest_pushed)
-        return replace(
-            self,
-            largest=largest,
-            total=self.total * shrink + e.sum(axis=-1),
-            largest_pushed=largest_pushed,
-            total_pushed=self.total_pushed * shrink_pushed + e_pushed.sum(axis=-1),
-            gap=self.gap * shrink + (e * gap).sum(axis=-1),
+    def add(self, logits: Array, perturbed: Array) -> "RunningDivergence":
+        """Add the clean and the perturbed logits of further ids, both [S, ids]."""
+        gap = np.subtract(logits, perturbed, dtype=np.float64)  # in float32 it rounds, or overflows
+        largest, total, e, shrink = _extended(self.largest, self.total, logits)
+        largest_perturbed, total_perturbed, _, _ = _extended(
+            self.largest_perturbed, self.total_perturbed, perturbed
         )
+        gap = self.gap * shrink + (e * gap).sum(axis=-1)
+        return RunningDivergence(largest, total, largest_perturbed, total_perturbed, gap)
 
     @property
     def value(self) -> Array:
         """``KL(p || p')`` per token, [S], nats; never below zero."""
         lse = self.largest + np.log(self.total)
-        lse_pushed = self.largest_pushed + np.log(self.total_pushed)
-        return np.maximum(self.gap / self.total - lse + lse_pushed, 0)
+        lse_perturbed = self.largest_perturbed + np.log(self.total_perturbed)
+        return np.maximum(self.gap / self.total - lse + lse_perturbed, 0)
+
+
+def _extended(largest: Array, total: Array, logits: Array) -> tuple[Array, Array, Array, Array]:
+    """Largest logit and total with further logits, their exponentials, and the total's factor."""
+    new = np.maximum(largest, logits.max(axis=-1))
+    e = np.exp(logits - new[:, None])
+    shrink = np.exp(largest - new)
+    return new, total * shrink + e.sum(axis=-1), e, shrink

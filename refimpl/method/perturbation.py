@@ -1,4 +1,4 @@
-"""The perturbation experiment on one state: push it, and measure how far it went."""
+"""The perturbation experiment on one state: perturb it, and measure how far it drifts."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,12 +20,12 @@ SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
 
 @dataclass(frozen=True)
 class Perturbation:
-    """How states are pushed and how the push is followed.
+    """How states are perturbed and how the perturbation is followed.
 
     Args:
         kind: "gaussian" (the paper's) or "pruning" (ours: the block itself, pruned by Wanda).
         eta: Relative magnitudes of the noise, each > 0; the first one drives the correction.
-            Without meaning for "pruning".
+            "pruning" has none: it sets this to ().
         noise_scale: Per token, or one scale for the sequence.
         noise_shape: The same in all channels, or following each channel's standard deviation.
         norm: Drift per token and then averaged, or of the whole sequence at once.
@@ -49,29 +49,25 @@ class Perturbation:
     subset: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("kind", Kind),
-            ("noise_scale", NoiseScale),
-            ("noise_shape", NoiseShape),
-            ("norm", Norm),
-            ("sink", Sink),
-        ):
+        choices = {"kind": Kind, "noise_scale": NoiseScale, "noise_shape": NoiseShape}
+        for name, allowed in (choices | {"norm": Norm, "sink": Sink}).items():
             if getattr(self, name) not in get_args(allowed):
                 raise RefimplError(
                     f"{name.replace('_', '-')} {getattr(self, name)!r}",
                     " or ".join(get_args(allowed)),
                     "choose one of these",
                 )
-        if not self.eta or any(not 0 < eta < float("inf") for eta in self.eta):
+        etas = ", ".join(map(str, self.eta)) or "(none)"
+        if any(not 0 < eta < float("inf") for eta in self.eta) or (
+            self.kind == "gaussian" and not self.eta
+        ):
             raise RefimplError(
-                f"eta {', '.join(map(str, self.eta)) or '(none)'}",
+                f"eta {etas}",
                 "positive, finite relative magnitudes",
                 "use for example --eta 0.01",
             )
         if len(set(self.eta)) < len(self.eta):
-            raise RefimplError(
-                f"eta {', '.join(map(str, self.eta))}", "each value once", "remove the duplicates"
-            )
+            raise RefimplError(f"eta {etas}", "each value once", "remove the duplicates")
         if self.draws < 1 or self.seed < 0:
             raise RefimplError(
                 f"draws {self.draws}, seed {self.seed}",
@@ -82,14 +78,16 @@ class Perturbation:
             raise RefimplError(
                 f"a subset of {self.subset} blocks",
                 "at least one block for each sequence and draw",
-                "use for example --subset 8, or leave it away",
+                "use for example --subset 8, or omit it to perturb all blocks",
             )
-        if self.kind == "pruning" and self.draws > 1:
-            raise RefimplError(
-                f"{self.draws} draws of the pruning perturbation",
-                "one: nothing in it is random",
-                "leave --draws away",
-            )
+        if self.kind == "pruning":
+            if self.draws > 1:
+                raise RefimplError(
+                    f"{self.draws} draws of the pruning perturbation",
+                    "one draw: the pruning perturbation is not random",
+                    "omit --draws",
+                )
+            object.__setattr__(self, "eta", ())
 
 
 def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
@@ -101,9 +99,6 @@ def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
 
     Returns:
         True where a token takes part, [S].
-
-    Source:
-        Ours (docs/explanation/method.md, section 2).
 
     Example:
         >>> kept_tokens(np.array([[100.0], [1.0], [1.0]]), "exclude").tolist()
@@ -118,6 +113,8 @@ def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
 def noise(seed: int, sequence: int, block: int, draw: int, shape: tuple[int, int]) -> Array:
     """Standard normal noise that depends on its address only, not on batching or order.
 
+    It comes from Philox, keyed by (seed; sequence, block, draw).
+
     Args:
         seed: The run's seed.
         sequence: Number of the sequence, from 0.
@@ -127,9 +124,6 @@ def noise(seed: int, sequence: int, block: int, draw: int, shape: tuple[int, int
 
     Returns:
         Noise, [S, D], float64.
-
-    Source:
-        Ours: Philox keyed by (seed; sequence, block, draw).
 
     Example:
         >>> noise(0, 1, 2, 0, (2, 3)).shape
@@ -147,13 +141,13 @@ def perturbed(
     scale: NoiseScale = "token",
     shape: NoiseShape = "isotropic",
 ) -> Array:
-    """Push a state: ``h' = h + e`` with ``||e_t|| = eta ||h_t||`` (or Frobenius, over kept tokens).
+    """Perturb a state: ``h' = h + e``, ``||e_t|| = eta ||h_t||`` (or Frobenius, over kept tokens).
 
     Args:
         h: Residual stream after the block, [S, D].
         noise: Standard normal, [..., S, D], float64.
         eta: Relative magnitude, [..., 1, 1].
-        kept: Tokens that take part, [S]; the others get no noise.
+        kept: Tokens that take part, [S]; the others are not perturbed.
         scale: "token" or "sequence".
         shape: "isotropic", or "channel": each channel first multiplied by its standard deviation
             over the kept tokens.
@@ -163,7 +157,7 @@ def perturbed(
         cast).
 
     Source:
-        arXiv:2606.15161 (Gaussian noise of relative magnitude eta); scale and shape are ours.
+        arXiv:2606.15161, for Gaussian noise of relative magnitude eta; scale and shape are ours.
 
     Example:
         >>> h = np.array([[3.0, 4.0]])
@@ -191,7 +185,7 @@ def ratio(top: Array, bottom: Array, otherwise: float = np.nan) -> Array:
     Args:
         top: Dividend.
         bottom: Divisor, of the same shape, not negative.
-        otherwise: What stands in for NaN.
+        otherwise: The value in place of NaN.
 
     Returns:
         The quotient, float64, same shape.
@@ -200,8 +194,8 @@ def ratio(top: Array, bottom: Array, otherwise: float = np.nan) -> Array:
         >>> ratio(np.array([1.0, 1.0]), np.array([2.0, 0.0])).tolist()
         [0.5, nan]
     """
-    known = bottom > 0
-    return np.where(known, top / np.where(known, bottom, 1), otherwise)
+    defined = bottom > 0
+    return np.where(defined, top / np.where(defined, bottom, 1), otherwise)
 
 
 @dataclass(frozen=True)
@@ -233,7 +227,7 @@ def deviation(
         Drift and alignment, float64.
 
     Source:
-        arXiv:2606.15161 (relative L2 drift, direction); per-token form ours.
+        arXiv:2606.15161, for relative L2 drift and direction; the form per token is ours.
 
     Example:
         >>> d = deviation(np.array([[3.0, 5.0]]), np.array([[3.0, 4.0]]), np.array([True]))

@@ -19,7 +19,7 @@ def project(
     s_u = clip(x_u + t, lo, hi) with the one t that meets the budget.
 
     Args:
-        x: Wanted fraction pruned per unit, [U]; may leave [0, 1].
+        x: Desired fraction pruned per unit, [U]; may leave [0, 1].
         sizes: Weights per unit N_u, [U].
         sparsity: Target S over all weights, in [0, 1].
         lo: Least fraction pruned of any unit.
@@ -31,8 +31,6 @@ def project(
     Raises:
         RefimplError: A number is NaN or out of range, or no allocation meets the budget.
 
-    Source: docs/explanation/method.md, "The budget, exactly" (ours).
-
     Differs: peers clamp and do not restore the budget.
 
     Example:
@@ -42,7 +40,7 @@ def project(
         array([0.6, 1. ])
     """
     weights: list[int] = unit_sizes(sizes).tolist()
-    wish = [Fraction(v) for v in finite_vector(x, "the allocation", len(weights)).tolist()]
+    desired = [Fraction(v) for v in finite_vector(x, "the allocation", len(weights)).tolist()]
     number_in(sparsity, "sparsity", 0, 1)
     number_in(lo, "lo", 0, hi)
     number_in(hi, "hi", lo, 1)
@@ -50,23 +48,23 @@ def project(
         raise RefimplError(
             f"sparsity {sparsity} is infeasible with lo {lo} and hi {hi}",
             f"a sparsity in [{lo}, {hi}]",
-            "change the sparsity, or lo or hi",
+            "change --sparsity, --lo or --hi",
         )
     if sparsity in (lo, hi):
-        return np.full(len(wish), float(sparsity))
+        return np.full(len(desired), float(sparsity))
 
     # Floats are fractions: exact sums leave one rounding, the last, however unequal the units.
     least, most, budget = Fraction(lo), Fraction(hi), Fraction(sparsity) * sum(weights)
 
     def allocation(t: Fraction) -> list[Fraction]:
-        return [min(max(v + t, least), most) for v in wish]
+        return [min(max(v + t, least), most) for v in desired]
 
     def spent(t: Fraction) -> Fraction:
         return sum((n * s for n, s in zip(weights, allocation(t), strict=True)), Fraction(0))
 
-    bends = sorted({least - v for v in wish} | {most - v for v in wish})
+    bends = sorted({least - v for v in desired} | {most - v for v in desired})
     k = bisect_left(bends, budget, key=spent)
-    left, right = bends[k - 1], bends[k]  # the budget is met in here, where nothing bends
+    left, right = bends[k - 1], bends[k]  # the budget is met between these two
     below, above = spent(left), spent(right)
     t = left + (right - left) * (budget - below) / (above - below)
     return np.array([float(s) for s in allocation(t)])

@@ -1,4 +1,7 @@
-"""What the base allocations look at: outliers, mean scores, and the tails of the spectra."""
+"""What the base allocations are made of: outliers, mean scores, and the tails of the spectra.
+
+Source: OWL, DLP and AlphaPruning (peers); docs/explanation/method.md, "Base allocations".
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-
-Floats = npt.NDArray[np.float64]
+from refimpl.model.ops import Array
 
 BINS = 100
 
 
-def owl_outlier_percent(scores: Sequence[npt.NDArray[np.floating]], m: float = 5.0) -> float:
+def owl_outlier_percent(scores: Sequence[Array], m: float = 5.0) -> float:
     """Return the share of a block's scores that stand out, as OWL counts them.
 
     D = 100 * #{M > m * mean(M)} / #M, over all linears of the block together
@@ -30,8 +32,6 @@ def owl_outlier_percent(scores: Sequence[npt.NDArray[np.floating]], m: float = 5
     Raises:
         RefimplError: There are no scores, or their sum is not finite.
 
-    Source: docs/explanation/method.md, "Base allocations" (peer: OWL).
-
     Example:
         >>> owl_outlier_percent([np.ones((2, 4)), np.array([[20.0, 1.0]])], m=5)
         10.0
@@ -44,9 +44,7 @@ def owl_outlier_percent(scores: Sequence[npt.NDArray[np.floating]], m: float = 5
     return 100.0 * outliers / size
 
 
-def dlp_score(
-    scores: Sequence[npt.NDArray[np.floating]], statistic: Literal["mean", "median"] = "mean"
-) -> float:
+def dlp_score(scores: Sequence[Array], statistic: Literal["mean", "median"] = "mean") -> float:
     """Return the typical score of a block, as DLP ranks blocks.
 
     u = mean(M) or median(M), over all linears of the block together
@@ -60,8 +58,6 @@ def dlp_score(
 
     Raises:
         RefimplError: There are no scores, or their sum is not finite.
-
-    Source: docs/explanation/method.md, "Base allocations" (peer: DLP).
 
     Differs: the median of an even number of scores is the mean of the middle two.
 
@@ -78,7 +74,7 @@ def dlp_score(
     return float(np.median(flat, overwrite_input=True))
 
 
-def esd(weight: npt.ArrayLike) -> Floats:
+def esd(weight: npt.ArrayLike) -> Array:
     """Return the empirical spectral density of a linear: its squared singular values.
 
     lambda = svdvals(W)^2, ascending, unnormalised; 0 where the singular value is at most
@@ -93,9 +89,7 @@ def esd(weight: npt.ArrayLike) -> Floats:
     Raises:
         RefimplError: The weight is not a matrix, or holds NaN or Inf.
 
-    Source: docs/explanation/method.md, "Base allocations" (peer: AlphaPruning).
-
-    Differs: the peer works in float32, and takes rounding noise for small singular values.
+    Differs: the peer works in float32, and its small singular values include rounding noise.
 
     Example:
         >>> esd([[3.0, 0.0], [0.0, 2.0]])
@@ -104,7 +98,7 @@ def esd(weight: npt.ArrayLike) -> Floats:
     matrix = np.asarray(weight, dtype=np.float64)
     if matrix.ndim != 2 or matrix.size == 0 or not np.isfinite(matrix).all():
         raise RefimplError(
-            f"a weight of shape {matrix.shape}, or NaN or Inf in it",
+            f"a weight of shape {matrix.shape}, or one with NaN or Inf",
             "a matrix [out, in] of finite numbers",
             "check the checkpoint",
         )
@@ -123,11 +117,9 @@ class PowerLaw:
         alpha: Exponent, greater than 1.
         start: Index of the first eigenvalue of the tail, among the positive ones, ascending.
         ks: Kolmogorov-Smirnov distance of the tail from the fit.
-        bin_margin: Eigenvalues by which the highest bin leads the next; None where none is chosen.
+        bin_margin: Eigenvalues by which the highest bin leads the next; None for fit `mid`.
         ks_margin: Lead of the smallest distance over the next; None without a competitor.
         zeros_dropped: Zero eigenvalues left out.
-
-    Source: docs/explanation/method.md, "Base allocations" (peer: AlphaPruning; margins: ours).
     """
 
     alpha: float
@@ -161,8 +153,6 @@ def alphapruning_alpha(
     Raises:
         RefimplError: Not an ascending spectrum, or no tail in it that a power law fits.
 
-    Source: docs/explanation/method.md, "Base allocations" (peer: AlphaPruning).
-
     Differs: zero eigenvalues crash the peer; a tail of equal eigenvalues, where its alpha is
     infinite, is no candidate here; the peer works in float32.
 
@@ -175,7 +165,7 @@ def alphapruning_alpha(
     steps = np.diff(spectrum, axis=-1, prepend=0.0)  # from 0: the first step is the smallest value
     if spectrum.ndim != 1 or not np.isfinite(spectrum).all() or (steps < 0).any():
         raise RefimplError(
-            f"a spectrum of shape {spectrum.shape} that is not ascending, or not finite",
+            f"a spectrum of shape {spectrum.shape} that is not a finite ascending vector",
             "finite eigenvalues of at least 0, ascending",
             "compute it with esd(weight)",
         )
@@ -203,7 +193,7 @@ def alphapruning_alpha(
     return PowerLaw(alpha, start, ks, bin_margin, ks_margin, zeros)
 
 
-def _power_law(log_tail: Floats) -> tuple[float, float] | None:
+def _power_law(log_tail: Array) -> tuple[float, float] | None:
     """KS distance and alpha of a tail, from its ascending logarithms; None if all are equal."""
     log_ratio = log_tail - log_tail[:1]
     total, n = float(log_ratio.sum()), log_tail.size
@@ -214,7 +204,7 @@ def _power_law(log_tail: Floats) -> tuple[float, float] | None:
     return float(distance.max()), alpha
 
 
-def _peak(log10_spectrum: Floats) -> tuple[float, int]:
+def _peak(log10_spectrum: Array) -> tuple[float, int]:
     """Left edge of the first highest bin, as an eigenvalue, and its lead over the next bin."""
     low = float(log10_spectrum[0])
     width = (float(log10_spectrum[-1]) - low) / BINS
@@ -226,7 +216,7 @@ def _peak(log10_spectrum: Floats) -> tuple[float, int]:
     return float(10 ** (low + width * highest)), lead
 
 
-def _mean(scores: Sequence[npt.NDArray[np.floating]]) -> float:
+def _mean(scores: Sequence[Array]) -> float:
     sums = [(score.size, float(score.sum(dtype=np.float64))) for score in scores]
     size, total = sum(n for n, _ in sums), fsum(x for _, x in sums)
     if size == 0 or not np.isfinite(total):

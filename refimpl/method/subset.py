@@ -1,4 +1,4 @@
-"""Which blocks each sequence perturbs, where it does not perturb all of them."""
+"""Which blocks each sequence perturbs, if it does not perturb all of them."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,11 @@ def chosen_blocks(
 ) -> npt.NDArray[np.bool_]:
     """Choose K of the L blocks for each sequence and draw, at random and evenly spread.
 
-    The blocks are laid out in order, each as often as another or once more, and dealt like cards
-    to the pairs of a sequence and a draw, the sequences in a random order. So every pair gets one
-    block of each K-th of the depth, none twice, and every block comes to as many sequences as
-    another, up to one. Which they are does not depend on the data, and no sequence is preferred:
-    the mean over the sequences that have a block is an unbiased estimate of the mean over all.
+    This is systematic sampling over the depth. The blocks are laid out in order, each as often as
+    another or once more, and dealt like cards to the pairs of a sequence and a draw, the sequences
+    in a random order. Every pair gets one block of each K-th of the depth, none twice, and the
+    numbers of sequences of any two blocks differ by at most one. The choice does not depend on the
+    data and prefers no sequence, so the mean over the sequences of a block is unbiased.
 
     Args:
         sequences: N.
@@ -28,10 +28,7 @@ def chosen_blocks(
         Whether a block is perturbed, [N, R, L].
 
     Raises:
-        RefimplError: K beyond L; too few sequences and draws for every block to be perturbed.
-
-    Source:
-        Ours: systematic sampling over the depth; what it costs, docs/how-to/time-budget.md.
+        RefimplError: K is more than L, or too small for every block to be perturbed once.
 
     Example:
         >>> chosen = chosen_blocks(sequences=4, draws=1, blocks=6, subset=3, seed=0)
@@ -45,7 +42,7 @@ def chosen_blocks(
         raise RefimplError(
             f"a subset of {subset} blocks of {blocks}",
             f"1 to {blocks} blocks",
-            f"use --subset {blocks} at most, or leave it away",
+            f"use --subset {blocks} or less, or omit it",
         )
     if pairs * subset < blocks:
         raise RefimplError(
@@ -58,10 +55,10 @@ def chosen_blocks(
     generator = np.random.Generator(np.random.Philox(key))
     cards = np.arange(pairs * subset)
     block = (cards * blocks + generator.integers(blocks)) // len(cards)
-    # Cards in a row go to different sequences, as long as there are any, and then to other draws.
+    # Cards in a row go to different sequences until each has one, and then to other draws.
     order = generator.permutation(sequences)
     draw = generator.permuted(np.tile(np.arange(draws), (sequences, 1)), axis=1)
-    sequence, turn = order[cards % sequences], cards % pairs // sequences
+    sequence, nth = order[cards % sequences], cards % pairs // sequences
     chosen = np.zeros((sequences, draws, blocks), np.bool_)
-    chosen[sequence, draw[sequence, turn], block] = True
+    chosen[sequence, draw[sequence, nth], block] = True
     return chosen

@@ -143,6 +143,11 @@ class Config:
         }
 
     @property
+    def linear_sizes(self) -> Array:
+        """Weights of every linear of a block, in the order of `LINEARS`: [linears]."""
+        return np.array([out * width for out, width in self.linear_shapes.values()], np.int64)
+
+    @property
     def block_size(self) -> int:
         """Prunable weights of one block, N_l; the same for all blocks of a model."""
-        return sum(out * width for out, width in self.linear_shapes.values())
+        return int(self.linear_sizes.sum())

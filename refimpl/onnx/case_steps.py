@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.method.absorption import known_mean
+from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
 from refimpl.model.ops import Array
@@ -58,7 +58,7 @@ def _measured(
         for i, ids in enumerate(inputs["token_ids"])
     ]
     drift, alignment, ratio = (
-        known_mean(np.stack([run[name] for run in runs]), axis=0) for name in names
+        nan_mean(np.stack([run[name] for run in runs]), axis=0) for name in names
     )
     steps = {}
     for i in blocks:

@@ -18,7 +18,7 @@ from refimpl.onnx.graph_file import MEASURED
 from refimpl.onnx.recording.experiment_graph import experiment_graph, experiment_inputs
 from refimpl.onnx.session import Session
 from refimpl.running.memory import DEFAULT_MEMORY
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.scoring.experiment import experiment
 
 LONGEST = 64  # tokens: all states are in memory at once
@@ -62,8 +62,8 @@ def experiment_points(
     A number that neither of them has is 0 in both.
     """
     results = candidate.run(ids)
-    with Workers(1) as workers:
-        ours = experiment(model, ids, plan, workers, DEFAULT_MEMORY, dtype)
+    with Settings(dtype, threads=1, memory=DEFAULT_MEMORY).open({}) as resources:
+        ours = experiment(model, ids, plan, resources)
     only = (0, 0, 0)  # one eta, one sequence, one draw
     arrays = (ours.drift[only], ours.alignment[only], ours.ratios[only])
     expected = {name: _rows(array) for name, array in zip(MEASURED, arrays, strict=True)}

@@ -22,14 +22,14 @@ from refimpl.onnx.recording.experiment_graph import (
 )
 from refimpl.onnx.session import Device, check_device
 from refimpl.running.provenance import Runtime
-from refimpl.running.threads import Progress, Workers
+from refimpl.running.settings import Resources
+from refimpl.scoring.grouping import groups
 from refimpl.scoring.measurements import (
     Address,
     Experiment,
     Measurements,
-    Pruned,
+    PruneBlock,
     addresses,
-    groups,
 )
 
 OUTPUTS = ("drift", "alignment", "ratio", "left_out", "sinks", "mean_square")
@@ -57,16 +57,14 @@ def _experiment(
     model: Model,
     ids: Array,
     plan: Perturbation,
-    workers: Workers,
-    memory: int,
-    dtype: npt.DTypeLike,
-    pruned: Pruned | None,
+    resources: Resources,
+    prune_block: PruneBlock | None,
     *,
     divergence: bool,
-    progress: Progress,
 ) -> Measurements:
     """`scoring.experiment.experiment`, without what only the pruning perturbation needs."""
     config, (count, length) = model.config, ids.shape
+    dtype, memory = resources.dtype, resources.memory
     each = state_bytes(config, length, dtype)
     if memory < 2 * each:
         raise RefimplError(
@@ -81,13 +79,14 @@ def _experiment(
         for sequence in range(count)
         for part in groups([a for a in states if a.sequence == sequence], memory // each + 1)
     ]
-    session = Backend("onnxruntime", device, workers.threads).open_recorded(
+    session = Backend("onnxruntime", device, resources.workers.threads).open_recorded(
         model, dtype, lambda enter: experiment_graph(model, plan, dtype, enter, squares=True)
     )
     total = sum(config.num_blocks + sum(config.num_blocks - a.block for a in p) for p in parts)
-    engine = Runtime("onnxruntime", session.device, session.versions)
-    found = Measurements.empty(states, engine=engine)
-    done, counted = 0, set[int]()
+    resources.total = resources.done + total
+    runtime = Runtime("onnxruntime", session.device, session.versions)
+    found = Measurements.empty(plan, count, config.num_blocks, runtime=runtime)
+    counted = set[int]()
     for part in parts:
         sequence = part[0].sequence
         squares = [] if sequence in counted else list(_squares(config.num_blocks))
@@ -101,10 +100,9 @@ def _experiment(
                 "use --dtype float64, or a smaller --eta; else the weights are damaged",
             )
         for i, a in enumerate(part):
-            where = (a.eta, a.sequence, a.draw, a.block)
-            found.drift[where] = result["drift"][i]
-            found.alignment[where] = result["alignment"][i]
-            found.ratios[where] = result["ratio"][i]
+            found.drift[a.index] = result["drift"][i]
+            found.alignment[a.index] = result["alignment"][i]
+            found.ratios[a.index] = result["ratio"][i]
             found.left_out[a.eta, a.block] += result["left_out"][i]
         if sequence not in counted:
             perturbed = sorted({a.block for a in states if a.sequence == sequence})
@@ -112,8 +110,7 @@ def _experiment(
         for block, point, name in squares:
             add_sums(found.squares[block], {point: result[name]})
         counted.add(sequence)
-        done += config.num_blocks + sum(config.num_blocks - a.block for a in part)
-        progress(done, total)
+        resources.tick(config.num_blocks + sum(config.num_blocks - a.block for a in part))
     return found
 
 

@@ -1,1 +1,1 @@
-"""For other projects: cases to hold an implementation against, and where it first went wrong."""
+"""For other projects: cases to check an implementation against, and where it first differs."""

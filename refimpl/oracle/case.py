@@ -1,4 +1,4 @@
-"""A case: a model, its inputs, and what every step comes to, in a folder that travels."""
+"""A case: a folder with a model, its inputs, and the expected value of every step."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ from refimpl.method.perturbation import noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.judging.measures import measure_of
-from refimpl.oracle.margins import Decided, margins
+from refimpl.oracle.margins import steps_and_margins
 from refimpl.oracle.peer import peer_steps
-from refimpl.oracle.steps import Recipe, steps
+from refimpl.oracle.steps import Recipe
 from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
@@ -28,23 +28,22 @@ from refimpl.version import SPEC, __version__
 SCHEMA = 1  # of case.json
 FACTS, INPUTS, EXPECTED = "case.json", "inputs.safetensors", "expected.safetensors"
 PEER, MARGINS = "peer.safetensors", "margins.safetensors"
-NEXT = "make it again with refimpl case make"
+NEXT = "make the case again with refimpl case make"
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What a candidate is held against.
+    """A model, its inputs, and what a candidate is checked against.
 
     Args:
-        folder: Where it lies.
+        folder: The case's folder.
         name: The folder's name.
         model: The model.
-        recipe: What is computed.
+        recipe: The computation.
         inputs: `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, before it is scaled.
         expected: Every step in float64, in the order of execution.
-        peer: What the peers' code gives where it differs on purpose; names as the steps', behind
-            `peer.`.
-        margins: How near each discrete choice is to turning, as `margins` has it.
+        peer: The peers' numbers where they differ on purpose; the steps' names behind `peer.`.
+        margins: How near each discrete choice is to turning, from `steps_and_margins`.
     """
 
     folder: Path
@@ -63,48 +62,43 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     Args:
         model: From `read_model`; it is not copied, the case refers to it by a relative path.
         tokens: Token ids.
-        recipe: What is computed.
+        recipe: The computation.
         folder: The case's folder, which must not exist.
 
     Returns:
         The case.
 
     Raises:
-        RefimplError: A folder that exists or cannot be written; whatever a step refuses.
-
-    Source:
-        ours.
+        RefimplError: A folder that exists or cannot be written; as `steps` raises it.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from refimpl.tokens import random_tokens
         >>> model = read_model("fixtures/llama")
-        >>> with TemporaryDirectory() as away:
-        ...     made = make_case(model, random_tokens(264, 1, 8), Recipe(), f"{away}/case")
-        ...     len(made.expected) == len(read_case(made.folder).expected)
+        >>> with TemporaryDirectory() as parent:
+        ...     case = make_case(model, random_tokens(264, 1, 8), Recipe(), f"{parent}/case")
+        ...     len(case.expected) == len(read_case(case.folder).expected)
         True
     """
     folder = Path(folder)
     if os.path.lexists(folder):
         raise RefimplError(
-            f"-o {folder} exists", "a folder that is not there yet", "choose another"
+            f"-o {folder} exists", "a folder that does not exist yet", "choose another folder"
         )
     ids, config = tokens.ids, model.config
     if recipe.shown and max(recipe.shown) >= config.num_blocks:
         raise RefimplError(
-            f"block {max(recipe.shown)} of {config.num_blocks}",
+            f"--shown {max(recipe.shown)}: the model has {config.num_blocks} blocks",
             f"blocks from 0 to {config.num_blocks - 1}",
-            "name other blocks",
+            "choose other blocks",
         )
     shape = (ids.shape[1], config.hidden_size)
-    drawn = [
+    draws = [
         [noise(recipe.seed, n, block, 0, shape) for n in range(len(ids))]
         for block in range(config.num_blocks)
     ]
-    inputs = {"token_ids": ids, "noise": np.array(drawn)}
-    decided = Decided(model, recipe)
-    expected = steps(model, ids, recipe, seen=decided)
-    near = margins(model, ids, recipe, expected, decided)
+    inputs = {"token_ids": ids, "noise": np.array(draws)}
+    expected, margins = steps_and_margins(model, ids, recipe)
     peer = peer_steps(model, recipe, expected, len(ids))
     facts = {
         "schema": SCHEMA,
@@ -128,15 +122,15 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     with whole(folder) as new:
         new.mkdir()
         for name, arrays in (
-            (INPUTS, inputs), (EXPECTED, expected), (PEER, peer), (MARGINS, near),
+            (INPUTS, inputs), (EXPECTED, expected), (PEER, peer), (MARGINS, margins),
         ):  # fmt: skip
             save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, new / name)
         (new / FACTS).write_text(_text(facts), "utf-8")
-    return Case(folder, folder.name, model, recipe, inputs, expected, peer, near)
+    return Case(folder, folder.name, model, recipe, inputs, expected, peer, margins)
 
 
 def read_case(folder: str | Path) -> Case:
-    """Read a case, and see that its model and inputs are the ones it was made from.
+    """Read a case, and check that its model and inputs are the ones it was made from.
 
     Args:
         folder: The case's folder.
@@ -146,9 +140,6 @@ def read_case(folder: str | Path) -> Case:
 
     Raises:
         RefimplError: Not a case, of another schema or spec, or with other inputs or another model.
-
-    Source:
-        ours.
 
     Example:
         >>> case = read_case("fixtures/cases/llama")
@@ -160,9 +151,9 @@ def read_case(folder: str | Path) -> Case:
         facts = json.loads((folder / FACTS).read_text("utf-8"))
         if (facts["schema"], facts["spec"]) != (SCHEMA, SPEC):
             raise RefimplError(
-                f"{folder}: schema {facts['schema']}, spec {facts['spec']}",
-                f"schema {SCHEMA}, spec {SPEC}, which refimpl {__version__} computes",
-                f"use the refimpl that made it, or {NEXT}",
+                f"{folder} has schema {facts['schema']} and spec {facts['spec']}",
+                f"schema {SCHEMA} and spec {SPEC}, those of refimpl {__version__}",
+                f"use the refimpl that made the case, or {NEXT}",
             )
         names = {field.name for field in fields(Recipe)}
         recipe: dict[str, Any] = {
@@ -170,26 +161,26 @@ def read_case(folder: str | Path) -> Case:
             for name, value in facts["recipe"].items()
         }
         if recipe.keys() != names:
-            raise ValueError(f"a recipe of {sorted(recipe)}")
-        inputs, found, peer, near = (
+            raise ValueError(f"the recipe has the keys {sorted(recipe)}")
+        inputs, arrays, peer, margins = (
             load_file(folder / name) for name in (INPUTS, EXPECTED, PEER, MARGINS)
         )
-        expected = {step["name"]: found[step["name"]] for step in facts["steps"]}
+        expected = {step["name"]: arrays[step["name"]] for step in facts["steps"]}
         model = read_model(folder / facts["model"])
         hashes = _hashes(model, inputs)
         name = folder.resolve().name
-        case = Case(folder, name, model, Recipe(**recipe), inputs, expected, peer, near)
+        case = Case(folder, name, model, Recipe(**recipe), inputs, expected, peer, margins)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, RefimplError):
             raise
         raise RefimplError(
-            f"{folder}: not a case ({type(error).__name__}: {error})",
+            f"{folder} is not a case ({type(error).__name__}: {error})",
             f"a folder with {FACTS}, {INPUTS}, {EXPECTED}, {PEER} and {MARGINS}",
             f"check the path, or {NEXT}",
         ) from error
     if other := [name for name, value in hashes.items() if facts["sha256"].get(name) != value]:
         raise RefimplError(
-            f"{folder}: {', '.join(other)} is not what the case was made from",
+            f"{folder}: {', '.join(other)} changed since the case was made",
             "the model and inputs with the SHA-256 in case.json",
             f"restore them, or {NEXT}",
         )
@@ -209,12 +200,12 @@ def _text(facts: Mapping[str, Any]) -> str:
 
 def _hashes(model: Model, inputs: Mapping[str, Array]) -> dict[str, Any]:
     """SHA-256 of the model's files and of the inputs' bytes, by name."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for file in sorted(file.path for file in model.files):
         with file.open("rb") as opened:
-            found[f"model {file.name}"] = hashlib.file_digest(opened, "sha256").hexdigest()
+            hashes[f"model {file.name}"] = hashlib.file_digest(opened, "sha256").hexdigest()
     for name in sorted(inputs):
         value = np.ascontiguousarray(inputs[name])
         little = value.astype(value.dtype.newbyteorder("<"))
-        found[name] = hashlib.sha256(little.tobytes()).hexdigest()
-    return found
+        hashes[name] = hashlib.sha256(little.tobytes()).hexdigest()
+    return hashes

@@ -1,4 +1,4 @@
-"""A candidate against a case: step by step, and where it first went wrong."""
+"""A candidate checked against a case, step by step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,30 +15,29 @@ from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES
 from refimpl.oracle.case import Case
-from refimpl.oracle.judging.limits import limits_of
-from refimpl.oracle.judging.measures import Judged, judged
-from refimpl.oracle.judging.near_ties import near_zero, steps_after, ties_of
-from refimpl.oracle.judging.own_errors import own_of
+from refimpl.oracle.judging.measures import StepResult, step_result
 from refimpl.oracle.judging.tolerance import dtype_of
-from refimpl.oracle.peer import as_peers
+from refimpl.oracle.near_ties import near_zero, steps_after, ties_of
+from refimpl.oracle.peer import equals_peer
+from refimpl.oracle.reference_errors import reference_run
+from refimpl.oracle.step_tolerances import step_tolerances
 
 Verdict = Literal["pass", "divergent", "inconclusive"]
 EXIT: Mapping[Verdict, int] = {"pass": 0, "divergent": 1, "inconclusive": 3}
-READ = DTYPES | {  # safetensors' names
-    f"{letter.upper()}{8 * size}": np.dtype(f"<{letter}{size}")
-    for letter in "iu"
-    for size in (1, 2, 4, 8)
+CANDIDATE_DTYPES = {  # safetensors' names
+    **DTYPES,
+    **{f"{x.upper()}{8 * n}": np.dtype(f"<{x}{n}") for x in "iu" for n in (1, 2, 4, 8)},
+    "BOOL": np.dtype(np.bool_),
 }
-READ |= {"BOOL": np.dtype(np.bool_)}
 
 
 @dataclass(frozen=True)
 class Report:
-    """Whether a candidate computes what a case says.
+    """The judgement on a candidate.
 
     Args:
         case: The case.
-        dtype: What the candidate computed in.
+        dtype: The candidate's dtype.
         steps: Every step that was asked for, in the order of execution.
         unknown: Names of the candidate that are no step.
         stepwise: Whether the candidate was fed the case's own values at each step.
@@ -46,12 +45,12 @@ class Report:
 
     case: Case
     dtype: str
-    steps: tuple[Judged, ...]
+    steps: tuple[StepResult, ...]
     unknown: tuple[str, ...]
     stepwise: bool = False
 
     @property
-    def first(self) -> Judged | None:
+    def first(self) -> StepResult | None:
         """The first divergent step: where to look, as later ones may only follow it."""
         return next((step for step in self.steps if step.status == "divergent"), None)
 
@@ -70,24 +69,22 @@ def check(
     dtype: str | None = None,
     stepwise: bool = False,
 ) -> Report:
-    """Hold a candidate against a case.
+    """Check a candidate's arrays against a case.
 
     Args:
         case: From `read_case`.
         actual: The candidate's arrays by the names of the steps.
-        only: Which steps are asked for, as shell patterns; every one that matches must be there.
-        dtype: What the candidate computed in; the coarsest of its float arrays if None.
-        stepwise: Whether it was fed the case's own values at each step (docs/how-to/check.md); if
-            not, it ran from the tokens, and what follows a near tie is not judged.
+        only: Steps that are asked for, as shell patterns; every one that matches must be there.
+        dtype: The candidate's dtype; the coarsest of its float arrays if None.
+        stepwise: Whether the candidate was fed the case's own values at each step
+            (docs/how-to/check.md); if not, it ran from the tokens, and what follows a near tie is
+            not judged.
 
     Returns:
-        What became of every step.
+        The result of every step.
 
     Raises:
         RefimplError: No step asked for, or a dtype that is not compared.
-
-    Source:
-        ours.
 
     Example:
         >>> from refimpl.oracle.case import read_case
@@ -104,59 +101,54 @@ def check(
     wanted = {name for name in case.expected if any(fnmatchcase(name, p) for p in only)}
     if not wanted:
         raise RefimplError(
-            f"--only {' '.join(only)}: no such step",
+            f"--only {' '.join(only)}: no step of the case matches",
             f"names such as {', '.join(list(case.expected)[:3])}, or patterns such as 'blocks.*'",
-            "look into the case's case.json",
+            "choose from the steps in the case's case.json",
         )
     dtype = dtype_of(actual) if dtype is None else dtype
-    own = own_of(case, dtype, stepwise)
-    limits = limits_of(case, dtype, stepwise)
-    made: list[Judged] = []
-    open_ends: set[str] = set()  # beginnings of the steps after a choice that went the other way
+    reference = reference_run(case, dtype, stepwise)
+    tolerances = step_tolerances(case, dtype, stepwise)
+    results: list[StepResult] = []
+    unjudged: set[str] = set()  # prefixes of the steps after a choice that rounding turned
     for name, truth in case.expected.items():
         if name not in wanted and name not in actual:
             continue  # a choice that was not asked for matters to later steps all the same
-        if name.startswith(tuple(open_ends)):
+        if name.startswith(tuple(unjudged)):
             if name in wanted:
-                made.append(Judged(name, "conditional", fault="after a near tie"))
+                results.append(StepResult(name, "conditional", fault="after a near tie"))
             continue
-        ties = partial(ties_of, case, own, dtype, name, actual, limits)
-        one = judged(name, actual, truth, own.errors[name], limits[name], ties)
-        if near_zero(one, actual, truth):
-            one = Judged(name, "conditional", fault="should be zero, and nearly is")
-        elif one.status == "divergent" and as_peers(name, actual, case.peer, limits[name]):
-            one = replace(one, fault="what the peers' code gives (docs/explanation/deviations.md)")
-        elif one.near_ties and not stepwise:
-            open_ends |= steps_after(case, name)
+        ties = partial(ties_of, case, reference, dtype, name, actual, tolerances)
+        errors = reference.errors[name], tolerances[name]
+        result = step_result(name, actual, truth, *errors, ties)
+        if near_zero(result, actual, truth):
+            result = StepResult(name, "conditional", fault="should be zero, and nearly is")
+        elif result.status == "divergent" and equals_peer(name, actual, case.peer, errors[1]):
+            fault = "what the peers' code gives (docs/explanation/deviations.md)"
+            result = replace(result, fault=fault)
+        elif result.near_ties and not stepwise:
+            unjudged |= steps_after(case, name)
         if name in wanted:
-            made.append(one)
+            results.append(result)
     unknown = tuple(sorted(actual.keys() - case.expected.keys()))
-    return Report(case, dtype, tuple(made), unknown, stepwise)
+    return Report(case, dtype, tuple(results), unknown, stepwise)
 
 
 def read_candidate(path: str | Path) -> dict[str, Array]:
-    """Read what a candidate computed.
-
-    Args:
-        path: A safetensors file.
-
-    Returns:
-        Arrays by name.
+    """Read a candidate's arrays by name from a safetensors file.
 
     Raises:
         RefimplError: No safetensors file, or a dtype that is not compared.
-
-    Source:
-        ours.
     """
     file = SafetensorsFile(Path(path))
-    if other := [name for name, x in file.tensors.items() if x.dtype not in READ]:
+    if other := [name for name, x in file.tensors.items() if x.dtype not in CANDIDATE_DTYPES]:
         raise RefimplError(
-            f"{path}: {other[0]} is of dtype {file.tensors[other[0]].dtype}",
-            ", ".join(READ),
-            "write it in the dtype it was computed in",
+            f"{path}: tensor {other[0]} has dtype {file.tensors[other[0]].dtype}",
+            ", ".join(CANDIDATE_DTYPES),
+            "write the tensor in the dtype of its computation",
         )
     return {
-        name: np.frombuffer(file.content, READ[x.dtype], prod(x.shape), x.offset).reshape(x.shape)
+        name: np.frombuffer(
+            file.content, CANDIDATE_DTYPES[x.dtype], prod(x.shape), x.offset
+        ).reshape(x.shape)
         for name, x in file.tensors.items()
     }

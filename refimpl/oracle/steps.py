@@ -1,10 +1,10 @@
-"""The whole method on one model, step by step: every array that a candidate may be held against.
+"""The whole method on one model: every array that a candidate is checked against, by name.
 
-Names are in the order of execution, so that the first one that differs is a place. Everything is
+Names are in the order of execution, so the first that differs tells where to look. Everything is
 computed by the functions that the commands call.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from refimpl.allocation.allocate import allocate
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import Scores
+from refimpl.allocation.scores import Scores, Signals
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets
 from refimpl.evaluation.batch import batches
 from refimpl.evaluation.likelihood import Batches
@@ -25,14 +25,14 @@ from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruning.pruned_blocks import PrunedBlock, pruned_blocks
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a case computes, all of it on the same token ids.
+    """The computation of a case, all of it on the same token ids.
 
     Args:
         eta: Relative magnitude of the noise.
@@ -40,13 +40,13 @@ class Recipe:
         noise_shape: "isotropic" or "channel".
         norm: "token" or "sequence".
         sink: "include" or "exclude".
-        seed: Of the noise.
+        seed: Seed of the noise.
         sparsity: Target over all weights.
-        bases: Base allocations, with their default options; the first is pruned at.
-        strength: Of the correction by absorption.
-        max_correction: Its greatest change of a block's sparsity.
+        bases: Base allocations, with their default options; pruners use the first.
+        strength: Strength of the correction by absorption.
+        max_correction: Largest correction of a block's sparsity.
         pattern: n:m, n zeros in each m consecutive inputs; empty for none.
-        damping: Of SparseGPT's Hessian.
+        damping: Damping of SparseGPT's Hessian.
         shown: Blocks whose scores and weights are among the steps.
     """
 
@@ -66,19 +66,20 @@ class Recipe:
 
     @property
     def perturbation(self) -> Perturbation:
-        """How states are pushed and measured."""
+        """The perturbation of the recipe."""
         return Perturbation(
-            "gaussian",
-            (self.eta,),
-            self.noise_scale,
-            self.noise_shape,
-            norm=self.norm,
-            sink=self.sink,
+            "gaussian", (self.eta,), self.noise_scale, self.noise_shape, self.norm, self.sink,
             seed=self.seed,
-        )
+        )  # fmt: skip
+
+    @property
+    def signal_options(self) -> tuple[float, str, str, str]:
+        """OWL's m, DLP's statistic, AlphaPruning's fit and xmin."""
+        owl, dlp, alpha = (self.request(base).options for base in ("owl", "dlp", "alphapruning"))
+        return float(owl["m"]), str(dlp["statistic"]), str(alpha["fit"]), str(alpha["xmin"])
 
     def request(self, base: str) -> Request:
-        """What an allocation is asked for."""
+        """The request for a base allocation and its correction."""
         return Request(
             base,
             sparsity=self.sparsity,
@@ -87,15 +88,21 @@ class Recipe:
             max_correction=self.max_correction,
         )
 
+    def signals(self, arrays: Mapping[str, Array]) -> Signals:
+        """The signals among some steps, with the options that they were computed with."""
+        m, statistic, fit, xmin = self.signal_options
+        owl, dlp = arrays["owl.signal"], arrays["dlp.signal"]
+        return Signals(m, owl, statistic, dlp, fit, xmin, arrays.get("alphapruning.signal"))
+
 
 def steps(
     model: Model,
     ids: npt.NDArray[np.int64],
     recipe: Recipe,
     dtype: npt.DTypeLike = np.float64,
-    seen: Callable[[str, PrunedBlock, int], None] = lambda name, block, sequences: None,
+    observe: Callable[[str, PrunedBlock], None] = lambda name, block: None,
 ) -> dict[str, Array]:
-    """Compute every step of a recipe.
+    """Compute every step of a recipe, by the formulas of docs/explanation/method.md.
 
     With L blocks, N sequences of S tokens, in this order:
 
@@ -114,9 +121,9 @@ def steps(
     Args:
         model: From `read_model`.
         ids: Token ids, [N, S].
-        recipe: What is computed.
+        recipe: The computation.
         dtype: Of the computation, float32 or float64; statistics and scores are float64.
-        seen: Called with each pruner, each of its blocks, and the number of sequences.
+        observe: Called with the name of each pruner and each of its blocks.
 
     Returns:
         Arrays by name, in the order of execution.
@@ -124,27 +131,24 @@ def steps(
     Raises:
         RefimplError: As `score`, `allocate` and `prune` raise it.
 
-    Source:
-        refimpl/method/ and refimpl/pruning/, which name the formulas.
-
     Example:
         >>> from refimpl import read_model
-        >>> made = steps(read_model("fixtures/llama"), np.arange(32).reshape(2, 16), Recipe())
-        >>> list(made)[:2], made["perturbed.1.drift"].shape, len(made)
+        >>> arrays = steps(read_model("fixtures/llama"), np.arange(32).reshape(2, 16), Recipe())
+        >>> list(arrays)[:2], arrays["perturbed.1.drift"].shape, len(arrays)
         (['embed', 'blocks.0.resid_pre'], (3,), 227)
     """
-    made = dict(forward(model, ids, trace=True, dtype=dtype).trace)
+    arrays = dict(forward(model, ids, trace=True, dtype=dtype).trace)
     tokens = Tokens(ids, "of the case", "ids")
     first = "alphapruning" if "alphapruning" in recipe.bases else recipe.bases[0]
     scores = score(model, tokens, recipe.perturbation, recipe.request(first), dtype=dtype)
-    made |= _measured(scores)
+    arrays |= _measured(scores)
     targets: dict[str, Targets] = {}
     for base in recipe.bases:
         allocation = allocate(scores, recipe.request(base))
         targets[base] = allocation_targets(allocation)
-        made[f"{base}.base"] = allocation.base_sparsity
-        made[f"{base}.corrected"] = allocation.corrected_sparsity
-        made[f"{base}.counts"] = allocation.linear_pruned
+        arrays[f"{base}.base"] = allocation.base_sparsity
+        arrays[f"{base}.corrected"] = allocation.corrected_sparsity
+        arrays[f"{base}.counts"] = allocation.linear_pruned
     config = model.config
     pruners: list[tuple[str, Method, Targets]] = [
         ("wanda", "wanda", targets[recipe.bases[0]]),
@@ -156,31 +160,30 @@ def steps(
         pruners.append(("pattern", "wanda", pattern_targets(pattern, linears, blocks, "exact")))
     perplexities: dict[str, Array] = {}
     sequences = batches(list(ids), [1] * len(ids), config)
-    with Workers() as workers:
+    with Settings(dtype).open({}) as resources:
+        workers = resources.workers
         dense = Batches(model, sequences, workers, dtype)
         for i in range(config.num_blocks):
             dense.pass_block(model.block(i, dtype))
         perplexities["dense.perplexity"] = _perplexity(dense)
         for name, method, wanted in pruners:
-            pruned, pruner = (
-                Batches(model, sequences, workers, dtype),
-                Pruner(method, recipe.damping),
-            )
-            for block in pruned_blocks(model, wanted, pruner, ids, workers, dtype):
+            pruned = Batches(model, sequences, workers, dtype)
+            pruner = Pruner(method, recipe.damping)
+            for block in pruned_blocks(model, wanted, pruner, ids, resources):
                 pruned.pass_block(block.weights)
-                seen(name, block, len(ids))
-                made |= _pruned(name, method, model, block, len(ids), recipe)
+                observe(name, block)
+                arrays |= _pruned(name, model, block, len(ids), recipe)
             perplexities[f"{name}.perplexity"] = _perplexity(pruned)
-    return made | perplexities
+    return arrays | perplexities
 
 
 def _measured(scores: Scores) -> Iterator[tuple[str, Array]]:
     """The experiment and the signals."""
-    (found,), signals = scores.sweep, scores.signals
+    (experiment,), signals = scores.sweep, scores.signals
     for i in range(scores.num_blocks):
-        yield f"perturbed.{i}.drift", found.drift[i, i:]
-        yield f"perturbed.{i}.alignment", found.alignment[i, i:]
-    yield "absorption_coefficient", found.coefficient
+        yield f"perturbed.{i}.drift", experiment.drift[i, i:]
+        yield f"perturbed.{i}.alignment", experiment.alignment[i, i:]
+    yield "absorption_coefficient", experiment.coefficient
     yield "owl.signal", signals.owl_outlier_percent
     yield "dlp.signal", signals.dlp_score
     if signals.alpha is not None:
@@ -188,17 +191,17 @@ def _measured(scores: Scores) -> Iterator[tuple[str, Array]]:
 
 
 def _pruned(
-    name: str, method: Method, model: Model, block: PrunedBlock, sequences: int, recipe: Recipe
+    name: str, model: Model, block: PrunedBlock, sequences: int, recipe: Recipe
 ) -> Iterator[tuple[str, Array]]:
-    """One block of a pruner: what its linears read, and what became of them."""
+    """One block of a pruner: the sums over its linears' inputs, scores, decisions and weights."""
     prefix, shown = f"{name}.blocks.{block.index}", block.index in recipe.shown
-    kind = "products" if method == "sparsegpt" else "squares"
+    kind = "products" if name == "sparsegpt" else "squares"
     for point, total in block.sums.items():
         if kind == "squares" or shown:  # outer products are large
             yield f"{prefix}.{point}.{kind}", total
     dense = model.block(block.index, np.float64) if shown else {}
     for linear, pruned in block.linears.items():
-        if shown and method == "wanda":
+        if shown and name != "sparsegpt":
             moment = block.sums[INPUT_OF[linear]] / sequences
             yield f"{prefix}.{linear}.score", wanda_score(dense[f"{linear}.weight"], moment)
         yield f"{prefix}.{linear}.keep", np.packbits(pruned.keep, axis=1)
@@ -208,5 +211,5 @@ def _pruned(
 
 def _perplexity(stream: Batches) -> Array:
     """``exp`` of the mean nats per predicted token, [1]."""
-    found = [x.log_probabilities for x in stream.likelihoods().values()]
-    return np.exp([-np.concatenate(found).mean()])
+    nats = [x.log_probabilities for x in stream.likelihoods().values()]
+    return np.exp([-np.concatenate(nats).mean()])

@@ -1,239 +1,218 @@
-"""Each step from the case's own values, so that what goes wrong at one is not carried to the next.
+"""Each step from the case's own values, so that an error at one is not carried to the next.
 
-A candidate that is fed these values makes no choice that a later step depends on. What it is fed
-for which step is in docs/how-to/check.md. Everything is computed by the functions that the
-commands call.
+A candidate that is fed these values makes no choice that a later step depends on. The values that
+each step is computed from are in docs/how-to/check.md. Everything is computed by the functions that
+the commands call.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import base_allocation, linear_counts
+from refimpl.allocation.allocate import linear_counts
 from refimpl.evaluation.likelihood import RunningSoftmax
-from refimpl.method import perturbation as push
-from refimpl.method.absorption import absorption_coefficient, known_mean, surviving_drift
-from refimpl.method.correction import clipped_log, corrected
-from refimpl.method.projection import project
+from refimpl.method import perturbation as experiment
+from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import INSIDE, Weights, block, head
-from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF, block_with_sums, sum_of_squares
 from refimpl.oracle.case import Case
-from refimpl.oracle.fed import Fed
-from refimpl.oracle.rounding import Rounded, RoundedModel
+from refimpl.oracle.judging.pruner_scores import Keep
+from refimpl.oracle.rounding import RoundedArray, RoundedModel
+from refimpl.oracle.step_inputs import StepInputs
 from refimpl.pruners.compensation import compensated
-from refimpl.pruners.decision import Bools, Goal, Method, Pruner, decision
+from refimpl.pruners.decision import Goal, Method, Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH, hessian
-from refimpl.pruning.pruned_blocks import CALIBRATED
-from refimpl.pruning.pruned_files import PrunedLinear, stored_weight
-from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import profile, spectra
+from refimpl.pruning.calibration import CALIBRATED
+from refimpl.pruning.pruned_linears import stored_weight
+from refimpl.running.settings import Settings
+from refimpl.scoring.activation_signals import activation_signals
+from refimpl.scoring.dense_statistics import wanda_moments
+from refimpl.scoring.spectra import power_laws
 
-Named = Iterator[tuple[str, Array]]
+NamedArrays = Iterator[tuple[str, Array]]
 
 
-def stepwise_steps(case: Case, dtype: npt.DTypeLike = np.float64) -> dict[str, Array]:
-    """Compute every step of a case from the case's own values.
+def stepwise_steps(
+    case: Case, dtype: npt.DTypeLike = np.float64, rounded: type[RoundedArray] | None = None
+) -> dict[str, Array]:
+    """Compute every step of a case from the case's own values, as docs/how-to/check.md says.
 
     Args:
         case: From `read_case`.
         dtype: Of the computation, float32 or float64; statistics and scores are float64.
+        rounded: How numbers are rounded, in place of the dtype; None for not at all.
 
     Returns:
         Arrays by name, as `steps` returns them; scores and products of all blocks.
 
-    Source:
-        ours (docs/how-to/check.md says what each step is fed).
-
     Example:
         >>> from refimpl.oracle.case import read_case
         >>> case = read_case("fixtures/cases/llama")
-        >>> made = stepwise_steps(case)
-        >>> bool((made["owl.counts"] == case.expected["owl.counts"]).all())
+        >>> arrays = stepwise_steps(case)
+        >>> bool((arrays["owl.counts"] == case.expected["owl.counts"]).all())
         True
     """
-    return dict(_steps(Fed(case, case.model, dtype, None)))
+    if rounded is not None:
+        case, dtype = replace(case, model=RoundedModel.of(case.model, rounded)), rounded.held
+    inputs = StepInputs(case, dtype, rounded)
+    return {name: np.asarray(value) for name, value in _steps(inputs)}
 
 
-def rounded_stepwise_steps(case: Case, kind: type[Rounded]) -> dict[str, Array]:
-    """Compute every step of a case from the case's own values, rounded.
-
-    Args:
-        case: From `read_case`.
-        kind: How numbers are rounded, as in `rounded_steps`.
-
-    Returns:
-        Plain arrays by name, as `stepwise_steps` returns them.
-
-    Source:
-        ours.
-    """
-    known = {field.name: getattr(case.model, field.name) for field in fields(Model)}
-    fed = Fed(case, RoundedModel(**known, kind=kind), kind.held, kind)
-    return {name: np.asarray(value) for name, value in _steps(fed)}
-
-
-def _steps(fed: Fed) -> Named:
-    """All of them, each as soon as it is known."""
-    recipe, config = fed.case.recipe, fed.model.config
-    fed.model.check_finite(fed.dtype)
-    with loud(fed.dtype):
-        yield from _forward(fed)
-        yield from _experiment(fed)
-        yield from _allocations(fed)
-        counts = fed.case.expected[f"{recipe.bases[0]}.counts"].tolist()
+def _steps(inputs: StepInputs) -> NamedArrays:
+    """All of them, each as soon as it is computed."""
+    case, config = inputs.case, inputs.case.model.config
+    case.model.check_finite(inputs.dtype)
+    with loud(inputs.dtype):
+        yield from _forward(inputs)
+        yield from _experiment(inputs)
+        yield from _allocations(inputs)
+        counts = case.expected[f"{case.recipe.bases[0]}.counts"].tolist()
         for name in ("wanda", "sparsegpt"):
-            yield from _pruned(fed, name, counts)
-        if recipe.pattern:
-            goals = [[parse_pattern(recipe.pattern)] * len(config.linear_shapes)]
-            yield from _pruned(fed, "pattern", goals * config.num_blocks)
-        last = fed.state(f"blocks.{config.num_blocks - 1}.resid_post")
-        yield "dense.perplexity", _perplexity(fed, last)
+            yield from _pruned(inputs, name, counts)
+        if case.recipe.pattern:
+            goals = [[parse_pattern(case.recipe.pattern)] * len(config.linear_shapes)]
+            yield from _pruned(inputs, "pattern", goals * config.num_blocks)
+        last = inputs.state(f"blocks.{config.num_blocks - 1}.resid_post")
+        yield "dense.perplexity", _perplexity(inputs, last)
 
 
-def _forward(fed: Fed) -> Named:
-    """The trace points, and the signals of what the linears read on the way."""
-    model, config = fed.model, fed.model.config
-    yield "embed", fed.embedded()
+def _forward(inputs: StepInputs) -> NamedArrays:
+    """The trace points, and the signals of what the linears read in the same passes."""
+    model, config, dtype = inputs.case.model, inputs.case.model.config, inputs.dtype
+    yield "embed", inputs.embedded
     squares: list[dict[str, Array]] = []
-    for i, place in enumerate(fed.places):
-        found: dict[str, Array] = {}
+    for i, place in enumerate(inputs.places):
+        trace: dict[str, Array] = {}
+        observed = replace(place, observe=trace.setdefault)
+        block(inputs.state(f"blocks.{i}.resid_pre"), model.block(i, dtype), observed, config)
+        squares.append({x: sum_of_squares(trace[x]) for x in dict.fromkeys(INPUT_OF.values())})
+        yield from ((f"blocks.{i}.{x}", y) for x, y in trace.items() if x not in INSIDE)
 
-        def observe(name: str, value: Array, found: dict[str, Array] = found) -> Array:
-            return found.setdefault(name, value)
+    trace = {}
 
-        x, weights = fed.state(f"blocks.{i}.resid_pre"), model.block(i, fed.dtype)
-        block(x, weights, replace(place, observe=observe), config)
-        squares.append({x: sum_of_squares(found[x]) for x in dict.fromkeys(INPUT_OF.values())})
-        yield from ((f"blocks.{i}.{x}", y) for x, y in found.items() if x not in INSIDE)
+    def case_value(name: str, value: Array) -> Array:
+        trace[name] = value
+        return inputs.state(name)
 
-    ended: dict[str, Array] = {}
+    last = inputs.state(f"blocks.{config.num_blocks - 1}.resid_post")
+    head(last, model.head(dtype), config, case_value)
+    yield from trace.items()
 
-    def next_one(name: str, value: Array) -> Array:
-        ended[name] = value
-        return fed.state(name)
-
-    last = fed.state(f"blocks.{config.num_blocks - 1}.resid_post")
-    head(last, model.head(fed.dtype), config, next_one)
-    yield from ended.items()
-
-    m, statistic, fit, xmin = fed.options
-    with Workers() as workers:
-        dense = profile(model, squares, len(fed.ids), workers, fed.dtype, m, statistic)
-        yield "owl.signal", dense.owl_outlier_percent
-        yield "dlp.signal", dense.dlp_score
-        if "alphapruning" in fed.case.recipe.bases:
-            laws = spectra(model, workers, fit, xmin)
+    m, statistic, fit, xmin = inputs.case.recipe.signal_options
+    moments = wanda_moments(squares, len(inputs.ids), config)
+    with Settings(dtype).open({}) as resources:
+        owl, dlp = activation_signals(model, moments, m, statistic, resources)
+        yield from (("owl.signal", owl), ("dlp.signal", dlp))
+        if "alphapruning" in inputs.case.recipe.bases:
+            laws = power_laws(model, fit, xmin, resources)
             yield "alphapruning.signal", np.array([[law.alpha for law in row] for row in laws])
 
 
-def _experiment(fed: Fed) -> Named:
-    """Each block's push, on its way from the case's clean states, and measured against them."""
-    config = fed.model.config
-    clean = [fed.state(f"blocks.{i}.resid_post") for i in range(config.num_blocks)]
-    weights = [fed.model.block(i, fed.dtype) for i in range(config.num_blocks)]
+def _experiment(inputs: StepInputs) -> NamedArrays:
+    """Each block's perturbation, from the case's clean states, and measured against them."""
+    model, blocks = inputs.case.model, inputs.case.model.config.num_blocks
+    clean = [inputs.state(f"blocks.{i}.resid_post") for i in range(blocks)]
+    weights = [model.block(i, inputs.dtype) for i in range(blocks)]
     ratios = []
-    for i, noise in enumerate(fed.case.inputs["noise"]):
-        ways = [
-            list(_followed(fed, i, [x[n] for x in clean[i:]], noise[n], weights))
-            for n in range(len(fed.ids))
+    for i, noise in enumerate(inputs.case.inputs["noise"]):
+        sequences = [
+            list(_deviations(inputs, i, [x[n] for x in clean[i:]], noise[n], weights))
+            for n in range(len(inputs.ids))
         ]
         for j, name in enumerate(("drift", "alignment")):
-            found = [[known_mean(point[j]) for point in way] for way in ways]
-            yield f"perturbed.{i}.{name}", known_mean(np.array(found), axis=0)
-        ratios.append([known_mean(surviving_drift(way[-1][0], way[0][0])) for way in ways])
+            means = [[nan_mean(after[j]) for after in sequence] for sequence in sequences]
+            yield f"perturbed.{i}.{name}", nan_mean(np.array(means), axis=0)
+        ratios.append([nan_mean(surviving_drift(x[-1][0], x[0][0])) for x in sequences])
     coefficient, _ = absorption_coefficient(np.array(ratios).T[:, None])
     yield "absorption_coefficient", coefficient
 
 
-def _followed(
-    fed: Fed, first: int, clean: Sequence[Array], noise: Array, weights: Sequence[Weights]
+def _deviations(
+    inputs: StepInputs,
+    first: int,
+    clean: Sequence[Array],
+    noise: Array,
+    weights: Sequence[Weights],
 ) -> Iterator[tuple[Array, Array]]:
-    """Drift and alignment of one pushed sequence, after the block and every later one."""
-    recipe = fed.case.recipe
-    kept = push.kept_tokens(clean[0], recipe.sink)
-    h = push.perturbed(clean[0], noise, recipe.eta, kept, recipe.noise_scale, recipe.noise_shape)
+    """Drift and alignment of one perturbed sequence, after the block and every later one."""
+    recipe, config = inputs.case.recipe, inputs.case.model.config
+    kept = experiment.kept_tokens(clean[0], recipe.sink)
+    h = experiment.perturbed(
+        clean[0], noise, recipe.eta, kept, recipe.noise_scale, recipe.noise_shape
+    )
     for k, state in enumerate(clean, first):
         if k > first:
-            h = block(h[None], weights[k], fed.places[k], fed.model.config)[0]
-        found = push.deviation(h, state, kept, recipe.norm)
-        yield found.drift, found.alignment
+            h = block(h[None], weights[k], inputs.places[k], config)[0]
+        deviation = experiment.deviation(h, state, kept, recipe.norm)
+        yield deviation.drift, deviation.alignment
 
 
-def _allocations(fed: Fed) -> Named:
+def _allocations(inputs: StepInputs) -> NamedArrays:
     """Bases from signals, corrections from these and coefficients, counts from corrections."""
-    config, recipe, blocks = fed.model.config, fed.case.recipe, fed.model.config.num_blocks
-    signals = fed.signals({})
-    whole, linears = np.full(blocks, fed.sizes.sum()), tuple(config.linear_shapes)
-    logarithms = clipped_log(fed.number("absorption_coefficient"))
+    recipe, coefficients = inputs.case.recipe, inputs.number("absorption_coefficient")
     for name in recipe.bases:
-        base = base_allocation(signals, recipe.request(name), blocks, linears, fed.sizes)
-        yield f"{name}.base", project(base, whole, recipe.sparsity)
-        yield (
-            f"{name}.corrected",
-            corrected(
-                base, logarithms, np.arange(blocks), whole, recipe.sparsity,
-                recipe.strength, recipe.max_correction,
-            ),
-        )  # fmt: skip
-        final = fed.number(f"{name}.corrected")
-        yield f"{name}.counts", linear_counts(final, fed.sizes, recipe.sparsity)
+        base = inputs.base(name, {})
+        yield f"{name}.base", inputs.projected(base)
+        yield f"{name}.corrected", inputs.corrected(base, coefficients)
+        final = inputs.number(f"{name}.corrected")
+        yield f"{name}.counts", linear_counts(final, inputs.sizes, recipe.sparsity)
 
 
-def _pruned(fed: Fed, name: str, goals: Sequence[Sequence[Goal]]) -> Named:
+def _pruned(inputs: StepInputs, name: str, goals: Sequence[Sequence[Goal]]) -> NamedArrays:
     """One pruner, block by block: the blocks before carry the case's decisions."""
-    model, config = fed.model, fed.model.config
+    case, config, sequences = inputs.case, inputs.case.model.config, len(inputs.ids)
     method: Method = "sparsegpt" if name == "sparsegpt" else "wanda"
     kind = "products" if method == "sparsegpt" else "squares"
-    pruner, sequences = Pruner(method, fed.case.recipe.damping), len(fed.ids)
-    x = fed.embedded()
-    for i, place in enumerate(fed.places):
-        prefix, weights = f"{name}.blocks.{i}", model.block(i, fed.dtype)
+    pruner, x = Pruner(method, case.recipe.damping), inputs.embedded
+    for i, place in enumerate(inputs.places):
+        prefix, weights = f"{name}.blocks.{i}", case.model.block(i, inputs.dtype)
         _, sums = block_with_sums(CALIBRATED[method], x, weights, place, config)
         yield from ((f"{prefix}.{point}.{kind}", total) for point, total in sums.items())
         carried = dict(weights)
         for linear, goal in zip(config.linear_shapes, goals[i], strict=True):
             step, point = f"{prefix}.{linear}", f"{prefix}.{INPUT_OF[linear]}.{kind}"
             dense, total = weights[f"{linear}.weight"], sums[INPUT_OF[linear]]
-            if point in fed.case.expected:
-                total = fed.number(point)
+            if point in case.expected:
+                total = inputs.number(point)
             if method == "wanda":
                 yield f"{step}.score", wanda_score(dense, total / sequences)
             keep, _ = decision(dense, total, sequences, goal, pruner)
             yield f"{step}.keep", np.packbits(keep, axis=1)
-            right = fed.keep(f"{step}.keep", dense.shape)
-            new = _rewritten(fed, name, i, linear, dense, right, total)
+            right = inputs.keep(f"{step}.keep", dense.shape)
+            if method == "wanda":
+                new = np.where(right, dense, np.zeros((), dense.dtype))
+            else:
+                new = _compensated(inputs, i, linear, dense, right, total)
             yield f"{step}.weight", new
-            shown = method == "sparsegpt" and f"{step}.weight" in fed.case.expected
-            carried[f"{linear}.weight"] = fed.state(f"{step}.weight") if shown else new
+            shown = method == "sparsegpt" and f"{step}.weight" in case.expected
+            carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
         x = block(x, carried, place, config)
-    yield f"{name}.perplexity", _perplexity(fed, x)
+    yield f"{name}.perplexity", _perplexity(inputs, x)
 
 
-def _rewritten(
-    fed: Fed, name: str, index: int, linear: str, dense: Array, keep: Bools, total: Array
+def _compensated(
+    inputs: StepInputs, index: int, linear: str, dense: Array, keep: Keep, total: Array
 ) -> Array:
-    """A linear's weights once it is decided which of them stay, in the dtype of the computation."""
-    if name != "sparsegpt":
-        return np.where(keep, dense, np.zeros((), dense.dtype))
+    """A linear's weights behind SparseGPT's compensation for these decisions, [out, in]."""
 
-    def decide(score: Array, start: int) -> Bools:
+    def decide(score: Array, start: int) -> Keep:
         return keep[:, start : start + score.shape[1]]
 
-    damping, h = fed.case.recipe.damping, hessian(total, len(fed.ids))
+    damping, h = inputs.case.recipe.damping, hessian(total, len(inputs.ids))
     new = compensated(dense, h, decide, WIDTH, damping, WIDTH).weight
-    return stored_weight(fed.model, index, linear, PrunedLinear(keep, new)).astype(dense.dtype)
+    return stored_weight(inputs.case.model, index, linear, keep, new).astype(dense.dtype)
 
 
-def _perplexity(fed: Fed, x: Array) -> Array:
+def _perplexity(inputs: StepInputs, x: Array) -> Array:
     """``exp`` of the mean nats per predicted token, from the states after the last block, [1]."""
-    logits = head(x, fed.model.head(fed.dtype), fed.model.config)[:, :-1]
-    found = RunningSoftmax.start(fed.ids[:, 1:].ravel())
-    found = found.add(logits.reshape(-1, logits.shape[-1]), 0)
-    return np.exp([-found.log_probabilities.mean()])
+    model = inputs.case.model
+    logits = head(x, model.head(inputs.dtype), model.config)[:, :-1]
+    softmax = RunningSoftmax.start(inputs.ids[:, 1:].ravel())
+    softmax = softmax.add(logits.reshape(-1, logits.shape[-1]), 0)
+    return np.exp([-softmax.log_probabilities.mean()])

@@ -1,4 +1,4 @@
-"""The inner part of SparseGPT: decide on some columns, and let those after them make up for it."""
+"""The core of SparseGPT: decide on some columns, and let the columns after them compensate."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,18 +7,17 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import number_in
-from refimpl.pruners.scores import Bools, Floats
+from refimpl.pruners.checks import Bools, Floats, number_in
 
-_TRIALS = (0.01, 0.1, 1.0, 10.0)  # dampings that an error may suggest
-_LEAF = 64  # up to this size LAPACK inverts a triangle
+TRIALS = (0.01, 0.1, 1.0, 10.0)  # dampings that an error may suggest
+LEAF = 64  # up to this size LAPACK inverts a triangle
 
 Decide = Callable[[Floats, int], Bools]
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """A linear after pruning with compensation.
+class PrunedWeight:
+    """The weight of a linear after pruning with compensation.
 
     Args:
         keep: The decision, [out, in], True = stays.
@@ -36,13 +35,13 @@ def compensated(
     step: int,
     damping: float,
     width: int,
-) -> Pruned:
-    """Prune column by column; the columns after each one make up for what it lost.
+) -> PrunedWeight:
+    """Prune column by column; the columns after each one compensate what it lost.
 
-    H_dd = 1 where it was 0, then H += damping mean(diag H) I; H^-1 = U^T U. At every `step`-th
-    column, keep = decide(W^2 / diag(U)^2) for the next `step` columns of the same `width`, W as
-    compensated so far, dead inputs (H_dd = 0) scoring 0. At every column i,
-    q_i = w_i where kept, else 0; err_i = (w_i - q_i) / U_ii; W_j -= err_i U_ij for all j > i.
+    With U from `inverse_factor`: at every `step`-th column, keep = decide(W^2 / diag(U)^2) for the
+    next `step` columns of the same `width`, W as compensated so far, dead inputs (H_dd = 0) scoring
+    0. At every column i, q_i = w_i where kept, else 0; err_i = (w_i - q_i) / U_ii;
+    W_j -= err_i U_ij for all j > i.
 
     Args:
         weight: W, [R, C], any float dtype.
@@ -58,15 +57,15 @@ def compensated(
     Raises:
         RefimplError: Shapes that do not fit, NaN or Inf, a Hessian that is not positive definite.
 
-    Source: docs/explanation/method.md, "Pruners" (peer: SparseGPT).
+    Source: SparseGPT (peer); docs/explanation/method.md, "Pruners".
 
     Differs: SparseGPT's code works in float32, and inverts H before it factors the inverse.
 
     Example:
         >>> def decide(score, start):
         ...     return score > 1
-        >>> done = compensated([[1.0, 2.0]], np.eye(2), decide, step=2, damping=0, width=2)
-        >>> done.keep, done.weight
+        >>> pruned = compensated([[1.0, 2.0]], np.eye(2), decide, step=2, damping=0, width=2)
+        >>> pruned.keep, pruned.weight
         (array([[False,  True]]), array([[0., 2.]]))
     """
     # [C, R], so that a column of the weight lies together in memory.
@@ -93,26 +92,25 @@ def compensated(
         end = min(start + width, columns)
         errors = np.zeros((end - start, new.shape[1]))
         for i in range(start, end):
-            before, done = factor[start:i], errors[: i - start]
+            rows, before = factor[start:i], errors[: i - start]
             if (i - start) % step == 0:
-                some = slice(i, min(i + step, end))
-                score = np.square(new[some] - before[:, some].T @ done) / scale[some]
-                score[dead[some]] = 0
-                keep[some] = decide(score.T, i).T
-            now = new[i] - before[:, i] @ done
-            new[i] = np.where(keep[i], now, 0.0)
-            errors[i - start] = np.where(keep[i], 0.0, now) / factor[i, i]
+                group = slice(i, min(i + step, end))
+                score = np.square(new[group] - rows[:, group].T @ before) / scale[group]
+                score[dead[group]] = 0
+                keep[group] = decide(score.T, i).T
+            column = new[i] - rows[:, i] @ before
+            new[i] = np.where(keep[i], column, 0.0)
+            errors[i - start] = np.where(keep[i], 0.0, column) / factor[i, i]
         new[end:] -= factor[start:end, end:].T @ errors
-    return Pruned(np.ascontiguousarray(keep.T), np.ascontiguousarray(new.T))
+    return PrunedWeight(np.ascontiguousarray(keep.T), np.ascontiguousarray(new.T))
 
 
 def inverse_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
-    """Return the upper Cholesky factor of the inverse of the damped Hessian.
+    """Return the upper Cholesky factor of the inverse of the damped Hessian, H^-1 = U^T U.
 
-    H_dd = 1 where it was 0, then H += damping mean(diag H) I; H^-1 = U^T U
-
-    H = V V^T with V upper triangular is the Cholesky factorisation from the last column backwards,
-    and U = V^-1: the inverse of H is never formed.
+    H_dd = 1 where it was 0, then H += damping mean(diag H) I. H = V V^T with V upper triangular is
+    the Cholesky factorisation from the last column backwards, and U = V^-1: the inverse of H is
+    never formed.
 
     Args:
         hessian: H, [C, C], symmetric and finite.
@@ -124,7 +122,7 @@ def inverse_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
     Raises:
         RefimplError: The damped Hessian is not positive definite, or a negative damping.
 
-    Source: docs/explanation/method.md, "Pruners" (peer: SparseGPT; the way to U: ours).
+    Source: SparseGPT (peer), which inverts H first.
 
     Example:
         >>> inverse_factor([[0.25, 0.0], [0.0, 0.0]], damping=0)
@@ -142,27 +140,27 @@ def inverse_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
             upper = np.asarray(np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1], np.float64)
         except np.linalg.LinAlgError:
             return None
-        found = _inverse_of_upper(upper)
-        return found if np.isfinite(found).all() else None
+        inverse = _inverse_of_upper(upper)
+        return inverse if np.isfinite(inverse).all() else None
 
-    found = factor_with(number_in(damping, "damping", 0, np.finfo(np.float64).max))
-    if found is None:
-        larger = (share for share in _TRIALS if share > damping)
+    factor = factor_with(number_in(damping, "damping", 0, np.finfo(np.float64).max))
+    if factor is None:
+        larger = (share for share in TRIALS if share > damping)
         enough = next((share for share in larger if factor_with(share) is not None), None)
         raise RefimplError(
             f"the Hessian is not positive definite with damping {damping:g}",
             "a positive definite H + damping mean(diag H) I",
             "check the activations of the calibration tokens: more damping does not help"
             if enough is None
-            else f"use damping {enough:g}, with which it is, or more calibration tokens",
+            else f"use damping {enough:g}, which is enough, or more calibration tokens",
         )
-    return found
+    return factor
 
 
 def _inverse_of_upper(upper: Floats) -> Floats:
     """Invert a triangle by halves: [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]]."""
     size = len(upper)
-    if size <= _LEAF:
+    if size <= LEAF:
         return np.asarray(np.linalg.inv(upper), np.float64)  # LU of a triangle is itself
     half = size // 2
     inverse: Floats = np.zeros_like(upper, order="C")

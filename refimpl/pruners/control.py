@@ -1,25 +1,24 @@
-"""The control: as many zeros as asked, at random places."""
+"""The control: the requested number of zeros, at random places."""
 
 import numpy as np
 
+from refimpl.pruners.checks import Bools
 from refimpl.pruners.pattern import Pattern, pattern_keep
-from refimpl.pruners.scores import Bools, magnitude_keep
+from refimpl.pruners.scores import magnitude_keep
 
 
 def control_generator(seed: int, block: int, linear: int) -> np.random.Generator:
-    """Return the random numbers of one linear, whatever was drawn for the others.
+    """Return the random numbers of one linear, which do not depend on the other linears.
 
     Generator(Philox(SeedSequence(seed, spawn_key=(block, linear))))
 
     Args:
-        seed: Of the whole run, at least 0.
+        seed: The seed of the whole run, at least 0.
         block: The block, from 0.
         linear: The linear within its block, from 0.
 
     Returns:
         A fresh generator.
-
-    Source: docs/explanation/method.md, "Pruners" (ours).
 
     Example:
         >>> float(control_generator(0, 1, 2).random()) == float(control_generator(0, 1, 2).random())
@@ -32,9 +31,7 @@ def control_generator(seed: int, block: int, linear: int) -> np.random.Generator
 def random_keep(
     shape: tuple[int, ...], target: int | Pattern, generator: np.random.Generator
 ) -> Bools:
-    """Decide at random which weights stay.
-
-    Every weight gets a uniform random score; the lowest go.
+    """Decide at random which weights stay: each gets a uniform score, and the lowest go.
 
     Args:
         shape: [R, C] of the linear.
@@ -42,12 +39,10 @@ def random_keep(
         generator: Random numbers; R C of them are drawn.
 
     Returns:
-        keep, [R, C], True = stays; exactly as many are False as asked.
+        keep, [R, C], True = stays; exactly the requested number are False.
 
     Raises:
         RefimplError: The count does not fit the shape, or m does not divide C.
-
-    Source: docs/explanation/method.md, "Pruners" (ours).
 
     Example:
         >>> keep = random_keep((3, 4), 5, control_generator(0, block=0, linear=0))

@@ -6,9 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import finite_vector, number_in, unit_sizes
-
-Ints = npt.NDArray[np.int64]
+from refimpl.pruners.checks import Ints, finite_vector, number_in, unit_sizes
 
 
 def total_count(sparsity: float, total: int) -> int:
@@ -25,8 +23,6 @@ def total_count(sparsity: float, total: int) -> int:
 
     Raises:
         RefimplError: The sparsity is not in [0, 1].
-
-    Source: docs/explanation/method.md, "The budget, exactly" (ours).
 
     Differs: peers truncate, `int(0.29 * 100)` being 28.
 
@@ -54,8 +50,6 @@ def apportion(quotas: npt.ArrayLike, sizes: npt.ArrayLike, total: int) -> Ints:
     Raises:
         RefimplError: The quotas are not finite, or sum to another number than `total`.
 
-    Source: docs/explanation/method.md, "The budget, exactly" (ours).
-
     Example:
         >>> apportion([1.5, 2.5, 3.0], [4, 4, 4], 7)
         array([2, 2, 3])
@@ -67,7 +61,7 @@ def apportion(quotas: npt.ArrayLike, sizes: npt.ArrayLike, total: int) -> Ints:
     if not abs(spent - total) < 1:
         raise RefimplError(
             f"quotas sum to {spent:.3f}, the count is {total}",
-            "quotas that meet the budget",
+            "quotas that sum to the count, within 1",
             "project the sparsities onto the budget first",
         )
     floors = np.floor(asked)
@@ -91,9 +85,7 @@ def split_count(count: int, sizes: npt.ArrayLike) -> Ints:
         Counts, [J], int64, with sum n and 0 <= count <= size.
 
     Raises:
-        RefimplError: The count is negative or exceeds the weights there are.
-
-    Source: docs/explanation/method.md, "The budget, exactly" (ours).
+        RefimplError: The count is negative or exceeds sum(N).
 
     Example:
         >>> split_count(5, [4, 4, 4])
@@ -124,8 +116,6 @@ def row_count(count: int, rows: int, columns: int) -> tuple[int, int]:
     Raises:
         RefimplError: The count is negative or exceeds R C.
 
-    Source: docs/explanation/method.md, "The budget, exactly" (ours).
-
     Differs: Wanda's code prunes `int(C s)` of every row, so it can miss up to R weights.
 
     Example:
@@ -152,8 +142,6 @@ def counts(sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: flo
 
     Raises:
         RefimplError: A sparsity outside [0, 1], or sparsities that do not meet the budget.
-
-    Source: docs/explanation/method.md, "The budget, exactly" (ours).
 
     Example:
         >>> counts([0.5, 0.75], [10, 10], 0.625)

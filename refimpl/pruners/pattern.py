@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.scores import Bools, wanda_keep
+from refimpl.pruners.checks import Bools
+from refimpl.pruners.scores import wanda_keep
 
-GROUPS = (2, 4, 8, 16)  # what `pattern_of` looks for
+GROUPS = (2, 4, 8, 16)  # the group sizes that `pattern_of` tries
 EXPLAINED = 0.9  # share of the zeros that a pattern must account for
 
 
@@ -24,7 +25,7 @@ class Pattern:
     Raises:
         RefimplError: n or m out of range.
 
-    Source: docs/explanation/method.md, "Pruners" (peer: Wanda's and SparseGPT's `prune_n`).
+    Source: `prune_n` of Wanda's and SparseGPT's code (peers).
 
     Example:
         >>> print(Pattern(pruned=2, group=4))
@@ -39,7 +40,7 @@ class Pattern:
             raise RefimplError(
                 f"the pattern {self}: n counts the zeros in every m consecutive inputs",
                 "n:m with 0 <= n <= m and m of at least 1",
-                "give for example 2:4",
+                "use a pattern such as 2:4",
             )
 
     def __str__(self) -> str:
@@ -47,7 +48,7 @@ class Pattern:
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Read a pattern n:m; n counts the zeros.
+    """Read a pattern n:m, where n counts the zeros.
 
     Args:
         text: For example "2:4", two zeros in every four.
@@ -58,26 +59,22 @@ def parse_pattern(text: str) -> Pattern:
     Raises:
         RefimplError: Not two whole numbers with a colon between them, or n > m, or m < 1.
 
-    Source: docs/explanation/method.md, "Pruners" (peer: Wanda's and SparseGPT's scripts).
-
     Example:
         >>> parse_pattern("2:4")
         Pattern(pruned=2, group=4)
     """
-    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
-    if found is None:
+    match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
+    if match is None:
         raise RefimplError(
             f"the pattern {text!r}",
             "n:m, two whole numbers, n zeros in every m consecutive inputs",
-            "give for example 2:4",
+            "use a pattern such as 2:4",
         )
-    return Pattern(int(found[1]), int(found[2]))
+    return Pattern(int(match[1]), int(match[2]))
 
 
 def pattern_count(shape: tuple[int, ...], pattern: Pattern) -> int:
-    """Return how many weights of a linear a pattern prunes.
-
-    n R C / m
+    """Return how many weights of a linear a pattern prunes: n R C / m.
 
     Args:
         shape: [R, C] of the linear.
@@ -89,7 +86,7 @@ def pattern_count(shape: tuple[int, ...], pattern: Pattern) -> int:
     Raises:
         RefimplError: m does not divide C.
 
-    Source: docs/explanation/method.md, "Pruners" (ours: the peers prune a last, shorter group).
+    Differs: the peers also prune a last, shorter group.
 
     Example:
         >>> pattern_count((3, 8), Pattern(2, 4))
@@ -120,7 +117,7 @@ def pattern_keep(score: npt.ArrayLike, pattern: Pattern) -> Bools:
     Raises:
         RefimplError: The score is not a matrix or holds NaN, or m does not divide C.
 
-    Source: docs/explanation/method.md, "Pruners" (peer: Wanda and SparseGPT).
+    Source: Wanda, SparseGPT (peers).
 
     Differs: the peers leave ties to `torch.topk`, which promises no order.
 
@@ -136,21 +133,20 @@ def pattern_keep(score: npt.ArrayLike, pattern: Pattern) -> Bools:
 
 
 def pattern_of(zero: npt.ArrayLike) -> Pattern | None:
-    """Find the pattern that the zeros of a weight follow, if they follow one.
+    """Find the pattern n:m that the zeros of a weight follow, if they follow one.
 
-    For m = 2, 4, 8, 16: n = the fewest zeros in any group of m. The first m with 0 < n < m where
-    these n per group are at least 0.9 of all zeros.
-
-    Every 2:4 is also a 4:8 and an 8:16, so the smallest m says most. Long groups of a very sparse
-    weight rarely lack zeros altogether, which is no pattern: hence the share.
+    n = the fewest zeros in any group of m; the first of m = 2, 4, 8, 16 with 0 < n < m where n per
+    group are at least 0.9 of all zeros. Every 2:4 is also a 4:8 and an 8:16, so the smallest m says
+    most. Most long groups of a very sparse weight hold zeros without a pattern: hence the share.
 
     Args:
         zero: [out, in], True where the stored weight is zero.
 
     Returns:
-        The pattern, or None where there is none, also for a weight without or of only zeros.
+        The pattern, or None; None also for a weight without zeros, or with nothing but zeros.
 
-    Source: ours.
+    Raises:
+        RefimplError: Not a matrix.
 
     Example:
         >>> print(pattern_of([[1, 1, 0, 0, 0, 1, 0, 1]]), pattern_of([[1, 1, 1, 0], [0, 0, 0, 1]]))

@@ -6,16 +6,17 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.compensation import Pruned, compensated
+from refimpl.pruners.checks import Bools, Floats, score_matrix
+from refimpl.pruners.compensation import PrunedWeight, compensated
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruners.scores import Bools, Floats, wanda_keep
+from refimpl.pruners.scores import wanda_keep
 from refimpl.pruners.sparsegpt import DAMPING, WIDTH, decide_groups
 
 
 def wanda_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
-    """Decide as Wanda's code does: the same whole number of every row.
+    """Decide as Wanda's code does: the int(C s) lowest scores of each row go, all C if s >= 1.
 
-    int(C s) lowest scores of each row, ties to the lowest column; all C where s >= 1.
+    Ties go to the lowest column.
 
     Args:
         score: [R, C], without NaN.
@@ -27,25 +28,23 @@ def wanda_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
     Raises:
         RefimplError: The score is not a matrix or holds NaN, or the sparsity is negative or NaN.
 
-    Source: docs/explanation/method.md, "exact and peer" (peer: Wanda).
+    Source: Wanda (peer); docs/explanation/method.md, "exact and peer".
 
-    Differs: `wanda_keep` meets a count; here up to R weights are missing, 64 columns at 0.6 losing
-    38, and a block asked for more than everything silently gives everything only.
+    Differs: `wanda_keep` meets a count. This prunes up to R weights too few (38 of 64 columns at
+    0.6), and of a block that should lose more than all weights it prunes all, without a word.
 
     Example:
         >>> wanda_keep_peer([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]], 0.6).astype(int)
         array([[1, 0, 1],
                [0, 1, 1]])
     """
-    matrix = _checked(score)
+    matrix = np.asarray(score_matrix(score), np.float64)
     rows, columns = matrix.shape
     return wanda_keep(matrix, rows * min(int(columns * _not_negative(sparsity)), columns))
 
 
 def magnitude_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
-    """Decide as the magnitude pruning of Wanda's code does.
-
-    keep = score > sorted(score)[int(R C s)]
+    """Decide as the magnitude pruning of Wanda's code: keep = score > sorted(score)[int(R C s)].
 
     Args:
         score: [R, C], without NaN.
@@ -58,16 +57,16 @@ def magnitude_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
         RefimplError: The score is not a matrix or holds NaN, or the sparsity is negative, NaN, or
             so near 1 that the peer reads past the end of its list.
 
-    Source: docs/explanation/method.md, "exact and peer" (peer: magnitude pruning in Wanda's code).
+    Source: magnitude pruning in Wanda's code (peer).
 
-    Differs: `magnitude_keep` meets a count; here one more goes than asked, and all ties.
+    Differs: `magnitude_keep` meets a count. This prunes one weight more, and all ties.
 
     Example:
         >>> magnitude_keep_peer([[3.0, 1.0], [1.0, 2.0]], 0.25).astype(int)
         array([[1, 0],
                [0, 1]])
     """
-    return _above_threshold(sparsity, _checked(score), 0)
+    return _above_threshold(sparsity, np.asarray(score_matrix(score), np.float64), 0)
 
 
 def sparsegpt_peer(
@@ -76,7 +75,7 @@ def sparsegpt_peer(
     target: float | Pattern,
     damping: float = DAMPING,
     width: int = WIDTH,
-) -> Pruned:
+) -> PrunedWeight:
     """Prune a linear as SparseGPT's code does.
 
     The weights of dead inputs (H_dd = 0) are zero from the start. Per `width` columns
@@ -97,26 +96,26 @@ def sparsegpt_peer(
         RefimplError: As `sparsegpt`; or a sparsity that is negative, NaN, or so near 1 that the
             peer reads past the end of its list.
 
-    Source: docs/explanation/method.md, "exact and peer" (peer: SparseGPT).
+    Source: SparseGPT (peer).
 
-    Differs: `sparsegpt` meets a count. The peer computes in float32: where a score lies within its
-    rounding of the threshold a bit may differ, and then what that column hands on.
+    Differs: `sparsegpt` meets a count. The peer computes in float32: if a score lies within its
+    rounding of the threshold, a decision may differ, and with it the columns after.
 
     Example:
-        >>> done = sparsegpt_peer([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 0.4, damping=0)
-        >>> done.keep, done.weight
+        >>> pruned = sparsegpt_peer([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 0.4, damping=0)
+        >>> pruned.keep, pruned.weight
         (array([[False,  True]]), array([[0. , 2.5]]))
     """
     start, h = np.asarray(weight, dtype=np.float64), np.asarray(hessian, dtype=np.float64)
     dead = np.diag(h) == 0 if h.ndim == 2 else np.zeros(0, bool)
-    if start.ndim == 2 and dead.shape == start.shape[1:]:  # what does not fit `compensated` refuses
+    if start.ndim == 2 and dead.shape == start.shape[1:]:  # `compensated` refuses other shapes
         start = np.where(dead, 0.0, start)
     if isinstance(target, Pattern):
         decide, step = decide_groups(start.shape, target, width), target.group
     else:
         decide, step = partial(_above_threshold, _not_negative(target)), width
-    found = compensated(start, h, decide, step, damping, width)
-    return Pruned(found.keep & ~dead, found.weight)
+    pruned = compensated(start, h, decide, step, damping, width)
+    return PrunedWeight(pruned.keep & ~dead, pruned.weight)
 
 
 def _above_threshold(sparsity: float, score: Floats, start: int) -> Bools:
@@ -139,14 +138,3 @@ def _not_negative(sparsity: float) -> float:
             "check the allocation: the peer would count from the wrong end",
         )
     return float(sparsity)
-
-
-def _checked(score: npt.ArrayLike) -> Floats:
-    matrix = np.asarray(score, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.size == 0 or np.isnan(matrix).any():
-        raise RefimplError(
-            f"scores of shape {matrix.shape}, or NaN among them",
-            "a matrix [out, in] of numbers",
-            "check weights and activations for NaN",
-        )
-    return matrix

@@ -1,19 +1,15 @@
-"""Scores of single weights, and the decision which of them stay."""
+"""Scores of single weights, and the decision which weights stay."""
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
+from refimpl.pruners.checks import Bools, Floats, score_matrix
 from refimpl.pruners.counts import row_count
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 
 def magnitude_score(weight: npt.ArrayLike) -> Floats:
-    """Return the magnitude of every weight.
-
-    M = |W|
+    """Return the magnitude of every weight, M = |W|.
 
     Args:
         weight: [out, in], any float dtype.
@@ -21,7 +17,7 @@ def magnitude_score(weight: npt.ArrayLike) -> Floats:
     Returns:
         Scores, [out, in], float64.
 
-    Source: docs/explanation/method.md, "Pruners" (peer: magnitude pruning as in Wanda's code).
+    Source: magnitude pruning in Wanda's code (peer).
 
     Example:
         >>> magnitude_score([[-2.0, 0.5]])
@@ -46,7 +42,7 @@ def wanda_score(weight: npt.ArrayLike, second_moment: npt.ArrayLike) -> Floats:
     Raises:
         RefimplError: The statistic does not fit the weight, is negative or not finite.
 
-    Source: docs/explanation/method.md, "Base allocations" (peer: Wanda).
+    Source: Wanda (peer).
 
     Example:
         >>> wanda_score([[-2.0, 0.5]], [9.0, 16.0])
@@ -86,23 +82,16 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
     Raises:
         RefimplError: The score is not a matrix or holds NaN, or the count does not fit it.
 
-    Source: docs/explanation/method.md, "Pruners" and "The budget, exactly" (peer: Wanda; the
-    extra weights: ours).
+    Source: Wanda (peer); docs/explanation/method.md, "The budget, exactly".
 
-    Differs: Wanda's code prunes `int(C s)` per row and leaves the rest; here the count is met.
+    Differs: Wanda's code prunes `int(C s)` per row and leaves the rest; this meets the count.
 
     Example:
         >>> wanda_keep([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]], 3).astype(int)
         array([[1, 0, 1],
                [0, 0, 1]])
     """
-    matrix = np.asarray(score)
-    if matrix.ndim != 2 or matrix.size == 0 or np.isnan(matrix).any():
-        raise RefimplError(
-            f"scores of shape {matrix.shape}, or NaN among them",
-            "a matrix [out, in] of numbers",
-            "check weights and activations for NaN",
-        )
+    matrix = score_matrix(score)
     rows, columns = matrix.shape
     base, extra = row_count(count, rows, columns)
     ranks = [rank for rank in (base - 1, base) if 0 <= rank < columns]
@@ -126,9 +115,9 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
 
 
 def magnitude_keep(score: npt.ArrayLike, count: int) -> Bools:
-    """Decide which weights of a linear stay when its `count` lowest scores go.
+    """Decide which weights of a linear stay when its n lowest scores go.
 
-    The n smallest of the whole matrix, ties to the lower row-major index.
+    Ties go to the lower row-major index.
 
     Args:
         score: [R, C], without NaN.
@@ -140,9 +129,9 @@ def magnitude_keep(score: npt.ArrayLike, count: int) -> Bools:
     Raises:
         RefimplError: The score holds NaN, or the count does not fit it.
 
-    Source: docs/explanation/method.md, "Pruners" (peer: magnitude pruning in Wanda's code).
+    Source: magnitude pruning in Wanda's code (peer).
 
-    Differs: the peer prunes every score `<= sorted[int(n s)]`: one more than asked, and all ties.
+    Differs: the peer prunes every score `<= sorted[int(R C s)]`: one too many, and all ties.
 
     Example:
         >>> magnitude_keep([[3.0, 1.0], [1.0, 1.0]], 2).astype(int)

@@ -6,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.compensation import Decide, Pruned, compensated
-from refimpl.pruners.counts import Ints, split_count
+from refimpl.pruners.checks import Bools, Floats, Ints
+from refimpl.pruners.compensation import Decide, PrunedWeight, compensated
+from refimpl.pruners.counts import split_count
 from refimpl.pruners.pattern import Pattern, pattern_count, pattern_keep
-from refimpl.pruners.scores import Bools, Floats, magnitude_keep
+from refimpl.pruners.scores import magnitude_keep
 
 DAMPING = 0.01  # share of the mean of diag(H) that is added to it
 WIDTH = 128  # columns that are decided on together
@@ -30,7 +31,7 @@ def hessian(outer: npt.ArrayLike, sequences: int) -> Floats:
     Raises:
         RefimplError: No sequence.
 
-    Source: docs/explanation/method.md, "Pruners" (peer: SparseGPT).
+    Source: SparseGPT (peer).
 
     Example:
         >>> hessian([[4.0, 2.0], [2.0, 1.0]], sequences=4)
@@ -39,7 +40,7 @@ def hessian(outer: npt.ArrayLike, sequences: int) -> Floats:
     """
     if sequences < 1:
         raise RefimplError(
-            f"a Hessian from {sequences} sequences", "at least one", "give calibration tokens"
+            f"a Hessian from {sequences} sequences", "one or more", "pass calibration tokens"
         )
     return np.asarray(outer, dtype=np.float64) * (2 / sequences)
 
@@ -50,13 +51,13 @@ def sparsegpt(
     target: int | Pattern,
     damping: float = DAMPING,
     width: int = WIDTH,
-) -> Pruned:
+) -> PrunedWeight:
     """Prune a linear with SparseGPT, to the exact count.
 
     Of every `width` columns the lowest W^2 / diag(U)^2 go, W as compensated so far and dead inputs
-    (H_dd = 0) scoring 0; the columns after each one make up for it: `compensated`. A count is split
-    over the column blocks (`split_count`), ties to the lower row-major index of the column block.
-    With a pattern n:m, the n lowest of each group go, seen from its first column, ties to the
+    (H_dd = 0) scoring 0; the columns after each one compensate: `compensated`. `split_count` splits
+    a count over the column blocks, ties go to the lower row-major index of the column block. Of a
+    pattern n:m, the n lowest of each group go, as they score at its first column, ties to the
     lowest column.
 
     Args:
@@ -67,25 +68,27 @@ def sparsegpt(
         width: Columns decided on together.
 
     Returns:
-        The decision and the new weights; exactly as many are pruned as asked.
+        The decision and the new weights; exactly the requested number are pruned.
 
     Raises:
         RefimplError: Shapes that do not fit, NaN or Inf, a Hessian that is not positive definite,
             a count that does not fit, an m that does not divide C and `width`.
 
-    Source: docs/explanation/method.md, "Pruners" (peer: SparseGPT; the exact counts: ours).
+    Source: SparseGPT (peer); docs/explanation/method.md, "Pruners".
 
-    Differs: the peer prunes every score `<= sorted[int(n s)]` (one more than asked, and all ties),
-    and zeroes dead inputs on top of the count.
+    Differs: the peer prunes every score `<= sorted[int(n s)]` (one too many, and all ties), and
+    zeroes dead inputs on top of the count.
 
     Example:
-        >>> done = sparsegpt([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 1, damping=0)
-        >>> done.keep, done.weight
+        >>> pruned = sparsegpt([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 1, damping=0)
+        >>> pruned.keep, pruned.weight
         (array([[False,  True]]), array([[0. , 2.5]]))
     """
     shape = np.shape(weight)
     if len(shape) != 2:
-        raise RefimplError(f"a weight of shape {shape}", "[out, in]", "give one linear's weight")
+        raise RefimplError(
+            f"a weight of shape {shape}", "[out, in]", "pass the weight of one linear"
+        )
     if isinstance(target, Pattern):
         return compensated(
             weight, hessian, decide_groups(shape, target, width), target.group, damping, width
@@ -105,16 +108,10 @@ def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decid
         width: Columns between two updates of all columns after them.
 
     Returns:
-        From scores [R, m] to keep, [R, m].
+        From scores [R, m] and their first column to keep, [R, m].
 
     Raises:
         RefimplError: m does not divide C or `width`.
-
-    Source: docs/explanation/method.md, "Pruners" (peer: SparseGPT).
-
-    Example:
-        >>> decide_groups((1, 8), Pattern(2, 4), 128)(np.array([[1.0, 4.0, 3.0, 2.0]]), 0)
-        array([[False,  True,  True, False]])
     """
     pattern_count(shape, pattern)
     if width % pattern.group != 0:

@@ -1,55 +1,65 @@
-"""The calibration of a pruning: residual states on their way through the pruned blocks."""
+"""Calibration of a pruning: sequences that pass the pruned blocks, and what dense linears read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
-
-import numpy.typing as npt
 
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import Statistic, add_sums
+from refimpl.model.statistics import Statistic, add_sums, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Resources
+
+CALIBRATED: Mapping[str, Statistic] = {"wanda": sum_of_squares, "sparsegpt": sum_of_outer_products}
+"""What is summed of the inputs of linears, for each pruner that needs calibration tokens."""
 
 
 class Calibration(Protocol):
-    """Sequences before one block, wherever their states are."""
+    """Sequences before the block that is pruned next, wherever their residual states are."""
 
     @property
     def sequences(self) -> int:
-        """How many there are."""
+        """Number of sequences."""
         ...
 
-    def sums(self, index: int, weights: Weights) -> Mapping[str, Array]:
-        """Sum over all sequences, in their order, what the dense block's linears read."""
+    def sums(self, weights: Weights) -> Mapping[str, Array]:
+        """Sum what the dense block's linears read over all sequences, in their order."""
         ...
 
-    def advance(self, index: int, weights: Weights) -> None:
-        """Go on behind the pruned block, unless it is the last: nobody looks there."""
-        ...
+    def advance(self, weights: Weights) -> Sequence[Array]:
+        """Pass the pruned block, which the new files hold; returns the states [1, S, D] after it.
 
-    def behind(self) -> Sequence[Array]:
-        """States behind the block that was pruned last, whose weights are in the new file by now.
-
-        Returns:
-            A residual stream [1, S, D] per sequence; none behind the last block.
+        After the last block there are none: no block reads them.
         """
         ...
 
 
-class HeldStates:
-    """States in the memory of this process, which pass on its threads.
+class NoCalibration:
+    """The calibration of pruners that look at weights alone."""
+
+    sequences = 0
+
+    def sums(self, weights: Weights) -> Mapping[str, Array]:
+        """No sums."""
+        return {}
+
+    def advance(self, weights: Weights) -> Sequence[Array]:
+        """No states."""
+        return ()
+
+
+class LocalCalibration:
+    """States in the memory of this process, which pass the blocks on its threads.
 
     Args:
         model: The model.
         ids: Calibration ids, [N, S].
-        statistic: What is summed of the inputs of linears.
-        workers: Threads.
-        dtype: Of the computation; sums are float64.
-        tick: Called after each block pass of a sequence.
-        behind: States of an earlier run that is taken up; those before block 0 if None.
+        statistic: What is summed of the inputs of linears, in float64.
+        resources: Dtype, threads and progress; each block pass of a sequence costs 1.
+        states: States [1, S, D] before block `index`, from an earlier run; the embedded ids if
+            None.
+        index: The block that is pruned next.
     """
 
     def __init__(
@@ -57,36 +67,33 @@ class HeldStates:
         model: Model,
         ids: Array,
         statistic: Statistic,
-        workers: Workers,
-        dtype: npt.DTypeLike,
-        tick: Callable[[], None],
-        behind: Sequence[Array] | None = None,
+        resources: Resources,
+        states: Sequence[Array] | None = None,
+        index: int = 0,
     ) -> None:
-        self._statistic, self._workers, self._tick = statistic, workers, tick
-        self.sequences = len(ids)
-        held = dict(enumerate(behind)) if behind else None
-        self._stream = Stream(model, dict(enumerate(ids)), dtype, held)
+        self.sequences, self._statistic, self._resources = len(ids), statistic, resources
+        numbered = None if states is None else dict(enumerate(states))
+        self._stream = Stream(model, dict(enumerate(ids)), resources.dtype, numbered, index)
 
-    def sums(self, index: int, weights: Weights) -> Mapping[str, Array]:
+    def sums(self, weights: Weights) -> Mapping[str, Array]:
         """Sum on the threads."""
-        stream, total, step = self._stream, dict[str, Array](), self._workers.threads
-        stream.index = index
-        states = list(stream.states.values())
-        # Sums of outer products are large: no more of them at a time.
-        for some in (states[k : k + step] for k in range(0, self.sequences, step)):
-            tasks = [partial(stream.through_with_sums, h, weights, self._statistic) for h in some]
-            for _, sums in self._workers.run(tasks, self._tick):
+        workers, total = self._resources.workers, dict[str, Array]()
+        states = list(self._stream.states.values())
+        # Sums of outer products are large: only as many at a time as there are threads.
+        for start in range(0, len(states), workers.threads):
+            passes = [
+                partial(self._stream.through_with_sums, h, weights, self._statistic)
+                for h in states[start : start + workers.threads]
+            ]
+            for _, sums in workers.run(passes, self._resources.tick):
                 add_sums(total, sums)
         return total
 
-    def advance(self, index: int, weights: Weights) -> None:
+    def advance(self, weights: Weights) -> Sequence[Array]:
         """Pass on the threads."""
-        stream, states = self._stream, self._stream.states
-        stream.states = {}
-        if index + 1 < stream.config.num_blocks:
-            passes = [partial(stream.through, h, weights) for h in states.values()]
-            stream.advance(dict(zip(states, self._workers.run(passes, self._tick), strict=True)))
-
-    def behind(self) -> Sequence[Array]:
-        """The states."""
-        return list(self._stream.states.values())
+        stream, states = self._stream, list[Array]()
+        if stream.index + 1 < stream.config.num_blocks:
+            passes = [partial(stream.through, h, weights) for h in stream.states.values()]
+            states = self._resources.workers.run(passes, self._resources.tick)
+        stream.advance(dict(enumerate(states)))
+        return states

@@ -1,4 +1,4 @@
-"""Which files of a model a pruned one takes over, how large they are, and how they are copied."""
+"""Which of a model's files are copied for the pruned model, their size, and how."""
 
 import json
 import shutil
@@ -10,31 +10,18 @@ from pathlib import Path
 
 from refimpl.loading.refused_formats import CONVERSIONS
 from refimpl.model.model import Model
-from refimpl.storage.target_checks import RECORD as RECORD  # never taken over
+from refimpl.storage.target_checks import RECORD
 
 INDEX = ".index.json"
 WEIGHTS = {".safetensors", *CONVERSIONS, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
-COMPANIONS = (  # of a file that is named itself, in a folder that may hold anything
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "README*",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
+COMPANIONS = (  # copied with a MODEL that is a file, in a folder that may hold anything
+    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
+    "README*", "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
 PIECE = 1 << 20  # bytes copied at once
-PAGE, SPARE = 1 << 12, 1 << 20  # files fill whole pages; room for the record and longer headers
+PAGE, SPARE = 1 << 12, 1 << 20  # bytes: files fill whole pages; the record and longer headers
 
 
 @dataclass(frozen=True)
@@ -43,9 +30,9 @@ class Copies:
 
     Args:
         weights: Files with its weights.
-        companions: All other files that go with them.
-        left_out: Names of what else its folder holds, folders with a slash; none are listed for a
-            file that was named itself.
+        companions: All other files that are copied.
+        left_out: Names of what else its folder holds, folders with a slash; empty for a MODEL that
+            is a file.
     """
 
     weights: Mapping[str, Path]
@@ -65,26 +52,11 @@ class Copies:
 
 
 def copies(model: Model) -> Copies:
-    """Find what a pruned model takes over from its original.
+    """Find which files of a model are copied.
 
     Of a folder: its weights, the index in use, and every file that is of no known format of
-    weights. Of a file that was named itself, the companions in `COMPANIONS`. The `config.json` that
-    was read, wherever it was, becomes `config.json`.
-
-    Args:
-        model: From `read_model`.
-
-    Returns:
-        The files.
-
-    Example:
-        >>> from refimpl import read_model
-        >>> found = copies(read_model("fixtures/llama"))
-        >>> list(found.weights), list(found.companions), found.left_out
-        ... # doctest: +NORMALIZE_WHITESPACE
-        (['model.safetensors'],
-         ['provenance.json', 'tokenizer.json', 'tokenizer_config.json', 'config.json'],
-         ('expected.safetensors',))
+    weights. Of a MODEL that is a file: the companions in `COMPANIONS`. The `config.json` that was
+    read, wherever it was, becomes `config.json`.
     """
     weights = {file.path.name: file.path for file in model.files}
     entries = sorted(model.folder.iterdir())
@@ -94,7 +66,7 @@ def copies(model: Model) -> Copies:
         for entry in entries
         if entry.is_file()
         and entry.name not in ("config.json", RECORD, *weights)
-        and (entry.name == index or _goes_along(entry, model.path.is_dir()))
+        and (entry.name == index or _is_companion(entry, model.path.is_dir()))
     }
     if model.config_path is not None:
         companions["config.json"] = model.config_path
@@ -104,15 +76,7 @@ def copies(model: Model) -> Copies:
 
 
 def copy_weights(source: Path, target: Path) -> bool:
-    """Copy a safetensors file, and add `format: pt` to its metadata if they name no format.
-
-    Args:
-        source: The file.
-        target: The new file.
-
-    Returns:
-        Whether the format was added.
-    """
+    """Copy a safetensors file; whether `format: pt` was added to its metadata."""
     with source.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = file.read(length)
@@ -127,23 +91,10 @@ def copy_weights(source: Path, target: Path) -> bool:
 
 
 def with_format(header: bytes) -> bytes:
-    """Add `format: pt` to the metadata in a safetensors header that name no format.
+    """Add `format: pt` to the metadata of a safetensors header (JSON) that name no format.
 
-    Everything else stays as it is, byte by byte; spaces in the end align the data to 8 bytes.
-
-    Args:
-        header: The JSON of a safetensors file.
-
-    Returns:
-        The header, the same if it names a format.
-
-    Source:
-        transformers (a peer), whose older versions load no file without a format; safetensors
-        aligns data so.
-
-    Example:
-        >>> with_format(b'{"w":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}  ')[:40]
-        b'{"__metadata__":{"format":"pt"},"w":{"dt'
+    Older versions of transformers load no file without a format. Everything else stays as it is,
+    byte by byte; spaces at the end align the data to 8 bytes.
     """
     text = header.decode("utf-8")
     metadata = json.loads(text).get("__metadata__")
@@ -163,25 +114,25 @@ def with_format(header: bytes) -> bytes:
 
 
 def _index(model: Model, weights: Mapping[str, Path]) -> str | None:
-    """Name of the index that led to the weights; in a folder `model.safetensors` goes before it."""
+    """The name of the index that led to the weights; `model.safetensors` has precedence."""
     if not model.path.is_dir():
         return model.path.name if model.path.name.endswith(INDEX) else None
     if "model.safetensors" in weights:
         return None
-    found = model.folder.glob(f"*.safetensors{INDEX}")
-    return next((path.name for path in found), None)  # one at most, or it had been refused
+    paths = model.folder.glob(f"*.safetensors{INDEX}")
+    return next((path.name for path in paths), None)  # at most one, or reading had refused it
 
 
-def _goes_along(entry: Path, whole_folder: bool) -> bool:
-    """Whether a file that holds none of our weights is taken over."""
+def _is_companion(entry: Path, whole_folder: bool) -> bool:
+    """Whether a file without weights of this model is copied."""
     if not whole_folder:
         return any(fnmatch(entry.name, name) for name in COMPANIONS)
     return entry.suffix.lower() not in WEIGHTS and not entry.name.endswith((INDEX, ".onnx.data"))
 
 
 def _members(text: str) -> dict[str, tuple[int, int]]:
-    """Where the value of each member of a JSON object starts and ends."""
-    decoder, found, at = json.JSONDecoder(), {}, 1
+    """The start and the end of the value of each member of a JSON object."""
+    decoder, members, at = json.JSONDecoder(), {}, 1
 
     def skip(at: int) -> int:
         while text[at] in " \t\r\n,:":
@@ -192,5 +143,5 @@ def _members(text: str) -> dict[str, tuple[int, int]]:
         key, at = decoder.raw_decode(text, at)
         start = skip(at)
         _, at = decoder.raw_decode(text, start)
-        found[key] = (start, at)
-    return found
+        members[key] = (start, at)
+    return members

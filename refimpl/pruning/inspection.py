@@ -1,4 +1,4 @@
-"""What a model's file holds: zeros of every linear, patterns, dtypes and sizes."""
+"""What a model's files hold: zeros of every linear, patterns, dtypes and sizes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, unreadable
 from refimpl.loading.file_reading import json_object
 from refimpl.model.layout import cut
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight
 from refimpl.pruners.pattern import pattern_of
-from refimpl.pruning.copied_files import RECORD
+from refimpl.storage.target_checks import RECORD
 
-WHAT = "the record that refimpl prune wrote"
+EXPECTED = "the record that refimpl prune wrote"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LinearZeros:
     Args:
         weights: All its weights.
         zeros: Those that are 0.0 or -0.0.
-        pattern: "n:m" where every m consecutive inputs have n zeros, or None.
+        pattern: "n:m" if every m consecutive inputs have n zeros, or None.
         dtype: The file's name of its dtype, such as "BF16".
     """
 
@@ -41,11 +41,11 @@ class LinearZeros:
 
 @dataclass(frozen=True)
 class Requested:
-    """What a `pruning.json` says was asked for.
+    """What a model was pruned to, by its `pruning.json`.
 
     Args:
         method: Name of the pruner.
-        sparsity: Fraction of all prunable weights; None where only a pattern is named.
+        sparsity: Fraction of all prunable weights; None if the record names only a pattern.
         pattern: "n:m", or None.
     """
 
@@ -56,7 +56,7 @@ class Requested:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model's file holds.
+    """What a model's files hold.
 
     Args:
         model: Its name.
@@ -65,7 +65,7 @@ class Inspection:
         parameters: Numbers in all tensors of the model, each tensor once.
         parameter_bytes: Their size in the files.
         files: Size of each file of weights by its name, bytes.
-        requested: What its `pruning.json` says; None without one.
+        requested: What it was pruned to, by its `pruning.json`; None without one.
     """
 
     model: str
@@ -88,26 +88,21 @@ class Inspection:
 
 
 def inspect(model: Model) -> Inspection:
-    """Count the zeros of every linear as stored, and look for their pattern.
-
-    One linear is read at a time.
+    """Count the zeros of every linear as stored, and find their pattern; reads a linear at a time.
 
     Args:
         model: From `read_model`.
 
     Returns:
-        What its file holds.
+        What its files hold.
 
     Raises:
-        RefimplError: A `pruning.json` beside it that is not whole.
-
-    Source:
-        ours.
+        RefimplError: A `pruning.json` beside it that is damaged.
 
     Example:
         >>> from refimpl import read_model
-        >>> found = inspect(read_model("fixtures/llama"))
-        >>> found.blocks[0]["q_proj"], found.requested
+        >>> inspection = inspect(read_model("fixtures/llama"))
+        >>> inspection.blocks[0]["q_proj"], inspection.requested
         (LinearZeros(weights=1024, zeros=0, pattern=None, dtype='F32'), None)
     """
     requested = _requested(model)
@@ -130,23 +125,17 @@ def inspect(model: Model) -> Inspection:
     )
 
 
-def inspection_document(found: Inspection) -> dict[str, Any]:
-    """An inspection as one JSON document.
-
-    Args:
-        found: From `inspect`.
-
-    Returns:
-        Numbers, strings, lists and objects; what is not known is null.
-    """
+def inspection_document(inspection: Inspection) -> dict[str, Any]:
+    """An inspection as one JSON document; what is unknown is null."""
+    requested = inspection.requested
     return {
-        "model": found.model,
-        "family": found.family,
-        "requested": None if found.requested is None else asdict(found.requested),
-        "parameters": found.parameters,
-        "parameter_bytes": found.parameter_bytes,
-        "files": dict(found.files),
-        **_totals(found.linears),
+        "model": inspection.model,
+        "family": inspection.family,
+        "requested": None if requested is None else asdict(requested),
+        "parameters": inspection.parameters,
+        "parameter_bytes": inspection.parameter_bytes,
+        "files": dict(inspection.files),
+        **_totals(inspection.linears),
         "blocks": [
             {
                 "index": i,
@@ -156,20 +145,13 @@ def inspection_document(found: Inspection) -> dict[str, Any]:
                     for name, linear in block.items()
                 ],
             }
-            for i, block in enumerate(found.blocks)
+            for i, block in enumerate(inspection.blocks)
         ],
     }
 
 
 def common_pattern(linears: list[LinearZeros]) -> str | None:
-    """The pattern that all of some linears have, or None.
-
-    Args:
-        linears: At least one.
-
-    Returns:
-        "n:m" or None.
-    """
+    """The pattern "n:m" that all linears (at least one) have, or None."""
     patterns = {linear.pattern for linear in linears}
     return patterns.pop() if len(patterns) == 1 else None
 
@@ -186,7 +168,7 @@ def _totals(linears: list[LinearZeros]) -> dict[str, Any]:
 
 
 def _zeros(weight: Weight) -> LinearZeros:
-    """Zeros of one linear, whose pages are given back."""
+    """Count the zeros of one linear, and give its pages back."""
     stored = weight.stored
     zero = cut(stored.array, weight.layout) == 0
     pattern = pattern_of(zero)
@@ -196,39 +178,27 @@ def _zeros(weight: Weight) -> LinearZeros:
 
 
 def read_record(model: Model) -> Mapping[str, Any] | None:
-    """The `pruning.json` beside a model.
-
-    Args:
-        model: From `read_model`.
-
-    Returns:
-        What it holds, or None where there is none.
-
-    Raises:
-        RefimplError: A record that cannot be read, or is no JSON object.
-    """
+    """What the `pruning.json` beside a model holds; None without one."""
     record = model.folder / RECORD
     try:
-        return json_object(record.read_bytes(), str(record), WHAT)
+        return json_object(record.read_bytes(), str(record), EXPECTED)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RefimplError(
-            f"{record}: cannot be read ({error.strerror})", WHAT, "check its permissions"
-        ) from error
+        raise unreadable(record, error, EXPECTED) from error
 
 
 def _requested(model: Model) -> Requested | None:
-    """What the record beside a model says was asked for."""
-    if (given := read_record(model)) is None:
+    """What a model was pruned to, by the record beside it."""
+    if (record := read_record(model)) is None:
         return None
-    method, pattern = given.get("method"), given.get("pattern")
-    sparsity: Any = given.get("requested_sparsity")
+    method, pattern = record.get("method"), record.get("pattern")
+    sparsity: Any = record.get("requested_sparsity")
     number = type(sparsity) in (int, float) and 0 <= sparsity <= 1
     if not isinstance(method, str) or not (number or isinstance(pattern, str)):
         raise RefimplError(
             f"{model.folder / RECORD}: names no method, or neither a sparsity nor a pattern",
-            WHAT,
+            EXPECTED,
             "prune the model again, or remove this file",
         )
     return Requested(method, float(sparsity) if number else None, pattern)

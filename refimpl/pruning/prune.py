@@ -1,4 +1,4 @@
-"""From a model to a pruned one: a folder like the original's, and a record of what was done."""
+"""The pruning job: from a model to a folder with a pruned one, and a record of what was done."""
 
 import time
 from collections.abc import Mapping
@@ -14,23 +14,25 @@ import numpy.typing as npt
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.targets import Targets, targets_for
 from refimpl.errors import RefimplError
-from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
-from refimpl.model.token_ids import checked_ids
+from refimpl.model.ops import Array
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruning.checkpoint import KeptBlocks
-from refimpl.pruning.copied_files import RECORD, copies
+from refimpl.pruning.calibration import CALIBRATED, Calibration, LocalCalibration, NoCalibration
+from refimpl.pruning.copied_files import copies
 from refimpl.pruning.inspection import read_record
-from refimpl.pruning.pruned_blocks import CALIBRATED, pruned_blocks
-from refimpl.pruning.pruned_files import Rewritten, rewrite
-from refimpl.pruning.remote_calibration import calibration_states
-from refimpl.running.executors import open_pool
+from refimpl.pruning.partial_pruning import PartialPruning, results_file
+from refimpl.pruning.pruned_blocks import BlockPruner, calibration_ids
+from refimpl.pruning.pruned_files import PrunedFiles, Written
+from refimpl.pruning.remote_calibration import RemoteCalibration
 from refimpl.running.memory import parse_memory
 from refimpl.running.provenance import Run, TokenFacts, identity, run_since, token_facts
-from refimpl.running.threads import Progress, Workers
+from refimpl.running.settings import Resources, Settings
+from refimpl.running.threads import Progress
 from refimpl.storage.files import write_json
 from refimpl.storage.folder import check_target, new_folder
+from refimpl.storage.partial_results import PartialResults
+from refimpl.storage.target_checks import RECORD
 from refimpl.tokens import Tokens
 
 RECORD_FORMAT = 1
@@ -45,7 +47,7 @@ class Pruning:
         family: Its family.
         pruner: How weights were chosen.
         targets: How much every linear should lose.
-        tokens: Where the calibration tokens came from; None where the method needs none.
+        tokens: Where the calibration tokens came from; None if the pruner needs none.
         written: Counts per linear, and what was copied.
         before: The `pruning.json` of a model that had been pruned before, or None.
         run: How it was computed.
@@ -56,24 +58,24 @@ class Pruning:
     pruner: Pruner
     targets: Targets
     tokens: TokenFacts | None
-    written: Rewritten
+    written: Written
     before: Mapping[str, Any] | None
     run: Run
 
     @property
     def total_weights(self) -> int:
         """Prunable weights."""
-        return sum(found.weights for block in self.written.counts for found in block.values())
+        return sum(linear.weights for block in self.written.counts for linear in block.values())
 
     @property
     def total_pruned(self) -> int:
-        """Weights decided not to stay."""
-        return sum(found.pruned for block in self.written.counts for found in block.values())
+        """Weights that the pruner removed."""
+        return sum(linear.pruned for block in self.written.counts for linear in block.values())
 
     @property
     def total_zeros(self) -> int:
         """Zeros among the prunable weights of the new file."""
-        return sum(found.zeros for block in self.written.counts for found in block.values())
+        return sum(linear.zeros for block in self.written.counts for linear in block.values())
 
 
 def check_prune(
@@ -82,25 +84,17 @@ def check_prune(
     inputs: Mapping[str, Path | None],
     force: bool,
     resume: bool = False,
-    kept_bytes: int = 0,
+    partial_bytes: int = 0,
 ) -> None:
-    """Refuse, before any work, a folder that could not be written or would damage something.
+    """Refuse, before any work, a folder that cannot be written or that would damage an input.
 
-    Args:
-        model: The model.
-        out: The folder to be made.
-        inputs: Other files that are read, by what to call them.
-        force: Whether an existing folder is replaced.
-        resume: Whether a run that was killed is taken up.
-        kept_bytes: Room for what is kept for the case of a kill.
-
-    Raises:
-        RefimplError: See `folder.check_target`.
+    `inputs` are other files that are read, by what to call them; `partial_bytes` is the room that
+    partial results take.
     """
     files = copies(model)
     of_model = {f"the model's {name}": path for name, path in files.files.items()}
-    known = {"the model": model.path, **of_model, **inputs}
-    check_target(out, known, force, files.needed_bytes + kept_bytes, resume)
+    read = {"the model": model.path, **of_model, **inputs}
+    check_target(out, read, force, files.needed_bytes + partial_bytes, resume)
 
 
 def prune(
@@ -121,114 +115,118 @@ def prune(
 ) -> Pruning:
     """Prune a model into a new folder, which appears whole or not at all.
 
+    Each block is pruned on inputs that passed the pruned blocks before it, the block itself dense.
+
     Args:
         model: From `read_model`; its files are not touched.
         out: The new folder.
         target: How much every linear loses: an allocation for this model, or a pattern.
         pruner: How weights are chosen; Wanda if None.
-        tokens: Calibration tokens; None for methods that look at weights alone.
+        tokens: Calibration tokens; None for pruners that look at weights alone.
         force: Whether an existing folder of models is replaced.
-        resume: Whether a run of the same that was killed is taken up, after its last whole block.
-        keep: Whether what is found outlives an error of the input or the disk; `resume` if None.
-        dtype: Of the forward passes; statistics, scores and SparseGPT are float64.
+        resume: Whether to continue an interrupted run of the same, after its last whole block.
+        keep: Whether partial results outlive an error of the input or the disk; `resume` if None.
+        dtype: Dtype of the forward passes; statistics, scores and SparseGPT are float64.
         threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
         executor: Where the passes run and the linears of a block are pruned, as for `score`.
         progress: Called with the block passes done and in all.
 
     Returns:
-        Requested and achieved counts, and how they were made; the same is in `pruning.json`.
+        Requested and achieved counts, and how they came about; `pruning.json` holds the same.
 
     Raises:
         RefimplError: An output that cannot be written, or would damage the input; an allocation for
-            a model of other sizes; tokens the model cannot read, or more of them than memory holds
-            (on threads); NaN or Inf among the weights; a Hessian that is not positive definite;
-            what an earlier run left, without `resume`, or of another run.
+            a model of other sizes; tokens that are missing, that the model cannot read, or whose
+            states exceed `memory` (on threads); NaN or Inf among the weights; a Hessian that is not
+            positive definite; partial results, without `resume` or of another run.
 
     Source:
-        docs/explanation/method.md, section 7 (Wanda, SparseGPT: peers).
+        docs/explanation/method.md, section 7 (Wanda, SparseGPT: sequential pruning).
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from refimpl import read_model
         >>> model = read_model("fixtures/llama")
         >>> with TemporaryDirectory() as folder:
-        ...     done = prune(model, f"{folder}/out", Pattern(2, 4), Pruner("magnitude"))
-        >>> done.total_pruned, done.total_weights
+        ...     pruning = prune(model, f"{folder}/out", Pattern(2, 4), Pruner("magnitude"))
+        >>> pruning.total_pruned, pruning.total_weights
         (14592, 29184)
     """
-    pruner, out = pruner or Pruner(), Path(out)
-    targets = targets_for(target, model.config.linear_shapes, model.config.num_blocks)
-    started, config, budget = time.perf_counter(), model.config, parse_memory(memory)
-    if np.dtype(dtype) not in (np.float32, np.float64):
-        raise RefimplError(f"dtype {dtype}", "float32 or float64", "choose one of these")
-    statistic, here = CALIBRATED.get(pruner.method), executor in (None, "threads")
-    ids = None if statistic is None or tokens is None else checked_ids(tokens.ids, config)
-    held = 0 if ids is None else ids.size * config.hidden_size * np.dtype(dtype).itemsize
-    check_prune(model, out, {}, force, resume, (2 if here else 3) * held)
-    if ids is not None and here and 2 * held > budget:
+    pruner, out, config, started = pruner or Pruner(), Path(out), model.config, time.perf_counter()
+    settings = Settings(dtype, threads, memory, executor, progress)
+    targets = targets_for(target, config.linear_shapes, config.num_blocks)
+    ids = calibration_ids(model, pruner, None if tokens is None else tokens.ids)
+    facts = None if ids is None or tokens is None else token_facts(tokens)
+    local = executor in (None, "threads")
+    state_bytes = 0 if ids is None else ids.size * config.hidden_size * np.dtype(dtype).itemsize
+    check_prune(model, out, {}, force, resume, (2 if local else 3) * state_bytes)
+    if ids is not None and local and 2 * state_bytes > (budget := parse_memory(memory)):
         raise RefimplError(
             f"memory of {budget} bytes does not hold the calibration's residual states",
-            f"{2 * held} bytes: {len(ids)} x {ids.shape[1]} tokens, before and after a block",
-            f"use --memory {2 * held} or more, or fewer --samples",
+            f"{2 * state_bytes} bytes: {len(ids)} x {ids.shape[1]} tokens, before and after a "
+            "block",
+            f"use --memory {2 * state_bytes} or more, or fewer --samples",
         )
     model.check_finite(dtype)
-    before = read_record(model)
-    run = _identity(model, targets, pruner, None if ids is None else tokens, dtype)
+    before, run = read_record(model), _identity(model, targets, pruner, facts, dtype)
     with (
-        loud(dtype),
-        Workers(threads) as workers,
-        open_pool(executor, threads) as where,
+        settings.open({}) as resources,
         new_folder(out, force, resume, resume if keep is None else keep) as folder,
-        KeptBlocks(folder, run) as kept,
+        PartialResults[str, Any](results_file(folder), run, resume=True) as results,
     ):
-        first = len(kept.counts)
-        done, total = 0, (2 * (config.num_blocks - first) - 1) * (0 if ids is None else len(ids))
-
-        def tick() -> None:
-            nonlocal done
-            done += 1
-            progress(done, total)
-
-        calibration = None
-        if ids is not None and statistic is not None:
-            calibration = calibration_states(
-                model, ids, statistic, workers, dtype, tick, where, kept, folder
-            )
-        found = pruned_blocks(
-            model,
-            targets,
-            pruner,
-            ids,
-            workers,
-            dtype,
-            first=first,
-            calibration=calibration,
-            engine=where,
-            scratch=kept.folder,
-        )
-        blocks = ((block.index, block.linears) for block in found)
-        behind = tuple if calibration is None else calibration.behind
-        written = rewrite(model, folder, blocks, kept, behind)
+        partial = PartialPruning(folder, results)
+        files = PrunedFiles(model, folder, partial.format_added)
+        if partial.format_added is None:
+            partial.add_copies(files.format_added)
+        counts = partial.counts
+        calibration = _calibration(model, ids, pruner, resources, partial, files)
+        passes = 2 * (config.num_blocks - len(counts)) - 1
+        resources.total = passes * calibration.sequences
+        block_pruner = BlockPruner(model, targets, pruner, calibration, resources, partial.folder)
+        for i in range(len(counts), config.num_blocks):
+            block = block_pruner.block(i)
+            counts[i] = files.write(i, block.linears)
+            states = calibration.advance(block.weights)
+            partial.add(i, counts[i], states)
+            del block, states  # so that no more than one block is in memory
         pruning = Pruning(
             model.name,
             config.family,
             pruner,
             targets,
-            None if ids is None or tokens is None else token_facts(tokens),
-            written,
+            facts,
+            files.written(counts),
             before,
-            run_since(started, dtype, workers, budget),
+            run_since(started, dtype, resources.workers, resources.memory),
         )
         write_json(folder / RECORD, record(pruning))
     return pruning
+
+
+def _calibration(
+    model: Model,
+    ids: Array | None,
+    pruner: Pruner,
+    resources: Resources,
+    partial: PartialPruning,
+    files: PrunedFiles,
+) -> Calibration:
+    """The sequences before the first block that is not pruned yet."""
+    if ids is None:
+        return NoCalibration()
+    statistic = CALIBRATED[pruner.method]
+    if resources.pool.executor is not None:
+        return RemoteCalibration(model, ids, statistic, resources, partial, files)
+    states = partial.states((ids.shape[1], model.config.hidden_size), resources.dtype)
+    return LocalCalibration(model, ids, statistic, resources, states, len(partial.counts))
 
 
 def _identity(
     model: Model,
     targets: Targets,
     pruner: Pruner,
-    tokens: Tokens | None,
+    tokens: TokenFacts | None,
     dtype: npt.DTypeLike,
 ) -> dict[str, Any]:
     """Everything that the new model depends on."""
@@ -236,25 +234,14 @@ def _identity(
     return identity(model) | {
         "command": "prune",
         "pruner": asdict(pruner),
-        "targets": [
-            str(targets.pattern),
-            targets.compat,
-            sha256(counts).hexdigest(),
-        ],
+        "targets": [str(targets.pattern), targets.compat, sha256(counts).hexdigest()],
         "tokens": tokens and tokens.sha256,
         "dtype": np.dtype(dtype).name,
     }
 
 
 def record(pruning: Pruning) -> dict[str, Any]:
-    """What `pruning.json` holds.
-
-    Args:
-        pruning: What was done.
-
-    Returns:
-        Numbers, strings, lists and objects.
-    """
+    """What `pruning.json` holds."""
     written, pruner, targets = pruning.written, pruning.pruner, pruning.targets
     total = {
         "total_weights": pruning.total_weights,
@@ -283,9 +270,9 @@ def record(pruning: Pruning) -> dict[str, Any]:
                         "name": name,
                         "sparsity": float(targets.linear_sparsity[i, j]),
                         "requested": int(targets.linear_pruned[i, j]),
-                        **asdict(found),
+                        **asdict(linear),
                     }
-                    for j, (name, found) in enumerate(block.items())
+                    for j, (name, linear) in enumerate(block.items())
                 ],
             }
             for i, block in enumerate(written.counts)

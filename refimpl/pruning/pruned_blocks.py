@@ -1,29 +1,25 @@
-"""A model pruned block by block, each block calibrated behind the pruned ones before it."""
+"""A model pruned block by block, each block calibrated on inputs that passed the pruned ones."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.allocation.targets import Targets
 from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import Statistic, sum_of_outer_products, sum_of_squares
+from refimpl.model.statistics import INPUT_OF
+from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.decision import Pruner
-from refimpl.pruning.calibration import Calibration, HeldStates
-from refimpl.pruning.pruned_files import PrunedLinear
-from refimpl.pruning.pruned_linears import prune_linears
-from refimpl.running.executors import LOCAL, Pool
-from refimpl.running.threads import Workers
-
-CALIBRATED: Mapping[str, Statistic] = {
-    "wanda": sum_of_squares,
-    "sparsegpt": sum_of_outer_products,
-}
+from refimpl.pruning.calibration import CALIBRATED, Calibration, LocalCalibration, NoCalibration
+from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear, stored_weight
+from refimpl.running.settings import Resources
+from refimpl.running.work_units import results
+from refimpl.storage.arrays import sent
 
 
 @dataclass(frozen=True)
@@ -32,10 +28,10 @@ class PrunedBlock:
 
     Args:
         index: Which block, from 0.
-        linears: What became of its linears.
-        weights: All its weights by our names, as the file will hold them, in the dtype of the
+        linears: Its linears by name.
+        weights: All its weights by our names, as the file holds them, in the dtype of the
             computation.
-        sums: The statistic of what its linears read, by trace point; empty without one.
+        sums: The statistic of what its linears read, by trace point; empty without calibration.
     """
 
     index: int
@@ -44,64 +40,99 @@ class PrunedBlock:
     sums: Mapping[str, Array]
 
 
-def pruned_blocks(
-    model: Model,
-    targets: Targets,
-    pruner: Pruner,
-    ids: Array | None,
-    workers: Workers,
-    dtype: npt.DTypeLike = np.float32,
-    tick: Callable[[], None] = lambda: None,
-    *,
-    first: int = 0,
-    calibration: Calibration | None = None,
-    engine: Pool = LOCAL,
-    scratch: Path | None = None,
-) -> Iterator[PrunedBlock]:
-    """Prune a model block by block.
-
-    Statistics of a block come from inputs that passed the pruned blocks before it, the block
-    itself still dense; in memory are one block and the calibration's residual states.
+@dataclass(frozen=True)
+class BlockPruner:
+    """Decides on the linears of one block after another; the one place where a block is pruned.
 
     Args:
         model: The model.
         targets: How much every linear loses.
         pruner: How weights are chosen.
-        ids: Calibration ids, [N, S]; None for methods that look at weights alone.
-        workers: Threads.
-        dtype: Of the computation; statistics, scores and SparseGPT are float64.
-        tick: Called after each block pass of a sequence.
-        first: The first block to prune; those before it are done.
-        calibration: The sequences before the first block; made of the ids, and on the threads, if
-            None.
-        engine: Where the linears of a block are pruned.
-        scratch: A folder that all workers see, for sums of outer products on their way to them.
-
-    Yields:
-        The blocks, in order.
-
-    Raises:
-        RefimplError: No ids for a method that needs them; statistics that are not finite; a
-            Hessian that is not positive definite (named).
-
-    Source:
-        Wanda and SparseGPT (peers, confirmed): sequential pruning.
+        calibration: The sequences before the block that is pruned next.
+        resources: Dtype, threads and pool; statistics, scores and SparseGPT are float64.
+        scratch: A folder that all workers can read, for sums that are matrices.
     """
-    config, statistic = model.config, CALIBRATED.get(pruner.method)
-    if statistic is not None and calibration is None:
-        if ids is None:
-            raise RefimplError(
-                f"{pruner.method} without calibration tokens", "token ids", "give tokens"
+
+    model: Model
+    targets: Targets
+    pruner: Pruner
+    calibration: Calibration
+    resources: Resources
+    scratch: Path | None = None
+
+    def block(self, index: int) -> PrunedBlock:
+        """Prune a block; its statistics are those of the dense block."""
+        dtype = self.resources.dtype
+        weights = self.model.block(index, dtype, self.resources.workers.map)
+        sums = self.calibration.sums(weights)
+        linears = self._linears(index, weights, sums)
+        weights |= {f"{n}.weight": x.stored.astype(dtype, copy=False) for n, x in linears.items()}
+        return PrunedBlock(index, linears, weights, sums)
+
+    def _linears(
+        self, index: int, weights: Weights, sums: Mapping[str, Array]
+    ) -> dict[str, PrunedLinear]:
+        """Prune the linears of a block, each on its own: on the threads, or in work units."""
+        model, workers, pool = self.model, self.resources.workers, self.resources.pool
+        inputs: Mapping[str, Array | str] = sums
+        if pool.executor is not None and self.scratch is not None:
+            inputs = {p: sent(x, self.scratch / f"sums-{p}") for p, x in sums.items()}
+        units = [
+            LinearUnit(
+                index,
+                j,
+                name,
+                self.targets.goal(index, j),
+                self.targets.compat,
+                self.pruner,
+                inputs.get(INPUT_OF[name]),
+                self.calibration.sequences,
+                self.resources.dtype,
             )
-        calibration = HeldStates(model, ids, statistic, workers, dtype, tick)
-    sequences = 0 if calibration is None else calibration.sequences
-    for i in range(first, config.num_blocks):
-        weights = model.block(i, dtype, workers.map)
-        sums = {} if calibration is None else calibration.sums(i, weights)
-        found = prune_linears(
-            model, i, weights, sums, sequences, targets, pruner, workers, engine, scratch
+            for j, name in enumerate(model.config.linear_shapes)
+        ]
+        if pool.executor is None:
+            # The largest first: threads end together, and hold fewer results beside their scores.
+            order = sorted(units, key=lambda unit: -unit.cost(model.config))
+            dense = {unit.name: weights[f"{unit.name}.weight"] for unit in units}
+            futures = {
+                unit.name: workers.submit(partial(unit.pruned, model, dense[unit.name]))
+                for unit in order
+            }
+            return {unit.name: futures[unit.name].result() for unit in units}
+        pruned: dict[str, PrunedLinear] = {}
+        for unit, (bits, stored) in results(units, model, pool, workers, lambda cost: None):
+            shape = model.config.linear_shapes[unit.name]
+            keep = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
+            if stored is None:
+                stored = stored_weight(model, index, unit.name, keep)
+            pruned[unit.name] = PrunedLinear(keep, stored)
+        return {unit.name: pruned[unit.name] for unit in units}
+
+
+def calibration_ids(model: Model, pruner: Pruner, ids: Array | None) -> Array | None:
+    """The checked calibration ids [N, S] of a pruner that needs some, or None."""
+    if pruner.method not in CALIBRATED:
+        return None
+    if ids is None:
+        raise RefimplError(
+            f"{pruner.method} without calibration tokens",
+            "token ids: the pruner looks at the inputs of linears",
+            "pass tokens, or use magnitude or random",
         )
-        weights |= {f"{name}.weight": new for name, (_, new) in found.items()}
-        if calibration is not None:
-            calibration.advance(i, weights)
-        yield PrunedBlock(i, {name: linear for name, (linear, _) in found.items()}, weights, sums)
+    return checked_ids(ids, model.config)
+
+
+def pruned_blocks(
+    model: Model, targets: Targets, pruner: Pruner, ids: Array | None, resources: Resources
+) -> Iterator[PrunedBlock]:
+    """Prune a model in memory, block by block; ids [N, S] may be None without calibration."""
+    ids = calibration_ids(model, pruner, ids)
+    calibration: Calibration = NoCalibration()
+    if ids is not None:
+        calibration = LocalCalibration(model, ids, CALIBRATED[pruner.method], resources)
+    block_pruner = BlockPruner(model, targets, pruner, calibration, resources)
+    for i in range(model.config.num_blocks):
+        block = block_pruner.block(i)
+        calibration.advance(block.weights)
+        yield block

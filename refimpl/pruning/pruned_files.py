@@ -1,49 +1,47 @@
-"""The pruned model's files: the original's bytes, but for the linears that were pruned."""
+"""The pruned model's files: the original's bytes, except for the linears that were pruned."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.loading.checkpoint import read_model
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model.layout import cut, join
 from refimpl.model.model import Model
-from refimpl.model.ops import Array
-from refimpl.model.weight import count_bad
-from refimpl.pruning.checkpoint import Counts as Counts
-from refimpl.pruning.checkpoint import KeptBlocks
-from refimpl.pruning.copied_files import Copies, copies, copy_weights
-
-Shared = Mapping[str, Sequence[str]]
-"""Our names of the weights in each stored tensor, in the order of their rows."""
+from refimpl.pruning.copied_files import copies, copy_weights
+from refimpl.pruning.pruned_linears import PrunedLinear
 
 
 @dataclass(frozen=True)
-class PrunedLinear:
-    """What pruning decided about one linear.
+class Counts:
+    """Weights of one linear: ``zeros = pruned + kept_zeros``.
 
     Args:
-        keep: [out, in], True = stays.
-        weight: [out, in], new values of those that stay, of any float dtype; None leaves them as
-            they are stored.
+        weights: All of them.
+        pruned: Those that the pruner removed.
+        zeros: Zeros in the new file, read back from it; -0.0 is one.
+        kept_zeros: Weights that stay and are zero: they were, or the stored dtype made them so.
     """
 
-    keep: Array
-    weight: Array | None = None
+    weights: int
+    pruned: int
+    zeros: int
+    kept_zeros: int
 
 
 @dataclass(frozen=True)
-class Rewritten:
-    """What was written.
+class Written:
+    """What the new folder holds.
 
     Args:
-        counts: Per block, of every linear that was pruned.
+        counts: Per block, of every linear.
         companions: Names of the files that were copied as they are, sorted.
-        left_out: Names of what was in the model's folder and is not in the new one.
-        format_added: Files whose metadata got `format: pt`, which older transformers ask for.
+        left_out: Names of what the model's folder holds and the new one does not.
+        format_added: Files whose metadata got `format: pt`, which older transformers require.
     """
 
     counts: tuple[Mapping[str, Counts], ...]
@@ -52,177 +50,91 @@ class Rewritten:
     format_added: tuple[str, ...]
 
 
-def rewrite(
-    model: Model,
-    into: Path,
-    blocks: Iterable[tuple[int, Mapping[str, PrunedLinear]]],
-    kept: KeptBlocks | None = None,
-    states: Callable[[], Sequence[Array]] = tuple,
-) -> Rewritten:
-    """Copy a model's files, and write the pruned linears of each block over the copies.
+class PrunedFiles:
+    """The new model's files: copies, over which the pruned linears of each block are written.
 
     Names, order, dtypes, shapes and offsets of all tensors stay, and every byte of those that hold
-    no pruned linear. One block is in memory at a time.
+    no pruned linear.
 
     Args:
-        model: From `read_model`.
-        into: An empty folder, or what an earlier run left.
-        blocks: Index of each block and its pruned linears by name, once each; in any order, unless
-            they are kept. None of those that are done.
-        kept: Keeps what is done, and says what an earlier run did.
-        states: What to keep with the block that came last.
-
-    Returns:
-        Counts, and what was copied.
-
-    Raises:
-        RefimplError: A decision of another shape than its linear, new weights that the stored
-            dtype cannot hold, a linear that shares its tensor with something else.
-        OSError: A file that cannot be read or written.
-        ValueError: Blocks that are missing or come twice.
-
-    Source:
-        The format: safetensors (a peer), whose library checks each copy's header here and reads
-        the results in the tests.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from refimpl import read_model
-        >>> model = read_model("fixtures/llama")
-        >>> keep = np.tile([True, False], (32, 16))   # every other input of q_proj goes
-        >>> with TemporaryDirectory() as folder:
-        ...     blocks = ((i, {"q_proj": PrunedLinear(keep)}) for i in range(4))
-        ...     rewrite(model, Path(folder), blocks).counts[3]["q_proj"]
-        Counts(weights=1024, pruned=512, zeros=512, kept_zeros=0)
+        model: The original.
+        folder: An empty folder, or what an earlier run left.
+        format_added: What the earlier run that copied all files has added; None if there is none.
     """
-    plan = copies(model)
-    for path in into.iterdir():
-        if path.name not in plan.files:  # a record that a killed run was about to write
-            path.unlink()
-    added = None if kept is None else kept.added
-    if added is None:
-        added = _copied(plan, into)
-        if kept is not None:
-            kept.copied(added)
-    files = {file.path: SafetensorsFile(into / file.path.name) for file in model.files}
-    shared = _shared(model)
-    counts: dict[int, Mapping[str, Counts]] = {} if kept is None else kept.counts
-    for index, linears in blocks:
-        if index in counts:
-            raise ValueError(f"block {index} came twice")
-        counts[index] = _write_block(model, index, linears, files, shared)
-        for file in (*model.files, *files.values()):
+
+    def __init__(
+        self, model: Model, folder: Path, format_added: Sequence[str] | None = None
+    ) -> None:
+        self.copies, self._model, self._folder = copies(model), model, folder
+        for path in folder.iterdir():
+            if path.name not in self.copies.files:  # a record that a killed run was writing
+                path.unlink()
+        self.format_added = tuple(self._copy() if format_added is None else format_added)
+        self._files = {file.path: SafetensorsFile(folder / file.path.name) for file in model.files}
+        # Our names of the weights in each stored tensor, in the order of their rows.
+        self._names_in = dict[str, list[str]]()
+        for name, weight in sorted(model.weights.items(), key=lambda item: item[1].layout.index):
+            self._names_in.setdefault(weight.stored.name, []).append(name)
+
+    def open(self) -> Model:
+        """Open the new model, as far as it is pruned."""
+        model, config = self._model, self._folder / "config.json"
+        path = self._folder if model.path.is_dir() else self._folder / model.path.name
+        return read_model(path, None if model.config_path is None else config)
+
+    def write(self, block: int, linears: Mapping[str, PrunedLinear]) -> dict[str, Counts]:
+        """Write the pruned linears of a block, and count what the files hold then."""
+        ours = {f"blocks.{block}.{name}.weight": linear for name, linear in linears.items()}
+        counts: dict[str, Counts] = {}
+        for tensor in dict.fromkeys(self._model.weights[name].stored.name for name in ours):
+            counts |= self._write_tensor(tensor, block, ours)
+        for file in (*self._model.files, *self._files.values()):
             file.release()
-        if kept is not None:
-            kept.add(index, counts[index], states())
-    if set(counts) != set(range(model.config.num_blocks)):
-        raise ValueError(f"of {model.config.num_blocks} blocks, {sorted(counts)} came")
-    return Rewritten(
-        tuple(counts[i] for i in range(model.config.num_blocks)),
-        tuple(sorted(plan.companions)),
-        plan.left_out,
-        added,
-    )
+        return {name: counts[f"blocks.{block}.{name}.weight"] for name in linears}
 
+    def written(self, counts: Mapping[int, Mapping[str, Counts]]) -> Written:
+        """What the folder holds, with the counts of all blocks."""
+        plan = self.copies
+        of_blocks = tuple(counts[i] for i in sorted(counts))
+        return Written(of_blocks, tuple(sorted(plan.companions)), plan.left_out, self.format_added)
 
-def _copied(plan: Copies, into: Path) -> tuple[str, ...]:
-    """Copy all files; names of those whose metadata got a format."""
-    added = tuple(name for name, path in plan.weights.items() if copy_weights(path, into / name))
-    for name, path in plan.companions.items():
-        shutil.copyfile(path, into / name)
-    return added
+    def _copy(self) -> list[str]:
+        """Copy all files; returns the names of those whose metadata got a format."""
+        weights, companions = self.copies.weights.items(), self.copies.companions.items()
+        added = [name for name, path in weights if copy_weights(path, self._folder / name)]
+        for name, path in companions:
+            shutil.copyfile(path, self._folder / name)
+        return added
 
-
-def stored_weight(model: Model, block: int, linear: str, pruned: PrunedLinear) -> Array:
-    """Return a linear's weights as the new file will hold them.
-
-    ``W'_ij = keep_ij ? round(weight_ij) : +0``, rounded to the stored dtype, half to even.
-
-    Args:
-        model: From `read_model`.
-        block: The block, from 0.
-        linear: Name of the linear.
-        pruned: What was decided.
-
-    Returns:
-        [out, in], in the stored dtype.
-
-    Raises:
-        RefimplError: Another shape than the linear's, or new weights that are NaN or Inf, or
-            become so in the stored dtype.
-
-    Source:
-        ours; float64 goes to bfloat16 by way of float32, as in torch (a peer).
-    """
-    name = f"blocks.{block}.{linear}"
-    weight = model.weights[f"{name}.weight"]
-    stored = cut(weight.stored.array, weight.layout)
-    new = stored if pruned.weight is None else pruned.weight
-    if pruned.keep.shape != stored.shape or new.shape != stored.shape or pruned.keep.dtype != bool:
-        raise RefimplError(
-            f"{name}: keep {pruned.keep.dtype} {list(pruned.keep.shape)}, weights "
-            f"{list(new.shape)}",
-            f"both {list(stored.shape)}, keep of bool",
-            "decide about this model's linears",
-        )
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # looked for right after
-        values = np.where(pruned.keep, new.astype(stored.dtype, copy=False), stored.dtype.type(0))
-    if pruned.weight is not None and (bad := count_bad(values)):
-        raise RefimplError(
-            f"{name}: {bad} of {values.size} new weights are NaN, Inf, or beyond "
-            f"{stored.dtype.name}",
-            f"weights within the range of {stored.dtype.name}",
-            "use a greater damping, or convert the model to bfloat16 or float32 first",
-        )
-    return values
-
-
-def _shared(model: Model) -> Shared:
-    """Our names of the weights in each stored tensor, in the order of their rows."""
-    found: dict[str, list[str]] = {}
-    for name, weight in sorted(model.weights.items(), key=lambda item: item[1].layout.index):
-        found.setdefault(weight.stored.name, []).append(name)
-    return found
-
-
-def _write_block(
-    model: Model,
-    block: int,
-    linears: Mapping[str, PrunedLinear],
-    files: Mapping[Path, SafetensorsFile],
-    shared: Shared,
-) -> dict[str, Counts]:
-    """Write the tensors that hold a block's pruned linears, and count what is in the file then."""
-    ours = {f"blocks.{block}.{linear}.weight": linear for linear in linears}
-    counts: dict[str, Counts] = {}
-    for tensor in dict.fromkeys(model.weights[name].stored.name for name in ours):
-        names = shared[tensor]
-        weights = [model.weights[name] for name in names]
+    def _write_tensor(
+        self, tensor: str, block: int, ours: Mapping[str, PrunedLinear]
+    ) -> dict[str, Counts]:
+        """Write one stored tensor, and count each pruned linear that it holds."""
+        names = self._names_in[tensor]
+        weights = [self._model.weights[name] for name in names]
         stored, layout = weights[0].stored, weights[0].layout
         alone = all(name.startswith(f"blocks.{block}.") for name in names)
         if not alone or [w.layout.index for w in weights] != list(range(max(1, len(layout.rows)))):
             raise RefimplError(
                 f"{stored.file.path}: {tensor} holds {', '.join(names)}",
-                "linears that share their tensor with none but linears of their block",
+                "linears that share their tensor with nothing but linears of their block",
                 "save the model with a tensor for each",
             )
         parts = [
-            stored_weight(model, block, ours[name], linears[ours[name]])
-            if name in ours
-            else cut(stored.array, weight.layout)
+            ours[name].stored if name in ours else cut(stored.array, weight.layout)
             for name, weight in zip(names, weights, strict=True)
         ]
-        copy = files[stored.file.path].tensors[tensor]
+        copy = self._files[stored.file.path].tensors[tensor]
         with copy.file.path.open("r+b") as file:
             file.seek(copy.offset)
             file.write(join(parts, layout).reshape(-1).view(np.uint8).data)
-        for name, weight, part in zip(names, weights, parts, strict=True):
-            if name in ours:
-                keep = linears[ours[name]].keep
-                counts[ours[name]] = Counts(
-                    weights=keep.size,
-                    pruned=keep.size - int(np.count_nonzero(keep)),
-                    zeros=int(np.count_nonzero(cut(copy.array, weight.layout) == 0)),
-                    kept_zeros=int(np.count_nonzero((part == 0) & keep)),
-                )
-    return {name: counts[name] for name in linears}
+        return {
+            name: Counts(
+                weights=part.size,
+                pruned=part.size - int(np.count_nonzero(ours[name].keep)),
+                zeros=int(np.count_nonzero(cut(copy.array, weight.layout) == 0)),
+                kept_zeros=int(np.count_nonzero((part == 0) & ours[name].keep)),
+            )
+            for name, weight, part in zip(names, weights, parts, strict=True)
+            if name in ours
+        }

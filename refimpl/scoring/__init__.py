@@ -1,1 +1,1 @@
-"""The experiment over a whole model: states, journeys, measurements, and `score`."""
+"""The experiment over a whole model: perturbed states, measurements, signals, and `score`."""

@@ -1,6 +1,6 @@
 """OWL's and DLP's signals of the dense model, in units of blocks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,13 +13,16 @@ from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.pruners.scores import wanda_score
+from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
+from refimpl.running.work_units import Tick, results
+from refimpl.scoring.dense_statistics import Moments
 
 PIECE = 1 << 16  # scores computed at a time: they stay in a core's cache
 
 
 class BlockScores(Sequence[Array]):
-    """Wanda scores of a block's linears, some rows at a time, each computed when asked for."""
+    """Wanda scores of a block's linears, a few rows at a time, each computed when asked for."""
 
     def __init__(self, weights: Weights, moments: Mapping[str, Array]) -> None:
         self._pieces = [
@@ -38,7 +41,7 @@ class BlockScores(Sequence[Array]):
 
 @dataclass(frozen=True)
 class BlockSignals:
-    """The signals of one block.
+    """The signals of one block: a work unit.
 
     Args:
         block: The block.
@@ -55,19 +58,41 @@ class BlockSignals:
     dtype: npt.DTypeLike = np.float32
 
     def cost(self, config: Config) -> float:
-        """Blocks."""
-        return 1
+        """Nothing: beside the passes, the signals take no time worth reporting."""
+        return 0
 
-    def run(
-        self, model: Model, workers: Workers, tick: Callable[[float], None]
-    ) -> tuple[float, float]:
+    def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[float, float]:
         """OWL's D and DLP's u."""
         scores = BlockScores(model.block(self.block, self.dtype, workers.map), self.moments)
-        outliers, typical = workers.run(
-            [
-                partial(owl_outlier_percent, scores, self.owl_m),
-                partial(dlp_score, scores, "median" if self.dlp_statistic == "median" else "mean"),
-            ]
-        )
-        tick(1)
-        return outliers, typical
+        owl = partial(owl_outlier_percent, scores, self.owl_m)
+        dlp = partial(dlp_score, scores, "median" if self.dlp_statistic == "median" else "mean")
+        outliers, score = workers.run([owl, dlp])
+        return outliers, score
+
+
+def activation_signals(
+    model: Model, moments: Moments, owl_m: float, dlp_statistic: str, resources: Resources
+) -> tuple[Array, Array]:
+    """Compute OWL's and DLP's signals of every block.
+
+    Args:
+        model: The dense model.
+        moments: Wanda's statistic per block and linear, [in].
+        owl_m: Multiple of the mean above which a score is an outlier.
+        dlp_statistic: "mean" or "median".
+        resources: What it runs on; only the dtype changes the numbers.
+
+    Returns:
+        OWL's D and DLP's u, both [L].
+
+    Source:
+        OWL, DLP and Wanda (peers, confirmed by running them).
+    """
+    units = (
+        BlockSignals(i, of_block, owl_m, dlp_statistic, resources.dtype)
+        for i, of_block in enumerate(moments)
+    )
+    owl, dlp = np.zeros((2, model.config.num_blocks))
+    for unit, signals in results(units, model, resources.pool, resources.workers, resources.tick):
+        owl[unit.block], dlp[unit.block] = signals
+    return owl, dlp

@@ -1,9 +1,8 @@
-"""The dense model: inputs of every linear on the tokens, spectra, and the signals made of them."""
+"""What the linears of the dense model read: one pass over all tokens, in units of sequences."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,43 +10,23 @@ import numpy.typing as npt
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums, second_moments, sum_of_squares
+from refimpl.model.statistics import INPUT_OF, add_sums, second_moments, sum_of_squares
 from refimpl.model.stream import Stream
-from refimpl.running.executors import LOCAL, Pool
+from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
-from refimpl.running.work_units import InOrder, results
-from refimpl.scoring.activation_signals import BlockSignals
+from refimpl.running.work_units import InOrder, Tick, results
+from refimpl.scoring.grouping import state_bytes
 from refimpl.scoring.measurements import Squares
-from refimpl.scoring.memory import read_together
-from refimpl.scoring.spectra import Spectra as Spectra
-from refimpl.scoring.spectra import spectra as spectra
-from refimpl.storage.partial_results import PartialResults
 
-KEPT = 8  # sequences per thread read together where their sums are kept
+SEQUENCES_AT_RISK = 8  # per thread, in a unit whose partial results are kept: a kill loses it
 
-
-@dataclass(frozen=True)
-class Profile:
-    """Signals of the dense model.
-
-    Args:
-        moments: Wanda's statistic per block and linear, [in].
-        owl_m: Multiple of the mean above which a score is an outlier.
-        owl_outlier_percent: OWL's D per block, [L].
-        dlp_statistic: "mean" or "median".
-        dlp_score: DLP's u per block, [L].
-    """
-
-    moments: tuple[Mapping[str, Array], ...]
-    owl_m: float
-    owl_outlier_percent: Array
-    dlp_statistic: str
-    dlp_score: Array
+Moments = tuple[Mapping[str, Array], ...]
+"""Wanda's statistic per block and linear, [in]."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Some sequences on their way through the dense model.
+class DenseSequences:
+    """Sequences on their way through the dense model: a work unit.
 
     Args:
         ids: Token ids of each, [S], by number of the sequence.
@@ -61,9 +40,7 @@ class Reading:
         """Block passes."""
         return len(self.ids) * config.num_blocks
 
-    def run(
-        self, model: Model, workers: Workers, tick: Callable[[float], None]
-    ) -> dict[int, Squares]:
+    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[int, Squares]:
         """Sums of squares of the linears' inputs, by number of the sequence."""
         stream = Stream(model, self.ids, self.dtype)
         squares: dict[int, Squares] = dict.fromkeys(self.ids, ())
@@ -80,93 +57,77 @@ class Reading:
         return squares
 
 
-def dense_squares(
-    model: Model,
-    ids: Array,
-    workers: Workers,
-    memory: int,
-    dtype: npt.DTypeLike = np.float32,
-    tick: Callable[[float], None] = lambda units: None,
-    *,
-    engine: Pool = LOCAL,
-    part: PartialResults[str, Any] | None = None,
-) -> Squares:
+class SummedSquares:
+    """Squares over all sequences, added by number of the sequence, whichever is computed first.
+
+    Args:
+        total: Where they are added, per block; empty at first.
+    """
+
+    def __init__(self, total: Squares) -> None:
+        self.total, self._ordered = total, InOrder[Squares]()
+
+    def add(self, sequence: int, squares: Squares) -> None:
+        """Add the squares of a sequence when those of all sequences before it are added."""
+        for of_blocks in self._ordered.add(sequence, squares):
+            for total, sums in zip(self.total, of_blocks, strict=True):
+                add_sums(total, sums)
+
+
+def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     """Run the dense model once over all tokens and sum the squares of the linears' inputs.
 
     Args:
         model: The model.
         ids: Token ids, [N, S].
-        workers: Threads.
-        memory: Bytes for residual states.
-        dtype: Of the computation; sums are float64.
-        tick: Called with the block passes done.
-        engine: Where sequences are read; the sums do not depend on it.
-        part: Keeps the sums of each sequence, and holds those that an earlier run found.
+        resources: What it runs on; only the dtype changes the sums.
 
     Returns:
-        Per block and trace point that is some linear's input, the sums, [in].
+        Per block and trace point that is some linear's input, the sums, [in], float64.
     """
-    known = {} if part is None else part.results
-    left = [n for n in range(len(ids)) if f"dense {n}" not in known]
-    most = 1 if engine.executor is not None else None if part is None else KEPT * workers.threads
-    room = read_together(model.config, ids.shape[1], memory, dtype, most)
-    units = [
-        Reading({n: ids[n] for n in left[start : start + room]}, dtype)
-        for start in range(0, len(left), room)
-    ]
-    total: Squares = tuple({} for _ in model.config.blocks)
-    ordered = InOrder[Squares]()
-
-    def take(sequence: int, squares: Squares) -> None:
-        for blocks in ordered.add(sequence, squares):
-            for total_of, more in zip(total, blocks, strict=True):
-                add_sums(total_of, more)
-
+    partial_results = resources.partial
+    keys = [f"dense {sequence}" for sequence in range(len(ids))]
+    finished = {} if partial_results is None else partial_results.results
+    left = [n for n, key in enumerate(keys) if key not in finished]
+    size = sequences_together(model.config, ids.shape[1], resources, partial_results is not None)
+    squares = SummedSquares(tuple({} for _ in model.config.blocks))
     for n in sorted(set(range(len(ids))) - set(left)):
-        take(n, tuple(known[f"dense {n}"]))
-    for _, found in results(units, model, engine, workers, tick):
-        if part is not None:
-            part.add({f"dense {sequence}": squares for sequence, squares in found.items()})
-        for sequence, squares in found.items():
-            take(sequence, squares)
-    return total
+        squares.add(n, tuple(finished[keys[n]]))
+    units = [
+        DenseSequences({n: ids[n] for n in left[start : start + size]}, resources.dtype)
+        for start in range(0, len(left), size)
+    ]
+    for _, sums in results(units, model, resources.pool, resources.workers, resources.tick):
+        if partial_results is not None:
+            partial_results.add({keys[n]: of_blocks for n, of_blocks in sums.items()})
+        for n, of_blocks in sums.items():
+            squares.add(n, of_blocks)
+    return squares.total
 
 
-def profile(
-    model: Model,
-    squares: Sequence[Mapping[str, Array]],
-    sequences: int,
-    workers: Workers,
-    dtype: npt.DTypeLike = np.float32,
-    owl_m: float = 5.0,
-    dlp_statistic: str = "mean",
-    *,
-    engine: Pool = LOCAL,
-) -> Profile:
-    """Compute the activation signals of the dense model.
+def sequences_together(config: Config, length: int, resources: Resources, keep: bool) -> int:
+    """How many sequences a unit holds: as many as fit into memory with their sums, at least one.
 
     Args:
-        model: The model.
-        squares: Sums of squares of the linears' inputs, per block.
-        sequences: Number of sequences they were summed over.
-        workers: Threads.
-        dtype: In which the weights are read; scores are float64.
-        owl_m: OWL's m.
-        dlp_statistic: "mean" or "median".
-        engine: Where blocks are looked at; the signals do not depend on it.
+        config: The model's facts.
+        length: Tokens, S.
+        resources: Dtype, memory, threads, and where the units run.
+        keep: Whether partial results are kept after each unit.
 
     Returns:
-        Statistics and signals.
-
-    Source:
-        OWL, DLP and Wanda (peers, confirmed by running them).
+        Sequences: one if they are sent to workers.
     """
-    config = model.config
-    moments = tuple(second_moments(sums, sequences, config) for sums in squares)
-    units = (
-        BlockSignals(i, of_block, owl_m, dlp_statistic, dtype) for i, of_block in enumerate(moments)
-    )
-    owl, dlp = np.zeros((2, config.num_blocks))
-    for unit, (outliers, typical) in results(units, model, engine, workers, lambda blocks: None):
-        owl[unit.block], dlp[unit.block] = outliers, typical
-    return Profile(moments, owl_m, owl, dlp_statistic, dlp)
+    if resources.pool.executor is not None:
+        return 1
+    widths = {INPUT_OF[name]: width for name, (_, width) in config.linear_shapes.items()}
+    sums_bytes = 8 * config.num_blocks * sum(widths.values())  # float64
+    each = 2 * state_bytes(config, length, resources.dtype) + sums_bytes
+    fitting = max(1, resources.memory // each)
+    return min(fitting, SEQUENCES_AT_RISK * resources.workers.threads) if keep else fitting
+
+
+def wanda_moments(
+    squares: Sequence[Mapping[str, Array]], sequences: int, config: Config
+) -> Moments:
+    """Wanda's statistic of every block and linear, [in], from sums over so many sequences."""
+    return tuple(second_moments(sums, sequences, config) for sums in squares)

@@ -1,50 +1,26 @@
-"""The perturbation experiment over a whole model, in units that can be kept and taken up again."""
+"""The perturbation experiment over a whole model, in work units whose results can be kept."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import astuple
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
-from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums
-from refimpl.running.executors import LOCAL, Pool
-from refimpl.running.threads import Progress, Workers
-from refimpl.running.work_units import InOrder, results
-from refimpl.scoring.journey import Journey
-from refimpl.scoring.measurements import (
-    Address,
-    Measurements,
-    Pruned,
-    Squares,
-    addresses,
-    balanced,
-    groups,
-)
-from refimpl.scoring.perturbed_state import Trace
-from refimpl.storage.partial_results import PartialResults
-
-KEPT = 32  # states per thread that travel together where what was found is kept: a kill loses them
+from refimpl.running.settings import Resources
+from refimpl.running.work_units import results
+from refimpl.scoring.dense_statistics import SummedSquares
+from refimpl.scoring.grouping import state_groups
+from refimpl.scoring.measurements import Address, Measurements, PruneBlock, addresses
+from refimpl.scoring.state_group import GroupResult, StateGroup
 
 
 def experiment(
     model: Model,
     ids: Array,
     plan: Perturbation,
-    workers: Workers,
-    memory: int,
-    dtype: npt.DTypeLike = np.float32,
-    pruned: Pruned | None = None,
-    divergence: bool = False,
-    progress: Progress = lambda done, total: None,
+    resources: Resources,
+    prune_block: PruneBlock | None = None,
     *,
-    engine: Pool = LOCAL,
-    part: PartialResults[str, Any] | None = None,
+    divergence: bool = False,
 ) -> Measurements:
     """Perturb every block's output and follow the drift to the end.
 
@@ -52,145 +28,59 @@ def experiment(
         model: The model.
         ids: Token ids, [N, S].
         plan: The perturbation.
-        workers: Threads.
-        memory: Bytes for residual states, of all workers together.
-        dtype: Of the computation.
-        pruned: For the pruning perturbation: the pruned weights of a block.
+        resources: What it runs on; only the dtype changes the numbers.
+        prune_block: For the pruning perturbation: the pruned weights of a block.
         divergence: Whether to compare the output distributions too.
-        progress: Called with block passes done and in all.
-        engine: Where the units run; the numbers do not depend on it.
-        part: Keeps what each unit gave, and holds what an earlier run found.
 
     Returns:
         Means over tokens, per eta, sequence, draw and block.
 
     Raises:
-        RefimplError: Not even one perturbed state fits into `memory`.
+        RefimplError: The memory does not hold one perturbed state.
 
     Source:
         arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
     """
-    config = model.config
+    config, partial = model.config, resources.partial
     states = addresses(len(ids), config.num_blocks, plan)
-    found, squares = Measurements.empty(states, divergence), InOrder[Squares]()
-    counting = set({(a.sequence, a.block): a for a in states}.values())  # each token once
-    known = _known({} if part is None else part.results)
+    measured = Measurements.empty(plan, len(ids), config.num_blocks, divergence)
+    squares = SummedSquares(measured.squares)
+    counting = set({(a.sequence, a.block): a for a in states}.values())  # each sink once
 
-    def note(traces: Mapping[Address, Trace], sums: Mapping[int, Squares]) -> None:
-        for a, trace in traces.items():
-            _note(found, a, trace, a in counting)
-        for sequence, one in sums.items():
-            for blocks in squares.add(sequence, one):
-                for total_of, more in zip(found.squares, blocks, strict=True):
-                    add_sums(total_of, more)
+    def note(result: GroupResult) -> None:
+        for a, measures in result.measures.items():
+            measured.drift[a.index][a.block :] = measures.drift
+            measured.alignment[a.index][a.block :] = measures.alignment
+            measured.ratios[a.index] = measures.ratio
+            measured.left_out[a.eta, a.block] += measures.left_out
+            measured.sinks[a.block] += measures.sinks if a in counting else 0
+            if measured.divergence is not None:
+                measured.divergence[a.index] = measures.divergence
+        for sequence, sums in result.squares.items():
+            squares.add(sequence, sums)
 
-    note(*known)
-    left = [a for a in states if a not in known[0]]
-    length, keeping = ids.shape[1], part is not None
-    parts = journeys(left, config, length, workers.threads, memory, dtype, engine, keeping)
-    units = list(_units(parts, ids, known[1].keys(), plan, dtype, pruned, divergence))
-    done, total = 0.0, sum(unit.cost(config) for unit in units)
-
-    def tick(cost: float) -> None:
-        nonlocal done
-        done += cost
-        progress(done, total)
-
-    for _, seen in results(units, model, engine, workers, tick):
-        if part is not None:
-            part.add(
-                {
-                    f"state {' '.join(map(str, astuple(a)))}": astuple(t)
-                    for a, t in seen.traces.items()
-                }
-                | {f"squares {sequence}": sums for sequence, sums in seen.squares.items()}
-            )
-        note(seen.traces, seen.squares)
-    return found
+    finished = GroupResult.from_lines({} if partial is None else partial.results)
+    note(finished)
+    left = [a for a in states if a not in finished.measures]
+    groups = state_groups(left, config, ids.shape[1], resources, keep=partial is not None)
+    units = [
+        StateGroup(tuple(group), rows, new, plan, resources.dtype, prune_block, divergence)
+        for group, rows, new in _with_sequences(groups, ids, set(finished.squares))
+    ]
+    resources.total = resources.done + sum(unit.cost(config) for unit in units)
+    for _, result in results(units, model, resources.pool, resources.workers, resources.tick):
+        if partial is not None:
+            partial.add(result.lines)
+        note(result)
+    return measured
 
 
-def journeys(
-    states: list[Address],
-    config: Config,
-    length: int,
-    threads: int,
-    memory: int,
-    dtype: npt.DTypeLike = np.float32,
-    engine: Pool = LOCAL,
-    kept: bool = False,
-) -> list[list[Address]]:
-    """Cut states into groups that travel together.
-
-    Args:
-        states: The states.
-        config: The model's facts.
-        length: Tokens, S.
-        threads: Worker threads.
-        memory: Bytes for residual states, of all workers together.
-        dtype: Of the computation.
-        engine: Where the groups run.
-        kept: Whether what each group gave is kept.
-
-    Returns:
-        The groups.
-
-    Raises:
-        RefimplError: Not even one perturbed state fits into `memory`.
-    """
-    state_bytes = length * config.hidden_size * np.dtype(dtype).itemsize
-    room, need = memory // engine.workers // state_bytes, 3 * state_bytes * engine.workers
-    if room < 3:
-        raise RefimplError(
-            f"memory of {memory} bytes does not hold one experiment"
-            + (f" for each of {engine.workers} workers" if engine.workers > 1 else ""),
-            f"at least {need} bytes: 3 states of {length} x {config.hidden_size}",
-            f"use --memory {need} or more, or a shorter --seq-len",
-        )
-    if engine.executor is None:
-        return list(groups(states, min(room, KEPT * threads) if kept else room))
-    return list(balanced(states, config.num_blocks, room, engine.workers))
-
-
-def _known(found: Mapping[str, Any]) -> tuple[dict[Address, Trace], dict[int, Squares]]:
-    """What an earlier run found."""
-    traces: dict[Address, Trace] = {}
-    squares: dict[int, Squares] = {}
-    for key, value in found.items():
-        kind, *numbers = key.split()
-        if kind == "state":
-            traces[Address(*map(int, numbers))] = Trace(*value)
-        elif kind == "squares":
-            squares[int(numbers[0])] = tuple(value)
-    return traces, squares
-
-
-def _units(
-    parts: list[list[Address]],
-    ids: Array,
-    known: Any,
-    plan: Perturbation,
-    dtype: npt.DTypeLike,
-    pruned: Pruned | None,
-    divergence: bool,
-) -> Iterator[Journey]:
-    """Journeys of groups of states; the first one with a sequence sums the squares for it."""
-    counted = set(known)
-    for part in parts:
-        sequences = dict.fromkeys(a.sequence for a in part)
-        new = tuple(sorted(sequences.keys() - counted))
-        counted |= sequences.keys()
-        rows = {s: ids[s] for s in sequences}
-        yield Journey(tuple(part), rows, new, plan, dtype, pruned, divergence)
-
-
-def _note(found: Measurements, a: Address, trace: Trace, counting: bool) -> None:
-    """Put what was seen of one state where it belongs."""
-    where = (a.eta, a.sequence, a.draw, a.block)
-    found.drift[where][a.block :] = trace.drift
-    found.alignment[where][a.block :] = trace.alignment
-    found.ratios[where] = trace.ratio
-    found.left_out[a.eta, a.block] += trace.left_out
-    if counting:
-        found.sinks[a.block] += trace.sinks
-    if found.divergence is not None:
-        found.divergence[where] = trace.divergence
+def _with_sequences(
+    groups: Sequence[Sequence[Address]], ids: Array, counted: set[int]
+) -> Iterator[tuple[Sequence[Address], dict[int, Array], tuple[int, ...]]]:
+    """Groups, the ids of their sequences, and the sequences that no earlier group has counted."""
+    for group in groups:
+        rows = {a.sequence: ids[a.sequence] for a in group}
+        new = tuple(sorted(rows.keys() - counted))
+        counted = counted | rows.keys()
+        yield group, rows, new

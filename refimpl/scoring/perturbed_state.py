@@ -1,29 +1,32 @@
-"""A perturbed state under way, and what is seen of it."""
+"""A perturbed state on its way, what perturbs it, and what is measured of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from refimpl.method import perturbation as push
-from refimpl.method.absorption import known_mean, left_out, surviving_drift
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.absorption import left_out, nan_mean, surviving_drift
+from refimpl.method.perturbation import Norm, Perturbation, deviation, kept_tokens, noise, perturbed
+from refimpl.model.forward import Weights
 from refimpl.model.ops import Array
+from refimpl.pruners.scores import wanda_keep, wanda_score
+from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import Address
 
 Clean = Future[tuple[Array, dict[str, Array]]]
-"""A clean state after a block, [1, S, D], on its way, and the squares of its linears' inputs."""
+"""A clean state after a block, [1, S, D], and the squares of its linears' inputs, when computed."""
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What was seen of one perturbed state.
+class StateMeasures:
+    """What is measured of one perturbed state.
 
     Args:
-        drift: Mean relative drift where it was made and after every block from there on.
-        alignment: Mean alignment, same places.
-        ratio: Mean over tokens of the drift at the end over the drift where it was made.
+        drift: Mean relative drift after the perturbed block and after every later one.
+        alignment: Mean alignment, after the same blocks.
+        ratio: Mean over tokens of the drift at the end over the drift at the perturbed block.
         left_out: Tokens without such a ratio.
         sinks: Tokens excluded as sinks.
         divergence: Mean KL of the next-token distributions, if it was asked for.
@@ -37,58 +40,81 @@ class Trace:
     divergence: float | None = None
 
 
-class State:
-    """A perturbed state under way, from the block that made it."""
+class PerturbedState:
+    """A perturbed state on its way, measured after the perturbed block and every later one.
 
-    def __init__(self) -> None:
-        self.drift: list[float] = []
-        self.alignment: list[float] = []
+    Args:
+        norm: Drift per token, or of the whole sequence.
+    """
 
-    def start(self, make: Callable[[], Array], clean: Clean, plan: Perturbation) -> None:
-        """Make the state and measure it where it was made."""
-        pushed, h = make(), clean.result()[0]
-        self.kept = push.kept_tokens(h[0], plan.sink)
-        self.h = np.where(self.kept[None, :, None], pushed, h)
-        self.first = self.measure(h, plan.norm)
+    def __init__(self, norm: Norm) -> None:
+        self.norm, self.drift, self.alignment = norm, list[float](), list[float]()
 
-    def move(self, through: Callable[[Array], Array], clean: Clean, norm: push.Norm) -> None:
+    def start(self, perturb: Callable[[], Array], clean: Clean, plan: Perturbation) -> None:
+        """Perturb the clean state after a block, except for sinks, and measure the result."""
+        changed, h = perturb(), clean.result()[0]
+        self.kept = kept_tokens(h[0], plan.sink)
+        self.h = np.where(self.kept[None, :, None], changed, h)
+        self._measure(h)
+        self.first = self.last
+
+    def move(self, through: Callable[[Array], Array], clean: Clean) -> None:
         """Pass through one block and measure against the clean state after it."""
         self.h = through(self.h)
-        self.measure(clean.result()[0], norm)
+        self._measure(clean.result()[0])
 
-    def measure(self, clean: Array, norm: push.Norm) -> Array:
-        """Remember how far the state is from the clean one; the drift per token."""
-        found = push.deviation(self.h[0], clean[0], self.kept, norm)
-        self.drift.append(float(known_mean(found.drift)))
-        self.alignment.append(float(known_mean(found.alignment)))
-        self.last = found.drift
-        return found.drift
+    def _measure(self, clean: Array) -> None:
+        """Note how far the state is from the clean one."""
+        distance = deviation(self.h[0], clean[0], self.kept, self.norm)
+        self.drift.append(float(nan_mean(distance.drift)))
+        self.alignment.append(float(nan_mean(distance.alignment)))
+        self.last = distance.drift
 
-    def trace(self, norm: push.Norm, divergence: float | None) -> Trace:
-        """What was seen of it, at the end."""
+    def measures(self, divergence: float | None) -> StateMeasures:
+        """What is measured of it, after the last block."""
         share = surviving_drift(self.last, self.first)
-        return Trace(
+        return StateMeasures(
             self.drift,
             self.alignment,
-            float(known_mean(share)),
-            int(left_out(share, self.kept, norm)),
+            float(nan_mean(share)),
+            int(left_out(share, self.kept, self.norm)),
             int(np.count_nonzero(~self.kept)),
             divergence,
         )
 
 
-def with_noise(clean: Clean, a: Address, plan: Perturbation) -> Array:
-    """The clean state with the noise that belongs to an address.
+def with_noise(clean: Array, a: Address, plan: Perturbation) -> Array:
+    """The clean state after the addressed block with the noise of that address, both [1, S, D]."""
+    (h,) = clean
+    e = noise(plan.seed, a.sequence, a.block, a.draw, h.shape)
+    kept, eta = kept_tokens(h, plan.sink), plan.eta[a.eta]
+    return perturbed(h, e, eta, kept, plan.noise_scale, plan.noise_shape)[None]
+
+
+@dataclass(frozen=True)
+class WandaBlocks:
+    """Blocks as Wanda prunes them, with exact counts: the pruning perturbation.
 
     Args:
-        clean: The clean state after the block that the address names.
-        a: The address.
-        plan: The perturbation.
-
-    Returns:
-        The perturbed state, [1, S, D].
+        moments: Wanda's statistic per block and linear, [in].
+        counts: Weights to prune, [L, linears].
     """
-    (h,) = clean.result()[0]
-    e = push.noise(plan.seed, a.sequence, a.block, a.draw, h.shape)
-    kept, eta = push.kept_tokens(h, plan.sink), plan.eta[a.eta]
-    return push.perturbed(h, e, eta, kept, plan.noise_scale, plan.noise_shape)[None]
+
+    moments: tuple[Mapping[str, Array], ...]
+    counts: Array
+
+    def __call__(self, block: int, weights: Weights, workers: Workers) -> Weights:
+        """A block's weights after pruning, from its dense ones; a thread per linear."""
+        moments, counts = self.moments[block], self.counts[block].tolist()
+        names = [f"{linear}.weight" for linear in moments]
+        tasks = [
+            partial(_pruned, weights[name], moment, count)
+            for name, moment, count in zip(names, moments.values(), counts, strict=True)
+        ]
+        return {**weights, **dict(zip(names, workers.run(tasks), strict=True))}
+
+
+def _pruned(weight: Array, moment: Array, count: int) -> Array:
+    """A linear [out, in] with its `count` lowest Wanda scores set to zero."""
+    keep = wanda_keep(wanda_score(weight, moment), count)
+    return np.where(keep, weight, np.zeros((), weight.dtype))

@@ -1,10 +1,8 @@
 """The main job: experiment and signals of a model, ready to be turned into allocations."""
 
 import time
-from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,26 +14,23 @@ from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import BASES, Request
 from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals
 from refimpl.errors import RefimplError
-from refimpl.method.absorption import absorption_coefficient, known_mean
+from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.floating_point import loud
+from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.executors import open_pool
-from refimpl.running.memory import parse_memory
 from refimpl.running.provenance import identity, run_since, token_facts
-from refimpl.running.threads import Progress, Workers
-from refimpl.scoring.base_signals import alphas, signals, signals_of, spectra_cost
-from refimpl.scoring.dense_statistics import Profile, dense_squares, profile
+from refimpl.running.settings import Settings
+from refimpl.running.threads import Progress
+from refimpl.scoring.base_signals import alphas_of, signals_of
+from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
 from refimpl.scoring.experiment import experiment
-from refimpl.scoring.journey import head_cost
 from refimpl.scoring.measurements import Experiment, Measurements, addresses
-from refimpl.scoring.pruned_block import Thinning
-from refimpl.storage.partial_results import partial_results
+from refimpl.scoring.perturbed_state import WandaBlocks
+from refimpl.scoring.spectra import spectra_cost
+from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
-
-__all__ = ["score", "signals"]
 
 
 def score(
@@ -64,13 +59,13 @@ def score(
         dtype: float32, or float64 to certify.
         threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        executor: Where the units run, see `running.executors.engine`: threads of this process if
-            None, "processes", "dask=ADDRESS", "mpi", or any `concurrent.futures.Executor`.
+        executor: Where the work units run: threads of this process if None, "processes",
+            "dask=ADDRESS", "mpi", or any `concurrent.futures.Executor`.
         runtime: What runs the experiment: NumPy if None, or
             `refimpl.onnx.runtime.on_onnxruntime(...)`.
-        progress: Called with the units of work done and in all.
-        part: Where to keep what was found so far, or None; the caller removes it in the end.
-        resume: Whether to take up what is there.
+        progress: Called with block passes done and in all.
+        part: The file that keeps partial results, or None; the caller removes it in the end.
+        resume: Whether to continue from that file.
 
     Returns:
         Drift, alignment and coefficients per block and eta, signals, and how they were made; the
@@ -78,75 +73,41 @@ def score(
 
     Raises:
         RefimplError: Tokens the model cannot read; NaN or Inf among the weights; activations
-            beyond the dtype; a request that needs another perturbation; a part of another run;
-            an executor or a part with another runtime.
+            beyond the dtype; a request that needs another perturbation; partial results of another
+            run; an executor or partial results with another runtime.
 
     Source:
         arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
     """
-    plan, request = plan or Perturbation(), request or Request()
     started, config = time.perf_counter(), model.config
-    ids, budget = checked_ids(tokens.ids, config), parse_memory(memory)
-    if np.dtype(dtype) not in (np.float32, np.float64):
-        raise RefimplError(f"dtype {dtype}", "float32 or float64", "choose one of these")
-    if request.correct in ("arrival", "divergence") and plan.kind != "pruning":
-        raise RefimplError(
-            f"the {request.correct} correction with Gaussian noise",
-            "the pruning perturbation, whose error is the one that pruning makes",
-            "add --perturbation pruning, or use --correct absorption",
-        )
+    plan, request = plan or Perturbation(), request or Request()
+    settings = Settings(dtype, threads, memory, executor, progress, part, resume)
+    ids = checked_ids(tokens.ids, config)
+    _check_request(config, plan, request)
     if runtime is not None and (executor not in (None, "threads") or part is not None):
         raise RefimplError(
-            "an executor, or a part to keep, with another runtime",
-            "--runtime numpy, whose work is made of units",
-            "leave --executor and --resume away",
+            "an executor, or partial results to keep, with another runtime",
+            "--runtime numpy, which computes in work units",
+            "omit --executor and --resume",
         )
     model.check_finite(dtype)
-    _refuse_early(model, request)
-    before, after = _costs(model, ids, plan, request)
-    done = 0.0
+    signals_cost, experiment_cost = _costs(config, ids, plan, request)
 
-    def tick(units: float = 1.0) -> None:
-        nonlocal done
-        done += units
-        progress(done, before + after)
-
-    with (
-        loud(dtype),
-        partial_results(part, _identity(model, tokens, plan, request, dtype), resume) as kept,
-        open_pool(executor, threads) as where,
-        Workers(threads) as workers,
-    ):
-
-        def dense(squares: Sequence[Mapping[str, Array]]) -> Profile:
-            options = request.options
-            m, statistic = float(options.get("m", 5.0)), str(options.get("statistic", "mean"))
-            return profile(model, squares, len(ids), workers, dtype, m, statistic, engine=where)
-
-        spectral = alphas(model, ids, request, workers, tick, where, kept)
-        pruned_at, pruned = None, None
+    with settings.open(_identity(model, tokens, plan, request, dtype)) as resources:
+        resources.total = signals_cost + experiment_cost
+        alphas = alphas_of(model, request, ids.shape[1], resources)
+        pruned_at, prune_block = None, None
         if plan.kind == "pruning":  # which weights go depends on the dense model on all tokens
-            known = dense(
-                dense_squares(model, ids, workers, budget, dtype, tick, engine=where, part=kept)
-            )
-            pruned_at = _pruned_at(model, signals_of(known, spectral), request)
-            counts = [
-                dict(zip(config.linear_shapes, at, strict=True))
-                for at in pruned_at.linear_pruned.tolist()
-            ]
-            pruned = Thinning(known.moments, tuple(counts))
-        found = (runtime or partial(experiment, engine=where, part=kept))(
-            model,
-            ids,
-            plan,
-            workers,
-            budget,
-            dtype,
-            pruned,
-            divergence=request.correct == "divergence",
-            progress=lambda done, total: progress(before + done, before + total),
+            moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
+            signals = signals_of(model, moments, alphas, request, resources)
+            pruned_at = _pruned_at(config, signals, request)
+            prune_block = WandaBlocks(moments, pruned_at.linear_pruned)
+        measured = (runtime or experiment)(
+            model, ids, plan, resources, prune_block, divergence=request.correct == "divergence"
         )
-        known_signals = signals_of(dense(found.squares), spectral)
+        moments = wanda_moments(measured.squares, len(ids), config)
+        signals = signals_of(model, moments, alphas, request, resources)
+
     return Scores(
         model=model.name,
         family=config.family,
@@ -154,18 +115,39 @@ def score(
         num_blocks=config.num_blocks,
         tokens=token_facts(tokens),
         plan=plan,
-        sweep=_sweep(found, plan),
-        sinks=found.sinks,
-        signals=known_signals,
-        run=run_since(started, dtype, workers, budget, found.engine),
+        sweep=_sweep(measured, plan),
+        sinks=measured.sinks,
+        signals=signals,
+        run=run_since(started, dtype, resources.workers, resources.memory, measured.runtime),
         pruned_at=pruned_at,
     )
+
+
+def _check_request(config: Config, plan: Perturbation, request: Request) -> None:
+    """Refuse, before the long part, a request that these scores cannot serve."""
+    if request.correct in ("arrival", "divergence") and plan.kind != "pruning":
+        raise RefimplError(
+            f"the {request.correct} correction with Gaussian noise",
+            "the pruning perturbation, which measures the error that pruning makes",
+            "add --perturbation pruning, or use --correct absorption",
+        )
+    options, ones = request.options, np.ones(config.num_blocks)
+    alike = Signals(  # stand in for the signals: a base can be refused without them
+        float(options.get("m", 5.0)),
+        ones,
+        str(options.get("statistic", "mean")),
+        ones,
+        str(options.get("fit")),
+        str(options.get("xmin")),
+        np.ones((config.num_blocks, len(config.linear_shapes))),
+    )
+    _pruned_at(config, alike, request)
 
 
 def _identity(
     model: Model, tokens: Tokens, plan: Perturbation, request: Request, dtype: npt.DTypeLike
 ) -> dict[str, Any]:
-    """Everything that what is kept depends on."""
+    """Everything that the partial results depend on."""
     at: list[Any] = []
     if plan.kind == "pruning":
         custom = Path(request.base) if request.base not in BASES else None
@@ -180,58 +162,42 @@ def _identity(
     }
 
 
-def _refuse_early(model: Model, request: Request) -> None:
-    """Refuse, before the long part, a base that cannot be made: signals all alike stand in."""
-    config, options = model.config, request.options
-    blocks = np.ones(config.num_blocks)
-    signals = Signals(
-        float(options.get("m", 5.0)),
-        blocks,
-        str(options.get("statistic", "mean")),
-        blocks,
-        str(options.get("fit")),
-        str(options.get("xmin")),
-        np.ones((config.num_blocks, len(config.linear_shapes))),
-    )
-    _pruned_at(model, signals, request)
-
-
-def _costs(model: Model, ids: Array, plan: Perturbation, request: Request) -> tuple[float, float]:
-    """Work for the signals, and about that of the experiment, in block passes of one sequence."""
-    blocks, states = model.config.num_blocks, addresses(len(ids), model.config.num_blocks, plan)
-    signals: float = len(ids) * blocks if plan.kind == "pruning" else 0
+def _costs(config: Config, ids: Array, plan: Perturbation, request: Request) -> tuple[float, float]:
+    """Cost of the signals, and about that of the experiment, in block passes of one sequence."""
+    (sequences, length), blocks = ids.shape, config.num_blocks
+    signals: float = sequences * blocks if plan.kind == "pruning" else 0
     if request.base == "alphapruning":
-        signals += spectra_cost(model, ids)
-    heads = head_cost(model.config) if request.correct == "divergence" else 0.0
-    pushed = sum(blocks - a.block + heads for a in states)
-    return signals, len(ids) * (blocks + heads) + pushed
+        signals += spectra_cost(config, length)
+    heads = head_cost(config) if request.correct == "divergence" else 0.0
+    perturbed = sum(blocks - a.block + heads for a in addresses(sequences, blocks, plan))
+    return signals, sequences * (blocks + heads) + perturbed
 
 
-def _pruned_at(model: Model, signals: Signals, request: Request) -> PrunedAt:
+def _pruned_at(config: Config, signals: Signals, request: Request) -> PrunedAt:
     """Where the pruning perturbation prunes: the projected base, counted exactly."""
     exact = replace(request, compat="exact", correct=None)
-    base = base_only(signals, exact, model.config.linear_shapes, model.config.num_blocks)
+    base = base_only(signals, exact, config.linear_shapes, config.num_blocks)
     return PrunedAt(request.base, request.options, request.sparsity, base.linear_pruned)
 
 
-def _sweep(found: Measurements, plan: Perturbation) -> tuple[Absorption, ...]:
+def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]:
     """Means over draws and then sequences, one result per eta."""
 
     def mean(x: Array) -> Array:
-        return known_mean(known_mean(x, axis=1), axis=0)
+        return nan_mean(nan_mean(x, axis=1), axis=0)
 
     results = []
-    for i, eta in enumerate(plan.eta if plan.kind == "gaussian" else (None,)):
-        coefficient, stderr = absorption_coefficient(found.ratios[i])
+    for i, eta in enumerate(plan.eta or (None,)):
+        coefficient, stderr = absorption_coefficient(measured.ratios[i])
         results.append(
             Absorption(
                 eta,
-                mean(found.drift[i]),
-                mean(found.alignment[i]),
+                mean(measured.drift[i]),
+                mean(measured.alignment[i]),
                 coefficient,
                 stderr,
-                found.left_out[i],
-                None if found.divergence is None else mean(found.divergence[i]),
+                measured.left_out[i],
+                None if measured.divergence is None else mean(measured.divergence[i]),
             )
         )
     return tuple(results)

@@ -1,9 +1,7 @@
 """AlphaPruning's alphas: the spectra of the weights, in units of linears."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,39 +10,40 @@ from refimpl.errors import RefimplError
 from refimpl.method.signals import PowerLaw, alphapruning_alpha, esd
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.running.executors import LOCAL, Pool
+from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
-from refimpl.running.work_units import results
-from refimpl.storage.partial_results import PartialResults
+from refimpl.running.work_units import Tick, results
 
 
 @dataclass(frozen=True)
 class Spectra:
-    """The spectra of some linears of a block.
+    """The spectra of linears of a block: a work unit.
 
     Args:
         block: The block.
         linears: Names of the linears.
         fit: "peak" or "mid".
         xmin: "shipped" or "intended".
+        linear_cost: Cost of each, in the unit of the progress.
+        dtype: In which the weights are read.
     """
 
     block: int
     linears: tuple[str, ...]
     fit: str
     xmin: str
+    linear_cost: float = 1.0
     dtype: npt.DTypeLike = np.float64
 
     def cost(self, config: Config) -> float:
-        """Linears."""
-        return len(self.linears)
+        """That of all its linears."""
+        return self.linear_cost * len(self.linears)
 
-    def run(
-        self, model: Model, workers: Workers, tick: Callable[[float], None]
-    ) -> dict[str, PowerLaw]:
+    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[str, PowerLaw]:
         """The power law of each linear, by its full name."""
         names = [f"blocks.{self.block}.{linear}" for linear in self.linears]
-        laws = workers.run([partial(self._law, model, name) for name in names], partial(tick, 1))
+        tasks = [partial(self._law, model, name) for name in names]
+        laws = workers.run(tasks, partial(tick, self.linear_cost))
         for file in model.files:
             file.release()
         return dict(zip(names, laws, strict=True))
@@ -61,40 +60,45 @@ class Spectra:
             raise RefimplError(f"{name}: {error.problem}", error.expected, error.remedy) from error
 
 
-def spectra(
-    model: Model,
-    workers: Workers,
-    fit: str,
-    xmin: str,
-    tick: Callable[[float], None] = lambda linears: None,
-    *,
-    engine: Pool = LOCAL,
-    part: PartialResults[str, Any] | None = None,
+def power_laws(
+    model: Model, fit: str, xmin: str, resources: Resources, linear_cost: float = 1.0
 ) -> tuple[tuple[PowerLaw, ...], ...]:
-    """AlphaPruning's alpha of every linear, from the spectra of the weights.
+    """Fit a power law to the spectrum of every linear, as AlphaPruning does.
 
     Args:
         model: The model.
-        workers: Threads.
         fit: "peak" or "mid".
         xmin: "shipped" or "intended".
-        tick: Called with the linears done.
-        engine: Where spectra are computed: a block at a time here, or a linear at a time.
-        part: Keeps what was found, and holds what an earlier run found.
+        resources: What it runs on: a block at a time here, or a linear at a time on workers.
+        linear_cost: Cost of a linear, in the unit of the progress.
 
     Returns:
-        Per block, the alphas of its linears in the order of `config.LINEARS`.
+        Per block, the power laws of its linears in the order of `config.LINEARS`.
     """
-    blocks, linears = range(model.config.num_blocks), tuple(model.config.linear_shapes)
-    known = {} if part is None else part.results
-    laws = {key: PowerLaw(**law) for key, law in known.items() if key.startswith("blocks.")}
+    linears, kept = tuple(model.config.linear_shapes), resources.partial
+    finished = {} if kept is None else kept.results
+    laws = {key: PowerLaw(**law) for key, law in finished.items() if key.startswith("blocks.")}
     units = []
-    for i in blocks:
+    for i in range(model.config.num_blocks):
         left = tuple(linear for linear in linears if f"blocks.{i}.{linear}" not in laws)
-        each = [left] if engine.executor is None else [(linear,) for linear in left]
-        units += [Spectra(i, some, fit, xmin) for some in each if some]
-    for _, found in results(units, model, engine, workers, tick):
-        if part is not None:
-            part.add({name: asdict(law) for name, law in found.items()})
-        laws |= found
-    return tuple(tuple(laws[f"blocks.{i}.{linear}"] for linear in linears) for i in blocks)
+        together = [left] if resources.pool.executor is None else [(linear,) for linear in left]
+        units += [Spectra(i, names, fit, xmin, linear_cost) for names in together if names]
+    for _, fitted in results(units, model, resources.pool, resources.workers, resources.tick):
+        if kept is not None:
+            kept.add({name: asdict(law) for name, law in fitted.items()})
+        laws |= fitted
+    return tuple(
+        tuple(laws[f"blocks.{i}.{linear}"] for linear in linears)
+        for i in range(model.config.num_blocks)
+    )
+
+
+def spectra_cost(config: Config, length: int) -> float:
+    """Cost of a model's spectra in block passes of `length` tokens.
+
+    An operation of the singular values takes about ten times as long as one of a block pass.
+    """
+    operations = sum(
+        4 * out * width * min(out, width) for out, width in config.linear_shapes.values()
+    )
+    return 10 * config.num_blocks * operations / (2 * length * config.block_size)

@@ -82,7 +82,7 @@ def estimate_document(found: Estimate, minutes: float | None = None) -> dict[str
         "passes": {
             "dense": int(work.dense.sum()),
             "clean": int(work.clean.sum()),
-            "pushed": int(work.pushed.sum()),
+            "pushed": int(work.perturbed.sum()),
             "total": work.passes,
         },
         "heads": work.heads,
@@ -100,7 +100,7 @@ def _perturbed(found: Estimate) -> list[str]:
     many = [] if plan.kind == "pruning" else [counted(len(plan.eta), "eta")]
     draws = [] if plan.kind == "pruning" else [counted(plan.draws, "draw")]
     blocks = "all" if plan.subset is None else f"{plan.subset} of {found.num_blocks}"
-    return [plan.kind, *many, *draws, f"{blocks} blocks", counted(found.work.births, "state")]
+    return [plan.kind, *many, *draws, f"{blocks} blocks", counted(found.work.states, "state")]
 
 
 def _passes(found: Estimate) -> list[str]:
@@ -111,7 +111,7 @@ def _passes(found: Estimate) -> list[str]:
         f"{work.passes:,} block passes",
         *([f"{dense:,} of the dense model"] if dense else []),
         f"{int(work.clean.sum()):,} of clean states",
-        f"{int(work.pushed.sum()):,} of pushed ones",
+        f"{int(work.perturbed.sum()):,} of pushed ones",
         *([f"{work.heads:,} heads"] if work.heads else []),
         f"blocks read {work.loads:,} times",
     ]

@@ -6,7 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from refimpl.oracle.check import Report
-from refimpl.oracle.judging.measures import Judged
+from refimpl.oracle.judging.measures import StepResult
 from refimpl.show.header import counted, wrapped
 from refimpl.show.table import aligned
 from refimpl.version import SPEC, __version__
@@ -170,7 +170,7 @@ def _way(report: Report) -> str:
     return "stepwise" if report.stepwise else "chained"
 
 
-def _said(step: Judged) -> str:
+def _said(step: StepResult) -> str:
     """What is wrong with a step, in words."""
     place = f"worst at {list(step.where)}" if step.where else ""
     counting = step.tolerance == 0
@@ -180,7 +180,7 @@ def _said(step: Judged) -> str:
     return ", ".join(text for text in (step.fault, *known) if text)
 
 
-def _share(step: Judged) -> tuple[bool, float]:
+def _share(step: StepResult) -> tuple[bool, float]:
     """How bad a step is: those without an error last."""
     if step.status in ("missing", "conditional"):
         return False, -1.0
@@ -191,7 +191,7 @@ def _number(x: float) -> str:
     return f"{x:.1e}" if isfinite(x) and x else f"{x:g}"
 
 
-def _step(step: Judged) -> dict[str, Any]:
+def _step(step: StepResult) -> dict[str, Any]:
     """One step."""
     return {
         "step": step.step,

@@ -1,4 +1,4 @@
-"""Folders of cases, found without NumPy: those that travel with the package, and others."""
+"""Folders of cases, read without NumPy: those that travel with the package, and others."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,12 +15,7 @@ FACTS = "case.json"
 
 @dataclass(frozen=True)
 class CaseFolder:
-    """A case that is known by its `case.json` alone.
-
-    Args:
-        path: The folder.
-        facts: What its `case.json` says.
-    """
+    """A folder of a case and the content of its `case.json`."""
 
     path: Path
     facts: Mapping[str, Any]
@@ -32,122 +27,60 @@ class CaseFolder:
 
     @property
     def family(self) -> str:
-        """What the model's `config.json` calls it."""
+        """The model's family, as its `config.json` names it."""
         return str(self.facts["family"])
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """Names, in the order of execution."""
+        """Names of the steps, in the order of execution."""
         return tuple(step["name"] for step in self.facts["steps"])
 
 
 def case_folder(path: Path) -> CaseFolder:
-    """Look into the folder of a case.
-
-    Args:
-        path: The folder.
-
-    Returns:
-        The case, as its `case.json` describes it.
-
-    Raises:
-        RefimplError: No folder of a case.
-
-    Source:
-        ours.
-
-    Example:
-        >>> case_folder(Path("fixtures/cases/opt")).steps[:2]
-        ('embed', 'blocks.0.resid_pre')
-    """
+    """Read the `case.json` of a folder."""
     try:
-        found = CaseFolder(path.resolve(), json.loads((path / FACTS).read_text("utf-8")))
-        _ = found.family, found.steps
+        folder = CaseFolder(path.resolve(), json.loads((path / FACTS).read_text("utf-8")))
+        _ = folder.family, folder.steps
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RefimplError(
-            f"{path}: not a case ({type(error).__name__}: {error})",
+            f"{path} is not a case ({type(error).__name__}: {error})",
             f"a folder with {FACTS}",
-            "take it out, or make the case again with refimpl case make",
+            "remove the folder, or make the case again with refimpl case make",
         ) from error
-    return found
+    return folder
 
 
 def core_cases() -> list[CaseFolder]:
-    """The cases that travel with the package: in the wheel, or in a checkout's `fixtures/`.
-
-    Returns:
-        A few families, which have little in common.
-
-    Source:
-        ours.
-
-    Example:
-        >>> [case.name for case in core_cases()]
-        ['llama', 'opt', 'phi3']
-    """
+    """The cases that travel with the package: in the wheel, or in a checkout's `fixtures/`."""
     inside = PACKAGE / "fixtures"
     fixtures = inside if inside.is_dir() else PACKAGE.parent / "fixtures"
     return [case_folder(fixtures / "cases" / name) for name in CORE]
 
 
 def cases_below(folder: Path) -> list[CaseFolder]:
-    """The case in a folder, or the cases in its folders.
-
-    Args:
-        folder: Of a case, or of nothing but folders of cases; hidden ones are passed over.
-
-    Returns:
-        One or more, by name.
-
-    Raises:
-        RefimplError: No case, or a folder that is none.
-
-    Source:
-        ours.
-
-    Example:
-        >>> len(cases_below(Path("fixtures/cases"))), len(cases_below(Path("fixtures/cases/opt")))
-        (10, 1)
-    """
+    """The case in a folder, or the cases in its folders, by name; hidden folders are skipped."""
     if (folder / FACTS).is_file():
         return [case_folder(folder)]
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = [case_folder(p) for p in paths if p.is_dir() and not p.name.startswith(".")]
-    if not found:
+    cases = [case_folder(p) for p in paths if p.is_dir() and not p.name.startswith(".")]
+    if not cases:
         raise RefimplError(
-            f"{folder}: no cases",
+            f"{folder} holds no cases",
             f"a folder with {FACTS}, or a folder of such folders",
             "check the path, or make a case with refimpl case make",
         )
-    return found
+    return cases
 
 
-def united(cases: Iterable[CaseFolder]) -> list[CaseFolder]:
-    """Cases by name; a copy of one is left out.
-
-    Args:
-        cases: Any.
-
-    Returns:
-        Those with different `case.json`.
-
-    Raises:
-        RefimplError: Two different cases of one name.
-
-    Source:
-        ours.
-
-    Example:
-        >>> len(united([*core_cases(), *cases_below(Path("fixtures/cases"))]))
-        10
-    """
-    found: dict[str, CaseFolder] = {}
+def distinct_cases(cases: Iterable[CaseFolder]) -> list[CaseFolder]:
+    """Cases without copies of one; two different cases of one name are refused."""
+    by_name: dict[str, CaseFolder] = {}
     for case in cases:
-        other = found.setdefault(case.name, case)
+        other = by_name.setdefault(case.name, case)
         if other.facts != case.facts:
             raise RefimplError(
-                f"two cases are called {case.name}: {other.path} and {case.path}",
-                "a name for each",
+                f"two cases have the name {case.name}: {other.path} and {case.path}",
+                "a different name for each case",
                 "rename one of the folders",
             )
-    return list(found.values())
+    return list(by_name.values())

@@ -1,6 +1,6 @@
-"""pytest's plugin: the fixture `refimpl_case`, the marker `refimpl`, and `--refimpl-cases DIR`.
+"""The pytest plugin: fixture `refimpl_case`, marker `refimpl`, and `--refimpl-cases DIR`.
 
-pytest imports it whenever it starts, so that NumPy and the oracle are imported by the fixture.
+pytest imports it at every start, so only the fixture imports NumPy and the oracle.
 """
 
 from __future__ import annotations
@@ -10,71 +10,72 @@ from typing import TYPE_CHECKING
 import pytest
 
 from refimpl.errors import RefimplError
-from refimpl.testing.folders import CaseFolder, cases_below, core_cases, united
-from refimpl.testing.selection import MARKER, Wanted, selection, wanted
+from refimpl.testing.folders import CaseFolder, cases_below, core_cases, distinct_cases
+from refimpl.testing.selection import MARKER, SelectedCase, selected_cases, selection_of
 
 if TYPE_CHECKING:
-    from refimpl.testing.trial import Trial
+    from refimpl.testing.case_fixture import CaseFixture
 
-ADDED = pytest.StashKey[list[CaseFolder]]()
+ADDED_CASES = pytest.StashKey[list[CaseFolder]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The option for cases of one's own."""
+    """Add the option for further cases."""
     parser.getgroup("refimpl").addoption(
         "--refimpl-cases",
         action="append",
         default=[],
         metavar="DIR",
-        help="run refimpl_case on the case in DIR, or on those in its folders, as well; "
+        help="also run refimpl_case on the case in DIR, or on those in its folders; "
         "may be given several times",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker; and cases that cannot be used end the run before it begins."""
+    """Add the marker; end the run before it begins if a case cannot be used."""
     config.addinivalue_line(
         "markers",
         f"{MARKER}: families and steps (patterns) that are implemented; cases, or case::steps, "
         "that are known to fail",
     )
     folders = [config.invocation_params.dir / name for name in config.getoption("refimpl_cases")]
-    config.stash[ADDED] = []
-    if folders:
-        try:
-            added = [case for folder in folders for case in cases_below(folder)]
-            united([*core_cases(), *added])
-        except RefimplError as error:
-            raise pytest.UsageError(f"--refimpl-cases: {error}") from error
-        config.stash[ADDED] = added
+    try:
+        added = [case for folder in folders for case in cases_below(folder)]
+        distinct_cases([*core_cases(), *added] if added else [])
+    except RefimplError as error:
+        raise pytest.UsageError(f"--refimpl-cases: {error}") from error
+    config.stash[ADDED_CASES] = added
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for each case."""
+    """Run a test on each case that its marker selects."""
     if "refimpl_case" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("refimpl")
     try:
-        asked = selection(marker.args if marker else (), marker.kwargs if marker else {})
-        cases = wanted(asked, united([*core_cases(), *metafunc.config.stash[ADDED]]))
+        selection = selection_of(marker.args if marker else (), marker.kwargs if marker else {})
+        cases = distinct_cases([*core_cases(), *metafunc.config.stash[ADDED_CASES]])
+        selected = selected_cases(selection, cases)
     except RefimplError as error:
         text = f"{metafunc.definition.name}: {error}"
         raise pytest.Collector.CollectError(text) from error
-    metafunc.parametrize("refimpl_case", [_parameter(one) for one in cases], indirect=True)
+    metafunc.parametrize("refimpl_case", [_parameter(one) for one in selected], indirect=True)
 
 
 @pytest.fixture
-def refimpl_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trial:
-    """A case, and `check`, which holds what was computed against it."""
-    from refimpl.testing.trial import trial
+def refimpl_case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> CaseFixture:
+    """A case, with `check` for the test's own arrays."""
+    from refimpl.testing.case_fixture import case_fixture
 
     try:
-        return trial(request.param, lambda: tmp_path_factory.mktemp("refimpl"))
+        return case_fixture(request.param, lambda: tmp_path_factory.mktemp("refimpl"))
     except RefimplError as error:
         pytest.fail(str(error), pytrace=False)
 
 
-def _parameter(one: Wanted) -> object:
-    """A parameter that carries the case's name, and what is known of it."""
-    known = pytest.mark.xfail(strict=True, raises=AssertionError, reason="in the list of xfail")
-    return pytest.param(one, id=one.case.name, marks=[known] if one.fails else [])
+def _parameter(selected: SelectedCase) -> object:
+    """A parameter with the case's name, marked if the case is known to fail."""
+    xfail = pytest.mark.xfail(strict=True, raises=AssertionError, reason="in the list of xfail")
+    return pytest.param(selected, id=selected.case.name, marks=[xfail] if selected.fails else [])

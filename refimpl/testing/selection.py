@@ -1,7 +1,7 @@
-"""What a test asks for: families, steps, and what is known to fail."""
+"""The selection of a test: families, steps, and expected failures."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,8 +16,8 @@ class Selection:
     """The arguments of the marker `refimpl`.
 
     Args:
-        families: Which are implemented, such as "llama"; those of all cases if empty.
-        steps: Which are implemented, as shell patterns.
+        families: Families that are implemented, such as "llama"; those of all cases if empty.
+        steps: Steps that are implemented, as shell patterns.
         xfail: Cases that are known to fail, by name, or steps of one, as "case::pattern".
     """
 
@@ -27,8 +27,8 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One case, and what is asked of it.
+class SelectedCase:
+    """One case, and what a test asks of it.
 
     Args:
         case: The case.
@@ -40,98 +40,60 @@ class Wanted:
     case: CaseFolder
     steps: tuple[str, ...]
     fails: bool = False
-    failing: tuple[str, ...] = field(default=())
+    failing: tuple[str, ...] = ()
 
 
-def selection(words: Sequence[object], named: Mapping[str, Any]) -> Selection:
-    """Read the arguments of the marker.
-
-    Args:
-        words: Those without a name: there are none.
-        named: Those with a name: lists of strings.
-
-    Returns:
-        What the test asks for.
-
-    Raises:
-        RefimplError: Other arguments, or no lists of strings.
-
-    Source:
-        ours.
-
-    Example:
-        >>> selection((), {"families": ["llama"]}).families
-        ('llama',)
-    """
-    known = Selection.__dataclass_fields__
-    for name, value in named.items():
+def selection_of(args: Sequence[object], kwargs: Mapping[str, Any]) -> Selection:
+    """The arguments of the marker, each by name and a list of strings."""
+    names = Selection.__dataclass_fields__
+    for name, value in kwargs.items():
         texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
-        if name not in known or not texts or not (value or name == "xfail"):
+        if name not in names or not texts or not (value or name == "xfail"):
             raise RefimplError(
-                f"@pytest.mark.refimpl({name}={value!r})", MARKER, "give lists of strings"
+                f"@pytest.mark.refimpl({name}={value!r})", MARKER, "pass lists of strings"
             )
-    if words:
-        raise RefimplError(f"@pytest.mark.refimpl{tuple(words)!r}", MARKER, f"name it: {[*known]}")
-    return Selection(**{name: tuple(value) for name, value in named.items()})
+    if args:
+        raise RefimplError(
+            f"@pytest.mark.refimpl{tuple(args)!r}", MARKER, f"name the argument: {[*names]}"
+        )
+    return Selection(**{name: tuple(value) for name, value in kwargs.items()})
 
 
-def wanted(asked: Selection, cases: Iterable[CaseFolder]) -> list[Wanted]:
-    """The cases a test is run on. Nothing it names may be without effect.
-
-    Args:
-        asked: What the test asks for.
-        cases: All there are.
-
-    Returns:
-        One or more.
-
-    Raises:
-        RefimplError: No case of the families, or a pattern or an entry that matches nothing.
-
-    Source:
-        ours.
-
-    Example:
-        >>> from refimpl.testing.folders import core_cases
-        >>> [one.case.name for one in wanted(Selection(("opt",)), core_cases())]
-        ['opt']
-    """
+def selected_cases(selection: Selection, cases: Iterable[CaseFolder]) -> list[SelectedCase]:
+    """The cases that a test runs on; names and patterns that match nothing are refused."""
     every = list(cases)
-    chosen = [case for case in every if not asked.families or case.family in asked.families]
+    chosen = [case for case in every if not selection.families or case.family in selection.families]
     if not chosen:
         raise RefimplError(
-            f"families {list(asked.families)}: no case of them",
+            f"no case has one of the families {list(selection.families)}",
             f"one of {sorted({case.family for case in every})}",
             "add a case with --refimpl-cases DIR; refimpl case make makes one",
         )
     steps = {
-        case.name: [s for s in case.steps if any(fnmatchcase(s, p) for p in asked.steps)]
+        case.name: [s for s in case.steps if any(fnmatchcase(s, p) for p in selection.steps)]
         for case in chosen
     }
-    for pattern in asked.steps:
-        _matched(f"steps: {pattern!r}", pattern, [s for case in chosen for s in case.steps])
+    for pattern in selection.steps:
+        _check_match(f"steps: {pattern!r}", pattern, [s for case in chosen for s in case.steps])
     failing: dict[str, list[str]] = {case.name: [] for case in chosen}
-    for entry in asked.xfail:
+    for entry in selection.xfail:
         name, _, pattern = entry.partition("::")
-        _matched(f"xfail: {entry!r}", name, list(steps))
-        _matched(f"xfail: {entry!r}", pattern or "*", steps[name])
+        _check_match(f"xfail: {entry!r}", name, list(steps))
+        _check_match(f"xfail: {entry!r}", pattern or "*", steps[name])
         failing[name].append(pattern)
     return [
-        Wanted(
-            case,
-            asked.steps,
-            "" in failing[case.name],
-            tuple(pattern for pattern in failing[case.name] if pattern),
+        SelectedCase(
+            case, selection.steps, "" in failing[case.name], tuple(filter(None, failing[case.name]))
         )
         for case in chosen
         if steps[case.name]
     ]
 
 
-def _matched(what: str, pattern: str, names: Sequence[str]) -> None:
-    """Refuse a pattern without effect."""
+def _check_match(label: str, pattern: str, names: Sequence[str]) -> None:
+    """Refuse a pattern that matches none of the names."""
     if not any(fnmatchcase(name, pattern) for name in names):
-        some = ", ".join(dict.fromkeys(names[:3]))
+        examples = ", ".join(dict.fromkeys(names[:3]))
         raise RefimplError(
-            f"{what} names nothing there is", f"such as {some}", "correct it, or take it out"
+            f"{label} matches nothing", f"such as {examples}", "correct or remove it"
         )

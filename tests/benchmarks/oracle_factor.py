@@ -5,8 +5,8 @@
 The candidate is the sample project, in torch, or a variant of it that computes the same in another
 way. For each stage (or name of a step in it):
 
-- ratio: the largest error / own, where FACTOR times refimpl's own error is more than the floor, so
-  that FACTOR decides;
+- ratio: the largest error / own, where ERROR_FACTOR times refimpl's own error is more than the
+  floor, so that it decides;
 - units: the largest error in units of the dtype, where it is less, so that the floor decides;
 - used: the largest share of the tolerance;
 - not judged: steps after a near tie;
@@ -24,8 +24,8 @@ from pathlib import Path
 
 from refimpl.oracle.case import read_case
 from refimpl.oracle.check import check, read_candidate
-from refimpl.oracle.judging.measures import Judged
-from refimpl.oracle.judging.tolerance import FACTOR, FLOOR, FLOOR_16, UNITS
+from refimpl.oracle.judging.measures import StepResult
+from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, FLOOR, FLOOR_16
 from refimpl.show.oracle import stage_of
 from refimpl.show.table import aligned
 
@@ -50,7 +50,7 @@ VARIANTS: dict[str, tuple[tuple[str, str, str], ...]] = {  # file, text, what st
 }
 
 
-def judged(dtype: str, device: str, variant: str) -> dict[str, tuple[Judged, ...]]:
+def judged(dtype: str, device: str, variant: str) -> dict[str, tuple[StepResult, ...]]:
     """Every step of the candidate in every case."""
     found = {}
     with tempfile.TemporaryDirectory() as away:
@@ -69,16 +69,16 @@ def judged(dtype: str, device: str, variant: str) -> dict[str, tuple[Judged, ...
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtype", choices=tuple(UNITS), default="float32")
+    parser.add_argument("--dtype", choices=tuple(EPS), default="float32")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--variant", choices=tuple(VARIANTS), default="none")
     parser.add_argument("--by", choices=("stage", "name"), default="stage")
     given = parser.parse_args()
-    unit = UNITS[given.dtype]
-    floor = FLOOR_16 if unit > UNITS["float32"] else FLOOR
+    unit = EPS[given.dtype]
+    floor = FLOOR_16 if unit > EPS["float32"] else FLOOR
     cases = judged(given.dtype, given.device, given.variant)
 
-    groups: dict[str, list[Judged]] = defaultdict(list)
+    groups: dict[str, list[StepResult]] = defaultdict(list)
     for steps in cases.values():
         for step in steps:
             stage, last = stage_of(step.step), step.step.rsplit(".", 1)[-1]
@@ -87,8 +87,8 @@ def main() -> None:
     for name, steps in groups.items():
         floats = [s for s in steps if s.tolerance > 0 and s.status != "conditional"]
         floats = [s for s in floats if not s.near_ties]
-        large = [s for s in floats if FACTOR * s.own > floor * unit]
-        small = [s for s in floats if FACTOR * s.own <= floor * unit]
+        large = [s for s in floats if ERROR_FACTOR * s.own > floor * unit]
+        small = [s for s in floats if ERROR_FACTOR * s.own <= floor * unit]
         differ = sum(len(s.near_ties) for s in steps)
         columns[given.by].append(name)
         columns["steps"].append(f"{len(steps)}")
@@ -98,9 +98,8 @@ def main() -> None:
         columns["used"].append(_largest([s.error / s.tolerance for s in floats], "{:.0%}"))
         columns["not judged"].append(f"{sum(s.status == 'conditional' for s in steps) or ''}")
         columns["differ"].append(f"{differ or ''}")
-    print(
-        f"\nFACTOR {FACTOR:g}, floor {floor:g}: {given.dtype} on {given.device}, {len(cases)} cases"
-    )
+    where = f"{given.dtype} on {given.device}, {len(cases)} cases"
+    print(f"\nfactor {ERROR_FACTOR:g}, floor {floor:g}: {where}")
     print(", ".join(f"{name} {version(name)}" for name in ("refimpl", "numpy", "torch")), "\n")
     print("\n".join(line.rstrip() for line in aligned(columns)))
     for name, steps in cases.items():

@@ -38,15 +38,17 @@ import numpy as np
 TESTS = Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS))
 
-from mistakes import ALL, AREAS, MISTAKES, Arrays, Mistake, case_of, computed, project  # noqa: E402
+from candidates import Arrays  # noqa: E402
+from crafted_cases import oracle_case  # noqa: E402
+from mistakes import ALL, AREAS, MISTAKES, Mistake, arrays_of, project  # noqa: E402
 
-import refimpl.oracle.judging.limits as limiting  # noqa: E402
-import refimpl.oracle.judging.near_ties as tying  # noqa: E402
+import refimpl.oracle.near_ties as tying  # noqa: E402
+import refimpl.oracle.step_tolerances as limiting  # noqa: E402
 from refimpl import RefimplError, read_model  # noqa: E402
 from refimpl.oracle.case import Case, make_case  # noqa: E402
 from refimpl.oracle.check import check  # noqa: E402
 from refimpl.oracle.judging.measures import error_of, measure_of  # noqa: E402
-from refimpl.oracle.judging.own_errors import own_of  # noqa: E402
+from refimpl.oracle.reference_errors import reference_run  # noqa: E402
 from refimpl.oracle.steps import Recipe  # noqa: E402
 from refimpl.show.table import aligned  # noqa: E402
 from refimpl.tokens import Tokens  # noqa: E402
@@ -88,12 +90,15 @@ def allowing(times: float) -> Iterator[None]:
         np.errstate(all="ignore"),  # limits may be of any size
         patch.object(limiting, "tolerance_of", more),
         patch.multiple(
-            tying, tolerance_of=more, TIES=times * tying.TIES, FACTOR=times * tying.FACTOR
+            tying,
+            tolerance_of=more,
+            TIE_SHARE=times * tying.TIE_SHARE,
+            ERROR_FACTOR=times * tying.ERROR_FACTOR,
         ),
     ):
-        limiting.limits_of.cache_clear()
+        limiting.step_tolerances.cache_clear()
         yield
-    limiting.limits_of.cache_clear()
+    limiting.step_tolerances.cache_clear()
 
 
 def kind_of(step: str) -> str:
@@ -106,13 +111,13 @@ def ratio_of(case: Case, dtype: str, step: str, actual: Arrays) -> float:
     if step not in actual:
         return inf
     truth = case.expected[step]
-    own = own_of(case, dtype).errors[step]
+    own = reference_run(case, dtype).errors[step]
     error, _, fault = error_of(step, actual[step], truth, measure_of(step, truth.dtype))
     if error == 0 or (fault and error == inf):
         return inf if fault else 0.0
     if own == inf:
         return 0.0  # refimpl itself is not near it, so that nothing is too far off
-    tolerance = limiting.limits_of(case, dtype)[step]
+    tolerance = limiting.step_tolerances(case, dtype)[step]
     if tolerance and step != "owl.signal" and not step.startswith("sparsegpt"):
         return error / tolerance
 
@@ -132,10 +137,10 @@ def ratio_of(case: Case, dtype: str, step: str, actual: Arrays) -> float:
 def judge(mistake: Mistake, case: Case) -> dict[str, Found]:
     """What became of a mistake, by dtype."""
     wrong = project(mistake)
-    exact = computed(wrong, case, "float64")
+    exact = arrays_of(wrong, case, "float64")
     made = {}
     for dtype in mistake.dtypes:
-        actual = exact if dtype == "float64" else computed(wrong, case, dtype)
+        actual = exact if dtype == "float64" else arrays_of(wrong, case, dtype)
         report = check(case, actual, dtype=dtype)
         first = "" if report.first is None else report.first.step
         differ = 0
@@ -172,9 +177,9 @@ def judge_all() -> tuple[dict[str, dict[str, Found]], list[str]]:
     with tempfile.TemporaryDirectory() as away:
         right = project()
         for name in dict.fromkeys(x.case for x in MISTAKES.values()):
-            case = case_of(name, Path(away))
+            case = oracle_case(name, Path(away))
             for dtype in ALL:
-                first = check(case, computed(right, case, dtype), dtype=dtype).first
+                first = check(case, arrays_of(right, case, dtype), dtype=dtype).first
                 if first is not None:
                     refused.append(f"{name}, {dtype}, at {first.step}")
             for mistake, entry in MISTAKES.items():
@@ -403,8 +408,8 @@ def right() -> Any:
 
 def tried(number: int, dtypes: tuple[str, ...], stepwise: bool) -> list[dict[str, Any]]:
     """One shape in some dtypes: what the right candidate was told."""
-    own_of.cache_clear()
-    limiting.limits_of.cache_clear()
+    reference_run.cache_clear()
+    limiting.step_tolerances.cache_clear()
     with tempfile.TemporaryDirectory() as away:
         facts: dict[str, Any] = {"shape": number, "family": FAMILIES[number % len(FAMILIES)]}
         facts["way"] = WAYS[stepwise]
@@ -419,7 +424,7 @@ def tried(number: int, dtypes: tuple[str, ...], stepwise: bool) -> list[dict[str
             line = facts | {"dtype": dtype}
             try:
                 report = check(
-                    case, computed(right(), case, dtype, stepwise), dtype=dtype, stepwise=stepwise
+                    case, arrays_of(right(), case, dtype, stepwise), dtype=dtype, stepwise=stepwise
                 )
             except RefimplError as error:
                 made.append(line | {"verdict": "no case", "first": error.problem})

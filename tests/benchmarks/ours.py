@@ -103,21 +103,21 @@ def command(arguments: list[str]) -> dict[str, Any]:
 
 def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
     """AlphaPruning's alphas of the first blocks."""
-    from refimpl.running.threads import Workers
-    from refimpl.scoring.dense_statistics import spectra as alphas
+    from refimpl.running.settings import Settings
+    from refimpl.scoring.spectra import power_laws
 
     ready = refimpl.read_model(model)
     first = replace(ready, config=replace(ready.config, blocks=ready.config.blocks[:blocks]))
-    with Workers() as workers:
+    with Settings().open({}) as resources:
         start = clock()
-        laws = alphas(first, workers, fit, "shipped")
+        laws = power_laws(first, fit, "shipped", resources)
         seconds = clock() - start
     return {"seconds": seconds, "alpha": [[law.alpha for law in block] for block in laws]}
 
 
 def owl(model: str, ids: str) -> dict[str, Any]:
     """OWL's statistic of every block."""
-    from refimpl.scoring.score import signals
+    from refimpl.scoring.base_signals import signals
 
     ready, tokens = refimpl.read_model(model), id_tokens(ids)
     start = clock()

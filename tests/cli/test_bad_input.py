@@ -119,7 +119,7 @@ OPTIONS = {
     "--perturbation pruning --eta 0.01": "leave --eta away",
     "--perturbation pruning --noise-scale token": "leave --noise-scale away",
     "--perturbation pruning --noise-shape channel": "leave --noise-shape away",
-    "--perturbation pruning --draws 2": "leave --draws away",
+    "--perturbation pruning --draws 2": "omit --draws",
     "--sparsity -0.1": "a number from 0 to 1",
     "--sparsity 1.01": "a number from 0 to 1",
     "--sparsity nan": "a number from 0 to 1",

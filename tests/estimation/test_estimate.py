@@ -1,8 +1,9 @@
-"""What scoring will take, told beforehand: counted against real runs; and what fits into a time."""
+"""Estimates of scoring: the counts against real runs, and what fits into a time."""
 
 import json
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from threading import Lock
@@ -12,21 +13,31 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import FIXTURES
-from gates import model_of
+from gates import model_as, model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from program import run
+from program import ran, refused, run
 
 from refimpl import Perturbation, RefimplError, Request, score
 from refimpl.estimation import estimate as job
-from refimpl.estimation.estimate import Estimate, Estimator, estimate, estimator
+from refimpl.estimation.estimate import Estimate, Estimator, Seconds, estimate, seconds_of
 from refimpl.estimation.measured_speed import Pace, pace
 from refimpl.estimation.time_budget import fitting
-from refimpl.estimation.workload import Work, arithmetic, attended, work
+from refimpl.estimation.workload import (
+    Work,
+    arithmetic,
+    attended,
+    perturbed_passes,
+    rounds_of,
+    work,
+)
 from refimpl.model.attention import causal_bias
-from refimpl.model.config import BlockKind
+from refimpl.model.config import BlockKind, Config
 from refimpl.model.model import Model
 from refimpl.running.executors import Pool
+from refimpl.running.settings import Settings
+from refimpl.scoring.dense_statistics import sequences_together
+from refimpl.scoring.measurements import Address
 from refimpl.show.estimate import duration
 from refimpl.tokens import random_tokens
 
@@ -34,6 +45,7 @@ LLAMA = FIXTURES / "llama"
 CASES = ("llama", "mistral", "gpt2", "gemma3")
 VOCABULARIES = {model_of(case).config.vocab_size for case in CASES}
 FAST = Pace(1.0, 0.1, 2.0, 0.5, 3.0, 0.2, 0.3, 0.4, 2, 0.0)
+PASS_A_SECOND = Pace(0, 0, 1, 0, 0, 0, 0, 0, 2, 0)  # and nothing else takes time
 RUNS = {
     "gaussian": (Perturbation(), Request()),
     "etas": (Perturbation(eta=(0.01, 0.1, 0.5)), Request("owl")),
@@ -89,28 +101,58 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
         counted(f"refimpl.{module}.block", lambda *args: ("passes", 1))
     counted("refimpl.model.forward.linear", product)
     counted("refimpl.model.attention.attend", attention)
-    counted("refimpl.scoring.journey.head", lambda *args: ("heads", 1))
+    counted("refimpl.scoring.state_group.head", lambda *args: ("heads", 1))
 
 
-def counting_model(case: str) -> Counting:
-    plain = model_of(case)
-    return Counting(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured."""
+    monkeypatch.setattr(job, "pace", lambda *args: FAST)
+
+
+@pytest.fixture
+def pass_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that makes a pass a second."""
+    monkeypatch.setattr(job, "pace", lambda *args: PASS_A_SECOND)
 
 
 # Counts
 
 
+def work_of(
+    config: Config, sequences: int, length: int, plan: Perturbation, memory: int = 1 << 20
+) -> Work:
+    """The work on one thread."""
+    with Settings(threads=1, memory=memory).open({}) as resources:
+        return work(config, sequences, length, plan, False, resources)
+
+
+def test_counts_of_one_thread() -> None:
+    config, states = model_of("llama").config, [Address(0, 0, 0, b) for b in range(3)]
+    count = work_of(config, 2, 16, Perturbation())
+    assert (count.clean.tolist(), count.perturbed.tolist()) == ([2, 2, 2, 2], [0, 2, 4, 6])
+    assert count.passes == 20
+    assert perturbed_passes(states, 3, Perturbation()).tolist() == [0, 1, 2]
+    assert perturbed_passes(states, 3, Perturbation("pruning")).tolist() == [1, 2, 3]
+    assert rounds_of(np.array([1, 4, 5]), threads=4) == 4
+    assert attended(BlockKind(window=None, rope=None), 256) == 128 * 128 + 128 * 256
+    for memory, together in ((1 << 16, 7), (1, 1)):
+        with Settings(memory=memory).open({}) as resources:
+            assert sequences_together(config, 16, resources, keep=False) == together
+
+
 @pytest.mark.parametrize("options", [{}, {"memory": "20K"}, {"threads": 3, "memory": "40K"}])
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_told_is_what_is_done(
+@pytest.mark.usefixtures("fast")
+def test_the_estimate_counts_what_is_done(
     case: str, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("model.kernels", "estimation.workload"):  # so that there are many tiles
         monkeypatch.setattr(f"refimpl.{module}.QUERIES", 8)
     monkeypatch.setattr(job, "pace", lambda *args: FAST)
     plan, request = RUNS[name]
-    model = counting_model(case)
+    model = model_as(case, Counting)
     if model.config.num_blocks > 6:  # three sequences are not enough
         plan = replace(plan, subset=plan.subset and 4)
     tokens = random_tokens(100, 3, 21)
@@ -126,45 +168,29 @@ def test_what_is_told_is_what_is_done(
     assert told.work.heads == seen["heads"]
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_what_is_kept_changes_how_states_travel(
-    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("refimpl.scoring.experiment.KEPT", 2)
-    monkeypatch.setattr("refimpl.scoring.dense_statistics.KEPT", 1)
-    monkeypatch.setattr(job, "pace", lambda *args: FAST)
-    model, tokens, plan = (
-        counting_model("llama"),
-        random_tokens(264, 3, 12),
-        Perturbation("pruning"),
-    )
-    told = estimate(model, tokens, plan, threads=2, kept=kept)
-    score(model, tokens, plan, threads=2, part=tmp_path / "part" if kept else None)
-    assert told.work.passes == seen["passes"]
-    assert told.work.loads == seen["loads"] - 2 * 4
-
-
 @pytest.mark.parametrize("threads", [1, 2])
-def test_work_elsewhere_is_counted_too(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    monkeypatch.setattr(job, "pace", lambda *args: FAST)
+@pytest.mark.parametrize("where", ["here", "kept", "elsewhere"])
+@pytest.mark.usefixtures("fast")
+def test_what_is_kept_and_where_it_runs_is_counted_too(
+    where: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 2)
+    monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr("refimpl.running.work_units.ModelFiles.open", lambda files: model)
-    model, tokens, plan = (
-        counting_model("llama"),
-        random_tokens(264, 3, 12),
-        Perturbation("pruning"),
-    )
+    model, plan = model_as("llama", Counting), Perturbation("pruning")
+    tokens, part = random_tokens(264, 3, 12), tmp_path / "part" if where == "kept" else None
     with ThreadPoolExecutor(threads) as pool:
-        told = estimate(model, tokens, plan, executor=pool)
-        score(model, tokens, plan, executor=pool)
-    assert (told.elsewhere, told.threads) == (True, threads)
+        executor = pool if where == "elsewhere" else None
+        options: dict[str, Any] = {"threads": threads, "executor": executor}
+        told = estimate(model, tokens, plan, kept=where == "kept", **options)
+        score(model, tokens, plan, part=part, **options)
+    assert (told.elsewhere, told.threads) == (where == "elsewhere", threads)
     assert told.work.passes == seen["passes"]
     assert told.work.loads == seen["loads"] - 2 * 4
 
 
-def test_work_in_processes_is_what_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "pace", lambda *args: FAST)
+@pytest.mark.usefixtures("fast")
+def test_work_in_processes_is_what_was_estimated() -> None:
     model, plan = model_of("llama"), Perturbation("pruning")
     tokens, steps = random_tokens(264, 1, 12), list[tuple[float, float]]()
     options: dict[str, Any] = {"executor": "processes", "threads": 2}
@@ -172,7 +198,7 @@ def test_work_in_processes_is_what_was_told(monkeypatch: pytest.MonkeyPatch) -> 
     here = estimate(model, tokens, plan, threads=2)
     assert (told.elsewhere, told.threads) == (True, 2)
     assert told.work.clean.sum() > here.work.clean.sum()  # each piece repeats the clean state
-    assert told.work.pushed.tolist() == here.work.pushed.tolist()
+    assert told.work.perturbed.tolist() == here.work.perturbed.tolist()
     score(model, tokens, plan, **options, progress=lambda *step: steps.append(step))
     assert steps[-1] == (told.work.passes, told.work.passes)
 
@@ -192,7 +218,7 @@ def test_the_formula_of_the_documentation() -> None:
     blocks, room = config.num_blocks, 1 << 30
     for subset in (None, 2):
         plan = Perturbation(eta=(0.1, 0.2), draws=4, subset=subset)
-        count = work(config, sequences, length, plan, False, 1, room)
+        count = work_of(config, sequences, length, plan, memory=room)
         each = (blocks if subset is None else subset) * (blocks - 1) / 2
         assert count.passes == sequences * (blocks + 2 * 4 * each)
     flop = arithmetic(config, length, count, spectra=True, signals=1)
@@ -221,16 +247,16 @@ def test_memory_holds_what_the_experiment_holds() -> None:
 # Time
 
 
-def test_time_is_counts_times_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "pace", lambda *args: FAST)
+@pytest.mark.usefixtures("fast")
+def test_time_is_counts_times_pace() -> None:
     model, tokens = model_of("llama"), random_tokens(264, 3, 12)
     plan, request = Perturbation("pruning"), Request("alphapruning", correct="divergence")
     found = estimate(model, tokens, plan, request, threads=2)
-    # Dense: 3 sequences, 2 turns, in 4 blocks. Then 3 clean and 3, 6, 9, 12 pushed states.
-    turns = 2 * 4 + 3 + 5 + 6 + 8
-    assert found.work.turns == turns
+    # Dense: 3 sequences, 2 rounds, in 4 blocks. Then 3 clean and 3, 6, 9, 12 perturbed states.
+    rounds = 2 * 4 + 3 + 5 + 6 + 8
+    assert found.work.rounds == rounds
     assert found.seconds.check == 1
-    assert found.seconds.experiment == pytest.approx(turns * 2 + 8 * 0.1 + 12 * 0.5 / 2)
+    assert found.seconds.experiment == pytest.approx(rounds * 2 + 8 * 0.1 + 12 * 0.5 / 2)
     assert found.seconds.head == pytest.approx(3 * (1 + 2) * 3)
     assert found.seconds.thinning == pytest.approx(4 * 0.2)
     assert found.seconds.spectra == pytest.approx(4 * 0.4 / 2)
@@ -240,25 +266,24 @@ def test_time_is_counts_times_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_elsewhere_share_the_time() -> None:
-    config, plan = model_of("llama").config, Perturbation()
-    whole = work(config, 4, 12, plan, False, 1, 1 << 20)
-    there = Pool(workers=4)
-    assert job._seconds(config, whole, FAST, there, 1, 1) == job._seconds(
-        config, whole, FAST, Pool(), 1, 1
-    )
-    shared = job._seconds(config, whole, FAST, replace(there, executor=object()), 1, 1)  # type: ignore[arg-type]
-    alone = job._seconds(config, whole, FAST, Pool(), 1, 1)
+    config = model_of("llama").config
+    count = work_of(config, 4, 12, Perturbation())
+
+    def seconds(pool: Pool) -> Seconds:
+        with Settings(threads=1).open({}) as resources:
+            return seconds_of(count, FAST, config, replace(resources, pool=pool), 1)
+
+    alone, shared = seconds(Pool()), seconds(Pool(object(), 4))  # type: ignore[arg-type]
+    assert seconds(Pool(workers=4)) == alone
     assert shared.experiment == pytest.approx(alone.experiment / 4)
     assert shared.signals == pytest.approx(alone.signals / 4)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_pace_is_measured_on_a_few_blocks(name: str) -> None:
-    from refimpl.running.threads import Workers
-
     plan, request = RUNS[name]
-    with Workers(2) as workers:
-        found = pace(model_of("llama"), np.arange(12), plan, request, workers, 1 << 20)
+    with Settings(threads=2).open({}) as resources:
+        found = pace(model_of("llama"), np.arange(12), plan, request, resources)
     pruning, alphas = plan.kind == "pruning", request.base == "alphapruning"
     assert found.turn > 0
     assert found.load > 0
@@ -288,17 +313,10 @@ def test_durations(seconds: float, text: str) -> None:
 # A time to fit into
 
 
-@pytest.fixture
-def expected(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Estimator]:
-    """Estimators of a machine with one thread that makes a pass a second, and nothing else."""
-    second = Pace(0, 0, 1, 0, 0, 0, 0, 0, 2, 0)
-    monkeypatch.setattr(job, "pace", lambda *args: second)
-
-    def made(plan: Perturbation, samples: int = 8) -> Estimator:
-        tokens = random_tokens(264, samples, 8)
-        return estimator(model_of("llama"), tokens, plan, threads=1)
-
-    return made
+def estimator(plan: Perturbation, samples: int = 8) -> Estimator:
+    """An estimator on one thread."""
+    tokens = random_tokens(264, samples, 8)
+    return Estimator(model_of("llama"), tokens, plan, None, Settings(threads=1))
 
 
 def chosen(found: Estimate) -> tuple[int, int, int | None]:
@@ -319,33 +337,36 @@ def chosen(found: Estimate) -> tuple[int, int, int | None]:
         (8 + 6, (2, 1, 2)),
     ],
 )
+@pytest.mark.usefixtures("pass_a_second")
 def test_draws_go_first_then_samples_then_blocks(
-    passes: int, choice: tuple[int, int, int | None], expected: Callable[..., Estimator]
+    passes: int, choice: tuple[int, int, int | None]
 ) -> None:
     plan = Perturbation(draws=3)
-    found = fitting(expected(plan), 8, plan, passes / 60)
+    found = fitting(estimator(plan), 8, plan, passes / 60)
     assert chosen(found) == choice
     assert found.seconds.total <= passes
 
 
-def test_a_time_that_is_too_short(expected: Callable[..., Estimator]) -> None:
+@pytest.mark.usefixtures("pass_a_second")
+def test_a_time_that_is_too_short() -> None:
     plan = Perturbation(draws=3)
     with pytest.raises(RefimplError, match=r"at least 0\.24 minutes"):  # 14 s
-        fitting(expected(plan), 8, plan, 13 / 60)
-    assert chosen(fitting(expected(plan), 8, plan, 0.24)) == (2, 1, 2)
+        fitting(estimator(plan), 8, plan, 13 / 60)
+    assert chosen(fitting(estimator(plan), 8, plan, 0.24)) == (2, 1, 2)
     for minutes in (0, -1, np.nan, np.inf):
         with pytest.raises(RefimplError, match="more than 0"):
-            fitting(expected(plan), 8, plan, minutes)
+            fitting(estimator(plan), 8, plan, minutes)
 
 
-def test_what_was_asked_for_is_a_bound(expected: Callable[..., Estimator]) -> None:
-    assert chosen(fitting(expected(Perturbation(), 1), 1, Perturbation(), 9)) == (1, 1, None)
+@pytest.mark.usefixtures("pass_a_second")
+def test_what_was_asked_for_is_a_bound() -> None:
+    assert chosen(fitting(estimator(Perturbation(), 1), 1, Perturbation(), 9)) == (1, 1, None)
     with pytest.raises(RefimplError, match=r"at least 0\.17 minutes"):  # all blocks of one sample
-        fitting(expected(Perturbation(), 1), 1, Perturbation(), 9 / 60)
+        fitting(estimator(Perturbation(), 1), 1, Perturbation(), 9 / 60)
     plan = Perturbation(subset=3)
-    assert chosen(fitting(expected(plan), 8, plan, 9)) == (8, 1, 3)
+    assert chosen(fitting(estimator(plan), 8, plan, 9)) == (8, 1, 3)
     few = Perturbation(draws=2, subset=1)  # which covers 4 blocks only with two samples and draws
-    assert chosen(fitting(expected(few, 2), 2, few, 9)) == (2, 2, 1)
+    assert chosen(fitting(estimator(few, 2), 2, few, 9)) == (2, 2, 1)
 
 
 # The command
@@ -353,22 +374,18 @@ def test_what_was_asked_for_is_a_bound(expected: Callable[..., Estimator]) -> No
 FEW = ("--samples", 4, "--seq-len", 12, "--threads", 1)
 
 
-def test_the_command_tells_and_stops(tmp_path: Path) -> None:
-    out = tmp_path / "scores.json"
-    result = run("score", LLAMA, *FEW, "--estimate", "-o", out)
-    assert (result.code, result.err) == (0, "")
-    words = " ".join(result.out.split())
+def test_the_command_estimates_and_stops(tmp_path: Path) -> None:
+    out = ran("score", LLAMA, *FEW, "--estimate", "-o", tmp_path / "scores.json")
+    words = " ".join(out.split())
     assert "40 block passes, 16 of clean states, 24 of pushed ones" in words
     assert "the time is an estimate from the first 2 blocks on 12 tokens" in words
     assert not list(tmp_path.iterdir())
-    assert max(map(len, result.out.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def test_as_json() -> None:
     words = ("--perturbation", "pruning", "--correct", "divergence", "--base", "alphapruning")
-    result = run("score", LLAMA, *FEW, *words, "--estimate", "--json")
-    assert (result.code, result.err) == (0, "")
-    told = json.loads(result.out)
+    told = json.loads(ran("score", LLAMA, *FEW, *words, "--estimate", "--json"))
     assert told["passes"] == {"dense": 16, "clean": 16, "pushed": 40, "total": 72}
     assert told["heads"] == 4 * 5
     assert all(told["flop"].values())
@@ -384,57 +401,51 @@ def test_what_does_not_go_with_it(words: tuple[object, ...], tmp_path: Path) -> 
         (("--runtime", "onnxruntime"), "--runtime with"),
         (("-o", tmp_path / "scores.json", "--resume"), "--resume with"),
     ):
-        result = run("score", LLAMA, *FEW, *words, *more)
-        assert (result.code, result.out) == (2, "")
-        assert f"{why} {words[0]}" in result.err
+        assert f"{why} {words[0]}" in refused("score", LLAMA, *FEW, *words, *more)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_budget_is_the_run_with_what_it_chose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "pace", lambda *args: Pace(0, 0, 1, 0, 0, 0, 0, 0, 2, 0))
-    result = run("score", LLAMA, *FEW, "--draws", 2, "--budget", 19 / 60, "--json")
-    assert result.code == 0
-    assert result.err.startswith("budget of 0.316667 min: --samples 2 --draws 1 --subset 3, about")
-    found = json.loads(result.out)
-    assert found.pop("budget_minutes") == 19 / 60
-    words = ("--samples", 2, "--seq-len", 12, "--threads", 1, "--draws", 1, "--subset", 3)
-    same = json.loads(run("score", LLAMA, *words, "--json").out)
-    assert same.pop("budget_minutes") is None
-    del found["run"], same["run"]
-    assert found == same
-    shown = run("score", LLAMA, *FEW, "--budget", 19 / 60)
-    assert "0.316667 min, 2 samples chosen, 1 draw, 3 of 4 blocks" in " ".join(shown.out.split())
-    told = run("score", LLAMA, *FEW, "--budget", 19 / 60, "--estimate", "--json")
-    assert (told.code, told.err) == (0, "")
-    assert [json.loads(told.out)[key] for key in ("samples", "draws", "subset")] == [2, 1, 3]
+def scores_json(*words: object) -> tuple[dict[str, Any], float | None]:
+    """What the command prints as JSON, without how it ran, and its budget."""
+    document = json.loads(ran("score", LLAMA, "--seq-len", 12, *words, "--json", quiet=False))
+    del document["run"]
+    return document, document.pop("budget_minutes")
 
 
-def test_a_budget_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "pace", lambda *args: Pace(0, 0, 1, 0, 0, 0, 0, 0, 2, 0))
-    words = ("score", LLAMA, "--seq-len", 12, "--samples", 4, "--draws", 2)
+@pytest.mark.usefixtures("pass_a_second")
+def test_a_budget_is_the_run_with_what_it_chose() -> None:
+    budget = ("--threads", 1, "--samples", 4, "--draws", 2, "--budget", 19 / 60)
+    chosen = ("--threads", 1, "--samples", 2, "--draws", 1, "--subset", 3)
+    said = run("score", LLAMA, "--seq-len", 12, *budget)
+    assert said.err.startswith("budget of 0.316667 min: --samples 2 --draws 1 --subset 3, about")
+    assert "0.316667 min, 2 samples chosen, 1 draw, 3 of 4 blocks" in " ".join(said.out.split())
+    found, same = scores_json(*budget), scores_json(*chosen)
+    assert found[0] == same[0]
+    assert (found[1], same[1]) == (19 / 60, None)
+    told = json.loads(ran("score", LLAMA, "--seq-len", 12, *budget, "--estimate", "--json"))
+    assert [told[key] for key in ("samples", "draws", "subset")] == [2, 1, 3]
+
+
+@pytest.mark.usefixtures("pass_a_second")
+def test_a_budget_in_processes() -> None:
     there = ("--executor", "processes", "--threads", 2)
-    told = run(*words, *there, "--budget", 17 / 60, "--estimate", "--json")
-    assert (told.code, told.err) == (0, "")
-    assert json.loads(told.out)["seconds"]["total"] <= 17
-    result = run(*words, *there, "--budget", 17 / 60, "--json")
-    assert result.code == 0
+    budget = ("--samples", 4, "--draws", 2, *there, "--budget", 17 / 60)
+    told = json.loads(ran("score", LLAMA, "--seq-len", 12, *budget, "--estimate", "--json"))
+    assert told["seconds"]["total"] <= 17
     # Two samples: 20 passes, and 8 of clean states again, shared by two workers.
-    assert result.err == "budget of 0.283333 min: --samples 2 --draws 1, about 14 s\n"
-    assert [json.loads(told.out)[key] for key in ("samples", "draws", "subset")] == [2, 1, None]
-    assert json.loads(told.out)["passes"]["total"] == 28
-    found = json.loads(result.out)
-    same = json.loads(
-        run("score", LLAMA, "--seq-len", 12, "--samples", 2, "--draws", 1, "--json").out
+    assert [told[key] for key in ("samples", "draws", "subset")] == [2, 1, None]
+    assert told["passes"]["total"] == 28
+    result = run("score", LLAMA, "--seq-len", 12, *budget)
+    assert (result.code, result.err) == (
+        0,
+        "budget of 0.283333 min: --samples 2 --draws 1, about 14 s\n",
     )
-    for document in (found, same):
-        del document["run"], document["budget_minutes"]
-    assert found == same
+    assert scores_json(*budget)[0] == scores_json("--samples", 2, "--draws", 1)[0]
 
 
 def test_a_budget_for_nothing() -> None:
-    result = run("score", LLAMA, *FEW, "--budget", 1e-9)
-    assert (result.code, result.out) == (2, "")
-    assert "which the smallest experiment is expected to take" in result.err
+    error = refused("score", LLAMA, *FEW, "--budget", 1e-9)
+    assert "which the smallest experiment is expected to take" in error
 
 
 def test_counts_are_integers() -> None:

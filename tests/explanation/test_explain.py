@@ -16,7 +16,8 @@ from refimpl import Perturbation, RefimplError, Request, allocate, forward, read
 from refimpl.explanation.document import explanation_document, full_name
 from refimpl.explanation.explain import explain, steps_of
 from refimpl.loading.families import FAMILIES
-from refimpl.scoring.score import signals
+from refimpl.running.settings import Settings
+from refimpl.scoring.base_signals import signals
 from refimpl.show.explain import explanation_text
 from refimpl.tokens import Tokens, random_tokens
 
@@ -114,7 +115,7 @@ def test_sinks_are_left_out_as_score_leaves_them_out(
 
 def _mean_score(model: Any, tokens: Tokens, block: int) -> float:
     """DLP's u with the mean, as it is computed without an experiment."""
-    made = signals(model, Request("dlp", correct=None), tokens, dtype=np.float64)
+    made = signals(model, Request("dlp", correct=None), tokens, Settings(np.float64))
     return float(made.dlp_score[block])
 
 

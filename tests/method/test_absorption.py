@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import sem
 
-from refimpl.method.absorption import absorption_coefficient, known_mean, surviving_drift
+from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
 
 Floats = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ def test_mean_of_what_is_known(x: Floats, axis: int | tuple[int, ...] | None) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of an empty mean
         expected = np.nanmean(x, axis=axis)
-    np.testing.assert_allclose(known_mean(x, axis), expected, rtol=ROUNDING, strict=True)
+    np.testing.assert_allclose(nan_mean(x, axis), expected, rtol=ROUNDING, strict=True)
 
 
 @given(st.lists(st.tuples(drifts, drifts), min_size=1, max_size=9))
@@ -108,13 +108,13 @@ def test_one_sequence_has_no_error() -> None:
 # Divergence
 
 
-def kl(z: list[float], pushed: list[float]) -> float:
+def kl(z: list[float], perturbed: list[float]) -> float:
     """``sum p (log p - log p')`` of two softmaxes, number by number."""
 
     def log_softmax(x: list[float]) -> list[float]:
         return [v - max(x) - log(fsum(exp(w - max(x)) for w in x)) for v in x]
 
-    log_p, log_q = log_softmax(z), log_softmax(pushed)
+    log_p, log_q = log_softmax(z), log_softmax(perturbed)
     return fsum(exp(a) * (a - b) for a, b in zip(log_p, log_q, strict=True))
 
 
@@ -122,55 +122,55 @@ def kl(z: list[float], pushed: list[float]) -> float:
 def logits(draw: st.DrawFn, largest: float = 30) -> tuple[Floats, Floats, list[int]]:
     """Clean and perturbed logits [S, V], and where the vocabulary is cut."""
     rng, shape = generator(draw), (draw(st.integers(1, 3)), draw(st.integers(1, 8)))
-    z, pushed = largest * rng.uniform(-1, 1, (2, *shape))
+    z, perturbed = largest * rng.uniform(-1, 1, (2, *shape))
     if draw(st.booleans()):  # ties, zeros and both ends
-        z, pushed = (np.rint(2 * x / largest) / 2 * largest for x in (z, pushed))
+        z, perturbed = (np.rint(2 * x / largest) / 2 * largest for x in (z, perturbed))
     cuts = rng.permutation(np.arange(1, shape[1]))[: draw(st.integers(0, 3))]
-    return z, pushed, sorted(cuts.tolist())
+    return z, perturbed, sorted(cuts.tolist())
 
 
-def running(z: Floats, pushed: Floats, cuts: list[int] | None = None) -> Floats:
+def running(z: Floats, perturbed: Floats, cuts: list[int] | None = None) -> Floats:
     found = RunningDivergence.start(len(z))
-    for a, b in zip(np.split(z, cuts or [], 1), np.split(pushed, cuts or [], 1), strict=True):
+    for a, b in zip(np.split(z, cuts or [], 1), np.split(perturbed, cuts or [], 1), strict=True):
         found = found.add(a, b)
     return found.value
 
 
-def room(z: Floats, pushed: Floats) -> float:
+def room(z: Floats, perturbed: Floats) -> float:
     """What rounding may leave: logits are taken from each other."""
-    return 1e-14 * (1 + float(np.abs(z).max()) + float(np.abs(pushed).max()))
+    return 1e-14 * (1 + float(np.abs(z).max()) + float(np.abs(perturbed).max()))
 
 
 @given(logits())
 def test_divergence_is_the_direct_sum(case: tuple[Floats, Floats, list[int]]) -> None:
-    z, pushed, cuts = case
-    expected = [kl(a, b) for a, b in zip(z.tolist(), pushed.tolist(), strict=True)]
-    found = running(z, pushed, cuts)
-    np.testing.assert_allclose(found, expected, rtol=ROUNDING, atol=room(z, pushed))
+    z, perturbed, cuts = case
+    expected = [kl(a, b) for a, b in zip(z.tolist(), perturbed.tolist(), strict=True)]
+    found = running(z, perturbed, cuts)
+    np.testing.assert_allclose(found, expected, rtol=ROUNDING, atol=room(z, perturbed))
     assert (found >= 0).all()
 
 
 @given(logits(1e3))
 def test_any_cut_of_the_vocabulary_gives_the_same(case: tuple[Floats, Floats, list[int]]) -> None:
-    z, pushed, cuts = case
-    whole = running(z, pushed)
+    z, perturbed, cuts = case
+    whole = running(z, perturbed)
     singles = list(range(1, z.shape[1]))
     for parts in (cuts, singles):
         np.testing.assert_allclose(
-            running(z, pushed, parts), whole, rtol=ROUNDING, atol=room(z, pushed)
+            running(z, perturbed, parts), whole, rtol=ROUNDING, atol=room(z, perturbed)
         )
-    back = running(z[:, ::-1], pushed[:, ::-1], cuts)  # ids have no order
-    np.testing.assert_allclose(back, whole, rtol=ROUNDING, atol=room(z, pushed))
+    back = running(z[:, ::-1], perturbed[:, ::-1], cuts)  # ids have no order
+    np.testing.assert_allclose(back, whole, rtol=ROUNDING, atol=room(z, perturbed))
 
 
 @given(logits(), st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))
 def test_divergence_ignores_a_common_shift(
     case: tuple[Floats, Floats, list[int]], shift: float, other: float
 ) -> None:
-    z, pushed, cuts = case
-    moved = z + shift, pushed + other
+    z, perturbed, cuts = case
+    moved = z + shift, perturbed + other
     np.testing.assert_allclose(
-        running(*moved, cuts), running(z, pushed, cuts), rtol=1e-11, atol=10 * room(*moved)
+        running(*moved, cuts), running(z, perturbed, cuts), rtol=1e-11, atol=10 * room(*moved)
     )
 
 
@@ -195,14 +195,14 @@ def test_huge_logits_do_not_overflow(case: tuple[Floats, Floats, list[int]]) -> 
 @given(logits(3e38))
 @example((np.array([[3e38, -3e38]]), np.array([[-3e38, 3e38]]), []))
 def test_float32_logits_are_summed_in_float64(case: tuple[Floats, Floats, list[int]]) -> None:
-    z, pushed = (x.astype(np.float32) for x in case[:2])
-    exact = running(z.astype(np.float64), pushed.astype(np.float64), case[2])
-    np.testing.assert_array_equal(running(z, pushed, case[2]), exact)
+    z, perturbed = (x.astype(np.float32) for x in case[:2])
+    exact = running(z.astype(np.float64), perturbed.astype(np.float64), case[2])
+    np.testing.assert_array_equal(running(z, perturbed, case[2]), exact)
 
 
 @pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
-def test_small_pushes_are_resolved(size: float) -> None:
-    # KL is of second order in the push; in float32 the first order alone would leave 1e-7.
+def test_small_changes_are_resolved(size: float) -> None:
+    # KL is of second order in the change; in float32 the first order alone would leave 1e-7.
     rng = np.random.default_rng(0)
     z, d = rng.standard_normal((4, 50)), size * rng.standard_normal((4, 50))
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
@@ -213,12 +213,12 @@ def test_small_pushes_are_resolved(size: float) -> None:
 
 def test_nothing_is_changed_in_place() -> None:
     rng = np.random.default_rng(1)
-    z, pushed = rng.standard_normal((2, 3, 5))
+    z, perturbed = rng.standard_normal((2, 3, 5))
     start = RunningDivergence.start(3)
-    before = start.add(z, pushed)
-    value, copies = before.value, (z.copy(), pushed.copy())
-    before.add(pushed, z)
+    before = start.add(z, perturbed)
+    value, copies = before.value, (z.copy(), perturbed.copy())
+    before.add(perturbed, z)
     np.testing.assert_array_equal(before.value, value)
     np.testing.assert_array_equal(start.total, np.zeros(3))
-    for array, copy in zip((z, pushed), copies, strict=True):
+    for array, copy in zip((z, perturbed), copies, strict=True):
         np.testing.assert_array_equal(array, copy)

@@ -8,25 +8,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import FIXTURES
+from peer_numbers import PEERS, TINY, expected, tiny
 from safetensors.numpy import load_file
 
-from refimpl import Model, Request, Scores, allocate, read_model, score
+from refimpl import Request, Scores, allocate, score
 from refimpl.method.allocation import alphapruning, atp, dlp, owl
 from refimpl.method.signals import alphapruning_alpha, esd
-from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import Profile, dense_squares, profile
+from refimpl.model.ops import Array
+from refimpl.running.settings import Settings
+from refimpl.scoring.activation_signals import activation_signals
+from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
 from refimpl.tokens import id_tokens
 
-PEERS = FIXTURES / "peers"
-TINY = PEERS / "tiny-llama"
 Fit = Literal["peak", "mid"]
-
-
-@cache
-def expected() -> dict[str, Any]:
-    numbers: dict[str, Any] = json.loads((TINY / "expected.json").read_text())
-    return numbers
 
 
 @cache
@@ -118,18 +112,14 @@ DLP_FLOAT32 = 1e-7  # relative, of what float32 leaves of the peer's scores; mea
 
 
 @cache
-def tiny() -> Model:
-    return read_model(TINY)
-
-
-@cache
-def profile_of(m: float, statistic: str = "mean", dtype: str = "float64") -> Profile:
-    """Statistics and signals of the dense model on the calibration set."""
-    with Workers(2) as workers:
-        ids = id_tokens(TINY / "tokens.npy").ids
-        assert ids.shape == (8, 32)
-        squares = dense_squares(tiny(), ids, workers, 1 << 24, dtype)
-        return profile(tiny(), squares, len(ids), workers, dtype, m, statistic)
+def signals_of(m: float, dtype: str) -> tuple[Array, Array]:
+    """OWL's D and DLP's u of the dense model on the calibration set."""
+    ids = id_tokens(TINY / "tokens.npy").ids
+    assert ids.shape == (8, 32)
+    with Settings(dtype, threads=2, memory=1 << 24).open({}) as resources:
+        squares = dense_squares(tiny(), ids, resources)
+        moments = wanda_moments(squares, len(ids), tiny().config)
+        return activation_signals(tiny(), moments, m, "mean", resources)
 
 
 @cache
@@ -143,8 +133,7 @@ def scores_of(base: str, *options: tuple[str, Any]) -> Scores:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_owl_from_our_activations(name: str, m: float, dtype: str) -> None:
     # Outliers are counted: with the same counts the percentages agree to the last bit but one.
-    run, ours = expected()[name], profile_of(m, dtype=dtype)
-    percent = ours.owl_outlier_percent
+    run, (percent, _) = expected()[name], signals_of(m, dtype)
     np.testing.assert_allclose(percent, run["outlier_percent_per_block"], rtol=1e-15)
     s = owl(percent, 0.7, run["lam"], compat="peer")
     np.testing.assert_allclose(s, run["sparsity_per_block"], rtol=0, atol=1e-12)
@@ -152,9 +141,9 @@ def test_owl_from_our_activations(name: str, m: float, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dlp_from_our_activations(dtype: str) -> None:
-    run, ours = expected()["dlp"], profile_of(5.0, dtype=dtype)
-    np.testing.assert_allclose(ours.dlp_score, run["score"], rtol=DLP_FLOAT32)
-    s = dlp(ours.dlp_score, 0.7, compat="peer")
+    run, (_, score) = expected()["dlp"], signals_of(5.0, dtype)
+    np.testing.assert_allclose(score, run["score"], rtol=DLP_FLOAT32)
+    s = dlp(score, 0.7, compat="peer")
     np.testing.assert_allclose(s, run["sparsity"], rtol=0, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""A push and how it is measured, against their formulas token by token, on generated states."""
+"""Perturbed states, their drift and alignment, against the formulas token by token."""
 
 from math import fsum, isnan, sqrt
 from typing import Any
@@ -52,7 +52,7 @@ def states(draw: st.DrawFn) -> Floats:
 
 
 @st.composite
-def pushes(draw: st.DrawFn) -> tuple[Floats, Floats, Bools]:
+def noisy(draw: st.DrawFn) -> tuple[Floats, Floats, Bools]:
     """A state [S, D], noise for it, and which tokens are kept (at least one)."""
     h, seed = draw(states()), draw(st.integers(0, 2**32))
     kept = np.random.default_rng(seed).random(len(h)) < 0.7
@@ -61,9 +61,9 @@ def pushes(draw: st.DrawFn) -> tuple[Floats, Floats, Bools]:
 
 
 @st.composite
-def journeys(draw: st.DrawFn) -> tuple[Floats, Floats, Bools]:
+def pairs_of_states(draw: st.DrawFn) -> tuple[Floats, Floats, Bools]:
     """A perturbed state and a clean one, [S, D], and which tokens are kept."""
-    h, z, kept = draw(pushes())
+    h, z, kept = draw(noisy())
     return h + draw(st.sampled_from([0.0, 1e-3, 1.0, 1e3])) * z, h, kept
 
 
@@ -110,14 +110,14 @@ def test_noise_is_standard_normal_and_independent() -> None:
     assert np.abs(np.corrcoef(z) - np.eye(20)).max() < 0.1
 
 
-# Pushes
+# Perturbed states
 
 
-@given(pushes(), st.floats(1e-4, 10), scales, noise_shapes)
-def test_push_is_its_formula(
-    push: tuple[Floats, Floats, Bools], eta: float, scale: NoiseScale, shape: NoiseShape
+@given(noisy(), st.floats(1e-4, 10), scales, noise_shapes)
+def test_perturbed_is_its_formula(
+    case: tuple[Floats, Floats, Bools], eta: float, scale: NoiseScale, shape: NoiseShape
 ) -> None:
-    h, z, kept = push
+    h, z, kept = case
     tokens, channels = np.flatnonzero(kept).tolist(), range(h.shape[1])
     spread = [1.0 for _ in channels]
     if shape == "channel":
@@ -132,31 +132,31 @@ def test_push_is_its_formula(
         size = length([[z[u, d] * spread[d] for d in channels] for u in group])
         for d in channels:
             e[t, d] = eta * length(h[group]) * z[t, d] * spread[d] / size if size else 0.0
-    pushed = perturbed(h, z, eta, kept, scale, shape)
+    result = perturbed(h, z, eta, kept, scale, shape)
     room = 4 * EPS * np.abs(h).max() + ROUNDING * np.abs(e).max()
-    np.testing.assert_allclose(pushed, h + e, rtol=0, atol=room)
+    np.testing.assert_allclose(result, h + e, rtol=0, atol=room)
     # Exactly nothing happens to the tokens that are left out.
-    np.testing.assert_array_equal(pushed[~kept], h[~kept])
+    np.testing.assert_array_equal(result[~kept], h[~kept])
 
 
-@given(pushes(), st.floats(1e-4, 10), scales, noise_shapes)
-def test_push_has_the_relative_size_eta(
-    push: tuple[Floats, Floats, Bools], eta: float, scale: NoiseScale, shape: NoiseShape
+@given(noisy(), st.floats(1e-4, 10), scales, noise_shapes)
+def test_noise_has_the_relative_size_eta(
+    case: tuple[Floats, Floats, Bools], eta: float, scale: NoiseScale, shape: NoiseShape
 ) -> None:
-    h, z, kept = push
+    h, z, kept = case
     assume(shape == "isotropic" or np.ptp(h[kept], axis=0).max() > 1e-6 * np.abs(h).max())
     e = (perturbed(h, z, eta, kept, scale, shape) - h)[kept]
     groups = zip(e, h[kept], strict=True) if scale == "token" else [(e, h[kept])]
-    for pushed, clean in groups:
+    for result, clean in groups:
         room = 4 * EPS * sqrt(h.size) * np.abs(h).max()  # of h + e, and of taking h away again
-        assert length(pushed) == pytest.approx(eta * length(clean), rel=ROUNDING, abs=room)
+        assert length(result) == pytest.approx(eta * length(clean), rel=ROUNDING, abs=room)
 
 
-@given(pushes(), scales, noise_shapes)
-def test_no_push_changes_nothing(
-    push: tuple[Floats, Floats, Bools], scale: NoiseScale, shape: NoiseShape
+@given(noisy(), scales, noise_shapes)
+def test_eta_0_changes_nothing(
+    case: tuple[Floats, Floats, Bools], scale: NoiseScale, shape: NoiseShape
 ) -> None:
-    h, z, kept = push
+    h, z, kept = case
     before = h.copy(), z.copy(), kept.copy()
     np.testing.assert_array_equal(perturbed(h, z, 0.0, kept, scale, shape), h, strict=True)
     perturbed(h, z, 0.3, kept, scale, shape)
@@ -164,11 +164,11 @@ def test_no_push_changes_nothing(
         np.testing.assert_array_equal(array, copy)
 
 
-@given(pushes(), st.floats(-1e5, 1e5), scales, noise_shapes)
+@given(noisy(), st.floats(-1e5, 1e5), scales, noise_shapes)
 def test_what_is_left_out_has_no_say(
-    push: tuple[Floats, Floats, Bools], value: float, scale: NoiseScale, shape: NoiseShape
+    case: tuple[Floats, Floats, Bools], value: float, scale: NoiseScale, shape: NoiseShape
 ) -> None:
-    h, z, kept = push
+    h, z, kept = case
     other = np.where(kept[:, None], h, value)
     np.testing.assert_array_equal(
         perturbed(other, z, 0.3, kept, scale, shape)[kept],
@@ -176,18 +176,18 @@ def test_what_is_left_out_has_no_say(
     )
 
 
-@given(pushes(), st.floats(1e-3, 1), scales, noise_shapes)
+@given(noisy(), st.floats(1e-3, 1), scales, noise_shapes)
 def test_noise_is_scaled_in_float64_and_then_cast(
-    push: tuple[Floats, Floats, Bools], eta: float, scale: NoiseScale, shape: NoiseShape
+    case: tuple[Floats, Floats, Bools], eta: float, scale: NoiseScale, shape: NoiseShape
 ) -> None:
-    h, z, kept = push
+    h, z, kept = case
     small = h.astype(np.float32)
-    pushed = perturbed(small, z, eta, kept, scale, shape)
-    assert pushed.dtype == np.float32
+    result = perturbed(small, z, eta, kept, scale, shape)
+    assert result.dtype == np.float32
     exact = perturbed(small.astype(np.float64), z, eta, kept, scale, shape)
     # One rounding of e and one of the sum.
     room = np.finfo(np.float32).eps * (np.abs(small) + 2 * np.abs(exact - small) + 1e-30)
-    assert (np.abs(pushed - exact) <= room).all()
+    assert (np.abs(result - exact) <= room).all()
 
 
 def test_noise_is_cast_before_it_is_added() -> None:
@@ -196,8 +196,8 @@ def test_noise_is_cast_before_it_is_added() -> None:
     e = [0.7 * length(h[t]) / length(z[t]) * z[t] for t in range(40)]
     expected = h + np.array(e).astype(np.float32)
     # Added in float64, one entry in ten would be rounded otherwise.
-    pushed = perturbed(h, z, 0.7, np.ones(40, np.bool_))
-    assert (pushed == expected).mean() > 0.999
+    result = perturbed(h, z, 0.7, np.ones(40, np.bool_))
+    assert (result == expected).mean() > 0.999
 
 
 def test_one_token_has_no_channel_to_follow() -> None:
@@ -224,44 +224,42 @@ def plainly(state: Floats, clean: Floats, kept: Bools, norm: Norm) -> tuple[list
     return drift, alignment
 
 
-@given(journeys(), st.sampled_from(["token", "sequence"]))
-def test_deviation_is_its_formula(journey: tuple[Floats, Floats, Bools], norm: Norm) -> None:
-    found = deviation(*journey, norm)
-    drift, alignment = plainly(*journey, norm)
-    counted = journey[2] if norm == "token" else np.ones(1, np.bool_)
+@given(pairs_of_states(), st.sampled_from(["token", "sequence"]))
+def test_deviation_is_its_formula(pair: tuple[Floats, Floats, Bools], norm: Norm) -> None:
+    found = deviation(*pair, norm)
+    drift, alignment = plainly(*pair, norm)
+    counted = pair[2] if norm == "token" else np.ones(1, np.bool_)
     np.testing.assert_allclose(found.drift[counted], drift, rtol=ROUNDING, atol=0)
     np.testing.assert_allclose(found.alignment[counted], alignment, rtol=0, atol=ROUNDING)
     assert np.isnan(found.drift[~counted]).all()
     assert np.isnan(found.alignment[~counted]).all()
 
 
-@given(journeys(), st.sampled_from(["token", "sequence"]))
+@given(pairs_of_states(), st.sampled_from(["token", "sequence"]))
 def test_drift_and_alignment_stay_in_their_ranges(
-    journey: tuple[Floats, Floats, Bools], norm: Norm
+    pair: tuple[Floats, Floats, Bools], norm: Norm
 ) -> None:
-    found = deviation(*journey, norm)
+    found = deviation(*pair, norm)
     assert all(r >= 0 or isnan(r) for r in found.drift.tolist())
     assert all(abs(a) <= 1 + 4 * EPS or isnan(a) for a in found.alignment.tolist())
-    still = deviation(journey[1], *journey[1:], norm)
+    still = deviation(pair[1], *pair[1:], norm)
     assert all(r == 0 or isnan(r) for r in still.drift.tolist())
     assert all(a == pytest.approx(1, abs=4 * EPS) or isnan(a) for a in still.alignment.tolist())
 
 
-@given(journeys(), st.sampled_from(["token", "sequence"]), st.integers(-8, 8))
-def test_deviation_is_relative(
-    journey: tuple[Floats, Floats, Bools], norm: Norm, power: int
-) -> None:
-    state, clean, kept = journey
+@given(pairs_of_states(), st.sampled_from(["token", "sequence"]), st.integers(-8, 8))
+def test_deviation_is_relative(pair: tuple[Floats, Floats, Bools], norm: Norm, power: int) -> None:
+    state, clean, kept = pair
     found, scaled = (deviation(state * f, clean * f, kept, norm) for f in (1.0, 2.0**power))
     for name in Deviation.__dataclass_fields__:  # powers of two leave every bit in its place
         np.testing.assert_array_equal(getattr(scaled, name), getattr(found, name))
 
 
-@given(journeys(), st.sampled_from(["token", "sequence"]), st.floats(-1e5, 1e5))
+@given(pairs_of_states(), st.sampled_from(["token", "sequence"]), st.floats(-1e5, 1e5))
 def test_tokens_left_out_do_not_count(
-    journey: tuple[Floats, Floats, Bools], norm: Norm, value: float
+    pair: tuple[Floats, Floats, Bools], norm: Norm, value: float
 ) -> None:
-    state, clean, kept = journey
+    state, clean, kept = pair
     found = deviation(state, clean, kept, norm)
     other = deviation(np.where(kept[:, None], state, value), clean, kept, norm)
     np.testing.assert_array_equal(other.drift, found.drift)

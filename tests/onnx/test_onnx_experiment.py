@@ -35,7 +35,7 @@ from refimpl.onnx.export import export
 from refimpl.onnx.recording import experiment_graph as recording
 from refimpl.onnx.runtime import OUTPUTS, on_onnxruntime
 from refimpl.onnx.session import Session, check_device, open_session, reference_session
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Address, Measurements, addresses
 from refimpl.scoring.score import Scores
@@ -179,8 +179,8 @@ def test_one_file_serves_every_length_and_number_of_states(
 
 
 def by_numpy(model: Model, ids: Array, plan: Perturbation, dtype: str) -> Measurements:
-    with Workers(1) as workers:
-        return experiment(model, ids, plan, workers, 1 << 30, dtype)
+    with Settings(dtype, threads=1, memory=1 << 30).open({}) as resources:
+        return experiment(model, ids, plan, resources)
 
 
 def check(

@@ -7,26 +7,19 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from candidates import CASE_NAMES
+from gates import case_of
 
 from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF
-from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.judging.choices import dense_scores, sparsegpt_scores
-from refimpl.oracle.margins import Decided, count_margin, margins, row_margins
+from refimpl.oracle.judging.pruner_scores import dense_scores, sparsegpt_scores, unpacked
+from refimpl.oracle.margins import count_margin, row_margins, steps_and_margins
 from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import apportion
 from refimpl.pruners.pattern import parse_pattern, pattern_keep
 from refimpl.pruners.scores import wanda_keep
 
-CASES = FIXTURES / "cases"
-NAMES = sorted(folder.name for folder in CASES.iterdir())
 NEAR, FAR = 0.999, 1.001  # times a margin: on either side of it
-
-
-@cache
-def case_of(name: str) -> Case:
-    return read_case(CASES / name)
 
 
 @cache
@@ -37,15 +30,13 @@ def every(name: str) -> dict[str, Array]:
     return steps(case.model, case.inputs["token_ids"], replace(case.recipe, shown=blocks))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASE_NAMES)
 def test_the_committed_margins_are_those_of_the_case(name: str) -> None:
     """In the last digits they are what rounding makes them: a margin is a small difference."""
     case = case_of(name)
-    ids, decided = case.inputs["token_ids"], Decided(case.model, case.recipe)
-    found = steps(case.model, ids, case.recipe, seen=decided)
-    found = margins(case.model, ids, case.recipe, found, decided)
-    assert found.keys() == case.margins.keys()
-    for key, value in found.items():
+    _, margins = steps_and_margins(case.model, case.inputs["token_ids"], case.recipe)
+    assert margins.keys() == case.margins.keys()
+    for key, value in margins.items():
         assert (value.dtype, value.shape) == (np.float32, case.margins[key].shape)
         np.testing.assert_allclose(value, case.margins[key], rtol=1e-5, atol=1e-11, err_msg=key)
         assert (value >= 0).all()
@@ -55,22 +46,21 @@ def test_the_committed_margins_are_those_of_the_case(name: str) -> None:
 
 def linears(name: str, pruner: str) -> list[tuple[int, int, str, Array, Array]]:
     """Block, number, name, decision and scores of every linear."""
-    case, found = case_of(name), every(name)
-    made = []
+    case, arrays = case_of(name), every(name)
+    entries = []
     for i in range(case.model.config.num_blocks):
         weights = case.model.block(i, np.float64)
         for j, linear in enumerate(case.model.config.linear_shapes):
             prefix, weight = f"{pruner}.blocks.{i}.{linear}", weights[f"{linear}.weight"]
-            bits = np.unpackbits(found[f"{prefix}.keep"], axis=1, count=weight.shape[1])
-            keep = bits.astype(bool)
+            keep = unpacked(arrays[f"{prefix}.keep"], weight.shape[1])
             if pruner == "sparsegpt":
-                total = found[f"{pruner}.blocks.{i}.{INPUT_OF[linear]}.products"]
+                total = arrays[f"{pruner}.blocks.{i}.{INPUT_OF[linear]}.products"]
                 count, damping = len(case.inputs["token_ids"]), case.recipe.damping
                 score = sparsegpt_scores(weight, total, count, keep, damping)
             else:
-                score = found[f"{prefix}.score"]
-            made.append((i, j, linear, keep, score))
-    return made
+                score = arrays[f"{prefix}.score"]
+            entries.append((i, j, linear, keep, score))
+    return entries
 
 
 def pairs(keep: list[bool], score: list[float]) -> float:
@@ -84,14 +74,14 @@ def pairs(keep: list[bool], score: list[float]) -> float:
 
 def by_pairs(keep: Array, score: Array) -> list[float]:
     """Of each row; and of the rows that lose one more, against those that do not."""
-    found = [pairs(*row) for row in zip(keep.tolist(), score.tolist(), strict=True)]
+    margins = [pairs(*row) for row in zip(keep.tolist(), score.tolist(), strict=True)]
     lost = (~keep).sum(axis=1).tolist()
     for r, s in product(range(len(keep)), repeat=2):
         if lost[r] > lost[s]:
             candidates = max(score[r][~keep[r]]), min(score[s][keep[s]])
             gap = 1 - candidates[0] / candidates[1]
-            found[r], found[s] = min(found[r], gap), min(found[s], gap)
-    return found
+            margins[r], margins[s] = min(margins[r], gap), min(margins[s], gap)
+    return margins
 
 
 @pytest.mark.parametrize("pruner", ["wanda", "pattern", "sparsegpt"])
@@ -131,7 +121,7 @@ def test_a_decision_turns_at_its_margin(pruner: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_counts_turn_at_their_margin(name: str) -> None:
-    """Change each sparsity, up or down, by the same share: all ways of doing that are tried.
+    """Change each sparsity, up or down, by the same share: all choices of signs are tried.
 
     What that adds to the budget is taken from all blocks alike, which changes no remainder's rank.
     """
@@ -142,12 +132,12 @@ def test_counts_turn_at_their_margin(name: str) -> None:
         (margin,) = case.margins[f"{base}.counts"].tolist()
         turned = {}
         for share in (NEAR, FAR):
-            found = []
-            for way in product((-1, 1), repeat=len(quotas)):
-                moved = quotas * (1 + share * margin * np.array(way))
+            rounded = []
+            for signs in product((-1, 1), repeat=len(quotas)):
+                moved = quotas * (1 + share * margin * np.array(signs))
                 moved += (right.sum() - moved.sum()) / len(moved)
-                found.append(apportion(moved, np.full(len(moved), size), int(right.sum())))
-            turned[share] = any((counts != right).any() for counts in found)
+                rounded.append(apportion(moved, np.full(len(moved), size), int(right.sum())))
+            turned[share] = any((counts != right).any() for counts in rounded)
         assert turned == {NEAR: False, FAR: True}, base
 
 
@@ -169,7 +159,7 @@ def test_sinks_turn_at_their_margin() -> None:
         lines = 20 * np.median(norms, axis=1)
         near = [abs(x / line - 1) for row, line in zip(norms, lines, strict=True) for x in row]
         assert margin == pytest.approx(min(near), rel=1e-6)
-    assert {name for name in NAMES if "sinks" in case_of(name).margins} == {"gemma2"}
+    assert {name for name in CASE_NAMES if "sinks" in case_of(name).margins} == {"gemma2"}
 
 
 def test_tails_by_brute_force() -> None:
@@ -182,20 +172,20 @@ def test_tails_by_brute_force() -> None:
             logs = np.log10(values)
             heights, edges = np.histogram(logs, 100)
             left = 10 ** edges[np.argmax(heights)]
-            found = []
+            distances = []
             for start in range(len(values) - 1):
                 tail = values[start:]
                 alpha = 1 + len(tail) / np.log(tail / tail[0]).sum()
                 share = np.arange(len(tail)) / len(tail)
                 distance = np.abs(1 - (tail / tail[0]) ** (1 - alpha) - share).max()
                 if np.log10(0.95 * left) <= tail[0] <= 1.5 * left:
-                    found.append(distance)
-            least, *others = sorted(found)
+                    distances.append(distance)
+            least, *others = sorted(distances)
             right = others[0] - least if others else np.inf
             assert case.margins["alphapruning.signal"][i, j] == pytest.approx(right, rel=1e-4)
 
 
-def test_where_there_is_nothing_to_choose_no_margin_is_small() -> None:
+def test_margins_are_infinite_without_a_choice() -> None:
     all_stay, all_go = np.ones((2, 3), bool), np.zeros((2, 3), bool)
     score = np.arange(6.0).reshape(2, 3)
     assert np.isinf(row_margins(all_stay, score)).all()

@@ -1,6 +1,6 @@
-"""Real implementations as candidates: transformers' forward, and what the peers' code made.
+"""Real implementations as candidates: transformers' forward, and numbers of the peers' code.
 
-Where the peers differ on purpose, the case says their number, too, under a name of its own.
+Where the peers differ on purpose, the case holds their number, too, under a name of its own.
 """
 
 from functools import cache
@@ -8,32 +8,25 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from candidates import CASE_NAMES
+from gates import case_of
+from peer_numbers import TINY, expected
 from safetensors.numpy import load_file
-from test_peers import TINY, expected
 
 from refimpl.loading.checkpoint import read_model
 from refimpl.model.ops import Array
-from refimpl.oracle.case import PEER, Case, read_case
+from refimpl.oracle.case import PEER
 from refimpl.oracle.check import check
 from refimpl.oracle.peer import peer_steps
 from refimpl.oracle.steps import Recipe, steps
 from refimpl.show.oracle import report_table
 from refimpl.tokens import id_tokens
 
-CASES = FIXTURES / "cases"
-NAMES = sorted(folder.name for folder in CASES.iterdir())
-
-
-@cache
-def case_of(name: str) -> Case:
-    return read_case(CASES / name)
-
 
 @pytest.mark.torch
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASE_NAMES)
 def test_transformers_passes(name: str, dtype: str) -> None:
     from refimpl.onnx.peer import peer_points, peer_session
 
@@ -47,18 +40,18 @@ def test_transformers_passes(name: str, dtype: str) -> None:
 
 @cache
 def tiny_steps() -> tuple[dict[str, Array], dict[str, Array]]:
-    """The tiny Llama that the peers' code ran on: every step, and what the peers make of them."""
+    """The tiny Llama that the peers' code ran on: every step, and the peers' numbers."""
     model, ids = read_model(TINY), id_tokens(TINY / "tokens.npy").ids
     recipe = Recipe(sparsity=0.7, pattern="")
-    found = steps(model, ids, recipe)
-    return found, peer_steps(model, recipe, found, len(ids))
+    arrays = steps(model, ids, recipe)
+    return arrays, peer_steps(model, recipe, arrays, len(ids))
 
 
 def test_the_peers_numbers_are_the_peers() -> None:
-    found, peer = tiny_steps()
+    arrays, peer = tiny_steps()
     theirs = expected()
     np.testing.assert_allclose(
-        found["owl.signal"], theirs["owl"]["outlier_percent_per_block"], atol=1e-12
+        arrays["owl.signal"], theirs["owl"]["outlier_percent_per_block"], atol=1e-12
     )
     np.testing.assert_allclose(
         peer["peer.owl.base"], theirs["owl"]["sparsity_per_block"], atol=1e-6
@@ -73,7 +66,7 @@ def test_the_peers_numbers_are_the_peers() -> None:
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_the_peers_decisions_are_the_peers(method: str) -> None:
-    found, peer = tiny_steps()
+    arrays, peer = tiny_steps()
     theirs = np.load(TINY / "keep.npz")
     seen = 0
     for name, keep in peer.items():
@@ -85,12 +78,12 @@ def test_the_peers_decisions_are_the_peers(method: str) -> None:
         shape = theirs[f"{key}|shape"]
         right = np.unpackbits(theirs[key], count=shape.prod()).reshape(shape)
         assert np.array_equal(np.unpackbits(keep, axis=1, count=shape[1]), right), name
-        assert not np.array_equal(keep, found[name.removeprefix("peer.")])
+        assert not np.array_equal(keep, arrays[name.removeprefix("peer.")])
         seen += 1
     assert seen == 7
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASE_NAMES)
 def test_a_case_carries_the_peers_numbers(name: str) -> None:
     case = case_of(name)
     again = peer_steps(case.model, case.recipe, case.expected, len(case.inputs["token_ids"]))
@@ -105,7 +98,7 @@ def test_a_case_carries_the_peers_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("step", ["owl.counts", "wanda.blocks.0.o_proj.keep", "uniform.counts"])
-def test_a_candidate_that_does_as_the_peers_is_told_so(step: str) -> None:
+def test_a_candidate_with_the_peers_number_is_told_so(step: str) -> None:
     case = case_of("llama")
     actual = {k: v.copy() for k, v in case.expected.items()}
     assert not np.array_equal(case.peer[f"peer.{step}"], actual[step])

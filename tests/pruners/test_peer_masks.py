@@ -16,20 +16,19 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from test_peers import TINY, expected, tiny
+from peer_numbers import TINY, expected, tiny
 
 from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import INPUT_OF
-from refimpl.pruners.compensation import Pruned, compensated
+from refimpl.pruners.checks import Bools, Floats
+from refimpl.pruners.compensation import PrunedWeight, compensated
+from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import Pattern, pattern_keep
-from refimpl.pruners.peer import magnitude_keep_peer, sparsegpt_peer, wanda_keep_peer
+from refimpl.pruners.peer import magnitude_keep_peer
 from refimpl.pruners.scores import magnitude_score, wanda_score
 from refimpl.pruners.sparsegpt import hessian
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Method = Literal["wanda", "magnitude", "sparsegpt"]
 Target = float | Pattern
 Rule = Callable[[Any, int], Bools]
@@ -40,19 +39,12 @@ WEIGHTS = 1e-4  # of a linear's largest weight, and of every row's norm
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear of a pruned model.
-
-    Args:
-        dense: Its weight before, [out, in].
-        outer: Sum of the outer products of its inputs, [in, in].
-        target: What was asked for.
-        pruned: The decision and the new weight.
-    """
+    """A pruned linear; `outer` [in, in] is the sum of the outer products of its inputs."""
 
     dense: Floats
     outer: Floats
     target: Target
-    pruned: Pruned
+    pruned: PrunedWeight
 
 
 def targets(case: str) -> tuple[Method, list[Target]]:
@@ -68,20 +60,11 @@ def targets(case: str) -> tuple[Method, list[Target]]:
     return method, next((blocks[key] for key in blocks if key in case), blocks["uniform"])
 
 
-def prune(weight: Floats, outer: Floats, method: Method, target: Target) -> Pruned:
+def prune(weight: Floats, outer: Floats, method: Method, target: Target) -> PrunedWeight:
     """One linear, as the peer decides."""
-    if method == "sparsegpt":
-        return sparsegpt_peer(weight, hessian(outer, SEQUENCES), target)
-    if method == "wanda":
-        score = wanda_score(weight, np.diag(outer) / SEQUENCES)
-        if isinstance(target, Pattern):
-            keep = pattern_keep(score, target)
-        else:
-            keep = wanda_keep_peer(score, target)
-    else:
-        assert isinstance(target, float)
-        keep = magnitude_keep_peer(magnitude_score(weight), target)
-    return Pruned(keep, np.where(keep, weight, 0.0))
+    total = np.diag(outer) if method == "wanda" else outer
+    keep, new = decision(weight, total, SEQUENCES, target, Pruner(method), "peer")
+    return PrunedWeight(keep, np.where(keep, weight, 0.0) if new is None else new)
 
 
 @cache

@@ -1,17 +1,19 @@
 """Patterns, SparseGPT, the control and the peers' decisions, against slow versions of the rules."""
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.compensation import Pruned, compensated, inverse_factor
+from refimpl.pruners.checks import Bools, Floats
+from refimpl.pruners.compensation import PrunedWeight, compensated, inverse_factor
 from refimpl.pruners.control import control_generator, random_keep
 from refimpl.pruners.counts import split_count
 from refimpl.pruners.pattern import (
@@ -26,8 +28,6 @@ from refimpl.pruners.pattern import (
 from refimpl.pruners.peer import magnitude_keep_peer, sparsegpt_peer, wanda_keep_peer
 from refimpl.pruners.sparsegpt import hessian, sparsegpt
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Rule = Callable[[Floats], Bools]
 
 patterns = st.integers(1, 8).flatmap(
@@ -55,6 +55,11 @@ def lowest_of_groups(score: Floats, pattern: Pattern) -> Bools:
             order = sorted(range(first, first + pattern.group), key=lambda j: score[row, j])
             keep[row, order[: pattern.pruned]] = False
     return keep
+
+
+def above_threshold(score: Floats, sparsity: float) -> Bools:
+    ordered = sorted(score.ravel().tolist())
+    return score > ordered[int(len(ordered) * sparsity)]
 
 
 # Patterns
@@ -215,14 +220,32 @@ def damped(h: Floats, damping: float) -> Floats:
     return h + damping * np.mean(np.diag(h)) * np.eye(len(h))
 
 
+def counted(target: int, rows: int, columns: int, width: int) -> Rule:
+    """The exact counts, column block after column block."""
+    widths = [min(width, columns - start) for start in range(0, columns, width)]
+    counts = iter(split_count(target, [rows * w for w in widths]).tolist())
+    return lambda saliency: lowest(saliency, next(counts))
+
+
 def by_elimination(
-    weight: Floats, h: Floats, rule: Rule, step: int, damping: float, width: int
-) -> Pruned:
+    weight: Floats,
+    h: Floats,
+    target: float | Pattern,
+    damping: float = 0.01,
+    width: int = 128,
+) -> PrunedWeight:
     """Optimal Brain Surgeon, word for word: the inverse for the columns left, at every column.
 
     Setting w_i to zero moves the columns left by -w_i G_i / G_ii, with G the inverse of their
-    part of H; its saliency is w_i^2 / G_ii. `rule` sees the saliencies of `step` columns.
+    part of H; its saliency is w_i^2 / G_ii. The target is a count, a pattern, or a peer's sparsity.
     """
+    step = width
+    if isinstance(target, Pattern):
+        step, rule = target.group, partial(lowest_of_groups, pattern=target)
+    elif isinstance(target, int):
+        rule = counted(target, *weight.shape, width)
+    else:
+        rule = partial(above_threshold, sparsity=target)
     left, columns = damped(h, damping), weight.shape[1]
     inverses = [np.linalg.inv(left[i:, i:]) for i in range(columns)]
     ease = np.array([inverse[0, 0] for inverse in inverses])
@@ -231,23 +254,16 @@ def by_elimination(
         end = min(start + width, columns)
         for i in range(start, end):
             if (i - start) % step == 0:
-                some = slice(i, min(i + step, end))
-                saliency = np.where(np.diag(h)[some] == 0, 0, new[:, some] ** 2 / ease[some])
-                keep[:, some] = rule(saliency)
+                group = slice(i, min(i + step, end))
+                saliency = np.where(np.diag(h)[group] == 0, 0, new[:, group] ** 2 / ease[group])
+                keep[:, group] = rule(saliency)
             lost = np.where(keep[:, i], 0, new[:, i])
             new[:, i:] -= np.outer(lost, inverses[i][0] / ease[i])
             new[~keep[:, i], i] = 0
-    return Pruned(keep, new)
+    return PrunedWeight(keep, new)
 
 
-def counted(target: int, rows: int, columns: int, width: int) -> Rule:
-    """The exact counts, column block after column block."""
-    widths = [min(width, columns - start) for start in range(0, columns, width)]
-    counts = iter(split_count(target, [rows * w for w in widths]).tolist())
-    return lambda saliency: lowest(saliency, next(counts))
-
-
-def same(found: Pruned, expected: Pruned) -> None:
+def same(found: PrunedWeight, expected: PrunedWeight) -> None:
     np.testing.assert_array_equal(found.keep, expected.keep)
     np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-9, atol=1e-9)
     pruned = found.weight[~found.keep]
@@ -280,10 +296,10 @@ def test_sparsegpt_is_elimination(
     count = data.draw(st.integers(0, weight.size))
     before = weight.copy(), h.copy()
     found = sparsegpt(weight, h, count, damping, width)
-    same(found, by_elimination(weight, h, counted(count, *shape, width), width, damping, width))
+    same(found, by_elimination(weight, h, count, damping, width))
     assert int((~found.keep).sum()) == count
-    np.testing.assert_array_equal((weight, h)[0], before[0])
-    np.testing.assert_array_equal((weight, h)[1], before[1])
+    for array, original in zip((weight, h), before, strict=True):
+        np.testing.assert_array_equal(array, original)
 
 
 @given(seeds, patterns, st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
@@ -293,11 +309,7 @@ def test_sparsegpt_with_a_pattern_is_elimination(
     weight, h = problem(seed, rows, groups * pattern.group)
     width = groups_at_a_time * pattern.group
     found = sparsegpt(weight, h, pattern, width=width)
-
-    def rule(saliency: Floats) -> Bools:
-        return lowest_of_groups(saliency, pattern)
-
-    same(found, by_elimination(weight, h, rule, pattern.group, 0.01, width))
+    same(found, by_elimination(weight, h, pattern, width=width))
     assert ((~found.keep).reshape(-1, pattern.group).sum(axis=1) == pattern.pruned).all()
 
 
@@ -305,18 +317,13 @@ def test_sparsegpt_with_a_pattern_is_elimination(
 def test_sparsegpt_beyond_128_columns(target: int | Pattern) -> None:
     weight, h = problem(5, rows=5, columns=308)
     found = sparsegpt(weight, h, target)
+    same(found, by_elimination(weight, h, target))
     if isinstance(target, Pattern):
-        pattern = target
-        expected = by_elimination(
-            weight, h, lambda s: lowest_of_groups(s, pattern), pattern.group, 0.01, 128
-        )
-        count = pattern_count(weight.shape, pattern)
+        count = pattern_count(weight.shape, target)
     else:
-        expected = by_elimination(weight, h, counted(target, 5, 308, 128), 128, 0.01, 128)
         count = target
         per_block = [int((~found.keep[:, i : i + 128]).sum()) for i in (0, 128, 256)]
         assert per_block == split_count(target, [640, 640, 260]).tolist()
-    same(found, expected)
     assert int((~found.keep).sum()) == count
 
 
@@ -363,14 +370,8 @@ def test_no_weights_on_the_same_places_do_better_than_the_best(
 def test_compensation_pays(target: int | Pattern) -> None:
     weight, h = problem(6, rows=16, columns=312, samples=400)
     found = sparsegpt(weight, h, target)
-    errors = [
-        float(error(new, weight, h).sum())
-        for new in (
-            best(weight, h, found.keep),
-            found.weight,
-            np.where(found.keep, weight, 0),
-        )
-    ]
+    candidates = best(weight, h, found.keep), found.weight, np.where(found.keep, weight, 0)
+    errors = [float(error(new, weight, h).sum()) for new in candidates]
     assert errors[0] < errors[1] < 0.8 * errors[2]
 
 
@@ -399,8 +400,7 @@ def test_dead_inputs_go_first_and_inside_the_count(
     assert int((~found.keep[:, dead]).sum()) == min(count, shape[0] * int(dead.sum()))
     kept = found.keep & dead
     np.testing.assert_array_equal(found.weight[kept], weight[kept])
-    width = shape[1]
-    same(found, by_elimination(weight, h, counted(count, *shape, width), width, 0.01, width))
+    same(found, by_elimination(weight, h, count))
 
 
 @given(seeds, st.integers(1, 3), st.integers(1, 3))
@@ -455,27 +455,28 @@ def test_a_hessian_that_does_not_factor_names_a_damping_that_does() -> None:
     assert "does not help" in caught.value.remedy
 
 
-def test_what_sparsegpt_refuses() -> None:
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"hessian": np.where(np.arange(144) == 40, np.nan, 1.0).reshape(12, 12)},
+            "NaN or Inf in the weight or its Hessian",
+        ),
+        ({"weight": np.where(np.arange(24) == 5, np.inf, 1.0).reshape(2, 12)}, "NaN or Inf"),
+        ({"hessian": np.eye(11, 12)}, r"\(11, 12\) for a weight of shape \(2, 12\)"),
+        ({"target": 25}, "25 weights to prune of 24"),
+        ({"target": Pattern(2, 8)}, r"2:8 on a weight of shape \(2, 12\)"),
+        ({"target": Pattern(1, 3)}, "1:3 with SparseGPT, which takes 128 columns"),
+        ({"weight": np.ones(12)}, r"\(12,\)"),
+        ({"damping": -0.01}, "damping"),
+        ({"damping": float("nan")}, "damping"),
+        ({"damping": float("inf")}, "damping"),
+    ],
+)
+def test_what_sparsegpt_refuses(changes: dict[str, Any], says: str) -> None:
     weight, h = problem(11, 2, 12)
-    spoiled = h.copy()
-    spoiled[3, 4] = np.nan
-    with pytest.raises(RefimplError, match="NaN or Inf in the weight or its Hessian"):
-        sparsegpt(weight, spoiled, 3)
-    with pytest.raises(RefimplError, match="NaN or Inf"):
-        sparsegpt(np.where(weight > 1, np.inf, weight), h, 3)
-    with pytest.raises(RefimplError, match=r"\(11, 12\) for a weight of shape \(2, 12\)"):
-        sparsegpt(weight, h[:11], 3)
-    with pytest.raises(RefimplError, match="25 weights to prune of 24"):
-        sparsegpt(weight, h, 25)
-    with pytest.raises(RefimplError, match=r"2:8 on a weight of shape \(2, 12\)"):
-        sparsegpt(weight, h, Pattern(2, 8))
-    with pytest.raises(RefimplError, match="1:3 with SparseGPT, which takes 128 columns"):
-        sparsegpt(weight, h, Pattern(1, 3))
-    with pytest.raises(RefimplError, match=r"\(12,\)"):
-        sparsegpt(weight[0], h, 3)
-    for damping in (-0.01, float("nan"), float("inf")):
-        with pytest.raises(RefimplError, match="damping"):
-            sparsegpt(weight, h, 3, damping)
+    with pytest.raises(RefimplError, match=says):
+        sparsegpt(**{"weight": weight, "hessian": h, "target": 3, **changes})
 
 
 def test_the_hessian_has_the_peers_scale() -> None:
@@ -490,11 +491,6 @@ def test_the_hessian_has_the_peers_scale() -> None:
 
 
 # The peers
-
-
-def above_threshold(score: Floats, sparsity: float) -> Bools:
-    ordered = sorted(score.ravel().tolist())
-    return score > ordered[int(len(ordered) * sparsity)]
 
 
 @given(st.tuples(st.integers(1, 4), st.integers(1, 9)).flatmap(tied), st.floats(0, 1.5))
@@ -522,8 +518,8 @@ def test_sparsegpt_as_its_code_decides(
     h[dead] = h[:, dead] = 0
     found = sparsegpt_peer(weight, h, sparsity, width=width)
     start = np.where(dead, 0, weight)
-    expected = by_elimination(start, h, lambda s: above_threshold(s, sparsity), width, 0.01, width)
-    same(found, Pruned(expected.keep & ~dead, expected.weight))
+    expected = by_elimination(start, h, sparsity, width=width)
+    same(found, PrunedWeight(expected.keep & ~dead, expected.weight))
     assert not found.weight[:, dead].any()
 
 

@@ -10,12 +10,12 @@ import pytest
 from checkpoints import altered, arrays_of, config_of, needs_proc, resident, sparse
 from conftest import FIXTURES
 from gates import CASES
-from program import run
+from program import ran, refused
+from pruned_models import Decision, write_pruned
 
 from refimpl import RefimplError, read_model
 from refimpl.model.ops import Array
 from refimpl.pruning.inspection import LinearZeros, Requested, inspect, inspection_document
-from refimpl.pruning.pruned_files import PrunedLinear, rewrite
 from refimpl.show.inspection import inspection_table
 
 MODELS = [*CASES, "llama_sharded"]
@@ -24,12 +24,9 @@ MODELS = [*CASES, "llama_sharded"]
 def pruned(case: str, into: Path, keep: Any) -> Path:
     """A fixture pruned as `keep(block, name, shape)` says."""
     model = read_model(FIXTURES / case)
-    into.mkdir()
-    blocks = (
-        (i, {n: PrunedLinear(keep(i, n, s)) for n, s in model.config.linear_shapes.items()})
-        for i in range(model.config.num_blocks)
-    )
-    rewrite(model, into, blocks)
+    shapes, blocks = model.config.linear_shapes.items(), range(model.config.num_blocks)
+    decisions = {i: {n: Decision(keep(i, n, shape)) for n, shape in shapes} for i in blocks}
+    write_pruned(model, into, decisions)
     return into
 
 
@@ -195,16 +192,12 @@ def without_one(block: int, name: str, shape: tuple[int, int]) -> Array:
 def test_the_command_prints_a_table(tmp_path: Path) -> None:
     folder = pruned("llama", tmp_path / "new", without_one)
     (folder / "pruning.json").write_text('{"method": "wanda", "pattern": "2:4"}')
-    result = run("inspect", folder)
-    assert (result.code, result.err) == (0, "")
-    assert result.out == TABLE
+    assert ran("inspect", folder) == TABLE
 
 
 def test_the_command_prints_and_writes_json(tmp_path: Path) -> None:
     folder = pruned("llama_sharded", tmp_path / "new", without_one)
-    result = run("inspect", folder, "--json", "-o", tmp_path / "x.json")
-    assert (result.code, result.err) == (0, "")
-    found = json.loads(result.out)
+    found = json.loads(ran("inspect", folder, "--json", "-o", tmp_path / "x.json"))
     assert json.loads((tmp_path / "x.json").read_text()) == found
     assert found == inspection_document(inspect(read_model(folder)))
     assert (found["weights"], found["zeros"], found["pattern"]) == (29184, 14336, None)
@@ -221,18 +214,16 @@ def test_the_command_prints_and_writes_json(tmp_path: Path) -> None:
         "sparsity": 0.0,
     }
     assert (first["index"], first["weights"], first["zeros"]) == (0, 7296, 3392)
-    assert run("inspect", folder).out.count(".safetensors, 0.") == 4
+    assert ran("inspect", folder).count(".safetensors, 0.") == 4
 
 
 def test_the_command_refuses(tmp_path: Path) -> None:
-    folder = shutil.copytree(FIXTURES / "llama", tmp_path / "m")
+    folder, config = shutil.copytree(FIXTURES / "llama", tmp_path / "m"), tmp_path / "c.json"
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        result = run("inspect", folder, "-o", folder / name)
-        assert (result.code, result.out) == (2, "")
-        assert f"is also the model's {name}" in result.err
-    (folder / "config.json").rename(tmp_path / "c.json")
-    assert "no config.json beside it" in run("inspect", folder).err
-    assert run("inspect", folder, "--config", tmp_path / "c.json").code == 0
-    result = run("inspect", folder, "--config", tmp_path / "c.json", "-o", tmp_path / "c.json")
-    assert "is also the model's c.json" in result.err
-    assert run("inspect", tmp_path / "nothing").code == 2
+        assert f"is also the model's {name}" in refused("inspect", folder, "-o", folder / name)
+    (folder / "config.json").rename(config)
+    assert "no config.json beside it" in refused("inspect", folder)
+    ran("inspect", folder, "--config", config)
+    said = refused("inspect", folder, "--config", config, "-o", config)
+    assert "is also the model's c.json" in said
+    refused("inspect", tmp_path / "nothing")

@@ -9,27 +9,29 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from checkpoints import altered, arrays_of, config_of, write
 from conftest import FIXTURES
 from gates import CASES
-from program import Result, run
-from safetensors.numpy import load_file, save_file
+from program import ran, refused, run
+from safetensors.numpy import load_file
 
 from refimpl import Model, RefimplError, Request, allocate, forward, read_model, score
 from refimpl.allocation.targets import Targets, pattern_targets, read_targets
-from refimpl.evaluation.likelihood import log_likelihoods
 from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import INPUT_OF
+from refimpl.model.stream import Stream
+from refimpl.model.weight import DTYPES
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.scores import wanda_keep, wanda_score
 from refimpl.pruning.prune import Pruning, prune
 from refimpl.pruning.pruned_blocks import pruned_blocks
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.tokens import Tokens, id_tokens, random_tokens
 
 LLAMA, TINY = FIXTURES / "llama", FIXTURES / "peers" / "tiny-llama"
@@ -53,21 +55,6 @@ def drawn(model: Model, samples: int = 3, length: int = 12) -> Tokens:
     return random_tokens(model.config.vocab_size, samples, length)
 
 
-def refused(*words: object) -> str:
-    """What the program says when it refuses, with nothing printed and no traceback."""
-    result = run("prune", *words)
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("error: ")
-    assert "Traceback" not in result.err
-    return result.err
-
-
-def ran(*words: object) -> Result:
-    result = run("prune", *words)
-    assert result.code == 0, result.err
-    return result
-
-
 # ---- every family, method and goal -------------------------------------------------------------
 
 
@@ -87,10 +74,10 @@ def test_what_was_asked_is_in_the_file(
     pruned = read_model(out)
     assert pruned.config == config
     for i, written in enumerate(found.written.counts):
-        dense, thin = model.block(i, np.float64), pruned.block(i, np.float64)
-        assert dense.keys() == thin.keys()
+        dense, sparse = model.block(i, np.float64), pruned.block(i, np.float64)
+        assert dense.keys() == sparse.keys()
         for j, (name, count) in enumerate(written.items()):
-            before, after = dense.pop(f"{name}.weight"), thin.pop(f"{name}.weight")
+            before, after = dense.pop(f"{name}.weight"), sparse.pop(f"{name}.weight")
             zeros = int((after == 0).sum())
             assert count.pruned == asked.linear_pruned[i, j]
             assert count.zeros == zeros == count.pruned + count.kept_zeros
@@ -100,7 +87,7 @@ def test_what_was_asked_is_in_the_file(
             if goal == "pattern":
                 assert ((after == 0).reshape(-1, 4).sum(axis=1) >= 2).all()
         for name in dense:
-            assert np.array_equal(dense[name], thin[name])
+            assert np.array_equal(dense[name], sparse[name])
     record = json.loads((out / "pruning.json").read_text())
     assert record["total_requested"] == record["total_pruned"] == asked.linear_pruned.sum()
     assert record["method"] == method
@@ -119,35 +106,23 @@ def test_blocks_on_the_way_are_those_in_the_file(
     method: Method, dtype: str, tmp_path: Path
 ) -> None:
     """What passes through the pruned blocks as they appear sees the weights of the file."""
-    source = stored_in(dtype, tmp_path / "source")
-    model, out = read_model(source), tmp_path / "out"
+    arrays = {name: a.astype(DTYPES[dtype]) for name, a in arrays_of("llama").items()}
+    model = read_model(write(tmp_path / "source", arrays, config_of("llama")))
+    out = tmp_path / "out"
     asked, tokens = exactly(counts_at(model, 0.5)), drawn(model)
     prune(model, out, asked, Pruner(method), tokens)
-    pruned, sequences = read_model(out), [[1, 5, 7, 3, 9], [2, 4, 6]]
-    with Workers(2) as workers:
-        blocks = pruned_blocks(model, asked, Pruner(method), tokens.ids, workers)
-        on_the_way = log_likelihoods(
-            model, sequences, [1, 1], workers, 1 << 24, blocks=(b.weights for b in blocks)
-        )
-        in_the_file = log_likelihoods(pruned, sequences, [1, 1], workers, 1 << 24)
-    for one, other in zip(on_the_way, in_the_file, strict=True):
-        assert np.array_equal(one.log_probabilities, other.log_probabilities)
-
-
-def stored_in(dtype: str, folder: Path) -> Path:
-    """The llama fixture in another dtype."""
-    from checkpoints import save_tensors
-
-    from refimpl.model.weight import DTYPES
-
-    folder.mkdir()
-    arrays = load_file(LLAMA / "model.safetensors")
-    save_tensors(
-        folder / "model.safetensors", {n: a.astype(DTYPES[dtype]) for n, a in arrays.items()}
-    )
-    for name in ("config.json", "tokenizer.json"):
-        shutil.copy(LLAMA / name, folder)
-    return folder
+    sequences = {0: np.array([1, 5, 7, 3, 9]), 1: np.array([2, 4, 6])}
+    pruned, on_the_way = read_model(out), Stream(model, sequences)
+    in_the_file = Stream(pruned, sequences)
+    with Settings(threads=2).open({}) as resources:
+        for b in pruned_blocks(model, asked, Pruner(method), tokens.ids, resources):
+            for stream, weights in (
+                (on_the_way, b.weights),
+                (in_the_file, pruned.block(b.index, np.float32)),
+            ):
+                stream.advance({n: stream.through(h, weights) for n, h in stream.states.items()})
+    for n in sequences:
+        assert np.array_equal(on_the_way.states[n], in_the_file.states[n])
 
 
 # ---- the calibration ---------------------------------------------------------------------------
@@ -159,8 +134,8 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
     config, ids = model.config, drawn(model).ids
     where = places(np.arange(ids.shape[1]), config, np.float64)
     asked = exactly(counts_at(model, 0.6))
-    with Workers(2) as workers:
-        found = list(pruned_blocks(model, asked, Pruner(), ids, workers, np.float64))
+    with Settings(np.float64, threads=2).open({}) as resources:
+        pruned = list(pruned_blocks(model, asked, Pruner(), ids, resources))
     states = [
         embed(row[None], np.arange(ids.shape[1]), model.embedding(), config, np.float64)
         for row in ids
@@ -178,20 +153,19 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
             x = np.concatenate([value[0] for value in inputs[INPUT_OF[name]]])
             score_of = wanda_score(weights[f"{name}.weight"], np.square(x).sum(0) / len(ids))
             keep = wanda_keep(score_of, int(asked.linear_pruned[i, j]))
-            assert np.array_equal(found[i].linears[name].keep, keep), (i, name)
+            assert np.array_equal(pruned[i].linears[name].keep, keep), (i, name)
             weights[f"{name}.weight"] = np.where(keep, weights[f"{name}.weight"], 0)
         states = [block(h, weights, where[kind], config) for h in states]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_threads_change_nothing(method: Method, tmp_path: Path) -> None:
-    model, files = read_model(LLAMA), []
+    model, files = read_model(LLAMA), set[bytes]()
     for threads in (1, 3):
-        out = tmp_path / str(threads)
-        asked = exactly(counts_at(model, 0.4))
+        out, asked = tmp_path / str(threads), exactly(counts_at(model, 0.4))
         prune(model, out, asked, Pruner(method), drawn(model), threads=threads)
-        files.append((out / "model.safetensors").read_bytes())
-    assert files[0] == files[1]
+        files.add((out / "model.safetensors").read_bytes())
+    assert len(files) == 1
 
 
 def test_the_random_control_follows_its_seed(tmp_path: Path) -> None:
@@ -222,7 +196,18 @@ def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) ->
     """Allocation, calibration and masks are all ours; `keep.npz` is what the peers' code left."""
     tokens = () if case == "magnitude" else ("--tokens", TINY / "tokens.npy")
     out = tmp_path / "out"
-    ran(TINY, "-o", out, "--compat", "peer", *PEERS[case].split(), *tokens, "--dtype", dtype)
+    ran(
+        "prune",
+        TINY,
+        "-o",
+        out,
+        "--compat",
+        "peer",
+        *PEERS[case].split(),
+        *tokens,
+        "--dtype",
+        dtype,
+    )
     kept, after = np.load(TINY / "keep.npz"), load_file(out / "model.safetensors")
     linears = [key for key in kept.files if key.startswith(f"{case}|") and key.count("|") == 1]
     assert len(linears) == 28
@@ -249,9 +234,9 @@ def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) ->
 def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Path) -> None:
     scored = tmp_path / "scores.json"
     assert run("score", LLAMA, *SMALL, *words.split(), "-o", scored).code == 0
-    ran(LLAMA, "-o", tmp_path / "a", *SMALL, "--allocation", scored)
+    ran("prune", LLAMA, "-o", tmp_path / "a", *SMALL, "--allocation", scored)
     # Without a correction nothing is perturbed, so these options have nothing to say.
-    ran(LLAMA, "-o", tmp_path / "b", *SMALL, *words.split())
+    ran("prune", LLAMA, "-o", tmp_path / "b", *SMALL, *words.split())
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
     assert a == b
     record = json.loads((tmp_path / "a" / "pruning.json").read_text())
@@ -263,54 +248,46 @@ def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Pa
 
 def edited(change: Any, tmp_path: Path) -> Path:
     """A file of allocations for the llama fixture with something changed."""
-    model = read_model(LLAMA)
     from refimpl.allocation.scores_json import document
 
+    model = read_model(LLAMA)
     scores = score(model, drawn(model))
-    given = document(scores, (allocate(scores, Request()),))
-    change(given)
+    content = document(scores, (allocate(scores, Request()),))
+    change(content)
     path = tmp_path / "edited.json"
-    path.write_text(json.dumps(given))
+    path.write_text(json.dumps(content))
     return path
 
 
-def one_more(given: dict[str, Any]) -> None:
-    given["blocks"][1]["linears"][2]["num_pruned"] += 1
-
-
-def too_many(given: dict[str, Any]) -> None:
-    linear = given["blocks"][1]["linears"][2]
-    linear["num_pruned"] = linear["shape"][0] * linear["shape"][1] + 1
-
-
-def a_fraction(given: dict[str, Any]) -> None:
-    given["blocks"][1]["linears"][2]["num_pruned"] = 3.5
-
-
-def no_blocks(given: dict[str, Any]) -> None:
-    del given["blocks"]
+def v_proj(content: dict[str, Any]) -> dict[str, Any]:
+    """Its entry for one linear, of 512 weights."""
+    return content["blocks"][1]["linears"][2]
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (one_more, "counts sum to"),
-        (too_many, "blocks.1.v_proj: 513 to prune of 512 weights"),
-        (a_fraction, "blocks.1.v_proj: 3.5 as linears.num_pruned"),
-        (no_blocks, "not a whole scores.json"),
-        (lambda given: given.update(format=7), "format 7"),
-        (lambda given: given["blocks"].pop(), "another model: 3 blocks of q_proj 32 x 32"),
-        (lambda given: given["blocks"][0]["linears"].pop(), "another model"),
-        (lambda given: given["blocks"][0]["linears"][0].update(shape=[8, 32]), "another model"),
+        (lambda c: v_proj(c).update(num_pruned=v_proj(c)["num_pruned"] + 1), "counts sum to"),
+        (lambda c: v_proj(c).update(num_pruned=513), "blocks.1.v_proj: 513 to prune of 512"),
+        (lambda c: v_proj(c).update(num_pruned=3.5), "blocks.1.v_proj: 3.5 as linears.num_pruned"),
+        (lambda c: c.pop("blocks"), "not a whole scores.json"),
+        (lambda c: c.update(format=7), "format 7"),
+        (lambda c: c["blocks"].pop(), "another model: 3 blocks of q_proj 32 x 32"),
+        (lambda c: c["blocks"][0]["linears"].pop(), "another model"),
+        (lambda c: c["blocks"][0]["linears"][0].update(shape=[8, 32]), "another model"),
     ],
 )
 def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_path: Path) -> None:
-    path = edited(change, tmp_path)
-    shapes, blocks = read_model(LLAMA).config.linear_shapes, 4
+    path, config = edited(change, tmp_path), read_model(LLAMA).config
     with pytest.raises(RefimplError, match=r"edited\.json") as error:
-        read_targets(path, shapes, blocks)
+        read_targets(path, config.linear_shapes, config.num_blocks)
     assert says in str(error.value)
-    assert says in refused(LLAMA, "-o", tmp_path / "out", "--allocation", path)
+
+
+def test_a_file_of_allocations_that_does_not_fit_leaves_no_output(tmp_path: Path) -> None:
+    path = edited(lambda c: c["blocks"].pop(), tmp_path)
+    said = refused("prune", LLAMA, "-o", tmp_path / "out", "--allocation", path)
+    assert "another model: 3 blocks of q_proj 32 x 32" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -343,42 +320,39 @@ def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_pat
     ],
 )
 def test_one_clear_error_and_no_output(words: str, says: str, tmp_path: Path) -> None:
-    assert says in refused(LLAMA, "-o", tmp_path / "out", *words.split())
+    assert says in refused("prune", LLAMA, "-o", tmp_path / "out", *words.split())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hessian_that_does_not_factor_names_its_linear(tmp_path: Path) -> None:
     words = ("--nm", "2:4", "--method", "sparsegpt", "--samples", 1, "--seq-len", 2)
-    said = refused(LLAMA, "-o", tmp_path / "out", *words, "--damping", 0)
+    said = refused("prune", LLAMA, "-o", tmp_path / "out", *words, "--damping", 0)
     assert "blocks.0.q_proj: the Hessian is not positive definite" in said
     assert "damping 0.01" in said
     assert list(tmp_path.iterdir()) == []
-    ran(LLAMA, "-o", tmp_path / "out", *words, "--damping", "0.01")
+    ran("prune", LLAMA, "-o", tmp_path / "out", *words, "--damping", "0.01")
 
 
-@pytest.mark.parametrize("place", ["blocks", "embedding"])
-def test_weights_that_are_not_finite_are_named(place: str, tmp_path: Path) -> None:
-    shutil.copytree(LLAMA, tmp_path / "model")
-    file = tmp_path / "model" / "model.safetensors"
-    arrays = {name: array.copy() for name, array in load_file(file).items()}
-    name = (
-        "model.embed_tokens.weight"
-        if place == "embedding"
-        else next(n for n in arrays if n.endswith("layers.2.mlp.up_proj.weight"))
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.2.mlp.up_proj.weight"])
+def test_weights_that_are_not_finite_are_named(name: str, tmp_path: Path) -> None:
+    def spoil(arrays: dict[str, Any]) -> None:
+        arrays[name] = arrays[name].copy()
+        arrays[name][1, 1] = np.nan
+
+    altered(tmp_path / "model", "llama", spoil)
+    assert name in refused(
+        "prune", tmp_path / "model", "-o", tmp_path / "out", "--nm", "2:4", *SMALL
     )
-    arrays[name][1, 1] = np.nan
-    save_file(arrays, file, {"format": "pt"})
-    assert name in refused(tmp_path / "model", "-o", tmp_path / "out", "--nm", "2:4", *SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_existing_output_stays_without_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ran(LLAMA, "-o", out, "--nm", "2:4", "--method", "magnitude")
+    ran("prune", LLAMA, "-o", out, "--nm", "2:4", "--method", "magnitude")
     first = (out / "model.safetensors").read_bytes()
-    assert "--force" in refused(LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude")
+    assert "--force" in refused("prune", LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude")
     assert (out / "model.safetensors").read_bytes() == first
-    ran(LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude", "--force")
+    ran("prune", LLAMA, "-o", out, "--nm", "1:4", "--method", "magnitude", "--force")
     assert (out / "model.safetensors").read_bytes() != first
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -387,7 +361,7 @@ def test_the_input_is_no_output(tmp_path: Path) -> None:
     shutil.copytree(LLAMA, tmp_path / "model")
     before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
     for out in (tmp_path / "model", tmp_path / "model" / "out"):
-        refused(tmp_path / "model", "-o", out, "--nm", "2:4", "--force")
+        refused("prune", tmp_path / "model", "-o", out, "--nm", "2:4", "--force")
     assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
 
 
@@ -396,8 +370,8 @@ def test_the_input_is_no_output(tmp_path: Path) -> None:
 
 def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
     words = (*SMALL, "--sparsity", 0.6, "--correct", "none")
-    table = ran(LLAMA, "-o", tmp_path / "a", *words).out
-    printed = json.loads(ran(LLAMA, "-o", tmp_path / "b", *words, "--json").out)
+    table = ran("prune", LLAMA, "-o", tmp_path / "a", *words)
+    printed = json.loads(ran("prune", LLAMA, "-o", tmp_path / "b", *words, "--json"))
     assert printed == json.loads((tmp_path / "b" / "pruning.json").read_text())
     total = f"{printed['total_pruned']:,}"
     last = next(line for line in table.splitlines() if line.lstrip().startswith("all"))
@@ -406,11 +380,21 @@ def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
 
 
 def test_the_pruned_model_is_a_model(tmp_path: Path) -> None:
-    ran(LLAMA, "-o", tmp_path / "a", *SMALL, "--sparsity", 0.5, "--correct", "none")
+    ran("prune", LLAMA, "-o", tmp_path / "a", *SMALL, "--sparsity", 0.5, "--correct", "none")
     once = read_model(tmp_path / "a")
     assert forward(once, [[1, 5, 7]]).logits.shape == (1, 3, 264)
     # Pruned again to the same place, nothing is left to do.
-    ran(tmp_path / "a", "-o", tmp_path / "b", *SMALL, "--sparsity", 0.5, "--correct", "none")
+    ran(
+        "prune",
+        tmp_path / "a",
+        "-o",
+        tmp_path / "b",
+        *SMALL,
+        "--sparsity",
+        0.5,
+        "--correct",
+        "none",
+    )
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
     assert a == b
     first, second = (json.loads((tmp_path / n / "pruning.json").read_text()) for n in "ab")
@@ -509,6 +493,5 @@ def test_from_python(tmp_path: Path) -> None:
     ):
         with pytest.raises(RefimplError, match="another model"):
             prune(model, tmp_path / "other", other)
-    kind: Literal["nonsense"] = "nonsense"
     with pytest.raises(RefimplError, match="nonsense"):
-        Pruner(kind)  # type: ignore[arg-type]
+        Pruner("nonsense")  # type: ignore[arg-type]

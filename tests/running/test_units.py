@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from checkpoints import save_tensors
 from conftest import FIXTURES
-from gates import model_of
+from gates import bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import started
@@ -38,17 +38,21 @@ from refimpl import (
 )
 from refimpl.model.model import Model
 from refimpl.model.statistics import Statistic, sum_of_outer_products, sum_of_squares
-from refimpl.pruning.calibration import HeldStates
-from refimpl.pruning.checkpoint import KeptBlocks
-from refimpl.pruning.remote_calibration import SentStates
-from refimpl.running.executors import LOCAL, LostWorkerError, Pool, open_pool
+from refimpl.pruning.calibration import LocalCalibration
+from refimpl.pruning.partial_pruning import PartialPruning, results_file
+from refimpl.pruning.pruned_files import PrunedFiles
+from refimpl.pruning.remote_calibration import RemoteCalibration
+from refimpl.running.executors import LostWorkerError, Pool, open_pool
+from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import InOrder, ModelFiles, results
 from refimpl.scoring.base_signals import signals
 from refimpl.scoring.dense_statistics import dense_squares
 from refimpl.scoring.experiment import experiment
-from refimpl.scoring.measurements import addresses, balanced
+from refimpl.scoring.grouping import balanced
+from refimpl.scoring.measurements import addresses
 from refimpl.storage.arrays import received, sent
+from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import random_tokens, text_windows
 
 LLAMA = FIXTURES / "llama"
@@ -56,17 +60,6 @@ PLANS = {
     "gaussian": (Perturbation(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning")),
     "pruning": (Perturbation("pruning"), Request("owl", correct="divergence")),
 }
-
-
-def bits(value: Any) -> Any:
-    """Everything in a result but how long it took, so that equal means equal bit for bit."""
-    if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, tuple | list):
-        return [bits(x) for x in value]
-    if hasattr(value, "__dataclass_fields__"):
-        return [(f.name, bits(getattr(value, f.name))) for f in fields(value) if f.name != "run"]
-    return value.hex() if isinstance(value, float) else value
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +116,12 @@ def test_sums_do_not_depend_on_which_unit_ends_first() -> None:
     model = model_of("gemma2")
     ids, plan = random_tokens(model.config.vocab_size, 9, 12).ids, Perturbation()
     found: list[Any] = []
-    with Late(3) as pool, Late(3) as other, Workers(1) as workers:
-        for one, two in ((LOCAL, LOCAL), (Pool(pool, 3), Pool(other, 3))):
-            dense = dense_squares(model, ids, workers, 1 << 30, engine=one)
-            measured = experiment(model, ids, plan, workers, 1 << 30, engine=two)
+    with Late(3) as pool, Late(3) as other:
+        for one, two in (("threads", "threads"), (pool, other)):
+            with Settings(threads=1, executor=one).open({}) as resources:
+                dense = dense_squares(model, ids, resources)
+            with Settings(threads=1, executor=two).open({}) as resources:
+                measured = experiment(model, ids, plan, resources)
             found.append([dict(sums) for sums in (*dense, *measured.squares)])
     here, there = ([{k: bits(v) for k, v in sums.items()} for sums in some] for some in found)
     assert here == there
@@ -136,7 +131,7 @@ def test_signals_do_not_depend_on_where(place: dict[str, Any]) -> None:
     model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 3, 12)
     for request in (Request("owl"), Request("dlp"), Request("alphapruning")):
-        assert bits(signals(model, request, tokens, **place)) == bits(
+        assert bits(signals(model, request, tokens, Settings(**place))) == bits(
             signals(model, request, tokens)
         )
 
@@ -220,18 +215,22 @@ def test_calibration_does_not_depend_on_which_unit_ends_first(
 ) -> None:
     model = model_of("gemma2")
     ids, weights = random_tokens(model.config.vocab_size, 9, 12).ids, model.block(0, np.float32)
-    (tmp_path / "new").mkdir()
-    (tmp_path / "kept").mkdir()
+    new = tmp_path / "new"
+    for folder in (new, results_file(new).parent):
+        folder.mkdir()
     with (
         Late(3) as pool,
-        Workers(1) as workers,
-        KeptBlocks(tmp_path / "new", {}) as kept,
+        Settings(threads=1).open({}) as resources,
+        PartialResults[str, Any](results_file(new), {}, resume=False) as results,
     ):
-        given = model, ids, statistic, workers, np.float32, lambda: None
-        found = SentStates(*given, Pool(pool, 3), kept, tmp_path / "new").sums(0, weights)
-        here = HeldStates(*given).sums(0, weights)
-        assert [(k, bits(v)) for k, v in found.items()] == [(k, bits(v)) for k, v in here.items()]
-        assert [path for path in kept.folder.rglob("*") if path.name.startswith("sums-")] == []
+        partial, elsewhere = PartialPruning(new, results), replace(resources, pool=Pool(pool, 3))
+        remote = RemoteCalibration(
+            model, ids, statistic, elsewhere, partial, PrunedFiles(model, new)
+        )
+        local = LocalCalibration(model, ids, statistic, resources)
+        found, expected = (list(x.sums(weights).items()) for x in (remote, local))
+        assert [(k, bits(v)) for k, v in found] == [(k, bits(v)) for k, v in expected]
+        assert [path for path in partial.folder.rglob("*") if path.name.startswith("sums-")] == []
 
 
 def test_nothing_is_calibrated_here_when_there_are_workers(
@@ -257,7 +256,7 @@ def test_nothing_is_calibrated_here_when_there_are_workers(
         **options,
     )
     assert passes == [n / 21 for n in range(1, 22)]  # 3 sequences, 4 blocks before and 3 after
-    signals(model, Request("owl"), tokens, **options)
+    signals(model, Request("owl"), tokens, Settings(**options))
     scored("llama", "pruning", **options)
 
 

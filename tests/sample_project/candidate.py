@@ -1,6 +1,6 @@
 """Compute a case of refimpl with torch: ``python candidate.py CASE -o ACTUAL.safetensors``.
 
-With ``--stepwise`` each step begins with what the case says of the steps before it.
+With ``--stepwise`` each step is computed from the case's values of the steps before it.
 """
 
 import argparse
@@ -17,70 +17,70 @@ from signals import alpha, block_scores, linears, outlier_percent
 from torch import Tensor
 
 VERSION = torch.__version__
-INSIDE = ("attn_heads", "mlp_hidden")  # what linears read and no trace point is
+INSIDE = ("attn_heads", "mlp_hidden")  # inputs of linears that are no trace points
 
 
 def candidate(case: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     """Every step of a case, by name."""
-    known = json.loads((case / "case.json").read_text())
-    recipe = known["recipe"]
-    model = read_model(case / known["model"], dtype, device)
+    facts = json.loads((case / "case.json").read_text())
+    recipe = facts["recipe"]
+    model = read_model(case / facts["model"], dtype, device)
     inputs = load_file(case / "inputs.safetensors", device)
     ids = inputs["token_ids"]
-    made: dict[str, Tensor] = {}
+    steps: dict[str, Tensor] = {}
 
     blocks = [model.cast(model.stored(i)) for i in range(model.layers)]
-    start = made["embed"] = embedded(model, ids)
+    start = steps["embed"] = embedded(model, ids)
     clean = [start]
     for i, weights in enumerate(blocks):
         seen: Weights = {}
         clean.append(passed(model, i, weights, clean[-1], seen))
-        made |= {f"blocks.{i}.{name}": x for name, x in seen.items() if name not in INSIDE}
-    head(model, clean[-1], made)
+        steps |= {f"blocks.{i}.{name}": x for name, x in seen.items() if name not in INSIDE}
+    head(model, clean[-1], steps)
 
-    found = experiment(model, blocks, clean[1:], inputs["noise"], recipe)
+    result = experiment(model, blocks, clean[1:], inputs["noise"], recipe)
     for i in range(model.layers):
-        made[f"perturbed.{i}.drift"] = found.drift[i]
-        made[f"perturbed.{i}.alignment"] = found.alignment[i]
-    made["absorption_coefficient"] = found.coefficient
+        steps[f"perturbed.{i}.drift"] = result.drift[i]
+        steps[f"perturbed.{i}.alignment"] = result.alignment[i]
+    steps["absorption_coefficient"] = result.coefficient
 
     signals, sizes = measured(model, clean)
-    made |= {f"{base}.signal": x for base, x in signals.items()}
-    change = correction(found.coefficient.tolist(), recipe["strength"], recipe["max_correction"])
+    steps |= {f"{base}.signal": x for base, x in signals.items()}
+    change = correction(result.coefficient.tolist(), recipe["strength"], recipe["max_correction"])
     totals = [sum(x) for x in sizes]
     targets: dict[str, list[list[int]]] = {}
     for base in recipe["bases"]:
         signal = signals[base].tolist() if base in signals else None
-        given = BASES[base](signal, totals, recipe["sparsity"])
-        plain = project(given, totals, recipe["sparsity"])
-        pushed = [s + c for s, c in zip(given, change, strict=True)]
-        corrected = project(pushed, totals, recipe["sparsity"])
+        unprojected = BASES[base](signal, totals, recipe["sparsity"])
+        base_sparsity = project(unprojected, totals, recipe["sparsity"])
+        moved = [s + c for s, c in zip(unprojected, change, strict=True)]
+        corrected = project(moved, totals, recipe["sparsity"])
         targets[base] = counts(corrected, sizes, recipe["sparsity"])
-        made[f"{base}.base"] = torch.tensor(plain, dtype=torch.float64)
-        made[f"{base}.corrected"] = torch.tensor(corrected, dtype=torch.float64)
-        made[f"{base}.counts"] = torch.tensor(targets[base])
+        steps[f"{base}.base"] = torch.tensor(base_sparsity, dtype=torch.float64)
+        steps[f"{base}.corrected"] = torch.tensor(corrected, dtype=torch.float64)
+        steps[f"{base}.counts"] = torch.tensor(targets[base])
 
-    made["dense.perplexity"] = perplexity(model, clean[-1], ids)
+    steps["dense.perplexity"] = perplexity(model, clean[-1], ids)
     first = targets[recipe["bases"][0]]
     zeros, _, group = recipe["pattern"].partition(":")
     for name in ("wanda", "sparsegpt", *(["pattern"] if zeros else [])):
         pattern = (int(zeros), int(group)) if name == "pattern" else None
         pruned = pruned_blocks(model, name, first, pattern, recipe["damping"], start)
         for i, block in enumerate(pruned):
-            made |= named(name, i, block, i in recipe["shown"])
-        made[f"{name}.perplexity"] = perplexity(model, block.after, ids)
-    return {name: x.cpu().clone().contiguous() for name, x in made.items()}
+            steps |= named(name, i, block, i in recipe["shown"])
+        steps[f"{name}.perplexity"] = perplexity(model, block.after, ids)
+    return {name: x.cpu().clone().contiguous() for name, x in steps.items()}
 
 
 def stepwise(case: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """Every step of a case from the case's own values; states and weights rounded once."""
+    """Every step of a case from the case's own values, with states and weights rounded once."""
     facts = json.loads((case / "case.json").read_text())
-    wish, inputs = facts["recipe"], load_file(case / "inputs.safetensors", device)
+    options, inputs = facts["recipe"], load_file(case / "inputs.safetensors", device)
     model, tokens = read_model(case / facts["model"], dtype, device), inputs["token_ids"]
-    known = load_file(case / "expected.safetensors", device)
+    expected = load_file(case / "expected.safetensors", device)
 
     def states(name: str) -> list[Tensor]:
-        return [known[f"blocks.{i}.{name}"].to(dtype) for i in range(model.layers)]
+        return [expected[f"blocks.{i}.{name}"].to(dtype) for i in range(model.layers)]
 
     steps, before, after = {}, states("resid_pre"), states("resid_post")
     steps["embed"] = embedded(model, tokens)
@@ -90,37 +90,38 @@ def stepwise(case: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
         passed(model, i, dense[i], before[i], points)
         steps |= {f"blocks.{i}.{x}": points[x] for x in points.keys() - set(INSIDE)}
     steps["final_norm"] = model.norm(after[-1], model.top(model.family.final_norm))
-    steps["logits"] = unembedded(model, known["final_norm"].to(dtype))
+    steps["logits"] = unembedded(model, expected["final_norm"].to(dtype))
     steps["dense.perplexity"] = perplexity(model, after[-1], tokens)
 
-    push = experiment(model, dense, after, inputs["noise"], wish)
-    for i, (drift, alignment) in enumerate(zip(push.drift, push.alignment, strict=True)):
+    effects = experiment(model, dense, after, inputs["noise"], options)
+    for i, (drift, alignment) in enumerate(zip(effects.drift, effects.alignment, strict=True)):
         steps |= {f"perturbed.{i}.drift": drift, f"perturbed.{i}.alignment": alignment}
-    steps["absorption_coefficient"] = push.coefficient
+    steps["absorption_coefficient"] = effects.coefficient
 
-    found, sizes = measured(model, before)
-    steps |= {f"{name}.signal": x for name, x in found.items()}
-    budget, blocks = wish["sparsity"], [sum(x) for x in sizes]
-    r = known["absorption_coefficient"].tolist()
-    moves = correction(r, wish["strength"], wish["max_correction"])
-    for name in wish["bases"]:
-        given = known[f"{name}.signal"].tolist() if name in found else None
-        wanted = BASES[name](given, blocks, budget)
+    computed, sizes = measured(model, before)
+    steps |= {f"{name}.signal": x for name, x in computed.items()}
+    budget, blocks = options["sparsity"], [sum(x) for x in sizes]
+    r = expected["absorption_coefficient"].tolist()
+    moves = correction(r, options["strength"], options["max_correction"])
+    for name in options["bases"]:
+        signal = expected[f"{name}.signal"].tolist() if name in computed else None
+        wanted = BASES[name](signal, blocks, budget)
         base = project(wanted, blocks, budget)
         moved = [x + d for x, d in zip(wanted, moves, strict=True)]
         steps[f"{name}.base"] = torch.tensor(base, dtype=torch.float64)
         moved = project(moved, blocks, budget)
         steps[f"{name}.corrected"] = torch.tensor(moved, dtype=torch.float64)
-        whole = counts(known[f"{name}.corrected"].tolist(), sizes, budget)
+        whole = counts(expected[f"{name}.corrected"].tolist(), sizes, budget)
         steps[f"{name}.counts"] = torch.tensor(whole)
 
-    goals = known[f"{wish['bases'][0]}.counts"].tolist()
-    for name in ("wanda", "sparsegpt", "pattern")[: 3 if wish["pattern"] else 2]:
-        few = [int(x) for x in wish["pattern"].split(":")] if name == "pattern" else []
-        pattern = (few[0], few[1]) if few else None
-        way = stepwise_blocks(model, name, goals, pattern, wish["damping"], steps["embed"], known)
-        for i, block in enumerate(way):
-            steps |= named(name, i, block, i in wish["shown"])
+    goals = expected[f"{options['bases'][0]}.counts"].tolist()
+    for name in ("wanda", "sparsegpt", "pattern")[: 3 if options["pattern"] else 2]:
+        numbers = [int(x) for x in options["pattern"].split(":")] if name == "pattern" else []
+        pattern = (numbers[0], numbers[1]) if numbers else None
+        damping, start = options["damping"], steps["embed"]
+        pruned = stepwise_blocks(model, name, goals, pattern, damping, start, expected)
+        for i, block in enumerate(pruned):
+            steps |= named(name, i, block, i in options["shown"])
         steps[f"{name}.perplexity"] = perplexity(model, block.after, tokens)
     return {name: x.cpu().clone().contiguous() for name, x in steps.items()}
 
@@ -143,16 +144,16 @@ def measured(model: Model, clean: list[Tensor]) -> tuple[dict[str, Tensor], list
 def named(pruner: str, index: int, block: Pruned, shown: bool) -> dict[str, Tensor]:
     """A pruned block's steps."""
     prefix, kind = f"{pruner}.blocks.{index}", "products" if pruner == "sparsegpt" else "squares"
-    made = {}
+    steps = {}
     if shown or kind == "squares":
-        made |= {f"{prefix}.{point}.{kind}": x for point, x in block.sums.items()}
+        steps |= {f"{prefix}.{point}.{kind}": x for point, x in block.sums.items()}
     for linear, keep in block.keep.items():
-        made[f"{prefix}.{linear}.keep"] = packed(keep)
+        steps[f"{prefix}.{linear}.keep"] = packed(keep)
         if shown and linear in block.scores:
-            made[f"{prefix}.{linear}.score"] = block.scores[linear]
+            steps[f"{prefix}.{linear}.score"] = block.scores[linear]
         if shown and pruner != "pattern":
-            made[f"{prefix}.{linear}.weight"] = block.weights[f"{linear}.weight"]
-    return made
+            steps[f"{prefix}.{linear}.weight"] = block.weights[f"{linear}.weight"]
+    return steps
 
 
 def packed(keep: Tensor) -> Tensor:
@@ -172,14 +173,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--tf32", action="store_true", help="float32 products in TF32, on cuda")
     parser.add_argument("--stepwise", action="store_true", help="each step from the case's values")
-    given = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = given.tf32
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = options.tf32
     with torch.inference_mode():
-        compute = stepwise if given.stepwise else candidate
-        made = compute(given.case, getattr(torch, given.dtype), given.device)
-    save_file(made, given.output)
-    where = torch.cuda.get_device_name(given.device) if given.device != "cpu" else "the CPU"
-    print(f"{given.case.name}: {len(made)} steps in {given.dtype} on {where}, torch {VERSION}")
+        compute = stepwise if options.stepwise else candidate
+        steps = compute(options.case, getattr(torch, options.dtype), options.device)
+    save_file(steps, options.output)
+    device = torch.cuda.get_device_name(options.device) if options.device != "cpu" else "the CPU"
+    name, dtype = options.case.name, options.dtype
+    print(f"{name}: {len(steps)} steps in {dtype} on {device}, torch {VERSION}")
 
 
 if __name__ == "__main__":

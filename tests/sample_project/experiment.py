@@ -12,7 +12,7 @@ SINK = 20  # medians of a token's norm
 
 @dataclass(frozen=True)
 class Experiment:
-    """What became of a push after block l: at every later block, and in the end."""
+    """The effect of a perturbation after block l, at every later block and in the end."""
 
     drift: list[Tensor]  # of L, each [L - l]
     alignment: list[Tensor]
@@ -22,20 +22,20 @@ class Experiment:
 def experiment(
     model: Model, blocks: list[Weights], clean: list[Tensor], noise: Tensor, recipe: dict[str, Any]
 ) -> Experiment:
-    """Push the states [N, S, D] after each block, and follow them to the end."""
+    """Perturb the states [N, S, D] after each block, and follow them to the end."""
     drifts, alignments, coefficients = [], [], []
     last = len(blocks) - 1
     for i, start in enumerate(clean):
         keep = kept(start, recipe["sink"])
-        push = shaped(noise[i].double(), start.double(), keep, recipe)
-        state = start + push.to(start.dtype)
-        found = []
+        perturbation = shaped(noise[i].double(), start.double(), keep, recipe)
+        state = start + perturbation.to(start.dtype)
+        effects = []
         for k in range(i, last + 1):
             state = state if k == i else passed(model, k, blocks[k], state)
-            found.append(compared(state, clean[k], keep, recipe["norm"]))
-        drifts.append(torch.stack([meaned(drift, drift.isfinite()) for drift, _ in found]))
-        alignments.append(torch.stack([meaned(cosine, cosine.isfinite()) for _, cosine in found]))
-        ratio = found[-1][0] / found[0][0]  # 0 / 0 is NaN, and left out
+            effects.append(compared(state, clean[k], keep, recipe["norm"]))
+        drifts.append(torch.stack([meaned(drift, drift.isfinite()) for drift, _ in effects]))
+        alignments.append(torch.stack([meaned(cosine, cosine.isfinite()) for _, cosine in effects]))
+        ratio = effects[-1][0] / effects[0][0]  # 0 / 0 is NaN, and left out
         coefficients.append(meaned(ratio, ratio.isfinite()))
     return Experiment(drifts, alignments, torch.stack(coefficients))
 
@@ -49,7 +49,7 @@ def kept(h: Tensor, sink: str) -> Tensor:
 
 
 def shaped(noise: Tensor, h: Tensor, keep: Tensor, recipe: dict[str, Any]) -> Tensor:
-    """The push, [N, S, D]: standard normal noise, shaped and scaled, none for tokens left out."""
+    """The perturbation, [N, S, D]: noise, shaped and scaled; 0 for tokens left out."""
     mask = keep[..., None].double()
     if recipe["noise_shape"] == "channel":
         count = mask.sum(1, keepdim=True)

@@ -66,12 +66,12 @@ def stepwise_blocks(
     pattern: tuple[int, int] | None,
     damping: float,
     before: Tensor,
-    known: Weights,
+    expected: Weights,
 ) -> Iterator[Pruned]:
-    """The same from what is known of a case, by its names, wherever that is anything.
+    """The same from the expected values of a case, where it has them.
 
-    Decisions come from the sums that are known, weights from the decisions that are known, and
-    what linears read has passed blocks with these.
+    Decisions come from its sums, weights from its decisions, and the inputs of linears have passed
+    blocks with these weights.
     """
     sparse, state = method == "sparsegpt", before
     kind, add = ("products", products) if sparse else ("squares", squares)
@@ -83,18 +83,18 @@ def stepwise_blocks(
         scores, keeps, ours, theirs = {}, {}, dict(dense), dict(dense)
         for name, some in zip(linears(dense), wish, strict=True):
             weight, place = dense[f"{name}.weight"], READS[name]
-            total = known.get(f"{prefix}.{place}.{kind}", sums[place])
-            stays = unpacked(known[f"{prefix}.{name}.keep"], weight.shape[1])
+            total = expected.get(f"{prefix}.{place}.{kind}", sums[place])
+            stays = unpacked(expected[f"{prefix}.{name}.keep"], weight.shape[1])
             if sparse:
                 hessian, wide = 2 / len(state) * total, weight.double()
                 keeps[name], _ = sparsegpt(wide, hessian, some, damping)
-                new = rounded(made_up(wide, hessian, stays, damping), weight.dtype)
+                new = rounded(compensated(wide, hessian, stays, damping), weight.dtype)
             else:
                 score = scores[name] = wanda_score(weight, total, len(state))
                 keeps[name] = pattern_keep(score, *pattern) if pattern else wanda_keep(score, some)
                 new = torch.where(stays, weight, 0)
             ours[f"{name}.weight"] = new
-            theirs[f"{name}.weight"] = known.get(f"{prefix}.{name}.weight", new)
+            theirs[f"{name}.weight"] = expected.get(f"{prefix}.{name}.weight", new)
         state = passed(model, index, model.cast(theirs), state)
         yield Pruned(sums, scores, keeps, model.cast(ours), state)
 
@@ -105,8 +105,8 @@ def unpacked(bits: Tensor, width: int) -> Tensor:
     return (bits[..., None].int() >> places & 1).flatten(1)[:, :width].bool()
 
 
-def made_up(weight: Tensor, hessian: Tensor, stays: Tensor, damping: float) -> Tensor:
-    """SparseGPT's weights for a decision that is given, [out, in], float64."""
+def compensated(weight: Tensor, hessian: Tensor, stays: Tensor, damping: float) -> Tensor:
+    """SparseGPT's compensated weights for a given decision, [out, in], float64."""
     left, damped = weight.clone(), hessian.clone()
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1
@@ -132,7 +132,7 @@ def lowest(score: Tensor, count: int) -> Tensor:
 
 
 def wanda_keep(score: Tensor, count: int) -> Tensor:
-    """As many of each row go; what is left over, where the next one costs least."""
+    """Prune the same number in each row; the remainder in the rows whose next score is lowest."""
     rows = len(score)
     each, more = divmod(count, rows)
     order = score.argsort(dim=1, stable=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import pairwise, product
-from math import isnan, sqrt
+from math import sqrt
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -16,19 +16,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from gates import model_of
+from gates import bits, model_as, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl import Model, Perturbation, RefimplError, Request, Scores, allocate, score
+from refimpl import Model, Perturbation, Request, Scores, allocate, score
 from refimpl.allocation.scores import Absorption
 from refimpl.allocation.scores_json import document
 from refimpl.model import kernels
 from refimpl.model.forward import Weights, block, embed, head, places
-from refimpl.running.threads import Workers
-from refimpl.scoring import experiment as jobs
-from refimpl.scoring import journey
-from refimpl.scoring.measurements import Address, Measurements, addresses, groups
+from refimpl.running.settings import Settings
+from refimpl.running.threads import Progress
+from refimpl.scoring import experiment as experiment_module
+from refimpl.scoring import state_group
+from refimpl.scoring.grouping import groups
+from refimpl.scoring.measurements import Address, Measurements, addresses
 from refimpl.storage.files import write_json
 from refimpl.tokens import Tokens
 
@@ -52,7 +54,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces so small that these sequences have several, with edges inside windows."""
     monkeypatch.setattr(kernels, "QUERIES", 4)
     monkeypatch.setattr(kernels, "ELEMENTS", 50)
-    monkeypatch.setattr(journey, "HEAD_BYTES", 3000)
+    monkeypatch.setattr(state_group, "HEAD_BYTES", 3000)
 
 
 class WithSinks(Model):
@@ -69,8 +71,7 @@ class WithSinks(Model):
 
 @cache
 def subject(case: str) -> Model:
-    plain = model_of(case)
-    return WithSinks(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+    return model_as(case, WithSinks)
 
 
 @cache
@@ -114,7 +115,7 @@ def kept_of(h: Floats, sink: str) -> list[int]:
     return [t for t, norm in enumerate(norms) if sink == "include" or norm <= 20 * median]
 
 
-def pushed(h: Floats, z: Floats, eta: float, kept: list[int], scale: str, shape: str) -> Floats:
+def perturbed(h: Floats, z: Floats, eta: float, kept: list[int], scale: str, shape: str) -> Floats:
     """The state h + e, token by token."""
     if shape == "channel":
         centred = h[kept] - h[kept].mean(axis=0)
@@ -210,7 +211,7 @@ def test_gaussian_experiment(case: str, scale: str, shape: str, sink: str) -> No
             kept = kept_of(clean[0][at], sink)
             sinks[at] += LENGTH - len(kept) if d == 0 else 0
             for e, eta in enumerate(etas):
-                change = pushed(clean[0][at], z, eta, kept, scale, shape)
+                change = perturbed(clean[0][at], z, eta, kept, scale, shape)
                 path = passed(model, row, at, lambda _, change=change: change)
                 for norm in norms:
                     expected[norm, e].note((s, d, at), path, clean, kept, norm)
@@ -342,25 +343,6 @@ def test_pruning_experiment(case: str, sink: str, custom: Callable[[int], Path])
 # Threads, groups and order
 
 
-def everything(found: Scores) -> dict[str, Any]:
-    """All numbers of scores by name, without how they were made."""
-    numbers = {"sinks": found.sinks}
-    for part in (*found.sweep, found.signals, found.pruned_at):
-        for field in fields(part) if part is not None else ():
-            numbers[f"{len(numbers)} {field.name}"] = getattr(part, field.name)
-    return numbers
-
-
-def assert_same_bits(found: Scores, other: Scores) -> None:
-    for (name, mine), theirs in zip(
-        everything(found).items(), everything(other).values(), strict=True
-    ):
-        if isinstance(mine, np.ndarray):
-            np.testing.assert_array_equal(mine, theirs, err_msg=name, strict=True)
-        else:
-            assert mine == theirs, name
-
-
 def state_bytes(model: Model, dtype: npt.DTypeLike) -> int:
     return LENGTH * model.config.hidden_size * np.dtype(dtype).itemsize
 
@@ -381,14 +363,20 @@ def test_threads_and_groups_leave_every_bit_in_place(case: str, dtype: type, kin
         other = score(
             model, tokens_of(case), plan, request, dtype=dtype, threads=threads, memory=memory
         )
-        assert_same_bits(found, other)
+        assert bits(found) == bits(other)
 
 
 def run_experiment(
-    model: Model, tokens: Tokens, plan: Perturbation, memory: int = 1 << 20, **options: Any
+    model: Model,
+    tokens: Tokens,
+    plan: Perturbation,
+    memory: int = 1 << 20,
+    progress: Progress = lambda done, total: None,
+    **options: Any,
 ) -> Measurements:
-    with Workers(2) as workers:
-        return jobs.experiment(model, tokens.ids, plan, workers, memory, np.float64, **options)
+    settings = Settings(np.float64, threads=2, memory=memory, progress=progress)
+    with settings.open({}) as resources:
+        return experiment_module.experiment(model, tokens.ids, plan, resources, **options)
 
 
 def assert_same_measurements(found: Measurements, other: Measurements) -> None:
@@ -412,7 +400,7 @@ def test_the_order_of_the_states_does_not_matter(monkeypatch: pytest.MonkeyPatch
             states = addresses(*arguments)
             return [states[i] for i in order.permutation(len(states))]
 
-        monkeypatch.setattr(jobs, "addresses", shuffled)
+        monkeypatch.setattr(experiment_module, "addresses", shuffled)
         other = run_experiment(model, tokens_of("llama"), plan, memory, divergence=True)
         assert_same_measurements(found, other)
 
@@ -425,7 +413,8 @@ def test_an_eta_does_not_depend_on_the_others(eta: float) -> None:
         subject("llama"), tokens_of("llama"), replace(sweep, eta=(eta,)), dtype=np.float64
     )
     at = sweep.eta.index(eta)
-    assert_same_bits(replace(together, sweep=together.sweep[at : at + 1]), alone)
+    only = replace(together, plan=alone.plan, sweep=together.sweep[at : at + 1])
+    assert bits(only) == bits(alone)
 
 
 def test_more_sequences_and_draws_begin_with_the_same_ones() -> None:
@@ -436,7 +425,7 @@ def test_more_sequences_and_draws_begin_with_the_same_ones() -> None:
         np.testing.assert_array_equal(getattr(more, name)[:, :3, :2], getattr(few, name))
 
 
-def test_another_seed_is_another_push() -> None:
+def test_another_seed_is_other_noise() -> None:
     found, other = (
         score(subject("llama"), tokens_of("llama"), Perturbation(seed=seed)) for seed in (0, 1)
     )
@@ -447,7 +436,7 @@ def test_another_seed_is_another_push() -> None:
 def test_float32_agrees_with_float64(case: str) -> None:
     model = model_of(case)
     for plan, request, gate in (
-        # Measured at most 3e-6, 7e-8 and 9e-7: a push is rounded to the size of the state.
+        # Measured at most 3e-6, 7e-8 and 9e-7: noise is rounded to the size of the state.
         (Perturbation(eta=(0.01,)), Request(), 2e-5),
         (Perturbation(eta=(1.0,)), Request(), 1e-6),
         (Perturbation("pruning"), Request(correct="divergence"), 1e-5),
@@ -468,7 +457,7 @@ def test_float32_agrees_with_float64(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_absorption_is_a_matter_of_size(case: str) -> None:
-    # Twice a tiny push is twice the drift, everywhere; a large one is not.
+    # Twice a tiny perturbation is twice the drift, everywhere; twice a large one is not.
     plan = Perturbation(eta=(1e-6, 2e-6, 1.0))
     small, twice, large = score(model_of(case), tokens_of(case), plan, dtype=np.float64).sweep
     np.testing.assert_allclose(twice.drift, 2 * small.drift, rtol=1e-4)
@@ -477,7 +466,7 @@ def test_absorption_is_a_matter_of_size(case: str) -> None:
 
 
 @pytest.mark.parametrize("scale", ["token", "sequence"])
-def test_the_push_is_eta_where_it_is_made(scale: str) -> None:
+def test_the_drift_is_eta_after_the_perturbed_block(scale: str) -> None:
     for dtype, gate in ((np.float64, 1e-13), (np.float32, 1e-5)):
         plan = Perturbation(eta=(0.01, 1.0), noise_scale=scale, norm=scale)  # type: ignore[arg-type]
         for result in score(subject("llama"), tokens_of("llama"), plan, dtype=dtype).sweep:
@@ -506,13 +495,13 @@ def assert_nothing_moved(found: Scores, tmp_path: Path, correct: Any) -> None:
         assert not any(row["drift"])
 
 
-def test_noise_below_rounding_is_no_push(tmp_path: Path) -> None:
+def test_noise_below_rounding_changes_nothing(tmp_path: Path) -> None:
     found = score(model_of("llama"), tokens_of("llama"), Perturbation(eta=(1e-30,)))
     assert_nothing_moved(found, tmp_path, "absorption")
 
 
 @pytest.mark.parametrize("correct", ["absorption", "arrival", "divergence"])
-def test_pruning_nothing_is_no_push(tmp_path: Path, correct: Any) -> None:
+def test_pruning_nothing_changes_nothing(tmp_path: Path, correct: Any) -> None:
     request = Request(sparsity=0.0, correct="divergence")
     found = score(model_of("gpt2"), tokens_of("gpt2"), Perturbation("pruning"), request)
     assert found.sweep[0].divergence is not None
@@ -561,12 +550,11 @@ def test_a_zero_state_has_no_drift_to_speak_of() -> None:
             idle = ("o_proj.weight", "down_proj.weight")
             return found | {name: np.zeros_like(found[name]) for name in idle}
 
-    plain = model_of("llama")
-    model = Silent(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+    model = model_as("llama", Silent)
     ids = np.array([[0, 5, 6, 0], [5, 6, 7, 0]])
     (result,) = score(model, Tokens(ids, "by hand", "ids"), dtype=np.float64).sweep
     assert result.left_out.tolist() == [3] * 4
-    # No block changes anything, so the other tokens keep their push.
+    # No block changes anything, so the other tokens keep their drift.
     np.testing.assert_allclose(result.coefficient, 1, rtol=1e-12)
     np.testing.assert_allclose(result.drift[np.triu_indices(4)], 0.01, rtol=1e-12)
 
@@ -614,8 +602,7 @@ loads: list[int] = []
 
 @pytest.mark.parametrize(("room", "parts"), [(3, 16), (8, 3), (10**6, 1)])
 def test_a_block_is_loaded_once_per_group(room: int, parts: int) -> None:
-    plain = model_of("llama")
-    model = Counting(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+    model = model_as("llama", Counting)
     plan = Perturbation(eta=(0.1, 0.2))
     loads.clear()
     run_experiment(model, tokens_of("llama"), plan, room * state_bytes(model, np.float64))
@@ -633,7 +620,7 @@ def test_progress_ends_at_the_total(kind: str, room: int) -> None:
         tokens_of("llama"),
         plan,
         room * state_bytes(model, np.float64),
-        pruned=(lambda _, weights, workers: weights) if kind == "pruning" else None,
+        prune_block=(lambda _, weights, workers: weights) if kind == "pruning" else None,
         divergence=kind == "pruning",
         progress=lambda done, total: seen.append((done, total)),
     )
@@ -642,32 +629,3 @@ def test_progress_ends_at_the_total(kind: str, room: int) -> None:
     assert list(done) == sorted(done)
     assert done[0] > 0
     assert done[-1] == pytest.approx(totals[0], rel=1e-12)
-
-
-def test_too_little_memory_says_what_would_do() -> None:
-    model = model_of("llama")
-    enough = 3 * state_bytes(model, np.float32)
-    with pytest.raises(RefimplError, match=f"--memory {enough}"):
-        score(model, tokens_of("llama"), memory=enough - 1)
-    assert not isnan(score(model, tokens_of("llama"), memory=enough).sweep[0].coefficient[0])
-
-
-def test_scoring_changes_neither_ids_nor_request() -> None:
-    tokens, request = tokens_of("llama"), Request("owl", {"m": 3.0})
-    before = tokens.ids.copy()
-    found = score(model_of("llama"), tokens, request=request)
-    np.testing.assert_array_equal(tokens.ids, before)
-    assert request == Request("owl", {"m": 3.0})
-    assert (found.tokens.samples, found.tokens.seq_len) == before.shape
-    assert found.tokens.sha256 == tokens.sha256
-
-
-@pytest.mark.parametrize("correct", ["arrival", "divergence"])
-def test_real_errors_are_not_measured_with_noise(correct: Any) -> None:
-    with pytest.raises(RefimplError, match="--perturbation pruning"):
-        score(model_of("llama"), tokens_of("llama"), request=Request(correct=correct))
-
-
-def test_only_two_dtypes() -> None:
-    with pytest.raises(RefimplError, match="float32 or float64"):
-        score(model_of("llama"), tokens_of("llama"), dtype=np.float16)

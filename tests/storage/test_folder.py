@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from processes import killed_before_step, printed_json
+from pruned_models import Decision, write_pruned
 
 from refimpl import RefimplError, read_model
 from refimpl.pruning.copied_files import copies
-from refimpl.pruning.pruned_files import PrunedLinear, rewrite
 from refimpl.storage import folder, lock
 from refimpl.storage.folder import check_target, new_folder
 
@@ -421,9 +421,9 @@ def test_a_disk_with_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def prune(source: Path, target: Path, force: bool = False) -> None:
     model = read_model(source)
     check_target(target, {"MODEL": source, **copies(model).files}, force, 0)
-    keep = {n: PrunedLinear(np.zeros(s, bool)) for n, s in model.config.linear_shapes.items()}
+    none = {n: Decision(np.zeros(s, bool)) for n, s in model.config.linear_shapes.items()}
     with new_folder(target, force) as made:
-        rewrite(model, made, ((i, keep) for i in range(model.config.num_blocks)))
+        write_pruned(model, made, dict.fromkeys(range(model.config.num_blocks), none))
 
 
 @pytest.mark.parametrize("force", [False, True])

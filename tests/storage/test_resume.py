@@ -14,7 +14,7 @@ from documents import content, keys, numbers
 from program import Result, ran, refused, run
 
 from refimpl import RefimplError
-from refimpl.pruning.checkpoint import KeptBlocks
+from refimpl.pruning.partial_pruning import PartialPruning
 from refimpl.storage.partial_results import PartialResults
 
 LLAMA = FIXTURES / "llama"
@@ -37,8 +37,8 @@ PLACES = (("--threads", 1), ("--threads", 2, "--memory", "64K"), ("--executor", 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units so small that these runs have many."""
-    monkeypatch.setattr("refimpl.scoring.experiment.KEPT", 3)
-    monkeypatch.setattr("refimpl.scoring.dense_statistics.KEPT", 1)
+    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
+    monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
 
 
 @pytest.fixture
@@ -187,13 +187,13 @@ def test_an_interrupted_pruning_is_that_of_one_run(
     words = ("prune", LLAMA, *(() if kind == "random" else SMALL), *PRUNINGS[kind])
     ran(*words, "-o", tmp_path / "whole")
     out, hidden, done = tmp_path / "out", tmp_path / ".out.part", list[int]()
-    add = KeptBlocks.add
+    add = PartialPruning.add
 
-    def noted(self: KeptBlocks, block: int, *given: Any) -> None:
+    def noted(self: PartialPruning, block: int, *given: Any) -> None:
         add(self, block, *given)
         done.append(block)
 
-    monkeypatch.setattr(KeptBlocks, "add", noted)
+    monkeypatch.setattr(PartialPruning, "add", noted)
     for number in range(99):
         interrupt(1)
         result = run(*words, "-o", out, "--resume", *PLACES[number % 2])
@@ -307,17 +307,17 @@ def test_a_lost_worker_leaves_the_results_of_others(
 ) -> None:
     words = ("prune", LLAMA, *SMALL, "--nm", "2:4", "--executor", "processes")
     ran(*words, "-o", tmp_path / "whole")
-    real = KeptBlocks.add
+    real = PartialPruning.add
 
-    def lost(self: KeptBlocks, block: int, *given: Any) -> None:
+    def lost(self: PartialPruning, block: int, *given: Any) -> None:
         from refimpl.running.executors import LostWorkerError
 
         real(self, block, *given)
         if block == 1:
             raise LostWorkerError(OSError("killed"))
 
-    monkeypatch.setattr(KeptBlocks, "add", lost)
+    monkeypatch.setattr(PartialPruning, "add", lost)
     assert "a worker was lost" in refused(*words, "-o", tmp_path / "out")
-    monkeypatch.setattr(KeptBlocks, "add", real)
+    monkeypatch.setattr(PartialPruning, "add", real)
     ran(*words, "-o", tmp_path / "out", "--resume")
     assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -6,22 +6,21 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pytest
+from candidates import CASES, Arrays, computed, write_arrays
 from conftest import FIXTURES
-from safetensors.numpy import load_file, save_file
+from mistakes import MISTAKES, write_project
+from safetensors.numpy import load_file
 
 import refimpl
-from refimpl.model.ops import Array
 from refimpl.oracle.case import read_case
-from refimpl.oracle.steps import steps
-from refimpl.testing.folders import CORE, core_cases
-from refimpl.testing.selection import Wanted
-from refimpl.testing.trial import Trial, trial
+from refimpl.testing.case_fixture import CaseFixture, case_fixture
+from refimpl.testing.folders import CORE, cases_below, core_cases, distinct_cases
+from refimpl.testing.selection import SelectedCase
 
 pytest_plugins = ["pytester"]
 
@@ -39,30 +38,21 @@ def test_ours(refimpl_case):
 """
 
 
-@cache
-def computed(name: str) -> dict[str, Array]:
-    """What refimpl computes in float32: the work of a correct candidate."""
-    case = read_case(FIXTURES / "cases" / name)
-    found = steps(case.model, case.inputs["token_ids"], case.recipe, np.float32)
-    return {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in found.items()}
-
-
 @pytest.fixture
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the results of a correct candidate, a file for each core case."""
+    """A folder with the results of a right candidate, a file for each core case."""
     folder = tmp_path_factory.mktemp("ours")
     for name in CORE:
         write(folder, name, computed(name))
     return folder
 
 
-def write(folder: Path, name: str, arrays: dict[str, Array]) -> None:
-    kept = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-    save_file(kept, folder / f"{name}.safetensors")
+def write(folder: Path, name: str, arrays: Arrays) -> None:
+    write_arrays(folder / f"{name}.safetensors", arrays)
 
 
-def without(name: str, *gone: str) -> dict[str, Array]:
-    return {k: v for k, v in computed(name).items() if k not in gone}
+def without(name: str, step: str) -> Arrays:
+    return {k: v for k, v in computed(name).items() if k != step}
 
 
 class Suite:
@@ -75,12 +65,27 @@ class Suite:
         mark = f"@pytest.mark.refimpl({marker})" if marker else ""
         self.pytester.makepyfile(test_ours=TEST.format(marker=mark, folder=self.folder))
         strict = ("--strict-markers", "-W", "error", "-p", "no:cacheprovider", "-rA")
-        loaded = () if registered() else ("-p", PLUGIN)
-        return self.pytester.runpytest_inprocess(*loaded, *strict, *map(str, words))
+        return self.pytester.runpytest_inprocess(*plugin_words(), *strict, *map(str, words))
 
 
-def registered() -> bool:
-    return any(point.value == PLUGIN for point in entry_points(group="pytest11"))
+def plugin_words() -> tuple[str, ...]:
+    """Options that load the plugin where it is not installed."""
+    installed = any(point.value == PLUGIN for point in entry_points(group="pytest11"))
+    return () if installed else ("-p", PLUGIN)
+
+
+def run_module(
+    folder: Path, words: tuple[str, ...], environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m` in a folder, with this checkout of refimpl."""
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), **environment},
+    )
 
 
 @pytest.fixture
@@ -120,14 +125,8 @@ def test_a_run_that_does_not_use_it_imports_next_to_nothing(tmp_path: Path) -> N
         f"    assert '{PLUGIN}' in sys.modules\n"
         "    assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", PLUGIN, "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)},
-    )
+    words = ("pytest", "-q", "-p", PLUGIN, "-p", "no:cacheprovider")
+    done = run_module(tmp_path, words, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
 
@@ -148,7 +147,7 @@ def test_a_right_candidate_passes_every_core_case(suite: Suite) -> None:
     result.stdout.fnmatch_lines([f"PASSED test_ours.py::test_ours[[]{name}[]]" for name in CORE])
 
 
-def test_a_wrong_one_fails_and_is_told_where(suite: Suite) -> None:
+def test_a_wrong_candidate_fails_at_its_step(suite: Suite) -> None:
     step = "blocks.1.v"
     write(suite.folder, "opt", computed("opt") | {step: computed("opt")[step] * np.float32(1.001)})
     result = suite.run()
@@ -163,10 +162,12 @@ def test_a_wrong_one_fails_and_is_told_where(suite: Suite) -> None:
             "FAILED *test_ours[[]opt[]] - AssertionError: opt diverges, first a*",
         ]
     )
-    assert "trial.py" not in result.stdout.str()  # the traceback ends in the reader's own test
+    assert (
+        "case_fixture.py" not in result.stdout.str()
+    )  # the traceback ends in the reader's own test
 
 
-def test_what_is_missing_fails_as_inconclusive(suite: Suite) -> None:
+def test_a_missing_step_fails_as_inconclusive(suite: Suite) -> None:
     write(suite.folder, "opt", without("opt", "blocks.1.v"))
     result = suite.run("families=['opt']")
     result.assert_outcomes(failed=1)
@@ -217,16 +218,16 @@ def test_steps_that_are_known_to_fail(suite: Suite) -> None:
 @pytest.mark.parametrize(
     ("marker", "words"),
     [
-        ("families=['lama']", "no case of them"),
+        ("families=['lama']", "no case has one of the families"),
         ("families='llama'", "lists of strings"),
         ("families=[]", "lists of strings"),
         ("family=['llama']", "lists of strings"),
-        ("['llama']", "name it"),
-        ("steps=['blocks.*', 'logitz']", "'logitz' names nothing"),
-        ("xfail=['optt']", "'optt' names nothing"),
-        ("families=['llama'], xfail=['opt']", "'opt' names nothing"),
-        ("xfail=['opt::logitz']", "'opt::logitz' names nothing"),
-        ("steps=['logits'], xfail=['opt::embed']", "'opt::embed' names nothing"),
+        ("['llama']", "name the argument"),
+        ("steps=['blocks.*', 'logitz']", "'logitz' matches nothing"),
+        ("xfail=['optt']", "'optt' matches nothing"),
+        ("families=['llama'], xfail=['opt']", "'opt' matches nothing"),
+        ("xfail=['opt::logitz']", "'opt::logitz' matches nothing"),
+        ("steps=['logits'], xfail=['opt::embed']", "'opt::embed' matches nothing"),
     ],
 )
 def test_a_marker_without_effect_is_an_error(suite: Suite, marker: str, words: str) -> None:
@@ -258,6 +259,13 @@ def test_adding_a_case_is_adding_a_folder(suite: Suite, tmp_path: Path) -> None:
     result.assert_outcomes(passed=2)
     write(suite.folder, "mine", without("qwen2", "logits"))
     suite.run("families=['qwen2']", f"--refimpl-cases={cases}").assert_outcomes(passed=1, failed=1)
+
+
+def test_cases_are_found_below_a_folder() -> None:
+    every = cases_below(CASES)
+    assert (len(every), len(cases_below(CASES / "opt"))) == (10, 1)
+    assert len(distinct_cases([*core_cases(), *every])) == 10
+    assert every[0].steps[:2] == ("embed", "blocks.0.resid_pre")
 
 
 @pytest.mark.parametrize("what", ["none", "empty", "no case", "torn", "old", "named alike"])
@@ -295,35 +303,35 @@ def test_a_case_that_was_changed_is_refused(suite: Suite, tmp_path: Path) -> Non
     assert "Traceback" not in result.stdout.str()
 
 
-def opt_trial(folder: Path, *patterns: str) -> Trial:
+def opt_fixture(folder: Path, *patterns: str) -> CaseFixture:
     opt = next(case for case in core_cases() if case.name == "opt")
-    return trial(Wanted(opt, patterns), lambda: folder)
+    return case_fixture(SelectedCase(opt, patterns), lambda: folder)
 
 
-def test_what_a_test_is_given(tmp_path: Path) -> None:
-    given = opt_trial(tmp_path, "embed", "blocks.1.*")
-    assert (given.name, given.family, given.folder.name) == ("opt", "opt", "opt")
-    assert (given.model / "config.json").is_file()
-    assert given.steps[:2] == ("embed", "blocks.1.resid_pre")
-    assert given.inputs["noise"].shape[1:3] == given.inputs["token_ids"].shape
-    assert given.recipe.sparsity == 0.7
-    assert given.check(computed("opt")).verdict == "pass"
+def test_the_fixture_describes_the_case(tmp_path: Path) -> None:
+    case = opt_fixture(tmp_path, "embed", "blocks.1.*")
+    assert (case.name, case.family, case.folder.name) == ("opt", "opt", "opt")
+    assert (case.model / "config.json").is_file()
+    assert case.steps[:2] == ("embed", "blocks.1.resid_pre")
+    assert case.inputs["noise"].shape[1:3] == case.inputs["token_ids"].shape
+    assert case.recipe.sparsity == 0.7
+    assert case.check(computed("opt")).verdict == "pass"
 
 
-def test_what_diverged_is_kept_for_the_command(tmp_path: Path) -> None:
+def test_diverged_arrays_are_kept_for_the_command(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="first at logits") as caught:
-        opt_trial(tmp_path, "*").check({**computed("opt"), "logits": -computed("opt")["logits"]})
-    found = re.search(r"refimpl check (\S+) (\S+) --only 'logits'", str(caught.value))
-    assert found is not None
-    assert Path(found[1]) == FIXTURES.resolve() / "cases/opt"
-    assert load_file(found[2]).keys() == computed("opt").keys()
+        opt_fixture(tmp_path, "*").check({**computed("opt"), "logits": -computed("opt")["logits"]})
+    words = re.search(r"refimpl check (\S+) (\S+) --only 'logits'", str(caught.value))
+    assert words is not None
+    assert Path(words[1]) == CASES.resolve() / "opt"
+    assert load_file(words[2]).keys() == computed("opt").keys()
 
 
 def block(language: str) -> str:
     """The first fenced block of the page in a language."""
-    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
-    assert found is not None
-    return found[1]
+    fenced = re.search(rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+    assert fenced is not None
+    return fenced[1]
 
 
 def recipe(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -331,24 +339,17 @@ def recipe(folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "test_refimpl.py").write_text(block("python"), "utf-8")
     install, test = re.findall(r"^- run: (.*)$", block("yaml"), re.M)
     assert install.split() == ["pip", "install", "refimpl", "pytest"]
-    first, *words = test.split()
-    return subprocess.run(
-        [sys.executable, "-m", first, *words, *(() if registered() else ("-p", PLUGIN))],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    )
+    words = (*test.split(), *plugin_words())
+    return run_module(folder, words, {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"})
 
 
 def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
-    """And what the page says of a candidate that is wrong is what is printed, in that order."""
+    """A wrong candidate prints the lines of the page, in that order."""
     text = (ROOT / "tests/own_candidate.py").read_text("utf-8")
     (tmp_path / "candidate.py").write_text(text, "utf-8")
     done = recipe(tmp_path)
-    assert done.returncode == 0, done.stdout
     assert f"{len(CORE)} passed" in done.stdout
+    assert done.returncode == 0
     line = 'token_ids = case.inputs["token_ids"]'
     assert text.count(line) == 1
     (tmp_path / "candidate.py").write_text(text.replace(line, f"{line}[:, ::-1]"), "utf-8")
@@ -362,13 +363,11 @@ def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
 def test_the_recipe_on_the_sample_project(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     project = tmp_path / "project"
-    shutil.copytree(ROOT / "tests/sample_project", project)
+    write_project(project)
     done = recipe(project)
     assert done.returncode == 0, done.stdout
-    broken = project / "forward.py"
-    line = " + eps) * scale"
-    assert broken.read_text("utf-8").count(line) == 1
-    broken.write_text(broken.read_text("utf-8").replace(line, ") * scale"), "utf-8")
+    shutil.rmtree(project)
+    write_project(project, MISTAKES["eps left out"])
     done = recipe(project)
     assert done.returncode == 1, done.stdout
     assert "llama diverges, first at blocks.0.attn_norm" in done.stdout
@@ -379,8 +378,7 @@ def test_tensors_are_taken_as_they_are(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     tensors = {k: torch.from_numpy(v.copy()) for k, v in computed("opt").items()}
     tensors["logits"].requires_grad_()
-    given = opt_trial(tmp_path, "*")
-    assert given.check(tensors).verdict == "pass"
+    assert opt_fixture(tmp_path, "*").check(tensors).verdict == "pass"
     logits = {"logits": -tensors["logits"].bfloat16()}
     with pytest.raises((AssertionError, refimpl.RefimplError), match=r"bfloat16|first at logits"):
-        opt_trial(tmp_path, "logits").check(logits)
+        opt_fixture(tmp_path, "logits").check(logits)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.method.absorption import known_mean, left_out, surviving_drift
+from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.perturbation import Perturbation, deviation, kept_tokens, perturbed
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
@@ -101,9 +101,9 @@ def experiment_graph(
         output(name, _tail(matrix, [1], STATES))
     start = add("Concat", *first, axis=0, axes=(STATES, *first[0].axes[1:]))
     share = surviving_drift(_tail(measured["drift"], [1], STATES), start)
-    ratio = output("ratio", known_mean(share, axis=-1))
+    ratio = output("ratio", nan_mean(share, axis=-1))
     in_block = np.equal(at, np.arange(blocks)[:, None])
-    output("coefficient", known_mean(np.where(in_block, ratio, np.nan), axis=-1))
+    output("coefficient", nan_mean(np.where(in_block, ratio, np.nan), axis=-1))
     output("left_out", left_out(share, _tail(kept, [1], STATES), plan.norm))
     output("sinks", np.concatenate(sinks, axis=0))
     output("mean_square", np.concatenate(sizes, axis=0))
@@ -159,8 +159,8 @@ def _measure(plan: Perturbation) -> Body:
         drift: Any = result.drift
         return {
             "drift": drift,
-            "mean_drift": known_mean(drift, axis=-1),
-            "mean_alignment": known_mean(result.alignment, axis=-1),
+            "mean_drift": nan_mean(drift, axis=-1),
+            "mean_alignment": nan_mean(result.alignment, axis=-1),
             "mean_square": np.mean(states * states, axis=-1).astype(np.float64),
         }
 

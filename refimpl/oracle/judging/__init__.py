@@ -1,1 +1,1 @@
-"""How a step is measured, what tolerance it has, and which near ties are allowed."""
+"""Judging one step: error, tolerance and near ties, from arrays alone."""

@@ -1,7 +1,7 @@
-"""One step of a candidate against the truth: how far it is off, and whether that is too far."""
+"""The error of one step against the truth, and whether it is too large."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Literal
 
@@ -10,28 +10,29 @@ import numpy as np
 from refimpl.comparison.agreement import agreement
 from refimpl.comparison.causes import usual_causes
 from refimpl.model.ops import Array
-from refimpl.oracle.judging.choices import Ties
 
 UNRESOLVED = "refimpl itself is not near it in this dtype"
-VECTORS = (".weight", ".products", ".squares", ".score")  # seen row by row
-Measure = Literal["rows", "numbers", "counts", "bits"]
+BY_ROW = (".weight", ".products", ".squares", ".score")  # last words of steps measured row by row
+
+StepMeasure = Literal["rows", "numbers", "counts", "bits"]
 Status = Literal["pass", "divergent", "missing", "conditional"]
+Positions = tuple[tuple[int, ...], ...]
+"""Indices into a step's array."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What became of one step.
+class StepResult:
+    """The judgement on one step.
 
     Args:
         step: Its name.
-        status: "pass", "divergent", "missing", or "conditional": not judged, because an earlier
-            choice within rounding went the other way.
-        error: How far it is off; of counts and bits, how many differ.
-        tolerance: How far it may be off.
-        own: How far refimpl itself is off in the candidate's dtype.
+        status: "conditional" is not judged: rounding turned an earlier choice, or nothing is left.
+        error: As its measure has it (`error_of`).
+        tolerance: The largest error that passes.
+        own: refimpl's own error in the candidate's dtype.
         where: Index of the worst place.
-        fault: What no error says, such as a wrong shape; empty if nothing.
-        near_ties: Where a discrete step differs that rounding could turn.
+        fault: A fault that no error expresses, such as a wrong shape, or "".
+        near_ties: Positions where a discrete step differs that rounding could turn.
     """
 
     step: str
@@ -41,58 +42,30 @@ class Judged:
     own: float = 0.0
     where: tuple[int, ...] = ()
     fault: str = ""
-    near_ties: tuple[tuple[int, ...], ...] = field(default=())
+    near_ties: Positions = ()
 
     def causes(self, dtype: str) -> tuple[str, ...]:
-        """What usually makes this step the first to go wrong, the likeliest first."""
+        """The usual causes of an error that starts at this step, the likeliest first."""
         return usual_causes(self.step, dtype, self.error, self.fault)
 
 
-def measure_of(step: str, kind: np.dtype[np.generic]) -> Measure:
-    """How a step is measured.
+def measure_of(step: str, kind: np.dtype[np.generic]) -> StepMeasure:
+    """How a step is measured, by its name and the dtype of its truth.
 
-    Args:
-        step: Its name.
-        kind: Dtype of its truth.
-
-    Returns:
-        "rows": relative error of the worst row (tokens of the forward; rows of weights, products
-        and scores; squares are one row: a channel that hardly carries anything has few digits);
-        "numbers": of the worst number; "counts": equal; "bits": equal, but for near ties.
-
-    Example:
-        >>> measure_of("blocks.0.q", np.dtype(np.float64))
-        'rows'
-        >>> measure_of("wanda.blocks.0.q_proj.keep", np.dtype(np.uint8))
-        'bits'
+    "rows" and "numbers" take the relative error of the worst row or number; "counts" and "bits"
+    count the differences. Squares are one row: a channel that hardly carries anything has few
+    digits.
     """
     if kind.kind != "f":
         return "bits" if step.endswith(".keep") else "counts"
     forward = step.split(".")[0] in ("embed", "blocks", "final_norm", "logits")
-    return "rows" if forward or step.endswith(VECTORS) else "numbers"
+    return "rows" if forward or step.endswith(BY_ROW) else "numbers"
 
 
 def error_of(
-    step: str, actual: Array, truth: Array, measure: Measure
+    step: str, actual: Array, truth: Array, measure: StepMeasure
 ) -> tuple[float, tuple[int, ...], str]:
-    """How far an array is from the truth.
-
-    Args:
-        step: Its name.
-        actual: What was computed.
-        truth: What it should be.
-        measure: From `measure_of`.
-
-    Returns:
-        The error, the place of the worst, and a fault or "". A fault alone makes it divergent.
-
-    Source:
-        docs/explanation/numerics.md (ours).
-
-    Example:
-        >>> error_of("dlp.signal", np.array([1.0, 2.5]), np.array([1.0, 2.0]), "numbers")
-        (0.25, (1,), '')
-    """
+    """The error of an array, the index of its worst place, and a fault (always divergent) or ""."""
     if actual.shape != truth.shape:
         return inf, (), f"shape {list(actual.shape)}, expected {list(truth.shape)}"
     if measure in ("counts", "bits"):
@@ -110,46 +83,35 @@ def error_of(
         exact = actual.astype(np.float64)
         if measure == "numbers":
             exact, truth = exact[..., None], truth[..., None]
-        found = agreement(step, exact, truth)
-    return found.error, found.token, found.fault
+        compared = agreement(step, exact, truth)
+    return compared.error, compared.token, compared.fault
 
 
-def judged(
+def step_result(
     step: str,
     actual: Mapping[str, Array],
     truth: Array,
     own: float,
     tolerance: float,
-    ties: Callable[[], Ties] = lambda: (),
-) -> Judged:
-    """Judge one step.
-
-    Args:
-        step: Its name.
-        actual: The candidate's arrays by name.
-        truth: What it should be.
-        own: Error of refimpl itself in the candidate's dtype.
-        tolerance: Largest error; of counts and bits 0.
-        ties: Where it differs, if all of that is near ties; asked only if it is off otherwise.
-
-    Returns:
-        What became of it.
-    """
+    ties: Callable[[], Positions] = lambda: (),
+) -> StepResult:
+    """Judge one step; `ties` is asked for near ties only if the step is off otherwise."""
     if step not in actual:
-        return Judged(step, "missing", inf, tolerance, own, fault="missing")
+        return StepResult(step, "missing", inf, tolerance, own, fault="missing")
     if not isfinite(own):
-        return Judged(step, "conditional", fault=UNRESOLVED)
+        return StepResult(step, "conditional", fault=UNRESOLVED)
     measure = measure_of(step, truth.dtype)
     error, where, fault = error_of(step, actual[step], truth, measure)
-    unresolved = own >= 1 and measure in ("rows", "numbers")  # refimpl, too, as far off as zeros
-    if error <= tolerance and tolerance >= 1:  # as far off as nothing but zeros: a push, or a sum,
-        fault = ""  # that the dtype does not resolve
+    # An error of 1 is that of zeros: the dtype does not resolve such a perturbation or sum.
+    unresolved = own >= 1 and measure in ("rows", "numbers")
+    if error <= tolerance and tolerance >= 1:
+        fault = ""
     if not fault and error <= tolerance:
-        return Judged(step, "pass", error, tolerance, own, where)
-    nothing_left = step == "absorption_coefficient" and "NaN" in fault  # 0 / 0
-    if unresolved and (not fault or nothing_left):
+        return StepResult(step, "pass", error, tolerance, own, where)
+    zero_by_zero = step == "absorption_coefficient" and "NaN" in fault
+    if unresolved and (not fault or zero_by_zero):
         words = f"{fault}; {UNRESOLVED}" if fault else UNRESOLVED
-        return Judged(step, "conditional", error, tolerance, own, where, words)
+        return StepResult(step, "conditional", error, tolerance, own, where, words)
     near = () if fault else ties()
     status: Status = "pass" if near else "divergent"
-    return Judged(step, status, error, tolerance, own, where, fault, near)
+    return StepResult(step, status, error, tolerance, own, where, fault, near)

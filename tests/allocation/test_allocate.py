@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from checkpoints import save_tensors
-from conftest import FIXTURES
 from gates import CASES, model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
 from refimpl import (
     Allocation,
@@ -25,8 +21,6 @@ from refimpl import (
     Request,
     Scores,
     allocate,
-    forward,
-    read_model,
     score,
 )
 from refimpl.allocation.allocate import base_only
@@ -34,7 +28,7 @@ from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
 from refimpl.method import allocation as bases
 from refimpl.method.projection import project
-from refimpl.tokens import Tokens, random_tokens
+from refimpl.tokens import random_tokens
 
 Floats = npt.NDArray[np.float64]
 
@@ -493,67 +487,3 @@ def test_requests_are_filled_in() -> None:
         "xmin": "shipped",
         "unit": "block",
     }
-
-
-def test_tokens_that_the_model_cannot_read() -> None:
-    for ids, problem in (([[264]], "vocabulary"), ([[0] * 65], "65 tokens")):
-        with pytest.raises(RefimplError, match=problem):
-            score(model_of("llama"), Tokens(np.array(ids), "by hand", "ids"))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_activations_beyond_the_dtype_are_an_error_not_a_warning(
-    dtype: str, tmp_path: Path
-) -> None:
-    weights = load_file(FIXTURES / "llama" / "model.safetensors")
-    huge = {"float32": 1e30, "float64": 1e200}[dtype]
-    weights = {
-        name: w.astype(np.float64) * (huge if name.endswith("down_proj.weight") else 1)
-        for name, w in weights.items()
-    }
-    save_tensors(tmp_path / "model.safetensors", weights)
-    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
-    model = read_model(tmp_path)
-    for run in (
-        lambda: forward(model, [[1, 2, 3]], dtype=dtype),
-        lambda: score(model, random_tokens(264, 2, 4), dtype=dtype),
-    ):
-        with (
-            np.errstate(all="warn"),
-            pytest.raises(RefimplError, match=f"beyond the range of {dtype}"),
-        ):
-            run()
-
-
-@pytest.mark.parametrize("base", ["uniform", "alphapruning"])
-def test_progress_starts_with_the_signals_and_ends_at_the_whole(base: str) -> None:
-    seen: list[tuple[float, float]] = []
-    model = model_of("gemma3")
-    score(
-        model,
-        random_tokens(model.config.vocab_size, 2, 8),
-        Perturbation("pruning"),
-        Request(base=base, correct="divergence"),
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    done = [d for d, _ in seen]
-    assert done == sorted(done)
-    assert done[0] > 0
-    assert seen[-1][0] == pytest.approx(seen[-1][1])
-    assert all(d <= total * (1 + 1e-12) for d, total in seen)
-
-
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
-def test_nan_outside_the_blocks_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    weights = load_file(FIXTURES / "llama" / "model.safetensors")
-    weights[name] = weights[name].copy()
-    weights[name][-1, 0] = np.nan  # of an id that is not used
-    save_tensors(tmp_path / "model.safetensors", weights)
-    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
-    model = read_model(tmp_path)
-    for run in (
-        lambda: forward(model, [[1, 2, 3]]),
-        lambda: score(model, random_tokens(200, 2, 4)),
-    ):
-        with pytest.raises(RefimplError, match=f"{name}.* 1 "):
-            run()

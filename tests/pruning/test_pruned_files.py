@@ -3,7 +3,7 @@
 import json
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from conftest import FIXTURES
 from gates import CASES
 from hypothesis import given
 from hypothesis import strategies as st
+from pruned_models import Decision, pruned_linears, write_pruned
 from safetensors import safe_open
 
 from refimpl import Model, RefimplError, read_model
@@ -32,10 +33,11 @@ from refimpl.model.layout import cut
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES
 from refimpl.pruning.copied_files import copies, with_format
-from refimpl.pruning.pruned_files import Counts, PrunedLinear, Rewritten, rewrite, stored_weight
+from refimpl.pruning.pruned_files import Counts, PrunedFiles
+from refimpl.pruning.pruned_linears import stored_weight
 
 MODELS = [*CASES, "llama_sharded"]
-Blocks = dict[int, dict[str, PrunedLinear]]
+Blocks = dict[int, dict[str, Decision]]
 
 
 def decisions(model: Model, seed: int = 0, only: str | None = None) -> Blocks:
@@ -43,17 +45,12 @@ def decisions(model: Model, seed: int = 0, only: str | None = None) -> Blocks:
     random = np.random.default_rng(seed)
     return {
         i: {
-            name: PrunedLinear(random.random(shape) < 0.4)
+            name: Decision(random.random(shape) < 0.4)
             for name, shape in model.config.linear_shapes.items()
             if only in (None, name)
         }
         for i in range(model.config.num_blocks)
     }
-
-
-def pruned(model: Model, into: Path, blocks: Mapping[int, Mapping[str, PrunedLinear]]) -> Rewritten:
-    into.mkdir()
-    return rewrite(model, into, iter(blocks.items()))
 
 
 def expected_bytes(model: Model, blocks: Blocks) -> dict[str, bytes]:
@@ -101,7 +98,7 @@ def llama_of(folder: Path, dtype: str, metadata: Mapping[str, str] | None = None
 def test_nothing_but_the_pruned_weights_changes(case: str, tmp_path: Path) -> None:
     model = read_model(FIXTURES / case)
     blocks = decisions(model)
-    found = pruned(model, tmp_path / "new", blocks)
+    found = write_pruned(model, tmp_path / "new", blocks)
     expected = expected_bytes(model, blocks)
     assert expected != expected_bytes(model, {})
     for name, content in expected.items():
@@ -128,7 +125,7 @@ def test_nothing_but_the_pruned_weights_changes(case: str, tmp_path: Path) -> No
 def test_one_linear_alone(case: str, only: str, tmp_path: Path) -> None:
     model = read_model(FIXTURES / case)
     blocks = decisions(model, only=only)
-    found = pruned(model, tmp_path / "new", blocks)
+    found = write_pruned(model, tmp_path / "new", blocks)
     content = (tmp_path / "new" / "model.safetensors").read_bytes()
     assert content == expected_bytes(model, blocks)["model.safetensors"]
     assert [list(counts) for counts in found.counts] == [[only]] * model.config.num_blocks
@@ -136,8 +133,8 @@ def test_one_linear_alone(case: str, only: str, tmp_path: Path) -> None:
 
 def test_nothing_pruned_is_a_copy(tmp_path: Path) -> None:
     model = read_model(FIXTURES / "gpt_neox")
-    keep = {name: PrunedLinear(np.ones(s, bool)) for name, s in model.config.linear_shapes.items()}
-    pruned(model, tmp_path / "new", dict.fromkeys(range(model.config.num_blocks), keep))
+    all_stay = {n: Decision(np.ones(s, bool)) for n, s in model.config.linear_shapes.items()}
+    write_pruned(model, tmp_path / "new", dict.fromkeys(range(model.config.num_blocks), all_stay))
     content = (tmp_path / "new" / "model.safetensors").read_bytes()
     assert content == (FIXTURES / "gpt_neox" / "model.safetensors").read_bytes()
 
@@ -147,43 +144,32 @@ def test_new_weights_are_rounded_to_the_stored_dtype(dtype: str, tmp_path: Path)
     model = read_model(llama_of(tmp_path / "old", dtype, {"format": "pt"}))
     random = np.random.default_rng(1)
     blocks = {
-        i: {n: replace(p, weight=random.normal(size=p.keep.shape)) for n, p in linears.items()}
+        i: {n: replace(d, new=random.normal(size=d.keep.shape)) for n, d in linears.items()}
         for i, linears in decisions(model).items()
     }
-    pruned(model, tmp_path / "new", blocks)
+    write_pruned(model, tmp_path / "new", blocks)
     new = SafetensorsFile(tmp_path / "new" / "model.safetensors").tensors
-    ours = {
-        f"blocks.{i}.{n}.weight": p for i, linears in blocks.items() for n, p in linears.items()
-    }
     for name, weight in model.weights.items():
-        old = weight.stored.array
-        array = new[weight.stored.name].array
-        assert array.dtype == old.dtype == DTYPES[dtype]
-        if name not in ours:
-            assert array.tobytes() == old.tobytes()
-            continue
-        decision = ours[name]
-        assert decision.weight is not None
-        rounded = decision.weight.astype(DTYPES[dtype])
-        rounded[~decision.keep] = 0
-        assert array.tobytes() == rounded.tobytes()
-        _, i, linear, _ = name.split(".")
-        np.testing.assert_array_equal(stored_weight(model, int(i), linear, decision), array)
+        array, expected = new[weight.stored.name].array, weight.stored.array
+        assert array.dtype == expected.dtype == DTYPES[dtype]
+        if name.endswith("_proj.weight"):
+            _, i, linear, _ = name.split(".")
+            decision = blocks[int(i)][linear]
+            expected = np.where(decision.keep, decision.new, 0).astype(DTYPES[dtype])
+        assert array.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_pruned_weights_are_plus_zero_and_kept_ones_keep_their_sign(
     dtype: str, tmp_path: Path
 ) -> None:
-    model = read_model(llama_of(tmp_path / "old", dtype, {"format": "pt"}))
-    arrays = {n: np.array(s.array) for n, s in model.files[0].tensors.items()}
+    arrays = {n: array.astype(DTYPES[dtype]) for n, array in arrays_of("llama").items()}
     name = "model.layers.1.mlp.down_proj.weight"
-    arrays[name][:] = -arrays[name]
+    arrays[name] = -arrays[name]
     arrays[name][:, ::3] = DTYPES[dtype].type(-0.0)
-    save_tensors(tmp_path / "old" / "model.safetensors", arrays, {"format": "pt"})
-    model = read_model(tmp_path / "old")
+    model = read_model(write(tmp_path / "old", arrays, config_of("llama")))
     blocks = decisions(model, seed=4)
-    found = pruned(model, tmp_path / "new", blocks)
+    found = write_pruned(model, tmp_path / "new", blocks)
     array = SafetensorsFile(tmp_path / "new" / "model.safetensors").tensors[name].array
     bits = array.view(f"u{array.itemsize}")
     keep = blocks[1]["down_proj"].keep
@@ -194,8 +180,8 @@ def test_pruned_weights_are_plus_zero_and_kept_ones_keep_their_sign(
     assert counts.kept_zeros == int(keep[:, ::3].sum()) > 0
     assert counts.zeros == counts.pruned + counts.kept_zeros == int((array == 0).sum())
 
-    blocks[1]["down_proj"] = PrunedLinear(keep, np.full(keep.shape, -0.0))  # also where recomputed
-    found = pruned(model, tmp_path / "newer", blocks)
+    blocks[1]["down_proj"] = Decision(keep, np.full(keep.shape, -0.0))  # also where recomputed
+    found = write_pruned(model, tmp_path / "newer", blocks)
     array = SafetensorsFile(tmp_path / "newer" / "model.safetensors").tensors[name].array
     assert not array.view(f"u{array.itemsize}")[~keep].any()
     assert found.counts[1]["down_proj"].zeros == keep.size
@@ -205,10 +191,10 @@ def test_weights_that_underflow_are_kept_zeros(tmp_path: Path) -> None:
     model = read_model(llama_of(tmp_path / "old", "F16"))
     blocks = decisions(model)
     keep = blocks[2]["k_proj"].keep
-    blocks[2]["k_proj"] = PrunedLinear(
+    blocks[2]["k_proj"] = Decision(
         keep, np.where(np.arange(len(keep)) < 5, 1e-9, np.ones(keep.T.shape)).T
     )
-    counts = pruned(model, tmp_path / "new", blocks).counts[2]["k_proj"]
+    counts = write_pruned(model, tmp_path / "new", blocks).counts[2]["k_proj"]
     assert counts.kept_zeros == int(keep[:5].sum()) > 0
     assert counts.zeros == counts.pruned + counts.kept_zeros
 
@@ -220,27 +206,20 @@ def test_weights_that_the_stored_dtype_cannot_hold(bad: float, tmp_path: Path) -
     keep = blocks[2]["k_proj"].keep.copy()
     keep[3, 4] = True
     values = np.where(keep, 1.0, bad)
-    blocks[2]["k_proj"] = PrunedLinear(keep, values)
-    pruned(model, tmp_path / "fine", blocks)  # what goes may be anything
+    blocks[2]["k_proj"] = Decision(keep, values)
+    write_pruned(model, tmp_path / "fine", blocks)  # what goes may be anything
     values[3, 4] = bad
     with pytest.raises(RefimplError, match=r"^blocks\.2\.k_proj: 1 of \d+ new weights are NaN"):
-        pruned(model, tmp_path / "new", blocks)
+        write_pruned(model, tmp_path / "new", blocks)
 
 
-def test_decisions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_decisions_that_do_not_fit_are_refused() -> None:
     model = read_model(FIXTURES / "gpt2")
-    good = decisions(model)
-    keep = good[0]["up_proj"].keep
-    for bad in (keep.T, keep.astype(int), keep[:-1]):
+    keep = decisions(model)[0]["up_proj"].keep
+    for bad, new in ((keep.T, None), (keep.astype(int), None), (keep[:-1], None),
+                     (keep, np.ones(keep.T.shape))):  # fmt: skip
         with pytest.raises(RefimplError, match=r"^blocks\.0\.up_proj: keep .*"):
-            stored_weight(model, 0, "up_proj", PrunedLinear(bad))
-    with pytest.raises(RefimplError, match=r"^blocks\.0\.up_proj: keep .*"):
-        stored_weight(model, 0, "up_proj", PrunedLinear(keep, np.ones(keep.T.shape)))
-    with pytest.raises(ValueError, match=r"of 3 blocks, \[0, 1\] came"):
-        pruned(model, tmp_path / "a", {i: good[i] for i in range(2)})
-    (tmp_path / "b").mkdir()
-    with pytest.raises(ValueError, match="block 1 came twice"):
-        rewrite(model, tmp_path / "b", [(0, good[0]), (1, good[1]), (1, good[1])])
+            stored_weight(model, 0, "up_proj", bad, new)
 
 
 def test_a_linear_that_shares_its_tensor_with_something_else_is_refused(tmp_path: Path) -> None:
@@ -249,29 +228,24 @@ def test_a_linear_that_shares_its_tensor_with_something_else_is_refused(tmp_path
     for other in ("lm_head.weight", "blocks.1.q_proj.weight"):
         tied = replace(model, weights=weights | {other: weights["blocks.0.q_proj.weight"]})
         with pytest.raises(RefimplError, match=rf"self_attn.q_proj.weight holds .*{other}"):
-            pruned(tied, tmp_path / other, decisions(model))
+            write_pruned(tied, tmp_path / other, decisions(model))
     fused = read_model(FIXTURES / "gpt2")
     partly = {n: w for n, w in fused.weights.items() if n != "blocks.0.k_proj.weight"}
     with pytest.raises(RefimplError, match="c_attn"):
-        pruned(replace(fused, weights=partly), tmp_path / "c", decisions(fused, only="q_proj"))
+        write_pruned(
+            replace(fused, weights=partly), tmp_path / "c", decisions(fused, only="q_proj")
+        )
 
 
-def test_each_block_is_written_before_the_next_is_asked_for(tmp_path: Path) -> None:
+def test_each_block_is_in_the_files_when_it_is_written(tmp_path: Path) -> None:
     model = read_model(FIXTURES / "llama_sharded")
-    blocks, into = decisions(model), tmp_path / "new"
-    expected = expected_bytes(model, blocks)
-    into.mkdir()
-
-    def arriving() -> Iterator[tuple[int, Mapping[str, PrunedLinear]]]:
-        before = expected_bytes(model, {})
-        for i in reversed(blocks):
-            assert {name: (into / name).read_bytes() for name in before} == before
-            yield i, blocks[i]
-            before = expected_bytes(model, {k: blocks[k] for k in range(i, len(blocks))})
-            assert {name: (into / name).read_bytes() for name in before} == before
-
-    rewrite(model, into, arriving())
-    assert {name: (into / name).read_bytes() for name in expected} == expected
+    blocks, done, files = decisions(model), Blocks(), PrunedFiles(model, tmp_path)
+    for i in (None, *reversed(blocks)):
+        if i is not None:
+            done[i] = blocks[i]
+            files.write(i, pruned_linears(model, i, blocks[i]))
+        expected = expected_bytes(model, done)
+        assert {name: (tmp_path / name).read_bytes() for name in expected} == expected
 
 
 @needs_proc
@@ -279,17 +253,13 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
     config = config_of("llama", hidden_size=512, intermediate_size=2304, vocab_size=16000)
     folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12})  # 206 MB
     model, most = read_model(folder), 0
-    shapes = model.config.linear_shapes
-
-    def arriving() -> Iterator[tuple[int, Mapping[str, PrunedLinear]]]:
-        nonlocal most
-        for i in range(12):
-            yield i, {name: PrunedLinear(np.zeros(shape, bool)) for name, shape in shapes.items()}
-            most = max(most, resident())
-
+    shapes = model.config.linear_shapes.items()
     (tmp_path / "new").mkdir()
-    before = resident()
-    rewrite(model, tmp_path / "new", arriving())
+    before, files = resident(), PrunedFiles(model, tmp_path / "new")
+    for i in range(12):
+        none_stays = {name: Decision(np.zeros(shape, bool)) for name, shape in shapes}
+        files.write(i, pruned_linears(model, i, none_stays))
+        most = max(most, resident())
     assert most - before < 4 * model.config.block_size * 4  # 14 MB, old and new and a few copies
 
 
@@ -301,7 +271,7 @@ def test_a_file_without_a_format_gets_one(tmp_path: Path) -> None:
         model = read_model(llama_of(tmp_path / f"{number}", "BF16", metadata))
         blocks = decisions(model)
         into = tmp_path / f"new {number}"
-        found = pruned(model, into, blocks)
+        found = write_pruned(model, into, blocks)
         assert found.format_added == (() if "format" in metadata else ("model.safetensors",))
         path = into / "model.safetensors"
         with (
@@ -316,36 +286,35 @@ def test_a_file_without_a_format_gets_one(tmp_path: Path) -> None:
         assert start % 8 == 0
 
 
-@pytest.mark.parametrize("given", [None, {}])
-def test_metadata_that_say_nothing(given: Any, tmp_path: Path) -> None:
-    content = (FIXTURES / "llama" / "model.safetensors").read_bytes()
+def under_header(header: Mapping[str, Any], folder: Path, pad: str = "") -> Model:
+    """The llama fixture under another header."""
+    folder.mkdir()
+    original = FIXTURES / "llama" / "model.safetensors"
+    data = original.read_bytes()[8 + len(header_of(original)) :]
+    path = write_raw(folder / original.name, header, data, pad)
+    shutil.copy(FIXTURES / "llama" / "config.json", folder)
+    return read_model(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {}])
+def test_metadata_that_say_nothing(metadata: Any, tmp_path: Path) -> None:
     header = json.loads(header_of(FIXTURES / "llama" / "model.safetensors"))
     del header["__metadata__"]
-    data = content[8 + len(header_of(FIXTURES / "llama" / "model.safetensors")) :]
-    path = write_raw(tmp_path / "model.safetensors", {**header, "__metadata__": given}, data)
-    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
-    model = read_model(tmp_path)
-    pruned(model, tmp_path.with_name(f"{tmp_path.name} new"), decisions(model))
-    new = tmp_path.with_name(f"{tmp_path.name} new") / "model.safetensors"
+    model = under_header({**header, "__metadata__": metadata}, tmp_path / "old")
+    write_pruned(model, tmp_path / "new", decisions(model))
+    new = tmp_path / "new" / "model.safetensors"
     with safe_open(new, framework="np") as file:
         assert file.metadata() == {"format": "pt"}
-    members = list(json.loads(header_of(path)))
-    assert list(json.loads(header_of(new))) == members
-    assert members[-1] == "__metadata__"
+    assert list(json.loads(header_of(new))) == [*header, "__metadata__"]
 
 
 def test_a_header_with_a_format_stays_at_any_address(tmp_path: Path) -> None:
-    content = (FIXTURES / "llama" / "model.safetensors").read_bytes()
-    old = header_of(FIXTURES / "llama" / "model.safetensors")
-    path = tmp_path / "model.safetensors"
-    header = json.loads(old)
-    pad = " " * ((3 - len(json.dumps(header))) % 8)
-    write_raw(path, header, content[8 + len(old) :], pad)
-    shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
-    model = read_model(path)
+    header = json.loads(header_of(FIXTURES / "llama" / "model.safetensors"))
+    model = under_header(header, tmp_path / "old", " " * ((3 - len(json.dumps(header))) % 8))
     blocks = decisions(model)
-    pruned(model, tmp_path / "new", blocks)
-    assert (tmp_path / "new" / path.name).read_bytes() == expected_bytes(model, blocks)[path.name]
+    write_pruned(model, tmp_path / "new", blocks)
+    new = {"model.safetensors": (tmp_path / "new" / "model.safetensors").read_bytes()}
+    assert new == expected_bytes(model, blocks)
 
 
 NAMES = st.text(st.characters(codec="utf-8"), max_size=8).filter(lambda n: n != "__metadata__")
@@ -395,20 +364,13 @@ def test_a_folder_takes_everything_along_but_other_weights(tmp_path: Path) -> No
     along = {"generation_config.json", "merges.txt", "README.md", "LICENSE", "modeling.py", ".x"}
     for name in along:
         (old / name).write_text(name)
-    left = {
-        "pytorch_model.bin",
-        "model.gguf",
-        "x.ONNX",
-        "a.pt",
-        "pruning.json",
-        "other.safetensors",
-    }
-    left |= {"model.safetensors.index.json", "pytorch_model.bin.index.json"}
+    left = {"pytorch_model.bin", "model.gguf", "x.ONNX", "a.pt", "pruning.json"}
+    left |= {"other.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json"}
     for name in left:
         (old / name).write_text("{}")
     (old / "onnx").mkdir()
     model = read_model(old)
-    found = pruned(model, tmp_path / "new", decisions(model))
+    found = write_pruned(model, tmp_path / "new", decisions(model))
     assert set(found.left_out) == left | {"onnx/", "expected.safetensors"}
     beside = {"config.json", "provenance.json", "tokenizer.json", "tokenizer_config.json"}
     assert set(found.companions) == along | beside
@@ -439,7 +401,7 @@ def test_a_named_file_takes_the_known_companions_along(tmp_path: Path) -> None:
     for name in ("LICENSE.txt", "vocab.json", "letter.txt", "x.index.json"):
         (old / name).write_text(name)
     model = read_model(old / "mine.safetensors")
-    found = pruned(model, tmp_path / "new", decisions(model))
+    found = write_pruned(model, tmp_path / "new", decisions(model))
     beside = {"LICENSE.txt", "vocab.json", "config.json", "tokenizer.json", "tokenizer_config.json"}
     assert set(found.companions) == beside
     assert found.left_out == ()
@@ -454,7 +416,7 @@ def test_the_config_that_was_read_is_the_one_that_goes_along(tmp_path: Path) -> 
     (old / "config.json").write_text("broken")
     model = read_model(old, other)
     assert model.config_path == other
-    pruned(model, tmp_path / "new", decisions(model))
+    write_pruned(model, tmp_path / "new", decisions(model))
     assert (tmp_path / "new" / "config.json").read_bytes() == other.read_bytes()
     assert read_model(FIXTURES / "llama").config_path == FIXTURES / "llama" / "config.json"
 
@@ -464,7 +426,7 @@ def test_a_config_in_the_metadata_stays_there(tmp_path: Path) -> None:
     (old / "config.json").unlink()
     model = read_model(old)
     assert model.config_path is None
-    found = pruned(model, tmp_path / "new", decisions(model))
+    found = write_pruned(model, tmp_path / "new", decisions(model))
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"model.safetensors"}
     assert found.format_added == ("model.safetensors",)
     assert read_model(tmp_path / "new").config == model.config
@@ -479,7 +441,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     model = read_model(snapshot)
     before = {path.name: path.read_bytes() for path in blobs.iterdir()}
     blocks = decisions(model)
-    pruned(model, tmp_path / "new", blocks)
+    write_pruned(model, tmp_path / "new", blocks)
     assert not any(path.is_symlink() for path in (tmp_path / "new").iterdir())
     assert {path.name: path.read_bytes() for path in blobs.iterdir()} == before
     expected: dict[str, Array | bytes] = {**before, **expected_bytes(model, blocks)}

@@ -1,26 +1,26 @@
 """Fewer blocks per sequence: which ones, that nothing is biased, and what is done with the rest."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from gates import model_of
+from gates import bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from program import run
+from program import ran, refused
 
 from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.method.absorption import absorption_coefficient
 from refimpl.method.subset import chosen_blocks
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Measurements, addresses
-from refimpl.scoring.pruned_block import Thinning
+from refimpl.scoring.perturbed_state import WandaBlocks
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
 from refimpl.storage.partial_results import PartialResults
@@ -139,13 +139,12 @@ def measured(plan: Perturbation, sequences: int = 3) -> Measurements:
     model = model_of("llama")
     shapes = model.config.linear_shapes
     ones = {name: np.ones(width) for name, (_, width) in shapes.items()}
-    halves = {name: out * width // 2 for name, (out, width) in shapes.items()}
-    pruned = Thinning((ones,) * 4, (halves,) * 4) if plan.kind == "pruning" else None
+    halves = np.tile(model.config.linear_sizes // 2, (4, 1))
+    pruning = plan.kind == "pruning"
+    pruned = WandaBlocks((ones,) * 4, halves) if pruning else None
     ids = random_tokens(264, sequences, 9).ids
-    with Workers(2) as workers:
-        return experiment(
-            model, ids, plan, workers, 1 << 20, np.float64, pruned, plan.kind == "pruning"
-        )
+    with Settings(np.float64, threads=2, memory=1 << 20).open({}) as resources:
+        return experiment(model, ids, plan, resources, pruned, divergence=pruning)
 
 
 @pytest.mark.parametrize("kind", PLANS)
@@ -165,17 +164,6 @@ def test_what_is_perturbed_is_what_it_is_without_a_subset(kind: str) -> None:
     for mine, whole in zip(some.squares, every.squares, strict=True):  # of clean states
         for name, sums in whole.items():
             np.testing.assert_array_equal(mine[name], sums)
-
-
-def bits(value: Any) -> Any:
-    """Everything in a result but how long it took."""
-    if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, tuple):
-        return [bits(x) for x in value]
-    if hasattr(value, "__dataclass_fields__"):
-        return [(f.name, bits(getattr(value, f.name))) for f in fields(value) if f.name != "run"]
-    return value
 
 
 def scored(plan: Perturbation, **options: Any) -> Scores:
@@ -201,7 +189,7 @@ def test_nothing_depends_on_where_it_runs(kind: str, options: dict[str, Any]) ->
 
 
 def test_a_killed_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.scoring.experiment.KEPT", 3)
+    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
     write, left = PartialResults._write, 3
 
     def writing(self: PartialResults[Any, Any], row: Any) -> None:
@@ -230,9 +218,9 @@ def test_sinks_are_counted_once_and_where_the_first_draw_has_not_the_block(
     chosen = chosen_blocks(2, 4, 4, 2, 0)
     assert chosen.any(axis=1).all()
     assert not chosen[:, 0].all()
-    with Workers(1) as workers:
-        found = experiment(model, ids, plan, workers, 1 << 20)
-        whole = experiment(model, ids, replace(plan, subset=None), workers, 1 << 20)
+    with Settings(threads=1).open({}) as resources:
+        found = experiment(model, ids, plan, resources)
+        whole = experiment(model, ids, replace(plan, subset=None), resources)
     assert found.sinks.tolist() == whole.sinks.tolist()
     assert whole.sinks.min() > 0
 
@@ -279,12 +267,14 @@ def test_the_command_does_it_with_either_runtime(words: tuple[object, ...]) -> N
     pytest.importorskip("onnxruntime")
     both = []
     for runtime in ("numpy", "onnxruntime"):
-        result = run(
-            *("score", LLAMA, "--samples", 3, "--seq-len", 9, "--subset", 2, "--dtype", "float64"),
-            *("--runtime", runtime, "--json", *words),
+        both.append(
+            json.loads(
+                ran(
+                    *("score", LLAMA, "--samples", 3, "--seq-len", 9, "--subset", 2),
+                    *("--dtype", "float64", "--runtime", runtime, "--json", *words),
+                )
+            )
         )
-        assert (result.code, result.err) == (0, "")
-        both.append(json.loads(result.out))
     ours, theirs = both
     for mine, other in zip(ours["blocks"], theirs["blocks"], strict=True):
         for name in ("absorption_coefficient", "absorption_stderr"):
@@ -295,17 +285,13 @@ def test_the_command_does_it_with_either_runtime(words: tuple[object, ...]) -> N
 
 
 def test_explain_shows_every_sequence() -> None:
-    result = run("explain", LLAMA, "--subset", 2)
-    assert result.code == 2
-    assert "leave --subset away" in result.err
+    assert "--subset" in refused("explain", LLAMA, "--subset", 2)
 
 
 def test_prune_scores_with_it(tmp_path: Path) -> None:
-    out, few = tmp_path / "pruned", ("--samples", 3, "--seq-len", 9, "--subset", 2)
-    assert run("prune", LLAMA, "-o", out, "--sparsity", 0.5, *few).code == 0
-    refused = run("prune", LLAMA, "-o", tmp_path / "other", "--nm", "2:4", *few)
-    assert refused.code == 2
-    assert "--subset" in refused.err
+    few = ("--samples", 3, "--seq-len", 9, "--subset", 2)
+    ran("prune", LLAMA, "-o", tmp_path / "pruned", "--sparsity", 0.5, *few, quiet=False)
+    assert "--subset" in refused("prune", LLAMA, "-o", tmp_path / "other", "--nm", "2:4", *few)
 
 
 def test_sinks_of_both_runtimes_are_of_the_sequences_that_have_the_block() -> None:

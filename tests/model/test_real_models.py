@@ -1,6 +1,6 @@
 """Every trace point and the logits of real models against transformers, on real text, in float32.
 
-    REFIMPL_REAL=FOLDER pytest -m real tests/scoring/test_real_models.py -s
+    REFIMPL_REAL=FOLDER pytest -m real tests/model/test_real_models.py -s
 
 The folder holds the models and the text that docs/how-to/real-models.md describes; needs the
 `fixtures` dependency group. Prints the worst token of every model.

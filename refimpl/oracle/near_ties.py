@@ -1,0 +1,187 @@
+"""Where a candidate's choices differ from the truth, if rounding explains that."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from math import inf, isfinite
+
+import numpy as np
+
+from refimpl.model.ops import Array
+from refimpl.model.statistics import INPUT_OF
+from refimpl.oracle.case import Case
+from refimpl.oracle.judging.decision_ties import keep_ties, turnable
+from refimpl.oracle.judging.measures import Positions, StepResult
+from refimpl.oracle.judging.number_ties import count_ties, outlier_ties, positions, rounding_ties
+from refimpl.oracle.judging.pruner_scores import (
+    dense_scores,
+    sparsegpt_error,
+    sparsegpt_scores,
+    unpacked,
+)
+from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
+from refimpl.oracle.reference_errors import ReferenceRun
+from refimpl.oracle.step_inputs import StepInputs
+from refimpl.oracle.step_tolerances import moved_by_rounding
+from refimpl.oracle.steps import steps
+from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.sparsegpt import WIDTH
+
+TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and always two
+
+
+def steps_after(case: Case, step: str) -> set[str]:
+    """Prefixes, such as `wanda.`, of the steps that another choice at this one changes."""
+    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
+    if last == "weight":  # rounded to the stored dtype the other way: see `moved_by_rounding`
+        return set()
+    if last not in ("signal", "counts"):
+        return {f"{first}."}
+    counted = {"wanda.", "sparsegpt."} if first == case.recipe.bases[0] else set()
+    return counted | ({f"{first}."} if last == "signal" else set())
+
+
+def ties_of(
+    case: Case,
+    reference: ReferenceRun,
+    dtype: str,
+    step: str,
+    actual: Mapping[str, Array],
+    tolerances: Mapping[str, float],
+) -> Positions:
+    """Where a discrete step differs; none if rounding does not explain all of them."""
+    array, truth, recipe = actual[step], case.expected[step], case.recipe
+    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
+
+    if last == "counts":
+        name, sizes = f"{first}.corrected", StepInputs(case).sizes
+        sparsity, target = case.expected[name], recipe.sparsity
+        return count_ties(array, truth, sparsity, sizes, target, tolerances[name])
+    if step == "owl.signal":
+        scores = dense_scores(case.model, case.inputs["token_ids"])
+        floor = tolerance_of("score", np.zeros(1), 0.0, dtype)
+        m, *_ = recipe.signal_options
+        relative = max(
+            (x for name, x in tolerances.items() if fnmatchcase(name, "wanda.*.score")),
+            default=floor,
+        )
+        return outlier_ties(array, truth, scores, m, tolerances[step], relative, TIE_SHARE)
+    if last == "keep":
+        score, group, slack = score_behind(case, reference, step, dtype)
+        slack = slack + moved_by_rounding(case, step, dtype)
+        ties = keep_ties(array, truth, score, group, np.minimum(slack, 1.0))
+        if not ties and first == "sparsegpt":
+            return dead_ties(case, reference, dtype, step, array, np.minimum(slack, 1.0))
+        few = np.minimum(slack / 4, 1.0)  # twice refimpl's own error
+        near = turnable(truth, score, group, few)
+        most = max(2, TIE_SHARE * score.size, ERROR_FACTOR * reference.errors[step], near)
+        return ties if len(ties) <= most else ()
+    if first == "sparsegpt" and last == "weight":
+        stored = case.model.weights[step.removeprefix("sparsegpt.")].stored.array.dtype
+        if EPS[stored.name] > EPS[dtype]:
+            ties = rounding_ties(array, truth, stored, tolerances[step])
+            slack = score_behind(case, reference, step.replace(".weight", ".keep"), dtype)[2]
+            share = min(slack.max(), 1.0) / EPS[stored.name]
+            most = max(2, TIE_SHARE * truth.size, truth.size * share)
+            return ties if len(ties) <= most else ()
+    return ()
+
+
+def near_zero(result: StepResult, actual: Mapping[str, Array], truth: Array) -> bool:
+    """Whether a sum has no relative error because a number should be zero, and nearly is.
+
+    It is off by no more than its tolerance, and a tenth, of its largest number.
+    """
+    sums = result.step.endswith((".squares", ".products"))
+    if not sums or result.status != "divergent" or result.fault or isfinite(result.error):
+        return False
+    missed = np.abs(actual[result.step].astype(np.float64) - truth).max()
+    return bool(missed <= min(result.tolerance, 0.1) * np.abs(truth).max())
+
+
+def dead_ties(
+    case: Case, reference: ReferenceRun, dtype: str, step: str, bits: Array, slack: Array
+) -> Positions:
+    """Where SparseGPT decides otherwise because an input that carries next to nothing carries 0.
+
+    Such an input scores 0, and all its weights go; one that carries ever so little scores as high
+    as damping makes it. Behind a GELU float32 rounds to 0 what float64 does not; and in 16 bits a
+    ReLU may let through what should be 0.
+    """
+    _, _, block, linear, _ = step.split(".")
+    sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
+    dense, products, slip = _sparsegpt_inputs(case, reference, step, dtype)
+    keep, truth = (unpacked(x, dense.shape[1]) for x in (bits, case.expected[step]))
+    carried = np.sqrt(np.diag(products))
+    least = slip * np.sqrt(np.mean(np.square(carried)))
+    dead = (carried > 0) & (carried <= least) & ~keep.any(axis=0)
+    alive = (carried == 0) & keep.any(axis=0) & (EPS[dtype] > EPS["float32"])
+    if not (dead | alive).any():
+        return ()
+    index = list(case.model.config.linear_shapes).index(linear)
+    goal = int(case.expected[f"{case.recipe.bases[0]}.counts"][int(block), index])
+    other = np.where(dead | dead[:, None], 0.0, products)
+    other[alive, alive] = np.square(least * 1e-3)  # next to nothing: only that it is not dead
+    right, _ = decision(dense, other, sequences, goal, Pruner("sparsegpt", damping))
+    score = sparsegpt_scores(dense, other, sequences, right, damping)
+    differ, right_bits = int((keep != right).sum()), np.packbits(right, axis=1)
+    near = turnable(right_bits, score, -WIDTH, slack / 4)
+    if differ > max(2, TIE_SHARE * score.size, near):
+        return ()
+    if differ and not keep_ties(bits, right_bits, score, -WIDTH, slack):
+        return ()
+    return positions(np.argwhere(keep != truth))
+
+
+def score_behind(
+    case: Case, reference: ReferenceRun, step: str, dtype: str
+) -> tuple[Array, int, Array]:
+    """Scores [out, in] behind a decision, their group as in `keep_ties`, and relative errors.
+
+    What an input carries is off by rounding of what it is made of, which is of the size of the
+    others: an input that carries less than most is off by as much more of itself. Errors are of
+    each input, [in], or of all, [1], and may be beyond 1.
+    """
+    pruner, _, block, linear, _ = step.split(".")
+    if pruner != "sparsegpt":
+        group = parse_pattern(case.recipe.pattern).group if pruner == "pattern" else 0
+        squares = f"{pruner}.blocks.{block}.{INPUT_OF[linear]}.squares"  # behind the score
+        slack = tolerance_of("score", np.zeros(1), reference.errors[squares], dtype)
+        carried = np.sqrt(case.expected[squares])
+        typical = np.sqrt(np.mean(np.square(carried)))
+        small = np.divide(typical, carried, out=np.full(carried.shape, inf), where=carried > 0)
+        score = reference.steps[step.removesuffix("keep") + "score"]
+        return score, group, slack * np.maximum(small, 1.0)
+    sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
+    weight, products, _ = _sparsegpt_inputs(case, reference, step, dtype)
+    keep = unpacked(case.expected[step], weight.shape[1])
+    score = sparsegpt_scores(weight, products, sequences, keep, damping)
+    shown = {other: x for other, x in case.expected.items() if other.endswith(".products")}
+    if not shown:
+        every = replace(case.recipe, shown=(int(block),))
+        name = f"sparsegpt.blocks.{block}.{INPUT_OF[linear]}.products"
+        shown = {name: steps(case.model, case.inputs["token_ids"], every)[name]}
+    errors = [
+        sparsegpt_error(reference.steps[other], total, sequences, damping)
+        for other, total in shown.items()
+    ]
+    slack = tolerance_of(step + "score", np.zeros(1), max(errors), dtype)
+    return score, -WIDTH, np.array([slack])
+
+
+def _sparsegpt_inputs(
+    case: Case, reference: ReferenceRun, step: str, dtype: str
+) -> tuple[Array, Array, float]:
+    """Dense weights and products behind a decision of SparseGPT, and the products' tolerance.
+
+    For a block that is not shown the products are refimpl's own.
+    """
+    _, _, block, linear, _ = step.split(".")
+    name = f"sparsegpt.blocks.{block}.{INPUT_OF[linear]}.products"
+    errors = reference.errors
+    every = [x for other, x in errors.items() if other.endswith(".products") and isfinite(x)]
+    own = errors.get(name, max(every, default=0.0))
+    weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
+    products = case.expected.get(name, reference.steps[name])
+    return weight, products, tolerance_of("score", np.zeros(1), own, dtype)

@@ -1,0 +1,135 @@
+"""refimpl's own errors in a dtype, from which tolerances are made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import isfinite
+
+from refimpl.errors import RefimplError
+from refimpl.model.ops import Array
+from refimpl.oracle.case import Case
+from refimpl.oracle.judging.measures import error_of, measure_of
+from refimpl.oracle.judging.tolerance import EPS
+from refimpl.oracle.rounding import (
+    ARITHMETIC,
+    FewerBits,
+    Float32MinusEight,
+    Float32MinusSeven,
+    RoundedArray,
+    rounded_steps,
+)
+from refimpl.oracle.steps import steps
+from refimpl.oracle.stepwise import stepwise_steps
+
+PRUNERS = ("wanda", "sparsegpt", "pattern")
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """refimpl's own computation of a case in a dtype.
+
+    Args:
+        steps: Every step, those of all blocks among them.
+        errors: Errors of the case's steps; of bits and counts, how many differ.
+    """
+
+    steps: Mapping[str, Array]
+    errors: Mapping[str, float]
+
+
+@lru_cache(maxsize=8)
+def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRun:
+    """Compute a case in a dtype, from the tokens or each step from the case's own values.
+
+    An error is the largest of several samples: computed in the dtype; and in float32, and in
+    float32 with eight and with seven bits fewer, in their units. A step that ends in few numbers is
+    a sum of errors of either sign, which may be near zero by chance; and where errors grow along
+    one direction, as in a sharp softmax, one number stands for all of them.
+    """
+    if dtype not in EPS:
+        raise RefimplError(
+            f"dtype {dtype} is not supported", " or ".join(EPS), "choose one of these"
+        )
+    kind = ARITHMETIC.get(dtype)
+    arrays = _computed(case, dtype, stepwise, kind)
+    scale = 2.0**-kind.fewer if kind and issubclass(kind, FewerBits) else 1.0
+    errors = {name: x * scale for name, x in pooled_errors(case.expected, arrays).items()}
+    for sample in (None, Float32MinusEight, Float32MinusSeven):
+        if dtype == "float32" and sample is None:
+            continue  # these are the errors already
+        for name, x in _sample(case, stepwise, sample).items():
+            errors[name] = max(errors[name], x * EPS[dtype])
+    difference = _difference_error(case, errors, stepwise)
+    for name in errors:
+        if name.endswith(".drift") or name == "absorption_coefficient":
+            errors[name] = max(errors[name], difference)
+    return ReferenceRun(arrays, errors)
+
+
+def _difference_error(case: Case, errors: Mapping[str, float], stepwise: bool) -> float:
+    """The error of the difference of two rounded states: ``sqrt(2) rho / (d sqrt(n))``.
+
+    Each is off by rho of itself, in a direction of its own, and they lie d apart. Of n numbers with
+    errors of either sign, the part along the difference is one in sqrt(n). Step by step rho is the
+    sum over all blocks, as each is fed its state; d is the smallest drift.
+    """
+    states = [x for name, x in errors.items() if name.endswith(".resid_post")]
+    rho = sum(states) if stepwise else max(states)
+    least = min(x.min() for name, x in case.expected.items() if name.endswith(".drift"))
+    n = case.expected["blocks.0.resid_post"].size
+    return (2 / n) ** 0.5 * rho / float(least) if least else 0.0
+
+
+@lru_cache(maxsize=12)
+def _sample(case: Case, stepwise: bool, kind: type[FewerBits] | None) -> dict[str, float]:
+    """Errors in units of the dtype, of float32 or of float32 with fewer bits.
+
+    From the tokens only up to the pruners, whose choices turn; of counts and decisions none.
+    """
+    unit = EPS["float32"] * (2.0**kind.fewer if kind else 1.0)
+    errors = pooled_errors(case.expected, _computed(case, "float32", stepwise, kind))
+    return {
+        name: x / unit
+        for name, x in errors.items()
+        if measure_of(name, case.expected[name].dtype) in ("rows", "numbers")
+        and isfinite(x)
+        and (stepwise or name.split(".")[0] not in PRUNERS)
+    }
+
+
+def _computed(
+    case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None
+) -> Mapping[str, Array]:
+    """Every step, in a dtype that NumPy has or rounded further."""
+    every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))
+    ids = case.inputs["token_ids"]
+    try:
+        if stepwise:
+            return stepwise_steps(case, dtype, kind)
+        if kind:
+            return rounded_steps(case.model, ids, every, kind)
+        return steps(case.model, ids, every, dtype)
+    except RefimplError as error:
+        raise RefimplError(
+            f"{case.folder}: refimpl cannot compute this case in {dtype} ({error.problem})",
+            "a case whose numbers are within the range of the dtype",
+            "compare in another dtype",
+        ) from error
+
+
+def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> dict[str, float]:
+    """Errors by step; drifts, alignments, corrected allocations, perplexities have their largest.
+
+    They are means of errors of either sign, which may be near 0 by chance. Coefficients, ratios of
+    two drifts, have no less than drifts.
+    """
+    errors = {
+        step: error_of(step, computed[step], value, measure_of(step, value.dtype))[0]
+        for step, value in truth.items()
+    }
+    for kind in (".drift", ".alignment", ".corrected", ".perplexity"):
+        alike = [x for x in errors if x.endswith(kind) and isfinite(errors[x])]
+        errors |= dict.fromkeys(alike, max((errors[x] for x in alike), default=0.0))
+    ratio = "absorption_coefficient"
+    errors[ratio] = max(errors[ratio], errors["perturbed.0.drift"])
+    return errors

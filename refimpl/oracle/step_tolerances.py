@@ -1,0 +1,95 @@
+"""The tolerance of every step of a case, with what earlier steps within theirs make of it.
+
+A base is a steep function of signals that lie close together, and a corrected allocation one of
+coefficients. A candidate whose signals are within their tolerance must not fail for that.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from refimpl.model.ops import Array
+from refimpl.oracle.case import Case
+from refimpl.oracle.judging.tolerance import EPS, FLOOR_16, SPARSEGPT_FACTOR, tolerance_of
+from refimpl.oracle.reference_errors import reference_run
+from refimpl.oracle.step_inputs import StepInputs
+
+
+@lru_cache(maxsize=8)
+def step_tolerances(case: Case, dtype: str, stepwise: bool = False) -> Mapping[str, float]:
+    """The largest error of every step by name; 0 for counts and bits.
+
+    ``max(8 own + 64 eps, moved + 64 eps)``: `moved` is how far a base moves when the signals
+    behind it do, and a corrected allocation when its base and the coefficients do, by as much as
+    they may be off. Step by step nothing moves: each is fed the case's numbers.
+    """
+    errors = reference_run(case, dtype, stepwise).errors
+    tolerances = {
+        name: tolerance_of(name, truth, errors[name], dtype)
+        for name, truth in case.expected.items()
+    }
+    if not stepwise:
+        inputs = StepInputs(case)
+        for base in case.recipe.bases:
+            for step, moved in (
+                (f"{base}.base", _base_moved), (f"{base}.corrected", _correction_moved)
+            ):  # fmt: skip
+                floor = tolerance_of(step, case.expected[step], 0.0, dtype)
+                widened = moved(inputs, base, tolerances) + floor
+                tolerances[step] = max(tolerances[step], widened)
+    return {
+        name: x + moved_by_rounding(case, name, dtype) if x else x for name, x in tolerances.items()
+    }
+
+
+def _base_moved(inputs: StepInputs, base: str, tolerances: Mapping[str, float]) -> float:
+    """How far a base moves with its signals."""
+    name = f"{base}.signal"
+    if name not in inputs.case.expected:
+        return 0.0
+    return moved_by(
+        lambda signal: inputs.projected(inputs.base(base, {name: signal})),
+        inputs.case.expected[name],
+        tolerances[name],
+    )
+
+
+def _correction_moved(inputs: StepInputs, base: str, tolerances: Mapping[str, float]) -> float:
+    """How far a corrected allocation moves with its base and with the coefficients."""
+    dense, name = inputs.base(base, {}), "absorption_coefficient"
+    ratios = inputs.case.expected[name]
+    by_base = moved_by(lambda x: inputs.corrected(x, ratios), dense, tolerances[f"{base}.base"])
+    return by_base + moved_by(lambda x: inputs.corrected(dense, x), ratios, tolerances[name])
+
+
+def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> float:
+    """How far a function of x, [L] or [L, ...], moves when each of x is `relative` off, t.
+
+    ``max_k sum_i |f(x with x_i (1 + t)) - f(x)|_k / |f(x)|_k``, the larger of that and 1 / (1 + t);
+    a t of more than 1 counts as 1.
+    """
+    at, moved = function(x), np.zeros(())
+    for i in range(len(x)):
+        changes = []
+        for factor in (1 + min(relative, 1.0), 1 / (1 + min(relative, 1.0))):
+            other = np.array(x, np.float64)
+            other[i] *= factor
+            changes.append(np.abs(function(other) - at))
+        moved = moved + np.maximum(*changes)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.max(np.where(moved == 0, 0.0, moved / np.abs(at))))
+
+
+def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
+    """What is added to the tolerance of SparseGPT's steps behind block 0, else 0.
+
+    Its new weights are rounded to the dtype of the file. Where that is coarser than the
+    candidate's, one that lies between two numbers may become either, in a block that is shown or
+    not, and what follows moves by units of the file's dtype.
+    """
+    if not step.startswith("sparsegpt.") or step.startswith("sparsegpt.blocks.0."):
+        return 0.0
+    names = {weight.stored.array.dtype.name for weight in case.model.weights.values()}
+    unit = max((EPS[name] for name in names & EPS.keys()), default=0.0)
+    return SPARSEGPT_FACTOR * FLOOR_16 * unit if unit > EPS[dtype] else 0.0

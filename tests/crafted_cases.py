@@ -1,0 +1,174 @@
+"""Cases of the oracle for mistakes that no case of `fixtures/` shows: fixtures, changed."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from candidates import Arrays, write_arrays
+from conftest import FIXTURES
+from gates import model_of
+from safetensors.numpy import load_file
+
+from refimpl import read_model
+from refimpl.oracle.case import Case, make_case, read_case
+from refimpl.oracle.steps import Recipe
+from refimpl.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """A case made for mistakes that no other shows: a fixture, changed.
+
+    Args:
+        model: A fixture.
+        recipe: The computation.
+        weights: Changes tensors in place.
+        config: Entries of config.json that are different.
+        token: Put at the start of the first sequence, and twice into the second; None for none.
+    """
+
+    model: str
+    recipe: Recipe
+    weights: Callable[[Arrays], None] = lambda _: None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    token: int | None = None
+
+
+def levels(tensors: Arrays) -> None:
+    """Two of any four weights in a row are far smaller than the others: decisions are clear."""
+    rng = np.random.default_rng(1)
+    for name, x in tensors.items():
+        if "_proj" in name:
+            small = rng.random((*x.shape[:-1], x.shape[1] // 4, 4)).argsort(-1) < 2
+            size = np.where(small, 0.02, 0.5) * rng.uniform(0.5, 1, small.shape)
+            sign = rng.choice([-1, 1], small.shape)
+            tensors[name] = (size * sign).reshape(x.shape).astype(x.dtype)
+
+
+def pairs(tensors: Arrays) -> None:
+    """Channels come in equal pairs, so that scores of a row tie."""
+    for name in ("model.embed_tokens", "model.layers.0.input_layernorm"):
+        x = tensors[f"{name}.weight"]
+        x[..., 1::2] = x[..., ::2]
+    q = tensors["model.layers.0.self_attn.q_proj.weight"]
+    q[:, 1::2] = q[:, ::2]
+
+
+def one_row(tensors: Arrays) -> None:
+    """The first linear has two rows, sixteen times each."""
+    q = tensors["model.layers.0.self_attn.q_proj.weight"]
+    q[2:] = np.tile(q[:2], (15, 1))
+
+
+def amplifying(tensors: Arrays) -> None:
+    """Later blocks make much of what they read."""
+    for name, x in tensors.items():
+        if "_proj" in name and "layers.0" not in name:
+            x *= 3
+
+
+def exact(tensors: Arrays) -> None:
+    """Scores of 0, 1.25 and 5, of which the mean is 1: some are exactly five times their mean."""
+    rng = np.random.default_rng(2)
+    for name, x in tensors.items():
+        if ".layers." in name and "layer_norm" in name:  # linears read 0.25, their score is |W|
+            x[:] = 0.25 if name.endswith("bias") else 0
+    for i in range(3):
+        shapes = {f"self_attn.{x}_proj": (32, 32) for x in "qkv"} | {"fc1": (56, 32)}
+        shapes |= {"fc2": (32, 56)}
+        part = f"model.decoder.layers.{i}"
+        tenth = (4 * 32 * 32 + 2 * 56 * 32) // 10
+        scores = np.zeros(10 * tenth - 32 * 32)  # those of the output projection, which reads 0
+        scores[:tenth], scores[tenth : 5 * tenth] = 5, 1.25
+        scores = rng.permutation(scores) * rng.choice([-1, 1], scores.size)
+        for name, (out, width) in shapes.items():
+            x, scores = scores[: out * width], scores[out * width :]
+            tensors[f"{part}.{name}.weight"] = x.reshape(out, width).astype(np.float32)
+        for name, wanted in (("self_attn.v_proj", 0.0), ("fc1", 0.25)):
+            sums = tensors[f"{part}.{name}.weight"].sum(axis=1)
+            tensors[f"{part}.{name}.bias"] = wanted - sums / 4
+
+
+def sink(tensors: Arrays) -> None:
+    """One token is far larger than the others."""
+    tensors["model.embed_tokens.weight"][7] *= 150
+
+
+def wide(tensors: Arrays) -> None:
+    """More inputs than SparseGPT decides on at once; the other decisions are clear."""
+    rng = np.random.default_rng(3)
+    for name, x in tensors.items():
+        if "mlp" in name:
+            shape = (32, 300) if "down" in name else (300, 32)
+            tensors[name] = np.zeros(shape, x.dtype)
+    levels(tensors)
+    for name, x in tensors.items():
+        if "down_proj" in name:
+            tensors[name] = (rng.standard_normal(x.shape) / 12).astype(x.dtype)
+
+
+def dead(tensors: Arrays) -> None:
+    """Some channels are always zero."""
+    tensors["model.layers.0.input_layernorm.weight"][[3, 4, 20]] = 0
+
+
+EVEN = Recipe(bases=("uniform",), strength=0.0, pattern="1:4", shown=(0, 3))
+UNEVEN = Recipe(bases=("uniform",), strength=0.0, sparsity=0.46, pattern="1:4")
+CRAFTED = {
+    "plain": Crafted("llama", EVEN),
+    "uneven": Crafted("llama", UNEVEN),
+    "levels": Crafted("llama", Recipe(bases=("uniform",), strength=0.0), levels),
+    "tied": Crafted("llama", UNEVEN, pairs),
+    "tied rows": Crafted("llama", UNEVEN, one_row),
+    "exact": Crafted("opt", Recipe(bases=("owl",)), exact, {"ffn_dim": 56}),
+    "sink": Crafted("llama", Recipe(sink="exclude"), sink, token=7),
+    "light": Crafted("llama", Recipe(bases=("owl",), sparsity=0.05, strength=0.0)),
+    "strong": Crafted("llama", Recipe(strength=0.5)),
+    "amplifying": Crafted("llama", Recipe(strength=0.02), amplifying),
+    "half": Crafted("llama", Recipe(sparsity=513 / 1024)),
+    "wide": Crafted("llama", replace(EVEN, pattern="2:4"), wide, {"intermediate_size": 300}),
+    "wide, uneven": Crafted("llama", UNEVEN, wide, {"intermediate_size": 300}),
+    "dead": Crafted("llama", EVEN, dead),
+}
+
+
+def oracle_case(name: str, parent: Path) -> Case:
+    """A case of `fixtures/`, or a crafted one, written to a folder that exists."""
+    if name not in CRAFTED:
+        return read_case(FIXTURES / "cases" / name)
+    facts, folder = CRAFTED[name], parent / name.replace(" ", "-").replace(",", "")
+    tensors = copied_tensors(facts.model)
+    facts.weights(tensors)
+    ids = np.random.default_rng(4).integers(8, model_of(facts.model).config.vocab_size, (2, 16))
+    if facts.token is not None:
+        ids[0, 0] = ids[1, 1] = ids[1, 5] = facts.token
+    return changed_case(facts.model, tensors, folder, ids, facts.recipe, facts.config)
+
+
+def copied_tensors(fixture: str) -> Arrays:
+    """The tensors of a fixture, to be changed."""
+    tensors = load_file(FIXTURES / fixture / "model.safetensors")
+    return {name: value.copy() for name, value in tensors.items()}
+
+
+def changed_case(
+    fixture: str,
+    tensors: Arrays,
+    folder: Path,
+    ids: np.ndarray[Any, Any],
+    recipe: Recipe,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> Case:
+    """A case of a fixture with other weights and some other entries of its config.json."""
+    model = folder / "model"
+    model.mkdir(parents=True)
+    config = json.loads((FIXTURES / fixture / "config.json").read_text("utf-8"))
+    (model / "config.json").write_text(json.dumps({**config, **changes}), "utf-8")
+    write_arrays(model / "model.safetensors", tensors)
+    return make_case(
+        read_model(model), Tokens(ids, "drawn uniformly", "ids"), recipe, folder / "case"
+    )

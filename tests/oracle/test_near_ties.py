@@ -1,0 +1,260 @@
+"""Near ties, and how far errors of earlier steps move later ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from candidates import computed
+from crafted_cases import changed_case, copied_tensors
+from gates import case_of, model_of
+
+from refimpl.method.projection import project
+from refimpl.model.ops import Array
+from refimpl.oracle.case import Case, make_case
+from refimpl.oracle.check import check
+from refimpl.oracle.judging.decision_ties import keep_ties, near_ties, reach, turnable
+from refimpl.oracle.judging.number_ties import count_ties, outlier_ties, rounding_ties
+from refimpl.oracle.judging.pruner_scores import Keep, unpacked
+from refimpl.oracle.near_ties import score_behind
+from refimpl.oracle.reference_errors import ReferenceRun, reference_run
+from refimpl.oracle.step_inputs import StepInputs
+from refimpl.oracle.step_tolerances import moved_by, step_tolerances
+from refimpl.oracle.steps import Recipe
+from refimpl.pruners.counts import counts, split_count
+from refimpl.pruners.decision import Pruner, decision
+from refimpl.show.oracle import report_table
+from refimpl.tokens import Tokens
+
+IDS = np.random.default_rng(0).integers(8, 64, (2, 16))
+
+
+def nearest(keep: Keep, score: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where the lowest score that stays is, and the highest that goes."""
+    stays = np.argmin(np.where(keep, score, np.inf))
+    goes = np.argmax(np.where(keep, -1.0, score))
+    (a, b), (c, d) = (np.unravel_index(int(x), keep.shape) for x in (stays, goes))
+    return (int(a), int(b)), (int(c), int(d))
+
+
+def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
+    case, step = case_of("llama"), "wanda.blocks.1.q_proj.keep"
+    reference = reference_run(case, "float32")
+    score = reference.steps[step.replace("keep", "score")].copy()
+    keep = unpacked(case.expected[step], score.shape[1])
+    stays, goes = nearest(keep[:1], score[:1])
+    flipped = keep.copy()
+    flipped[stays], flipped[goes] = False, True
+    actual = computed("llama") | {step: np.packbits(flipped, axis=1)}
+    assert check(case, actual).first is not None  # the scores are far apart
+    score[goes] = score[stays] * (1 - 1e-7)
+    close = ReferenceRun(
+        {**reference.steps, step.replace("keep", "score"): score}, reference.errors
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refimpl.oracle.check.reference_run", lambda *_: close)
+        report = check(case, actual)
+        beyond = check(case, actual, ("wanda.blocks.2.*",))
+    assert {one.status for one in beyond.steps} == {"conditional"}  # the tie was not asked for
+    assert report.first is None
+    tied = next(one for one in report.steps if one.near_ties)
+    assert tied.step == step
+    assert set(tied.near_ties) == {stays, goes}
+    later = [one for one in report.steps if one.status == "conditional"]
+    assert later
+    assert {one.step.split(".")[0] for one in later} == {"wanda"}
+    assert report.verdict == "inconclusive"
+    assert f"{len(later)} steps not judged ({later[0].step}, " in report_table(report, "a file")
+
+
+def test_only_as_many_as_are_within_rounding_are_ties() -> None:
+    truth = np.array([[True, True, False, False]])
+    score = np.array([[2.0, 1.0, 1.0 - 1e-7, 0.5]])
+    assert near_ties(np.array([[True, False, True, False]]), truth, score, 1e-6).sum() == 2
+    assert near_ties(np.array([[False, True, True, False]]), truth, score, 1e-6).sum() == 1
+    assert near_ties(np.array([[True, False, False, True]]), truth, score, 1e-6).sum() == 1
+    low, high = reach(np.array([3.0, 1.0]), np.array([0.75, 1.0]))
+    assert (low.tolist(), high.tolist()) == ([1.5, 0.0], [6.0, np.inf])
+
+
+def test_counts_are_near_ties_only_within_rounding() -> None:
+    """All counts that rounded sparsities lead to, and no others."""
+    generator, sizes = np.random.default_rng(0), np.array([30, 50, 20])
+    accepted = 0
+    for _ in range(300):
+        wish = generator.uniform(0.2, 0.8, 4)
+        sparsity = project(wish, np.full(4, 100), 0.5)
+        truth = linear_counts(sparsity, sizes)
+        error = generator.uniform(-1e-3, 1e-3, 4)
+        other = project(sparsity * (1 + error), np.full(4, 100), 0.5)
+        rounded = linear_counts(other, sizes)
+        if (rounded != truth).any():
+            accepted += 1
+            size = float(np.max(np.abs(other / sparsity - 1))) * 1.001
+            places = count_ties(rounded, truth, sparsity, sizes, 0.5, size)
+            assert len(places) == (rounded != truth).sum()
+        wrong = rounded.copy()
+        wrong[:2] = np.stack([split_count(int(x.sum()) + s, sizes) for x, s in zip(
+            rounded[:2], (2, -2), strict=True
+        )])  # fmt: skip
+        assert not count_ties(wrong, truth, sparsity, sizes, 0.5, 1e-3)
+    assert accepted > 5
+
+
+def linear_counts(sparsity: Array, sizes: Array) -> Array:
+    whole = np.full(len(sparsity), int(sizes.sum()))
+    return np.stack([split_count(int(n), sizes) for n in counts(sparsity, whole, 0.5)])
+
+
+def test_rows_may_change_places_where_wanda_takes_one_more() -> None:
+    score = np.array([[1.0, 5.0, 6.0], [1.0 + 1e-7, 7.0, 8.0], [2.0, 3.0, 4.0]])
+    truth = np.array([[False, True, True], [True, True, True], [True, True, True]])
+
+    def all_tied(keep: Array, relative: float) -> bool:
+        return bool((near_ties(keep, truth, score, relative) == (keep != truth)).all())
+
+    assert all_tied(truth[[1, 0, 2]], 1e-6)
+    assert not all_tied(truth[[1, 0, 2]], 1e-8)
+    assert not all_tied(truth[[2, 1, 0]], 1e-6)
+    assert not all_tied(np.ones((3, 3), np.bool_), 1e-6)
+
+    score = np.array([[1.0, 9.0], [3.0 - 1e-7, 9.0], [3.0, 9.0], [5.0, 9.0]])
+    truth = np.array([[False, True], [False, True], [True, True], [True, True]])
+    assert all_tied(truth[[0, 2, 1, 3]], 1e-6)
+    assert not all_tied(truth[[2, 1, 0, 3]], 1e-6)  # the first is far below the line
+    assert not all_tied(truth[[0, 3, 2, 1]], 1e-6)  # the last far above it
+
+
+def test_an_outlier_on_the_line_may_fall_either_way() -> None:
+    x = np.append(np.ones(99), 0.0)
+    x = np.append(x, 3 * np.append(x, 0).sum() / 98)  # the last is 3 times the mean, to rounding
+    m = float(x[-1] / x.mean()) * (1 - 1e-8)
+    truth = np.array([100 / 101])
+    assert outlier_ties(np.zeros(1), truth, iter([x]), m, 1e-5, 1e-6, 1e-3) == ((0,),)
+    assert outlier_ties(np.zeros(1), truth, iter([x]), m, 1e-5, 1e-9, 1e-3) == ()
+    assert outlier_ties(np.zeros(1), truth, iter([x]), m, 1.0, 1e-6, 1e-3) == ((0,),)  # on the edge
+
+
+def test_a_stored_weight_may_be_one_unit_off() -> None:
+    truth, half = np.array([[1.0, 2.0]]), np.dtype(np.float16)
+    for off, ties in ((2**-9, ((0, 1),)), (2**-8, ())):
+        assert rounding_ties(np.array([[1.0, 2.0 + off]]), truth, half, 1e-6) == ties
+
+
+def test_sparsegpt_knows_its_margins() -> None:
+    """The two weights nearest to the threshold may change places if it is near enough."""
+    case, step = case_of("llama"), "sparsegpt.blocks.1.q_proj.keep"
+    score, group, _ = score_behind(case, reference_run(case, "float32"), step, "float32")
+    keep = unpacked(case.expected[step], score.shape[1])
+    assert score[keep].min() > score[~keep].max()
+    stays, goes = nearest(keep, score)
+    keep[stays], keep[goes] = False, True
+    bits, gap = np.packbits(keep, axis=1), 1 - score[goes] / score[stays]
+    for allowed, ties in ((gap * 1.01, 2), (gap * 0.99, 0)):
+        assert len(keep_ties(bits, case.expected[step], score, group, allowed)) == ties
+
+
+def test_an_input_that_carries_little_is_off_by_more() -> None:
+    """Of two inputs as near to each other, only the one that rounding reaches may change places."""
+    score = np.array([[1.0, 1.1, 8.0, 8.8]])
+    truth = np.array([[False, True, False, True]])
+    other, bits = ~truth, np.packbits(truth, axis=1)
+    relative = np.array([0.2, 0.2, 1e-6, 1e-6])
+    groups = (x.reshape(2, 2) for x in (other, truth, score, relative))
+    assert near_ties(*groups).tolist() == [[True, True], [False, False]]
+    turned = np.where([[True, True, False, False]], other, truth)
+    assert len(keep_ties(np.packbits(turned, axis=1), bits, score, 2, relative)) == 2
+    assert keep_ties(np.packbits(other, axis=1), bits, score, 2, relative) == ()
+    assert turnable(bits, score, 2, relative) == 2
+    assert turnable(bits, score, 2, np.full(4, 0.2)) == 4
+
+    case, step = case_of("gpt2"), "wanda.blocks.1.down_proj.keep"
+    _, _, slack = score_behind(case, reference_run(case, "float32"), step, "float32")
+    carried = np.sqrt(case.expected["wanda.blocks.1.mlp_hidden.squares"])
+    typical = np.sqrt(np.mean(np.square(carried)))
+    assert carried.min() < typical / 2
+    assert slack.shape == carried.shape
+    assert slack * np.minimum(carried, typical) == pytest.approx(slack.min() * typical)
+
+
+def test_a_base_of_signals_within_their_tolerance_is_within_its_own() -> None:
+    case, rng = case_of("llama"), np.random.default_rng(0)
+    tolerances, inputs = step_tolerances(case, "float32"), StepInputs(case)
+    assert tolerances["dlp.signal"] < tolerances["dlp.base"] < 1e-4
+    assert tolerances["dlp.counts"] == 0
+    for base in ("owl", "dlp", "alphapruning"):
+        right = case.expected[f"{base}.signal"]
+        for _ in range(20):
+            signs = rng.choice([-1, 1], right.shape[:1] + (1,) * (right.ndim - 1))
+            signal = right * (1 + 0.99 * tolerances[f"{base}.signal"] * signs)
+            allocation = inputs.projected(inputs.base(base, {f"{base}.signal": signal}))
+            actual = {f"{base}.base": allocation.astype(np.float32)}
+            report = check(case, actual, (f"{base}.base",), dtype="float32")
+            assert report.verdict == "pass", (base, report.first)
+
+
+def test_a_function_moves_with_its_arguments() -> None:
+    x = np.array([3.0, 1.0])
+    assert moved_by(lambda v: v, x, 1e-3) == pytest.approx(1e-3)
+    assert moved_by(lambda v: v[:1] - v[1:], x, 1e-6) == pytest.approx(2e-6, rel=1e-3)
+    assert moved_by(lambda v: np.zeros(1) * v, x, 0.1) == 0
+    assert moved_by(lambda v: v - 3, x, 1e-6) == np.inf  # a number that should be 0
+    assert moved_by(lambda v: v, x, np.inf) == pytest.approx(1)
+
+
+def test_a_drift_is_resolved_as_far_as_the_states_are(tmp_path: Path) -> None:
+    """The smaller the perturbation, the less of its drift a dtype can tell."""
+    tokens = Tokens(IDS, "drawn uniformly with seed 0", "ids")
+    for eta in (0.01, 1e-4):
+        case = make_case(model_of("llama"), tokens, Recipe(eta=eta), tmp_path / str(eta))
+        errors = reference_run(case, "float32").errors
+        rho = max(x for name, x in errors.items() if name.endswith(".resid_post"))
+        size = case.expected["blocks.0.resid_post"].size
+        least = (2 / size) ** 0.5 * rho / eta
+        for step in ("perturbed.0.drift", "perturbed.3.drift", "absorption_coefficient"):
+            assert errors[step] > 0.9 * least
+
+
+def verdict(case: Case, step: str, keep: Keep, dtype: str) -> str:
+    return check(case, {step: np.packbits(keep, axis=1)}, (step,), dtype).verdict
+
+
+def test_an_input_that_rounding_leaves_nothing_of_may_be_dead(tmp_path: Path) -> None:
+    """gelu(-5.5) is -6e-9 in float64 and 0 in float32; SparseGPT then gives the input up."""
+    tensors = copied_tensors("gpt2")
+    for i in range(2):
+        tensors[f"transformer.h.{i}.mlp.c_fc.weight"][:, 3] = 0
+        tensors[f"transformer.h.{i}.mlp.c_fc.bias"][3] = -5.5
+    case = changed_case("gpt2", tensors, tmp_path, IDS, Recipe())
+    step, reference = "sparsegpt.blocks.0.down_proj.keep", reference_run(case, "float32")
+    right, keep = (np.unpackbits(x[step], axis=1) for x in (case.expected, reference.steps))
+    assert right[:, 3].any()
+    assert not keep[:, 3].any()
+    (result,) = check(case, {step: reference.steps[step]}, (step,), "float32").steps
+    assert result.status == "pass"
+    assert len(result.near_ties) == (keep != right).sum() > 2
+    score = score_behind(case, reference, step, "float32")[0]
+    keep[np.unravel_index(np.argmax(score), score.shape)] ^= 1  # and what no rounding turns
+    assert verdict(case, step, keep, "float32") == "divergent"
+
+
+def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> None:
+    """A ReLU lets nothing through in float64, and 1e-5 in bfloat16; float32 has no such excuse."""
+    tensors = copied_tensors("opt")
+    (name,) = (k for k in tensors if k.endswith("layers.0.fc1.weight"))
+    tensors[name][3] = 0
+    tensors[name.replace("weight", "bias")][3] = -1e-3
+    tensors[name.replace("fc1", "fc2")][:, 3] *= 20
+    case = changed_case("opt", tensors, tmp_path, IDS, Recipe())
+    step, total = "sparsegpt.blocks.0.down_proj.keep", "sparsegpt.blocks.0.mlp_hidden.products"
+    products = case.expected[total].copy()
+    assert products[3, 3] == 0
+    products[3, 3] = 1e-10
+    dense = case.model.block(0, np.float64)["down_proj.weight"]
+    index = list(case.model.config.linear_shapes).index("down_proj")
+    goal = int(case.expected["owl.counts"][0, index])
+    keep, _ = decision(dense, products, 2, goal, Pruner("sparsegpt", case.recipe.damping))
+    assert keep[:, 3].sum() > 2
+    assert verdict(case, step, keep, "bfloat16") != "divergent"
+    assert verdict(case, step, keep, "float32") == "divergent"
+    keep[:, 3] = ~keep[:, 3]
+    assert verdict(case, step, keep, "bfloat16") == "divergent"

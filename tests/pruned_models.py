@@ -1,0 +1,40 @@
+"""Models whose weights go by decisions of the test: for tests of what is in the files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from refimpl import Model
+from refimpl.model.ops import Array
+from refimpl.pruning.pruned_files import PrunedFiles, Written
+from refimpl.pruning.pruned_linears import PrunedLinear, stored_weight
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which weights of a linear stay, [out, in], and new values of those, if they get any."""
+
+    keep: Array
+    new: Array | None = None
+
+
+Decisions = Mapping[int, Mapping[str, Decision]]
+
+
+def pruned_linears(
+    model: Model, block: int, linears: Mapping[str, Decision]
+) -> dict[str, PrunedLinear]:
+    """A block's linears as decided."""
+    return {
+        name: PrunedLinear(x.keep, stored_weight(model, block, name, x.keep, x.new))
+        for name, x in linears.items()
+    }
+
+
+def write_pruned(model: Model, into: Path, decisions: Decisions) -> Written:
+    """Write a model, pruned as decided, into a folder."""
+    into.mkdir(exist_ok=True)
+    files = PrunedFiles(model, into)
+    return files.written(
+        {i: files.write(i, pruned_linears(model, i, linears)) for i, linears in decisions.items()}
+    )
