@@ -22,7 +22,7 @@ class Figure:
         theirs: As `ours`, in the same repetitions; empty where a goal is no ratio of two.
         values: What the goal is about, one per repetition; mostly a ratio.
         value_unit: Of `values`; nothing for a ratio.
-        goal: What their median must reach; None where the number is only stated.
+        goal: What their median must reach; None if it has none.
         sense: In which direction.
         note: What else there is to say.
     """
@@ -55,7 +55,7 @@ class Figure:
     def verdict(self) -> str:
         """Pass, or by which share of the goal the median falls short."""
         if self.goal is None:
-            return "stated"
+            return "no goal"
         return "pass" if self.met else f"falls short by {abs(self.median / self.goal - 1):.0%}"
 
 

@@ -187,7 +187,7 @@ def real_models(real: Path, windows: int) -> None:
                 )
             )
     print()
-    header("model", "graph, bytes", "weights that it refers to, bytes")
+    header("model", "graph, bytes", "referenced weights, bytes")
     for cells in sizes:
         row(*cells)
     print()

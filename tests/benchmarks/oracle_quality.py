@@ -1,4 +1,4 @@
-"""How good the oracle is: mistakes that it names, and right candidates that it lets through.
+"""How good the oracle is: mistakes that it names, and correct candidates that it accepts.
 
     python tests/benchmarks/oracle_quality.py                        # mistakes, and 20 shapes
     python tests/benchmarks/oracle_quality.py --shapes 1000 --jobs 2 --log shapes.jsonl
@@ -54,6 +54,7 @@ from refimpl.show.table import aligned  # noqa: E402
 from refimpl.tokens import Tokens  # noqa: E402
 
 WAYS = ("from the tokens", "step-wise")
+LARGEST = "largest error / tolerance"
 COUNTS = 2.0  # times what is allowed, from which on a mistake has to be caught in 16 bits
 FAMILIES = (
     "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2",
@@ -189,7 +190,7 @@ def judge_all() -> tuple[dict[str, dict[str, Found]], list[str]]:
 
 
 def shown(found: Found | None) -> str:
-    """A cell: how many times what is allowed; in parentheses what is not caught."""
+    """A cell: a mistake as a multiple of the tolerance; in parentheses if it is not caught."""
     if found is None:
         return ""
     number = f"{found.ratio:.2g}" if found.ratio < 100 else f"{found.ratio:.0e}"
@@ -474,7 +475,7 @@ def shapes_columns(log: Path) -> dict[str, list[str]]:
         known.setdefault((x["way"], x["dtype"]), {})[x["shape"]] = x
     verdicts = ("no case", "crash", "pass", "inconclusive", "divergent")
     columns: dict[str, list[str]] = {
-        x: [] for x in ("dtype", "way", "shapes", *verdicts, "steps", "not judged", "most used")
+        x: [] for x in ("dtype", "way", "shapes", *verdicts, "steps", "not judged", LARGEST)
     }
     for way, dtype in sorted(known, key=lambda x: (WAYS.index(x[0]), ALL.index(x[1]))):
         some = known[way, dtype].values()
@@ -484,7 +485,7 @@ def shapes_columns(log: Path) -> dict[str, list[str]]:
         row = {"dtype": dtype, "way": way, "shapes": f"{len(some):,}", "steps": f"{steps:,}"}
         row |= {verdict: f"{counted[verdict]:,}" for verdict in verdicts}
         row["not judged"] = f"{still_open / max(steps, 1):.1%}"
-        row["most used"] = f"{max(x.get('used', 0.0) for x in some):.0%}"
+        row[LARGEST] = f"{max(x.get('used', 0.0) for x in some):.0%}"
         for name, cell in row.items():
             columns[name].append(cell)
     return columns

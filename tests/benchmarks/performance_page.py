@@ -29,12 +29,14 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
     parts = [
         "# Performance",
         wrapped(
-            "Every figure is measured side by side by `tests/benchmarks/run.py`: the sides of a "
-            f"row take turns, each in a process of its own. {repetitions(results)} The rivals "
-            "are written plainly in torch from the method, or restate the original's algorithm; "
-            "their weights are in memory before the clock starts, ours are read, cast and checked "
-            "inside it. This page is generated from the results. What was tried where a row falls "
-            "short was measured once, by hand: no command here repeats it."
+            "This page compares the time and memory of refimpl with other programs. "
+            "`tests/benchmarks/run.py` measures every figure; the two sides of a row take turns, "
+            f"each in a separate process. {repetitions(results)} The other side is a plain torch "
+            "program that follows the method or the original's algorithm. Its weights are in "
+            "memory before the clock starts; refimpl's time includes reading, casting and "
+            "checking the weights. This page is generated from the results. If a row misses its "
+            "goal, its section describes what we tried; we measured these attempts once, and no "
+            "command repeats them."
         ),
         "```bash\n"
         f"python tests/benchmarks/run.py --models FOLDER -o tests/benchmarks/results.json{how}\n"
@@ -55,7 +57,8 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
         parts += [f"![Shares of the time of scoring, step by step]({PICTURE})"]
         parts += [profile_table(results["profiles"])]
     if seven:
-        parts += ["## Seven billion weights", seven_words(seven), wrapped(SEVEN_B)]
+        parts += ["## A model of seven billion weights", seven_words(seven)]
+        parts += [wrapped(SEVEN_B)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -63,13 +66,15 @@ def repetitions(results: dict[str, Any]) -> str:
     """How often a figure was measured."""
     count = results["repetitions"]
     if count == 1:
-        return "Each ran once, the start of the program more often."
+        return "Each was measured once, except for the start of the program."
     counts = Counter(len(entry["values"]) for entry in results["figures"])
     each = sorted(counts.items(), reverse=True)
-    times = ", ".join(f"{figures} figures with {n}" for n, figures in each)
+    (most, figures), *others = each
+    times = f"{figures} have {most} repetitions"
+    times += "".join(f", {figures} have {n}" for n, figures in others)
     return (
-        "A figure is the median of its repetitions, with the lowest and the highest where there "
-        f"are more than one: {times}."
+        "A figure is the median of its repetitions. In parentheses are the lowest and the highest. "
+        f"Of {counts.total()} figures, {times}."
     )
 
 
@@ -82,8 +87,8 @@ def machine_facts(results: dict[str, Any]) -> str:
     busy = (
         f"{m['cpu']} ({m['vector']}), {m['cores']} cores, {m['memory'] / 2**30:.0f} GiB, "
         f"{m['system']}, no GPU. Python {m['python']}, {versions}. NumPy's BLAS: "
-        f"{'; '.join(m['blas'])}. The load (programs that want to run, mean of a minute) was "
-        f"{min(loads):.1f} to {max(loads):.1f} at the ends of the rows."
+        f"{'; '.join(m['blas'])}. The load average over one minute, before and after each row, "
+        f"was {min(loads):.1f} to {max(loads):.1f}."
     )
     if max(loads) > 2 * m["cores"]:
         busy += f" {OVERLOADED}"
@@ -97,7 +102,7 @@ def left_out(results: dict[str, Any]) -> str:
     rows = results["rows"]
     some = {x.heading: rows[k]["only"] for k, x in SECTIONS.items() if rows.get(k, {}).get("only")}
     shapes = ", ".join(dict.fromkeys(name for names in some.values() for name in names))
-    words = f"Measured on {shapes} only, other shapes left out for time: {', '.join(some)}."
+    words = f"To save time, these sections use {shapes} only: {'; '.join(some)}."
     return words if some else ""
 
 
@@ -105,7 +110,11 @@ def summary(figures: Sequence[Figure]) -> str:
     """One line per figure that has a goal."""
     judged = [figure for figure in figures if figure.goal is not None]
     met = sum(bool(figure.met) for figure in judged)
-    head = f"{met} of {len(judged)} figures reach their goal."
+    head = wrapped(
+        f"{met} of {len(judged)} figures with a goal reach it. In comparisons with torch, "
+        "transformers and the originals, a ratio above 1 means that refimpl is faster or needs "
+        "less memory."
+    )
     rows = [
         (f.what, f.shape, f.against, spread(f.values, f.value_unit), goal_of(f), f.verdict)
         for f in judged
@@ -130,16 +139,16 @@ def table(figures: Sequence[Figure]) -> str:
 
 def profile_words(profiles: Sequence[dict[str, Any]]) -> str:
     """How the profile was made."""
-    ends = "; ".join(
-        f"{p['shape']}: {p['seconds']:.1f} s of one processor, and on {p['threads']} threads "
+    ends = ". ".join(
+        f"{p['shape']}: {p['seconds']:.1f} s of processor time; on {p['threads']} threads, "
         f"workers wait {p['waiting']:.0%} of the time"
         for p in profiles
     )
     return wrapped(
-        "A timer around every step, in a run on one worker thread; each adds up the processor time "
-        "of its thread without that of the steps inside it, so that the shares add up to the whole "
-        "and other programs do not count. Waiting is from a second run on all threads, by the "
-        f"clock: the share in which a worker had nothing to do. {ends}."
+        "A timer around every step adds up its processor time, without that of the steps inside "
+        "it, in a run on one worker thread. The shares therefore add up to 100 %, and other "
+        "programs do not matter. Waiting comes from a second run on all threads: the share of the "
+        f"wall-clock time in which a worker has nothing to do. {ends}."
     )
 
 
@@ -205,13 +214,14 @@ def seven_words(seven: dict[str, Any]) -> str:
         for name in ("score", "prune")
     ]  # fmt: skip
     text = wrapped(
-        f"A random bfloat16 model of Llama-7B's shape, {seven['bytes'] / 1e9:.1f} GB in "
-        f"{seven['files']} shards, made and removed by `tests/benchmarks/seven_b.py`, scored on "
-        f"1 x {seven['tokens']} tokens and pruned by Wanda to {seven['sparsity']}: "
-        f"{seven['pruned']:,} of {seven['weights']:,} weights. Memory is the largest resident one, "
-        f"mapped pages included. {seven['machine']['cpu']}, {seven['machine']['cores']} cores."
+        f"`tests/benchmarks/seven_b.py` creates a random bfloat16 model of Llama-7B's shape "
+        f"({seven['bytes'] / 1e9:.1f} GB in {seven['files']} shards), scores it on "
+        f"1 x {seven['tokens']} tokens, prunes it by Wanda to {seven['sparsity']} "
+        f"({seven['pruned']:,} of {seven['weights']:,} weights), and deletes it. Memory is the "
+        "peak resident memory, including mapped pages. The machine: "
+        f"{seven['machine']['cpu']}, {seven['machine']['cores']} cores."
     )
-    heads = ("command", "time, start included", "peak", "goal", "")
+    heads = ("command", "time, including start", "peak", "goal", "")
     return f"{text}\n\n{markdown(heads, rows)}"
 
 

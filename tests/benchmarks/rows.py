@@ -72,7 +72,7 @@ def same_coefficients(ours: list[Found], theirs: list[Found]) -> str:
     apart = np.abs(np.array(ours[-1]["r"]) / np.array(theirs[-1]["r"]) - 1)
     return (
         f"the coefficients of half the blocks differ by at most {np.median(apart):.1%}, of all by "
-        f"{apart.max():.1%} (other noise)"
+        f"{apart.max():.1%} (the noise differs)"
     )
 
 
@@ -128,8 +128,8 @@ def rate(s: Setting) -> Iterator[Figure]:
         found = run("ours.score_between_products", **given, repetitions=s.repetitions)
         work = shapes.score_operations(shape, given["samples"], given["tokens"])
         kinds = (
-            ("seconds", "rates", "all threads, by the clock", goals.get(shape)),
-            ("processor", "core_rates", "one thread, both per second of a processor", None),
+            ("seconds", "rates", "all threads, wall-clock time", goals.get(shape)),
+            ("processor", "core_rates", "one thread, both per processor second", None),
         )
         if by_processor():
             kinds = ((*kinds[1][:3], goals.get(shape)),)
@@ -245,7 +245,7 @@ def sparsegpt(s: Setting) -> Iterator[Figure]:
             "sparsegpt", "SparseGPT, relative error of the new weights", where,
             "the original's algorithm in float64, at the same decision", "",
             (far["errors"][0],), (far["errors"][1],), (far["errors"][0],), goal=1e-10,
-            sense="at most", note="theirs: the original in float32",
+            sense="at most", note="theirs is the original in float32",
         )  # fmt: skip
     small = {"rows": 64, "columns": 128 if s.quick else 512, "sparsity": 0.5}
     far = run("pruning_rivals.extended_sparsegpt", **small)
@@ -274,7 +274,7 @@ def forward(s: Setting) -> Iterator[Figure]:
             yield against(
                 "forward", "forward to the logits, rate", where, f"{rival}, float32",
                 (found["ours"], found[rival]), "rate", "tokens/s", goal=goal,
-                note="we read and cast the weights in every call" if goal else "",
+                note="refimpl reads and casts the weights in every call" if goal else "",
             )  # fmt: skip
         ids = s.ids(shape, size["samples"], size["tokens"] + 1)
         given = {"model": size["model"], "repetitions": turns, "ids": ids}
@@ -300,9 +300,9 @@ def startup(s: Setting) -> Iterator[Figure]:
     for name, pairs in times.items():
         ours, clock = zip(*pairs, strict=True)
         yield Figure(
-            "startup", name, "processor time, interpreter included", "python itself", "s", ours,
-            theirs, ours, "s", commands[name][1], "at most",
-            f"by the clock {spread(clock, 's')}",
+            "startup", name, "processor time, including the interpreter", "python itself", "s",
+            ours, theirs, ours, "s", commands[name][1], "at most",
+            f"wall-clock time {spread(clock, 's')}",
         )  # fmt: skip
     words = ("onnx", "tokenizers", "rich", "torch", "onnxruntime")
     code = f"import refimpl, sys; print(*[w for w in {words} if w in sys.modules])"

@@ -14,128 +14,138 @@ class Section:
 
 SECTIONS = {
     "scoring-hooked": Section(
-        "Scoring against hooked forwards",
+        "Scoring compared with hooked forwards",
         """
-Time of torch / time of `refimpl.score`, one sequence. What one would write first: transformers,
-eager, a forward hook that pushes one block's output, the whole model run for
-every block.""",
+The ratio is the time of torch divided by the time of `refimpl.score`, on one sequence. The torch
+program is what one would write first: transformers with eager attention and a forward hook that
+perturbs the output of one block, and one run of the whole model for every block.""",
         tried="""
-Sharing saves half of the block passes and the head; the rest of the goal must come from the rate,
-see there. Short sequences cost us most: below 512 tokens a product of [T, D] by a weight spends a
-share of its time on packing the weight. States laid side by side, about 1,024 tokens to a product,
-took a block of SmolLM2-135M from 0.67 to 0.81 of the machine's rate at 128 tokens, and one of
-Llama-3.2-1B from 0.83 to 0.91 at 256; at 512 tokens they gain nothing. It is not done: which states
-lie side by side would depend on the memory, the engine and what was taken up, and a BLAS may round
-a row by how many there are, so that results would be equal to the bit only by luck.""",
+Sharing saves half of the block passes and the head. The rest of the goal would have to come from
+a higher arithmetic rate (see that section). Short sequences cost refimpl most: below 512 tokens,
+a product of [T, D] by a weight spends part of its time on packing the weight. We tried to
+multiply several states at once, about 1,024 tokens per product. The rate of a block of
+SmolLM2-135M rose from 0.67 to 0.81 of the machine's rate at 128 tokens, and that of Llama-3.2-1B
+from 0.83 to 0.91 at 256 tokens; at 512 tokens nothing changed. We did not keep this: the states
+that share a product would depend on the memory, the executor and the resumed results, and a BLAS
+may round a row differently for another number of rows, so results would no longer be equal bit
+for bit.""",
     ),
     "scoring-batched": Section(
-        "Scoring against the same sharing and batching",
+        "Scoring compared with the same sharing and batching",
         """
-The rival keeps every state that was pushed so far in one batch, with the clean one, and takes it
-through each block once; attention is matrix products and a softmax, or torch's fused kernel.""",
+This torch program keeps the clean state and all perturbed states in one batch, and passes the
+batch through each block once. Attention is computed as matrix products and a softmax, or by
+torch's fused kernel.""",
         tried="""
-Torch's fused kernel never writes the scores of attention, which NumPy must. Keys that every query
-of a tile sees need no mask, the division by the sum can wait until after the values, and the gate
-can be applied in pieces in place: together 6 % of a block of SmolLM2-135M at 512 tokens, nothing of
-one of Llama-3.2-1B.""",
+Torch's fused kernel never stores the scores of attention; NumPy has to. We tried three changes:
+no mask for keys that every query of a tile sees, division by the sum after the product with the
+values, and the gate in place, in pieces. Together they saved 6 % of a block of SmolLM2-135M at
+512 tokens, and nothing of one of Llama-3.2-1B.""",
     ),
     "rate": Section(
         "Arithmetic rate",
         """
-Operations counted from the shapes, for one sequence of T tokens: a block with N weights in its
-linears and H heads of h channels takes `2 T N + 2 h H T (T + 1)` operations (only keys that a token
-sees); scoring takes L clean block passes and L (L - 1) / 2 pushed ones. Norms, rotation, softmax,
-activations, noise, measuring and reading are not counted, but timed. The machine's rate is NumPy's
-float32 product on all threads, before and after each scoring, in the same process. By the clock,
-waiting counts, and so do other programs; per second of a processor, neither does.""",
+The rate counts the operations from the shapes, for one sequence of T tokens. A block with N
+weights in its linears and H heads of h channels takes `2 T N + 2 h H T (T + 1)` operations (only
+keys that a token sees). Scoring takes L passes of clean states and L (L - 1) / 2 passes of
+perturbed ones. Norms, rotation, softmax, activations, noise, measurements and reading are not
+counted as operations, but their time is included. The machine's rate is that of NumPy's float32
+matrix product on all threads, before and after each scoring, in the same process. Wall-clock
+time includes waiting and depends on other programs; processor time does neither.""",
         tried="""
-The products alone reach 0.96 of the rate at 512 tokens of SmolLM2-135M, 0.95 at 512 and 0.87 at 256
-tokens of Llama-3.2-1B; what else is done is in the profile below. With one short sequence, reading
-the weights and the signals of OWL and DLP, which are computed once whatever the number of samples,
-took 4 % at 135M and about 20 % at 1B. Tensors are read side by side since, and scores computed in
-pieces that stay in the cache. Reading the next block while the last states move gave no difference
-that could be told from the noise of a busy machine, and costs a block of memory.""",
+The matrix products alone reach 0.96 of the machine's rate at 512 tokens of SmolLM2-135M, and
+0.95 at 512 and 0.87 at 256 tokens of Llama-3.2-1B; the profile below shows the other steps. With
+one short sequence, reading the weights and computing the signals of OWL and DLP (once for any
+number of samples) took 4 % at 135M and about 20 % at 1B. Since then, refimpl reads several
+tensors at the same time and computes scores in pieces that fit into the cache. Reading the next
+block during the last states made no difference that we could distinguish from noise, and needs
+the memory of one more block.""",
     ),
     "memory": Section(
         "Memory",
         """
-The largest resident memory of the command, mapped pages included (VmHWM), on a random bfloat16
-model; the same at 4, 8 and 16 blocks.""",
+The figure is the peak resident memory of the command, including mapped pages (VmHWM), on a
+random bfloat16 model. The second row repeats the measurement with 4, 8 and 16 blocks.""",
     ),
     "spectra": Section(
         "AlphaPruning's spectra",
         """
-The original: `svdvals` in float32, and a Python loop over the candidates for the
-tail. Its alphas are compared in float64, too, because a choice between tails that fit equally well
-may turn on float32's rounding.""",
+The original computes `svdvals` in float32 and searches for the tail with a Python loop. Its
+alphas are also compared in float64, because in float32 rounding can decide between tails that
+fit equally well.""",
         tried="""
-On one thread the singular values themselves are nearly all of it. Eigenvalues of W W^T in their
-place took half the time of all spectra, fits included, and changed no alpha by more than 2.4e-14 of
-itself (6 blocks of SmolLM2-135M); matrices whose spectrum reaches below 1e-9 of its largest value
-would keep singular values. On all cores ours compute one linear per core.""",
+On one thread, the singular values take nearly all of the time. Computing eigenvalues of W W^T
+instead halved the time of all spectra, including the fits, and changed no alpha by more than a
+relative 2.4e-14 (6 blocks of SmolLM2-135M). Matrices with singular values below 1e-9 of the
+largest would still need the singular values. On several cores, refimpl computes one linear per
+core.""",
     ),
     "wanda": Section(
         "OWL and Wanda",
         """
-OWL's statistic: a dense pass with hooks and the scores of a block together. Wanda: the pass with
-hooks, a sort of every row, the pass through the pruned block, and the file written. Times without
-start and imports; memory of the whole process.""",
+OWL's statistic takes a dense pass with hooks, and the scores of all linears of a block. Wanda
+takes a pass with hooks, a sort of every row, a pass through the pruned block, and writing the
+file. Times exclude start and imports; memory is that of the whole process.""",
         tried="""
-Both sides take every sample through every block, OWL once and Wanda twice: 435 and 870 GFLOP of
-products on SmolLM2-135M. At the machine's full rate (190 GFLOP/s by the clock) these are 2.3 s and
-4.6 s, more than the 2.0 s that the goal leaves for OWL, and most of the 6.1 s for Wanda: the
-original spends little else. In pruning, the lowest of every row are found by partition in place of
-a stable sort, and scores in pieces.""",
+Both programs pass every sample through every block, once for OWL and twice for Wanda: 435 and
+870 GFLOP of matrix products on SmolLM2-135M. At the machine's full rate (190 GFLOP/s of
+wall-clock time), these take 2.3 s and 4.6 s. The goal allows 2.0 s for OWL and 6.1 s for Wanda,
+so it is out of reach for OWL and close to the limit for Wanda: the original spends little time
+on anything else. When pruning, refimpl finds the lowest scores of every row by partition instead
+of a stable sort, and computes scores in pieces.""",
     ),
     "sparsegpt": Section(
         "SparseGPT",
         """
-The original's steps (the inverse of the Hessian, its Cholesky factor, column by column) in torch,
-float32; ours in float64.""",
+The original's steps (the inverse of the Hessian, its Cholesky factor, column by column) run in
+torch in float32; refimpl computes in float64.""",
         tried="""
-Most of it are products in float64, at half the rate of float32. Two steps could be saved: H = V V^T
-gives what a column owes to those before it, V_ji d_j / V_ii summed over their losses d, so neither
-the inverse of the Hessian nor that of its factor is needed; and losses are summed in strips of 32
-columns that stay in the cache: 1.3 times faster, with the same decisions and weights equal to
-3e-16. It is not done: the code would no longer read as the method's formula.""",
+Most of the time goes into products in float64, at half the rate of float32. Two changes would
+save time. First, H = V V^T gives what a column owes to the columns before it (V_ji d_j / V_ii
+summed over their losses d), so neither the inverse of the Hessian nor that of its factor is
+needed. Second, losses could be summed in strips of 32 columns that fit into the cache. Together
+they were 1.3 times faster, with the same decisions and weights equal to 3e-16. We did not keep
+them, because the code would no longer read like the formula of the method.""",
     ),
     "forward": Section(
         "Forward and evaluation",
         """
-`refimpl.forward` to the logits of a batch, and `refimpl.evaluate` (perplexity) on the same number
-of windows. onnxruntime runs the graph that refimpl exports; its ratio is stated, without a
+`refimpl.forward` computes the logits of a batch, and `refimpl.evaluate` the perplexity of the
+same number of windows. onnxruntime runs the graph that refimpl exports; this comparison has no
 goal.""",
         tried="""
-`refimpl.forward` leaves threads to the BLAS: what is no product runs on one core, and every call
-reads and casts the weights. `evaluate` takes a sequence to each core.""",
+`refimpl.forward` uses several threads only inside the BLAS, so all other operations run on one
+core, and every call reads and casts the weights. `evaluate` gives each core its own sequence.""",
     ),
     "startup": Section(
-        "Start",
+        "Start of the program",
         """
-Seconds of the processor, the interpreter's own start included: what a single thread takes on an
-idle machine; by the clock it is longer where others use the machine.""",
+The figures are processor seconds, including the start of the interpreter. The notes give the
+wall-clock time, which also depends on other programs.""",
     ),
     "growth": Section(
         "Growth of the cost",
         """
-Four sizes each, the others fixed at 8 blocks, 128 tokens, width 512. A straight line through the
-logarithms gives the exponent; beside it the exponent of the operations counted by the formula above
-at the same sizes: about 2 in blocks (`L (L + 1) / 2` passes), 1 in tokens and more as attention's
-square grows, and 2 in width. A measured exponent below the formula's means that fixed costs still
-show. The goal is on the difference.""",
+Each row has four sizes; the other sizes are fixed at 8 blocks, 128 tokens and width 512. The
+exponent is the slope of a straight line through the logarithms of the times. Next to it is the
+exponent of the operations, counted by the formula above at the same sizes: about 2 in blocks (`L
+(L + 1) / 2` passes), 1 in tokens and more as the quadratic part of attention grows, and 2 in
+width. A measured exponent below that of the operations means that fixed costs still matter. The
+goal applies to the difference.""",
     ),
 }
 SEVEN_B = """
-Pruning holds a block in float32 twice, dense and pruned, the pages that it was read from, and on
-each thread the scores of a linear in float64, in three copies while they are made and in two while
-the lowest are found. Giving the pages back once they are cast, making scores in place, and pruning
-the largest linears first, before the results of the others are there, took a run of two such blocks
-from 4.3 to 3.6 GB, and all 32 blocks from 4.47 to what the table says."""
+Pruning keeps a block in float32 twice (dense and pruned), the mapped pages of the block, and, on
+each thread, the scores of a linear in float64: three copies while they are computed, and two
+while the lowest are found. Three changes reduced the peak of a run of two such blocks from 4.3
+to 3.6 GB, and that of all 32 blocks from 4.47 GB to the value in the table: release the pages
+after the cast, compute scores in place, and prune the largest linears first, while there are few
+other results."""
 OVERLOADED = """
-Others used it. By the clock that is unfair to the rivals: torch's threads wait for the slowest
-of them after every operation."""
+Other programs used the machine. Wall-clock times then put torch at a disadvantage, because its
+threads wait for the slowest one after every operation."""
 BY_PROCESSOR = """
-So seconds are those of the processor, summed over threads, with torch, onnxruntime and BLAS
-on one thread: `--processor`. Other programs do not count then, except by what they do to caches;
-neither does waiting, nor how well either side uses several cores. Run it without `--processor` on
-an idle machine for all cores, by the clock."""
+Therefore, the seconds are processor time, summed over threads, with torch, onnxruntime and BLAS
+on one thread (`--processor`). Processor time excludes other programs, except for their effect on
+caches. It also excludes waiting, and does not show how well a program uses several cores. To
+measure wall-clock time on all cores, run the command without `--processor` on an idle machine."""

@@ -34,7 +34,7 @@ RATIO = Figure("rate", "rate", "tiny", "theirs", "s", (1.0, 2.0), (4.0, 4.0), (4
         (3.75, "at least", "falls short by 20%"),
         (3.0, "at most", "pass"),
         (2.5, "at most", "falls short by 20%"),
-        (None, "at least", "stated"),
+        (None, "at least", "no goal"),
     ],
 )
 def test_a_figure_is_judged_by_its_median(

@@ -1,6 +1,6 @@
-"""What of the pages is executed: docs/how-to/contribute.md has the shares, and why not the rest.
+"""Which code blocks of the pages run: docs/how-to/contribute.md counts them and explains the rest.
 
-After a change of the number of blocks, `python tests/docs/test_executed.py` writes the shares anew.
+If the number of blocks changes, `PYTHONPATH=tests python tests/docs/test_executed.py` updates them.
 """
 
 import re
@@ -54,7 +54,7 @@ def shares() -> str:
 def test_the_shares_are_those_of_the_pages() -> None:
     found = SHARES.search(PAGE.read_text("utf-8"))
     assert found
-    assert found[0] == shares(), "run python tests/docs/test_executed.py"
+    assert found[0] == shares(), "run PYTHONPATH=tests python tests/docs/test_executed.py"
 
 
 def test_every_block_that_is_not_executed_has_a_reason() -> None:

@@ -298,13 +298,13 @@ AFTER_ATTENTION = {"attn_out", "resid_mid", "mlp_norm", "mlp_out", "resid_post"}
 # The dtype, and the divergent steps' last words; of a mistake in the forward, its steps' only.
 DIVERGENT = {
     "a window one token longer": ("bfloat16", AFTER_ATTENTION),
-    "eps left out": (
+    "eps omitted": (
         "float32",
         {"attn_norm", "q", "k", "v", "q_rope", "k_rope", "final_norm", *AFTER_ATTENTION},
     ),
     "a perturbation that is not scaled": ("float16", {"drift", "absorption_coefficient"}),
-    "AlphaPruning without its slip": ("float32", {"signal"}),
-    "remainders the wrong way": ("float32", {"counts"}),
+    "AlphaPruning with the intended xmin": ("float32", {"signal"}),
+    "smallest remainders first": ("float32", {"counts"}),
     "Wanda over the matrix, step by step": ("bfloat16", {"keep"}),
     "SparseGPT that compensates half": ("bfloat16", {"weight"}),
 }

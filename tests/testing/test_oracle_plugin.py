@@ -367,7 +367,7 @@ def test_the_recipe_on_the_sample_project(tmp_path: Path) -> None:
     done = recipe(project)
     assert done.returncode == 0, done.stdout
     shutil.rmtree(project)
-    write_project(project, MISTAKES["eps left out"])
+    write_project(project, MISTAKES["eps omitted"])
     done = recipe(project)
     assert done.returncode == 1, done.stdout
     assert "llama diverges, first at blocks.0.attn_norm" in done.stdout
