@@ -30,21 +30,20 @@ from unittest.mock import patch
 
 import numpy as np
 
-TESTS = Path(__file__).parent.parent
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from candidates import Arrays  # noqa: E402
-from crafted_cases import oracle_case  # noqa: E402
-from figure import markdown  # noqa: E402
-from mistakes import ALL, AREAS, MISTAKES, Mistake, arrays_of, project  # noqa: E402
-from oracle_shapes import shape_rows, try_shapes  # noqa: E402
+from candidates import Arrays
+from crafted_cases import oracle_case
+from figure import markdown
+from mistakes import ALL, AREAS, MISTAKES, Mistake, arrays_of, project
+from oracle_shapes import shape_rows, try_shapes
 
-import refimpl.oracle.near_ties as tying  # noqa: E402
-import refimpl.oracle.step_tolerances as limiting  # noqa: E402
-from refimpl.oracle.case import Case  # noqa: E402
-from refimpl.oracle.check import check  # noqa: E402
-from refimpl.oracle.judging.measures import error_of, measure_of  # noqa: E402
-from refimpl.oracle.reference_errors import reference_run  # noqa: E402
+import refimpl.oracle.near_ties as tying
+import refimpl.oracle.step_tolerances as limiting
+from refimpl.oracle.case import Case
+from refimpl.oracle.check import check
+from refimpl.oracle.judging.measures import error_of, measure_of
+from refimpl.oracle.reference_errors import reference_run
 
 COUNTS = 2.0  # times what is allowed, from which on a mistake has to be caught in 16 bits
 
