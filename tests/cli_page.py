@@ -1,4 +1,4 @@
-"""The tables of docs/reference/cli.md, made from the program: `python tests/cli_page.py`."""
+"""The tables of docs/reference/cli.md, written from the program: `python tests/cli_page.py`."""
 
 import re
 from pathlib import Path
@@ -15,22 +15,22 @@ TABLE = re.compile(r"(?<=<!-- options of )([\w ]+?)( -->\n).*?(?=<!-- end -->)",
 def commands() -> dict[str, Any]:
     """The program's commands by name, those of a group as `case make`."""
     program: Any = typer.main.get_command(app)
-    found: dict[str, Any] = {}
+    commands: dict[str, Any] = {}
     for name, command in program.commands.items():
         inner = getattr(command, "commands", {})
-        found |= {f"{name} {word}": one for word, one in inner.items()} or {name: command}
-    return found
+        commands |= {f"{name} {word}": one for word, one in inner.items()} or {name: command}
+    return commands
 
 
 def value(parameter: Any) -> str:
-    """What stands after an option: its placeholder, or the words to choose from."""
+    """The value of an option: its placeholder, or the words to choose from."""
     words = get_args(getattr(getattr(parameter, "type_descriptor", None), "annotation", None))
     chosen = parameter.metavar or " or ".join(word for word in words if isinstance(word, str))
     return "" if parameter.param_type_name == "argument" else chosen
 
 
 def row(parameter: Any) -> str:
-    """One argument or option: its names, value and default, and what it means."""
+    """One argument or option: its names, value, default and meaning."""
     default = parameter.default
     shown = isinstance(default, str | int | float) and not isinstance(default, bool)
     argument = parameter.param_type_name == "argument"
@@ -54,8 +54,8 @@ def table(command: Any) -> str:
 
 def filled(page: str) -> str:
     """The page with the tables as the program has them now."""
-    known = commands()
-    return TABLE.sub(lambda found: f"{found[1]}{found[2]}\n{table(known[found[1]])}\n\n", page)
+    by_name = commands()
+    return TABLE.sub(lambda part: f"{part[1]}{part[2]}\n{table(by_name[part[1]])}\n\n", page)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The real command line, run inside this process: `run("score", model)`."""
 
+import re
 import sys
 from dataclasses import dataclass
 from io import BytesIO, TextIOWrapper
+from typing import Any
 from unittest.mock import patch
 
 from refimpl.cli.main import main
@@ -45,20 +47,23 @@ def run(
     return Result(code or 0, *texts)
 
 
-def ran(*words: object, quiet: bool = True) -> str:
+def ran(*words: object, quiet: bool = True, **options: Any) -> str:
     """Run `refimpl`, check that it succeeds (and, if quiet, prints nothing to stderr)."""
-    result = run(*words)
+    result = run(*words, **options)
     assert result.code == 0, result.err
     assert not (quiet and result.err), result.err
     return result.out
 
 
-def refused(*words: object) -> str:
-    """Run `refimpl`, check that it refuses as it refuses everything; returns the message."""
-    result = run(*words)
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("error: ")
-    assert "\nexpected: " in result.err
-    assert "\nnext: " in result.err
+def refusal(result: Result) -> str:
+    """Check that a run was refused with one error of three parts, and nothing else; returns it."""
+    assert (result.code, result.out) == (2, ""), result
+    assert re.fullmatch(r"error: .+\nexpected: .+\nnext: .+\n", result.err, re.DOTALL), result.err
+    assert len(re.findall("^(error|expected|next): ", result.err, re.MULTILINE)) == 3, result.err
     assert "Traceback" not in result.err
     return result.err
+
+
+def refused(*words: object) -> str:
+    """Run `refimpl`, check that it refuses as it refuses everything; returns the message."""
+    return refusal(run(*words))

@@ -1,6 +1,6 @@
-"""Write the tables of `docs/study.md` and its pictures from `cells.jsonl` and `harm.jsonl`.
+"""Write the tables of `docs/study.md` and its figures from `cells.jsonl` and `harm.jsonl`.
 
-`python docs/study/page.py` replaces what stands between the marks of the page.
+`python docs/study/page.py` replaces the text between the marks of the page.
 """
 
 import json
@@ -38,7 +38,7 @@ def line(row: Row, none: Row | None, name: str, done: Mapping[str, Row]) -> str:
 
 
 def table(cells: Iterable[Cell], done: Mapping[str, Row]) -> list[str]:
-    """A table of cells that share everything but the correction; cells not run are left out."""
+    """A table of cells that differ in the correction only; it omits cells that have not run."""
     head = ("correction", "agreement", "tuning", *REPORTED, "acc %", "acc_norm %")
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
     for cell in cells:
@@ -125,13 +125,13 @@ def bands(done: Mapping[str, Row]) -> str:
         changes = np.array([x for like, x in found if low <= like < high])
         if len(changes):
             helped, middle = np.count_nonzero(changes < 0), np.median(changes)
-            top = f"below {high:g}" if high < 1 else "to 1"
+            top = f"to below {high:g}" if high < 1 else "to 1"
             lines.append(f"| {low:g} {top} | {len(changes)} | {helped} | {middle:+.1f} % |")
     return "\n".join(lines)
 
 
 def counts(done: Mapping[str, Row]) -> str:
-    """What Gaussian noise's corrections did, and the largest difference on the questions."""
+    """The effect of Gaussian noise's corrections, and the largest difference on the questions."""
     noisy: dict[str, list[float]] = {text: [] for text in REPORTED}
     errors: list[float] = []
     for row in done.values():
@@ -152,12 +152,12 @@ def counts(done: Mapping[str, Row]) -> str:
             x, span = np.array(changes), f"{min(changes):+.1f} to {max(changes):+.1f} %"
             lines.append(f"| {text} | {len(x)} | {np.count_nonzero(x > 0)} | {span} |")
     asked = f"{len(errors)} paired differences of acc or acc_norm"
-    most = f"the largest is {max(errors, default=0.0):.1f} standard errors."
-    return "\n".join([*lines, "", f"Of {asked}, {most}"])
+    most = f"{max(errors, default=0.0):.1f} standard errors."
+    return "\n".join([*lines, "", f"The largest of {asked} is {most}"])
 
 
 def harms(done: Mapping[str, Row], rows: list[Row]) -> str:
-    """Harm of every block beside what corrections are made of, and how well each foretells it."""
+    """The harm of every block, and the change that it predicts for every correction."""
     if not rows:
         return ""
     harm = harm_of_blocks(rows)
@@ -175,7 +175,7 @@ def harms(done: Mapping[str, Row], rows: list[Row]) -> str:
                 f"| {correction} | {like:+.2f} | {expected:+.1f} % | {found:+.1f} ± {error:.1f} % |"
             )
     each = ", ".join(f"{x:.2f}" for x in harm)
-    return "\n".join([f"Harm by block, nats per token and unit of sparsity: {each}.", "", *lines])
+    return "\n".join([f"Harm by block (nats per token and unit of sparsity): {each}.", "", *lines])
 
 
 def write(page: Path, cells: Path) -> None:

@@ -49,7 +49,7 @@ def picture(done: Mapping[str, Row]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 20} {height}" '
         'font-family="sans-serif" font-size="11" role="img">',
-        "<title>Change of the perplexity by each correction, SmolLM2-135M, Wanda, 60 %</title>",
+        "<title>Change of the perplexity for each correction, SmolLM2-135M, Wanda, 60 %</title>",
         "<desc>The numbers are in the tables of the page.</desc>",
         f'<rect width="{left + width + 20}" height="{height}" fill="white"/>',
         f'<text x="{left}" y="14" fill="black">change of perplexity, %, with two standard errors: '
@@ -103,13 +103,13 @@ def scatter(done: Mapping[str, Row]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 20} '
         f'{top + height + 50}" font-family="sans-serif" font-size="11" role="img">',
-        "<title>Change of the perplexity against agreement with divergence</title>",
+        "<title>Change of the perplexity over agreement with divergence</title>",
         "<desc>The numbers are in the tables of the page.</desc>",
         f'<rect width="{left + width + 20}" height="{top + height + 50}" fill="white"/>',
-        f'<text x="{left}" y="16">change of perplexity on speech, %; every cell with a greatest '
-        "change of 0.03</text>",
+        f'<text x="{left}" y="16">change of perplexity on speech, %; corrections of size 0.03'
+        "</text>",
         f'<text x="{left}" y="{top + height + 36}">agreement: correlation over the blocks with '
-        "what divergence is made of</text>",
+        "divergence</text>",
     ]
     for like in (-1, -0.5, 0, 0.5, 1):
         x, y = at(like, low)
@@ -139,5 +139,5 @@ def scatter(done: Mapping[str, Row]) -> str:
         color = MODELS[i % 3]
         parts.append(f'<text x="{left + 8}" y="{top + 14 + 14 * i}" fill="{color}">{model}</text>')
     open_ones = top + 14 + 14 * len(models)
-    parts.append(f'<text x="{left + 8}" y="{open_ones}">open: controls</text>')
+    parts.append(f'<text x="{left + 8}" y="{open_ones}">open circles: controls</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -1,1 +1,1 @@
-"""The command line: parse, call a job, show what it found."""
+"""The command line: options in, calls of the packages, tables and documents out."""

@@ -1,186 +1,119 @@
-"""Groups of options that several commands share, each made into one value."""
+"""The groups of options that several commands share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import wraps
-from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
+
+import typer
 
 from refimpl.allocation.request import Request
-from refimpl.cli.options import option
-from refimpl.cli.running import LongRun as LongRun
-from refimpl.cli.running import Running as Running
-from refimpl.cli.running import long_run, running
+from refimpl.cli.options import FieldOption, OptionGroup, refuse
 from refimpl.errors import RefimplError
-from refimpl.method.allocation import Compat
-from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
-from refimpl.method.perturbation import Kind, NoiseScale, NoiseShape, Norm, Perturbation, Sink
+from refimpl.method.perturbation import Perturbation
+from refimpl.running.settings import Settings
 
-TOKENS, PERTURBATION = "Tokens", "Perturbation"  # headings in --help
-
-NoiseScaleOption = Annotated[
-    NoiseScale, option("Noise of this size on every token, or on all.", panel=PERTURBATION)
-]
-NoiseShapeOption = Annotated[
-    NoiseShape, option("The same noise in all channels, or as each one varies.", panel=PERTURBATION)
-]
-NormOption = Annotated[
-    Norm, option("Drift per token and averaged, or of all at once.", panel=PERTURBATION)
-]
-SinkOption = Annotated[
-    Sink, option("Whether tokens of more than 20 times the median norm count.", panel=PERTURBATION)
-]
+RUNNING = "Running"  # heading in --help
+NOISE = ("noise_scale", "noise_shape", "norm", "sink")  # options of one perturbed state
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which tokens a model is given, as `tokens.model_tokens.model_tokens` takes it."""
+    """The tokens that a command asks for; None stands for the default of the command."""
 
-    text: Path | None
-    ids: Path | None
-    samples: int | None
-    seq_len: int | None
+    text: Path | None = None
+    ids: Path | None = None
+    samples: int | None = None
+    seq_len: int | None = None
 
-
-TextOption = Annotated[
-    Path | None,
-    option(
-        "Text (UTF-8) to cut samples from, spread over all of it, by the tokenizer.json in the "
-        "model's folder.",
-        "FILE",
-        TOKENS,
-    ),
-]
-TokensOption = Annotated[
-    Path | None,
-    option(
-        "Token ids, .npy or .jsonl, used as they are. With neither text nor ids, ids are drawn "
-        "at random.",
-        "FILE",
-        TOKENS,
-    ),
-]
+    @property
+    def files(self) -> dict[str, Path | None]:
+        """The files by the options that name them."""
+        return {"--text": self.text, "--tokens": self.ids}
 
 
-def source(
-    *,
-    text: TextOption = None,
-    tokens: TokensOption = None,
-    samples: Annotated[
-        int | None, option("Number of samples. Default: 8; of rows of ids, all.", "N", TOKENS)
-    ] = None,
-    seq_len: Annotated[
-        int | None,
-        option(
-            "Tokens per sample, BOS included. Default: 512, or the model's longest if that is "
-            "less; of rows of ids, their width.",
-            "N",
-            TOKENS,
-        ),
-    ] = None,
-) -> Source:
-    """The tokens that the options ask for."""
-    return Source(text, tokens, samples, seq_len)
-
-
-def perturbation_plan(
-    *,
-    eta: Annotated[
-        str,
-        option(
-            "Size of the noise as a fraction of the state's norm, above 0; several with commas "
-            "are measured together, such as 1e-4,1e-2,1.",
-            "X[,X...]",
-            PERTURBATION,
-        ),
-    ] = "0.01",
-    perturbation: Annotated[
-        Kind,
-        option(
-            "gaussian: noise on a block's output; pruning: the block itself, pruned by Wanda as "
-            "the base says.",
-            panel=PERTURBATION,
-        ),
-    ] = "gaussian",
-    noise_scale: NoiseScaleOption = "token",
-    noise_shape: NoiseShapeOption = "isotropic",
-    norm: NormOption = "token",
-    sink: SinkOption = "include",
-    draws: Annotated[
-        int, option("Noise draws per sample and block, 1 or more.", "N", PERTURBATION)
-    ] = 1,
-    seed: Annotated[
-        int, option("Seed of everything that is drawn at random, 0 or more.", "N", PERTURBATION)
-    ] = 0,
-    subset: Annotated[
-        int | None,
-        option(
-            "Perturb only K blocks for each sample and draw, chosen at random and evenly spread. "
-            "Default: all.",
-            "K",
-            PERTURBATION,
-        ),
-    ] = None,
-) -> Perturbation:
-    """The perturbation that the options ask for."""
-    etas = numbers(eta, "eta")
-    return Perturbation(
-        perturbation, etas, noise_scale, noise_shape, norm, sink, draws, seed, subset
+def source_options(samples: str, seq_len: str) -> OptionGroup:
+    """The options of `Source`, with these texts for the defaults."""
+    return OptionGroup(
+        Source,
+        "Tokens",
+        {
+            "text": FieldOption(
+                "UTF-8 text. Samples are cut from places spread over all of it, with the "
+                "tokenizer.json in the model's folder.",
+                "FILE",
+            ),
+            "ids": FieldOption(
+                "Token ids (.npy or .jsonl), used unchanged. Without --text and --tokens, ids are "
+                "drawn at random.",
+                "FILE",
+                name="tokens",
+            ),
+            "samples": FieldOption(f"Number of samples. Default: {samples}.", "N"),
+            "seq_len": FieldOption(f"Tokens per sample, including BOS. Default: {seq_len}.", "N"),
+        },
     )
 
 
-def request(
-    *,
-    base: Annotated[
-        str,
-        option(
-            "Allocation to start from: uniform, owl, alphapruning, dlp, atp, or a JSON or CSV file "
-            "with a sparsity per block or per linear.",
-            "NAME|FILE",
+SOURCE = source_options(
+    "8; for rows of ids, all rows",
+    "512, or the model's longest sequence if that is shorter; for rows of ids, their width",
+)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """The values of --eta, separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise RefimplError(
+            f"eta {text!r}",
+            "a number, or numbers separated by commas",
+            "use for example --eta 0.01",
+        ) from None
+
+
+PERTURBATION = OptionGroup(
+    Perturbation,
+    "Perturbation",
+    {
+        "eta": FieldOption(
+            "Size of the noise as a fraction of the state's norm, above 0. Several values, "
+            "separated by commas (1e-4,1e-2,1), are measured in one run.",
+            "X[,X...]",
+            type=str,
+            default="0.01",
+            read=numbers,
         ),
-    ] = "uniform",
-    base_option: Annotated[
-        list[str] | None,
-        option(
-            "Option of the base, may be repeated. owl: m=5, lam=0.08; alphapruning: epsilon=0.3, "
-            "fit=peak or mid, xmin=shipped or intended, unit=block or linear; dlp: a=0.15, "
-            "statistic=mean or median; atp: beta, which has no default.",
-            "NAME=VALUE",
+        "kind": FieldOption(
+            "gaussian adds noise to a block's output; pruning prunes the block itself with Wanda, "
+            "to its sparsity in the base allocation.",
+            name="perturbation",
         ),
-    ] = None,
-    sparsity: Annotated[
-        float, option("Fraction to prune of all prunable weights together, 0 to 1.", "FRACTION")
-    ] = 0.7,
-    correct: Annotated[
-        Literal["absorption", "arrival", "divergence", "none"] | None,
-        option(
-            "absorption, arrival, divergence or none; arrival and divergence need --perturbation "
-            "pruning. Default: absorption; with --compat peer, none.",
-            "NAME",
+        "noise_scale": FieldOption("Scale the noise per token, or once per sequence."),
+        "noise_shape": FieldOption(
+            "isotropic: the same noise in all channels. channel: in proportion to each channel's "
+            "standard deviation."
         ),
-    ] = None,
-    strength: Annotated[
-        float, option("Fraction pruned per unit of the correction (provisional).", "X")
-    ] = STRENGTH,
-    max_correction: Annotated[
-        float, option("Greatest change of a block's fraction, 0 to 1 (provisional).", "FRACTION")
-    ] = MAX_CORRECTION,
-    correction_scale: Annotated[
-        Scale, option("raw; or max: divide the correction by its greatest size.")
-    ] = "raw",
-    lo: Annotated[float, option("Least fraction of any block or linear.", "FRACTION")] = 0.0,
-    hi: Annotated[float, option("Greatest fraction of any block or linear.", "FRACTION")] = 1.0,
-    compat: Annotated[
-        Compat,
-        option(
-            "exact; or peer: as the code of each method's authors does it, without a correction."
+        "norm": FieldOption("Measure drift per token and average it, or once per sequence."),
+        "sink": FieldOption(
+            "Include or exclude tokens whose norm is more than 20 times the median."
         ),
-    ] = "exact",
-) -> Request:
-    """The allocation that the options ask for."""
+        "draws": FieldOption("Noise draws per sample and block, 1 or more.", "N"),
+        "seed": FieldOption("Seed of all random numbers, 0 or more.", "N"),
+        "subset": FieldOption(
+            "Perturb only K blocks per sample and draw, chosen at random and evenly spread. "
+            "Default: all blocks.",
+            "K",
+        ),
+    },
+)
+
+
+def base_options(texts: Sequence[str] | None) -> dict[str, float | str]:
+    """The values of --base-option by name."""
     options: dict[str, float | str] = {}
-    for text in base_option or []:
+    for text in texts or []:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not name or not value:
             raise RefimplError(
@@ -191,76 +124,95 @@ def request(
                 f"base option {name} given twice", "each option once", "remove one of them"
             )
         options[name] = value
-    return Request(
-        base,
-        options,
-        sparsity,
-        "default" if correct is None else None if correct == "none" else correct,
-        strength,
-        max_correction,
-        correction_scale,
-        lo,
-        hi,
-        compat,
-    )
+    return options
 
 
-GROUPS: Mapping[Any, Callable[..., Any]] = {
-    Source: source,
-    Perturbation: perturbation_plan,
-    Request: request,
-    Running: running,
-    LongRun: long_run,
-}
+REQUEST = OptionGroup(
+    Request,
+    "Allocation",
+    {
+        "base": FieldOption(
+            "Base allocation: uniform, owl, alphapruning, dlp, atp, or a JSON or CSV file with a "
+            "sparsity per block or per linear.",
+            "NAME|FILE",
+        ),
+        "options": FieldOption(
+            "Option of the base; may be repeated. owl: m=5, lam=0.08; alphapruning: epsilon=0.3, "
+            "fit=peak or mid, xmin=shipped or intended, unit=block or linear; dlp: a=0.15, "
+            "statistic=mean or median; atp: beta, which has no default.",
+            "NAME=VALUE",
+            name="base_option",
+            type=list[str] | None,
+            default=None,
+            read=base_options,
+        ),
+        "sparsity": FieldOption("Fraction of all prunable weights to prune, 0 to 1.", "FRACTION"),
+        "correct": FieldOption(
+            "absorption, arrival, divergence or none. arrival and divergence need --perturbation "
+            "pruning. Default: absorption, or none with --compat peer.",
+            "NAME",
+            type=Literal["absorption", "arrival", "divergence", "none"] | None,
+            default=None,
+            read=lambda name: {None: "default", "none": None}.get(name, name),
+        ),
+        "strength": FieldOption(
+            "Change of a block's sparsity per unit of the correction (provisional default).", "X"
+        ),
+        "max_correction": FieldOption(
+            "Largest change of a block's sparsity, 0 to 1 (provisional default).", "FRACTION"
+        ),
+        "correction_scale": FieldOption(
+            "raw: use the correction unchanged. max: divide it by its largest absolute value."
+        ),
+        "lo": FieldOption("Smallest sparsity of any block or linear.", "FRACTION"),
+        "hi": FieldOption("Largest sparsity of any block or linear.", "FRACTION"),
+        "compat": FieldOption(
+            "exact follows the formula of each base; peer follows the code of its authors, without "
+            "a correction."
+        ),
+    },
+)
+
+SETTINGS = OptionGroup(
+    Settings,
+    RUNNING,
+    {
+        "dtype": FieldOption(
+            "Precision of the computation. float64 certifies float32.",
+            type=Literal["float32", "float64"],
+            default="float32",
+        ),
+        "threads": FieldOption(
+            "Worker threads or processes, 1 or more. Default: one per core.", "N"
+        ),
+        "memory": FieldOption(
+            "Memory for the residual states of all workers together, such as 512M or 1.5G. Results "
+            "do not depend on it. Default: the free memory, at most 2 GiB.",
+            "SIZE",
+            type=str | None,
+        ),
+        "executor": FieldOption(
+            "Where the work runs: threads of this process, processes on this machine, workers of a "
+            "dask scheduler, or processes that mpiexec started. Results do not depend on it.",
+            "threads|processes|dask=ADDRESS|mpi",
+            type=str,
+            default="threads",
+        ),
+        "resume": FieldOption(
+            "Continue a killed run from its partial results beside -o; start at the beginning if "
+            "there are none."
+        ),
+    },
+)
+IN_PROCESS = SETTINGS.only("dtype", "threads", "memory")
 
 
-def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of every group that one of its parameters is annotated with.
-
-    Args:
-        command: A function with keyword-only parameters of the types in `GROUPS`.
-
-    Returns:
-        The same command with those options in the places of these parameters.
-    """
-    own = signature(command)
-    grouped = {
-        name: GROUPS[parameter.annotation]
-        for name, parameter in own.parameters.items()
-        if parameter.annotation in GROUPS
-    }
-
-    @wraps(command)
-    def whole(**given: Any) -> None:
-        made = {
-            name: group(**{option: given.pop(option) for option in signature(group).parameters})
-            for name, group in grouped.items()
-        }
-        command(**given, **made)
-
-    parameters = [
-        new
-        for name, parameter in own.parameters.items()
-        for new in (
-            signature(grouped[name]).parameters.values() if name in grouped else [parameter]
+def refuse_noise(context: typer.Context, plan: Perturbation) -> None:
+    """Refuse options of the noise with the pruning perturbation."""
+    if plan.kind == "pruning":
+        refuse(
+            context,
+            ("eta", "noise_scale", "noise_shape"),
+            "--perturbation pruning",
+            "no options of noise: the pruning itself sets the size of the error",
         )
-    ]
-    whole.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return whole
-
-
-def names_of(*kinds: Any) -> tuple[str, ...]:
-    """Names of the parameters in some groups."""
-    return tuple(name for kind in kinds for name in signature(GROUPS[kind]).parameters)
-
-
-def numbers(text: str, name: str) -> tuple[float, ...]:
-    """Numbers separated by commas."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise RefimplError(
-            f"{name} {text!r}",
-            "a number, or numbers separated by commas",
-            f"use for example --{name} 0.01",
-        ) from None

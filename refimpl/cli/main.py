@@ -1,4 +1,4 @@
-"""The program: its commands, and how errors leave it."""
+"""The program: its commands, and how it reports errors."""
 
 import os
 import sys
@@ -7,19 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from refimpl.cli import (
-    allocate,
-    case,
-    check,
-    eval,
-    explain,
-    export,
-    inspect,
-    prune,
-    report,
-    score,
-    validate,
-)
+from refimpl.cli import eval, explain, export, inspect, oracle, prune, report, score, validate
 from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.version import __version__
@@ -34,16 +22,16 @@ app = typer.Typer(
     help="Perturbation-absorption scores, layer-wise sparsity, pruning and evaluation, in NumPy.",
 )
 app.command("score")(score.command)
-app.command("allocate")(allocate.command)
+app.command("allocate")(score.allocate_command)
 app.command("prune")(prune.command)
 app.command("inspect")(inspect.command)
 app.command("eval")(eval.command)
 app.command("export")(export.command)
 app.command("validate")(validate.command)
-app.command("check")(check.command)
+app.command("check")(oracle.check_command)
 app.command("report")(report.command)
 app.command("explain")(explain.command)
-app.add_typer(case.app, name="case")
+app.add_typer(oracle.app, name="case")
 
 
 def _version(value: bool) -> None:
@@ -59,7 +47,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options of the program itself."""
+    """Print the help if there is no command."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -67,11 +55,11 @@ def options(
 def main() -> None:
     """Run the program: 0 for success, 2 for input that cannot be used, 130 when interrupted.
 
-    `validate` and `check` leave with 1 where what they compared does not agree, and `check` with 3
-    where that is open.
+    `validate` and `check` exit with 1 if they find a disagreement; `check` exits with 3 if the
+    result is inconclusive.
     """
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be anything
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     try:
         with loud("float64"):  # of allocations; scoring names its own precision
             sys.exit(app(prog_name="refimpl", standalone_mode=False))
@@ -83,16 +71,16 @@ def main() -> None:
         _fail(
             RefimplError(
                 f"out of memory ({error})",
-                "room for the states, and the weights of a block, for every thread",
-                "use a smaller --memory, fewer --threads, or a shorter --seq-len",
+                "enough memory for the states, and for one block's weights per thread",
+                "reduce --memory, --threads or --seq-len",
             )
         )
     except OSError as error:
         _fail(
             RefimplError(
                 f"{error.filename or 'output'}: {error.strerror or error}",
-                "files that can be read, and room for what is written",
-                "check the disk, and the permissions",
+                "files that can be read, and room on the disk for the output",
+                "check the disk and the permissions",
             )
         )
     except (KeyboardInterrupt, typer.Abort):
@@ -100,7 +88,7 @@ def main() -> None:
 
 
 def _usage(error: Any) -> RefimplError:
-    """A command line that cannot be read, in the form that all errors have."""
+    """The error of a command line that cannot be parsed."""
     program, usage = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]..."
     if error.ctx is not None:
         program, usage = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
@@ -109,10 +97,10 @@ def _usage(error: Any) -> RefimplError:
 
 
 def _fail(error: RefimplError) -> NoReturn:
-    """Say what was wrong, and leave."""
+    """Print an error and exit with 2."""
     print(f"error: {error}", file=sys.stderr)
     try:
         sys.stdout.flush()
-    except OSError:  # what could not be printed must not be tried again when the program ends
+    except OSError:  # the interpreter would try again, and fail, at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(2)

@@ -1,17 +1,20 @@
-"""What options are made of, and the files that commands read."""
+"""How options are made, one by one or for all fields of a dataclass, and how they are checked."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from refimpl.allocation.request import BASES, Request
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
+from refimpl.storage.files import checked_output
 from refimpl.storage.partial_results import partial_results_path
 
-ALLOCATION = "Allocation"  # heading in --help
 READ_BESIDE = (  # files beside the weights that are read, too
     "config.json",
     "model.safetensors.index.json",
@@ -21,54 +24,151 @@ READ_BESIDE = (  # files beside the weights that are read, too
 )
 
 
-def option(help: str, metavar: str | None = None, panel: str | None = ALLOCATION) -> Any:
-    """An option under a heading of --help; whether its file can be read is seen when it is."""
-    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel, readable=False)
+def option(help: str, metavar: str | None = None, panel: str | None = None, *names: str) -> Any:
+    """An option under a heading of --help; typer does not check whether it can read a file."""
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, readable=False)
+
+
+def flag(name: str, help: str, panel: str | None = None) -> Any:
+    """An option without a value."""
+    return option(help, None, panel, name)
+
+
+def argument(metavar: str, help: str) -> Any:
+    """An argument that names a file or a folder; typer does not check whether it can read it."""
+    return typer.Argument(metavar=metavar, readable=False, help=help)
+
+
+def output(metavar: str, help: str) -> Any:
+    """The option -o."""
+    return option(help, metavar, None, "-o", "--output")
 
 
 ModelPath = Annotated[
     Path,
-    typer.Argument(
-        metavar="MODEL",
-        readable=False,
-        help="A .safetensors file, an index of shards, or a folder that holds either.",
-    ),
+    argument("MODEL", "A .safetensors file, an index of shards, or a folder that holds either."),
 ]
 Config = Annotated[
     Path | None,
-    option("config.json, if not beside the weights or in them.", "FILE", None),
+    option("config.json, if it is neither beside the weights nor stored in them.", "FILE"),
 ]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print JSON, the same that -o writes, in place of the table."),
-]
+Json = Annotated[bool, flag("--json", "Print JSON instead of the table: the same as -o writes.")]
 Output = Annotated[
     Path | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        readable=False,
-        help="Write the JSON to a file as well, whole or not at all; an old one is replaced.",
+    output(
+        "FILE", "Also write the JSON to this file, whole or not at all. An old file is replaced."
     ),
 ]
 
 
-def checked_part(output: Path | None, resume: bool) -> Path | None:
-    """Where what was found so far is kept; refuse to take it up where it is nowhere.
+@dataclass(frozen=True)
+class FieldOption:
+    """The option that fills one field of a dataclass.
 
     Args:
-        output: Where the result goes, or None.
-        resume: Whether --resume was given.
-
-    Returns:
-        A file beside the output, or None.
-
-    Raises:
-        RefimplError: --resume without -o.
+        help: Its text in --help.
+        metavar: The placeholder of its value.
+        name: Its name, if it differs from the field's.
+        type: Its type, if it differs from the field's.
+        default: Its default, if it differs from the field's.
+        read: Converts its value to the field's.
     """
+
+    help: str
+    metavar: str | None = None
+    name: str | None = None
+    type: Any = None
+    default: Any = ...
+    read: Callable[[Any], Any] = lambda value: value
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """Options that fill a dataclass; types and defaults are those of its fields.
+
+    Args:
+        target: The dataclass.
+        panel: Heading in --help.
+        options: By field, in the order of --help; other fields keep their defaults.
+    """
+
+    target: type[Any]
+    panel: str
+    options: Mapping[str, FieldOption]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the options, as parameters of a command."""
+        return tuple(option.name or field for field, option in self.options.items())
+
+    def only(self, *fields: str) -> "OptionGroup":
+        """The same group with the options of these fields alone."""
+        return replace(self, options={field: self.options[field] for field in fields})
+
+    def parameters(self) -> Iterator[Parameter]:
+        """The options as parameters of a command."""
+        types = get_type_hints(self.target)
+        defaults = {field.name: field.default for field in fields(self.target)}
+        for name, (field, spec) in zip(self.names, self.options.items(), strict=True):
+            value_type = spec.type or types[field]
+            words = [f"--{name.replace('_', '-')}"] if value_type is bool else []  # and no --no-...
+            info = option(spec.help, spec.metavar, self.panel, *words)
+            default = defaults[field] if spec.default is ... else spec.default
+            annotation: Any = Annotated[value_type, info]
+            yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+    def take(self, values: dict[str, Any]) -> Any:
+        """Remove the options of the group from the values of a command, and fill the dataclass."""
+        specs = zip(self.names, self.options.items(), strict=True)
+        return self.target(**{field: spec.read(values.pop(name)) for name, (field, spec) in specs})
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace every parameter annotated with an `OptionGroup` by the options of that group."""
+    own = signature(command)
+    groups = {
+        name: group
+        for name, parameter in own.parameters.items()
+        for group in get_args(parameter.annotation)[1:]
+        if isinstance(group, OptionGroup)
+    }
+
+    @wraps(command)
+    def ungrouped(**values: Any) -> None:
+        filled = {name: group.take(values) for name, group in groups.items()}
+        command(**values, **filled)
+
+    parameters = [
+        each
+        for name, parameter in own.parameters.items()
+        for each in (groups[name].parameters() if name in groups else [parameter])
+    ]
+    ungrouped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return ungrouped
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands in the command line."""
+    origin = context.get_parameter_source(name)
+    return origin is not None and origin.name != "DEFAULT"
+
+
+def refuse(context: typer.Context, names: Iterable[str], other: str, expected: str) -> None:
+    """Refuse options that have no meaning beside another option."""
+    for name in names:
+        if is_given(context, name):
+            word = f"--{name.replace('_', '-')}"
+            raise RefimplError(f"{word} with {other}", expected, f"omit {word}")
+
+
+def partial_path(output: Path | None, resume: bool) -> Path | None:
+    """Where partial results are kept: beside the output; --resume without -o is refused."""
     if resume and output is None:
-        raise RefimplError("--resume without -o", "-o beside it", "add -o, or leave --resume away")
+        raise RefimplError(
+            "--resume without -o",
+            "-o FILE: partial results are kept beside it",
+            "add -o FILE, or omit --resume",
+        )
     return None if output is None else partial_results_path(output)
 
 
@@ -77,27 +177,9 @@ def base_file(wanted: Request) -> Path | None:
     return None if wanted.base in BASES else Path(wanted.base)
 
 
-def refuse(context: typer.Context, names: Iterable[str], why: str, wanted: str) -> None:
-    """Refuse options that were given though another one leaves them nothing to say.
-
-    Args:
-        context: Of the command.
-        names: Parameters that must have been left at their defaults.
-        why: What they do not go with.
-        wanted: What is expected instead.
-
-    Raises:
-        RefimplError: One of them was given.
-    """
-    for name in names:
-        where = context.get_parameter_source(name)
-        if where is not None and where.name != "DEFAULT":
-            given = f"--{name.replace('_', '-')}"
-            raise RefimplError(f"{given} with {why}", wanted, f"leave {given} away")
-
-
-def model_files(model: Model) -> dict[str, Path | None]:
-    """The files that a model is read from, by what to call them."""
+def check_outputs(model: Model, inputs: Mapping[str, Path | None], *outputs: Path | None) -> None:
+    """Refuse outputs that cannot be written, or that are inputs or files of the model."""
     beside = [model.folder / name for name in READ_BESIDE]
     paths = [model.path, *(file.path for file in model.files), *beside]
-    return {f"the model's {path.name}": path for path in paths}
+    for path in outputs:
+        checked_output(path, {f"the model's {file.name}": file for file in paths} | {**inputs})

@@ -3,36 +3,30 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from refimpl.cli import options as opt
 from refimpl.storage.files import checked_output, write_text
 
 
 def command(
     files: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="FILE",
-            readable=False,
-            help="A file that refimpl score -o wrote; with it, in any order, more of them, "
-            "the pruning.json of pruned models, and files that refimpl eval -o wrote.",
+        opt.argument(
+            "FILE",
+            "At least one file that refimpl score -o wrote. Add, in any order, more of them, the "
+            "pruning.json of pruned models, and files that refimpl eval -o wrote.",
         ),
     ],
     *,
     output: Annotated[
         Path,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            readable=False,
-            help="Where the page goes, whole or not at all; an old one is replaced.",
+        opt.output(
+            "FILE", "The page, which appears whole or not at all. An existing file is replaced."
         ),
     ],
 ) -> None:
     """Write a page with pictures and tables of scores, prunings and evaluations.
 
-    It is one HTML file that loads nothing from elsewhere.
+    The page is one HTML file that loads nothing from the network.
     """
     from refimpl.report.page import report  # not for --help
 

@@ -1,18 +1,28 @@
-"""`refimpl score`: from a model to absorption coefficients and an allocation."""
+"""`refimpl score` and `refimpl allocate`: absorption coefficients, and allocations made of them."""
 
-import json
 import sys
-from dataclasses import asdict, replace
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
+from refimpl.allocation.allocate import allocate
 from refimpl.allocation.request import Request
+from refimpl.allocation.scores import Scores
+from refimpl.allocation.scores_json import document, read_scores
 from refimpl.cli import options as opt
-from refimpl.cli.groups import Source, with_groups
-from refimpl.cli.options import option
-from refimpl.cli.running import RUNNING, LongRun, Running
-from refimpl.cli.terminal import deliver, progress_bar
+from refimpl.cli.groups import (
+    PERTURBATION,
+    REQUEST,
+    RUNNING,
+    SETTINGS,
+    SOURCE,
+    Source,
+    refuse_noise,
+)
+from refimpl.cli.terminal import deliver, progress_bar, style
 from refimpl.estimation.estimate import Estimator
 from refimpl.estimation.time_budget import fitting
 from refimpl.loading.checkpoint import read_model
@@ -21,51 +31,49 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.measurements import Experiment
 from refimpl.scoring.score import score
 from refimpl.show.estimate import chosen_options, duration, estimate_document, estimate_text
-from refimpl.storage.files import checked_output
+from refimpl.show.table import table
+from refimpl.storage.files import checked_output, write_json
+from refimpl.storage.partial_results import until_written
 from refimpl.tokens.model_tokens import model_tokens
 
-RESUMED = "the samples, draws and subset of the run that is taken up, as that run printed them"
-NOISE = ("eta", "noise_scale", "noise_shape")
 
-
-@with_groups
+@opt.with_groups
 def command(
     context: typer.Context,
     model: opt.ModelPath,
     *,
     config: opt.Config = None,
-    source: Source,
-    plan: Perturbation,
-    wanted: Request,
-    running: Running,
-    long: LongRun,
+    source: Annotated[Source, SOURCE],
+    plan: Annotated[Perturbation, PERTURBATION],
+    wanted: Annotated[Request, REQUEST],
+    settings: Annotated[Settings, SETTINGS],
     runtime: Annotated[
         Literal["numpy", "onnxruntime"],
-        option(
-            "What runs the experiment; onnxruntime: the same from a recorded graph, Gaussian noise "
-            "only. Needs pip install 'refimpl[onnx]'.",
+        opt.option(
+            "What computes the experiment. onnxruntime runs a recorded graph of it, for Gaussian "
+            "noise only, and needs pip install 'refimpl[onnx]'.",
             panel=RUNNING,
         ),
     ] = "numpy",
     device: Annotated[
         Literal["auto", "cuda", "cpu"],
-        option("Of onnxruntime. auto: a GPU where one works, else the CPU.", panel=RUNNING),
+        opt.option("Device of onnxruntime. auto: a GPU if one works, else the CPU.", panel=RUNNING),
     ] = "auto",
     budget: Annotated[
         float | None,
-        option(
-            "Choose draws, samples and, if need be, a subset of the blocks so that it takes about "
-            "this long; never more of them than without it.",
+        opt.option(
+            "Choose samples, draws and, if necessary, a subset of the blocks so that the run takes "
+            "about this long. The choice is never more than without --budget.",
             "MINUTES",
             RUNNING,
         ),
     ] = None,
     only_estimate: Annotated[
         bool,
-        typer.Option(
+        opt.flag(
             "--estimate",
-            rich_help_panel=RUNNING,
-            help="Print the passes, arithmetic, memory and time that it would take, and stop.",
+            "Print the passes, arithmetic, memory and time that the run would take, and exit.",
+            RUNNING,
         ),
     ] = False,
     as_json: opt.Json = False,
@@ -76,69 +84,63 @@ def command(
     The absorption coefficient r is the share of a block's relative drift that is left after the
     last block: above 1 the blocks after it amplify, below 1 they absorb.
     """
-    if plan.kind == "pruning":
-        refuse_noise(context)
+    refuse_noise(context, plan)
     ahead = "--estimate" if only_estimate else None if budget is None else "--budget"
     if ahead is not None:
-        opt.refuse(context, ("runtime",), ahead, "--runtime numpy, which is what is measured")
-        opt.refuse(context, ("resume",), ahead, RESUMED)
-    run: Experiment | None = None
+        opt.refuse(context, ("runtime",), ahead, "--runtime numpy, the only one that is timed")
+        resumed = "the --samples, --draws and --subset that the resumed run printed"
+        opt.refuse(context, ("resume",), ahead, resumed)
+    experiment: Experiment | None = None
     if runtime == "onnxruntime":
         from refimpl.onnx.runtime import on_onnxruntime
 
-        opt.refuse(
-            context,
-            ("executor", "resume"),
-            "--runtime onnxruntime",
-            "--runtime numpy, whose work is made of units",
-        )
-        run = on_onnxruntime(plan, device)
+        units = "--runtime numpy, whose work consists of work units"
+        opt.refuse(context, ("executor", "resume"), "--runtime onnxruntime", units)
+        experiment = on_onnxruntime(plan, device)
     else:
-        opt.refuse(context, ("device",), "--runtime numpy", "onnxruntime, which has devices")
-    part = opt.checked_part(output if run is None else None, long.resume)
+        opt.refuse(context, ("device",), "--runtime numpy", "--runtime onnxruntime")
+    part = opt.partial_path(output if experiment is None else None, settings.resume)
     opened = read_model(model, config)
-    options = {"--text": source.text, "--tokens": source.ids, "--config": config}
-    for path in (output, part):
-        checked_output(path, opt.model_files(opened) | options | {"--base": opt.base_file(wanted)})
-    ids = model_tokens(opened, source.text, source.ids, source.samples, source.seq_len, plan.seed)
+    inputs = source.files | {"--config": config, "--base": opt.base_file(wanted)}
+    opt.check_outputs(opened, inputs, output, part)
+    tokens = model_tokens(opened, **vars(source), seed=plan.seed)
     if ahead is not None:
-        settings = Settings(**asdict(running), executor=long.executor)
-        expected = Estimator(opened, ids, plan, wanted, settings, kept=part is not None)
+        expected = Estimator(opened, tokens, plan, wanted, settings, kept=part is not None)
         if budget is None:
-            made = expected(len(ids.ids), plan)
+            choice = expected(len(tokens.ids), plan)
         else:
-            made = fitting(expected, len(ids.ids), plan, budget)
+            choice = fitting(expected, len(tokens.ids), plan, budget)
         if only_estimate:
-            shown = estimate_document(made, budget)
-            text = json.dumps(shown, indent=1) + "\n" if as_json else estimate_text(made, budget)
-            print(text, end="", flush=True)
+            deliver(estimate_document(choice, budget), estimate_text(choice, budget), as_json)
             return
-        chose = f"budget of {budget:g} min: {chosen_options(made)}"
-        print(f"{chose}, about {duration(made.seconds.total)}", file=sys.stderr, flush=True)
-        plan = made.plan
-        ids = model_tokens(
-            opened, source.text, source.ids, made.tokens.samples, source.seq_len, plan.seed
-        )
+        chosen = f"budget of {budget:g} min: {chosen_options(choice)}"
+        print(f"{chosen}, about {duration(choice.seconds.total)}", file=sys.stderr, flush=True)
+        plan, source = choice.plan, replace(source, samples=choice.tokens.samples)
+        tokens = model_tokens(opened, **vars(source), seed=plan.seed)
     with progress_bar("scoring") as progress:
-        found = score(
-            opened,
-            ids,
-            plan,
-            wanted,
-            runtime=run,
-            progress=progress,
-            part=part,
-            **asdict(running),
-            **asdict(long),
-        )
-    deliver(replace(found, budget_minutes=budget), wanted, as_json, output, part, long.resume)
+        settings = replace(settings, progress=progress, part=part)
+        scores = score(opened, tokens, plan, wanted, runtime=experiment, **vars(settings))
+    with until_written(part, settings.resume):
+        result, text = _allocated(replace(scores, budget_minutes=budget), wanted)
+        if output is not None:
+            write_json(output, result)
+    deliver(result, text, as_json)
 
 
-def refuse_noise(context: typer.Context) -> None:
-    """Refuse options of the noise where there is none."""
-    opt.refuse(
-        context,
-        NOISE,
-        "--perturbation pruning",
-        "no options of the noise: the size of the error is what pruning makes it",
-    )
+@opt.with_groups
+def allocate_command(
+    scores: Annotated[Path, opt.argument("SCORES", "A file that refimpl score -o wrote.")],
+    *,
+    wanted: Annotated[Request, REQUEST],
+    as_json: opt.Json = False,
+    output: opt.Output = None,
+) -> None:
+    """Make another allocation from scores, without running the model again."""
+    checked_output(output, {"SCORES": scores, "--base": opt.base_file(wanted)})
+    deliver(*_allocated(read_scores(scores), wanted), as_json, output)
+
+
+def _allocated(scores: Scores, wanted: Request) -> tuple[Mapping[str, Any], str]:
+    """The document and the table of scores, allocated at every eta."""
+    allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
+    return document(scores, allocations), table(scores, allocations, style())

@@ -102,7 +102,7 @@ def steps(
     dtype: npt.DTypeLike = np.float64,
     observe: Callable[[str, PrunedBlock], None] = lambda name, block: None,
 ) -> dict[str, Array]:
-    """Compute every step of a recipe, by the formulas of docs/explanation/method.md.
+    """Compute every step of a recipe, as `score`, `allocate` and the pruners do.
 
     With L blocks, N sequences of S tokens, in this order:
 

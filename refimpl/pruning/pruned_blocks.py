@@ -66,7 +66,7 @@ class BlockPruner:
         weights = self.model.block(index, dtype, self.resources.workers.map)
         sums = self.calibration.sums(weights)
         linears = self._linears(index, weights, sums)
-        weights |= {f"{n}.weight": x.stored.astype(dtype, copy=False) for n, x in linears.items()}
+        weights |= {f"{n}.weight": x.weight(weights[f"{n}.weight"]) for n, x in linears.items()}
         return PrunedBlock(index, linears, weights, sums)
 
     def _linears(
@@ -104,9 +104,10 @@ class BlockPruner:
         for unit, (bits, stored) in results(units, model, pool, workers, lambda cost: None):
             shape = model.config.linear_shapes[unit.name]
             keep = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
+            changed = stored is not None
             if stored is None:
                 stored = stored_weight(model, index, unit.name, keep)
-            pruned[unit.name] = PrunedLinear(keep, stored)
+            pruned[unit.name] = PrunedLinear(keep, stored, changed)
         return {unit.name: pruned[unit.name] for unit in units}
 
 

@@ -26,10 +26,18 @@ class PrunedLinear:
     Args:
         keep: The decision, [out, in], True = stays.
         stored: The weights as the new file holds them, [out, in], from `stored_weight`.
+        changed: Whether the pruner changed weights that stay.
     """
 
     keep: Array
     stored: Array
+    changed: bool = False
+
+    def weight(self, dense: Array) -> Array:
+        """The pruned weights, [out, in], in the dtype (and arithmetic) of the dense ones."""
+        if self.changed:
+            return self.stored.astype(dense.dtype, copy=False)
+        return np.where(self.keep, dense, np.zeros((), dense.dtype))
 
 
 def stored_weight(
@@ -106,7 +114,8 @@ class LinearUnit:
     def pruned(self, model: Model, dense: Array) -> PrunedLinear:
         """Prune the linear in this process, its dense weights [out, in] being at hand."""
         keep, new = self._decision(dense)
-        return PrunedLinear(keep, stored_weight(model, self.block, self.name, keep, new))
+        stored = stored_weight(model, self.block, self.name, keep, new)
+        return PrunedLinear(keep, stored, new is not None)
 
     def _decision(self, dense: Array) -> tuple[Array, Array | None]:
         """Which weights stay, and SparseGPT's new ones; an error names the linear."""

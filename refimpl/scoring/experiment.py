@@ -1,6 +1,7 @@
 """The perturbation experiment over a whole model, in work units whose results can be kept."""
 
 from collections.abc import Iterator, Sequence
+from math import isclose
 
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.model import Model
@@ -67,7 +68,9 @@ def experiment(
         StateGroup(tuple(group), rows, new, plan, resources.dtype, prune_block, divergence)
         for group, rows, new in _with_sequences(groups, ids, set(finished.squares))
     ]
-    resources.total = resources.done + sum(unit.cost(config) for unit in units)
+    total = resources.done + sum(unit.cost(config) for unit in units)
+    if not isclose(total, resources.total):  # rounding alone does not change what was reported
+        resources.total = total
     for _, result in results(units, model, resources.pool, resources.workers, resources.tick):
         if partial is not None:
             partial.add(result.lines)

@@ -1,1 +1,1 @@
-"""Results for eyes."""
+"""Tables and texts of results, for people."""

@@ -3,20 +3,13 @@
 from math import isnan
 
 from refimpl.evaluation.evaluate import Evaluation
-from refimpl.show.header import counted, run_facts, wrapped
+from refimpl.show.header import counted, model_facts, run_facts, wrapped
 from refimpl.show.table import aligned
 
 
-def evaluation_table(found: Evaluation) -> str:
-    """What a model is worth, and how that was found.
-
-    Args:
-        found: From `refimpl.evaluation.evaluate.evaluate`.
-
-    Returns:
-        Text, lines ended by newlines.
-    """
-    rows = _rows(found)
+def evaluation_table(evaluation: Evaluation) -> str:
+    """The measures of a model's quality, and how they were computed."""
+    rows = _rows(evaluation)
     table = aligned(
         {
             "measure": [name for name, *_ in rows],
@@ -25,14 +18,14 @@ def evaluation_table(found: Evaluation) -> str:
             "over": [over for *_, over in rows],
         }
     )
-    return "\n".join([*_header(found), "", *table, *_footer(found)]) + "\n"
+    return "\n".join([*_header(evaluation), "", *table, *_footer(evaluation)]) + "\n"
 
 
-def _rows(found: Evaluation) -> list[tuple[str, float, float, str, str]]:
-    """Name, value, standard error, their form, and over what, of every measure."""
+def _rows(evaluation: Evaluation) -> list[tuple[str, float, float, str, str]]:
+    """Of every measure its name, value, standard error, number format, and what it is over."""
     rows = []
     none = float("nan")
-    if (text := found.perplexity) is not None:
+    if (text := evaluation.perplexity) is not None:
         windows = counted(len(text.nats), "window")
         rows += [
             ("perplexity", text.value, text.stderr, "#.6g", windows),
@@ -41,7 +34,7 @@ def _rows(found: Evaluation) -> list[tuple[str, float, float, str, str]]:
         if text.bytes is not None:
             size = counted(int(text.bytes.sum()), "byte")
             rows.append(("bits per byte", text.bits_per_byte, none, ".5f", size))
-    if (right := found.accuracy) is not None:
+    if (right := evaluation.accuracy) is not None:
         asked = counted(len(right.answers), "question")
         rows += [
             ("acc", right.acc, right.acc_stderr, ".4f", asked),
@@ -50,35 +43,36 @@ def _rows(found: Evaluation) -> list[tuple[str, float, float, str, str]]:
     return rows
 
 
-def _header(found: Evaluation) -> list[str]:
-    """What was evaluated, on what, and how: each label once and its facts beside it."""
-    facts = {"model": [found.model, f"family {found.family}", counted(found.num_blocks, "block")]}
-    if found.windows is not None and found.perplexity is not None:
-        facts["text" if found.windows.kind == "text" else "ids"] = [
-            *found.windows.source.split(", "),
-            counted(int(found.perplexity.tokens.sum()), "predicted token"),
-            f"sha256 {found.windows.sha256[:12]}",
+def _header(evaluation: Evaluation) -> list[str]:
+    """What was evaluated, on what, and how."""
+    facts = {"model": model_facts(evaluation.model, evaluation.family, evaluation.num_blocks)}
+    if evaluation.windows is not None and evaluation.perplexity is not None:
+        facts["text" if evaluation.windows.kind == "text" else "ids"] = [
+            *evaluation.windows.source.split(", "),
+            counted(int(evaluation.perplexity.tokens.sum()), "predicted token"),
+            f"sha256 {evaluation.windows.sha256[:12]}",
         ]
-    if found.questions is not None and found.choices is not None:
+    if evaluation.questions is not None and evaluation.choices is not None:
         facts["questions"] = [
-            *found.questions.source.split(", "),
-            counted(len(found.choices.sequences), "choice"),
-            found.choices.start,
-            f"sha256 {found.questions.sha256[:12]}",
+            *evaluation.questions.source.split(", "),
+            counted(len(evaluation.choices.sequences), "choice"),
+            evaluation.choices.start,
+            f"sha256 {evaluation.questions.sha256[:12]}",
         ]
-    resumed = [f"{found.resumed:,} sequences from an earlier run"] if found.resumed else []
-    speed = f"{found.tokens_per_second:,.0f} tokens per second"
-    facts["run"] = run_facts(found.run, speed, *resumed)
-    return [line for label, known in facts.items() for line in wrapped(label, known)]
+    work = [f"{evaluation.tokens_per_second:,.0f} tokens per second"]
+    if evaluation.resumed:
+        work.append(f"{evaluation.resumed:,} sequences from an earlier run")
+    facts["run"] = run_facts(evaluation.run, *work)
+    return wrapped(facts)
 
 
-def _footer(found: Evaluation) -> list[str]:
-    """What a reader must know to read the rows."""
+def _footer(evaluation: Evaluation) -> list[str]:
+    """Notes that explain the rows."""
     lines = []
-    if any(isnan(error) for name, _, error, *_ in _rows(found) if name != "bits per byte"):
+    if any(isnan(error) for name, _, error, *_ in _rows(evaluation) if name != "bits per byte"):
         lines.append("stderr is -: it takes two windows, or two questions, or more")
-    if found.choices is not None and found.choices.truncated:
-        choices = counted(found.choices.truncated, "choice")
+    if evaluation.choices is not None and evaluation.choices.truncated:
+        choices = counted(evaluation.choices.truncated, "choice")
         lines.append(f"{choices} too long for the model, without the start of the question")
     return ["", *lines] if lines else []
 

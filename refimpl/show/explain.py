@@ -1,4 +1,4 @@
-"""An explanation for eyes: each step's formula, shapes and a few numbers."""
+"""The text of an explanation: each step's formula, shapes and a few numbers."""
 
 import inspect
 from collections.abc import Callable
@@ -10,32 +10,24 @@ import numpy as np
 from refimpl.explanation.document import full_name
 from refimpl.explanation.explain import Explanation
 from refimpl.explanation.step import Figure, Step
-from refimpl.show.header import WIDTH, counted, wrapped
+from refimpl.show.header import WIDTH, model_facts, wrapped
 
 FEW = 6  # numbers of an array
 IN = " " * 4
 
 
-def explanation_text(found: Explanation, source: bool = False) -> str:
-    """All steps, one after the other.
-
-    Args:
-        found: From `refimpl.explain`.
-        source: Whether to show the code of each function, once.
-
-    Returns:
-        Text, lines ended by newlines.
-    """
-    tokens = found.tokens
+def explanation_text(explanation: Explanation, source: bool = False) -> str:
+    """All steps, one after the other, on request with the code of each function once."""
+    tokens = explanation.tokens
     facts = {
-        "model": [found.model, f"family {found.family}", counted(found.num_blocks, "block")],
+        "model": model_facts(explanation.model, explanation.family, explanation.num_blocks),
         "tokens": [f"{tokens.samples} x {tokens.seq_len}", *tokens.source.split(", ")],
-        "looks at": [f"block {found.block}", "the first sequence", found.dtype],
+        "looks at": [f"block {explanation.block}", "the first sequence", explanation.dtype],
     }
-    lines = [line for label, known in facts.items() for line in wrapped(label, known)]
+    lines = wrapped(facts)
     shown: set[Callable[..., Any]] = set()
-    for place, step, figures in found.steps:
-        lines += ["", *_step(f"{place}/{found.num_steps}", step, figures)]
+    for place, step, figures in explanation.steps:
+        lines += ["", *_step(f"{place}/{explanation.num_steps}", step, figures)]
         if source:
             lines += _code(step, shown)
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What was written of a model as a graph."""
+"""The table of an export: what was written of a model as a graph."""
 
 from refimpl.onnx.export import Exported
 from refimpl.show.header import MIB, counted, wrapped
@@ -10,16 +10,9 @@ WEIGHTS = {
 }
 
 
-def export_table(made: Exported) -> str:
-    """What was written, a line per fact.
-
-    Args:
-        made: From `refimpl.onnx.export.export`.
-
-    Returns:
-        Text, lines ended by newlines.
-    """
-    facts, count = made.metadata, counted(made.tensors, "tensor")
+def export_table(exported: Exported) -> str:
+    """What was written, a line per fact."""
+    facts, count = exported.metadata, counted(exported.tensors, "tensor")
     zeros, prunable = (int(facts[f"prunable_{name}"]) for name in ("zeros", "weights"))
     lines = {
         "model": [
@@ -28,37 +21,36 @@ def export_table(made: Exported) -> str:
             f"{zeros:,} of {prunable:,} prunable weights zero ({zeros / prunable:.2%})",
         ],
         "graph": [
-            f"{made.graph}, {_size(made.graph_bytes)}",
-            counted(made.nodes, "node"),
-            *(f"function {name} of {size:,} nodes" for name, size in made.functions.items()),
+            f"{exported.graph}, {_size(exported.graph_bytes)}",
+            counted(exported.nodes, "node"),
+            *(f"function {name} of {size:,} nodes" for name, size in exported.functions.items()),
         ],
         "operators": [
-            f"opset {made.opset}",
-            *(["attention, rotary positions and RMS norms fused"] if made.fused else []),
+            f"opset {exported.opset}",
+            *(["attention, rotary positions and RMS norms fused"] if exported.fused else []),
         ],
-        "computes": [*_computes(made), made.dtype],
-        "weights": [f"{count} {WEIGHTS[made.weights]}"],
+        "computes": [*_computes(exported), exported.dtype],
+        "weights": [f"{count} {WEIGHTS[exported.weights]}"],
     }
-    if made.data is not None:
-        lines["data"] = [f"{made.data}, {_size(made.data_bytes)}"]
-    if made.sparse:
+    if exported.data is not None:
+        lines["data"] = [f"{exported.data}, {_size(exported.data_bytes)}"]
+    if exported.sparse:
+        written, dense = _size(exported.written_bytes), _size(exported.dense_bytes)
         lines["sparse"] = [
-            f"{made.sparse} of {count} without their zeros",
-            f"{_size(made.written_bytes)} with indices, in place of {_size(made.dense_bytes)}",
+            f"{exported.sparse} of {count} without their zeros",
+            f"{written} with indices, in place of {dense}",
         ]
-    return (
-        "\n".join(line for label, known in lines.items() for line in wrapped(label, known)) + "\n"
-    )
+    return "\n".join(wrapped(lines)) + "\n"
 
 
-def _computes(made: Exported) -> list[str]:
-    """What the graph makes of what."""
-    if made.outputs != "experiment":
-        return [f"token_ids to {made.outputs}"]
-    pushes = ("noise_scale", "noise_shape", "norm", "sink")
+def _computes(exported: Exported) -> list[str]:
+    """The inputs and outputs of the graph."""
+    if exported.outputs != "experiment":
+        return [f"token_ids to {exported.outputs}"]
+    options = ("noise_scale", "noise_shape", "norm", "sink")
     return [
         "token_ids and noise to drift, alignment and absorption coefficients",
-        *(f"{name.replace('_', ' ')} {made.metadata[name]}" for name in pushes),
+        *(f"{name.replace('_', ' ')} {exported.metadata[name]}" for name in options),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What became of a candidate: a table, JSON, and JUnit's XML for other tools."""
+"""The report on a candidate: a table, JSON, and JUnit's XML for other tools."""
 
 from collections.abc import Iterator
 from math import isfinite
@@ -15,15 +15,7 @@ SHOWN_TIES = 5  # named, of near ties
 
 
 def report_table(report: Report, candidate: str) -> str:
-    """A row per stage, the verdict, and where to look first.
-
-    Args:
-        report: From `refimpl.oracle.check.check`.
-        candidate: Its file, for people.
-
-    Returns:
-        Text, lines ended by newlines.
-    """
+    """A row per stage, the verdict, and the first wrong step."""
     case = report.case
     facts = {
         "case": [
@@ -35,7 +27,7 @@ def report_table(report: Report, candidate: str) -> str:
         "candidate": [candidate, report.dtype, _way(report)],
         "judged by": ["the float64 truth", "and what the dtype costs refimpl itself"],
     }
-    header = [line for label, known in facts.items() for line in wrapped(label, known)]
+    header = wrapped(facts)
     stages = dict.fromkeys(stage_of(step.step) for step in report.steps)
     groups = [[step for step in report.steps if stage_of(step.step) == stage] for stage in stages]
     worst = [max(group, key=_share) for group in groups]
@@ -56,15 +48,7 @@ def report_table(report: Report, candidate: str) -> str:
 
 
 def report_document(report: Report, candidate: str) -> dict[str, Any]:
-    """A report as one JSON document.
-
-    Args:
-        report: From `refimpl.oracle.check.check`.
-        candidate: Its file.
-
-    Returns:
-        Numbers, strings, lists and objects; an error that has no number is null.
-    """
+    """A report as one JSON document; an error that is no number is null."""
     first = report.first
     return {
         "case": report.case.name,
@@ -84,14 +68,7 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
 
 
 def report_xml(report: Report) -> str:
-    """A report as JUnit's XML: a test case per step; what is missing or conditional is skipped.
-
-    Args:
-        report: From `refimpl.oracle.check.check`.
-
-    Returns:
-        The document.
-    """
+    """A report as JUnit's XML: a test case per step; what is missing or conditional is skipped."""
     suite = ElementTree.Element(
         "testsuite",
         name=f"refimpl {report.case.name}, {_way(report)}",
@@ -113,18 +90,7 @@ def report_xml(report: Report) -> str:
 
 
 def stage_of(step: str) -> str:
-    """The part of the method that a step belongs to.
-
-    Args:
-        step: Its name.
-
-    Returns:
-        A word.
-
-    Example:
-        >>> stage_of("blocks.3.q"), stage_of("perturbed.0.drift"), stage_of("owl.counts")
-        ('forward', 'experiment', 'allocation')
-    """
+    """The part of the method that a step belongs to."""
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
     if first in ("embed", "blocks", "final_norm", "logits"):
         return "forward"
@@ -136,7 +102,7 @@ def stage_of(step: str) -> str:
 
 
 def _verdict(report: Report, candidate: str) -> Iterator[str]:
-    """Whether it agrees; if not, where to look first, what it usually is, how to see it again."""
+    """Whether it agrees; if not, the first wrong step, its usual causes and how to repeat it."""
     first = report.first
     for step in report.steps:
         if step.near_ties:
@@ -144,19 +110,19 @@ def _verdict(report: Report, candidate: str) -> Iterator[str]:
             more = ", ..." if len(step.near_ties) > SHOWN_TIES else ""
             yield f"{step.step}: {counted(len(step.near_ties), 'near tie')} at {places}{more}"
     if report.unknown:
-        yield f"no steps of this case, and not looked at: {', '.join(report.unknown[:SHOWN_TIES])}"
+        yield f"no steps of this case, and not checked: {', '.join(report.unknown[:SHOWN_TIES])}"
     if report.verdict == "pass":
         yield f"passes: {counted(len(report.steps), 'step')}"
     elif first is None:
         missing = [step.step for step in report.steps if step.status == "missing"]
-        open_ones = [step.step for step in report.steps if step.status == "conditional"]
-        said = [
+        unjudged = [step.step for step in report.steps if step.status == "conditional"]
+        counts = [
             f"{counted(len(names), 'step')} {what} ({', '.join(names[:3])}"
             f"{', ...' if len(names) > 3 else ''})"
-            for what, names in (("missing", missing), ("not judged", open_ones))
+            for what, names in (("missing", missing), ("not judged", unjudged))
             if names
         ]
-        yield f"inconclusive: {', '.join(said)}; --only PATTERN says which ones are meant"
+        yield f"inconclusive: {', '.join(counts)}; --only PATTERN checks a part of the steps"
     else:
         yield f"divergent, first at {first.step}: {_said(first)}"
         if causes := first.causes(report.dtype):
@@ -166,7 +132,7 @@ def _verdict(report: Report, candidate: str) -> Iterator[str]:
 
 
 def _way(report: Report) -> str:
-    """What each step of the candidate began with: its own last one, or the case's values."""
+    """Whether each step of the candidate began with its own last step, or the case's values."""
     return "stepwise" if report.stepwise else "chained"
 
 
@@ -176,12 +142,12 @@ def _said(step: StepResult) -> str:
     counting = step.tolerance == 0
     size = f"{step.error:.0f} differ" if counting else f"{_number(step.error)}"
     allowed = "" if counting else f"allowed {_number(step.tolerance)}, own {_number(step.own)}"
-    known = (size, allowed, place) if isfinite(step.error) else (place,)
-    return ", ".join(text for text in (step.fault, *known) if text)
+    numbers = (size, allowed, place) if isfinite(step.error) else (place,)
+    return ", ".join(text for text in (step.fault, *numbers) if text)
 
 
 def _share(step: StepResult) -> tuple[bool, float]:
-    """How bad a step is: those without an error last."""
+    """The rank of a step among the worst ones; steps without an error come last."""
     if step.status in ("missing", "conditional"):
         return False, -1.0
     return step.status == "divergent", step.error / (step.tolerance or 1.0)
@@ -192,7 +158,7 @@ def _number(x: float) -> str:
 
 
 def _step(step: StepResult) -> dict[str, Any]:
-    """One step."""
+    """One step, as JSON."""
     return {
         "step": step.step,
         "status": step.status,

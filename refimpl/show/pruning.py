@@ -1,27 +1,18 @@
-"""The table of a pruning: what each block and linear was asked to lose, and what it lost."""
+"""The table of a pruning: how many weights each block and linear was to lose, and lost."""
 
 from pathlib import Path
 
 from refimpl.pruning.prune import Pruning
-from refimpl.show.header import counted, run_facts, wrapped
+from refimpl.pruning.pruned_files import Counts
+from refimpl.show.header import model_facts, run_facts, token_facts, wrapped
 from refimpl.show.table import aligned
 
 
 def pruning_table(pruned: Pruning, out: Path) -> str:
-    """How a model was pruned, and a row per block: asked, pruned, and the zeros in the file.
-
-    Args:
-        pruned: From `refimpl.pruning.prune.prune`.
-        out: The new folder.
-
-    Returns:
-        Text, lines ended by newlines.
-    """
+    """How a model was pruned, and a row per block: asked, pruned, and the zeros in the file."""
     counts, asked = pruned.written.counts, pruned.targets.linear_pruned
-    rows = [list(block.values()) for block in counts]
-    everything = [found for row in rows for found in row]
-    rows.append(everything)
-    names = list(counts[0])
+    blocks = [list(block.values()) for block in counts]
+    rows = [*blocks, [linear for block in blocks for linear in block]]
     columns = {
         "block": [*map(str, range(len(counts))), "all"],
         "weights": [f"{sum(x.weights for x in row):,}" for row in rows],
@@ -29,40 +20,32 @@ def pruning_table(pruned: Pruning, out: Path) -> str:
         "pruned": [f"{sum(x.pruned for x in row):,}" for row in rows],
         "kept zeros": [f"{sum(x.kept_zeros for x in row):,}" for row in rows],
         "zeros": [f"{sum(x.zeros for x in row):,}" for row in rows],
-        "sparsity": [
-            f"{sum(x.pruned for x in row) / sum(x.weights for x in row):.4f}" for row in rows
-        ],
-        **{
-            name: [f"{block[name].pruned / block[name].weights:.4f}" for block in counts]
-            + [f"{_share(pruned, name):.4f}"]
-            for name in names
-        },
+        "sparsity": [_sparsity(row) for row in rows],
     }
-    lines = [line for label, known in _facts(pruned).items() for line in wrapped(label, known)]
+    for name in counts[0]:
+        linears = [block[name] for block in counts]
+        columns[name] = [_sparsity(row) for row in (*([linear] for linear in linears), linears)]
     notes = [
         "asked: weights to prune; pruned: those that were, now +0.0; kept zeros: weights that stay",
         "and are zero; zeros, counted in the file, are both together; then the fraction pruned of",
         "the block and of each linear.",
         f"written: {out}",
     ]
-    return "\n".join([*lines, "", *aligned(columns), "", *notes]) + "\n"
+    return "\n".join([*wrapped(_facts(pruned)), "", *aligned(columns), "", *notes]) + "\n"
 
 
-def _share(pruned: Pruning, name: str) -> float:
-    """Fraction pruned of one linear over all blocks."""
-    found = [block[name] for block in pruned.written.counts]
-    return sum(x.pruned for x in found) / sum(x.weights for x in found)
+def _sparsity(linears: list[Counts]) -> str:
+    """The fraction pruned of some linears together."""
+    return f"{sum(x.pruned for x in linears) / sum(x.weights for x in linears):.4f}"
 
 
 def _facts(pruned: Pruning) -> dict[str, list[str]]:
-    """Label to facts."""
+    """How the model was pruned, by label."""
     targets, pruner, tokens = pruned.targets, pruned.pruner, pruned.tokens
     made = targets.made
     facts = {
         "model": [
-            pruned.model,
-            f"family {pruned.family}",
-            counted(len(pruned.written.counts), "block"),
+            *model_facts(pruned.model, pruned.family, len(pruned.written.counts)),
             f"{pruned.total_weights:,} prunable weights",
         ],
         "method": [
@@ -81,11 +64,7 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
         ],
     }
     if tokens is not None:
-        facts["calibration"] = [
-            f"{tokens.samples} x {tokens.seq_len}",
-            *tokens.source.split(", "),
-            f"sha256 {tokens.sha256[:12]}",
-        ]
+        facts["calibration"] = token_facts(tokens)
     if pruned.written.left_out:
         facts["not copied"] = list(pruned.written.left_out)
     if pruned.written.format_added:

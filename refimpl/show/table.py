@@ -1,4 +1,4 @@
-"""The table of blocks: what each absorbs, and what it shall lose."""
+"""The table of blocks: what each absorbs, and how much is pruned of it."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -19,12 +19,7 @@ ABSORBS, AMPLIFIES, PLAIN = "\x1b[36m", "\x1b[31m", "\x1b[0m"
 
 @dataclass(frozen=True)
 class Style:
-    """What the output can show.
-
-    Args:
-        color: Whether escape sequences for colour may be used.
-        blocks: Whether block characters may be used; plain ASCII otherwise.
-    """
+    """What the output can show: colours as escape sequences, and block characters."""
 
     color: bool = False
     blocks: bool = True
@@ -36,53 +31,38 @@ class Style:
 
 
 def table(scores: Scores, allocations: tuple[Allocation, ...], style: Style = Style()) -> str:
-    """Header, and for every eta a row per block.
-
-    Args:
-        scores: What was found.
-        allocations: One per eta.
-        style: What the output can show.
-
-    Returns:
-        Text, lines ended by newlines.
-    """
+    """Header, and for every eta a row per block."""
     lines = header(scores, allocations)
-    for found, allocation in zip(scores.sweep, allocations, strict=True):
-        title = [f"eta {found.eta:g}"] if len(scores.sweep) > 1 else []
-        rows = aligned(columns(scores, found, allocation, style))
-        lines += ["", *title, *rows, "", *footer(scores, found, allocation)]
+    for absorption, allocation in zip(scores.sweep, allocations, strict=True):
+        title = [f"eta {absorption.eta:g}"] if len(scores.sweep) > 1 else []
+        rows = aligned(columns(scores, absorption, allocation, style))
+        lines += ["", *title, *rows, "", *footer(scores, absorption, allocation)]
     return "\n".join(lines) + "\n"
 
 
 def columns(
-    scores: Scores, found: Absorption, allocation: Allocation, style: Style
+    scores: Scores, absorption: Absorption, allocation: Allocation, style: Style
 ) -> dict[str, list[str]]:
-    """The table, column by column.
-
-    Args:
-        scores: What was found.
-        found: At this eta.
-        allocation: Made of it.
-        style: What the output can show.
-
-    Returns:
-        Heading to one text per block.
-    """
+    """The table at one eta: heading to a text per block."""
     signal, values = _signal(scores, allocation.request.base)
     extra = {}
     if scores.pruned_at is not None:
-        extra["drift"] = _numbers(np.diag(found.drift), "#.4g")  # R_l, what pruning block l does
+        extra["drift"] = _numbers(
+            np.diag(absorption.drift), "#.4g"
+        )  # R_l, what pruning block l does
     if allocation.request.correct == "arrival":
-        extra["arrival"] = _numbers(found.arrival, "#.4g")
-    if allocation.request.correct == "divergence" and found.divergence is not None:
-        extra["divergence"] = _numbers(found.divergence, "#.4g")
+        extra["arrival"] = _numbers(absorption.arrival, "#.4g")
+    if allocation.request.correct == "divergence" and absorption.divergence is not None:
+        extra["divergence"] = _numbers(absorption.divergence, "#.4g")
     return {
         "block": [str(i) for i in range(scores.num_blocks)],
         "weights": [f"{scores.linear_sizes.sum():,}"] * scores.num_blocks,
         signal: ["-"] * scores.num_blocks if values is None else _numbers(values, "#.4g"),
-        "r": _numbers(found.coefficient, ".4f"),
-        "stderr": _numbers(found.stderr, ".4f"),
-        f"{'absorbs':>{ROOM}}{style.middle}amplifies": [bar(r, style) for r in found.coefficient],
+        "r": _numbers(absorption.coefficient, ".4f"),
+        "stderr": _numbers(absorption.stderr, ".4f"),
+        f"{'absorbs':>{ROOM}}{style.middle}amplifies": [
+            bar(r, style) for r in absorption.coefficient
+        ],
         **extra,
         "base": _numbers(allocation.base_sparsity, ".4f"),
         "corrected": _numbers(allocation.corrected_sparsity, ".4f"),
@@ -91,18 +71,7 @@ def columns(
 
 
 def aligned(columns: Mapping[str, list[str]]) -> list[str]:
-    """Lines of a table, each column as wide as its widest text and set to the right.
-
-    Args:
-        columns: Heading to texts, as many in each; escape sequences for colour have no width.
-
-    Returns:
-        The line of headings and a line per text.
-
-    Example:
-        >>> aligned({"block": ["0", "1"], "weights": ["7,296", "7,296"]})
-        ['block  weights', '    0    7,296', '    1    7,296']
-    """
+    """Lines of a table, right-aligned; escape sequences for colour have no width."""
 
     def padded(cells: list[str]) -> list[str]:
         widths = [len(re.sub(r"\x1b\[\d+m", "", cell)) for cell in cells]
@@ -114,17 +83,8 @@ def aligned(columns: Mapping[str, list[str]]) -> list[str]:
     return ["  ".join(cells) for cells in zip(*whole, strict=True)]
 
 
-def footer(scores: Scores, found: Absorption, allocation: Allocation) -> list[str]:
-    """Totals, and what a reader must know to read the rows.
-
-    Args:
-        scores: What was found.
-        found: At this eta.
-        allocation: Made of it.
-
-    Returns:
-        Lines.
-    """
+def footer(scores: Scores, absorption: Absorption, allocation: Allocation) -> list[str]:
+    """The totals, and notes that explain the rows."""
     total, pruned, asked = allocation.total_weights, allocation.total_pruned, allocation.request
     lines = [
         f"pruned {pruned:,} of {total:,} ({pruned / total:.4%}), asked for {asked.sparsity:.4%}"
@@ -137,14 +97,16 @@ def footer(scores: Scores, found: Absorption, allocation: Allocation) -> list[st
         )
     if np.ptp(allocation.linear_sparsity, axis=1).any():
         lines.append("sparsities are per linear (all of them with --json); rows show block means")
-    if np.isnan(found.coefficient).any():
+    if np.isnan(absorption.coefficient).any():
         lines.append("r is - where no token had a drift; such a block counts as r = 1")
-    if np.isnan(found.stderr).any() and scores.tokens.samples < 2:
+    if np.isnan(absorption.stderr).any() and scores.tokens.samples < 2:
         lines.append("stderr is -: it takes two samples or more")
-    elif np.isnan(found.stderr[~np.isnan(found.coefficient)]).any() and scores.plan.subset:
+    elif (
+        np.isnan(absorption.stderr[~np.isnan(absorption.coefficient)]).any() and scores.plan.subset
+    ):
         lines.append("stderr is - where a block was perturbed in one sample only")
-    if found.left_out.any():
-        lines.append(f"{counted(int(found.left_out.sum()), 'token')} without a ratio left out")
+    if absorption.left_out.any():
+        lines.append(f"{counted(int(absorption.left_out.sum()), 'token')} without a ratio left out")
     if scores.plan.sink == "exclude":
         sinks = counted(int(scores.sinks.sum()), "token")
         lines.append(f"{sinks} excluded as sinks, over all perturbed blocks")
@@ -152,19 +114,7 @@ def footer(scores: Scores, found: Absorption, allocation: Allocation) -> list[st
 
 
 def bar(r: float, style: Style) -> str:
-    """A bar for log r: to the left what is absorbed, to the right what is amplified.
-
-    Args:
-        r: Absorption coefficient; NaN where unknown.
-        style: What the output can show.
-
-    Returns:
-        Text of ``2 ROOM + 1`` characters (and colour); full length at a factor of 3 or more.
-
-    Example:
-        >>> bar(3.0, Style(blocks=False)), bar(1 / 3, Style(blocks=False))
-        ('         |#########', '#########|         ')
-    """
+    """A bar for log r, to the left if r < 1; full at a factor of 3 or more, "?" for NaN."""
     if np.isnan(r):
         return "?".center(2 * ROOM + 1)
     u = np.clip(np.log(r) if r > 0 else -LOG_LIMIT, -LOG_LIMIT, LOG_LIMIT) / LOG_LIMIT

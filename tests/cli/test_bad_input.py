@@ -1,4 +1,8 @@
-"""Input that cannot be used: one clear error, exit code 2, nothing written, nothing touched."""
+"""Input that cannot be used: one clear error, exit code 2, nothing written, nothing touched.
+
+Malformed files of every kind are refused in the tests of `loading` and `tokens`; here are a few of
+each kind, and all options.
+"""
 
 import errno
 import json
@@ -7,24 +11,22 @@ import os
 import re
 import resource
 import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
-import ml_dtypes
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from program import Result, run
+from program import Result, refusal, run
 from safetensors.numpy import load_file, save_file
 
 from refimpl.running.threads import Progress
 
-FORM = re.compile(r"error: .+\nexpected: .+\nnext: .+\n", re.DOTALL)
 SMALL = "--samples 1 --seq-len 4"
 WORDS = "Entia non sunt multiplicanda praeter necessitatem.\n" * 4
 Change = Callable[[Path], object]
@@ -40,30 +42,19 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def assert_refused(result: Result, *words: str) -> None:
-    assert result.code == 2, result
-    assert result.out == ""
-    assert FORM.fullmatch(result.err), result.err
-    for label in ("error: ", "expected: ", "next: "):
-        assert len(re.findall(f"^{label}", result.err, re.MULTILINE)) == 1, result.err
-    assert "Traceback" not in result.err
-    for word in words:
-        assert word in result.err, result.err
-
-
 def refused(command: str, *words: str) -> str:
     """Run in the current folder, see it refused and nothing changed; returns the error."""
-    here = Path()
-    before = state(here)
-    result = run(*command.split(), *([] if "-o " in command else ["-o", "out/new.json"]))
-    assert_refused(result, *words)
-    assert state(here) == before
-    return result.err
+    before = state(Path())
+    error = refusal(run(*command.split(), *([] if "-o " in command else ["-o", "out/new.json"])))
+    assert state(Path()) == before
+    for word in words:
+        assert word in error, error
+    return error
 
 
 @contextmanager
 def never(label: str) -> Iterator[Progress]:
-    """In the place of the progress bar: no work may begin."""
+    """In the place of the progress bar: fail if any work begins."""
 
     def began(done: float, total: float) -> None:
         raise AssertionError("the experiment began before the error was found")
@@ -73,7 +64,7 @@ def never(label: str) -> Iterator[Progress]:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a model that is fine and with inputs that are."""
+    """A folder to work in, with a model and other inputs that are valid."""
     shutil.copytree(
         FIXTURES / "llama", tmp_path / "model", ignore=shutil.ignore_patterns("expected*", "prov*")
     )
@@ -116,9 +107,9 @@ OPTIONS = {
     "--draws 0": "at least one draw",
     "--draws many": "--draws",
     "--seed -1": "a seed of 0 or more",
-    "--perturbation pruning --eta 0.01": "leave --eta away",
-    "--perturbation pruning --noise-scale token": "leave --noise-scale away",
-    "--perturbation pruning --noise-shape channel": "leave --noise-shape away",
+    "--perturbation pruning --eta 0.01": "omit --eta",
+    "--perturbation pruning --noise-scale token": "omit --noise-scale",
+    "--perturbation pruning --noise-shape channel": "omit --noise-shape",
     "--perturbation pruning --draws 2": "omit --draws",
     "--sparsity -0.1": "a number from 0 to 1",
     "--sparsity 1.01": "a number from 0 to 1",
@@ -192,7 +183,9 @@ def test_what_is_missing_from_the_command_line() -> None:
         ("trim model", "No such command 'trim'"),
         ("--model model", "No such option"),
     ):
-        assert_refused(run(*words.split()), message, "--help")
+        error = refusal(run(*words.split()))
+        assert message in error
+        assert "--help" in error
 
 
 def test_noise_beyond_float32() -> None:
@@ -255,9 +248,7 @@ def test_a_folder_that_may_not_be_written(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_output_that_fails_while_it_is_written(
     reason: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(reason, os.strerror(reason))
-
+    full = Mock(side_effect=OSError(reason, os.strerror(reason)))
     monkeypatch.setattr(os, "fsync", full)
     refused(f"score model {SMALL} -o out/new.json", os.strerror(reason), "-o")
 
@@ -286,31 +277,16 @@ TOKENS: dict[str, tuple[str, bytes | str | np.ndarray[Any, Any], tuple[str, ...]
     "negative": ("a.npy", np.array([[1, 2, -1, 3]]), ("1 token id", "-1", "position 2")),
     "huge": ("a.npy", np.full((1, 4), 2**64 - 1, np.uint64), ("18446744073709551615",)),
     "float": ("a.npy", np.ones((1, 4)), ("float64", "int64")),
-    "bool": ("a.npy", np.ones((1, 4), np.bool_), ("bool", "int64")),
-    "text": ("a.npy", np.array([["a", "b"]]), ("<U1",)),
-    "complex": ("a.npy", np.ones(4, np.complex128), ("complex128",)),
     "three axes": ("a.npy", np.ones((2, 2, 2), np.int64), ("[2, 2, 2]",)),
-    "no axis": ("a.npy", np.array(3), ("[]",)),
-    "no rows": ("a.npy", np.ones((0, 4), np.int64), ("no ids",)),
-    "no ids": ("a.npy", np.ones((4, 0), np.int64), ("no ids",)),
-    "none at all": ("a.npy", np.ones(0, np.int64), ("0 tokens",)),
-    "not npy": ("a.npy", b"garbage", ("a.npy",)),
     "truncated npy": ("a.npy", b"\x93NUMPY\x01\x00v\x00{'descr'", ("a.npy",)),
-    "empty npy": ("a.npy", b"", ("a.npy",)),
     "another format": ("a.csv", "1,2,3,4", (".npy or a .jsonl", "--text")),
     "too few rows": ("a.npy", np.ones((1, 3), np.int64), ("1 rows of 3", "--seq-len 3")),
     "unequal rows": ("a.jsonl", "[1, 2]\n\n[1]\n", ("a.jsonl line 3", "1 ids", "have 2")),
-    "a row of floats": ("a.jsonl", "[1, 2]\n[1.0, 2]\n", ("a.jsonl line 2",)),
-    "a row of bools": ("a.jsonl", "[true, false]\n", ("a.jsonl line 1",)),
     "a row with null": ("a.jsonl", "[1, null]\n", ("a.jsonl line 1",)),
     "an object": ("a.jsonl", '{"text": "hello"}\n', ("a.jsonl line 1", "input_ids")),
-    "not JSON": ("a.jsonl", "[1, 2]\nnonsense\n", ("a.jsonl line 2",)),
-    "a huge id": ("a.jsonl", f"[{10**30}]\n", ("a.jsonl line 1",)),
-    "deep": ("a.jsonl", "[" * 100_000 + "\n", ("a.jsonl line 1",)),
     "empty jsonl": ("a.jsonl", "", ("no ids",)),
     "outside, jsonl": ("a.jsonl", "[1, 2, 3, 264]\n", ("264", "from 0 to 263")),
     "empty text": ("a.txt", "", ("a.txt is empty",)),
-    "blank text": ("a.txt", " \n\t\n", ("a.txt is empty",)),
     "not UTF-8": ("a.txt", b"caf\xe9", ("a.txt", "byte 3")),
 }
 
@@ -384,57 +360,22 @@ def broken(change: Callable[[np.ndarray[Any, Any]], object], name: str = DOWN) -
     edited(**{name: tensor})
 
 
-def header(change: Callable[[dict[str, Any]], object]) -> None:
-    """Rewrite the header of the model's file, its data as they are."""
-    raw = WEIGHTS.read_bytes()
-    (length,) = struct.unpack("<Q", raw[:8])
-    head = json.loads(raw[8 : 8 + length])
-    change(head)
-    new = json.dumps(head).encode()
-    WEIGHTS.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
-
-
-def overlapping(head: dict[str, Any]) -> None:
-    first, second = [name for name in head if name != "__metadata__"][:2]
-    head[second]["data_offsets"] = head[first]["data_offsets"]
-    head[second]["shape"] = head[first]["shape"]
-
-
 FILES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), ("not a whole safetensors",)),
-    "cut in the header": (lambda p: p.write_bytes(p.read_bytes()[:60]), ("not a whole",)),
-    "empty": (lambda p: p.write_bytes(b""), ("model.safetensors",)),
-    "garbage": (lambda p: p.write_bytes(b"garbage" * 99), ("not a whole safetensors",)),
-    "a huge header": (lambda p: p.write_bytes(b"\xff" * 16), ("not a whole safetensors",)),
-    "too long": (lambda p: p.write_bytes(p.read_bytes() + b"more"), ("not a whole",)),
-    "overlapping": (lambda p: header(overlapping), ("not a whole safetensors",)),
-    "header not JSON": (lambda p: p.write_bytes(struct.pack("<Q", 4) + b"nope"), ("not a whole",)),
-    "a folder": (lambda p: (p.unlink(), p.mkdir()), ("model.safetensors",)),
+    "overflow": (lambda p: broken(lambda w: w.fill(1e38)), ("beyond the range", "--dtype float64")),
+    "integers": (lambda p: edited(**{DOWN: np.ones((32, 44), np.int64)}), (DOWN, "F32")),
     "missing tensor": (lambda p: edited(**{DOWN: None}), (f"{DOWN}: missing", "[32, 44]")),
     "missing tensors": (
         lambda p: edited(**{DOWN: None, "model.norm.weight": None}),
         ("2 ", f"{DOWN}: missing", "model.norm.weight: missing"),
     ),
-    "extra tensor": (
-        lambda p: edited(**{"model.layers.1.extra": np.ones(3, np.float32)}),
-        ("model.layers.1.extra: no role claims it", "[3]"),
-    ),
-    "misshapen tensor": (
-        lambda p: edited(**{DOWN: np.ones((44, 32), np.float32)}),
-        (f"{DOWN}: expected shape [32, 44], got [44, 32]",),
-    ),
     "all at once": (
         lambda p: edited(**{DOWN: np.ones(3, np.float32), "b": np.ones(3), "lm_head.weight": None}),
         ("3 ", DOWN, "b: no role", "lm_head.weight: missing"),
     ),
-    "integers": (lambda p: edited(**{DOWN: np.ones((32, 44), np.int64)}), (DOWN, "F32")),
     "NaN": (
         lambda p: broken(lambda w: w.__setitem__((0, slice(3)), np.nan)),
         (f"{DOWN} holds 3 NaN or Inf", "1408"),
-    ),
-    "Inf": (
-        lambda p: broken(lambda w: w.__setitem__((0, 0), -np.inf)),
-        (f"{DOWN} holds 1 NaN or Inf",),
     ),
     "NaN in the head": (
         lambda p: broken(lambda w: w.__setitem__((3, 3), np.nan), "lm_head.weight"),
@@ -444,29 +385,31 @@ FILES: dict[str, tuple[Change, tuple[str, ...]]] = {
         lambda p: broken(lambda w: w.__setitem__((200, 3), np.nan), "model.embed_tokens.weight"),
         ("model.embed_tokens.weight holds 1 NaN or Inf",),
     ),
-    "NaN in BF16": (
-        lambda p: edited(**{DOWN: np.full((32, 44), np.nan, ml_dtypes.bfloat16)}),
-        (f"{DOWN} holds 1408 NaN or Inf",),
-    ),
     "beyond float32": (
         lambda p: edited(**{DOWN: np.full((32, 44), 1e300)}),
         (DOWN, "--dtype float64"),
-    ),
-    "overflow": (lambda p: broken(lambda w: w.fill(1e38)), ("beyond the range", "--dtype float64")),
-    "quantised (GPTQ)": (
-        lambda p: edited(
-            **{DOWN: None, f"{DOWN[:-6]}qweight": np.ones((5, 32), np.int32)},
-        ),
-        ("quantised", "original"),
     ),
     "quantised (int8)": (
         lambda p: edited(**{DOWN: np.ones((32, 44), np.int8)}),
         ("quantised", "original"),
     ),
-    "multimodal": (
-        lambda p: edited(**{"vision_tower.patch.weight": np.ones((3, 3), np.float32)}),
-        ("multimodal", "language_model"),
+}
+
+
+def only(name: str) -> Change:
+    """A folder that holds the weights in another file only."""
+    return lambda p: p.rename(p.with_name(name))
+
+
+FILES |= {
+    "no weights": (lambda p: p.unlink(), ("no .safetensors file",)),
+    "only .pth": (only("consolidated.00.pth"), (".pth", "save_pretrained")),
+    "an adapter": (only("adapter_model.safetensors"), ("adapter", "merge_and_unload")),
+    "several files": (
+        lambda p: (shutil.copy(p, p.with_name("a.safetensors")), only("b.safetensors")(p)),
+        ("a.safetensors, b.safetensors", "name the file itself"),
     ),
+    "no config": (lambda p: p.with_name("config.json").unlink(), ("--config", "head counts")),
 }
 
 
@@ -477,43 +420,12 @@ def test_weights(case: str) -> None:
     refused(f"score model {SMALL}", *words)
 
 
-def only(name: str) -> Change:
-    """A folder that holds the weights in another file only."""
-    return lambda p: p.rename(p.with_name(name))
-
-
-FOLDERS: dict[str, tuple[Change, tuple[str, ...]]] = {
-    "no weights": (lambda p: p.unlink(), ("no .safetensors file",)),
-    "only .bin": (only("pytorch_model.bin"), ("pytorch_model.bin", "save_pretrained")),
-    "only .pth": (only("consolidated.00.pth"), (".pth", "save_pretrained")),
-    "only .gguf": (only("model.gguf"), ("model.gguf", "gguf_file")),
-    "an adapter": (
-        lambda p: only("adapter_model.safetensors")(p),
-        ("adapter", "merge_and_unload"),
-    ),
-    "several files": (
-        lambda p: (shutil.copy(p, p.with_name("a.safetensors")), only("b.safetensors")(p)),
-        ("a.safetensors, b.safetensors", "name the file itself"),
-    ),
-    "no config": (lambda p: p.with_name("config.json").unlink(), ("--config", "head counts")),
-}
-
-
-@pytest.mark.parametrize("case", FOLDERS)
-def test_folders(case: str) -> None:
-    change, words = FOLDERS[case]
-    change(WEIGHTS)
-    refused(f"score model {SMALL}", *words)
-
-
 def test_paths_that_hold_no_model(here: Path) -> None:
     refused(f"score absent {SMALL}", "absent: no such file or folder")
-    refused(f"score absent.safetensors {SMALL}", "absent.safetensors: no such file or folder")
     refused(f"score text.txt {SMALL}", "text.txt")
     refused(f"score out {SMALL}", "no .safetensors file")
-    for name, way in (("model.bin", "save_pretrained"), ("model.gguf", "gguf_file")):
-        (here / name).write_bytes(b"GGUF")
-        refused(f"score {name} {SMALL}", name.partition(".")[2], way)
+    (here / "model.gguf").write_bytes(b"GGUF")
+    refused(f"score model.gguf {SMALL}", "gguf", "gguf_file")
 
 
 # ---- config ------------------------------------------------------------------------------------
@@ -521,15 +433,7 @@ def test_paths_that_hold_no_model(here: Path) -> None:
 CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown family": ({"model_type": "mamba"}, ("mamba", "llama, ")),
     "no family": ({"model_type": None}, ("model_type", "llama, ")),
-    "quantised": ({"quantization_config": {"bits": 4}}, ("quantised", "original")),
-    "multimodal": ({"vision_config": {"hidden_size": 3}}, ("multimodal", "language_model")),
-    "unknown value": ({"hidden_act": "mish"}, ("hidden_act", "mish", "silu")),
     "unknown key": ({"logit_tricks": 3}, ("logit_tricks: not understood", "3")),
-    "unknown rope": ({"rope_parameters": {"rope_type": "yarn", "factor": 2}}, ("yarn", "llama3")),
-    "missing": ({"num_attention_heads": None}, ("num_attention_heads", "missing")),
-    "negative": ({"hidden_size": -32}, ("hidden_size", "-32")),
-    "a word": ({"num_hidden_layers": "four"}, ("num_hidden_layers", "four")),
-    "heads": ({"num_key_value_heads": 3}, ("num_key_value_heads: 3",)),
     "all at once": (
         {"hidden_act": "mish", "logit_tricks": 3, "rms_norm_eps": -1},
         ("hidden_act", "logit_tricks", "rms_norm_eps"),
@@ -550,9 +454,7 @@ def test_configs(case: str) -> None:
     refused(f"score model {SMALL}", *words)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "nonsense", "[1]", "[" * 100_000, b"\xff\xfe{}", "null"], ids=range(6)
-)
+@pytest.mark.parametrize("text", ["[1]", "[" * 100_000, b"\xff\xfe{}"], ids=range(3))
 def test_configs_that_are_no_object(text: str | bytes) -> None:
     Path("model/config.json").write_bytes(text.encode() if isinstance(text, str) else text)
     refused(f"score model {SMALL}", "config.json")
@@ -568,17 +470,7 @@ def outside(name: str) -> Callable[[dict[str, Any]], object]:
 
 INDICES: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
     "parent": (outside("../model/model.safetensors"), ("outside its folder", "../model")),
-    "absolute": (outside("/etc/passwd"), ("outside its folder", "/etc/passwd")),
     "a folder": (outside("."), ("index.json",)),
-    "not there": (outside("model-00009.safetensors"), ("model-00009.safetensors",)),
-    "no map": (lambda index: index.pop("weight_map"), ("weight_map",)),
-    "a list": (lambda index: index.update(weight_map=["a"]), ("weight_map",)),
-    "a number": (lambda index: index["weight_map"].update(x=3), ("weight_map",)),
-    "empty": (lambda index: index.update(weight_map={}), ("index.json",)),
-    "a tensor too many": (
-        lambda index: index["weight_map"].update(x="model-00001-of-00004.safetensors"),
-        ("x: in the index under model-00001-of-00004.safetensors",),
-    ),
     "a tensor too few": (
         lambda index: index["weight_map"].pop("model.norm.weight"),
         ("model.norm.weight", "nothing"),
@@ -639,7 +531,9 @@ def test_a_file_that_may_not_be_read(
         patched.setattr("refimpl.loading.safetensors_file.safe_open", denied(library))
         small = SMALL if command.startswith("score") else ""
         result = run(*command.split(), *small.split(), "-o", "out/new.json")
-    assert_refused(result, name, "Permission denied")
+    error = refusal(result)
+    assert name in error
+    assert "Permission denied" in error
     assert state(here) == before
 
 
@@ -786,33 +680,31 @@ def test_damaged_scores_are_refused_or_make_an_allocation(
             except Exception as error:
                 raise AssertionError(f"{path} = {value!r}: {error!r}") from error
             if result.code != 0:
-                assert_refused(result)
+                refusal(result)
 
 
 # ---- what nobody expects -----------------------------------------------------------------------
 
 
-def test_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: Any, **options: Any) -> None:
-        raise MemoryError("Unable to allocate 9.9 TiB")
-
-    monkeypatch.setattr("refimpl.cli.score.score", full)
-    refused(f"score model {SMALL}", "out of memory", "9.9 TiB", "--memory")
-
-
-def test_a_failing_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any, **options: Any) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), "model.safetensors")
-
-    monkeypatch.setattr("refimpl.cli.score.score", broken)
-    refused(f"score model {SMALL}", "model.safetensors", os.strerror(errno.EIO))
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (MemoryError("Unable to allocate 9.9 TiB"), ("out of memory", "9.9 TiB", "--memory")),
+        (
+            OSError(errno.EIO, os.strerror(errno.EIO), "model.safetensors"),
+            ("model.safetensors", os.strerror(errno.EIO)),
+        ),
+    ],
+)
+def test_faults_of_the_machine(
+    fault: Exception, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.cli.score.score", Mock(side_effect=fault))
+    refused(f"score model {SMALL}", *words)
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(*arguments: Any, **options: Any) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("refimpl.cli.score.score", wrong)
+    monkeypatch.setattr("refimpl.cli.score.score", Mock(side_effect=ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         run("score", "model", *SMALL.split())
 
@@ -836,7 +728,7 @@ def started(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
 def test_as_a_process(words: str, here: Path) -> None:
     before = state(here)
     done = started(*words.split(), "-o", "out/new.json", stdout=subprocess.PIPE)
-    assert_refused(Result(done.returncode, done.stdout, done.stderr))
+    refusal(Result(done.returncode, done.stdout, done.stderr))
     assert state(here) == before
 
 
@@ -845,7 +737,7 @@ def test_a_full_disk_behind_stdout() -> None:
     for words in (f"score model {SMALL}", "--help"):
         with open("/dev/full", "w") as full:
             done = started(*words.split(), stdout=full)
-        assert_refused(Result(done.returncode, "", done.stderr), "No space left")
+        assert "No space left" in refusal(Result(done.returncode, "", done.stderr))
 
 
 def test_a_limit_on_the_size_of_files(here: Path) -> None:
@@ -855,13 +747,13 @@ def test_a_limit_on_the_size_of_files(here: Path) -> None:
     before = state(here)
     words = f"score model {SMALL} -o out/new.json".split()
     done = started(*words, stdout=subprocess.PIPE, preexec_fn=limited)
-    assert_refused(Result(done.returncode, done.stdout, done.stderr), "out/new.json", "-o")
+    error = refusal(Result(done.returncode, done.stdout, done.stderr))
+    assert "out/new.json" in error
+    assert "-o" in error
     assert state(here) == before
 
 
 def test_a_file_that_cannot_be_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: Any, **options: Any) -> None:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-    monkeypatch.setattr(mmap, "mmap", fails)
+    fault = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    monkeypatch.setattr(mmap, "mmap", Mock(side_effect=fault))
     refused(f"score model {SMALL}", "model.safetensors", os.strerror(errno.ENOMEM))

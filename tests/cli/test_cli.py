@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from math import log
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import typer
+from cli_page import commands
 from conftest import FIXTURES
-from program import Result, run
+from program import Result, ran, run
 
 import refimpl
-from refimpl.cli.main import app
+from refimpl.cli.groups import PERTURBATION, REQUEST
+from refimpl.cli.options import OptionGroup
 from refimpl.errors import RefimplError
 from refimpl.running.threads import Progress
 
@@ -31,55 +34,6 @@ LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", "2", "--seq-len", "12")
 ESCAPE = "\x1b["
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-# Options of the command line with their defaults; where there is none, what --help says instead.
-ALLOCATION: dict[str, Any] = {
-    "--base": "uniform",
-    "--base-option": "lam=0.08",
-    "--sparsity": 0.7,
-    "--correct": "Default: absorption; with --compat peer, none",
-    "--strength": 0.05,
-    "--max-correction": 0.1,
-    "--correction-scale": "raw",
-    "--lo": 0.0,
-    "--hi": 1.0,
-    "--compat": "exact",
-    "--json": False,
-    "--output": "Write the JSON to a file",
-    "-o": "Write the JSON to a file",
-}
-SCORE: dict[str, Any] = ALLOCATION | {
-    "--config": "if not beside the weights",
-    "--text": "UTF-8",
-    "--tokens": ".npy or .jsonl",
-    "--samples": "Default: 8",
-    "--seq-len": "Default: 512, or the model's longest",
-    "--eta": "0.01",
-    "--perturbation": "gaussian",
-    "--noise-scale": "token",
-    "--noise-shape": "isotropic",
-    "--norm": "token",
-    "--sink": "include",
-    "--draws": 1,
-    "--seed": 0,
-    "--dtype": "float32",
-    "--threads": "Default: one per core",
-    "--runtime": "numpy",
-    "--device": "auto",
-    "--memory": "Default: what is free, at most 2 GiB",
-    "--executor": "threads",
-    "--resume": False,
-    "--subset": "Default: all",
-    "--budget": "never more of them than without it",
-    "--estimate": False,
-}
-
-
-def ran(*words: object, **options: Any) -> str:
-    """Stdout of a run that succeeds and says nothing else."""
-    result = run(*words, **options)
-    assert (result.code, result.err) == (0, "")
-    return result.out
 
 
 def without_run(text: str) -> str:
@@ -99,30 +53,6 @@ def recorded(label: str) -> Iterator[Progress]:
 
 
 # ---- options -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("command", "options"), [("score", SCORE), ("allocate", ALLOCATION)])
-def test_every_option_has_its_default(command: str, options: dict[str, Any]) -> None:
-    program: Any = typer.main.get_command(app)
-    parameters = program.commands[command].params
-    known = {name: p for p in parameters if p.param_type_name == "option" for name in p.opts}
-    assert set(known) - {"--help", "-h"} == set(options)
-    for name, default in options.items():
-        if known[name].default is None:
-            assert default in known[name].help, name
-        else:
-            assert known[name].default == default, name
-
-
-def test_the_commands_share_the_options_of_the_allocation() -> None:
-    program: Any = typer.main.get_command(app)
-    score, allocate = (program.commands[name].params for name in ("score", "allocate"))
-    shared = [p.name for p in allocate][1:-2]
-    first = [p.name for p in score].index("base")
-    assert [p.name for p in score][first : first + len(shared)] == shared
-    assert [p.help for p in score if p.name in shared] == (
-        [p.help for p in allocate if p.name in shared]
-    )
 
 
 @pytest.mark.parametrize(
@@ -186,24 +116,26 @@ def test_options_change_the_numbers() -> None:
         assert ran("score", LLAMA, *small, *words_).splitlines()[-6:] != plain, words
 
 
+@pytest.mark.parametrize("group", [PERTURBATION, REQUEST])
+def test_every_field_has_an_option(group: OptionGroup) -> None:
+    assert {field.name for field in fields(group.target)} == group.options.keys()
+
+
 # ---- help --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("command", "options"),
-    [("score", SCORE), ("allocate", ALLOCATION), ("", {"--version": 0, "score": 0, "allocate": 0})],
-)
+@pytest.mark.parametrize("command", ["", *commands()])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help(
-    command: str, options: dict[str, Any], flag: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help(command: str, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"):  # they make help colourful
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
     text = ran(*command.split(), flag)
     assert f"refimpl {command}".strip() in text
-    for name in options:
-        assert name in text, name
+    names = ["--version", *(name.split()[0] for name in commands())]
+    if command:
+        names = [name for one in commands()[command].params for name in one.opts if name[0] == "-"]
+    assert [name for name in names if name not in text] == []
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
@@ -586,12 +518,9 @@ def test_a_reader_that_leaves_early() -> None:
 
 
 def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*arguments: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
-
-    for place in ("refimpl.cli.score.score", "refimpl.cli.terminal.write_json", "os.replace"):
+    for place in ("refimpl.cli.score.score", "refimpl.cli.score.write_json", "os.replace"):
         with monkeypatch.context() as patched:
-            patched.setattr(place, stopped)
+            patched.setattr(place, Mock(side_effect=KeyboardInterrupt))
             result = run("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json", "--resume")
         assert result == Result(130, "", "")
         assert {path.name for path in tmp_path.iterdir()} <= {"scores.json.part"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import program
 import pytest
 from conftest import FIXTURES
 from program import Result, run
@@ -60,15 +61,12 @@ def questions(tmp_path: Path) -> Path:
 
 
 def ran(*words: object) -> str:
-    result = run("eval", *words)
-    assert (result.code, result.err) == (0, "")
-    return result.out
+    return program.ran("eval", *words)
 
 
 def refused(*words: object) -> Result:
     result = run("eval", *words)
-    assert result.code == 2
-    assert result.out == ""
+    program.refusal(result)
     return result
 
 
@@ -78,21 +76,16 @@ def numbers(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_table_says_what_was_measured(questions: Path) -> None:
-    out = ran(LLAMA, "--text", TEXT, "--window", 32, "--choices", questions, "--threads", 1)
-    document = json.loads(
-        ran(LLAMA, "--text", TEXT, "--window", 32, "--choices", questions, "--json")
-    )
+    words = (LLAMA, "--text", TEXT, "--window", 32, "--choices", questions)
+    out, document = ran(*words, "--threads", 1), json.loads(ran(*words, "--json"))
     text, choices = document["text"], document["choices"]
-    lines = {" ".join(line.split()) for line in out.splitlines()}
-    assert "model llama, family llama, 4 blocks" in lines
-    assert (
-        f"perplexity {text['perplexity']:#.6g} {text['perplexity_stderr']:#.6g} 33 windows" in lines
-    )
-    assert f"bits per byte {text['bits_per_byte']:.5f} - 1,006 bytes" in lines
-    assert f"acc {choices['acc']:.4f} {choices['acc_stderr']:.4f} 3 questions" in lines
-    assert (
-        f"acc_norm {choices['acc_norm']:.4f} {choices['acc_norm_stderr']:.4f} 3 questions" in lines
-    )
+    assert {" ".join(line.split()) for line in out.splitlines()} >= {
+        "model llama, family llama, 4 blocks",
+        f"perplexity {text['perplexity']:#.6g} {text['perplexity_stderr']:#.6g} 33 windows",
+        f"bits per byte {text['bits_per_byte']:.5f} - 1,006 bytes",
+        f"acc {choices['acc']:.4f} {choices['acc_stderr']:.4f} 3 questions",
+        f"acc_norm {choices['acc_norm']:.4f} {choices['acc_norm_stderr']:.4f} 3 questions",
+    }
     assert "33 windows of 32 tokens (the last of 15), BOS 1 added by tokenizer.json" in out
     assert text["sha256"][:12] in out
     assert "1 thread, float32, refimpl" in out
@@ -101,9 +94,8 @@ def test_the_table_says_what_was_measured(questions: Path) -> None:
 
 def test_the_document_holds_what_its_numbers_are_made_of(questions: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.json"
-    printed = ran(
-        LLAMA, "--text", TEXT, "--window", 32, "--choices", questions, "-o", output, "--json"
-    )
+    words = (LLAMA, "--text", TEXT, "--window", 32, "--choices", questions)
+    printed = ran(*words, "-o", output, "--json")
     document = json.loads(output.read_text())
     assert json.loads(printed) == document
     assert sorted(os.listdir(tmp_path)) == ["out.json", "q.jsonl"]
@@ -114,11 +106,7 @@ def test_the_document_holds_what_its_numbers_are_made_of(questions: Path, tmp_pa
     assert text["perplexity"] == pytest.approx(exp(nats / 1006))
     assert text["bits_per_byte"] == pytest.approx(nats / log(2) / text["bytes"])
     assert (text["bos"], text["window"], text["num_windows"]) == (1, 32, 33)
-    assert (document["model"], document["family"], document["dtype"]) == (
-        "llama",
-        "llama",
-        "float32",
-    )
+    assert [document[key] for key in ("model", "family", "dtype")] == ["llama", "llama", "float32"]
     for row, found in zip(ROWS, choices["questions"], strict=True):
         assert found["answer"] == row["answer"]
         assert found["picked"] == int(np.argmax(found["log_likelihoods"]))
@@ -158,14 +146,7 @@ def test_ids_in_place_of_a_text(tmp_path: Path) -> None:
 
 def test_options_of_the_run_change_no_number(questions: Path) -> None:
     words = (
-        LLAMA,
-        "--text",
-        TEXT,
-        "--windows",
-        9,
-        "--window",
-        20,
-        "--choices",
+        *f"{LLAMA} --text {TEXT} --windows 9 --window 20 --choices".split(),
         questions,
         "--json",
     )
@@ -247,17 +228,8 @@ def test_resume_without_a_part_starts(questions: Path, tmp_path: Path) -> None:
 def test_a_part_of_another_run_is_refused(
     change: tuple[object, ...], named: str, questions: Path, tmp_path: Path
 ) -> None:
-    words = (
-        LLAMA,
-        "--text",
-        TEXT,
-        "--window",
-        40,
-        "--choices",
-        questions,
-        "-o",
-        tmp_path / "o.json",
-    )
+    words = (*f"{LLAMA} --text {TEXT} --window 40 --choices".split(), questions)
+    words = (*words, "-o", tmp_path / "o.json")
     killed(2, "clean", *words)
     before = (tmp_path / "o.json.part").read_bytes()
     error = refused(*words, *change, "--resume").err
@@ -317,11 +289,7 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_clear_error(words: tuple[object, ...], problem: str) -> None:
-    error = refused(*words).err
-    assert error.startswith("error: ")
-    assert problem in error
-    assert "\nnext: " in error
-    assert "Traceback" not in error
+    assert problem in refused(*words).err
 
 
 def test_a_choice_that_cannot_be_scored_is_named(questions: Path) -> None:

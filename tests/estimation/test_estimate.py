@@ -377,7 +377,7 @@ FEW = ("--samples", 4, "--seq-len", 12, "--threads", 1)
 def test_the_command_estimates_and_stops(tmp_path: Path) -> None:
     out = ran("score", LLAMA, *FEW, "--estimate", "-o", tmp_path / "scores.json")
     words = " ".join(out.split())
-    assert "40 block passes, 16 of clean states, 24 of pushed ones" in words
+    assert "40 block passes, 16 of clean states, 24 of perturbed ones" in words
     assert "the time is an estimate from the first 2 blocks on 12 tokens" in words
     assert not list(tmp_path.iterdir())
     assert max(map(len, out.splitlines())) <= 100

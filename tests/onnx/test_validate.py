@@ -397,7 +397,7 @@ def test_a_zero_that_is_gone_fails_though_no_value_shows_it(folder: Path) -> Non
     onnx.save(proto, path)
     result = program(model.folder, "--graph", path)
     assert result.code == 1
-    assert f"does not agree: zeros of {name} elsewhere than in the file" in result.out
+    assert f"does not agree: zeros of {name} are not where the file has them" in result.out
     validation = validate(model, graph=path, threads=1)
     assert (validation.first, validation.agrees) == (None, False)
     assert validation.zeros is not None

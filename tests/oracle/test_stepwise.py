@@ -26,14 +26,19 @@ from gates import case_of
 from mistakes import MISTAKES, mistakes, write_project
 from program import ran, run
 
+from refimpl.allocation.targets import pattern_targets
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
 from refimpl.oracle.check import check, read_candidate
 from refimpl.oracle.reference_errors import reference_run
-from refimpl.oracle.rounding import ARITHMETIC
+from refimpl.oracle.rounding import ARITHMETIC, Float32MinusEight, RoundedModel
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import stepwise_steps
+from refimpl.pruners.decision import Pruner
+from refimpl.pruners.pattern import Pattern
+from refimpl.pruning.pruned_blocks import pruned_blocks
+from refimpl.running.settings import Settings
 from refimpl.show.oracle import stage_of
 from refimpl.testing.case_fixture import CaseFixture
 from refimpl.testing.selection import SelectedCase
@@ -323,3 +328,12 @@ def test_a_broken_line_is_named_where_it_is(name: str, tmp_path: Path) -> None:
     steps = [x["step"] for x in json.loads(checked.out)["steps"] if x["status"] == "divergent"]
     forward = [step for step in steps if stage_of(step) == "forward"]
     assert {step.rsplit(".", 1)[-1] for step in forward or steps} == last_words
+
+
+def test_a_pruned_block_of_a_rounded_model_still_rounds() -> None:
+    model = RoundedModel.of(case_of("llama").model, Float32MinusEight)
+    blocks, linears = model.config.num_blocks, model.config.linear_shapes
+    targets = pattern_targets(Pattern(2, 4), linears, blocks, "exact")
+    with Settings().open({}) as resources:
+        block = next(pruned_blocks(model, targets, Pruner("magnitude"), None, resources))
+    assert all(type(weight) is Float32MinusEight for weight in block.weights.values())

@@ -122,50 +122,45 @@ def test_a_sweep_has_a_table_per_eta() -> None:
 # ---- header ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"plan": Perturbation(noise_scale="sequence")}, "noise scale sequence"),
-        ({"plan": Perturbation(noise_shape="channel")}, "noise shape channel"),
-        ({"plan": Perturbation(norm="sequence")}, "norm sequence"),
-        ({"plan": Perturbation(sink="exclude")}, "sink exclude"),
-        ({"plan": Perturbation(draws=1)}, "1 draw,"),
-        ({"run": Run("float32", 1, 1 << 16, 0.0, None, {})}, "peak memory unknown"),
-        ({"run": Run("float32", 1, 1 << 16, 0.0, None, {})}, "1 thread, float32"),
-        ({"run": Run("float32", 1, 1 << 16, 0.0, None, {})}, "0.0625 MiB for states"),
-    ],
-)
-def test_every_parameter_of_the_run_is_in_the_header(change: dict[str, Any], words: str) -> None:
-    assert words in facts(shown(replace(scores(absorption([2.0, 1.0])), **change))) + ","
+ONE_THREAD = Run("float32", 1, 1 << 16, 0.0, None, {})
 
 
 @pytest.mark.parametrize(
-    ("request_", "words"),
+    ("change", "request_", "words"),
     [
-        ({"sparsity": 0.123}, "sparsity 0.123"),
-        ({"lo": 0.02}, "limits 0.02 to 1"),
-        ({"hi": 0.98}, "limits 0 to 0.98"),
-        ({"compat": "peer"}, "compat peer"),
-        ({"strength": 0.07}, "strength 0.07"),
-        ({"max_correction": 0.03}, "at most 0.03"),
-        ({"correction_scale": "max"}, "scale max"),
-        ({"correct": None}, "correction  none"),
-        ({"compat": "peer"}, "correction  none"),
-        ({"base": "dlp"}, "dlp, a 0.15, statistic mean"),
-        ({"base": "atp", "options": {"beta": -0.01}}, "atp, beta -0.01"),
+        ({"plan": Perturbation(noise_scale="sequence")}, {}, "noise scale sequence"),
+        ({"plan": Perturbation(noise_shape="channel")}, {}, "noise shape channel"),
+        ({"plan": Perturbation(norm="sequence")}, {}, "norm sequence"),
+        ({"plan": Perturbation(sink="exclude")}, {}, "sink exclude"),
+        ({"plan": Perturbation(draws=1)}, {}, "1 draw,"),
+        ({"run": ONE_THREAD}, {}, "peak memory unknown"),
+        ({"run": ONE_THREAD}, {}, "1 thread, float32"),
+        ({"run": ONE_THREAD}, {}, "0.0625 MiB for states"),
+        ({}, {"sparsity": 0.123}, "sparsity 0.123"),
+        ({}, {"lo": 0.02}, "limits 0.02 to 1"),
+        ({}, {"hi": 0.98}, "limits 0 to 0.98"),
+        ({}, {"compat": "peer"}, "compat peer"),
+        ({}, {"strength": 0.07}, "strength 0.07"),
+        ({}, {"max_correction": 0.03}, "at most 0.03"),
+        ({}, {"correction_scale": "max"}, "scale max"),
+        ({}, {"correct": None}, "correction  none"),
+        ({}, {"compat": "peer"}, "correction  none"),
+        ({}, {"base": "dlp"}, "dlp, a 0.15, statistic mean"),
+        ({}, {"base": "atp", "options": {"beta": -0.01}}, "atp, beta -0.01"),
     ],
 )
-def test_every_parameter_of_the_request_is_in_the_header(
-    request_: dict[str, Any], words: str
+def test_every_parameter_is_in_the_header(
+    change: dict[str, Any], request_: dict[str, Any], words: str
 ) -> None:
-    assert words in facts(shown(scores(absorption([2.0, 1.0])), **request_))
+    result = replace(scores(absorption([2.0, 1.0])), **change)
+    assert words in facts(shown(result, **request_)) + ","
 
 
 def test_only_defaults_are_called_provisional() -> None:
-    found = scores(absorption([2.0, 1.0]))
-    assert "provisional" in shown(found)
-    assert "provisional" not in shown(found, strength=0.06)
-    assert "provisional" not in shown(found, max_correction=0.2)
+    result = scores(absorption([2.0, 1.0]))
+    assert "provisional" in shown(result)
+    assert "provisional" not in shown(result, strength=0.06)
+    assert "provisional" not in shown(result, max_correction=0.2)
 
 
 def test_a_pruning_perturbation_says_where_it_pruned() -> None:

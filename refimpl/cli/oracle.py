@@ -1,0 +1,134 @@
+"""`refimpl case make` and `refimpl check`: cases, and whether another implementation agrees."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from refimpl.cli import options as opt
+from refimpl.cli.groups import NOISE, PERTURBATION, SOURCE, Source
+from refimpl.cli.options import FieldOption, OptionGroup
+from refimpl.cli.terminal import deliver
+from refimpl.loading.checkpoint import read_model
+from refimpl.oracle.steps import Recipe
+from refimpl.storage.files import checked_output, write_text
+from refimpl.tokens.model_tokens import model_tokens
+
+RECIPE = OptionGroup(
+    Recipe,
+    "Recipe",
+    {
+        "eta": FieldOption("Size of the noise as a fraction of the state's norm.", "X"),
+        **PERTURBATION.only(*NOISE).options,
+        "seed": FieldOption("Seed of the noise.", "N"),
+        "sparsity": FieldOption("Fraction of all prunable weights to prune.", "S"),
+        "pattern": FieldOption("Pattern N:M; empty for none.", "N:M", "nm"),
+        "shown": FieldOption(
+            "Block whose scores and weights are steps; may be repeated. Default: 0.",
+            "N",
+            type=list[int] | None,
+            default=None,
+            read=lambda blocks: tuple(blocks or Recipe().shown),
+        ),
+    },
+)
+
+app = typer.Typer(help="Cases for `refimpl check`.", no_args_is_help=True)
+
+
+@app.command("make")
+@opt.with_groups
+def make(
+    model: opt.ModelPath,
+    output: Annotated[
+        Path,
+        opt.output("CASE", "The case's folder, which refers to the model by a relative path."),
+    ],
+    *,
+    config: opt.Config = None,
+    source: Annotated[Source, SOURCE],
+    recipe: Annotated[Recipe, RECIPE],
+) -> None:
+    """Compute every step of the method on a model in float64, to check other implementations."""
+    from refimpl.oracle.case import make_case  # not for --help
+
+    opened = read_model(model, config)
+    tokens = model_tokens(opened, **vars(source))
+    case = make_case(opened, tokens, recipe, output)
+    print(f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}")
+
+
+def check_command(
+    context: typer.Context,
+    case: Annotated[Path, opt.argument("CASE", "A case's folder, with case.json.")],
+    actual: Annotated[
+        Path,
+        opt.argument(
+            "ACTUAL",
+            "What the candidate computed: a safetensors file with a tensor per step. Or the "
+            "candidate's ONNX graph, which refimpl runs (needs refimpl[onnx]).",
+        ),
+    ],
+    *,
+    only: Annotated[
+        list[str] | None,
+        opt.option(
+            "Check these steps alone: a shell pattern such as 'blocks.*'; may be repeated. All of "
+            "them must be there. Default: every step of the case.",
+            "PATTERN",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32", "float64"] | None,
+        opt.option("Precision of the candidate. Default: the coarsest of its tensors."),
+    ] = None,
+    stepwise: Annotated[
+        bool,
+        opt.option(
+            "The candidate started each step from the case's own values, so no step depends on an "
+            "earlier choice. Default: it ran from the tokens (chained).",
+        ),
+    ] = False,
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"],
+        opt.option("Device for a graph. auto: a GPU if one works, else the CPU."),
+    ] = "auto",
+    junit_xml: Annotated[
+        Path | None, opt.option("Also write JUnit's XML, with a test case per step.", "FILE")
+    ] = None,
+    as_json: opt.Json = False,
+    output: opt.Output = None,
+) -> None:
+    """Compare what another implementation computed with a case, and name the first wrong step.
+
+    Exits with 0 if all steps agree, 1 if one diverges, 2 if an input cannot be used, and 3 if the
+    result is inconclusive: nothing diverges, but a step is missing or could not be judged.
+    """
+    from refimpl.oracle.case import read_case  # not for --help
+    from refimpl.oracle.check import EXIT, check, read_candidate
+    from refimpl.show.oracle import report_document, report_table, report_xml
+
+    inputs = {"ACTUAL": actual, **{f"the case's {path.name}": path for path in case.glob("*")}}
+    for path in (output, junit_xml):
+        checked_output(path, inputs)
+    opened = read_case(case)
+    if actual.suffix == ".onnx":
+        opt.refuse(context, ("stepwise",), "a graph", "a file of tensors: a graph is chained")
+        from refimpl.onnx.case_steps import graph_steps
+
+        plan = opened.recipe.perturbation
+        arrays, computed = graph_steps(actual, opened.model.config, opened.inputs, plan, device)
+    else:
+        opt.refuse(context, ("device",), "a file of tensors", "a graph, FILE.onnx, which is run")
+        arrays, computed = read_candidate(actual), None
+    report = check(opened, arrays, tuple(only or ("*",)), dtype or computed, stepwise)
+    text = report_table(report, str(actual))
+    if junit_xml is not None:
+        write_text(junit_xml, report_xml(report))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(f"```text\n{text}```\n")
+    deliver(report_document(report, str(actual)), text, as_json, output)
+    if code := EXIT[report.verdict]:
+        raise typer.Exit(code)
