@@ -28,3 +28,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def loud_arithmetic() -> Iterator[None]:
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the tests of a file share."""
+    return tmp_path_factory.mktemp("folder")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of every kind for a report; tests edit copies."""
+    from report_files import report_files
+
+    return report_files(tmp_path_factory.mktemp("report"))

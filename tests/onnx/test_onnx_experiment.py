@@ -62,11 +62,6 @@ def plan_of(
     return Perturbation("gaussian", etas, *choice, draws, 7)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("experiment")
-
-
 @cache
 def changed(folder: Path, case: str, change: Callable[[str, Array], Array]) -> Model:
     """A fixture's model with other weights, in files of its own."""

@@ -10,19 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from html_page import Page
-from report_files import EVERYTHING, deeper, edited, one_block, report_files
+from report_files import EVERYTHING, deeper, edited, one_block
 
 from refimpl.errors import RefimplError
 from refimpl.report import page as page_module
 from refimpl.report import scales, svg
 from refimpl.report.html import number, words
 from refimpl.report.page import LIMIT, report
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return report_files(tmp_path_factory.mktemp("report"))
-
 
 KINDS = {
     "one": ("one.json",),

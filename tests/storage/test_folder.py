@@ -15,6 +15,7 @@ import pytest
 from conftest import FIXTURES
 from processes import killed_before_step, printed_json
 from pruned_models import Decision, write_pruned
+from refusals import refusal_of
 
 from refimpl import RefimplError, read_model
 from refimpl.pruning.copied_files import copies
@@ -42,11 +43,7 @@ def write_new(target: Path, force: bool) -> None:
 
 
 def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(RefimplError) as caught:
-        call()
-    assert caught.value.expected
-    assert caught.value.remedy
-    return str(caught.value)
+    return str(refusal_of(call))
 
 
 # What is left
