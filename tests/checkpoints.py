@@ -94,7 +94,7 @@ def sparse(folder: Path, config: Mapping[str, Any], dtype: str = "F32") -> Path:
 
 def refusal(path: Path, config: Path | None = None) -> RefimplError:
     """The error for a model that cannot be read."""
-    return refusal_of(lambda: read_model(path, config))
+    return refusal_of(read_model, path, config)
 
 
 def same_weights(model: Model, other: Model) -> None:

@@ -314,7 +314,7 @@ def test_custom_allocations_refused(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    error = refusal_of(lambda: allocate(scores_of("llama"), base=str(path)), reason)
+    error = refusal_of(allocate, scores_of("llama"), base=str(path), says=reason)
     assert "not an allocation for this model" in error.problem
     assert "4 numbers (one per block) or 28 (one per linear)" in error.expected
 
@@ -324,8 +324,7 @@ def test_a_custom_file_that_is_gone(tmp_path: Path) -> None:
     path.write_text("[0.7, 0.7, 0.7, 0.7]")
     wanted = Request(str(path))
     path.unlink()
-    with pytest.raises(RefimplError, match="neither a base allocation nor a file"):
-        allocate(scores_of("llama"), wanted)
+    refusal_of(allocate, scores_of("llama"), wanted, says="neither a base allocation nor a file")
 
 
 # What the scores do not have
@@ -350,27 +349,27 @@ def pruning_scores(correct: Any = None, **changes: Any) -> Scores:
 def test_signals_that_were_not_computed(
     base: str, options: dict[str, Any], remedy: str, compat: Any
 ) -> None:
-    request = Request(base, options, compat=compat)
-    refusal_of(lambda: allocate(scores_of("llama"), request), "not in these scores", remedy)
+    request, says = Request(base, options, compat=compat), "not in these scores"
+    refusal_of(allocate, scores_of("llama"), request, says=says, remedy=remedy)
 
 
 def test_alphas_are_computed_only_for_alphapruning() -> None:
-    remedy = "--base alphapruning --base-option fit=peak"
-    request = Request("alphapruning", sparsity=0.6)
-    refusal_of(lambda: allocate(pruning_scores(), request), "not in these scores", remedy)
+    error = refusal_of(allocate, pruning_scores(), Request("alphapruning", sparsity=0.6))
+    assert "not in these scores" in error.problem
+    assert "--base alphapruning --base-option fit=peak" in error.remedy
 
 
 @pytest.mark.parametrize("correct", ["arrival", "divergence"])
 def test_noise_says_nothing_about_real_errors(correct: Any) -> None:
-    request = Request(correct=correct)
-    problem, remedy = "Gaussian noise", "--perturbation pruning"
-    refusal_of(lambda: allocate(scores_of("llama"), request), problem, remedy)
+    error = refusal_of(allocate, scores_of("llama"), correct=correct, says="Gaussian noise")
+    assert "--perturbation pruning" in error.remedy
 
 
 def test_a_divergence_must_have_been_measured() -> None:
     request = Request("owl", sparsity=0.6, correct="divergence")
-    remedy = "--perturbation pruning --correct divergence"
-    refusal_of(lambda: allocate(pruning_scores(), request), "no divergence in these scores", remedy)
+    error = refusal_of(allocate, pruning_scores(), request)
+    assert "no divergence in these scores" in error.problem
+    assert "--perturbation pruning --correct divergence" in error.remedy
 
 
 @pytest.mark.parametrize(
@@ -387,8 +386,8 @@ def test_a_divergence_must_have_been_measured() -> None:
     ],
 )
 def test_pruning_was_measured_at_one_allocation(other: Request) -> None:
-    problem, remedy = "these scores were measured by pruning", "--perturbation pruning"
-    error = refusal_of(lambda: allocate(pruning_scores(), other), problem, remedy)
+    error = refusal_of(allocate, pruning_scores(), other, remedy="--perturbation pruning")
+    assert "these scores were measured by pruning" in error.problem
     assert "base owl, sparsity 0.6" in error.problem
 
 
@@ -454,7 +453,7 @@ def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
     ],
 )
 def test_requests_refused(changes: dict[str, Any], problem: str) -> None:
-    refusal_of(lambda: Request(**changes), problem)
+    refusal_of(Request, **changes, says=problem)
 
 
 def test_requests_are_filled_in() -> None:

@@ -26,7 +26,7 @@ BY_KIND = ("full_attention", "sliding_attention")
 
 def refusal(case: str, **changes: Any) -> str:
     """The problem of a fixture's configuration with some keys changed."""
-    return refusal_of(lambda: read_config(config_of(case, **changes))).problem
+    return refusal_of(read_config, config_of(case, **changes)).problem
 
 
 # Spellings
@@ -479,7 +479,7 @@ def test_a_mistake_is_refused_in_one_line(name: str) -> None:
 
 
 def test_opt_350m_is_refused_by_all_its_reasons() -> None:
-    problem = refusal_of(lambda: read_config(OPT_350M), "do_layer_norm_before").problem
+    problem = refusal_of(read_config, OPT_350M, says="do_layer_norm_before").problem
     assert "word_embed_proj_dim" in problem
 
 

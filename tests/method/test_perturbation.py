@@ -318,7 +318,7 @@ def test_ratio_divides_or_is_unknown(pairs: list[tuple[float, float]]) -> None:
     ],
 )
 def test_perturbation_refuses(changes: dict[str, Any], names: str) -> None:
-    refusal_of(lambda: Perturbation(**changes), names)
+    refusal_of(Perturbation, **changes, says=names)
 
 
 def test_the_defaults_are_the_documented_ones() -> None:

@@ -147,7 +147,7 @@ def test_the_longest_sequence_is_allowed(case: str) -> None:
     ],
 )
 def test_bad_ids_are_refused(ids: Any, problem: str, remedy: str) -> None:
-    refusal_of(lambda: forward(model_of("llama"), ids), problem, remedy)
+    refusal_of(forward, model_of("llama"), ids, says=problem, remedy=remedy)
 
 
 def code_lines(module: ModuleType) -> dict[str, int]:

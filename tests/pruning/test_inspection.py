@@ -152,7 +152,7 @@ def test_what_was_requested_is_said(
 def test_a_broken_record_is_refused(record: str, tmp_path: Path) -> None:
     shutil.copytree(FIXTURES / "llama", tmp_path / "m")
     (tmp_path / "m" / "pruning.json").write_text(record)
-    error = refusal_of(lambda: inspect(read_model(tmp_path / "m")))
+    error = refusal_of(inspect, read_model(tmp_path / "m"))
     assert re.search(r"pruning\.json(:| is)", error.problem)
 
 
