@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import onnx
 from onnx import NodeProto, numpy_helper
@@ -112,7 +113,7 @@ class Panel:
                 key = {}
                 for i, name in enumerate(layer):
                     known = [place[n] for n in joined.get(name, []) if n in place]
-                    key[name] = sum(known) / len(known) if known else (i + 0.5) / len(layer)
+                    key[name] = fmean(known or [(i + 0.5) / len(layer)])
                 layer.sort(key=key.__getitem__)
                 place |= {name: (i + 0.5) / len(layer) for i, name in enumerate(layer)}
 
@@ -132,10 +133,8 @@ class Panel:
             for layer in self.layers if sweep % 2 == 0 else reversed(self.layers):
                 wanted = []
                 for name in layer:
-                    near = joined[sweep % 2].get(name, []) or joined[1 - sweep % 2].get(name, [])
-                    wanted.append(
-                        sum(self.x[n] for n in near) / len(near) if near else self.x[name]
-                    )
+                    near = joined[sweep % 2].get(name) or joined[1 - sweep % 2].get(name, [name])
+                    wanted.append(fmean(self.x[n] for n in near))
                 self._spread(layer, wanted)
         left = min(self.x[n] - self.size(n)[0] / 2 for n in self.x)
         self.x = {name: value - left for name, value in self.x.items()}
@@ -156,11 +155,11 @@ class Panel:
             if before is not None:
                 offset += (self.size(before)[0] + self.size(name)[0]) / 2 + GAP
             blocks.append(([want - offset], [offset]))
-            while len(blocks) > 1 and mean(blocks[-2][0]) >= mean(blocks[-1][0]):
+            while len(blocks) > 1 and fmean(blocks[-2][0]) >= fmean(blocks[-1][0]):
                 wants, offsets = blocks.pop()
                 blocks[-1] = (blocks[-1][0] + wants, blocks[-1][1] + offsets)
             before = name
-        places = [mean(wants) + at for wants, offsets in blocks for at in offsets]
+        places = [fmean(wants) + at for wants, offsets in blocks for at in offsets]
         self.x |= dict(zip(layer, places, strict=True))
 
     def drawn(self, left: float, top: float) -> str:
@@ -188,28 +187,26 @@ class Panel:
         title, lines, output = self.labels[name]
         height, left = self.size(name)[1], x - WIDTH / 2
         if name in self.tops:
-            return (
-                f'<rect x="{left:.1f}" y="{y:.1f}" width="{WIDTH}" height="{height}" rx="9" '
-                f'class="input"/><text x="{x:.1f}" y="{y + 13:.1f}" class="name">{escape(title)}'
-                "</text>"
-            )
+            box = rectangle(left, y, height, 'rx="9" class="input"')
+            return box + text(x, y + 13, "name", title)
         colour = COLOURS.get(title, OTHER)
-        parts = [
-            f'<rect x="{left:.1f}" y="{y:.1f}" width="{WIDTH}" height="{height}" class="box"/>',
-            f'<rect x="{left:.1f}" y="{y:.1f}" width="{WIDTH}" height="{BAND}" fill="{colour}"/>',
-            f'<text x="{x:.1f}" y="{y + 12.5:.1f}" class="op">{escape(title)}</text>',
-        ]
+        parts = [rectangle(left, y, height, 'class="box"')]
+        parts += [rectangle(left, y, BAND, f'fill="{colour}"'), text(x, y + 12.5, "op", title)]
         shown = [("value", line) for line in lines]
         shown += [("name", output)] if named(output) else []
         for i, (style, line) in enumerate(shown):
-            at = y + BAND + LINE * (i + 1) - 1
-            parts.append(f'<text x="{x:.1f}" y="{at:.1f}" class="{style}">{escape(line)}</text>')
+            parts.append(text(x, y + BAND + LINE * (i + 1) - 1, style, line))
         return "".join(parts)
 
 
-def mean(values: Sequence[float]) -> float:
-    """The mean of some numbers."""
-    return sum(values) / len(values)
+def rectangle(x: float, y: float, height: float, more: str) -> str:
+    """A box, or a part of it."""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{WIDTH}" height="{height}" {more}/>'
+
+
+def text(x: float, y: float, style: str, words: str) -> str:
+    """Words in a box."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{escape(words)}</text>'
 
 
 def named(output: str) -> bool:

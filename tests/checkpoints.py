@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from refusals import refusal_of
 from safetensors.numpy import save_file
 
 from refimpl import Model, RefimplError, read_model
@@ -104,11 +105,7 @@ def sparse(folder: Path, config: Mapping[str, Any], dtype: str = "F32") -> Path:
 
 def refusal(path: Path, config: Path | None = None) -> RefimplError:
     """The error for a model that cannot be read."""
-    with pytest.raises(RefimplError) as caught:
-        read_model(path, config)
-    assert caught.value.expected
-    assert caught.value.remedy
-    return caught.value
+    return refusal_of(read_model, path, config)
 
 
 def same_weights(model: Model, other: Model) -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
+from gates import CASES, worst_token
 from safetensors.numpy import load_file
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
 SCRIPT = FIXTURES / "make_fixtures.py"
-CASES = sorted(
+MODELS = sorted(
     path.parent.name
     for path in FIXTURES.glob("*/provenance.json")
     if "case" in json.loads(path.read_text(encoding="utf-8"))
 )
-TRACED = [case for case in CASES if (FIXTURES / case / "expected.safetensors").exists()]
 
 pytestmark = pytest.mark.torch
 
@@ -49,21 +49,11 @@ def stored(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
     }
 
 
-def worst_token(found: np.ndarray, expected: np.ndarray) -> float:
-    """Relative L2 error of the worst token of [B, S, D] or [B, heads, S, h]."""
-    if expected.ndim == 4:
-        found, expected = (
-            np.swapaxes(x, 1, 2).reshape(*x.shape[::2], -1) for x in (found, expected)
-        )
-    difference = np.linalg.norm(found - expected, axis=-1)
-    return float(np.max(difference / np.linalg.norm(expected, axis=-1)))
-
-
 def test_the_script_makes_these_cases(rebuilt: Path) -> None:
-    assert sorted(folder.name for folder in rebuilt.iterdir()) == CASES
+    assert sorted(folder.name for folder in rebuilt.iterdir()) == MODELS
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MODELS)
 def test_model_is_rebuilt(case: str, rebuilt: Path) -> None:
     names = sorted(path.name for path in (FIXTURES / case).iterdir())
     assert names == sorted(path.name for path in (rebuilt / case).iterdir())
@@ -75,7 +65,7 @@ def test_model_is_rebuilt(case: str, rebuilt: Path) -> None:
             assert stored(again) == stored(ours), name
 
 
-@pytest.mark.parametrize("case", TRACED)
+@pytest.mark.parametrize("case", CASES)
 def test_expected_values_are_rebuilt(case: str, rebuilt: Path) -> None:
     ours, again = (load_file(root / case / "expected.safetensors") for root in (FIXTURES, rebuilt))
     assert ours.keys() == again.keys()

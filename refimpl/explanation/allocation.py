@@ -7,8 +7,8 @@ import numpy as np
 
 from refimpl.allocation.allocate import allocate, base_allocation
 from refimpl.allocation.request import Request
+from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.explanation.values import Values
 from refimpl.method import allocation, correction, perturbation, projection, signals
 from refimpl.model import ops, statistics
 from refimpl.pruners import counts, scores

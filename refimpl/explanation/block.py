@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.explanation.values import Values
 from refimpl.model import attention, forward, ops
 from refimpl.model.config import Config, Rope
 from refimpl.model.ops import Array

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from refimpl.allocation.request import Request
+from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.explanation.values import Values
 from refimpl.method import absorption, perturbation
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import Perturbation

@@ -12,8 +12,8 @@ from refimpl.explanation.allocation import allocation_steps, pruning_steps
 from refimpl.explanation.block import block_steps
 from refimpl.explanation.experiment import experiment_steps
 from refimpl.explanation.forward import head_step, steps_before
+from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.explanation.values import Values
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model

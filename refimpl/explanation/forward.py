@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from refimpl.explanation.block import cap_function, length, norms
+from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.explanation.values import Values
 from refimpl.model import forward, ops
 from refimpl.model.config import Config
 from refimpl.model.token_ids import checked_ids

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from refimpl.explanation.values import Values
+from refimpl.explanation.shown_values import Values
 from refimpl.model.ops import Array
 
 

@@ -13,6 +13,7 @@ import pytest
 from gates import CASES, model_of
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal_of
 
 from refimpl import (
     Allocation,
@@ -48,11 +49,6 @@ def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
     found = replace(scores.sweep[0], eta=None, divergence=np.linspace(0, 1, scores.num_blocks) ** 2)
     at = PrunedAt(wanted.base, wanted.options, wanted.sparsity, counts)
     return replace(scores, plan=Perturbation("pruning"), sweep=(found,), pruned_at=at)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("custom")
 
 
 # Totals
@@ -301,21 +297,13 @@ def test_custom_allocations_in_every_form(per_linear: bool, tmp_path: Path) -> N
         ("a.json", "0.5", "1 numbers"),
         ("a.json", "null", "1 numbers"),
         ("a.json", '{"blocks.0": 0.5}', "blocks.1, "),
-        (
-            "a.json",
-            '{"blocks.0": 1, "blocks.1": 1, "blocks.2": 1, "blocks.4": 1}',
-            "blocks.3, ",
-        ),
+        ("a.json", '{"blocks.0": 1, "blocks.1": 1, "blocks.2": 1, "blocks.4": 1}', "blocks.3, "),
         ("a.json", "{}", "blocks.0, "),
         ("a.csv", "", "index out of range"),
         ("a.csv", "0.5\n0.5\n0.5\n", "3 numbers"),
         ("a.csv", "0.5\n0.5,0.9\n0.5\n0.5\n", "too many values"),
         ("a.csv", "blocks.0,0.5\nblocks.1\nblocks.2,0.5\nblocks.3,0.5\n", "length 1"),
-        (
-            "a.csv",
-            "blocks.0,1\nblocks.1,1\nblocks.2,1\nblocks.3,1\nblocks.3,0\n",
-            "twice",
-        ),
+        ("a.csv", "blocks.0,1\nblocks.1,1\nblocks.2,1\nblocks.3,1\nblocks.3,0\n", "twice"),
         ("a.csv", "block,sparsity\nblocks.0,0.5\n", "block, "),
         ("a.csv", '"' + "1" * (csv.field_size_limit() + 1), "field larger"),
         ("a.json", b"\xff\xfe", "decode"),
@@ -326,10 +314,9 @@ def test_custom_allocations_refused(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(RefimplError, match="not an allocation for this model") as refused:
-        allocate(scores_of("llama"), base=str(path))
-    assert reason in refused.value.problem
-    assert "4 numbers (one per block) or 28 (one per linear)" in refused.value.expected
+    error = refusal_of(allocate, scores_of("llama"), base=str(path), says=reason)
+    assert "not an allocation for this model" in error.problem
+    assert "4 numbers (one per block) or 28 (one per linear)" in error.expected
 
 
 def test_a_custom_file_that_is_gone(tmp_path: Path) -> None:
@@ -337,8 +324,7 @@ def test_a_custom_file_that_is_gone(tmp_path: Path) -> None:
     path.write_text("[0.7, 0.7, 0.7, 0.7]")
     wanted = Request(str(path))
     path.unlink()
-    with pytest.raises(RefimplError, match="neither a base allocation nor a file"):
-        allocate(scores_of("llama"), wanted)
+    refusal_of(allocate, scores_of("llama"), wanted, says="neither a base allocation nor a file")
 
 
 # What the scores do not have
@@ -363,28 +349,27 @@ def pruning_scores(correct: Any = None, **changes: Any) -> Scores:
 def test_signals_that_were_not_computed(
     base: str, options: dict[str, Any], remedy: str, compat: Any
 ) -> None:
-    with pytest.raises(RefimplError, match="not in these scores") as refused:
-        allocate(scores_of("llama"), Request(base, options, compat=compat))
-    assert remedy in refused.value.remedy
+    request, says = Request(base, options, compat=compat), "not in these scores"
+    refusal_of(allocate, scores_of("llama"), request, says=says, remedy=remedy)
 
 
 def test_alphas_are_computed_only_for_alphapruning() -> None:
-    with pytest.raises(RefimplError, match="not in these scores") as refused:
-        allocate(pruning_scores(), Request("alphapruning", sparsity=0.6))
-    assert "--base alphapruning --base-option fit=peak" in refused.value.remedy
+    error = refusal_of(allocate, pruning_scores(), Request("alphapruning", sparsity=0.6))
+    assert "not in these scores" in error.problem
+    assert "--base alphapruning --base-option fit=peak" in error.remedy
 
 
 @pytest.mark.parametrize("correct", ["arrival", "divergence"])
 def test_noise_says_nothing_about_real_errors(correct: Any) -> None:
-    with pytest.raises(RefimplError, match="Gaussian noise") as refused:
-        allocate(scores_of("llama"), correct=correct)
-    assert "--perturbation pruning" in refused.value.remedy
+    error = refusal_of(allocate, scores_of("llama"), correct=correct, says="Gaussian noise")
+    assert "--perturbation pruning" in error.remedy
 
 
 def test_a_divergence_must_have_been_measured() -> None:
-    with pytest.raises(RefimplError, match="no divergence in these scores") as refused:
-        allocate(pruning_scores(), Request("owl", sparsity=0.6, correct="divergence"))
-    assert "--perturbation pruning --correct divergence" in refused.value.remedy
+    request = Request("owl", sparsity=0.6, correct="divergence")
+    error = refusal_of(allocate, pruning_scores(), request)
+    assert "no divergence in these scores" in error.problem
+    assert "--perturbation pruning --correct divergence" in error.remedy
 
 
 @pytest.mark.parametrize(
@@ -401,10 +386,9 @@ def test_a_divergence_must_have_been_measured() -> None:
     ],
 )
 def test_pruning_was_measured_at_one_allocation(other: Request) -> None:
-    with pytest.raises(RefimplError, match="these scores were measured by pruning") as refused:
-        allocate(pruning_scores(), other)
-    assert "base owl, sparsity 0.6" in refused.value.problem
-    assert "--perturbation pruning" in refused.value.remedy
+    error = refusal_of(allocate, pruning_scores(), other, remedy="--perturbation pruning")
+    assert "these scores were measured by pruning" in error.problem
+    assert "base owl, sparsity 0.6" in error.problem
 
 
 @pytest.mark.parametrize("correct", [None, "absorption", "arrival", "divergence"])
@@ -469,11 +453,7 @@ def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
     ],
 )
 def test_requests_refused(changes: dict[str, Any], problem: str) -> None:
-    with pytest.raises(RefimplError) as refused:
-        Request(**changes)
-    assert problem in refused.value.problem
-    assert refused.value.expected
-    assert refused.value.remedy
+    refusal_of(Request, **changes, says=problem)
 
 
 def test_requests_are_filled_in() -> None:

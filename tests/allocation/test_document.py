@@ -13,6 +13,7 @@ import pytest
 from gates import CASES, model_of
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal_of
 
 from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores
@@ -322,5 +323,4 @@ def test_values_that_scores_cannot_have(old: str, new: str) -> None:
 
 def test_no_such_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(RefimplError, match="cannot be read"):
-            read_scores(path)
+        refusal_of(read_scores, path, says="cannot be read")

@@ -1,6 +1,6 @@
 """One figure of the benchmarks: what was measured side by side, its goal, and whether it is met."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
@@ -53,17 +53,10 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Pass, or by how much it falls short."""
-        if self.met is None or self.goal is None:
+        """Pass, or by which share of the goal the median falls short."""
+        if self.goal is None:
             return "no goal"
-        if self.met:
-            return "pass"
-        return f"falls short by {self.shortfall:.0%}"
-
-    @property
-    def shortfall(self) -> float:
-        """How far the median is from the goal, as a share of it; 0 where it is met."""
-        return 0.0 if self.goal is None or self.met else abs(self.median / self.goal - 1)
+        return "pass" if self.met else f"falls short by {abs(self.median / self.goal - 1):.0%}"
 
 
 def ratios(top: Sequence[float], bottom: Sequence[float]) -> tuple[float, ...]:
@@ -106,6 +99,13 @@ def line(figure: Figure) -> str:
         f"{figure.row}: {figure.what}, {figure.shape}, {figure.against}: "
         f"{spread(figure.values, figure.value_unit)}{goal}: {figure.verdict}; {sides}{note}"
     )
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (heads, *rows)]
+    lines.insert(1, "|" + "---|" * len(heads))
+    return "\n".join(lines)
 
 
 def as_json(figure: Figure) -> dict[str, Any]:

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("refimpl", "numpy", "torch", "transformers", "onnx", "onnxruntime", "ml_dtypes")
+ONE_THREAD = {
+    "BENCHMARK_CLOCK": "processor",
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+}
 
 
 def machine() -> dict[str, Any]:
@@ -15,23 +19,16 @@ def machine() -> dict[str, Any]:
     cpu = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((line for line in cpu if line.startswith("flags")), "")
     model = next((line for line in cpu if line.startswith("model name")), ":unknown")
-    memory = Path("/proc/meminfo").read_text().splitlines()[0].split()[1]
     return {
         "cpu": model.split(":", 1)[1].strip(),
         "vector": next((f for f in ("avx512f", "avx2", "avx") if f in flags.split()), "other"),
         "cores": len(os.sched_getaffinity(0)),
-        "memory": int(memory) * 1024,
+        "memory": kernel_bytes("/proc/meminfo", "MemTotal"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "blas": _blas(),
     }
-
-
-ONE_THREAD = {
-    "BENCHMARK_CLOCK": "processor",
-    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-}
 
 
 def by_processor() -> bool:
@@ -49,10 +46,15 @@ def load() -> list[float]:
     return [round(x, 2) for x in os.getloadavg()]
 
 
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far, mapped pages included (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+def memory_of(key: str) -> int:
+    """Bytes of this process: resident now (VmRSS), or at most so far (VmHWM), mapped pages too."""
+    return kernel_bytes("/proc/self/status", key)
+
+
+def kernel_bytes(path: str, key: str) -> int:
+    """A number of bytes in one of the kernel's files."""
+    lines = Path(path).read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def _version(name: str) -> str | None:

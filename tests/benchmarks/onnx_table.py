@@ -11,12 +11,7 @@ needs torch and transformers.
 """
 
 import argparse
-import json
-import platform
 import shutil
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +21,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from figure import markdown, spread
+from machine import machine, memory_of
+from process import run
 
 from refimpl import Pattern, Pruner, forward, prune, read_model
 from refimpl.comparison.agreement import worst_token
@@ -47,73 +45,62 @@ MB = 1e6
 LEVELS = {
     "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL", "none": "ORT_DISABLE_ALL",
 }  # fmt: skip
+Table = tuple[tuple[str, ...], list[tuple[object, ...]]]  # headings, rows
 
 
-def row(*cells: object) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
-
-
-def header(*cells: str) -> None:
-    row(*cells)
-    print("|" + "---|" * len(cells), flush=True)
-
-
-def families() -> None:
+def families(given: argparse.Namespace) -> Iterator[Table]:
     """Worst token of all trace points and shapes, from one file per model and dtype."""
-    kinds = ("dense", "pruned")
-    columns = [f"{kind} {dtype}" for dtype in ("float32", "float64") for kind in kinds]
-    runtimes = ("onnxruntime", "onnx-reference")
-    short = {"float32": "f32", "float64": "f64", "onnxruntime": "ort", "onnx-reference": "ref"}
-    titles = [f"{column} {runtime}" for column in columns for runtime in runtimes]
-    header("family", *(" ".join(short.get(w, w) for w in title.split()) for title in titles))
+    runtimes = {"ort": "onnxruntime", "ref": "onnx-reference"}
+    dtypes = {"f32": "float32", "f64": "float64"}
+    columns = [
+        (kind, dtype, runtime)
+        for dtype in dtypes
+        for kind in ("dense", "pruned")
+        for runtime in runtimes
+    ]
+    rows: list[tuple[object, ...]] = []
     for case in FAMILIES:
         cells = []
         with TemporaryDirectory() as name:
             half = Path(name, "half")
             prune(read_model(FIXTURES / case), half, Pattern(2, 4), Pruner("magnitude"))
-            for column in columns:
-                kind, dtype = column.split()
+            for kind, dtype, runtime in columns:
                 model = read_model(half if kind == "pruned" else FIXTURES / case)
-                path = Path(name, f"{kind}-{dtype}.onnx")
-                made = export(model, path, dtype=dtype, outputs="trace")
+                path = Path(name, f"{kind}-{dtype}-{runtime}.onnx")
+                made = export(model, path, dtype=dtypes[dtype], outputs="trace")
                 size = model.config.block_size * model.config.num_blocks
-                assert int(made.metadata["prunable_zeros"]) == (size // 2 if "p" in kind else 0)
-                for runtime in runtimes:
-                    found = validate(model, graph=path, against=runtime, threads=1)
-                    shapes = [one.shape for one in found.comparisons]
-                    assert found.agrees
-                    assert shapes == [(1, 5), (3, 13), (3, 1)], shapes
-                    worst = max(p.error for one in found.comparisons for p in one.points)
-                    cells.append(f"{worst:.1e}")
-        row(case, *cells)
+                assert int(made.metadata["prunable_zeros"]) == size // 2 * (kind == "pruned")
+                found = validate(model, graph=path, against=runtimes[runtime], threads=1)
+                shapes = [one.shape for one in found.comparisons]
+                assert found.agrees
+                assert shapes == [(1, 5), (3, 13), (3, 1)], shapes
+                worst = max(p.error for one in found.comparisons for p in one.points)
+                cells.append(f"{worst:.1e}")
+        rows.append((case, *cells))
+    yield ("family", *map(" ".join, columns)), rows
 
 
-def sparse(real: Path) -> None:
+def sparse(given: argparse.Namespace) -> Iterator[Table]:
     """Sizes of a pruned model's graph with and without its zeros, and the zeros in it."""
-    header(
-        "sparsity", "zeros requested", "zeros in the graph", "dense, MB", "--sparse auto, MB",
-        "sparse tensors",
-    )  # fmt: skip
+    rows: list[tuple[object, ...]] = []
     for sparsity in ("0.5", "0.7", "0.9"):
         with TemporaryDirectory() as name:
             folder = Path(name, "pruned")
-            words = ("--sparsity", sparsity, "--method", "magnitude", "--correct", "none")
-            command = [sys.executable, "-m", "refimpl", "prune", str(real / SMOL), "-o"]
-            subprocess.run([*command, str(folder), *words], check=True, capture_output=True)
-            record = json.loads((folder / "pruning.json").read_text("utf-8"))
-            model, sizes = read_model(folder), {}
+            how = ["--sparsity", sparsity, "--method", "magnitude", "--correct", "none"]
+            command = ["prune", str(given.real / SMOL), "-o", str(folder), *how]
+            record = run("ours.command", arguments=command)["printed"]
+            model, sizes = read_model(folder), []
             for kind in (False, True):
                 path = Path(name, f"{kind}.onnx")
                 made = export(model, path, sparse=kind)
-                sizes[kind] = made.graph_bytes + made.data_bytes
+                sizes.append(f"{(made.graph_bytes + made.data_bytes) / MB:,.1f}")
                 proto = onnx.load(path, load_external_data=False)
                 zeros = count_zeros(model, proto, path.parent)
                 assert zeros.agree
-            row(
-                sparsity, f"{record['total_requested']:,}", f"{zeros.graph:,}",
-                f"{sizes[False] / MB:,.1f}", f"{sizes[True] / MB:,.1f}",
-                f"{made.sparse} of {made.tensors}",
-            )  # fmt: skip
+            counts = f"{record['total_requested']:,}", f"{zeros.graph:,}"
+            rows.append((sparsity, *counts, *sizes, f"{made.sparse} of {made.tensors}"))
+    heads = ("sparsity", "zeros requested", "zeros in the graph")
+    yield (*heads, "dense, MB", "--sparse auto, MB", "sparse tensors"), rows
 
 
 def referenced(real: Path, name: str, folder: str) -> Path:
@@ -121,6 +108,11 @@ def referenced(real: Path, name: str, folder: str) -> Path:
     copy = Path(folder, name)
     shutil.copytree(real / name, copy)
     return export(read_model(copy), weights="reference").graph
+
+
+def stored(model: Any) -> int:
+    """Bytes of a model's files."""
+    return sum(file.path.stat().st_size for file in model.files)
 
 
 def nats_of(logits: Any, ids: Any) -> float:
@@ -131,163 +123,122 @@ def nats_of(logits: Any, ids: Any) -> float:
     return float((np.log(np.exp(x).sum(-1)) - chosen).sum())
 
 
-def worst_logits(model: Any, run: Callable[[Any], Any], ids: Any) -> list[str]:
+def worst_logits(model: Any, by_graph: Callable[[Any], Any], ids: Any) -> list[str]:
     """The worst token's error of every pair of three computations of the same logits."""
     from refimpl.onnx.peer import peer_session
 
     theirs, _ = peer_session(model, np.float32, "cpu")
-    graph, ours, peer = run(ids), forward(model, ids).logits, theirs(ids)["logits"]
+    graph, ours, peer = by_graph(ids), forward(model, ids).logits, theirs(ids)["logits"]
     pairs = (graph, ours), (graph, peer), (ours, peer)
     return [f"{worst_token(actual, expected)[0]:.1e}" for actual, expected in pairs]
 
 
-def real_models(real: Path, windows: int) -> None:
-    """Graphs by reference on real text: sizes, logits, perplexity, and speed, side by side."""
-    text = real / "text" / "sotu-1980-on.txt"
-    sizes, logits, quality, speed = [], [], [], []
+def one_model(path: Path, text: Path, windows: int) -> list[list[str]]:
+    """Of a graph by reference on real text: its sizes, logits, perplexity and speed."""
+    model, session = read_model(path.parent), open_session(path, "cpu")
+    cut = text_windows(text, model.folder / "tokenizer.json", WINDOW, windows)
+    rows = [np.asarray(ids)[None] for ids in cut.ids]
+
+    def by_graph(ids: Any) -> Any:
+        return session.run({"token_ids": ids})["logits"]
+
+    sides: dict[str, Callable[[], float]] = {
+        "onnxruntime": lambda: sum(nats_of(by_graph(ids), ids) for ids in rows),
+        "NumPy": lambda: float(evaluate(model, cut).perplexity.nats.sum()),
+    }
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    found = {}
+    for repeat in range(REPEATS):
+        for side in sides if repeat % 2 else reversed(sides):
+            start = time.perf_counter()
+            found[side] = sides[side]()
+            rates[side].append(windows * WINDOW / (time.perf_counter() - start))
+    predicted = sum(len(ids) - 1 for ids in cut.ids)
+    values = [float(np.exp(found[side] / predicted)) for side in sides]
+    apart = abs(values[0] / values[1] - 1)
+    assert apart < 1e-4, apart
+    return [
+        [f"{path.stat().st_size:,}", f"{stored(model):,}"],
+        worst_logits(model, by_graph, rows[0]),
+        [*(f"{value:.6f}" for value in values), f"{apart:.1e}"],
+        [spread(rates[side]) for side in sides],
+    ]
+
+
+def real_models(given: argparse.Namespace) -> Iterator[Table]:
+    """Graphs by reference on real text, side by side with NumPy."""
+    heads = (
+        ("graph, bytes", "referenced weights, bytes"),
+        ("onnxruntime, NumPy", "onnxruntime, transformers", "NumPy, transformers"),
+        ("perplexity, onnxruntime", "perplexity, NumPy", "relative difference"),
+        ("onnxruntime, tokens per second", "NumPy, tokens per second"),
+    )
+    rows: list[list[tuple[object, ...]]] = [[] for _ in heads]
     for name in MODELS:
         with TemporaryDirectory() as folder:
-            path = referenced(real, name, folder)
-            model = read_model(path.parent)
-            weights = sum(file.path.stat().st_size for file in model.files)
-            sizes.append((name, f"{path.stat().st_size:,}", f"{weights:,}"))
-            cut = text_windows(text, model.folder / "tokenizer.json", WINDOW, windows)
-            rows = [np.asarray(ids)[None] for ids in cut.ids]
-            session = open_session(path, "cpu")
-
-            def by_graph(ids: Any, run: Any = session.run) -> Any:
-                return run({"token_ids": ids})["logits"]
-
-            logits.append((name, *worst_logits(model, by_graph, rows[0])))
-
-            def graph_nats(rows: Any = rows, by_graph: Any = by_graph) -> float:
-                return sum(nats_of(by_graph(ids), ids) for ids in rows)
-
-            def numpy_nats(model: Any = model, cut: Any = cut) -> float:
-                return float(evaluate(model, cut).perplexity.nats.sum())
-
-            sides = {"onnxruntime": graph_nats, "NumPy": numpy_nats}
-            seconds: dict[str, list[float]] = {side: [] for side in sides}
-            found = {}
-            for repeat in range(REPEATS):
-                for side in sides if repeat % 2 else reversed(sides):
-                    start = time.perf_counter()
-                    found[side] = sides[side]()
-                    seconds[side].append(time.perf_counter() - start)
-            predicted = sum(len(ids) - 1 for ids in cut.ids)
-            values = [float(np.exp(found[side] / predicted)) for side in sides]
-            apart = abs(values[0] / values[1] - 1)
-            assert apart < 1e-4, apart
-            quality.append((name, *(f"{value:.6f}" for value in values), f"{apart:.1e}"))
-            rates = [sorted(windows * WINDOW / t for t in seconds[side]) for side in sides]
-            speed.append(
-                (
-                    name,
-                    *(f"{statistics.median(r):,.0f} ({r[0]:,.0f} to {r[-1]:,.0f})" for r in rates),
-                )
-            )
-    print()
-    header("model", "graph, bytes", "referenced weights, bytes")
-    for cells in sizes:
-        row(*cells)
-    print()
-    header("model", "onnxruntime, NumPy", "onnxruntime, transformers", "NumPy, transformers")
-    for cells in logits:
-        row(*cells)
-    print()
-    header("model", "perplexity, onnxruntime", "perplexity, NumPy", "relative difference")
-    for cells in quality:
-        row(*cells)
-    print()
-    header("model", "onnxruntime, tokens per second", "NumPy, tokens per second")
-    for cells in speed:
-        row(*cells)
+            text = given.real / "text" / "sotu-1980-on.txt"
+            found = one_model(referenced(given.real, name, folder), text, given.windows)
+        for table, cells in zip(rows, found, strict=True):
+            table.append((name, *cells))
+    yield from ((("model", *head), table) for head, table in zip(heads, rows, strict=True))
 
 
-def memory(real: Path) -> None:
+def memory(given: argparse.Namespace) -> Iterator[Table]:
     """What onnxruntime holds of a model after loading its graph, in processes of their own."""
-    header(
-        "model", "weights", "optimisation", "graph and weights, MB", "held after loading, MB",
-        "peak while loading, MB", "held after a run, MB", "load, s", "tokens per second",
-    )  # fmt: skip
+    rows: list[tuple[object, ...]] = []
     for name in MODELS:
         with TemporaryDirectory() as folder:
-            path = referenced(real, name, folder)
+            path = referenced(given.real, name, folder)
             model = read_model(path.parent)
-            stored = sum(file.path.stat().st_size for file in model.files)
             made = export(model, Path(folder, "copied.onnx"))
             graphs = {
-                "reference": (path, stored + path.stat().st_size),
+                "reference": (path, stored(model) + path.stat().st_size),
                 "external": (made.graph, made.graph_bytes + made.data_bytes),
             }
             for weights, (graph, size) in graphs.items():
                 for level in LEVELS if name == SMOL else ("basic",):
-                    command = [sys.executable, __file__, "load", "--graph", str(graph)]
-                    done = subprocess.run(
-                        [*command, "--level", level], check=True, capture_output=True, text=True
-                    )
-                    found = json.loads(done.stdout)
-                    row(
-                        name, weights, level, f"{size / MB:,.0f}", f"{found['held'] / MB:,.0f}",
-                        f"{found['peak'] / MB:,.0f}", f"{found['after'] / MB:,.0f}",
-                        f"{found['seconds']:.1f}",
-                        f"{found['rate']:,.0f}",
-                    )  # fmt: skip
+                    found = run("onnx_table.load", graph=str(graph), level=level)
+                    held = (size, *(found[key] for key in ("held", "most", "after")))
+                    cells = (f"{number / MB:,.0f}" for number in held)
+                    speed = f"{found['seconds']:.1f}", f"{found['rate']:,.0f}"
+                    rows.append((name, weights, level, *cells, *speed))
+    yield (
+        "model", "weights", "optimisation", "graph and weights, MB", "held after loading, MB",
+        "peak while loading, MB", "held after a run, MB", "load, s", "tokens per second",
+    ), rows  # fmt: skip
 
 
-def load(graph: Path, level: str) -> None:
-    """Load a graph, in this process; print what it holds afterwards as JSON."""
+def load(graph: str, level: str) -> dict[str, float]:
+    """Load a graph in this process: what it holds afterwards, in bytes, and its speed."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
-    before, start = status("VmRSS"), time.perf_counter()
+    before, start = memory_of("VmRSS"), time.perf_counter()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     seconds = time.perf_counter() - start
-    held, peak = status("VmRSS") - before, status("VmHWM") - before
+    held, most = memory_of("VmRSS") - before, memory_of("VmHWM") - before
     ids, rates = np.arange(1, WINDOW + 1)[None], []
     for _ in range(3):
         start = time.perf_counter()
         session.run(["logits"], {"token_ids": ids})
         rates.append(WINDOW / (time.perf_counter() - start))
-    after = status("VmRSS") - before
-    found = {"held": held, "peak": peak, "after": after, "seconds": seconds, "rate": max(rates)}
-    print(json.dumps(found))
-
-
-def status(key: str) -> int:
-    """Bytes, as the kernel says of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-
-def versions(*names: str) -> Iterator[str]:
-    yield f"Python {platform.python_version()}"
-    for name in names:
-        module = __import__(name)
-        yield f"{name} {module.__version__}"
+    after = memory_of("VmRSS") - before
+    return {"held": held, "most": most, "after": after, "seconds": seconds, "rate": max(rates)}
 
 
 def main() -> None:
+    tables = {"families": families, "sparse": sparse, "real": real_models, "memory": memory}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=("families", "sparse", "real", "memory", "load"))
+    parser.add_argument("table", choices=tables)
     parser.add_argument("--real", type=Path)
     parser.add_argument("--windows", type=int, default=4)
-    parser.add_argument("--graph", type=Path)
-    parser.add_argument("--level", choices=LEVELS, default="basic")
     given = parser.parse_args()
-    if given.table == "load":
-        load(given.graph, given.level)
-        return
-    more = ("torch", "transformers") if given.table == "real" else ()
-    print(", ".join(versions("numpy", "onnx", "onnxruntime", "refimpl", *more)) + "\n")
-    if given.table == "families":
-        families()
-        return
-    if given.real is None:
+    if given.real is None and given.table != "families":
         parser.error(f"{given.table} needs --real FOLDER")
-    if given.table == "real":
-        real_models(given.real, given.windows)
-    else:
-        {"sparse": sparse, "memory": memory}[given.table](given.real)
+    facts = machine()
+    packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
+    print(f"Python {facts['python']}, {packages}")
+    for heads, rows in tables[given.table](given):
+        print(f"\n{markdown(heads, rows)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,13 @@ from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
+from figure import markdown
+
 from refimpl.oracle.case import read_case
 from refimpl.oracle.check import check, read_candidate
 from refimpl.oracle.judging.measures import StepResult
 from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, FLOOR, FLOOR_16
 from refimpl.show.oracle import stage_of
-from refimpl.show.table import aligned
 
 TESTS = Path(__file__).parent.parent
 CASES = TESTS.parent / "fixtures" / "cases"
@@ -83,31 +84,34 @@ def main() -> None:
         for step in steps:
             stage, last = stage_of(step.step), step.step.rsplit(".", 1)[-1]
             groups[stage if given.by == "stage" else f"{stage} {last}"].append(step)
-    columns: dict[str, list[str]] = defaultdict(list)
+    rows = []
     for name, steps in groups.items():
         floats = [s for s in steps if s.tolerance > 0 and s.status != "conditional"]
         floats = [s for s in floats if not s.near_ties]
         large = [s for s in floats if ERROR_FACTOR * s.own > floor * unit]
         small = [s for s in floats if ERROR_FACTOR * s.own <= floor * unit]
-        differ = sum(len(s.near_ties) for s in steps)
-        columns[given.by].append(name)
-        columns["steps"].append(f"{len(steps)}")
-        columns["own over the floor"].append(f"{len(large) or ''}")
-        columns["ratio"].append(_largest([s.error / s.own for s in large]))
-        columns["units"].append(_largest([s.error / unit for s in small]))
-        columns["used"].append(_largest([s.error / s.tolerance for s in floats], "{:.0%}"))
-        columns["not judged"].append(f"{sum(s.status == 'conditional' for s in steps) or ''}")
-        columns["differ"].append(f"{differ or ''}")
+        rows.append(
+            (
+                name, len(steps), len(large) or "",
+                largest([s.error / s.own for s in large]),
+                largest([s.error / unit for s in small]),
+                largest([s.error / s.tolerance for s in floats], "{:.0%}"),
+                sum(s.status == "conditional" for s in steps) or "",
+                sum(len(s.near_ties) for s in steps) or "",
+            )
+        )  # fmt: skip
     where = f"{given.dtype} on {given.device}, {len(cases)} cases"
     print(f"\nfactor {ERROR_FACTOR:g}, floor {floor:g}: {where}")
     print(", ".join(f"{name} {version(name)}" for name in ("refimpl", "numpy", "torch")), "\n")
-    print("\n".join(line.rstrip() for line in aligned(columns)))
+    heads = ("steps", "own over the floor", "ratio", "units", "used", "not judged", "differ")
+    print(markdown((given.by, *heads), rows))
     for name, steps in cases.items():
         if off := [s for s in steps if s.status == "divergent"]:
             print(f"{name}: {len(off)} divergent, first at {off[0].step}")
 
 
-def _largest(numbers: list[float], form: str = "{:.2g}") -> str:
+def largest(numbers: list[float], form: str = "{:.2g}") -> str:
+    """The largest number, if there is one."""
     return form.format(max(numbers)) if numbers else ""
 
 

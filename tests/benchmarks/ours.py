@@ -6,12 +6,15 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import numpy as np
 from machine import by_processor, clock
+
+import refimpl
+from refimpl.tokens import id_tokens, id_windows, random_tokens
 
 GEMM = 4096  # rows and columns of the product that sets the machine's rate
 
@@ -29,9 +32,6 @@ def gemm_rate(rounds: int = 3, clock: Callable[[], float] = time.perf_counter) -
 
 def score(model: str, samples: int, tokens: int, threads: int | None = None) -> dict[str, Any]:
     """Seconds of `refimpl.score`, reading the weights included."""
-    import refimpl
-    from refimpl.tokens import random_tokens
-
     ready = refimpl.read_model(model)
     given = random_tokens(ready.config.vocab_size, samples, tokens)
     run = refimpl.score  # imported before the clock starts
@@ -84,7 +84,7 @@ def score_of_sizes(
 
 
 def command(arguments: list[str]) -> dict[str, Any]:
-    """A command of the program, in this process; what it printed as JSON says of itself."""
+    """A command of the program, in this process, and the JSON that it prints."""
     from refimpl.cli.main import main
 
     sys.argv, printed = ["refimpl", *arguments, "--json"], io.StringIO()
@@ -96,19 +96,17 @@ def command(arguments: list[str]) -> dict[str, Any]:
             if left.code:
                 raise
     processor = time.process_time() - start
-    seconds = json.loads(printed.getvalue())["run"]["seconds"]
-    return {"seconds": processor if by_processor() else seconds}
+    document = json.loads(printed.getvalue())
+    seconds = processor if by_processor() else document["run"]["seconds"]
+    return {"seconds": seconds, "printed": document}
 
 
 def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
     """AlphaPruning's alphas of the first blocks."""
-    from dataclasses import replace
-
-    from refimpl import read_model
     from refimpl.running.settings import Settings
     from refimpl.scoring.spectra import power_laws
 
-    ready = read_model(model)
+    ready = refimpl.read_model(model)
     first = replace(ready, config=replace(ready.config, blocks=ready.config.blocks[:blocks]))
     with Settings().open({}) as resources:
         start = clock()
@@ -119,22 +117,18 @@ def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
 
 def owl(model: str, ids: str) -> dict[str, Any]:
     """OWL's statistic of every block."""
-    from refimpl import Request, read_model
     from refimpl.scoring.base_signals import signals
-    from refimpl.tokens import id_tokens
 
-    ready, tokens = read_model(model), id_tokens(ids)
+    ready, tokens = refimpl.read_model(model), id_tokens(ids)
     start = clock()
-    found = signals(ready, Request(base="owl", correct=None), tokens)
-    seconds = clock() - start
-    return {"seconds": seconds, "percent": found.owl_outlier_percent.tolist()}
+    found = signals(ready, refimpl.Request(base="owl", correct=None), tokens)
+    return {"seconds": clock() - start, "percent": found.owl_outlier_percent.tolist()}
 
 
-def wanda(model: str, ids: str, out: str, sparsity: float) -> dict[str, Any]:
+def wanda(model: str, ids: str, out: str, sparsity: float, compat: str = "peer") -> dict[str, Any]:
     """`refimpl prune` by Wanda, counted as the original does."""
-    how = "--correct none --method wanda --compat peer --force"
-    words = f"prune {model} -o {out} --tokens {ids} --sparsity {sparsity} {how}"
-    return command(words.split())
+    how = f"--correct none --method wanda --compat {compat} --force"
+    return command(f"prune {model} -o {out} --tokens {ids} --sparsity {sparsity} {how}".split())
 
 
 def linear(rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -162,19 +156,13 @@ def sparsegpt(rows: int, columns: int, sparsity: float, out: str) -> dict[str, A
 
 def forward(model: str, samples: int, tokens: int, repetitions: int) -> dict[str, Any]:
     """Tokens per second of `refimpl.forward` to the logits, weights read anew by every call."""
-    import refimpl
-
     ready = refimpl.read_model(model)
-    ids = np.random.default_rng(0).integers(0, ready.config.vocab_size, (samples, tokens))
-    run = partial(refimpl.forward, ready, ids)
-    return timed(lambda: run().logits, ids.size, repetitions)
+    ids = random_tokens(ready.config.vocab_size, samples, tokens).ids
+    return timed(lambda: refimpl.forward(ready, ids).logits, ids.size, repetitions)
 
 
 def evaluation(model: str, ids: str, repetitions: int) -> dict[str, Any]:
     """Tokens per second of `refimpl.evaluate` on windows of ids, to the nats of every window."""
-    import refimpl
-    from refimpl.tokens import id_windows
-
     ready, windows = refimpl.read_model(model), id_windows(ids)
     count = sum(len(row) - 1 for row in windows.ids)
     nats = lambda: refimpl.evaluate(ready, windows).perplexity.nats[None]  # noqa: E731

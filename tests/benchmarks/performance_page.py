@@ -5,32 +5,20 @@ python tests/benchmarks/performance_page.py [--results FILE] [--seven FILE] [--o
 
 import argparse
 import json
+import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from figure import Figure, from_json, goal_of, spread
-from notes import TRIED
+from figure import Figure, from_json, goal_of, markdown, spread
+from sections import BY_PROCESSOR, OVERLOADED, SECTIONS, SEVEN_B
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
 PICTURE = "performance-profile.svg"
 WIDTH = 120  # of a line of prose
 COLORS = ("#1f5fa8", "#b2491f")  # told apart by texture, too
-
-HEADINGS = {
-    "scoring-hooked": "Scoring compared with hooked forwards",
-    "scoring-batched": "Scoring compared with the same sharing and batching",
-    "rate": "Arithmetic rate",
-    "memory": "Memory",
-    "spectra": "AlphaPruning's spectra",
-    "wanda": "OWL and Wanda",
-    "sparsegpt": "SparseGPT",
-    "forward": "Forward and evaluation",
-    "startup": "Start of the program",
-    "growth": "Growth of the cost",
-}
 
 
 def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
@@ -60,21 +48,17 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
         "## All goals",
         summary(figures),
     ]
-    for row, heading in HEADINGS.items():
-        some = [figure for figure in figures if figure.row == row]
-        if not some:
-            continue
-        parts += [f"## {heading}", wrapped(INTRODUCTIONS[row]), table(some)]
-        tried = TRIED.get(row)
-        if tried:
-            parts.append(wrapped(tried))
+    for row, section in SECTIONS.items():
+        if of_row := [figure for figure in figures if figure.row == row]:
+            parts += [f"## {section.heading}", wrapped(section.introduction), table(of_row)]
+            parts += [wrapped(section.tried)] * bool(section.tried)
     if results["profiles"]:
         parts += ["## Where the time of scoring goes", profile_words(results["profiles"])]
         parts += [f"![Shares of the time of scoring, step by step]({PICTURE})"]
         parts += [profile_table(results["profiles"])]
     if seven:
         parts += ["## A model of seven billion weights", seven_words(seven)]
-        parts += [wrapped(TRIED["seven-b"])]
+        parts += [wrapped(SEVEN_B)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -115,23 +99,11 @@ def machine_facts(results: dict[str, Any]) -> str:
 
 def left_out(results: dict[str, Any]) -> str:
     """Rows that were measured on some of their shapes only."""
-    some = {
-        HEADINGS[k]: r["only"] for k, r in results["rows"].items() if k in HEADINGS and r["only"]
-    }
-    if not some:
-        return ""
+    rows = results["rows"]
+    some = {x.heading: rows[k]["only"] for k, x in SECTIONS.items() if rows.get(k, {}).get("only")}
     shapes = ", ".join(dict.fromkeys(name for names in some.values() for name in names))
-    return f"To save time, these sections use {shapes} only: {'; '.join(some)}."
-
-
-OVERLOADED = """
-Other programs used the machine. Wall-clock times then put torch at a disadvantage, because its
-threads wait for the slowest one after every operation."""
-BY_PROCESSOR = """
-Therefore, the seconds are processor time, summed over threads, with torch, onnxruntime and BLAS
-on one thread (`--processor`). Processor time excludes other programs, except for their effect on
-caches. It also excludes waiting, and does not show how well a program uses several cores. To
-measure wall-clock time on all cores, run the command without `--processor` on an idle machine."""
+    words = f"To save time, these sections use {shapes} only: {'; '.join(some)}."
+    return words if some else ""
 
 
 def summary(figures: Sequence[Figure]) -> str:
@@ -150,54 +122,6 @@ def summary(figures: Sequence[Figure]) -> str:
     return f"{head}\n\n{markdown(('what', 'shape', 'against', 'measured', 'goal', ''), rows)}"
 
 
-INTRODUCTIONS = {
-    "scoring-hooked": """
-The ratio is the time of torch divided by the time of `refimpl.score`, on one sequence. The torch
-program is what one would write first: transformers with eager attention and a forward hook that
-perturbs the output of one block, and one run of the whole model for every block.""",
-    "scoring-batched": """
-This torch program keeps the clean state and all perturbed states in one batch, and passes the
-batch through each block once. Attention is computed as matrix products and a softmax, or by
-torch's fused kernel.""",
-    "rate": """
-The rate counts the operations from the shapes, for one sequence of T tokens. A block with N
-weights in its linears and H heads of h channels takes `2 T N + 2 h H T (T + 1)` operations (only
-keys that a token sees). Scoring takes L passes of clean states and L (L - 1) / 2 passes of
-perturbed ones. Norms, rotation, softmax, activations, noise, measurements and reading are not
-counted as operations, but their time is included. The machine's rate is that of NumPy's float32
-matrix product on all threads, before and after each scoring, in the same process. Wall-clock
-time includes waiting and depends on other programs; processor time does neither.""",
-    "memory": """
-The figure is the peak resident memory of the command, including mapped pages (VmHWM), on a
-random bfloat16 model. The second row repeats the measurement with 4, 8 and 16 blocks.""",
-    "spectra": """
-The original computes `svdvals` in float32 and searches for the tail with a Python loop. Its
-alphas are also compared in float64, because in float32 rounding can decide between tails that
-fit equally well.""",
-    "wanda": """
-OWL's statistic takes a dense pass with hooks, and the scores of all linears of a block. Wanda
-takes a pass with hooks, a sort of every row, a pass through the pruned block, and writing the
-file. Times exclude start and imports; memory is that of the whole process.""",
-    "sparsegpt": """
-The original's steps (the inverse of the Hessian, its Cholesky factor, column by column) run in
-torch in float32; refimpl computes in float64.""",
-    "forward": """
-`refimpl.forward` computes the logits of a batch, and `refimpl.evaluate` the perplexity of the
-same number of windows. onnxruntime runs the graph that refimpl exports; this comparison has no
-goal.""",
-    "startup": """
-The figures are processor seconds, including the start of the interpreter. The notes give the
-wall-clock time, which also depends on other programs.""",
-    "growth": """
-Each row has four sizes; the other sizes are fixed at 8 blocks, 128 tokens and width 512. The
-exponent is the slope of a straight line through the logarithms of the times. Next to it is the
-exponent of the operations, counted by the formula above at the same sizes: about 2 in blocks (`L
-(L + 1) / 2` passes), 1 in tokens and more as the quadratic part of attention grows, and 2 in
-width. A measured exponent below that of the operations means that fixed costs still matter. The
-goal applies to the difference.""",
-}
-
-
 def table(figures: Sequence[Figure]) -> str:
     """All figures of a row."""
     rows = [
@@ -211,13 +135,6 @@ def table(figures: Sequence[Figure]) -> str:
     words = "" if not notes else "\n\n" + "\n".join(f"- {note}" for note in notes)
     heads = ("what", "shape", "against", "ours", "theirs", "measured", "goal", "")
     return markdown(heads, rows) + words
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
-    lines.insert(1, "|" + "---|" * len(heads))
-    return "\n".join(lines)
 
 
 def profile_words(profiles: Sequence[dict[str, Any]]) -> str:
@@ -235,26 +152,31 @@ def profile_words(profiles: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def shares_of(profile: dict[str, Any]) -> dict[str, float]:
+    """All shares of a profile by name."""
+    return profile["steps"] | {"waiting, all threads": profile["waiting"]}
+
+
 def profile_table(profiles: Sequence[dict[str, Any]]) -> str:
     """The picture's numbers."""
-    rows = [(step, *(f"{p['steps'][step]:.1%}" for p in profiles)) for step in profiles[0]["steps"]]
-    rows.append(("waiting, all threads", *(f"{p['waiting']:.1%}" for p in profiles)))
+    columns = [shares_of(profile) for profile in profiles]
+    rows = [(step, *(f"{shares[step]:.1%}" for shares in columns)) for step in columns[0]]
     return markdown(("step", *(p["shape"] for p in profiles)), rows)
 
 
 def picture(profiles: Sequence[dict[str, Any]]) -> str:
     """Bars of the shares, two models beside each other, as plain SVG."""
     left, width, step, top = 330, 400, 34, 56
-    steps = [*profiles[0]["steps"], "waiting, all threads"]
-    height = top + step * len(steps) + 12
-
-    def share(p: dict[str, Any], name: str) -> float:
-        return float(p["waiting"] if name.startswith("waiting") else p["steps"][name])
-
+    columns = {profile["shape"]: shares_of(profile) for profile in profiles}
+    height = top + step * len(shares_of(profiles[0])) + 12
     words = "; ".join(
-        f"{p['shape']}: " + ", ".join(f"{name} {share(p, name):.1%}" for name in steps)
-        for p in profiles
+        f"{shape}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        for shape, shares in columns.items()
     )
+
+    def text(x: object, y: int, words: str, more: str = "") -> str:
+        return f'<text x="{x}" y="{y}"{more} fill="black">{words}</text>'
+
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" '
         'font-family="sans-serif" font-size="12" role="img" aria-labelledby="title desc">',
@@ -264,27 +186,20 @@ def picture(profiles: Sequence[dict[str, Any]]) -> str:
         f'patternTransform="rotate(45)"><rect width="6" height="6" fill="{COLORS[1]}"/>'
         '<rect width="2" height="6" fill="#e8b9a5"/></pattern></defs>',
         f'<rect width="{left + width + 90}" height="{height}" fill="white"/>',
-        f'<text x="{left}" y="18" fill="black">share of the processor time of one thread</text>',
+        text(left, 18, "share of the processor time of one thread"),
     ]
     fills = (COLORS[0], "url(#stripes)")
-    for i, (p, fill) in enumerate(zip(profiles, fills, strict=False)):
+    for i, (shape, fill) in enumerate(zip(columns, fills, strict=False)):
         at = left + 230 * i
-        parts.append(
-            f'<rect x="{at}" y="28" width="11" height="11" fill="{fill}"/>'
-            f'<text x="{at + 16}" y="38" fill="black">{p["shape"]}</text>'
-        )
-    for k, name in enumerate(steps):
+        key = f'<rect x="{at}" y="28" width="11" height="11" fill="{fill}"/>'
+        parts.append(key + text(at + 16, 38, shape))
+    for k, name in enumerate(shares_of(profiles[0])):
         y = top + step * k
-        parts.append(
-            f'<text x="{left - 8}" y="{y + 19}" text-anchor="end" fill="black">{name}</text>'
-        )
-        for i, (p, fill) in enumerate(zip(profiles, fills, strict=False)):
-            long, at = width * share(p, name), y + 2 + 14 * i
-            parts.append(
-                f'<rect x="{left}" y="{at}" width="{long:.1f}" height="12" fill="{fill}"/>'
-                f'<text x="{left + long + 5:.1f}" y="{at + 10}" fill="black">'
-                f"{share(p, name):.1%}</text>"
-            )
+        parts.append(text(left - 8, y + 19, name, ' text-anchor="end"'))
+        for i, (shares, fill) in enumerate(zip(columns.values(), fills, strict=False)):
+            long, at = width * shares[name], y + 2 + 14 * i
+            bar = f'<rect x="{left}" y="{at}" width="{long:.1f}" height="12" fill="{fill}"/>'
+            parts.append(bar + text(f"{left + long + 5:.1f}", at + 10, f"{shares[name]:.1%}"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -312,18 +227,8 @@ def seven_words(seven: dict[str, Any]) -> str:
 
 def wrapped(text: str) -> str:
     """Prose in lines of the page's width."""
-    return "\n".join(_lines(text))
-
-
-def _lines(text: str) -> Iterator[str]:
-    line = ""
-    for word in text.split():
-        if line and len(line) + 1 + len(word) > WIDTH:
-            yield line
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    yield line
+    words = " ".join(text.split())
+    return textwrap.fill(words, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ def main() -> None:
     found = getattr(importlib.import_module(module), function)(**json.loads(text))
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = used.ru_utime + used.ru_stime
-    print(json.dumps({**found, "peak": machine.peak_bytes(), "cpu": seconds}))
+    print(json.dumps({**found, "peak": machine.memory_of("VmHWM"), "cpu": seconds}))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapes
@@ -14,6 +15,8 @@ from figure import Figure, ratios, spread
 from machine import by_processor
 from process import Found, alternate, column, run
 from shapes import Shape
+
+from refimpl.tokens import random_tokens
 
 MB = 1e6
 GIGA = 1e9
@@ -40,25 +43,28 @@ class Setting:
     def folder(self, shape: Shape) -> str:
         return str(shapes.model_folder(shape, self.scratch, self.models))
 
-    def pick(self, full: list[tuple[Shape, int, int]]) -> list[tuple[Shape, int, int]]:
-        """Shapes with samples and tokens: those given, or a tiny one."""
-        if self.quick:
-            return [(shapes.TINY, 2, 32)]
-        return [one for one in full if not self.only or one[0].name in self.only]
+    def pick(
+        self, full: list[tuple[Shape, int, int]]
+    ) -> Iterator[tuple[Shape, dict[str, Any], str]]:
+        """The shapes asked for, or a tiny one: with model, samples and tokens, and in words."""
+        for shape, samples, tokens in [(shapes.TINY, 2, 32)] if self.quick else full:
+            if self.quick or not self.only or shape.name in self.only:
+                size = {"model": self.folder(shape), "samples": samples, "tokens": tokens}
+                yield shape, size, said(shape.name, samples, tokens)
 
     def ids(self, shape: Shape, samples: int, tokens: int) -> str:
         """A file of random ids."""
         path = self.scratch / f"{shape.vocab}-{samples}-{tokens}.npy"
-        np.save(path, np.random.default_rng(0).integers(0, shape.vocab, (samples, tokens)))
+        np.save(path, random_tokens(shape.vocab, samples, tokens).ids)
         return str(path)
 
 
 Row = Callable[[Setting], Iterator[Figure]]
 
 
-def said(shape: Shape, samples: int, tokens: int) -> str:
-    """A shape and its input in words."""
-    return f"{shape.name}, {samples} x {tokens} tokens"
+def said(model: str, samples: int, tokens: int) -> str:
+    """A model and its input in words."""
+    return f"{model}, {samples} x {tokens} tokens"
 
 
 def same_coefficients(ours: list[Found], theirs: list[Found]) -> str:
@@ -70,52 +76,57 @@ def same_coefficients(ours: list[Found], theirs: list[Found]) -> str:
     )
 
 
+def against(
+    row: str, what: str, where: str, rival: str, found: Iterable[list[Found]],
+    key: str = "seconds", unit: str = "s", scale: float = 1.0, **more: Any,
+) -> Figure:  # fmt: skip
+    """One number of ours and of theirs: how many times as much theirs is (of a rate: ours)."""
+    ours, theirs = (tuple(x / scale for x in column(side, key)) for side in found)
+    values = ratios(ours, theirs) if key == "rate" else ratios(theirs, ours)
+    return Figure(row, what, where, rival, unit, ours, theirs, values, **more)
+
+
+def scoring(
+    s: Setting, row: str, rivals: Mapping[str, tuple[str, dict[str, Any]]], goal: float
+) -> Iterator[Figure]:
+    """Scoring against rivals: their words, their function and what else it takes."""
+    sizes = [(shapes.SMOL, 1, 256), (shapes.QWEN, 1, 256), (shapes.LLAMA_1B, 1, 256)]
+    for _, given, where in s.pick(sizes):
+        sides = {"ours": ("ours.score", given)} | {
+            words: (side, given | more) for words, (side, more) in rivals.items()
+        }
+        found = alternate(sides, s.repetitions)
+        for words in rivals:
+            pair = found["ours"], found[words]
+            yield against(
+                row, "scoring, time", where, words, pair, goal=goal,
+                note=same_coefficients(*pair),
+            )  # fmt: skip
+
+
 def scoring_hooked(s: Setting) -> Iterator[Figure]:
     """Scoring against one hooked full forward per block."""
-    sizes = [(shapes.SMOL, 1, 256), (shapes.QWEN, 1, 256), (shapes.LLAMA_1B, 1, 256)]
-    for shape, samples, tokens in s.pick(sizes):
-        given = {"model": s.folder(shape), "samples": samples, "tokens": tokens}
-        sides = {"ours": ("ours.score", given), "torch": ("rivals.score_hooked", given)}
-        found = alternate(sides, s.repetitions)
-        ours, theirs = (column(found[side], "seconds") for side in sides)
-        yield Figure(
-            "scoring-hooked", "scoring, time", said(shape, samples, tokens),
-            "torch, one hooked full forward per block", "s", ours, theirs, ratios(theirs, ours),
-            goal=3.0, note=same_coefficients(*found.values()),
-        )  # fmt: skip
+    rivals = {"torch, one hooked full forward per block": ("rivals.score_hooked", {})}
+    return scoring(s, "scoring-hooked", rivals, 3.0)
 
 
 def scoring_batched(s: Setting) -> Iterator[Figure]:
     """Scoring against torch with the same sharing and batching, with two kinds of attention."""
-    sizes = [(shapes.SMOL, 1, 256), (shapes.QWEN, 1, 256), (shapes.LLAMA_1B, 1, 256)]
     kinds = {"products": "attention as products", "fused": "fused attention"}
-    for shape, samples, tokens in s.pick(sizes):
-        given = {"model": s.folder(shape), "samples": samples, "tokens": tokens}
-        sides = {"ours": ("ours.score", given)} | {
-            kind: ("rivals.score_batched", given | {"attention": kind}) for kind in kinds
-        }
-        found = alternate(sides, s.repetitions)
-        ours = column(found["ours"], "seconds")
-        for kind, words in kinds.items():
-            theirs = column(found[kind], "seconds")
-            yield Figure(
-                "scoring-batched", "scoring, time", said(shape, samples, tokens),
-                f"torch, same sharing and batching, {words}", "s", ours, theirs,
-                ratios(theirs, ours), goal=1.2,
-                note=same_coefficients(found["ours"], found[kind]),
-            )  # fmt: skip
+    rivals = {
+        f"torch, same sharing and batching, {words}": ("rivals.score_batched", {"attention": kind})
+        for kind, words in kinds.items()
+    }
+    return scoring(s, "scoring-batched", rivals, 1.2)
 
 
 def rate(s: Setting) -> Iterator[Figure]:
     """Operations per second of scoring against NumPy's float32 matrix product."""
     sizes = [(shapes.SMOL, 1, 512), (shapes.QWEN, 1, 256), (shapes.LLAMA_1B, 1, 256)]
     goals = {shapes.SMOL: 0.87, shapes.LLAMA_1B: 0.92}
-    for shape, samples, tokens in s.pick(sizes):
-        found = run(
-            "ours.score_between_products", model=s.folder(shape), samples=samples, tokens=tokens,
-            repetitions=s.repetitions,
-        )  # fmt: skip
-        work = shapes.score_operations(shape, samples, tokens)
+    for shape, given, where in s.pick(sizes):
+        found = run("ours.score_between_products", **given, repetitions=s.repetitions)
+        work = shapes.score_operations(shape, given["samples"], given["tokens"])
         kinds = (
             ("seconds", "rates", "all threads, wall-clock time", goals.get(shape)),
             ("processor", "core_rates", "one thread, both per processor second", None),
@@ -126,7 +137,7 @@ def rate(s: Setting) -> Iterator[Figure]:
             ours = tuple(work / t / GIGA for t in found[seconds])
             theirs = tuple(r / GIGA for r in found[rates])
             yield Figure(
-                "rate", "scoring, arithmetic rate", said(shape, samples, tokens),
+                "rate", "scoring, arithmetic rate", where,
                 f"NumPy's float32 product of 4096 x 4096 by 4096 x 4096, {how}", "GFLOP/s", ours,
                 theirs, ratios(ours, theirs), goal=goal, note=f"{work / 1e12:.3g} TFLOP counted",
             )  # fmt: skip
@@ -135,17 +146,18 @@ def rate(s: Setting) -> Iterator[Figure]:
 def memory(s: Setting) -> Iterator[Figure]:
     """Largest resident memory of `refimpl score`, and how it grows with depth."""
     shape = replace(shapes.TINY, blocks=16) if s.quick else shapes.LLAMA_1B
-    samples, tokens = 1, 32 if s.quick else 256
+    tokens = 32 if s.quick else 256
+    where = said(shape.name, 1, tokens)
     peaks: dict[int, tuple[float, ...]] = {}
     for blocks in (4, 8, 16):
         size = replace(shape, blocks=blocks)
-        words = f"score {s.folder(size)} --samples {samples} --seq-len {tokens}".split()
+        words = f"score {s.folder(size)} --samples 1 --seq-len {tokens}".split()
         found = [run("ours.command", arguments=words) for _ in range(1 if s.quick else 2)]
         peaks[blocks] = column(found, "peak")
     state = 4 * tokens * shape.hidden
     largest = tuple(x / GIGA for x in peaks[16])
     yield Figure(
-        "memory", "scoring, peak resident memory", said(shape, samples, tokens),
+        "memory", "scoring, peak resident memory", where,
         "bytes of the model file", "GB", largest, tuple(shape.file_bytes / GIGA for _ in largest),
         largest, "GB", 1.2, "at most",
     )  # fmt: skip
@@ -153,7 +165,7 @@ def memory(s: Setting) -> Iterator[Figure]:
     steps = ", ".join(f"{n} blocks {min(p) / MB:,.0f} MB" for n, p in peaks.items())
     allowed = 12 * state / MB
     yield Figure(
-        "memory", "scoring, growth of the peak from 4 to 16 blocks", said(shape, samples, tokens),
+        "memory", "scoring, growth of the peak from 4 to 16 blocks", where,
         "12 more residual states of T x D float32", "MB", growth, tuple(allowed for _ in growth),
         tuple(x / allowed for x in growth), goal=1.0, sense="at most", note=steps,
     )  # fmt: skip
@@ -168,15 +180,13 @@ def spectra(s: Setting) -> Iterator[Figure]:
             dtype: ("rivals.spectra", given | {"dtype": dtype}) for dtype in ("float32", "float64")
         }
         found = alternate(sides, s.repetitions)
-        ours = column(found["ours"], "seconds")
         alphas = {side: np.array(found[side][-1]["alpha"]) for side in sides}
         where = f"{shape.name}, {blocks} blocks"
         for dtype in ("float32", "float64"):
-            theirs = column(found[dtype], "seconds")
             apart = np.abs(alphas["ours"] / alphas[dtype] - 1)
-            yield Figure(
-                "spectra", "AlphaPruning's spectra, time", where, f"the original in {dtype}", "s",
-                ours, theirs, ratios(theirs, ours), goal=3.0,
+            yield against(
+                "spectra", "AlphaPruning's spectra, time", where, f"the original in {dtype}",
+                (found["ours"], found[dtype]), goal=3.0,
                 note=f"{np.count_nonzero(apart > 1e-6)} of {apart.size} alphas differ by more "
                 "than 1e-6",
             )  # fmt: skip
@@ -191,30 +201,24 @@ def spectra(s: Setting) -> Iterator[Figure]:
 def wanda(s: Setting) -> Iterator[Figure]:
     """OWL's statistic and pruning by Wanda against the originals' loops in float32."""
     sizes = [(shapes.SMOL, 4, 512), (shapes.BLOCK_7B, 2, 256)]
-    for shape, samples, tokens in s.pick(sizes):
-        given = {"model": s.folder(shape), "ids": s.ids(shape, samples, tokens)}
-        for what, side, more in (
-            ("OWL's statistic", "owl", {}),
-            ("pruning by Wanda at 0.7", "wanda", {"sparsity": 0.7}),
-        ):
-            outs = {
-                who: {"out": str(s.scratch / f"wanda-{who}")} if more else {}
-                for who in ("ours", "rivals")
-            }
-            sides = {who: (f"{who}.{side}", given | more | outs[who]) for who in outs}
+    for shape, size, where in s.pick(sizes):
+        given = {"model": size["model"], "ids": s.ids(shape, size["samples"], size["tokens"])}
+        for what, side in (("OWL's statistic", "owl"), ("pruning by Wanda at 0.7", "wanda")):
+            sides = {}
+            for who in ("ours", "pruning_rivals"):
+                more = {"sparsity": 0.7, "out": str(s.scratch / who)} if side == "wanda" else {}
+                sides[who] = f"{who}.{side}", given | more
             found = alternate(sides, s.repetitions)
             note = ""
-            if "percent" in found["ours"][-1]:
-                a, b = (np.array(found[who][-1]["percent"]) for who in sides)
+            if side == "owl":
+                a, b = (np.array(runs[-1]["percent"]) for runs in found.values())
                 note = f"statistics differ by at most {np.abs(a - b).max():.1e} percentage points"
-            for kind, key, scale, unit, goal in (
-                ("time", "seconds", 1.0, "s", 2.0), ("memory", "peak", MB, "MB", 4.0)
+            for kind, number, goal in (
+                ("time", {}, 2.0), ("memory", {"key": "peak", "scale": MB, "unit": "MB"}, 4.0)
             ):  # fmt: skip
-                ours, theirs = (tuple(x / scale for x in column(found[who], key)) for who in sides)
-                yield Figure(
-                    "wanda", f"{what}, {kind}", said(shape, samples, tokens),
-                    "the original's loop, torch, float32", unit, ours, theirs,
-                    ratios(theirs, ours), goal=goal, note=note,
+                yield against(
+                    "wanda", f"{what}, {kind}", where, "the original's loop, torch, float32",
+                    found.values(), **number, goal=goal, note=note,
                 )  # fmt: skip
 
 
@@ -222,19 +226,21 @@ def sparsegpt(s: Setting) -> Iterator[Figure]:
     """SparseGPT of one linear against the original in float32, and the errors of both."""
     sizes = [(96, 256)] if s.quick else [(4096, 4096), (11008, 4096)]
     for rows, columns in sizes:
-        outs = {who: str(s.scratch / f"sparsegpt-{who}.npz") for who in ("ours", "rivals")}
+        both = ("ours", "pruning_rivals")
+        outs = {who: str(s.scratch / f"sparsegpt-{who}.npz") for who in both}
         given = {"rows": rows, "columns": columns, "sparsity": 0.5}
         sides = {who: (f"{who}.sparsegpt", given | {"out": out}) for who, out in outs.items()}
         found = alternate(sides, s.repetitions if rows == columns else 1)
-        ours, theirs = (column(found[who], "seconds") for who in sides)
         where = f"a linear of {rows} x {columns}, sparsity 0.5"
-        yield Figure(
-            "sparsegpt", "SparseGPT, time", where, "the original's algorithm in float32", "s",
-            ours, theirs, ratios(theirs, ours), goal=1.2,
+        yield against(
+            "sparsegpt", "SparseGPT, time", where, "the original's algorithm in float32",
+            found.values(), goal=1.2,
         )  # fmt: skip
         if rows > columns:  # the errors of one are enough
             continue
-        far = run("rivals.sparsegpt_errors", rows=rows, columns=columns, outs=list(outs.values()))
+        far = run(
+            "pruning_rivals.sparsegpt_errors", rows=rows, columns=columns, outs=list(outs.values())
+        )
         yield Figure(
             "sparsegpt", "SparseGPT, relative error of the new weights", where,
             "the original's algorithm in float64, at the same decision", "",
@@ -242,7 +248,7 @@ def sparsegpt(s: Setting) -> Iterator[Figure]:
             sense="at most", note="theirs is the original in float32",
         )  # fmt: skip
     small = {"rows": 64, "columns": 128 if s.quick else 512, "sparsity": 0.5}
-    far = run("rivals.extended_sparsegpt", **small)
+    far = run("pruning_rivals.extended_sparsegpt", **small)
     yield Figure(
         "sparsegpt", "SparseGPT, error of ours / error of the original in float64",
         f"a linear of 64 x {small['columns']}, sparsity 0.5", "extended precision (longdouble)",
@@ -255,9 +261,8 @@ def forward(s: Setting) -> Iterator[Figure]:
     """Tokens per second to the logits, and to the nats of windows, against two runtimes."""
     sizes = [(shapes.SMOL, 2, 512), (shapes.QWEN, 1, 256), (shapes.BLOCK_7B, 2, 256)]
     turns = 1 if s.quick else 2
-    for shape, samples, tokens in s.pick(sizes):
-        folder = s.folder(shape)
-        given = {"model": folder, "samples": samples, "tokens": tokens, "repetitions": turns}
+    for shape, size, where in s.pick(sizes):
+        given = size | {"repetitions": turns}
         graph = {"out": str(s.scratch / f"{shape.hidden}.onnx")}
         sides = {
             "ours": ("ours.forward", given),
@@ -265,23 +270,18 @@ def forward(s: Setting) -> Iterator[Figure]:
             "onnxruntime": ("rivals.graph", given | graph),
         }
         found = alternate(sides, s.repetitions)
-        ours = column(found["ours"], "rate")
-        for against, goal in (("transformers, eager", 1.0), ("onnxruntime", None)):
-            theirs = column(found[against], "rate")
-            yield Figure(
-                "forward", "forward to the logits, rate", said(shape, samples, tokens),
-                f"{against}, float32", "tokens/s", ours, theirs, ratios(ours, theirs), goal=goal,
+        for rival, goal in (("transformers, eager", 1.0), ("onnxruntime", None)):
+            yield against(
+                "forward", "forward to the logits, rate", where, f"{rival}, float32",
+                (found["ours"], found[rival]), "rate", "tokens/s", goal=goal,
                 note="refimpl reads and casts the weights in every call" if goal else "",
             )  # fmt: skip
-        ids = {"ids": s.ids(shape, samples, tokens + 1)}
-        given = {"model": folder, "repetitions": turns} | ids
+        ids = s.ids(shape, size["samples"], size["tokens"] + 1)
+        given = {"model": size["model"], "repetitions": turns, "ids": ids}
         sides = {who: (f"{who}.evaluation", given) for who in ("ours", "rivals")}
-        found = alternate(sides, s.repetitions)
-        ours, theirs = (column(found[who], "rate") for who in sides)
-        yield Figure(
-            "forward", "evaluation of windows, rate", said(shape, samples, tokens),
-            "transformers, eager, float32", "tokens/s", ours, theirs, ratios(ours, theirs),
-            goal=1.0,
+        yield against(
+            "forward", "evaluation of windows, rate", where, "transformers, eager, float32",
+            alternate(sides, s.repetitions).values(), "rate", "tokens/s", goal=1.0,
         )  # fmt: skip
 
 
@@ -329,31 +329,26 @@ def spent(command: list[str], folder: Path) -> tuple[float, float]:
 def growth(s: Setting) -> Iterator[Figure]:
     """Exponents of the time of scoring in blocks, tokens and width, against the formula's."""
     base = replace(shapes.TINY, vocab=256) if s.quick else shapes.SMALL
-    unit = base.hidden // base.heads
-    scale = (1, 2) if s.quick else (1, 2, 4, 8)
-    first = {"blocks": 4, "tokens": 16 if s.quick else 128, "width": 64 if s.quick else 256}
-    usual = 16 if s.quick else 128
+    unit, usual = base.hidden // base.heads, 16 if s.quick else 128
+    first = {"blocks": 4, "tokens": usual, "width": 64 if s.quick else 256}
     for axis, start in first.items():
-        sizes = [start * k for k in scale]
-        made, tokens = [], []
-        for size in sizes:
-            shape = base
-            if axis == "blocks":
-                shape = replace(base, blocks=size)
-            if axis == "width":
-                heads = max(1, size // unit)
-                shape = replace(
-                    base, hidden=size, intermediate=3 * size, heads=heads, kv_heads=heads
-                )
-            made.append(shape)
-            tokens.append(size if axis == "tokens" else usual)
+        sizes = [start * k for k in ((1, 2) if s.quick else (1, 2, 4, 8))]
+        tokens = sizes if axis == "tokens" else [usual] * len(sizes)
+        made = [base] * len(sizes)
+        if axis == "blocks":
+            made = [replace(base, blocks=size) for size in sizes]
+        if axis == "width":
+            heads = [max(1, size // unit) for size in sizes]
+            made = [
+                replace(base, hidden=size, intermediate=3 * size, heads=n, kv_heads=n)
+                for size, n in zip(sizes, heads, strict=True)
+            ]
         found = run(
             "ours.score_of_sizes", models=[s.folder(shape) for shape in made], tokens=tokens,
             repetitions=1 if s.quick else 3,
         )  # fmt: skip
         work = [
-            shapes.score_operations(shape, 1, length)
-            for shape, length in zip(made, tokens, strict=True)
+            shapes.score_operations(*x) for x in zip(made, [1] * len(sizes), tokens, strict=True)
         ]
         measured, formula = exponent(sizes, found["seconds"]), exponent(sizes, work)
         yield Figure(

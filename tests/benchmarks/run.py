@@ -35,16 +35,11 @@ def measured(
 ) -> dict[str, Any]:
     """Run rows, print and keep each figure as it comes; one that fails leaves the others."""
     found: dict[str, Any] = {
-        "format": FORMAT,
-        "machine": machine.machine(),
-        "quick": setting.quick,
-        "repetitions": setting.repetitions,
-        "figures": [],
-        "rows": {},
-        "profiles": [],
-    }
+        "format": FORMAT, "machine": machine.machine(), "quick": setting.quick,
+        "repetitions": setting.repetitions, "figures": [], "rows": {}, "profiles": [],
+    }  # fmt: skip
     for name in rows:
-        before, start = machine.load(), time.perf_counter()
+        before, start, failed = machine.load(), time.perf_counter(), None
         try:
             if name == PROFILE:
                 for profile in scoring_profile.profiles(setting):
@@ -55,14 +50,13 @@ def measured(
                     print(line(figure), flush=True)
                     found["figures"].append(as_json(figure))
                     keep(found)
-            failed = None
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             failed = str(error)
-        seconds = time.perf_counter() - start
         found["rows"][name] = {
-            "seconds": seconds, "load_before": before, "load_after": machine.load(),
-            "failed": failed, "by_processor": machine.by_processor(), "only": list(setting.only),
+            "seconds": time.perf_counter() - start, "load_before": before,
+            "load_after": machine.load(), "failed": failed,
+            "by_processor": machine.by_processor(), "only": list(setting.only),
         }  # fmt: skip
         keep(found)
     return found
@@ -100,12 +94,13 @@ def main() -> None:
         only = tuple(given.shapes or ())
         setting = Setting(Path(scratch), given.models, given.quick, repetitions, only)
         found = measured(setting, given.rows, keep)
-    met = [entry for entry in found["figures"] if entry["verdict"] == "pass"]
-    short = [entry for entry in found["figures"] if entry["verdict"].startswith("falls")]
+    met, missed = (
+        sum(entry["verdict"].startswith(word) for entry in found["figures"])
+        for word in ("pass", "falls")
+    )
     failed = [name for name, row in found["rows"].items() if row["failed"]]
-    print(f"{len(met)} figures pass, {len(short)} fall short; rows that failed: {failed or 'none'}")
-    if failed:
-        sys.exit(1)
+    print(f"{met} figures pass, {missed} fall short; rows that failed: {failed or 'none'}")
+    sys.exit(bool(failed))
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

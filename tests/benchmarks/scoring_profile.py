@@ -15,7 +15,7 @@ from typing import Any
 
 import shapes
 from process import run
-from rows import Setting, said
+from rows import Setting
 
 STEPS: Mapping[str, tuple[str, ...]] = {
     "matrix products of the linears": ("model.ops.linear",),
@@ -128,15 +128,14 @@ def measure(model: str, samples: int, tokens: int, threads: int | None) -> dict[
 
 def profiles(setting: Setting) -> Iterator[dict[str, Any]]:
     """Shares of the steps at two shapes."""
-    for shape, samples, tokens in setting.pick([(shapes.SMOL, 1, 512), (shapes.LLAMA_1B, 1, 256)]):
-        given = {"model": setting.folder(shape), "samples": samples, "tokens": tokens}
+    for _, given, where in setting.pick([(shapes.SMOL, 1, 512), (shapes.LLAMA_1B, 1, 256)]):
         alone = run("scoring_profile.measure", **given, threads=1)
         together = run("scoring_profile.measure", **given, threads=None)
         total = alone["processor"]
         steps = {step: alone["steps"].get(step, 0.0) / total for step in STEPS}
         steps[OTHER] = max(0.0, 1 - sum(steps.values()))
         yield {
-            "shape": said(shape, samples, tokens),
+            "shape": where,
             "seconds": total,
             "steps": steps,
             "waiting": together["waiting"],

@@ -26,41 +26,34 @@ LIMIT = 4e9  # bytes
 
 def seven_b(scratch: Path, shape: shapes.Shape, tokens: int, sparsity: float) -> dict[str, Any]:
     """Make, score, prune; times in seconds, memory in bytes."""
-    model, out = scratch / shape.name, scratch / "pruned"
-    start = time.perf_counter()
+    model, start = scratch / shape.name, time.perf_counter()
     shapes.write_model(model, shape)
     found: dict[str, Any] = {
         "shape": shape.name,
         "bytes": sum(file.stat().st_size for file in model.iterdir()),
         "files": len(list(model.glob("*.safetensors"))),
-        "tokens": tokens,
-        "sparsity": sparsity,
-        "limit": LIMIT,
+        "tokens": tokens, "sparsity": sparsity, "limit": LIMIT,
         "made": time.perf_counter() - start,
-    }
+    }  # fmt: skip
     print(f"made {found['bytes'] / 1e9:.2f} GB in {found['made']:.0f} s", flush=True)
     size = f"--samples 1 --seq-len {tokens}"
-    commands = {
+    how = f"--sparsity {sparsity} --correct none"
+    for name, words in {
         "score": f"score {model} {size}",
-        "prune": f"prune {model} -o {out} {size} --sparsity {sparsity} --correct none",
-    }
-    for name, words in commands.items():
+        "prune": f"prune {model} -o {scratch / 'pruned'} {size} {how}",
+    }.items():
         before = machine.load()
         done = run("ours.command", arguments=words.split())
-        found[name] = {
-            "seconds": done["seconds"],
-            "whole": done["whole"],
-            "peak": done["peak"],
-            "load": [before, machine.load()],
-            "command": f"refimpl {words}".replace(str(scratch), "FOLDER"),
-        }
+        command = f"refimpl {words}".replace(str(scratch), "FOLDER")
+        found[name] = {key: done[key] for key in ("seconds", "whole", "peak")}
+        found[name] |= {"load": [before, machine.load()], "command": command}
         verdict = "within" if done["peak"] <= LIMIT else "more than"
         print(
             f"{name}: {done['whole']:.0f} s, peak {done['peak'] / 1e9:.2f} GB, {verdict} "
             f"{LIMIT / 1e9:.0f} GB",
             flush=True,
         )
-    record = json.loads((out / "pruning.json").read_text())
+    record = done["printed"]
     found["pruned"], found["weights"] = record["total_pruned"], record["total_weights"]
     print(f"pruned {found['pruned']:,} of {found['weights']:,} weights", flush=True)
     return found

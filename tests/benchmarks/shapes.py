@@ -1,14 +1,15 @@
 """Shapes of known models, random ones of the same shape on disk, and the operations they take."""
 
 import json
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors.numpy import save_file
 
 MAX_SHARD = 2 * 10**9  # bytes of a shard, about
 POOL = 1 << 24  # random numbers that all weights are cut from
@@ -83,7 +84,7 @@ class Shape:
     @property
     def file_bytes(self) -> int:
         """Bytes of all tensors in bfloat16."""
-        return sum(2 * int(np.prod(shape)) for _, shape in self.tensors())
+        return sum(2 * prod(shape) for _, shape in self.tensors())
 
 
 SMOL = Shape("SmolLM2-135M", 30, 576, 1536, 9, 3, 49152, real="SmolLM2-135M-Instruct")
@@ -148,7 +149,7 @@ def model_folder(shape: Shape, scratch: Path, models: Path | None) -> Path:
 
 
 def write_model(folder: Path, shape: Shape, seed: int = 0) -> None:
-    """Write a random bfloat16 model, shard by shard, in little memory.
+    """Write a random bfloat16 model, shard by shard.
 
     Linears and embeddings are cut, at random places, from one pool of normal numbers of standard
     deviation 0.02; norms are 1.
@@ -158,42 +159,21 @@ def write_model(folder: Path, shape: Shape, seed: int = 0) -> None:
     pool.setflags(write=False)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config(shape)))
-    shards, size = [[]], 0
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
     for name, dims in shape.tensors():
-        nbytes = 2 * int(np.prod(dims))
-        if size and size + nbytes > MAX_SHARD:
-            shards.append([])
-            size = 0
-        shards[-1].append((name, dims))
-        size += nbytes
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-        where = {name: file for file, part in zip(names, shards, strict=True) for name, _ in part}
-        index = {"metadata": {"total_size": shape.file_bytes}, "weight_map": where}
+        if sum(2 * prod(d) for d in (*shards[-1].values(), dims)) > MAX_SHARD and shards[-1]:
+            shards.append({})
+        shards[-1][name] = dims
+    files, total = {}, f"{len(shards):05}"
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{total}.safetensors" if shards[1:] else "model.safetensors"
+        files |= dict.fromkeys(shard, file)
+        tensors = {}
+        for name, dims in shard.items():
+            start = int(random.integers(POOL // 2))
+            cut = np.resize(pool[start:], dims)
+            tensors[name] = np.ones_like(cut) if "norm" in name else cut
+        save_file(tensors, folder / file, {"format": "pt"})
+    if shards[1:]:
+        index = {"metadata": {"total_size": shape.file_bytes}, "weight_map": files}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    for file, part in zip(names, shards, strict=True):
-        _write_shard(folder / file, part, pool, random)
-
-
-def _write_shard(
-    path: Path, part: list[tuple[str, tuple[int, ...]]], pool: np.ndarray, random: Any
-) -> None:
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, dims in part:
-        start, end = end, end + 2 * int(np.prod(dims))
-        header[name] = {"dtype": "BF16", "shape": list(dims), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, dims in part:
-            left = int(np.prod(dims))
-            if "norm" in name:
-                file.write(np.ones(left, ml_dtypes.bfloat16).tobytes())
-                continue
-            while left:
-                at = int(random.integers(POOL // 2))
-                piece = pool[at : at + min(left, POOL // 2)]
-                file.write(piece.view(np.uint8).data)
-                left -= piece.size

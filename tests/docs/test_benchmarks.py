@@ -1,29 +1,31 @@
 """The benchmark suite's own parts: figures, shapes, random models, the page; no rival is run."""
 
 import json
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import HERE
 
-BENCHMARKS = FIXTURES.parent / "tests" / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(HERE / "benchmarks"))
 
-import figure  # noqa: E402
-import ours  # noqa: E402
-import performance_page  # noqa: E402
-import process  # noqa: E402
-import rows  # noqa: E402
-import scoring_profile  # noqa: E402
-import shapes  # noqa: E402
-from figure import Figure  # noqa: E402
+import figure
+import ours
+import performance_page
+import process
+import rows
+import scoring_profile
+import shapes
+from figure import Figure
 
-import refimpl  # noqa: E402
+import refimpl
 
+BENCHMARKS, DOCS = HERE / "benchmarks", HERE.parent / "docs"
 RATIO = Figure("rate", "rate", "tiny", "theirs", "s", (1.0, 2.0), (4.0, 4.0), (4.0, 2.0), goal=3.0)
 
 
@@ -82,6 +84,15 @@ def test_operations_are_those_of_the_products() -> None:
     assert shapes.score_operations(shape, 3, tokens, draws=2) == 3 * passes * (linears + attention)
 
 
+def test_every_script_can_be_imported() -> None:
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")}
+    assert len(scripts) > 15
+    if find_spec("torch") is None:
+        scripts -= {"rivals", "pruning_rivals"}
+    code = f"import {', '.join(sorted(scripts))}"
+    subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, check=True)
+
+
 def test_known_models_have_their_sizes() -> None:
     assert shapes.SMOL.blocks * shapes.SMOL.block_size == 106_168_320
     assert shapes.QWEN.blocks * shapes.QWEN.block_size == 357_826_560
@@ -122,10 +133,9 @@ def test_a_profile_adds_up(tmp_path: Path) -> None:
 def test_the_page_is_what_its_results_make() -> None:
     results = json.loads((BENCHMARKS / "results.json").read_text())
     seven = json.loads((BENCHMARKS / "seven_b.json").read_text())
-    docs = FIXTURES.parent / "docs"
-    assert (docs / "performance.md").read_text() == performance_page.page(results, seven)
+    assert (DOCS / "performance.md").read_text() == performance_page.page(results, seven)
     drawn = performance_page.picture(results["profiles"])
-    assert (docs / performance_page.PICTURE).read_text() == drawn
+    assert (DOCS / performance_page.PICTURE).read_text() == drawn
     assert ElementTree.fromstring(drawn).find("{http://www.w3.org/2000/svg}desc") is not None
     assert not results["quick"]
     assert results["rows"].keys() == {*rows.ROWS, "profile"}

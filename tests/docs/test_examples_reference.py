@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cli_page import PAGE, commands, filled
 from conftest import FIXTURES
-from program import run
+from program import ran, run
 
 from refimpl import Perturbation, Request, allocate, read_model, score
 from refimpl.allocation.request import BASES
@@ -75,9 +75,7 @@ def documented(text: str) -> set[str]:
 
 def printed(*words: object) -> Any:
     """What a command prints with --json."""
-    result = run(*words, "--json")
-    assert (result.code, result.err) == (0, "")
-    return json.loads(result.out)
+    return json.loads(ran(*words, "--json"))
 
 
 def test_the_page_of_fields_is_complete_and_true() -> None:

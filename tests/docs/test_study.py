@@ -12,18 +12,18 @@ import pytest
 from conftest import FIXTURES
 from program import run as program
 
+sys.path.insert(0, str(FIXTURES.parent / "docs" / "study"))
+
+import effects
+import grid
+import harm
+import measure
+import page
+import run
+
+from refimpl import read_model
+
 STUDY = FIXTURES.parent / "docs" / "study"
-sys.path.insert(0, str(STUDY))
-
-import effects  # noqa: E402
-import grid  # noqa: E402
-import harm  # noqa: E402
-import measure  # noqa: E402
-import page  # noqa: E402
-import run  # noqa: E402
-
-from refimpl import read_model  # noqa: E402
-
 SIZE = ("--samples", 2, "--seq-len", 16)
 
 

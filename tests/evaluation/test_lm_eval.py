@@ -12,6 +12,7 @@ import pytest
 from conftest import FIXTURES
 from gates import model_of
 from program import ran
+from refusals import refusal_of
 from scipy.special import log_softmax
 
 from refimpl import RefimplError, forward, read_model
@@ -160,8 +161,7 @@ def test_generation_is_refused_by_name(adapter: Any, tmp_path: Path) -> None:
     )
     with pytest.raises(RefimplError, match="generate_until, asked for by local_generation"):
         evaluated(adapter.RefimplLM(str(LLAMA), threads=1), made, tmp_path)
-    with pytest.raises(RefimplError, match="float32 or float64"):
-        adapter.RefimplLM(str(LLAMA), dtype="bfloat16")
+    refusal_of(adapter.RefimplLM, str(LLAMA), dtype="bfloat16", says="float32 or float64")
 
 
 def without_the_harness(code: str) -> "subprocess.CompletedProcess[str]":

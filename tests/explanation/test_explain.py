@@ -175,7 +175,7 @@ def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the experiment was run")
 
-    monkeypatch.setattr("refimpl.explanation.values.score", refuse)
+    monkeypatch.setattr("refimpl.explanation.shown_values.score", refuse)
     model, tokens = model_of("llama"), tokens_of("llama")
     for step in (*BLOCK, "tokens", "embed", "head", "push", "drift", "ratio"):
         if step != "qk_norm":

@@ -12,6 +12,7 @@ from checkpoints import config_of
 from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal_of
 
 from refimpl import RefimplError
 from refimpl.loading.config_json import HubModel, read_config
@@ -25,11 +26,7 @@ BY_KIND = ("full_attention", "sliding_attention")
 
 def refusal(case: str, **changes: Any) -> str:
     """The problem of a fixture's configuration with some keys changed."""
-    with pytest.raises(RefimplError) as caught:
-        read_config(config_of(case, **changes))
-    assert caught.value.expected
-    assert caught.value.remedy
-    return caught.value.problem
+    return refusal_of(read_config, config_of(case, **changes)).problem
 
 
 # Spellings

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from gates import CASES, GATES, bits, expected_of, model_of, worst_token
+from refusals import refusal_of
 
-from refimpl import RefimplError, forward, read_model
+from refimpl import forward, read_model
 from refimpl.loading.families import FAMILIES
 from refimpl.model import attention, kernels, ops
 from refimpl.model import forward as forward_module
@@ -129,11 +130,7 @@ def test_the_longest_sequence_is_allowed(case: str) -> None:
     ],
 )
 def test_bad_ids_are_refused(ids: Any, problem: str, remedy: str) -> None:
-    with pytest.raises(RefimplError) as refused:
-        forward(model_of("llama"), ids)
-    assert problem in refused.value.problem
-    assert refused.value.expected
-    assert remedy in refused.value.remedy
+    refusal_of(forward, model_of("llama"), ids, says=problem, remedy=remedy)
 
 
 def code_lines(module: ModuleType) -> dict[str, int]:

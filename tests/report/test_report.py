@@ -10,19 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from html_page import Page
-from report_files import EVERYTHING, deeper, edited, one_block, report_files
+from refusals import refusal_of
+from report_files import EVERYTHING, deeper, edited, one_block
 
-from refimpl.errors import RefimplError
 from refimpl.report import page as page_module
 from refimpl.report import scales, svg
 from refimpl.report.html import number, words
 from refimpl.report.page import LIMIT, report
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return report_files(tmp_path_factory.mktemp("report"))
-
 
 KINDS = {
     "one": ("one.json",),
@@ -323,8 +317,7 @@ def test_a_sweep_too_large_for_a_page_shows_its_first_etas(
     assert 'id="s0-1-map"' in text
     assert 'id="s0-2-map"' not in text
     monkeypatch.setattr(page_module, "LIMIT", 1000)
-    with pytest.raises(RefimplError, match="the page would have"):
-        page_of(files, "sweep.json")
+    refusal_of(page_of, files, "sweep.json", says="the page would have")
 
 
 # ---- the drawing -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_files import EVERYTHING, deeper, edited, one_block, report_files
+from report_files import EVERYTHING, deeper, edited, one_block
 
 from refimpl.report.page import report
 
@@ -34,11 +34,6 @@ const contrast = (a, b) => {
   return (high + 0.05) / (low + 0.05);
 };
 """
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return report_files(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")

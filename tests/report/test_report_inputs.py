@@ -7,15 +7,9 @@ from typing import Any
 import pytest
 from html_page import Page
 from program import ran, refused
-from report_files import edited, report_files
+from report_files import edited
 
 from refimpl.report.page import report
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return report_files(tmp_path_factory.mktemp("report"))
-
 
 # ---- what comes from files is text -------------------------------------------------------------
 

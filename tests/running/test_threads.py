@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal_of
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from refimpl import RefimplError
 from refimpl.running import memory, threads
 from refimpl.running.memory import DEFAULT_MEMORY, parse_memory, peak_memory
 from refimpl.running.threads import Workers
@@ -73,8 +73,7 @@ def test_threads_are_as_loud_as_their_caller() -> None:
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_no_threads_are_refused(number: int) -> None:
-    with pytest.raises(RefimplError, match=f"{number} threads"):
-        Workers(number)
+    refusal_of(Workers, number, says=f"{number} threads")
 
 
 def test_without_a_blas_to_limit_there_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,8 +95,7 @@ def test_sizes_of_memory(number: int, unit: str, suffix: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "M", "-1G", "0", "many", "1.5.2G", "nan", "1e999", "5X"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(RefimplError, match="memory"):
-        parse_memory(text)
+    refusal_of(parse_memory, text, says="memory")
 
 
 def test_memory_is_what_is_free_and_at_most_two_gibibytes(monkeypatch: pytest.MonkeyPatch) -> None:

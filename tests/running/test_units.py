@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import started
 from program import refused
+from refusals import refusal_of
 from threadpoolctl import threadpool_info
 
 from refimpl import (
@@ -337,8 +338,7 @@ def test_other_files_under_the_same_path_are_refused(tmp_path: Path) -> None:
     assert files.open().config == model.config
     os.utime(model.files[0].path, (1, 1))
     other = ModelFiles(files.path, files.config, (("model.safetensors", 1, 1),))
-    with pytest.raises(RefimplError, match="differ between this worker and its client"):
-        other.open()
+    refusal_of(other.open, says="differ between this worker and its client")
 
 
 WAITING = """

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refusal_of
 
 from refimpl import RefimplError
 from refimpl.storage.arrays import read_array, write_array
@@ -68,10 +69,8 @@ def test_folders_that_do_not_take_a_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none" / "o", tmp_path / "folder", tmp_path / "file" / "o"):
-        with pytest.raises(RefimplError, match="cannot be written"):
-            write_json(path, CONTENT)
-        with pytest.raises(RefimplError, match="not a file in a folder that may be written"):
-            checked_output(path, {})
+        refusal_of(write_json, path, CONTENT, says="cannot be written")
+        refusal_of(checked_output, path, {}, says="not a file in a folder that may be written")
     assert {p.name for p in tmp_path.rglob("*")} == {"folder", "file"}
 
 
@@ -127,8 +126,7 @@ def test_a_folder_with_files_is_not_replaced(tmp_path: Path) -> None:
             folder.mkdir()
             (folder / "other").touch()
 
-    with pytest.raises(RefimplError, match="cannot be written"):
-        written()
+    refusal_of(written, says="cannot be written")
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "file"]
 
 

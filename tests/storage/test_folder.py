@@ -15,6 +15,7 @@ from conftest import FIXTURES
 from documents import files
 from processes import killed_before_step, printed_json
 from program import ran, refused
+from refusals import refusal_of
 
 from refimpl import RefimplError, read_model
 from refimpl.storage import folder, lock
@@ -42,11 +43,7 @@ def write_new(target: Path, force: bool = False, then: Callable[[], Any] = lambd
 
 
 def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(RefimplError) as caught:
-        call()
-    assert caught.value.expected
-    assert caught.value.remedy
-    return str(caught.value)
+    return str(refusal_of(call))
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import re
 import struct
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 from program import suggested
+from refusals import refusal_of
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from refimpl.errors import RefimplError
@@ -105,12 +105,10 @@ def test_numbers_in_the_error_work_and_are_the_largest(
         return
     for longest in lengths:
         assert cut(stream, samples, longest, bos, "stream").shape == (samples, longest)
-        with pytest.raises(RefimplError):
-            cut(stream, samples, longest + 1, bos, "stream")
+        refusal_of(cut, stream, samples, longest + 1, bos, "stream")
     for most in counts:
         assert cut(stream, most, seq_len, bos, "stream").shape == (most, seq_len)
-        with pytest.raises(RefimplError):
-            cut(stream, most + 1, seq_len, bos, "stream")
+        refusal_of(cut, stream, most + 1, seq_len, bos, "stream")
     assert bool(lengths) == (total >= samples)
     assert bool(counts) == (total >= seq_len - extra)
 
@@ -220,11 +218,9 @@ def test_malformed_files_are_refused(text: Path, save: Callable[..., Path], name
 def test_no_sample_is_of_bos_alone_or_begins_with_two(
     text: Path, save: Callable[..., Path]
 ) -> None:
-    with pytest.raises(RefimplError, match="contain only BOS"):
-        text_tokens(text, save(TEMPLATE), 4, 1)
+    refusal_of(text_tokens, text, save(TEMPLATE), 4, 1, says="contain only BOS")
     twice = processors.TemplateProcessing(single="<s> <s> $A", special_tokens=[("<s>", BOS)])
-    with pytest.raises(RefimplError, match="puts 2 tokens before a text"):
-        text_tokens(text, save(twice), 1, 8)
+    refusal_of(text_tokens, text, save(twice), 1, 8, says="puts 2 tokens before a text")
 
 
 def test_text_without_a_token_is_refused(text: Path, tmp_path: Path) -> None:
@@ -249,8 +245,7 @@ def test_files_that_cannot_be_read_are_refused(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", forbidden)
-    with pytest.raises(RefimplError, match=r"text\.txt: cannot be read \(Permission denied\)"):
-        text_tokens(text, model)
+    refusal_of(text_tokens, text, model, says="text.txt: cannot be read (Permission denied)")
 
 
 def test_missing_library_says_how_to_install_it(
@@ -258,8 +253,7 @@ def test_missing_library_says_how_to_install_it(
 ) -> None:
     model = save()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(RefimplError, match=re.escape("pip install 'refimpl[text]'")):
-        text_tokens(text, model)
+    refusal_of(text_tokens, text, model, says="pip install 'refimpl[text]'")
 
 
 @pytest.mark.torch

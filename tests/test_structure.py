@@ -1,9 +1,10 @@
-"""Imports point one way, modules are small, and the forward knows no family: read with `ast`."""
+"""How refimpl is laid out: imports, names, sizes of files and folders; read with `ast`."""
 
 import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -36,8 +37,13 @@ STAGES = (
     {"__init__", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
-LINES, MEDIAN = 400, 140
-PURE = {"refimpl.method.allocation"} | {"refimpl.pruners"}  # what needs NumPy only
+FILES, LINES, MEDIAN = 15, 400, 125
+VAGUE = (
+    "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
+)  # fmt: skip
+CAMEL_CASE = re.compile(r"[A-Z]\w*[a-z]\w*")
+PURE = ("refimpl.method.allocation.", "refimpl.pruners.")  # what needs NumPy only
+TWICE = {"Config", "Floats", "Ids", "Json", "Sums", "Tick"}  # known doubles: to become empty
 FORWARD = ("norm", "project", "embed", "self_attention", "mlp", "block", "head")
 
 
@@ -47,6 +53,9 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in sorted((ROOT / "refimpl").rglob("*.py"))}
+
+
+PACKAGES = Counter(name_of(path.parent / "__init__.py") for path in MODULES.values())
 
 
 @cache
@@ -100,6 +109,18 @@ def test_imports_point_one_way(module: str) -> None:
             assert stage(other) == here or RANK[stage(other)] < RANK[here], f"{module} -> {other}"
 
 
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name.count(".") > 1])
+def test_a_sub_package_imports_nothing_of_the_package_around_it(package: str) -> None:
+    outer = package.rpartition(".")[0]
+    inside, around = (
+        {module for module in MODULES if f"{module}.".startswith(f"{folder}.")}
+        for folder in (package, outer)
+    )
+    around -= inside
+    mutual = {f"{module} -> {other}" for module in inside for other in all_imports(module) & around}
+    assert not mutual
+
+
 def test_every_module_belongs_to_a_stage() -> None:
     assert {stage(module) for module in MODULES} == set(RANK)
 
@@ -114,9 +135,7 @@ def test_the_forward_never_imports_the_families() -> None:
     assert not {module for module in known if "famil" in module or "hub" in module}, known
 
 
-@pytest.mark.parametrize(
-    "module", [m for m in MODULES if any(m == p or m.startswith(f"{p}.") for p in PURE)]
-)
+@pytest.mark.parametrize("module", [m for m in MODULES if f"{m}.".startswith(PURE)])
 def test_counts_and_allocations_need_numpy_only(module: str) -> None:
     allowed = {"numpy", "refimpl.errors"} | {m for m in MODULES if m.startswith("refimpl.pruners")}
     outside = {
@@ -127,29 +146,58 @@ def test_counts_and_allocations_need_numpy_only(module: str) -> None:
     assert outside <= allowed
 
 
+def printed(code: str) -> str:
+    """What some code prints, in a process of its own."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def test_no_public_name_is_that_of_a_module() -> None:
-    code = "import refimpl.api; print(*refimpl.api.__all__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    names = done.stdout.split()
+    names = printed("import refimpl.api; print(*refimpl.api.__all__)").split()
     assert {"score", "estimate", "explain", "prune"} <= set(names)
     assert [name for name in names if f"refimpl.{name}" in MODULES] == []  # which would hide it
 
 
 def test_the_library_loads_nothing_it_does_not_need() -> None:
     heavy = ("onnx", "onnxruntime", "tokenizers", "typer", "click", "rich", "scipy", "torch")
-    code = f"import sys, refimpl; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    assert (
+        printed(f"import sys, refimpl; print([m for m in {heavy} if m in sys.modules])") == "[]\n"
     )
-    assert done.stdout == "[]\n"
 
 
-def test_modules_are_small() -> None:
+def test_modules_are_small_and_few_to_a_folder() -> None:
     lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in MODULES.items()}
     assert {name: n for name, n in lines.items() if n > LINES} == {}
     assert median(lines.values()) <= MEDIAN
+    assert {name: n for name, n in PACKAGES.items() if n > FILES} == {}
+
+
+def test_names_of_modules_tell_what_is_in_them() -> None:
+    assert [module for module in MODULES if module.rpartition(".")[2] in VAGUE] == []
+
+
+def types_of(module: str) -> Iterator[str]:
+    """Public classes and type aliases at the top of a module, without type variables."""
+    for node in parsed(module).body:
+        if isinstance(node, ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            made = ast.unparse(node.value) if node.value else ""
+            names = [] if made.startswith(("TypeVar(", "ParamSpec(")) else names
+        else:
+            continue
+        yield from (name for name in names if CAMEL_CASE.fullmatch(name))
+
+
+def test_no_type_has_the_name_of_another() -> None:
+    homes: dict[str, list[str]] = {}
+    for module in MODULES:
+        for name in types_of(module):
+            homes.setdefault(name, []).append(module)
+    assert {"Model", "Tokens", "Array", "Weights"} <= homes.keys()
+    assert {name: found for name, found in homes.items() if found[1:] and name not in TWICE} == {}
 
 
 def test_the_forward_names_no_family() -> None:

@@ -1,0 +1,23 @@
+"""Errors as every one of ours is: a problem, what was expected instead, and what to do next."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from refimpl import RefimplError
+
+
+def refusal_of(
+    call: Callable[..., object], *arguments: Any, says: str = "", remedy: str = "", **options: Any
+) -> RefimplError:
+    """The error of a call; it says these words, and has all three parts."""
+    with pytest.raises(RefimplError) as caught:
+        call(*arguments, **options)
+    error = caught.value
+    assert error.problem
+    assert error.expected
+    assert error.remedy
+    assert says in str(error)
+    assert remedy in error.remedy
+    return error
