@@ -68,8 +68,7 @@ def allocate(
         RefimplError: Signals or drifts the request needs were not computed; another base or
             sparsity than the pruning perturbation was made at; an infeasible budget.
 
-    Source:
-        arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
+    Source: arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
     request = Request(**changes) if request is None else replace(request, **changes)
     base = base_allocation(
@@ -126,15 +125,7 @@ def _allocation(
 def base_allocation(
     signals: Signals, request: Request, num_blocks: int, linears: tuple[str, ...], sizes: Array
 ) -> Array:
-    """Make the base allocation, per block [L] or per linear [L, linears], not yet projected.
-
-    Args:
-        signals: Importance of blocks.
-        request: What is asked for.
-        num_blocks: L.
-        linears: Names of the linears of a block.
-        sizes: Their weights, [linears].
-    """
+    """Make the base allocation, per block [L] or per linear [L, linears], not yet projected."""
     s, options, compat = request.sparsity, dict(request.options), request.compat
     if request.base == "uniform":
         return bases.uniform(num_blocks, s)
@@ -159,10 +150,7 @@ def base_allocation(
 def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
     """Count the weights to prune, [L, linears], exactly: they sum to ``round_half_even(S N)``.
 
-    Args:
-        sparsity: Per block [L], or per linear [L, linears].
-        sizes: Weights of each linear of a block, [linears].
-        target: Target S over all weights.
+    The sparsity is per block [L], or per linear [L, linears]; sizes are the weights of each linear.
     """
     per_unit = counts(sparsity.ravel(), _unit_sizes(sparsity, sizes), target)
     if sparsity.ndim == 2:

@@ -66,10 +66,7 @@ def allocation_targets(
 ) -> Targets:
     """Targets of an allocation made in this run, and for the record, what its file would say.
 
-    Args:
-        allocation: From `allocate` or `base_only`.
-        scores: The scores that it was made from, or None.
-        tokens: Without scores, the tokens that its signals were computed on, or None.
+    Without scores that it was made from, `tokens` are those that its signals were computed on.
     """
     made: dict[str, Any] = dict.fromkeys(RECORDED)
     if scores is not None:

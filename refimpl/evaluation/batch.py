@@ -10,8 +10,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.config import Config
 from refimpl.model.token_ids import checked_ids
 from refimpl.scoring.state_group import head_cost
-
-Ids = npt.NDArray[np.int64]
+from refimpl.tokens.samples import Ids
 
 BATCH = 512  # tokens, padding included; a longer sequence is a batch of its own
 

@@ -45,8 +45,7 @@ class Accuracy:
         lengths: Characters of each choice, per question, [choices].
         answers: The correct choice of each, [n].
 
-    Source:
-        lm-evaluation-harness 0.4 (peer): `multiple_choice`, `acc`, `acc_norm`, `mean_stderr`.
+    Source: lm-evaluation-harness 0.4 (peer): `multiple_choice`, `acc`, `acc_norm`, `mean_stderr`.
 
     Example:
         >>> found = Accuracy((np.array([-2.0, -3.0]),), (np.array([1, 3]),), np.array([1]))

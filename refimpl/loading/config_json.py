@@ -24,14 +24,7 @@ ACTIVATION_NAMES = {
 
 @dataclass(frozen=True)
 class HubModel:
-    """The content of a `config.json`.
-
-    Args:
-        config: The facts that the forward needs.
-        family: The model's family.
-        tied: Whether the head is the embedding.
-        biased: Linears that have a bias.
-    """
+    """A `config.json`: facts and family, whether the head is the embedding, linears with a bias."""
 
     config: Config
     family: Family

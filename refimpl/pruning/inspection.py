@@ -19,13 +19,9 @@ EXPECTED = "the record that refimpl prune wrote"
 
 @dataclass(frozen=True)
 class LinearZeros:
-    """Zeros of one linear.
+    """Weights of one linear, those that are 0.0 or -0.0, and the file's name of the dtype.
 
-    Args:
-        weights: All its weights.
-        zeros: Those that are 0.0 or -0.0.
-        pattern: "n:m" if every m consecutive inputs have n zeros, or None.
-        dtype: The file's name of its dtype, such as "BF16".
+    The pattern is "n:m" if every m consecutive inputs have n zeros, or None.
     """
 
     weights: int
@@ -41,13 +37,7 @@ class LinearZeros:
 
 @dataclass(frozen=True)
 class Requested:
-    """What a model was pruned to, by its `pruning.json`.
-
-    Args:
-        method: Name of the pruner.
-        sparsity: Fraction of all prunable weights; None if the record names only a pattern.
-        pattern: "n:m", or None.
-    """
+    """What a model was pruned to, by its `pruning.json`: a sparsity, a pattern "n:m", or both."""
 
     method: str
     sparsity: float | None

@@ -141,8 +141,7 @@ def prune(
             states exceed `memory` (on threads); NaN or Inf among the weights; a Hessian that is not
             positive definite; partial results, without `resume` or of another run.
 
-    Source:
-        docs/explanation/method.md, section 7 (Wanda, SparseGPT: sequential pruning).
+    Source: Wanda, SparseGPT (peers): sequential pruning.
 
     Example:
         >>> from tempfile import TemporaryDirectory

@@ -85,8 +85,7 @@ def activation_signals(
     Returns:
         OWL's D and DLP's u, both [L].
 
-    Source:
-        OWL, DLP and Wanda (peers, confirmed by running them).
+    Source: OWL, DLP and Wanda (peers, confirmed by running them).
     """
     units = (
         BlockSignals(i, of_block, owl_m, dlp_statistic, resources.dtype)

@@ -39,8 +39,7 @@ def experiment(
     Raises:
         RefimplError: The memory does not hold one perturbed state.
 
-    Source:
-        arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
+    Source: arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
     """
     config, partial = model.config, resources.partial
     states = addresses(len(ids), config.num_blocks, plan)

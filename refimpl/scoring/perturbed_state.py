@@ -70,7 +70,7 @@ class PerturbedState:
         self.alignment.append(float(nan_mean(distance.alignment)))
         self.last = distance.drift
 
-    def measures(self, divergence: float | None) -> StateMeasures:
+    def measures(self, divergence: float | None = None) -> StateMeasures:
         """What is measured of it, after the last block."""
         share = surviving_drift(self.last, self.first)
         return StateMeasures(
@@ -108,13 +108,13 @@ class WandaBlocks:
         moments, counts = self.moments[block], self.counts[block].tolist()
         names = [f"{linear}.weight" for linear in moments]
         tasks = [
-            partial(_pruned, weights[name], moment, count)
+            partial(wanda_pruned, weights[name], moment, count)
             for name, moment, count in zip(names, moments.values(), counts, strict=True)
         ]
         return {**weights, **dict(zip(names, workers.run(tasks), strict=True))}
 
 
-def _pruned(weight: Array, moment: Array, count: int) -> Array:
-    """A linear [out, in] with its `count` lowest Wanda scores set to zero."""
+def wanda_pruned(weight: Array, moment: Array, count: int) -> Array:
+    """A linear [out, in] with the weights of its `count` lowest Wanda scores set to zero."""
     keep = wanda_keep(wanda_score(weight, moment), count)
     return np.where(keep, weight, np.zeros((), weight.dtype))
