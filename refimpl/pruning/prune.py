@@ -282,5 +282,5 @@ def record(pruning: Pruning) -> dict[str, Any]:
             "format_added": list(written.format_added),
         },
         "before": pruning.before,
-        "run": {**asdict(pruning.run), "versions": dict(pruning.run.versions)},
+        "run": asdict(pruning.run),
     }

@@ -21,7 +21,7 @@ from refimpl.storage.arrays import read_array
 
 @dataclass(frozen=True)
 class PrunedLinear:
-    """One linear after pruning, [out, in]: the decision, and the weights as the new file holds them.
+    """One linear after pruning, [out, in]: the decision, and the weights as they are stored.
 
     `changed` tells whether the pruner changed weights that stay.
     """

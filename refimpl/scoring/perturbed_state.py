@@ -41,11 +41,7 @@ class StateMeasures:
 
 
 class PerturbedState:
-    """A perturbed state on its way, measured after the perturbed block and every later one.
-
-    Args:
-        norm: Drift per token, or of the whole sequence.
-    """
+    """A perturbed state on its way, measured after the perturbed block and every later one."""
 
     def __init__(self, norm: Norm) -> None:
         self.norm, self.drift, self.alignment = norm, list[float](), list[float]()
