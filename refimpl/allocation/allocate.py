@@ -71,9 +71,7 @@ def allocate(
     Source: arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
     request = Request(**changes) if request is None else replace(request, **changes)
-    base = base_allocation(
-        scores.signals, request, scores.num_blocks, tuple(scores.linears), scores.linear_sizes
-    )
+    base = base_allocation(scores.signals, request, scores.num_blocks, scores.linears)
     _same_pruning(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
     return _allocation(base, u, scores.linears, request)
@@ -83,8 +81,7 @@ def base_only(
     signals: Signals, request: Request, linears: Mapping[str, tuple[int, int]], num_blocks: int
 ) -> Allocation:
     """Make the allocation of a base alone, which needs no experiment: `correct` is None."""
-    sizes = linear_sizes(linears)
-    base = base_allocation(signals, request, num_blocks, tuple(linears), sizes)
+    base = base_allocation(signals, request, num_blocks, linears)
     return _allocation(base, None, linears, request)
 
 
@@ -123,7 +120,7 @@ def _allocation(
 
 
 def base_allocation(
-    signals: Signals, request: Request, num_blocks: int, linears: tuple[str, ...], sizes: Array
+    signals: Signals, request: Request, num_blocks: int, linears: Mapping[str, tuple[int, int]]
 ) -> Array:
     """Make the base allocation, per block [L] or per linear [L, linears], not yet projected."""
     s, options, compat = request.sparsity, dict(request.options), request.compat
@@ -142,9 +139,9 @@ def base_allocation(
         _computed("alphapruning", fit=fit, xmin=xmin)
         alpha = signals.alpha if options["unit"] == "linear" else signals.mean_alpha
         assert alpha is not None  # fit and xmin are set with it
-        units, epsilon = _unit_sizes(alpha, sizes), float(options["epsilon"])
+        units, epsilon = _unit_sizes(alpha, linear_sizes(linears)), float(options["epsilon"])
         return bases.alphapruning(alpha.ravel(), units, s, epsilon, compat).reshape(alpha.shape)
-    return read_custom(Path(request.base), num_blocks, linears)
+    return read_custom(Path(request.base), num_blocks, tuple(linears))
 
 
 def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:

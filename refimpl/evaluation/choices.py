@@ -46,11 +46,6 @@ class Accuracy:
         answers: The correct choice of each, [n].
 
     Source: lm-evaluation-harness 0.4 (peer): `multiple_choice`, `acc`, `acc_norm`, `mean_stderr`.
-
-    Example:
-        >>> found = Accuracy((np.array([-2.0, -3.0]),), (np.array([1, 3]),), np.array([1]))
-        >>> found.acc, found.acc_norm
-        (0.0, 1.0)
     """
 
     log_likelihoods: tuple[Array, ...]
