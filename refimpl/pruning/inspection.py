@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.errors import RefimplError, unreadable
-from refimpl.loading.file_reading import json_object
+from refimpl.errors import RefimplError
+from refimpl.loading.file_reading import json_object, reading
 from refimpl.model.layout import cut
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight
@@ -170,12 +170,8 @@ def _zeros(weight: Weight) -> LinearZeros:
 def read_record(model: Model) -> Mapping[str, Any] | None:
     """What the `pruning.json` beside a model holds; None without one."""
     record = model.folder / RECORD
-    try:
-        return json_object(record.read_bytes(), str(record), EXPECTED)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise unreadable(record, error, EXPECTED) from error
+    with reading(record, EXPECTED):
+        return json_object(record.read_bytes(), str(record), EXPECTED) if record.exists() else None
 
 
 def _requested(model: Model) -> Requested | None:
