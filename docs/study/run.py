@@ -106,7 +106,7 @@ def allocation(bench: Bench, model: Model, cell: Cell) -> dict[str, npt.NDArray[
     config, request, correction = model.config, request_of(cell), cell.correction
     sizes = np.array([out * width for out, width in config.linear_shapes.values()], np.int64)
     signals = base_scores(bench, model, cell).signals
-    base = base_allocation(signals, request, config.num_blocks, tuple(config.linear_shapes), sizes)
+    base = base_allocation(signals, request, config.num_blocks, config.linear_shapes)
     u = np.zeros(config.num_blocks)
     if correction.quantity != "none":
         u = logarithms(bench, model, cell)

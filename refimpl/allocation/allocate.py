@@ -68,13 +68,10 @@ def allocate(
         RefimplError: Signals or drifts the request needs were not computed; another base or
             sparsity than the pruning perturbation was made at; an infeasible budget.
 
-    Source:
-        arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
+    Source: arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
     request = Request(**changes) if request is None else replace(request, **changes)
-    base = base_allocation(
-        scores.signals, request, scores.num_blocks, tuple(scores.linears), scores.linear_sizes
-    )
+    base = base_allocation(scores.signals, request, scores.num_blocks, scores.linears)
     _same_pruning(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
     return _allocation(base, u, scores.linears, request)
@@ -84,8 +81,7 @@ def base_only(
     signals: Signals, request: Request, linears: Mapping[str, tuple[int, int]], num_blocks: int
 ) -> Allocation:
     """Make the allocation of a base alone, which needs no experiment: `correct` is None."""
-    sizes = linear_sizes(linears)
-    base = base_allocation(signals, request, num_blocks, tuple(linears), sizes)
+    base = base_allocation(signals, request, num_blocks, linears)
     return _allocation(base, None, linears, request)
 
 
@@ -124,17 +120,9 @@ def _allocation(
 
 
 def base_allocation(
-    signals: Signals, request: Request, num_blocks: int, linears: tuple[str, ...], sizes: Array
+    signals: Signals, request: Request, num_blocks: int, linears: Mapping[str, tuple[int, int]]
 ) -> Array:
-    """Make the base allocation, per block [L] or per linear [L, linears], not yet projected.
-
-    Args:
-        signals: Importance of blocks.
-        request: What is asked for.
-        num_blocks: L.
-        linears: Names of the linears of a block.
-        sizes: Their weights, [linears].
-    """
+    """Make the base allocation, per block [L] or per linear [L, linears], not yet projected."""
     s, options, compat = request.sparsity, dict(request.options), request.compat
     if request.base == "uniform":
         return bases.uniform(num_blocks, s)
@@ -151,18 +139,15 @@ def base_allocation(
         _computed("alphapruning", fit=fit, xmin=xmin)
         alpha = signals.alpha if options["unit"] == "linear" else signals.mean_alpha
         assert alpha is not None  # fit and xmin are set with it
-        units, epsilon = _unit_sizes(alpha, sizes), float(options["epsilon"])
+        units, epsilon = _unit_sizes(alpha, linear_sizes(linears)), float(options["epsilon"])
         return bases.alphapruning(alpha.ravel(), units, s, epsilon, compat).reshape(alpha.shape)
-    return read_custom(Path(request.base), num_blocks, linears)
+    return read_custom(Path(request.base), num_blocks, tuple(linears))
 
 
 def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
     """Count the weights to prune, [L, linears], exactly: they sum to ``round_half_even(S N)``.
 
-    Args:
-        sparsity: Per block [L], or per linear [L, linears].
-        sizes: Weights of each linear of a block, [linears].
-        target: Target S over all weights.
+    The sparsity is per block [L], or per linear [L, linears]; sizes are the weights of each linear.
     """
     per_unit = counts(sparsity.ravel(), _unit_sizes(sparsity, sizes), target)
     if sparsity.ndim == 2:

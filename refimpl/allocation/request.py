@@ -14,6 +14,7 @@ from refimpl.errors import RefimplError
 from refimpl.method.allocation import Compat
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
 from refimpl.model.ops import Array
+from refimpl.pruners.checks import one_of
 
 Correction = Literal["absorption", "arrival", "divergence"]
 
@@ -75,18 +76,18 @@ class Request:
     compat: Compat = "exact"
 
     def __post_init__(self) -> None:
-        _one_of("compat", self.compat, get_args(Compat))
+        one_of(self.compat, "compat", get_args(Compat))
         if self.correct == "default":
             object.__setattr__(self, "correct", "absorption" if self.compat == "exact" else None)
         if self.correct is not None:
-            _one_of("correct", self.correct, get_args(Correction))
+            one_of(self.correct, "correct", get_args(Correction))
             if self.compat == "peer":
                 raise RefimplError(
                     f"a correction ({self.correct}) with compat peer",
                     "no correction: peer reproduces the published code of the base allocation",
                     "omit --correct, or use --compat exact",
                 )
-        _one_of("correction-scale", self.correction_scale, get_args(Scale))
+        one_of(self.correction_scale, "correction-scale", get_args(Scale))
         for name, (low, high) in RANGES.items():
             if not low <= getattr(self, name) <= high:
                 option = name.replace("_", "-")
@@ -96,12 +97,6 @@ class Request:
                     f"change --{option}",
                 )
         object.__setattr__(self, "options", _options(self.base, self.options))
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise RefimplError(f"{name} {value!r}", " or ".join(allowed), "choose one of these")
-    return str(value)
 
 
 def _options(base: str, options: Mapping[str, float | str]) -> dict[str, float | str]:
@@ -132,7 +127,7 @@ def _default(default: Any) -> Any:
 def _option(base: str, name: str, value: Any, default: Any) -> float | str:
     """One option of a base, checked against what its default says of it."""
     if isinstance(default, tuple):
-        return _one_of(f"base option {name}", value, default)
+        return one_of(value, f"base option {name}", default)
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -76,14 +76,7 @@ class Signals:
 
 @dataclass(frozen=True)
 class PrunedAt:
-    """The allocation at which the pruning perturbation pruned each block.
-
-    Args:
-        base: Base allocation.
-        options: Its options, in full.
-        sparsity: Target over all weights.
-        linear_pruned: Weights pruned per block and linear, [L, linears].
-    """
+    """The allocation at which the pruning perturbation pruned: weights per linear, [L, linears]."""
 
     base: str
     options: Mapping[str, float | str]
@@ -131,14 +124,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class StoredAllocation:
-    """An allocation as a file holds it: without the request that it was made for.
-
-    Args:
-        base_sparsity: Base allocation per block, [L].
-        corrected_sparsity: The allocation per block, [L].
-        linear_sparsity: The allocation per linear, [L, linears].
-        linear_pruned: Weights to prune per linear, [L, linears].
-    """
+    """An allocation as a file holds it: without the request; fields are as in `Allocation`."""
 
     base_sparsity: Array
     corrected_sparsity: Array

@@ -112,9 +112,6 @@ COLUMNS = (
 )
 
 
-# ---- writing ------------------------------------------------------------------------------------
-
-
 def document(scores: Scores, allocations: Sequence[Allocation]) -> dict[str, Any]:
     """Describe scores and their allocations, one per eta, as one JSON document."""
     each = [
@@ -198,9 +195,6 @@ def _json(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         return {f.name: _json(getattr(value, f.name)) for f in fields(value)}
     return None if isinstance(value, float) and isnan(value) else value
-
-
-# ---- reading ------------------------------------------------------------------------------------
 
 
 def read_scores(path: Path) -> Scores:

@@ -66,10 +66,7 @@ def allocation_targets(
 ) -> Targets:
     """Targets of an allocation made in this run, and for the record, what its file would say.
 
-    Args:
-        allocation: From `allocate` or `base_only`.
-        scores: The scores that it was made from, or None.
-        tokens: Without scores, the tokens that its signals were computed on, or None.
+    Without scores that it was made from, `tokens` are those that its signals were computed on.
     """
     made: dict[str, Any] = dict.fromkeys(RECORDED)
     if scores is not None:
@@ -87,14 +84,13 @@ def pattern_targets(pattern: Pattern, linears: Linears, num_blocks: int, compat:
     odd = [f"{name} {width}" for name, (_, width) in linears.items() if width % pattern.group]
     if odd:
         raise RefimplError(
-            f"pattern {pattern.pruned}:{pattern.group}: inputs that {pattern.group} does not "
-            f"divide: {', '.join(odd)}",
+            f"pattern {pattern}: inputs that {pattern.group} does not divide: {', '.join(odd)}",
             f"linears whose number of inputs is a multiple of {pattern.group}",
             "choose another --nm, or use --sparsity",
         )
     counts = np.tile(linear_sizes(linears) * pattern.pruned // pattern.group, (num_blocks, 1))
     share = np.full(counts.shape, pattern.pruned / pattern.group)
-    return Targets(counts, share, compat, pattern, {"pattern": f"{pattern.pruned}:{pattern.group}"})
+    return Targets(counts, share, compat, pattern, {"pattern": str(pattern)})
 
 
 def targets_for(

@@ -57,13 +57,7 @@ class Memory:
 class Seconds:
     """Time that the parts of scoring will take, about.
 
-    Args:
-        check: Looking through the weights outside the blocks.
-        experiment: Passes, perturbations and reading blocks, of the dense model as well.
-        head: Comparing distributions.
-        thinning: Pruning blocks.
-        spectra: Singular values.
-        signals: Signals of the dense model.
+    The experiment includes passes and reads of the dense model; thinning is pruning blocks.
     """
 
     check: float
@@ -160,15 +154,9 @@ def estimate(
 
 
 class Estimator:
-    """Measures once, and then estimates any number of samples, draws and blocks.
+    """Measures the first sample once, and then estimates any number of samples, draws and blocks.
 
-    Args:
-        model: As for `estimate`, as are all others.
-        tokens: Its first sample is measured.
-        plan: Its kind, scale and norm are measured.
-        request: What is asked for.
-        settings: What `score` will run with.
-        kept: Whether `score` will keep partial results.
+    Arguments are as for `estimate`; of the plan, its kind, scale and norm are measured.
     """
 
     def __init__(

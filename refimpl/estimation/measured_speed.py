@@ -63,8 +63,7 @@ def pace(
 ) -> Pace:
     """Time each part of scoring on the first blocks of a model and a sequence of ids, [S].
 
-    Raises:
-        RefimplError: NaN or Inf among the weights outside the blocks, or in the first blocks.
+    NaN or Inf among the weights outside the blocks, or in the first blocks, is refused.
     """
     started, dtype, workers = time.perf_counter(), resources.dtype, resources.workers
     check, _ = _timed(lambda: model.check_finite(dtype))

@@ -22,9 +22,6 @@ def fitting(
 
     It first takes fewer draws, because they add less than samples; then fewer samples, down to
     two; then fewer blocks per sample, as long as each block is perturbed once.
-
-    Raises:
-        RefimplError: Not a time; a time that even the smallest experiment exceeds.
     """
     if not 0 < minutes < float("inf"):
         raise RefimplError(

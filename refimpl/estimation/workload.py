@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -61,17 +61,7 @@ def work(
 ) -> Work:
     """Count what scoring N sequences of S tokens does.
 
-    Args:
-        config: The model's facts.
-        sequences: N.
-        length: S.
-        plan: The perturbation.
-        divergence: Whether the divergence is measured.
-        resources: Dtype, memory, threads, and where the work units run.
-        keep: Whether partial results are kept.
-
-    Raises:
-        RefimplError: What `score` refuses about states: too little memory, a subset too small.
+    Like `score`, it refuses too little memory for states, and a subset that is too small.
     """
     blocks, pruning = config.num_blocks, plan.kind == "pruning"
     threads = resources.workers.threads if resources.pool.executor is None else 1
@@ -97,16 +87,7 @@ def work(
         rounds += rounds_of(np.array(units), threads) * blocks
         loads += len(units) * blocks
     return Work(
-        dense,
-        clean,
-        perturbed,
-        len(states),
-        rounds,
-        heads,
-        head_rounds,
-        loads,
-        pruned_blocks,
-        held,
+        dense, clean, perturbed, len(states), rounds, heads, head_rounds, loads, pruned_blocks, held
     )
 
 
@@ -125,12 +106,7 @@ def rounds_of(tasks: Array, threads: int) -> int:
 class Arithmetic:
     """Floating-point operations of scoring, a multiplication and an addition being two.
 
-    Args:
-        linears: Of the linears of all passes.
-        attention: Scores and mixed values of all passes, of the keys that are looked at.
-        head: Logits.
-        spectra: Singular values for AlphaPruning, as LAPACK finds them.
-        signals: Wanda's scores, and what OWL and DLP make of them.
+    Attention counts the keys that are looked at; spectra are singular values, as LAPACK finds them.
     """
 
     linears: int
@@ -142,7 +118,7 @@ class Arithmetic:
     @property
     def total(self) -> int:
         """All of them."""
-        return self.linears + self.attention + self.head + self.spectra + self.signals
+        return sum(astuple(self))
 
 
 def arithmetic(config: Config, length: int, count: Work, spectra: bool, signals: int) -> Arithmetic:
@@ -151,14 +127,7 @@ def arithmetic(config: Config, length: int, count: Work, spectra: bool, signals:
     ``2 S N_l`` for the linears of a pass, ``4 H h`` for every pair of a query and a key that are
     multiplied, ``2 S D V`` for a head, ``4 m n^2 - 4 n^3 / 3`` for the singular values of a linear
     (m >= n; Golub and Van Loan, Matrix Computations, on bidiagonalisation), 5 per weight for the
-    signals. Norms, activations and softmax are not counted.
-
-    Args:
-        config: The model's facts.
-        length: Tokens, S.
-        count: From `work`.
-        spectra: Whether the singular values of all linears are computed.
-        signals: How often the signals are computed.
+    signals, which are computed `signals` times. Norms, activations and softmax are not counted.
     """
     passes = count.dense + count.clean + count.perturbed
     pairs = {kind: attended(kind, length) for kind in set(config.blocks)}

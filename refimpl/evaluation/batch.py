@@ -10,8 +10,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.config import Config
 from refimpl.model.token_ids import checked_ids
 from refimpl.scoring.state_group import head_cost
-
-Ids = npt.NDArray[np.int64]
+from refimpl.tokens.samples import Ids
 
 BATCH = 512  # tokens, padding included; a longer sequence is a batch of its own
 
@@ -48,15 +47,6 @@ def batches(
 
     The last token of a sequence is predicted, never an input; `starts` are the first scored tokens.
     The batches depend on nothing else, so neither does the rounding of what is computed from them.
-
-    Example:
-        >>> from refimpl import read_model
-        >>> config = read_model("fixtures/llama").config
-        >>> [batch] = batches([[5, 6, 7, 8], [5, 6, 9], [5, 6, 3]], [1, 2, 2], config)
-        >>> batch.ids.tolist(), batch.members
-        ([[5, 6, 7], [5, 6, 0]], (0, 1, 2))
-        >>> batch.places.tolist(), batch.targets.tolist()
-        ([0, 1, 2, 4, 4], [6, 7, 8, 9, 3])
     """
     pairs = zip(sequences, starts, strict=True)
     checked = [_checked(n, ids, start, config) for n, (ids, start) in enumerate(pairs)]

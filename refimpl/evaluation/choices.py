@@ -45,13 +45,7 @@ class Accuracy:
         lengths: Characters of each choice, per question, [choices].
         answers: The correct choice of each, [n].
 
-    Source:
-        lm-evaluation-harness 0.4 (peer): `multiple_choice`, `acc`, `acc_norm`, `mean_stderr`.
-
-    Example:
-        >>> found = Accuracy((np.array([-2.0, -3.0]),), (np.array([1, 3]),), np.array([1]))
-        >>> found.acc, found.acc_norm
-        (0.0, 1.0)
+    Source: lm-evaluation-harness 0.4 (peer): `multiple_choice`, `acc`, `acc_norm`, `mean_stderr`.
     """
 
     log_likelihoods: tuple[Array, ...]

@@ -31,7 +31,6 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
         document["choices"] = _choices(questions, accuracy, choices)
     document["run"] = {
         **asdict(evaluation.run),
-        "versions": dict(evaluation.run.versions),
         "resumed_sequences": evaluation.resumed,
         "tokens": evaluation.tokens,
         "tokens_per_second": evaluation.tokens_per_second,
@@ -56,13 +55,9 @@ def _text(windows: Windows, result: Perplexity) -> dict[str, Any]:
         "perplexity_stderr": _or_null(result.stderr),
         "nats_per_token": result.mean_nats,
         "nats_per_token_stderr": _or_null(result.nats_stderr),
-        **({} if isfinite(result.stderr) else {"stderr_reason": f"{FEW} windows"}),
+        **_reason(result.stderr, "stderr_reason", f"{FEW} windows"),
         "bits_per_byte": _or_null(result.bits_per_byte),
-        **(
-            {}
-            if isfinite(result.bits_per_byte)
-            else {"bits_per_byte_reason": "the ids came without their text"}
-        ),
+        **_reason(result.bits_per_byte, "bits_per_byte_reason", "the ids came without their text"),
         "windows": [{"tokens": n, "nats": nats, "bytes": size} for n, nats, size in rows],
     }
 
@@ -84,7 +79,7 @@ def _choices(questions: Questions, result: Accuracy, choices: Choices) -> dict[s
         "acc_stderr": _or_null(result.acc_stderr),
         "acc_norm": result.acc_norm,
         "acc_norm_stderr": _or_null(result.acc_norm_stderr),
-        **({} if isfinite(result.acc_stderr) else {"stderr_reason": f"{FEW} questions"}),
+        **_reason(result.acc_stderr, "stderr_reason", f"{FEW} questions"),
         "questions": [
             {
                 "answer": int(answer),
@@ -100,3 +95,8 @@ def _choices(questions: Questions, result: Accuracy, choices: Choices) -> dict[s
 def _or_null(value: float) -> float | None:
     """The number, or None for NaN."""
     return value if isfinite(value) else None
+
+
+def _reason(value: float, key: str, reason: str) -> dict[str, str]:
+    """Under this key, the reason why a number is unknown, if it is."""
+    return {} if isfinite(value) else {key: reason}

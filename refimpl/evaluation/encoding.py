@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.evaluation.batch import Ids
 from refimpl.evaluation.choices import DELIMITER, Questions
 from refimpl.model.model import Model
+from refimpl.tokens.samples import Ids
 from refimpl.tokens.tokenizer import bos_rule, of_text, read_tokenizer, special_token
 
 Sequences = list[tuple[Ids, int]]
@@ -18,12 +18,9 @@ Sequences = list[tuple[Ids, int]]
 
 @dataclass(frozen=True)
 class Choices:
-    """The choices of some questions as token ids.
+    """The choices of some questions as token ids, and the token before every question, for people.
 
-    Args:
-        sequences: One per choice, question by question.
-        truncated: Number of choices whose question lost its start: too long for the model.
-        start: The token before every question, for people.
+    `truncated` counts the choices whose question lost its start: too long for the model.
     """
 
     sequences: Sequences
@@ -41,12 +38,8 @@ class Choices:
 class Encoder:
     """A model's tokenizer, the ids it puts before a text, and the longest text.
 
-    Args:
-        tokenizer: A `tokenizers.Tokenizer`.
-        bos: Id put before every text, or None.
-        bos_source: Which file says so, for people.
-        prefix: Id in place of an empty context: BOS, or else EOS; None if no file names either.
-        longest: Largest number of tokens that the model reads.
+    BOS (or None) is put before every text, as some file says; `prefix` is the id in place of an
+    empty context: BOS, or else EOS; None if no file names either.
     """
 
     tokenizer: Any

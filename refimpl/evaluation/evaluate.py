@@ -25,7 +25,7 @@ from refimpl.tokens import Windows
 
 GROUP = 16 * BATCH  # tokens: what a kill loses at most, half a minute of a small model
 
-Sums = dict[int, tuple[float, bool]]
+LogLikelihoods = dict[int, tuple[float, bool]]
 """By number of the sequence: its summed log likelihood, and whether it is greedy."""
 
 
@@ -99,8 +99,7 @@ def evaluate(
         RefimplError: Neither windows nor questions; tokens the model cannot read; NaN or Inf among
             the weights; partial results of another run.
 
-    Source:
-        docs/explanation/method.md, section 8; lm-evaluation-harness 0.4 (peer) for the questions.
+    Source: lm-evaluation-harness 0.4 (peer), for the questions.
 
     Example:
         >>> from refimpl import read_model
@@ -119,7 +118,7 @@ def evaluate(
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
     with settings.open(_identity(model, windows, choices, dtype), _sequence) as resources:
         partial, pool = resources.partial, resources.pool
-        sums: Sums = {} if partial is None else dict(partial.results)
+        sums: LogLikelihoods = {} if partial is None else dict(partial.results)
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
         resources.total = sum(batch.cost(model.config) for batch in laid)
         resources.done = resources.total - sum(batch.cost(model.config) for batch in left)
@@ -159,7 +158,7 @@ class BatchGroup:
         """The cost of its batches."""
         return sum(batch.cost(config) for batch in self.batches)
 
-    def run(self, model: Model, workers: Workers, tick: Tick) -> Sums:
+    def run(self, model: Model, workers: Workers, tick: Tick) -> LogLikelihoods:
         """Log likelihood of each sequence."""
         likelihoods = group_likelihoods(model, self.batches, workers, self.dtype, tick=tick)
         return {n: (float(x.log_probabilities.sum()), x.greedy) for n, x in likelihoods.items()}

@@ -4,7 +4,7 @@ A block is read once for all batches that fit into memory. The result is the sam
 and number of threads.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,19 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.evaluation.batch import Batch, Ids, batches, groups
+from refimpl.evaluation.batch import Batch, batches, groups
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import Weights, head
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.stream import Stream
 from refimpl.running.threads import Workers
+from refimpl.running.work_units import Tick
 from refimpl.scoring.state_group import head_cost
+from refimpl.tokens.samples import Ids
 
 ROWS, PIECE = 512, 4096  # positions and ids whose logits are in memory at a time, per thread
-
-Tick = Callable[[float], None]
-"""Called with the cost of finished work, in the unit of `Batch.cost`."""
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,8 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         max_batch_size: Ignored.
         device: Ignored.
 
-    Differs:
-        From the harness's `hf` model: sums over the vocabulary and of log probabilities are
-        float64, and BOS is put before a text by the rule of `text_tokens`.
+    Differs: in the harness's `hf` model, sums over the vocabulary and of log probabilities are not
+    float64, and the rule for BOS before a text is not that of `text_tokens`.
     """
 
     def __init__(

@@ -17,9 +17,8 @@ class Perplexity:
         tokens: Number of predicted tokens n_w of each: all but its first, [W].
         bytes: Of the text that they cover, [W], or None where there is no text.
 
-    Differs:
-        Peers average windows of one length and drop a shorter last one: with equal windows the
-        mean is the same. They give no standard error.
+    Differs: peers average windows of one length and drop a shorter last one: with equal windows the
+    mean is the same. They give no standard error.
 
     Example:
         >>> found = Perplexity(np.log([8.0, 2.0]), np.array([2, 1]), np.array([3, 1]))

@@ -14,23 +14,23 @@ from refimpl.model import ops, statistics
 from refimpl.pruners import counts, scores
 from refimpl.scoring.activation_signals import BlockScores
 
-BASES: dict[str, tuple[str, tuple[Callable[..., Any], ...]]] = {
-    "uniform": ("s_l = S", (allocation.uniform,)),
+BASES: dict[str, tuple[str, Callable[..., Any]]] = {
+    "uniform": ("s_l = S", allocation.uniform),
     "owl": (
         "d_l = 2 lam (D_l - min D) / (max D - min D)      s_l = S - d_l + mean d",
-        (allocation.owl,),
+        allocation.owl,
     ),
     "dlp": (
         "imp = 1 - u / sum u      d = 2 a (imp - min) / (max - min)      s_l = S - d_l + mean d",
-        (allocation.dlp,),
+        allocation.dlp,
     ),
     "alphapruning": (
         "phi = (q - min) / (max - min) 2 eps + 1 - eps      s_l = phi_l S N / sum(N_l phi_l)",
-        (allocation.alphapruning,),
+        allocation.alphapruning,
     ),
-    "atp": ("s_i = S - beta (L - 1) / 2 + i beta      i = 0..L-1", (allocation.atp,)),
+    "atp": ("s_i = S - beta (L - 1) / 2 + i beta      i = 0..L-1", allocation.atp),
 }
-"""Formula and functions of the base allocations."""
+"""Formula and function of the base allocations."""
 
 LOGARITHMS: dict[str, tuple[str, Callable[..., Any]]] = {
     "absorption": ("u_l = clip(log r_l, -log 3, log 3)", correction.clipped_log),
@@ -49,7 +49,7 @@ LOGARITHMS: dict[str, tuple[str, Callable[..., Any]]] = {
 def allocation_steps(request: Request) -> list[Step]:
     """From signals to whole numbers of weights."""
     spectral = (signals.esd, signals.alphapruning_alpha) * (request.base == "alphapruning")
-    formula, functions = BASES.get(request.base, ("s_u from the file", (base_allocation,)))
+    formula, function = BASES.get(request.base, ("s_u from the file", base_allocation))
     steps = [
         Step(
             "signals",
@@ -67,7 +67,7 @@ def allocation_steps(request: Request) -> list[Step]:
             f"the allocation to start from, {request.base}",
             "How much each block (or linear) loses, before absorption is taken into account.",
             formula,
-            functions,
+            (function,),
             _base,
         ),
     ]
@@ -97,26 +97,16 @@ def allocation_steps(request: Request) -> list[Step]:
                 _projection,
             )
         )
-    peer = request.compat == "peer"
-    rounded = (
-        "int(C s) of each row"
-        if peer
-        else "Z = round(S N)      n_l: s_l N_l, rounded      n_j: n_l N_j / N_l, rounded"
+    why = (
+        "Fractions become counts that add up to the weight: whole parts first, then one more for "
+        "the largest remainders, over blocks and then over the linears of each."
     )
-    steps.append(
-        Step(
-            "counts",
-            "whole numbers of weights",
-            "Rounded down row by row, as the peers do."
-            if peer
-            else "Fractions become counts that add up to the weight: whole parts first, then one "
-            "more for the largest remainders, over blocks and then over the linears of each.",
-            rounded,
-            (allocate,) if peer else (counts.counts, counts.split_count),
-            _counts,
-        )
-    )
-    return steps
+    rounded = "Z = round(S N)      n_l: s_l N_l, rounded      n_j: n_l N_j / N_l, rounded"
+    functions: tuple[Callable[..., Any], ...] = (counts.counts, counts.split_count)
+    if request.compat == "peer":
+        why, rounded = "Rounded down row by row, as the peers do.", "int(C s) of each row"
+        functions = (allocate,)
+    return [*steps, Step("counts", "whole numbers of weights", why, rounded, functions, _counts)]
 
 
 def pruning_steps(linear: str) -> list[Step]:
@@ -154,8 +144,8 @@ def _signals(v: Values) -> Iterator[Figure]:
 
 
 def _base(v: Values) -> Iterator[Figure]:
-    linears, sizes = tuple(v.config.linear_shapes), v.scores.linear_sizes
-    base = base_allocation(v.scores.signals, v.request, v.config.num_blocks, linears, sizes)
+    linears, num_blocks = v.config.linear_shapes, v.config.num_blocks
+    base = base_allocation(v.scores.signals, v.request, num_blocks, linears)
     yield Figure("S", v.request.sparsity)
     yield Figure("base", base, "per block" if base.ndim == 1 else "[blocks, linears]")
 

@@ -15,7 +15,9 @@ from refimpl.model.ops import Array
 def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]:
     """The steps of one block, those that this family has."""
     kind = config.blocks[index]
-    reads = "the block's input" if config.parallel_residual else "the stream after attention"
+    reads, x, mlp_from = "the stream after attention", "m", "mid"
+    if config.parallel_residual:
+        reads, x, mlp_from = "the block's input", "x", "pre"
     steps = [
         Step(
             "attn_norm",
@@ -67,8 +69,7 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
             "attn_out",
             "the heads are merged",
             "The outputs of the heads are mixed into what attention adds to the stream.",
-            f"a = W_o heads{_bias(names, 'o_proj', 'o')}"
-            + _post(config, names, "attn_post_norm", "a"),
+            f"a = W_o heads{_bias(names, 'o_proj', 'o')}" + _post(names, "attn_post_norm", "a"),
             (attention.merge_heads, forward.project, *_post_norm(config, names, "attn_post_norm")),
             lambda v: [Figure(n, v.points[n]) for n in ("attn_heads", "attn_out")],
         ),
@@ -85,16 +86,16 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
             "mlp_norm",
             "one size again",
             f"The MLP reads {reads}, normalised.",
-            norm_formula(config, "x" if config.parallel_residual else "m"),
+            norm_formula(config, x),
             norms(config),
-            lambda v: _norm(v, _mlp_from(v), "mlp_norm"),
+            lambda v: _norm(v, f"resid_{mlp_from}", "mlp_norm"),
         ),
         Step(
             "mlp_out",
             "each token by itself",
             "Attention moves things between tokens; the MLP works on each one alone, in a wider "
             "space with a nonlinearity.",
-            _mlp_formula(config, names) + _post(config, names, "mlp_post_norm", "f"),
+            _mlp_formula(config, names) + _post(names, "mlp_post_norm", "f"),
             (
                 forward.mlp,
                 ops.ACTIVATIONS[config.activation],
@@ -175,10 +176,6 @@ def _sum(v: Values, before: str, more: str, after: str) -> Iterator[Figure]:
     yield Figure(after, v.points[after])
 
 
-def _mlp_from(v: Values) -> str:
-    return "resid_pre" if v.config.parallel_residual else "resid_mid"
-
-
 def _mlp(v: Values) -> Iterator[Figure]:
     hidden = v.points["mlp_hidden"]
     yield Figure("hidden", hidden, "what W_down reads")
@@ -186,7 +183,7 @@ def _mlp(v: Values) -> Iterator[Figure]:
     yield Figure("mlp_out", v.points["mlp_out"])
 
 
-def _post(config: Config, names: frozenset[str], role: str, letter: str) -> str:
+def _post(names: frozenset[str], role: str, letter: str) -> str:
     return f"\n{letter} <- norm({letter}), again" if f"{role}.weight" in names else ""
 
 

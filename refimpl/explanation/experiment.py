@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from refimpl.allocation.request import Request
 from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.method import absorption, perturbation
+from refimpl.method import perturbation
+from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.forward import block
-from refimpl.model.ops import Array
 from refimpl.pruners import scores
 from refimpl.scoring.score import score
 
@@ -36,7 +38,7 @@ def experiment_steps(plan: Perturbation, request: Request) -> list[Step]:
             "The drift at the end divided by the drift at the perturbed block: above 1 the blocks "
             "in between amplified the perturbation, below 1 they absorbed it.",
             "R_L / R_l      per token, then the mean over tokens, draws and sequences",
-            (absorption.surviving_drift, absorption.nan_mean, absorption.absorption_coefficient),
+            (surviving_drift, nan_mean, absorption_coefficient),
             _ratio,
         ),
         Step(
@@ -45,7 +47,7 @@ def experiment_steps(plan: Perturbation, request: Request) -> list[Step]:
             "Every block is perturbed, one after the other. No block follows the last, so its r is "
             "1.",
             "r_l = E[R_L / R_l]" + ("      E[KL(p || p')]" if divergence else ""),
-            (score, absorption.absorption_coefficient, *([RunningDivergence] * divergence)),
+            (score, absorption_coefficient, *([RunningDivergence] * divergence)),
             _coefficient,
         ),
     ]
@@ -75,7 +77,7 @@ def _perturbation(plan: Perturbation) -> Step:
 
 
 def _perturbed(v: Values) -> Iterator[Figure]:
-    h, perturbed = v.leaving[0][0], v.perturbed[0][0][0]
+    h, perturbed = v.leaving[0][0], v.started(0, 0).h[0]
     if v.plan.kind == "gaussian":
         yield Figure("eta", v.plan.eta[0])
         yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")
@@ -88,18 +90,20 @@ def _perturbed(v: Values) -> Iterator[Figure]:
 
 
 def _drift(v: Values) -> Iterator[Figure]:
-    last = v.config.num_blocks - 1
-    for name, x in (("R_k", v.followed.drift), ("A_k", v.followed.alignment)):
-        yield Figure(name, mean_over_all(x), f"after blocks {v.index} to {last}, means")
-    yield Figure("R_L", v.followed.drift[0, 0, -1], "per token, at the end")
+    note = f"after blocks {v.index} to {v.config.num_blocks - 1}, means"
+    states, _ = v.followed
+    for name, attribute in (("R_k", "drift"), ("A_k", "alignment")):
+        means = np.array([[getattr(state, attribute) for state in draws] for draws in states])
+        yield Figure(name, nan_mean(nan_mean(means, axis=1), axis=0), note)
+    yield Figure("R_L", states[0][0].last, "per token, at the end")
 
 
 def _ratio(v: Values) -> Iterator[Figure]:
-    followed = v.followed
-    share = absorption.surviving_drift(followed.drift[0, 0, -1], followed.drift[0, 0, 0])
-    r, stderr = absorption.absorption_coefficient(followed.ratios)
-    yield Figure("R_L / R_l", share, "per token")
-    yield Figure("mean", followed.ratios, "[sequences, draws]")
+    states, _ = v.followed
+    ratios = np.array([[state.measures().ratio for state in draws] for draws in states])
+    r, stderr = absorption_coefficient(ratios)
+    yield Figure("R_L / R_l", surviving_drift(states[0][0].last, states[0][0].first), "per token")
+    yield Figure("mean", ratios, "[sequences, draws]")
     yield Figure("r_l", float(r))
     yield Figure("stderr", float(stderr), "over the sequences" if len(v.ids) > 1 else "takes two")
 
@@ -111,9 +115,3 @@ def _coefficient(v: Values) -> Iterator[Figure]:
     yield Figure("blocks that amplify", int((result.coefficient > 1).sum()))
     if result.divergence is not None:
         yield Figure("KL", result.divergence, "nats")
-
-
-def mean_over_all(x: Array) -> Array:
-    """Mean over tokens, then draws, then sequences, as `score` takes it."""
-    mean = absorption.nan_mean
-    return mean(mean(mean(x, axis=-1), axis=1), axis=0)

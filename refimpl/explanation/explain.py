@@ -127,13 +127,12 @@ def explain(
             for place, one in enumerate(steps, 1)
             if step in (None, one.name)
         )
-    facts = token_facts(tokens)
     return Explanation(
         model.name,
         model.config.family,
         model.config.num_blocks,
         block,
-        facts,
+        token_facts(tokens),
         np.dtype(dtype).name,
         shown,
         len(steps),

@@ -4,6 +4,7 @@ They come from the functions that `score` calls, on the same tokens, so they are
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -13,9 +14,7 @@ import numpy.typing as npt
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
-from refimpl.method import perturbation
-from refimpl.method.absorption import nan_mean, surviving_drift
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Perturbation, kept_tokens
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, head
 from refimpl.model.model import Model
@@ -25,30 +24,12 @@ from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.scores import wanda_keep, wanda_score
 from refimpl.running.threads import Progress
+from refimpl.scoring.measurements import Address
+from refimpl.scoring.perturbed_state import Clean, PerturbedState, wanda_pruned, with_noise
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
 
 ROWS = 8192  # of the head held at a time
-
-
-@dataclass(frozen=True)
-class Followed:
-    """Perturbed states of a block to the end, with N sequences, R draws, T drifts per state.
-
-    Args:
-        drift: Relative drift after the block and every later one, [N, R, blocks, T].
-        alignment: Same shape.
-        end: The first sequence after the last block, clean, [1, S, D].
-    """
-
-    drift: Array
-    alignment: Array
-    end: Array
-
-    @property
-    def ratios(self) -> Array:
-        """Mean over tokens of the share that is left, [N, R]."""
-        return nan_mean(surviving_drift(self.drift[:, :, -1], self.drift[:, :, 0]), axis=-1)
 
 
 @dataclass
@@ -114,43 +95,40 @@ class Values:
     @cached_property
     def points(self) -> dict[str, Array]:
         """Every trace point of the block on the first sequence."""
-        found: dict[str, Array] = {}
+        points: dict[str, Array] = {}
 
         def observe(name: str, value: Array) -> Array:
-            found[name] = value
+            points[name] = value
             return value
 
-        place = replace(self._stream(self.index).place(self.ids.shape[1]), observe=observe)
+        place = replace(self.place, observe=observe)
         block(self.entering[0], self.weights, place, self.config)
-        return found
-
-    @cached_property
-    def perturbed(self) -> list[list[Array]]:
-        """The perturbed states after the block, per sequence and draw, [1, S, D]."""
-        return [[self._perturb(s, d) for d in range(self.plan.draws)] for s in range(len(self.ids))]
+        return points
 
     @cached_property
     def kept(self) -> list[npt.NDArray[np.bool_]]:
         """Which tokens of each sequence take part, [S]."""
-        return [perturbation.kept_tokens(h[0], self.plan.sink) for h in self.leaving]
+        return [kept_tokens(h[0], self.plan.sink) for h in self.leaving]
 
     @cached_property
-    def followed(self) -> Followed:
-        """The drift of the perturbed states, block by block to the end."""
-        clean, perturbed = self.leaving, self.perturbed
-        seen = [self._deviations(perturbed, clean)]
+    def followed(self) -> tuple[list[list[PerturbedState]], Array]:
+        """Perturbed states at the end, per sequence and draw, and the first clean one there."""
+        clean, draws = self.leaving, range(self.plan.draws)
+        states = [
+            [self.started(sequence, draw) for draw in draws] for sequence in range(len(clean))
+        ]
         for i in range(self.index + 1, self.config.num_blocks):
             through = self._through(i)
             clean = [through(h) for h in clean]
-            perturbed = [[through(h) for h in draws] for draws in perturbed]
-            seen.append(self._deviations(perturbed, clean))
-        drift, alignment = np.moveaxis(np.array(seen), 0, 3)
-        return Followed(drift, alignment, clean[0])
+            for of_sequence, h in zip(states, clean, strict=True):
+                for state in of_sequence:
+                    state.move(through, _computed(h))
+        return states, clean[0]
 
     @cached_property
     def logits(self) -> Array:
         """Scores of what follows the first sequence, [V]; the head is read in pieces."""
-        last, size = self.followed.end[:, -1:], self.config.vocab_size
+        last, size = self.followed[1][:, -1:], self.config.vocab_size
         pieces = (self.model.head(self.dtype, slice(i, i + ROWS)) for i in range(0, size, ROWS))
         return np.concatenate([head(last, rows, self.config)[0, 0] for rows in pieces])
 
@@ -209,8 +187,7 @@ class Values:
         counts = self.scores.pruned_at.linear_pruned[self.index].tolist()
         for name, count in zip(self.config.linear_shapes, counts, strict=True):
             weight = self.weights[f"{name}.weight"]
-            keep = wanda_keep(wanda_score(weight, self.moments[name]), count)
-            pruned[f"{name}.weight"] = np.where(keep, weight, np.zeros((), weight.dtype))
+            pruned[f"{name}.weight"] = wanda_pruned(weight, self.moments[name], count)
         return pruned
 
     def _through(self, index: int) -> Callable[[Array], Array]:
@@ -222,21 +199,22 @@ class Values:
         """The sequences before one block; its states are handed in."""
         return Stream(self.model, dict(enumerate(self.ids)), self.dtype, {}, index)
 
-    def _perturb(self, sequence: int, draw: int) -> Array:
-        """One state after the block, perturbed by the plan, [1, S, D]."""
-        plan, h, kept = self.plan, self.leaving[sequence], self.kept[sequence]
-        if plan.kind == "pruning":
-            pruned = self._stream(self.index).through(self.entering[sequence], self._pruned_weights)
-            return np.where(kept[None, :, None], pruned, h)
-        e = perturbation.noise(plan.seed, sequence, self.index, draw, h[0].shape)
-        scale, shape = plan.noise_scale, plan.noise_shape
-        return perturbation.perturbed(h[0], e, plan.eta[0], kept, scale, shape)[None]
+    def started(self, sequence: int, draw: int) -> PerturbedState:
+        """One state after the block, perturbed by the plan."""
+        state, clean = PerturbedState(self.plan.norm), self.leaving[sequence]
+        state.start(partial(self._perturb, sequence, draw), _computed(clean), self.plan)
+        return state
 
-    def _deviations(self, perturbed: list[list[Array]], clean: list[Array]) -> Array:
-        """Drift and alignment of every state, [drift or alignment, N, R, T]."""
-        found = [
-            [perturbation.deviation(h[0], c[0], kept, self.plan.norm) for h in draws]
-            for draws, c, kept in zip(perturbed, clean, self.kept, strict=True)
-        ]
-        drift = [[one.drift for one in draws] for draws in found]
-        return np.array([drift, [[one.alignment for one in draws] for draws in found]])
+    def _perturb(self, sequence: int, draw: int) -> Array:
+        """The residual stream after the block that is perturbed by the plan, [1, S, D]."""
+        if self.plan.kind == "pruning":
+            return self._stream(self.index).through(self.entering[sequence], self._pruned_weights)
+        address = Address(sequence, draw, 0, self.index)
+        return with_noise(self.leaving[sequence], address, self.plan)
+
+
+def _computed(h: Array) -> Clean:
+    """A clean state as `PerturbedState` takes it."""
+    future: Clean = Future()
+    future.set_result((h, {}))
+    return future

@@ -19,15 +19,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the algorithm.
+    """One step of the algorithm, with its purpose, formula, and the functions that compute it.
 
-    Args:
-        name: For `--step`.
-        title: A few words.
-        why: The purpose of the step, in a sentence or two.
-        formula: Lines of plain text.
-        functions: The library's functions that compute it.
-        figures: Makes its figures from the values.
+    `--step` takes its name; `figures` makes its figures from the values.
     """
 
     name: str

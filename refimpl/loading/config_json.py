@@ -9,7 +9,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.loading.families import FAMILIES, Family
-from refimpl.loading.refused_formats import multimodal, quantised
+from refimpl.loading.refused_formats import refusal
 from refimpl.model.config import Config
 
 ACTIVATION_NAMES = {
@@ -24,14 +24,7 @@ ACTIVATION_NAMES = {
 
 @dataclass(frozen=True)
 class HubModel:
-    """The content of a `config.json`.
-
-    Args:
-        config: The facts that the forward needs.
-        family: The model's family.
-        tied: Whether the head is the embedding.
-        biased: Linears that have a bias.
-    """
+    """A `config.json`: facts and family, whether the head is the embedding, linears with a bias."""
 
     config: Config
     family: Family
@@ -88,10 +81,11 @@ def _family(entries: Mapping[str, Any], source: str) -> Family:
     """The family of a config, or the error why it has none."""
     model_type = entries.get("model_type")
     if any(entries.get(key) for key in ("text_config", "vision_config", "audio_config")):
-        raise multimodal(f"{source} describes a multimodal model ({shown(model_type)})")
+        problem = f"{source} describes a multimodal model ({shown(model_type)})"
+        raise refusal("multimodal", problem)
     quantised_keys = ("quantization_config", "quantization", "compression_config")
     if any(entries.get(key) for key in quantised_keys):
-        raise quantised(f"{source} describes a quantised checkpoint")
+        raise refusal("quantised", f"{source} describes a quantised checkpoint")
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     families = f"one of {', '.join(FAMILIES)}"

@@ -52,11 +52,7 @@ class Keys:
     """The keys of one `config.json`: remembers which were read, and collects problems.
 
     A wrong value is noted and read as a harmless one, so that one reading finds every problem;
-    `refuse` raises them all.
-
-    Args:
-        entries: The parsed file.
-        family: How the file spells our keys, and their defaults.
+    `refuse` raises them all. The family says how the file spells our keys, and their defaults.
     """
 
     def __init__(self, entries: Mapping[str, Any], family: Family) -> None:

@@ -19,11 +19,28 @@ _OTHER = "convert it (transformers: AutoModelForCausalLM.from_pretrained(DIR).sa
 CONVERSIONS = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _PICKLE) | {".gguf": _GGUF}
 CONVERSIONS |= dict.fromkeys((".h5", ".msgpack", ".onnx"), _OTHER)
 
-_QUANTISED = re.compile(
-    r"qweight|qzeros|g_idx|W_q|scales?$|_scale_inv$|absmax|quant_map|quant_state|\bSCB$"
-)
-_MULTIMODAL = re.compile(r"vision|visual|image|audio|multi_modal|mm_projector|language_model\.")
-_ADAPTER = re.compile(r"\blora_|\badapter")
+_ACCEPTED = {
+    "quantised": (
+        f"weights in {', '.join(DTYPES)}",
+        "de-quantise it (transformers: model.dequantize().save_pretrained(DIR)) or use the "
+        "original checkpoint",
+    ),
+    "multimodal": (
+        "a text-only decoder",
+        "save only its language model (transformers: model.language_model.save_pretrained(DIR))",
+    ),
+    "adapter": (
+        "the weights of a whole model",
+        "merge it into its base model (peft: merge_and_unload().save_pretrained(DIR))",
+    ),
+}
+_NAMES = {  # of tensors, by kind
+    "quantised": (
+        r"qweight|qzeros|g_idx|W_q|scales?$|_scale_inv$|absmax|quant_map|quant_state|\bSCB$"
+    ),
+    "multimodal": r"vision|visual|image|audio|multi_modal|mm_projector|language_model\.",
+    "adapter": r"\blora_|\badapter",
+}
 
 
 def conversion(file: str | Path, otherwise: str = _OTHER) -> str:
@@ -31,32 +48,9 @@ def conversion(file: str | Path, otherwise: str = _OTHER) -> str:
     return CONVERSIONS.get(Path(file).suffix, otherwise)
 
 
-def quantised(problem: str) -> RefimplError:
-    """The refusal of a quantised checkpoint."""
-    return RefimplError(
-        problem,
-        f"weights in {', '.join(DTYPES)}",
-        "de-quantise it (transformers: model.dequantize().save_pretrained(DIR)) or use the "
-        "original checkpoint",
-    )
-
-
-def multimodal(problem: str) -> RefimplError:
-    """The refusal of a multimodal model."""
-    return RefimplError(
-        problem,
-        "a text-only decoder",
-        "save only its language model (transformers: model.language_model.save_pretrained(DIR))",
-    )
-
-
-def adapter(problem: str) -> RefimplError:
-    """The refusal of an adapter."""
-    return RefimplError(
-        problem,
-        "the weights of a whole model",
-        "merge it into its base model (peft: merge_and_unload().save_pretrained(DIR))",
-    )
+def refusal(kind: str, problem: str) -> RefimplError:
+    """The refusal of a "quantised" or "multimodal" checkpoint, or of an "adapter"."""
+    return RefimplError(problem, *_ACCEPTED[kind])
 
 
 def refuse_formats(tensors: Mapping[str, StoredTensor], unclaimed: list[str], path: Path) -> None:
@@ -66,14 +60,11 @@ def refuse_formats(tensors: Mapping[str, StoredTensor], unclaimed: list[str], pa
         for name, tensor in tensors.items()
         if name.endswith(".weight") and re.match(r"F[468]_|[IU]\d+$", tensor.dtype)
     ]
-    for names, kind, refusal in (
-        (
-            [*filter(_QUANTISED.search, unclaimed), *low_precision],
-            "a quantised checkpoint",
-            quantised,
-        ),
-        ([*filter(_MULTIMODAL.search, unclaimed)], "a multimodal checkpoint", multimodal),
-        ([*filter(_ADAPTER.search, unclaimed)], "an adapter, not a model", adapter),
-    ):
+    for kind, pattern in _NAMES.items():
+        names = [name for name in unclaimed if re.search(pattern, name)]
+        if kind == "quantised":
+            names += low_precision
         if names:
-            raise refusal(f"{path} is {kind} ({len(names)} tensors such as {names[0]})")
+            what = "an adapter, not a model" if kind == "adapter" else f"a {kind} checkpoint"
+            problem = f"{path} is {what} ({len(names)} tensors such as {names[0]})"
+            raise refusal(kind, problem)

@@ -17,14 +17,7 @@ from refimpl.model.weight import CHUNK, DTYPES, StoredTensor, Weight
 
 @dataclass(frozen=True)
 class Role:
-    """The file's tensor for one of our tensors.
-
-    Args:
-        tensor: The file's name of it.
-        shape: The stored shape.
-        layout: Which part of the stored tensor is ours.
-        offset: Number added to every value after reading.
-    """
+    """The file's tensor and its stored shape for one of our tensors; the rest as for `Weight`."""
 
     tensor: str
     shape: tuple[int, ...]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from refimpl.errors import RefimplError
 from refimpl.loading.file_reading import json_object, reading
-from refimpl.loading.refused_formats import CONVERSIONS, adapter, conversion
+from refimpl.loading.refused_formats import CONVERSIONS, conversion, refusal
 from refimpl.loading.safetensors_file import SafetensorsFile
 
 _EXPECTED = "a .safetensors file, an index, or a folder that contains one"
@@ -30,7 +30,7 @@ def open_files(path: Path) -> tuple[SafetensorsFile, ...]:
             conversion(file, "save the model with save_pretrained(DIR)"),
         )
     if file.name.startswith("adapter_model"):
-        raise adapter(f"{file} is an adapter, not a model")
+        raise refusal("adapter", f"{file} is an adapter, not a model")
     return (SafetensorsFile(file),)
 
 
@@ -49,7 +49,7 @@ def _file_of(folder: Path) -> Path:
             "name the file itself; shards need their index, *.safetensors.index.json",
         )
     if "adapter_config.json" in names:
-        raise adapter(f"{folder} is an adapter, not a model")
+        raise refusal("adapter", f"{folder} is an adapter, not a model")
     others = [name for name in names if Path(name).suffix in CONVERSIONS]
     only = f", only {', '.join(others)}" if others else ""
     raise RefimplError(

@@ -35,8 +35,7 @@ def surviving_drift(last: Array, first: Array) -> Array:
     Returns:
         The ratio, [tokens]; NaN where R_l is zero or a drift is NaN.
 
-    Source:
-        arXiv:2606.15161.
+    Source: arXiv:2606.15161.
 
     Example:
         >>> surviving_drift(np.array([0.2, 0.1]), np.array([0.1, 0.0])).tolist()
@@ -74,8 +73,7 @@ def absorption_coefficient(ratios: Array) -> tuple[Array, Array]:
         The coefficient [...], NaN without a value; and its standard error over the sequence means
         [...], NaN with fewer than two of them.
 
-    Source:
-        arXiv:2606.15161; docs/explanation/method.md, section 3, for the order of the means.
+    Source: arXiv:2606.15161; docs/explanation/method.md, section 3, for the order of the means.
 
     Example:
         >>> r, stderr = absorption_coefficient(np.array([[0.4, 0.6], [0.7, 0.7]]))

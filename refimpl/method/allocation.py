@@ -14,18 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import finite_vector, number_in, unit_sizes
+from refimpl.pruners.checks import Floats, finite_vector, number_in, unit_sizes
 
-Floats = npt.NDArray[np.float64]
 Compat = Literal["exact", "peer"]
 
 _PEER_FLOOR = 0.01
 
 
 def uniform(num_units: int, sparsity: float) -> Floats:
-    """Return the same sparsity for every unit.
-
-    s_u = S
+    """Return the same sparsity for every unit: s_u = S.
 
     Args:
         num_units: Number of units U.
@@ -72,8 +69,7 @@ def owl(
     number_in(lam, "lam", 0, 1)
     if _is_flat(outliers, "outlier percent", compat):
         return flat
-    d = 2 * lam * _relative(outliers)
-    return _clamped(sparsity - d + d.mean(), compat)
+    return _spread(outliers, sparsity, lam, compat)
 
 
 def alphapruning(
@@ -147,8 +143,7 @@ def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat =
     imp = 1 - u / u.sum() if u.any() else u
     if _is_flat(imp, "DLP score", compat):
         return flat
-    d = 2 * a * _relative(imp)
-    return _clamped(sparsity - d + d.mean(), compat)
+    return _spread(imp, sparsity, a, compat)
 
 
 def atp(num_blocks: int, sparsity: float, beta: float) -> Floats:
@@ -202,5 +197,7 @@ def _relative(signal: Floats) -> Floats:
     return (signal - low) / (high - low)
 
 
-def _clamped(sparsity: Floats, compat: Compat) -> Floats:
-    return np.where(sparsity <= 0, _PEER_FLOOR, sparsity) if compat == "peer" else sparsity
+def _spread(signal: Floats, sparsity: float, half: float, compat: Compat) -> Floats:
+    d = 2 * half * _relative(signal)
+    allocation = sparsity - d + d.mean()
+    return np.where(allocation <= 0, _PEER_FLOOR, allocation) if compat == "peer" else allocation

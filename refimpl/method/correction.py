@@ -156,7 +156,7 @@ def corrected(
         block_of_unit: Block index of every unit, [U], in 0..L-1.
         sizes: Weights per unit, [U].
         sparsity: Target S over all weights, in [0, 1].
-        strength: As for `correction`, as are `max_correction` and `scale`.
+        strength: As for `correction`, as are the next two.
         max_correction: Greatest change of a block's fraction pruned.
         scale: `raw` or `max`.
         lo: Least fraction pruned of any unit.

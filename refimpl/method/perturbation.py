@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
+from refimpl.pruners.checks import one_of
 
 Kind = Literal["gaussian", "pruning"]
 NoiseScale = Literal["token", "sequence"]
@@ -24,8 +25,7 @@ class Perturbation:
 
     Args:
         kind: "gaussian" (the paper's) or "pruning" (ours: the block itself, pruned by Wanda).
-        eta: Relative magnitudes of the noise, each > 0; the first one drives the correction.
-            "pruning" has none: it sets this to ().
+        eta: Relative magnitudes of the noise, each > 0; "pruning" has none.
         noise_scale: Per token, or one scale for the sequence.
         noise_shape: The same in all channels, or following each channel's standard deviation.
         norm: Drift per token and then averaged, or of the whole sequence at once.
@@ -51,12 +51,7 @@ class Perturbation:
     def __post_init__(self) -> None:
         choices = {"kind": Kind, "noise_scale": NoiseScale, "noise_shape": NoiseShape}
         for name, allowed in (choices | {"norm": Norm, "sink": Sink}).items():
-            if getattr(self, name) not in get_args(allowed):
-                raise RefimplError(
-                    f"{name.replace('_', '-')} {getattr(self, name)!r}",
-                    " or ".join(get_args(allowed)),
-                    "choose one of these",
-                )
+            one_of(getattr(self, name), name.replace("_", "-"), get_args(allowed))
         etas = ", ".join(map(str, self.eta)) or "(none)"
         if any(not 0 < eta < float("inf") for eta in self.eta) or (
             self.kind == "gaussian" and not self.eta
@@ -153,11 +148,9 @@ def perturbed(
             over the kept tokens.
 
     Returns:
-        The perturbed state, [..., S, D], in the dtype of `h` (noise is scaled in float64, then
-        cast).
+        The perturbed state, [..., S, D], in the dtype of `h`; noise is scaled in float64.
 
-    Source:
-        arXiv:2606.15161, for Gaussian noise of relative magnitude eta; scale and shape are ours.
+    Source: arXiv:2606.15161, for Gaussian noise of relative size eta; scale and shape are ours.
 
     Example:
         >>> h = np.array([[3.0, 4.0]])
@@ -226,8 +219,7 @@ def deviation(
     Returns:
         Drift and alignment, float64.
 
-    Source:
-        arXiv:2606.15161, for relative L2 drift and direction; the form per token is ours.
+    Source: arXiv:2606.15161, for relative L2 drift and direction; the form per token is ours.
 
     Example:
         >>> d = deviation(np.array([[3.0, 5.0]]), np.array([[3.0, 4.0]]), np.array([True]))

@@ -13,9 +13,8 @@ def chosen_blocks(
 
     This is systematic sampling over the depth. The blocks are laid out in order, each as often as
     another or once more, and dealt like cards to the pairs of a sequence and a draw, the sequences
-    in a random order. Every pair gets one block of each K-th of the depth, none twice, and the
-    numbers of sequences of any two blocks differ by at most one. The choice does not depend on the
-    data and prefers no sequence, so the mean over the sequences of a block is unbiased.
+    in a random order. Every pair gets one block of each K-th of the depth, none twice. The choice
+    does not depend on the data, so the mean over the sequences of a block is unbiased.
 
     Args:
         sequences: N.

@@ -56,8 +56,7 @@ def rope_tables(positions: Array, inv_freq: Array, dtype: npt.DTypeLike) -> tupl
     Returns:
         Cosines and sines, each [S, h_rot / 2].
 
-    Source:
-        Su et al., arXiv:2104.09864, section 3.2.
+    Source: Su et al., arXiv:2104.09864, section 3.2.
 
     Example:
         >>> cos, sin = rope_tables(np.array([0, 1]), np.array([np.pi / 2]), np.float64)
@@ -79,8 +78,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     Returns:
         Rotated input, [B, heads, S, h].
 
-    Source:
-        Su et al., arXiv:2104.09864, in the half-split channel order of GPT-NeoX and Llama.
+    Source: Su et al., arXiv:2104.09864, in the half-split channel order of GPT-NeoX and Llama.
 
     Example:
         >>> x = np.array([[[[1.0, 0.0, 5.0]]]])
@@ -131,8 +129,7 @@ def attend(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Arra
     Returns:
         One weighted mean of values per query, [..., S (query), h].
 
-    Source:
-        Vaswani et al., arXiv:1706.03762, section 3.2.
+    Source: Vaswani et al., arXiv:1706.03762, section 3.2.
 
     Example:
         >>> one, bias = np.ones((2, 1)), np.array([[0.0, -np.inf], [0.0, 0.0]])

@@ -38,9 +38,8 @@ class Rope:
     def inv_freq(self) -> Array:
         """Radians per position, ``theta^(-2i / rotary_dim)`` and then scaled: [rotary_dim / 2].
 
-        Source:
-            Su et al., arXiv:2104.09864, section 3.2; for llama3, transformers'
-            `modeling_rope_utils`.
+        Source: Su et al., arXiv:2104.09864, section 3.2; for llama3, transformers'
+        `modeling_rope_utils`.
 
         Example:
             >>> Rope(theta=100.0, rotary_dim=4).inv_freq.tolist()

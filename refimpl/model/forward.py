@@ -242,9 +242,8 @@ def forward(
         RefimplError: Ids outside the vocabulary or of the wrong dtype; a sequence longer than
             the model allows; NaN or Inf among the weights; activations beyond the dtype.
 
-    Differs:
-        transformers casts to float32 inside norms, softmax and rotary positions; here every step
-        keeps `dtype`. The tests compare with transformers in float64 with those casts removed.
+    Differs: transformers casts to float32 inside norms, softmax and rotary positions; here every
+    step keeps `dtype`. The tests compare with transformers in float64 with those casts removed.
 
     Example:
         >>> from refimpl import read_model

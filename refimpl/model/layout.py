@@ -38,9 +38,8 @@ def cut(stored: Array, layout: Layout) -> Array:
     Returns:
         The weight [out, in] or bias [out]; a view if the layout allows one.
 
-    Source:
-        transformers: Phi-3 and GPT-2 concatenate the weights, GPT-NeoX puts each head's q, k and v
-        together, GPT-2's Conv1D holds [in, out].
+    Source: transformers: Phi-3 and GPT-2 concatenate the weights, GPT-NeoX puts each head's q, k
+    and v together, GPT-2's Conv1D holds [in, out].
 
     Example:
         >>> fused = np.arange(8).reshape(8, 1)   # two heads of (q, k), two rows each

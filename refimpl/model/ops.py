@@ -108,8 +108,7 @@ def silu(x: Array) -> Array:
 def gelu_tanh(x: Array) -> Array:
     """Compute ``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``, GELU's tanh form.
 
-    Source:
-        Hendrycks and Gimpel, arXiv:1606.08415, section 2.
+    Source: Hendrycks and Gimpel, arXiv:1606.08415, section 2.
 
     Example:
         >>> gelu_tanh(np.array([0.0, 1.0])).round(4).tolist()
@@ -155,8 +154,7 @@ def erf(x: Array) -> Array:
 def gelu(x: Array) -> Array:
     """Compute ``x/2 (1 + erf(x / sqrt(2)))``, the exact GELU.
 
-    Source:
-        Hendrycks and Gimpel, arXiv:1606.08415, section 2.
+    Source: Hendrycks and Gimpel, arXiv:1606.08415, section 2.
 
     Example:
         >>> gelu(np.array([0.0, 1.0])).round(4).tolist()
@@ -186,8 +184,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 def soft_cap(x: Array, cap: float | None) -> Array:
     """Limit values to (-cap, cap): ``cap * tanh(x / cap)``; None does not change them.
 
-    Source:
-        Gemma 2, arXiv:2408.00118, section 2.
+    Source: Gemma 2, arXiv:2408.00118, section 2.
 
     Example:
         >>> soft_cap(np.array([1000.0]), 30.0).tolist()

@@ -31,8 +31,7 @@ def sum_of_squares(x: Array) -> Array:
     Returns:
         [in], float64.
 
-    Source:
-        Wanda's code, before it divides by the number of sequences.
+    Source: Wanda's code, before it divides by the number of sequences.
 
     Example:
         >>> sum_of_squares(np.array([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
@@ -50,8 +49,7 @@ def sum_of_outer_products(x: Array) -> Array:
     Returns:
         [in, in], float64.
 
-    Source:
-        SparseGPT's code, before it multiplies by 2 / n.
+    Source: SparseGPT's code, before it multiplies by 2 / n.
 
     Example:
         >>> sum_of_outer_products(np.array([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
@@ -114,7 +112,6 @@ def second_moments(
     Returns:
         By linear, [in], float64.
 
-    Source:
-        Wanda's code, which divides by the number of sequences.
+    Source: Wanda's code, which divides by the number of sequences.
     """
     return {name: squares[INPUT_OF[name]] / sequences for name in config.linear_shapes}

@@ -22,12 +22,7 @@ DTYPES = {
 
 
 class MappedFile:
-    """A file that is mapped into memory: its bytes are read when they are first used.
-
-    Args:
-        path: The file.
-        content: Its mapped bytes.
-    """
+    """A file that is mapped into memory: its bytes are read when they are first used."""
 
     def __init__(self, path: Path, content: mmap.mmap) -> None:
         self.path, self.content = path, content
@@ -40,15 +35,7 @@ class MappedFile:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file.
-
-    Args:
-        file: The mapped file.
-        name: The tensor's name in the file.
-        dtype: The file's name of its dtype, such as "BF16".
-        shape: Its shape in the file.
-        offset: First byte of its values, counted from the start of the file.
-    """
+    """One tensor of a file: name, dtype (such as "BF16") and shape there, and its first byte."""
 
     file: MappedFile
     name: str

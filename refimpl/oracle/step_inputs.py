@@ -59,13 +59,8 @@ class StepInputs:
         """A base allocation [L] of the case's signals, or others, before it is projected."""
         config, request = self.case.model.config, self.case.recipe.request(name)
         signals = {x: self.number(x) for x in self.case.expected if x.endswith(".signal")}
-        return base_allocation(
-            self.case.recipe.signals(signals | dict(others)),
-            request,
-            config.num_blocks,
-            tuple(config.linear_shapes),
-            self.sizes,
-        )
+        computed = self.case.recipe.signals(signals | dict(others))
+        return base_allocation(computed, request, config.num_blocks, config.linear_shapes)
 
     def projected(self, base: Array) -> Array:
         """A base allocation [L] on the recipe's budget."""

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats
+from refimpl.pruners.checks import Bools, Floats, one_of
 from refimpl.pruners.compensation import PrunedWeight
-from refimpl.pruners.control import control_generator, random_keep
 from refimpl.pruners.pattern import Pattern, pattern_keep
 from refimpl.pruners.peer import magnitude_keep_peer, sparsegpt_peer, wanda_keep_peer
 from refimpl.pruners.scores import magnitude_keep, magnitude_score, wanda_keep, wanda_score
@@ -25,6 +24,7 @@ KEEP: Mapping[tuple[str, str], Callable[..., Bools]] = {
     ("wanda", "peer"): wanda_keep_peer,
     ("magnitude", "exact"): magnitude_keep,
     ("magnitude", "peer"): magnitude_keep_peer,
+    ("random", "exact"): magnitude_keep,
 }
 SPARSEGPT: Mapping[str, Callable[..., PrunedWeight]] = {"exact": sparsegpt, "peer": sparsegpt_peer}
 
@@ -47,10 +47,7 @@ class Pruner:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise RefimplError(
-                f"method {self.method!r}", " or ".join(get_args(Method)), "choose one of these"
-            )
+        one_of(self.method, "method", get_args(Method))
         if not 0 <= self.damping < np.inf:
             raise RefimplError(f"damping {self.damping}", "0 or more", "use for example 0.01")
         if self.seed < 0:
@@ -97,16 +94,15 @@ def decision(
             raise RefimplError(
                 f"the fraction {goal} with compat exact", "a count or a pattern", "pass a count"
             )
-        if pruner.method == "random":
-            generator = control_generator(pruner.seed, *linear)
-            return random_keep(np.shape(weight), goal, generator), None
     elif pruner.method == "random" or isinstance(goal, int):
         raise RefimplError(
             f"{pruner.method}, {goal}, with compat peer",
             "wanda, sparsegpt or magnitude, and a fraction or a pattern",
             "use compat exact",
         )
-    if pruner.method == "magnitude":
+    if pruner.method == "random":
+        score = _random_score(np.shape(weight), pruner.seed, linear)
+    elif pruner.method == "magnitude":
         score = magnitude_score(weight)
     elif total is None:
         raise RefimplError(
@@ -120,3 +116,9 @@ def decision(
     if isinstance(goal, Pattern):
         return pattern_keep(score, goal), None
     return KEEP[pruner.method, compat](score, goal), None
+
+
+def _random_score(shape: tuple[int, ...], seed: int, linear: tuple[int, int]) -> Floats:
+    """Uniform scores: the control, whose numbers do not depend on the other linears."""
+    key = np.random.SeedSequence(seed, spawn_key=linear)
+    return np.random.Generator(np.random.Philox(key)).random(shape)

@@ -90,25 +90,16 @@ def sparsegpt(
             f"a weight of shape {shape}", "[out, in]", "pass the weight of one linear"
         )
     if isinstance(target, Pattern):
-        return compensated(
-            weight, hessian, decide_groups(shape, target, width), target.group, damping, width
-        )
-    starts = range(0, shape[1], width)
-    sizes = [shape[0] * min(width, shape[1] - start) for start in starts]
-    decide = partial(_lowest, split_count(target, sizes), width)
-    return compensated(weight, hessian, decide, width, damping, width)
+        decide, step = decide_groups(shape, target, width), target.group
+    else:
+        starts, step = range(0, shape[1], width), width
+        sizes = [shape[0] * min(width, shape[1] - start) for start in starts]
+        decide = partial(_lowest, split_count(target, sizes), width)
+    return compensated(weight, hessian, decide, step, damping, width)
 
 
 def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decide:
-    """Return the decision of a pattern for groups that lie within `width` columns.
-
-    Args:
-        shape: [R, C] of the weight.
-        pattern: n:m.
-        width: Columns between two updates of all columns after them.
-
-    Returns:
-        From scores [R, m] and their first column to keep, [R, m].
+    """Return the decision of a pattern for groups of a weight [R, C], within `width` columns.
 
     Raises:
         RefimplError: m does not divide C or `width`.

@@ -52,14 +52,8 @@ class NoCalibration:
 class LocalCalibration:
     """States in the memory of this process, which pass the blocks on its threads.
 
-    Args:
-        model: The model.
-        ids: Calibration ids, [N, S].
-        statistic: What is summed of the inputs of linears, in float64.
-        resources: Dtype, threads and progress; each block pass of a sequence costs 1.
-        states: States [1, S, D] before block `index`, from an earlier run; the embedded ids if
-            None.
-        index: The block that is pruned next.
+    States [1, S, D] before block `index`, which is pruned next, may come from an earlier run; each
+    block pass of a sequence costs 1.
     """
 
     def __init__(

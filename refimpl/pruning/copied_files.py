@@ -26,13 +26,9 @@ PAGE, SPARE = 1 << 12, 1 << 20  # bytes: files fill whole pages; the record and 
 
 @dataclass(frozen=True)
 class Copies:
-    """Files of a model by their names in the new folder.
+    """Files of a model by their names in the new folder: its weights, and all others to copy.
 
-    Args:
-        weights: Files with its weights.
-        companions: All other files that are copied.
-        left_out: Names of what else its folder holds, folders with a slash; empty for a MODEL that
-            is a file.
+    `left_out` names what else its folder holds, folders with a slash.
     """
 
     weights: Mapping[str, Path]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.errors import RefimplError, unreadable
-from refimpl.loading.file_reading import json_object
+from refimpl.errors import RefimplError
+from refimpl.loading.file_reading import json_object, reading
 from refimpl.model.layout import cut
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight
@@ -19,13 +19,9 @@ EXPECTED = "the record that refimpl prune wrote"
 
 @dataclass(frozen=True)
 class LinearZeros:
-    """Zeros of one linear.
+    """Weights of one linear, those that are 0.0 or -0.0, and the file's name of the dtype.
 
-    Args:
-        weights: All its weights.
-        zeros: Those that are 0.0 or -0.0.
-        pattern: "n:m" if every m consecutive inputs have n zeros, or None.
-        dtype: The file's name of its dtype, such as "BF16".
+    The pattern is "n:m" if every m consecutive inputs have n zeros, or None.
     """
 
     weights: int
@@ -41,13 +37,7 @@ class LinearZeros:
 
 @dataclass(frozen=True)
 class Requested:
-    """What a model was pruned to, by its `pruning.json`.
-
-    Args:
-        method: Name of the pruner.
-        sparsity: Fraction of all prunable weights; None if the record names only a pattern.
-        pattern: "n:m", or None.
-    """
+    """What a model was pruned to, by its `pruning.json`: a sparsity, a pattern "n:m", or both."""
 
     method: str
     sparsity: float | None
@@ -180,12 +170,8 @@ def _zeros(weight: Weight) -> LinearZeros:
 def read_record(model: Model) -> Mapping[str, Any] | None:
     """What the `pruning.json` beside a model holds; None without one."""
     record = model.folder / RECORD
-    try:
-        return json_object(record.read_bytes(), str(record), EXPECTED)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise unreadable(record, error, EXPECTED) from error
+    with reading(record, EXPECTED):
+        return json_object(record.read_bytes(), str(record), EXPECTED) if record.exists() else None
 
 
 def _requested(model: Model) -> Requested | None:

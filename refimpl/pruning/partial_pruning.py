@@ -23,10 +23,6 @@ class PartialPruning:
     The folder beside it holds the counts of these blocks, and the calibration's states after the
     last one. Everything is on the disk before a block counts as pruned, so that a kill loses
     nothing but the block in progress.
-
-    Args:
-        new: The new model's folder, from `new_folder`.
-        results: The open file `results_file(new)`.
     """
 
     def __init__(self, new: Path, results: PartialResults[str, Any]) -> None:

@@ -141,8 +141,7 @@ def prune(
             states exceed `memory` (on threads); NaN or Inf among the weights; a Hessian that is not
             positive definite; partial results, without `resume` or of another run.
 
-    Source:
-        docs/explanation/method.md, section 7 (Wanda, SparseGPT: sequential pruning).
+    Source: Wanda, SparseGPT (peers): sequential pruning.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -283,5 +282,5 @@ def record(pruning: Pruning) -> dict[str, Any]:
             "format_added": list(written.format_added),
         },
         "before": pruning.before,
-        "run": {**asdict(pruning.run), "versions": dict(pruning.run.versions)},
+        "run": asdict(pruning.run),
     }

@@ -24,14 +24,9 @@ from refimpl.storage.arrays import sent
 
 @dataclass(frozen=True)
 class PrunedBlock:
-    """One block after pruning.
+    """One block after pruning: its linears by name, and all its weights by our names.
 
-    Args:
-        index: Which block, from 0.
-        linears: Its linears by name.
-        weights: All its weights by our names, as the file holds them, in the dtype of the
-            computation.
-        sums: The statistic of what its linears read, by trace point; empty without calibration.
+    The sums are of what its linears read, by trace point; empty without calibration.
     """
 
     index: int
@@ -44,13 +39,7 @@ class PrunedBlock:
 class BlockPruner:
     """Decides on the linears of one block after another; the one place where a block is pruned.
 
-    Args:
-        model: The model.
-        targets: How much every linear loses.
-        pruner: How weights are chosen.
-        calibration: The sequences before the block that is pruned next.
-        resources: Dtype, threads and pool; statistics, scores and SparseGPT are float64.
-        scratch: A folder that all workers can read, for sums that are matrices.
+    All workers can read the scratch folder, which is for sums that are matrices.
     """
 
     model: Model

@@ -20,11 +20,8 @@ from refimpl.pruning.pruned_linears import PrunedLinear
 class Counts:
     """Weights of one linear: ``zeros = pruned + kept_zeros``.
 
-    Args:
-        weights: All of them.
-        pruned: Those that the pruner removed.
-        zeros: Zeros in the new file, read back from it; -0.0 is one.
-        kept_zeros: Weights that stay and are zero: they were, or the stored dtype made them so.
+    Zeros are counted in the new file (-0.0 is one). Weights that stay are zero if they were, or if
+    the stored dtype made them so.
     """
 
     weights: int
@@ -35,13 +32,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Written:
-    """What the new folder holds.
+    """What the new folder holds: counts per block and linear, and sorted names of copied files.
 
-    Args:
-        counts: Per block, of every linear.
-        companions: Names of the files that were copied as they are, sorted.
-        left_out: Names of what the model's folder holds and the new one does not.
-        format_added: Files whose metadata got `format: pt`, which older transformers require.
+    `left_out` names what the model's folder holds and the new one does not; `format_added` the
+    files whose metadata got `format: pt`, which older transformers require.
     """
 
     counts: tuple[Mapping[str, Counts], ...]
@@ -56,10 +50,8 @@ class PrunedFiles:
     Names, order, dtypes, shapes and offsets of all tensors stay, and every byte of those that hold
     no pruned linear.
 
-    Args:
-        model: The original.
-        folder: An empty folder, or what an earlier run left.
-        format_added: What the earlier run that copied all files has added; None if there is none.
+    The folder is empty, or what an earlier run left; `format_added` is what that run added when it
+    had copied all files.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """One linear after pruning, and the work unit that prunes it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +15,15 @@ from refimpl.model.ops import Array
 from refimpl.model.weight import count_bad
 from refimpl.pruners.decision import Goal, Pruner, decision
 from refimpl.running.threads import Workers
+from refimpl.running.work_units import Tick
 from refimpl.storage.arrays import read_array
 
 
 @dataclass(frozen=True)
 class PrunedLinear:
-    """One linear after pruning.
+    """One linear after pruning, [out, in]: the decision, and the weights as they are stored.
 
-    Args:
-        keep: The decision, [out, in], True = stays.
-        stored: The weights as the new file holds them, [out, in], from `stored_weight`.
-        changed: Whether the pruner changed weights that stay.
+    `changed` tells whether the pruner changed weights that stay.
     """
 
     keep: Array
@@ -73,18 +70,9 @@ def stored_weight(
 
 @dataclass(frozen=True)
 class LinearUnit:
-    """The work unit that prunes one linear.
+    """The work unit that prunes one linear, the one at `index` of its block.
 
-    Args:
-        block: Its block.
-        index: Its place among the block's linears.
-        name: Its name, such as "q_proj".
-        goal: How many weights go.
-        compat: "exact" or "peer".
-        pruner: How weights are chosen.
-        sums: The statistic of what it reads, or the file that holds it, or None.
-        sequences: Number of sequences that the statistic was summed over.
-        dtype: The dtype in which its weights are read.
+    `sums` is the statistic of what it reads over all sequences, or the file of it, or None.
     """
 
     block: int
@@ -102,9 +90,7 @@ class LinearUnit:
         out, width = config.linear_shapes[self.name]
         return out * width
 
-    def run(
-        self, model: Model, workers: Workers, tick: Callable[[float], None]
-    ) -> tuple[Array, Array | None]:
+    def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[Array, Array | None]:
         """The decision as bits, and SparseGPT's new weights as the file will hold them."""
         dense = model.weights[f"blocks.{self.block}.{self.name}.weight"].read(self.dtype)
         keep, new = self._decision(dense)

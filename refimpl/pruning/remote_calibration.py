@@ -21,14 +21,14 @@ from refimpl.pruning.partial_pruning import PartialPruning, read_states
 from refimpl.pruning.pruned_files import PrunedFiles
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
-from refimpl.running.work_units import InOrder, ModelFiles, results
+from refimpl.running.work_units import InOrder, ModelFiles, Tick, results
 from refimpl.storage.arrays import read_array, received, sent, write_array
 
 U = TypeVar("U", bound="SequencesUnit")
 MAX_SEQUENCES = 8  # of a work unit, which reads its block once; a lost worker repeats them all
 EXCHANGE = "sent-"  # begins the name of the folder for arrays that workers exchange
 
-Sums = Mapping[str, Array | str]
+SequenceSums = Mapping[str, Array | str]
 """Sums of one sequence by trace point, matrices by the names of files."""
 
 
@@ -36,12 +36,8 @@ Sums = Mapping[str, Array | str]
 class SequencesUnit:
     """A work unit on a few sequences before a block.
 
-    Args:
-        block: The block.
-        ids: Token ids of each sequence, [S], by its number.
-        states: The file that holds the states of all sequences; None before block 0.
-        dtype: Dtype of the computation; sums are float64.
-        folder: The folder for the arrays that result.
+    `ids` are [S] by number of the sequence, `states` the file of the states of all sequences (None
+    before block 0), `folder` that for the arrays that result.
     """
 
     block: int
@@ -70,9 +66,9 @@ class SumsUnit(SequencesUnit):
 
     statistic: Statistic
 
-    def run(self, model: Model, workers: Workers, tick: Callable[[float], None]) -> dict[int, Sums]:
+    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[int, SequenceSums]:
         """The sums of each sequence by its number: their total depends on the order."""
-        weights, sums = model.block(self.block, self.dtype), dict[int, Sums]()
+        weights, sums = model.block(self.block, self.dtype), dict[int, SequenceSums]()
         for n, stream in self.streams(model):
             _, of_points = stream.through_with_sums(stream.states[n], weights, self.statistic)
             sums[n] = {
@@ -88,7 +84,7 @@ class PassUnit(SequencesUnit):
 
     pruned: ModelFiles
 
-    def run(self, model: Model, workers: Workers, tick: Callable[[float], None]) -> None:
+    def run(self, model: Model, workers: Workers, tick: Tick) -> None:
         """Write the state of each sequence after the block to a file."""
         weights = self.pruned.open().block(self.block, self.dtype)
         for n, stream in self.streams(model):
@@ -101,13 +97,7 @@ class RemoteCalibration:
 
     A worker reads a dense block from the model, and a pruned one from the new model's files.
 
-    Args:
-        model: The model.
-        ids: Calibration ids, [N, S].
-        statistic: What is summed of the inputs of linears, in float64.
-        resources: Dtype, pool and progress; each block pass of a sequence costs 1.
-        partial_pruning: Holds the states before each block, and those of an earlier run.
-        files: The new model's files.
+    The partial pruning holds the states before each block, and those of an earlier run.
     """
 
     def __init__(
@@ -133,7 +123,7 @@ class RemoteCalibration:
         for path in self._state_files:  # the partial results hold these states by now
             path.unlink()
         self._state_files = []
-        total, ordered = dict[str, Array](), InOrder[Sums]()
+        total, ordered = dict[str, Array](), InOrder[SequenceSums]()
         most = MAX_SEQUENCES if self._statistic is sum_of_squares else 1
         units = self._units(partial(SumsUnit, statistic=self._statistic), most)
         pool, workers = self._resources.pool, self._resources.workers

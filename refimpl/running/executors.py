@@ -18,11 +18,9 @@ WAIT = 30  # seconds for a scheduler to answer, and for its first worker
 
 @dataclass(frozen=True)
 class Pool:
-    """Where work units run.
+    """The executor for work units (None: threads of this process), and about how many run at once.
 
-    Args:
-        executor: The executor that takes them; None for the threads of this process.
-        workers: About how many units run at once, which share the memory that may be used.
+    All workers share the memory that may be used.
     """
 
     executor: Executor | None = None

@@ -19,16 +19,7 @@ from refimpl.version import __version__
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """The origin of tokens, without the tokens.
-
-    Args:
-        samples: Number of sequences.
-        seq_len: Tokens per sequence.
-        source: A line to print.
-        kind: "text", "ids" or "random".
-        bos: Id at the start of every sample, or None.
-        sha256: SHA-256 of the ids.
-    """
+    """The origin of tokens, without the tokens; fields are as in `Tokens`."""
 
     samples: int
     seq_len: int
@@ -40,13 +31,7 @@ class TokenFacts:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The software and device that ran the blocks.
-
-    Args:
-        runtime: "numpy" or "onnxruntime".
-        device: "cpu", or a GPU and its name.
-        versions: Versions of the runtime by name, besides NumPy's.
-    """
+    """The software ("numpy" or "onnxruntime") and device ("cpu", or a GPU's name) of the blocks."""
 
     runtime: str = "numpy"
     device: str = "cpu"
@@ -58,17 +43,9 @@ NUMPY = Runtime()
 
 @dataclass(frozen=True)
 class Run:
-    """How a run went.
+    """How a run went: memory is what residual states may use, peak memory what was resident, bytes.
 
-    Args:
-        dtype: Dtype of the computation.
-        threads: Number of worker threads.
-        memory: Bytes allowed for residual states.
-        seconds: Duration.
-        peak_memory: Largest resident memory in bytes, mapped pages included; None if unknown.
-        versions: Of refimpl, numpy, python, and the runtime.
-        runtime: "numpy" or "onnxruntime".
-        device: "cpu", or a GPU and its name.
+    The versions are those of refimpl, numpy, python, and the runtime.
     """
 
     dtype: str

@@ -20,17 +20,9 @@ from refimpl.storage.partial_results import Decode, PartialResults, partial_resu
 
 @dataclass
 class Resources:
-    """Open resources of a computation.
+    """Open resources of a computation: memory is bytes for the states of all workers together.
 
-    Args:
-        dtype: Dtype of the computation.
-        memory: Bytes for the residual states of all workers together.
-        workers: Threads of this process.
-        pool: Where work units run.
-        partial: Partial results in a file; None if none are kept.
-        progress: Called with the cost done and in all.
-        total: Cost in all.
-        done: Cost done so far.
+    Work units run in the pool; `partial` is None if no partial results are kept.
     """
 
     dtype: np.dtype[Any]
@@ -52,14 +44,7 @@ class Resources:
 class Settings:
     """How and where a computation runs; its numbers depend on `dtype` alone.
 
-    Args:
-        dtype: float32, or float64 to certify.
-        threads: Worker threads, or processes; one per core if None.
-        memory: Memory for residual states, such as "1G"; the free memory, at most 2 GiB, if None.
-        executor: Where work units run: a name that `open_pool` accepts, or an executor.
-        progress: Called with the cost done and in all.
-        part: The file for partial results, or None; the caller removes it at the end.
-        resume: Whether to continue from the partial results in that file.
+    The fields are arguments of `score`.
     """
 
     dtype: npt.DTypeLike = np.float32
@@ -84,9 +69,7 @@ class Settings:
     ) -> Iterator[Resources]:
         """Open threads, pool and partial results, with loud arithmetic, and close them at the end.
 
-        Args:
-            identity: Everything that the partial results depend on.
-            decode: What each key and value of the partial results stand for.
+        The partial results depend on `identity`, and `decode` says what their lines stand for.
         """
         memory = parse_memory(self.memory)
         with (

@@ -51,12 +51,9 @@ class WorkUnit(Protocol[T_co]):
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model by the paths of its files.
+    """A model by the absolute paths of its files and `config.json`, if that is not in metadata.
 
-    Args:
-        path: The absolute path for `read_model`.
-        config: The absolute path of its `config.json`; None if it was read from metadata.
-        stamps: Name, size and time of each file, by which workers recognise other files.
+    By name, size and time of each file, workers recognise other files.
     """
 
     path: str

@@ -41,15 +41,7 @@ class BlockScores(Sequence[Array]):
 
 @dataclass(frozen=True)
 class BlockSignals:
-    """The signals of one block: a work unit.
-
-    Args:
-        block: The block.
-        moments: Wanda's statistic per linear, [in].
-        owl_m: OWL's m.
-        dlp_statistic: "mean" or "median".
-        dtype: In which the weights are read; scores are float64.
-    """
+    """The signals of one block: a work unit. `moments` is Wanda's statistic per linear, [in]."""
 
     block: int
     moments: Mapping[str, Array]
@@ -85,8 +77,7 @@ def activation_signals(
     Returns:
         OWL's D and DLP's u, both [L].
 
-    Source:
-        OWL, DLP and Wanda (peers, confirmed by running them).
+    Source: OWL, DLP and Wanda (peers).
     """
     units = (
         BlockSignals(i, of_block, owl_m, dlp_statistic, resources.dtype)

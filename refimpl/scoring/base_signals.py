@@ -25,16 +25,13 @@ Alphas = dict[str, Any]
 def signals(
     model: Model, request: Request, tokens: Tokens | None, settings: Settings | None = None
 ) -> Signals:
-    """Compute what a base is made of, and nothing else: no experiment.
+    """Compute what a base is made of, without an experiment: NaN for signals it does not need.
 
     Args:
         model: From `read_model`.
         request: The base and its options.
         tokens: Calibration tokens; None for bases that need none.
         settings: What it runs with; only the dtype changes the numbers.
-
-    Returns:
-        Signals; NaN for those that the base does not need.
 
     Raises:
         RefimplError: NaN or Inf among the weights; a base that needs tokens without them.

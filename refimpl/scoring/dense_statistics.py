@@ -26,12 +26,7 @@ Moments = tuple[Mapping[str, Array], ...]
 
 @dataclass(frozen=True)
 class DenseSequences:
-    """Sequences on their way through the dense model: a work unit.
-
-    Args:
-        ids: Token ids of each, [S], by number of the sequence.
-        dtype: Of the computation.
-    """
+    """Sequences on their way through the dense model, ids [S] by their number: a work unit."""
 
     ids: Mapping[int, Array]
     dtype: npt.DTypeLike = np.float32
@@ -58,11 +53,7 @@ class DenseSequences:
 
 
 class SummedSquares:
-    """Squares over all sequences, added by number of the sequence, whichever is computed first.
-
-    Args:
-        total: Where they are added, per block; empty at first.
-    """
+    """Squares over all sequences, added by number of the sequence, whichever is computed first."""
 
     def __init__(self, total: Squares) -> None:
         self.total, self._ordered = total, InOrder[Squares]()
@@ -85,37 +76,32 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     Returns:
         Per block and trace point that is some linear's input, the sums, [in], float64.
     """
-    partial_results = resources.partial
-    keys = [f"dense {sequence}" for sequence in range(len(ids))]
-    finished = {} if partial_results is None else partial_results.results
-    left = [n for n, key in enumerate(keys) if key not in finished]
-    size = sequences_together(model.config, ids.shape[1], resources, partial_results is not None)
+    keys, left = [f"dense {sequence}" for sequence in range(len(ids))], list[int]()
+    finished = {} if resources.partial is None else resources.partial.results
+    size = sequences_together(model.config, ids.shape[1], resources, resources.partial is not None)
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
-    for n in sorted(set(range(len(ids))) - set(left)):
-        squares.add(n, tuple(finished[keys[n]]))
+    for n, key in enumerate(keys):
+        if key in finished:
+            squares.add(n, tuple(finished[key]))
+        else:
+            left.append(n)
     units = [
         DenseSequences({n: ids[n] for n in left[start : start + size]}, resources.dtype)
         for start in range(0, len(left), size)
     ]
     for _, sums in results(units, model, resources.pool, resources.workers, resources.tick):
-        if partial_results is not None:
-            partial_results.add({keys[n]: of_blocks for n, of_blocks in sums.items()})
+        if resources.partial is not None:
+            resources.partial.add({keys[n]: of_blocks for n, of_blocks in sums.items()})
         for n, of_blocks in sums.items():
             squares.add(n, of_blocks)
     return squares.total
 
 
 def sequences_together(config: Config, length: int, resources: Resources, keep: bool) -> int:
-    """How many sequences a unit holds: as many as fit into memory with their sums, at least one.
+    """How many sequences of `length` tokens a unit holds: one if it is sent to workers.
 
-    Args:
-        config: The model's facts.
-        length: Tokens, S.
-        resources: Dtype, memory, threads, and where the units run.
-        keep: Whether partial results are kept after each unit.
-
-    Returns:
-        Sequences: one if they are sent to workers.
+    Here, as many as fit into memory with their sums, at least one; fewer if partial results are to
+    be kept after each unit.
     """
     if resources.pool.executor is not None:
         return 1

@@ -1,6 +1,5 @@
 """The perturbation experiment over a whole model, in work units whose results can be kept."""
 
-from collections.abc import Iterator, Sequence
 from math import isclose
 
 from refimpl.method.perturbation import Perturbation
@@ -10,7 +9,7 @@ from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import SummedSquares
 from refimpl.scoring.grouping import state_groups
-from refimpl.scoring.measurements import Address, Measurements, PruneBlock, addresses
+from refimpl.scoring.measurements import Measurements, PruneBlock, addresses
 from refimpl.scoring.state_group import GroupResult, StateGroup
 
 
@@ -39,8 +38,7 @@ def experiment(
     Raises:
         RefimplError: The memory does not hold one perturbed state.
 
-    Source:
-        arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
+    Source: arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
     """
     config, partial = model.config, resources.partial
     states = addresses(len(ids), config.num_blocks, plan)
@@ -64,10 +62,13 @@ def experiment(
     note(finished)
     left = [a for a in states if a not in finished.measures]
     groups = state_groups(left, config, ids.shape[1], resources, keep=partial is not None)
-    units = [
-        StateGroup(tuple(group), rows, new, plan, resources.dtype, prune_block, divergence)
-        for group, rows, new in _with_sequences(groups, ids, set(finished.squares))
-    ]
+    counted, units = set(finished.squares), list[StateGroup]()
+    for group in groups:  # the first with a sequence sums its squares
+        rows = {a.sequence: ids[a.sequence] for a in group}
+        new = tuple(sorted(rows.keys() - counted))
+        counted |= rows.keys()
+        options = plan, resources.dtype, prune_block, divergence
+        units.append(StateGroup(tuple(group), rows, new, *options))
     total = resources.done + sum(unit.cost(config) for unit in units)
     if not isclose(total, resources.total):  # rounding alone does not change what was reported
         resources.total = total
@@ -76,14 +77,3 @@ def experiment(
             partial.add(result.lines)
         note(result)
     return measured
-
-
-def _with_sequences(
-    groups: Sequence[Sequence[Address]], ids: Array, counted: set[int]
-) -> Iterator[tuple[Sequence[Address], dict[int, Array], tuple[int, ...]]]:
-    """Groups, the ids of their sequences, and the sequences that no earlier group has counted."""
-    for group in groups:
-        rows = {a.sequence: ids[a.sequence] for a in group}
-        new = tuple(sorted(rows.keys() - counted))
-        counted = counted | rows.keys()
-        yield group, rows, new

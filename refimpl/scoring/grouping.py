@@ -21,17 +21,9 @@ def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
 def state_groups(
     states: list[Address], config: Config, length: int, resources: Resources, keep: bool
 ) -> list[list[Address]]:
-    """Cut states into groups that travel together.
+    """Cut states of `length` tokens into groups that travel together, as many as memory holds.
 
-    Args:
-        states: The states.
-        config: The model's facts.
-        length: Tokens, S.
-        resources: Dtype, memory, threads, and where the groups run.
-        keep: Whether partial results are kept after each group.
-
-    Returns:
-        The groups.
+    Groups are smaller if partial results are to be kept after each.
 
     Raises:
         RefimplError: The memory does not hold one perturbed state and its clean one.
@@ -70,16 +62,8 @@ def balanced(
     """Cut states into groups of one sequence and draw each, for several workers.
 
     If there are fewer sequences and draws than twice the workers, each is cut by blocks into
-    groups of about the same number of block passes: a state perturbed early travels further.
-
-    Args:
-        states: The states, in any order.
-        blocks: L.
-        capacity: States that a worker holds; the clean one counts 2.
-        workers: How many groups run at once.
-
-    Yields:
-        The groups.
+    groups of about the same number of block passes: a state perturbed early travels further. A
+    worker holds `capacity` states, of which the clean one counts 2.
     """
     by_draw: dict[tuple[int, int], list[Address]] = {}
     for state in states:

@@ -41,11 +41,7 @@ class StateMeasures:
 
 
 class PerturbedState:
-    """A perturbed state on its way, measured after the perturbed block and every later one.
-
-    Args:
-        norm: Drift per token, or of the whole sequence.
-    """
+    """A perturbed state on its way, measured after the perturbed block and every later one."""
 
     def __init__(self, norm: Norm) -> None:
         self.norm, self.drift, self.alignment = norm, list[float](), list[float]()
@@ -70,7 +66,7 @@ class PerturbedState:
         self.alignment.append(float(nan_mean(distance.alignment)))
         self.last = distance.drift
 
-    def measures(self, divergence: float | None) -> StateMeasures:
+    def measures(self, divergence: float | None = None) -> StateMeasures:
         """What is measured of it, after the last block."""
         share = surviving_drift(self.last, self.first)
         return StateMeasures(
@@ -108,13 +104,13 @@ class WandaBlocks:
         moments, counts = self.moments[block], self.counts[block].tolist()
         names = [f"{linear}.weight" for linear in moments]
         tasks = [
-            partial(_pruned, weights[name], moment, count)
+            partial(wanda_pruned, weights[name], moment, count)
             for name, moment, count in zip(names, moments.values(), counts, strict=True)
         ]
         return {**weights, **dict(zip(names, workers.run(tasks), strict=True))}
 
 
-def _pruned(weight: Array, moment: Array, count: int) -> Array:
-    """A linear [out, in] with its `count` lowest Wanda scores set to zero."""
+def wanda_pruned(weight: Array, moment: Array, count: int) -> Array:
+    """A linear [out, in] with the weights of its `count` lowest Wanda scores set to zero."""
     keep = wanda_keep(wanda_score(weight, moment), count)
     return np.where(keep, weight, np.zeros((), weight.dtype))

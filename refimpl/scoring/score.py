@@ -76,8 +76,7 @@ def score(
             beyond the dtype; a request that needs another perturbation; partial results of another
             run; an executor or partial results with another runtime.
 
-    Source:
-        arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
+    Source: arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
     """
     started, config = time.perf_counter(), model.config
     plan, request = plan or Perturbation(), request or Request()

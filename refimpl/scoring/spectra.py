@@ -17,16 +17,7 @@ from refimpl.running.work_units import Tick, results
 
 @dataclass(frozen=True)
 class Spectra:
-    """The spectra of linears of a block: a work unit.
-
-    Args:
-        block: The block.
-        linears: Names of the linears.
-        fit: "peak" or "mid".
-        xmin: "shipped" or "intended".
-        linear_cost: Cost of each, in the unit of the progress.
-        dtype: In which the weights are read.
-    """
+    """The spectra of linears of a block, each of the same cost: a work unit."""
 
     block: int
     linears: tuple[str, ...]

@@ -32,12 +32,7 @@ HEAD_BYTES = 8 * MIB  # logits of one state held at a time
 
 @dataclass
 class GroupResult:
-    """What is measured of a group of states.
-
-    Args:
-        measures: Of its perturbed states.
-        squares: Of its clean states, by number of the sequence, as far as they were asked for.
-    """
+    """What is measured of perturbed states, and the squares of clean ones, by their sequence."""
 
     measures: dict[Address, StateMeasures] = field(default_factory=dict)
     squares: dict[int, Squares] = field(default_factory=dict)

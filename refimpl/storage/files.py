@@ -13,22 +13,17 @@ from uuid import uuid4
 from refimpl.errors import RefimplError
 
 
-def unwritable(path: Path | str, error: OSError) -> RefimplError:
-    """The error of a file or folder that cannot be written."""
-    return RefimplError(
-        f"{path}: cannot be written ({error.strerror or error})",
-        "a path in a folder that exists and may be written, on a disk with room",
-        "choose another place with -o, or make room",
-    )
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn an error of the system into the error that `path` cannot be written."""
     try:
         yield
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise RefimplError(
+            f"{path}: cannot be written ({error.strerror or error})",
+            "a path in a folder that exists and may be written, on a disk with room",
+            "choose another place with -o, or make room",
+        ) from error
 
 
 @contextmanager

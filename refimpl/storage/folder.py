@@ -38,13 +38,9 @@ def new_folder(
 ) -> Iterator[Path]:
     """Yield a folder to be filled, renamed to `target` at the end, and removed after an error.
 
-    Args:
-        target: A path in a folder that exists.
-        force: Whether an existing folder of models is replaced.
-        resume: Whether the folder of an earlier run is continued; None if no later run can
-            continue this one. Otherwise the folder and the folder `kept` beside it stay after an
-            error that does not recur.
-        keep: Whether both stay after any error.
+    With `force` it replaces an existing folder of models. With `resume`, it is that of an earlier
+    run; None says that no later run can continue this one. If one can, the folder and the folder
+    `kept` beside it stay after an error that does not recur, and with `keep` after any error.
     """
     target = real_path(target)
     with _work_folder(target, resume) as work:

@@ -50,14 +50,8 @@ class PartialResults(Generic[K, V]):
 
     Every line is on the disk before `add` returns; a line that a kill left incomplete is dropped.
     Floats and arrays come back bit for bit. An error that recurs removes the file, unless the run
-    was meant to be resumed.
-
-    Args:
-        path: The file.
-        identity: Everything that the results depend on.
-        resume: Whether to continue from what the file holds; without a file, the run starts.
-        decode: What each key and value of a line stand for; themselves if None. The file is
-            damaged if it raises ValueError, TypeError or LookupError.
+    was meant to be resumed. The identity is everything that the results depend on. The file is
+    damaged if `decode` raises ValueError, TypeError or LookupError.
     """
 
     def __init__(

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats
 from refimpl.pruners.compensation import PrunedWeight, compensated, inverse_factor
-from refimpl.pruners.control import control_generator, random_keep
 from refimpl.pruners.counts import split_count
+from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import (
     EXPLAINED,
     GROUPS,
@@ -139,39 +139,51 @@ def test_no_pattern_without_one(sparsity: float) -> None:
     assert pattern_of(zero) is None
 
 
+def test_a_pattern_is_of_a_matrix() -> None:
+    with pytest.raises(RefimplError, match=r"\(4,\)"):
+        pattern_of(np.ones(4, bool))
+
+
+# The control
+
+
+def random_keep(shape: tuple[int, int], target: int | Pattern, seed: int, *linear: int) -> Bools:
+    block, index = linear
+    pruner = Pruner("random", seed=seed)
+    return decision(np.ones(shape), None, 0, target, pruner, linear=(block, index))[0]
+
+
 @given(st.tuples(st.integers(1, 6), st.integers(1, 9)), seeds, st.data())
 def test_random_counts_are_exact(shape: tuple[int, int], seed: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, prod(shape)))
-    keep = random_keep(shape, count, control_generator(seed, 1, 2))
+    keep = random_keep(shape, count, seed, 1, 2)
     assert keep.shape == shape
     assert int((~keep).sum()) == count
-    np.testing.assert_array_equal(keep, random_keep(shape, count, control_generator(seed, 1, 2)))
+    np.testing.assert_array_equal(keep, random_keep(shape, count, seed, 1, 2))
 
 
 @given(patterns, st.integers(1, 3), st.integers(1, 3), seeds)
 def test_random_patterns_are_exact(pattern: Pattern, rows: int, groups: int, seed: int) -> None:
     shape = (rows, groups * pattern.group)
-    keep = random_keep(shape, pattern, control_generator(seed, 0, 0))
+    keep = random_keep(shape, pattern, seed, 0, 0)
     assert ((~keep).reshape(-1, pattern.group).sum(axis=1) == pattern.pruned).all()
 
 
 @pytest.mark.parametrize("target", [3, Pattern(1, 4)])
 def test_every_place_is_as_likely_as_another(target: int | Pattern) -> None:
     # 4000 draws at p = 1/4: 5 standard deviations are 137.
-    pruned = sum(
-        (~random_keep((3, 4), target, control_generator(0, i, 0))).astype(int) for i in range(4000)
-    )
+    pruned = sum((~random_keep((3, 4), target, 0, i, 0)).astype(int) for i in range(4000))
     assert np.abs(pruned - 1000).max() < 137
 
 
 def test_every_linear_has_its_own_places() -> None:
     places = {
-        random_keep((8, 8), 32, control_generator(*key)).tobytes()
+        random_keep((8, 8), 32, *key).tobytes()
         for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1)]
     }
     assert len(places) == 5
     with pytest.raises(RefimplError, match="5 weights to prune of 4"):
-        random_keep((2, 2), 5, control_generator(0, 0, 0))
+        random_keep((2, 2), 5, 0, 0, 0)
 
 
 def problem(seed: int, rows: int, columns: int, samples: int = 0) -> tuple[Floats, Floats]:

@@ -1,13 +1,12 @@
 """The experiment on whole models, against one full forward pass per perturbed state.
 
 The oracle knows nothing of groups, threads and running states: for every sequence, draw, eta and
-block it runs the whole model again, with the output of that block replaced on the way. What it
-perturbs and prunes with is held against plain formulas in the tests of `method` and `pruners`.
+block it runs the whole model again, with the output of that block replaced on the way.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise, product
 from math import sqrt
 from pathlib import Path
@@ -24,13 +23,10 @@ from hypothesis import strategies as st
 from refimpl import Model, Perturbation, Request, Scores, allocate, score
 from refimpl.allocation.scores import Absorption
 from refimpl.allocation.scores_json import document
-from refimpl.method.divergence import RunningDivergence
-from refimpl.method.perturbation import kept_tokens, noise, perturbed
 from refimpl.model import kernels
 from refimpl.model.forward import Weights, block, embed, head, places
-from refimpl.pruners.counts import counts, split_count
-from refimpl.pruners.scores import wanda_keep, wanda_score
 from refimpl.running.settings import Settings
+from refimpl.running.threads import Progress
 from refimpl.scoring import experiment as experiment_module
 from refimpl.scoring import state_group
 from refimpl.scoring.grouping import groups
@@ -111,6 +107,26 @@ def passed(
     return found, head(x, model.head(np.float64), config)[0]
 
 
+def kept_of(h: Floats, sink: str) -> list[int]:
+    """Numbers of the tokens that take part."""
+    norms = [sqrt(row @ row) for row in h]
+    ordered = sorted(norms)
+    median = (ordered[(len(h) - 1) // 2] + ordered[len(h) // 2]) / 2
+    return [t for t, norm in enumerate(norms) if sink == "include" or norm <= 20 * median]
+
+
+def perturbed(h: Floats, z: Floats, eta: float, kept: list[int], scale: str, shape: str) -> Floats:
+    """The state h + e, token by token."""
+    if shape == "channel":
+        centred = h[kept] - h[kept].mean(axis=0)
+        z = z * np.sqrt((centred**2).mean(axis=0))
+    result = h.copy()
+    for t in kept:
+        group = [t] if scale == "token" else kept
+        result[t] = h[t] + eta * sqrt((h[group] ** 2).sum() / (z[group] ** 2).sum()) * z[t]
+    return result
+
+
 def measured(
     path: list[Floats], clean: list[Floats], start: int, kept: list[int], norm: str
 ) -> tuple[Floats, Floats]:
@@ -127,8 +143,9 @@ def measured(
 
 def divergence_of(logits: Floats, clean: Floats, kept: list[int]) -> float:
     """Mean KL over the tokens that take part."""
-    start = RunningDivergence.start(len(kept))
-    return float(start.add(clean[kept], logits[kept]).value.mean())
+    log_p, log_q = (x - x.max(axis=1, keepdims=True) for x in (clean[kept], logits[kept]))
+    log_p, log_q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (log_p, log_q))
+    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
 
 
 @dataclass
@@ -180,7 +197,7 @@ class Expected:
 @pytest.mark.parametrize("sink", ["include", "exclude"])
 @pytest.mark.parametrize("shape", ["isotropic", "channel"])
 @pytest.mark.parametrize("scale", ["token", "sequence"])
-def test_gaussian_experiment(case: str, scale: Any, shape: Any, sink: Any) -> None:
+def test_gaussian_experiment(case: str, scale: str, shape: str, sink: str) -> None:
     model, etas, draws = subject(case), (0.03, 1.0), 2
     blocks = model.config.num_blocks
     norms = ("token", "sequence")
@@ -189,12 +206,12 @@ def test_gaussian_experiment(case: str, scale: Any, shape: Any, sink: Any) -> No
     for s, row in enumerate(tokens_of(case).ids):
         clean = passed(model, row)
         for d, at in product(range(draws), range(blocks)):
-            h = clean[0][at]
-            z, mask = noise(SEED, s, at, d, h.shape), kept_tokens(h, sink)
-            kept = np.flatnonzero(mask).tolist()
+            key = np.random.SeedSequence(SEED, spawn_key=(s, at, d))
+            z = np.random.Generator(np.random.Philox(key)).standard_normal(clean[0][0].shape)
+            kept = kept_of(clean[0][at], sink)
             sinks[at] += LENGTH - len(kept) if d == 0 else 0
             for e, eta in enumerate(etas):
-                change = perturbed(h, z, eta, mask, scale, shape)
+                change = perturbed(clean[0][at], z, eta, kept, scale, shape)
                 path = passed(model, row, at, lambda _, change=change: change)
                 for norm in norms:
                     expected[norm, e].note((s, d, at), path, clean, kept, norm)
@@ -202,7 +219,7 @@ def test_gaussian_experiment(case: str, scale: Any, shape: Any, sink: Any) -> No
         assert sinks[0] == 3
         assert sinks[-1] == 2
     for norm in norms:
-        plan = Perturbation("gaussian", etas, scale, shape, norm, sink, draws, SEED)
+        plan = Perturbation("gaussian", etas, scale, shape, norm, sink, draws, SEED)  # type: ignore[arg-type]
         found = score(model, tokens_of(case), plan, dtype=np.float64)
         np.testing.assert_array_equal(found.sinks, sinks)
         assert [result.eta for result in found.sweep] == list(etas)
@@ -217,13 +234,35 @@ def test_gaussian_experiment(case: str, scale: Any, shape: Any, sink: Any) -> No
 # The oracle of the pruning perturbation
 
 
+def shares(total: int, quotas: list[float]) -> list[int]:
+    """Whole numbers that sum to `total`: largest remainder, ties to the lower index."""
+    whole = [int(q) for q in quotas]
+    order = sorted(range(len(quotas)), key=lambda i: (whole[i] - quotas[i], i))
+    return [n + (i in order[: total - sum(whole)]) for i, n in enumerate(whole)]
+
+
+def wanda(weight: Floats, moment: Floats, count: int) -> Floats:
+    """The weight with its `count` lowest scores zero, row by row, element by element."""
+    rows, columns = weight.shape
+    scores = (np.abs(weight) * np.sqrt(moment)).tolist()
+    order = [sorted(range(columns), key=lambda j: (row[j], j)) for row in scores]
+    base = count // rows
+    next_scores = [(scores[i][order[i][base]], i) for i in range(rows) if base < columns]
+    extra = {i for _, i in sorted(next_scores)[: count % rows]}
+    result = weight.copy()
+    for i in range(rows):
+        result[i, order[i][: base + (i in extra)]] = 0
+    return result
+
+
 def pruned_blocks(model: Model, ids: Any, sparsity: list[float]) -> list[dict[str, Floats]]:
     """Every block's weights after Wanda, with statistics of all sequences."""
     config, positions = model.config, np.arange(ids.shape[1])
     place = places(positions, config, np.float64)
     x, result = embed(ids, positions, model.embedding(), config, np.float64), []
-    sizes, total = config.linear_sizes, config.block_size
-    totals = counts(sparsity, [total] * len(sparsity), float(np.mean(sparsity)))
+    sizes = {name: out * width for name, (out, width) in config.linear_shapes.items()}
+    total, whole = sum(sizes.values()), float(np.mean(sparsity))
+    counts = shares(round(whole * total * len(sparsity)), [s * total for s in sparsity])
     for i, kind in enumerate(config.blocks):
         moments: dict[str, Floats] = {}
 
@@ -234,30 +273,44 @@ def pruned_blocks(model: Model, ids: Any, sparsity: list[float]) -> list[dict[st
 
         weights = model.block(i, np.float64)
         x = block(x, weights, replace(place[kind], observe=point), config)
-        thin = {}
-        for name, count in zip(config.linear_shapes, split_count(totals[i], sizes), strict=True):
-            weight = weights[f"{name}.weight"]
-            keep = wanda_keep(wanda_score(weight, moments[name]), int(count))
-            thin[f"{name}.weight"] = np.where(keep, weight, 0)
+        parts = shares(counts[i], [counts[i] * n / total for n in sizes.values()])
+        thin = {
+            f"{name}.weight": wanda(weights[f"{name}.weight"], moments[name], count)
+            for name, count in zip(sizes, parts, strict=True)
+        }
         result.append(weights | thin)
     return result
 
 
+@cache
+def uneven(blocks: int) -> list[float]:
+    """Sparsities around 0.6 that every block is given on its own."""
+    steps = np.linspace(-0.211, 0.211, blocks)
+    return (0.6 + steps).tolist()
+
+
+@pytest.fixture
+def custom(tmp_path: Path) -> Callable[[int], Path]:
+    def write(blocks: int) -> Path:
+        path = tmp_path / "base.json"
+        path.write_text(str(uneven(blocks)))
+        return path
+
+    return write
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("sink", ["include", "exclude"])
-def test_pruning_experiment(case: str, sink: Any, tmp_path: Path) -> None:
+def test_pruning_experiment(case: str, sink: str, custom: Callable[[int], Path]) -> None:
     model = subject(case)
     blocks, ids = model.config.num_blocks, tokens_of(case).ids
     norms = ("token", "sequence")
     expected = {norm: Expected.empty(1, blocks) for norm in norms}
-    uneven = (0.6 + np.linspace(-0.211, 0.211, blocks)).tolist()
-    base = tmp_path / "base.json"
-    base.write_text(str(uneven))
-    pruned = pruned_blocks(model, ids, uneven)
+    pruned = pruned_blocks(model, ids, uneven(blocks))
     for s, row in enumerate(ids):
         clean = passed(model, row)
         for at, still in enumerate(clean[0]):
-            kept = np.flatnonzero(kept_tokens(still, sink)).tolist()
+            kept = kept_of(still, sink)
 
             def only_kept(h: Floats, still: Floats = still, kept: list[int] = kept) -> Floats:
                 result = still.copy()
@@ -269,7 +322,7 @@ def test_pruning_experiment(case: str, sink: Any, tmp_path: Path) -> None:
                 expected[norm].note((s, 0, at), path, clean, kept, norm)
     for norm in norms:
         plan = Perturbation("pruning", norm=norm, sink=sink)  # type: ignore[arg-type]
-        wanted = Request(str(base), sparsity=0.6, correct="divergence")
+        wanted = Request(str(custom(blocks)), sparsity=0.6, correct="divergence")
         found = score(model, tokens_of(case), plan, wanted, dtype=np.float64)
         (result,) = found.sweep
         assert result.eta is None
@@ -299,13 +352,18 @@ def state_bytes(model: Model, dtype: npt.DTypeLike) -> int:
 @pytest.mark.parametrize("kind", ["gaussian", "pruning"])
 def test_threads_and_groups_leave_every_bit_in_place(case: str, dtype: type, kind: str) -> None:
     model = subject(case)
-    plan, request = Perturbation(eta=(0.01, 1.0), sink="exclude"), Request("owl")
-    if kind == "pruning":
+    if kind == "gaussian":
+        plan = Perturbation(eta=(0.01, 1.0), sink="exclude")
+        request = Request("owl")
+    else:
         plan, request = Perturbation("pruning"), Request("owl", correct="divergence")
-    scored = partial(score, model, tokens_of(case), plan, request, dtype=dtype)
-    one, found = state_bytes(model, dtype), bits(scored(threads=1))
+    one = state_bytes(model, dtype)
+    found = score(model, tokens_of(case), plan, request, dtype=dtype, threads=1)
     for threads, memory in ((2, 3 * one), (4, 9 * one), (1, 4 * one), (2, None)):
-        assert bits(scored(threads=threads, memory=memory)) == found
+        other = score(
+            model, tokens_of(case), plan, request, dtype=dtype, threads=threads, memory=memory
+        )
+        assert bits(found) == bits(other)
 
 
 def run_experiment(
@@ -313,12 +371,12 @@ def run_experiment(
     tokens: Tokens,
     plan: Perturbation,
     memory: int = 1 << 20,
-    divergence: bool = False,
+    progress: Progress = lambda done, total: None,
+    **options: Any,
 ) -> Measurements:
-    with Settings(np.float64, threads=2, memory=memory).open({}) as resources:
-        return experiment_module.experiment(
-            model, tokens.ids, plan, resources, divergence=divergence
-        )
+    settings = Settings(np.float64, threads=2, memory=memory, progress=progress)
+    with settings.open({}) as resources:
+        return experiment_module.experiment(model, tokens.ids, plan, resources, **options)
 
 
 def assert_same_measurements(found: Measurements, other: Measurements) -> None:
@@ -350,9 +408,9 @@ def test_the_order_of_the_states_does_not_matter(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("eta", [1e-4, 0.01, 1.0])
 def test_an_eta_does_not_depend_on_the_others(eta: float) -> None:
     sweep = Perturbation(eta=(1e-4, 0.01, 1.0), draws=2)
-    together, alone = (
-        score(subject("llama"), tokens_of("llama"), plan, dtype=np.float64)
-        for plan in (sweep, replace(sweep, eta=(eta,)))
+    together = score(subject("llama"), tokens_of("llama"), sweep, dtype=np.float64)
+    alone = score(
+        subject("llama"), tokens_of("llama"), replace(sweep, eta=(eta,)), dtype=np.float64
     )
     at = sweep.eta.index(eta)
     only = replace(together, plan=alone.plan, sweep=together.sweep[at : at + 1])
@@ -485,8 +543,10 @@ def test_a_zero_state_has_no_drift_to_speak_of() -> None:
             table[0] = 0
             return found | {"embed.weight": table}
 
-        def block(self, *args: Any, **options: Any) -> dict[str, npt.NDArray[Any]]:
-            found = super().block(*args, **options)
+        def block(
+            self, index: int, dtype: npt.DTypeLike, each: Any = map
+        ) -> dict[str, npt.NDArray[Any]]:
+            found = super().block(index, dtype, each)
             idle = ("o_proj.weight", "down_proj.weight")
             return found | {name: np.zeros_like(found[name]) for name in idle}
 
@@ -530,9 +590,11 @@ def test_pruning_has_one_state_per_block_and_sequence() -> None:
 class Counting(Model):
     """A model that notes which blocks were loaded."""
 
-    def block(self, *args: Any, **options: Any) -> dict[str, npt.NDArray[Any]]:
-        loads.append(args[0])
-        return super().block(*args, **options)
+    def block(
+        self, index: int, dtype: npt.DTypeLike, each: Any = map
+    ) -> dict[str, npt.NDArray[Any]]:
+        loads.append(index)
+        return super().block(index, dtype, each)
 
 
 loads: list[int] = []
@@ -546,3 +608,24 @@ def test_a_block_is_loaded_once_per_group(room: int, parts: int) -> None:
     run_experiment(model, tokens_of("llama"), plan, room * state_bytes(model, np.float64))
     assert len(list(groups(addresses(SEQUENCES, 4, plan), room))) == parts
     assert loads == list(range(4)) * parts
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "pruning"])
+@pytest.mark.parametrize("room", [3, 10**6])
+def test_progress_ends_at_the_total(kind: str, room: int) -> None:
+    model, seen = model_of("llama"), []
+    plan = Perturbation(kind)  # type: ignore[arg-type]
+    run_experiment(
+        model,
+        tokens_of("llama"),
+        plan,
+        room * state_bytes(model, np.float64),
+        prune_block=(lambda _, weights, workers: weights) if kind == "pruning" else None,
+        divergence=kind == "pruning",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    done, totals = zip(*seen, strict=True)
+    assert len(set(totals)) == 1
+    assert list(done) == sorted(done)
+    assert done[0] > 0
+    assert done[-1] == pytest.approx(totals[0], rel=1e-12)
