@@ -14,15 +14,7 @@ from gates import CASES, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl import (
-    Allocation,
-    Perturbation,
-    RefimplError,
-    Request,
-    Scores,
-    allocate,
-    score,
-)
+from refimpl import Allocation, Perturbation, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
@@ -48,14 +40,6 @@ def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
     found = replace(scores.sweep[0], eta=None, divergence=np.linspace(0, 1, scores.num_blocks) ** 2)
     at = PrunedAt(wanted.base, wanted.options, wanted.sparsity, counts)
     return replace(scores, plan=Perturbation("pruning"), sweep=(found,), pruned_at=at)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("custom")
-
-
-# Totals
 
 
 @st.composite
@@ -215,9 +199,6 @@ def test_changes_to_a_request_are_as_if_asked_for() -> None:
     assert peer.request.correct is None
 
 
-# Compat peer
-
-
 @given(
     st.sampled_from(CASES),
     st.sampled_from(["uniform", "owl", "dlp", "alphapruning"]),
@@ -245,9 +226,6 @@ def test_peers_lose_weights_where_a_sparsity_exceeds_one() -> None:
     exact = allocate(scores, Request("alphapruning", sparsity=0.9, correct=None))
     assert exact.base_sparsity.max() == 1
     assert exact.total_pruned == round(0.9 * exact.total_weights)
-
-
-# Custom allocations
 
 
 def forms(values: Floats, names: list[str]) -> dict[str, str]:
@@ -301,21 +279,13 @@ def test_custom_allocations_in_every_form(per_linear: bool, tmp_path: Path) -> N
         ("a.json", "0.5", "1 numbers"),
         ("a.json", "null", "1 numbers"),
         ("a.json", '{"blocks.0": 0.5}', "blocks.1, "),
-        (
-            "a.json",
-            '{"blocks.0": 1, "blocks.1": 1, "blocks.2": 1, "blocks.4": 1}',
-            "blocks.3, ",
-        ),
+        ("a.json", '{"blocks.0": 1, "blocks.1": 1, "blocks.2": 1, "blocks.4": 1}', "blocks.3, "),
         ("a.json", "{}", "blocks.0, "),
         ("a.csv", "", "index out of range"),
         ("a.csv", "0.5\n0.5\n0.5\n", "3 numbers"),
         ("a.csv", "0.5\n0.5,0.9\n0.5\n0.5\n", "too many values"),
         ("a.csv", "blocks.0,0.5\nblocks.1\nblocks.2,0.5\nblocks.3,0.5\n", "length 1"),
-        (
-            "a.csv",
-            "blocks.0,1\nblocks.1,1\nblocks.2,1\nblocks.3,1\nblocks.3,0\n",
-            "twice",
-        ),
+        ("a.csv", "blocks.0,1\nblocks.1,1\nblocks.2,1\nblocks.3,1\nblocks.3,0\n", "twice"),
         ("a.csv", "block,sparsity\nblocks.0,0.5\n", "block, "),
         ("a.csv", '"' + "1" * (csv.field_size_limit() + 1), "field larger"),
         ("a.json", b"\xff\xfe", "decode"),
@@ -339,9 +309,6 @@ def test_a_custom_file_that_is_gone(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(RefimplError, match="neither a base allocation nor a file"):
         allocate(scores_of("llama"), wanted)
-
-
-# What the scores do not have
 
 
 def pruning_scores(correct: Any = None, **changes: Any) -> Scores:

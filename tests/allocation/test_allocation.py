@@ -59,9 +59,6 @@ def distance(s: Floats, p: Problem) -> float:
     return float((p.sizes / p.sizes.sum()) @ (s - p.x) ** 2)
 
 
-# Projection
-
-
 @given(problems())
 def test_projection_meets_bounds_and_budget(p: Problem) -> None:
     s = project(p.x, *p.arguments)
@@ -181,8 +178,6 @@ def test_projection_refuses(changes: dict[str, object], names: str) -> None:
         project(**{**good, "lo": 0.1, "hi": 0.9, **changes})  # type: ignore[arg-type]
 
 
-# Base allocations
-
 signals = st.lists(st.floats(0, 100), min_size=2, max_size=9)
 flat_signals = st.tuples(st.floats(0.1, 100), st.integers(1, 9)).map(lambda t: [t[0]] * t[1])
 inner = st.floats(0.01, 0.99)
@@ -252,8 +247,6 @@ def test_atp_is_a_line_or_refused(num_blocks: int, sparsity: float, beta: float)
     assert line.min() >= 0
     assert line.max() <= 1
 
-
-# Corrections
 
 ratios = st.lists(
     st.one_of(st.floats(1e-6, 1e6), st.just(0.0), st.just(float("nan"))), min_size=1, max_size=9

@@ -58,9 +58,6 @@ def assert_equal(mine: Any, theirs: Any, where: str = "scores") -> None:
         assert mine == theirs, where
 
 
-# There and back
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("pruning", [False, True])
 def test_scores_come_back_as_they_were(case: str, pruning: bool, tmp_path: Path) -> None:
@@ -102,9 +99,6 @@ def test_a_custom_base_is_named_but_not_its_folder(tmp_path: Path) -> None:
     write_json(tmp_path / "scores.json", content)
     read = read_scores(tmp_path / "scores.json")
     assert allocate(read, wanted).total_pruned == round(0.6 * 4 * 7296)
-
-
-# What it holds
 
 
 def test_the_document_holds_what_it_should() -> None:
@@ -163,9 +157,6 @@ def test_one_eta_is_no_sweep_and_pruning_says_where() -> None:
     assert np.sum(content["perturbed_at"]["linear_pruned"]) == content["total_pruned"]
     assert all(row["divergence"] > 0 for row in content["blocks"])
     assert whole_document(*scored("llama"))["perturbed_at"] is None
-
-
-# Damage
 
 
 @cache

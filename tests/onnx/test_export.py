@@ -39,11 +39,6 @@ STORAGES = ("external", "embedded", "reference")
 Run = Callable[[Array], dict[str, Array]]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("export")
-
-
 @pytest.fixture
 def copy(tmp_path: Path) -> Callable[[str], Path]:
     """A fixture's model in a folder of its own."""

@@ -62,11 +62,6 @@ def plan_of(
     return Perturbation("gaussian", etas, *choice, draws, 7)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("experiment")
-
-
 @cache
 def changed(folder: Path, case: str, change: Callable[[str, Array], Array]) -> Model:
     """A fixture's model with other weights, in files of its own."""
@@ -260,9 +255,6 @@ def test_results_do_not_depend_on_memory(folder: Path) -> None:
         assert_close(whole(other, Request("owl")), whole(scores[2], Request("owl")), 1e-12)
 
 
-# A graph that is wrong
-
-
 kept_tokens, perturbed = recording.kept_tokens, recording.perturbed
 given_inputs, given_squares = runtime._inputs, runtime._squares
 
@@ -358,9 +350,6 @@ def check_default(graph: bytes | Path, model: Model) -> None:
     check(opened, model, ids, plan, expected, states, TOLERANCES["float32"])
 
 
-# The file
-
-
 def test_the_graph_describes_its_inputs_and_outputs(folder: Path) -> None:
     path = folder / "described.onnx"
     options = {
@@ -392,9 +381,6 @@ def test_other_ways_to_write_it(tmp_path: Path, words: str) -> None:
     path = tmp_path / "qwen3" / "experiment.onnx"
     ran("export", tmp_path / "qwen3", "--experiment", "-o", path, *words.split())
     check_default(path, read_model(tmp_path / "qwen3"))
-
-
-# The command
 
 
 def scored(*words: object) -> Any:

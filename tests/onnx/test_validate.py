@@ -39,11 +39,6 @@ RUNTIMES: tuple[Against, ...] = ("onnxruntime", "onnx-reference")
 LLAMA = FIXTURES / "llama"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("validate")
-
-
 def graph_of(case: str, folder: Path, dtype: str = "float32", **options: Any) -> Path:
     """A fixture's graph with its weights in it; made once."""
     words = "-".join([case, dtype, *(f"{name}={value}" for name, value in options.items())])

@@ -77,8 +77,6 @@ def rows(text: str) -> list[str]:
     return text.split("\n\n")[1].splitlines()
 
 
-# ---- the whole ---------------------------------------------------------------------------------
-
 GOLDEN = """\
 model       tiny, family llama, 3 blocks, 3,600 prunable weights
 tokens      3 x 48, a text, 3 samples of 48 tokens, sha256 0123456789ab
@@ -117,9 +115,6 @@ def test_a_sweep_has_a_table_per_eta() -> None:
     assert "0.2000" in parts[3]
     assert parts[2].startswith("pruned ")
     assert parts[4].startswith("pruned ")
-
-
-# ---- header ------------------------------------------------------------------------------------
 
 
 ONE_THREAD = Run("float32", 1, 1 << 16, 0.0, None, {})
@@ -202,9 +197,6 @@ def test_ids_drawn_at_random_are_called_so() -> None:
     found = scores(absorption([2.0, 1.0]))
     found = replace(found, tokens=replace(found.tokens, source=source, kind="random"))
     assert header(found, allocations(found))[1] == f"tokens      3 x 48, {source},"
-
-
-# ---- rows --------------------------------------------------------------------------------------
 
 
 def straight(lines: list[str]) -> None:
@@ -306,9 +298,6 @@ def test_alphas_are_means_of_a_block_and_linears_are_announced() -> None:
     )
 
 
-# ---- footer ------------------------------------------------------------------------------------
-
-
 def test_totals_are_asked_and_achieved() -> None:
     found = scores(absorption([2.0, 1.0]))
     assert "pruned 480 of 2,400 (20.0000%), asked for 20.0123%" in shown(found, sparsity=0.200123)
@@ -337,8 +326,6 @@ def test_tokens_that_do_not_count_are_counted() -> None:
     assert "left out" not in quiet
     assert "sinks" not in quiet
 
-
-# ---- bar ---------------------------------------------------------------------------------------
 
 coefficients = st.floats(0, 1e6)
 
@@ -384,8 +371,6 @@ def test_bars_of_special_coefficients() -> None:
     assert bar(3**0.5, UNICODE) == "         │████▌    "
     assert bar(3**-0.5, UNICODE) == "    ▐████│         "
 
-
-# ---- alignment ---------------------------------------------------------------------------------
 
 cells = st.text(st.sampled_from("ab1,.│"), min_size=1, max_size=8)
 
