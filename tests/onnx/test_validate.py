@@ -33,6 +33,7 @@ from refimpl.onnx.coverage import trace_points, validation_batches
 from refimpl.onnx.experiment_candidate import experiment_tokens
 from refimpl.onnx.export import export
 from refimpl.onnx.graph_file import MEASURED
+from refimpl.onnx.recording.experiment_graph import AT
 from refimpl.onnx.validate import validate
 
 RUNTIMES: tuple[Against, ...] = ("onnxruntime", "onnx-reference")
@@ -332,6 +333,19 @@ def dropped_root(proto: onnx.ModelProto) -> None:
     next(n for n in measure.node if n.op_type == "Sqrt").op_type = "Identity"
 
 
+def sum_for_difference(proto: onnx.ModelProto) -> None:
+    """The sum of two states is measured, and not their difference."""
+    (measure,) = (f for f in proto.functions if f.name == "measure")
+    next(n for n in measure.node if n.op_type == "Sub").op_type = "Add"
+
+
+def exchanged_blocks(proto: onnx.ModelProto) -> None:
+    """Block 2 is perturbed where block 1 was asked for, and the other way round."""
+    nodes = [n for n in proto.graph.node if n.op_type == "Equal" and n.input[0] == AT]
+    one, other = nodes[1:3]
+    one.input[1], other.input[1] = other.input[1], one.input[1]
+
+
 def other_block(proto: onnx.ModelProto) -> None:
     """Block 1 is perturbed in place of block 2."""
     call = next(n for n in proto.graph.node if n.name == "blocks.2.push")
@@ -344,6 +358,8 @@ def other_block(proto: onnx.ModelProto) -> None:
 EXPERIMENT_BROKEN: dict[str, tuple[Damage, str]] = {
     "one number": (number("blocks.2.k_proj.weight", lambda x: x + 0.01), "drift"),
     "a dropped root": (dropped_root, "drift"),
+    "a sum for a difference": (sum_for_difference, "drift"),
+    "two blocks exchanged": (exchanged_blocks, "drift"),
     "the state of another block": (other_block, "drift"),
     "another alignment": (then("Neg", "alignment"), "alignment"),
     "another coefficient": (then("Sqrt", "coefficient"), "coefficient"),
