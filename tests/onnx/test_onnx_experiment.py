@@ -35,16 +35,12 @@ from refimpl.onnx.runtime import OUTPUTS, on_onnxruntime
 from refimpl.onnx.session import Session, check_device, open_session, reference_session
 from refimpl.running.settings import Settings
 from refimpl.scoring.experiment import experiment
-from refimpl.scoring.measurements import Address, Measurements, addresses
+from refimpl.scoring.measurements import Address, addresses
 from refimpl.scoring.score import Scores
 from refimpl.tokens import Tokens, text_tokens
 
-CHOICES = list(
-    product(
-        ("token", "sequence"), ("isotropic", "channel"), ("token", "sequence"),
-        ("include", "exclude"),
-    )
-)  # fmt: skip
+PER = "token", "sequence"
+CHOICES = list(product(PER, ("isotropic", "channel"), PER, ("include", "exclude")))
 FEW = [CHOICES[i] for i in (0b0000, 0b0111, 0b1010, 0b1101)]  # each of two choices with each
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4}  # relative; measured below 1e-13 and 1e-5
 LENGTH, SINK = 13, 3  # longer than every window of the fixtures; a token id
@@ -156,26 +152,17 @@ def test_one_file_serves_every_length_and_number_of_states(
     opened, states = runtime_of(path), addresses(1, model.config.num_blocks, plan)
     for length in (1, 5, LENGTH):
         ids = tokens_of(case).ids[1:, :length].copy()
-        expected = by_numpy(model, ids, plan, dtype)
         for some in (states, states[1::3], [Address(0, 1, 1, model.config.num_blocks - 1)]):
-            check(opened, model, ids, plan, expected, some, TOLERANCES[dtype])
-
-
-def by_numpy(model: Model, ids: Array, plan: Perturbation, dtype: str) -> Measurements:
-    with Settings(dtype, threads=1, memory=1 << 30).open({}) as resources:
-        return experiment(model, ids, plan, resources)
+            check(opened, model, ids, plan, some, dtype)
 
 
 def check(
-    opened: Session,
-    model: Model,
-    ids: Array,
-    plan: Perturbation,
-    expected: Measurements,
-    states: list[Address],
-    tolerance: float,
+    opened: Session, model: Model, ids: Array, plan: Perturbation, states: list[Address], dtype: str
 ) -> None:
-    """Compare all outputs of a graph for some states of one sequence."""
+    """Compare all outputs of a graph for some states of one sequence with NumPy's."""
+    with Settings(dtype, threads=1, memory=1 << 30).open({}) as resources:
+        expected = experiment(model, ids, plan, resources)
+    tolerance = TOLERANCES[dtype]
     part = sorted(states, key=lambda a: a.block)
     outputs = opened.run(runtime._inputs(ids, part, plan, model.config.hidden_size))
     assert outputs.keys() == {*OUTPUTS, "coefficient"}
@@ -293,10 +280,8 @@ def test_a_wrong_graph_does_not_pass(
 def check_default(graph: Path, model: Model) -> None:
     """Compare a float32 graph of the default experiment with NumPy, on one sequence."""
     plan, ids = Perturbation(), tokens_of(model.name).ids[:1]
-    expected = by_numpy(model, ids, plan, "float32")
-    opened = open_session(graph, "cpu", threads=1)
     states = addresses(1, model.config.num_blocks, plan)
-    check(opened, model, ids, plan, expected, states, TOLERANCES["float32"])
+    check(open_session(graph, "cpu", threads=1), model, ids, plan, states, "float32")
 
 
 def test_the_graph_describes_its_inputs_and_outputs(folder: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import FIXTURES
-from gates import model_of, worst_token
+from gates import GATES, model_of, worst_token
 from graph_models import FAMILIES, MOST, prunable, pruned
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,9 +86,7 @@ def test_batches_have_one_shape_each_and_the_experiment_is_short() -> None:
     assert experiment_tokens(ids).shape == (1, 64)
 
 
-@pytest.mark.parametrize(
-    ("against", "dtype"), [("onnxruntime", "float32"), ("onnx-reference", "float64")]
-)
+@pytest.mark.parametrize(("against", "dtype"), list(zip(RUNTIMES, GATES, strict=True)))
 @pytest.mark.parametrize("case", FAMILIES)
 def test_every_family_agrees_from_a_file_pruned(
     case: str, against: Against, dtype: str, folder: Path
@@ -311,7 +309,7 @@ def test_onnx_evaluator_finds_the_same_place(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("against", RUNTIMES)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", GATES)
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_experiment_agrees_from_a_file(
     plan: str, dtype: str, against: Against, folder: Path
