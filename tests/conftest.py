@@ -24,6 +24,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(examples)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the tests of a module share."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real files of every kind for a report; tests change copies of them only."""
+    from report_files import report_files
+
+    return report_files(tmp_path_factory.mktemp("report"))
+
+
 @pytest.fixture(autouse=True)
 def loud_arithmetic() -> Iterator[None]:
     with np.errstate(over="raise", invalid="raise", divide="raise"):

@@ -64,9 +64,10 @@ def bits(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
     if isinstance(value, tuple | list):
-        return [bits(x) for x in value]
+        return type(value), [bits(x) for x in value]
     if hasattr(value, "__dataclass_fields__"):
-        return [(f.name, bits(getattr(value, f.name))) for f in fields(value) if f.name != "run"]
+        names = [field.name for field in fields(value) if field.name != "run"]
+        return type(value), [(name, bits(getattr(value, name))) for name in names]
     return value.hex() if isinstance(value, float) else value
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
 
-from refimpl import (
-    Allocation,
-    Perturbation,
-    RefimplError,
-    Request,
-    Scores,
-    allocate,
-    score,
-)
+from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
@@ -61,19 +54,7 @@ def requests(draw: st.DrawFn, scores: Scores, folder: Path) -> Request:
     lo, sparsity, hi = sorted(draw(st.tuples(fraction, fraction, fraction)))
     if draw(st.booleans()):
         lo, hi = 0.0, 1.0
-    base, options = draw(
-        st.sampled_from(
-            [
-                ("uniform", {}),
-                ("owl", {"lam": 0.2}),
-                ("dlp", {}),
-                ("alphapruning", {"unit": "block"}),
-                ("alphapruning", {"unit": "linear", "epsilon": 0.9}),
-                ("atp", {}),
-                ("custom", {}),
-            ]
-        )
-    )
+    base, options = draw(st.sampled_from(BASES))
     if base == "atp":
         reach = 2 * min(sparsity, 1 - sparsity) / max(scores.num_blocks - 1, 1)
         steep = draw(st.floats(-0.999, 0.999)) * min(reach, 1)
@@ -84,17 +65,10 @@ def requests(draw: st.DrawFn, scores: Scores, folder: Path) -> Request:
         random = np.random.default_rng(draw(st.integers(0, 2**32)))
         path.write_text(json.dumps(random.random((scores.num_blocks, units)).squeeze().tolist()))
         base = str(path)
-    return Request(
-        base,
-        options,
-        sparsity,
-        draw(st.sampled_from([None, "absorption", "arrival", "divergence"])),
-        draw(st.one_of(st.just(0.0), st.floats(-2, 2))),
-        draw(st.floats(0, 1)),
-        draw(st.sampled_from(["raw", "max"])),
-        lo,
-        hi,
-    )
+    correct = draw(st.sampled_from([None, "absorption", "arrival", "divergence"]))
+    strength = draw(st.one_of(st.just(0.0), st.floats(-2, 2)))
+    most, scale = draw(st.floats(0, 1)), draw(st.sampled_from(["raw", "max"]))
+    return Request(base, options, sparsity, correct, strength, most, scale, lo, hi)
 
 
 @given(st.sampled_from(CASES), st.data())
@@ -149,15 +123,8 @@ def corrected_plainly(base: Floats, u: Floats, sizes: Floats, wanted: Request) -
 def test_corrections_use_what_they_are_named_for(
     case: str, scale: Any, correct: Any, unit: str
 ) -> None:
-    wanted = Request(
-        "alphapruning",
-        {"unit": unit, "epsilon": 0.1},
-        sparsity=0.5,
-        correct=correct,
-        strength=0.07,
-        max_correction=0.05,
-        correction_scale=scale,
-    )
+    options = {"unit": unit, "epsilon": 0.1}
+    wanted = Request("alphapruning", options, 0.5, correct, 0.07, 0.05, scale)
     scores = scores_of(case)
     if correct != "absorption":
         scores = measured_by_pruning(scores, wanted)
@@ -198,27 +165,22 @@ def test_every_eta_of_a_sweep_has_its_own_correction() -> None:
 def test_changes_to_a_request_are_as_if_asked_for() -> None:
     scores = scores_of("llama")
 
-    def same(a: Allocation, b: Allocation) -> bool:
-        return a.request == b.request and a.linear_pruned.tobytes() == b.linear_pruned.tobytes()
-
-    assert same(allocate(scores, sparsity=0.4), allocate(scores, Request(sparsity=0.4)))
-    assert same(
-        allocate(scores, Request("owl", sparsity=0.4), strength=0.2),
-        allocate(scores, Request("owl", sparsity=0.4, strength=0.2)),
-    )
-    peer = allocate(scores, base="owl", compat="peer")
-    assert same(peer, allocate(scores, Request("owl", compat="peer")))
-    assert peer.request.correct is None
-
-
-# Compat peer
+    owl = Request("owl", sparsity=0.4)
+    for request, changes, whole in (
+        (Request(), {"sparsity": 0.4}, Request(sparsity=0.4)),
+        (owl, {"strength": 0.2}, Request("owl", sparsity=0.4, strength=0.2)),
+        (None, {"base": "owl", "compat": "peer"}, Request("owl", compat="peer")),
+    ):
+        mine, theirs = allocate(scores, request, **changes), allocate(scores, whole)
+        assert mine.request == theirs.request
+        assert mine.linear_pruned.tobytes() == theirs.linear_pruned.tobytes()
+    assert mine.request.correct is None
 
 
-@given(
-    st.sampled_from(CASES),
-    st.sampled_from(["uniform", "owl", "dlp", "alphapruning"]),
-    st.floats(0, 1),
-)
+PEERS = st.sampled_from(["uniform", "owl", "dlp", "alphapruning"])
+
+
+@given(st.sampled_from(CASES), PEERS, st.floats(0, 1))
 def test_peers_truncate_and_restore_nothing(case: str, base: str, sparsity: float) -> None:
     scores = scores_of(case)
     found = allocate(scores, Request(base, sparsity=sparsity, compat="peer"))
@@ -226,8 +188,7 @@ def test_peers_truncate_and_restore_nothing(case: str, base: str, sparsity: floa
         s = float(found.base_sparsity[i])
         assert found.corrected_sparsity[i] == s
         for j, (rows, columns) in enumerate(scores.linears.values()):
-            row = list(range(columns))
-            assert found.linear_pruned[i, j] == rows * len(row[: int(columns * s)])
+            assert found.linear_pruned[i, j] == rows * len(range(columns)[: int(columns * s)])
     assert not found.clipped.any()
 
 
@@ -241,9 +202,6 @@ def test_peers_lose_weights_where_a_sparsity_exceeds_one() -> None:
     exact = allocate(scores, Request("alphapruning", sparsity=0.9, correct=None))
     assert exact.base_sparsity.max() == 1
     assert exact.total_pruned == round(0.9 * exact.total_weights)
-
-
-# Custom allocations
 
 
 def forms(values: Floats, names: list[str]) -> dict[str, str]:
@@ -264,8 +222,8 @@ def forms(values: Floats, names: list[str]) -> dict[str, str]:
 def test_custom_allocations_in_every_form(per_linear: bool, tmp_path: Path) -> None:
     scores = scores_of("llama")
     names = list(scores.linears)
-    random = np.random.default_rng(0)
-    values = random.random((scores.num_blocks, len(names)) if per_linear else scores.num_blocks)
+    shape = (scores.num_blocks, len(names)) if per_linear else scores.num_blocks
+    values = np.random.default_rng(0).random(shape)
     for name, text in forms(values, names).items():
         path = tmp_path / name
         path.write_text(text)
@@ -309,9 +267,7 @@ def test_custom_allocations_in_every_form(per_linear: bool, tmp_path: Path) -> N
         ("a.json", b"\xff\xfe", "decode"),
     ],
 )
-def test_custom_allocations_refused(
-    name: str, text: str | bytes, reason: str, tmp_path: Path
-) -> None:
+def test_custom_allocations_refused(name: str, text: Any, reason: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     error = refusal_of(allocate, scores_of("llama"), base=str(path), says=reason)
@@ -327,13 +283,10 @@ def test_a_custom_file_that_is_gone(tmp_path: Path) -> None:
     refusal_of(allocate, scores_of("llama"), wanted, says="neither a base allocation nor a file")
 
 
-# What the scores do not have
-
-
-def pruning_scores(correct: Any = None, **changes: Any) -> Scores:
-    model = model_of("llama")
-    wanted = Request("owl", sparsity=0.6, correct=correct, **changes)
-    return score(model, random_tokens(264, 2, 9), Perturbation("pruning"), wanted)
+@cache
+def pruning_scores(correct: Any = None) -> Scores:
+    wanted = Request("owl", sparsity=0.6, correct=correct)
+    return score(model_of("llama"), random_tokens(264, 2, 9), Perturbation("pruning"), wanted)
 
 
 @pytest.mark.parametrize(
@@ -373,16 +326,22 @@ def test_a_divergence_must_have_been_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("wanted", "problem", "remedy"),
     [
-        Request("owl", sparsity=0.61),
-        Request("owl", {"lam": 0.1}, sparsity=0.6),
-        Request("uniform", sparsity=0.6),
-        Request("dlp", sparsity=0.6),
-        Request("atp", {"beta": 0.01}, sparsity=0.6),
-        Request("owl", sparsity=0.6, lo=0.59),
-        Request("owl", sparsity=0.6, hi=0.61, correct=None),
-        Request("uniform", sparsity=0.6, compat="peer"),
+        ({"sparsity": 0.61}, OTHER, REMEDY),
+        ({"options": {"lam": 0.1}}, OTHER, REMEDY),
+        ({"base": "uniform"}, OTHER, REMEDY),
+        ({"base": "dlp"}, OTHER, REMEDY),
+        ({"base": "atp", "options": {"beta": 0.01}}, OTHER, REMEDY),
+        ({"lo": 0.59}, OTHER, REMEDY),
+        ({"hi": 0.61, "correct": None}, OTHER, REMEDY),
+        ({"base": "uniform", "compat": "peer"}, OTHER, REMEDY),
+        ({"correct": "divergence"}, "no divergence in these", f"{REMEDY} --correct divergence"),
+        (
+            {"base": "alphapruning"},
+            "not in these scores",
+            "--base alphapruning --base-option fit=peak",
+        ),
     ],
 )
 def test_pruning_was_measured_at_one_allocation(other: Request) -> None:
@@ -412,17 +371,12 @@ def test_pruning_scores_serve_every_correction_at_their_base(correct: Any) -> No
 def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
     changes: dict[str, Any], problem: str
 ) -> None:
-    wanted, passes = Request(**changes), []
+    wanted, progress = Request(**changes), Mock()
     with pytest.raises(RefimplError, match=problem):
         allocate(scores_of("llama"), wanted)
     with pytest.raises(RefimplError, match=problem):
-        score(
-            model_of("llama"),
-            random_tokens(264, 2, 9),
-            request=wanted,
-            progress=lambda done, total: passes.append(done),
-        )
-    assert not passes
+        score(model_of("llama"), random_tokens(264, 2, 9), request=wanted, progress=progress)
+    assert not progress.called
 
 
 @pytest.mark.parametrize(
@@ -461,9 +415,5 @@ def test_requests_are_filled_in() -> None:
     assert Request(compat="peer").correct is None
     assert Request("owl", {"m": "3"}).options == {"m": 3.0, "lam": 0.08}
     assert Request("dlp").options == {"a": 0.15, "statistic": "mean"}
-    assert Request("alphapruning").options == {
-        "epsilon": 0.3,
-        "fit": "peak",
-        "xmin": "shipped",
-        "unit": "block",
-    }
+    alphas = {"epsilon": 0.3, "fit": "peak", "xmin": "shipped", "unit": "block"}
+    assert Request("alphapruning").options == alphas

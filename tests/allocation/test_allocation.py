@@ -41,6 +41,17 @@ class Problem:
     def arguments(self) -> tuple[npt.NDArray[np.int64], float, float, float]:
         return self.sizes, self.sparsity, self.lo, self.hi
 
+    @property
+    def share(self) -> Floats:
+        return self.sizes / self.sizes.sum()
+
+    def distance(self, s: Floats) -> float:
+        return float(self.share @ (s - self.x) ** 2)
+
+    def assert_legal(self, s: Floats, lo: float, hi: float) -> None:
+        assert lo <= s.min() <= s.max() <= hi
+        assert self.share @ s == pytest.approx(self.sparsity, abs=ROUNDING)
+
 
 @st.composite
 def problems(draw: st.DrawFn, largest: int = 10**9, units: int = 8) -> Problem:
@@ -56,19 +67,9 @@ def problems(draw: st.DrawFn, largest: int = 10**9, units: int = 8) -> Problem:
     return Problem(np.array(x), np.array(sizes), sparsity, lo, hi)
 
 
-def distance(s: Floats, p: Problem) -> float:
-    return float((p.sizes / p.sizes.sum()) @ (s - p.x) ** 2)
-
-
-# Projection
-
-
 @given(problems())
 def test_projection_meets_bounds_and_budget(p: Problem) -> None:
-    s = project(p.x, *p.arguments)
-    assert s.min() >= p.lo
-    assert s.max() <= p.hi
-    assert (p.sizes / p.sizes.sum()) @ s == pytest.approx(p.sparsity, abs=ROUNDING)
+    p.assert_legal(project(p.x, *p.arguments), p.lo, p.hi)
 
 
 @given(problems())
@@ -79,11 +80,10 @@ def test_projection_is_idempotent(p: Problem) -> None:
 
 @given(problems(largest=1000))  # more unequal, and float64 could not bisect to 1e-9
 def test_projection_is_the_bisected_shift(p: Problem) -> None:
-    share = p.sizes / p.sizes.sum()
     low, high = -4.0, 4.0
     for _ in range(200):
         t = (low + high) / 2
-        below = share @ np.clip(p.x + t, p.lo, p.hi) < p.sparsity
+        below = p.share @ np.clip(p.x + t, p.lo, p.hi) < p.sparsity
         low, high = (t, high) if below else (low, t)
     s = np.clip(p.x + low, p.lo, p.hi)
     np.testing.assert_allclose(project(p.x, *p.arguments), s, rtol=0, atol=1e-9)
@@ -103,18 +103,18 @@ def test_projection_satisfies_the_optimality_conditions(p: Problem) -> None:
 
 @given(problems(largest=50, units=5))
 def test_no_optimiser_finds_a_nearer_point(p: Problem) -> None:
-    share = p.sizes / p.sizes.sum()
+    budget = {"type": "eq", "fun": lambda s: p.share @ s - p.sparsity, "jac": lambda _: p.share}
     found = minimize(
-        lambda s: distance(s, p),
+        p.distance,
         np.full(p.x.size, p.sparsity),
-        jac=lambda s: 2 * share * (s - p.x),
+        jac=lambda s: 2 * p.share * (s - p.x),
         bounds=[(p.lo, p.hi)] * p.x.size,
-        constraints={"type": "eq", "fun": lambda s: share @ s - p.sparsity, "jac": lambda _: share},
+        constraints=budget,
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 300},
     )
     s = project(p.x, *p.arguments)
-    assert distance(s, p) <= distance(np.clip(found.x, p.lo, p.hi), p) + 1e-9
+    assert p.distance(s) <= p.distance(np.clip(found.x, p.lo, p.hi)) + 1e-9
     if found.success:
         np.testing.assert_allclose(s, found.x, rtol=0, atol=1e-4)
 
@@ -148,10 +148,7 @@ def test_projection_is_exact_at_any_scale(p: Problem, scale: float) -> None:
     # Units a world apart, bounds closer than rounding: still within bounds and on budget.
     x = np.where(np.arange(p.x.size) % 2, p.x, scale)
     for lo, hi in ((p.lo, p.hi), (p.sparsity, np.nextafter(p.sparsity, 1)), (0.0, 1.0)):
-        s = project(x, p.sizes, p.sparsity, lo, hi)
-        assert s.min() >= lo
-        assert s.max() <= hi
-        assert (p.sizes / p.sizes.sum()) @ s == pytest.approx(p.sparsity, abs=ROUNDING)
+        p.assert_legal(project(x, p.sizes, p.sparsity, lo, hi), lo, hi)
 
 
 def test_projection_at_the_ends_is_exact() -> None:
@@ -181,8 +178,6 @@ def test_projection_refuses(changes: dict[str, object], names: str) -> None:
     with pytest.raises(RefimplError, match=names):
         project(**{**good, "lo": 0.1, "hi": 0.9, **changes})  # type: ignore[arg-type]
 
-
-# Base allocations
 
 signals = st.lists(st.floats(0, 100), min_size=2, max_size=9)
 flat_signals = st.tuples(st.floats(0.1, 100), st.integers(1, 9)).map(lambda t: [t[0]] * t[1])
@@ -252,16 +247,10 @@ def test_atp_is_a_line_or_refused(num_blocks: int, sparsity: float, beta: float)
     assert line.max() <= 1
 
 
-# Corrections
-
-ratios = st.lists(
-    st.one_of(st.floats(1e-6, 1e6), st.just(0.0), st.just(float("nan"))), min_size=1, max_size=9
-)
-logs = st.lists(
-    st.one_of(st.floats(-LIMIT, LIMIT), st.sampled_from([-LIMIT, 0.0, LIMIT])),
-    min_size=1,
-    max_size=9,
-)
+ratio = st.floats(1e-6, 1e6) | st.sampled_from([0.0, float("nan")])
+ratios = st.lists(ratio, min_size=1, max_size=9)
+logarithm = st.floats(-LIMIT, LIMIT) | st.sampled_from([-LIMIT, 0.0, LIMIT])
+logs = st.lists(logarithm, min_size=1, max_size=9)
 strengths = st.floats(0, 2)
 scales = st.sampled_from(["raw", "max"])
 
@@ -272,12 +261,10 @@ def test_clipped_log_is_its_formula(r: list[float]) -> None:
     for value, result in zip(r, u, strict=True):
         if np.isnan(value):
             assert result == 0
-        elif value <= 1 / 3.0001:
-            assert result == -LIMIT
-        elif value >= 3.0001:
-            assert result == LIMIT
-        else:
+        elif 1 / 3.0001 < value < 3.0001:
             assert result == pytest.approx(log(value), abs=1e-15)
+        else:
+            assert result == (LIMIT if value > 1 else -LIMIT)
     np.testing.assert_array_equal(clipped_log(np.ones(len(r)), np.isnan(r)), np.zeros(len(r)))
     np.testing.assert_array_equal(at_clip(u), np.abs(u) == LIMIT)
 

@@ -3,14 +3,14 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gates import CASES, model_of
+from gates import CASES, bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
@@ -29,37 +29,14 @@ PRUNING = Perturbation("pruning", (0.01,), sink="exclude", norm="sequence")
 def scored(case: str, pruning: bool = False, samples: int = 3) -> tuple[Scores, Request]:
     """Scores with every signal, and what they were made for."""
     model = model_of(case)
-    wanted = Request(
-        "alphapruning",
-        {"unit": "linear"},
-        sparsity=0.55,
-        correct="divergence" if pruning else "absorption",
-    )
+    correct: Any = "divergence" if pruning else "absorption"
+    wanted = Request("alphapruning", {"unit": "linear"}, sparsity=0.55, correct=correct)
     tokens = random_tokens(model.config.vocab_size, samples, 7)
     return score(model, tokens, PRUNING if pruning else GAUSSIAN, wanted), wanted
 
 
 def whole_document(scores: Scores, wanted: Request) -> dict[str, Any]:
     return document(scores, [allocate(scores, wanted, i) for i in range(len(scores.sweep))])
-
-
-def assert_equal(mine: Any, theirs: Any, where: str = "scores") -> None:
-    """The same dataclasses of the same bits."""
-    if is_dataclass(mine):
-        assert type(mine) is type(theirs), where
-        for field in fields(mine):
-            name = field.name
-            assert_equal(getattr(mine, name), getattr(theirs, name), f"{where}.{name}")
-    elif isinstance(mine, np.ndarray):
-        np.testing.assert_array_equal(theirs, mine, err_msg=where, strict=True)
-    elif isinstance(mine, tuple) and any(map(is_dataclass, mine)):
-        for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-            assert_equal(a, b, f"{where}[{i}]")
-    else:
-        assert mine == theirs, where
-
-
-# There and back
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -69,7 +46,7 @@ def test_scores_come_back_as_they_were(case: str, pruning: bool, tmp_path: Path)
     path, content = tmp_path / "scores.json", whole_document(scores, wanted)
     write_json(path, content)
     read = read_scores(path)
-    assert_equal(read, scores)
+    assert (bits(read), read.run) == (bits(scores), scores.run)
     assert whole_document(read, wanted) == content
     others = [Request("alphapruning", {"unit": "linear"}, sparsity=0.55, strength=0.5)]
     if not pruning:
@@ -79,18 +56,15 @@ def test_scores_come_back_as_they_were(case: str, pruning: bool, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "plan",
-    [
-        Perturbation(),
-        Perturbation(eta=(1e-30,)),  # nothing but unknown coefficients
-        replace(GAUSSIAN, eta=(1.0, 1e-30)),
-    ],
+    "plan",  # at 1e-30 no coefficient is known
+    [Perturbation(), Perturbation(eta=(1e-30,)), replace(GAUSSIAN, eta=(1.0, 1e-30))],
 )
 @pytest.mark.parametrize("samples", [1, 2])
 def test_unknown_numbers_come_back_too(plan: Perturbation, samples: int, tmp_path: Path) -> None:
     scores = score(model_of("gpt2"), random_tokens(101, samples, 5), plan)
     write_json(tmp_path / "scores.json", whole_document(scores, Request()))
-    assert_equal(read_scores(tmp_path / "scores.json"), scores)
+    read = read_scores(tmp_path / "scores.json")
+    assert (bits(read), read.run) == (bits(scores), scores.run)
 
 
 def test_a_custom_base_is_named_but_not_its_folder(tmp_path: Path) -> None:
@@ -103,9 +77,6 @@ def test_a_custom_base_is_named_but_not_its_folder(tmp_path: Path) -> None:
     write_json(tmp_path / "scores.json", content)
     read = read_scores(tmp_path / "scores.json")
     assert allocate(read, wanted).total_pruned == round(0.6 * 4 * 7296)
-
-
-# What it holds
 
 
 def test_the_document_holds_what_it_should() -> None:
@@ -166,14 +137,9 @@ def test_one_eta_is_no_sweep_and_pruning_says_where() -> None:
     assert whole_document(*scored("llama"))["perturbed_at"] is None
 
 
-# Damage
-
-
 @cache
-def texts() -> tuple[str, ...]:
-    return tuple(
-        json.dumps(whole_document(*scored("llama", pruning)), indent=1) for pruning in (False, True)
-    )
+def text_of(pruning: bool) -> str:
+    return json.dumps(whole_document(*scored("llama", pruning)), indent=1)
 
 
 def read_and_use(text: str | bytes) -> str | None:
@@ -192,9 +158,7 @@ def read_and_use(text: str | bytes) -> str | None:
             Request("alphapruning", {"unit": "linear"}, sparsity=0.55, correct="divergence"),
         ):
             try:
-                allocations = tuple(
-                    allocate(scores, wanted, which) for which in range(len(scores.sweep))
-                )
+                allocations = [allocate(scores, wanted, i) for i in range(len(scores.sweep))]
             except RefimplError as refused:
                 problem = refused.problem
                 continue
@@ -215,7 +179,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 @cache
 def places_of(pruning: bool) -> list[tuple[Any, ...]]:
     """All places, those near the top as often as all those below them together."""
-    every = list(places(json.loads(texts()[pruning])))
+    every = list(places(json.loads(text_of(pruning))))
     top = [path for path in every if len(path) <= 2]
     return every + top * (len(every) // len(top))
 
@@ -228,7 +192,7 @@ JUNK = [
 
 @given(st.booleans(), st.data())
 def test_changed_documents(pruning: bool, data: st.DataObject) -> None:
-    content = json.loads(texts()[pruning])
+    content = json.loads(text_of(pruning))
     path = data.draw(st.sampled_from(places_of(pruning)))
     part = content
     for key in path[:-1]:
@@ -264,7 +228,7 @@ NEEDED: dict[tuple[Any, ...], str] = {
     ("place", "name"), [(place, name) for place, names in NEEDED.items() for name in names.split()]
 )
 def test_every_key_that_is_needed_is_missed(place: tuple[Any, ...], name: str) -> None:
-    part = content = json.loads(texts()[0])
+    part = content = json.loads(text_of(False))
     for key in place:
         part = part[key]
     del part[name]
@@ -275,14 +239,14 @@ def test_every_key_that_is_needed_is_missed(place: tuple[Any, ...], name: str) -
 
 @given(st.booleans(), st.data())
 def test_truncated_documents(pruning: bool, data: st.DataObject) -> None:
-    text = texts()[pruning]
+    text = text_of(pruning)
     end = data.draw(st.integers(0, len(text) - 1))
     assert read_and_use(text[:end]) is not None
 
 
 @given(st.binary(max_size=40), st.data())
 def test_garbled_documents(junk: bytes, data: st.DataObject) -> None:
-    text = texts()[0].encode()
+    text = text_of(False).encode()
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 60)))
     read_and_use(text[:start] + junk + text[end:])
@@ -317,8 +281,8 @@ def test_other_files(text: str | bytes) -> None:
     ],
 )
 def test_values_that_scores_cannot_have(old: str, new: str) -> None:
-    assert old in texts()[0]
-    assert read_and_use(texts()[0].replace(old, new)) is not None
+    assert old in text_of(False)
+    assert read_and_use(text_of(False).replace(old, new)) is not None
 
 
 def test_no_such_file(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from graph_models import REAL, real_model
 
-from refimpl import Model, read_model
+from refimpl import read_model
 from refimpl.comparison.agreement import worst_token
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.evaluation.perplexity import Perplexity
@@ -33,10 +33,6 @@ SMOL, GEMMA, QWEN = MODELS = "SmolLM2-135M-Instruct", "gemma-3-270m", "Qwen2.5-C
 GATE = 1e-4
 
 
-def model_of(name: str) -> Model:
-    return real_model(name, TEXT)
-
-
 def print_worst(result: Validation) -> None:
     worst = {(x.kind, x.dtype): max(x.points, key=lambda p: p.error) for x in result.comparisons}
     words = (f"{k} {d} {p.error:.1e} at {p.point}" for (k, d), p in worst.items())
@@ -45,8 +41,7 @@ def print_worst(result: Validation) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_graph_by_reference_agrees(name: str, tmp_path: Path) -> None:
-    model_of(name)
-    folder = Path(shutil.copytree(REAL / name, tmp_path / name))
+    folder = Path(shutil.copytree(real_model(name, TEXT).folder, tmp_path / name))
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     model = read_model(folder)
     made = export(model, weights="reference")
@@ -79,7 +74,7 @@ def test_a_graph_agrees_with_transformers(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from refimpl.onnx.peer import peer_session
 
-    model = model_of(name)
+    model = real_model(name, TEXT)
     made = export(model, tmp_path / "x.onnx")
     ids = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 256).ids
     graph = open_session(made.graph, "cpu").run({"token_ids": ids})["logits"]
@@ -93,7 +88,7 @@ def test_a_graph_agrees_with_transformers(name: str, tmp_path: Path) -> None:
     ("name", "dtype"), [*((name, "float32") for name in MODELS), (SMOL, "float64")]
 )
 def test_every_trace_point_and_the_experiment_agree(name: str, dtype: str) -> None:
-    model = model_of(name)
+    model = real_model(name, TEXT)
     tokens = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 64)
     result = validate(model, tokens, dtypes=(dtype,))
     print_worst(result)
@@ -101,7 +96,7 @@ def test_every_trace_point_and_the_experiment_agree(name: str, dtype: str) -> No
 
 
 def test_a_graph_of_more_than_one_message(tmp_path: Path) -> None:
-    model = model_of(QWEN)
+    model = real_model(QWEN, TEXT)
     made = export(model, tmp_path / "x.onnx", dtype="float64")
     assert made.data_bytes > MESSAGE_LIMIT
     assert len(onnx.load(made.graph, load_external_data=False).graph.initializer) > made.tensors

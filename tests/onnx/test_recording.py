@@ -79,9 +79,8 @@ def test_a_function_is_recorded_once_and_called_by_name() -> None:
     more: Any = graph.input("more", np.float32, ("batch", "sequence", 2))
     w = graph.constant(np.array([1, 10], np.float32), "w")
     found = graph.call("scaled", scaled, {"x": x, "w": w}, "first", "Twice, and some.")
-    assert {name: value.name for name, value in found.items()} == {
-        "y": "first.y", "same": "first.same",
-    }  # fmt: skip
+    names = {name: value.name for name, value in found.items()}
+    assert names == {"y": "first.y", "same": "first.same"}
     graph.output("y", graph.call("scaled", scaled, {"x": found["y"], "w": w}, "second")["y"])
     graph.output("z", graph.call("scaled", scaled, {"x": more, "w": w}, "third")["y"])
     assert found["same"].shape == x.shape
@@ -102,13 +101,10 @@ def test_a_function_that_would_be_another_is_refused() -> None:
     def body(inner: Graph, given: dict[str, Any]) -> dict[str, Any]:
         return {"y": given["x"] * given["x"].shape[-1]}
 
-    for size in (2, 3):
-        x = graph.input(f"x{size}", np.float32, ("batch", size))
-        if size == 2:
-            graph.call("sized", body, {"x": x}, "two")
-        else:
-            with pytest.raises(TypeError, match="another function"):
-                graph.call("sized", body, {"x": x}, "three")
+    two, three = (graph.input(f"x{size}", np.float32, ("batch", size)) for size in (2, 3))
+    graph.call("sized", body, {"x": two}, "two")
+    with pytest.raises(TypeError, match="another function"):
+        graph.call("sized", body, {"x": three}, "three")
 
 
 def test_a_name_costs_a_node_only_where_the_old_one_is_in_use() -> None:
@@ -121,10 +117,8 @@ def test_a_name_costs_a_node_only_where_the_old_one_is_in_use() -> None:
     graph.output("sum", once + read)
     assert graph.labelled(read, "read") is read
     graph.output("copy", read)
-    operators = [(node.op_type, node.output[0]) for node in graph.model().graph.node]
-    assert operators == [
-        ("Mul", "once"), ("Mul", "Mul_1"), ("Add", "sum"), ("Identity", "copy"),
-    ]  # fmt: skip
+    operators = [f"{node.op_type} {node.output[0]}" for node in graph.model().graph.node]
+    assert operators == ["Mul once", "Mul Mul_1", "Add sum", "Identity copy"]
     sums, copies = evaluated(graph, x=np.array([1], np.float32))
     assert (sums.tolist(), copies.tolist()) == ([5], [3])
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import FIXTURES
-from gates import model_of, worst_token
+from gates import GATES, model_of, worst_token
 from graph_models import FAMILIES, MOST, prunable, pruned
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from program import Result, run
 from program import refused as refused_by
 
-from refimpl import Perturbation, read_model
+from refimpl import read_model
 from refimpl.comparison import agreement
 from refimpl.comparison.causes import CAUSES
 from refimpl.model.forward import TRACE_POINTS, forward
@@ -33,6 +33,7 @@ from refimpl.onnx.coverage import trace_points, validation_batches
 from refimpl.onnx.experiment_candidate import experiment_tokens
 from refimpl.onnx.export import export
 from refimpl.onnx.graph_file import MEASURED
+from refimpl.onnx.recording.experiment_graph import AT
 from refimpl.onnx.validate import validate
 
 RUNTIMES: tuple[Against, ...] = ("onnxruntime", "onnx-reference")
@@ -40,12 +41,14 @@ LLAMA = FIXTURES / "llama"
 
 
 def graph_of(case: str, folder: Path, dtype: str = "float32", **options: Any) -> Path:
-    """A fixture's graph with its weights in it; made once."""
+    """A fixture's graph with its weights in it, of all trace points by default; made once."""
     words = "-".join([case, dtype, *(f"{name}={value}" for name, value in options.items())])
     path = folder / f"{words}.onnx"
     if not path.exists():
         model = pruned(case, folder) if options.pop("pruned", False) else model_of(case)
-        export(model, path, dtype=dtype, **{"outputs": "trace", "weights": "embedded"} | options)
+        plan = PLANS.get(options.pop("plan", ""))
+        options |= {"experiment": plan} if plan else {"outputs": options.get("outputs", "trace")}
+        export(model, path, dtype=dtype, weights="embedded", **options)
     return path
 
 
@@ -76,9 +79,7 @@ def test_batches_have_one_shape_each_and_the_experiment_is_short() -> None:
     assert experiment_tokens(ids).shape == (1, 64)
 
 
-@pytest.mark.parametrize(
-    ("against", "dtype"), [("onnxruntime", "float32"), ("onnx-reference", "float64")]
-)
+@pytest.mark.parametrize(("against", "dtype"), list(zip(RUNTIMES, GATES, strict=True)))
 @pytest.mark.parametrize("case", FAMILIES)
 def test_every_family_agrees_from_a_file_pruned(
     case: str, against: Against, dtype: str, folder: Path
@@ -181,11 +182,10 @@ def angles(proto: onnx.ModelProto, change: Callable[[Any], Any]) -> None:
     replace_values(proto, name, change)
 
 
-@damage
-def swapped(proto: onnx.ModelProto, name: str, other: str) -> None:
+def swapped(proto: onnx.ModelProto) -> None:
     """Exchange the names of two outputs of a block."""
     names = proto.functions[0].output
-    i, j = list(names).index(name), list(names).index(other)
+    i, j = (list(names).index(name) for name in "kv")
     names[i], names[j] = names[j], names[i]
 
 
@@ -222,9 +222,9 @@ def says_float64(proto: onnx.ModelProto) -> None:
     helper.set_model_props(proto, facts | {"dtype": "float64"})
 
 
-@damage
-def without_output(proto: onnx.ModelProto, name: str) -> None:
-    del proto.graph.output[[value.name for value in proto.graph.output].index(name)]
+def without_output(proto: onnx.ModelProto) -> None:
+    outputs = proto.graph.output
+    outputs.remove(next(value for value in outputs if value.name == "blocks.3.v"))
 
 
 # The family, the damage, the first point that shows it, and a part of a usual cause.
@@ -247,7 +247,7 @@ BROKEN: dict[str, tuple[str, Damage, str, str]] = {
     "a window shifted by one": ("mistral", shifted_window, "blocks.0.attn_out", "window"),
     "another theta": ("llama", angles(lambda x: x**1.1), "blocks.0.q_rope", "theta"),
     "angles the other way": ("qwen2", angles(lambda x: -x), "blocks.0.q_rope", "positions"),
-    "two names swapped": ("llama", swapped("k", "v"), "blocks.0.k", "wrong order"),
+    "two names swapped": ("llama", swapped, "blocks.0.k", "wrong order"),
     "NaN": (
         "llama", number("blocks.1.up_proj.weight", lambda _: np.nan), "blocks.1.mlp_out", "-inf",
     ),
@@ -261,18 +261,17 @@ BROKEN: dict[str, tuple[str, Damage, str, str]] = {
     ),
     "another dtype": ("llama", says_float64, "embed", "another precision"),
     "float32 passed off as float64": ("llama", as_float64, "blocks.0.attn_norm", "float32 in some"),
-    "a missing step": ("llama", without_output("blocks.3.v"), "blocks.3.v", "without an output"),
+    "a missing step": ("llama", without_output, "blocks.3.v", "without an output"),
 }  # fmt: skip
 
 
-def damaged(name: str, folder: Path) -> tuple[str, Path, str, str]:
-    """A graph with one thing broken, in a file."""
-    case, change, point, cause = BROKEN[name]
-    proto = onnx.load(graph_of(case, folder))
+def broken(graph: Path, change: Damage) -> Path:
+    """The file of a graph with one thing broken."""
+    proto = onnx.load(graph)
     change(proto)
-    path = folder / f"{name}.onnx"
+    path = graph.parent / "broken.onnx"
     onnx.save(proto, path)
-    return case, path, point, cause
+    return path
 
 
 def program(*words: object) -> Result:
@@ -281,7 +280,8 @@ def program(*words: object) -> Result:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_broken_fails_where_it_is_broken(name: str, folder: Path) -> None:
-    case, path, point, cause = damaged(name, folder)
+    case, change, point, cause = BROKEN[name]
+    path = broken(graph_of(case, folder), change)
     result = program(FIXTURES / case, "--graph", path)
     assert (result.code, result.err) == (1, "")
     (where,) = re.findall(r"does not agree, first at (\S+) ", result.out)
@@ -293,35 +293,21 @@ def test_what_is_broken_fails_where_it_is_broken(name: str, folder: Path) -> Non
 
 def test_onnx_evaluator_finds_the_same_place(folder: Path) -> None:
     for name in ("one number", "a mask shifted by one", "NaN"):
-        case, path, point, _ = damaged(name, folder)
-        result = validate(model_of(case), graph=path, against="onnx-reference")
-        assert result.first is not None
-        assert result.first.first is not None
-        assert result.first.first.point == point
-
-
-PLANS = {
-    "token": Perturbation(),
-    "sequence": Perturbation(noise_scale="sequence", noise_shape="channel", norm="sequence"),
-    "no sinks": Perturbation(sink="exclude"),
-}
-
-
-def experiment_of(case: str, folder: Path, dtype: str, plan: str = "token") -> Path:
-    """A fixture's experiment as a graph with its weights in it; made once."""
-    path = folder / f"{case}-{dtype}-{plan}.onnx"
-    if not path.exists():
-        export(model_of(case), path, weights="embedded", dtype=dtype, experiment=PLANS[plan])
-    return path
+        case, change, point, _ = BROKEN[name]
+        path = broken(graph_of(case, folder), change)
+        first = validate(model_of(case), graph=path, against="onnx-reference").first
+        assert first is not None
+        assert first.first is not None
+        assert first.first.point == point
 
 
 @pytest.mark.parametrize("against", RUNTIMES)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", GATES)
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_experiment_agrees_from_a_file(
     plan: str, dtype: str, against: Against, folder: Path
 ) -> None:
-    path = experiment_of("llama", folder, dtype, plan)
+    path = graph_of("llama", folder, dtype, plan=plan)
     result = validate(model_of("llama"), graph=path, against=against, threads=1)
     assert result.agrees
     (comparison,) = result.comparisons
@@ -338,6 +324,19 @@ def dropped_root(proto: onnx.ModelProto) -> None:
     next(n for n in measure.node if n.op_type == "Sqrt").op_type = "Identity"
 
 
+def sum_for_difference(proto: onnx.ModelProto) -> None:
+    """The sum of two states is measured, and not their difference."""
+    (measure,) = (f for f in proto.functions if f.name == "measure")
+    next(n for n in measure.node if n.op_type == "Sub").op_type = "Add"
+
+
+def exchanged_blocks(proto: onnx.ModelProto) -> None:
+    """Block 2 is perturbed where block 1 was asked for, and the other way round."""
+    nodes = [n for n in proto.graph.node if n.op_type == "Equal" and n.input[0] == AT]
+    one, other = nodes[1:3]
+    one.input[1], other.input[1] = other.input[1], one.input[1]
+
+
 def other_block(proto: onnx.ModelProto) -> None:
     """Block 1 is perturbed in place of block 2."""
     call = next(n for n in proto.graph.node if n.name == "blocks.2.push")
@@ -350,6 +349,8 @@ def other_block(proto: onnx.ModelProto) -> None:
 EXPERIMENT_BROKEN: dict[str, tuple[Damage, str]] = {
     "one number": (number("blocks.2.k_proj.weight", lambda x: x + 0.01), "drift"),
     "a dropped root": (dropped_root, "drift"),
+    "a sum for a difference": (sum_for_difference, "drift"),
+    "two blocks exchanged": (exchanged_blocks, "drift"),
     "the state of another block": (other_block, "drift"),
     "another alignment": (then("Neg", "alignment"), "alignment"),
     "another coefficient": (then("Sqrt", "coefficient"), "coefficient"),
@@ -359,10 +360,7 @@ EXPERIMENT_BROKEN: dict[str, tuple[Damage, str]] = {
 @pytest.mark.parametrize("name", EXPERIMENT_BROKEN)
 def test_a_broken_experiment_fails_where_it_is_broken(name: str, folder: Path) -> None:
     change, point = EXPERIMENT_BROKEN[name]
-    proto = onnx.load(experiment_of("llama", folder, "float64"))
-    change(proto)
-    path = folder / "broken.onnx"
-    onnx.save(proto, path)
+    path = broken(graph_of("llama", folder, "float64", plan="token"), change)
     result = program(LLAMA, "--graph", path)
     assert (result.code, result.err) == (1, "")
     assert f"does not agree, first at {point} (float64, tokens [1, 13])" in result.out
@@ -374,22 +372,17 @@ def test_a_graph_with_logits_only_is_compared_by_its_logits(folder: Path) -> Non
     good = program(LLAMA, "--graph", path)
     assert good.code == 0
     assert "the graph has logits only" in good.out
-    proto = onnx.load(path)
-    number("blocks.0.q_proj.weight", lambda x: x + 0.01)(proto)
-    onnx.save(proto, folder / "logits-broken.onnx")
-    bad = program(LLAMA, "--graph", folder / "logits-broken.onnx")
+    change = number("blocks.0.q_proj.weight", lambda x: x + 0.01)
+    bad = program(LLAMA, "--graph", broken(path, change))
     assert bad.code == 1
     assert "first at logits" in bad.out
 
 
 def test_a_zero_that_is_gone_fails_though_no_value_shows_it(folder: Path) -> None:
-    model = pruned("llama", folder)
-    proto = onnx.load(graph_of("llama", folder, pruned=True))
+    model, graph = pruned("llama", folder), graph_of("llama", folder, pruned=True)
     name = "blocks.1.o_proj.weight"
-    zero = int(np.flatnonzero(numpy_helper.to_array(tensor(proto, name)) == 0)[0])
-    number(name, lambda _: np.float32(1e-30), zero)(proto)
-    path = folder / "zero.onnx"
-    onnx.save(proto, path)
+    zero = int(np.flatnonzero(numpy_helper.to_array(tensor(onnx.load(graph), name)) == 0)[0])
+    path = broken(graph, number(name, lambda _: np.float32(1e-30), zero))
     result = program(model.folder, "--graph", path)
     assert result.code == 1
     assert f"does not agree: zeros of {name} are not where the file has them" in result.out
@@ -405,7 +398,8 @@ def test_a_graph_of_another_model_does_not_agree(folder: Path) -> None:
 
 
 def test_json_says_what_the_table_says(folder: Path, tmp_path: Path) -> None:
-    case, path, point, _ = damaged("NaN", folder)
+    case, change, point, _ = BROKEN["NaN"]
+    path = broken(graph_of(case, folder), change)
     out = tmp_path / "validation.json"
     result = program(FIXTURES / case, "--graph", path, "--json", "-o", out)
     assert result.code == 1
@@ -417,12 +411,9 @@ def test_json_says_what_the_table_says(folder: Path, tmp_path: Path) -> None:
     assert "NaN among" in first["fault"]
     assert len(document["comparisons"]) == 3
     comparisons = validate(model_of(case), graph=path, threads=1).comparisons
-    points = [p for comparison in document["comparisons"] for p in comparison["points"]]
-    assert [(p["point"], p["error"]) for p in points] == [
-        (p.point, p.error if np.isfinite(p.error) else None)
-        for comparison in comparisons
-        for p in comparison.points
-    ]
+    errors = [(p["point"], p["error"]) for x in document["comparisons"] for p in x["points"]]
+    points = [p for comparison in comparisons for p in comparison.points]
+    assert errors == [(p.point, p.error if np.isfinite(p.error) else None) for p in points]
 
 
 def test_the_program_says_what_it_compared_and_where_it_ran() -> None:
@@ -464,17 +455,15 @@ def refused(*words: object, model: Path = LLAMA) -> str:
 
 
 def test_what_cannot_be_used_is_refused(folder: Path, tmp_path: Path) -> None:
-    graph, broken = graph_of("llama", folder), tmp_path / "broken.onnx"
+    graph, path = graph_of("llama", folder), tmp_path / "x.onnx"
     assert "No such file" in refused("--graph", tmp_path / "none.onnx")
-    broken.write_bytes(b"\xff\x00 no graph")
-    assert "no ONNX graph" in refused("--graph", broken)
-    broken.write_bytes(b"")
-    assert "one input of integers" in refused("--graph", broken)
-    proto = onnx.load(graph)
-    node(proto, "logits").op_type = "NoSuchOperator"
-    onnx.save(proto, broken)
+    path.write_bytes(b"\xff\x00 no graph")
+    assert "no ONNX graph" in refused("--graph", path)
+    path.write_bytes(b"")
+    assert "one input of integers" in refused("--graph", path)
+    path = broken(graph, lambda proto: setattr(node(proto, "logits"), "op_type", "NoSuchOperator"))
     for against in RUNTIMES:
-        assert "cannot load the graph" in refused("--graph", broken, "--against", against)
+        assert "cannot load the graph" in refused("--graph", path, "--against", against)
     assert "--tolerance 0" in refused("--tolerance", 0)
     assert "--tolerance nan" in refused("--tolerance", "nan")
     assert "--graph with --against torch" in refused("--graph", graph, "--against", "torch")
@@ -485,12 +474,12 @@ def test_what_cannot_be_used_is_refused(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("against", RUNTIMES)
 def test_a_graph_without_its_data_is_refused(against: str, tmp_path: Path) -> None:
-    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
-    made = export(read_model(tmp_path / "llama"), weights="external")
+    model = shutil.copytree(LLAMA, tmp_path / "llama")
+    made = export(read_model(model), weights="external")
     assert made.data is not None
     made.data.unlink()
     words = ("--graph", made.graph, "--against", against)
-    assert str(made.data.name) in refused(*words, model=tmp_path / "llama")
+    assert made.data.name in refused(*words, model=model)
 
 
 def test_torch_is_no_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,21 +490,17 @@ def test_torch_is_no_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_graphs_tokens_may_be_of_32_bits(folder: Path) -> None:
-    proto = onnx.load(graph_of("llama", folder))
-    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
-    onnx.save(proto, folder / "int32.onnx")
-    assert program(LLAMA, "--graph", folder / "int32.onnx").code == 0
+    def narrow(proto: onnx.ModelProto) -> None:
+        proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+
+    assert program(LLAMA, "--graph", broken(graph_of("llama", folder), narrow)).code == 0
 
 
 def test_every_point_has_usual_causes() -> None:
-    points = {"embed", *TRACE_POINTS, "final_norm", "logits"}
-    assert points <= CAUSES.keys()
+    assert {"embed", *TRACE_POINTS, "final_norm", "logits"} <= CAUSES.keys()
 
 
-@given(
-    rows=st.integers(1, 5), width=st.integers(1, 6), seed=st.integers(0, 99),
-    size=st.floats(1e-9, 1.0),
-)  # fmt: skip
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 99), st.floats(1e-9, 1.0))
 def test_the_measure_is_that_of_the_gates(rows: int, width: int, seed: int, size: float) -> None:
     rng = np.random.default_rng(seed)
     right = rng.normal(size=(2, rows, width)) * 10.0 ** rng.integers(-3, 4, (2, rows, 1))

@@ -111,9 +111,6 @@ def column(figure: Any, place: int) -> list[str]:
     return texts
 
 
-# ---- to be read --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
@@ -233,31 +230,21 @@ def test_without_scripts_everything_is_there(browser: Any, pages: dict[str, Path
         assert figure.locator("svg title").count() == 1
 
 
-# ---- to be used --------------------------------------------------------------------------------
-
-
 def test_tooltips_by_mouse_say_what_the_files_say(
     browser: Any, pages: dict[str, Path], files: dict[str, Path]
 ) -> None:
     blocks = json.loads(files["sweep.json"].read_text())["blocks"]
     with View(browser, pages["everything"]) as page:
-        cases = {
-            "s0-0-drift": (page.locator, 1, 2, f"{blocks[1]['drift'][2]:.4g}"),
-            "s0-0-r": (page.locator, 0, 2, f"r: {blocks[2]['absorption_coefficient']:.4f}"),
-            "s0-0-allocation": (page.locator, 0, 3, f"base: {blocks[3]['base_sparsity']:.4f}"),
-        }
-        for ident, (find, line, point, words) in cases.items():
-            picture = find(f'figure[id="{ident}"] svg')
+        for ident, row, point, words in (
+            ("s0-0-drift", 1, 2, f"{blocks[1]['drift'][2]:.4g}"),
+            ("s0-0-r", 0, 2, f"r: {blocks[2]['absorption_coefficient']:.4f}"),
+            ("s0-0-allocation", 0, 3, f"base: {blocks[3]['base_sparsity']:.4f}"),
+        ):
+            picture = page.locator(f'figure[id="{ident}"] svg')
             picture.scroll_into_view_if_needed()
-            x, y = (
-                picture.locator("polyline")
-                .nth(line)
-                .evaluate(
-                    """(e, n) => { const p = e.points[n], m = e.getScreenCTM();
-                return [m.e + m.a * p.x, m.f + m.d * p.y]; }""",
-                    point,
-                )
-            )
+            place = """(e, n) => { const p = e.points[n], m = e.getScreenCTM();
+              return [m.e + m.a * p.x, m.f + m.d * p.y]; }"""
+            x, y = picture.locator("polyline").nth(row).evaluate(place, point)
             page.mouse.move(x + 2, y - 2)
             assert words in tip(page), ident
             box = page.locator("#tip").bounding_box()
@@ -283,19 +270,13 @@ def test_tooltips_by_keyboard(browser: Any, pages: dict[str, Path], files: dict[
                 break
             page.keyboard.press("Tab")
         assert tip(page).endswith(f"after 0: {blocks[0]['drift'][0]:.4g}")
-        for key, (row, depth) in {
-            "ArrowRight": (0, 1),
-            "ArrowDown": (1, 1),
-            "End": (1, 3),
-            "ArrowUp": (0, 3),
-            "Home": (0, 0),
-            "ArrowLeft": (0, 0),
-        }.items():
+        for key, row, depth in (
+            ("ArrowRight", 0, 1), ("ArrowDown", 1, 1), ("End", 1, 3),
+            ("ArrowUp", 0, 3), ("Home", 0, 0), ("ArrowLeft", 0, 0),
+        ):  # fmt: skip
             page.keyboard.press(key)
-            assert (
-                tip(page)
-                == f"perturbed {row}\nafter {depth}: {blocks[row]['drift'][depth - row]:.4g}"
-            )
+            value = f"{blocks[row]['drift'][depth - row]:.4g}"
+            assert tip(page) == f"perturbed {row}\nafter {depth}: {value}"
         assert page.locator("figure[id='s0-0-drift'] svg .cursor").count() == 1
         page.keyboard.press("Escape")
         assert tip(page) == ""

@@ -22,16 +22,16 @@ def test_what_comes_from_files_is_escaped(files: dict[str, Path], tmp_path: Path
         document["base_options"] = {EVIL: EVIL}
         document["tokens"]["source"] = EVIL
         document["run"]["versions"] = {EVIL: EVIL}
-        document["linears"] = {
-            (EVIL if name == "q_proj" else name): shape
-            for name, shape in document["linears"].items()
-        }
+        shapes = document["linears"].items()
+        document["linears"] = {EVIL if name == "q_proj" else name: x for name, x in shapes}
         for found in [document, *document["sweep"]]:
-            for block in found["blocks"]:
-                block["linears"][0]["name"] = EVIL
+            evil_linears(found)
 
     def evil_pruning(document: dict[str, Any]) -> None:
         document |= {"model": EVIL, "family": EVIL, "method": EVIL}
+        evil_linears(document)
+
+    def evil_linears(document: dict[str, Any]) -> None:
         for block in document["blocks"]:
             block["linears"][0]["name"] = EVIL
 
@@ -56,16 +56,13 @@ def test_what_comes_from_files_is_escaped(files: dict[str, Path], tmp_path: Path
     assert EVIL in page.figure("results-text0").all("figcaption")[0].text()
 
 
-# ---- the command -------------------------------------------------------------------------------
-
-
 def test_the_command_says_where_the_page_is(files: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     out.write_text("old")
-    paths = [files["sweep.json"], files["dense/pruning.json"]]
+    paths = [files[name] for name in EVERYTHING]
     printed = ran("report", *paths, "-o", out)
     assert printed == f"written: {out} ({out.stat().st_size:,} bytes)\n"
-    assert out.read_text("utf-8") == report(paths)
+    assert out.read_text("utf-8") == report(paths)  # the same files give the same page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
@@ -79,48 +76,32 @@ def test_a_name_that_is_no_utf_8(files: dict[str, Path], tmp_path: Path) -> None
 # Each changed copy stands beside sweep.json.
 CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "an absurd number": (
-        "eval-whole.json",
-        lambda d: d["text"].update(perplexity=1e300),
-        "the number 1e+300",
+        "eval-whole.json", lambda d: d["text"].update(perplexity=1e300), "the number 1e+300",
     ),
     "NaN": ("eval-whole.json", lambda d: d["choices"].update(acc=float("nan")), "the number NaN"),
-    "torn scores": (
-        "sweep.json",
-        lambda d: d["blocks"].pop(),
-        "x.json: not a whole scores.json",
-    ),
+    "torn scores": ("sweep.json", lambda d: d["blocks"].pop(), "x.json: not a whole scores.json"),
     "torn pruning": (
-        "dense/pruning.json",
-        lambda d: d["blocks"][1]["linears"][0].pop("zeros"),
+        "dense/pruning.json", lambda d: d["blocks"][1]["linears"][0].pop("zeros"),
         "x.json: not a whole file of refimpl (KeyError('zeros'))",
     ),
     "another family": (
-        "dense/pruning.json",
-        lambda d: d.update(family="opt"),
+        "dense/pruning.json", lambda d: d.update(family="opt"),
         "x.json: of another model (llama, family opt",
     ),
     "other sizes": (
-        "dense/pruning.json",
-        lambda d: d["blocks"][2]["linears"][1].update(weights=513),
+        "dense/pruning.json", lambda d: d["blocks"][2]["linears"][1].update(weights=513),
         "x.json: of another model",
     ),
     "no family": (
-        "dense/pruning.json",
-        lambda d: d.pop("family"),
+        "dense/pruning.json", lambda d: d.pop("family"),
         "x.json: not a whole file of refimpl (KeyError('family'))",
     ),
-    "no number of blocks": (
-        "eval-whole.json",
-        lambda d: d.update(num_blocks="4"),
-        "num_blocks '4'",
-    ),
+    "blocks as text": ("eval-whole.json", lambda d: d.update(num_blocks="4"), "num_blocks '4'"),
     "an unknown sparsity": (
-        "one.json",
-        lambda d: d["blocks"][0].update(base_sparsity=None),
-        "or null",
+        "one.json", lambda d: d["blocks"][0].update(base_sparsity=None), "or null",
     ),
     "another format": ("eval-whole.json", lambda d: d.update(format=2), "format 2, expected 1"),
-}
+}  # fmt: skip
 TEXTS = {
     "{": "x.json: not a whole file of refimpl",
     "[1]": "x.json: not a whole file of refimpl (not an object)",
@@ -135,19 +116,16 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("case", CHANGED)
+@pytest.mark.parametrize("case", [*CHANGED, *TEXTS])
 def test_changed_files_are_refused(case: str, files: dict[str, Path], tmp_path: Path) -> None:
-    name, change, problem = CHANGED[case]
-    path, out = edited(files[name], tmp_path / "x.json", change), tmp_path / "report.html"
-    assert problem in refused("report", files["sweep.json"], path, "-o", out)
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_other_texts_are_refused(text: str, files: dict[str, Path], tmp_path: Path) -> None:
     path, out = tmp_path / "x.json", tmp_path / "report.html"
-    path.write_text(text)
-    assert TEXTS[text] in refused("report", files["sweep.json"], path, "-o", out)
+    if case in TEXTS:
+        problem = TEXTS[case]
+        path.write_text(case)
+    else:
+        name, change, problem = CHANGED[case]
+        edited(files[name], path, change)
+    assert problem in refused("report", files["sweep.json"], path, "-o", out)
     assert not out.exists()
 
 

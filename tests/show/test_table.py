@@ -1,7 +1,7 @@
 """The table: every fact is in it, every column is straight, the bar points the right way."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,22 +22,21 @@ ASCII, UNICODE, COLOR = Style(blocks=False), Style(), Style(color=True)
 LINEARS = {"q_proj": (30, 20), "down_proj": (20, 30)}
 SEVEN_B = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (4096, 4096))
 SEVEN_B |= {"gate_proj": (11008, 4096), "up_proj": (11008, 4096), "down_proj": (4096, 11008)}
+TOKENS = TokenFacts(3, 48, "a text, 3 samples of 48 tokens", "text", None, "0123456789abcdef")
 ESCAPE = re.compile(r"\x1b\[\d+m")
 
 
-def absorption(
-    r: Iterable[float], eta: float | None = 0.25, stderr: Iterable[float] | None = None, **more: Any
-) -> Absorption:
+def absorption(r: Sequence[float], eta: float | None = 0.25, **more: Any) -> Absorption:
     """What was found at one eta, its coefficients given."""
-    r = np.array(list(r))
     each = len(r)
     drift = np.triu(np.linspace(0.5, 0.1, each * each).reshape(each, each))
-    error = np.full(each, 0.0123) if stderr is None else np.array(list(stderr))
-    return Absorption(eta, drift, drift, r, error, np.zeros(each, np.int64), **more)
+    whole = {"stderr": np.full(each, 0.0123), "left_out": np.zeros(each, np.int64)} | more
+    return Absorption(eta, drift, drift, np.array(r), **whole)
 
 
 def scores(*sweep: Absorption, **changes: Any) -> Scores:
     """Scores that hold this sweep, of a model whose every fact has a value of its own."""
+    sweep = sweep or (absorption([2.0, 1.0]),)
     blocks = len(sweep[0].coefficient)
     ramp = np.linspace(1.0, 2.0, blocks)
     etas = tuple(found.eta for found in sweep if found.eta is not None)
@@ -46,9 +45,7 @@ def scores(*sweep: Absorption, **changes: Any) -> Scores:
         family="llama",
         linears=LINEARS,
         num_blocks=blocks,
-        tokens=TokenFacts(
-            3, 48, "a text, 3 samples of 48 tokens", "text", None, "0123456789abcdef"
-        ),
+        tokens=TOKENS,
         plan=Perturbation("gaussian", etas or (0.01,), draws=4, seed=11),
         sweep=sweep,
         sinks=np.arange(blocks),
@@ -76,8 +73,6 @@ def rows(text: str) -> list[str]:
     """Headings and rows of the first table."""
     return text.split("\n\n")[1].splitlines()
 
-
-# ---- the whole ---------------------------------------------------------------------------------
 
 GOLDEN = """\
 model       tiny, family llama, 3 blocks, 3,600 prunable weights
@@ -108,18 +103,13 @@ def test_the_table_word_for_word() -> None:
 def test_a_sweep_has_a_table_per_eta() -> None:
     found = scores(absorption([4.0, 2.0, 1.0], 1e-4), absorption([0.2, 0.1, 1.0], 1.0))
     text = shown(found)
-    parts = text.split("\n\n")
-    assert len(parts) == 5
-    assert [parts[i].splitlines()[0] for i in (1, 3)] == ["eta 0.0001", "eta 1"]
+    _, *parts = text.split("\n\n")
+    starts = ["eta 0.0001\n", "pruned ", "eta 1\n", "pruned "]
+    assert [part[: len(start)] for part, start in zip(parts, starts, strict=True)] == starts
     assert "eta 0.0001, 1, noise scale" in facts(text)
     assert "1, 2 of 3 blocks at the clip" in facts(text)
-    assert "4.0000" in parts[1]
-    assert "0.2000" in parts[3]
-    assert parts[2].startswith("pruned ")
-    assert parts[4].startswith("pruned ")
-
-
-# ---- header ------------------------------------------------------------------------------------
+    assert "4.0000" in parts[0]
+    assert "0.2000" in parts[2]
 
 
 ONE_THREAD = Run("float32", 1, 1 << 16, 0.0, None, {})
@@ -152,15 +142,13 @@ ONE_THREAD = Run("float32", 1, 1 << 16, 0.0, None, {})
 def test_every_parameter_is_in_the_header(
     change: dict[str, Any], request_: dict[str, Any], words: str
 ) -> None:
-    result = replace(scores(absorption([2.0, 1.0])), **change)
-    assert words in facts(shown(result, **request_)) + ","
+    assert words in facts(shown(scores(**change), **request_)) + ","
 
 
 def test_only_defaults_are_called_provisional() -> None:
-    result = scores(absorption([2.0, 1.0]))
-    assert "provisional" in shown(result)
-    assert "provisional" not in shown(result, strength=0.06)
-    assert "provisional" not in shown(result, max_correction=0.2)
+    assert "provisional" in shown(scores())
+    assert "provisional" not in shown(scores(), strength=0.06)
+    assert "provisional" not in shown(scores(), max_correction=0.2)
 
 
 def test_a_pruning_perturbation_says_where_it_pruned() -> None:
@@ -177,8 +165,7 @@ words = st.text(st.sampled_from("abc-./_é "), min_size=1, max_size=40).map(lamb
 
 @given(st.lists(words, min_size=1, max_size=12))
 def test_header_lines_are_short_and_facts_are_whole(sources: list[str]) -> None:
-    found = scores(absorption([2.0, 1.0]))
-    found = replace(found, tokens=replace(found.tokens, source=", ".join(sources)))
+    found = scores(tokens=replace(TOKENS, source=", ".join(sources)))
     lines = header(found, allocations(found))
     assert all(len(line) <= WIDTH for line in lines)
     labels = [line[:LABEL].strip() for line in lines]
@@ -191,7 +178,7 @@ def test_header_lines_are_short_and_facts_are_whole(sources: list[str]) -> None:
 
 
 def test_a_fact_longer_than_a_line_has_its_own() -> None:
-    found = scores(absorption([2.0, 1.0]), model="m" * 150)
+    found = scores(model="m" * 150)
     lines = header(found, allocations(found))
     assert lines[0] == "model       " + "m" * 150 + ","
     assert lines[1] == "            family llama, 2 blocks, 2,400 prunable weights"
@@ -199,12 +186,8 @@ def test_a_fact_longer_than_a_line_has_its_own() -> None:
 
 def test_ids_drawn_at_random_are_called_so() -> None:
     source = "drawn uniformly from 264 ids with seed 0 (no text was given)"
-    found = scores(absorption([2.0, 1.0]))
-    found = replace(found, tokens=replace(found.tokens, source=source, kind="random"))
+    found = scores(tokens=replace(TOKENS, source=source, kind="random"))
     assert header(found, allocations(found))[1] == f"tokens      3 x 48, {source},"
-
-
-# ---- rows --------------------------------------------------------------------------------------
 
 
 def straight(lines: list[str]) -> None:
@@ -219,9 +202,8 @@ def straight(lines: list[str]) -> None:
 @pytest.mark.parametrize("blocks", [1, 32, 126])
 def test_columns_are_straight_in_models_of_any_size(style: Style, blocks: int) -> None:
     r = np.geomspace(0.01, 1234.5, blocks)
-    found = scores(absorption(r), linears=SEVEN_B)
-    text = shown(found, style, base="owl")
-    lines = [ESCAPE.sub("", line) for line in rows(text)]
+    text = shown(scores(absorption(r), linears=SEVEN_B), style, base="owl")
+    lines = rows(ESCAPE.sub("", text))
     straight(lines)
     assert len(lines) == 1 + blocks
     assert len(lines[0]) <= 104
@@ -234,10 +216,8 @@ def test_columns_are_straight_in_models_of_any_size(style: Style, blocks: int) -
 
 def test_the_bar_stands_under_its_words() -> None:
     for style in (ASCII, UNICODE, COLOR):
-        lines = [
-            ESCAPE.sub("", line) for line in rows(shown(scores(absorption([9.0, 0.1])), style))
-        ]
-        heading, up, down = lines
+        text = shown(scores(absorption([9.0, 0.1])), style)
+        heading, up, down = rows(ESCAPE.sub("", text))
         middle = heading.index(style.middle)
         assert heading[:middle].endswith("absorbs")
         assert heading[middle + 1 :].startswith("amplifies")
@@ -261,25 +241,22 @@ def test_numbers_are_those_of_the_allocation() -> None:
 
 def test_what_is_unknown_is_a_dash_and_explained() -> None:
     nan = float("nan")
-    text = shown(scores(absorption([nan, 1.0], stderr=[nan, 0.1])))
+    text = shown(scores(absorption([nan, 1.0], stderr=np.array([nan, 0.1]))))
     lines = rows(text)
     straight(lines)
     assert lines[1].split()[2:6] == ["-", "-", "-", "?"]
     assert "r is - where no token had a drift" in text
     assert "two samples" not in text
-    found = scores(absorption([2.0, 1.0], stderr=[nan, nan]))
-    text = shown(replace(found, tokens=replace(found.tokens, samples=1)))
+    found = absorption([2.0, 1.0], stderr=np.array([nan, nan]))
+    text = shown(scores(found, tokens=replace(TOKENS, samples=1)))
     assert "stderr is -: it takes two samples or more" in text
     assert "no token had a drift" not in text
 
 
 def test_what_arrives_is_shown_where_it_makes_the_correction() -> None:
     at = PrunedAt("uniform", {}, 0.7, np.array([[420, 420], [420, 420]]))
-    found = scores(
-        absorption([2.0, 1.0], None, divergence=np.array([0.75, 0.125])),
-        plan=Perturbation("pruning"),
-        pruned_at=at,
-    )
+    measured = absorption([2.0, 1.0], None, divergence=np.array([0.75, 0.125]))
+    found = scores(measured, plan=Perturbation("pruning"), pruned_at=at)
     for correct, first, second in (
         ("absorption", ["0.5000", "0.7000"], ["0.1000", "0.7000"]),
         ("arrival", ["0.5000", "0.3667", "0.7000"], ["0.1000", "0.1000", "0.7000"]),
@@ -294,24 +271,19 @@ def test_what_arrives_is_shown_where_it_makes_the_correction() -> None:
 
 
 def test_alphas_are_means_of_a_block_and_linears_are_announced() -> None:
-    found = scores(absorption([2.0, 1.0]))
     alpha = np.array([[2.0, 4.0], [3.0, 6.0]])
-    known = replace(found.signals, alpha_fit="peak", alpha_xmin="shipped", alpha=alpha)
-    found = replace(found, signals=known)
+    known = replace(scores().signals, alpha_fit="peak", alpha_xmin="shipped", alpha=alpha)
+    found = scores(signals=known)
     text = shown(found, base="alphapruning")
     assert [line.split()[2] for line in rows(text)] == ["alpha", "3.000", "4.500"]
     assert "per linear" not in text
-    assert "sparsities are per linear" in shown(
-        found, base="alphapruning", options={"unit": "linear"}
-    )
-
-
-# ---- footer ------------------------------------------------------------------------------------
+    text = shown(found, base="alphapruning", options={"unit": "linear"})
+    assert "sparsities are per linear" in text
 
 
 def test_totals_are_asked_and_achieved() -> None:
-    found = scores(absorption([2.0, 1.0]))
-    assert "pruned 480 of 2,400 (20.0000%), asked for 20.0123%" in shown(found, sparsity=0.200123)
+    text = shown(scores(), sparsity=0.200123)
+    assert "pruned 480 of 2,400 (20.0000%), asked for 20.0123%" in text
 
 
 def test_peer_says_what_it_does_not_keep() -> None:
@@ -329,16 +301,13 @@ def test_peer_says_what_it_does_not_keep() -> None:
 
 
 def test_tokens_that_do_not_count_are_counted() -> None:
-    found = scores(replace(absorption([2.0, 1.0]), left_out=np.array([1000, 234])))
+    found = scores(absorption([2.0, 1.0], left_out=np.array([1000, 234])))
     assert "1,234 tokens without a ratio left out" in shown(found)
     found = scores(absorption([2.0, 1.0, 1.0]), plan=Perturbation(sink="exclude"))
     assert "3 tokens excluded as sinks" in shown(found)
-    quiet = shown(scores(absorption([2.0, 1.0])))
-    assert "left out" not in quiet
-    assert "sinks" not in quiet
+    assert "left out" not in shown(scores())
+    assert "sinks" not in shown(scores())
 
-
-# ---- bar ---------------------------------------------------------------------------------------
 
 coefficients = st.floats(0, 1e6)
 
@@ -384,8 +353,6 @@ def test_bars_of_special_coefficients() -> None:
     assert bar(3**0.5, UNICODE) == "         │████▌    "
     assert bar(3**-0.5, UNICODE) == "    ▐████│         "
 
-
-# ---- alignment ---------------------------------------------------------------------------------
 
 cells = st.text(st.sampled_from("ab1,.│"), min_size=1, max_size=8)
 
