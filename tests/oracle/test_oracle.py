@@ -16,9 +16,9 @@ from candidates import (
     CASES,
     StoredModel,
     computed,
-    narrow,
     with_one_number_off,
     write_arrays,
+    written,
 )
 from conftest import FIXTURES
 from gates import case_of
@@ -230,7 +230,7 @@ def test_other_right_arithmetic_in_16_bits_does_not_diverge(name: str, dtype: st
     case = case_of(name)
     model = StoredModel.of(case.model, ARITHMETIC[dtype])
     arrays = steps(model, case.inputs["token_ids"], case.recipe, np.float32)
-    report = check(case, {k: narrow(v, dtype) for k, v in arrays.items()})
+    report = check(case, written(case, arrays, dtype))
     assert (report.dtype, report.first) == (dtype, None)
     assert {step.status for step in report.steps if stage_of(step.step) in EARLY} == {"pass"}
 
@@ -240,7 +240,7 @@ def test_other_right_arithmetic_in_16_bits_does_not_diverge(name: str, dtype: st
 def test_16_bits_are_read_and_mistakes_found(name: str, dtype: str, tmp_path: Path) -> None:
     case = case_of(name)
     arrays = rounded_steps(case.model, case.inputs["token_ids"], case.recipe, ARITHMETIC[dtype])
-    right = {k: narrow(v, dtype) for k, v in arrays.items()}
+    right = written(case, arrays, dtype)
     path = write_arrays(tmp_path / "actual.safetensors", right)
     ran("check", CASES / name, path, "--only", "blocks.*", "--only", "logits")
     for step in ("embed", "blocks.1.attn_norm", "blocks.1.q_rope", "blocks.2.mlp_out", "logits"):
