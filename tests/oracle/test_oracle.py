@@ -74,20 +74,27 @@ def test_the_script_makes_the_committed_case(name: str, tmp_path: Path) -> None:
     assert different <= {"model", "versions"}
 
 
+WAYS = pytest.mark.parametrize("stepwise", [False, True], ids=["chained", "stepwise"])
+
+
+@WAYS
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", CASE_NAMES)
-def test_a_right_candidate_passes(name: str, dtype: str) -> None:
+def test_a_right_candidate_passes(name: str, dtype: str, stepwise: bool) -> None:
     """Numbers that change in float64 need a new `refimpl.version.SPEC`, and cases made again."""
-    report = check(case_of(name), computed(name, dtype))
-    assert (report.verdict, report.dtype) == ("pass", dtype), report.first
+    report = check(case_of(name), computed(name, dtype, stepwise), stepwise=stepwise)
+    assert (report.verdict, report.first) == ("pass", None)
+    assert (report.dtype, report.stepwise) == (dtype, stepwise)
 
 
+@WAYS
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_a_mistake_is_found_at_its_step(name: str, dtype: str) -> None:
-    actual = computed(name, dtype)
+def test_a_mistake_is_found_at_its_step(name: str, dtype: str, stepwise: bool) -> None:
+    actual = computed(name, dtype, stepwise)
     for step in actual:
-        report = check(case_of(name), with_one_number_off(actual, step), (step,))
+        wrong = with_one_number_off(actual, step)
+        report = check(case_of(name), wrong, (step,), stepwise=stepwise)
         assert report.first is not None, step
 
 

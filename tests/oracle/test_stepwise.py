@@ -15,7 +15,6 @@ from candidates import (
     Arrays,
     StoredModel,
     computed,
-    with_one_number_off,
     write_arrays,
     written,
 )
@@ -54,13 +53,6 @@ def test_in_float64_every_step_comes_to_the_truth(name: str) -> None:
             np.testing.assert_allclose(arrays[step], truth, rtol=1e-9, atol=1e-12, err_msg=step)
         else:
             assert np.array_equal(arrays[step], truth), step
-    assert check(case, written(case, arrays, "float64"), stepwise=True).verdict == "pass"
-
-
-@pytest.mark.parametrize("name", CASE_NAMES)
-def test_a_right_candidate_in_float32_passes(name: str) -> None:
-    report = check(case_of(name), computed(name, stepwise=True), stepwise=True)
-    assert (report.verdict, report.dtype, report.stepwise) == ("pass", "float32", True)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -117,13 +109,9 @@ def test_a_mistake_stays_in_its_block() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_number_that_is_off_is_the_only_step_named(dtype: str) -> None:
-    case = case_of("llama")
-    actual = computed("llama", dtype, stepwise=True)
-    for step in actual:
-        report = check(case, with_one_number_off(actual, step), (step,), stepwise=True)
-        assert report.first is not None, step
-    step = "blocks.1.attn_out"
-    assert divergent(case, actual | {step: actual[step] * np.float32(1.01)}) == [step]
+    actual, step = computed("llama", dtype, stepwise=True), "blocks.1.attn_out"
+    wrong = actual | {step: actual[step] * np.float32(1.01)}
+    assert divergent(case_of("llama"), wrong) == [step]
 
 
 def test_nothing_is_conditional_after_a_near_tie() -> None:
@@ -160,47 +148,41 @@ def test_weights_follow_the_decisions_of_the_case() -> None:
 
 # A value of the case that is changed, and how; and the steps that change with it, as patterns, all
 # of which must match something. This is the table of docs/how-to/check.md.
-READ_BY: dict[str, tuple[Callable[[Array], Array], tuple[str, ...]]] = {
-    "blocks.1.resid_pre": (rolled, ("blocks.1.*", "owl.signal", "dlp.signal")),
-    "blocks.1.resid_post": (rolled, ("perturbed.[01].*", "absorption_coefficient")),
-    "blocks.3.resid_post": (
-        rolled, ("perturbed.*", "absorption_coefficient", "final_norm", "dense.perplexity"),
-    ),
-    "final_norm": (rolled, ("logits",)),
-    "blocks.1.q": (rolled, ()),
-    "perturbed.1.drift": (rolled, ()),
-    "logits": (rolled, ()),
-    "alphapruning.signal": (rolled, ("alphapruning.base", "alphapruning.corrected")),
-    "dlp.signal": (rolled, ("dlp.base", "dlp.corrected")),
-    "absorption_coefficient": (rolled, ("*.corrected",)),
-    "dlp.corrected": (rolled, ("dlp.counts",)),
-    "owl.counts": (rolled, ("wanda.*.keep", "sparsegpt.*.keep")),
-    "wanda.blocks.1.mlp_norm.squares": (rolled, ("wanda.blocks.1.[gu]*_proj.keep",)),
-    "wanda.blocks.3.mlp_hidden.squares": (rolled, ("wanda.blocks.3.down_proj.[ks]*",)),
-    "wanda.blocks.1.q_proj.keep": (rolled, ("wanda.blocks.[23].*.squares", "wanda.perplexity")),
-    "wanda.blocks.0.q_proj.keep": (
-        rolled, ("wanda.blocks.0.q_proj.weight", "wanda.*.squares", "wanda.perplexity"),
-    ),
-    "pattern.blocks.3.q_proj.keep": (rolled, ("pattern.perplexity",)),
+READ_BY: dict[str, str] = {
+    "blocks.1.resid_pre": "blocks.1.* owl.signal dlp.signal",
+    "blocks.1.resid_post": "perturbed.[01].* absorption_coefficient",
+    "blocks.3.resid_post": "perturbed.* absorption_coefficient final_norm dense.perplexity",
+    "final_norm": "logits",
+    "blocks.1.q": "",
+    "perturbed.1.drift": "",
+    "logits": "",
+    "alphapruning.signal": "alphapruning.base alphapruning.corrected",
+    "dlp.signal": "dlp.base dlp.corrected",
+    "absorption_coefficient": "*.corrected",
+    "dlp.corrected": "dlp.counts",
+    "owl.counts": "wanda.*.keep sparsegpt.*.keep",
+    "wanda.blocks.1.mlp_norm.squares": "wanda.blocks.1.[gu]*_proj.keep",
+    "wanda.blocks.3.mlp_hidden.squares": "wanda.blocks.3.down_proj.[ks]*",
+    "wanda.blocks.1.q_proj.keep": "wanda.blocks.[23].*.squares wanda.perplexity",
+    "wanda.blocks.0.q_proj.keep": "wanda.blocks.0.q_proj.weight wanda.*.squares wanda.perplexity",
+    "pattern.blocks.3.q_proj.keep": "pattern.perplexity",
     "sparsegpt.blocks.0.attn_heads.products": (
-        heavier, ("sparsegpt.blocks.0.o_proj.keep", "sparsegpt.blocks.0.o_proj.weight"),
+        "sparsegpt.blocks.0.o_proj.keep sparsegpt.blocks.0.o_proj.weight"
     ),
-    "sparsegpt.blocks.0.o_proj.keep": (rolled, ("sparsegpt.blocks.0.o_proj.weight",)),
+    "sparsegpt.blocks.0.o_proj.keep": "sparsegpt.blocks.0.o_proj.weight",
     "sparsegpt.blocks.0.o_proj.weight": (
-        rolled,
-        ("sparsegpt.blocks.[12].*.keep", "sparsegpt.blocks.3.*.products", "sparsegpt.perplexity"),
+        "sparsegpt.blocks.[12].*.keep sparsegpt.blocks.3.*.products sparsegpt.perplexity"
     ),
-    "sparsegpt.blocks.2.o_proj.keep": (
-        rolled, ("sparsegpt.blocks.3.*.products", "sparsegpt.perplexity"),
-    ),
-    "sparsegpt.perplexity": (rolled, ()),
-}  # fmt: skip
+    "sparsegpt.blocks.2.o_proj.keep": "sparsegpt.blocks.3.*.products sparsegpt.perplexity",
+    "sparsegpt.perplexity": "",
+}
 
 
 @pytest.mark.parametrize("step", READ_BY)
 def test_a_step_is_computed_from_what_the_page_says(step: str) -> None:
     """Change a value of the case: the steps that are computed from it change, and no others."""
-    case, (change, patterns) = case_of("llama"), READ_BY[step]
+    case, patterns = case_of("llama"), READ_BY[step].split()
+    change = heavier if step.endswith(".products") else rolled
     other = replace(case, expected={**case.expected, step: change(case.expected[step])})
     before, after = stepwise_steps(case), stepwise_steps(other)
     changed = {x for x in case.expected if not np.array_equal(before[x], after[x])}
