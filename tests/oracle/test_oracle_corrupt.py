@@ -83,6 +83,11 @@ def entry(key: str, wrong: Callable[[Any], Sequence[Any]]) -> Make:
     return make
 
 
+def wrong_offsets(start: int, end: int) -> Sequence[list[int]]:
+    moved, shorter = [start + 4, end + 4], [start, end - 4]
+    return moved, [end, start], [0, 2**62], [-8, end - start - 8], shorter
+
+
 def twice(draw: Draw) -> bytes:
     """A name that comes twice: whichever is taken, the other's bytes belong to nobody."""
     header, data = parts()
@@ -96,16 +101,7 @@ UNREADABLE: tuple[Make, ...] = (
     lambda draw: struct.pack("<Q", pick(draw, LENGTHS)) + whole()[8:],
     lambda draw: joined(pick(draw, NO_JSON), parts()[1]),
     lambda draw: draw.bytes(int(draw.integers(0, 500))),
-    entry(
-        "data_offsets",
-        lambda x: (
-            [x[0] + 4, x[1] + 4],
-            [x[1], x[0]],
-            [0, 2**62],
-            [-8, x[1] - x[0] - 8],
-            [x[0], x[1] - 4],
-        ),
-    ),
+    entry("data_offsets", lambda x: wrong_offsets(*x)),
     entry("shape", lambda x: ([*x, 2], [2**62, 4], [0], [-1], "all", [[2]])),
     entry("dtype", lambda _: ("F64", "Q4_K", "", "float32", "BF16")),
     twice,
@@ -144,21 +140,20 @@ def whole_step(change: Change, suffix: str = ".keep") -> Make:
     )
 
 
-def one_bad(value: Array, draw: Draw) -> Array:
+def one_number(value: Array, draw: Draw) -> Array:
+    """One float that is not finite, or one count that is another."""
     value = value.copy()
-    value.reshape(-1)[draw.integers(value.size)] = draw.choice([np.nan, np.inf, -np.inf])
+    at = np.unravel_index(draw.integers(value.size), value.shape)
+    if value.dtype.kind == "f":
+        value[at] = draw.choice([np.nan, np.inf, -np.inf])
+    else:
+        value[at] += draw.choice([-1, 1, -(10**6), 2**62])
     return value
 
 
 def integers(value: Array, draw: Draw) -> Array:
     kind = draw.choice(["int8", "uint8", "int64", "bool"])
     return np.clip(np.rint(value), 0, 1).astype(kind)
-
-
-def one_count(value: Array, draw: Draw) -> Array:
-    value = value.copy()
-    value.reshape(-1)[draw.integers(value.size)] += draw.choice([-1, 1, -(10**6), 2**62])
-    return value
 
 
 def empty(draw: Draw) -> Arrays:
@@ -174,7 +169,7 @@ def swapped(draw: Draw) -> Arrays:
 
 
 WRONG: tuple[Make, ...] = (
-    float_step(one_bad),
+    float_step(one_number),
     float_step(lambda x, _: np.zeros_like(x), 2),
     float_step(lambda x, _: -x),
     float_step(lambda x, _: x * np.float32(1.001), 3),
@@ -190,7 +185,7 @@ WRONG: tuple[Make, ...] = (
     whole_step(lambda x, draw: x[:, :-1] if draw.integers(2) else np.repeat(x, 2, axis=1)),
     whole_step(lambda x, _: ~x),
     whole_step(lambda x, draw: x.astype(np.int64) - int(draw.choice([256, -256, 2**32]))),
-    whole_step(one_count, ".counts"),
+    whole_step(one_number, ".counts"),
 )
 
 
