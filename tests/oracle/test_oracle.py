@@ -4,8 +4,8 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from runpy import run_path
 from xml.etree import ElementTree
 
 import jsonschema
@@ -61,15 +61,9 @@ def test_case_json_has_the_published_form(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASE_NAMES)
 def test_the_script_makes_the_committed_case(name: str, tmp_path: Path) -> None:
-    specification = spec_from_file_location("make_cases", FIXTURES / "make_cases.py")
-    assert specification is not None
-    assert specification.loader is not None
-    script = module_from_spec(specification)
-    specification.loader.exec_module(script)
-    script.make(name, tmp_path / name)
-    old, new = (
-        json.loads((folder / name / "case.json").read_text()) for folder in (CASES, tmp_path)
-    )
+    run_path(str(FIXTURES / "make_cases.py"))["make"](name, tmp_path / name)
+    paths = (folder / name / "case.json" for folder in (CASES, tmp_path))
+    old, new = (json.loads(path.read_text()) for path in paths)
     different = {key for key in old if old[key] != new[key]}
     assert different <= {"model", "versions"}
 
