@@ -1,11 +1,9 @@
-"""Candidates for the oracle's tests: refimpl itself in other dtypes, and the sample project."""
+"""Candidates for the oracle's tests: refimpl itself in other dtypes, changed or not."""
 
-import os
-import subprocess
-import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,23 +13,38 @@ from gates import case_of
 from safetensors.numpy import save_file
 
 from refimpl.model.ops import Array
+from refimpl.oracle.case import Case
 from refimpl.oracle.rounding import RoundedModel
 from refimpl.oracle.steps import steps
+from refimpl.oracle.stepwise import stepwise_steps
 
 CASES, PROJECT = FIXTURES / "cases", Path(__file__).parent / "sample_project"
 CASE_NAMES = sorted(folder.name for folder in CASES.iterdir())
 
-needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
-
 Arrays = dict[str, Array]
 
 
+def needs_torch(test: Any) -> Any:
+    """Mark a test as one of torch, to be skipped without it."""
+    skip = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
+    return pytest.mark.torch(skip(test))
+
+
 @cache
-def computed(name: str, dtype: str = "float32") -> Arrays:
+def computed(name: str, dtype: str = "float32", stepwise: bool = False) -> Arrays:
     """The arrays of refimpl in a dtype, written in it: a right candidate."""
     case = case_of(name)
-    arrays = steps(case.model, case.inputs["token_ids"], case.recipe, dtype)
-    return {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in arrays.items()}
+    if stepwise:
+        return written(case, stepwise_steps(case, dtype), dtype)
+    return written(case, steps(case.model, case.inputs["token_ids"], case.recipe, dtype), dtype)
+
+
+def written(case: Case, arrays: Arrays, dtype: str) -> Arrays:
+    """The case's steps alone, in a dtype; in 16 bits what is float64 in the method stays that."""
+    narrow = ("f4",) if dtype.endswith("float16") else ("f4", "f8")
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    expected = {name: arrays[name] for name in case.expected}
+    return {k: v.astype(kind) if v.dtype.str[1:] in narrow else v for k, v in expected.items()}
 
 
 class StoredModel(RoundedModel):
@@ -39,13 +52,6 @@ class StoredModel(RoundedModel):
 
     def _rounded(self, *args: object) -> Arrays:
         return {k: np.asarray(x) for k, x in super()._rounded(*args).items()}  # type: ignore[arg-type]
-
-
-def narrow(x: Array, dtype: str) -> Array:
-    """An array of float32 in a dtype of 16 bits; statistics, in float64, stay as they are."""
-    if x.dtype != np.float32:
-        return x
-    return x.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
 def with_one_number_off(arrays: Arrays, step: str) -> Arrays:
@@ -64,19 +70,3 @@ def write_arrays(path: Path, arrays: Arrays) -> Path:
     """Write a safetensors file."""
     save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
     return path
-
-
-def run_sample_project(
-    case: Path, dtype: str, output: Path, *options: str, project: Path = PROJECT
-) -> str:
-    """Run the sample project, as a reader would; returns what it prints."""
-    words = [project / "candidate.py", case, "-o", output, "--dtype", dtype, *options]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout

@@ -1,19 +1,18 @@
 """Cases of the oracle for mistakes that no case of `fixtures/` shows: fixtures, changed."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from candidates import Arrays, write_arrays
+from candidates import Arrays
+from checkpoints import arrays_of, config_of, write
 from conftest import FIXTURES
 from gates import model_of
-from safetensors.numpy import load_file
 
 from refimpl import read_model
+from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.steps import Recipe
 from refimpl.tokens import Tokens
@@ -146,29 +145,18 @@ def oracle_case(name: str, parent: Path) -> Case:
     ids = np.random.default_rng(4).integers(8, model_of(facts.model).config.vocab_size, (2, 16))
     if facts.token is not None:
         ids[0, 0] = ids[1, 1] = ids[1, 5] = facts.token
-    return changed_case(facts.model, tensors, folder, ids, facts.recipe, facts.config)
+    return changed_case(facts.model, tensors, folder, ids, facts.recipe, **facts.config)
 
 
 def copied_tensors(fixture: str) -> Arrays:
     """The tensors of a fixture, to be changed."""
-    tensors = load_file(FIXTURES / fixture / "model.safetensors")
-    return {name: value.copy() for name, value in tensors.items()}
+    return {name: value.copy() for name, value in arrays_of(fixture).items()}
 
 
 def changed_case(
-    fixture: str,
-    tensors: Arrays,
-    folder: Path,
-    ids: np.ndarray[Any, Any],
-    recipe: Recipe,
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    fixture: str, tensors: Arrays, folder: Path, ids: Array, recipe: Recipe, **config: Any
 ) -> Case:
     """A case of a fixture with other weights and some other entries of its config.json."""
-    model = folder / "model"
-    model.mkdir(parents=True)
-    config = json.loads((FIXTURES / fixture / "config.json").read_text("utf-8"))
-    (model / "config.json").write_text(json.dumps({**config, **changes}), "utf-8")
-    write_arrays(model / "model.safetensors", tensors)
-    return make_case(
-        read_model(model), Tokens(ids, "drawn uniformly", "ids"), recipe, folder / "case"
-    )
+    folder.mkdir(exist_ok=True)
+    model = read_model(write(folder / "model", tensors, config_of(fixture, **config)))
+    return make_case(model, Tokens(ids, "drawn uniformly", "ids"), recipe, folder / "case")

@@ -32,7 +32,7 @@ def every(name: str) -> dict[str, Array]:
 
 @pytest.mark.parametrize("name", CASE_NAMES)
 def test_the_committed_margins_are_those_of_the_case(name: str) -> None:
-    """In the last digits they are what rounding makes them: a margin is a small difference."""
+    """Up to rounding: a margin is a small difference."""
     case = case_of(name)
     _, margins = steps_and_margins(case.model, case.inputs["token_ids"], case.recipe)
     assert margins.keys() == case.margins.keys()

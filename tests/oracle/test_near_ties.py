@@ -1,5 +1,6 @@
 """Near ties, and how far errors of earlier steps move later ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from refimpl.oracle.judging.decision_ties import keep_ties, near_ties, reach, tu
 from refimpl.oracle.judging.number_ties import count_ties, outlier_ties, rounding_ties
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
 from refimpl.oracle.near_ties import score_behind
-from refimpl.oracle.reference_errors import ReferenceRun, reference_run
+from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.step_inputs import StepInputs
 from refimpl.oracle.step_tolerances import moved_by, step_tolerances
 from refimpl.oracle.steps import Recipe
@@ -47,9 +48,7 @@ def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
     actual = computed("llama") | {step: np.packbits(flipped, axis=1)}
     assert check(case, actual).first is not None  # the scores are far apart
     score[goes] = score[stays] * (1 - 1e-7)
-    close = ReferenceRun(
-        {**reference.steps, step.replace("keep", "score"): score}, reference.errors
-    )
+    close = replace(reference, steps={**reference.steps, step.replace("keep", "score"): score})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("refimpl.oracle.check.reference_run", lambda *_: close)
         report = check(case, actual)
@@ -93,9 +92,8 @@ def test_counts_are_near_ties_only_within_rounding() -> None:
             places = count_ties(rounded, truth, sparsity, sizes, 0.5, size)
             assert len(places) == (rounded != truth).sum()
         wrong = rounded.copy()
-        wrong[:2] = np.stack([split_count(int(x.sum()) + s, sizes) for x, s in zip(
-            rounded[:2], (2, -2), strict=True
-        )])  # fmt: skip
+        for i, more in enumerate((2, -2)):
+            wrong[i] = split_count(int(rounded[i].sum()) + more, sizes)
         assert not count_ties(wrong, truth, sparsity, sizes, 0.5, 1e-3)
     assert accepted > 5
 
@@ -140,8 +138,7 @@ def test_a_stored_weight_may_be_one_unit_off() -> None:
         assert rounding_ties(np.array([[1.0, 2.0 + off]]), truth, half, 1e-6) == ties
 
 
-def test_sparsegpt_knows_its_margins() -> None:
-    """The two weights nearest to the threshold may change places if it is near enough."""
+def test_two_weights_of_sparsegpt_change_places_within_their_gap() -> None:
     case, step = case_of("llama"), "sparsegpt.blocks.1.q_proj.keep"
     score, group, _ = score_behind(case, reference_run(case, "float32"), step, "float32")
     keep = unpacked(case.expected[step], score.shape[1])

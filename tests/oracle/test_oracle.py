@@ -4,8 +4,8 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from runpy import run_path
 from xml.etree import ElementTree
 
 import jsonschema
@@ -16,9 +16,9 @@ from candidates import (
     CASES,
     StoredModel,
     computed,
-    narrow,
     with_one_number_off,
     write_arrays,
+    written,
 )
 from conftest import FIXTURES
 from gates import case_of
@@ -61,33 +61,34 @@ def test_case_json_has_the_published_form(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASE_NAMES)
 def test_the_script_makes_the_committed_case(name: str, tmp_path: Path) -> None:
-    specification = spec_from_file_location("make_cases", FIXTURES / "make_cases.py")
-    assert specification is not None
-    assert specification.loader is not None
-    script = module_from_spec(specification)
-    specification.loader.exec_module(script)
-    script.make(name, tmp_path / name)
-    old, new = (
-        json.loads((folder / name / "case.json").read_text()) for folder in (CASES, tmp_path)
-    )
+    run_path(str(FIXTURES / "make_cases.py"))["make"](name, tmp_path / name)
+    paths = (folder / name / "case.json" for folder in (CASES, tmp_path))
+    old, new = (json.loads(path.read_text()) for path in paths)
     different = {key for key in old if old[key] != new[key]}
     assert different <= {"model", "versions"}
 
 
+WAYS = pytest.mark.parametrize("stepwise", [False, True], ids=["chained", "stepwise"])
+
+
+@WAYS
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", CASE_NAMES)
-def test_a_right_candidate_passes(name: str, dtype: str) -> None:
+def test_a_right_candidate_passes(name: str, dtype: str, stepwise: bool) -> None:
     """Numbers that change in float64 need a new `refimpl.version.SPEC`, and cases made again."""
-    report = check(case_of(name), computed(name, dtype))
-    assert (report.verdict, report.dtype) == ("pass", dtype), report.first
+    report = check(case_of(name), computed(name, dtype, stepwise), stepwise=stepwise)
+    assert (report.verdict, report.first) == ("pass", None)
+    assert (report.dtype, report.stepwise) == (dtype, stepwise)
 
 
+@WAYS
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_a_mistake_is_found_at_its_step(name: str, dtype: str) -> None:
-    actual = computed(name, dtype)
+def test_a_mistake_is_found_at_its_step(name: str, dtype: str, stepwise: bool) -> None:
+    actual = computed(name, dtype, stepwise)
     for step in actual:
-        report = check(case_of(name), with_one_number_off(actual, step), (step,))
+        wrong = with_one_number_off(actual, step)
+        report = check(case_of(name), wrong, (step,), stepwise=stepwise)
         assert report.first is not None, step
 
 
@@ -230,7 +231,7 @@ def test_other_right_arithmetic_in_16_bits_does_not_diverge(name: str, dtype: st
     case = case_of(name)
     model = StoredModel.of(case.model, ARITHMETIC[dtype])
     arrays = steps(model, case.inputs["token_ids"], case.recipe, np.float32)
-    report = check(case, {k: narrow(v, dtype) for k, v in arrays.items()})
+    report = check(case, written(case, arrays, dtype))
     assert (report.dtype, report.first) == (dtype, None)
     assert {step.status for step in report.steps if stage_of(step.step) in EARLY} == {"pass"}
 
@@ -240,7 +241,7 @@ def test_other_right_arithmetic_in_16_bits_does_not_diverge(name: str, dtype: st
 def test_16_bits_are_read_and_mistakes_found(name: str, dtype: str, tmp_path: Path) -> None:
     case = case_of(name)
     arrays = rounded_steps(case.model, case.inputs["token_ids"], case.recipe, ARITHMETIC[dtype])
-    right = {k: narrow(v, dtype) for k, v in arrays.items()}
+    right = written(case, arrays, dtype)
     path = write_arrays(tmp_path / "actual.safetensors", right)
     ran("check", CASES / name, path, "--only", "blocks.*", "--only", "logits")
     for step in ("embed", "blocks.1.attn_norm", "blocks.1.q_rope", "blocks.2.mlp_out", "logits"):

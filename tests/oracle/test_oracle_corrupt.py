@@ -5,10 +5,11 @@ Every one is drawn from its number; `python -m pytest -k "corrupt and 17"` runs 
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from refimpl.model.ops import Array
 COUNT = 200
 CASE = CASES / "llama"
 Draw = np.random.Generator
+Change = Callable[[Array, Draw], Array]
+Make = Callable[[Draw], bytes | Arrays]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,7 +49,7 @@ def whole() -> bytes:
         return path.read_bytes()
 
 
-def parts() -> tuple[dict[str, dict[str, object]], bytes]:
+def parts() -> tuple[dict[str, dict[str, Any]], bytes]:
     """Header and data of its file."""
     (length,) = struct.unpack("<Q", whole()[:8])
     return json.loads(whole()[8 : 8 + length]), whole()[8 + length :]
@@ -57,67 +60,32 @@ def joined(header: object, data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def a_step(draw: Draw, axes: int = 1) -> str:
-    """A step of float numbers, with as many axes at least, and not all of one size."""
-    arrays = right().items()
-    names = [k for k, v in arrays if v.dtype.kind == "f" and v.ndim >= axes and v.size > 1]
-    return str(draw.choice(names))
+def pick(draw: Draw, options: Sequence[Any]) -> Any:
+    return options[int(draw.integers(len(options)))]
 
 
 # Files that cannot be read: exit code 2.
 
-
-def cut(draw: Draw) -> bytes:
-    return whole()[: int(draw.integers(0, len(whole())))]
-
-
-def longer(draw: Draw) -> bytes:
-    return whole() + draw.bytes(int(draw.integers(1, 99)))
+LENGTHS = (0, 1, 7, 2**31, 2**40, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1)
+NO_JSON = (b"{", b"[]", b"nonsense", b"\xff\xfe\x00", b"null", b'{"a": 1}', b"[" * 5000, b"")
 
 
-def length(draw: Draw) -> bytes:
-    sizes = (0, 1, 7, 2**31, 2**40, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1)
-    return struct.pack("<Q", sizes[draw.integers(len(sizes))]) + whole()[8:]
+def entry(key: str, wrong: Callable[[Any], Sequence[Any]]) -> Make:
+    """A file whose header has a wrong entry: a new dtype only where it takes another size."""
+
+    def make(draw: Draw) -> bytes:
+        header, data = parts()
+        names = [k for k, x in header.items() if key != "dtype" or x["dtype"] == "F32"]
+        values = header[str(draw.choice(names))]
+        values[key] = pick(draw, wrong(values[key]))
+        return joined(header, data)
+
+    return make
 
 
-def no_json(draw: Draw) -> bytes:
-    texts = (b"{", b"[]", b"nonsense", b"\xff\xfe\x00", b"null", b'{"a": 1}', b"[" * 5000, b"")
-    return joined(texts[int(draw.integers(len(texts)))], parts()[1])
-
-
-def noise(draw: Draw) -> bytes:
-    return draw.bytes(int(draw.integers(0, 500)))
-
-
-def offsets(draw: Draw) -> bytes:
-    header, data = parts()
-    name = str(draw.choice(list(header)))
-    start, end = header[name]["data_offsets"]  # type: ignore[misc]
-    wrong = [
-        [start + 4, end + 4],
-        [end, start],
-        [0, 2**62],
-        [-8, end - start - 8],
-        [start, end - 4],
-    ]
-    header[name]["data_offsets"] = wrong[int(draw.integers(len(wrong)))]
-    return joined(header, data)
-
-
-def shapes(draw: Draw) -> bytes:
-    header, data = parts()
-    name = str(draw.choice(list(header)))
-    shape: list[int] = header[name]["shape"]  # type: ignore[assignment]
-    wrong = ([*shape, 2], [2**62, 4], [0], [-1], "all", [[2]])
-    header[name]["shape"] = wrong[int(draw.integers(len(wrong)))]
-    return joined(header, data)
-
-
-def kinds(draw: Draw) -> bytes:
-    header, data = parts()
-    name = str(draw.choice([k for k, x in header.items() if x["dtype"] == "F32"]))
-    header[name]["dtype"] = str(draw.choice(["F64", "Q4_K", "", "float32", "BF16"]))
-    return joined(header, data)
+def wrong_offsets(start: int, end: int) -> Sequence[list[int]]:
+    moved, shorter = [start + 4, end + 4], [start, end - 4]
+    return moved, [end, start], [0, 2**62], [-8, end - start - 8], shorter
 
 
 def twice(draw: Draw) -> bytes:
@@ -127,40 +95,59 @@ def twice(draw: Draw) -> bytes:
     return joined(json.dumps(header).replace(f"{one}: {{", f"{other}: {{").encode(), data)
 
 
-def no_floats(draw: Draw) -> Arrays:
-    return {k: v for k, v in right().items() if v.dtype.kind != "f"}
+UNREADABLE: tuple[Make, ...] = (
+    lambda draw: whole()[: int(draw.integers(0, len(whole())))],
+    lambda draw: whole() + draw.bytes(int(draw.integers(1, 99))),
+    lambda draw: struct.pack("<Q", pick(draw, LENGTHS)) + whole()[8:],
+    lambda draw: joined(pick(draw, NO_JSON), parts()[1]),
+    lambda draw: draw.bytes(int(draw.integers(0, 500))),
+    entry("data_offsets", lambda x: wrong_offsets(*x)),
+    entry("shape", lambda x: ([*x, 2], [2**62, 4], [0], [-1], "all", [[2]])),
+    entry("dtype", lambda _: ("F64", "Q4_K", "", "float32", "BF16")),
+    twice,
+    lambda _: {k: v for k, v in right().items() if v.dtype.kind != "f"},
+)
 
 
 # Files that are read and are wrong: exit code 1.
 
-Change = Callable[[Array, Draw], Array]
-Make = Callable[[Draw], bytes | Arrays]
 
-
-def float_step(change: Change, axes: int = 1) -> Make:
-    """One step of floats, with that many axes at least, changed."""
+def changed_step(change: Change, names: Callable[[], list[str]]) -> Make:
+    """One of some steps, changed."""
 
     def make(draw: Draw) -> Arrays:
-        step = a_step(draw, axes)
+        step = str(draw.choice(names()))
         return right() | {step: change(right()[step], draw)}
 
     return make
+
+
+def floats(axes: int = 1) -> list[str]:
+    """Steps of float numbers, with as many axes at least, and not all of one size."""
+    arrays = right().items()
+    return [k for k, v in arrays if v.dtype.kind == "f" and v.ndim >= axes and v.size > 1]
+
+
+def float_step(change: Change, axes: int = 1) -> Make:
+    return changed_step(change, lambda: floats(axes))
 
 
 def whole_step(change: Change, suffix: str = ".keep") -> Make:
     """One step of whole numbers changed: decisions, or another kind."""
-
-    def make(draw: Draw) -> Arrays:
-        steps = [k for k, v in right().items() if v.dtype.kind != "f" and k.endswith(suffix)]
-        step = str(draw.choice(steps))
-        return right() | {step: change(right()[step], draw)}
-
-    return make
+    return changed_step(
+        change,
+        lambda: [k for k, v in right().items() if v.dtype.kind != "f" and k.endswith(suffix)],
+    )
 
 
-def one_bad(value: Array, draw: Draw) -> Array:
+def one_number(value: Array, draw: Draw) -> Array:
+    """One float that is not finite, or one count that is another."""
     value = value.copy()
-    value.reshape(-1)[draw.integers(value.size)] = draw.choice([np.nan, np.inf, -np.inf])
+    at = np.unravel_index(draw.integers(value.size), value.shape)
+    if value.dtype.kind == "f":
+        value[at] = draw.choice([np.nan, np.inf, -np.inf])
+    else:
+        value[at] += draw.choice([-1, 1, -(10**6), 2**62])
     return value
 
 
@@ -169,15 +156,9 @@ def integers(value: Array, draw: Draw) -> Array:
     return np.clip(np.rint(value), 0, 1).astype(kind)
 
 
-def one_count(value: Array, draw: Draw) -> Array:
-    value = value.copy()
-    value.reshape(-1)[draw.integers(value.size)] += draw.choice([-1, 1, -(10**6), 2**62])
-    return value
-
-
 def empty(draw: Draw) -> Arrays:
     step = str(draw.choice(list(right())))
-    shape = [(0,), (0, 0), (3, 0, 2)][draw.integers(3)]
+    shape = pick(draw, [(0,), (0, 0), (3, 0, 2)])
     return right() | {step: np.zeros(shape, right()[step].dtype)}
 
 
@@ -188,7 +169,7 @@ def swapped(draw: Draw) -> Arrays:
 
 
 WRONG: tuple[Make, ...] = (
-    float_step(one_bad),
+    float_step(one_number),
     float_step(lambda x, _: np.zeros_like(x), 2),
     float_step(lambda x, _: -x),
     float_step(lambda x, _: x * np.float32(1.001), 3),
@@ -204,7 +185,7 @@ WRONG: tuple[Make, ...] = (
     whole_step(lambda x, draw: x[:, :-1] if draw.integers(2) else np.repeat(x, 2, axis=1)),
     whole_step(lambda x, _: ~x),
     whole_step(lambda x, draw: x.astype(np.int64) - int(draw.choice([256, -256, 2**32]))),
-    whole_step(one_count, ".counts"),
+    whole_step(one_number, ".counts"),
 )
 
 
@@ -217,7 +198,7 @@ def lacking(draw: Draw) -> Arrays:
 
 
 def renamed(draw: Draw) -> Arrays:
-    step = a_step(draw)
+    step = str(draw.choice(floats()))
     return {f"{k}." if k == step else k: v for k, v in right().items()}
 
 
@@ -235,7 +216,7 @@ wider = float_step(lambda x, _: x.astype(np.float64))
 wide_integers = whole_step(lambda x, draw: x.astype(draw.choice(["int16", "int64", "uint64"])))
 
 EXPECTED: dict[int, tuple[Make, ...]] = {
-    2: (cut, longer, length, no_json, noise, offsets, shapes, kinds, twice, no_floats),
+    2: UNREADABLE,
     1: WRONG,
     3: (lacking, renamed),
     0: (more, in_order, wider, wide_integers),

@@ -23,23 +23,17 @@ def graph_arrays(case: Case, path: Path) -> tuple[dict[str, np.ndarray], str]:
     return graph_steps(path, case.model.config, case.inputs, case.recipe.perturbation, "cpu")
 
 
+@pytest.mark.parametrize("steps", [FORWARD, EXPERIMENT], ids=["model", "experiment"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", CASE_NAMES)
-def test_the_graph_of_a_model_passes(name: str, dtype: str, tmp_path: Path) -> None:
-    case, path = case_of(name), tmp_path / "model.onnx"
-    export(case.model, path, dtype=dtype, outputs="trace")
+def test_a_graph_passes(name: str, dtype: str, steps: tuple[str, ...], tmp_path: Path) -> None:
+    case, path = case_of(name), tmp_path / "graph.onnx"
+    if steps == FORWARD:
+        export(case.model, path, dtype=dtype, outputs="trace")
+    else:
+        export(case.model, path, dtype=dtype, experiment=case.recipe.perturbation)
     arrays, dtype_of_graph = graph_arrays(case, path)
-    report = check(case, arrays, FORWARD, dtype_of_graph)
-    assert (report.verdict, report.dtype) == ("pass", dtype), report.first
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", CASE_NAMES)
-def test_the_graph_of_the_experiment_passes(name: str, dtype: str, tmp_path: Path) -> None:
-    case, path = case_of(name), tmp_path / "experiment.onnx"
-    export(case.model, path, dtype=dtype, experiment=case.recipe.perturbation)
-    arrays, dtype_of_graph = graph_arrays(case, path)
-    report = check(case, arrays, EXPERIMENT, dtype_of_graph)
+    report = check(case, arrays, steps, dtype_of_graph)
     assert (report.verdict, report.dtype) == ("pass", dtype), report.first
 
 

@@ -50,28 +50,24 @@ def tiny_steps() -> tuple[dict[str, Array], dict[str, Array]]:
 def test_the_peers_numbers_are_the_peers() -> None:
     arrays, peer = tiny_steps()
     theirs = expected()
-    np.testing.assert_allclose(
-        arrays["owl.signal"], theirs["owl"]["outlier_percent_per_block"], atol=1e-12
-    )
-    np.testing.assert_allclose(
-        peer["peer.owl.base"], theirs["owl"]["sparsity_per_block"], atol=1e-6
-    )
-    np.testing.assert_allclose(
-        peer["peer.dlp.base"], 1 - np.array(theirs["dlp"]["density"]), atol=1e-6
-    )
-    per_linear = theirs["alphapruning_alpha_peak"]["sparsity_per_linear"]
-    per_block = [per_linear[f"{i}.mlp.down_proj"] for i in range(4)]
-    np.testing.assert_allclose(peer["peer.alphapruning.base"], per_block, atol=1e-6)
+    owl, per_linear = theirs["owl"], theirs["alphapruning_alpha_peak"]["sparsity_per_linear"]
+    bases = {
+        "owl": owl["sparsity_per_block"],
+        "dlp": 1 - np.array(theirs["dlp"]["density"]),
+        "alphapruning": [per_linear[f"{i}.mlp.down_proj"] for i in range(4)],
+    }
+    np.testing.assert_allclose(arrays["owl.signal"], owl["outlier_percent_per_block"], atol=1e-12)
+    for base, right in bases.items():
+        np.testing.assert_allclose(peer[f"peer.{base}.base"], right, atol=1e-6, err_msg=base)
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_the_peers_decisions_are_the_peers(method: str) -> None:
     arrays, peer = tiny_steps()
     theirs = np.load(TINY / "keep.npz")
-    seen = 0
-    for name, keep in peer.items():
-        if not name.startswith(f"peer.{method}.blocks.0."):
-            continue
+    block = {k: x for k, x in peer.items() if k.startswith(f"peer.{method}.blocks.0.")}
+    assert len(block) == 7
+    for name, keep in block.items():
         linear = name.split(".")[4]
         module = "self_attn" if linear in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
         key = f"owl_{method}|0/{module}.{linear}"
@@ -79,8 +75,6 @@ def test_the_peers_decisions_are_the_peers(method: str) -> None:
         right = np.unpackbits(theirs[key], count=shape.prod()).reshape(shape)
         assert np.array_equal(np.unpackbits(keep, axis=1, count=shape[1]), right), name
         assert not np.array_equal(keep, arrays[name.removeprefix("peer.")])
-        seen += 1
-    assert seen == 7
 
 
 @pytest.mark.parametrize("name", CASE_NAMES)

@@ -10,128 +10,86 @@ from pathlib import Path
 import torch
 from allocation import BASES, correction, counts, project
 from experiment import experiment
-from forward import Model, Weights, embedded, head, passed, perplexity, read_model, unembedded
-from pruning import Pruned, pruned_blocks, stepwise_blocks
+from forward import Model, Weights, embedded, final_norm, head, passed, perplexity, read_model
+from pruning import Pruned, pruned_blocks
 from safetensors.torch import load_file, save_file
 from signals import alpha, block_scores, linears, outlier_percent
 from torch import Tensor
 
-VERSION = torch.__version__
 INSIDE = ("attn_heads", "mlp_hidden")  # inputs of linears that are no trace points
 
 
-def candidate(case: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """Every step of a case, by name."""
+def candidate(
+    case: Path, dtype: torch.dtype, device: str, stepwise: bool = False
+) -> dict[str, Tensor]:
+    """Every step of a case, by name; stepwise, each reads the case's values of those before it."""
     facts = json.loads((case / "case.json").read_text())
     recipe = facts["recipe"]
     model = read_model(case / facts["model"], dtype, device)
     inputs = load_file(case / "inputs.safetensors", device)
     ids = inputs["token_ids"]
+    given = load_file(case / "expected.safetensors", device) if stepwise else {}
     steps: dict[str, Tensor] = {}
 
-    blocks = [model.cast(model.stored(i)) for i in range(model.layers)]
-    start = steps["embed"] = embedded(model, ids)
-    clean = [start]
-    for i, weights in enumerate(blocks):
-        seen: Weights = {}
-        clean.append(passed(model, i, weights, clean[-1], seen))
-        steps |= {f"blocks.{i}.{name}": x for name, x in seen.items() if name not in INSIDE}
-    head(model, clean[-1], steps)
+    def read(name: str) -> Tensor:
+        """A step as later steps read it: our value or, in the same dtype, the case's."""
+        return given.get(name, steps[name]).to(steps[name].dtype)
 
-    result = experiment(model, blocks, clean[1:], inputs["noise"], recipe)
+    blocks = [model.cast(model.stored(i)) for i in range(model.layers)]
+    x = steps["embed"] = embedded(model, ids)
+    before, after = [], []
+    for i, weights in enumerate(blocks):
+        steps[f"blocks.{i}.resid_pre"] = x
+        before.append(read(f"blocks.{i}.resid_pre"))
+        seen: Weights = {}
+        passed(model, i, weights, before[i], seen)
+        steps |= {f"blocks.{i}.{name}": x for name, x in seen.items() if name not in INSIDE}
+        x = read(f"blocks.{i}.resid_post")
+        after.append(x)
+    steps["final_norm"] = final_norm(model, x)
+    steps["logits"] = head(model, read("final_norm"))
+
+    result = experiment(model, blocks, after, inputs["noise"], recipe)
     for i in range(model.layers):
         steps[f"perturbed.{i}.drift"] = result.drift[i]
         steps[f"perturbed.{i}.alignment"] = result.alignment[i]
     steps["absorption_coefficient"] = result.coefficient
 
-    signals, sizes = measured(model, clean)
+    signals, sizes = measured(model, before)
     steps |= {f"{base}.signal": x for base, x in signals.items()}
-    change = correction(result.coefficient.tolist(), recipe["strength"], recipe["max_correction"])
+    coefficient = read("absorption_coefficient").tolist()
+    change = correction(coefficient, recipe["strength"], recipe["max_correction"])
     totals = [sum(x) for x in sizes]
-    targets: dict[str, list[list[int]]] = {}
     for base in recipe["bases"]:
-        signal = signals[base].tolist() if base in signals else None
+        signal = read(f"{base}.signal").tolist() if base in signals else None
         unprojected = BASES[base](signal, totals, recipe["sparsity"])
         base_sparsity = project(unprojected, totals, recipe["sparsity"])
         moved = [s + c for s, c in zip(unprojected, change, strict=True)]
         corrected = project(moved, totals, recipe["sparsity"])
-        targets[base] = counts(corrected, sizes, recipe["sparsity"])
         steps[f"{base}.base"] = torch.tensor(base_sparsity, dtype=torch.float64)
         steps[f"{base}.corrected"] = torch.tensor(corrected, dtype=torch.float64)
-        steps[f"{base}.counts"] = torch.tensor(targets[base])
+        whole = counts(read(f"{base}.corrected").tolist(), sizes, recipe["sparsity"])
+        steps[f"{base}.counts"] = torch.tensor(whole)
 
-    steps["dense.perplexity"] = perplexity(model, clean[-1], ids)
-    first = targets[recipe["bases"][0]]
+    steps["dense.perplexity"] = perplexity(model, after[-1], ids)
+    first = read(f"{recipe['bases'][0]}.counts").tolist()
     zeros, _, group = recipe["pattern"].partition(":")
     for name in ("wanda", "sparsegpt", *(["pattern"] if zeros else [])):
         pattern = (int(zeros), int(group)) if name == "pattern" else None
-        pruned = pruned_blocks(model, name, first, pattern, recipe["damping"], start)
+        start = steps["embed"]
+        pruned = pruned_blocks(model, name, first, pattern, recipe["damping"], start, given)
         for i, block in enumerate(pruned):
             steps |= named(name, i, block, i in recipe["shown"])
         steps[f"{name}.perplexity"] = perplexity(model, block.after, ids)
     return {name: x.cpu().clone().contiguous() for name, x in steps.items()}
 
 
-def stepwise(case: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """Every step of a case from the case's own values, with states and weights rounded once."""
-    facts = json.loads((case / "case.json").read_text())
-    options, inputs = facts["recipe"], load_file(case / "inputs.safetensors", device)
-    model, tokens = read_model(case / facts["model"], dtype, device), inputs["token_ids"]
-    expected = load_file(case / "expected.safetensors", device)
-
-    def states(name: str) -> list[Tensor]:
-        return [expected[f"blocks.{i}.{name}"].to(dtype) for i in range(model.layers)]
-
-    steps, before, after = {}, states("resid_pre"), states("resid_post")
-    steps["embed"] = embedded(model, tokens)
-    dense = [model.cast(model.stored(i)) for i in range(model.layers)]
-    for i in range(model.layers):
-        points: Weights = {}
-        passed(model, i, dense[i], before[i], points)
-        steps |= {f"blocks.{i}.{x}": points[x] for x in points.keys() - set(INSIDE)}
-    steps["final_norm"] = model.norm(after[-1], model.top(model.family.final_norm))
-    steps["logits"] = unembedded(model, expected["final_norm"].to(dtype))
-    steps["dense.perplexity"] = perplexity(model, after[-1], tokens)
-
-    effects = experiment(model, dense, after, inputs["noise"], options)
-    for i, (drift, alignment) in enumerate(zip(effects.drift, effects.alignment, strict=True)):
-        steps |= {f"perturbed.{i}.drift": drift, f"perturbed.{i}.alignment": alignment}
-    steps["absorption_coefficient"] = effects.coefficient
-
-    computed, sizes = measured(model, before)
-    steps |= {f"{name}.signal": x for name, x in computed.items()}
-    budget, blocks = options["sparsity"], [sum(x) for x in sizes]
-    r = expected["absorption_coefficient"].tolist()
-    moves = correction(r, options["strength"], options["max_correction"])
-    for name in options["bases"]:
-        signal = expected[f"{name}.signal"].tolist() if name in computed else None
-        wanted = BASES[name](signal, blocks, budget)
-        base = project(wanted, blocks, budget)
-        moved = [x + d for x, d in zip(wanted, moves, strict=True)]
-        steps[f"{name}.base"] = torch.tensor(base, dtype=torch.float64)
-        moved = project(moved, blocks, budget)
-        steps[f"{name}.corrected"] = torch.tensor(moved, dtype=torch.float64)
-        whole = counts(expected[f"{name}.corrected"].tolist(), sizes, budget)
-        steps[f"{name}.counts"] = torch.tensor(whole)
-
-    goals = expected[f"{options['bases'][0]}.counts"].tolist()
-    for name in ("wanda", "sparsegpt", "pattern")[: 3 if options["pattern"] else 2]:
-        numbers = [int(x) for x in options["pattern"].split(":")] if name == "pattern" else []
-        pattern = (numbers[0], numbers[1]) if numbers else None
-        damping, start = options["damping"], steps["embed"]
-        pruned = stepwise_blocks(model, name, goals, pattern, damping, start, expected)
-        for i, block in enumerate(pruned):
-            steps |= named(name, i, block, i in options["shown"])
-        steps[f"{name}.perplexity"] = perplexity(model, block.after, tokens)
-    return {name: x.cpu().clone().contiguous() for name, x in steps.items()}
-
-
-def measured(model: Model, clean: list[Tensor]) -> tuple[dict[str, Tensor], list[list[int]]]:
+def measured(model: Model, before: list[Tensor]) -> tuple[dict[str, Tensor], list[list[int]]]:
     """Signals of the dense model by base, and how many weights every linear has."""
     outliers, typical, tails, sizes = [], [], [], []
     for i in range(model.layers):
         stored = model.stored(i)
-        scores = block_scores(model, i, stored, clean[i])
+        scores = block_scores(model, i, stored, before[i])
         outliers.append(outlier_percent(scores))
         typical.append(scores.mean())
         weights = [stored[f"{name}.weight"] for name in linears(stored)]
@@ -176,12 +134,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = options.tf32
     with torch.inference_mode():
-        compute = stepwise if options.stepwise else candidate
-        steps = compute(options.case, getattr(torch, options.dtype), options.device)
+        dtype = getattr(torch, options.dtype)
+        steps = candidate(options.case, dtype, options.device, options.stepwise)
     save_file(steps, options.output)
     device = torch.cuda.get_device_name(options.device) if options.device != "cpu" else "the CPU"
-    name, dtype = options.case.name, options.dtype
-    print(f"{name}: {len(steps)} steps in {dtype} on {device}, torch {VERSION}")
+    name = options.case.name
+    print(f"{name}: {len(steps)} steps in {options.dtype} on {device}, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

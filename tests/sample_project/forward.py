@@ -153,9 +153,7 @@ def passed(model: Model, index: int, w: Weights, x: Tensor, seen: Weights | None
         return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
 
     def normed(name: str, x: Tensor) -> Tensor:
-        kinds = {
-            kind: y for kind in ("weight", "bias") if (y := w.get(f"{name}.{kind}")) is not None
-        }
+        kinds = {kind: w[key] for kind in ("weight", "bias") if (key := f"{name}.{kind}") in w}
         return model.norm(x, kinds) if kinds else x
 
     seen["resid_pre"] = x
@@ -173,10 +171,10 @@ def passed(model: Model, index: int, w: Weights, x: Tensor, seen: Weights | None
     middle = seen["resid_mid"] = x + y
     y = seen["mlp_norm"] = normed("mlp_norm", x if model.family.parallel else middle)
     act = ACTIVATIONS[model.fact("hidden_act", "hidden_activation", "activation_function")]
-    gated = "gate_proj.weight" in w
-    hidden = (
-        act(linear("gate_proj", y)) * linear("up_proj", y) if gated else act(linear("up_proj", y))
-    )
+    if "gate_proj.weight" in w:
+        hidden = act(linear("gate_proj", y)) * linear("up_proj", y)
+    else:
+        hidden = act(linear("up_proj", y))
     seen["mlp_hidden"] = hidden
     y = seen["mlp_out"] = normed("mlp_post_norm", linear("down_proj", hidden))
     seen["resid_post"] = middle + y
@@ -206,28 +204,21 @@ def attention(model: Model, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tens
     return (share @ v).transpose(1, 2).flatten(2)
 
 
-def head(model: Model, x: Tensor, seen: Weights | None = None) -> Tensor:
-    """Logits of the next token, [N, S, V]."""
-    y = model.norm(x, model.top(model.family.final_norm))
+def final_norm(model: Model, x: Tensor) -> Tensor:
+    """States behind the last norm, [N, S, D]."""
+    return model.norm(x, model.top(model.family.final_norm))
+
+
+def head(model: Model, x: Tensor) -> Tensor:
+    """Logits of the next token, [N, S, V], from states behind the last norm."""
     weight = model.top(model.family.head) or model.top(model.family.embed)
-    logits = F.linear(y, weight["weight"], weight.get("bias"))
+    logits = F.linear(x, weight["weight"], weight.get("bias"))
     if (cap := model.fact("final_logit_softcapping")) is not None:
         logits = cap * torch.tanh(logits / cap)
-    if seen is not None:
-        seen |= {"final_norm": y, "logits": logits}
     return logits
-
-
-def unembedded(model: Model, normed: Tensor) -> Tensor:
-    """Logits from states behind the last norm, [N, S, V]."""
-    kinds = model.top(model.family.head) or model.top(model.family.embed)
-    found = normed @ kinds["weight"].T
-    found = found + kinds["bias"] if "bias" in kinds else found
-    most = model.fact("final_logit_softcapping")
-    return found if most is None else torch.tanh(found / most) * most
 
 
 def perplexity(model: Model, x: Tensor, ids: Tensor) -> Tensor:
     """``exp`` of the mean nats per predicted token, from states after the last block, [1]."""
-    logits = head(model, x)[:, :-1].double().flatten(0, 1)
+    logits = head(model, final_norm(model, x))[:, :-1].double().flatten(0, 1)
     return F.cross_entropy(logits, ids[:, 1:].flatten()).exp().reshape(1)

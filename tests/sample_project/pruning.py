@@ -31,91 +31,45 @@ def pruned_blocks(
     pattern: tuple[int, int] | None,
     damping: float,
     x: Tensor,
+    given: Weights,
 ) -> Iterator[Pruned]:
-    """Prune block by block; what linears read has passed the pruned blocks before."""
+    """Prune block by block; what linears read has passed the pruned blocks before.
+
+    Values of a case that are given take the place of ours: decisions come from its sums, weights
+    from its decisions, and the blocks before have its weights.
+    """
+    kind, add = ("products", products) if method == "sparsegpt" else ("squares", squares)
     for index in range(model.layers):
-        stored = model.stored(index)
+        prefix, stored = f"{method}.blocks.{index}", model.stored(index)
         seen: Weights = {}
         passed(model, index, model.cast(stored), x, seen)
-        add = products if method == "sparsegpt" else squares
         sums = {point: add(seen[point]) for point in dict.fromkeys(READS.values())}
         scores: dict[str, Tensor] = {}
         keep: dict[str, Tensor] = {}
         for name, count in zip(linears(stored), counts[index], strict=True):
-            weight, total = stored[f"{name}.weight"], sums[READS[name]]
+            weight, point = stored[f"{name}.weight"], READS[name]
+            total = given.get(f"{prefix}.{point}.{kind}", sums[point])
+            bits = given.get(f"{prefix}.{name}.keep")
+            stays = None if bits is None else unpacked(bits, weight.shape[1])
             if method == "sparsegpt":
-                keep[name], new = sparsegpt(weight.double(), total * 2 / len(x), count, damping)
+                wide, hessian = weight.double(), total * 2 / len(x)
+                keep[name], new = sparsegpt(wide, hessian, count, damping)
+                if stays is not None:
+                    _, new = sparsegpt(wide, hessian, count, damping, stays)
             else:
-                scores[name] = wanda_score(weight, total, len(x))
-                keep[name] = (
-                    wanda_keep(scores[name], count)
-                    if pattern is None
-                    else pattern_keep(scores[name], *pattern)
-                )
-                new = weight * keep[name]
+                score = scores[name] = wanda_score(weight, total, len(x))
+                keep[name] = pattern_keep(score, *pattern) if pattern else wanda_keep(score, count)
+                new = weight * (keep[name] if stays is None else stays)
             stored[f"{name}.weight"] = rounded(new, weight.dtype)  # as a file would hold it
-        weights = model.cast(stored)
-        x = passed(model, index, weights, x)
-        yield Pruned(sums, scores, keep, weights, x)
-
-
-def stepwise_blocks(
-    model: Model,
-    method: str,
-    wanted: list[list[int]],
-    pattern: tuple[int, int] | None,
-    damping: float,
-    before: Tensor,
-    expected: Weights,
-) -> Iterator[Pruned]:
-    """The same from the expected values of a case, where it has them.
-
-    Decisions come from its sums, weights from its decisions, and the inputs of linears have passed
-    blocks with these weights.
-    """
-    sparse, state = method == "sparsegpt", before
-    kind, add = ("products", products) if sparse else ("squares", squares)
-    for index, wish in enumerate(wanted):
-        prefix, dense = f"{method}.blocks.{index}", model.stored(index)
-        seen: Weights = {}
-        passed(model, index, model.cast(dense), state, seen)
-        sums = {x: add(seen[x]) for x in dict.fromkeys(READS.values())}
-        scores, keeps, ours, theirs = {}, {}, dict(dense), dict(dense)
-        for name, some in zip(linears(dense), wish, strict=True):
-            weight, place = dense[f"{name}.weight"], READS[name]
-            total = expected.get(f"{prefix}.{place}.{kind}", sums[place])
-            stays = unpacked(expected[f"{prefix}.{name}.keep"], weight.shape[1])
-            if sparse:
-                hessian, wide = 2 / len(state) * total, weight.double()
-                keeps[name], _ = sparsegpt(wide, hessian, some, damping)
-                new = rounded(compensated(wide, hessian, stays, damping), weight.dtype)
-            else:
-                score = scores[name] = wanda_score(weight, total, len(state))
-                keeps[name] = pattern_keep(score, *pattern) if pattern else wanda_keep(score, some)
-                new = torch.where(stays, weight, 0)
-            ours[f"{name}.weight"] = new
-            theirs[f"{name}.weight"] = expected.get(f"{prefix}.{name}.weight", new)
-        state = passed(model, index, model.cast(theirs), state)
-        yield Pruned(sums, scores, keeps, model.cast(ours), state)
+        weights = {name: given.get(f"{prefix}.{name}", y) for name, y in stored.items()}
+        x = passed(model, index, model.cast(weights), x)
+        yield Pruned(sums, scores, keep, model.cast(stored), x)
 
 
 def unpacked(bits: Tensor, width: int) -> Tensor:
     """Decisions out of bytes, the first in the highest bit, [out, in]."""
     places = torch.arange(7, -1, -1, device=bits.device)
     return (bits[..., None].int() >> places & 1).flatten(1)[:, :width].bool()
-
-
-def compensated(weight: Tensor, hessian: Tensor, stays: Tensor, damping: float) -> Tensor:
-    """SparseGPT's compensated weights for a given decision, [out, in], float64."""
-    left, damped = weight.clone(), hessian.clone()
-    diagonal = damped.diagonal()
-    diagonal[diagonal == 0] = 1
-    diagonal.add_(diagonal.mean().item() * damping)
-    u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    for j in range(left.shape[1]):
-        lost = torch.where(stays[:, j], 0, left[:, j]) / u[j, j]
-        left[:, j + 1 :].sub_(torch.outer(lost, u[j, j + 1 :]))
-    return torch.where(stays, left, 0)
 
 
 def products(x: Tensor) -> Tensor:
@@ -153,8 +107,10 @@ def pattern_keep(score: Tensor, zeros: int, group: int) -> Tensor:
     return torch.ones_like(groups, dtype=torch.bool).scatter_(1, order, False).reshape(score.shape)
 
 
-def sparsegpt(weight: Tensor, hessian: Tensor, count: int, damping: float) -> tuple[Tensor, Tensor]:
-    """What stays, and the weights that make up for the rest, [out, in], float64."""
+def sparsegpt(
+    weight: Tensor, hessian: Tensor, count: int, damping: float, stays: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What stays, unless it is given, and weights that make up for the rest, [out, in], float64."""
     w, h = weight.clone(), hessian.clone()
     keep = torch.ones_like(w, dtype=torch.bool)
     dead = h.diagonal() == 0
@@ -163,14 +119,14 @@ def sparsegpt(weight: Tensor, hessian: Tensor, count: int, damping: float) -> tu
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
     u = torch.linalg.cholesky(inverse, upper=True)
     columns = w.shape[1]
-    widths = [min(WIDTH, columns - start) for start in range(0, columns, WIDTH)]
-    for block, (start, taken) in enumerate(
-        zip(range(0, columns, WIDTH), shares(count, widths), strict=True)
-    ):
-        end = start + widths[block]
+    starts = range(0, columns, WIDTH)
+    widths = [min(WIDTH, columns - start) for start in starts]
+    for start, width, taken in zip(starts, widths, shares(count, widths), strict=True):
+        end = start + width
         score = (w[:, start:end] / u.diagonal()[start:end]).square()
         score[:, dead[start:end]] = 0
-        keep[:, start:end] = ~lowest(score.flatten(), taken).reshape(score.shape)
+        decided = ~lowest(score.flatten(), taken).reshape(score.shape)
+        keep[:, start:end] = decided if stays is None else stays[:, start:end]
         for i in range(start, end):
             error = w[:, i] * ~keep[:, i] / u[i, i]
             w[:, i + 1 :] -= error[:, None] * u[i, i + 1 :]

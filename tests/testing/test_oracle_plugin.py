@@ -1,6 +1,5 @@
 """pytest's plugin, in small test suites of other projects; and the core cases that travel."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from candidates import CASES, Arrays, computed, write_arrays
+from candidates import CASES, Arrays, computed, needs_torch, write_arrays
 from conftest import FIXTURES
+from gates import case_of
 from mistakes import MISTAKES, write_project
 from safetensors.numpy import load_file
 
@@ -38,34 +38,36 @@ def test_ours(refimpl_case):
 """
 
 
-@pytest.fixture
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the results of a right candidate, a file for each core case."""
-    folder = tmp_path_factory.mktemp("ours")
-    for name in CORE:
-        write(folder, name, computed(name))
-    return folder
-
-
-def write(folder: Path, name: str, arrays: Arrays) -> None:
-    write_arrays(folder / f"{name}.safetensors", arrays)
-
-
 def without(name: str, step: str) -> Arrays:
     return {k: v for k, v in computed(name).items() if k != step}
 
 
 class Suite:
-    """Another project's tests, run in this process."""
+    """Another project's tests, run in this process, and a candidate's arrays for each core case."""
 
     def __init__(self, pytester: pytest.Pytester, folder: Path) -> None:
         self.pytester, self.folder = pytester, folder
 
-    def run(self, marker: str = "", *words: str | Path) -> pytest.RunResult:
+    def write(self, name: str, arrays: Arrays) -> None:
+        write_arrays(self.folder / f"{name}.safetensors", arrays)
+
+    def run(self, marker: str = "", *words: str | Path, **outcomes: int) -> pytest.RunResult:
+        """Run a test with a marker and options; check its outcomes, if given."""
         mark = f"@pytest.mark.refimpl({marker})" if marker else ""
         self.pytester.makepyfile(test_ours=TEST.format(marker=mark, folder=self.folder))
         strict = ("--strict-markers", "-W", "error", "-p", "no:cacheprovider", "-rA")
-        return self.pytester.runpytest_inprocess(*plugin_words(), *strict, *map(str, words))
+        result = self.pytester.runpytest_inprocess(*plugin_words(), *strict, *map(str, words))
+        if outcomes:
+            result.assert_outcomes(**outcomes)
+        return result
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    right = Suite(pytester, tmp_path_factory.mktemp("ours"))
+    for name in CORE:
+        right.write(name, computed(name))
+    return right
 
 
 def plugin_words() -> tuple[str, ...]:
@@ -88,11 +90,6 @@ def run_module(
     )
 
 
-@pytest.fixture
-def suite(pytester: pytest.Pytester, ours: Path) -> Suite:
-    return Suite(pytester, ours)
-
-
 def test_the_package_registers_it() -> None:
     facts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert facts["project"]["entry-points"]["pytest11"] == {"refimpl": PLUGIN}
@@ -102,17 +99,14 @@ def test_the_wheel_carries_the_core_cases() -> None:
     """Every file a core case is read from, in at most 3 MiB, and nothing else of `fixtures/`."""
     facts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     included = facts["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
-    carried = {
-        file
-        for name in included
-        if name.startswith("fixtures/")
-        for file in ((ROOT / name).rglob("*") if (ROOT / name).is_dir() else [ROOT / name])
-    }
+    carried: set[Path] = set()
+    for path in (ROOT / name for name in included if name.startswith("fixtures/")):
+        carried |= {file.resolve() for file in (path.rglob("*") if path.is_dir() else [path])}
     needed: set[Path] = set()
     for case in core_cases():
         model = read_case(case.path).model
         needed |= {*case.path.iterdir(), model.path / "config.json", *(f.path for f in model.files)}
-    assert {file.resolve() for file in carried} == {file.resolve() for file in needed}
+    assert carried == {file.resolve() for file in needed}
     assert sum(file.stat().st_size for file in carried) <= 3 * 2**20
     assert len({case.family for case in core_cases()}) >= 2
 
@@ -142,16 +136,14 @@ def test_public_names_are_there_on_first_use() -> None:
 
 
 def test_a_right_candidate_passes_every_core_case(suite: Suite) -> None:
-    result = suite.run()
-    result.assert_outcomes(passed=len(CORE))
+    result = suite.run(passed=len(CORE))
     result.stdout.fnmatch_lines([f"PASSED test_ours.py::test_ours[[]{name}[]]" for name in CORE])
 
 
 def test_a_wrong_candidate_fails_at_its_step(suite: Suite) -> None:
     step = "blocks.1.v"
-    write(suite.folder, "opt", computed("opt") | {step: computed("opt")[step] * np.float32(1.001)})
-    result = suite.run()
-    result.assert_outcomes(passed=len(CORE) - 1, failed=1)
+    suite.write("opt", computed("opt") | {step: computed("opt")[step] * np.float32(1.001)})
+    result = suite.run(passed=len(CORE) - 1, failed=1)
     assert result.ret == 1
     result.stdout.fnmatch_lines(
         [
@@ -162,57 +154,47 @@ def test_a_wrong_candidate_fails_at_its_step(suite: Suite) -> None:
             "FAILED *test_ours[[]opt[]] - AssertionError: opt diverges, first a*",
         ]
     )
-    assert (
-        "case_fixture.py" not in result.stdout.str()
-    )  # the traceback ends in the reader's own test
+    assert "case_fixture.py" not in result.stdout.str()  # the traceback ends in the reader's test
 
 
 def test_a_missing_step_fails_as_inconclusive(suite: Suite) -> None:
-    write(suite.folder, "opt", without("opt", "blocks.1.v"))
-    result = suite.run("families=['opt']")
-    result.assert_outcomes(failed=1)
+    suite.write("opt", without("opt", "blocks.1.v"))
+    result = suite.run("families=['opt']", failed=1)
     result.stdout.fnmatch_lines(["*AssertionError: opt is inconclusive", "*(blocks.1.v)*"])
-    suite.run("families=['opt'], steps=['blocks.0.*', 'logits']").assert_outcomes(passed=1)
+    suite.run("families=['opt'], steps=['blocks.0.*', 'logits']", passed=1)
 
 
 def test_only_the_families_asked_for(suite: Suite) -> None:
     for path in suite.folder.glob("[!o]*"):
         path.unlink()
-    suite.run("families=['opt', 'gpt2']").assert_outcomes(passed=1)
+    suite.run("families=['opt', 'gpt2']", passed=1)
 
 
 def test_a_case_that_is_known_to_fail(suite: Suite) -> None:
     known = "families=['opt', 'llama'], xfail=['opt']"
-    result = suite.run(known)
-    result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*XPASS(strict)*"])
-    write(suite.folder, "opt", without("opt", "blocks.1.v"))
-    suite.run(known).assert_outcomes(passed=1, xfailed=1)
+    suite.run(known, passed=1, failed=1).stdout.fnmatch_lines(["*XPASS(strict)*"])
+    suite.write("opt", without("opt", "blocks.1.v"))
+    suite.run(known, passed=1, xfailed=1)
     (suite.folder / "opt.safetensors").unlink()
-    suite.run(known).assert_outcomes(passed=1, failed=1)  # nothing was computed
+    suite.run(known, passed=1, failed=1)  # nothing was computed
 
 
 def test_steps_that_are_known_to_fail(suite: Suite) -> None:
     known = "families=['opt'], xfail=['opt::blocks.1.v', 'opt::wanda.*.weight']"
-    wrong = {
-        name: value * 2
-        for name, value in computed("opt").items()
-        if name == "blocks.1.v" or (name.startswith("wanda.") and name.endswith(".weight"))
+    right, v = computed("opt"), "blocks.1.v"
+    weights = {
+        k: x * 2 for k, x in right.items() if k.startswith("wanda.") and k.endswith(".weight")
     }
-    write(suite.folder, "opt", computed("opt") | wrong)
-    suite.run(known).assert_outcomes(xfailed=1)
-    absent = without("opt", "blocks.1.v") | {"wanda.blocks.0.q_proj.weight": NONE}
-    write(suite.folder, "opt", absent)
-    suite.run(known).assert_outcomes(xfailed=1)
-    write(suite.folder, "opt", computed("opt") | wrong | {"logits": -computed("opt")["logits"]})
-    result = suite.run(known)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*AssertionError: opt diverges, first at logits"])
-    del wrong["blocks.1.v"]
-    write(suite.folder, "opt", computed("opt") | wrong)
-    result = suite.run(known)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*AssertionError: opt::blocks.1.v: passes, *"])
+    wrong = weights | {v: right[v] * 2}
+    for arrays, message in (
+        (right | wrong, ""),
+        (without("opt", v) | {"wanda.blocks.0.q_proj.weight": NONE}, ""),
+        (right | wrong | {"logits": -right["logits"]}, "opt diverges, first at logits"),
+        (right | weights, "opt::blocks.1.v: passes, *"),
+    ):
+        suite.write("opt", arrays)
+        result = suite.run(known, **{"failed" if message else "xfailed": 1})
+        result.stdout.fnmatch_lines([f"*AssertionError: {message}"] if message else [])
 
 
 @pytest.mark.parametrize(
@@ -249,16 +231,13 @@ def added(folder: Path, name: str) -> None:
 def test_adding_a_case_is_adding_a_folder(suite: Suite, tmp_path: Path) -> None:
     for name in ("mine", "other"):
         added(tmp_path, name)
-        write(suite.folder, name, computed("qwen2"))
-    cases = tmp_path / "cases"
-    suite.run("", "--refimpl-cases", cases).assert_outcomes(passed=len(CORE) + 2)
-    suite.run("", "--refimpl-cases", cases / "mine").assert_outcomes(passed=len(CORE) + 1)
-    result = suite.run(
-        "families=['qwen2']", "--refimpl-cases", cases / "mine", f"--refimpl-cases={cases}"
-    )
-    result.assert_outcomes(passed=2)
-    write(suite.folder, "mine", without("qwen2", "logits"))
-    suite.run("families=['qwen2']", f"--refimpl-cases={cases}").assert_outcomes(passed=1, failed=1)
+        suite.write(name, computed("qwen2"))
+    cases, ours = tmp_path / "cases", "families=['qwen2']"
+    suite.run("", "--refimpl-cases", cases, passed=len(CORE) + 2)
+    suite.run("", "--refimpl-cases", cases / "mine", passed=len(CORE) + 1)
+    suite.run(ours, "--refimpl-cases", cases / "mine", f"--refimpl-cases={cases}", passed=2)
+    suite.write("mine", without("qwen2", "logits"))
+    suite.run(ours, f"--refimpl-cases={cases}", passed=1, failed=1)
 
 
 def test_cases_are_found_below_a_folder() -> None:
@@ -273,21 +252,18 @@ def test_a_bad_folder_ends_the_run(suite: Suite, tmp_path: Path, what: str) -> N
     added(tmp_path, "llama" if what == "named alike" else "mine")
     cases = tmp_path / "cases"
     facts = cases / "mine" / "case.json"
-    match what:
-        case "none":
-            cases = tmp_path / "nowhere"
-        case "empty":
-            shutil.rmtree(cases / "mine")
-        case "no case":
-            added(tmp_path, "other")  # what is left of a case is not passed over
-            facts.unlink()
-        case "torn":
-            facts.write_text(facts.read_text()[:500])
-        case "old":
-            facts.write_text(json.dumps({"schema": 0}))
+    if what == "none":
+        cases = tmp_path / "nowhere"
+    elif what == "empty":
+        shutil.rmtree(cases / "mine")
+    elif what == "no case":
+        added(tmp_path, "other")  # what is left of a case is not passed over
+        facts.unlink()
+    elif what != "named alike":
+        facts.write_text(facts.read_text()[:500] if what == "torn" else '{"schema": 0}')
     result = suite.run("", "--refimpl-cases", cases)
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
     text = result.stderr.str()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert text.startswith("ERROR: --refimpl-cases: ")
     assert "next: " in text
     assert len(text.strip().splitlines()) == 3
@@ -297,8 +273,7 @@ def test_a_case_that_was_changed_is_refused(suite: Suite, tmp_path: Path) -> Non
     added(tmp_path, "mine")
     facts = tmp_path / "cases/mine/case.json"
     facts.write_text(facts.read_text().replace('"spec": ', '"spec": 9'))
-    result = suite.run("families=['qwen2']", "--refimpl-cases", tmp_path / "cases")
-    result.assert_outcomes(errors=1)
+    result = suite.run("families=['qwen2']", "--refimpl-cases", tmp_path / "cases", errors=1)
     result.stdout.fnmatch_lines(["*expected: schema*"])
     assert "Traceback" not in result.stdout.str()
 
@@ -315,7 +290,12 @@ def test_the_fixture_describes_the_case(tmp_path: Path) -> None:
     assert case.steps[:2] == ("embed", "blocks.1.resid_pre")
     assert case.inputs["noise"].shape[1:3] == case.inputs["token_ids"].shape
     assert case.recipe.sparsity == 0.7
-    assert case.check(computed("opt")).verdict == "pass"
+    assert case.expected.keys() == case_of("opt").expected.keys()
+    for stepwise in (False, True):
+        report = case.check(computed("opt", stepwise=stepwise), stepwise=stepwise)
+        assert (report.verdict, report.stepwise) == ("pass", stepwise)
+    with pytest.raises(AssertionError, match="opt diverges, first at embed"):
+        case.check(computed("opt") | {"embed": -computed("opt")["embed"]}, stepwise=True)
 
 
 def test_diverged_arrays_are_kept_for_the_command(tmp_path: Path) -> None:
@@ -334,48 +314,41 @@ def block(language: str) -> str:
     return fenced[1]
 
 
-def recipe(folder: Path) -> subprocess.CompletedProcess[str]:
+def recipe(folder: Path, code: int) -> str:
     """Run the page's test by the page's command, in a folder with a candidate."""
     (folder / "test_refimpl.py").write_text(block("python"), "utf-8")
     install, test = re.findall(r"^- run: (.*)$", block("yaml"), re.M)
     assert install.split() == ["pip", "install", "refimpl", "pytest"]
     words = (*test.split(), *plugin_words())
-    return run_module(folder, words, {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"})
+    done = run_module(folder, words, {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"})
+    assert done.returncode == code, done.stdout
+    return done.stdout
 
 
 def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
     """A wrong candidate prints the lines of the page, in that order."""
     text = (ROOT / "tests/own_candidate.py").read_text("utf-8")
     (tmp_path / "candidate.py").write_text(text, "utf-8")
-    done = recipe(tmp_path)
-    assert f"{len(CORE)} passed" in done.stdout
-    assert done.returncode == 0
+    assert f"{len(CORE)} passed" in recipe(tmp_path, 0)
     line = 'token_ids = case.inputs["token_ids"]'
     assert text.count(line) == 1
     (tmp_path / "candidate.py").write_text(text.replace(line, f"{line}[:, ::-1]"), "utf-8")
-    done = recipe(tmp_path)
-    assert done.returncode == 1, done.stdout
     shown = [line.replace("[", "[[]").replace("...", "*") for line in block("text").splitlines()]
-    pytest.LineMatcher(done.stdout.splitlines()).fnmatch_lines(shown)
+    pytest.LineMatcher(recipe(tmp_path, 1).splitlines()).fnmatch_lines(shown)
 
 
-@pytest.mark.torch
+@needs_torch
 def test_the_recipe_on_the_sample_project(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    project = tmp_path / "project"
-    write_project(project)
-    done = recipe(project)
-    assert done.returncode == 0, done.stdout
-    shutil.rmtree(project)
-    write_project(project, MISTAKES["eps omitted"])
-    done = recipe(project)
-    assert done.returncode == 1, done.stdout
-    assert "llama diverges, first at blocks.0.attn_norm" in done.stdout
+    write_project(tmp_path / "right")
+    recipe(tmp_path / "right", 0)
+    write_project(tmp_path / "wrong", MISTAKES["eps omitted"])
+    assert "llama diverges, first at blocks.0.attn_norm" in recipe(tmp_path / "wrong", 1)
 
 
-@pytest.mark.torch
+@needs_torch
 def test_tensors_are_taken_as_they_are(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     tensors = {k: torch.from_numpy(v.copy()) for k, v in computed("opt").items()}
     tensors["logits"].requires_grad_()
     assert opt_fixture(tmp_path, "*").check(tensors).verdict == "pass"
