@@ -43,7 +43,7 @@ VAGUE = (
 )  # fmt: skip
 CAMEL_CASE = re.compile(r"[A-Z]\w*[a-z]\w*")
 PURE = ("refimpl.method.allocation.", "refimpl.pruners.")  # what needs NumPy only
-TWICE = {"Config", "Floats", "Ids", "Json", "Sums", "Tick"}  # known doubles: to become empty
+TWICE = {"Config", "Json"}  # known doubles: to become empty
 FORWARD = ("norm", "project", "embed", "self_attention", "mlp", "block", "head")
 
 
