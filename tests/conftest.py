@@ -48,17 +48,3 @@ def loud_arithmetic() -> Iterator[None]:
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for the files of properties, which every example overwrites."""
     return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the tests of a file share."""
-    return tmp_path_factory.mktemp("folder")
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files of every kind for a report; tests edit copies."""
-    from report_files import report_files
-
-    return report_files(tmp_path_factory.mktemp("report"))

@@ -23,7 +23,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from program import Result, run
 from program import refused as refused_by
 
-from refimpl import read_model
+from refimpl import Perturbation, read_model
 from refimpl.comparison import agreement
 from refimpl.comparison.causes import CAUSES
 from refimpl.model.forward import TRACE_POINTS, forward
@@ -38,6 +38,13 @@ from refimpl.onnx.validate import validate
 
 RUNTIMES: tuple[Against, ...] = ("onnxruntime", "onnx-reference")
 LLAMA = FIXTURES / "llama"
+
+
+PLANS = {
+    "token": Perturbation(),
+    "sequence": Perturbation(noise_scale="sequence", noise_shape="channel", norm="sequence"),
+    "no sinks": Perturbation(sink="exclude"),
+}
 
 
 def graph_of(case: str, folder: Path, dtype: str = "float32", **options: Any) -> Path:

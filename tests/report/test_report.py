@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from html_page import Page
-from refusals import refusal_of
 from report_files import EVERYTHING, deeper, edited, one_block
 
+from refimpl.errors import RefimplError
 from refimpl.report import page as page_module
 from refimpl.report import scales, svg
 from refimpl.report.html import number, words
@@ -283,7 +283,8 @@ def test_a_sweep_too_large_for_a_page_shows_its_first_etas(
     assert 'id="s0-1-map"' in text
     assert 'id="s0-2-map"' not in text
     monkeypatch.setattr(page_module, "LIMIT", 1000)
-    refusal_of(page_of, files, "sweep.json", says="the page would have")
+    with pytest.raises(RefimplError, match="the page would have"):
+        page_of(files, "sweep.json")
 
 
 @pytest.mark.parametrize(

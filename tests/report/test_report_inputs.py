@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 from html_page import Page
 from program import ran, refused
-from report_files import edited
+from report_files import EVERYTHING, edited
 
 from refimpl.report.page import report
-
-# ---- what comes from files is text -------------------------------------------------------------
 
 EVIL = "\"'></title></svg><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"
 
