@@ -11,9 +11,9 @@ from refimpl.show.inspection import inspection_table
 def command(
     model: opt.ModelPath,
     *,
-    config: opt.Config = None,
-    as_json: opt.Json = False,
-    output: opt.Output = None,
+    config: opt.ConfigOption = None,
+    as_json: opt.JsonOption = False,
+    output: opt.OutputOption = None,
 ) -> None:
     """Print the sparsity of every block and linear, N:M patterns, dtypes and sizes of a model.
 
