@@ -28,7 +28,7 @@ from refimpl.onnx.target import (
     whole_graph,
 )
 
-FORMAT = 1  # of `export --json`
+EXPORT_FORMAT = 1  # of `export --json`
 WeightStorage = Literal["external", "reference", "embedded"]
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
@@ -154,7 +154,7 @@ def export(
 def exported_document(exported: Exported) -> dict[str, Any]:
     """The document of `refimpl export --json`."""
     data = None if exported.data is None else str(exported.data)
-    return {"format": FORMAT, **asdict(exported), "graph": str(exported.graph), "data": data}
+    return {"format": EXPORT_FORMAT, **asdict(exported), "graph": str(exported.graph), "data": data}
 
 
 def _check_request(dtype: np.dtype[np.generic], opset: int, fused: bool) -> None:

@@ -11,11 +11,11 @@ import onnx
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph_weights import GraphWeight
+from refimpl.running.memory import MIB
 from refimpl.storage.files import checked_output, temporary, writing
 
 MESSAGE_LIMIT = (1 << 31) - 1  # bytes of a graph's own file, which is one protobuf message
 SPARE = 1 << 20  # bytes for the graph itself, besides its weights
-MIB = 1 << 20
 
 
 def default_output(model: Model) -> Path:

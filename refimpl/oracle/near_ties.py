@@ -56,16 +56,14 @@ def ties_of(
 
     if last == "counts":
         name, sizes = f"{first}.corrected", StepInputs(case).sizes
-        sparsity, target = case.expected[name], recipe.sparsity
-        return count_ties(array, truth, sparsity, sizes, target, tolerances[name])
+        expected = case.expected[name]
+        return count_ties(array, truth, expected, sizes, recipe.sparsity, tolerances[name])
     if step == "owl.signal":
         scores = dense_scores(case.model, case.inputs["token_ids"])
         floor = tolerance_of("score", np.zeros(1), 0.0, dtype)
         m, *_ = recipe.signal_options
-        relative = max(
-            (x for name, x in tolerances.items() if fnmatchcase(name, "wanda.*.score")),
-            default=floor,
-        )
+        of_scores = [x for name, x in tolerances.items() if fnmatchcase(name, "wanda.*.score")]
+        relative = max(of_scores, default=floor)
         return outlier_ties(array, truth, scores, m, tolerances[step], relative, TIE_SHARE)
     if last == "keep":
         score, group, slack = score_behind(case, reference, step, dtype)

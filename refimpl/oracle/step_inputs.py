@@ -57,15 +57,10 @@ class StepInputs:
 
     def base(self, name: str, others: Mapping[str, Array]) -> Array:
         """A base allocation [L] of the case's signals, or others, before it is projected."""
-        config, request = self.case.model.config, self.case.recipe.request(name)
+        config, recipe = self.case.model.config, self.case.recipe
         signals = {x: self.number(x) for x in self.case.expected if x.endswith(".signal")}
-        return base_allocation(
-            self.case.recipe.signals(signals | dict(others)),
-            request,
-            config.num_blocks,
-            tuple(config.linear_shapes),
-            self.sizes,
-        )
+        every, names = recipe.signals(signals | dict(others)), tuple(config.linear_shapes)
+        return base_allocation(every, recipe.request(name), config.num_blocks, names, self.sizes)
 
     def projected(self, base: Array) -> Array:
         """A base allocation [L] on the recipe's budget."""

@@ -43,20 +43,8 @@ def stepwise_steps(
 ) -> dict[str, Array]:
     """Compute every step of a case from the case's own values, as docs/how-to/check.md says.
 
-    Args:
-        case: From `read_case`.
-        dtype: Of the computation, float32 or float64; statistics and scores are float64.
-        rounded: How numbers are rounded, in place of the dtype; None for not at all.
-
-    Returns:
-        Arrays by name, as `steps` returns them; scores and products of all blocks.
-
-    Example:
-        >>> from refimpl.oracle.case import read_case
-        >>> case = read_case("fixtures/cases/llama")
-        >>> arrays = stepwise_steps(case)
-        >>> bool((arrays["owl.counts"] == case.expected["owl.counts"]).all())
-        True
+    Arrays are by name as of `steps`, with scores and products of all blocks; numbers are `rounded`
+    in place of the dtype, if that is not None.
     """
     if rounded is not None:
         case, dtype = replace(case, model=RoundedModel.of(case.model, rounded)), rounded.held
@@ -134,11 +122,7 @@ def _experiment(inputs: StepInputs) -> NamedArrays:
 
 
 def _deviations(
-    inputs: StepInputs,
-    first: int,
-    clean: Sequence[Array],
-    noise: Array,
-    weights: Sequence[Weights],
+    inputs: StepInputs, first: int, clean: Sequence[Array], noise: Array, weights: Sequence[Weights]
 ) -> Iterator[tuple[Array, Array]]:
     """Drift and alignment of one perturbed sequence, after the block and every later one."""
     recipe, config = inputs.case.recipe, inputs.case.model.config

@@ -6,7 +6,7 @@ from typing import Any
 
 from refimpl.report.html import facts_html
 from refimpl.report.inputs import ReportInput, ReportInputs
-from refimpl.show.header import MIB
+from refimpl.running.memory import MIB
 
 PARTS = ("blocks", "sweep", "linears", "format")
 NO_FACTS = ("windows", "questions", "linear_pruned", "perplexity", "nats", "bits", "acc", "stderr")

@@ -20,7 +20,7 @@ SHAPES = (  # so that marks differ without colour
 CIRCLE, SQUARE, UP, DOWN, DIAMOND, PLUS, DOT, LARGE_DIAMOND, LARGE_SQUARE = range(9)
 CYCLE = 6  # shapes of the same size
 CLASSES = 9  # colours of a ramp
-FEW, MANY = 16, 32  # most lines that have names at their ends, in a small and a large picture
+FEW_NAMES, MANY_NAMES = 16, 32  # at most, at the ends of lines in a small and a large picture
 
 
 def units(value: float) -> str:
@@ -155,7 +155,7 @@ def names(ends: Sequence[float], end: float, bottom: float, large: bool = False)
             stylesheet hides one of them.
     """
     parts = []
-    for most, gap, css in ((FEW, 13.0, " few"), (MANY, 7.5, " many"))[: 1 + large]:
+    for most, gap, css in ((FEW_NAMES, 13.0, " few"), (MANY_NAMES, 7.5, " many"))[: 1 + large]:
         every = -(-len(ends) // most)
         named = [i for i in range(len(ends)) if i % every == 0 and isfinite(ends[i])]
         for i, at in zip(

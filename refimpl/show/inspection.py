@@ -1,7 +1,8 @@
 """The table of zeros: what is pruned in a model's file."""
 
 from refimpl.pruning.inspection import Inspection, LinearZeros, common_pattern
-from refimpl.show.header import LABEL, MIB, model_facts
+from refimpl.running.memory import MIB
+from refimpl.show.header import LABEL, model_facts
 from refimpl.show.table import aligned
 
 

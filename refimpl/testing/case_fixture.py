@@ -89,20 +89,16 @@ class CaseFixture:
         dtype: str | None = None,
         stepwise: bool = False,
     ) -> Report:
-        """Check arrays against the case.
+        """Check arrays or torch tensors by the names of the steps, or a safetensors file of them.
 
         Args:
-            actual: Arrays or torch tensors by the names of the steps, or a safetensors file.
+            actual: The arrays, or the file.
             dtype: The dtype of the computation; the coarsest of the float arrays if None.
             stepwise: Whether the computation read the case's own values (`expected`) at each step.
-
-        Returns:
-            The result of every step.
 
         Raises:
             AssertionError: A step diverges, is missing, or could not be judged; or a step of the
                 xfail list passes.
-            RefimplError: No safetensors file, or a dtype that is not compared.
         """
         __tracebackhide__ = True
         if isinstance(actual, Mapping):

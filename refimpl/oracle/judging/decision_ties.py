@@ -18,11 +18,8 @@ def near_ties(keep: Keep, truth: Keep, score: Array, relative: float | Array) ->
     a row have to stay as should. Where some rows lose one weight more than others, those whose
     next candidate scores lowest, two rows may change places whose candidates are as near.
 
-    Args:
-        keep: The candidate's decision, [rows, n].
-        truth: The right one, [rows, n].
-        score: Scores that are compared with each other, row by row, [rows, n], at least 0.
-        relative: Relative error of two scores together, at most 1; one number, or of each.
+    Decisions and scores, which are at least 0, are [rows, n] and compared within a row; `relative`
+    is the error of two scores together, at most 1, one number or of each.
     """
     low, high = reach(score, relative)
     lowest = np.min(np.where(truth, low, inf), axis=1, keepdims=True)  # of those that stay
@@ -58,13 +55,8 @@ def keep_ties(
     In SparseGPT decisions on later columns follow from earlier ones, and are not looked at from the
     first near tie on.
 
-    Args:
-        keep: The candidate's decision, bits, [out, in / 8].
-        truth: The right one, bits.
-        score: Scores, [out, in].
-        group: How many consecutive inputs are compared with each other; a row if 0; of all rows
-            together, as in SparseGPT, if negative.
-        relative: Relative error of two scores together; one number, or of each input, [in].
+    Decisions are bits, [out, in / 8], scores [out, in]. `group` is how many consecutive inputs are
+    compared with each other: a row if 0, and if negative those of all rows, as in SparseGPT.
     """
     out, width = score.shape
     bits, right_bits = (np.unpackbits(x.astype(np.uint8), axis=1) for x in (keep, truth))

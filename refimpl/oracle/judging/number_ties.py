@@ -17,13 +17,12 @@ def count_ties(
     The largest remainder rounds quotas q to n if and only if n sums to the budget and
     ``max(q - n) - min(q - n) <= 1`` (docs/explanation/method.md, section 5).
     """
-    per_block = [int(n) for n in counts.sum(axis=1)]
-    whole = int(sizes.sum())
-    if sum(per_block) != total_count(target, whole * len(truth)):
-        return ()
-    if not all(0 <= n <= whole for n in per_block):
-        return ()
-    if any((split_count(n, sizes) != row).any() for n, row in zip(per_block, counts, strict=True)):
+    per_block, whole = [int(n) for n in counts.sum(axis=1)], int(sizes.sum())
+    if (
+        sum(per_block) != total_count(target, whole * len(truth))
+        or not all(0 <= n <= whole for n in per_block)
+        or any((split_count(n, sizes) != x).any() for n, x in zip(per_block, counts, strict=True))
+    ):
         return ()
     quotas = sparsity * whole
     slack, missed = relative * quotas, quotas - np.array(per_block)
@@ -42,14 +41,9 @@ def outlier_ties(
 ) -> Positions:
     """Blocks where OWL's outliers differ, if the scores that make the difference are near ties.
 
-    Args:
-        percent: The candidate's, [L].
-        truth: The right ones, [L].
-        scores: Scores of each block.
-        m: An outlier exceeds m times the mean score.
-        allowed: Relative error of a percentage that needs no tie.
-        relative: Relative error of the scores, and so of their mean.
-        share: Largest share of the scores that may be near ties; always two.
+    Percentages are [L], and need no tie if their relative error is `allowed`. Scores are off by
+    `relative`, and so is their mean, which an outlier exceeds m times. At most a `share` of a
+    block's scores, and always two, may be near ties.
     """
     ties = []
     for i, score in enumerate(scores):
