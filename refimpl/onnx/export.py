@@ -14,19 +14,13 @@ from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.kernels import PLAIN
 from refimpl.model.model import Model
+from refimpl.onnx import target
 from refimpl.onnx.recording.experiment_graph import experiment_graph
 from refimpl.onnx.recording.fused import FUSED, FUSED_OPSET
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph
 from refimpl.onnx.recording.graph_weights import check_finite, distinct, graph_weights, write_data
 from refimpl.onnx.recording.model_graph import GraphOutputs, described, model_graph
 from refimpl.onnx.recording.weight_entries import Enter, copied, declared, referenced
-from refimpl.onnx.target import (
-    check_output,
-    check_reference,
-    check_room,
-    default_output,
-    whole_graph,
-)
 
 EXPORT_FORMAT = 1  # of `export --json`
 WeightStorage = Literal["external", "reference", "embedded"]
@@ -39,9 +33,7 @@ class Exported:
     """What was written.
 
     Args:
-        graph: The graph's file.
-        data: The data file beside it, or None.
-        data_bytes: Its size; 0 without a data file.
+        data: The data file beside the graph, or None.
         outputs: "logits", "trace" or "experiment".
         nodes: Number of nodes of the graph; a call of a function is one.
         functions: Number of nodes of each function.
@@ -84,34 +76,21 @@ def export(
 ) -> Exported:
     """Write a model as an ONNX graph, which appears whole or not at all.
 
-    Args:
-        model: From `read_model`; its files do not change.
-        out: The graph's file, `*.onnx`; beside the weights if None.
-        dtype: Dtype of the computation, float32 or float64.
-        weights: "external": in one file beside the graph, `{out}.data`, in `dtype`; "reference":
-            not copied, the graph points into the model's own files and must be in their folder;
-            "embedded": in the graph's own file, which holds at most 2 GiB.
-        outputs: "logits", or "trace" for every trace point.
-        experiment: How states are perturbed and measured, to write the perturbation experiment in
-            place of the model; its eta, draws and seed do not matter: they are inputs of the graph.
-        opset: Version of ONNX's operators; 21, or 23 if fused.
-        fused: Whether attention, rotary positions and RMS norms are one operator each; float32
-            only, from opset 23 on.
-        sparse: Whether weights are written without their zeros if that is smaller.
-        force: Whether an existing output is replaced.
+    Options are those of `refimpl export`. A plan in `experiment` writes the perturbation experiment
+    in place of the model; its eta, draws and seed do not matter: they are inputs of the graph.
     """
-    out, dtype = default_output(model) if out is None else Path(out), np.dtype(dtype)
+    out, dtype = target.default_output(model) if out is None else Path(out), np.dtype(dtype)
     data = out.with_name(f"{out.name}.data") if weights == "external" else None
     opset = (FUSED_OPSET if fused else DEFAULT_OPSET) if opset is None else opset
     kernels = FUSED if fused else PLAIN
     _check_request(dtype, opset, fused)
-    check_output(model, out, data, force)
+    target.check_output(model, out, data, force)
     reference = weights == "reference"
     if reference:
-        check_reference(model, out)
+        target.check_reference(model, out)
     carried = graph_weights(model, dtype, sparse and not reference)
     arrays = distinct(carried)
-    check_room(out, [] if reference else arrays, weights)
+    target.check_room(out, [] if reference else arrays, weights)
     enter = referenced(model, dtype) if reference else copied(carried, data.name if data else None)
     any_sparse = any(array.sparse for array in arrays)
 
@@ -122,7 +101,7 @@ def export(
 
     result = outputs if experiment is None else "experiment"
     proto = described(record(enter), model, dtype, result, experiment)
-    with whole_graph(out, data) as part:
+    with target.whole_graph(out, data) as part:
         if data is not None:
             write_data(part.with_name(data.name), carried)
         elif reference:

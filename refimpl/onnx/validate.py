@@ -119,17 +119,9 @@ def validate(
 ) -> Validation:
     """Compare another computation of a model with NumPy's, trace point by trace point.
 
-    Args:
-        model: From `read_model`.
-        tokens: From `validation_tokens`; random if None. Three batches are cut from them, which one
-            graph has to serve: the start of the first sample, all, and the first token of each.
-            The perturbation experiment is compared on the start of the first sample.
-        graph: A graph's file; if None, every trace point and the experiment are recorded here.
-        against: What runs it: "onnxruntime", "onnx-reference", or "torch" for transformers.
-        device: "auto" (a GPU if one works), "cuda" or "cpu".
-        dtypes: "float32", "float64"; by default both, and for a file the dtype of the file.
-        tolerance: Largest relative error of the worst token; `gate_of` the dtype if None.
-        threads: Of onnxruntime on the CPU; one per core if None.
+    Options are those of `refimpl validate`. Three batches are cut from the tokens, which one graph
+    has to serve: the start of the first sample, all, and the first token of each. The experiment is
+    compared on the start of the first sample.
     """
     check_request(graph, against, device, tolerance)
     tokens = validation_tokens(model) if tokens is None else tokens

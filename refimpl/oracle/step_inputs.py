@@ -22,7 +22,6 @@ class StepInputs:
     """The values of a case as a computation in some dtype reads them.
 
     Args:
-        case: The case.
         dtype: Of the computation, float32 or float64.
         rounded: How its numbers are rounded further; None for not at all.
     """

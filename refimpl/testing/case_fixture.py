@@ -25,8 +25,7 @@ class CaseFixture:
     """A case for a test.
 
     Args:
-        case: The case, as the library reads it.
-        selected: What the test asks of it.
+        selected: What the test asks of the case.
         new_folder: Makes a folder for arrays that diverged.
     """
 

@@ -31,7 +31,6 @@ class SelectedCase:
     """One case, and what a test asks of it.
 
     Args:
-        case: The case.
         steps: Patterns of the steps that are asked for.
         fails: Whether the case as a whole is known to fail.
         failing: Patterns of the steps that are known to fail.
