@@ -5,7 +5,7 @@ from refimpl.cli.terminal import deliver
 from refimpl.loading.checkpoint import read_model
 from refimpl.pruning.copied_files import copies
 from refimpl.pruning.inspection import inspect, inspection_document
-from refimpl.show.inspection import inspection_table
+from refimpl.show.pruning import inspection_table
 
 
 def command(

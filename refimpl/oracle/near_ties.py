@@ -10,20 +10,26 @@ import numpy as np
 from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF
 from refimpl.oracle.case import Case
-from refimpl.oracle.judging.decision_ties import keep_ties, turnable
 from refimpl.oracle.judging.measures import Positions, StepResult
-from refimpl.oracle.judging.number_ties import count_ties, outlier_ties, positions, rounding_ties
 from refimpl.oracle.judging.pruner_scores import (
     dense_scores,
     sparsegpt_error,
     sparsegpt_scores,
     unpacked,
 )
+from refimpl.oracle.judging.ties import (
+    count_ties,
+    keep_ties,
+    outlier_ties,
+    positions,
+    rounding_ties,
+    turnable,
+)
 from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
 from refimpl.oracle.reference_errors import ReferenceRun
-from refimpl.oracle.step_inputs import StepInputs
 from refimpl.oracle.step_tolerances import moved_by_rounding
 from refimpl.oracle.steps import steps
+from refimpl.oracle.stepwise import StepInputs
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH

@@ -17,7 +17,7 @@ from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.check import Report, check, read_candidate
 from refimpl.oracle.steps import Recipe
 from refimpl.show.oracle import report_table
-from refimpl.testing.selection import SelectedCase
+from refimpl.testing.cases import SelectedCase
 
 
 @dataclass(frozen=True, repr=False)

@@ -41,7 +41,7 @@ from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.show.oracle import stage_of
 from refimpl.testing.case_fixture import CaseFixture
-from refimpl.testing.selection import SelectedCase
+from refimpl.testing.cases import SelectedCase
 
 TYPES = {"bfloat16": ml_dtypes.bfloat16}
 CHOICES = (".keep", ".counts", "owl.signal")
