@@ -65,15 +65,9 @@ OutputOption = Annotated[
 
 @dataclass(frozen=True)
 class FieldOption:
-    """The option that fills one field of a dataclass.
+    """The option that fills one field of a dataclass; `read` converts its value to the field's.
 
-    Args:
-        help: Its text in --help.
-        metavar: The placeholder of its value.
-        name: Its name, if it differs from the field's.
-        type: Its type, if it differs from the field's.
-        default: Its default, if it differs from the field's.
-        read: Converts its value to the field's.
+    Name, type and default are given if they differ from the field's.
     """
 
     help: str

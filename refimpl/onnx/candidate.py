@@ -91,22 +91,21 @@ def open_candidates(
         run, description = peer_session(model, dtype, backend.device)
         return [Candidate(run, description, peer_points(model.config.num_blocks))]
     if file is None:
+        plan = Perturbation()
+        trace = backend.open_recorded(
+            model, dtype, lambda enter: model_graph(model, dtype, enter, "trace")
+        )
+        experiment = backend.open_recorded(
+            model, dtype, lambda enter: experiment_graph(model, plan, dtype, enter)
+        )
         return [
-            recorded_candidate(model, dtype, backend),
-            recorded_experiment(model, dtype, backend),
+            Candidate(lambda ids: trace.run({TOKENS: ids.astype(np.int64)}), trace.description),
+            experiment_candidate(model, experiment, plan),
         ]
     session = backend.open_file(file)
     if file.experiment is None:
         return [file_candidate(file, session)]
     return [experiment_candidate(model, session, file.experiment, file.ids)]
-
-
-def recorded_candidate(model: Model, dtype: npt.DTypeLike, backend: Backend) -> Candidate:
-    """A model recorded with every trace point."""
-    session = backend.open_recorded(
-        model, dtype, lambda enter: model_graph(model, dtype, enter, "trace")
-    )
-    return Candidate(lambda ids: session.run({TOKENS: ids.astype(np.int64)}), session.description)
 
 
 def file_candidate(graph: GraphFile, session: Session) -> Candidate:
@@ -117,15 +116,6 @@ def file_candidate(graph: GraphFile, session: Session) -> Candidate:
         session.description,
         graph.points,
     )
-
-
-def recorded_experiment(model: Model, dtype: npt.DTypeLike, backend: Backend) -> Candidate:
-    """The experiment of a model, recorded."""
-    plan = Perturbation()
-    session = backend.open_recorded(
-        model, dtype, lambda enter: experiment_graph(model, plan, dtype, enter)
-    )
-    return experiment_candidate(model, session, plan)
 
 
 def experiment_candidate(
@@ -161,22 +151,15 @@ def experiment_points(
         ours = experiment(model, ids, plan, resources)
     only = (0, 0, 0)  # one eta, one sequence, one draw
     arrays = (ours.drift[only], ours.alignment[only], ours.ratios[only])
-    expected = {name: _rows(array) for name, array in zip(MEASURED, arrays, strict=True)}
-    actual = {name: _rows(results[name]) for name in MEASURED}
-    unknown = {name: np.isnan(array) for name, array in expected.items()}
+    expected = dict(zip(MEASURED, arrays, strict=True))
     return (
-        {name: _filled(actual[name], unknown[name]).astype(dtype) for name in MEASURED},
-        {name: _filled(expected[name], unknown[name]).astype(dtype) for name in MEASURED},
+        {name: _filled(results[name], x).astype(dtype) for name, x in expected.items()},
+        {name: _filled(x, x).astype(dtype) for name, x in expected.items()},
     )
 
 
-def _rows(array: Array) -> Array:
-    """A number per block as a row each, so that each is compared by itself."""
+def _filled(array: Array, like: Array) -> Array:
+    """Zeros for the NaN that are expected, any other stays; a number per block as a row each."""
+    if array.shape == like.shape:
+        array = np.where(np.isnan(like) & np.isnan(array), 0.0, array)
     return array[:, None] if array.ndim == 1 else array
-
-
-def _filled(array: Array, unknown: Array) -> Array:
-    """Zeros for the NaN that are expected; any other NaN stays."""
-    if array.shape != unknown.shape:
-        return array
-    return np.where(unknown & np.isnan(array), 0.0, array)

@@ -1,6 +1,5 @@
 """Write a model's graph, with weights in it, beside it, or by reference to the model's files."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph
 from refimpl.onnx.recording.graph_weights import check_finite, distinct, graph_weights, write_data
 from refimpl.onnx.recording.model_graph import GraphOutputs, described, model_graph
 from refimpl.onnx.recording.weight_entries import Enter, copied, declared, referenced
+from refimpl.storage.files import to_disk
 
 EXPORT_FORMAT = 1  # of `export --json`
 WeightStorage = Literal["external", "reference", "embedded"]
@@ -106,7 +106,8 @@ def export(
             write_data(part.with_name(data.name), carried)
         elif reference:
             check_finite(carried)
-        _save(proto, part)
+        part.write_bytes(proto.SerializeToString(deterministic=True))
+        to_disk(part)
         onnx.checker.check_model(str(part), full_check=not any_sparse)
         if any_sparse:  # onnx infers shapes through dense tensors only
             onnx.checker.check_model(record(declared(carried)).model(), full_check=True)
@@ -154,11 +155,3 @@ def _check_request(dtype: np.dtype[np.generic], opset: int, fused: bool) -> None
             f"{low} to {high} (onnx {onnx.__version__})",
             "omit --opset, or install another version of onnx",
         )
-
-
-def _save(proto: onnx.ModelProto, path: Path) -> None:
-    """Write a graph's own file, and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(proto.SerializeToString(deterministic=True))
-        file.flush()
-        os.fsync(file.fileno())

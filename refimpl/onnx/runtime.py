@@ -1,6 +1,5 @@
 """The experiment run by onnxruntime, from the same noise as NumPy's."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -24,13 +23,7 @@ from refimpl.onnx.session import Device, check_device
 from refimpl.running.provenance import Runtime
 from refimpl.running.settings import Resources
 from refimpl.scoring.grouping import groups
-from refimpl.scoring.measurements import (
-    Address,
-    Experiment,
-    Measurements,
-    PruneBlock,
-    addresses,
-)
+from refimpl.scoring.measurements import Address, Experiment, Measurements, PruneBlock, addresses
 
 OUTPUTS = ("drift", "alignment", "ratio", "left_out", "sinks", "mean_square")
 
@@ -82,15 +75,17 @@ def _experiment(
     session = Backend("onnxruntime", device, resources.workers.threads).open_recorded(
         model, dtype, lambda enter: experiment_graph(model, plan, dtype, enter, squares=True)
     )
-    total = sum(config.num_blocks + sum(config.num_blocks - a.block for a in p) for p in parts)
-    resources.total = resources.done + total
+    costs = [config.num_blocks + sum(config.num_blocks - a.block for a in part) for part in parts]
+    resources.total = resources.done + sum(costs)
     runtime = Runtime("onnxruntime", session.device, session.versions)
     found = Measurements.empty(plan, count, config.num_blocks, runtime=runtime)
+    every = [(block, point) for block in range(config.num_blocks) for point in LINEAR_INPUTS]
+    all_squares = {squares_name(*place): place for place in every}
     counted = set[int]()
-    for part in parts:
+    for part, cost in zip(parts, costs, strict=True):
         sequence = part[0].sequence
-        squares = [] if sequence in counted else list(_squares(config.num_blocks))
-        outputs = [*OUTPUTS, *(name for _, _, name in squares)]
+        squares = {} if sequence in counted else all_squares
+        outputs = [*OUTPUTS, *squares]
         result = session.run(_inputs(ids, part, plan, config.hidden_size), outputs)
         if not np.isfinite(result["mean_square"]).all():
             name = np.dtype(dtype).name
@@ -107,10 +102,10 @@ def _experiment(
         if sequence not in counted:
             perturbed = sorted({a.block for a in states if a.sequence == sequence})
             found.sinks[perturbed] += result["sinks"][perturbed]
-        for block, point, name in squares:
+        for name, (block, point) in squares.items():
             add_sums(found.squares[block], {point: result[name]})
         counted.add(sequence)
-        resources.tick(config.num_blocks + sum(config.num_blocks - a.block for a in part))
+        resources.tick(cost)
     return found
 
 
@@ -127,10 +122,3 @@ def _inputs(ids: Array, part: list[Address], plan: Perturbation, width: int) -> 
         [plan.eta[a.eta] for a in part],
         np.stack([drawn[a.block, a.draw] for a in part]),
     )
-
-
-def _squares(blocks: int) -> Iterator[tuple[int, str, str]]:
-    """Blocks, trace points, and the names of their sums of squares."""
-    for i in range(blocks):
-        for point in LINEAR_INPUTS:
-            yield i, point, squares_name(i, point)

@@ -1,22 +1,26 @@
 """The report: one page that holds everything it needs, for eyes and for screen readers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.report.absorption import absorption_figure, findings, sweep_figure
 from refimpl.report.allocation import allocation_figure, pruned_figure, requested_figure
 from refimpl.report.drift import alignment_map, drift_figure, drift_map, perturbation_words
 from refimpl.report.html import ReportFigure, facts_html, grid_html, table_html
-from refimpl.report.inputs import PruningInput, ReportInputs, ScoresInput, read_inputs
+from refimpl.report.inputs import PruningInput, ReportInput, ReportInputs, ScoresInput, read_inputs
 from refimpl.report.lines import lines_figure
-from refimpl.report.provenance import provenance_html
 from refimpl.report.results import prunings_table, results_figures, results_table
+from refimpl.running.memory import MIB
 from refimpl.show.header import counted
 from refimpl.version import __version__
 
+# Fields of a file, and starts of names in them, that are no facts of how it was made.
+PARTS = ("blocks", "sweep", "linears", "format")
+NO_FACTS = ("windows", "questions", "linear_pruned", "perplexity", "nats", "bits", "acc", "stderr")
 LIMIT = 1_000_000  # bytes of a page
 # The page loads nothing, and a browser holds it to that.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -185,3 +189,39 @@ def _compared(scored: Sequence[ScoresInput]) -> ReportFigure:
         "Of each file of scores, at its first eta.",
         {f"{name}, {perturbation_words(x)}": x.coefficient for name, x in first.items()},
     )
+
+
+def provenance_html(inputs: ReportInputs) -> str:
+    """Parameters, run and versions of every file."""
+    cards = []
+    every: tuple[ReportInput, ...] = (*inputs.scored, *inputs.pruned, *inputs.evaluated)
+    for x in every:
+        facts = facts_html(_facts(x.file.document, x.file.sha256))
+        cards.append(
+            f'<article class="card"><h3>{escape(x.name)}</h3>\n'
+            f"<p>{x.kind}, {escape(x.file.path.name)}</p>\n{facts}\n</article>"
+        )
+    return '<div class="grid loose">\n' + "\n".join(cards) + "\n</div>"
+
+
+def _facts(document: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    """All fields of a file that are not measurements, by name and without nesting."""
+    facts: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping) and key not in ("linears", "base_options"):
+            for name, inner in value.items():
+                if not name.startswith(NO_FACTS):
+                    facts[f"{key} {name}".replace("_", " ")] = _with_unit(name, inner)
+        elif key not in PARTS:
+            facts[key.replace("_", " ")] = value
+    if "linears" in document:
+        shapes = document["linears"].items()
+        facts["linears"] = ", ".join(f"{name} {out} x {width}" for name, (out, width) in shapes)
+    return facts | {"sha256 of the file": digest}
+
+
+def _with_unit(name: str, value: Any) -> Any:
+    """Bytes and seconds with their unit."""
+    if isinstance(value, int | float) and "memory" in name:
+        return f"{value / MIB:,.6g} MiB"
+    return f"{value:.4g} s" if isinstance(value, int | float) and name == "seconds" else value

@@ -83,12 +83,8 @@ def runs(points: Sequence[tuple[float, float]]) -> Iterator[tuple[int, list[tupl
 def trail(points: Sequence[tuple[float, float]], css: str, row: int, column: int = 0) -> list[str]:
     """A line for every unbroken run of known points; the script reads their table for tooltips.
 
-    Args:
-        points: In order; NaN, if unknown, breaks the line.
-        css: Classes.
-        row: The table's row of the first point.
-        column: Column of the first point, the others to the right of it; 0 if each point has a row
-            of its own, each below the previous one.
+    The first point is in the table at `row` and `column`, the others to the right of it; with
+    column 0 each point has a row of its own, each below the previous one.
     """
     return [
         f'<polyline class="{css}" data-row="{row if column else row + start}" '
@@ -147,12 +143,8 @@ def place(scale: AxisScale, value: float) -> float:
 def names(ends: Sequence[float], end: float, bottom: float, large: bool = False) -> list[str]:
     """The numbers of the blocks at the right ends of their lines, with a thread to moved ones.
 
-    Args:
-        ends: Vertical position of the end of each block's line; NaN for none.
-        end: Horizontal position of all ends.
-        bottom: Position of the lowest name.
-        large: Whether to add a second set with more names, for a picture that is shown large; the
-            stylesheet hides one of them.
+    `ends` are vertical positions, NaN for none. For a picture that is shown large, a second set
+    with more names is added; the stylesheet hides one of them.
     """
     parts = []
     for most, gap, css in ((FEW_NAMES, 13.0, " few"), (MANY_NAMES, 7.5, " many"))[: 1 + large]:
