@@ -24,7 +24,7 @@ from refimpl.running.settings import Settings
 from refimpl.show.explain import explanation_text
 from refimpl.tokens.model_tokens import model_tokens
 
-TOKENS = source_options(
+EXPLANATION_SOURCE = source_options(
     f"{SAMPLES}; with --tokens, as for refimpl score",
     f"{SEQ_LEN}; with --tokens, as for refimpl score",
 )
@@ -43,7 +43,7 @@ def command(
     code: Annotated[
         bool, opt.flag("--source", "Also show the code of each step's functions.")
     ] = False,
-    source: Annotated[Source, TOKENS],
+    source: Annotated[Source, EXPLANATION_SOURCE],
     plan: Annotated[Perturbation, PERTURBATION],
     wanted: Annotated[Request, REQUEST],
     settings: Annotated[Settings, IN_PROCESS],

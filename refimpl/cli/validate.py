@@ -11,7 +11,7 @@ from refimpl.cli.groups import Source, source_options
 from refimpl.cli.terminal import deliver
 from refimpl.loading.checkpoint import read_model
 
-TOKENS = source_options(
+VALIDATION_SOURCE = source_options(
     "3; for rows of ids, all rows",
     "13, or the model's longest sequence if that is shorter; for rows of ids, their width",
 )
@@ -59,7 +59,7 @@ def command(
     *,
     config: opt.ConfigOption = None,
     options: Annotated[ComparisonOptions, opt.OptionGroup.of(ComparisonOptions, "Comparison")],
-    source: Annotated[Source, TOKENS],
+    source: Annotated[Source, VALIDATION_SOURCE],
     as_json: opt.JsonOption = False,
     output: opt.OutputOption = None,
 ) -> None:

@@ -1,5 +1,6 @@
 """The experiment run by onnxruntime, from the same noise as NumPy's."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -79,13 +80,11 @@ def _experiment(
     resources.total = resources.done + sum(costs)
     runtime = Runtime("onnxruntime", session.device, session.versions)
     found = Measurements.empty(plan, count, config.num_blocks, runtime=runtime)
-    every = [(block, point) for block in range(config.num_blocks) for point in LINEAR_INPUTS]
-    all_squares = {squares_name(*place): place for place in every}
     counted = set[int]()
     for part, cost in zip(parts, costs, strict=True):
         sequence = part[0].sequence
-        squares = {} if sequence in counted else all_squares
-        outputs = [*OUTPUTS, *squares]
+        squares = [] if sequence in counted else list(_squares(config.num_blocks))
+        outputs = [*OUTPUTS, *(name for _, _, name in squares)]
         result = session.run(_inputs(ids, part, plan, config.hidden_size), outputs)
         if not np.isfinite(result["mean_square"]).all():
             name = np.dtype(dtype).name
@@ -102,7 +101,7 @@ def _experiment(
         if sequence not in counted:
             perturbed = sorted({a.block for a in states if a.sequence == sequence})
             found.sinks[perturbed] += result["sinks"][perturbed]
-        for name, (block, point) in squares.items():
+        for block, point, name in squares:
             add_sums(found.squares[block], {point: result[name]})
         counted.add(sequence)
         resources.tick(cost)
@@ -122,3 +121,10 @@ def _inputs(ids: Array, part: list[Address], plan: Perturbation, width: int) -> 
         [plan.eta[a.eta] for a in part],
         np.stack([drawn[a.block, a.draw] for a in part]),
     )
+
+
+def _squares(blocks: int) -> Iterator[tuple[int, str, str]]:
+    """Blocks, trace points, and the names of their sums of squares."""
+    for i in range(blocks):
+        for point in LINEAR_INPUTS:
+            yield i, point, squares_name(i, point)
