@@ -43,7 +43,6 @@ VAGUE = (
 )  # fmt: skip
 CAMEL_CASE = re.compile(r"[A-Z]\w*[a-z]\w*")
 PURE = ("refimpl.method.allocation.", "refimpl.pruners.")  # what needs NumPy only
-TWICE = {"Config", "Json"}  # known doubles: to become empty
 FORWARD = ("norm", "project", "embed", "self_attention", "mlp", "block", "head")
 
 
@@ -197,7 +196,7 @@ def test_no_type_has_the_name_of_another() -> None:
         for name in types_of(module):
             homes.setdefault(name, []).append(module)
     assert {"Model", "Tokens", "Array", "Weights"} <= homes.keys()
-    assert {name: found for name, found in homes.items() if found[1:] and name not in TWICE} == {}
+    assert {name: found for name, found in homes.items() if found[1:]} == {}
 
 
 def test_the_forward_names_no_family() -> None:

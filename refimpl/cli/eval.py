@@ -1,6 +1,6 @@
 """`refimpl eval`: perplexity on a text, accuracy on questions."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,59 +19,58 @@ from refimpl.storage.files import write_json
 from refimpl.storage.partial_results import until_written
 from refimpl.tokens import SEQ_LEN, Windows, id_windows, text_windows
 
-TEXT, CHOICES = "Perplexity", "Multiple choice"  # headings in --help
+
+@dataclass(frozen=True)
+class TextOptions:
+    """The text of the perplexity."""
+
+    text: Path | None = opt.field_option(
+        None,
+        "UTF-8 text to cut into consecutive windows from its start, with the tokenizer.json in the "
+        "model's folder.",
+        "FILE",
+    )
+    tokens: Path | None = opt.field_option(
+        None,
+        "Token ids (.npy or .jsonl) instead of a text, used unchanged: rows are windows.",
+        "FILE",
+    )
+    window: int | None = opt.field_option(
+        None,
+        "Tokens per window, including BOS. Default: 512, or the model's longest sequence if that "
+        "is shorter; for rows of ids, their width.",
+        "N",
+    )
+    windows: int | None = opt.field_option(
+        None, "Number of windows. Default: all, including a shorter last one.", "N"
+    )
+
+
+@dataclass(frozen=True)
+class ChoiceOptions:
+    """The questions of the accuracy."""
+
+    choices: Path | None = opt.field_option(
+        None,
+        "Questions as JSON lines with question, choices and answer (the index of the right choice, "
+        "from 0).",
+        "FILE",
+    )
+    questions: int | None = opt.field_option(
+        None, "Number of questions, from the first. Default: all.", "N"
+    )
 
 
 @opt.with_groups
 def command(
     model: opt.ModelPath,
     *,
-    config: opt.Config = None,
-    text: Annotated[
-        Path | None,
-        opt.option(
-            "UTF-8 text to cut into consecutive windows from its start, with the tokenizer.json in "
-            "the model's folder.",
-            "FILE",
-            TEXT,
-        ),
-    ] = None,
-    tokens: Annotated[
-        Path | None,
-        opt.option(
-            "Token ids (.npy or .jsonl) instead of a text, used unchanged: rows are windows.",
-            "FILE",
-            TEXT,
-        ),
-    ] = None,
-    window: Annotated[
-        int | None,
-        opt.option(
-            "Tokens per window, including BOS. Default: 512, or the model's longest sequence if "
-            "that is shorter; for rows of ids, their width.",
-            "N",
-            TEXT,
-        ),
-    ] = None,
-    windows: Annotated[
-        int | None,
-        opt.option("Number of windows. Default: all, including a shorter last one.", "N", TEXT),
-    ] = None,
-    choices: Annotated[
-        Path | None,
-        opt.option(
-            "Questions as JSON lines with question, choices and answer (the index of the right "
-            "choice, from 0).",
-            "FILE",
-            CHOICES,
-        ),
-    ] = None,
-    questions: Annotated[
-        int | None, opt.option("Number of questions, from the first. Default: all.", "N", CHOICES)
-    ] = None,
+    config: opt.ConfigOption = None,
+    text: Annotated[TextOptions, opt.OptionGroup.of(TextOptions, "Perplexity")],
+    asked: Annotated[ChoiceOptions, opt.OptionGroup.of(ChoiceOptions, "Multiple choice")],
     settings: Annotated[Settings, SETTINGS],
-    as_json: opt.Json = False,
-    output: opt.Output = None,
+    as_json: opt.JsonOption = False,
+    output: opt.OutputOption = None,
 ) -> None:
     """Measure perplexity and bits per byte on a text, and accuracy on multiple-choice questions.
 
@@ -79,9 +78,9 @@ def command(
     acc_norm the choice with the largest one per character, as lm-evaluation-harness defines them.
     """
     for name, value, needed, file in (
-        ("--windows", windows, "--text or --tokens", text or tokens),
-        ("--window", window, "--text or --tokens", text or tokens),
-        ("--questions", questions, "--choices", choices),
+        ("--windows", text.windows, "--text or --tokens", text.text or text.tokens),
+        ("--window", text.window, "--text or --tokens", text.text or text.tokens),
+        ("--questions", asked.questions, "--choices", asked.choices),
     ):
         if value is not None and file is None:
             raise RefimplError(
@@ -90,14 +89,14 @@ def command(
                 f"add {needed}, or omit {name}",
             )
     opened = read_model(model, config)
-    inputs = {"--text": text, "--tokens": tokens, "--choices": choices, "--config": config}
+    inputs = {"--text": text.text, "--tokens": text.tokens, "--choices": asked.choices}
     part = opt.partial_path(output, settings.resume)
-    opt.check_outputs(opened, inputs, output, part)
-    cut = _windows(opened, text, tokens, window, windows)
-    asked = None if choices is None else read_questions(choices, questions)
+    opt.check_outputs(opened, inputs | {"--config": config}, output, part)
+    windows = _windows(opened, text)
+    questions = None if asked.choices is None else read_questions(asked.choices, asked.questions)
     with progress_bar("evaluating") as progress:
         settings = replace(settings, progress=progress, part=part)
-        evaluation = evaluate(opened, cut, asked, **vars(settings))
+        evaluation = evaluate(opened, windows, questions, **vars(settings))
     document = evaluation_document(evaluation)
     with until_written(part, settings.resume):
         if output is not None:
@@ -105,10 +104,9 @@ def command(
     deliver(document, evaluation_table(evaluation), as_json)
 
 
-def _windows(
-    model: Model, text: Path | None, tokens: Path | None, window: int | None, count: int | None
-) -> Windows | None:
+def _windows(model: Model, options: TextOptions) -> Windows | None:
     """The windows that the options ask for, or None."""
+    text, tokens, window = options.text, options.tokens, options.window
     longest = model.config.max_position_embeddings
     if window is not None and window > longest:
         raise RefimplError(
@@ -119,9 +117,9 @@ def _windows(
     if text is not None and tokens is not None:
         raise RefimplError("both --text and --tokens", "one of them", "omit --text or --tokens")
     if tokens is not None:
-        return id_windows(tokens, window, count)
+        return id_windows(tokens, window, options.windows)
     if text is None:
         return None
     size = min(SEQ_LEN, longest) if window is None else window
-    bos = model.config_file.get("bos_token_id")
-    return text_windows(text, model.folder / "tokenizer.json", size, count, bos_id=bos)
+    bos, tokenizer = model.config_file.get("bos_token_id"), model.folder / "tokenizer.json"
+    return text_windows(text, tokenizer, size, options.windows, bos_id=bos)

@@ -24,7 +24,7 @@ from refimpl.running.settings import Settings
 from refimpl.show.explain import explanation_text
 from refimpl.tokens.model_tokens import model_tokens
 
-FEW = source_options(
+EXPLANATION_SOURCE = source_options(
     f"{SAMPLES}; with --tokens, as for refimpl score",
     f"{SEQ_LEN}; with --tokens, as for refimpl score",
 )
@@ -35,7 +35,7 @@ def command(
     context: typer.Context,
     model: opt.ModelPath,
     *,
-    config: opt.Config = None,
+    config: opt.ConfigOption = None,
     block: Annotated[int, opt.option("The block to show and to perturb, from 0.", "K")] = 0,
     step: Annotated[
         str | None, opt.option("The only step to show. Default: all steps.", "NAME")
@@ -43,12 +43,12 @@ def command(
     code: Annotated[
         bool, opt.flag("--source", "Also show the code of each step's functions.")
     ] = False,
-    source: Annotated[Source, FEW],
+    source: Annotated[Source, EXPLANATION_SOURCE],
     plan: Annotated[Perturbation, PERTURBATION],
     wanted: Annotated[Request, REQUEST],
     settings: Annotated[Settings, IN_PROCESS],
-    as_json: opt.Json = False,
-    output: opt.Output = None,
+    as_json: opt.JsonOption = False,
+    output: opt.OutputOption = None,
 ) -> None:
     """Show the algorithm as it runs on this model: each step's formula, shapes and numbers.
 
@@ -65,18 +65,8 @@ def command(
         seq_len = length if source.seq_len is None else source.seq_len
         source = replace(source, samples=samples, seq_len=seq_len)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed)
+    chosen = {name: getattr(settings, name) for name in IN_PROCESS.options}
     with progress_bar("explaining") as progress:
-        explanation = explain(
-            opened,
-            tokens,
-            block,
-            step,
-            plan,
-            wanted,
-            dtype=settings.dtype,
-            threads=settings.threads,
-            memory=settings.memory,
-            progress=progress,
-        )
-    shown = explanation_document(explanation, code), explanation_text(explanation, code)
+        steps = explain(opened, tokens, block, step, plan, wanted, progress=progress, **chosen)
+    shown = explanation_document(steps, code), explanation_text(steps, code)
     deliver(*shown, as_json, output)

@@ -1,5 +1,6 @@
 """`refimpl export`: a model as an ONNX graph."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,39 @@ from refimpl.cli.terminal import deliver
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
 
-GRAPH = "Graph"  # heading in --help
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What the graph computes, and how it is written."""
+
+    dtype: Literal["float32", "float64"] = opt.field_option(
+        "float32", "Precision of the computation. float64 certifies float32."
+    )
+    weights: Literal["external", "reference", "embedded"] = opt.field_option(
+        "external",
+        "external: copied into one file beside the graph, FILE.onnx.data. reference: not copied; "
+        "the graph points into the model's own files. embedded: in the graph's file.",
+    )
+    outputs: Literal["logits", "trace"] = opt.field_option(
+        "logits", "logits, or trace: every step of every block as well."
+    )
+    experiment: bool = opt.field_option(
+        False,
+        "Export the perturbation experiment instead of the model: from token ids and noise to "
+        "drift, alignment and absorption coefficients.",
+    )
+    opset: int | None = opt.field_option(
+        None, "Version of ONNX's operators, 18 to 25. Default: 21, or 23 with --fused.", "N"
+    )
+    fused: bool = opt.field_option(
+        False, "Write attention, rotary positions and RMS norms as one operator each; float32 only."
+    )
+    sparse: Literal["auto", "never"] = opt.field_option(
+        "auto",
+        "auto: write weights without their zeros if that is smaller, which in float32 needs 66.7 % "
+        "zeros. Runtimes make them dense again when they load.",
+    )
+    force: bool = opt.field_option(False, "Replace an existing output.")
 
 
 @opt.with_groups
@@ -26,81 +59,25 @@ def command(
             "The graph's file, which appears whole or not at all. Default: beside the weights.",
         ),
     ] = None,
-    config: opt.Config = None,
-    dtype: Annotated[
-        Literal["float32", "float64"],
-        opt.option("Precision of the computation. float64 certifies float32.", panel=GRAPH),
-    ] = "float32",
-    weights: Annotated[
-        Literal["external", "reference", "embedded"],
-        opt.option(
-            "external: copied into one file beside the graph, FILE.onnx.data. reference: not "
-            "copied; the graph points into the model's own files. embedded: in the graph's file.",
-            panel=GRAPH,
-        ),
-    ] = "external",
-    outputs: Annotated[
-        Literal["logits", "trace"],
-        opt.option("logits, or trace: every step of every block as well.", panel=GRAPH),
-    ] = "logits",
-    experiment: Annotated[
-        bool,
-        opt.flag(
-            "--experiment",
-            "Export the perturbation experiment instead of the model: from token ids and noise to "
-            "drift, alignment and absorption coefficients.",
-            GRAPH,
-        ),
-    ] = False,
+    config: opt.ConfigOption = None,
+    graph: Annotated[GraphOptions, opt.OptionGroup.of(GraphOptions, "Graph")],
     plan: Annotated[Perturbation, PERTURBATION.only(*NOISE)],
-    opset: Annotated[
-        int | None,
-        opt.option(
-            "Version of ONNX's operators, 18 to 25. Default: 21, or 23 with --fused.", "N", GRAPH
-        ),
-    ] = None,
-    fused: Annotated[
-        bool,
-        opt.flag(
-            "--fused",
-            "Write attention, rotary positions and RMS norms as one operator each; float32 only.",
-            GRAPH,
-        ),
-    ] = False,
-    sparse: Annotated[
-        Literal["auto", "never"],
-        opt.option(
-            "auto: write weights without their zeros if that is smaller, which in float32 needs "
-            "66.7 % zeros. Runtimes make them dense again when they load.",
-            panel=GRAPH,
-        ),
-    ] = "auto",
-    force: Annotated[bool, opt.flag("--force", "Replace an existing output.", GRAPH)] = False,
     as_json: Annotated[bool, opt.flag("--json", "Print JSON instead of the table.")] = False,
 ) -> None:
     """Write a model as an ONNX graph that other runtimes execute.
 
     The graph takes token ids of any batch size and length. Needs pip install 'refimpl[onnx]'.
     """
-    if experiment:
+    if graph.experiment:
         opt.refuse(context, ("outputs",), "--experiment", "the outputs of the experiment")
     else:
         opt.refuse(context, NOISE, "a model's graph", "--experiment, which perturbs states")
-    if weights == "reference":
+    if graph.weights == "reference":
         opt.refuse(context, ("sparse",), "--weights reference", "weights as they are in the file")
     from refimpl.onnx.export import export, exported_document
     from refimpl.show.export import export_table
 
-    exported = export(
-        read_model(model, config),
-        output,
-        dtype=dtype,
-        weights=weights,
-        outputs=outputs,
-        experiment=plan if experiment else None,
-        opset=opset,
-        fused=fused,
-        sparse=sparse == "auto",
-        force=force,
-    )
+    experiment = plan if graph.experiment else None
+    options = vars(graph) | {"experiment": experiment, "sparse": graph.sparse == "auto"}
+    exported = export(read_model(model, config), output, **options)
     deliver(exported_document(exported), export_table(exported), as_json)

@@ -5,15 +5,15 @@ from refimpl.cli.terminal import deliver
 from refimpl.loading.checkpoint import read_model
 from refimpl.pruning.copied_files import copies
 from refimpl.pruning.inspection import inspect, inspection_document
-from refimpl.show.inspection import inspection_table
+from refimpl.show.pruning import inspection_table
 
 
 def command(
     model: opt.ModelPath,
     *,
-    config: opt.Config = None,
-    as_json: opt.Json = False,
-    output: opt.Output = None,
+    config: opt.ConfigOption = None,
+    as_json: opt.JsonOption = False,
+    output: opt.OutputOption = None,
 ) -> None:
     """Print the sparsity of every block and linear, N:M patterns, dtypes and sizes of a model.
 

@@ -1,7 +1,7 @@
 """How options are made, one by one or for all fields of a dataclass, and how they are checked."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
@@ -48,12 +48,14 @@ ModelPath = Annotated[
     Path,
     argument("MODEL", "A .safetensors file, an index of shards, or a folder that holds either."),
 ]
-Config = Annotated[
+ConfigOption = Annotated[
     Path | None,
     option("config.json, if it is neither beside the weights nor stored in them.", "FILE"),
 ]
-Json = Annotated[bool, flag("--json", "Print JSON instead of the table: the same as -o writes.")]
-Output = Annotated[
+JsonOption = Annotated[
+    bool, flag("--json", "Print JSON instead of the table: the same as -o writes.")
+]
+OutputOption = Annotated[
     Path | None,
     output(
         "FILE", "Also write the JSON to this file, whole or not at all. An old file is replaced."
@@ -63,15 +65,9 @@ Output = Annotated[
 
 @dataclass(frozen=True)
 class FieldOption:
-    """The option that fills one field of a dataclass.
+    """The option that fills one field of a dataclass; `read` converts its value to the field's.
 
-    Args:
-        help: Its text in --help.
-        metavar: The placeholder of its value.
-        name: Its name, if it differs from the field's.
-        type: Its type, if it differs from the field's.
-        default: Its default, if it differs from the field's.
-        read: Converts its value to the field's.
+    Name, type and default are given if they differ from the field's.
     """
 
     help: str
@@ -96,31 +92,41 @@ class OptionGroup:
     panel: str
     options: Mapping[str, FieldOption]
 
+    @classmethod
+    def of(cls, target: type[Any], panel: str) -> "OptionGroup":
+        """The options of a dataclass whose fields are made by `field_option`."""
+        return cls(target, panel, {x.name: x.metadata["option"] for x in fields(target)})
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the options, as parameters of a command."""
-        return tuple(option.name or field for field, option in self.options.items())
+        return tuple(option.name or key for key, option in self.options.items())
 
     def only(self, *fields: str) -> "OptionGroup":
         """The same group with the options of these fields alone."""
-        return replace(self, options={field: self.options[field] for field in fields})
+        return replace(self, options={key: self.options[key] for key in fields})
 
     def parameters(self) -> Iterator[Parameter]:
         """The options as parameters of a command."""
         types = get_type_hints(self.target)
-        defaults = {field.name: field.default for field in fields(self.target)}
-        for name, (field, spec) in zip(self.names, self.options.items(), strict=True):
-            value_type = spec.type or types[field]
+        defaults = {x.name: x.default for x in fields(self.target)}
+        for name, (key, spec) in zip(self.names, self.options.items(), strict=True):
+            value_type = spec.type or types[key]
             words = [f"--{name.replace('_', '-')}"] if value_type is bool else []  # and no --no-...
             info = option(spec.help, spec.metavar, self.panel, *words)
-            default = defaults[field] if spec.default is ... else spec.default
+            default = defaults[key] if spec.default is ... else spec.default
             annotation: Any = Annotated[value_type, info]
             yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     def take(self, values: dict[str, Any]) -> Any:
         """Remove the options of the group from the values of a command, and fill the dataclass."""
         specs = zip(self.names, self.options.items(), strict=True)
-        return self.target(**{field: spec.read(values.pop(name)) for name, (field, spec) in specs})
+        return self.target(**{key: spec.read(values.pop(name)) for name, (key, spec) in specs})
+
+
+def field_option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """A field of a dataclass, with its option; more is of `FieldOption`."""
+    return field(default=default, metadata={"option": FieldOption(help, metavar, **more)})
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

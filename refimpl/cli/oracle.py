@@ -46,7 +46,7 @@ def make(
         opt.output("CASE", "The case's folder, which refers to the model by a relative path."),
     ],
     *,
-    config: opt.Config = None,
+    config: opt.ConfigOption = None,
     source: Annotated[Source, SOURCE],
     recipe: Annotated[Recipe, RECIPE],
 ) -> None:
@@ -97,8 +97,8 @@ def check_command(
     junit_xml: Annotated[
         Path | None, opt.option("Also write JUnit's XML, with a test case per step.", "FILE")
     ] = None,
-    as_json: opt.Json = False,
-    output: opt.Output = None,
+    as_json: opt.JsonOption = False,
+    output: opt.OutputOption = None,
 ) -> None:
     """Compare what another implementation computed with a case, and name the first wrong step.
 

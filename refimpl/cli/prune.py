@@ -1,6 +1,6 @@
 """`refimpl prune`: from a model, and an allocation, to a pruned model that any other tool loads."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +29,30 @@ from refimpl.storage.folder import partial_results_folder
 from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
 
-PRUNING = "Pruning"  # heading in --help
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """How weights are chosen, and how many."""
+
+    method: Method = opt.field_option(
+        "wanda", "The pruner: how weights are chosen. random is a control."
+    )
+    allocation: Path | None = opt.field_option(
+        None,
+        "Allocation that refimpl allocate -o or score -o wrote, instead of --sparsity.",
+        "FILE",
+    )
+    nm: str | None = opt.field_option(
+        None,
+        "Pattern instead of --sparsity: N zeros in each M consecutive inputs, such as 2:4.",
+        "N:M",
+    )
+    damping: float = opt.field_option(
+        DAMPING, "Damping of SparseGPT's Hessian, as a fraction of its mean diagonal.", "X"
+    )
+    force: bool = opt.field_option(
+        False, "Replace an existing model, which is deleted after the new one is in its place."
+    )
 
 
 @opt.with_groups
@@ -40,41 +63,8 @@ def command(
     output: Annotated[
         Path, opt.output("FOLDER", "The new model's folder, which appears whole or not at all.")
     ],
-    config: opt.Config = None,
-    method: Annotated[
-        Method,
-        opt.option("The pruner: how weights are chosen. random is a control.", panel=PRUNING),
-    ] = "wanda",
-    allocation: Annotated[
-        Path | None,
-        opt.option(
-            "Allocation that refimpl allocate -o or score -o wrote, instead of --sparsity.",
-            "FILE",
-            PRUNING,
-        ),
-    ] = None,
-    nm: Annotated[
-        str | None,
-        opt.option(
-            "Pattern instead of --sparsity: N zeros in each M consecutive inputs, such as 2:4.",
-            "N:M",
-            PRUNING,
-        ),
-    ] = None,
-    damping: Annotated[
-        float,
-        opt.option(
-            "Damping of SparseGPT's Hessian, as a fraction of its mean diagonal.", "X", PRUNING
-        ),
-    ] = DAMPING,
-    force: Annotated[
-        bool,
-        opt.flag(
-            "--force",
-            "Replace an existing model, which is deleted after the new one is in its place.",
-            PRUNING,
-        ),
-    ] = False,
+    config: opt.ConfigOption = None,
+    how: Annotated[PruningOptions, opt.OptionGroup.of(PruningOptions, "Pruning")],
     source: Annotated[Source, SOURCE],
     plan: Annotated[Perturbation, PERTURBATION],
     wanted: Annotated[Request, REQUEST],
@@ -89,13 +79,10 @@ def command(
     does.
     """
     opened = read_model(model, config)
-    inputs = source.files | {
-        "--config": config,
-        "--allocation": allocation,
-        "--base": opt.base_file(wanted),
-    }
-    check_prune(opened, output, inputs, force, settings.resume)
-    pruner = Pruner(method, damping, plan.seed)
+    method, allocation, nm = how.method, how.allocation, how.nm
+    files = {"--config": config, "--allocation": allocation, "--base": opt.base_file(wanted)}
+    check_prune(opened, output, source.files | files, how.force, settings.resume)
+    pruner = Pruner(method, how.damping, plan.seed)
     _check_target(context, allocation, nm)
     if method != "sparsegpt":
         opt.refuse(context, ("damping",), f"--method {method}", "--method sparsegpt")
@@ -116,22 +103,10 @@ def command(
         else:
             weights_only = f"no tokens: {method} uses the weights only"
             opt.refuse(context, SOURCE.names, f"--method {method}", weights_only)
+    options = {name: getattr(settings, name) for name in SETTINGS.options} | {"resume": resume}
+    options |= {"force": how.force, "keep": settings.resume}
     with progress_bar("pruning") as progress:
-        pruned = prune(
-            opened,
-            output,
-            targets,
-            pruner,
-            tokens,
-            force=force,
-            resume=resume,
-            keep=settings.resume,
-            dtype=settings.dtype,
-            threads=settings.threads,
-            memory=settings.memory,
-            executor=settings.executor,
-            progress=progress,
-        )
+        pruned = prune(opened, output, targets, pruner, tokens, progress=progress, **options)
     deliver(record(pruned), pruning_table(pruned, output), as_json)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,47 +37,42 @@ from refimpl.storage.partial_results import until_written
 from refimpl.tokens.model_tokens import model_tokens
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """What computes the experiment, and for how long."""
+
+    runtime: Literal["numpy", "onnxruntime"] = opt.field_option(
+        "numpy",
+        "What computes the experiment. onnxruntime runs a recorded graph of it, for Gaussian noise "
+        "only, and needs pip install 'refimpl[onnx]'.",
+    )
+    device: Literal["auto", "cuda", "cpu"] = opt.field_option(
+        "auto", "Device of onnxruntime. auto: a GPU if one works, else the CPU."
+    )
+    budget: float | None = opt.field_option(
+        None,
+        "Choose samples, draws and, if necessary, a subset of the blocks so that the run takes "
+        "about this long. The choice is never more than without --budget.",
+        "MINUTES",
+    )
+    estimate: bool = opt.field_option(
+        False, "Print the passes, arithmetic, memory and time that the run would take, and exit."
+    )
+
+
 @opt.with_groups
 def command(
     context: typer.Context,
     model: opt.ModelPath,
     *,
-    config: opt.Config = None,
+    config: opt.ConfigOption = None,
     source: Annotated[Source, SOURCE],
     plan: Annotated[Perturbation, PERTURBATION],
     wanted: Annotated[Request, REQUEST],
     settings: Annotated[Settings, SETTINGS],
-    runtime: Annotated[
-        Literal["numpy", "onnxruntime"],
-        opt.option(
-            "What computes the experiment. onnxruntime runs a recorded graph of it, for Gaussian "
-            "noise only, and needs pip install 'refimpl[onnx]'.",
-            panel=RUNNING,
-        ),
-    ] = "numpy",
-    device: Annotated[
-        Literal["auto", "cuda", "cpu"],
-        opt.option("Device of onnxruntime. auto: a GPU if one works, else the CPU.", panel=RUNNING),
-    ] = "auto",
-    budget: Annotated[
-        float | None,
-        opt.option(
-            "Choose samples, draws and, if necessary, a subset of the blocks so that the run takes "
-            "about this long. The choice is never more than without --budget.",
-            "MINUTES",
-            RUNNING,
-        ),
-    ] = None,
-    only_estimate: Annotated[
-        bool,
-        opt.flag(
-            "--estimate",
-            "Print the passes, arithmetic, memory and time that the run would take, and exit.",
-            RUNNING,
-        ),
-    ] = False,
-    as_json: opt.Json = False,
-    output: opt.Output = None,
+    run: Annotated[RunOptions, opt.OptionGroup.of(RunOptions, RUNNING)],
+    as_json: opt.JsonOption = False,
+    output: opt.OutputOption = None,
 ) -> None:
     """Measure how far later blocks absorb or amplify each block's damage, and allocate sparsity.
 
@@ -85,18 +80,19 @@ def command(
     last block: above 1 the blocks after it amplify, below 1 they absorb.
     """
     refuse_noise(context, plan)
-    ahead = "--estimate" if only_estimate else None if budget is None else "--budget"
+    budget = run.budget
+    ahead = "--estimate" if run.estimate else None if budget is None else "--budget"
     if ahead is not None:
         opt.refuse(context, ("runtime",), ahead, "--runtime numpy, the only one that is timed")
         resumed = "the --samples, --draws and --subset that the resumed run printed"
         opt.refuse(context, ("resume",), ahead, resumed)
     experiment: Experiment | None = None
-    if runtime == "onnxruntime":
+    if run.runtime == "onnxruntime":
         from refimpl.onnx.runtime import on_onnxruntime
 
         units = "--runtime numpy, whose work consists of work units"
         opt.refuse(context, ("executor", "resume"), "--runtime onnxruntime", units)
-        experiment = on_onnxruntime(plan, device)
+        experiment = on_onnxruntime(plan, run.device)
     else:
         opt.refuse(context, ("device",), "--runtime numpy", "--runtime onnxruntime")
     part = opt.partial_path(output if experiment is None else None, settings.resume)
@@ -110,7 +106,7 @@ def command(
             choice = expected(len(tokens.ids), plan)
         else:
             choice = fitting(expected, len(tokens.ids), plan, budget)
-        if only_estimate:
+        if run.estimate:
             deliver(estimate_document(choice, budget), estimate_text(choice, budget), as_json)
             return
         chosen = f"budget of {budget:g} min: {chosen_options(choice)}"
@@ -132,8 +128,8 @@ def allocate_command(
     scores: Annotated[Path, opt.argument("SCORES", "A file that refimpl score -o wrote.")],
     *,
     wanted: Annotated[Request, REQUEST],
-    as_json: opt.Json = False,
-    output: opt.Output = None,
+    as_json: opt.JsonOption = False,
+    output: opt.OutputOption = None,
 ) -> None:
     """Make another allocation from scores, without running the model again."""
     checked_output(output, {"SCORES": scores, "--base": opt.base_file(wanted)})

@@ -1,5 +1,6 @@
 """`refimpl validate`: whether another computation of a model agrees with NumPy."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,59 +11,57 @@ from refimpl.cli.groups import Source, source_options
 from refimpl.cli.terminal import deliver
 from refimpl.loading.checkpoint import read_model
 
-COMPARISON = "Comparison"  # heading in --help
-FEW = source_options(
+VALIDATION_SOURCE = source_options(
     "3; for rows of ids, all rows",
     "13, or the model's longest sequence if that is shorter; for rows of ids, their width",
 )
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """What is compared, and how."""
+
+    graph: Path | None = opt.field_option(
+        None,
+        "The model's ONNX graph. If it outputs no trace points, only its logits are compared. "
+        "Default: a graph with every trace point, recorded for this run.",
+        "FILE.onnx",
+    )
+    against: Literal["onnxruntime", "onnx-reference", "torch"] = opt.field_option(
+        "onnxruntime",
+        "What runs the graph: onnxruntime, or the evaluator of onnx. torch runs transformers "
+        "instead of a graph, if it is installed.",
+    )
+    device: Literal["auto", "cuda", "cpu"] = opt.field_option(
+        "auto", "auto: a GPU if one works, else the CPU."
+    )
+    dtypes: tuple[str, ...] | None = opt.field_option(
+        None,
+        "Precision. Default: both, or that of the graph's file.",
+        name="dtype",
+        type=Literal["float32", "float64"] | None,
+        read=lambda dtype: dtype and (dtype,),
+    )
+    tolerance: float | None = opt.field_option(
+        None,
+        "Largest relative error of the worst token. Default: 1e-12 in float64; in float32 1e-5, or "
+        "1e-4 if the hidden size is 256 or more.",
+        "X",
+    )
+    threads: int | None = opt.field_option(
+        None, "Threads of onnxruntime, 1 or more. Default: one per core.", "N"
+    )
 
 
 @opt.with_groups
 def command(
     model: opt.ModelPath,
     *,
-    config: opt.Config = None,
-    graph: Annotated[
-        Path | None,
-        opt.option(
-            "The model's ONNX graph. If it outputs no trace points, only its logits are compared. "
-            "Default: a graph with every trace point, recorded for this run.",
-            "FILE.onnx",
-            COMPARISON,
-        ),
-    ] = None,
-    against: Annotated[
-        Literal["onnxruntime", "onnx-reference", "torch"],
-        opt.option(
-            "What runs the graph: onnxruntime, or the evaluator of onnx. torch runs transformers "
-            "instead of a graph, if it is installed.",
-            panel=COMPARISON,
-        ),
-    ] = "onnxruntime",
-    device: Annotated[
-        Literal["auto", "cuda", "cpu"],
-        opt.option("auto: a GPU if one works, else the CPU.", panel=COMPARISON),
-    ] = "auto",
-    dtype: Annotated[
-        Literal["float32", "float64"] | None,
-        opt.option("Precision. Default: both, or that of the graph's file.", panel=COMPARISON),
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        opt.option(
-            "Largest relative error of the worst token. Default: 1e-12 in float64; in float32 "
-            "1e-5, or 1e-4 if the hidden size is 256 or more.",
-            "X",
-            COMPARISON,
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        opt.option("Threads of onnxruntime, 1 or more. Default: one per core.", "N", COMPARISON),
-    ] = None,
-    source: Annotated[Source, FEW],
-    as_json: opt.Json = False,
-    output: opt.Output = None,
+    config: opt.ConfigOption = None,
+    options: Annotated[ComparisonOptions, opt.OptionGroup.of(ComparisonOptions, "Comparison")],
+    source: Annotated[Source, VALIDATION_SOURCE],
+    as_json: opt.JsonOption = False,
+    output: opt.OutputOption = None,
 ) -> None:
     """Compare the values of every step of every block, and the logits, with another runtime.
 
@@ -73,17 +72,8 @@ def command(
     from refimpl.show.validation import validation_document, validation_table
 
     opened = read_model(model, config)
-    opt.check_outputs(opened, source.files | {"--graph": graph, "--config": config}, output)
-    validation = validate(
-        opened,
-        validation_tokens(opened, **vars(source)),
-        graph,
-        against,
-        device=device,
-        dtypes=None if dtype is None else (dtype,),
-        tolerance=tolerance,
-        threads=threads,
-    )
+    opt.check_outputs(opened, source.files | {"--graph": options.graph, "--config": config}, output)
+    validation = validate(opened, validation_tokens(opened, **vars(source)), **vars(options))
     deliver(validation_document(validation), validation_table(validation), as_json, output)
     if not validation.agrees:
         raise typer.Exit(1)

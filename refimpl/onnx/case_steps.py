@@ -11,10 +11,9 @@ from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import Backend, file_candidate
-from refimpl.onnx.coverage import trace_points
 from refimpl.onnx.graph_file import GraphFile, read_graph
 from refimpl.onnx.recording.experiment_graph import experiment_inputs
-from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS
+from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, trace_points
 from refimpl.onnx.session import Device, Session
 
 

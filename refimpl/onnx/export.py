@@ -1,6 +1,5 @@
 """Write a model's graph, with weights in it, beside it, or by reference to the model's files."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,21 +13,16 @@ from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.kernels import PLAIN
 from refimpl.model.model import Model
+from refimpl.onnx import target
 from refimpl.onnx.recording.experiment_graph import experiment_graph
 from refimpl.onnx.recording.fused import FUSED, FUSED_OPSET
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph
 from refimpl.onnx.recording.graph_weights import check_finite, distinct, graph_weights, write_data
 from refimpl.onnx.recording.model_graph import GraphOutputs, described, model_graph
 from refimpl.onnx.recording.weight_entries import Enter, copied, declared, referenced
-from refimpl.onnx.target import (
-    check_output,
-    check_reference,
-    check_room,
-    default_output,
-    whole_graph,
-)
+from refimpl.storage.files import to_disk
 
-FORMAT = 1  # of `export --json`
+EXPORT_FORMAT = 1  # of `export --json`
 WeightStorage = Literal["external", "reference", "embedded"]
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
@@ -39,9 +33,7 @@ class Exported:
     """What was written.
 
     Args:
-        graph: The graph's file.
-        data: The data file beside it, or None.
-        data_bytes: Its size; 0 without a data file.
+        data: The data file beside the graph, or None.
         outputs: "logits", "trace" or "experiment".
         nodes: Number of nodes of the graph; a call of a function is one.
         functions: Number of nodes of each function.
@@ -84,34 +76,21 @@ def export(
 ) -> Exported:
     """Write a model as an ONNX graph, which appears whole or not at all.
 
-    Args:
-        model: From `read_model`; its files do not change.
-        out: The graph's file, `*.onnx`; beside the weights if None.
-        dtype: Dtype of the computation, float32 or float64.
-        weights: "external": in one file beside the graph, `{out}.data`, in `dtype`; "reference":
-            not copied, the graph points into the model's own files and must be in their folder;
-            "embedded": in the graph's own file, which holds at most 2 GiB.
-        outputs: "logits", or "trace" for every trace point.
-        experiment: How states are perturbed and measured, to write the perturbation experiment in
-            place of the model; its eta, draws and seed do not matter: they are inputs of the graph.
-        opset: Version of ONNX's operators; 21, or 23 if fused.
-        fused: Whether attention, rotary positions and RMS norms are one operator each; float32
-            only, from opset 23 on.
-        sparse: Whether weights are written without their zeros if that is smaller.
-        force: Whether an existing output is replaced.
+    Options are those of `refimpl export`. A plan in `experiment` writes the perturbation experiment
+    in place of the model; its eta, draws and seed do not matter: they are inputs of the graph.
     """
-    out, dtype = default_output(model) if out is None else Path(out), np.dtype(dtype)
+    out, dtype = target.default_output(model) if out is None else Path(out), np.dtype(dtype)
     data = out.with_name(f"{out.name}.data") if weights == "external" else None
     opset = (FUSED_OPSET if fused else DEFAULT_OPSET) if opset is None else opset
     kernels = FUSED if fused else PLAIN
     _check_request(dtype, opset, fused)
-    check_output(model, out, data, force)
+    target.check_output(model, out, data, force)
     reference = weights == "reference"
     if reference:
-        check_reference(model, out)
+        target.check_reference(model, out)
     carried = graph_weights(model, dtype, sparse and not reference)
     arrays = distinct(carried)
-    check_room(out, [] if reference else arrays, weights)
+    target.check_room(out, [] if reference else arrays, weights)
     enter = referenced(model, dtype) if reference else copied(carried, data.name if data else None)
     any_sparse = any(array.sparse for array in arrays)
 
@@ -122,12 +101,13 @@ def export(
 
     result = outputs if experiment is None else "experiment"
     proto = described(record(enter), model, dtype, result, experiment)
-    with whole_graph(out, data) as part:
+    with target.whole_graph(out, data) as part:
         if data is not None:
             write_data(part.with_name(data.name), carried)
         elif reference:
             check_finite(carried)
-        _save(proto, part)
+        part.write_bytes(proto.SerializeToString(deterministic=True))
+        to_disk(part)
         onnx.checker.check_model(str(part), full_check=not any_sparse)
         if any_sparse:  # onnx infers shapes through dense tensors only
             onnx.checker.check_model(record(declared(carried)).model(), full_check=True)
@@ -154,7 +134,7 @@ def export(
 def exported_document(exported: Exported) -> dict[str, Any]:
     """The document of `refimpl export --json`."""
     data = None if exported.data is None else str(exported.data)
-    return {"format": FORMAT, **asdict(exported), "graph": str(exported.graph), "data": data}
+    return {"format": EXPORT_FORMAT, **asdict(exported), "graph": str(exported.graph), "data": data}
 
 
 def _check_request(dtype: np.dtype[np.generic], opset: int, fused: bool) -> None:
@@ -175,11 +155,3 @@ def _check_request(dtype: np.dtype[np.generic], opset: int, fused: bool) -> None
             f"{low} to {high} (onnx {onnx.__version__})",
             "omit --opset, or install another version of onnx",
         )
-
-
-def _save(proto: onnx.ModelProto, path: Path) -> None:
-    """Write a graph's own file, and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(proto.SerializeToString(deterministic=True))
-        file.flush()
-        os.fsync(file.fileno())

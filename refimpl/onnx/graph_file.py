@@ -27,9 +27,7 @@ class GraphFile:
         proto: The graph, without the weights beside it.
         tokens: Name of its input of token ids, [B, S].
         ids: Dtype of that input.
-        dtype: Dtype of the computation as its metadata say, "float32" or "float64".
         points: Trace points that it promises; None for all.
-        outputs: Names of its outputs.
         experiment: How states are perturbed and measured; None unless it is an experiment's graph.
     """
 

@@ -24,13 +24,7 @@ from refimpl.onnx.session import Device, check_device
 from refimpl.running.provenance import Runtime
 from refimpl.running.settings import Resources
 from refimpl.scoring.grouping import groups
-from refimpl.scoring.measurements import (
-    Address,
-    Experiment,
-    Measurements,
-    PruneBlock,
-    addresses,
-)
+from refimpl.scoring.measurements import Address, Experiment, Measurements, PruneBlock, addresses
 
 OUTPUTS = ("drift", "alignment", "ratio", "left_out", "sinks", "mean_square")
 
@@ -82,12 +76,12 @@ def _experiment(
     session = Backend("onnxruntime", device, resources.workers.threads).open_recorded(
         model, dtype, lambda enter: experiment_graph(model, plan, dtype, enter, squares=True)
     )
-    total = sum(config.num_blocks + sum(config.num_blocks - a.block for a in p) for p in parts)
-    resources.total = resources.done + total
+    costs = [config.num_blocks + sum(config.num_blocks - a.block for a in part) for part in parts]
+    resources.total = resources.done + sum(costs)
     runtime = Runtime("onnxruntime", session.device, session.versions)
     found = Measurements.empty(plan, count, config.num_blocks, runtime=runtime)
     counted = set[int]()
-    for part in parts:
+    for part, cost in zip(parts, costs, strict=True):
         sequence = part[0].sequence
         squares = [] if sequence in counted else list(_squares(config.num_blocks))
         outputs = [*OUTPUTS, *(name for _, _, name in squares)]
@@ -110,7 +104,7 @@ def _experiment(
         for block, point, name in squares:
             add_sums(found.squares[block], {point: result[name]})
         counted.add(sequence)
-        resources.tick(config.num_blocks + sum(config.num_blocks - a.block for a in part))
+        resources.tick(cost)
     return found
 
 

@@ -11,11 +11,11 @@ import onnx
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph_weights import GraphWeight
+from refimpl.running.memory import MIB
 from refimpl.storage.files import checked_output, temporary, writing
 
 MESSAGE_LIMIT = (1 << 31) - 1  # bytes of a graph's own file, which is one protobuf message
 SPARE = 1 << 20  # bytes for the graph itself, besides its weights
-MIB = 1 << 20
 
 
 def default_output(model: Model) -> Path:
@@ -88,23 +88,17 @@ def whole_graph(out: Path, data: Path | None) -> Iterator[Path]:
     The data file is expected beside that path, under the name of `data`. A graph never stands
     beside data of another one. What the system or onnx refuses is a RefimplError.
     """
-    with _accepted(out), writing(out), temporary(out.with_name(f".{out.name}.part")) as part:
-        if data is None:
-            yield part
-        else:
-            part.mkdir()
-            part = part / out.name
-            yield part
-            out.unlink(missing_ok=True)  # an old graph would be left with the new data
-            part.with_name(data.name).replace(data)
-        part.replace(out)
-
-
-@contextmanager
-def _accepted(out: Path) -> Iterator[None]:
-    """Say which graph it was that onnx refused to accept."""
     try:
-        yield
+        with writing(out), temporary(out.with_name(f".{out.name}.part")) as part:
+            if data is None:
+                yield part
+            else:
+                part.mkdir()
+                part = part / out.name
+                yield part
+                out.unlink(missing_ok=True)  # an old graph would be left with the new data
+                part.with_name(data.name).replace(data)
+            part.replace(out)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RefimplError(
             f"{out}: onnx {onnx.__version__} does not accept the graph ({error})",

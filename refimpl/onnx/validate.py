@@ -1,11 +1,17 @@
 """Validation: does another computation of a model agree with NumPy, and where does it first not?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from refimpl.comparison.agreement import Agreement, agreements, first_over, gate_of
+from refimpl.errors import RefimplError
+from refimpl.model.config import Config
 from refimpl.model.forward import forward
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -13,18 +19,12 @@ from refimpl.onnx.candidate import (
     Against,
     Backend,
     Candidate,
-    file_candidate,
-    peer_candidate,
-    recorded_candidate,
-)
-from refimpl.onnx.coverage import check_request, notes_on, trace_points, validation_batches
-from refimpl.onnx.experiment_candidate import (
-    experiment_candidate,
     experiment_points,
     experiment_tokens,
-    recorded_experiment,
+    open_candidates,
 )
-from refimpl.onnx.graph_file import GraphFile, read_graph
+from refimpl.onnx.graph_file import read_graph
+from refimpl.onnx.recording.model_graph import trace_points
 from refimpl.onnx.session import Device
 from refimpl.onnx.zero_weights import Zeros, count_zeros
 from refimpl.running.provenance import TokenFacts, token_facts
@@ -32,6 +32,7 @@ from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
 
 VALIDATION_SAMPLES, VALIDATION_SEQ_LEN = 3, 13  # defaults
+SHORT = 5  # tokens of the first batch
 VALIDATION_DTYPES = ("float32", "float64")
 
 
@@ -119,17 +120,9 @@ def validate(
 ) -> Validation:
     """Compare another computation of a model with NumPy's, trace point by trace point.
 
-    Args:
-        model: From `read_model`.
-        tokens: From `validation_tokens`; random if None. Three batches are cut from them, which one
-            graph has to serve: the start of the first sample, all, and the first token of each.
-            The perturbation experiment is compared on the start of the first sample.
-        graph: A graph's file; if None, every trace point and the experiment are recorded here.
-        against: What runs it: "onnxruntime", "onnx-reference", or "torch" for transformers.
-        device: "auto" (a GPU if one works), "cuda" or "cpu".
-        dtypes: "float32", "float64"; by default both, and for a file the dtype of the file.
-        tolerance: Largest relative error of the worst token; `gate_of` the dtype if None.
-        threads: Of onnxruntime on the CPU; one per core if None.
+    Options are those of `refimpl validate`. Three batches are cut from the tokens, which one graph
+    has to serve: the start of the first sample, all, and the first token of each. The experiment is
+    compared on the start of the first sample.
     """
     check_request(graph, against, device, tolerance)
     tokens = validation_tokens(model) if tokens is None else tokens
@@ -137,7 +130,7 @@ def validate(
     comparisons, runtimes = list[Comparison](), dict[str, None]()
     for dtype in dtypes or (VALIDATION_DTYPES if file is None else (file.dtype,)):
         limit = gate_of(dtype, model.config.hidden_size) if tolerance is None else tolerance
-        candidates = _candidates(model, file, dtype, Backend(against, device, threads))
+        candidates = open_candidates(model, file, dtype, Backend(against, device, threads))
         for candidate in candidates:
             runtimes[candidate.runtime] = None
             comparisons += _compared(model, candidate, tokens.ids, dtype, limit)
@@ -162,23 +155,6 @@ def validate(
     )
 
 
-def _candidates(
-    model: Model, file: GraphFile | None, dtype: str, backend: Backend
-) -> list[Candidate]:
-    """Open what is compared with NumPy: the forward pass, the experiment, or both."""
-    if backend.against == "torch":
-        return [peer_candidate(model, dtype, backend.device)]
-    if file is None:
-        return [
-            recorded_candidate(model, dtype, backend),
-            recorded_experiment(model, dtype, backend),
-        ]
-    session = backend.open_file(file)
-    if file.experiment is None:
-        return [file_candidate(file, session)]
-    return [experiment_candidate(model, session, file.experiment, file.ids)]
-
-
 def _compared(
     model: Model, candidate: Candidate, ids: Array, dtype: str, limit: float
 ) -> list[Comparison]:
@@ -195,3 +171,56 @@ def _compared(
         points = agreements(candidate.run(batch), expected)
         comparisons.append(Comparison("forward", dtype, batch.shape, limit, points))
     return comparisons
+
+
+def validation_batches(ids: npt.NDArray[np.int64]) -> list[Array]:
+    """Batches [1, at most 5], [n, S] and [n, 1] of samples [n, S], each shape once."""
+    batches = (ids[:1, :SHORT], ids, ids[:, :1])
+    return list({batch.shape: batch for batch in batches}.values())
+
+
+def notes_on(
+    config: Config,
+    points: tuple[str, ...] | None,
+    experiment: bool,
+    against: str,
+    tokens: Tokens,
+) -> Iterator[str]:
+    """Sentences on what was not compared; no points mean no forward pass, None means all."""
+    torch = against == "torch"
+    if points == ("logits",):
+        yield "the graph has logits only: write it with --outputs trace to see where it goes wrong"
+    elif points:
+        name, total = "transformers" if torch else "the graph", len(trace_points(config))
+        yield f"{name} has {len(points)} of {total} trace points"
+    if points == ():
+        yield "the graph is the experiment's: no trace point was compared"
+    elif not experiment:
+        reason = "transformers has no experiment" if torch else "another graph has the experiment"
+        yield f"{reason}: it was not compared"
+    longest = tokens.ids.shape[1]
+    if windows := [kind.window for kind in config.blocks if (kind.window or 0) >= longest]:
+        window = max(w for w in windows if w is not None)
+        yield f"no sample is longer than the window of {window:,}: use --seq-len {window + 8}"
+
+
+def check_request(
+    graph: str | Path | None, against: str, device: str, tolerance: float | None
+) -> None:
+    """Refuse options of a validation that exclude each other."""
+    if against == "torch" and graph is not None:
+        raise RefimplError(
+            "--graph with --against torch",
+            "a runtime for the graph: torch runs transformers, not graphs",
+            "use --against onnxruntime, or omit --graph",
+        )
+    if against == "onnx-reference" and device == "cuda":
+        raise RefimplError(
+            "--device cuda with --against onnx-reference",
+            "auto or cpu: onnx's evaluator runs on the CPU",
+            "use --against onnxruntime, or omit --device",
+        )
+    if tolerance is not None and not 0 < tolerance < inf:
+        raise RefimplError(
+            f"--tolerance {tolerance:g}", "a number above 0", "use for example --tolerance 1e-5"
+        )

@@ -36,10 +36,7 @@ class Case:
     """A model, its inputs, and what a candidate is checked against.
 
     Args:
-        folder: The case's folder.
         name: The folder's name.
-        model: The model.
-        recipe: The computation.
         inputs: `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, before it is scaled.
         expected: Every step in float64, in the order of execution.
         peer: The peers' numbers where they differ on purpose; the steps' names behind `peer.`.
@@ -64,9 +61,6 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         tokens: Token ids.
         recipe: The computation.
         folder: The case's folder, which must not exist.
-
-    Returns:
-        The case.
 
     Raises:
         RefimplError: A folder that exists or cannot be written; as `steps` raises it.
@@ -131,12 +125,6 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
 
 def read_case(folder: str | Path) -> Case:
     """Read a case, and check that its model and inputs are the ones it was made from.
-
-    Args:
-        folder: The case's folder.
-
-    Returns:
-        The case.
 
     Raises:
         RefimplError: Not a case, of another schema or spec, or with other inputs or another model.

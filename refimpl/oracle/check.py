@@ -36,7 +36,6 @@ class Report:
     """The judgement on a candidate.
 
     Args:
-        case: The case.
         dtype: The candidate's dtype.
         steps: Every step that was asked for, in the order of execution.
         unknown: Names of the candidate that are no step.
@@ -79,9 +78,6 @@ def check(
         stepwise: Whether the candidate was fed the case's own values at each step
             (docs/how-to/check.md); if not, it ran from the tokens, and what follows a near tie is
             not judged.
-
-    Returns:
-        The result of every step.
 
     Raises:
         RefimplError: No step asked for, or a dtype that is not compared.

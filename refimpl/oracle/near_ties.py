@@ -10,18 +10,23 @@ import numpy as np
 from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF
 from refimpl.oracle.case import Case
-from refimpl.oracle.judging.decision_ties import keep_ties, turnable
 from refimpl.oracle.judging.measures import Positions, StepResult
-from refimpl.oracle.judging.number_ties import count_ties, outlier_ties, positions, rounding_ties
 from refimpl.oracle.judging.pruner_scores import (
     dense_scores,
     sparsegpt_error,
     sparsegpt_scores,
     unpacked,
 )
+from refimpl.oracle.judging.ties import (
+    count_ties,
+    keep_ties,
+    outlier_ties,
+    positions,
+    rounding_ties,
+    turnable,
+)
 from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
 from refimpl.oracle.reference_errors import ReferenceRun
-from refimpl.oracle.step_inputs import StepInputs
 from refimpl.oracle.step_tolerances import moved_by_rounding
 from refimpl.oracle.steps import steps
 from refimpl.pruners.decision import Pruner, decision
@@ -55,17 +60,15 @@ def ties_of(
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
 
     if last == "counts":
-        name, sizes = f"{first}.corrected", StepInputs(case).sizes
-        sparsity, target = case.expected[name], recipe.sparsity
-        return count_ties(array, truth, sparsity, sizes, target, tolerances[name])
+        name, sizes = f"{first}.corrected", case.model.config.linear_sizes
+        expected = case.expected[name]
+        return count_ties(array, truth, expected, sizes, recipe.sparsity, tolerances[name])
     if step == "owl.signal":
         scores = dense_scores(case.model, case.inputs["token_ids"])
         floor = tolerance_of("score", np.zeros(1), 0.0, dtype)
         m, *_ = recipe.signal_options
-        relative = max(
-            (x for name, x in tolerances.items() if fnmatchcase(name, "wanda.*.score")),
-            default=floor,
-        )
+        of_scores = [x for name, x in tolerances.items() if fnmatchcase(name, "wanda.*.score")]
+        relative = max(of_scores, default=floor)
         return outlier_ties(array, truth, scores, m, tolerances[step], relative, TIE_SHARE)
     if last == "keep":
         score, group, slack = score_behind(case, reference, step, dtype)

@@ -13,7 +13,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.tolerance import EPS, FLOOR_16, SPARSEGPT_FACTOR, tolerance_of
 from refimpl.oracle.reference_errors import reference_run
-from refimpl.oracle.step_inputs import StepInputs
+from refimpl.oracle.stepwise import StepInputs
 
 
 @lru_cache(maxsize=8)

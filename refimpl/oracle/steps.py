@@ -125,9 +125,6 @@ def steps(
         dtype: Of the computation, float32 or float64; statistics and scores are float64.
         observe: Called with the name of each pruner and each of its blocks.
 
-    Returns:
-        Arrays by name, in the order of execution.
-
     Raises:
         RefimplError: As `score`, `allocate` and `prune` raise it.
 

@@ -5,24 +5,26 @@ each step is computed from are in docs/how-to/check.md. Everything is computed b
 the commands call.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import linear_counts
+from refimpl.allocation.allocate import base_allocation, linear_counts
 from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
+from refimpl.method.correction import clipped_log, corrected
+from refimpl.method.projection import project
 from refimpl.model.floating_point import loud
-from refimpl.model.forward import INSIDE, Weights, block, head
+from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
 from refimpl.model.ops import Array
 from refimpl.model.statistics import INPUT_OF, block_with_sums, sum_of_squares
 from refimpl.oracle.case import Case
-from refimpl.oracle.judging.pruner_scores import Keep
+from refimpl.oracle.judging.pruner_scores import Keep, unpacked
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
-from refimpl.oracle.step_inputs import StepInputs
 from refimpl.pruners.compensation import compensated
 from refimpl.pruners.decision import Goal, Method, Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
@@ -35,6 +37,76 @@ from refimpl.scoring.activation_signals import activation_signals
 from refimpl.scoring.dense_statistics import wanda_moments
 from refimpl.scoring.spectra import power_laws
 
+
+@dataclass(frozen=True, eq=False)
+class StepInputs:
+    """The values of a case as a computation in some dtype reads them.
+
+    Args:
+        dtype: Of the computation, float32 or float64.
+        rounded: How its numbers are rounded further; None for not at all.
+    """
+
+    case: Case
+    dtype: npt.DTypeLike = np.float64
+    rounded: type[RoundedArray] | None = None
+
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """Token ids, [N, S]."""
+        return self.case.inputs["token_ids"]
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """The tokens' place, as each block sees it."""
+        config = self.case.model.config
+        by_kind = places(np.arange(self.ids.shape[1]), config, self.dtype)
+        return [by_kind[kind] for kind in config.blocks]
+
+    @cached_property
+    def embedded(self) -> Array:
+        """The states before the first block, [N, S, D]."""
+        model, positions = self.case.model, np.arange(self.ids.shape[1])
+        return embed(self.ids, positions, model.embedding(), model.config, self.dtype)
+
+    def base(self, name: str, others: Mapping[str, Array]) -> Array:
+        """A base allocation [L] of the case's signals, or others, before it is projected."""
+        config, recipe = self.case.model.config, self.case.recipe
+        signals = {x: self.number(x) for x in self.case.expected if x.endswith(".signal")}
+        every, request = recipe.signals(signals | dict(others)), recipe.request(name)
+        return base_allocation(every, request, config.num_blocks, config.linear_shapes)
+
+    def projected(self, base: Array) -> Array:
+        """A base allocation [L] on the recipe's budget."""
+        sizes = np.full(len(base), self.case.model.config.block_size)
+        return project(base, sizes, self.case.recipe.sparsity)
+
+    def corrected(self, base: Array, coefficients: Array) -> Array:
+        """A base allocation [L], corrected by absorption coefficients [L]."""
+        recipe, blocks = self.case.recipe, len(base)
+        sizes = np.full(blocks, self.case.model.config.block_size)
+        return corrected(
+            base, clipped_log(coefficients), np.arange(blocks), sizes,
+            recipe.sparsity, recipe.strength, recipe.max_correction,
+        )  # fmt: skip
+
+    def state(self, step: str) -> Array:
+        """A value that the model computes with: rounded once to the dtype."""
+        value = self.case.expected[step]
+        return value.astype(self.dtype) if self.rounded is None else self.rounded.of(value)
+
+    def number(self, step: str) -> Array:
+        """A value that the method has in float64 in every dtype; only float64 itself is rounded."""
+        value = self.case.expected[step]
+        if self.rounded is None or self.rounded.held != np.float64:
+            return value
+        return np.asarray(self.rounded.of(value))
+
+    def keep(self, step: str, shape: tuple[int, int]) -> Keep:
+        """The case's decision, [out, in]."""
+        return unpacked(self.case.expected[step], shape[1])
+
+
 NamedArrays = Iterator[tuple[str, Array]]
 
 
@@ -43,20 +115,8 @@ def stepwise_steps(
 ) -> dict[str, Array]:
     """Compute every step of a case from the case's own values, as docs/how-to/check.md says.
 
-    Args:
-        case: From `read_case`.
-        dtype: Of the computation, float32 or float64; statistics and scores are float64.
-        rounded: How numbers are rounded, in place of the dtype; None for not at all.
-
-    Returns:
-        Arrays by name, as `steps` returns them; scores and products of all blocks.
-
-    Example:
-        >>> from refimpl.oracle.case import read_case
-        >>> case = read_case("fixtures/cases/llama")
-        >>> arrays = stepwise_steps(case)
-        >>> bool((arrays["owl.counts"] == case.expected["owl.counts"]).all())
-        True
+    Arrays are by name as of `steps`, with scores and products of all blocks; numbers are `rounded`
+    in place of the dtype, if that is not None.
     """
     if rounded is not None:
         case, dtype = replace(case, model=RoundedModel.of(case.model, rounded)), rounded.held
@@ -134,11 +194,7 @@ def _experiment(inputs: StepInputs) -> NamedArrays:
 
 
 def _deviations(
-    inputs: StepInputs,
-    first: int,
-    clean: Sequence[Array],
-    noise: Array,
-    weights: Sequence[Weights],
+    inputs: StepInputs, first: int, clean: Sequence[Array], noise: Array, weights: Sequence[Weights]
 ) -> Iterator[tuple[Array, Array]]:
     """Drift and alignment of one perturbed sequence, after the block and every later one."""
     recipe, config = inputs.case.recipe, inputs.case.model.config
@@ -156,12 +212,16 @@ def _deviations(
 def _allocations(inputs: StepInputs) -> NamedArrays:
     """Bases from signals, corrections from these and coefficients, counts from corrections."""
     recipe, coefficients = inputs.case.recipe, inputs.number("absorption_coefficient")
+    sizes = inputs.case.model.config.linear_sizes
     for name in recipe.bases:
         base = inputs.base(name, {})
         yield f"{name}.base", inputs.projected(base)
         yield f"{name}.corrected", inputs.corrected(base, coefficients)
         final = inputs.number(f"{name}.corrected")
-        yield f"{name}.counts", linear_counts(final, inputs.sizes, recipe.sparsity)
+        yield (
+            f"{name}.counts",
+            linear_counts(final, sizes, recipe.sparsity),
+        )
 
 
 def _pruned(inputs: StepInputs, name: str, goals: Sequence[Sequence[Goal]]) -> NamedArrays:

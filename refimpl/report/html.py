@@ -18,10 +18,8 @@ class Table:
     """Numbers as text.
 
     Args:
-        caption: Its title.
         columns: Headings; that of the names of the rows first.
         rows: A text per column in each; "" for an empty cell.
-        note: What a reader must know.
     """
 
     caption: str
@@ -36,11 +34,9 @@ class ReportFigure:
 
     Args:
         ident: Its id, unique in the page.
-        title: Its title.
         note: How to read it.
         alternative: Title and description of the picture, as text.
         parts: SVG elements of the picture.
-        table: Its numbers.
         also: A second table, of the numbers from which the first one is computed.
         height: Height of the picture, in its units.
         large: Whether it is shown larger than others if there is room.

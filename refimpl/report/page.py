@@ -1,19 +1,26 @@
 """The report: one page that holds everything it needs, for eyes and for screen readers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.report.absorption import findings
-from refimpl.report.drift import perturbation_words
-from refimpl.report.html import facts_html
-from refimpl.report.inputs import ReportInputs, ScoresInput, read_inputs
-from refimpl.report.sections import sections
+from refimpl.report.absorption import absorption_figure, findings, sweep_figure
+from refimpl.report.allocation import allocation_figure, pruned_figure, requested_figure
+from refimpl.report.drift import alignment_map, drift_figure, drift_map, perturbation_words
+from refimpl.report.html import ReportFigure, facts_html, grid_html, table_html
+from refimpl.report.inputs import PruningInput, ReportInput, ReportInputs, ScoresInput, read_inputs
+from refimpl.report.lines import lines_figure
+from refimpl.report.results import prunings_table, results_figures, results_table
+from refimpl.running.memory import MIB
 from refimpl.show.header import counted
 from refimpl.version import __version__
 
+# Fields of a file, and starts of names in them, that are no facts of how it was made.
+PARTS = ("blocks", "sweep", "linears", "format")
+NO_FACTS = ("windows", "questions", "linear_pruned", "perplexity", "nats", "bits", "acc", "stderr")
 LIMIT = 1_000_000  # bytes of a page
 # The page loads nothing, and a browser holds it to that.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -95,3 +102,126 @@ def _lead(scored: ScoresInput) -> str:
     said = " ".join(findings(scores.sweep[0]))
     lead = f'<p class="lead">With {escape(perturbation_words(scores.sweep[0]))}, {escape(said)}</p>'
     return f"{lead}\n{facts_html(tiles, 'tiles')}"
+
+
+def sections(inputs: ReportInputs, etas: int) -> Iterator[tuple[str, str, str]]:
+    """Anchor, title and content of every section, with pictures of so many etas of each file."""
+    for i, scored in enumerate(inputs.scored):
+        whose = f": {scored.name}" if len(inputs.scored) > 1 else ""
+        sweep = scored.scores.sweep
+        for j, absorption in enumerate(sweep[:etas]):
+            title = f"Absorption with {perturbation_words(absorption)}{whose}"
+            yield f"s{i}-{j}", title, grid_html(_experiment(f"s{i}-{j}", scored, j))
+        if len(sweep) > 1:
+            html = grid_html(_sweep(f"s{i}", scored))
+            if left := len(sweep[etas:]):
+                also = counted(left, "other eta")
+                html += f"<p>Pictures of {also} are omitted to keep the page under 1 MB.</p>"
+            yield f"s{i}-sweep", f"The sweep over eta{whose}", html
+    if len(inputs.scored) > 1:
+        yield "compared", "Scores side by side", grid_html([_compared(inputs.scored)])
+    if inputs.pruned:
+        table = table_html(prunings_table(inputs.pruned), "prunings")
+        yield "pruned", "Pruned models", grid_html(_prunings(inputs.pruned)) + table
+    if inputs.evaluated:
+        table = table_html(results_table(inputs.evaluated), "results")
+        pictures = grid_html(results_figures("results", inputs.evaluated), "grid loose")
+        yield "results", "Evaluations", pictures + table
+    yield "provenance", "How these numbers were made", provenance_html(inputs)
+
+
+def _experiment(key: str, scored: ScoresInput, which: int) -> Iterator[ReportFigure]:
+    """Pictures of the experiment at one eta, and of the allocation made from it."""
+    absorption = scored.scores.sweep[which]
+    yield drift_figure(f"{key}-drift", absorption)
+    yield drift_map(f"{key}-map", absorption)
+    yield alignment_map(f"{key}-turn", absorption)
+    yield absorption_figure(f"{key}-r", scored.scores, absorption)
+    yield allocation_figure(f"{key}-allocation", scored, which)
+    yield requested_figure(f"{key}-linears", scored, which)
+
+
+def _sweep(key: str, scored: ScoresInput) -> Iterator[ReportFigure]:
+    """Pictures of all eta of a file."""
+    names = [perturbation_words(absorption) for absorption in scored.scores.sweep]
+    coefficients = [absorption.coefficient for absorption in scored.scores.sweep]
+    sparsities = [allocation.corrected_sparsity for allocation in scored.allocations]
+    yield sweep_figure(f"{key}-eta", scored.scores)
+    yield lines_figure(
+        f"{key}-etas",
+        "Absorption coefficients at each eta",
+        "The same numbers over the blocks.",
+        dict(zip(names, coefficients, strict=True)),
+    )
+    yield lines_figure(
+        f"{key}-sparsities",
+        "Corrected allocation at each eta",
+        "The base, corrected by the coefficients at each eta.",
+        dict(zip(names, sparsities, strict=True)),
+        float(scored.file.document["requested_sparsity"]),
+    )
+
+
+def _prunings(pruned: Sequence[PruningInput]) -> Iterator[ReportFigure]:
+    """Pictures of all prunings, and of several side by side."""
+    for i, pruning in enumerate(pruned):
+        yield pruned_figure(f"p{i}", pruning)
+    if len(pruned) > 1:
+        weights, requested = (pruned[0].counts[key].sum() for key in ("weights", "requested"))
+        yield lines_figure(
+            "prunings-blocks",
+            "Prunings side by side",
+            "The fraction pruned of every block; the line is the requested total of the first.",
+            {
+                x.name: x.counts["pruned"].sum(axis=1) / x.counts["weights"].sum(axis=1)
+                for x in pruned
+            },
+            float(requested / weights),
+        )
+
+
+def _compared(scored: Sequence[ScoresInput]) -> ReportFigure:
+    """Coefficients of several files, at the first eta of each."""
+    first = {x.name: x.scores.sweep[0] for x in scored}
+    return lines_figure(
+        "compared-r",
+        "Absorption coefficients side by side",
+        "Of each file of scores, at its first eta.",
+        {f"{name}, {perturbation_words(x)}": x.coefficient for name, x in first.items()},
+    )
+
+
+def provenance_html(inputs: ReportInputs) -> str:
+    """Parameters, run and versions of every file."""
+    cards = []
+    every: tuple[ReportInput, ...] = (*inputs.scored, *inputs.pruned, *inputs.evaluated)
+    for x in every:
+        facts = facts_html(_facts(x.file.document, x.file.sha256))
+        cards.append(
+            f'<article class="card"><h3>{escape(x.name)}</h3>\n'
+            f"<p>{x.kind}, {escape(x.file.path.name)}</p>\n{facts}\n</article>"
+        )
+    return '<div class="grid loose">\n' + "\n".join(cards) + "\n</div>"
+
+
+def _facts(document: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    """All fields of a file that are not measurements, by name and without nesting."""
+    facts: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping) and key not in ("linears", "base_options"):
+            for name, inner in value.items():
+                if not name.startswith(NO_FACTS):
+                    facts[f"{key} {name}".replace("_", " ")] = _with_unit(name, inner)
+        elif key not in PARTS:
+            facts[key.replace("_", " ")] = value
+    if "linears" in document:
+        shapes = document["linears"].items()
+        facts["linears"] = ", ".join(f"{name} {out} x {width}" for name, (out, width) in shapes)
+    return facts | {"sha256 of the file": digest}
+
+
+def _with_unit(name: str, value: Any) -> Any:
+    """Bytes and seconds with their unit."""
+    if isinstance(value, int | float) and "memory" in name:
+        return f"{value / MIB:,.6g} MiB"
+    return f"{value:.4g} s" if isinstance(value, int | float) and name == "seconds" else value

@@ -14,14 +14,9 @@ ALL = 12  # up to so many blocks, each has a tick
 
 @dataclass(frozen=True)
 class AxisScale:
-    """A scale from values to positions, in units of the picture.
+    """A scale from values, `low` to `high`, to positions, `start` to `end`, in the picture's units.
 
-    Args:
-        low: Value at the start.
-        high: Value at the end, greater than `low`.
-        start: Position of the low end.
-        end: Position of the high end.
-        log: Whether the scale is logarithmic; then both values are positive.
+    If it is logarithmic, both values are positive.
     """
 
     low: float

@@ -20,7 +20,7 @@ SHAPES = (  # so that marks differ without colour
 CIRCLE, SQUARE, UP, DOWN, DIAMOND, PLUS, DOT, LARGE_DIAMOND, LARGE_SQUARE = range(9)
 CYCLE = 6  # shapes of the same size
 CLASSES = 9  # colours of a ramp
-FEW, MANY = 16, 32  # most lines that have names at their ends, in a small and a large picture
+FEW_NAMES, MANY_NAMES = 16, 32  # at most, at the ends of lines in a small and a large picture
 
 
 def units(value: float) -> str:
@@ -83,12 +83,8 @@ def runs(points: Sequence[tuple[float, float]]) -> Iterator[tuple[int, list[tupl
 def trail(points: Sequence[tuple[float, float]], css: str, row: int, column: int = 0) -> list[str]:
     """A line for every unbroken run of known points; the script reads their table for tooltips.
 
-    Args:
-        points: In order; NaN, if unknown, breaks the line.
-        css: Classes.
-        row: The table's row of the first point.
-        column: Column of the first point, the others to the right of it; 0 if each point has a row
-            of its own, each below the previous one.
+    The first point is in the table at `row` and `column`, the others to the right of it; with
+    column 0 each point has a row of its own, each below the previous one.
     """
     return [
         f'<polyline class="{css}" data-row="{row if column else row + start}" '
@@ -147,15 +143,11 @@ def place(scale: AxisScale, value: float) -> float:
 def names(ends: Sequence[float], end: float, bottom: float, large: bool = False) -> list[str]:
     """The numbers of the blocks at the right ends of their lines, with a thread to moved ones.
 
-    Args:
-        ends: Vertical position of the end of each block's line; NaN for none.
-        end: Horizontal position of all ends.
-        bottom: Position of the lowest name.
-        large: Whether to add a second set with more names, for a picture that is shown large; the
-            stylesheet hides one of them.
+    `ends` are vertical positions, NaN for none. For a picture that is shown large, a second set
+    with more names is added; the stylesheet hides one of them.
     """
     parts = []
-    for most, gap, css in ((FEW, 13.0, " few"), (MANY, 7.5, " many"))[: 1 + large]:
+    for most, gap, css in ((FEW_NAMES, 13.0, " few"), (MANY_NAMES, 7.5, " many"))[: 1 + large]:
         every = -(-len(ends) // most)
         named = [i for i in range(len(ends)) if i % every == 0 and isfinite(ends[i])]
         for i, at in zip(

@@ -2,9 +2,11 @@
 
 from math import isnan
 
+from refimpl.evaluation.choices import Questions
 from refimpl.evaluation.evaluate import Evaluation
 from refimpl.show.header import counted, model_facts, run_facts, wrapped
 from refimpl.show.table import aligned
+from refimpl.tokens import Windows
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
@@ -46,24 +48,22 @@ def _rows(evaluation: Evaluation) -> list[tuple[str, float, float, str, str]]:
 def _header(evaluation: Evaluation) -> list[str]:
     """What was evaluated, on what, and how."""
     facts = {"model": model_facts(evaluation.model, evaluation.family, evaluation.num_blocks)}
-    if evaluation.windows is not None and evaluation.perplexity is not None:
-        facts["text" if evaluation.windows.kind == "text" else "ids"] = [
-            *evaluation.windows.source.split(", "),
-            counted(int(evaluation.perplexity.tokens.sum()), "predicted token"),
-            f"sha256 {evaluation.windows.sha256[:12]}",
-        ]
-    if evaluation.questions is not None and evaluation.choices is not None:
-        facts["questions"] = [
-            *evaluation.questions.source.split(", "),
-            counted(len(evaluation.choices.sequences), "choice"),
-            evaluation.choices.start,
-            f"sha256 {evaluation.questions.sha256[:12]}",
-        ]
+    windows, questions, choices = evaluation.windows, evaluation.questions, evaluation.choices
+    if windows is not None and evaluation.perplexity is not None:
+        predicted = counted(int(evaluation.perplexity.tokens.sum()), "predicted token")
+        facts["text" if windows.kind == "text" else "ids"] = _input(windows, predicted)
+    if questions is not None and choices is not None:
+        count = counted(len(choices.sequences), "choice")
+        facts["questions"] = _input(questions, count, choices.start)
     work = [f"{evaluation.tokens_per_second:,.0f} tokens per second"]
     if evaluation.resumed:
         work.append(f"{evaluation.resumed:,} sequences from an earlier run")
     facts["run"] = run_facts(evaluation.run, *work)
     return wrapped(facts)
+
+
+def _input(source: Windows | Questions, *facts: str) -> list[str]:
+    return [*source.source.split(", "), *facts, f"sha256 {source.sha256[:12]}"]
 
 
 def _footer(evaluation: Evaluation) -> list[str]:

@@ -12,7 +12,7 @@ from refimpl.explanation.explain import Explanation
 from refimpl.explanation.step import Figure, Step
 from refimpl.show.header import WIDTH, model_facts, wrapped
 
-FEW = 6  # numbers of an array
+SHOWN_NUMBERS = 6  # numbers of an array
 IN = " " * 4
 
 
@@ -71,7 +71,7 @@ def _row(figure: Figure, name: int, shape: int) -> str:
     """Name, shape, numbers and note of a figure, with as many numbers as fit."""
     start = f"{figure.name:<{name}}  {_shape(figure):<{shape}}  "
     note = f"   ({figure.note})" if figure.note else ""
-    rows = (f"{start}{_numbers(figure, few)}{note}" for few in range(FEW, 0, -1))
+    rows = (f"{start}{_numbers(figure, few)}{note}" for few in range(SHOWN_NUMBERS, 0, -1))
     return next((row for row in rows if len(IN + row) <= WIDTH), f"{start}{_numbers(figure, 1)}")
 
 

@@ -1,9 +1,10 @@
 """The table of an export: what was written of a model as a graph."""
 
 from refimpl.onnx.export import Exported
-from refimpl.show.header import MIB, counted, wrapped
+from refimpl.running.memory import MIB
+from refimpl.show.header import counted, wrapped
 
-WEIGHTS = {
+WEIGHT_PLACES = {
     "external": "in a file beside the graph",
     "reference": "in the model's own files, by reference",
     "embedded": "in the graph's file",
@@ -30,7 +31,7 @@ def export_table(exported: Exported) -> str:
             *(["attention, rotary positions and RMS norms fused"] if exported.fused else []),
         ],
         "computes": [*_computes(exported), exported.dtype],
-        "weights": [f"{count} {WEIGHTS[exported.weights]}"],
+        "weights": [f"{count} {WEIGHT_PLACES[exported.weights]}"],
     }
     if exported.data is not None:
         lines["data"] = [f"{exported.data}, {_size(exported.data_bytes)}"]

@@ -6,10 +6,10 @@ from textwrap import wrap
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
+from refimpl.running.memory import MIB
 from refimpl.running.provenance import Run, TokenFacts
 
 WIDTH, LABEL = 100, 12  # columns of a line, and of the label before its facts
-MIB = 1 << 20
 
 
 def counted(number: int, thing: str) -> str:

@@ -17,19 +17,16 @@ SHOWN_TIES = 5  # named, of near ties
 def report_table(report: Report, candidate: str) -> str:
     """A row per stage, the verdict, and the first wrong step."""
     case = report.case
+    versions = [f"refimpl {__version__}", f"spec {SPEC}"]
     facts = {
-        "case": [
-            case.name,
-            f"family {case.model.config.family}",
-            f"refimpl {__version__}",
-            f"spec {SPEC}",
-        ],
+        "case": [case.name, f"family {case.model.config.family}", *versions],
         "candidate": [candidate, report.dtype, _way(report)],
         "judged by": ["the float64 truth", "and what the dtype costs refimpl itself"],
     }
-    header = wrapped(facts)
-    stages = dict.fromkeys(stage_of(step.step) for step in report.steps)
-    groups = [[step for step in report.steps if stage_of(step.step) == stage] for stage in stages]
+    stages: dict[str, list[StepResult]] = {}
+    for step in report.steps:
+        stages.setdefault(stage_of(step.step), []).append(step)
+    groups = list(stages.values())
     worst = [max(group, key=_share) for group in groups]
     columns = {
         "stage": list(stages),
@@ -44,7 +41,7 @@ def report_table(report: Report, candidate: str) -> str:
         "own": [_number(step.own) for step in worst],
     }
     table = [line.rstrip() for line in aligned(columns)]
-    return "\n".join([*header, "", *table, "", *_verdict(report, candidate)]) + "\n"
+    return "\n".join([*wrapped(facts), "", *table, "", *_verdict(report, candidate)]) + "\n"
 
 
 def report_document(report: Report, candidate: str) -> dict[str, Any]:
@@ -158,13 +155,12 @@ def _number(x: float) -> str:
 
 
 def _step(step: StepResult) -> dict[str, Any]:
-    """One step, as JSON."""
+    """One step, as JSON, with null for a number that is not finite."""
+    numbers = {name: getattr(step, name) for name in ("error", "tolerance", "own")}
     return {
         "step": step.step,
         "status": step.status,
-        "error": step.error if isfinite(step.error) else None,
-        "tolerance": step.tolerance if isfinite(step.tolerance) else None,
-        "own": step.own if isfinite(step.own) else None,
+        **{name: x if isfinite(x) else None for name, x in numbers.items()},
         "where": list(step.where),
         "fault": step.fault or None,
         "near_ties": [list(tie) for tie in step.near_ties],

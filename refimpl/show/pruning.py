@@ -1,10 +1,13 @@
-"""The table of a pruning: how many weights each block and linear was to lose, and lost."""
+"""The tables of pruned models: what a pruning removed, and the zeros in a file."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.prune import Pruning
-from refimpl.pruning.pruned_files import Counts
-from refimpl.show.header import model_facts, run_facts, token_facts, wrapped
+from refimpl.running.memory import MIB
+from refimpl.show.header import LABEL, model_facts, run_facts, token_facts, wrapped
 from refimpl.show.table import aligned
 
 
@@ -20,11 +23,8 @@ def pruning_table(pruned: Pruning, out: Path) -> str:
         "pruned": [f"{sum(x.pruned for x in row):,}" for row in rows],
         "kept zeros": [f"{sum(x.kept_zeros for x in row):,}" for row in rows],
         "zeros": [f"{sum(x.zeros for x in row):,}" for row in rows],
-        "sparsity": [_sparsity(row) for row in rows],
+        **_shares(counts, "pruned"),
     }
-    for name in counts[0]:
-        linears = [block[name] for block in counts]
-        columns[name] = [_sparsity(row) for row in (*([linear] for linear in linears), linears)]
     notes = [
         "asked: weights to prune; pruned: those that were, now +0.0; kept zeros: weights that stay",
         "and are zero; zeros, counted in the file, are both together; then the fraction pruned of",
@@ -32,11 +32,6 @@ def pruning_table(pruned: Pruning, out: Path) -> str:
         f"written: {out}",
     ]
     return "\n".join([*wrapped(_facts(pruned)), "", *aligned(columns), "", *notes]) + "\n"
-
-
-def _sparsity(linears: list[Counts]) -> str:
-    """The fraction pruned of some linears together."""
-    return f"{sum(x.pruned for x in linears) / sum(x.weights for x in linears):.4f}"
 
 
 def _facts(pruned: Pruning) -> dict[str, list[str]]:
@@ -71,3 +66,53 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
         facts["format: pt"] = [f"added to {name}" for name in pruned.written.format_added]
     facts["run"] = run_facts(pruned.run)
     return facts
+
+
+def inspection_table(inspection: Inspection) -> str:
+    """What a model's file holds: sizes, and a row per block with the sparsity of every linear."""
+    everything = inspection.linears
+    rows = [*(list(block.values()) for block in inspection.blocks), everything]
+    columns = {
+        "block": [*map(str, range(len(inspection.blocks))), "all"],
+        "weights": [f"{sum(x.weights for x in row):,}" for row in rows],
+        **_shares(inspection.blocks, "zeros"),
+        "n:m": [common_pattern(row) or "-" for row in rows],
+        "dtype": [" ".join(dict.fromkeys(x.dtype for x in row)) for row in rows],
+    }
+    total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
+    last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
+    return "\n".join([*_header(inspection), "", *aligned(columns), "", last]) + "\n"
+
+
+def _header(inspection: Inspection) -> list[str]:
+    """Facts of the whole model, each label once."""
+    num_blocks = len(inspection.blocks)
+    size = f"{inspection.parameter_bytes / MIB:,.1f} MiB"
+    files = [f"{name}, {size / MIB:,.1f} MiB" for name, size in inspection.files.items()]
+    lines = {
+        "model": [", ".join(model_facts(inspection.model, inspection.family, num_blocks))],
+        "parameters": [f"{inspection.parameters:,} in all, {size}"],
+        "files" if len(files) > 1 else "file": files,
+    }
+    if (asked := inspection.requested) is not None:
+        what = asked.pattern or f"sparsity {asked.sparsity:g}"
+        lines["requested"] = [f"{what} by {asked.method}, as pruning.json says"]
+    return [
+        f"{label if i == 0 else '':<{LABEL}}{fact}"
+        for label, facts in lines.items()
+        for i, fact in enumerate(facts)
+    ]
+
+
+def _shares(blocks: Sequence[Mapping[str, Any]], zero: str) -> dict[str, list[str]]:
+    """The zeros of one sort as a fraction of each block and of each linear; all blocks last."""
+
+    def shares(names: Iterable[str]) -> list[str]:
+        rows = [[block[name] for name in names] for block in blocks]
+        rows.append([linear for row in rows for linear in row])
+        return [
+            f"{sum(getattr(x, zero) for x in row) / sum(x.weights for x in row):.4f}"
+            for row in rows
+        ]
+
+    return {"sparsity": shares(blocks[0]), **{name: shares([name]) for name in blocks[0]}}

@@ -10,8 +10,8 @@ from refimpl.onnx.zero_weights import Zeros
 from refimpl.show.header import counted, model_facts, wrapped
 from refimpl.show.table import aligned
 
-FORMAT = 1  # of `validate --json`
-LINEARS = 3  # named, of those that differ
+VALIDATION_FORMAT = 1  # of `validate --json`
+NAMED_LINEARS = 3  # of those that differ
 
 
 def validation_table(validation: Validation) -> str:
@@ -25,22 +25,26 @@ def validation_document(validation: Validation) -> dict[str, Any]:
     """A validation as one JSON document; an error that is no number is null."""
     tokens, zeros, first = validation.tokens, validation.zeros, validation.first
     return {
-        "format": FORMAT,
+        "format": VALIDATION_FORMAT,
         **{name: getattr(validation, name) for name in ("model", "family", "graph", "against")},
         "ran": validation.ran,
         "agrees": validation.agrees,
-        "first": None if first is None else _first_document(first),
+        "first": None
+        if first is None or first.first is None
+        else {
+            **_run_document(first),
+            **_point_document(first.first),
+            "usual_causes": list(first.first.causes),
+        },
         "tokens": {"kind": tokens.kind, "source": tokens.source, "sha256": tokens.sha256},
         "comparisons": [
             {
-                "kind": comparison.kind,
-                "dtype": comparison.dtype,
-                "shape": list(comparison.shape),
-                "tolerance": comparison.tolerance,
-                "agrees": comparison.first is None,
-                "points": [_point_document(point) for point in comparison.points],
+                **_run_document(run),
+                "tolerance": run.tolerance,
+                "agrees": run.first is None,
+                "points": [_point_document(point) for point in run.points],
             }
-            for comparison in validation.comparisons
+            for run in validation.comparisons
         ],
         "zeros": None if zeros is None else _zeros_document(zeros),
         "notes": list(validation.notes),
@@ -89,15 +93,19 @@ def _worst(runs: Sequence[Comparison], kind: str) -> tuple[Agreement, Comparison
 def _verdict(validation: Validation) -> list[str]:
     """Whether it agrees; if not, where to look first, and the usual causes."""
     first, zeros = validation.first, validation.zeros
-    if first is None:
+    if first is None or first.first is None:
         lines = [f"agrees: {', '.join(_agreed(validation.comparisons))}"]
     else:
-        lines = _disagreement(first)
+        lines = _disagreement(first, first.first)
     if zeros is not None:
-        lines.append(
+        counts = (
             f"zeros in the graph: {zeros.graph:,} of {zeros.weights:,} prunable weights"
-            f" ({zeros.graph / zeros.weights:.4%}), in the file {zeros.file:,}" + _asked(zeros)
+            f" ({zeros.graph / zeros.weights:.4%}), in the file {zeros.file:,}"
         )
+        if (asked := zeros.requested) is not None:  # in the record beside the model
+            target = asked.pattern or f"{asked.sparsity:.4%}"
+            counts += f", asked for {target} by {asked.method}"
+        lines.append(counts)
         if zeros.differ:
             named = _named(zeros.differ)
             lines.append(f"does not agree: zeros of {named} are not where the file has them")
@@ -108,8 +116,8 @@ def _verdict(validation: Validation) -> list[str]:
 
 def _named(linears: Sequence[str]) -> str:
     """The first linears of several, and how many more there are."""
-    more = f" and {len(linears) - LINEARS:,} more" if len(linears) > LINEARS else ""
-    return ", ".join(linears[:LINEARS]) + more
+    left = len(linears) - NAMED_LINEARS
+    return ", ".join(linears[:NAMED_LINEARS]) + (f" and {left:,} more" if left > 0 else "")
 
 
 def _agreed(comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -121,16 +129,9 @@ def _agreed(comparisons: Sequence[Comparison]) -> Iterator[str]:
         yield f"the experiment in {' and '.join(one.dtype for one in experiments)}"
 
 
-def _first_point(failed: Comparison) -> int:
-    """Index of the first trace point over the tolerance."""
-    within = [point.within(failed.tolerance) for point in failed.points]
-    return within.index(False)
-
-
-def _disagreement(failed: Comparison) -> list[str]:
+def _disagreement(failed: Comparison, point: Agreement) -> list[str]:
     """The first trace point over the tolerance, the one before it, and the usual causes."""
-    index = _first_point(failed)
-    point = failed.points[index]
+    index = failed.points.index(point)
     size = f"{point.error:.1e}, allowed {failed.tolerance:.0e}" if isfinite(point.error) else ""
     token = f"at token {list(point.token)}" if point.token else ""
     facts = ", ".join(text for text in (point.fault, size, token) if text)
@@ -142,14 +143,6 @@ def _disagreement(failed: Comparison) -> list[str]:
     if point.causes:
         lines += ["usual causes:", *(f"  {text}" for text in point.causes)]
     return lines
-
-
-def _asked(zeros: Zeros) -> str:
-    """What was asked for, as the record beside the model says."""
-    if zeros.requested is None:
-        return ""
-    asked = zeros.requested
-    return f", asked for {asked.pattern or f'{asked.sparsity:.4%}'} by {asked.method}"
 
 
 def _kind(point: str) -> str:
@@ -183,25 +176,15 @@ def _point_document(point: Agreement) -> dict[str, Any]:
     }
 
 
-def _first_document(failed: Comparison) -> dict[str, Any]:
-    """The first disagreement."""
-    point = failed.points[_first_point(failed)]
-    return {
-        "kind": failed.kind,
-        "dtype": failed.dtype,
-        "shape": list(failed.shape),
-        **_point_document(point),
-        "usual_causes": list(point.causes),
-    }
+def _run_document(run: Comparison) -> dict[str, Any]:
+    return {"kind": run.kind, "dtype": run.dtype, "shape": list(run.shape)}
 
 
 def _zeros_document(zeros: Zeros) -> dict[str, Any]:
     """The zeros of a graph and of a file."""
     asked = zeros.requested
     return {
-        "weights": zeros.weights,
-        "graph": zeros.graph,
-        "file": zeros.file,
+        **{name: getattr(zeros, name) for name in ("weights", "graph", "file")},
         "requested": None if asked is None else asked.pattern or asked.sparsity,
         "differ": list(zeros.differ),
         "unnamed": list(zeros.unnamed),

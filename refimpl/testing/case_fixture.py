@@ -17,7 +17,7 @@ from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.check import Report, check, read_candidate
 from refimpl.oracle.steps import Recipe
 from refimpl.show.oracle import report_table
-from refimpl.testing.selection import SelectedCase
+from refimpl.testing.cases import SelectedCase
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,8 +25,7 @@ class CaseFixture:
     """A case for a test.
 
     Args:
-        case: The case, as the library reads it.
-        selected: What the test asks of it.
+        selected: What the test asks of the case.
         new_folder: Makes a folder for arrays that diverged.
     """
 
@@ -89,20 +88,16 @@ class CaseFixture:
         dtype: str | None = None,
         stepwise: bool = False,
     ) -> Report:
-        """Check arrays against the case.
+        """Check arrays or torch tensors by the names of the steps, or a safetensors file of them.
 
         Args:
-            actual: Arrays or torch tensors by the names of the steps, or a safetensors file.
+            actual: The arrays, or the file.
             dtype: The dtype of the computation; the coarsest of the float arrays if None.
             stepwise: Whether the computation read the case's own values (`expected`) at each step.
-
-        Returns:
-            The result of every step.
 
         Raises:
             AssertionError: A step diverges, is missing, or could not be judged; or a step of the
                 xfail list passes.
-            RefimplError: No safetensors file, or a dtype that is not compared.
         """
         __tracebackhide__ = True
         if isinstance(actual, Mapping):

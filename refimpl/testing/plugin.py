@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from refimpl.errors import RefimplError
-from refimpl.testing.folders import CaseFolder, cases_below, core_cases, distinct_cases
-from refimpl.testing.selection import MARKER, SelectedCase, selected_cases, selection_of
+from refimpl.testing.cases import (
+    MARKER,
+    CaseFolder,
+    SelectedCase,
+    cases_below,
+    core_cases,
+    distinct_cases,
+    selected_cases,
+    selection_of,
+)
 
 if TYPE_CHECKING:
     from refimpl.testing.case_fixture import CaseFixture

@@ -28,13 +28,12 @@ from refimpl.comparison import agreement
 from refimpl.comparison.causes import CAUSES
 from refimpl.model.forward import TRACE_POINTS, forward
 from refimpl.onnx import peer
-from refimpl.onnx.candidate import Against
-from refimpl.onnx.coverage import trace_points, validation_batches
-from refimpl.onnx.experiment_candidate import experiment_tokens
+from refimpl.onnx.candidate import Against, experiment_tokens
 from refimpl.onnx.export import export
 from refimpl.onnx.graph_file import MEASURED
 from refimpl.onnx.recording.experiment_graph import AT
-from refimpl.onnx.validate import validate
+from refimpl.onnx.recording.model_graph import trace_points
+from refimpl.onnx.validate import validate, validation_batches
 
 RUNTIMES: tuple[Against, ...] = ("onnxruntime", "onnx-reference")
 LLAMA = FIXTURES / "llama"

@@ -13,14 +13,21 @@ from refimpl.method.projection import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, make_case
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.decision_ties import keep_ties, near_ties, reach, turnable
-from refimpl.oracle.judging.number_ties import count_ties, outlier_ties, rounding_ties
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
+from refimpl.oracle.judging.ties import (
+    count_ties,
+    keep_ties,
+    near_ties,
+    outlier_ties,
+    reach,
+    rounding_ties,
+    turnable,
+)
 from refimpl.oracle.near_ties import score_behind
 from refimpl.oracle.reference_errors import reference_run
-from refimpl.oracle.step_inputs import StepInputs
 from refimpl.oracle.step_tolerances import moved_by, step_tolerances
 from refimpl.oracle.steps import Recipe
+from refimpl.oracle.stepwise import StepInputs
 from refimpl.pruners.counts import counts, split_count
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.show.oracle import report_table

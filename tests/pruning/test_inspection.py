@@ -16,7 +16,7 @@ from pruned_models import Decision, write_pruned
 from refimpl import RefimplError, read_model
 from refimpl.model.ops import Array
 from refimpl.pruning.inspection import LinearZeros, Requested, inspect, inspection_document
-from refimpl.show.inspection import inspection_table
+from refimpl.show.pruning import inspection_table
 
 
 def pruned(case: str, into: Path, keep: Any) -> Path:

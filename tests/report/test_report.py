@@ -270,7 +270,7 @@ def test_many_blocks_have_fewer_names_and_a_larger_picture(page_edited: Edited) 
         [t.text() for t in figure.all("text") if css in t.attributes["class"].split()]
         for css in ("few", "many")
     )
-    assert len(few) <= svg.FEW < len(many) <= svg.MANY
+    assert len(few) <= svg.FEW_NAMES < len(many) <= svg.MANY_NAMES
 
 
 def test_a_sweep_too_large_for_a_page_shows_its_first_etas(

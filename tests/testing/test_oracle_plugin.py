@@ -19,8 +19,7 @@ from safetensors.numpy import load_file
 import refimpl
 from refimpl.oracle.case import read_case
 from refimpl.testing.case_fixture import CaseFixture, case_fixture
-from refimpl.testing.folders import CORE, cases_below, core_cases, distinct_cases
-from refimpl.testing.selection import SelectedCase
+from refimpl.testing.cases import CORE, SelectedCase, cases_below, core_cases, distinct_cases
 
 pytest_plugins = ["pytester"]
 

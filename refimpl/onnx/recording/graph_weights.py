@@ -1,6 +1,5 @@
 """The weights that a graph carries: their arrays, sizes, and places in a data file."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.weight import Weight
+from refimpl.storage.files import to_disk
 
 ALIGNMENT = 64  # bytes: a cache line
 INDEX_BYTES = np.dtype(np.int64).itemsize
@@ -111,8 +111,7 @@ def write_data(path: Path, weights: Mapping[str, GraphWeight]) -> None:
             little = values.astype(values.dtype.newbyteorder("<"), copy=False)
             file.write(little.view(np.uint8).data)
             array.weight.stored.file.release()
-        file.flush()
-        os.fsync(file.fileno())
+    to_disk(path)
 
 
 def _shape(weight: Weight) -> tuple[int, ...]:

@@ -37,6 +37,13 @@ def block_points(config: Config) -> tuple[str, ...]:
     return tuple(point for point in TRACE_POINTS if rotary or not point.endswith("_rope"))
 
 
+def trace_points(config: Config) -> tuple[str, ...]:
+    """Names of all trace points of a model, in the order of execution."""
+    each = block_points(config)
+    blocks = (f"blocks.{i}.{point}" for i in range(config.num_blocks) for point in each)
+    return "embed", *blocks, "final_norm", "logits"
+
+
 class Recording:
     """A model's graph while it is recorded: its parts, to be called in their order."""
 

@@ -25,10 +25,8 @@ class StepResult:
     """The judgement on one step.
 
     Args:
-        step: Its name.
         status: "conditional" is not judged: rounding turned an earlier choice, or nothing is left.
         error: As its measure has it (`error_of`).
-        tolerance: The largest error that passes.
         own: refimpl's own error in the candidate's dtype.
         where: Index of the worst place.
         fault: A fault that no error expresses, such as a wrong shape, or "".

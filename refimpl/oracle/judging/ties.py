@@ -1,13 +1,14 @@
-"""Near ties of decisions on weights, which rounding may turn either way."""
+"""Near ties of decisions, counts, outliers and stored weights, which rounding may turn."""
 
+from collections.abc import Iterator
 from math import inf
 
 import numpy as np
 
 from refimpl.model.ops import Array
 from refimpl.oracle.judging.measures import Positions
-from refimpl.oracle.judging.number_ties import positions
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
+from refimpl.pruners.counts import split_count, total_count
 
 
 def near_ties(keep: Keep, truth: Keep, score: Array, relative: float | Array) -> Keep:
@@ -18,11 +19,8 @@ def near_ties(keep: Keep, truth: Keep, score: Array, relative: float | Array) ->
     a row have to stay as should. Where some rows lose one weight more than others, those whose
     next candidate scores lowest, two rows may change places whose candidates are as near.
 
-    Args:
-        keep: The candidate's decision, [rows, n].
-        truth: The right one, [rows, n].
-        score: Scores that are compared with each other, row by row, [rows, n], at least 0.
-        relative: Relative error of two scores together, at most 1; one number, or of each.
+    Decisions and scores, which are at least 0, are [rows, n] and compared within a row; `relative`
+    is the error of two scores together, at most 1, one number or of each.
     """
     low, high = reach(score, relative)
     lowest = np.min(np.where(truth, low, inf), axis=1, keepdims=True)  # of those that stay
@@ -58,13 +56,8 @@ def keep_ties(
     In SparseGPT decisions on later columns follow from earlier ones, and are not looked at from the
     first near tie on.
 
-    Args:
-        keep: The candidate's decision, bits, [out, in / 8].
-        truth: The right one, bits.
-        score: Scores, [out, in].
-        group: How many consecutive inputs are compared with each other; a row if 0; of all rows
-            together, as in SparseGPT, if negative.
-        relative: Relative error of two scores together; one number, or of each input, [in].
+    Decisions are bits, [out, in / 8], scores [out, in]. `group` is how many consecutive inputs are
+    compared with each other: a row if 0, and if negative those of all rows, as in SparseGPT.
     """
     out, width = score.shape
     bits, right_bits = (np.unpackbits(x.astype(np.uint8), axis=1) for x in (keep, truth))
@@ -102,3 +95,71 @@ def turnable(truth: Array, score: Array, group: int, relative: Array) -> int:
         near &= np.where(stays, by != best, by != last)  # equal ones are told apart by place
         count += int(near.sum())
     return count
+
+
+def count_ties(
+    counts: Array, truth: Array, sparsity: Array, sizes: Array, target: float, relative: float
+) -> Positions:
+    """Where counts [L, linears] differ, if sparsities [L] that are off by `relative` explain it.
+
+    The largest remainder rounds quotas q to n if and only if n sums to the budget and
+    ``max(q - n) - min(q - n) <= 1`` (docs/explanation/method.md, section 5).
+    """
+    per_block, whole = [int(n) for n in counts.sum(axis=1)], int(sizes.sum())
+    if (
+        sum(per_block) != total_count(target, whole * len(truth))
+        or not all(0 <= n <= whole for n in per_block)
+        or any((split_count(n, sizes) != x).any() for n, x in zip(per_block, counts, strict=True))
+    ):
+        return ()
+    quotas = sparsity * whole
+    slack, missed = relative * quotas, quotas - np.array(per_block)
+    explained = np.max(missed - slack) - np.min(missed + slack) <= 1
+    return positions(np.argwhere(counts != truth)) if explained else ()
+
+
+def outlier_ties(
+    percent: Array,
+    truth: Array,
+    scores: Iterator[Array],
+    m: float,
+    allowed: float,
+    relative: float,
+    share: float,
+) -> Positions:
+    """Blocks where OWL's outliers differ, if the scores that make the difference are near ties.
+
+    Percentages are [L], and need no tie if their relative error is `allowed`. Scores are off by
+    `relative`, and so is their mean, which an outlier exceeds m times. At most a `share` of a
+    block's scores, and always two, may be near ties.
+    """
+    ties = []
+    for i, score in enumerate(scores):
+        line = m * score.mean()
+        outliers, right = (x[i].astype(np.float64) * score.size / 100 for x in (percent, truth))
+        slack = allowed * right
+        if abs(outliers - right) < 0.5:
+            continue
+        fewest, most = (np.sum(score > line * (1 + x)) for x in (2 * relative, -2 * relative))
+        if not fewest - slack <= outliers <= most + slack:
+            return ()
+        if abs(outliers - right) > max(2, share * score.size) + slack:
+            return ()
+        ties.append((i,))
+    return tuple(ties)
+
+
+def rounding_ties(
+    weight: Array, truth: Array, stored: np.dtype[np.generic], allowed: float
+) -> Positions:
+    """Where weights [out, in] are one unit of the file's dtype off, if the rest is as allowed."""
+    unit = np.abs(np.spacing(truth.astype(stored)).astype(np.float64))
+    missed = np.abs(weight.astype(np.float64) - truth)
+    turned = (missed > unit / 2) & (missed <= unit * 1.01)
+    rest, size = (np.linalg.norm(x, axis=1) for x in (np.where(turned, 0.0, missed), truth))
+    return positions(np.argwhere(turned)) if (rest <= allowed * size).all() else ()
+
+
+def positions(indices: Array) -> Positions:
+    """Indices [n, dimensions] as tuples."""
+    return tuple(map(tuple, indices.tolist()))
