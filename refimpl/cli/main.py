@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from io import TextIOWrapper
 from typing import Annotated, Any, NoReturn
 
@@ -14,6 +15,8 @@ from refimpl.version import __version__
 
 # What typer raises for a command line it cannot read; its parent has no public name.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+INTERNAL = 70  # exit code of a failure that is not the input's: EX_SOFTWARE of sysexits.h
 
 app = typer.Typer(
     add_completion=False,
@@ -56,7 +59,8 @@ def main() -> None:
     """Run the program: 0 for success, 2 for input that cannot be used, 130 when interrupted.
 
     `validate` and `check` exit with 1 if they find a disagreement; `check` exits with 3 if the
-    result is inconclusive.
+    result is inconclusive. An exception that nobody expected exits with 70, so that no command
+    reports a failure of its own as a disagreement.
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
@@ -85,6 +89,17 @@ def main() -> None:
         )
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except Exception as error:
+        traceback.print_exc()
+        name = type(error).__name__
+        _fail(
+            RefimplError(
+                f"refimpl itself failed ({name}: {error}); the input may be fine",
+                "a result, or a message about the input",
+                f"report it, with the command and the lines above (refimpl {__version__})",
+            ),
+            INTERNAL,
+        )
 
 
 def _usage(error: Any) -> RefimplError:
@@ -96,11 +111,11 @@ def _usage(error: Any) -> RefimplError:
     return RefimplError(problem, usage, f"see {program} --help")
 
 
-def _fail(error: RefimplError) -> NoReturn:
-    """Print an error and exit with 2."""
+def _fail(error: RefimplError, code: int = 2) -> NoReturn:
+    """Print an error and exit."""
     print(f"error: {error}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:  # the interpreter would try again, and fail, at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(2)
+    sys.exit(code)

@@ -175,6 +175,7 @@ def partial_path(output: Path | None, resume: bool) -> Path | None:
             "-o FILE: partial results are kept beside it",
             "add -o FILE, or omit --resume",
         )
+    checked_output(output, {})
     return None if output is None else partial_results_path(output)
 
 
@@ -187,5 +188,10 @@ def check_outputs(model: Model, inputs: Mapping[str, Path | None], *outputs: Pat
     """Refuse outputs that cannot be written, or that are inputs or files of the model."""
     beside = [model.folder / name for name in READ_BESIDE]
     paths = [model.path, *(file.path for file in model.files), *beside]
+    targets = [path.resolve() for path in outputs if path is not None]
+    if len(set(targets)) < len(targets):
+        raise RefimplError(
+            f"two outputs named {targets[0]}", "a name for each output", "choose another name"
+        )
     for path in outputs:
         checked_output(path, {f"the model's {file.name}": file for file in paths} | {**inputs})

@@ -12,7 +12,7 @@ from refimpl.cli.options import FieldOption, OptionGroup
 from refimpl.cli.terminal import deliver
 from refimpl.loading.checkpoint import read_model
 from refimpl.oracle.steps import Recipe
-from refimpl.storage.files import checked_output, write_text
+from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
 
 RECIPE = OptionGroup(
@@ -110,9 +110,8 @@ def check_command(
     from refimpl.show.oracle import report_document, report_table, report_xml
 
     inputs = {"ACTUAL": actual, **{f"the case's {path.name}": path for path in case.glob("*")}}
-    for path in (output, junit_xml):
-        checked_output(path, inputs)
     opened = read_case(case)
+    opt.check_outputs(opened.model, inputs, output, junit_xml)
     if actual.suffix == ".onnx":
         opt.refuse(context, ("stepwise",), "a graph", "a file of tensors: a graph is chained")
         from refimpl.onnx.case_steps import graph_steps

@@ -80,7 +80,7 @@ def export(
     in place of the model; its eta, draws and seed do not matter: they are inputs of the graph.
     """
     out, dtype = target.default_output(model) if out is None else Path(out), np.dtype(dtype)
-    data = out.with_name(f"{out.name}.data") if weights == "external" else None
+    data = Path(f"{out}.data") if weights == "external" else None
     opset = (FUSED_OPSET if fused else DEFAULT_OPSET) if opset is None else opset
     kernels = FUSED if fused else PLAIN
     _check_request(dtype, opset, fused)

@@ -49,7 +49,9 @@ def check_reference(model: Model, out: Path) -> None:
 def check_output(model: Model, out: Path, data: Path | None, force: bool) -> None:
     """Refuse a graph's file, and the data file beside it, that exist or cannot be written."""
     if out.suffix != ".onnx":
-        raise RefimplError(f"-o {out}", "a name that ends in .onnx", f"use {out.name}.onnx")
+        raise RefimplError(
+            f"-o {out}", "a name that ends in .onnx", f"use {out.name or 'model'}.onnx"
+        )
     inputs = {f"the model's {file.path.name}": file.path for file in model.files}
     for path in (out, data):
         checked_output(path, inputs | {"config.json": model.config_path})

@@ -150,7 +150,12 @@ def _identity(
     at: list[Any] = []
     if plan.kind == "pruning":
         custom = Path(request.base) if request.base not in BASES else None
-        at = [request.sparsity, custom and sha256(custom.read_bytes()).hexdigest()]
+        at = [
+            request.sparsity,
+            request.lo,
+            request.hi,
+            custom and sha256(custom.read_bytes()).hexdigest(),
+        ]
     return identity(model) | {
         "command": "score",
         "tokens": tokens.sha256,

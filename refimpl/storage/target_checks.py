@@ -10,13 +10,14 @@ RECORD = "pruning.json"  # says how a pruned model was made
 
 def real_path(target: Path) -> Path:
     """The absolute path of a folder behind all links, which may exist; refuse files and links."""
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
+    real = Path(os.path.realpath(target))
+    if target.is_symlink() or (target.exists() and not target.is_dir()) or not real.name:
         raise RefimplError(
             f"-o {target} is a link, or not a folder",
             "the path of a new folder",
             "choose another -o",
         )
-    return Path(os.path.realpath(target))
+    return real
 
 
 def refuse_existing(target: Path, force: bool) -> None:

@@ -193,6 +193,9 @@ def test_a_memory_from_an_error_is_enough() -> None:
         "out",
         "absent/new.json",
         "text.txt/new.json",
+        ".",
+        "/",
+        "",
     ],
 )
 def test_outputs(output: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +203,32 @@ def test_outputs(output: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (here / "link").symlink_to("model/model.safetensors")
     os.mkfifo(here / "pipe")
     refused(f"score model --text text.txt {SMALL} -o {output}", output)
+
+
+@pytest.mark.parametrize("output", ["", ".", "/"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("eval model --text text.txt", "allocate scores.json", "prune model --nm 2:4"),
+        *("export model", "report scores.json", "explain model", "inspect model"),
+    ],
+)
+def test_outputs_without_a_name(words: str, output: str) -> None:
+    result = run(*words.split(), "-o", output)
+    assert result.code == 2, result.err
+    assert result.err.startswith("error: -o ")
+    assert "Traceback" not in result.err
+
+
+def test_a_check_destroys_no_input(here: Path) -> None:
+    """Nor the model that a case refers to, which lies elsewhere."""
+    shutil.copytree(FIXTURES / "cases" / "llama", here / "cases" / "llama")
+    shutil.copytree(FIXTURES / "llama", here / "llama")
+    check = "check cases/llama cases/llama/expected.safetensors"
+    for file in ("llama/model.safetensors", "llama/config.json", "cases/llama/case.json"):
+        refused(f"{check} -o {file}", Path(file).name)
+        refused(f"{check} -o out/new.json --junit-xml {file}", Path(file).name)
+    refused(f"{check} -o out/new.json --junit-xml out/new.json", "two outputs")
 
 
 def test_an_output_that_is_another_input(here: Path) -> None:
@@ -513,9 +542,12 @@ def test_faults_of_the_machine(
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an exit code of its own: 1 is a disagreement."""
     monkeypatch.setattr("refimpl.cli.score.score", Mock(side_effect=ZeroDivisionError))
-    with pytest.raises(ZeroDivisionError):
-        run("score", "model", *SMALL.split())
+    result = run("score", "model", *SMALL.split())
+    assert (result.code, result.out) == (70, "")
+    assert result.err.startswith("Traceback")
+    assert "error: refimpl itself failed (ZeroDivisionError" in result.err
 
 
 def started(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":

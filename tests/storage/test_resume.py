@@ -134,6 +134,8 @@ def test_a_custom_base_identifies_the_run(tmp_path: Path, interrupt: Interrupt) 
     words = ("score", LLAMA, *SMALL, *options, "-o", tmp_path / "out.json")
     interrupt(2)
     assert run(*words).code == 130
+    for limit in (("--lo", 0.69), ("--hi", 0.75)):  # which change the base's projection
+        assert "belongs to another run: base differ" in refused(*words, *limit, "--resume")
     base.write_text("[0.7, 0.6, 0.5, 0.4]")
     assert "belongs to another run: base differ" in refused(*words, "--resume")
 
