@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from io import TextIOWrapper
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -64,42 +64,44 @@ def main() -> None:
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    code = 2
     try:
         with loud("float64"):  # of allocations; scoring names its own precision
             sys.exit(app(prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
-        _fail(error)
+        failure = error
     except UsageError as error:
-        _fail(_usage(error))
+        failure = _usage(error)
     except MemoryError as error:
-        _fail(
-            RefimplError(
-                f"out of memory ({error})",
-                "enough memory for the states, and for one block's weights per thread",
-                "reduce --memory, --threads or --seq-len",
-            )
+        failure = RefimplError(
+            f"out of memory ({error})",
+            "enough memory for the states, and for one block's weights per thread",
+            "reduce --memory, --threads or --seq-len",
         )
     except OSError as error:
-        _fail(
-            RefimplError(
-                f"{error.filename or 'output'}: {error.strerror or error}",
-                "files that can be read, and room on the disk for the output",
-                "check the disk and the permissions",
-            )
+        failure = RefimplError(
+            f"{error.filename or 'output'}: {error.strerror or error}",
+            "files that can be read, and room on the disk for the output",
+            "check the disk and the permissions",
         )
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except Exception as error:
         traceback.print_exc()
-        name = type(error).__name__
-        _fail(
+        code, failure = (
+            INTERNAL,
             RefimplError(
-                f"refimpl itself failed ({name}: {error}); the input may be fine",
+                f"refimpl itself failed ({type(error).__name__}: {error}); the input may be fine",
                 "a result, or a message about the input",
                 f"report it, with the command and the lines above (refimpl {__version__})",
             ),
-            INTERNAL,
         )
+    print(f"error: {failure}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the interpreter would try again, and fail, at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def _usage(error: Any) -> RefimplError:
@@ -109,13 +111,3 @@ def _usage(error: Any) -> RefimplError:
         program, usage = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
     problem = error.format_message().replace("Value error, ", "")
     return RefimplError(problem, usage, f"see {program} --help")
-
-
-def _fail(error: RefimplError, code: int = 2) -> NoReturn:
-    """Print an error and exit."""
-    print(f"error: {error}", file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:  # the interpreter would try again, and fail, at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
