@@ -119,7 +119,7 @@ def dead_ties(
     carried = np.sqrt(np.diag(products))
     least = slip * np.sqrt(np.mean(np.square(carried)))
     dead = (carried > 0) & (carried <= least) & ~keep.any(axis=0)
-    alive = (carried == 0) & keep.any(axis=0) & (EPS[dtype] > EPS["float32"])
+    alive = (carried == 0) & keep.any(axis=0) & (EPS[dtype] > EPS["float32"]) & np.isfinite(least)
     if not (dead | alive).any():
         return ()
     index = list(case.model.config.linear_shapes).index(linear)

@@ -67,6 +67,14 @@ def test_it_agrees_with_every_case(
     assert not [step for step in open_steps if step.startswith(("blocks.", "perturbed"))]
 
 
+@needs_torch
+def test_decisions_after_wrong_counts_are_judged(tmp_path: Path) -> None:
+    """In 16 bits, an input may be dead where the reference has no bound on its error."""
+    mistake = MISTAKES["counts split equally over linears"]
+    code, report = checked(CASES / "opt", "float16", tmp_path, mistake=mistake)
+    assert (code, report["first"]["step"]) == (1, "owl.counts")
+
+
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for crafted cases, which are made once."""
