@@ -12,8 +12,8 @@ def command(
         list[Path],
         opt.argument(
             "FILE",
-            "At least one file that refimpl score -o wrote. Add, in any order, more of them, the "
-            "pruning.json of pruned models, and files that refimpl eval -o wrote.",
+            "Files that refimpl score, allocate or eval wrote with -o, and folders of pruned "
+            "models (or their pruning.json), in any order.",
         ),
     ],
     *,
@@ -22,15 +22,27 @@ def command(
         opt.output(
             "FILE", "The page, which appears whole or not at all. An existing file is replaced."
         ),
-    ],
+    ] = Path("report.html"),
+    figures: Annotated[
+        Path | None,
+        opt.option("Also write every picture (SVG) and its numbers (CSV) to a new folder.", "DIR"),
+    ] = None,
 ) -> None:
     """Write a page with pictures and tables of scores, prunings and evaluations.
 
-    The page is one HTML file that loads nothing from the network.
+    The page is one HTML file that loads nothing from the network. On it, a button below each
+    picture saves it as SVG or PNG, and its numbers as CSV.
     """
-    from refimpl.report.page import report  # not for --help
+    from refimpl.report.inputs import read_inputs  # not for --help
+    from refimpl.report.page import page, sections
+    from refimpl.report.standalone import write_figures
 
     checked_output(output, {str(path): path for path in files})
-    page = report(files)
-    write_text(output, page)
-    print(f"written: {output} ({len(page.encode()):,} bytes)", flush=True)
+    inputs = read_inputs(files)
+    text = page(inputs)
+    if figures is not None:
+        checked_output(figures, {"-o": output})
+        count = write_figures(figures, list(sections(inputs, len(text))))
+        print(f"written: {figures} ({count} files)", flush=True)
+    write_text(output, text)
+    print(f"written: {output} ({len(text.encode()):,} bytes)", flush=True)

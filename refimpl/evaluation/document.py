@@ -22,6 +22,7 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
         "family": evaluation.family,
         "num_blocks": evaluation.num_blocks,
         "dtype": evaluation.run.dtype,
+        "pruning": evaluation.pruning,
     }
     windows, perplexity = evaluation.windows, evaluation.perplexity
     questions, accuracy, choices = evaluation.questions, evaluation.accuracy, evaluation.choices

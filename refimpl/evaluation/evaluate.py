@@ -1,6 +1,7 @@
 """The job: perplexity and multiple choice of a model, in groups of batches that can be resumed."""
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from refimpl.evaluation.likelihood import group_likelihoods, tokens_in_memory
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
+from refimpl.pruning.inspection import recorded_pruning
 from refimpl.running.provenance import Run, identity, run_since
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress, Workers
@@ -45,6 +47,7 @@ class Evaluation:
         tokens: Inputs read in this run, padding left out.
         resumed: Sequences (windows, choices) read from partial results.
         run: How the numbers were made.
+        pruning: How the model was pruned, by the `pruning.json` beside it; None without one.
     """
 
     model: str
@@ -58,6 +61,7 @@ class Evaluation:
     tokens: int
     resumed: int
     run: Run
+    pruning: Mapping[str, Any] | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -113,6 +117,7 @@ def evaluate(
     if windows is None and questions is None:
         raise RefimplError("nothing to evaluate on", "a text, ids or questions", "use --text FILE")
     settings = Settings(dtype, threads, memory, executor, progress, part, resume)
+    pruning = recorded_pruning(model)
     texts: Sequences = [] if windows is None else [(ids, 1) for ids in windows.ids]
     choices = None if questions is None else choice_sequences(encoder(model), questions)
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
@@ -144,6 +149,7 @@ def evaluate(
         sum(batch.tokens for batch in left),
         resumed,
         run_since(started, dtype, resources.workers, resources.memory),
+        pruning,
     )
 
 

@@ -174,6 +174,44 @@ def read_record(model: Model) -> Mapping[str, Any] | None:
         return json_object(record.read_bytes(), str(record), EXPECTED) if record.exists() else None
 
 
+def pruning_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How a model was pruned, by its record: pruner, share of the weights pruned, allocation."""
+    made = record["allocation"]
+    facts = {key: record[key] for key in ("model", "method", "pattern")}
+    facts["sparsity"] = record["total_pruned"] / record["total_weights"]
+    return facts | {key: made.get(key) for key in ("base", "correct", "strength")}
+
+
+def recorded_pruning(model: Model) -> dict[str, Any] | None:
+    """How a model was pruned, by the record beside it; None without one."""
+    if (record := read_record(model)) is None:
+        return None
+    try:
+        return pruning_facts(record)
+    except (LookupError, TypeError, ArithmeticError, AttributeError) as error:
+        raise RefimplError(
+            f"{model.folder / RECORD}: not a whole record ({error!r})",
+            EXPECTED,
+            "prune the model again, or remove this file",
+        ) from error
+
+
+def allocation_name(facts: Mapping[str, Any]) -> str:
+    """How sparsity was divided among the blocks: "owl + absorption 0.05", "2:4"."""
+    if facts["pattern"] is not None:
+        return str(facts["pattern"])
+    if facts["correct"] is None:
+        return str(facts["base"] or "uniform")
+    strength = facts["strength"]
+    size = f"{strength:g}" if isinstance(strength, int | float) else str(strength)
+    return f"{facts['base']} + {facts['correct']} {size}"
+
+
+def pruning_name(facts: Mapping[str, Any]) -> str:
+    """A pruning by what it is: "wanda 60 %, owl + absorption 0.05"."""
+    return f"{facts['method']} {100 * facts['sparsity']:.3g} %, {allocation_name(facts)}"
+
+
 def _requested(model: Model) -> Requested | None:
     """What a model was pruned to, by the record beside it."""
     if (record := read_record(model)) is None:

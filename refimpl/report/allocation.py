@@ -117,14 +117,25 @@ def _linears_figure(
     weights = counts["weights"]
     shares = {key: counts[key] / weights for key in MARKS if key in counts}
     count, width = weights.shape
+    alike: dict[bytes, list[int]] = {}  # linears whose shares are the same in every block: one row
+    for j in range(width):
+        alike.setdefault(
+            np.array([share[:, j].round(4) for share in shares.values()]).tobytes(), []
+        ).append(j)
+    drawn = list(alike.values())
     low, high = (float(f(list(shares.values()))) for f in (np.min, np.max))
     more = max((high - low) * 0.1, 0.02 - (high - low) / 2)  # rounding must not look large
-    low, high, bottom = low - more, high + more, scales.TOP + 6 + LINEAR_ROW * width
+    low, high, bottom = low - more, high + more, scales.TOP + 6 + LINEAR_ROW * len(drawn)
     left, right = scales.LEFT + 34, scales.RIGHT - 8
     x = replace(scales.blocks_axis(count), start=left, end=right)
     parts = [svg.label(6, 18, f"fraction pruned, each row {low:.3f} to {high:.3f}", "name")]
-    for j, name in enumerate(names):
-        end = scales.TOP + 4 + LINEAR_ROW * (j + 1)
+    for row, members in enumerate(drawn):
+        j, end = members[0], scales.TOP + 4 + LINEAR_ROW * (row + 1)
+        name = (
+            names[j]
+            if len(members) == 1
+            else f"{names[j].removesuffix('_proj')} +{len(members) - 1}"
+        )
         y, middle = scales.AxisScale(low, high, end - 2, end - LINEAR_ROW + 4), end - LINEAR_ROW / 2
         band = f"M{left} {end - 1}H{right}V{end - LINEAR_ROW + 3}H{left}z"
         parts.append(f'<path class="band" d="{band}"/>')
@@ -132,7 +143,7 @@ def _linears_figure(
         for key, share in shares.items():
             css, shape, _ = MARKS[key]
             parts.append(svg.marks([(x(i), y(share[i, j])) for i in range(count)], shape, css))
-            total = f"{counts[key][:, j].sum() / weights[:, j].sum():.1%}"
+            total = f"{counts[key][:, members].sum() / weights[:, members].sum():.1%}"
         parts.append(svg.label(scales.WIDTH - 2, middle + 1, total, "tick mid", "end"))
         points = [(x(i), y(shares["requested"][i, j])) for i in range(count)]
         parts += svg.trail(points, "hit", j * count)
@@ -160,10 +171,11 @@ def _linears_figure(
         f" {MARKS[key][2].capitalize()} from {share.min():.4f} to {share.max():.4f}."
         for key, share in shares.items()
     )
+    groups = [", ".join(names[j] for j in members) for members in drawn if len(members) > 1]
     return ReportFigure(
         ident,
         title,
-        note,
+        note + "".join(f" One row for {group}, which are the same." for group in groups),
         (title, f"A row per linear ({', '.join(names)}), a place per block.{said}"),
         parts,
         Table(title, heads, rows),

@@ -1,9 +1,10 @@
 """The pieces of a report's page: tables, figures, lists of facts; everything escaped."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import isfinite
+from math import floor, isfinite, log10
 from typing import Any
 
 from refimpl.report.scales import HEIGHT
@@ -11,6 +12,7 @@ from refimpl.report.svg import picture
 
 UNKNOWN = "-"
 SHOWN = 10  # values of a list of facts
+LARGE = 5  # zeros that a rounded number may end with
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class ReportFigure:
         also: A second table, of the numbers from which the first one is computed.
         height: Height of the picture, in its units.
         large: Whether it is shown larger than others if there is room.
+        settings: How its numbers were made, for a picture in a file of its own.
     """
 
     ident: str
@@ -51,16 +54,49 @@ class ReportFigure:
     also: Table | None = None
     height: float = HEIGHT
     large: bool = False
+    settings: str = ""
 
     @property
-    def svg(self) -> str:
-        """The picture."""
-        return picture(self.ident, *self.alternative, self.parts, self.height)
+    def file_name(self) -> str:
+        """The name of its files, without an ending."""
+        return f"{self.ident}-{re.sub('[^a-z0-9]+', '-', self.title.lower()).strip('-')}"
+
+    def svg(self, alone: bool = False) -> str:
+        """The picture: in the page, or alone with its heading."""
+        heading = self.title, self.settings
+        return picture(self.ident, *self.alternative, self.parts, self.height, heading, alone)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Its numbers."""
+        return (self.table,) if self.also is None else (self.table, self.also)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: its anchor, title, pictures, and HTML after them."""
+
+    ident: str
+    title: str
+    figures: Sequence[ReportFigure] = ()
+    html: str = ""
+    css: str = "grid"
 
 
 def number(value: float, form: str = ".4g") -> str:
     """A number as text, a dash if it is unknown."""
     return format(value, form) if isfinite(value) else UNKNOWN
+
+
+def measured(value: float, error: float, form: str = ".4g") -> str:
+    """A number and its standard error, in the digits that the error deserves: its first two."""
+    if not (isfinite(error) and error > 0):
+        return number(value, form)
+    places = 1 - floor(log10(error))
+    if places < -LARGE:
+        return f"{value:.3g} ± {error:.2g}"
+    shown = max(places, 0)
+    return f"{round(value, places):,.{shown}f} ± {round(error, places):,.{shown}f}"
 
 
 def table_html(table: Table, ident: str) -> str:
@@ -84,14 +120,12 @@ def table_html(table: Table, ident: str) -> str:
 def figure_html(figure: ReportFigure) -> str:
     """A card: title, how to read it, the picture, and its numbers in a part to open."""
     css = "card large" if figure.large else "card"
-    tables = [table_html(figure.table, figure.ident)]
-    if figure.also is not None:
-        tables.append(table_html(figure.also, f"{figure.ident}-also"))
-    numbers = "\n".join(tables)
+    idents = (figure.ident, f"{figure.ident}-also")
+    numbers = "\n".join(map(table_html, figure.tables, idents))
     return (
-        f'<figure class="{css}" id="{figure.ident}">\n<figcaption><h3>{escape(figure.title)}</h3>\n'
-        f"<p>{escape(figure.note)}</p></figcaption>\n{figure.svg}\n"
-        f"<details><summary>The numbers</summary>\n{numbers}\n</details>\n</figure>"
+        f'<figure class="{css}" id="{figure.ident}" data-file="{escape(figure.file_name)}">\n'
+        f"<figcaption><h3>{escape(figure.title)}</h3>\n<p>{escape(figure.note)}</p></figcaption>\n"
+        f"{figure.svg()}\n<details><summary>The numbers</summary>\n{numbers}\n</details>\n</figure>"
     )
 
 

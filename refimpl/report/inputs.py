@@ -22,6 +22,7 @@ from refimpl.allocation.scores_json import (
 )
 from refimpl.errors import RefimplError, unreadable
 from refimpl.model.ops import Array
+from refimpl.pruning.inspection import pruning_facts, pruning_name
 from refimpl.report.scales import MOST
 from refimpl.storage.target_checks import RECORD
 
@@ -47,6 +48,11 @@ class ReportInput:
     kind: ClassVar[str]
     file: SourceFile
     name: str
+
+    @property
+    def model(self) -> str:
+        """The name of the model that it is about."""
+        return str(self.file.document["model"])
 
 
 @dataclass(frozen=True)
@@ -87,24 +93,36 @@ class EvaluationInput(ReportInput):
     """A file of `refimpl eval -o`.
 
     Args:
+        pruning: How the model was pruned, as `pruning_facts` gives it; None if it was not.
         text: Source and SHA-256 of the text of the perplexity, or None.
         questions: Source and SHA-256 of the questions of the accuracy, or None.
         measures: By name.
     """
 
     kind = "evaluation"
+    pruning: Json | None
     text: tuple[str, str] | None
     questions: tuple[str, str] | None
     measures: Mapping[str, MeasuredValue]
 
+    @property
+    def model(self) -> str:
+        """The name of the model, before it was pruned."""
+        return super().model if self.pruning is None else str(self.pruning["model"])
+
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All files of a report: at least one of scores, any number of the others."""
+    """All files of a report, any number of each kind."""
 
     scored: tuple[ScoresInput, ...]
     pruned: tuple[PruningInput, ...]
     evaluated: tuple[EvaluationInput, ...]
+
+    @property
+    def all(self) -> tuple[ReportInput, ...]:
+        """The files in the order of the page."""
+        return (*self.scored, *self.pruned, *self.evaluated)
 
 
 AnyInput = TypeVar("AnyInput", bound=ReportInput)
@@ -116,20 +134,15 @@ def read_inputs(paths: Sequence[Path]) -> ReportInputs:
     scored = [x for x in inputs if isinstance(x, ScoresInput)]
     pruned = [x for x in inputs if isinstance(x, PruningInput)]
     evaluated = [x for x in inputs if isinstance(x, EvaluationInput)]
-    if not scored:
-        raise RefimplError(
-            f"{paths[0]}: no scores among the files",
-            "at least one scores.json; pruning.json and evaluations are added to it",
-            "make one with refimpl score MODEL -o scores.json",
-        )
     others: list[PruningInput | EvaluationInput] = [*pruned, *evaluated]
-    for other in others:
+    for other in others if scored else []:
         _check_model(other, scored)
     return ReportInputs(_named(scored), _named(pruned), _named(evaluated))
 
 
 def _read(path: Path) -> ScoresInput | PruningInput | EvaluationInput:
-    """One file, of the kind that its fields tell."""
+    """One file, of the kind that its fields tell; a folder stands for its `pruning.json`."""
+    path = path / RECORD if path.is_dir() else path
     try:
         content = path.read_bytes()
         file = SourceFile(path, sha256(content).hexdigest(), parsed(content, MOST))
@@ -176,9 +189,7 @@ def _pruning_input(file: SourceFile) -> PruningInput:
     counts = {key: numbers(key) for key in COUNTS}
     if any(tuple(block) != linears for block in blocks) or (counts["weights"] <= 0).any():
         raise ValueError("linears that are not the same in every block")
-    folder = file.path.parent.name if file.path.name == RECORD else file.path.stem
-    how = document["pattern"] or f"{counts['pruned'].sum() / counts['weights'].sum():.2%}"
-    name = ": ".join(word for word in (folder, f"{document['method']} {how}") if word)
+    name = pruning_name(pruning_facts(document))
     return PruningInput(file, name, linears, numbers("sparsity"), counts)
 
 
@@ -192,6 +203,7 @@ def _evaluation_input(file: SourceFile) -> EvaluationInput:
         return nan if value is None else float(value)
 
     text, questions = document.get("text"), document.get("choices")
+    pruning = document.get("pruning")
     measures = {
         name: MeasuredValue(number(part[name]), number(part.get(f"{name}_stderr")))
         for part, names in ((text, TEXT), (questions, QUESTIONS))
@@ -200,7 +212,8 @@ def _evaluation_input(file: SourceFile) -> EvaluationInput:
     }
     return EvaluationInput(
         file,
-        str(document["model"]),
+        str(document["model"]) if pruning is None else pruning_name(pruning),
+        pruning,
         None if text is None else (str(text["source"]), str(text["sha256"])),
         None if questions is None else (str(questions["source"]), str(questions["ids_sha256"])),
         measures,

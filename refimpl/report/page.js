@@ -179,6 +179,73 @@
     apply();
   }
 
+  // Saving: a copy of the picture with its heading and the rules of pictures, in light colours.
+  function alone(figure) {
+    const svg = figure.querySelector('svg').cloneNode(true), sheet = document.querySelector('#pictures').textContent;
+    const light = new Map([...sheet.split('@media')[0].matchAll(/(--[\w-]+): (#\w+)/g)].map((m) => [m[1], m[2]]));
+    const rules = sheet.slice(sheet.indexOf('/* Pictures')).replace(/var\((--[\w-]+)\)/g, (_, name) => light.get(name));
+    const [, , width, height] = svg.dataset.whole.split(' ');
+    const style = document.createElementNS(SVG, 'style');
+    style.textContent = `svg { font-family: sans-serif; }\n${rules}`;
+    svg.querySelectorAll('.cursor').forEach((cursor) => cursor.remove());
+    svg.classList.remove('picking');
+    for (const [key, value] of Object.entries({ viewBox: svg.dataset.whole, width, height, xmlns: SVG }))
+      svg.setAttribute(key, value);
+    svg.prepend(style);
+    return new XMLSerializer().serializeToString(svg);
+  }
+
+  function csv(table) {
+    const quoted = (words) => (/[",\n]/.test(words) ? `"${words.replaceAll('"', '""')}"` : words);
+    const plain = (cell) => quoted(text(cell).replace(/(?<=\d),(?=\d{3})/g, ''));
+    return [...table.rows].map((row) => [...row.cells].map(plain).join(',')).join('\n') + '\n';
+  }
+
+  function save(name, blob) {
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(blob);
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  function raster(source) { // three times as large, for slides
+    return new Promise((done, failed) => {
+      const image = new Image();
+      image.onerror = failed;
+      image.onload = () => {
+        const canvas = document.createElement('canvas');
+        [canvas.width, canvas.height] = [3 * image.width, 3 * image.height];
+        canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
+        canvas.toBlob(done, 'image/png');
+      };
+      image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(source)}`;
+    });
+  }
+
+  function menu(figure) {
+    const box = document.createElement('div'), name = figure.dataset.file;
+    box.className = 'save';
+    const button = (label, says, action) => {
+      const made = document.createElement('button');
+      made.type = 'button';
+      made.textContent = label;
+      made.setAttribute('aria-label', `${says}: ${text(figure.querySelector('h3'))}`);
+      made.addEventListener('click', action);
+      box.append(made);
+    };
+    box.append('Save as');
+    button('SVG', 'Save the picture as SVG', () => save(`${name}.svg`, new Blob([alone(figure)], { type: 'image/svg+xml' })));
+    button('PNG', 'Save the picture as PNG', async () => save(`${name}.png`, await raster(alone(figure))));
+    figure.querySelectorAll('table').forEach((table, i) => {
+      const words = csv(table), end = i ? '-also' : ''; // before it is sorted
+      button(i ? 'CSV 2' : 'CSV', `Save ${i ? 'the second table' : 'the numbers'} as CSV`,
+        () => save(`${name}${end}.csv`, new Blob([words], { type: 'text/csv' })));
+    });
+    figure.querySelector('details').before(box);
+  }
+
+  document.querySelectorAll('figure').forEach(menu);
   document.querySelectorAll('figure').forEach(explore);
   document.querySelectorAll('table').forEach(control);
   document.addEventListener('keydown', (event) => { if (event.key === 'Escape') tip.textContent = ''; });

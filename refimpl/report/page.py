@@ -1,6 +1,8 @@
 """The report: one page that holds everything it needs, for eyes and for screen readers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -10,9 +12,17 @@ from refimpl.errors import RefimplError
 from refimpl.report.absorption import absorption_figure, findings, sweep_figure
 from refimpl.report.allocation import allocation_figure, pruned_figure, requested_figure
 from refimpl.report.drift import alignment_map, drift_figure, drift_map, perturbation_words
-from refimpl.report.html import ReportFigure, facts_html, grid_html, table_html
-from refimpl.report.inputs import PruningInput, ReportInput, ReportInputs, ScoresInput, read_inputs
+from refimpl.report.html import ReportFigure, Section, facts_html, grid_html, table_html
+from refimpl.report.inputs import (
+    EvaluationInput,
+    PruningInput,
+    ReportInput,
+    ReportInputs,
+    ScoresInput,
+    read_inputs,
+)
 from refimpl.report.lines import lines_figure
+from refimpl.report.quality import quality_figures
 from refimpl.report.results import prunings_table, results_figures, results_table
 from refimpl.running.memory import MIB
 from refimpl.show.header import counted
@@ -28,15 +38,19 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 def report(paths: Sequence[Path]) -> str:
     """Make one self-contained HTML page of files of scores, prunings and evaluations."""
-    inputs = read_inputs(paths)
-    most = max(len(one.scores.sweep) for one in inputs.scored)
+    return page(read_inputs(paths))
+
+
+def page(inputs: ReportInputs) -> str:
+    """The page about some files: pictures of as many etas as fit."""
+    most = max((len(one.scores.sweep) for one in inputs.scored), default=1)
     for etas in range(most, 0, -1):  # corrections are computed from the first eta
         # Names of files may hold bytes that are not UTF-8.
-        page = _page(inputs, etas).encode("utf-8", "backslashreplace").decode("utf-8")
-        if len(page.encode()) < LIMIT:
-            return page
+        text = _page(inputs, etas).encode("utf-8", "backslashreplace").decode("utf-8")
+        if len(text.encode()) < LIMIT:
+            return text
     raise RefimplError(
-        f"the page would have {len(page.encode()):,} bytes",
+        f"the page would have {len(text.encode()):,} bytes",
         f"less than {LIMIT:,} bytes",
         "make one page per file",
     )
@@ -45,13 +59,13 @@ def report(paths: Sequence[Path]) -> str:
 def _page(inputs: ReportInputs, etas: int) -> str:
     """The page, with the pictures of that many etas of each file."""
     head = files("refimpl.report")
-    first = inputs.scored[0].scores.model
-    count = len(inputs.scored) + len(inputs.pruned) + len(inputs.evaluated)
-    parts = list(sections(inputs, etas))
-    links = "\n".join(f'<li><a href="#{key}">{escape(title)}</a></li>' for key, title, _ in parts)
+    first = inputs.all[0].model
+    parts = [*sections(inputs, etas), provenance(inputs)]
+    links = "\n".join(f'<li><a href="#{x.ident}">{escape(x.title)}</a></li>' for x in parts)
     body = "\n".join(
-        f'<section id="{key}">\n<h2>{escape(title)}</h2>\n{html}\n</section>'
-        for key, title, html in parts
+        f'<section id="{x.ident}">\n<h2>{escape(x.title)}</h2>\n'
+        f"{grid_html(x.figures, x.css) if x.figures else ''}{x.html}\n</section>"
+        for x in parts
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -62,6 +76,8 @@ def _page(inputs: ReportInputs, etas: int) -> str:
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
 <title>{escape(first)}: absorption and sparsity</title>
+<style id="pictures">
+{head.joinpath("pictures.css").read_text("utf-8")}</style>
 <style>
 {head.joinpath("page.css").read_text("utf-8")}</style>
 </head>
@@ -69,7 +85,7 @@ def _page(inputs: ReportInputs, etas: int) -> str:
 <header>
 <p class="kind">Perturbation, absorption, sparsity</p>
 <h1>{escape(first)}</h1>
-{_lead(inputs.scored[0])}
+{"".join(map(_lead, inputs.scored[:1]))}
 <nav aria-label="Contents"><ul>
 {links}
 </ul></nav>
@@ -77,7 +93,7 @@ def _page(inputs: ReportInputs, etas: int) -> str:
 <main>
 {body}
 </main>
-<footer><p>Made by refimpl {__version__} from {counted(count, "file")}.
+<footer><p>Made by refimpl {__version__} from {counted(len(inputs.all), "file")}.
 This page loads nothing from elsewhere.</p></footer>
 <script>
 {head.joinpath("page.js").read_text("utf-8")}</script>
@@ -104,30 +120,53 @@ def _lead(scored: ScoresInput) -> str:
     return f"{lead}\n{facts_html(tiles, 'tiles')}"
 
 
-def sections(inputs: ReportInputs, etas: int) -> Iterator[tuple[str, str, str]]:
-    """Anchor, title and content of every section, with pictures of so many etas of each file."""
+def sections(inputs: ReportInputs, etas: int) -> Iterator[Section]:
+    """Every section with pictures, those of so many etas of each file."""
     for i, scored in enumerate(inputs.scored):
         whose = f": {scored.name}" if len(inputs.scored) > 1 else ""
-        sweep = scored.scores.sweep
+        sweep, how = scored.scores.sweep, partial(_with_settings, scored)
         for j, absorption in enumerate(sweep[:etas]):
             title = f"Absorption with {perturbation_words(absorption)}{whose}"
-            yield f"s{i}-{j}", title, grid_html(_experiment(f"s{i}-{j}", scored, j))
+            yield Section(f"s{i}-{j}", title, how(_experiment(f"s{i}-{j}", scored, j), j))
         if len(sweep) > 1:
-            html = grid_html(_sweep(f"s{i}", scored))
-            if left := len(sweep[etas:]):
+            left, html = len(sweep[etas:]), ""
+            if left:
                 also = counted(left, "other eta")
-                html += f"<p>Pictures of {also} are omitted to keep the page under 1 MB.</p>"
-            yield f"s{i}-sweep", f"The sweep over eta{whose}", html
+                html = f"<p>Pictures of {also} are omitted to keep the page under 1 MB.</p>"
+            title = f"The sweep over eta{whose}"
+            yield Section(f"s{i}-sweep", title, how(_sweep(f"s{i}", scored)), html)
     if len(inputs.scored) > 1:
-        yield "compared", "Scores side by side", grid_html([_compared(inputs.scored)])
+        pictures = _with_settings(inputs.scored[0], [_compared(inputs.scored)])
+        yield Section("compared", "Scores side by side", pictures)
     if inputs.pruned:
         table = table_html(prunings_table(inputs.pruned), "prunings")
-        yield "pruned", "Pruned models", grid_html(_prunings(inputs.pruned)) + table
+        pictures = _with_settings(inputs.pruned[0], _prunings(inputs.pruned))
+        yield Section("pruned", "Pruned models", pictures, table)
     if inputs.evaluated:
         table = table_html(results_table(inputs.evaluated), "results")
-        pictures = grid_html(results_figures("results", inputs.evaluated), "grid loose")
-        yield "results", "Evaluations", pictures + table
-    yield "provenance", "How these numbers were made", provenance_html(inputs)
+        pictures = _with_settings(
+            inputs.evaluated[0],
+            [*quality_figures(inputs.evaluated), *results_figures("results", inputs.evaluated)],
+        )
+        yield Section("results", "Evaluations", pictures, table, "grid loose")
+
+
+def _with_settings(
+    source: ReportInput, figures: Iterable[ReportFigure], eta: int | None = None
+) -> list[ReportFigure]:
+    """Pictures that say how the numbers of a file were made, if they are saved."""
+    run = source.file.document["run"]
+    facts = [source.model]
+    if isinstance(source, EvaluationInput) and source.text is not None:
+        facts.append(source.text[0])
+    if isinstance(source, ScoresInput):
+        tokens, plan = source.scores.tokens, source.scores.plan
+        if eta is not None:
+            facts.append(perturbation_words(source.scores.sweep[eta]))
+        facts += [f"seed {plan.seed}", f"{tokens.samples} x {tokens.seq_len} tokens", tokens.source]
+    versions = [f"{name} {version}" for name, version in run["versions"].items()]
+    settings = ", ".join([*facts, str(run["dtype"]), *versions])
+    return [replace(figure, settings=figure.settings or settings) for figure in figures]
 
 
 def _experiment(key: str, scored: ScoresInput, which: int) -> Iterator[ReportFigure]:
@@ -191,17 +230,19 @@ def _compared(scored: Sequence[ScoresInput]) -> ReportFigure:
     )
 
 
-def provenance_html(inputs: ReportInputs) -> str:
-    """Parameters, run and versions of every file."""
+def provenance(inputs: ReportInputs) -> Section:
+    """Parameters, run and versions of every file, in parts to open."""
     cards = []
-    every: tuple[ReportInput, ...] = (*inputs.scored, *inputs.pruned, *inputs.evaluated)
-    for x in every:
+    for x in inputs.all:
         facts = facts_html(_facts(x.file.document, x.file.sha256))
         cards.append(
             f'<article class="card"><h3>{escape(x.name)}</h3>\n'
-            f"<p>{x.kind}, {escape(x.file.path.name)}</p>\n{facts}\n</article>"
+            f"<p>{x.kind}, {escape(x.file.path.name)}</p>\n"
+            f"<details><summary>Parameters, run and versions</summary>\n{facts}\n</details>"
+            "\n</article>"
         )
-    return '<div class="grid loose">\n' + "\n".join(cards) + "\n</div>"
+    html = '<div class="grid loose">\n' + "\n".join(cards) + "\n</div>"
+    return Section("provenance", "How these numbers were made", html=html)
 
 
 def _facts(document: Mapping[str, Any], digest: str) -> dict[str, Any]:

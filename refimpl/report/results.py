@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 
 from refimpl.report import scales, svg
-from refimpl.report.html import ReportFigure, Table, number
+from refimpl.report.html import ReportFigure, Table, measured, number
 from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput
 
 RESULT_ROW = 38  # height of a row, in units of the picture
 FACTOR = 10  # ratio of the largest to the smallest value above which the scale is logarithmic
-FORMS = {"perplexity": "#.5g", "acc": ".4f", "acc_norm": ".4f"}
+FORMS = {"perplexity": ".5g", "acc": ".4f", "acc_norm": ".4f"}
 
 
 def results_figures(ident: str, evaluated: Sequence[EvaluationInput]) -> Iterator[ReportFigure]:
@@ -85,9 +85,8 @@ def _dots(
     form = FORMS.get(title.lower(), ".4f")
     for i, (name, one) in enumerate(rows):
         y = scales.TOP + RESULT_ROW * i + 24
-        sure = f" ± {number(one.error, '.3g')}" if isfinite(one.error) else ""
         parts.append(svg.label(x.start, y - 12, name, "tick whose"))
-        parts.append(svg.label(x.end, y - 12, f"{number(one.value, form)}{sure}", "value", "end"))
+        parts.append(svg.label(x.end, y - 12, measured(one.value, one.error, form), "value", "end"))
         parts.append(svg.line(x.start, y, x.end, y, "band-line"))
         if isfinite(one.value):
             ends = (y, x(one.value - one.error), x(one.value + one.error))
@@ -108,7 +107,7 @@ def _dots(
         Table(
             f"{title} with standard errors",
             ["evaluation", title.lower(), "stderr"],
-            [[name, number(one.value, form), number(one.error, ".4g")] for name, one in rows],
+            [[name, number(one.value, ".6g"), number(one.error, ".4g")] for name, one in rows],
         ),
         height=bottom + 46,
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 from math import isfinite, nan
+from textwrap import wrap
 
 from refimpl.report.scales import RIGHT, TOP, WIDTH, AxisScale
 
@@ -20,6 +21,7 @@ SHAPES = (  # so that marks differ without colour
 CIRCLE, SQUARE, UP, DOWN, DIAMOND, PLUS, DOT, LARGE_DIAMOND, LARGE_SQUARE = range(9)
 CYCLE = 6  # shapes of the same size
 CLASSES = 9  # colours of a ramp
+LINE = 15  # height of a line of a heading
 FEW_NAMES, MANY_NAMES = 16, 32  # at most, at the ends of lines in a small and a large picture
 
 
@@ -170,12 +172,33 @@ def legend(entries: Sequence[tuple[str, int, str]]) -> list[str]:
     return parts
 
 
-def picture(ident: str, title: str, description: str, parts: Sequence[str], height: float) -> str:
-    """The SVG element, of the width of all pictures, with a title and description as text."""
+def picture(
+    ident: str,
+    title: str,
+    description: str,
+    parts: Sequence[str],
+    height: float,
+    heading: tuple[str, str],
+    alone: bool = False,
+) -> str:
+    """The SVG element, of the width of all pictures, with a title and description as text.
+
+    The heading, its title and its settings, stands above the picture in a file of its own
+    (`alone`), or when the page's script saves it; the page hides it.
+    """
+    lines = [(line, "title") for line in wrap(heading[0], 58)]
+    lines += [(line, "settings") for line in wrap(heading[1], 86)]
+    above = 12 + LINE * len(lines)
+    frame, whole = f"0 0 {WIDTH} {units(height)}", f"0 -{above} {WIDTH} {units(height + above)}"
+    texts = [label(6, 10 + LINE * (n + 1) - above, *line) for n, line in enumerate(lines)]
+    size = f'width="{WIDTH}" height="{units(height + above)}"'
+    paper = f'<rect class="paper" y="-{above}" {size}/>'
+    names = f'xmlns="http://www.w3.org/2000/svg" {size}' if alone else f'data-whole="{whole}"'
     return (
-        f'<svg role="img" viewBox="0 0 {WIDTH} {units(height)}" '
+        f'<svg role="img" viewBox="{whole if alone else frame}" {names} '
         f'aria-labelledby="{ident}-t {ident}-d">\n<title id="{ident}-t">{escape(title)}</title>\n'
         f'<desc id="{ident}-d">{escape(description)}</desc>\n'
+        f'<g class="heading">{paper}{"".join(texts)}</g>\n'
         + "\n".join(part for part in parts if part)
         + "\n</svg>"
     )

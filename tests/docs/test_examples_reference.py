@@ -126,8 +126,13 @@ def test_the_page_of_evaluations_is_complete_and_true(tmp_path: Path) -> None:
     np.save(ids, np.arange(12))
     asked.write_text('{"question": "A stone", "choices": ["sinks", "swims"], "answer": 0}')
     found: set[str] = set()
-    for words in (("--text", FIXTURES / "text.txt", "--windows", 2), ("--tokens", ids)):
-        found |= set(fields(printed("eval", model, *words, "--choices", asked), left=LEFT))
+    pruned = tmp_path / "pruned"
+    ran("prune", model, "-o", pruned, "--sparsity", 0.5, "--method", "magnitude")
+    for words in (
+        (model, "--text", FIXTURES / "text.txt", "--windows", 2),
+        (pruned, "--tokens", ids),
+    ):
+        found |= set(fields(printed("eval", *words, "--choices", asked), left=LEFT))
     assert documented(page) == found
 
 

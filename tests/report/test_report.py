@@ -1,11 +1,13 @@
 """The report: pictures and tables hold the numbers of the files, and nothing leaves the page."""
 
+import csv
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ from report_files import EVERYTHING, deeper, edited, one_block
 from refimpl.errors import RefimplError
 from refimpl.report import page as page_module
 from refimpl.report import scales, svg
-from refimpl.report.html import number, words
-from refimpl.report.page import LIMIT, report
+from refimpl.report.html import measured, number, words
+from refimpl.report.inputs import read_inputs
+from refimpl.report.page import LIMIT, report, sections
+from refimpl.report.standalone import write_figures
 
 KINDS = {
     "one": ("one.json",),
@@ -91,17 +95,20 @@ def test_every_picture_has_words_and_a_table(text: str) -> None:
             assert (column or row) + points <= (len(head) if column else len(body))
             if column:
                 assert all(body[row][column : column + points])
-        for group in picture.all("g"):
+        for group in [g for g in picture.all("g") if g.attributes["class"] == "cells"]:
             assert int(group.attributes["data-count"]) == len(body) == len(head) - 1
 
 
 def test_pictures_stay_in_their_frame(text: str) -> None:
     for picture in Page(text).all("svg"):
         *_, width, height = map(float, picture.attributes["viewbox"].split())
+        _, above, *_ = map(float, picture.attributes["data-whole"].split())
+        (heading,) = [g for g in picture.all("g") if g.attributes["class"] == "heading"]
         for label in picture.all("text"):
             x, y = (float(label.attributes[name]) for name in "xy")
+            low, high = (above, 0) if label in heading.all("text") else (0, height)
             assert 0 <= x <= width, label.text()
-            assert 0 <= y <= height, label.text()
+            assert low <= y <= high, label.text()
         for line in picture.all("polyline"):
             points = np.array([p.split(",") for p in line.attributes["points"].split()], float)
             assert ((points >= 0) & (points <= [width, height])).all()
@@ -168,16 +175,72 @@ def test_evaluations_stand_side_by_side(files: dict[str, Path]) -> None:
     whole = json.loads(files["eval-whole.json"].read_text())
     head, body = page.figure("results-text0").rows()
     assert head == ["evaluation", "perplexity", "stderr"]
-    assert [row[0] for row in body] == ["llama (eval-whole)", "dense"]
+    assert [row[0] for row in body] == ["llama (eval-whole)", "wanda 70 %, owl + absorption 0.05"]
     text, choices = whole["text"], whole["choices"]
-    assert body[0][1:] == [f"{text['perplexity']:#.5g}", f"{text['perplexity_stderr']:.4g}"]
+    assert body[0][1:] == [f"{text['perplexity']:.6g}", f"{text['perplexity_stderr']:.4g}"]
     _, body = page.figure("results-text1").rows()  # another window: not to be compared
     assert body == [["llama (w)", body[0][1], "-"]]
     _, body = page.figure("results-questions0").rows()
-    assert [row[0].split(", ")[1] for row in body] == ["acc", "acc_norm"] * 2
-    assert body[0][1] == f"{choices['acc']:.4f}"
+    assert [row[0].split(", ")[-1] for row in body] == ["acc", "acc_norm"] * 2
+    assert body[0][1] == f"{choices['acc']:.6g}"
     (section,) = [s for s in page.all("section") if s.attributes["id"] == "results"]
-    assert len(section.all("table")) == 4
+    assert len(section.all("table")) == 5
+    head, body = page.figure("quality-0").rows()
+    assert [row[:2] for row in body] == [
+        ["dense", "0"], ["wanda, owl + absorption 0.05", f"{pruned_share(files):.4g}"]
+    ]  # fmt: skip
+    assert body[0][2] == f"{text['perplexity']:.6g}"
+
+
+def pruned_share(files: Mapping[str, Path]) -> float:
+    """What was pruned of the weights, by the record."""
+    record = json.loads(files["dense/pruning.json"].read_text())
+    share: float = record["total_pruned"] / record["total_weights"]
+    return share
+
+
+def test_evaluations_alone_make_a_page_and_a_folder_stands_for_its_record(
+    files: dict[str, Path],
+) -> None:
+    page = Page(page_of(files, "eval-whole.json", "eval-dense.json"))
+    assert {figure.attributes["id"] for figure in page.all("figure")} == {
+        "quality-0", "results-text0", "results-questions0",
+    }  # fmt: skip
+    folder = files["dense/pruning.json"].parent
+    assert report([folder]) == report([folder / "pruning.json"])
+    assert "owl + absorption 0.05" in report([folder])
+
+
+def test_every_picture_is_written_with_its_heading_styles_and_numbers(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    inputs = read_inputs([files[name] for name in EVERYTHING])
+    parts = list(sections(inputs, 3))
+    count = write_figures(tmp_path / "figures", parts)
+    pictures = sorted((tmp_path / "figures").glob("*.svg"))
+    figures = {f.file_name: f for part in parts for f in part.figures}
+    assert {path.stem for path in pictures} == figures.keys()
+    assert count == sum(1 + len(figure.tables) for figure in figures.values())
+    for path in pictures:
+        root, figure = ElementTree.fromstring(path.read_text("utf-8")), figures[path.stem]
+        texts = "".join(root.itertext())
+        assert "var(" not in texts
+        heading = " ".join(t.text or "" for t in root[3] if "title" in t.attrib.get("class", ""))
+        assert heading == figure.title
+        assert "numpy" in texts
+        with path.with_suffix(".csv").open(newline="") as numbers:
+            head, *rows = csv.reader(numbers)
+        assert head == list(figure.table.columns)
+        assert rows == [[c.replace(",", "") if c[:1].isdigit() else c for c in row]
+                        for row in figure.table.rows]  # fmt: skip
+    with pytest.raises(RefimplError, match="exists"):
+        write_figures(tmp_path / "figures", parts)
+
+
+def test_linears_with_the_same_shares_have_one_row(files: dict[str, Path]) -> None:
+    labels = [t.text() for t in Page(page_of(files, "one.json")).figure("s0-0-linears").all("text")]
+    assert sum(" +" in label for label in labels) >= 1
+    assert sum("_proj" in label or " +" in label for label in labels) < 7
 
 
 def test_parameters_and_provenance_of_every_file(files: dict[str, Path]) -> None:
@@ -315,6 +378,16 @@ def test_numbers_and_values_as_text() -> None:
     assert [number(x) for x in (0.25, float("nan"))] == ["0.25", "-"]
     values = ({"numpy": "2.4", "m": 5.0}, [1, None], True)
     assert [words(x) for x in values] == ["numpy 2.4, m 5", "1, none", "yes"]
+    pairs = (
+        (61433.1, 42812.0),
+        (0.53124, 0.0123),
+        (7.25, float("nan")),
+        (3e9, 4e8),
+        (1234.5, 61.2),
+    )
+    assert [measured(*pair) for pair in pairs] == [
+        "61,000 ± 43,000", "0.531 ± 0.012", "7.25", "3e+09 ± 4e+08", "1,234 ± 61",
+    ]  # fmt: skip
 
 
 def test_labels_are_spread_in_their_order() -> None:

@@ -123,7 +123,7 @@ def test_it_opens_and_fits(
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         small = page.evaluate(
             """(least) => [...document.querySelectorAll('svg text')]
-            .filter((t) => t.checkVisibility())
+            .filter((t) => t.checkVisibility() && !t.closest('.heading'))
             .map((t) => [t.textContent, parseFloat(getComputedStyle(t).fontSize)
               * t.getScreenCTM().a]).filter(([, size]) => size < least)""",
             SMALLEST,
@@ -139,7 +139,8 @@ def test_no_text_of_a_picture_covers_another_or_leaves_it(
     with View(browser, pages[name], width) as page:
         bad = page.evaluate(
             """() => [...document.querySelectorAll('svg')].flatMap((svg) => {
-              const all = [...svg.querySelectorAll('text')].filter((t) => t.checkVisibility())
+              const all = [...svg.querySelectorAll('text')]
+                .filter((t) => t.checkVisibility() && !t.closest('.heading'))
                 .map((t) => [t.textContent, t.getBoundingClientRect()]);
               const frame = svg.getBoundingClientRect(), found = [];
               all.forEach(([text, a], i) => {
@@ -366,3 +367,25 @@ def test_tooltips_hold_after_sorting(browser: Any, pages: dict[str, Path]) -> No
         figure.locator("svg").focus()
         page.keyboard.press("Home")
         assert f"block 0\nr: {r[0]}\n" in tip(page)
+
+
+def test_pictures_and_numbers_are_saved(
+    browser: Any, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    with View(browser, pages["everything"], accept_downloads=True, color_scheme="dark") as page:
+        figure = page.locator("figure").first
+        for kind in ("SVG", "PNG", "CSV"):
+            button = figure.get_by_role("button", name=kind)
+            button.focus()
+            with page.expect_download() as download:
+                page.keyboard.press("Enter")
+            download.value.save_as(tmp_path / f"saved.{kind}")
+            assert (
+                download.value.suggested_filename == f"s0-0-drift-drift-over-depth.{kind.lower()}"
+            )
+        assert (tmp_path / "saved.PNG").read_bytes().startswith(b"\x89PNG")
+        picture = (tmp_path / "saved.SVG").read_text("utf-8")
+        assert "var(" not in picture
+        assert "Drift over depth" in picture
+        head = (tmp_path / "saved.CSV").read_text("utf-8").splitlines()[0]
+        assert head == "perturbed,after 0,after 1,after 2,after 3"

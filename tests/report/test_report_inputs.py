@@ -108,7 +108,6 @@ TEXTS = {
 NAMED = {
     ("none",): "none: cannot be read",
     ("",): "cannot be read",
-    ("eval-whole.json",): "no scores among the files",
     ("gemma3.json", "dense/pruning.json"): "pruning.json: of another model (llama, family llama, 4",
     ("gemma3.json", "eval-whole.json"): "eval-whole.json: of another model",
 }
@@ -142,4 +141,5 @@ def test_the_page_never_replaces_an_input(files: dict[str, Path], tmp_path: Path
     assert "is also" in refused("report", path, "-o", path)
     assert path.read_bytes() == before
     refused("report", path, "-o", tmp_path / "no" / "r.html")
-    assert "-o" in refused("report", path)
+    assert "exists" in refused("report", path, "-o", tmp_path / "r.html", "--figures", tmp_path)
+    assert not (tmp_path / "r.html").exists()

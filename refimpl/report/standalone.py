@@ -1,0 +1,56 @@
+"""Pictures of a report in files of their own, each with the CSV files of its numbers."""
+
+import csv
+import io
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from refimpl.errors import RefimplError
+from refimpl.report.html import ReportFigure, Section, Table
+from refimpl.storage.files import whole
+
+
+def picture_styles() -> str:
+    """The rules of pictures, with light colours in place of the page's names for them."""
+    colours, rules = (
+        files("refimpl.report").joinpath("pictures.css").read_text("utf-8").split("/* Pictures", 1)
+    )
+    light = dict(re.findall(r"(--[\w-]+): (#\w+)", colours.partition("@media")[0]))
+    return "svg { font-family: sans-serif; }\n/* Pictures" + re.sub(
+        r"var\((--[\w-]+)\)", lambda name: light[name[1]], rules
+    )
+
+
+def standalone(figure: ReportFigure) -> str:
+    """A picture that needs no page: title and settings above it, styles in it."""
+    opening, rest = figure.svg(alone=True).split(">", 1)
+    return f"{opening}>\n<style>\n{picture_styles()}</style>{rest}\n"
+
+
+def csv_text(table: Table) -> str:
+    """A table as CSV, without separators of thousands, so that programs read its numbers."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in table.rows:
+        writer.writerow(re.sub(r"(?<=\d),(?=\d{3})", "", cell) for cell in row)
+    return text.getvalue()
+
+
+def write_figures(folder: Path, sections: list[Section]) -> int:
+    """Write every picture and its tables to a new folder; the number of its files."""
+    if folder.exists():
+        raise RefimplError(
+            f"--figures {folder} exists", "the path of a new folder", "choose another name"
+        )
+    contents = {}
+    for figure in (figure for section in sections for figure in section.figures):
+        contents[f"{figure.file_name}.svg"] = standalone(figure)
+        for suffix, table in zip(("", "-also"), figure.tables, strict=False):
+            contents[f"{figure.file_name}{suffix}.csv"] = csv_text(table)
+    with whole(folder) as beside:
+        beside.mkdir()
+        for name, content in contents.items():
+            (beside / name).write_text(content, "utf-8")
+    return len(contents)
