@@ -1,6 +1,5 @@
 """From scores to an allocation: base, correction, projection, counts."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.request import Request, read_custom
-from refimpl.allocation.scores import Absorption, Scores, Signals, linear_sizes
+from refimpl.allocation.scores import Absorption, Scores, Signals
 from refimpl.errors import RefimplError
 from refimpl.method import allocation as bases
 from refimpl.method.correction import at_clip, centred_log, clipped_log, corrected
 from refimpl.method.projection import project
+from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.counts import counts, split_count
 
@@ -71,59 +71,59 @@ def allocate(
     Source: arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
     request = Request(**changes) if request is None else replace(request, **changes)
-    base = base_allocation(scores.signals, request, scores.num_blocks, scores.linears)
+    base = base_allocation(scores.signals, request, scores.linears)
     _same_pruning(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
     return _allocation(base, u, scores.linears, request)
 
 
-def base_only(
-    signals: Signals, request: Request, linears: Mapping[str, tuple[int, int]], num_blocks: int
-) -> Allocation:
+def base_only(signals: Signals, request: Request, linears: Linears) -> Allocation:
     """Make the allocation of a base alone, which needs no experiment: `correct` is None."""
-    base = base_allocation(signals, request, num_blocks, linears)
+    base = base_allocation(signals, request, linears)
     return _allocation(base, None, linears, request)
 
 
-def _allocation(
-    base: Array, u: Array | None, linears: Mapping[str, tuple[int, int]], request: Request
-) -> Allocation:
+def _allocation(base: Array, u: Array | None, linears: Linears, request: Request) -> Allocation:
     """Correct a base, [L] or [L, linears], by u, project and count; peer code does none of that."""
     num_blocks, sizes = len(base), linear_sizes(linears)
     projected = final = base
     if request.compat == "exact":
-        units = _unit_sizes(base, sizes)
-        flat, target, limits = base.ravel(), request.sparsity, {"lo": request.lo, "hi": request.hi}
-        projected = project(flat, units, target, **limits).reshape(base.shape)
-        final = corrected(
-            flat,
+        units, exists = _units(base, sizes)
+        target, limits = request.sparsity, {"lo": request.lo, "hi": request.hi}
+        projected, final = np.zeros((2, *base.shape))
+        projected[exists] = project(base[exists], units, target, **limits)
+        final[exists] = corrected(
+            base[exists],
             np.zeros(num_blocks) if u is None else u,
-            np.repeat(np.arange(num_blocks), base[0].size),
+            np.nonzero(exists)[0],
             units,
             target,
             0.0 if request.correct is None else request.strength,
             request.max_correction,
             request.correction_scale,
             **limits,
-        ).reshape(base.shape)
-    per_linear = np.broadcast_to(final.reshape(num_blocks, -1), (num_blocks, len(sizes))).copy()
+        )
+    per_linear = np.where(sizes > 0, final.reshape(num_blocks, -1), 0.0)
     if request.compat == "exact":
         pruned = linear_counts(final, sizes, request.sparsity)
     else:  # of every row, rounded down
-        rows, columns = (np.array(axis) for axis in zip(*linears.values(), strict=True))
+        rows, columns = np.zeros((2, *sizes.shape), np.int64)
+        for i, block in enumerate(linears):
+            rows[i, : len(block)], columns[i, : len(block)] = zip(*block.values(), strict=True)
         pruned = rows * np.minimum((columns * per_linear).astype(np.int64), columns)
-    share = sizes / sizes.sum()
-    base_sparsity, sparsity = (x if x.ndim == 1 else x @ share for x in (projected, final))
+    share = sizes / sizes.sum(axis=1, keepdims=True)
+    base_sparsity, sparsity = (
+        x if x.ndim == 1 else np.vecdot(x, share) for x in (projected, final)
+    )
     clipped = np.zeros(num_blocks, np.bool_) if u is None else at_clip(u)
-    total = int(sizes.sum()) * num_blocks
+    total = int(sizes.sum())
     return Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total)
 
 
-def base_allocation(
-    signals: Signals, request: Request, num_blocks: int, linears: Mapping[str, tuple[int, int]]
-) -> Array:
+def base_allocation(signals: Signals, request: Request, linears: Linears) -> Array:
     """Make the base allocation, per block [L] or per linear [L, linears], not yet projected."""
     s, options, compat = request.sparsity, dict(request.options), request.compat
+    num_blocks = len(linears)
     if request.base == "uniform":
         return bases.uniform(num_blocks, s)
     if request.base == "atp":
@@ -139,25 +139,34 @@ def base_allocation(
         _computed("alphapruning", fit=fit, xmin=xmin)
         alpha = signals.alpha if options["unit"] == "linear" else signals.mean_alpha
         assert alpha is not None  # fit and xmin are set with it
-        units, epsilon = _unit_sizes(alpha, linear_sizes(linears)), float(options["epsilon"])
-        return bases.alphapruning(alpha.ravel(), units, s, epsilon, compat).reshape(alpha.shape)
-    return read_custom(Path(request.base), num_blocks, tuple(linears))
+        (units, exists), base = _units(alpha, linear_sizes(linears)), np.zeros(alpha.shape)
+        base[exists] = bases.alphapruning(
+            alpha[exists], units, s, float(options["epsilon"]), compat
+        )
+        return base
+    return read_custom(Path(request.base), linears)
 
 
 def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
     """Count the weights to prune, [L, linears], exactly: they sum to ``round_half_even(S N)``.
 
-    The sparsity is per block [L], or per linear [L, linears]; sizes are the weights of each linear.
+    The sparsity is per block [L], or per linear [L, linears]; sizes are the weights of each linear,
+    [L, linears], 0 where a block has fewer linears than another.
     """
-    per_unit = counts(sparsity.ravel(), _unit_sizes(sparsity, sizes), target)
+    (units, exists), pruned = _units(sparsity, sizes), np.zeros(sizes.shape, np.int64)
+    per_unit = counts(sparsity[exists], units, target)
     if sparsity.ndim == 2:
-        return per_unit.reshape(sparsity.shape)
-    return np.stack([split_count(int(count), sizes) for count in per_unit])
+        pruned[exists] = per_unit
+        return pruned
+    for row, count, parts in zip(pruned, per_unit, sizes, strict=True):
+        row[parts > 0] = split_count(int(count), parts[parts > 0])
+    return pruned
 
 
-def _unit_sizes(units: Array, sizes: Array) -> Array:
-    """Weights of each unit, flat: of the blocks if `units` is [L], else of the linears."""
-    return np.tile(sizes, len(units)) if units.ndim == 2 else np.full(len(units), sizes.sum())
+def _units(units: Array, sizes: Array) -> tuple[Array, Array]:
+    """Weights of each unit, flat, and where units exist: blocks if `units` is [L], else linears."""
+    weights = sizes if units.ndim == 2 else sizes.sum(axis=1)
+    return weights[weights > 0], weights > 0
 
 
 def _computed(base: str, **options: tuple[object, object]) -> None:
@@ -178,7 +187,7 @@ def _same_pruning(scores: Scores, request: Request) -> None:
     if at is None:
         return
     exact = replace(request, compat="exact", correct=None)
-    planned = base_only(scores.signals, exact, scores.linears, scores.num_blocks)
+    planned = base_only(scores.signals, exact, scores.linears)
     if not np.array_equal(planned.linear_pruned, at.linear_pruned):
         raise RefimplError(
             f"base {request.base} at {request.sparsity}: these scores were measured by pruning at "

@@ -13,6 +13,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.method.allocation import Compat
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
+from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import one_of
 
@@ -141,14 +142,14 @@ def _option(base: str, name: str, value: Any, default: Any) -> float | str:
     return number
 
 
-def read_custom(path: Path, num_blocks: int, linears: tuple[str, ...]) -> Array:
+def read_custom(path: Path, linears: Linears) -> Array:
     """Read a base allocation, per block [L] or per linear [L, linears], from a JSON or CSV file.
 
     JSON: a list with a number per block, a list per block with a number per linear, or an object
     from `blocks.3` or `blocks.3.q_proj` to a number. CSV: lines `blocks.3,0.7` or `0.7`.
     """
-    blocks = [f"blocks.{i}" for i in range(num_blocks)]
-    units = [f"{block}.{name}" for block in blocks for name in linears]
+    blocks = [f"blocks.{i}" for i in range(len(linears))]
+    units = [f"{at}.{name}" for at, names in zip(blocks, linears, strict=True) for name in names]
     try:
         text = path.read_text("utf-8")
         content = _csv_content(text) if path.suffix.lower() == ".csv" else json.loads(text)
@@ -157,10 +158,11 @@ def read_custom(path: Path, num_blocks: int, linears: tuple[str, ...]) -> Array:
             if odd := sorted(content.keys() ^ set(names))[:3]:
                 raise ValueError(f"missing or unknown names such as {', '.join(odd)}")
             content = [content[name] for name in names]
+        lists = isinstance(content, list) and all(isinstance(row, list) for row in content)
+        if lists and [*map(len, content)] == [*map(len, linears)]:
+            content = [number for row in content for number in row]
         values = np.array(content, np.float64)
-        if values.size == len(units) != num_blocks:
-            values = values.reshape(num_blocks, len(linears))
-        if values.shape not in ((num_blocks,), (num_blocks, len(linears))):
+        if values.shape not in ((len(blocks),), (len(units),)):
             raise ValueError(f"{values.size} numbers")
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError("a number that is not from 0 to 1")
@@ -168,10 +170,15 @@ def read_custom(path: Path, num_blocks: int, linears: tuple[str, ...]) -> Array:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RefimplError(
             f"{path}: not an allocation for this model ({reason})",
-            f"{num_blocks} numbers (one per block) or {len(units)} (one per linear) from 0 to 1",
+            f"{len(blocks)} numbers (one per block) or {len(units)} (one per linear) from 0 to 1",
             "correct the file",
         ) from error
-    return values
+    if values.size == len(blocks):
+        return values
+    sizes = linear_sizes(linears)
+    per_linear = np.zeros(sizes.shape)
+    per_linear[sizes > 0] = values
+    return per_linear
 
 
 def _csv_content(text: str) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refimpl.method.perturbation import Perturbation
+from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.running.provenance import Run, TokenFacts
 
@@ -55,7 +56,8 @@ class Signals:
         dlp_score: DLP's u, [L].
         alpha_fit: "peak" or "mid"; None if alphas were not computed.
         alpha_xmin: "shipped" or "intended"; None if alphas were not computed.
-        alpha: AlphaPruning's alpha per block and linear, [L, linears], or None.
+        alpha: AlphaPruning's alpha per block and linear, [L, linears], or None; NaN where a block
+            has fewer linears than another.
         alpha_margin: How far the best fit of each alpha is from the next, [L, linears], or None.
     """
 
@@ -71,7 +73,7 @@ class Signals:
     @property
     def mean_alpha(self) -> Array | None:
         """Mean alpha of a block's linears, [L], or None."""
-        return None if self.alpha is None else self.alpha.mean(axis=1)
+        return None if self.alpha is None else np.nanmean(self.alpha, axis=1)
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,7 @@ class Scores:
     Args:
         model: Its name.
         family: Its family.
-        linears: Shape [out, in] of every linear of a block, in order.
-        num_blocks: L.
+        linears: Per block, the shape [out, in] of every linear, in order.
         tokens: Source of the tokens.
         plan: The perturbation.
         sweep: One result per eta; the first one drives corrections.
@@ -105,8 +106,7 @@ class Scores:
 
     model: str
     family: str
-    linears: Mapping[str, tuple[int, int]]
-    num_blocks: int
+    linears: Linears
     tokens: TokenFacts
     plan: Perturbation
     sweep: tuple[Absorption, ...]
@@ -117,8 +117,18 @@ class Scores:
     budget_minutes: float | None = None
 
     @property
+    def num_blocks(self) -> int:
+        """Number of blocks, L."""
+        return len(self.linears)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Shape [out, in] of every linear that any block has, by name."""
+        return {name: shape for block in self.linears for name, shape in block.items()}
+
+    @property
     def linear_sizes(self) -> Array:
-        """Weights of each linear of a block, [linears]."""
+        """Weights of each linear, [L, linears]; a block with fewer linears ends in zeros."""
         return linear_sizes(self.linears)
 
 
@@ -135,8 +145,3 @@ class StoredAllocation:
     def num_pruned(self) -> Array:
         """Weights to prune per block, [L]."""
         return self.linear_pruned.sum(axis=1)
-
-
-def linear_sizes(linears: Mapping[str, tuple[int, int]]) -> Array:
-    """Weights of each linear of a block, [linears]."""
-    return np.array([out * width for out, width in linears.values()], np.int64)

@@ -17,6 +17,7 @@ from refimpl.allocation.request import TOO_MUCH
 from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals, StoredAllocation
 from refimpl.errors import RefimplError, unreadable
 from refimpl.method.perturbation import Perturbation
+from refimpl.model.config import Linears
 from refimpl.model.ops import Array
 from refimpl.running.provenance import Run, TokenFacts
 
@@ -57,7 +58,7 @@ HEAD = {
     "subset": "scores.plan.subset",
     "budget_minutes": "scores.budget_minutes",
     "tokens": "scores.tokens",
-    "linears": "scores.linears",
+    "linears": "scores.shapes",
     **REQUEST,
 }
 NEWER = ("subset", "budget_minutes")  # fields that older files lack
@@ -152,10 +153,8 @@ def _rows(at: SimpleNamespace) -> list[dict[str, Any]]:
     """The object of every block, with what was found and allocated at one eta."""
     scores: Scores = at.scores
     at.stderr_reason = _stderr_reasons(scores, at.absorption)
-    weights = int(scores.linear_sizes.sum())
-    rows: list[dict[str, Any]] = [
-        {"index": i, "num_weights": weights} for i in range(scores.num_blocks)
-    ]
+    weights = scores.linear_sizes.sum(axis=1).tolist()
+    rows: list[dict[str, Any]] = [{"index": i, "num_weights": n} for i, n in enumerate(weights)]
     for column in COLUMNS:
         array, (group, _, key) = attrgetter(column.array)(at), column.key.rpartition(".")
         for i, row in enumerate(rows):
@@ -163,9 +162,10 @@ def _rows(at: SimpleNamespace) -> list[dict[str, Any]]:
             if column.omitted and value is None:
                 continue
             if group == "linears":
-                names = [
-                    {"name": name, "shape": [*shape]} for name, shape in scores.linears.items()
-                ]
+                linears = scores.linears[i].items()
+                names = [{"name": name, "shape": [*shape]} for name, shape in linears]
+                if value is not None:
+                    value = value[: len(linears)]
                 for linear, number in zip(row.setdefault(group, names), value, strict=True):
                     linear[key] = number
             else:
@@ -248,30 +248,32 @@ def sweep_of(document: Json) -> Sequence[Json]:
 def scores_of(document: Json) -> Scores:
     """The scores in a document; ValueError, LookupError or TypeError if they are not whole."""
     blocks, at, sweep = document["blocks"], document["perturbed_at"], sweep_of(document)
-    linears = {name: (int(out), int(width)) for name, (out, width) in document["linears"].items()}
+    shapes = {name: (int(out), int(width)) for name, (out, width) in document["linears"].items()}
     if {len(blocks), *(len(result["blocks"]) for result in sweep)} != {document["num_blocks"]}:
         raise ValueError(f"{len(blocks)} blocks, expected {document['num_blocks']}")
-    if not linears or not all(0 < n < LARGEST for shape in linears.values() for n in shape):
-        raise ValueError(f"linears {linears}")
+    if not shapes or not all(0 < n < LARGEST for shape in shapes.values() for n in shape):
+        raise ValueError(f"linears {shapes}")
+    linears = tuple({x["name"]: shapes[x["name"]] for x in row["linears"]} for row in blocks)
+    if {name for block in linears for name in block} != shapes.keys():
+        raise ValueError("a linear that no block has")
     if (document["perturbation"] == "pruning") != (at is not None):
         raise ValueError(f"perturbation {document['perturbation']}, perturbed_at {at}")
 
     etas = [None if at is not None else float(result["eta"]) for result in sweep]
     plan_eta = {} if at is not None else {"eta": tuple(etas)}  # pruning has none
-    names = list(linears)
     options = {name: document["signal_options"][name] for name in SIGNAL_OPTIONS}
-    signals = _arrays(Signals, "scores.signals", blocks, names)
+    signals = _arrays(Signals, "scores.signals", blocks, linears)
     if ("alpha" in signals) != (options["alpha_fit"] is not None):
         raise ValueError("alpha and alpha_fit: one of them without the other")
     return _filled(
         Scores,
         _attributes(document, "scores"),
-        **_arrays(Scores, "scores", blocks, names),
+        **_arrays(Scores, "scores", blocks, linears),
         linears=linears,
         tokens=_filled(TokenFacts, document["tokens"]),
         plan=_filled(Perturbation, _attributes(document, "scores.plan"), **plan_eta),
         sweep=tuple(
-            Absorption(eta, **_arrays(Absorption, "absorption", result["blocks"], names))
+            Absorption(eta, **_arrays(Absorption, "absorption", result["blocks"], linears))
             for eta, result in zip(etas, sweep, strict=True)
         ),
         signals=_filled(Signals, options, **signals),
@@ -282,13 +284,12 @@ def scores_of(document: Json) -> Scores:
     )
 
 
-def stored_allocation(rows: Sequence[Json], linears: Iterable[str]) -> StoredAllocation:
+def stored_allocation(rows: Sequence[Json], linears: Linears) -> StoredAllocation:
     """The allocation in the objects of all blocks, whose linears must have these names."""
-    names = list(linears)
-    for i, row in enumerate(rows):
-        if [linear["name"] for linear in row["linears"]] != names:
+    for i, (row, names) in enumerate(zip(rows, linears, strict=True)):
+        if [linear["name"] for linear in row["linears"]] != list(names):
             raise ValueError(f"linears of block {i}")
-    return StoredAllocation(**_arrays(StoredAllocation, "allocation", rows, names))
+    return StoredAllocation(**_arrays(StoredAllocation, "allocation", rows, linears))
 
 
 def _attributes(document: Json, owner: str) -> dict[str, Any]:
@@ -301,7 +302,7 @@ def _attributes(document: Json, owner: str) -> dict[str, Any]:
     return attributes
 
 
-def _arrays(kind: type, owner: str, rows: Sequence[Json], names: Sequence[str]) -> dict[str, Array]:
+def _arrays(kind: type, owner: str, rows: Sequence[Json], linears: Linears) -> dict[str, Array]:
     """The arrays of a dataclass from its columns; an optional one that no block has is left out."""
     optional = {field.name: field.default is None for field in fields(kind)}
     arrays = {}
@@ -310,7 +311,7 @@ def _arrays(kind: type, owner: str, rows: Sequence[Json], names: Sequence[str]) 
         if of == owner and name in optional:
             values = [_value(column, row) for row in rows]
             if not optional[name] or any(value is not None for value in values):
-                arrays[name] = _array(column, values, names)
+                arrays[name] = _array(column, values, linears)
     return arrays
 
 
@@ -324,23 +325,31 @@ def _value(column: Column, row: Json) -> Any:
     return [linear[key] for linear in row[group]]
 
 
-def _array(column: Column, values: Sequence[Any], names: Sequence[str]) -> Array:
-    """The array of a column from its values in all blocks, whose linears have these names."""
+def _array(column: Column, values: Sequence[Any], linears: Linears) -> Array:
+    """The array of a column from its values in all blocks, which have these linears.
+
+    A row of a block that has fewer linears than another ends in zeros, or in unknown numbers.
+    """
     count = len(values)
     if column.form == "triangle":
         array = np.full((count, count), np.nan)
         for i, row in enumerate(values):
             array[i, i:] = _numbers(column, row, (count - i,))
         return array
-    shape = (count, len(names)) if column.form == "linears" else (count,)
-    array = _numbers(column, values, shape)
-    if not column.whole:
-        return array
-    for (block, *j), number in np.ndenumerate(np.array(values, object)):
-        if type(number) is not int:
-            at = ".".join(["blocks", str(block), *(names[i] for i in j)])
-            raise ValueError(f"{at}: {number!r} as {column.key}, expected a whole number")
-    return np.array(values, np.int64)
+    per_linear = column.form == "linears"
+    rows = values if per_linear else [[value] for value in values]
+    names: Linears = linears if per_linear else [{"": (1, 1)}] * count
+    missing = np.nan if column.unknown or column.omitted else 0
+    shape, kind = (count, max(map(len, names))), np.int64 if column.whole else np.float64
+    array = np.full(shape, missing, kind)
+    for i, row in enumerate(rows):
+        numbers = _numbers(column, row, (len(names[i]),))
+        for name, number in zip(names[i], row, strict=True):
+            if column.whole and type(number) is not int:
+                at = f"blocks.{i}.{name}".rstrip(".")
+                raise ValueError(f"{at}: {number!r} as {column.key}, expected a whole number")
+        array[i, : len(numbers)] = row if column.whole else numbers
+    return array if per_linear else array[:, 0]
 
 
 def _numbers(column: Column, values: Any, shape: tuple[int, ...]) -> Array:

@@ -1,6 +1,6 @@
 """How much every linear of a model loses: from an allocation, its file, or a pattern."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation
-from refimpl.allocation.scores import Scores, linear_sizes
+from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import (
     HEAD,
     REQUEST,
@@ -20,14 +20,12 @@ from refimpl.allocation.scores_json import (
 )
 from refimpl.errors import RefimplError
 from refimpl.method.allocation import Compat
+from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.decision import Goal
 from refimpl.pruners.pattern import Pattern
 from refimpl.running.provenance import token_facts
 from refimpl.tokens import Tokens
-
-Linears = Mapping[str, tuple[int, int]]
-"""Shape [out, in] of every linear of a block, in order."""
 
 NOT_RECORDED = ("family", "num_blocks", "subset", "budget_minutes", "linears")
 RECORDED = tuple(key for key in HEAD if key not in NOT_RECORDED)  # of `scores.json`
@@ -79,55 +77,53 @@ def allocation_targets(
     return Targets(counts, sparsity, allocation.request.compat, None, made)
 
 
-def pattern_targets(pattern: Pattern, linears: Linears, num_blocks: int, compat: Compat) -> Targets:
-    """Targets of an N:M pattern: n / m of every linear, in a model of `num_blocks` blocks."""
-    odd = [f"{name} {width}" for name, (_, width) in linears.items() if width % pattern.group]
-    if odd:
+def pattern_targets(pattern: Pattern, linears: Linears, compat: Compat) -> Targets:
+    """Targets of an N:M pattern: n / m of every linear."""
+    shapes = {name: shape for block in linears for name, shape in block.items()}
+    if odd := [f"{name} {width}" for name, (_, width) in shapes.items() if width % pattern.group]:
         raise RefimplError(
             f"pattern {pattern}: inputs that {pattern.group} does not divide: {', '.join(odd)}",
             f"linears whose number of inputs is a multiple of {pattern.group}",
             "choose another --nm, or use --sparsity",
         )
-    counts = np.tile(linear_sizes(linears) * pattern.pruned // pattern.group, (num_blocks, 1))
+    counts = linear_sizes(linears) * pattern.pruned // pattern.group
     share = np.full(counts.shape, pattern.pruned / pattern.group)
     return Targets(counts, share, compat, pattern, {"pattern": str(pattern)})
 
 
-def targets_for(
-    target: Allocation | Pattern | Targets, linears: Linears, num_blocks: int
-) -> Targets:
-    """Targets for a model of these linears and blocks; counts for other sizes are refused."""
+def targets_for(target: Allocation | Pattern | Targets, linears: Linears) -> Targets:
+    """Targets for a model of these linears; counts for other sizes are refused."""
     if isinstance(target, Pattern):
-        return pattern_targets(target, linears, num_blocks, "exact")
+        return pattern_targets(target, linears, "exact")
     targets = allocation_targets(target) if isinstance(target, Allocation) else target
     counts, sizes = targets.linear_pruned, linear_sizes(linears)
-    fits = counts.shape == (num_blocks, len(sizes)) and ((counts >= 0) & (counts <= sizes)).all()
+    fits = counts.shape == sizes.shape and ((counts >= 0) & (counts <= sizes)).all()
     if not fits:
         raise RefimplError(
             f"an allocation for another model: {list(counts.shape)} counts up to {counts.max()}",
-            _sizes(num_blocks, linears),
+            _sizes(linears),
             "allocate from this model's own scores",
         )
     return targets
 
 
-def read_targets(path: Path, linears: Linears, num_blocks: int) -> Targets:
+def read_targets(path: Path, linears: Linears) -> Targets:
     """Targets from a file of `refimpl allocate -o` or `score -o`; of a sweep, at the first eta."""
     with whole_scores(path):
         document = parsed(path.read_bytes())
         rows = document["blocks"]
         shapes = [{x["name"]: tuple(x["shape"]) for x in row["linears"]} for row in rows]
-        if len(rows) != num_blocks or any(block != dict(linears) for block in shapes):
+        if shapes != [dict(block) for block in linears]:
             raise RefimplError(
-                f"{path}: an allocation for another model: {_sizes(len(rows), shapes[0])}",
-                _sizes(num_blocks, linears),
+                f"{path}: an allocation for another model: {_sizes(shapes)}",
+                _sizes(linears),
                 "run refimpl score on this model",
             )
         allocation, sizes = stored_allocation(rows, linears), linear_sizes(linears)
         counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
         for i, j in np.argwhere((counts < 0) | (counts > sizes)).tolist():
-            name = f"blocks.{i}.{[*linears][j]}"
-            raise ValueError(f"{name}: {counts[i, j]} to prune of {sizes[j]} weights")
+            name = f"blocks.{i}.{[*linears[i]][j]}"
+            raise ValueError(f"{name}: {counts[i, j]} to prune of {sizes[i, j]} weights")
         if (total := counts.sum()) != document["total_pruned"]:
             raise ValueError(f"counts sum to {total}, total_pruned is {document['total_pruned']}")
         if document["compat"] not in ("exact", "peer") or not (sparsity >= 0).all():
@@ -136,6 +132,7 @@ def read_targets(path: Path, linears: Linears, num_blocks: int) -> Targets:
         return Targets(counts, sparsity, document["compat"], None, made)
 
 
-def _sizes(num_blocks: int, linears: Mapping[str, Sequence[int]]) -> str:
-    shapes = ", ".join(f"{name} {out} x {width}" for name, (out, width) in linears.items())
-    return f"{num_blocks} blocks of {shapes}"
+def _sizes(linears: Linears) -> str:
+    """Number of blocks, and the shapes of the linears of the last one."""
+    shapes = ", ".join(f"{name} {out} x {width}" for name, (out, width) in linears[-1].items())
+    return f"{len(linears)} blocks of {shapes}"

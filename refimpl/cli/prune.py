@@ -88,10 +88,9 @@ def command(
         opt.refuse(context, ("damping",), f"--method {method}", "--method sparsegpt")
     tokens, resume = None, settings.resume
     if nm is not None:
-        linears, blocks = opened.config.linear_shapes, opened.config.num_blocks
-        targets = pattern_targets(parse_pattern(nm), linears, blocks, wanted.compat)
+        targets = pattern_targets(parse_pattern(nm), opened.config.linears, wanted.compat)
     elif allocation is not None:
-        targets = read_targets(allocation, opened.config.linear_shapes, opened.config.num_blocks)
+        targets = read_targets(allocation, opened.config.linears)
     else:
         with partial_results_folder(output, resume) as folder:
             scoring = replace(settings, part=folder / "scores", resume=True)
@@ -151,8 +150,7 @@ def _scored(
         tokens = model_tokens(model, **vars(source), seed=plan.seed) if needed else None
         with progress_bar("signals") as progress:
             base = signals(model, wanted, tokens, replace(settings, progress=progress))
-        config = model.config
-        allocation = base_only(base, wanted, config.linear_shapes, config.num_blocks)
+        allocation = base_only(base, wanted, model.config.linears)
         return allocation_targets(allocation, None, tokens), tokens
     refuse_noise(context, plan)
     tokens = model_tokens(model, **vars(source), seed=plan.seed)

@@ -214,15 +214,16 @@ class Estimator:
         measuring = length * max(4 * width, wide) * double
         rows = min(config.vocab_size, max(1, HEAD_BYTES // (length * item)))  # in a piece of head
         piece = rows * (6 * threads * length * double + width * (item + stored.itemsize))
+        largest_block = int(config.block_sizes.max())
         median = self.request.options.get("statistic") == "median"
-        scores = double * (config.block_size if median else threads * PIECE)
+        scores = double * (largest_block if median else threads * PIECE)
         largest = int(config.linear_sizes.max())
         spectra = 3 * threads * largest * double if self.request.base == "alphapruning" else 0
         return Memory(
             allowed=resources.memory,
             states=count.held * state_bytes(config, length, resources.dtype),
-            blocks=0 if stored.dtype == resources.dtype else 2 * config.block_size * item,
-            pages=config.block_size * stored.itemsize,
+            blocks=0 if stored.dtype == resources.dtype else 2 * largest_block * item,
+            pages=largest_block * stored.itemsize,
             working=max(threads * (passing + measuring), piece if count.heads else 0),
             signals=max(2 * scores, spectra),
             before=self.before,

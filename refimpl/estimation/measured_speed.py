@@ -91,14 +91,15 @@ def pace(
         both, _ = timed(replace(group, divergence=True))
         head = max(0.0, both - travel) / 2 * model.config.vocab_size / config.vocab_size
     if plan.kind == "pruning":
-        counts = np.rint(request.sparsity * config.linear_sizes).astype(np.int64)
-        pruned = WandaBlocks(moments[:1], counts[None])
+        counts = np.rint(request.sparsity * config.linear_sizes[:1]).astype(np.int64)
+        pruned = WandaBlocks(moments[:1], counts)
         thin, _ = _timed(lambda: pruned(0, weights, workers))
     if request.base == "alphapruning":
-        least = min(config.linear_shapes, key=lambda name: singular(config, [name]))
+        costs = {name: singular({name: shape}) for name, shape in config.linears[0].items()}
+        least = min(costs, key=lambda name: costs[name])
         fit, xmin = str(request.options["fit"]), str(request.options["xmin"])
         alone, _ = timed(Spectra(0, (least,), fit, xmin))
-        spectra = alone * singular(config) / singular(config, [least])
+        spectra = alone * sum(costs.values()) / costs[least]
     here = replace(resources, pool=LOCAL)
     signals, _ = _timed(lambda: activation_signals(start, moments, 5.0, "mean", here))
     return Pace(

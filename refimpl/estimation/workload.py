@@ -1,7 +1,7 @@
 """How much scoring has to do: passes, loads, states and arithmetic, counted beforehand."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -134,19 +134,17 @@ def arithmetic(config: Config, length: int, count: Work, spectra: bool, signals:
     width = config.num_attention_heads * config.head_dim
     of_blocks = zip(passes.tolist(), config.blocks, strict=True)
     return Arithmetic(
-        linears=2 * length * config.block_size * int(passes.sum()),
+        linears=2 * length * int((passes * config.block_sizes).sum()),
         attention=sum(4 * width * n * pairs[kind] for n, kind in of_blocks),
         head=2 * length * config.hidden_size * config.vocab_size * count.heads,
-        spectra=config.num_blocks * singular(config) if spectra else 0,
-        signals=5 * config.num_blocks * config.block_size * signals,
+        spectra=sum(map(singular, config.linears)) if spectra else 0,
+        signals=5 * int(config.block_sizes.sum()) * signals,
     )
 
 
-def singular(config: Config, linears: Iterable[str] | None = None) -> int:
-    """Operations for the singular values of these linears of a block, or of all."""
-    shapes = config.linear_shapes
-    sizes = [sorted(shapes[name]) for name in (shapes if linears is None else linears)]
-    return sum(4 * m * n**2 - 4 * n**3 // 3 for n, m in sizes)
+def singular(linears: Mapping[str, tuple[int, int]]) -> int:
+    """Operations for the singular values of linears of these shapes [out, in], by name."""
+    return sum(4 * m * n**2 - 4 * n**3 // 3 for n, m in map(sorted, linears.values()))
 
 
 def attended(kind: BlockKind, length: int) -> int:

@@ -144,8 +144,7 @@ def _signals(v: Values) -> Iterator[Figure]:
 
 
 def _base(v: Values) -> Iterator[Figure]:
-    linears, num_blocks = v.config.linear_shapes, v.config.num_blocks
-    base = base_allocation(v.scores.signals, v.request, num_blocks, linears)
+    base = base_allocation(v.scores.signals, v.request, v.config.linears)
     yield Figure("S", v.request.sparsity)
     yield Figure("base", base, "per block" if base.ndim == 1 else "[blocks, linears]")
 
@@ -170,7 +169,7 @@ def _projection(v: Values) -> Iterator[Figure]:
     result = v.allocation
     yield Figure("base", result.base_sparsity, "projected alone")
     yield Figure("s", result.corrected_sparsity, "per block")
-    spent = float((result.linear_sparsity @ v.scores.linear_sizes).sum() / result.total_weights)
+    spent = float((result.linear_sparsity * v.scores.linear_sizes).sum() / result.total_weights)
     yield Figure("sum N_l s_l / N", spent, f"asked for {v.request.sparsity:g}")
 
 

@@ -149,5 +149,5 @@ def steps_of(model: Model, block: int, plan: Perturbation, request: Request) -> 
         head_step(config),
         *experiment_steps(plan, request),
         *allocation_steps(request),
-        *pruning_steps(next(iter(config.linear_shapes))),
+        *pruning_steps(next(iter(config.linears[block]))),
     ]

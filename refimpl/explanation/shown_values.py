@@ -90,7 +90,7 @@ class Values:
         total: dict[str, Array] = {}
         for _, sums in self._read:
             add_sums(total, sums)
-        return second_moments(total, len(self.ids), self.config)
+        return second_moments(total, len(self.ids), self.config.linears[self.index])
 
     @cached_property
     def points(self) -> dict[str, Array]:
@@ -154,7 +154,7 @@ class Values:
     @property
     def linear(self) -> str:
         """The linear whose weights are looked at: the block's first."""
-        return next(iter(self.config.linear_shapes))
+        return next(iter(self.config.linears[self.index]))
 
     @property
     def weight(self) -> Array:
@@ -185,7 +185,7 @@ class Values:
         assert self.scores.pruned_at is not None  # asked for with that perturbation only
         pruned = dict(self.weights)
         counts = self.scores.pruned_at.linear_pruned[self.index].tolist()
-        for name, count in zip(self.config.linear_shapes, counts, strict=True):
+        for name, count in zip(self.config.linears[self.index], counts, strict=False):
             weight = self.weights[f"{name}.weight"]
             pruned[f"{name}.weight"] = wanda_pruned(weight, self.moments[name], count)
         return pruned

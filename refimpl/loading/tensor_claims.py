@@ -50,15 +50,17 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
                 size = config.head_dim if role in ("q_norm", "k_norm") else width
                 yield from norm(ours, theirs, size)
             elif role in LINEARS:
-                yield from _linear(hub, role, ours, theirs)
+                yield from _linear(hub, i, role, ours, theirs)
     yield from norm("final_norm", base + family.names["final_norm"].name, width)
     head = embed if hub.tied else f"{family.names['lm_head'].name}.weight"
     yield "lm_head.weight", Role(head, (config.vocab_size, width))
 
 
-def _linear(hub: HubModel, role: str, ours: str, theirs: str) -> Iterator[tuple[str, Role]]:
+def _linear(
+    hub: HubModel, block: int, role: str, ours: str, theirs: str
+) -> Iterator[tuple[str, Role]]:
     """Weight of one linear, and its bias if the model has it."""
-    location, shapes = hub.family.names[role], hub.config.linear_shapes
+    location, shapes = hub.family.names[role], hub.config.linears[block]
     together = location.fused or (role,)
     rows = tuple(shapes[other][0] for other in together)
     run = hub.config.head_dim if location.per_head else 0

@@ -1,6 +1,8 @@
 """Everything the forward pass needs to know about a model besides its weights."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import pi
 from typing import Literal
 
@@ -9,6 +11,9 @@ import numpy as np
 from refimpl.model.ops import Array
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+Linears = Sequence[Mapping[str, tuple[int, int]]]
+"""Per block, the shape [out, in] of every linear by its name, in order."""
+
 NORMS = ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm")
 
 
@@ -129,24 +134,45 @@ class Config:
             self.num_attention_heads // self.num_key_value_heads
         )
 
-    @property
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """Shape [out, in] of every linear of a block, in the order of `LINEARS`."""
+    @cached_property
+    def linears(self) -> Linears:
+        """Per block, the shape [out, in] of every linear, in the order of `LINEARS`."""
         d, f = self.hidden_size, self.intermediate_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         shapes = ((q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f))
-        return {
+        linears = {
             name: shape
             for name, shape in zip(LINEARS, shapes, strict=True)
             if self.gated or name != "gate_proj"
         }
+        return (linears,) * self.num_blocks
 
-    @property
+    @cached_property
     def linear_sizes(self) -> Array:
-        """Weights of every linear of a block, in the order of `LINEARS`: [linears]."""
-        return np.array([out * width for out, width in self.linear_shapes.values()], np.int64)
+        """Weights of every linear, [L, linears], as of `linear_sizes`."""
+        return linear_sizes(self.linears)
 
-    @property
-    def block_size(self) -> int:
-        """Prunable weights of one block, N_l; the same for all blocks of a model."""
-        return int(self.linear_sizes.sum())
+    @cached_property
+    def block_sizes(self) -> Array:
+        """Prunable weights of every block, N_l: [L]."""
+        return self.linear_sizes.sum(axis=1)
+
+
+def linear_sizes(linears: Linears) -> Array:
+    """Weights of every linear, block by block.
+
+    Args:
+        linears: Per block, the shape [out, in] of every linear.
+
+    Returns:
+        Weights, [L, linears], int64; a block with fewer linears than another ends in zeros.
+
+    Example:
+        >>> linear_sizes([{"up_proj": (3, 2)}, {"gate_proj": (3, 2), "up_proj": (3, 2)}])
+        array([[6, 0],
+               [6, 6]])
+    """
+    sizes = np.zeros((len(linears), max(map(len, linears), default=0)), np.int64)
+    for row, block in zip(sizes, linears, strict=True):
+        row[: len(block)] = [out * width for out, width in block.values()]
+    return sizes

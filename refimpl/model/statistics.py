@@ -1,6 +1,6 @@
 """Sums over each linear's inputs: squares (Wanda, OWL, DLP) and outer products (SparseGPT)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +18,27 @@ INPUT_OF = {
     "up_proj": "mlp_norm",
     "down_proj": "mlp_hidden",
 }
+
+
+def input_of(linear: str) -> str:
+    """Name of the trace point that a linear reads.
+
+    Example:
+        >>> input_of("down_proj")
+        'mlp_hidden'
+    """
+    return INPUT_OF[linear]
+
+
+def inputs_of(linears: Iterable[str]) -> tuple[str, ...]:
+    """Trace points that linears read, each once, in order.
+
+    Example:
+        >>> inputs_of(["q_proj", "k_proj", "o_proj"])
+        ('attn_norm', 'attn_heads')
+    """
+    return tuple(dict.fromkeys(input_of(name) for name in linears))
+
 
 Statistic = Callable[[Array], Array]  # sums over the tokens of a linear's input [B, S, in]
 
@@ -100,18 +121,18 @@ def add_sums(total: dict[str, Array], more: Mapping[str, Array]) -> None:
 
 
 def second_moments(
-    squares: Mapping[str, Array], sequences: int, config: Config
+    squares: Mapping[str, Array], sequences: int, linears: Iterable[str]
 ) -> dict[str, Array]:
-    """Wanda's statistic of every linear: ``c_j = (1/n) sum over all tokens of x_j^2``.
+    """Wanda's statistic of linears of a block: ``c_j = (1/n) sum over all tokens of x_j^2``.
 
     Args:
         squares: Sums of squares by trace point, over all n sequences.
         sequences: n, the number of sequences (not of tokens).
-        config: The model's facts.
+        linears: Names of the linears.
 
     Returns:
         By linear, [in], float64.
 
     Source: Wanda's code, which divides by the number of sequences.
     """
-    return {name: squares[INPUT_OF[name]] / sequences for name in config.linear_shapes}
+    return {name: squares[input_of(name)] / sequences for name in linears}

@@ -11,10 +11,9 @@ from refimpl.method.perturbation import Perturbation, noise
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums
+from refimpl.model.statistics import add_sums, inputs_of
 from refimpl.onnx.candidate import Backend
 from refimpl.onnx.recording.experiment_graph import (
-    LINEAR_INPUTS,
     experiment_graph,
     experiment_inputs,
     refuse_pruning,
@@ -41,7 +40,7 @@ def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
 
     The runtime holds all states of a run at the same step, and each step as a whole.
     """
-    (hidden, width), heads = config.linear_shapes["up_proj"], config.num_attention_heads
+    hidden, width, heads = config.intermediate_size, config.hidden_size, config.num_attention_heads
     step = max(3 * hidden, 2 * heads * length) + 4 * width
     return length * (step * np.dtype(dtype).itemsize + 3 * width * np.dtype(np.float64).itemsize)
 
@@ -83,7 +82,7 @@ def _experiment(
     counted = set[int]()
     for part, cost in zip(parts, costs, strict=True):
         sequence = part[0].sequence
-        squares = [] if sequence in counted else list(_squares(config.num_blocks))
+        squares = [] if sequence in counted else list(_squares(config))
         outputs = [*OUTPUTS, *(name for _, _, name in squares)]
         result = session.run(_inputs(ids, part, plan, config.hidden_size), outputs)
         if not np.isfinite(result["mean_square"]).all():
@@ -123,8 +122,8 @@ def _inputs(ids: Array, part: list[Address], plan: Perturbation, width: int) -> 
     )
 
 
-def _squares(blocks: int) -> Iterator[tuple[int, str, str]]:
+def _squares(config: Config) -> Iterator[tuple[int, str, str]]:
     """Blocks, trace points, and the names of their sums of squares."""
-    for i in range(blocks):
-        for point in LINEAR_INPUTS:
+    for i, linears in enumerate(config.linears):
+        for point in inputs_of(linears):
             yield i, point, squares_name(i, point)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from refimpl.method.perturbation import SINK_FACTOR
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import INPUT_OF
+from refimpl.model.statistics import input_of
 from refimpl.oracle.judging.pruner_scores import Keep, dense_scores, sparsegpt_scores
 from refimpl.oracle.steps import Recipe, steps
 from refimpl.pruners.pattern import parse_pattern
@@ -41,7 +41,7 @@ def steps_and_margins(
             laws = power_laws(model, fit, xmin, resources)
         leads = [[inf if law.ks_margin is None else law.ks_margin for law in row] for row in laws]
         margins["alphapruning.signal"] = np.array(leads)
-    size = model.config.block_size
+    size = model.config.block_sizes
     for base in recipe.bases:
         counts, quotas = arrays[f"{base}.counts"].sum(axis=1), arrays[f"{base}.corrected"] * size
         margins[f"{base}.counts"] = np.array([count_margin(quotas, counts)])
@@ -64,7 +64,7 @@ class DecisionMargins:
         """Collect the margins of one block of a pruner: "wanda", "sparsegpt" or "pattern"."""
         dense = self._model.block(block.index, np.float64)
         by_linear = [
-            self._rows(pruner, dense[f"{name}.weight"], block.sums[INPUT_OF[name]], linear.keep)
+            self._rows(pruner, dense[f"{name}.weight"], block.sums[input_of(name)], linear.keep)
             for name, linear in block.linears.items()
         ]
         self.keep.setdefault(pruner, []).append([float(rows.min()) for rows in by_linear])

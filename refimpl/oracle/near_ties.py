@@ -8,7 +8,7 @@ from math import inf, isfinite
 import numpy as np
 
 from refimpl.model.ops import Array
-from refimpl.model.statistics import INPUT_OF
+from refimpl.model.statistics import input_of
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.measures import Positions, StepResult
 from refimpl.oracle.judging.pruner_scores import (
@@ -122,7 +122,7 @@ def dead_ties(
     alive = (carried == 0) & keep.any(axis=0) & (EPS[dtype] > EPS["float32"]) & np.isfinite(least)
     if not (dead | alive).any():
         return ()
-    index = list(case.model.config.linear_shapes).index(linear)
+    index = list(case.model.config.linears[int(block)]).index(linear)
     goal = int(case.expected[f"{case.recipe.bases[0]}.counts"][int(block), index])
     other = np.where(dead | dead[:, None], 0.0, products)
     other[alive, alive] = np.square(least * 1e-3)  # next to nothing: only that it is not dead
@@ -149,7 +149,7 @@ def score_behind(
     pruner, _, block, linear, _ = step.split(".")
     if pruner != "sparsegpt":
         group = parse_pattern(case.recipe.pattern).group if pruner == "pattern" else 0
-        squares = f"{pruner}.blocks.{block}.{INPUT_OF[linear]}.squares"  # behind the score
+        squares = f"{pruner}.blocks.{block}.{input_of(linear)}.squares"  # behind the score
         slack = tolerance_of("score", np.zeros(1), reference.errors[squares], dtype)
         carried = np.sqrt(case.expected[squares])
         typical = np.sqrt(np.mean(np.square(carried)))
@@ -163,7 +163,7 @@ def score_behind(
     shown = {other: x for other, x in case.expected.items() if other.endswith(".products")}
     if not shown:
         every = replace(case.recipe, shown=(int(block),))
-        name = f"sparsegpt.blocks.{block}.{INPUT_OF[linear]}.products"
+        name = f"sparsegpt.blocks.{block}.{input_of(linear)}.products"
         shown = {name: steps(case.model, case.inputs["token_ids"], every)[name]}
     errors = [
         sparsegpt_error(reference.steps[other], total, sequences, damping)
@@ -181,7 +181,7 @@ def _sparsegpt_inputs(
     For a block that is not shown the products are refimpl's own.
     """
     _, _, block, linear, _ = step.split(".")
-    name = f"sparsegpt.blocks.{block}.{INPUT_OF[linear]}.products"
+    name = f"sparsegpt.blocks.{block}.{input_of(linear)}.products"
     errors = reference.errors
     every = [x for other, x in errors.items() if other.endswith(".products") and isfinite(x)]
     own = errors.get(name, max(every, default=0.0))

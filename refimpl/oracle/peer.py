@@ -10,7 +10,7 @@ from refimpl.allocation.allocate import Allocation, base_only
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import INPUT_OF
+from refimpl.model.statistics import input_of
 from refimpl.oracle.judging.measures import error_of, measure_of
 from refimpl.oracle.steps import Recipe
 from refimpl.pruners.decision import Method, Pruner, decision
@@ -53,7 +53,7 @@ def _steps(
     allocations: dict[str, Allocation] = {}
     for base, request in requests.items():
         with suppress(RefimplError):
-            allocation = base_only(signals, request, config.linear_shapes, config.num_blocks)
+            allocation = base_only(signals, request, config.linears)
             allocations[base] = allocation
             yield f"{base}.base", allocation.base_sparsity
             yield f"{base}.counts", allocation.linear_pruned
@@ -62,8 +62,8 @@ def _steps(
     dense, goals = model.block(0, np.float64), allocations[recipe.bases[0]].linear_sparsity[0]
     pruners: tuple[tuple[Method, str], ...] = (("wanda", "squares"), ("sparsegpt", "products"))
     for method, kind in pruners:
-        for j, name in enumerate(config.linear_shapes):
-            total = expected[f"{method}.blocks.0.{INPUT_OF[name]}.{kind}"]
+        for j, name in enumerate(config.linears[0]):
+            total = expected[f"{method}.blocks.0.{input_of(name)}.{kind}"]
             pruner, weight = Pruner(method, recipe.damping), dense[f"{name}.weight"]
             with suppress(RefimplError):
                 keep, _ = decision(weight, total, sequences, float(goals[j]), pruner, "peer")

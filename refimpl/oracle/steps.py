@@ -20,7 +20,7 @@ from refimpl.method.perturbation import NoiseScale, NoiseShape, Norm, Perturbati
 from refimpl.model.forward import forward
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import INPUT_OF
+from refimpl.model.statistics import input_of
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
@@ -153,8 +153,7 @@ def steps(
     ]
     if recipe.pattern:
         pattern = parse_pattern(recipe.pattern)
-        linears, blocks = config.linear_shapes, config.num_blocks
-        pruners.append(("pattern", "wanda", pattern_targets(pattern, linears, blocks, "exact")))
+        pruners.append(("pattern", "wanda", pattern_targets(pattern, config.linears, "exact")))
     perplexities: dict[str, Array] = {}
     sequences = batches(list(ids), [1] * len(ids), config)
     with Settings(dtype).open({}) as resources:
@@ -199,7 +198,7 @@ def _pruned(
     dense = model.block(block.index, np.float64) if shown else {}
     for linear, pruned in block.linears.items():
         if shown and name != "sparsegpt":
-            moment = block.sums[INPUT_OF[linear]] / sequences
+            moment = block.sums[input_of(linear)] / sequences
             yield f"{prefix}.{linear}.score", wanda_score(dense[f"{linear}.weight"], moment)
         yield f"{prefix}.{linear}.keep", np.packbits(pruned.keep, axis=1)
         if shown and name != "pattern":  # there it follows from keep

@@ -21,7 +21,7 @@ from refimpl.method.projection import project
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
 from refimpl.model.ops import Array
-from refimpl.model.statistics import INPUT_OF, block_with_sums, sum_of_squares
+from refimpl.model.statistics import block_with_sums, input_of, inputs_of, sum_of_squares
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
@@ -74,19 +74,17 @@ class StepInputs:
         config, recipe = self.case.model.config, self.case.recipe
         signals = {x: self.number(x) for x in self.case.expected if x.endswith(".signal")}
         every, request = recipe.signals(signals | dict(others)), recipe.request(name)
-        return base_allocation(every, request, config.num_blocks, config.linear_shapes)
+        return base_allocation(every, request, config.linears)
 
     def projected(self, base: Array) -> Array:
         """A base allocation [L] on the recipe's budget."""
-        sizes = np.full(len(base), self.case.model.config.block_size)
-        return project(base, sizes, self.case.recipe.sparsity)
+        return project(base, self.case.model.config.block_sizes, self.case.recipe.sparsity)
 
     def corrected(self, base: Array, coefficients: Array) -> Array:
         """A base allocation [L], corrected by absorption coefficients [L]."""
-        recipe, blocks = self.case.recipe, len(base)
-        sizes = np.full(blocks, self.case.model.config.block_size)
+        recipe, sizes = self.case.recipe, self.case.model.config.block_sizes
         return corrected(
-            base, clipped_log(coefficients), np.arange(blocks), sizes,
+            base, clipped_log(coefficients), np.arange(len(base)), sizes,
             recipe.sparsity, recipe.strength, recipe.max_correction,
         )  # fmt: skip
 
@@ -136,8 +134,9 @@ def _steps(inputs: StepInputs) -> NamedArrays:
         for name in ("wanda", "sparsegpt"):
             yield from _pruned(inputs, name, counts)
         if case.recipe.pattern:
-            goals = [[parse_pattern(case.recipe.pattern)] * len(config.linear_shapes)]
-            yield from _pruned(inputs, "pattern", goals * config.num_blocks)
+            pattern = parse_pattern(case.recipe.pattern)
+            goals = [[pattern] * len(linears) for linears in config.linears]
+            yield from _pruned(inputs, "pattern", goals)
         last = inputs.state(f"blocks.{config.num_blocks - 1}.resid_post")
         yield "dense.perplexity", _perplexity(inputs, last)
 
@@ -151,7 +150,7 @@ def _forward(inputs: StepInputs) -> NamedArrays:
         trace: dict[str, Array] = {}
         observed = replace(place, observe=trace.setdefault)
         block(inputs.state(f"blocks.{i}.resid_pre"), model.block(i, dtype), observed, config)
-        squares.append({x: sum_of_squares(trace[x]) for x in dict.fromkeys(INPUT_OF.values())})
+        squares.append({x: sum_of_squares(trace[x]) for x in inputs_of(config.linears[i])})
         yield from ((f"blocks.{i}.{x}", y) for x, y in trace.items() if x not in INSIDE)
 
     trace = {}
@@ -235,9 +234,9 @@ def _pruned(inputs: StepInputs, name: str, goals: Sequence[Sequence[Goal]]) -> N
         _, sums = block_with_sums(CALIBRATED[method], x, weights, place, config)
         yield from ((f"{prefix}.{point}.{kind}", total) for point, total in sums.items())
         carried = dict(weights)
-        for linear, goal in zip(config.linear_shapes, goals[i], strict=True):
-            step, point = f"{prefix}.{linear}", f"{prefix}.{INPUT_OF[linear]}.{kind}"
-            dense, total = weights[f"{linear}.weight"], sums[INPUT_OF[linear]]
+        for linear, goal in zip(config.linears[i], goals[i], strict=False):
+            step, point = f"{prefix}.{linear}", f"{prefix}.{input_of(linear)}.{kind}"
+            dense, total = weights[f"{linear}.weight"], sums[input_of(linear)]
             if point in case.expected:
                 total = inputs.number(point)
             if method == "wanda":

@@ -97,11 +97,8 @@ def inspect(model: Model) -> Inspection:
     """
     requested = _requested(model)
     blocks = tuple(
-        {
-            name: _zeros(model.weights[f"blocks.{i}.{name}.weight"])
-            for name in model.config.linear_shapes
-        }
-        for i in range(model.config.num_blocks)
+        {name: _zeros(model.weights[f"blocks.{i}.{name}.weight"]) for name in linears}
+        for i, linears in enumerate(model.config.linears)
     )
     stored = {weight.stored.name: weight.stored.array for weight in model.weights.values()}
     return Inspection(

@@ -154,7 +154,7 @@ def prune(
     """
     pruner, out, config, started = pruner or Pruner(), Path(out), model.config, time.perf_counter()
     settings = Settings(dtype, threads, memory, executor, progress)
-    targets = targets_for(target, config.linear_shapes, config.num_blocks)
+    targets = targets_for(target, config.linears)
     ids = calibration_ids(model, pruner, None if tokens is None else tokens.ids)
     facts = None if ids is None or tokens is None else token_facts(tokens)
     local = executor in (None, "threads")

@@ -12,7 +12,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import INPUT_OF
+from refimpl.model.statistics import input_of
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.decision import Pruner
 from refimpl.pruning.calibration import CALIBRATED, Calibration, LocalCalibration, NoCalibration
@@ -74,11 +74,11 @@ class BlockPruner:
                 self.targets.goal(index, j),
                 self.targets.compat,
                 self.pruner,
-                inputs.get(INPUT_OF[name]),
+                inputs.get(input_of(name)),
                 self.calibration.sequences,
                 self.resources.dtype,
             )
-            for j, name in enumerate(model.config.linear_shapes)
+            for j, name in enumerate(model.config.linears[index])
         ]
         if pool.executor is None:
             # The largest first: threads end together, and hold fewer results beside their scores.
@@ -91,7 +91,7 @@ class BlockPruner:
             return {unit.name: futures[unit.name].result() for unit in units}
         pruned: dict[str, PrunedLinear] = {}
         for unit, (bits, stored) in results(units, model, pool, workers, lambda cost: None):
-            shape = model.config.linear_shapes[unit.name]
+            shape = model.config.linears[index][unit.name]
             keep = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
             changed = stored is not None
             if stored is None:

@@ -87,7 +87,7 @@ class LinearUnit:
 
     def cost(self, config: Config) -> float:
         """Weights."""
-        out, width = config.linear_shapes[self.name]
+        out, width = config.linears[self.block][self.name]
         return out * width
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[Array, Array | None]:

@@ -30,7 +30,7 @@ def allocation_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigu
     base, final = allocation.base_sparsity, allocation.corrected_sparsity
     document, count = scored.file.document, len(base)
     at = perturbation_words(scored.scores.sweep[which])
-    weights = f"{int(scored.scores.linear_sizes.sum()):,}"
+    weights = [f"{n:,}" for n in scored.scores.linear_sizes.sum(axis=1).tolist()]
     target = float(document["requested_sparsity"])
     x, y = scales.blocks_axis(count), scales.vertical([target, *base, *final], room=0.12)
     parts = svg.axes(x, y, ("block", "fraction pruned"), scales.block_ticks(count))
@@ -57,7 +57,7 @@ def allocation_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigu
         "corrected": [f"{s:.4f}" for s in final],
         "change": [f"{change:+.4f}" for change in moved],
         "to prune": [f"{n:,}" for n in allocation.num_pruned],
-        "weights": [weights] * count,
+        "weights": weights,
     }
     return ReportFigure(
         ident,
@@ -75,14 +75,13 @@ def allocation_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigu
 
 def requested_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigure:
     """The sparsity that an allocation requests of every linear, at one eta."""
-    allocation, sizes = scored.allocations[which], scored.scores.linear_sizes
-    requested = allocation.linear_pruned
-    counts = {"weights": np.broadcast_to(sizes, requested.shape), "requested": requested}
+    allocation = scored.allocations[which]
+    counts = {"weights": scored.scores.linear_sizes, "requested": allocation.linear_pruned}
     return _linears_figure(
         ident,
         "Requested sparsity of every linear",
         "The allocation of each linear. Add a pruning.json to see what pruning achieved.",
-        list(scored.scores.linears),
+        list(scored.scores.shapes),
         allocation.linear_sparsity,
         counts,
     )

@@ -244,7 +244,7 @@ def _check_model(other: PruningInput | EvaluationInput, scored: Sequence[ScoresI
     for scores in (x.scores for x in scored):
         same = (document["family"], blocks) == (scores.family, scores.num_blocks)
         if same and isinstance(other, PruningInput):
-            same = list(other.linears) == list(scores.linears) and bool(
+            same = list(other.linears) == list(scores.shapes) and bool(
                 (other.counts["weights"] == scores.linear_sizes).all()
             )
         if same:

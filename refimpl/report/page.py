@@ -105,7 +105,7 @@ This page loads nothing from elsewhere.</p></footer>
 def _lead(scored: ScoresInput) -> str:
     """The main facts and findings, in large type."""
     scores, document = scored.scores, scored.file.document
-    weights = int(scores.linear_sizes.sum()) * scores.num_blocks
+    weights = int(scores.linear_sizes.sum())
     pruned = int(scored.allocations[0].linear_pruned.sum())
     tiles = {
         "blocks": str(scores.num_blocks),

@@ -75,12 +75,12 @@ def alphas_of(model: Model, request: Request, length: int, resources: Resources)
     if request.base != "alphapruning":
         return {}
     config, fit, xmin = model.config, str(request.options["fit"]), str(request.options["xmin"])
-    each = spectra_cost(config, length) / (config.num_blocks * len(config.linear_shapes))
+    each = spectra_cost(config, length) / np.count_nonzero(config.linear_sizes)
     laws = power_laws(model, fit, xmin, resources, each)
-    margins = [[np.nan if law.ks_margin is None else law.ks_margin for law in b] for b in laws]
-    return {
-        "alpha_fit": fit,
-        "alpha_xmin": xmin,
-        "alpha": np.array([[law.alpha for law in block] for block in laws]),
-        "alpha_margin": np.array(margins),
-    }
+    alpha, margin = np.full((2, *config.linear_sizes.shape), np.nan)
+    for i, block in enumerate(laws):
+        alpha[i, : len(block)] = [law.alpha for law in block]
+        margin[i, : len(block)] = [
+            np.nan if law.ks_margin is None else law.ks_margin for law in block
+        ]
+    return {"alpha_fit": fit, "alpha_xmin": xmin, "alpha": alpha, "alpha_margin": margin}

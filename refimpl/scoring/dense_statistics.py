@@ -10,7 +10,7 @@ import numpy.typing as npt
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import INPUT_OF, add_sums, second_moments, sum_of_squares
+from refimpl.model.statistics import add_sums, input_of, second_moments, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
@@ -105,8 +105,11 @@ def sequences_together(config: Config, length: int, resources: Resources, keep: 
     """
     if resources.pool.executor is not None:
         return 1
-    widths = {INPUT_OF[name]: width for name, (_, width) in config.linear_shapes.items()}
-    sums_bytes = 8 * config.num_blocks * sum(widths.values())  # float64
+    widths = [
+        {input_of(name): width for name, (_, width) in linears.items()}
+        for linears in config.linears
+    ]
+    sums_bytes = 8 * sum(sum(of_block.values()) for of_block in widths)  # float64
     each = 2 * state_bytes(config, length, resources.dtype) + sums_bytes
     fitting = max(1, resources.memory // each)
     return min(fitting, SEQUENCES_AT_RISK * resources.workers.threads) if keep else fitting
@@ -116,4 +119,7 @@ def wanda_moments(
     squares: Sequence[Mapping[str, Array]], sequences: int, config: Config
 ) -> Moments:
     """Wanda's statistic of every block and linear, [in], from sums over so many sequences."""
-    return tuple(second_moments(sums, sequences, config) for sums in squares)
+    return tuple(
+        second_moments(sums, sequences, linears)
+        for sums, linears in zip(squares, config.linears, strict=True)
+    )

@@ -105,7 +105,7 @@ class WandaBlocks:
         names = [f"{linear}.weight" for linear in moments]
         tasks = [
             partial(wanda_pruned, weights[name], moment, count)
-            for name, moment, count in zip(names, moments.values(), counts, strict=True)
+            for name, moment, count in zip(names, moments.values(), counts, strict=False)
         ]
         return {**weights, **dict(zip(names, workers.run(tasks), strict=True))}
 

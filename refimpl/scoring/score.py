@@ -110,8 +110,7 @@ def score(
     return Scores(
         model=model.name,
         family=config.family,
-        linears=config.linear_shapes,
-        num_blocks=config.num_blocks,
+        linears=config.linears,
         tokens=token_facts(tokens),
         plan=plan,
         sweep=_sweep(measured, plan),
@@ -138,7 +137,7 @@ def _check_request(config: Config, plan: Perturbation, request: Request) -> None
         ones,
         str(options.get("fit")),
         str(options.get("xmin")),
-        np.ones((config.num_blocks, len(config.linear_shapes))),
+        np.ones(config.linear_sizes.shape),
     )
     _pruned_at(config, alike, request)
 
@@ -180,7 +179,7 @@ def _costs(config: Config, ids: Array, plan: Perturbation, request: Request) -> 
 def _pruned_at(config: Config, signals: Signals, request: Request) -> PrunedAt:
     """Where the pruning perturbation prunes: the projected base, counted exactly."""
     exact = replace(request, compat="exact", correct=None)
-    base = base_only(signals, exact, config.linear_shapes, config.num_blocks)
+    base = base_only(signals, exact, config.linears)
     return PrunedAt(request.base, request.options, request.sparsity, base.linear_pruned)
 
 

@@ -64,13 +64,13 @@ def power_laws(
         linear_cost: Cost of a linear, in the unit of the progress.
 
     Returns:
-        Per block, the power laws of its linears in the order of `config.LINEARS`.
+        Per block, the power laws of its linears in their order.
     """
-    linears, kept = tuple(model.config.linear_shapes), resources.partial
+    kept = resources.partial
     finished = {} if kept is None else kept.results
     laws = {key: PowerLaw(**law) for key, law in finished.items() if key.startswith("blocks.")}
     units = []
-    for i in range(model.config.num_blocks):
+    for i, linears in enumerate(model.config.linears):
         left = tuple(linear for linear in linears if f"blocks.{i}.{linear}" not in laws)
         together = [left] if resources.pool.executor is None else [(linear,) for linear in left]
         units += [Spectra(i, names, fit, xmin, linear_cost) for names in together if names]
@@ -80,7 +80,7 @@ def power_laws(
         laws |= fitted
     return tuple(
         tuple(laws[f"blocks.{i}.{linear}"] for linear in linears)
-        for i in range(model.config.num_blocks)
+        for i, linears in enumerate(model.config.linears)
     )
 
 
@@ -89,7 +89,6 @@ def spectra_cost(config: Config, length: int) -> float:
 
     An operation of the singular values takes about ten times as long as one of a block pass.
     """
-    operations = sum(
-        4 * out * width * min(out, width) for out, width in config.linear_shapes.values()
-    )
-    return 10 * config.num_blocks * operations / (2 * length * config.block_size)
+    shapes = [shape for linears in config.linears for shape in linears.values()]
+    operations = sum(4 * out * width * min(out, width) for out, width in shapes)
+    return 10 * operations / (2 * length * float(config.block_sizes.mean()))

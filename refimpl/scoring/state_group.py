@@ -156,4 +156,4 @@ class StateGroup:
 
 def head_cost(config: Config) -> float:
     """Cost of the head in block passes, for the progress bar."""
-    return config.vocab_size * config.hidden_size / config.block_size
+    return config.vocab_size * config.hidden_size / float(config.block_sizes.mean())

@@ -56,7 +56,7 @@ def columns(
         extra["divergence"] = _numbers(absorption.divergence, "#.4g")
     return {
         "block": [str(i) for i in range(scores.num_blocks)],
-        "weights": [f"{scores.linear_sizes.sum():,}"] * scores.num_blocks,
+        "weights": [f"{n:,}" for n in scores.linear_sizes.sum(axis=1).tolist()],
         signal: ["-"] * scores.num_blocks if values is None else _numbers(values, "#.4g"),
         "r": _numbers(absorption.coefficient, ".4f"),
         "stderr": _numbers(absorption.stderr, ".4f"),

@@ -37,7 +37,7 @@ def scores_of(case: str) -> Scores:
 def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
     """The same scores, as if they had been measured by pruning at the base of a request."""
     exact = replace(wanted, compat="exact", correct=None)
-    counts = base_only(scores.signals, exact, scores.linears, scores.num_blocks).linear_pruned
+    counts = base_only(scores.signals, exact, scores.linears).linear_pruned
     found = replace(scores.sweep[0], eta=None, divergence=np.linspace(0, 1, scores.num_blocks) ** 2)
     at = PrunedAt(wanted.base, wanted.options, wanted.sparsity, counts)
     return replace(scores, plan=Perturbation("pruning"), sweep=(found,), pruned_at=at)
@@ -62,7 +62,7 @@ def requests(draw: st.DrawFn, scores: Scores, folder: Path) -> Request:
         steep = draw(st.floats(-0.999, 0.999)) * min(reach, 1)
         options = {"beta": steep if reach > 1e-9 else 0.0}
     if base == "custom":
-        units = draw(st.sampled_from([1, len(scores.linears)]))
+        units = draw(st.sampled_from([1, scores.linear_sizes.shape[1]]))
         path = folder / "any.json"
         random = np.random.default_rng(draw(st.integers(0, 2**32)))
         path.write_text(json.dumps(random.random((scores.num_blocks, units)).squeeze().tolist()))
@@ -80,8 +80,8 @@ def test_the_budget_is_met_to_the_weight(folder: Path, case: str, data: st.DataO
     if wanted.correct in ("arrival", "divergence"):
         scores = measured_by_pruning(scores, wanted)
     found = allocate(scores, wanted)
-    sizes, blocks = scores.linear_sizes, scores.num_blocks
-    assert found.total_weights == blocks * model_of(case).config.block_size
+    sizes = scores.linear_sizes
+    assert found.total_weights == model_of(case).config.block_sizes.sum()
     assert found.total_pruned == round(wanted.sparsity * found.total_weights)
     assert found.total_pruned == found.num_pruned.sum() == found.linear_pruned.sum()
     assert found.linear_pruned.dtype.kind == "i"
@@ -97,9 +97,9 @@ def test_the_budget_is_met_to_the_weight(folder: Path, case: str, data: st.DataO
         asked = found.linear_sparsity * sizes
         assert np.abs(found.linear_pruned - asked).max() < 1
     else:
-        asked = found.linear_sparsity[:, 0] * sizes.sum()
+        asked = found.linear_sparsity[:, 0] * sizes.sum(axis=1)
         assert np.abs(found.num_pruned - asked).max() < 1
-        fair = found.num_pruned[:, None] * sizes / sizes.sum()
+        fair = found.num_pruned[:, None] * sizes / sizes.sum(axis=1, keepdims=True)
         assert np.abs(found.linear_pruned - fair).max() < 1
     for sparsity in (found.base_sparsity, found.corrected_sparsity):
         assert sparsity.mean() == pytest.approx(wanted.sparsity, abs=1e-12)
@@ -143,14 +143,14 @@ def test_corrections_use_what_they_are_named_for(
     alpha = scores.signals.alpha
     assert alpha is not None
     units = alpha if unit == "linear" else alpha.mean(axis=1)
-    sizes = np.broadcast_to(scores.linear_sizes, alpha.shape)
+    sizes = scores.linear_sizes
     sizes = sizes if unit == "linear" else sizes.sum(axis=1)
     base = bases.alphapruning(units.ravel(), sizes.ravel(), 0.5, 0.1).reshape(units.shape)
     expected = corrected_plainly(base, u, sizes, wanted)
     allocation = allocate(scores, wanted)
     by_linear = expected if unit == "linear" else expected[:, None] + 0 * alpha
     np.testing.assert_allclose(allocation.linear_sparsity, by_linear, rtol=0, atol=1e-13)
-    share = scores.linear_sizes / scores.linear_sizes.sum()
+    share = scores.linear_sizes[0] / scores.linear_sizes[0].sum()
     np.testing.assert_allclose(allocation.corrected_sparsity, by_linear @ share, rtol=0, atol=1e-13)
     np.testing.assert_array_equal(allocation.clipped, np.abs(v) >= np.log(3))
     assert np.ptp(expected - base) > 0.03  # there was something to correct
@@ -189,7 +189,7 @@ def test_peers_truncate_and_restore_nothing(case: str, base: str, sparsity: floa
     for i in range(scores.num_blocks):
         s = float(found.base_sparsity[i])
         assert found.corrected_sparsity[i] == s
-        for j, (rows, columns) in enumerate(scores.linears.values()):
+        for j, (rows, columns) in enumerate(scores.linears[i].values()):
             assert found.linear_pruned[i, j] == rows * len(range(columns)[: int(columns * s)])
     assert not found.clipped.any()
 
@@ -199,7 +199,7 @@ def test_peers_lose_weights_where_a_sparsity_exceeds_one() -> None:
     found = allocate(scores, Request("alphapruning", sparsity=0.9, compat="peer"))
     above = found.base_sparsity > 1
     assert above.any()
-    assert (found.num_pruned[above] == scores.linear_sizes.sum()).all()
+    assert (found.num_pruned[above] == scores.linear_sizes[0].sum()).all()
     assert found.total_pruned < 0.9 * found.total_weights
     exact = allocate(scores, Request("alphapruning", sparsity=0.9, correct=None))
     assert exact.base_sparsity.max() == 1
@@ -223,16 +223,16 @@ def forms(values: Floats, names: list[str]) -> dict[str, str]:
 @pytest.mark.parametrize("per_linear", [False, True])
 def test_custom_allocations_in_every_form(per_linear: bool, tmp_path: Path) -> None:
     scores = scores_of("llama")
-    names = list(scores.linears)
+    names = list(scores.linears[0])
     shape = (scores.num_blocks, len(names)) if per_linear else scores.num_blocks
     values = np.random.default_rng(0).random(shape)
     for name, text in forms(values, names).items():
         path = tmp_path / name
         path.write_text(text)
-        read = read_custom(path, scores.num_blocks, tuple(names))
+        read = read_custom(path, scores.linears)
         np.testing.assert_array_equal(read, values, err_msg=name)
         found = allocate(scores, base=str(path), sparsity=0.5, correct=None)
-        sizes = np.broadcast_to(scores.linear_sizes, (scores.num_blocks, len(names)))
+        sizes = scores.linear_sizes
         sizes = sizes if per_linear else sizes.sum(axis=1)
         expected = project(values.ravel(), sizes.ravel(), 0.5).reshape(values.shape)
         by_linear = expected if per_linear else np.repeat(expected[:, None], len(names), axis=1)

@@ -91,7 +91,7 @@ def test_the_document_holds_what_it_should() -> None:
     for name in ("noise_scale", "noise_shape", "norm", "sink", "draws", "seed"):
         assert content[name] == getattr(scores.plan, name)
     assert (content["model"], content["family"], content["num_blocks"]) == ("llama", "llama", 4)
-    assert content["linears"] == {name: list(shape) for name, shape in scores.linears.items()}
+    assert content["linears"] == {name: list(shape) for name, shape in scores.shapes.items()}
     assert content["total_pruned"] == round(0.55 * content["total_weights"])
     assert content["eta"] == 0.01
     assert [found["eta"] for found in content["sweep"]] == [0.01, 0.3]
@@ -121,7 +121,7 @@ def test_the_document_holds_what_it_should() -> None:
             alphas = [x["alpha"] for x in linears]
             assert signals["alphapruning_alpha"] == pytest.approx(np.mean(alphas))
             assert {"owl_outlier_percent", "dlp_score"} < signals.keys()
-            assert [(x["name"], tuple(x["shape"])) for x in linears] == [*scores.linears.items()]
+            assert [(x["name"], tuple(x["shape"])) for x in linears] == [*scores.linears[i].items()]
             assert [x["num_pruned"] for x in linears] == allocation.linear_pruned[i].tolist()
 
 

@@ -77,10 +77,10 @@ def wanda(given: argparse.Namespace, options: list[str]) -> Iterator[Figure]:
 def differing(ours: str, theirs: str) -> str:
     """Bits that differ between two masks: in all, where the first are, and in the last block."""
     one, other = read_model(ours), read_model(theirs)
-    counts, total = [], one.config.num_blocks * one.config.block_size
+    counts, total = [], int(one.config.block_sizes.sum())
     for i in range(one.config.num_blocks):
         a, b = one.block(i, "float32"), other.block(i, "float32")
-        linears = [f"{name}.weight" for name in one.config.linear_shapes]
+        linears = [f"{name}.weight" for name in one.config.linears[i]]
         counts.append(sum(np.count_nonzero((a[n] == 0) != (b[n] == 0)) for n in linears))
     first = next((i for i, count in enumerate(counts) if count), None)
     if first is None:

@@ -66,7 +66,7 @@ def test_a_random_model_has_the_shape_it_says(
     shapes.write_model(folder, shape)
     assert len(list(folder.glob("*.safetensors"))) > 1
     config = refimpl.read_model(folder).config
-    assert (config.num_blocks, config.block_size) == (shape.blocks, shape.block_size)
+    assert (config.num_blocks, config.block_sizes[0]) == (shape.blocks, shape.block_size)
     data = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert shape.file_bytes < data < 1.1 * shape.file_bytes
     found = ours.score(str(folder), 1, 8)

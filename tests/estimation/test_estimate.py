@@ -225,7 +225,7 @@ def test_the_formula_of_the_documentation() -> None:
         each = (blocks if subset is None else subset) * (blocks - 1) / 2
         assert count.passes == sequences * (blocks + 2 * 4 * each)
     flop = arithmetic(config, length, count, spectra=True, signals=1)
-    assert flop.linears == 2 * length * config.block_size * count.passes
+    assert flop.linears == 2 * length * int(config.block_sizes[0]) * count.passes
     width = config.num_attention_heads * config.head_dim
     assert flop.attention == 4 * width * length**2 * count.passes  # one tile
     assert flop.total == flop.linears + flop.attention + flop.spectra + flop.signals

@@ -81,7 +81,7 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
     near(shown("coefficient", "stderr"), found.stderr)
     near(shown("signals", "D"), scores.signals.owl_outlier_percent)
     near(shown("signals", "u"), scores.signals.dlp_score)
-    sizes = scores.linear_sizes
+    sizes = scores.linear_sizes[k]
     alone = signals(model, Request("dlp", correct=None), tokens, Settings(np.float64))
     near((shown("signals", "mean M") * sizes).sum() / sizes.sum(), alone.dlp_score[k])
     if request.base == "alphapruning":

@@ -181,7 +181,10 @@ def test_one_block_is_in_memory_at_a_time(dtype: str, tmp_path: Path) -> None:
     folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12}, dtype)  # 206 or 103 MB
     model = read_model(folder)
     size = DTYPES[dtype].itemsize
-    stored, computed = model.config.block_size * size, model.config.block_size * 4  # at most 14 MB
+    stored, computed = (
+        model.config.block_sizes[0] * size,
+        model.config.block_sizes[0] * 4,
+    )  # at most 14 MB
     model.block(0, "float32")
     before, most = resident(), 0
     for i in range(model.config.num_blocks):

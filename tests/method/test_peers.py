@@ -193,10 +193,10 @@ def test_counts_are_those_of_the_peers_pruned_models(
     scores = scores_of("owl" if base == "uniform" else base, *options)
     found = allocate(scores, Request(base, dict(options), compat="peer"))
     for i in range(scores.num_blocks):
-        for j, name in enumerate(scores.linears):
+        for j, name in enumerate(scores.linears[i]):
             part = "self_attn" if name[0] in "qkvo" else "mlp"
             key = f"{run}|{i}/{part}.{name}"
             size = prod(kept[f"{key}|shape"].tolist())
-            assert size == scores.linear_sizes[j]
+            assert size == scores.linear_sizes[i, j]
             ones = int(np.unpackbits(kept[key])[:size].sum())
             assert found.linear_pruned[i, j] == size - ones, key

@@ -271,7 +271,7 @@ def weights_of(config: Config, seed: int, dtype: npt.DTypeLike) -> dict[str, Arr
         f"{role}.weight": (config.head_dim if role in ("q_norm", "k_norm") else config.hidden_size,)
         for role in ("final_norm", *(role for role in roles if rng.random() < 0.5))
     }
-    shapes |= {f"{name}.weight": shape for name, shape in config.linear_shapes.items()}
+    shapes |= {f"{name}.weight": shape for name, shape in config.linears[0].items()}
     shapes |= {
         name.replace("weight", "bias"): shape[:1]
         for name, shape in shapes.items()

@@ -26,7 +26,7 @@ def pruned(case: str, folder: Path, pattern: Pattern = HALF) -> Model:
 
 def prunable(model: Model) -> int:
     """Number of prunable weights."""
-    return model.config.block_size * model.config.num_blocks
+    return int(model.config.block_sizes.sum())
 
 
 def axes(value: onnx.ValueInfoProto) -> list[str | int]:

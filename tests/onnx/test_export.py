@@ -100,7 +100,7 @@ def test_a_graph_computes_the_same(case: str, half: bool, dtype: str, folder: Pa
     assert made.sparse == 0
     worst = agrees(path, model, dtype)
     print(f"{case} {'pruned' if half else 'dense'} {dtype}: worst token {worst:.1e}")
-    linears = re.compile(rf"blocks\.\d+\.({'|'.join(model.config.linear_shapes)})\.weight")
+    linears = re.compile(rf"blocks\.\d+\.({'|'.join(model.config.linears[0])})\.weight")
     tensors = [t for t in onnx.load(path).graph.initializer if linears.fullmatch(t.name)]
     zeros = sum(int(np.count_nonzero(numpy_helper.to_array(tensor) == 0)) for tensor in tensors)
     assert zeros == (prunable(model) // 2 if half else 0) == int(made.metadata["prunable_zeros"])

@@ -11,7 +11,7 @@ from candidates import CASE_NAMES
 from gates import case_of
 
 from refimpl.model.ops import Array
-from refimpl.model.statistics import INPUT_OF
+from refimpl.model.statistics import input_of
 from refimpl.oracle.judging.pruner_scores import dense_scores, sparsegpt_scores, unpacked
 from refimpl.oracle.margins import count_margin, row_margins, steps_and_margins
 from refimpl.oracle.steps import steps
@@ -50,11 +50,11 @@ def linears(name: str, pruner: str) -> list[tuple[int, int, str, Array, Array]]:
     entries = []
     for i in range(case.model.config.num_blocks):
         weights = case.model.block(i, np.float64)
-        for j, linear in enumerate(case.model.config.linear_shapes):
+        for j, linear in enumerate(case.model.config.linears[i]):
             prefix, weight = f"{pruner}.blocks.{i}.{linear}", weights[f"{linear}.weight"]
             keep = unpacked(arrays[f"{prefix}.keep"], weight.shape[1])
             if pruner == "sparsegpt":
-                total = arrays[f"{pruner}.blocks.{i}.{INPUT_OF[linear]}.products"]
+                total = arrays[f"{pruner}.blocks.{i}.{input_of(linear)}.products"]
                 count, damping = len(case.inputs["token_ids"]), case.recipe.damping
                 score = sparsegpt_scores(weight, total, count, keep, damping)
             else:
@@ -125,7 +125,7 @@ def test_counts_turn_at_their_margin(name: str) -> None:
 
     What that adds to the budget is taken from all blocks alike, which changes no remainder's rank.
     """
-    case, size = case_of(name), case_of(name).model.config.block_size
+    case, size = case_of(name), case_of(name).model.config.block_sizes[0]
     for base in case.recipe.bases:
         quotas = case.expected[f"{base}.corrected"] * size
         right = case.expected[f"{base}.counts"].sum(axis=1)
@@ -167,7 +167,7 @@ def test_tails_by_brute_force() -> None:
     case = case_of("qwen3")
     for i in range(case.model.config.num_blocks):
         weights = case.model.block(i, np.float64)
-        for j, name in enumerate(case.model.config.linear_shapes):
+        for j, name in enumerate(case.model.config.linears[i]):
             values = np.sort(np.linalg.svd(weights[f"{name}.weight"], compute_uv=False) ** 2)
             logs = np.log10(values)
             heights, edges = np.histogram(logs, 100)

@@ -96,12 +96,12 @@ def test_counts_are_near_ties_only_within_rounding() -> None:
         if (rounded != truth).any():
             accepted += 1
             size = float(np.max(np.abs(other / sparsity - 1))) * 1.001
-            places = count_ties(rounded, truth, sparsity, sizes, 0.5, size)
+            places = count_ties(rounded, truth, sparsity, np.tile(sizes, (4, 1)), 0.5, size)
             assert len(places) == (rounded != truth).sum()
         wrong = rounded.copy()
         for i, more in enumerate((2, -2)):
             wrong[i] = split_count(int(rounded[i].sum()) + more, sizes)
-        assert not count_ties(wrong, truth, sparsity, sizes, 0.5, 1e-3)
+        assert not count_ties(wrong, truth, sparsity, np.tile(sizes, (4, 1)), 0.5, 1e-3)
     assert accepted > 5
 
 
@@ -254,7 +254,7 @@ def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> No
     assert products[3, 3] == 0
     products[3, 3] = 1e-10
     dense = case.model.block(0, np.float64)["down_proj.weight"]
-    index = list(case.model.config.linear_shapes).index("down_proj")
+    index = list(case.model.config.linears[0]).index("down_proj")
     goal = int(case.expected["owl.counts"][0, index])
     keep, _ = decision(dense, products, 2, goal, Pruner("sparsegpt", case.recipe.damping))
     assert keep[:, 3].sum() > 2

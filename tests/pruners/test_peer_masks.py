@@ -20,7 +20,7 @@ import pytest
 from peer_numbers import TINY, expected, tiny
 
 from refimpl.model.forward import block, embed, places
-from refimpl.model.statistics import INPUT_OF
+from refimpl.model.statistics import INPUT_OF, input_of
 from refimpl.pruners.checks import Bools, Floats
 from refimpl.pruners.compensation import PrunedWeight, compensated
 from refimpl.pruners.decision import Pruner, decision
@@ -80,8 +80,8 @@ def run(case: str, dtype: str) -> dict[tuple[int, str], Linear]:
 
         for state in states:
             block(state, weights, replace(where[kind], observe=add), config)
-        for name in config.linear_shapes:
-            weight, outer = dense[f"{name}.weight"], sums[INPUT_OF[name]]
+        for name in config.linears[i]:
+            weight, outer = dense[f"{name}.weight"], sums[input_of(name)]
             total, pruner = np.diag(outer) if method == "wanda" else outer, Pruner(method)
             keep, new = decision(weight, total, SEQUENCES, of_block[i], pruner, "peer")
             pruned = PrunedWeight(keep, np.where(keep, weight, 0.0) if new is None else new)

@@ -22,8 +22,10 @@ from refimpl.show.pruning import inspection_table
 def pruned(case: str, into: Path, keep: Any) -> Path:
     """A fixture pruned as `keep(block, name, shape)` says."""
     model = read_model(FIXTURES / case)
-    shapes, blocks = model.config.linear_shapes.items(), range(model.config.num_blocks)
-    decisions = {i: {n: Decision(keep(i, n, shape)) for n, shape in shapes} for i in blocks}
+    decisions = {
+        i: {name: Decision(keep(i, name, shape)) for name, shape in linears.items()}
+        for i, linears in enumerate(model.config.linears)
+    }
     write_pruned(model, into, decisions)
     return into
 
@@ -55,7 +57,7 @@ def test_zeros_are_counted_per_linear(case: str, tmp_path: Path) -> None:
     found = inspect(model)
     for i, linears in enumerate(found.blocks):
         weights = model.block(i, "float64")
-        assert list(linears) == list(model.config.linear_shapes)
+        assert list(linears) == list(model.config.linears[i])
         for name, linear in linears.items():
             values = weights[f"{name}.weight"]
             zeros = values.size - np.count_nonzero(values)

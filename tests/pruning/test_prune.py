@@ -26,7 +26,7 @@ from refimpl import Model, RefimplError, Request, Scores, allocate, forward, rea
 from refimpl.allocation.scores_json import document
 from refimpl.allocation.targets import Targets, pattern_targets
 from refimpl.model.forward import block, embed, places
-from refimpl.model.statistics import INPUT_OF
+from refimpl.model.statistics import input_of
 from refimpl.model.stream import Stream
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import Pattern
@@ -43,9 +43,8 @@ SMALL = ("--samples", 3, "--seq-len", 12)
 
 def targets_at(model: Model, sparsity: float) -> Targets:
     """As many weights of every linear as a sparsity says, and one more of each other one."""
-    sizes = [out * width for out, width in model.config.linear_shapes.values()]
-    one = [int(size * sparsity) + j % 2 for j, size in enumerate(sizes)]
-    counts = np.tile(np.array(one, np.int64), (model.config.num_blocks, 1))
+    sizes = model.config.linear_sizes
+    counts = (sizes * sparsity).astype(np.int64) + (sizes > 0) * (np.arange(sizes.shape[1]) % 2)
     made = {"base": "uniform", "base_options": {}, "requested_sparsity": 0.6, "correct": None}
     return Targets(counts, np.zeros(counts.shape), "exact", None, made)
 
@@ -66,7 +65,7 @@ def test_the_file_holds_the_target(case: str, goal: str, method: Method, tmp_pat
     config, out = model.config, tmp_path / "out"
     asked = targets_at(model, 0.6)
     if goal == "pattern":
-        asked = pattern_targets(Pattern(2, 4), config.linear_shapes, config.num_blocks, "exact")
+        asked = pattern_targets(Pattern(2, 4), config.linears, "exact")
     tokens = drawn(model)
     found = prune(model, out, asked, Pruner(method), tokens, threads=2)
     pruned = read_model(out)
@@ -140,8 +139,8 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
 
         for h in states:
             block(h, weights, replace(where[kind], observe=keep_input), config)
-        for j, name in enumerate(config.linear_shapes):
-            x = np.concatenate([value[0] for value in inputs[INPUT_OF[name]]])
+        for j, name in enumerate(config.linears[i]):
+            x = np.concatenate([value[0] for value in inputs[input_of(name)]])
             score_of = wanda_score(weights[f"{name}.weight"], np.square(x).sum(0) / len(ids))
             keep = wanda_keep(score_of, int(asked.linear_pruned[i, j]))
             assert np.array_equal(pruned[i].linears[name].keep, keep), (i, name)

@@ -44,10 +44,10 @@ def decisions(model: Model, seed: int = 0, only: str | None = None) -> Blocks:
     return {
         i: {
             name: Decision(random.random(shape) < 0.4)
-            for name, shape in model.config.linear_shapes.items()
+            for name, shape in linears.items()
             if only in (None, name)
         }
-        for i in range(model.config.num_blocks)
+        for i, linears in enumerate(model.config.linears)
     }
 
 
@@ -117,7 +117,7 @@ def test_one_linear_alone(case: str, only: str, tmp_path: Path) -> None:
 
 def test_nothing_pruned_is_a_copy(tmp_path: Path) -> None:
     model = read_model(FIXTURES / "gpt_neox")
-    all_stay = {n: Decision(np.ones(s, bool)) for n, s in model.config.linear_shapes.items()}
+    all_stay = {n: Decision(np.ones(s, bool)) for n, s in model.config.linears[0].items()}
     write_pruned(model, tmp_path / "new", dict.fromkeys(range(model.config.num_blocks), all_stay))
     assert expected_bytes(model, {}).items() <= files(tmp_path / "new").items()
 
@@ -231,14 +231,16 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
     config = config_of("llama", hidden_size=512, intermediate_size=2304, vocab_size=16000)
     folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12})  # 206 MB
     model, most = read_model(folder), 0
-    shapes = model.config.linear_shapes.items()
+    shapes = model.config.linears[0].items()
     none_stays = {name: Decision(np.zeros(shape, bool)) for name, shape in shapes}
     (tmp_path / "new").mkdir()
     before, new = resident(), PrunedFiles(model, tmp_path / "new")
     for i in range(12):
         new.write(i, pruned_linears(model, i, none_stays))
         most = max(most, resident())
-    assert most - before < 4 * model.config.block_size * 4  # 14 MB, old and new and a few copies
+    assert (
+        most - before < 4 * int(model.config.block_sizes[0]) * 4
+    )  # 14 MB, old and new and a few copies
 
 
 @pytest.mark.parametrize("metadata", [{}, {"made by": "us"}, {"format": "mlx", "a": "b"}])

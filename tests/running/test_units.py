@@ -279,10 +279,10 @@ def test_units_carry_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     with Measuring(2) as pool:
         scored("llama", "gaussian", executor=pool)
     config = model_of("llama").config
-    ids, moments = 12 * 8, 8 * sum(width for _, width in config.linear_shapes.values())
+    ids, moments = 12 * 8, 8 * sum(width for _, width in config.linears[0].values())
     assert max(sizes) < max(ids, moments) + 2000  # addresses, options, paths
     assert sum(size > ids + 2000 for size in sizes) <= config.num_blocks  # for the signals of each
-    assert max(sizes) < 4 * config.block_size / 5
+    assert max(sizes) < 4 * config.block_sizes[0] / 5
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ def pruned_blocks(model: Model, ids: Any, sparsity: list[float]) -> list[dict[st
     config, positions = model.config, np.arange(ids.shape[1])
     place = places(positions, config, np.float64)
     x, result = embed(ids, positions, model.embedding(), config, np.float64), []
-    sizes = {name: out * width for name, (out, width) in config.linear_shapes.items()}
+    sizes = {name: out * width for name, (out, width) in config.linears[0].items()}
     total, whole = sum(sizes.values()), float(np.mean(sparsity))
     counts = shares(round(whole * total * len(sparsity)), [s * total for s in sparsity])
     for i, kind in enumerate(config.blocks):
@@ -332,12 +332,14 @@ def test_pruning_experiment(case: str, sink: str, custom: Callable[[int], Path])
         np.testing.assert_allclose(result.divergence, mine, rtol=TOLERANCE)
         assert mine.min() > 1e-4  # something was measured
         zeros = [
-            [int((weights[f"{name}.weight"] == 0).sum()) for name in model.config.linear_shapes]
+            [int((weights[f"{name}.weight"] == 0).sum()) for name in model.config.linears[0]]
             for weights in pruned
         ]
         assert found.pruned_at is not None
         np.testing.assert_array_equal(found.pruned_at.linear_pruned, zeros)
-        assert allocate(found, wanted).total_pruned == round(0.6 * blocks * model.config.block_size)
+        assert allocate(found, wanted).total_pruned == round(
+            0.6 * int(model.config.block_sizes.sum())
+        )
 
 
 # Threads, groups and order

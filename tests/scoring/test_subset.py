@@ -128,9 +128,9 @@ PLANS = {
 def measured(plan: Perturbation, sequences: int = 3) -> Measurements:
     """The experiment alone; pruned to a half at all inputs alike."""
     model = model_of("llama")
-    shapes = model.config.linear_shapes
+    shapes = model.config.linears[0]
     ones = {name: np.ones(width) for name, (_, width) in shapes.items()}
-    halves = np.tile(model.config.linear_sizes // 2, (4, 1))
+    halves = model.config.linear_sizes // 2
     pruning = plan.kind == "pruning"
     pruned = WandaBlocks((ones,) * 4, halves) if pruning else None
     ids = random_tokens(264, sequences, 9).ids

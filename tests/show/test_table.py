@@ -43,8 +43,7 @@ def scores(*sweep: Absorption, **changes: Any) -> Scores:
     whole = Scores(
         model="tiny",
         family="llama",
-        linears=LINEARS,
-        num_blocks=blocks,
+        linears=(LINEARS,) * blocks,
         tokens=TOKENS,
         plan=Perturbation("gaussian", etas or (0.01,), draws=4, seed=11),
         sweep=sweep,
@@ -202,7 +201,7 @@ def straight(lines: list[str]) -> None:
 @pytest.mark.parametrize("blocks", [1, 32, 126])
 def test_columns_are_straight_in_models_of_any_size(style: Style, blocks: int) -> None:
     r = np.geomspace(0.01, 1234.5, blocks)
-    text = shown(scores(absorption(r), linears=SEVEN_B), style, base="owl")
+    text = shown(scores(absorption(r), linears=(SEVEN_B,) * len(r)), style, base="owl")
     lines = rows(ESCAPE.sub("", text))
     straight(lines)
     assert len(lines) == 1 + blocks

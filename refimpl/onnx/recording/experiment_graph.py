@@ -16,14 +16,13 @@ from refimpl.method.perturbation import Perturbation, deviation, kept_tokens, pe
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import INPUT_OF, sum_of_squares
+from refimpl.model.statistics import inputs_of, sum_of_squares
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Body, Graph
 from refimpl.onnx.recording.model_graph import SEQUENCE, TOKENS, Recording
 from refimpl.onnx.recording.weight_entries import Enter
 
 NOISE, ETA, AT = "noise", "eta", "perturbed_block"  # inputs besides the token ids, one per state
 STATES = "states"
-LINEAR_INPUTS = tuple(dict.fromkeys(INPUT_OF.values()))  # trace points that linears read
 END = np.iinfo(np.int64).max
 # Texts of the graph's functions: part of the file.
 PERTURB_DOC = "Shape and scale noise, and add it to a state where its tokens take part."
@@ -71,7 +70,8 @@ def experiment_graph(
     kept: Any = np.ones_like(ids, np.bool_)
     first, drifts, alignments, sinks, sizes = [], [], [], [], []
     for i in range(blocks):
-        points = recording.block(i, x, (*(LINEAR_INPUTS if squares else ()), "resid_post"))
+        read = inputs_of(config.linears[i]) if squares else ()
+        points = recording.block(i, x, (*read, "resid_post"))
         x, starts_here, born = points["resid_post"], np.equal(at, i), f"born.{i}"
         clean, earlier = _first(x), add("Shape", x, end=1)
         inputs = {
@@ -92,7 +92,7 @@ def experiment_graph(
         alignments.append(measured["mean_alignment"])
         sinks.append(np.sum(~new["kept"], axis=0, keepdims=True))
         sizes.append(np.expand_dims(np.sum(measured["mean_square"], axis=(0, 1)), 0))
-        for point in LINEAR_INPUTS if squares else ():
+        for point in read:
             output(squares_name(i, point), sum_of_squares(_first(points[point])))
 
     for name, columns in (("drift", drifts), ("alignment", alignments)):

@@ -29,7 +29,7 @@ def dense_scores(model: Model, ids: npt.NDArray[np.int64]) -> Iterator[Array]:
         squares = dense_squares(model, ids, resources)
     for i, sums in enumerate(squares):
         weights = model.block(i, np.float64)
-        moments = second_moments(sums, len(ids), model.config)
+        moments = second_moments(sums, len(ids), model.config.linears[i])
         scores = [wanda_score(weights[f"{name}.weight"], x) for name, x in moments.items()]
         yield np.concatenate([score.ravel() for score in scores])
 

@@ -105,11 +105,12 @@ def count_ties(
     The largest remainder rounds quotas q to n if and only if n sums to the budget and
     ``max(q - n) - min(q - n) <= 1`` (docs/explanation/method.md, section 5).
     """
-    per_block, whole = [int(n) for n in counts.sum(axis=1)], int(sizes.sum())
+    per_block, whole = [int(n) for n in counts.sum(axis=1)], sizes.sum(axis=1)
+    rows = list(zip(per_block, counts, sizes, strict=True))
     if (
-        sum(per_block) != total_count(target, whole * len(truth))
-        or not all(0 <= n <= whole for n in per_block)
-        or any((split_count(n, sizes) != x).any() for n, x in zip(per_block, counts, strict=True))
+        sum(per_block) != total_count(target, int(whole.sum()))
+        or not all(0 <= n <= size.sum() for n, _, size in rows)
+        or any((split_count(n, size[size > 0]) != x[size > 0]).any() for n, x, size in rows)
     ):
         return ()
     quotas = sparsity * whole
