@@ -30,7 +30,7 @@ def run(bench: Bench, path: Path, cell: Cell) -> None:
     """Measure the blocks that are not on file; block -1 is the uniform model."""
     model = read_model(bench.real / cell.model)
     exam, config = Exam(bench, model, Papers(("tuning",), False)), model.config
-    sizes = np.array([out * width for out, width in config.linear_shapes.values()], np.int64)
+    sizes = config.linear_sizes
     lines = path.read_text().splitlines() if path.exists() else []
     done = {json.loads(line)["block"] for line in lines}
     for block in [b for b in range(-1, config.num_blocks) if b not in done]:

@@ -104,9 +104,9 @@ class Exam:
 def allocation(bench: Bench, model: Model, cell: Cell) -> dict[str, npt.NDArray[Any]]:
     """Base, u and corrected sparsity of every block, and the counts of every linear."""
     config, request, correction = model.config, request_of(cell), cell.correction
-    sizes = np.array([out * width for out, width in config.linear_shapes.values()], np.int64)
+    sizes = config.linear_sizes
     signals = base_scores(bench, model, cell).signals
-    base = base_allocation(signals, request, config.num_blocks, config.linear_shapes)
+    base = base_allocation(signals, request, config.linears)
     u = np.zeros(config.num_blocks)
     if correction.quantity != "none":
         u = logarithms(bench, model, cell)
@@ -115,9 +115,9 @@ def allocation(bench: Bench, model: Model, cell: Cell) -> dict[str, npt.NDArray[
     elif correction.change:
         u = np.random.default_rng(int(correction.change.split()[1])).permutation(u)
     blocks = np.arange(config.num_blocks)
-    units = np.full(config.num_blocks, sizes.sum())
     size = 0.0 if correction.quantity == "none" else correction.size
-    final = corrected(base, u, blocks, units, cell.sparsity, size, correction.size, "max")
+    units, most = config.block_sizes, correction.size
+    final = corrected(base, u, blocks, units, cell.sparsity, size, most, "max")
     return {"u": u, "sparsity": final, "counts": linear_counts(final, sizes, cell.sparsity)}
 
 

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from refimpl.cli import eval, explain, export, inspect, oracle, prune, report, score, validate
+from refimpl.cli import (
+    compare,
+    eval,
+    explain,
+    export,
+    inspect,
+    oracle,
+    prune,
+    report,
+    score,
+    validate,
+)
 from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.version import __version__
@@ -32,6 +43,7 @@ app.command("eval")(eval.command)
 app.command("export")(export.command)
 app.command("validate")(validate.command)
 app.command("check")(oracle.check_command)
+app.command("compare")(compare.command)
 app.command("report")(report.command)
 app.command("explain")(explain.command)
 app.add_typer(oracle.app, name="case")

@@ -203,7 +203,9 @@ def _evaluation_input(file: SourceFile) -> EvaluationInput:
         return nan if value is None else float(value)
 
     text, questions = document.get("text"), document.get("choices")
-    pruning = document.get("pruning")
+    if (pruning := document.get("pruning")) is not None:
+        _check_texts(pruning, "model", "method")
+        pruning = pruning | {"sparsity": float(pruning["sparsity"])}
     measures = {
         name: MeasuredValue(number(part[name]), number(part.get(f"{name}_stderr")))
         for part, names in ((text, TEXT), (questions, QUESTIONS))

@@ -1,0 +1,106 @@
+"""Several runs side by side, a row each: scores, prunings and evaluations of the same pruning."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from refimpl.pruning.inspection import allocation_name, pruning_facts
+from refimpl.report.html import measured, number
+from refimpl.report.inputs import (
+    EvaluationInput,
+    PruningInput,
+    ReportInput,
+    ReportInputs,
+    ScoresInput,
+)
+from refimpl.show.table import aligned
+
+Row = dict[str, str | float]
+
+
+def run_rows(inputs: ReportInputs) -> list[Row]:
+    """A row per run; prunings and evaluations of a model that was pruned alike share one."""
+    rows: list[Row] = []
+    for x in inputs.all:
+        name = f"{x.name}, scores" if isinstance(x, ScoresInput) else x.name
+        named = {"run": name, "model": x.model, **dict(_pruning(x))}
+        facts = dict(_measures(x))
+        for row in rows:
+            if row.items() >= named.items() and not row.keys() & facts.keys():
+                row.update(facts)
+                break
+        else:
+            rows.append(named | facts)
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row[key] for key in columns if key in row} for row in rows]
+
+
+def _pruning(x: ReportInput) -> Iterator[tuple[str, str | float]]:
+    """What a pruned model is: pruner, allocation and the fraction that was pruned."""
+    pruning: Mapping[str, Any] | None = None
+    if isinstance(x, PruningInput):
+        pruning = pruning_facts(x.file.document)
+    elif isinstance(x, EvaluationInput):
+        pruning = x.pruning
+    if pruning is not None:
+        yield "pruner", str(pruning["method"])
+        yield "allocation", allocation_name(pruning)
+        yield "sparsity", float(pruning["sparsity"])
+
+
+def _measures(x: ReportInput) -> Iterator[tuple[str, str | float]]:
+    """What was measured: coefficients, or the quality on a text and on questions."""
+    if isinstance(x, ScoresInput):
+        r, document = x.scores.sweep[0].coefficient, x.file.document
+        yield "base", str(document["base"])
+        yield "correction", str(document["correct"] or "none")
+        yield "r < 1", int((r < 1).sum())
+        yield "r > 1", int((r > 1).sum())
+        if np.isfinite(r[:-1]).any():
+            yield "largest r", float(np.nanmax(r[:-1]))
+    if isinstance(x, EvaluationInput):
+        sources = {"perplexity": x.text, "acc": x.questions, "acc_norm": x.questions}
+        for name, source in sources.items():
+            measure = x.measures.get(name)
+            if source is not None and measure is not None and isfinite(measure.value):
+                label = f"{name} on {source[0].partition(',')[0]} ({source[1][:6]})"
+                yield label, measure.value
+                if isfinite(measure.error):
+                    yield f"{label} stderr", measure.error
+
+
+def runs_csv(rows: list[Row]) -> str:
+    """The rows as CSV, with all digits; unknown cells are empty."""
+    text = io.StringIO()
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, [*columns], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def runs_table(rows: list[Row]) -> str:
+    """The rows as a table, without what the name of a run says already.
+
+    Numbers have the digits that their errors deserve.
+    """
+    columns = dict.fromkeys(key for row in rows for key in row if not key.endswith(" stderr"))
+    for key in ("pruner", "allocation", "sparsity"):
+        columns.pop(key, None)
+    if len({row["model"] for row in rows}) == 1:
+        columns.pop("model")
+    cells = {key: [_cell(row, key) for row in rows] for key in columns}
+    width = max(map(len, cells["run"]))
+    cells["run"] = [name.ljust(width) for name in cells["run"]]
+    return "\n".join(aligned(cells)) + "\n"
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key, "-")
+    if isinstance(value, float):
+        return measured(value, row.get(f"{key} stderr", float("nan")))
+    return value if isinstance(value, str) else number(value)
