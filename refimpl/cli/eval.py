@@ -66,6 +66,7 @@ def command(
     model: opt.ModelPath,
     *,
     config: opt.ConfigOption = None,
+    download: opt.DownloadOption = False,
     text: Annotated[TextOptions, opt.OptionGroup.of(TextOptions, "Perplexity")],
     asked: Annotated[ChoiceOptions, opt.OptionGroup.of(ChoiceOptions, "Multiple choice")],
     settings: Annotated[Settings, SETTINGS],
@@ -88,7 +89,7 @@ def command(
                 f"{name} together with {needed}",
                 f"add {needed}, or omit {name}",
             )
-    opened = read_model(model, config)
+    opened = read_model(model, config, download=download)
     inputs = {"--text": text.text, "--tokens": text.tokens, "--choices": asked.choices}
     part = opt.partial_path(output, settings.resume)
     opt.check_outputs(opened, inputs | {"--config": config}, output, part)

@@ -36,6 +36,7 @@ def command(
     model: opt.ModelPath,
     *,
     config: opt.ConfigOption = None,
+    download: opt.DownloadOption = False,
     block: Annotated[int, opt.option("The block to show and to perturb, from 0.", "K")] = 0,
     step: Annotated[
         str | None, opt.option("The only step to show. Default: all steps.", "NAME")
@@ -56,7 +57,7 @@ def command(
     needs is computed.
     """
     refuse_noise(context, plan)
-    opened = read_model(model, config)
+    opened = read_model(model, config, download=download)
     inputs = source.files | {"--config": config, "--base": opt.base_file(wanted)}
     opt.check_outputs(opened, inputs, output)
     if source.ids is None:

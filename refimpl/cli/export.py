@@ -60,6 +60,7 @@ def command(
         ),
     ] = None,
     config: opt.ConfigOption = None,
+    download: opt.DownloadOption = False,
     graph: Annotated[GraphOptions, opt.OptionGroup.of(GraphOptions, "Graph")],
     plan: Annotated[Perturbation, PERTURBATION.only(*NOISE)],
     as_json: Annotated[bool, opt.flag("--json", "Print JSON instead of the table.")] = False,
@@ -79,5 +80,5 @@ def command(
 
     experiment = plan if graph.experiment else None
     options = vars(graph) | {"experiment": experiment, "sparse": graph.sparse == "auto"}
-    exported = export(read_model(model, config), output, **options)
+    exported = export(read_model(model, config, download=download), output, **options)
     deliver(exported_document(exported), export_table(exported), as_json)

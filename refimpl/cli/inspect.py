@@ -12,6 +12,7 @@ def command(
     model: opt.ModelPath,
     *,
     config: opt.ConfigOption = None,
+    download: opt.DownloadOption = False,
     as_json: opt.JsonOption = False,
     output: opt.OutputOption = None,
 ) -> None:
@@ -19,8 +20,8 @@ def command(
 
     Zeros are counted in the file, so zeros of the original model count, too.
     """
-    opened = read_model(model, config)
+    opened = read_model(model, config, download=download)
     files = {f"the model's {path.name}": path for path in copies(opened).files.values()}
-    opt.check_outputs(opened, {"MODEL": model, **files}, output)
+    opt.check_outputs(opened, files, output)
     inspection = inspect(opened)
     deliver(inspection_document(inspection), inspection_table(inspection), as_json, output)

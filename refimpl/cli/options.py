@@ -46,11 +46,23 @@ def output(metavar: str, help: str) -> Any:
 
 ModelPath = Annotated[
     Path,
-    argument("MODEL", "A .safetensors file, an index of shards, or a folder that holds either."),
+    argument(
+        "MODEL",
+        "A .safetensors file, an index of shards, or a folder that holds either; or the id of a "
+        "model in the Hugging Face cache, ORG/NAME or ORG/NAME@REVISION.",
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,
     option("config.json, if it is neither beside the weights nor stored in them.", "FILE"),
+]
+DownloadOption = Annotated[
+    bool,
+    flag(
+        "--download",
+        "If the model is an id, download its files that the cache does not hold. Default: use the "
+        "cache alone.",
+    ),
 ]
 JsonOption = Annotated[
     bool, flag("--json", "Print JSON instead of the table: the same as -o writes.")

@@ -47,13 +47,14 @@ def make(
     ],
     *,
     config: opt.ConfigOption = None,
+    download: opt.DownloadOption = False,
     source: Annotated[Source, SOURCE],
     recipe: Annotated[Recipe, RECIPE],
 ) -> None:
     """Compute every step of the method on a model in float64, to check other implementations."""
     from refimpl.oracle.case import make_case  # not for --help
 
-    opened = read_model(model, config)
+    opened = read_model(model, config, download=download)
     tokens = model_tokens(opened, **vars(source))
     case = make_case(opened, tokens, recipe, output)
     print(f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}")
@@ -71,6 +72,7 @@ def check_command(
         ),
     ],
     *,
+    download: opt.DownloadOption = False,
     only: Annotated[
         list[str] | None,
         opt.option(
@@ -110,7 +112,7 @@ def check_command(
     from refimpl.show.oracle import report_document, report_table, report_xml
 
     inputs = {"ACTUAL": actual, **{f"the case's {path.name}": path for path in case.glob("*")}}
-    opened = read_case(case)
+    opened = read_case(case, download=download)
     opt.check_outputs(opened.model, inputs, output, junit_xml)
     if actual.suffix == ".onnx":
         opt.refuse(context, ("stepwise",), "a graph", "a file of tensors: a graph is chained")

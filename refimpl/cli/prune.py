@@ -64,6 +64,7 @@ def command(
         Path, opt.output("FOLDER", "The new model's folder, which appears whole or not at all.")
     ],
     config: opt.ConfigOption = None,
+    download: opt.DownloadOption = False,
     how: Annotated[PruningOptions, opt.OptionGroup.of(PruningOptions, "Pruning")],
     source: Annotated[Source, SOURCE],
     plan: Annotated[Perturbation, PERTURBATION],
@@ -78,7 +79,7 @@ def command(
     With --sparsity, refimpl first scores the model and allocates its sparsity, as refimpl score
     does.
     """
-    opened = read_model(model, config)
+    opened = read_model(model, config, download=download)
     method, allocation, nm = how.method, how.allocation, how.nm
     files = {"--config": config, "--allocation": allocation, "--base": opt.base_file(wanted)}
     check_prune(opened, output, source.files | files, how.force, settings.resume)

@@ -66,6 +66,7 @@ def command(
     model: opt.ModelPath,
     *,
     config: opt.ConfigOption = None,
+    download: opt.DownloadOption = False,
     source: Annotated[Source, SOURCE],
     plan: Annotated[Perturbation, PERTURBATION],
     wanted: Annotated[Request, REQUEST],
@@ -96,7 +97,7 @@ def command(
     else:
         opt.refuse(context, ("device",), "--runtime numpy", "--runtime onnxruntime")
     part = opt.partial_path(output if experiment is None else None, settings.resume)
-    opened = read_model(model, config)
+    opened = read_model(model, config, download=download)
     inputs = source.files | {"--config": config, "--base": opt.base_file(wanted)}
     opt.check_outputs(opened, inputs, output, part)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed)

@@ -58,6 +58,7 @@ def command(
     model: opt.ModelPath,
     *,
     config: opt.ConfigOption = None,
+    download: opt.DownloadOption = False,
     options: Annotated[ComparisonOptions, opt.OptionGroup.of(ComparisonOptions, "Comparison")],
     source: Annotated[Source, VALIDATION_SOURCE],
     as_json: opt.JsonOption = False,
@@ -71,7 +72,7 @@ def command(
     from refimpl.onnx.validate import validate, validation_tokens
     from refimpl.show.validation import validation_document, validation_table
 
-    opened = read_model(model, config)
+    opened = read_model(model, config, download=download)
     opt.check_outputs(opened, source.files | {"--graph": options.graph, "--config": config}, output)
     validation = validate(opened, validation_tokens(opened, **vars(source)), **vars(options))
     deliver(validation_document(validation), validation_table(validation), as_json, output)

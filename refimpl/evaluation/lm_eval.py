@@ -66,6 +66,7 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
+        download: bool = False,
     ) -> None:
         super().__init__()
         if dtype not in ("float32", "float64"):
@@ -73,7 +74,7 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
                 f"dtype {dtype}", "float32 or float64", "choose one of these in --model_args"
             )
         self._model_path, self._dtype = pretrained, np.dtype(dtype)
-        self._model = read_model(pretrained, config)
+        self._model = read_model(pretrained, config, download=download)
         self._encoder = encoder(self._model)
         self._threads = None if threads is None else int(threads)
         self._memory = parse_memory(memory)

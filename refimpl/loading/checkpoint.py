@@ -7,6 +7,7 @@ from typing import Any
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import read_config
 from refimpl.loading.file_reading import json_object, reading
+from refimpl.loading.hub import local_files
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.loading.tensor_claims import claim
 from refimpl.loading.weight_files import open_files
@@ -15,32 +16,39 @@ from refimpl.model.model import Model
 _EXPECTED = "the model's config.json"
 
 
-def read_model(path: str | Path, config: str | Path | None = None) -> Model:
-    """Open a model: a safetensors file, an index of shards, or a folder that contains either.
+def read_model(
+    path: str | Path, config: str | Path | None = None, *, download: bool = False
+) -> Model:
+    """Open a model: a safetensors file, an index of shards, a folder with either, or an id.
 
     Args:
-        path: The file or folder.
+        path: The file or folder. If it does not exist, ``org/name`` or ``org/name@revision``: a
+            model in the Hugging Face cache (needs the extra `hub`).
         config: The path of `config.json`; if None, `read_model` looks beside the file, then in the
             file's metadata under the key `config.json`.
+        download: Whether to ask the server (`HF_ENDPOINT`) for the files of an id, and download
+            those that the cache does not hold.
 
     Returns:
         The model; no weight has been read yet.
 
     Raises:
         RefimplError: Anything that would make a number wrong: missing, unclaimed or misshapen
-            tensors, unknown config keys (each list is complete), or an unsupported format.
+            tensors, unknown config keys (each list is complete), or an unsupported format; an id
+            that the cache does not hold whole, or that cannot be downloaded.
 
     Example:
         >>> model = read_model("fixtures/llama")
         >>> model.config.num_blocks, model.config.family
         (4, 'llama')
     """
-    path, option = Path(path), None if config is None else Path(config)
+    path, hub_id = local_files(path, download)
+    option = None if config is None else Path(config)
     files = open_files(path)
     entries, source, config_path = _config_file(path, option, files)
     hub = read_config(entries, source)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    return Model(path, hub.config, entries, claim(tensors, hub, path), files, config_path)
+    return Model(path, hub.config, entries, claim(tensors, hub, path), files, config_path, hub_id)
 
 
 def _config_file(

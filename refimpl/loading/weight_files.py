@@ -59,7 +59,7 @@ def _file_of(folder: Path) -> Path:
     )
 
 
-def _shard_of_tensor(index: Path) -> dict[str, str]:
+def shard_of_tensor(index: Path) -> dict[str, str]:
     """The `weight_map` of an index: tensor to the name of its shard."""
     shard_of = json_object(index.read_bytes(), str(index), _INDEX).get("weight_map")
     if (
@@ -73,7 +73,7 @@ def _shard_of_tensor(index: Path) -> dict[str, str]:
 
 def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
     """The shards an index names, checked against it."""
-    shard_of = _shard_of_tensor(index)
+    shard_of = shard_of_tensor(index)
     shards = list(dict.fromkeys(shard_of.values()))
     # A shard may be a link (hub caches consist of links), but it must be in the index's folder.
     outside = [s for s in shards if Path(s).name != s or "\\" in s or s in ("", "..")]

@@ -18,12 +18,13 @@ class Model:
     """A model whose weights stay on disk until they are used.
 
     Args:
-        path: The path passed to `read_model`.
+        path: Where its files are: the path passed to `read_model`, or the snapshot of an id.
         config: The model's facts.
         config_file: The parsed `config.json`.
         weights: Every tensor under our name (`embed.weight`, `blocks.0.q_proj.weight`, ...).
         files: The mapped files.
         config_path: The file that holds `config.json`; None if the metadata of the weights does.
+        hub_id: `org/name@commit` of a model in the Hugging Face cache, else None.
     """
 
     path: Path
@@ -32,10 +33,13 @@ class Model:
     weights: Mapping[str, Weight]
     files: tuple[MappedFile, ...]
     config_path: Path | None = None
+    hub_id: str | None = None
 
     @property
     def name(self) -> str:
-        """A short name for people: the folder's, or the file's."""
+        """A name for people: its id with the commit, or else the folder's or the file's name."""
+        if self.hub_id is not None:
+            return self.hub_id
         full = Path(os.path.abspath(self.path))  # a link keeps its own name
         generic = full.name.startswith("model.safetensors")
         return full.parent.name if generic else full.name.removesuffix(".safetensors")

@@ -20,6 +20,12 @@ SPARE = 1 << 20  # bytes for the graph itself, besides its weights
 
 def default_output(model: Model) -> Path:
     """The default file of a graph: beside the weights, `model.onnx` or the file's name."""
+    if model.hub_id is not None:
+        raise RefimplError(
+            f"no -o, and {model.hub_id} is in the Hugging Face cache",
+            "a file outside the cache, which holds downloads only",
+            f"add for example -o {model.hub_id.split('@')[0].split('/')[-1]}.onnx",
+        )
     name = "model" if model.path.is_dir() else model.path.name.split(".safetensors")[0]
     return model.folder / f"{name}.onnx"
 

@@ -57,7 +57,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     """Compute every step in float64, and write a case; the folder appears whole or not at all.
 
     Args:
-        model: From `read_model`; it is not copied, the case refers to it by a relative path.
+        model: From `read_model`; the case refers to it by a relative path, or by its id.
         tokens: Token ids.
         recipe: The computation.
         folder: The case's folder, which must not exist.
@@ -98,7 +98,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         "schema": SCHEMA,
         "spec": SPEC,
         "versions": {"refimpl": __version__, "numpy": np.__version__},
-        "model": os.path.relpath(model.path, folder),
+        "model": model.hub_id or os.path.relpath(model.path, folder),
         "family": config.family,
         "tokens": {"source": tokens.source, "shape": list(ids.shape), "sha256": tokens.sha256},
         "recipe": asdict(recipe),
@@ -123,8 +123,10 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     return Case(folder, folder.name, model, recipe, inputs, expected, peer, margins)
 
 
-def read_case(folder: str | Path) -> Case:
+def read_case(folder: str | Path, *, download: bool = False) -> Case:
     """Read a case, and check that its model and inputs are the ones it was made from.
+
+    `download` is that of `read_model`, for a model of the Hugging Face hub.
 
     Raises:
         RefimplError: Not a case, of another schema or spec, or with other inputs or another model.
@@ -154,7 +156,9 @@ def read_case(folder: str | Path) -> Case:
             load_file(folder / name) for name in (INPUTS, EXPECTED, PEER, MARGINS)
         )
         expected = {step["name"]: arrays[step["name"]] for step in facts["steps"]}
-        model = read_model(folder / facts["model"])
+        model_path = folder / facts["model"]
+        is_id = "@" in facts["model"] and not model_path.exists()
+        model = read_model(facts["model"] if is_id else model_path, download=download)
         hashes = _hashes(model, inputs)
         name = folder.resolve().name
         case = Case(folder, name, model, Recipe(**recipe), inputs, expected, peer, margins)

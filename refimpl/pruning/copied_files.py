@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from refimpl.loading.hub import COMPANIONS
 from refimpl.loading.refused_formats import CONVERSIONS
 from refimpl.model.model import Model
 from refimpl.storage.target_checks import RECORD
 
 INDEX = ".index.json"
 WEIGHTS = {".safetensors", *CONVERSIONS, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
-COMPANIONS = (  # copied with a MODEL that is a file, in a folder that may hold anything
-    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
-    "README*", "LICENSE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
 PIECE = 1 << 20  # bytes copied at once
 PAGE, SPARE = 1 << 12, 1 << 20  # bytes: files fill whole pages; the record and longer headers
 

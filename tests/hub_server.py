@@ -1,0 +1,142 @@
+"""A small model hub on localhost: repositories of revisions of files, over real HTTP."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import ModuleType
+from unittest.mock import patch
+
+COMMITS = {"main": "a" * 40, "v2": "b" * 40}
+
+
+@dataclass
+class Hub:
+    """What the server holds: repository, then commit, then file; and what was asked of it."""
+
+    repositories: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    token: str = "right"
+    requests: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def add(self, name: str, folder: Path, revision: str = "main", **more: bytes) -> None:
+        """Publish the files of a folder as a revision, and some more."""
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        self.repositories.setdefault(name, {})[COMMITS[revision]] = files | more
+
+    @property
+    def downloads(self) -> list[str]:
+        """Names of the files that were sent."""
+        sent = [line for line in self.requests if line.startswith("GET ") and "/resolve/" in line]
+        return sorted(line.split("/")[-1] for line in sent)
+
+
+class _Answer(BaseHTTPRequestHandler):
+    """One request."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        path = self.path.split("?")[0].strip("/")
+        api = path.startswith("api/models/")
+        parts = path.removeprefix("api/models/").split("/")
+        name, rest = "/".join(parts[:2]), parts[2:]
+        revisions = self.hub.repositories.get(name)
+        if revisions is None:
+            return self.send(404, error="RepoNotFound")
+        revision = rest[1] if len(rest) > 1 else "main"
+        commit = COMMITS.get(revision, revision)
+        if commit not in revisions:
+            return self.send(404, error="RevisionNotFound")
+        files = revisions[commit]
+        if api and rest[:1] == ["tree"]:
+            entries = [
+                {"type": "file", "path": n, "size": len(x), "oid": hashlib.sha1(x).hexdigest()}
+                for n, x in files.items()
+            ]
+            return self.send(200, json.dumps(entries).encode())
+        if api:
+            siblings = [{"rfilename": n} for n in files]
+            facts = {"id": name, "sha": commit, "siblings": siblings}
+            return self.send(200, json.dumps(facts).encode())
+        allowed = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+        if name in self.hub.gated and not allowed:
+            return self.send(403, error="GatedRepo")
+        content = files[rest[2]]
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}
+        return self.send(200, content, headers, body=body)
+
+    def send(
+        self,
+        status: int,
+        content: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        error: str = "",
+        body: bool = True,
+    ) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body and self.command != "HEAD":
+            self.wfile.write(content)
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[Hub]:
+    """A hub, with the environment of a user of it whose HF_HOME is `home`."""
+    hub = Hub()
+    handler = type("Answer", (_Answer,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    of_user = [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]
+    try:
+        with patch.dict(os.environ):
+            for name in of_user:
+                del os.environ[name]
+            with environment(HF_ENDPOINT=hub.url, HF_HOME=str(home)):
+                yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set variables of the environment; huggingface_hub reads them when it is imported."""
+    with patch.dict(os.environ, variables):
+        before = _forgotten()
+        try:
+            yield
+        finally:
+            _forgotten()
+            sys.modules.update(before)
+
+
+def _forgotten() -> dict[str, ModuleType]:
+    """Forget that huggingface_hub was imported; returns its modules."""
+    names = [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]
+    return {name: sys.modules.pop(name) for name in names}

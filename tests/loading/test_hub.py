@@ -1,0 +1,227 @@
+"""Ids of the Hugging Face hub: cached, downloaded, refused; against a server on localhost."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from hub_server import COMMITS, Hub, environment, serving
+from processes import ran as program_ran
+from program import ran, refused, run
+from refusals import refusal_of
+
+from refimpl import read_model
+from refimpl.loading.hub import DOWNLOADED
+from refimpl.oracle.case import read_case
+from refimpl.pruning.inspection import read_record
+
+NAME, MAIN = "org/tiny.model", f"org/tiny.model@{COMMITS['main']}"
+SMALL = ("--samples", "2", "--seq-len", "8")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A server with one model in two revisions; the working folder is empty."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with serving(tmp_path / "home") as server:
+        others = {"pytorch_model.bin": b"pickle", "consolidated.safetensors": b"twice"}
+        server.add(NAME, FIXTURES / "llama", **others, **{"sub/model.safetensors": b"no"})
+        server.add(NAME, FIXTURES / "qwen2", "v2")
+        yield server
+
+
+def repository(hub_home: Path) -> Path:
+    """The folder of the model in the cache."""
+    return hub_home / "hub" / f"models--{NAME.replace('/', '--')}"
+
+
+@pytest.fixture
+def snapshot(hub: Hub, tmp_path: Path) -> Path:
+    """The main revision, downloaded."""
+    read_model(NAME, download=True)
+    return repository(tmp_path / "home") / "snapshots" / COMMITS["main"]
+
+
+def test_only_the_files_we_read_are_downloaded_once(hub: Hub) -> None:
+    assert "--download" in refusal_of(read_model, NAME, says=NAME).remedy
+    assert not hub.requests
+    model = read_model(NAME, download=True)
+    assert model.name == MAIN
+    expected = {p.name for p in (FIXTURES / "llama").iterdir()} & {*DOWNLOADED}
+    assert hub.downloads == sorted(expected)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= expected
+    hub.requests.clear()
+    again = read_model(NAME)
+    assert (again.name, again.path) == (MAIN, model.path)
+    assert not hub.requests
+    read_model(NAME, download=True)
+    assert not hub.downloads
+    ours, theirs = read_model(FIXTURES / "llama").weights, model.weights
+    for name, weight in ours.items():
+        np.testing.assert_array_equal(weight.read("f8"), theirs[name].read("f8"))
+
+
+def test_a_revision_is_a_branch_or_a_commit(hub: Hub, snapshot: Path) -> None:
+    commit = COMMITS["v2"]
+    assert f"--revision {commit}" in refusal_of(read_model, f"{NAME}@{commit}").remedy
+    assert read_model(f"{NAME}@v2", download=True).config.family == "qwen2"
+    for revision in ("v2", commit):
+        assert read_model(f"{NAME}@{revision}").name == f"{NAME}@{commit}"
+    assert read_model(NAME).config.family == "llama"
+    refusal_of(read_model, f"{NAME}@v3", download=True, says="no revision v3")
+
+
+def test_folders_of_the_cache_have_an_id(hub: Hub, snapshot: Path) -> None:
+    folder = snapshot.parent.parent
+    for path in (folder, snapshot, snapshot / "model.safetensors", os.path.relpath(folder)):
+        assert read_model(path).name == MAIN
+    (folder / "refs" / "main").unlink()
+    assert read_model(folder).name == MAIN  # the only one
+    refusal_of(read_model, NAME, says="no revision main")
+    read_model(f"{NAME}@v2", download=True)
+    refusal_of(read_model, folder, says="2 snapshots")
+
+
+def test_a_path_that_exists_is_a_path(hub: Hub) -> None:
+    shutil.copytree(FIXTURES / "qwen2", NAME)
+    assert read_model(NAME).name == "tiny.model"
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_reads_the_cache_alone(hub: Hub, snapshot: Path, variable: str) -> None:
+    hub.requests.clear()
+    with environment(**{variable: "1"}):
+        assert read_model(NAME, download=True).name == MAIN
+        refusal_of(read_model, f"{NAME}@v2", download=True, remedy="unset HF_HUB_OFFLINE")
+    assert not hub.requests
+
+
+def test_the_cache_may_be_elsewhere(hub: Hub, snapshot: Path, tmp_path: Path) -> None:
+    with environment(HF_HUB_CACHE=str(tmp_path / "other")):
+        refusal_of(read_model, NAME, says=str(tmp_path / "other"))
+    shutil.move(tmp_path / "home" / "hub", tmp_path / "other")
+    with environment(HF_HUB_CACHE=str(tmp_path / "other")):
+        assert read_model(NAME).name == MAIN
+
+
+def test_a_gated_model_needs_the_token(hub: Hub) -> None:
+    hub.gated.add(NAME)
+    refusal_of(read_model, NAME, download=True, says="is gated", remedy="HF_TOKEN")
+    with environment(HF_TOKEN="wrong"):
+        refusal_of(read_model, NAME, download=True, says="is gated")
+    with environment(HF_TOKEN=hub.token):
+        assert read_model(NAME, download=True).name == MAIN
+
+
+def test_an_absent_model_and_an_absent_server(hub: Hub) -> None:
+    refusal_of(read_model, "org/none", download=True, says="has no model org/none")
+    with environment(HF_ENDPOINT="http://127.0.0.1:9"):
+        refusal_of(read_model, NAME, download=True, says="cannot be downloaded", remedy="network")
+    read_model(NAME, download=True)
+    with environment(HF_ENDPOINT="http://127.0.0.1:9"):
+        assert read_model(NAME, download=True).name == MAIN
+
+
+def test_a_partial_model_names_what_is_missing(hub: Hub, snapshot: Path) -> None:
+    weights = snapshot / "model.safetensors"
+    blob = weights.resolve()
+    blob.rename(blob.with_name("away"))  # a broken link
+    problem = refusal_of(read_model, NAME, says="lacks model.safetensors", remedy="hf download")
+    for path in (snapshot, snapshot.parent.parent):
+        assert str(refusal_of(read_model, path)) == str(problem)
+    weights.unlink()
+    assert str(refusal_of(read_model, NAME)) == str(problem)
+    (snapshot / "config.json").unlink()
+    refusal_of(read_model, NAME, says="lacks config.json, model.safetensors")
+    assert read_model(NAME, download=True).name == MAIN
+
+
+def test_a_partial_model_of_shards(hub: Hub, snapshot: Path) -> None:
+    (snapshot / "model.safetensors").unlink()
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index = snapshot / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": shards}), "utf-8")
+    refusal_of(read_model, NAME, says=f"lacks {shards['a']}, {shards['b']} (")
+
+
+def test_a_cache_of_other_weights_says_so(hub: Hub, snapshot: Path) -> None:
+    (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
+    refusal_of(read_model, NAME, says="only pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../tiny/model", "org/..", "org/../../etc", f"{NAME}@../../../x", f"{NAME}@", "a/b/c",
+     "org/a--b", f"{NAME}@/etc", "/org/model", "org/model\n", "models--org--tiny.model", "ö/x"],
+)  # fmt: skip
+def test_what_only_looks_like_an_id_is_a_path(hub: Hub, name: str) -> None:
+    refusal_of(read_model, name, download=True, says="no such file or folder")
+    assert not hub.requests
+
+
+def test_a_hostile_reference_leads_nowhere(hub: Hub, snapshot: Path, tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "llama", tmp_path / "elsewhere")
+    for content in ("../../../../elsewhere", f"{tmp_path}/elsewhere", "", "\0"):
+        (snapshot.parent.parent / "refs" / "main").write_text(content)
+        refusal_of(read_model, NAME, says="no revision main")
+
+
+def test_every_command_takes_an_id(hub: Hub, tmp_path: Path) -> None:
+    refused("inspect", NAME)
+    scores = json.loads(ran("score", NAME, *SMALL, "--download", "--json"))
+    assert scores["model"] == MAIN
+    assert f"model       {MAIN}" in ran("score", NAME, *SMALL)
+    text = ("--text", FIXTURES / "text.txt")
+    assert MAIN in ran("eval", NAME, *text, "--windows", 1, "--window", 16)
+    assert MAIN in ran("inspect", NAME)
+    assert MAIN in ran("explain", NAME, "--samples", 1, "--seq-len", 4, "--step", "signals")
+    ran("prune", NAME, "--nm", "2:4", "--method", "magnitude", "-o", "pruned", quiet=False)
+    pruned = read_model("pruned")
+    record = read_record(pruned)
+    assert pruned.name == "pruned"
+    assert record is not None
+    assert record["model"] == MAIN
+    assert "outside the cache" in refused("export", NAME)
+    ran("export", NAME, "-o", "model.onnx")
+
+
+def test_a_case_refers_to_the_id(hub: Hub, tmp_path: Path) -> None:
+    ran("case", "make", NAME, *SMALL, "--download", "-o", "case")
+    assert json.loads(Path("case/case.json").read_text("utf-8"))["model"] == MAIN
+    assert read_case("case").model.name == MAIN
+    shutil.rmtree(tmp_path / "home")
+    refusal_of(read_case, "case", remedy="--download")
+    assert read_case("case", download=True).model.name == MAIN
+
+
+def test_processes_open_the_model_by_its_files(hub: Hub, snapshot: Path) -> None:
+    one, two = (
+        json.loads(ran("score", NAME, *SMALL, "--json", "--executor", executor, "--threads", 1))
+        for executor in ("threads", "processes")
+    )
+    assert one["model"] == two["model"] == MAIN
+    assert one["blocks"] == two["blocks"]
+
+
+def test_without_the_library(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refusal_of(read_model, NAME, says="no such file or folder", remedy="refimpl[hub]")
+
+
+def test_the_library_is_imported_for_ids_alone() -> None:
+    code = f"import sys, refimpl; refimpl.read_model({str(FIXTURES / 'llama')!r}); "
+    modules = program_ran(program=(sys.executable, "-c", code + "print(*sys.modules)")).split()
+    assert "refimpl.loading.hub" in modules
+    assert "huggingface_hub" not in modules
+
+
+def test_the_bar_is_on_a_terminal_alone(hub: Hub) -> None:
+    assert "100%" in run("inspect", NAME, "--download", err_terminal=True).err
+    assert run("inspect", f"{NAME}@v2", "--download").err == ""
