@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
+from refimpl.oracle.check import Report
 from refimpl.oracle.rounding import RoundedModel
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import stepwise_steps
@@ -52,6 +53,15 @@ class StoredModel(RoundedModel):
 
     def _rounded(self, *args: object) -> Arrays:
         return {k: np.asarray(x) for k, x in super()._rounded(*args).items()}  # type: ignore[arg-type]
+
+
+def open_steps(report: Report) -> set[str]:
+    """Steps that were not judged, but those that the dtype does not resolve."""
+    return {
+        step.step
+        for step in report.steps
+        if step.status == "conditional" and not step.fault.startswith("not resolvable")
+    }
 
 
 def with_one_number_off(arrays: Arrays, step: str) -> Arrays:

@@ -258,9 +258,9 @@ ALLOCATION = mistakes(
     ("counts split equally over linears",
      "⟦Fraction(total * n, sum(sizes))→Fraction(total, len(sizes))⟧", "opt"),
     ("half of a budget rounded up",
-     "⟦round(sparsity * sum(blocks))→int(sparsity * sum(blocks) + 0.5)⟧", "half"),
+     "⟦round(Fraction(str(sparsity)) * sum(blocks))→int(sparsity * sum(blocks) + 0.5)⟧", "half"),
     "uniform.counts",
-    ("a budget rounded down", "⟦round→int⟧(sparsity * sum(blocks))", "uneven"),
+    ("a budget rounded down", "⟦round→int⟧(Fraction(str(sparsity)) * sum(blocks))", "uneven"),
 )  # fmt: skip
 
 WANDA = mistakes(

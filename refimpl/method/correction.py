@@ -15,6 +15,7 @@ from refimpl.pruners.checks import finite_vector, number_in
 Scale = Literal["raw", "max"]
 
 LOG_LIMIT = log(3.0)
+RESOLVED = 1e-12  # of the largest error: less is rounding, above all of a KL
 STRENGTH, MAX_CORRECTION = 0.05, 0.10  # provisional: not yet chosen on held-out data
 
 
@@ -40,7 +41,7 @@ def clipped_log(ratio: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
         array([1.0986, 0.    , 0.    ])
     """
     r, known = _checked(ratio, null, "absorption coefficient")
-    # The logarithm of 0 is below any limit, so any tiny number can replace it.
+    # 0 is complete absorption: its logarithm is below any limit, as is that of any tiny number.
     u = np.clip(np.log(np.maximum(r, np.finfo(np.float64).tiny)), -LOG_LIMIT, LOG_LIMIT)
     return np.where(known, u, 0.0)
 
@@ -49,7 +50,7 @@ def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
     """Return the clipped logarithm of errors, relative to their geometric mean.
 
     v_l = log a_l - mean log a;  u_l = clip(v_l, -log 3, log 3);
-    u_l = 0, and left out of the mean, where a_l is zero or unknown
+    u_l = 0, and left out of the mean, where a_l is unknown, or at most 1e-12 max a: rounding
 
     Args:
         error: a, per block the error that arrives at the end, [L], at least 0; NaN where unknown.
@@ -66,7 +67,7 @@ def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
         array([-0.3466,  0.3466,  0.    ])
     """
     a, known = _checked(error, null, "error")
-    known &= a > 0
+    known &= a > RESOLVED * np.max(a, where=known, initial=0.0)
     log_a = np.log(np.where(known, a, 1.0))
     v = log_a - log_a.sum() / max(int(known.sum()), 1)  # the others contribute log 1 = 0
     return np.where(known, np.clip(v, -LOG_LIMIT, LOG_LIMIT), 0.0)

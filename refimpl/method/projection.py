@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import finite_vector, number_in, unit_sizes
+from refimpl.pruners.checks import decimal, finite_vector, number_in, unit_sizes
 
 
 def project(
@@ -21,7 +21,7 @@ def project(
     Args:
         x: Desired fraction pruned per unit, [U]; may leave [0, 1].
         sizes: Weights per unit N_u, [U].
-        sparsity: Target S over all weights, in [0, 1].
+        sparsity: Target S over all weights, in [0, 1]: the decimal that was asked.
         lo: Least fraction pruned of any unit.
         hi: Greatest fraction pruned of any unit.
 
@@ -54,7 +54,7 @@ def project(
         return np.full(len(desired), float(sparsity))
 
     # Floats are fractions: exact sums leave one rounding, the last, however unequal the units.
-    least, most, budget = Fraction(lo), Fraction(hi), Fraction(sparsity) * sum(weights)
+    least, most, budget = decimal(lo), decimal(hi), decimal(sparsity) * sum(weights)
 
     def allocation(t: Fraction) -> list[Fraction]:
         return [min(max(v + t, least), most) for v in desired]

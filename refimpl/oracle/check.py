@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES
+from refimpl.oracle.candidate_arrays import arrays_of
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.measures import StepResult, step_result
 from refimpl.oracle.judging.tolerance import dtype_of
@@ -63,7 +64,7 @@ class Report:
 
 def check(
     case: Case,
-    actual: Mapping[str, Array],
+    actual: Mapping[str, Any],
     only: tuple[str, ...] = ("*",),
     dtype: str | None = None,
     stepwise: bool = False,
@@ -72,7 +73,7 @@ def check(
 
     Args:
         case: From `read_case`.
-        actual: The candidate's arrays by the names of the steps.
+        actual: The candidate's arrays, or torch tensors, by the names of the steps.
         only: Steps that are asked for, as shell patterns; every one that matches must be there.
         dtype: The candidate's dtype; the coarsest of its float arrays if None.
         stepwise: Whether the candidate was fed the case's own values at each step
@@ -101,6 +102,7 @@ def check(
             f"names such as {', '.join(list(case.expected)[:3])}, or patterns such as 'blocks.*'",
             "choose from the steps in the case's case.json",
         )
+    actual = arrays_of(actual)
     dtype = dtype_of(actual) if dtype is None else dtype
     reference = reference_run(case, dtype, stepwise)
     tolerances = step_tolerances(case, dtype, stepwise)

@@ -8,7 +8,7 @@ from math import isfinite
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
-from refimpl.oracle.judging.measures import error_of, measure_of
+from refimpl.oracle.judging.measures import RESOLVABLE, error_of, measure_of
 from refimpl.oracle.judging.tolerance import EPS
 from refimpl.oracle.rounding import (
     ARITHMETIC,
@@ -91,7 +91,7 @@ def _sample(case: Case, stepwise: bool, kind: type[FewerBits] | None) -> dict[st
     return {
         name: x / unit
         for name, x in errors.items()
-        if measure_of(name, case.expected[name].dtype) in ("rows", "numbers")
+        if measure_of(name, case.expected[name].dtype) in RESOLVABLE
         and isfinite(x)
         and (stepwise or name.split(".")[0] not in PRUNERS)
     }

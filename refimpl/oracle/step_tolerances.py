@@ -66,8 +66,8 @@ def _correction_moved(inputs: StepInputs, base: str, tolerances: Mapping[str, fl
 def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> float:
     """How far a function of x, [L] or [L, ...], moves when each of x is `relative` off, t.
 
-    ``max_k sum_i |f(x with x_i (1 + t)) - f(x)|_k / |f(x)|_k``, the larger of that and 1 / (1 + t);
-    a t of more than 1 counts as 1.
+    ``max_k sum_i |f(x with x_i (1 + t)) - f(x)|_k / max |f(x)|``, the larger of that and
+    1 / (1 + t); a t of more than 1 counts as 1.
     """
     at, moved = function(x), np.zeros(())
     for i in range(len(x)):
@@ -77,8 +77,7 @@ def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> f
             other[i] *= factor
             changes.append(np.abs(function(other) - at))
         moved = moved + np.maximum(*changes)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.max(np.where(moved == 0, 0.0, moved / np.abs(at))))
+    return float(moved.max() / (np.abs(at).max() or 1.0))
 
 
 def moved_by_rounding(case: Case, step: str, dtype: str) -> float:

@@ -1,6 +1,7 @@
 """Array types, and arguments that several functions take: checked in one place."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,11 @@ def number_in(value: float, name: str, low: float, high: float) -> float:
             f"choose another value for {name}",
         )
     return float(value)
+
+
+def decimal(value: float) -> Fraction:
+    """The decimal that a number was asked as, exactly: 7/10 for 0.7, not its nearest double."""
+    return Fraction(repr(float(value)))
 
 
 def score_matrix(score: npt.ArrayLike) -> Floats:

@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Ints, finite_vector, number_in, unit_sizes
+from refimpl.pruners.checks import Ints, decimal, finite_vector, number_in, unit_sizes
 
 
 def total_count(sparsity: float, total: int) -> int:
     """Return how many of `total` weights a sparsity prunes.
 
-    Z = round_half_even(S N), of the product in float64.
+    Z = round_half_even(S N), in exact fractions; S is the decimal that was asked, 7/10 for 0.7.
 
     Args:
         sparsity: Fraction to prune, in [0, 1].
@@ -27,10 +27,10 @@ def total_count(sparsity: float, total: int) -> int:
     Differs: peers truncate, `int(0.29 * 100)` being 28.
 
     Example:
-        >>> total_count(0.29, 100), total_count(0.5, 5), total_count(0.5, 7)
-        (29, 2, 4)
+        >>> total_count(0.29, 100), total_count(0.5, 5), total_count(0.7, 165)
+        (29, 2, 116)
     """
-    return round(number_in(sparsity, "sparsity", 0, 1) * total)
+    return round(decimal(number_in(sparsity, "sparsity", 0, 1)) * total)
 
 
 def apportion(quotas: npt.ArrayLike, sizes: npt.ArrayLike, total: int) -> Ints:

@@ -7,12 +7,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from refimpl.model.ops import Array
+from refimpl.oracle.candidate_arrays import arrays_of
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.check import Report, check, read_candidate
 from refimpl.oracle.steps import Recipe
@@ -101,7 +101,7 @@ class CaseFixture:
         """
         __tracebackhide__ = True
         if isinstance(actual, Mapping):
-            file, arrays = "", {name: _array(value) for name, value in actual.items()}
+            file, arrays = "", arrays_of(actual)
         else:
             file, arrays = str(actual), read_candidate(Path(actual))
         report = check(self.case, arrays, self.selected.steps, dtype, stepwise)
@@ -129,16 +129,6 @@ def _message(report: Report, candidate: str) -> str:
     first = report.first
     verdict = "is inconclusive" if first is None else f"diverges, first at {first.step}"
     return f"{report.case.name} {verdict}\n\n{report_table(report, candidate)}"
-
-
-def _array(value: Any) -> Array:
-    """An array or a torch tensor from any device, without importing torch."""
-    if not hasattr(value, "detach"):
-        return np.asarray(value)
-    value = value.detach().cpu()
-    if str(value.dtype) == "torch.bfloat16":  # which NumPy cannot read
-        return np.asarray(value.float()).astype(ml_dtypes.bfloat16)
-    return np.asarray(value)
 
 
 def _saved(arrays: Mapping[str, Array], folder: Path) -> Path:

@@ -269,13 +269,22 @@ def test_clipped_log_is_its_formula(r: list[float]) -> None:
 @given(ratios)
 def test_centred_log_leaves_out_what_is_zero_or_unknown(a: list[float]) -> None:
     u = centred_log(a)
-    known = [value for value in a if value > 0]
+    least = 1e-12 * max((value for value in a if value > 0), default=0.0)
+    known = [value for value in a if value > least]
     mean = sum(map(log, known)) / len(known) if known else 0.0
     for value, result in zip(a, u, strict=True):
-        expected = min(max(log(value) - mean, -LIMIT), LIMIT) if value > 0 else 0.0
+        expected = min(max(log(value) - mean, -LIMIT), LIMIT) if value > least else 0.0
         assert result == pytest.approx(expected, abs=1e-13)
     masked = centred_log(np.nan_to_num(a, nan=7.0), np.isnan(a))
     np.testing.assert_array_equal(masked, u)
+
+
+def test_an_error_that_is_rounding_is_zero() -> None:
+    """It would drive all other blocks to the clip."""
+    zero = centred_log([0.1, 0.2, 0.4, 0.0])
+    assert np.array_equal(centred_log([0.1, 0.2, 0.4, 1e-30]), zero)
+    assert not at_clip(zero).any()
+    assert at_clip(centred_log([0.1, 0.2, 0.4, 1e-9])).all()  # it is known to be small
 
 
 @given(ratios, st.floats(1e-3, 1e3))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from candidates import computed
+from candidates import StoredModel, computed, written
 from crafted_cases import changed_case, copied_tensors
 from gates import case_of, model_of
 
@@ -25,8 +25,9 @@ from refimpl.oracle.judging.ties import (
 )
 from refimpl.oracle.near_ties import score_behind
 from refimpl.oracle.reference_errors import reference_run
+from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.step_tolerances import moved_by, step_tolerances
-from refimpl.oracle.steps import Recipe
+from refimpl.oracle.steps import Recipe, steps
 from refimpl.oracle.stepwise import StepInputs
 from refimpl.pruners.counts import counts, split_count
 from refimpl.pruners.decision import Pruner, decision
@@ -95,7 +96,7 @@ def test_counts_are_near_ties_only_within_rounding() -> None:
         rounded = linear_counts(other, sizes)
         if (rounded != truth).any():
             accepted += 1
-            size = float(np.max(np.abs(other / sparsity - 1))) * 1.001
+            size = float(np.abs(other - sparsity).max() / sparsity.max()) * 1.001
             places = count_ties(rounded, truth, sparsity, np.tile(sizes, (4, 1)), 0.5, size)
             assert len(places) == (rounded != truth).sum()
         wrong = rounded.copy()
@@ -201,7 +202,8 @@ def test_a_function_moves_with_its_arguments() -> None:
     assert moved_by(lambda v: v, x, 1e-3) == pytest.approx(1e-3)
     assert moved_by(lambda v: v[:1] - v[1:], x, 1e-6) == pytest.approx(2e-6, rel=1e-3)
     assert moved_by(lambda v: np.zeros(1) * v, x, 0.1) == 0
-    assert moved_by(lambda v: v - 3, x, 1e-6) == np.inf  # a number that should be 0
+    assert moved_by(lambda v: v - 3, x, 1e-6) == pytest.approx(1.5e-6)  # of the largest, -2
+    assert moved_by(lambda v: v - v, x, 1e-6) == 0
     assert moved_by(lambda v: v, x, np.inf) == pytest.approx(1)
 
 
@@ -262,3 +264,25 @@ def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> No
     assert verdict(case, step, keep, "float32") == "divergent"
     keep[:, 3] = ~keep[:, 3]
     assert verdict(case, step, keep, "bfloat16") == "divergent"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.05])
+def test_a_block_that_is_not_pruned_has_a_finite_tolerance(
+    sparsity: float, dtype: str, tmp_path: Path
+) -> None:
+    """Its sparsity is 0, so nothing is measured in units of it."""
+    recipe = Recipe(sparsity=sparsity, bases=("owl", "uniform"))
+    case = make_case(
+        model_of("llama"), Tokens(IDS, "drawn uniformly", "ids"), recipe, tmp_path / "c"
+    )
+    limits = step_tolerances(case, dtype)
+    assert all(
+        np.isfinite(limits[f"{base}.{x}"]) for base in recipe.bases for x in ("base", "corrected")
+    )
+    model = StoredModel.of(case.model, ARITHMETIC[dtype])
+    right = written(case, steps(model, IDS, recipe, np.float32), dtype)
+    assert check(case, right).first is None
+    far = right | {"owl.corrected": np.full(4, 0.9)}
+    first = check(case, far, ("owl.corrected",), dtype=dtype).first
+    assert first is not None

@@ -63,8 +63,11 @@ def test_it_agrees_with_every_case(
     open_steps = {step for step, status in statuses.items() if status == "conditional"}
     assert set(statuses.values()) <= {"pass", "conditional"}, report["first"]
     assert code == (3 if open_steps else 0)
-    assert not open_steps or (dtype.endswith("16") and not way)
-    assert not [step for step in open_steps if step.startswith(("blocks.", "perturbed"))]
+    assert not open_steps or dtype.endswith("16")
+    unresolved = {x["step"] for x in report["steps"] if "not resolvable" in (x["fault"] or "")}
+    after_ties = open_steps - unresolved
+    assert not after_ties or not way
+    assert not [step for step in after_ties if step.startswith(("blocks.", "perturbed"))]
 
 
 @needs_torch

@@ -113,3 +113,11 @@ def test_a_count_must_fit() -> None:
         split_count(9, [4, 4])
     with pytest.raises(RefimplError, match="-1 weights"):
         row_count(-1, 2, 2)
+
+
+def test_a_sparsity_is_the_decimal_that_was_asked() -> None:
+    """0.7 of 165 is 115.5, whose even neighbour is 116; the double nearest to 0.7 is less."""
+    assert total_count(0.7, 165) == 116
+    assert counts([0.7], [165], 0.7).tolist() == [116]
+    tenths = project([0.1, 0.5, 0.9], [1, 1, 1], 0.7)
+    assert sum(Fraction(x) for x in tenths.tolist()) - Fraction(21, 10) < Fraction(1, 2**51)

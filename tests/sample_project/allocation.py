@@ -103,6 +103,6 @@ def shares(total: int, sizes: Sequence[int]) -> list[int]:
 def counts(s: Numbers, sizes: Sequence[Sequence[int]], sparsity: float) -> list[list[int]]:
     """How many weights of every linear go, [L][linears]."""
     blocks = [sum(x) for x in sizes]
-    total = round(sparsity * sum(blocks))  # half to even
+    total = round(Fraction(str(sparsity)) * sum(blocks))  # 0.7 is 7/10; half to even
     quotas = [Fraction(v) * n for v, n in zip(s, blocks, strict=True)]
     return [shares(n, x) for n, x in zip(apportioned(quotas, total), sizes, strict=True)]

@@ -12,9 +12,12 @@ from refimpl.comparison.causes import usual_causes
 from refimpl.model.ops import Array
 
 UNRESOLVED = "refimpl itself is not near it in this dtype"
+# Errors that are a share of the truth, and the tolerance from which on a step is not resolved:
+# a row of zeros is off by 1, and a number that is half as large, or another coefficient, by 0.5.
+RESOLVABLE: Mapping[str, float] = {"rows": 1.0, "numbers": 0.5, "sparsities": 0.5}
 BY_ROW = (".weight", ".products", ".squares", ".score")  # last words of steps measured row by row
 
-StepMeasure = Literal["rows", "numbers", "counts", "bits"]
+StepMeasure = Literal["rows", "numbers", "sparsities", "counts", "bits"]
 Status = Literal["pass", "divergent", "missing", "conditional"]
 Positions = tuple[tuple[int, ...], ...]
 """Indices into a step's array."""
@@ -50,12 +53,15 @@ class StepResult:
 def measure_of(step: str, kind: np.dtype[np.generic]) -> StepMeasure:
     """How a step is measured, by its name and the dtype of its truth.
 
-    "rows" and "numbers" take the relative error of the worst row or number; "counts" and "bits"
-    count the differences. Squares are one row: a channel that hardly carries anything has few
+    "rows" and "numbers" take the relative error of the worst row or number; "sparsities" the worst
+    error as a share of the largest, as one may be 0; "counts" and "bits" count the differences.
+    Squares are one row: a channel that hardly carries anything has few
     digits.
     """
     if kind.kind != "f":
         return "bits" if step.endswith(".keep") else "counts"
+    if step.endswith((".base", ".corrected")):
+        return "sparsities"
     forward = step.split(".")[0] in ("embed", "blocks", "final_norm", "logits")
     return "rows" if forward or step.endswith(BY_ROW) else "numbers"
 
@@ -82,6 +88,11 @@ def error_of(
         if measure == "numbers":
             exact, truth = exact[..., None], truth[..., None]
         compared = agreement(step, exact, truth)
+        if measure == "sparsities" and compared.error < inf:
+            missed = np.abs(exact - truth)
+            worst = np.unravel_index(int(missed.argmax()), missed.shape)
+            error = float(missed.max() / (truth.max() or 1.0))
+            return error, tuple(map(int, worst)), compared.fault
     return compared.error, compared.token, compared.fault
 
 
@@ -101,11 +112,15 @@ def step_result(
     measure = measure_of(step, truth.dtype)
     error, where, fault = error_of(step, actual[step], truth, measure)
     # An error of 1 is that of zeros: the dtype does not resolve such a perturbation or sum.
-    unresolved = own >= 1 and measure in ("rows", "numbers")
+    unresolved = own >= 1 and measure in RESOLVABLE
     if error <= tolerance and tolerance >= 1:
         fault = ""
     if not fault and error <= tolerance:
-        return StepResult(step, "pass", error, tolerance, own, where)
+        if tolerance < RESOLVABLE.get(measure, inf):
+            return StepResult(step, "pass", error, tolerance, own, where)
+        share = f"{error / tolerance:.2g} of a tolerance of {tolerance:.2g}"
+        words = f"not resolvable in this dtype: {share}"
+        return StepResult(step, "conditional", error, tolerance, own, where, words)
     zero_by_zero = step == "absorption_coefficient" and "NaN" in fault
     if unresolved and (not fault or zero_by_zero):
         words = f"{fault}; {UNRESOLVED}" if fault else UNRESOLVED

@@ -102,6 +102,8 @@ def count_ties(
 ) -> Positions:
     """Where counts [L, linears] differ, if sparsities [L] that are off by `relative` explain it.
 
+    `relative` is a share of the largest sparsity.
+
     The largest remainder rounds quotas q to n if and only if n sums to the budget and
     ``max(q - n) - min(q - n) <= 1`` (docs/explanation/method.md, section 5).
     """
@@ -114,8 +116,8 @@ def count_ties(
     ):
         return ()
     quotas = sparsity * whole
-    slack, missed = relative * quotas, quotas - np.array(per_block)
-    explained = np.max(missed - slack) - np.min(missed + slack) <= 1
+    missed = quotas - np.array(per_block)
+    explained = np.ptp(missed) <= 1 + 2 * relative * quotas.max()
     return positions(np.argwhere(counts != truth)) if explained else ()
 
 
