@@ -115,9 +115,8 @@ def count_ties(
         or any((split_count(n, size[size > 0]) != x[size > 0]).any() for n, x, size in rows)
     ):
         return ()
-    quotas = sparsity * whole
-    missed = quotas - np.array(per_block)
-    explained = np.ptp(missed) <= 1 + 2 * relative * quotas.max()
+    slack, missed = relative * sparsity.max() * whole, sparsity * whole - np.array(per_block)
+    explained = np.max(missed - slack) - np.min(missed + slack) <= 1
     return positions(np.argwhere(counts != truth)) if explained else ()
 
 
