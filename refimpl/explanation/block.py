@@ -18,40 +18,52 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
     reads, x, mlp_from = "the stream after attention", "m", "mid"
     if config.parallel_residual:
         reads, x, mlp_from = "the block's input", "x", "pre"
-    steps = [
-        Step(
-            "attn_norm",
-            "one size for all tokens",
-            "Tokens of the stream may differ in size by a factor of a hundred; what attention "
-            "reads does not.",
-            norm_formula(config, "x"),
-            norms(config),
-            lambda v: _norm(v, "resid_pre", "attn_norm"),
-        ),
+    steps = []
+    if _has_norm(config, names, "attn_norm"):
+        steps.append(
+            Step(
+                "attn_norm",
+                "one size for all tokens",
+                "Tokens of the stream may differ in size by a factor of a hundred; what attention "
+                "reads does not.",
+                norm_formula(config, "x", "attn_norm"),
+                norms(config),
+                lambda v: _norm(v, "resid_pre", "attn_norm"),
+            )
+        )
+    limit = config.qkv_limit
+    steps.append(
         Step(
             "qkv",
             "queries, keys and values",
             "Each token states what it looks for (q), what others find it by (k), and what it "
             "gives (v).",
             "\n".join(f"{n} = W_{n} x{_bias(names, f'{n}_proj', n)}" for n in "qkv")
+            + ("" if limit is None else f"\nlimited to [-{limit:g}, {limit:g}]")
             + "\ncut into heads of h channels",
-            (forward.project, ops.linear, attention.split_heads),
+            (
+                forward.project,
+                ops.linear,
+                *(() if limit is None else (ops.limited,)),
+                attention.split_heads,
+            ),
             _qkv,
-        ),
-    ]
-    if "q_norm.weight" in names:
+        )
+    )
+    if {"q_norm.weight", "q_width_norm.weight"} & names:
+        width = "the h channels of a head" if "q_norm.weight" in names else "all heads together"
         steps.append(
             Step(
                 "qk_norm",
                 "queries and keys of one size",
                 "Their directions and a learned gain decide the scores, not their sizes.",
-                norm_formula(config, "q") + "\nthe same for k, over the h channels of a head",
+                norm_formula(config, "q", "q_norm") + f"\nthe same for k, over {width}",
                 norms(config),
                 lambda v: [Figure(n, v.points[n]) for n in "qk"],
             )
         )
     if kind.rope is not None:
-        steps.append(_rotation(kind.rope, config.head_dim))
+        steps.append(_rotation(kind.rope, config.head_dim, "q_rope_norm.weight" in names))
     cap = config.attn_soft_cap
     seen = "all before it" if kind.window is None else f"those of the last {kind.window}"
     capped = "scale q k^T" if cap is None else f"{cap:g} tanh(scale q k^T / {cap:g})"
@@ -69,8 +81,9 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
             "attn_out",
             "the heads are merged",
             "The outputs of the heads are mixed into what attention adds to the stream.",
-            f"a = W_o heads{_bias(names, 'o_proj', 'o')}" + _post(names, "attn_post_norm", "a"),
-            (attention.merge_heads, forward.project, *_post_norm(config, names, "attn_post_norm")),
+            f"a = W_o heads{_bias(names, 'o_proj', 'o')}"
+            + _added(config, names, "attn_post_norm", "a"),
+            (attention.merge_heads, forward.project, *_adding(config, names, "attn_post_norm")),
             lambda v: [Figure(n, v.points[n]) for n in ("attn_heads", "attn_out")],
         ),
         Step(
@@ -82,24 +95,29 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
             (forward.block,),
             lambda v: _sum(v, "resid_pre", "attn_out", "resid_mid"),
         ),
-        Step(
-            "mlp_norm",
-            "one size again",
-            f"The MLP reads {reads}, normalised.",
-            norm_formula(config, x),
-            norms(config),
-            lambda v: _norm(v, f"resid_{mlp_from}", "mlp_norm"),
-        ),
+    ]
+    if _has_norm(config, names, "mlp_norm"):
+        steps.append(
+            Step(
+                "mlp_norm",
+                "one size again",
+                f"The MLP reads {reads}, normalised.",
+                norm_formula(config, x, "mlp_norm"),
+                norms(config),
+                lambda v: _norm(v, f"resid_{mlp_from}", "mlp_norm"),
+            )
+        )
+    steps += [
         Step(
             "mlp_out",
             "each token by itself",
             "Attention moves things between tokens; the MLP works on each one alone, in a wider "
             "space with a nonlinearity.",
-            _mlp_formula(config, names) + _post(names, "mlp_post_norm", "f"),
+            _mlp_formula(config, names) + _added(config, names, "mlp_post_norm", "f"),
             (
                 forward.mlp,
                 ops.ACTIVATIONS[config.activation],
-                *_post_norm(config, names, "mlp_post_norm"),
+                *_adding(config, names, "mlp_post_norm"),
             ),
             _mlp,
         ),
@@ -125,32 +143,34 @@ def _norm(v: Values, before: str, after: str) -> Iterator[Figure]:
 def _qkv(v: Values) -> Iterator[Figure]:
     x, config = v.points["attn_norm"], v.config
     for name in "qkv":
-        y = forward.project(x, v.weights, f"{name}_proj")
+        y = ops.limited(forward.project(x, v.weights, f"{name}_proj"), config.qkv_limit)
         yield Figure(name, attention.split_heads(y, config.head_dim))
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     if groups < heads:
         yield Figure("kv head of head", config.kv_head_of_head, "heads share keys and values")
 
 
-def _rotation(rope: Rope, head_dim: int) -> Step:
-    """Rotary positions."""
+def _rotation(rope: Rope, head_dim: int, normalised: bool) -> Step:
+    """Rotary positions, and a norm after them."""
 
     def figures(v: Values) -> Iterator[Figure]:
         yield Figure("angle per position", rope.inv_freq, "radians; fast channels first")
         for name in ("q", "q_rope"):
             yield Figure(name, v.points[name][0, 0, -1], "head 0 of the last token")
         yield Figure("||q||", length(v.points["q"])[0, 0, -1])
-        yield Figure("||q_rope||", length(v.points["q_rope"])[0, 0, -1], "a turn keeps it")
+        kept = "normalised" if normalised else "a turn keeps it"
+        yield Figure("||q_rope||", length(v.points["q_rope"])[0, 0, -1], kept)
 
     some = "" if rope.rotary_dim == head_dim else f"first {rope.rotary_dim} channels of a head: "
     scaled = "" if rope.scaling == "default" else f", scaled as {rope.scaling}"
+    then = "\nthen q <- norm(q), k <- norm(k), per head" if normalised else ""
     return Step(
         "rope",
         "positions as angles",
         "Pairs of channels are turned by an angle that grows with the position, so q k^T sees how "
         "far apart two tokens are.",
         f"{some}(a, b) -> (a cos - b sin, b cos + a sin)\n"
-        f"angle = position * {rope.theta:g}^(-2i / {rope.rotary_dim}){scaled}",
+        f"angle = position * {rope.theta:g}^(-2i / {rope.rotary_dim}){scaled}{then}",
         (attention.rope_tables, attention.rotate),
         figures,
     )
@@ -183,12 +203,21 @@ def _mlp(v: Values) -> Iterator[Figure]:
     yield Figure("mlp_out", v.points["mlp_out"])
 
 
-def _post(names: frozenset[str], role: str, letter: str) -> str:
-    return f"\n{letter} <- norm({letter}), again" if f"{role}.weight" in names else ""
+def _has_norm(config: Config, names: frozenset[str], role: str) -> bool:
+    return f"{role}.weight" in names or role in config.weightless_norms
 
 
-def _post_norm(config: Config, names: frozenset[str], role: str) -> tuple[Callable[..., Any], ...]:
-    return norms(config) if f"{role}.weight" in names else ()
+def _added(config: Config, names: frozenset[str], role: str, letter: str) -> str:
+    """What happens to an output before it is added to the stream."""
+    scale = config.residual_scale
+    norm = f"\n{letter} <- norm({letter}), again" if _has_norm(config, names, role) else ""
+    return norm + ("" if scale == 1 else f"\n{letter} <- {scale:g} {letter}")
+
+
+def _adding(config: Config, names: frozenset[str], role: str) -> tuple[Callable[..., Any], ...]:
+    """The functions that do it."""
+    norm = norms(config) if _has_norm(config, names, role) else ()
+    return norm if config.residual_scale == 1 else (*norm, ops.scaled)
 
 
 def _mlp_formula(config: Config, names: frozenset[str]) -> str:
@@ -207,11 +236,13 @@ def length(x: Array) -> Array:
     return np.linalg.norm(x.astype(np.float64), axis=-1)
 
 
-def norm_formula(config: Config, x: str) -> str:
+def norm_formula(config: Config, x: str, role: str) -> str:
     """The formula of this family's norm."""
+    learned = "" if role in config.weightless_norms else " * w"
     if config.norm == "rms":
-        return f"y = {x} / sqrt(mean({x}^2) + {config.norm_eps:g}) * w"
-    return f"y = ({x} - mean {x}) / sqrt(var {x} + {config.norm_eps:g}) * w + b"
+        return f"y = {x} / sqrt(mean({x}^2) + {config.norm_eps:g}){learned}"
+    offset = " + b" if learned else ""
+    return f"y = ({x} - mean {x}) / sqrt(var {x} + {config.norm_eps:g}){learned}{offset}"
 
 
 def norms(config: Config) -> tuple[Callable[..., Any], ...]:

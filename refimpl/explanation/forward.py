@@ -42,7 +42,7 @@ def steps_before(config: Config, position_table: bool) -> list[Step]:
 def head_step(config: Config) -> Step:
     """From the last state to the next token."""
     cap = config.final_soft_cap
-    z = "W norm(h_L)"
+    z = "W norm(h_L)" if config.logit_scale == 1 else f"{config.logit_scale:.6g} W norm(h_L)"
     return Step(
         "head",
         "the next token",

@@ -25,20 +25,40 @@ def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
     """
     num_blocks = keys.size("num_hidden_layers", most=MOST_BLOCKS)
     full, sliding = _ropes(keys, head_dim)
+    rotates = _rotating(keys, num_blocks)
+    windows = _windows(keys, num_blocks, rotates)
+    if keys.family.unrotated == "full" and keys.get("sliding_window") is not None:
+        rotates = [window is not None for window in windows]
     return tuple(
-        BlockKind(window, full if window is None else sliding)
-        for window in _windows(keys, num_blocks)
+        BlockKind(window, (full if window is None else sliding) if rotary else None)
+        for window, rotary in zip(windows, rotates, strict=True)
     )
 
 
-def _windows(keys: Keys, num_blocks: int) -> list[int | None]:
+def _rotating(keys: Keys, num_blocks: int) -> list[bool]:
+    """Which blocks have rotary positions, as `no_rope_layers` or the interval between 0s says."""
+    if keys.family.unrotated != "listed":
+        return [True] * num_blocks
+    listed, interval = keys.get("no_rope_layers"), keys.size("no_rope_layer_interval")
+    if listed is None:
+        return [(i + 1) % interval != 0 for i in range(num_blocks)]
+    if not isinstance(listed, list) or any(flag not in (0, 1) for flag in listed):
+        keys.wrong(f"no_rope_layers: expected a list of 0 and 1, got {shown(listed)}")
+    elif len(listed) < num_blocks:
+        keys.wrong(f"no_rope_layers: expected {num_blocks} entries, got {len(listed)}")
+    else:
+        return [flag == 1 for flag in listed[:num_blocks]]
+    return [True] * num_blocks
+
+
+def _windows(keys: Keys, num_blocks: int, rotates: list[bool]) -> list[int | None]:
     """Tokens each block sees, or None: from `layer_types`, or by the family's older rule."""
     rule = keys.family.windows
     if rule == "none":
         return [None] * num_blocks
-    if rule == "above":
+    if rule in ("above", "unrotated"):
         keys.ignore("sliding_window", "max_window_layers")
-    used = rule != "above" or keys.flag("use_sliding_window")
+    used = not keys.has("use_sliding_window") or keys.flag("use_sliding_window")
     has_window = used and keys.get("sliding_window") is not None
     window = keys.size("sliding_window") if has_window else None
 
@@ -51,6 +71,8 @@ def _windows(keys: Keys, num_blocks: int) -> list[int | None]:
     elif rule == "pattern":
         pattern = keys.size("sliding_window_pattern")
         slides = [(i + 1) % pattern != 0 for i in range(num_blocks)]
+    elif rule == "unrotated":
+        slides = [has_window and not rotary for rotary in rotates]
     else:
         first = keys.size("max_window_layers", least=0) if has_window and rule == "above" else 0
         slides = [has_window and i >= first for i in range(num_blocks)]
@@ -74,6 +96,8 @@ def _ropes(keys: Keys, head_dim: int) -> tuple[Rope | None, Rope | None]:
     if keys.family.position_offset is not None:
         return None, None
     old, new = keys.mapping("rope_scaling"), keys.mapping("rope_parameters")
+    if old and not keys.entries.get("rope_parameters"):
+        new = {}  # the family's default is for files without either
     local = "rope_local_base_freq"
     if local not in keys.family.defaults:
         if old and new and old != new:

@@ -8,7 +8,7 @@ from typing import Any
 from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
 from refimpl.loading.config_keys import Keys, shown
-from refimpl.loading.families import FAMILIES, Family
+from refimpl.loading.families import FAMILIES, Family, Location
 from refimpl.loading.refused_formats import refusal
 from refimpl.model.config import Config
 
@@ -19,17 +19,22 @@ ACTIVATION_NAMES = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """A `config.json`: facts and family, whether the head is the embedding, linears with a bias."""
+    """A `config.json`: facts and family, whether the head is the embedding, linears with a bias.
+
+    `names` are those of the family's roles that the model has.
+    """
 
     config: Config
     family: Family
     tied: bool
     biased: frozenset[str]
+    names: Mapping[str, Location]
 
 
 def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubModel:
@@ -56,25 +61,39 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         norm_eps=keys.number("norm_eps"),
         activation=_activation(keys),
         gated="gate_proj" in family.names,
-        attention_scale=keys.number("query_pre_attn_scalar", otherwise=head_dim) ** -0.5,
+        attention_scale=keys.number(
+            "attention_scale",
+            otherwise=keys.number("query_pre_attn_scalar", otherwise=head_dim) ** -0.5,
+        ),
         blocks=read_block_kinds(keys, head_dim),
         parallel_residual=keys.has("use_parallel_residual") and keys.flag("use_parallel_residual"),
         attn_soft_cap=keys.number_or_none("attn_logit_softcapping"),
         final_soft_cap=keys.number_or_none("final_logit_softcapping"),
-        embed_scale=sqrt(hidden) if family.scaled_embedding else 1.0,
+        embed_scale=keys.number(
+            "embed_scale", otherwise=sqrt(hidden) if family.scaled_embedding else 1.0
+        ),
         position_offset=family.position_offset or 0,
+        residual_scale=keys.number("residual_scale", otherwise=1.0),
+        logit_scale=keys.number("logit_scale", otherwise=1.0)
+        / keys.number("logit_divisor", otherwise=1.0),
+        qkv_limit=keys.number_or_none("qkv_limit"),
+        weightless_norms=family.weightless_norms,
     )
     tied = keys.flag("tie_word_embeddings")
     has_bias = {
         role: keys.flag(rule) if isinstance(rule, str) else rule
         for role, rule in family.biased.items()
     }
+    absent = {role for role, key in family.optional.items() if not keys.flag(key)}
+    names = {role: place for role, place in family.names.items() if role not in absent}
     if keys.get("word_embed_proj_dim") not in (None, keys.get("hidden_size")):
         keys.wrong("word_embed_proj_dim: embeddings projected to hidden_size are not supported")
+    keys.ignore(*family.unread)
     for key in family.only:
         keys.get(key)  # notes any value but the default
     keys.refuse(source)
-    return HubModel(config, family, tied, frozenset(role for role in has_bias if has_bias[role]))
+    biased = frozenset(role for role in has_bias if has_bias[role])
+    return HubModel(config, family, tied, biased, names)
 
 
 def _family(entries: Mapping[str, Any], source: str) -> Family:
@@ -117,9 +136,8 @@ def _head_dim(keys: Keys, hidden: int, heads: int, kv_heads: int) -> int:
 
 def _activation(keys: Keys) -> str:
     """Our name of the activation."""
-    name = keys.get("activation")
-    if isinstance(name, str) and name in ACTIVATION_NAMES:
-        return ACTIVATION_NAMES[name]
-    spelling = keys.spelling("activation")
-    keys.wrong(f"{spelling}: {shown(name)} is not one of {', '.join(ACTIVATION_NAMES)}")
+    name, known = keys.get("activation"), ACTIVATION_NAMES | keys.family.activations
+    if isinstance(name, str) and name in known:
+        return known[name]
+    keys.wrong(f"{keys.spelling('activation')}: {shown(name)} is not one of {', '.join(known)}")
     return "relu"

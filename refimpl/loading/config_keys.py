@@ -21,12 +21,14 @@ _attn_implementation_autoset gradient_checkpointing chunk_size_feed_forward pret
 reorder_and_upcast_attn torchscript use_bfloat16 tf_legacy_loss is_decoder n_ctx
 max_sequence_length original_max_position_embeddings
 
-bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id prefix
+bos_token_id eos_token_id eod_token_id pad_token_id unk_token_id sep_token_id
+decoder_start_token_id prefix
 forced_bos_token_id forced_eos_token_id bad_words_ids suppress_tokens begin_suppress_tokens
 
 initializer_range initializer_factor init_std layerdrop dropout attention_dropout
-hidden_dropout activation_dropout classifier_dropout attention_probs_dropout_prob
-hidden_dropout_prob resid_pdrop embd_pdrop attn_pdrop
+hidden_dropout residual_dropout embed_dropout embedding_dropout activation_dropout
+classifier_dropout attention_probs_dropout_prob hidden_dropout_prob
+resid_pdrop embd_pdrop attn_pdrop
 
 summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
 id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params
@@ -85,8 +87,13 @@ class Keys:
         if not self.has(key):
             return None
         spelling, default = self.spelling(key), self.family.defaults.get(key)
-        value = self.entries.get(spelling, default) if inner is None else inner
-        for other in (spelling, *(e for e, ours in self.family.echoes.items() if ours == key)):
+        aliases, echoes = (
+            [other for other, ours in others.items() if ours == key]
+            for others in (self.family.aliases, self.family.echoes)
+        )
+        written = [name for name in (spelling, *aliases) if name in self.entries]
+        value = (self.entries[written[0]] if written else default) if inner is None else inner
+        for other in (spelling, *aliases, *echoes):
             self._read.add(other)
             if self.entries.get(other) not in (None, value):
                 self.wrong(f"{other}: {shown(self.entries[other])} contradicts {shown(value)}")

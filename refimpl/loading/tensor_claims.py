@@ -10,7 +10,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import HubModel
 from refimpl.loading.refused_formats import refuse_formats
-from refimpl.model.config import LINEARS, NORMS
+from refimpl.model.config import LEARNED_ACTIVATION, LINEARS, NORMS
 from refimpl.model.layout import WHOLE, Layout
 from refimpl.model.weight import CHUNK, DTYPES, StoredTensor, Weight
 
@@ -30,29 +30,31 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
 
     The file's names, with prefix `base`, are those that transformers' `save_pretrained` writes.
     """
-    config, family = hub.config, hub.family
+    config, names, gain = hub.config, hub.names, hub.family.norm_offset
     width, rows = config.hidden_size, config.max_position_embeddings + config.position_offset
-    suffixes = ("weight", "bias") if family.norm == "layer" else ("weight",)
+    suffixes = {"weight": gain, "bias": 0.0} if config.norm == "layer" else {"weight": gain}
 
     def norm(role: str, name: str, size: int) -> Iterator[tuple[str, Role]]:
-        for suffix in suffixes:
-            yield f"{role}.{suffix}", Role(f"{name}.{suffix}", (size,), offset=family.norm_offset)
+        for suffix, offset in suffixes.items():
+            yield f"{role}.{suffix}", Role(f"{name}.{suffix}", (size,), offset=offset)
 
-    embed = f"{base}{family.names['embed'].name}.weight"
+    embed = f"{base}{names['embed'].name}.weight"
     yield "embed.weight", Role(embed, (config.vocab_size, width))
-    if "pos_embed" in family.names:
-        table = f"{base}{family.names['pos_embed'].name}.weight"
+    if "pos_embed" in names:
+        table = f"{base}{names['pos_embed'].name}.weight"
         yield "pos_embed.weight", Role(table, (rows, width))
     for i in range(config.num_blocks):
-        for role, location in family.names.items():
+        for role, location in names.items():
             ours, theirs = f"blocks.{i}.{role}", base + location.name.format(i)
             if role in NORMS:
-                size = config.head_dim if role in ("q_norm", "k_norm") else width
-                yield from norm(ours, theirs, size)
+                yield from norm(ours, theirs, config.norm_sizes[role])
             elif role in LINEARS:
                 yield from _linear(hub, i, role, ours, theirs)
-    yield from norm("final_norm", base + family.names["final_norm"].name, width)
-    head = embed if hub.tied else f"{family.names['lm_head'].name}.weight"
+            elif role in LEARNED_ACTIVATION:
+                yield ours, Role(theirs, LEARNED_ACTIVATION[role])
+    if "final_norm" in names:
+        yield from norm("final_norm", base + names["final_norm"].name, width)
+    head = embed if hub.tied else f"{names['lm_head'].name}.weight"
     yield "lm_head.weight", Role(head, (config.vocab_size, width))
 
 
@@ -60,7 +62,7 @@ def _linear(
     hub: HubModel, block: int, role: str, ours: str, theirs: str
 ) -> Iterator[tuple[str, Role]]:
     """Weight of one linear, and its bias if the model has it."""
-    location, shapes = hub.family.names[role], hub.config.linears[block]
+    location, shapes = hub.names[role], hub.config.linears[block]
     together = location.fused or (role,)
     rows = tuple(shapes[other][0] for other in together)
     run = hub.config.head_dim if location.per_head else 0
@@ -78,11 +80,11 @@ def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dic
 
     Unlike transformers, it neither draws missing tensors at random nor skips unknown ones.
     """
-    embed = f"{hub.family.names['embed'].name}.weight"
+    embed = f"{hub.names['embed'].name}.weight"
     base = next((b for b in hub.family.bases if b + embed in tensors), hub.family.bases[0])
     role_of = dict(roles(hub, base))
     buffers = re.compile("|".join(re.escape(base) + b for b in hub.family.buffers) or "(?!)")
-    head = f"{hub.family.names['lm_head'].name}.weight"
+    head = f"{hub.names['lm_head'].name}.weight"
     claimed = {role.tensor for role in role_of.values()}
     unclaimed = [n for n in tensors if n not in claimed and not buffers.fullmatch(n)]
     refuse_formats(tensors, unclaimed, path)

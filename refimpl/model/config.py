@@ -14,7 +14,14 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 Linears = Sequence[Mapping[str, tuple[int, int]]]
 """Per block, the shape [out, in] of every linear by its name, in order."""
 
-NORMS = ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm")
+NORMS = (
+    "attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm",
+    "q_width_norm", "k_width_norm", "q_rope_norm", "k_rope_norm",
+)  # fmt: skip
+# Parameters of xIELU, in the order of its arguments, with their shapes
+LEARNED_ACTIVATION: dict[str, tuple[int, ...]] = {
+    "act.alpha_p": (1,), "act.alpha_n": (1,), "act.beta": (), "act.eps": (),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class BlockKind:
 
     Args:
         window: Number of tokens that a token sees, itself included; None for all earlier ones.
-        rope: Rotary positions; None if positions are learned.
+        rope: Rotary positions; None if the block does not rotate queries and keys.
     """
 
     window: int | None
@@ -91,6 +98,7 @@ class Config:
         max_position_embeddings: Longest sequence, in tokens.
         norm: "rms" or "layer".
         norm_eps: Added under the root of every norm.
+        weightless_norms: Roles of norms that have no gain and no offset.
         activation: Key of `ops.ACTIVATIONS`.
         gated: Whether the MLP has a `gate_proj`.
         attention_scale: Multiplies q k^T.
@@ -99,6 +107,9 @@ class Config:
         attn_soft_cap: Soft cap on attention scores, or None.
         final_soft_cap: Soft cap on logits, or None.
         embed_scale: Multiplies token embeddings.
+        residual_scale: Multiplies what attention and MLP add to the stream.
+        logit_scale: Multiplies logits.
+        qkv_limit: Largest size of an element of q, k and v as projected, or None.
         position_offset: Row of the learned position table that position 0 uses.
     """
 
@@ -120,6 +131,10 @@ class Config:
     attn_soft_cap: float | None = None
     final_soft_cap: float | None = None
     embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    qkv_limit: float | None = None
+    weightless_norms: tuple[str, ...] = ()
     position_offset: int = 0
 
     @property
@@ -133,6 +148,17 @@ class Config:
         return np.arange(self.num_attention_heads) // (
             self.num_attention_heads // self.num_key_value_heads
         )
+
+    @property
+    def norm_sizes(self) -> dict[str, int]:
+        """Width of what every norm of a block normalises together, by its role."""
+        h = self.head_dim
+        each_head = dict.fromkeys(("q_norm", "k_norm", "q_rope_norm", "k_rope_norm"), h)
+        all_heads = {
+            "q_width_norm": self.num_attention_heads * h,
+            "k_width_norm": self.num_key_value_heads * h,
+        }
+        return dict.fromkeys(NORMS, self.hidden_size) | each_head | all_heads
 
     @cached_property
     def linears(self) -> Linears:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.model import attention, ops
-from refimpl.model.config import BlockKind, Config
+from refimpl.model.config import LEARNED_ACTIVATION, BlockKind, Config
 from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
@@ -41,7 +41,7 @@ class Place:
 
     Args:
         bias: Added to attention scores: 0 or -inf, [S, S].
-        rope: Cosines and sines, each [S, h_rot / 2], or None if positions are learned.
+        rope: Cosines and sines, each [S, h_rot / 2]; None if the block does not rotate.
         kernels: How the costly steps are evaluated; results differ in rounding only.
         observe: Receives the name and value of every trace point; the block continues with the
             array that it returns.
@@ -83,11 +83,12 @@ def places(
 
 def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN) -> Array:
     """Normalise over the last axis; a norm that the model does not have is the identity."""
-    if f"{role}.weight" not in weights:
+    if f"{role}.weight" not in weights and role not in config.weightless_norms:
         return x
+    gain = weights.get(f"{role}.weight", 1.0)
     if config.norm == "rms":
-        return kernels.rms_norm(x, weights[f"{role}.weight"], config.norm_eps)
-    return ops.layer_norm(x, weights[f"{role}.weight"], weights[f"{role}.bias"], config.norm_eps)
+        return kernels.rms_norm(x, gain, config.norm_eps)
+    return ops.layer_norm(x, gain, weights.get(f"{role}.bias", 0.0), config.norm_eps)
 
 
 def project(x: Array, weights: Weights, name: str) -> Array:
@@ -120,6 +121,9 @@ def embed(
 def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Attend: ``softmax(cap((scale q) k^T) + bias) v``, heads merged, then `o_proj`.
 
+    q and k may be normalised in three places: over all heads together (`q_width_norm`), per head
+    (`q_norm`), or per head after the rotation (`q_rope_norm`).
+
     Observed: `q`, `k`, `v`, `q_rope`, `k_rope` [B, heads, S, h], and `attn_heads` [B, S, H h], the
     input of `o_proj`.
 
@@ -133,21 +137,28 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
         Attention's output, [B, S, D].
     """
     observe, kernels = place.observe, place.kernels
-    q, k, v = (
-        attention.split_heads(project(x, weights, name), config.head_dim)
-        for name in ("q_proj", "k_proj", "v_proj")
-    )
-    q = observe("q", norm(q, weights, "q_norm", config, kernels))
-    k = observe("k", norm(k, weights, "k_norm", config, kernels))
-    v = observe("v", v)
-    if place.rope is not None:
-        q = observe("q_rope", kernels.rotate(q, *place.rope))
-        k = observe("k_rope", kernels.rotate(k, *place.rope))
 
+    def heads_of(name: str) -> Array:
+        y = ops.limited(project(x, weights, f"{name}_proj"), config.qkv_limit)
+        y = norm(y, weights, f"{name}_width_norm", config, kernels)
+        y = attention.split_heads(y, config.head_dim)
+        return observe(name, norm(y, weights, f"{name}_norm", config, kernels))
+
+    q, k, v = map(heads_of, "qkv")
+    if place.rope is not None:
+        q, k = kernels.rotate(q, *place.rope), kernels.rotate(k, *place.rope)
+        q = observe("q_rope", norm(q, weights, "q_rope_norm", config, kernels))
+        k = observe("k_rope", norm(k, weights, "k_rope_norm", config, kernels))
     k, v = (np.take(kv, config.kv_head_of_head, axis=1) for kv in (k, v))
     q = q * config.attention_scale
     heads = attention.merge_heads(kernels.attention(q, k, v, place.bias, config.attn_soft_cap))
     return project(observe("attn_heads", heads), weights, "o_proj")
+
+
+def activate(x: Array, weights: Weights, place: Place, config: Config) -> Array:
+    """Apply the MLP's activation, with the parameters that it has learned, if any."""
+    learned = [weights[name] for name in LEARNED_ACTIVATION if name in weights]
+    return place.kernels.activations[config.activation](x, *learned)
 
 
 def mlp(x: Array, weights: Weights, place: Place, config: Config) -> Array:
@@ -164,19 +175,18 @@ def mlp(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     Returns:
         The MLP's output, [B, S, D].
     """
-    activation = place.kernels.activations[config.activation]
     hidden = project(x, weights, "up_proj")
     if config.gated:
-        hidden = activation(project(x, weights, "gate_proj")) * hidden
+        hidden = activate(project(x, weights, "gate_proj"), weights, place, config) * hidden
     else:
-        hidden = activation(hidden)
+        hidden = activate(hidden, weights, place, config)
     return project(place.observe("mlp_hidden", hidden), weights, "down_proj")
 
 
 def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Run one decoder layer: attention and MLP, each added to the residual stream.
 
-    Observed: all of `TRACE_POINTS`; `q_rope` and `k_rope` only if positions rotate.
+    Observed: all of `TRACE_POINTS`; `q_rope` and `k_rope` only if the block rotates.
 
     Args:
         x: Residual stream before the block, h_{l-1}, [B, S, D].
@@ -191,18 +201,20 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     x = observe("resid_pre", x)
     attn_in = observe("attn_norm", norm(x, weights, "attn_norm", config, kernels))
     attn_out = self_attention(attn_in, weights, place, config)
-    attn_out = observe("attn_out", norm(attn_out, weights, "attn_post_norm", config, kernels))
+    attn_out = norm(attn_out, weights, "attn_post_norm", config, kernels)
+    attn_out = observe("attn_out", ops.scaled(attn_out, config.residual_scale))
     mid = observe("resid_mid", x + attn_out)
 
     mlp_from = x if config.parallel_residual else mid
     mlp_in = observe("mlp_norm", norm(mlp_from, weights, "mlp_norm", config, kernels))
     mlp_out = mlp(mlp_in, weights, place, config)
-    mlp_out = observe("mlp_out", norm(mlp_out, weights, "mlp_post_norm", config, kernels))
+    mlp_out = norm(mlp_out, weights, "mlp_post_norm", config, kernels)
+    mlp_out = observe("mlp_out", ops.scaled(mlp_out, config.residual_scale))
     return observe("resid_post", mid + mlp_out)
 
 
 def head(x: Array, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:
-    """Turn the last residual stream into logits: ``cap(W norm(x) + b)``.
+    """Turn the last residual stream into logits: ``cap(scale (W norm(x) + b))``.
 
     Observed: `final_norm` [B, S, D] and `logits` [B, S, V].
 
@@ -216,7 +228,8 @@ def head(x: Array, weights: Weights, config: Config, observe: Observer = unobser
         Logits, [B, S, rows of `lm_head.weight`].
     """
     x = observe("final_norm", norm(x, weights, "final_norm", config))
-    return observe("logits", ops.soft_cap(project(x, weights, "lm_head"), config.final_soft_cap))
+    logits = ops.scaled(project(x, weights, "lm_head"), config.logit_scale)
+    return observe("logits", ops.soft_cap(logits, config.final_soft_cap))
 
 
 def forward(

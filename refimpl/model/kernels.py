@@ -28,8 +28,8 @@ class Kernels:
     """
 
     attention: Callable[[Array, Array, Array, Array, float | None], Array]
-    activations: Mapping[str, Callable[[Array], Array]]
-    rms_norm: Callable[[Array, Array, float], Array]
+    activations: Mapping[str, Callable[..., Array]]
+    rms_norm: Callable[[Array, Array | float, float], Array]
     rotate: Callable[[Array, Array, Array], Array]
 
 
@@ -57,20 +57,20 @@ def tiled_attention(q: Array, k: Array, v: Array, bias: Array, cap: float | None
     return mixed
 
 
-def in_pieces(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The same elementwise function, evaluated piece by piece.
+def in_pieces(function: Callable[..., Array]) -> Callable[..., Array]:
+    """The same elementwise function, evaluated piece by piece; parameters are passed on whole.
 
     Example:
         >>> in_pieces(ops.relu)(np.array([[-1.0, 2.0]])).tolist()
         [[0.0, 2.0]]
     """
 
-    def whole(x: Array) -> Array:
+    def whole(x: Array, *parameters: Array) -> Array:
         flat, result = x.reshape(-1), np.empty(x.shape, x.dtype)
         into = result.reshape(-1)
         for start in range(0, flat.size, ELEMENTS):
             piece = slice(start, start + ELEMENTS)
-            into[piece] = function(flat[piece])
+            into[piece] = function(flat[piece], *parameters)
         return result
 
     return whole

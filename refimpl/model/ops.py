@@ -34,12 +34,12 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return y if bias is None else y + bias
 
 
-def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+def rms_norm(x: Array, weight: Array | float, eps: float) -> Array:
     """Scale each token to unit root mean square: ``w * x / sqrt(mean(x^2) + eps)``.
 
     Args:
         x: Input, [..., D].
-        weight: Gain, [D].
+        weight: Gain, [D], or one number.
         eps: Added to the mean square.
 
     Returns:
@@ -53,13 +53,13 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return x / np.sqrt(mean_square + eps) * weight
 
 
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+def layer_norm(x: Array, weight: Array | float, bias: Array | float, eps: float) -> Array:
     """Centre and scale each token: ``w * (x - mean) / sqrt(var + eps) + b``.
 
     Args:
         x: Input, [..., D].
-        weight: Gain, [D].
-        bias: Offset, [D].
+        weight: Gain, [D], or one number.
+        bias: Offset, [D], or one number.
         eps: Added to the (population) variance.
 
     Returns:
@@ -173,12 +173,85 @@ def relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
 
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+def relu2(x: Array) -> Array:
+    """Compute ``max(x, 0)^2``.
+
+    Source: So et al., arXiv:2109.08668, section 3.
+
+    Example:
+        >>> relu2(np.array([-1.0, 2.0])).tolist()
+        [0.0, 4.0]
+    """
+    y = np.maximum(x, 0)
+    return y * y
+
+
+def softplus(x: Array) -> Array:
+    """Compute ``log(1 + exp(x))``, without overflow for any finite input.
+
+    Example:
+        >>> softplus(np.array([0.0, 1e4])).round(4).tolist()
+        [0.6931, 10000.0]
+    """
+    return np.maximum(x, 0) + np.log(1 + np.exp(-np.abs(x)))
+
+
+def xielu(x: Array, alpha_p: Array, alpha_n: Array, beta: Array, eps: Array) -> Array:
+    """Compute xIELU: quadratic above 0, an exponential minus a line below.
+
+    ``a_p x^2 + beta x`` for x > 0, and ``a_n (exp(min(x, eps)) - 1 - x) + beta x`` elsewhere, with
+    ``a_p = softplus(alpha_p)`` and ``a_n = beta + softplus(alpha_n)``.
+
+    Args:
+        x: Input, of any shape.
+        alpha_p: Learned, [1].
+        alpha_n: Learned, [1].
+        beta: Slope at 0, a constant that the file stores, [].
+        eps: Largest argument of the exponential, a small negative constant, [].
+
+    Returns:
+        Output, the shape of x.
+
+    Source: Huang and Schlag, arXiv:2411.13010, section 3; eps is transformers'.
+
+    Example:
+        >>> one = np.ones(1)
+        >>> xielu(np.array([-1.0, 0.0, 1.0]), one, one, np.array(0.5), np.array(-1e-6)).round(4)
+        array([ 0.1671, -0.    ,  1.8133])
+    """
+    above, below = np.maximum(x, 0), np.expm1(np.minimum(x, eps)) - x
+    a_p, a_n = softplus(alpha_p), beta + softplus(alpha_n)
+    return np.where(x > 0, a_p * above * above, a_n * below) + beta * x
+
+
+ACTIVATIONS: Mapping[str, Callable[..., Array]] = {
     "silu": silu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": relu,
+    "relu2": relu2,
+    "xielu": xielu,
 }
+
+
+def scaled(x: Array, factor: float) -> Array:
+    """Compute ``factor x``; a factor of 1 costs nothing.
+
+    Example:
+        >>> scaled(np.array([2.0]), 0.5).tolist()
+        [1.0]
+    """
+    return x if factor == 1 else x * factor
+
+
+def limited(x: Array, limit: float | None) -> Array:
+    """Limit values to [-limit, limit]; None does not change them.
+
+    Example:
+        >>> limited(np.array([-5.0, 1.0]), 2.0).tolist()
+        [-2.0, 1.0]
+    """
+    return x if limit is None else np.minimum(np.maximum(x, -limit), limit)
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:

@@ -45,9 +45,13 @@ class StoredTensor:
 
     @property
     def array(self) -> Array:
-        """The tensor, a read-only view of the mapped file; its dtype must be one of `DTYPES`."""
+        """The tensor, a read-only view of the mapped file; its dtype must be one of `DTYPES`.
+
+        A tensor without axes, a single number, has the shape [1] here.
+        """
         dtype, count = DTYPES[self.dtype], int(np.prod(self.shape, dtype=np.int64))
-        return np.frombuffer(self.file.content, dtype, count, self.offset).reshape(self.shape)
+        stored = np.frombuffer(self.file.content, dtype, count, self.offset)
+        return stored.reshape(self.shape or 1)
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,16 @@ class Family:
         defaults: Keys that `config.json` may omit, with the default of the family's configuration
             class in transformers; a key neither here nor in `REQUIRED` is an error.
         only: Keys for which only the default is supported.
+        aliases: Other spellings of our keys in the file, which may replace the first.
         echoes: Second spellings of our keys in the file, which must agree with the first.
+        unread: Keys of old files that no computation needs.
+        activations: Names of activations with a meaning of their own in this family.
+        optional: Roles that exist only if a config key is true, with that key.
+        weightless_norms: Norms without a tensor.
         windows: Which blocks slide if `layer_types` is absent: "none", "all", "even" ones, those
-            "above" max_window_layers, or all but the last of each "pattern".
+            "above" max_window_layers, all but the last of each "pattern", or "unrotated" ones.
+        unrotated: Which blocks have no rotary positions: "none", those "listed" with a 0 in
+            `no_rope_layers`, or in a model with a window those that are "full".
         scaled_embedding: Whether embeddings are multiplied by sqrt(D).
         position_offset: First row in use of the learned positions; None for rotary positions.
         buffers: Patterns of tensors in old files that no computation needs.
@@ -53,8 +60,14 @@ class Family:
     keys: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     only: tuple[str, ...] = ("is_causal",)
+    aliases: dict[str, str] = field(default_factory=dict)
     echoes: dict[str, str] = field(default_factory=dict)
-    windows: Literal["none", "all", "even", "above", "pattern"] = "none"
+    unread: tuple[str, ...] = ()
+    activations: dict[str, str] = field(default_factory=dict)
+    optional: dict[str, str] = field(default_factory=dict)
+    weightless_norms: tuple[str, ...] = ()
+    windows: Literal["none", "all", "even", "above", "pattern", "unrotated"] = "none"
+    unrotated: Literal["none", "listed", "full"] = "none"
     scaled_embedding: bool = False
     position_offset: int | None = None
     buffers: tuple[str, ...] = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
@@ -68,6 +81,11 @@ def separate(**names: str) -> dict[str, Location]:
 def fused(name: str, *roles: str, **layout: bool) -> dict[str, Location]:
     """Roles that share a tensor, in the file's order of rows."""
     return dict.fromkeys(roles, Location(name, roles, **layout))
+
+
+def without(names: dict[str, Location], *roles: str) -> dict[str, Location]:
+    """The names of other roles than these."""
+    return {role: location for role, location in names.items() if role not in roles}
 
 
 def biased(value: bool | str, *roles: str) -> dict[str, bool | str]:

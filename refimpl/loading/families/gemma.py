@@ -1,30 +1,41 @@
-"""Gemma 2 and Gemma 3: norms after attention and MLP, gains stored minus 1, sliding windows."""
+"""Gemma: gains stored minus 1; from Gemma 2, norms after attention and MLP, sliding windows."""
 
 from dataclasses import replace
 
 from refimpl.loading.families.family import QK_NORM, biased, separate
 from refimpl.loading.families.llama import LLAMA
 
-GEMMA2 = replace(
+GEMMA = replace(
     LLAMA,
+    model_type="gemma",
+    norm_offset=1.0,
+    biased=biased("attention_bias", "q", "k", "v", "o"),
+    defaults=LLAMA.defaults | {
+        "activation": "gelu_pytorch_tanh", "head_dim": 256, "num_key_value_heads": 16,
+        "tie_word_embeddings": True, "max_position_embeddings": 8192,
+    },
+    unread=("hidden_activation",),
+    activations={"gelu": "gelu_tanh"},  # of the files from before the key named the tanh form
+    scaled_embedding=True,
+)  # fmt: skip
+
+GEMMA2 = replace(
+    GEMMA,
     model_type="gemma2",
     names=LLAMA.names | separate(
         attn_post_norm="layers.{}.post_attention_layernorm",
         mlp_norm="layers.{}.pre_feedforward_layernorm",
         mlp_post_norm="layers.{}.post_feedforward_layernorm",
     ),
-    norm_offset=1.0,
-    biased=biased("attention_bias", "q", "k", "v", "o"),
     keys=LLAMA.keys | {"activation": "hidden_activation"},
-    defaults=LLAMA.defaults | {
-        "activation": "gelu_pytorch_tanh", "head_dim": 256, "query_pre_attn_scalar": 256,
-        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096,
-        "layer_types": None, "num_key_value_heads": 4, "tie_word_embeddings": True,
-        "max_position_embeddings": 8192,
+    defaults=GEMMA.defaults | {
+        "query_pre_attn_scalar": 256, "num_key_value_heads": 4, "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "layer_types": None,
     },
+    unread=(),
+    activations={},
     echoes={"hidden_act": "activation", "sliding_window_size": "sliding_window"},
     windows="even",
-    scaled_embedding=True,
 )  # fmt: skip
 
 GEMMA3 = replace(

@@ -1,4 +1,4 @@
-"""Llama, and the families that differ from it by a few keys: Mistral, Qwen2, Qwen3."""
+"""Llama, and the families that differ from it by a few keys or names."""
 
 from dataclasses import replace
 
@@ -40,6 +40,10 @@ MISTRAL = replace(
     windows="all",
 )  # fmt: skip
 
+MINISTRAL = replace(
+    MISTRAL, model_type="ministral", defaults=MISTRAL.defaults | {"layer_types": None}
+)
+
 QWEN2 = replace(
     LLAMA,
     model_type="qwen2",
@@ -58,3 +62,75 @@ QWEN3 = replace(
     biased=biased("attention_bias", "q", "k", "v", "o"),
     defaults=QWEN2.defaults | {"head_dim": 128},
 )
+
+SEED_OSS = replace(
+    LLAMA,
+    model_type="seed_oss",
+    biased=LLAMA.biased | biased("attention_out_bias", "o"),
+    defaults=LLAMA.defaults | {
+        "num_key_value_heads": 8, "head_dim": 128, "attention_bias": True,
+        "attention_out_bias": False, "max_position_embeddings": 524288,
+    },
+)  # fmt: skip
+
+INTERNLM3 = replace(
+    LLAMA,
+    model_type="internlm3",
+    aliases={"qkv_bias": "attention_bias", "bias": "mlp_bias"},
+    defaults=LLAMA.defaults | {
+        "num_key_value_heads": 2, "head_dim": 128, "norm_eps": 1e-5,
+        "max_position_embeddings": 32768,
+    },
+)  # fmt: skip
+
+EXAONE = replace(
+    LLAMA,
+    model_type="exaone",
+    bases=("transformer.", ""),
+    names=separate(
+        embed="wte",
+        attn_norm="h.{}.ln_1",
+        q_proj="h.{}.attn.attention.q_proj",
+        k_proj="h.{}.attn.attention.k_proj",
+        v_proj="h.{}.attn.attention.v_proj",
+        o_proj="h.{}.attn.attention.out_proj",
+        mlp_norm="h.{}.ln_2",
+        gate_proj="h.{}.mlp.c_fc_0",
+        up_proj="h.{}.mlp.c_fc_1",
+        down_proj="h.{}.mlp.c_proj",
+        final_norm="ln_f",
+        lm_head="lm_head",
+    ),
+    aliases={
+        "num_layers": "num_hidden_layers", "layer_norm_epsilon": "norm_eps",
+        "activation_function": "activation",
+    },
+    defaults=LLAMA.defaults | {
+        "num_key_value_heads": 8, "norm_eps": 1e-5, "rope_theta": 500000.0,
+        "max_position_embeddings": 4096,
+    },
+    buffers=(r"h\.\d+\.attn\.attention\.rotary\.inv_freq",),
+)  # fmt: skip
+
+SMOLLM3 = replace(
+    LLAMA,
+    model_type="smollm3",
+    defaults=LLAMA.defaults | {
+        "use_sliding_window": False, "sliding_window": None, "layer_types": None,
+        "no_rope_layers": None, "no_rope_layer_interval": 4, "num_key_value_heads": 4,
+        "rope_theta": 2000000.0, "tie_word_embeddings": True, "max_position_embeddings": 32768,
+    },
+    windows="unrotated",
+    unrotated="listed",
+)  # fmt: skip
+
+HUNYUAN = replace(
+    LLAMA,
+    model_type="hunyuan_v1_dense",
+    names=LLAMA.names | separate(
+        q_rope_norm="layers.{}.self_attn.query_layernorm",
+        k_rope_norm="layers.{}.self_attn.key_layernorm",
+    ),
+    biased=biased("attention_bias", "q", "k", "v", "o"),
+    defaults=LLAMA.defaults | {"norm_eps": 1e-5},
+)  # fmt: skip

@@ -1,12 +1,12 @@
 """OPT: learned positions from row 2, ReLU, an MLP without a gate."""
 
-from refimpl.loading.families.family import ALL, Family, biased, separate
+from refimpl.loading.families.family import ALL, Family, biased, separate, without
 from refimpl.loading.families.llama import LLAMA
 
 OPT = Family(
     model_type="opt",
     bases=("model.decoder.", "decoder.", ""),
-    names={role: place for role, place in LLAMA.names.items() if role != "gate_proj"} | separate(
+    names=without(LLAMA.names, "gate_proj") | separate(
         pos_embed="embed_positions",
         attn_norm="layers.{}.self_attn_layer_norm",
         o_proj="layers.{}.self_attn.out_proj",

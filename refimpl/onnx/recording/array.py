@@ -99,6 +99,9 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         if ufunc is np.cos:  # 1 - 2 sin(x/2)^2: few runtimes have a Cos for float64
             half = np.sin(0.5 * self)
             return 1 - half * half * 2
+        if ufunc is np.expm1:  # 2 t / (1 - t), t = tanh(x / 2): ONNX has no operator for it
+            t = np.tanh(0.5 * self)
+            return 2 * t / (1 - t)
         if ufunc is np.square:
             return inputs[0] * inputs[0]
         if ufunc is np.vecdot:

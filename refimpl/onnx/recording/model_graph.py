@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.config import Config
+from refimpl.model.config import BlockKind, Config
 from refimpl.model.forward import TRACE_POINTS, Observer, Place, block, embed, head, places
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
@@ -26,21 +26,20 @@ from refimpl.version import __version__
 
 GraphOutputs = Literal["logits", "trace"]
 TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
-BLOCK = "block"  # the function's name
+BLOCK, UNROTATED = "block", "block_without_rotation"  # names of functions
 BLOCK_DOC = "One decoder block: attention and MLP, each added to the residual stream."
 PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "norm", "sink")  # of an experiment's graph
 
 
-def block_points(config: Config) -> tuple[str, ...]:
-    """Trace points of each block, without a prefix: models with learned positions have no rope."""
-    rotary = config.blocks[0].rope is not None
-    return tuple(point for point in TRACE_POINTS if rotary or not point.endswith("_rope"))
+def block_points(kind: BlockKind) -> tuple[str, ...]:
+    """Trace points of a block, without a prefix; `q_rope` and `k_rope` only if it rotates."""
+    return tuple(point for point in TRACE_POINTS if kind.rope or not point.endswith("_rope"))
 
 
 def trace_points(config: Config) -> tuple[str, ...]:
     """Names of all trace points of a model, in the order of execution."""
-    each = block_points(config)
-    blocks = (f"blocks.{i}.{point}" for i in range(config.num_blocks) for point in each)
+    kinds = enumerate(config.blocks)
+    blocks = (f"blocks.{i}.{point}" for i, kind in kinds for point in block_points(kind))
     return "embed", *blocks, "final_norm", "logits"
 
 
@@ -93,7 +92,9 @@ class Recording:
             return outputs
 
         inputs = {"x": x, **self.places[index], **self.weights(prefix)}
-        return self.graph.call(BLOCK, body, inputs, prefix.rstrip("."), BLOCK_DOC)
+        rotates = config.blocks[index].rope or not any(kind.rope for kind in config.blocks)
+        function = BLOCK if rotates else UNROTATED
+        return self.graph.call(function, body, inputs, prefix.rstrip("."), BLOCK_DOC)
 
     def head(self, x: Recorded, observe: Observer) -> Recorded:
         """Logits [batch, sequence, V] of the residual stream after the last block."""
@@ -134,11 +135,11 @@ def model_graph(
     """Record a model: `token_ids` [batch, sequence] to `logits`, or to every trace point."""
     recording = Recording(model, dtype, enter, opset, kernels)
     graph, trace = recording.graph, outputs == "trace"
-    points = block_points(model.config)
     x = recording.embed()
     if trace:
         x = graph.output("embed", x)
-    for i in range(model.config.num_blocks):
+    for i, kind in enumerate(model.config.blocks):
+        points = block_points(kind)
         arrays = recording.block(i, x, points if trace else points[-1:])
         x = arrays[points[-1]]
         if trace:
