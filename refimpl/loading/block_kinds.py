@@ -128,12 +128,14 @@ def _rope(
     theta = keys.real(base, keys.get(base, scaling.pop("rope_theta", None)), least=1)
     fraction = keys.get("partial_rotary_factor", scaling.pop("partial_rotary_factor", None))
     rotary_dim = int(head_dim * keys.real("partial_rotary_factor", fraction, most=1))
+    if keys.has("rotary_dim"):
+        rotary_dim = keys.size("rotary_dim", most=head_dim)
     if rotary_dim < 2 or rotary_dim % 2:
         keys.wrong(f"{source}: {rotary_dim} of {head_dim} channels cannot rotate in pairs")
     name, values = _scaling(keys, scaling, source)
-    return (
-        Rope(theta, rotary_dim, name, **values) if len(keys.problems) == problems_before else None
-    )
+    if len(keys.problems) > problems_before:
+        return None
+    return Rope(theta, rotary_dim, name, interleaved=keys.family.interleaved, **values)
 
 
 def _scaling(keys: Keys, entry: dict[str, Any], source: str) -> tuple[Any, dict[str, Any]]:

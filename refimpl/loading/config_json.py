@@ -43,6 +43,8 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     Unlike transformers, it refuses unknown keys, and two spellings of a key that disagree.
     """
     family = _family(entries, source)
+    if family.variant is not None:
+        family, entries = family.variant(family, entries)
     keys = Keys(entries, family)
     hidden, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
     kv_heads = keys.size("num_key_value_heads", otherwise=heads)
@@ -91,6 +93,8 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     keys.ignore(*family.unread)
     for key in family.only:
         keys.get(key)  # notes any value but the default
+    for key in family.flags:
+        keys.flag(key)
     keys.refuse(source)
     biased = frozenset(role for role in has_bias if has_bias[role])
     return HubModel(config, family, tied, biased, names)

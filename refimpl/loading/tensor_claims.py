@@ -32,7 +32,9 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
     """
     config, names, gain = hub.config, hub.names, hub.family.norm_offset
     width, rows = config.hidden_size, config.max_position_embeddings + config.position_offset
-    suffixes = {"weight": gain, "bias": 0.0} if config.norm == "layer" else {"weight": gain}
+    suffixes = {"weight": gain, "bias": 0.0}
+    if config.norm == "rms" or not hub.family.norm_bias:
+        del suffixes["bias"]
 
     def norm(role: str, name: str, size: int) -> Iterator[tuple[str, Role]]:
         for suffix, offset in suffixes.items():
@@ -56,6 +58,8 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
         yield from norm("final_norm", base + names["final_norm"].name, width)
     head = embed if hub.tied else f"{names['lm_head'].name}.weight"
     yield "lm_head.weight", Role(head, (config.vocab_size, width))
+    if "lm_head" in hub.biased:
+        yield "lm_head.bias", Role(f"{names['lm_head'].name}.bias", (config.vocab_size,))
 
 
 def _linear(
@@ -65,13 +69,13 @@ def _linear(
     location, shapes = hub.names[role], hub.config.linears[block]
     together = location.fused or (role,)
     rows = tuple(shapes[other][0] for other in together)
-    run = hub.config.head_dim if location.per_head else 0
+    groups = hub.config.num_key_value_heads if location.grouped else 1
     shape = (sum(rows), shapes[role][1])
-    layout = Layout(rows, together.index(role), run, location.transposed)
+    layout = Layout(rows, together.index(role), groups, location.transposed)
     stored_shape = shape[::-1] if location.transposed else shape
     yield f"{ours}.weight", Role(f"{theirs}.weight", stored_shape, layout)
     if role in hub.biased:
-        layout = Layout(rows, together.index(role), run)
+        layout = Layout(rows, together.index(role), groups)
         yield f"{ours}.bias", Role(f"{theirs}.bias", shape[:1], layout)
 
 

@@ -67,28 +67,37 @@ def rope_tables(positions: Array, inv_freq: Array, dtype: npt.DTypeLike) -> tupl
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
+def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array:
     """Rotate channel pairs ``(i, i + h_rot/2)`` by their angles; later channels do not change.
 
     Args:
         x: Queries or keys, [B, heads, S, h].
         cos: Cosines, [S, h_rot / 2].
         sin: Sines, [S, h_rot / 2].
+        interleaved: The pairs are ``(2i, 2i + 1)``.
 
     Returns:
         Rotated input, [B, heads, S, h].
 
-    Source: Su et al., arXiv:2104.09864, in the half-split channel order of GPT-NeoX and Llama.
+    Source: Su et al., arXiv:2104.09864, section 3.4.2, whose pairs are interleaved (GPT-J, Cohere,
+    GLM); GPT-NeoX and Llama split the channels in halves.
 
     Example:
         >>> x = np.array([[[[1.0, 0.0, 5.0]]]])
         >>> rotate(x, np.array([[0.0]]), np.array([[1.0]])).tolist()
         [[[[0.0, 1.0, 5.0]]]]
     """
-    half = cos.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    half, width = cos.shape[-1], 2 * cos.shape[-1]
+    if interleaved:
+        first, second = x[..., 0:width:2], x[..., 1:width:2]
+    else:
+        first, second = x[..., :half], x[..., half:width]
+    rest = x[..., width:]
     turned = first * cos - second * sin, second * cos + first * sin
-    return np.concatenate((*turned, rest), axis=-1)
+    if not interleaved:
+        return np.concatenate((*turned, rest), axis=-1)
+    pairs = np.reshape(np.stack(turned, axis=-1), (*x.shape[:-1], width))
+    return np.concatenate((pairs, rest), axis=-1)
 
 
 def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> Array:

@@ -36,6 +36,7 @@ class Rope:
         low_freq_factor: llama3: waves longer than original / low are stretched by factor.
         high_freq_factor: llama3: waves shorter than original / high are not stretched.
         original_max_position_embeddings: llama3: context length before stretching, in tokens.
+        interleaved: Channels 2i and 2i + 1 rotate together, not i and i + rotary_dim / 2.
     """
 
     theta: float
@@ -45,6 +46,7 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    interleaved: bool = False
 
     @property
     def inv_freq(self) -> Array:
@@ -108,7 +110,7 @@ class Config:
         final_soft_cap: Soft cap on logits, or None.
         embed_scale: Multiplies token embeddings.
         residual_scale: Multiplies what attention and MLP add to the stream.
-        logit_scale: Multiplies logits.
+        logit_scale: Multiplies logits, before their cap.
         qkv_limit: Largest size of an element of q, k and v as projected, or None.
         position_offset: Row of the learned position table that position 0 uses.
     """

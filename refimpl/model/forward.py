@@ -42,6 +42,7 @@ class Place:
     Args:
         bias: Added to attention scores: 0 or -inf, [S, S].
         rope: Cosines and sines, each [S, h_rot / 2]; None if the block does not rotate.
+        interleaved: As in `attention.rotate`.
         kernels: How the costly steps are evaluated; results differ in rounding only.
         observe: Receives the name and value of every trace point; the block continues with the
             array that it returns.
@@ -49,6 +50,7 @@ class Place:
 
     bias: Array
     rope: tuple[Array, Array] | None
+    interleaved: bool = False
     kernels: Kernels = PLAIN
     observe: Observer = unobserved
 
@@ -75,6 +77,7 @@ def places(
         kind: Place(
             attention.causal_bias(positions, kind.window, dtype),
             attention.rope_tables(positions, kind.rope.inv_freq, dtype) if kind.rope else None,
+            kind.rope is not None and kind.rope.interleaved,
             kernels,
         )
         for kind in dict.fromkeys(config.blocks)
@@ -146,7 +149,7 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
 
     q, k, v = map(heads_of, "qkv")
     if place.rope is not None:
-        q, k = kernels.rotate(q, *place.rope), kernels.rotate(k, *place.rope)
+        q, k = (kernels.rotate(x, *place.rope, place.interleaved) for x in (q, k))
         q = observe("q_rope", norm(q, weights, "q_rope_norm", config, kernels))
         k = observe("k_rope", norm(k, weights, "k_rope_norm", config, kernels))
     k, v = (np.take(kv, config.kv_head_of_head, axis=1) for kv in (k, v))
@@ -220,7 +223,7 @@ def head(x: Array, weights: Weights, config: Config, observe: Observer = unobser
 
     Args:
         x: Residual stream after the last block, h_L, [B, S, D].
-        weights: `final_norm.*` and `lm_head.weight` (any rows of it).
+        weights: `final_norm.*`, `lm_head.weight` (any rows of it) and any bias.
         config: The model's facts.
         observe: Receives both trace points.
 

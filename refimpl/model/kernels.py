@@ -30,7 +30,7 @@ class Kernels:
     attention: Callable[[Array, Array, Array, Array, float | None], Array]
     activations: Mapping[str, Callable[..., Array]]
     rms_norm: Callable[[Array, Array | float, float], Array]
-    rotate: Callable[[Array, Array, Array], Array]
+    rotate: Callable[[Array, Array, Array, bool], Array]
 
 
 def tiled_attention(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Array:

@@ -15,13 +15,13 @@ class Layout:
     Args:
         rows: Number of rows of each weight that shares the tensor, in the file's order.
         index: Which of these weights this is.
-        head_dim: The weights alternate head by head, in runs of this length; 0 if they do not.
+        groups: Number of runs that each weight is cut into; the weights alternate run by run.
         transposed: Whether the file holds [in, out].
     """
 
     rows: tuple[int, ...] = ()
     index: int = 0
-    head_dim: int = 0
+    groups: int = 1
     transposed: bool = False
 
 
@@ -38,22 +38,23 @@ def cut(stored: Array, layout: Layout) -> Array:
     Returns:
         The weight [out, in] or bias [out]; a view if the layout allows one.
 
-    Source: transformers: Phi-3 and GPT-2 concatenate the weights, GPT-NeoX puts each head's q, k
-    and v together, GPT-2's Conv1D holds [in, out].
+    Source: transformers: Phi-3 and GPT-2 concatenate the weights; GPT-NeoX puts each head's q, k
+    and v together, Falcon each key-value head's k and v behind its queries; GPT-2's Conv1D holds
+    [in, out].
 
     Example:
         >>> fused = np.arange(8).reshape(8, 1)   # two heads of (q, k), two rows each
-        >>> cut(fused, Layout(rows=(4, 4), index=1, head_dim=2)).ravel().tolist()
+        >>> cut(fused, Layout(rows=(4, 4), index=1, groups=2)).ravel().tolist()
         [2, 3, 6, 7]
     """
     whole = stored.T if layout.transposed else stored
     if len(layout.rows) < 2:
         return whole
-    if layout.head_dim:
-        runs = whole.reshape(-1, len(layout.rows), layout.head_dim, *whole.shape[1:])
-        return runs[:, layout.index].reshape(layout.rows[layout.index], *whole.shape[1:])
-    start = sum(layout.rows[: layout.index])
-    return whole[start : start + layout.rows[layout.index]]
+    start, stop = (sum(layout.rows[:i]) // layout.groups for i in (layout.index, layout.index + 1))
+    if layout.groups == 1:
+        return whole[start:stop]
+    groups = whole.reshape(layout.groups, -1, *whole.shape[1:])
+    return groups[:, start:stop].reshape(layout.rows[layout.index], *whole.shape[1:])
 
 
 def join(parts: Sequence[Array], layout: Layout) -> Array:
@@ -68,12 +69,12 @@ def join(parts: Sequence[Array], layout: Layout) -> Array:
 
     Example:
         >>> parts = [np.array([[0], [1], [4], [5]]), np.array([[2], [3], [6], [7]])]
-        >>> join(parts, Layout(rows=(4, 4), head_dim=2)).ravel().tolist()
+        >>> join(parts, Layout(rows=(4, 4), groups=2)).ravel().tolist()
         [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    if layout.head_dim and len(parts) > 1:
-        runs = [part.reshape(-1, layout.head_dim, *part.shape[1:]) for part in parts]
-        whole = np.stack(runs, axis=1).reshape(sum(layout.rows), *parts[0].shape[1:])
+    if layout.groups > 1 and len(parts) > 1:
+        runs = [part.reshape(layout.groups, -1, *part.shape[1:]) for part in parts]
+        whole = np.concatenate(runs, axis=1).reshape(sum(layout.rows), *parts[0].shape[1:])
     else:
         whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return np.ascontiguousarray(whole.T if layout.transposed else whole)

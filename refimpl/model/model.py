@@ -95,18 +95,19 @@ class Model:
             rows: Which rows of `lm_head.weight`, all V by default.
 
         Returns:
-            `final_norm.*` [D] and those rows of `lm_head.weight` [rows, D].
+            `final_norm.*` [D] and those rows of `lm_head.weight` [rows, D] and any `lm_head.bias`.
 
         Raises:
             RefimplError: NaN or Inf in a weight.
         """
         self._release()
-        read = {
-            name: self.weights[name].read(dtype)
-            for name in ("final_norm.weight", "final_norm.bias")
+        parts = {"final_norm": slice(None), "lm_head": rows}
+        return {
+            name: self.weights[name].read(dtype, parts[role])
+            for role in parts
+            for name in (f"{role}.weight", f"{role}.bias")
             if name in self.weights
         }
-        return read | {"lm_head.weight": self.weights["lm_head.weight"].read(dtype, rows)}
 
     def check_finite(self, dtype: npt.DTypeLike | None = None) -> None:
         """Check the tensors outside the blocks; `block` checks those it reads.

@@ -71,7 +71,8 @@ def layer_norm(x: Array, weight: Array | float, bias: Array | float, eps: float)
     """
     centred = x - np.mean(x, axis=-1, keepdims=True)
     variance = np.mean(centred * centred, axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + eps) * weight + bias
+    y = centred / np.sqrt(variance + eps) * weight
+    return y if bias is None else y + bias
 
 
 def softmax(x: Array) -> Array:

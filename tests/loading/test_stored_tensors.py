@@ -34,16 +34,13 @@ def contents(array: Array) -> tuple[Any, ...]:
 @st.composite
 def fusions(draw: st.DrawFn) -> tuple[list[Layout], tuple[int, ...]]:
     """Layouts of all roles that share a tensor, and the tensor's shape."""
-    heads, run = draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    per_head, roles = draw(st.booleans()), draw(st.integers(1, 4))
-    if per_head:
-        rows = (heads * run,) * roles
-    else:
-        rows = tuple(draw(st.lists(st.integers(1, 7), min_size=roles, max_size=roles)))
+    groups, roles = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    runs = draw(st.lists(st.integers(1, 7), min_size=roles, max_size=roles))
+    rows = tuple(groups * run for run in runs)
     bias = draw(st.booleans())
     transposed = not bias and draw(st.booleans())
     shape: tuple[int, ...] = (sum(rows),) if bias else (sum(rows), draw(st.integers(1, 6)))
-    layouts = [Layout(rows, i, run if per_head else 0, transposed) for i in range(roles)]
+    layouts = [Layout(rows, i, groups, transposed) for i in range(roles)]
     return layouts, shape[::-1] if transposed else shape
 
 
@@ -68,14 +65,16 @@ def test_cut_and_join_undo_each_other(
         assert contents(cut(stored, layout)) == contents(part)
 
 
-def test_the_three_fused_layouts_by_hand() -> None:
+def test_the_fused_layouts_by_hand() -> None:
     rows = np.arange(12)[:, None] * np.ones((1, 2), int)
     thirds = [cut(rows, Layout((4, 4, 4), i))[:, 0].tolist() for i in range(3)]
     assert thirds == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    by_head = [cut(rows, Layout((4, 4, 4), i, head_dim=2))[:, 0].tolist() for i in range(3)]
+    by_head = [cut(rows, Layout((4, 4, 4), i, groups=2))[:, 0].tolist() for i in range(3)]
     assert by_head == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
     unequal = [cut(rows, Layout((6, 2, 4), i))[:, 0].tolist() for i in range(3)]
     assert unequal == [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9, 10, 11]]
+    by_kv_head = [cut(rows, Layout((8, 2, 2), i, groups=2))[:, 0].tolist() for i in range(3)]
+    assert by_kv_head == [[0, 1, 2, 3, 6, 7, 8, 9], [4, 10], [5, 11]]
     turned = cut(rows.T, Layout((4, 4, 4), 1, transposed=True))
     assert turned.tolist() == rows[4:8].tolist()
     assert cut(rows, WHOLE) is rows

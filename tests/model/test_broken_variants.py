@@ -97,18 +97,15 @@ def op(name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
     return broken
 
 
-def neighbours(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotate the pairs (2i, 2i + 1), as GPT-J does, instead of (i, i + h_rot/2)."""
-    width = 2 * cos.shape[-1]
-    even, odd = x[..., 0:width:2], x[..., 1:width:2]
-    pairs = np.stack((even * cos - odd * sin, odd * cos + even * sin), axis=-1)
-    return np.concatenate((pairs.reshape(*x.shape[:-1], width), x[..., width:]), axis=-1)
+def backwards(right: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda x, cos, sin, interleaved: right(x, cos, -sin, interleaved)
 
 
 def last_channels(right: Callable[..., Array]) -> Callable[..., Array]:
-    def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    def rotate(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
         start = x.shape[-1] - 2 * cos.shape[-1]
-        return np.concatenate((x[..., :start], right(x[..., start:], cos, sin)), axis=-1)
+        turned = right(x[..., start:], cos, sin, interleaved)
+        return np.concatenate((x[..., :start], turned), axis=-1)
 
     return rotate
 
@@ -217,10 +214,12 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("norm gains with + 1", added_to_gains(1.0), ["llama", "qwen3"]),
     ("norm biases skipped", facts(norm="rms"), ["gpt2", "opt"]),
     ("final norm skipped", without("final_norm"), ["llama", "gemma3", "gpt_neox", "opt"]),
+    ("a norm that is shared skipped", without("mlp_norm"), ["cohere", "phi", "gptj", "falcon"]),
+    ("one norm of two", swapped("attn_norm", "mlp_norm"), ["falcon_grouped"]),
     ("attention post-norm skipped", without("attn_post_norm"), ["gemma2", "gemma3"]),
     ("MLP post-norm skipped", without("mlp_post_norm"), ["gemma2", "gemma3"]),
     ("post_attention_layernorm as MLP norm", swapped("mlp_norm", "attn_post_norm"), ["gemma2"]),
-    ("q and k norms skipped", without("[qk]_norm"), ["qwen3", "gemma3"]),
+    ("q and k norms skipped", without("[qk]_norm"), ["qwen3", "gemma3", "phi"]),
     ("q and k norms exchanged", swapped("q_norm", "k_norm"), ["qwen3", "gemma3"]),
     # activations
     ("tanh-GELU for exact GELU", facts(activation="gelu_tanh"), ["gpt_neox"]),
@@ -240,6 +239,8 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     # attention
     ("no cap on attention", facts(attn_soft_cap=None), ["gemma2"]),
     ("cap 2 % off", facts(attn_soft_cap=2.55), ["gemma2"]),
+    ("logits not scaled", facts(logit_scale=1.0), ["cohere"]),
+    ("logits divided by their scale", facts(logit_scale=1 / 0.35), ["cohere"]),
     ("no final cap", facts(final_soft_cap=None), ["gemma2"]),
     ("scale of head_dim", facts(attention_scale=lambda c: c.head_dim**-0.5), ["gemma2", "gemma3"]),
     ("scale of D/H", facts(attention_scale=hidden_scale), ["mistral", "qwen3", "llama3"]),
@@ -247,8 +248,9 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     # positions
     ("theta 10 % off", rope(theta=lambda r: 1.1 * r.theta), ["llama", "gpt_neox"]),
     ("theta of Llama 2 for 3", rope(theta=5e5), ["llama3", "llama_linear"]),
-    ("pairs of neighbours", op("rotate", lambda _: neighbours), ["llama", "gpt_neox", "gemma3"]),
-    ("rotation backwards", op("rotate", lambda f: lambda x, c, s: f(x, c, -s)), ["llama", "phi3"]),
+    ("pairs of neighbours", rope(interleaved=True), ["llama", "gpt_neox", "gemma3"]),
+    ("pairs of halves", rope(interleaved=False), ["cohere", "gptj", "glm", "ernie4_5", "helium"]),
+    ("rotation backwards", op("rotate", backwards), ["llama", "phi3", "glm4"]),
     ("positions from 1", op("rope_tables", one_later), ["llama", "gemma3"]),
     ("scaling ignored", rope(scaling="default"), ["llama3", "llama_linear", "gemma3"]),
     ("scaling of all waves alike", rope(scaling="linear"), ["llama3"]),
@@ -256,26 +258,32 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("local theta everywhere", rope_of(sliding=True), ["gemma3"]),
     ("global theta everywhere", rope_of(sliding=False), ["gemma3"]),
     ("whole heads rotate", whole_heads, ["gpt_neox", "gpt_neox_sequential", "phi3_partial"]),
-    ("the last channels rotate", op("rotate", last_channels), ["gpt_neox", "phi3_partial"]),
+    (
+        "the last channels rotate",
+        op("rotate", last_channels),
+        ["gpt_neox", "phi3_partial", "glm", "gptj"],
+    ),
     ("no position offset", facts(position_offset=0), ["opt", "opt_unbiased"]),
     ("a position offset", facts(position_offset=1), ["gpt2"]),
     ("positions not added", without("pos_embed"), ["gpt2", "opt"]),
     # residual stream
     ("parallel for sequential", facts(parallel_residual=True), ["llama", "gpt_neox_sequential"]),
-    ("sequential for parallel", facts(parallel_residual=False), ["gpt_neox"]),
+    ("sequential for parallel", facts(parallel_residual=False), ["gpt_neox", "falcon", "phi"]),
     ("embeddings not scaled", facts(embed_scale=1.0), ["gemma2", "gemma3"]),
     ("embedding scale in bfloat16", facts(embed_scale=5.65625), ["gemma2", "gemma3"]),
     ("embeddings scaled", facts(embed_scale=lambda c: sqrt(c.hidden_size)), ["llama"]),
     # storage and biases
-    ("qkv in thirds", layout(r"[qkv]_proj", head_dim=0), ["gpt_neox", "gpt_neox_sequential"]),
-    ("qkv head by head", layout(r"[qkv]_proj", head_dim=8), ["gpt2"]),
+    ("qkv in thirds", layout(r"[qkv]_proj", groups=1), ["gpt_neox", "gpt_neox_sequential"]),
+    ("k and v behind all queries", layout(r"[qkv]_proj", groups=1), ["falcon_grouped"]),
+    ("qkv head by head", layout(r"[qkv]_proj", groups=4), ["gpt2"]),
     ("qkv by groups", by_groups, ["phi3", "phi3_partial"]),
-    ("qkv biases in thirds", layout(r"[qkv]_proj\.bias", head_dim=0), ["gpt_neox"]),
+    ("qkv biases in thirds", layout(r"[qkv]_proj\.bias", groups=1), ["gpt_neox"]),
     ("Conv1D not transposed", layout(r"o_proj\.weight", transposed=False), ["gpt2"]),
     ("k and v exchanged", swapped("k_proj", "v_proj"), ["llama", "gpt2", "phi3"]),
     ("q, k, v biases skipped", without(r"[qkv]_proj\.bias"), ["qwen2", "gpt2", "gpt_neox"]),
     ("k bias skipped", without(r"k_proj\.bias"), ["opt", "qwen2"]),
     ("o bias skipped", without(r"o_proj\.bias"), ["llama3", "opt"]),
+    ("head bias skipped", without(r"lm_head\.bias"), ["phi", "gptj"]),
     ("MLP biases skipped", without(r"(up|gate|down)_proj\.bias"), ["llama3", "opt"]),
 ]
 

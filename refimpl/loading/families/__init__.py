@@ -1,11 +1,26 @@
 """The families that refimpl reads, one file per lineage."""
 
-from refimpl.loading.families import gemma, gpt2, gpt_neox, granite, llama, olmo, opt, phi3, ungated
+from refimpl.loading.families import (
+    cohere,
+    falcon,
+    gemma,
+    glm,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    olmo,
+    opt,
+    phi,
+    ungated,
+)  # fmt: skip
 from refimpl.loading.families.family import REQUIRED, Family, Location
 
 __all__ = ["FAMILIES", "REQUIRED", "Family", "Location"]
 
-LINEAGES = (llama, gemma, phi3, granite, olmo, ungated, gpt_neox, gpt2, opt)
+LINEAGES = (
+    llama, gemma, phi, granite, olmo, glm, cohere, falcon, ungated, gpt_neox, gpt2, opt,
+)  # fmt: skip
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for lineage in LINEAGES

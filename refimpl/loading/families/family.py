@@ -1,5 +1,6 @@
 """A family as a table: its config keys, the names of its tensors, and how they are stored."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,14 +12,18 @@ class Location:
     Args:
         name: The file's tensor, without its base prefix and `.weight`; `{}` is the block's number.
         fused: Roles that share the tensor, in the file's order of rows.
-        per_head: Whether the fused roles alternate head by head.
+        grouped: Whether the fused roles alternate, one key-value head after another.
         transposed: Whether the file holds [in, out].
     """
 
     name: str
     fused: tuple[str, ...] = ()
-    per_head: bool = False
+    grouped: bool = False
     transposed: bool = False
+
+
+Entries = Mapping[str, Any]
+Variant = Callable[["Family", Entries], tuple["Family", Entries]]
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,9 @@ class Family:
         bases: Possible prefixes of the tensors; the first that fits the file is used.
         names: Our roles and their place in the file; the family has no other roles.
         norm: Kind of every norm.
+        norm_bias: Whether a LayerNorm has an offset.
         norm_offset: Number added to every stored norm gain.
-        biased: Linears with a bias: True, or the config key that decides.
+        biased: Linears (and the head) with a bias: True, or the config key that decides.
         keys: Our config keys and the file's, if they differ.
         defaults: Keys that `config.json` may omit, with the default of the family's configuration
             class in transformers; a key neither here nor in `REQUIRED` is an error.
@@ -48,13 +54,17 @@ class Family:
             `no_rope_layers`, or in a model with a window those that are "full".
         scaled_embedding: Whether embeddings are multiplied by sqrt(D).
         position_offset: First row in use of the learned positions; None for rotary positions.
+        interleaved: Whether channels 2i and 2i + 1 of a head rotate together.
         buffers: Patterns of tensors in old files that no computation needs.
+        flags: Keys that are true or false and decide which `variant` it is.
+        variant: The family and the entries of one `config.json`, if keys decide on the roles.
     """
 
     model_type: str
     bases: tuple[str, ...]
     names: dict[str, Location]
     norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = True
     norm_offset: float = 0.0
     biased: dict[str, bool | str] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
@@ -70,7 +80,10 @@ class Family:
     unrotated: Literal["none", "listed", "full"] = "none"
     scaled_embedding: bool = False
     position_offset: int | None = None
+    interleaved: bool = False
     buffers: tuple[str, ...] = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+    flags: tuple[str, ...] = ()
+    variant: Variant | None = None
 
 
 def separate(**names: str) -> dict[str, Location]:

@@ -78,16 +78,22 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, key: Any) -> Any:
         match key:
-            case (EllipsisType(), slice(start=start, stop=stop, step=None)):
+            case (EllipsisType(), slice(start=start, stop=stop, step=step)):
                 axis = -1
-            case slice(start=start, stop=stop, step=None):
+            case slice(start=start, stop=stop, step=None as step):
                 axis = 0
-            case (slice(start=None, stop=None, step=None), int(index)):
-                return self.graph.add("Gather", self, index, axis=1)
+            case (
+                slice(start=None, stop=None, step=None),
+                slice(start=start, stop=stop, step=None as step),
+            ):
+                axis = 1
             case _:
-                raise TypeError(f"only [..., start:stop], [start:stop], [:, i], not [{key}]")
+                raise TypeError(
+                    f"only [..., start:stop:step], [start:stop], [:, start:stop], not [{key}]"
+                )
         last = np.iinfo(np.int64).max if stop is None else stop
-        return self.graph.add("Slice", self, [start or 0], [last], [axis])
+        steps = [] if step is None else [[step]]
+        return self.graph.add("Slice", self, [start or 0], [last], [axis], *steps)
 
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] = (), **options: Any
@@ -223,6 +229,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.linalg.norm: _norm,
     np.ones_like: _ones_like,
     np.compress: _compress,
+    np.stack: lambda parts, axis: np.concatenate([np.expand_dims(x, axis) for x in parts], axis),
     np.concatenate: lambda parts, axis: parts[0].graph.add("Concat", *parts, axis=axis),
     np.expand_dims: lambda x, axis: x.graph.add("Unsqueeze", x, [axis]),
     np.transpose: lambda x, axes: x.graph.add("Transpose", x, perm=axes),

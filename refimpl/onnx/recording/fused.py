@@ -17,14 +17,15 @@ def _attend(q: Any, k: Any, v: Any, bias: Any, cap: float | None) -> Any:
     return q.graph.add("Attention", q, k, v, bias, axes=q.axes, scale=1.0, softcap=cap or 0.0)
 
 
-def _rotate(x: Any, cos: Any, sin: Any) -> Any:
+def _rotate(x: Any, cos: Any, sin: Any, interleaved: bool) -> Any:
     """Record `RotaryEmbedding` of x [B, heads, S, h], with a table for every sequence."""
     graph, (batch, *_) = x.graph, x.axes
     rows = graph.add("Concat", graph.add("Shape", x, start=0, end=1), [1, 1], axis=0)
     tables = [graph.add("Expand", table, rows, axes=(batch, *table.axes)) for table in (cos, sin)]
     rotated = 2 * cos.shape[-1]
     partial = {"rotary_embedding_dim": rotated} if rotated != x.shape[-1] else {}
-    return graph.add("RotaryEmbedding", x, *tables, axes=x.axes, **partial)
+    pairs = {"interleaved": 1} if interleaved else {}
+    return graph.add("RotaryEmbedding", x, *tables, axes=x.axes, **partial, **pairs)
 
 
 def _rms_norm(x: Any, weight: Any, eps: float) -> Any:

@@ -87,7 +87,9 @@ class Recording:
                 return outputs[step]
 
             rope = (arrays["cos"], arrays["sin"]) if "cos" in arrays else None
-            place = Place(arrays["bias"], rope, self.kernels, observe)
+            kind = config.blocks[index].rope
+            turned = kind is not None and kind.interleaved
+            place = Place(arrays["bias"], rope, turned, self.kernels, observe)
             block(arrays["x"], arrays, place, config)
             return outputs
 
@@ -98,7 +100,7 @@ class Recording:
 
     def head(self, x: Recorded, observe: Observer) -> Recorded:
         """Logits [batch, sequence, V] of the residual stream after the last block."""
-        names = ("final_norm.weight", "final_norm.bias", "lm_head.weight")
+        names = ("final_norm.weight", "final_norm.bias", "lm_head.weight", "lm_head.bias")
         return cast(Any, head(cast(Any, x), self.weights("", names), self.model.config, observe))
 
     def _positions(self) -> Recorded:
