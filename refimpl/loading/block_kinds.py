@@ -130,7 +130,8 @@ def _rope(
     rotary_dim = int(head_dim * keys.real("partial_rotary_factor", fraction, most=1))
     if keys.has("rotary_dim"):
         rotary_dim = keys.size("rotary_dim", most=head_dim)
-    if rotary_dim < 2 or rotary_dim % 2:
+    known = len(keys.problems) == problems_before
+    if known and (rotary_dim < 2 or rotary_dim % 2):
         keys.wrong(f"{source}: {rotary_dim} of {head_dim} channels cannot rotate in pairs")
     name, values = _scaling(keys, scaling, source)
     if len(keys.problems) > problems_before:

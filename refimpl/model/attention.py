@@ -88,16 +88,12 @@ def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array
         [[[[0.0, 1.0, 5.0]]]]
     """
     half, width = cos.shape[-1], 2 * cos.shape[-1]
+    channels = ((0, width, 2), (1, width, 2)) if interleaved else ((0, half), (half, width))
+    first, second = (x[..., slice(*some)] for some in channels)
+    turned = [first * cos - second * sin, second * cos + first * sin]
     if interleaved:
-        first, second = x[..., 0:width:2], x[..., 1:width:2]
-    else:
-        first, second = x[..., :half], x[..., half:width]
-    rest = x[..., width:]
-    turned = first * cos - second * sin, second * cos + first * sin
-    if not interleaved:
-        return np.concatenate((*turned, rest), axis=-1)
-    pairs = np.reshape(np.stack(turned, axis=-1), (*x.shape[:-1], width))
-    return np.concatenate((pairs, rest), axis=-1)
+        turned = [np.reshape(np.stack(turned, axis=-1), (*x.shape[:-1], width))]
+    return np.concatenate((*turned, x[..., width:]), axis=-1)
 
 
 def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> Array:

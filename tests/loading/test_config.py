@@ -524,15 +524,17 @@ def understood_by_transformers(published: Mapping[str, Any]) -> Config:
 
     heads, hidden = theirs.num_attention_heads, theirs.hidden_size
     head_dim = first("head_dim", default=hidden // heads)
-    activation = first("hidden_activation", "activation_function", "hidden_act")
+    activation = first("hidden_activation", "activation_function", "hidden_act", "activation")
     tanh = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
     return Config(
         family=theirs.model_type,
         vocab_size=theirs.vocab_size,
         hidden_size=hidden,
-        intermediate_size=first("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden),
+        intermediate_size=first(
+            "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", default=4 * hidden
+        ),
         num_attention_heads=heads,
-        num_key_value_heads=first("num_key_value_heads", default=heads),
+        num_key_value_heads=their_kv_heads(theirs),
         head_dim=head_dim,
         max_position_embeddings=theirs.max_position_embeddings,
         norm=family.norm,
@@ -541,12 +543,32 @@ def understood_by_transformers(published: Mapping[str, Any]) -> Config:
         gated="gate_proj" in family.names,
         attention_scale=first("query_pre_attn_scalar", default=head_dim) ** -0.5,
         blocks=tuple(their_blocks(theirs, head_dim)),
-        parallel_residual=first("use_parallel_residual", default=False),
+        parallel_residual=is_parallel(theirs),
         attn_soft_cap=first("attn_logit_softcapping"),
         final_soft_cap=first("final_logit_softcapping"),
         embed_scale=sqrt(hidden) if theirs.model_type.startswith("gemma") else 1.0,
+        logit_scale=first("logit_scale", default=1.0),
         position_offset=2 if theirs.model_type == "opt" else 0,
     )
+
+
+INTERLEAVED = ("cohere", "cohere2", "ernie4_5", "glm", "glm4", "helium")
+PARALLEL = ("cohere", "cohere2", "gptj", "phi")
+
+
+def is_parallel(theirs: Any) -> bool:
+    """Whether transformers' blocks of this configuration are parallel."""
+    if theirs.model_type == "falcon":
+        return bool(theirs.new_decoder_architecture or theirs.parallel_attn)
+    return theirs.model_type in PARALLEL or getattr(theirs, "use_parallel_residual", False)
+
+
+def their_kv_heads(theirs: Any) -> int:
+    """Key and value heads of transformers' model of this configuration."""
+    if theirs.model_type == "falcon":
+        grouped = theirs.new_decoder_architecture or not theirs.multi_query
+        return theirs.num_kv_heads if grouped else 1
+    return getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
 
 
 def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
@@ -556,12 +578,16 @@ def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
     for kind in types:
         window = theirs.sliding_window if kind == "sliding_attention" else None
         rope = dict(getattr(theirs, "rope_parameters", None) or {})
+        if theirs.model_type == "gptj":
+            yield BlockKind(window, Rope(1e4, theirs.rotary_dim, interleaved=True))
+            continue
         if not rope:
             yield BlockKind(window, None)
             continue
         rope = {key: value for key, value in rope.get(kind, rope).items() if key != "type"}
         theta, part = rope.pop("rope_theta"), rope.pop("partial_rotary_factor", 1.0)
         name = rope.pop("rope_type", "default")
+        rope["interleaved"] = theirs.model_type in INTERLEAVED
         yield BlockKind(window, Rope(theta, int(head_dim * part), name, **rope))
 
 

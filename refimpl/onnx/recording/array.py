@@ -87,10 +87,11 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
                 slice(start=start, stop=stop, step=None as step),
             ):
                 axis = 1
+            case (slice(start=None, stop=None, step=None), int(index)):
+                return self.graph.add("Gather", self, index, axis=1)
             case _:
-                raise TypeError(
-                    f"only [..., start:stop:step], [start:stop], [:, start:stop], not [{key}]"
-                )
+                ways = "[..., start:stop:step], [start:stop], [:, start:stop], [:, i]"
+                raise TypeError(f"only {ways}, not [{key}]")
         last = np.iinfo(np.int64).max if stop is None else stop
         steps = [] if step is None else [[step]]
         return self.graph.add("Slice", self, [start or 0], [last], [axis], *steps)
