@@ -90,14 +90,8 @@ def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels
         return x
     gain = weights.get(f"{role}.weight", 1.0)
     if config.norm == "rms":
-<<<<<<< HEAD
         return kernels.rms_norm(x, gain, config.norm_eps)
     return ops.layer_norm(x, gain, weights.get(f"{role}.bias", 0.0), config.norm_eps)
-=======
-        return kernels.rms_norm(x, weights[f"{role}.weight"], config.norm_eps)
-    bias = weights.get(f"{role}.bias", 0.0)
-    return ops.layer_norm(x, weights[f"{role}.weight"], bias, config.norm_eps)
->>>>>>> be74a6b (Published configurations of parallel and interleaved families, their refusals, and the pages)
 
 
 def project(x: Array, weights: Weights, name: str) -> Array:

@@ -53,22 +53,13 @@ def rms_norm(x: Array, weight: Array | float, eps: float) -> Array:
     return x / np.sqrt(mean_square + eps) * weight
 
 
-<<<<<<< HEAD
 def layer_norm(x: Array, weight: Array | float, bias: Array | float, eps: float) -> Array:
-=======
-def layer_norm(x: Array, weight: Array, bias: Array | float, eps: float) -> Array:
->>>>>>> be74a6b (Published configurations of parallel and interleaved families, their refusals, and the pages)
     """Centre and scale each token: ``w * (x - mean) / sqrt(var + eps) + b``.
 
     Args:
         x: Input, [..., D].
-<<<<<<< HEAD
         weight: Gain, [D], or one number.
         bias: Offset, [D], or one number.
-=======
-        weight: Gain, [D].
-        bias: Offset, [D], or 0.
->>>>>>> be74a6b (Published configurations of parallel and interleaved families, their refusals, and the pages)
         eps: Added to the (population) variance.
 
     Returns:
