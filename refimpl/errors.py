@@ -1,6 +1,18 @@
 """The one error a user sees: what was wrong, what was expected, what to do next."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
+
+# Controls, line separators, marks that change the direction of a text, and lone surrogates.
+_CONTROLS = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: object) -> str:
+    """A foreign text on one line: what could move a cursor or forge a line is escaped."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 class RefimplError(ValueError):
@@ -10,16 +22,23 @@ class RefimplError(ValueError):
         problem: What was wrong, naming the thing (file, tensor, option, number).
         expected: What would have been right.
         remedy: What to do next, as an instruction.
+        details: The single problems, if there may be several; a line each, under the problem.
     """
 
-    def __init__(self, problem: str, expected: str = "", remedy: str = "") -> None:
-        self.problem, self.expected, self.remedy = problem, expected, remedy
-        lines = [problem]
-        if expected:
-            lines.append(f"expected: {expected}")
-        if remedy:
-            lines.append(f"next: {remedy}")
-        super().__init__("\n".join(lines))
+    def __init__(
+        self, problem: str, expected: str = "", remedy: str = "", details: Sequence[str] = ()
+    ) -> None:
+        super().__init__(problem, expected, remedy, details)
+        self.problem = "\n  ".join(map(printable, (problem, *details)))
+        self.expected, self.remedy = printable(expected), printable(remedy)
+
+    def __str__(self) -> str:
+        lines = [self.problem]
+        if self.expected:
+            lines.append(f"expected: {self.expected}")
+        if self.remedy:
+            lines.append(f"next: {self.remedy}")
+        return "\n".join(lines)
 
 
 def unreadable(path: Path | str, error: OSError, expected: str) -> RefimplError:

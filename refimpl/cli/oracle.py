@@ -10,6 +10,7 @@ from refimpl.cli import options as opt
 from refimpl.cli.groups import NOISE, PERTURBATION, SOURCE, Source
 from refimpl.cli.options import FieldOption, OptionGroup
 from refimpl.cli.terminal import deliver
+from refimpl.errors import printable
 from refimpl.loading.checkpoint import read_model
 from refimpl.oracle.steps import Recipe
 from refimpl.storage.files import write_text
@@ -57,7 +58,8 @@ def make(
     opened = read_model(model, config, download=download)
     tokens = model_tokens(opened, **vars(source))
     case = make_case(opened, tokens, recipe, output)
-    print(f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}")
+    text = f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}"
+    print(printable(text))
 
 
 def check_command(

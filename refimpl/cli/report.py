@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from refimpl.cli import options as opt
+from refimpl.errors import printable
 from refimpl.storage.files import checked_output, write_text
 
 
@@ -43,6 +44,6 @@ def command(
     if figures is not None:
         checked_output(figures, {"-o": output})
         count = write_figures(figures, list(sections(inputs, len(text))))
-        print(f"written: {figures} ({count} files)", flush=True)
+        print(printable(f"written: {figures} ({count} files)"), flush=True)
     write_text(output, text)
-    print(f"written: {output} ({len(text.encode()):,} bytes)", flush=True)
+    print(printable(f"written: {output} ({len(text.encode()):,} bytes)"), flush=True)

@@ -162,10 +162,10 @@ class Keys:
         ]
         if problems := list(dict.fromkeys(self.problems + unread)):
             raise RefimplError(
-                f"{source} does not describe a model that refimpl can compute exactly:\n  "
-                + "\n  ".join(problems),
+                f"{source} does not describe a model that refimpl can compute exactly:",
                 f"the keys and values of transformers' {self.family.model_type} configuration",
                 "correct the values; remove a key only if no number of the model depends on it",
+                problems,
             )
 
     def _expected(self, key: str, wanted: str, value: Any) -> None:

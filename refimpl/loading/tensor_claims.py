@@ -101,9 +101,10 @@ def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dic
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RefimplError(
-            f"{path}: {count} between its tensors and config.json:\n  " + "\n  ".join(problems),
+            f"{path}: {count} between its tensors and config.json:",
             f"the tensors of a {hub.family.model_type} model of {hub.config.num_blocks} blocks",
             "check that config.json belongs to this file; a new kind of tensor needs a new family",
+            problems,
         )
     return {n: Weight(tensors[r.tensor], r.layout, r.offset) for n, r in role_of.items()}
 

@@ -109,8 +109,9 @@ def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
     ]
     if problems:
         raise RefimplError(
-            f"{index} does not match its shards:\n  " + "\n  ".join(problems),
+            f"{index} does not match its shards:",
             "every tensor in the file that the index names, and no other tensor",
             "download the index and its shards again",
+            problems,
         )
     return files

@@ -25,7 +25,7 @@ from refimpl.report.lines import lines_figure
 from refimpl.report.quality import quality_figures
 from refimpl.report.results import prunings_table, results_figures, results_table
 from refimpl.running.memory import MIB
-from refimpl.show.header import counted
+from refimpl.show.header import counted, joined
 from refimpl.version import __version__
 
 # Fields of a file, and starts of names in them, that are no facts of how it was made.
@@ -67,7 +67,7 @@ def _page(inputs: ReportInputs, etas: int) -> str:
         f"{grid_html(x.figures, x.css) if x.figures else ''}{x.html}\n</section>"
         for x in parts
     )
-    return f"""<!doctype html>
+    page = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -98,8 +98,8 @@ This page loads nothing from elsewhere.</p></footer>
 <script>
 {head.joinpath("page.js").read_text("utf-8")}</script>
 </body>
-</html>
-"""
+</html>"""
+    return joined(page.split("\n"))
 
 
 def _lead(scored: ScoresInput) -> str:

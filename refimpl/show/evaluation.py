@@ -4,7 +4,7 @@ from math import isnan
 
 from refimpl.evaluation.choices import Questions
 from refimpl.evaluation.evaluate import Evaluation
-from refimpl.show.header import counted, model_facts, run_facts, wrapped
+from refimpl.show.header import counted, joined, model_facts, run_facts, wrapped
 from refimpl.show.table import aligned
 from refimpl.tokens import Windows
 
@@ -20,7 +20,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
             "over": [over for *_, over in rows],
         }
     )
-    return "\n".join([*_header(evaluation), "", *table, *_footer(evaluation)]) + "\n"
+    return joined([*_header(evaluation), "", *table, *_footer(evaluation)])
 
 
 def _rows(evaluation: Evaluation) -> list[tuple[str, float, float, str, str]]:

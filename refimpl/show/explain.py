@@ -10,7 +10,7 @@ import numpy as np
 from refimpl.explanation.document import full_name
 from refimpl.explanation.explain import Explanation
 from refimpl.explanation.step import Figure, Step
-from refimpl.show.header import WIDTH, model_facts, wrapped
+from refimpl.show.header import WIDTH, joined, model_facts, wrapped
 
 SHOWN_NUMBERS = 6  # numbers of an array
 IN = " " * 4
@@ -30,7 +30,7 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
         lines += ["", *_step(f"{place}/{explanation.num_steps}", step, figures)]
         if source:
             lines += _code(step, shown)
-    return "\n".join(lines) + "\n"
+    return joined(lines)
 
 
 def _step(place: str, step: Step, figures: tuple[Figure, ...]) -> list[str]:

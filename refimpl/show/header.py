@@ -1,10 +1,11 @@
 """The header of a table: labels with their facts; and what was measured, on what, and how."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
+from refimpl.errors import printable
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
 from refimpl.running.memory import MIB
 from refimpl.running.provenance import Run, TokenFacts
@@ -17,11 +18,16 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
+def joined(lines: Iterable[str]) -> str:
+    """The text of some lines; what is foreign in a line cannot make another one."""
+    return "\n".join(map(printable, lines)) + "\n"
+
+
 def wrapped(facts: Mapping[str, Sequence[str]]) -> list[str]:
     """Labels and their facts on lines of at most `WIDTH` columns, broken between facts."""
     lines = []
     for label, texts in facts.items():
-        glued = ", ".join(text.replace(" ", "\N{NO-BREAK SPACE}") for text in texts)
+        glued = ", ".join(printable(text).replace(" ", "\N{NO-BREAK SPACE}") for text in texts)
         broken = wrap(glued, WIDTH - LABEL, break_long_words=False, break_on_hyphens=False)
         for i, line in enumerate(broken):
             text = line.replace("\N{NO-BREAK SPACE}", " ")

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from refimpl.oracle.check import Report
 from refimpl.oracle.judging.measures import StepResult
-from refimpl.show.header import counted, wrapped
+from refimpl.show.header import counted, joined, wrapped
 from refimpl.show.table import aligned
 from refimpl.version import SPEC, __version__
 
@@ -41,7 +41,7 @@ def report_table(report: Report, candidate: str) -> str:
         "own": [_number(step.own) for step in worst],
     }
     table = [line.rstrip() for line in aligned(columns)]
-    return "\n".join([*wrapped(facts), "", *table, "", *_verdict(report, candidate)]) + "\n"
+    return joined([*wrapped(facts), "", *table, "", *_verdict(report, candidate)])
 
 
 def report_document(report: Report, candidate: str) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def report_xml(report: Report) -> str:
         elif step.status != "pass":
             ElementTree.SubElement(case, "skipped", message=step.fault)
     ElementTree.indent(suite)
-    return ElementTree.tostring(suite, "unicode", xml_declaration=True) + "\n"
+    return joined(ElementTree.tostring(suite, "unicode", xml_declaration=True).split("\n"))
 
 
 def stage_of(step: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.prune import Pruning
 from refimpl.running.memory import MIB
-from refimpl.show.header import LABEL, model_facts, run_facts, token_facts, wrapped
+from refimpl.show.header import LABEL, joined, model_facts, run_facts, token_facts, wrapped
 from refimpl.show.table import aligned
 
 
@@ -31,7 +31,7 @@ def pruning_table(pruned: Pruning, out: Path) -> str:
         "the block and of each linear.",
         f"written: {out}",
     ]
-    return "\n".join([*wrapped(_facts(pruned)), "", *aligned(columns), "", *notes]) + "\n"
+    return joined([*wrapped(_facts(pruned)), "", *aligned(columns), "", *notes])
 
 
 def _facts(pruned: Pruning) -> dict[str, list[str]]:
@@ -81,7 +81,7 @@ def inspection_table(inspection: Inspection) -> str:
     }
     total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
     last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
-    return "\n".join([*_header(inspection), "", *aligned(columns), "", last]) + "\n"
+    return joined([*_header(inspection), "", *aligned(columns), "", last])
 
 
 def _header(inspection: Inspection) -> list[str]:

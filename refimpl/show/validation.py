@@ -7,7 +7,7 @@ from typing import Any
 from refimpl.comparison.agreement import Agreement
 from refimpl.onnx.validate import Comparison, Validation
 from refimpl.onnx.zero_weights import Zeros
-from refimpl.show.header import counted, model_facts, wrapped
+from refimpl.show.header import counted, joined, model_facts, wrapped
 from refimpl.show.table import aligned
 
 VALIDATION_FORMAT = 1  # of `validate --json`
@@ -18,7 +18,7 @@ def validation_table(validation: Validation) -> str:
     """The worst error of each trace point in every dtype, those of the experiment, the verdict."""
     rows = [line.rstrip() for line in aligned(_columns(validation))]
     lines = [*_header(validation), "", *rows, "", *_verdict(validation), *validation.notes]
-    return "\n".join(lines) + "\n"
+    return joined(lines)
 
 
 def validation_document(validation: Validation) -> dict[str, Any]:
