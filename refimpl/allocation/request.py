@@ -1,7 +1,6 @@
 """What an allocation is asked for: base, its options, sparsity, correction."""
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -11,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.loading.file_reading import parsed_json, read_file
 from refimpl.method.allocation import Compat
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
 from refimpl.model.config import Linears, linear_sizes
@@ -151,8 +151,8 @@ def read_custom(path: Path, linears: Linears) -> Array:
     blocks = [f"blocks.{i}" for i in range(len(linears))]
     units = [f"{at}.{name}" for at, names in zip(blocks, linears, strict=True) for name in names]
     try:
-        text = path.read_text("utf-8")
-        content = _csv_content(text) if path.suffix.lower() == ".csv" else json.loads(text)
+        text = read_file(path).decode("utf-8")
+        content = _csv_content(text) if path.suffix.lower() == ".csv" else parsed_json(text)
         if isinstance(content, Mapping):
             names = min((blocks, units), key=lambda names: len(content.keys() ^ set(names)))
             if odd := sorted(content.keys() ^ set(names))[:3]:

@@ -1,6 +1,5 @@
 """`scores.json`: tables of its fields, from which the document is written and read back."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
@@ -16,6 +15,7 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.request import TOO_MUCH
 from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals, StoredAllocation
 from refimpl.errors import RefimplError, unreadable
+from refimpl.loading.file_reading import parsed_json, read_file
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Linears
 from refimpl.model.ops import Array
@@ -200,7 +200,7 @@ def _json(value: Any) -> Any:
 def read_scores(path: Path) -> Scores:
     """Read scores back from the file that `refimpl score -o` wrote."""
     with whole_scores(path):
-        return scores_of(parsed(path.read_bytes()))
+        return scores_of(parsed(read_file(path)))
 
 
 @contextmanager
@@ -221,18 +221,7 @@ def whole_scores(path: Path) -> Iterator[None]:
 
 def parsed(content: bytes, limit: float = inf) -> Json:
     """Parse a JSON document of this format; every number in it is smaller than a limit."""
-
-    def number(text: str) -> float:
-        if not abs(value := float(text)) < limit:
-            raise ValueError(f"the number {text}")
-        return value
-
-    document = json.loads(
-        content.decode("utf-8"),
-        parse_float=number,
-        parse_constant=number,
-        parse_int=lambda digits: int(digits) if number(digits) else 0,
-    )
+    document = parsed_json(content.decode("utf-8"), limit)
     if not isinstance(document, dict):
         raise TypeError("not an object")
     if document.get("format") != FORMAT:

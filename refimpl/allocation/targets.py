@@ -19,6 +19,7 @@ from refimpl.allocation.scores_json import (
     whole_scores,
 )
 from refimpl.errors import RefimplError
+from refimpl.loading.file_reading import read_file
 from refimpl.method.allocation import Compat
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
@@ -110,7 +111,7 @@ def targets_for(target: Allocation | Pattern | Targets, linears: Linears) -> Tar
 def read_targets(path: Path, linears: Linears) -> Targets:
     """Targets from a file of `refimpl allocate -o` or `score -o`; of a sweep, at the first eta."""
     with whole_scores(path):
-        document = parsed(path.read_bytes())
+        document = parsed(read_file(path))
         rows = document["blocks"]
         shapes = [{x["name"]: tuple(x["shape"]) for x in row["linears"]} for row in rows]
         if shapes != [dict(block) for block in linears]:

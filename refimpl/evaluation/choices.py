@@ -1,5 +1,6 @@
 """Multiple choice: questions from a file, and the accuracy on them."""
 
+import re
 from dataclasses import dataclass
 from hashlib import sha256
 from math import nan, sqrt
@@ -10,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import json_value, reading
+from refimpl.loading.file_reading import json_value, read_lines, reading
 from refimpl.model.ops import Array
 
 FORM = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
+BOM = b"\xef\xbb\xbf"
+HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which no encoding has
 DELIMITER = " "  # between question and choice
 
 
@@ -98,8 +101,7 @@ def read_questions(path: str | Path, count: int | None = None) -> Questions:
     """
     path = Path(path)
     with reading(path):
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+        numbered = [(n, line.removeprefix(BOM)) for n, line in read_lines(path)]
     if not numbered or not 1 <= (len(numbered) if count is None else count) <= len(numbered):
         raise RefimplError(
             f"{path} holds {len(numbered)} questions, and {count or 'all'} are asked for",
@@ -125,6 +127,8 @@ def _question(line: bytes, where: str) -> Question:
         problem = f"choices {choices!r:.40}, not a list of two or more texts"
     elif type(answer) is not int or not 0 <= answer < len(choices):
         problem = f"answer {answer!r:.40}, not the index of one of its {len(choices)} choices"
+    elif HALVES.search(question + "".join(choices)):
+        problem = "half a character (a lone surrogate such as \\ud800)"
     else:
         return Question(question, tuple(choices), answer, where)
     raise RefimplError(f"{where}: {problem}", f"{FORM} on each line", "correct the line")

@@ -6,7 +6,7 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import read_config
-from refimpl.loading.file_reading import json_object, reading
+from refimpl.loading.file_reading import json_object, read_file, reading
 from refimpl.loading.hub import local_files
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.loading.tensor_claims import claim
@@ -58,7 +58,7 @@ def _config_file(
     file = option or (path if path.is_dir() else path.parent) / "config.json"
     with reading(file, _EXPECTED):
         try:
-            return json_object(file.read_bytes(), str(file), _EXPECTED), str(file), file
+            return json_object(read_file(file), str(file), _EXPECTED), str(file), file
         except FileNotFoundError:
             texts = [f.metadata["config.json"] for f in files if "config.json" in f.metadata]
     if option is not None or not texts:

@@ -2,14 +2,18 @@
 
 import json
 import mmap
-import struct
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from refimpl.errors import RefimplError, unreadable
+from refimpl.loading.file_reading import DOCUMENT, require_file
 from refimpl.model.weight import MappedFile, StoredTensor
+
+METADATA = "__metadata__"
 
 
 class SafetensorsFile(MappedFile):
@@ -21,11 +25,16 @@ class SafetensorsFile(MappedFile):
 
     def __init__(self, path: Path) -> None:
         try:
+            require_file(path)  # before the library, which would wait for a pipe
             with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if length > DOCUMENT:
+                    raise ValueError(f"a header of {length:,} bytes")
                 with safe_open(path, framework="np"):
                     pass
-                (length,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(length))
+                if large := [n for n, x in header.items() if n != METADATA and _overflows(x)]:
+                    raise ValueError(f"{large[0]}: the shape {header[large[0]]['shape']}")
                 super().__init__(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except OSError as error:
             raise unreadable(path, error, "a readable safetensors file") from error
@@ -35,7 +44,7 @@ class SafetensorsFile(MappedFile):
                 "a file written by safetensors, with a valid header, offsets and length",
                 "download or save the file again, and compare its size with the source",
             ) from error
-        self.metadata: Mapping[str, str] = header.pop("__metadata__", None) or {}
+        self.metadata: Mapping[str, str] = header.pop(METADATA, None) or {}
         self.tensors = {
             name: StoredTensor(
                 self,
@@ -46,3 +55,8 @@ class SafetensorsFile(MappedFile):
             )
             for name, entry in header.items()
         }
+
+
+def _overflows(entry: Mapping[str, Any]) -> bool:
+    """Whether NumPy cannot have an array of this shape, though it may be empty."""
+    return prod(size or 1 for size in entry["shape"]) >= 1 << 60

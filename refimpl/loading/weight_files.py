@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import json_object, reading
+from refimpl.loading.file_reading import json_object, read_file, reading
 from refimpl.loading.refused_formats import CONVERSIONS, conversion, refusal
 from refimpl.loading.safetensors_file import SafetensorsFile
 
@@ -61,7 +61,7 @@ def _file_of(folder: Path) -> Path:
 
 def shard_of_tensor(index: Path) -> dict[str, str]:
     """The `weight_map` of an index: tensor to the name of its shard."""
-    shard_of = json_object(index.read_bytes(), str(index), _INDEX).get("weight_map")
+    shard_of = json_object(read_file(index), str(index), _INDEX).get("weight_map")
     if (
         not isinstance(shard_of, dict)
         or not shard_of

@@ -1,17 +1,45 @@
-"""What a candidate hands over, as arrays."""
+"""Arrays by name: of a candidate or a case, from memory or from a file."""
 
 from collections.abc import Mapping
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from refimpl.errors import RefimplError
+from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
+from refimpl.model.weight import DTYPES
+
+CANDIDATE_DTYPES = {  # safetensors' names
+    **DTYPES,
+    **{f"{x.upper()}{8 * n}": np.dtype(f"<{x}{n}") for x in "iu" for n in (1, 2, 4, 8)},
+    "BOOL": np.dtype(np.bool_),
+}
 
 
 def arrays_of(actual: Mapping[str, Any]) -> dict[str, Array]:
     """Arrays, or torch tensors from any device, as arrays by name; torch is not imported."""
     return {name: _array(value) for name, value in actual.items()}
+
+
+def stored_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of a safetensors file, mapped; other dtypes than those compared are refused."""
+    file = SafetensorsFile(path)
+    if other := [name for name, x in file.tensors.items() if x.dtype not in CANDIDATE_DTYPES]:
+        raise RefimplError(
+            f"{path}: tensor {other[0]} has dtype {file.tensors[other[0]].dtype}",
+            ", ".join(CANDIDATE_DTYPES),
+            "write the tensor in the dtype of its computation",
+        )
+    return {
+        name: np.frombuffer(
+            file.content, CANDIDATE_DTYPES[x.dtype], prod(x.shape), x.offset
+        ).reshape(x.shape)
+        for name, x in file.tensors.items()
+    }
 
 
 def _array(value: Any) -> Array:

@@ -4,19 +4,20 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.oracle.candidate_arrays import stored_arrays
+from refimpl.oracle.case_facts import FACTS, NEXT, case_facts
 from refimpl.oracle.judging.measures import measure_of
 from refimpl.oracle.margins import steps_and_margins
 from refimpl.oracle.peer import peer_steps
@@ -26,9 +27,8 @@ from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
 
 SCHEMA = 1  # of case.json
-FACTS, INPUTS, EXPECTED = "case.json", "inputs.safetensors", "expected.safetensors"
+INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"
 PEER, MARGINS = "peer.safetensors", "margins.safetensors"
-NEXT = "make the case again with refimpl case make"
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,39 +137,39 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
         ('llama', 4, 'embed')
     """
     folder = Path(folder)
-    try:
-        facts = json.loads((folder / FACTS).read_text("utf-8"))
-        if (facts["schema"], facts["spec"]) != (SCHEMA, SPEC):
-            raise RefimplError(
-                f"{folder} has schema {facts['schema']} and spec {facts['spec']}",
-                f"schema {SCHEMA} and spec {SPEC}, those of refimpl {__version__}",
-                f"use the refimpl that made the case, or {NEXT}",
-            )
-        names = {field.name for field in fields(Recipe)}
-        recipe: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in facts["recipe"].items()
-        }
-        if recipe.keys() != names:
-            raise ValueError(f"the recipe has the keys {sorted(recipe)}")
-        inputs, arrays, peer, margins = (
-            load_file(folder / name) for name in (INPUTS, EXPECTED, PEER, MARGINS)
-        )
-        expected = {step["name"]: arrays[step["name"]] for step in facts["steps"]}
-        model_path = folder / facts["model"]
-        is_id = "@" in facts["model"] and not model_path.exists()
-        model = read_model(facts["model"] if is_id else model_path, download=download)
-        hashes = _hashes(model, inputs)
-        name = folder.resolve().name
-        case = Case(folder, name, model, Recipe(**recipe), inputs, expected, peer, margins)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if isinstance(error, RefimplError):
-            raise
+    facts = case_facts(folder)
+    if (facts["schema"], facts["spec"]) != (SCHEMA, SPEC):
         raise RefimplError(
-            f"{folder} is not a case ({type(error).__name__}: {error})",
-            f"a folder with {FACTS}, {INPUTS}, {EXPECTED}, {PEER} and {MARGINS}",
-            f"check the path, or {NEXT}",
-        ) from error
+            f"{folder} has schema {facts['schema']} and spec {facts['spec']}",
+            f"schema {SCHEMA} and spec {SPEC}, those of refimpl {__version__}",
+            f"use the refimpl that made the case, or {NEXT}",
+        )
+    recipe: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in facts["recipe"].items()
+    }
+    inputs, arrays, peer, margins = (
+        stored_arrays(folder / name) for name in (INPUTS, EXPECTED, PEER, MARGINS)
+    )
+    wrong = [
+        step["name"]
+        for step in facts["steps"]
+        if step["name"] not in arrays or not _described(arrays[step["name"]], step)
+    ]
+    if wrong or inputs.keys() != {"token_ids", "noise"}:
+        raise RefimplError(
+            f"{folder} is not a whole case (steps {wrong[:3]}, inputs {sorted(inputs)})",
+            f"the steps of {FACTS} in {EXPECTED}, token_ids and noise in {INPUTS}",
+            NEXT,
+        )
+    expected = {step["name"]: arrays[step["name"]] for step in facts["steps"]}
+    model_path = folder / facts["model"]
+    is_id = "@" in facts["model"] and not model_path.exists()
+    model = read_model(facts["model"] if is_id else model_path, download=download)
+    hashes = _hashes(model, inputs)
+    case = Case(
+        folder, folder.resolve().name, model, Recipe(**recipe), inputs, expected, peer, margins
+    )
     if other := [name for name, value in hashes.items() if facts["sha256"].get(name) != value]:
         raise RefimplError(
             f"{folder}: {', '.join(other)} changed since the case was made",
@@ -177,6 +177,11 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
             f"restore them, or {NEXT}",
         )
     return case
+
+
+def _described(array: Array, step: Mapping[str, Any]) -> bool:
+    """Whether an array has the shape and dtype that `case.json` gives its step."""
+    return (list(array.shape), array.dtype.name) == (step["shape"], step["dtype"])
 
 
 def _text(facts: Mapping[str, Any]) -> str:

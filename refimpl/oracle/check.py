@@ -4,17 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from refimpl.errors import RefimplError
-from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES
-from refimpl.oracle.candidate_arrays import arrays_of
+from refimpl.oracle.candidate_arrays import arrays_of, stored_arrays
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.measures import StepResult, step_result
 from refimpl.oracle.judging.tolerance import dtype_of
@@ -25,11 +20,6 @@ from refimpl.oracle.step_tolerances import step_tolerances
 
 Verdict = Literal["pass", "divergent", "inconclusive"]
 EXIT: Mapping[Verdict, int] = {"pass": 0, "divergent": 1, "inconclusive": 3}
-CANDIDATE_DTYPES = {  # safetensors' names
-    **DTYPES,
-    **{f"{x.upper()}{8 * n}": np.dtype(f"<{x}{n}") for x in "iu" for n in (1, 2, 4, 8)},
-    "BOOL": np.dtype(np.bool_),
-}
 
 
 @dataclass(frozen=True)
@@ -84,6 +74,7 @@ def check(
         RefimplError: No step asked for, or a dtype that is not compared.
 
     Example:
+        >>> import numpy as np
         >>> from refimpl.oracle.case import read_case
         >>> case = read_case("fixtures/cases/llama")
         >>> actual = {name: value.astype(np.float32) for name, value in case.expected.items()
@@ -137,16 +128,4 @@ def read_candidate(path: str | Path) -> dict[str, Array]:
     Raises:
         RefimplError: No safetensors file, or a dtype that is not compared.
     """
-    file = SafetensorsFile(Path(path))
-    if other := [name for name, x in file.tensors.items() if x.dtype not in CANDIDATE_DTYPES]:
-        raise RefimplError(
-            f"{path}: tensor {other[0]} has dtype {file.tensors[other[0]].dtype}",
-            ", ".join(CANDIDATE_DTYPES),
-            "write the tensor in the dtype of its computation",
-        )
-    return {
-        name: np.frombuffer(
-            file.content, CANDIDATE_DTYPES[x.dtype], prod(x.shape), x.offset
-        ).reshape(x.shape)
-        for name, x in file.tensors.items()
-    }
+    return stored_arrays(Path(path))

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import json_object, reading
+from refimpl.loading.file_reading import json_object, read_file, reading
+from refimpl.loading.json_schema import require
 from refimpl.model.layout import cut
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight
 from refimpl.pruners.pattern import pattern_of
+from refimpl.pruning.record_schema import RECORD_SCHEMA
 from refimpl.storage.target_checks import RECORD
 
 EXPECTED = "the record that refimpl prune wrote"
@@ -166,9 +168,20 @@ def _zeros(weight: Weight) -> LinearZeros:
 
 def read_record(model: Model) -> Mapping[str, Any] | None:
     """What the `pruning.json` beside a model holds; None without one."""
-    record = model.folder / RECORD
-    with reading(record, EXPECTED):
-        return json_object(record.read_bytes(), str(record), EXPECTED) if record.exists() else None
+    path = model.folder / RECORD
+    with reading(path, EXPECTED):
+        if not path.exists():
+            return None
+        record = json_object(read_file(path), str(path), EXPECTED)
+    try:
+        require(record, RECORD_SCHEMA)
+    except ValueError as error:
+        raise RefimplError(
+            f"{path} is not a record of a pruning ({error})",
+            EXPECTED,
+            "prune the model again, or remove this file",
+        ) from error
+    return record
 
 
 def pruning_facts(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,12 +227,11 @@ def _requested(model: Model) -> Requested | None:
     if (record := read_record(model)) is None:
         return None
     method, pattern = record.get("method"), record.get("pattern")
-    sparsity: Any = record.get("requested_sparsity")
-    number = type(sparsity) in (int, float) and 0 <= sparsity <= 1
-    if not isinstance(method, str) or not (number or isinstance(pattern, str)):
+    sparsity = record.get("requested_sparsity")
+    if method is None or (sparsity is None and pattern is None):
         raise RefimplError(
             f"{model.folder / RECORD}: names no method, or neither a sparsity nor a pattern",
             EXPECTED,
             "prune the model again, or remove this file",
         )
-    return Requested(method, float(sparsity) if number else None, pattern)
+    return Requested(method, None if sparsity is None else float(sparsity), pattern)

@@ -21,14 +21,15 @@ from refimpl.allocation.scores_json import (
     whole_scores,
 )
 from refimpl.errors import RefimplError, unreadable
+from refimpl.loading.file_reading import read_file
+from refimpl.loading.json_schema import require
 from refimpl.model.ops import Array
 from refimpl.pruning.inspection import pruning_facts, pruning_name
+from refimpl.pruning.record_schema import COUNTS, WHOLE_RECORD
 from refimpl.report.scales import MOST
+from refimpl.report.schemas import EVALUATION, QUESTIONS, TEXT
 from refimpl.storage.target_checks import RECORD
 
-TEXT = ("perplexity", "nats_per_token", "bits_per_byte")
-QUESTIONS = ("acc", "acc_norm")
-COUNTS = ("weights", "requested", "pruned", "kept_zeros", "zeros")
 KINDS = "a file that refimpl score, allocate, prune or eval wrote"
 
 
@@ -144,7 +145,7 @@ def _read(path: Path) -> ScoresInput | PruningInput | EvaluationInput:
     """One file, of the kind that its fields tell; a folder stands for its `pruning.json`."""
     path = path / RECORD if path.is_dir() else path
     try:
-        content = path.read_bytes()
+        content = read_file(path)
         file = SourceFile(path, sha256(content).hexdigest(), parsed(content, MOST))
         keys = file.document.keys()
         if {"perturbation", "signal_options"} <= keys:
@@ -176,28 +177,23 @@ def _scores_input(file: SourceFile) -> ScoresInput:
 
 def _pruning_input(file: SourceFile) -> PruningInput:
     document = file.document
-    _check_texts(document, "model", "family", "method")
+    require(document, WHOLE_RECORD)
     blocks = [{x["name"]: x for x in block["linears"]} for block in document["blocks"]]
     linears = tuple(blocks[0])
 
     def numbers(key: str) -> Array:
-        array = np.array([[block[name][key] for name in linears] for block in blocks], np.float64)
-        if array.ndim != 2 or not array.size or np.isnan(array).any():
-            raise ValueError(f"{key}: expected a number per block and linear")
-        return array
+        return np.array([[block[name][key] for name in linears] for block in blocks], np.float64)
 
-    counts = {key: numbers(key) for key in COUNTS}
-    if any(tuple(block) != linears for block in blocks) or (counts["weights"] <= 0).any():
+    if any(tuple(block) != linears for block in blocks):
         raise ValueError("linears that are not the same in every block")
+    counts = {key: numbers(key) for key in COUNTS}
     name = pruning_name(pruning_facts(document))
     return PruningInput(file, name, linears, numbers("sparsity"), counts)
 
 
 def _evaluation_input(file: SourceFile) -> EvaluationInput:
     document = file.document
-    _check_texts(document, "model", "family")
-    if not isinstance(document["num_blocks"], int):
-        raise TypeError(f"num_blocks {document['num_blocks']!r}")
+    require(document, EVALUATION)
 
     def number(value: Any) -> float:
         return nan if value is None else float(value)
@@ -214,10 +210,10 @@ def _evaluation_input(file: SourceFile) -> EvaluationInput:
     }
     return EvaluationInput(
         file,
-        str(document["model"]) if pruning is None else pruning_name(pruning),
+        document["model"] if pruning is None else pruning_name(pruning),
         pruning,
-        None if text is None else (str(text["source"]), str(text["sha256"])),
-        None if questions is None else (str(questions["source"]), str(questions["ids_sha256"])),
+        None if text is None else (text["source"], text["sha256"]),
+        None if questions is None else (questions["source"], questions["ids_sha256"]),
         measures,
     )
 

@@ -14,6 +14,7 @@ from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import BASES, Request
 from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals
 from refimpl.errors import RefimplError
+from refimpl.loading.file_reading import read_file
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
@@ -153,7 +154,7 @@ def _identity(
             request.sparsity,
             request.lo,
             request.hi,
-            custom and sha256(custom.read_bytes()).hexdigest(),
+            custom and sha256(read_file(custom)).hexdigest(),
         ]
     return identity(model) | {
         "command": "score",

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import json_value, reading
+from refimpl.loading.file_reading import json_value, read_lines, reading, require_file
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
 
 _ROW = 'a JSON list of 64-bit integers, or an object with one under "input_ids" or "tokens"'
@@ -65,6 +65,7 @@ def read_ids(path: Path) -> npt.NDArray[Any]:
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
+    require_file(path)
     try:
         ids = np.lib.format.open_memmap(path, mode="r")
     except OSError:
@@ -87,22 +88,19 @@ def _read_npy(path: Path) -> npt.NDArray[Any]:
 
 
 def _read_jsonl(path: Path) -> npt.NDArray[Any]:
-    rows: list[list[int]] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            source = f"{path} line {number}"
-            row = json_value(line, source, _ROW)
-            if isinstance(row, dict):
-                row = row.get("input_ids", row.get("tokens"))
-            if not isinstance(row, list) or any(type(i) is not int or abs(i) >= 2**63 for i in row):
-                raise RefimplError(f"{source} is not a row of token ids", _ROW, "correct the line")
-            if rows and len(row) != len(rows[0]):
-                raise RefimplError(
-                    f"{source} has {len(row)} ids, but the lines before it have {len(rows[0])}",
-                    "rows of equal length",
-                    "cut all rows to one length, or save the ids as a one-dimensional .npy",
-                )
-            rows.append(row)
+    rows: list[npt.NDArray[np.int64]] = []
+    for number, line in read_lines(path):
+        source = f"{path} line {number}"
+        row = json_value(line, source, _ROW)
+        if isinstance(row, dict):
+            row = row.get("input_ids", row.get("tokens"))
+        if not isinstance(row, list) or any(type(i) is not int for i in row):
+            raise RefimplError(f"{source} is not a row of token ids", _ROW, "correct the line")
+        if rows and len(row) != len(rows[0]):
+            raise RefimplError(
+                f"{source} has {len(row)} ids, but the lines before it have {len(rows[0])}",
+                "rows of equal length",
+                "cut all rows to one length, or save the ids as a one-dimensional .npy",
+            )
+        rows.append(np.array(row, np.int64))
     return np.array(rows, np.int64).reshape(len(rows), len(rows[0]) if rows else 0)

@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import json_object, reading
+from refimpl.loading.file_reading import MIB, json_object, read_file, reading
+
+TOKENIZER = 128 * MIB  # bytes of a tokenizer.json
 
 
 def read_tokenizer(path: Path) -> Any:
@@ -27,7 +29,7 @@ def read_tokenizer(path: Path) -> Any:
                 "the model's tokenizer.json",
                 "put it there, or pass ids with --tokens FILE.npy or FILE.jsonl",
             )
-        raw = path.read_bytes()
+        raw = read_file(path, TOKENIZER)
     try:
         tokenizer = Tokenizer.from_buffer(raw)
     except Exception as error:  # the library raises nothing more specific
@@ -102,4 +104,4 @@ def special_token(tokenizer: Any, folder: Path, role: str) -> int | None:
 def _read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file beside the tokenizer; none if it does not exist."""
     with reading(path):
-        return json_object(path.read_bytes(), str(path), "an object") if path.exists() else {}
+        return json_object(read_file(path), str(path), "an object") if path.exists() else {}

@@ -80,7 +80,7 @@ CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "torn scores": ("sweep.json", lambda d: d["blocks"].pop(), "x.json: not a whole scores.json"),
     "torn pruning": (
         "dense/pruning.json", lambda d: d["blocks"][1]["linears"][0].pop("zeros"),
-        "x.json: not a whole file of refimpl (KeyError('zeros'))",
+        "x.json: not a whole file of refimpl (blocks[1].linears[0] has no zeros)",
     ),
     "another family": (
         "dense/pruning.json", lambda d: d.update(family="opt"),
@@ -92,9 +92,11 @@ CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     ),
     "no family": (
         "dense/pruning.json", lambda d: d.pop("family"),
-        "x.json: not a whole file of refimpl (KeyError('family'))",
+        "x.json: not a whole file of refimpl (the document has no family)",
     ),
-    "blocks as text": ("eval-whole.json", lambda d: d.update(num_blocks="4"), "num_blocks '4'"),
+    "blocks as text": (
+        "eval-whole.json", lambda d: d.update(num_blocks="4"), "num_blocks is '4', expected integer"
+    ),
     "an unknown sparsity": (
         "one.json", lambda d: d["blocks"][0].update(base_sparsity=None), "or null",
     ),
