@@ -45,7 +45,7 @@ def require(value: Any, schema: Schema, root: Schema | None = None, path: str = 
     wanted = (types,) if isinstance(types, str) else types
     if wanted and not any(_TYPES[name](value) for name in wanted):
         raise ValueError(f"{place} is {value!r:.40}, expected {' or '.join(wanted)}")
-    if value is None:
+    if value is None and "null" in wanted:
         return
     for keyword, rule in _RULES.items():
         if keyword in schema and not rule(value, schema[keyword]):

@@ -1,0 +1,154 @@
+"""What is read: only files and pipes, only so much, only JSON that can be computed with."""
+
+import copy
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from program import ran, refused
+from refusals import refusal_of
+
+from refimpl.errors import RefimplError, printable
+from refimpl.loading.file_reading import DEEPEST, parsed_json, read_file, read_lines
+from refimpl.loading.json_schema import require
+from refimpl.pruning.record_schema import WHOLE_RECORD
+from refimpl.report.schemas import EVALUATION
+
+CASE = FIXTURES / "cases" / "llama" / "case.json"
+CASE_SCHEMA = json.loads(
+    (FIXTURES.parent / "refimpl" / "oracle" / "case.schema.json").read_text("utf-8")
+)
+
+
+def test_only_files_and_pipes_are_read(tmp_path: Path) -> None:
+    refusal_of(read_file, Path("/dev/zero"), says="neither a file nor a pipe")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"12345678",))
+    writer.start()
+    assert read_file(pipe, 8) == b"12345678"
+    writer.join()
+    for reader in (lambda p, n: read_file(p, n), lambda p, n: list(read_lines(p, n))):
+        writer = threading.Thread(target=pipe.write_bytes, args=(b"1234\n5678",))
+        writer.start()
+        refusal_of(reader, pipe, 8, says="is larger than")
+        writer.join()
+
+
+def test_large_files_are_refused_unread(tmp_path: Path) -> None:
+    for name, words in {
+        "config.json": ("score", tmp_path),
+        "scores.json": ("allocate", tmp_path / "scores.json"),
+        "q.jsonl": ("eval", FIXTURES / "llama", "--choices", tmp_path / "q.jsonl"),
+    }.items():
+        (tmp_path / "model.safetensors").write_bytes(
+            (FIXTURES / "llama/model.safetensors").read_bytes()
+        )
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 40)
+        assert "is larger than" in refused(*words)
+        assert "neither a file nor a pipe" in refused(*words[:-1], _linked(tmp_path / name))
+
+
+def _linked(path: Path) -> Path:
+    """The same name as a link to a device; of a model's file, the model."""
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    return path.parent if path.name == "config.json" else path
+
+
+def test_a_pipe_or_a_device_as_weights(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((FIXTURES / "llama/config.json").read_bytes())
+    assert "is not a file" in refused("score", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), "1" + "0" * 400, "NaN", "1e999"]
+)
+def test_json_that_cannot_be_computed_with(text: str) -> None:
+    with pytest.raises(ValueError, match=r"nested deeper|the number"):
+        parsed_json(text)
+
+
+def documents() -> dict[str, tuple[Any, Any]]:
+    """A whole document of each schema."""
+    linear = {"name": "q", "sparsity": 0.5, "weights": 4, "requested": 2, "pruned": 2}
+    record = {
+        "model": "m", "family": "f", "method": "wanda", "pattern": None, "total_pruned": 2,
+        "total_weights": 4, "allocation": {"base": "owl", "correct": None, "strength": 0.1},
+        "blocks": [{"linears": [linear | {"kept_zeros": 0, "zeros": 2}]}],
+    }  # fmt: skip
+    text = {"source": "t", "sha256": "0", "perplexity": None, "nats_per_token": 2.5}
+    evaluation = {"model": "m", "family": "f", "num_blocks": 4, "text": text | {"bits_per_byte": 1}}
+    return {
+        "case": (CASE_SCHEMA, json.loads(CASE.read_text("utf-8"))),
+        "record": (WHOLE_RECORD, record),
+        "evaluation": (EVALUATION, evaluation),
+    }
+
+
+@pytest.mark.parametrize("name", ["case", "record", "evaluation"])
+def test_our_validator_agrees_with_jsonschema(name: str) -> None:
+    schema, document = documents()[name]
+    require(document, schema)
+    draw, refusals = np.random.default_rng(0), 0
+    for _ in range(300):
+        changed = copy.deepcopy(document)
+        holder: Any = changed
+        while True:
+            key = (
+                list(holder)[draw.integers(len(holder))]
+                if isinstance(holder, dict)
+                else int(draw.integers(len(holder)))
+            )
+            if not isinstance(holder[key], dict | list) or not holder[key] or draw.random() < 0.2:
+                break
+            holder = holder[key]
+        odd = [None, True, -1, 0, 1.5, "", "x:y", "2:4", [], {}, [1, 1], {"a": 1}]
+        if draw.random() < 0.2:
+            del holder[key]
+        else:
+            holder[key] = odd[draw.integers(len(odd))]
+        wrong = not jsonschema.Draft202012Validator(schema).is_valid(changed)
+        refusals += wrong
+        try:
+            require(changed, schema)
+            assert not wrong, changed
+        except ValueError:
+            assert wrong, changed
+    assert refusals > 50
+
+
+def test_a_keyword_that_is_not_checked_is_an_error() -> None:
+    with pytest.raises(KeyError, match="multipleOf"):
+        require(4, {"multipleOf": 3})
+
+
+def test_what_is_foreign_is_escaped(tmp_path: Path) -> None:
+    forged = "m\x1b[2J\u202e\nerror: forged"
+    assert printable(forged) == "m\\x1b[2J\\u202e\\nerror: forged"
+    error = RefimplError(forged, "x", "y", [forged])
+    assert str(error).count("\n") == 3  # the problem, its detail, and two more lines
+    folder = tmp_path / forged
+    assert "\nerror: forged" not in refused("score", folder)
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((FIXTURES / "llama" / name).read_bytes())
+    scores = tmp_path / "scores.json"
+    for words in (
+        ("inspect", folder),
+        ("score", folder, "--samples", 1, "--seq-len", 4, "-o", scores),
+    ):
+        text = ran(*words)
+        assert "m\\x1b[2J\\u202e\\nerror: forged" in text
+        assert not set("\x1b\u202e") & set(text)
+    page = tmp_path / "page.html"
+    ran("report", scores, "-o", page)
+    assert not set("\x1b\u202e") & set(page.read_text("utf-8"))
