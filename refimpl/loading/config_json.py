@@ -9,6 +9,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.loading.families import FAMILIES, Family, Location
+from refimpl.loading.refused_families import check_family
 from refimpl.loading.refused_formats import refusal
 from refimpl.model.config import Config
 
@@ -103,6 +104,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
 def _family(entries: Mapping[str, Any], source: str) -> Family:
     """The family of a config, or the error why it has none."""
     model_type = entries.get("model_type")
+    check_family(model_type, source)
     if any(entries.get(key) for key in ("text_config", "vision_config", "audio_config")):
         problem = f"{source} describes a multimodal model ({shown(model_type)})"
         raise refusal("multimodal", problem)

@@ -18,6 +18,7 @@ from refimpl import RefimplError
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.config_keys import shown
 from refimpl.loading.families import FAMILIES
+from refimpl.loading.refused_families import REFUSED
 from refimpl.model.config import BlockKind, Config, Rope
 
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
@@ -422,6 +423,17 @@ WRONG_ROPE: dict[str, tuple[str, dict[str, Any], str]] = {
         "gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 9.0}}, "contradicts"),
     "Gemma 3's two bases": ("gemma3", {"rope_local_base_freq": 9.0}, "rope_local_base_freq: 9.0"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("around", [{}, {"text_config": {"hidden_size": 8}}])
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_family_out_of_reach_is_refused_by_name(model_type: str, around: dict[str, Any]) -> None:
+    reason, way_out = REFUSED[model_type]
+    entries = {"model_type": model_type, "quantization_config": {"bits": 4}} | around
+    error = refusal_of(read_config, entries, "config.json", says=reason, remedy=way_out)
+    assert model_type in error.problem
+    assert not REFUSED.keys() & FAMILIES.keys()
+    assert way_out.rpartition(" ")[2] in FAMILIES  # where the reader is sent
 
 
 @pytest.mark.parametrize("name", WRONG | WRONG_ROPE)

@@ -64,23 +64,15 @@ QWEN3 = replace(
 )
 
 SEED_OSS = replace(
-    LLAMA,
-    model_type="seed_oss",
-    biased=LLAMA.biased | biased("attention_out_bias", "o"),
-    defaults=LLAMA.defaults | {
-        "num_key_value_heads": 8, "head_dim": 128, "attention_bias": True,
-        "attention_out_bias": False, "max_position_embeddings": 524288,
-    },
+    LLAMA, model_type="seed_oss", biased=LLAMA.biased | biased("attention_out_bias", "o"),
+    defaults=LLAMA.defaults | {"num_key_value_heads": 8, "head_dim": 128, "attention_bias": True,
+                               "attention_out_bias": False, "max_position_embeddings": 524288},
 )  # fmt: skip
 
 INTERNLM3 = replace(
-    LLAMA,
-    model_type="internlm3",
-    aliases={"qkv_bias": "attention_bias", "bias": "mlp_bias"},
-    defaults=LLAMA.defaults | {
-        "num_key_value_heads": 2, "head_dim": 128, "norm_eps": 1e-5,
-        "max_position_embeddings": 32768,
-    },
+    LLAMA, model_type="internlm3", aliases={"qkv_bias": "attention_bias", "bias": "mlp_bias"},
+    defaults=LLAMA.defaults | {"num_key_value_heads": 2, "head_dim": 128, "norm_eps": 1e-5,
+                               "max_position_embeddings": 32768},
 )  # fmt: skip
 
 EXAONE = replace(
@@ -125,12 +117,7 @@ SMOLLM3 = replace(
 )  # fmt: skip
 
 HUNYUAN = replace(
-    LLAMA,
-    model_type="hunyuan_v1_dense",
-    names=LLAMA.names | separate(
-        q_rope_norm="layers.{}.self_attn.query_layernorm",
-        k_rope_norm="layers.{}.self_attn.key_layernorm",
-    ),
-    biased=biased("attention_bias", "q", "k", "v", "o"),
-    defaults=LLAMA.defaults | {"norm_eps": 1e-5},
+    LLAMA, model_type="hunyuan_v1_dense", defaults=LLAMA.defaults | {"norm_eps": 1e-5},
+    names=LLAMA.names | separate(q_rope_norm="layers.{}.self_attn.query_layernorm",
+                                 k_rope_norm="layers.{}.self_attn.key_layernorm"),
 )  # fmt: skip

@@ -7,22 +7,16 @@ from refimpl.loading.families.llama import LLAMA
 from refimpl.model.config import LEARNED_ACTIVATION
 
 ARCEE = replace(
-    LLAMA,
-    model_type="arcee",
-    names=without(LLAMA.names, "gate_proj"),
-    defaults=LLAMA.defaults
-    | {"activation": "relu2", "norm_eps": 1e-5, "max_position_embeddings": 4096},
-)
+    LLAMA, model_type="arcee", names=without(LLAMA.names, "gate_proj"),
+    defaults=LLAMA.defaults | {"activation": "relu2", "norm_eps": 1e-5,
+                               "max_position_embeddings": 4096},
+)  # fmt: skip
 
 NEMOTRON = replace(
-    ARCEE,
-    model_type="nemotron",
-    norm="layer",
-    norm_offset=1.0,
-    keys={"activation": "hidden_act"},
+    ARCEE, model_type="nemotron", norm="layer", norm_offset=1.0,
+    keys={"activation": "hidden_act"}, only=("is_causal",),
     defaults=ARCEE.defaults | {"partial_rotary_factor": 0.5},
-    only=("is_causal",),
-)
+)  # fmt: skip
 
 STARCODER2 = replace(
     ARCEE,
