@@ -31,8 +31,17 @@ def norms(model: Model, roles: set[str]) -> Iterator[str]:
     """The kind of the norms, and where they are."""
     config, family = model.config, FAMILIES[model.config.family]
     kind = "RMS norm" if config.norm == "rms" else "layer norm"
-    gain = "gain + 1" if family.norm_offset else "no weights" if config.weightless_norms else ""
-    yield f"{kind} ({gain})" if gain else kind
+    details = {
+        "gain + 1": family.norm_offset != 0,
+        "no weights": bool(config.weightless_norms),
+        "no offset": config.norm == "layer" and not family.norm_bias,
+    }
+    shown = [detail for detail, holds in details.items() if holds]
+    yield f"{kind} ({', '.join(shown)})" if shown else kind
+    stored = (model.weights.get(f"blocks.0.{role}.weight") for role in ("attn_norm", "mlp_norm"))
+    attn, mlp = (weight and weight.stored.name for weight in stored)
+    if attn and attn == mlp:
+        yield "one norm for attention and MLP"
     before = "attn_norm" in roles | set(config.weightless_norms)
     if "attn_post_norm" in roles:
         yield "norms before and after" if before else "norms after only"
@@ -50,6 +59,7 @@ def rotation(rope: Rope | None, config: Config) -> str:
     if rope is None:
         return "blocks without rotation"
     part = "partial rotation" if rope.rotary_dim < config.head_dim else "rotary"
+    part += " of interleaved pairs" if rope.interleaved else ""
     return part if rope.scaling == "default" else f"{part}, scaled ({rope.scaling})"
 
 
@@ -94,10 +104,12 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
     if biased:
         every = len(biased) == len(config.linears[0])
         yield "biases" if every else f"biases of {', '.join(biased)}"
+    if "lm_head.bias" in model.weights:
+        yield "bias of the head"
     layouts = family.names.values()
     if any(location.fused for location in layouts):
-        per_head = any(location.per_head for location in layouts)
-        yield "fused linears, head by head" if per_head else "fused linears"
+        grouped = any(location.grouped for location in layouts)
+        yield "fused linears, head by head" if grouped else "fused linears"
     if any(location.transposed for location in layouts):
         yield "linears stored [in, out]"
 
