@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.explanation.mixture import mixture_steps
 from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
 from refimpl.model import attention, forward, ops
@@ -108,19 +109,7 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
             )
         )
     steps += [
-        Step(
-            "mlp_out",
-            "each token by itself",
-            "Attention moves things between tokens; the MLP works on each one alone, in a wider "
-            "space with a nonlinearity.",
-            _mlp_formula(config, names) + _added(config, names, "mlp_post_norm", "f"),
-            (
-                forward.mlp,
-                ops.ACTIVATIONS[config.activation],
-                *_adding(config, names, "mlp_post_norm"),
-            ),
-            _mlp,
-        ),
+        *_mlp_steps(config, names),
         Step(
             "resid_post",
             "the stream after the block",
@@ -131,6 +120,25 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
         ),
     ]
     return steps
+
+
+def _mlp_steps(config: Config, names: frozenset[str]) -> list[Step]:
+    """The MLP, or the mixture of experts in its place."""
+    formula, post = _mlp_formula(config, names), _added(config, names, "mlp_post_norm", "f")
+    post_norms = _adding(config, names, "mlp_post_norm")
+    if "router.weight" in names:
+        return mixture_steps(config, formula, post, post_norms)
+    return [
+        Step(
+            "mlp_out",
+            "each token by itself",
+            "Attention moves things between tokens; the MLP works on each one alone, in a wider "
+            "space with a nonlinearity.",
+            formula + post,
+            (forward.mlp, ops.ACTIVATIONS[config.activation], *post_norms),
+            _mlp,
+        )
+    ]
 
 
 def _norm(v: Values, before: str, after: str) -> Iterator[Figure]:

@@ -187,7 +187,7 @@ class Values:
         counts = self.scores.pruned_at.linear_pruned[self.index].tolist()
         for name, count in zip(self.config.linears[self.index], counts, strict=False):
             weight = self.weights[f"{name}.weight"]
-            pruned[f"{name}.weight"] = wanda_pruned(weight, self.moments[name], count)
+            pruned[f"{name}.weight"] = wanda_pruned(weight, self.moments[name], count, name)
         return pruned
 
     def _through(self, index: int) -> Callable[[Array], Array]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from refimpl.loading.config_keys import Keys, shown
+from refimpl.loading.mixtures import mixture_blocks
 from refimpl.model.config import BlockKind, Rope
 
 MOST_BLOCKS = 10_000  # so that a typing error in the file does not fill the memory
@@ -29,9 +30,10 @@ def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
     windows = _windows(keys, num_blocks, rotates)
     if keys.family.unrotated == "full" and keys.get("sliding_window") is not None:
         rotates = [window is not None for window in windows]
+    mixtures = mixture_blocks(keys, num_blocks)
     return tuple(
-        BlockKind(window, (full if window is None else sliding) if rotary else None)
-        for window, rotary in zip(windows, rotates, strict=True)
+        BlockKind(window, (full if window is None else sliding) if rotary else None, mixture)
+        for window, rotary, mixture in zip(windows, rotates, mixtures, strict=True)
     )
 
 

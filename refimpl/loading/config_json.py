@@ -9,6 +9,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.loading.families import FAMILIES, Family, Location
+from refimpl.loading.mixtures import read_experts
 from refimpl.loading.refused_families import check_family
 from refimpl.loading.refused_formats import refusal
 from refimpl.model.config import Config
@@ -51,11 +52,12 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     kv_heads = keys.size("num_key_value_heads", otherwise=heads)
     head_dim = _head_dim(keys, hidden, heads, kv_heads)
     inner = 4 * hidden if "intermediate_size" in family.defaults else None
+    intermediate = keys.size("intermediate_size", otherwise=inner)
     config = Config(
         family=family.model_type,
         vocab_size=keys.size("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=keys.size("intermediate_size", otherwise=inner),
+        intermediate_size=intermediate,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
@@ -63,7 +65,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         norm=family.norm,
         norm_eps=keys.number("norm_eps"),
         activation=_activation(keys),
-        gated="gate_proj" in family.names,
+        gated=bool({"gate_proj", "experts.gate_proj"} & family.names.keys()),
         attention_scale=keys.number(
             "attention_scale",
             otherwise=keys.number("query_pre_attn_scalar", otherwise=head_dim) ** -0.5,
@@ -81,6 +83,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         / keys.number("logit_divisor", otherwise=1.0),
         qkv_limit=keys.number_or_none("qkv_limit"),
         weightless_norms=family.weightless_norms,
+        experts=read_experts(keys, intermediate),
     )
     tied = keys.flag("tie_word_embeddings")
     has_bias = {

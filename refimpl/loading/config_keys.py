@@ -25,6 +25,7 @@ bos_token_id eos_token_id eod_token_id pad_token_id unk_token_id sep_token_id
 decoder_start_token_id prefix
 forced_bos_token_id forced_eos_token_id bad_words_ids suppress_tokens begin_suppress_tokens
 
+router_aux_loss_coef router_z_loss_coef output_router_logits
 initializer_range initializer_factor init_std layerdrop dropout attention_dropout
 hidden_dropout residual_dropout embed_dropout embedding_dropout activation_dropout
 classifier_dropout attention_probs_dropout_prob hidden_dropout_prob
@@ -106,7 +107,9 @@ class Keys:
     ) -> int:
         """An integer from `least` to `most`; `otherwise` if the key is absent or null."""
         value = self.get(key)
-        return otherwise if value is None and otherwise else self.whole(key, value, least, most)
+        if value is None and otherwise is not None:
+            return otherwise
+        return self.whole(key, value, least, most)
 
     def whole(self, key: str, value: Any, least: int = 1, most: int = LARGEST) -> int:
         """A value as an integer from `least` to `most`; any other value is a problem, read as 1."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import HubModel
 from refimpl.loading.refused_formats import refuse_formats
-from refimpl.model.config import LEARNED_ACTIVATION, LINEARS, NORMS
+from refimpl.model.config import LEARNED_ACTIVATION, NORMS, kind_of
 from refimpl.model.layout import WHOLE, Layout
 from refimpl.model.weight import CHUNK, DTYPES, StoredTensor, Weight
 
@@ -47,13 +47,16 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
         yield "pos_embed.weight", Role(table, (rows, width))
     for i in range(config.num_blocks):
         for role, location in names.items():
-            ours, theirs = f"blocks.{i}.{role}", base + location.name.format(i)
             if role in NORMS:
-                yield from norm(ours, theirs, config.norm_sizes[role])
-            elif role in LINEARS:
-                yield from _linear(hub, i, role, ours, theirs)
+                theirs = base + location.name.format(i)
+                yield from norm(f"blocks.{i}.{role}", theirs, config.norm_sizes[role])
             elif role in LEARNED_ACTIVATION:
-                yield ours, Role(theirs, LEARNED_ACTIVATION[role])
+                theirs = base + location.name.format(i)
+                yield f"blocks.{i}.{role}", Role(theirs, LEARNED_ACTIVATION[role])
+        for linear in config.linears[i]:
+            yield from _linear(hub, i, linear, base)
+        if config.blocks[i].mixture:
+            yield from _routing(hub, i, base)
     if "final_norm" in names:
         yield from norm("final_norm", base + names["final_norm"].name, width)
     head = embed if hub.tied else f"{names['lm_head'].name}.weight"
@@ -62,21 +65,44 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
         yield "lm_head.bias", Role(f"{names['lm_head'].name}.bias", (config.vocab_size,))
 
 
-def _linear(
-    hub: HubModel, block: int, role: str, ours: str, theirs: str
-) -> Iterator[tuple[str, Role]]:
+def _linear(hub: HubModel, block: int, linear: str, base: str) -> Iterator[tuple[str, Role]]:
     """Weight of one linear, and its bias if the model has it."""
-    location, shapes = hub.names[role], hub.config.linears[block]
+    role, shapes = kind_of(linear), hub.config.linears[block]
+    location, number = hub.names[role], int("0" + "".join(filter(str.isdigit, linear)))
+    ours, theirs = f"blocks.{block}.{linear}", base + location.name.format(block, number)
     together = location.fused or (role,)
-    rows = tuple(shapes[other][0] for other in together)
+    of = linear.rpartition(".")[0] and linear.rpartition(".")[0] + "."
+    rows = tuple(shapes[of + other.rpartition(".")[2]][0] for other in together)
     groups = hub.config.num_key_value_heads if location.grouped else 1
-    shape = (sum(rows), shapes[role][1])
-    layout = Layout(rows, together.index(role), groups, location.transposed)
+    if location.alternating:
+        groups = rows[0]
+    shape = (sum(rows), shapes[linear][1])
+    stack = hub.config.experts.num_experts if location.stacked and hub.config.experts else 0
+    layout = Layout(rows, together.index(role), groups, location.transposed, stack, number)
     stored_shape = shape[::-1] if location.transposed else shape
-    yield f"{ours}.weight", Role(f"{theirs}.weight", stored_shape, layout)
+    stacked = (stack,) if stack else ()
+    yield f"{ours}.weight", Role(theirs + location.weight, (*stacked, *stored_shape), layout)
     if role in hub.biased:
-        layout = Layout(rows, together.index(role), groups)
-        yield f"{ours}.bias", Role(f"{theirs}.bias", shape[:1], layout)
+        layout = replace(layout, transposed=False)
+        yield f"{ours}.bias", Role(theirs + location.bias, (*stacked, sum(rows)), layout)
+
+
+def _routing(hub: HubModel, block: int, base: str) -> Iterator[tuple[str, Role]]:
+    """The tensors of a router, and the gate of the shared expert."""
+    names, experts, width = hub.names, hub.config.experts, hub.config.hidden_size
+    assert experts is not None
+    count = experts.num_experts
+    shapes = {"router": (count, width), "shared_expert.gate": (1, width)}
+    for role, shape in shapes.items():
+        if role in names and (role == "router" or experts.shared_size):
+            name = base + names[role].name.format(block)
+            yield f"blocks.{block}.{role}.weight", Role(f"{name}.weight", shape)
+            if role in hub.biased:
+                yield f"blocks.{block}.{role}.bias", Role(f"{name}.bias", shape[:1])
+    if correction := names.get("router.correction"):
+        layout = Layout(stack=int(correction.stacked))
+        name, stored_shape = base + correction.name.format(block), (1,) * layout.stack + (count,)
+        yield f"blocks.{block}.router.correction", Role(name, stored_shape, layout)
 
 
 def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dict[str, Weight]:
@@ -86,6 +112,13 @@ def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dic
     """
     embed = f"{hub.names['embed'].name}.weight"
     base = next((b for b in hub.family.bases if b + embed in tensors), hub.family.bases[0])
+    stacks = hub.family.stacks
+    if any(
+        base + x.name.format(i) + x.weight in tensors
+        for x in stacks.values()
+        for i in range(hub.config.num_blocks)
+    ):
+        hub = replace(hub, names={**hub.names, **stacks})
     role_of = dict(roles(hub, base))
     buffers = re.compile("|".join(re.escape(base) + b for b in hub.family.buffers) or "(?!)")
     head = f"{hub.names['lm_head'].name}.weight"

@@ -73,16 +73,49 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of the MLP.
+
+    Args:
+        num_experts: E.
+        top_k: Experts per token.
+        intermediate_size: Channels inside an expert.
+        shared_size: Channels inside the shared expert, which every token passes; 0 without one.
+        scoring: What the router makes of its logits, see `experts.route`.
+        normalised: Whether the shares of a token's experts sum to 1, before scaling.
+        least_sum: Smallest sum that shares are divided by.
+        scaling: Multiplies the shares.
+        groups: Groups of experts, of equal size.
+        groups_kept: Groups that a token may choose from.
+        jitter: sparsemixer: half the relative distance of logits that count as near.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    shared_size: int = 0
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    normalised: bool = True
+    least_sum: float = 0.0
+    scaling: float = 1.0
+    groups: int = 1
+    groups_kept: int = 1
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True)
 class BlockKind:
     """What differs between the blocks of one model.
 
     Args:
         window: Number of tokens that a token sees, itself included; None for all earlier ones.
         rope: Rotary positions; None if the block does not rotate queries and keys.
+        mixture: Whether experts take the place of the MLP.
     """
 
     window: int | None
     rope: Rope | None
+    mixture: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +146,9 @@ class Config:
         logit_scale: Multiplies logits, before their cap.
         qkv_limit: Largest size of an element of q, k and v as projected, or None.
         position_offset: Row of the learned position table that position 0 uses.
+        experts: The mixture of the blocks that have one; None if no block has.
+        gate_limit: Clamps the gate from above and the other half to both sides, before 1 is added
+            to that one; None for neither.
     """
 
     family: str
@@ -138,6 +174,8 @@ class Config:
     qkv_limit: float | None = None
     weightless_norms: tuple[str, ...] = ()
     position_offset: int = 0
+    experts: Experts | None = None
+    gate_limit: float | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -164,16 +202,25 @@ class Config:
 
     @cached_property
     def linears(self) -> Linears:
-        """Per block, the shape [out, in] of every linear, in the order of `LINEARS`."""
-        d, f = self.hidden_size, self.intermediate_size
+        """Per block, the shape [out, in] of every linear, in the order of `LINEARS`.
+
+        An expert's are `experts.7.gate_proj` and so on; those of `shared_expert` follow.
+        """
+        d, e = self.hidden_size, self.experts
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        shapes = ((q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f))
-        linears = {
-            name: shape
-            for name, shape in zip(LINEARS, shapes, strict=True)
-            if self.gated or name != "gate_proj"
-        }
-        return (linears,) * self.num_blocks
+        attention = dict(zip(LINEARS, ((q, d), (kv, d), (kv, d), (d, q)), strict=False))
+
+        def mlp(size: int, of: str = "") -> dict[str, tuple[int, int]]:
+            shapes = dict(zip(LINEARS[4:], ((size, d), (size, d), (d, size)), strict=True))
+            return {of + name: x for name, x in shapes.items() if self.gated or name != "gate_proj"}
+
+        dense = attention | mlp(self.intermediate_size)
+        mixture = dict(attention)
+        if e is not None:
+            for i in range(e.num_experts):
+                mixture |= mlp(e.intermediate_size, f"experts.{i}.")
+            mixture |= mlp(e.shared_size, "shared_expert.") if e.shared_size else {}
+        return tuple(mixture if kind.mixture else dense for kind in self.blocks)
 
     @cached_property
     def linear_sizes(self) -> Array:
@@ -184,6 +231,16 @@ class Config:
     def block_sizes(self) -> Array:
         """Prunable weights of every block, N_l: [L]."""
         return self.linear_sizes.sum(axis=1)
+
+
+def kind_of(linear: str) -> str:
+    """Name of a linear without the number of its expert.
+
+    Example:
+        >>> kind_of("experts.7.up_proj"), kind_of("q_proj")
+        ('experts.up_proj', 'q_proj')
+    """
+    return ".".join(part for part in linear.split(".") if not part.isdigit())
 
 
 def linear_sizes(linears: Linears) -> Array:

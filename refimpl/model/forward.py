@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from refimpl.model import attention, ops
 from refimpl.model.config import LEARNED_ACTIVATION, BlockKind, Config
+from refimpl.model.experts import route
 from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
@@ -164,26 +165,63 @@ def activate(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     return place.kernels.activations[config.activation](x, *learned)
 
 
-def mlp(x: Array, weights: Weights, place: Place, config: Config) -> Array:
+def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") -> Array:
     """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
 
-    Observed: `mlp_hidden` [B, S, F], the input of `down_proj`.
+    Observed: `mlp_hidden` [..., F], the input of `down_proj`.
+
+    Args:
+        x: Normalised input, [..., D].
+        weights: The block's weights by our names.
+        place: Kernels and observer.
+        config: The model's facts.
+        of: Prefix of the linears and of the trace point, such as "experts.7.".
+
+    Returns:
+        The MLP's output, [..., D].
+    """
+    hidden = project(x, weights, f"{of}up_proj")
+    if config.gated:
+        gate = project(x, weights, f"{of}gate_proj")
+        gate, hidden = ops.clamped_gate(gate, hidden, config.gate_limit)
+        hidden = activate(gate, weights, place, config) * hidden
+    else:
+        hidden = activate(hidden, weights, place, config)
+    return project(place.observe(f"{of}mlp_hidden", hidden), weights, f"{of}down_proj")
+
+
+def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
+    """Send each token through the experts that its router chooses: ``sum_e share_e mlp_e(x)``.
+
+    An expert computes the tokens routed to it, and no others; the shared expert computes all.
+
+    Observed: `experts.7.mlp_norm` [n, D] and `experts.7.mlp_hidden` [n, F], inputs of the linears
+    of an expert that n tokens are routed to, if n > 0; the same of `shared_expert` [B, S, ...].
 
     Args:
         x: Normalised input, [B, S, D].
-        weights: The block's weights by our names.
+        weights: The block's weights by our names, `router.weight` [E, D] among them.
         place: Kernels and observer.
         config: The model's facts.
 
     Returns:
-        The MLP's output, [B, S, D].
+        The mixture's output, [B, S, D].
     """
-    hidden = project(x, weights, "up_proj")
-    if config.gated:
-        hidden = activate(project(x, weights, "gate_proj"), weights, place, config) * hidden
-    else:
-        hidden = activate(hidden, weights, place, config)
-    return project(place.observe("mlp_hidden", hidden), weights, "down_proj")
+    assert config.experts is not None
+    logits, correction = project(x, weights, "router"), weights.get("router.correction")
+    chosen, share = route(logits, config.experts, correction)
+    out = np.zeros_like(x)
+    for e in np.flatnonzero(np.any(chosen, axis=(0, 1))).tolist():
+        name, routed = f"experts.{e}.", chosen[..., e]
+        y = mlp(place.observe(f"{name}mlp_norm", x[routed]), weights, place, config, name)
+        out[routed] += y * np.expand_dims(share[..., e][routed], -1)
+    if config.experts.shared_size:
+        name = "shared_expert."
+        y = mlp(place.observe(f"{name}mlp_norm", x), weights, place, config, name)
+        if f"{name}gate.weight" in weights:
+            y = y * ops.sigmoid(project(x, weights, f"{name}gate"))
+        out = out + y
+    return out
 
 
 def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
@@ -210,7 +248,7 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 
     mlp_from = x if config.parallel_residual else mid
     mlp_in = observe("mlp_norm", norm(mlp_from, weights, "mlp_norm", config, kernels))
-    mlp_out = mlp(mlp_in, weights, place, config)
+    mlp_out = (mixture if "router.weight" in weights else mlp)(mlp_in, weights, place, config)
     mlp_out = norm(mlp_out, weights, "mlp_post_norm", config, kernels)
     mlp_out = observe("mlp_out", ops.scaled(mlp_out, config.residual_scale))
     return observe("resid_post", mid + mlp_out)
@@ -275,7 +313,7 @@ def forward(
     place_of = places(positions, config, dtype, kernels)
 
     def record(prefix: str, name: str, value: Array) -> Array:
-        if trace and name not in INSIDE:
+        if trace and name not in INSIDE and "." not in name:  # an expert's
             points[prefix + name] = value
         return value
 

@@ -1,7 +1,7 @@
-"""The part of a stored tensor that one weight is: fused, transposed or interleaved."""
+"""The part of a stored tensor that one weight is: stacked, fused, transposed or interleaved."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,12 +17,16 @@ class Layout:
         index: Which of these weights this is.
         groups: Number of runs that each weight is cut into; the weights alternate run by run.
         transposed: Whether the file holds [in, out].
+        stack: Number of experts whose weights are stacked in the tensor; 0 if they are not.
+        expert: Which expert's weight this is.
     """
 
     rows: tuple[int, ...] = ()
     index: int = 0
     groups: int = 1
     transposed: bool = False
+    stack: int = 0
+    expert: int = 0
 
 
 WHOLE = Layout()  # a tensor of its own, rows first
@@ -32,7 +36,8 @@ def cut(stored: Array, layout: Layout) -> Array:
     """Cut one weight out of the stored tensor.
 
     Args:
-        stored: The file's tensor, [rows, in], [in, rows] or (a bias) [rows].
+        stored: The file's tensor, [rows, in], [in, rows] or (a bias) [rows]; of a stack, one such
+            tensor per expert.
         layout: The rows of the weight.
 
     Returns:
@@ -47,7 +52,8 @@ def cut(stored: Array, layout: Layout) -> Array:
         >>> cut(fused, Layout(rows=(4, 4), index=1, groups=2)).ravel().tolist()
         [2, 3, 6, 7]
     """
-    whole = stored.T if layout.transposed else stored
+    one = stored[layout.expert] if layout.stack else stored
+    whole = one.T if layout.transposed else one
     if len(layout.rows) < 2:
         return whole
     start, stop = (sum(layout.rows[:i]) // layout.groups for i in (layout.index, layout.index + 1))
@@ -61,17 +67,21 @@ def join(parts: Sequence[Array], layout: Layout) -> Array:
     """Undo `cut`: join all weights that share a tensor.
 
     Args:
-        parts: The weights [out, in] or biases [out], in the file's order.
+        parts: The weights [out, in] or biases [out], in the file's order; of a stack, those of one
+            expert after another.
         layout: The layout of any of them.
 
     Returns:
-        The file's tensor, contiguous, [rows, in], [in, rows] or [rows].
+        The file's tensor, contiguous, [rows, in], [in, rows] or [rows], or a stack of those.
 
     Example:
         >>> parts = [np.array([[0], [1], [4], [5]]), np.array([[2], [3], [6], [7]])]
         >>> join(parts, Layout(rows=(4, 4), groups=2)).ravel().tolist()
         [0, 1, 2, 3, 4, 5, 6, 7]
     """
+    if layout.stack:
+        each, one = max(1, len(layout.rows)), replace(layout, stack=0)
+        return np.stack([join(parts[i : i + each], one) for i in range(0, len(parts), each)])
     if layout.groups > 1 and len(parts) > 1:
         runs = [part.reshape(layout.groups, -1, *part.shape[1:]) for part in parts]
         whole = np.concatenate(runs, axis=1).reshape(sum(layout.rows), *parts[0].shape[1:])

@@ -92,6 +92,18 @@ def softmax(x: Array) -> Array:
     return e
 
 
+def sigmoid(x: Array) -> Array:
+    """Compute ``1 / (1 + exp(-x))``, without overflow for any finite input.
+
+    Inputs are limited to where ``exp(-x)`` is finite; below, the result is 0 to within 1e-37.
+
+    Example:
+        >>> sigmoid(np.array([-1e4, 0.0])).round(4).tolist()
+        [0.0, 0.5]
+    """
+    return 1 / (1 + np.exp(-np.maximum(x, 1 - math.log(np.finfo(x.dtype).max))))
+
+
 def silu(x: Array) -> Array:
     """Compute ``x / (1 + exp(-x))``, without overflow for any finite input.
 
@@ -103,6 +115,19 @@ def silu(x: Array) -> Array:
     """
     a = np.maximum(x, 1 - math.log(np.finfo(x.dtype).max))
     return a / (1 + np.exp(-a))
+
+
+def sigmoid_gelu(x: Array) -> Array:
+    """Compute ``x / (1 + exp(-1.702 x))``, GELU's sigmoid form, without overflow as in `silu`.
+
+    Source: Hendrycks and Gimpel, arXiv:1606.08415, section 2.
+
+    Example:
+        >>> sigmoid_gelu(np.array([0.0, 1.0])).round(4).tolist()
+        [0.0, 0.8458]
+    """
+    a = np.maximum(x, (1 - math.log(np.finfo(x.dtype).max)) / 1.702)
+    return a / (1 + np.exp(-1.702 * np.minimum(a, 100)))  # above 100, the exponential is 0 beside 1
 
 
 def gelu_tanh(x: Array) -> Array:
@@ -228,6 +253,7 @@ ACTIVATIONS: Mapping[str, Callable[..., Array]] = {
     "silu": silu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "sigmoid_gelu": sigmoid_gelu,
     "relu": relu,
     "relu2": relu2,
     "xielu": xielu,
@@ -252,6 +278,23 @@ def limited(x: Array, limit: float | None) -> Array:
         [-2.0, 1.0]
     """
     return x if limit is None else np.minimum(np.maximum(x, -limit), limit)
+
+
+def clamped_gate(gate: Array, up: Array, limit: float | None) -> tuple[Array, Array]:
+    """Limit both halves of a gated MLP: ``min(gate, limit)`` and ``clip(up, +-limit) + 1``.
+
+    Without a limit, neither changes.
+
+    Source: gpt-oss, as transformers computes it.
+
+    Example:
+        >>> gate, up = clamped_gate(np.array([-9.0, 9.0]), np.array([-9.0, 9.0]), 7.0)
+        >>> gate.tolist(), up.tolist()
+        ([-9.0, 7.0], [-6.0, 8.0])
+    """
+    if limit is None:
+        return gate, up
+    return np.minimum(gate, limit), limited(up, limit) + 1
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:

@@ -21,13 +21,14 @@ INPUT_OF = {
 
 
 def input_of(linear: str) -> str:
-    """Name of the trace point that a linear reads.
+    """Name of the trace point that a linear reads; an expert's has its prefix.
 
     Example:
-        >>> input_of("down_proj")
-        'mlp_hidden'
+        >>> input_of("down_proj"), input_of("experts.7.up_proj")
+        ('mlp_hidden', 'experts.7.mlp_norm')
     """
-    return INPUT_OF[linear]
+    *of, name = linear.rpartition(".")
+    return "".join((*of, INPUT_OF[name]))
 
 
 def inputs_of(linears: Iterable[str]) -> tuple[str, ...]:
@@ -40,6 +41,16 @@ def inputs_of(linears: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(input_of(name) for name in linears))
 
 
+def saw_no_token(linear: str, total: Array | None) -> bool:
+    """Whether a linear is an expert's to which no token was routed, by the sum of what it read.
+
+    Example:
+        >>> saw_no_token("experts.7.up_proj", np.zeros(2)), saw_no_token("up_proj", np.zeros(2))
+        (True, False)
+    """
+    return linear.startswith("experts.") and (total is None or not total.any())
+
+
 Statistic = Callable[[Array], Array]  # sums over the tokens of a linear's input [B, S, in]
 
 
@@ -47,7 +58,7 @@ def sum_of_squares(x: Array) -> Array:
     """Sum the squares of every channel: ``sum_t x_tj^2``.
 
     Args:
-        x: A linear's input, [B, S, in].
+        x: A linear's input, [B, S, in], or [n, in] of an expert.
 
     Returns:
         [in], float64.
@@ -58,14 +69,14 @@ def sum_of_squares(x: Array) -> Array:
         >>> sum_of_squares(np.array([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
         [10.0, 20.0]
     """
-    return np.sum(np.square(x, dtype=np.float64), axis=(0, 1))
+    return np.sum(np.square(x, dtype=np.float64), axis=tuple(range(len(x.shape) - 1)))
 
 
 def sum_of_outer_products(x: Array) -> Array:
     """Sum the outer products of the tokens: ``sum_t x_t x_t^T``.
 
     Args:
-        x: A linear's input, [B, S, in].
+        x: A linear's input, [B, S, in], or [n, in] of an expert.
 
     Returns:
         [in, in], float64.
@@ -97,9 +108,11 @@ def block_with_sums(
         point that is a linear's input, float64.
     """
     sums: dict[str, Array] = {}
+    linears = (name.removesuffix(".weight") for name in weights)
+    read = {input_of(name) for name in linears if name.rpartition(".")[2] in INPUT_OF}
 
     def observe(name: str, value: Array) -> Array:
-        if name in INPUT_OF.values():
+        if name in read:
             sums[name] = statistic(value)
         return value
 
@@ -121,18 +134,23 @@ def add_sums(total: dict[str, Array], more: Mapping[str, Array]) -> None:
 
 
 def second_moments(
-    squares: Mapping[str, Array], sequences: int, linears: Iterable[str]
+    squares: Mapping[str, Array], sequences: int, linears: Mapping[str, tuple[int, int]]
 ) -> dict[str, Array]:
     """Wanda's statistic of linears of a block: ``c_j = (1/n) sum over all tokens of x_j^2``.
+
+    The tokens of an expert are those routed to it, n stays the same; without any, c is 0.
 
     Args:
         squares: Sums of squares by trace point, over all n sequences.
         sequences: n, the number of sequences (not of tokens).
-        linears: Names of the linears.
+        linears: Shapes [out, in] of the linears by name.
 
     Returns:
         By linear, [in], float64.
 
     Source: Wanda's code, which divides by the number of sequences.
     """
-    return {name: squares[input_of(name)] / sequences for name in linears}
+    return {
+        name: squares.get(input_of(name), np.zeros(width)) / sequences
+        for name, (_, width) in linears.items()
+    }

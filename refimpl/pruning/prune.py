@@ -77,6 +77,17 @@ class Pruning:
         """Zeros among the prunable weights of the new file."""
         return sum(linear.zeros for block in self.written.counts for linear in block.values())
 
+    @property
+    def without_tokens(self) -> list[str]:
+        """Experts that saw no calibration token, which were pruned by magnitude."""
+        experts = {
+            f"blocks.{i}.{name.rpartition('.')[0]}": None
+            for i, block in enumerate(self.written.counts)
+            for name, linear in block.items()
+            if linear.method is not None
+        }
+        return list(experts)
+
 
 def check_prune(
     model: Model,
@@ -260,6 +271,7 @@ def record(pruning: Pruning) -> dict[str, Any]:
         "requested_sparsity": total["total_requested"] / total["total_weights"],
         **total,
         "calibration": None if pruning.tokens is None else asdict(pruning.tokens),
+        **({"without_tokens": pruning.without_tokens} if pruning.without_tokens else {}),
         "allocation": dict(targets.made),
         "blocks": [
             {
@@ -269,7 +281,7 @@ def record(pruning: Pruning) -> dict[str, Any]:
                         "name": name,
                         "sparsity": float(targets.linear_sparsity[i, j]),
                         "requested": int(targets.linear_pruned[i, j]),
-                        **asdict(linear),
+                        **{key: n for key, n in asdict(linear).items() if n is not None},
                     }
                     for j, (name, linear) in enumerate(block.items())
                 ],

@@ -12,7 +12,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import input_of
+from refimpl.model.statistics import input_of, saw_no_token
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.decision import Pruner
 from refimpl.pruning.calibration import CALIBRATED, Calibration, LocalCalibration, NoCalibration
@@ -77,6 +77,7 @@ class BlockPruner:
                 inputs.get(input_of(name)),
                 self.calibration.sequences,
                 self.resources.dtype,
+                "magnitude" if sums and saw_no_token(name, sums.get(input_of(name))) else None,
             )
             for j, name in enumerate(model.config.linears[index])
         ]
@@ -96,7 +97,7 @@ class BlockPruner:
             changed = stored is not None
             if stored is None:
                 stored = stored_weight(model, index, unit.name, keep)
-            pruned[unit.name] = PrunedLinear(keep, stored, changed)
+            pruned[unit.name] = PrunedLinear(keep, stored, changed, unit.fallback)
         return {unit.name: pruned[unit.name] for unit in units}
 
 

@@ -12,6 +12,7 @@ from refimpl.loading.checkpoint import read_model
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model.layout import cut, join
 from refimpl.model.model import Model
+from refimpl.pruners.decision import Method
 from refimpl.pruning.copied_files import copies, copy_weights
 from refimpl.pruning.pruned_linears import PrunedLinear
 
@@ -21,13 +22,14 @@ class Counts:
     """Weights of one linear: ``zeros = pruned + kept_zeros``.
 
     Zeros are counted in the new file (-0.0 is one). Weights that stay are zero if they were, or if
-    the stored dtype made them so.
+    the stored dtype made them so. The method is None if it is that of the pruning.
     """
 
     weights: int
     pruned: int
     zeros: int
     kept_zeros: int
+    method: Method | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ class PrunedFiles:
         self._files = {file.path: SafetensorsFile(folder / file.path.name) for file in model.files}
         # Our names of the weights in each stored tensor, in the order of their rows.
         self._names_in = dict[str, list[str]]()
-        for name, weight in sorted(model.weights.items(), key=lambda item: item[1].layout.index):
+        in_order = sorted(
+            model.weights.items(), key=lambda item: (item[1].layout.expert, item[1].layout.index)
+        )
+        for name, weight in in_order:
             self._names_in.setdefault(weight.stored.name, []).append(name)
 
     def open(self) -> Model:
@@ -106,7 +111,7 @@ class PrunedFiles:
         weights = [self._model.weights[name] for name in names]
         stored, layout = weights[0].stored, weights[0].layout
         alone = all(name.startswith(f"blocks.{block}.") for name in names)
-        if not alone or [w.layout.index for w in weights] != list(range(max(1, len(layout.rows)))):
+        if not alone or len(names) != max(1, len(layout.rows)) * max(1, layout.stack):
             raise RefimplError(
                 f"{stored.file.path}: {tensor} holds {', '.join(names)}",
                 "linears that share their tensor with nothing but linears of their block",
@@ -126,6 +131,7 @@ class PrunedFiles:
                 pruned=part.size - int(np.count_nonzero(ours[name].keep)),
                 zeros=int(np.count_nonzero(cut(copy.array, weight.layout) == 0)),
                 kept_zeros=int(np.count_nonzero((part == 0) & ours[name].keep)),
+                method=ours[name].method,
             )
             for name, weight, part in zip(names, weights, parts, strict=True)
             if name in ours

@@ -1,6 +1,6 @@
 """One linear after pruning, and the work unit that prunes it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from refimpl.model.layout import cut
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.weight import count_bad
-from refimpl.pruners.decision import Goal, Pruner, decision
+from refimpl.pruners.decision import Goal, Method, Pruner, decision
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.storage.arrays import read_array
@@ -23,12 +23,14 @@ from refimpl.storage.arrays import read_array
 class PrunedLinear:
     """One linear after pruning, [out, in]: the decision, and the weights as they are stored.
 
-    `changed` tells whether the pruner changed weights that stay.
+    `changed` tells whether the pruner changed weights that stay, `method` how they were chosen if
+    not as for the others: by magnitude, of an expert that saw no token.
     """
 
     keep: Array
     stored: Array
     changed: bool = False
+    method: Method | None = None
 
     def weight(self, dense: Array) -> Array:
         """The pruned weights, [out, in], in the dtype (and arithmetic) of the dense ones."""
@@ -72,7 +74,8 @@ def stored_weight(
 class LinearUnit:
     """The work unit that prunes one linear, the one at `index` of its block.
 
-    `sums` is the statistic of what it reads over all sequences, or the file of it, or None.
+    `sums` is the statistic of what it reads over all sequences, or the file of it, or None;
+    `fallback` the method of an expert that saw no token.
     """
 
     block: int
@@ -84,6 +87,7 @@ class LinearUnit:
     sums: Array | str | None
     sequences: int
     dtype: npt.DTypeLike
+    fallback: Method | None = None
 
     def cost(self, config: Config) -> float:
         """Weights."""
@@ -101,14 +105,15 @@ class LinearUnit:
         """Prune the linear in this process, its dense weights [out, in] being at hand."""
         keep, new = self._decision(dense)
         stored = stored_weight(model, self.block, self.name, keep, new)
-        return PrunedLinear(keep, stored, new is not None)
+        return PrunedLinear(keep, stored, new is not None, self.fallback)
 
     def _decision(self, dense: Array) -> tuple[Array, Array | None]:
         """Which weights stay, and SparseGPT's new ones; an error names the linear."""
         sums = read_array(Path(self.sums)) if isinstance(self.sums, str) else self.sums
         place = self.block, self.index
         try:
-            return decision(dense, sums, self.sequences, self.goal, self.pruner, self.compat, place)
+            pruner = replace(self.pruner, method=self.fallback or self.pruner.method)
+            return decision(dense, sums, self.sequences, self.goal, pruner, self.compat, place)
         except RefimplError as error:
             problem = f"blocks.{self.block}.{self.name}: {error.problem}"
             raise RefimplError(problem, error.expected, error.remedy) from error

@@ -1,10 +1,11 @@
 """Pictures of allocations: base against corrected, requested against achieved."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from refimpl.model.config import kind_of
 from refimpl.model.ops import Array
 from refimpl.report import scales, svg
 from refimpl.report.drift import perturbation_words
@@ -81,7 +82,7 @@ def requested_figure(ident: str, scored: ScoresInput, which: int) -> ReportFigur
         ident,
         "Requested sparsity of every linear",
         "The allocation of each linear. Add a pruning.json to see what pruning achieved.",
-        list(scored.scores.shapes),
+        scored.scores.linears,
         allocation.linear_sparsity,
         counts,
     )
@@ -104,16 +105,37 @@ def pruned_figure(ident: str, pruned: PruningInput) -> ReportFigure:
     )
 
 
+def by_kind(linears: Sequence[Iterable[str]], numbers: Array) -> dict[str, Array]:
+    """Sums of numbers per linear, [L, linears], over the experts of each block: [L] by name."""
+    sums: dict[str, Array] = {}
+    for i, names in enumerate(linears):
+        for name, number in zip(names, numbers[i], strict=False):
+            sums.setdefault(kind_of(name), np.zeros(len(numbers)))[i] += number
+    return sums
+
+
+def table(columns: Mapping[str, Array]) -> Array:
+    """Columns, [L] each, side by side."""
+    return np.stack([*columns.values()], axis=1)
+
+
 def _linears_figure(
     ident: str,
     title: str,
     note: str,
-    names: Sequence[str],
+    linears: Sequence[Iterable[str]],
     sparsity: Array,
     counts: Mapping[str, Array],
 ) -> ReportFigure:
-    """A row per linear: requested sparsities are open circles, achieved ones dots in them."""
-    weights = counts["weights"]
+    """A row per linear: requested sparsities are open circles, achieved ones dots in them.
+
+    The experts of a block are one linear here.
+    """
+    allotted = by_kind(linears, sparsity * counts["weights"])
+    names, counts = list(allotted), {key: table(by_kind(linears, x)) for key, x in counts.items()}
+    weights = np.where(counts["weights"] > 0, counts["weights"], np.nan)  # NaN: not in this block
+    sparsity, there = table(allotted) / weights, ~np.isnan(weights)
+    first = np.cumsum(there.sum(axis=0)) - there.sum(axis=0)  # row of the table, per linear
     shares = {key: counts[key] / weights for key in MARKS if key in counts}
     count, width = weights.shape
     alike: dict[bytes, list[int]] = {}  # linears whose shares are the same in every block: one row
@@ -122,7 +144,7 @@ def _linears_figure(
             np.array([share[:, j].round(4) for share in shares.values()]).tobytes(), []
         ).append(j)
     drawn = list(alike.values())
-    low, high = (float(f(list(shares.values()))) for f in (np.min, np.max))
+    low, high = (float(f(list(shares.values()))) for f in (np.nanmin, np.nanmax))
     more = max((high - low) * 0.1, 0.02 - (high - low) / 2)  # rounding must not look large
     low, high, bottom = low - more, high + more, scales.TOP + 6 + LINEAR_ROW * len(drawn)
     left, right = scales.LEFT + 34, scales.RIGHT - 8
@@ -139,13 +161,14 @@ def _linears_figure(
         band = f"M{left} {end - 1}H{right}V{end - LINEAR_ROW + 3}H{left}z"
         parts.append(f'<path class="band" d="{band}"/>')
         parts.append(svg.label(left - 6, middle + 1, name, "tick mid", "end"))
+        blocks = np.flatnonzero(there[:, j]).tolist()
         for key, share in shares.items():
             css, shape, _ = MARKS[key]
-            parts.append(svg.marks([(x(i), y(share[i, j])) for i in range(count)], shape, css))
-            total = f"{counts[key][:, members].sum() / weights[:, members].sum():.1%}"
+            parts.append(svg.marks([(x(i), y(share[i, j])) for i in blocks], shape, css))
+            total = f"{counts[key][:, members].sum() / np.nansum(weights[:, members]):.1%}"
         parts.append(svg.label(scales.WIDTH - 2, middle + 1, total, "tick mid", "end"))
-        points = [(x(i), y(shares["requested"][i, j])) for i in range(count)]
-        parts += svg.trail(points, "hit", j * count)
+        points = [(x(i), y(shares["requested"][i, j])) for i in blocks]
+        parts += svg.trail(points, "hit", int(first[j]))
     for tick in scales.block_ticks(count):
         parts.append(svg.label(x(tick), bottom + 14, f"{tick:g}", anchor="middle"))
     parts.append(svg.label((left + right) / 2, bottom + 33, "block", "name", "middle"))
@@ -162,12 +185,12 @@ def _linears_figure(
             *(f"{share[i, j]:.4f}" for share in shares.values()),
         ]
         for j, name in enumerate(names)
-        for i in range(count)
+        for i in np.flatnonzero(there[:, j]).tolist()
     ]
     heads = ["linear and block", "linear", "block", "weights", "allocated"]
     heads += [COUNT_NAMES[key] for key in shown] + [f"{MARKS[key][2]} share" for key in shares]
     said = "".join(
-        f" {MARKS[key][2].capitalize()} from {share.min():.4f} to {share.max():.4f}."
+        f" {MARKS[key][2].capitalize()} from {np.nanmin(share):.4f} to {np.nanmax(share):.4f}."
         for key, share in shares.items()
     )
     groups = [", ".join(names[j] for j in members) for members in drawn if len(members) > 1]

@@ -70,13 +70,14 @@ class PruningInput(ReportInput):
     """A `pruning.json`.
 
     Args:
-        linears: Names of the linears of a block, in order.
+        linears: Per block, names of its linears, in order.
         sparsity: Fraction that the allocation gives each linear, [L, linears].
-        counts: By the names in `COUNTS`, numbers of weights of each linear, [L, linears].
+        counts: By the names in `COUNTS`, numbers of weights of each linear, [L, linears]; a block
+            with fewer linears than another ends in zeros.
     """
 
     kind = "pruning"
-    linears: tuple[str, ...]
+    linears: tuple[tuple[str, ...], ...]
     sparsity: Array
     counts: Mapping[str, Array]
 
@@ -178,14 +179,17 @@ def _scores_input(file: SourceFile) -> ScoresInput:
 def _pruning_input(file: SourceFile) -> PruningInput:
     document = file.document
     require(document, WHOLE_RECORD)
-    blocks = [{x["name"]: x for x in block["linears"]} for block in document["blocks"]]
-    linears = tuple(blocks[0])
+    blocks = [block["linears"] for block in document["blocks"]]
+    linears = tuple(tuple(x["name"] for x in block) for block in blocks)
 
     def numbers(key: str) -> Array:
-        return np.array([[block[name][key] for name in linears] for block in blocks], np.float64)
+        array = np.zeros((len(blocks), max(map(len, blocks))))
+        for row, block in zip(array, blocks, strict=True):
+            row[: len(block)] = [x[key] for x in block]
+        return array
 
-    if any(tuple(block) != linears for block in blocks):
-        raise ValueError("linears that are not the same in every block")
+    if any(len(set(names)) < len(names) for names in linears):
+        raise ValueError("a linear twice in a block")
     counts = {key: numbers(key) for key in COUNTS}
     name = pruning_name(pruning_facts(document))
     return PruningInput(file, name, linears, numbers("sparsity"), counts)
@@ -242,7 +246,7 @@ def _check_model(other: PruningInput | EvaluationInput, scored: Sequence[ScoresI
     for scores in (x.scores for x in scored):
         same = (document["family"], blocks) == (scores.family, scores.num_blocks)
         if same and isinstance(other, PruningInput):
-            same = list(other.linears) == list(scores.shapes) and bool(
+            same = other.linears == tuple(map(tuple, scores.linears)) and bool(
                 (other.counts["weights"] == scores.linear_sizes).all()
             )
         if same:

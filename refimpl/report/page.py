@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
+from refimpl.model.config import kind_of
 from refimpl.report.absorption import absorption_figure, findings, sweep_figure
 from refimpl.report.allocation import allocation_figure, pruned_figure, requested_figure
 from refimpl.report.drift import alignment_map, drift_figure, drift_map, perturbation_words
@@ -256,8 +257,8 @@ def _facts(document: Mapping[str, Any], digest: str) -> dict[str, Any]:
         elif key not in PARTS:
             facts[key.replace("_", " ")] = value
     if "linears" in document:
-        shapes = document["linears"].items()
-        facts["linears"] = ", ".join(f"{name} {out} x {width}" for name, (out, width) in shapes)
+        shapes = {kind_of(name): shape for name, shape in document["linears"].items()}
+        facts["linears"] = ", ".join(f"{name} {n} x {m}" for name, (n, m) in shapes.items())
     return facts | {"sha256 of the file": digest}
 
 

@@ -11,7 +11,8 @@ from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.perturbation import Norm, Perturbation, deviation, kept_tokens, noise, perturbed
 from refimpl.model.forward import Weights
 from refimpl.model.ops import Array
-from refimpl.pruners.scores import wanda_keep, wanda_score
+from refimpl.model.statistics import saw_no_token
+from refimpl.pruners.scores import magnitude_keep, magnitude_score, wanda_keep, wanda_score
 from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import Address
 
@@ -104,13 +105,19 @@ class WandaBlocks:
         moments, counts = self.moments[block], self.counts[block].tolist()
         names = [f"{linear}.weight" for linear in moments]
         tasks = [
-            partial(wanda_pruned, weights[name], moment, count)
-            for name, moment, count in zip(names, moments.values(), counts, strict=False)
+            partial(wanda_pruned, weights[f"{linear}.weight"], moment, count, linear)
+            for (linear, moment), count in zip(moments.items(), counts, strict=False)
         ]
         return {**weights, **dict(zip(names, workers.run(tasks), strict=True))}
 
 
-def wanda_pruned(weight: Array, moment: Array, count: int) -> Array:
-    """A linear [out, in] with the weights of its `count` lowest Wanda scores set to zero."""
-    keep = wanda_keep(wanda_score(weight, moment), count)
+def wanda_pruned(weight: Array, moment: Array, count: int, linear: str) -> Array:
+    """A linear [out, in] with the weights of its `count` lowest Wanda scores set to zero.
+
+    Of an expert that saw no token, those of the `count` lowest magnitudes.
+    """
+    if saw_no_token(linear, moment):
+        keep = magnitude_keep(magnitude_score(weight), count)
+    else:
+        keep = wanda_keep(wanda_score(weight, moment), count)
     return np.where(keep, weight, np.zeros((), weight.dtype))

@@ -1,9 +1,10 @@
 """The tables of pruned models: what a pruning removed, and the zeros in a file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refimpl.model.config import kind_of
 from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.prune import Pruning
 from refimpl.running.memory import MIB
@@ -31,6 +32,8 @@ def pruning_table(pruned: Pruning, out: Path) -> str:
         "the block and of each linear.",
         f"written: {out}",
     ]
+    if experts := pruned.without_tokens:
+        notes.insert(-1, f"pruned by magnitude, without calibration tokens: {', '.join(experts)}")
     return joined([*wrapped(_facts(pruned)), "", *aligned(columns), "", *notes])
 
 
@@ -107,12 +110,17 @@ def _header(inspection: Inspection) -> list[str]:
 def _shares(blocks: Sequence[Mapping[str, Any]], zero: str) -> dict[str, list[str]]:
     """The zeros of one sort as a fraction of each block and of each linear; all blocks last."""
 
-    def shares(names: Iterable[str]) -> list[str]:
-        rows = [[block[name] for name in names] for block in blocks]
+    def shares(wanted: str | None) -> list[str]:
+        rows = [
+            [x for name, x in block.items() if wanted in (None, kind_of(name))] for block in blocks
+        ]
         rows.append([linear for row in rows for linear in row])
         return [
             f"{sum(getattr(x, zero) for x in row) / sum(x.weights for x in row):.4f}"
+            if row
+            else "-"
             for row in rows
         ]
 
-    return {"sparsity": shares(blocks[0]), **{name: shares([name]) for name in blocks[0]}}
+    kinds = dict.fromkeys(kind_of(name) for block in blocks for name in block)
+    return {"sparsity": shares(None), **{kind: shares(kind) for kind in kinds}}

@@ -24,7 +24,7 @@ from refimpl.tokens import Tokens, random_tokens
 MODELS = tuple("gemma3" if name == "gemma3_text" else name for name in FAMILIES)
 BLOCK = (
     "attn_norm", "qkv", "qk_norm", "rope", "attention", "attn_out", "resid_mid", "mlp_norm",
-    "mlp_out", "resid_post",
+    "routing", "mlp_out", "resid_post",
 )  # fmt: skip
 STEPS = (
     "tokens", "embed", *BLOCK, "head", "push", "drift", "ratio", "coefficient", "signals", "base",
@@ -179,7 +179,7 @@ def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("refimpl.explanation.shown_values.score", refuse)
     model, tokens = model_of("llama"), tokens_of("llama")
     for step in (*BLOCK, "tokens", "embed", "head", "push", "drift", "ratio"):
-        if step != "qk_norm":
+        if step not in ("qk_norm", "routing"):
             assert [s.name for _, s, _ in explain(model, tokens, 1, step).steps] == [step]
     with pytest.raises(AssertionError, match="the experiment"):
         explain(model, tokens, 1, "coefficient")

@@ -103,6 +103,7 @@ EXACT: dict[str, Callable[[float], float]] = {
     "silu": lambda x: x / (1 + math.exp(-x)) if x > -700 else 0.0,
     "gelu": lambda x: x / 2 * (1 + math.erf(x / math.sqrt(2))),
     "gelu_tanh": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "sigmoid_gelu": lambda x: x / (1 + math.exp(-1.702 * x)) if x > -400 else 0.0,
     "relu": lambda x: max(x, 0.0),
     "relu2": lambda x: max(x, 0.0) * max(x, 0.0),
 }
@@ -110,6 +111,7 @@ LINEAR = {n: f for n, f in ops.ACTIVATIONS.items() if n not in ("relu2", "xielu"
 ELEMENTWISE: dict[str, Callable[[Array], Array]] = {
     **LINEAR,
     "erf": ops.erf,
+    "sigmoid": ops.sigmoid,
     "soft_cap": lambda x: ops.soft_cap(x, 30.0),
 }
 

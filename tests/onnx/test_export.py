@@ -220,8 +220,9 @@ def test_fused_operators_compute_the_same(case: str, folder: Path) -> None:
     agrees(path, model, "float32")
     proto = onnx.load(path, load_external_data=False)
     rotary = [kind.rope is not None for kind in model.config.blocks]
-    assert len(proto.functions) == len(set(rotary))
-    first = next(function for function in proto.functions if function.name == "block")
+    mixtures = [kind.mixture for kind in model.config.blocks]
+    assert len(proto.functions) == len(set(zip(rotary, mixtures, strict=True)))
+    first = next(x for x in proto.functions if x.name in ("block", "mixture_block"))
     operators = [node.op_type for node in first.node]
     norms = [n for n in model.weights if re.fullmatch(r"blocks\.0\.\w+_norm\.weight", n)]
     assert operators.count("Attention") == 1

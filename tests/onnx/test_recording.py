@@ -20,7 +20,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "taking the numbers": lambda x: np.asarray(x),
     "taking a number": lambda x: float(x),
     "a branch on a number": lambda x: 1 if x > 0 else 2,
-    "an index": lambda x: x[0],
+    "an index": lambda x: x[0, 0],
     "an index of an open axis": lambda x: x[:, x],
     "a cut of an open axis": lambda x: x[1:2],
     "a stride": lambda x: x[::2],

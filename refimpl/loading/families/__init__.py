@@ -9,6 +9,7 @@ from refimpl.loading.families import (
     gpt_neox,
     granite,
     llama,
+    mixtures,
     olmo,
     opt,
     phi,
@@ -19,7 +20,7 @@ from refimpl.loading.families.family import REQUIRED, Family, Location
 __all__ = ["FAMILIES", "REQUIRED", "Family", "Location"]
 
 LINEAGES = (
-    llama, gemma, phi, granite, olmo, glm, cohere, falcon, ungated, gpt_neox, gpt2, opt,
+    llama, gemma, phi, granite, olmo, glm, cohere, falcon, ungated, gpt_neox, gpt2, opt, mixtures,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
     family.model_type: family

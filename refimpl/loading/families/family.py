@@ -10,16 +10,25 @@ class Location:
     """The place of a role's weight (and bias) in the file.
 
     Args:
-        name: The file's tensor, without its base prefix and `.weight`; `{}` is the block's number.
+        name: The file's tensor, without its base prefix and `.weight`; `{}` is the block's number,
+            and a second one the expert's.
         fused: Roles that share the tensor, in the file's order of rows.
         grouped: Whether the fused roles alternate, one key-value head after another.
         transposed: Whether the file holds [in, out].
+        stacked: Whether the tensor holds the weights of all experts.
+        alternating: Whether the fused roles alternate row by row.
+        weight: What follows the name of the weight's tensor.
+        bias: What follows the name of the bias's tensor.
     """
 
     name: str
     fused: tuple[str, ...] = ()
     grouped: bool = False
     transposed: bool = False
+    stacked: bool = False
+    alternating: bool = False
+    weight: str = ".weight"
+    bias: str = ".bias"
 
 
 Entries = Mapping[str, Any]
@@ -58,6 +67,8 @@ class Family:
         buffers: Patterns of tensors in old files that no computation needs.
         flags: Keys that are true or false and decide which `variant` it is.
         variant: The family and the entries of one `config.json`, if keys decide on the roles.
+        scoring: Of routers, as in `Experts`; None without experts.
+        stacks: Places of roles in files that stack experts, in place of those in `names`.
     """
 
     model_type: str
@@ -84,6 +95,8 @@ class Family:
     buffers: tuple[str, ...] = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
     flags: tuple[str, ...] = ()
     variant: Variant | None = None
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] | None = None
+    stacks: dict[str, Location] = field(default_factory=dict)
 
 
 def separate(**names: str) -> dict[str, Location]:
@@ -91,7 +104,7 @@ def separate(**names: str) -> dict[str, Location]:
     return {role: Location(name) for role, name in names.items()}
 
 
-def fused(name: str, *roles: str, **layout: bool) -> dict[str, Location]:
+def fused(name: str, *roles: str, **layout: Any) -> dict[str, Location]:
     """Roles that share a tensor, in the file's order of rows."""
     return dict.fromkeys(roles, Location(name, roles, **layout))
 
@@ -114,5 +127,21 @@ ALL: dict[str, Any] = {"is_causal": True, "tie_word_embeddings": False}
 ROPE: dict[str, Any] = {
     "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "rope_scaling": None,
     "rope_parameters": None, "original_max_position_embeddings": None,
+}  # fmt: skip
+EXPERTS = separate(
+    **{"router": "layers.{}.mlp.gate"}
+    | {
+        f"experts.{x}_proj": f"layers.{{}}.mlp.experts.{{}}.{x}_proj"
+        for x in ("gate", "up", "down")
+    }
+)
+STACKS = fused(
+    "layers.{}.mlp.experts.gate_up_proj", "experts.gate_proj", "experts.up_proj",
+    stacked=True, weight="",
+)  # fmt: skip
+STACKS |= fused("layers.{}.mlp.experts.down_proj", "experts.down_proj", stacked=True, weight="")
+# Config keys of most mixtures
+MIXTURE: dict[str, Any] = {
+    "num_experts": None, "num_experts_per_tok": None,
 }  # fmt: skip
 QK_NORM = separate(q_norm="layers.{}.self_attn.q_norm", k_norm="layers.{}.self_attn.k_norm")

@@ -89,12 +89,28 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
                 axis = 1
             case (slice(start=None, stop=None, step=None), int(index)):
                 return self.graph.add("Gather", self, index, axis=1)
+            case (EllipsisType(), int(index)):
+                return self.graph.add("Gather", self, index, axis=-1)
+            case int(index):
+                return self.graph.add("Gather", self, index, axis=0)
+            case Recorded():
+                rows = _rows(key)
+                axes = (rows.axes[0], *self.axes[len(key.shape) :])
+                return self.graph.add("GatherND", self, rows, axes=axes)
             case _:
-                ways = "[..., start:stop:step], [start:stop], [:, start:stop], [:, i]"
-                raise TypeError(f"only {ways}, not [{key}]")
+                ways = (
+                    "[i], [:, i], [..., i], [start:stop], [:, start:stop], [..., start:stop:step]"
+                )
+                raise TypeError(f"only {ways}, or a mask, not [{key}]")
         last = np.iinfo(np.int64).max if stop is None else stop
         steps = [] if step is None else [[step]]
         return self.graph.add("Slice", self, [start or 0], [last], [axis], *steps)
+
+    def __setitem__(self, mask: Any, values: Any) -> None:
+        """Let the array's rows where a mask is true be others: from now on it has another name."""
+        changed = self.graph.add("ScatterND", self, _rows(mask), values, axes=self.axes)
+        self.graph.retire(self)
+        object.__setattr__(self, "name", changed.name)
 
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] = (), **options: Any
@@ -205,6 +221,22 @@ def _median(x: Any) -> Any:
     return _mean(add("Gather", ordered, middle), 0)
 
 
+def _rows(mask: Recorded) -> Any:
+    """Indices where a mask is true, [n, axes of the mask]; n is named after the mask."""
+    add, rank = mask.graph.add, len(mask.shape)
+    where = add("NonZero", mask, axes=(rank, f"{mask.name}.rows"))
+    return add("Transpose", where)
+
+
+def _any(x: Recorded, axis: Sequence[int]) -> Any:
+    """True everywhere: while recording, any number may be true."""
+    return np.ones([size for i, size in enumerate(x.shape) if i not in axis], np.bool_)
+
+
+def _zeros_like(x: Any) -> Any:
+    return x.graph.add("Expand", np.zeros((), x.dtype), x.graph.add("Shape", x), axes=x.axes)
+
+
 def _ones_like(x: Any, dtype: npt.DTypeLike) -> Any:
     return x.graph.add("Expand", np.ones((), dtype), x.graph.add("Shape", x), axes=x.axes)
 
@@ -229,6 +261,9 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.median: _median,
     np.linalg.norm: _norm,
     np.ones_like: _ones_like,
+    np.zeros_like: _zeros_like,
+    np.any: _any,
+    np.argmax: lambda x, axis: x.graph.add("ArgMax", x, axis=axis, keepdims=0),
     np.compress: _compress,
     np.stack: lambda parts, axis: np.concatenate([np.expand_dims(x, axis) for x in parts], axis),
     np.concatenate: lambda parts, axis: parts[0].graph.add("Concat", *parts, axis=axis),

@@ -117,5 +117,6 @@ def write_data(path: Path, weights: Mapping[str, GraphWeight]) -> None:
 def _shape(weight: Weight) -> tuple[int, ...]:
     """Shape of a weight, [out, in] or [out], without reading its numbers."""
     stored, layout = weight.stored.shape, weight.layout
+    stored = stored[1:] if layout.stack else stored
     whole = stored[::-1] if layout.transposed else stored
     return (layout.rows[layout.index], *whole[1:]) if len(layout.rows) > 1 else whole

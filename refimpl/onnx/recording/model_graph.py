@@ -28,6 +28,7 @@ GraphOutputs = Literal["logits", "trace"]
 TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
 BLOCK, UNROTATED = "block", "block_without_rotation"  # names of functions
 BLOCK_DOC = "One decoder block: attention and MLP, each added to the residual stream."
+MIXTURE = "mixture_"  # before the name, if the MLP is a mixture of experts
 PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "norm", "sink")  # of an experiment's graph
 
 
@@ -96,6 +97,7 @@ class Recording:
         inputs = {"x": x, **self.places[index], **self.weights(prefix)}
         rotates = config.blocks[index].rope or not any(kind.rope for kind in config.blocks)
         function = BLOCK if rotates else UNROTATED
+        function = MIXTURE + function if config.blocks[index].mixture else function
         return self.graph.call(function, body, inputs, prefix.rstrip("."), BLOCK_DOC)
 
     def head(self, x: Recorded, observe: Observer) -> Recorded:

@@ -1,0 +1,176 @@
+"""Mixtures of experts: what routing costs, what mistakes in it the gates catch, what is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write
+from gates import GATES, expected_of, model_of, worst_point
+from refusals import refusal_of
+from test_broken_variants import Break, changed, rows, swapped
+
+from refimpl import Model, forward, read_model
+from refimpl.loading.config_json import read_config
+from refimpl.model import experts
+from refimpl.model import forward as forward_module
+from refimpl.model.config import Experts
+from refimpl.model.experts import largest, route
+from refimpl.model.forward import block, places
+from refimpl.model.ops import Array
+
+EXPERT = "model.layers.1.block_sparse_moe.experts.3"
+
+
+def mixture(**changes: Any) -> Break:
+    """Break the facts of a model's mixtures."""
+
+    def broken(model: Model, _: pytest.MonkeyPatch) -> Model:
+        facts = changed(model.config.experts, changes)
+        return replace(model, config=replace(model.config, experts=facts))
+
+    return broken
+
+
+def routed(change: Callable[..., tuple[Array, Array]]) -> Break:
+    """Put a broken function in the place of `route`, which it gets as its first argument."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        right = experts.route
+        patch.setattr(forward_module, "route", lambda *arguments: change(right, *arguments))
+        return model
+
+    return broken
+
+
+def one_fewer(facts: Experts) -> int:
+    return facts.top_k - 1
+
+
+def all_alike(right: Any, *arguments: Any) -> tuple[Array, Array]:
+    chosen, share = right(*arguments)
+    return chosen, chosen * (share.sum(axis=-1, keepdims=True) / chosen.sum(-1, keepdims=True))
+
+
+def next_expert(right: Any, *arguments: Any) -> tuple[Array, Array]:
+    chosen, share = right(*arguments)
+    return np.roll(chosen, 1, axis=-1), np.roll(share, 1, axis=-1)
+
+
+def of_last_token(right: Any, *arguments: Any) -> tuple[Array, Array]:
+    """Let every token of a sequence go where its last one goes."""
+    return tuple(np.repeat(x[:, -1:], x.shape[1], axis=1) for x in right(*arguments))  # type: ignore[return-value]
+
+
+VARIANTS: list[tuple[str, Break, list[str]]] = [
+    ("one expert too few", mixture(top_k=one_fewer), ["mixtral"]),
+    ("one expert too many", mixture(top_k=lambda facts: facts.top_k + 1), ["mixtral"]),
+    ("shares not normalised", mixture(normalised=False), ["mixtral"]),
+    ("sigmoid for softmax", mixture(scoring="sigmoid"), ["mixtral"]),
+    ("equal shares", routed(all_alike), ["mixtral"]),
+    ("the next expert", routed(next_expert), ["mixtral"]),
+    ("one choice per sequence", routed(of_last_token), ["mixtral"]),
+    ("w1 and w3 exchanged", swapped("gate_proj", "up_proj"), ["mixtral"]),
+]
+
+
+@pytest.mark.parametrize(("broken", "case", "dtype"), rows(VARIANTS, *GATES))
+def test_a_broken_mixture_is_caught(broken: Break, case: str, dtype: str) -> None:
+    ids, expected = expected_of(case)
+    with pytest.MonkeyPatch.context() as patch:
+        out = forward(broken(model_of(case), patch), ids, trace=True, dtype=dtype)
+    error, _ = worst_point(out.trace, expected)
+    assert 10 < error / GATES[dtype] < np.inf
+
+
+def test_an_expert_computes_its_tokens_and_no_others() -> None:
+    model = model_of("mixtral")
+    config, weights = model.config, model.block(1, np.float64)
+    x = np.random.default_rng(0).standard_normal((2, 9, config.hidden_size))
+    place = places(np.arange(9), config, np.float64)[config.blocks[1]]
+    seen: dict[str, Array] = {}
+    block(x, weights, replace(place, observe=lambda n, v: seen.setdefault(n, v)), config)
+    assert config.experts is not None
+    logits = seen["mlp_norm"] @ weights["router.weight"].T
+    total = 0
+    for e in range(config.experts.num_experts):
+        top = np.argsort(-logits, axis=-1)[..., : config.experts.top_k]
+        tokens = seen["mlp_norm"][(top == e).any(axis=-1)]
+        total += len(tokens)
+        if len(tokens):
+            np.testing.assert_array_equal(seen[f"experts.{e}.mlp_norm"], tokens)
+            assert seen[f"experts.{e}.mlp_hidden"].shape == (len(tokens), 20)
+        else:
+            assert f"experts.{e}.mlp_norm" not in seen
+    assert total == 2 * 9 * config.experts.top_k
+
+
+def test_equal_scores_go_to_the_lower_index() -> None:
+    assert largest(np.zeros((2, 5)), 2).tolist() == [[True, True, False, False, False]] * 2
+    facts = Experts(4, 2, 8)
+    chosen, share = route(np.array([[[1.0, 3.0, 1.0, 1.0]]]), facts, None)
+    assert chosen.tolist() == [[[True, True, False, False]]]
+    assert share.sum() == pytest.approx(1)
+
+
+def test_stacked_experts_are_the_same_model(tmp_path: Path) -> None:
+    """Transformers 5 holds all experts in one tensor, gate above up."""
+    arrays = arrays_of("mixtral")
+    stacked = {name: x for name, x in arrays.items() if "block_sparse_moe" not in name}
+    for i in range(3):
+        old, new = f"model.layers.{i}.block_sparse_moe", f"model.layers.{i}.mlp"
+        gate, up, down = (
+            np.stack([arrays[f"{old}.experts.{e}.{w}.weight"] for e in range(5)])
+            for w in ("w1", "w3", "w2")
+        )
+        stacked |= {
+            f"{new}.experts.gate_up_proj": np.concatenate([gate, up], axis=1),
+            f"{new}.experts.down_proj": down,
+            f"{new}.gate.weight": arrays[f"{old}.gate.weight"],
+        }
+    same_weights(
+        read_model(write(tmp_path / "m", stacked, config_of("mixtral"))), model_of("mixtral")
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        (
+            lambda a: a.pop(f"{EXPERT}.w3.weight"),
+            [f"{EXPERT}.w3.weight: missing (needed for blocks.1.experts.3.up_proj.weight, "
+             "shape [20, 32])"],
+        ),
+        (
+            lambda a: a.update({"model.layers.0.block_sparse_moe.gate.weight": np.zeros((4, 32))}),
+            ["model.layers.0.block_sparse_moe.gate.weight: expected shape [5, 32], got [4, 32]"],
+        ),
+        (
+            lambda a: a.update({f"{EXPERT}.w2.weight": np.zeros((20, 32))}),
+            [f"{EXPERT}.w2.weight: expected shape [32, 20], got [20, 32]"],
+        ),
+        (
+            lambda a: a.update({f"{EXPERT[:-1]}5.w2.weight": np.zeros((32, 20))}),
+            [f"{EXPERT[:-1]}5.w2.weight: no role claims it (shape [32, 20])"],
+        ),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit(change: Any, lines: list[str], tmp_path: Path) -> None:
+    problem = refusal(altered(tmp_path / "m", "mixtral", change)).problem
+    assert problem.split("\n  ")[1:] == lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"num_experts_per_tok": 6}, "num_experts_per_tok: 6 of 5 experts"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok: expected a positive integer, got 0"),
+        ({"num_local_experts": "8"}, 'num_local_experts: expected a positive integer, got "8"'),
+        ({"n_group": 2}, "n_group: not understood (value 2)"),
+    ],
+)
+def test_configurations_that_are_refused(changes: dict[str, Any], line: str) -> None:
+    error = refusal_of(read_config, config_of("mixtral", **changes))
+    assert error.problem.split("\n  ")[1:] == [line]
