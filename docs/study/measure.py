@@ -56,7 +56,7 @@ def scores_of(bench: Bench, model: Model, cell: Cell, push: Push) -> tuple[Score
     request = request_of(cell)
     if push.kind == "pruning":
         plan = Perturbation("pruning", sink=push.sink)
-        request = Request(request.base, request.options, request.sparsity, "divergence")
+        request = Request(request.base, request.options, request.sparsity, "divergence", 0.05)
         name = f"{cell.model} pruning {cell.base} {cell.sparsity:g}"
     else:
         plan = Perturbation("gaussian", ETAS, *noise, sink=push.sink)

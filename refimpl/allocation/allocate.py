@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.request import Request, read_custom
-from refimpl.allocation.scores import Absorption, Scores, Signals
+from refimpl.allocation.scores import Absorption, Probes, Scores, Signals
 from refimpl.errors import RefimplError
 from refimpl.method import allocation as bases
 from refimpl.method.correction import at_clip, centred_log, clipped_log, corrected
+from refimpl.method.equal_marginals import Growth, equal_marginals, growth
 from refimpl.method.projection import project
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
@@ -29,6 +30,7 @@ class Allocation:
         linear_pruned: Weights to prune per linear, [L, linears].
         clipped: Whether each block's logarithm is at the clip, [L].
         total_weights: Prunable weights, N.
+        growth: How the error of each block grows, if the strength is measured.
     """
 
     request: Request
@@ -38,6 +40,7 @@ class Allocation:
     linear_pruned: Array
     clipped: Array
     total_weights: int
+    growth: Growth | None = None
 
     @property
     def num_pruned(self) -> Array:
@@ -74,7 +77,8 @@ def allocate(
     base = base_allocation(scores.signals, request, scores.linears)
     _same_pruning(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
-    return _allocation(base, u, scores.linears, request)
+    grows = _growth(scores.probes, str(request.correct)) if request.measured else None
+    return _allocation(base, u, scores.linears, request, grows)
 
 
 def base_only(signals: Signals, request: Request, linears: Linears) -> Allocation:
@@ -83,26 +87,42 @@ def base_only(signals: Signals, request: Request, linears: Linears) -> Allocatio
     return _allocation(base, None, linears, request)
 
 
-def _allocation(base: Array, u: Array | None, linears: Linears, request: Request) -> Allocation:
-    """Correct a base, [L] or [L, linears], by u, project and count; peer code does none of that."""
+def _allocation(
+    base: Array,
+    u: Array | None,
+    linears: Linears,
+    request: Request,
+    grows: Growth | None = None,
+) -> Allocation:
+    """Correct a base, [L] or [L, linears], project and count; peer code does none of that.
+
+    The correction is by u, or, if any block's error grows as fitted, to equal marginal errors.
+    """
     num_blocks, sizes = len(base), linear_sizes(linears)
-    projected = final = base
+    share, projected, final = sizes / sizes.sum(axis=1, keepdims=True), base, base
     if request.compat == "exact":
         units, exists = _units(base, sizes)
         target, limits = request.sparsity, {"lo": request.lo, "hi": request.hi}
         projected, final = np.zeros((2, *base.shape))
         projected[exists] = project(base[exists], units, target, **limits)
-        final[exists] = corrected(
-            base[exists],
-            np.zeros(num_blocks) if u is None else u,
-            np.nonzero(exists)[0],
-            units,
-            target,
-            0.0 if request.correct is None else request.strength,
-            request.max_correction,
-            request.correction_scale,
-            **limits,
-        )
+        block_of_unit = np.nonzero(exists)[0]
+        if grows is not None and grows.fits.any():
+            start, rates = _of_blocks(projected, share), grows.rates(request.kappa == "own")
+            best = equal_marginals(grows.level, rates, start, sizes.sum(axis=1), target, **limits)
+            shifted = projected[exists] + (best - start)[block_of_unit]
+            final[exists] = best if base.ndim == 1 else project(shifted, units, target, **limits)
+        else:
+            final[exists] = corrected(
+                base[exists],
+                np.zeros(num_blocks) if u is None else u,
+                block_of_unit,
+                units,
+                target,
+                0.0 if request.correct is None else request.fixed_strength,
+                request.max_correction,
+                request.correction_scale,
+                **limits,
+            )
     per_linear = np.where(sizes > 0, final.reshape(num_blocks, -1), 0.0)
     if request.compat == "exact":
         pruned = linear_counts(final, sizes, request.sparsity)
@@ -111,13 +131,15 @@ def _allocation(base: Array, u: Array | None, linears: Linears, request: Request
         for i, block in enumerate(linears):
             rows[i, : len(block)], columns[i, : len(block)] = zip(*block.values(), strict=True)
         pruned = rows * np.minimum((columns * per_linear).astype(np.int64), columns)
-    share = sizes / sizes.sum(axis=1, keepdims=True)
-    base_sparsity, sparsity = (
-        x if x.ndim == 1 else np.vecdot(x, share) for x in (projected, final)
-    )
+    base_sparsity, sparsity = (_of_blocks(x, share) for x in (projected, final))
     clipped = np.zeros(num_blocks, np.bool_) if u is None else at_clip(u)
     total = int(sizes.sum())
-    return Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total)
+    return Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total, grows)
+
+
+def _of_blocks(units: Array, share: Array) -> Array:
+    """Fraction pruned of each block, [L], from its own or those of its linears, [L, linears]."""
+    return units if units.ndim == 1 else np.vecdot(units, share)
 
 
 def base_allocation(signals: Signals, request: Request, linears: Linears) -> Array:
@@ -195,6 +217,18 @@ def _same_pruning(scores: Scores, request: Request) -> None:
             "the same base, options, limits and sparsity",
             "run refimpl score again with --perturbation pruning and the new base or sparsity",
         )
+
+
+def _growth(probes: Probes | None, correct: str) -> Growth:
+    """How the error that a correction is made of grows, from the probes."""
+    error = None if probes is None else getattr(probes, correct)
+    if probes is None or error is None:
+        raise RefimplError(
+            f"measured strength of {correct}: not measured at several sparsities in these scores",
+            f"scores made with --correct {correct} --strength measured, or a number",
+            f"run refimpl score again with --correct {correct}, or use --strength 0.05",
+        )
+    return growth(error, probes.sparsity)
 
 
 def _logarithms(absorption: Absorption, correct: str | None) -> Array:

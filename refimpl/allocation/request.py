@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,11 +13,15 @@ from refimpl.errors import RefimplError
 from refimpl.loading.file_reading import parsed_json, read_file
 from refimpl.method.allocation import Compat
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
+from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import one_of
 
 Correction = Literal["absorption", "arrival", "divergence"]
+Kappa = Literal["common", "own"]
+OF_PRUNING = ("arrival", "divergence")  # corrections that need the pruning perturbation
+PROBE_DELTA = 0.1
 
 # Per base: its options with their defaults. A tuple lists the accepted words, the default first;
 # None means that the option has no default.
@@ -54,9 +58,12 @@ class Request:
         sparsity: Target S over all weights.
         correct: "absorption", "arrival", "divergence", or None; "default" is absorption, or None
             with `compat="peer"`.
-        strength: Fraction pruned per unit of the correction.
+        strength: Fraction pruned per unit of the correction, or "measured": equal marginal errors
+            by probes at three sparsities; "default" is measured for arrival and divergence, and
+            0.05 for absorption.
         max_correction: Greatest change of a block's fraction pruned.
         correction_scale: "raw", or "max" so that the greatest |Delta| is 1.
+        kappa: With measured strength: one rate for all units, "common", or "own".
         lo: Least sparsity of a unit.
         hi: Greatest sparsity of a unit.
         compat: "exact", or "peer" to reproduce the published code of the base.
@@ -69,9 +76,10 @@ class Request:
     options: Mapping[str, float | str] = field(default_factory=dict)
     sparsity: float = 0.7
     correct: Correction | Literal["default"] | None = "default"
-    strength: float = STRENGTH
+    strength: float | Literal["measured", "default"] = "default"
     max_correction: float = MAX_CORRECTION
     correction_scale: Scale = "raw"
+    kappa: Kappa = "common"
     lo: float = 0.0
     hi: float = 1.0
     compat: Compat = "exact"
@@ -88,8 +96,20 @@ class Request:
                     "no correction: peer reproduces the published code of the base allocation",
                     "omit --correct, or use --compat exact",
                 )
+        if self.strength == "default":
+            usual = "measured" if self.correct in OF_PRUNING else STRENGTH
+            object.__setattr__(self, "strength", usual)
+        if self.strength == "measured" and self.correct == "absorption":
+            raise RefimplError(
+                "measured strength with the absorption correction",
+                "a number: only arrival and divergence are measured at several sparsities",
+                f"use --strength {STRENGTH}, or --correct divergence",
+            )
         one_of(self.correction_scale, "correction-scale", get_args(Scale))
+        one_of(self.kappa, "kappa", get_args(Kappa))
         for name, (low, high) in RANGES.items():
+            if name == "strength" and self.strength == "measured":
+                continue
             if not low <= getattr(self, name) <= high:
                 option = name.replace("_", "-")
                 raise RefimplError(
@@ -98,6 +118,35 @@ class Request:
                     f"change --{option}",
                 )
         object.__setattr__(self, "options", _options(self.base, self.options))
+
+    @property
+    def fixed_strength(self) -> float:
+        """Fraction pruned per unit of the correction: where it is measured, what stands in."""
+        return self.strength if isinstance(self.strength, int | float) else STRENGTH
+
+    @property
+    def measured(self) -> bool:
+        """Whether the strength comes from probes."""
+        return self.correct in OF_PRUNING and self.strength == "measured"
+
+    def perturbation(self, plan: Perturbation | None) -> Perturbation:
+        """The perturbation that this request needs: as planned, with probes if there are none.
+
+        Raises:
+            RefimplError: Noise, where the correction or the probes need pruned blocks.
+        """
+        if plan is None:
+            plan = Perturbation("pruning" if self.correct in OF_PRUNING else "gaussian")
+        if plan.kind != "pruning" and (self.correct in OF_PRUNING or plan.probe_delta):
+            what = f"the {self.correct} correction" if self.correct in OF_PRUNING else "probe-delta"
+            raise RefimplError(
+                f"{what} with Gaussian noise",
+                "the pruning perturbation, which measures the error that pruning makes",
+                "add --perturbation pruning, or use --correct absorption without --probe-delta",
+            )
+        if self.measured and plan.probe_delta is None:
+            return replace(plan, probe_delta=PROBE_DELTA)
+        return plan
 
 
 def _options(base: str, options: Mapping[str, float | str]) -> dict[str, float | str]:

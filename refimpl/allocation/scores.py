@@ -87,6 +87,21 @@ class PrunedAt:
 
 
 @dataclass(frozen=True)
+class Probes:
+    """What pruning each block alone does, below, at and above its sparsity in the base.
+
+    Args:
+        sparsity: Fraction pruned, [3, L].
+        arrival: Mean drift after the last block, [3, L].
+        divergence: Mean KL of the next-token distributions, [3, L], nats, or None.
+    """
+
+    sparsity: Array
+    arrival: Array
+    divergence: Array | None = None
+
+
+@dataclass(frozen=True)
 class Scores:
     """All results of scoring one model.
 
@@ -101,6 +116,7 @@ class Scores:
         signals: Importance of blocks, by the signals of the base allocations.
         run: How the numbers were made.
         pruned_at: Allocation of the pruning perturbation; None for the Gaussian one.
+        probes: How the error of pruning grows, if it was measured.
         budget_minutes: Time for which samples, draws and the subset were chosen, or None.
     """
 
@@ -114,6 +130,7 @@ class Scores:
     signals: Signals
     run: Run
     pruned_at: PrunedAt | None = None
+    probes: Probes | None = None
     budget_minutes: float | None = None
 
     @property

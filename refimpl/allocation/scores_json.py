@@ -2,18 +2,26 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from math import inf, isnan
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation
+from refimpl.allocation.dataclass_json import filled, to_json
 from refimpl.allocation.request import TOO_MUCH
-from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals, StoredAllocation
+from refimpl.allocation.scores import (
+    Absorption,
+    Probes,
+    PrunedAt,
+    Scores,
+    Signals,
+    StoredAllocation,
+)
 from refimpl.errors import RefimplError, unreadable
 from refimpl.loading.file_reading import parsed_json, read_file
 from refimpl.method.perturbation import Perturbation
@@ -21,7 +29,6 @@ from refimpl.model.config import Linears
 from refimpl.model.ops import Array
 from refimpl.running.provenance import Run, TokenFacts
 
-T = TypeVar("T")
 Json = Mapping[str, Any]
 
 FORMAT = 1
@@ -38,6 +45,7 @@ REQUEST = {
     "strength": "allocation.request.strength",
     "max_correction": "allocation.request.max_correction",
     "correction_scale": "allocation.request.correction_scale",
+    "kappa": "allocation.request.kappa",
     "lo": "allocation.request.lo",
     "hi": "allocation.request.hi",
     "compat": "allocation.request.compat",
@@ -56,12 +64,13 @@ HEAD = {
     "sink": "scores.plan.sink",
     "draws": "scores.plan.draws",
     "subset": "scores.plan.subset",
+    "probe_delta": "scores.plan.probe_delta",
     "budget_minutes": "scores.budget_minutes",
     "tokens": "scores.tokens",
     "linears": "scores.shapes",
     **REQUEST,
 }
-NEWER = ("subset", "budget_minutes")  # fields that older files lack
+NEWER = ("subset", "budget_minutes", "probe_delta", "kappa")  # fields that older files lack
 SIGNAL_OPTIONS = ("owl_m", "dlp_statistic", "alpha_fit", "alpha_xmin")
 
 
@@ -123,9 +132,11 @@ def document(scores: Scores, allocations: Sequence[Allocation]) -> dict[str, Any
         "format": FORMAT,
         **head(each[0], HEAD),
         **_totals(allocations[0]),
-        "perturbed_at": _json(scores.pruned_at),
+        "perturbed_at": to_json(scores.pruned_at),
+        "probes": to_json(scores.probes),
+        "growth": _growth(allocations[0]),
         "signal_options": {name: getattr(scores.signals, name) for name in SIGNAL_OPTIONS},
-        "run": _json(scores.run),
+        "run": to_json(scores.run),
         "blocks": _rows(each[0]),
     }
     if len(each) > 1:
@@ -137,7 +148,7 @@ def document(scores: Scores, allocations: Sequence[Allocation]) -> dict[str, Any
 
 def head(at: SimpleNamespace, keys: Iterable[str]) -> dict[str, Any]:
     """Read some fields of `HEAD` from their attributes; of a base that is a file, its name."""
-    values = {key: _json(attrgetter(HEAD[key])(at)) for key in keys}
+    values = {key: to_json(attrgetter(HEAD[key])(at)) for key in keys}
     return values | {"base": Path(values["base"]).name}
 
 
@@ -149,6 +160,14 @@ def _totals(allocation: Allocation) -> dict[str, Any]:
     }
 
 
+def _growth(allocation: Allocation) -> dict[str, Any] | None:
+    """How the errors grow that the allocation is made of; None unless its strength is measured."""
+    if (grows := allocation.growth) is None:
+        return None
+    common = {"kappa": grows.common_rate, "kappa_quartiles": grows.quartiles}
+    return to_json(common) | to_json(grows) | {"fits": to_json(grows.fits)}
+
+
 def _rows(at: SimpleNamespace) -> list[dict[str, Any]]:
     """The object of every block, with what was found and allocated at one eta."""
     scores: Scores = at.scores
@@ -158,7 +177,7 @@ def _rows(at: SimpleNamespace) -> list[dict[str, Any]]:
     for column in COLUMNS:
         array, (group, _, key) = attrgetter(column.array)(at), column.key.rpartition(".")
         for i, row in enumerate(rows):
-            value: Any = None if array is None else _json(array[i])
+            value: Any = None if array is None else to_json(array[i])
             if column.omitted and value is None:
                 continue
             if group == "linears":
@@ -182,19 +201,6 @@ def _stderr_reasons(scores: Scores, absorption: Absorption) -> list[str | None]:
         why = "fewer than two sequences" if once else "no token with a drift"
         reasons.append(why if isnan(stderr) else None)
     return reasons
-
-
-def _json(value: Any) -> Any:
-    """A value for JSON: null for NaN, lists for arrays and tuples, objects for dataclasses."""
-    if isinstance(value, np.ndarray | np.generic):
-        return _json(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_json(inner) for inner in value]
-    if isinstance(value, Mapping):
-        return {key: _json(inner) for key, inner in value.items()}
-    if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _json(getattr(value, f.name)) for f in fields(value)}
-    return None if isinstance(value, float) and isnan(value) else value
 
 
 def read_scores(path: Path) -> Scores:
@@ -254,23 +260,37 @@ def scores_of(document: Json) -> Scores:
     signals = _arrays(Signals, "scores.signals", blocks, linears)
     if ("alpha" in signals) != (options["alpha_fit"] is not None):
         raise ValueError("alpha and alpha_fit: one of them without the other")
-    return _filled(
+    return filled(
         Scores,
         _attributes(document, "scores"),
         **_arrays(Scores, "scores", blocks, linears),
         linears=linears,
-        tokens=_filled(TokenFacts, document["tokens"]),
-        plan=_filled(Perturbation, _attributes(document, "scores.plan"), **plan_eta),
+        tokens=filled(TokenFacts, document["tokens"]),
+        plan=filled(Perturbation, _attributes(document, "scores.plan"), **plan_eta),
         sweep=tuple(
             Absorption(eta, **_arrays(Absorption, "absorption", result["blocks"], linears))
             for eta, result in zip(etas, sweep, strict=True)
         ),
-        signals=_filled(Signals, options, **signals),
-        run=_filled(Run, document["run"]),
+        signals=filled(Signals, options, **signals),
+        run=filled(Run, document["run"]),
         pruned_at=None
         if at is None
-        else _filled(PrunedAt, at, linear_pruned=np.array(at["linear_pruned"], np.int64)),
+        else filled(PrunedAt, at, linear_pruned=np.array(at["linear_pruned"], np.int64)),
+        probes=_probes(document.get("probes"), len(blocks)),
     )
+
+
+def _probes(probes: Json | None, blocks: int) -> Probes | None:
+    """The probes in a document, three per block, if there are some."""
+    if probes is None:
+        return None
+    column = Column("probes", "", unknown=True)
+    arrays = {
+        name: _numbers(column, probes[name], (3, blocks))
+        for name in ("sparsity", "arrival", "divergence")
+        if probes[name] is not None
+    }
+    return Probes(**arrays)
 
 
 def stored_allocation(rows: Sequence[Json], linears: Linears) -> StoredAllocation:
@@ -349,26 +369,3 @@ def _numbers(column: Column, values: Any, shape: tuple[int, ...]) -> Array:
             f"{column.key}: expected {shape} numbers, got {array.shape}, or null among them"
         )
     return array
-
-
-def _filled(kind: type[T], values: Json, **others: Any) -> T:
-    """A dataclass from JSON values, each of the type that its field declares, and other values."""
-    hints, plain = get_type_hints(kind), {}
-    for field in fields(kind):  # type: ignore[arg-type]
-        name = field.name
-        if name in others or (name not in values and field.default is not MISSING):
-            continue  # older files lack some fields that have a default
-        if not _is(values[name], hints[name]):
-            raise TypeError(f"{name} {values[name]!r}")
-        plain[name] = values[name]
-    return kind(**plain, **others)
-
-
-def _is(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of a declared type."""
-    origin = get_origin(hint)
-    if origin is UnionType:
-        return any(_is(value, inner) for inner in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    return isinstance(value, int | float if hint is float else origin or hint)

@@ -12,6 +12,7 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import (
     HEAD,
+    NEWER,
     REQUEST,
     head,
     parsed,
@@ -129,7 +130,7 @@ def read_targets(path: Path, linears: Linears) -> Targets:
             raise ValueError(f"counts sum to {total}, total_pruned is {document['total_pruned']}")
         if document["compat"] not in ("exact", "peer") or not (sparsity >= 0).all():
             raise ValueError(f"compat {document['compat']!r}, or a negative sparsity")
-        made = {name: document[name] for name in RECORDED}
+        made = {name: document[name] for name in RECORDED if name in document or name not in NEWER}
         return Targets(counts, sparsity, document["compat"], None, made)
 
 

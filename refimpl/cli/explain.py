@@ -12,7 +12,7 @@ from refimpl.cli.groups import (
     PERTURBATION,
     REQUEST,
     Source,
-    refuse_noise,
+    checked_plan,
     source_options,
 )
 from refimpl.cli.terminal import deliver, progress_bar
@@ -56,7 +56,7 @@ def command(
     The numbers are those of refimpl score on the same tokens. With --step, only what that step
     needs is computed.
     """
-    refuse_noise(context, plan)
+    plan = checked_plan(context, plan, wanted)
     opened = read_model(model, config, download=download)
     inputs = source.files | {"--config": config, "--base": opt.base_file(wanted)}
     opt.check_outputs(opened, inputs, output)

@@ -1,14 +1,14 @@
 """The groups of options that several commands share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import typer
 
-from refimpl.allocation.request import Request
-from refimpl.cli.options import FieldOption, OptionGroup, refuse
+from refimpl.allocation.request import OF_PRUNING, Request
+from refimpl.cli.options import FieldOption, OptionGroup, is_given, refuse
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
 from refimpl.running.settings import Settings
@@ -73,6 +73,16 @@ def numbers(text: str) -> tuple[float, ...]:
         ) from None
 
 
+def strength(text: str | None) -> float | str:
+    """The value of --strength: a number, or a word."""
+    try:
+        return "default" if text is None else text if text == "measured" else float(text)
+    except ValueError:
+        raise RefimplError(
+            f"strength {text!r}", "a number, or measured", "use for example --strength measured"
+        ) from None
+
+
 PERTURBATION = OptionGroup(
     Perturbation,
     "Perturbation",
@@ -87,7 +97,8 @@ PERTURBATION = OptionGroup(
         ),
         "kind": FieldOption(
             "gaussian adds noise to a block's output; pruning prunes the block itself with Wanda, "
-            "to its sparsity in the base allocation.",
+            "to its sparsity in the base allocation. Default: pruning with --correct arrival or "
+            "divergence, else gaussian.",
             name="perturbation",
         ),
         "noise_scale": FieldOption("Scale the noise per token, or once per sequence."),
@@ -105,6 +116,11 @@ PERTURBATION = OptionGroup(
             "Perturb only K blocks per sample and draw, chosen at random and evenly spread. "
             "Default: all blocks.",
             "K",
+        ),
+        "probe_delta": FieldOption(
+            "With --perturbation pruning, also prune each block this much less and this much more, "
+            "to measure how its error grows. Default: 0.1 with --strength measured.",
+            "FRACTION",
         ),
     },
 )
@@ -148,21 +164,31 @@ REQUEST = OptionGroup(
         ),
         "sparsity": FieldOption("Fraction of all prunable weights to prune, 0 to 1.", "FRACTION"),
         "correct": FieldOption(
-            "absorption, arrival, divergence or none. arrival and divergence need --perturbation "
-            "pruning. Default: absorption, or none with --compat peer.",
+            "absorption, arrival, divergence or none. Default: absorption, or none with --compat "
+            "peer.",
             "NAME",
             type=Literal["absorption", "arrival", "divergence", "none"] | None,
             default=None,
             read=lambda name: {None: "default", "none": None}.get(name, name),
         ),
         "strength": FieldOption(
-            "Change of a block's sparsity per unit of the correction (provisional default).", "X"
+            "Change of a block's sparsity per unit of the correction; measured: equal marginal "
+            "errors, from probes at three sparsities. Default: measured for arrival and "
+            "divergence, 0.05 (provisional) for absorption.",
+            "X|measured",
+            type=str | None,
+            default=None,
+            read=strength,
         ),
         "max_correction": FieldOption(
             "Largest change of a block's sparsity, 0 to 1 (provisional default).", "FRACTION"
         ),
         "correction_scale": FieldOption(
             "raw: use the correction unchanged. max: divide it by its largest absolute value."
+        ),
+        "kappa": FieldOption(
+            "With --strength measured: one growth rate of the error for all blocks, or each its "
+            "own."
         ),
         "lo": FieldOption("Smallest sparsity of any block or linear.", "FRACTION"),
         "hi": FieldOption("Largest sparsity of any block or linear.", "FRACTION"),
@@ -207,8 +233,13 @@ SETTINGS = OptionGroup(
 IN_PROCESS = SETTINGS.only("dtype", "threads", "memory")
 
 
-def refuse_noise(context: typer.Context, plan: Perturbation) -> None:
-    """Refuse options of the noise with the pruning perturbation."""
+def checked_plan(context: typer.Context, plan: Perturbation, wanted: Request) -> Perturbation:
+    """The perturbation that a command needs; options without a meaning beside it are refused."""
+    if wanted.correct in OF_PRUNING and not is_given(context, "perturbation"):
+        plan = replace(plan, kind="pruning")
+    if wanted.measured:
+        fixed = "no limit and no scale: the probes set the size of the correction"
+        refuse(context, ("max_correction", "correction_scale"), "--strength measured", fixed)
     if plan.kind == "pruning":
         refuse(
             context,
@@ -216,3 +247,4 @@ def refuse_noise(context: typer.Context, plan: Perturbation) -> None:
             "--perturbation pruning",
             "no options of noise: the pruning itself sets the size of the error",
         )
+    return wanted.perturbation(plan)

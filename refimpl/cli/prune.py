@@ -10,7 +10,7 @@ from refimpl.allocation.allocate import allocate, base_only
 from refimpl.allocation.request import Request
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
 from refimpl.cli import options as opt
-from refimpl.cli.groups import PERTURBATION, REQUEST, SETTINGS, SOURCE, Source, refuse_noise
+from refimpl.cli.groups import PERTURBATION, REQUEST, SETTINGS, SOURCE, Source, checked_plan
 from refimpl.cli.terminal import deliver, progress_bar
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
@@ -153,7 +153,7 @@ def _scored(
             base = signals(model, wanted, tokens, replace(settings, progress=progress))
         allocation = base_only(base, wanted, model.config.linears)
         return allocation_targets(allocation, None, tokens), tokens
-    refuse_noise(context, plan)
+    plan = checked_plan(context, plan, wanted)
     tokens = model_tokens(model, **vars(source), seed=plan.seed)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)

@@ -20,7 +20,7 @@ from refimpl.cli.groups import (
     SETTINGS,
     SOURCE,
     Source,
-    refuse_noise,
+    checked_plan,
 )
 from refimpl.cli.terminal import deliver, progress_bar, style
 from refimpl.estimation.estimate import Estimator
@@ -80,7 +80,7 @@ def command(
     The absorption coefficient r is the share of a block's relative drift that is left after the
     last block: above 1 the blocks after it amplify, below 1 they absorb.
     """
-    refuse_noise(context, plan)
+    plan = checked_plan(context, plan, wanted)
     budget = run.budget
     ahead = "--estimate" if run.estimate else None if budget is None else "--budget"
     if ahead is not None:

@@ -126,7 +126,7 @@ def estimate(
     Args:
         model: From `read_model`.
         tokens: Token ids and where they come from.
-        plan: The perturbation; Gaussian noise at eta 0.01 if None.
+        plan: The perturbation, as for `score`.
         request: Which base's signals are computed, and whether the divergence is measured.
         dtype: float32 or float64.
         threads: Worker threads, or processes; one per core if None.
@@ -149,7 +149,8 @@ def estimate(
         >>> result.work.passes, result.seconds.total > 0
         (20, True)
     """
-    plan, settings = plan or Perturbation(), Settings(dtype, threads, memory, executor)
+    request, settings = request or Request(), Settings(dtype, threads, memory, executor)
+    plan = request.perturbation(plan)
     return Estimator(model, tokens, plan, request, settings, kept)(len(tokens.ids), plan)
 
 

@@ -80,7 +80,7 @@ def pace(
     states = tuple(Address(0, draw, 0, 0) for draw in range(threads))
     group = StateGroup(states, {0: ids}, (), plan, dtype)
     if plan.kind == "pruning":
-        group = replace(group, prune_block=lambda block, weights, workers: weights)
+        group = replace(group, prune_block=lambda block, variant, weights, workers: weights)
     travel, _ = timed(group)
     rounds = rounds_of(1 + perturbed_passes(states, blocks, plan), threads)
     birth = max(0.0, travel - blocks * load - rounds * turn)
@@ -92,8 +92,8 @@ def pace(
         head = max(0.0, both - travel) / 2 * model.config.vocab_size / config.vocab_size
     if plan.kind == "pruning":
         counts = np.rint(request.sparsity * config.linear_sizes[:1]).astype(np.int64)
-        pruned = WandaBlocks(moments[:1], counts)
-        thin, _ = _timed(lambda: pruned(0, weights, workers))
+        pruned = WandaBlocks(moments[:1], counts[None])
+        thin, _ = _timed(lambda: pruned(0, 0, weights, workers))
     if request.base == "alphapruning":
         costs = {name: singular({name: shape}) for name, shape in config.linears[0].items()}
         least = min(costs, key=lambda name: costs[name])

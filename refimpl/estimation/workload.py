@@ -76,7 +76,7 @@ def work(
         rounds += rounds_of(len(per_sequence) + passes, threads)
         loads += blocks
         held = max(held, len(group) + 2 * len(per_sequence))
-        pruned_blocks += len({a.block for a in group}) if pruning else 0
+        pruned_blocks += len({(a.block, a.eta) for a in group}) if pruning else 0
         if divergence:
             heads += len(group) + len(per_sequence)
             head_rounds += sum(1 - (-n // threads) for n in per_sequence.values())

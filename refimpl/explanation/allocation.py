@@ -9,7 +9,14 @@ from refimpl.allocation.allocate import allocate, base_allocation
 from refimpl.allocation.request import Request
 from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.method import allocation, correction, perturbation, projection, signals
+from refimpl.method import (
+    allocation,
+    correction,
+    equal_marginals,
+    perturbation,
+    projection,
+    signals,
+)
 from refimpl.model import ops, statistics
 from refimpl.pruners import counts, scores
 from refimpl.scoring.activation_signals import BlockScores
@@ -71,7 +78,21 @@ def allocation_steps(request: Request) -> list[Step]:
             _base,
         ),
     ]
-    if request.compat == "exact" and request.correct is not None:
+    if request.measured:
+        steps.append(
+            Step(
+                "growth",
+                "equal marginal errors",
+                "Each block is pruned alone at three sparsities. Sparsity moves until one more "
+                "weight costs the same error in every block.",
+                "kappa_l = (ln D_l(s + delta) - ln D_l(s - delta)) / 2 delta      "
+                "a_l = D_l(s)\n"
+                "s_l = clip(s + (t - ln(kappa a_l / N_l)) / kappa, lo, hi)",
+                (equal_marginals.growth, equal_marginals.equal_marginals),
+                _growth,
+            )
+        )
+    elif request.compat == "exact" and request.correct is not None:
         logarithm, function = LOGARITHMS[request.correct]
         steps.append(
             Step(
@@ -158,11 +179,21 @@ def _correction(v: Values) -> Iterator[Figure]:
     }
     u = LOGARITHMS[str(request.correct)][1](made_of[str(request.correct)])
     scale = request.correction_scale
-    delta, c = correction.correction(u, request.strength, request.max_correction, scale)
+    strength = request.fixed_strength
+    delta, c = correction.correction(u, strength, request.max_correction, scale)
     yield Figure("u", u)
     yield Figure("Delta", delta)
-    yield Figure("c", c, f"strength {request.strength:g}, at most {request.max_correction:g}")
+    yield Figure("c", c, f"strength {strength:g}, at most {request.max_correction:g}")
     yield Figure("at the clip", int(correction.at_clip(u).sum()), f"of {len(u)} blocks")
+
+
+def _growth(v: Values) -> Iterator[Figure]:
+    grows = v.allocation.growth
+    assert grows is not None  # the strength is measured
+    yield Figure("a", grows.level, f"{v.request.correct} at the base's sparsity, per block")
+    yield Figure("kappa", grows.rate, "per block; the allocation uses the median")
+    yield Figure("residual", grows.residual, "of ln D at the base's sparsity")
+    yield Figure("fits", int(grows.fits.sum()), f"of {len(grows.fits)} blocks")
 
 
 def _projection(v: Values) -> Iterator[Figure]:

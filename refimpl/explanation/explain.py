@@ -95,7 +95,8 @@ def explain(
         >>> steps.figure("ratio", "r_l")
         1.0
     """
-    plan, request = plan or Perturbation(), request or Request()
+    request = request or Request()
+    plan = request.perturbation(plan)
     if plan.subset is not None:
         raise RefimplError(
             f"a subset of {plan.subset} blocks",

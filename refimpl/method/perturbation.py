@@ -33,6 +33,8 @@ class Perturbation:
         draws: Noise draws per sequence and block.
         seed: Of the noise, and of the choice of blocks.
         subset: Blocks perturbed for each sequence and draw, see `method.subset`; all if None.
+        probe_delta: With "pruning", also prune each block this much less and this much more than
+            the base allocation does, to measure how its error grows; None for neither.
 
     Raises:
         RefimplError: A value outside its range.
@@ -47,6 +49,14 @@ class Perturbation:
     draws: int = 1
     seed: int = 0
     subset: int | None = None
+    probe_delta: float | None = None
+
+    @property
+    def variants(self) -> int:
+        """Perturbed states per sequence, draw and block: one per eta, or per pruned block."""
+        if self.kind == "gaussian":
+            return len(self.eta)
+        return 1 if self.probe_delta is None else 3
 
     def __post_init__(self) -> None:
         choices = {"kind": Kind, "noise_scale": NoiseScale, "noise_shape": NoiseShape}
@@ -74,6 +84,12 @@ class Perturbation:
                 f"a subset of {self.subset} blocks",
                 "at least one block for each sequence and draw",
                 "use for example --subset 8, or omit it to perturb all blocks",
+            )
+        if self.probe_delta is not None and not 0 < self.probe_delta <= 1:
+            raise RefimplError(
+                f"probe-delta {self.probe_delta}",
+                "a number above 0, at most 1",
+                "use for example --probe-delta 0.1",
             )
         if self.kind == "pruning":
             if self.draws > 1:

@@ -11,12 +11,17 @@ from refimpl.pruners.checks import decimal, finite_vector, number_in, unit_sizes
 
 
 def project(
-    x: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: float, lo: float = 0.0, hi: float = 1.0
+    x: npt.ArrayLike,
+    sizes: npt.ArrayLike,
+    sparsity: float,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    slopes: npt.ArrayLike | None = None,
 ) -> npt.NDArray[np.float64]:
     """Return the allocation nearest to `x` that meets the budget.
 
-    argmin sum N_u (s_u - x_u)^2 with lo <= s_u <= hi and sum N_u s_u = S N, which is
-    s_u = clip(x_u + t, lo, hi) with the one t that meets the budget.
+    argmin sum N_u (s_u - x_u)^2 / g_u with lo <= s_u <= hi and sum N_u s_u = S N, which is
+    s_u = clip(x_u + g_u t, lo, hi) with the one t that meets the budget.
 
     Args:
         x: Desired fraction pruned per unit, [U]; may leave [0, 1].
@@ -24,6 +29,7 @@ def project(
         sparsity: Target S over all weights, in [0, 1]: the decimal that was asked.
         lo: Least fraction pruned of any unit.
         hi: Greatest fraction pruned of any unit.
+        slopes: How easily each unit moves, g_u above 0, [U]; 1 for all if None.
 
     Returns:
         Fraction pruned per unit, [U]: the exact solution, rounded once.
@@ -50,6 +56,13 @@ def project(
             f"a sparsity in [{lo}, {hi}]",
             "change --sparsity, --lo or --hi",
         )
+    rates = [Fraction(1)] * len(desired)
+    if slopes is not None:
+        rates = [Fraction(g) for g in finite_vector(slopes, "slopes", len(desired)).tolist()]
+    if min(rates) <= 0:
+        raise RefimplError(
+            f"a slope of {float(min(rates))}", "slopes above 0", "correct or omit slopes"
+        )
     if sparsity in (lo, hi):
         return np.full(len(desired), float(sparsity))
 
@@ -57,12 +70,14 @@ def project(
     least, most, budget = decimal(lo), decimal(hi), decimal(sparsity) * sum(weights)
 
     def allocation(t: Fraction) -> list[Fraction]:
-        return [min(max(v + t, least), most) for v in desired]
+        return [min(max(v + g * t, least), most) for v, g in zip(desired, rates, strict=True)]
 
     def spent(t: Fraction) -> Fraction:
         return sum((n * s for n, s in zip(weights, allocation(t), strict=True)), Fraction(0))
 
-    bends = sorted({least - v for v in desired} | {most - v for v in desired})
+    bends = sorted(
+        {(end - v) / g for v, g in zip(desired, rates, strict=True) for end in (least, most)}
+    )
     k = bisect_left(bends, budget, key=spent)
     left, right = bends[k - 1], bends[k]  # the budget is met between these two
     below, above = spent(left), spent(right)

@@ -15,8 +15,8 @@ from refimpl.running.provenance import NUMPY, Runtime
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
 
-PruneBlock = Callable[[int, Weights, Workers], Weights]
-"""Weights of a block after pruning, given its number, its dense weights, and threads to use."""
+PruneBlock = Callable[[int, int, Weights, Workers], Weights]
+"""Weights of a block after pruning: from its number, the variant, its dense weights, threads."""
 
 Squares = tuple[dict[str, Array], ...]
 """Sums of squares of what the linears of each block read, by trace point."""
@@ -24,7 +24,7 @@ Squares = tuple[dict[str, Array], ...]
 
 @dataclass(frozen=True, order=True)
 class Address:
-    """Which perturbed state: sequence, draw, index of eta, perturbed block; all from 0."""
+    """Which perturbed state: sequence, draw, index of eta or probe, perturbed block; all from 0."""
 
     sequence: int
     draw: int
@@ -39,7 +39,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What the experiment measured, with E etas, N sequences, R draws, L blocks.
+    """What the experiment measured, with E etas or probes, N sequences, R draws, L blocks.
 
     Args:
         drift: Mean relative drift R_k of the state perturbed at block l, [E, N, R, L (l), L (k)];
@@ -72,7 +72,7 @@ class Measurements:
         runtime: Runtime = NUMPY,
     ) -> "Measurements":
         """Arrays to fill: nothing is measured so far."""
-        shape = (len(plan.eta) or 1, sequences, plan.draws, blocks)
+        shape = (plan.variants, sequences, plan.draws, blocks)
         return cls(
             drift=np.full((*shape, blocks), np.nan),
             alignment=np.full((*shape, blocks), np.nan),
@@ -103,13 +103,14 @@ class Experiment(Protocol):
 
 
 def addresses(sequences: int, blocks: int, plan: Perturbation) -> list[Address]:
-    """All perturbed states of an experiment, in order."""
+    """All perturbed states of an experiment, in order: by block if it has to be pruned for each."""
     chosen = chosen_blocks(sequences, plan.draws, blocks, plan.subset, plan.seed)
-    return [
+    states = [
         Address(s, d, e, b)
         for s in range(sequences)
         for d in range(plan.draws)
-        for e in range(len(plan.eta) or 1)
+        for e in range(plan.variants)
         for b in range(blocks)
         if chosen[s, d, b]
     ]
+    return states if plan.kind == "gaussian" else sorted(states, key=lambda a: a.block)

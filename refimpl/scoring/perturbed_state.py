@@ -94,15 +94,15 @@ class WandaBlocks:
 
     Args:
         moments: Wanda's statistic per block and linear, [in].
-        counts: Weights to prune, [L, linears].
+        counts: Weights to prune in each of V variants of a block, [V, L, linears].
     """
 
     moments: tuple[Mapping[str, Array], ...]
     counts: Array
 
-    def __call__(self, block: int, weights: Weights, workers: Workers) -> Weights:
+    def __call__(self, block: int, variant: int, weights: Weights, workers: Workers) -> Weights:
         """A block's weights after pruning, from its dense ones; a thread per linear."""
-        moments, counts = self.moments[block], self.counts[block].tolist()
+        moments, counts = self.moments[block], self.counts[variant, block].tolist()
         names = [f"{linear}.weight" for linear in moments]
         tasks = [
             partial(wanda_pruned, weights[f"{linear}.weight"], moment, count, linear)

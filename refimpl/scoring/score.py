@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import BASES, Request
-from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals
+from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Signals
 from refimpl.errors import RefimplError
 from refimpl.loading.file_reading import read_file
 from refimpl.method.absorption import absorption_coefficient, nan_mean
@@ -29,6 +29,7 @@ from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Experiment, Measurements, addresses
 from refimpl.scoring.perturbed_state import WandaBlocks
+from refimpl.scoring.probe_counts import PROBES, probe_counts
 from refimpl.scoring.spectra import spectra_cost
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
@@ -54,7 +55,8 @@ def score(
     Args:
         model: From `read_model`.
         tokens: Token ids and where they came from.
-        plan: The perturbation; Gaussian noise at eta 0.01 if None.
+        plan: The perturbation; if None, Gaussian noise at eta 0.01, or pruning if the request's
+            correction needs it. Measured strength adds probes at two more sparsities.
         request: Which base's signals to compute, at which allocation the pruning perturbation
             prunes, and whether the divergence is measured.
         dtype: float32, or float64 to certify.
@@ -80,10 +82,11 @@ def score(
     Source: arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
     """
     started, config = time.perf_counter(), model.config
-    plan, request = plan or Perturbation(), request or Request()
+    request = request or Request()
+    plan = request.perturbation(plan)
     settings = Settings(dtype, threads, memory, executor, progress, part, resume)
     ids = checked_ids(tokens.ids, config)
-    _check_request(config, plan, request)
+    _check_request(config, request)
     if runtime is not None and (executor not in (None, "threads") or part is not None):
         raise RefimplError(
             "an executor, or partial results to keep, with another runtime",
@@ -96,12 +99,13 @@ def score(
     with settings.open(_identity(model, tokens, plan, request, dtype)) as resources:
         resources.total = signals_cost + experiment_cost
         alphas = alphas_of(model, request, ids.shape[1], resources)
-        pruned_at, prune_block = None, None
+        pruned_at, prune_block, counts = None, None, np.zeros(0, np.int64)
         if plan.kind == "pruning":  # which weights go depends on the dense model on all tokens
             moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
             signals = signals_of(model, moments, alphas, request, resources)
             pruned_at = _pruned_at(config, signals, request)
-            prune_block = WandaBlocks(moments, pruned_at.linear_pruned)
+            counts = probe_counts(pruned_at.linear_pruned, config.linear_sizes, plan.probe_delta)
+            prune_block = WandaBlocks(moments, counts)
         measured = (runtime or experiment)(
             model, ids, plan, resources, prune_block, divergence=request.correct == "divergence"
         )
@@ -119,17 +123,12 @@ def score(
         signals=signals,
         run=run_since(started, dtype, resources.workers, resources.memory, measured.runtime),
         pruned_at=pruned_at,
+        probes=_probes(measured, counts, config) if len(counts) == PROBES else None,
     )
 
 
-def _check_request(config: Config, plan: Perturbation, request: Request) -> None:
+def _check_request(config: Config, request: Request) -> None:
     """Refuse, before the long part, a request that these scores cannot serve."""
-    if request.correct in ("arrival", "divergence") and plan.kind != "pruning":
-        raise RefimplError(
-            f"the {request.correct} correction with Gaussian noise",
-            "the pruning perturbation, which measures the error that pruning makes",
-            "add --perturbation pruning, or use --correct absorption",
-        )
     options, ones = request.options, np.ones(config.num_blocks)
     alike = Signals(  # stand in for the signals: a base can be refused without them
         float(options.get("m", 5.0)),
@@ -185,23 +184,35 @@ def _pruned_at(config: Config, signals: Signals, request: Request) -> PrunedAt:
 
 
 def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]:
-    """Means over draws and then sequences, one result per eta."""
-
-    def mean(x: Array) -> Array:
-        return nan_mean(nan_mean(x, axis=1), axis=0)
-
+    """Means over draws and then sequences, one result per eta; of probes, at the base's counts."""
     results = []
     for i, eta in enumerate(plan.eta or (None,)):
         coefficient, stderr = absorption_coefficient(measured.ratios[i])
         results.append(
             Absorption(
                 eta,
-                mean(measured.drift[i]),
-                mean(measured.alignment[i]),
+                _mean(measured.drift[i]),
+                _mean(measured.alignment[i]),
                 coefficient,
                 stderr,
                 measured.left_out[i],
-                None if measured.divergence is None else mean(measured.divergence[i]),
+                None if measured.divergence is None else _mean(measured.divergence[i]),
             )
         )
     return tuple(results)
+
+
+def _probes(measured: Measurements, counts: Array, config: Config) -> Probes:
+    """What the probes measured, in the order of their sparsities."""
+    order = [1, 0, 2]  # the base's counts come first
+    kl = measured.divergence
+    return Probes(
+        counts.sum(axis=2)[order] / config.block_sizes,
+        np.stack([_mean(measured.drift[i])[:, -1] for i in order]),
+        None if kl is None else np.stack([_mean(kl[i]) for i in order]),
+    )
+
+
+def _mean(x: Array) -> Array:
+    """Mean over draws and then sequences, of [sequences, draws, ...]."""
+    return nan_mean(nan_mean(x, axis=1), axis=0)

@@ -92,9 +92,10 @@ class StateGroup:
         squares: dict[int, Squares] = dict.fromkeys(self.counted, ())
         for i in range(model.config.num_blocks):
             weights = model.block(i, self.dtype, workers.map)
-            starting, pruned = [a for a in self.states if a.block == i], None
-            if starting and self.prune_block is not None:
-                pruned = self.prune_block(i, weights, workers)
+            starting, pruned = [a for a in self.states if a.block == i], dict[int, Weights]()
+            if self.prune_block is not None:
+                for variant in sorted({a.eta for a in starting}):
+                    pruned[variant] = self.prune_block(i, variant, weights, workers)
             # Tasks start in order: the clean ones come first and wait for nobody.
             ahead = {
                 sequence: workers.submit(
@@ -105,7 +106,8 @@ class StateGroup:
             through = partial(clean.through, weights=weights)
             tasks = [partial(x.move, through, ahead[a.sequence]) for a, x in states.items()]
             for a in starting:
-                perturb = partial(self._perturbed, a, clean, ahead[a.sequence], pruned)
+                after = pruned.get(a.eta)
+                perturb = partial(self._perturbed, a, clean, ahead[a.sequence], after)
                 states[a] = PerturbedState(self.plan.norm)
                 tasks.append(partial(states[a].start, perturb, ahead[a.sequence], self.plan))
             workers.run(tasks, partial(tick, 1))

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 
+import numpy as np
+
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
@@ -90,6 +92,8 @@ def _perturbed(scores: Scores) -> list[str]:
     if at is not None:
         first, *options = _base(at.base, at.options, at.sparsity)
         facts = [f"pruning by Wanda as base {first}", *options]
+        if plan.probe_delta is not None:
+            facts.append(f"probes at {plan.probe_delta:g} less and more")
     else:
         facts = [
             f"{plan.kind} noise",
@@ -130,13 +134,34 @@ def _correction(allocations: tuple[Allocation, ...]) -> list[str]:
     request = allocations[0].request
     if request.correct is None:
         return ["none"]
+    if request.measured:
+        return [f"{request.correct}, strength measured", *_growth(allocations[0])]
     at_clip = ", ".join(str(int(allocation.clipped.sum())) for allocation in allocations)
     provisional = (request.strength, request.max_correction) == (STRENGTH, MAX_CORRECTION)
     return [
         request.correct,
-        f"strength {request.strength:g}",
+        f"strength {request.fixed_strength:g}",
         f"at most {request.max_correction:g}",
         f"scale {request.correction_scale}",
         *(["provisional defaults"] if provisional else []),
         f"{at_clip} of {counted(len(allocations[0].clipped), 'block')} at the clip (|u| = log 3)",
     ]
+
+
+def _growth(allocation: Allocation) -> list[str]:
+    """How the errors grow that an allocation of measured strength is made of."""
+    grows = allocation.growth
+    assert grows is not None  # the strength is measured
+    blocks, odd = counted(len(grows.fits), "block"), np.flatnonzero(~grows.fits).tolist()
+    if len(odd) == len(grows.fits):
+        return [f"no error grows as exp(kappa s): strength {STRENGTH}, at most {MAX_CORRECTION}"]
+    low, high = grows.quartiles
+    facts = [
+        f"kappa {grows.common_rate:.3g}",
+        f"quartiles {low:.3g} to {high:.3g}",
+        f"{allocation.request.kappa} to the blocks",
+        f"{len(grows.fits) - len(odd)} of {blocks} fit",
+    ]
+    if odd:
+        facts.append(f"block {' '.join(map(str, odd))} with the kappa of the others")
+    return facts

@@ -54,6 +54,8 @@ def columns(
         extra["arrival"] = _numbers(absorption.arrival, "#.4g")
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
         extra["divergence"] = _numbers(absorption.divergence, "#.4g")
+    if allocation.growth is not None:
+        extra["kappa"] = _numbers(allocation.growth.rate, ".3f")
     return {
         "block": [str(i) for i in range(scores.num_blocks)],
         "weights": [f"{n:,}" for n in scores.linear_sizes.sum(axis=1).tolist()],

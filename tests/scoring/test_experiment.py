@@ -586,7 +586,7 @@ def test_groups_fit_and_are_as_large_as_fits(
 
 def test_pruning_has_one_state_per_block_and_sequence() -> None:
     states = addresses(2, 3, Perturbation("pruning", eta=(0.1, 0.2)))
-    assert states == [Address(s, 0, 0, b) for s in range(2) for b in range(3)]
+    assert states == [Address(s, 0, 0, b) for b in range(3) for s in range(2)]
 
 
 class Counting(Model):
@@ -622,7 +622,9 @@ def test_progress_ends_at_the_total(kind: str, room: int) -> None:
         tokens_of("llama"),
         plan,
         room * state_bytes(model, np.float64),
-        prune_block=(lambda _, weights, workers: weights) if kind == "pruning" else None,
+        prune_block=(lambda block, variant, weights, workers: weights)
+        if kind == "pruning"
+        else None,
         divergence=kind == "pruning",
         progress=lambda done, total: seen.append((done, total)),
     )

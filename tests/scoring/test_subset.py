@@ -130,7 +130,7 @@ def measured(plan: Perturbation, sequences: int = 3) -> Measurements:
     model = model_of("llama")
     shapes = model.config.linears[0]
     ones = {name: np.ones(width) for name, (_, width) in shapes.items()}
-    halves = model.config.linear_sizes // 2
+    halves = model.config.linear_sizes[None] // 2
     pruning = plan.kind == "pruning"
     pruned = WandaBlocks((ones,) * 4, halves) if pruning else None
     ids = random_tokens(264, sequences, 9).ids

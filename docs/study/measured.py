@@ -1,0 +1,193 @@
+"""Run the study of measured strength: `python docs/study/measured.py --real DIR`, resumable.
+
+DIR is as for `run.py`. The rule, fixed before the runs: nothing is chosen. Corrections have no
+parameter or the package's defaults, bases have their defaults, and each cell is reported.
+Calibration is `sotu-1901-1979`: 12 x 512 tokens, of which seed k takes every third from the k-th
+on, all tokens for pruning and the first 256 of each for scores. Perplexity is that of the first 8
+windows of 512 tokens of `speech` and `novel`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from effects import nats
+from grid import GEMMA, REPORTED, SMOL, Papers
+from measure import Bench
+from run import Exam, finished
+
+from refimpl import Model, Perturbation, Request, Scores, __version__, allocate, read_model, score
+from refimpl.allocation.allocate import Allocation, base_only, linear_counts
+from refimpl.allocation.targets import Targets
+from refimpl.evaluation.likelihood import Batches
+from refimpl.method.correction import corrected
+from refimpl.pruners.decision import Pruner
+from refimpl.pruning.pruned_blocks import pruned_blocks
+from refimpl.running.settings import Settings
+from refimpl.scoring.base_signals import signals
+from refimpl.tokens import Tokens
+from refimpl.tokens.model_tokens import model_tokens
+
+HERE = Path(__file__).parent
+SAMPLES, SEEDS, PROBED = 12, 3, 256  # samples of 512 tokens, seeds that share them, tokens probed
+PROBED_SAMPLES = {SMOL: 4, GEMMA: 2}  # Gemma's head is 30 block passes
+LINE = 0.03  # largest change of a block's sparsity by the line, as in the first study
+CORRECTIONS = {  # how an allocation is made from its base
+    "none": {"correct": None},
+    "divergence": {"correct": "divergence"},
+    "divergence, own kappa": {"correct": "divergence", "kappa": "own"},
+    "arrival": {"correct": "arrival"},
+    "paper": {"correct": "absorption"},
+    "line": {"correct": None},
+    "negative": {"correct": "divergence"},
+    "shuffled": {"correct": "divergence"},
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: a model pruned and measured."""
+
+    model: str
+    sparsity: float
+    base: str = "uniform"
+    correction: str = "none"
+    method: str = "wanda"
+    seed: int = 0
+
+    def __str__(self) -> str:
+        words = (self.model, self.method, f"{self.sparsity:g}", self.base, self.correction)
+        return f"{' '.join(words)} seed {self.seed}"
+
+
+def cells() -> Iterator[Measured]:
+    """All cells in order, the headline first."""
+    places = [Measured(model, s) for model in (SMOL, GEMMA) for s in (0.6, 0.7, 0.5)]
+    for place in places:
+        yield place
+        yield replace(place, correction="divergence")
+        for base in ("owl", "alphapruning", "dlp"):
+            yield replace(place, base=base)
+    for place in places[:2]:
+        for correction in ("paper", "line", "negative", "shuffled"):
+            yield replace(place, correction=correction)
+    for seed in range(1, SEEDS):
+        for place in places[:2]:
+            for correction in ("none", "divergence"):
+                yield replace(place, correction=correction, seed=seed)
+
+
+def calibration(bench: Bench, model: Model, seed: int) -> Tokens:
+    """A seed's share of the calibration text."""
+    tokens = model_tokens(model, bench.calibration, None, SAMPLES, 512)
+    return replace(tokens, ids=tokens.ids[seed::SEEDS])
+
+
+def scores_of(bench: Bench, model: Model, cell: Measured) -> Scores:
+    """The cell's scores, measured anew: their cost is part of the result."""
+    tokens = calibration(bench, model, cell.seed)
+    tokens = replace(tokens, ids=tokens.ids[: PROBED_SAMPLES[cell.model], :PROBED])
+    request = request_of(cell)
+    plan = Perturbation("pruning") if request.correct != "absorption" else Perturbation()
+    return score(model, tokens, plan, request)
+
+
+def request_of(cell: Measured) -> Request:
+    """What is asked for, beside what controls do to it."""
+    return Request(cell.base, sparsity=cell.sparsity, **CORRECTIONS[cell.correction])
+
+
+def allocation(bench: Bench, model: Model, cell: Measured) -> tuple[Allocation, Scores | None]:
+    """The cell's allocation, and the scores that it was made from."""
+    config, request = model.config, request_of(cell)
+    if request.correct is None:
+        tokens = calibration(bench, model, cell.seed)
+        made = base_only(
+            signals(model, request, tokens), request, config.linear_shapes, config.num_blocks
+        )
+        return (made if cell.correction == "none" else moved(made, model, line(model))), None
+    scores = scores_of(bench, model, cell)
+    made = allocate(scores, request)
+    change = made.corrected_sparsity - made.base_sparsity
+    if cell.correction == "negative":
+        made = moved(made, model, -change)
+    elif cell.correction == "shuffled":
+        made = moved(made, model, np.random.default_rng(0).permutation(change))
+    return made, scores
+
+
+def line(model: Model) -> Any:
+    """The control: first blocks protected."""
+    return np.linspace(-LINE, LINE, model.config.num_blocks)
+
+
+def moved(made: Allocation, model: Model, change: Any) -> Allocation:
+    """An allocation whose base is changed by so much in every block, on the budget."""
+    config, request = model.config, made.request
+    blocks = np.arange(config.num_blocks)
+    sizes = np.full(config.num_blocks, config.block_size)
+    # `corrected` takes logarithms: strength 1 and no limit turn them into the change itself.
+    final = corrected(made.base_sparsity, -change, blocks, sizes, request.sparsity, 1.0, 1.0)
+    counts = linear_counts(final, config.linear_sizes, request.sparsity)
+    return replace(made, corrected_sparsity=final, linear_pruned=counts)
+
+
+def run_cell(bench: Bench, model: Model, exam: Exam, cell: Measured) -> dict[str, Any]:
+    """Allocate, prune and measure one cell."""
+    started = time.perf_counter()
+    made, scores = allocation(bench, model, cell)
+    scored, counts = time.perf_counter(), made.linear_pruned
+    targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
+    with Settings().open({}) as resources:
+        stream = Batches(model, exam.batches, resources.workers)
+        ids = calibration(bench, model, cell.seed).ids
+        for block in pruned_blocks(model, targets, Pruner(cell.method), ids, resources):
+            stream.pass_block(block.weights)
+        found = stream.likelihoods()
+    sums = np.array([found[n].log_probabilities.sum() for n in range(len(found))])
+    grows = made.growth
+    return {
+        "cell": str(cell),
+        **asdict(cell),
+        "block_sparsity": np.round(made.corrected_sparsity, 6).tolist(),
+        "pruned": int(counts.sum()),
+        **exam.results(sums),
+        "score_seconds": round(scored - started, 1),
+        "seconds": round(time.perf_counter() - started, 1),
+        **({} if grows is None else {"kappa": grows.common_rate, "level": grows.level.tolist()}),
+        **({} if grows is None else {"rate": grows.rate.tolist(), "fits": grows.fits.tolist()}),
+        **({} if grows is None else {"residual": grows.residual.tolist()}),
+        **({} if scores is None else {"r": scores.sweep[0].coefficient.tolist()}),
+        "versions": {"refimpl": __version__, "numpy": np.__version__},
+    }
+
+
+def run(bench: Bench, path: Path, wanted: Iterable[str] = ()) -> None:
+    """Run what is not on file yet, of the cells whose name holds one of these words."""
+    done, words, model = finished(path), tuple(wanted), None
+    for cell in cells():
+        name = str(cell)
+        if name in done or (words and not any(word in name for word in words)):
+            continue
+        if model is None or model.folder.name != cell.model:
+            model = read_model(bench.real / cell.model)
+            exam = Exam(bench, model, Papers(REPORTED, False))
+        row = run_cell(bench, model, exam, cell)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        texts = " / ".join(f"{np.exp(nats(row, text)):.2f}" for text in REPORTED)
+        print(f"{name}: {texts}, kappa {row.get('kappa')}, {row['seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--real", type=Path, required=True, help="folder of models and texts")
+    parser.add_argument("--cells", type=Path, default=HERE / "measured.jsonl", help="results")
+    parser.add_argument("words", nargs="*", help="only cells whose name holds one of these")
+    given = parser.parse_args()
+    run(Bench(given.real, given.real), given.cells, given.words)

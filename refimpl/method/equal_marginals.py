@@ -1,0 +1,154 @@
+"""The allocation that spends the budget where it costs least, from how each unit's error grows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.method.projection import project
+from refimpl.model.ops import Array
+from refimpl.pruners.checks import finite_vector, unit_sizes
+
+RESIDUAL_BOUND = 0.5  # of the middle probe, in ln D: more is a bad fit
+BELOW, AT, ABOVE = range(3)  # the probes of a unit, by sparsity
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the error of each unit grows with its sparsity, ``D_u(s) ~ a_u exp(kappa_u (s - b_u))``.
+
+    Args:
+        level: a, the error at the base sparsity b, [U]; NaN where it is 0 or unknown.
+        rate: kappa, [U]; NaN where a probe has no error, or two sparsities are equal.
+        residual: ln D at b minus the line through the outer probes, [U]; NaN as for `rate`.
+    """
+
+    level: Array
+    rate: Array
+    residual: Array
+
+    @property
+    def fits(self) -> npt.NDArray[np.bool_]:
+        """Units whose error grows as fitted: kappa > 0, and |residual| <= 0.5, [U]."""
+        known = np.where(np.isnan(self.residual), np.inf, np.abs(self.residual))
+        return (np.where(np.isnan(self.rate), 0.0, self.rate) > 0) & (known <= RESIDUAL_BOUND)
+
+    @property
+    def common_rate(self) -> float:
+        """The kappa of all units: the median over those that fit; NaN if none does."""
+        rates = self.rate[self.fits]
+        return float(np.median(rates)) if rates.size else float("nan")
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile of kappa over the units that fit; NaN if none does."""
+        rates = self.rate[self.fits]
+        low, high = np.quantile(rates, [0.25, 0.75]) if rates.size else (np.nan, np.nan)
+        return float(low), float(high)
+
+    def rates(self, own: bool) -> Array:
+        """Return the kappa of every unit for the allocation.
+
+        Args:
+            own: Whether every unit that fits has its own; the common one otherwise.
+
+        Returns:
+            kappa, [U]; NaN if no unit fits.
+
+        Example:
+            >>> growth([[1.0, 0.0], [2.0, 0.0], [4.0, 0.0]], [[0.5] * 2, [0.6] * 2, [0.7] * 2]
+            ... ).rates(own=True).round(3)
+            array([6.931, 6.931])
+        """
+        return np.where(own & self.fits, self.rate, self.common_rate)
+
+
+def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
+    """Fit how the error of each unit grows, from probes at three sparsities.
+
+    kappa_u = (ln D_u(s_above) - ln D_u(s_below)) / (s_above - s_below);  a_u = D_u(s_at)
+
+    Args:
+        error: D, the error when the unit alone is pruned, below, at and above its base sparsity,
+            [3, U], at least 0; NaN where unknown.
+        sparsity: The fractions pruned, [3, U].
+
+    Returns:
+        Level, rate and residual of every unit.
+
+    Raises:
+        RefimplError: Shapes other than [3, U], or a negative or infinite error.
+
+    Example:
+        >>> g = growth([[0.1], [0.2], [0.3]], [[0.5], [0.6], [0.7]])
+        >>> g.rate.round(3), g.residual.round(3), g.fits
+        (array([5.493]), array([0.144]), array([ True]))
+    """
+    d, s = np.asarray(error, np.float64), np.asarray(sparsity, np.float64)
+    if d.ndim != 2 or d.shape[0] != 3 or s.shape != d.shape or np.isinf(d).any() or (d < 0).any():
+        raise RefimplError(
+            f"errors of shape {d.shape} at sparsities of shape {s.shape}",
+            "three rows of finite errors of at least 0, and of their sparsities",
+            "pass the probes below, at and above the base sparsity",
+        )
+    positive = np.where(np.isnan(d), 0.0, d) > 0
+    log_d = np.where(positive, np.log(np.where(positive, d, 1.0)), np.nan)
+    apart = s[ABOVE] > s[BELOW]
+    width = np.where(apart, s[ABOVE] - s[BELOW], 1.0)
+    rate = np.where(apart, (log_d[ABOVE] - log_d[BELOW]) / width, np.nan)
+    line = log_d[BELOW] + rate * (s[AT] - s[BELOW])
+    return Growth(np.where(positive[AT], d[AT], np.nan), rate, log_d[AT] - line)
+
+
+def equal_marginals(
+    level: npt.ArrayLike,
+    rate: npt.ArrayLike,
+    base: npt.ArrayLike,
+    sizes: npt.ArrayLike,
+    sparsity: float,
+    lo: float = 0.0,
+    hi: float = 1.0,
+) -> Array:
+    """Return the allocation with the least sum of errors on the budget.
+
+    argmin sum a_u exp(kappa_u (s_u - b_u)) with lo <= s_u <= hi and sum N_u s_u = S N, which is
+    s_u = clip(b_u + (t - ln(kappa_u a_u / N_u)) / kappa_u, lo, hi): the error that one more weight
+    costs, exp(t), is the same in every unit. With one kappa and units of one size this is the
+    correction `Delta` of the centred logarithms of a, with strength 1 / kappa and unclipped.
+
+    Args:
+        level: a, the error of every unit at its base sparsity, [U]; NaN where unknown: such a unit
+            gets the mean of ln(a / N) of the others.
+        rate: kappa, above 0, [U].
+        base: b, where the errors were measured, [U].
+        sizes: Weights per unit N_u, [U].
+        sparsity: Target S over all weights, in [0, 1].
+        lo: Least fraction pruned of any unit.
+        hi: Greatest fraction pruned of any unit.
+
+    Returns:
+        Fraction pruned per unit, [U].
+
+    Raises:
+        RefimplError: A rate or a level that is not above 0, or an infeasible budget.
+
+    Example:
+        >>> equal_marginals([0.1, 0.2], [7.0, 7.0], [0.6, 0.6], [10, 10], 0.6).round(4)
+        array([0.6495, 0.5505])
+    """
+    weights = unit_sizes(sizes).astype(np.float64)
+    kappa = finite_vector(rate, "rate", weights.size)
+    a, b = np.asarray(level, np.float64), finite_vector(base, "base", weights.size)
+    known = ~np.isnan(a)
+    if not ((kappa > 0).all() and (a[known] > 0).all()):
+        raise RefimplError(
+            "a rate or a level that is not above 0",
+            "errors above 0 that grow with the sparsity; NaN for an unknown level",
+            "fit them with growth",
+        )
+    log_density = np.where(known, np.log(np.where(known, a, 1.0) / weights), np.nan)
+    mean = log_density[known].mean() if known.any() else 0.0
+    log_density = np.where(known, log_density, mean)
+    desired = b - (np.log(kappa) + log_density) / kappa
+    return project(desired, sizes, sparsity, lo, hi, slopes=1 / kappa)
