@@ -107,9 +107,7 @@ def allocation(bench: Bench, model: Model, cell: Measured) -> tuple[Allocation, 
     config, request = model.config, request_of(cell)
     if request.correct is None:
         tokens = calibration(bench, model, cell.seed)
-        made = base_only(
-            signals(model, request, tokens), request, config.linear_shapes, config.num_blocks
-        )
+        made = base_only(signals(model, request, tokens), request, config.linears)
         return (made if cell.correction == "none" else moved(made, model, line(model))), None
     scores = scores_of(bench, model, cell)
     made = allocate(scores, request)
@@ -129,8 +127,7 @@ def line(model: Model) -> Any:
 def moved(made: Allocation, model: Model, change: Any) -> Allocation:
     """An allocation whose base is changed by so much in every block, on the budget."""
     config, request = model.config, made.request
-    blocks = np.arange(config.num_blocks)
-    sizes = np.full(config.num_blocks, config.block_size)
+    blocks, sizes = np.arange(config.num_blocks), config.block_sizes
     # `corrected` takes logarithms: strength 1 and no limit turn them into the change itself.
     final = corrected(made.base_sparsity, -change, blocks, sizes, request.sparsity, 1.0, 1.0)
     counts = linear_counts(final, config.linear_sizes, request.sparsity)

@@ -63,10 +63,10 @@ class Request:
             0.05 for absorption.
         max_correction: Greatest change of a block's fraction pruned.
         correction_scale: "raw", or "max" so that the greatest |Delta| is 1.
-        kappa: With measured strength: one rate for all units, "common", or "own".
         lo: Least sparsity of a unit.
         hi: Greatest sparsity of a unit.
         compat: "exact", or "peer" to reproduce the published code of the base.
+        kappa: With measured strength: one growth rate for all blocks, "common", or "own".
 
     Raises:
         RefimplError: A value outside its range, an unknown base or option.
@@ -79,10 +79,10 @@ class Request:
     strength: float | Literal["measured", "default"] = "default"
     max_correction: float = MAX_CORRECTION
     correction_scale: Scale = "raw"
-    kappa: Kappa = "common"
     lo: float = 0.0
     hi: float = 1.0
     compat: Compat = "exact"
+    kappa: Kappa = "common"
 
     def __post_init__(self) -> None:
         one_of(self.compat, "compat", get_args(Compat))

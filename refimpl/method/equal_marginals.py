@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
+from refimpl.method.correction import RESOLVED
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import finite_vector, unit_sizes
@@ -19,7 +20,8 @@ class Growth:
     """How the error of each unit grows with its sparsity, ``D_u(s) ~ a_u exp(kappa_u (s - b_u))``.
 
     Args:
-        level: a, the error at the base sparsity b, [U]; NaN where it is 0 or unknown.
+        level: a, the error at the base sparsity b, [U]; NaN where it is unknown, or at most 1e-12
+            of the largest: rounding.
         rate: kappa, [U]; NaN where a probe has no error, or two sparsities are equal.
         residual: ln D at b minus the line through the outer probes, [U]; NaN as for `rate`.
     """
@@ -92,7 +94,8 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
             "three rows of finite errors of at least 0, and of their sparsities",
             "pass the probes below, at and above the base sparsity",
         )
-    positive = np.where(np.isnan(d), 0.0, d) > 0
+    error_or_0 = np.where(np.isnan(d), 0.0, d)
+    positive = error_or_0 > RESOLVED * error_or_0.max(initial=0.0)
     log_d = np.where(positive, np.log(np.where(positive, d, 1.0)), np.nan)
     apart = s[ABOVE] > s[BELOW]
     width = np.where(apart, s[ABOVE] - s[BELOW], 1.0)

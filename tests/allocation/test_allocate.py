@@ -332,6 +332,7 @@ REMEDY = "--perturbation pruning"
         ({"hi": 0.61, "correct": None}, OTHER, REMEDY),
         ({"base": "uniform", "compat": "peer"}, OTHER, REMEDY),
         ({"correct": "divergence"}, "no divergence in these", f"{REMEDY} --correct divergence"),
+        ({"correct": "arrival"}, "not measured at several", "again with --correct arrival"),
         (
             {"base": "alphapruning"},
             "not in these scores",

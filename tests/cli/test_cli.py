@@ -85,6 +85,12 @@ def without_run(text: str) -> str:
         ("--perturbation pruning", "perturbation", "pruning"),
         ("--perturbation pruning --correct arrival", "correct", "arrival"),
         ("--perturbation pruning --correct divergence", "correct", "divergence"),
+        ("--correct arrival", "perturbation", "pruning"),
+        ("--correct divergence", "strength", "measured"),
+        ("--correct divergence --strength 0.2", "strength", 0.2),
+        ("--correct divergence", "probe_delta", 0.1),
+        ("--correct divergence --probe-delta 0.05", "probe_delta", 0.05),
+        ("--correct divergence --kappa own", "kappa", "own"),
     ],
 )
 def test_every_option_arrives(words: str, key: str, value: Any) -> None:

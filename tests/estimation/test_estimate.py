@@ -253,7 +253,7 @@ def test_memory_holds_what_the_experiment_holds() -> None:
 @pytest.mark.usefixtures("fast")
 def test_time_is_counts_times_pace() -> None:
     model, tokens = model_of("llama"), random_tokens(264, 3, 12)
-    plan, request = Perturbation("pruning"), Request("alphapruning", correct="divergence")
+    plan, request = Perturbation("pruning"), Request("alphapruning", {}, 0.7, "divergence", 0.1)
     found = estimate(model, tokens, plan, request, threads=2)
     # Dense: 3 sequences, 2 rounds, in 4 blocks. Then 3 clean and 3, 6, 9, 12 perturbed states.
     rounds = 2 * 4 + 3 + 5 + 6 + 8
@@ -393,9 +393,12 @@ def test_the_command_estimates_and_stops(tmp_path: Path) -> None:
 
 def test_as_json() -> None:
     words = ("--perturbation", "pruning", "--correct", "divergence", "--base", "alphapruning")
-    told = estimated(*FEW, *words)
+    told = estimated(*FEW, *words, "--strength", 0.1)
     assert told["passes"] == {"dense": 16, "clean": 16, "pushed": 40, "total": 72}
     assert told["heads"] == 4 * 5
+    probed = estimated(*FEW, *words)
+    assert probed["passes"] == {"dense": 16, "clean": 16, "pushed": 3 * 40, "total": 152}
+    assert probed["heads"] == 4 * (1 + 3 * 4)
     assert all(told["flop"].values())
     for name in ("flop", "seconds"):
         parts = told[name]

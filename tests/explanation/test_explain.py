@@ -40,8 +40,9 @@ PLANS = {
         Perturbation(),
         Request("alphapruning", {"fit": "mid", "unit": "linear"}, 0.6, strength=0.2),
     ),
-    "pruning, arrival": (Perturbation("pruning"), Request("dlp", {}, 0.5, "arrival")),
-    "pruning, divergence": (Perturbation("pruning"), Request("uniform", {}, 0.7, "divergence")),
+    "pruning, arrival": (Perturbation("pruning"), Request("dlp", {}, 0.5, "arrival", 0.1)),
+    "pruning, divergence": (Perturbation("pruning"), Request("owl", {}, 0.7, "divergence", 0.1)),
+    "measured": (Perturbation("pruning"), Request("uniform", {}, 0.7, "divergence")),
     "peer": (Perturbation(), Request("atp", {"beta": 0.05}, 0.7, None, compat="peer")),
 }
 
@@ -90,6 +91,12 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
         near(shown("projection", "base"), made.base_sparsity)
         near(shown("projection", "s"), made.corrected_sparsity)
         near(shown("projection", "sum N_l s_l / N"), request.sparsity)
+    if request.measured:
+        assert made.growth is not None
+        near(shown("growth", "a"), made.growth.level)
+        near(shown("growth", "kappa"), made.growth.rate)
+        near(shown("growth", "residual"), made.growth.residual)
+    elif request.compat == "exact":
         c, base = shown("correction", "c"), shown("base", "base")
         moved = base + (c if base.ndim == 1 else c[:, None])
         shifts = (made.linear_sparsity.T if base.ndim == 1 else made.linear_sparsity) - moved
@@ -231,7 +238,10 @@ def test_defaults_are_small_and_tokens_are_used_as_given(tmp_path: Path) -> None
         (("--step", "qk_norm"), "no step 'qk_norm' in llama\nexpected: one of tokens"),
         (("--block", 4), "block 4 of llama\nexpected: a block from 0 to 3\nnext: change --b"),
         (("--block", -1), "block -1 of llama\nexpected: a block from 0 to 3"),
-        (("--correct", "arrival", "--step", "base"), "the arrival correction with Gaussian"),
+        (
+            ("--correct", "arrival", "--perturbation", "gaussian"),
+            "the arrival correction with Gaussian",
+        ),
         (("--perturbation", "pruning", "--eta", "1"), "--eta with --perturbation pruning"),
         (("--eta", "0.01,0.1"), "2 values of eta\nexpected: one value, which all steps use"),
         (("--seq-len", 0), ""),

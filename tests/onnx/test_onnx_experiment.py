@@ -419,7 +419,7 @@ def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--runtime numpy", "--device with --runtime numpy"),
         ("--perturbation pruning", "use --runtime numpy"),
         ("--perturbation pruning --correct divergence", "use --runtime numpy"),
-        ("--correct divergence", "--perturbation pruning"),
+        ("--correct divergence", "use --runtime numpy"),
         ("--memory 1K", "--memory "),
         ("--eta 1e18", "use --dtype float64, or a smaller --eta"),  # the mean square overflows
         ("--eta 1e25", "use --dtype float64, or a smaller --eta"),  # each square

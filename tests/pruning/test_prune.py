@@ -276,7 +276,7 @@ def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_pat
         ("--nm 2:4 --method sparsegpt --damping -1", "damping -1"),
         ("--nm 2:4 --eta 0.1", "--eta with --nm"),
         ("--sparsity 0.5 --correct none --eta 0.1", "--eta with no correction"),
-        ("--sparsity 0.5 --correct divergence", "the pruning perturbation"),
+        ("--sparsity 0.5 --perturbation gaussian --correct divergence", "the pruning perturbation"),
         ("--sparsity 0.5 --perturbation pruning --eta 0.1", "--eta with --perturbation pruning"),
         ("--nm 2:4 --memory 1K", "does not hold the calibration"),
         ("--nm 2:4 --text missing.txt", "missing.txt"),

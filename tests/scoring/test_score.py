@@ -1,5 +1,6 @@
 """What `score` refuses, reports as progress and leaves alone."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from gates import model_of
 
 from refimpl import Perturbation, RefimplError, Request, forward, read_model, score
 from refimpl.model.ops import Array
+from refimpl.scoring.probe_counts import probe_counts
 from refimpl.tokens import Tokens, random_tokens
 
 LLAMA, TOKENS = model_of("llama"), random_tokens(200, 2, 9)
@@ -32,11 +34,18 @@ def test_scoring_changes_neither_ids_nor_request() -> None:
     assert scores.tokens.sha256 == TOKENS.sha256
 
 
+NOISY = {"plan": Perturbation(), "request": Request(correct="divergence")}
+
+
 @pytest.mark.parametrize(
     ("tokens", "options", "problem"),
     [
-        (TOKENS, {"request": Request(correct="arrival")}, "--perturbation pruning"),
-        (TOKENS, {"request": Request(correct="divergence")}, "--perturbation pruning"),
+        (
+            TOKENS,
+            {"plan": Perturbation(), "request": Request(correct="arrival")},
+            "--perturbation pruning",
+        ),
+        (TOKENS, NOISY, "--perturbation pruning"),
         (TOKENS, {"dtype": np.float16}, "float32 or float64"),
         (Tokens(np.array([[264]]), "by hand", "ids"), {}, "vocabulary"),
         (Tokens(np.zeros((1, 65), np.int64), "by hand", "ids"), {}, "65 tokens"),
@@ -121,3 +130,44 @@ def test_pruning_has_no_eta() -> None:
         assert plan == Perturbation("pruning")
     with pytest.raises(RefimplError, match="eta -1"):
         Perturbation("pruning", eta=(-1.0,))
+
+
+def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
+    """Each of the three is the divergence at a base of its own, pruned alone."""
+    probed = score(
+        LLAMA, TOKENS, request=Request(sparsity=0.6, correct="divergence"), dtype=np.float64
+    )
+    assert probed.plan.probe_delta == 0.1
+    assert probed.probes is not None
+    assert probed.pruned_at is not None
+    sizes = LLAMA.config.linear_sizes
+    counts = probe_counts(probed.pruned_at.linear_pruned, sizes, 0.1)[[1, 0, 2]]
+    for i, shift in enumerate((-0.1, 0.0, 0.1)):
+        np.testing.assert_allclose(probed.probes.sparsity[i], 0.6 + shift, rtol=0, atol=1e-3)
+        path = tmp_path / f"{i}.json"
+        path.write_text(json.dumps((counts[i] / sizes).tolist()))
+        total = float(counts[i].sum() / (4 * sizes.sum()))
+        request = Request(str(path), {}, total, "divergence", 0.1)
+        alone = score(LLAMA, TOKENS, Perturbation("pruning"), request, dtype=np.float64)
+        assert alone.pruned_at is not None
+        np.testing.assert_array_equal(alone.pruned_at.linear_pruned, counts[i])
+        assert alone.probes is None
+        for name in ("divergence", "arrival"):
+            found, expected = getattr(probed.probes, name)[i], getattr(alone.sweep[0], name)
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_array_equal(probed.sweep[0].divergence, probed.probes.divergence[1])
+
+
+def test_probes_stay_half_the_way_from_nothing_and_everything() -> None:
+    counts = probe_counts(np.array([[4, 50, 98]]), np.array([100, 100, 100]), 0.1)
+    assert counts.tolist() == [[[4, 50, 98]], [[2, 40, 88]], [[14, 60, 99]]]
+
+
+def test_probes_do_not_depend_on_memory() -> None:
+    request = Request(sparsity=0.5, correct="divergence")
+    large, small = (score(LLAMA, TOKENS, request=request, memory=m) for m in (None, 5 * STATE))
+    assert small.run.memory < large.run.memory
+    assert small.probes is not None
+    assert large.probes is not None
+    np.testing.assert_array_equal(small.probes.divergence, large.probes.divergence)
+    np.testing.assert_array_equal(small.probes.arrival, large.probes.arrival)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import Absorption, PrunedAt, Scores, Signals
+from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Signals
 from refimpl.method.perturbation import Perturbation
 from refimpl.running.provenance import Run, TokenFacts
 from refimpl.show.header import LABEL, WIDTH, header
@@ -261,7 +261,7 @@ def test_what_arrives_is_shown_where_it_makes_the_correction() -> None:
         ("arrival", ["0.5000", "0.3667", "0.7000"], ["0.1000", "0.1000", "0.7000"]),
         ("divergence", ["0.5000", "0.7500", "0.7000"], ["0.1000", "0.1250", "0.7000"]),
     ):
-        lines = rows(shown(found, correct=correct))
+        lines = rows(shown(found, correct=correct, strength=0.05))
         straight(lines)
         heading = re.findall(r"amplifies +(.+?) +base", lines[0])[0].split()
         assert heading == ["drift"] + ([] if correct == "absorption" else [correct])
@@ -367,3 +367,25 @@ def test_aligned_columns(width: int, height: int, data: st.DataObject) -> None:
     assert [line.split() for line in lines] == [names, *by_row]
     tinted = {n: [f"\x1b[31m{text}\x1b[0m" for text in texts] for n, texts in given_.items()}
     assert [ESCAPE.sub("", line) for line in aligned(tinted)] == lines
+
+
+def test_measured_strength_names_the_blocks_that_do_not_fit() -> None:
+    at = PrunedAt("uniform", {}, 0.7, np.array([[420, 420], [420, 420]]))
+    measured = absorption([2.0, 1.0], None, divergence=np.array([0.2, 0.2]))
+    sparsity = np.array([[0.6, 0.6], [0.7, 0.7], [0.8, 0.8]])
+    both, one, none = [[0.1, 0.1], [0.2, 0.2], [0.4, 0.8]], [[0.1, 0.4]], [[0.4, 0.4]]
+    both_fit, one_fits, none_fits = (
+        replace(
+            scores(measured, plan=Perturbation("pruning"), pruned_at=at),
+            probes=Probes(sparsity, np.full((3, 2), 0.1), np.array(d)),
+        )
+        for d in (both, one + both[1:], none + both[1:2] + [[0.2, 0.2]])
+    )
+    text = shown(both_fit, correct="divergence")
+    assert "divergence, strength measured, kappa 8.66, quartiles 7.8 to 9.53," in text
+    assert "common to the blocks, 2 of 2 blocks fit" in " ".join(text.split())
+    assert rows(text)[0].split()[-4:] == ["kappa", "base", "corrected", "pruned"]
+    text = shown(one_fits, correct="divergence")
+    assert "1 of 2 blocks fit, block 1 with the kappa of the others" in " ".join(text.split())
+    text = " ".join(shown(none_fits, correct="divergence").split())
+    assert "no error grows as exp(kappa s): strength 0.05, at most 0.1" in text

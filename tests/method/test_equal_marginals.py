@@ -1,0 +1,179 @@
+"""Equal marginal errors: the fit, and the exact minimiser of what it fits, on generated input."""
+
+from dataclasses import dataclass
+from math import exp, log
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from refimpl.errors import RefimplError
+from refimpl.method.correction import centred_log, corrected
+from refimpl.method.equal_marginals import RESIDUAL_BOUND, equal_marginals, growth
+from refimpl.method.projection import project
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What is minimised: units that grow, and the budget."""
+
+    level: Floats
+    rate: Floats
+    base: Floats
+    sizes: npt.NDArray[np.int64]
+    sparsity: float
+    lo: float
+    hi: float
+
+    def solved(self) -> Floats:
+        bounds = self.sparsity, self.lo, self.hi
+        return equal_marginals(self.level, self.rate, self.base, self.sizes, *bounds)
+
+    def errors(self, s: Floats) -> Floats:
+        return np.asarray(self.level * np.exp(self.rate * (s - self.base)))
+
+
+@st.composite
+def surrogates(draw: st.DrawFn, units: int = 7) -> Surrogate:
+    count = draw(st.integers(1, units))
+
+    def some(low: float, high: float) -> Floats:
+        return np.array(draw(st.lists(st.floats(low, high), min_size=count, max_size=count)))
+
+    sizes = draw(st.lists(st.integers(1, 10**7), min_size=count, max_size=count))
+    lo, sparsity, hi = sorted(draw(st.tuples(*[st.floats(0.01, 0.99)] * 3)))
+    level = np.exp(some(-9, 2))
+    return Surrogate(level, some(0.5, 30), some(0, 1), np.array(sizes), sparsity, lo, hi)
+
+
+@given(surrogates())
+def test_budget_and_bounds(p: Surrogate) -> None:
+    s = p.solved()
+    assert p.lo <= s.min() <= s.max() <= p.hi
+    assert p.sizes @ s / p.sizes.sum() == pytest.approx(p.sparsity, abs=1e-12)
+
+
+@given(surrogates())
+def test_one_more_weight_costs_the_same_everywhere(p: Surrogate) -> None:
+    s = p.solved()
+    cost = np.log(p.rate * p.level / p.sizes) + p.rate * (s - p.base)
+    inside = (s > p.lo + 1e-9) & (s < p.hi - 1e-9)
+    if inside.any():
+        price = cost[inside].mean()
+        np.testing.assert_allclose(cost[inside], price, rtol=0, atol=1e-8)
+        # At the lowest sparsity a unit costs more than the price, at the highest less.
+        assert (cost[s <= p.lo] >= price - 1e-8).all()
+        assert (cost[s >= p.hi] <= price + 1e-8).all()
+
+
+@given(surrogates(), st.randoms())
+def test_a_permutation_permutes(p: Surrogate, random: object) -> None:
+    order = np.random.default_rng(random.getrandbits(32)).permutation(len(p.level))  # type: ignore[attr-defined]
+    parts = p.level[order], p.rate[order], p.base[order], p.sizes[order]
+    moved = Surrogate(*parts, p.sparsity, p.lo, p.hi).solved()
+    np.testing.assert_allclose(moved, p.solved()[order], rtol=0, atol=1e-9)
+
+
+@given(surrogates(), st.integers(0, 6), st.floats(1, 100))
+def test_a_unit_that_errs_more_is_pruned_less(p: Surrogate, unit: int, times: float) -> None:
+    assume(unit < len(p.level))
+    level = p.level.copy()
+    level[unit] *= times
+    worse = Surrogate(level, p.rate, p.base, p.sizes, p.sparsity, p.lo, p.hi).solved()
+    rise = worse - p.solved()
+    assert rise[unit] <= 1e-12
+    assert (np.delete(rise, unit) >= -1e-12).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_generic_solver_finds_no_better(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    count = int(random.integers(2, 8))
+    sizes = random.integers(1, 9, count)
+    level, rate = np.exp(random.normal(-2, 1, count)), random.uniform(3, 9, count)
+    p = Surrogate(level, rate, random.uniform(0.4, 0.7, count), sizes, 0.6, 0.2, 0.9)
+    found = minimize(
+        lambda s: p.errors(s).sum(),
+        np.full(count, 0.6),
+        jac=lambda s: p.rate * p.errors(s),
+        method="SLSQP",
+        bounds=[(p.lo, p.hi)] * count,
+        constraints={"type": "eq", "fun": lambda s: sizes @ (s - 0.6), "jac": lambda s: sizes},
+        options={"ftol": 1e-15, "maxiter": 500},
+    )
+    assert p.errors(p.solved()).sum() <= found.fun * (1 + 1e-9)
+    np.testing.assert_allclose(p.solved(), found.x, rtol=0, atol=1e-5)
+
+
+@given(st.lists(st.floats(0.5, 1), min_size=2, max_size=9), st.floats(4, 12))
+def test_of_equal_units_it_is_the_correction_by_divergence(levels: list[float], k: float) -> None:
+    count = len(levels)
+    base, sizes = np.full(count, 0.6), np.full(count, 7)
+    best = equal_marginals(levels, np.full(count, k), base, sizes, 0.6)
+    u = centred_log(levels)  # within its clip
+    same = corrected(base, u, np.arange(count), sizes, 0.6, 1 / k, 1.0)
+    np.testing.assert_allclose(best, same, rtol=0, atol=1e-12)
+
+
+def test_an_unknown_level_does_not_move_its_unit() -> None:
+    known = equal_marginals([0.1, 0.3], [6, 6], [0.6, 0.6], [5, 5], 0.6)
+    with_unknown = equal_marginals([0.1, np.nan, 0.3], [6] * 3, [0.6] * 3, [5] * 3, 0.6)
+    np.testing.assert_allclose(with_unknown, [known[0], 0.6, known[1]], rtol=0, atol=1e-12)
+
+
+@given(st.floats(-12, 2), st.floats(0.1, 40), st.floats(0.01, 0.2), st.floats(-2, 2))
+def test_the_fit_is_exact_for_what_grows_so(a: float, k: float, delta: float, bend: float) -> None:
+    s = np.array([[0.6 - delta], [0.6], [0.6 + delta]])
+    d = np.exp(a + k * (s - 0.6))
+    found = growth(d * [[1], [exp(bend)], [1]], s)
+    assert found.rate[0] == pytest.approx(k, rel=1e-9)
+    assert found.level[0] == pytest.approx(exp(a + bend), rel=1e-12)
+    assert found.residual[0] == pytest.approx(bend, abs=1e-9)
+    assume(abs(abs(bend) - RESIDUAL_BOUND) > 1e-6)
+    assert bool(found.fits[0]) == (abs(bend) < RESIDUAL_BOUND)
+
+
+def test_what_does_not_grow_does_not_fit() -> None:
+    error = [
+        [0.1, 0.2, 0.0, np.nan, 0.1, 0.1],
+        [0.2, 0.15, 0.1, 0.1, 0.0, 0.1],
+        [0.4, 0.1] + 4 * [0.4],
+    ]
+    sparsity = np.tile([[0.5], [0.6], [0.7]], 6)
+    sparsity[:, 5] = 1.0
+    found = growth(error, sparsity)
+    assert found.fits.tolist() == [True, False, False, False, False, False]
+    assert found.common_rate == pytest.approx(log(4) / 0.2)
+    assert found.rates(own=True).tolist() == found.rates(own=False).tolist()
+    assert np.isnan(found.level).tolist() == [False] * 4 + [True, False]
+    nothing = growth(np.zeros((3, 2)), np.full((3, 2), 0.5))
+    assert np.isnan([nothing.common_rate, *nothing.quartiles]).all()
+
+
+def test_own_rates_are_used_where_they_fit() -> None:
+    found = growth(
+        [[0.1, 0.1, 0.3], [0.2, 0.3, 0.2], [0.4, 0.9, 0.1]], [[0.5] * 3, [0.6] * 3, [0.7] * 3]
+    )
+    own, common = found.rates(own=True), found.common_rate
+    assert own.tolist() == [found.rate[0], found.rate[1], common]
+    assert found.quartiles[0] < common < found.quartiles[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        (lambda: growth([[0.1]], [[0.5]]), "errors of shape"),
+        (lambda: growth([[-0.1], [0.1], [0.2]], [[0.5], [0.6], [0.7]]), "errors of shape"),
+        (lambda: equal_marginals([0.1], [0.0], [0.5], [1], 0.5), "not above 0"),
+        (lambda: equal_marginals([0.0], [1.0], [0.5], [1], 0.5), "not above 0"),
+        (lambda: project([0.1], [1], 0.5, slopes=[0.0]), "slope"),
+    ],
+)
+def test_refused(call: object, problem: str) -> None:
+    with pytest.raises(RefimplError, match=problem):
+        call()  # type: ignore[operator]
