@@ -146,7 +146,7 @@ def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
         np.testing.assert_allclose(probed.probes.sparsity[i], 0.6 + shift, rtol=0, atol=1e-3)
         path = tmp_path / f"{i}.json"
         path.write_text(json.dumps((counts[i] / sizes).tolist()))
-        total = float(counts[i].sum() / (4 * sizes.sum()))
+        total = float(counts[i].sum() / sizes.sum())
         request = Request(str(path), {}, total, "divergence", 0.1)
         alone = score(LLAMA, TOKENS, Perturbation("pruning"), request, dtype=np.float64)
         assert alone.pruned_at is not None
@@ -159,8 +159,8 @@ def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
 
 
 def test_probes_stay_half_the_way_from_nothing_and_everything() -> None:
-    counts = probe_counts(np.array([[4, 50, 98]]), np.array([100, 100, 100]), 0.1)
-    assert counts.tolist() == [[[4, 50, 98]], [[2, 40, 88]], [[14, 60, 99]]]
+    counts = probe_counts(np.array([[4, 50, 98, 0]]), np.array([[100, 100, 100, 0]]), 0.1)
+    assert counts.tolist() == [[[4, 50, 98, 0]], [[2, 40, 88, 0]], [[14, 60, 99, 0]]]
 
 
 def test_probes_do_not_depend_on_memory() -> None:
