@@ -21,6 +21,6 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def keys(part: Path) -> list[str]:
-    """Keys in the whole lines of a file of partial results, in order."""
-    lines = part.read_bytes().splitlines(keepends=True) if part.exists() else []
-    return [key for line in lines[1:] if line.endswith(b"\n") for key in json.loads(line)]
+    """Keys in the whole lines of a file of partial results, after its mark and its identity."""
+    *lines, _ = part.read_bytes().split(b"\n") if part.exists() else [b""]
+    return [key for line in lines[2:] for key in json.loads(line.partition(b" ")[2])]

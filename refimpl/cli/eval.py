@@ -90,9 +90,7 @@ def command(
                 f"add {needed}, or omit {name}",
             )
     opened = read_model(model, config, download=download)
-    inputs = {"--text": text.text, "--tokens": text.tokens, "--choices": asked.choices}
     part = opt.partial_path(output, settings.resume)
-    opt.check_outputs(opened, inputs | {"--config": config}, output, part)
     windows = _windows(opened, text)
     questions = None if asked.choices is None else read_questions(asked.choices, asked.questions)
     with progress_bar("evaluating") as progress:

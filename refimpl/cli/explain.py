@@ -58,8 +58,6 @@ def command(
     """
     plan = checked_plan(context, plan, wanted)
     opened = read_model(model, config, download=download)
-    inputs = source.files | {"--config": config, "--base": opt.base_file(wanted)}
-    opt.check_outputs(opened, inputs, output)
     if source.ids is None:
         length = min(SEQ_LEN, opened.config.max_position_embeddings)
         samples = SAMPLES if source.samples is None else source.samples

@@ -58,6 +58,7 @@ def command(
             "FILE.onnx",
             "The graph's file, which appears whole or not at all. Default: beside the weights.",
         ),
+        opt.OutputKind.GRAPH,
     ] = None,
     config: opt.ConfigOption = None,
     download: opt.DownloadOption = False,

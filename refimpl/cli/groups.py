@@ -26,11 +26,6 @@ class Source:
     samples: int | None = None
     seq_len: int | None = None
 
-    @property
-    def files(self) -> dict[str, Path | None]:
-        """The files by the options that name them."""
-        return {"--text": self.text, "--tokens": self.ids}
-
 
 def source_options(samples: str, seq_len: str) -> OptionGroup:
     """The options of `Source`, with these texts for the defaults."""

@@ -13,7 +13,6 @@ from refimpl.cli import (
     eval,
     explain,
     export,
-    inspect,
     oracle,
     prune,
     report,
@@ -38,7 +37,7 @@ app = typer.Typer(
 app.command("score")(score.command)
 app.command("allocate")(score.allocate_command)
 app.command("prune")(prune.command)
-app.command("inspect")(inspect.command)
+app.command("inspect")(prune.inspect_command)
 app.command("eval")(eval.command)
 app.command("export")(export.command)
 app.command("validate")(validate.command)

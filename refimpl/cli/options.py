@@ -8,20 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
-from refimpl.allocation.request import BASES, Request
+from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
-from refimpl.model.model import Model
-from refimpl.storage.files import checked_output
 from refimpl.storage.partial_results import partial_results_path
-
-READ_BESIDE = (  # files beside the weights that are read, too
-    "config.json",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
 
 
 def option(help: str, metavar: str | None = None, panel: str | None = None, *names: str) -> Any:
@@ -40,7 +31,7 @@ def argument(metavar: str, help: str) -> Any:
 
 
 def output(metavar: str, help: str) -> Any:
-    """The option -o."""
+    """The option -o; `OutputKind` stands beside it."""
     return option(help, metavar, None, "-o", "--output")
 
 
@@ -69,10 +60,15 @@ JsonOption = Annotated[
 ]
 OutputOption = Annotated[
     Path | None,
-    output(
-        "FILE", "Also write the JSON to this file, whole or not at all. An old file is replaced."
-    ),
+    output("FILE", "Also write the JSON to this file, which appears whole or not at all."),
+    OutputKind.FILE,
 ]
+FORCE = Parameter(
+    "force",
+    Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[bool, flag("--force", "Replace an existing output.")],
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,11 @@ def field_option(default: Any, help: str, metavar: str | None = None, **more: An
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace every parameter annotated with an `OptionGroup` by the options of that group."""
+    """Replace every parameter annotated with an `OptionGroup` by the options of that group.
+
+    Before the command runs, its outputs are checked against its inputs: a parameter that is
+    `OutputKind`, against every other one that is a path. If it writes files, it gets --force.
+    """
     own = signature(command)
     groups = {
         name: group
@@ -150,19 +150,40 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
         for group in get_args(parameter.annotation)[1:]
         if isinstance(group, OptionGroup)
     }
+    parameters = {
+        each.name: each
+        for name, parameter in own.parameters.items()
+        for each in (groups[name].parameters() if name in groups else [parameter])
+    }
+    kinds = {name: _kind(parameter) for name, parameter in parameters.items()}
+    outputs = {name: kind for name, kind in kinds.items() if isinstance(kind, OutputKind)}
+    inputs = {name: kind for name, kind in kinds.items() if isinstance(kind, str)}
+    forced = OutputKind.FILE in outputs.values()
 
     @wraps(command)
     def ungrouped(**values: Any) -> None:
+        check_outputs(values, inputs, outputs)
+        if forced:
+            del values["force"]
         filled = {name: group.take(values) for name, group in groups.items()}
         command(**values, **filled)
 
-    parameters = [
-        each
-        for name, parameter in own.parameters.items()
-        for each in (groups[name].parameters() if name in groups else [parameter])
-    ]
-    ungrouped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    ungrouped.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[*parameters.values(), *([FORCE] if forced else [])]
+    )
     return ungrouped
+
+
+def _kind(parameter: Parameter) -> OutputKind | str | None:
+    """What a parameter writes; or the name, for messages, of what it reads; None if neither."""
+    hint, *marks = get_args(parameter.annotation) or (parameter.annotation,)
+    if Path not in (hint, *get_args(hint)):
+        return None
+    if written := [mark for mark in marks if isinstance(mark, OutputKind)]:
+        return written[0]
+    if metavars := [mark.metavar for mark in marks if isinstance(mark, ArgumentInfo)]:
+        return str(metavars[0])
+    return f"--{parameter.name.replace('_', '-')}"
 
 
 def is_given(context: typer.Context, name: str) -> bool:
@@ -187,23 +208,4 @@ def partial_path(output: Path | None, resume: bool) -> Path | None:
             "-o FILE: partial results are kept beside it",
             "add -o FILE, or omit --resume",
         )
-    checked_output(output, {})
     return None if output is None else partial_results_path(output)
-
-
-def base_file(wanted: Request) -> Path | None:
-    """The file that a custom base is read from."""
-    return None if wanted.base in BASES else Path(wanted.base)
-
-
-def check_outputs(model: Model, inputs: Mapping[str, Path | None], *outputs: Path | None) -> None:
-    """Refuse outputs that cannot be written, or that are inputs or files of the model."""
-    beside = [model.folder / name for name in READ_BESIDE]
-    paths = [model.path, *(file.path for file in model.files), *beside]
-    targets = [path.resolve() for path in outputs if path is not None]
-    if len(set(targets)) < len(targets):
-        raise RefimplError(
-            f"two outputs named {targets[0]}", "a name for each output", "choose another name"
-        )
-    for path in outputs:
-        checked_output(path, {f"the model's {file.name}": file for file in paths} | {**inputs})

@@ -1,4 +1,4 @@
-"""`refimpl prune`: from a model, and an allocation, to a pruned model that any other tool loads."""
+"""`refimpl prune` writes a pruned model that any other tool loads; `refimpl inspect` shows one."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +20,12 @@ from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import DAMPING
 from refimpl.pruning.calibration import CALIBRATED
+from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import check_prune, prune, record
 from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import ACTIVATIONS, signals
 from refimpl.scoring.score import score
-from refimpl.show.pruning import pruning_table
+from refimpl.show.pruning import inspection_table, pruning_table
 from refimpl.storage.folder import partial_results_folder
 from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
@@ -61,7 +62,9 @@ def command(
     model: opt.ModelPath,
     *,
     output: Annotated[
-        Path, opt.output("FOLDER", "The new model's folder, which appears whole or not at all.")
+        Path,
+        opt.output("FOLDER", "The new model's folder, which appears whole or not at all."),
+        opt.OutputKind.FOLDER,
     ],
     config: opt.ConfigOption = None,
     download: opt.DownloadOption = False,
@@ -81,8 +84,7 @@ def command(
     """
     opened = read_model(model, config, download=download)
     method, allocation, nm = how.method, how.allocation, how.nm
-    files = {"--config": config, "--allocation": allocation, "--base": opt.base_file(wanted)}
-    check_prune(opened, output, source.files | files, how.force, settings.resume)
+    check_prune(opened, output, {}, how.force, settings.resume)
     pruner = Pruner(method, how.damping, plan.seed)
     _check_target(context, allocation, nm)
     if method != "sparsegpt":
@@ -108,6 +110,24 @@ def command(
     with progress_bar("pruning") as progress:
         pruned = prune(opened, output, targets, pruner, tokens, progress=progress, **options)
     deliver(record(pruned), pruning_table(pruned, output), as_json)
+
+
+@opt.with_groups
+def inspect_command(
+    model: opt.ModelPath,
+    *,
+    config: opt.ConfigOption = None,
+    download: opt.DownloadOption = False,
+    as_json: opt.JsonOption = False,
+    output: opt.OutputOption = None,
+) -> None:
+    """Print the sparsity of every block and linear, N:M patterns, dtypes and sizes of a model.
+
+    Zeros are counted in the file, so zeros of the original model count, too.
+    """
+    opened = read_model(model, config, download=download)
+    inspection = inspect(opened)
+    deliver(inspection_document(inspection), inspection_table(inspection), as_json, output)
 
 
 def _check_target(context: typer.Context, allocation: Path | None, nm: str | None) -> None:

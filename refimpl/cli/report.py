@@ -5,9 +5,10 @@ from typing import Annotated
 
 from refimpl.cli import options as opt
 from refimpl.errors import printable
-from refimpl.storage.files import checked_output, write_text
+from refimpl.storage.files import write_text
 
 
+@opt.with_groups
 def command(
     files: Annotated[
         list[Path],
@@ -20,13 +21,13 @@ def command(
     *,
     output: Annotated[
         Path,
-        opt.output(
-            "FILE", "The page, which appears whole or not at all. An existing file is replaced."
-        ),
+        opt.output("FILE", "The page, which appears whole or not at all."),
+        opt.OutputKind.FILE,
     ] = Path("report.html"),
     figures: Annotated[
         Path | None,
         opt.option("Also write every picture (SVG) and its numbers (CSV) to a new folder.", "DIR"),
+        opt.OutputKind.FOLDER,
     ] = None,
 ) -> None:
     """Write a page with pictures and tables of scores, prunings and evaluations.
@@ -38,11 +39,9 @@ def command(
     from refimpl.report.page import page, sections
     from refimpl.report.standalone import write_figures
 
-    checked_output(output, {str(path): path for path in files})
     inputs = read_inputs(files)
     text = page(inputs)
     if figures is not None:
-        checked_output(figures, {"-o": output})
         count = write_figures(figures, list(sections(inputs, len(text))))
         print(printable(f"written: {figures} ({count} files)"), flush=True)
     write_text(output, text)

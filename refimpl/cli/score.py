@@ -32,7 +32,7 @@ from refimpl.scoring.measurements import Experiment
 from refimpl.scoring.score import score
 from refimpl.show.estimate import chosen_options, duration, estimate_document, estimate_text
 from refimpl.show.table import table
-from refimpl.storage.files import checked_output, write_json
+from refimpl.storage.files import write_json
 from refimpl.storage.partial_results import until_written
 from refimpl.tokens.model_tokens import model_tokens
 
@@ -98,8 +98,6 @@ def command(
         opt.refuse(context, ("device",), "--runtime numpy", "--runtime onnxruntime")
     part = opt.partial_path(output if experiment is None else None, settings.resume)
     opened = read_model(model, config, download=download)
-    inputs = source.files | {"--config": config, "--base": opt.base_file(wanted)}
-    opt.check_outputs(opened, inputs, output, part)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed)
     if ahead is not None:
         expected = Estimator(opened, tokens, plan, wanted, settings, kept=part is not None)
@@ -133,7 +131,6 @@ def allocate_command(
     output: opt.OutputOption = None,
 ) -> None:
     """Make another allocation from scores, without running the model again."""
-    checked_output(output, {"SCORES": scores, "--base": opt.base_file(wanted)})
     deliver(*_allocated(read_scores(scores), wanted), as_json, output)
 
 

@@ -73,7 +73,6 @@ def command(
     from refimpl.show.validation import validation_document, validation_table
 
     opened = read_model(model, config, download=download)
-    opt.check_outputs(opened, source.files | {"--graph": options.graph, "--config": config}, output)
     validation = validate(opened, validation_tokens(opened, **vars(source)), **vars(options))
     deliver(validation_document(validation), validation_table(validation), as_json, output)
     if not validation.agrees:

@@ -20,7 +20,7 @@ from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph
 from refimpl.onnx.recording.graph_weights import check_finite, distinct, graph_weights, write_data
 from refimpl.onnx.recording.model_graph import GraphOutputs, described, model_graph
 from refimpl.onnx.recording.weight_entries import Enter, copied, declared, referenced
-from refimpl.storage.files import to_disk
+from refimpl.storage.file_system import to_disk
 
 EXPORT_FORMAT = 1  # of `export --json`
 WeightStorage = Literal["external", "reference", "embedded"]
@@ -80,7 +80,7 @@ def export(
     in place of the model; its eta, draws and seed do not matter: they are inputs of the graph.
     """
     out, dtype = target.default_output(model) if out is None else Path(out), np.dtype(dtype)
-    data = Path(f"{out}.data") if weights == "external" else None
+    data = target.data_file(out) if weights == "external" else None
     opset = (FUSED_OPSET if fused else DEFAULT_OPSET) if opset is None else opset
     kernels = FUSED if fused else PLAIN
     _check_request(dtype, opset, fused)

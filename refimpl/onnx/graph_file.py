@@ -41,6 +41,19 @@ class GraphFile:
     experiment: Perturbation | None = None
 
 
+def files_beside(path: Path) -> list[Path]:
+    """The files of weights that a graph refers to; none for what is not a graph."""
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception:  # protobuf's own class has no stubs
+        return []
+    tensors = [*proto.graph.initializer]
+    for sparse in proto.graph.sparse_initializer:
+        tensors += [sparse.values, sparse.indices]
+    entries = [entry for tensor in tensors for entry in tensor.external_data]
+    return [path.parent / entry.value for entry in entries if entry.key == "location"]
+
+
 def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
     """Read a graph, but not the weights beside it, given the names of all trace points."""
     try:

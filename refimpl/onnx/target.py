@@ -1,9 +1,13 @@
 """Where a graph may be written: checks of the output, and how the graph appears only when whole."""
 
+import glob
+import json
+import mmap
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import onnx
@@ -12,9 +16,12 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph_weights import GraphWeight
 from refimpl.running.memory import MIB
-from refimpl.storage.files import checked_output, temporary, writing
+from refimpl.storage.file_system import foreign, keep_rights, remove, to_disk
+from refimpl.storage.target_checks import check_file
+from refimpl.storage.work_folder import NEW, work_folder, work_path
 
 MESSAGE_LIMIT = (1 << 31) - 1  # bytes of a graph's own file, which is one protobuf message
+REPLACED = "replaced"  # in the work folder: names beside the graph that are ours to remove
 SPARE = 1 << 20  # bytes for the graph itself, besides its weights
 
 
@@ -28,6 +35,18 @@ def default_output(model: Model) -> Path:
         )
     name = "model" if model.path.is_dir() else model.path.name.split(".safetensors")[0]
     return model.folder / f"{name}.onnx"
+
+
+def data_file(out: Path) -> Path:
+    """The file for a graph's weights beside it: `FILE.onnx.data`, unless the old graph has that.
+
+    So the old graph and its weights stay as they are until the new graph has its name.
+    """
+    first = Path(f"{out}.data")
+    if not _mentions(out, first.name):
+        return first
+    others = (out.with_name(f"{out.stem}.{n}.onnx.data") for n in count(2))
+    return next(x for x in others if not (_mentions(out, x.name) or os.path.lexists(x)))
 
 
 def check_reference(model: Model, out: Path) -> None:
@@ -58,13 +77,13 @@ def check_output(model: Model, out: Path, data: Path | None, force: bool) -> Non
         raise RefimplError(
             f"-o {out}", "a name that ends in .onnx", f"use {out.name or 'model'}.onnx"
         )
+    if os.path.lexists(work_path(out)):
+        with work_folder(out) as work:
+            _clean(work, out)
     inputs = {f"the model's {file.path.name}": file.path for file in model.files}
     for path in (out, data):
-        checked_output(path, inputs | {"config.json": model.config_path})
-        if path is not None and os.path.lexists(path) and not force:
-            raise RefimplError(
-                f"-o {path} exists", "a file that does not exist", "add --force to replace it"
-            )
+        if path is not None:
+            check_file(path, inputs | {"config.json": model.config_path}, force)
 
 
 def check_room(out: Path, written: Sequence[GraphWeight], storage: str) -> None:
@@ -94,22 +113,65 @@ def whole_graph(out: Path, data: Path | None) -> Iterator[Path]:
     """Yield a path for the new graph, renamed to `out` when it is whole, after its new data.
 
     The data file is expected beside that path, under the name of `data`. A graph never stands
-    beside data of another one. What the system or onnx refuses is a RefimplError.
+    beside data of another one: the old graph's data has another name, and goes after it. What the
+    system or onnx refuses is a RefimplError.
     """
     try:
-        with writing(out), temporary(out.with_name(f".{out.name}.part")) as part:
-            if data is None:
-                yield part
-            else:
-                part.mkdir()
-                part = part / out.name
-                yield part
-                out.unlink(missing_ok=True)  # an old graph would be left with the new data
-                part.with_name(data.name).replace(data)
-            part.replace(out)
+        with work_folder(out) as work:
+            _clean(work, out)
+            beside = out.with_name(f".{out.name}.new")  # what a graph refers to is in its folder
+            if os.path.lexists(beside):
+                raise foreign(beside)
+            new = beside if data is None else work / NEW / out.name
+            ours = {beside, *_data_files(out)}
+            if data is not None and not os.path.lexists(data):
+                ours.add(data)
+            try:
+                (work / NEW).mkdir()
+                (work / REPLACED).write_text(json.dumps(sorted(path.name for path in ours)))
+                to_disk(work / REPLACED)
+                to_disk(work)
+                yield new
+                keep_rights(new, out)
+                to_disk(new)
+                if data is not None:
+                    keep_rights(new.with_name(data.name), out)
+                    new.with_name(data.name).replace(data)
+                    to_disk(out.parent)
+                new.replace(out)
+                to_disk(out.parent)
+            finally:
+                _clean(work, out)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RefimplError(
             f"{out}: onnx {onnx.__version__} does not accept the graph ({error})",
             "a graph that passes onnx's checker",
             "use --weights external, or another --opset or version of onnx; no file was written",
         ) from error
+
+
+def _clean(work: Path, out: Path) -> None:
+    """Remove what a run needs no longer: all of its files that the graph at `out` does not use."""
+    remove(work / NEW)
+    if os.path.lexists(work / REPLACED):
+        names: list[str] = []
+        with suppress(ValueError):  # half written: the run was killed before it made anything else
+            names = json.loads((work / REPLACED).read_text())
+        for path in map(out.with_name, names):
+            if not _mentions(out, path.name):
+                remove(path)
+        (work / REPLACED).unlink()
+
+
+def _data_files(out: Path) -> Iterator[Path]:
+    """Data files of the graph at `out`, with the names that `data_file` gives them."""
+    paths = (Path(f"{out}.data"), *out.parent.glob(f"{glob.escape(out.stem)}.*.onnx.data"))
+    return (path for path in paths if _mentions(out, path.name))
+
+
+def _mentions(out: Path, name: str) -> bool:
+    """Whether the graph in a file, if there is one, may refer to a file of this name."""
+    if not out.is_file() or not out.stat().st_size:
+        return False
+    with out.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(os.fsencode(name)) >= 0

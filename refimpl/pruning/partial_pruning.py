@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from refimpl.model.ops import Array
 from refimpl.pruning.pruned_files import Counts
-from refimpl.storage.files import to_disk
+from refimpl.storage.file_system import to_disk
 from refimpl.storage.folder import RESULTS
 from refimpl.storage.partial_results import PartialResults
 

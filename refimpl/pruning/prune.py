@@ -29,7 +29,7 @@ from refimpl.running.memory import parse_memory
 from refimpl.running.provenance import Run, TokenFacts, identity, run_since, token_facts
 from refimpl.running.settings import Resources, Settings
 from refimpl.running.threads import Progress
-from refimpl.storage.files import write_json
+from refimpl.storage.files import json_text
 from refimpl.storage.folder import check_target, new_folder
 from refimpl.storage.partial_results import PartialResults
 from refimpl.storage.target_checks import RECORD
@@ -210,7 +210,7 @@ def prune(
             before,
             run_since(started, dtype, resources.workers, resources.memory),
         )
-        write_json(folder / RECORD, record(pruning))
+        (folder / RECORD).write_text(json_text(record(pruning)), "utf-8")
     return pruning
 
 

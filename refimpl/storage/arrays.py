@@ -2,20 +2,22 @@
 
 import json
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
 from refimpl.model.ops import Array
-from refimpl.storage.files import whole
 
 HEADER = 128  # bytes before the values: JSON, as NumPy's own header is not safe to read in threads
 
 
 def write_array(path: Path, array: Array) -> None:
     """Write an array, whole or not at all: two workers may run the same work unit at once."""
-    with whole(path, durable=False) as beside, beside.open("wb") as file:
+    beside = path.with_name(f"{path.name}-{uuid4().hex}")  # in a folder that the run removes
+    with beside.open("xb") as file:
         file.write(json.dumps([array.dtype.str, array.shape]).encode().ljust(HEADER))
         file.write(np.ascontiguousarray(array).data)
+    beside.replace(path)
 
 
 def read_array(path: Path) -> Array:

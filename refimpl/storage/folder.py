@@ -1,7 +1,7 @@
 """A folder that appears whole or not at all, though it takes a long time and may replace another.
 
-All work happens in one hidden folder beside the target, `.NAME.part`, which holds a `lock` while a
-run is at work. A run may be killed between any two of these steps, or within one:
+All work happens in one hidden folder beside the target, `.NAME.part` (`work_folder.py`). A run may
+be killed between any two of these steps, or within one:
 
 1. undo what an earlier run left in `.NAME.part` (`_recover`);
 2. make `.NAME.part/new`, let the caller fill it, and bring it to the disk;
@@ -13,7 +13,7 @@ run is at work. A run may be killed between any two of these steps, or within on
 Between 3 and 4 no folder has the target's name; the next run puts the old one back.
 
 A run that can be resumed keeps its partial results in `.NAME.part/kept`, which counts only while
-`.NAME.part/new` exists; both stay when such a run is killed before step 4.
+`.NAME.part/new` exists; both stay when such a run is killed before step 4, if there is any result.
 """
 
 import os
@@ -23,12 +23,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refimpl.errors import RefimplError
-from refimpl.storage.files import remove, to_disk, tree_to_disk, writing
-from refimpl.storage.lock import can_lock, locked
-from refimpl.storage.partial_results import recurs
-from refimpl.storage.target_checks import real_path, refuse_existing, refuse_overlap
+from refimpl.storage.file_system import (
+    foreign,
+    is_folder,
+    keep_rights,
+    remove,
+    to_disk,
+    tree_to_disk,
+    writing,
+)
+from refimpl.storage.partial_results import holds_results, recurs
+from refimpl.storage.target_checks import (
+    real_path,
+    refuse_existing,
+    refuse_long_name,
+    refuse_overlap,
+)
+from refimpl.storage.work_folder import NEW, work_folder, work_path
 
-LOCK, NEW, OLD, DELETED, RESULTS = "lock", "new", "old", "deleted", "kept"
+OLD, DELETED, RESULTS = "old", "deleted", "kept"
 MIB = 1 << 20
 
 
@@ -43,7 +56,7 @@ def new_folder(
     `kept` beside it stay after an error that does not recur, and with `keep` after any error.
     """
     target = real_path(target)
-    with _work_folder(target, resume) as work:
+    with _recovered(target, resume) as work:
         refuse_existing(target, force)
         try:
             new = work / NEW
@@ -51,6 +64,7 @@ def new_folder(
             if resume is not None:
                 (work / RESULTS).mkdir(exist_ok=resume)
             yield new
+            keep_rights(new, target)
             tree_to_disk(new)
             _swap(work, target, force)
         except BaseException as error:
@@ -70,7 +84,7 @@ def partial_results_folder(target: Path, resume: bool) -> Iterator[Path]:
     With `resume`, it may exist already, and outlives any error.
     """
     target = real_path(target)
-    with _work_folder(target, resume) as work:
+    with _recovered(target, resume) as work:
         try:
             for name in (NEW, RESULTS):
                 (work / name).mkdir(exist_ok=resume)
@@ -95,15 +109,16 @@ def check_target(
     are files and folders by the names that errors give them.
     """
     target = real_path(target)
-    parent, work = target.parent, _work_path(target)
+    parent, work = target.parent, work_path(target)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise RefimplError(
             f"-o {target}: {parent} is missing, or may not be written",
             "a path in a folder that exists and may be written",
             "create the folder, or choose another -o",
         )
-    if work.exists():
-        with _work_folder(target, resume):
+    refuse_long_name(target)
+    if os.path.lexists(work):
+        with _recovered(target, resume):
             pass
     with writing(target):
         for name, path in inputs.items():
@@ -121,47 +136,15 @@ def check_target(
         )
 
 
-def _work_path(target: Path) -> Path:
-    """The hidden folder beside the target, so that a rename is enough at the end."""
-    return target.with_name(f".{target.name}.part")
-
-
 @contextmanager
-def _work_folder(target: Path, resume: bool | None) -> Iterator[Path]:
-    """Make and lock the hidden folder, and undo what an earlier run left; remove it if empty.
-
-    A killed run leaves its folder, but holds no lock.
-    """
-    work = _work_path(target)
-    with writing(target):
-        work.mkdir(exist_ok=True)
-        try:
-            with _locked(work, target):
-                _recover(work, target, resume)
-                yield work
-        finally:
-            with suppress(OSError):  # it is not empty
-                work.rmdir()
-
-
-@contextmanager
-def _locked(work: Path, target: Path) -> Iterator[None]:
-    """Hold the lock of the hidden folder, where the system has locks."""
-    if not can_lock():
-        yield
-        return
-    lock = work / LOCK
-    with lock.open("wb") as file:
-        if not locked(file, lock):
-            raise RefimplError(
-                f"{target}: another run is writing it (in {work})",
-                "one run at a time for one folder",
-                "wait until it ends, or choose another -o",
-            )
-        try:
-            yield
-        finally:
-            lock.unlink()
+def _recovered(target: Path, resume: bool | None) -> Iterator[Path]:
+    """Make and lock the hidden folder, and undo what an earlier run left."""
+    with work_folder(target) as work:
+        for name in (NEW, OLD, DELETED, RESULTS):
+            if os.path.lexists(work / name) and not is_folder(work / name):
+                raise foreign(work / name)
+        _recover(work, target, resume)
+        yield work
 
 
 def _recover(work: Path, target: Path, resume: bool | None) -> None:
@@ -169,6 +152,9 @@ def _recover(work: Path, target: Path, resume: bool | None) -> None:
     _restore(work, target)
     if (work / NEW).exists() and (work / RESULTS).exists():
         if resume:
+            return
+        if not any(holds_results(path) for path in (work / RESULTS).iterdir()):
+            _undo(work, target)
             return
         raise RefimplError(
             f"{work} holds the partial results of an earlier run",

@@ -1,6 +1,7 @@
 """The results of a run so far, in a file, so that a killed run can be resumed."""
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.storage.files import writing
+from refimpl.storage.file_system import foreign, open_own, writing
 from refimpl.storage.lock import locked
 
 K = TypeVar("K", bound=int | str)
@@ -23,6 +24,8 @@ V = TypeVar("V")
 Decode = Callable[[str, Any], tuple[Any, Any]]
 """The key and value that those of a line stand for."""
 
+MARK = b"refimpl: partial results\n"  # the first line of each file
+DIGEST = 16  # hexadecimal digits of the digest of a line
 NPY = "npy"  # key of an array
 
 
@@ -40,18 +43,28 @@ def recurs(error: BaseException | None) -> bool:
     return isinstance(error, recurring) and not isinstance(error, ResumableError)
 
 
+def holds_results(path: Path) -> bool:
+    """Whether a file holds partial results of ours, and not the identity of their run alone."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline() == MARK and all(file.readline().endswith(b"\n") for _ in range(2))
+
+
 def partial_results_path(output: Path) -> Path:
     """The file beside `output` that holds the partial results of a run."""
     return output.with_name(f"{output.name}.part")
 
 
 class PartialResults(Generic[K, V]):
-    """A file of JSON lines: the identity of the run, then the results of each work unit.
+    """A file of lines: our mark, the identity of the run, then the results of each work unit.
 
-    Every line is on the disk before `add` returns; a line that a kill left incomplete is dropped.
+    A line is the digest of all lines up to its end, and JSON. Every line is on the disk before
+    `add` returns; a line that a kill left incomplete is dropped, and so is an identity without
+    results. A file without our mark is refused, and so is one with a damaged line.
     Floats and arrays come back bit for bit. An error that recurs removes the file, unless the run
-    was meant to be resumed. The identity is everything that the results depend on. The file is
-    damaged if `decode` raises ValueError, TypeError or LookupError.
+    was meant to be resumed. The identity is everything that the results depend on. A line is
+    damaged, too, if `decode` raises ValueError, TypeError or LookupError.
     """
 
     def __init__(
@@ -63,8 +76,9 @@ class PartialResults(Generic[K, V]):
     ) -> None:
         self.path, self.results, self._resume = path, dict[K, V](), resume
         self._decode: Decode = decode or _unchanged
+        self._digest = hashlib.sha256()
         with writing(path):
-            self._file = path.open("a+b")
+            self._file = open_own(path)
         try:
             self._begin(json.loads(json.dumps(identity)))
         except BaseException as error:
@@ -98,9 +112,21 @@ class PartialResults(Generic[K, V]):
                 "wait until it ends, or choose another -o",
             )
         with writing(self.path):
-            lines = self.path.read_bytes().splitlines(keepends=True)
-        complete = [line for line in lines if line.endswith(b"\n")]
-        if complete and not self._resume:
+            self._file.seek(0)
+            content = self._file.read()
+        if not (content.startswith(MARK) or MARK.startswith(content)):  # half of it after a kill
+            error = foreign(self.path)
+            raise PartialResultsError(error.problem, error.expected, error.remedy)
+        *complete, _ = content[len(MARK) :].split(b"\n")
+        if len(complete) < 2 and complete != [self._line(identity)]:  # no results, of any run
+            with writing(self.path):
+                self._file.truncate(0)
+                self._file.write(MARK)
+            self._digest = hashlib.sha256()
+            self._write(identity)
+            return
+        self._digest = hashlib.sha256()
+        if len(complete) > 1 and not self._resume:
             raise PartialResultsError(
                 f"{self.path} holds the partial results of an earlier run",
                 "no such file, or --resume",
@@ -109,19 +135,20 @@ class PartialResults(Generic[K, V]):
         for number, line in enumerate(complete):
             self._read(number, line, identity)
         with writing(self.path):
-            self._file.truncate(sum(len(line) for line in complete))
-        if not complete:
-            self._write(identity)
+            self._file.truncate(len(MARK) + sum(len(line) + 1 for line in complete))
 
     def _read(self, number: int, line: bytes, identity: Mapping[str, Any]) -> None:
         """Read one line: the identity if it is the first, else results."""
+        digest, _, text = line.partition(b" ")
         try:
-            row = json.loads(line, object_hook=_arrays)
+            if digest != self._next_digest(text):
+                raise ValueError("it has another digest")
+            row = json.loads(text, object_hook=_arrays)
             if number:
                 self.results.update(self._decode(key, value) for key, value in row.items())
         except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
             raise PartialResultsError(
-                f"{self.path}, line {number + 1}, is damaged ({error})",
+                f"{self.path}, line {number + 2}, is damaged ({error})",
                 "lines that an earlier run wrote",
                 "remove the file to start anew",
             ) from error
@@ -135,9 +162,19 @@ class PartialResults(Generic[K, V]):
                 "repeat the command of that run, or remove the file to start anew",
             )
 
+    def _next_digest(self, text: bytes) -> bytes:
+        """The digest of a line: of its text and all lines before it."""
+        self._digest.update(text)
+        return self._digest.hexdigest()[:DIGEST].encode()
+
+    def _line(self, row: Mapping[Any, Any]) -> bytes:
+        """The next line of the file."""
+        text = json.dumps(row, default=_text).encode()
+        return self._next_digest(text) + b" " + text
+
     def _write(self, row: Mapping[Any, Any]) -> None:
         with writing(self.path):
-            self._file.write(json.dumps(row, default=_text).encode() + b"\n")
+            self._file.write(self._line(row) + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
 
@@ -167,7 +204,7 @@ def until_written(path: Path | None, resume: bool) -> Iterator[None]:
             path.unlink(missing_ok=True)
         raise
     if path is not None:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _unchanged(key: str, value: Any) -> tuple[Any, Any]:

@@ -1,9 +1,11 @@
-"""What a new folder may replace, and what it must not contain or lie in."""
+"""What a new file or folder may replace, and what it must not be, contain or lie in."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from refimpl.errors import RefimplError
+from refimpl.storage.work_folder import work_path
 
 RECORD = "pruning.json"  # says how a pruned model was made
 
@@ -18,6 +20,45 @@ def real_path(target: Path) -> Path:
             "choose another -o",
         )
     return real
+
+
+def refuse_long_name(target: Path) -> None:
+    """Refuse a name that leaves no room for those that we need beside it."""
+    longest = os.pathconf(target.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    spare = len(os.fsencode(work_path(target).name)) - longest
+    if spare > 0:
+        raise RefimplError(
+            f"-o {target}: the name is too long by {spare} bytes",
+            f"at most {longest} bytes in a name, 6 of which we need while we write",
+            "choose a shorter name",
+        )
+
+
+def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
+    """Refuse, before any work, an output file that cannot be written or would damage an input.
+
+    `inputs` are files and folders by the names that errors give them.
+    """
+    if not path.name or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        kind = False
+    else:
+        kind = (
+            path.is_file() or not os.path.lexists(path) or (path.is_symlink() and not path.exists())
+        )
+    if not kind:
+        raise RefimplError(
+            f"-o {path}: not a file in a folder that may be written",
+            "the name of a file in a folder that exists",
+            "create the folder, or choose another -o",
+        )
+    refuse_long_name(path)
+    for name, other in inputs.items():
+        if other is not None and other.exists():
+            refuse_overlap(path, name, other)
+    if os.path.lexists(path) and not force:
+        raise RefimplError(
+            f"-o {path} exists", "the name of a new file", "add --force to replace it"
+        )
 
 
 def refuse_existing(target: Path, force: bool) -> None:
@@ -42,15 +83,17 @@ def refuse_existing(target: Path, force: bool) -> None:
 
 
 def refuse_overlap(target: Path, name: str, other: Path) -> None:
-    """Refuse a folder that is or holds an input called `name`, or that lies in it."""
+    """Refuse an output that is or holds an input called `name`, or that lies in it."""
     if _holds(target, other):
-        raise _overlap(target, "is, or holds,", f"{name} ({other})")
-    if other.is_dir() and any(parent.samefile(other) for parent in target.parents):
+        relation = "is, or holds," if target.is_dir() else "is also"
+        raise _overlap(target, relation, f"{name} ({other})")
+    real = Path(os.path.realpath(target.parent), target.name)
+    if other.is_dir() and any(parent.samefile(other) for parent in real.parents):
         raise _overlap(target, "lies in", f"{name} ({other})")
 
 
 def _holds(target: Path, other: Path) -> bool:
-    """Whether a folder is or holds another file or folder, or the link that leads to it."""
+    """Whether an output is or holds another file or folder, or the link that leads to it."""
     paths = {Path(os.path.realpath(other)), Path(os.path.abspath(other))}
     above = {parent for path in paths for parent in (path, *path.parents)}
     return target.exists() and any(path.exists() and path.samefile(target) for path in above)
@@ -59,6 +102,6 @@ def _holds(target: Path, other: Path) -> bool:
 def _overlap(target: Path, relation: str, other: str) -> RefimplError:
     return RefimplError(
         f"-o {target} {relation} {other}",
-        "a folder apart from all inputs",
+        "an output apart from all inputs",
         "choose another -o",
     )

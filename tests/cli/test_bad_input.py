@@ -363,7 +363,8 @@ def test_weights(case: str) -> None:
 def test_paths_that_hold_no_model() -> None:
     refused(f"score absent {SMALL}", "absent: no such file or folder")
     refused(f"score text.txt {SMALL}", "text.txt")
-    refused(f"score out {SMALL}", "no .safetensors file")
+    Path("empty").mkdir()
+    refused(f"score empty {SMALL}", "no .safetensors file")
 
 
 def test_configs() -> None:

@@ -21,7 +21,7 @@ import pytest
 import typer
 from cli_page import commands
 from conftest import FIXTURES
-from program import Result, ran, run
+from program import Result, ran, refused, run
 
 import refimpl
 from refimpl.cli.groups import PERTURBATION, REQUEST
@@ -156,13 +156,16 @@ def test_json_is_what_output_writes(tmp_path: Path) -> None:
     assert ran("allocate", again, "--sparsity", "0.5", "--json") == printed
 
 
-def test_output_replaces_an_old_file(tmp_path: Path) -> None:
+def test_force_replaces_an_old_file_and_keeps_its_rights(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    path.write_text("old")
-    (tmp_path / "new").touch()
-    scored("-o", path)
-    assert json.loads(path.read_text())["model"] == "llama"
-    assert path.stat().st_mode == (tmp_path / "new").stat().st_mode
+    for mode in (0o600, 0o640):
+        path.write_text("old")
+        path.chmod(mode)
+        refused("score", LLAMA, *SMALL, "-o", path)
+        assert path.read_text() == "old"
+        scored("-o", path, "--force")
+        assert json.loads(path.read_text())["model"] == "llama"
+        assert path.stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize(
@@ -351,7 +354,7 @@ def test_any_name_can_be_printed_and_written(name: str, tmp_path: Path) -> None:
     shutil.copytree(LLAMA, model)
     path = tmp_path / "scores.json"
     for encoding in ("utf-8", "ascii"):
-        for words in ((), ("--json",), ("-o", path)):
+        for words in ((), ("--json",), ("-o", path, "--force")):
             ran("score", model, *SMALL, *words, encoding=encoding)
     assert json.loads(path.read_text())["model"] == name
     assert without_run(ran("allocate", path)) == without_run(ran("score", model, *SMALL))

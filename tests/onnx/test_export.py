@@ -26,6 +26,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from processes import killed_before_step, printed_json
 from program import ran, refused
+from refusals import refusal_of
 
 from refimpl import Model, Pruner, RefimplError, forward, prune, read_model
 from refimpl.model.ops import Array
@@ -408,20 +409,54 @@ def test_no_part_of_a_graph_is_left(place: str, weights: Any, copy: Copy) -> Non
     assert sorted(os.listdir(model.path)) == sorted(before)
 
 
-@pytest.mark.parametrize("left", ["file", "folder"])
-def test_force_replaces_a_graph_and_what_a_killed_run_left(left: str, copy: Copy) -> None:
+def test_what_a_killed_run_left_is_removed(copy: Copy) -> None:
     folder = copy("llama")
     part, graph = folder / ".model.onnx.part", folder / "model.onnx"
     for weights in STORAGES:
-        graph.write_text("before")
-        if left == "folder":
-            part.mkdir()
-            (part / "model.onnx.data").write_text("half")
-        else:
-            part.write_text("half")
-        export(read_model(folder), weights=weights, force=True)  # type: ignore[arg-type]
+        part.mkdir()
+        (part / "refimpl.lock").touch()
+        (part / "new").mkdir()
+        (part / "new" / "model.onnx.data").write_text("half")
+        names = [".model.onnx.new", "model.onnx.data"]
+        (part / "replaced").write_text(json.dumps(names))
+        for name in names if not graph.exists() else names[:1]:
+            (folder / name).write_text("left")
+        export(read_model(folder), weights=weights, force=graph.exists())  # type: ignore[arg-type]
         agrees(graph, model_of("llama"), "float32", [session])
-        assert not part.exists()
+        assert not {*names, part.name} & {*os.listdir(folder)} - {"model.onnx.data"}
+    assert not (folder / "model.onnx.data").exists()  # the last graph embeds its weights
+
+
+@pytest.mark.parametrize("weights", STORAGES)
+def test_what_has_a_name_of_ours_stays(weights: Any, copy: Copy) -> None:
+    folder = copy("llama")
+    for name in (".model.onnx.part", ".model.onnx.new"):
+        (folder / name).write_text("the user's")
+        refusal_of(export, read_model(folder), weights=weights, says="was not made by refimpl")
+        assert (folder / name).read_text() == "the user's"
+        (folder / name).unlink()
+    assert {p.name for p in folder.iterdir()} == {p.name for p in (FIXTURES / "llama").iterdir()}
+
+
+def test_an_old_graph_keeps_its_weights_until_the_new_one_is_there(copy: Copy) -> None:
+    folder = copy("llama")
+    graph, model = folder / "model.onnx", read_model(folder)
+    first = export(model, graph, dtype="float64")
+    before, replace = contents(folder), Path.replace
+
+    def failing(source: Path, target: Path) -> Path:
+        if target == graph:
+            raise OSError(28, "No space left on device")
+        return replace(source, target)
+
+    with patch.object(Path, "replace", failing):
+        refusal_of(export, model, graph, force=True, says="No space left")
+    assert contents(folder) == before  # the data of the new graph had its name by then
+    second = export(model, graph, force=True)
+    assert (first.data, second.data) == (folder / "model.onnx.data", folder / "model.2.onnx.data")
+    agrees(graph, model, "float32", [session])
+    assert export(model, graph, force=True).data == first.data
+    assert {*os.listdir(folder)} == {*before}
 
 
 @pytest.mark.parametrize("weights", STORAGES)

@@ -147,7 +147,7 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
     assert (suite.get("tests"), suite.get("failures")) == (str(len(case_of("llama").expected)), "0")
 
     path = candidate(tmp_path, **{"blocks.1.k_rope": computed("llama")["blocks.1.k_rope"] * 1.001})
-    done = run("check", case, path, "--junit-xml", xml, "--json")
+    done = run("check", case, path, "--junit-xml", xml, "--json", "--force")
     assert done.code == 1
     document = json.loads(done.out)
     assert (document["verdict"], document["first"]["step"]) == ("divergent", "blocks.1.k_rope")

@@ -58,7 +58,9 @@ def test_the_command_says_where_the_page_is(files: dict[str, Path], tmp_path: Pa
     out = tmp_path / "report.html"
     out.write_text("old")
     paths = [files[name] for name in EVERYTHING]
-    printed = ran("report", *paths, "-o", out)
+    refused("report", *paths, "-o", out)
+    assert out.read_text() == "old"
+    printed = ran("report", *paths, "-o", out, "--force")
     assert printed == f"written: {out} ({out.stat().st_size:,} bytes)\n"
     assert out.read_text("utf-8") == report(paths)  # the same files give the same page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -13,7 +13,8 @@ from refusals import refusal_of
 
 from refimpl import RefimplError
 from refimpl.storage.arrays import read_array, write_array
-from refimpl.storage.files import checked_output, whole, write_json
+from refimpl.storage.files import whole, write_json
+from refimpl.storage.target_checks import check_file
 
 CONTENT = {"numbers": [1.5, None], "text": "Gewichtstreue ≤ 1"}
 
@@ -70,7 +71,7 @@ def test_folders_that_do_not_take_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none" / "o", tmp_path / "folder", tmp_path / "file" / "o"):
         refusal_of(write_json, path, CONTENT, says="cannot be written")
-        refusal_of(checked_output, path, {}, says="not a file in a folder that may be written")
+        refusal_of(check_file, path, {}, True, says="not a file in a folder that may be written")
     assert {p.name for p in tmp_path.rglob("*")} == {"folder", "file"}
 
 
@@ -85,7 +86,7 @@ def test_a_folder_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(RefimplError, match=r"cannot be written \(Permission denied\)"):
         write_json(tmp_path / "out.json", CONTENT)
     with pytest.raises(RefimplError, match="may be written"):
-        checked_output(tmp_path / "out.json", {})
+        check_file(tmp_path / "out.json", {}, False)
     tmp_path.chmod(0o700)
     assert not list(tmp_path.iterdir())
 
@@ -98,10 +99,25 @@ def test_inputs_are_not_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     for path in (text, Path("text.txt"), tmp_path / "link", tmp_path / "same"):
         with pytest.raises(RefimplError, match="is also --text"):
-            checked_output(path, {"MODEL": tmp_path, "--tokens": None, "--text": text})
-    checked_output(tmp_path / "new.json", {"--text": text, "--config": tmp_path / "none"})
-    checked_output(None, {"--text": text})
+            check_file(path, {"--tokens": None, "--text": text}, force=True)
+    with pytest.raises(RefimplError, match="lies in MODEL"):
+        check_file(Path("new.json"), {"MODEL": tmp_path}, force=True)
+    check_file(tmp_path / "new.json", {"--text": text, "--config": tmp_path / "none"}, force=False)
+    (tmp_path / "old.json").symlink_to("nowhere")
+    with pytest.raises(RefimplError, match="add --force to replace it"):
+        check_file(tmp_path / "old.json", {}, force=False)
+    check_file(tmp_path / "old.json", {}, force=True)
     assert text.read_text() == "x"
+
+
+@pytest.mark.parametrize("length", [249, 250, 255])
+def test_long_names_are_refused_before_any_work(length: int, tmp_path: Path) -> None:
+    path = tmp_path / ("x" * length)
+    if length == 249:
+        check_file(path, {}, force=False)
+        write_json(path, CONTENT)
+    else:
+        refusal_of(check_file, path, {}, False, says="is too long by", remedy="shorter name")
 
 
 def test_a_folder_is_whole(tmp_path: Path) -> None:

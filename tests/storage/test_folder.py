@@ -187,7 +187,7 @@ def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.Mon
     flock = fcntl.flock
 
     def removed(file: Any, how: int) -> None:
-        (tmp_path / ".out.part" / "lock").unlink()
+        (tmp_path / ".out.part" / "refimpl.lock").unlink()
         flock(file, how)
 
     monkeypatch.setattr(lock.fcntl, "flock", removed)

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from program import Result, ran, refused, run
 from refimpl import RefimplError
 from refimpl.pruning.partial_pruning import PartialPruning
 from refimpl.running.executors import LostWorkerError
-from refimpl.storage.partial_results import PartialResults
+from refimpl.storage.partial_results import PartialResults, PartialResultsError
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
@@ -291,3 +292,72 @@ def test_a_lost_worker_leaves_results(tmp_path: Path, monkeypatch: pytest.Monkey
         assert "a worker was lost" in refused(*words, "-o", tmp_path / "out")
     ran(*words, "-o", tmp_path / "out", "--resume")
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def partial_file(path: Path, results: int = 3) -> bytes:
+    with PartialResults[str, Any](path, {"a": 1}, resume=False) as part:
+        for number in range(results):
+            part.add({str(number): [number, 0.5]})
+    return path.read_bytes()
+
+
+def test_every_damage_is_noticed(tmp_path: Path) -> None:
+    """A byte of each place changed, removed or added: only an incomplete last line is dropped."""
+    path = tmp_path / "out.json.part"
+    whole, reads = partial_file(path), 0
+    for at in range(len(whole)):
+        for changed in (
+            whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],
+            whole[:at] + whole[at + 1 :],
+            whole[:at] + b"0" + whole[at:],
+            whole[:at],
+        ):
+            path.write_bytes(changed)
+            with (
+                suppress(PartialResultsError),
+                PartialResults[str, Any](path, {"a": 1}, resume=True) as part,
+            ):
+                assert part.results == {str(n): [n, 0.5] for n in range(len(part.results))}, changed
+                reads += 1
+    assert reads < 2 * len(whole)
+
+
+def test_a_run_without_results_blocks_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "out.json.part"
+    whole = partial_file(path, 1)
+    head = whole.index(b"\n", whole.index(b"\n") + 1) + 1
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with PartialResults[str, Any](path, {"a": 2}, resume=False) as part:
+            assert part.results == {}
+            assert path.read_bytes()[:9] == whole[:9]
+    assert length > head
+
+
+def test_what_the_user_named_like_ours_stays(tmp_path: Path) -> None:
+    path, precious = tmp_path / "out.json.part", tmp_path / "precious"
+    precious.write_text("precious\n")
+    words = ("score", LLAMA, *SMALL, "-o", tmp_path / "out.json")
+    for make in (path.symlink_to, path.hardlink_to, lambda _: shutil.copy(precious, path)):
+        make(precious)
+        for resume in ((), ("--resume",)):
+            assert "was not made by refimpl" in refused(*words, *resume)
+        assert precious.read_text() == path.read_text() == "precious\n"
+        path.unlink()
+    os.mkfifo(path)
+    assert "was not made by refimpl" in refused(*words)
+    path.unlink()
+    for command, name in (("allocate", ".a.json.part"), ("prune", ".out.part")):
+        hidden = tmp_path / name
+        for make in (lambda x: (x.mkdir(), (x / "lock").symlink_to(precious)), os.mkfifo):
+            make(hidden)  # type: ignore[no-untyped-call]
+            before = sorted(hidden.iterdir()) if hidden.is_dir() else []
+            if command == "prune":
+                said = refused("prune", LLAMA, "--nm", "2:4", *SMALL, "-o", tmp_path / "out")
+            else:
+                ran("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json", "--force")
+                said = refused("allocate", tmp_path / "scores.json", "-o", tmp_path / "a.json")
+            assert "was not made by refimpl" in said
+            assert before == (sorted(hidden.iterdir()) if hidden.is_dir() else [])
+            shutil.rmtree(hidden) if hidden.is_dir() else hidden.unlink()
+    assert precious.read_text() == "precious\n"

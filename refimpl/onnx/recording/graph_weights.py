@@ -11,7 +11,7 @@ import numpy.typing as npt
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.weight import Weight
-from refimpl.storage.files import to_disk
+from refimpl.storage.file_system import to_disk
 
 ALIGNMENT = 64  # bytes: a cache line
 INDEX_BYTES = np.dtype(np.int64).itemsize

@@ -1,0 +1,101 @@
+"""What a command reads and writes, by its options, and that the second never destroys the first."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from refimpl.allocation.request import BASES
+from refimpl.errors import RefimplError
+from refimpl.loading.hub import local_files
+from refimpl.storage.file_system import is_folder
+from refimpl.storage.partial_results import partial_results_path
+from refimpl.storage.target_checks import check_file, refuse_overlap
+
+READ_BESIDE = (  # of a file of weights
+    "config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+
+
+class OutputKind(Enum):
+    """Marks an option that names an output.
+
+    A file is checked here, and replaced with --force. The function that writes a folder or a graph
+    checks it, too; a graph may lie beside the weights of its model.
+    """
+
+    FILE = "file"
+    FOLDER = "folder"
+    GRAPH = "graph"
+
+
+def check_outputs(
+    values: Mapping[str, Any], inputs: Mapping[str, str], outputs: Mapping[str, OutputKind]
+) -> None:
+    """Refuse, before any work, outputs that cannot be written, or would damage what is read.
+
+    `values` are those of a command; `inputs` are names for messages of those that are paths.
+    """
+    paths = {key: Path(values[key]) for key in outputs if values[key] is not None}
+    real = [path.parent.resolve() / path.name for path in paths.values()]
+    if len(set(real)) < len(real):
+        raise RefimplError(
+            f"two outputs named {real[0]}", "a name for each output", "choose another name"
+        )
+    read = dict(_read(values, inputs)) if paths else {}
+    for key, path in paths.items():
+        if outputs[key] is OutputKind.FILE:
+            check_file(path, read, values.get("force", False))
+            for name, other in read.items():
+                refuse_overlap(partial_results_path(path), name, other)
+        else:
+            for name, other in read.items():
+                if outputs[key] is OutputKind.FOLDER or not is_folder(other):
+                    refuse_overlap(path, name, other)
+
+
+def _read(values: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """All files and folders that exist and that a command reads, by what to call them."""
+    for key, name in inputs.items():
+        value = values[key]
+        for path in value if isinstance(value, list) else [value]:
+            if path is not None:
+                yield from _with_companions(name, path)
+    base = values.get("base")
+    if base is not None and base not in BASES and os.path.exists(base):
+        yield "--base", Path(base)
+
+
+def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
+    """A file, folder or model of the hub, what is read with it, and what it refers to."""
+    beside: list[Path] = []
+    with suppress(RefimplError):  # the command reports it
+        path, _ = local_files(path)
+    if not os.path.exists(path):
+        return
+    yield name, path
+    if path.is_dir():
+        beside = [*path.iterdir()]
+    elif path.suffix == ".safetensors":
+        beside = [path.parent / other for other in READ_BESIDE]
+    elif path.name.endswith(".index.json"):
+        beside = [path.parent / other for other in READ_BESIDE]
+        beside += path.parent.glob("*.safetensors")
+    elif path.suffix == ".onnx":
+        from refimpl.onnx.graph_file import files_beside  # an extra, and slow to import
+
+        beside = files_beside(path)
+    yield from ((f"{name}: {other.name}", other) for other in beside if os.path.exists(other))
+    with suppress(OSError, ValueError, KeyError, TypeError):  # the command refuses a damaged case
+        model = json.loads((path / "case.json").read_text("utf-8"))["model"]
+        inside = path / model
+        yield from _with_companions(
+            f"{name}: its model", inside if os.path.exists(inside) else Path(model)
+        )

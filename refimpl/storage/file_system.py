@@ -1,0 +1,93 @@
+"""Steps on the file system: errors as ours, files that are never links, and bytes on the disk."""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from refimpl.errors import RefimplError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the system into the error that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RefimplError(
+            f"{path}: cannot be written ({error.strerror or error})",
+            "a path in a folder that exists and may be written, on a disk with room",
+            "choose another place with -o, or make room",
+        ) from error
+
+
+def foreign(path: Path) -> RefimplError:
+    """The error for a file or folder that has a name of ours, but that refimpl did not make."""
+    return RefimplError(
+        f"{path} was not made by refimpl, which needs this name while it works",
+        "no such file, or one that an earlier run left",
+        "move it away, or choose another -o",
+    )
+
+
+def open_own(path: Path) -> IO[bytes]:
+    """Open a file of ours to read and append, or make it; refuse links, pipes and devices."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    if path.is_symlink():
+        raise foreign(path)
+    handle = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise foreign(path)
+    return os.fdopen(handle, "a+b")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder, and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it exists."""
+    if is_folder(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def keep_rights(new: Path, old: Path) -> None:
+    """Give a new file or folder, and its files, the rights of the old ones that it replaces."""
+    if not os.path.lexists(old) or old.is_symlink() or old.is_dir() != new.is_dir():
+        return
+    new.chmod(stat.S_IMODE(old.stat().st_mode))
+    if new.is_dir():
+        for path in new.iterdir():
+            keep_rights(path, old / path.name)
+
+
+def tree_to_disk(path: Path) -> None:
+    """Bring a file, or a folder after all that it holds, to the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            to_disk(Path(folder, name))
+    to_disk(path)
+
+
+def to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems have no fsync of folders
+            raise
+    finally:
+        os.close(handle)
