@@ -17,6 +17,7 @@ from gates import GATES, expected_of, model_of, worst_point
 
 from refimpl import Model, forward
 from refimpl.model import attention, ops
+from refimpl.model import forward as forward_module
 from refimpl.model.config import BlockKind, Config, Rope
 from refimpl.model.kernels import PLAIN
 from refimpl.model.ops import Array
@@ -72,6 +73,10 @@ def added_to_gains(step: float) -> Break:
     return matching(r"norm\.weight", lambda w: replace(w, offset=w.offset + step))
 
 
+def offsets_plus_one(model: Model, patch: pytest.MonkeyPatch) -> Model:
+    return matching(r"norm\.bias", lambda w: replace(w, offset=1.0))(model, patch)
+
+
 def swapped(role: str, other: str) -> Break:
     """Exchange two roles of every block."""
     new = {role: other, other: role}
@@ -79,6 +84,17 @@ def swapped(role: str, other: str) -> Break:
     def broken(model: Model, _: pytest.MonkeyPatch) -> Model:
         names = {name: [new.get(word, word) for word in name.split(".")] for name in model.weights}
         return replace(model, weights={".".join(names[n]): w for n, w in model.weights.items()})
+
+    return broken
+
+
+def renamed(**roles: str) -> Break:
+    """Use weights in other roles."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        for role, other in roles.items():
+            model = swapped(role, other)(model, patch)
+        return model
 
     return broken
 
@@ -199,6 +215,32 @@ def rms_for_layer(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     return ops.rms_norm(x, weight, eps) + bias
 
 
+def each_head_alone(model: Model, patch: pytest.MonkeyPatch) -> Model:
+    """Normalise q and k head by head where they are normalised together."""
+    right, h = forward_module.norm, model.config.head_dim
+
+    def norm(x: Array, weights: Any, role: str, *rest: Any) -> Array:
+        if not role.endswith("_width_norm") or f"{role}.weight" not in weights:
+            return right(x, weights, role, *rest)
+        gain = weights[f"{role}.weight"]
+        heads = x.reshape(*x.shape[:-1], -1, h)
+        ones = {f"{role}.weight": np.ones(h, x.dtype)}
+        return right(heads, ones, role, *rest).reshape(x.shape) * gain
+
+    patch.setattr(forward_module, "norm", norm)
+    return model
+
+
+def all_rotate(config: Config) -> tuple[BlockKind, ...]:
+    """Rotate in the blocks without positions, too."""
+    rope = next(kind.rope for kind in config.blocks if kind.rope)
+    return tuple(replace(kind, rope=rope) for kind in config.blocks)
+
+
+def one_sided(x: Array, limit: float | None) -> Array:
+    return x if limit is None else np.minimum(x, limit)
+
+
 def hidden_scale(config: Config) -> float:
     return float((config.hidden_size / config.num_attention_heads) ** -0.5)
 
@@ -208,9 +250,11 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("eps 1e-5 for 1e-3", facts(norm_eps=1e-5), ["llama", "gemma3", "gpt_neox", "gpt2"]),
     ("eps outside the root", op("rms_norm", lambda _: eps_outside), ["llama", "qwen3"]),
     ("LayerNorm for RMSNorm", op("rms_norm", lambda _: layer_for_rms), ["llama", "gemma2"]),
-    ("RMSNorm for LayerNorm", op("layer_norm", lambda _: rms_for_layer), ["gpt2", "gpt_neox"]),
+    ("RMSNorm for LayerNorm", op("layer_norm", lambda _: rms_for_layer), ["gpt2", "olmo"]),
+    ("norms without weights skipped", facts(weightless_norms=()), ["olmo"]),
     ("variance over n - 1", op("layer_norm", lambda _: unbiased_variance), ["gpt2", "opt"]),
-    ("norm gains without + 1", added_to_gains(-1.0), ["gemma2", "gemma3"]),
+    ("norm gains without + 1", added_to_gains(-1.0), ["gemma", "gemma2", "gemma3", "nemotron"]),
+    ("norm offsets with + 1", offsets_plus_one, ["nemotron"]),
     ("norm gains with + 1", added_to_gains(1.0), ["llama", "qwen3"]),
     ("norm biases skipped", facts(norm="rms"), ["gpt2", "opt"]),
     ("final norm skipped", without("final_norm"), ["llama", "gemma3", "gpt_neox", "opt"]),
@@ -221,17 +265,38 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("post_attention_layernorm as MLP norm", swapped("mlp_norm", "attn_post_norm"), ["gemma2"]),
     ("q and k norms skipped", without("[qk]_norm"), ["qwen3", "gemma3", "phi"]),
     ("q and k norms exchanged", swapped("q_norm", "k_norm"), ["qwen3", "gemma3"]),
+    ("q and k norms of all heads skipped", without("width_norm"), ["olmo2", "olmo3"]),
+    ("q and k norms head by head", each_head_alone, ["olmo2", "olmo3"]),
+    (
+        "q and k norms after the rotation",
+        renamed(q_norm="q_rope_norm", k_norm="k_rope_norm"),
+        ["qwen3", "exaone4", "apertus"],
+    ),
+    (
+        "q and k norms before the rotation",
+        renamed(q_rope_norm="q_norm", k_rope_norm="k_norm"),
+        ["hunyuan_v1_dense"],
+    ),
+    (
+        "norms before in place of after",
+        renamed(attn_post_norm="attn_norm", mlp_post_norm="mlp_norm"),
+        ["olmo2", "exaone4"],
+    ),
     # activations
     ("tanh-GELU for exact GELU", facts(activation="gelu_tanh"), ["gpt_neox"]),
     ("exact GELU for tanh-GELU", facts(activation="gelu"), ["gpt2", "gemma2", "gemma3"]),
     ("GELU for SiLU", facts(activation="gelu"), ["llama", "phi3"]),
     ("GELU for ReLU", facts(activation="gelu"), ["opt"]),
+    ("ReLU for its square", facts(activation="relu"), ["arcee", "nemotron"]),
+    ("xIELU's parameters as stored", op("softplus", lambda _: lambda a: a), ["apertus"]),
+    ("xIELU's parameters exchanged", swapped("alpha_p", "alpha_n"), ["apertus"]),
+    ("xIELU's beta 0.1 off", matching(r"act\.beta", lambda w: replace(w, offset=0.1)), ["apertus"]),
     ("gate and up exchanged", swapped("gate_proj", "up_proj"), ["llama", "phi3", "gemma2"]),
     # which tokens are seen
     ("window one longer", window(lambda w: w + 1), ["mistral", "gemma2", "gemma3"]),
-    ("window one shorter", window(lambda w: w - 1), ["mistral", "qwen2_sliding", "phi3_partial"]),
+    ("window one shorter", window(lambda w: w - 1), ["mistral", "qwen2_sliding", "starcoder2"]),
     ("window ignored", window(lambda w: None), ["mistral", "gemma3", "phi3_partial"]),
-    ("windows on the other blocks", facts(blocks=other_kind), ["gemma2", "qwen2_sliding"]),
+    ("windows on the other blocks", facts(blocks=other_kind), ["gemma2", "ministral"]),
     ("windows one block late", facts(blocks=lambda c: c.blocks[-1:] + c.blocks[:-1]), ["gemma3"]),
     ("no causal mask", sees(inf), ["llama", "gpt2"]),
     ("the next token is seen", sees(1), ["llama", "gpt_neox"]),
@@ -239,10 +304,20 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     # attention
     ("no cap on attention", facts(attn_soft_cap=None), ["gemma2"]),
     ("cap 2 % off", facts(attn_soft_cap=2.55), ["gemma2"]),
-    ("logits not scaled", facts(logit_scale=1.0), ["cohere"]),
-    ("logits divided by their scale", facts(logit_scale=1 / 0.35), ["cohere"]),
+    ("logits not scaled", facts(logit_scale=1.0), ["cohere", "granite", "hyperclovax"]),
+    (
+        "logits divided by their scale",
+        facts(logit_scale=lambda c: 1 / c.logit_scale),
+        ["cohere", "granite", "hyperclovax"],
+    ),
     ("no final cap", facts(final_soft_cap=None), ["gemma2"]),
-    ("scale of head_dim", facts(attention_scale=lambda c: c.head_dim**-0.5), ["gemma2", "gemma3"]),
+    (
+        "scale of head_dim",
+        facts(attention_scale=lambda c: c.head_dim**-0.5),
+        ["gemma2", "gemma3", "granite", "hyperclovax"],
+    ),
+    ("q, k, v not limited", facts(qkv_limit=None), ["olmo"]),
+    ("q, k, v limited above only", op("limited", lambda _: one_sided), ["olmo"]),
     ("scale of D/H", facts(attention_scale=hidden_scale), ["mistral", "qwen3", "llama3"]),
     ("kv heads tiled", tiled, ["llama", "gemma2", "phi3"]),
     # positions
@@ -266,10 +341,17 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("no position offset", facts(position_offset=0), ["opt", "opt_unbiased"]),
     ("a position offset", facts(position_offset=1), ["gpt2"]),
     ("positions not added", without("pos_embed"), ["gpt2", "opt"]),
+    ("rotation in every block", facts(blocks=all_rotate), ["smollm3", "exaone4"]),
     # residual stream
+    ("residual multiplier skipped", facts(residual_scale=1.0), ["granite", "hyperclovax"]),
+    (
+        "residual multiplier squared",
+        facts(residual_scale=lambda c: c.residual_scale**2),
+        ["granite"],
+    ),
     ("parallel for sequential", facts(parallel_residual=True), ["llama", "gpt_neox_sequential"]),
     ("sequential for parallel", facts(parallel_residual=False), ["gpt_neox", "falcon", "phi"]),
-    ("embeddings not scaled", facts(embed_scale=1.0), ["gemma2", "gemma3"]),
+    ("embeddings not scaled", facts(embed_scale=1.0), ["gemma", "gemma2", "gemma3", "granite"]),
     ("embedding scale in bfloat16", facts(embed_scale=5.65625), ["gemma2", "gemma3"]),
     ("embeddings scaled", facts(embed_scale=lambda c: sqrt(c.hidden_size)), ["llama"]),
     # storage and biases
