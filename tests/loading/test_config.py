@@ -550,16 +550,34 @@ def understood_by_transformers(published: Mapping[str, Any]) -> Config:
         head_dim=head_dim,
         max_position_embeddings=theirs.max_position_embeddings,
         norm=family.norm,
-        norm_eps=first("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", default=1e-5),
+        norm_eps=first(
+            "rms_norm_eps",
+            "layer_norm_eps",
+            "layer_norm_epsilon",
+            "norm_epsilon",
+            "norm_eps",
+            default=1e-5,
+        ),
         activation=tanh.get(activation, activation),
         gated="gate_proj" in family.names,
-        attention_scale=first("query_pre_attn_scalar", default=head_dim) ** -0.5,
+        attention_scale=first(
+            "attention_multiplier",
+            default=first("query_pre_attn_scalar", default=head_dim) ** -0.5,
+        ),
         blocks=tuple(their_blocks(theirs, head_dim)),
         parallel_residual=is_parallel(theirs),
         attn_soft_cap=first("attn_logit_softcapping"),
         final_soft_cap=first("final_logit_softcapping"),
-        embed_scale=sqrt(hidden) if theirs.model_type.startswith("gemma") else 1.0,
-        logit_scale=first("logit_scale", default=1.0),
+        embed_scale=first(
+            "embedding_multiplier",
+            default=sqrt(hidden) if theirs.model_type.startswith("gemma") else 1.0,
+        ),
+        residual_scale=first("residual_multiplier", default=1.0),
+        logit_scale=their_logit_scale(theirs),
+        qkv_limit=first("clip_qkv"),
+        weightless_norms=("attn_norm", "mlp_norm", "final_norm")
+        if theirs.model_type == "olmo"
+        else (),
         position_offset=2 if theirs.model_type == "opt" else 0,
     )
 
@@ -575,6 +593,21 @@ def is_parallel(theirs: Any) -> bool:
     return theirs.model_type in PARALLEL or getattr(theirs, "use_parallel_residual", False)
 
 
+def their_logit_scale(theirs: Any) -> float:
+    """What transformers' model multiplies logits by."""
+    scale: float = getattr(theirs, "logit_scale", getattr(theirs, "logits_scaling", 1.0))
+    return 1 / scale if theirs.model_type == "granite" else scale
+
+
+def they_rotate(theirs: Any, index: int, kind: str) -> bool:
+    """Whether transformers' model rotates in a block."""
+    if theirs.model_type == "smollm3":
+        return bool(theirs.no_rope_layers[index])
+    if theirs.model_type == "exaone4":
+        return theirs.sliding_window is None or kind == "sliding_attention"
+    return True
+
+
 def their_kv_heads(theirs: Any) -> int:
     """Key and value heads of transformers' model of this configuration."""
     if theirs.model_type == "falcon":
@@ -587,13 +620,13 @@ def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
     """Windows and ropes as transformers' models look them up."""
     everywhere = BY_KIND[bool(getattr(theirs, "sliding_window", None))]
     types = getattr(theirs, "layer_types", None) or [everywhere] * theirs.num_hidden_layers
-    for kind in types:
+    for index, kind in enumerate(types):
         window = theirs.sliding_window if kind == "sliding_attention" else None
         rope = dict(getattr(theirs, "rope_parameters", None) or {})
         if theirs.model_type == "gptj":
             yield BlockKind(window, Rope(1e4, theirs.rotary_dim, interleaved=True))
             continue
-        if not rope:
+        if not rope or not they_rotate(theirs, index, kind):
             yield BlockKind(window, None)
             continue
         rope = {key: value for key, value in rope.get(kind, rope).items() if key != "type"}
@@ -642,8 +675,8 @@ def test_transformers_reads_both_spellings_the_same(case: str, type_key: str | N
     config = config_of(case)
     if type_key is not None:
         config = as_old_files_spell_it(config, type_key)
-    if case == "gemma3" and type_key == "type":
-        pytest.skip("transformers 5.24 sets rope_type beside Gemma 3's type, which it then ignores")
+    if case in ("gemma3", "olmo3") and type_key == "type":
+        pytest.skip("transformers 5.24 sets rope_type beside the type, which it then ignores")
     assert read_config(config).config == understood_by_transformers(config)
 
 

@@ -14,7 +14,7 @@ ARCEE = replace(
 
 NEMOTRON = replace(
     ARCEE, model_type="nemotron", norm="layer", norm_offset=1.0,
-    keys={"activation": "hidden_act"}, only=("is_causal",),
+    keys={"activation": "hidden_act"}, only=("is_causal",), unread=("kv_channels",),
     defaults=ARCEE.defaults | {"partial_rotary_factor": 0.5},
 )  # fmt: skip
 
