@@ -1,0 +1,35 @@
+"""The oracle on every family without a stored case: cases made on the fly from the fixtures."""
+
+from pathlib import Path
+
+import pytest
+from candidates import CASE_NAMES, with_one_number_off, written
+from gates import CASES, GATES, case_of, expected_of, model_of, worst_token
+
+from refimpl.loading.families import FAMILIES
+from refimpl.oracle.case import make_case, read_case
+from refimpl.oracle.check import check
+from refimpl.oracle.steps import Recipe
+from refimpl.oracle.stepwise import stepwise_steps
+from refimpl.tokens import Tokens
+
+FIXTURE_OF = {model_of(case).config.family: case for case in reversed(CASES)}
+STORED = {case_of(name).model.config.family for name in CASE_NAMES}
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in STORED])
+def test_a_case_of_every_family_can_be_made_and_checked(family: str, tmp_path: Path) -> None:
+    name = FIXTURE_OF[family]
+    ids, truth = expected_of(name)
+    recipe = Recipe(shown=(0,), bases=("owl", "dlp"))
+    make_case(model_of(name), Tokens(ids, "of the fixture", "ids"), recipe, tmp_path / name)
+    case = read_case(tmp_path / name)
+    errors = {point: worst_token(case.expected[point], value) for point, value in truth.items()}
+    assert {point: error for point, error in errors.items() if not error < GATES["float64"]} == {}
+    actual = written(case, stepwise_steps(case, "float32"), "float32")
+    report = check(case, actual, stepwise=True)
+    assert (report.verdict, report.first) == ("pass", None)
+    wrong = with_one_number_off(actual, "blocks.0.mlp_out")
+    found = check(case, wrong, ("blocks.0.mlp_out",), stepwise=True).first
+    assert found is not None
+    assert found.step == "blocks.0.mlp_out"
