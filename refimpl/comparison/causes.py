@@ -15,13 +15,13 @@ PROJECTION = (
     "a weight that was changed, transposed, or taken from another block",
     "a missing bias",
     "a fused tensor cut in the wrong order (thirds, or head by head)",
-    "a missing norm of each head, or one after the rotation",
+    "a missing norm of each head, of all heads together, or after the rotation",
 )
 ROTATION = (
     "theta, or its scaling (linear, llama3), or those of another kind of block",
     "pairs: channel i rotates with channel i + h/2, not with its neighbour",
     "positions: the first is 0 in each sequence of a batch",
-    "the number of channels of a head that rotate",
+    "the number of channels of a head that rotate, or a block that does not rotate",
 )
 COEFFICIENT = (
     "a ratio of means: it is the mean of the tokens' ratios, over tokens, then sequences",
@@ -52,20 +52,20 @@ CAUSES = {
         "the window: one token more or less, or that of another kind of block",
         "the scale of q k^T, or the soft cap of the scores",
         "another key and value head for a query head",
-        "o_proj: heads merged in another order, a missing bias; the norm after it",
+        "o_proj: heads merged in another order, a missing bias; the norm after it, or a factor",
     ),
     "resid_mid": STREAM[:1],
     "mlp_norm": ("a parallel residual, in which the MLP reads the block's input", *NORM),
     "mlp_out": (
         "the activation: exact GELU in place of its tanh form, GELU in place of SiLU",
         "gate_proj and up_proj swapped",
-        "down_proj: a missing bias; the norm after it",
+        "down_proj: a missing bias; the norm after it, or a factor",
     ),
     "resid_post": STREAM,
     "final_norm": NORM,
     "logits": (
         "lm_head: tied to the embeddings, or a weight of its own",
-        "the soft cap of the logits",
+        "the soft cap of the logits, or their factor, which some families divide by",
         "added or missing rows of the vocabulary",
     ),
     "drift": (

@@ -64,7 +64,8 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
             )
         )
     if kind.rope is not None:
-        steps.append(_rotation(kind.rope, config.head_dim, "q_rope_norm.weight" in names))
+        after = norms(config) if "q_rope_norm.weight" in names else ()
+        steps.append(_rotation(kind.rope, config.head_dim, after))
     cap = config.attn_soft_cap
     seen = "all before it" if kind.window is None else f"those of the last {kind.window}"
     capped = "scale q k^T" if cap is None else f"{cap:g} tanh(scale q k^T / {cap:g})"
@@ -158,20 +159,20 @@ def _qkv(v: Values) -> Iterator[Figure]:
         yield Figure("kv head of head", config.kv_head_of_head, "heads share keys and values")
 
 
-def _rotation(rope: Rope, head_dim: int, normalised: bool) -> Step:
-    """Rotary positions, and a norm after them."""
+def _rotation(rope: Rope, head_dim: int, norm: tuple[Callable[..., Any], ...]) -> Step:
+    """Rotary positions, and the functions of a norm after them, if any."""
 
     def figures(v: Values) -> Iterator[Figure]:
         yield Figure("angle per position", rope.inv_freq, "radians; fast channels first")
         for name in ("q", "q_rope"):
             yield Figure(name, v.points[name][0, 0, -1], "head 0 of the last token")
         yield Figure("||q||", length(v.points["q"])[0, 0, -1])
-        kept = "normalised" if normalised else "a turn keeps it"
+        kept = "normalised" if norm else "a turn keeps it"
         yield Figure("||q_rope||", length(v.points["q_rope"])[0, 0, -1], kept)
 
     some = "" if rope.rotary_dim == head_dim else f"first {rope.rotary_dim} channels of a head: "
     scaled = "" if rope.scaling == "default" else f", scaled as {rope.scaling}"
-    then = "\nthen q <- norm(q), k <- norm(k), per head" if normalised else ""
+    then = "\nthen q <- norm(q), k <- norm(k), per head" if norm else ""
     return Step(
         "rope",
         "positions as angles",
@@ -179,7 +180,7 @@ def _rotation(rope: Rope, head_dim: int, normalised: bool) -> Step:
         "far apart two tokens are.",
         f"{some}(a, b) -> (a cos - b sin, b cos + a sin)\n"
         f"angle = position * {rope.theta:g}^(-2i / {rope.rotary_dim}){scaled}{then}",
-        (attention.rope_tables, attention.rotate),
+        (attention.rope_tables, attention.rotate, *norm),
         figures,
     )
 
