@@ -207,14 +207,15 @@ class Estimator:
         config, length, resources = self.model.config, self.facts.seq_len, self.resources
         threads = resources.workers.threads if resources.pool.executor is None else 1
         item, double = resources.dtype.itemsize, np.dtype(np.float64).itemsize
-        stored = self.model.weights["blocks.0.down_proj.weight"].stored.array
+        stored = self.model.weights["blocks.0.down_proj.weight"].stored
+        is_view = DTYPES.get(stored.kind) == resources.dtype
         width, wide = config.hidden_size, config.intermediate_size
         heads = config.num_attention_heads * config.head_dim
         attending = length * (2 * width + 6 * heads) + 3 * min(QUERIES, length) * length
         passing = max(attending, length * (4 * width + 4 * wide)) * item
         measuring = length * max(4 * width, wide) * double
         rows = min(config.vocab_size, max(1, HEAD_BYTES // (length * item)))  # in a piece of head
-        piece = rows * (6 * threads * length * double + width * (item + stored.itemsize))
+        piece = rows * (6 * threads * length * double + width * (item + stored.numpy_dtype.itemsize))
         largest_block = int(config.block_sizes.max())
         median = self.request.options.get("statistic") == "median"
         scores = double * (largest_block if median else threads * PIECE)
@@ -223,8 +224,8 @@ class Estimator:
         return Memory(
             allowed=resources.memory,
             states=count.held * state_bytes(config, length, resources.dtype),
-            blocks=0 if stored.dtype == resources.dtype else 2 * largest_block * item,
-            pages=largest_block * stored.itemsize,
+            blocks=0 if is_view else 2 * largest_block * item,
+            pages=largest_block * stored.numpy_dtype.itemsize,
             working=max(threads * (passing + measuring), piece if count.heads else 0),
             signals=max(2 * scores, spectra),
             before=self.before,

@@ -52,7 +52,7 @@ class Model:
     @property
     def stored_dtypes(self) -> tuple[str, ...]:
         """Dtypes in the file, such as ("BF16",), in order of first use."""
-        return tuple(dict.fromkeys(weight.stored.dtype for weight in self.weights.values()))
+        return tuple(dict.fromkeys(weight.stored.kind for weight in self.weights.values()))
 
     def embedding(self) -> dict[str, Array]:
         """The tables of tokens and learned positions, as stored; `check_finite` checks them.
@@ -61,7 +61,7 @@ class Model:
             `embed.weight` [V, D] and any `pos_embed.weight` [P, D]: views of the file in its dtype.
         """
         names = ("embed.weight", "pos_embed.weight")
-        return {n: self.weights[n].stored.array for n in names if n in self.weights}
+        return {n: self.weights[n].stored.table for n in names if n in self.weights}
 
     def block(
         self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Array]] = map
@@ -124,7 +124,7 @@ class Model:
             if not name.startswith("blocks.")
         }
         for weight in outside.values():
-            weight.check(dtype or weight.stored.array.dtype)
+            weight.check(dtype or weight.stored.numpy_dtype)
 
     def _release(self) -> None:
         for file in self.files:

@@ -2,7 +2,9 @@
 
 import mmap
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -44,14 +46,37 @@ class StoredTensor:
     offset: int
 
     @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype of its values, which must be one of `DTYPES`."""
+        return DTYPES[self.dtype]
+
+    @property
+    def kind(self) -> str:
+        """The file's name of how it is stored."""
+        return self.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return prod(self.shape) * self.numpy_dtype.itemsize
+
+    @property
     def array(self) -> Array:
-        """The tensor, a read-only view of the mapped file; its dtype must be one of `DTYPES`.
+        """The tensor, a read-only view of the mapped file.
 
         A tensor without axes, a single number, has the shape [1] here.
         """
-        dtype, count = DTYPES[self.dtype], int(np.prod(self.shape, dtype=np.int64))
-        stored = np.frombuffer(self.file.content, dtype, count, self.offset)
-        return stored.reshape(self.shape or 1)
+        raw = np.frombuffer(self.file.content, self.numpy_dtype, prod(self.shape), self.offset)
+        return raw.reshape(self.shape or 1)
+
+    @property
+    def table(self) -> Array:
+        """The tensor for looking up rows with `np.take`."""
+        return self.array
+
+    def rows(self, rows: slice) -> Array:
+        """Some of its rows."""
+        return self.array[rows]
 
 
 @dataclass(frozen=True)
@@ -67,6 +92,13 @@ class Weight:
     stored: StoredTensor
     layout: Layout = WHOLE
     offset: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, [out, in] or [out]."""
+        layout, stored = self.layout, self.stored.shape
+        whole = (stored[::-1] if layout.transposed else stored) or (1,)
+        return (layout.rows[layout.index], *whole[1:]) if len(layout.rows) > 1 else whole
 
     def read(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> Array:
         """Read the weight: ``cast(rows of the stored tensor) + offset``.
@@ -93,25 +125,25 @@ class Weight:
 
     def check(self, dtype: npt.DTypeLike) -> None:
         """Refuse the weight if any value is NaN or Inf, as stored or in `dtype`, and count them."""
-        values = cut(self.stored.array, self.layout)
-        step = max(1, CHUNK // max(1, values[:1].size))
+        count, size = self.shape[0], prod(self.shape)
+        step = max(1, CHUNK // max(1, prod(self.shape[1:])))
         bad_stored = bad_cast = 0
-        for start in range(0, len(values), step):
+        for start in range(0, count, step):
             rows = slice(start, start + step)
             if bad := count_bad(self._cast(dtype, rows)):
                 bad_cast += bad
-                bad_stored += count_bad(values[rows])
+                bad_stored += count_bad(self._rows(rows))
             self.stored.file.release()
         tensor, name = f"{self.stored.file.path}: {self.stored.name}", np.dtype(dtype).name
         if bad_stored:
             raise RefimplError(
-                f"{tensor} holds {bad_stored} NaN or Inf among {values.size} weights",
+                f"{tensor} holds {bad_stored} NaN or Inf among {size} weights",
                 "finite weights",
                 "repair or replace the checkpoint",
             )
         if bad_cast:
             raise RefimplError(
-                f"{tensor} holds {bad_cast} weights of {values.size} that {name} cannot hold",
+                f"{tensor} holds {bad_cast} weights of {size} that {name} cannot hold",
                 f"weights within the range of {name}",
                 "use --dtype float64",
             )
@@ -119,7 +151,13 @@ class Weight:
     def _cast(self, dtype: npt.DTypeLike, rows: slice) -> Array:
         """Rows in the dtype of the computation, before the offset."""
         with np.errstate(over="ignore", invalid="ignore"):  # the caller counts Inf and NaN
-            return np.require(cut(self.stored.array, self.layout)[rows], dtype, ["A"])
+            return np.require(self._rows(rows), dtype, ["A"])
+
+    def _rows(self, rows: slice) -> Array:
+        """Rows as stored."""
+        if self.layout == WHOLE:
+            return self.stored.rows(rows)
+        return cut(self.stored.array, self.layout)[rows]
 
 
 def count_bad(values: Array) -> int:

@@ -117,7 +117,7 @@ def count_zeros(model: Model, proto: onnx.ModelProto, folder: Path) -> Zeros:
             if value is None:
                 unnamed.append(name)
                 continue
-            zero, theirs = value == 0, weight.read(weight.stored.array.dtype) == 0
+            zero, theirs = value == 0, weight.read(weight.stored.numpy_dtype) == 0
             named += 1
             zeros += int(np.count_nonzero(zero))
             if not np.array_equal(zero, theirs):

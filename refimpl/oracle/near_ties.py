@@ -81,7 +81,7 @@ def ties_of(
         most = max(2, TIE_SHARE * score.size, ERROR_FACTOR * reference.errors[step], near)
         return ties if len(ties) <= most else ()
     if first == "sparsegpt" and last == "weight":
-        stored = case.model.weights[step.removeprefix("sparsegpt.")].stored.array.dtype
+        stored = case.model.weights[step.removeprefix("sparsegpt.")].stored.numpy_dtype
         if EPS[stored.name] > EPS[dtype]:
             ties = rounding_ties(array, truth, stored, tolerances[step])
             slack = score_behind(case, reference, step.replace(".weight", ".keep"), dtype)[2]

@@ -89,6 +89,6 @@ def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
     """
     if not step.startswith("sparsegpt.") or step.startswith("sparsegpt.blocks.0."):
         return 0.0
-    names = {weight.stored.array.dtype.name for weight in case.model.weights.values()}
+    names = {weight.stored.numpy_dtype.name for weight in case.model.weights.values()}
     unit = max((EPS[name] for name in names & EPS.keys()), default=0.0)
     return SPARSEGPT_FACTOR * FLOOR_16 * unit if unit > EPS[dtype] else 0.0

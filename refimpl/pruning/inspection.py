@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -102,13 +103,13 @@ def inspect(model: Model) -> Inspection:
         {name: _zeros(model.weights[f"blocks.{i}.{name}.weight"]) for name in linears}
         for i, linears in enumerate(model.config.linears)
     )
-    stored = {weight.stored.name: weight.stored.array for weight in model.weights.values()}
+    stored = {weight.stored.name: weight.stored for weight in model.weights.values()}
     return Inspection(
         model.name,
         model.config.family,
         blocks,
-        sum(array.size for array in stored.values()),
-        sum(array.nbytes for array in stored.values()),
+        sum(prod(tensor.shape) for tensor in stored.values()),
+        sum(tensor.nbytes for tensor in stored.values()),
         {file.path.name: file.path.stat().st_size for file in model.files},
         requested,
     )
@@ -163,7 +164,7 @@ def _zeros(weight: Weight) -> LinearZeros:
     pattern = pattern_of(zero)
     stored.file.release()
     count = int(np.count_nonzero(zero))
-    return LinearZeros(zero.size, count, None if pattern is None else str(pattern), stored.dtype)
+    return LinearZeros(zero.size, count, None if pattern is None else str(pattern), stored.kind)
 
 
 def read_record(model: Model) -> Mapping[str, Any] | None:

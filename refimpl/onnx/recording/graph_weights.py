@@ -78,7 +78,7 @@ def graph_weights(
     for name, weight in model.weights.items():
         key = weight.stored.name, weight.layout, weight.offset
         if key not in arrays:
-            shape = _shape(weight)
+            shape = weight.shape
             size = int(np.prod(shape, dtype=np.int64))
             array = GraphWeight(name, weight, shape, np.dtype(dtype), size, offset=end)
             if sparse:
@@ -112,11 +112,3 @@ def write_data(path: Path, weights: Mapping[str, GraphWeight]) -> None:
             file.write(little.view(np.uint8).data)
             array.weight.stored.file.release()
     to_disk(path)
-
-
-def _shape(weight: Weight) -> tuple[int, ...]:
-    """Shape of a weight, [out, in] or [out], without reading its numbers."""
-    stored, layout = weight.stored.shape, weight.layout
-    stored = stored[1:] if layout.stack else stored
-    whole = stored[::-1] if layout.transposed else stored
-    return (layout.rows[layout.index], *whole[1:]) if len(layout.rows) > 1 else whole

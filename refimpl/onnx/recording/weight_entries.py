@@ -49,8 +49,8 @@ def referenced(model: Model, dtype: npt.DTypeLike) -> Enter:
         """A tensor of the file, by default under the file's name, made distinct from our names."""
         if tensor.name not in entered:
             theirs = f"{tensor.name}.stored" if tensor.name in model.weights else tensor.name
-            file, kind = tensor.file.path.name, element(tensor.array.dtype)
-            place = (file, tensor.offset, tensor.array.nbytes)
+            file, kind = tensor.file.path.name, element(tensor.numpy_dtype)
+            place = (file, tensor.offset, tensor.nbytes)
             entered[tensor.name] = graph.initializer(
                 _outside(name or theirs, kind, tensor.shape, *place)
             )
@@ -58,7 +58,7 @@ def referenced(model: Model, dtype: npt.DTypeLike) -> Enter:
 
     def shared(graph: Graph, tensor: StoredTensor) -> Recorded:
         """All of a tensor in the computation's dtype: runtimes support fewer cuts in 16 bits."""
-        if tensor.array.dtype == dtype:
+        if tensor.numpy_dtype == dtype:
             return stored(graph, tensor)
         name = f"{tensor.name}.{np.dtype(dtype)}"
         if name not in entered:
@@ -69,7 +69,7 @@ def referenced(model: Model, dtype: npt.DTypeLike) -> Enter:
         weight, tensor = model.weights[name], model.weights[name].stored
         layout = weight.layout
         alone = not layout.transposed and not layout.stack and len(layout.rows) < 2
-        if name in LOOKED_UP or (alone and tensor.array.dtype == dtype and not weight.offset):
+        if name in LOOKED_UP or (alone and tensor.numpy_dtype == dtype and not weight.offset):
             return stored(graph, tensor, name)
         value: Any = stored(graph, tensor).astype(dtype) if alone else shared(graph, tensor)
         value = cut(value, weight.layout)

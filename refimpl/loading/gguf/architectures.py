@@ -1,0 +1,101 @@
+"""The architectures of GGUF files: their families, what they call things, what they rearrange."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from refimpl.loading.families import FAMILIES, Family
+
+# Our roles, and llama.cpp's names of their tensors.
+OUTSIDE = {
+    "embed": "token_embd", "pos_embed": "position_embd", "final_norm": "output_norm",
+    "lm_head": "output",
+}  # fmt: skip
+IN_BLOCK = {
+    "attn_norm": "attn_norm", "attn_post_norm": "post_attention_norm", "mlp_norm": "ffn_norm",
+    "mlp_post_norm": "post_ffw_norm", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
+    "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
+    "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+}  # fmt: skip
+FUSED = {"q_proj": "attn_qkv", "gate_proj": "ffn_up"}  # by the first of the fused roles
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture of llama.cpp.
+
+    Args:
+        model_type: Its family.
+        hub_class: transformers' class, for `architectures` in `config.json`.
+        keys: Metadata, without the architecture's prefix, and our config key; beside `KEYS`.
+        arranged: Roles whose weights are stored otherwise, and how: a key of `ARRANGED`.
+        norms: How all norm gains are stored otherwise.
+        fixed: Entries of `config.json` that the file does not hold, as llama.cpp computes them.
+    """
+
+    model_type: str
+    hub_class: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    arranged: Mapping[str, str] = field(default_factory=dict)
+    norms: str = ""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def family(self) -> Family:
+        """Its family."""
+        return FAMILIES[self.model_type]
+
+
+KEYS = {  # of every architecture
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "norm_eps",
+    "attention.layer_norm_epsilon": "norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+WINDOW = {"attention.sliding_window": "sliding_window"}
+PAIRED = {"q_proj": "paired", "k_proj": "paired"}
+
+LLAMA = Architecture("llama", "LlamaForCausalLM", arranged=PAIRED)
+GEMMA2 = Architecture(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    WINDOW | {
+        "attn_logit_softcapping": "attn_logit_softcapping",
+        "final_logit_softcapping": "final_logit_softcapping",
+    },
+    norms="minus one",
+)  # fmt: skip
+ARCHITECTURES = {
+    "llama": LLAMA,
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM"),
+    "gemma2": GEMMA2,
+    "gemma3": replace(
+        GEMMA2,
+        model_type="gemma3_text",
+        hub_class="Gemma3ForCausalLM",
+        fixed={"rope_local_base_freq": 10000.0, "_sliding_window_pattern": 6},
+    ),
+    "phi3": Architecture(
+        "phi3",
+        "Phi3ForCausalLM",
+        WINDOW | {"rope.scaling.original_context_length": "original_max_position_embeddings"},
+    ),
+    "gpt2": Architecture(
+        "gpt2",
+        "GPT2LMHeadModel",
+        arranged=dict.fromkeys(
+            ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"), "transposed"
+        ),
+    ),
+    "gptneox": Architecture(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        {"use_parallel_residual": "use_parallel_residual"},
+        arranged={"q_proj": "by head", "k_proj": "by head", "v_proj": "by head"},
+    ),
+}

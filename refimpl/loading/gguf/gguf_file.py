@@ -1,0 +1,192 @@
+"""GGUF files mapped into memory; the tensors in them are de-quantised row by row when read."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl.errors import RefimplError
+from refimpl.loading.gguf.header import TensorEntry, damaged, map_file, read_header
+from refimpl.model.ops import Array
+from refimpl.model.weight import DTYPES, MappedFile, StoredTensor
+
+PIECE = 1 << 15  # weights that are de-quantised at once
+ARRANGED: dict[str, Callable[[Array, int], Array]] = {
+    "": lambda x, heads: x,
+    "transposed": lambda x, heads: x.T if x.ndim == 2 else x,
+    "minus one": lambda x, heads: x - 1,
+    # llama.cpp rotates channels 2i and 2i + 1 together, transformers i and i + h / 2
+    "paired": lambda x, heads: (
+        x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+    ),
+    # q, k, v one after the other in the file; head by head in transformers
+    "by head": lambda x, heads: (
+        x.reshape(3, heads, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+    ),
+}  # fmt: skip
+"""From a tensor as llama.cpp stores it to what transformers' `save_pretrained` writes."""
+
+
+class GgufFile(MappedFile):
+    """A GGUF file: its metadata and its tensors by the file's names, checked when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, map_file(path))
+        header = read_header(path, self.content)
+        self.metadata = header.metadata
+        self.tensors = {entry.name: self._tensor(entry) for entry in header.tensors}
+
+    def _tensor(self, entry: TensorEntry) -> "GgufTensor":
+        """One tensor, whose bytes are all in the file."""
+        if (found := _quantisation(entry.kind)) is None:
+            raise RefimplError(
+                f"{self.path}: {entry.name} has the type {entry.kind}",
+                "a type that the gguf library can de-quantise, such as F16, Q8_0 or Q4_K",
+                "install the newest gguf, or get the model in another type",
+            )
+        kind, block, size = found
+        if entry.shape[-1] % block:
+            problem = f"rows of {entry.name} ({entry.shape[-1]}) are not whole blocks of {kind}"
+            raise damaged(self.path, problem)
+        if entry.offset + prod(entry.shape) // block * size > len(self.content):
+            raise damaged(self.path, f"it ends before the end of {entry.name}")
+        dtype = kind if kind in DTYPES else "F32"
+        return GgufTensor(self, entry.name, dtype, entry.shape, entry.offset, kind, block, size)
+
+
+@dataclass(frozen=True)
+class GgufTensor(StoredTensor):
+    """A tensor of a GGUF file as transformers would hold it; `dtype` is that after reading.
+
+    Args:
+        quantisation: Its type in the file, such as "Q4_K".
+        block: Weights in a block of the quantisation.
+        block_bytes: Bytes of a block.
+        arrangement: What undoes the order in the file, a key of `ARRANGED`.
+        heads: For arrangements by head.
+    """
+
+    quantisation: str = "F32"
+    block: int = 1
+    block_bytes: int = 4
+    arrangement: str = ""
+    heads: int = 1
+
+    @property
+    def kind(self) -> str:
+        """The type in the file."""
+        return self.quantisation
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return prod(self.shape) // self.block * self.block_bytes
+
+    @property
+    def array(self) -> Array:
+        """All of it."""
+        return self.rows(slice(None))
+
+    @property
+    def table(self) -> Array:
+        """Its rows, each de-quantised when it is looked up."""
+        return self.rows(slice(None)) if self.arrangement else QuantisedTable(self)  # type: ignore[return-value]
+
+    def rows(self, rows: slice | Array) -> Array:
+        """Some rows, de-quantised; float32 if they were quantised."""
+        if self.arrangement:
+            shape = self.shape[::-1] if self.arrangement == "transposed" else self.shape
+            return ARRANGED[self.arrangement](self._in_file(shape, slice(None)), self.heads)[rows]
+        return self._in_file(self.shape, rows)
+
+    def _in_file(self, shape: tuple[int, ...], rows: slice | Array) -> Array:
+        """Rows of the file's tensor."""
+        width = shape[-1] // self.block * self.block_bytes
+        raw = np.frombuffer(self.file.content, np.uint8, self.nbytes, self.offset)
+        stored = raw.reshape(*shape[:-1], width)[rows]
+        if self.quantisation in DTYPES:
+            return stored.view(DTYPES[self.quantisation])
+        from gguf import GGMLQuantizationType, dequantize
+
+        kind = GGMLQuantizationType[self.quantisation]
+        values = np.empty((*stored.shape[:-1], shape[-1]), np.float32)
+        step = max(1, PIECE // prod(shape[1:]))
+        with np.errstate(all="ignore"):  # infinities are counted by whoever reads
+            for start in range(0, len(stored), step):
+                # one long row: the library handles 16 rows at a time, however short
+                piece = stored[start : start + step].reshape(1, -1)
+                values[start : start + step].reshape(-1)[:] = dequantize(piece, kind)[0]
+        return values
+
+
+class QuantisedTable:
+    """A table of quantised rows, for `np.take` of rows; as an array it is the whole table."""
+
+    def __init__(self, tensor: GgufTensor) -> None:
+        self._tensor, self.shape, self.dtype = tensor, tensor.shape, tensor.numpy_dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self._tensor.array, dtype)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        if function is not np.take or options != {"axis": 0} or not isinstance(args[1], np.ndarray):
+            return NotImplemented
+        ids, place = np.unique(args[1], return_inverse=True)
+        return self._tensor.rows(ids)[place.reshape(args[1].shape)]
+
+
+def open_shards(path: Path) -> tuple[GgufFile, ...]:
+    """A GGUF file, or all files of a split model by its first."""
+    first = GgufFile(path)
+    count = first.metadata.get("split.count", 1)
+    if count in (0, 1):
+        return (first,)
+    match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
+    if match is None or int(match[2]) != count or first.metadata.get("split.no") != 0:
+        raise RefimplError(
+            f"{path} is one of {count} files of a split model",
+            "the first of them, whose name ends in -00001-of- and their number",
+            "pass the first file, with all others in its folder",
+        )
+    paths = [path.with_name(f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf") for i in range(count)]
+    if absent := [other.name for other in paths if not other.exists()]:
+        raise RefimplError(
+            f"{path}: {len(absent)} of its {count} files are missing: {', '.join(absent[:5])}",
+            "all files of a split model in one folder",
+            "download the missing files",
+        )
+    files = (first, *(GgufFile(other) for other in paths[1:]))
+    for i, file in enumerate(files):
+        if (file.metadata.get("split.no"), file.metadata.get("split.count")) != (i, count):
+            raise damaged(file.path, f"it is not file {i} of {count} by its own header")
+    total = sum(len(file.tensors) for file in files)
+    names = {name for file in files for name in file.tensors}
+    if len(names) < total or first.metadata.get("split.tensors.count", total) != total:
+        raise damaged(path, f"its {count} files hold {total} tensors of {len(names)} names")
+    return files
+
+
+@lru_cache
+def _quantisation(number: int) -> tuple[str, int, int] | None:
+    """Name, weights per block and bytes per block of a type; None if nobody can read it."""
+    try:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+    except ImportError as error:
+        raise RefimplError(
+            "a GGUF file needs the gguf library, which is not installed",
+            "refimpl with its extra [gguf]",
+            "run pip install 'refimpl[gguf]'",
+        ) from error
+    try:
+        kind = GGMLQuantizationType(number)
+        block, size = GGML_QUANT_SIZES[kind]
+        if kind.name not in DTYPES:
+            dequantize(np.zeros((1, size), np.uint8), kind)
+    except (ValueError, NotImplementedError):
+        return None
+    return kind.name, block, size
