@@ -120,5 +120,5 @@ def _windows(model: Model, options: TextOptions) -> Windows | None:
     if text is None:
         return None
     size = min(SEQ_LEN, longest) if window is None else window
-    bos, tokenizer = model.config_file.get("bos_token_id"), model.folder / "tokenizer.json"
+    bos, tokenizer = model.config_file.get("bos_token_id"), model.tokenizer_json
     return text_windows(text, tokenizer, size, options.windows, bos_id=bos)

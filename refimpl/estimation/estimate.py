@@ -14,6 +14,7 @@ from refimpl.model.config import Config
 from refimpl.model.kernels import QUERIES
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
+from refimpl.model.weight import DTYPES
 from refimpl.running.memory import peak_memory
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.running.settings import Resources, Settings
@@ -215,7 +216,9 @@ class Estimator:
         passing = max(attending, length * (4 * width + 4 * wide)) * item
         measuring = length * max(4 * width, wide) * double
         rows = min(config.vocab_size, max(1, HEAD_BYTES // (length * item)))  # in a piece of head
-        piece = rows * (6 * threads * length * double + width * (item + stored.numpy_dtype.itemsize))
+        piece = rows * (
+            6 * threads * length * double + width * (item + stored.numpy_dtype.itemsize)
+        )
         largest_block = int(config.block_sizes.max())
         median = self.request.options.get("statistic") == "median"
         scores = double * (largest_block if median else threads * PIECE)

@@ -101,7 +101,7 @@ def encoder(model: Model) -> Encoder:
     lm-evaluation-harness leaves BOS to transformers; here the rule is that of `text_tokens`, and
     tokens that a post-processor adds after a text are omitted.
     """
-    path = model.folder / "tokenizer.json"
+    path = model.tokenizer_json
     tokenizer = read_tokenizer(path)
     _, front, _ = of_text(tokenizer.encode("a"))
     ids = {name: model.config_file.get(f"{name}_id") for name in ("bos_token", "eos_token")}

@@ -7,6 +7,7 @@ from typing import Any
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import read_config
 from refimpl.loading.file_reading import json_object, read_file, reading
+from refimpl.loading.gguf.gguf_model import read_gguf
 from refimpl.loading.hub import local_files
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.loading.tensor_claims import claim
@@ -44,6 +45,8 @@ def read_model(
     """
     path, hub_id = local_files(path, download)
     option = None if config is None else Path(config)
+    if path.suffix == ".gguf" and path.is_file():
+        return read_gguf(path, option, hub_id)
     files = open_files(path)
     entries, source, config_path = _config_file(path, option, files)
     hub = read_config(entries, source)

@@ -11,10 +11,7 @@ _PICKLE = (
     "convert it if you trust it, because pickles run code (transformers: "
     "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW))"
 )
-_GGUF = (
-    "de-quantise it (transformers: from_pretrained(DIR, gguf_file=FILE, quantization_config="
-    "GgufConfig(dequantize=True)).save_pretrained(NEW))"
-)
+_GGUF = "pass the path of the .gguf file itself; of a split model, that of its first file"
 _OTHER = "convert it (transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW))"
 CONVERSIONS = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _PICKLE) | {".gguf": _GGUF}
 CONVERSIONS |= dict.fromkeys((".h5", ".msgpack", ".onnx"), _OTHER)

@@ -25,6 +25,8 @@ class Model:
         files: The mapped files.
         config_path: The file that holds `config.json`; None if the metadata of the weights does.
         hub_id: `org/name@commit` of a model in the Hugging Face cache, else None.
+        companions: Makes the folder of `config.json` and the tokenizer of a file that holds both;
+            None if they are in the folder of the weights.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class Model:
     files: tuple[MappedFile, ...]
     config_path: Path | None = None
     hub_id: str | None = None
+    companions: Callable[[], Path] | None = None
 
     @property
     def name(self) -> str:
@@ -42,12 +45,21 @@ class Model:
             return self.hub_id
         full = Path(os.path.abspath(self.path))  # a link keeps its own name
         generic = full.name.startswith("model.safetensors")
-        return full.parent.name if generic else full.name.removesuffix(".safetensors")
+        return (
+            full.parent.name
+            if generic
+            else full.name.removesuffix(".safetensors").removesuffix(".gguf")
+        )
 
     @property
     def folder(self) -> Path:
-        """The folder of the weights and of the tokenizer."""
+        """The folder of the weights."""
         return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def tokenizer_json(self) -> Path:
+        """The tokenizer."""
+        return (self.companions() if self.companions else self.folder) / "tokenizer.json"
 
     @property
     def stored_dtypes(self) -> tuple[str, ...]:

@@ -57,7 +57,9 @@ def check_reference(model: Model, out: Path) -> None:
     """
     for file in model.files:
         path, why = file.path, ""
-        if path.is_symlink():
+        if model.companions is not None:
+            why = "is quantised"
+        elif path.is_symlink():
             why = f"is a link (to {os.path.realpath(path)})"
         elif path.stat().st_nlink > 1:
             why = "has several names (hard links)"

@@ -3,18 +3,24 @@
 import json
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from math import prod
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from refimpl.loading.hub import COMPANIONS
 from refimpl.loading.refused_formats import CONVERSIONS
 from refimpl.model.model import Model
+from refimpl.model.weight import StoredTensor
 from refimpl.storage.target_checks import RECORD
 
 INDEX = ".index.json"
 WEIGHTS = {".safetensors", *CONVERSIONS, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
+CONVERTED = "model.safetensors"  # what the weights of a GGUF file become
 PIECE = 1 << 20  # bytes copied at once
 PAGE, SPARE = 1 << 12, 1 << 20  # bytes: files fill whole pages; the record and longer headers
 
@@ -23,12 +29,14 @@ PAGE, SPARE = 1 << 12, 1 << 20  # bytes: files fill whole pages; the record and 
 class Copies:
     """Files of a model by their names in the new folder: its weights, and all others to copy.
 
-    `left_out` names what else its folder holds, folders with a slash.
+    `left_out` names what else its folder holds, folders with a slash. `converted` are the tensors
+    that are converted to safetensors, into `CONVERTED`, instead of copying their file.
     """
 
     weights: Mapping[str, Path]
     companions: Mapping[str, Path]
     left_out: tuple[str, ...]
+    converted: tuple[StoredTensor, ...] = ()
 
     @property
     def files(self) -> dict[str, Path]:
@@ -38,7 +46,11 @@ class Copies:
     @property
     def needed_bytes(self) -> int:
         """Room that the new folder takes on a disk, in bytes."""
-        sizes = [path.stat().st_size for path in self.files.values()]
+        sizes = [path.stat().st_size for path in self.companions.values()]
+        if self.converted:
+            sizes += [written_bytes(tensor) for tensor in self.converted]
+        else:
+            sizes += [path.stat().st_size for path in self.weights.values()]
         return SPARE + sum(-(-size // PAGE) * PAGE for size in sizes)
 
 
@@ -49,6 +61,10 @@ def copies(model: Model) -> Copies:
     weights. Of a MODEL that is a file: the companions in `COMPANIONS`. The `config.json` that was
     read, wherever it was, becomes `config.json`.
     """
+    if model.companions is not None:
+        companions = {path.name: path for path in sorted(model.companions().iterdir())}
+        tensors = {weight.stored.name: weight.stored for weight in model.weights.values()}
+        return Copies({CONVERTED: model.path}, companions, (), tuple(tensors.values()))
     weights = {file.path.name: file.path for file in model.files}
     entries = sorted(model.folder.iterdir())
     index = _index(model, weights)
@@ -79,6 +95,31 @@ def copy_weights(source: Path, target: Path) -> bool:
                 copy.write(struct.pack("<Q", len(new)) + new)
                 shutil.copyfileobj(file, copy, PIECE)
     return new != header
+
+
+def written_bytes(tensor: StoredTensor) -> int:
+    """Bytes of a tensor in a safetensors file."""
+    return prod(tensor.shape) * tensor.numpy_dtype.itemsize
+
+
+def convert_weights(tensors: Sequence[StoredTensor], target: Path) -> None:
+    """Write tensors as a safetensors file, a piece at a time; quantised ones become float32."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + written_bytes(tensor)
+        entry = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+        header[tensor.name] = entry
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors:
+            step = max(1, PIECE // prod(tensor.shape[1:]))
+            for start in range(0, tensor.shape[0], step):
+                rows = tensor.rows(slice(start, start + step))
+                file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+            tensor.file.release()
 
 
 def with_format(header: bytes) -> bytes:

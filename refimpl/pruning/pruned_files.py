@@ -13,7 +13,7 @@ from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model.layout import cut, join
 from refimpl.model.model import Model
 from refimpl.pruners.decision import Method
-from refimpl.pruning.copied_files import copies, copy_weights
+from refimpl.pruning.copied_files import CONVERTED, convert_weights, copies, copy_weights
 from refimpl.pruning.pruned_linears import PrunedLinear
 
 
@@ -37,13 +37,15 @@ class Written:
     """What the new folder holds: counts per block and linear, and sorted names of copied files.
 
     `left_out` names what the model's folder holds and the new one does not; `format_added` the
-    files whose metadata got `format: pt`, which older transformers require.
+    files whose metadata got `format: pt`, which older transformers require; `dequantised` the
+    types of a GGUF file's tensors that are float32 in the new file.
     """
 
     counts: tuple[Mapping[str, Counts], ...]
     companions: tuple[str, ...]
     left_out: tuple[str, ...]
     format_added: tuple[str, ...]
+    dequantised: tuple[str, ...] = ()
 
 
 class PrunedFiles:
@@ -64,7 +66,10 @@ class PrunedFiles:
             if path.name not in self.copies.files:  # a record that a killed run was writing
                 path.unlink()
         self.format_added = tuple(self._copy() if format_added is None else format_added)
-        self._files = {file.path: SafetensorsFile(folder / file.path.name) for file in model.files}
+        names = {file.path: file.path.name for file in model.files}
+        if self.copies.converted:
+            names = dict.fromkeys(names, CONVERTED)
+        self._files = {path: SafetensorsFile(folder / name) for path, name in names.items()}
         # Our names of the weights in each stored tensor, in the order of their rows.
         self._names_in = dict[str, list[str]]()
         in_order = sorted(
@@ -76,7 +81,8 @@ class PrunedFiles:
     def open(self) -> Model:
         """Open the new model, as far as it is pruned."""
         model, config = self._model, self._folder / "config.json"
-        path = self._folder if model.path.is_dir() else self._folder / model.path.name
+        whole = model.path.is_dir() or self.copies.converted
+        path = self._folder if whole else self._folder / model.path.name
         return read_model(path, None if model.config_path is None else config)
 
     def write(self, block: int, linears: Mapping[str, PrunedLinear]) -> dict[str, Counts]:
@@ -93,12 +99,18 @@ class PrunedFiles:
         """What the folder holds, with the counts of all blocks."""
         plan = self.copies
         of_blocks = tuple(counts[i] for i in sorted(counts))
-        return Written(of_blocks, tuple(sorted(plan.companions)), plan.left_out, self.format_added)
+        kinds = tuple(sorted({x.kind for x in plan.converted if x.kind != x.dtype}))
+        companions = tuple(sorted(plan.companions))
+        return Written(of_blocks, companions, plan.left_out, self.format_added, kinds)
 
     def _copy(self) -> list[str]:
         """Copy all files; returns the names of those whose metadata got a format."""
         weights, companions = self.copies.weights.items(), self.copies.companions.items()
-        added = [name for name, path in weights if copy_weights(path, self._folder / name)]
+        if self.copies.converted:
+            convert_weights(self.copies.converted, self._folder / CONVERTED)
+            added = []
+        else:
+            added = [name for name, path in weights if copy_weights(path, self._folder / name)]
         for name, path in companions:
             shutil.copyfile(path, self._folder / name)
         return added

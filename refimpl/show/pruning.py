@@ -67,6 +67,8 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
         facts["not copied"] = list(pruned.written.left_out)
     if pruned.written.format_added:
         facts["format: pt"] = [f"added to {name}" for name in pruned.written.format_added]
+    if kinds := pruned.written.dequantised:
+        facts["weights"] = [f"de-quantised from {', '.join(kinds)}, float32 in model.safetensors"]
     facts["run"] = run_facts(pruned.run)
     return facts
 

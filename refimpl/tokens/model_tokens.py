@@ -32,7 +32,7 @@ def model_tokens(
         )
     if text is not None:
         bos = model.config_file.get("bos_token_id")
-        tokens = text_tokens(text, model.folder / "tokenizer.json", count, length, bos_id=bos)
+        tokens = text_tokens(text, model.tokenizer_json, count, length, bos_id=bos)
     elif ids is not None:
         tokens = id_tokens(ids, samples, seq_len, longest)
     else:

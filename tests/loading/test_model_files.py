@@ -146,7 +146,7 @@ FOLDERS: dict[str, tuple[list[str], str, str]] = {
     "sharded pickles": (
         ["pytorch_model-1-of-2.bin", "pytorch_model-2-of-2.bin", "pytorch_model.bin.index.json"],
         "only pytorch_model-1-of-2.bin, pytorch_model-2-of-2.bin", "save_pretrained"),
-    "gguf": (["m.Q4_K_M.gguf"], "only m.Q4_K_M.gguf", "gguf_file"),
+    "gguf": (["m.Q4_K_M.gguf"], "only m.Q4_K_M.gguf", "the .gguf file itself"),
     "TensorFlow": (["tf_model.h5"], "only tf_model.h5", "save_pretrained"),
     "an adapter": (["adapter_config.json", "adapter_model.safetensors"], "an adapter", "merge"),
     "an old adapter": (["adapter_config.json", "adapter_model.bin"], "an adapter", "merge"),
@@ -159,7 +159,7 @@ FOLDERS: dict[str, tuple[list[str], str, str]] = {
         "2 candidates", "index"),
 }  # fmt: skip
 FILES = {
-    "model.gguf": (".gguf is not safetensors", "gguf_file"),
+    "model.gguf": ("not a whole GGUF file", "download or convert"),
     "pytorch_model.bin": (".bin is not safetensors", "pickles run code"),
     "model.pth": (".pth is not safetensors", "pickles run code"),
     "model.h5": (".h5 is not safetensors", "save_pretrained"),

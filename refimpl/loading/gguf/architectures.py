@@ -27,7 +27,7 @@ class Architecture:
         model_type: Its family.
         hub_class: transformers' class, for `architectures` in `config.json`.
         keys: Metadata, without the architecture's prefix, and our config key; beside `KEYS`.
-        arranged: Roles whose weights are stored otherwise, and how: a key of `ARRANGED`.
+        arranged: Roles whose weights are stored otherwise: an `arrangement` of `GgufTensor`.
         norms: How all norm gains are stored otherwise.
         fixed: Entries of `config.json` that the file does not hold, as llama.cpp computes them.
     """

@@ -49,8 +49,7 @@ def config_entries(
     }
 
     def put(key: str, value: Any) -> None:
-        if key in family.defaults or key not in ("tie_word_embeddings", "attention_bias"):
-            entries[family.keys.get(key, key)] = value
+        entries[family.keys.get(key, key)] = value
 
     for key, ours in {**KEYS, **architecture.keys}.items():
         if key in facts:
@@ -77,16 +76,12 @@ def config_entries(
     facts.pop("vocab_size", None)  # some files count padding, some do not
     put("vocab_size", rows)
     put("tie_word_embeddings", "output.weight" not in tensors)
-    if "attention_bias" in family.defaults:
-        put("attention_bias", any(".attn_q" in n and n.endswith(".bias") for n in tensors))
-    for key in ("mlp_bias", "use_sliding_window"):
-        if key in family.defaults:
-            entries[key] = key == "mlp_bias" and any("ffn_up.bias" in name for name in tensors)
-    entries |= {
-        ours: int(metadata[f"tokenizer.ggml.{theirs}_token_id"])
-        for theirs, ours in TOKEN_IDS.items()
-        if isinstance(metadata.get(f"tokenizer.ggml.{theirs}_token_id"), int)
-    }
+    for key, part in (("attention_bias", ".attn_q.bias"), ("mlp_bias", ".ffn_up.bias")):
+        if key in family.biased.values() and any(name.endswith(part) for name in tensors):
+            put(key, True)
+    for theirs, ours in TOKEN_IDS.items():
+        token_id = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
+        entries[ours] = token_id if isinstance(token_id, int) else None
     problems += [f"{key}: not understood (value {str(facts[key])[:80]})" for key in facts]
     if problems:
         raise RefimplError(
@@ -96,3 +91,62 @@ def config_entries(
             "pass the config.json of the original model with --config",
         )
     return entries
+
+
+def _heads(
+    entries: dict[str, Any],
+    architecture: Architecture,
+    sizes: tuple[Any, ...],
+    key_length: Any,
+    rotary: Any,
+    problems: list[str],
+) -> None:
+    """Enter what depends on the size of a head: channels, those that rotate, the scale."""
+    family, (hidden, heads, blocks) = architecture.family, sizes
+    plain = hidden // heads
+    head_dim = key_length or (rotary if "head_dim" in family.defaults else None) or plain
+    if "head_dim" in family.defaults:
+        entries["head_dim"] = head_dim
+    elif head_dim != plain:
+        problems.append(f"attention.key_length: expected {plain}, got {head_dim}")
+    fraction = 1.0 if rotary is None else rotary / head_dim
+    if fraction != 1 and "partial_rotary_factor" in family.only:
+        problems.append(f"rope.dimension_count: expected {head_dim}, got {rotary}")
+    elif fraction != family.defaults.get("partial_rotary_factor", fraction):
+        entries[family.keys.get("partial_rotary_factor", "partial_rotary_factor")] = fraction
+    if "query_pre_attn_scalar" in family.defaults:
+        largest = architecture.model_type.startswith(LARGEST.get(blocks, "none"))
+        entries["query_pre_attn_scalar"] = plain if largest else head_dim
+
+
+def _scaling(
+    scaling: dict[str, Any],
+    factors: GgufTensor | None,
+    entries: Mapping[str, Any],
+    problems: list[str],
+) -> dict[str, Any] | None:
+    """`rope_scaling`: linear, or Llama 3's if its factors are those of the file."""
+    kind, factor = scaling.pop("type", "none"), scaling.pop("factor", None)
+    scaling.pop("finetuned", None)
+    for key, value in scaling.items():
+        problems.append(f"{SCALING}{key}: not understood (value {value})")
+    if kind not in ("none", "linear"):
+        problems.append(f"{SCALING}type: expected none or linear, got {kind}")
+    if factors is not None and kind == "none":
+        stored = factors.array
+        theta, llama3 = entries.get("rope_theta", 10000.0), LLAMA3 | {"factor": float(stored.max())}
+        plain, scaled = (
+            Rope(theta, 2 * stored.size, name, **values).inv_freq  # type: ignore[arg-type]
+            for name, values in (("default", {}), ("llama3", llama3))
+        )
+        if np.allclose(plain / scaled, stored, rtol=1e-5, atol=0):
+            return {"rope_type": "llama3"} | llama3
+        problems.append(f"{ROPE_FACTORS}: not the factors of Llama 3's scaling by {stored.max():g}")
+    return {"rope_type": "linear", "factor": factor} if kind == "linear" else None
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: float32 by its shortest decimals, equal ones of all blocks as one."""
+    if isinstance(value, np.ndarray):
+        return value[0].item() if len(value) and (value == value[0]).all() else value.tolist()
+    return float(str(np.float32(value))) if isinstance(value, float) else value

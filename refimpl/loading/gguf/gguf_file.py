@@ -16,20 +16,13 @@ from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES, MappedFile, StoredTensor
 
 PIECE = 1 << 15  # weights that are de-quantised at once
-ARRANGED: dict[str, Callable[[Array, int], Array]] = {
-    "": lambda x, heads: x,
-    "transposed": lambda x, heads: x.T if x.ndim == 2 else x,
-    "minus one": lambda x, heads: x - 1,
+# The rows of the file's tensor in transformers' order: [rows] to [rows].
+ORDERS: dict[str, Callable[[Array, int], Array]] = {
     # llama.cpp rotates channels 2i and 2i + 1 together, transformers i and i + h / 2
-    "paired": lambda x, heads: (
-        x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-    ),
+    "paired": lambda rows, heads: rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1),
     # q, k, v one after the other in the file; head by head in transformers
-    "by head": lambda x, heads: (
-        x.reshape(3, heads, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
-    ),
-}  # fmt: skip
-"""From a tensor as llama.cpp stores it to what transformers' `save_pretrained` writes."""
+    "by head": lambda rows, heads: rows.reshape(3, heads, -1).swapaxes(0, 1).reshape(-1),
+}
 
 
 class GgufFile(MappedFile):
@@ -67,7 +60,8 @@ class GgufTensor(StoredTensor):
         quantisation: Its type in the file, such as "Q4_K".
         block: Weights in a block of the quantisation.
         block_bytes: Bytes of a block.
-        arrangement: What undoes the order in the file, a key of `ARRANGED`.
+        arrangement: How the file holds it otherwise: a key of `ORDERS`, "transposed" (as GPT-2's
+            weights were in transformers), "minus one" (a gain, stored plus 1), or "".
         heads: For arrangements by head.
     """
 
@@ -99,13 +93,17 @@ class GgufTensor(StoredTensor):
 
     def rows(self, rows: slice | Array) -> Array:
         """Some rows, de-quantised; float32 if they were quantised."""
-        if self.arrangement:
-            shape = self.shape[::-1] if self.arrangement == "transposed" else self.shape
-            return ARRANGED[self.arrangement](self._in_file(shape, slice(None)), self.heads)[rows]
-        return self._in_file(self.shape, rows)
+        if self.arrangement == "transposed":
+            return self._in_file(self.shape[::-1], slice(None)).T[rows]
+        if self.arrangement in ORDERS:
+            rows = ORDERS[self.arrangement](np.arange(self.shape[0]), self.heads)[rows]
+        stored = self._in_file(self.shape, rows)
+        return stored - 1 if self.arrangement == "minus one" else stored
 
     def _in_file(self, shape: tuple[int, ...], rows: slice | Array) -> Array:
-        """Rows of the file's tensor."""
+        """Rows of the file's tensor; of a vector, its values."""
+        if len(shape) == 1:
+            return self._in_file((1, *shape), slice(None))[0][rows]
         width = shape[-1] // self.block * self.block_bytes
         raw = np.frombuffer(self.file.content, np.uint8, self.nbytes, self.offset)
         stored = raw.reshape(*shape[:-1], width)[rows]

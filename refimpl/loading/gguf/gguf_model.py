@@ -1,0 +1,85 @@
+"""From a GGUF file to a `Model`: config, tensors under transformers' names, tokenizer."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import Any
+from weakref import finalize
+
+from refimpl.loading.config_json import HubModel, read_config
+from refimpl.loading.file_reading import json_object, reading
+from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK, OUTSIDE, Architecture
+from refimpl.loading.gguf.config_metadata import ROPE_FACTORS, architecture_of, config_entries
+from refimpl.loading.gguf.gguf_file import GgufTensor, open_shards
+from refimpl.loading.gguf.tokenizer_metadata import write_tokenizer
+from refimpl.loading.tensor_claims import claim, roles
+from refimpl.model.model import Model
+
+
+def read_gguf(path: Path, config: Path | None, hub_id: str | None) -> Model:
+    """Open a GGUF file, or the first file of a split one; no weight has been read yet."""
+    files = open_shards(path)
+    metadata = files[0].metadata
+    stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
+    architecture = architecture_of(metadata, path)
+    if config is None:
+        source, entries = f"the metadata of {path}", config_entries(metadata, stored, path)
+    else:
+        source, expected = str(config), "the model's config.json"
+        with reading(config, expected):
+            entries = json_object(config.read_bytes(), source, expected)
+    hub = read_config(entries, source)
+    tensors = _as_transformers_names(stored, hub, architecture)
+    companions = Companions(entries, metadata, path)
+    weights = claim(tensors, hub, path)
+    return Model(path, hub.config, entries, weights, files, None, hub_id, companions)
+
+
+def _as_transformers_names(
+    stored: Mapping[str, GgufTensor], hub: HubModel, architecture: Architecture
+) -> dict[str, GgufTensor]:
+    """The tensors as `save_pretrained` would write them; those of no role keep their names."""
+    renamed: dict[str, str] = {ROPE_FACTORS: ""}
+    tensors: dict[str, GgufTensor] = {}
+    for ours, role in roles(hub, hub.family.bases[0]):
+        name, suffix = ours.rsplit(".", 1)
+        *block, part = name.removeprefix("blocks.").split(".", 1)
+        together = hub.names[part].fused if part in hub.names else ()
+        theirs = FUSED[together[0]] if together else (IN_BLOCK if block else OUTSIDE)[part]
+        theirs = ".".join([*(["blk", *block] if block else []), theirs, suffix])
+        if theirs not in stored or theirs in renamed:
+            continue
+        how, heads = architecture.arranged.get(part, ""), hub.config.num_attention_heads
+        if how == "paired" and part == "k_proj":
+            heads = hub.config.num_key_value_heads
+        if "norm" in part and suffix == "weight":
+            how = architecture.norms
+        shape = stored[theirs].shape
+        shape = shape[::-1] if how == "transposed" else shape
+        renamed[theirs] = role.tensor
+        tensors[role.tensor] = replace(
+            stored[theirs], name=role.tensor, shape=shape, arrangement=how, heads=heads
+        )
+    return tensors | {name: stored[name] for name in stored if name not in renamed}
+
+
+class Companions:
+    """The files that a Hugging Face folder has beside its weights, made of the metadata."""
+
+    def __init__(self, entries: Mapping[str, Any], metadata: Mapping[str, Any], path: Path) -> None:
+        self._entries, self._metadata, self._path = entries, metadata, path
+        self._folder: Path | None = None
+
+    def __call__(self) -> Path:
+        """A folder of this process with the files, written when it is first needed."""
+        if self._folder is None:
+            folder = Path(mkdtemp(prefix="refimpl-"))
+            finalize(self, rmtree, folder, ignore_errors=True)
+            config = dict(self._entries) | {"dtype": "float32"}
+            (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
+            write_tokenizer(self._metadata, folder, self._path)
+            self._folder = folder
+        return self._folder

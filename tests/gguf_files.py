@@ -1,0 +1,193 @@
+"""GGUF files for the tests, written by the gguf package from small random checkpoints.
+
+Names are the package's own; the order of rows and the offsets of norms are those of llama.cpp's
+converter. Beside each file, `hub` holds what a conversion back must find, as safetensors.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from checkpoints import config_of, write
+from conftest import FIXTURES
+
+from refimpl.loading.config_json import read_config
+from refimpl.loading.tensor_claims import roles
+
+Array = npt.NDArray[Any]
+Q = gguf.GGMLQuantizationType
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checkpoint: its architecture in llama.cpp, the fixture whose config it has, and changes."""
+
+    arch: gguf.MODEL_ARCH
+    fixture: str
+    changes: dict[str, Any]
+
+
+WIDE = {"intermediate_size": 64, "vocab_size": 264}
+THETA = {"rope_theta": 3000.0, "rope_parameters": ...}
+A = gguf.MODEL_ARCH
+RECIPES = {
+    "llama": Recipe(A.LLAMA, "llama", WIDE | THETA),
+    "llama with biases": Recipe(
+        A.LLAMA, "llama", WIDE | THETA | {"attention_bias": True, "mlp_bias": True}
+    ),
+    "qwen2": Recipe(A.QWEN2, "qwen2", WIDE | THETA | {"tie_word_embeddings": True}),
+    "qwen3": Recipe(A.QWEN3, "qwen3", WIDE | THETA),
+    "qwen3 with wide heads": Recipe(A.QWEN3, "qwen3", WIDE | THETA | {"head_dim": 128}),
+    "gemma2": Recipe(A.GEMMA2, "gemma2", WIDE | THETA | {"query_pre_attn_scalar": 12}),
+    "gemma3": Recipe(
+        A.GEMMA3,
+        "gemma3",
+        WIDE | {
+            "query_pre_attn_scalar": 10, "rope_parameters": ..., "rope_theta": 3000.0,
+            "rope_local_base_freq": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        },
+    ),
+    "phi3": Recipe(A.PHI3, "phi3", WIDE | THETA | {"sliding_window": 6}),
+    "gpt2": Recipe(A.GPT2, "gpt2", {"vocab_size": 264, "n_positions": 1024}),
+    "gptneox": Recipe(A.GPTNEOX, "gpt_neox", WIDE | {"rope_parameters": ...}),
+}  # fmt: skip
+
+
+def quantised(values: Array, kind: Q) -> tuple[Array, Q, Array]:
+    """Bytes (or numbers) in a file, their type, and the numbers they stand for.
+
+    As in llama.cpp, vectors stay float32, and rows that are no whole blocks become float16.
+    """
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    if values.ndim < 2:
+        kind = Q.F32
+    elif values.shape[-1] % block:
+        kind = Q.F16
+    stored = gguf.quantize(np.ascontiguousarray(values, np.float32), kind)
+    return stored, kind, gguf.dequantize(stored, kind).astype(np.float32)
+
+
+def arranged(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
+    """A tensor as llama.cpp's converter stores it."""
+    if arch == A.LLAMA and (".q_proj." in name or ".k_proj." in name):
+        h = heads if ".q_proj." in name else kv_heads
+        return x.reshape(h, 2, x.shape[0] // h // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+    if arch in (A.GEMMA2, A.GEMMA3) and name.endswith("norm.weight"):
+        return x + 1
+    if arch == A.GPT2 and x.ndim == 2 and ".c_" in name:
+        return x.T
+    if arch == A.GPTNEOX and "query_key_value" in name:
+        return x.reshape(heads, 3, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+    return x
+
+
+def restored(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
+    """The opposite."""
+    if arch == A.LLAMA and (".q_proj." in name or ".k_proj." in name):
+        h = heads if ".q_proj." in name else kv_heads
+        return x.reshape(h, x.shape[0] // h // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+    if arch in (A.GEMMA2, A.GEMMA3) and name.endswith("norm.weight"):
+        return x - 1
+    if arch == A.GPTNEOX and "query_key_value" in name:
+        return x.reshape(3, heads, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+    return x.T if arch == A.GPT2 and x.ndim == 2 and ".c_" in name else x
+
+
+def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -> None:
+    """Write the facts of a config as llama.cpp's converter does."""
+    config = read_config(entries).config
+    rope = config.blocks[-1].rope if recipe.fixture != "gemma3" else config.blocks[5].rope
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_blocks)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    if config.norm == "rms":
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    else:
+        writer.add_layer_norm_eps(config.norm_eps)
+    if rope is not None:
+        writer.add_rope_freq_base(rope.theta)
+        if recipe.fixture in ("llama", "phi3", "gpt_neox"):
+            writer.add_rope_dimension_count(rope.rotary_dim)
+        if rope.scaling == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(rope.factor)
+    if window := next((kind.window for kind in config.blocks if kind.window), None):
+        writer.add_sliding_window(window)
+    if config.attn_soft_cap and config.final_soft_cap:
+        writer.add_attn_logit_softcapping(config.attn_soft_cap)
+        writer.add_final_logit_softcapping(config.final_soft_cap)
+    if recipe.arch == A.PHI3:
+        writer.add_rope_scaling_orig_ctx_len(entries["original_max_position_embeddings"])
+    if recipe.arch == A.GPTNEOX:
+        writer.add_parallel_residual(config.parallel_residual)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_file_type(0)
+
+
+def gguf_file(
+    folder: Path,
+    name: str,
+    kind: Q = Q.Q8_0,
+    tokenizer: bool = False,
+    shard_tensors: int = 0,
+    change: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
+) -> Path:
+    """Write a model of random weights as GGUF, and as safetensors into `folder / "hub"`."""
+    recipe = RECIPES[name]
+    entries = config_of(recipe.fixture, **recipe.changes)
+    hub, rng = read_config(entries), np.random.default_rng(0)
+    heads, kv_heads = hub.config.num_attention_heads, hub.config.num_key_value_heads
+    path = folder / f"{name}-{kind.name}.gguf"
+    writer = gguf.GGUFWriter(
+        path, gguf.MODEL_ARCH_NAMES[recipe.arch], split_max_tensors=shard_tensors
+    )
+    metadata(writer, recipe, entries)
+    if tokenizer:
+        add_tokenizer(writer, hub.config.vocab_size)
+    names = gguf.get_tensor_name_map(recipe.arch, hub.config.num_blocks)
+    arrays: dict[str, Array] = {}
+    for role in dict(roles(hub, hub.family.bases[0])).values():
+        if role.tensor in arrays:
+            continue
+        values = rng.standard_normal(role.shape) * 0.2 + (0.5 if "norm" in role.tensor else 0)
+        shown = arranged(recipe.arch, role.tensor, values.astype(np.float32), heads, kv_heads)
+        stored, used, meant = quantised(shown, kind)
+        arrays[role.tensor] = restored(recipe.arch, role.tensor, meant, heads, kv_heads)
+        theirs = names.get_name(role.tensor, try_suffixes=(".weight", ".bias"))
+        assert theirs is not None, role.tensor
+        writer.add_tensor(theirs, stored, raw_dtype=used)
+    write(folder / "hub", arrays, entries)
+    change(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path if not shard_tensors else next(folder.glob(f"{path.stem}-00001-of-*.gguf"))
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
+    """Add the tokenizer of the llama fixture, and filler tokens up to a size."""
+    model = json.loads((FIXTURES / "llama" / "tokenizer.json").read_text("utf-8"))
+    vocab = model["model"]["vocab"]
+    tokens = sorted(vocab, key=vocab.get)
+    special = {x["content"] for x in model["added_tokens"]}
+    tokens += [f"[PAD{i}]" for i in range(len(tokens), size)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if x in special else 5 if x[:4] == "[PAD" else 1 for x in tokens])
+    merges = [x if isinstance(x, str) else " ".join(x) for x in model["model"]["merges"]]
+    writer.add_token_merges(merges)
+    writer.add_add_bos_token(True)

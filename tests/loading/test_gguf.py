@@ -1,0 +1,169 @@
+"""GGUF files: the same weights, config and tokenizer as the checkpoint they were made from."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from gates import GATES, worst_point, worst_token
+from gguf_files import RECIPES, Q, gguf_file
+from program import ran
+from refusals import refusal_of
+
+from refimpl import Model, forward, inspect, read_model
+from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.pruning.inspection import read_record
+
+PEERS = [name for name in RECIPES if name not in ("gptneox", "llama with biases", "qwen3")]
+"""What transformers reads: not GPT-NeoX, the biases of Llama, or heads of Qwen3 but of 128."""
+TYPES = [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q5_1]
+IDS = np.arange(2, 26).reshape(2, 12)
+
+
+def assert_equal(ours: Model, theirs: Model) -> None:
+    """Check that two models have the same config and the same weights, bit by bit."""
+    assert ours.config == theirs.config
+    assert ours.weights.keys() == theirs.weights.keys()
+    for name, weight in theirs.weights.items():
+        dtype = "f8" if weight.offset else "f4"
+        np.testing.assert_array_equal(ours.weights[name].read(dtype), weight.read(dtype), name)
+        rows = slice(1, 5)
+        np.testing.assert_array_equal(
+            ours.weights[name].read("f4", rows), weight.read("f4")[rows], name
+        )
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_file_holds_the_model_it_was_made_from(name: str, kind: Q, tmp_path: Path) -> None:
+    model, hub = read_model(gguf_file(tmp_path, name, kind)), read_model(tmp_path / "hub")
+    assert_equal(model, hub)
+    ours, theirs = (forward(x, IDS, dtype="f8", trace=True) for x in (model, hub))
+    for point, value in theirs.trace.items():
+        np.testing.assert_array_equal(ours.trace[point], value, point)
+    assert kind.name in model.stored_dtypes
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("name", PEERS)
+def test_transformers_reads_the_same_from_the_file(name: str, kind: Q, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    path = gguf_file(tmp_path, name, kind, tokenizer=True)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        gguf_file=path.name,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    ours = read_model(path)
+    # transformers does not read these facts from a GGUF file; llama.cpp computes with them
+    for key, value in ours.config_file.items():
+        if key in ("query_pre_attn_scalar", "attn_logit_softcapping", "sliding_window", "head_dim"):
+            setattr(theirs.config, key, value)
+    theirs.save_pretrained(tmp_path / "theirs")
+    shutil.copyfile(tmp_path / "hub" / "config.json", tmp_path / "theirs" / "config.json")
+    converted = read_model(tmp_path / "theirs")
+    assert converted.config == ours.config
+    for dtype, gate in GATES.items():
+        expected = forward(converted, IDS, dtype=dtype, trace=True).trace
+        actual = forward(ours, IDS, dtype=dtype, trace=True).trace
+        assert worst_point(actual, expected)[0] <= gate
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "theirs", dtype=torch.float64, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        logits = again(torch.tensor(IDS)).logits.numpy()
+    assert (
+        worst_token(forward(ours, IDS, dtype="f8").logits, logits) <= GATES["float32"]
+    )  # of its float32 inside
+
+
+def test_a_split_model(tmp_path: Path) -> None:
+    first = gguf_file(tmp_path, "llama", shard_tensors=10)
+    model = read_model(first)
+    assert len(model.files) > 1
+    assert_equal(model, read_model(tmp_path / "hub"))
+    shards = sorted(tmp_path.glob("*.gguf"))
+    refusal_of(read_model, shards[1], says="one of")
+    shards[1].rename(tmp_path / "away")
+    refusal_of(read_model, first, says="missing", remedy="download")
+    shutil.copyfile(shards[2], shards[1])
+    refusal_of(read_model, first, says="not file 1")
+
+
+def test_rows_are_looked_up_without_the_table(tmp_path: Path) -> None:
+    model, hub = read_model(gguf_file(tmp_path, "llama", Q.Q4_0)), read_model(tmp_path / "hub")
+    table, expected = (x.embedding()["embed.weight"] for x in (model, hub))
+    ids = np.array([[5, 5, 0], [7, 263, 1]])
+    assert not isinstance(table, np.ndarray)
+    np.testing.assert_array_equal(np.take(table, ids, axis=0), np.take(expected, ids, axis=0))
+    np.testing.assert_array_equal(np.asarray(table), expected)
+    with pytest.raises(TypeError):
+        np.sum(table)
+
+
+def test_commands_read_a_file(tmp_path: Path) -> None:
+    path = gguf_file(tmp_path, "llama", tokenizer=True)
+    text = ("--text", FIXTURES / "text.txt")
+    words = (*text, "--samples", 2, "--seq-len", 16, "--json")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(FIXTURES / "llama" / file, tmp_path / "hub" / file)
+    ours, theirs = (json.loads(ran("score", x, *words)) for x in (path, tmp_path / "hub"))
+    assert ours["model"] == path.stem
+    assert ours["tokens"]["sha256"] == theirs["tokens"]["sha256"]
+    assert ours["blocks"] == theirs["blocks"]
+    assert inspect(read_model(path)).blocks[0]["q_proj"].dtype == "Q8_0"
+    assert "Q8_0" in ran("inspect", path)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("llama", "sparsegpt"), ("gemma3", "magnitude"), ("gpt2", "sparsegpt")]
+)
+def test_pruning_writes_safetensors(name: str, method: str, tmp_path: Path) -> None:
+    path, tokens = gguf_file(tmp_path, name), tmp_path / "ids.npy"
+    kinds = ["Q8_0"]
+    np.save(tokens, IDS)
+    calibration = () if method == "magnitude" else ("--tokens", tokens)
+    before = path.read_bytes()
+    for model, out in ((path, "ours"), (tmp_path / "hub", "theirs")):
+        words = ("--nm", "2:4", "--method", method, *calibration, "-o", tmp_path / out)
+        shown = ran("prune", model, *words)
+        assert ("de-quantised from Q8_0, float32" in " ".join(shown.split())) == (out == "ours")
+    assert path.read_bytes() == before
+    ours, theirs = read_model(tmp_path / "ours"), read_model(tmp_path / "theirs")
+    assert_equal(ours, theirs)
+    record = read_record(ours)
+    assert record is not None
+    assert record["files"]["dequantised"] == kinds
+    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == [
+        "config.json", "model.safetensors", "pruning.json"
+    ]  # fmt: skip
+    assert SafetensorsFile(tmp_path / "ours" / "model.safetensors").metadata == {"format": "pt"}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", RECIPES)
+def test_transformers_loads_what_pruning_writes(name: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    path = gguf_file(tmp_path, name, tokenizer=True)
+    ran("prune", path, "--nm", "2:4", "--method", "magnitude", "-o", tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+    )
+    ours = forward(read_model(tmp_path / "out"), IDS, dtype="f8").logits
+    with torch.no_grad():
+        assert (
+            worst_token(ours, theirs(torch.tensor(IDS)).logits.numpy()) <= GATES["float32"]
+        )  # of its float32 inside
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    original = transformers.AutoTokenizer.from_pretrained(FIXTURES / "llama")
+    text = "the quick brown fox 123"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids == original(text, add_special_tokens=False)["input_ids"]
