@@ -7,7 +7,7 @@ from typing import Any
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import read_config
 from refimpl.loading.file_reading import json_object, read_file, reading
-from refimpl.loading.gguf.gguf_model import read_gguf
+from refimpl.loading.gguf_model import read_gguf
 from refimpl.loading.hub import local_files
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.loading.tensor_claims import claim

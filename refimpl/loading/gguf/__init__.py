@@ -1,1 +1,1 @@
-"""GGUF files: their header, config, tensors and tokenizer, as a Hugging Face folder has them."""
+"""What a GGUF file holds: its header, its tensors and its tokenizer."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.gguf.architectures import ARCHITECTURES, KEYS, Architecture
 from refimpl.loading.gguf.gguf_file import GgufTensor
+from refimpl.loading.gguf_architectures import ARCHITECTURES, KEYS, Architecture
 from refimpl.model.config import Rope
 
 IRRELEVANT = ("general.", "tokenizer.", "split.", "quantize.")  # beginnings of keys

@@ -11,10 +11,10 @@ from weakref import finalize
 
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.file_reading import json_object, reading
-from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK, OUTSIDE, Architecture
-from refimpl.loading.gguf.config_metadata import ROPE_FACTORS, architecture_of, config_entries
 from refimpl.loading.gguf.gguf_file import GgufTensor, open_shards
 from refimpl.loading.gguf.tokenizer_metadata import write_tokenizer
+from refimpl.loading.gguf_architectures import FUSED, IN_BLOCK, OUTSIDE, Architecture
+from refimpl.loading.gguf_config import ROPE_FACTORS, architecture_of, config_entries
 from refimpl.loading.tensor_claims import claim, roles
 from refimpl.model.model import Model
 
