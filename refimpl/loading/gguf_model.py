@@ -10,11 +10,12 @@ from typing import Any
 from weakref import finalize
 
 from refimpl.loading.config_json import HubModel, read_config
+from refimpl.loading.families import FAMILIES
 from refimpl.loading.file_reading import json_object, reading
+from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK, OUTSIDE, Architecture
+from refimpl.loading.gguf.config_metadata import ROPE_FACTORS, architecture_of, config_entries
 from refimpl.loading.gguf.gguf_file import GgufTensor, open_shards
 from refimpl.loading.gguf.tokenizer_metadata import write_tokenizer
-from refimpl.loading.gguf_architectures import FUSED, IN_BLOCK, OUTSIDE, Architecture
-from refimpl.loading.gguf_config import ROPE_FACTORS, architecture_of, config_entries
 from refimpl.loading.tensor_claims import claim, roles
 from refimpl.model.model import Model
 
@@ -25,8 +26,9 @@ def read_gguf(path: Path, config: Path | None, hub_id: str | None) -> Model:
     metadata = files[0].metadata
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
     architecture = architecture_of(metadata, path)
+    family = FAMILIES[architecture.model_type]
     if config is None:
-        source, entries = f"the metadata of {path}", config_entries(metadata, stored, path)
+        source, entries = f"the metadata of {path}", config_entries(metadata, stored, family, path)
     else:
         source, expected = str(config), "the model's config.json"
         with reading(config, expected):

@@ -28,6 +28,11 @@ class Layout:
     stack: int = 0
     expert: int = 0
 
+    @property
+    def alone(self) -> bool:
+        """Whether the weight is the whole tensor, rows first."""
+        return not self.transposed and not self.stack and len(self.rows) < 2
+
 
 WHOLE = Layout()  # a tensor of its own, rows first
 

@@ -97,6 +97,7 @@ class Weight:
     def shape(self) -> tuple[int, ...]:
         """Its shape, [out, in] or [out]."""
         layout, stored = self.layout, self.stored.shape
+        stored = stored[1:] if layout.stack else stored
         whole = (stored[::-1] if layout.transposed else stored) or (1,)
         return (layout.rows[layout.index], *whole[1:]) if len(layout.rows) > 1 else whole
 
@@ -155,7 +156,7 @@ class Weight:
 
     def _rows(self, rows: slice) -> Array:
         """Rows as stored."""
-        if self.layout == WHOLE:
+        if self.layout.alone:
             return self.stored.rows(rows)
         return cut(self.stored.array, self.layout)[rows]
 

@@ -67,8 +67,7 @@ def referenced(model: Model, dtype: npt.DTypeLike) -> Enter:
 
     def enter(graph: Graph, name: str) -> Recorded:
         weight, tensor = model.weights[name], model.weights[name].stored
-        layout = weight.layout
-        alone = not layout.transposed and not layout.stack and len(layout.rows) < 2
+        alone = weight.layout.alone
         if name in LOOKED_UP or (alone and tensor.numpy_dtype == dtype and not weight.offset):
             return stored(graph, tensor, name)
         value: Any = stored(graph, tensor).astype(dtype) if alone else shared(graph, tensor)

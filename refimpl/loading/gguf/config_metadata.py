@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.loading.gguf.architectures import ARCHITECTURES, KEYS, Architecture
 from refimpl.loading.gguf.gguf_file import GgufTensor
-from refimpl.loading.gguf_architectures import ARCHITECTURES, KEYS, Architecture
 from refimpl.model.config import Rope
 
 IRRELEVANT = ("general.", "tokenizer.", "split.", "quantize.")  # beginnings of keys
@@ -17,6 +17,21 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 LARGEST = {46: "gemma2", 62: "gemma3"}  # blocks of the sizes whose attention scale is D / H
 ROPE_FACTORS = "rope_freqs.weight"
+
+
+class FamilyKeys(Protocol):
+    """What a `Family` says about `config.json`."""
+
+    @property
+    def model_type(self) -> str: ...  # noqa: D102
+    @property
+    def keys(self) -> dict[str, str]: ...  # noqa: D102
+    @property
+    def defaults(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def only(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def biased(self) -> dict[str, bool | str]: ...  # noqa: D102
 
 
 def architecture_of(metadata: Mapping[str, Any], path: Path) -> Architecture:
@@ -32,16 +47,19 @@ def architecture_of(metadata: Mapping[str, Any], path: Path) -> Architecture:
 
 
 def config_entries(
-    metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor], path: Path
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, GgufTensor],
+    family: FamilyKeys,
+    path: Path,
 ) -> dict[str, Any]:
-    """The entries of `config.json`."""
+    """The entries of `config.json`, as its family spells them."""
     architecture, prefix = architecture_of(metadata, path), metadata["general.architecture"]
     facts = {
         key.removeprefix(f"{prefix}."): _plain(value)
         for key, value in metadata.items()
         if not key.startswith(IRRELEVANT)
     }
-    family, problems = architecture.family, list[str]()
+    problems = list[str]()
     entries: dict[str, Any] = {
         "model_type": architecture.model_type,
         "architectures": [architecture.hub_class],
@@ -64,7 +82,7 @@ def config_entries(
     rotary = facts.pop("rope.dimension_count", None)
     sizes = (hidden, heads, blocks)
     if all(isinstance(size, int) and size > 0 for size in sizes):
-        _heads(entries, architecture, sizes, key_length, rotary, problems)
+        _heads(entries, family, sizes, key_length, rotary, problems)
     scaling = {
         key.removeprefix(SCALING): facts.pop(key) for key in list(facts) if key.startswith(SCALING)
     }
@@ -85,24 +103,24 @@ def config_entries(
     problems += [f"{key}: not understood (value {str(facts[key])[:80]})" for key in facts]
     if problems:
         raise RefimplError(
-            f"{path} does not describe a model that refimpl can compute exactly:\n  "
-            + "\n  ".join(problems),
+            f"{path} does not describe a model that refimpl can compute exactly:",
             f"metadata of {prefix} as llama.cpp's converter writes it",
             "pass the config.json of the original model with --config",
+            problems,
         )
     return entries
 
 
 def _heads(
     entries: dict[str, Any],
-    architecture: Architecture,
+    family: FamilyKeys,
     sizes: tuple[Any, ...],
     key_length: Any,
     rotary: Any,
     problems: list[str],
 ) -> None:
     """Enter what depends on the size of a head: channels, those that rotate, the scale."""
-    family, (hidden, heads, blocks) = architecture.family, sizes
+    hidden, heads, blocks = sizes
     plain = hidden // heads
     head_dim = key_length or (rotary if "head_dim" in family.defaults else None) or plain
     if "head_dim" in family.defaults:
@@ -115,7 +133,7 @@ def _heads(
     elif fraction != family.defaults.get("partial_rotary_factor", fraction):
         entries[family.keys.get("partial_rotary_factor", "partial_rotary_factor")] = fraction
     if "query_pre_attn_scalar" in family.defaults:
-        largest = architecture.model_type.startswith(LARGEST.get(blocks, "none"))
+        largest = family.model_type.startswith(LARGEST.get(blocks, "none"))
         entries["query_pre_attn_scalar"] = plain if largest else head_dim
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from refimpl.loading.families import FAMILIES, Family
-
 # Our roles, and llama.cpp's names of their tensors.
 OUTSIDE = {
     "embed": "token_embd", "pos_embed": "position_embd", "final_norm": "output_norm",
@@ -38,11 +36,6 @@ class Architecture:
     arranged: Mapping[str, str] = field(default_factory=dict)
     norms: str = ""
     fixed: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def family(self) -> Family:
-        """Its family."""
-        return FAMILIES[self.model_type]
 
 
 KEYS = {  # of every architecture
