@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 STAGES = (
     {"errors", "version"},
     {"model"},
-    {"storage"},
+    {"storage", "isolation"},
     {"loading", "comparison"},
     {"tokens"},
     {"pruners"},

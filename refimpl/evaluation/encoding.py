@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.choices import DELIMITER, Questions
 from refimpl.model.model import Model
 from refimpl.tokens.samples import Ids
-from refimpl.tokens.tokenizer import bos_rule, of_text, read_tokenizer, special_token
+from refimpl.tokens.tokenizer import TextTokenizer, bos_rule, read_tokenizer, special_token
 
 Sequences = list[tuple[Ids, int]]
 """Ids of each, and the first scored one."""
@@ -42,7 +41,7 @@ class Encoder:
     empty context: BOS, or else EOS; None if no file names either.
     """
 
-    tokenizer: Any
+    tokenizer: TextTokenizer
     bos: int | None
     bos_source: str
     prefix: int | None
@@ -53,7 +52,7 @@ class Encoder:
 
         None is the tokenizer's rule, except before a text that already begins with the prefix.
         """
-        inner = self.tokenizer.encode(text, add_special_tokens=False).ids
+        inner = self.tokenizer.encode(text, special=False).ids.tolist()
         if special is None:
             begins = None if self.prefix is None else self.tokenizer.id_to_token(self.prefix)
             special = not (begins and text.startswith(begins))
@@ -103,7 +102,7 @@ def encoder(model: Model) -> Encoder:
     """
     path = model.tokenizer_json
     tokenizer = read_tokenizer(path)
-    _, front, _ = of_text(tokenizer.encode("a"))
+    front = tokenizer.encode("a").front
     ids = {name: model.config_file.get(f"{name}_id") for name in ("bos_token", "eos_token")}
     bos, bos_source = bos_rule(tokenizer, path.parent, front, ids["bos_token"])
     named = [special_token(tokenizer, path.parent, name) for name in ids]

@@ -1,18 +1,42 @@
-"""Samples of token ids from a text."""
+"""Samples of token ids from a text, which is read and tokenised piece by piece."""
 
+import codecs
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import reading
+from refimpl.loading.file_reading import MIB, opened, reading, too_large
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
-from refimpl.tokens.tokenizer import bos_rule, of_text, read_tokenizer
+from refimpl.tokens.tokenizer import TextTokenizer, bos_rule, read_tokenizer
 
+TEXT = 64 * MIB  # bytes of a text
+CHUNK = MIB  # bytes that are read at once
 PIECE = 1 << 18  # characters that are tokenised at once
+OVERLAP = 1 << 12  # characters after a piece, in which a place to cut is sought
+AGREE = 32  # ids after a cut that must not depend on what is before it,
+SPACES = 8  # but for so many, where a tokenizer begins every text with a space
 BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
+
+
+@dataclass(frozen=True)
+class EncodedPiece:
+    """A piece of a text, and its ids.
+
+    Args:
+        ids: Of the text, [N].
+        places: First character of each id and the one after its last, [N, 2], if asked for.
+        front: Special ids that the tokenizer puts before a text.
+    """
+
+    text: str
+    ids: npt.NDArray[np.int32]
+    places: npt.NDArray[np.int32]
+    front: tuple[int, ...]
 
 
 def text_tokens(
@@ -31,39 +55,123 @@ def text_tokens(
     """
     require_sizes(samples, seq_len)
     path, tokenizer_json = Path(path), Path(tokenizer_json)
-    text = read_text(path)
-    tokenizer = read_tokenizer(tokenizer_json)
-    encode = tokenizer.encode_batch_fast  # without offsets: less time and memory
-    encoded = [of_text(encode([piece])[0]) for piece in pieces(text)]
-    bos, reason = bos_rule(tokenizer, tokenizer_json.parent, encoded[0][1], bos_id)
-    stream = np.concatenate([ids for ids, _, _ in encoded])
+    tokenizer, encoded = read_tokenizer(tokenizer_json), list[npt.NDArray[np.int32]]()
+    front: tuple[int, ...] = ()
+    for piece in encoded_pieces(text_chunks(path), tokenizer, str(path)):
+        front = front if encoded else piece.front
+        encoded.append(piece.ids)
+    bos, reason = bos_rule(tokenizer, tokenizer_json.parent, front, bos_id)
+    stream = np.concatenate(encoded)
     ids = cut(stream, samples, seq_len, bos, str(path))
     return Tokens(ids, f"{path.name}, {spread(ids, stream.size)}, {reason}", "text", bos)
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text without its byte order mark."""
-    with reading(path):
-        raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RefimplError(
-            f"{path} is not UTF-8 (byte {error.start})", "a text in UTF-8", "convert the file"
-        ) from error
-    if not text.strip():
+def text_chunks(path: Path) -> Iterator[str]:
+    """Read a UTF-8 text from a file or a pipe, without its byte order mark, chunk by chunk."""
+    decoder, count, empty = codecs.getincrementaldecoder("utf-8-sig")(), 0, True
+    with reading(path), opened(path, TEXT) as file:
+        while True:
+            raw = file.read(CHUNK)
+            before = count - len(decoder.getstate()[0])
+            try:
+                chunk = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                raise RefimplError(
+                    f"{path} is not UTF-8 (byte {before + error.start})",
+                    "a text in UTF-8",
+                    "convert the file",
+                ) from error
+            count, empty = count + len(raw), empty and not chunk.strip()
+            if count > TEXT:
+                raise too_large(path, TEXT)
+            yield chunk
+            if not raw:
+                break
+    if empty:
         raise RefimplError(f"{path} is empty", "a text", "use another file")
-    return text
 
 
-def pieces(text: str, size: int = PIECE) -> Iterator[str]:
-    """Cut a text at spaces between letters into pieces of at least `size` characters.
+def encoded_pieces(
+    chunks: Iterator[str],
+    tokenizer: TextTokenizer,
+    name: str,
+    places: bool = False,
+    size: int | None = None,
+) -> Iterator[EncodedPiece]:
+    """Tokenise a text piece by piece, as if it were one.
 
-    A tokenizer needs about 100 bytes per character, so it gets one piece at a time. Such a space
-    begins a new token in byte-level and in SentencePiece vocabularies, so the ids are the same.
+    A tokenizer needs about 100 bytes per character, so it gets pieces of `size` characters or a
+    little more. They are cut at spaces between letters: such a space begins a new token in
+    byte-level and in SentencePiece vocabularies. If there is none, a piece ends between two of its
+    tokens, and the tokens after it must be those that the next piece begins with: all neighbours
+    are then neighbours in one of the two, and BPE keeps a sequence of tokens if and only if it
+    keeps all pairs of neighbours. The first ids of a piece may differ where the tokenizer begins
+    every text with a space.
     """
-    start = 0
-    while cut_at := BETWEEN_LETTERS.search(text, start + size):
-        yield text[start : cut_at.start()]
-        start = cut_at.start()
-    yield text[start:]
+    size = PIECE if size is None else size
+    after = np.zeros(0, np.int32)  # ids that must come next
+    buffer = ""
+    for chunk in chunks:
+        buffer += chunk
+        while len(buffer) >= size + OVERLAP + 1:
+            at = BETWEEN_LETTERS.search(buffer, size, size + OVERLAP)
+            if at is not None:
+                piece = _encoded(buffer[: at.start()], tokenizer, places, after, name)
+                after = after[:0]
+            else:
+                whole = _encoded(buffer[: size + OVERLAP], tokenizer, True, after, name)
+                piece, after = _first_tokens(whole, size, name)
+            buffer = buffer[len(piece.text) :]
+            yield piece
+    if buffer:
+        yield _encoded(buffer, tokenizer, places, after, name)
+
+
+def _encoded(
+    text: str, tokenizer: TextTokenizer, places: bool, after: npt.NDArray[np.int32], name: str
+) -> EncodedPiece:
+    """Tokenise a piece, which must begin with the ids `after` the cut before it."""
+    encoding = tokenizer.encode(text, places)
+    if not _begins_with(encoding.ids, after):
+        raise _uncuttable(name)
+    return EncodedPiece(text, encoding.ids, encoding.places, encoding.front)
+
+
+def _first_tokens(
+    piece: EncodedPiece, size: int, name: str
+) -> tuple[EncodedPiece, npt.NDArray[np.int32]]:
+    """The tokens in about the first `size` characters of a piece, and a few after them."""
+    first, end = piece.places.T
+    between = first[1:] == end[:-1]  # not inside of a character, which may be several tokens
+    near = (first[1:] <= size) & (first[1:] > max(0, size - OVERLAP))
+    cuts = 1 + np.flatnonzero(between & near)
+    if not len(cuts):
+        raise _uncuttable(name)
+    cut_at = int(cuts[-1])
+    known = piece.ids[cut_at:][end[cut_at:] <= size + OVERLAP // 2]
+    if not len(known):
+        raise _uncuttable(name)
+    text = piece.text[: first[cut_at]]
+    kept = EncodedPiece(text, piece.ids[:cut_at], piece.places[:cut_at], piece.front)
+    return kept, known[:AGREE]
+
+
+def _begins_with(ids: npt.NDArray[np.int32], after: npt.NDArray[np.int32]) -> bool:
+    """Whether ids begin with others, but for the first few of both."""
+    count = len(after) - SPACES
+    if np.array_equal(ids[: len(after)], after):
+        return True
+    return count > 0 and any(
+        np.array_equal(ids[i : i + count], after[j : j + count])
+        for i in range(SPACES + 1)
+        for j in range(SPACES + 1)
+    )
+
+
+def _uncuttable(name: str) -> RefimplError:
+    """The error for a text whose tokens depend on each other over thousands of characters."""
+    return RefimplError(
+        f"{name}: {PIECE:,} characters that cannot be tokenised piece by piece",
+        "a text with spaces or line breaks, or one whose tokens are short",
+        "break the text into lines, or pass ids with --tokens",
+    )

@@ -1,5 +1,8 @@
 """The tokenizer of a model, and its rule for BOS."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -7,21 +10,74 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
+from refimpl.isolation.child_process import ChildProcess
 from refimpl.loading.file_reading import MIB, json_object, read_file, reading
 
 TOKENIZER = 128 * MIB  # bytes of a tokenizer.json
+SECONDS, MEMORY = 120.0, 2048 * MIB  # limits of the library, for one piece of a text
 
 
-def read_tokenizer(path: Path) -> Any:
-    """Open a `tokenizer.json` as a `tokenizers.Tokenizer`, without truncation and padding."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
+@dataclass(frozen=True)
+class Encoding:
+    """A text as ids.
+
+    Args:
+        ids: Ids of the text, [N].
+        front: Special ids that the tokenizer's post-processor puts before them.
+        places: First character of each id and the one after its last, [N, 2]; empty if they were
+            not asked for.
+    """
+
+    ids: npt.NDArray[np.int32]
+    front: tuple[int, ...]
+    places: npt.NDArray[np.int32]
+
+
+class TextTokenizer:
+    """A `tokenizer.json`, without truncation and padding, in a process of its own.
+
+    The library panics on some files, and aborts its process on others.
+    """
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self._child = ChildProcess(
+            "refimpl.isolation.tokenizers_library:Library",
+            (content,),
+            name=f"{path} is not a tokenizer that works",
+            seconds=SECONDS,
+            memory=MEMORY,
+            refused=("the tokenizer.json of the model", "get it again, or pass ids with --tokens"),
+        )
+
+    def encode(self, text: str, places: bool = False, special: bool = True) -> Encoding:
+        """Encode a text; `special` asks for the post-processor's ids."""
+        raw, of_text, ends = self._child.call("encode", text, special, places)
+        unsigned = np.frombuffer(raw, np.uint32)
+        ids = np.minimum(unsigned, np.iinfo(np.int32).max).astype(np.int32)  # no model has more
+        is_text = np.frombuffer(of_text, np.bool_)
+        front = tuple(ids[: is_text.argmax()].tolist()) if is_text.any() else ()
+        pairs = np.frombuffer(ends, np.int32).reshape(-1, 2)
+        return Encoding(ids[is_text], front, pairs[is_text] if places else pairs)
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token, or None."""
+        token_id: int | None = self._child.call("token_to_id", token)
+        return token_id
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token of an id, or None."""
+        token: str | None = self._child.call("id_to_token", token_id)
+        return token
+
+
+def read_tokenizer(path: Path) -> TextTokenizer:
+    """Open a `tokenizer.json`."""
+    if find_spec("tokenizers") is None:
         raise RefimplError(
             "a text needs the tokenizers library, which is not installed",
             "refimpl with its extra [text]",
             "run pip install 'refimpl[text]', or pass ids with --tokens",
-        ) from error
+        )
     with reading(path):
         if not path.exists():
             raise RefimplError(
@@ -29,33 +85,11 @@ def read_tokenizer(path: Path) -> Any:
                 "the model's tokenizer.json",
                 "put it there, or pass ids with --tokens FILE.npy or FILE.jsonl",
             )
-        raw = read_file(path, TOKENIZER)
-    try:
-        tokenizer = Tokenizer.from_buffer(raw)
-    except Exception as error:  # the library raises nothing more specific
-        raise RefimplError(
-            f"{path} is not a tokenizer ({error})",
-            "the tokenizer.json of the model",
-            "get the file again, or pass ids with --tokens",
-        ) from error
-    tokenizer.no_truncation()  # a file saved after training may truncate texts
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def of_text(encoding: Any) -> tuple[npt.NDArray[np.int64], list[int], npt.NDArray[np.bool_]]:
-    """Separate a text's ids [N] from those that the tokenizer's post-processor added.
-
-    Returns the text's ids, the special ids before them, and which of the encoding's ids are the
-    text's.
-    """
-    ids = np.array(encoding.ids, np.int64)
-    is_text = np.array([sequence is not None for sequence in encoding.sequence_ids], np.bool_)
-    return ids[is_text], ids[: is_text.argmax()].tolist() if is_text.any() else [], is_text
+        return TextTokenizer(path, read_file(path, TOKENIZER))
 
 
 def bos_rule(
-    tokenizer: Any, folder: Path, front: list[int], bos_id: int | None
+    tokenizer: TextTokenizer, folder: Path, front: Sequence[int], bos_id: int | None
 ) -> tuple[int | None, str]:
     """The id that begins a text (None for no id), and the reason for a reader.
 
@@ -90,12 +124,12 @@ def bos_rule(
     return bos_id, f"BOS {bos_id} (from config.json) asked for by tokenizer_config.json"
 
 
-def special_token(tokenizer: Any, folder: Path, role: str) -> int | None:
+def special_token(tokenizer: TextTokenizer, folder: Path, role: str) -> int | None:
     """The id of "bos_token" or "eos_token" as the files beside a tokenizer name it, or None."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         name = _read_settings(folder / file).get(role)
         name = name.get("content") if isinstance(name, dict) else name
-        token_id: int | None = tokenizer.token_to_id(name) if isinstance(name, str) else None
+        token_id = tokenizer.token_to_id(name) if isinstance(name, str) else None
         if token_id is not None:
             return token_id
     return None

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.tokens.ids import read_ids
 from refimpl.tokens.samples import SEQ_LEN, Ids
-from refimpl.tokens.text import pieces, read_text
-from refimpl.tokens.tokenizer import bos_rule, of_text, read_tokenizer
+from refimpl.tokens.text import encoded_pieces, text_chunks
+from refimpl.tokens.tokenizer import bos_rule, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,19 @@ def text_windows(
     """
     path, tokenizer_json = Path(path), Path(tokenizer_json)
     _require(window, count)
-    text, tokenizer = read_text(path), read_tokenizer(tokenizer_json)
-    ids: list[Ids] = []  # of each piece
-    starts: list[npt.NDArray[np.int64]] = []  # bytes at which these tokens start
+    tokenizer = read_tokenizer(tokenizer_json)
+    ids: list[npt.NDArray[np.int32]] = []  # of each piece
+    starts: list[npt.NDArray[np.int32]] = []  # bytes at which these tokens start
     num_bytes = num_tokens = 0
     bos: int | None = None
     reason = ""
-    for piece in pieces(text):
-        encoding = tokenizer.encode_batch([piece])[0]
-        piece_ids, front, is_text = of_text(encoding)
+    for piece in encoded_pieces(text_chunks(path), tokenizer, str(path), places=True):
         if not ids:
-            bos, reason = bos_rule(tokenizer, tokenizer_json.parent, front, bos_id)
-        offsets = byte_offsets(piece)
-        characters = np.array([start for start, _ in encoding.offsets], np.int64)[is_text]
-        ids.append(piece_ids)
-        starts.append(num_bytes + offsets[characters])
-        num_bytes, num_tokens = num_bytes + int(offsets[-1]), num_tokens + len(piece_ids)
+            bos, reason = bos_rule(tokenizer, tokenizer_json.parent, piece.front, bos_id)
+        offsets = byte_offsets(piece.text)
+        ids.append(piece.ids)
+        starts.append((num_bytes + offsets[piece.places[:, 0]]).astype(np.int32))
+        num_bytes, num_tokens = num_bytes + int(offsets[-1]), num_tokens + len(piece.ids)
         if count is not None and num_tokens >= count * window:
             break
     stream, start_of = np.concatenate(ids), np.append(np.concatenate(starts), num_bytes)

@@ -21,6 +21,7 @@ from refimpl.evaluation.choices import Accuracy, Question, Questions, mean_stder
 from refimpl.evaluation.encoding import Encoder, choice_sequences, encoder
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.model.ops import Array
+from refimpl.tokens.tokenizer import TextTokenizer
 
 LLAMA = FIXTURES / "llama"
 ROWS: list[dict[str, Any]] = [
@@ -110,7 +111,8 @@ def byte_encoder(bos: int | None = None, prefix: int | None = 256, longest: int 
     tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", "a")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.add_special_tokens(["<s>"])
-    return Encoder(tokenizer, bos, "by hand", prefix, longest)
+    ours = TextTokenizer(Path("bytes.json"), tokenizer.to_str().encode())
+    return Encoder(ours, bos, "by hand", prefix, longest)
 
 
 def test_pairs_are_tokenised_together() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program import suggested
 from refusals import refusal_of
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from refimpl.errors import RefimplError
 from refimpl.tokens import text_tokens
 from refimpl.tokens.samples import cut
-from refimpl.tokens.text import pieces
+from refimpl.tokens.text import encoded_pieces
+from refimpl.tokens.tokenizer import Encoding, TextTokenizer
 
 BOS, EOS = 256, 257
 sizes = st.integers(1, 12)
@@ -241,11 +243,11 @@ def test_files_that_cannot_be_read_are_refused(
         with pytest.raises(RefimplError, match=problem):
             text_tokens(path, tokenizer)
 
-    def forbidden(path: Path) -> bytes:
+    def forbidden(path: Path, mode: str) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
-    refusal_of(text_tokens, text, model, says="text.txt: cannot be read (Permission denied)")
+    monkeypatch.setattr(Path, "open", forbidden)
+    refusal_of(text_tokens, text, model, says="json: cannot be read (Permission denied)")
 
 
 def test_missing_library_says_how_to_install_it(
@@ -267,23 +269,125 @@ def test_transformers_agrees(text: Path, save: Callable[..., Path], post_process
     assert text_tokens(text, model, 1, len(expected)).ids.tolist() == [expected]
 
 
-@given(st.text(alphabet="ab ,.\n1", max_size=200), st.integers(1, 20))
-def test_pieces_join_to_the_text_and_are_cut_at_spaces_between_letters(
-    text: str, size: int
+SENTENCE = "to be, or not to be. That is the question:\n\nwhether it's nobler 12 times\n"
+CHINESE = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工"
+TEXTS = {
+    "words": SENTENCE * 40,
+    "no space between letters": "to, be; or: not 12 times - " * 120,
+    "one letter": "a" * 3000,
+    "one word": "".join(chr(97 + i * i * 7 % 26) for i in range(3000)),
+    "Chinese": "".join(CHINESE[i * i * 5 % len(CHINESE)] for i in range(3000)),
+    "beyond the basic plane": "😀👍🏽é" * 700,
+}
+
+
+def trained(prefix: str) -> Tokenizer:
+    """BPE trained on the texts: with GPT-2's pieces, in one piece, or with a space before texts."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    if prefix == "one piece":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    elif prefix == "pieces":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False, prepend_scheme="always")
+    some = [text[i : i + 40] for text in TEXTS.values() for i in range(0, 1200, 40)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=["<unk>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(some, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=["pieces", "one piece", "a space"])
+def bpe(request: pytest.FixtureRequest) -> tuple[str, Tokenizer, TextTokenizer]:
+    tokenizer = trained(request.param)
+    return request.param, tokenizer, TextTokenizer(Path("x"), tokenizer.to_str().encode())
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("size", [501, 1000])
+def test_pieces_have_the_ids_of_the_whole_text(
+    name: str, size: int, bpe: tuple[str, Tokenizer, TextTokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = list(pieces(text, size))
-    assert "".join(parts) == text
-    for before, after in itertools.pairwise(parts):
-        assert len(before) >= size
-        assert before[-1].isalpha()
-        assert after[0] == " "
-        assert after[1].isalpha()
+    monkeypatch.setattr("refimpl.tokens.text.OVERLAP", 400)
+    text, (kind, tokenizer, ours) = TEXTS[name], bpe
+    if (name, kind) == ("words", "one piece"):
+        pytest.skip("a token may reach over a space between letters")
+    chunks = [text[i : i + 77] for i in range(0, len(text), 77)]
+    if (name, kind) == ("one word", "a space"):  # which shifts all tokens of this word
+        refusal_of(lambda: list(encoded_pieces(iter(chunks), ours, "x", True, size)), says="x: ")
+        return
+    parts = list(encoded_pieces(iter(chunks), ours, "x", True, size))
+    assert "".join(part.text for part in parts) == text
+    assert len(parts) >= len(text) // (size + 401)
+    assert max(len(part.text) for part in parts) <= size + 401
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    ids = np.concatenate([part.ids for part in parts]).tolist()
+    starts = np.cumsum([0, *(len(part.text) for part in parts[:-1])])
+    places = np.concatenate([a + p.places for a, p in zip(starts, parts, strict=True)])
+    if kind == "a space":  # each piece begins with one, and a few ids differ after it
+        assert abs(len(ids) - len(whole.ids)) <= 8 * len(parts)
+        return
+    assert ids == whole.ids
+    assert places.tolist() == [list(pair) for pair in whole.offsets]
 
 
-def test_a_text_longer_than_a_piece_gives_the_ids_of_the_whole() -> None:
-    text = "to be, or not to be. That is the question:\n\nwhether it's nobler 12 times\n" * 40
-    tokenizer = Tokenizer.from_file(str(FIXTURES / "llama" / "tokenizer.json"))
-    parts = list(pieces(text, 50))
+def test_a_text_that_cannot_be_cut_is_refused(bpe: tuple[str, Tokenizer, TextTokenizer]) -> None:
+    def nonsense(text: str, places: bool = False, special: bool = True) -> Encoding:
+        ids = np.random.default_rng(len(text)).integers(0, 600, len(text)).astype(np.int32)
+        first = np.arange(len(text), dtype=np.int32)
+        return Encoding(ids, (), np.stack([first, first + 1], axis=1))
+
+    depends = Mock(encode=nonsense)
+    refusal_of(
+        lambda: list(encoded_pieces(iter(["a" * 20000]), depends, "x.txt", size=5000)),
+        says="x.txt: ",
+        remedy="lines",
+    )
+
+
+def test_a_text_is_cut_at_spaces_between_letters_if_there_are_any(
+    bpe: tuple[str, Tokenizer, TextTokenizer],
+) -> None:
+    parts = list(encoded_pieces(iter([SENTENCE * 300]), bpe[2], "x", size=50))
     assert len(parts) > 10
-    whole, *ids = (tokenizer.encode(x, add_special_tokens=False).ids for x in (text, *parts))
-    assert list(itertools.chain(*ids)) == whole
+    for before, after in itertools.pairwise(parts):
+        assert before.text[-1].isalpha()
+        assert after.text[0] == " "
+
+
+def test_large_texts_are_refused_unread_or_in_time(tmp_path: Path) -> None:
+    path, tokenizer = tmp_path / "text.txt", FIXTURES / "llama" / "tokenizer.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    refusal_of(text_tokens, path, tokenizer, says="larger than 64 MiB")
+    refusal_of(text_tokens, Path("/dev/zero"), tokenizer, says="neither a file nor a pipe")
+
+
+PANICS = {
+    "a panic": ("raise", "BaseException"),
+    "an abort": ("os.abort()", "ended its process"),
+    "a hang": ("time.sleep(60)", "took longer than"),
+    "memory": ("bytearray(1 << 40)", "MemoryError"),
+}
+
+
+@pytest.mark.parametrize("fault", PANICS)
+def test_whatever_the_library_does_is_our_error(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    action, says = PANICS[fault]
+    action = "raise BaseException('panicked')" if action == "raise" else action
+    (tmp_path / "tokenizers.py").write_text(
+        "import os, sys, time\n"
+        "class Tokenizer:\n"
+        "    @classmethod\n"
+        "    def from_buffer(cls, content):\n"
+        f"        print('noise'); print('noise', file=sys.stderr); {action}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("refimpl.tokens.tokenizer.SECONDS", 2.0)
+    content = (FIXTURES / "llama" / "tokenizer.json").read_bytes()
+    error = refusal_of(TextTokenizer, Path("t.json"), content, says=says, remedy="--tokens")
+    assert "t.json is not a tokenizer" in error.problem

@@ -1,0 +1,34 @@
+"""The tokenizers library, as the child process runs it: strings in, ids as bytes out."""
+
+from array import array
+from typing import Any
+
+
+class Library:
+    """An open `tokenizer.json`, without truncation and padding."""
+
+    def __init__(self, content: bytes) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer: Any = Tokenizer.from_buffer(content)
+        self._tokenizer.no_truncation()  # a file saved after training may truncate texts
+        self._tokenizer.no_padding()
+
+    def encode(self, text: str, special: bool, offsets: bool) -> tuple[bytes, bytes, bytes]:
+        """Ids, which of them are the text's, and first and last character of each, as bytes."""
+        tokenizer = self._tokenizer
+        encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast  # less memory
+        (encoding,) = encode([text], add_special_tokens=special)
+        places = (place for pair in encoding.offsets for place in pair) if offsets else ()
+        is_text = bytes(sequence is not None for sequence in encoding.sequence_ids)
+        return array("I", encoding.ids).tobytes(), is_text, array("I", places).tobytes()
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token, or None."""
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token of an id, or None."""
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        return token
