@@ -73,6 +73,9 @@ def main() -> None:
     result is inconclusive. An exception that nobody expected exits with 70, so that no command
     reports a failure of its own as a disagreement.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed; its number must not go to a file of ours
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     code = 2

@@ -12,6 +12,7 @@ from typer.models import ArgumentInfo
 
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
+from refimpl.loading.file_reading import WHOLE
 from refimpl.storage.partial_results import partial_results_path
 
 
@@ -162,6 +163,14 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def ungrouped(**values: Any) -> None:
+        for name, value in values.items():
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(number, int) and not -WHOLE <= number < WHOLE:
+                    raise RefimplError(
+                        f"--{name.replace('_', '-')} {str(number)[:40]}",
+                        "an integer of at most 64 bits",
+                        "use a smaller number",
+                    )
         check_outputs(values, inputs, outputs)
         if forced:
             del values["force"]

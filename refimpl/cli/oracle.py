@@ -9,7 +9,8 @@ import typer
 from refimpl.cli import options as opt
 from refimpl.cli.groups import NOISE, PERTURBATION, SOURCE, Source
 from refimpl.cli.options import FieldOption, OptionGroup
-from refimpl.cli.terminal import deliver
+from refimpl.cli.terminal import deliver, say
+from refimpl.cli.validate import TIME_LIMIT
 from refimpl.errors import printable
 from refimpl.loading.checkpoint import read_model
 from refimpl.oracle.steps import Recipe
@@ -60,7 +61,7 @@ def make(
     tokens = model_tokens(opened, **vars(source))
     case = make_case(opened, tokens, recipe, output)
     text = f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}"
-    print(printable(text))
+    say(printable(text) + "\n")
 
 
 @opt.with_groups
@@ -100,6 +101,7 @@ def check_command(
         Literal["auto", "cuda", "cpu"],
         opt.option("Device for a graph. auto: a GPU if one works, else the CPU."),
     ] = "auto",
+    time_limit: Annotated[float | None, opt.option(TIME_LIMIT, "SECONDS")] = None,
     junit_xml: Annotated[
         Path | None,
         opt.option("Also write JUnit's XML, with a test case per step.", "FILE"),
@@ -123,9 +125,16 @@ def check_command(
         from refimpl.onnx.case_steps import graph_steps
 
         plan = opened.recipe.perturbation
-        arrays, computed = graph_steps(actual, opened.model.config, opened.inputs, plan, device)
+        arrays, computed = graph_steps(
+            actual, opened.model.config, opened.inputs, plan, device, time_limit
+        )
     else:
-        opt.refuse(context, ("device",), "a file of tensors", "a graph, FILE.onnx, which is run")
+        opt.refuse(
+            context,
+            ("device", "time_limit"),
+            "a file of tensors",
+            "a graph, FILE.onnx, which is run",
+        )
         arrays, computed = read_candidate(actual), None
     report = check(opened, arrays, tuple(only or ("*",)), dtype or computed, stepwise)
     text = report_table(report, str(actual))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from refimpl.cli import options as opt
+from refimpl.cli.terminal import say
 from refimpl.errors import printable
 from refimpl.storage.files import write_text
 
@@ -43,6 +44,6 @@ def command(
     text = page(inputs)
     if figures is not None:
         count = write_figures(figures, list(sections(inputs, len(text))))
-        print(printable(f"written: {figures} ({count} files)"), flush=True)
+        say(printable(f"written: {figures} ({count} files)") + "\n")
     write_text(output, text)
-    print(printable(f"written: {output} ({len(text.encode()):,} bytes)"), flush=True)
+    say(printable(f"written: {output} ({len(text.encode()):,} bytes)") + "\n")

@@ -14,6 +14,7 @@ from refimpl.running.threads import Progress
 from refimpl.show.table import Style
 from refimpl.storage.files import write_json
 
+NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
 STEPS = 1000  # of the progress bar
 
 
@@ -24,7 +25,16 @@ def deliver(
     if output is not None:
         write_json(output, document)
     text = json.dumps(document, indent=1, allow_nan=False) + "\n" if as_json else table
-    print(text, end="", flush=True)  # typer.echo would print UTF-8 where stdout takes ASCII
+    say(text)
+
+
+def say(text: str) -> None:
+    """Print to stdout; a reader that has left ends the program with a code of its own."""
+    try:
+        print(text, end="", flush=True)  # typer.echo would print UTF-8 where stdout takes ASCII
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at the end
+        raise typer.Exit(NO_READER) from None
 
 
 def style() -> Style:

@@ -11,6 +11,9 @@ from refimpl.cli.groups import Source, source_options
 from refimpl.cli.terminal import deliver
 from refimpl.loading.checkpoint import read_model
 
+TIME_LIMIT = (
+    "The longest that the graph's file may take to open, or for one run. Default: 600 seconds."
+)
 VALIDATION_SOURCE = source_options(
     "3; for rows of ids, all rows",
     "13, or the model's longest sequence if that is shorter; for rows of ids, their width",
@@ -51,6 +54,7 @@ class ComparisonOptions:
     threads: int | None = opt.field_option(
         None, "Threads of onnxruntime, 1 or more. Default: one per core.", "N"
     )
+    time_limit: float | None = opt.field_option(None, TIME_LIMIT, "SECONDS")
 
 
 @opt.with_groups

@@ -1,11 +1,13 @@
 """Perplexity over windows, its standard error, and bits per byte."""
 
 from dataclasses import dataclass
-from math import exp, log, nan, sqrt
+from math import exp, inf, log, nan, sqrt
 
 import numpy as np
 
 from refimpl.model.ops import Array
+
+LOG_MOST = log(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Perplexity:
 
     @property
     def value(self) -> float:
-        """``exp(m)``."""
-        return exp(self.mean_nats)
+        """``exp(m)``; Inf beyond float64, where the mean nats still have a meaning."""
+        return exp(self.mean_nats) if self.mean_nats < LOG_MOST else inf
 
     @property
     def nats_stderr(self) -> float:

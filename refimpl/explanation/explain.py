@@ -14,7 +14,7 @@ from refimpl.explanation.experiment import experiment_steps
 from refimpl.explanation.forward import head_step, steps_before
 from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Perturbation, require_resolved
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.provenance import TokenFacts, token_facts
@@ -97,6 +97,7 @@ def explain(
     """
     request = request or Request()
     plan = request.perturbation(plan)
+    require_resolved(plan, dtype)
     if plan.subset is not None:
         raise RefimplError(
             f"a subset of {plan.subset} blocks",

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from refimpl.method.perturbation import Perturbation, noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.onnx.graph_file import MEASURED, GraphFile, whole
+from refimpl.onnx.foreign_graph import ForeignGraph, open_foreign
+from refimpl.onnx.graph_file import MEASURED, GraphFile
 from refimpl.onnx.peer import peer_points, peer_session
 from refimpl.onnx.recording.experiment_graph import experiment_graph, experiment_inputs
 from refimpl.onnx.recording.graph import Graph
@@ -50,17 +51,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Backend:
-    """What opens graphs: a runtime, its device, and threads on the CPU (one per core if None)."""
+    """What opens graphs.
+
+    Args:
+        against: The runtime.
+        threads: On the CPU; one per core if None.
+        time_limit: Seconds that a graph from a file may take to open or run.
+    """
 
     against: Against
     device: Device = "auto"
     threads: int | None = None
+    time_limit: float | None = None
 
-    def open_file(self, graph: GraphFile) -> Session:
-        """Open a graph from a file."""
-        if self.against == "onnxruntime":
-            return open_session(graph.path, self.device, threads=self.threads)
-        return reference_session(whole(graph))
+    def open_file(self, graph: GraphFile) -> ForeignGraph:
+        """Open a graph from a file, in a process of its own."""
+        return open_foreign(graph.path, self.against, self.device, self.threads, self.time_limit)
 
     def open_recorded(
         self, model: Model, dtype: npt.DTypeLike, record: Callable[[Enter], Graph]
@@ -84,13 +90,20 @@ class Backend:
 
 
 def open_candidates(
-    model: Model, file: GraphFile | None, dtype: str, backend: Backend
+    model: Model,
+    file: GraphFile | None,
+    foreign: ForeignGraph | None,
+    dtype: str,
+    backend: Backend,
 ) -> list[Candidate]:
-    """Open what is compared with NumPy: the forward pass, the experiment, or both."""
+    """Open what is compared with NumPy: the forward pass, the experiment, or both.
+
+    Of a graph's file, which is open already, one of them.
+    """
     if backend.against == "torch":
         run, description = peer_session(model, dtype, backend.device)
         return [Candidate(run, description, peer_points(model.config.num_blocks))]
-    if file is None:
+    if file is None or foreign is None:
         plan = Perturbation()
         trace = backend.open_recorded(
             model, dtype, lambda enter: model_graph(model, dtype, enter, "trace")
@@ -102,7 +115,7 @@ def open_candidates(
             Candidate(lambda ids: trace.run({TOKENS: ids.astype(np.int64)}), trace.description),
             experiment_candidate(model, experiment, plan),
         ]
-    session = backend.open_file(file)
+    session = foreign.session
     if file.experiment is None:
         return [file_candidate(file, session)]
     return [experiment_candidate(model, session, file.experiment, file.ids)]

@@ -23,10 +23,11 @@ def graph_steps(
     inputs: Mapping[str, Array],
     plan: Perturbation,
     device: Device = "auto",
+    time_limit: float | None = None,
 ) -> tuple[dict[str, Array], str]:
     """Run a graph on a case's `token_ids` [N, S] and `noise` [L, N, S, D]: its steps and dtype."""
     graph = read_graph(path, trace_points(config))
-    session = Backend("onnxruntime", device).open_file(graph)
+    session = Backend("onnxruntime", device, time_limit=time_limit).open_file(graph).session
     if graph.experiment is not None:
         return _measured(graph, graph.experiment, session, inputs, plan), graph.dtype
     return dict(file_candidate(graph, session).run(inputs["token_ids"])), graph.dtype

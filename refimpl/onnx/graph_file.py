@@ -10,12 +10,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from refimpl.errors import RefimplError
+from refimpl.loading.file_reading import require_file
 from refimpl.method.perturbation import Perturbation
 from refimpl.onnx.recording.experiment_graph import AT, ETA, NOISE
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, TOKENS
 from refimpl.onnx.zero_weights import Constants
 
 LOGITS_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
+LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
 MEASURED = ("drift", "alignment", "coefficient")  # outputs of an experiment, among others
 
 
@@ -44,7 +46,10 @@ class GraphFile:
 def files_beside(path: Path) -> list[Path]:
     """The files of weights that a graph refers to; none for what is not a graph."""
     try:
+        require_file(path, LARGEST_GRAPH)
         proto = onnx.load(path, load_external_data=False)
+    except RefimplError:
+        raise
     except Exception:  # protobuf's own class has no stubs
         return []
     tensors = [*proto.graph.initializer]
@@ -78,9 +83,9 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
         )
     logits = outputs.get("logits", TensorProto.UNDEFINED)
     dtype = facts.get("dtype") or LOGITS_DTYPES.get(logits, "")
-    if dtype not in LOGITS_DTYPES.values():
+    if dtype not in LOGITS_DTYPES.values() or (plan is None and logits not in LOGITS_DTYPES):
         raise RefimplError(
-            f"--graph {path}: computes in {dtype or TensorProto.DataType.Name(logits)}",
+            f"--graph {path}: computes in {dtype or 'another dtype'}, logits in dtype {logits}",
             "float32 or float64",
             "write the graph with refimpl export",
         )
@@ -90,15 +95,15 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
     return GraphFile(path, proto, tokens, ids, dtype, promised, tuple(outputs), plan)
 
 
-def whole(graph: GraphFile) -> onnx.ModelProto:
+def whole(path: Path) -> onnx.ModelProto:
     """A graph with all of its weights in it, and dense: onnx's evaluator reads no sparse ones."""
     try:
-        full = onnx.load(graph.path)
-        constants = Constants(full, graph.path.parent)
+        full = onnx.load(path)
+        constants = Constants(full, path.parent)
         dense = [numpy_helper.from_array(constants.stored(name), name) for name in constants.sparse]
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise RefimplError(
-            f"--graph {graph.path}: its weights cannot be read ({error})",
+            f"--graph {path}: its weights cannot be read ({error})",
             "the files that the graph refers to, in its folder",
             "write the graph again, or put its files back",
         ) from error

@@ -15,7 +15,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.onnx import need
 from refimpl.onnx.recording.graph import Graph
-from refimpl.running.threads import cores
+from refimpl.running.threads import thread_count
 
 Device = Literal["auto", "cuda", "cpu"]
 Runner = Callable[..., dict[str, Array]]
@@ -110,7 +110,7 @@ def _open(
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised
-    options.intra_op_num_threads = threads or cores()
+    options.intra_op_num_threads = thread_count(threads)
     # Not all fusions of the higher levels support float64.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # Run nodes in the recorded order: others delay what only an output needs, and hold its inputs.

@@ -26,7 +26,7 @@ from refimpl.onnx.candidate import (
 from refimpl.onnx.graph_file import read_graph
 from refimpl.onnx.recording.model_graph import trace_points
 from refimpl.onnx.session import Device
-from refimpl.onnx.zero_weights import Zeros, count_zeros
+from refimpl.onnx.zero_weights import Zeros
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
@@ -117,6 +117,7 @@ def validate(
     dtypes: Sequence[str] | None = None,
     tolerance: float | None = None,
     threads: int | None = None,
+    time_limit: float | None = None,
 ) -> Validation:
     """Compare another computation of a model with NumPy's, trace point by trace point.
 
@@ -128,16 +129,18 @@ def validate(
     tokens = validation_tokens(model) if tokens is None else tokens
     file = None if graph is None else read_graph(Path(graph), trace_points(model.config))
     comparisons, runtimes = list[Comparison](), dict[str, None]()
+    backend = Backend(against, device, threads, time_limit)
+    foreign = None if file is None else backend.open_file(file)
     for dtype in dtypes or (VALIDATION_DTYPES if file is None else (file.dtype,)):
         limit = gate_of(dtype, model.config.hidden_size) if tolerance is None else tolerance
-        candidates = open_candidates(model, file, dtype, Backend(against, device, threads))
+        candidates = open_candidates(model, file, foreign, dtype, backend)
         for candidate in candidates:
             runtimes[candidate.runtime] = None
             comparisons += _compared(model, candidate, tokens.ids, dtype, limit)
     promised = next((x.points for x in candidates if x.plan is None), ())
     experiment = any(x.plan is not None for x in candidates)
     notes = list(notes_on(model.config, promised, experiment, against, tokens))
-    zeros = None if file is None else count_zeros(model, file.proto, file.path.parent)
+    zeros = None if foreign is None else foreign.zeros(model)
     if zeros is not None and not zeros.named:
         zeros = None
         notes.append("no linear of the graph has our name: its zeros were not counted")

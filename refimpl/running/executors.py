@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from refimpl.errors import RefimplError
-from refimpl.running.threads import cores
+from refimpl.running.threads import cores, thread_count
 from refimpl.storage.partial_results import ResumableError
 
 NAMES = "threads, processes, dask=ADDRESS or mpi"
@@ -52,7 +52,7 @@ def open_pool(choice: Executor | str | None, threads: int | None = None) -> Iter
     elif isinstance(choice, Executor):
         yield Pool(choice, getattr(choice, "_max_workers", None) or cores())
     elif choice == "processes":
-        with _processes(threads or cores()) as pool:
+        with _processes(thread_count(threads)) as pool:
             yield pool
     elif choice.startswith("dask=") and choice != "dask=":
         with _dask(choice.removeprefix("dask=")) as pool:

@@ -10,7 +10,7 @@ FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 def parse_memory(size: str | int | None) -> int:
     """Bytes of a size such as 1000, "512M" or "1.5GiB"; of None, the free memory, at most 2 GiB."""
     if size is None:
-        return min(DEFAULT_MEMORY, _free_memory())
+        return min(DEFAULT_MEMORY, free_memory())
     number = str(size).strip().upper().removesuffix("IB").removesuffix("B")
     unit = number[-1:] if number[-1:] in FACTORS else ""
     try:
@@ -24,7 +24,7 @@ def parse_memory(size: str | int | None) -> int:
     return parsed
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes that are available without swapping."""
     try:
         with open("/proc/meminfo") as lines:

@@ -12,6 +12,7 @@ from threadpoolctl import ThreadpoolController
 
 from refimpl.errors import RefimplError
 
+MOST_THREADS = 1024
 T = TypeVar("T")
 U = TypeVar("U")
 Progress = Callable[[float, float], None]
@@ -50,6 +51,15 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def thread_count(threads: int | None) -> int:
+    """The number of threads or processes that was asked for; one per core if it is None."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise RefimplError(
+            f"{threads} threads", f"from 1 to {MOST_THREADS:,}", "use --threads 1, or omit it"
+        )
+    return threads or cores()
+
+
 class Workers:
     """Threads that each run NumPy on one core: one per core if `threads` is None.
 
@@ -58,10 +68,9 @@ class Workers:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise RefimplError(f"{threads} threads", "1 or more", "use --threads 1, or omit it")
+        wanted = thread_count(threads)
         self._blas = ThreadpoolController().select(user_api="blas")
-        self.threads = (threads or cores()) if len(self._blas) else 1
+        self.threads = wanted if len(self._blas) else 1
 
     def __enter__(self) -> Self:
         BLAS_LIMIT.acquire(self._blas)

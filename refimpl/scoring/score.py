@@ -16,7 +16,7 @@ from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Sign
 from refimpl.errors import RefimplError
 from refimpl.loading.file_reading import read_file
 from refimpl.method.absorption import absorption_coefficient, nan_mean
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Perturbation, require_resolved
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -84,6 +84,7 @@ def score(
     started, config = time.perf_counter(), model.config
     request = request or Request()
     plan = request.perturbation(plan)
+    require_resolved(plan, dtype)
     settings = Settings(dtype, threads, memory, executor, progress, part, resume)
     ids = checked_ids(tokens.ids, config)
     _check_request(config, request)

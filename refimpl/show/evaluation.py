@@ -1,6 +1,6 @@
 """The table of an evaluation: perplexity and accuracies, each with its standard error."""
 
-from math import isnan
+from math import inf, isnan
 
 from refimpl.evaluation.choices import Questions
 from refimpl.evaluation.evaluate import Evaluation
@@ -71,6 +71,10 @@ def _footer(evaluation: Evaluation) -> list[str]:
     lines = []
     if any(isnan(error) for name, _, error, *_ in _rows(evaluation) if name != "bits per byte"):
         lines.append("stderr is -: it takes two windows, or two questions, or more")
+    if evaluation.perplexity is not None and evaluation.perplexity.value == inf:
+        lines.append(
+            "the perplexity is too large for float64; the nats per token are its logarithm"
+        )
     if evaluation.choices is not None and evaluation.choices.truncated:
         choices = counted(evaluation.choices.truncated, "choice")
         lines.append(f"{choices} too long for the model, without the start of the question")

@@ -30,6 +30,9 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
         lines += ["", *_step(f"{place}/{explanation.num_steps}", step, figures)]
         if source:
             lines += _code(step, shown)
+    values = [figure.value for _, _, figures in explanation.steps for figure in figures]
+    if any(not isinstance(value, str) and np.isinf(value).any() for value in values):
+        lines += ["", "inf: larger than the dtype holds, or divided by zero"]
     return joined(lines)
 
 

@@ -12,6 +12,7 @@ from refimpl.errors import RefimplError
 Ids = npt.NDArray[np.int64]
 
 SAMPLES, SEQ_LEN = 8, 512  # defaults
+MOST_TOKENS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def random_tokens(
 
 
 def require_sizes(samples: int, seq_len: int) -> None:
-    """Refuse to make no samples, or samples without tokens."""
-    if samples < 1 or seq_len < 1:
+    """Refuse to make no samples, samples without tokens, or more than fit into memory."""
+    if samples < 1 or seq_len < 1 or samples * seq_len > MOST_TOKENS:
         raise RefimplError(
             f"{samples} samples of {seq_len} tokens were requested",
-            "at least 1 sample of 1 token",
+            f"at least 1 sample of 1 token, and at most {MOST_TOKENS:,} tokens in all",
             f"for example, use --samples {SAMPLES} --seq-len {SEQ_LEN}",
         )
 

@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from processes import ENV, PROGRAM
 from program import Result, refusal, run
 from safetensors.numpy import load_file, save_file
 
@@ -135,7 +137,7 @@ OPTIONS = {
     "--max-correction -1": "max-correction -1",
     "--correction-scale mean": "'raw', 'max'",
     "--dtype float16": "'float32', 'float64'",
-    "--threads 0": "1 or more",
+    "--threads 0": "from 1 to 1,024",
     "--threads two": "--threads",
     "--memory nonsense": "a size such as 512M",
     "--memory 100": "at least 1536 bytes",
@@ -604,3 +606,31 @@ def test_a_file_that_cannot_be_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
     fault = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     monkeypatch.setattr(mmap, "mmap", Mock(side_effect=fault))
     refused(f"score model {SMALL}", "model.safetensors", os.strerror(errno.ENOMEM))
+
+
+def test_nobody_reads_stdout(here: Path) -> None:
+    case = FIXTURES / "cases" / "llama"
+    words = shlex.join([*PROGRAM, "check", str(case), str(case / "expected.safetensors")])
+    for ending, code in (("--json | true", 74), (">&-", 0), ("<&- >&- 2>&-", 0)):
+        command = f"set -o pipefail; {words} {ending}"
+        done = subprocess.run(["bash", "-c", command], env=ENV, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (code, b""), ending
+
+
+OUT_OF_RANGE = {
+    "score model --draws 18446744073709551616": "an integer of at most 64 bits",
+    "score model --draws 1000000000": "at most 65,536",
+    "score model --threads 18446744073709551616": "an integer of at most 64 bits",
+    "score model --threads 2000": "from 1 to 1,024",
+    "validate model --threads 18446744073709551616": "an integer of at most 64 bits",
+    "validate model --threads 2000": "from 1 to 1,024",
+    "score model --samples 1000000 --seq-len 1000": "67,108,864 tokens in all",
+    "score model --eta 1e-7": "or --dtype float64",
+    "score model --dtype float64 --eta 1e-15": "1.4e-14 or more",
+    "explain model --eta 1e-7": "or --dtype float64",
+}
+
+
+@pytest.mark.parametrize("command", OUT_OF_RANGE)
+def test_numbers_out_of_range(command: str) -> None:
+    assert OUT_OF_RANGE[command] in refusal(run(*command.split()))

@@ -191,3 +191,9 @@ def test_windows_that_cannot_be(text: Path, tmp_path: Path) -> None:
     refusal_of(evaluate, model_of("llama"), says="nothing to evaluate on")
     with pytest.raises(RefimplError, match="float32 or float64"):
         evaluate(model_of("llama"), text_windows(text, TOKENIZER, 9), dtype="float16")
+
+
+def test_a_perplexity_beyond_float64_leaves_the_nats() -> None:
+    huge = Perplexity(np.array([2000.0, 2100.0]), np.array([2, 2]))
+    assert (huge.value, huge.mean_nats) == (np.inf, 1025.0)
+    assert np.isfinite(huge.nats_stderr)

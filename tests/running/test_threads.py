@@ -101,7 +101,7 @@ def test_what_is_no_size(text: str) -> None:
 def test_memory_is_what_is_free_and_at_most_two_gibibytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_memory("1.5G") == 3 * 2**29
     assert 0 < parse_memory(None) <= DEFAULT_MEMORY == 2**31
-    monkeypatch.setattr(memory, "_free_memory", lambda: 12345)
+    monkeypatch.setattr(memory, "free_memory", lambda: 12345)
     assert parse_memory(None) == 12345
 
 

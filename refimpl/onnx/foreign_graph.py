@@ -1,0 +1,95 @@
+"""A graph from a file, which may not be ours: read, opened, run and counted in a child process."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from refimpl.errors import RefimplError
+from refimpl.isolation.child_process import ChildProcess
+from refimpl.model.model import Model
+from refimpl.model.ops import Array
+from refimpl.onnx.graph_file import whole
+from refimpl.onnx.session import Device, Session, open_session, reference_session
+from refimpl.onnx.zero_weights import Zeros, count_zeros
+from refimpl.running.memory import free_memory
+from refimpl.running.work_units import ModelFiles
+
+TIME_LIMIT = 600.0  # seconds
+
+
+@dataclass(frozen=True)
+class ForeignGraph:
+    """An open graph in a process of its own: its session here, and the count of its zeros."""
+
+    session: Session
+    child: ChildProcess
+
+    def zeros(self, model: Model) -> Zeros:
+        """The zeros in the graph's weights and in the model's."""
+        counted: Zeros = self.child.call("zeros", ModelFiles.of(model))
+        return counted
+
+
+def open_foreign(
+    path: Path, against: str, device: Device, threads: int | None, time_limit: float | None
+) -> ForeignGraph:
+    """Open a graph's file in a child process; no step of it may take longer than the limit."""
+    seconds = TIME_LIMIT if time_limit is None else time_limit
+    if not 0 < seconds <= 1e6:
+        raise RefimplError(
+            f"--time-limit {seconds:g}", "seconds, from above 0 to 1,000,000", "omit --time-limit"
+        )
+    child = ChildProcess(
+        "refimpl.onnx.foreign_graph:Opened",
+        (path, against, device, threads),
+        name=f"--graph {path}",
+        seconds=seconds,
+        memory=free_memory() if device == "cpu" else None,
+        refused=(
+            "a graph that ends in time, and needs no more memory than is free",
+            "write the graph with refimpl export, or use a longer --time-limit",
+        ),
+    )
+    description, versions = child.call("facts")
+
+    def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        arrays: dict[str, Array] = child.call("run", dict(inputs), outputs and list(outputs))
+        return arrays
+
+    return ForeignGraph(Session(run, description, versions), child)
+
+
+class Opened:
+    """The child's side."""
+
+    def __init__(self, path: Path, against: str, device: Device, threads: int | None) -> None:
+        self.path = path
+        if against == "onnxruntime":
+            self.session = open_session(path, device, threads=threads)
+        else:
+            self.session = reference_session(whole(path))
+
+    def facts(self) -> tuple[str, Mapping[str, str]]:
+        """Device and versions."""
+        return self.session.device, self.session.versions
+
+    def run(self, inputs: dict[str, Array], outputs: list[str] | None) -> dict[str, Array]:
+        """Outputs by name; what is no array of numbers is refused."""
+        arrays: Mapping[str, Any] = self.session.run(inputs, outputs)
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "fiu":
+                raise RefimplError(
+                    f"--graph {self.path}: output {name} is no array of numbers",
+                    "arrays of float32 or float64",
+                    "write the graph with refimpl export",
+                )
+        return {name: np.asarray(array) for name, array in arrays.items()}
+
+    def zeros(self, files: ModelFiles) -> Zeros:
+        """The zeros in the graph's weights and in the model's."""
+        proto = onnx.load(self.path, load_external_data=False)
+        return count_zeros(files.open(), proto, self.path.parent)

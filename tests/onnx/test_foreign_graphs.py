@@ -1,0 +1,128 @@
+"""Graphs that are not ours: whatever they do, a message and exit code 2, in time."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import FIXTURES
+from onnx import TensorProto, helper
+from program import ran, refused
+
+LLAMA = FIXTURES / "llama"
+
+
+@pytest.fixture(scope="module")
+def graph(folder: Path) -> Path:
+    """A graph of the model with its weights inside."""
+    path = folder / "whole.onnx"
+    ran("export", LLAMA, "-o", path, "--weights", "embedded", "--outputs", "logits")
+    return path
+
+
+def bools(proto: onnx.ModelProto) -> None:
+    """Logits that are true or false."""
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.BOOL
+
+
+def identities(proto: onnx.ModelProto) -> None:
+    """The logits through 3,000 nodes."""
+    (node,) = (node for node in proto.graph.node if "logits" in node.output)
+    node.output[0] = "through.0"
+    for i in range(3000):
+        after = "logits" if i == 2999 else f"through.{i + 1}"
+        proto.graph.node.append(helper.make_node("Identity", [f"through.{i}"], [after]))
+
+
+def deep_weight(proto: onnx.ModelProto) -> None:
+    """A linear's weights through 3,000 nodes."""
+    name = "blocks.0.q_proj.weight"
+    (tensor,) = (tensor for tensor in proto.graph.initializer if tensor.name == name)
+    tensor.name = "deep.0"
+    for i in range(3000):
+        after = name if i == 2999 else f"deep.{i + 1}"
+        proto.graph.node.insert(i, helper.make_node("Identity", [f"deep.{i}"], [after]))
+
+
+def endless(proto: onnx.ModelProto) -> None:
+    """A loop without an end before the logits."""
+    (node,) = (node for node in proto.graph.node if "logits" in node.output)
+    node.output[0] = "before"
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["x"], ["y"])],
+        "body",
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []),
+         value("x", TensorProto.FLOAT, None)],
+        [value("on", TensorProto.BOOL, []), value("y", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    true = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    proto.graph.initializer.append(true)
+    proto.graph.node.append(helper.make_node("Loop", ["", "yes", "before"], ["logits"], body=body))
+
+
+def negative(proto: onnx.ModelProto) -> None:
+    """A weight with a negative dimension."""
+    (tensor,) = (t for t in proto.graph.initializer if t.name == "blocks.0.q_proj.weight")
+    tensor.dims[0] = -tensor.dims[0]
+
+
+def late(proto: onnx.ModelProto) -> None:
+    """A version of the operators that does not exist."""
+    proto.opset_import[0].version = 999
+
+
+BENT: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
+    "bool logits": (bools, "logits in dtype 9"),
+    "an endless loop": (endless, "took longer than 4 s"),
+    "a negative dimension": (negative, "next: "),
+    "opset 999": (late, "cannot load the graph"),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+@pytest.mark.parametrize("command", ["validate", "check"])
+def test_bent_graphs_are_refused(name: str, command: str, graph: Path, tmp_path: Path) -> None:
+    change, says = BENT[name]
+    proto, path = onnx.load(graph), tmp_path / "bent.onnx"
+    change(proto)
+    onnx.save(proto, path)
+    words = {
+        "validate": ("validate", LLAMA, "--graph", path),
+        "check": ("check", FIXTURES / "cases" / "llama", path, "--only", "logits"),
+    }
+    assert says in refused(*words[command], "--time-limit", 4)
+
+
+@pytest.mark.parametrize("change", [identities, deep_weight])
+def test_long_graphs_run_or_are_refused(
+    change: Callable[[onnx.ModelProto], None], graph: Path, tmp_path: Path
+) -> None:
+    proto, path = onnx.load(graph), tmp_path / "long.onnx"
+    change(proto)
+    onnx.save(proto, path)
+    words = ("validate", LLAMA, "--graph", path)
+    if change is identities:
+        assert "agrees" in ran(*words)
+    else:
+        assert "RecursionError" in refused(*words)
+
+
+def test_weights_under_two_names(tmp_path: Path) -> None:
+    ran("export", LLAMA, "-o", tmp_path / "m.onnx", "--outputs", "logits")
+    (data,) = tmp_path.glob("*.data")
+    os.link(data, tmp_path / "other")
+    for against in ("onnxruntime", "onnx-reference"):
+        text = refused("validate", LLAMA, "--graph", tmp_path / "m.onnx", "--against", against)
+        assert "hard" in text or "link" in text
+    shutil.copy(tmp_path / "other", tmp_path / "copy")
+    os.replace(tmp_path / "copy", data)
+    assert "agrees" in ran("validate", LLAMA, "--graph", tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_limits_that_are_none(seconds: str, graph: Path) -> None:
+    words = ("validate", LLAMA, "--graph", graph, "--time-limit", seconds)
+    assert "--time-limit" in refused(*words)
