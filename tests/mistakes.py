@@ -329,7 +329,7 @@ SPARSEGPT = mistakes(
     ("compensation within 128 columns only",
      "w[:, i + 1 :⟦→ end⟧] -= error[:, None] * u[i, i + 1 :⟦→ end⟧]", "wide"),
     ("a count split by columns, rounded up",
-     "⟦shares(count, widths)→[-(-count * n // columns) for n in widths]⟧", "wide, uneven"),
+     "⟦shares(whole, widths)→[-(-whole * n // columns) for n in widths]⟧", "wide, uneven"),
 )  # fmt: skip
 
 PATTERN = mistakes(

@@ -101,7 +101,7 @@ def _allocation(
     num_blocks, sizes = len(base), linear_sizes(linears)
     share, projected, final = sizes / sizes.sum(axis=1, keepdims=True), base, base
     if request.compat == "exact":
-        units, exists = _units(base, sizes)
+        units, exists = units_of(base, sizes)
         target, limits = request.sparsity, {"lo": request.lo, "hi": request.hi}
         projected, final = np.zeros((2, *base.shape))
         projected[exists] = project(base[exists], units, target, **limits)
@@ -161,7 +161,7 @@ def base_allocation(signals: Signals, request: Request, linears: Linears) -> Arr
         _computed("alphapruning", fit=fit, xmin=xmin)
         alpha = signals.alpha if options["unit"] == "linear" else signals.mean_alpha
         assert alpha is not None  # fit and xmin are set with it
-        (units, exists), base = _units(alpha, linear_sizes(linears)), np.zeros(alpha.shape)
+        (units, exists), base = units_of(alpha, linear_sizes(linears)), np.zeros(alpha.shape)
         base[exists] = bases.alphapruning(
             alpha[exists], units, s, float(options["epsilon"]), compat
         )
@@ -175,7 +175,7 @@ def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
     The sparsity is per block [L], or per linear [L, linears]; sizes are the weights of each linear,
     [L, linears], 0 where a block has fewer linears than another.
     """
-    (units, exists), pruned = _units(sparsity, sizes), np.zeros(sizes.shape, np.int64)
+    (units, exists), pruned = units_of(sparsity, sizes), np.zeros(sizes.shape, np.int64)
     per_unit = counts(sparsity[exists], units, target)
     if sparsity.ndim == 2:
         pruned[exists] = per_unit
@@ -185,7 +185,7 @@ def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
     return pruned
 
 
-def _units(units: Array, sizes: Array) -> tuple[Array, Array]:
+def units_of(units: Array, sizes: Array) -> tuple[Array, Array]:
     """Weights of each unit, flat, and where units exist: blocks if `units` is [L], else linears."""
     weights = sizes if units.ndim == 2 else sizes.sum(axis=1)
     return weights[weights > 0], weights > 0

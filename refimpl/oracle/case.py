@@ -26,7 +26,7 @@ from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
 
-SCHEMA = 1  # of case.json
+SCHEMA = 2  # of case.json
 INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"
 PEER, MARGINS = "peer.safetensors", "margins.safetensors"
 
@@ -37,7 +37,8 @@ class Case:
 
     Args:
         name: The folder's name.
-        inputs: `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, before it is scaled.
+        inputs: `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, before it is scaled;
+            `noise.1` and so on are further draws, for the coarse experiment.
         expected: Every step in float64, in the order of execution.
         peer: The peers' numbers where they differ on purpose; the steps' names behind `peer.`.
         margins: How near each discrete choice is to turning, from `steps_and_margins`.
@@ -88,11 +89,18 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         )
     shape = (ids.shape[1], config.hidden_size)
     draws = [
-        [noise(recipe.seed, n, block, 0, shape) for n in range(len(ids))]
-        for block in range(config.num_blocks)
-    ]
-    inputs = {"token_ids": ids, "noise": np.array(draws)}
-    expected, margins = steps_and_margins(model, ids, recipe)
+        np.array([[noise(recipe.seed, n, block, draw, shape) for n in range(len(ids))]
+                  for block in range(config.num_blocks)])
+        for draw in range(recipe.draws)
+    ]  # fmt: skip
+    inputs = {"token_ids": ids, "noise": draws[0]}
+    inputs |= {f"noise.{draw}": x for draw, x in enumerate(draws) if draw}
+    every, margins = steps_and_margins(model, ids, recipe)
+    expected = {  # each Hessian is large, and that of `sparsegpt` is a step
+        name: x
+        for name, x in every.items()
+        if not (name.startswith("sparsegpt_pattern.") and name.endswith(".products"))
+    }
     peer = peer_steps(model, recipe, expected, len(ids))
     facts = {
         "schema": SCHEMA,

@@ -10,7 +10,7 @@ from refimpl.method.perturbation import SINK_FACTOR
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
-from refimpl.oracle.judging.pruner_scores import Keep, dense_scores, sparsegpt_scores
+from refimpl.oracle.judging.pruner_scores import Keep, dense_scores, sparsegpt_scores, unpacked
 from refimpl.oracle.steps import Recipe, steps
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
@@ -33,18 +33,24 @@ def steps_and_margins(
     margins: dict[str, Array] = {}
     if recipe.sink == "exclude":
         margins["sinks"] = np.array([_sinks(arrays, i) for i in range(model.config.num_blocks)])
-    m, _, fit, xmin = recipe.signal_options
+    m = float(recipe.request("owl").options["m"])
     lines = [np.abs(score / (m * score.mean()) - 1).min() for score in dense_scores(model, ids)]
     margins["owl.signal"] = np.array(lines)
     if "alphapruning" in recipe.bases:
         with Settings(np.float64).open({}) as resources:
-            laws = power_laws(model, fit, xmin, resources)
+            laws = power_laws(model, "peak", "shipped", resources)
         leads = [[inf if law.ks_margin is None else law.ks_margin for law in row] for row in laws]
         margins["alphapruning.signal"] = np.array(leads)
-    size = model.config.block_sizes
     for base in recipe.bases:
-        counts, quotas = arrays[f"{base}.counts"].sum(axis=1), arrays[f"{base}.corrected"] * size
-        margins[f"{base}.counts"] = np.array([count_margin(quotas, counts)])
+        counts, final = arrays[f"{base}.counts"], arrays[f"{base}.corrected"]
+        sizes = model.config.linear_sizes
+        if final.ndim == 1:
+            counts, sizes = counts.sum(axis=1), sizes.sum(axis=1)
+        exists = sizes > 0
+        margins[f"{base}.counts"] = np.array(
+            [count_margin((final * sizes)[exists], counts[exists])]
+        )
+    margins["pruned.keep"] = _pruned(model, arrays, len(ids))
     for pruner, keep in decisions.keep.items():
         margins[f"{pruner}.keep"] = np.array(keep)
         if pruner in decisions.rows:
@@ -61,29 +67,46 @@ class DecisionMargins:
         self.rows: dict[str, list[Array]] = {}
 
     def __call__(self, pruner: str, block: PrunedBlock) -> None:
-        """Collect the margins of one block of a pruner: "wanda", "sparsegpt" or "pattern"."""
+        """Collect the margins of one block of a pruner, by its name among the steps."""
         dense = self._model.block(block.index, np.float64)
         by_linear = [
-            self._rows(pruner, dense[f"{name}.weight"], block.sums[input_of(name)], linear.keep)
+            self._rows(pruner, dense[f"{name}.weight"], block.sums.get(input_of(name)), linear.keep)
             for name, linear in block.linears.items()
         ]
         self.keep.setdefault(pruner, []).append([float(rows.min()) for rows in by_linear])
-        if pruner != "sparsegpt" and block.index in self._recipe.shown:
+        if pruner in ("wanda", "pattern") and block.index in self._recipe.shown:
             self.rows.setdefault(pruner, []).append(np.concatenate(by_linear))
 
-    def _rows(self, pruner: str, weight: Array, total: Array, keep: Keep) -> Array:
+    def _rows(self, pruner: str, weight: Array, total: Array | None, keep: Keep) -> Array:
         """Margins by row; of n:m the smallest of its groups; of SparseGPT by 128 columns."""
+        if total is None:
+            return row_margins(keep.reshape(1, -1), np.abs(weight).reshape(1, -1))
+        by_pattern = pruner in ("pattern", "sparsegpt_pattern")
+        group = parse_pattern(self._recipe.pattern).group if by_pattern else weight.shape[1]
+        if pruner.startswith("sparsegpt"):
+            damping, step = self._recipe.damping, group if by_pattern else WIDTH
+            score = sparsegpt_scores(weight, total, self._sequences, keep, damping, step)
+        else:
+            score = wanda_score(weight, total / self._sequences)
         if pruner == "sparsegpt":
-            damping = self._recipe.damping
-            score = sparsegpt_scores(weight, total, self._sequences, keep, damping)
             columns = [slice(start, start + WIDTH) for start in range(0, weight.shape[1], WIDTH)]
             together = [(keep[:, x].reshape(1, -1), score[:, x].reshape(1, -1)) for x in columns]
             return np.array([row_margins(*pair)[0] for pair in together])
-        score = wanda_score(weight, total / self._sequences)
-        pattern = pruner == "pattern"
-        group = parse_pattern(self._recipe.pattern).group if pattern else score.shape[1]
         margins = row_margins(keep.reshape(-1, group), score.reshape(-1, group))
         return margins.reshape(len(score), -1).min(axis=1)
+
+
+def _pruned(model: Model, arrays: Mapping[str, Array], sequences: int) -> Array:
+    """Margins of the decisions of the perturbation by pruning, [L, linears]."""
+    margins = np.full(model.config.linear_sizes.shape, inf)
+    for i, linears in enumerate(model.config.linears):
+        dense = model.block(i, np.float64)
+        for j, name in enumerate(linears):
+            weight, prefix = dense[f"{name}.weight"], f"pruned.blocks.{i}"
+            total = arrays[f"{prefix}.{input_of(name)}.squares"]
+            keep = unpacked(arrays[f"{prefix}.{name}.keep"], weight.shape[1])
+            margins[i, j] = row_margins(keep, wanda_score(weight, total / sequences)).min()
+    return margins
 
 
 def count_margin(quotas: Array, counts: Array) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from math import inf, isfinite
 
 import numpy as np
@@ -23,6 +24,7 @@ from refimpl.oracle.judging.ties import (
     outlier_ties,
     positions,
     rounding_ties,
+    sequential_ties,
     turnable,
 )
 from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
@@ -31,8 +33,10 @@ from refimpl.oracle.step_tolerances import moved_by_rounding
 from refimpl.oracle.steps import steps
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH
 
+BY_PRUNING = {"pruned.", "arrival.", "divergence."}
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and always two
 
 
@@ -41,10 +45,14 @@ def steps_after(case: Case, step: str) -> set[str]:
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
     if last == "weight":  # rounded to the stored dtype the other way: see `moved_by_rounding`
         return set()
+    if first == "pruned":
+        return BY_PRUNING
     if last not in ("signal", "counts"):
         return {f"{first}."}
-    counted = {"wanda.", "sparsegpt."} if first == case.recipe.bases[0] else set()
-    return counted | ({f"{first}."} if last == "signal" else set())
+    counted = {"magnitude.", "wanda.", "sparsegpt."} if first == case.recipe.bases[0] else set()
+    if last == "signal":  # the base itself turns, which the perturbation by pruning is made at
+        counted |= {f"{first}."} | (BY_PRUNING if counted else set())
+    return counted
 
 
 def ties_of(
@@ -60,20 +68,24 @@ def ties_of(
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
 
     if last == "counts":
-        name, sizes = f"{first}.corrected", case.model.config.linear_sizes
+        name = f"{recipe.bases[0]}.base" if first == "pruned" else f"{first}.corrected"
+        sizes = case.model.config.linear_sizes
         expected = case.expected[name]
         return count_ties(array, truth, expected, sizes, recipe.sparsity, tolerances[name])
     if step == "owl.signal":
         scores = dense_scores(case.model, case.inputs["token_ids"])
         floor = tolerance_of("score", np.zeros(1), 0.0, dtype)
-        m, *_ = recipe.signal_options
+        m = float(recipe.request("owl").options["m"])
         of_scores = [x for name, x in tolerances.items() if fnmatchcase(name, "wanda.*.score")]
         relative = max(of_scores, default=floor)
         return outlier_ties(array, truth, scores, m, tolerances[step], relative, TIE_SHARE)
     if last == "keep":
         score, group, slack = score_behind(case, reference, step, dtype)
         slack = slack + moved_by_rounding(case, step, dtype)
-        ties = keep_ties(array, truth, score, group, np.minimum(slack, 1.0))
+        in_order = first == "sparsegpt_pattern"
+        ties = (sequential_ties if in_order else keep_ties)(
+            array, truth, score, group, np.minimum(slack, 1.0)
+        )
         if not ties and first == "sparsegpt":
             return dead_ties(case, reference, dtype, step, array, np.minimum(slack, 1.0))
         few = np.minimum(slack / 4, 1.0)  # twice refimpl's own error
@@ -147,44 +159,55 @@ def score_behind(
     each input, [in], or of all, [1], and may be beyond 1.
     """
     pruner, _, block, linear, _ = step.split(".")
-    if pruner != "sparsegpt":
+    if pruner == "magnitude":
+        weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
+        slack = tolerance_of("score", np.zeros(1), 0.0, dtype)
+        return np.abs(weight), -weight.shape[1], np.array([slack])
+    if not pruner.startswith("sparsegpt"):
         group = parse_pattern(case.recipe.pattern).group if pruner == "pattern" else 0
         squares = f"{pruner}.blocks.{block}.{input_of(linear)}.squares"  # behind the score
         slack = tolerance_of("score", np.zeros(1), reference.errors[squares], dtype)
         carried = np.sqrt(case.expected[squares])
         typical = np.sqrt(np.mean(np.square(carried)))
         small = np.divide(typical, carried, out=np.full(carried.shape, inf), where=carried > 0)
-        score = reference.steps[step.removesuffix("keep") + "score"]
+        score = reference.steps.get(step.removesuffix("keep") + "score")
+        if score is None:  # of the dense model
+            weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
+            score = wanda_score(weight, reference.steps[squares] / len(case.inputs["token_ids"]))
         return score, group, slack * np.maximum(small, 1.0)
     sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
     weight, products, _ = _sparsegpt_inputs(case, reference, step, dtype)
     keep = unpacked(case.expected[step], weight.shape[1])
-    score = sparsegpt_scores(weight, products, sequences, keep, damping)
-    shown = {other: x for other, x in case.expected.items() if other.endswith(".products")}
-    if not shown:
-        every = replace(case.recipe, shown=(int(block),))
-        name = f"sparsegpt.blocks.{block}.{input_of(linear)}.products"
-        shown = {name: steps(case.model, case.inputs["token_ids"], every)[name]}
+    in_order = pruner == "sparsegpt_pattern"
+    group = parse_pattern(case.recipe.pattern).group if in_order else WIDTH
+    score = sparsegpt_scores(weight, products, sequences, keep, damping, group)
+    known = {other: x for other, x in case.expected.items() if other.endswith(".products")}
+    name = f"{pruner}.blocks.{block}.{input_of(linear)}.products"
+    known[name] = products  # of a block that is not shown, too: errors grow with depth
     errors = [
         sparsegpt_error(reference.steps[other], total, sequences, damping)
-        for other, total in shown.items()
+        for other, total in known.items()
     ]
     slack = tolerance_of(step + "score", np.zeros(1), max(errors), dtype)
-    return score, -WIDTH, np.array([slack])
+    return score, group if in_order else -WIDTH, np.array([slack])
+
+
+@lru_cache(maxsize=2)
+def every_step(case: Case) -> Mapping[str, Array]:
+    """The steps of all blocks, of those that are not shown too, in float64."""
+    shown = tuple(range(case.model.config.num_blocks))
+    return steps(case.model, case.inputs["token_ids"], replace(case.recipe, shown=shown))
 
 
 def _sparsegpt_inputs(
     case: Case, reference: ReferenceRun, step: str, dtype: str
 ) -> tuple[Array, Array, float]:
-    """Dense weights and products behind a decision of SparseGPT, and the products' tolerance.
-
-    For a block that is not shown the products are refimpl's own.
-    """
-    _, _, block, linear, _ = step.split(".")
-    name = f"sparsegpt.blocks.{block}.{input_of(linear)}.products"
+    """Dense weights and products behind a decision of SparseGPT, and the products' tolerance."""
+    pruner, _, block, linear, _ = step.split(".")
+    name = f"{pruner}.blocks.{block}.{input_of(linear)}.products"
     errors = reference.errors
     every = [x for other, x in errors.items() if other.endswith(".products") and isfinite(x)]
     own = errors.get(name, max(every, default=0.0))
     weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
-    products = case.expected.get(name, reference.steps[name])
+    products = case.expected[name] if name in case.expected else every_step(case)[name]
     return weight, products, tolerance_of("score", np.zeros(1), own, dtype)

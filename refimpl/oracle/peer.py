@@ -15,6 +15,8 @@ from refimpl.oracle.judging.measures import error_of, measure_of
 from refimpl.oracle.steps import Recipe
 from refimpl.pruners.decision import Method, Pruner, decision
 
+SHIPPED = ("owl", "alphapruning", "dlp", "uniform")  # bases with code of the peers
+
 
 def peer_steps(
     model: Model, recipe: Recipe, expected: Mapping[str, Array], sequences: int
@@ -47,13 +49,14 @@ def _steps(
     """The same, by the names of the steps."""
     config = model.config
     requests = {
-        base: replace(recipe.request(base), correct=None, compat="peer") for base in recipe.bases
+        base: replace(recipe.request(base), correct=None, compat="peer")
+        for base in recipe.bases
+        if base in SHIPPED
     }
-    signals = recipe.signals(expected)
     allocations: dict[str, Allocation] = {}
     for base, request in requests.items():
         with suppress(RefimplError):
-            allocation = base_only(signals, request, config.linears)
+            allocation = base_only(recipe.signals(expected, base), request, config.linears)
             allocations[base] = allocation
             yield f"{base}.base", allocation.base_sparsity
             yield f"{base}.counts", allocation.linear_pruned

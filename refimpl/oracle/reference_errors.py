@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isfinite
 
+import numpy as np
+
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
@@ -21,7 +23,11 @@ from refimpl.oracle.rounding import (
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import stepwise_steps
 
-PRUNERS = ("wanda", "sparsegpt", "pattern")
+CHOOSING = (  # first words of steps that follow from choices
+    "pruned", "arrival", "divergence", "magnitude", "wanda", "sparsegpt", "pattern",
+    "sparsegpt_pattern",
+)  # fmt: skip
+EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")
 
 
 @dataclass(frozen=True)
@@ -59,23 +65,37 @@ def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRu
             continue  # these are the errors already
         for name, x in _sample(case, stepwise, sample).items():
             errors[name] = max(errors[name], x * EPS[dtype])
-    difference = _difference_error(case, errors, stepwise)
-    for name in errors:
-        if name.endswith(".drift") or name == "absorption_coefficient":
-            errors[name] = max(errors[name], difference)
+    for experiment in EXPERIMENTS:
+        difference = _difference_error(case, errors, stepwise, experiment)
+        for name in errors:
+            if is_drift(name, experiment) or name == coefficient_of(experiment):
+                errors[name] = max(errors[name], difference)
     return ReferenceRun(arrays, errors)
 
 
-def _difference_error(case: Case, errors: Mapping[str, float], stepwise: bool) -> float:
+def is_drift(name: str, experiment: str) -> bool:
+    """Whether a step is a drift of one of the `EXPERIMENTS`."""
+    return name.startswith(experiment) and name.endswith(".drift")
+
+
+def coefficient_of(experiment: str) -> str:
+    """The coefficients of one of the `EXPERIMENTS`."""
+    return experiment.replace("perturbed.", "") + "absorption_coefficient"
+
+
+def _difference_error(
+    case: Case, errors: Mapping[str, float], stepwise: bool, experiment: str
+) -> float:
     """The error of the difference of two rounded states: ``sqrt(2) rho / (d sqrt(n))``.
 
     Each is off by rho of itself, in a direction of its own, and they lie d apart. Of n numbers with
     errors of either sign, the part along the difference is one in sqrt(n). Step by step rho is the
-    sum over all blocks, as each is fed its state; d is the smallest drift.
+    sum over all blocks, as each is fed its state; d is the experiment's smallest drift.
     """
     states = [x for name, x in errors.items() if name.endswith(".resid_post")]
     rho = sum(states) if stepwise else max(states)
-    least = min(x.min() for name, x in case.expected.items() if name.endswith(".drift"))
+    drifts = [x.min() for name, x in case.expected.items() if is_drift(name, experiment)]
+    least = min(x for x in drifts if not np.isnan(x)) if drifts else 0.0
     n = case.expected["blocks.0.resid_post"].size
     return (2 / n) ** 0.5 * rho / float(least) if least else 0.0
 
@@ -93,7 +113,7 @@ def _sample(case: Case, stepwise: bool, kind: type[FewerBits] | None) -> dict[st
         for name, x in errors.items()
         if measure_of(name, case.expected[name].dtype) in RESOLVABLE
         and isfinite(x)
-        and (stepwise or name.split(".")[0] not in PRUNERS)
+        and (stepwise or name.split(".")[0] not in CHOOSING)
     }
 
 
@@ -127,9 +147,16 @@ def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> 
         step: error_of(step, computed[step], value, measure_of(step, value.dtype))[0]
         for step, value in truth.items()
     }
-    for kind in (".drift", ".alignment", ".corrected", ".perplexity"):
-        alike = [x for x in errors if x.endswith(kind) and isfinite(errors[x])]
+    kinds = [(x, y) for x in EXPERIMENTS for y in (".drift", ".alignment")]
+    for start, end in (*kinds, ("", ".corrected")):
+        alike = [x for x in errors if x.startswith(start) and x.endswith(end)]
+        alike = [x for x in alike if isfinite(errors[x])]
         errors |= dict.fromkeys(alike, max((errors[x] for x in alike), default=0.0))
-    ratio = "absorption_coefficient"
-    errors[ratio] = max(errors[ratio], errors["perturbed.0.drift"])
+    turned = {x.split(".")[0] for x in errors if x.endswith(".keep") and errors[x]}
+    perplexities = [x for x in errors if x.endswith(".perplexity") and isfinite(errors[x])]
+    least = [errors[x] for x in perplexities if x.split(".")[0] not in turned]
+    errors |= {x: max(errors[x], *least) for x in perplexities}
+    for experiment in EXPERIMENTS:
+        ratio = coefficient_of(experiment)
+        errors[ratio] = max(errors[ratio], errors[f"{experiment}0.drift"])
     return errors

@@ -9,11 +9,15 @@ from functools import lru_cache
 
 import numpy as np
 
+from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.tolerance import EPS, FLOOR_16, SPARSEGPT_FACTOR, tolerance_of
 from refimpl.oracle.reference_errors import reference_run
+from refimpl.oracle.steps import signal_of
 from refimpl.oracle.stepwise import StepInputs
+
+Moved = Callable[[StepInputs, str, Mapping[str, float]], float]
 
 
 @lru_cache(maxsize=8)
@@ -31,13 +35,18 @@ def step_tolerances(case: Case, dtype: str, stepwise: bool = False) -> Mapping[s
     }
     if not stepwise:
         inputs = StepInputs(case)
-        for base in case.recipe.bases:
-            for step, moved in (
-                (f"{base}.base", _base_moved), (f"{base}.corrected", _correction_moved)
-            ):  # fmt: skip
-                floor = tolerance_of(step, case.expected[step], 0.0, dtype)
-                widened = moved(inputs, base, tolerances) + floor
-                tolerances[step] = max(tolerances[step], widened)
+        moving: list[tuple[str, Moved, str]]
+        moving = [(f"{base}.base", _base_moved, base) for base in case.recipe.bases]
+        moving += [(f"{base}.corrected", _correction_moved, base) for base in case.recipe.bases]
+        moving += [(f"{x}.corrected", _error_moved, x) for x in ("arrival", "divergence")]
+        for step, moved, name in moving:
+            floor = tolerance_of(step, case.expected[step], 0.0, dtype)
+            widened = moved(inputs, name, tolerances) + floor
+            tolerances[step] = max(tolerances[step], widened)
+    if "coarse.stderr" in tolerances:  # a difference of coefficients: off by as much as these
+        ratio, stderr = (case.expected[f"coarse.{x}"] for x in ("absorption_coefficient", "stderr"))
+        off = tolerances["coarse.absorption_coefficient"] * ratio.max()
+        tolerances["coarse.stderr"] += off / (stderr.max() or 1.0)
     return {
         name: x + moved_by_rounding(case, name, dtype) if x else x for name, x in tolerances.items()
     }
@@ -45,11 +54,11 @@ def step_tolerances(case: Case, dtype: str, stepwise: bool = False) -> Mapping[s
 
 def _base_moved(inputs: StepInputs, base: str, tolerances: Mapping[str, float]) -> float:
     """How far a base moves with its signals."""
-    name = f"{base}.signal"
+    name = signal_of(base)
     if name not in inputs.case.expected:
         return 0.0
     return moved_by(
-        lambda signal: inputs.projected(inputs.base(base, {name: signal})),
+        lambda signal: inputs.per_block(inputs.projected(inputs.base(base, {name: signal}))),
         inputs.case.expected[name],
         tolerances[name],
     )
@@ -59,8 +68,22 @@ def _correction_moved(inputs: StepInputs, base: str, tolerances: Mapping[str, fl
     """How far a corrected allocation moves with its base and with the coefficients."""
     dense, name = inputs.base(base, {}), "absorption_coefficient"
     ratios = inputs.case.expected[name]
-    by_base = moved_by(lambda x: inputs.corrected(x, ratios), dense, tolerances[f"{base}.base"])
-    return by_base + moved_by(lambda x: inputs.corrected(dense, x), ratios, tolerances[name])
+    u = clipped_log(ratios)
+    by_base = moved_by(lambda x: inputs.corrected(x, u), dense, tolerances[f"{base}.base"])
+    return by_base + moved_by(
+        lambda x: inputs.corrected(dense, clipped_log(x)), ratios, tolerances[name]
+    )
+
+
+def _error_moved(inputs: StepInputs, correct: str, tolerances: Mapping[str, float]) -> float:
+    """How far the first base, corrected by arrival or divergence, moves with it and the errors."""
+    base = inputs.case.recipe.bases[0]
+    dense, errors, name = inputs.base(base, {}), inputs.errors(correct), inputs.error_step(correct)
+    u = centred_log(errors)
+    by_base = moved_by(lambda x: inputs.corrected(x, u), dense, tolerances[f"{base}.base"])
+    return by_base + moved_by(
+        lambda x: inputs.corrected(dense, centred_log(x)), errors, tolerances[name]
+    )
 
 
 def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> float:
@@ -87,7 +110,7 @@ def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
     candidate's, one that lies between two numbers may become either, in a block that is shown or
     not, and what follows moves by units of the file's dtype.
     """
-    if not step.startswith("sparsegpt.") or step.startswith("sparsegpt.blocks.0."):
+    if not step.startswith("sparsegpt") or ".blocks.0." in step:
         return 0.0
     names = {weight.stored.numpy_dtype.name for weight in case.model.weights.values()}
     unit = max((EPS[name] for name in names & EPS.keys()), default=0.0)

@@ -5,13 +5,13 @@ computed by the functions that the commands call.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.allocate import allocate
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import Correction, Request
 from refimpl.allocation.scores import Scores, Signals
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets
 from refimpl.evaluation.batch import batches
@@ -23,11 +23,27 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import parse_pattern
-from refimpl.pruners.scores import wanda_score
+from refimpl.pruners.scores import wanda_keep, wanda_score
 from refimpl.pruning.pruned_blocks import PrunedBlock, pruned_blocks
 from refimpl.running.settings import Settings
+from refimpl.scoring.activation_signals import activation_signals
+from refimpl.scoring.base_signals import alphas_of
+from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
+from refimpl.scoring.measurements import Squares
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
+
+BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "owl": ("owl", {}),
+    "alphapruning": ("alphapruning", {}),
+    "dlp": ("dlp", {}),
+    "uniform": ("uniform", {}),
+    "atp": ("atp", {}),
+    "dlp_median": ("dlp", {"statistic": "median"}),
+    "alphapruning_mid": ("alphapruning", {"fit": "mid"}),
+    "alphapruning_linear": ("alphapruning", {"unit": "linear"}),
+}
+"""Bases by the name of their steps: the base of `refimpl allocate`, and its options."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +52,16 @@ class Recipe:
 
     Args:
         eta: Relative magnitude of the noise.
+        coarse_eta: That of a second experiment, which 16 bits resolve.
+        draws: Draws of the second experiment.
         noise_scale: "token" or "sequence".
         noise_shape: "isotropic" or "channel".
         norm: "token" or "sequence".
         sink: "include" or "exclude".
         seed: Seed of the noise.
         sparsity: Target over all weights.
-        bases: Base allocations, with their default options; pruners use the first.
+        bases: Base allocations, from `BASES`; pruners use the first.
+        beta: Step per block of the base `atp`.
         strength: Strength of the correction by absorption.
         max_correction: Largest correction of a block's sparsity.
         pattern: n:m, n zeros in each m consecutive inputs; empty for none.
@@ -51,13 +70,16 @@ class Recipe:
     """
 
     eta: float = 0.01
+    coarse_eta: float = 0.3
+    draws: int = 2
     noise_scale: NoiseScale = "token"
     noise_shape: NoiseShape = "isotropic"
     norm: Norm = "token"
     sink: Sink = "include"
     seed: int = 0
     sparsity: float = 0.5
-    bases: tuple[str, ...] = ("owl", "alphapruning", "dlp", "uniform")
+    bases: tuple[str, ...] = tuple(BASES)
+    beta: float = 0.01
     strength: float = 0.1
     max_correction: float = 0.05
     pattern: str = "2:4"
@@ -73,26 +95,36 @@ class Recipe:
         )  # fmt: skip
 
     @property
-    def signal_options(self) -> tuple[float, str, str, str]:
-        """OWL's m, DLP's statistic, AlphaPruning's fit and xmin."""
-        owl, dlp, alpha = (self.request(base).options for base in ("owl", "dlp", "alphapruning"))
-        return float(owl["m"]), str(dlp["statistic"]), str(alpha["fit"]), str(alpha["xmin"])
+    def coarse_perturbation(self) -> Perturbation:
+        """The same at an eta that 16 bits resolve, and with several draws."""
+        return replace(self.perturbation, eta=(self.coarse_eta,), draws=self.draws)
 
-    def request(self, base: str) -> Request:
+    def request(self, base: str, correct: Correction = "absorption") -> Request:
         """The request for a base allocation and its correction."""
+        name, options = BASES[base]
         return Request(
-            base,
+            name,
+            {**options, "beta": self.beta} if name == "atp" else options,
             sparsity=self.sparsity,
-            correct="absorption",
+            correct=correct,
             strength=self.strength,
             max_correction=self.max_correction,
         )
 
-    def signals(self, arrays: Mapping[str, Array]) -> Signals:
-        """The signals among some steps, with the options that they were computed with."""
-        m, statistic, fit, xmin = self.signal_options
-        owl, dlp = arrays["owl.signal"], arrays["dlp.signal"]
-        return Signals(m, owl, statistic, dlp, fit, xmin, arrays.get("alphapruning.signal"))
+    def signals(self, arrays: Mapping[str, Array], base: str) -> Signals:
+        """The signals of a base among some steps, with the options that they were computed with."""
+        options = {name: self.request(name).options for name in ("owl", "dlp", "alphapruning")}
+        options[BASES[base][0]] = self.request(base).options
+        m, statistic = float(options["owl"]["m"]), str(options["dlp"]["statistic"])
+        fit, xmin = (str(options["alphapruning"][name]) for name in ("fit", "xmin"))
+        dlp = arrays["dlp_median.signal" if statistic == "median" else "dlp.signal"]
+        alpha = arrays.get("alphapruning_mid.signal" if fit == "mid" else "alphapruning.signal")
+        return Signals(m, arrays["owl.signal"], statistic, dlp, fit, xmin, alpha)
+
+
+def signal_of(base: str) -> str:
+    """The step that a base is made from; none has this name for bases without a signal."""
+    return ("alphapruning" if base == "alphapruning_linear" else base) + ".signal"
 
 
 def steps(
@@ -109,13 +141,23 @@ def steps(
     - the trace points, [N, S, ...];
     - `perturbed.{l}.drift` and `.alignment`, after block l and every later one, [L - l];
     - `absorption_coefficient` [L];
-    - `owl.signal`, `dlp.signal` [L], `alphapruning.signal` [L, linears];
-    - `{base}.base` and `{base}.corrected`, sparsities, [L]; `{base}.counts` [L, linears];
-    - for each of `wanda`, `sparsegpt` and `pattern`, block by block through the pruned ones before:
+    - `coarse.*`, the same at `coarse_eta` with several draws, and `coarse.stderr` [L], the standard
+      error of the coefficient (with n - 1), if there are two sequences or more;
+    - `owl.signal`, `dlp.signal`, `dlp_median.signal` [L], and `alphapruning.signal`,
+      `alphapruning_mid.signal` [L, linears];
+    - `{base}.base` and `{base}.corrected`, sparsities, [L]; `{base}.counts` [L, linears]; of
+      `alphapruning_linear`, `.corrected` is [L, linears];
+    - `pruned.*`, the perturbation by pruning at the first base: the dense `.squares`, `.counts` and
+      `.keep`, named as below; `.drift` and `.alignment`; the `absorption_coefficient`, and
+      `pruned.divergence` [L], nats; `arrival.corrected` and `divergence.corrected` [L], the first
+      base so corrected;
+    - for each of `magnitude`, `wanda`, `sparsegpt`, `pattern` (Wanda's n:m) and
+      `sparsegpt_pattern`, block by block through the pruned ones before:
       `{pruner}.blocks.3.mlp_norm.squares` [in] (`.products` [in, in] for sparsegpt, of the shown
       blocks), sums over the tokens of what linears read; `{pruner}.blocks.3.q_proj.keep`, bits,
       [out, in / 8]; of the shown blocks `.score` (not of sparsegpt, where scores change as columns
-      go) and `.weight` (not of pattern), [out, in];
+      go) and `.weight` (of wanda and sparsegpt), [out, in]; of magnitude and sparsegpt_pattern only
+      `.keep`;
     - `dense.perplexity` and `{pruner}.perplexity` [1].
 
     Args:
@@ -136,24 +178,39 @@ def steps(
     """
     arrays = dict(forward(model, ids, trace=True, dtype=dtype).trace)
     tokens = Tokens(ids, "of the case", "ids")
-    first = "alphapruning" if "alphapruning" in recipe.bases else recipe.bases[0]
-    scores = score(model, tokens, recipe.perturbation, recipe.request(first), dtype=dtype)
-    arrays |= _measured(scores)
+    spectra = {"alphapruning", "alphapruning_linear"} & set(recipe.bases)
+    request = recipe.request("alphapruning" if spectra else "owl")
+    scores = score(model, tokens, recipe.perturbation, request, dtype=dtype)
+    coarse = score(model, tokens, recipe.coarse_perturbation, recipe.request("owl"), dtype=dtype)
+    arrays |= _experiment("", scores) | _experiment("coarse.", coarse)
+    arrays["owl.signal"] = scores.signals.owl_outlier_percent
+    arrays["dlp.signal"] = scores.signals.dlp_score
+    if scores.signals.alpha is not None:
+        arrays["alphapruning.signal"] = scores.signals.alpha
+    squares = _further_signals(model, ids, recipe, dtype, arrays)
     targets: dict[str, Targets] = {}
     for base in recipe.bases:
-        allocation = allocate(scores, recipe.request(base))
+        of_base = replace(scores, signals=recipe.signals(arrays, base))
+        allocation = allocate(of_base, recipe.request(base))
         targets[base] = allocation_targets(allocation)
+        by_linear = base == "alphapruning_linear"
         arrays[f"{base}.base"] = allocation.base_sparsity
-        arrays[f"{base}.corrected"] = allocation.corrected_sparsity
+        arrays[f"{base}.corrected"] = (
+            allocation.linear_sparsity if by_linear else allocation.corrected_sparsity
+        )
         arrays[f"{base}.counts"] = allocation.linear_pruned
+    arrays |= _perturbed_by_pruning(model, tokens, recipe, dtype, squares)
     config = model.config
+    first = targets[recipe.bases[0]]
     pruners: list[tuple[str, Method, Targets]] = [
-        ("wanda", "wanda", targets[recipe.bases[0]]),
-        ("sparsegpt", "sparsegpt", targets[recipe.bases[0]]),
-    ]
+        ("magnitude", "magnitude", first), ("wanda", "wanda", first),
+        ("sparsegpt", "sparsegpt", first),
+    ]  # fmt: skip
     if recipe.pattern:
-        pattern = parse_pattern(recipe.pattern)
-        pruners.append(("pattern", "wanda", pattern_targets(pattern, config.linears, "exact")))
+        pattern = pattern_targets(parse_pattern(recipe.pattern), config.linears, "exact")
+        pruners += [
+            ("pattern", "wanda", pattern), ("sparsegpt_pattern", "sparsegpt", pattern)
+        ]  # fmt: skip
     perplexities: dict[str, Array] = {}
     sequences = batches(list(ids), [1] * len(ids), config)
     with Settings(dtype).open({}) as resources:
@@ -173,17 +230,63 @@ def steps(
     return arrays | perplexities
 
 
-def _measured(scores: Scores) -> Iterator[tuple[str, Array]]:
-    """The experiment and the signals."""
-    (experiment,), signals = scores.sweep, scores.signals
+def _experiment(prefix: str, scores: Scores) -> dict[str, Array]:
+    """What was measured of the perturbations, under names with a prefix or without."""
+    (experiment,), states = scores.sweep, prefix or "perturbed."
+    arrays: dict[str, Array] = {}
     for i in range(scores.num_blocks):
-        yield f"perturbed.{i}.drift", experiment.drift[i, i:]
-        yield f"perturbed.{i}.alignment", experiment.alignment[i, i:]
-    yield "absorption_coefficient", experiment.coefficient
-    yield "owl.signal", signals.owl_outlier_percent
-    yield "dlp.signal", signals.dlp_score
-    if signals.alpha is not None:
-        yield "alphapruning.signal", signals.alpha
+        arrays[f"{states}{i}.drift"] = experiment.drift[i, i:]
+        arrays[f"{states}{i}.alignment"] = experiment.alignment[i, i:]
+    arrays[f"{prefix}absorption_coefficient"] = experiment.coefficient
+    if prefix == "coarse." and np.isfinite(experiment.stderr).all():
+        arrays["coarse.stderr"] = experiment.stderr
+    if experiment.divergence is not None:
+        arrays[f"{prefix}divergence"] = experiment.divergence
+    return arrays
+
+
+def _further_signals(
+    model: Model,
+    ids: npt.NDArray[np.int64],
+    recipe: Recipe,
+    dtype: npt.DTypeLike,
+    arrays: dict[str, Array],
+) -> Squares:
+    """Add the signals of other statistics and fits; the squares of what dense linears read."""
+    with Settings(dtype).open({}) as resources:
+        squares = dense_squares(model, ids, resources)
+        if "dlp_median" in recipe.bases:
+            moments = wanda_moments(squares, len(ids), model.config)
+            _, median = activation_signals(model, moments, 5.0, "median", resources)
+            arrays["dlp_median.signal"] = median
+        if "alphapruning_mid" in recipe.bases:
+            laws = alphas_of(model, recipe.request("alphapruning_mid"), 1, resources)
+            arrays["alphapruning_mid.signal"] = laws["alpha"]
+    return squares
+
+
+def _perturbed_by_pruning(
+    model: Model, tokens: Tokens, recipe: Recipe, dtype: npt.DTypeLike, squares: Squares
+) -> Iterator[tuple[str, Array]]:
+    """The perturbation by pruning: its decisions, what it does, and the corrections by it."""
+    base, sequences = recipe.bases[0], len(tokens.ids)
+    plan = Perturbation("pruning", norm=recipe.norm, sink=recipe.sink)
+    scores = score(model, tokens, plan, recipe.request(base, "divergence"), dtype=dtype)
+    assert scores.pruned_at is not None
+    counts = scores.pruned_at.linear_pruned
+    yield "pruned.counts", counts
+    for i, sums in enumerate(squares):
+        yield from ((f"pruned.blocks.{i}.{point}.squares", total) for point, total in sums.items())
+        dense = model.block(i, np.float64)
+        for linear, count in zip(model.config.linears[i], counts[i].tolist(), strict=False):
+            score_of = wanda_score(dense[f"{linear}.weight"], sums[input_of(linear)] / sequences)
+            keep = wanda_keep(score_of, count)
+            yield f"pruned.blocks.{i}.{linear}.keep", np.packbits(keep, axis=1)
+    yield from _experiment("pruned.", scores).items()
+    corrections: tuple[Correction, ...] = ("arrival", "divergence")
+    for correct in corrections:
+        allocation = allocate(scores, recipe.request(base, correct))
+        yield f"{correct}.corrected", allocation.corrected_sparsity
 
 
 def _pruned(
@@ -191,17 +294,17 @@ def _pruned(
 ) -> Iterator[tuple[str, Array]]:
     """One block of a pruner: the sums over its linears' inputs, scores, decisions and weights."""
     prefix, shown = f"{name}.blocks.{block.index}", block.index in recipe.shown
-    kind = "products" if name == "sparsegpt" else "squares"
+    kind = "products" if name.startswith("sparsegpt") else "squares"
     for point, total in block.sums.items():
         if kind == "squares" or shown:  # outer products are large
             yield f"{prefix}.{point}.{kind}", total
     dense = model.block(block.index, np.float64) if shown else {}
     for linear, pruned in block.linears.items():
-        if shown and name != "sparsegpt":
+        if shown and name in ("wanda", "pattern"):
             moment = block.sums[input_of(linear)] / sequences
             yield f"{prefix}.{linear}.score", wanda_score(dense[f"{linear}.weight"], moment)
         yield f"{prefix}.{linear}.keep", np.packbits(pruned.keep, axis=1)
-        if shown and name != "pattern":  # there it follows from keep
+        if shown and name in ("wanda", "sparsegpt"):  # of the others it follows from keep
             yield f"{prefix}.{linear}.weight", block.weights[f"{linear}.weight"]
 
 

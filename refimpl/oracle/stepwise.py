@@ -8,15 +8,17 @@ the commands call.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import base_allocation, linear_counts
+from refimpl.allocation.allocate import base_allocation, linear_counts, units_of
 from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
-from refimpl.method.correction import clipped_log, corrected
+from refimpl.method.correction import centred_log, clipped_log, corrected
+from refimpl.method.divergence import RunningDivergence
 from refimpl.method.projection import project
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
@@ -34,8 +36,8 @@ from refimpl.pruning.calibration import CALIBRATED
 from refimpl.pruning.pruned_linears import stored_weight
 from refimpl.running.settings import Settings
 from refimpl.scoring.activation_signals import activation_signals
+from refimpl.scoring.base_signals import alphas_of
 from refimpl.scoring.dense_statistics import wanda_moments
-from refimpl.scoring.spectra import power_laws
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,23 +72,53 @@ class StepInputs:
         return embed(self.ids, positions, model.embedding(), model.config, self.dtype)
 
     def base(self, name: str, others: Mapping[str, Array]) -> Array:
-        """A base allocation [L] of the case's signals, or others, before it is projected."""
+        """A base [L] or [L, linears] of the case's signals, or others, before it is projected."""
         config, recipe = self.case.model.config, self.case.recipe
         signals = {x: self.number(x) for x in self.case.expected if x.endswith(".signal")}
-        every, request = recipe.signals(signals | dict(others)), recipe.request(name)
+        every, request = recipe.signals(signals | dict(others), name), recipe.request(name)
         return base_allocation(every, request, config.linears)
 
     def projected(self, base: Array) -> Array:
-        """A base allocation [L] on the recipe's budget."""
-        return project(base, self.case.model.config.block_sizes, self.case.recipe.sparsity)
+        """A base allocation, [L] or [L, linears], on the recipe's budget."""
+        sizes, exists = units_of(base, self.case.model.config.linear_sizes)
+        result = np.zeros(base.shape)
+        result[exists] = project(base[exists], sizes, self.case.recipe.sparsity)
+        return result
 
-    def corrected(self, base: Array, coefficients: Array) -> Array:
-        """A base allocation [L], corrected by absorption coefficients [L]."""
-        recipe, sizes = self.case.recipe, self.case.model.config.block_sizes
-        return corrected(
-            base, clipped_log(coefficients), np.arange(len(base)), sizes,
+    def per_block(self, allocation: Array) -> Array:
+        """An allocation, [L] or [L, linears], as the share of each block that goes, [L]."""
+        if allocation.ndim == 1:
+            return allocation
+        sizes = self.case.model.config.linear_sizes
+        return np.vecdot(allocation, sizes / sizes.sum(axis=1, keepdims=True))
+
+    def corrected(self, base: Array, u: Array) -> Array:
+        """A base allocation, [L] or [L, linears], corrected by clipped logarithms [L]."""
+        recipe, (sizes, exists) = (
+            self.case.recipe,
+            units_of(base, self.case.model.config.linear_sizes),
+        )
+        result = np.zeros(base.shape)
+        result[exists] = corrected(
+            base[exists], u, np.nonzero(exists)[0], sizes,
             recipe.sparsity, recipe.strength, recipe.max_correction,
         )  # fmt: skip
+        return result
+
+    def error_step(self, correct: str) -> str:
+        """A step of the errors that a correction by arrival or divergence is made from."""
+        return "pruned.divergence" if correct == "divergence" else "pruned.0.drift"
+
+    def errors(self, correct: str) -> Array:
+        """The errors that a correction by arrival or divergence is made from, [L]."""
+        if correct == "divergence":
+            return self.number("pruned.divergence")
+        blocks = range(self.case.model.config.num_blocks)
+        return np.array([self.number(f"pruned.{i}.drift")[-1] for i in blocks])
+
+    def noise(self, block: int, draw: int) -> Array:
+        """The case's noise after a block, [N, S, D]."""
+        return self.case.inputs[f"noise.{draw}" if draw else "noise"][block]
 
     def state(self, step: str) -> Array:
         """A value that the model computes with: rounded once to the dtype."""
@@ -105,6 +137,9 @@ class StepInputs:
         return unpacked(self.case.expected[step], shape[1])
 
 
+METHODS: Mapping[str, Method] = {
+    "magnitude": "magnitude", "sparsegpt": "sparsegpt", "sparsegpt_pattern": "sparsegpt",
+}  # fmt: skip
 NamedArrays = Iterator[tuple[str, Array]]
 
 
@@ -128,15 +163,18 @@ def _steps(inputs: StepInputs) -> NamedArrays:
     case.model.check_finite(inputs.dtype)
     with loud(inputs.dtype):
         yield from _forward(inputs)
-        yield from _experiment(inputs)
+        yield from _experiment(inputs, "perturbed.", case.recipe.eta, 1)
+        yield from _experiment(inputs, "coarse.", case.recipe.coarse_eta, case.recipe.draws)
         yield from _allocations(inputs)
+        yield from _perturbed_by_pruning(inputs)
         counts = case.expected[f"{case.recipe.bases[0]}.counts"].tolist()
-        for name in ("wanda", "sparsegpt"):
+        for name in ("magnitude", "wanda", "sparsegpt"):
             yield from _pruned(inputs, name, counts)
         if case.recipe.pattern:
             pattern = parse_pattern(case.recipe.pattern)
             goals = [[pattern] * len(linears) for linears in config.linears]
-            yield from _pruned(inputs, "pattern", goals)
+            for name in ("pattern", "sparsegpt_pattern"):
+                yield from _pruned(inputs, name, goals)
         last = inputs.state(f"blocks.{config.num_blocks - 1}.resid_post")
         yield "dense.perplexity", _perplexity(inputs, last)
 
@@ -163,91 +201,159 @@ def _forward(inputs: StepInputs) -> NamedArrays:
     head(last, model.head(dtype), config, case_value)
     yield from trace.items()
 
-    m, statistic, fit, xmin = inputs.case.recipe.signal_options
-    moments = wanda_moments(squares, len(inputs.ids), config)
+    recipe, moments = inputs.case.recipe, wanda_moments(squares, len(inputs.ids), config)
+    m = float(recipe.request("owl").options["m"])
+    for i, sums in enumerate(squares):
+        yield from ((f"pruned.blocks.{i}.{point}.squares", total) for point, total in sums.items())
     with Settings(dtype).open({}) as resources:
-        owl, dlp = activation_signals(model, moments, m, statistic, resources)
+        owl, dlp = activation_signals(model, moments, m, "mean", resources)
         yield from (("owl.signal", owl), ("dlp.signal", dlp))
-        if "alphapruning" in inputs.case.recipe.bases:
-            laws = power_laws(model, fit, xmin, resources)
-            yield "alphapruning.signal", np.array([[law.alpha for law in row] for row in laws])
+        if "dlp_median" in recipe.bases:
+            _, median = activation_signals(model, moments, m, "median", resources)
+            yield "dlp_median.signal", median
+        for base in ("alphapruning", "alphapruning_mid"):
+            if f"{base}.signal" in inputs.case.expected:
+                alphas = alphas_of(model, recipe.request(base), 1, resources)
+                yield f"{base}.signal", alphas["alpha"]
 
 
-def _experiment(inputs: StepInputs) -> NamedArrays:
+def _experiment(inputs: StepInputs, name: str, eta: float, draws: int) -> NamedArrays:
     """Each block's perturbation, from the case's clean states, and measured against them."""
-    model, blocks = inputs.case.model, inputs.case.model.config.num_blocks
+    recipe, blocks = inputs.case.recipe, inputs.case.model.config.num_blocks
     clean = [inputs.state(f"blocks.{i}.resid_post") for i in range(blocks)]
-    weights = [model.block(i, inputs.dtype) for i in range(blocks)]
+    weights = [inputs.case.model.block(i, inputs.dtype) for i in range(blocks)]
     ratios = []
-    for i, noise in enumerate(inputs.case.inputs["noise"]):
-        sequences = [
-            list(_deviations(inputs, i, [x[n] for x in clean[i:]], noise[n], weights))
-            for n in range(len(inputs.ids))
+    for i, n in product(range(blocks), range(len(inputs.ids))):
+        h = clean[i][n]
+        kept = experiment.kept_tokens(h, recipe.sink)
+        for draw in range(draws):
+            start = experiment.perturbed(
+                h, inputs.noise(i, draw)[n], eta, kept, recipe.noise_scale, recipe.noise_shape
+            )
+            ratios.append(list(_deviations(inputs, i, [x[n] for x in clean[i:]], start, weights)))
+    yield from _measured(name, ratios, blocks, len(inputs.ids), draws)
+
+
+Deviations = list[tuple[Array, Array, Array]]
+"""Drift, alignment and state of a perturbed sequence, after its block and every later one."""
+
+
+def _measured(
+    name: str, states: Sequence[Deviations], blocks: int, sequences: int, draws: int
+) -> NamedArrays:
+    """An experiment's steps, from its states by block, sequence and draw."""
+    ratios = np.empty((sequences, draws, blocks))
+    for i in range(blocks):
+        after = [states[(i * sequences + n) * draws :][:draws] for n in range(sequences)]
+        for j, kind in enumerate(("drift", "alignment")):
+            means = [[[nan_mean(k[j]) for k in x] for x in of_draws] for of_draws in after]
+            yield f"{name}{i}.{kind}", nan_mean(nan_mean(np.array(means), axis=1), axis=0)
+        ratios[:, :, i] = [
+            [nan_mean(surviving_drift(x[-1][0], x[0][0])) for x in of_draws] for of_draws in after
         ]
-        for j, name in enumerate(("drift", "alignment")):
-            means = [[nan_mean(after[j]) for after in sequence] for sequence in sequences]
-            yield f"perturbed.{i}.{name}", nan_mean(np.array(means), axis=0)
-        ratios.append([nan_mean(surviving_drift(x[-1][0], x[0][0])) for x in sequences])
-    coefficient, _ = absorption_coefficient(np.array(ratios).T[:, None])
-    yield "absorption_coefficient", coefficient
+    coefficient, stderr = absorption_coefficient(ratios)
+    prefix = name.replace("perturbed.", "")
+    yield f"{prefix}absorption_coefficient", coefficient
+    yield f"{prefix}stderr", stderr
+
+
+def _perturbed_by_pruning(inputs: StepInputs) -> NamedArrays:
+    """Each block pruned alone by the case's decisions, and the corrections by what that does."""
+    case, config = inputs.case, inputs.case.model.config
+    recipe, first, sequences = case.recipe, case.recipe.bases[0], len(inputs.ids)
+    base = inputs.base(first, {})
+    shares = inputs.projected(base) if base.ndim == 2 else inputs.number(f"{first}.base")
+    counts = linear_counts(shares, config.linear_sizes, recipe.sparsity)
+    yield "pruned.counts", counts
+    goals = case.expected["pruned.counts"].tolist()
+    clean = [inputs.state(f"blocks.{i}.resid_post") for i in range(config.num_blocks)]
+    weights = [case.model.block(i, inputs.dtype) for i in range(config.num_blocks)]
+    top, states, divergences = (
+        case.model.head(inputs.dtype),
+        list[Deviations](),
+        list[list[Array]](),
+    )
+    for i, dense in enumerate(weights):
+        exact, changed = case.model.block(i, np.float64), dict(dense)
+        for linear, goal in zip(config.linears[i], goals[i], strict=False):
+            step, weight = f"pruned.blocks.{i}.{linear}", f"{linear}.weight"
+            total = inputs.number(f"pruned.blocks.{i}.{input_of(linear)}.squares")
+            keep, _ = decision(exact[weight], total, sequences, goal, Pruner("wanda"))
+            yield f"{step}.keep", np.packbits(keep, axis=1)
+            right = inputs.keep(f"{step}.keep", keep.shape)
+            changed[weight] = np.where(right, dense[weight], np.zeros((), inputs.dtype))
+        ends = []
+        for n, before in enumerate(inputs.state(f"blocks.{i}.resid_pre")):
+            h = block(before[None], changed, inputs.places[i], config)[0]
+            kept = experiment.kept_tokens(clean[i][n], recipe.sink)
+            start = np.where(kept[:, None], h, clean[i][n])
+            after = list(_deviations(inputs, i, [x[n] for x in clean[i:]], start, weights))
+            states.append(after)
+            z, other = (head(x[None], top, config)[0] for x in (clean[-1][n], after[-1][2]))
+            ends.append(nan_mean(RunningDivergence.start(len(z)).add(z, other).value[kept]))
+        divergences.append(ends)
+    yield from _measured("pruned.", states, config.num_blocks, sequences, 1)
+    yield "pruned.divergence", nan_mean(np.array(divergences), axis=1)
+    for correct in ("arrival", "divergence"):
+        u = centred_log(inputs.errors(correct))
+        yield f"{correct}.corrected", inputs.per_block(inputs.corrected(base, u))
 
 
 def _deviations(
-    inputs: StepInputs, first: int, clean: Sequence[Array], noise: Array, weights: Sequence[Weights]
-) -> Iterator[tuple[Array, Array]]:
+    inputs: StepInputs, first: int, clean: Sequence[Array], h: Array, weights: Sequence[Weights]
+) -> Iterator[tuple[Array, Array, Array]]:
     """Drift and alignment of one perturbed sequence, after the block and every later one."""
     recipe, config = inputs.case.recipe, inputs.case.model.config
     kept = experiment.kept_tokens(clean[0], recipe.sink)
-    h = experiment.perturbed(
-        clean[0], noise, recipe.eta, kept, recipe.noise_scale, recipe.noise_shape
-    )
     for k, state in enumerate(clean, first):
         if k > first:
             h = block(h[None], weights[k], inputs.places[k], config)[0]
         deviation = experiment.deviation(h, state, kept, recipe.norm)
-        yield deviation.drift, deviation.alignment
+        yield deviation.drift, deviation.alignment, h
 
 
 def _allocations(inputs: StepInputs) -> NamedArrays:
     """Bases from signals, corrections from these and coefficients, counts from corrections."""
-    recipe, coefficients = inputs.case.recipe, inputs.number("absorption_coefficient")
+    recipe, u = inputs.case.recipe, clipped_log(inputs.number("absorption_coefficient"))
     sizes = inputs.case.model.config.linear_sizes
     for name in recipe.bases:
         base = inputs.base(name, {})
-        yield f"{name}.base", inputs.projected(base)
-        yield f"{name}.corrected", inputs.corrected(base, coefficients)
+        yield f"{name}.base", inputs.per_block(inputs.projected(base))
+        yield f"{name}.corrected", inputs.corrected(base, u)
         final = inputs.number(f"{name}.corrected")
-        yield (
-            f"{name}.counts",
-            linear_counts(final, sizes, recipe.sparsity),
-        )
+        yield f"{name}.counts", linear_counts(final, sizes, recipe.sparsity)
 
 
 def _pruned(inputs: StepInputs, name: str, goals: Sequence[Sequence[Goal]]) -> NamedArrays:
     """One pruner, block by block: the blocks before carry the case's decisions."""
     case, config, sequences = inputs.case, inputs.case.model.config, len(inputs.ids)
-    method: Method = "sparsegpt" if name == "sparsegpt" else "wanda"
+    method: Method = METHODS.get(name, "wanda")
     kind = "products" if method == "sparsegpt" else "squares"
     pruner, x = Pruner(method, case.recipe.damping), inputs.embedded
     for i, place in enumerate(inputs.places):
         prefix, weights = f"{name}.blocks.{i}", case.model.block(i, inputs.dtype)
-        _, sums = block_with_sums(CALIBRATED[method], x, weights, place, config)
+        sums: dict[str, Array] = {}
+        if method != "magnitude":
+            _, sums = block_with_sums(CALIBRATED[method], x, weights, place, config)
         yield from ((f"{prefix}.{point}.{kind}", total) for point, total in sums.items())
         carried = dict(weights)
         for linear, goal in zip(config.linears[i], goals[i], strict=False):
             step, point = f"{prefix}.{linear}", f"{prefix}.{input_of(linear)}.{kind}"
-            dense, total = weights[f"{linear}.weight"], sums[input_of(linear)]
+            dense, total = weights[f"{linear}.weight"], sums.get(input_of(linear))
+            if method == "magnitude":  # of what the file holds, in every dtype
+                dense = case.model.block(i, np.float64)[f"{linear}.weight"]
             if point in case.expected:
                 total = inputs.number(point)
-            if method == "wanda":
+            if method == "wanda" and total is not None:
                 yield f"{step}.score", wanda_score(dense, total / sequences)
             keep, _ = decision(dense, total, sequences, goal, pruner)
             yield f"{step}.keep", np.packbits(keep, axis=1)
             right = inputs.keep(f"{step}.keep", dense.shape)
-            if method == "wanda":
-                new = np.where(right, dense, np.zeros((), dense.dtype))
-            else:
+            dense = weights[f"{linear}.weight"]
+            if method == "sparsegpt" and total is not None:
                 new = _compensated(inputs, i, linear, dense, right, total)
+            else:
+                new = np.where(right, dense, np.zeros((), dense.dtype))
             yield f"{step}.weight", new
             shown = method == "sparsegpt" and f"{step}.weight" in case.expected
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new

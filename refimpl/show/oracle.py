@@ -91,7 +91,7 @@ def stage_of(step: str) -> str:
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
     if first in ("embed", "blocks", "final_norm", "logits"):
         return "forward"
-    if first in ("perturbed", "absorption_coefficient"):
+    if first in ("perturbed", "coarse", "absorption_coefficient"):
         return "experiment"
     if last in ("signal", "perplexity"):
         return {"signal": "signals"}.get(last, last)

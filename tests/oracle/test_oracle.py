@@ -220,7 +220,8 @@ def test_a_case_of_any_model(tmp_path: Path) -> None:
 
 def test_every_step_has_a_stage_and_causes() -> None:
     stages = {stage_of(step) for step in case_of("llama").expected}
-    assert stages == {*EARLY, "allocation", "wanda", "sparsegpt", "pattern", "perplexity"}
+    pruners = {"magnitude", "wanda", "sparsegpt", "pattern", "sparsegpt_pattern"}
+    assert stages == {*EARLY, "allocation", "pruned", *pruners, "perplexity"}
     for name in CASE_NAMES:
         for step in case_of(name).expected:
             assert usual_causes(step, "float32", 1.0, ""), step

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from math import inf, isnan
+from math import exp, inf, isnan
 from math import log as positive_log
 
 OWL_LAMBDA, DLP_ALPHA, ALPHA_EPSILON = 0.08, 0.15, 0.3
 CLIP = positive_log(3)
+LEAST = 1e-12  # of the largest error: below it is rounding
 Numbers = Sequence[float]
 
 
@@ -53,21 +54,36 @@ def uniform(_: object, sizes: Sequence[int], sparsity: float) -> list[float]:
     return [sparsity] * len(sizes)
 
 
+def atp(_: object, sizes: Sequence[int], sparsity: float, beta: float) -> list[float]:
+    return [sparsity + beta * (i - (len(sizes) - 1) / 2) for i in range(len(sizes))]
+
+
 BASES: dict[str, Callable[..., list[float]]] = {
     "owl": owl,
     "dlp": dlp,
     "alphapruning": alphapruning,
     "uniform": uniform,
+    "atp": atp,
+    "dlp_median": dlp,
+    "alphapruning_mid": alphapruning,
+    "alphapruning_linear": alphapruning,
 }
 
 
 def correction(coefficients: Numbers, strength: float, most: float) -> list[float]:
     """What is added to a base: less is taken where damage grows."""
     u = [0.0 if isnan(r) else clipped(log(r), -CLIP, CLIP) for r in coefficients]
-    known = [v for v, r in zip(u, coefficients, strict=True) if not isnan(r)]
-    centre = mean(known) if known else 0.0
-    delta = [0.0 if isnan(r) else centre - v for v, r in zip(u, coefficients, strict=True)]
+    centre = mean(u)
+    delta = [centre - v for v in u]
     return [clipped(strength * v, -most, most) for v in delta]
+
+
+def correction_by_error(errors: Numbers, strength: float, most: float) -> list[float]:
+    """The same by errors relative to their geometric mean; those of rounding are left out."""
+    known = [log(a) for a in errors if a > LEAST * max(errors)]
+    middle = mean(known) if known else 0.0
+    ratios = [exp(log(a) - middle) if a > LEAST * max(errors) else 1.0 for a in errors]
+    return correction(ratios, strength, most)
 
 
 def project(x: Numbers, sizes: Sequence[int], sparsity: float) -> list[float]:

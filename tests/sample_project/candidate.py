@@ -5,13 +5,16 @@ With ``--stepwise`` each step is computed from the case's values of the steps be
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from allocation import BASES, correction, counts, project
+from allocation import BASES, correction, correction_by_error, counts, project
 from experiment import experiment
 from forward import Model, Weights, embedded, final_norm, head, passed, perplexity, read_model
-from pruning import Pruned, pruned_blocks
+from pruned_experiment import pruned_experiment
+from pruning import Pruned, packed, pruned_blocks
 from safetensors.torch import load_file, save_file
 from signals import alpha, block_scores, linears, outlier_percent
 from torch import Tensor
@@ -49,33 +52,41 @@ def candidate(
     steps["final_norm"] = final_norm(model, x)
     steps["logits"] = head(model, read("final_norm"))
 
-    result = experiment(model, blocks, after, inputs["noise"], recipe)
-    for i in range(model.layers):
-        steps[f"perturbed.{i}.drift"] = result.drift[i]
-        steps[f"perturbed.{i}.alignment"] = result.alignment[i]
-    steps["absorption_coefficient"] = result.coefficient
-
+    noise = [inputs[f"noise.{d}" if d else "noise"] for d in range(recipe["draws"])]
+    for prefix, eta, draws in (("", "eta", noise[:1]), ("coarse.", "coarse_eta", noise)):
+        scaled = recipe | {"eta": recipe[eta]}
+        result = experiment(model, blocks, after, torch.stack(draws, 1), scaled)
+        for i in range(model.layers):
+            steps[f"{prefix or 'perturbed.'}{i}.drift"] = result.drift[i]
+            steps[f"{prefix or 'perturbed.'}{i}.alignment"] = result.alignment[i]
+        steps[f"{prefix}absorption_coefficient"] = result.coefficient
+    if len(ids) > 1:
+        steps["coarse.stderr"] = result.stderr
     signals, sizes = measured(model, before)
-    steps |= {f"{base}.signal": x for base, x in signals.items()}
+    steps |= {
+        f"{base}.signal": x
+        for base, x in signals.items()
+        if base in recipe["bases"] or base in ("owl", "dlp")
+    }
+    if "alphapruning_linear" in recipe["bases"]:
+        steps["alphapruning.signal"] = signals["alphapruning"]
     coefficient = read("absorption_coefficient").tolist()
     change = correction(coefficient, recipe["strength"], recipe["max_correction"])
-    totals = [sum(x) for x in sizes]
-    for base in recipe["bases"]:
-        signal = read(f"{base}.signal").tolist() if base in signals else None
-        unprojected = BASES[base](signal, totals, recipe["sparsity"])
-        base_sparsity = project(unprojected, totals, recipe["sparsity"])
-        moved = [s + c for s, c in zip(unprojected, change, strict=True)]
-        corrected = project(moved, totals, recipe["sparsity"])
-        steps[f"{base}.base"] = torch.tensor(base_sparsity, dtype=torch.float64)
-        steps[f"{base}.corrected"] = torch.tensor(corrected, dtype=torch.float64)
-        whole = counts(read(f"{base}.corrected").tolist(), sizes, recipe["sparsity"])
-        steps[f"{base}.counts"] = torch.tensor(whole)
+    allocate(recipe, sizes, change, steps, read)
+    pruned_experiment(model, blocks, (before, after), steps, read, recipe)
+    arrival = [read(f"pruned.{i}.drift")[-1].item() for i in range(model.layers)]
+    divergence = read("pruned.divergence").tolist()
+    for name, errors in (("arrival", arrival), ("divergence", divergence)):
+        change = correction_by_error(errors, recipe["strength"], recipe["max_correction"])
+        final = corrected_base(recipe["bases"][0], change, recipe, sizes, read)[2]
+        steps[f"{name}.corrected"] = per_block(final, sizes)
 
     steps["dense.perplexity"] = perplexity(model, after[-1], ids)
     first = read(f"{recipe['bases'][0]}.counts").tolist()
     zeros, _, group = recipe["pattern"].partition(":")
-    for name in ("wanda", "sparsegpt", *(["pattern"] if zeros else [])):
-        pattern = (int(zeros), int(group)) if name == "pattern" else None
+    patterned = ["pattern", "sparsegpt_pattern"] if zeros else []
+    for name in ("magnitude", "wanda", "sparsegpt", *patterned):
+        pattern = (int(zeros), int(group)) if name in patterned else None
         start = steps["embed"]
         pruned = pruned_blocks(model, name, first, pattern, recipe["damping"], start, given)
         for i, block in enumerate(pruned):
@@ -84,18 +95,74 @@ def candidate(
     return {name: x.cpu().clone().contiguous() for name, x in steps.items()}
 
 
+Reader = Callable[[str], Tensor]
+
+
+def allocate(
+    recipe: dict[str, Any],
+    sizes: list[list[int]],
+    change: list[float],
+    steps: Weights,
+    read: Reader,
+) -> None:
+    """Add every base, corrected and counted."""
+    for base in recipe["bases"]:
+        units, projected, corrected = corrected_base(base, change, recipe, sizes, read)
+        steps[f"{base}.base"] = per_block(projected, sizes)
+        final = torch.tensor(corrected, dtype=torch.float64)
+        steps[f"{base}.corrected"] = final if units is sizes else final.view(len(sizes), -1)
+        whole = counts(read(f"{base}.corrected").flatten().tolist(), units, recipe["sparsity"])
+        steps[f"{base}.counts"] = torch.tensor(whole).view(len(sizes), -1)
+    first = recipe["bases"][0]
+    whole = counts(read(f"{first}.base").tolist(), sizes, recipe["sparsity"])
+    steps["pruned.counts"] = torch.tensor(whole)
+
+
+def corrected_base(
+    base: str, change: list[float], recipe: dict[str, Any], sizes: list[list[int]], read: Reader
+) -> tuple[list[list[int]], list[float], list[float]]:
+    """Units (the linears of each; blocks or linears), the base, and what is made of it."""
+    signal, units = None, sizes
+    if base == "alphapruning_linear":
+        units = [[n] for row in sizes for n in row]
+        signal = [[x] for row in read("alphapruning.signal").tolist() for x in row]
+        change = [c for c, row in zip(change, sizes, strict=True) for _ in row]
+    elif base not in ("uniform", "atp"):
+        signal = read(f"{base}.signal").tolist()
+    totals = [sum(x) for x in units]
+    extra = {"beta": recipe["beta"]} if base == "atp" else {}
+    unprojected = BASES[base](signal, totals, recipe["sparsity"], **extra)
+    base_sparsity = project(unprojected, totals, recipe["sparsity"])
+    moved = [s + c for s, c in zip(unprojected, change, strict=True)]
+    corrected = project(moved, totals, recipe["sparsity"])
+    return units, base_sparsity, corrected
+
+
+def per_block(sparsity: list[float], sizes: list[list[int]]) -> Tensor:
+    """A sparsity of each block, of one per block or per linear."""
+    if len(sparsity) == len(sizes):
+        return torch.tensor(sparsity, dtype=torch.float64)
+    share = torch.tensor(sizes, dtype=torch.float64)
+    by_linear = torch.tensor(sparsity, dtype=torch.float64).view(share.shape)
+    return (by_linear * share).sum(1) / share.sum(1)
+
+
 def measured(model: Model, before: list[Tensor]) -> tuple[dict[str, Tensor], list[list[int]]]:
     """Signals of the dense model by base, and how many weights every linear has."""
-    outliers, typical, tails, sizes = [], [], [], []
+    outliers, typical, medians, tails, middle, sizes = [], [], [], [], [], []
     for i in range(model.layers):
         stored = model.stored(i)
         scores = block_scores(model, i, stored, before[i])
         outliers.append(outlier_percent(scores))
         typical.append(scores.mean())
+        medians.append(scores.quantile(0.5))
         weights = [stored[f"{name}.weight"] for name in linears(stored)]
         tails.append([alpha(w) for w in weights])
+        middle.append([alpha(w, "mid") for w in weights])
         sizes.append([w.numel() for w in weights])
     signals = {"owl": torch.stack(outliers), "dlp": torch.stack(typical)}
+    signals["dlp_median"] = torch.stack(medians)
+    signals["alphapruning_mid"] = torch.tensor(middle, dtype=torch.float64)
     return signals | {"alphapruning": torch.tensor(tails, dtype=torch.float64)}, sizes
 
 
@@ -103,22 +170,16 @@ def named(pruner: str, index: int, block: Pruned, shown: bool) -> dict[str, Tens
     """A pruned block's steps."""
     prefix, kind = f"{pruner}.blocks.{index}", "products" if pruner == "sparsegpt" else "squares"
     steps = {}
-    if shown or kind == "squares":
+    brief = pruner in ("magnitude", "sparsegpt_pattern")  # their decisions alone are steps
+    if not brief and (shown or kind == "squares"):
         steps |= {f"{prefix}.{point}.{kind}": x for point, x in block.sums.items()}
     for linear, keep in block.keep.items():
         steps[f"{prefix}.{linear}.keep"] = packed(keep)
         if shown and linear in block.scores:
             steps[f"{prefix}.{linear}.score"] = block.scores[linear]
-        if shown and pruner != "pattern":
+        if shown and pruner in ("wanda", "sparsegpt"):
             steps[f"{prefix}.{linear}.weight"] = block.weights[f"{linear}.weight"]
     return steps
-
-
-def packed(keep: Tensor) -> Tensor:
-    """Eight decisions in a byte, the first in its highest bit, rows filled up with zeros."""
-    filled = torch.nn.functional.pad(keep.to(torch.uint8), (0, -keep.shape[1] % 8))
-    places = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=keep.device)
-    return (filled.unflatten(1, (-1, 8)) * places).sum(-1, dtype=torch.uint8)
 
 
 def main() -> None:

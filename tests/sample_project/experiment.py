@@ -17,27 +17,44 @@ class Experiment:
     drift: list[Tensor]  # of L, each [L - l]
     alignment: list[Tensor]
     coefficient: Tensor  # [L], NaN where no token has a drift
+    stderr: Tensor  # [L], NaN of fewer than two sequences
+    ends: list[Tensor]  # of L, the states after the last block
 
 
 def experiment(
     model: Model, blocks: list[Weights], clean: list[Tensor], noise: Tensor, recipe: dict[str, Any]
 ) -> Experiment:
-    """Perturb the states [N, S, D] after each block, and follow them to the end."""
-    drifts, alignments, coefficients = [], [], []
+    """Perturb the states [N, S, D] after each block by noise [L, draws, N, S, D]."""
+    starts = []
+    for i, h in enumerate(clean):
+        perturbation = shaped(noise[i].double(), h.double(), kept(h, recipe["sink"]), recipe)
+        starts.append((h + perturbation.to(h.dtype)).flatten(0, 1))
+    return followed(model, blocks, clean, starts, recipe)
+
+
+def followed(
+    model: Model, blocks: list[Weights], clean: list[Tensor], starts: list[Tensor],
+    recipe: dict[str, Any],
+) -> Experiment:  # fmt: skip
+    """Follow states [draws N, S, D], each perturbed after one block, to the end."""
+    drifts, alignments, coefficients, errors, ends = [], [], [], [], []
     last = len(blocks) - 1
-    for i, start in enumerate(clean):
-        keep = kept(start, recipe["sink"])
-        perturbation = shaped(noise[i].double(), start.double(), keep, recipe)
-        state = start + perturbation.to(start.dtype)
+    for i, state in enumerate(starts):
+        sequences = len(clean[i])
+        draws = len(state) // sequences
+        keep = kept(clean[i], recipe["sink"]).repeat(draws, 1)
         effects = []
         for k in range(i, last + 1):
             state = state if k == i else passed(model, k, blocks[k], state)
-            effects.append(compared(state, clean[k], keep, recipe["norm"]))
+            effects.append(compared(state, clean[k].repeat(draws, 1, 1), keep, recipe["norm"]))
+        ends.append(state)
         drifts.append(torch.stack([meaned(drift, drift.isfinite()) for drift, _ in effects]))
         alignments.append(torch.stack([meaned(cosine, cosine.isfinite()) for _, cosine in effects]))
         ratio = effects[-1][0] / effects[0][0]  # 0 / 0 is NaN, and left out
         coefficients.append(meaned(ratio, ratio.isfinite()))
-    return Experiment(drifts, alignments, torch.stack(coefficients))
+        errors.append(standard_error(ratio, sequences))
+    ratios, stderr = torch.stack(coefficients), torch.stack(errors)
+    return Experiment(drifts, alignments, ratios, stderr, ends)
 
 
 def kept(h: Tensor, sink: str) -> Tensor:
@@ -72,6 +89,18 @@ def compared(state: Tensor, clean: Tensor, keep: Tensor, norm: str) -> tuple[Ten
         a, b = (x.flatten(1)[:, None] for x in (a, b))
     sizes = a.norm(dim=-1) * b.norm(dim=-1)
     return (a - b).norm(dim=-1) / b.norm(dim=-1), (a * b).sum(-1) / sizes
+
+
+def standard_error(ratio: Tensor, sequences: int) -> Tensor:
+    """Over the sequences, of the mean of tokens and then of draws; ratios are [draws N, S]."""
+    means = ratio.nanmean(1).unflatten(0, (-1, sequences)).nanmean(0)
+    means = means[means.isfinite()]
+    n = len(means)
+    return (
+        ((means - means.mean()).square().sum() / max(n - 1, 0) / n).sqrt()
+        if n > 1
+        else means.new_tensor(torch.nan)
+    )
 
 
 def meaned(x: Tensor, valid: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def pruned_blocks(
     Values of a case that are given take the place of ours: decisions come from its sums, weights
     from its decisions, and the blocks before have its weights.
     """
-    kind, add = ("products", products) if method == "sparsegpt" else ("squares", squares)
+    by_products = method.startswith("sparsegpt")
+    kind, add = ("products", products) if by_products else ("squares", squares)
     for index in range(model.layers):
         prefix, stored = f"{method}.blocks.{index}", model.stored(index)
         seen: Weights = {}
@@ -51,11 +52,16 @@ def pruned_blocks(
             total = given.get(f"{prefix}.{point}.{kind}", sums[point])
             bits = given.get(f"{prefix}.{name}.keep")
             stays = None if bits is None else unpacked(bits, weight.shape[1])
-            if method == "sparsegpt":
+            if by_products:
                 wide, hessian = weight.double(), total * 2 / len(x)
+                count = pattern or count
                 keep[name], new = sparsegpt(wide, hessian, count, damping)
                 if stays is not None:
                     _, new = sparsegpt(wide, hessian, count, damping, stays)
+            elif method == "magnitude":
+                score = weight.double().abs()
+                keep[name] = ~lowest(score.flatten(), count).reshape(score.shape)
+                new = weight * (keep[name] if stays is None else stays)
             else:
                 score = scores[name] = wanda_score(weight, total, len(x))
                 keep[name] = pattern_keep(score, *pattern) if pattern else wanda_keep(score, count)
@@ -64,6 +70,13 @@ def pruned_blocks(
         weights = {name: given.get(f"{prefix}.{name}", y) for name, y in stored.items()}
         x = passed(model, index, model.cast(weights), x)
         yield Pruned(sums, scores, keep, model.cast(stored), x)
+
+
+def packed(keep: Tensor) -> Tensor:
+    """Eight decisions in a byte, the first in its highest bit, rows filled up with zeros."""
+    filled = torch.nn.functional.pad(keep.to(torch.uint8), (0, -keep.shape[1] % 8))
+    places = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=keep.device)
+    return (filled.unflatten(1, (-1, 8)) * places).sum(-1, dtype=torch.uint8)
 
 
 def unpacked(bits: Tensor, width: int) -> Tensor:
@@ -108,9 +121,18 @@ def pattern_keep(score: Tensor, zeros: int, group: int) -> Tensor:
 
 
 def sparsegpt(
-    weight: Tensor, hessian: Tensor, count: int, damping: float, stays: Tensor | None = None
+    weight: Tensor,
+    hessian: Tensor,
+    count: int | tuple[int, int],
+    damping: float,
+    stays: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What stays, unless it is given, and weights that make up for the rest, [out, in], float64."""
+    """What stays, unless it is given, and weights that make up for the rest, [out, in], float64.
+
+    A count is of the whole matrix; n and m are zeros in each m inputs, decided on in order.
+    """
+    pattern = count if isinstance(count, tuple) else None
+    whole = 0 if isinstance(count, tuple) else count
     w, h = weight.clone(), hessian.clone()
     keep = torch.ones_like(w, dtype=torch.bool)
     dead = h.diagonal() == 0
@@ -121,13 +143,18 @@ def sparsegpt(
     columns = w.shape[1]
     starts = range(0, columns, WIDTH)
     widths = [min(WIDTH, columns - start) for start in starts]
-    for start, width, taken in zip(starts, widths, shares(count, widths), strict=True):
+    for start, width, taken in zip(starts, widths, shares(whole, widths), strict=True):
         end = start + width
         score = (w[:, start:end] / u.diagonal()[start:end]).square()
         score[:, dead[start:end]] = 0
         decided = ~lowest(score.flatten(), taken).reshape(score.shape)
         keep[:, start:end] = decided if stays is None else stays[:, start:end]
         for i in range(start, end):
+            if pattern is not None and stays is None and i % pattern[1] == 0:
+                group = slice(i, i + pattern[1])
+                near = (w[:, group] / u.diagonal()[group]).square()
+                near[:, dead[group]] = 0
+                keep[:, group] = pattern_keep(near, *pattern)
             error = w[:, i] * ~keep[:, i] / u[i, i]
             w[:, i + 1 :] -= error[:, None] * u[i, i + 1 :]
             w[:, i] *= keep[:, i]

@@ -41,12 +41,15 @@ def outlier_percent(scores: Tensor) -> Tensor:
     return 100 * (scores > OWL_M * scores.mean()).double().mean()
 
 
-def alpha(weight: Tensor) -> float:
-    """AlphaPruning: exponent of a power law's tail, `peak` and `shipped`."""
+def alpha(weight: Tensor, fit: str = "peak") -> float:
+    """AlphaPruning: exponent of a power law's tail, `peak` (and `shipped`) or `mid`."""
     values = torch.linalg.svdvals(weight.double()).flip(0)
     floor = values[-1] * max(weight.shape) * torch.finfo(torch.float64).eps
     spectrum = values[values > floor].square()
     count = len(spectrum)
+    if fit == "mid":
+        upper = spectrum[count // 2 :].log()
+        return float(1 + len(upper) / (upper - upper[0]).sum())
     logs = spectrum.log10()
     place = ((logs - logs[0]) / (logs[-1] - logs[0]) * BINS).long().clamp(max=BINS - 1)
     peak = int(torch.bincount(place, minlength=BINS).argmax())  # the first of equal ones

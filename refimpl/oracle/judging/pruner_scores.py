@@ -35,9 +35,12 @@ def dense_scores(model: Model, ids: npt.NDArray[np.int64]) -> Iterator[Array]:
 
 
 def sparsegpt_scores(
-    weight: Array, products: Array, sequences: int, keep: Keep, damping: float
+    weight: Array, products: Array, sequences: int, keep: Keep, damping: float, group: int = WIDTH
 ) -> Array:
-    """SparseGPT's scores [out, in] at the time of each decision, if the decisions are `keep`."""
+    """SparseGPT's scores [out, in] at the time of each decision, if the decisions are `keep`.
+
+    `group` columns are decided on together.
+    """
     score = np.empty(weight.shape)
 
     def decide(piece: Array, start: int) -> Keep:
@@ -45,7 +48,7 @@ def sparsegpt_scores(
         score[:, columns] = piece
         return keep[:, columns]
 
-    compensated(weight, hessian(products, sequences), decide, WIDTH, damping, WIDTH)
+    compensated(weight, hessian(products, sequences), decide, group, damping, WIDTH)
     return score
 
 

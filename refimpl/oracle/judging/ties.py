@@ -76,6 +76,25 @@ def keep_ties(
     return positions(places) if (tied == differ[:, columns]).all() else ()
 
 
+def sequential_ties(
+    keep: Array, truth: Array, score: Array, group: int, relative: float | Array
+) -> Positions:
+    """As `keep_ties`, where each group of a row is decided on after the ones before it.
+
+    What follows a near tie in a row is not looked at: it was decided on other weights.
+    """
+    width = score.shape[1]
+    decided, right = unpacked(keep, width), unpacked(truth, width)
+    differ = (decided != right).reshape(len(score), -1, group)
+    rows = np.flatnonzero(differ.any(axis=(1, 2)))
+    first = differ.any(axis=2).argmax(axis=1)[rows]
+    pieces = [x.reshape(len(score), -1, group)[rows, first] for x in (decided, right, score)]
+    tied = near_ties(pieces[0], pieces[1], pieces[2], relative)
+    if not (tied == differ[rows, first]).all():
+        return ()
+    return positions(np.argwhere(decided != right))
+
+
 def turnable(truth: Array, score: Array, group: int, relative: Array) -> int:
     """How many decisions, not of equal scores, a relative error may turn (as `keep_ties`)."""
     width = score.shape[1]
@@ -107,6 +126,12 @@ def count_ties(
     The largest remainder rounds quotas q to n if and only if n sums to the budget and
     ``max(q - n) - min(q - n) <= 1`` (docs/explanation/method.md, section 5).
     """
+    if sparsity.ndim == 2:  # the units are linears, each of a row of its own
+        exists = sizes > 0
+        counts, truth, sparsity, sizes = (
+            x[exists][:, None] for x in (counts, truth, sparsity, sizes)
+        )
+        sparsity = sparsity[:, 0]
     per_block, whole = [int(n) for n in counts.sum(axis=1)], sizes.sum(axis=1)
     rows = list(zip(per_block, counts, sizes, strict=True))
     if (

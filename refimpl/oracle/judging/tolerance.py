@@ -41,8 +41,8 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     """
     if measure_of(step, truth.dtype) in ("counts", "bits"):
         return 0.0
-    eps, factor = EPS[dtype], SPARSEGPT_FACTOR if step.startswith("sparsegpt.") else 1.0
-    if step == "alphapruning.signal":
+    eps, factor = EPS[dtype], SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0
+    if step.startswith("alphapruning") and step.endswith(".signal"):
         factor = max(1.0, float(truth.max()) - 1)
     return factor * (ERROR_FACTOR * own + (FLOOR_16 if eps > EPS["float32"] else FLOOR) * eps)
 
