@@ -183,6 +183,41 @@ EXPERIMENT = mistakes(
     ("ratio at the next block, not the last", "ratio = effects[⟦-1→min(1, last - i)⟧][0]", "llama"),
 )  # fmt: skip
 
+COARSE = mistakes(
+    "coarse.stderr",
+    ("standard error by n, not n - 1", "/ max(⟦n - 1→n⟧, 0) / n)", "llama"),
+    ("standard deviation, not of the mean", "/ max(n - 1, 0)⟦ / n→⟧)", "opt"),
+    "coarse.0.drift",
+    ("the first draw twice", "torch.stack(⟦draws→draws[:1] * len(draws)⟧, 1)", "phi3"),
+    "pruned.counts",
+    ("pruned at the corrected allocation", 'read(f"{first}.⟦base→corrected⟧").tolist()', "qwen3"),
+    "pruned.0.drift",
+    ("pruned by the block and its input",
+     "pruned = passed(model, i, changed, ⟦before[i]→after[i]⟧)", "llama"),
+    "pruned.divergence",
+    ("KL of the clean from the perturbed",
+     "(⟦clean.exp() * (clean - other)→other.exp() * (other - clean)⟧)", "gpt2"),
+    ("the reverse sign of KL", "(clean.exp() * (⟦clean - other→other - clean⟧))", "mistral"),
+    ("KL of the logits", "head(model, final_norm(model, x)).double()⟦.log_softmax(-1)→⟧", "qwen2"),
+    ("KL without the final norm", "head(model, ⟦final_norm(model, x)→x⟧).double()", "llama"),
+    "arrival.corrected",
+    ("arrival at its own block, not the last", 'read(f"pruned.{i}.drift")[⟦-1→0⟧]', "llama"),
+    "divergence.corrected",
+    ("errors relative to their arithmetic mean",
+     "middle = ⟦mean(known)→log(mean([exp(v) for v in known]))⟧ if known", "opt"),
+    "magnitude.blocks.0.q_proj.keep",
+    ("magnitude by rows",
+     "keep[name] = ⟦~lowest(score.flatten(), count).reshape(score.shape)→"
+     "wanda_keep(score, count)⟧\n                new", "llama"),
+    ("magnitude with the sign", "score = weight.double()⟦.abs()→⟧\n", "phi3"),
+    "sparsegpt_pattern.blocks.0.q_proj.keep",
+    ("groups of SparseGPT along the outputs",
+     "keep[:, group] = pattern_keep(near⟦→.T⟧, *pattern)⟦→.T⟧", "llama"),
+    ("n:m by Wanda's scores", "near = (w[:, group]⟦ / u.diagonal()[group]→⟧)", "mistral"),
+    ("all groups decided at the first column",
+     "near = (⟦w→weight⟧[:, group] / u.diagonal()[group])", "qwen3"),
+)  # fmt: skip
+
 SIGNALS = mistakes(
     "owl.signal",
     ("OWL with a median, not a mean", "OWL_M * scores.⟦mean→median⟧()", "phi3"),
@@ -211,6 +246,11 @@ SIGNALS = mistakes(
     ("exponent minus 1", "best, found = float(distance), float(exponent)⟦→ - 1⟧", "phi3"),
     ("exponent from n - 1", "exponent = 1 + ⟦n→(n - 1)⟧ /", "gemma3"),
     ("histogram of 50 bins", "BINS = ⟦100→50⟧", "mistral"),
+    "alphapruning_mid.signal",
+    ("the tail from the last quarter", "spectrum[count // ⟦2→4 * 3⟧ :].log()", "llama"),
+    "dlp_median.signal",
+    ("the lower median", "scores.⟦quantile(0.5)→median()⟧", "qwen2"),
+    "alphapruning.signal",
     ("distance of the tail from above", "device=tail.device)⟦→.add(1)⟧ / n", "opt"),
 )  # fmt: skip
 
@@ -235,6 +275,12 @@ ALLOCATION = mistakes(
     ("AlphaPruning shifted, not scaled", "v * sparsity⟦ * sum(sizes) / spent→⟧", "qwen3"),
     ("AlphaPruning inverted",
      "⟦v * 2 * ALPHA_EPSILON + 1 -→1 + ALPHA_EPSILON - v * 2 *⟧ ALPHA_EPSILON", "gemma3"),
+    "atp.base",
+    ("ATP upside down", "return [sparsity ⟦+→-⟧ beta *", "gpt2"),
+    "alphapruning_linear.corrected",
+    ("corrected by the linear's place, not its block's",
+     "change = [⟦c for c, row in zip(change, sizes, strict=True) for _ in row→"
+     "change[i % len(change)] for i in range(sum(map(len, sizes)))⟧]", "qwen3"),
     "owl.corrected",
     ("opposite sign of the correction", "⟦centre - v→v - centre⟧", "llama"),
     ("correction without its strength", "clipped(⟦strength * →⟧v, -most, most)", "qwen3"),
@@ -403,6 +449,7 @@ DTYPES = mistakes(
 AREAS = {
     "forward": FORWARD,
     "experiment": EXPERIMENT,
+    "other experiments and pruners": COARSE,
     "signals": SIGNALS,
     "allocation": ALLOCATION,
     "Wanda": WANDA,

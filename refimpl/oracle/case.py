@@ -164,10 +164,11 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
         for step in facts["steps"]
         if step["name"] not in arrays or not _described(arrays[step["name"]], step)
     ]
-    if wrong or inputs.keys() != {"token_ids", "noise"}:
+    draws = {f"noise.{draw}" for draw in range(1, facts["recipe"]["draws"])}
+    if wrong or inputs.keys() != {"token_ids", "noise", *draws}:
         raise RefimplError(
             f"{folder} is not a whole case (steps {wrong[:3]}, inputs {sorted(inputs)})",
-            f"the steps of {FACTS} in {EXPECTED}, token_ids and noise in {INPUTS}",
+            f"the steps of {FACTS} in {EXPECTED}, token_ids and noise of every draw in {INPUTS}",
             NEXT,
         )
     expected = {step["name"]: arrays[step["name"]] for step in facts["steps"]}

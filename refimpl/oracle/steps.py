@@ -174,7 +174,7 @@ def steps(
         >>> from refimpl import read_model
         >>> arrays = steps(read_model("fixtures/llama"), np.arange(32).reshape(2, 16), Recipe())
         >>> list(arrays)[:2], arrays["perturbed.1.drift"].shape, len(arrays)
-        (['embed', 'blocks.0.resid_pre'], (3,), 227)
+        (['embed', 'blocks.0.resid_pre'], (3,), 370)
     """
     arrays = dict(forward(model, ids, trace=True, dtype=dtype).trace)
     tokens = Tokens(ids, "of the case", "ids")

@@ -63,7 +63,7 @@ class CaseFixture:
 
     @property
     def inputs(self) -> Mapping[str, Array]:
-        """`token_ids` [N, S], int64; `noise` [L, N, S, D], float64, before it is scaled."""
+        """`token_ids` [N, S], int64; `noise` [L, N, S, D], float64, unscaled; and further draws."""
         return self.case.inputs
 
     @property
