@@ -39,7 +39,7 @@ def run(bench: Bench, path: Path, cell: Cell) -> None:
             sparsity[block] += MORE
         counts = linear_counts(sparsity, sizes, float(sparsity.mean()))
         targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
-        with Settings().open({}) as resources:
+        with Settings().open() as resources:
             stream = Batches(model, exam.batches, resources.workers)
             for pruned in pruned_blocks(model, targets, Pruner(), exam.calibration, resources):
                 stream.pass_block(pruned.weights)

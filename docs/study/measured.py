@@ -140,7 +140,7 @@ def run_cell(bench: Bench, model: Model, exam: Exam, cell: Measured) -> dict[str
     made, scores = allocation(bench, model, cell)
     scored, counts = time.perf_counter(), made.linear_pruned
     targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
-    with Settings().open({}) as resources:
+    with Settings().open() as resources:
         stream = Batches(model, exam.batches, resources.workers)
         ids = calibration(bench, model, cell.seed).ids
         for block in pruned_blocks(model, targets, Pruner(cell.method), ids, resources):

@@ -126,7 +126,7 @@ def run_cell(bench: Bench, model: Model, exam: Exam, cell: Cell) -> dict[str, An
     made, started = allocation(bench, model, cell), time.perf_counter()
     counts = made["counts"]
     targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
-    with Settings().open({}) as resources:
+    with Settings().open() as resources:
         stream = Batches(model, exam.batches, resources.workers)
         pruner = Pruner(cell.method)
         for block in pruned_blocks(model, targets, pruner, exam.calibration, resources):

@@ -173,7 +173,7 @@ class Estimator:
         self.model, self.request, self.kept = model, request or Request(), kept
         ids = checked_ids(tokens.ids, model.config)
         self.before, self.facts = peak_memory() or 0, token_facts(tokens)
-        with settings.open({}) as self.resources:
+        with settings.open() as self.resources:
             self._work(len(ids), plan)  # refuses before anything is measured
             self.pace = pace(model, ids[0], plan, self.request, self.resources)
 

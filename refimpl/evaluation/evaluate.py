@@ -19,7 +19,7 @@ from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.pruning.inspection import recorded_pruning
-from refimpl.running.provenance import Run, identity, run_since
+from refimpl.running.provenance import Run, run_since
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress, Workers
 from refimpl.running.work_units import Tick, results
@@ -121,7 +121,7 @@ def evaluate(
     texts: Sequences = [] if windows is None else [(ids, 1) for ids in windows.ids]
     choices = None if questions is None else choice_sequences(encoder(model), questions)
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
-    with settings.open(_identity(model, windows, choices, dtype), _sequence) as resources:
+    with settings.open(model, _options(windows, choices, dtype), _sequence) as resources:
         partial, pool = resources.partial, resources.pool
         sums: LogLikelihoods = {} if partial is None else dict(partial.results)
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
@@ -194,11 +194,11 @@ def _accuracy(questions: Questions, sums: npt.NDArray[np.float64]) -> Accuracy:
     return Accuracy(tuple(np.split(sums, ends[:-1])), lengths, answers)
 
 
-def _identity(
-    model: Model, windows: Windows | None, choices: Choices | None, dtype: npt.DTypeLike
+def _options(
+    windows: Windows | None, choices: Choices | None, dtype: npt.DTypeLike
 ) -> dict[str, Any]:
-    """Everything that the log likelihoods depend on."""
-    return identity(model) | {
+    """What the log likelihoods depend on, besides the model."""
+    return {
         "windows": windows and [windows.window, windows.sha256],
         "choices": choices and choices.sha256,
         "dtype": np.dtype(dtype).name,

@@ -29,6 +29,17 @@ class MappedFile:
     def __init__(self, path: Path, content: mmap.mmap) -> None:
         self.path, self.content = path, content
 
+    def whole(self) -> mmap.mmap:
+        """The content, unless the file was cut: the system would end a process that reads on."""
+        size = self.content.size()
+        if size < len(self.content):
+            raise RefimplError(
+                f"{self.path} was cut to {size:,} bytes while it was used",
+                "files that stay as they are during a run",
+                "restore the file, and repeat the command",
+            )
+        return self.content
+
     def release(self) -> None:
         """Free the memory of the pages read so far; views stay valid and are read again."""
         if hasattr(self.content, "madvise"):  # not on Windows
@@ -66,7 +77,7 @@ class StoredTensor:
 
         A tensor without axes, a single number, has the shape [1] here.
         """
-        raw = np.frombuffer(self.file.content, self.numpy_dtype, prod(self.shape), self.offset)
+        raw = np.frombuffer(self.file.whole(), self.numpy_dtype, prod(self.shape), self.offset)
         return raw.reshape(self.shape or 1)
 
     @property

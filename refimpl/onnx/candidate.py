@@ -160,7 +160,7 @@ def experiment_points(
     A number that neither of them has is 0 in both.
     """
     results = candidate.run(ids)
-    with Settings(dtype, threads=1, memory=DEFAULT_MEMORY).open({}) as resources:
+    with Settings(dtype, threads=1, memory=DEFAULT_MEMORY).open() as resources:
         ours = experiment(model, ids, plan, resources)
     only = (0, 0, 0)  # one eta, one sequence, one draw
     arrays = (ours.drift[only], ours.alignment[only], ours.ratios[only])

@@ -37,7 +37,7 @@ def steps_and_margins(
     lines = [np.abs(score / (m * score.mean()) - 1).min() for score in dense_scores(model, ids)]
     margins["owl.signal"] = np.array(lines)
     if "alphapruning" in recipe.bases:
-        with Settings(np.float64).open({}) as resources:
+        with Settings(np.float64).open() as resources:
             laws = power_laws(model, "peak", "shipped", resources)
         leads = [[inf if law.ks_margin is None else law.ks_margin for law in row] for row in laws]
         margins["alphapruning.signal"] = np.array(leads)

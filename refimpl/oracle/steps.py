@@ -213,7 +213,7 @@ def steps(
         ]  # fmt: skip
     perplexities: dict[str, Array] = {}
     sequences = batches(list(ids), [1] * len(ids), config)
-    with Settings(dtype).open({}) as resources:
+    with Settings(dtype).open() as resources:
         workers = resources.workers
         dense = Batches(model, sequences, workers, dtype)
         for i in range(config.num_blocks):
@@ -253,7 +253,7 @@ def _further_signals(
     arrays: dict[str, Array],
 ) -> Squares:
     """Add the signals of other statistics and fits; the squares of what dense linears read."""
-    with Settings(dtype).open({}) as resources:
+    with Settings(dtype).open() as resources:
         squares = dense_squares(model, ids, resources)
         if "dlp_median" in recipe.bases:
             moments = wanda_moments(squares, len(ids), model.config)

@@ -205,7 +205,7 @@ def _forward(inputs: StepInputs) -> NamedArrays:
     m = float(recipe.request("owl").options["m"])
     for i, sums in enumerate(squares):
         yield from ((f"pruned.blocks.{i}.{point}.squares", total) for point, total in sums.items())
-    with Settings(dtype).open({}) as resources:
+    with Settings(dtype).open() as resources:
         owl, dlp = activation_signals(model, moments, m, "mean", resources)
         yield from (("owl.signal", owl), ("dlp.signal", dlp))
         if "dlp_median" in recipe.bases:

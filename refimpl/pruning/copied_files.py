@@ -84,9 +84,9 @@ def copies(model: Model) -> Copies:
 
 def copy_weights(source: Path, target: Path) -> bool:
     """Copy a safetensors file; whether `format: pt` was added to its metadata."""
+    header = header_bytes(source)
     with source.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = file.read(length)
+        file.seek(8 + len(header))
         new = with_format(header)
         if new == header:
             shutil.copyfile(source, target)
@@ -97,13 +97,20 @@ def copy_weights(source: Path, target: Path) -> bool:
     return new != header
 
 
+def header_bytes(path: Path) -> bytes:
+    """The header of a safetensors file, JSON after its length in 8 bytes."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+        return file.read(min(length, path.stat().st_size))
+
+
 def written_bytes(tensor: StoredTensor) -> int:
     """Bytes of a tensor in a safetensors file."""
     return prod(tensor.shape) * tensor.numpy_dtype.itemsize
 
 
-def convert_weights(tensors: Sequence[StoredTensor], target: Path) -> None:
-    """Write tensors as a safetensors file, a piece at a time; quantised ones become float32."""
+def converted_header(tensors: Sequence[StoredTensor]) -> bytes:
+    """The header of the safetensors file that `convert_weights` writes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
@@ -111,7 +118,12 @@ def convert_weights(tensors: Sequence[StoredTensor], target: Path) -> None:
         entry = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
         header[tensor.name] = entry
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    return text + b" " * (-len(text) % 8)
+
+
+def convert_weights(tensors: Sequence[StoredTensor], target: Path) -> None:
+    """Write tensors as a safetensors file, a piece at a time; quantised ones become float32."""
+    text = converted_header(tensors)
     with target.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:

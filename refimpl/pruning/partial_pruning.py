@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy.typing as npt
 
 from refimpl.model.ops import Array
 from refimpl.pruning.pruned_files import Counts
-from refimpl.storage.file_system import to_disk
-from refimpl.storage.folder import RESULTS
+from refimpl.storage.file_system import file_digest, is_own, remove, to_disk
+from refimpl.storage.folder import RESULTS, damaged
 from refimpl.storage.partial_results import PartialResults
 
 COPIED = "copied"  # the key of the files that got a format when they were copied
@@ -27,6 +28,11 @@ class PartialPruning:
 
     def __init__(self, new: Path, results: PartialResults[str, Any]) -> None:
         self.folder, self._new, self._results = results.path.parent, new, results
+        if self.counts:
+            last = len(self.counts) - 1
+            wanted, path = results.results[str(last)]["states"], self.states_file(last)
+            if wanted and not (is_own(path) and wanted == file_digest(path)):
+                raise damaged(path)
 
     @property
     def format_added(self) -> tuple[str, ...] | None:
@@ -38,10 +44,16 @@ class PartialPruning:
     def counts(self) -> dict[int, Mapping[str, Counts]]:
         """Counts of each linear of the blocks that are pruned."""
         return {
-            int(key): {name: Counts(**counts) for name, counts in linears.items()}
-            for key, linears in self._results.results.items()
+            int(key): {name: Counts(**counts) for name, counts in block["linears"].items()}
+            for key, block in self._results.results.items()
             if key != COPIED
         }
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digest of each stored tensor of the blocks that are pruned."""
+        blocks = (block for key, block in self._results.results.items() if key != COPIED)
+        return {name: digest for block in blocks for name, digest in block["tensors"].items()}
 
     def states(self, shape: tuple[int, int], dtype: npt.DTypeLike) -> list[Array] | None:
         """The calibration's states [1, S, D] after the last pruned block, if any, for (S, D)."""
@@ -57,15 +69,30 @@ class PartialPruning:
         self._to_disk()
         self._results.add({COPIED: list(format_added)})
 
-    def add(self, block: int, counts: Mapping[str, Counts], states: Sequence[Array]) -> None:
+    def add(
+        self,
+        block: int,
+        counts: Mapping[str, Counts],
+        digests: Mapping[str, str],
+        states: Sequence[Array],
+    ) -> None:
         """Remember that a block is pruned, and the states [1, S, D] that the next block reads."""
+        path, of_states = self.states_file(block), sha256()
         if states:
-            with self.states_file(block).open("wb") as file:
+            remove(path)  # half of it, which a killed run was writing
+            with path.open("xb") as file:
                 for h in states:
-                    file.write(np.ascontiguousarray(h).data)
-            to_disk(self.states_file(block))
+                    content = np.ascontiguousarray(h).data
+                    file.write(content)
+                    of_states.update(content)
+            to_disk(path)
         self._to_disk()
-        self._results.add({str(block): {name: asdict(x) for name, x in counts.items()}})
+        results = {
+            "linears": {name: asdict(x) for name, x in counts.items()},
+            "tensors": dict(digests),
+            "states": of_states.hexdigest() if states else None,
+        }
+        self._results.add({str(block): results})
         self.states_file(block - 1).unlink(missing_ok=True)
 
     def _to_disk(self) -> None:

@@ -26,7 +26,14 @@ from refimpl.pruning.pruned_blocks import BlockPruner, calibration_ids
 from refimpl.pruning.pruned_files import PrunedFiles, Written
 from refimpl.pruning.remote_calibration import RemoteCalibration
 from refimpl.running.memory import parse_memory
-from refimpl.running.provenance import Run, TokenFacts, identity, run_since, token_facts
+from refimpl.running.provenance import (
+    Run,
+    TokenFacts,
+    UnchangedFiles,
+    run_since,
+    sample_digest,
+    token_facts,
+)
 from refimpl.running.settings import Resources, Settings
 from refimpl.running.threads import Progress
 from refimpl.storage.files import json_text
@@ -179,14 +186,17 @@ def prune(
             f"use --memory {2 * state_bytes} or more, or fewer --samples",
         )
     model.check_finite(dtype)
-    before, run = read_record(model), _identity(model, targets, pruner, facts, dtype)
+    before, source = read_record(model), UnchangedFiles(model)
+    run = source.identity | _options(model, targets, pruner, facts, dtype)
     with (
-        settings.open({}) as resources,
+        settings.open() as resources,
         new_folder(out, force, resume, resume if keep is None else keep) as folder,
-        PartialResults[str, Any](results_file(folder), run, resume=True) as results,
+        PartialResults[str, Any](
+            results_file(folder), run, resume=True, check=source.check
+        ) as results,
     ):
         partial = PartialPruning(folder, results)
-        files = PrunedFiles(model, folder, partial.format_added)
+        files = PrunedFiles(model, folder, partial.format_added, partial.digests)
         if partial.format_added is None:
             partial.add_copies(files.format_added)
         counts = partial.counts
@@ -198,7 +208,7 @@ def prune(
             block = block_pruner.block(i)
             counts[i] = files.write(i, block.linears)
             states = calibration.advance(block.weights)
-            partial.add(i, counts[i], states)
+            partial.add(i, counts[i], files.digests(i), states)
             del block, states  # so that no more than one block is in memory
         pruning = Pruning(
             model.name,
@@ -210,6 +220,7 @@ def prune(
             before,
             run_since(started, dtype, resources.workers, resources.memory),
         )
+        source.check_at_end(results)
         (folder / RECORD).write_text(json_text(record(pruning)), "utf-8")
     return pruning
 
@@ -232,17 +243,19 @@ def _calibration(
     return LocalCalibration(model, ids, statistic, resources, states, len(partial.counts))
 
 
-def _identity(
+def _options(
     model: Model,
     targets: Targets,
     pruner: Pruner,
     tokens: TokenFacts | None,
     dtype: npt.DTypeLike,
 ) -> dict[str, Any]:
-    """Everything that the new model depends on."""
+    """What the new model depends on, besides the weights and the configuration of the model."""
     counts = targets.linear_pruned.tobytes() + targets.linear_sparsity.tobytes()
-    return identity(model) | {
+    companions = copies(model).companions.items()
+    return {
         "command": "prune",
+        "companions": {name: sample_digest(path) for name, path in companions},
         "pruner": asdict(pruner),
         "targets": [str(targets.pattern), targets.compat, sha256(counts).hexdigest()],
         "tokens": tokens and tokens.sha256,

@@ -1,9 +1,12 @@
 """The pruned model's files: the original's bytes, except for the linears that were pruned."""
 
+import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -12,9 +15,20 @@ from refimpl.loading.checkpoint import read_model
 from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.model.layout import cut, join
 from refimpl.model.model import Model
+from refimpl.model.weight import StoredTensor
 from refimpl.pruners.decision import Method
-from refimpl.pruning.copied_files import CONVERTED, convert_weights, copies, copy_weights
+from refimpl.pruning.copied_files import (
+    CONVERTED,
+    convert_weights,
+    converted_header,
+    copies,
+    copy_weights,
+    header_bytes,
+    with_format,
+)
 from refimpl.pruning.pruned_linears import PrunedLinear
+from refimpl.storage.file_system import is_own, remove
+from refimpl.storage.folder import damaged
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,12 @@ class Written:
     dequantised: tuple[str, ...] = ()
 
 
+def tensor_digest(tensor: StoredTensor) -> str:
+    """SHA-256 of the bytes of a stored tensor."""
+    values = np.ascontiguousarray(tensor.array)
+    return sha256(values.reshape(-1).view(np.uint8).data).hexdigest()
+
+
 class PrunedFiles:
     """The new model's files: copies, over which the pruned linears of each block are written.
 
@@ -55,17 +75,23 @@ class PrunedFiles:
     no pruned linear.
 
     The folder is empty, or what an earlier run left; `format_added` is what that run added when it
-    had copied all files.
+    had copied all files, `digests` are those of the stored tensors that it had pruned.
     """
 
     def __init__(
-        self, model: Model, folder: Path, format_added: Sequence[str] | None = None
+        self,
+        model: Model,
+        folder: Path,
+        format_added: Sequence[str] | None = None,
+        digests: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.copies, self._model, self._folder = copies(model), model, folder
         for path in folder.iterdir():
             if path.name not in self.copies.files:  # a record that a killed run was writing
-                path.unlink()
+                remove(path)
         self.format_added = tuple(self._copy() if format_added is None else format_added)
+        if format_added is not None:
+            self._check_copies()
         names = {file.path: file.path.name for file in model.files}
         if self.copies.converted:
             names = dict.fromkeys(names, CONVERTED)
@@ -77,6 +103,8 @@ class PrunedFiles:
         )
         for name, weight in in_order:
             self._names_in.setdefault(weight.stored.name, []).append(name)
+        if format_added is not None:
+            self._check_tensors(digests)
 
     def open(self) -> Model:
         """Open the new model, as far as it is pruned."""
@@ -114,6 +142,58 @@ class PrunedFiles:
         for name, path in companions:
             shutil.copyfile(path, self._folder / name)
         return added
+
+    def digests(self, block: int) -> dict[str, str]:
+        """The digest of each stored tensor that holds linears of a block, as the new files are."""
+        tensors = [self._files[x.file.path].tensors[x.name] for x in self._stored(block)]
+        return {tensor.name: tensor_digest(tensor) for tensor in tensors}
+
+    def _stored(self, block: int) -> list[StoredTensor]:
+        """The tensors that hold linears of a block, in the original files."""
+        names = (f"blocks.{block}.{name}.weight" for name in self._model.config.linears[block])
+        stored = (self._model.weights[name].stored for name in names)
+        return list({tensor.name: tensor for tensor in stored}.values())
+
+    def _check_copies(self) -> None:
+        """Refuse companions and headers of an earlier run that differ from the original's."""
+        for name, path in self.copies.files.items():
+            copy = self._folder / name
+            if not is_own(copy):
+                raise damaged(copy)
+            if name in self.copies.companions:
+                same = filecmp.cmp(path, copy, shallow=False)
+            elif self.copies.converted:
+                same = header_bytes(copy) == converted_header(self.copies.converted)
+            else:
+                old, new = header_bytes(path), header_bytes(copy)
+                same = new == (with_format(old) if name in self.format_added else old)
+                same &= copy.stat().st_size - len(new) == path.stat().st_size - len(old)
+            if not same:
+                raise damaged(copy)
+
+    def _check_tensors(self, digests: Mapping[str, str]) -> None:
+        """Refuse bytes of an earlier run that are damaged, but for tensors still to be pruned."""
+        linears = {x.name for i in range(self._model.config.num_blocks) for x in self._stored(i)}
+        for source in self._model.files:
+            copy = self._files[source.path]
+            tensors = sorted(copy.tensors.values(), key=lambda x: x.offset)
+            pruned = [x for x in tensors if x.name in digests]
+            same = all(digests[x.name] == tensor_digest(x) for x in pruned)
+            if self.copies.converted:
+                others = [x for x in self.copies.converted if x.name not in linears]
+                same &= all(tensor_digest(copy.tensors[x.name]) == tensor_digest(x) for x in others)
+            else:  # all bytes but those of the linears, in whatever dtype
+                at, end = 8 + len(header_bytes(copy.path)), copy.path.stat().st_size
+                shift = end - source.path.stat().st_size
+                old, new = (np.frombuffer(file.content, np.uint8) for file in (source, copy))
+                held = [(x.offset, x.offset + x.nbytes) for x in tensors if x.name in linears]
+                for start, after in [*held, (end, end)]:
+                    same &= np.array_equal(new[at:start], old[at - shift : start - shift])
+                    at = after
+            if not same:
+                raise damaged(copy.path)
+            copy.release()
+            source.release()
 
     def _write_tensor(
         self, tensor: str, block: int, ours: Mapping[str, PrunedLinear]

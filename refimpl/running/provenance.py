@@ -1,20 +1,26 @@
 """What numbers depend on: the model's files, the tokens, the versions, and the run."""
 
+import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.running.memory import peak_memory
 from refimpl.running.threads import Workers
+from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import Tokens
 from refimpl.version import __version__
+
+PIECES, PIECE = 256, 1 << 14  # of a digest: their number, and bytes of each
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,10 @@ def versions() -> dict[str, str]:
 
 def identity(model: Model) -> dict[str, Any]:
     """What all numbers of a model depend on: its files and the versions, as JSON."""
+    digests = [sample_digest(file.path) for file in model.files]
     return {
         "model": model.name,
-        "files": [list(file) for file in stamps(model)],
+        "files": [[*stamp, digest] for stamp, digest in zip(stamps(model), digests, strict=True)],
         "config": sha256(repr(sorted(model.config_file.items())).encode()).hexdigest(),
         "versions": versions(),
     }
@@ -103,3 +110,51 @@ def stamps(model: Model) -> tuple[tuple[str, int, int], ...]:
     """Name, size in bytes and modification time in ns of each of a model's files."""
     stats = [(file.path.name, file.path.stat()) for file in model.files]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def sample_digest(path: Path) -> str:
+    """SHA-256 of a file of at most 4 MiB; of a larger one, of its header and 256 pieces of it."""
+    digest = sha256()
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        starts: Iterable[int] = range(0, size, PIECE)
+        if size > PIECES * PIECE:
+            file.seek(0)
+            header = int.from_bytes(file.read(8), "little")  # of a safetensors file
+            digest.update(file.read(min(header, PIECES * PIECE)))
+            starts = (i * (size - PIECE) // (PIECES - 1) for i in range(PIECES))
+        for start in starts:
+            file.seek(start)
+            digest.update(file.read(PIECE))
+    return digest.hexdigest()
+
+
+class UnchangedFiles:
+    """The files of a model as they were when a run began, which they must stay until it ends."""
+
+    def __init__(self, model: Model) -> None:
+        self._model, self._stamps = model, stamps(model)
+        self.identity = identity(model)
+
+    def check_at_end(self, partial: PartialResults[Any, Any] | None) -> None:
+        """Refuse other contents, too, and then remove the partial results."""
+        try:
+            self.check(whole=True)
+        except RefimplError:
+            if partial is not None:
+                partial.discard()
+            raise
+
+    def check(self, whole: bool = False) -> None:
+        """Refuse other sizes or times; and, if whole, other contents as far as `identity` looks."""
+        try:
+            same = stamps(self._model) == self._stamps
+            same = same and (not whole or identity(self._model) == self.identity)
+        except OSError:
+            same = False
+        if not same:
+            raise RefimplError(
+                f"{self._model.path}: the model's files changed while they were used",
+                "files that stay as they are during a run",
+                "repeat the command, without --resume",
+            )

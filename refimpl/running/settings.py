@@ -5,6 +5,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
+from refimpl.model.model import Model
 from refimpl.running.executors import Pool, open_pool
 from refimpl.running.memory import parse_memory
+from refimpl.running.provenance import UnchangedFiles
 from refimpl.running.threads import Progress, Workers
 from refimpl.storage.partial_results import Decode, PartialResults, partial_results
 
@@ -65,18 +68,27 @@ class Settings:
 
     @contextmanager
     def open(
-        self, identity: Mapping[str, Any], decode: Decode | None = None
+        self,
+        model: Model | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        decode: Decode | None = None,
     ) -> Iterator[Resources]:
         """Open threads, pool and partial results, with loud arithmetic, and close them at the end.
 
-        The partial results depend on `identity`, and `decode` says what their lines stand for.
+        The partial results depend on the model and on `options`, and `decode` says what their lines
+        stand for. The files of the model must not change until the end.
         """
         memory = parse_memory(self.memory)
+        files = None if model is None else UnchangedFiles(model)
+        identity = {**(files.identity if files else {}), **options}
+        check = files.check if files else None
         with (
             loud(self.dtype),
-            partial_results(self.part, identity, self.resume, decode) as partial,
+            partial_results(self.part, identity, self.resume, decode, check) as partial,
             open_pool(self.executor, self.threads) as pool,
             Workers(self.threads) as workers,
         ):
             dtype = np.dtype(self.dtype)
             yield Resources(dtype, memory, workers, pool, partial, self.progress)
+            if files is not None:
+                files.check_at_end(partial)

@@ -9,7 +9,6 @@ from refimpl.allocation.scores import Signals
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.provenance import identity
 from refimpl.running.settings import Resources, Settings
 from refimpl.scoring.activation_signals import activation_signals
 from refimpl.scoring.dense_statistics import Moments, dense_squares, wanda_moments
@@ -43,13 +42,13 @@ def signals(
             f"base {request.base} without tokens", "calibration tokens", "pass tokens"
         )
     ids = np.zeros((0, 1), np.int64) if tokens is None else checked_ids(tokens.ids, config)
-    run = identity(model) | {
+    run = {
         "command": "signals",
         "tokens": tokens and tokens.sha256,
         "base": [request.base, dict(request.options)],
         "dtype": np.dtype(settings.dtype).name,
     }
-    with settings.open(run) as resources:
+    with settings.open(model, run) as resources:
         cost = spectra_cost(config, ids.shape[1])
         resources.total = len(ids) * config.num_blocks + cost
         alphas = alphas_of(model, request, ids.shape[1], resources)

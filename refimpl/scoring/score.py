@@ -21,7 +21,7 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.provenance import identity, run_since, token_facts
+from refimpl.running.provenance import run_since, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring.base_signals import alphas_of, signals_of
@@ -33,6 +33,11 @@ from refimpl.scoring.probe_counts import PROBES, probe_counts
 from refimpl.scoring.spectra import spectra_cost
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
+
+# Fields of the request that no partial result depends on: those of the allocation, which comes
+# after the experiment; and, if nothing is pruned, those of the projection of the base.
+ALLOCATING = ("correct", "strength", "max_correction", "correction_scale", "compat", "kappa")
+PROJECTING = ("sparsity", "lo", "hi")
 
 
 def score(
@@ -97,7 +102,7 @@ def score(
     model.check_finite(dtype)
     signals_cost, experiment_cost = _costs(config, ids, plan, request)
 
-    with settings.open(_identity(model, tokens, plan, request, dtype)) as resources:
+    with settings.open(model, _options(tokens, plan, request, dtype)) as resources:
         resources.total = signals_cost + experiment_cost
         alphas = alphas_of(model, request, ids.shape[1], resources)
         pruned_at, prune_block, counts = None, None, np.zeros(0, np.int64)
@@ -143,24 +148,20 @@ def _check_request(config: Config, request: Request) -> None:
     _pruned_at(config, alike, request)
 
 
-def _identity(
-    model: Model, tokens: Tokens, plan: Perturbation, request: Request, dtype: npt.DTypeLike
+def _options(
+    tokens: Tokens, plan: Perturbation, request: Request, dtype: npt.DTypeLike
 ) -> dict[str, Any]:
-    """Everything that the partial results depend on."""
-    at: list[Any] = []
-    if plan.kind == "pruning":
-        custom = Path(request.base) if request.base not in BASES else None
-        at = [
-            request.sparsity,
-            request.lo,
-            request.hi,
-            custom and sha256(read_file(custom)).hexdigest(),
-        ]
-    return identity(model) | {
+    """What the partial results depend on, besides the model."""
+    free = ALLOCATING if plan.kind == "pruning" else ALLOCATING + PROJECTING
+    custom = request.base if plan.kind == "pruning" and request.base not in BASES else None
+    return {
         "command": "score",
         "tokens": tokens.sha256,
         "perturbation": asdict(plan),
-        "base": [request.base, dict(request.options), *at],
+        "base": [
+            {name: x for name, x in asdict(request).items() if name not in free},
+            custom and sha256(read_file(Path(custom))).hexdigest(),
+        ],
         "divergence": request.correct == "divergence",
         "dtype": np.dtype(dtype).name,
     }

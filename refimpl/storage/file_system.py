@@ -1,6 +1,7 @@
 """Steps on the file system: errors as ours, files that are never links, and bytes on the disk."""
 
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -46,6 +47,17 @@ def open_own(path: Path) -> IO[bytes]:
         os.close(handle)
         raise foreign(path)
     return os.fdopen(handle, "a+b")
+
+
+def is_own(path: Path) -> bool:
+    """Whether a path is a file with one name, as ours are, and not a link."""
+    return path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_folder(path: Path) -> bool:

@@ -32,7 +32,7 @@ from refimpl.storage.file_system import (
     tree_to_disk,
     writing,
 )
-from refimpl.storage.partial_results import holds_results, recurs
+from refimpl.storage.partial_results import PartialResultsError, holds_results, recurs
 from refimpl.storage.target_checks import (
     real_path,
     refuse_existing,
@@ -94,6 +94,15 @@ def partial_results_folder(target: Path, resume: bool) -> Iterator[Path]:
                 with suppress(OSError):
                     _undo(work, target)
             raise
+
+
+def damaged(path: Path) -> PartialResultsError:
+    """The error for a file in the hidden folder that is not as an earlier run wrote it."""
+    return PartialResultsError(
+        f"{path} is damaged, or missing",
+        "the files that an earlier run wrote",
+        f"remove {path.parent.parent / RESULTS} to start anew",
+    )
 
 
 def check_target(

@@ -64,7 +64,8 @@ class PartialResults(Generic[K, V]):
     results. A file without our mark is refused, and so is one with a damaged line.
     Floats and arrays come back bit for bit. An error that recurs removes the file, unless the run
     was meant to be resumed. The identity is everything that the results depend on. A line is
-    damaged, too, if `decode` raises ValueError, TypeError or LookupError.
+    damaged, too, if `decode` raises ValueError, TypeError or LookupError. `check` raises an error
+    if what the results depend on has changed since; nothing is kept then.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class PartialResults(Generic[K, V]):
         identity: Mapping[str, Any],
         resume: bool,
         decode: Decode | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.path, self.results, self._resume = path, dict[K, V](), resume
+        self._check = check or (lambda: None)
         self._decode: Decode = decode or _unchanged
         self._digest = hashlib.sha256()
         with writing(path):
@@ -100,8 +103,13 @@ class PartialResults(Generic[K, V]):
 
     def add(self, results: Mapping[K, V]) -> None:
         """Keep the results of a work unit: numbers, strings, arrays, lists and objects by key."""
+        self._check()
         self._write(results)
         self.results.update(results)
+
+    def discard(self) -> None:
+        """Remove the file: nothing may be resumed from it."""
+        self.path.unlink(missing_ok=True)
 
     def _begin(self, identity: Mapping[str, Any]) -> None:
         """Read what the file holds, or write its first line."""
@@ -180,11 +188,15 @@ class PartialResults(Generic[K, V]):
 
 
 def partial_results(
-    path: Path | None, identity: Mapping[str, Any], resume: bool, decode: Decode | None = None
+    path: Path | None,
+    identity: Mapping[str, Any],
+    resume: bool,
+    decode: Decode | None = None,
+    check: Callable[[], None] | None = None,
 ) -> AbstractContextManager[PartialResults[Any, Any] | None]:
     """The partial results in a file, or None without a file."""
     if path is not None:
-        return PartialResults(path, identity, resume, decode)
+        return PartialResults(path, identity, resume, decode, check)
     if resume:
         raise RefimplError(
             "resume without a file to resume from",

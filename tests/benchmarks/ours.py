@@ -108,7 +108,7 @@ def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
 
     ready = refimpl.read_model(model)
     first = replace(ready, config=replace(ready.config, blocks=ready.config.blocks[:blocks]))
-    with Settings().open({}) as resources:
+    with Settings().open() as resources:
         start = clock()
         laws = power_laws(first, fit, "shipped", resources)
         seconds = clock() - start

@@ -121,7 +121,7 @@ def work_of(
     config: Config, sequences: int, length: int, plan: Perturbation, memory: int = 1 << 20
 ) -> Work:
     """The work on one thread."""
-    with Settings(threads=1, memory=memory).open({}) as resources:
+    with Settings(threads=1, memory=memory).open() as resources:
         return work(config, sequences, length, plan, False, resources)
 
 
@@ -135,7 +135,7 @@ def test_counts_of_one_thread() -> None:
     assert rounds_of(np.array([1, 4, 5]), threads=4) == 4
     assert attended(BlockKind(window=None, rope=None), 256) == 128 * 128 + 128 * 256
     for memory, together in ((1 << 16, 7), (1, 1)):
-        with Settings(memory=memory).open({}) as resources:
+        with Settings(memory=memory).open() as resources:
             assert sequences_together(config, 16, resources, keep=False) == together
 
 
@@ -273,7 +273,7 @@ def test_workers_elsewhere_share_the_time() -> None:
     count = work_of(config, 4, 12, Perturbation())
 
     def seconds(pool: Pool) -> Seconds:
-        with Settings(threads=1).open({}) as resources:
+        with Settings(threads=1).open() as resources:
             return seconds_of(count, FAST, config, replace(resources, pool=pool), 1)
 
     alone, shared = seconds(Pool()), seconds(Pool(object(), 4))  # type: ignore[arg-type]
@@ -285,7 +285,7 @@ def test_workers_elsewhere_share_the_time() -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_the_pace_is_measured_on_a_few_blocks(name: str) -> None:
     plan, request = RUNS[name]
-    with Settings(threads=2).open({}) as resources:
+    with Settings(threads=2).open() as resources:
         found = pace(model_of("llama"), np.arange(12), plan, request, resources)
     pruning, alphas = plan.kind == "pruning", request.base == "alphapruning"
     assert min(found.turn, found.load, found.signals) > 0

@@ -206,7 +206,10 @@ def test_the_program_shows_one_step_and_its_code() -> None:
     shown = ran("explain", FIXTURES / "llama", "--step", "rope", "--source", *few)
     assert "4/23" not in shown
     assert "5/23 rope" in shown
-    assert "    def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array:" in shown
+    assert (
+        "    def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array:"
+        in shown
+    )
     assert ran("explain", FIXTURES / "llama", "--source", *few).count("    def rms_norm(") == 1
 
 

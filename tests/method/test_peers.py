@@ -116,7 +116,7 @@ def signals_of(m: float, dtype: str) -> tuple[Array, Array]:
     """OWL's D and DLP's u of the dense model on the calibration set."""
     ids = id_tokens(TINY / "tokens.npy").ids
     assert ids.shape == (8, 32)
-    with Settings(dtype, threads=2, memory=1 << 24).open({}) as resources:
+    with Settings(dtype, threads=2, memory=1 << 24).open() as resources:
         squares = dense_squares(tiny(), ids, resources)
         moments = wanda_moments(squares, len(ids), tiny().config)
         return activation_signals(tiny(), moments, m, "mean", resources)

@@ -160,7 +160,7 @@ def check(
     opened: Session, model: Model, ids: Array, plan: Perturbation, states: list[Address], dtype: str
 ) -> None:
     """Compare all outputs of a graph for some states of one sequence with NumPy's."""
-    with Settings(dtype, threads=1, memory=1 << 30).open({}) as resources:
+    with Settings(dtype, threads=1, memory=1 << 30).open() as resources:
         expected = experiment(model, ids, plan, resources)
     tolerance = TOLERANCES[dtype]
     part = sorted(states, key=lambda a: a.block)

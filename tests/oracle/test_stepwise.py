@@ -232,6 +232,6 @@ def test_the_command_says_which_way(tmp_path: Path) -> None:
 def test_a_pruned_block_of_a_rounded_model_still_rounds() -> None:
     model = RoundedModel.of(case_of("llama").model, Float32MinusEight)
     targets = pattern_targets(Pattern(2, 4), model.config.linears, "exact")
-    with Settings().open({}) as resources:
+    with Settings().open() as resources:
         block = next(pruned_blocks(model, targets, Pruner("magnitude"), None, resources))
     assert all(type(weight) is Float32MinusEight for weight in block.weights.values())

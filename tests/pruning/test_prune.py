@@ -107,7 +107,7 @@ def test_passed_blocks_are_those_of_the_file(method: Method, dtype: str, tmp_pat
     sequences = {0: np.array([1, 5, 7, 3, 9]), 1: np.array([2, 4, 6])}
     pruned, on_the_way = read_model(out), Stream(model, sequences)
     in_the_file = Stream(pruned, sequences)
-    with Settings(threads=2).open({}) as resources:
+    with Settings(threads=2).open() as resources:
         for b in pruned_blocks(model, asked, Pruner(method), tokens.ids, resources):
             for stream, weights in (
                 (on_the_way, b.weights),
@@ -124,7 +124,7 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
     config, ids = model.config, drawn(model).ids
     where = places(np.arange(ids.shape[1]), config, np.float64)
     asked = targets_at(model, 0.6)
-    with Settings(np.float64, threads=2).open({}) as resources:
+    with Settings(np.float64, threads=2).open() as resources:
         pruned = list(pruned_blocks(model, asked, Pruner(), ids, resources))
     states = [
         embed(row[None], np.arange(ids.shape[1]), model.embedding(), config, np.float64)

@@ -121,9 +121,9 @@ def test_sums_with_a_late_unit() -> None:
     found: list[Any] = []
     with Late(3) as pool, Late(3) as other:
         for one, two in (("threads", "threads"), (pool, other)):
-            with Settings(threads=1, executor=one).open({}) as resources:
+            with Settings(threads=1, executor=one).open() as resources:
                 dense = dense_squares(model, ids, resources)
-            with Settings(threads=1, executor=two).open({}) as resources:
+            with Settings(threads=1, executor=two).open() as resources:
                 measured = experiment(model, ids, plan, resources)
             found.append([bits(sorted(sums.items())) for sums in (*dense, *measured.squares)])
     assert found[0] == found[1]
@@ -193,7 +193,7 @@ def test_calibration_with_a_late_unit(statistic: Statistic, tmp_path: Path) -> N
         folder.mkdir()
     with (
         Late(3) as pool,
-        Settings(threads=1).open({}) as resources,
+        Settings(threads=1).open() as resources,
         PartialResults[str, Any](results_file(new), {}, resume=False) as results,
     ):
         partial, elsewhere = PartialPruning(new, results), replace(resources, pool=Pool(pool, 3))

@@ -377,7 +377,7 @@ def run_experiment(
     **options: Any,
 ) -> Measurements:
     settings = Settings(np.float64, threads=2, memory=memory, progress=progress)
-    with settings.open({}) as resources:
+    with settings.open() as resources:
         return experiment_module.experiment(model, tokens.ids, plan, resources, **options)
 
 

@@ -134,7 +134,7 @@ def measured(plan: Perturbation, sequences: int = 3) -> Measurements:
     pruning = plan.kind == "pruning"
     pruned = WandaBlocks((ones,) * 4, halves) if pruning else None
     ids = random_tokens(264, sequences, 9).ids
-    with Settings(np.float64, threads=2, memory=1 << 20).open({}) as resources:
+    with Settings(np.float64, threads=2, memory=1 << 20).open() as resources:
         return experiment(model, ids, plan, resources, pruned, divergence=pruning)
 
 

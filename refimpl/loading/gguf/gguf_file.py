@@ -105,7 +105,7 @@ class GgufTensor(StoredTensor):
         if len(shape) == 1:
             return self._in_file((1, *shape), slice(None))[0][rows]
         width = shape[-1] // self.block * self.block_bytes
-        raw = np.frombuffer(self.file.content, np.uint8, self.nbytes, self.offset)
+        raw = np.frombuffer(self.file.whole(), np.uint8, self.nbytes, self.offset)
         stored = raw.reshape(*shape[:-1], width)[rows]
         if self.quantisation in DTYPES:
             return stored.view(DTYPES[self.quantisation])

@@ -25,7 +25,7 @@ def unpacked(bits: Array, width: int) -> Keep:
 
 def dense_scores(model: Model, ids: npt.NDArray[np.int64]) -> Iterator[Array]:
     """Wanda's scores of each block of the dense model in float64, all linears in one row."""
-    with Settings(np.float64).open({}) as resources:
+    with Settings(np.float64).open() as resources:
         squares = dense_squares(model, ids, resources)
     for i, sums in enumerate(squares):
         weights = model.block(i, np.float64)

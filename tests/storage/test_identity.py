@@ -1,0 +1,243 @@
+"""What a run depends on: each option and each input in turn, and files that change during a run."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from documents import files
+from program import ran, refused, run
+
+from refimpl import Perturbation, Pruner, read_model
+from refimpl.allocation.request import Request
+from refimpl.pruning.partial_pruning import PartialPruning
+from refimpl.running.provenance import PIECE, PIECES, sample_digest
+from refimpl.running.settings import Settings
+from refimpl.scoring import score
+from refimpl.storage.partial_results import PartialResults
+from refimpl.tokens import random_tokens
+
+LLAMA = FIXTURES / "llama"
+SMALL = ("--samples", 3, "--seq-len", 12)
+OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
+    Perturbation: {
+        "kind": "pruning", "eta": (0.02,), "noise_scale": "sequence", "noise_shape": "channel",
+        "norm": "sequence", "sink": "exclude", "draws": 5, "seed": 3, "subset": 2,
+        "probe_delta": 0.05,
+    },
+    Request: {
+        "base": "owl", "options": {"lam": 0.2}, "sparsity": 0.4, "correct": None, "strength": 0.1,
+        "max_correction": 0.3, "correction_scale": "max", "lo": 0.1, "hi": 0.8, "compat": "peer",
+        "kappa": "own",
+    },
+    Pruner: {"method": "sparsegpt", "damping": 0.1, "seed": 4},
+    Settings: {"dtype": "float64"},
+}  # fmt: skip
+SCHEDULING = {"threads", "memory", "executor", "progress", "part", "resume"}
+NO_RESULT = {*score.ALLOCATING}  # fields of the allocation, which is made after the experiment
+
+
+def test_every_field_is_covered() -> None:
+    """A new option must be added to `OTHER`, and so to what a run depends on."""
+    for kind, values in OTHER.items():
+        names = {field.name for field in dataclasses.fields(kind)}
+        assert names - SCHEDULING <= values.keys(), kind
+        assert values.keys() <= names, kind
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "pruning"])
+def test_every_field_identifies_scores(kind: Any) -> None:
+    tokens = random_tokens(264, 1, 8)
+    eta = (0.01,) if kind == "gaussian" else ()
+    plan, request = Perturbation(kind, eta=eta), Request(base="owl")
+    before = score._options(tokens, plan, request, "float32")
+
+    def changed(**new: Any) -> bool:
+        fields = {"plan": plan, "request": request, "dtype": "float32", "tokens": tokens} | new
+        return bool(score._options(**fields) != before)
+
+    assert not changed()
+    assert changed(dtype="float64")
+    assert changed(tokens=random_tokens(264, 1, 9))
+    for name, value in OTHER[Perturbation].items():
+        if name != "kind" and kind == ("pruning" if name == "probe_delta" else "gaussian"):
+            assert changed(plan=dataclasses.replace(plan, **{name: value})), name
+    free = NO_RESULT | ({*score.PROJECTING} if kind == "gaussian" else set())
+    for name, value in OTHER[Request].items():
+        new = Request(base="dlp") if name == "base" else Request(**{"base": "owl", name: value})
+        assert changed(request=new) == (name not in free), name
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, PIECES * PIECE, PIECES * PIECE + 1, 9_000_000])
+def test_a_digest_sees_the_header_the_ends_and_every_large_piece(size: int, tmp_path: Path) -> None:
+    path, content = tmp_path / "file", bytearray(np.random.default_rng(0).bytes(size))
+    content[:8] = (100_000).to_bytes(8, "little")[:size]
+    path.write_bytes(content)
+    before = sample_digest(path)
+    whole = size <= PIECES * PIECE
+    places = [0, 9, 99_000, size // 2, size - 1]
+    for at in (x for x in places if 0 <= x < size):
+        length = 1 if whole or at in (0, 9, 99_000, size - 1) else size // PIECES
+        changed = bytearray(content)
+        changed[at : at + length] = bytes(x ^ 1 for x in changed[at : at + length])
+        path.write_bytes(changed)
+        assert sample_digest(path) != before, at
+
+
+@pytest.fixture
+def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
+    """Do something, such as to end the run, before its next line of partial results of a number."""
+    write = PartialResults._write
+
+    def before(number: int, action: Callable[[], object]) -> None:
+        left = number
+
+        def writing(self: PartialResults[Any, Any], row: Any) -> None:
+            nonlocal left
+            if left == 0:
+                action()
+            left -= 1
+            write(self, row)
+
+        monkeypatch.setattr(PartialResults, "_write", writing)
+
+    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
+    return before
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def flip(path: Path, at: int = -5) -> None:
+    """Change a byte of a file, but neither its size nor its time."""
+    content, status = bytearray(path.read_bytes()), path.stat()
+    content[at] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+INPUTS = ("model.safetensors", "config.json", "text.txt", "tokenizer.json", "base.json")
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_input_identifies_scores(name: str, tmp_path: Path, stop: Any) -> None:
+    model = shutil.copytree(LLAMA, tmp_path / "model")
+    (tmp_path / "text.txt").write_text("Some words of a text, and some more of them. " * 9)
+    (tmp_path / "base.json").write_text("[0.4, 0.5, 0.6, 0.7]")
+    texts = ("--text", tmp_path / "text.txt", "--base", tmp_path / "base.json")
+    words = ("score", model, *SMALL, *texts, "--perturbation", "pruning", "-o", tmp_path / "o.json")
+    stop(3, interrupt)
+    assert run(*words).code == 130
+    stop(-1, interrupt)
+    path = tmp_path / name if (tmp_path / name).exists() else model / name
+    if name == "model.safetensors":
+        flip(path)
+    else:
+        old, new = {
+            "config.json": ('"rms_norm_eps": 0.001', '"rms_norm_eps": 0.002'),
+            "text.txt": ("more", "less"),
+            "tokenizer.json": ('"Some"', '"Same"'),
+            "base.json": ("0.4", "0.3"),
+        }[name]
+        if name == "tokenizer.json":  # another id for a letter that the text has
+            content = path.read_text()
+            a, b = '"e": ', '"o": '
+            i, j = (content[content.index(x) + len(x) :].split(",")[0] for x in (a, b))
+            content = content.replace(f"{a}{i},", f"{a}{j},", 1)
+            path.write_text(content.replace(f"{b}{j},", f"{b}{i},", 1))
+        else:
+            content = path.read_text()
+            assert old in content
+            path.write_text(content.replace(old, new))
+    said = refused(*words, "--resume")
+    assert "belongs to another run: " in said
+
+
+def test_weights_that_change_during_a_run_are_noticed(tmp_path: Path, stop: Any) -> None:
+    model, out = shutil.copytree(LLAMA, tmp_path / "model"), tmp_path / "out.json"
+    weights = model / "model.safetensors"
+    for at, action in ((2, lambda: flip(weights)), (3, lambda: os.utime(weights))):
+        stop(at, action)
+        said = refused("score", model, *SMALL, "-o", out, "--resume")
+        assert "the model's files changed while they were used" in said
+        assert not out.exists()
+        assert numbers_of_lines(tmp_path / "out.json.part") <= at
+        (tmp_path / "out.json.part").unlink(missing_ok=True)
+    stop(2, lambda: flip(weights))
+    said = refused("prune", model, *SMALL, "--nm", "2:4", "-o", tmp_path / "pruned")
+    assert "the model's files changed while they were used" in said
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def numbers_of_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_weights_that_are_cut_during_a_run_are_refused(tmp_path: Path) -> None:
+    model = shutil.copytree(LLAMA, tmp_path / "model")
+    opened = read_model(model)
+    os.truncate(model / "model.safetensors", 4096)
+    with pytest.raises(ValueError, match="was cut to 4,096 bytes"):
+        opened.block(0, np.float32)
+
+
+DAMAGES = {
+    "flip": lambda path: flip(path, path.stat().st_size // 2),
+    "flip the end": flip,
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "empty": lambda path: os.truncate(path, 0),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"0"),
+    "missing": lambda path: path.unlink(),
+    "a link": lambda path: (path.rename(path.parent / "x"), path.symlink_to("x")),
+}
+
+
+@pytest.mark.parametrize("method", ["wanda", "magnitude"])
+def test_no_damage_of_a_partial_pruning_is_believed(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = SMALL if method == "wanda" else ()
+    words = ("prune", LLAMA, *tokens, "--nm", "2:4", "--method", method, "--resume", "-o")
+    ran(*words, tmp_path / "whole")
+    add = PartialPruning.add
+
+    def stopping(self: PartialPruning, block: int, *given: Any) -> None:
+        add(self, block, *given)
+        if block == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialPruning, "add", stopping)
+        assert run(*words, tmp_path / "first").code == 130
+    hidden = tmp_path / ".first.part"
+    kept = [p.relative_to(hidden) for p in hidden.rglob("*") if p.is_file() and p.stat().st_size]
+    assert len(kept) > 5
+    tried = believed = 0
+    for name in kept:
+        for damage in DAMAGES.values():
+            copy = tmp_path / ".out.part"
+            shutil.copytree(hidden, copy)
+            damage(copy / name)
+            result = run(*words, tmp_path / "out")
+            if result.code == 0:  # recomputed
+                same = weights(tmp_path / "out") == weights(tmp_path / "whole")
+                believed += not same
+                shutil.rmtree(tmp_path / "out")
+            else:
+                assert result.code == 2, result.err
+                assert ("damaged" in result.err) or "not made by refimpl" in result.err, result.err
+            shutil.rmtree(copy, ignore_errors=True)
+            tried += 1
+    assert tried == len(kept) * len(DAMAGES)
+    assert believed == 0
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """All files of a pruned model but its record."""
+    return {name: content for name, content in files(folder).items() if name != "pruning.json"}
