@@ -180,11 +180,11 @@ def _rows(at: SimpleNamespace) -> list[dict[str, Any]]:
             value: Any = None if array is None else to_json(array[i])
             if column.omitted and value is None:
                 continue
+            if column.form == "linears" and value is not None:
+                value = value[: len(scores.linears[i])]
             if group == "linears":
                 linears = scores.linears[i].items()
                 names = [{"name": name, "shape": [*shape]} for name, shape in linears]
-                if value is not None:
-                    value = value[: len(linears)]
                 for linear, number in zip(row.setdefault(group, names), value, strict=True):
                     linear[key] = number
             else:

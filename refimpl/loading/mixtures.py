@@ -15,20 +15,10 @@ def read_experts(keys: Keys, intermediate_size: int) -> Experts | None:
     size = keys.size("moe_intermediate_size", otherwise=intermediate_size)
     groups = keys.size("n_group", otherwise=1)
     kept = keys.size("topk_group", otherwise=1)
-    if keys.problems:
-        return None
-    if top_k > count:
-        keys.wrong(f"{keys.spelling('num_experts_per_tok')}: {top_k} of {count} experts")
-    elif count % groups or kept > groups:
-        keys.wrong(f"n_group: {groups} groups, {kept} of them kept, of {count} experts")
-    elif groups > 1 and (count // groups < 2 or kept * (count // groups) < top_k):
-        keys.wrong(f"topk_group: {kept} groups of {count // groups} for {top_k} experts per token")
-    if scoring == "sparsemixer" and top_k != 2:
-        keys.wrong(f"num_experts_per_tok: only 2 is supported, got {top_k}")
     shared = keys.size("shared_expert_intermediate_size", otherwise=0, least=0)
     if keys.has("n_shared_experts"):
         shared = size * keys.size("n_shared_experts", otherwise=0, least=0)
-    return Experts(
+    facts = Experts(
         num_experts=count,
         top_k=top_k,
         intermediate_size=size,
@@ -41,6 +31,24 @@ def read_experts(keys: Keys, intermediate_size: int) -> Experts | None:
         groups_kept=kept,
         jitter=keys.number_or_none("router_jitter_noise") or 0.0,
     )
+    if not keys.problems:
+        _check(keys, facts)
+    return facts
+
+
+def _check(keys: Keys, facts: Experts) -> None:
+    """Note sizes that do not fit together."""
+    count, top_k, groups, kept = (
+        facts.num_experts, facts.top_k, facts.groups, facts.groups_kept,
+    )  # fmt: skip
+    if top_k > count:
+        keys.wrong(f"{keys.spelling('num_experts_per_tok')}: {top_k} of {count} experts")
+    elif count % groups or kept > groups:
+        keys.wrong(f"n_group: {groups} groups, {kept} of them kept, of {count} experts")
+    elif groups > 1 and (count // groups < 2 or kept * (count // groups) < top_k):
+        keys.wrong(f"topk_group: {kept} groups of {count // groups} for {top_k} experts per token")
+    if facts.scoring == "sparsemixer" and top_k != 2:
+        keys.wrong(f"num_experts_per_tok: only 2 is supported, got {top_k}")
 
 
 def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool]:
@@ -48,12 +56,13 @@ def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool]:
     if keys.family.scoring is None:
         return [False] * num_blocks
     first = keys.size("first_k_dense_replace", otherwise=0, least=0)
-    last = keys.size("moe_layer_end_index", otherwise=num_blocks - 1, least=-1) % num_blocks
+    last = keys.size("moe_layer_end_index", otherwise=-1, least=-1)
     step = keys.size("decoder_sparse_step", otherwise=1)
     plain: Any = keys.get("mlp_only_layers") or []
     if not isinstance(plain, list) or any(type(i) is not int for i in plain):
         keys.wrong(f"mlp_only_layers: expected a list of blocks, got {shown(plain)}")
         plain = []
     return [
-        first <= i <= last and (i + 1) % step == 0 and i not in plain for i in range(num_blocks)
+        i >= first and (i <= last or last == -1) and (i + 1) % step == 0 and i not in plain
+        for i in range(num_blocks)
     ]

@@ -144,7 +144,7 @@ class Config:
         embed_scale: Multiplies token embeddings.
         residual_scale: Multiplies what attention and MLP add to the stream.
         logit_scale: Multiplies logits, before their cap.
-        qkv_limit: Largest size of an element of q, k and v as projected, or None.
+        qkv_limit: Largest size of an element of q, k and v, after a norm over all heads, or None.
         position_offset: Row of the learned position table that position 0 uses.
         experts: The mixture of the blocks that have one; None if no block has.
         gate_limit: Clamps the gate from above and the other half to both sides, before 1 is added

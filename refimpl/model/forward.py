@@ -143,8 +143,10 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
     observe, kernels = place.observe, place.kernels
 
     def heads_of(name: str) -> Array:
-        y = ops.limited(project(x, weights, f"{name}_proj"), config.qkv_limit)
-        y = norm(y, weights, f"{name}_width_norm", config, kernels)
+        y = norm(
+            project(x, weights, f"{name}_proj"), weights, f"{name}_width_norm", config, kernels
+        )
+        y = ops.limited(y, config.qkv_limit)
         y = attention.split_heads(y, config.head_dim)
         return observe(name, norm(y, weights, f"{name}_norm", config, kernels))
 

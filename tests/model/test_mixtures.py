@@ -10,7 +10,7 @@ import pytest
 from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write
 from gates import GATES, expected_of, model_of, worst_point
 from refusals import refusal_of
-from test_broken_variants import Break, changed, rows, swapped
+from test_broken_variants import Break, changed, facts, layout, rows, swapped, without
 
 from refimpl import Model, forward, read_model
 from refimpl.loading.config_json import read_config
@@ -64,6 +64,13 @@ def of_last_token(right: Any, *arguments: Any) -> tuple[Array, Array]:
     return tuple(np.repeat(x[:, -1:], x.shape[1], axis=1) for x in right(*arguments))  # type: ignore[return-value]
 
 
+def corrected_shares(right: Any, logits: Array, facts: Experts, correction: Any) -> Any:
+    """Let the correction change the shares, not the choice alone."""
+    chosen, share = right(logits, facts, correction)
+    sized = share + np.where(chosen, correction, 0)
+    return chosen, sized * (share.sum(-1, keepdims=True) / sized.sum(-1, keepdims=True))
+
+
 VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("one expert too few", mixture(top_k=one_fewer), ["mixtral"]),
     ("one expert too many", mixture(top_k=lambda facts: facts.top_k + 1), ["mixtral"]),
@@ -72,7 +79,23 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("equal shares", routed(all_alike), ["mixtral"]),
     ("the next expert", routed(next_expert), ["mixtral"]),
     ("one choice per sequence", routed(of_last_token), ["mixtral"]),
-    ("w1 and w3 exchanged", swapped("gate_proj", "up_proj"), ["mixtral"]),
+    ("w1 and w3 exchanged", swapped("gate_proj", "up_proj"), ["mixtral", "granitemoe"]),
+    ("one expert for all", layout(r"experts\.\d+\.down", expert=0), ["granitemoe"]),
+    ("shares normalised", mixture(normalised=True), ["qwen2_moe", "olmoe", "dots1"]),
+    ("not normalised", mixture(normalised=False), ["qwen3_moe", "ernie4_5_moe", "glm4_moe"]),
+    ("softmax for sigmoid", mixture(scoring="softmax"), ["glm4_moe", "dots1"]),
+    ("softmax for sparsemixer", mixture(scoring="softmax"), ["phimoe"]),
+    ("no near logits", mixture(jitter=1e-9), ["phimoe"]),
+    ("near logits twice as far", mixture(jitter=0.4), ["phimoe"]),
+    ("correction skipped", without("router.correction"), ["ernie4_5_moe", "glm4_moe", "dots1"]),
+    ("correction in the shares", routed(corrected_shares), ["ernie4_5_moe", "glm4_moe"]),
+    ("no groups", mixture(groups=1), ["glm4_moe", "dots1"]),
+    ("one group more", mixture(groups_kept=3), ["glm4_moe", "dots1"]),
+    ("one group fewer", mixture(groups_kept=1), ["glm4_moe", "dots1"]),
+    ("scaling skipped", mixture(scaling=1.0), ["glm4_moe", "dots1"]),
+    ("shared expert skipped", mixture(shared_size=0), ["qwen2_moe", "ernie4_5_moe", "glm4_moe"]),
+    ("shared gate skipped", without(r"shared_expert\.gate\.weight"), ["qwen2_moe"]),
+    ("q, k and v not limited", facts(qkv_limit=None), ["olmoe"]),
 ]
 
 
@@ -169,8 +192,18 @@ def test_tensors_that_do_not_fit(change: Any, lines: list[str], tmp_path: Path) 
         ({"num_experts_per_tok": 0}, "num_experts_per_tok: expected a positive integer, got 0"),
         ({"num_local_experts": "8"}, 'num_local_experts: expected a positive integer, got "8"'),
         ({"n_group": 2}, "n_group: not understood (value 2)"),
+        ({"n_group": 4}, "n_group: 4 groups, 2 of them kept, of 6 experts"),
+        ({"topk_group": 4}, "n_group: 3 groups, 4 of them kept, of 6 experts"),
+        ({"topk_group": 1, "num_experts_per_tok": 3},
+         "topk_group: 1 groups of 2 for 3 experts per token"),
+        ({"mlp_only_layers": ["1"]}, "mlp_only_layers: expected a list of blocks, got ['1']"),
+        ({"use_sliding_window": True, "sliding_window": 5},
+         "use_sliding_window: only false is supported, got true"),
     ],
-)
+)  # fmt: skip
 def test_configurations_that_are_refused(changes: dict[str, Any], line: str) -> None:
-    error = refusal_of(read_config, config_of("mixtral", **changes))
+    case = "glm4_moe" if "n_group: " in line and "not understood" not in line else "mixtral"
+    case = {"topk_group": "glm4_moe", "mlp_only_layers": "qwen2_moe"}.get(line.split(":")[0], case)
+    case = "qwen2_moe" if "use_sliding_window" in changes else case
+    error = refusal_of(read_config, config_of(case, **changes))
     assert error.problem.split("\n  ")[1:] == [line]
