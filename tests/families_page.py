@@ -78,9 +78,22 @@ def positions(model: Model) -> Iterator[str]:
 
 
 def mlp(model: Model) -> Iterator[str]:
-    """The MLP."""
-    config = model.config
+    """The MLP, or the experts in its place."""
+    config, experts = model.config, model.config.experts
     yield f"{'gated' if config.gated else 'plain'} {config.activation}"
+    if config.gate_limit is not None:
+        yield "clamped gate"
+    if experts is not None:
+        details = {
+            experts.scoring: True,
+            "normalised": experts.normalised,
+            "scaled": experts.scaling != 1,
+            "in groups": experts.groups > 1,
+            "shared expert": experts.shared_size > 0,
+        }
+        yield f"experts ({', '.join(detail for detail, holds in details.items() if holds)})"
+        if not all(kind.mixture for kind in config.blocks):
+            yield "an MLP in some blocks"
 
 
 def others(model: Model, roles: set[str]) -> Iterator[str]:
