@@ -25,7 +25,9 @@ ROTATION = (
 )
 COEFFICIENT = (
     "a ratio of means: it is the mean of the tokens' ratios, over tokens, then sequences",
-    "another denominator: it is the drift after the perturbed block itself",
+    "another denominator: it is the drift after the perturbed block itself, and the numerator that "
+    "after the last block",
+    "the inverse ratio, or a geometric mean",
     "tokens without a drift, which do not count",
 )
 STATISTIC = (
@@ -69,26 +71,50 @@ CAUSES = {
         "added or missing rows of the vocabulary",
     ),
     "drift": (
-        "a clean state that was perturbed, or is that of another block",
-        "norms of all tokens together in place of norms per token, or vice versa",
+        "noise: another axis of blocks or sequences, or the same noise after every block",
+        "its scale: eta ||h|| exactly, per token or per sequence, after it is shaped by channel",
+        "the wrong block: noise is added after block l, to resid_post, not before it",
+        "a clean state that was perturbed, is that of another block, or has passed the final norm",
+        "norms of all tokens together in place of norms per token, or vice versa; not relative",
+        "sinks: tokens of more than 20 medians get no noise and do not count (sink = exclude)",
+        "the mean: over tokens, then draws, then sequences",
+        "pruned.*: another base or count, or a statistic of pruned blocks in place of the dense",
     ),
-    "alignment": ("signs or norms: it is the cosine between the first and the current deviation",),
+    "alignment": (
+        "signs or norms: it is the cosine between the perturbed and the clean state",
+        "the difference of the states in place of the perturbed one; one norm twice",
+    ),
+    "stderr": (
+        "n in place of n - 1, or a deviation that is not divided by the root of n",
+        "over tokens or draws: it is over the means of sequences",
+    ),
+    "divergence": (
+        "KL in the wrong direction: it is of the clean distribution from the perturbed one",
+        "distributions without the final norm, or of logits in place of probabilities",
+        "a base of 2, a sum over tokens in place of a mean, or the last token alone",
+    ),
     "coefficient": COEFFICIENT,
     "absorption_coefficient": COEFFICIENT,
     "signal": (
-        "OWL: at least in place of more than M times the mean, or the median in place of the mean",
+        "OWL: at least in place of more than m times the mean, the median, another m, a fraction "
+        "in place of a percentage, or outliers of each linear in place of the block",
         "DLP: the median in place of the mean, or a mean of the linears' means",
-        "AlphaPruning: singular values that are not squared, or another start of the tail",
-        "scores: sums per token in place of sums per sequence",
+        "AlphaPruning: singular values that are not squared, another start of the tail, histogram "
+        "or exponent (n of the tail, not n - 1)",
+        "scores: the input of another linear, no square root, or sums of one sequence, or per token",
     ),
     "base": (
-        "a spread that is halved or doubled, or the sign: a block with outliers is pruned less",
+        "a spread that is halved or doubled, or a signal that is not stretched onto it",
+        "the sign: a block with outliers, a small score or a heavy tail is pruned less",
+        "AlphaPruning: the mean of the linears' alphas, scaled (not shifted) to the budget",
         "a base that is not projected onto the budget; a mean over blocks, not weights",
     ),
     "corrected": (
         "the sign: a block that amplifies is pruned less",
-        "log r that is not clipped at log 3, or not centred; another strength or limit",
-        "a sum that was not projected onto the budget again",
+        "log r that is not clipped at log 3, or not centred; another base of the logarithm",
+        "another strength or limit, or a correction that is added to the projected base",
+        "a sum that was not projected onto the budget again, or scaled to it by a factor",
+        "arrival and divergence: errors at the end, relative to their geometric mean",
     ),
     "counts": (
         "quotas rounded one by one: they follow the largest remainder, ties the lower index",
@@ -103,10 +129,13 @@ CAUSES = {
     ),
     "keep": (
         "an inverted decision (1 is kept), or bits packed from the lowest",
+        "ties: the lower index goes first",
         "rows: Wanda compares within a row, SparseGPT within 128 columns of all rows",
         "the counts: n div R in each row, the others in the rows whose next score is lowest",
         "n:m: n of m consecutive inputs are zeros",
-        "SparseGPT: dead inputs, damping, or a decision on weights before their compensation",
+        "SparseGPT: dead inputs, damping (a share of the mean of the diagonal), the diagonal of the "
+        "factor of the inverse, or a decision on weights before their compensation",
+        "SparseGPT: other columns decided together (128), or no update of the columns after these",
     ),
     "weight": (
         "the update of later columns after each column, or its order",
