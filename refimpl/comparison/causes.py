@@ -101,7 +101,7 @@ CAUSES = {
         "DLP: the median in place of the mean, or a mean of the linears' means",
         "AlphaPruning: singular values that are not squared, another start of the tail, histogram "
         "or exponent (n of the tail, not n - 1)",
-        "scores: the input of another linear, no square root, or sums of one sequence, or per token",
+        "scores: the input of another linear, no square root, sums of one sequence or per token",
     ),
     "base": (
         "a spread that is halved or doubled, or a signal that is not stretched onto it",
@@ -133,8 +133,8 @@ CAUSES = {
         "rows: Wanda compares within a row, SparseGPT within 128 columns of all rows",
         "the counts: n div R in each row, the others in the rows whose next score is lowest",
         "n:m: n of m consecutive inputs are zeros",
-        "SparseGPT: dead inputs, damping (a share of the mean of the diagonal), the diagonal of the "
-        "factor of the inverse, or a decision on weights before their compensation",
+        "SparseGPT: dead inputs, damping (a share of the mean of the diagonal), the diagonal of "
+        "the factor of the inverse, or a decision on weights before their compensation",
         "SparseGPT: other columns decided together (128), or no update of the columns after these",
     ),
     "weight": (

@@ -83,11 +83,11 @@ def shape_of(number: int, draw: Draw) -> Shape:
         hidden = draw.whole(8, 64, step)
     elif family in ("gemma2", "gemma3_text", "llama"):
         hidden = heads * draw.one(4, 6, 8, 12, 16)
-    samples, length = draw.whole(1, 4), draw.whole(4, 20)
+    samples, length = draw.whole(1, 4), draw.whole(5, 64)
     settings = {
         "model_type": family, "hidden_size": hidden, "num_attention_heads": heads,
         "num_hidden_layers": blocks, "vocab_size": draw.whole(20, 150),
-        "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2,
+        "max_position_embeddings": 96, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     plain = family in ("gpt2", "gpt_neox", "opt")
     settings |= (plain_settings if plain else gated_settings)(family, draw, length, blocks, inner)
@@ -152,16 +152,22 @@ def gated_settings(family: str, draw: Draw, length: int, blocks: int, inner: int
 
 
 def recipe_of(number: int, draw: Draw, blocks: int, widths: tuple[int, ...]) -> Recipe:
-    """What is computed. Sparsities are such that no block is at 0 or 1."""
+    """What is computed, at sparsities where some blocks lose nothing or everything, too."""
     fitting = [
         x for x in ("1:2", "2:4", "1:4", "3:4", "4:8") if all(n % int(x[2:]) == 0 for n in widths)
     ]
+    sparsity = draw.rng.uniform(0.02, 0.98)
     bases = draw.rng.permutation(["owl", "alphapruning", "dlp", "uniform"])[: draw.whole(1, 4)]
+    further = draw.rng.permutation(
+        ["atp", "dlp_median", "alphapruning_mid", "alphapruning_linear"]
+    )[: draw.whole(0, 4)]  # fmt: skip
     return Recipe(
         eta=draw.between(1e-4, 0.3), noise_scale=draw.one("token", "sequence"),
         noise_shape=draw.one("isotropic", "channel"), norm=draw.one("token", "sequence"),
-        sink=draw.one("include", "exclude"), seed=number, sparsity=draw.rng.uniform(0.3, 0.6),
-        bases=tuple(bases.tolist()), strength=draw.one(-0.1, 0.05, 0.1, 0.3),
+        sink=draw.one("include", "exclude"), seed=number, sparsity=sparsity,
+        coarse_eta=draw.between(0.1, 1.0), draws=draw.one(1, 2, 3),
+        bases=(*bases.tolist(), *further.tolist()), beta=2 * min(sparsity, 1 - sparsity) / 8,
+ strength=draw.one(-0.1, 0.05, 0.1, 0.3),
         max_correction=draw.one(0.02, 0.05), pattern=draw.one("", *fitting, *fitting),
         damping=draw.one(0.01, 0.1), shown=tuple(i for i in range(blocks) if draw.one(0, 1, 1)),
     )  # fmt: skip
