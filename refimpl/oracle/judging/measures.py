@@ -14,10 +14,10 @@ from refimpl.model.ops import Array
 UNRESOLVED = "refimpl itself is not near it in this dtype"
 # Errors that are a share of the truth, and the tolerance from which on a step is not resolved:
 # a row of zeros is off by 1, and a number that is half as large, or another coefficient, by 0.5.
-RESOLVABLE: Mapping[str, float] = {"rows": 1.0, "numbers": 0.5, "sparsities": 0.5}
+RESOLVABLE: Mapping[str, float] = {"rows": 1.0, "numbers": 0.5, "shares": 0.5}
 BY_ROW = (".weight", ".products", ".squares", ".score")  # last words of steps measured row by row
 
-StepMeasure = Literal["rows", "numbers", "sparsities", "counts", "bits"]
+StepMeasure = Literal["rows", "numbers", "shares", "counts", "bits"]
 Status = Literal["pass", "divergent", "missing", "conditional"]
 Positions = tuple[tuple[int, ...], ...]
 """Indices into a step's array."""
@@ -53,15 +53,14 @@ class StepResult:
 def measure_of(step: str, kind: np.dtype[np.generic]) -> StepMeasure:
     """How a step is measured, by its name and the dtype of its truth.
 
-    "rows" and "numbers" take the relative error of the worst row or number; "sparsities" the worst
-    error as a share of the largest, as one may be 0; "counts" and "bits" count the differences.
-    Squares are one row: a channel that hardly carries anything has few
-    digits.
+    "rows" and "numbers" take the relative error of the worst row or number; "shares" the worst
+    error as a share of the largest number, as one may be 0; "counts" and "bits" count the
+    differences. Squares are one row: a channel that hardly carries anything has few digits.
     """
     if kind.kind != "f":
         return "bits" if step.endswith(".keep") else "counts"
-    if step.endswith((".base", ".corrected", ".stderr")):
-        return "sparsities"
+    if step.endswith((".base", ".corrected", ".stderr", ".divergence")):
+        return "shares"
     forward = step.split(".")[0] in ("embed", "blocks", "final_norm", "logits")
     return "rows" if forward or step.endswith(BY_ROW) else "numbers"
 
@@ -93,7 +92,7 @@ def error_of(
         if measure == "numbers":
             exact, truth = exact[..., None], truth[..., None]
         compared = agreement(step, exact, truth)
-        if measure == "sparsities" and compared.error < inf:
+        if measure == "shares" and compared.error < inf:
             missed = np.abs(exact - truth)
             worst = np.unravel_index(int(missed.argmax()), missed.shape)
             error = float(missed.max() / (truth.max() or 1.0))

@@ -1,0 +1,98 @@
+"""Candidates that are wrong on purpose, and that no case may pass: zeros, shifts, scales.
+
+A project can put them through its own checks, too: what passes one of them checks nothing.
+"""
+
+from collections.abc import Callable, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from refimpl.model.ops import Array
+from refimpl.oracle.case import Case
+
+Change = Callable[[Case, str, Array], Array]
+
+
+def negative_candidates(case: Case, dtype: str) -> dict[str, dict[str, Array]]:
+    """The case's own values in a dtype, each time wrong in one way, by the name of the way.
+
+    Example:
+        >>> from refimpl.oracle.case import read_case
+        >>> from refimpl.oracle.check import check
+        >>> case = read_case("fixtures/cases/llama")
+        >>> wrong = negative_candidates(case, "float32")
+        >>> len(wrong), {check(case, arrays).verdict for arrays in list(wrong.values())[:2]}
+        (11, {'divergent'})
+    """
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    right = {
+        name: x.astype(kind) if x.dtype.kind == "f" else x for name, x in case.expected.items()
+    }
+    wrong = {
+        name: {step: change(case, step, x) for step, x in right.items()}
+        for name, change in CHANGES.items()
+    }
+    last = f"blocks.{case.model.config.num_blocks - 1}."
+    wrong["the last block left out"] = {
+        step: right[f"{last}resid_pre"] if step == f"{last}resid_post" else x
+        for step, x in right.items()
+    }
+    return wrong
+
+
+def _floats(change: Callable[[Array], Array]) -> Change:
+    """A change of float arrays alone."""
+    return lambda case, step, x: x if x.dtype.kind in "iu" else change(x)
+
+
+def _input(case: Case, step: str, x: Array) -> Array:
+    """What a block reads, in place of every state it computes."""
+    parts = step.split(".")
+    if parts[0] != "blocks":
+        return x
+    first = case.expected[f"blocks.{parts[1]}.resid_pre"].astype(x.dtype)
+    return first if first.shape == x.shape else x
+
+
+def _permuted(case: Case, step: str, x: Array) -> Array:
+    """The values of the next block in place of each block's."""
+    parts, blocks = step.split("."), case.model.config.num_blocks
+    for at in (1, 2):
+        if len(parts) > at and parts[at].isdigit():
+            parts[at] = str((int(parts[at]) + 1) % blocks)
+            other = case.expected.get(".".join(parts))
+            return x if other is None or other.shape != x.shape else other.astype(x.dtype)
+    return np.roll(x, 1, axis=0) if len(x) == blocks else x
+
+
+def _transposed(case: Case, step: str, x: Array) -> Array:
+    """The last two axes swapped, in the right shape."""
+    return x if x.ndim < 2 else np.swapaxes(x, -1, -2).reshape(x.shape)
+
+
+def _next_token(case: Case, step: str, x: Array) -> Array:
+    """The values of the token before in place of each token's."""
+    forward = step.split(".")[0] in ("embed", "blocks", "final_norm", "logits")
+    return np.roll(x, 1, axis=-2) if forward else x
+
+
+def _one_nan(x: Array) -> Array:
+    """NaN in the middle."""
+    wrong = np.array(x)
+    wrong.flat[wrong.size // 2] = np.nan
+    return wrong
+
+
+CHANGES: Mapping[str, Change] = {
+    "zeros": lambda case, step, x: np.zeros_like(x),
+    "ones": lambda case, step, x: np.ones_like(x),
+    "the input": _input,
+    "1 % too large": _floats(lambda x: (x.astype(np.float64) * 1.01).astype(x.dtype)),
+    "permuted blocks": _permuted,
+    "transposed": _transposed,
+    "one token late": _next_token,
+    "one NaN": _floats(_one_nan),
+    "negated": _floats(np.negative),
+    "NaN everywhere": _floats(lambda x: np.full_like(x, np.nan)),
+}
