@@ -16,6 +16,7 @@ from refimpl.pruners.pattern import Pattern
 from refimpl.pruning.inspection import Inspection, inspect
 from refimpl.pruning.prune import Pruning, prune
 from refimpl.scoring.score import score
+from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.version import SPEC, __version__
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "Forward",
+    "Imatrix",
     "Inspection",
     "Model",
     "Pattern",
@@ -42,6 +44,7 @@ __all__ = [
     "forward",
     "inspect",
     "prune",
+    "read_imatrix",
     "read_model",
     "score",
 ]

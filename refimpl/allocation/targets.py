@@ -28,6 +28,7 @@ from refimpl.pruners.decision import Goal
 from refimpl.pruners.pattern import Pattern
 from refimpl.running.provenance import token_facts
 from refimpl.tokens import Tokens
+from refimpl.tokens.imatrix import Imatrix
 
 NOT_RECORDED = ("family", "num_blocks", "subset", "budget_minutes", "linears")
 RECORDED = tuple(key for key in HEAD if key not in NOT_RECORDED)  # of `scores.json`
@@ -62,7 +63,7 @@ class Targets:
 
 
 def allocation_targets(
-    allocation: Allocation, scores: Scores | None = None, tokens: Tokens | None = None
+    allocation: Allocation, scores: Scores | None = None, tokens: Tokens | Imatrix | None = None
 ) -> Targets:
     """Targets of an allocation made in this run, and for the record, what its file would say.
 

@@ -28,6 +28,7 @@ from refimpl.scoring.score import score
 from refimpl.show.pruning import inspection_table, pruning_table
 from refimpl.storage.folder import partial_results_folder
 from refimpl.tokens import Tokens
+from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens
 
 
@@ -50,6 +51,12 @@ class PruningOptions:
     )
     damping: float = opt.field_option(
         DAMPING, "Damping of SparseGPT's Hessian, as a fraction of its mean diagonal.", "X"
+    )
+    imatrix: Path | None = opt.field_option(
+        None,
+        "Importance matrix of the dense model (llama-imatrix, in GGUF) instead of calibration "
+        "tokens, for Wanda and for the bases owl and dlp without a correction.",
+        "FILE.gguf",
     )
     force: bool = opt.field_option(
         False, "Replace an existing model, which is deleted after the new one is in its place."
@@ -89,7 +96,9 @@ def command(
     _check_target(context, allocation, nm)
     if method != "sparsegpt":
         opt.refuse(context, ("damping",), f"--method {method}", "--method sparsegpt")
-    tokens, resume = None, settings.resume
+    imatrix = _means(context, opened, how, wanted)
+    tokens: Tokens | Imatrix | None = imatrix
+    resume = settings.resume
     if nm is not None:
         targets = pattern_targets(parse_pattern(nm), opened.config.linears, wanted.compat)
     elif allocation is not None:
@@ -97,7 +106,7 @@ def command(
     else:
         with partial_results_folder(output, resume) as folder:
             scoring = replace(settings, part=folder / "scores", resume=True)
-            targets, tokens = _scored(context, opened, source, plan, wanted, scoring)
+            targets, tokens = _scored(context, opened, imatrix or source, plan, wanted, scoring)
         resume = True  # from the partial results in that folder
     if tokens is None:
         if method in CALIBRATED:
@@ -130,6 +139,23 @@ def inspect_command(
     deliver(inspection_document(inspection), inspection_table(inspection), as_json, output)
 
 
+def _means(
+    context: typer.Context, model: Model, how: PruningOptions, wanted: Request
+) -> Imatrix | None:
+    """The importance matrix that replaces the calibration tokens, if there is one."""
+    if how.imatrix is None:
+        return None
+    tokens = "no tokens: the importance matrix replaces them"
+    opt.refuse(context, SOURCE.names, "--imatrix", tokens)
+    if how.method != "wanda" and wanted.base not in ACTIVATIONS:
+        raise RefimplError(
+            f"--imatrix with --method {how.method}",
+            "--method wanda, or --base owl or dlp: what reads the squares of inputs",
+            "omit --imatrix",
+        )
+    return read_imatrix(how.imatrix, model)
+
+
 def _check_target(context: typer.Context, allocation: Path | None, nm: str | None) -> None:
     """Refuse several ways to say how much is pruned, or none."""
     scoring = [name for name in (*PERTURBATION.names, *REQUEST.names) if name != "seed"]
@@ -154,11 +180,11 @@ def _check_target(context: typer.Context, allocation: Path | None, nm: str | Non
 def _scored(
     context: typer.Context,
     model: Model,
-    source: Source,
+    source: Source | Imatrix,
     plan: Perturbation,
     wanted: Request,
     settings: Settings,
-) -> tuple[Targets, Tokens | None]:
+) -> tuple[Targets, Tokens | Imatrix | None]:
     """Targets from scoring and allocating; without a correction the experiment is skipped."""
     if wanted.correct is None:
         opt.refuse(
@@ -167,12 +193,19 @@ def _scored(
             "no correction",
             "no options of the perturbation: nothing is perturbed",
         )
-        needed = wanted.base in ACTIVATIONS
-        tokens = model_tokens(model, **vars(source), seed=plan.seed) if needed else None
+        tokens: Tokens | Imatrix | None = source if isinstance(source, Imatrix) else None
+        if isinstance(source, Source) and wanted.base in ACTIVATIONS:
+            tokens = model_tokens(model, **vars(source), seed=plan.seed)
         with progress_bar("signals") as progress:
             base = signals(model, wanted, tokens, replace(settings, progress=progress))
         allocation = base_only(base, wanted, model.config.linears)
         return allocation_targets(allocation, None, tokens), tokens
+    if isinstance(source, Imatrix):
+        raise RefimplError(
+            "--imatrix with a correction",
+            "no correction: its experiment needs tokens",
+            "add --correct none, or omit --imatrix",
+        )
     plan = checked_plan(context, plan, wanted)
     tokens = model_tokens(model, **vars(source), seed=plan.seed)
     with progress_bar("scoring") as progress:

@@ -10,6 +10,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import Statistic, add_sums, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.running.settings import Resources
+from refimpl.tokens.imatrix import Imatrix
 
 CALIBRATED: Mapping[str, Statistic] = {"wanda": sum_of_squares, "sparsegpt": sum_of_outer_products}
 """What is summed of the inputs of linears, for each pruner that needs calibration tokens."""
@@ -46,6 +47,24 @@ class NoCalibration:
 
     def advance(self, weights: Weights) -> Sequence[Array]:
         """No states."""
+        return ()
+
+
+class ImatrixCalibration:
+    """Means of squares of the dense model, which somebody else measured; from block `index` on."""
+
+    sequences = 1
+
+    def __init__(self, imatrix: Imatrix, index: int = 0) -> None:
+        self._squares, self._index = imatrix.squares, index
+
+    def sums(self, weights: Weights) -> Mapping[str, Array]:
+        """The means of the block."""
+        return self._squares[self._index]
+
+    def advance(self, weights: Weights) -> Sequence[Array]:
+        """No states."""
+        self._index += 1
         return ()
 
 

@@ -18,7 +18,13 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruning.calibration import CALIBRATED, Calibration, LocalCalibration, NoCalibration
+from refimpl.pruning.calibration import (
+    CALIBRATED,
+    Calibration,
+    ImatrixCalibration,
+    LocalCalibration,
+    NoCalibration,
+)
 from refimpl.pruning.copied_files import copies
 from refimpl.pruning.inspection import read_record
 from refimpl.pruning.partial_pruning import PartialPruning, results_file
@@ -41,6 +47,7 @@ from refimpl.storage.folder import check_target, new_folder
 from refimpl.storage.partial_results import PartialResults
 from refimpl.storage.target_checks import RECORD
 from refimpl.tokens import Tokens
+from refimpl.tokens.imatrix import Imatrix
 
 RECORD_FORMAT = 1
 
@@ -120,7 +127,7 @@ def prune(
     out: str | Path,
     target: Allocation | Pattern | Targets,
     pruner: Pruner | None = None,
-    tokens: Tokens | None = None,
+    tokens: Tokens | Imatrix | None = None,
     *,
     force: bool = False,
     resume: bool = False,
@@ -140,7 +147,8 @@ def prune(
         out: The new folder.
         target: How much every linear loses: an allocation for this model, or a pattern.
         pruner: How weights are chosen; Wanda if None.
-        tokens: Calibration tokens; None for pruners that look at weights alone.
+        tokens: Calibration tokens, or for Wanda an importance matrix, which describes the dense
+            model; None for pruners that look at weights alone.
         force: Whether an existing folder of models is replaced.
         resume: Whether to continue an interrupted run of the same, after its last whole block.
         keep: Whether partial results outlive an error of the input or the disk; `resume` if None.
@@ -173,8 +181,11 @@ def prune(
     pruner, out, config, started = pruner or Pruner(), Path(out), model.config, time.perf_counter()
     settings = Settings(dtype, threads, memory, executor, progress)
     targets = targets_for(target, config.linears)
-    ids = calibration_ids(model, pruner, None if tokens is None else tokens.ids)
-    facts = None if ids is None or tokens is None else token_facts(tokens)
+    imatrix = _imatrix(tokens, pruner)
+    ids = None
+    if imatrix is None:
+        ids = calibration_ids(model, pruner, tokens.ids if isinstance(tokens, Tokens) else None)
+    facts = None if tokens is None or (ids is None and imatrix is None) else token_facts(tokens)
     local = executor in (None, "threads")
     state_bytes = 0 if ids is None else ids.size * config.hidden_size * np.dtype(dtype).itemsize
     check_prune(model, out, {}, force, resume, (2 if local else 3) * state_bytes)
@@ -200,7 +211,8 @@ def prune(
         if partial.format_added is None:
             partial.add_copies(files.format_added)
         counts = partial.counts
-        calibration = _calibration(model, ids, pruner, resources, partial, files)
+        inputs = ids if imatrix is None else imatrix
+        calibration = _calibration(model, inputs, pruner, resources, partial, files)
         passes = 2 * (config.num_blocks - len(counts)) - 1
         resources.total = passes * calibration.sequences
         block_pruner = BlockPruner(model, targets, pruner, calibration, resources, partial.folder)
@@ -227,20 +239,35 @@ def prune(
 
 def _calibration(
     model: Model,
-    ids: Array | None,
+    inputs: Array | Imatrix | None,
     pruner: Pruner,
     resources: Resources,
     partial: PartialPruning,
     files: PrunedFiles,
 ) -> Calibration:
-    """The sequences before the first block that is not pruned yet."""
-    if ids is None:
+    """The sequences (or the means) before the first block that is not pruned yet."""
+    if inputs is None:
         return NoCalibration()
+    if isinstance(inputs, Imatrix):
+        return ImatrixCalibration(inputs, len(partial.counts))
     statistic = CALIBRATED[pruner.method]
     if resources.pool.executor is not None:
-        return RemoteCalibration(model, ids, statistic, resources, partial, files)
-    states = partial.states((ids.shape[1], model.config.hidden_size), resources.dtype)
-    return LocalCalibration(model, ids, statistic, resources, states, len(partial.counts))
+        return RemoteCalibration(model, inputs, statistic, resources, partial, files)
+    states = partial.states((inputs.shape[1], model.config.hidden_size), resources.dtype)
+    return LocalCalibration(model, inputs, statistic, resources, states, len(partial.counts))
+
+
+def _imatrix(tokens: Tokens | Imatrix | None, pruner: Pruner) -> Imatrix | None:
+    """The importance matrix that a pruner uses, if it was passed one."""
+    if not isinstance(tokens, Imatrix) or pruner.method not in CALIBRATED:
+        return None
+    if pruner.method != "wanda":
+        raise RefimplError(
+            f"{pruner.method} with an importance matrix",
+            "wanda, the one pruner that needs the squares of the inputs and nothing else",
+            "use wanda, or omit the importance matrix",
+        )
+    return tokens
 
 
 def _options(

@@ -18,6 +18,7 @@ from refimpl.running.memory import peak_memory
 from refimpl.running.threads import Workers
 from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import Tokens
+from refimpl.tokens.imatrix import Imatrix
 from refimpl.version import __version__
 
 PIECES, PIECE = 256, 1 << 14  # of a digest: their number, and bytes of each
@@ -64,8 +65,11 @@ class Run:
     device: str = "cpu"
 
 
-def token_facts(tokens: Tokens) -> TokenFacts:
-    """The origin of tokens."""
+def token_facts(tokens: Tokens | Imatrix) -> TokenFacts:
+    """The origin of tokens, or of sums that others made of tokens."""
+    if isinstance(tokens, Imatrix):
+        samples, length, source = tokens.samples, tokens.seq_len, tokens.source
+        return TokenFacts(samples, length, source, tokens.kind, tokens.bos, tokens.sha256)
     count, length = tokens.ids.shape
     return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)
 

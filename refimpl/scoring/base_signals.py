@@ -14,6 +14,7 @@ from refimpl.scoring.activation_signals import activation_signals
 from refimpl.scoring.dense_statistics import Moments, dense_squares, wanda_moments
 from refimpl.scoring.spectra import power_laws, spectra_cost
 from refimpl.tokens import Tokens
+from refimpl.tokens.imatrix import Imatrix
 
 ACTIVATIONS = ("owl", "dlp")  # bases that look at activations
 
@@ -22,14 +23,17 @@ Alphas = dict[str, Any]
 
 
 def signals(
-    model: Model, request: Request, tokens: Tokens | None, settings: Settings | None = None
+    model: Model,
+    request: Request,
+    tokens: Tokens | Imatrix | None,
+    settings: Settings | None = None,
 ) -> Signals:
     """Compute what a base is made of, without an experiment: NaN for signals it does not need.
 
     Args:
         model: From `read_model`.
         request: The base and its options.
-        tokens: Calibration tokens; None for bases that need none.
+        tokens: Calibration tokens, or an importance matrix; None for bases that need none.
         settings: What it runs with; only the dtype changes the numbers.
 
     Raises:
@@ -41,7 +45,9 @@ def signals(
         raise RefimplError(
             f"base {request.base} without tokens", "calibration tokens", "pass tokens"
         )
-    ids = np.zeros((0, 1), np.int64) if tokens is None else checked_ids(tokens.ids, config)
+    ids = np.zeros((0, 1), np.int64)
+    if isinstance(tokens, Tokens):
+        ids = checked_ids(tokens.ids, config)
     run = {
         "command": "signals",
         "tokens": tokens and tokens.sha256,
@@ -53,7 +59,9 @@ def signals(
         resources.total = len(ids) * config.num_blocks + cost
         alphas = alphas_of(model, request, ids.shape[1], resources)
         moments = None
-        if reads_tokens:
+        if isinstance(tokens, Imatrix):
+            moments = wanda_moments(tokens.squares, 1, config)
+        elif reads_tokens:
             moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
         return signals_of(model, moments, alphas, request, resources)
 

@@ -1,0 +1,137 @@
+"""llama.cpp's importance matrices: sums of squares of what linears read, without the text."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl.errors import RefimplError
+from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK
+from refimpl.loading.gguf.gguf_file import GgufFile
+from refimpl.model.model import Model
+from refimpl.model.ops import Array
+from refimpl.model.statistics import input_of
+
+TOLERANCE = 1e-4  # relative difference of linears that read the same input
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """An importance matrix for a model.
+
+    Args:
+        squares: Per block and trace point that is a linear's input, the mean over the tokens of
+            the squares, [in], float64.
+        samples: Chunks of text; 0 if unknown.
+        seq_len: Tokens per chunk; 0 if unknown.
+        source: Where it came from, one line for people.
+        sha256: Of the means, as little-endian float64 bytes in order, in hex.
+    """
+
+    squares: tuple[Mapping[str, Array], ...]
+    samples: int
+    seq_len: int
+    source: str
+    sha256: str
+    kind: str = "imatrix"
+    bos: None = None
+
+
+def read_imatrix(path: str | Path, model: Model) -> Imatrix:
+    """Read what llama.cpp's `llama-imatrix` wrote as GGUF: ``mean_t x_tj^2 = in_sum2_j / counts``.
+
+    Wanda's own statistic is the sum divided by the number of sequences. A constant factor changes
+    neither Wanda's choice within a row nor OWL's comparison with the mean of a block.
+
+    Args:
+        path: The file.
+        model: From `read_model`; every linear must have an entry of its width.
+
+    Returns:
+        The means; `prune` takes them in place of tokens.
+
+    Raises:
+        RefimplError: A file that is damaged, is of another model, or lacks a linear.
+
+    Example:
+        >>> from refimpl import read_model
+        >>> read_imatrix("fixtures/text.txt", read_model("fixtures/llama"))
+        Traceback (most recent call last):
+        ...
+        refimpl.errors.RefimplError: fixtures/text.txt is not a whole GGUF file: ...
+    """
+    path = Path(path)
+    file = GgufFile(path)
+    if file.metadata.get("general.type") != "imatrix":
+        raise RefimplError(
+            f"{path} is a GGUF file of type {file.metadata.get('general.type')!r}",
+            "an importance matrix, which llama-imatrix wrote with --output-format gguf",
+            "pass that file, or omit --imatrix",
+        )
+    problems, squares = list[str](), list[dict[str, Array]]()
+    for i, linears in enumerate(model.config.linears):
+        of_block: dict[str, Array] = {}
+        for name, (_, width) in linears.items():
+            mean = _mean(file, i, name, width, problems)
+            if mean is None:
+                continue
+            known = of_block.setdefault(input_of(name), mean)
+            if not np.allclose(mean, known, rtol=TOLERANCE, atol=0):
+                problems.append(f"blocks.{i}.{name}: differs from another linear with its input")
+        squares.append(of_block)
+    if problems:
+        raise RefimplError(
+            f"{path} does not fit {model.name}:",
+            "in_sum2 and counts of every linear of this model",
+            "use the importance matrix of this model, or calibrate with --text",
+            problems,
+        )
+    sums = hashlib.sha256()
+    for of_block in squares:
+        for mean in of_block.values():
+            sums.update(mean.astype("<f8").tobytes())
+    counts = ("chunk_count", "chunk_size")
+    chunks, size = (_whole(file.metadata.get(f"imatrix.{name}")) for name in counts)
+    texts = [text for text in file.metadata.get("imatrix.datasets", ()) if isinstance(text, str)]
+    source = ", ".join([path.name, *texts, "mean of squares per token"])
+    return Imatrix(tuple(squares), chunks, size, source, sums.hexdigest())
+
+
+def _mean(file: GgufFile, block: int, linear: str, width: int, problems: list[str]) -> Array | None:
+    """The mean of squares [in] of one linear; None, and a problem noted, if the file has none."""
+    *expert, role = linear.removeprefix("experts.").split(".")
+    fused = {"q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "gate_proj"}
+    names = [f"{IN_BLOCK[role]}{'_exps' if expert else ''}"]
+    names += [FUSED[fused[role]]] if role in fused else []
+    found = next((f"blk.{block}.{x}.weight" for x in names if _tensor(file, block, x)), None)
+    ours = f"blocks.{block}.{linear}"
+    if found is None:
+        problems.append(f"{ours}: no in_sum2 (of blk.{block}.{names[0]}.weight)")
+        return None
+    total, counts = (file.tensors[f"{found}.{kind}"].array for kind in ("in_sum2", "counts"))
+    total, counts = total.reshape(-1, total.shape[-1]), counts.reshape(-1)
+    index = int(expert[0]) if expert else 0
+    if total.shape[1] != width or len(total) != len(counts) or index >= len(total):
+        problems.append(f"{ours}: expected {width} inputs, got {list(total.shape)}")
+        return None
+    sums, count = total[index].astype(np.float64), float(counts[index])
+    if not (np.isfinite(sums).all() and (sums >= 0).all() and 0 <= count < np.inf):
+        problems.append(f"{ours}: sums or counts that are negative or not finite")
+        return None
+    if count == 0 and (sums.any() or not expert):
+        problems.append(f"{ours}: no token was counted")
+        return None
+    return sums / max(count, 1.0)
+
+
+def _tensor(file: GgufFile, block: int, name: str) -> bool:
+    """Whether a file has both tensors of an entry."""
+    return all(f"blk.{block}.{name}.weight.{x}" in file.tensors for x in ("in_sum2", "counts"))
+
+
+def _whole(value: Any) -> int:
+    """A count of the metadata, or 0."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
