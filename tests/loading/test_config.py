@@ -632,6 +632,9 @@ def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
         rope = {key: value for key, value in rope.get(kind, rope).items() if key != "type"}
         theta, part = rope.pop("rope_theta"), rope.pop("partial_rotary_factor", 1.0)
         name = rope.pop("rope_type", "default")
+        if alpha := rope.pop("alpha", None):  # HunYuan: their rotary embedding reads nothing else
+            yield BlockKind(window, Rope(theta * alpha ** (head_dim / (head_dim - 2)), head_dim))
+            continue
         rope["interleaved"] = theirs.model_type in INTERLEAVED
         yield BlockKind(window, Rope(theta, int(head_dim * part), name, **rope))
 

@@ -81,6 +81,17 @@ EXAONE_4 = {
     "rope_theta": 1000000, "sliding_window": 4096, "sliding_window_pattern": "LLLG",
     "tie_word_embeddings": False, "vocab_size": 102400,
 }  # fmt: skip
+HUNYUAN = {
+    "add_classification_head": False, "attention_bias": False, "attention_head_dim": 128,
+    "cla_share_factor": 2, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
+    "intermediate_size": 14336, "max_position_embeddings": 262144, "mlp_bias": False,
+    "model_type": "hunyuan_v1_dense", "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0,
+                     "mscale_all_dim": 1.0, "type": "dynamic"},
+    "rope_theta": 10000.0, "tie_word_embeddings": True, "use_cla": False, "use_qk_norm": True,
+    "vocab_size": 128167,
+}  # fmt: skip
 APERTUS = {
     "attention_bias": False, "hidden_act": "xielu", "hidden_dropout": 0.0, "hidden_size": 4096,
     "intermediate_size": 21504, "max_position_embeddings": 65536, "mlp_bias": False,
@@ -116,6 +127,8 @@ WELL_KNOWN: dict[str, tuple[dict[str, Any], dict[str, Any], list[BlockKind]]] = 
                    [BlockKind(None, Rope(1e6, 80, "llama3", factor=8.0))] * 4),
     "EXAONE 4": (EXAONE_4, {"head_dim": 128, "num_blocks": 64},
                  [BlockKind(4096, LONG)] * 3 + [BlockKind(None, None)]),
+    "HunYuan": (HUNYUAN, {"head_dim": 128},
+                [BlockKind(None, Rope(1e4 * 1000 ** (128 / 126), 128))] * 4),
     "Apertus": (APERTUS, {"activation": "xielu", "gated": False},
                 [BlockKind(None, Rope(12e6, 128, "llama3", factor=8.0))] * 4),
 }  # fmt: skip
@@ -219,6 +232,16 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "Apertus without norms of q and k": ("apertus", {"qk_norm": False}, "qk_norm: only true"),
     "xIELU elsewhere": ("arcee", {"hidden_act": "xielu"}, 'hidden_act: "xielu" is not one of'),
     "eps of OLMo": ("olmo", {"norm_eps": 1e-6}, "norm_eps: only 1e-05"),
+    "a stretched base of another type": (
+        "hunyuan_v1_dense", {"rope_parameters": {"rope_type": "linear", "alpha": 2.0}},
+        'alpha needs type dynamic and head_dim above 2, got "linear"'),
+    "a base stretched to nothing": (
+        "hunyuan_v1_dense", {"rope_parameters": {"rope_type": "dynamic", "alpha": -1}},
+        "alpha: expected a positive number"),
+    "HunYuan with shared keys": ("hunyuan_v1_dense", {"use_cla": True}, "use_cla: only false"),
+    "a stretched base elsewhere": (
+        "llama", {"rope_parameters": {"rope_type": "linear", "alpha": 2.0, "factor": 2.0}},
+        "not understood: .*alpha"),
     "a gated StarCoder2": ("starcoder2", {"mlp_type": "gated"}, 'mlp_type: only "default"'),
 }  # fmt: skip
 

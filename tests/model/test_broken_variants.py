@@ -327,6 +327,7 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("pairs of halves", rope(interleaved=False), ["cohere", "gptj", "glm", "ernie4_5", "helium"]),
     ("rotation backwards", op("rotate", backwards), ["llama", "phi3", "glm4"]),
     ("positions from 1", op("rope_tables", one_later), ["llama", "gemma3"]),
+    ("a base that is not stretched", rope(theta=30.0), ["hunyuan_v1_dense"]),
     ("scaling ignored", rope(scaling="default"), ["llama3", "llama_linear", "gemma3"]),
     ("scaling of all waves alike", rope(scaling="linear"), ["llama3"]),
     ("a blend closed to a point", rope(high_freq_factor=no_blend), ["llama3"]),

@@ -117,7 +117,21 @@ SMOLLM3 = replace(
 )  # fmt: skip
 
 HUNYUAN = replace(
-    LLAMA, model_type="hunyuan_v1_dense", defaults=LLAMA.defaults | {"norm_eps": 1e-5},
-    names=LLAMA.names | separate(q_rope_norm="layers.{}.self_attn.query_layernorm",
-                                 k_rope_norm="layers.{}.self_attn.key_layernorm"),
+    LLAMA,
+    model_type="hunyuan_v1_dense",
+    names=LLAMA.names | separate(
+        q_rope_norm="layers.{}.self_attn.query_layernorm",
+        k_rope_norm="layers.{}.self_attn.key_layernorm",
+    ),
+    defaults=LLAMA.defaults | {
+        "norm_eps": 1e-5, "alpha": None, "use_qk_norm": True, "use_cla": False,
+        "use_rotary_pos_emb": True,
+    },
+    only=(*LLAMA.only, "use_qk_norm", "use_cla", "use_rotary_pos_emb"),
+    echoes={"attention_head_dim": "head_dim"},
+    unread=(
+        "add_classification_head", "cla_share_factor", "class_num", "dense_list", "im_end_id",
+        "im_newline_id", "im_start_id", "mask_init_id", "norm_type", "org_vocab_size", "pool_type",
+        "text_end_id", "text_start_id",
+    ),
 )  # fmt: skip
