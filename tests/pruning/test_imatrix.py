@@ -30,7 +30,7 @@ def model() -> Model:
 
 def squares_of(model: Model) -> Any:
     """Sums of squares of what the dense model's linears read."""
-    with Settings(threads=1).open({}) as resources:
+    with Settings(threads=1).open() as resources:
         return dense_squares(model, IDS, resources)
 
 
