@@ -101,16 +101,21 @@ def _allocation(
     num_blocks, sizes = len(base), linear_sizes(linears)
     share, projected, final = sizes / sizes.sum(axis=1, keepdims=True), base, base
     if request.compat == "exact":
+        if grows is not None and grows.level.ndim > base.ndim:
+            base = np.broadcast_to(base[:, None], sizes.shape)
         units, exists = units_of(base, sizes)
         target, limits = request.sparsity, {"lo": request.lo, "hi": request.hi}
         projected, final = np.zeros((2, *base.shape))
         projected[exists] = project(base[exists], units, target, **limits)
         block_of_unit = np.nonzero(exists)[0]
-        if grows is not None and grows.fits.any():
+        if grows is not None and grows.fits.any() and grows.level.shape == base.shape:
+            of_units = grows.level[exists], grows.rates(request.kappa == "own")[exists]
+            final[exists] = equal_marginals(*of_units, projected[exists], units, target, **limits)
+        elif grows is not None and grows.fits.any():  # of blocks, whose linears move together
             start, rates = _of_blocks(projected, share), grows.rates(request.kappa == "own")
             best = equal_marginals(grows.level, rates, start, sizes.sum(axis=1), target, **limits)
             shifted = projected[exists] + (best - start)[block_of_unit]
-            final[exists] = best if base.ndim == 1 else project(shifted, units, target, **limits)
+            final[exists] = project(shifted, units, target, **limits)
         else:
             final[exists] = corrected(
                 base[exists],

@@ -137,15 +137,22 @@ class Request:
         """
         if plan is None:
             plan = Perturbation("pruning" if self.correct in OF_PRUNING else "gaussian")
-        if plan.kind != "pruning" and (self.correct in OF_PRUNING or plan.probe_delta):
-            what = f"the {self.correct} correction" if self.correct in OF_PRUNING else "probe-delta"
+        usual = (plan.probe_delta, plan.probe_pruner, plan.units) == (None, "wanda", "blocks")
+        if plan.kind != "pruning" and (self.correct in OF_PRUNING or not usual):
+            what = f"the {self.correct} correction" if self.correct in OF_PRUNING else "a probe"
             raise RefimplError(
                 f"{what} with Gaussian noise",
                 "the pruning perturbation, which measures the error that pruning makes",
-                "add --perturbation pruning, or use --correct absorption without --probe-delta",
+                "add --perturbation pruning, or use --correct absorption without options of probes",
             )
         if self.measured and plan.probe_delta is None:
-            return replace(plan, probe_delta=PROBE_DELTA)
+            plan = replace(plan, probe_delta=PROBE_DELTA)
+        if plan.units == "linears" and plan.probe_delta is None:
+            raise RefimplError(
+                "units linears without probes",
+                "measured strength, or a probe-delta: only probes prune linears alone",
+                "add --correct divergence, or omit --units",
+            )
         return plan
 
 

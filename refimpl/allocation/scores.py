@@ -88,12 +88,14 @@ class PrunedAt:
 
 @dataclass(frozen=True)
 class Probes:
-    """What pruning each block alone does, below, at and above its sparsity in the base.
+    """What pruning each unit alone does, below, at and above its sparsity in the base.
+
+    Units are blocks, [3, L], or linears, [3, L, linears]; NaN where a block lacks a linear.
 
     Args:
-        sparsity: Fraction pruned, [3, L].
-        arrival: Mean drift after the last block, [3, L].
-        divergence: Mean KL of the next-token distributions, [3, L], nats, or None.
+        sparsity: Fraction pruned.
+        arrival: Mean drift after the last block.
+        divergence: Mean KL of the next-token distributions, nats, or None.
     """
 
     sparsity: Array

@@ -25,7 +25,7 @@ from refimpl.allocation.scores import (
 from refimpl.errors import RefimplError, unreadable
 from refimpl.loading.file_reading import parsed_json, read_file
 from refimpl.method.perturbation import Perturbation
-from refimpl.model.config import Linears
+from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.running.provenance import Run, TokenFacts
 
@@ -65,12 +65,16 @@ HEAD = {
     "draws": "scores.plan.draws",
     "subset": "scores.plan.subset",
     "probe_delta": "scores.plan.probe_delta",
+    "probe_pruner": "scores.plan.probe_pruner",
+    "units": "scores.plan.units",
     "budget_minutes": "scores.budget_minutes",
     "tokens": "scores.tokens",
     "linears": "scores.shapes",
     **REQUEST,
 }
-NEWER = ("subset", "budget_minutes", "probe_delta", "kappa")  # fields that older files lack
+NEWER = (  # fields that older files lack
+    *("subset", "budget_minutes", "probe_delta", "probe_pruner", "units", "kappa"),
+)
 SIGNAL_OPTIONS = ("owl_m", "dlp_statistic", "alpha_fit", "alpha_xmin")
 
 
@@ -276,17 +280,19 @@ def scores_of(document: Json) -> Scores:
         pruned_at=None
         if at is None
         else filled(PrunedAt, at, linear_pruned=np.array(at["linear_pruned"], np.int64)),
-        probes=_probes(document.get("probes"), len(blocks)),
+        probes=_probes(document, linears),
     )
 
 
-def _probes(probes: Json | None, blocks: int) -> Probes | None:
-    """The probes in a document, three per block, if there are some."""
-    if probes is None:
+def _probes(document: Json, linears: Linears) -> Probes | None:
+    """The probes in a document, three per unit, if there are some."""
+    if (probes := document.get("probes")) is None:
         return None
-    column = Column("probes", "", unknown=True)
+    column, shape = Column("probes", "", unknown=True), (3, len(linears))
+    if document.get("units") == "linears":
+        shape = (3, *linear_sizes(linears).shape)
     arrays = {
-        name: _numbers(column, probes[name], (3, blocks))
+        name: _numbers(column, probes[name], shape)
         for name in ("sparsity", "arrival", "divergence")
         if probes[name] is not None
     }

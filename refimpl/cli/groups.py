@@ -91,7 +91,7 @@ PERTURBATION = OptionGroup(
             read=numbers,
         ),
         "kind": FieldOption(
-            "gaussian adds noise to a block's output; pruning prunes the block itself with Wanda, "
+            "gaussian adds noise to a block's output; pruning prunes the block itself, "
             "to its sparsity in the base allocation. Default: pruning with --correct arrival or "
             "divergence, else gaussian.",
             name="perturbation",
@@ -113,9 +113,17 @@ PERTURBATION = OptionGroup(
             "K",
         ),
         "probe_delta": FieldOption(
-            "With --perturbation pruning, also prune each block this much less and this much more, "
+            "With --perturbation pruning, also prune each unit this much less and this much more, "
             "to measure how its error grows. Default: 0.1 with --strength measured.",
             "FRACTION",
+        ),
+        "probe_pruner": FieldOption(
+            "What --perturbation pruning prunes with: wanda, sparsegpt, magnitude or random. "
+            "Default: wanda; of prune, its --method."
+        ),
+        "units": FieldOption(
+            "What the probes prune alone, and what the budget is divided over: blocks, or each "
+            "linear."
         ),
     },
 )

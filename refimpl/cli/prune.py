@@ -31,6 +31,11 @@ from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens
 
+DEFAULT = (
+    "correction by divergence, the default: best in docs/study.md; the paper's is --correct "
+    "absorption"
+)
+
 
 @dataclass(frozen=True)
 class PruningOptions:
@@ -87,7 +92,8 @@ def command(
     """Prune a model to one sparsity, as an allocation says, or to a pattern N:M.
 
     With --sparsity, refimpl first scores the model and allocates its sparsity, as refimpl score
-    does.
+    does; but the default of --correct is divergence with measured strength, which the study found
+    best.
     """
     opened = read_model(model, config, download=download)
     method, allocation, nm = how.method, how.allocation, how.nm
@@ -98,15 +104,19 @@ def command(
         opt.refuse(context, ("damping",), f"--method {method}", "--method sparsegpt")
     imatrix = _means(context, opened, how, wanted)
     tokens: Tokens | Imatrix | None = imatrix
-    resume = settings.resume
+    resume, applied = settings.resume, None
     if nm is not None:
         targets = pattern_targets(parse_pattern(nm), opened.config.linears, wanted.compat)
     elif allocation is not None:
         targets = read_targets(allocation, opened.config.linears)
     else:
+        if not opt.is_given(context, "correct") and wanted.compat == "exact":
+            strength = wanted.strength if opt.is_given(context, "strength") else "default"
+            wanted, applied = replace(wanted, correct="divergence", strength=strength), DEFAULT
         with partial_results_folder(output, resume) as folder:
             scoring = replace(settings, part=folder / "scores", resume=True)
-            targets, tokens = _scored(context, opened, imatrix or source, plan, wanted, scoring)
+            chosen = imatrix or source
+            targets, tokens = _scored(context, opened, chosen, plan, wanted, scoring, method)
         resume = True  # from the partial results in that folder
     if tokens is None:
         if method in CALIBRATED:
@@ -118,7 +128,7 @@ def command(
     options |= {"force": how.force, "keep": settings.resume}
     with progress_bar("pruning") as progress:
         pruned = prune(opened, output, targets, pruner, tokens, progress=progress, **options)
-    deliver(record(pruned), pruning_table(pruned, output), as_json)
+    deliver(record(pruned), pruning_table(pruned, output, applied), as_json)
 
 
 @opt.with_groups
@@ -184,6 +194,7 @@ def _scored(
     plan: Perturbation,
     wanted: Request,
     settings: Settings,
+    method: Method,
 ) -> tuple[Targets, Tokens | Imatrix | None]:
     """Targets from scoring and allocating; without a correction the experiment is skipped."""
     if wanted.correct is None:
@@ -207,6 +218,8 @@ def _scored(
             "add --correct none, or omit --imatrix",
         )
     plan = checked_plan(context, plan, wanted)
+    if plan.kind == "pruning" and not opt.is_given(context, "probe_pruner"):
+        plan = replace(plan, probe_pruner=method)
     tokens = model_tokens(model, **vars(source), seed=plan.seed)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)

@@ -67,16 +67,20 @@ def work(
     threads = resources.workers.threads if resources.pool.executor is None else 1
     clean, perturbed = np.zeros((2, blocks), np.int64)
     rounds = heads = head_rounds = loads = pruned_blocks = held = 0
-    states = addresses(sequences, blocks, plan)
-    for group in state_groups(states, config, length, resources, keep):
+    states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
+    every = sequences if plan.probe_pruner == "sparsegpt" else 0
+    for group in state_groups(states, config, length, resources, keep, every):
         per_sequence = Counter(a.sequence for a in group)
+        per_sequence.update(dict.fromkeys(range(every), 0))
         passes = perturbed_passes(group, blocks, plan)
         clean += len(per_sequence)
         perturbed += passes
         rounds += rounds_of(len(per_sequence) + passes, threads)
         loads += blocks
         held = max(held, len(group) + 2 * len(per_sequence))
-        pruned_blocks += len({(a.block, a.eta) for a in group}) if pruning else 0
+        variants = {(a.block, a.eta) for a in group} if pruning else set()
+        alone = len([e for _, e in variants if e > 0 and plan.units == "linears"])
+        pruned_blocks += len(variants) - alone - (-alone // config.linear_sizes.shape[1])
         if divergence:
             heads += len(group) + len(per_sequence)
             head_rounds += sum(1 - (-n // threads) for n in per_sequence.values())

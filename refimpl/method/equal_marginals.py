@@ -19,6 +19,8 @@ BELOW, AT, ABOVE = range(3)  # the probes of a unit, by sparsity
 class Growth:
     """How the error of each unit grows with its sparsity, ``D_u(s) ~ a_u exp(kappa_u (s - b_u))``.
 
+    Units are blocks, [U], or linears, [L, linears]: then all arrays have that shape.
+
     Args:
         level: a, the error at the base sparsity b, [U]; NaN where it is unknown, or at most 1e-12
             of the largest: rounding.
@@ -73,14 +75,14 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
 
     Args:
         error: D, the error when the unit alone is pruned, below, at and above its base sparsity,
-            [3, U], at least 0; NaN where unknown.
-        sparsity: The fractions pruned, [3, U].
+            [3, U], at least 0; NaN where unknown. U stands for any shape.
+        sparsity: The fractions pruned, [3, U]; NaN where there is no unit.
 
     Returns:
         Level, rate and residual of every unit.
 
     Raises:
-        RefimplError: Shapes other than [3, U], or a negative or infinite error.
+        RefimplError: Shapes that do not fit, or a negative or infinite error.
 
     Example:
         >>> g = growth([[0.1], [0.2], [0.3]], [[0.5], [0.6], [0.7]])
@@ -88,7 +90,7 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
         (array([5.493]), array([0.144]), array([ True]))
     """
     d, s = np.asarray(error, np.float64), np.asarray(sparsity, np.float64)
-    if d.ndim != 2 or d.shape[0] != 3 or s.shape != d.shape or np.isinf(d).any() or (d < 0).any():
+    if d.ndim < 2 or d.shape[0] != 3 or s.shape != d.shape or np.isinf(d).any() or (d < 0).any():
         raise RefimplError(
             f"errors of shape {d.shape} at sparsities of shape {s.shape}",
             "three rows of finite errors of at least 0, and of their sparsities",

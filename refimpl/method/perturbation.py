@@ -1,7 +1,7 @@
 """The perturbation experiment on one state: perturb it, and measure how far it drifts."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -9,12 +9,14 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import one_of
+from refimpl.pruners.decision import Method
 
 Kind = Literal["gaussian", "pruning"]
 NoiseScale = Literal["token", "sequence"]
 NoiseShape = Literal["isotropic", "channel"]
 Norm = Literal["token", "sequence"]
 Sink = Literal["include", "exclude"]
+Units = Literal["blocks", "linears"]
 
 MOST_DRAWS = 1 << 16  # the standard error shrinks with the root of the draws
 RESOLVED = 64  # machine epsilons: the least eta that a dtype resolves
@@ -26,7 +28,7 @@ class Perturbation:
     """How states are perturbed and how the perturbation is followed.
 
     Args:
-        kind: "gaussian" (the paper's) or "pruning" (ours: the block itself, pruned by Wanda).
+        kind: "gaussian" (the paper's) or "pruning" (ours: the block itself is pruned).
         eta: Relative magnitudes of the noise, each > 0; "pruning" has none.
         noise_scale: Per token, or one scale for the sequence.
         noise_shape: The same in all channels, or following each channel's standard deviation.
@@ -35,8 +37,10 @@ class Perturbation:
         draws: Noise draws per sequence and block.
         seed: Of the noise, and of the choice of blocks.
         subset: Blocks perturbed for each sequence and draw, see `method.subset`; all if None.
-        probe_delta: With "pruning", also prune each block this much less and this much more than
+        probe_delta: With "pruning", also prune each unit this much less and this much more than
             the base allocation does, to measure how its error grows; None for neither.
+        probe_pruner: What "pruning" prunes with.
+        units: What the probes prune alone: blocks, or each linear.
 
     Raises:
         RefimplError: A value outside its range.
@@ -52,16 +56,24 @@ class Perturbation:
     seed: int = 0
     subset: int | None = None
     probe_delta: float | None = None
+    probe_pruner: Method = "wanda"
+    units: Units = "blocks"
 
-    @property
-    def variants(self) -> int:
-        """Perturbed states per sequence, draw and block: one per eta, or per pruned block."""
+    def variants(self, linears: int) -> int:
+        """Perturbed states per sequence and draw of a block with so many linears.
+
+        One per eta, or one per pruned block and probe: the block as in the base allocation; then
+        the block below and above, or each linear at, below and above.
+        """
         if self.kind == "gaussian":
             return len(self.eta)
-        return 1 if self.probe_delta is None else 3
+        if self.probe_delta is None:
+            return 1
+        return 3 if self.units == "blocks" else 1 + 3 * linears
 
     def __post_init__(self) -> None:
-        choices = {"kind": Kind, "noise_scale": NoiseScale, "noise_shape": NoiseShape}
+        choices: dict[str, Any] = {"kind": Kind, "probe_pruner": Method, "units": Units}
+        choices |= {"noise_scale": NoiseScale, "noise_shape": NoiseShape}
         for name, allowed in (choices | {"norm": Norm, "sink": Sink}).items():
             one_of(getattr(self, name), name.replace("_", "-"), get_args(allowed))
         etas = ", ".join(map(str, self.eta)) or "(none)"

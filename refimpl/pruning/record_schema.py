@@ -13,7 +13,7 @@ FACTS: dict[str, Any] = {  # `pruning_facts`, which an evaluation records, too
         **dict.fromkeys(("model", "method"), _TEXT),
         **dict.fromkeys(("pattern", "base", "correct"), _TEXT_OR_NULL),
         "sparsity": {"type": "number", "minimum": 0},
-        "strength": {"type": ["number", "null"]},
+        "strength": {"type": ["number", "string", "null"]},
     },
 }
 _LINEAR = {
@@ -40,7 +40,7 @@ RECORD_SCHEMA: dict[str, Any] = {
             "type": "object",
             "properties": {
                 **dict.fromkeys(("base", "correct"), _TEXT_OR_NULL),
-                "strength": {"type": ["number", "null"]},
+                "strength": {"type": ["number", "string", "null"]},
             },
         },
         "blocks": {"type": "array", "minItems": 1, "items": _BLOCK},

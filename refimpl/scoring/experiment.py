@@ -41,8 +41,11 @@ def experiment(
     Source: arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
     """
     config, partial = model.config, resources.partial
-    states = addresses(len(ids), config.num_blocks, plan)
-    measured = Measurements.empty(plan, len(ids), config.num_blocks, divergence)
+    numbers = [len(block) for block in config.linears]
+    states = addresses(len(ids), config.num_blocks, plan, numbers)
+    measured = Measurements.empty(
+        plan, len(ids), config.num_blocks, divergence, linears=max(numbers)
+    )
     squares = SummedSquares(measured.squares)
     counting = set({(a.sequence, a.block): a for a in states}.values())  # each sink once
 
@@ -61,10 +64,12 @@ def experiment(
     finished = GroupResult.from_lines({} if partial is None else partial.results)
     note(finished)
     left = [a for a in states if a not in finished.measures]
-    groups = state_groups(left, config, ids.shape[1], resources, keep=partial is not None)
+    every = len(ids) if plan.probe_pruner == "sparsegpt" else 0  # its Hessian is of all
+    keep = partial is not None
+    groups = state_groups(left, config, ids.shape[1], resources, keep, every)
     counted, units = set(finished.squares), list[StateGroup]()
     for group in groups:  # the first with a sequence sums its squares
-        rows = {a.sequence: ids[a.sequence] for a in group}
+        rows = {n: ids[n] for n in (range(every) or sorted({a.sequence for a in group}))}
         new = tuple(sorted(rows.keys() - counted))
         counted |= rows.keys()
         options = plan, resources.dtype, prune_block, divergence

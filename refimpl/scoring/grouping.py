@@ -19,24 +19,35 @@ def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
 
 
 def state_groups(
-    states: list[Address], config: Config, length: int, resources: Resources, keep: bool
+    states: list[Address],
+    config: Config,
+    length: int,
+    resources: Resources,
+    keep: bool,
+    every: int = 0,
 ) -> list[list[Address]]:
     """Cut states of `length` tokens into groups that travel together, as many as memory holds.
 
-    Groups are smaller if partial results are to be kept after each.
+    Groups are smaller if partial results are to be kept after each. If so many sequences have to be
+    in `every` group, their clean states are.
 
     Raises:
-        RefimplError: The memory does not hold one perturbed state and its clean one.
+        RefimplError: The memory does not hold one perturbed state and the clean ones.
     """
     workers, size = resources.pool.workers, state_bytes(config, length, resources.dtype)
-    capacity, need = resources.memory // workers // size, 3 * size * workers
-    if capacity < 3:
+    least = 1 + 2 * max(every, 1)
+    capacity, need = resources.memory // workers // size, least * size * workers
+    if capacity < least:
         raise RefimplError(
             f"memory of {resources.memory} bytes does not hold one experiment"
             + (f" for each of {workers} workers" if workers > 1 else ""),
-            f"at least {need} bytes: 3 states of {length} x {config.hidden_size}",
+            f"at least {need} bytes: {least} states of {length} x {config.hidden_size}",
             f"use --memory {need} or more, or a shorter --seq-len",
         )
+    if every:
+        blocks = -(-len(states) // (2 * workers)) if resources.pool.executor else len(states)
+        size = max(1, min(capacity - 2 * every, blocks))
+        return [states[start : start + size] for start in range(0, len(states), size)]
     if resources.pool.executor is not None:
         return list(balanced(states, config.num_blocks, capacity, workers))
     at_risk = STATES_AT_RISK * resources.workers.threads

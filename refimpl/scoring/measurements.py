@@ -1,6 +1,6 @@
 """What the experiment measures, whoever runs it: perturbed states, measurements, the interface."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,9 +70,10 @@ class Measurements:
         blocks: int,
         divergence: bool = False,
         runtime: Runtime = NUMPY,
+        linears: int = 1,
     ) -> "Measurements":
         """Arrays to fill: nothing is measured so far."""
-        shape = (plan.variants, sequences, plan.draws, blocks)
+        shape = (plan.variants(linears), sequences, plan.draws, blocks)
         return cls(
             drift=np.full((*shape, blocks), np.nan),
             alignment=np.full((*shape, blocks), np.nan),
@@ -102,15 +103,21 @@ class Experiment(Protocol):
         ...
 
 
-def addresses(sequences: int, blocks: int, plan: Perturbation) -> list[Address]:
-    """All perturbed states of an experiment, in order: by block if it has to be pruned for each."""
+def addresses(
+    sequences: int, blocks: int, plan: Perturbation, linears: Sequence[int] | None = None
+) -> list[Address]:
+    """All perturbed states of an experiment, in order: by block if it has to be pruned for each.
+
+    `linears` are the numbers of linears of the blocks, which matter if each linear is a unit.
+    """
+    variants = [plan.variants(linears[b] if linears else 1) for b in range(blocks)]
     chosen = chosen_blocks(sequences, plan.draws, blocks, plan.subset, plan.seed)
     states = [
         Address(s, d, e, b)
         for s in range(sequences)
         for d in range(plan.draws)
-        for e in range(plan.variants)
+        for e in range(max(variants, default=0))
         for b in range(blocks)
-        if chosen[s, d, b]
+        if chosen[s, d, b] and e < variants[b]
     ]
     return states if plan.kind == "gaussian" else sorted(states, key=lambda a: a.block)

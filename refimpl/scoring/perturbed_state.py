@@ -103,12 +103,14 @@ class WandaBlocks:
     def __call__(self, block: int, variant: int, weights: Weights, workers: Workers) -> Weights:
         """A block's weights after pruning, from its dense ones; a thread per linear."""
         moments, counts = self.moments[block], self.counts[variant, block].tolist()
-        names = [f"{linear}.weight" for linear in moments]
-        tasks = [
-            partial(wanda_pruned, weights[f"{linear}.weight"], moment, count, linear)
+        tasks = {
+            f"{linear}.weight": partial(
+                wanda_pruned, weights[f"{linear}.weight"], moment, count, linear
+            )
             for (linear, moment), count in zip(moments.items(), counts, strict=False)
-        ]
-        return {**weights, **dict(zip(names, workers.run(tasks), strict=True))}
+            if count
+        }
+        return {**weights, **dict(zip(tasks, workers.run(list(tasks.values())), strict=True))}
 
 
 def wanda_pruned(weight: Array, moment: Array, count: int, linear: str) -> Array:

@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from refimpl.method.perturbation import Units
 from refimpl.model.ops import Array
 
-PROBES = 3  # at the base's sparsity, below, and above
 
-
-def probe_counts(linear_pruned: Array, sizes: Array, delta: float | None) -> Array:
+def probe_counts(
+    linear_pruned: Array, sizes: Array, delta: float | None, units: Units = "blocks"
+) -> Array:
     """Count the weights to prune of every linear, in each variant of its block.
 
     N_u (s_u + d), rounded half to even, for d = -delta and delta, but at most half the way from
@@ -17,9 +18,10 @@ def probe_counts(linear_pruned: Array, sizes: Array, delta: float | None) -> Arr
         linear_pruned: Weights to prune in the base allocation, [L, linears].
         sizes: Weights of each linear, [L, linears]; 0 where a block lacks one.
         delta: Change of the sparsity; None for the base's counts alone.
+        units: What is pruned alone: blocks, or each linear.
 
     Returns:
-        [3, L, linears]: those of the base, fewer, and more; [1, L, linears] without `delta`.
+        [V, L, linears], in the order of `Perturbation.variants`.
 
     Example:
         >>> probe_counts(np.array([[50, 5]]), np.array([[100, 50]]), 0.1).tolist()
@@ -30,4 +32,8 @@ def probe_counts(linear_pruned: Array, sizes: Array, delta: float | None) -> Arr
     s = linear_pruned / np.maximum(sizes, 1)
     below, above = np.maximum(s - delta, s / 2), np.minimum(s + delta, (s + 1) / 2)
     outer = np.rint(np.stack([below, above]) * sizes).astype(np.int64)
-    return np.concatenate([linear_pruned[None], outer])
+    blocks = np.concatenate([linear_pruned[None], outer])
+    if units == "blocks":
+        return blocks
+    alone = np.eye(sizes.shape[1], dtype=np.int64)[:, None, :] * blocks[:, None]
+    return np.concatenate([blocks[:1], alone.reshape(-1, *sizes.shape)])

@@ -21,15 +21,17 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
+from refimpl.pruners.decision import Pruner
 from refimpl.running.provenance import run_since, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring.base_signals import alphas_of, signals_of
 from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
 from refimpl.scoring.experiment import experiment
-from refimpl.scoring.measurements import Experiment, Measurements, addresses
+from refimpl.scoring.measurements import Experiment, Measurements, PruneBlock, addresses
 from refimpl.scoring.perturbed_state import WandaBlocks
-from refimpl.scoring.probe_counts import PROBES, probe_counts
+from refimpl.scoring.probe_counts import probe_counts
+from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.scoring.spectra import spectra_cost
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
@@ -105,13 +107,18 @@ def score(
     with settings.open(model, _options(tokens, plan, request, dtype)) as resources:
         resources.total = signals_cost + experiment_cost
         alphas = alphas_of(model, request, ids.shape[1], resources)
-        pruned_at, prune_block, counts = None, None, np.zeros(0, np.int64)
+        pruned_at, counts = None, np.zeros(0, np.int64)
+        prune_block: PruneBlock | None = None
         if plan.kind == "pruning":  # which weights go depends on the dense model on all tokens
             moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
             signals = signals_of(model, moments, alphas, request, resources)
             pruned_at = _pruned_at(config, signals, request)
-            counts = probe_counts(pruned_at.linear_pruned, config.linear_sizes, plan.probe_delta)
-            prune_block = WandaBlocks(moments, counts)
+            prunable = pruned_at.linear_pruned, config.linear_sizes
+            counts = probe_counts(*prunable, plan.probe_delta, plan.units)
+            pruner = Pruner(plan.probe_pruner, seed=plan.seed)
+            prune_block = PrunedBlocks(config.linears, counts, pruner)
+            if plan.probe_pruner == "wanda":
+                prune_block = WandaBlocks(moments, counts)
         measured = (runtime or experiment)(
             model, ids, plan, resources, prune_block, divergence=request.correct == "divergence"
         )
@@ -129,7 +136,7 @@ def score(
         signals=signals,
         run=run_since(started, dtype, resources.workers, resources.memory, measured.runtime),
         pruned_at=pruned_at,
-        probes=_probes(measured, counts, config) if len(counts) == PROBES else None,
+        probes=_probes(measured, counts, plan, config) if plan.probe_delta else None,
     )
 
 
@@ -174,7 +181,8 @@ def _costs(config: Config, ids: Array, plan: Perturbation, request: Request) -> 
     if request.base == "alphapruning":
         signals += spectra_cost(config, length)
     heads = head_cost(config) if request.correct == "divergence" else 0.0
-    perturbed = sum(blocks - a.block + heads for a in addresses(sequences, blocks, plan))
+    states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
+    perturbed = sum(blocks - a.block + heads for a in states)
     return signals, sequences * (blocks + heads) + perturbed
 
 
@@ -204,14 +212,24 @@ def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]
     return tuple(results)
 
 
-def _probes(measured: Measurements, counts: Array, config: Config) -> Probes:
-    """What the probes measured, in the order of their sparsities."""
-    order = [1, 0, 2]  # the base's counts come first
-    kl = measured.divergence
+def _probes(measured: Measurements, counts: Array, plan: Perturbation, config: Config) -> Probes:
+    """What the probes measured, in the order of their sparsities; NaN where there is no linear."""
+    at, below, above = range(3)
+    order, kl, sizes = [below, at, above], measured.divergence, config.linear_sizes
+
+    def ordered(x: Array) -> Array:
+        """By probe: per block [3, L], or per linear [3, L, linears], from all variants [V, L]."""
+        if plan.units == "blocks":
+            return x[order]
+        return np.moveaxis(x[1:].reshape(3, -1, x.shape[1]), 1, 2)[order]
+
+    pruned = ordered(counts.sum(axis=2))
+    weights = config.block_sizes if plan.units == "blocks" else sizes
+    drift = np.stack([_mean(x)[:, -1] for x in measured.drift])
     return Probes(
-        counts.sum(axis=2)[order] / config.block_sizes,
-        np.stack([_mean(measured.drift[i])[:, -1] for i in order]),
-        None if kl is None else np.stack([_mean(kl[i]) for i in order]),
+        np.where(weights > 0, pruned / np.maximum(weights, 1), np.nan),
+        ordered(drift),
+        None if kl is None else ordered(np.stack([_mean(x) for x in kl])),
     )
 
 

@@ -26,6 +26,7 @@ from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.scoring.measurements import Address, PruneBlock, Squares
 from refimpl.scoring.perturbed_state import Clean, PerturbedState, StateMeasures, with_noise
+from refimpl.scoring.pruned_alone import PrunedBlocks
 
 HEAD_BYTES = 8 * MIB  # logits of one state held at a time
 
@@ -93,9 +94,11 @@ class StateGroup:
         for i in range(model.config.num_blocks):
             weights = model.block(i, self.dtype, workers.map)
             starting, pruned = [a for a in self.states if a.block == i], dict[int, Weights]()
-            if self.prune_block is not None:
+            if starting and (prune := self.prune_block) is not None:
+                if isinstance(prune, PrunedBlocks) and prune.needs_sums:
+                    prune = prune.summed(clean, weights, workers)
                 for variant in sorted({a.eta for a in starting}):
-                    pruned[variant] = self.prune_block(i, variant, weights, workers)
+                    pruned[variant] = prune(i, variant, weights, workers)
             # Tasks start in order: the clean ones come first and wait for nobody.
             ahead = {
                 sequence: workers.submit(

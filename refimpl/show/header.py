@@ -9,10 +9,12 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
+from refimpl.model.config import Linears, linear_sizes
 from refimpl.running.memory import MIB
 from refimpl.running.provenance import Run, TokenFacts
 
 WIDTH, LABEL = 100, 12  # columns of a line, and of the label before its facts
+SOME = 8  # units that do not fit are named, of more
 
 
 def counted(number: int, thing: str) -> str:
@@ -54,7 +56,7 @@ def header(scores: Scores, allocations: tuple[Allocation, ...]) -> list[str]:
                 f"limits {request.lo:g} to {request.hi:g}",
                 f"compat {request.compat}",
             ],
-            "correction": _correction(allocations),
+            "correction": _correction(allocations, scores.linears),
             "run": run_facts(scores.run),
         }
     )
@@ -91,9 +93,10 @@ def _perturbed(scores: Scores) -> list[str]:
     plan, at = scores.plan, scores.pruned_at
     if at is not None:
         first, *options = _base(at.base, at.options, at.sparsity)
-        facts = [f"pruning by Wanda as base {first}", *options]
+        pruner = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}.get(plan.probe_pruner)
+        facts = [f"pruning by {pruner or plan.probe_pruner} as base {first}", *options]
         if plan.probe_delta is not None:
-            facts.append(f"probes at {plan.probe_delta:g} less and more")
+            facts.append(f"probes of {plan.units} at {plan.probe_delta:g} less and more")
     else:
         facts = [
             f"{plan.kind} noise",
@@ -129,13 +132,13 @@ def _base(base: str, options: Mapping[str, float | str], sparsity: float) -> lis
     return [base, *words, f"sparsity {sparsity:g}"]
 
 
-def _correction(allocations: tuple[Allocation, ...]) -> list[str]:
+def _correction(allocations: tuple[Allocation, ...], linears: Linears) -> list[str]:
     """The correction, and how many blocks are at its clip, per eta."""
     request = allocations[0].request
     if request.correct is None:
         return ["none"]
     if request.measured:
-        return [f"{request.correct}, strength measured", *_growth(allocations[0])]
+        return [f"{request.correct}, strength measured", *_growth(allocations[0], linears)]
     at_clip = ", ".join(str(int(allocation.clipped.sum())) for allocation in allocations)
     provisional = (request.strength, request.max_correction) == (STRENGTH, MAX_CORRECTION)
     return [
@@ -148,20 +151,27 @@ def _correction(allocations: tuple[Allocation, ...]) -> list[str]:
     ]
 
 
-def _growth(allocation: Allocation) -> list[str]:
+def _growth(allocation: Allocation, linears: Linears) -> list[str]:
     """How the errors grow that an allocation of measured strength is made of."""
-    grows = allocation.growth
+    grows, names = allocation.growth, np.array([str(i) for i in range(len(linears))])
     assert grows is not None  # the strength is measured
-    blocks, odd = counted(len(grows.fits), "block"), np.flatnonzero(~grows.fits).tolist()
-    if len(odd) == len(grows.fits):
+    exists = np.ones(grows.fits.shape, np.bool_)
+    if grows.fits.ndim == 2:
+        exists, word = linear_sizes(linears) > 0, "linear"
+        names = np.array([f"{i}.{name}" for i, block in enumerate(linears) for name in block])
+    else:
+        word = "block"
+    odd = names[~grows.fits[exists]].tolist()
+    if len(odd) == len(names):
         return [f"no error grows as exp(kappa s): strength {STRENGTH}, at most {MAX_CORRECTION}"]
     low, high = grows.quartiles
     facts = [
         f"kappa {grows.common_rate:.3g}",
         f"quartiles {low:.3g} to {high:.3g}",
-        f"{allocation.request.kappa} to the blocks",
-        f"{len(grows.fits) - len(odd)} of {blocks} fit",
+        f"{allocation.request.kappa} to the {word}s",
+        f"{len(names) - len(odd)} of {counted(len(names), word)} fit",
     ]
     if odd:
-        facts.append(f"block {' '.join(map(str, odd))} with the kappa of the others")
+        some = [*odd[:SOME], *([f"and {len(odd) - SOME} more"] if len(odd) > SOME else [])]
+        facts.append(f"{word} {' '.join(some)} with the kappa of the others")
     return facts

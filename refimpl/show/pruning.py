@@ -12,8 +12,11 @@ from refimpl.show.header import LABEL, joined, model_facts, run_facts, token_fac
 from refimpl.show.table import aligned
 
 
-def pruning_table(pruned: Pruning, out: Path) -> str:
-    """How a model was pruned, and a row per block: asked, pruned, and the zeros in the file."""
+def pruning_table(pruned: Pruning, out: Path, applied: str | None = None) -> str:
+    """How a model was pruned, and a row per block: asked, pruned, and the zeros in the file.
+
+    `applied` says which default was applied, and why.
+    """
     counts, asked = pruned.written.counts, pruned.targets.linear_pruned
     blocks = [list(block.values()) for block in counts]
     rows = [*blocks, [linear for block in blocks for linear in block]]
@@ -30,6 +33,7 @@ def pruning_table(pruned: Pruning, out: Path) -> str:
         "asked: weights to prune; pruned: those that were, now +0.0; kept zeros: weights that stay",
         "and are zero; zeros, counted in the file, are both together; then the fraction pruned of",
         "the block and of each linear.",
+        *([] if applied is None else [applied]),
         f"written: {out}",
     ]
     if experts := pruned.without_tokens:
@@ -59,6 +63,7 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
             f"base {made['base']}",
             *(f"{name} {value}" for name, value in made["base_options"].items()),
             f"correction {made['correct'] or 'none'}",
+            *(["strength measured"] if made["correct"] and made["strength"] == "measured" else []),
         ],
     }
     if tokens is not None:

@@ -54,8 +54,10 @@ def columns(
         extra["arrival"] = _numbers(absorption.arrival, "#.4g")
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
         extra["divergence"] = _numbers(absorption.divergence, "#.4g")
-    if allocation.growth is not None:
-        extra["kappa"] = _numbers(allocation.growth.rate, ".3f")
+    if (grows := allocation.growth) is not None:
+        linears = np.where(grows.fits, grows.rate, np.nan)
+        medians = [np.median(x[~np.isnan(x)]) if (x > 0).any() else np.nan for x in linears]
+        extra["kappa"] = _numbers(grows.rate if grows.rate.ndim == 1 else medians, ".3f")
     return {
         "block": [str(i) for i in range(scores.num_blocks)],
         "weights": [f"{n:,}" for n in scores.linear_sizes.sum(axis=1).tolist()],

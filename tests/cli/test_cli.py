@@ -91,6 +91,8 @@ def without_run(text: str) -> str:
         ("--correct divergence", "probe_delta", 0.1),
         ("--correct divergence --probe-delta 0.05", "probe_delta", 0.05),
         ("--correct divergence --kappa own", "kappa", "own"),
+        ("--correct divergence --probe-pruner magnitude", "probe_pruner", "magnitude"),
+        ("--correct divergence --units linears", "units", "linears"),
     ],
 )
 def test_every_option_arrives(words: str, key: str, value: Any) -> None:

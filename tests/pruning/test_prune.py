@@ -197,7 +197,7 @@ def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "words",
     [
-        "--sparsity 0.5",
+        "--sparsity 0.5 --correct absorption",
         "--sparsity 0.5 --base owl --correct none",
         "--sparsity 0.55 --base dlp --correct none",
         "--sparsity 0.5 --base alphapruning --base-option unit=linear --correct none",
@@ -215,6 +215,20 @@ def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Pa
     assert record["allocation"]["base"] == scores["base"]
     got = [sum(x["pruned"] for x in row["linears"]) for row in record["blocks"]]
     assert got == [block["num_pruned"] for block in scores["blocks"]]
+
+
+def test_the_default_correction_is_the_best_of_the_study_and_says_so(tmp_path: Path) -> None:
+    words = (*SMALL, "--sparsity", 0.5, "--method", "magnitude")
+    text = ran("prune", LLAMA, "-o", tmp_path / "a", *words)
+    assert "base uniform, correction divergence, strength measured" in text
+    assert "correction by divergence, the default" in text
+    assert "--correct absorption" in text
+    probed = ("--correct", "divergence", "--strength", "measured", "--probe-pruner", "magnitude")
+    text = ran("prune", LLAMA, "-o", tmp_path / "b", *words, *probed)
+    assert "the default" not in text
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    record = numbers(tmp_path / "a" / "pruning.json")
+    assert record["allocation"]["probe_pruner"] == record["method"] == "magnitude"
 
 
 @cache
@@ -280,7 +294,7 @@ def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_pat
         ("--sparsity 0.5 --perturbation pruning --eta 0.1", "--eta with --perturbation pruning"),
         ("--nm 2:4 --memory 1K", "does not hold the calibration"),
         ("--nm 2:4 --text missing.txt", "missing.txt"),
-        ("--sparsity 0.5 --base owl --eta 1e39 --samples 3 --seq-len 12", "beyond the range"),
+        ("--sparsity 0.5 --base owl --correct absorption --eta 1e39 --samples 3 --seq-len 12", "beyond the range"),
     ],
 )
 def test_one_clear_error_and_no_output(words: str, says: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What `score` refuses, reports as progress and leaves alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 from checkpoints import altered
 from gates import model_of
 
-from refimpl import Perturbation, RefimplError, Request, forward, read_model, score
+from refimpl import Perturbation, RefimplError, Request, allocate, forward, read_model, score
 from refimpl.model.ops import Array
+from refimpl.model.statistics import add_sums, input_of, sum_of_outer_products, sum_of_squares
+from refimpl.model.stream import Stream
+from refimpl.pruners.decision import Pruner, decision
 from refimpl.scoring.probe_counts import probe_counts
 from refimpl.tokens import Tokens, random_tokens
 
@@ -171,3 +175,60 @@ def test_probes_do_not_depend_on_memory() -> None:
     assert large.probes is not None
     np.testing.assert_array_equal(small.probes.divergence, large.probes.divergence)
     np.testing.assert_array_equal(small.probes.arrival, large.probes.arrival)
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "magnitude"])
+def test_linears_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
+    """Against a forward of our own with one linear pruned, its statistics those of the dense."""
+    ids, config = TOKENS.ids, LLAMA.config
+    plan = Perturbation("pruning", probe_pruner=pruner, units="linears")
+    request = Request(sparsity=0.6, correct="divergence")
+    found = score(LLAMA, TOKENS, plan, request, dtype=np.float64)
+    assert found.probes is not None
+    assert found.probes.divergence is not None
+    assert found.probes.divergence.shape == (3, 4, 7)
+    dense = log_softmax(forward(LLAMA, ids, dtype=np.float64).logits)
+    for block, name, i in ((0, "q_proj", 0), (2, "down_proj", 2), (3, "o_proj", 1)):
+        j = list(config.linears[block]).index(name)
+        share = found.probes.sparsity[i, block, j]
+        weight = LLAMA.block(block, np.float64)[f"{name}.weight"]
+        sums = sum_of_outer_products if pruner == "sparsegpt" else sum_of_squares
+        total: dict[str, Any] = {}
+        stream = Stream(LLAMA, dict(enumerate(ids)), np.float64)
+        for k in range(block + 1):
+            passed = [
+                stream.through_with_sums(h, LLAMA.block(k, np.float64), sums)
+                for h in stream.states.values()
+            ]
+            stream.advance({n: h for n, (h, _) in enumerate(passed)})
+        for _, each in passed:
+            add_sums(total, each)
+        count = round(share * weight.size)
+        keep, new = decision(weight, total[input_of(name)], len(ids), count, Pruner(pruner))
+        thin = np.where(keep, weight if new is None else new, 0)
+        model = with_weight(LLAMA, f"blocks.{block}.{name}.weight", thin)
+        pruned = log_softmax(forward(model, ids, dtype=np.float64).logits)
+        kl = (np.exp(dense) * (dense - pruned)).sum(axis=-1).mean()
+        assert found.probes.divergence[i, block, j] == pytest.approx(kl, rel=1e-9)
+    made = allocate(found, request)
+    assert made.total_pruned == round(0.6 * made.total_weights)
+    assert np.ptp(made.linear_sparsity, axis=1).min() > 0
+
+
+def log_softmax(logits: Array) -> Array:
+    high = logits - logits.max(axis=-1, keepdims=True)
+    return high - np.log(np.exp(high).sum(axis=-1, keepdims=True))
+
+
+class Fixed:
+    """A weight that is not in a file."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    def read(self, dtype: Any) -> Array:
+        return self.array.astype(dtype)
+
+
+def with_weight(model: Any, name: str, weight: Array) -> Any:
+    return replace(model, weights={**model.weights, name: Fixed(weight)})

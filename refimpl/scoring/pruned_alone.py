@@ -1,0 +1,74 @@
+"""The pruning perturbation with any other pruner than Wanda."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Self
+
+import numpy as np
+
+from refimpl.model.config import Linears
+from refimpl.model.forward import Weights
+from refimpl.model.ops import Array
+from refimpl.model.statistics import add_sums, input_of, saw_no_token, sum_of_outer_products
+from refimpl.model.stream import Stream
+from refimpl.pruners.decision import Pruner, decision
+from refimpl.running.threads import Workers
+
+
+@dataclass(frozen=True)
+class PrunedBlocks:
+    """Blocks as a pruner prunes them, with exact counts.
+
+    Args:
+        linears: Shapes of the linears of every block, by name.
+        counts: Weights to prune in each of V variants of a block, [V, L, linears].
+        pruner: How weights are chosen.
+        sums: For SparseGPT: the outer products of what the block's linears read, by trace point.
+        sequences: Number of sequences that they are summed over.
+    """
+
+    linears: Linears
+    counts: Array
+    pruner: Pruner
+    sums: Mapping[str, Array] = field(default_factory=dict)
+    sequences: int = 0
+
+    @property
+    def needs_sums(self) -> bool:
+        """Whether the pruner looks at the block's inputs."""
+        return self.pruner.method == "sparsegpt"
+
+    def summed(self, clean: Stream, weights: Weights, workers: Workers) -> Self:
+        """The same, with the sums of all clean states before a block."""
+        total, states = dict[str, Array](), list(clean.states.values())
+        for start in range(0, len(states), workers.threads):  # the sums are large
+            passes = [
+                partial(clean.through_with_sums, h, weights, sum_of_outer_products)
+                for h in states[start : start + workers.threads]
+            ]
+            for _, sums in workers.run(passes):
+                add_sums(total, sums)
+        return replace(self, sums=total, sequences=len(states))
+
+    def __call__(self, block: int, variant: int, weights: Weights, workers: Workers) -> Weights:
+        """A block's weights after pruning, from its dense ones; a thread per linear."""
+        tasks = {
+            f"{name}.weight": partial(
+                self._pruned, weights[f"{name}.weight"], name, count, (block, j)
+            )
+            for j, (name, count) in enumerate(
+                zip(self.linears[block], self.counts[variant, block].tolist(), strict=False)
+            )
+            if count
+        }
+        return {**weights, **dict(zip(tasks, workers.run(list(tasks.values())), strict=True))}
+
+    def _pruned(self, weight: Array, name: str, count: int, place: tuple[int, int]) -> Array:
+        """A linear [out, in] without `count` of its weights; of an idle expert by magnitude."""
+        total = self.sums.get(input_of(name))
+        idle = self.needs_sums and saw_no_token(name, total)
+        pruner = replace(self.pruner, method="magnitude") if idle else self.pruner
+        keep, new = decision(weight, total, self.sequences, count, pruner, "exact", place)
+        kept = weight if new is None else new.astype(weight.dtype)
+        return np.where(keep, kept, np.zeros((), weight.dtype))
