@@ -294,7 +294,10 @@ def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_pat
         ("--sparsity 0.5 --perturbation pruning --eta 0.1", "--eta with --perturbation pruning"),
         ("--nm 2:4 --memory 1K", "does not hold the calibration"),
         ("--nm 2:4 --text missing.txt", "missing.txt"),
-        ("--sparsity 0.5 --base owl --correct absorption --eta 1e39 --samples 3 --seq-len 12", "beyond the range"),
+        (
+            "--sparsity 0.5 --base owl --correct absorption --eta 1e39 --samples 3 --seq-len 12",
+            "beyond the range",
+        ),
     ],
 )
 def test_one_clear_error_and_no_output(words: str, says: str, tmp_path: Path) -> None:
