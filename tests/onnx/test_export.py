@@ -187,7 +187,9 @@ def test_weights_enter_in_three_ways(stored: str, dtype: str, copy: Copy) -> Non
     assert after.keys() - before.keys() == new
 
 
-@pytest.mark.parametrize("case", ["llama_sharded", "phi3", "gpt_neox", "gpt2", "gemma2"])
+@pytest.mark.parametrize(
+    "case", ["llama_sharded", "phi3", "gpt_neox", "gpt2", "gemma2", "nemotron", "apertus"]
+)
 def test_a_graph_by_reference_copies_nothing(case: str, copy: Copy) -> None:
     model = read_model(copy(case))
     made = export(model, weights="reference")
@@ -208,7 +210,7 @@ def test_a_graph_by_reference_copies_nothing(case: str, copy: Copy) -> None:
     named = {tensor.name for tensor in outside} | {n for node in graph.node for n in node.output}
     tied = {"lm_head.weight"} if case in ("gpt2", "gemma2") else set()
     assert model.weights.keys() - tied <= named
-    plain = {"llama_sharded": set(), "gemma2": {"Add"}}
+    plain = {"llama_sharded": set(), "apertus": set(), "gemma2": {"Add"}, "nemotron": {"Add"}}
     shaped = {"phi3": {"Slice"}, "gpt2": {"Transpose", "Slice"}, "gpt_neox": {"Reshape"}}
     ours = {node.op_type for node in graph.node if node.output[0] in model.weights}
     assert ours == (plain | shaped)[case]

@@ -133,7 +133,7 @@ def test_the_same_scores_in_float64(folder: Path, case: str, choice: tuple[str, 
 
 
 @pytest.mark.parametrize("choice", FEW, ids="-".join)
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", [*FAMILIES, "smollm3", "olmo2", "granite", "apertus"])
 def test_the_same_scores_in_float32(case: str, choice: tuple[str, ...]) -> None:
     ours, theirs = both(model_of(case), tokens_of(case), plan_of(choice), "float32")
     assert_same(theirs, ours, "float32")
