@@ -13,7 +13,7 @@ from statistics import median
 
 import pytest
 
-from refimpl.loading.families import FAMILIES
+from refimpl.loading.families import FAMILIES, LINEAGES
 
 ROOT = Path(__file__).parent.parent
 STAGES = (
@@ -197,6 +197,12 @@ def test_no_type_has_the_name_of_another() -> None:
             homes.setdefault(name, []).append(module)
     assert {"Model", "Tokens", "Array", "Weights"} <= homes.keys()
     assert {name: found for name, found in homes.items() if found[1:]} == {}
+
+
+def test_every_file_of_families_is_listed() -> None:
+    folder = name_of(ROOT / "refimpl" / "loading" / "families" / "__init__.py")
+    files = {name for name in MODULES if name.startswith(f"{folder}.")} - {f"{folder}.family"}
+    assert {module.__name__ for module in LINEAGES} == files
 
 
 def test_the_forward_names_no_family() -> None:
