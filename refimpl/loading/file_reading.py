@@ -14,7 +14,7 @@ from refimpl.errors import RefimplError, unreadable
 
 MIB = 1 << 20
 DOCUMENT = 32 * MIB  # bytes of a JSON document: in memory it may take twenty times as much
-LINES = 64 * MIB  # bytes of a file of JSON lines, which are read one by one
+LINES = 32 * MIB  # bytes of a file of JSON lines, which are read one by one
 DEEPEST = 64  # nesting of JSON
 WHOLE = 1 << 63  # the limit of integers
 

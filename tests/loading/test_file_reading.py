@@ -3,7 +3,9 @@
 import copy
 import json
 import os
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import jsonschema
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from processes import started
 from program import ran, refused
 from refusals import refusal_of
 
@@ -39,6 +42,14 @@ def test_only_files_and_pipes_are_read(tmp_path: Path) -> None:
         writer.start()
         refusal_of(reader, pipe, 8, says="is larger than")
         writer.join()
+
+
+def test_a_pipe_that_nobody_writes_can_be_interrupted(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with started("allocate", tmp_path / "pipe") as process:
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
 
 
 def test_large_files_are_refused_unread(tmp_path: Path) -> None:

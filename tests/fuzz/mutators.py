@@ -1,0 +1,163 @@
+"""Changes that make good input hostile: of bytes, of JSON, of safetensors headers, of options."""
+
+import copy
+import json
+import struct
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+BIG = [2**31, 2**53, 2**63 - 1, 2**63, 2**64, -(2**63), 10**400]
+STRINGS = [
+    "", "x", "\x1b[2J\x1b]0;t\x07", "a\nerror: forged", "\u202e\u2066", "\ud800", "\x00", "../../x",
+    "/etc/passwd", "a" * 5000, "<script>alert(1)</script>", "nan", "1e999", "%s{}{0}", "blocks.0",
+    "..",
+]  # fmt: skip
+ODD: list[Any] = [
+    None, True, False, -1, 0, 1, 2, 0.5, -0.0, 1e-300, 1e300, float("inf"), float("nan"), *BIG,
+    *STRINGS, [], {}, [[]], [None], {"": None}, [2**62, 0, 7], [-1, 4], list(range(300)),
+]  # fmt: skip
+
+
+def flip(data: bytes, random: Random) -> bytes:
+    """Flip some bits."""
+    changed = bytearray(data)
+    for _ in range(random.choice((1, 1, 2, 8, 64))):
+        if changed:
+            changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+    return bytes(changed)
+
+
+def flip_front(data: bytes, random: Random) -> bytes:
+    """Flip bits of the first 256 bytes, where headers are."""
+    return flip(data[:256], random) + data[256:]
+
+
+def truncate(data: bytes, random: Random) -> bytes:
+    """Keep a part from the start."""
+    return data[: random.choice((0, 1, 7, 8, 9, random.randrange(len(data) + 1)))]
+
+
+def insert(data: bytes, random: Random) -> bytes:
+    """Insert bytes somewhere."""
+    piece = random.choice((b"\x00", b"\xff" * 8, b"\x1b[31m", random.randbytes(16), b"\n" * 1000))
+    at = random.randrange(len(data) + 1)
+    return data[:at] + piece + data[at:]
+
+
+def drop(data: bytes, random: Random) -> bytes:
+    """Remove bytes somewhere."""
+    at = random.randrange(len(data) + 1)
+    return data[:at] + data[at + random.choice((1, 4, 8, 100)) :]
+
+
+def repeat(data: bytes, random: Random) -> bytes:
+    """Say a part twice."""
+    a, b = sorted(random.randrange(len(data) + 1) for _ in range(2))
+    return data[:b] + data[a:]
+
+
+def overwrite(data: bytes, random: Random) -> bytes:
+    """Overwrite eight bytes with an extreme number."""
+    at = random.randrange(max(1, len(data) - 8))
+    value = random.choice((0, 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))
+    return data[:at] + struct.pack("<Q", value) + data[at + 8 :]
+
+
+def nest(data: bytes, random: Random) -> bytes:
+    """Nest JSON very deep, alone or in an object."""
+    depth = random.choice((70, 900, 5000, 200_000))
+    opening, closing = random.choice((("[", "]"), ('{"a":', "}")))
+    inner = opening * depth + random.choice(("1", "")) + closing * random.choice((depth, 0))
+    return random.choice((inner, '{"model_type": ' + inner + "}")).encode()
+
+
+def other_kind(data: bytes, random: Random) -> bytes:
+    """Put something else in the place of the file."""
+    return random.choice(
+        (b"", b"\x00" * 100, b"{}", b"[]", b"null", b"1", b'"x"', b"\xef\xbb\xbf{}",
+         b"\xff\xfe\xff", b"PK\x03\x04", b"GGUF" + b"\xff" * 40,
+         b"\x93NUMPY\x01\x00\xff\xff", b"\x80\x04K\x01.",
+         b"\n" * 10_000, b"," * 10_000, b"9" * 5000)
+    )  # fmt: skip
+
+
+BYTES: tuple[Callable[[bytes, Random], bytes], ...] = (
+    flip, flip_front, truncate, insert, drop, repeat, overwrite, nest, other_kind,
+)  # fmt: skip
+
+
+def changed_json(value: Any, random: Random) -> Any:
+    """A document with one or a few changes: other values, lost, added, renamed, doubled parts."""
+    value = copy.deepcopy(value)
+    for _ in range(random.choice((1, 1, 1, 2, 4))):
+        if not isinstance(value, dict | list) or not value or random.random() < 0.02:
+            value = random.choice(ODD)
+            continue
+        _change_inside(value, random)
+    return value
+
+
+def _change_inside(holder: Any, random: Random) -> None:
+    """Change something somewhere below a list or an object."""
+    while True:
+        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        key = random.choice(keys)
+        inner = holder[key]
+        if isinstance(inner, dict | list) and inner and random.random() < 0.85:
+            holder = inner
+            continue
+        break
+    how = random.randrange(7)
+    if how == 0:
+        del holder[key]
+    elif how == 1 and isinstance(holder, dict):
+        holder[random.choice(STRINGS)] = holder.pop(key)
+    elif how == 2 and isinstance(holder, list):
+        holder.insert(random.randrange(len(holder) + 1), copy.deepcopy(holder[key]))
+    elif how == 3 and isinstance(inner, int | float) and not isinstance(inner, bool):
+        holder[key] = random.choice((-inner, inner + 1, inner * 2, inner / 2, str(inner), [inner]))
+    elif how == 4 and isinstance(holder, dict):
+        holder[random.choice(STRINGS)] = random.choice(ODD)
+    elif how == 5:
+        holder[key] = copy.deepcopy(random.choice([holder[k] for k in keys]))
+    else:
+        holder[key] = random.choice(ODD)
+
+
+def json_bytes(data: bytes, random: Random) -> bytes:
+    """Change a JSON document."""
+    return json.dumps(changed_json(json.loads(data), random)).encode()
+
+
+def line_bytes(data: bytes, random: Random) -> bytes:
+    """Change a line of JSON lines."""
+    lines = data.splitlines()
+    at = random.randrange(len(lines))
+    lines[at] = json_bytes(lines[at], random)
+    return b"\n".join(lines)
+
+
+def header_bytes(data: bytes, random: Random) -> bytes:
+    """Change the JSON header of a safetensors file, and keep its length right."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json_bytes(data[8 : 8 + length], random)
+    return struct.pack("<Q", len(header)) + header + data[8 + length :]
+
+
+INTEGERS = [
+    "-1", "0", "1", "2", "3", *map(str, BIG), "1e3", "0x10", "\uff11", "1_0", "", "x", "nan",
+]  # fmt: skip
+NUMBERS = [
+    *INTEGERS, "inf", "-inf", "1e-400", "1e400", "0.5", "-0.0", "1e-7", "1e38", "1,1", ",", "0.1,,2",
+]  # fmt: skip
+_PASSED = [text.replace("\x00", "").replace("\ud800", "") for text in STRINGS]  # as words
+TEXTS = [*_PASSED, "=", "a=b=c", "m=5", "2:4", "5:4", "0:0", "9" * 400 + ":1"]
+SIZES = ["1", "0", "-1", "1G", "1T", "nanG", "1e400", "99999999999T", "G", ""]
+PATHS = [
+    "", ".", "/", "..", "absent", "absent/deep", "model", "model/model.safetensors",
+    "model/config.json",
+    "text.txt", "scores.json", "/dev/zero", "/dev/null", "/dev/full", "/proc/self/mem", "loop",
+    "a" * 246, "a" * 300, "x\x1b[2Jy", "x\nerror: forged", "link.json", "out.json", "out.onnx", "out",
+    "case", "case/case.json", "ids.npy", "q.jsonl", "base.json", "base.csv", "graph.onnx", "pruned",
+]  # fmt: skip

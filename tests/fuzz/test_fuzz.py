@@ -1,0 +1,43 @@
+"""Hostile input: a fixed sample of the fuzzing here, a long run by `pytest -m fuzz tests/fuzz`.
+
+Every failure that the fuzzing found is in regressions.py or in the tests of what was at fault.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import ENV
+
+FUZZ = Path(__file__).with_name("fuzz.py")
+
+
+def fuzzed(*words: object) -> str:
+    """Run the fuzzing in a process of its own; what it printed."""
+    done = subprocess.run(
+        [sys.executable, FUZZ, *map(str, words)],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_a_fixed_sample() -> None:
+    assert re.search(
+        r"^120 cases in .* 0 failures", fuzzed("--cases", 120, "--seed", 0), re.MULTILINE
+    )
+
+
+def test_what_was_found_before() -> None:
+    assert " 0 failures" in fuzzed("--regressions")
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_long_run(seed: int) -> None:
+    print(fuzzed("--cases", 5000, "--seed", seed))
