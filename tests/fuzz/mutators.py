@@ -149,15 +149,18 @@ INTEGERS = [
     "-1", "0", "1", "2", "3", *map(str, BIG), "1e3", "0x10", "\uff11", "1_0", "", "x", "nan",
 ]  # fmt: skip
 NUMBERS = [
-    *INTEGERS, "inf", "-inf", "1e-400", "1e400", "0.5", "-0.0", "1e-7", "1e38", "1,1", ",", "0.1,,2",
+    *INTEGERS, "inf", "-inf", "1e-400", "1e400", "0.5", "-0.0", "1e-7", "1e38", "1,1", ",",
+    "0.1,,2",
 ]  # fmt: skip
 _PASSED = [text.replace("\x00", "").replace("\ud800", "") for text in STRINGS]  # as words
 TEXTS = [*_PASSED, "=", "a=b=c", "m=5", "2:4", "5:4", "0:0", "9" * 400 + ":1"]
 SIZES = ["1", "0", "-1", "1G", "1T", "nanG", "1e400", "99999999999T", "G", ""]
 PATHS = [
     "", ".", "/", "..", "absent", "absent/deep", "model", "model/model.safetensors",
-    "model/config.json",
-    "text.txt", "scores.json", "/dev/zero", "/dev/null", "/dev/full", "/proc/self/mem", "loop",
-    "a" * 246, "a" * 300, "x\x1b[2Jy", "x\nerror: forged", "link.json", "out.json", "out.onnx", "out",
-    "case", "case/case.json", "ids.npy", "q.jsonl", "base.json", "base.csv", "graph.onnx", "pruned",
+    "model/config.json", "text.txt", "scores.json", "/dev/zero", "/dev/null", "/dev/full", "loop",
+    "/proc/self/mem",
+    "a" * 246, "a" * 300, "x\x1b[2Jy", "x\nerror: forged", "link.json", "out.json", "out.onnx",
+    "out",
+    "case", "case/case.json", "ids.npy", "q.jsonl", "base.json", "base.csv", "graph.onnx",
+    "pruned",
 ]  # fmt: skip

@@ -17,7 +17,13 @@ ENDED = 1.0  # seconds that children of the child may take to end after it
 
 @dataclass(frozen=True)
 class Left:
-    """What a run left: exit code (negative for a signal), output, seconds, CPU seconds, peak memory in bytes."""
+    """What a run left.
+
+    Args:
+        code: Exit code, or minus a signal.
+        cpu: Seconds of all its processes.
+        memory: Peak of the largest of them, bytes.
+    """
 
     code: int
     out: bytes
