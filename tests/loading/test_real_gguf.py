@@ -21,7 +21,7 @@ MODELS = {
     "gemma-3-270m": "gemma-3-270m-q4_k_m.gguf",
 }
 TEXTS = ("austen-emma.txt", "austen-persuasion.txt", "sotu-1980-on.txt")
-ODD = "Naïve café — 1,234 déjà vu\t\n\n   x+=1; def f(a): '😀' 漢字 <|im_start|>user\n<start_of_turn>"
+ODD = "Naïve café — 1,234 déjà vu\t\n\n  x+=1; def f(a): '😀' 漢 <|im_start|>user\n<start_of_turn>"
 
 
 @pytest.mark.real
