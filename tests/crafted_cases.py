@@ -1,7 +1,12 @@
-"""Cases of the oracle for mistakes that no case of `fixtures/` shows: fixtures, changed."""
+"""The cases of `fixtures/revealing`, for mistakes that no family's case shows: fixtures, changed.
 
+`python tests/crafted_cases.py` makes them again.
+"""
+
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,8 @@ from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.steps import Recipe
 from refimpl.tokens import Tokens
 
+REVEALING = FIXTURES / "revealing"
+
 
 @dataclass(frozen=True)
 class Crafted:
@@ -28,6 +35,8 @@ class Crafted:
         weights: Changes tensors in place.
         config: Entries of config.json that are different.
         token: Put at the start of the first sequence, and twice into the second; None for none.
+        length: Tokens of each of the two sequences.
+        blocks: How many blocks are left of the fixture's; all if None.
     """
 
     model: str
@@ -35,6 +44,8 @@ class Crafted:
     weights: Callable[[Arrays], None] = lambda _: None
     config: Mapping[str, Any] = field(default_factory=dict)
     token: int | None = None
+    length: int = 16
+    blocks: int | None = None
 
 
 def levels(tensors: Arrays) -> None:
@@ -102,7 +113,7 @@ def wide(tensors: Arrays) -> None:
     rng = np.random.default_rng(3)
     for name, x in tensors.items():
         if "mlp" in name:
-            shape = (32, 300) if "down" in name else (300, 32)
+            shape = (32, 160) if "down" in name else (160, 32)
             tensors[name] = np.zeros(shape, x.dtype)
     levels(tensors)
     for name, x in tensors.items():
@@ -115,37 +126,67 @@ def dead(tensors: Arrays) -> None:
     tensors["model.layers.0.input_layernorm.weight"][[3, 4, 20]] = 0
 
 
-EVEN = Recipe(bases=("uniform",), strength=0.0, pattern="1:4", shown=(0, 3))
-UNEVEN = Recipe(bases=("uniform",), strength=0.0, sparsity=0.46, pattern="1:4")
+EVEN = Recipe(bases=("uniform",), strength=0.0, pattern="1:4")
+UNEVEN = replace(EVEN, sparsity=0.4601)
+WIDE = {"intermediate_size": 160}
+SMALL = 64  # ids of the vocabulary that are left of Llama's
+
+
+def unpruned(**changes: Any) -> Recipe:
+    """A recipe whose scores and weights are no steps, and which has no pattern."""
+    return Recipe(shown=(), pattern="", **changes)
+
+
 CRAFTED = {
-    "plain": Crafted("llama", EVEN),
-    "uneven": Crafted("llama", UNEVEN),
-    "levels": Crafted("llama", Recipe(bases=("uniform",), strength=0.0), levels),
-    "tied": Crafted("llama", UNEVEN, pairs),
-    "tied rows": Crafted("llama", UNEVEN, one_row),
-    "exact": Crafted("opt", Recipe(bases=("owl",)), exact, {"ffn_dim": 56}),
-    "sink": Crafted("llama", Recipe(sink="exclude"), sink, token=7),
-    "light": Crafted("llama", Recipe(bases=("owl",), sparsity=0.05, strength=0.0)),
-    "strong": Crafted("llama", Recipe(strength=0.5)),
-    "amplifying": Crafted("llama", Recipe(strength=0.02), amplifying),
-    "half": Crafted("llama", Recipe(sparsity=513 / 1024)),
-    "wide": Crafted("llama", replace(EVEN, pattern="2:4"), wide, {"intermediate_size": 300}),
-    "wide, uneven": Crafted("llama", UNEVEN, wide, {"intermediate_size": 300}),
-    "dead": Crafted("llama", EVEN, dead),
+    "plain": Crafted("llama", EVEN, blocks=1),
+    "uneven": Crafted("llama", UNEVEN, blocks=1),
+    "levels": Crafted("llama", replace(EVEN, pattern="2:4"), levels, blocks=2),
+    "tied": Crafted("llama", UNEVEN, pairs, blocks=1),
+    "tied-rows": Crafted("llama", UNEVEN, one_row, blocks=1),
+    "exact": Crafted("opt", unpruned(bases=("owl",)), exact, {"ffn_dim": 56}),
+    "sink": Crafted("llama", unpruned(sink="exclude"), sink, token=7),
+    "light": Crafted("llama", unpruned(bases=("owl",), sparsity=0.05, strength=0.0)),
+    "bound": Crafted("llama", unpruned(bases=("owl",), sparsity=0.05, strength=0.5)),
+    "strong": Crafted("llama", unpruned(strength=0.5)),
+    "amplifying": Crafted("llama", unpruned(strength=0.02), amplifying),
+    "half": Crafted("llama", unpruned(sparsity=513 / 1024)),
+    "wide": Crafted("llama", replace(EVEN, pattern=""), wide, WIDE, blocks=1),
+    "wide-uneven": Crafted("llama", replace(UNEVEN, pattern=""), wide, WIDE, blocks=1),
+    "dead": Crafted("llama", EVEN, dead, blocks=1),
+    "long": Crafted("mistral", unpruned(bases=("uniform",)), length=40),
+    "llama3": Crafted("llama3", unpruned(bases=("uniform",)), length=24),
 }
 
 
-def oracle_case(name: str, parent: Path) -> Case:
-    """A case of `fixtures/`, or a crafted one, written to a folder that exists."""
-    if name not in CRAFTED:
-        return read_case(FIXTURES / "cases" / name)
-    facts, folder = CRAFTED[name], parent / name.replace(" ", "-").replace(",", "")
+@cache
+def oracle_case(name: str) -> Case:
+    """A case of a family, or a revealing one."""
+    return read_case(REVEALING / name if name in CRAFTED else FIXTURES / "cases" / name)
+
+
+def make_revealing(name: str, parent: Path) -> Case:
+    """Make a case of `CRAFTED` in a folder, its model beside it."""
+    facts, config = CRAFTED[name], dict(CRAFTED[name].config)
     tensors = copied_tensors(facts.model)
+    if facts.blocks is not None:
+        config["num_hidden_layers"] = facts.blocks
+        gone = [x for x in tensors if ".layers." in x and int(x.split(".")[2]) >= facts.blocks]
+        tensors = {name: x for name, x in tensors.items() if name not in gone}
     facts.weights(tensors)
-    ids = np.random.default_rng(4).integers(8, model_of(facts.model).config.vocab_size, (2, 16))
+    if facts.model == "llama":
+        config["vocab_size"] = SMALL
+        for ends in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[ends] = tensors[ends][:SMALL].copy()
+    size = config.get("vocab_size") or model_of(facts.model).config.vocab_size
+    ids = np.random.default_rng(4).integers(8, size, (2, facts.length))
     if facts.token is not None:
         ids[0, 0] = ids[1, 1] = ids[1, 5] = facts.token
-    return changed_case(facts.model, tensors, folder, ids, facts.recipe, **facts.config)
+    models = parent.parent / f"{parent.name}_models"
+    models.mkdir(exist_ok=True)
+    model = read_model(write(models / name, tensors, config_of(facts.model, **config)))
+    return make_case(
+        model, Tokens(ids, "drawn uniformly with seed 4", "ids"), facts.recipe, parent / name
+    )
 
 
 def copied_tensors(fixture: str) -> Arrays:
@@ -160,3 +201,11 @@ def changed_case(
     folder.mkdir(exist_ok=True)
     model = read_model(write(folder / "model", tensors, config_of(fixture, **config)))
     return make_case(model, Tokens(ids, "drawn uniformly", "ids"), recipe, folder / "case")
+
+
+if __name__ == "__main__":
+    shutil.rmtree(REVEALING, ignore_errors=True)
+    REVEALING.mkdir()
+    for crafted in CRAFTED:
+        make_revealing(crafted, REVEALING)
+        print(crafted)

@@ -99,8 +99,10 @@ FORWARD = mistakes(
     ("RoPE of the global blocks everywhere",
      'known[⟦self.fact("layer_types")[index]→"full_attention"⟧]', "gemma3"),
     ("rotary positions from 1", "arange(⟦length→1, length + 1⟧, device=self.device)", "qwen2"),
+    ("llama3 scaling omitted", 'known["rope_type"] == "llama3"⟦→ and False⟧', "llama3"),
+    ("llama3 scaling of all frequencies", "(slow + (1 - slow) * ⟦factor→1⟧) / factor", "llama3"),
     "blocks.5.q_rope",
-    ("linear factor of RoPE omitted", '⟦ / known.get("factor", 1.0)→⟧', "gemma3"),
+    ("linear factor of RoPE omitted", 'frequencies = frequencies⟦ / factor→⟧', "gemma3"),
     "blocks.0.attn_out",
     ("key-value heads tiled, not repeated",
      "x.⟦repeat_interleave(groups, 1)→repeat(1, groups, 1, 1)⟧", "llama"),
@@ -110,6 +112,8 @@ FORWARD = mistakes(
     ("a mask that shows the next token", "(back < ⟦0→-1⟧) if window is None", "phi3"),
     ("a window one token longer", "back ⟦>=→>⟧ window", "mistral"),
     ("a window one token shorter", "back >= window⟦→ - 1⟧", "mistral"),
+    ("a window of the first 16 tokens only",
+     "(back < 0) | (back >= window)⟦→ & (place < 16)⟧", "long"),
     ("no window", 'return ⟦self.fact("sliding_window")→None⟧', "gemma3"),
     ("the wrong blocks windowed", 'kinds[index] ⟦!=→==⟧ "sliding_attention"', "gemma2"),
     ("softmax over queries", ".softmax(⟦-1→-2⟧)", "gpt2"),
@@ -208,7 +212,7 @@ COARSE = mistakes(
     "magnitude.blocks.0.q_proj.keep",
     ("magnitude by rows",
      "keep[name] = ⟦~lowest(score.flatten(), count).reshape(score.shape)→"
-     "wanda_keep(score, count)⟧\n                new", "llama"),
+     "wanda_keep(score, count)⟧\n            else", "llama"),
     ("magnitude with the sign", "score = weight.double()⟦.abs()→⟧\n", "phi3"),
     "sparsegpt_pattern.blocks.0.q_proj.keep",
     ("groups of SparseGPT along the outputs",
@@ -282,6 +286,7 @@ ALLOCATION = mistakes(
      "change = [⟦c for c, row in zip(change, sizes, strict=True) for _ in row→"
      "change[i % len(change)] for i in range(sum(map(len, sizes)))⟧]", "qwen3"),
     "owl.corrected",
+    ("added to the projected base", "zip(⟦unprojected→base_sparsity⟧, change", "bound"),
     ("opposite sign of the correction", "⟦centre - v→v - centre⟧", "llama"),
     ("correction without its strength", "clipped(⟦strength * →⟧v, -most, most)", "qwen3"),
     ("correction without its limit", "⟦clipped(strength * v, -most, most)→strength * v⟧", "strong"),
@@ -291,6 +296,7 @@ ALLOCATION = mistakes(
     ("correction not centred", "⟦centre - v→-v⟧", "strong"),
     ("corrected allocation not on budget",
      'corrected = ⟦project(moved, totals, recipe["sparsity"])→moved⟧', "strong"),
+    "alphapruning_linear.corrected",
     ("budget met by a factor",
      'corrected = ⟦project(moved, totals, recipe["sparsity"])'
      '→[x * recipe["sparsity"] * len(moved) / sum(moved) for x in moved]⟧', "strong"),
@@ -321,6 +327,7 @@ WANDA = mistakes(
     ("Wanda over the matrix",
      "⟦wanda_keep(score, count)→~lowest(score.flatten(), count).reshape(score.shape)⟧", "plain"),
     ("Wanda by columns", "wanda_keep(score⟦→.T⟧, count)⟦→.T.contiguous()⟧", "plain"),
+    "pruned.blocks.0.q_proj.keep",
     ("Wanda keeps the lowest", "return rank ⟦>=→<⟧ takes[:, None]", "plain"),
     ("one weight of a row too many", "return rank ⟦>=→>⟧ takes[:, None]", "plain"),
     ("remainder taken from the first rows",
@@ -332,7 +339,7 @@ WANDA = mistakes(
     ("threshold (<=) instead of a count",
      "⟦rank >= takes→score > score.sort(1).values.gather(1, takes⟧[:, None]⟦→ - 1)⟧", "tied"),
     ("the last of equal rows",
-     "⟦→len(score) - 1 - ⟧score⟦→.flip(0)⟧.argsort(stable=True)[:count]", "tied rows"),
+     "⟦→len(score) - 1 - ⟧score⟦→.flip(0)⟧.argsort(stable=True)[:count]", "tied-rows"),
     "wanda.blocks.0.q_proj.weight",
     ("weights not zeroed", "new = weight⟦ * (keep[name] if stays is None else stays)→⟧", "levels"),
 )  # fmt: skip
@@ -361,7 +368,7 @@ SPARSEGPT = mistakes(
      "hessian⟦→.flip(0, 1)⟧, count, damping)⟦→)⟧", "plain"),
     ("dead channels scored", "⟦score[:, dead[start:end]] = 0→pass⟧", "dead"),
     ("the last of equal scores",
-     "~lowest(score.flatten()⟦→.flip(0)⟧, taken)⟦→.flip(0)⟧.reshape(score.shape)", "tied rows"),
+     "~lowest(score.flatten()⟦→.flip(0)⟧, taken)⟦→.flip(0)⟧.reshape(score.shape)", "tied-rows"),
     "sparsegpt.blocks.0.q_proj.weight",
     ("no compensation", "⟦w[:, i + 1 :] -= error[:, None] * u[i, i + 1 :]→pass⟧", "levels"),
     ("opposite sign of the compensation", "⟦-=→+=⟧ error[:, None] * u[i, i + 1 :]", "levels"),
@@ -375,7 +382,7 @@ SPARSEGPT = mistakes(
     ("compensation within 128 columns only",
      "w[:, i + 1 :⟦→ end⟧] -= error[:, None] * u[i, i + 1 :⟦→ end⟧]", "wide"),
     ("a count split by columns, rounded up",
-     "⟦shares(whole, widths)→[-(-whole * n // columns) for n in widths]⟧", "wide, uneven"),
+     "⟦shares(whole, widths)→[-(-whole * n // columns) for n in widths]⟧", "wide-uneven"),
 )  # fmt: skip
 
 PATTERN = mistakes(
@@ -401,7 +408,7 @@ PERPLEXITY = mistakes(
     ("perplexity divided by one token more",
      '⟦→(⟧F.cross_entropy(logits, ids[:, 1:].flatten()'
      '⟦→, reduction="sum"⟧)⟦→ / ids.numel())⟧.exp()', "opt"),
-    "wanda.perplexity",
+    "magnitude.perplexity",
     ("perplexity of the dense model", "perplexity(model, ⟦block.after→after[-1]⟧, ids)", "levels"),
 )  # fmt: skip
 

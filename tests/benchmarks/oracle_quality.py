@@ -161,17 +161,16 @@ def judge_all() -> tuple[dict[str, dict[str, Found]], list[str]]:
     """Every mistake, and where the right candidate is refused on the same cases."""
     made: dict[str, dict[str, Found]] = {}
     refused = []
-    with tempfile.TemporaryDirectory() as away:
-        right = project()
-        for name in dict.fromkeys(x.case for x in MISTAKES.values()):
-            case = oracle_case(name, Path(away))
-            for dtype in ALL:
-                first = check(case, arrays_of(right, case, dtype), dtype=dtype).first
-                if first is not None:
-                    refused.append(f"{name}, {dtype}, at {first.step}")
-            for mistake, entry in MISTAKES.items():
-                if entry.case == name:
-                    made[mistake] = judge(entry, case)
+    right = project()
+    for name in dict.fromkeys(x.case for x in MISTAKES.values()):
+        case = oracle_case(name)
+        for dtype in ALL:
+            first = check(case, arrays_of(right, case, dtype), dtype=dtype).first
+            if first is not None:
+                refused.append(f"{name}, {dtype}, at {first.step}")
+        for mistake, entry in MISTAKES.items():
+            if entry.case == name:
+                made[mistake] = judge(entry, case)
     return {name: made[name] for name in MISTAKES}, refused
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +17,6 @@ from gates import case_of
 from mistakes import AREAS, MISTAKES, Mistake, arrays_of, mistakes, project, write_project
 from program import run
 
-from refimpl.oracle.case import Case
 from refimpl.oracle.check import check, read_candidate
 from refimpl.show.oracle import stage_of
 
@@ -78,23 +76,11 @@ def test_decisions_after_wrong_counts_are_judged(tmp_path: Path) -> None:
     assert (code, report["first"]["step"]) == (1, "owl.counts")
 
 
-@pytest.fixture(scope="module")
-def parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for crafted cases, which are made once."""
-    yield tmp_path_factory.mktemp("crafted")
-    case_in.cache_clear()
-
-
-@cache
-def case_in(name: str, parent: Path) -> Case:
-    return oracle_case(name, parent)
-
-
 @needs_torch
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", CRAFTED)
-def test_it_agrees_with_crafted_cases(name: str, dtype: str, parent: Path) -> None:
-    case = case_in(name, parent)
+def test_it_agrees_with_crafted_cases(name: str, dtype: str) -> None:
+    case = oracle_case(name)
     report = check(case, arrays_of(right(), case, dtype), dtype=dtype)
     assert report.verdict == "pass", report.first
 
@@ -109,9 +95,9 @@ BY_CASE = sorted(MISTAKES, key=lambda name: MISTAKES[name].case)  # so that a ca
 
 @needs_torch
 @pytest.mark.parametrize("name", BY_CASE)
-def test_a_mistake_is_named_at_its_step(name: str, parent: Path) -> None:
+def test_a_mistake_is_named_at_its_step(name: str) -> None:
     mistake = MISTAKES[name]
-    case = case_in(mistake.case, parent)
+    case = oracle_case(mistake.case)
     report = check(case, arrays_of(project(mistake), case, "float32"), dtype="float32")
     assert report.verdict == "divergent"
     assert report.first is not None
@@ -121,11 +107,9 @@ def test_a_mistake_is_named_at_its_step(name: str, parent: Path) -> None:
 
 @needs_torch
 @pytest.mark.parametrize("area", AREAS)
-def test_the_command_names_a_mistake_of_every_area(area: str, parent: Path, tmp_path: Path) -> None:
+def test_the_command_names_a_mistake_of_every_area(area: str, tmp_path: Path) -> None:
     name, mistake = next(iter(AREAS[area].items()))
-    code, report = checked(
-        case_in(mistake.case, parent).folder, "float32", tmp_path, mistake=mistake
-    )
+    code, report = checked(oracle_case(mistake.case).folder, "float32", tmp_path, mistake=mistake)
     assert code == 1, name
     assert report["first"]["step"] == mistake.step
     assert report["first"]["usual_causes"]

@@ -114,11 +114,19 @@ class Model:
         known = self.fact("rope_parameters")
         if "rope_type" not in known:
             known = known[self.fact("layer_types")[index]]
-        if known["rope_type"] not in ("default", "linear"):
+        if known["rope_type"] not in ("default", "linear", "llama3"):
             raise ValueError(f"rope_type {known['rope_type']}: not implemented")
         channels = int(self.heads[2] * known.get("partial_rotary_factor", 1.0))
         exponents = torch.arange(0, channels, 2, dtype=torch.float64, device=self.device) / channels
-        frequencies = known["rope_theta"] ** -exponents / known.get("factor", 1.0)
+        frequencies = known["rope_theta"] ** -exponents
+        factor = known.get("factor", 1.0)
+        if known["rope_type"] == "llama3":  # long waves slow down, short ones stay
+            turns = known["original_max_position_embeddings"] * frequencies / (2 * torch.pi)
+            low, high = known["low_freq_factor"], known["high_freq_factor"]
+            slow = (1 - (turns - low) / (high - low)).clamp(0, 1)
+            frequencies = frequencies * (slow + (1 - slow) * factor) / factor
+        else:
+            frequencies = frequencies / factor
         angles = torch.arange(length, device=self.device)[:, None] * frequencies
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 

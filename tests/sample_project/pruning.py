@@ -61,10 +61,10 @@ def pruned_blocks(
             elif method == "magnitude":
                 score = weight.double().abs()
                 keep[name] = ~lowest(score.flatten(), count).reshape(score.shape)
-                new = weight * (keep[name] if stays is None else stays)
             else:
                 score = scores[name] = wanda_score(weight, total, len(x))
                 keep[name] = pattern_keep(score, *pattern) if pattern else wanda_keep(score, count)
+            if not by_products:
                 new = weight * (keep[name] if stays is None else stays)
             stored[f"{name}.weight"] = rounded(new, weight.dtype)  # as a file would hold it
         weights = {name: given.get(f"{prefix}.{name}", y) for name, y in stored.items()}
@@ -101,7 +101,7 @@ def lowest(score: Tensor, count: int) -> Tensor:
 def wanda_keep(score: Tensor, count: int) -> Tensor:
     """Prune the same number in each row; the remainder in the rows whose next score is lowest."""
     rows = len(score)
-    each, more = divmod(count, rows)
+    each, more = divmod(max(0, min(count, score.numel())), rows)
     order = score.argsort(dim=1, stable=True)
     if more:
         following = score.gather(1, order[:, each : each + 1])[:, 0]
