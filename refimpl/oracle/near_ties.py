@@ -189,7 +189,13 @@ def score_behind(
         for other, total in known.items()
     ]
     slack = tolerance_of(step + "score", np.zeros(1), max(errors), dtype)
-    return score, group if in_order else -WIDTH, np.array([slack])
+    if not in_order:
+        return score, -WIDTH, np.array([slack])
+    # A weight is off by what those before it in the row left of themselves: small ones by more.
+    size = np.sqrt(score)
+    typical = np.sqrt(score.mean(axis=1, keepdims=True))
+    small = np.divide(typical, size, out=np.full(size.shape, inf), where=size > 0)
+    return score, group, slack * np.maximum(small, 1.0)
 
 
 @lru_cache(maxsize=2)

@@ -88,8 +88,9 @@ def sequential_ties(
     differ = (decided != right).reshape(len(score), -1, group)
     rows = np.flatnonzero(differ.any(axis=(1, 2)))
     first = differ.any(axis=2).argmax(axis=1)[rows]
-    pieces = [x.reshape(len(score), -1, group)[rows, first] for x in (decided, right, score)]
-    tied = near_ties(pieces[0], pieces[1], pieces[2], relative)
+    slack = np.broadcast_to(np.asarray(relative), score.shape)
+    every = (decided, right, score, slack)
+    tied = near_ties(*(x.reshape(len(score), -1, group)[rows, first] for x in every))
     if not (tied == differ[rows, first]).all():
         return ()
     return positions(np.argwhere(decided != right))
