@@ -182,7 +182,7 @@ def make_revealing(name: str, parent: Path) -> Case:
     if facts.token is not None:
         ids[0, 0] = ids[1, 1] = ids[1, 5] = facts.token
     models = parent.parent / f"{parent.name}_models"
-    models.mkdir(exist_ok=True)
+    models.mkdir(parents=True, exist_ok=True)
     model = read_model(write(models / name, tensors, config_of(facts.model, **config)))
     return make_case(
         model, Tokens(ids, "drawn uniformly with seed 4", "ids"), facts.recipe, parent / name
