@@ -20,8 +20,8 @@ def title(page: Path) -> str:
     return page.stem
 
 
-def test_there_are_seven_pages_each_linked_to_the_next() -> None:
-    assert [page.name[0] for page in LESSONS] == list("1234567")
+def test_there_are_eight_pages_each_linked_to_the_next() -> None:
+    assert [page.name[0] for page in LESSONS] == list("12345678")
     listed = re.findall(r"^\d\. \[.*?\]\((.*?)\)", INDEX.read_text("utf-8"), re.MULTILINE)
     assert listed == [page.name for page in LESSONS]
     for page, following in pairwise(LESSONS):
