@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from effects import Row, agreement, change, expected_change, harm_of_blocks, nats, share
 from grid import CORRECTIONS, LINE, NONE, REPORTED, SEEDS, Cell, best_two, first_half, second_half
+from measured_table import measured
 from pictures import picture, scatter
 from run import HERE, finished
 
@@ -189,6 +190,7 @@ def write(page: Path, cells: Path) -> None:
         "bands": bands(done),
         "tables": tables(done),
         "harm": harms(done, rows),
+        "measured": measured(finished(cells.parent / "measured.jsonl")),
     }
     for mark, made in parts.items():
         marked = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -32,8 +32,8 @@ from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens
 
 DEFAULT = (
-    "correction by divergence, the default: best in docs/study.md; the paper's is --correct "
-    "absorption"
+    "correction by divergence, the default: it helped in docs/study.md, the paper's did not (to "
+    "apply that: --correct absorption)"
 )
 
 
@@ -92,8 +92,8 @@ def command(
     """Prune a model to one sparsity, as an allocation says, or to a pattern N:M.
 
     With --sparsity, refimpl first scores the model and allocates its sparsity, as refimpl score
-    does; but the default of --correct is divergence with measured strength, which the study found
-    best.
+    does; but the default of --correct is divergence with measured strength, which helped in
+    docs/study.md.
     """
     opened = read_model(model, config, download=download)
     method, allocation, nm = how.method, how.allocation, how.nm

@@ -18,6 +18,8 @@ import effects
 import grid
 import harm
 import measure
+import measured
+import measured_table
 import page
 import run
 
@@ -156,6 +158,21 @@ def test_the_page_holds_what_the_cells_say(tmp_path: Path) -> None:
     page.write(tmp_path / "study.md", tmp_path / "study" / "cells.jsonl")
     for name in ("study.md", "study/effects.svg", "study/agreement.svg"):
         assert (tmp_path / name).read_text() == (STUDY.parent / name).read_text(), name
+
+
+def test_the_grid_of_measured_strength_has_each_cell_once() -> None:
+    cells = [str(cell) for cell in measured.cells()]
+    assert len(set(cells)) == len(cells) == 52
+    on_file = run.finished(STUDY / "measured.jsonl")
+    assert on_file.keys() <= set(cells)
+
+
+def test_the_prediction_is_the_sum_of_fitted_divergences() -> None:
+    probed = {"level": [0.2, 0.1], "rate": [5.0, 7.0]}
+    row = {"block_sparsity": [0.5, 0.7], "sparsity": 0.6}
+    more = 0.2 * (np.exp(-0.5) - 1) + 0.1 * (np.exp(0.7) - 1)
+    assert measured_table.predicted(row, probed) == pytest.approx(100 * (np.exp(more) - 1))
+    assert measured_table.predicted(row | {"block_sparsity": [0.6, 0.6]}, probed) == 0
 
 
 def test_changes_are_of_the_perplexity() -> None:
