@@ -32,8 +32,8 @@ from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens
 
 DEFAULT = (
-    "correction by divergence, the default: it helped in docs/study.md, the paper's did not (to "
-    "apply that: --correct absorption)"
+    "corrected by divergence (the default: it helped in docs/study.md); the paper's: --correct "
+    "absorption"
 )
 
 

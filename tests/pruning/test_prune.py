@@ -221,7 +221,7 @@ def test_the_default_correction_is_the_best_of_the_study_and_says_so(tmp_path: P
     words = (*SMALL, "--sparsity", 0.5, "--method", "magnitude")
     text = ran("prune", LLAMA, "-o", tmp_path / "a", *words)
     assert "base uniform, correction divergence, strength measured" in text
-    assert "correction by divergence, the default" in text
+    assert "corrected by divergence (the default" in text
     assert "--correct absorption" in text
     probed = ("--correct", "divergence", "--strength", "measured", "--probe-pruner", "magnitude")
     text = ran("prune", LLAMA, "-o", tmp_path / "b", *words, *probed)
