@@ -40,7 +40,7 @@ def steps_and_margins(
         with Settings(np.float64).open() as resources:
             laws = power_laws(model, "peak", "shipped", resources)
         leads = [[inf if law.ks_margin is None else law.ks_margin for law in row] for row in laws]
-        margins["alphapruning.signal"] = np.array(leads)
+        margins["alphapruning.signal"] = _table(leads)
     for base in recipe.bases:
         counts, final = arrays[f"{base}.counts"], arrays[f"{base}.corrected"]
         sizes = model.config.linear_sizes
@@ -52,10 +52,18 @@ def steps_and_margins(
         )
     margins["pruned.keep"] = _pruned(model, arrays, len(ids))
     for pruner, keep in decisions.keep.items():
-        margins[f"{pruner}.keep"] = np.array(keep)
+        margins[f"{pruner}.keep"] = _table(keep)
         if pruner in decisions.rows:
             margins[f"{pruner}.keep.rows"] = np.array(decisions.rows[pruner])
     return arrays, {name: value.astype(np.float32) for name, value in margins.items()}
+
+
+def _table(rows: list[list[float]]) -> Array:
+    """Rows of numbers, [L, linears]; infinite where a block has fewer linears than another."""
+    table = np.full((len(rows), max(map(len, rows))), inf)
+    for into, row in zip(table, rows, strict=True):
+        into[: len(row)] = row
+    return table
 
 
 class DecisionMargins:

@@ -14,6 +14,7 @@ from refimpl.allocation.allocate import allocate
 from refimpl.allocation.request import Correction, Request
 from refimpl.allocation.scores import Scores, Signals
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets
+from refimpl.errors import RefimplError
 from refimpl.evaluation.batch import batches
 from refimpl.evaluation.likelihood import Batches
 from refimpl.method.perturbation import NoiseScale, NoiseShape, Norm, Perturbation, Sink
@@ -279,7 +280,7 @@ def _perturbed_by_pruning(
         yield from ((f"pruned.blocks.{i}.{point}.squares", total) for point, total in sums.items())
         dense = model.block(i, np.float64)
         for linear, count in zip(model.config.linears[i], counts[i].tolist(), strict=False):
-            score_of = wanda_score(dense[f"{linear}.weight"], sums[input_of(linear)] / sequences)
+            score_of = wanda_score(dense[f"{linear}.weight"], _total(sums, linear) / sequences)
             keep = wanda_keep(score_of, count)
             yield f"pruned.blocks.{i}.{linear}.keep", np.packbits(keep, axis=1)
     yield from _experiment("pruned.", scores).items()
@@ -300,12 +301,26 @@ def _pruned(
             yield f"{prefix}.{point}.{kind}", total
     dense = model.block(block.index, np.float64) if shown else {}
     for linear, pruned in block.linears.items():
+        if pruned.method is not None:
+            _total(block.sums, linear)
         if shown and name in ("wanda", "pattern"):
-            moment = block.sums[input_of(linear)] / sequences
+            moment = _total(block.sums, linear) / sequences
             yield f"{prefix}.{linear}.score", wanda_score(dense[f"{linear}.weight"], moment)
         yield f"{prefix}.{linear}.keep", np.packbits(pruned.keep, axis=1)
         if shown and name in ("wanda", "sparsegpt"):  # of the others it follows from keep
             yield f"{prefix}.{linear}.weight", block.weights[f"{linear}.weight"]
+
+
+def _total(sums: Mapping[str, Array], linear: str) -> Array:
+    """The sum of what a linear reads; an expert without tokens is refused."""
+    total = sums.get(input_of(linear))
+    if total is None:
+        raise RefimplError(
+            f"{linear}: no token is routed to this expert, so its decision is not Wanda's",
+            "tokens of which every expert sees one, before pruning and after",
+            "use more --samples, or a longer --seq-len",
+        )
+    return total
 
 
 def _perplexity(stream: Batches) -> Array:
