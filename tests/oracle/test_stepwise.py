@@ -219,7 +219,7 @@ def test_the_command_says_which_way(tmp_path: Path) -> None:
     case, actual, xml = case_of("llama"), computed("llama", stepwise=True), tmp_path / "report.xml"
     path = write_arrays(tmp_path / "actual.safetensors", actual)
     for words, way in ((("--stepwise",), "stepwise"), ((), "chained")):
-        out = ran("check", case.folder, path, "--json", "--junit-xml", xml, *words)
+        out = ran("check", case.folder, path, "--json", "--junit-xml", xml, "--force", *words)
         assert json.loads(out)["way"] == way
         assert ElementTree.parse(xml).getroot().get("name") == f"refimpl llama, {way}"
         assert f"float32, {way}" in ran("check", case.folder, path, *words)
