@@ -1,19 +1,26 @@
 """The program in processes of its own, and processes that are killed before any of their steps."""
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 from conftest import FIXTURES, HERE
+from program import Result
 
 PROGRAM = (sys.executable, "-m", "refimpl")
 ENV = os.environ | {"PYTHONPATH": f"{FIXTURES.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
-CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock")
+CHANGES = (
+    "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock",
+    "os.fsync", "os.truncate", "os.chmod",
+)  # fmt: skip
 
 
 def started(*words: object, program: tuple[str, ...] = PROGRAM) -> "subprocess.Popen[str]":
@@ -41,33 +48,67 @@ def ran(*words: object, program: tuple[str, ...] = PROGRAM) -> str:
 
 
 def killed_before_step(number: int, action: Callable[[], object]) -> bool:
-    """Do something in a forked process, killed before this step; whether it has so many.
+    """Do something in a forked process, killed before this step; whether it has so many."""
+    stopped = stopped_at_step(number, lambda: (action(), Result(0, "", ""))[1], "kill")
+    assert stopped is None or stopped.code == -signal.SIGKILL, stopped
+    return stopped is not None
 
-    A step is anything that changes the file system, as Python's audit events tell.
+
+def stopped_at_step(number: int, action: Callable[[], Result], how: str) -> Result | None:
+    """Do something in a forked process; at a step kill it, fail with EIO, or let the disk be full.
+
+    A step is anything that changes the file system, as Python's audit events tell, and an fsync.
+    Returns None if there are not so many steps.
     """
+    left, reached = number, mmap(-1, 1)
+
+    def step(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        reading = event == "open" and not (
+            isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if event not in CHANGES or reading:
+            return
+        left -= 1
+        if left == -1:
+            reached[0] = 1
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "EIO":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+    def stepping() -> Result:
+        fsync = os.fsync
+
+        def noted(handle: int) -> None:
+            step("os.fsync", ())
+            fsync(handle)
+
+        os.fsync = noted
+        sys.addaudithook(step)
+        return action()
+
+    result = forked(stepping)
+    return result if reached[0] else None
+
+
+def forked(action: Callable[[], Result]) -> Result:
+    """The result of something in a forked process; minus the signal if it is killed."""
+    reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        left = number
-
-        def step(event: str, args: tuple[Any, ...]) -> None:
-            nonlocal left
-            reading = event == "open" and not (
-                isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-            )
-            if event in CHANGES and not reading:
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-
-        sys.addaudithook(step)
         try:
-            action()
+            result = action()
+            os.write(writing, json.dumps([result.code, result.out[-999:], result.err]).encode())
             os._exit(0)
         finally:
-            os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL)
-    return status != 0
+            os._exit(99)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return Result(*json.loads(text)) if text else Result(status, "", "")
 
 
 def printed_json(test: str, call: str) -> Any:

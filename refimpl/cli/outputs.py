@@ -12,6 +12,7 @@ from refimpl.allocation.request import BASES
 from refimpl.errors import RefimplError
 from refimpl.loading.hub import local_files
 from refimpl.storage.file_system import is_folder
+from refimpl.storage.files import remove_left
 from refimpl.storage.partial_results import partial_results_path
 from refimpl.storage.target_checks import check_file, refuse_overlap
 
@@ -51,6 +52,8 @@ def check_outputs(
         )
     read = dict(_read(values, inputs)) if paths else {}
     for key, path in paths.items():
+        if outputs[key] is not OutputKind.GRAPH:
+            remove_left(path)
         if outputs[key] is OutputKind.FILE:
             check_file(path, read, values.get("force", False))
             for name, other in read.items():

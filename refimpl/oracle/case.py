@@ -1,5 +1,6 @@
 """A case: a folder with a model, its inputs, and the expected value of every step."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from refimpl.errors import RefimplError
@@ -126,7 +128,11 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         for name, arrays in (
             (INPUTS, inputs), (EXPECTED, expected), (PEER, peer), (MARGINS, margins),
         ):  # fmt: skip
-            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, new / name)
+            contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+            try:
+                save_file(contiguous, new / name)
+            except SafetensorError as error:  # the library's own class for an error of the disk
+                raise OSError(errno.EIO, str(error)) from error
         (new / FACTS).write_text(_text(facts), "utf-8")
     return Case(folder, folder.name, model, recipe, inputs, expected, peer, margins)
 

@@ -3,13 +3,13 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.storage.file_system import keep_rights, remove, to_disk, tree_to_disk
-from refimpl.storage.work_folder import MARK, NEW, work_folder
+from refimpl.storage.file_system import is_folder, keep_rights, remove, to_disk, tree_to_disk
+from refimpl.storage.work_folder import MARK, NEW, work_folder, work_path
 
 
 @contextmanager
@@ -43,6 +43,14 @@ def whole(target: Path) -> Iterator[Path]:
             to_disk(target.parent)
         finally:
             remove(new)
+
+
+def remove_left(target: Path) -> None:
+    """Remove what a killed run of `whole` left beside an output, unless a run is at work."""
+    work = work_path(target)
+    if is_folder(work) and {*os.listdir(work)} <= {MARK, NEW}:
+        with suppress(RefimplError), work_folder(target):
+            remove(work / NEW)
 
 
 def json_text(content: Mapping[str, Any]) -> str:

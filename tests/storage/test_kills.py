@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import crashes
 import numpy as np
 import pytest
 from conftest import FIXTURES
@@ -113,5 +114,20 @@ def test_a_kill_at_every_step_of_a_pruning(tmp_path: Path) -> None:
     states = printed_json(__file__, f"kill_at_every_step({str(tmp_path)!r})")
     print(f"\na kill before each step of a pruning: {states}")
     assert states["old"] > 60
-    assert states["moved aside"] == 1
+    assert states["moved aside"] == 3
     assert states["new"] > 3
+
+
+@pytest.mark.kills
+@pytest.mark.parametrize("name", crashes.COMMANDS)
+def test_a_command_that_is_stopped_at_every_step(name: str) -> None:
+    counts = printed_json(crashes.__file__, f"stops({name!r})")
+    print(f"\n{crashes.row(name, counts)}")
+    for how in crashes.HOWS:
+        assert counts[how]["new"] > 1
+        assert sum(counts[how].values()) > 8
+
+
+def test_a_command_that_is_stopped_at_a_few_steps() -> None:
+    counts = printed_json(crashes.__file__, "stops('allocate', 11, 5)")
+    assert [sum(counts[how].values()) for how in crashes.HOWS] == [3, 3, 3]

@@ -1,0 +1,169 @@
+"""Every command that writes, stopped at every step on the disk: killed, or with a failing disk.
+
+`PYTHONPATH=tests:. python tests/storage/crashes.py` writes the table of docs/explanation/safety.md.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conftest import FIXTURES
+from documents import content, files, numbers
+from processes import forked, printed_json, stopped_at_step
+from program import run
+
+LLAMA, CASES, PAGE = FIXTURES / "llama", FIXTURES / "cases", "docs/explanation/safety.md"
+HOWS = ("kill", "EIO", "full")
+TEXT = FIXTURES / "text.txt"
+SMALL = ("--samples", 1, "--seq-len", 6, "--threads", 1)
+HEAD = "| command | steps | killed | EIO | full disk |\n|---|---|---|---|---|\n"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command with small inputs: its words, the name of its output, and what that must equal.
+
+    SCORES stands for a file of scores; `forced` tells whether it can replace an old output.
+    """
+
+    words: tuple[Any, ...]
+    output: str = "out.json"
+    result: Callable[[Path], Any] = numbers
+    forced: bool = True
+
+
+def graph(path: Path) -> bytes:
+    """A graph with all its weights in it."""
+    import onnx
+
+    return bytes(onnx.load(path).SerializeToString(deterministic=True))
+
+
+PRUNE = ("prune", LLAMA, *SMALL)
+COMMANDS = {
+    "score": Command(("score", LLAMA, *SMALL)),
+    "score --perturbation pruning": Command(
+        ("score", LLAMA, *SMALL, "--perturbation", "pruning", "--base", "owl")
+    ),
+    "allocate": Command(("allocate", "SCORES")),
+    "prune": Command((*PRUNE, "--nm", "2:4"), "out", content),
+    "prune --sparsity": Command((*PRUNE, "--sparsity", 0.5, "--base", "owl"), "out", content),
+    "inspect": Command(("inspect", LLAMA)),
+    "eval": Command(("eval", LLAMA, "--text", TEXT, "--windows", 2, "--threads", 1)),
+    "export": Command(("export", LLAMA), "out.onnx", graph),
+    "export --weights embedded": Command(
+        ("export", LLAMA, "--weights", "embedded"), "out.onnx", graph
+    ),
+    "validate": Command(("validate", LLAMA, "--samples", 1, "--seq-len", 3, "--dtype", "float32")),
+    "check": Command(("check", CASES / "llama", CASES / "llama" / "expected.safetensors")),
+    "case make": Command(
+        ("case", "make", LLAMA, "--samples", 1, "--seq-len", 4), "out", files, forced=False
+    ),
+    "report": Command(("report", "SCORES"), "out.html", Path.read_bytes),
+    "explain": Command(("explain", LLAMA, *SMALL, "--step", "drift")),
+}  # fmt: skip
+
+
+def stops(name: str, most: int = 10**9, stride: int = 1) -> None:
+    """Stop a command before each of its steps, in each way; check what is left; print counts."""
+    command, top = COMMANDS[name], Path(tempfile.mkdtemp())
+    scores = top / "scores.json"
+    if "SCORES" in command.words:
+        forked(lambda: run("score", LLAMA, *SMALL, "-o", scores))
+    words = tuple(scores if word == "SCORES" else word for word in command.words)
+    old, whole = top / "old" / command.output, top / "whole" / command.output
+    for made in (old, whole):
+        made.parent.mkdir()
+    assert forked(lambda: run(*words, "-o", whole)).code == 0
+    if command.output == "out":
+        shutil.copytree(LLAMA, old)
+    elif command.output == "out.onnx":
+        assert forked(lambda: run(*words, "--dtype", "float64", "-o", old)).code == 0
+    else:
+        old.write_text("old")
+    expected, inputs = command.result(whole), files(LLAMA)
+    counts: dict[str, Counter[str]] = {}
+    for how in HOWS:
+        number, counts[how] = 0, Counter()
+        while number < most:
+            folder = top / f"{how}-{number}"
+            folder.mkdir()
+            target, before = folder / command.output, None
+            if command.forced:
+                folder.rmdir()
+                shutil.copytree(old.parent, folder)
+                before = files(folder)
+            full = (*words, "-o", target, *(("--force",) if command.forced else ()))
+            stopped = stopped_at_step(number, lambda: run(*full), how)  # noqa: B023
+            if stopped is None:
+                shutil.rmtree(folder)
+                break
+            assert stopped.code in (0, 2, -9), (how, number, stopped)
+            assert "Traceback" not in stopped.err, (how, number, stopped)
+            assert files(LLAMA) == inputs
+            counts[how][state(command, target, before, expected)] += 1
+            again = forked(lambda: run(*full))  # noqa: B023
+            if "add --resume" in again.err:
+                again = forked(lambda: run(*full, "--resume"))  # noqa: B023
+            if not command.forced and "exists" in again.err:
+                assert command.result(target) == expected
+            else:
+                assert again.code == 0, (how, number, again)
+            assert command.result(target) == expected, (how, number)
+            left = {path.name for path in folder.iterdir()} - {target.name}
+            assert {name for name in left if not name.endswith(".onnx.data")} <= set(), left
+            assert len(left) <= 1, left
+            shutil.rmtree(folder)
+            number += stride
+    shutil.rmtree(top)
+    print(json.dumps(counts))
+
+
+def state(command: Command, target: Path, before: Any, expected: Any) -> str:
+    """What a stopped run left: the old output, the new one, none, or the old one moved aside."""
+    if not target.exists():
+        aside = target.parent / f".{target.name}.part" / "old"
+        if before is None:
+            return "none"
+        assert files(aside) == files(target.parent.parent / "old" / target.name)
+        return "aside"
+    if before is not None:
+        old = target.parent.parent / "old"
+        names = [x.name for x in old.iterdir()]
+        same = [
+            files(old / x) == files(target.parent / x)
+            if (old / x).is_dir()
+            else (target.parent / x).exists()
+            and (old / x).read_bytes() == (target.parent / x).read_bytes()
+            for x in names
+        ]
+        if all(same):
+            return "old"
+    assert command.result(target) == expected
+    return "new"
+
+
+def row(name: str, counts: dict[str, dict[str, int]]) -> str:
+    """A line of the table."""
+    cells = [
+        ", ".join(f"{counts[how][kind]} {kind}" for kind in counts[how]) or "-" for how in HOWS
+    ]
+    return f"| `{name}` | {sum(counts['kill'].values())} | {' | '.join(cells)} |\n"
+
+
+def main() -> None:
+    rows = [row(name, printed_json(__file__, f"stops({name!r})")) for name in COMMANDS]
+    page = Path(PAGE)
+    text = page.read_text("utf-8")
+    start = text.index(HEAD)
+    page.write_text(text[:start] + HEAD + "".join(rows) + text[text.index("\n\n", start) + 1 :])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

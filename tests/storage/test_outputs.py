@@ -1,0 +1,115 @@
+"""Outputs never destroy what a command reads: every input of every command against its outputs."""
+
+import os
+import shutil
+from inspect import signature
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from conftest import FIXTURES
+from crashes import COMMANDS
+from program import ran, refused
+
+from refimpl.cli import options as opt
+from refimpl.cli.main import app
+
+SMALL = ("--samples", "1", "--seq-len", "6")
+CASE = FIXTURES / "cases" / "llama"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, a case that refers to it, and an input of each kind."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(FIXTURES / "llama", "llama")
+    shutil.copytree(CASE, "cases/llama")
+    shutil.copy(FIXTURES / "text.txt", "text.txt")
+    Path("base.json").write_text("[0.4, 0.5, 0.6, 0.7]")
+    Path("questions.jsonl").write_text('{"question": "a", "choices": ["b", "c"], "answer": 0}\n')
+    shutil.copy("llama/config.json", "config.json")
+    ran("score", "llama", *SMALL, "-o", "scores.json")
+    ran("export", "llama", "-o", "graph.onnx")
+    return tmp_path
+
+
+CHECK = ("check", "cases/llama", "cases/llama/expected.safetensors")
+READ = {  # what a command reads, in any way
+    ("score", "llama", "--text", "text.txt", "--base", "base.json", "--config", "config.json"): (
+        "text.txt", "base.json", "config.json", "llama/model.safetensors", "llama/tokenizer.json",
+        "llama/new.json",
+    ),
+    ("score", "llama/model.safetensors"): ("llama/model.safetensors", "llama/config.json"),
+    ("allocate", "scores.json", "--base", "base.json"): ("scores.json", "base.json"),
+    ("prune", "llama", "--allocation", "scores.json"): ("scores.json", "llama", "llama/new"),
+    ("inspect", "llama"): ("llama/config.json",),
+    ("eval", "llama", "--choices", "questions.jsonl"): ("questions.jsonl", "llama/config.json"),
+    ("validate", "llama", "--graph", "graph.onnx"): ("graph.onnx", "graph.onnx.data"),
+    CHECK: ("cases/llama/case.json", "llama/model.safetensors", "cases/llama/new.json"),
+    ("report", "scores.json"): ("scores.json",),
+    ("explain", "llama", *SMALL): ("llama/model.safetensors",),
+    ("case", "make", "llama"): ("llama", "llama/new"),
+    ("export", "llama/model.safetensors"): ("llama/model.safetensors",),
+}  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_no_output_damages_an_input(here: Path) -> None:
+    before = contents(here)
+    os.symlink("text.txt", "link")
+    os.link("llama/model.safetensors", "same")
+    for words, read in READ.items():
+        forced = () if words[0] == "case" else ("--force",)
+        more = (
+            ("link",) if "text.txt" in read else ("same",) if read[0].startswith("llama/m") else ()
+        )
+        for name in (*read, *more):
+            output = ("--junit-xml",) if words == CHECK else ("-o",)
+            for option in {("-o",), output}:
+                said = refused(*words, *option, name, *forced)
+                assert "-o " in said.splitlines()[0]
+    os.unlink("link")
+    os.unlink("same")
+    assert contents(here) == before
+
+
+def test_an_existing_output_needs_force(here: Path) -> None:
+    for words in READ:
+        if words[0] in ("prune", "case", "export"):
+            continue
+        Path("old").write_text("old")
+        assert "add --force to replace it" in refused(*words, "-o", "old")
+        assert Path("old").read_text() == "old"
+
+
+def commands(group: Any = app) -> list[Any]:
+    inner = [
+        command for each in group.registered_groups for command in commands(each.typer_instance)
+    ]
+    return [each.callback for each in group.registered_commands] + inner
+
+
+def test_every_output_is_known_as_one() -> None:
+    """Each option -o has a mark, or `check_outputs` would take it for an input."""
+    for command in commands():
+        for parameter in signature(command).parameters.values():
+            _, *marks = get_args(parameter.annotation) or (None,)
+            names = {name for mark in marks for name in getattr(mark, "param_decls", None) or ()}
+            if "-o" in names:
+                assert any(isinstance(mark, opt.OutputKind) for mark in marks), command
+
+
+def test_every_command_that_writes_is_in_the_table() -> None:
+    writing = {
+        command.__module__.rpartition(".")[2] + command.__name__
+        for command in commands()
+        if any(
+            isinstance(mark, opt.OutputKind)
+            for parameter in signature(command).parameters.values()
+            for mark in get_args(parameter.annotation)[1:]
+        )
+    }
+    assert len({name.split(" --")[0] for name in COMMANDS}) == len(writing)
