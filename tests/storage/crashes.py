@@ -94,11 +94,10 @@ def stops(name: str, most: int = 10**9, stride: int = 1) -> None:
         while number < most:
             folder = top / f"{how}-{number}"
             folder.mkdir()
-            target, before = folder / command.output, None
+            target = folder / command.output
             if command.forced:
                 folder.rmdir()
                 shutil.copytree(old.parent, folder)
-                before = files(folder)
             full = (*words, "-o", target, *(("--force",) if command.forced else ()))
             stopped = stopped_at_step(number, lambda: run(*full), how)  # noqa: B023
             if stopped is None:
@@ -107,7 +106,7 @@ def stops(name: str, most: int = 10**9, stride: int = 1) -> None:
             assert stopped.code in (0, 2, -9), (how, number, stopped)
             assert "Traceback" not in stopped.err, (how, number, stopped)
             assert files(LLAMA) == inputs
-            counts[how][state(command, target, before, expected)] += 1
+            counts[how][state(command, target, expected)] += 1
             again = forked(lambda: run(*full))  # noqa: B023
             if "add --resume" in again.err:
                 again = forked(lambda: run(*full, "--resume"))  # noqa: B023
@@ -125,15 +124,15 @@ def stops(name: str, most: int = 10**9, stride: int = 1) -> None:
     print(json.dumps(counts))
 
 
-def state(command: Command, target: Path, before: Any, expected: Any) -> str:
+def state(command: Command, target: Path, expected: Any) -> str:
     """What a stopped run left: the old output, the new one, none, or the old one moved aside."""
     if not target.exists():
         aside = target.parent / f".{target.name}.part" / "old"
-        if before is None:
+        if not command.forced:
             return "none"
         assert files(aside) == files(target.parent.parent / "old" / target.name)
         return "aside"
-    if before is not None:
+    if command.forced:
         old = target.parent.parent / "old"
         names = [x.name for x in old.iterdir()]
         same = [
