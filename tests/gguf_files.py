@@ -52,10 +52,36 @@ RECIPES = {
             "rope_local_base_freq": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0},
         },
     ),
+    "gemma": Recipe(A.GEMMA, "gemma", WIDE | THETA),
+    "granite": Recipe(A.GRANITE, "granite", WIDE | THETA),
+    "olmo2": Recipe(A.OLMO2, "olmo2", WIDE | THETA),
+    "smollm3": Recipe(
+        A.SMOLLM3,
+        "smollm3",
+        WIDE | THETA | {
+            "layer_types": ..., "no_rope_layers": ..., "num_hidden_layers": 5,
+            "sliding_window": None, "use_sliding_window": False,
+        },
+    ),
+    "nemotron": Recipe(
+        A.NEMOTRON, "nemotron", WIDE | THETA | {"head_dim": ..., "partial_rotary_factor": 0.5}
+    ),
+    "phi2": Recipe(
+        A.PHI2,
+        "phi",
+        WIDE | THETA | {
+            "qk_layernorm": False, "num_key_value_heads": 4, "partial_rotary_factor": 0.5,
+        },
+    ),
     "phi3": Recipe(A.PHI3, "phi3", WIDE | THETA | {"sliding_window": 6}),
     "gpt2": Recipe(A.GPT2, "gpt2", {"vocab_size": 264, "n_positions": 1024}),
     "gptneox": Recipe(A.GPTNEOX, "gpt_neox", WIDE | {"rope_parameters": ...}),
 }  # fmt: skip
+
+
+ROTARY_DIMENSION = ("llama", "granite", "smollm3", "nemotron", "phi", "phi3", "gpt_neox")
+PERMUTED = (A.LLAMA, A.GRANITE, A.SMOLLM3)
+PLUS_ONE = (A.GEMMA, A.GEMMA2, A.GEMMA3, A.NEMOTRON)
 
 
 def quantised(values: Array, kind: Q) -> tuple[Array, Q, Array]:
@@ -74,10 +100,10 @@ def quantised(values: Array, kind: Q) -> tuple[Array, Q, Array]:
 
 def arranged(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
     """A tensor as llama.cpp's converter stores it."""
-    if arch == A.LLAMA and (".q_proj." in name or ".k_proj." in name):
+    if arch in PERMUTED and (".q_proj." in name or ".k_proj." in name):
         h = heads if ".q_proj." in name else kv_heads
         return x.reshape(h, 2, x.shape[0] // h // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-    if arch in (A.GEMMA2, A.GEMMA3) and name.endswith("norm.weight"):
+    if arch in PLUS_ONE and name.endswith("norm.weight"):
         return x + 1
     if arch == A.GPT2 and x.ndim == 2 and ".c_" in name:
         return x.T
@@ -88,10 +114,10 @@ def arranged(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
 
 def restored(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
     """The opposite."""
-    if arch == A.LLAMA and (".q_proj." in name or ".k_proj." in name):
+    if arch in PERMUTED and (".q_proj." in name or ".k_proj." in name):
         h = heads if ".q_proj." in name else kv_heads
         return x.reshape(h, x.shape[0] // h // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-    if arch in (A.GEMMA2, A.GEMMA3) and name.endswith("norm.weight"):
+    if arch in PLUS_ONE and name.endswith("norm.weight"):
         return x - 1
     if arch == A.GPTNEOX and "query_key_value" in name:
         return x.reshape(3, heads, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
@@ -107,8 +133,9 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     writer.add_block_count(config.num_blocks)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    if config.norm == "rms":
+    if recipe.arch not in (A.GPT2, A.GPTNEOX):
         writer.add_head_count_kv(config.num_key_value_heads)
+    if config.norm == "rms":
         writer.add_layer_norm_rms_eps(config.norm_eps)
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
@@ -116,7 +143,7 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         writer.add_layer_norm_eps(config.norm_eps)
     if rope is not None:
         writer.add_rope_freq_base(rope.theta)
-        if recipe.fixture in ("llama", "phi3", "gpt_neox"):
+        if recipe.fixture in ROTARY_DIMENSION:
             writer.add_rope_dimension_count(rope.rotary_dim)
         if rope.scaling == "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -126,6 +153,11 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     if config.attn_soft_cap and config.final_soft_cap:
         writer.add_attn_logit_softcapping(config.attn_soft_cap)
         writer.add_final_logit_softcapping(config.final_soft_cap)
+    if recipe.arch == A.GRANITE:
+        writer.add_embedding_scale(config.embed_scale)
+        writer.add_attention_scale(config.attention_scale)
+        writer.add_residual_scale(config.residual_scale)
+        writer.add_logit_scale(entries["logits_scaling"])
     if recipe.arch == A.PHI3:
         writer.add_rope_scaling_orig_ctx_len(entries["original_max_position_embeddings"])
     if recipe.arch == A.GPTNEOX:

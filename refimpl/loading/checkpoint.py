@@ -20,11 +20,12 @@ _EXPECTED = "the model's config.json"
 def read_model(
     path: str | Path, config: str | Path | None = None, *, download: bool = False
 ) -> Model:
-    """Open a model: a safetensors file, an index of shards, a folder with either, or an id.
+    """Open a model: a safetensors or GGUF file, an index of shards, a folder, or an id.
 
     Args:
-        path: The file or folder. If it does not exist, ``org/name`` or ``org/name@revision``: a
-            model in the Hugging Face cache (needs the extra `hub`).
+        path: The file (GGUF needs the extra `gguf`), or the folder of safetensors. If it does not
+            exist, ``org/name`` or ``org/name@revision``: a model in the Hugging Face cache (needs
+            the extra `hub`).
         config: The path of `config.json`; if None, `read_model` looks beside the file, then in the
             file's metadata under the key `config.json`.
         download: Whether to ask the server (`HF_ENDPOINT`) for the files of an id, and download

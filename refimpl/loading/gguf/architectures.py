@@ -11,6 +11,7 @@ OUTSIDE = {
 IN_BLOCK = {
     "attn_norm": "attn_norm", "attn_post_norm": "post_attention_norm", "mlp_norm": "ffn_norm",
     "mlp_post_norm": "post_ffw_norm", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
+    "q_width_norm": "attn_q_norm", "k_width_norm": "attn_k_norm",
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
 }  # fmt: skip
@@ -25,7 +26,8 @@ class Architecture:
         model_type: Its family.
         hub_class: transformers' class, for `architectures` in `config.json`.
         keys: Metadata, without the architecture's prefix, and our config key; beside `KEYS`.
-        arranged: Roles whose weights are stored otherwise: an `arrangement` of `GgufTensor`.
+        arranged: Roles (of fused ones the first) whose weights are stored otherwise: an
+            `arrangement` of `GgufTensor`.
         norms: How all norm gains are stored otherwise.
         fixed: Entries of `config.json` that the file does not hold, as llama.cpp computes them.
     """
@@ -66,6 +68,20 @@ ARCHITECTURES = {
     "llama": LLAMA,
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM"),
+    "smollm3": replace(LLAMA, model_type="smollm3", hub_class="SmolLM3ForCausalLM"),
+    "granite": replace(
+        LLAMA,
+        model_type="granite",
+        hub_class="GraniteForCausalLM",
+        keys={
+            "embedding_scale": "embed_scale", "attention.scale": "attention_scale",
+            "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
+        },
+    ),
+    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
+    "nemotron": Architecture("nemotron", "NemotronForCausalLM", norms="minus one"),
+    "phi2": Architecture("phi", "PhiForCausalLM"),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", norms="minus one"),
     "gemma2": GEMMA2,
     "gemma3": replace(
         GEMMA2,
@@ -81,14 +97,12 @@ ARCHITECTURES = {
     "gpt2": Architecture(
         "gpt2",
         "GPT2LMHeadModel",
-        arranged=dict.fromkeys(
-            ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"), "transposed"
-        ),
+        arranged=dict.fromkeys(("q_proj", "o_proj", "up_proj", "down_proj"), "transposed"),
     ),
     "gptneox": Architecture(
         "gpt_neox",
         "GPTNeoXForCausalLM",
         {"use_parallel_residual": "use_parallel_residual"},
-        arranged={"q_proj": "by head", "k_proj": "by head", "v_proj": "by head"},
+        arranged={"q_proj": "by head"},
     ),
-}
+}  # fmt: skip

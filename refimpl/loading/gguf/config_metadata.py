@@ -122,13 +122,14 @@ def _heads(
     """Enter what depends on the size of a head: channels, those that rotate, the scale."""
     hidden, heads, blocks = sizes
     plain = hidden // heads
-    head_dim = key_length or (rotary if "head_dim" in family.defaults else None) or plain
+    rotates_all = "partial_rotary_factor" in family.only
+    head_dim = key_length or (rotary if rotates_all else None) or plain
     if "head_dim" in family.defaults:
         entries["head_dim"] = head_dim
     elif head_dim != plain:
         problems.append(f"attention.key_length: expected {plain}, got {head_dim}")
     fraction = 1.0 if rotary is None else rotary / head_dim
-    if fraction != 1 and "partial_rotary_factor" in family.only:
+    if fraction != 1 and rotates_all:
         problems.append(f"rope.dimension_count: expected {head_dim}, got {rotary}")
     elif fraction != family.defaults.get("partial_rotary_factor", fraction):
         entries[family.keys.get("partial_rotary_factor", "partial_rotary_factor")] = fraction
