@@ -87,7 +87,7 @@ def check_command(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["bfloat16", "float16", "float32", "float64"] | None,
+        Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None,
         opt.option("Precision of the candidate. Default: the coarsest of its tensors."),
     ] = None,
     stepwise: Annotated[

@@ -17,6 +17,7 @@ from refimpl.oracle.rounding import (
     FewerBits,
     Float32MinusEight,
     Float32MinusSeven,
+    Float64MinusEight,
     RoundedArray,
     rounded_steps,
 )
@@ -58,7 +59,7 @@ def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRu
         )
     kind = ARITHMETIC.get(dtype)
     arrays = _computed(case, dtype, stepwise, kind)
-    scale = 2.0**-kind.fewer if kind and issubclass(kind, FewerBits) else 1.0
+    scale = 2.0**-Float64MinusEight.fewer if dtype == "float64" else 1.0
     errors = {name: x * scale for name, x in pooled_errors(case.expected, arrays).items()}
     for sample in (None, Float32MinusEight, Float32MinusSeven):
         if dtype == "float32" and sample is None:

@@ -122,10 +122,17 @@ class Float32MinusSeven(FewerBits):
     fewer = 7
 
 
+class Tf32(FewerBits):
+    """Numbers of ten bits in the range of float32; a GPU rounds the factors of products alone."""
+
+    fewer = 13
+
+
 ARITHMETIC: Mapping[str, type[RoundedArray]] = {
     "float64": Float64MinusEight,
     "float16": Float16,
     "bfloat16": Bfloat16,
+    "tf32": Tf32,
 }
 
 

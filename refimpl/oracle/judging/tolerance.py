@@ -14,7 +14,13 @@ ERROR_FACTOR = 8.0  # of refimpl's own error
 FLOOR = 64.0  # units in the last place, where that error happens to be small
 FLOOR_16 = 4.0  # the same in 16 bits, where 64 units are half of a number
 SPARSEGPT_FACTOR = 4.0  # right inverses of a Hessian differ by more than rounding
-EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+EPS = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "tf32": 2.0**-10,
+}
 
 
 def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
