@@ -29,17 +29,22 @@ def value(parameter: Any) -> str:
     return "" if parameter.param_type_name == "argument" else chosen
 
 
+def shown(text: str) -> str:
+    """A text of --help as it is shown."""
+    return text.replace("\\[", "[")
+
+
 def row(parameter: Any) -> str:
     """One argument or option: its names, value, default and meaning."""
     default = parameter.default
-    shown = isinstance(default, str | int | float) and not isinstance(default, bool)
+    simple = isinstance(default, str | int | float) and not isinstance(default, bool)
     argument = parameter.param_type_name == "argument"
     names = [parameter.metavar or parameter.name.upper()] if argument else parameter.opts
     cells = (
         ", ".join(f"`{name}`" for name in names),
         value(parameter),
-        "required" if parameter.required else default if shown else "",
-        parameter.help,
+        "required" if parameter.required else default if simple else "",
+        shown(parameter.help),
     )
     return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells).strip() + " |"
 
@@ -48,7 +53,12 @@ def table(command: Any) -> str:
     """All arguments and options of a command."""
     rows = [row(parameter) for parameter in command.params if parameter.name != "help"]
     return "\n".join(
-        [f"{command.help}\n", "| option | value | default | meaning |", "|---|---|---|---|", *rows]
+        [
+            f"{shown(command.help)}\n",
+            "| option | value | default | meaning |",
+            "|---|---|---|---|",
+            *rows,
+        ]
     )
 
 

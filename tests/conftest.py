@@ -1,5 +1,6 @@
 """What every test runs under: loud floating-point errors, and enough examples per property."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ settings.register_profile(
     "refimpl", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("refimpl")
+os.environ.pop("COLUMNS", None)  # the width of a table
 
 HERE = Path(__file__).parent
 FIXTURES = HERE.parent / "fixtures"

@@ -7,7 +7,11 @@ from typing import Any
 
 def numbers(path: Path) -> dict[str, Any]:
     """A document without what differs from run to run."""
-    return {name: value for name, value in json.loads(path.read_text()).items() if name != "run"}
+    return {
+        name: value
+        for name, value in json.loads(path.read_text()).items()
+        if name not in ("run", "seconds")
+    }
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ PRUNING = ("--perturbation", "pruning", "--correct", "divergence", "--base", "ow
 SCORES: dict[str, tuple[object, ...]] = {
     "sweep.json": (LLAMA, *TOKENS, "--eta", "0.01,0.1,1", "--base", "owl"),
     "one.json": (LLAMA, "--samples", 1, "--seq-len", 12),
-    "gemma3.json": (FIXTURES / "gemma3", "--samples", 1, "--seq-len", 8),
+    "gemma3.json": (FIXTURES / "gemma3", "--tokens", "random", "--samples", 1, "--seq-len", 8),
     "perturbed.json": (LLAMA, *TOKENS, *PRUNING),
     "none.json": (LLAMA, "--samples", 2, "--seq-len", 8, "--correct", "none"),
 }

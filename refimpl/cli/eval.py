@@ -17,7 +17,8 @@ from refimpl.running.settings import Settings
 from refimpl.show.evaluation import evaluation_table
 from refimpl.storage.files import write_json
 from refimpl.storage.partial_results import until_written
-from refimpl.tokens import SEQ_LEN, Windows, id_windows, text_windows
+from refimpl.tokens import Windows, id_windows
+from refimpl.tokens.model_tokens import model_windows
 
 
 @dataclass(frozen=True)
@@ -106,19 +107,8 @@ def command(
 def _windows(model: Model, options: TextOptions) -> Windows | None:
     """The windows that the options ask for, or None."""
     text, tokens, window = options.text, options.tokens, options.window
-    longest = model.config.max_position_embeddings
-    if window is not None and window > longest:
-        raise RefimplError(
-            f"windows of {window} tokens",
-            f"at most {longest}, the model's max_position_embeddings",
-            f"use --window {longest} or less",
-        )
     if text is not None and tokens is not None:
         raise RefimplError("both --text and --tokens", "one of them", "omit --text or --tokens")
     if tokens is not None:
         return id_windows(tokens, window, options.windows)
-    if text is None:
-        return None
-    size = min(SEQ_LEN, longest) if window is None else window
-    bos, tokenizer = model.config_file.get("bos_token_id"), model.tokenizer_json
-    return text_windows(text, tokenizer, size, options.windows, bos_id=bos)
+    return None if text is None else model_windows(model, text, window, options.windows)

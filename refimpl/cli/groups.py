@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,9 @@ class Source:
     seq_len: int | None = None
 
 
-def source_options(samples: str, seq_len: str) -> OptionGroup:
+def source_options(
+    samples: str, seq_len: str, default: str = "ids are drawn at random"
+) -> OptionGroup:
     """The options of `Source`, with these texts for the defaults."""
     return OptionGroup(
         Source,
@@ -39,8 +42,8 @@ def source_options(samples: str, seq_len: str) -> OptionGroup:
                 "FILE",
             ),
             "ids": FieldOption(
-                "Token ids (.npy or .jsonl), used unchanged. Without --text and --tokens, ids are "
-                "drawn at random.",
+                "Token ids (.npy or .jsonl), used unchanged, or the word random to draw them. "
+                f"Without --text and --tokens, {default}.",
                 "FILE",
                 name="tokens",
             ),
@@ -50,10 +53,12 @@ def source_options(samples: str, seq_len: str) -> OptionGroup:
     )
 
 
-SOURCE = source_options(
+DEFAULTS = (
     "8; for rows of ids, all rows",
     "512, or the model's longest sequence if that is shorter; for rows of ids, their width",
 )
+SOURCE = source_options(*DEFAULTS)
+CALIBRATION = source_options(*DEFAULTS, "a text that comes with refimpl is used")
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -75,6 +80,16 @@ def strength(text: str | None) -> float | str:
     except ValueError:
         raise RefimplError(
             f"strength {text!r}", "a number, or measured", "use for example --strength measured"
+        ) from None
+
+
+def fraction(text: str) -> float:
+    """A number, or a percentage: "0.5", "50%"."""
+    try:
+        return float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
+    except ArithmeticError:
+        raise RefimplError(
+            f"sparsity {text!r}", "a fraction from 0 to 1, or a percentage", "use --sparsity 0.5"
         ) from None
 
 
@@ -165,7 +180,13 @@ REQUEST = OptionGroup(
             default=None,
             read=base_options,
         ),
-        "sparsity": FieldOption("Fraction of all prunable weights to prune, 0 to 1.", "FRACTION"),
+        "sparsity": FieldOption(
+            "Fraction of all prunable weights to prune, 0 to 1, or a percentage such as 50%.",
+            "FRACTION",
+            type=str,
+            default="0.7",
+            read=fraction,
+        ),
         "correct": FieldOption(
             "absorption, arrival, divergence or none. Default: absorption, or none with --compat "
             "peer.",

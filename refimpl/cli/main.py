@@ -17,8 +17,10 @@ from refimpl.cli import (
     prune,
     report,
     score,
+    terminal,
     validate,
 )
+from refimpl.cli import options as opt
 from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.version import __version__
@@ -29,23 +31,85 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 INTERNAL = 70  # exit code of a failure that is not the input's: EX_SOFTWARE of sysexits.h
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Perturbation-absorption scores, layer-wise sparsity, pruning and evaluation, in NumPy.",
+    epilog="refimpl help COMMAND is refimpl COMMAND --help.",
 )
-app.command("score")(score.command)
-app.command("allocate")(score.allocate_command)
-app.command("prune")(prune.command)
-app.command("inspect")(prune.inspect_command)
-app.command("eval")(eval.command)
-app.command("export")(export.command)
-app.command("validate")(validate.command)
-app.command("check")(oracle.check_command)
-app.command("compare")(compare.command)
-app.command("report")(report.command)
-app.command("explain")(explain.command)
-app.add_typer(oracle.app, name="case")
+COMMANDS = {  # by heading in --help: each command, and two examples of it
+    "Measure": {
+        "score": (
+            score.command,
+            "refimpl score MODEL -o scores.json",
+            "refimpl score MODEL --text FILE --perturbation pruning --correct divergence",
+        ),
+        "eval": (
+            eval.command,
+            "refimpl eval MODEL --text FILE",
+            "refimpl eval MODEL --choices questions.jsonl -o evaluation.json",
+        ),
+        "explain": (
+            explain.command,
+            "refimpl explain MODEL --block 3",
+            "refimpl explain MODEL --text FILE",
+        ),
+    },
+    "Prune": {
+        "prune": (
+            prune.command,
+            "refimpl prune MODEL -o OUT --sparsity 0.5 --measure",
+            "refimpl prune MODEL -o OUT --nm 2:4 --method sparsegpt --text FILE",
+        ),
+        "allocate": (
+            score.allocate_command,
+            "refimpl allocate scores.json --base owl --sparsity 0.6 -o allocation.json",
+            "refimpl allocate scores.json --correct none",
+        ),
+    },
+    "Look": {
+        "compare": (
+            compare.command,
+            "refimpl compare OUT1 OUT2 evaluation.json",
+            "refimpl compare OUT1 OUT2 --csv",
+        ),
+        "report": (
+            report.command,
+            "refimpl report scores.json OUT evaluation.json -o report.html",
+            "refimpl report scores.json --figures figures",
+        ),
+        "inspect": (
+            prune.inspect_command,
+            "refimpl inspect OUT",
+            "refimpl inspect OUT --json",
+        ),
+    },
+    "Interchange": {
+        "check": (
+            oracle.check_command,
+            "refimpl check CASE actual.safetensors",
+            "refimpl check CASE actual.safetensors --junit-xml results.xml",
+        ),
+        "export": (
+            export.command,
+            "refimpl export MODEL -o model.onnx",
+            "refimpl export MODEL -o model.onnx --experiment",
+        ),
+        "validate": (
+            validate.command,
+            "refimpl validate model.onnx MODEL",
+            "refimpl validate model.onnx MODEL --device cuda",
+        ),
+    },
+}
+for panel, commands in COMMANDS.items():
+    for name, (function, *examples) in commands.items():
+        app.command(
+            name,
+            help=opt.prose(str(function.__doc__)),
+            epilog="\n\n".join(map(opt.plain, ("Examples:", *examples))),
+            rich_help_panel=panel,
+        )(function)
+app.add_typer(oracle.app, name="case", rich_help_panel="Interchange")
 
 
 def _version(value: bool) -> None:
@@ -58,10 +122,15 @@ def _version(value: bool) -> None:
 def options(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "-V", "--version", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
+    quiet: Annotated[bool, opt.option("Show no progress.", None, None, "-q", "--quiet")] = False,
 ) -> None:
     """Print the help if there is no command."""
+    terminal.quiet = quiet
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -81,7 +150,10 @@ def main() -> None:
     code = 2
     try:
         with loud("float64"):  # of allocations; scoring names its own precision
-            sys.exit(app(prog_name="refimpl", standalone_mode=False))
+            words = sys.argv[1:]
+            if words[:1] == ["help"]:
+                words = [*words[1:], "--help"]
+            sys.exit(app(words, prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
         failure = error
     except UsageError as error:
@@ -120,7 +192,9 @@ def main() -> None:
 
 def _usage(error: Any) -> RefimplError:
     """The error of a command line that cannot be parsed."""
-    program, usage = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]..."
+    named = [word for word in sys.argv[1:] if any(word in names for names in COMMANDS.values())]
+    program = " ".join(["refimpl", *named[:1]])
+    usage = f"{program} [OPTIONS] {'' if named else 'COMMAND '}[ARGS]..."
     if error.ctx is not None:
         program, usage = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
     problem = error.format_message().replace("Value error, ", "")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
-from inspect import Parameter, signature
+from inspect import Parameter, cleandoc, signature
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -15,10 +15,34 @@ from refimpl.errors import RefimplError
 from refimpl.loading.file_reading import WHOLE
 from refimpl.storage.partial_results import partial_results_path
 
+# What people use: under "Options" in --help; the other options of a group are advanced.
+COMMON = (
+    *("text", "samples", "seq_len", "eta", "base", "sparsity", "correct"),
+    *("method", "allocation", "nm", "measure", "force", "windows", "choices", "block"),
+)
+
+
+def plain(text: str) -> str:
+    """A text that is not read as markup, so that [onnx] is shown."""
+    return text.replace("[", r"\[")
+
+
+def prose(docstring: str) -> str:
+    """The paragraphs of a docstring, each on one line."""
+    paragraphs = cleandoc(docstring).split("\n\n")
+    return "\n\n".join(plain(" ".join(paragraph.split())) for paragraph in paragraphs)
+
 
 def option(help: str, metavar: str | None = None, panel: str | None = None, *names: str) -> Any:
     """An option under a heading of --help; typer does not check whether it can read a file."""
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, readable=False)
+    return typer.Option(
+        *names,
+        help=plain(help),
+        metavar=metavar,
+        rich_help_panel=panel,
+        readable=False,
+        case_sensitive=False,
+    )
 
 
 def flag(name: str, help: str, panel: str | None = None) -> Any:
@@ -28,7 +52,7 @@ def flag(name: str, help: str, panel: str | None = None) -> Any:
 
 def argument(metavar: str, help: str) -> Any:
     """An argument that names a file or a folder; typer does not check whether it can read it."""
-    return typer.Argument(metavar=metavar, readable=False, help=help)
+    return typer.Argument(metavar=metavar, readable=False, help=plain(help))
 
 
 def output(metavar: str, help: str) -> Any:
@@ -59,6 +83,9 @@ DownloadOption = Annotated[
 JsonOption = Annotated[
     bool, flag("--json", "Print JSON instead of the table: the same as -o writes.")
 ]
+VerboseOption = Annotated[
+    bool, option("Print all settings, time and memory, too.", None, None, "-v", "--verbose")
+]
 OutputOption = Annotated[
     Path | None,
     output("FILE", "Also write the JSON to this file, which appears whole or not at all."),
@@ -85,6 +112,7 @@ class FieldOption:
     type: Any = None
     default: Any = ...
     read: Callable[[Any], Any] = lambda value: value
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,8 +149,11 @@ class OptionGroup:
         defaults = {x.name: x.default for x in fields(self.target)}
         for name, (key, spec) in zip(self.names, self.options.items(), strict=True):
             value_type = spec.type or types[key]
-            words = [f"--{name.replace('_', '-')}"] if value_type is bool else []  # and no --no-...
-            info = option(spec.help, spec.metavar, self.panel, *words)
+            words = []
+            if value_type is bool or spec.aliases:  # and no --no-...
+                words = [f"--{name.replace('_', '-')}"]
+            panel = None if key in COMMON else f"Advanced: {self.panel}"
+            info = option(spec.help, spec.metavar, panel, *words, *spec.aliases)
             default = defaults[key] if spec.default is ... else spec.default
             annotation: Any = Annotated[value_type, info]
             yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -1,8 +1,11 @@
 """`refimpl prune` writes a pruned model that any other tool loads; `refimpl inspect` shows one."""
 
+import time
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,9 +13,11 @@ from refimpl.allocation.allocate import allocate, base_only
 from refimpl.allocation.request import Request
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
 from refimpl.cli import options as opt
-from refimpl.cli.groups import PERTURBATION, REQUEST, SETTINGS, SOURCE, Source, checked_plan
+from refimpl.cli.groups import CALIBRATION, PERTURBATION, REQUEST, SETTINGS, Source, checked_plan
 from refimpl.cli.terminal import deliver, progress_bar
 from refimpl.errors import RefimplError
+from refimpl.evaluation.document import evaluation_document
+from refimpl.evaluation.evaluate import evaluate
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.model import Model
@@ -26,10 +31,12 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import ACTIVATIONS, signals
 from refimpl.scoring.score import score
 from refimpl.show.pruning import inspection_table, pruning_table
+from refimpl.storage.files import write_json
 from refimpl.storage.folder import partial_results_folder
-from refimpl.tokens import Tokens
+from refimpl.storage.target_checks import RECORD
+from refimpl.tokens import Tokens, Windows
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
-from refimpl.tokens.model_tokens import model_tokens
+from refimpl.tokens.model_tokens import model_tokens, model_windows
 
 DEFAULT = (
     "corrected by divergence (the default: it helped in docs/study.md); the paper's: --correct "
@@ -63,6 +70,17 @@ class PruningOptions:
         "tokens, for Wanda and for the bases owl and dlp without a correction.",
         "FILE.gguf",
     )
+    measure: bool = opt.field_option(
+        False,
+        "Measure the perplexity before and after, on a text that comes with refimpl and that no "
+        "calibration reads.",
+    )
+    measure_on: Path | None = opt.field_option(
+        None, "The same on this UTF-8 text: use one that is not in --text.", "FILE"
+    )
+    per_linear: bool = opt.field_option(
+        False, "Print the counts of every block and linear, which pruning.json holds, too."
+    )
     force: bool = opt.field_option(
         False, "Replace an existing model, which is deleted after the new one is in its place."
     )
@@ -81,7 +99,7 @@ def command(
     config: opt.ConfigOption = None,
     download: opt.DownloadOption = False,
     how: Annotated[PruningOptions, opt.OptionGroup.of(PruningOptions, "Pruning")],
-    source: Annotated[Source, SOURCE],
+    source: Annotated[Source, CALIBRATION],
     plan: Annotated[Perturbation, PERTURBATION],
     wanted: Annotated[Request, REQUEST],
     settings: Annotated[Settings, SETTINGS],
@@ -95,6 +113,7 @@ def command(
     does; but the default of --correct is divergence with measured strength, which helped in
     docs/study.md.
     """
+    lap, seconds = _stopwatch()
     opened = read_model(model, config, download=download)
     method, allocation, nm = how.method, how.allocation, how.nm
     check_prune(opened, output, {}, how.force, settings.resume)
@@ -105,6 +124,8 @@ def command(
     imatrix = _means(context, opened, how, wanted)
     tokens: Tokens | Imatrix | None = imatrix
     resume, applied = settings.resume, None
+    windows = model_windows(opened, how.measure_on) if how.measure or how.measure_on else None
+    lap("reading")
     if nm is not None:
         targets = pattern_targets(parse_pattern(nm), opened.config.linears, wanted.compat)
     elif allocation is not None:
@@ -120,15 +141,46 @@ def command(
         resume = True  # from the partial results in that folder
     if tokens is None:
         if method in CALIBRATED:
-            tokens = model_tokens(opened, **vars(source), seed=plan.seed)
+            tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
         else:
             weights_only = f"no tokens: {method} uses the weights only"
-            opt.refuse(context, SOURCE.names, f"--method {method}", weights_only)
+            opt.refuse(context, CALIBRATION.names, f"--method {method}", weights_only)
+    lap("scoring")
     options = {name: getattr(settings, name) for name in SETTINGS.options} | {"resume": resume}
     options |= {"force": how.force, "keep": settings.resume}
+    before = None if windows is None else _perplexity(opened, windows, settings)
+    lap("measuring")
     with progress_bar("pruning") as progress:
         pruned = prune(opened, output, targets, pruner, tokens, progress=progress, **options)
-    deliver(record(pruned), pruning_table(pruned, output, applied), as_json)
+    lap("pruning")
+    document = record(pruned)
+    if windows is not None:
+        path = output if opened.path.is_dir() else output / opened.path.name
+        new = read_model(path, opened.config_path and output / "config.json")
+        document["measured"] = {"before": before, "after": _perplexity(new, windows, settings)}
+    lap("measuring")
+    document["seconds"] = seconds | {"total": sum(seconds.values())}
+    write_json(output / RECORD, document)
+    deliver(document, pruning_table(pruned, document, output, applied, how.per_linear), as_json)
+
+
+def _stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:
+    """A function that adds the time since its last call to a stage, and the stages' seconds."""
+    seconds, laps = defaultdict[str, float](float), [time.perf_counter()]
+
+    def lap(stage: str) -> None:
+        laps.append(time.perf_counter())
+        seconds[stage] += laps[-1] - laps[-2]
+
+    return lap, seconds
+
+
+def _perplexity(model: Model, windows: Windows, settings: Settings) -> dict[str, Any]:
+    """The perplexity part of an evaluation, without that of every window."""
+    with progress_bar("measuring") as progress:
+        options = {name: getattr(settings, name) for name in SETTINGS.options} | {"resume": False}
+        evaluation = evaluate(model, windows, progress=progress, **options)
+    return {k: v for k, v in evaluation_document(evaluation)["text"].items() if k != "windows"}
 
 
 @opt.with_groups
@@ -156,7 +208,7 @@ def _means(
     if how.imatrix is None:
         return None
     tokens = "no tokens: the importance matrix replaces them"
-    opt.refuse(context, SOURCE.names, "--imatrix", tokens)
+    opt.refuse(context, CALIBRATION.names, "--imatrix", tokens)
     if how.method != "wanda" and wanted.base not in ACTIVATIONS:
         raise RefimplError(
             f"--imatrix with --method {how.method}",
@@ -206,7 +258,7 @@ def _scored(
         )
         tokens: Tokens | Imatrix | None = source if isinstance(source, Imatrix) else None
         if isinstance(source, Source) and wanted.base in ACTIVATIONS:
-            tokens = model_tokens(model, **vars(source), seed=plan.seed)
+            tokens = model_tokens(model, **vars(source), seed=plan.seed, calibration=True)
         with progress_bar("signals") as progress:
             base = signals(model, wanted, tokens, replace(settings, progress=progress))
         allocation = base_only(base, wanted, model.config.linears)
@@ -220,7 +272,7 @@ def _scored(
     plan = checked_plan(context, plan, wanted)
     if plan.kind == "pruning" and not opt.is_given(context, "probe_pruner"):
         plan = replace(plan, probe_pruner=method)
-    tokens = model_tokens(model, **vars(source), seed=plan.seed)
+    tokens = model_tokens(model, **vars(source), seed=plan.seed, calibration=True)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)
         scores = score(model, tokens, plan, wanted, **vars(settings))

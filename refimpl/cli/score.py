@@ -14,15 +14,16 @@ from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.cli import options as opt
 from refimpl.cli.groups import (
+    CALIBRATION,
     PERTURBATION,
     REQUEST,
     RUNNING,
     SETTINGS,
-    SOURCE,
     Source,
     checked_plan,
 )
 from refimpl.cli.terminal import deliver, progress_bar, style
+from refimpl.errors import printable
 from refimpl.estimation.estimate import Estimator
 from refimpl.estimation.time_budget import fitting
 from refimpl.loading.checkpoint import read_model
@@ -56,7 +57,9 @@ class RunOptions:
         "MINUTES",
     )
     estimate: bool = opt.field_option(
-        False, "Print the passes, arithmetic, memory and time that the run would take, and exit."
+        False,
+        "Print the passes, arithmetic, memory and time that the run would take, and exit.",
+        aliases=("--dry-run",),
     )
 
 
@@ -67,11 +70,12 @@ def command(
     *,
     config: opt.ConfigOption = None,
     download: opt.DownloadOption = False,
-    source: Annotated[Source, SOURCE],
+    source: Annotated[Source, CALIBRATION],
     plan: Annotated[Perturbation, PERTURBATION],
     wanted: Annotated[Request, REQUEST],
     settings: Annotated[Settings, SETTINGS],
     run: Annotated[RunOptions, opt.OptionGroup.of(RunOptions, RUNNING)],
+    verbose: opt.VerboseOption = False,
     as_json: opt.JsonOption = False,
     output: opt.OutputOption = None,
 ) -> None:
@@ -98,7 +102,7 @@ def command(
         opt.refuse(context, ("device",), "--runtime numpy", "--runtime onnxruntime")
     part = opt.partial_path(output if experiment is None else None, settings.resume)
     opened = read_model(model, config, download=download)
-    tokens = model_tokens(opened, **vars(source), seed=plan.seed)
+    tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
     if ahead is not None:
         expected = Estimator(opened, tokens, plan, wanted, settings, kept=part is not None)
         if budget is None:
@@ -111,12 +115,13 @@ def command(
         chosen = f"budget of {budget:g} min: {chosen_options(choice)}"
         print(f"{chosen}, about {duration(choice.seconds.total)}", file=sys.stderr, flush=True)
         plan, source = choice.plan, replace(source, samples=choice.tokens.samples)
-        tokens = model_tokens(opened, **vars(source), seed=plan.seed)
+        tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress, part=part)
         scores = score(opened, tokens, plan, wanted, runtime=experiment, **vars(settings))
     with until_written(part, settings.resume):
-        result, text = _allocated(replace(scores, budget_minutes=budget), wanted)
+        scores = replace(scores, budget_minutes=budget)
+        result, text = _allocated(scores, wanted, verbose, output)
         if output is not None:
             write_json(output, result)
     deliver(result, text, as_json)
@@ -127,14 +132,23 @@ def allocate_command(
     scores: Annotated[Path, opt.argument("SCORES", "A file that refimpl score -o wrote.")],
     *,
     wanted: Annotated[Request, REQUEST],
+    verbose: opt.VerboseOption = False,
     as_json: opt.JsonOption = False,
     output: opt.OutputOption = None,
 ) -> None:
     """Make another allocation from scores, without running the model again."""
-    deliver(*_allocated(read_scores(scores), wanted), as_json, output)
+    deliver(*_allocated(read_scores(scores), wanted, verbose, output), as_json, output)
 
 
-def _allocated(scores: Scores, wanted: Request) -> tuple[Mapping[str, Any], str]:
-    """The document and the table of scores, allocated at every eta."""
+def _allocated(
+    scores: Scores, wanted: Request, verbose: bool, output: Path | None
+) -> tuple[Mapping[str, Any], str]:
+    """The document and the table of scores, allocated at every eta; what to do next."""
     allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
-    return document(scores, allocations), table(scores, allocations, style())
+    text = table(scores, allocations, style(), verbose)
+    if output is None:
+        text += "next:       add -o FILE, and then refimpl prune MODEL -o OUT --allocation FILE\n"
+    else:
+        text += f"written:    {printable(output)}\n"
+        text += f"next:       refimpl prune MODEL -o OUT --allocation {printable(output)}\n"
+    return document(scores, allocations), text

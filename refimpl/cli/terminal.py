@@ -16,6 +16,7 @@ from refimpl.storage.files import write_json
 
 NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
 STEPS = 1000  # of the progress bar
+quiet = False  # whether no progress is shown, as -q says
 
 
 def deliver(
@@ -24,6 +25,7 @@ def deliver(
     """Write a document to the output, if there is one, and print its JSON or its table."""
     if output is not None:
         write_json(output, document)
+    table = table if style().blocks else table.replace("±", "+-")
     text = json.dumps(document, indent=1, allow_nan=False) + "\n" if as_json else table
     say(text)
 
@@ -47,7 +49,7 @@ def style() -> Style:
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
     """A bar on stderr with the time left, on a terminal that can show it; yields its update."""
-    if not sys.stderr.isatty() or _dumb():
+    if quiet or not sys.stderr.isatty() or _dumb():
         yield lambda done, total: None
         return
     with typer.progressbar(length=STEPS, label=label, file=sys.stderr) as bar:

@@ -7,8 +7,9 @@ import numpy as np
 from refimpl.allocation.scores import Absorption, Scores
 from refimpl.report import scales, svg
 from refimpl.report.drift import perturbation_words
-from refimpl.report.html import ReportFigure, Table, number
-from refimpl.show.header import counted
+from refimpl.report.html import ReportFigure, Table
+from refimpl.show.findings import findings
+from refimpl.show.numbers import number
 
 
 def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> ReportFigure:
@@ -49,7 +50,7 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> Rep
         + ("." if known.any() else "; none here, because it needs two sequences or more."),
         (
             f"Absorption coefficient of every block, {perturbation_words(absorption)}",
-            "Absorbed and amplified: " + " ".join(findings(absorption)),
+            " ".join(findings(absorption)),
         ),
         parts,
         _absorption_table(scores, absorption),
@@ -90,30 +91,6 @@ def sweep_figure(ident: str, scores: Scores) -> ReportFigure:
             [[str(i), *(number(value, ".4f") for value in r[:, i])] for i in range(count)],
         ),
     )
-
-
-def findings(absorption: Absorption) -> list[str]:
-    """The results in sentences; the first one continues a sentence."""
-    r = absorption.coefficient
-    if len(r) == 1:
-        return ["there is one block, and no later block that could absorb or amplify."]
-    less, more = int((r < 1).sum()), int((r > 1).sum())
-    said = [
-        f"of {counted(len(r), 'block')}, later blocks absorb the perturbation of {less or 'none'} "
-        f"(r\xa0<\xa01) and amplify that of {more or 'none'} (r\xa0>\xa01)."
-    ]
-    others = r[:-1]  # that of the last block is 1: no block follows
-    if np.isfinite(others).any():
-        for word, at in (
-            ("Largest", int(np.nanargmax(others))),
-            ("Smallest", int(np.nanargmin(others))),
-        ):
-            error = absorption.stderr[at]
-            margin = f" ± {error:.2g}" if isfinite(error) else ""
-            said.append(f"{word} r: {r[at]:.3g}{margin}, block {at}.")
-    if unknown := int(np.isnan(r).sum()):
-        said.append(f"{unknown} unknown.")
-    return said
 
 
 def _side(r: float) -> str:

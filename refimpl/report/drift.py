@@ -7,7 +7,8 @@ import numpy as np
 from refimpl.allocation.scores import Absorption
 from refimpl.model.ops import Array
 from refimpl.report import scales, svg
-from refimpl.report.html import ReportFigure, Table, number
+from refimpl.report.html import ReportFigure, Table
+from refimpl.show.numbers import number
 
 WRITTEN, WIDE = 8, 5  # up to so many blocks, a map holds its numbers; up to so many, in 3 digits
 

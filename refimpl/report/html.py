@@ -4,15 +4,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import floor, isfinite, log10
 from typing import Any
 
 from refimpl.report.scales import HEIGHT
 from refimpl.report.svg import picture
 
-UNKNOWN = "-"
 SHOWN = 10  # values of a list of facts
-LARGE = 5  # zeros that a rounded number may end with
 
 
 @dataclass(frozen=True)
@@ -81,22 +78,6 @@ class Section:
     figures: Sequence[ReportFigure] = ()
     html: str = ""
     css: str = "grid"
-
-
-def number(value: float, form: str = ".4g") -> str:
-    """A number as text, a dash if it is unknown."""
-    return format(value, form) if isfinite(value) else UNKNOWN
-
-
-def measured(value: float, error: float, form: str = ".4g") -> str:
-    """A number and its standard error, in the digits that the error deserves: its first two."""
-    if not (isfinite(error) and error > 0):
-        return number(value, form)
-    places = 1 - floor(log10(error))
-    if places < -LARGE:
-        return f"{value:.3g} ± {error:.2g}"
-    shown = max(places, 0)
-    return f"{round(value, places):,.{shown}f} ± {round(error, places):,.{shown}f}"
 
 
 def table_html(table: Table, ident: str) -> str:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from refimpl.model.ops import Array
 from refimpl.report import scales, svg
-from refimpl.report.html import ReportFigure, Table, number
+from refimpl.report.html import ReportFigure, Table
 from refimpl.show.header import counted
+from refimpl.show.numbers import number
 
 
 def lines_figure(

@@ -10,7 +10,7 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.model.config import kind_of
-from refimpl.report.absorption import absorption_figure, findings, sweep_figure
+from refimpl.report.absorption import absorption_figure, sweep_figure
 from refimpl.report.allocation import allocation_figure, pruned_figure, requested_figure
 from refimpl.report.drift import alignment_map, drift_figure, drift_map, perturbation_words
 from refimpl.report.html import ReportFigure, Section, facts_html, grid_html, table_html
@@ -26,6 +26,7 @@ from refimpl.report.lines import lines_figure
 from refimpl.report.quality import quality_figures
 from refimpl.report.results import prunings_table, results_figures, results_table
 from refimpl.running.memory import MIB
+from refimpl.show.findings import findings
 from refimpl.show.header import counted, joined
 from refimpl.version import __version__
 
@@ -117,7 +118,7 @@ def _lead(scored: ScoresInput) -> str:
         "tokens": f"{scores.tokens.samples} x {scores.tokens.seq_len}",
     }
     said = " ".join(findings(scores.sweep[0]))
-    lead = f'<p class="lead">With {escape(perturbation_words(scores.sweep[0]))}, {escape(said)}</p>'
+    lead = f'<p class="lead">{escape(said)} With {escape(perturbation_words(scores.sweep[0]))}.</p>'
     return f"{lead}\n{facts_html(tiles, 'tiles')}"
 
 

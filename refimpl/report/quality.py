@@ -5,10 +5,11 @@ from math import isfinite
 
 from refimpl.pruning.inspection import allocation_name
 from refimpl.report import scales, svg
-from refimpl.report.html import ReportFigure, Table, measured, number
+from refimpl.report.html import ReportFigure, Table
 from refimpl.report.inputs import EvaluationInput
 from refimpl.report.results import FACTOR
 from refimpl.show.header import counted
+from refimpl.show.numbers import measured, number
 
 
 def quality_figures(evaluated: Sequence[EvaluationInput]) -> Iterator[ReportFigure]:

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 
 from refimpl.report import scales, svg
-from refimpl.report.html import ReportFigure, Table, measured, number
+from refimpl.report.html import ReportFigure, Table
 from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput
+from refimpl.show.numbers import measured, number
 
 RESULT_ROW = 38  # height of a row, in units of the picture
 FACTOR = 10  # ratio of the largest to the smallest value above which the scale is logarithmic

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from refimpl.pruning.inspection import allocation_name, pruning_facts
-from refimpl.report.html import measured, number
 from refimpl.report.inputs import (
     EvaluationInput,
     PruningInput,
@@ -17,6 +16,7 @@ from refimpl.report.inputs import (
     ReportInputs,
     ScoresInput,
 )
+from refimpl.show.numbers import measured, number
 from refimpl.show.table import aligned
 
 Row = dict[str, str | float]

@@ -1,5 +1,8 @@
 """The header of a table: labels with their facts; and what was measured, on what, and how."""
 
+import os
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 
@@ -13,8 +16,15 @@ from refimpl.model.config import Linears, linear_sizes
 from refimpl.running.memory import MIB
 from refimpl.running.provenance import Run, TokenFacts
 
-WIDTH, LABEL = 100, 12  # columns of a line, and of the label before its facts
+WIDTH, LABEL = 100, 12  # columns of a line at most, and of the label before its facts
 SOME = 8  # units that do not fit are named, of more
+
+
+def terminal_width() -> int:
+    """Columns of a line: what COLUMNS or the terminal says, at most `WIDTH`."""
+    if "COLUMNS" in os.environ or sys.stdout.isatty():
+        return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+    return WIDTH
 
 
 def counted(number: int, thing: str) -> str:
@@ -28,38 +38,44 @@ def joined(lines: Iterable[str]) -> str:
 
 
 def wrapped(facts: Mapping[str, Sequence[str]]) -> list[str]:
-    """Labels and their facts on lines of at most `WIDTH` columns, broken between facts."""
-    lines = []
+    """Labels and their facts on lines that fit the terminal, broken between facts."""
+    lines, width = [], terminal_width() - LABEL
     for label, texts in facts.items():
-        glued = ", ".join(printable(text).replace(" ", "\N{NO-BREAK SPACE}") for text in texts)
-        broken = wrap(glued, WIDTH - LABEL, break_long_words=False, break_on_hyphens=False)
+        shown = [printable(text) for text in texts]
+        glued = ", ".join(
+            text.replace(" ", "\N{NO-BREAK SPACE}") if len(text) < width else text for text in shown
+        )
+        broken = wrap(glued, width, break_long_words=False, break_on_hyphens=False)
         for i, line in enumerate(broken):
             text = line.replace("\N{NO-BREAK SPACE}", " ")
             lines.append(f"{'' if i else label:<{LABEL}}{text}")
     return lines
 
 
-def header(scores: Scores, allocations: tuple[Allocation, ...]) -> list[str]:
+SHORT = ("model", "tokens", "budget", "base", "correction")  # of the header
+
+
+def header(scores: Scores, allocations: tuple[Allocation, ...], verbose: bool = True) -> list[str]:
     """What was measured, on what, and how: lines with each label once, its facts beside it."""
     request = allocations[0].request
-    return wrapped(
-        {
-            "model": [
-                *model_facts(scores.model, scores.family, scores.num_blocks),
-                f"{allocations[0].total_weights:,} prunable weights",
-            ],
-            "tokens": token_facts(scores.tokens),
-            "perturbed": _perturbed(scores),
-            **_budget(scores),
-            "base": [
-                *_base(request.base, request.options, request.sparsity),
-                f"limits {request.lo:g} to {request.hi:g}",
-                f"compat {request.compat}",
-            ],
-            "correction": _correction(allocations, scores.linears),
-            "run": run_facts(scores.run),
-        }
-    )
+    facts = {
+        "model": [
+            *model_facts(scores.model, scores.family, scores.num_blocks),
+            f"{allocations[0].total_weights:,} prunable weights",
+        ],
+        "tokens": token_facts(scores.tokens),
+        "perturbed": _perturbed(scores),
+        **_budget(scores),
+        "base": [
+            *_base(request.base, request.options, request.sparsity),
+            f"limits {request.lo:g} to {request.hi:g}",
+            f"compat {request.compat}",
+        ],
+        "correction": _correction(allocations, scores.linears),
+        "run": run_facts(scores.run),
+    }
+    short = (*SHORT, "run") if scores.run.runtime != "numpy" else SHORT
+    return wrapped({k: v for k, v in facts.items() if verbose or k in short})
 
 
 def model_facts(name: str, family: str, num_blocks: int) -> list[str]:

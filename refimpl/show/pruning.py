@@ -1,6 +1,7 @@
 """The tables of pruned models: what a pruning removed, and the zeros in a file."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,54 @@ from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.prune import Pruning
 from refimpl.running.memory import MIB
 from refimpl.show.header import LABEL, joined, model_facts, run_facts, token_facts, wrapped
+from refimpl.show.numbers import measured
 from refimpl.show.table import aligned
 
 
-def pruning_table(pruned: Pruning, out: Path, applied: str | None = None) -> str:
-    """How a model was pruned, and a row per block: asked, pruned, and the zeros in the file.
+def pruning_table(
+    pruned: Pruning,
+    document: Mapping[str, Any],
+    out: Path,
+    applied: str | None = None,
+    per_linear: bool = False,
+) -> str:
+    """How a model was pruned, and what came of it; per linear, also a row per block.
 
     `applied` says which default was applied, and why.
     """
+    lines = [*wrapped(_facts(pruned)), "", *(_counts(pruned) if per_linear else [])]
+    if experts := pruned.without_tokens:
+        lines += [f"pruned by magnitude, without calibration tokens: {', '.join(experts)}", ""]
+    return joined([*lines, *([] if applied is None else [applied]), *_summary(document, out)])
+
+
+def _summary(document: Mapping[str, Any], out: Path) -> list[str]:
+    """Where the model is, the sparsity asked and reached, the perplexity, and what to do next."""
+    total, zeros = document["total_weights"], document["total_zeros"]
+    asked, reached = (document[f"total_{key}"] for key in ("requested", "pruned"))
+    facts = {
+        "sparsity:": [
+            f"{asked / total:.4%} asked",
+            f"{reached / total:.4%} reached ({reached:,} of {total:,} weights; {zeros:,} zeros in "
+            "the file)",
+        ]
+    }
+    after = f"refimpl eval {out} --text FILE"
+    if (both := document.get("measured")) is not None:
+        values = [
+            f"{measured(both[at]['perplexity'], both[at]['perplexity_stderr'] or nan)} {at}"
+            for at in ("before", "after")
+        ]
+        facts["perplexity:"] = [
+            *values[:1],
+            *f"{values[1]} ({both['after']['source']})".split(", "),
+        ]
+        after = f"refimpl compare {out} OTHER, after pruning in another way"
+    return [f"written:    {out}", *wrapped(facts), f"next:       {after}"]
+
+
+def _counts(pruned: Pruning) -> list[str]:
+    """A row per block: asked, pruned, and the zeros in the file."""
     counts, asked = pruned.written.counts, pruned.targets.linear_pruned
     blocks = [list(block.values()) for block in counts]
     rows = [*blocks, [linear for block in blocks for linear in block]]
@@ -33,12 +74,8 @@ def pruning_table(pruned: Pruning, out: Path, applied: str | None = None) -> str
         "asked: weights to prune; pruned: those that were, now +0.0; kept zeros: weights that stay",
         "and are zero; zeros, counted in the file, are both together; then the fraction pruned of",
         "the block and of each linear.",
-        *([] if applied is None else [applied]),
-        f"written: {out}",
     ]
-    if experts := pruned.without_tokens:
-        notes.insert(-1, f"pruned by magnitude, without calibration tokens: {', '.join(experts)}")
-    return joined([*wrapped(_facts(pruned)), "", *aligned(columns), "", *notes])
+    return [*aligned(columns), "", *notes, ""]
 
 
 def _facts(pruned: Pruning) -> dict[str, list[str]]:

@@ -3,17 +3,22 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from textwrap import wrap
 
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation
-from refimpl.allocation.scores import Absorption, Scores
-from refimpl.method.correction import LOG_LIMIT
+from refimpl.allocation.scores import Scores
 from refimpl.model.ops import Array
-from refimpl.show.header import counted, header
+from refimpl.show.findings import findings
+from refimpl.show.header import counted, header, terminal_width
+from refimpl.show.numbers import measured
 
-ROOM = len("amplifies")  # columns on either side of the bar's middle, under these words
+# Over the sides of a bar: wide; narrow; without a bar; without errors and counts, too.
+WORDS = (("absorbs", "amplifies"), ("< 1", "> 1"), (), None)
 EIGHTHS = " ▏▎▍▌▋▊▉"
+ESCAPE = re.compile(r"\x1b\[\d+m")
+LEAST = 1e-300  # below it, a coefficient is shown as this
 ABSORBS, AMPLIFIES, PLAIN = "\x1b[36m", "\x1b[31m", "\x1b[0m"
 
 
@@ -29,56 +34,85 @@ class Style:
         """The bar's middle, a factor of 1."""
         return "│" if self.blocks else "|"
 
+    @property
+    def plus_minus(self) -> str:
+        """What stands before a standard error."""
+        return "±" if self.blocks else "+-"
 
-def table(scores: Scores, allocations: tuple[Allocation, ...], style: Style = Style()) -> str:
-    """Header, and for every eta a row per block."""
-    lines = header(scores, allocations)
-    for absorption, allocation in zip(scores.sweep, allocations, strict=True):
-        title = [f"eta {absorption.eta:g}"] if len(scores.sweep) > 1 else []
-        rows = aligned(columns(scores, absorption, allocation, style))
-        lines += ["", *title, *rows, "", *footer(scores, absorption, allocation)]
-    return "\n".join(lines) + "\n"
+
+def table(
+    scores: Scores,
+    allocations: tuple[Allocation, ...],
+    style: Style = Style(),
+    verbose: bool = False,
+) -> str:
+    """What was found, a row per block, and how it came about; verbose, with all settings."""
+    found, absorption, width = allocations[0], scores.sweep[0], terminal_width()
+    at = f"At eta {absorption.eta:g}: " if len(scores.sweep) > 1 else ""
+    for words in WORDS:  # what gives way to a narrow terminal
+        rows = aligned(columns(scores, allocations, style, words))
+        if max(len(ESCAPE.sub("", row)) for row in rows) <= width:
+            break
+    notes = [line for note in footer(scores, found) for line in wrap(note, width)]
+    said = wrap(at + " ".join(findings(absorption)), width)
+    said = [line.replace("±", style.plus_minus) for line in said]
+    return "\n".join([*said, "", *rows, "", *header(scores, allocations, verbose), "", *notes, ""])
 
 
 def columns(
-    scores: Scores, absorption: Absorption, allocation: Allocation, style: Style
+    scores: Scores,
+    allocations: tuple[Allocation, ...],
+    style: Style,
+    words: tuple[str, ...] | None = WORDS[0],
 ) -> dict[str, list[str]]:
-    """The table at one eta: heading to a text per block."""
+    """The table: heading to a text per block, without columns that are empty or all the same.
+
+    A sweep has a column of coefficients per eta; the allocation is that of the first.
+    """
+    absorption, allocation = scores.sweep[0], allocations[0]
     signal, values = _signal(scores, allocation.request.base)
-    extra = {}
-    if scores.pruned_at is not None:
-        extra["drift"] = _numbers(
-            np.diag(absorption.drift), "#.4g"
-        )  # R_l, what pruning block l does
+    weights = scores.linear_sizes.sum(axis=1)
+    found = {"block": [str(i) for i in range(scores.num_blocks)]}
+    if np.ptp(weights):
+        found["weights"] = [f"{n:,}" for n in weights.tolist()]
+    if values is not None:
+        found[signal] = _numbers(values, "#.4g")
+    for one in scores.sweep:
+        name = f"r at {one.eta:g}" if len(scores.sweep) > 1 else "r"
+        errors = np.full_like(one.stderr, np.nan) if words is None else one.stderr
+        pairs = zip(one.coefficient.tolist(), errors.tolist(), strict=True)
+        texts = [measured(r, error, "#.4g") for r, error in pairs]
+        found[name] = [text.replace("±", style.plus_minus) for text in texts]
+    if words and len(scores.sweep) == 1:
+        room = max(map(len, words))
+        logs = np.abs(np.log(np.maximum(absorption.coefficient, LEAST)))
+        scale = float(np.nanmax(logs, initial=0)) or 1.0
+        found[f"{words[0]:>{room}}{style.middle}{words[1]}"] = [
+            bar(r, style, scale, room) for r in absorption.coefficient
+        ]
+    if scores.pruned_at is not None:  # R_l, what pruning block l does
+        found["drift"] = _numbers(np.diag(absorption.drift), "#.3g")
     if allocation.request.correct == "arrival":
-        extra["arrival"] = _numbers(absorption.arrival, "#.4g")
+        found["arrival"] = _numbers(absorption.arrival, "#.3g")
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
-        extra["divergence"] = _numbers(absorption.divergence, "#.4g")
+        found["divergence"] = _numbers(absorption.divergence, "#.3g")
     if (grows := allocation.growth) is not None:
         linears = np.where(grows.fits, grows.rate, np.nan)
         medians = [np.median(x[~np.isnan(x)]) if (x > 0).any() else np.nan for x in linears]
-        extra["kappa"] = _numbers(grows.rate if grows.rate.ndim == 1 else medians, ".3f")
-    return {
-        "block": [str(i) for i in range(scores.num_blocks)],
-        "weights": [f"{n:,}" for n in scores.linear_sizes.sum(axis=1).tolist()],
-        signal: ["-"] * scores.num_blocks if values is None else _numbers(values, "#.4g"),
-        "r": _numbers(absorption.coefficient, ".4f"),
-        "stderr": _numbers(absorption.stderr, ".4f"),
-        f"{'absorbs':>{ROOM}}{style.middle}amplifies": [
-            bar(r, style) for r in absorption.coefficient
-        ],
-        **extra,
-        "base": _numbers(allocation.base_sparsity, ".4f"),
-        "corrected": _numbers(allocation.corrected_sparsity, ".4f"),
-        "pruned": [f"{count:,}" for count in allocation.num_pruned],
-    }
+        found["kappa"] = _numbers(grows.rate if grows.rate.ndim == 1 else medians, "#.3g")
+    if np.ptp(allocation.base_sparsity):
+        found["base"] = _numbers(allocation.base_sparsity, ".4f")
+    name = "sparsity" if allocation.request.correct is None else "corrected"
+    found[name] = _numbers(allocation.corrected_sparsity, ".4f")
+    counts = {} if words is None else {"pruned": [f"{n:,}" for n in allocation.num_pruned]}
+    return found | counts
 
 
 def aligned(columns: Mapping[str, list[str]]) -> list[str]:
     """Lines of a table, right-aligned; escape sequences for colour have no width."""
 
     def padded(cells: list[str]) -> list[str]:
-        widths = [len(re.sub(r"\x1b\[\d+m", "", cell)) for cell in cells]
+        widths = [len(ESCAPE.sub("", cell)) for cell in cells]
         return [
             " " * (max(widths) - width) + cell for cell, width in zip(cells, widths, strict=True)
         ]
@@ -87,9 +121,10 @@ def aligned(columns: Mapping[str, list[str]]) -> list[str]:
     return ["  ".join(cells) for cells in zip(*whole, strict=True)]
 
 
-def footer(scores: Scores, absorption: Absorption, allocation: Allocation) -> list[str]:
+def footer(scores: Scores, allocation: Allocation) -> list[str]:
     """The totals, and notes that explain the rows."""
     total, pruned, asked = allocation.total_weights, allocation.total_pruned, allocation.request
+    absorption, clipped = scores.sweep[0], 0 if asked.measured else int(allocation.clipped.sum())
     lines = [
         f"pruned {pruned:,} of {total:,} ({pruned / total:.4%}), asked for {asked.sparsity:.4%}"
     ]
@@ -104,11 +139,17 @@ def footer(scores: Scores, absorption: Absorption, allocation: Allocation) -> li
     if np.isnan(absorption.coefficient).any():
         lines.append("r is - where no token had a drift; such a block counts as r = 1")
     if np.isnan(absorption.stderr).any() and scores.tokens.samples < 2:
-        lines.append("stderr is -: it takes two samples or more")
+        lines.append("r has no standard error: it takes two samples or more")
     elif (
         np.isnan(absorption.stderr[~np.isnan(absorption.coefficient)]).any() and scores.plan.subset
     ):
-        lines.append("stderr is - where a block was perturbed in one sample only")
+        lines.append("r has no standard error where a block was perturbed in one sample only")
+    if asked.correct and not asked.measured and 2 * clipped >= scores.num_blocks > 1:
+        lines.append(
+            f"{clipped} of {counted(scores.num_blocks, 'block')} are at the clip: there the "
+            "correction is the clip, not the measurement; use another --eta, or --perturbation "
+            "pruning --correct divergence"
+        )
     if absorption.left_out.any():
         lines.append(f"{counted(int(absorption.left_out.sum()), 'token')} without a ratio left out")
     if scores.plan.sink == "exclude":
@@ -117,12 +158,12 @@ def footer(scores: Scores, absorption: Absorption, allocation: Allocation) -> li
     return lines
 
 
-def bar(r: float, style: Style) -> str:
-    """A bar for log r, to the left if r < 1; full at a factor of 3 or more, "?" for NaN."""
+def bar(r: float, style: Style, scale: float, room: int) -> str:
+    """A bar for log r, to the left if r < 1; full where |log r| is the scale, "?" for NaN."""
     if np.isnan(r):
-        return "?".center(2 * ROOM + 1)
-    u = np.clip(np.log(r) if r > 0 else -LOG_LIMIT, -LOG_LIMIT, LOG_LIMIT) / LOG_LIMIT
-    length = abs(float(u)) * ROOM
+        return "?".center(2 * room + 1)
+    u = float(np.clip(np.log(max(r, LEAST)) / scale, -1, 1))
+    length = abs(u) * room
     if not style.blocks:
         right = left = "#" * round(length)
     else:
@@ -132,7 +173,7 @@ def bar(r: float, style: Style) -> str:
         full, half = divmod(round(length * 2), 2)
         left = "▐" * half + "█" * full
     sides = (left, "") if u < 0 else ("", right)
-    text = f"{sides[0]:>{ROOM}}{style.middle}{sides[1]:<{ROOM}}"
+    text = f"{sides[0]:>{room}}{style.middle}{sides[1]:<{room}}"
     return f"{ABSORBS if u < 0 else AMPLIFIES}{text}{PLAIN}" if style.color and u else text
 
 

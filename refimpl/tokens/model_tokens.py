@@ -1,11 +1,26 @@
 """The tokens of a computation: from a text, from a file of ids, or drawn at random."""
 
+from dataclasses import replace
+from importlib.resources import as_file, files
 from pathlib import Path
 
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
-from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, id_tokens, random_tokens, text_tokens
+from refimpl.tokens import (
+    SAMPLES,
+    SEQ_LEN,
+    Tokens,
+    Windows,
+    id_tokens,
+    random_tokens,
+    text_tokens,
+    text_windows,
+)
+
+RANDOM = Path("random")  # in place of a file of ids
+# Two speeches in the public domain, which come with refimpl: docs/how-to/calibrate.md
+CALIBRATION, EVALUATION = "roosevelt-1901.txt", "roosevelt-1902.txt"
 
 
 def model_tokens(
@@ -15,27 +30,59 @@ def model_tokens(
     samples: int | None = None,
     seq_len: int | None = None,
     seed: int = 0,
+    calibration: bool = False,
 ) -> Tokens:
     """Tokens for a model, whose folder holds the tokenizer, checked against its limits.
 
-    They are cut from the text or read from the ids; without either they are drawn with `seed`. By
-    default there are 8 samples of 512 tokens, or of as many as the model allows; a file of ids
-    decides for itself.
+    They are cut from the text or read from the ids, or drawn with `seed` if the ids are `RANDOM`.
+    Without either, those for a calibration are cut from a text that comes with refimpl, and others
+    are drawn. By default there are 8 samples of 512 tokens, or of as many as the model allows; a
+    file of ids decides for itself.
     """
     config = model.config
     longest = min(SEQ_LEN, config.max_position_embeddings)
     length = longest if seq_len is None else seq_len
     count = SAMPLES if samples is None else samples
+    tokenizer, bos = model.tokenizer_json, model.config_file.get("bos_token_id")
     if text is not None and ids is not None:
         raise RefimplError(
             "--text and --tokens exclude each other", "one of them", "omit one of them"
         )
     if text is not None:
-        bos = model.config_file.get("bos_token_id")
-        tokens = text_tokens(text, model.tokenizer_json, count, length, bos_id=bos)
-    elif ids is not None:
+        tokens = text_tokens(text, tokenizer, count, length, bos_id=bos)
+    elif ids is not None and ids != RANDOM:
         tokens = id_tokens(ids, samples, seq_len, longest)
+    elif ids is None and calibration:
+        if not tokenizer.exists():
+            raise RefimplError(
+                f"{model.folder}: no tokenizer.json for the text that comes with refimpl",
+                "a tokenizer, or token ids: --tokens FILE, or --tokens random",
+                "put tokenizer.json beside the model, or add --tokens FILE",
+            )
+        with as_file(files("refimpl.tokens").joinpath(CALIBRATION)) as path:
+            tokens = text_tokens(path, tokenizer, count, length, bos_id=bos)
+        tokens = replace(tokens, source=f"refimpl's {tokens.source}")
     else:
         tokens = random_tokens(config.vocab_size, count, length, seed)
     checked_ids(tokens.ids, config)
     return tokens
+
+
+def model_windows(
+    model: Model, text: Path | None = None, window: int | None = None, count: int | None = None
+) -> Windows:
+    """Windows of a text for a model; without a text, of one that comes with refimpl."""
+    longest = model.config.max_position_embeddings
+    if window is not None and window > longest:
+        raise RefimplError(
+            f"windows of {window} tokens",
+            f"at most {longest}, the model's max_position_embeddings",
+            f"use --window {longest} or less",
+        )
+    size = min(SEQ_LEN, longest) if window is None else window
+    bos, tokenizer = model.config_file.get("bos_token_id"), model.tokenizer_json
+    if text is not None:
+        return text_windows(text, tokenizer, size, count, bos_id=bos)
+    with as_file(files("refimpl.tokens").joinpath(EVALUATION)) as path:
+        windows = text_windows(path, tokenizer, size, count, bos_id=bos)
+    return replace(windows, source=f"refimpl's {windows.source}")

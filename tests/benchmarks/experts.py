@@ -109,7 +109,8 @@ for i, layer in enumerate(base.layers):
     for e in range(experts.num_experts if ours else 0):
         for k, name in enumerate(("gate", "up")):
             mine = experts.gate_up_proj.data[e].chunk(2)[k].numpy() == 0
-            other += int((mine != (ours[f"{at}.{e}.{name}_proj.weight"].float().numpy() == 0)).sum())
+            theirs = ours[f"{at}.{e}.{name}_proj.weight"].float().numpy() == 0
+            other += int((mine != theirs).sum())
             all_bits += mine.size
 print(json.dumps({"seconds": seconds, "peak": peak, "pruned": pruned, "differ": other,
                   "compared": all_bits}))

@@ -99,7 +99,7 @@ def test_the_page_of_pruning_json_is_complete_and_true(tmp_path: Path) -> None:
     found: set[str] = set()
     for number, (model, *words) in enumerate(
         (
-            (dense, "--sparsity", 0.5, *few),
+            (dense, "--sparsity", 0.5, *few, "--measure"),
             (dense, "--allocation", allocation, "--method", "sparsegpt", *few),
             (tmp_path / "0", "--nm", "2:4", "--method", "random"),
         )
@@ -107,7 +107,7 @@ def test_the_page_of_pruning_json_is_complete_and_true(tmp_path: Path) -> None:
         out = tmp_path / str(number)
         record = printed("prune", model, "-o", out, *words)
         assert record == json.loads((out / "pruning.json").read_text("utf-8"))
-        found |= set(fields(record, left=(*LEFT, "before")))
+        found |= set(fields(record, left=(*LEFT, "before", "measured")))
     assert isinstance(record["before"], dict)
     assert documented(page) == found
 

@@ -152,10 +152,10 @@ def test_what_is_foreign_is_escaped(tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((FIXTURES / "llama" / name).read_bytes())
-    scores = tmp_path / "scores.json"
+    scores, small = tmp_path / "scores.json", ("--tokens", "random", "--samples", 1, "--seq-len", 4)
     for words in (
         ("inspect", folder),
-        ("score", folder, "--samples", 1, "--seq-len", 4, "-o", scores),
+        ("score", folder, *small, "-o", scores),
     ):
         text = ran(*words)
         assert "m\\x1b[2J\\u202e\\nerror: forged" in text

@@ -319,7 +319,8 @@ def test_other_ways_to_write_it(tmp_path: Path, words: str) -> None:
 
 
 def scored(*words: object) -> Any:
-    return json.loads(ran("score", FIXTURES / "mistral", *SMALL, "--json", *words))
+    ids = ("--tokens", "random")
+    return json.loads(ran("score", FIXTURES / "mistral", *ids, *SMALL, "--json", *words))
 
 
 def not_scored(*words: object) -> str:

@@ -17,10 +17,11 @@ from report_files import EVERYTHING, deeper, edited, one_block
 from refimpl.errors import RefimplError
 from refimpl.report import page as page_module
 from refimpl.report import scales, svg
-from refimpl.report.html import measured, number, words
+from refimpl.report.html import words
 from refimpl.report.inputs import read_inputs
 from refimpl.report.page import LIMIT, report, sections
 from refimpl.report.standalone import write_figures
+from refimpl.show.numbers import measured, number
 
 KINDS = {
     "one": ("one.json",),
@@ -264,8 +265,8 @@ def test_what_the_lead_says(files: dict[str, Path]) -> None:
     page = Page(page_of(files, "sweep.json"))
     lead = next(p.text() for p in page.all("p") if p.attributes.get("class") == "lead")
     r = [b["absorption_coefficient"] for b in json.loads(files["sweep.json"].read_text())["blocks"]]
-    assert f"amplify that of {sum(x > 1 for x in r)} " in lead
-    assert f"Largest r: {max(r[:-1]):.3g} ±" in lead
+    assert f"and amplify what is done to {sum(x > 1 for x in r[:-1])}." in lead
+    assert f"Largest r: {max(r[:-1]):.3f} ±" in lead
 
 
 Edited = Callable[[str, Callable[[dict[str, Any]], object]], Page]
@@ -305,7 +306,7 @@ def test_everything_unknown_or_zero_is_still_a_page(page_edited: Edited) -> None
             block["alignment"] = [None] * len(block["alignment"])
             block["absorption_coefficient"] = block["absorption_stderr"] = None
 
-    assert "4 unknown" in page_edited("one.json", nothing).figure("s0-0-r").text()
+    assert "Unknown: 3." in page_edited("one.json", nothing).figure("s0-0-r").text()
 
 
 @pytest.mark.parametrize("value", [1e99, 1e-99, 1e-300])

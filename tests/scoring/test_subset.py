@@ -217,9 +217,9 @@ def test_the_document_says_so_and_comes_back(tmp_path: Path) -> None:
         if number < 2:
             assert block["absorption_stderr_reason"] == "fewer than two sequences"
     assert read_scores(path).plan == plan
-    shown = table(scores, (allocate(scores),))
+    shown = table(scores, (allocate(scores),), verbose=True)
     assert "2 of 4 blocks per sample and draw" in " ".join(shown.split())
-    assert "stderr is - where a block was perturbed in one sample only" in shown
+    assert "no standard error where a block was perturbed in one sample only" in shown
 
 
 def test_older_files_perturbed_all_blocks(tmp_path: Path) -> None:

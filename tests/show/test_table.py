@@ -16,13 +16,14 @@ from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Sign
 from refimpl.method.perturbation import Perturbation
 from refimpl.running.provenance import Run, TokenFacts
 from refimpl.show.header import LABEL, WIDTH, header
-from refimpl.show.table import ROOM, Style, aligned, bar, table
+from refimpl.show.table import Style, aligned, bar, table
 
 ASCII, UNICODE, COLOR = Style(blocks=False), Style(), Style(color=True)
 LINEARS = {"q_proj": (30, 20), "down_proj": (20, 30)}
 SEVEN_B = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (4096, 4096))
 SEVEN_B |= {"gate_proj": (11008, 4096), "up_proj": (11008, 4096), "down_proj": (4096, 11008)}
 TOKENS = TokenFacts(3, 48, "a text, 3 samples of 48 tokens", "text", None, "0123456789abcdef")
+ROOM, LOG3 = len("amplifies"), float(np.log(3))
 ESCAPE = re.compile(r"\x1b\[\d+m")
 
 
@@ -56,7 +57,7 @@ def scores(*sweep: Absorption, **changes: Any) -> Scores:
 
 def shown(found: Scores, style: Style = UNICODE, **request: Any) -> str:
     """The table of scores for a request."""
-    return table(found, allocations(found, **request), style)
+    return table(found, allocations(found, **request), style, verbose=True)
 
 
 def allocations(found: Scores, **request: Any) -> tuple[Allocation, ...]:
@@ -65,7 +66,7 @@ def allocations(found: Scores, **request: Any) -> tuple[Allocation, ...]:
 
 def facts(text: str) -> str:
     """The header on one line: continued lines joined to the one before."""
-    return text.split("\n\n")[0].replace("\n" + " " * LABEL, " ")
+    return text.split("\n\n")[2].replace("\n" + " " * LABEL, " ")
 
 
 def rows(text: str) -> list[str]:
@@ -74,41 +75,76 @@ def rows(text: str) -> list[str]:
 
 
 GOLDEN = """\
+Later blocks absorb what is done to 1 block and amplify what is done to 1. Largest r: 4.00 +- 0.40,
+block 0.
+
+block  outliers %               r    absorbs|amplifies    base  corrected  pruned
+    0       1.000    4.00 +- 0.40           |#########  0.7000     0.6542     785
+    1       1.500  0.577 +- 0.012       ####|           0.6000     0.6366     764
+    2       2.000           1.000           |           0.5000     0.5092     611
+
 model       tiny, family llama, 3 blocks, 3,600 prunable weights
 tokens      3 x 48, a text, 3 samples of 48 tokens, sha256 0123456789ab
-perturbed   gaussian noise, eta 0.25, noise scale token, noise shape isotropic, 4 draws, seed 11,
-            norm token, sink include
 base        owl, m 5, lam 0.1, sparsity 0.6, limits 0 to 1, compat exact
 correction  absorption, strength 0.05, at most 0.1, scale raw, provisional defaults,
             1 of 3 blocks at the clip (|u| = log 3)
-run         12.3 s, peak memory 456 MiB (resident, mapped pages included), 1,536 MiB for states,
-            7 threads, float64, refimpl 9.8, numpy 7.6
-
-block  weights  outliers %       r  stderr    absorbs|amplifies    base  corrected  pruned
-    0    1,200       1.000  4.0000  0.0123           |#########  0.7000     0.6542     785
-    1    1,200       1.500  0.5773  0.0123      #####|           0.6000     0.6366     764
-    2    1,200       2.000  1.0000  0.0123           |           0.5000     0.5092     611
 
 pruned 2,160 of 3,600 (60.0000%), asked for 60.0000%
+"""
+SETTINGS = """\
+perturbed   gaussian noise, eta 0.25, noise scale token, noise shape isotropic, 4 draws, seed 11,
+            norm token, sink include
+"""
+RUN = """\
+run         12.3 s, peak memory 456 MiB (resident, mapped pages included), 1,536 MiB for states,
+            7 threads, float64, refimpl 9.8, numpy 7.6
 """
 
 
 def test_the_table_word_for_word() -> None:
-    found = scores(absorption([4.0, 0.5773, 1.0]))
-    got = shown(found, ASCII, base="owl", options={"lam": 0.1}, sparsity=0.6)
-    assert got == GOLDEN
+    found = scores(absorption([4.0, 0.5773, 1.0], stderr=np.array([0.4, 0.0123, 0.0])))
+    made = allocations(found, base="owl", options={"lam": 0.1}, sparsity=0.6)
+    assert table(found, made, ASCII) == GOLDEN
+    verbose = table(found, made, ASCII, verbose=True)
+    assert verbose == GOLDEN.replace("base        ", f"{SETTINGS}base        ").replace(
+        "= log 3)\n", f"= log 3)\n{RUN}"
+    )
 
 
-def test_a_sweep_has_a_table_per_eta() -> None:
+def test_a_sweep_has_a_column_per_eta() -> None:
     found = scores(absorption([4.0, 2.0, 1.0], 1e-4), absorption([0.2, 0.1, 1.0], 1.0))
     text = shown(found)
-    _, *parts = text.split("\n\n")
-    starts = ["eta 0.0001\n", "pruned ", "eta 1\n", "pruned "]
-    assert [part[: len(start)] for part, start in zip(parts, starts, strict=True)] == starts
+    assert text.startswith("At eta 0.0001: Later blocks absorb what is done to no block")
     assert "eta 0.0001, 1, noise scale" in facts(text)
     assert "1, 2 of 3 blocks at the clip" in facts(text)
-    assert "4.0000" in parts[0]
-    assert "0.2000" in parts[2]
+    heading, first, *_ = rows(text)
+    assert heading.split() == ["block", "r", "at", "0.0001", "r", "at", "1", "corrected", "pruned"]
+    assert first.split()[1:7] == ["4.000", "±", "0.012", "0.200", "±", "0.012"]
+
+
+def test_uncertain_blocks_are_counted_apart() -> None:
+    errors = np.array([0.1, 0.1, 0.3, 0.0])
+    said = shown(scores(absorption([2.0, 0.5, 1.5, 1.0], stderr=errors))).split("\n\n")[0]
+    assert "absorb what is done to 1 block and amplify what is done to 1." in said
+    assert "Uncertain, within 2 standard errors of 1: 1." in said.replace("\n", " ")
+
+
+def test_a_correction_that_is_the_clip_says_so() -> None:
+    assert "the correction is the clip" in shown(scores(absorption([5.0, 6.0, 1.0]))).replace(
+        "\n", " "
+    )
+    assert "is the clip" not in shown(scores(absorption([5.0, 2.0, 1.0])))
+    assert "is the clip" not in shown(scores(absorption([5.0, 6.0, 1.0])), correct=None)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_every_line_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    sweep = [absorption([4.0, 0.5, 1.0], eta) for eta in (1e-3, 0.1)]
+    for found in (scores(*sweep), scores(sweep[0])):
+        text = shown(found, base="owl" if width > 40 else "uniform")
+        assert max(map(len, text.splitlines())) <= width
+        assert ("absorbs" in text.split("\n\n")[1]) == (width == 80 and len(found.sweep) == 1)
 
 
 ONE_THREAD = Run("float32", 1, 1 << 16, 0.0, None, {})
@@ -200,22 +236,28 @@ def straight(lines: list[str]) -> None:
 @pytest.mark.parametrize("style", [ASCII, UNICODE, COLOR])
 @pytest.mark.parametrize("blocks", [1, 32, 126])
 def test_columns_are_straight_in_models_of_any_size(style: Style, blocks: int) -> None:
-    r = np.geomspace(0.01, 1234.5, blocks)
-    text = shown(scores(absorption(r), linears=(SEVEN_B,) * len(r)), style, base="owl")
-    lines = rows(ESCAPE.sub("", text))
+    r, errors = np.geomspace(0.01, 1234.5, blocks), np.full(blocks, np.nan)
+    found = scores(absorption(r, stderr=errors), linears=(SEVEN_B,) * len(r))
+    lines = rows(ESCAPE.sub("", shown(found, style, base="owl")))
     straight(lines)
     assert len(lines) == 1 + blocks
-    assert len(lines[0]) <= 104
+    assert len(lines[0]) <= WIDTH
     for i, line in enumerate(lines[1:]):
         cells = line.split()
-        assert cells[:2] == [str(i), "202,375,168"]
-        assert float(cells[3]) == pytest.approx(r[i], abs=1e-4)
+        assert cells[0] == str(i)
+        assert float(cells[2]) == pytest.approx(r[i], rel=1e-3)
         assert int(cells[-1].replace(",", "")) <= 202_375_168
+
+
+def test_weights_are_a_column_only_where_they_differ() -> None:
+    assert "weights" not in rows(shown(scores()))[0]
+    found = scores(linears=(LINEARS, {"q_proj": (10, 20), "down_proj": (20, 10)}))
+    assert [line.split()[1] for line in rows(shown(found))] == ["weights", "1,200", "400"]
 
 
 def test_the_bar_stands_under_its_words() -> None:
     for style in (ASCII, UNICODE, COLOR):
-        text = shown(scores(absorption([9.0, 0.1])), style)
+        text = shown(scores(absorption([10.0, 0.1])), style)
         heading, up, down = rows(ESCAPE.sub("", text))
         middle = heading.index(style.middle)
         assert heading[:middle].endswith("absorbs")
@@ -232,7 +274,7 @@ def test_numbers_are_those_of_the_allocation() -> None:
     assert "dlp mean" in lines[0]
     for i, line in enumerate(lines[1:]):
         cells = line.split()
-        assert float(cells[2]) == pytest.approx(found.signals.dlp_score[i], rel=1e-3)
+        assert float(cells[1]) == pytest.approx(found.signals.dlp_score[i], rel=1e-3)
         assert float(cells[-3]) == pytest.approx(made.base_sparsity[i], abs=5e-5)
         assert float(cells[-2]) == pytest.approx(made.corrected_sparsity[i], abs=5e-5)
         assert int(cells[-1]) == made.num_pruned[i]
@@ -243,12 +285,13 @@ def test_what_is_unknown_is_a_dash_and_explained() -> None:
     text = shown(scores(absorption([nan, 1.0], stderr=np.array([nan, 0.1]))))
     lines = rows(text)
     straight(lines)
-    assert lines[1].split()[2:6] == ["-", "-", "-", "?"]
+    assert lines[1].split()[1:3] == ["-", "?"]
     assert "r is - where no token had a drift" in text
+    assert "Unknown: 1." in text
     assert "two samples" not in text
     found = absorption([2.0, 1.0], stderr=np.array([nan, nan]))
     text = shown(scores(found, tokens=replace(TOKENS, samples=1)))
-    assert "stderr is -: it takes two samples or more" in text
+    assert "r has no standard error: it takes two samples or more" in text
     assert "no token had a drift" not in text
 
 
@@ -257,13 +300,13 @@ def test_what_arrives_is_shown_where_it_makes_the_correction() -> None:
     measured = absorption([2.0, 1.0], None, divergence=np.array([0.75, 0.125]))
     found = scores(measured, plan=Perturbation("pruning"), pruned_at=at)
     for correct, first, second in (
-        ("absorption", ["0.5000", "0.7000"], ["0.1000", "0.7000"]),
-        ("arrival", ["0.5000", "0.3667", "0.7000"], ["0.1000", "0.1000", "0.7000"]),
-        ("divergence", ["0.5000", "0.7500", "0.7000"], ["0.1000", "0.1250", "0.7000"]),
+        ("absorption", ["0.500"], ["0.100"]),
+        ("arrival", ["0.500", "0.367"], ["0.100", "0.100"]),
+        ("divergence", ["0.500", "0.750"], ["0.100", "0.125"]),
     ):
         lines = rows(shown(found, correct=correct, strength=0.05))
         straight(lines)
-        heading = re.findall(r"amplifies +(.+?) +base", lines[0])[0].split()
+        heading = re.findall(r"amplifies +(.+?) +corrected", lines[0])[0].split()
         assert heading == ["drift"] + ([] if correct == "absorption" else [correct])
         shares = [re.split("│█*[▏▎▍▌▋▊▉]?", line)[1].split()[:-2] for line in lines[1:]]
         assert shares == [first, second]
@@ -274,7 +317,7 @@ def test_alphas_are_means_of_a_block_and_linears_are_announced() -> None:
     known = replace(scores().signals, alpha_fit="peak", alpha_xmin="shipped", alpha=alpha)
     found = scores(signals=known)
     text = shown(found, base="alphapruning")
-    assert [line.split()[2] for line in rows(text)] == ["alpha", "3.000", "4.500"]
+    assert [line.split()[1] for line in rows(text)] == ["alpha", "3.000", "4.500"]
     assert "per linear" not in text
     text = shown(found, base="alphapruning", options={"unit": "linear"})
     assert "sparsities are per linear" in text
@@ -313,7 +356,7 @@ coefficients = st.floats(0, 1e6)
 
 @given(coefficients, st.sampled_from([ASCII, UNICODE]))
 def test_a_bar_has_one_width_and_one_side(r: float, style: Style) -> None:
-    text = bar(r, style)
+    text = bar(r, style, LOG3, ROOM)
     assert len(text) == 2 * ROOM + 1
     left, middle, right = text[:ROOM], text[ROOM], text[ROOM + 1 :]
     assert middle == style.middle
@@ -328,7 +371,7 @@ def test_a_bar_has_one_width_and_one_side(r: float, style: Style) -> None:
 @given(st.floats(1, 1e6), st.floats(1, 1e6))
 def test_a_bar_is_longer_the_further_r_is_from_1(a: float, b: float) -> None:
     def length(r: float) -> int:
-        return bar(r, ASCII).count("#")
+        return bar(r, ASCII, LOG3, ROOM).count("#")
 
     low, high = sorted((a, b))
     assert length(low) <= length(high)
@@ -338,19 +381,25 @@ def test_a_bar_is_longer_the_further_r_is_from_1(a: float, b: float) -> None:
 
 @given(coefficients)
 def test_colour_changes_nothing_else(r: float) -> None:
-    tinted = bar(r, COLOR)
-    assert ESCAPE.sub("", tinted) == bar(r, UNICODE)
-    if tinted != bar(r, UNICODE):
+    tinted, plain = (bar(r, style, LOG3, ROOM) for style in (COLOR, UNICODE))
+    assert ESCAPE.sub("", tinted) == plain
+    if tinted != plain:
         assert tinted.startswith("\x1b[36m" if r < 1 else "\x1b[31m")
         assert tinted.endswith("\x1b[0m")
 
 
-def test_bars_of_special_coefficients() -> None:
-    assert bar(float("nan"), ASCII) == f"{'?':^{2 * ROOM + 1}}"
-    assert bar(0.0, ASCII) == "#########|         "
-    assert bar(1.0, COLOR) == f"{'│':^{2 * ROOM + 1}}"
-    assert bar(3**0.5, UNICODE) == "         │████▌    "
-    assert bar(3**-0.5, UNICODE) == "    ▐████│         "
+@pytest.mark.parametrize(
+    ("r", "style", "text"),
+    [
+        (float("nan"), ASCII, f"{'?':^{2 * ROOM + 1}}"),
+        (0.0, ASCII, "#########|         "),
+        (1.0, COLOR, f"{'│':^{2 * ROOM + 1}}"),
+        (3**0.5, UNICODE, "         │████▌    "),
+        (3**-0.5, UNICODE, "    ▐████│         "),
+    ],
+)
+def test_bars_of_special_coefficients(r: float, style: Style, text: str) -> None:
+    assert bar(r, style, LOG3, ROOM) == text
 
 
 cells = st.text(st.sampled_from("ab1,.│"), min_size=1, max_size=8)
@@ -384,7 +433,7 @@ def test_measured_strength_names_the_blocks_that_do_not_fit() -> None:
     text = shown(both_fit, correct="divergence")
     assert "divergence, strength measured, kappa 8.66, quartiles 7.8 to 9.53," in text
     assert "common to the blocks, 2 of 2 blocks fit" in " ".join(text.split())
-    assert rows(text)[0].split()[-4:] == ["kappa", "base", "corrected", "pruned"]
+    assert rows(text)[0].split()[-3:] == ["kappa", "corrected", "pruned"]
     text = shown(one_fits, correct="divergence")
     assert "1 of 2 blocks fit, block 1 with the kappa of the others" in " ".join(text.split())
     text = " ".join(shown(none_fits, correct="divergence").split())

@@ -107,7 +107,7 @@ def test_an_executor_continues_scores(kind: str, tmp_path: Path, interrupt: Inte
 
 
 def test_partial_scores_are_refused(tmp_path: Path, interrupt: Interrupt) -> None:
-    words = ("score", LLAMA, *SMALL, "-o", tmp_path / "out.json")
+    words = ("score", LLAMA, *SMALL, "--tokens", "random", "-o", tmp_path / "out.json")
     interrupt(2)
     assert run(*words).code == 130
     before = (tmp_path / "out.json.part").read_bytes()

@@ -1,0 +1,73 @@
+"""From a dense model to a measured, pruned one in one command; texts that come with refimpl."""
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURES
+from program import ran, refused
+
+from refimpl.tokens.model_tokens import CALIBRATION, EVALUATION
+
+LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
+SMALL = ("--samples", 2, "--seq-len", 12)
+
+
+def test_the_texts_are_small_plain_and_have_nothing_in_common() -> None:
+    texts = [files("refimpl.tokens").joinpath(x).read_bytes() for x in (CALIBRATION, EVALUATION)]
+    assert sum(map(len, texts)) <= 64 << 10
+    assert all(text.isascii() for text in texts)
+    one, other = (set(text.split(b"\n\n")) for text in texts)
+    assert one & other == {b"To the Senate and House of Representatives:"}
+
+
+@pytest.mark.parametrize("command", ["score", "prune"])
+def test_a_calibration_is_random_only_if_asked(command: str, tmp_path: Path) -> None:
+    output = ("-o", tmp_path / "out") if command == "prune" else ()
+    words = (command, LLAMA, *SMALL, *output, "--sparsity", 0.5, "--json")
+    key = "calibration" if command == "prune" else "tokens"
+    assert json.loads(ran(*words))[key]["source"].startswith(f"refimpl's {CALIBRATION}, 2 samples")
+    found = json.loads(ran(*words, "--tokens", "random", *(["--force"] if output else [])))
+    assert found[key]["kind"] == "random"
+    other = ("-o", tmp_path / "other") if output else ()
+    error = refused(command, FIXTURES / "mistral", *SMALL, *other, "--sparsity", 0.5)
+    assert "no tokenizer.json for the text that comes with refimpl" in error
+    assert "--tokens random" in error
+
+
+@pytest.mark.parametrize("text", [None, TEXT])
+def test_perplexity_before_and_after_is_that_of_eval(text: Path | None, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    measure = ("--measure",) if text is None else ("--measure-on", text)
+    printed = ran("prune", LLAMA, "-o", out, *SMALL, "--sparsity", 0.5, *measure)
+    record = json.loads((out / "pruning.json").read_text())
+    path = text or files("refimpl.tokens").joinpath(EVALUATION)
+    for model, when in ((LLAMA, "before"), (out, "after")):
+        found = json.loads(ran("eval", model, "--text", path, "--json"))["text"]
+        del found["windows"]
+        source = found["source"] if text else f"refimpl's {found['source']}"
+        assert record["measured"][when] == found | {"source": source}
+    shown = re.findall(r"perplexity: (\S+) ± \S+ before, (\S+) ± \S+ after", printed)
+    before, after = (float(value.replace(",", "")) for value in shown[0])
+    assert before == pytest.approx(record["measured"]["before"]["perplexity"], rel=0.01)
+    assert after == pytest.approx(record["measured"]["after"]["perplexity"], rel=0.01)
+
+
+def test_the_last_lines_say_where_how_much_and_what_next(tmp_path: Path) -> None:
+    lines = ran("prune", LLAMA, "-o", tmp_path / "o", *SMALL, "--sparsity", 0.5).splitlines()[-3:]
+    assert lines[0] == f"written:    {tmp_path / 'o'}"
+    assert lines[1].startswith("sparsity:   50.0000% asked, 50.0000% reached (14,592 of 29,184")
+    assert lines[2] == f"next:       refimpl eval {tmp_path / 'o'} --text FILE"
+
+
+def test_stages_make_up_the_whole_time(tmp_path: Path) -> None:
+    words = ("--sparsity", 0.5, "--measure", "--json")
+    document = json.loads(ran("prune", LLAMA, "-o", tmp_path / "o", *SMALL, *words))
+    assert json.loads((tmp_path / "o" / "pruning.json").read_text()) == document
+    seconds = document["seconds"]
+    stages = ("reading", "scoring", "measuring", "pruning")
+    assert sum(seconds[stage] for stage in stages) == pytest.approx(seconds["total"])
+    assert all(seconds[stage] > 0 for stage in stages)
+    assert seconds["pruning"] >= document["run"]["seconds"]
