@@ -46,6 +46,7 @@ def batches(
     """Lay sequences [tokens] side by side, those of similar length together, the longest first.
 
     The last token of a sequence is predicted, never an input; `starts` are the first scored tokens.
+    Sequences of different lengths share no batch if rotary positions depend on the length.
     The batches depend on nothing else, so neither does the rounding of what is computed from them.
     """
     pairs = zip(sequences, starts, strict=True)
@@ -55,9 +56,12 @@ def batches(
         same.setdefault(ids[:-1].tobytes(), []).append(n)
     rows = sorted(same.values(), key=lambda row: -len(checked[row[0]]))
     laid: list[Batch] = []
+    by_length = any(kind.rope is not None and kind.rope.by_length for kind in config.blocks)
     while rows:
         width = len(checked[rows[0][0]]) - 1
         height = max(1, BATCH // width)
+        if by_length:
+            height = min(height, sum(len(checked[row[0]]) == width + 1 for row in rows))
         laid.append(_batch(rows[:height], width, checked, starts))
         rows = rows[height:]
     return laid

@@ -11,6 +11,7 @@ from refimpl.explanation.step import Figure, Step
 from refimpl.model import attention, forward, ops
 from refimpl.model.config import Config, Rope
 from refimpl.model.ops import Array
+from refimpl.model.positions import alibi_bias
 
 
 def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]:
@@ -163,7 +164,9 @@ def _rotation(rope: Rope, head_dim: int, norm: tuple[Callable[..., Any], ...]) -
     """Rotary positions, and the functions of a norm after them, if any."""
 
     def figures(v: Values) -> Iterator[Figure]:
-        yield Figure("angle per position", rope.inv_freq, "radians; fast channels first")
+        yield Figure(
+            "angle per position", rope.inv_freq(len(v.place.bias)), "radians; fast channels first"
+        )
         for name in ("q", "q_rope"):
             yield Figure(name, v.points[name][0, 0, -1], "head 0 of the last token")
         yield Figure("||q||", length(v.points["q"])[0, 0, -1])
@@ -189,9 +192,12 @@ def _attention(v: Values) -> Iterator[Figure]:
     config, points = v.config, v.points
     q, k = (points.get(f"{n}_rope", points[n])[0] for n in "qk")
     one = np.eye(q.shape[1], dtype=q.dtype)  # values that show the weights themselves
-    scaled = q[0] * config.attention_scale
+    bias, ramps, sinks = v.place.bias, v.place.ramps, v.weights.get("sinks")
+    if ramps is not None:
+        bias = bias + alibi_bias(ramps[0], ramps[0], bias.dtype)
+    scaled, sink = q[0] * v.place.query_scale, None if sinks is None else sinks[:1, None]
     share = attention.attend(
-        scaled, k[config.kv_head_of_head[0]], one, v.place.bias, config.attn_soft_cap
+        scaled, k[config.kv_head_of_head[0]], one, bias, config.attn_soft_cap, sink
     )
     yield Figure("scale", config.attention_scale)
     yield Figure("weights", share[-1], "the last token, head 0")

@@ -4,17 +4,12 @@ from typing import Any
 
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.loading.mixtures import mixture_blocks
-from refimpl.model.config import BlockKind, Rope
+from refimpl.loading.rope_scaling import read_scaling
+from refimpl.model.config import BlockKind, Rope, Temperature
 
 MOST_BLOCKS = 10_000  # so that a typing error in the file does not fill the memory
 
-# The keys of each type of scaling.
-ORIGINAL = "original_max_position_embeddings"
-SCALINGS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL),
-}
+TEMPERATURE = "llama_4_scaling_beta"
 SLIDES = {"sliding_attention": True, "full_attention": False}
 
 
@@ -28,13 +23,25 @@ def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
     full, sliding = _ropes(keys, head_dim)
     rotates = _rotating(keys, num_blocks)
     windows = _windows(keys, num_blocks, rotates)
-    if keys.family.unrotated == "full" and keys.get("sliding_window") is not None:
+    unrotated, windowed = keys.family.unrotated, keys.get("sliding_window") is not None
+    if unrotated == "unwindowed" or (unrotated == "full" and windowed):
         rotates = [window is not None for window in windows]
-    mixtures = mixture_blocks(keys, num_blocks)
+    mixtures, warmth = mixture_blocks(keys, num_blocks), _temperature(keys, full)
     return tuple(
-        BlockKind(window, (full if window is None else sliding) if rotary else None, mixture)
+        BlockKind(
+            window, (full if window is None else sliding) if rotary else None, mixture, warmth
+        )
         for window, rotary, mixture in zip(windows, rotates, mixtures, strict=True)
     )
+
+
+def _temperature(keys: Keys, rope: Rope | None) -> Temperature | None:
+    """How queries grow with their position, by an entry among the rotary parameters."""
+    if TEMPERATURE not in keys.family.rope_extras or rope is None:
+        return None
+    entry = keys.mapping("rope_scaling") or keys.mapping("rope_parameters")
+    beta = keys.real(f"rope_parameters.{TEMPERATURE}", entry.get(TEMPERATURE))
+    return Temperature(beta, rope.original_max_position_embeddings)
 
 
 def _rotating(keys: Keys, num_blocks: int) -> list[bool]:
@@ -97,6 +104,9 @@ def _ropes(keys: Keys, head_dim: int) -> tuple[Rope | None, Rope | None]:
     """Rotary positions of full and of sliding blocks; None if positions are learned."""
     if keys.family.position_offset is not None:
         return None, None
+    if keys.has("alibi") and keys.flag("alibi"):
+        keys.ignore("rope_theta", "rope_scaling", "rope_parameters")
+        return None, None
     old, new = keys.mapping("rope_scaling"), keys.mapping("rope_parameters")
     if old and not keys.entries.get("rope_parameters"):
         new = {}  # the family's default is for files without either
@@ -137,7 +147,9 @@ def _rope(
         keys.wrong(f"{source}: {rotary_dim} of {head_dim} channels cannot rotate in pairs")
     if keys.has("alpha") and scaling.get("alpha"):
         theta, scaling = _stretched(keys, scaling, source, theta, rotary_dim), {}
-    name, values = _scaling(keys, scaling, source)
+    name, values = read_scaling(keys, scaling, source, rotary_dim)
+    if name == "yarn" and theta == 1:
+        keys.wrong(f"{source}: yarn needs a rope_theta above 1")
     if len(keys.problems) > problems_before:
         return None
     return Rope(theta, rotary_dim, name, interleaved=keys.family.interleaved, **values)
@@ -153,25 +165,3 @@ def _stretched(
         return theta
     alpha = keys.real(f"{source}.alpha", entry["alpha"], most=1e9)
     return theta * alpha ** (rotary_dim / (rotary_dim - 2))
-
-
-def _scaling(keys: Keys, entry: dict[str, Any], source: str) -> tuple[Any, dict[str, Any]]:
-    """Type and values of a stretched context, from an entry without its base."""
-    names = [entry[key] for key in ("rope_type", "type") if key in entry] or ["default"]
-    name = names[0]
-    if name not in tuple(SCALINGS) or names[-1] != name:
-        both = " and ".join(map(shown, names))
-        keys.wrong(f"{source}: type {both} is not one of {', '.join(SCALINGS)}")
-        return "default", {}
-    values: dict[str, Any] = {key: entry.get(key) for key in SCALINGS[name]}
-    if unknown := {key: entry[key] for key in entry if key not in (*values, "rope_type", "type")}:
-        keys.wrong(f"{source}: not understood: {shown(unknown)}")
-    for key, value in values.items():
-        if key == ORIGINAL:
-            values[key] = keys.whole(f"{source}.{key}", keys.get(key, value))
-        else:
-            least = 1 if key == "factor" else 1e-3
-            values[key] = keys.real(f"{source}.{key}", value, least=least)
-    if name == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
-        keys.wrong(f"{source}: high_freq_factor must be above low_freq_factor, got {shown(entry)}")
-    return name, values

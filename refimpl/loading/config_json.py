@@ -7,12 +7,12 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
-from refimpl.loading.config_keys import Keys, shown
+from refimpl.loading.config_keys import LARGEST, Keys, shown
 from refimpl.loading.families import FAMILIES, Family, Location
 from refimpl.loading.mixtures import read_experts
 from refimpl.loading.refused_families import check_family
 from refimpl.loading.refused_formats import refusal
-from refimpl.model.config import Config
+from refimpl.model.config import Alibi, BlockKind, Config
 
 ACTIVATION_NAMES = {
     "silu": "silu",
@@ -53,6 +53,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     head_dim = _head_dim(keys, hidden, heads, kv_heads)
     inner = 4 * hidden if "intermediate_size" in family.defaults else None
     intermediate = keys.size("intermediate_size", otherwise=inner)
+    blocks = read_block_kinds(keys, head_dim)
     config = Config(
         family=family.model_type,
         vocab_size=keys.size("vocab_size"),
@@ -61,7 +62,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        max_position_embeddings=keys.size("max_position_embeddings"),
+        max_position_embeddings=_longest(keys, blocks),
         norm=family.norm,
         norm_eps=keys.number("norm_eps"),
         activation=_activation(keys),
@@ -70,7 +71,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
             "attention_scale",
             otherwise=keys.number("query_pre_attn_scalar", otherwise=head_dim) ** -0.5,
         ),
-        blocks=read_block_kinds(keys, head_dim),
+        blocks=blocks,
         parallel_residual=keys.has("use_parallel_residual") and keys.flag("use_parallel_residual"),
         attn_soft_cap=keys.number_or_none("attn_logit_softcapping"),
         final_soft_cap=keys.number_or_none("final_logit_softcapping"),
@@ -84,6 +85,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         qkv_limit=keys.number_or_none("qkv_limit"),
         weightless_norms=family.weightless_norms,
         experts=read_experts(keys, intermediate),
+        alibi=_alibi(keys, heads, head_dim),
     )
     tied = keys.flag("tie_word_embeddings")
     has_bias = {
@@ -141,6 +143,29 @@ def _head_dim(keys: Keys, hidden: int, heads: int, kv_heads: int) -> int:
         keys.wrong(f"{keys.spelling('num_attention_heads')}: {heads} does not divide {hidden}")
         return 2
     return keys.size("head_dim", otherwise=hidden // heads)
+
+
+def _longest(keys: Keys, blocks: tuple[BlockKind, ...]) -> int:
+    """Longest sequence: the file's limit, which dynamic scaling stretches by its factor."""
+    ropes = [kind.rope for kind in blocks if kind.rope and kind.rope.scaling == "dynamic"]
+    stretch = max((rope.factor for rope in ropes), default=1.0)
+    return min(int(stretch * keys.size("max_position_embeddings")), LARGEST)
+
+
+def _alibi(keys: Keys, heads: int, head_dim: int) -> Alibi | None:
+    """ALiBi's slopes, a geometric series if the number of heads is a power of 2.
+
+    For another number: the series for the next smaller power, and every other slope of that for the
+    next larger one.
+    """
+    if not (keys.has("alibi") and keys.flag("alibi")):
+        return None
+    power = 1 << (heads.bit_length() - 1)
+    exponents = [(i + 1) / power for i in range(power)]
+    exponents += [(2 * i + 1) / (2 * power) for i in range(heads - power)]
+    slopes = tuple(2.0 ** (-8 * x) for x in exponents)
+    rounded = keys.family.rounded_alibi
+    return Alibi(slopes, head_dim**-0.5 if rounded else 1.0, rounded)
 
 
 def _activation(keys: Keys) -> str:

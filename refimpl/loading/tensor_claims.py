@@ -45,11 +45,16 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
     if "pos_embed" in names:
         table = f"{base}{names['pos_embed'].name}.weight"
         yield "pos_embed.weight", Role(table, (rows, width))
+    if "embed_norm" in names:
+        yield from norm("embed_norm", base + names["embed_norm"].name, width)
     for i in range(config.num_blocks):
         for role, location in names.items():
             if role in NORMS:
                 theirs = base + location.name.format(i)
                 yield from norm(f"blocks.{i}.{role}", theirs, config.norm_sizes[role])
+            elif role == "sinks":
+                theirs = base + location.name.format(i)
+                yield f"blocks.{i}.{role}", Role(theirs, (config.num_attention_heads,))
             elif role in LEARNED_ACTIVATION:
                 theirs = base + location.name.format(i)
                 yield f"blocks.{i}.{role}", Role(theirs, LEARNED_ACTIVATION[role])

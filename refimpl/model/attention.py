@@ -45,13 +45,16 @@ def merge_heads(x: Array) -> Array:
     return np.reshape(np.transpose(x, (0, 2, 1, 3)), (batch, sequence, heads * head_dim))
 
 
-def rope_tables(positions: Array, inv_freq: Array, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+def rope_tables(
+    positions: Array, inv_freq: Array, dtype: npt.DTypeLike, factor: float = 1.0
+) -> tuple[Array, Array]:
     """Cosine and sine of every position's angles, ``angle[s, i] = positions[s] * inv_freq[i]``.
 
     Args:
         positions: Token positions, [S], integers.
         inv_freq: Radians per position, [h_rot / 2], float64.
         dtype: Dtype of the tables; angles are formed in float64 and cast once.
+        factor: Multiplies both tables.
 
     Returns:
         Cosines and sines, each [S, h_rot / 2].
@@ -64,7 +67,8 @@ def rope_tables(positions: Array, inv_freq: Array, dtype: npt.DTypeLike) -> tupl
         [[0.0], [1.0]]
     """
     angle = np.expand_dims(positions, -1) * inv_freq
-    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+    cos, sin = (ops.scaled(table(angle), factor) for table in (np.cos, np.sin))
+    return cos.astype(dtype), sin.astype(dtype)
 
 
 def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array:
@@ -121,7 +125,9 @@ def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> A
     return np.where(hidden, np.array(-np.inf, dtype), np.array(0, dtype))
 
 
-def attend(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Array:
+def attend(
+    q: Array, k: Array, v: Array, bias: Array, cap: float | None, sink: Array | None = None
+) -> Array:
     """Average the values by the attention weights: ``softmax(cap(q k^T) + bias) v``.
 
     Args:
@@ -130,6 +136,7 @@ def attend(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Arra
         v: Values, [..., S (key), h].
         bias: From `causal_bias`, [S (query), S (key)].
         cap: Soft cap on the scores, or None.
+        sink: One more score of every query, which has no value, [..., 1, 1], or None.
 
     Returns:
         One weighted mean of values per query, [..., S (query), h].
@@ -143,4 +150,4 @@ def attend(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Arra
     """
     scores = ops.soft_cap(q @ np.swapaxes(k, -1, -2), cap)
     scores += bias  # in place, because scores are the largest arrays of the forward
-    return ops.softmax(scores) @ v
+    return ops.softmax(scores, sink) @ v

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import pi
+from math import ceil, floor, log, pi
 from typing import Literal
 
 import numpy as np
@@ -31,45 +31,123 @@ class Rope:
     Args:
         theta: Base of the wavelengths.
         rotary_dim: Channels of a head that rotate; an even number.
-        scaling: "default", "linear" (all positions divided by factor) or "llama3".
+        scaling: How the context is stretched: "default" (not), "linear" (all positions divided by
+            factor), "llama3" and "yarn" (long waves only), "dynamic" (a base that grows with the
+            length of the sequence) or "longrope" (a factor for each wave).
         factor: Stretch of the context.
         low_freq_factor: llama3: waves longer than original / low are stretched by factor.
         high_freq_factor: llama3: waves shorter than original / high are not stretched.
-        original_max_position_embeddings: llama3: context length before stretching, in tokens.
+        original_max_position_embeddings: Context length before stretching, in tokens.
         interleaved: Channels 2i and 2i + 1 rotate together, not i and i + rotary_dim / 2.
+        attention_factor: yarn, longrope: multiplies cosines and sines.
+        beta_fast: yarn: waves with more turns than this in the original context do not change.
+        beta_slow: yarn: waves with fewer turns than this are stretched by factor.
+        truncate: yarn: the two limits between waves are rounded to whole waves.
+        short_factor: longrope: divisor of each wave for sequences within the original context.
+        long_factor: longrope: the same for longer sequences.
     """
 
     theta: float
     rotary_dim: int
-    scaling: Literal["default", "linear", "llama3"] = "default"
+    scaling: Literal["default", "linear", "llama3", "yarn", "dynamic", "longrope"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
     interleaved: bool = False
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
     @property
-    def inv_freq(self) -> Array:
-        """Radians per position, ``theta^(-2i / rotary_dim)`` and then scaled: [rotary_dim / 2].
+    def by_length(self) -> bool:
+        """Whether the frequencies depend on the length of the sequence."""
+        return self.scaling in ("dynamic", "longrope")
 
-        Source: Su et al., arXiv:2104.09864, section 3.2; for llama3, transformers'
+    def inv_freq(self, length: Array | int = 1) -> Array:
+        """Radians per position, ``theta^(-2i / rotary_dim)`` and then scaled.
+
+        Args:
+            length: Tokens of the sequence; it matters only if `by_length`.
+
+        Returns:
+            [rotary_dim / 2], float64.
+
+        Source: Su et al., arXiv:2104.09864, section 3.2; for yarn, Peng et al., arXiv:2309.00071,
+        section 3; for longrope, Ding et al., arXiv:2402.13753; for all scalings, transformers'
         `modeling_rope_utils`.
 
         Example:
-            >>> Rope(theta=100.0, rotary_dim=4).inv_freq.tolist()
+            >>> Rope(theta=100.0, rotary_dim=4).inv_freq().tolist()
             [1.0, 0.1]
+            >>> Rope(theta=100.0, rotary_dim=4, scaling="linear", factor=2.0).inv_freq().tolist()
+            [0.5, 0.05]
         """
-        plain = self.theta ** -(
-            np.arange(0, self.rotary_dim, 2, dtype=np.float64) / self.rotary_dim
-        )
-        if self.scaling == "default":
-            return plain
+        dim, original = self.rotary_dim, self.original_max_position_embeddings
+        plain = self.theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
         if self.scaling == "linear":
             return plain / self.factor
-        low, high = self.low_freq_factor, self.high_freq_factor
-        periods = self.original_max_position_embeddings * plain / (2 * pi)
-        short = np.clip((periods - low) / (high - low), 0, 1)  # 1: a short wave, not stretched
-        return (1 - short) * plain / self.factor + short * plain
+        if self.scaling == "llama3":
+            low, high = self.low_freq_factor, self.high_freq_factor
+            turns = original * plain / (2 * pi)
+            short = np.clip((turns - low) / (high - low), 0, 1)  # 1: a short wave, not stretched
+            return (1 - short) * plain / self.factor + short * plain
+        if self.scaling == "yarn":
+            low, high = self._yarn_limits()
+            long = np.clip((np.arange(dim // 2) - low) / (high - low), 0, 1)
+            return (1 - long) * plain + long * plain / self.factor
+        if self.scaling == "dynamic":
+            stretch = self.factor * np.maximum(length, original) / original - (self.factor - 1)
+            return plain * stretch ** -(np.arange(0, dim, 2) / (dim - 2))
+        if self.scaling == "longrope":
+            long, short = (np.array(x) for x in (self.long_factor, self.short_factor))
+            return plain / np.where(length > original, long, short)
+        return plain
+
+    def _yarn_limits(self) -> tuple[float, float]:
+        """The waves, counted from 0, between which yarn begins and ends to stretch."""
+        dim, original = self.rotary_dim, self.original_max_position_embeddings
+        low, high = (
+            dim * log(original / (turns * 2 * pi)) / (2 * log(self.theta))
+            for turns in (self.beta_fast, self.beta_slow)
+        )
+        if self.truncate:
+            low, high = floor(low), ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
+        return low, high + 0.001 if high == low else high
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """Attention biases that fall off with the distance between query and key, instead of positions.
+
+    Args:
+        slopes: One per head.
+        scale: Multiplies the biases.
+        rounded: Whether slopes, positions and their products are rounded to bfloat16.
+    """
+
+    slopes: tuple[float, ...]
+    scale: float = 1.0
+    rounded: bool = False
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries that grow with their position s: ``1 + beta log(1 + floor((s + offset) / period))``.
+
+    Args:
+        beta: How fast they grow.
+        period: Tokens between two steps.
+        offset: Added to positions.
+    """
+
+    beta: float
+    period: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,11 +189,13 @@ class BlockKind:
         window: Number of tokens that a token sees, itself included; None for all earlier ones.
         rope: Rotary positions; None if the block does not rotate queries and keys.
         mixture: Whether experts take the place of the MLP.
+        temperature: How queries grow with their position; None if they do not.
     """
 
     window: int | None
     rope: Rope | None
     mixture: bool = False
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +225,7 @@ class Config:
         residual_scale: Multiplies what attention and MLP add to the stream.
         logit_scale: Multiplies logits, before their cap.
         qkv_limit: Largest size of an element of q, k and v, after a norm over all heads, or None.
+        alibi: Attention biases by distance, or None.
         position_offset: Row of the learned position table that position 0 uses.
         experts: The mixture of the blocks that have one; None if no block has.
         gate_limit: Clamps the gate from above and the other half to both sides, before 1 is added
@@ -176,6 +257,7 @@ class Config:
     position_offset: int = 0
     experts: Experts | None = None
     gate_limit: float | None = None
+    alibi: Alibi | None = None
 
     @property
     def num_blocks(self) -> int:

@@ -19,6 +19,7 @@ from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
 from refimpl.model.ops import Array, linear
+from refimpl.model.positions import alibi_ramps, query_scale
 from refimpl.model.token_ids import checked_ids
 
 Weights = Mapping[str, Array]
@@ -44,6 +45,8 @@ class Place:
         bias: Added to attention scores: 0 or -inf, [S, S].
         rope: Cosines and sines, each [S, h_rot / 2]; None if the block does not rotate.
         interleaved: As in `attention.rotate`.
+        ramps: From `alibi_ramps`, [H, S], or None.
+        query_scale: Multiplies queries; a number, or one for each position, [S, 1].
         kernels: How the costly steps are evaluated; results differ in rounding only.
         observe: Receives the name and value of every trace point; the block continues with the
             array that it returns.
@@ -52,6 +55,8 @@ class Place:
     bias: Array
     rope: tuple[Array, Array] | None
     interleaved: bool = False
+    ramps: Array | None = None
+    query_scale: Array | float = 1.0
     kernels: Kernels = PLAIN
     observe: Observer = unobserved
 
@@ -73,16 +78,26 @@ class Forward:
 def places(
     positions: Array, config: Config, dtype: npt.DTypeLike, kernels: Kernels = PLAIN
 ) -> dict[BlockKind, Place]:
-    """Attention bias and rotary tables of each kind of block, for tokens at positions [S]."""
-    return {
-        kind: Place(
-            attention.causal_bias(positions, kind.window, dtype),
-            attention.rope_tables(positions, kind.rope.inv_freq, dtype) if kind.rope else None,
-            kind.rope is not None and kind.rope.interleaved,
-            kernels,
-        )
-        for kind in dict.fromkeys(config.blocks)
-    }
+    """Attention bias and tables of each kind of block, for tokens at positions [S] from 0.
+
+    Rotary tables may depend on the length, S, so all tokens of a sequence are in one `Place`.
+    """
+    ramps = alibi_ramps(positions, config.alibi) if config.alibi else None
+
+    def place(kind: BlockKind) -> Place:
+        rope = kind.rope
+        scale: Array | float = config.attention_scale
+        if kind.temperature is not None:
+            scale = (scale * query_scale(positions, kind.temperature)).astype(dtype)
+        bias = attention.causal_bias(positions, kind.window, dtype)
+        if rope is None:
+            return Place(bias, None, False, ramps, scale, kernels)
+        length = np.take(positions, -1, axis=0) + 1 if rope.by_length else 1
+        inv_freq, factor = rope.inv_freq(length), rope.attention_factor
+        tables = attention.rope_tables(positions, inv_freq, dtype, factor)
+        return Place(bias, tables, rope.interleaved, ramps, scale, kernels)
+
+    return {kind: place(kind) for kind in dict.fromkeys(config.blocks)}
 
 
 def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN) -> Array:
@@ -103,12 +118,13 @@ def project(x: Array, weights: Weights, name: str) -> Array:
 def embed(
     token_ids: Array, positions: Array, weights: Weights, config: Config, dtype: npt.DTypeLike
 ) -> Array:
-    """Look up tokens (and learned positions): ``scale * E[id] + P[offset + position]``.
+    """Look up tokens (and learned positions): ``norm(scale * E[id] + P[offset + position])``.
 
     Args:
         token_ids: Ids, [B, S], integers.
         positions: Token positions, [S], integers.
-        weights: `embed.weight` [V, D] and, if positions are learned, `pos_embed.weight` [P, D].
+        weights: `embed.weight` [V, D]; `pos_embed.weight` [P, D], if positions are learned;
+            `embed_norm.*` [D], if embeddings are normalised.
         config: The model's facts.
         dtype: Dtype of the computation.
 
@@ -119,11 +135,14 @@ def embed(
     if "pos_embed.weight" in weights:
         row = positions + config.position_offset
         x = x + np.take(weights["pos_embed.weight"], row, axis=0).astype(dtype)
-    return x
+    gains = {name: w.astype(dtype) for name, w in weights.items() if name.startswith("embed_norm")}
+    return norm(x, gains, "embed_norm", config)
 
 
 def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Attend: ``softmax(cap((scale q) k^T) + bias) v``, heads merged, then `o_proj`.
+
+    A learned score per head, `sinks` [H], may take a share of the softmax.
 
     q and k may be normalised in three places: over all heads together (`q_width_norm`), per head
     (`q_norm`), or per head after the rotation (`q_rope_norm`).
@@ -156,9 +175,10 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
         q = observe("q_rope", norm(q, weights, "q_rope_norm", config, kernels))
         k = observe("k_rope", norm(k, weights, "k_rope_norm", config, kernels))
     k, v = (np.take(kv, config.kv_head_of_head, axis=1) for kv in (k, v))
-    q = q * config.attention_scale
-    heads = attention.merge_heads(kernels.attention(q, k, v, place.bias, config.attn_soft_cap))
-    return project(observe("attn_heads", heads), weights, "o_proj")
+    q, cap = q * place.query_scale, config.attn_soft_cap
+    sink = np.reshape(weights["sinks"], (-1, 1, 1)) if "sinks" in weights else None
+    heads = kernels.attention(q, k, v, place.bias, cap, sink, place.ramps)
+    return project(observe("attn_heads", attention.merge_heads(heads)), weights, "o_proj")
 
 
 def activate(x: Array, weights: Weights, place: Place, config: Config) -> Array:

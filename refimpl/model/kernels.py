@@ -11,6 +11,7 @@ import numpy as np
 
 from refimpl.model import attention, ops
 from refimpl.model.ops import Array
+from refimpl.model.positions import alibi_bias
 
 QUERIES = 128  # a tile of scores is [128, S]
 ELEMENTS = 1 << 14  # of an activation at a time
@@ -21,27 +22,63 @@ class Kernels:
     """The steps that can be evaluated in more than one way.
 
     Args:
-        attention: As `attention.attend`.
+        attention: As `plain_attention`.
         activations: As `ops.ACTIVATIONS`.
         rms_norm: As `ops.rms_norm`.
         rotate: As `attention.rotate`.
     """
 
-    attention: Callable[[Array, Array, Array, Array, float | None], Array]
+    attention: Callable[..., Array]
     activations: Mapping[str, Callable[..., Array]]
     rms_norm: Callable[[Array, Array | float, float], Array]
     rotate: Callable[[Array, Array, Array, bool], Array]
 
 
-def tiled_attention(q: Array, k: Array, v: Array, bias: Array, cap: float | None) -> Array:
-    """Evaluate `attention.attend` head by head, on tiles of queries and the keys that they see.
+def plain_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array,
+    cap: float | None,
+    sink: Array | None = None,
+    ramps: Array | None = None,
+) -> Array:
+    """Evaluate `attention.attend` on whole arrays, with ALiBi's part of the bias.
 
-    Arguments and result are those of `attend`; q, k and v are [B, H, S, h].
+    Args:
+        q: Scaled queries, [B, H, S, h].
+        k: Keys, [B, H, S, h].
+        v: Values, [B, H, S, h].
+        bias: From `causal_bias`, [S (query), S (key)].
+        cap: Soft cap on the scores, or None.
+        sink: One more score of every head, [H, 1, 1], or None.
+        ramps: From `alibi_ramps`, [H, S], or None.
+
+    Returns:
+        One weighted mean of values per query, [B, H, S, h].
+    """
+    if ramps is not None:
+        bias = bias + alibi_bias(ramps, ramps, q.dtype)
+    return attention.attend(q, k, v, bias, cap, sink)
+
+
+def tiled_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array,
+    cap: float | None,
+    sink: Array | None = None,
+    ramps: Array | None = None,
+) -> Array:
+    """Evaluate `plain_attention` head by head, on tiles of queries and the keys that they see.
+
+    Arguments and result are those of `plain_attention`.
 
     Example:
         >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2, 5, 4))
         >>> bias = attention.causal_bias(np.arange(5), 2, np.float64)
-        >>> tiled, plain = (f(q, k, v, bias, 1.0) for f in (tiled_attention, attention.attend))
+        >>> tiled, plain = (f(q, k, v, bias, 1.0) for f in (tiled_attention, plain_attention))
         >>> bool(np.allclose(tiled, plain))
         True
     """
@@ -50,9 +87,13 @@ def tiled_attention(q: Array, k: Array, v: Array, bias: Array, cap: float | None
         tile = slice(start, start + QUERIES)
         visible = np.flatnonzero((bias[tile] == 0).any(axis=0))
         keys = slice(visible[0], visible[-1] + 1)
-        for head in np.ndindex(q.shape[:2]):
-            mixed[head][tile] = attention.attend(
-                q[head][tile], k[head][keys], v[head][keys], bias[tile, keys], cap
+        for sequence, head in np.ndindex(q.shape[:2]):
+            seen, at = bias[tile, keys], (sequence, head)
+            if ramps is not None:
+                seen = seen + alibi_bias(ramps[head, tile], ramps[head, keys], bias.dtype)
+            own_sink = None if sink is None else sink[head]
+            mixed[at][tile] = attention.attend(
+                q[at][tile], k[at][keys], v[at][keys], seen, cap, own_sink
             )
     return mixed
 
@@ -76,7 +117,7 @@ def in_pieces(function: Callable[..., Array]) -> Callable[..., Array]:
     return whole
 
 
-PLAIN = Kernels(attention.attend, ops.ACTIVATIONS, ops.rms_norm, attention.rotate)
+PLAIN = Kernels(plain_attention, ops.ACTIVATIONS, ops.rms_norm, attention.rotate)
 TILED = replace(
     PLAIN,
     attention=tiled_attention,

@@ -70,9 +70,10 @@ class Model:
         """The tables of tokens and learned positions, as stored; `check_finite` checks them.
 
         Returns:
-            `embed.weight` [V, D] and any `pos_embed.weight` [P, D]: views of the file in its dtype.
+            `embed.weight` [V, D], any `pos_embed.weight` [P, D] and any `embed_norm.*` [D]: views
+            of the file in its dtype.
         """
-        names = ("embed.weight", "pos_embed.weight")
+        names = ("embed.weight", "pos_embed.weight", "embed_norm.weight", "embed_norm.bias")
         return {n: self.weights[n].stored.table for n in names if n in self.weights}
 
     def block(

@@ -74,21 +74,28 @@ def layer_norm(x: Array, weight: Array | float, bias: Array | float, eps: float)
     return centred / np.sqrt(variance + eps) * weight + bias
 
 
-def softmax(x: Array) -> Array:
+def softmax(x: Array, sink: Array | None = None) -> Array:
     """Normalise over the last axis: ``exp(x - max x) / sum exp(x - max x)``.
+
+    A sink is one more score of each row: it takes its share, which is not returned.
 
     Args:
         x: Scores, [..., S]; ``-inf`` gives weight 0; each row needs a finite entry.
+        sink: A score per row, [..., 1], or None.
 
     Returns:
-        Weights that sum to 1 over the last axis, [..., S].
+        Weights over the last axis, [..., S]; without a sink, they sum to 1.
 
     Example:
         >>> softmax(np.array([0.0, 0.0, -np.inf])).tolist()
         [0.5, 0.5, 0.0]
     """
-    e = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    e /= np.sum(e, axis=-1, keepdims=True)
+    top = np.max(x, axis=-1, keepdims=True)
+    if sink is not None:
+        top = np.maximum(top, sink)
+    e = np.exp(x - top)
+    total = np.sum(e, axis=-1, keepdims=True)
+    e /= total if sink is None else total + np.exp(sink - top)
     return e
 
 
@@ -139,8 +146,22 @@ def gelu_tanh(x: Array) -> Array:
         >>> gelu_tanh(np.array([0.0, 1.0])).round(4).tolist()
         [0.0, 0.8412]
     """
+    return _gelu_tanh(x, 0.7978845608028654)
+
+
+def gelu_tanh_8(x: Array) -> Array:
+    """GELU's tanh form with 8 digits of sqrt(2/pi), as Bloom has it.
+
+    Example:
+        >>> gelu_tanh_8(np.array([0.0, 1.0])).round(4).tolist()
+        [0.0, 0.8412]
+    """
+    return _gelu_tanh(x, 0.79788456)
+
+
+def _gelu_tanh(x: Array, root: float) -> Array:
     a = np.minimum(np.maximum(x, -10), 10)  # tanh is 1 from there on; the cube would overflow
-    return 0.5 * x * (1 + np.tanh(0.7978845608028654 * (a + 0.044715 * (a * a * a))))
+    return 0.5 * x * (1 + np.tanh(root * (a + 0.044715 * (a * a * a))))
 
 
 # exp(x^2) erfc(x) as a polynomial in t = (x - 2) / (x + 2), for 0 <= x <= 6; lowest power first.
@@ -254,6 +275,7 @@ ACTIVATIONS: Mapping[str, Callable[..., Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "sigmoid_gelu": sigmoid_gelu,
+    "gelu_tanh_8": gelu_tanh_8,
     "relu": relu,
     "relu2": relu2,
     "xielu": xielu,

@@ -103,7 +103,7 @@ def read(model: str) -> tuple[Any, dict[Any, Any]]:
 
 def rope(facts: Any, tokens: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position, each [T, h]."""
-    angles = np.outer(np.arange(tokens), facts.blocks[0].rope.inv_freq)
+    angles = np.outer(np.arange(tokens), facts.blocks[0].rope.inv_freq())
     twice = np.concatenate((angles, angles), axis=-1)
     return torch.tensor(np.cos(twice)).float(), torch.tensor(np.sin(twice)).float()
 

@@ -163,7 +163,7 @@ def by_groups(model: Model, patch: pytest.MonkeyPatch) -> Model:
 
 
 def one_later(right: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda positions, inv_freq, dtype: right(positions + 1, inv_freq, dtype)
+    return lambda positions, *arguments: right(positions + 1, *arguments)
 
 
 def whole_heads(model: Model, patch: pytest.MonkeyPatch) -> Model:
@@ -382,7 +382,9 @@ def cast_down(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def float32_tables(right: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda p, f, dtype: tuple(t.astype(dtype) for t in right(p, f, np.float32))
+    return lambda p, f, dtype, factor: tuple(
+        t.astype(dtype) for t in right(p, f, np.float32, factor)
+    )
 
 
 # What float32 cannot show: the gate of float64 sees any step that is taken in less.

@@ -184,7 +184,7 @@ def test_rope_sees_relative_positions_only(
     seed: int, shift: int, half: int, rest: int, theta: float
 ) -> None:
     q, k = queries(seed, 2, 1, 3, 6, 2 * half + rest)
-    inv_freq, positions = Rope(theta, 2 * half).inv_freq, np.arange(6)
+    inv_freq, positions = Rope(theta, 2 * half).inv_freq(), np.arange(6)
 
     def products(positions: Array) -> Array:
         tables = attention.rope_tables(positions, inv_freq, np.float64)
@@ -198,7 +198,7 @@ def test_rotation_keeps_norms_and_the_other_channels(
     seed: int, positions: Array, rest: int
 ) -> None:
     x = queries(seed, 2, 2, 5, 6 + rest)
-    y = attention.rotate(x, *attention.rope_tables(positions, Rope(1e4, 6).inv_freq, np.float64))
+    y = attention.rotate(x, *attention.rope_tables(positions, Rope(1e4, 6).inv_freq(), np.float64))
     turned, lengths = (np.hypot(z[..., :3], z[..., 3:6]) for z in (y, x))
     np.testing.assert_allclose(turned, lengths, rtol=1e-14, atol=1e-15)
     np.testing.assert_array_equal(y[..., 6:], x[..., 6:])
@@ -222,8 +222,8 @@ def test_rope_tables_for_any_integer_dtype(dtype: str, integer: str, data: st.Da
 def test_llama3_scaling_lies_between_none_and_linear(
     rotary_dim: int, theta: float, factor: float
 ) -> None:
-    plain = Rope(theta, rotary_dim).inv_freq
-    scaled = Rope(theta, rotary_dim, "llama3", factor).inv_freq
+    plain = Rope(theta, rotary_dim).inv_freq()
+    scaled = Rope(theta, rotary_dim, "llama3", factor).inv_freq()
     assert np.all(scaled <= plain * (1 + 1e-15))
     assert np.all(scaled >= plain / factor * (1 - 1e-15))
     assert np.all(np.diff(scaled) < 0)

@@ -1,4 +1,4 @@
-"""Cohere: parallel blocks with one norm, LayerNorm without offsets, scaled logits."""
+"""Cohere: parallel blocks with one norm, LayerNorm without offsets, scaled logits; Cohere 2."""
 
 from dataclasses import replace
 
@@ -20,4 +20,21 @@ COHERE = replace(
     },
     only=(*LLAMA.only, "mlp_bias", "use_parallel_residual", "use_qk_norm"),
     interleaved=True,
+)  # fmt: skip
+
+COHERE2 = replace(
+    COHERE,
+    model_type="cohere2",
+    defaults=COHERE.defaults | {
+        "rope_theta": 10000.0, "sliding_window": 4096, "layer_types": None,
+        "sliding_window_pattern": 4,
+    },
+    echoes={"_sliding_window_pattern": "sliding_window_pattern"},
+    unread=(
+        "layer_switch", "order_of_interleaved_layers", "position_embedding_type", "rotary_pct",
+        "use_embedding_sharing", "use_gated_activation", "use_parallel_block",
+        "use_parallel_embedding",
+    ),
+    windows="pattern",
+    unrotated="unwindowed",
 )  # fmt: skip

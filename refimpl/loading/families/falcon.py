@@ -1,4 +1,4 @@
-"""Falcon: queries, keys and values in one tensor, parallel blocks with one norm or two."""
+"""Falcon: q, k and v in one tensor, parallel blocks with one norm or two; Bloom and MPT."""
 
 from dataclasses import replace
 
@@ -52,14 +52,104 @@ FALCON = Family(
         "apply_residual_connection_post_layernorm": False,
     },
     only=(
-        "is_causal", "partial_rotary_factor", "alibi", "num_ln_in_parallel_attn",
+        "is_causal", "partial_rotary_factor", "num_ln_in_parallel_attn",
         "apply_residual_connection_post_layernorm",
     ),
-    echoes={
+    aliases={
         "n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
         "n_head_kv": "num_key_value_heads",
     },
+    rounded_alibi=True,
     buffers=(),
     flags=("new_decoder_architecture", "multi_query"),
     variant=_falcon,
+)  # fmt: skip
+
+BLOOM = replace(
+    FALCON,
+    model_type="bloom",
+    names=FALCON.names | separate(
+        embed_norm="word_embeddings_layernorm", mlp_norm="h.{}.post_attention_layernorm",
+    ),
+    biased=biased(True, "q", "k", "v", "o", "up", "down"),
+    keys={
+        "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+        "norm_eps": "layer_norm_epsilon", "max_position_embeddings": "seq_length",
+        "intermediate_size": "n_inner",
+    },
+    defaults=ALL | {
+        "intermediate_size": None, "norm_eps": 1e-5, "activation": "gelu_bloom",
+        "max_position_embeddings": 2048, "tie_word_embeddings": True, "alibi": True,
+        "apply_residual_connection_post_layernorm": False, "slow_but_exact": False,
+        "skip_bias_add_qkv": False,
+    },
+    only=(
+        "is_causal", "alibi", "activation", "apply_residual_connection_post_layernorm",
+        "slow_but_exact", "skip_bias_add_qkv",
+    ),
+    aliases={
+        "n_embed": "hidden_size", "num_hidden_layers": "num_hidden_layers",
+        "num_attention_heads": "num_attention_heads",
+    },
+    activations={"gelu_bloom": "gelu_tanh_8"},
+    unread=(
+        "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion",
+        "offset_alibi", "skip_bias_add",
+    ),
+    rounded_alibi=False,
+    flags=(),
+    variant=None,
+)  # fmt: skip
+
+
+def _mpt(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """The entries of `attn_config` beside the others."""
+    nested = entries.get("attn_config")
+    if not isinstance(nested, dict):
+        return family, entries
+    rest = {key: value for key, value in entries.items() if key != "attn_config"}
+    return family, rest | {f"attn_config.{key}": value for key, value in nested.items()}
+
+
+MPT = replace(
+    BLOOM,
+    model_type="mpt",
+    names=separate(
+        embed="wte",
+        attn_norm="blocks.{}.norm_1",
+        o_proj="blocks.{}.attn.out_proj",
+        mlp_norm="blocks.{}.norm_2",
+        up_proj="blocks.{}.ffn.up_proj",
+        down_proj="blocks.{}.ffn.down_proj",
+        final_norm="norm_f",
+        lm_head="lm_head",
+    ) | fused("blocks.{}.attn.Wqkv", "q_proj", "k_proj", "v_proj"),
+    norm_bias=False,
+    biased={},
+    keys={
+        "hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+        "max_position_embeddings": "max_seq_len", "norm_eps": "layer_norm_epsilon",
+        "attention_scale": "attn_config.softmax_scale", "qkv_limit": "attn_config.clip_qkv",
+        "alibi": "attn_config.alibi",
+    },
+    defaults=ALL | {
+        "intermediate_size": None, "norm_eps": 1e-5, "activation": "gelu", "qkv_limit": None,
+        "max_position_embeddings": 2048, "tie_word_embeddings": True, "attention_scale": None,
+        "alibi": True, "attn_config.alibi_bias_max": 8, "expansion_ratio": 4, "no_bias": True,
+        "logit_scale": None, "attn_config.attn_type": "multihead_attention",
+        "attn_config.prefix_lm": False, "attn_config.qk_ln": False,
+        "attn_config.attn_uses_sequence_id": False,
+    },
+    only=(
+        "is_causal", "alibi", "activation", "expansion_ratio", "no_bias", "logit_scale",
+        "attn_config.alibi_bias_max", "attn_config.attn_type", "attn_config.prefix_lm",
+        "attn_config.qk_ln", "attn_config.attn_uses_sequence_id",
+    ),
+    activations={},
+    aliases={},
+    unread=(
+        "learned_pos_emb", "init_config", "init_device", "norm_type", "embedding_fraction",
+        "verbose", "tokenizer_name", "emb_pdrop", "attn_config.attn_impl",
+    ),
+    variant=_mpt,
 )  # fmt: skip

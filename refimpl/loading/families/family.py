@@ -60,7 +60,11 @@ class Family:
         windows: Which blocks slide if `layer_types` is absent: "none", "all", "even" ones, those
             "above" max_window_layers, all but the last of each "pattern", or "unrotated" ones.
         unrotated: Which blocks have no rotary positions: "none", those "listed" with a 0 in
-            `no_rope_layers`, or in a model with a window those that are "full".
+            `no_rope_layers`, in a model with a window those that are "full", or in any model the
+            "unwindowed" ones.
+        scalings: Types of rotary scaling with a meaning of their own in this family.
+        rope_extras: Keys beside the rotary parameters that are not about rotation.
+        rounded_alibi: Whether ALiBi is rounded to bfloat16, and scaled as q k^T is.
         scaled_embedding: Whether embeddings are multiplied by sqrt(D).
         position_offset: First row in use of the learned positions; None for rotary positions.
         interleaved: Whether channels 2i and 2i + 1 of a head rotate together.
@@ -88,7 +92,10 @@ class Family:
     optional: dict[str, str] = field(default_factory=dict)
     weightless_norms: tuple[str, ...] = ()
     windows: Literal["none", "all", "even", "above", "pattern", "unrotated"] = "none"
-    unrotated: Literal["none", "listed", "full"] = "none"
+    unrotated: Literal["none", "listed", "full", "unwindowed"] = "none"
+    scalings: dict[str, str] = field(default_factory=dict)
+    rope_extras: tuple[str, ...] = ()
+    rounded_alibi: bool = False
     scaled_embedding: bool = False
     position_offset: int | None = None
     interleaved: bool = False

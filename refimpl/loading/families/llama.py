@@ -44,6 +44,21 @@ MINISTRAL = replace(
     MISTRAL, model_type="ministral", defaults=MISTRAL.defaults | {"layer_types": None}
 )
 
+MINISTRAL3 = replace(
+    MISTRAL,
+    model_type="ministral3",
+    defaults=MISTRAL.defaults | {
+        "head_dim": 128, "norm_eps": 1e-5, "sliding_window": None,
+        "max_position_embeddings": 262144,
+        "rope_parameters": {
+            "type": "yarn", "rope_theta": 1000000.0, "factor": 16.0, "beta_fast": 32.0,
+            "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 16384,
+        },
+    },
+    rope_extras=("llama_4_scaling_beta", "max_position_embeddings"),
+)  # fmt: skip
+
 QWEN2 = replace(
     LLAMA,
     model_type="qwen2",

@@ -36,7 +36,13 @@ PHI3 = replace(
     | fused("layers.{}.mlp.gate_up_proj", "gate_proj", "up_proj"),
     biased={},
     defaults=LLAMA.defaults
-    | {"norm_eps": 1e-5, "sliding_window": None, "max_position_embeddings": 4096},
+    | {
+        "norm_eps": 1e-5,
+        "sliding_window": None,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+    },
     only=("is_causal", "attention_bias"),
+    scalings={"su": "longrope", "yarn": "longrope"},
     windows="all",
 )

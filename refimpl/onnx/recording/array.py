@@ -18,10 +18,12 @@ from onnx import helper
 
 UFUNCS = {
     np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.divide: "Div", np.matmul: "MatMul",
+    np.power: "Pow",
     np.minimum: "Min", np.maximum: "Max", np.negative: "Neg", np.absolute: "Abs", np.sign: "Sign",
     np.sqrt: "Sqrt", np.exp: "Exp", np.log: "Log", np.tanh: "Tanh", np.sin: "Sin",
     np.less: "Less", np.greater: "Greater", np.greater_equal: "GreaterOrEqual",
     np.less_equal: "LessOrEqual", np.equal: "Equal", np.isnan: "IsNaN",
+    np.floor_divide: "Div",
     np.bitwise_and: "And", np.bitwise_or: "Or", np.invert: "Not",
 }  # fmt: skip
 

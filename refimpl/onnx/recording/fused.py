@@ -6,14 +6,24 @@ has no float64, and runtimes compute the norm of a float64 in float32 (`stash_ty
 
 from typing import Any
 
-from refimpl.model.kernels import Kernels
+from refimpl.model.kernels import Kernels, plain_attention
 from refimpl.model.ops import ACTIVATIONS
+from refimpl.model.positions import alibi_bias
 
 FUSED_OPSET = 23  # the first with these operators
 
 
-def _attend(q: Any, k: Any, v: Any, bias: Any, cap: float | None) -> Any:
-    """Record `Attention` of q, k, v [B, H, S, h]; like ours, it applies the cap before the bias."""
+def _attend(
+    q: Any, k: Any, v: Any, bias: Any, cap: float | None, sink: Any = None, ramps: Any = None
+) -> Any:
+    """Record `Attention` of q, k, v [B, H, S, h]; like ours, it applies the cap before the bias.
+
+    The operator has no sinks, so a model with them gets the plain operations.
+    """
+    if sink is not None:
+        return plain_attention(q, k, v, bias, cap, sink, ramps)
+    if ramps is not None:
+        bias = bias + alibi_bias(ramps, ramps, q.dtype)
     return q.graph.add("Attention", q, k, v, bias, axes=q.axes, scale=1.0, softcap=cap or 0.0)
 
 

@@ -7,6 +7,7 @@ of that block.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
 BLOCK, UNROTATED = "block", "block_without_rotation"  # names of functions
 BLOCK_DOC = "One decoder block: attention and MLP, each added to the residual stream."
 MIXTURE = "mixture_"  # before the name, if the MLP is a mixture of experts
+EMBEDDING = ("embed.weight", "pos_embed.weight", "embed_norm.weight", "embed_norm.bias")
 PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "norm", "sink")  # of an experiment's graph
 
 
@@ -69,7 +71,7 @@ class Recording:
 
     def embed(self) -> Recorded:
         """The residual stream before the first block, [batch, sequence, D]."""
-        weights = self.weights("", ("embed.weight", "pos_embed.weight"))
+        weights = self.weights("", EMBEDDING)
         ids, positions = cast(Any, self.ids), cast(Any, self.positions)
         x = embed(ids, positions, weights, self.model.config, self.dtype)
         return self.graph.labelled(cast(Any, x), "embed")
@@ -87,14 +89,11 @@ class Recording:
                 outputs[step] = graph.named(value, step)
                 return outputs[step]
 
-            rope = (arrays["cos"], arrays["sin"]) if "cos" in arrays else None
-            kind = config.blocks[index].rope
-            turned = kind is not None and kind.interleaved
-            place = Place(arrays["bias"], rope, turned, self.kernels, observe)
+            place = replace(_with(self.places[index], arrays), observe=observe)
             block(arrays["x"], arrays, place, config)
             return outputs
 
-        inputs = {"x": x, **self.places[index], **self.weights(prefix)}
+        inputs = {"x": x, **_arrays(self.places[index]), **self.weights(prefix)}
         rotates = config.blocks[index].rope or not any(kind.rope for kind in config.blocks)
         function = BLOCK if rotates else UNROTATED
         function = MIXTURE + function if config.blocks[index].mixture else function
@@ -113,19 +112,35 @@ class Recording:
         positions = graph.add("Range", zero, length, one, axes=(SEQUENCE,))
         return graph.named(positions, "positions")
 
-    def _places(self) -> list[dict[str, Recorded]]:
-        """The inputs of each block that depend on positions: `bias`, and `cos` and `sin` if any."""
-        config, positions = self.model.config, cast(Any, self.positions)
-        by_kind: dict[Any, dict[str, Recorded]] = {}
-        for number, (kind, place) in enumerate(places(positions, config, self.dtype).items()):
-            arrays: dict[str, Any] = {"bias": place.bias}
-            if place.rope is not None:
-                arrays |= dict(zip(("cos", "sin"), place.rope, strict=True))
-            by_kind[kind] = {
+    def _places(self) -> list[Place]:
+        """The place of each block, with its arrays named after its kind."""
+        config, positions, by_kind = self.model.config, cast(Any, self.positions), {}
+        for number, (kind, place) in enumerate(
+            places(positions, config, self.dtype, self.kernels).items()
+        ):
+            named = {
                 name: self.graph.named(array, f"places.{number}.{name}")
-                for name, array in arrays.items()
+                for name, array in _arrays(place).items()
             }
+            by_kind[kind] = _with(place, named)
         return [by_kind[kind] for kind in config.blocks]
+
+
+def _arrays(place: Place) -> dict[str, Any]:
+    """The arrays of a place that depend on positions, by name."""
+    cos, sin = place.rope or (None, None)
+    arrays = {"bias": place.bias, "cos": cos, "sin": sin, "ramps": place.ramps}
+    arrays["query_scale"] = cast(Any, place.query_scale)  # a number, or an array
+    return {name: array for name, array in arrays.items() if isinstance(array, Recorded)}
+
+
+def _with(place: Place, arrays: Mapping[str, Any]) -> Place:
+    """A place with other arrays of the same names."""
+    rope = (arrays["cos"], arrays["sin"]) if place.rope else None
+    scale = arrays.get("query_scale", place.query_scale)
+    return replace(
+        place, bias=arrays["bias"], rope=rope, ramps=arrays.get("ramps"), query_scale=scale
+    )
 
 
 def model_graph(
