@@ -45,6 +45,8 @@ def norms(model: Model, roles: set[str]) -> Iterator[str]:
     before = "attn_norm" in roles | set(config.weightless_norms)
     if "attn_post_norm" in roles:
         yield "norms before and after" if before else "norms after only"
+    if "embed_norm.weight" in model.weights:
+        yield "a norm of embeddings"
     for role, where in {
         "q_norm": "per head",
         "q_width_norm": "over all heads",
@@ -68,11 +70,15 @@ def positions(model: Model) -> Iterator[str]:
     config, kinds = model.config, tuple[BlockKind, ...](dict.fromkeys(model.config.blocks))
     if "pos_embed.weight" in model.weights:
         yield "learned positions"
+    elif config.alibi:
+        yield "ALiBi in bfloat16" if config.alibi.rounded else "ALiBi"
     else:
         yield from dict.fromkeys(rotation(kind.rope, config) for kind in kinds)
     windows = {kind.window is not None for kind in kinds}
     if True in windows:
         yield "windows in some blocks" if False in windows else "windows"
+    if any(kind.temperature for kind in kinds):
+        yield "queries that grow with the position"
     if len({kind.rope.theta for kind in kinds if kind.rope}) > 1:
         yield "two rotary bases"
 
@@ -101,6 +107,8 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
     config, family = model.config, FAMILIES[model.config.family]
     if config.parallel_residual:
         yield "parallel residual"
+    if "sinks" in roles:
+        yield "attention sinks"
     if config.attn_soft_cap or config.final_soft_cap:
         yield "soft caps"
     if config.qkv_limit:

@@ -16,6 +16,8 @@ from refimpl.oracle.case import Case, read_case
 M = TypeVar("M", bound=Model)
 
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.safetensors"))
+# Without the last token, which is predicted and never an input, its rotary tables are others.
+SAME_TABLES = [case for case in CASES if case != "llama_dynamic"]
 GATES = {"float32": 1e-5, "float64": 1e-12}
 
 assert len(CASES) >= 13, f"expected at least 13 cases in {FIXTURES}, found {CASES}"

@@ -8,10 +8,9 @@ import numpy as np
 from refimpl.explanation.mixture import mixture_steps
 from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.model import attention, forward, ops
+from refimpl.model import attention, forward, ops, position_tables
 from refimpl.model.config import Config, Rope
 from refimpl.model.ops import Array
-from refimpl.model.positions import alibi_bias
 
 
 def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]:
@@ -77,7 +76,7 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
             f"A token sees itself and {seen}, and takes a mean of their values, weighted by how "
             "well its query fits their keys.",
             f"softmax({capped} + mask) v      mask: 0 where visible, else -inf",
-            (attention.causal_bias, attention.attend, *cap_function(cap), ops.softmax),
+            (position_tables.causal_bias, attention.attend, *cap_function(cap), ops.softmax),
             _attention,
         ),
         Step(
@@ -183,7 +182,7 @@ def _rotation(rope: Rope, head_dim: int, norm: tuple[Callable[..., Any], ...]) -
         "far apart two tokens are.",
         f"{some}(a, b) -> (a cos - b sin, b cos + a sin)\n"
         f"angle = position * {rope.theta:g}^(-2i / {rope.rotary_dim}){scaled}{then}",
-        (attention.rope_tables, attention.rotate, *norm),
+        (position_tables.rope_tables, attention.rotate, *norm),
         figures,
     )
 
@@ -194,7 +193,7 @@ def _attention(v: Values) -> Iterator[Figure]:
     one = np.eye(q.shape[1], dtype=q.dtype)  # values that show the weights themselves
     bias, ramps, sinks = v.place.bias, v.place.ramps, v.weights.get("sinks")
     if ramps is not None:
-        bias = bias + alibi_bias(ramps[0], ramps[0], bias.dtype)
+        bias = bias + position_tables.alibi_bias(ramps[0], ramps[0], bias.dtype)
     scaled, sink = q[0] * v.place.query_scale, None if sinks is None else sinks[:1, None]
     share = attention.attend(
         scaled, k[config.kv_head_of_head[0]], one, bias, config.attn_soft_cap, sink

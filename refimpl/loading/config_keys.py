@@ -161,8 +161,7 @@ class Keys:
         unread = [
             f"{key}: not understood (value {shown(value)})"
             for key, value in self.entries.items()
-            if key not in self._read
-            and key.split(".")[-1] not in IRRELEVANT
+            if not {key, key.split(".")[-1]} & (self._read | IRRELEVANT)
             and value not in (None, False, [], {})
         ]
         if problems := list(dict.fromkeys(self.problems + unread)):

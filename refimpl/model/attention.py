@@ -4,7 +4,6 @@ Shape letters: B batch, H heads, S sequence, h head_dim, h_rot the channels of a
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.model import ops
 from refimpl.model.ops import Array
@@ -45,32 +44,6 @@ def merge_heads(x: Array) -> Array:
     return np.reshape(np.transpose(x, (0, 2, 1, 3)), (batch, sequence, heads * head_dim))
 
 
-def rope_tables(
-    positions: Array, inv_freq: Array, dtype: npt.DTypeLike, factor: float = 1.0
-) -> tuple[Array, Array]:
-    """Cosine and sine of every position's angles, ``angle[s, i] = positions[s] * inv_freq[i]``.
-
-    Args:
-        positions: Token positions, [S], integers.
-        inv_freq: Radians per position, [h_rot / 2], float64.
-        dtype: Dtype of the tables; angles are formed in float64 and cast once.
-        factor: Multiplies both tables.
-
-    Returns:
-        Cosines and sines, each [S, h_rot / 2].
-
-    Source: Su et al., arXiv:2104.09864, section 3.2.
-
-    Example:
-        >>> cos, sin = rope_tables(np.array([0, 1]), np.array([np.pi / 2]), np.float64)
-        >>> sin.tolist()
-        [[0.0], [1.0]]
-    """
-    angle = np.expand_dims(positions, -1) * inv_freq
-    cos, sin = (ops.scaled(table(angle), factor) for table in (np.cos, np.sin))
-    return cos.astype(dtype), sin.astype(dtype)
-
-
 def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array:
     """Rotate channel pairs ``(i, i + h_rot/2)`` by their angles; later channels do not change.
 
@@ -100,31 +73,6 @@ def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array
     return np.concatenate((*turned, x[..., width:]), axis=-1)
 
 
-def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> Array:
-    """The causal mask, added to attention scores: 0 for a visible key, ``-inf`` for a hidden one.
-
-    Token q sees keys ``k <= q``, and with a window only the last ``window`` of them
-    (``q - k < window``, itself included).
-
-    Args:
-        positions: Token positions, [S], integers.
-        window: Number of visible tokens; None for all earlier ones.
-        dtype: Dtype of the bias.
-
-    Returns:
-        Bias, [S (query), S (key)].
-
-    Example:
-        >>> causal_bias(np.arange(3), 2, np.float64).tolist()
-        [[0.0, -inf, -inf], [0.0, 0.0, -inf], [-inf, 0.0, 0.0]]
-    """
-    query = np.expand_dims(positions, -1)
-    hidden = positions > query  # compared, not subtracted: unsigned differences wrap
-    if window is not None:
-        hidden = hidden | (query - positions >= window)
-    return np.where(hidden, np.array(-np.inf, dtype), np.array(0, dtype))
-
-
 def attend(
     q: Array, k: Array, v: Array, bias: Array, cap: float | None, sink: Array | None = None
 ) -> Array:
@@ -134,7 +82,7 @@ def attend(
         q: Scaled queries, [..., S (query), h].
         k: Keys, [..., S (key), h].
         v: Values, [..., S (key), h].
-        bias: From `causal_bias`, [S (query), S (key)].
+        bias: From `position_tables.causal_bias`, [S (query), S (key)].
         cap: Soft cap on the scores, or None.
         sink: One more score of every query, which has no value, [..., 1, 1], or None.
 

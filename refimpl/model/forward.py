@@ -12,14 +12,13 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.model import attention, ops
+from refimpl.model import attention, ops, position_tables
 from refimpl.model.config import LEARNED_ACTIVATION, BlockKind, Config
 from refimpl.model.experts import route
 from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
 from refimpl.model.ops import Array, linear
-from refimpl.model.positions import alibi_ramps, query_scale
 from refimpl.model.token_ids import checked_ids
 
 Weights = Mapping[str, Array]
@@ -82,20 +81,16 @@ def places(
 
     Rotary tables may depend on the length, S, so all tokens of a sequence are in one `Place`.
     """
-    ramps = alibi_ramps(positions, config.alibi) if config.alibi else None
+    ramps = position_tables.alibi_ramps(positions, config.alibi) if config.alibi else None
 
     def place(kind: BlockKind) -> Place:
-        rope = kind.rope
         scale: Array | float = config.attention_scale
         if kind.temperature is not None:
-            scale = (scale * query_scale(positions, kind.temperature)).astype(dtype)
-        bias = attention.causal_bias(positions, kind.window, dtype)
-        if rope is None:
-            return Place(bias, None, False, ramps, scale, kernels)
-        length = np.take(positions, -1, axis=0) + 1 if rope.by_length else 1
-        inv_freq, factor = rope.inv_freq(length), rope.attention_factor
-        tables = attention.rope_tables(positions, inv_freq, dtype, factor)
-        return Place(bias, tables, rope.interleaved, ramps, scale, kernels)
+            scale = (scale * position_tables.query_scale(positions, kind.temperature)).astype(dtype)
+        bias = position_tables.causal_bias(positions, kind.window, dtype)
+        tables = position_tables.rotation(positions, kind.rope, dtype) if kind.rope else None
+        interleaved = kind.rope is not None and kind.rope.interleaved
+        return Place(bias, tables, interleaved, ramps, scale, kernels)
 
     return {kind: place(kind) for kind in dict.fromkeys(config.blocks)}
 
@@ -135,8 +130,7 @@ def embed(
     if "pos_embed.weight" in weights:
         row = positions + config.position_offset
         x = x + np.take(weights["pos_embed.weight"], row, axis=0).astype(dtype)
-    gains = {name: w.astype(dtype) for name, w in weights.items() if name.startswith("embed_norm")}
-    return norm(x, gains, "embed_norm", config)
+    return norm(x, weights, "embed_norm", config).astype(dtype)
 
 
 def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> Array:

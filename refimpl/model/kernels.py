@@ -11,7 +11,7 @@ import numpy as np
 
 from refimpl.model import attention, ops
 from refimpl.model.ops import Array
-from refimpl.model.positions import alibi_bias
+from refimpl.model.position_tables import alibi_bias
 
 QUERIES = 128  # a tile of scores is [128, S]
 ELEMENTS = 1 << 14  # of an activation at a time
@@ -77,7 +77,8 @@ def tiled_attention(
 
     Example:
         >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2, 5, 4))
-        >>> bias = attention.causal_bias(np.arange(5), 2, np.float64)
+        >>> from refimpl.model.position_tables import causal_bias
+        >>> bias = causal_bias(np.arange(5), 2, np.float64)
         >>> tiled, plain = (f(q, k, v, bias, 1.0) for f in (tiled_attention, plain_attention))
         >>> bool(np.allclose(tiled, plain))
         True

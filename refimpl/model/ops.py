@@ -81,14 +81,18 @@ def softmax(x: Array, sink: Array | None = None) -> Array:
 
     Args:
         x: Scores, [..., S]; ``-inf`` gives weight 0; each row needs a finite entry.
-        sink: A score per row, [..., 1], or None.
+        sink: Another score of each row, [..., 1], or None.
 
     Returns:
         Weights over the last axis, [..., S]; without a sink, they sum to 1.
 
+    Source: for sinks, Xiao et al., arXiv:2309.17453, section 3, with a learned score.
+
     Example:
         >>> softmax(np.array([0.0, 0.0, -np.inf])).tolist()
         [0.5, 0.5, 0.0]
+        >>> softmax(np.array([0.0, 0.0, -np.inf]), np.array([0.0])).round(3).tolist()
+        [0.333, 0.333, 0.0]
     """
     top = np.max(x, axis=-1, keepdims=True)
     if sink is not None:

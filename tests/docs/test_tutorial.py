@@ -54,7 +54,7 @@ def test_code_leaves_the_docstring_out_and_nothing_else() -> None:
         == "def relu(x: Array) -> Array:\n    return np.maximum(x, 0)"
     )
     assert code("refimpl.method.absorption.surviving_drift").endswith("return ratio(last, first)")
-    assert "# compared, not subtracted" in code("refimpl.model.attention.causal_bias")
+    assert "# compared, not subtracted" in code("refimpl.model.position_tables.causal_bias")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)

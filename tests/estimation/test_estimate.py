@@ -30,10 +30,10 @@ from refimpl.estimation.workload import (
     rounds_of,
     work,
 )
-from refimpl.model.attention import causal_bias
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.position_tables import causal_bias
 from refimpl.running.executors import Pool
 from refimpl.running.settings import Settings
 from refimpl.scoring.dense_statistics import sequences_together

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from gates import CASES, bits, expected_of, model_of
+from gates import SAME_TABLES, bits, expected_of, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
@@ -54,7 +54,7 @@ def plain_encoding() -> Any:
     return Tokenizer.from_file(str(TOKENIZER)).encode(WORDS * 5, add_special_tokens=False)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SAME_TABLES)
 def test_perplexity_is_that_of_the_expected_logits(case: str) -> None:
     ids, expected = expected_of(case)
     windows = Windows(tuple(ids), None, ids.shape[1], "by hand", "ids")

@@ -19,7 +19,7 @@ from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.config_keys import shown
 from refimpl.loading.families import FAMILIES
 from refimpl.loading.refused_families import REFUSED
-from refimpl.model.config import BlockKind, Config, Rope
+from refimpl.model.config import Alibi, BlockKind, Config, Rope, Temperature
 
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
 BY_KIND = ("full_attention", "sliding_attention")
@@ -382,10 +382,33 @@ def rope(**changes: Any) -> dict[str, Any]:
 
 
 WRONG_ROPE: dict[str, tuple[str, dict[str, Any], str]] = {
-    "longrope": ("phi3", rope(rope_type="longrope"), '"longrope"'),
-    "su": ("phi3", {"rope_parameters": ..., "rope_scaling": {"type": "su"}}, 'type "su" is not'),
-    "dynamic": ("llama", rope(rope_type="dynamic"), '"dynamic" is not'),
-    "yarn": ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "yarn"}}, '"yarn" is not'),
+    "longrope without factors": (
+        "phi3_longrope", rope(rope_type="longrope", long_factor=[1.0] * 4),
+        "short_factor: expected a list of 4 numbers, got null"),
+    "longrope with too few": (
+        "phi3_longrope", rope(rope_type="longrope", short_factor=[1.0], long_factor=[1.0] * 4),
+        "short_factor: expected a list of 4 numbers, got 1"),
+    "longrope with words": (
+        "phi3_longrope",
+        rope(rope_type="longrope", short_factor=["x"] + [1.0] * 3, long_factor=[1.0] * 4),
+        'short_factor: .*got "x"'),
+    "longrope of two contexts": (
+        "phi3_longrope", {"original_max_position_embeddings": 1}, "1 contradicts 8"),
+    "su": ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "su"}}, 'type "su" is not'),
+    "proportional": ("llama", rope(rope_type="proportional"), '"proportional" is not'),
+    "dynamic without factor": ("llama", rope(rope_type="dynamic"), "factor: .*is missing"),
+    "dynamic in pairs": (
+        "phi3", rope(rope_type="dynamic", factor=2.0, partial_rotary_factor=0.25), "more than 2"),
+    "yarn from nothing": ("llama", rope(rope_type="yarn", factor=0.5), "at least 1, got 0.5"),
+    "yarn without a base": ("llama", rope(rope_type="yarn", rope_theta=1), "theta above 1"),
+    "yarn cut in words": ("llama", rope(rope_type="yarn", truncate="no"), "truncate: .*true or"),
+    "yarn of no turns": ("llama", rope(rope_type="yarn", beta_fast=0), "beta_fast: .*got 0"),
+    "yarn of a key": ("llama", rope(rope_type="yarn", beta=2), "not understood: .*beta"),
+    "yarn from no context": (
+        "llama", rope(rope_type="yarn", original_max_position_embeddings=0), "at least 2, got 0"),
+    "queries that do not grow": (
+        "ministral3", rope(rope_type="yarn"), "llama_4_scaling_beta: .*is missing"),
+    "queries of a llama": ("llama", rope(llama_4_scaling_beta=0.1), "not understood: .*llama_4"),
     "no name": ("llama", rope(rope_type={}), "type {} is not one of"),
     "two names": ("llama", rope(type="linear"), 'and "linear"'),
     "not an object": ("llama", {"rope_parameters": [1]}, "rope_parameters: expected an object"),
@@ -447,9 +470,9 @@ def test_a_mistake_is_refused_in_one_line(name: str) -> None:
 
 def test_everything_wrong_is_listed_at_once() -> None:
     wrong = {"vocab_size": -1, "rms_norm_eps": "x", "hidden_act": "swiglu", "attention_bias": 1}
-    rope = PLAIN | {"rope_type": "yarn"}
+    rope = PLAIN | {"rope_type": "ntk"}
     problem = refusal("llama", **wrong, num_experts=8, rope_parameters=rope)
-    for key in (*wrong, "num_experts", "yarn"):
+    for key in (*wrong, "num_experts", "ntk"):
         assert key in problem, key
     assert problem.count("\n  ") == 6
 
@@ -549,7 +572,8 @@ def understood_by_transformers(published: Mapping[str, Any]) -> Config:
         num_attention_heads=heads,
         num_key_value_heads=their_kv_heads(theirs),
         head_dim=head_dim,
-        max_position_embeddings=theirs.max_position_embeddings,
+        max_position_embeddings=their_limit(theirs),
+        alibi=their_alibi(theirs, head_dim),
         norm=family.norm,
         norm_eps=first(
             "rms_norm_eps",
@@ -559,7 +583,7 @@ def understood_by_transformers(published: Mapping[str, Any]) -> Config:
             "norm_eps",
             default=1e-5,
         ),
-        activation=tanh.get(activation, activation),
+        activation=FIXED.get(theirs.model_type, tanh.get(activation, activation)),
         gated="gate_proj" in family.names,
         attention_scale=first(
             "attention_multiplier",
@@ -583,6 +607,7 @@ def understood_by_transformers(published: Mapping[str, Any]) -> Config:
     )
 
 
+FIXED = {"bloom": "gelu_tanh_8", "mpt": "gelu"}  # activations that are no key
 INTERLEAVED = ("cohere", "cohere2", "ernie4_5", "glm", "glm4", "helium")
 PARALLEL = ("cohere", "cohere2", "gptj", "phi")
 
@@ -606,7 +631,7 @@ def they_rotate(theirs: Any, index: int, kind: str) -> bool:
         return bool(theirs.no_rope_layers[index])
     if theirs.model_type == "exaone4":
         return theirs.sliding_window is None or kind == "sliding_attention"
-    return True
+    return theirs.model_type != "cohere2" or kind == "sliding_attention"
 
 
 def their_kv_heads(theirs: Any) -> int:
@@ -627,7 +652,7 @@ def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
         if theirs.model_type == "gptj":
             yield BlockKind(window, Rope(1e4, theirs.rotary_dim, interleaved=True))
             continue
-        if not rope or not they_rotate(theirs, index, kind):
+        if not rope or getattr(theirs, "alibi", False) or not they_rotate(theirs, index, kind):
             yield BlockKind(window, None)
             continue
         rope = {key: value for key, value in rope.get(kind, rope).items() if key != "type"}
@@ -637,7 +662,45 @@ def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
             yield BlockKind(window, Rope(theta * alpha ** (head_dim / (head_dim - 2)), head_dim))
             continue
         rope["interleaved"] = theirs.model_type in INTERLEAVED
-        yield BlockKind(window, Rope(theta, int(head_dim * part), name, **rope))
+        original, beta = rope.get(ORIGINAL, 8192), rope.pop("llama_4_scaling_beta", None)
+        for key in ("mscale", "mscale_all_dim"):
+            rope.pop(key, None)
+        if name in ("yarn", "longrope", "dynamic"):
+            utils = pytest.importorskip("transformers.modeling_rope_utils")
+            _, rope["attention_factor"] = utils.ROPE_INIT_FUNCTIONS[name](theirs)
+            longest = theirs.max_position_embeddings
+            if name == "dynamic":
+                rope[ORIGINAL] = longest
+            else:
+                rope.setdefault("factor", longest / original)
+        rope |= {key: tuple(rope[key]) for key in ("short_factor", "long_factor") if key in rope}
+        warmth = None if beta is None else Temperature(beta, original)
+        turned = Rope(theta, int(head_dim * part), name, **rope)
+        yield BlockKind(window, turned, temperature=warmth)
+
+
+ORIGINAL = "original_max_position_embeddings"
+
+
+def their_limit(theirs: Any) -> int:
+    """The longest sequence that transformers' model of this configuration is for."""
+    if theirs.model_type == "bloom":
+        return int(getattr(theirs, "seq_length", 2048))
+    rope = getattr(theirs, "rope_parameters", None) or {}
+    dynamic = rope.get("rope_type") == "dynamic"
+    limit = theirs.max_seq_len if theirs.model_type == "mpt" else theirs.max_position_embeddings
+    return int(limit * rope["factor"]) if dynamic else int(limit)
+
+
+def their_alibi(theirs: Any, head_dim: int) -> Alibi | None:
+    """The slopes that transformers computes, and how Falcon uses them."""
+    if theirs.model_type not in ("bloom", "mpt") and not getattr(theirs, "alibi", False):
+        return None
+    bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
+    exact = np.log2(bloom._get_alibi_slopes(theirs.num_attention_heads, "cpu").numpy())
+    slopes = tuple(2.0 ** (np.rint(exact * 64) / 64))  # they are powers of a root of 2
+    falcon = theirs.model_type == "falcon"
+    return Alibi(slopes, head_dim**-0.5 if falcon else 1.0, falcon)
 
 
 OMITTED: list[tuple[str, dict[str, Any]]] = [

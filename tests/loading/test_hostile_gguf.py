@@ -164,7 +164,7 @@ def test_the_factors_of_llama_3(tmp_path: Path) -> None:
         "original_max_position_embeddings": 8192,
     }  # fmt: skip
     plain, scaled = (Rope(5e5, 8), Rope(5e5, 8, "llama3", 32.0))
-    factors = (plain.inv_freq / scaled.inv_freq).astype(np.float32)
+    factors = (plain.inv_freq() / scaled.inv_freq()).astype(np.float32)
 
     def change(writer: gguf.GGUFWriter) -> None:
         writer.add_rope_freq_base(5e5)

@@ -16,9 +16,9 @@ import pytest
 from gates import GATES, expected_of, model_of, worst_point
 
 from refimpl import Model, forward
-from refimpl.model import attention, ops
+from refimpl.model import attention, ops, position_tables
 from refimpl.model import forward as forward_module
-from refimpl.model.config import BlockKind, Config, Rope
+from refimpl.model.config import Alibi, BlockKind, Config, Rope, Temperature
 from refimpl.model.kernels import PLAIN
 from refimpl.model.ops import Array
 from refimpl.model.weight import Weight
@@ -42,6 +42,28 @@ def kinds(change: Callable[[BlockKind], BlockKind]) -> Break:
 
 def rope(**changes: Any) -> Break:
     return kinds(lambda kind: replace(kind, rope=kind.rope and changed(kind.rope, changes)))
+
+
+def alibi(**changes: Any) -> Break:
+    return facts(alibi=lambda config: changed(config.alibi, changes))
+
+
+def other_slopes(right: Alibi) -> tuple[float, ...]:
+    """A geometric series from the first to the last, whatever the number of heads."""
+    return tuple(2.0 ** (-8 * (i + 1) / len(right.slopes)) * 0.9 for i in range(len(right.slopes)))
+
+
+def warmth(change: Callable[[Temperature], Temperature] | None) -> Break:
+    def new(kind: BlockKind) -> BlockKind:
+        wrong = change(kind.temperature) if change and kind.temperature else None
+        return replace(kind, temperature=wrong)
+
+    return kinds(new)
+
+
+def rotated(model: Model, patch: pytest.MonkeyPatch) -> Model:
+    rope = next(kind.rope for kind in model.config.blocks if kind.rope)
+    return kinds(lambda kind: replace(kind, rope=rope))(model, patch)
 
 
 def window(change: Callable[[int], int | None]) -> Break:
@@ -103,7 +125,7 @@ def op(name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
     """Put a broken operation in the place of the right one."""
 
     def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
-        module = attention if hasattr(attention, name) and name not in vars(ops) else ops
+        module = next(m for m in (ops, attention, position_tables) if name in vars(m))
         wrong = change(getattr(module, name))
         patch.setattr(module, name, wrong)
         if name in vars(PLAIN):  # how the forward finds it
@@ -322,13 +344,35 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("kv heads tiled", tiled, ["llama", "gemma2", "phi3"]),
     # positions
     ("theta 10 % off", rope(theta=lambda r: 1.1 * r.theta), ["llama", "gpt_neox"]),
+    ("slopes for more heads", alibi(slopes=other_slopes), ["bloom", "mpt", "falcon_alibi"]),
+    ("slopes in another order", alibi(slopes=lambda a: a.slopes[::-1]), ["bloom", "mpt"]),
+    ("no ALiBi", facts(alibi=None), ["bloom", "mpt", "falcon_alibi"]),
+    ("ALiBi not scaled", alibi(scale=1.0), ["falcon_alibi"]),
+    ("ALiBi not rounded", alibi(rounded=False), ["falcon_alibi"]),
+    ("embeddings not normalised", without("embed_norm"), ["bloom"]),
+    ("rotation without a window", rotated, ["cohere2"]),
+    ("yarn's tables not scaled", rope(attention_factor=1.0), ["llama_yarn", "ministral3"]),
+    ("yarn's limits not rounded", rope(truncate=False), ["llama_yarn", "ministral3"]),
+    (
+        "dynamic of the original length",
+        rope(original_max_position_embeddings=13),
+        ["llama_dynamic"],
+    ),
+    ("factors of short sequences", rope(long_factor=lambda r: r.short_factor), ["phi3_longrope"]),
+    ("longrope's tables not scaled", rope(attention_factor=1.0), ["phi3_longrope"]),
+    ("queries that do not grow", warmth(None), ["ministral3"]),
+    ("queries that grow one token early", warmth(lambda t: replace(t, offset=1)), ["ministral3"]),
     ("theta of Llama 2 for 3", rope(theta=5e5), ["llama3", "llama_linear"]),
     ("pairs of neighbours", rope(interleaved=True), ["llama", "gpt_neox", "gemma3"]),
     ("pairs of halves", rope(interleaved=False), ["cohere", "gptj", "glm", "ernie4_5", "helium"]),
     ("rotation backwards", op("rotate", backwards), ["llama", "phi3", "glm4"]),
     ("positions from 1", op("rope_tables", one_later), ["llama", "gemma3"]),
     ("a base that is not stretched", rope(theta=30.0), ["hunyuan_v1_dense"]),
-    ("scaling ignored", rope(scaling="default"), ["llama3", "llama_linear", "gemma3"]),
+    (
+        "scaling ignored",
+        rope(scaling="default"),
+        ["llama3", "llama_linear", "gemma3", "llama_yarn", "llama_dynamic", "phi3_longrope"],
+    ),
     ("scaling of all waves alike", rope(scaling="linear"), ["llama3"]),
     ("a blend closed to a point", rope(high_freq_factor=no_blend), ["llama3"]),
     ("local theta everywhere", rope_of(sliding=True), ["gemma3"]),

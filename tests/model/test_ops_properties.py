@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import special
 
-from refimpl.model import attention, kernels, ops
+from refimpl.model import attention, kernels, ops, position_tables
 from refimpl.model.config import LEARNED_ACTIVATION, NORMS, BlockKind, Config, Rope
 from refimpl.model.forward import block, embed, head, places
 from refimpl.model.kernels import PLAIN, TILED, Kernels
@@ -103,6 +103,7 @@ EXACT: dict[str, Callable[[float], float]] = {
     "silu": lambda x: x / (1 + math.exp(-x)) if x > -700 else 0.0,
     "gelu": lambda x: x / 2 * (1 + math.erf(x / math.sqrt(2))),
     "gelu_tanh": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_tanh_8": lambda x: x / 2 * (1 + math.tanh(0.79788456 * (x + 0.044715 * x**3))),
     "sigmoid_gelu": lambda x: x / (1 + math.exp(-1.702 * x)) if x > -400 else 0.0,
     "relu": lambda x: max(x, 0.0),
     "relu2": lambda x: max(x, 0.0) * max(x, 0.0),
@@ -187,7 +188,7 @@ def test_rope_sees_relative_positions_only(
     inv_freq, positions = Rope(theta, 2 * half).inv_freq(), np.arange(6)
 
     def products(positions: Array) -> Array:
-        tables = attention.rope_tables(positions, inv_freq, np.float64)
+        tables = position_tables.rope_tables(positions, inv_freq, np.float64)
         return attention.rotate(q, *tables) @ np.swapaxes(attention.rotate(k, *tables), -1, -2)
 
     np.testing.assert_allclose(products(positions + shift), products(positions), atol=1e-9)
@@ -198,7 +199,9 @@ def test_rotation_keeps_norms_and_the_other_channels(
     seed: int, positions: Array, rest: int
 ) -> None:
     x = queries(seed, 2, 2, 5, 6 + rest)
-    y = attention.rotate(x, *attention.rope_tables(positions, Rope(1e4, 6).inv_freq(), np.float64))
+    y = attention.rotate(
+        x, *position_tables.rope_tables(positions, Rope(1e4, 6).inv_freq(), np.float64)
+    )
     turned, lengths = (np.hypot(z[..., :3], z[..., 3:6]) for z in (y, x))
     np.testing.assert_allclose(turned, lengths, rtol=1e-14, atol=1e-15)
     np.testing.assert_array_equal(y[..., 6:], x[..., 6:])
@@ -210,7 +213,7 @@ def test_rope_tables_for_any_integer_dtype(dtype: str, integer: str, data: st.Da
     largest = min(np.iinfo(integer).max, 10**6)
     positions = data.draw(hnp.arrays(integer, 4, elements=st.integers(0, largest)))
     inv_freq = np.array([1.0, 0.3, 1e-4])
-    cos, sin = attention.rope_tables(positions, inv_freq, dtype)
+    cos, sin = position_tables.rope_tables(positions, inv_freq, dtype)
     angles = [[int(p) * f for f in inv_freq.tolist()] for p in positions]
     for table, function in ((cos, math.cos), (sin, math.sin)):
         exact = np.array([[function(angle) for angle in row] for row in angles])
@@ -233,7 +236,7 @@ def test_llama3_scaling_lies_between_none_and_linear(
 def test_causal_bias(integer: str, data: st.DataObject) -> None:
     positions = data.draw(hnp.arrays(integer, st.integers(1, 6), elements=st.integers(0, 127)))
     window = data.draw(st.none() | st.integers(1, 300))
-    bias = attention.causal_bias(positions, window, np.float32)
+    bias = position_tables.causal_bias(positions, window, np.float32)
     later = positions.astype(int)[:, None] - positions.astype(int)
     seen = (later >= 0) & (later < (300 if window is None else window))
     np.testing.assert_array_equal(bias, np.where(seen, 0, -np.inf).astype("f4"), strict=True)

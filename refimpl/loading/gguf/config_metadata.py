@@ -155,7 +155,7 @@ def _scaling(
         stored = factors.array
         theta, llama3 = entries.get("rope_theta", 10000.0), LLAMA3 | {"factor": float(stored.max())}
         plain, scaled = (
-            Rope(theta, 2 * stored.size, name, **values).inv_freq  # type: ignore[arg-type]
+            Rope(theta, 2 * stored.size, name, **values).inv_freq()  # type: ignore[arg-type]
             for name, values in (("default", {}), ("llama3", llama3))
         )
         if np.allclose(plain / scaled, stored, rtol=1e-5, atol=0):

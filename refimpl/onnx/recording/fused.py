@@ -8,7 +8,7 @@ from typing import Any
 
 from refimpl.model.kernels import Kernels, plain_attention
 from refimpl.model.ops import ACTIVATIONS
-from refimpl.model.positions import alibi_bias
+from refimpl.model.position_tables import alibi_bias
 
 FUSED_OPSET = 23  # the first with these operators
 
