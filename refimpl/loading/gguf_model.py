@@ -11,7 +11,7 @@ from weakref import finalize
 
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import FAMILIES
-from refimpl.loading.file_reading import json_object, reading
+from refimpl.loading.file_reading import json_object, read_file, reading
 from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK, OUTSIDE, Architecture
 from refimpl.loading.gguf.config_metadata import ROPE_FACTORS, architecture_of, config_entries
 from refimpl.loading.gguf.gguf_file import GgufTensor, open_shards
@@ -32,7 +32,7 @@ def read_gguf(path: Path, config: Path | None, hub_id: str | None) -> Model:
     else:
         source, expected = str(config), "the model's config.json"
         with reading(config, expected):
-            entries = json_object(config.read_bytes(), source, expected)
+            entries = json_object(read_file(config), source, expected)
     hub = read_config(entries, source)
     tensors = _as_transformers_names(stored, hub, architecture)
     companions = Companions(entries, metadata, path)

@@ -44,6 +44,10 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "case/margins.safetensors": [["check", "case", "actual.safetensors", "--only", "blocks.*"]],
     "case/expected.safetensors": [["check", "case", "actual.safetensors", "--only", "blocks.*"]],
     "actual.safetensors": [["check", "case", "actual.safetensors", "--only", "blocks.*"]],
+    "model.gguf": [
+        ["inspect", "model.gguf"], ["score", "model.gguf", *SMALL],
+        ["score", "model.gguf", "--text", "text.txt", *SMALL],
+    ],
     "graph.onnx": [
         ["validate", "model", "--graph", "graph.onnx", "--time-limit", "5"],
         ["check", "case", "graph.onnx", "--only", "logits", "--time-limit", "5"],
@@ -83,6 +87,10 @@ def make_folder(folder: Path) -> None:
     )
     (folder / "text.txt").write_text("Entia non sunt multiplicanda praeter necessitatem.\n" * 6)
     (folder / "ids.jsonl").write_text("[1, 2, 3, 4]\n[5, 6, 7, 8]\n")
+    from gguf_files import gguf_file
+
+    gguf_file(_new(folder / "made"), "llama", tokenizer=True).rename(folder / "model.gguf")
+    shutil.rmtree(folder / "made")
     rows = [{"question": "Is it?", "choices": ["yes", "no"], "answer": i} for i in (0, 1)]
     (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "base.json").write_text("[0.7, 0.7, 0.7, 0.7]")
@@ -175,3 +183,8 @@ def commands() -> list[tuple[str, object]]:
             [(name, command)] if inner is None else [(f"{name} {k}", v) for k, v in inner.items()]
         )
     return found
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
