@@ -17,10 +17,16 @@ def _measured(names: tuple[str, ...], digest: str) -> dict[str, object]:
     }
 
 
+_RUN = {
+    "type": "object",
+    "required": ["dtype", "versions"],
+    "properties": {"dtype": {"type": "string"}, "versions": {"type": "object"}},
+}
 EVALUATION = {
     "type": "object",
-    "required": ["model", "family", "num_blocks"],
+    "required": ["model", "family", "num_blocks", "run"],
     "properties": {
+        "run": _RUN,
         "model": {"type": "string"},
         "family": {"type": "string"},
         "num_blocks": {"type": "integer", "minimum": 1},

@@ -604,6 +604,17 @@ def test_a_limit_on_the_size_of_files(here: Path) -> None:
     assert state(here) == before
 
 
+def test_a_case_on_a_full_disk(here: Path) -> None:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    before = state(here)
+    words = f"case make model {SMALL} -o out/case".split()
+    done = started(*words, stdout=subprocess.PIPE, preexec_fn=limited)
+    assert "out/case" in refusal(Result(done.returncode, done.stdout, done.stderr))
+    assert state(here) == before
+
+
 def test_a_file_that_cannot_be_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
     fault = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     monkeypatch.setattr(mmap, "mmap", Mock(side_effect=fault))

@@ -25,6 +25,8 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
     ("model/config.json", b'{"model_type": "llama", "vocab_size": 1' + b"0" * 400 + b"}",
      ["inspect", "model"]),
     ("scores.json", b'{"format": 1, "seed": 1' + b"0" * 400 + b"}", ["allocate", "scores.json"]),
+    ("eval.json", b'{"format": 1, "model": "m", "family": "llama", "num_blocks": 4, "run": {}, '
+     b'"text": null}', ["report", "scores.json", "eval.json", "-o", "out.html"]),
     ("base.json", b"[" * 100_000, ["allocate", "scores.json", "--base", "base.json"]),
     ("model/tokenizer.json", b"{}", ["eval", "model", "--choices", "q.jsonl"]),
     ("sharded/model.safetensors.index.json", b'{"weight_map": {"a\\u001b[2J": "../x"}}',

@@ -22,6 +22,7 @@ from refimpl.loading.file_reading import DEEPEST, parsed_json, read_file, read_l
 from refimpl.loading.json_schema import require
 from refimpl.pruning.record_schema import WHOLE_RECORD
 from refimpl.report.schemas import EVALUATION
+from refimpl.testing.cases import cases_below
 
 CASE = FIXTURES / "cases" / "llama" / "case.json"
 CASE_SCHEMA = json.loads(
@@ -97,7 +98,14 @@ def documents() -> dict[str, tuple[Any, Any]]:
         "blocks": [{"linears": [linear | {"kept_zeros": 0, "zeros": 2}]}],
     }  # fmt: skip
     text = {"source": "t", "sha256": "0", "perplexity": None, "nats_per_token": 2.5}
-    evaluation = {"model": "m", "family": "f", "num_blocks": 4, "text": text | {"bits_per_byte": 1}}
+    run = {"dtype": "float32", "versions": {}}
+    evaluation = {
+        "model": "m",
+        "family": "f",
+        "num_blocks": 4,
+        "run": run,
+        "text": text | {"bits_per_byte": 1},
+    }
     return {
         "case": (CASE_SCHEMA, json.loads(CASE.read_text("utf-8"))),
         "record": (WHOLE_RECORD, record),
@@ -163,3 +171,8 @@ def test_what_is_foreign_is_escaped(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     ran("report", scores, "-o", page)
     assert not set("\x1b\u202e") & set(page.read_text("utf-8"))
+
+
+def test_a_nested_case_is_refused_where_tests_are_collected(tmp_path: Path) -> None:
+    (tmp_path / "case.json").write_text("[" * 100_000)
+    refusal_of(cases_below, tmp_path, says="nested deeper than 64")
