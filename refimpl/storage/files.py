@@ -47,6 +47,8 @@ def whole(target: Path) -> Iterator[Path]:
 
 def remove_left(target: Path) -> None:
     """Remove what a killed run of `whole` left beside an output, unless a run is at work."""
+    if not target.name:  # "", "." and "/" are refused by what comes next
+        return
     work = work_path(target)
     if is_folder(work) and {*os.listdir(work)} <= {MARK, NEW}:
         with suppress(RefimplError), work_folder(target):
