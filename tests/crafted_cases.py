@@ -150,7 +150,6 @@ CRAFTED = {
     "strong": Crafted("llama", unpruned(strength=0.5)),
     "amplifying": Crafted("llama", unpruned(strength=0.02), amplifying),
     "half": Crafted("llama", unpruned(sparsity=513 / 1024)),
-    "wide": Crafted("llama", replace(EVEN, pattern=""), wide, WIDE, blocks=1),
     "wide-uneven": Crafted("llama", replace(UNEVEN, pattern=""), wide, WIDE, blocks=1),
     "dead": Crafted("llama", EVEN, dead, blocks=1),
     "long": Crafted("mistral", unpruned(bases=("uniform",)), length=40),

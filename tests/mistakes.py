@@ -377,10 +377,10 @@ SPARSEGPT = mistakes(
     ("weights not rounded as the file is",
      '[f"{name}.weight"] = ⟦rounded(new, weight.dtype)→new.to(model.dtype)⟧', "mistral", ABOVE_16),
     "sparsegpt.blocks.0.down_proj.keep",
-    ("64 columns at once", "WIDTH = ⟦128→64⟧", "wide"),
-    ("all columns at once", "WIDTH = ⟦128→4096⟧", "wide"),
+    ("64 columns at once", "WIDTH = ⟦128→64⟧", "wide-uneven"),
+    ("all columns at once", "WIDTH = ⟦128→4096⟧", "wide-uneven"),
     ("compensation within 128 columns only",
-     "w[:, i + 1 :⟦→ end⟧] -= error[:, None] * u[i, i + 1 :⟦→ end⟧]", "wide"),
+     "w[:, i + 1 :⟦→ end⟧] -= error[:, None] * u[i, i + 1 :⟦→ end⟧]", "wide-uneven"),
     ("a count split by columns, rounded up",
      "⟦shares(whole, widths)→[-(-whole * n // columns) for n in widths]⟧", "wide-uneven"),
 )  # fmt: skip
