@@ -31,9 +31,7 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import ACTIVATIONS, signals
 from refimpl.scoring.score import score
 from refimpl.show.pruning import inspection_table, pruning_table
-from refimpl.storage.files import write_json
 from refimpl.storage.folder import partial_results_folder
-from refimpl.storage.target_checks import RECORD
 from refimpl.tokens import Tokens, Windows
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens, model_windows
@@ -150,17 +148,21 @@ def command(
     options |= {"force": how.force, "keep": settings.resume}
     before = None if windows is None else _perplexity(opened, windows, settings)
     lap("measuring")
+
+    def measure(new: Model) -> dict[str, Any]:
+        """Perplexities, if they are asked for, and the seconds of every stage."""
+        lap("pruning")
+        measured = {}
+        if windows is not None:
+            measured = {"before": before, "after": _perplexity(new, windows, settings)}
+        lap("measuring")
+        times = seconds | {"total": sum(seconds.values())}
+        return {"seconds": times} | ({"measured": measured} if measured else {})
+
     with progress_bar("pruning") as progress:
-        pruned = prune(opened, output, targets, pruner, tokens, progress=progress, **options)
-    lap("pruning")
+        options |= {"progress": progress, "measure": measure}
+        pruned = prune(opened, output, targets, pruner, tokens, **options)
     document = record(pruned)
-    if windows is not None:
-        path = output if opened.path.is_dir() else output / opened.path.name
-        new = read_model(path, opened.config_path and output / "config.json")
-        document["measured"] = {"before": before, "after": _perplexity(new, windows, settings)}
-    lap("measuring")
-    document["seconds"] = seconds | {"total": sum(seconds.values())}
-    write_json(output / RECORD, document)
     deliver(document, pruning_table(pruned, document, output, applied, how.per_linear), as_json)
 
 

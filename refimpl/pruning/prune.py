@@ -1,9 +1,9 @@
 """The pruning job: from a model to a folder with a pruned one, and a record of what was done."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class Pruning:
     written: Written
     before: Mapping[str, Any] | None
     run: Run
+    measures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def total_weights(self) -> int:
@@ -137,6 +138,7 @@ def prune(
     memory: str | int | None = None,
     executor: Executor | str | None = None,
     progress: Progress = lambda done, total: None,
+    measure: Callable[[Model], Mapping[str, Any]] = lambda model: {},
 ) -> Pruning:
     """Prune a model into a new folder, which appears whole or not at all.
 
@@ -157,6 +159,7 @@ def prune(
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
         executor: Where the passes run and the linears of a block are pruned, as for `score`.
         progress: Called with the block passes done and in all.
+        measure: Called with the new model before it is in place; what it returns is recorded, too.
 
     Returns:
         Requested and achieved counts, and how they came about; `pruning.json` holds the same.
@@ -231,6 +234,7 @@ def prune(
             files.written(counts),
             before,
             run_since(started, dtype, resources.workers, resources.memory),
+            measure(files.open()),
         )
         source.check_at_end(results)
         (folder / RECORD).write_text(json_text(record(pruning)), "utf-8")
@@ -336,4 +340,5 @@ def record(pruning: Pruning) -> dict[str, Any]:
         },
         "before": pruning.before,
         "run": asdict(pruning.run),
+        **pruning.measures,
     }

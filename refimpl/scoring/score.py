@@ -91,7 +91,6 @@ def score(
     started, config = time.perf_counter(), model.config
     request = request or Request()
     plan = request.perturbation(plan)
-    require_resolved(plan, dtype)
     settings = Settings(dtype, threads, memory, executor, progress, part, resume)
     ids = checked_ids(tokens.ids, config)
     _check_request(config, request)
@@ -105,6 +104,7 @@ def score(
     signals_cost, experiment_cost = _costs(config, ids, plan, request)
 
     with settings.open(model, _options(tokens, plan, request, dtype)) as resources:
+        require_resolved(plan, resources.dtype)
         resources.total = signals_cost + experiment_cost
         alphas = alphas_of(model, request, ids.shape[1], resources)
         pruned_at, counts = None, np.zeros(0, np.int64)

@@ -101,6 +101,17 @@ def test_the_page_of_pruning_json_is_complete_and_true(tmp_path: Path) -> None:
         (
             (dense, "--sparsity", 0.5, *few, "--measure"),
             (dense, "--allocation", allocation, "--method", "sparsegpt", *few),
+            (
+                FIXTURES / "mixtral",
+                "--nm",
+                "2:4",
+                "--tokens",
+                "random",
+                "--seq-len",
+                2,
+                "--samples",
+                1,
+            ),
             (tmp_path / "0", "--nm", "2:4", "--method", "random"),
         )
     ):

@@ -28,7 +28,7 @@ OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
     Perturbation: {
         "kind": "pruning", "eta": (0.02,), "noise_scale": "sequence", "noise_shape": "channel",
         "norm": "sequence", "sink": "exclude", "draws": 5, "seed": 3, "subset": 2,
-        "probe_delta": 0.05,
+        "probe_delta": 0.05, "probe_pruner": "magnitude", "units": "linears",
     },
     Request: {
         "base": "owl", "options": {"lam": 0.2}, "sparsity": 0.4, "correct": None, "strength": 0.1,
@@ -65,7 +65,8 @@ def test_every_field_identifies_scores(kind: Any) -> None:
     assert changed(dtype="float64")
     assert changed(tokens=random_tokens(264, 1, 9))
     for name, value in OTHER[Perturbation].items():
-        if name != "kind" and kind == ("pruning" if name == "probe_delta" else "gaussian"):
+        probes = name in ("probe_delta", "probe_pruner", "units")
+        if name != "kind" and kind == ("pruning" if probes else "gaussian"):
             assert changed(plan=dataclasses.replace(plan, **{name: value})), name
     free = NO_RESULT | ({*score.PROJECTING} if kind == "gaussian" else set())
     for name, value in OTHER[Request].items():
