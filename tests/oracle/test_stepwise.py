@@ -154,18 +154,29 @@ def test_weights_follow_the_decisions_of_the_case() -> None:
 # A value of the case that is changed, and how; and the steps that change with it, as patterns, all
 # of which must match something. This is the table of docs/how-to/check.md.
 READ_BY: dict[str, str] = {
-    "blocks.1.resid_pre": "blocks.1.* owl.signal dlp.signal",
-    "blocks.1.resid_post": "perturbed.[01].* absorption_coefficient",
-    "blocks.3.resid_post": "perturbed.* absorption_coefficient final_norm dense.perplexity",
+    "blocks.1.resid_pre": (
+        "blocks.1.* owl.signal dlp.signal dlp_median.signal pruned.1.* pruned.blocks.1.* "
+        "pruned.absorption_coefficient pruned.divergence"
+    ),
+    "blocks.1.resid_post": (
+        "perturbed.[01].* coarse.[01].* pruned.[01].* *absorption_coefficient coarse.stderr"
+    ),
+    "blocks.3.resid_post": (
+        "perturbed.* coarse.[0-3].* pruned.[0-3].* *absorption_coefficient coarse.stderr "
+        "pruned.divergence final_norm dense.perplexity"
+    ),
     "final_norm": "logits",
     "blocks.1.q": "",
     "perturbed.1.drift": "",
     "logits": "",
-    "alphapruning.signal": "alphapruning.base alphapruning.corrected",
+    "alphapruning.signal": (
+        "alphapruning.base alphapruning.corrected alphapruning_linear.base "
+        "alphapruning_linear.corrected"
+    ),
     "dlp.signal": "dlp.base dlp.corrected",
     "absorption_coefficient": "*.corrected",
     "dlp.corrected": "dlp.counts",
-    "owl.counts": "wanda.*.keep sparsegpt.*.keep",
+    "owl.counts": "wanda.*.keep sparsegpt.*.keep magnitude.*.keep",
     "wanda.blocks.1.mlp_norm.squares": "wanda.blocks.1.[gu]*_proj.keep",
     "wanda.blocks.3.mlp_hidden.squares": "wanda.blocks.3.down_proj.[ks]*",
     "wanda.blocks.1.q_proj.keep": "wanda.blocks.[23].*.squares wanda.perplexity",
@@ -199,8 +210,10 @@ def test_a_step_is_computed_from_what_the_page_says(step: str) -> None:
 def test_all_perturbations_are_one_sample() -> None:
     """In float16 qwen2's first perturbation ends a thousandth off by chance; the next one, 1 %."""
     errors = reference_run(case_of("qwen2"), "float16", True).errors
-    for kind in ("drift", "alignment"):
-        assert len({x for name, x in errors.items() if name.endswith(kind)}) == 1
+    for experiment in ("perturbed", "coarse", "pruned"):
+        for kind in ("drift", "alignment"):
+            found = {x for name, x in errors.items() if fnmatchcase(name, f"{experiment}.*.{kind}")}
+            assert len(found) == 1
 
 
 def test_16_bits_are_judged_more_closely_than_chained() -> None:
