@@ -15,6 +15,10 @@ settings.register_profile(
 )
 settings.load_profile("refimpl")
 os.environ.pop("COLUMNS", None)  # the width of a table
+# Children whose files may not grow, as on a full disk, would leave halves of compiled modules:
+# CPython 3.11 does not notice a short write.
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+sys.dont_write_bytecode = True
 
 HERE = Path(__file__).parent
 FIXTURES = HERE.parent / "fixtures"
