@@ -87,7 +87,7 @@ def error_of(
         unknown = np.isnan(truth)  # a coefficient of a block that lost nothing
         if unknown.any():
             if not np.isnan(exact[unknown]).all():
-                return inf, (), "a number where there is none: NaN"
+                return inf, (), "NaN expected, and the candidate has a number"
             exact, truth = (np.where(unknown, 0.0, x) for x in (exact, truth))
         if measure == "numbers":
             exact, truth = exact[..., None], truth[..., None]

@@ -112,7 +112,7 @@ def turnable(truth: Array, score: Array, group: int, relative: Array) -> int:
         last = np.min(np.where(stays, by, inf), axis=1, keepdims=True)
         best = np.max(np.where(stays, 0.0, by), axis=1, keepdims=True)
         near = np.where(stays, low <= highest, high >= lowest)
-        near &= np.where(stays, by != best, by != last)  # equal ones are told apart by place
+        near &= np.where(stays, by != best, by != last)  # of equal scores the position decides
         count += int(near.sum())
     return count
 
