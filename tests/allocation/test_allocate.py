@@ -62,10 +62,12 @@ def requests(draw: st.DrawFn, scores: Scores, folder: Path) -> Request:
         steep = draw(st.floats(-0.999, 0.999)) * min(reach, 1)
         options = {"beta": steep if reach > 1e-9 else 0.0}
     if base == "custom":
-        units = draw(st.sampled_from([1, scores.linear_sizes.shape[1]]))
-        path = folder / "any.json"
         random = np.random.default_rng(draw(st.integers(0, 2**32)))
-        path.write_text(json.dumps(random.random((scores.num_blocks, units)).squeeze().tolist()))
+        sparsity_of = random.random(scores.num_blocks).tolist()
+        if draw(st.booleans()):  # blocks may differ in their linears
+            sparsity_of = [random.random(len(block)).tolist() for block in scores.linears]
+        path = folder / "any.json"
+        path.write_text(json.dumps(sparsity_of))
         base = str(path)
     correct = draw(st.sampled_from([None, "absorption", "arrival", "divergence"]))
     strength = draw(st.one_of(st.just(0.0), st.floats(-2, 2)))
