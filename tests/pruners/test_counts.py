@@ -31,7 +31,7 @@ def by_hand(quotas: list[Fraction], total: int) -> list[int]:
 def test_total_is_the_nearest_whole_number(sparsity: float, total: int) -> None:
     count = total_count(sparsity, total)
     assert 0 <= count <= total
-    assert abs(count - sparsity * total) <= 0.5
+    assert abs(count - Fraction(str(sparsity)) * total) <= Fraction(1, 2)  # the decimal, exactly
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.1, float("nan"), float("inf")])
