@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import parsed_json, read_file
+from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.method.allocation import Compat
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
 from refimpl.method.perturbation import Perturbation

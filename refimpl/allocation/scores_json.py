@@ -23,7 +23,7 @@ from refimpl.allocation.scores import (
     StoredAllocation,
 )
 from refimpl.errors import RefimplError, unreadable
-from refimpl.loading.file_reading import parsed_json, read_file
+from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array

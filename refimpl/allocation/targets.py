@@ -20,7 +20,7 @@ from refimpl.allocation.scores_json import (
     whole_scores,
 )
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import read_file
+from refimpl.loading.files.file_reading import read_file
 from refimpl.method.allocation import Compat
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array

@@ -12,7 +12,7 @@ from typer.models import ArgumentInfo
 
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import WHOLE
+from refimpl.loading.files.file_reading import WHOLE
 from refimpl.storage.partial_results import partial_results_path
 
 # What people use: under "Options" in --help; the other options of a group are advanced.

@@ -10,7 +10,7 @@ from typing import Any
 
 from refimpl.allocation.request import BASES
 from refimpl.errors import RefimplError
-from refimpl.loading.hub import local_files
+from refimpl.loading.files.hub import local_files
 from refimpl.storage.file_system import is_folder
 from refimpl.storage.files import remove_left
 from refimpl.storage.partial_results import partial_results_path

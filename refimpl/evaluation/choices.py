@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import json_value, read_lines, reading
+from refimpl.loading.files.file_reading import json_value, read_lines, reading
 from refimpl.model.ops import Array
 
 FORM = '{"question": "...", "choices": ["...", "..."], "answer": 0}'

@@ -6,12 +6,12 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import read_config
-from refimpl.loading.file_reading import json_object, read_file, reading
+from refimpl.loading.files.file_reading import json_object, read_file, reading
+from refimpl.loading.files.hub import local_files
+from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.loading.files.weight_files import open_files
 from refimpl.loading.gguf_model import read_gguf
-from refimpl.loading.hub import local_files
-from refimpl.loading.safetensors_file import SafetensorsFile
 from refimpl.loading.tensor_claims import claim
-from refimpl.loading.weight_files import open_files
 from refimpl.model.model import Model
 
 _EXPECTED = "the model's config.json"

@@ -9,9 +9,9 @@ from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
 from refimpl.loading.config_keys import LARGEST, Keys, shown
 from refimpl.loading.families import FAMILIES, Family, Location
+from refimpl.loading.files.refused_formats import refusal
 from refimpl.loading.mixtures import read_experts
 from refimpl.loading.refused_families import check_family
-from refimpl.loading.refused_formats import refusal
 from refimpl.model.config import Alibi, BlockKind, Config
 
 ACTIVATION_NAMES = {

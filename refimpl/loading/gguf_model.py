@@ -11,7 +11,7 @@ from weakref import finalize
 
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import FAMILIES
-from refimpl.loading.file_reading import json_object, read_file, reading, require_file
+from refimpl.loading.files.file_reading import json_object, read_file, reading, require_file
 from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK, OUTSIDE, Architecture
 from refimpl.loading.gguf.config_metadata import ROPE_FACTORS, architecture_of, config_entries
 from refimpl.loading.gguf.gguf_file import GgufTensor, open_shards

@@ -9,7 +9,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import HubModel
-from refimpl.loading.refused_formats import refuse_formats
+from refimpl.loading.files.refused_formats import refuse_formats
 from refimpl.model.config import LEARNED_ACTIVATION, NORMS, kind_of
 from refimpl.model.layout import WHOLE, Layout
 from refimpl.model.weight import CHUNK, DTYPES, StoredTensor, Weight

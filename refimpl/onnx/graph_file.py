@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import require_file
+from refimpl.loading.files.file_reading import require_file
 from refimpl.method.perturbation import Perturbation
 from refimpl.onnx.recording.experiment_graph import AT, ETA, NOISE
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, TOKENS

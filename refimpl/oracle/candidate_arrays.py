@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import json_object, read_file, reading
-from refimpl.loading.json_schema import require
+from refimpl.loading.files.file_reading import json_object, read_file, reading
+from refimpl.loading.files.json_schema import require
 
 FACTS = "case.json"
 NEXT = "make the case again with refimpl case make"

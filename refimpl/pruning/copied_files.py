@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.loading.hub import COMPANIONS
-from refimpl.loading.refused_formats import CONVERSIONS
+from refimpl.loading.files.hub import COMPANIONS
+from refimpl.loading.files.refused_formats import CONVERSIONS
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
 from refimpl.storage.target_checks import RECORD

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import json_object, read_file, reading
-from refimpl.loading.json_schema import require
+from refimpl.loading.files.file_reading import json_object, read_file, reading
+from refimpl.loading.files.json_schema import require
 from refimpl.model.layout import cut
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight

@@ -12,7 +12,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
-from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.layout import cut, join
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor

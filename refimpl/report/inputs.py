@@ -21,8 +21,8 @@ from refimpl.allocation.scores_json import (
     whole_scores,
 )
 from refimpl.errors import RefimplError, unreadable
-from refimpl.loading.file_reading import read_file
-from refimpl.loading.json_schema import require
+from refimpl.loading.files.file_reading import read_file
+from refimpl.loading.files.json_schema import require
 from refimpl.model.ops import Array
 from refimpl.pruning.inspection import pruning_facts, pruning_name
 from refimpl.pruning.record_schema import COUNTS, WHOLE_RECORD

@@ -14,7 +14,7 @@ from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import BASES, Request
 from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Signals
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import read_file
+from refimpl.loading.files.file_reading import read_file
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.method.perturbation import Perturbation, require_resolved
 from refimpl.model.config import Config

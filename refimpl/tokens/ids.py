@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import json_value, read_lines, reading, require_file
+from refimpl.loading.files.file_reading import json_value, read_lines, reading, require_file
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
 
 _ROW = 'a JSON list of 64-bit integers, or an object with one under "input_ids" or "tokens"'

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import MIB, opened, reading, too_large
+from refimpl.loading.files.file_reading import MIB, opened, reading, too_large
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
 from refimpl.tokens.tokenizer import TextTokenizer, bos_rule, read_tokenizer
 

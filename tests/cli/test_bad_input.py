@@ -413,7 +413,7 @@ def test_a_file_that_may_not_be_read(
     name: str, command: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "ids.jsonl").write_text("[1, 2, 3, 4]\n")
-    really, library = open, sys.modules["refimpl.loading.safetensors_file"].safe_open
+    really, library = open, sys.modules["refimpl.loading.files.safetensors_file"].safe_open
     before = state(here)
 
     def denied(opened: Callable[..., Any]) -> Callable[..., Any]:
@@ -428,7 +428,7 @@ def test_a_file_that_may_not_be_read(
         patched.setattr(os, "access", lambda path, mode: os.path.basename(path) != name)
         patched.setattr("builtins.open", denied(really))
         patched.setattr("io.open", denied(really))
-        patched.setattr("refimpl.loading.safetensors_file.safe_open", denied(library))
+        patched.setattr("refimpl.loading.files.safetensors_file.safe_open", denied(library))
         small = SMALL if command.startswith("score") else ""
         result = run(*command.split(), *small.split(), "-o", "out/new.json")
     error = refusal(result)

@@ -18,8 +18,8 @@ from program import ran, refused
 from refusals import refusal_of
 
 from refimpl.errors import RefimplError, printable
-from refimpl.loading.file_reading import DEEPEST, parsed_json, read_file, read_lines
-from refimpl.loading.json_schema import require
+from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file, read_lines
+from refimpl.loading.files.json_schema import require
 from refimpl.pruning.record_schema import WHOLE_RECORD
 from refimpl.report.schemas import EVALUATION
 from refimpl.testing.cases import cases_below

@@ -13,7 +13,7 @@ from program import ran
 from refusals import refusal_of
 
 from refimpl import Model, forward, inspect, read_model
-from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.pruning.inspection import read_record
 
 PEERS = (

@@ -16,7 +16,7 @@ from program import ran, refused, run
 from refusals import refusal_of
 
 from refimpl import read_model
-from refimpl.loading.hub import DOWNLOADED
+from refimpl.loading.files.hub import DOWNLOADED
 from refimpl.oracle.case import read_case
 from refimpl.pruning.inspection import read_record
 
@@ -218,7 +218,7 @@ def test_without_the_library(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_library_is_imported_for_ids_alone() -> None:
     code = f"import sys, refimpl; refimpl.read_model({str(FIXTURES / 'llama')!r}); "
     modules = program_ran(program=(sys.executable, "-c", code + "print(*sys.modules)")).split()
-    assert "refimpl.loading.hub" in modules
+    assert "refimpl.loading.files.hub" in modules
     assert "huggingface_hub" not in modules
 
 

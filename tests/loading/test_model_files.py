@@ -29,9 +29,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl import RefimplError, read_model
-from refimpl.loading import safetensors_file
 from refimpl.loading.config_json import read_config
-from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.loading.files import safetensors_file
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.tensor_claims import roles
 
 LLAMA, SHARDED = FIXTURES / "llama", FIXTURES / "llama_sharded"

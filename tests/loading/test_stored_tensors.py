@@ -13,7 +13,7 @@ from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.layout import WHOLE, Layout, cut, join
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES

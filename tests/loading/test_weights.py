@@ -26,7 +26,7 @@ from conftest import FIXTURES
 from refusals import refusal_of
 
 from refimpl import Model, RefimplError, forward, read_model
-from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model import weight
 from refimpl.model.weight import DTYPES
 

@@ -28,7 +28,7 @@ from pruned_models import Decision, pruned_linears, write_pruned
 from safetensors import safe_open
 
 from refimpl import Model, RefimplError, read_model
-from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.layout import cut
 from refimpl.model.weight import DTYPES
 from refimpl.pruning.copied_files import copies, with_format

@@ -5,13 +5,12 @@ from refimpl.loading.families import (
     falcon,
     gemma,
     glm,
-    gpt2,
     gpt_neox,
     granite,
+    learned_positions,
     llama,
     mixtures,
     olmo,
-    opt,
     phi,
     ungated,
 )  # fmt: skip
@@ -20,7 +19,8 @@ from refimpl.loading.families.family import REQUIRED, Family, Location
 __all__ = ["FAMILIES", "REQUIRED", "Family", "Location"]
 
 LINEAGES = (
-    llama, gemma, phi, granite, olmo, glm, cohere, falcon, ungated, gpt_neox, gpt2, opt, mixtures,
+    llama, gemma, phi, granite, olmo, glm, cohere, falcon, ungated, gpt_neox, learned_positions,
+    mixtures,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
     family.model_type: family

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from refimpl.loading.families.family import ALL, ROPE, Entries, Family, biased, fused, separate
-from refimpl.loading.families.gpt2 import GPT2
+from refimpl.loading.families.learned_positions import GPT2
 from refimpl.loading.families.llama import LLAMA
 
 GPT_NEOX = Family(

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from refimpl.errors import RefimplError, unreadable
-from refimpl.loading.file_reading import DOCUMENT, require_file
+from refimpl.loading.files.file_reading import DOCUMENT, require_file
 from refimpl.model.weight import MappedFile, StoredTensor
 
 METADATA = "__metadata__"

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import json_object, read_file, reading
-from refimpl.loading.refused_formats import CONVERSIONS, conversion, refusal
-from refimpl.loading.safetensors_file import SafetensorsFile
+from refimpl.loading.files.file_reading import json_object, read_file, reading
+from refimpl.loading.files.refused_formats import CONVERSIONS, conversion, refusal
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 
 _EXPECTED = "a .safetensors file, an index, or a folder that contains one"
 _INDEX = 'an index: a JSON object with a "weight_map" from tensor to file name'

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.loading.file_reading import reading
-from refimpl.loading.refused_formats import CONVERSIONS
-from refimpl.loading.weight_files import shard_of_tensor
+from refimpl.loading.files.file_reading import reading
+from refimpl.loading.files.refused_formats import CONVERSIONS
+from refimpl.loading.files.weight_files import shard_of_tensor
 
 COMPANIONS = (  # copied when a model is pruned
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
