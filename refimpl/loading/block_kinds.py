@@ -1,5 +1,6 @@
 """What differs between the blocks of a model: their windows and rotary positions."""
 
+from dataclasses import replace
 from math import log, sqrt
 from typing import Any
 
@@ -41,12 +42,32 @@ def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
     if unrotated == "unwindowed" or (unrotated == "full" and windowed):
         rotates = [window is not None for window in windows]
     mixtures, warmth = mixture_blocks(keys, num_blocks), _temperature(keys, full)
+    ropes = [
+        (full if window is None else sliding) if rotary else None
+        for window, rotary in zip(windows, rotates, strict=True)
+    ]
+    ropes = _with_bases(keys, ropes)
+    if any(rope and rope.scaling == "yarn" and rope.theta == 1 for rope in ropes):
+        keys.wrong("yarn needs a rope_theta above 1")
     return tuple(
-        BlockKind(
-            window, (full if window is None else sliding) if rotary else None, mixture, warmth
-        )
-        for window, rotary, mixture in zip(windows, rotates, mixtures, strict=True)
+        BlockKind(window, rope, mixture, warmth)
+        for window, rope, mixture in zip(windows, ropes, mixtures, strict=True)
     )
+
+
+def _with_bases(keys: Keys, ropes: list[Rope | None]) -> list[Rope | None]:
+    """The rotary positions with the base that `layer_rope_theta` lists for each block; 0: none."""
+    bases = keys.get("layer_rope_theta")
+    if bases is None:
+        return ropes
+    if not isinstance(bases, list) or len(bases) != len(ropes):
+        got = f"{len(bases)}" if isinstance(bases, list) else shown(bases)
+        keys.wrong(f"layer_rope_theta: expected a list of {len(ropes)} numbers, got {got}")
+        return ropes
+    return [
+        rope and replace(rope, theta=keys.real("layer_rope_theta", base, 1)) if base != 0 else None
+        for rope, base in zip(ropes, bases, strict=True)
+    ]
 
 
 def _temperature(keys: Keys, rope: Rope | None) -> Temperature | None:
@@ -91,9 +112,9 @@ def _windows(keys: Keys, num_blocks: int, rotates: list[bool]) -> list[int | Non
         slides = _slides(keys, types, num_blocks)
     elif rule == "even":
         slides = [i % 2 == 0 for i in range(num_blocks)]
-    elif rule == "pattern":
-        pattern = keys.size("sliding_window_pattern")
-        slides = [(i + 1) % pattern != 0 for i in range(num_blocks)]
+    elif rule in ("pattern", "after first"):
+        pattern, full = keys.size("sliding_window_pattern"), 0 if rule == "after first" else -1
+        slides = [(i - full) % pattern != 0 for i in range(num_blocks)]
     elif rule == "unrotated":
         slides = [has_window and not rotary for rotary in rotates]
     else:
@@ -162,8 +183,6 @@ def _rope(
     if keys.has("alpha") and scaling.get("alpha"):
         theta, scaling = _stretched(keys, scaling, source, theta, rotary_dim), {}
     name, values = _scaling(keys, scaling, source, rotary_dim)
-    if name == "yarn" and theta == 1:
-        keys.wrong(f"{source}: yarn needs a rope_theta above 1")
     if len(keys.problems) > problems_before:
         return None
     return Rope(theta, rotary_dim, name, interleaved=keys.family.interleaved, **values)

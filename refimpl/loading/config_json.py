@@ -85,6 +85,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         qkv_limit=keys.number_or_none("qkv_limit"),
         weightless_norms=family.weightless_norms,
         experts=read_experts(keys, intermediate),
+        gate_limit=keys.number_or_none("gate_limit"),
         alibi=_alibi(keys, heads, head_dim),
     )
     tied = keys.flag("tie_word_embeddings")

@@ -267,6 +267,12 @@ WINDOWS: list[tuple[str, dict[str, Any], list[int | None]]] = [
     ("gemma3", PATTERN, [5] * 5 + [None, 5]),
     ("gemma3", PATTERN | {"sliding_window_pattern": 3}, [5, 5, None, 5, 5, None, 5]),
     ("gemma3", {"sliding_window_pattern": 3}, [5] * 5 + [None, 5]),  # `layer_types` decides
+    ("granite_swa", {"layer_types": ...}, [None, 5, 5]),
+    (
+        "granite_swa",
+        {"layer_types": ..., "num_hidden_layers": 6, "layer_rope_theta": None},
+        [None, 5, 5, 5, None, 5],
+    ),
 ]
 
 
@@ -297,6 +303,18 @@ MEANS: list[tuple[str, dict[str, Any], str, Any]] = [
     ("llama", {"rope_parameters": ...}, "blocks", (BlockKind(None, Rope(1e4, 8)),) * 4),
     ("gpt_neox", {"rope_parameters": ...}, "blocks", (BlockKind(None, Rope(1e4, 4)),) * 3),
     ("gemma3", {"rope_parameters": ...}, "blocks", (LOCAL,) * 5 + (GLOBAL, LOCAL)),
+    (
+        "granite_swa",
+        {"rope_parameters": ..., "layer_rope_theta": [9.0, 0, 0.0]},
+        "blocks",
+        (BlockKind(None, Rope(9.0, 8)), BlockKind(5, None), BlockKind(5, None)),
+    ),
+    (
+        "granite_swa",
+        {"layer_rope_theta": ...},
+        "blocks",
+        (BlockKind(None, Rope(1e3, 8)), *(BlockKind(5, Rope(1e3, 8)),) * 2),
+    ),
 ]
 
 
@@ -401,6 +419,16 @@ WRONG_ROPE: dict[str, tuple[str, dict[str, Any], str]] = {
         "phi3", rope(rope_type="dynamic", factor=2.0, partial_rotary_factor=0.25), "more than 2"),
     "yarn from nothing": ("llama", rope(rope_type="yarn", factor=0.5), "at least 1, got 0.5"),
     "yarn without a base": ("llama", rope(rope_type="yarn", rope_theta=1), "theta above 1"),
+    "yarn of a block without a base": (
+        "granite_swa",
+        {"layer_rope_theta": [1, 2, 3]} | rope(rope_type="yarn", factor=2.0),
+        "theta above 1",
+    ),
+    "a base too few": ("granite_swa", {"layer_rope_theta": [1e4, 0]}, "list of 3 numbers, got 2"),
+    "bases no list": ("granite_swa", {"layer_rope_theta": 1e4}, "list of 3 numbers, got 10000.0"),
+    "a base that is no number": (
+        "granite_swa", {"layer_rope_theta": [0, "1e4", 0]}, 'theta: .*at least 1, got "1e4"'),
+    "a base below 1": ("granite_swa", {"layer_rope_theta": [0, 0, -2]}, "theta: .*got -2"),
     "yarn cut in words": ("llama", rope(rope_type="yarn", truncate="no"), "truncate: .*true or"),
     "yarn of no turns": ("llama", rope(rope_type="yarn", beta_fast=0), "beta_fast: .*got 0"),
     "yarn of a key": ("llama", rope(rope_type="yarn", beta=2), "not understood: .*beta"),
@@ -622,13 +650,15 @@ def is_parallel(theirs: Any) -> bool:
 def their_logit_scale(theirs: Any) -> float:
     """What transformers' model multiplies logits by."""
     scale: float = getattr(theirs, "logit_scale", getattr(theirs, "logits_scaling", 1.0))
-    return 1 / scale if theirs.model_type == "granite" else scale
+    return 1 / scale if theirs.model_type.startswith("granite") else scale
 
 
 def they_rotate(theirs: Any, index: int, kind: str) -> bool:
     """Whether transformers' model rotates in a block."""
     if theirs.model_type == "smollm3":
         return bool(theirs.no_rope_layers[index])
+    if theirs.model_type == "granite_swa":
+        return bool(theirs.layer_rope_theta[index])
     if theirs.model_type == "exaone4":
         return theirs.sliding_window is None or kind == "sliding_attention"
     return theirs.model_type != "cohere2" or kind == "sliding_attention"
@@ -649,6 +679,8 @@ def their_blocks(theirs: Any, head_dim: int) -> Iterator[BlockKind]:
     for index, kind in enumerate(types):
         window = theirs.sliding_window if kind == "sliding_attention" else None
         rope = dict(getattr(theirs, "rope_parameters", None) or {})
+        if theirs.model_type == "granite_swa":
+            rope["rope_theta"] = theirs.layer_rope_theta[index]
         if theirs.model_type == "gptj":
             yield BlockKind(window, Rope(1e4, theirs.rotary_dim, interleaved=True))
             continue

@@ -263,6 +263,13 @@ def one_sided(x: Array, limit: float | None) -> Array:
     return x if limit is None else np.minimum(x, limit)
 
 
+def sinks(change: Callable[[Array], Array]) -> Break:
+    """Change the score of the sinks where attention adds it."""
+    return op(
+        "softmax", lambda f: lambda x, sink=None: f(x, sink if sink is None else change(sink))
+    )
+
+
 def hidden_scale(config: Config) -> float:
     return float((config.hidden_size / config.num_attention_heads) ** -0.5)
 
@@ -315,11 +322,15 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("xIELU's beta 0.1 off", matching(r"act\.beta", lambda w: replace(w, offset=0.1)), ["apertus"]),
     ("gate and up exchanged", swapped("gate_proj", "up_proj"), ["llama", "phi3", "gemma2"]),
     # which tokens are seen
-    ("window one longer", window(lambda w: w + 1), ["mistral", "gemma2", "gemma3"]),
+    ("window one longer", window(lambda w: w + 1), ["mistral", "gemma2", "granite_swa"]),
     ("window one shorter", window(lambda w: w - 1), ["mistral", "qwen2_sliding", "starcoder2"]),
     ("window ignored", window(lambda w: None), ["mistral", "gemma3", "phi3_partial"]),
     ("windows on the other blocks", facts(blocks=other_kind), ["gemma2", "ministral"]),
-    ("windows one block late", facts(blocks=lambda c: c.blocks[-1:] + c.blocks[:-1]), ["gemma3"]),
+    (
+        "windows one block late",
+        facts(blocks=lambda c: c.blocks[-1:] + c.blocks[:-1]),
+        ["gemma3", "gpt_oss"],
+    ),
     ("no causal mask", sees(inf), ["llama", "gpt2"]),
     ("the next token is seen", sees(1), ["llama", "gpt_neox"]),
     ("the first token is hidden", op("causal_bias", not_the_first), ["llama", "opt"]),
@@ -342,6 +353,10 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("q, k, v limited above only", op("limited", lambda _: one_sided), ["olmo"]),
     ("scale of D/H", facts(attention_scale=hidden_scale), ["mistral", "qwen3", "llama3"]),
     ("kv heads tiled", tiled, ["llama", "gemma2", "phi3"]),
+    ("sinks skipped", without("sinks"), ["gpt_oss", "granite_swa"]),
+    ("one sink for all heads", sinks(lambda sink: sink[:1]), ["gpt_oss", "granite_swa"]),
+    ("sinks scaled as scores are", sinks(lambda sink: 0.4 * sink), ["gpt_oss", "granite_swa"]),
+    ("a sink of zero", sinks(np.zeros_like), ["gpt_oss", "granite_swa"]),
     # positions
     ("theta 10 % off", rope(theta=lambda r: 1.1 * r.theta), ["llama", "gpt_neox"]),
     ("slopes for more heads", alibi(slopes=other_slopes), ["bloom", "mpt", "falcon_alibi"]),
@@ -353,6 +368,8 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("rotation without a window", rotated, ["cohere2"]),
     ("yarn's tables not scaled", rope(attention_factor=1.0), ["llama_yarn", "ministral3"]),
     ("yarn's limits not rounded", rope(truncate=False), ["llama_yarn", "ministral3"]),
+    ("yarn's limits rounded", rope(truncate=True), ["gpt_oss"]),
+    ("one base for all blocks", rope(theta=200.0), ["granite_swa"]),
     (
         "dynamic of the original length",
         rope(original_max_position_embeddings=13),
@@ -386,7 +403,7 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("no position offset", facts(position_offset=0), ["opt", "opt_unbiased"]),
     ("a position offset", facts(position_offset=1), ["gpt2"]),
     ("positions not added", without("pos_embed"), ["gpt2", "opt"]),
-    ("rotation in every block", facts(blocks=all_rotate), ["smollm3", "exaone4"]),
+    ("rotation in every block", facts(blocks=all_rotate), ["smollm3", "exaone4", "granite_swa"]),
     # residual stream
     ("residual multiplier skipped", facts(residual_scale=1.0), ["granite", "hyperclovax"]),
     (

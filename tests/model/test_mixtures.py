@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import pytest
 from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write
 from gates import GATES, expected_of, model_of, worst_point
 from refusals import refusal_of
-from test_broken_variants import Break, changed, facts, layout, rows, swapped, without
+from test_broken_variants import Break, changed, facts, layout, op, rows, swapped, without
 
 from refimpl import Model, forward, read_model
 from refimpl.loading.config_json import read_config
 from refimpl.model import experts
 from refimpl.model import forward as forward_module
-from refimpl.model.config import Experts
+from refimpl.model.config import BlockKind, Experts, Rope
 from refimpl.model.experts import largest, route
 from refimpl.model.forward import block, places
 from refimpl.model.ops import Array
@@ -43,6 +44,11 @@ def routed(change: Callable[..., tuple[Array, Array]]) -> Break:
         return model
 
     return broken
+
+
+def clamped(gates: Callable[..., tuple[Array, Array]]) -> Break:
+    """Put another function in the place of `clamped_gate`."""
+    return op("clamped_gate", lambda _: gates)
 
 
 def one_fewer(facts: Experts) -> int:
@@ -96,6 +102,31 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("shared expert skipped", mixture(shared_size=0), ["qwen2_moe", "ernie4_5_moe", "glm4_moe"]),
     ("shared gate skipped", without(r"shared_expert\.gate\.weight"), ["qwen2_moe"]),
     ("q, k and v not limited", facts(qkv_limit=None), ["olmoe"]),
+    ("softmax of all scores", mixture(normalised=False), ["gpt_oss"]),
+    ("router's bias skipped", without(r"router\.bias"), ["gpt_oss"]),
+    ("experts' biases skipped", without(r"experts\.\d+\.\w+\.bias"), ["gpt_oss"]),
+    ("gate and up in halves", layout(r"(gate|up)_proj", groups=1), ["gpt_oss"]),
+    ("biases of gate and up in halves", layout(r"(gate|up)_proj\.bias", groups=1), ["gpt_oss"]),
+    ("gate and up exchanged", swapped("gate_proj", "up_proj"), ["gpt_oss"]),
+    ("one bias for all experts", layout(r"down_proj\.bias", expert=0), ["gpt_oss"]),
+    ("SiLU in the gate", facts(activation="silu"), ["gpt_oss"]),
+    ("nothing clamped", clamped(lambda gate, up, _: (gate, up + 1)), ["gpt_oss"]),
+    ("the limit 5 % off", facts(gate_limit=lambda c: 1.05 * c.gate_limit), ["gpt_oss"]),
+    (
+        "the gate limited from below",
+        clamped(lambda gate, up, x: (gate.clip(-x, x), up.clip(-x, x) + 1)),
+        ["gpt_oss"],
+    ),
+    (
+        "up limited from above only",
+        clamped(lambda gate, up, x: (gate.clip(None, x), up.clip(None, x) + 1)),
+        ["gpt_oss"],
+    ),
+    (
+        "up without 1",
+        clamped(lambda gate, up, x: (gate.clip(None, x), up.clip(-x, x))),
+        ["gpt_oss"],
+    ),
 ]
 
 
@@ -186,24 +217,63 @@ def test_tensors_that_do_not_fit(change: Any, lines: list[str], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("changes", "line"),
+    ("case", "changes", "line"),
     [
-        ({"num_experts_per_tok": 6}, "num_experts_per_tok: 6 of 5 experts"),
-        ({"num_experts_per_tok": 0}, "num_experts_per_tok: expected a positive integer, got 0"),
-        ({"num_local_experts": "8"}, 'num_local_experts: expected a positive integer, got "8"'),
-        ({"n_group": 2}, "n_group: not understood (value 2)"),
-        ({"n_group": 4}, "n_group: 4 groups, 2 of them kept, of 6 experts"),
-        ({"topk_group": 4}, "n_group: 3 groups, 4 of them kept, of 6 experts"),
-        ({"topk_group": 1, "num_experts_per_tok": 3},
+        ("mixtral", {"num_experts_per_tok": 6}, "num_experts_per_tok: 6 of 5 experts"),
+        ("mixtral", {"num_experts_per_tok": 0},
+         "num_experts_per_tok: expected a positive integer, got 0"),
+        ("mixtral", {"num_local_experts": "8"},
+         'num_local_experts: expected a positive integer, got "8"'),
+        ("mixtral", {"n_group": 2}, "n_group: not understood (value 2)"),
+        ("glm4_moe", {"n_group": 4}, "n_group: 4 groups, 2 of them kept, of 6 experts"),
+        ("glm4_moe", {"topk_group": 4}, "n_group: 3 groups, 4 of them kept, of 6 experts"),
+        ("glm4_moe", {"topk_group": 1, "num_experts_per_tok": 3},
          "topk_group: 1 groups of 2 for 3 experts per token"),
-        ({"mlp_only_layers": ["1"]}, "mlp_only_layers: expected a list of blocks, got ['1']"),
-        ({"use_sliding_window": True, "sliding_window": 5},
+        ("qwen2_moe", {"mlp_only_layers": ["1"]},
+         "mlp_only_layers: expected a list of blocks, got ['1']"),
+        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 5},
          "use_sliding_window: only false is supported, got true"),
+        ("gpt_oss", {"hidden_act": "gelu"}, 'hidden_act: only "silu" is supported, got "gelu"'),
+        ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha: only 1.702 is supported, got 1.5"),
+        ("gpt_oss", {"swiglu_limit": 0}, "swiglu_limit: expected a positive number, got 0"),
+        ("gpt_oss", {"experts_per_token": 3}, "experts_per_token: 3 contradicts 2"),
+        ("gpt_oss", {"initial_context_length": 9}, "initial_context_length: 9 contradicts 5"),
     ],
 )  # fmt: skip
-def test_configurations_that_are_refused(changes: dict[str, Any], line: str) -> None:
-    case = "glm4_moe" if "n_group: " in line and "not understood" not in line else "mixtral"
-    case = {"topk_group": "glm4_moe", "mlp_only_layers": "qwen2_moe"}.get(line.split(":")[0], case)
-    case = "qwen2_moe" if "use_sliding_window" in changes else case
+def test_configurations_that_are_refused(case: str, changes: dict[str, Any], line: str) -> None:
     error = refusal_of(read_config, config_of(case, **changes))
     assert error.problem.split("\n  ")[1:] == [line]
+
+
+GPT_OSS_20B = {
+    "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0,
+    "eos_token_id": 200002, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu",
+    "hidden_size": 2880, "initial_context_length": 4096, "initializer_range": 0.02,
+    "intermediate_size": 2880, "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 64,
+    "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8,
+    "num_local_experts": 32, "output_router_logits": False, "pad_token_id": 199999,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+                     "original_max_position_embeddings": 4096, "rope_type": "yarn",
+                     "truncate": False},
+    "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128, "swiglu_limit": 7.0,
+    "tie_word_embeddings": False, "transformers_version": "4.55.0.dev0", "use_cache": True,
+    "vocab_size": 201088,
+}  # fmt: skip
+
+
+def test_gpt_oss_as_it_was_published() -> None:
+    config = read_config(GPT_OSS_20B).config
+    rope = Rope(
+        150000.0, 64, "yarn", 32.0, original_max_position_embeddings=4096, truncate=False,
+        attention_factor=0.1 * log(32) + 1,
+    )  # fmt: skip
+    kinds = [BlockKind(window, rope, mixture=True) for window in (128, None)]
+    assert config.blocks == tuple(kinds * 12)
+    assert config.experts == Experts(32, 4, 2880)
+    assert (config.gate_limit, config.activation) == (7.0, "sigmoid_gelu")
+    omitted = ("layer_types", "rope_scaling", "rope_theta", "swiglu_limit", "rms_norm_eps",
+               "head_dim", "sliding_window", "attention_bias", "num_key_value_heads")  # fmt: skip
+    short = {key: value for key, value in GPT_OSS_20B.items() if key not in omitted}
+    assert read_config(short) == read_config(GPT_OSS_20B)

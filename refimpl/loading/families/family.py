@@ -58,7 +58,8 @@ class Family:
         optional: Roles that exist only if a config key is true, with that key.
         weightless_norms: Norms without a tensor.
         windows: Which blocks slide if `layer_types` is absent: "none", "all", "even" ones, those
-            "above" max_window_layers, all but the last of each "pattern", or "unrotated" ones.
+            "above" max_window_layers, all but the last of each "pattern", all "after first" of
+            each, or "unrotated" ones.
         unrotated: Which blocks have no rotary positions: "none", those "listed" with a 0 in
             `no_rope_layers`, in a model with a window those that are "full", or in any model the
             "unwindowed" ones.
@@ -91,7 +92,7 @@ class Family:
     activations: dict[str, str] = field(default_factory=dict)
     optional: dict[str, str] = field(default_factory=dict)
     weightless_norms: tuple[str, ...] = ()
-    windows: Literal["none", "all", "even", "above", "pattern", "unrotated"] = "none"
+    windows: Literal["none", "all", "even", "above", "pattern", "after first", "unrotated"] = "none"
     unrotated: Literal["none", "listed", "full", "unwindowed"] = "none"
     scalings: dict[str, str] = field(default_factory=dict)
     rope_extras: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Granite and HyperCLOVA X: constants that multiply embeddings, attention, residual and logits."""
+"""Granite and HyperCLOVA X: factors of embeddings, attention, residual and logits; Granite SWA."""
 
 from dataclasses import replace
 
@@ -15,6 +15,19 @@ GRANITE = replace(
     defaults=LLAMA.defaults | {
         "embed_scale": 1.0, "attention_scale": 1.0, "residual_scale": 1.0, "logit_divisor": 1.0,
     },
+)  # fmt: skip
+
+GRANITE_SWA = replace(
+    GRANITE,
+    model_type="granite_swa",
+    names=LLAMA.names | separate(sinks="layers.{}.self_attn.sinks"),
+    defaults=GRANITE.defaults | {
+        "num_key_value_heads": 4, "norm_eps": 1e-5, "tie_word_embeddings": True,
+        "sliding_window": 128, "sliding_window_pattern": 4, "layer_types": None,
+        "layer_rope_theta": None, "max_position_embeddings": 8192,
+    },
+    only=(*GRANITE.only, "sliding_window_pattern"),  # a constant, not a key of its files
+    windows="after first",
 )  # fmt: skip
 
 HYPERCLOVAX = replace(

@@ -179,3 +179,39 @@ DOTS = replace(
     buffers=LLAMA.buffers,
     windows="above",
 )  # fmt: skip
+
+GPT_OSS = replace(
+    LLAMA,
+    model_type="gpt_oss",
+    names=ATTENTION
+    | separate(sinks="layers.{}.self_attn.sinks", router="layers.{}.mlp.router")
+    | fused(
+        "layers.{}.mlp.experts.gate_up_proj", "experts.gate_proj", "experts.up_proj",
+        stacked=True, transposed=True, alternating=True, weight="", bias="_bias",
+    )
+    | fused(
+        "layers.{}.mlp.experts.down_proj", "experts.down_proj",
+        stacked=True, transposed=True, weight="", bias="_bias",
+    ),
+    biased=biased("attention_bias", "q", "k", "v", "o")
+    | dict.fromkeys(("router", *(f"experts.{x}" for x in MLP)), True),
+    keys=LLAMA.keys | {"num_experts": "num_local_experts", "gate_limit": "swiglu_limit"},
+    defaults=LLAMA.defaults | MIXTURE | {
+        "num_experts": 128, "num_experts_per_tok": 4, "num_key_value_heads": 8, "head_dim": 64,
+        "norm_eps": 1e-5, "attention_bias": True, "gate_limit": 7.0, "swiglu_alpha": 1.702,
+        "sliding_window": 128, "layer_types": None, "max_position_embeddings": 131072,
+        "rope_theta": 150000.0,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0,
+            "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 4096,
+        },
+    },
+    only=(*LLAMA.only, "activation", "swiglu_alpha"),
+    activations={"silu": "sigmoid_gelu"},
+    echoes={
+        "experts_per_token": "num_experts_per_tok",
+        "initial_context_length": "original_max_position_embeddings",
+    },
+    windows="even",
+    scoring="softmax",
+)  # fmt: skip
