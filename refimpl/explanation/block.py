@@ -68,14 +68,17 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
         steps.append(_rotation(kind.rope, config.head_dim, after))
     cap = config.attn_soft_cap
     seen = "all before it" if kind.window is None else f"those of the last {kind.window}"
-    capped = "scale q k^T" if cap is None else f"{cap:g} tanh(scale q k^T / {cap:g})"
+    scores = "scale q k^T" if cap is None else f"{cap:g} tanh(scale q k^T / {cap:g})"
+    scores, sink = f"{scores} + mask", ""
+    if "sinks" in names:
+        scores, sink = f"{scores}, s", "; s: the head's sink, which has no value"
     steps += [
         Step(
             "attention",
             "what each token reads from the others",
             f"A token sees itself and {seen}, and takes a mean of their values, weighted by how "
             "well its query fits their keys.",
-            f"softmax({capped} + mask) v      mask: 0 where visible, else -inf",
+            f"softmax({scores}) v      mask: 0 where visible, else -inf{sink}",
             (position_tables.causal_bias, attention.attend, *cap_function(cap), ops.softmax),
             _attention,
         ),
@@ -125,7 +128,8 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
 
 def _mlp_steps(config: Config, names: frozenset[str]) -> list[Step]:
     """The MLP, or the mixture of experts in its place."""
-    formula, post = _mlp_formula(config, names), _added(config, names, "mlp_post_norm", "f")
+    of_mlp = frozenset(name.removeprefix("experts.0.") for name in names)
+    formula, post = _mlp_formula(config, of_mlp), _added(config, names, "mlp_post_norm", "f")
     post_norms = _adding(config, names, "mlp_post_norm")
     if "router.weight" in names:
         return mixture_steps(config, formula, post, post_norms)
@@ -200,7 +204,8 @@ def _attention(v: Values) -> Iterator[Figure]:
     )
     yield Figure("scale", config.attention_scale)
     yield Figure("weights", share[-1], "the last token, head 0")
-    yield Figure("sum of weights", float(share[-1].sum()))
+    rest = "" if sink is None else "the sink has the rest"
+    yield Figure("sum of weights", float(share[-1].sum()), rest)
     yield Figure("heads", points["attn_heads"])
 
 
@@ -235,9 +240,14 @@ def _adding(config: Config, names: frozenset[str], role: str) -> tuple[Callable[
 
 
 def _mlp_formula(config: Config, names: frozenset[str]) -> str:
-    act, up = config.activation, f"W_up y{_bias(names, 'up_proj', 'up')}"
-    gate = f"{act}(W_gate y{_bias(names, 'gate_proj', 'gate')}) * ({up})"
-    inner = gate.replace("(W_up y)", "W_up y") if config.gated else f"{act}({up})"
+    act, x = config.activation, config.gate_limit
+    up, gate = (f"W_{n} y{_bias(names, f'{n}_proj', n)}" for n in ("up", "gate"))
+    if not config.gated:
+        inner = f"{act}({up})"
+    elif x is not None:
+        inner = f"{act}(min({gate}, {x:g})) * (clip({up}, -{x:g}, {x:g}) + 1)"
+    else:
+        inner = f"{act}({gate}) * {f'({up})' if ' + ' in up else up}"
     return f"f = W_down ({inner}){_bias(names, 'down_proj', 'down')}"
 
 
