@@ -56,12 +56,8 @@ class StoredModel(RoundedModel):
 
 
 def open_steps(report: Report) -> set[str]:
-    """Steps that were not judged, but those that the dtype does not resolve."""
-    return {
-        step.step
-        for step in report.steps
-        if step.status == "conditional" and not step.fault.startswith("not resolvable")
-    }
+    """Steps that were not judged as they follow a near tie."""
+    return {step.step for step in report.steps if step.status == "conditional"}
 
 
 def with_one_number_off(arrays: Arrays, step: str) -> Arrays:

@@ -97,6 +97,13 @@ def check_command(
             "earlier choice. Default: it ran from the tokens (chained).",
         ),
     ] = False,
+    resolvable: Annotated[
+        bool,
+        opt.option(
+            "Exit with 0 if all steps agree that the candidate's dtype resolves. The others are "
+            "listed; of an experiment, the coarse steps must agree. Default: exit with 3 then.",
+        ),
+    ] = False,
     device: Annotated[
         Literal["auto", "cuda", "cpu"],
         opt.option("Device for a graph. auto: a GPU if one works, else the CPU."),
@@ -112,8 +119,8 @@ def check_command(
 ) -> None:
     """Compare what another implementation computed with a case, and name the first wrong step.
 
-    Exits with 0 if all steps agree, 1 if one diverges, 2 if an input cannot be used, and 3 if the
-    result is inconclusive: nothing diverges, but a step is missing or could not be judged.
+    Exits with 0 if all steps agree, 1 if one diverges, 2 if an input cannot be used, and 3 if
+    nothing diverges, but a step is missing, could not be judged, or is not resolved by the dtype.
     """
     from refimpl.oracle.case import read_case  # not for --help
     from refimpl.oracle.check import EXIT, check, read_candidate
@@ -144,5 +151,5 @@ def check_command(
         with open(summary, "a", encoding="utf-8") as file:
             file.write(f"```text\n{text}```\n")
     deliver(report_document(report, str(actual)), text, as_json, output)
-    if code := EXIT[report.verdict]:
+    if (code := EXIT[report.verdict]) and not (resolvable and report.verdict == "resolved"):
         raise typer.Exit(code)

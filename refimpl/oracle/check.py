@@ -18,8 +18,8 @@ from refimpl.oracle.peer import equals_peer
 from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.step_tolerances import step_tolerances
 
-Verdict = Literal["pass", "divergent", "inconclusive"]
-EXIT: Mapping[Verdict, int] = {"pass": 0, "divergent": 1, "inconclusive": 3}
+Verdict = Literal["pass", "resolved", "divergent", "inconclusive"]
+EXIT: Mapping[Verdict, int] = {"pass": 0, "resolved": 3, "divergent": 1, "inconclusive": 3}
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,21 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """Divergent if any step is; inconclusive if one is missing or was not judged."""
+        """Whether the steps that were asked for agree.
+
+        "divergent" if any step is; "pass" if all pass; "resolved" if all pass that the dtype
+        resolves, and so does the coarse step of each of the others that has one; else
+        "inconclusive": a step is missing, or follows a near tie.
+        """
         if self.first is not None:
             return "divergent"
-        return "pass" if all(step.status == "pass" for step in self.steps) else "inconclusive"
+        passed = {step.step for step in self.steps if step.status == "pass"}
+        rest = [step for step in self.steps if step.step not in passed]
+        if not rest:
+            return "pass"
+        coarse = {coarse_step(step.step) for step in rest} - {""}
+        judged = passed and all(step.status == "unresolved" for step in rest)
+        return "resolved" if judged and coarse <= passed else "inconclusive"
 
 
 def check(
@@ -110,7 +121,7 @@ def check(
         errors = reference.errors[name], tolerances[name]
         result = step_result(name, actual, truth, *errors, ties)
         if near_zero(result, actual, truth):
-            result = StepResult(name, "conditional", fault="should be zero, and nearly is")
+            result = StepResult(name, "unresolved", fault="should be zero, and nearly is")
         elif result.status == "divergent" and equals_peer(name, actual, case.peer, errors[1]):
             fault = "what the peers' code gives (docs/explanation/deviations.md)"
             result = replace(result, fault=fault)
@@ -120,6 +131,19 @@ def check(
             results.append(result)
     unknown = tuple(sorted(actual.keys() - case.expected.keys()))
     return Report(case, dtype, tuple(results), unknown, stepwise)
+
+
+def coarse_step(step: str) -> str:
+    """The step of the same kind at `coarse_eta`, which 16 bits resolve, or "".
+
+    Example:
+        >>> coarse_step("perturbed.0.drift"), coarse_step("owl.signal")
+        ('coarse.0.drift', '')
+    """
+    if step == "absorption_coefficient":
+        return f"coarse.{step}"
+    kind, _, rest = step.partition(".")
+    return f"coarse.{rest}" if kind == "perturbed" else ""
 
 
 def read_candidate(path: str | Path) -> dict[str, Array]:

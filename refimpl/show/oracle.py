@@ -1,17 +1,18 @@
 """The report on a candidate: a table, JSON, and JUnit's XML for other tools."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import Any
 from xml.etree import ElementTree
 
-from refimpl.oracle.check import Report
+from refimpl.oracle.check import Report, coarse_step
 from refimpl.oracle.judging.measures import StepResult
 from refimpl.show.header import counted, joined, wrapped
 from refimpl.show.table import aligned
 from refimpl.version import SPEC, __version__
 
 SHOWN_TIES = 5  # named, of near ties
+SHOWN_STEPS = 3  # of the steps that were not judged
 
 
 def report_table(report: Report, candidate: str) -> str:
@@ -33,7 +34,7 @@ def report_table(report: Report, candidate: str) -> str:
         "steps": [f"{len(group):,}" for group in groups],
         **{
             status: [f"{sum(step.status == status for step in group) or ''}" for group in groups]
-            for status in ("pass", "divergent", "missing", "conditional")
+            for status in ("pass", "divergent", "missing", "conditional", "unresolved")
         },
         "worst step": [step.step for step in worst],
         "error": [_number(step.error) for step in worst],
@@ -65,13 +66,13 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
 
 
 def report_xml(report: Report) -> str:
-    """A report as JUnit's XML: a test case per step; what is missing or conditional is skipped."""
+    """A report as JUnit's XML: a test case per step; one that was not judged is skipped."""
     suite = ElementTree.Element(
         "testsuite",
         name=f"refimpl {report.case.name}, {_way(report)}",
         tests=str(len(report.steps)),
         failures=str(sum(step.status == "divergent" for step in report.steps)),
-        skipped=str(sum(step.status in ("missing", "conditional") for step in report.steps)),
+        skipped=str(sum(step.status not in ("pass", "divergent") for step in report.steps)),
     )
     for step in report.steps:
         case = ElementTree.SubElement(
@@ -111,21 +112,48 @@ def _verdict(report: Report, candidate: str) -> Iterator[str]:
     if report.verdict == "pass":
         yield f"passes: {counted(len(report.steps), 'step')}"
     elif first is None:
-        missing = [step.step for step in report.steps if step.status == "missing"]
-        unjudged = [step.step for step in report.steps if step.status == "conditional"]
-        counts = [
-            f"{counted(len(names), 'step')} {what} ({', '.join(names[:3])}"
-            f"{', ...' if len(names) > 3 else ''})"
-            for what, names in (("missing", missing), ("not judged", unjudged))
-            if names
-        ]
-        yield f"inconclusive: {', '.join(counts)}; --only PATTERN checks a part of the steps"
+        yield from _unjudged(report)
     else:
         yield f"divergent, first at {first.step}: {_said(first)}"
         if causes := first.causes(report.dtype):
             yield from ("usual causes:", *(f"  {text}" for text in causes))
         words = f"--only '{first.step}'" + (" --stepwise" if report.stepwise else "")
         yield f"again: refimpl check {report.case.folder} {candidate} {words}"
+
+
+def _unjudged(report: Report) -> Iterator[str]:
+    """What agrees, and what was not judged, if nothing diverges."""
+    steps = {
+        status: [step.step for step in report.steps if step.status == status]
+        for status in ("pass", "missing", "conditional", "unresolved")
+    }
+    passed, unresolved = set(steps["pass"]), steps["unresolved"]
+    covered = [step for step in unresolved if coarse_step(step) in passed]
+    open_steps = {
+        "missing": steps["missing"],
+        "not judged, after a near tie": steps["conditional"],
+        f"not resolved by {report.dtype}, and covered by coarse.*, which passes": covered,
+        f"not resolved by {report.dtype}": [x for x in unresolved if x not in covered],
+    }
+    yield (
+        f"agrees in every step that {report.dtype} resolves: {counted(len(passed), 'step')}"
+        if report.verdict == "resolved"
+        else f"inconclusive: {counted(len(passed), 'step')} of {len(report.steps):,} agree"
+    )
+    for what, names in open_steps.items():
+        if names:
+            yield f"  {counted(len(names), 'step')} {what}: {_some(names)}"
+    if report.verdict == "resolved":
+        yield "exit code 3; with --resolvable 0"
+    elif steps["conditional"] and not report.stepwise:
+        yield "a step-wise check judges what follows a near tie (--stepwise)"
+    else:
+        yield "--only PATTERN checks a part of the steps"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of some names."""
+    return ", ".join(names[:SHOWN_STEPS]) + (", ..." if len(names) > SHOWN_STEPS else "")
 
 
 def _way(report: Report) -> str:
@@ -145,7 +173,7 @@ def _said(step: StepResult) -> str:
 
 def _share(step: StepResult) -> tuple[bool, float]:
     """The rank of a step among the worst ones; steps without an error come last."""
-    if step.status in ("missing", "conditional"):
+    if step.status not in ("pass", "divergent"):
         return False, -1.0
     return step.status == "divergent", step.error / (step.tolerance or 1.0)
 

@@ -86,7 +86,7 @@ def main() -> None:
             groups[stage if given.by == "stage" else f"{stage} {last}"].append(step)
     rows = []
     for name, steps in groups.items():
-        floats = [s for s in steps if s.tolerance > 0 and s.status != "conditional"]
+        floats = [s for s in steps if s.tolerance > 0 and s.status in ("pass", "divergent")]
         floats = [s for s in floats if not s.near_ties]
         large = [s for s in floats if ERROR_FACTOR * s.own > floor * unit]
         small = [s for s in floats if ERROR_FACTOR * s.own <= floor * unit]
@@ -96,7 +96,7 @@ def main() -> None:
                 largest([s.error / s.own for s in large]),
                 largest([s.error / unit for s in small]),
                 largest([s.error / s.tolerance for s in floats], "{:.0%}"),
-                sum(s.status == "conditional" for s in steps) or "",
+                sum(s.status in ("conditional", "unresolved") for s in steps) or "",
                 sum(len(s.near_ties) for s in steps) or "",
             )
         )  # fmt: skip

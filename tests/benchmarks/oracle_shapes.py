@@ -30,7 +30,7 @@ from refimpl.tokens import Tokens
 
 WAYS = ("from the tokens", "step-wise")
 LARGEST = "largest error / tolerance"
-VERDICTS = ("no case", "crash", "pass", "inconclusive", "divergent")
+VERDICTS = ("no case", "crash", "pass", "resolved", "inconclusive", "divergent")
 FAMILIES = (
     "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2",
     "qwen3",
@@ -284,9 +284,11 @@ def shape_rows(log: Path) -> list[dict[str, str]]:
     rows = []
     for (way, dtype), lines in sorted(known.items()):
         counted = Counter(x["verdict"] for x in lines.values())
-        steps, still_open = (
-            sum(x.get(key, 0) for x in lines.values()) for key in ("steps", "conditional")
+        steps, *unjudged = (
+            sum(x.get(key, 0) for x in lines.values())
+            for key in ("steps", "conditional", "unresolved")
         )
+        still_open = sum(unjudged)
         rows.append(
             {"dtype": ALL[dtype], "way": WAYS[way], "shapes": f"{len(lines):,}"}
             | {verdict: f"{counted[verdict]:,}" for verdict in VERDICTS}

@@ -29,4 +29,4 @@ def test_it_runs_on_the_cpu(case: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all(0 <= y["used"] <= 1 for x in document["cases"] for y in x["steps"].values())
     assert document["settings"]["packages"]["torch"]
-    assert "| float32 | stepwise | 1 | 1 | 0 | 0 |" in page.read_text()
+    assert "| float32 | stepwise | 1 | 1 | 0 | 0 | 0 |" in page.read_text()

@@ -34,6 +34,7 @@ from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of, measure_of, step_result
 from refimpl.oracle.rounding import ARITHMETIC, Float16, rounded_steps
 from refimpl.oracle.steps import steps
+from refimpl.oracle.stepwise import stepwise_steps
 from refimpl.show.oracle import report_table, stage_of
 
 SCHEMA = Path(refimpl.oracle.__file__).parent / "case.schema.json"
@@ -246,9 +247,10 @@ def test_16_bits_are_read_and_mistakes_found(name: str, dtype: str, tmp_path: Pa
     right = written(case, arrays, dtype)
     path = write_arrays(tmp_path / "actual.safetensors", right)
     done = run("check", CASES / name, path, "--only", "blocks.*", "--only", "logits", "--json")
-    faults = [x["fault"] for x in json.loads(done.out)["steps"] if x["status"] != "pass"]
-    assert done.code == (3 if faults else 0)
-    assert all(fault.startswith("not resolvable") for fault in faults)
+    document = json.loads(done.out)
+    rest = {x["status"] for x in document["steps"]} - {"pass"}
+    assert (done.code, document["verdict"]) == ((3, "resolved") if rest else (0, "pass"))
+    assert rest <= {"unresolved"}
     for step in ("embed", "blocks.1.attn_norm", "blocks.1.q_rope", "blocks.2.mlp_out", "logits"):
         for wrong in (-right[step], np.roll(right[step], 1, axis=-2)):
             first = check(case, right | {step: wrong}).first
@@ -294,11 +296,11 @@ def test_a_step_that_the_dtype_does_not_resolve_is_not_judged() -> None:
     def status(actual: list[float], own: float, step: str = "absorption_coefficient") -> str:
         return step_result(step, {step: np.array(actual)}, truth, own, 8 * own).status
 
-    assert status([50.0, 2.0], 5.0) == "conditional"
-    assert status([30.0, 2.0], 5.0) == "conditional"
+    assert status([50.0, 2.0], 5.0) == "unresolved"
+    assert status([30.0, 2.0], 5.0) == "unresolved"
     assert status([1.2, 2.0], 0.06) == "pass"
     assert status([50.0, 2.0], 0.9) == "divergent"
-    assert status([np.nan, 2.0], 5.0) == "conditional"  # no token had a drift: 0 / 0
+    assert status([np.nan, 2.0], 5.0) == "unresolved"  # no token had a drift: 0 / 0
     assert status([np.nan, 2.0], 0.9) == "divergent"
     assert status([np.nan, 2.0], 5.0, "perturbed.0.drift") == "divergent"
     assert status([np.inf, 2.0], 5.0) == "divergent"
@@ -321,13 +323,36 @@ def test_a_tolerance_of_half_a_number_passes_nothing() -> None:
     assert judged([0.01, 0.02], 0.06) == ("pass", "")
     status, words = judged([0.012, 0.02], 0.1)
     assert (status, words) == (
-        "conditional",
+        "unresolved",
         "not resolvable in this dtype: 0.25 of a tolerance of 0.8",
     )
     assert judged([-0.01, 0.02], 0.1)[0] == "divergent"
     row = {"blocks.0.q": np.array([[0.9, 0.0]])}
     assert step_result("blocks.0.q", row, np.array([[1.0, 0.0]]), 0.1, 0.8).status == "pass"
-    assert step_result("blocks.0.q", row, np.array([[1.0, 0.0]]), 0.2, 1.6).status == "conditional"
+    assert step_result("blocks.0.q", row, np.array([[1.0, 0.0]]), 0.2, 1.6).status == "unresolved"
+
+
+def test_what_the_dtype_resolves_may_suffice(tmp_path: Path) -> None:
+    """The fine steps are not resolved; the coarse ones are, and must pass for them."""
+    folder = FIXTURES / "revealing/levels"
+    case = read_case(folder)
+    arrays = stepwise_steps(case, rounded=ARITHMETIC["float16"])
+    right = written(case, arrays, "float16")
+    actual = write_arrays(tmp_path / "right.safetensors", right)
+    command = ("check", folder, actual, "--stepwise")
+    done = run(*command)
+    assert done.code == 3
+    assert "agrees in every step that float16 resolves: " in done.out
+    assert "covered by coarse.*, which passes: perturbed.0.drift" in done.out
+    assert run(*command, "--resolvable").code == 0
+    step = "coarse.absorption_coefficient"
+    wrong = check(case, right | {step: -right[step]}, stepwise=True)
+    assert wrong.first is not None
+    assert wrong.first.step == step
+    fine = ("perturbed.*", "absorption_coefficient", "embed")
+    assert check(case, right, fine, stepwise=True).verdict == "inconclusive"
+    assert check(case, right, (*fine, "coarse.*"), stepwise=True).verdict == "resolved"
+    assert check(case, right, ("coarse.stderr",), stepwise=True).verdict == "inconclusive"
 
 
 def test_tensors_are_taken_by_the_library(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ RESOLVABLE: Mapping[str, float] = {"rows": 1.0, "numbers": 0.5, "shares": 0.5}
 BY_ROW = (".weight", ".products", ".squares", ".score")  # last words of steps measured row by row
 
 StepMeasure = Literal["rows", "numbers", "shares", "counts", "bits"]
-Status = Literal["pass", "divergent", "missing", "conditional"]
+Status = Literal["pass", "divergent", "missing", "conditional", "unresolved"]
 Positions = tuple[tuple[int, ...], ...]
 """Indices into a step's array."""
 
@@ -28,7 +28,8 @@ class StepResult:
     """The judgement on one step.
 
     Args:
-        status: "conditional" is not judged: rounding turned an earlier choice, or nothing is left.
+        status: "conditional" is not judged, as rounding turned an earlier choice; "unresolved" is
+            not, as refimpl's own error in the dtype is so large that agreement says nothing.
         error: As its measure has it (`error_of`).
         own: refimpl's own error in the candidate's dtype.
         where: Index of the worst place.
@@ -112,7 +113,7 @@ def step_result(
     if step not in actual:
         return StepResult(step, "missing", inf, tolerance, own, fault="missing")
     if not isfinite(own):
-        return StepResult(step, "conditional", fault=UNRESOLVED)
+        return StepResult(step, "unresolved", fault=UNRESOLVED)
     measure = measure_of(step, truth.dtype)
     error, where, fault = error_of(step, actual[step], truth, measure)
     # An error of 1 is that of zeros: the dtype does not resolve such a perturbation or sum.
@@ -124,11 +125,11 @@ def step_result(
             return StepResult(step, "pass", error, tolerance, own, where)
         share = f"{error / tolerance:.2g} of a tolerance of {tolerance:.2g}"
         words = f"not resolvable in this dtype: {share}"
-        return StepResult(step, "conditional", error, tolerance, own, where, words)
+        return StepResult(step, "unresolved", error, tolerance, own, where, words)
     zero_by_zero = step.endswith("absorption_coefficient") and "NaN" in fault
     if unresolved and (not fault or zero_by_zero):
         words = f"{fault}; {UNRESOLVED}" if fault else UNRESOLVED
-        return StepResult(step, "conditional", error, tolerance, own, where, words)
+        return StepResult(step, "unresolved", error, tolerance, own, where, words)
     near = () if fault else ties()
     status: Status = "pass" if near else "divergent"
     return StepResult(step, status, error, tolerance, own, where, fault, near)
