@@ -3,16 +3,51 @@
 import re
 from typing import Any
 
+from docutils import nodes
+from latex2mathml.converter import convert
+
 project = "refimpl"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "contents"
 exclude_patterns = ["study"]
 html_theme = "furo"
+html_title = "refimpl"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = ["site.js"]
+html_math_renderer = "mathml"
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_line_continuation_character = "\\"
 napoleon_custom_sections = ["Source", "Differs"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 default_role = "literal"
+
+
+def mathml(latex: str, display: str) -> str:
+    """Convert a formula to MathML, which browsers typeset without scripts."""
+    markup = convert(latex.replace("{aligned}", "{align*}"), display=display)
+    if "\\" in markup:
+        raise ValueError(f"a command that latex2mathml does not know: {latex}")
+    return re.sub(r"<mi>((?:log|ln|exp)</mi>)(?!<mo str)", r'<mi>\1<mspace width=".17em" />', markup)
+
+
+def inline_formula(page: Any, node: nodes.Element) -> None:
+    """Write a formula of a sentence."""
+    page.body.append(mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def formula(page: Any, node: nodes.Element) -> None:
+    """Write a formula on lines of its own, which scroll if the window is narrower."""
+    page.body.append(f'<div class="formula">{mathml(node.astext(), "block")}</div>\n')
+    raise nodes.SkipNode
 
 
 def readme_is_a_page(app: Any, name: str, source: list[str]) -> None:
@@ -31,5 +66,6 @@ def bars_are_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines:
 
 def setup(app: Any) -> None:
     """What Sphinx calls."""
+    app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
     app.connect("source-read", readme_is_a_page)
     app.connect("autodoc-process-docstring", bars_are_bars)

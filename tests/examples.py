@@ -1,13 +1,15 @@
 """Every example in README.md, docs/ and the docstrings, as a test: what a reader types is run.
 
-Each example runs by itself, in a folder where the top of the repository is in sight:
+A page runs from top to bottom, in one folder where the top of the repository is in sight:
 
-- a ```python block, in an empty namespace; after a line `<!-- goes on -->` the block before it on
-  the page is run first; `>>>` lines are compared with what they print;
-- the `>>>` lines of a docstring, in the namespace of its module;
+- a ```python block, in an empty namespace, or after a line `<!-- goes on -->` in that of the block
+  before it; `>>>` lines are compared with what they print;
 - a ```console block: each `$` line in a shell, and what it prints compared with what follows it.
   `...` stands for anything, the last decimal may be off by one, and a command must succeed unless
-  the next line is `$ echo $?`.
+  the next line is `$ echo $?`;
+- a ```bash block, which must succeed, unless docs/how-to/contribute.md says why it does not run.
+
+The `>>>` lines of a docstring run by themselves, in the namespace of its module.
 
 Run one page with `pytest tests/docs/test_examples.py docs/index.md`, and write what the console
 blocks print now into the pages with `python tests/examples.py README.md docs/index.md`.
@@ -19,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import chdir, contextmanager
+from dataclasses import dataclass
 from difflib import unified_diff
 from doctest import ELLIPSIS, DocTest, DocTestParser, DocTestRunner
 from pathlib import Path
@@ -27,19 +30,46 @@ from typing import Any
 
 import numpy as np
 from sybil import Document, Example, Region, Sybil
-from sybil.parsers.markdown import CodeBlockParser
 
 ROOT = Path(__file__).parent.parent
-SHIM = (
-    "#!/bin/sh\n"
-    f"exec '{sys.executable}' -W error -c 'import sys; sys.argv[0] = \"refimpl\"; "
-    'from refimpl.cli.main import main; main()\' "$@"\n'
+MAIN = 'import sys; sys.argv[0] = "refimpl"; from refimpl.cli.main import main; main()'
+PROGRAMS = {"refimpl": f"-W error -c '{MAIN}'", "python": ""}
+BLOCK = re.compile(
+    r"^(<!-- goes on -->\n)?```(python|console|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
-CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-GOES_ON = "<!-- goes on -->\n"
-PYTHON = re.compile(rf"^({GOES_ON})?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+REASONS = ROOT / "docs" / "how-to" / "contribute.md"
+REASON = re.compile(r"^\| `([^`]+\.md)` \| `([^`]+)` \| `?(\w+|-)`? \| \S.* \|$", re.MULTILINE)
+REAL = os.environ.get("REFIMPL_REAL")
 END = "\x1e"  # printed after each command, with its exit code
 ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page that a reader runs."""
+
+    line: int
+    goes_on: bool
+    language: str
+    text: str
+
+
+def blocks_to_run(page: Path, marker: str = "-") -> list[Block]:
+    """Blocks of a page that run: of those with a reason not to, the ones that a marker selects."""
+    text = page.read_text("utf-8")
+    name = str(page.relative_to(ROOT)) if page.is_relative_to(ROOT) else ""
+    others = tuple(
+        first
+        for where, first, needs in REASON.findall(REASONS.read_text("utf-8"))
+        if where == name and (needs == "-" or needs != marker)
+    )
+    found = []
+    for match in BLOCK.finditer(text):
+        goes_on, language, code = match.groups()
+        if language != "bash" or not code.startswith(others):
+            line = text.count("\n", 0, match.start(2)) + 1
+            found.append(Block(line, bool(goes_on), language, code))
+    return found
 
 
 @contextmanager
@@ -50,15 +80,17 @@ def repository() -> Iterator[Path]:
         for entry in ROOT.iterdir():
             if not entry.name.startswith("."):
                 (folder / entry.name).symlink_to(entry)
+        if REAL and not (folder / "real").exists():
+            (folder / "real").symlink_to(Path(REAL).resolve())
         yield folder
 
 
 @contextmanager
-def reader() -> Iterator[None]:
-    """What an example in this process runs under: the repository in sight, loud arithmetic."""
+def reader() -> Iterator[Path]:
+    """What a page or a docstring runs under: the repository in sight, loud arithmetic."""
     loud = np.errstate(over="raise", invalid="raise", divide="raise")
     with repository() as folder, chdir(folder), loud:
-        yield
+        yield folder
 
 
 # Python
@@ -69,38 +101,27 @@ def run_session(source: str, namespace: dict[str, Any], path: str, line: int) ->
     examples = DocTestParser().get_examples(source, path)
     start = line - 1 - examples[0].lineno
     out: list[str] = []
-    with reader():
-        DocTestRunner(optionflags=ELLIPSIS, verbose=False).run(
-            DocTest(examples, namespace, "example", path, start, None), out=out.append
-        )
+    DocTestRunner(optionflags=ELLIPSIS, verbose=False).run(
+        DocTest(examples, namespace, "example", path, start, None), out=out.append
+    )
     return "".join(out)
 
 
-def run_python(example: Example) -> str:
-    """Run a ```python block, after those that it goes on from."""
-    source, first = example.parsed, example.line + example.parsed.line_offset + 1
-    namespace = {"__name__": "__main__"}
-    if source.startswith(">>>"):
-        return run_session(source, namespace, example.path, first)
-    with reader():
-        for earlier in before(example.document.text[: example.start]):
-            exec(compile(earlier, example.path, "exec"), namespace)
-        exec(compile("\n" * (first - 1) + source, example.path, "exec"), namespace)
+def run_python(block: Block, namespace: dict[str, Any], path: str) -> str:
+    """Run a ```python block; returns what went wrong, or nothing."""
+    if not block.goes_on:
+        namespace.clear()
+        namespace["__name__"] = "__main__"
+    if block.text.startswith(">>>"):
+        return run_session(block.text, namespace, path, block.line + 1)
+    exec(compile("\n" * block.line + block.text, path, "exec"), namespace)
     return ""
-
-
-def before(text: str) -> list[str]:
-    """The blocks that the one after a text goes on from: itself may be run alone."""
-    found: list[str] = []
-    if text.endswith(GOES_ON):
-        for goes_on, block in PYTHON.findall(text):
-            found = [*found, block] if goes_on else [block]
-    return found
 
 
 def run_docstring(example: Example) -> str:
     """Run the `>>>` lines of one docstring on a copy of its module's namespace."""
-    return run_session(example.parsed, dict(example.namespace), example.path, example.line)
+    with reader():
+        return run_session(example.parsed, dict(example.namespace), example.path, example.line)
 
 
 def docstring_examples(document: Document) -> Iterable[Region]:
@@ -130,18 +151,16 @@ def commands(block: str) -> list[tuple[str, str]]:
     return found
 
 
-def outputs(block: str) -> list[tuple[int, str]]:
-    """Exit code and output (both streams) of every command of a console block."""
-    script = "".join(
-        f"(exit $code)\n{command}code=$?; printf '\\036%d\\n' $code\n"
-        for command, _ in commands(block)
-    )
+def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of bash as a reader would, with both streams in one."""
     noisy = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
     quiet = {key: value for key, value in os.environ.items() if key not in noisy}
-    with repository() as folder, TemporaryDirectory() as programs:
-        shim = Path(programs, "refimpl")
-        shim.write_text(SHIM)
-        shim.chmod(0o755)
+    with TemporaryDirectory() as programs:
+        for name, options in PROGRAMS.items():
+            Path(programs, name).write_text(
+                f"#!/bin/sh\nexec '{sys.executable}' {options} \"$@\"\n"
+            )
+            Path(programs, name).chmod(0o755)
         quiet |= {
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -150,18 +169,26 @@ def outputs(block: str) -> list[tuple[int, str]]:
             "TERM": "dumb",
             "COLUMNS": "100",
         }
-        done = subprocess.run(
-            ["bash", "-c", "code=0\n" + script],
+        return subprocess.run(
+            ["bash", "-c", script],
             cwd=folder,
             env=quiet,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
-            timeout=300,
+            timeout=3000 if REAL else 300,
             check=False,
         )
-    printed = re.findall(rf"([^{END}]*){END}(\d+)\n", done.stdout)
+
+
+def outputs(block: str, folder: Path) -> list[tuple[int, str]]:
+    """Exit code and output (both streams) of every command of a console block."""
+    script = "".join(
+        f"(exit $code)\n{command}code=$?; printf '\\036%d\\n' $code\n"
+        for command, _ in commands(block)
+    )
+    printed = re.findall(rf"([^{END}]*){END}(\d+)\n", shell("code=0\n" + script, folder).stdout)
     return [(int(code), text) for text, code in printed]
 
 
@@ -183,9 +210,9 @@ def matches(expected: str, got: str) -> bool:
     )
 
 
-def problem(block: str) -> str:
+def problem(block: str, folder: Path) -> str:
     """Run a console block; returns what is not as it says, or nothing."""
-    wanted, found = commands(block), outputs(block)
+    wanted, found = commands(block), outputs(block, folder)
     if len(found) != len(wanted):
         return f"{len(wanted)} commands, of which {len(found)} came to an end"
     for i, ((command, expected), (code, got)) in enumerate(zip(wanted, found, strict=True)):
@@ -202,17 +229,45 @@ def problem(block: str) -> str:
     return ""
 
 
-def run_console(example: Example) -> str:
-    """Run a ```console block."""
-    found = problem(example.parsed)
-    page = Path(example.path).relative_to(ROOT)
-    return found and f"{found}\nIf the program is right: python tests/examples.py {page}"
-
-
 # Pages
 
+
+def run_block(block: Block, namespace: dict[str, Any], path: str, folder: Path) -> str:
+    """Run a block of a page; returns what went wrong, or nothing."""
+    if block.language == "python":
+        return run_python(block, namespace, path)
+    if block.language == "console":
+        return problem(block.text, folder)
+    done = shell("set -euo pipefail\n" + block.text, folder)
+    return done.stdout + f"exit code {done.returncode}" if done.returncode else ""
+
+
+def problems(page: Path, blocks: list[Block]) -> str:
+    """Run blocks of a page in their order, in one folder; returns what went wrong, or nothing."""
+    namespace: dict[str, Any] = {}
+    with reader() as folder:
+        found = [(x.line, run_block(x, namespace, str(page), folder)) for x in blocks]
+    return "\n\n".join(
+        f"{page}:{line}: {wrong}\nIf the program is right: python tests/examples.py {page}"
+        for line, wrong in found
+        if wrong
+    )
+
+
+def run_page(example: Example) -> str:
+    """Run the blocks of a page."""
+    return problems(Path(example.path), example.parsed)
+
+
+def page_examples(document: Document) -> Iterable[Region]:
+    """One region for all blocks of a page that run."""
+    blocks = blocks_to_run(Path(document.path))
+    if blocks:
+        yield Region(0, len(document.text), blocks, run_page)
+
+
 MARKDOWN = Sybil(
-    parsers=[CodeBlockParser("python", run_python), CodeBlockParser("console", run_console)],
+    parsers=[page_examples],
     path=str(ROOT),
     filenames=["README.md"],
     patterns=["docs/*.md", "docs/*/*.md", "docs/*/*/*.md"],
@@ -225,10 +280,10 @@ DOCSTRINGS = Sybil(
 pytest_collect_file = (MARKDOWN + DOCSTRINGS).pytest()
 
 
-def refreshed(block: str) -> str:
+def refreshed(block: str, folder: Path) -> str:
     """A console block with what its commands print now; lines that still match stay."""
     new = ""
-    for (command, expected), (_, got) in zip(commands(block), outputs(block), strict=True):
+    for (command, expected), (_, got) in zip(commands(block), outputs(block, folder), strict=True):
         old, now = expected.splitlines(), got.splitlines()
         if len(old) == len(now):
             now = [a if matches(a, b) else b for a, b in zip(old, now, strict=True)]
@@ -240,8 +295,15 @@ def refreshed(block: str) -> str:
 def refresh(page: Path) -> None:
     """Write what the console blocks of a page print now; a page may be its own input."""
     for _ in range(ROUNDS):
-        text = page.read_text("utf-8")
-        new = CONSOLE.sub(lambda found: f"```console\n{refreshed(found[1])}```", text)
+        new = text = page.read_text("utf-8")
+        namespace: dict[str, Any] = {}
+        with reader() as folder:
+            for block in blocks_to_run(page):
+                if block.language == "console":
+                    shown = refreshed(block.text, folder)
+                    new = new.replace(f"```console\n{block.text}```", f"```console\n{shown}```", 1)
+                else:
+                    run_block(block, namespace, str(page), folder)
         if new == text:
             return
         page.write_text(new, "utf-8")
@@ -250,4 +312,4 @@ def refresh(page: Path) -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        refresh(Path(name))
+        refresh(Path(name).resolve())

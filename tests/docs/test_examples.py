@@ -5,18 +5,24 @@ from pathlib import Path
 
 import examples
 import pytest
-from examples import DOCSTRINGS, MARKDOWN, ROOT, matches, problem, run_session
+from examples import (
+    DOCSTRINGS,
+    MARKDOWN,
+    ROOT,
+    blocks_to_run,
+    matches,
+    problem,
+    problems,
+    reader,
+    run_session,
+)
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "refimpl").rglob("*.py"))
-RUN = ("python", "console")
-# What is not run: formulas and other pictures; commands that install, download or take hours.
-NOT_RUN_ANYWHERE = ("text", "yaml")  # .ci/run runs the recipe of docs/how-to/oracle-in-ci.md
+RUN = ("python", "console", "bash")  # tests/docs/test_executed.py asks for a reason otherwise
+# What is not run: formulas, listings; .ci/run runs the recipe of docs/how-to/oracle-in-ci.md.
+NOT_RUN_ANYWHERE = ("math", "text", "yaml")
 SITE = ("{toctree}", "{include}", "{eval-rst}")  # which .ci/run builds
-BASH = (
-    "README.md", "docs/how-to/", "docs/results/", "docs/study.md", "docs/explanation/tolerances.md",
-    "docs/performance.md",
-)  # fmt: skip
 PAGE = "docs/explanation/method.md"
 
 
@@ -59,15 +65,17 @@ def anchors(page: Path) -> set[str]:
 def test_every_block_is_run_or_allowed(page: Path) -> None:
     for number, language, _ in blocks(page):
         allowed = language.split("}")[0] + "}" in SITE or language in (*RUN, *NOT_RUN_ANYWHERE)
-        allowed |= language == "bash" and title(page).startswith(BASH)
         assert allowed, f"{title(page)}:{number}: ```{language} is neither run nor allowed"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_every_block_to_run_is_collected(page: Path) -> None:
     assert MARKDOWN.should_parse(page)
-    collected = [example.line for example in MARKDOWN.parse(page).examples()]
-    assert collected == [number for number, language, _ in blocks(page) if language in RUN]
+    collected = [x.line for one in MARKDOWN.parse(page).examples() for x in one.parsed]
+    assert collected == [x.line for x in blocks_to_run(page)]
+    to_run = [number for number, language, _ in blocks(page) if language in RUN]
+    assert set(collected) <= set(to_run)
+    assert {n for n, language, _ in blocks(page) if language in RUN[:2]} <= set(collected)
 
 
 def test_every_docstring_example_is_collected() -> None:
@@ -150,7 +158,8 @@ def test_a_wrong_session_is_seen() -> None:
     ],
 )
 def test_a_wrong_console_block_is_seen(block: str, seen: str) -> None:
-    found = problem(block)
+    with reader() as folder:
+        found = problem(block, folder)
     assert seen in found
     assert bool(seen) == bool(found)
 
@@ -173,9 +182,25 @@ def test_output_is_compared(expected: str, got: str, same: bool) -> None:
 
 def test_examples_leave_nothing_behind() -> None:
     before = sorted(path.name for path in ROOT.iterdir())
-    assert problem("$ refimpl --version > version.txt\n") == ""
-    assert run_session('>>> open("left.txt", "w").close()\n', {}, "page", 1) == ""
+    with reader() as folder:
+        assert problem("$ refimpl --version > version.txt\n", folder) == ""
+        assert run_session('>>> open("left.txt", "w").close()\n', {}, "page", 1) == ""
     assert sorted(path.name for path in ROOT.iterdir()) == before
+
+
+def test_a_page_runs_in_order_in_one_folder(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nfrom pathlib import Path\nx = Path('a').write_text('1\\n')\n```\n\n"
+        "```console\n$ cat a\n1\n```\n\n"
+        "<!-- goes on -->\n```python\nassert x == 2\n```\n\n"
+        "```bash\nrm a\nls a\n```\n\n"
+        "```python\n>>> x\n2\n```\n"
+    )
+    found = problems(page, blocks_to_run(page))
+    assert re.findall(r"page.md:(\d+): ", found) == ["16", "21"]
+    assert "No such file" in found
+    assert "name 'x' is not defined" in found
 
 
 def test_a_page_is_refreshed(tmp_path: Path) -> None:

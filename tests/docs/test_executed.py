@@ -7,13 +7,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from examples import DOCSTRINGS, MARKDOWN, ROOT
+import pytest
+from examples import DOCSTRINGS, REASON, ROOT, blocks_to_run, problems
 from test_examples import PAGES, RUN, SOURCES, blocks, title
 
 PAGE = ROOT / "docs" / "how-to" / "contribute.md"
 SHARES = re.compile(r"(?<=<!-- executed -->\n).*?(?=<!-- end -->)", re.DOTALL)
-REASON = re.compile(r"^\| `([^`]+\.md)` \| `([^`]+)` \| \S.* \|$", re.MULTILINE)
-CODE = (*RUN, "bash", "yaml")  # the other languages are formulas, listings and the site's own
+CODE = (*RUN, "yaml")  # the other languages are formulas, listings and the site's own
 LINES = "`>>>` lines of docstrings"
 
 
@@ -25,30 +25,40 @@ def by_ci() -> set[tuple[str, str, int]]:
     return {(names.get(page, page), language, int(number)) for page, language, number in calls}
 
 
-def code(page: Path) -> list[tuple[str, str, bool]]:
-    """Language and first command of every block of code, and whether something executes it."""
-    collected = {example.line for example in MARKDOWN.parse(page).examples()}
+def code(page: Path) -> list[tuple[str, str, str]]:
+    """Language and first command of every block of code, and what executes it, or nothing."""
+    runs, needs = {x.line for x in blocks_to_run(page)}, reasons(page)
     found, numbers, ci = [], Counter[str](), by_ci()
     for line, language, text in blocks(page):
         if language in CODE:
             numbers[language] += 1
-            executed = line in collected or (title(page), language, numbers[language]) in ci
-            found.append((language, text.strip().splitlines()[0], executed))
+            by = "a marker" if any(m != "-" and text.startswith(f) for f, m in needs) else ""
+            if line in runs or (title(page), language, numbers[language]) in ci:
+                by = "every run"
+            found.append((language, text.strip().splitlines()[0], by))
     return found
+
+
+def reasons(page: Path) -> list[tuple[str, str]]:
+    """Beginnings of the blocks of a page that a plain run leaves out, each with its marker."""
+    rows = REASON.findall(PAGE.read_text("utf-8"))
+    return [(first, marker) for where, first, marker in rows if where == title(page)]
 
 
 def shares() -> str:
     """The table of the page, counted."""
-    there, ran = Counter[str](), Counter[str]()
-    for language, _, executed in (block for page in PAGES for block in code(page)):
+    there, ran, marked = Counter[str](), Counter[str](), Counter[str]()
+    for language, _, by in (block for page in PAGES for block in code(page)):
         there[language] += 1
-        ran[language] += executed
+        ran[language] += by == "every run"
+        marked[language] += by == "a marker"
     for document in map(DOCSTRINGS.parse, SOURCES):
         sessions = "".join(example.parsed for example in document.examples())
         there[LINES] += len(re.findall(r"^ *>>> ", document.text, re.MULTILINE))
         ran[LINES] += len(re.findall(r"^ *>>> ", sessions, re.MULTILINE))
-    rows = (f"| {x} | {there[x]} | {ran[x]} | {ran[x] / there[x]:.0%} |\n" for x in (*CODE, LINES))
-    return "| code | there are | executed | share |\n|---|---|---|---|\n" + "".join(rows)
+    rows = (f"| {x} | {there[x]} | {ran[x]} | {marked[x]} |\n" for x in (*CODE, LINES))
+    head = "| code | there are | in every run | with a marker |\n|---|---|---|---|\n"
+    return head + "".join(rows)
 
 
 def test_the_shares_are_those_of_the_pages() -> None:
@@ -58,13 +68,25 @@ def test_the_shares_are_those_of_the_pages() -> None:
 
 
 def test_every_block_that_is_not_executed_has_a_reason() -> None:
-    reasons, used = set(REASON.findall(PAGE.read_text("utf-8"))), set()
+    listed, used = {x[:2] for x in REASON.findall(PAGE.read_text("utf-8"))}, set()
     for page in PAGES:
-        for _, first, executed in code(page):
-            fits = {x for x in reasons if x[0] == title(page) and first.startswith(x[1])}
-            assert executed or fits, f"{title(page)}: {first}: not executed, and {PAGE} not why"
-            used |= set() if executed else fits
-    assert reasons == used, f"of blocks that are executed, or not there: {reasons - used}"
+        for _, first, by in code(page):
+            fits = {x for x in listed if x[0] == title(page) and first.startswith(x[1])}
+            assert by or fits, f"{title(page)}: {first}: not executed, and {PAGE} not why"
+            used |= set() if by == "every run" else fits
+    assert listed == used, f"of blocks that are executed, or not there: {listed - used}"
+
+
+NEEDS = [
+    pytest.param(page, marker, marks=getattr(pytest.mark, marker), id=f"{title(page)}-{marker}")
+    for page in PAGES
+    for marker in sorted({marker for _, marker in reasons(page)} - {"-"})
+]
+
+
+@pytest.mark.parametrize(("page", "marker"), NEEDS)
+def test_a_page_runs_with_what_it_needs(page: Path, marker: str) -> None:
+    assert problems(page, blocks_to_run(page, marker)) == ""
 
 
 if __name__ == "__main__":
