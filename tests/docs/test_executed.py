@@ -33,7 +33,9 @@ def code(page: Path) -> list[tuple[str, str, str]]:
         if language in CODE:
             numbers[language] += 1
             by = "a marker" if any(m != "-" and text.startswith(f) for f, m in needs) else ""
-            if line in runs or (title(page), language, numbers[language]) in ci:
+            if (title(page), language, numbers[language]) in ci:
+                by = "CI"
+            if line in runs:
                 by = "every run"
             found.append((language, text.strip().splitlines()[0], by))
     return found
@@ -50,7 +52,7 @@ def shares() -> str:
     there, ran, marked = Counter[str](), Counter[str](), Counter[str]()
     for language, _, by in (block for page in PAGES for block in code(page)):
         there[language] += 1
-        ran[language] += by == "every run"
+        ran[language] += by in ("CI", "every run")
         marked[language] += by == "a marker"
     for document in map(DOCSTRINGS.parse, SOURCES):
         sessions = "".join(example.parsed for example in document.examples())
