@@ -249,8 +249,8 @@ SETTINGS = OptionGroup(
             default="threads",
         ),
         "resume": FieldOption(
-            "Continue a killed run from its partial results beside -o; start at the beginning if "
-            "there are none."
+            "Keep the partial results beside -o after an error of the input or the disk, too. With "
+            "or without it, the same command continues a stopped run."
         ),
     },
 )

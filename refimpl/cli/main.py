@@ -21,6 +21,7 @@ from refimpl.cli import (
     validate,
 )
 from refimpl.cli import options as opt
+from refimpl.cli.interruption import Interrupted
 from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.version import __version__
@@ -170,7 +171,9 @@ def main() -> None:
             "files that can be read, and room on the disk for the output",
             "check the disk and the permissions",
         )
-    except (KeyboardInterrupt, typer.Abort):
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as stopped:
+        said = stopped if isinstance(stopped, Interrupted) else Interrupted("nothing was written")
+        print(said, file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         traceback.print_exc()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.models import ArgumentInfo
 
+from refimpl.cli.interruption import interruptible
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import WHOLE
@@ -203,10 +204,12 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
                         "use a smaller number",
                     )
         check_outputs(values, inputs, outputs)
-        if forced:
-            del values["force"]
-        filled = {name: group.take(values) for name, group in groups.items()}
-        command(**values, **filled)
+        paths = [Path(values[name]) for name in outputs if values[name] is not None]
+        with interruptible(paths, dict(values)):
+            if forced:
+                del values["force"]
+            filled = {name: group.take(values) for name, group in groups.items()}
+            command(**values, **filled)
 
     ungrouped.__signature__ = own.replace(  # type: ignore[attr-defined]
         parameters=[*parameters.values(), *([FORCE] if forced else [])]

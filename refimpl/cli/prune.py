@@ -31,11 +31,13 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import ACTIVATIONS, signals
 from refimpl.scoring.score import score
 from refimpl.show.pruning import inspection_table, pruning_table
-from refimpl.storage.folder import partial_results_folder
+from refimpl.storage.folder import partial_results_folder, stopped_results
+from refimpl.storage.partial_results import PartialResultsError
 from refimpl.tokens import Tokens, Windows
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens, model_windows
 
+SCORES = "scores"  # the file of partial results of --sparsity
 DEFAULT = (
     "corrected by divergence (the default: it helped in docs/study.md); the paper's: --correct "
     "absorption"
@@ -114,14 +116,14 @@ def command(
     lap, seconds = _stopwatch()
     opened = read_model(model, config, download=download)
     method, allocation, nm = how.method, how.allocation, how.nm
-    check_prune(opened, output, {}, how.force, settings.resume)
+    check_prune(opened, output, {}, how.force)
     pruner = Pruner(method, how.damping, plan.seed)
-    _check_target(context, allocation, nm)
+    _check_target(context, allocation, nm, output)
     if method != "sparsegpt":
         opt.refuse(context, ("damping",), f"--method {method}", "--method sparsegpt")
     imatrix = _means(context, opened, how, wanted)
     tokens: Tokens | Imatrix | None = imatrix
-    resume, applied = settings.resume, None
+    applied = None
     windows = model_windows(opened, how.measure_on) if how.measure or how.measure_on else None
     lap("reading")
     if nm is not None:
@@ -132,11 +134,10 @@ def command(
         if not opt.is_given(context, "correct") and wanted.compat == "exact":
             strength = wanted.strength if opt.is_given(context, "strength") else "default"
             wanted, applied = replace(wanted, correct="divergence", strength=strength), DEFAULT
-        with partial_results_folder(output, resume) as folder:
-            scoring = replace(settings, part=folder / "scores", resume=True)
+        with partial_results_folder(output, settings.resume) as folder:
+            scoring = replace(settings, part=folder / SCORES, resume=True)
             chosen = imatrix or source
             targets, tokens = _scored(context, opened, chosen, plan, wanted, scoring, method)
-        resume = True  # from the partial results in that folder
     if tokens is None:
         if method in CALIBRATED:
             tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
@@ -144,8 +145,7 @@ def command(
             weights_only = f"no tokens: {method} uses the weights only"
             opt.refuse(context, CALIBRATION.names, f"--method {method}", weights_only)
     lap("scoring")
-    options = {name: getattr(settings, name) for name in SETTINGS.options} | {"resume": resume}
-    options |= {"force": how.force, "keep": settings.resume}
+    options = {name: getattr(settings, name) for name in SETTINGS.options} | {"force": how.force}
     before = None if windows is None else _perplexity(opened, windows, settings)
     lap("measuring")
 
@@ -220,8 +220,10 @@ def _means(
     return read_imatrix(how.imatrix, model)
 
 
-def _check_target(context: typer.Context, allocation: Path | None, nm: str | None) -> None:
-    """Refuse several ways to say how much is pruned, or none."""
+def _check_target(
+    context: typer.Context, allocation: Path | None, nm: str | None, output: Path
+) -> None:
+    """Refuse several ways to say how much is pruned, none, or another than of a stopped run."""
     scoring = [name for name in (*PERTURBATION.names, *REQUEST.names) if name != "seed"]
     if allocation is not None and nm is not None:
         raise RefimplError("--allocation and --nm", "one of them", "omit --allocation or --nm")
@@ -238,6 +240,13 @@ def _check_target(context: typer.Context, allocation: Path | None, nm: str | Non
             "no option says how much to prune",
             "--sparsity FRACTION, --allocation FILE or --nm N:M",
             "add for example --sparsity 0.5",
+        )
+    scores = [path for path in stopped_results(output) if path.name == SCORES]
+    if scores and (allocation or nm):
+        raise PartialResultsError(
+            f"{scores[0]} belongs to another run, with --sparsity",
+            "the same options",
+            "repeat the command of that run, or remove the file to start anew",
         )
 
 

@@ -46,10 +46,15 @@ def style() -> Style:
     return Style(color, encoding.startswith("utf"))
 
 
+def shows_progress() -> bool:
+    """Whether stderr is a terminal that can show progress, and nobody said -q."""
+    return not quiet and sys.stderr.isatty() and not _dumb()
+
+
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
     """A bar on stderr with the time left, on a terminal that can show it; yields its update."""
-    if quiet or not sys.stderr.isatty() or _dumb():
+    if not shows_progress():
         yield lambda done, total: None
         return
     with typer.progressbar(length=STEPS, label=label, file=sys.stderr) as bar:

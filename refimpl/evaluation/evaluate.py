@@ -94,7 +94,8 @@ def evaluate(
         executor: Where the work units run, as for `score`.
         progress: Called with the cost done and in all.
         part: A file that keeps partial results, or None; the caller removes it in the end.
-        resume: Whether to continue from that file.
+        resume: Whether that file outlives an error of the input or the disk, too. What it holds of
+            the same run is always continued.
 
     Returns:
         The numbers, the same for every executor, memory and number of threads, resumed or not.

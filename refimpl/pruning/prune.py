@@ -109,7 +109,6 @@ def check_prune(
     out: Path,
     inputs: Mapping[str, Path | None],
     force: bool,
-    resume: bool = False,
     partial_bytes: int = 0,
 ) -> None:
     """Refuse, before any work, a folder that cannot be written or that would damage an input.
@@ -120,7 +119,7 @@ def check_prune(
     files = copies(model)
     of_model = {f"the model's {name}": path for name, path in files.files.items()}
     read = {"the model": model.path, **of_model, **inputs}
-    check_target(out, read, force, files.needed_bytes + partial_bytes, resume)
+    check_target(out, read, force, files.needed_bytes + partial_bytes, resumable=True)
 
 
 def prune(
@@ -132,7 +131,6 @@ def prune(
     *,
     force: bool = False,
     resume: bool = False,
-    keep: bool | None = None,
     dtype: npt.DTypeLike = np.float32,
     threads: int | None = None,
     memory: str | int | None = None,
@@ -152,8 +150,8 @@ def prune(
         tokens: Calibration tokens, or for Wanda an importance matrix, which describes the dense
             model; None for pruners that look at weights alone.
         force: Whether an existing folder of models is replaced.
-        resume: Whether to continue an interrupted run of the same, after its last whole block.
-        keep: Whether partial results outlive an error of the input or the disk; `resume` if None.
+        resume: Whether partial results outlive an error of the input or the disk, too. Those of an
+            interrupted run of the same are always continued, after its last whole block.
         dtype: Dtype of the forward passes; statistics, scores and SparseGPT are float64.
         threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
@@ -168,7 +166,7 @@ def prune(
         RefimplError: An output that cannot be written, or would damage the input; an allocation for
             a model of other sizes; tokens that are missing, that the model cannot read, or whose
             states exceed `memory` (on threads); NaN or Inf among the weights; a Hessian that is not
-            positive definite; partial results, without `resume` or of another run.
+            positive definite; partial results of another run.
 
     Source: Wanda, SparseGPT (peers): sequential pruning.
 
@@ -191,7 +189,7 @@ def prune(
     facts = None if tokens is None or (ids is None and imatrix is None) else token_facts(tokens)
     local = executor in (None, "threads")
     state_bytes = 0 if ids is None else ids.size * config.hidden_size * np.dtype(dtype).itemsize
-    check_prune(model, out, {}, force, resume, (2 if local else 3) * state_bytes)
+    check_prune(model, out, {}, force, (2 if local else 3) * state_bytes)
     if ids is not None and local and 2 * state_bytes > (budget := parse_memory(memory)):
         raise RefimplError(
             f"memory of {budget} bytes does not hold the calibration's residual states",
@@ -204,7 +202,7 @@ def prune(
     run = source.identity | _options(model, targets, pruner, facts, dtype)
     with (
         settings.open() as resources,
-        new_folder(out, force, resume, resume if keep is None else keep) as folder,
+        new_folder(out, force, resumable=True, keep=resume) as folder,
         PartialResults[str, Any](
             results_file(folder), run, resume=True, check=source.check
         ) as results,

@@ -160,5 +160,5 @@ class UnchangedFiles:
             raise RefimplError(
                 f"{self._model.path}: the model's files changed while they were used",
                 "files that stay as they are during a run",
-                "repeat the command, without --resume",
+                "repeat the command",
             )

@@ -75,7 +75,8 @@ def score(
             `refimpl.onnx.runtime.on_onnxruntime(...)`.
         progress: Called with block passes done and in all.
         part: The file that keeps partial results, or None; the caller removes it in the end.
-        resume: Whether to continue from that file.
+        resume: Whether that file outlives an error of the input or the disk, too. What it holds of
+            the same run is always continued.
 
     Returns:
         Drift, alignment and coefficients per block and eta, signals, and how they were made; the

@@ -47,53 +47,59 @@ MIB = 1 << 20
 
 @contextmanager
 def new_folder(
-    target: Path, force: bool, resume: bool | None = None, keep: bool = False
+    target: Path, force: bool, resumable: bool = False, keep: bool = False
 ) -> Iterator[Path]:
     """Yield a folder to be filled, renamed to `target` at the end, and removed after an error.
 
-    With `force` it replaces an existing folder of models. With `resume`, it is that of an earlier
-    run; None says that no later run can continue this one. If one can, the folder and the folder
-    `kept` beside it stay after an error that does not recur, and with `keep` after any error.
+    With `force` it replaces an existing folder of models. If a later run can continue this one
+    (`resumable`), it may be that of an earlier run, and it and the folder `kept` beside it stay
+    after an error that does not recur, and with `keep` after any error.
     """
     target = real_path(target)
-    with _recovered(target, resume) as work:
+    with _recovered(target, resumable) as work:
         refuse_existing(target, force)
         try:
             new = work / NEW
-            new.mkdir(exist_ok=resume is True)
-            if resume is not None:
-                (work / RESULTS).mkdir(exist_ok=resume)
+            new.mkdir(exist_ok=resumable)
+            if resumable:
+                (work / RESULTS).mkdir(exist_ok=True)
             yield new
             keep_rights(new, target)
             tree_to_disk(new)
             _swap(work, target, force)
         except BaseException as error:
-            if resume is None or recurs(error):
+            if not resumable or recurs(error):
                 with suppress(OSError):  # the next run undoes the rest
-                    if keep and resume is not None:
-                        _recover(work, target, resume=True)
+                    if keep and resumable:
+                        _recover(work, target, resumable=True)
                     else:
                         _undo(work, target)
             raise
 
 
 @contextmanager
-def partial_results_folder(target: Path, resume: bool) -> Iterator[Path]:
-    """Yield the folder for partial results before `new_folder` with resume, which finds it again.
+def partial_results_folder(target: Path, keep: bool) -> Iterator[Path]:
+    """Yield the folder for partial results before a resumable `new_folder`, which finds it again.
 
-    With `resume`, it may exist already, and outlives any error.
+    With `keep`, it outlives any error.
     """
     target = real_path(target)
-    with _recovered(target, resume) as work:
+    with _recovered(target, resumable=True) as work:
         try:
             for name in (NEW, RESULTS):
-                (work / name).mkdir(exist_ok=resume)
+                (work / name).mkdir(exist_ok=True)
             yield work / RESULTS
         except BaseException as error:
-            if recurs(error) and not resume:
+            if recurs(error) and not keep:
                 with suppress(OSError):
                     _undo(work, target)
             raise
+
+
+def stopped_results(target: Path) -> list[Path]:
+    """The files of partial results that a stopped run of a folder left."""
+    results = work_path(Path(os.path.realpath(target))) / RESULTS
+    return [path for path in sorted(results.glob("*")) if holds_results(path)]
 
 
 def damaged(path: Path) -> PartialResultsError:
@@ -110,7 +116,7 @@ def check_target(
     inputs: Mapping[str, Path | None],
     force: bool,
     needed_bytes: int,
-    resume: bool = False,
+    resumable: bool = False,
 ) -> None:
     """Refuse, before any work, a folder that could not be written, or that would damage something.
 
@@ -127,7 +133,7 @@ def check_target(
         )
     refuse_long_name(target)
     if os.path.lexists(work):
-        with _recovered(target, resume):
+        with _recovered(target, resumable):
             pass
     with writing(target):
         for name, path in inputs.items():
@@ -135,7 +141,7 @@ def check_target(
                 refuse_overlap(target, name, path)
         refuse_existing(target, force)
         free = shutil.disk_usage(parent).free
-        if resume and (work / NEW).exists():  # its files are written already
+        if resumable and (work / NEW).exists():  # its files are written already
             free += sum(path.stat().st_size for path in (work / NEW).iterdir())
     if free < needed_bytes:
         raise RefimplError(
@@ -146,29 +152,29 @@ def check_target(
 
 
 @contextmanager
-def _recovered(target: Path, resume: bool | None) -> Iterator[Path]:
+def _recovered(target: Path, resumable: bool) -> Iterator[Path]:
     """Make and lock the hidden folder, and undo what an earlier run left."""
     with work_folder(target) as work:
         for name in (NEW, OLD, DELETED, RESULTS):
             if os.path.lexists(work / name) and not is_folder(work / name):
                 raise foreign(work / name)
-        _recover(work, target, resume)
+        _recover(work, target, resumable)
         yield work
 
 
-def _recover(work: Path, target: Path, resume: bool | None) -> None:
-    """Undo what an earlier run left, but refuse, or keep with resume, what can be resumed."""
+def _recover(work: Path, target: Path, resumable: bool) -> None:
+    """Undo what an earlier run left, but keep, or refuse if this run is not resumable, results."""
     _restore(work, target)
     if (work / NEW).exists() and (work / RESULTS).exists():
-        if resume:
+        if resumable:
             return
-        if not any(holds_results(path) for path in (work / RESULTS).iterdir()):
+        if not stopped_results(target):
             _undo(work, target)
             return
         raise RefimplError(
             f"{work} holds the partial results of an earlier run",
-            "no such folder, or --resume",
-            f"add --resume to continue that run, or remove {work / RESULTS} to start anew",
+            "an output that no stopped run was writing",
+            f"repeat the command of that run, or remove {work / RESULTS} to start anew",
         )
     _undo(work, target)
 

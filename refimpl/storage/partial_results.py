@@ -61,9 +61,9 @@ class PartialResults(Generic[K, V]):
 
     A line is the digest of all lines up to its end, and JSON. Every line is on the disk before
     `add` returns; a line that a kill left incomplete is dropped, and so is an identity without
-    results. A file without our mark is refused, and so is one with a damaged line.
-    Floats and arrays come back bit for bit. An error that recurs removes the file, unless the run
-    was meant to be resumed. The identity is everything that the results depend on. A line is
+    results. The results of the same run are continued; a file of another run is refused, and so is
+    one without our mark, or with a damaged line. Floats and arrays come back bit for bit. An error
+    that recurs removes the file, unless the run was meant to be resumed. The identity is everything that the results depend on. A line is
     damaged, too, if `decode` raises ValueError, TypeError or LookupError. `check` raises an error
     if what the results depend on has changed since; nothing is kept then.
     """
@@ -134,12 +134,6 @@ class PartialResults(Generic[K, V]):
             self._write(identity)
             return
         self._digest = hashlib.sha256()
-        if len(complete) > 1 and not self._resume:
-            raise PartialResultsError(
-                f"{self.path} holds the partial results of an earlier run",
-                "no such file, or --resume",
-                "add --resume to continue that run, or remove the file to start anew",
-            )
         for number, line in enumerate(complete):
             self._read(number, line, identity)
         with writing(self.path):

@@ -461,12 +461,13 @@ def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patched:
             patched.setattr(place, Mock(side_effect=KeyboardInterrupt))
             result = run("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json", "--resume")
-        assert result == Result(130, "", "")
+        assert (result.code, result.out) == (130, "")
         assert {path.name for path in tmp_path.iterdir()} <= {"scores.json.part"}
     for error in (KeyboardInterrupt, typer.Abort):  # however typer passes it on
         with monkeypatch.context() as patched:
             patched.setattr("refimpl.cli.main.app", Mock(side_effect=error))
-            assert run("score", LLAMA) == Result(130, "", "")
+            said = "interrupted: nothing was written\nnext: repeat the command\n"
+            assert run("score", LLAMA) == Result(130, "", said)
 
 
 def test_an_interrupt_from_outside() -> None:
@@ -491,5 +492,6 @@ def test_an_interrupt_from_outside() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30) == ("", "")
-    assert process.returncode == 130
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err.startswith("interrupted: nothing is kept without -o\nnext: repeat the command")

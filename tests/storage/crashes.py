@@ -108,8 +108,6 @@ def stops(name: str, most: int = 10**9, stride: int = 1) -> None:
             assert files(LLAMA) == inputs
             counts[how][state(command, target, expected)] += 1
             again = forked(lambda: run(*full))  # noqa: B023
-            if "add --resume" in again.err:
-                again = forked(lambda: run(*full, "--resume"))  # noqa: B023
             if not command.forced and "exists" in again.err:
                 assert command.result(target) == expected
             else:

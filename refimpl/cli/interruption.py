@@ -1,0 +1,75 @@
+"""Ctrl-C: what a command says that it keeps, and how to go on."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from refimpl.cli.terminal import shows_progress
+from refimpl.errors import printable
+from refimpl.storage.folder import stopped_results
+from refimpl.storage.partial_results import holds_results, partial_results_path
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with what is kept, and the next command."""
+
+    def __init__(self, kept: str, remedy: str = "repeat the command") -> None:
+        super().__init__(kept, remedy)
+        self.kept, self.remedy = printable(kept), printable(remedy)
+
+    def __str__(self) -> str:
+        return f"interrupted: {self.kept}\nnext: {self.remedy}"
+
+
+@contextmanager
+def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterator[None]:
+    """Turn Ctrl-C into a message about the outputs of a command; and say what is continued.
+
+    A command keeps partial results if `values`, those of its options, hold `resume`.
+    """
+    resume, budget = values.get("resume"), values.get("budget") is not None
+    before = [_stamp(path) for path in outputs]
+    if resume is not None and shows_progress():
+        for path in _partial_results(outputs):
+            said = f"found:      {path}, partial results; remove the file to start anew"
+            print(printable(said), file=sys.stderr)
+    try:
+        yield
+    except KeyboardInterrupt:
+        written = [
+            str(path)
+            for path, old in zip(outputs, before, strict=True)
+            if _stamp(path) not in (None, old)
+        ]
+        if written:
+            raise Interrupted(f"{', '.join(written)} is whole", "use it") from None
+        if resume is None:
+            raise Interrupted("nothing was written") from None
+        if not outputs:
+            remedy = "repeat the command, with -o FILE if it must be possible to resume it"
+            raise Interrupted("nothing is kept without -o", remedy) from None
+        if not (kept := _partial_results(outputs)):
+            raise Interrupted("nothing was finished that could be kept") from None
+        words = [*sys.argv[1:], *([] if resume else ["--resume"])]
+        command = shlex.join(["refimpl", *words])
+        if budget:  # a repetition may choose other samples
+            command = "add --resume, and replace --budget by the options printed above"
+        raise Interrupted(f"partial results are kept in {kept[-1]}", command) from None
+
+
+def _partial_results(outputs: Sequence[Path]) -> list[Path]:
+    """Partial results beside the outputs of a command."""
+    files = [partial_results_path(path) for path in outputs if path.name]
+    folders = [file for path in outputs if path.name for file in stopped_results(path)]
+    return [path for path in files if holds_results(path)] + folders
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What differs when an output is replaced."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None

@@ -1,0 +1,139 @@
+"""Ctrl-C: each command says what it keeps, and the command that it names goes on from there."""
+
+import os
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from conftest import FIXTURES
+from documents import content, keys, numbers
+from processes import forked, printed_json
+from program import Result, ran, refused, run
+
+from refimpl.storage.partial_results import PartialResults
+
+LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
+SMALL = ("--samples", 6, "--seq-len", 12)
+KEEPING = {  # commands, and the file of their partial results
+    "score": (("score", LLAMA, *SMALL, "-o", "out.json"), "out.json.part"),
+    "eval": (
+        ("eval", LLAMA, "--text", TEXT, "--windows", 9, "--window", 20, "-o", "out.json"),
+        "out.json.part",
+    ),
+    "prune": (("prune", LLAMA, *SMALL, "--nm", "2:4", "-o", "out"), ".out.part/kept/blocks"),
+    "scored": (
+        ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "-o", "out"),
+        ".out.part/kept/scores",
+    ),
+}
+OTHERS = {  # commands, and a function that is interrupted
+    "check": (
+        ("check", FIXTURES / "cases/llama", FIXTURES / "cases/llama/expected.safetensors"),
+        "refimpl.oracle.check.check",
+    ),
+    "case make": (
+        ("case", "make", LLAMA, *SMALL, "-o", "out"),
+        "refimpl.oracle.case.steps_and_margins",
+    ),
+    "explain": (("explain", LLAMA, "-o", "out"), "refimpl.cli.explain.explain"),
+}
+NOTHING = "interrupted: nothing was written\nnext: repeat the command\n"
+TOO_EARLY = "interrupted: nothing was finished that could be kept\nnext: repeat the command\n"
+
+
+def control_c(*_: object, **__: object) -> None:
+    """What a terminal does to a program when Ctrl is held and C is pressed."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupted(lines: int, *words: object) -> Result:
+    """A run in a process of its own, interrupted before such a line of its partial results."""
+    write, left = PartialResults._write, lines
+
+    def writing(self: PartialResults[Any, Any], row: Any) -> None:
+        nonlocal left
+        if left == 0:
+            control_c()
+        left -= 1
+        write(self, row)
+
+    with patch.object(PartialResults, "_write", writing):
+        return forked(lambda: run(*words))
+
+
+def goes_on(kind: str, folder: str) -> None:
+    """Interrupt a command three times; repeat it as it is, and as the message says."""
+    os.chdir(folder)
+    words, part = KEEPING[kind][0], Path(KEEPING[kind][1])
+    output = Path(str(words[-1]))
+    read: Callable[[Path], Any] = content if words[0] == "prune" else numbers
+    ran(*words[:-1], "whole")
+
+    assert interrupted(0, *words) == Result(130, "", TOO_EARLY)
+
+    stopped = interrupted(3, *words)
+    kept, again = stopped.err.splitlines()
+    assert (stopped.code, stopped.out, output.exists()) == (130, "", False)
+    path = part.absolute() if words[0] == "prune" else part
+    assert kept == f"interrupted: partial results are kept in {path}"
+    command = ["refimpl", *map(str, words), "--resume"]
+    assert shlex.split(again.removeprefix("next: ")) == command
+    before = keys(part)
+    assert before
+
+    assert interrupted(1, *words) == stopped  # the same command goes on, and says the same
+    after = keys(part)
+    assert after[: len(before)] == before
+    assert len(before) < len(after) == len(set(after))
+
+    shown = run(*command[1:], err_terminal=True)
+    assert shown.err.startswith(f"found:      {path}, partial results; remove the file to start")
+    assert read(output) == read(Path("whole"))
+    assert sorted(os.listdir()) == sorted([output.name, "whole"])
+    assert refused(*words).startswith(f"error: -o {output.absolute()} exists") or (
+        refused(*words).startswith(f"error: -o {output} exists")
+    )
+    print("{}")
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+def test_the_named_command_goes_on(kind: str, tmp_path: Path) -> None:
+    small = "refimpl.scoring.grouping.STATES_AT_RISK", "refimpl.evaluation.evaluate.GROUP"
+    units = f"patch('{small[0]}', 3), patch('{small[1]}', 40)"
+    batch = "patch('refimpl.evaluation.batch.BATCH', 20)"
+    call = f"[x.start() for x in ({units}, {batch})]; goes_on({kind!r}, {str(tmp_path)!r})"
+    assert printed_json(__file__, call) == {}
+
+
+def leaves_nothing(kind: str, folder: str) -> None:
+    """Interrupt a command that keeps no partial results."""
+    os.chdir(folder)
+    words, place = OTHERS[kind]
+    with patch(place, control_c):
+        assert forked(lambda: run(*words)) == Result(130, "", NOTHING)
+    assert os.listdir() == []
+    print("{}")
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_command_without_partial_results_leaves_nothing(kind: str, tmp_path: Path) -> None:
+    assert printed_json(__file__, f"leaves_nothing({kind!r}, {str(tmp_path)!r})") == {}
+
+
+def is_whole(folder: str) -> None:
+    """Interrupt a run after its output has its name."""
+    os.chdir(folder)
+    with patch("refimpl.cli.score.deliver", control_c):
+        stopped = forked(lambda: run(*KEEPING["score"][0]))
+    assert stopped == Result(130, "", "interrupted: out.json is whole\nnext: use it\n")
+    assert os.listdir() == ["out.json"]
+    print("{}")
+
+
+def test_a_whole_output_is_named(tmp_path: Path) -> None:
+    assert printed_json(__file__, f"is_whole({str(tmp_path)!r})") == {}
