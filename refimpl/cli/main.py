@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from refimpl.cli import (
-    compare,
     eval,
     explain,
     export,
@@ -69,7 +68,7 @@ COMMANDS = {  # by heading in --help: each command, and two examples of it
     },
     "Look": {
         "compare": (
-            compare.command,
+            report.compare_command,
             "refimpl compare OUT1 OUT2 evaluation.json",
             "refimpl compare OUT1 OUT2 --csv",
         ),

@@ -1,24 +1,27 @@
-"""`refimpl report`: one page about scores, prunings and evaluations."""
+"""`refimpl report` and `refimpl compare`: scores, prunings and evaluations, on a page or in a table."""
 
 from pathlib import Path
 from typing import Annotated
 
 from refimpl.cli import options as opt
-from refimpl.cli.terminal import say
-from refimpl.errors import printable
+from refimpl.cli.terminal import deliver, say
+from refimpl.errors import RefimplError, printable
 from refimpl.storage.files import write_text
+
+
+Runs = Annotated[
+    list[Path],
+    opt.argument(
+        "FILE",
+        "Files that refimpl score, allocate or eval wrote with -o, and folders of pruned "
+        "models (or their pruning.json), in any order.",
+    ),
+]
 
 
 @opt.with_groups
 def command(
-    files: Annotated[
-        list[Path],
-        opt.argument(
-            "FILE",
-            "Files that refimpl score, allocate or eval wrote with -o, and folders of pruned "
-            "models (or their pruning.json), in any order.",
-        ),
-    ],
+    files: Runs,
     *,
     output: Annotated[
         Path,
@@ -47,3 +50,22 @@ def command(
         say(printable(f"written: {figures} ({count} files)") + "\n")
     write_text(output, text)
     say(printable(f"written: {output} ({len(text.encode()):,} bytes)") + "\n")
+
+
+def compare_command(
+    files: Runs,
+    *,
+    as_csv: Annotated[bool, opt.flag("--csv", "Print CSV with all digits.")] = False,
+    as_json: Annotated[bool, opt.flag("--json", "Print JSON with all digits.")] = False,
+) -> None:
+    """Compare several runs in one table: a row per run, a column per measure.
+
+    A pruning and the evaluations of models that were pruned in the same way share a row.
+    """
+    from refimpl.report.inputs import read_inputs  # not for --help
+    from refimpl.report.runs import run_rows, runs_csv, runs_table
+
+    if as_csv and as_json:
+        raise RefimplError("--csv with --json", "one form of output", "omit --csv or --json")
+    rows = run_rows(read_inputs(files))
+    deliver({"runs": rows}, runs_csv(rows) if as_csv else runs_table(rows), as_json)

@@ -63,9 +63,10 @@ class PartialResults(Generic[K, V]):
     `add` returns; a line that a kill left incomplete is dropped, and so is an identity without
     results. The results of the same run are continued; a file of another run is refused, and so is
     one without our mark, or with a damaged line. Floats and arrays come back bit for bit. An error
-    that recurs removes the file, unless the run was meant to be resumed. The identity is everything that the results depend on. A line is
-    damaged, too, if `decode` raises ValueError, TypeError or LookupError. `check` raises an error
-    if what the results depend on has changed since; nothing is kept then.
+    that recurs removes the file, unless the run was meant to be resumed. The identity is everything
+    that the results depend on. A line is damaged, too, if `decode` raises ValueError, TypeError or
+    LookupError. `check` raises an error if what the results depend on has changed since; nothing is
+    kept then.
     """
 
     def __init__(
