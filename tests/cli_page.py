@@ -1,6 +1,11 @@
-"""The tables of docs/reference/cli.md, written from the program: `python tests/cli_page.py`."""
+"""The pages of the commands, written from the program: `python tests/cli_page.py`.
+
+Between two comments of a page is what the program says: docs/reference/cli.md lists the commands,
+and docs/reference/commands/ has a page for each, with its options. The rest is written by hand.
+"""
 
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,7 +14,7 @@ import typer
 from refimpl.cli.main import app
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "cli.md"
-TABLE = re.compile(r"(?<=<!-- options of )([\w ]+?)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+REGION = re.compile(r"(?<=<!-- from the program -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def commands() -> dict[str, Any]:
@@ -18,55 +23,76 @@ def commands() -> dict[str, Any]:
     commands: dict[str, Any] = {}
     for name, command in program.commands.items():
         inner = getattr(command, "commands", {})
-        commands |= {f"{name} {word}": one for word, one in inner.items()} or {name: command}
+        for word, one in inner.items():
+            one.rich_help_panel = command.rich_help_panel
+            commands[f"{name} {word}"] = one
+        commands |= {} if inner else {name: command}
     return commands
+
+
+def page_of(name: str) -> Path:
+    """The page of a command."""
+    return PAGE.parent / "commands" / f"{name.replace(' ', '-')}.md"
+
+
+def shown(text: str) -> str:
+    """A text of --help as it is shown, on a page."""
+    return re.sub(r"(?<!\S)(--?[a-z][\w-]*)", r"`\1`", text.replace("\\[", "[")).replace("*", r"\*")
 
 
 def value(parameter: Any) -> str:
     """The value of an option: its placeholder, or the words to choose from."""
     words = get_args(getattr(getattr(parameter, "type_descriptor", None), "annotation", None))
-    chosen = parameter.metavar or " or ".join(word for word in words if isinstance(word, str))
-    return "" if parameter.param_type_name == "argument" else chosen
+    return parameter.metavar or " | ".join(word for word in words if isinstance(word, str))
 
 
-def shown(text: str) -> str:
-    """A text of --help as it is shown."""
-    return text.replace("\\[", "[")
-
-
-def row(parameter: Any) -> str:
-    """One argument or option: its names, value, default and meaning."""
-    default = parameter.default
+def entry(parameter: Any) -> str:
+    """One argument or option: its names and value, its meaning and default."""
+    default, argument = parameter.default, parameter.param_type_name == "argument"
     simple = isinstance(default, str | int | float) and not isinstance(default, bool)
-    argument = parameter.param_type_name == "argument"
     names = [parameter.metavar or parameter.name.upper()] if argument else parameter.opts
-    cells = (
-        ", ".join(f"`{name}`" for name in names),
-        value(parameter),
-        "required" if parameter.required else default if simple else "",
-        shown(parameter.help),
-    )
-    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells).strip() + " |"
+    term = ", ".join(f"`{name}`" for name in names)
+    term += f" `{value(parameter)}`" if value(parameter) and not argument else ""
+    notes = ("Required.",) if parameter.required and not argument else ()
+    notes += (f"Default: `{default}`.",) if simple and "Default:" not in parameter.help else ()
+    return f"{term}\n: {' '.join((shown(parameter.help), *notes))}\n"
 
 
-def table(command: Any) -> str:
-    """All arguments and options of a command."""
-    rows = [row(parameter) for parameter in command.params if parameter.name != "help"]
-    return "\n".join(
-        [
-            f"{shown(command.help)}\n",
-            "| option | value | default | meaning |",
-            "|---|---|---|---|",
-            *rows,
-        ]
-    )
+def options(command: Any) -> str:
+    """What a command does, its examples, and all arguments and options, by their panels."""
+    examples = (command.epilog or "").removeprefix("Examples:").split("\n\n")
+    lines = "\n".join(line.strip() for line in examples if line.strip())
+    parts = [shown(command.help), f"```text\n{lines}\n```" if lines else ""]
+    listed = [x for x in command.params if x.name != "help"]
+    panels = list(dict.fromkeys(x.rich_help_panel for x in listed))
+    ordered = sorted(listed, key=lambda x: panels.index(x.rich_help_panel))
+    for panel, group in groupby(ordered, key=lambda x: x.rich_help_panel):
+        parts += [f"## {panel or 'Options'}", "\n".join(map(entry, group)).rstrip()]
+    return "\n\n".join(part for part in parts if part)
 
 
-def filled(page: str) -> str:
-    """The page with the tables as the program has them now."""
-    by_name = commands()
-    return TABLE.sub(lambda part: f"{part[1]}{part[2]}\n{table(by_name[part[1]])}\n\n", page)
+def index() -> str:
+    """The commands in their groups, each with its sentence."""
+    rows = ["| command | does |", "|---|---|"]
+    for name, command in commands().items():
+        sentence = command.help.partition("\n\n")[0].replace("\n", " ")
+        link = page_of(name).relative_to(PAGE.parent)
+        rows.append(f"| [`{name}`]({link}) | {shown(sentence)} |")
+    return "\n".join(rows)
+
+
+def pages() -> dict[Path, str]:
+    """Every page as it is to be; a new command's page has no words by hand."""
+    filled = {PAGE: REGION.sub(lambda _: f"\n{index()}\n\n", PAGE.read_text("utf-8"))}
+    for name, command in commands().items():
+        page = page_of(name)
+        new = f"# refimpl {name}\n\n<!-- from the program -->\n<!-- end -->\n"
+        text = page.read_text("utf-8") if page.exists() else new
+        filled[page] = REGION.sub(lambda _, c=command: f"\n{options(c)}\n\n", text)
+    return filled
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text("utf-8")), "utf-8")
+    PAGE.with_name("commands").mkdir(exist_ok=True)
+    for page, text in pages().items():
+        page.write_text(text, "utf-8")

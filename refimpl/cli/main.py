@@ -96,8 +96,8 @@ COMMANDS = {  # by heading in --help: each command, and two examples of it
         ),
         "validate": (
             validate.command,
-            "refimpl validate model.onnx MODEL",
-            "refimpl validate model.onnx MODEL --device cuda",
+            "refimpl validate MODEL --graph model.onnx",
+            "refimpl validate MODEL --graph model.onnx --device cuda",
         ),
     },
 }

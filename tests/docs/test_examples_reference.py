@@ -2,13 +2,14 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cli_page import PAGE, commands, filled
+from cli_page import PAGE, commands, options, page_of, pages
 from conftest import FIXTURES
 from program import ran, run
 
@@ -24,11 +25,20 @@ OPEN = ("linears", "base_options", "run.versions", "perturbed_at.options")  # ke
 LEFT = ("run.versions", "allocation.base_options", "allocation.tokens")  # the same of other pages
 
 
-def test_the_command_line_page_is_the_programs() -> None:
-    page = PAGE.read_text("utf-8")
-    assert filled(page) == page, "run python tests/cli_page.py"
-    for name in commands():
-        assert f"<!-- options of {name} -->" in page
+def test_the_pages_of_the_commands_are_the_programs() -> None:
+    for page, text in pages().items():
+        assert page.read_text("utf-8") == text, "run python tests/cli_page.py"
+        assert "<!-- from the program -->\n" in text
+    assert set(PAGE.with_name("commands").iterdir()) == set(map(page_of, commands()))
+
+
+@pytest.mark.parametrize("name", commands())
+def test_a_command_has_examples_that_it_accepts(name: str) -> None:
+    command = commands()[name]
+    examples = re.findall(rf"^refimpl {name}(.*)$", options(command), re.MULTILINE)
+    assert len(examples) >= (0 if name.startswith("case ") else 2)
+    for words in examples:
+        assert command.make_context(name, shlex.split(words))
 
 
 def test_the_command_line_page_lists_the_options_of_the_bases() -> None:
