@@ -24,10 +24,6 @@ from refimpl.oracle.rounding import (
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import stepwise_steps
 
-CHOOSING = (  # first words of steps that follow from choices
-    "pruned", "arrival", "divergence", "magnitude", "wanda", "sparsegpt", "pattern",
-    "sparsegpt_pattern",
-)  # fmt: skip
 EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")
 
 
@@ -108,28 +104,31 @@ def _sample(case: Case, stepwise: bool, kind: type[FewerBits] | None) -> dict[st
     From the tokens only up to the pruners, whose choices turn; of counts and decisions none.
     """
     unit = EPS["float32"] * (2.0**kind.fewer if kind else 1.0)
-    errors = pooled_errors(case.expected, _computed(case, "float32", stepwise, kind))
+    arrays = _computed(case, "float32", stepwise, kind, pruning=stepwise)
+    errors = pooled_errors({k: x for k, x in case.expected.items() if k in arrays}, arrays)
     return {
         name: x / unit
         for name, x in errors.items()
-        if measure_of(name, case.expected[name].dtype) in RESOLVABLE
-        and isfinite(x)
-        and (stepwise or name.split(".")[0] not in CHOOSING)
+        if measure_of(name, case.expected[name].dtype) in RESOLVABLE and isfinite(x)
     }
 
 
 def _computed(
-    case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None
+    case: Case,
+    dtype: str,
+    stepwise: bool,
+    kind: type[RoundedArray] | None,
+    pruning: bool = True,
 ) -> Mapping[str, Array]:
-    """Every step, in a dtype that NumPy has or rounded further."""
+    """Every step, or those before the pruners, in a dtype that NumPy has or rounded further."""
     every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))
     ids = case.inputs["token_ids"]
     try:
         if stepwise:
             return stepwise_steps(case, dtype, kind)
         if kind:
-            return rounded_steps(case.model, ids, every, kind)
-        return steps(case.model, ids, every, dtype)
+            return rounded_steps(case.model, ids, every, kind, pruning)
+        return steps(case.model, ids, every, dtype, pruning=pruning)
     except RefimplError as error:
         raise RefimplError(
             f"{case.folder}: refimpl cannot compute this case in {dtype} ({error.problem})",
@@ -159,5 +158,6 @@ def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> 
     errors |= {x: max(errors[x], *least) for x in perplexities}
     for experiment in EXPERIMENTS:
         ratio = coefficient_of(experiment)
-        errors[ratio] = max(errors[ratio], errors[f"{experiment}0.drift"])
+        if ratio in errors:
+            errors[ratio] = max(errors[ratio], errors[f"{experiment}0.drift"])
     return errors

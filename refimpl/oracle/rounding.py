@@ -179,8 +179,12 @@ class RoundedModel(Model):
 
 
 def rounded_steps(
-    model: Model, ids: npt.NDArray[np.int64], recipe: Recipe, kind: type[RoundedArray]
+    model: Model,
+    ids: npt.NDArray[np.int64],
+    recipe: Recipe,
+    kind: type[RoundedArray],
+    pruning: bool = True,
 ) -> dict[str, Array]:
     """The arrays of `steps` with rounded numbers; in `FewerBits` errors are ``2^fewer`` larger."""
-    arrays = steps(RoundedModel.of(model, kind), ids, recipe, kind.held)
+    arrays = steps(RoundedModel.of(model, kind), ids, recipe, kind.held, pruning=pruning)
     return {name: np.asarray(value) for name, value in arrays.items()}

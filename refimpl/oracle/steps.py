@@ -134,6 +134,7 @@ def steps(
     recipe: Recipe,
     dtype: npt.DTypeLike = np.float64,
     observe: Callable[[str, PrunedBlock], None] = lambda name, block: None,
+    pruning: bool = True,
 ) -> dict[str, Array]:
     """Compute every step of a recipe, as `score`, `allocate` and the pruners do.
 
@@ -167,6 +168,7 @@ def steps(
         recipe: The computation.
         dtype: Of the computation, float32 or float64; statistics and scores are float64.
         observe: Called with the name of each pruner and each of its blocks.
+        pruning: Whether to compute what follows from decisions: `pruned.*` and the pruners' steps.
 
     Raises:
         RefimplError: As `score`, `allocate` and `prune` raise it.
@@ -200,14 +202,16 @@ def steps(
             allocation.linear_sparsity if by_linear else allocation.corrected_sparsity
         )
         arrays[f"{base}.counts"] = allocation.linear_pruned
-    arrays |= _perturbed_by_pruning(model, tokens, recipe, dtype, squares)
     config = model.config
     first = targets[recipe.bases[0]]
-    pruners: list[tuple[str, Method, Targets]] = [
-        ("magnitude", "magnitude", first), ("wanda", "wanda", first),
-        ("sparsegpt", "sparsegpt", first),
-    ]  # fmt: skip
-    if recipe.pattern:
+    pruners: list[tuple[str, Method, Targets]] = []
+    if pruning:
+        arrays |= _perturbed_by_pruning(model, tokens, recipe, dtype, squares)
+        pruners += [
+            ("magnitude", "magnitude", first), ("wanda", "wanda", first),
+            ("sparsegpt", "sparsegpt", first),
+        ]  # fmt: skip
+    if pruning and recipe.pattern:
         pattern = pattern_targets(parse_pattern(recipe.pattern), config.linears, "exact")
         pruners += [
             ("pattern", "wanda", pattern), ("sparsegpt_pattern", "sparsegpt", pattern)
