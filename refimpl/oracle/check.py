@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.candidate_arrays import arrays_of, stored_arrays
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.measures import StepResult, step_result
-from refimpl.oracle.judging.tolerance import dtype_of
+from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of
 from refimpl.oracle.near_ties import near_zero, steps_after, ties_of
 from refimpl.oracle.peer import equals_peer
 from refimpl.oracle.reference_errors import reference_run
@@ -125,12 +127,30 @@ def check(
         elif result.status == "divergent" and equals_peer(name, actual, case.peer, errors[1]):
             fault = "what the peers' code gives (docs/explanation/deviations.md)"
             result = replace(result, fault=fault)
+        elif result.status == "pass" and misses_budget(case, name, actual[name]):
+            fault = "does not sum to the budget, within half a unit in the last place of each"
+            result = replace(result, status="divergent", fault=fault)
         elif result.near_ties and not stepwise:
             unjudged |= steps_after(case, name)
         if name in wanted:
             results.append(result)
     unknown = tuple(sorted(actual.keys() - case.expected.keys()))
     return Report(case, dtype, tuple(results), unknown, stepwise)
+
+
+def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
+    """Whether an allocation, [L] or [L, linears], prunes another share of all weights than asked.
+
+    It is computed in float32 or more in every dtype, whatever the signals were computed in; where
+    it is written in fewer bits, each sparsity is off by half a unit in the last place at most.
+    """
+    if not step.endswith((".base", ".corrected")):
+        return False
+    sizes, asked = case.model.config.linear_sizes, case.recipe.sparsity
+    weights = sizes.sum(axis=1) if sparsity.ndim == 1 else sizes
+    share = float(np.vdot(sparsity.astype(np.float64), weights) / weights.sum())
+    rounding = EPS[sparsity.dtype.name] / 2 + FLOOR * EPS["float32"]
+    return not abs(share - asked) <= rounding * asked
 
 
 def coarse_step(step: str) -> str:

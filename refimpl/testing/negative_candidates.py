@@ -17,6 +17,8 @@ Change = Callable[[Case, str, Array], Array]
 def negative_candidates(case: Case, dtype: str) -> dict[str, dict[str, Array]]:
     """The case's own values in a dtype, each time wrong in one way, by the name of the way.
 
+    Ways that change nothing, such as permuted blocks of a model that has one, are left out.
+
     Example:
         >>> from refimpl.oracle.case import read_case
         >>> from refimpl.oracle.check import check
@@ -38,7 +40,11 @@ def negative_candidates(case: Case, dtype: str) -> dict[str, dict[str, Array]]:
         step: right[f"{last}resid_pre"] if step == f"{last}resid_post" else x
         for step, x in right.items()
     }
-    return wrong
+    return {
+        name: arrays
+        for name, arrays in wrong.items()
+        if any(x.tobytes() != right[step].tobytes() for step, x in arrays.items())
+    }
 
 
 def _floats(change: Callable[[Array], Array]) -> Change:

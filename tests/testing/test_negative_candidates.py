@@ -1,33 +1,42 @@
-"""No case passes a candidate that is wrong on purpose, in any dtype."""
+"""No case accepts a candidate that is wrong on purpose, in any dtype."""
 
 import pytest
 from candidates import CASE_NAMES
-from gates import case_of
+from crafted_cases import CRAFTED, oracle_case
 
 from refimpl.oracle.check import check
 from refimpl.testing.cases import CORE
 from refimpl.testing.negative_candidates import CHANGES, negative_candidates
 
 WAYS = [*CHANGES, "the last block left out"]
+# Behind a sink, rounding in bfloat16 grows to the size of what the last block adds.
+UNRESOLVED = {("sink", "bfloat16", "the last block left out")}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(
     "name",
-    [*CORE, *(pytest.param(x, marks=pytest.mark.torch) for x in CASE_NAMES if x not in CORE)],
-)
-def test_no_case_passes_a_wrong_candidate(name: str, dtype: str) -> None:
-    """Each diverges in 64 and 32 bits; in 16 bits 1 % may be within rounding, and stays open.
-
-    The cases that do not travel in the wheel take minutes, and run with the tests of torch.
-    """
-    case = case_of(name)
+    [*CORE, *(pytest.param(x, marks=pytest.mark.torch) for x in [*CASE_NAMES, *CRAFTED]
+              if x not in CORE)],
+)  # fmt: skip
+def test_no_case_accepts_a_wrong_candidate(name: str, dtype: str) -> None:
+    """Each diverges. The cases that do not travel in the wheel run with the tests of torch."""
+    case = oracle_case(name)
     wrong = negative_candidates(case, dtype)
-    assert list(wrong) == WAYS
-    for stepwise in (False, True):
-        verdicts = {
-            way: check(case, wrong[way], dtype=dtype, stepwise=stepwise).verdict for way in WAYS
-        }
-        assert "pass" not in verdicts.values(), verdicts
-        late = {way for way, verdict in verdicts.items() if verdict != "divergent"}
-        assert late <= ({"1 % too large"} if dtype.endswith("16") else set()), verdicts
+    same = {"permuted blocks"} if case.model.config.num_blocks == 1 else set()
+    assert list(wrong) == [way for way in WAYS if way not in same]
+    verdicts = {way: check(case, arrays, dtype=dtype).verdict for way, arrays in wrong.items()}
+    assert "pass" not in verdicts.values(), verdicts
+    open_ways = {(name, dtype, way) for way, x in verdicts.items() if x != "divergent"}
+    assert open_ways <= UNRESOLVED, verdicts
+
+
+def test_an_allocation_off_the_budget_diverges_in_bfloat16() -> None:
+    """A tolerance of 3 % does not see 1 %, but what is pruned in all is known exactly."""
+    case = oracle_case("plain")
+    wrong = negative_candidates(case, "bfloat16")["1 % too large"]
+    first = check(case, wrong, dtype="bfloat16").first
+    assert first is not None
+    assert first.step == "uniform.base"
+    assert first.fault.startswith("does not sum to the budget")
+    assert first.error < first.tolerance
