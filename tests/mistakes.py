@@ -255,7 +255,8 @@ SIGNALS = mistakes(
     "dlp_median.signal",
     ("the lower median", "scores.⟦quantile(0.5)→median()⟧", "qwen2"),
     "alphapruning.signal",
-    ("distance of the tail from above", "device=tail.device)⟦→.add(1)⟧ / n", "opt"),
+    ("distance of the tail from above",
+     "torch.arange(n, dtype=torch.float64)⟦→.add(1)⟧ / n", "opt"),
 )  # fmt: skip
 
 ALLOCATION = mistakes(
@@ -491,12 +492,14 @@ def project(mistake: Mistake | None = None) -> ModuleType:
                 sys.modules.update(others)
 
 
-def arrays_of(candidate: ModuleType, case: Case, dtype: str, stepwise: bool = False) -> Arrays:
+def arrays_of(
+    candidate: ModuleType, case: Case, dtype: str, stepwise: bool = False, pruners: bool = True
+) -> Arrays:
     """A candidate's arrays, from the tokens or each step from the case's own values."""
     import torch
 
     with torch.inference_mode():
-        arrays = candidate.candidate(case.folder, getattr(torch, dtype), "cpu", stepwise)
+        arrays = candidate.candidate(case.folder, getattr(torch, dtype), "cpu", stepwise, pruners)
     return {
         name: x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         if x.dtype == torch.bfloat16

@@ -16,16 +16,19 @@ from forward import Model, Weights, embedded, final_norm, head, passed, perplexi
 from pruned_experiment import pruned_experiment
 from pruning import Pruned, packed, pruned_blocks
 from safetensors.torch import load_file, save_file
-from signals import alpha, block_scores, linears, outlier_percent
+from signals import alpha, block_scores, eigenvalues, linears, outlier_percent
 from torch import Tensor
 
 INSIDE = ("attn_heads", "mlp_hidden")  # inputs of linears that are no trace points
 
 
 def candidate(
-    case: Path, dtype: torch.dtype, device: str, stepwise: bool = False
+    case: Path, dtype: torch.dtype, device: str, stepwise: bool = False, pruners: bool = True
 ) -> dict[str, Tensor]:
-    """Every step of a case, by name; stepwise, each reads the case's values of those before it."""
+    """Every step of a case, by name; stepwise, each reads the case's values of those before it.
+
+    Without pruners, only the steps before theirs.
+    """
     facts = json.loads((case / "case.json").read_text())
     recipe = facts["recipe"]
     model = read_model(case / facts["model"], dtype, device)
@@ -85,7 +88,7 @@ def candidate(
     first = read(f"{recipe['bases'][0]}.counts").tolist()
     zeros, _, group = recipe["pattern"].partition(":")
     patterned = ["pattern", "sparsegpt_pattern"] if zeros else []
-    for name in ("magnitude", "wanda", "sparsegpt", *patterned):
+    for name in ("magnitude", "wanda", "sparsegpt", *patterned) if pruners else ():
         pattern = (int(zeros), int(group)) if name in patterned else None
         start = steps["embed"]
         pruned = pruned_blocks(model, name, first, pattern, recipe["damping"], start, given)
@@ -157,8 +160,9 @@ def measured(model: Model, before: list[Tensor]) -> tuple[dict[str, Tensor], lis
         typical.append(scores.mean())
         medians.append(scores.quantile(0.5))
         weights = [stored[f"{name}.weight"] for name in linears(stored)]
-        tails.append([alpha(w) for w in weights])
-        middle.append([alpha(w, "mid") for w in weights])
+        spectra = [eigenvalues(w) for w in weights]
+        tails.append([alpha(x) for x in spectra])
+        middle.append([alpha(x, "mid") for x in spectra])
         sizes.append([w.numel() for w in weights])
     signals = {"owl": torch.stack(outliers), "dlp": torch.stack(typical)}
     signals["dlp_median"] = torch.stack(medians)

@@ -41,11 +41,15 @@ def outlier_percent(scores: Tensor) -> Tensor:
     return 100 * (scores > OWL_M * scores.mean()).double().mean()
 
 
-def alpha(weight: Tensor, fit: str = "peak") -> float:
-    """AlphaPruning: exponent of a power law's tail, `peak` (and `shipped`) or `mid`."""
-    values = torch.linalg.svdvals(weight.double()).flip(0)
+def eigenvalues(weight: Tensor) -> Tensor:
+    """AlphaPruning's spectrum, ascending, without zeros; on the CPU in one transfer."""
+    values = torch.linalg.svdvals(weight.double()).flip(0).cpu()
     floor = values[-1] * max(weight.shape) * torch.finfo(torch.float64).eps
-    spectrum = values[values > floor].square()
+    return values[values > floor].square()
+
+
+def alpha(spectrum: Tensor, fit: str = "peak") -> float:
+    """AlphaPruning: exponent of a power law's tail, `peak` (and `shipped`) or `mid`."""
     count = len(spectrum)
     if fit == "mid":
         upper = spectrum[count // 2 :].log()
@@ -61,7 +65,7 @@ def alpha(weight: Tensor, fit: str = "peak") -> float:
             continue
         tail, n = spectrum[i:], count - i
         exponent = 1 + n / (tail.log().sum() - n * tail[0].log())
-        steps = torch.arange(n, dtype=torch.float64, device=tail.device) / n
+        steps = torch.arange(n, dtype=torch.float64) / n
         distance = (1 - (tail / tail[0]) ** (1 - exponent) - steps).abs().max()
         if exponent > 1 and distance < best:
             best, found = float(distance), float(exponent)
