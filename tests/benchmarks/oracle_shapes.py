@@ -7,7 +7,7 @@ import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import chain
 from math import exp, log
 from multiprocessing import get_context
@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from mistakes import ALL, arrays_of, project
+from oracle_mistakes import WAYS, logged
 
 import refimpl.oracle.step_tolerances as limiting
 from refimpl import RefimplError, read_model
@@ -28,7 +29,6 @@ from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.steps import Recipe
 from refimpl.tokens import Tokens
 
-WAYS = ("from the tokens", "step-wise")
 LARGEST = "largest error / tolerance"
 VERDICTS = ("no case", "crash", "pass", "resolved", "inconclusive", "divergent")
 FAMILIES = (
@@ -218,58 +218,66 @@ def right() -> Any:
     return project()
 
 
-def tried(number: int, dtypes: tuple[str, ...], stepwise: bool) -> list[dict[str, Any]]:
-    """One shape in some dtypes: what the right candidate was told."""
+def tried(number: int, wanted: tuple[tuple[bool, str], ...]) -> list[dict[str, Any]]:
+    """One shape, some ways (step-wise or not) and dtypes: what the right candidate was told."""
     reference_run.cache_clear()
     limiting.step_tolerances.cache_clear()
     with tempfile.TemporaryDirectory() as away:
         facts: dict[str, Any] = {"shape": number, "family": FAMILIES[number % len(FAMILIES)]}
-        facts["way"] = WAYS[stepwise]
+        lines = [facts | {"way": WAYS[stepwise], "dtype": dtype} for stepwise, dtype in wanted]
         try:
             case, shape = drawn(number, Path(away))
         except RefimplError as error:
-            return [
-                facts | {"dtype": x, "verdict": "no case", "first": error.problem} for x in dtypes
-            ]
-        made = []
-        for dtype in dtypes:
-            line = facts | {"dtype": dtype}
-            try:
-                report = check(
-                    case, arrays_of(right(), case, dtype, stepwise), dtype=dtype, stepwise=stepwise
-                )
-            except RefimplError as error:
-                made.append(line | {"verdict": "no case", "first": error.problem})
-                continue
-            except (ValueError, IndexError, RuntimeError) as error:  # of the candidate, or of ours
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                place = f"{Path(where.filename).name}, {where.name}: {error}"
-                made.append(line | {"verdict": "crash", "first": place})
-                continue
-            status = Counter(step.status for step in report.steps)
-            line |= {"verdict": report.verdict, "steps": len(report.steps), **status}
-            line["ties"] = [step.step for step in report.steps if step.near_ties]
-            line["used"] = max(
-                (s.error / s.tolerance for s in report.steps if s.tolerance and s.status == "pass"
-                 and not s.near_ties), default=0.0,
-            )  # fmt: skip
-            if (first := report.first) is not None:
-                line |= {"first": first.step, "error": first.error, "tolerance": first.tolerance}
-                line |= {"own": first.own, "fault": first.fault, "settings": asdict(shape)}
-            made.append(line)
-    return made
+            return [line | {"verdict": "no case", "first": error.problem} for line in lines]
+        return [
+            line | told(case, shape, dtype, stepwise)
+            for line, (stepwise, dtype) in zip(lines, wanted, strict=True)
+        ]
+
+
+def told(case: Case, shape: Shape, dtype: str, stepwise: bool) -> dict[str, Any]:
+    """What the right candidate was told of a case."""
+    try:
+        actual = arrays_of(right(), case, dtype, stepwise)
+        report = check(case, actual, dtype=dtype, stepwise=stepwise)
+    except RefimplError as error:
+        return {"verdict": "no case", "first": error.problem}
+    except (ValueError, IndexError, RuntimeError) as error:  # of the candidate, or of ours
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}, {where.name}: {error}"
+        return {"verdict": "crash", "first": place}
+    status = Counter(step.status for step in report.steps)
+    line = {"verdict": report.verdict, "steps": len(report.steps), **status}
+    line["ties"] = [step.step for step in report.steps if step.near_ties]
+    line["used"] = max(
+        (s.error / s.tolerance for s in report.steps if s.tolerance and s.status == "pass"
+         and not s.near_ties), default=0.0,
+    )  # fmt: skip
+    if (first := report.first) is not None:
+        line |= {"first": first.step, "error": first.error, "tolerance": first.tolerance}
+        line |= {"own": first.own, "fault": first.fault, "settings": asdict(shape)}
+    return line
 
 
 def try_shapes(
-    numbers: range, dtypes: tuple[str, ...], stepwise: bool, jobs: int, log: Path
+    numbers: range, dtypes: tuple[str, ...], ways: tuple[bool, ...], jobs: int, log: Path
 ) -> None:
-    """Try shapes, and add a line for each and each dtype to the log."""
-    one = partial(tried, dtypes=dtypes, stepwise=stepwise)
+    """Try shapes, and add a line for each, each way and each dtype that the log does not hold."""
+    have = {(x["shape"], x["way"], x["dtype"]) for x in logged(log)}
+    work = {
+        number: tuple(
+            (stepwise, dtype) for stepwise in ways for dtype in dtypes
+            if (number, WAYS[stepwise], dtype) not in have
+        )
+        for number in numbers
+    }  # fmt: skip
+    work = {number: wanted for number, wanted in work.items() if wanted}
+    right()  # imported once, for all processes
     with (
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool,
         log.open("a", encoding="utf-8") as opened,
     ):
-        for line in chain.from_iterable(pool.map(one, numbers, chunksize=5)):
+        for line in chain.from_iterable(pool.map(tried, work.keys(), work.values())):
             print(json.dumps(line, default=str), file=opened, flush=True)
             if line["verdict"] in ("divergent", "crash"):
                 print({k: v for k, v in line.items() if k != "settings"}, flush=True)
@@ -278,7 +286,7 @@ def try_shapes(
 def shape_rows(log: Path) -> list[dict[str, str]]:
     """How many right candidates passed, stayed open, and were refused, by dtype and way."""
     known: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
-    for x in map(json.loads, log.read_text("utf-8").splitlines()):
+    for x in logged(log):
         key = WAYS.index(x["way"]), ALL.index(x["dtype"])
         known.setdefault(key, {})[x["shape"]] = x
     rows = []
