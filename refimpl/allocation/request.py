@@ -21,7 +21,7 @@ from refimpl.pruners.checks import one_of
 Correction = Literal["absorption", "arrival", "divergence"]
 Kappa = Literal["common", "own"]
 OF_PRUNING = ("arrival", "divergence")  # corrections that need the pruning perturbation
-PROBE_DELTA = 0.1
+PROBE_DELTA, PROBE_SAMPLES = 0.1, 2
 
 # Per base: its options with their defaults. A tuple lists the accepted words, the default first;
 # None means that the option has no default.
@@ -137,7 +137,8 @@ class Request:
         """
         if plan is None:
             plan = Perturbation("pruning" if self.correct in OF_PRUNING else "gaussian")
-        usual = (plan.probe_delta, plan.probe_pruner, plan.units) == (None, "wanda", "blocks")
+        probes = (plan.probe_delta, plan.probe_pruner, plan.units, plan.probe_samples)
+        usual = probes == (None, "wanda", "blocks", None)
         if plan.kind != "pruning" and (self.correct in OF_PRUNING or not usual):
             what = f"the {self.correct} correction" if self.correct in OF_PRUNING else "a probe"
             raise RefimplError(
@@ -147,6 +148,8 @@ class Request:
             )
         if self.measured and plan.probe_delta is None:
             plan = replace(plan, probe_delta=PROBE_DELTA)
+        if self.measured and plan.probe_samples is None:
+            plan = replace(plan, probe_samples=PROBE_SAMPLES)
         if plan.units == "linears" and plan.probe_delta is None:
             raise RefimplError(
                 "units linears without probes",

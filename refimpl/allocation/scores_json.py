@@ -67,13 +67,14 @@ HEAD = {
     "probe_delta": "scores.plan.probe_delta",
     "probe_pruner": "scores.plan.probe_pruner",
     "units": "scores.plan.units",
+    "probe_samples": "scores.plan.probe_samples",
     "budget_minutes": "scores.budget_minutes",
     "tokens": "scores.tokens",
     "linears": "scores.shapes",
     **REQUEST,
 }
 NEWER = (  # fields that older files lack
-    *("subset", "budget_minutes", "probe_delta", "probe_pruner", "units", "kappa"),
+    *("subset", "budget_minutes", "probe_delta", "probe_pruner", "units", "probe_samples", "kappa"),
 )
 SIGNAL_OPTIONS = ("owl_m", "dlp_statistic", "alpha_fit", "alpha_xmin")
 

@@ -140,6 +140,11 @@ PERTURBATION = OptionGroup(
             "What the probes prune alone, and what the budget is divided over: blocks, or each "
             "linear."
         ),
+        "probe_samples": FieldOption(
+            "With --perturbation pruning, perturb only the first N samples; which weights to prune "
+            "is decided on all. Default: 2 with --strength measured, else all.",
+            "N",
+        ),
     },
 )
 

@@ -181,7 +181,6 @@ class Estimator:
         """What scoring so many samples takes."""
         config, resources, count = self.model.config, self.resources, self._work(samples, plan)
         length, spectra = self.facts.seq_len, self.request.base == "alphapruning"
-        signals = 2 if plan.kind == "pruning" else 1  # times they are computed
         elsewhere = resources.pool.executor is not None
         return Estimate(
             self.model.name,
@@ -189,9 +188,9 @@ class Estimator:
             replace(self.facts, samples=samples),
             plan,
             count,
-            arithmetic(config, length, count, spectra, signals),
+            arithmetic(config, length, count, spectra),
             self._memory(count),
-            seconds_of(count, self.pace, config, resources, signals),
+            seconds_of(count, self.pace, config, resources),
             self.pace,
             resources.dtype.name,
             resources.pool.workers if elsewhere else resources.workers.threads,
@@ -235,9 +234,7 @@ class Estimator:
         )
 
 
-def seconds_of(
-    count: Work, speed: Pace, config: Config, resources: Resources, signals: int
-) -> Seconds:
+def seconds_of(count: Work, speed: Pace, config: Config, resources: Resources) -> Seconds:
     """Time from counts and the pace; workers elsewhere share what the threads here do in turn."""
     elsewhere = resources.pool.executor is not None
     workers = resources.pool.workers if elsewhere else 1
@@ -249,5 +246,5 @@ def seconds_of(
         head=count.head_rounds * speed.head / workers,
         thinning=count.pruned_blocks * speed.thin / workers,
         spectra=config.num_blocks * speed.spectra / abreast,
-        signals=config.num_blocks * speed.signals * signals / workers,
+        signals=config.num_blocks * speed.signals / workers,
     )

@@ -125,13 +125,13 @@ class Arithmetic:
         return sum(astuple(self))
 
 
-def arithmetic(config: Config, length: int, count: Work, spectra: bool, signals: int) -> Arithmetic:
+def arithmetic(config: Config, length: int, count: Work, spectra: bool) -> Arithmetic:
     """Operations, by formula from the shapes.
 
     ``2 S N_l`` for the linears of a pass, ``4 H h`` for every pair of a query and a key that are
     multiplied, ``2 S D V`` for a head, ``4 m n^2 - 4 n^3 / 3`` for the singular values of a linear
     (m >= n; Golub and Van Loan, Matrix Computations, on bidiagonalisation), 5 per weight for the
-    signals, which are computed `signals` times. Norms, activations and softmax are not counted.
+    signals. Norms, activations and softmax are not counted.
     """
     passes = count.dense + count.clean + count.perturbed
     pairs = {kind: attended(kind, length) for kind in set(config.blocks)}
@@ -142,7 +142,7 @@ def arithmetic(config: Config, length: int, count: Work, spectra: bool, signals:
         attention=sum(4 * width * n * pairs[kind] for n, kind in of_blocks),
         head=2 * length * config.hidden_size * config.vocab_size * count.heads,
         spectra=sum(map(singular, config.linears)) if spectra else 0,
-        signals=5 * int(config.block_sizes.sum()) * signals,
+        signals=5 * int(config.block_sizes.sum()),
     )
 
 

@@ -41,6 +41,8 @@ class Perturbation:
             the base allocation does, to measure how its error grows; None for neither.
         probe_pruner: What "pruning" prunes with.
         units: What the probes prune alone: blocks, or each linear.
+        probe_samples: With "pruning", perturb only so many samples, the first ones; statistics of
+            the dense model are of all samples. All if None.
 
     Raises:
         RefimplError: A value outside its range.
@@ -58,6 +60,11 @@ class Perturbation:
     probe_delta: float | None = None
     probe_pruner: Method = "wanda"
     units: Units = "blocks"
+    probe_samples: int | None = None
+
+    def perturbed_samples(self, samples: int) -> int:
+        """How many of so many samples are perturbed."""
+        return samples if self.probe_samples is None else min(samples, self.probe_samples)
 
     def variants(self, linears: int) -> int:
         """Perturbed states per sequence and draw of a block with so many linears.
@@ -104,6 +111,12 @@ class Perturbation:
                 f"probe-delta {self.probe_delta}",
                 "a number above 0, at most 1",
                 "use for example --probe-delta 0.1",
+            )
+        if self.probe_samples is not None and self.probe_samples < 1:
+            raise RefimplError(
+                f"probe-samples {self.probe_samples}",
+                "at least one sample",
+                "use for example --probe-samples 2, or omit it",
             )
         if self.kind == "pruning":
             if self.draws > 1:

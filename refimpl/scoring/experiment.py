@@ -70,7 +70,7 @@ def experiment(
     counted, units = set(finished.squares), list[StateGroup]()
     for group in groups:  # the first with a sequence sums its squares
         rows = {n: ids[n] for n in (range(every) or sorted({a.sequence for a in group}))}
-        new = tuple(sorted(rows.keys() - counted))
+        new = () if prune_block else tuple(sorted(rows.keys() - counted))
         counted |= rows.keys()
         options = plan, resources.dtype, prune_block, divergence
         units.append(StateGroup(tuple(group), rows, new, *options))

@@ -39,7 +39,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What the experiment measured, with E etas or probes, N sequences, R draws, L blocks.
+    """What was measured, with E etas or probes, N perturbed sequences, R draws, L blocks.
 
     Args:
         drift: Mean relative drift R_k of the state perturbed at block l, [E, N, R, L (l), L (k)];
@@ -49,7 +49,8 @@ class Measurements:
         left_out: Tokens without a ratio (zero state or zero drift), over all sequences, [E, L].
         sinks: Tokens excluded as sinks, over all sequences, [L].
         divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
-        squares: Sums of squares of the linears' inputs, per block, over all sequences.
+        squares: Sums of squares of the linears' inputs, per block, over all sequences; none for
+            the pruning perturbation, which is given them.
         runtime: What ran the experiment.
     """
 
@@ -73,7 +74,8 @@ class Measurements:
         linears: int = 1,
     ) -> "Measurements":
         """Arrays to fill: nothing is measured so far."""
-        shape = (plan.variants(linears), sequences, plan.draws, blocks)
+        perturbed = plan.perturbed_samples(sequences)
+        shape = (plan.variants(linears), perturbed, plan.draws, blocks)
         return cls(
             drift=np.full((*shape, blocks), np.nan),
             alignment=np.full((*shape, blocks), np.nan),
@@ -111,10 +113,11 @@ def addresses(
     `linears` are the numbers of linears of the blocks, which matter if each linear is a unit.
     """
     variants = [plan.variants(linears[b] if linears else 1) for b in range(blocks)]
-    chosen = chosen_blocks(sequences, plan.draws, blocks, plan.subset, plan.seed)
+    perturbed = plan.perturbed_samples(sequences)
+    chosen = chosen_blocks(perturbed, plan.draws, blocks, plan.subset, plan.seed)
     states = [
         Address(s, d, e, b)
-        for s in range(sequences)
+        for s in range(perturbed)
         for d in range(plan.draws)
         for e in range(max(variants, default=0))
         for b in range(blocks)

@@ -123,8 +123,9 @@ def score(
         measured = (runtime or experiment)(
             model, ids, plan, resources, prune_block, divergence=request.correct == "divergence"
         )
-        moments = wanda_moments(measured.squares, len(ids), config)
-        signals = signals_of(model, moments, alphas, request, resources)
+        if plan.kind == "gaussian":
+            moments = wanda_moments(measured.squares, len(ids), config)
+            signals = signals_of(model, moments, alphas, request, resources)
 
     return Scores(
         model=model.name,

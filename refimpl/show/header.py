@@ -113,6 +113,8 @@ def _perturbed(scores: Scores) -> list[str]:
         facts = [f"pruning by {pruner or plan.probe_pruner} as base {first}", *options]
         if plan.probe_delta is not None:
             facts.append(f"probes of {plan.units} at {plan.probe_delta:g} less and more")
+        if (perturbed := plan.perturbed_samples(scores.tokens.samples)) < scores.tokens.samples:
+            facts.append(f"on the first {counted(perturbed, 'sample')}")
     else:
         facts = [
             f"{plan.kind} noise",

@@ -133,6 +133,8 @@ OPTIONS = {
     "--strength measured": "only arrival and divergence are measured",
     "--probe-delta 0.1": "a probe with Gaussian noise",
     "--units linears": "a probe with Gaussian noise",
+    "--probe-samples 1": "a probe with Gaussian noise",
+    "--correct divergence --probe-samples 0": "at least one sample",
     "--perturbation pruning --units linears": "units linears without probes",
     "--correct divergence --probe-delta 0": "probe-delta 0.0",
     "--correct divergence --max-correction 0.1": "--max-correction with --strength measured",

@@ -98,6 +98,8 @@ def rows(text: str) -> str:
         ("--correct divergence --kappa own", "kappa", "own"),
         ("--correct divergence --probe-pruner magnitude", "probe_pruner", "magnitude"),
         ("--correct divergence --units linears", "units", "linears"),
+        ("--correct divergence", "probe_samples", 2),
+        ("--correct divergence --probe-samples 1", "probe_samples", 1),
     ],
 )
 def test_every_option_arrives(words: str, key: str, value: Any) -> None:

@@ -157,8 +157,7 @@ def test_the_estimate_counts_what_is_done(
     assert not seen
     score(model, tokens, plan, request, **options)
     assert told.work.passes == seen["passes"]
-    signals = model.config.num_blocks * (2 if plan.kind == "pruning" else 1)
-    assert told.work.loads == seen["loads"] - signals
+    assert told.work.loads == seen["loads"] - model.config.num_blocks  # signals read them, too
     for kind in ("linears", "attention"):
         assert getattr(told.arithmetic, kind) == seen[kind], kind
     assert told.arithmetic.head == seen["head"]
@@ -183,7 +182,7 @@ def test_what_is_kept_and_where_it_runs_is_counted_too(
         score(model, tokens, plan, part=part, **options)
     assert (told.elsewhere, told.threads) == (where == "elsewhere", threads)
     assert told.work.passes == seen["passes"]
-    assert told.work.loads == seen["loads"] - 2 * 4
+    assert told.work.loads == seen["loads"] - 4
 
 
 @pytest.mark.usefixtures("fast")
@@ -224,14 +223,14 @@ def test_the_formula_of_the_documentation() -> None:
         count = work_of(config, sequences, length, plan, memory=room)
         each = (blocks if subset is None else subset) * (blocks - 1) / 2
         assert count.passes == sequences * (blocks + 2 * 4 * each)
-    flop = arithmetic(config, length, count, spectra=True, signals=1)
+    flop = arithmetic(config, length, count, spectra=True)
     assert flop.linears == 2 * length * int(config.block_sizes[0]) * count.passes
     width = config.num_attention_heads * config.head_dim
     assert flop.attention == 4 * width * length**2 * count.passes  # one tile
     assert flop.total == flop.linears + flop.attention + flop.spectra + flop.signals
     square = replace(config, hidden_size=6, intermediate_size=6, num_attention_heads=1)
     square = replace(square, num_key_value_heads=1, head_dim=6)
-    spectra = arithmetic(square, length, count, spectra=True, signals=0).spectra
+    spectra = arithmetic(square, length, count, spectra=True).spectra
     assert spectra == blocks * 7 * (4 * 6**3 - 4 * 6**3 // 3)
 
 
@@ -263,7 +262,7 @@ def test_time_is_counts_times_pace() -> None:
     assert found.seconds.head == pytest.approx(3 * (1 + 2) * 3)
     assert found.seconds.thinning == pytest.approx(4 * 0.2)
     assert found.seconds.spectra == pytest.approx(4 * 0.4 / 2)
-    assert found.seconds.signals == pytest.approx(2 * 4 * 0.3)
+    assert found.seconds.signals == pytest.approx(4 * 0.3)
     parts = [getattr(found.seconds, field.name) for field in fields(found.seconds)]
     assert found.seconds.total == pytest.approx(sum(parts))
 
@@ -274,7 +273,7 @@ def test_workers_elsewhere_share_the_time() -> None:
 
     def seconds(pool: Pool) -> Seconds:
         with Settings(threads=1).open() as resources:
-            return seconds_of(count, FAST, config, replace(resources, pool=pool), 1)
+            return seconds_of(count, FAST, config, replace(resources, pool=pool))
 
     alone, shared = seconds(Pool()), seconds(Pool(object(), 4))  # type: ignore[arg-type]
     assert seconds(Pool(workers=4)) == alone
@@ -397,8 +396,9 @@ def test_as_json() -> None:
     assert told["passes"] == {"dense": 16, "clean": 16, "pushed": 40, "total": 72}
     assert told["heads"] == 4 * 5
     probed = estimated(*FEW, *words)
-    assert probed["passes"] == {"dense": 16, "clean": 16, "pushed": 3 * 40, "total": 152}
-    assert probed["heads"] == 4 * (1 + 3 * 4)
+    on_two = {"dense": 16, "clean": 8, "pushed": 3 * 20, "total": 84}
+    assert probed["passes"] == on_two
+    assert probed["heads"] == 2 * (1 + 3 * 4)
     assert all(told["flop"].values())
     for name in ("flop", "seconds"):
         parts = told[name]

@@ -15,6 +15,8 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.pruners.decision import Pruner, decision
+from refimpl.scoring.experiment import experiment
+from refimpl.scoring.measurements import Measurements
 from refimpl.scoring.probe_counts import probe_counts
 from refimpl.tokens import Tokens, random_tokens
 
@@ -165,6 +167,27 @@ def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
 def test_probes_stay_half_the_way_from_nothing_and_everything() -> None:
     counts = probe_counts(np.array([[4, 50, 98, 0]]), np.array([[100, 100, 100, 0]]), 0.1)
     assert counts.tolist() == [[[4, 50, 98, 0]], [[2, 40, 88, 0]], [[14, 60, 99, 0]]]
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_a_probed_sample_is_what_it_is_among_all(pruner: Any) -> None:
+    """The others only help to decide which weights go."""
+    found = list[Measurements]()
+
+    def seen(*arguments: Any, **options: Any) -> Measurements:
+        found.append(experiment(*arguments, **options))
+        return found[-1]
+
+    for samples in (1, 2, 5):
+        plan = Perturbation("pruning", probe_pruner=pruner, probe_samples=samples)
+        score(LLAMA, TOKENS, plan, Request(correct="divergence"), runtime=seen)
+    first, both, more = (x.divergence for x in found)
+    assert first is not None
+    assert both is not None
+    assert first.shape == (3, 1, 1, 4)
+    np.testing.assert_array_equal(first, both[:, :1])
+    np.testing.assert_array_equal(both, more)
+    assert not np.array_equal(both[:, 0], both[:, 1])
 
 
 def test_probes_do_not_depend_on_memory() -> None:

@@ -29,6 +29,7 @@ OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
         "kind": "pruning", "eta": (0.02,), "noise_scale": "sequence", "noise_shape": "channel",
         "norm": "sequence", "sink": "exclude", "draws": 5, "seed": 3, "subset": 2,
         "probe_delta": 0.05, "probe_pruner": "magnitude", "units": "linears",
+        "probe_samples": 1,
     },
     Request: {
         "base": "owl", "options": {"lam": 0.2}, "sparsity": 0.4, "correct": None, "strength": 0.1,
@@ -65,7 +66,7 @@ def test_every_field_identifies_scores(kind: Any) -> None:
     assert changed(dtype="float64")
     assert changed(tokens=random_tokens(264, 1, 9))
     for name, value in OTHER[Perturbation].items():
-        probes = name in ("probe_delta", "probe_pruner", "units")
+        probes = name.startswith("probe") or name == "units"
         if name != "kind" and kind == ("pruning" if probes else "gaussian"):
             assert changed(plan=dataclasses.replace(plan, **{name: value})), name
     free = NO_RESULT | ({*score.PROJECTING} if kind == "gaussian" else set())
