@@ -35,7 +35,8 @@ def mathml(latex: str, display: str) -> str:
     markup = convert(latex.replace("{aligned}", "{align*}"), display=display)
     if "\\" in markup:
         raise ValueError(f"a command that latex2mathml does not know: {latex}")
-    return re.sub(r"<mi>((?:log|ln|exp)</mi>)(?!<mo str)", r'<mi>\1<mspace width=".17em" />', markup)
+    space = r'<mi>\1<mspace width=".17em" />'
+    return re.sub(r"<mi>((?:log|ln|exp)</mi>)(?!<mo str)", space, markup)
 
 
 def inline_formula(page: Any, node: nodes.Element) -> None:

@@ -1,4 +1,4 @@
-"""`refimpl report` and `refimpl compare`: scores, prunings and evaluations, on a page or in a table."""
+"""`refimpl report` and `refimpl compare`: runs on a page, or in a table."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,6 @@ from refimpl.cli import options as opt
 from refimpl.cli.terminal import deliver, say
 from refimpl.errors import RefimplError, printable
 from refimpl.storage.files import write_text
-
 
 Runs = Annotated[
     list[Path],

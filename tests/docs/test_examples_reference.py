@@ -52,9 +52,9 @@ def test_the_command_line_page_lists_the_options_of_the_bases() -> None:
         if "`" in option:
             found[list(found)[-1]][option.strip("`")] = default
     assert found.keys() == BASES.keys()
-    for base, options in BASES.items():
-        assert found[base].keys() == options.keys()
-        for name, default in options.items():
+    for base, defaults in BASES.items():
+        assert found[base].keys() == defaults.keys()
+        for name, default in defaults.items():
             shown = found[base][name]
             if isinstance(default, tuple):
                 assert re.findall(r"`(\w+)`", shown) == list(default)
