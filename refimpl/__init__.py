@@ -1,8 +1,8 @@
 """NumPy reference for perturbation-absorption scores, layer-wise sparsity, and pruning."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as typing's, whose import takes as long as starting Python
 if TYPE_CHECKING:
     from refimpl.api import *  # noqa: F403
 else:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import typer
 
-from refimpl.cli.main import app
+from refimpl.cli.main import program
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "cli.md"
 REGION = re.compile(r"(?<=<!-- from the program -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -19,9 +19,9 @@ REGION = re.compile(r"(?<=<!-- from the program -->\n).*?(?=<!-- end -->)", re.D
 
 def commands() -> dict[str, Any]:
     """The program's commands by name, those of a group as `case make`."""
-    program: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(program())
     commands: dict[str, Any] = {}
-    for name, command in program.commands.items():
+    for name, command in group.commands.items():
         inner = getattr(command, "commands", {})
         for word, one in inner.items():
             one.rich_help_panel = command.rich_help_panel

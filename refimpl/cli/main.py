@@ -3,23 +3,14 @@
 import os
 import sys
 import traceback
+from importlib import import_module
 from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
 
-from refimpl.cli import (
-    eval,
-    explain,
-    export,
-    oracle,
-    prune,
-    report,
-    score,
-    terminal,
-    validate,
-)
 from refimpl.cli import options as opt
+from refimpl.cli import terminal
 from refimpl.cli.interruption import Interrupted
 from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
@@ -30,86 +21,71 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 INTERNAL = 70  # exit code of a failure that is not the input's: EX_SOFTWARE of sysexits.h
 
-app = typer.Typer(
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Perturbation-absorption scores, layer-wise sparsity, pruning and evaluation, in NumPy.",
-    epilog="refimpl help COMMAND is refimpl COMMAND --help.",
-)
-COMMANDS = {  # by heading in --help: each command, and two examples of it
+COMMANDS = {  # by heading in --help: where each command is, and two examples of it
     "Measure": {
         "score": (
-            score.command,
+            "score:command",
             "refimpl score MODEL -o scores.json",
             "refimpl score MODEL --text FILE --perturbation pruning --correct divergence",
         ),
         "eval": (
-            eval.command,
+            "eval:command",
             "refimpl eval MODEL --text FILE",
             "refimpl eval MODEL --choices questions.jsonl -o evaluation.json",
         ),
         "explain": (
-            explain.command,
+            "explain:command",
             "refimpl explain MODEL --block 3",
             "refimpl explain MODEL --text FILE",
         ),
     },
     "Prune": {
         "prune": (
-            prune.command,
+            "prune:command",
             "refimpl prune MODEL -o OUT --sparsity 0.5 --measure",
             "refimpl prune MODEL -o OUT --nm 2:4 --method sparsegpt --text FILE",
         ),
         "allocate": (
-            score.allocate_command,
+            "score:allocate_command",
             "refimpl allocate scores.json --base owl --sparsity 0.6 -o allocation.json",
             "refimpl allocate scores.json --correct none",
         ),
     },
     "Look": {
         "compare": (
-            report.compare_command,
+            "report:compare_command",
             "refimpl compare OUT1 OUT2 evaluation.json",
             "refimpl compare OUT1 OUT2 --csv",
         ),
         "report": (
-            report.command,
+            "report:command",
             "refimpl report scores.json OUT evaluation.json -o report.html",
             "refimpl report scores.json --figures figures",
         ),
         "inspect": (
-            prune.inspect_command,
+            "prune:inspect_command",
             "refimpl inspect OUT",
             "refimpl inspect OUT --json",
         ),
     },
     "Interchange": {
         "check": (
-            oracle.check_command,
+            "oracle:check_command",
             "refimpl check CASE actual.safetensors",
             "refimpl check CASE actual.safetensors --junit-xml results.xml",
         ),
         "export": (
-            export.command,
+            "export:command",
             "refimpl export MODEL -o model.onnx",
             "refimpl export MODEL -o model.onnx --experiment",
         ),
         "validate": (
-            validate.command,
+            "validate:command",
             "refimpl validate MODEL --graph model.onnx",
             "refimpl validate MODEL --graph model.onnx --device cuda",
         ),
     },
 }
-for panel, commands in COMMANDS.items():
-    for name, (function, *examples) in commands.items():
-        app.command(
-            name,
-            help=opt.prose(str(function.__doc__)),
-            epilog="\n\n".join(map(opt.plain, ("Examples:", *examples))),
-            rich_help_panel=panel,
-        )(function)
-app.add_typer(oracle.app, name="case", rich_help_panel="Interchange")
 
 
 def _version(value: bool) -> None:
@@ -118,7 +94,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
     version: Annotated[
@@ -133,6 +108,35 @@ def options(
     terminal.quiet = quiet
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def program(name: str | None = None) -> typer.Typer:
+    """The program with one of its commands, or with all: a command takes time to import."""
+    app = typer.Typer(
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Perturbation-absorption scores, layer-wise sparsity, pruning and evaluation, in "
+        "NumPy.",
+        epilog="refimpl help COMMAND is refimpl COMMAND --help.",
+    )
+    app.callback(invoke_without_command=True)(options)
+    known = any(name in commands for commands in COMMANDS.values())
+    for panel, commands in COMMANDS.items():
+        for each, (place, *examples) in commands.items():
+            if known and each != name:
+                continue
+            module, _, function = place.partition(":")
+            command = getattr(import_module(f"refimpl.cli.{module}"), function)
+            app.command(
+                each,
+                help=opt.prose(str(command.__doc__)),
+                epilog="\n\n".join(map(opt.plain, ("Examples:", *examples))),
+                rich_help_panel=panel,
+            )(command)
+    if not known:
+        cases = import_module("refimpl.cli.oracle").app
+        app.add_typer(cases, name="case", rich_help_panel="Interchange")
+    return app
 
 
 def main() -> None:
@@ -153,7 +157,8 @@ def main() -> None:
             words = sys.argv[1:]
             if words[:1] == ["help"]:
                 words = [*words[1:], "--help"]
-            sys.exit(app(words, prog_name="refimpl", standalone_mode=False))
+            named = next((word for word in words if not word.startswith("-")), None)
+            sys.exit(program(named)(words, prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
         failure = error
     except UsageError as error:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import TypeVar
 
 import numpy as np
@@ -131,4 +130,4 @@ def _timed(task: Callable[[], T]) -> tuple[float, T]:
         started = time.perf_counter()
         result = task()
         times.append(time.perf_counter() - started)
-    return median(times), result
+    return float(np.median(times)), result

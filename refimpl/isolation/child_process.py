@@ -5,19 +5,20 @@ of ours only, and what it prints is dropped.
 """
 
 import contextlib
-import os
+import marshal
 import pickle
-import subprocess
 import sys
-from collections.abc import Callable
-from importlib import import_module
 from threading import Timer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from refimpl.errors import RefimplError
 
-_START = "import sys; sys.path[:] = {}; from refimpl.isolation.child_process import serve; serve()"
+if TYPE_CHECKING:
+    import subprocess
+
+_START = "import sys; sys.path[:] = {!r}; from refimpl.isolation.serving import serve; serve({!r})"
+_START_FLAGS = ("-I", "-S")  # no environment, no site: our sys.path is all that the child needs
 
 
 class ChildProcess:
@@ -30,6 +31,8 @@ class ChildProcess:
         seconds: The longest that a call may take.
         memory: The largest private memory of the process, bytes; None for no limit.
         refused: Accepted input and next step, for messages.
+        plain: Whether only numbers, texts, bytes, None and tuples go to and fro; such a process
+            starts faster.
     """
 
     def __init__(
@@ -41,10 +44,16 @@ class ChildProcess:
         seconds: float,
         memory: int | None,
         refused: tuple[str, str],
+        plain: bool = False,
     ) -> None:
+        import subprocess  # slow, and most uses of the package start no process
+
         self._name, self._seconds, self._refused = name, seconds, refused
+        self._coder: Any = marshal if plain else pickle
+        flags = [*_START_FLAGS, "-B"] if sys.dont_write_bytecode else _START_FLAGS
+        start = _START.format(sys.path, self._coder.__name__)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(sys.path)],
+            [sys.executable, *flags, "-c", start],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -70,9 +79,9 @@ class ChildProcess:
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            pickle.dump(request, process.stdin)
+            self._coder.dump(request, process.stdin)
             process.stdin.flush()
-            failure, answer = pickle.load(process.stdout)
+            failure, answer = self._coder.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
             code = process.wait()
             why = f"took longer than {self._seconds:g} s" if late else f"ended its process ({code})"
@@ -98,44 +107,3 @@ def _ended(process: "subprocess.Popen[bytes]") -> None:
         if pipe is not None:
             with contextlib.suppress(OSError):
                 pipe.close()
-
-
-def serve() -> None:
-    """The child: make the object of the first request, and answer the others."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
-        maker, arguments, memory = pickle.load(requests)
-        module, _, function = maker.partition(":")
-        made = _answer(answers, lambda: _made(module, function, arguments, memory), False)
-        while True:
-            method, arguments = pickle.load(requests)
-            _answer(answers, lambda: getattr(made, method)(*arguments))  # noqa: B023
-
-
-def _made(module: str, function: str, arguments: tuple[Any, ...], memory: int | None) -> Any:
-    """The object, under the limit of memory."""
-    if memory is not None:
-        with contextlib.suppress(ImportError, OSError, ValueError):  # Windows, macOS
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    return getattr(import_module(module), function)(*arguments)
-
-
-def _answer(answers: Any, action: Callable[[], Any], hand_over: bool = True) -> Any:
-    """Do something, and hand over its result, or what went wrong."""
-    value = None
-    try:
-        value = action()
-        answer = (False, value if hand_over else None)
-    except RefimplError as error:
-        answer = (True, error)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a panic of a library in Rust is no Exception
-        why = " ".join(str(error).split())
-        answer = (True, f"{type(error).__name__}: {why}" if why else type(error).__name__)
-    pickle.dump(answer, answers)
-    answers.flush()
-    return value

@@ -10,7 +10,6 @@ from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.files.weight_files import open_files
-from refimpl.loading.gguf_model import read_gguf
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model
 
@@ -47,6 +46,8 @@ def read_model(
     path, hub_id = local_files(path, download)
     option = None if config is None else Path(config)
     if path.suffix == ".gguf" and path.is_file():
+        from refimpl.loading.gguf_model import read_gguf  # few models are
+
         return read_gguf(path, option, hub_id)
     files = open_files(path)
     entries, source, config_path = _config_file(path, option, files)

@@ -1,6 +1,5 @@
 """The pruned model's files: the original's bytes, except for the linears that were pruned."""
 
-import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,6 +160,8 @@ class PrunedFiles:
             if not is_own(copy):
                 raise damaged(copy)
             if name in self.copies.companions:
+                import filecmp  # of a resumed run alone
+
                 same = filecmp.cmp(path, copy, shallow=False)
             elif self.copies.converted:
                 same = header_bytes(copy) == converted_header(self.copies.converted)

@@ -4,16 +4,17 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK
-from refimpl.loading.gguf.gguf_file import GgufFile
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
+
+if TYPE_CHECKING:
+    from refimpl.loading.gguf.gguf_file import GgufFile
 
 TOLERANCE = 1e-4  # relative difference of linears that read the same input
 
@@ -63,6 +64,8 @@ def read_imatrix(path: str | Path, model: Model) -> Imatrix:
         ...
         refimpl.errors.RefimplError: fixtures/text.txt is not a whole GGUF file: ...
     """
+    from refimpl.loading.gguf.gguf_file import GgufFile  # few commands read one
+
     path = Path(path)
     file = GgufFile(path)
     if file.metadata.get("general.type") != "imatrix":
@@ -100,8 +103,12 @@ def read_imatrix(path: str | Path, model: Model) -> Imatrix:
     return Imatrix(tuple(squares), chunks, size, source, sums.hexdigest())
 
 
-def _mean(file: GgufFile, block: int, linear: str, width: int, problems: list[str]) -> Array | None:
+def _mean(
+    file: "GgufFile", block: int, linear: str, width: int, problems: list[str]
+) -> Array | None:
     """The mean of squares [in] of one linear; None, and a problem noted, if the file has none."""
+    from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK
+
     *expert, role = linear.removeprefix("experts.").split(".")
     fused = {"q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "gate_proj"}
     names = [f"{IN_BLOCK[role]}{'_exps' if expert else ''}"]
@@ -127,7 +134,7 @@ def _mean(file: GgufFile, block: int, linear: str, width: int, problems: list[st
     return sums / max(count, 1.0)
 
 
-def _tensor(file: GgufFile, block: int, name: str) -> bool:
+def _tensor(file: "GgufFile", block: int, name: str) -> bool:
     """Whether a file has both tensors of an entry."""
     return all(f"blk.{block}.{name}.weight.{x}" in file.tensors for x in ("in_sum2", "counts"))
 

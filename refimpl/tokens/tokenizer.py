@@ -47,6 +47,7 @@ class TextTokenizer:
             seconds=SECONDS,
             memory=MEMORY,
             refused=("the tokenizer.json of the model", "get it again, or pass ids with --tokens"),
+            plain=True,
         )
 
     def encode(self, text: str, places: bool = False, special: bool = True) -> Encoding:

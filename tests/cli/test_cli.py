@@ -467,7 +467,7 @@ def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert {path.name for path in tmp_path.iterdir()} <= {"scores.json.part"}
     for error in (KeyboardInterrupt, typer.Abort):  # however typer passes it on
         with monkeypatch.context() as patched:
-            patched.setattr("refimpl.cli.main.app", Mock(side_effect=error))
+            patched.setattr("refimpl.cli.main.program", Mock(side_effect=error))
             said = "interrupted: nothing was written\nnext: repeat the command\n"
             assert run("score", LLAMA) == Result(130, "", said)
 

@@ -12,7 +12,7 @@ from crashes import COMMANDS
 from program import ran, refused
 
 from refimpl.cli import options as opt
-from refimpl.cli.main import app
+from refimpl.cli.main import program
 
 SMALL = ("--samples", "1", "--seq-len", "6")
 CASE = FIXTURES / "cases" / "llama"
@@ -85,7 +85,7 @@ def test_an_existing_output_needs_force(here: Path) -> None:
         assert Path("old").read_text() == "old"
 
 
-def commands(group: Any = app) -> list[Any]:
+def commands(group: Any) -> list[Any]:
     inner = [
         command for each in group.registered_groups for command in commands(each.typer_instance)
     ]
@@ -94,7 +94,7 @@ def commands(group: Any = app) -> list[Any]:
 
 def test_every_output_is_known_as_one() -> None:
     """Each option -o has a mark, or `check_outputs` would take it for an input."""
-    for command in commands():
+    for command in commands(program()):
         for parameter in signature(command).parameters.values():
             _, *marks = get_args(parameter.annotation) or (None,)
             names = {name for mark in marks for name in getattr(mark, "param_decls", None) or ()}
@@ -105,7 +105,7 @@ def test_every_output_is_known_as_one() -> None:
 def test_every_command_that_writes_is_in_the_table() -> None:
     writing = {
         command.__module__.rpartition(".")[2] + command.__name__
-        for command in commands()
+        for command in commands(program())
         if any(
             isinstance(mark, opt.OutputKind)
             for parameter in signature(command).parameters.values()
