@@ -92,7 +92,7 @@ def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
         beside = [path.parent / other for other in READ_BESIDE]
         beside += path.parent.glob("*.safetensors")
     elif path.suffix == ".onnx":
-        from refimpl.onnx.graph_file import files_beside  # an extra, and slow to import
+        from refimpl.onnx.foreign_graph import files_beside  # an extra, and slow to import
 
         beside = files_beside(path)
     yield from ((f"{name}: {other.name}", other) for other in beside if os.path.exists(other))

@@ -6,6 +6,7 @@ difference of two states, and the smaller it is, the fewer of its digits remain 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -64,9 +65,9 @@ class Backend:
     threads: int | None = None
     time_limit: float | None = None
 
-    def open_file(self, graph: GraphFile) -> ForeignGraph:
-        """Open a graph from a file, in a process of its own."""
-        return open_foreign(graph.path, self.against, self.device, self.threads, self.time_limit)
+    def open_file(self, path: Path, trace: tuple[str, ...]) -> ForeignGraph:
+        """Open a graph from a file, in a process of its own; `trace` names all trace points."""
+        return open_foreign(path, trace, self.against, self.device, self.threads, self.time_limit)
 
     def open_recorded(
         self, model: Model, dtype: npt.DTypeLike, record: Callable[[Enter], Graph]
@@ -91,7 +92,6 @@ class Backend:
 
 def open_candidates(
     model: Model,
-    file: GraphFile | None,
     foreign: ForeignGraph | None,
     dtype: str,
     backend: Backend,
@@ -103,7 +103,7 @@ def open_candidates(
     if backend.against == "torch":
         run, description = peer_session(model, dtype, backend.device)
         return [Candidate(run, description, peer_points(model.config.num_blocks))]
-    if file is None or foreign is None:
+    if foreign is None:
         plan = Perturbation()
         trace = backend.open_recorded(
             model, dtype, lambda enter: model_graph(model, dtype, enter, "trace")
@@ -115,7 +115,7 @@ def open_candidates(
             Candidate(lambda ids: trace.run({TOKENS: ids.astype(np.int64)}), trace.description),
             experiment_candidate(model, experiment, plan),
         ]
-    session = foreign.session
+    file, session = foreign.graph, foreign.session
     if file.experiment is None:
         return [file_candidate(file, session)]
     return [experiment_candidate(model, session, file.experiment, file.ids)]

@@ -11,7 +11,7 @@ from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import Backend, file_candidate
-from refimpl.onnx.graph_file import GraphFile, read_graph
+from refimpl.onnx.graph_file import GraphFile
 from refimpl.onnx.recording.experiment_graph import experiment_inputs
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, trace_points
 from refimpl.onnx.session import Device, Session
@@ -26,8 +26,9 @@ def graph_steps(
     time_limit: float | None = None,
 ) -> tuple[dict[str, Array], str]:
     """Run a graph on a case's `token_ids` [N, S] and `noise` [L, N, S, D]: its steps and dtype."""
-    graph = read_graph(path, trace_points(config))
-    session = Backend("onnxruntime", device, time_limit=time_limit).open_file(graph).session
+    backend = Backend("onnxruntime", device, time_limit=time_limit)
+    foreign = backend.open_file(path, trace_points(config))
+    graph, session = foreign.graph, foreign.session
     if graph.experiment is not None:
         return _measured(graph, graph.experiment, session, inputs, plan), graph.dtype
     return dict(file_candidate(graph, session).run(inputs["token_ids"])), graph.dtype

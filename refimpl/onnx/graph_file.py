@@ -26,7 +26,6 @@ class GraphFile:
     """A graph in a file.
 
     Args:
-        proto: The graph, without the weights beside it.
         tokens: Name of its input of token ids, [B, S].
         ids: Dtype of that input.
         points: Trace points that it promises; None for all.
@@ -34,7 +33,6 @@ class GraphFile:
     """
 
     path: Path
-    proto: onnx.ModelProto
     tokens: str
     ids: np.dtype[np.generic]
     dtype: str
@@ -43,20 +41,14 @@ class GraphFile:
     experiment: Perturbation | None = None
 
 
-def files_beside(path: Path) -> list[Path]:
-    """The files of weights that a graph refers to; none for what is not a graph."""
-    try:
-        require_file(path, LARGEST_GRAPH)
-        proto = onnx.load(path, load_external_data=False)
-    except RefimplError:
-        raise
-    except Exception:  # protobuf's own class has no stubs
-        return []
-    tensors = [*proto.graph.initializer]
-    for sparse in proto.graph.sparse_initializer:
+def locations(path: Path) -> tuple[str, ...]:
+    """The files of weights that a graph refers to, relative to its folder."""
+    graph = onnx.load(path, load_external_data=False).graph
+    tensors = [*graph.initializer]
+    for sparse in graph.sparse_initializer:
         tensors += [sparse.values, sparse.indices]
     entries = [entry for tensor in tensors for entry in tensor.external_data]
-    return [path.parent / entry.value for entry in entries if entry.key == "location"]
+    return tuple(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
 
 
 def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
@@ -64,12 +56,7 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own class for what it cannot read has no stubs
-        why = error.strerror if isinstance(error, OSError) else "no ONNX graph"
-        raise RefimplError(
-            f"--graph {path}: cannot be read ({why})",
-            "an ONNX graph, such as refimpl export writes",
-            "check the path, or write the graph again",
-        ) from error
+        raise unreadable_graph(path, error) from error
     weights = {tensor.name for tensor in proto.graph.initializer}
     inputs = {v.name: v.type.tensor_type for v in proto.graph.input if v.name not in weights}
     outputs = {v.name: v.type.tensor_type.elem_type for v in proto.graph.output}
@@ -92,7 +79,25 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
     promised = None if facts.get("outputs") == "trace" else tuple(t for t in trace if t in outputs)
     tokens = next(iter(inputs)) if plan is None else TOKENS
     ids = helper.tensor_dtype_to_np_dtype(inputs[tokens].elem_type)
-    return GraphFile(path, proto, tokens, ids, dtype, promised, tuple(outputs), plan)
+    return GraphFile(path, tokens, ids, dtype, promised, tuple(outputs), plan)
+
+
+def require_graph(path: Path) -> None:
+    """Refuse what cannot be opened as a graph's file."""
+    try:
+        require_file(path, LARGEST_GRAPH)
+    except OSError as error:
+        raise unreadable_graph(path, error) from error
+
+
+def unreadable_graph(path: Path, error: Exception) -> RefimplError:
+    """The error for a file that is no graph, or that the system does not let us read."""
+    why = error.strerror if isinstance(error, OSError) else "no ONNX graph"
+    return RefimplError(
+        f"--graph {path}: cannot be read ({why})",
+        "an ONNX graph, such as refimpl export writes",
+        "check the path, or write the graph again",
+    )
 
 
 def whole(path: Path) -> onnx.ModelProto:

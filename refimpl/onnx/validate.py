@@ -23,7 +23,6 @@ from refimpl.onnx.candidate import (
     experiment_tokens,
     open_candidates,
 )
-from refimpl.onnx.graph_file import read_graph
 from refimpl.onnx.recording.model_graph import trace_points
 from refimpl.onnx.session import Device
 from refimpl.onnx.zero_weights import Zeros
@@ -127,13 +126,13 @@ def validate(
     """
     check_request(graph, against, device, tolerance)
     tokens = validation_tokens(model) if tokens is None else tokens
-    file = None if graph is None else read_graph(Path(graph), trace_points(model.config))
     comparisons, runtimes = list[Comparison](), dict[str, None]()
     backend = Backend(against, device, threads, time_limit)
-    foreign = None if file is None else backend.open_file(file)
-    for dtype in dtypes or (VALIDATION_DTYPES if file is None else (file.dtype,)):
+    trace = trace_points(model.config)
+    foreign = None if graph is None else backend.open_file(Path(graph), trace)
+    for dtype in dtypes or (VALIDATION_DTYPES if foreign is None else (foreign.graph.dtype,)):
         limit = gate_of(dtype, model.config.hidden_size) if tolerance is None else tolerance
-        candidates = open_candidates(model, file, foreign, dtype, backend)
+        candidates = open_candidates(model, foreign, dtype, backend)
         for candidate in candidates:
             runtimes[candidate.runtime] = None
             comparisons += _compared(model, candidate, tokens.ids, dtype, limit)

@@ -1,9 +1,11 @@
 """Graphs that are not ours: whatever they do, a message and exit code 2, in time."""
 
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import onnx
 import pytest
@@ -126,3 +128,33 @@ def test_weights_under_two_names(tmp_path: Path) -> None:
 def test_limits_that_are_none(seconds: str, graph: Path) -> None:
     words = ("validate", LLAMA, "--graph", graph, "--time-limit", seconds)
     assert "--time-limit" in refused(*words)
+
+
+def test_our_process_parses_no_graph(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the graph nor, before an output is written, the names of its weights."""
+    monkeypatch.setattr(onnx, "load", Mock(side_effect=AssertionError("parsed here")))
+    sizes = ("--samples", 1, "--seq-len", 3)
+    ran("validate", LLAMA, "--graph", graph, *sizes, "-o", tmp_path / "out.json")
+
+
+def test_a_graph_of_empty_nodes_takes_no_memory_of_ours(tmp_path: Path) -> None:
+    """Two bytes each in the file, a hundred and more in memory: the child's limit ends it."""
+    path = tmp_path / "nodes.onnx"
+    inside = b"\x0a\x00" * (1 << 21)  # a node without fields
+    length = len(inside)
+    varint = bytes([length & 127 | 128, length >> 7 & 127 | 128, length >> 14 & 127 | 128])
+    path.write_bytes(b"\x3a" + varint + bytes([length >> 21]) + inside)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused("validate", LLAMA, "--graph", path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "pipe"])
+def test_a_graph_that_never_ends_is_not_opened(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    assert "is not a file" in refused("validate", LLAMA, "--graph", name)
