@@ -1,7 +1,9 @@
 """Hostile GGUF files: one error each, within memory and time."""
 
+import json
 import shutil
 import struct
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from refusals import refusal_of
 
 from refimpl import RefimplError, read_model
 from refimpl.loading.gguf.gguf_file import GgufFile
+from refimpl.loading.gguf.tokenizer_metadata import write_tokenizer
 from refimpl.model.config import Rope
 
 HUGE = (1 << 64) - 1
@@ -206,3 +209,19 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     content[stored.offset : stored.offset + 2] = np.float16(np.inf).tobytes()
     path.write_bytes(content)
     refusal_of(read_model(path).block, 0, "float32", says="NaN or Inf")
+
+
+def test_no_library_makes_the_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library aborts on some tokenizers: it runs in a process of its own alone."""
+    model = read_model(gguf_file(tmp_path, "llama", tokenizer=True))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert json.loads(model.tokenizer_json.read_text("utf-8"))["model"]["type"] == "BPE"
+
+
+def test_tokens_that_take_long_to_split_are_refused(tmp_path: Path) -> None:
+    """A token of n letters has n splits of n letters: the time grows with the square."""
+    tokens = [f"{i:0>1000}" for i in range(200)]
+    metadata = {"model": "llama", "tokens": tokens, "scores": [0.0] * len(tokens)}
+    stored = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    said = refusal_of(lambda: write_tokenizer(stored, tmp_path, Path("x.gguf")))
+    assert "too many long tokens" in str(said)

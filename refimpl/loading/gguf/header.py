@@ -13,7 +13,7 @@ import numpy as np
 from refimpl.errors import RefimplError, unreadable
 
 VERSIONS = (2, 3)
-MOST_ENTRIES, MOST_ELEMENTS, MOST_DIMENSIONS = 1 << 16, 1 << 22, 4
+MOST_ENTRIES, MOST_ELEMENTS, MOST_DIMENSIONS = 1 << 16, 1 << 20, 4
 MOST_NAME, MOST_STRING = 1 << 10, 1 << 24  # bytes of a name; of all else that is a string
 _NUMBERS = dict(zip(range(13), ("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d"),
                     strict=True))  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from refimpl.errors import RefimplError
 
 NORMAL, UNKNOWN, SPECIAL, USER, UNUSED, BYTE = range(1, 7)  # types of tokens
+MOST_SPLIT = 1 << 27  # squares of the lengths of all tokens: the time to split them in all ways
 SPACE = "▁"  # SentencePiece's
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
@@ -52,19 +53,18 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, path: Path) -> No
     if len(set(tokens)) < len(tokens) or len(kinds) != len(tokens):
         raise _refusal(path, "tokens that repeat, or that lack a type", "one type per token")
     make = _byte_level if model == "gpt2" else _sentence_piece
-    tokenizer = make(facts, tokens, kinds, path)
-    _add_special(tokenizer, tokens, kinds, path)
+    parts = make(facts, tokens, kinds, path)
     bos = _token(facts, "bos", tokens)
     adds_bos = bool(facts.get("add_bos_token", model == "llama")) and bos is not None
-    if adds_bos:
-        from tokenizers import processors
-
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A",
-            pair=f"{bos} $A {bos}:1 $B:1",
-            special_tokens=[(bos, tokens.index(bos))],
-        )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added(parts["model"]["vocab"], tokens, kinds, path),
+        "post_processor": _with_bos(bos, tokens.index(bos)) if adds_bos and bos else None,
+        **parts,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": adds_bos,
@@ -80,10 +80,8 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, path: Path) -> No
 
 def _byte_level(
     facts: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int], path: Path
-) -> Any:
+) -> dict[str, Any]:
     """GPT-2's BPE over bytes, with the merges of the file."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
     cut = facts.get("pre", "default")
     if cut not in CUTS:
         raise _refusal(path, f"the pre-tokenizer {cut!r}", f"one of {', '.join(CUTS)}")
@@ -91,52 +89,61 @@ def _byte_level(
     # Tokens behind the last normal one are added later, in their order; the others stay.
     last = max((i for i, kind in enumerate(kinds) if kind == NORMAL), default=-1)
     vocab = {token: i for i, token in enumerate(tokens[: last + 1])}
-    merges = [tuple(merge.split(" ")) for merge in facts.get("merges", ())]
+    merges = [merge.split(" ") for merge in facts.get("merges", ())]
     used = {part for merge in merges for part in (*merge, "".join(merge))}
     missing = sorted(used - vocab.keys())
     if missing or any(len(merge) != 2 for merge in merges):
         raise _refusal(path, f"merges of tokens that it lacks ({missing[:3]})", "merges of tokens")
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
+    steps: list[Any] = [{"type": "Digits", "individual_digits": True}] if digits else []
     if pattern != GPT2:
-        steps.append(pre_tokenizers.Split(Regex(pattern), "isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == GPT2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    if normalised:
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+        steps.append({**split, "invert": False})
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    steps.append({**byte_level, "use_regex": pattern == GPT2})
+    return {
+        "normalizer": {"type": "NFC"} if normalised else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "decoder": {**byte_level, "add_prefix_space": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }
 
 
 def _sentence_piece(
     facts: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int], path: Path
-) -> Any:
+) -> dict[str, Any]:
     """SentencePiece's BPE: merges in the order of the scores, bytes for what is no token."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
     scores = facts.get("scores")
+    if sum(len(token) ** 2 for token in tokens) > MOST_SPLIT:
+        raise _refusal(path, "too many long tokens", "tokens of a few letters each")
     if scores is None or len(scores) != len(tokens):
         raise _refusal(path, "no score for each of its tokens", "tokenizer.ggml.scores")
     unknown = _token(facts, "unknown", tokens) or next(
         (token for token, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN), None
     )
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=_merges(tokens, scores, kinds),
-            unk_token=unknown,
-            byte_fallback=True,
-            fuse_unk=True,
-        )
-    )
+    model = {
+        "type": "BPE",
+        "unk_token": unknown,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "vocab": {token: i for i, token in enumerate(tokens)},
+        "merges": _merges(tokens, scores, kinds),
+    }
     prefix = bool(facts.get("add_space_prefix", True))
-    steps = [normalizers.Prepend(SPACE)] if prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
-    return tokenizer
+    steps: list[Any] = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    decoders: list[Any] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }
 
 
 def _merges(
@@ -154,19 +161,41 @@ def _merges(
     return [(tokens[left], tokens[right]) for _, _, left, right in sorted(found)]
 
 
-def _add_special(tokenizer: Any, tokens: Sequence[str], kinds: Sequence[int], path: Path) -> None:
-    """Add the tokens that a text is searched for first, and check that they keep their ids."""
-    from tokenizers import AddedToken
+def _added(
+    vocab: Mapping[str, int], tokens: Sequence[str], kinds: Sequence[int], path: Path
+) -> list[dict[str, Any]]:
+    """The tokens that a text is searched for first, if they keep their ids.
 
-    added = [
-        AddedToken(token, normalized=False, special=kind in (SPECIAL, UNUSED))
-        for token, kind in zip(tokens, kinds, strict=True)
-        if kind in (SPECIAL, USER) or (kind == UNUSED and tokenizer.token_to_id(token) is None)
-    ]
-    tokenizer.add_tokens(added)
-    ids = {token: i for i, token in enumerate(tokens)}
-    if any(tokenizer.token_to_id(x.content) != ids[x.content] for x in added):
-        raise _refusal(path, "special tokens between others", "tokens that keep their ids")
+    The library gives those that the vocabulary lacks the next ids, in their order.
+    """
+    added, following = list[dict[str, Any]](), len(vocab)
+    for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
+        if kind not in (SPECIAL, USER) and (kind != UNUSED or token in vocab):
+            continue
+        if token not in vocab:
+            if following != i:
+                raise _refusal(path, "special tokens between others", "tokens that keep their ids")
+            following += 1
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added.append({"id": i, "content": token, **flags, "special": kind != USER})
+    return added
+
+
+def _with_bos(bos: str, bos_id: int) -> dict[str, Any]:
+    """The post-processor that puts BOS before each text."""
+
+    def text(name: str, kind: int) -> list[dict[str, Any]]:
+        return [
+            {"SpecialToken": {"id": bos, "type_id": kind}},
+            {"Sequence": {"id": name, "type_id": kind}},
+        ]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": text("A", 0),
+        "pair": [*text("A", 0), *text("B", 1)],
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+    }
 
 
 def _token(facts: Mapping[str, Any], role: str, tokens: Sequence[str]) -> str | None:
