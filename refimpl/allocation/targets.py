@@ -21,6 +21,7 @@ from refimpl.allocation.scores_json import (
 )
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import read_file
+from refimpl.loading.files.json_schema import require
 from refimpl.method.allocation import Compat
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
@@ -32,6 +33,16 @@ from refimpl.tokens.imatrix import Imatrix
 
 NOT_RECORDED = ("family", "num_blocks", "subset", "budget_minutes", "linears")
 RECORDED = tuple(key for key in HEAD if key not in NOT_RECORDED)  # of `scores.json`
+_OPTION = {"type": ["number", "string", "boolean", "null"]}
+MADE_SCHEMA: dict[str, Any] = {  # what tables and `pruning.json` take over from an allocation
+    "properties": {
+        **{key: {"type": "string"} for key in ("model", "base")},
+        "correct": {"type": ["string", "null"]},
+        "strength": {"type": ["number", "string", "null"]},
+        "requested_sparsity": {"type": "number", "minimum": 0, "maximum": 1},
+        "base_options": {"type": "object", "additionalProperties": _OPTION},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,7 @@ def read_targets(path: Path, linears: Linears) -> Targets:
         if document["compat"] not in ("exact", "peer") or not (sparsity >= 0).all():
             raise ValueError(f"compat {document['compat']!r}, or a negative sparsity")
         made = {name: document[name] for name in RECORDED if name in document or name not in NEWER}
+        require(made, MADE_SCHEMA)
         return Targets(counts, sparsity, document["compat"], None, made)
 
 

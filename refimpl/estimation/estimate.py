@@ -207,7 +207,8 @@ class Estimator:
         config, length, resources = self.model.config, self.facts.seq_len, self.resources
         threads = resources.workers.threads if resources.pool.executor is None else 1
         item, double = resources.dtype.itemsize, np.dtype(np.float64).itemsize
-        stored = self.model.weights["blocks.0.down_proj.weight"].stored
+        first = next(iter(config.linears[0]))
+        stored = self.model.weights[f"blocks.0.{first}.weight"].stored
         is_view = DTYPES.get(stored.kind) == resources.dtype
         width, wide = config.hidden_size, config.intermediate_size
         heads = config.num_attention_heads * config.head_dim

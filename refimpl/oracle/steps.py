@@ -87,6 +87,10 @@ class Recipe:
     damping: float = 0.01
     shown: tuple[int, ...] = (0,)
 
+    def __post_init__(self) -> None:
+        """Refuse what no perturbation accepts."""
+        _ = self.coarse_perturbation
+
     @property
     def perturbation(self) -> Perturbation:
         """The perturbation of the recipe."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.errors import printable
 from refimpl.pruning.inspection import allocation_name, pruning_facts
 from refimpl.report.inputs import (
     EvaluationInput,
@@ -77,9 +78,12 @@ def runs_csv(rows: list[Row]) -> str:
     """The rows as CSV, with all digits; unknown cells are empty."""
     text = io.StringIO()
     columns = dict.fromkeys(key for row in rows for key in row)
-    writer = csv.DictWriter(text, [*columns], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(printable, columns))
+    for row in rows:
+        writer.writerow(
+            x if isinstance(x := row.get(key, ""), float) else printable(x) for key in columns
+        )
     return text.getvalue()
 
 
