@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import struct
 from collections.abc import Callable
 from random import Random
@@ -116,7 +117,8 @@ def _change_inside(holder: Any, random: Random) -> None:
     elif how == 2 and isinstance(holder, list):
         holder.insert(random.randrange(len(holder) + 1), copy.deepcopy(holder[key]))
     elif how == 3 and isinstance(inner, int | float) and not isinstance(inner, bool):
-        holder[key] = random.choice((-inner, inner + 1, inner * 2, inner / 2, str(inner), [inner]))
+        half = inner // 2 if isinstance(inner, int) else inner / 2
+        holder[key] = random.choice((-inner, inner + 1, inner * 2, half, str(inner), [inner]))
     elif how == 4 and isinstance(holder, dict):
         holder[random.choice(STRINGS)] = random.choice(ODD)
     elif how == 5:
@@ -143,6 +145,64 @@ def header_bytes(data: bytes, random: Random) -> bytes:
     (length,) = struct.unpack("<Q", data[:8])
     header = json_bytes(data[8 : 8 + length], random)
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
+
+
+def gguf_bytes(data: bytes, random: Random) -> bytes:
+    """Change what a GGUF file says: a name or text, its length, the number or type after it."""
+    texts = [
+        (m.start(), len(m[0]))
+        for m in re.finditer(rb"[\x21-\x7e\xc4\x96\xe2]{1,60}", data[: 1 << 18])
+        if data[m.start() - 8 : m.start()] == struct.pack("<Q", len(m[0]))
+    ]
+    for _ in range(random.choice((1, 1, 1, 2, 4))):
+        at, length = random.choice(texts)
+        end, how = at + length, random.randrange(5)
+        if how == 0:
+            data = data[: at - 8] + struct.pack("<Q", _extreme(random)) + data[at:]
+        elif how == 1:
+            data = data[:end] + struct.pack("<I", random.randrange(15)) + data[end + 4 :]
+        elif how == 2:
+            at = end + random.choice((4, 8, 12, 16, 20))
+            data = data[:at] + struct.pack("<Q", _extreme(random)) + data[at + 8 :]
+        elif how == 3:
+            other, other_length = random.choice(texts)
+            text = data[other : other + other_length]
+            data = data[:at] + (text * length)[:length] + data[end:]
+        else:
+            text = random.choice(STRINGS).encode("utf-8", "surrogatepass") or b" "
+            data = data[:at] + (text * length)[:length] + data[end:]
+    return data
+
+
+def protobuf_bytes(data: bytes, random: Random) -> bytes:
+    """Change what an ONNX graph says: a name or text, or a byte that is a tag, length or number."""
+    texts = [(m.start(), len(m[0])) for m in re.finditer(rb"[A-Za-z_./0-9]{3,40}", data)]
+    for _ in range(random.choice((1, 1, 2, 4))):
+        at, length = random.choice(texts)
+        how = random.randrange(4)
+        if how == 0:
+            other, other_length = random.choice(texts)
+            data = (
+                data[:at]
+                + (data[other : other + other_length] * length)[:length]
+                + data[at + length :]
+            )
+        elif how == 1:
+            data = (
+                data[:at]
+                + (random.choice(STRINGS).encode("utf-8", "replace") * length or b" " * length)[
+                    :length
+                ]
+                + data[at + length :]
+            )
+        else:
+            at = max(0, at + random.choice((-3, -2, -1, length, length + 1, length + 2)))
+            data = data[:at] + bytes([random.choice((0, 1, 2, 7, 16, 127, 255))]) + data[at + 1 :]
+    return data
+
+
+def _extreme(random: Random) -> int:
+    return random.choice((0, 1, 2, 3, 8, 255, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))
 
 
 INTEGERS = [

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from select import select
 
 PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 SECONDS, MEMORY = 20.0, 1 << 30  # limits of a case
@@ -42,16 +43,13 @@ def run_forked(words: list[str], folder: Path, seconds: float = SECONDS) -> Left
     child = os.fork()
     if not child:
         _child(words, folder, files)
-    hung = False
-    while True:
-        pid, status, usage = os.wait4(child, os.WNOHANG)
-        if pid:
-            break
-        if time.monotonic() - started > seconds:
-            hung = True
-            with suppress(ProcessLookupError):
-                os.killpg(child, signal.SIGKILL)
-        time.sleep(0.002)
+    handle = os.pidfd_open(child)
+    hung = not select([handle], [], [], seconds)[0]
+    os.close(handle)
+    if hung:
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    _, status, usage = os.wait4(child, 0)
     code = os.waitstatus_to_exitcode(status)
     elapsed = time.monotonic() - started
     orphans = _end_group(child)

@@ -2,58 +2,126 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Literal, get_args, get_origin
 
 import mutators
-from mutators import BYTES, header_bytes, json_bytes, line_bytes
+from mutators import BYTES, gguf_bytes, header_bytes, json_bytes, line_bytes, protobuf_bytes
 from server import run_forked
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
+RANDOM = ["--tokens", "random"]
 SMALL = ["--samples", "1", "--seq-len", "4"]
-WEIGHTS = [["inspect", "model"], ["score", "model", *SMALL], ["export", "model", "-o", "out.onnx"]]
+DRAWN = [*RANDOM, *SMALL]
+FAMILIES = (
+    *("gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "phi3_longrope", "falcon_alibi", "mpt"),
+    *("mixtral", "qwen2_moe", "phimoe", "ernie4_5_moe", "cohere2", "exaone4", "llama_yarn"),
+    *("gptj", "bloom", "olmo3"),
+)
+COMMIT = "0123456789" * 4
+HUB = "hub/models--org--tiny"
+SNAPSHOT = f"{HUB}/snapshots/{COMMIT}"
+
+
+def _model_commands(model: str) -> list[list[str]]:
+    """What reads the weights of a model and computes with them."""
+    half, uniform = ["--sparsity", "0.5"], ["--base", "uniform", "--correct", "none"]
+    return [
+        ["inspect", model], ["inspect", model, "--json"], ["score", model, *DRAWN],
+        ["score", model, *DRAWN, "--correct", "divergence", "--json"],
+        ["score", model, *DRAWN, "--perturbation", "pruning", "--base", "owl"],
+        ["eval", model, "--tokens", "ids.jsonl"], ["explain", model, *DRAWN],
+        ["prune", model, "-o", "out", *half, *uniform, "--method", "magnitude"],
+        ["prune", model, "-o", "out", *half, *DRAWN],
+        ["prune", model, "-o", "out", *DRAWN, "--nm", "2:4", "--method", "sparsegpt"],
+        ["export", model, "-o", "out.onnx"], ["case", "make", model, "-o", "out", *DRAWN],
+        ["score", model, *DRAWN, "--estimate"],
+    ]  # fmt: skip
+
+
+def _reports(*files: str) -> list[list[str]]:
+    """What sets files of results beside each other."""
+    figures = ["--figures", "out"]
+    return [
+        ["report", *files, "-o", "out.html"], ["report", *files, "-o", "out.html", *figures],
+        ["compare", *files], ["compare", *files, "--csv"], ["compare", *files, "--json"],
+    ]  # fmt: skip
+
+
+CHECK = ["check", "case", "actual.safetensors", "--only", "blocks.*"]
+OWN_CHECK = ["check", "case", "case/expected.safetensors", "--only", "embed"]
+TEXT = ["--text", "text.txt"]
 READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its path
-    "model/config.json": [["inspect", "model"], ["score", "model", *SMALL]],
-    "model/model.safetensors": WEIGHTS,
-    "sharded/model.safetensors.index.json": [["inspect", "sharded"]],
+    "model/config.json": [["inspect", "model"], ["score", "model", *DRAWN]],
+    "model/model.safetensors": _model_commands("model"),
+    **{f"{name}/config.json": _model_commands(name) for name in FAMILIES},
+    **{f"{name}/model.safetensors": _model_commands(name) for name in FAMILIES[-8:]},
+    "sharded/model.safetensors.index.json": [["inspect", "sharded"], ["score", "sharded", *DRAWN]],
     "model/tokenizer.json": [
-        ["eval", "model", "--text", "text.txt", "--window", "8", "--windows", "2"],
-        ["eval", "model", "--choices", "q.jsonl"],
+        ["eval", "model", *TEXT, "--window", "8", "--windows", "2"],
+        ["eval", "model", "--choices", "q.jsonl"], ["score", "model", *SMALL],
+        ["explain", "model", *SMALL],
     ],
-    "model/tokenizer_config.json": [["score", "model", "--text", "text.txt", *SMALL]],
+    "model/tokenizer_config.json": [["score", "model", *TEXT, *SMALL]],
     "pruned/pruning.json": [
-        ["inspect", "pruned"], ["report", "scores.json", "pruned/pruning.json", "-o", "out.html"],
+        ["inspect", "pruned"], *_reports("pruned"), *_reports("scores.json", "pruned/pruning.json"),
+        *_reports("eval.json", "pruned"), ["eval", "pruned", "--tokens", "ids.jsonl"],
+        ["prune", "pruned", "-o", "out", "--sparsity", "0.5", "--method", "magnitude"],
+        ["prune", "model", "-o", "pruned", "--nm", "2:4", "--method", "magnitude", "--force"],
     ],
-    "text.txt": [["score", "model", "--text", "text.txt", *SMALL]],
-    "ids.npy": [["score", "model", "--tokens", "ids.npy", *SMALL]],
+    "text.txt": [
+        ["score", "model", *TEXT, *SMALL], ["eval", "model", *TEXT, "--window", "8"],
+        ["explain", "model", *TEXT, *SMALL], ["case", "make", "model", "-o", "out", *TEXT, *SMALL],
+    ],
+    "ids.npy": [
+        ["score", "model", "--tokens", "ids.npy", *SMALL], ["eval", "model", "--tokens", "ids.npy"],
+        ["prune", "model", "--tokens", "ids.npy", *SMALL, "-o", "out", "--nm", "2:4"],
+    ],
     "ids.jsonl": [["eval", "model", "--tokens", "ids.jsonl"]],
     "q.jsonl": [["eval", "model", "--choices", "q.jsonl"]],
     "base.json": [["allocate", "scores.json", "--base", "base.json"]],
     "base.csv": [["allocate", "scores.json", "--base", "base.csv"]],
     "scores.json": [
-        ["allocate", "scores.json"], ["report", "scores.json", "-o", "out.html"],
+        ["allocate", "scores.json"], ["allocate", "scores.json", "--base", "owl", "--json"],
+        ["allocate", "scores.json", "--correct", "none", "-v"], *_reports("scores.json"),
+        *_reports("scores.json", "eval.json"), *_reports("scores.json", "pruning-scores.json"),
         ["prune", "model", "-o", "out", "--allocation", "scores.json", "--method", "magnitude"],
+        ["prune", "model", "-o", "out", "--allocation", "scores.json", *DRAWN, "--json"],
     ],
-    "eval.json": [["report", "scores.json", "eval.json", "-o", "out.html"]],
-    "case/case.json": [["check", "case", "case/expected.safetensors", "--only", "embed"]],
-    "case/inputs.safetensors": [["check", "case", "case/expected.safetensors", "--only", "embed"]],
-    "case/margins.safetensors": [["check", "case", "actual.safetensors", "--only", "blocks.*"]],
-    "case/expected.safetensors": [["check", "case", "actual.safetensors", "--only", "blocks.*"]],
-    "actual.safetensors": [["check", "case", "actual.safetensors", "--only", "blocks.*"]],
-    "model.gguf": [
-        ["inspect", "model.gguf"], ["score", "model.gguf", *SMALL],
-        ["score", "model.gguf", "--text", "text.txt", *SMALL],
+    "pruning-scores.json": [
+        ["allocate", "pruning-scores.json", "--base", "owl", "--correct", "divergence"],
+        *_reports("pruning-scores.json"),
     ],
+    "eval.json": [*_reports("scores.json", "eval.json"), *_reports("eval.json", "pruned")],
+    "case/case.json": [OWN_CHECK, CHECK, [*CHECK, "--stepwise"]],
+    "case/inputs.safetensors": [OWN_CHECK, [*CHECK, "--stepwise"]],
+    "case/margins.safetensors": [CHECK],
+    "case/expected.safetensors": [CHECK, [*CHECK, "--stepwise"]],
+    "actual.safetensors": [CHECK, [*CHECK, "--stepwise"], [*CHECK, "--junit-xml", "out.xml"]],
+    "model.gguf": [*_model_commands("model.gguf"), ["score", "model.gguf", *TEXT, *SMALL]],
+    "sentence.gguf": [["score", "sentence.gguf", *TEXT, *SMALL], ["inspect", "sentence.gguf"]],
+    "imatrix.gguf": [
+        ["prune", "model", "-o", "out", "--imatrix", "imatrix.gguf", "--sparsity", "0.5",
+         "--base", "uniform", "--correct", "none"],
+        ["prune", "model", "-o", "out", "--imatrix", "imatrix.gguf", "--nm", "2:4"],
+    ],
+    f"{HUB}/refs/main": [["inspect", "org/tiny"], ["inspect", HUB], ["score", "org/tiny", *DRAWN]],
+    f"{SNAPSHOT}/config.json": [["inspect", "org/tiny"], ["inspect", SNAPSHOT], ["inspect", HUB]],
+    f"{SNAPSHOT}/tokenizer_config.json": [["score", "org/tiny", *TEXT, *SMALL]],
     "graph.onnx": [
-        ["validate", "model", "--graph", "graph.onnx", "--time-limit", "5"],
+        ["validate", "model", "--graph", "graph.onnx", "--time-limit", "5", *DRAWN],
         ["check", "case", "graph.onnx", "--only", "logits", "--time-limit", "5"],
+        ["export", "model", "-o", "graph.onnx", "--force"],
     ],
 }  # fmt: skip
-SLOW = ("graph.onnx",)  # a second per case: onnxruntime starts in a process of its own
+# A second per case: onnxruntime starts in a process of its own, `check` computes every step.
+SLOW = ("graph.onnx", "actual.safetensors", *(name for name in READERS if name[:5] == "case/"))
 Mutator = Callable[[bytes, Random], bytes]
 
 
@@ -70,52 +138,103 @@ class FuzzCase:
 def make_folder(folder: Path) -> None:
     """One good input of every kind."""
     folder.mkdir(parents=True)
-    for name, source in (("model", "llama"), ("sharded", "llama_sharded"), ("case", "cases/llama")):
-        names = [
-            p
-            for p in (FIXTURES / source).iterdir()
-            if not p.name.startswith(("expected.j", "prov"))
-        ]
-        (folder / name).mkdir()
-        for path in names:
-            if name == "case" or not path.name.startswith("expected"):
-                shutil.copy(path, folder / name / path.name)
-    facts = (folder / "case/case.json").read_text().replace('"../../llama"', '"../model"')
-    (folder / "case/case.json").write_text(facts)
+    _make_model(folder / "model")
+    ignored = shutil.ignore_patterns("expected*", "provenance*")
+    shutil.copytree(FIXTURES / "llama_sharded", folder / "sharded", ignore=ignored)
     (folder / "model/tokenizer_config.json").write_text(
         '{"add_bos_token": true, "bos_token": "<s>"}'
     )
     (folder / "text.txt").write_text("Entia non sunt multiplicanda praeter necessitatem.\n" * 6)
     (folder / "ids.jsonl").write_text("[1, 2, 3, 4]\n[5, 6, 7, 8]\n")
-    from gguf_files import gguf_file
-
-    gguf_file(_new(folder / "made"), "llama", tokenizer=True).rename(folder / "model.gguf")
-    shutil.rmtree(folder / "made")
+    for name in FAMILIES:
+        (folder / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            shutil.copy(FIXTURES / name / file, folder / name)
+    (folder / HUB / "refs").mkdir(parents=True)
+    (folder / HUB / "refs/main").write_text(COMMIT)
+    shutil.copytree(folder / "model", folder / SNAPSHOT)
+    _make_gguf(folder)
     rows = [{"question": "Is it?", "choices": ["yes", "no"], "answer": i} for i in (0, 1)]
     (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (folder / "base.json").write_text("[0.7, 0.7, 0.7, 0.7]")
-    (folder / "base.csv").write_text("".join(f"blocks.{i},0.7\n" for i in range(4)))
+    (folder / "base.json").write_text("[0.7, 0.7]")
+    (folder / "base.csv").write_text("".join(f"blocks.{i},0.7\n" for i in range(2)))
     import numpy as np
 
     np.save(folder / "ids.npy", np.arange(60) % 250)
-    shutil.copy(folder / "case/expected.safetensors", folder / "actual.safetensors")
+    pruning = ["--perturbation", "pruning", "--base", "owl", "--correct", "divergence"]
     for words in (
         ["score", "model", "--samples", "1", "--seq-len", "6", "-o", "scores.json"],
+        ["score", "model", *DRAWN, *pruning, "-o", "pruning-scores.json"],
         ["prune", "model", "-o", "pruned", "--sparsity", "0.5", "--method", "magnitude"],
         ["eval", "model", "--tokens", "ids.jsonl", "--choices", "q.jsonl", "-o", "eval.json"],
         ["export", "model", "-o", "graph.onnx", "--weights", "embedded", "--outputs", "logits"],
+        ["case", "make", "model", "-o", "case", *DRAWN],
     ):
         left = run_forked(words, folder)
         assert left.code == 0, left.err
+    shutil.copy(folder / "case/expected.safetensors", folder / "actual.safetensors")
     os.mkfifo(folder / "pipe")
     os.symlink("loop", folder / "loop")
     os.symlink("scores.json", folder / "link.json")
+
+
+def _make_model(folder: Path) -> None:
+    """The first two blocks of a fixture, and its tokenizer."""
+    from checkpoints import arrays_of, config_of, write
+
+    arrays = {n: x for n, x in arrays_of("llama").items() if not re.search(r"layers\.[23]\.", n)}
+    write(folder, arrays, config_of("llama", num_hidden_layers=2))
+    shutil.copy(FIXTURES / "llama/tokenizer.json", folder)
+
+
+def _make_gguf(folder: Path) -> None:
+    """Models with either tokenizer, and an importance matrix."""
+    import gguf
+    import numpy as np
+    from gguf_files import gguf_file
+
+    from refimpl import read_model
+    from refimpl.loading.gguf.architectures import IN_BLOCK
+
+    def scored(writer: gguf.GGUFWriter) -> None:
+        letters = [chr(97 + i) for i in range(26)]
+        tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *letters]
+        tokens = [*tokens, "\u2581a", "ab", "\u2581ab"]
+        tokens += [f"[PAD{i}]" for i in range(len(tokens), 264)]
+        del tokens[264:]
+        kinds = [2, 3, 3, *[6] * 256, *[1] * 99]
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(tokens)
+        writer.add_token_scores([-float(i) for i in range(264)])
+        writer.add_token_types(kinds[:264])
+
+    made = folder / "made"
+    for name, change in (("model.gguf", None), ("sentence.gguf", scored)):
+        made.mkdir()
+        more = {"tokenizer": True} if change is None else {"change": change}
+        gguf_file(made, "llama", **more).rename(folder / name)  # type: ignore[arg-type]
+        shutil.rmtree(made)
+    writer = gguf.GGUFWriter(folder / "imatrix.gguf", "", use_temp_file=False)
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["my.txt"])
+    writer.add_uint32("imatrix.chunk_count", 4)
+    writer.add_uint32("imatrix.chunk_size", 16)
+    for i, linears in enumerate(read_model(folder / "model").config.linears):
+        for name, (_, width) in linears.items():
+            key = f"blk.{i}.{IN_BLOCK[name]}.weight"
+            writer.add_tensor(f"{key}.in_sum2", np.arange(1, width + 1, dtype=np.float32)[None])
+            writer.add_tensor(f"{key}.counts", np.array([[64]], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def mutators_of(path: str) -> tuple[Mutator, ...]:
     """The changes that fit a file; those of its form come twice as often."""
     form: dict[str, Mutator] = {
         ".json": json_bytes, ".jsonl": line_bytes, ".safetensors": header_bytes,
+        ".gguf": gguf_bytes, ".onnx": protobuf_bytes,
     }  # fmt: skip
     own = form.get(Path(path).suffix)
     return BYTES if own is None else (*BYTES, *(own for _ in range(2 * len(BYTES))))
@@ -135,11 +254,14 @@ def option_case(random: Random) -> FuzzCase:
     name, command = random.choice(commands())
     words, options = [*name.split()], [p for p in command.params if p.param_type_name == "option"]
     for argument in (p for p in command.params if p.param_type_name == "argument"):
-        good = {"model": "model", "scores": "scores.json", "files": "scores.json", "case": "case"}
-        value = good.get(argument.name, "actual.safetensors")
-        words.append(random.choice(mutators.PATHS) if random.random() < 0.2 else value)
+        good = GOOD.get(argument.name, ["actual.safetensors"])
+        several = random.choice((1, 1, 2, 3)) if argument.name == "files" else 1
+        values = [random.choice(good) for _ in range(several)]
+        words += [random.choice(mutators.PATHS)] if random.random() < 0.2 else values
     if name in ("score", "explain", "case make", "prune", "validate"):
-        words += SMALL
+        words += random.choice((SMALL, DRAWN))
+    if name == "prune" and random.random() < 0.8:
+        words += random.choice((["--sparsity", "0.5"], ["--nm", "2:4"]))
     outputs = [f"{o}" for p in options for o in p.opts if o == "-o"]
     if outputs and random.random() < 0.4:
         words += ["-o", random.choice([*mutators.PATHS, "pipe"])]
@@ -153,7 +275,13 @@ def option_case(random: Random) -> FuzzCase:
     return FuzzCase(words, None, "options")
 
 
-EXCLUDED = ("--help", "--executor", "--device", "--download", "--budget", "-o", "--output")
+GOOD = {
+    "model": ["model", "model", "model", "sharded", "model.gguf", "org/tiny", "pruned", *FAMILIES],
+    "scores": ["scores.json", "pruning-scores.json"],
+    "files": ["scores.json", "pruning-scores.json", "pruned", "eval.json"],
+    "case": ["case"],
+}
+EXCLUDED = ("--help", "--executor", "--device", "--download", "-o", "--output")
 
 
 def value_of(option: object, random: Random) -> str:
@@ -170,21 +298,17 @@ def value_of(option: object, random: Random) -> str:
     return random.choice(mutators.PATHS if kind is Path else [*mutators.TEXTS, *mutators.PATHS])
 
 
+@cache
 def commands() -> list[tuple[str, object]]:
     """Every command of the program and its parameters."""
     import typer
 
-    from refimpl.cli.main import app
+    from refimpl.cli.main import program
 
     found = []
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in typer.main.get_command(program()).commands.items():  # type: ignore[attr-defined]
         inner = getattr(command, "commands", None)
         found += (
             [(name, command)] if inner is None else [(f"{name} {k}", v) for k, v in inner.items()]
         )
     return found
-
-
-def _new(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
