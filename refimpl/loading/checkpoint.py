@@ -5,13 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
+from refimpl.loading.companions import Companions, companion_files
 from refimpl.loading.config_json import read_config
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
+from refimpl.loading.files.quantised_checkpoints import (
+    dequantised,
+    read_quantisation,
+    without_quantisation,
+)
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.files.weight_files import open_files
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model
+from refimpl.storage.target_checks import RECORD
 
 _EXPECTED = "the model's config.json"
 
@@ -51,9 +58,17 @@ def read_model(
         return read_gguf(path, option, hub_id)
     files = open_files(path)
     entries, source, config_path = _config_file(path, option, files)
-    hub = read_config(entries, source)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    return Model(path, hub.config, entries, claim(tensors, hub, path), files, config_path, hub_id)
+    if (quantisation := read_quantisation(entries, source)) is None:
+        hub = read_config(entries, source)
+        weights = claim(tensors, hub, path)
+        return Model(path, hub.config, entries, weights, files, config_path, hub_id)
+    plain = without_quantisation(entries, quantisation)
+    hub = read_config(plain, source)
+    weights = claim(dequantised(tensors, quantisation, path), hub, path)
+    beside = companion_files(path, (RECORD, *(file.path.name for file in files)))
+    companions = Companions(plain, beside)
+    return Model(path, hub.config, entries, weights, files, config_path, hub_id, companions)
 
 
 def _config_file(

@@ -1,14 +1,10 @@
 """From a GGUF file to a `Model`: config, tensors under transformers' names, tokenizer."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
-from typing import Any
-from weakref import finalize
 
+from refimpl.loading.companions import Companions
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import FAMILIES
 from refimpl.loading.files.file_reading import json_object, read_file, reading, require_file
@@ -37,7 +33,9 @@ def read_gguf(path: Path, config: Path | None, hub_id: str | None) -> Model:
             entries = json_object(read_file(config), source, expected)
     hub = read_config(entries, source)
     tensors = _as_transformers_names(stored, hub, architecture)
-    companions = Companions(entries, metadata, path)
+    companions = Companions(
+        {**entries, "dtype": "float32"}, {}, lambda folder: write_tokenizer(metadata, folder, path)
+    )
     weights = claim(tensors, hub, path)
     return Model(path, hub.config, entries, weights, files, None, hub_id, companions)
 
@@ -68,22 +66,3 @@ def _as_transformers_names(
             stored[theirs], name=role.tensor, shape=shape, arrangement=how, heads=heads
         )
     return tensors | {name: stored[name] for name in stored if name not in renamed}
-
-
-class Companions:
-    """The files that a Hugging Face folder has beside its weights, made of the metadata."""
-
-    def __init__(self, entries: Mapping[str, Any], metadata: Mapping[str, Any], path: Path) -> None:
-        self._entries, self._metadata, self._path = entries, metadata, path
-        self._folder: Path | None = None
-
-    def __call__(self) -> Path:
-        """A folder of this process with the files, written when it is first needed."""
-        if self._folder is None:
-            folder = Path(mkdtemp(prefix="refimpl-"))
-            finalize(self, rmtree, folder, ignore_errors=True)
-            config = dict(self._entries) | {"dtype": "float32"}
-            (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
-            write_tokenizer(self._metadata, folder, self._path)
-            self._folder = folder
-        return self._folder

@@ -25,8 +25,8 @@ class Model:
         files: The mapped files.
         config_path: The file that holds `config.json`; None if the metadata of the weights does.
         hub_id: `org/name@commit` of a model in the Hugging Face cache, else None.
-        companions: Makes the folder of `config.json` and the tokenizer of a file that holds both;
-            None if they are in the folder of the weights.
+        companions: Finds or makes the files for a folder with the weights as they are after
+            reading, `config.json` and the tokenizer among them; None if weights stay as they are.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class Model:
     files: tuple[MappedFile, ...]
     config_path: Path | None = None
     hub_id: str | None = None
-    companions: Callable[[], Path] | None = None
+    companions: Callable[[], Mapping[str, Path]] | None = None
 
     @property
     def name(self) -> str:
@@ -59,7 +59,8 @@ class Model:
     @property
     def tokenizer_json(self) -> Path:
         """The tokenizer."""
-        return (self.companions() if self.companions else self.folder) / "tokenizer.json"
+        companions = self.companions() if self.companions else {}
+        return companions.get("tokenizer.json", self.folder / "tokenizer.json")
 
     @property
     def stored_dtypes(self) -> tuple[str, ...]:

@@ -5,22 +5,18 @@ import shutil
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refimpl.loading.files.hub import COMPANIONS
-from refimpl.loading.files.refused_formats import CONVERSIONS
+from refimpl.loading.companions import INDEX, companion_files
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
 from refimpl.storage.target_checks import RECORD
 
-INDEX = ".index.json"
-WEIGHTS = {".safetensors", *CONVERSIONS, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
-CONVERTED = "model.safetensors"  # what the weights of a GGUF file become
+CONVERTED = "model.safetensors"  # what quantised weights become
 PIECE = 1 << 20  # bytes copied at once
 PAGE, SPARE = 1 << 12, 1 << 20  # bytes: files fill whole pages; the record and longer headers
 
@@ -55,31 +51,28 @@ class Copies:
 
 
 def copies(model: Model) -> Copies:
-    """Find which files of a model are copied.
+    """Find which files of a model are copied: its weights, the index in use, and its companions.
 
-    Of a folder: its weights, the index in use, and every file that is of no known format of
-    weights. Of a MODEL that is a file: the companions in `COMPANIONS`. The `config.json` that was
-    read, wherever it was, becomes `config.json`.
+    The `config.json` that was read, wherever it was, becomes `config.json`. Quantised weights are
+    converted, and have companions of their own.
     """
-    if model.companions is not None:
-        companions = {path.name: path for path in sorted(model.companions().iterdir())}
-        tensors = {weight.stored.name: weight.stored for weight in model.weights.values()}
-        return Copies({CONVERTED: model.path}, companions, (), tuple(tensors.values()))
     weights = {file.path.name: file.path for file in model.files}
-    entries = sorted(model.folder.iterdir())
-    index = _index(model, weights)
-    companions = {
-        entry.name: entry
-        for entry in entries
-        if entry.is_file()
-        and entry.name not in ("config.json", RECORD, *weights)
-        and (entry.name == index or _is_companion(entry, model.path.is_dir()))
-    }
-    if model.config_path is not None:
-        companions["config.json"] = model.config_path
-    left = [e for e in entries if e.name not in weights and e.name not in companions]
+    converted: tuple[StoredTensor, ...] = ()
+    if model.companions is not None:
+        stored = {weight.stored.name: weight.stored for weight in model.weights.values()}
+        weights, converted = {CONVERTED: model.path}, tuple(stored.values())
+        companions = dict(model.companions())
+    else:
+        companions = companion_files(model.path, (RECORD, *weights))
+        if index := _index(model, weights):
+            companions[index] = model.folder / index
+        if model.config_path is not None:
+            companions["config.json"] = model.config_path
+    entries = sorted(model.folder.iterdir()) if model.path.is_dir() else []
+    used = {file.path.name for file in model.files} | companions.keys()
+    left = [entry for entry in entries if entry.name not in used]
     names = tuple(f"{entry.name}/" if entry.is_dir() else entry.name for entry in left)
-    return Copies(weights, companions, names if model.path.is_dir() else ())
+    return Copies(weights, companions, names, converted)
 
 
 def copy_weights(source: Path, target: Path) -> bool:
@@ -165,13 +158,6 @@ def _index(model: Model, weights: Mapping[str, Path]) -> str | None:
         return None
     paths = model.folder.glob(f"*.safetensors{INDEX}")
     return next((path.name for path in paths), None)  # at most one, or reading had refused it
-
-
-def _is_companion(entry: Path, whole_folder: bool) -> bool:
-    """Whether a file without weights of this model is copied."""
-    if not whole_folder:
-        return any(fnmatch(entry.name, name) for name in COMPANIONS)
-    return entry.suffix.lower() not in WEIGHTS and not entry.name.endswith((INDEX, ".onnx.data"))
 
 
 def _members(text: str) -> dict[str, tuple[int, int]]:

@@ -334,7 +334,7 @@ def record(pruning: Pruning) -> dict[str, Any]:
             "companions": list(written.companions),
             "left_out": list(written.left_out),
             "format_added": list(written.format_added),
-            "dequantised": list(written.dequantised),
+            "dequantised": dict(written.dequantised),
         },
         "before": pruning.before,
         "run": asdict(pruning.run),

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
@@ -51,14 +51,14 @@ class Written:
 
     `left_out` names what the model's folder holds and the new one does not; `format_added` the
     files whose metadata got `format: pt`, which older transformers require; `dequantised` the
-    types of a GGUF file's tensors that are float32 in the new file.
+    types of quantised tensors, with their dtype in the new file.
     """
 
     counts: tuple[Mapping[str, Counts], ...]
     companions: tuple[str, ...]
     left_out: tuple[str, ...]
     format_added: tuple[str, ...]
-    dequantised: tuple[str, ...] = ()
+    dequantised: Mapping[str, str] = field(default_factory=dict)
 
 
 def tensor_digest(tensor: StoredTensor) -> str:
@@ -126,7 +126,8 @@ class PrunedFiles:
         """What the folder holds, with the counts of all blocks."""
         plan = self.copies
         of_blocks = tuple(counts[i] for i in sorted(counts))
-        kinds = tuple(sorted({x.kind for x in plan.converted if x.kind != x.dtype}))
+        quantised = [x for x in plan.converted if x.kind != x.dtype]
+        kinds = {x.kind: x.numpy_dtype.name for x in sorted(quantised, key=lambda x: x.kind)}
         companions = tuple(sorted(plan.companions))
         return Written(of_blocks, companions, plan.left_out, self.format_added, kinds)
 

@@ -110,7 +110,8 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
     if pruned.written.format_added:
         facts["format: pt"] = [f"added to {name}" for name in pruned.written.format_added]
     if kinds := pruned.written.dequantised:
-        facts["weights"] = [f"de-quantised from {', '.join(kinds)}, float32 in model.safetensors"]
+        new = [f"{kind} is {dtype}" for kind, dtype in kinds.items()]
+        facts["weights"] = [f"de-quantised in model.safetensors: {', '.join(new)}"]
     facts["run"] = run_facts(pruned.run)
     return facts
 

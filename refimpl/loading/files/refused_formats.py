@@ -18,7 +18,7 @@ CONVERSIONS |= dict.fromkeys((".h5", ".msgpack", ".onnx"), _OTHER)
 
 _ACCEPTED = {
     "quantised": (
-        f"weights in {', '.join(DTYPES)}",
+        f"weights in {', '.join(DTYPES)}; FP8 (E4M3 with scales), MXFP4 or a GGUF file",
         "de-quantise it (transformers: model.dequantize().save_pretrained(DIR)) or use the "
         "original checkpoint",
     ),

@@ -1,0 +1,209 @@
+"""What `quantization_config` says, and which tensors of a checkpoint are FP8 or MXFP4 weights."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from refimpl.errors import RefimplError
+from refimpl.loading.files.quantised_tensors import BlockScaled, Packed
+from refimpl.loading.files.refused_formats import refusal
+from refimpl.model.weight import DTYPES, StoredTensor
+
+CONFIG = "quantization_config"
+Block = tuple[int, int]  # rows and columns; 0 stands for all
+WHOLE_TENSOR, CHANNEL = (0, 0), (1, 0)
+
+# The keys of each method: those that only say what the tensors show, and those with one meaning.
+_TENSORS_SHOW = {
+    "fp8": "activation_scheme weight_block_size scale_fmt dequantize "
+           "modules_to_not_convert ignored_layers modules_to_convert",
+    "mxfp4": "modules_to_not_convert dequantize",
+    "compressed-tensors": "config_groups quantization_status global_compression_ratio ignore "
+                          "version run_compressed dequantize",
+}  # fmt: skip
+_ONLY = {
+    "fp8": {"fmt": "e4m3", "expert_dtype": "fp8"},
+    "mxfp4": {},
+    "compressed-tensors": {"format": "float-quantized"},
+}
+_SCALES = ("_scale_inv", "_scale")
+_OF_ACTIVATIONS = (".input_scale", ".activation_scale")
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a checkpoint's weights are quantised; `blocks` are the shapes that FP8's may have."""
+
+    kind: Literal["FP8", "MXFP4"]
+    blocks: tuple[Block, ...] = ()
+
+
+def read_quantisation(entries: Mapping[str, Any], source: str) -> Quantisation | None:
+    """What a `config.json` says about its weights; None if they are not quantised.
+
+    The method must be one of those that are read; of `compressed-tensors`, FP8 alone.
+    """
+    value = entries.get(CONFIG)
+    if not value:
+        return None
+    method = value.get("quant_method") if isinstance(value, dict) else None
+    if not isinstance(method, str) or method not in _ONLY:
+        named = f" by {method}" if isinstance(method, str) else ""
+        raise refusal("quantised", f"{source} describes a checkpoint that is quantised{named}")
+    known, only = _TENSORS_SHOW[method].split(), _ONLY[method]
+    problems = [
+        f"{key}: only {expected} is supported, got {value[key]!r:.60}"
+        for key, expected in only.items()
+        if value.get(key, expected) != expected
+    ]
+    problems += [
+        f"{key}: not understood (value {entry!r:.60})"
+        for key, entry in value.items()
+        if key not in ("quant_method", *known, *only) and entry not in (None, False, [], {})
+    ]
+    blocks = () if method == "mxfp4" else _blocks(method, value, problems)
+    _refuse(problems, f"{source}: {CONFIG} asks for what refimpl does not compute:")
+    return Quantisation("MXFP4" if method == "mxfp4" else "FP8", blocks)
+
+
+def _blocks(method: str, value: Mapping[str, Any], problems: list[str]) -> tuple[Block, ...]:
+    """Shapes that blocks may have."""
+    if method == "fp8":
+        if "weight_block_size" not in value:
+            return (128, 128), WHOLE_TENSOR
+        size = value["weight_block_size"]
+        return (WHOLE_TENSOR,) if size is None else _sizes(size, "weight_block_size", problems)
+    groups = value.get("config_groups")
+    blocks: list[Block] = []
+    for name, group in groups.items() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        facts = weights if isinstance(weights, dict) else {}
+        strategy = facts.get("strategy")
+        if (facts.get("num_bits"), facts.get("type")) != (8, "float"):
+            problems.append(f"config_groups.{name}: expected weights of 8 bits, type float")
+        elif strategy == "block":
+            blocks += _sizes(facts.get("block_structure"), f"config_groups.{name}", problems)
+        elif strategy in ("tensor", "channel"):
+            blocks.append(WHOLE_TENSOR if strategy == "tensor" else CHANNEL)
+        else:
+            problems.append(f"config_groups.{name}: strategy {strategy!r:.60} is not supported")
+    if not blocks and not problems:
+        problems.append("config_groups: expected groups of weights, got none")
+    return tuple(blocks)
+
+
+def _sizes(value: Any, key: str, problems: list[str]) -> tuple[Block, ...]:
+    """A block of two positive sizes."""
+    pair = isinstance(value, list) and [type(x) for x in value] == [int, int]
+    if pair and 0 < min(value) <= max(value) < 1 << 31:
+        return ((value[0], value[1]),)
+    problems.append(f"{key}: expected the rows and columns of a block, got {value!r:.60}")
+    return ()
+
+
+def without_quantisation(entries: Mapping[str, Any], how: Quantisation) -> dict[str, Any]:
+    """A `config.json` for the weights as they are after reading."""
+    rest = {key: value for key, value in entries.items() if key not in (CONFIG, "torch_dtype")}
+    return rest | {"dtype": "bfloat16" if how.kind == "MXFP4" else "float32"}
+
+
+def dequantised(
+    tensors: Mapping[str, StoredTensor], how: Quantisation, path: Path
+) -> dict[str, StoredTensor]:
+    """The tensors under the names that they have unquantised; what belongs to them is left out."""
+    problems: list[str] = []
+    made = (_packed if how.kind == "MXFP4" else _scaled)(tensors, how, problems)
+    found = {name: tensor for name, (tensor, _) in made.items()}
+    used = {name for _, names in made.values() for name in names}
+    if not found and not problems:
+        problems.append(f"no tensor is {how.kind}, as {CONFIG} of config.json says")
+    _refuse(problems, f"{path}: its {how.kind} weights are not whole:")
+    return {name: x for name, x in tensors.items() if name not in used} | found
+
+
+Made = dict[str, tuple[StoredTensor, tuple[str, ...]]]
+"""Tensors by their names, and the names of the file's tensors that they stand for."""
+
+
+def _scaled(tensors: Mapping[str, StoredTensor], how: Quantisation, problems: list[str]) -> Made:
+    """FP8 weights with their factors; scales of activations belong to them, and are not used."""
+    made: Made = {}
+    for name, scale in tensors.items():
+        base = next((name.removesuffix(x) for x in _SCALES if name.endswith(f".weight{x}")), "")
+        if not base:
+            continue
+        weight = tensors.get(base)
+        if weight is None or weight.dtype != "F8_E4M3" or len(weight.shape) != 2:
+            got = "no tensor" if weight is None else f"{weight.dtype} {list(weight.shape)}"
+            problems.append(f"{base}: expected F8_E4M3 of 2 axes beside {name}, got {got}")
+            continue
+        fits = dict(_grids(weight.shape, how.blocks))
+        if scale.dtype not in DTYPES:
+            problems.append(f"{name}: expected {', '.join(DTYPES)}, got {scale.dtype}")
+        elif scale.shape not in fits:
+            shapes = " or ".join(str(list(shape)) for shape in fits)
+            problems.append(f"{name}: expected shape {shapes}, got {list(scale.shape)}")
+        else:
+            own = base.removesuffix(".weight")
+            names = (base, name, *(own + suffix for suffix in _OF_ACTIVATIONS))
+            place = weight.file, base, "F32", weight.shape, weight.offset
+            made[base] = BlockScaled(*place, weight, scale, fits[scale.shape]), names
+    missing = [n for n, x in tensors.items() if x.dtype == "F8_E4M3" and n not in made]
+    for name in missing:
+        if not any(f"{name}{suffix}" in tensors for suffix in _SCALES):
+            problems.append(f"{name}: F8_E4M3 without {name}{_SCALES[0]}")
+    return made
+
+
+def _grids(
+    shape: tuple[int, ...], blocks: Iterable[Block]
+) -> Iterable[tuple[tuple[int, ...], Block]]:
+    """Shapes that the factors of a weight may have, and the block of each."""
+    for block in blocks:
+        rows, columns = (of or size or 1 for of, size in zip(block, shape, strict=True))
+        yield (-(-shape[0] // rows), -(-shape[1] // columns)), (rows, columns)
+        if block == WHOLE_TENSOR:
+            yield from (((), (rows, columns)), ((1,), (rows, columns)))
+
+
+def _packed(tensors: Mapping[str, StoredTensor], how: Quantisation, problems: list[str]) -> Made:
+    """MXFP4 weights: blocks and their powers."""
+    made: Made = {}
+    parts = ("_blocks", "_scales")
+    bases = {name[: -len(x)]: None for name in tensors for x in parts if name.endswith(x)}
+    for base in bases:
+        names = tuple(base + part for part in parts)
+        if absent := [name for name in names if name not in tensors]:
+            problems.append(f"{absent[0]}: missing")
+            continue
+        blocks, powers = (tensors[name] for name in names)
+        shape = blocks.shape
+        if base in tensors:
+            problems.append(f"{base}: stored twice, once as {names[0]}")
+        elif (blocks.dtype, powers.dtype) != ("U8", "U8"):
+            problems.append(f"{names[0]}: expected U8 and U8, got {blocks.dtype}, {powers.dtype}")
+        elif len(shape) != 4 or shape[3] != 16:
+            problems.append(f"{names[0]}: expected shape [E, out, in / 32, 16], got {list(shape)}")
+        elif powers.shape != shape[:3]:
+            wanted = f"expected shape {list(shape[:3])}, got {list(powers.shape)}"
+            problems.append(f"{names[1]}: {wanted}")
+        else:
+            read = shape[0], 32 * shape[2], shape[1]
+            made[base] = (
+                Packed(blocks.file, base, "BF16", read, blocks.offset, blocks, powers),
+                names,
+            )
+    return made
+
+
+def _refuse(problems: list[str], what: str) -> None:
+    """Raise all problems of a quantised checkpoint."""
+    if problems:
+        raise RefimplError(
+            what,
+            "FP8 weights (E4M3, with scales) or MXFP4 weights (blocks and scales) as transformers "
+            "writes them",
+            "download the checkpoint again, or use one that is not quantised",
+            problems,
+        )

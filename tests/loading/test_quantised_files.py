@@ -1,0 +1,321 @@
+"""FP8 and MXFP4 checkpoints: the same values as written out by hand, and what is refused."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from checkpoints import config_of, save_tensors, write
+from gates import GATES, worst_point
+from program import ran
+from quantised_files import (
+    E4M3,
+    FP8,
+    QWEN,
+    Fp8,
+    compressed,
+    fp8_arrays,
+    fp8_model,
+    mxfp4_arrays,
+    mxfp4_model,
+    unpacked,
+)
+from refusals import refusal_of
+from safetensors.numpy import load_file, save_file
+from test_gguf import assert_equal
+
+from refimpl import forward, read_model
+from refimpl.loading.files.quantised_tensors import Packed
+from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.model.ops import Array
+
+BLOCKS = FP8["blocks"]
+IDS = np.arange(2, 26).reshape(2, 12)
+
+
+@pytest.mark.parametrize("name", FP8)
+def test_fp8_is_read_as_the_product_of_weight_and_factor(name: str, tmp_path: Path) -> None:
+    quantised, plain = map(read_model, fp8_model(tmp_path, FP8[name]))
+    assert_equal(quantised, plain)
+    assert quantised.stored_dtypes == ("F32", "FP8")
+    assert quantised.config == plain.config
+
+
+def test_mxfp4_is_read_exactly(tmp_path: Path) -> None:
+    quantised, plain = map(read_model, mxfp4_model(tmp_path))
+    assert_equal(quantised, plain)
+    assert quantised.stored_dtypes == ("BF16", "MXFP4")
+    ours, theirs = (forward(x, IDS, dtype="f8", trace=True) for x in (quantised, plain))
+    assert worst_point(ours.trace, theirs.trace)[0] < GATES["float64"]  # other strides of experts
+
+
+def test_every_byte_of_e4m3(tmp_path: Path) -> None:
+    arrays, _ = fp8_arrays(FP8["per tensor"])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    arrays[name] = np.arange(1024).astype(np.uint8).reshape(32, 32).view(ml_dtypes.float8_e4m3fn)
+    arrays[f"{name}_scale_inv"] = np.array(0.3, np.float32)
+    model = read_model(write(tmp_path, arrays, config_of("llama", quantization_config=QWEN)))
+    found = model.weights["blocks.0.q_proj.weight"].stored.rows(slice(8))
+    np.testing.assert_array_equal(found.reshape(-1), E4M3 * np.float32(0.3))
+
+
+def test_every_byte_of_mxfp4(tmp_path: Path) -> None:
+    scales = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)
+    blocks = np.arange(4096).astype(np.uint8).reshape(1, 256, 1, 16)
+    save_file({"b": blocks, "s": scales}, tmp_path / "x.safetensors")
+    file = SafetensorsFile(tmp_path / "x.safetensors")
+    b, s = file.tensors["b"], file.tensors["s"]
+    found = Packed(file, "x", "BF16", (1, 32, 256), b.offset, b, s).array.astype(np.float32)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(found, unpacked(blocks, scales))
+    assert np.isnan(found[..., 255]).all()
+    assert np.isfinite(found[..., :253]).all()
+    assert found[..., 0].any()  # numbers below the smallest normal one
+
+
+def test_weight_and_scale_may_be_in_different_shards(tmp_path: Path) -> None:
+    quantised, plain = fp8_model(tmp_path, BLOCKS)
+    tensors, _ = fp8_arrays(BLOCKS)
+    (quantised / "model.safetensors").unlink()
+    shards: dict[str, dict[str, Array]] = {"a.safetensors": {}, "b.safetensors": {}}
+    for name, array in tensors.items():
+        shards["b.safetensors" if name.endswith("inv") else "a.safetensors"][name] = array
+    for shard, part in shards.items():
+        save_tensors(quantised / shard, part)
+    weight_map = {name: shard for shard, part in shards.items() for name in part}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (quantised / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    (quantised / "tokenizer.json").write_text("{}", "utf-8")
+    assert_equal(read_model(quantised), read_model(plain))
+    ran("prune", quantised, "--nm", "2:4", "--method", "magnitude", "-o", tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors", "pruning.json", "tokenizer.json"}
+    record = json.loads((tmp_path / "out" / "pruning.json").read_text("utf-8"))
+    assert record["files"]["left_out"] == ["model.safetensors.index.json"]
+
+
+@pytest.mark.parametrize(
+    ("make", "kinds", "dtype"),
+    [
+        (lambda folder: fp8_model(folder, BLOCKS), {"FP8": "float32"}, "float32"),
+        (mxfp4_model, {"MXFP4": "bfloat16"}, "bfloat16"),
+    ],
+    ids=["FP8", "MXFP4"],
+)
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_pruning_writes_what_it_writes_for_plain_weights(
+    make: Callable[[Path], tuple[Path, Path]],
+    kinds: dict[str, str],
+    dtype: str,
+    method: str,
+    tmp_path: Path,
+) -> None:
+    quantised, plain = make(tmp_path)
+    before = (quantised / "model.safetensors").read_bytes()
+    calibration = () if method == "magnitude" else ("--tokens", "random", "--samples", 4)
+    for model in (quantised, plain):
+        words = ("--nm", "2:4", "--method", method, *calibration, "--seq-len", 16)
+        words = words if calibration else words[:4]
+        shown = " ".join(ran("prune", model, *words, "-o", tmp_path / f"{model.name} out").split())
+        ((kind, new),) = kinds.items()
+        said = f"de-quantised in model.safetensors: {kind} is {new}" in shown
+        assert said == (model is quantised)
+    assert (quantised / "model.safetensors").read_bytes() == before
+    ours, theirs = tmp_path / f"{quantised.name} out", tmp_path / "plain out"
+    mine, right = (load_file(folder / "model.safetensors") for folder in (ours, theirs))
+    assert mine.keys() == right.keys()
+    for name, array in right.items():
+        assert mine[name].dtype == array.dtype
+        np.testing.assert_array_equal(mine[name], array, name)
+    config = json.loads((ours / "config.json").read_text("utf-8"))
+    assert "quantization_config" not in config
+    assert config["dtype"] == dtype
+    record = json.loads((ours / "pruning.json").read_text("utf-8"))
+    assert record["files"]["dequantised"] == kinds
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+S = f"{Q}_scale_inv"
+UP = "model.layers.1.mlp.experts.gate_up_proj"
+
+
+def other_dtype(name: str, dtype: Any) -> Callable[[dict[str, Array]], object]:
+    return lambda a: a.update({name: a[name].astype(np.float32).astype(dtype)})
+
+
+HOSTILE_FP8: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
+    "no scale": (lambda a: a.pop(S), f"{Q}: F8_E4M3 without {S}"),
+    "a block too few": (
+        lambda a: a.update({S: a[S][:, :2]}), f"{S}: expected shape [2, 3], got [2, 2]"),
+    "a scale for all": (
+        lambda a: a.update({S: np.ones(1, "f4")}), f"{S}: expected shape [2, 3], got [1]"),
+    "a scale of bytes": (
+        other_dtype(S, np.uint8), f"{S}: expected F64, F32, F16, BF16, got U8"),
+    "E5M2": (
+        other_dtype(Q, ml_dtypes.float8_e5m2),
+        f"{Q}: expected F8_E4M3 of 2 axes beside {S}, got F8_E5M2 [32, 32]"),
+    "a weight that is not quantised": (
+        other_dtype(Q, np.float32),
+        f"{Q}: expected F8_E4M3 of 2 axes beside {S}, got F32 [32, 32]"),
+    "no weight": (lambda a: a.pop(Q), f"{Q}: expected F8_E4M3 of 2 axes beside {S}, got no tensor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_FP8)
+def test_fp8_that_is_not_whole(name: str, tmp_path: Path) -> None:
+    change, line = HOSTILE_FP8[name]
+    arrays, _ = fp8_arrays(BLOCKS)
+    change(arrays)
+    config = config_of("llama", quantization_config=dict(BLOCKS.config))
+    error = refusal_of(read_model, write(tmp_path, arrays, config))
+    assert error.problem.split("\n  ")[1:] == [line]
+
+
+HOSTILE_MXFP4: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
+    "no scales": (lambda a: a.pop(f"{UP}_scales"), f"{UP}_scales: missing"),
+    "no blocks": (lambda a: a.pop(f"{UP}_blocks"), f"{UP}_blocks: missing"),
+    "a power too few": (
+        lambda a: a.update({f"{UP}_scales": a[f"{UP}_scales"][:, 1:]}),
+        f"{UP}_scales: expected shape [5, 128, 1], got [5, 127, 1]"),
+    "blocks of 15 bytes": (
+        lambda a: a.update({f"{UP}_blocks": a[f"{UP}_blocks"][..., :15]}),
+        f"{UP}_blocks: expected shape [E, out, in / 32, 16], got [5, 128, 1, 15]"),
+    "powers in float32": (
+        other_dtype(f"{UP}_scales", np.float32), f"{UP}_blocks: expected U8 and U8, got U8, F32"),
+    "stored twice": (
+        lambda a: a.update({UP: np.ones((5, 32, 128), "f4")}),
+        f"{UP}: stored twice, once as {UP}_blocks"),
+    "too narrow": (
+        lambda a: a.update({f"{UP}_{x}": a[f"{UP}_{x}"][:, 2:] for x in ("blocks", "scales")}),
+        f"{UP}: expected shape [5, 32, 128], got [5, 32, 126]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_MXFP4)
+def test_mxfp4_that_is_not_whole(name: str, tmp_path: Path) -> None:
+    change, line = HOSTILE_MXFP4[name]
+    arrays, _ = mxfp4_arrays()
+    change(arrays)
+    how = {"quant_method": "mxfp4"}
+    config = config_of("gpt_oss", intermediate_size=64, quantization_config=how)
+    error = refusal_of(read_model, write(tmp_path, arrays, config))
+    assert error.problem.split("\n  ")[1:] == [line]
+
+
+def test_a_factor_that_is_nan_is_counted(tmp_path: Path) -> None:
+    arrays, _ = fp8_arrays(BLOCKS)
+    arrays[S] = arrays[S].copy()
+    arrays[S][1, 2] = np.nan  # of 16 rows and the last 8 columns
+    config = config_of("llama", quantization_config=dict(BLOCKS.config))
+    error = refusal_of(forward, read_model(write(tmp_path, arrays, config)), IDS)
+    assert error.problem.endswith(f"{Q} holds 128 NaN or Inf among 1024 weights")
+
+
+def test_a_power_that_is_nan_is_counted(tmp_path: Path) -> None:
+    arrays, _ = mxfp4_arrays()
+    arrays[f"{UP}_scales"][3, 7] = 255  # row 7 of both: gate and up alternate
+    how = {"quant_method": "mxfp4"}
+    config = config_of("gpt_oss", intermediate_size=64, quantization_config=how)
+    error = refusal_of(forward, read_model(write(tmp_path, arrays, config)), IDS)
+    assert error.problem.endswith(f"{UP} holds 32 NaN or Inf among 2048 weights")
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    **{
+        method: ({"quant_method": method, "bits": 4}, f"that is quantised by {method}")
+        for method in ("gptq", "awq", "bitsandbytes", "fbgemm_fp8", "hqq", "torchao", "quanto",
+                       "nvfp4", "mxfp8", "compressed_tensors", "")
+    },
+    "no method": ({"bits": 4}, "that is quantised$"),
+    "a method that is no word": ({"quant_method": ["fp8"]}, "that is quantised$"),
+    "no object": (["fp8"], "that is quantised$"),
+    "E5M2": (QWEN | {"fmt": "e5m2"}, "fmt: only e4m3 is supported, got 'e5m2'"),
+    "FP4 experts": (QWEN | {"expert_dtype": "fp4"}, "expert_dtype: only fp8"),
+    "an unknown key": (QWEN | {"rotation": 3}, r"rotation: not understood \(value 3\)"),
+    **{
+        f"a block of {size}": (QWEN | {"weight_block_size": size}, "rows and columns of a block")
+        for size in ([128], [0, 128], [1, True], "128", [1.5, 2], [2**40, 1], [-1, 4], 128)
+    },
+    "four bits": (compressed("channel", num_bits=4), "expected weights of 8 bits, type float"),
+    "integers": (compressed("channel", type="int"), "expected weights of 8 bits, type float"),
+    "groups": (compressed("group", group_size=32), "strategy 'group' is not supported"),
+    "no groups": (compressed("tensor") | {"config_groups": {}}, "expected groups of weights"),
+    "groups in a list": (compressed("tensor") | {"config_groups": [1]}, "expected groups"),
+    "a group that is none": (compressed("tensor") | {"config_groups": {"a": 1}}, "8 bits"),
+    "another format": (compressed("tensor") | {"format": "pack-quantized"}, "format: only float-"),
+    "cached keys": (compressed("tensor") | {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+    "zeros left out": (compressed("tensor") | {"sparsity_config": {"format": "bitmask"}}, "spars"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_quantisation_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    how, pattern = REFUSED[name]
+    arrays, _ = fp8_arrays(BLOCKS)
+    folder = write(tmp_path, arrays, config_of("llama", quantization_config=how))
+    error = refusal_of(read_model, folder)
+    assert re.search(pattern, error.problem), error.problem
+    assert error.problem.count("\n") <= 1
+    assert "quantise" in error.remedy
+
+
+def test_a_config_that_promises_what_no_tensor_is(tmp_path: Path) -> None:
+    _, arrays = fp8_arrays(BLOCKS)
+    for how in (QWEN, {"quant_method": "mxfp4"}):
+        folder = write(tmp_path, arrays, config_of("llama", quantization_config=how))
+        error = refusal_of(read_model, folder)
+        assert "as quantization_config of config.json says" in error.problem
+
+
+def test_fp8_without_a_word_in_the_config(tmp_path: Path) -> None:
+    arrays, _ = fp8_arrays(BLOCKS)
+    error = refusal_of(read_model, write(tmp_path, arrays, config_of("llama")))
+    assert "is a quantised checkpoint (56 tensors such as" in error.problem
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["blocks", "bfloat16 scales", "per tensor", "MXFP4"])
+def test_transformers_reads_the_same_values(name: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    even = Fp8(QWEN | {"weight_block_size": [4, 16]}, (4, 16))  # transformers wants whole blocks
+    how = FP8.get(name) if name != "blocks" else even
+    folder, _ = mxfp4_model(tmp_path) if how is None else fp8_model(tmp_path, how)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager",
+        quantization_config=transformers.Mxfp4Config(dequantize=True) if how is None else None,
+    )  # fmt: skip
+    ours = read_model(folder)
+    state = {n: x.numpy() for n, x in theirs.state_dict().items()}
+    seen = {weight.stored.name for weight in ours.weights.values()}
+    assert seen <= state.keys()
+    for weight in ours.weights.values():
+        right = state[weight.stored.name]
+        np.testing.assert_array_equal(weight.stored.array.astype("f4"), right, weight.stored.name)
+    ran("prune", folder, "--nm", "2:4", "--method", "magnitude", "-o", tmp_path / "out")
+    pruned, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values())
+    again = {n: x.float().numpy() for n, x in pruned.state_dict().items()}
+    for weight in read_model(tmp_path / "out").weights.values():
+        right = again[weight.stored.name]
+        np.testing.assert_array_equal(weight.stored.array.astype("f4"), right, weight.stored.name)
+
+
+@pytest.mark.torch
+def test_torch_multiplies_uneven_blocks_the_same(tmp_path: Path) -> None:
+    import torch
+    from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
+
+    folder, _ = fp8_model(tmp_path, BLOCKS)
+    arrays, _ = fp8_arrays(BLOCKS)
+    weight = torch.tensor(arrays[Q].view(np.uint8)).view(torch.float8_e4m3fn)
+    right = _dequantize_fp8_weight(weight, torch.tensor(arrays[S]), [16, 12], torch.float32)
+    found = read_model(folder).weights["blocks.0.q_proj.weight"].read("f4")
+    np.testing.assert_array_equal(found, right.numpy())
