@@ -13,6 +13,7 @@ from checkpoints import config_of, save_tensors, write
 from gates import GATES, worst_point
 from program import ran
 from quantised_files import (
+    BF16,
     E4M3,
     FP8,
     QWEN,
@@ -277,19 +278,26 @@ def test_fp8_without_a_word_in_the_config(tmp_path: Path) -> None:
     assert "is a quantised checkpoint (56 tensors such as" in error.problem
 
 
+EVEN = QWEN | {"weight_block_size": [4, 4]}  # transformers wants whole blocks
+PEERS = {
+    "blocks": Fp8(EVEN, (4, 4)),
+    "bfloat16 scales": Fp8(EVEN, (4, 4), dtype=BF16),
+    "per tensor": FP8["per tensor"],
+    "MXFP4": None,
+}
+
+
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["blocks", "bfloat16 scales", "per tensor", "MXFP4"])
+@pytest.mark.parametrize("name", PEERS)
 def test_transformers_reads_the_same_values(name: str, tmp_path: Path) -> None:
     import torch
     import transformers
 
-    even = Fp8(QWEN | {"weight_block_size": [4, 16]}, (4, 16))  # transformers wants whole blocks
-    how = FP8.get(name) if name != "blocks" else even
+    how = PEERS[name]
     folder, _ = mxfp4_model(tmp_path) if how is None else fp8_model(tmp_path, how)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager",
-        quantization_config=transformers.Mxfp4Config(dequantize=True) if how is None else None,
-    )  # fmt: skip
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     ours = read_model(folder)
     state = {n: x.numpy() for n, x in theirs.state_dict().items()}
     seen = {weight.stored.name for weight in ours.weights.values()}
