@@ -85,7 +85,9 @@ def fp8_arrays(how: Fp8, case: str = "llama") -> tuple[dict[str, Array], dict[st
         stored[name + how.suffix] = grid if how.shape is None else grid.reshape(how.shape)
         if how.config.get("activation_scheme") == "static":
             stored[name.replace("weight", "input_scale")] = np.ones(1, np.float32)
-        plain[name] = E4M3[stored[name].view(np.uint8)] * wide
+        value = E4M3[stored[name].view(np.uint8)] * wide
+        rounded = how.config["quant_method"] == "compressed-tensors"
+        plain[name] = value.astype(how.dtype) if rounded else value
     return stored, plain
 
 

@@ -43,6 +43,8 @@ def test_fp8_is_read_as_the_product_of_weight_and_factor(name: str, tmp_path: Pa
     quantised, plain = map(read_model, fp8_model(tmp_path, FP8[name]))
     assert_equal(quantised, plain)
     assert quantised.stored_dtypes == ("F32", "FP8")
+    stored = {w.stored.dtype for w in quantised.weights.values() if w.stored.kind == "FP8"}
+    assert stored == {"BF16" if name == "per channel" else "F32"}
     assert quantised.config == plain.config
 
 
@@ -313,6 +315,25 @@ def test_transformers_reads_the_same_values(name: str, tmp_path: Path) -> None:
     again = {n: x.float().numpy() for n, x in pruned.state_dict().items()}
     for weight in read_model(tmp_path / "out").weights.values():
         right = again[weight.stored.name]
+        np.testing.assert_array_equal(weight.stored.array.astype("f4"), right, weight.stored.name)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:You passed")  # that the file's own configuration counts
+@pytest.mark.parametrize("name", ["per channel", "compressed, per tensor", "compressed blocks"])
+def test_compressed_tensors_reads_the_same_values(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    import torch
+    import transformers
+
+    folder, _ = fp8_model(tmp_path, FP8[name])
+    how = transformers.CompressedTensorsConfig(dequantize=True)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, quantization_config=how
+    )
+    state = {n: x.numpy() for n, x in theirs.state_dict().items()}
+    for weight in read_model(folder).weights.values():
+        right = state[weight.stored.name]
         np.testing.assert_array_equal(weight.stored.array.astype("f4"), right, weight.stored.name)
 
 

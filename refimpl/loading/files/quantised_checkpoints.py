@@ -33,10 +33,17 @@ _OF_ACTIVATIONS = (".input_scale", ".activation_scale")
 
 @dataclass(frozen=True)
 class Quantisation:
-    """How a checkpoint's weights are quantised; `blocks` are the shapes that FP8's may have."""
+    """How a checkpoint's weights are quantised.
+
+    Args:
+        kind: Their type.
+        blocks: The shapes that blocks of FP8 may have.
+        rounded: Whether FP8's products are rounded to the dtype of the factors.
+    """
 
     kind: Literal["FP8", "MXFP4"]
     blocks: tuple[Block, ...] = ()
+    rounded: bool = False
 
 
 def read_quantisation(entries: Mapping[str, Any], source: str) -> Quantisation | None:
@@ -64,7 +71,8 @@ def read_quantisation(entries: Mapping[str, Any], source: str) -> Quantisation |
     ]
     blocks = () if method == "mxfp4" else _blocks(method, value, problems)
     _refuse(problems, f"{source}: {CONFIG} asks for what refimpl does not compute:")
-    return Quantisation("MXFP4" if method == "mxfp4" else "FP8", blocks)
+    kind: Literal["FP8", "MXFP4"] = "MXFP4" if method == "mxfp4" else "FP8"
+    return Quantisation(kind, blocks, rounded=method == "compressed-tensors")
 
 
 def _blocks(method: str, value: Mapping[str, Any], problems: list[str]) -> tuple[Block, ...]:
@@ -102,10 +110,14 @@ def _sizes(value: Any, key: str, problems: list[str]) -> tuple[Block, ...]:
     return ()
 
 
-def without_quantisation(entries: Mapping[str, Any], how: Quantisation) -> dict[str, Any]:
-    """A `config.json` for the weights as they are after reading."""
+def without_quantisation(
+    entries: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> dict[str, Any]:
+    """A `config.json` for the tensors as they are after reading."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.kind != tensor.dtype}
+    dtype = next(DTYPES[kind].name for kind in DTYPES if kind in kinds)
     rest = {key: value for key, value in entries.items() if key not in (CONFIG, "torch_dtype")}
-    return rest | {"dtype": "bfloat16" if how.kind == "MXFP4" else "float32"}
+    return rest | {"dtype": dtype}
 
 
 def dequantised(
@@ -147,7 +159,8 @@ def _scaled(tensors: Mapping[str, StoredTensor], how: Quantisation, problems: li
         else:
             own = base.removesuffix(".weight")
             names = (base, name, *(own + suffix for suffix in _OF_ACTIVATIONS))
-            place = weight.file, base, "F32", weight.shape, weight.offset
+            dtype = scale.dtype if how.rounded else "F32"
+            place = weight.file, base, dtype, weight.shape, weight.offset
             made[base] = BlockScaled(*place, weight, scale, fits[scale.shape]), names
     missing = [n for n, x in tensors.items() if x.dtype == "F8_E4M3" and n not in made]
     for name in missing:

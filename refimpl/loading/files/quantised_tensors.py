@@ -26,6 +26,8 @@ def stored_bytes(tensor: StoredTensor) -> Array:
 class BlockScaled(StoredTensor):
     """FP8 weights (E4M3) [out, in], with a factor per block: ``float32(weight) float32(factor)``.
 
+    The product is rounded to `dtype`.
+
     Args:
         quantised: The file's weights.
         factors: The file's factors, one per block.
@@ -54,18 +56,18 @@ class BlockScaled(StoredTensor):
         return self.rows(slice(None))
 
     def rows(self, rows: slice) -> Array:
-        """Some rows, float32."""
+        """Some rows, in `dtype`."""
         (count, width), (height, across) = self.shape, self.block
         stored = stored_bytes(self.quantised)[rows].view(ml_dtypes.float8_e4m3fn)
         grid = self.factors.array.reshape(-(-count // height), -(-width // across))
         factors = grid[np.arange(count)[rows] // height].astype(np.float32)
-        values = np.empty(stored.shape, np.float32)
+        values = np.empty(stored.shape, self.numpy_dtype)
         step = max(1, PIECE // max(1, width))
         with np.errstate(all="ignore"):  # whoever reads counts infinities
             for start in range(0, len(stored), step):
                 piece = slice(start, start + step)
                 wide = np.repeat(factors[piece], across, axis=1)[:, :width]
-                np.multiply(stored[piece].astype(np.float32), wide, out=values[piece])
+                values[piece] = stored[piece].astype(np.float32) * wide
         return values
 
 
