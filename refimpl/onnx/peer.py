@@ -81,6 +81,8 @@ def _read(torch: Any, transformers: Any, model: Model, dtype: npt.DTypeLike) -> 
             "copy them into one folder, or use --against onnxruntime",
         )
     shown = transformers.utils.logging.is_progress_bar_enabled()
+    # torch has no grouped product of experts in float64
+    mixture = {"experts_implementation": "eager"} if model.config.experts else {}
     transformers.utils.logging.disable_progress_bar()
     try:
         theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -88,6 +90,7 @@ def _read(torch: Any, transformers: Any, model: Model, dtype: npt.DTypeLike) -> 
             dtype=getattr(torch, np.dtype(dtype).name),
             attn_implementation="eager",
             local_files_only=True,
+            **mixture,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise RefimplError(

@@ -10,6 +10,7 @@ from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES, StoredTensor
 
 PIECE = 1 << 20  # weights that are de-quantised at once
+E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # E2M1 without the sign, its highest bit
 NIBBLES = np.array([*FP4, *(-x for x in FP4)], np.float32)
 PAIRS = np.stack([np.tile(NIBBLES, 16), np.repeat(NIBBLES, 16)], axis=1)  # of a byte, low first
@@ -58,7 +59,7 @@ class BlockScaled(StoredTensor):
     def rows(self, rows: slice) -> Array:
         """Some rows, in `dtype`."""
         (count, width), (height, across) = self.shape, self.block
-        stored = stored_bytes(self.quantised)[rows].view(ml_dtypes.float8_e4m3fn)
+        stored = stored_bytes(self.quantised)[rows]
         grid = self.factors.array.reshape(-(-count // height), -(-width // across))
         factors = grid[np.arange(count)[rows] // height].astype(np.float32)
         values = np.empty(stored.shape, self.numpy_dtype)
@@ -67,7 +68,7 @@ class BlockScaled(StoredTensor):
             for start in range(0, len(stored), step):
                 piece = slice(start, start + step)
                 wide = np.repeat(factors[piece], across, axis=1)[:, :width]
-                values[piece] = stored[piece].astype(np.float32) * wide
+                values[piece] = E4M3[stored[piece]] * wide
         return values
 
 
