@@ -1,9 +1,11 @@
 """Every command that writes, stopped at every step on the disk: killed, or with a failing disk.
 
-`PYTHONPATH=tests:. python tests/storage/crashes.py` writes the table of docs/explanation/safety.md.
+`PYTHONPATH=tests:. python tests/storage/crashes.py` writes the table of docs/explanation/safety.md;
+with names of commands, their rows.
 """
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -15,14 +17,14 @@ from typing import Any
 
 from conftest import FIXTURES
 from documents import content, files, numbers
-from processes import forked, printed_json, stopped_at_step
+from processes import forked, printed_json, stopped_at_step, stopped_at_write
 from program import run
 
 LLAMA, CASES, PAGE = FIXTURES / "llama", FIXTURES / "cases", "docs/explanation/safety.md"
 HOWS = ("kill", "EIO", "full")
 TEXT = FIXTURES / "text.txt"
 SMALL = ("--samples", 1, "--seq-len", 6, "--threads", 1)
-HEAD = "| command | steps | killed | EIO | full disk |\n|---|---|---|---|---|\n"
+HEAD = "| command | steps, writes | killed | EIO | full disk |\n|---|---|---|---|---|\n"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,12 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def stops(name: str, most: int = 10**9, stride: int = 1) -> None:
-    """Stop a command before each of its steps, in each way; check what is left; print counts."""
+def stops(name: str, most: int = 10**9, stride: int = 1, writes: bool = False) -> None:
+    """Stop a command before each of its steps, in each way; check what is left; print counts.
+
+    `writes` stops it in the middle of each write, in place of its other steps.
+    """
+    stopping = stopped_at_write if writes else stopped_at_step
     command, top = COMMANDS[name], Path(tempfile.mkdtemp())
     scores = top / "scores.json"
     if "SCORES" in command.words:
@@ -99,7 +105,7 @@ def stops(name: str, most: int = 10**9, stride: int = 1) -> None:
                 folder.rmdir()
                 shutil.copytree(old.parent, folder)
             full = (*words, "-o", target, *(("--force",) if command.forced else ()))
-            stopped = stopped_at_step(number, lambda: run(*full), how)  # noqa: B023
+            stopped = stopping(number, lambda: run(*full), how)  # noqa: B023
             if stopped is None:
                 shutil.rmtree(folder)
                 break
@@ -146,20 +152,32 @@ def state(command: Command, target: Path, expected: Any) -> str:
     return "new"
 
 
-def row(name: str, counts: dict[str, dict[str, int]]) -> str:
+Counts = dict[str, dict[str, int]]
+
+
+def both(name: str) -> tuple[Counts, Counts]:
+    """What was left by stops before each step, and by stops in each write."""
+    steps: Counts = printed_json(__file__, f"stops({name!r})")
+    return steps, printed_json(__file__, f"stops({name!r}, writes=True)", writes=True)
+
+
+def row(name: str, steps: Counts, writes: Counts) -> str:
     """A line of the table."""
-    cells = [
-        ", ".join(f"{counts[how][kind]} {kind}" for kind in counts[how]) or "-" for how in HOWS
-    ]
-    return f"| `{name}` | {sum(counts['kill'].values())} | {' | '.join(cells)} |\n"
+    cells = []
+    for how in HOWS:
+        sums = Counter(steps[how]) + Counter(writes[how])
+        cells.append(", ".join(f"{count} {kind}" for kind, count in sums.items()) or "-")
+    numbers = ", ".join(str(sum(x["kill"].values())) for x in (steps, writes))
+    return f"| `{name}` | {numbers} | {' | '.join(cells)} |\n"
 
 
 def main() -> None:
-    rows = [row(name, printed_json(__file__, f"stops({name!r})")) for name in COMMANDS]
     page = Path(PAGE)
-    text = page.read_text("utf-8")
-    start = text.index(HEAD)
-    page.write_text(text[:start] + HEAD + "".join(rows) + text[text.index("\n\n", start) + 1 :])
+    for name in sys.argv[1:] or COMMANDS:
+        line = row(name, *both(name))
+        text = page.read_text("utf-8")
+        page.write_text(re.sub(rf"^\| `{re.escape(name)}` \|.*\n", line, text, flags=re.MULTILINE))
+        print(line, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -120,14 +120,20 @@ def test_a_kill_at_every_step_of_a_pruning(tmp_path: Path) -> None:
 
 @pytest.mark.kills
 @pytest.mark.parametrize("name", crashes.COMMANDS)
-def test_a_command_that_is_stopped_at_every_step(name: str) -> None:
-    counts = printed_json(crashes.__file__, f"stops({name!r})")
-    print(f"\n{crashes.row(name, counts)}")
+def test_a_command_that_is_stopped_at_every_step_and_write(name: str) -> None:
+    steps, writes = crashes.both(name)
+    print(f"\n{crashes.row(name, steps, writes)}")
     for how in crashes.HOWS:
-        assert counts[how]["new"] > 1
-        assert sum(counts[how].values()) > 8
+        assert steps[how]["new"] > 1
+        assert sum(steps[how].values()) > 8
+        assert sum(writes[how].values()) > 0
 
 
 def test_a_command_that_is_stopped_at_a_few_steps() -> None:
     counts = printed_json(crashes.__file__, "stops('allocate', 11, 5)")
     assert [sum(counts[how].values()) for how in crashes.HOWS] == [3, 3, 3]
+
+
+def test_a_command_that_is_stopped_in_a_write() -> None:
+    counts = printed_json(crashes.__file__, "stops('allocate', writes=True)", writes=True)
+    assert counts == {how: {"old": 1} for how in crashes.HOWS}
