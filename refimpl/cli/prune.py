@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,11 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import ACTIVATIONS, signals
 from refimpl.scoring.score import score
 from refimpl.show.pruning import inspection_table, pruning_table
-from refimpl.storage.folder import partial_results_folder, stopped_results
+from refimpl.storage.folder import (
+    partial_results_folder,
+    removed_if_refused,
+    stopped_results,
+)
 from refimpl.storage.partial_results import PartialResultsError
 from refimpl.tokens import Tokens, Windows
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
@@ -126,44 +131,48 @@ def command(
     applied = None
     windows = model_windows(opened, how.measure_on) if how.measure or how.measure_on else None
     lap("reading")
-    if nm is not None:
-        targets = pattern_targets(parse_pattern(nm), opened.config.linears, wanted.compat)
-    elif allocation is not None:
-        targets = read_targets(allocation, opened.config.linears)
-    else:
-        if not opt.is_given(context, "correct") and wanted.compat == "exact":
-            strength = wanted.strength if opt.is_given(context, "strength") else "default"
-            wanted, applied = replace(wanted, correct="divergence", strength=strength), DEFAULT
-        with partial_results_folder(output, settings.resume) as folder:
-            scoring = replace(settings, part=folder / SCORES, resume=True)
-            chosen = imatrix or source
-            targets, tokens = _scored(context, opened, chosen, plan, wanted, scoring, method)
-    if tokens is None:
-        if method in CALIBRATED:
-            tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
+    with ExitStack() as ends:
+        if nm is not None:
+            targets = pattern_targets(parse_pattern(nm), opened.config.linears, wanted.compat)
+        elif allocation is not None:
+            targets = read_targets(allocation, opened.config.linears)
         else:
-            weights_only = f"no tokens: {method} uses the weights only"
-            opt.refuse(context, CALIBRATION.names, f"--method {method}", weights_only)
-    lap("scoring")
-    options = {name: getattr(settings, name) for name in SETTINGS.options} | {"force": how.force}
-    before = None if windows is None else _perplexity(opened, windows, settings)
-    lap("measuring")
-
-    def measure(new: Model) -> dict[str, Any]:
-        """Perplexities, if they are asked for, and the seconds of every stage."""
-        lap("pruning")
-        measured = {}
-        if windows is not None:
-            measured = {"before": before, "after": _perplexity(new, windows, settings)}
+            if not opt.is_given(context, "correct") and wanted.compat == "exact":
+                strength = wanted.strength if opt.is_given(context, "strength") else "default"
+                wanted, applied = replace(wanted, correct="divergence", strength=strength), DEFAULT
+            with partial_results_folder(output, settings.resume) as folder:
+                scoring = replace(settings, part=folder / SCORES, resume=True)
+                chosen = imatrix or source
+                targets, tokens = _scored(context, opened, chosen, plan, wanted, scoring, method)
+            ends.enter_context(removed_if_refused(output, settings.resume))
+        if tokens is None:
+            if method in CALIBRATED:
+                tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
+            else:
+                weights_only = f"no tokens: {method} uses the weights only"
+                opt.refuse(context, CALIBRATION.names, f"--method {method}", weights_only)
+        lap("scoring")
+        options = {name: getattr(settings, name) for name in SETTINGS.options} | {
+            "force": how.force
+        }
+        before = None if windows is None else _perplexity(opened, windows, settings)
         lap("measuring")
-        times = seconds | {"total": sum(seconds.values())}
-        return {"seconds": times} | ({"measured": measured} if measured else {})
 
-    with progress_bar("pruning") as progress:
-        options |= {"progress": progress, "measure": measure}
-        pruned = prune(opened, output, targets, pruner, tokens, **options)
-    document = record(pruned)
-    deliver(document, pruning_table(pruned, document, output, applied, how.per_linear), as_json)
+        def measure(new: Model) -> dict[str, Any]:
+            """Perplexities, if they are asked for, and the seconds of every stage."""
+            lap("pruning")
+            measured = {}
+            if windows is not None:
+                measured = {"before": before, "after": _perplexity(new, windows, settings)}
+            lap("measuring")
+            times = seconds | {"total": sum(seconds.values())}
+            return {"seconds": times} | ({"measured": measured} if measured else {})
+
+        with progress_bar("pruning") as progress:
+            options |= {"progress": progress, "measure": measure}
+            pruned = prune(opened, output, targets, pruner, tokens, **options)
+        document = record(pruned)
+        deliver(document, pruning_table(pruned, document, output, applied, how.per_linear), as_json)
 
 
 def _stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:

@@ -19,7 +19,7 @@ Sink = Literal["include", "exclude"]
 Units = Literal["blocks", "linears"]
 
 MOST_DRAWS = 1 << 16  # the standard error shrinks with the root of the draws
-RESOLVED = 64  # machine epsilons: the least eta that a dtype resolves
+ETA_EPSILONS = 64  # machine epsilons: the least eta that a dtype resolves
 SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
 
 
@@ -145,7 +145,7 @@ def require_resolved(plan: Perturbation, dtype: npt.DTypeLike) -> None:
     Example:
         >>> require_resolved(Perturbation(eta=(1e-5,)), np.float32)
     """
-    least = RESOLVED * float(np.finfo(np.dtype(dtype)).eps)
+    least = ETA_EPSILONS * float(np.finfo(np.dtype(dtype)).eps)
     if small := [eta for eta in plan.eta if eta < least]:
         raise RefimplError(
             f"eta {small[0]:g} in {np.dtype(dtype)}, whose rounding it does not exceed",

@@ -96,6 +96,19 @@ def partial_results_folder(target: Path, keep: bool) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def removed_if_refused(target: Path, keep: bool) -> Iterator[None]:
+    """What follows a `partial_results_folder`: its folder goes after an error that comes again."""
+    try:
+        yield
+    except BaseException as error:
+        if recurs(error) and not keep:
+            target = real_path(target)
+            with suppress(OSError, RefimplError), _recovered(target, resumable=True) as work:
+                _undo(work, target)
+        raise
+
+
 def stopped_results(target: Path) -> list[Path]:
     """The files of partial results that a stopped run of a folder left."""
     results = work_path(Path(os.path.realpath(target))) / RESULTS

@@ -6,7 +6,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
+from checkpoints import altered
 from conftest import FIXTURES
 from crashes import COMMANDS
 from program import ran, refused
@@ -113,3 +115,17 @@ def test_every_command_that_writes_is_in_the_table() -> None:
         )
     }
     assert len({name.split(" --")[0] for name in COMMANDS}) == len(writing)
+
+
+@pytest.mark.parametrize("more", [(), ("--base", "uniform", "--correct", "none")])
+def test_a_refusal_between_scoring_and_pruning_leaves_nothing(
+    more: tuple[str, ...], tmp_path: Path
+) -> None:
+    def spoil(arrays: dict[str, Any]) -> None:
+        arrays["lm_head.weight"] = arrays["lm_head.weight"].copy()
+        arrays["lm_head.weight"][0, 0] = np.nan
+
+    model = altered(tmp_path / "model", "llama", spoil)
+    words = ("--sparsity", 0.5, "--method", "magnitude", "--tokens", "random", "--samples", 1)
+    refused("prune", model, "-o", tmp_path / "out", *words, *more)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
