@@ -1,6 +1,7 @@
 """The site: `sphinx-build -W docs site`. A link that leads nowhere is an error."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -12,6 +13,7 @@ root_doc = "contents"
 exclude_patterns = ["study"]
 html_theme = "furo"
 html_title = "refimpl"
+html_theme_options = {"top_of_page_buttons": []}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
@@ -28,6 +30,13 @@ napoleon_custom_sections = ["Source", "Differs"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 default_role = "literal"
+
+
+NAMES = {
+    '<p class="caption" role="heading"': 'aria-level="2"',
+    '<aside class="sidebar-drawer"': 'aria-label="Site"',
+    '<aside class="toc-drawer"': 'aria-label="Page"',
+}
 
 
 def mathml(latex: str, display: str) -> str:
@@ -65,8 +74,18 @@ def bars_are_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines:
         lines[i] = "``".join(parts)
 
 
+def labelled(app: Any, error: Exception | None) -> None:
+    """Give what the theme leaves nameless a name that screen readers read."""
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text("utf-8")
+        for nameless, name in NAMES.items():
+            text = text.replace(f"{nameless}>", f'{nameless} {name}>')
+        page.write_text(text, "utf-8")
+
+
 def setup(app: Any) -> None:
     """What Sphinx calls."""
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
+    app.connect("build-finished", labelled)
     app.connect("source-read", readme_is_a_page)
     app.connect("autodoc-process-docstring", bars_are_bars)

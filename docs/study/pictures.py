@@ -18,6 +18,7 @@ from grid import (
 )
 
 COLORS = {"speech": "#1f5fa8", "novel": "#b2491f"}  # told apart by shape, too
+EDGE = 40  # percent; larger changes are written at the edge, so that the others can be read
 MODELS = ("#1f5fa8", "#b2491f", "#3f7f3f")
 
 
@@ -39,7 +40,7 @@ def picture(done: Mapping[str, Row]) -> str:
         for text in REPORTED
     }
     low = min(0.0, *(m - 2 * e for m, e in changes.values()))
-    high = max(0.0, *(m + 2 * e for m, e in changes.values()))
+    high = min(EDGE, max(0.0, *(m + 2 * e for m, e in changes.values())))
     left, width, step, top = 420, 420, 18, 46
     height = top + step * len(rows) + 16
 
@@ -56,8 +57,7 @@ def picture(done: Mapping[str, Row]) -> str:
         f'<tspan fill="{COLORS["speech"]}">&#9679; speech</tspan> '
         f'<tspan fill="{COLORS["novel"]}">&#9632; novel</tspan></text>',
     ]
-    ticks = np.arange(np.ceil(low / 5) * 5, high + 1e-9, 5)
-    for tick in ticks:
+    for tick in np.arange(np.ceil(low / 10) * 10, high + 1e-9, 10):
         color = "black" if tick == 0 else "#cccccc"
         parts.append(
             f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top - 8}" y2="{height - 8}" '
@@ -71,6 +71,12 @@ def picture(done: Mapping[str, Row]) -> str:
         )
         for text, shift in (("speech", -3), ("novel", 3)):
             mean, error = changes[c, text]
+            if mean > high:
+                parts.append(
+                    f'<text x="{left + width - (64 if text == "speech" else 0)}" y="{y + 4:.0f}" '
+                    f'text-anchor="end" fill="{COLORS[text]}">{mean:+.0f} &#9656;</text>'
+                )
+                continue
             parts.append(
                 f'<line x1="{x(mean - 2 * error):.1f}" x2="{x(mean + 2 * error):.1f}" '
                 f'y1="{y + shift}" y2="{y + shift}" stroke="{COLORS[text]}" stroke-width="1.5"/>'
