@@ -9,8 +9,8 @@ from latex2mathml.converter import convert
 
 project = "refimpl"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-root_doc = "contents"
-exclude_patterns = ["study"]
+root_doc = "index"
+exclude_patterns = ["study", "contents.md"]
 html_theme = "furo"
 html_title = "refimpl"
 html_theme_options = {"top_of_page_buttons": []}
@@ -44,8 +44,8 @@ def mathml(latex: str, display: str) -> str:
     markup = convert(latex.replace("{aligned}", "{align*}"), display=display)
     if "\\" in markup:
         raise ValueError(f"a command that latex2mathml does not know: {latex}")
-    space = r'<mi>\1<mspace width=".17em" />'
-    return re.sub(r"<mi>((?:log|ln|exp)</mi>)(?!<mo str)", space, markup)
+    spaced = r'<mi>\1<mspace width=".17em" />'
+    return re.sub(r"<mi>((?:log|ln|exp)</mi>)(?!<mo str)", spaced, markup)
 
 
 def inline_formula(page: Any, node: nodes.Element) -> None:
@@ -60,9 +60,11 @@ def formula(page: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
-def readme_is_a_page(app: Any, name: str, source: list[str]) -> None:
-    """Let links to the README lead to its page."""
+def linked(app: Any, name: str, source: list[str]) -> None:
+    """Let links to the README lead to its page, and the home page hold the menu."""
     page = "../" * name.count("/") + "readme.md"
+    if name == "index":  # the site's menu, which is no part of the page elsewhere
+        source[0] += (Path(app.srcdir) / "contents.md").read_text("utf-8").partition("\n")[2]
     source[0] = re.sub(r"\]\((\.\./)+README\.md", f"]({page}", source[0])
 
 
@@ -87,5 +89,5 @@ def setup(app: Any) -> None:
     """What Sphinx calls."""
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
     app.connect("build-finished", labelled)
-    app.connect("source-read", readme_is_a_page)
+    app.connect("source-read", linked)
     app.connect("autodoc-process-docstring", bars_are_bars)

@@ -21,6 +21,8 @@ from refimpl.model.config import BlockKind, Config, Rope
 from refimpl.onnx.export import export
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "families.md"
+HOME = PAGE.parent.parent / "index.md"
+NAMES = re.compile(r"(?<=<!-- names -->\n).*?(?=<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(?<=<!-- families -->\n).*?(?=<!-- end -->)", re.DOTALL)
 OUT = re.compile(r"(?<=<!-- refused -->\n).*?(?=<!-- end -->)", re.DOTALL)
 DTYPES = ("float64", "float32")
@@ -178,6 +180,15 @@ def table() -> str:
     return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def names() -> str:
+    """The families of the home page, as two lists."""
+    experts = {model_of(x).config.family for x in CASES if model_of(x).config.experts}
+    dense = [f"`{x}`" for x in FAMILIES if x not in experts]
+    mixed = [f"`{x}`" for x in FAMILIES if x in experts]
+    lists = (("dense", dense), ("mixtures of experts", mixed))
+    return "\n" + "\n".join(f"- {len(x)} {what}: {', '.join(x)}" for what, x in lists) + "\n\n"
+
+
 def refused() -> str:
     """One row per reason for which families are refused."""
     families: dict[tuple[str, str], list[str]] = {}
@@ -191,3 +202,4 @@ if __name__ == "__main__":
     page = PAGE.read_text("utf-8")
     page = OUT.sub(lambda _: refused(), TABLE.sub(lambda _: table(), page))
     PAGE.write_text(page, "utf-8")
+    HOME.write_text(NAMES.sub(lambda _: names(), HOME.read_text("utf-8")), "utf-8")

@@ -238,8 +238,8 @@
     button('SVG', 'Save the picture as SVG', () => save(`${name}.svg`, new Blob([alone(figure)], { type: 'image/svg+xml' })));
     button('PNG', 'Save the picture as PNG', async () => save(`${name}.png`, await raster(alone(figure))));
     figure.querySelectorAll('table').forEach((table, i) => {
-      const words = csv(table), end = i ? '-also' : ''; // before it is sorted
-      button(i ? 'CSV 2' : 'CSV', `Save ${i ? 'the second table' : 'the numbers'} as CSV`,
+      const words = csv(table), end = i ? '-also' : '', kind = i ? 'CSV 2' : 'CSV'; // before it is sorted
+      button(kind, `Save ${i ? 'the second table' : 'the numbers'} as ${kind}`,
         () => save(`${name}${end}.csv`, new Blob([words], { type: 'text/csv' })));
     });
     figure.querySelector('details').before(box);

@@ -1,6 +1,6 @@
 """The table of families says what the code does."""
 
-from families_page import OUT, PAGE, TABLE, refused, table
+from families_page import HOME, NAMES, OUT, PAGE, TABLE, names, refused, table
 from gates import GATES
 
 Row = dict[str, str]
@@ -29,3 +29,9 @@ def test_the_table_of_refused_families_is_that_of_the_code() -> None:
     found = OUT.search(PAGE.read_text("utf-8"))
     assert found
     assert found[0] == refused(), "run PYTHONPATH=tests python tests/families_page.py"
+
+
+def test_the_home_page_names_every_family() -> None:
+    found = NAMES.search(HOME.read_text("utf-8"))
+    assert found
+    assert found[0] == names(), "run PYTHONPATH=tests python tests/families_page.py"

@@ -1,0 +1,174 @@
+"""The site in a real browser: it fits, it loads nothing from elsewhere, and keys are enough.
+
+It takes the `docs` and `browser` groups and Chromium. REFIMPL_AXE names axe.min.js of the npm
+package axe-core, which checks the site and the report for what keeps people out.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples import ROOT
+from test_report_browser import SCHEMES, WIDTHS, browser, pages
+
+__all__ = ["browser", "pages"]  # fixtures
+for package in ("furo", "myst_parser", "sphinx_copybutton", "latex2mathml"):
+    pytest.importorskip(package)
+pytestmark = pytest.mark.browser
+
+SIX = (
+    "index",
+    "explanation/method",
+    "how-to/prune",
+    "reference/commands/prune",
+    "results/scoring",
+    "tutorial/3-push-a-block",
+)
+AXE = os.environ.get("REFIMPL_AXE")
+BOXES = "[...document.querySelectorAll('pre, .table-wrapper, .formula')]"
+needs_axe = pytest.mark.skipif(not AXE, reason="REFIMPL_AXE names no axe.min.js (npm: axe-core)")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A server of files that does not log."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the built site, on this machine."""
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", ROOT / "docs", folder]
+    subprocess.run(build, check=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def opened(browser: Any, site: str) -> Iterator[Any]:
+    """Opens a page of the site; nothing may be loaded from elsewhere, and nothing may fail."""
+    contexts, asked, said = [], [], []
+
+    def opening(name: str, width: int = 1600, **options: Any) -> Any:
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(f"{site}/{name}.html")
+        return page
+
+    yield opening
+    for context in contexts:
+        context.close()
+    assert [url for url in asked if not url.startswith((site, "data:"))] == []
+    assert said == []
+
+
+@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_page_fits(width: int, name: str, opened: Any) -> None:
+    page = opened(name, width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    wide = f"{BOXES}.filter((x) => x.scrollWidth > x.clientWidth)"
+    if width == max(WIDTHS):
+        assert page.evaluate(f"{wide}.map((x) => x.textContent.slice(0, 60))") == []
+    else:
+        assert page.evaluate(f"{wide}.every((x) => x.tabIndex === 0)")
+
+
+def test_formulas_are_typeset(opened: Any) -> None:
+    page = opened("explanation/method")
+    assert page.locator(".formula math").count() > 10
+    assert page.locator("p math").count() > 50
+    assert "\\" not in page.locator("article").inner_text().replace("\\n", "")
+
+
+def violations(page: Any) -> list[str]:
+    """What axe-core says is wrong with a page."""
+    page.evaluate(Path(str(AXE)).read_text("utf-8"))
+    found = page.evaluate("axe.run()")["violations"]
+    return [f"{x['id']}: {node['html'][:120]}" for x in found for node in x["nodes"]]
+
+
+@needs_axe
+@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", [400, 1600])
+def test_axe_finds_nothing_on_a_page(width: int, scheme: str, name: str, opened: Any) -> None:
+    assert violations(opened(name, width, color_scheme=scheme)) == []
+
+
+@needs_axe
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", [400, 1600])
+def test_axe_finds_nothing_in_the_report(
+    width: int, scheme: str, browser: Any, pages: dict[str, Path]
+) -> None:
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
+    )
+    page = context.new_page()
+    page.goto(pages["everything"].as_uri())
+    assert violations(page) == []
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert violations(page) == []
+    context.close()
+
+
+def focus(page: Any, wanted: str) -> None:
+    """Press Tab until an element has the focus."""
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        if page.evaluate(f"document.activeElement.matches({wanted!r})"):
+            return
+    raise AssertionError(f"Tab does not reach {wanted}")
+
+
+def test_keys_are_enough(opened: Any) -> None:
+    page = opened("how-to/prune", permissions=["clipboard-read", "clipboard-write"])
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#furo-main-content")
+
+    focus(page, "button.copybtn")
+    page.keyboard.press("Enter")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert re.fullmatch(r"refimpl prune fixtures/llama -o half .*", copied)  # no prompt, no output
+
+    page = opened("index")
+    theme = page.evaluate("document.body.dataset.theme")
+    focus(page, "button.theme-toggle")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.body.dataset.theme") != theme
+
+    page = opened("index")
+    focus(page, "input[name=q]")
+    page.keyboard.type("absorption coefficient")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("ul.search li a")
+    focus(page, "ul.search li a")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("article h1")
+    assert "search.html" not in page.url
+
+
+def test_wide_code_scrolls_by_keys(opened: Any) -> None:
+    page = opened("how-to/prune", 400)
+    focus(page, "pre[tabindex]")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.activeElement.scrollLeft > 0")
