@@ -176,7 +176,8 @@ class PrunedFiles:
     def _check_tensors(self, digests: Mapping[str, str]) -> None:
         """Refuse bytes of an earlier run that are damaged, but for tensors still to be pruned."""
         linears = {x.name for i in range(self._model.config.num_blocks) for x in self._stored(i)}
-        for source in self._model.files:
+        sources = self._model.files[:1] if self.copies.converted else self._model.files
+        for source in sources:
             copy = self._files[source.path]
             tensors = sorted(copy.tensors.values(), key=lambda x: x.offset)
             pruned = [x for x in tensors if x.name in digests]

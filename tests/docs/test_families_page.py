@@ -1,5 +1,7 @@
 """The table of families says what the code does."""
 
+import re
+
 from families_page import HOME, NAMES, OUT, PAGE, TABLE, names, refused, table
 from gates import GATES
 
@@ -35,3 +37,11 @@ def test_the_home_page_names_every_family() -> None:
     found = NAMES.search(HOME.read_text("utf-8"))
     assert found
     assert found[0] == names(), "run PYTHONPATH=tests python tests/families_page.py"
+
+
+def test_each_of_five_families_takes_at_most_five_lines() -> None:
+    page = (PAGE.parent.parent / "how-to" / "add-a-family.md").read_text("utf-8")
+    entries = re.findall(r"^(\w+) = replace\(\n(.*?)\n\)", page, re.MULTILINE | re.DOTALL)
+    lines = {family: len(entry.splitlines()) for family, entry in entries}
+    assert len(lines) == 5
+    assert {family: count for family, count in lines.items() if count > 5} == {}

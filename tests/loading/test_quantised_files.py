@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from checkpoints import config_of, save_tensors, write
 from gates import GATES, worst_point
+from hypothesis import given
+from hypothesis import strategies as st
 from program import ran
 from quantised_files import (
     BF16,
@@ -29,7 +31,8 @@ from refusals import refusal_of
 from safetensors.numpy import load_file, save_file
 from test_gguf import assert_equal
 
-from refimpl import forward, read_model
+from refimpl import RefimplError, forward, read_model
+from refimpl.loading.files.quantised_checkpoints import read_quantisation
 from refimpl.loading.files.quantised_tensors import Packed
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
@@ -264,6 +267,29 @@ def test_other_quantisation_is_refused_by_name(name: str, tmp_path: Path) -> Non
     assert re.search(pattern, error.problem), error.problem
     assert error.problem.count("\n") <= 1
     assert "quantise" in error.remedy
+
+
+WORDS = ["fp8", "mxfp4", "compressed-tensors", "float-quantized", "block", "tensor", "float", 8]
+CONFIG_KEYS = ["quant_method", "weight_block_size", "fmt", "format", "config_groups", "weights"]
+CONFIG_KEYS += ["num_bits", "type", "strategy", "block_structure", "group_0"]
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats() | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(CONFIG_KEYS) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(ANY, st.sampled_from([{}, *(dict(how.config) for how in FP8.values())]))
+def test_any_quantization_config_is_read_or_refused(value: Any, right: dict[str, Any]) -> None:
+    mixed = {**right, **value} if isinstance(value, dict) else value
+    try:
+        found = read_quantisation({"quantization_config": mixed}, "config.json")
+    except RefimplError:
+        return
+    assert found is None or found.kind == "MXFP4" or found.blocks
 
 
 def test_a_config_that_promises_what_no_tensor_is(tmp_path: Path) -> None:
