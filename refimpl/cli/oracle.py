@@ -13,6 +13,7 @@ from refimpl.cli.terminal import deliver, say
 from refimpl.cli.validate import TIME_LIMIT
 from refimpl.errors import printable
 from refimpl.loading.checkpoint import read_model
+from refimpl.loading.files.file_reading import require_file
 from refimpl.oracle.steps import Recipe
 from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
@@ -36,7 +37,14 @@ RECIPE = OptionGroup(
     },
 )
 
-app = typer.Typer(help="Cases for `refimpl check`.", no_args_is_help=True)
+app = typer.Typer(help="Cases for `refimpl check`.")
+
+
+@app.callback(invoke_without_command=True)
+def cases(context: typer.Context) -> None:
+    """Print the help if there is no command."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command("make")
@@ -122,6 +130,8 @@ def check_command(
     Exits with 0 if all steps agree, 1 if one diverges, 2 if an input cannot be used, and 3 if
     nothing diverges, but a step is missing, could not be judged, or is not resolved by the dtype.
     """
+    if (summary := os.environ.get("GITHUB_STEP_SUMMARY")) and os.path.exists(summary):
+        require_file(Path(summary))  # a pipe that nobody reads blocks
     from refimpl.oracle.case import read_case  # not for --help
     from refimpl.oracle.check import EXIT, check, read_candidate
     from refimpl.show.oracle import report_document, report_table, report_xml
@@ -147,7 +157,7 @@ def check_command(
     text = report_table(report, str(actual))
     if junit_xml is not None:
         write_text(junit_xml, report_xml(report))
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+    if summary:
         with open(summary, "a", encoding="utf-8") as file:
             file.write(f"```text\n{text}```\n")
     deliver(report_document(report, str(actual)), text, as_json, output)

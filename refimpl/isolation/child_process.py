@@ -6,6 +6,7 @@ of ours only, and what it prints is dropped.
 
 import contextlib
 import marshal
+import os
 import pickle
 import sys
 from threading import Timer
@@ -17,7 +18,9 @@ from refimpl.errors import RefimplError
 if TYPE_CHECKING:
     import subprocess
 
-_START = "import sys; sys.path[:] = {!r}; from refimpl.isolation.serving import serve; serve({!r})"
+_START = (
+    "import sys; sys.path[:] = {!r}; from refimpl.isolation.serving import serve; serve({}, {!r})"
+)
 _START_FLAGS = ("-I", "-S")  # no environment, no site: our sys.path is all that the child needs
 
 
@@ -51,7 +54,7 @@ class ChildProcess:
         self._name, self._seconds, self._refused = name, seconds, refused
         self._coder: Any = marshal if plain else pickle
         flags = [*_START_FLAGS, "-B"] if sys.dont_write_bytecode else _START_FLAGS
-        start = _START.format(sys.path, self._coder.__name__)
+        start = _START.format(sys.path, os.getpid(), self._coder.__name__)
         self._process = subprocess.Popen(
             [sys.executable, *flags, "-c", start],
             stdin=subprocess.PIPE,

@@ -3,8 +3,10 @@
 It imports as little as possible: a command with a text waits for it.
 """
 
+import _thread
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,8 +14,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def serve(codec: str) -> None:
+def serve(parent: int, codec: str) -> None:
     """Make the object of the first request, and answer the others, coded by pickle or marshal."""
+    _thread.start_new_thread(_follow, (parent,))
     coder = _module(codec)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
@@ -37,6 +40,13 @@ def serve(codec: str) -> None:
             answer(lambda: getattr(made, method)(*arguments))  # noqa: B023
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass
+
+
+def _follow(parent: int) -> None:
+    """End this process when its parent was killed, whatever a library is doing."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _outcome(action: "Callable[[], Any]", hand_over: bool) -> "tuple[bool, Any]":

@@ -16,14 +16,14 @@ from refimpl.model.config import Linears, linear_sizes
 from refimpl.running.memory import MIB
 from refimpl.running.provenance import Run, TokenFacts
 
-WIDTH, LABEL = 100, 12  # columns of a line at most, and of the label before its facts
+NARROWEST, WIDTH, LABEL = 40, 100, 12  # columns of a line, and of the label before its facts
 SOME = 8  # units that do not fit are named, of more
 
 
 def terminal_width() -> int:
-    """Columns of a line: what COLUMNS or the terminal says, at most `WIDTH`."""
+    """Columns of a line: what COLUMNS or the terminal says, at most `WIDTH`, at least 40."""
     if "COLUMNS" in os.environ or sys.stdout.isatty():
-        return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+        return max(NARROWEST, min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH))
     return WIDTH
 
 

@@ -10,6 +10,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_value, read_lines, reading, require_file
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
 
+MOST_ROWS = 1 << 18
 _ROW = 'a JSON list of 64-bit integers, or an object with one under "input_ids" or "tokens"'
 
 
@@ -90,6 +91,10 @@ def _read_npy(path: Path) -> npt.NDArray[Any]:
 def _read_jsonl(path: Path) -> npt.NDArray[Any]:
     rows: list[npt.NDArray[np.int64]] = []
     for number, line in read_lines(path):
+        if len(rows) == MOST_ROWS:
+            raise RefimplError(
+                f"{path} has more than {MOST_ROWS:,} rows", f"at most {MOST_ROWS:,}", "use fewer"
+            )
         source = f"{path} line {number}"
         row = json_value(line, source, _ROW)
         if isinstance(row, dict):

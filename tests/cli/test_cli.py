@@ -458,6 +458,10 @@ def test_a_reader_that_leaves_early() -> None:
     assert (done.stdout, done.stderr) == ("{\n", "")
 
 
+def test_a_group_without_a_command_prints_its_help() -> None:
+    assert "make" in ran("case")
+
+
 def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("refimpl.cli.score.score", "refimpl.cli.score.write_json", "os.replace"):
         with monkeypatch.context() as patched:

@@ -33,7 +33,7 @@ os.environ.pop("GITHUB_STEP_SUMMARY", None)
 
 import typer  # noqa: E402
 from regressions import REGRESSIONS  # noqa: E402
-from server import MEMORY, Left, adopt_orphans, run_forked  # noqa: E402
+from server import CPU, MEMORY, Left, adopt_orphans, run_forked  # noqa: E402
 from targets import FuzzCase, commands, file_case, make_folder, option_case  # noqa: E402
 
 MESSAGE = re.compile(r"error: [^\n]+\n(  [^\n]+\n)*expected: [^\n]+\nnext: [^\n]+\n")
@@ -89,6 +89,8 @@ def faults(case: FuzzCase, left: Left, before: dict, after: dict) -> list[str]:
         wrong.append("noise on stderr")
     if CONTROL.search(out + err):
         wrong.append("control characters")
+    if left.cpu > CPU:
+        wrong.append(f"{left.cpu:.0f} s of processor time")
     if left.memory > MEMORY:
         wrong.append(f"memory {left.memory >> 20} MiB")
     if left.orphans:

@@ -27,12 +27,19 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
     ("scores.json", b'{"format": 1, "seed": 1' + b"0" * 400 + b"}", ["allocate", "scores.json"]),
     ("eval.json", b'{"format": 1, "model": "m", "family": "llama", "num_blocks": 4, "run": {}, '
      b'"text": null}', ["report", "scores.json", "eval.json", "-o", "out.html"]),
+    ("eval.json", b'{"format": 1, "model": "\\u001b[2J", "family": "llama", "num_blocks": 2, '
+     b'"run": {"dtype": "float32"}, "text": null}', ["compare", "eval.json", "--csv"]),
+    ("ids.jsonl", b"[1]\n" * 3_000_000, ["eval", "model", "--tokens", "ids.jsonl"]),
     ("base.json", b"[" * 100_000, ["allocate", "scores.json", "--base", "base.json"]),
     ("model/tokenizer.json", b"{}", ["eval", "model", "--choices", "q.jsonl"]),
     ("sharded/model.safetensors.index.json", b'{"weight_map": {"a\\u001b[2J": "../x"}}',
      ["inspect", "sharded"]),
 ]  # fmt: skip
 OPTIONS = [
+    ["validate", "model", "--graph", "/dev/zero"],
+    ["case", "make", "model", *_SMALL, "-o", "out", "--seed", "-1"],
+    ["score", "mixtral", "--tokens", "random", *_SMALL, "--estimate"],
+    ["case"],
     ["score", "model", *_SMALL, "--draws", str(2**64)],
     ["score", "model", *_SMALL, "--threads", str(2**64)],
     ["score", "model", *_SMALL, "--seed", "1" + "0" * 400],

@@ -12,8 +12,8 @@ from pathlib import Path
 from select import select
 
 PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
-SECONDS, MEMORY = 20.0, 1 << 30  # limits of a case
-ENDED = 1.0  # seconds that children of the child may take to end after it
+SECONDS, CPU, MEMORY = 60.0, 20.0, 1 << 30  # limits of a case
+ENDED = 10.0  # seconds that children of the child may take to end after it
 
 
 @dataclass(frozen=True)

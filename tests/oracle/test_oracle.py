@@ -1,6 +1,7 @@
 """The oracle: cases of every family, candidates that are right, and candidates that are not."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -161,6 +162,14 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
     done = run("check", case, write_arrays(path, {"logits": computed("llama")["logits"]}))
     assert done.code == 3
     assert "inconclusive" in done.out
+
+
+def test_a_summary_that_blocks_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "pipe"))
+    assert "is not a file" in refused("check", CASES / "llama", tmp_path / "absent.safetensors")
 
 
 def test_unusable_input_is_refused(tmp_path: Path) -> None:

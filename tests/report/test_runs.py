@@ -8,6 +8,8 @@ from pathlib import Path
 from program import ran, refused
 from report_files import EVERYTHING
 
+from refimpl.report.runs import runs_csv
+
 TEXT = "perplexity on text.txt"
 
 
@@ -46,3 +48,9 @@ def test_the_same_text_twice_takes_two_rows(files: dict[str, Path]) -> None:
 
 def test_one_form_of_output(files: dict[str, Path]) -> None:
     assert "--csv with --json" in refused("compare", files["one.json"], "--csv", "--json")
+
+
+def test_foreign_names_in_csv_are_printable() -> None:
+    assert runs_csv([{"run": "\x1b[2J\nforged", "r\x1b": 0.5}]) == (
+        "run,r\\x1b\n\\x1b[2J\\nforged,0.5\n"
+    )

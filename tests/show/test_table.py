@@ -147,6 +147,14 @@ def test_every_line_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatc
         assert ("absorbs" in text.split("\n\n")[1]) == (width == 80 and len(found.sweep) == 1)
 
 
+@pytest.mark.parametrize("width", [0, 1, 12])
+def test_a_terminal_without_columns(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert (
+        max(map(len, shown(scores(absorption([4.0, 0.5, 1.0])), base="uniform").splitlines())) > 12
+    )
+
+
 ONE_THREAD = Run("float32", 1, 1 << 16, 0.0, None, {})
 
 

@@ -4,7 +4,9 @@ import hashlib
 import itertools
 import json
 import struct
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from checkpoints import needs_proc
 from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import ENV
 from program import suggested
 from refusals import refusal_of
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
@@ -391,3 +395,20 @@ def test_whatever_the_library_does_is_our_error(
     content = (FIXTURES / "llama" / "tokenizer.json").read_bytes()
     error = refusal_of(TextTokenizer, Path("t.json"), content, says=says, remedy="--tokens")
     assert "t.json is not a tokenizer" in error.problem
+
+
+@needs_proc
+def test_a_library_does_not_outlive_us() -> None:
+    """Our process is killed while the library is at work."""
+    start = "ChildProcess('time:sleep', (60,), name='', seconds=60, memory=None, refused=('', ''))"
+    code = f"from refimpl.isolation.child_process import ChildProcess; {start}"
+    with subprocess.Popen([sys.executable, "-c", code], env=ENV) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():
+            time.sleep(0.01)
+        status = Path(f"/proc/{children.read_text().strip()}/status")
+        process.kill()
+    until = time.monotonic() + 10
+    while status.exists() and "zombie" not in status.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)

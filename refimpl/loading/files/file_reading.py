@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,15 +66,11 @@ def read_file(path: Path, most: int = DOCUMENT) -> bytes:
 
 def read_lines(path: Path, most: int = LINES) -> Iterator[tuple[int, bytes]]:
     """The lines of a file or a pipe that are not empty, and their numbers from 1."""
-    left = most
-    with opened(path, most) as file:
-        number = 0
-        while line := file.readline(left + 1):
-            number, left = number + 1, left - len(line)
-            if left < 0:
-                raise too_large(path, most)
-            if line.strip():
-                yield number, line
+    content, number, last = read_file(path, most), 1, 0
+    for found in re.finditer(rb"[^\n]+", content):  # 30 MB of empty lines take no time
+        number, last = number + content.count(b"\n", last, found.start()), found.start()
+        if found[0].strip():
+            yield number, found[0]
 
 
 def too_large(path: Path, most: float) -> RefimplError:
