@@ -44,6 +44,7 @@ DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
 WAYS = ("chained", "stepwise")
 CASES, REVEALING = (TESTS.parent / "fixtures" / name for name in ("cases", "revealing"))
 PACKAGES = ("refimpl", "numpy", "torch", "transformers", "onnxruntime")
+ATTENTION = {"falcon_alibi": "sdpa"}  # see fixtures/make_fixtures.py
 GATE = 1e-4  # of transformers' logits; it casts to float32 inside, also in float64
 
 
@@ -167,8 +168,10 @@ def transformers_forward(device: str, real: list[Path]) -> Iterator[dict[str, An
     """Logits of transformers' own forward on fixtures and real models, against the right ones."""
     try:
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
     except ImportError:
         return
+    disable_progress_bar()
     exact_products(False)
     for folder in (*(TESTS.parent / "fixtures" / name for name in FIXTURES_WITH_TRACE), *real):
         if folder in real:
@@ -179,7 +182,10 @@ def transformers_forward(device: str, real: list[Path]) -> Iterator[dict[str, An
             truth = expected["logits"]
         for dtype in ("float64", "float32"):
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), attn_implementation="eager"
+                folder,
+                dtype=getattr(torch, dtype),
+                attn_implementation=ATTENTION.get(folder.name, "eager"),
+                experts_implementation="eager",
             )
             with torch.inference_mode():
                 logits = model.to(device)(torch.from_numpy(ids).to(device)).logits
@@ -252,6 +258,7 @@ def main() -> None:
     dtypes = tuple(x for x in given.dtypes if x != "tf32" or given.device == "cuda")
     patterns = [root.glob(pattern) for root in (CASES, REVEALING) for pattern in given.cases]
     work = [Work(path, dtypes, given.device) for paths in patterns for path in sorted(paths)]
+    forwards = [] if given.no_forward else [*transformers_forward(given.device, given.real)]
     if given.jobs == 1:
         results = [*map(case_results, work)]
     else:
@@ -260,8 +267,7 @@ def main() -> None:
     every = [x for some in results for x in some]
     document: dict[str, Any] = {"settings": settings(given.device), "summary": summary(every)}
     document["cases"] = [{k: v for k, v in x.items() if k != "steps"} for x in every]
-    forwards = [] if given.no_forward else transformers_forward(given.device, given.real)
-    document["forward"] = [*forwards]
+    document["forward"] = forwards
     document["seconds"] = round(time.perf_counter() - start)
     document["jobs"] = given.jobs
     wrong = [x for x in document["cases"] if x["verdict"] == "divergent"]
