@@ -130,7 +130,7 @@ def test_a_missing_step_never_passes() -> None:
     assert report.verdict == "inconclusive"
     assert [step.step for step in report.steps if step.status == "missing"] == ["blocks.1.v"]
     assert check(case_of("llama"), actual, ("logits",)).verdict == "pass"
-    assert "1 step missing (blocks.1.v); --only" in report_table(report, "a file")
+    assert "1 step missing: blocks.1.v\n--only" in report_table(report, "a file")
     actual["logits"] = -actual["logits"]
     assert check(case_of("llama"), actual).verdict == "divergent"
 
