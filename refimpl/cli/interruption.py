@@ -1,13 +1,11 @@
 """Ctrl-C: what a command says that it keeps, and how to go on."""
 
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from refimpl.cli.terminal import shows_progress
+from refimpl.cli.terminal import command_line, complain, shows_progress
 from refimpl.errors import printable
 from refimpl.storage.folder import stopped_results
 from refimpl.storage.partial_results import holds_results, partial_results_path
@@ -34,8 +32,7 @@ def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterato
     before = [_stamp(path) for path in outputs]
     if resume is not None and shows_progress():
         for path in _partial_results(outputs):
-            said = f"found:      {path}, partial results; remove the file to start anew"
-            print(printable(said), file=sys.stderr)
+            complain(printable(f"found: {path}, partial results; remove the file to start anew"))
     try:
         yield
     except KeyboardInterrupt:
@@ -53,8 +50,7 @@ def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterato
             raise Interrupted("nothing is kept without -o", remedy) from None
         if not (kept := _partial_results(outputs)):
             raise Interrupted("nothing was finished that could be kept") from None
-        words = [*sys.argv[1:], *([] if resume else ["--resume"])]
-        command = shlex.join(["refimpl", *words])
+        command = command_line(*([] if resume else ["--resume"]))
         if budget:  # a repetition may choose other samples
             command = "add --resume, and replace --budget by the options printed above"
         raise Interrupted(f"partial results are kept in {kept[-1]}", command) from None

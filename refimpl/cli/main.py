@@ -1,8 +1,11 @@
 """The program: its commands, and how it reports errors."""
 
 import os
+import re
+import shlex
 import sys
 import traceback
+from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Annotated, Any
@@ -177,7 +180,7 @@ def main() -> None:
         )
     except (Interrupted, KeyboardInterrupt, typer.Abort) as stopped:
         said = stopped if isinstance(stopped, Interrupted) else Interrupted("nothing was written")
-        print(said, file=sys.stderr)
+        terminal.complain(str(said))
         sys.exit(130)
     except Exception as error:
         traceback.print_exc()
@@ -189,7 +192,7 @@ def main() -> None:
                 f"report it, with the command and the lines above (refimpl {__version__})",
             ),
         )
-    print(f"error: {failure}", file=sys.stderr)
+    terminal.complain(f"error: {failure}")
     try:
         sys.stdout.flush()
     except OSError:  # the interpreter would try again, and fail, at its end
@@ -205,4 +208,27 @@ def _usage(error: Any) -> RefimplError:
     if error.ctx is not None:
         program, usage = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
     problem = error.format_message().replace("Value error, ", "")
-    return RefimplError(problem, usage, f"see {program} --help")
+    return RefimplError(problem, usage, _corrected(error, problem) or f"see {program} --help")
+
+
+def _corrected(error: Any, problem: str) -> str | None:
+    """The command line with what is missing, or the nearest valid word; None if that is unknown."""
+    words, missing = sys.argv[1:], getattr(error, "param", None)
+    if problem.startswith("Missing ") and missing is not None:
+        named = missing.opts[:1] if missing.param_type_name == "option" else []
+        return terminal.command_line(*named, missing.metavar or str(missing.name).upper())
+    if found := re.fullmatch(r"Option '(.*)' requires an argument\.", problem):
+        wrong, nearest = found[1], [found[1], "VALUE"]
+    elif found := re.search(r"'([^']*)' is not one of (.*)\.", problem):
+        wrong = found[1]
+        nearest = get_close_matches(wrong.lower(), re.findall("'(.*?)'", found[2]), 1)
+    elif found := re.search(
+        r"No such (?:command|option):? '?([^' ]*)'?.*[ '](\S+?)'?[)?]", problem
+    ):
+        wrong, nearest = found[1], [found[2]]
+    else:
+        return None
+    if wrong not in words or not nearest:
+        return None
+    at = words.index(wrong)
+    return shlex.join(["refimpl", *words[:at], *nearest, *words[at + 1 :]])

@@ -51,9 +51,12 @@ def flag(name: str, help: str, panel: str | None = None) -> Any:
     return option(help, None, panel, name)
 
 
-def argument(metavar: str, help: str) -> Any:
-    """An argument that names a file or a folder; typer does not check whether it can read it."""
-    return typer.Argument(metavar=metavar, readable=False, help=plain(help))
+def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = None) -> Any:
+    """An argument that names a file or a folder; typer does not check whether it can read it.
+
+    `found` says which path a value stands for.
+    """
+    return typer.Argument(metavar=metavar, readable=False, help=plain(help), callback=found)
 
 
 def output(metavar: str, help: str) -> Any:

@@ -1,4 +1,4 @@
-"""`refimpl case make` and `refimpl check`: cases, and whether another implementation agrees."""
+"""`refimpl case` and `refimpl check`: cases, and whether another implementation agrees."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,7 @@ from refimpl.cli.validate import TIME_LIMIT
 from refimpl.errors import printable
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.file_reading import require_file
+from refimpl.oracle.case_folders import case_folder, cases_below, core_case, core_cases
 from refimpl.oracle.steps import Recipe
 from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
@@ -37,7 +38,14 @@ RECIPE = OptionGroup(
     },
 )
 
-app = typer.Typer(help="Cases for `refimpl check`.")
+CasePath = Annotated[
+    Path,
+    opt.argument(
+        "CASE", "A case's folder, with case.json, or the name of a core case: llama.", core_case
+    ),
+]
+
+app = typer.Typer(help="Cases for `refimpl check`: list, show and make them.")
 
 
 @app.callback(invoke_without_command=True)
@@ -72,10 +80,42 @@ def make(
     say(printable(text) + "\n")
 
 
+@app.command("list")
+def list_command(
+    folder: Annotated[
+        Path | None,
+        opt.argument("FOLDER", "A folder of cases. Default: the core cases, in refimpl."),
+    ] = None,
+    *,
+    as_json: Annotated[bool, opt.flag("--json", "Print JSON instead of the table.")] = False,
+) -> None:
+    """List cases: the model's family, the tokens, and the number of steps."""
+    from refimpl.show.oracle import cases_document, cases_table  # not for --help
+
+    cases = core_cases() if folder is None else cases_below(folder)
+    deliver(cases_document(cases), cases_table(cases), as_json)
+
+
+@app.command("show")
+def show_command(
+    case: CasePath,
+    *,
+    as_json: Annotated[bool, opt.flag("--json", "Print case.json instead of the table.")] = False,
+) -> None:
+    """Show what a case contains: its inputs, its recipe, and each step with its shape and dtype.
+
+    A candidate writes a tensor of this shape for each step. Float steps may have any float dtype.
+    """
+    from refimpl.show.oracle import case_table  # not for --help
+
+    one = case_folder(case)
+    deliver(one.facts, case_table(one), as_json)
+
+
 @opt.with_groups
 def check_command(
     context: typer.Context,
-    case: Annotated[Path, opt.argument("CASE", "A case's folder, with case.json.")],
+    case: CasePath,
     actual: Annotated[
         Path,
         opt.argument(

@@ -15,7 +15,7 @@ from refimpl.allocation.request import Request
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
 from refimpl.cli import options as opt
 from refimpl.cli.groups import CALIBRATION, PERTURBATION, REQUEST, SETTINGS, Source, checked_plan
-from refimpl.cli.terminal import deliver, progress_bar
+from refimpl.cli.terminal import command_line, deliver, progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
@@ -248,7 +248,7 @@ def _check_target(
         raise RefimplError(
             "no option says how much to prune",
             "--sparsity FRACTION, --allocation FILE or --nm N:M",
-            "add for example --sparsity 0.5",
+            command_line("--sparsity", "0.5"),
         )
     scores = [path for path in stopped_results(output) if path.name == SCORES]
     if scores and (allocation or nm):

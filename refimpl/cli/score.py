@@ -32,6 +32,7 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.measurements import Experiment
 from refimpl.scoring.score import score
 from refimpl.show.estimate import chosen_options, duration, estimate_document, estimate_text
+from refimpl.show.header import command_lines, joined, wrapped
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
 from refimpl.storage.partial_results import until_written
@@ -147,8 +148,9 @@ def _allocated(
     allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
     text = table(scores, allocations, style(), verbose)
     if output is None:
-        text += "next:       add -o FILE, and then refimpl prune MODEL -o OUT --allocation FILE\n"
+        said = "add -o FILE, and then refimpl prune MODEL -o OUT --allocation FILE"
+        after = wrapped({"next:": [said]})
     else:
         text += f"written:    {printable(output)}\n"
-        text += f"next:       refimpl prune MODEL -o OUT --allocation {printable(output)}\n"
-    return document(scores, allocations), text
+        after = command_lines(f"next:       refimpl prune MODEL -o OUT --allocation {output}")
+    return document(scores, allocations), text + joined(after)

@@ -2,15 +2,19 @@
 
 import json
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import typer
 
 from refimpl.running.threads import Progress
+from refimpl.show.header import NARROWEST, command_lines
 from refimpl.show.table import Style
 from refimpl.storage.files import write_json
 
@@ -37,6 +41,27 @@ def say(text: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at the end
         raise typer.Exit(NO_READER) from None
+
+
+def command_line(*more: str) -> str:
+    """The command that runs, with more words, as a shell reads it."""
+    return shlex.join(["refimpl", *sys.argv[1:], *more])
+
+
+def complain(text: str) -> None:
+    """Print a message to stderr; on a terminal its lines fit, and a command stays one command."""
+    if sys.stderr.isatty():
+        width = max(shutil.get_terminal_size().columns, NARROWEST)
+        lines = text.split("\n")
+        text = "\n".join(part for line in lines for part in _fitting(line, width))
+    print(text, file=sys.stderr)
+
+
+def _fitting(line: str, width: int) -> list[str]:
+    """Pieces of a line that fit."""
+    if line.startswith("next: refimpl "):
+        return command_lines(line, width)
+    return wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def style() -> Style:

@@ -47,6 +47,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
     if isinstance(figure.value, str):
         return {"name": figure.name, "value": figure.value, "note": figure.note}
     values = np.asarray(figure.value)
-    first = [x if isfinite(x) else None for x in values.ravel()[:IN_JSON].tolist()]
+    some = values.ravel()[:IN_JSON].tolist()
+    first = [x if isinstance(x, str) or isfinite(x) else None for x in some]
     shape = list(values.shape)
     return {"name": figure.name, "shape": shape, "first": first, "note": figure.note}

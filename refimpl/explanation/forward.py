@@ -55,6 +55,8 @@ def head_step(config: Config) -> Step:
 
 def _tokens(v: Values) -> Iterator[Figure]:
     yield Figure("ids", v.ids, "[sequences, tokens]")
+    if (strings := v.strings(v.ids)) is not None:
+        yield Figure("strings", strings, "of these ids in tokenizer.json")
     yield Figure("source", v.tokens.source)
     yield Figure("V", v.config.vocab_size)
 
@@ -69,4 +71,6 @@ def _head(v: Values) -> Iterator[Figure]:
     best = np.argsort(-p, kind="stable")[:TOP]
     yield Figure("logits", v.logits, "after the last token")
     yield Figure("likeliest ids", best)
+    if (strings := v.strings(best)) is not None:
+        yield Figure("strings", strings)
     yield Figure("p", p[best], "their probabilities")

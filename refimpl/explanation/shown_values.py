@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
+from refimpl.errors import printable
 from refimpl.method.perturbation import Perturbation, kept_tokens
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, head
@@ -28,6 +30,7 @@ from refimpl.scoring.measurements import Address
 from refimpl.scoring.perturbed_state import Clean, PerturbedState, wanda_pruned, with_noise
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
+from refimpl.tokens.tokenizer import read_tokenizer
 
 ROWS = 8192  # of the head held at a time
 
@@ -55,6 +58,16 @@ class Values:
     def ids(self) -> Array:
         """Token ids, [N, S]."""
         return checked_ids(self.tokens.ids, self.config)
+
+    def strings(self, ids: Array) -> npt.NDArray[np.str_] | None:
+        """The tokens of some ids as tokenizer.json writes them; None without a tokenizer."""
+        path = self.model.tokenizer_json
+        if not path.exists() or find_spec("tokenizers") is None:
+            return None
+        tokenizer = read_tokenizer(path)
+        numbers, places = np.unique(ids, return_inverse=True)
+        found = [tokenizer.id_to_token(i) or "" for i in numbers.tolist()]
+        return np.array([*map(printable, found)])[places].reshape(ids.shape)
 
     @property
     def place(self) -> Place:

@@ -1,7 +1,7 @@
 """The files that a report is made of, read and checked to be of the same models."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import nan
@@ -123,8 +123,13 @@ class ReportInputs:
 
     @property
     def all(self) -> tuple[ReportInput, ...]:
-        """The files in the order of the page."""
+        """What the files hold, in the order of the page."""
         return (*self.scored, *self.pruned, *self.evaluated)
+
+    @property
+    def files(self) -> tuple[ReportInput, ...]:
+        """The first of each file."""
+        return tuple({x.file.path: x for x in reversed(self.all)}.values())[::-1]
 
 
 AnyInput = TypeVar("AnyInput", bound=ReportInput)
@@ -132,29 +137,32 @@ AnyInput = TypeVar("AnyInput", bound=ReportInput)
 
 def read_inputs(paths: Sequence[Path]) -> ReportInputs:
     """Read files of any kind, in the order of the page, and check that they belong together."""
-    inputs = [_read(path) for path in paths]
+    inputs = [one for path in paths for one in _read(path)]
     scored = [x for x in inputs if isinstance(x, ScoresInput)]
     pruned = [x for x in inputs if isinstance(x, PruningInput)]
     evaluated = [x for x in inputs if isinstance(x, EvaluationInput)]
     others: list[PruningInput | EvaluationInput] = [*pruned, *evaluated]
     for other in others if scored else []:
         _check_model(other, scored)
-    return ReportInputs(_named(scored), _named(pruned), _named(evaluated))
+    return ReportInputs(_named(scored), _named(pruned), _named(_distinct(evaluated)))
 
 
-def _read(path: Path) -> ScoresInput | PruningInput | EvaluationInput:
-    """One file, of the kind that its fields tell; a folder stands for its `pruning.json`."""
+def _read(path: Path) -> Sequence[ScoresInput | PruningInput | EvaluationInput]:
+    """One file, of the kind that its fields tell; a folder stands for its `pruning.json`.
+
+    That of a pruning with --measure holds two evaluations, too.
+    """
     path = path / RECORD if path.is_dir() else path
     try:
         content = read_file(path)
         file = SourceFile(path, sha256(content).hexdigest(), parsed(content, MOST))
         keys = file.document.keys()
         if {"perturbation", "signal_options"} <= keys:
-            return _scores_input(file)
+            return [_scores_input(file)]
         if {"method", "calibration"} <= keys:
-            return _pruning_input(file)
+            return [_pruning_input(file), *_measured_inputs(file)]
         if {"family", "run"} <= keys and {"text", "choices"} & keys:
-            return _evaluation_input(file)
+            return [_evaluation_input(file)]
         raise ValueError("no command writes these fields")
     except OSError as error:
         raise unreadable(path, error, KINDS) from error
@@ -193,6 +201,27 @@ def _pruning_input(file: SourceFile) -> PruningInput:
     counts = {key: numbers(key) for key in COUNTS}
     name = pruning_name(pruning_facts(document))
     return PruningInput(file, name, linears, numbers("sparsity"), counts)
+
+
+def _measured_inputs(file: SourceFile) -> Iterator[EvaluationInput]:
+    """The evaluations before and after a pruning, if it was measured."""
+    document = file.document
+    if (both := document.get("measured")) is None:
+        return
+    for at, pruning in (("before", None), ("after", pruning_facts(document))):
+        facts = {key: document.get(key) for key in ("model", "family", "run")}
+        facts |= {"num_blocks": len(document["blocks"]), "pruning": pruning, "text": both[at]}
+        yield _evaluation_input(replace(file, document=facts))
+
+
+def _distinct(evaluated: Sequence[EvaluationInput]) -> list[EvaluationInput]:
+    """Evaluations without those that measured the same again, as every pruning of a model does."""
+    different: list[EvaluationInput] = []
+    for x in evaluated:
+        again = x.file.path.name == RECORD and x.pruning is None
+        if not (again and any(replace(y, file=x.file) == x for y in different)):
+            different.append(x)
+    return different
 
 
 def _evaluation_input(file: SourceFile) -> EvaluationInput:

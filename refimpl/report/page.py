@@ -95,7 +95,7 @@ def _page(inputs: ReportInputs, etas: int) -> str:
 <main>
 {body}
 </main>
-<footer><p>Made by refimpl {__version__} from {counted(len(inputs.all), "file")}.
+<footer><p>Made by refimpl {__version__} from {counted(len(inputs.files), "file")}.
 This page loads nothing from elsewhere.</p></footer>
 <script>
 {head.joinpath("page.js").read_text("utf-8")}</script>
@@ -235,7 +235,7 @@ def _compared(scored: Sequence[ScoresInput]) -> ReportFigure:
 def provenance(inputs: ReportInputs) -> Section:
     """Parameters, run and versions of every file, in parts to open."""
     cards = []
-    for x in inputs.all:
+    for x in inputs.files:
         facts = facts_html(_facts(x.file.document, x.file.sha256))
         cards.append(
             f'<article class="card"><h3>{escape(x.name)}</h3>\n'

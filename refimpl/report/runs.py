@@ -2,8 +2,10 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from math import isfinite
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,10 @@ from refimpl.report.inputs import (
     ReportInputs,
     ScoresInput,
 )
+from refimpl.show.header import joined, terminal_width
 from refimpl.show.numbers import measured, number
-from refimpl.show.table import aligned
 
+GLUE = "\N{NO-BREAK SPACE}"
 Row = dict[str, str | float]
 
 
@@ -93,14 +96,48 @@ def runs_table(rows: list[Row]) -> str:
     Numbers have the digits that their errors deserve.
     """
     columns = dict.fromkeys(key for row in rows for key in row if not key.endswith(" stderr"))
-    for key in ("pruner", "allocation", "sparsity"):
+    for key in ("pruner", "allocation", "sparsity", "base", "correction"):
         columns.pop(key, None)
     if len({row["model"] for row in rows}) == 1:
         columns.pop("model")
     cells = {key: [_cell(row, key) for row in rows] for key in columns}
-    width = max(map(len, cells["run"]))
-    cells["run"] = [name.ljust(width) for name in cells["run"]]
-    return "\n".join(aligned(cells)) + "\n"
+    cells["run"] = [_run(row) for row in rows]
+    headings = {key: re.sub(r" ([<>]) ", rf"{GLUE}\1{GLUE}", key) for key in cells}
+    longest = {key: max(map(len, cells[key])) for key in cells}
+    for width in (len, _width):  # of headings
+        widths = {key: max(width(headings[key]), longest[key]) for key in cells}
+        room = terminal_width() - sum(2 + widths[key] for key in cells if key != "run")
+        if widths["run"] <= room:
+            break
+    widths["run"] = min(widths["run"], max(room, *map(_width, cells["run"])))
+    lines = [*_row({key: wrap(headings[key], widths[key]) for key in cells}, widths)]
+    for i in range(len(rows)):
+        texts = {key: [cells[key][i]] for key in cells}
+        texts["run"] = wrap(cells["run"][i], widths["run"], break_long_words=False)
+        lines += _row(texts, widths)
+    return joined(lines)
+
+
+def _run(row: Row) -> str:
+    """The name of a run; of scores with what was allocated."""
+    correction = "" if row.get("correction") in (None, "none") else f" + {row['correction']}"
+    return f"{row['run']}, {row['base']}{correction}" if "base" in row else str(row["run"])
+
+
+def _row(texts: Mapping[str, list[str]], widths: Mapping[str, int]) -> Iterator[str]:
+    """The lines of one row: the run on the left, all others on the right."""
+    for i in range(max(map(len, texts.values()))):
+        cells = {key: lines[i] if i < len(lines) else "" for key, lines in texts.items()}
+        padded = [
+            cell.ljust(widths[key]) if key == "run" else cell.rjust(widths[key])
+            for key, cell in cells.items()
+        ]
+        yield "  ".join(padded).replace(GLUE, " ").rstrip()
+
+
+def _width(text: str) -> int:
+    """Characters of the longest word."""
+    return max(map(len, text.split(" ")))
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:

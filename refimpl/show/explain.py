@@ -10,7 +10,7 @@ import numpy as np
 from refimpl.explanation.document import full_name
 from refimpl.explanation.explain import Explanation
 from refimpl.explanation.step import Figure, Step
-from refimpl.show.header import WIDTH, joined, model_facts, wrapped
+from refimpl.show.header import joined, model_facts, terminal_width, wrapped
 
 SHOWN_NUMBERS = 6  # numbers of an array
 IN = " " * 4
@@ -31,7 +31,7 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
         if source:
             lines += _code(step, shown)
     values = [figure.value for _, _, figures in explanation.steps for figure in figures]
-    if any(not isinstance(value, str) and np.isinf(value).any() for value in values):
+    if any(np.asarray(value).dtype.kind == "f" and np.isinf(value).any() for value in values):
         lines += ["", "inf: larger than the dtype holds, or divided by zero"]
     return joined(lines)
 
@@ -40,13 +40,14 @@ def _step(place: str, step: Step, figures: tuple[Figure, ...]) -> list[str]:
     """A step without its code."""
     name = max(len(figure.name) for figure in figures)
     shape = max(len(_shape(figure)) for figure in figures)
-    rows = [_row(figure, name, shape) for figure in figures]
-    calls = wrap(", ".join(map(full_name, step.functions)), WIDTH - 10, break_on_hyphens=False)
+    rows = [line for figure in figures for line in _rows(figure, name, shape)]
+    width = terminal_width()
+    calls = wrap(", ".join(map(full_name, step.functions)), width - 10, break_on_hyphens=False)
     return [
         f"{place} {step.name}: {step.title}",
-        *(IN + line for line in wrap(step.why, WIDTH - 4)),
+        *(IN + line for line in wrap(step.why, width - 4)),
         "",
-        *(IN * 2 + line for line in step.formula.split("\n")),
+        *(IN * 2 + part for line in step.formula.split("\n") for part in wrap(line, width - 8)),
         "",
         *((IN + row).rstrip() for row in rows),
         *(f"{IN}{'calls ' if i == 0 else '      '}{line}" for i, line in enumerate(calls)),
@@ -70,12 +71,16 @@ def _shape(figure: Figure) -> str:
     return str(list(value.shape)) if isinstance(value, np.ndarray) and value.ndim else ""
 
 
-def _row(figure: Figure, name: int, shape: int) -> str:
-    """Name, shape, numbers and note of a figure, with as many numbers as fit."""
+def _rows(figure: Figure, name: int, shape: int) -> list[str]:
+    """Name, shape, numbers and note of a figure, with as many numbers as fit beside the note."""
     start = f"{figure.name:<{name}}  {_shape(figure):<{shape}}  "
     note = f"   ({figure.note})" if figure.note else ""
-    rows = (f"{start}{_numbers(figure, few)}{note}" for few in range(SHOWN_NUMBERS, 0, -1))
-    return next((row for row in rows if len(IN + row) <= WIDTH), f"{start}{_numbers(figure, 1)}")
+    room = terminal_width() - len(IN + start)
+    for few in range(SHOWN_NUMBERS, 0, -1):
+        if len(row := _numbers(figure, few) + note) <= room:
+            return [start + row]
+    texts = wrap(f"{_numbers(figure, 1)}{note}", max(room, 20), break_long_words=False)
+    return [f"{'' if i else start:<{len(start)}}{text}" for i, text in enumerate(texts)]
 
 
 def _numbers(figure: Figure, few: int) -> str:
@@ -91,8 +96,10 @@ def _numbers(figure: Figure, few: int) -> str:
     return f"{first} {_number(row[-1].item())}" if array.ndim == 1 else first
 
 
-def _number(x: float | int) -> str:
-    """One number: whole ones in full, others with four digits, a dash where unknown."""
+def _number(x: float | int | str) -> str:
+    """One number: whole ones in full, others with four digits, a dash where unknown; or a token."""
+    if isinstance(x, str):
+        return f'"{x}"'
     if isinstance(x, int):
         return f"{x:,}"
     return "-" if np.isnan(x) else f"{x:.4g}"

@@ -1,6 +1,7 @@
 """The header of a table: labels with their facts; and what was measured, on what, and how."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +21,28 @@ NARROWEST, WIDTH, LABEL = 40, 100, 12  # columns of a line, and of the label bef
 SOME = 8  # units that do not fit are named, of more
 
 
+def fits_terminal() -> bool:
+    """Whether stdout has a width: that of a terminal, or COLUMNS."""
+    return "COLUMNS" in os.environ or sys.stdout.isatty()
+
+
 def terminal_width() -> int:
     """Columns of a line: what COLUMNS or the terminal says, at most `WIDTH`, at least 40."""
-    if "COLUMNS" in os.environ or sys.stdout.isatty():
+    if fits_terminal():
         return max(NARROWEST, min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH))
     return WIDTH
+
+
+def command_lines(text: str, width: int | None = None) -> list[str]:
+    """A command, with a label before it, on lines that fit; a shell reads them as one."""
+    if width is None and not fits_terminal():
+        return [text]
+    lines = [""]
+    for word in re.findall(r"'[^']*'\S*|\S+\s*", text):
+        if lines[-1] and len(lines[-1] + word.rstrip()) > (width or terminal_width()) - 2:
+            lines.append("  ")
+        lines[-1] += word if word.endswith(" ") else f"{word} "
+    return [line + "\\" for line in lines[:-1]] + [lines[-1].rstrip()]
 
 
 def counted(number: int, thing: str) -> str:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from math import isfinite
+from textwrap import wrap
 from typing import Any
 from xml.etree import ElementTree
 
+from refimpl.oracle.case_folders import CaseFolder
 from refimpl.oracle.check import Report, coarse_step
 from refimpl.oracle.judging.measures import StepResult
-from refimpl.show.header import counted, joined, wrapped
-from refimpl.show.table import aligned
+from refimpl.show.header import command_lines, counted, joined, terminal_width, wrapped
+from refimpl.show.table import aligned, fitted
 from refimpl.version import SPEC, __version__
 
 SHOWN_TIES = 5  # named, of near ties
@@ -41,8 +43,68 @@ def report_table(report: Report, candidate: str) -> str:
         "allowed": [_number(step.tolerance) for step in worst],
         "own": [_number(step.own) for step in worst],
     }
-    table = [line.rstrip() for line in aligned(columns)]
+    table = fitted(columns, ("own", "allowed", "worst step", "pass"))
     return joined([*wrapped(facts), "", *table, "", *_verdict(report, candidate)])
+
+
+def cases_document(cases: Sequence[CaseFolder]) -> dict[str, Any]:
+    """Some cases as one JSON document."""
+    return {
+        "cases": [
+            {
+                "name": case.name,
+                "family": case.family,
+                "folder": str(case.path),
+                "steps": case.steps,
+            }
+            for case in cases
+        ]
+    }
+
+
+def cases_table(cases: Sequence[CaseFolder]) -> str:
+    """A row per case, and what to do with them."""
+    columns = {
+        "case": [case.name for case in cases],
+        "family": [case.family for case in cases],
+        "tokens": [" x ".join(map(str, case.facts["tokens"]["shape"])) for case in cases],
+        "steps": [f"{len(case.steps):,}" for case in cases],
+    }
+    return joined([*aligned(columns), "", f"next:       refimpl case show {cases[0].name}"])
+
+
+def case_table(case: CaseFolder) -> str:
+    """What a case was made of, and a row per step: its shape and dtype."""
+    facts, recipe = case.facts, case.facts["recipe"]
+    shape = facts["tokens"]["shape"]
+    header = {
+        "case": [case.name, f"family {case.family}", f"spec {facts['spec']}"],
+        "folder": [str(case.path)],
+        "inputs": [f"token_ids {shape}", "noise [L, N, S, D] of every draw"],
+        "recipe": [f"{name} {_recipe(value)}" for name, value in recipe.items()],
+    }
+    steps = facts["steps"]
+    columns = {
+        **_left("step", [step["name"] for step in steps]),
+        **_left("shape", [str(step["shape"]) for step in steps]),
+        **_left("dtype", [step["dtype"] for step in steps]),
+    }
+    said = "inputs.safetensors holds the inputs; write a tensor per step, a float one in any dtype"
+    rows = [line.rstrip() for line in aligned(columns)]
+    if max(map(len, rows)) > terminal_width():
+        rows = ["  ".join(map(str.strip, cells)) for cells in zip(*columns.values(), strict=True)]
+    return joined([*wrapped(header), "", *rows, "", *wrap(said, terminal_width())])
+
+
+def _recipe(value: Any) -> str:
+    """One value of a recipe."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _left(heading: str, cells: list[str]) -> dict[str, list[str]]:
+    """A column that is aligned to the left."""
+    width = max(map(len, (heading, *cells)))
+    return {heading.ljust(width): [cell.ljust(width) for cell in cells]}
 
 
 def report_document(report: Report, candidate: str) -> dict[str, Any]:
@@ -118,7 +180,8 @@ def _verdict(report: Report, candidate: str) -> Iterator[str]:
         if causes := first.causes(report.dtype):
             yield from ("usual causes:", *(f"  {text}" for text in causes))
         words = f"--only '{first.step}'" + (" --stepwise" if report.stepwise else "")
-        yield f"again: refimpl check {report.case.folder} {candidate} {words}"
+        again = f"again: refimpl check {report.case.folder} {candidate} {words}"
+        yield from command_lines(again)
 
 
 def _unjudged(report: Report) -> Iterator[str]:

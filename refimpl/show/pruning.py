@@ -1,17 +1,30 @@
 """The tables of pruned models: what a pruning removed, and the zeros in a file."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import nan
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from refimpl.model.config import kind_of
 from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.prune import Pruning
 from refimpl.running.memory import MIB
-from refimpl.show.header import LABEL, joined, model_facts, run_facts, token_facts, wrapped
+from refimpl.show.header import (
+    LABEL,
+    command_lines,
+    joined,
+    model_facts,
+    run_facts,
+    terminal_width,
+    token_facts,
+    wrapped,
+)
 from refimpl.show.numbers import measured
 from refimpl.show.table import aligned
+
+LEAST = 0.05  # seconds of a stage that is shown
 
 
 def pruning_table(
@@ -25,10 +38,11 @@ def pruning_table(
 
     `applied` says which default was applied, and why.
     """
-    lines = [*wrapped(_facts(pruned)), "", *(_counts(pruned) if per_linear else [])]
+    lines = [*wrapped(_facts(pruned, document)), "", *(_counts(pruned) if per_linear else [])]
     if experts := pruned.without_tokens:
         lines += [f"pruned by magnitude, without calibration tokens: {', '.join(experts)}", ""]
-    return joined([*lines, *([] if applied is None else [applied]), *_summary(document, out)])
+    said = [] if applied is None else [*wrap(applied, terminal_width()), ""]
+    return joined([*lines, *said, *_summary(document, out)])
 
 
 def _summary(document: Mapping[str, Any], out: Path) -> list[str]:
@@ -42,7 +56,7 @@ def _summary(document: Mapping[str, Any], out: Path) -> list[str]:
             "the file)",
         ]
     }
-    after = f"refimpl eval {out} --text FILE"
+    after = command_lines(f"next:       refimpl eval {out} --text FILE")
     if (both := document.get("measured")) is not None:
         values = [
             f"{measured(both[at]['perplexity'], both[at]['perplexity_stderr'] or nan)} {at}"
@@ -52,8 +66,9 @@ def _summary(document: Mapping[str, Any], out: Path) -> list[str]:
             *values[:1],
             *f"{values[1]} ({both['after']['source']})".split(", "),
         ]
-        after = f"refimpl compare {out} OTHER, after pruning in another way"
-    return [f"written:    {out}", *wrapped(facts), f"next:       {after}"]
+        said = f"refimpl compare {out} OTHER, after pruning in another way"
+        after = wrapped({"next:": [said]})
+    return [f"written:    {out}", *wrapped(facts), *after]
 
 
 def _counts(pruned: Pruning) -> list[str]:
@@ -78,7 +93,7 @@ def _counts(pruned: Pruning) -> list[str]:
     return [*aligned(columns), "", *notes, ""]
 
 
-def _facts(pruned: Pruning) -> dict[str, list[str]]:
+def _facts(pruned: Pruning, document: Mapping[str, Any]) -> dict[str, list[str]]:
     """How the model was pruned, by label."""
     targets, pruner, tokens = pruned.targets, pruned.pruner, pruned.tokens
     made = targets.made
@@ -112,7 +127,10 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
     if kinds := pruned.written.dequantised:
         new = [f"{kind} is {dtype}" for kind, dtype in kinds.items()]
         facts["weights"] = [f"de-quantised in model.safetensors: {', '.join(new)}"]
-    facts["run"] = run_facts(pruned.run)
+    run, seconds = pruned.run, dict(document.get("seconds", {}))
+    total = seconds.pop("total", run.seconds)
+    stages = [f"{stage} {spent:.1f} s" for stage, spent in seconds.items() if spent >= LEAST]
+    facts["run"] = run_facts(replace(run, seconds=total), *stages)
     return facts
 
 

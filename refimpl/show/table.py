@@ -54,8 +54,9 @@ def table(
         if max(len(ESCAPE.sub("", row)) for row in rows) <= width:
             break
     notes = [line for note in footer(scores, found) for line in wrap(note, width)]
-    said = wrap(at + " ".join(findings(absorption)), width)
-    said = [line.replace("±", style.plus_minus) for line in said]
+    said = (at + " ".join(findings(absorption))).replace(" ± ", "\N{NO-BREAK SPACE}± ")
+    said = wrap(said.replace("± ", "±\N{NO-BREAK SPACE}"), width)
+    said = [line.replace("\N{NO-BREAK SPACE}", " ").replace("±", style.plus_minus) for line in said]
     return "\n".join([*said, "", *rows, "", *header(scores, allocations, verbose), "", *notes, ""])
 
 
@@ -119,6 +120,16 @@ def aligned(columns: Mapping[str, list[str]]) -> list[str]:
 
     whole = [padded([heading, *cells]) for heading, cells in columns.items()]
     return ["  ".join(cells) for cells in zip(*whole, strict=True)]
+
+
+def fitted(columns: Mapping[str, list[str]], omitted: Iterable[str]) -> list[str]:
+    """Lines of a table without empty columns, and without as many of `omitted` as do not fit."""
+    left = {heading: cells for heading, cells in columns.items() if any(cells)}
+    for heading in omitted:
+        if max(map(len, aligned(left))) <= terminal_width():
+            break
+        left.pop(heading, None)
+    return [line.rstrip() for line in aligned(left)]
 
 
 def footer(scores: Scores, allocation: Allocation) -> list[str]:

@@ -1,69 +1,14 @@
-"""Folders of cases, read without NumPy, and those that a test selects."""
+"""The cases that a test selects."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
+from refimpl.oracle.case_folders import CaseFolder
 
-FACTS = "case.json"
-CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see pyproject.toml
-PACKAGE = Path(__file__).parent.parent
 MARKER = "refimpl(families=[...], steps=[...], xfail=[...])"
-
-
-@dataclass(frozen=True)
-class CaseFolder:
-    """A folder of a case and the content of its `case.json`."""
-
-    path: Path
-    facts: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
-
-    @property
-    def family(self) -> str:
-        """The model's family, as its `config.json` names it."""
-        return str(self.facts["family"])
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """Names of the steps, in the order of execution."""
-        return tuple(step["name"] for step in self.facts["steps"])
-
-
-def case_folder(path: Path) -> CaseFolder:
-    """Read the `case.json` of a folder."""
-    from refimpl.oracle.case_facts import case_facts  # not for runs without cases
-
-    return CaseFolder(path.resolve(), case_facts(path))
-
-
-def core_cases() -> list[CaseFolder]:
-    """The cases that travel with the package: in the wheel, or in a checkout's `fixtures/`."""
-    inside = PACKAGE / "fixtures"
-    fixtures = inside if inside.is_dir() else PACKAGE.parent / "fixtures"
-    return [case_folder(fixtures / "cases" / name) for name in CORE]
-
-
-def cases_below(folder: Path) -> list[CaseFolder]:
-    """The case in a folder, or the cases in its folders, by name; hidden folders are skipped."""
-    if (folder / FACTS).is_file():
-        return [case_folder(folder)]
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    cases = [case_folder(p) for p in paths if p.is_dir() and not p.name.startswith(".")]
-    if not cases:
-        raise RefimplError(
-            f"{folder} holds no cases",
-            f"a folder with {FACTS}, or a folder of such folders",
-            "check the path, or make a case with refimpl case make",
-        )
-    return cases
 
 
 def distinct_cases(cases: Iterable[CaseFolder]) -> list[CaseFolder]:

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from refimpl.errors import RefimplError
+from refimpl.oracle.case_folders import CaseFolder, cases_below, core_cases
 from refimpl.testing.cases import (
     MARKER,
-    CaseFolder,
     SelectedCase,
-    cases_below,
-    core_cases,
     distinct_cases,
     selected_cases,
     selection_of,

@@ -92,7 +92,9 @@ def goes_on(kind: str, folder: str) -> None:
     assert len(before) < len(after) == len(set(after))
 
     shown = run(*command[1:], err_terminal=True)
-    assert shown.err.startswith(f"found:      {path}, partial results; remove the file to start")
+    assert shown.err.replace("\n ", "").startswith(
+        f"found: {path}, partial results; remove the file"
+    )
     assert read(output) == read(Path("whole"))
     assert sorted(os.listdir()) == sorted([output.name, "whole"])
     assert refused(*words).startswith(f"error: -o {output.absolute()} exists") or (

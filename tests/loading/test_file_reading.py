@@ -20,9 +20,9 @@ from refusals import refusal_of
 from refimpl.errors import RefimplError, printable
 from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file, read_lines
 from refimpl.loading.files.json_schema import require
+from refimpl.oracle.case_folders import cases_below
 from refimpl.pruning.record_schema import WHOLE_RECORD
 from refimpl.report.schemas import EVALUATION
-from refimpl.testing.cases import cases_below
 
 CASE = FIXTURES / "cases" / "llama" / "case.json"
 CASE_SCHEMA = json.loads(

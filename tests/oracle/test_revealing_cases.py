@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from crafted_cases import CRAFTED, REVEALING, make_revealing, oracle_case
 
+from refimpl.oracle.case_folders import cases_below
 from refimpl.oracle.check import check
-from refimpl.testing.cases import cases_below
 
 
 def test_they_are_found_as_a_folder_of_cases() -> None:

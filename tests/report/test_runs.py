@@ -5,6 +5,8 @@ import io
 import json
 from pathlib import Path
 
+import pytest
+from conftest import FIXTURES
 from program import ran, refused
 from report_files import EVERYTHING
 
@@ -20,10 +22,35 @@ def test_screen_csv_and_json_hold_the_same_runs(files: dict[str, Path]) -> None:
     columns = dict.fromkeys(key for row in rows for key in row)
     assert [*table[0]] == [*columns]
     assert table == [{key: str(row.get(key, "")) for key in columns} for row in rows]
-    screen = ran("compare", *paths).splitlines()
-    assert len(screen) == 1 + len(rows)
-    for line, row in zip(screen[1:], rows, strict=True):
-        assert line.startswith(row["run"])
+    words = ran("compare", *paths).replace(",", " ").split()
+    assert [row["run"].split()[-1] in words for row in rows] == [True] * len(rows)
+
+
+def test_the_table_fits_and_breaks_no_word(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [files[name] for name in EVERYTHING]
+    words = set(ran("compare", *paths[:2], paths[-1]).split())
+    for width in (80, 60):
+        monkeypatch.setenv("COLUMNS", str(width))
+        table = ran("compare", *paths[:2], paths[-1])
+        assert max(map(len, table.splitlines())) <= width
+        assert set(table.split()) <= words
+
+
+def test_a_measured_pruning_is_two_evaluations(tmp_path: Path) -> None:
+    words = ("prune", FIXTURES / "llama", "--nm", "2:4", "--method", "magnitude", "--measure-on")
+    for name in ("a", "b"):
+        ran(*words, FIXTURES / "text.txt", "-o", tmp_path / name)
+    measured = json.loads((tmp_path / "a" / "pruning.json").read_text())["measured"]
+    rows = json.loads(ran("compare", tmp_path / "a", tmp_path / "b", "--json"))["runs"]
+    (key,) = [key for key in rows[0] if key.startswith(TEXT) and not key.endswith("stderr")]
+    after, before = measured["after"]["perplexity"], measured["before"]["perplexity"]
+    assert [row[key] for row in rows] == [after, after, before]  # the dense model once
+    ran("report", tmp_path / "a", "-o", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Perplexity against sparsity" in page
+    assert "from 1 file." in page
 
 
 def test_a_row_holds_what_its_files_hold(files: dict[str, Path]) -> None:

@@ -4,8 +4,8 @@ import pytest
 from candidates import CASE_NAMES
 from crafted_cases import CRAFTED, oracle_case
 
+from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import check
-from refimpl.testing.cases import CORE
 from refimpl.testing.negative_candidates import CHANGES, negative_candidates
 
 WAYS = [*CHANGES, "the last block left out"]

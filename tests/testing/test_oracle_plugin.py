@@ -18,8 +18,9 @@ from safetensors.numpy import load_file
 
 import refimpl
 from refimpl.oracle.case import read_case
+from refimpl.oracle.case_folders import CORE, cases_below, core_cases
 from refimpl.testing.case_fixture import CaseFixture, case_fixture
-from refimpl.testing.cases import CORE, SelectedCase, cases_below, core_cases, distinct_cases
+from refimpl.testing.cases import SelectedCase, distinct_cases
 
 pytest_plugins = ["pytester"]
 

@@ -1,0 +1,47 @@
+"""`refimpl case list` and `case show`, and core cases by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURES
+from program import ran, refused
+
+from refimpl.oracle.case_folders import CORE
+
+CASES = FIXTURES / "cases"
+
+
+def test_the_core_cases_are_listed() -> None:
+    listed = json.loads(ran("case", "list", "--json"))["cases"]
+    assert [case["name"] for case in listed] == [*CORE]
+    table = ran("case", "list").splitlines()
+    assert [line.split()[0] for line in table[1:4]] == [*CORE]
+    every = json.loads(ran("case", "list", CASES, "--json"))["cases"]
+    assert [case["name"] for case in every] == sorted(p.name for p in CASES.iterdir())
+
+
+def test_a_case_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = json.loads((CASES / "opt" / "case.json").read_text())
+    assert json.loads(ran("case", "show", "opt", "--json")) == facts
+    for width in (80, 60):
+        monkeypatch.setenv("COLUMNS", str(width))
+        shown = ran("case", "show", CASES / "opt").splitlines()
+        assert max(map(len, shown)) <= max(width, len(str(CASES / "opt")) + 12)
+        rows = [line.split(maxsplit=1) for line in shown]
+        for step in facts["steps"]:
+            assert [step["name"], f"{step['shape']}".ljust(0)] in [
+                [row[0], row[1].rpartition("]")[0] + "]"] for row in rows if len(row) == 2
+            ]
+
+
+def test_check_takes_a_core_case_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = CASES / "llama" / "expected.safetensors"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama").mkdir()  # a model's folder, for example
+    assert "passes: 398 steps" in ran("check", "llama", expected)
+    said = refused("check", "lama", expected)
+    assert "a core case: llama, opt, phi3" in said
+    assert "-o" in refused(
+        "check", "llama", expected, "-o", CASES / "llama" / "case.json", "--force"
+    )
