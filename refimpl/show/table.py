@@ -18,6 +18,7 @@ from refimpl.show.numbers import measured
 WORDS = (("absorbs", "amplifies"), ("< 1", "> 1"), (), None)
 EIGHTHS = " ▏▎▍▌▋▊▉"
 ESCAPE = re.compile(r"\x1b\[\d+m")
+GLUE = "\N{NO-BREAK SPACE}"
 LEAST = 1e-300  # below it, a coefficient is shown as this
 ABSORBS, AMPLIFIES, PLAIN = "\x1b[36m", "\x1b[31m", "\x1b[0m"
 
@@ -54,9 +55,9 @@ def table(
         if max(len(ESCAPE.sub("", row)) for row in rows) <= width:
             break
     notes = [line for note in footer(scores, found) for line in wrap(note, width)]
-    said = (at + " ".join(findings(absorption))).replace(" ± ", "\N{NO-BREAK SPACE}± ")
-    said = wrap(said.replace("± ", "±\N{NO-BREAK SPACE}"), width)
-    said = [line.replace("\N{NO-BREAK SPACE}", " ").replace("±", style.plus_minus) for line in said]
+    text = (at + " ".join(findings(absorption))).replace(" ± ", f"{GLUE}±{GLUE}")
+    lines = [line.replace(GLUE, " ") for line in wrap(text, width)]
+    said = [line.replace("±", style.plus_minus) for line in lines]
     return "\n".join([*said, "", *rows, "", *header(scores, allocations, verbose), "", *notes, ""])
 
 
