@@ -1,6 +1,6 @@
 """Models whose weights go by decisions of the test: for tests of what is in the files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,10 @@ Decisions = Mapping[int, Mapping[str, Decision]]
 
 def pruned_linears(
     model: Model, block: int, linears: Mapping[str, Decision]
-) -> dict[str, PrunedLinear]:
+) -> Iterator[tuple[str, PrunedLinear]]:
     """A block's linears as decided."""
-    return {
-        name: PrunedLinear(x.keep, stored_weight(model, block, name, x.keep, x.new))
-        for name, x in linears.items()
-    }
+    for name, x in linears.items():
+        yield name, PrunedLinear(x.keep, stored_weight(model, block, name, x.keep, x.new))
 
 
 def write_pruned(model: Model, into: Path, decisions: Decisions) -> Written:

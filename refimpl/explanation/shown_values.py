@@ -19,7 +19,7 @@ from refimpl.errors import printable
 from refimpl.method.perturbation import Perturbation, kept_tokens
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, head
-from refimpl.model.model import Model
+from refimpl.model.model import BlockWeights, Later, Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, second_moments, sum_of_squares
 from refimpl.model.stream import Stream
@@ -27,7 +27,7 @@ from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.scores import wanda_keep, wanda_score
 from refimpl.running.threads import Progress
 from refimpl.scoring.measurements import Address
-from refimpl.scoring.perturbed_state import Clean, PerturbedState, wanda_pruned, with_noise
+from refimpl.scoring.perturbed_state import Clean, PerturbedState, stays, with_noise
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
 from refimpl.tokens.tokenizer import read_tokenizer
@@ -75,7 +75,7 @@ class Values:
         return self._stream(self.index).place(self.ids.shape[1])
 
     @cached_property
-    def weights(self) -> Weights:
+    def weights(self) -> BlockWeights:
         """Weights of the block."""
         return self.model.block(self.index, self.dtype)
 
@@ -196,12 +196,12 @@ class Values:
     def _pruned_weights(self) -> Weights:
         """The block's weights after the pruning that is its perturbation."""
         assert self.scores.pruned_at is not None  # asked for with that perturbation only
-        pruned = dict(self.weights)
         counts = self.scores.pruned_at.linear_pruned[self.index].tolist()
+        pruned: dict[str, Array | Later] = {}
         for name, count in zip(self.config.linears[self.index], counts, strict=False):
-            weight = self.weights[f"{name}.weight"]
-            pruned[f"{name}.weight"] = wanda_pruned(weight, self.moments[name], count, name)
-        return pruned
+            keep = stays(self.weights[f"{name}.weight"], self.moments[name], count, name)
+            pruned[f"{name}.weight"] = self.weights.without(f"{name}.weight", keep)
+        return self.weights | pruned
 
     def _through(self, index: int) -> Callable[[Array], Array]:
         """One block of the model, as a function of the stream."""

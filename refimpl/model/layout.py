@@ -1,9 +1,6 @@
 """The part of a stored tensor that one weight is: stacked, fused, transposed or interleaved."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from refimpl.model.ops import Array
 
@@ -53,43 +50,40 @@ def cut(stored: Array, layout: Layout) -> Array:
     [in, out].
 
     Example:
+        >>> import numpy as np
         >>> fused = np.arange(8).reshape(8, 1)   # two heads of (q, k), two rows each
         >>> cut(fused, Layout(rows=(4, 4), index=1, groups=2)).ravel().tolist()
         [2, 3, 6, 7]
     """
-    one = stored[layout.expert] if layout.stack else stored
-    whole = one.T if layout.transposed else one
-    if len(layout.rows) < 2:
-        return whole
-    start, stop = (sum(layout.rows[:i]) // layout.groups for i in (layout.index, layout.index + 1))
-    if layout.groups == 1:
-        return whole[start:stop]
-    groups = whole.reshape(layout.groups, -1, *whole.shape[1:])
-    return groups[:, start:stop].reshape(layout.rows[layout.index], *whole.shape[1:])
+    runs = _runs(stored, layout)
+    return runs.reshape(-1, *runs.shape[2:])
 
 
-def join(parts: Sequence[Array], layout: Layout) -> Array:
-    """Undo `cut`: join all weights that share a tensor.
+def paste(stored: Array, weight: Array, layout: Layout) -> None:
+    """Put one weight into the stored tensor, in place: the opposite of `cut`.
 
     Args:
-        parts: The weights [out, in] or biases [out], in the file's order; of a stack, those of one
-            expert after another.
-        layout: The layout of any of them.
-
-    Returns:
-        The file's tensor, contiguous, [rows, in], [in, rows] or [rows], or a stack of those.
+        stored: The file's tensor, as for `cut`.
+        weight: The weight [out, in] or bias [out].
+        layout: The rows of the weight.
 
     Example:
-        >>> parts = [np.array([[0], [1], [4], [5]]), np.array([[2], [3], [6], [7]])]
-        >>> join(parts, Layout(rows=(4, 4), groups=2)).ravel().tolist()
-        [0, 1, 2, 3, 4, 5, 6, 7]
+        >>> import numpy as np
+        >>> fused = np.zeros((8, 1), int)
+        >>> paste(fused, np.array([[1], [2], [3], [4]]), Layout(rows=(4, 4), index=1, groups=2))
+        >>> fused.ravel().tolist()
+        [0, 0, 1, 2, 0, 0, 3, 4]
     """
-    if layout.stack:
-        each, one = max(1, len(layout.rows)), replace(layout, stack=0)
-        return np.stack([join(parts[i : i + each], one) for i in range(0, len(parts), each)])
-    if layout.groups > 1 and len(parts) > 1:
-        runs = [part.reshape(layout.groups, -1, *part.shape[1:]) for part in parts]
-        whole = np.concatenate(runs, axis=1).reshape(sum(layout.rows), *parts[0].shape[1:])
-    else:
-        whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    return np.ascontiguousarray(whole.T if layout.transposed else whole)
+    runs = _runs(stored, layout)
+    runs[...] = weight.reshape(runs.shape)
+
+
+def _runs(stored: Array, layout: Layout) -> Array:
+    """The runs of rows of a weight in the stored tensor, [groups, rows of a run, in]: a view."""
+    one = stored[layout.expert] if layout.stack else stored
+    whole = one.T if layout.transposed else one
+    runs = whole.reshape(layout.groups, -1, *whole.shape[1:])
+    if len(layout.rows) < 2:
+        return runs
+    start, stop = (sum(layout.rows[:i]) // layout.groups for i in (layout.index, layout.index + 1))
+    return runs[:, start:stop]

@@ -1,16 +1,77 @@
 """A model on disk under our names, read one block at a time."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from refimpl.model.config import Config
 from refimpl.model.ops import Array
 from refimpl.model.weight import MappedFile, Weight
+
+EXPERTS_KEPT = 1 << 26  # bytes of a block's experts that `Model.block` returns as arrays
+Later = Callable[[], Array]
+
+
+class BlockWeights(Mapping[str, Array]):
+    """Weights of a block by their names; some are read, and not kept, whenever they are used.
+
+    Args:
+        values: Arrays, or functions that return one.
+    """
+
+    def __init__(self, values: Mapping[str, Array | Later]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> Array:
+        value = self._values[name]
+        return value() if callable(value) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __or__(self, new: Mapping[str, Array | Later]) -> "BlockWeights":
+        """The same weights, except for those that are new."""
+        return BlockWeights(self._values | dict(new))
+
+    def without(self, name: str, keep: Array) -> Array | Later:
+        """A weight with zeros where `keep` is False; from bits when it is used, if it is so read.
+
+        Args:
+            name: Its name.
+            keep: Which elements stay, of its shape.
+        """
+        if not callable(self._values[name]):
+            return zeroed(self[name], keep)
+        bits = np.packbits(keep)
+
+        def later() -> Array:
+            dense = self[name]
+            return zeroed(dense, np.unpackbits(bits, count=dense.size).reshape(dense.shape) == 1)
+
+        return later
+
+
+def zeroed(weight: Array, keep: Array) -> Array:
+    """A weight with zeros where `keep` is False.
+
+    Example:
+        >>> zeroed(np.array([1.0, -2.0]), np.array([False, True])).tolist()
+        [0.0, -2.0]
+    """
+    return np.where(keep, weight, np.zeros((), weight.dtype))
 
 
 @dataclass(frozen=True)
@@ -78,9 +139,11 @@ class Model:
         return {n: self.weights[n].stored.table for n in names if n in self.weights}
 
     def block(
-        self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Array]] = map
-    ) -> dict[str, Array]:
+        self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Any]] = map
+    ) -> BlockWeights:
         """Read the weights of one block, then free the mapped pages that hold them.
+
+        Experts beyond the first `EXPERTS_KEPT` bytes (in `dtype`) are checked, and read when used.
 
         Args:
             index: The block, from 0.
@@ -95,11 +158,20 @@ class Model:
             RefimplError: NaN or Inf in a weight.
         """
         prefix = f"blocks.{index}."
-        names = [name for name in self.weights if name.startswith(prefix)]
-        arrays = each(lambda name: self.weights[name].read(dtype), names)
-        weights = {name.removeprefix(prefix): x for name, x in zip(names, arrays, strict=True)}
+        weights = {n[len(prefix) :]: w for n, w in self.weights.items() if n.startswith(prefix)}
+        size, later = 0, dict[str, Later]()
+        for name, weight in weights.items():
+            if name.startswith("experts."):
+                size += prod(weight.shape) * np.dtype(dtype).itemsize
+                if size > EXPERTS_KEPT:
+                    later[name] = partial(weight.read_again, dtype)
+        now = [name for name in weights if name not in later]
+        arrays = zip(now, each(lambda name: weights[name].read(dtype), now), strict=True)
+        values: dict[str, Array | Later] = dict(arrays)
+        for _ in each(lambda name: weights[name].check(dtype), later):
+            pass
         self._release()
-        return weights
+        return BlockWeights(values | later)
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
         """Read the final norm and the head, after freeing the mapped pages read before.

@@ -1,7 +1,7 @@
 """One weight of a model: the stored tensor that holds it, and how it is read."""
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,15 @@ class MappedFile:
             )
         return self.content
 
-    def release(self) -> None:
-        """Free the memory of the pages read so far; views stay valid and are read again."""
+    def release(self, start: int = 0, size: int | None = None) -> None:
+        """Free the memory of the pages read so far; views stay valid and are read again.
+
+        All pages, or those of `size` bytes from `start` on.
+        """
         if hasattr(self.content, "madvise"):  # not on Windows
-            self.content.madvise(mmap.MADV_DONTNEED)
+            page = start - start % mmap.PAGESIZE
+            size = len(self.content) if size is None else size + start - page
+            self.content.madvise(mmap.MADV_DONTNEED, page, size)
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,18 @@ class Weight:
             self.check(dtype)
         return weight + np.array(self.offset, dtype) if self.offset else weight
 
+    def read_again(self, dtype: npt.DTypeLike) -> Array:
+        """What `read` returned before; the mapped pages that hold it are freed."""
+        weight, stored = self._cast(dtype, slice(None)), self.stored
+        size = stored.nbytes // max(1, self.layout.stack)
+        stored.file.release(stored.offset + size * self.layout.expert, size)
+        return weight + np.array(self.offset, dtype) if self.offset else weight
+
+    @property
+    def as_stored(self) -> Array:
+        """The weight in the dtype of the file, before the offset; a view if the layout allows."""
+        return self._rows(slice(None))
+
     def check(self, dtype: npt.DTypeLike) -> None:
         """Refuse the weight if any value is NaN or Inf, as stored or in `dtype`, and count them."""
         count, size = self.shape[0], prod(self.shape)
@@ -169,7 +186,11 @@ class Weight:
         """Rows as stored."""
         if self.layout.alone:
             return self.stored.rows(rows)
-        return cut(self.stored.array, self.layout)[rows]
+        if not self.layout.stack:
+            return cut(self.stored.array, self.layout)[rows]
+        expert = self.layout.expert
+        one = self.stored.rows(slice(expert, expert + 1))
+        return cut(one, replace(self.layout, expert=0))[rows]
 
 
 def count_bad(values: Array) -> int:

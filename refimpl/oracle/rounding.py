@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.model.model import Model
+from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.oracle.steps import Recipe, steps
 
@@ -156,21 +156,22 @@ class RoundedModel(Model):
         return self._rounded("", super().embedding(), self.kind.held)
 
     def block(
-        self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Array]] = map
-    ) -> dict[str, Array]:
+        self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Any]] = map
+    ) -> BlockWeights:
         """As `Model.block`; rounded in the dtype that is held, exact in another."""
-        return self._rounded(f"blocks.{index}.", super().block(index, dtype, each), dtype)
+        weights = super().block(index, dtype, each)
+        return BlockWeights(self._rounded(f"blocks.{index}.", weights, dtype))
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
         """As `Model.head`, rounded."""
         return self._rounded("", super().head(dtype, rows), dtype)
 
     def _rounded(
-        self, prefix: str, weights: dict[str, Array], dtype: npt.DTypeLike
+        self, prefix: str, weights: Mapping[str, Array], dtype: npt.DTypeLike
     ) -> dict[str, Array]:
         """Weights as stored, rounded; then with their offset, rounded again."""
         if np.dtype(dtype) != self.kind.held:
-            return weights
+            return dict(weights)
         rounded: dict[str, Array] = {}
         for name, value in weights.items():
             offset = np.array(self.weights[prefix + name].offset, dtype)

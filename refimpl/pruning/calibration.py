@@ -1,6 +1,6 @@
 """Calibration of a pruning: sequences that pass the pruned blocks, and what dense linears read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -28,7 +28,7 @@ class Calibration(Protocol):
         """Sum what the dense block's linears read over all sequences, in their order."""
         ...
 
-    def advance(self, weights: Weights) -> Sequence[Array]:
+    def advance(self, pruned: Callable[[], Weights]) -> Sequence[Array]:
         """Pass the pruned block, which the new files hold; returns the states [1, S, D] after it.
 
         After the last block there are none: no block reads them.
@@ -45,7 +45,7 @@ class NoCalibration:
         """No sums."""
         return {}
 
-    def advance(self, weights: Weights) -> Sequence[Array]:
+    def advance(self, pruned: Callable[[], Weights]) -> Sequence[Array]:
         """No states."""
         return ()
 
@@ -62,7 +62,7 @@ class ImatrixCalibration:
         """The means of the block."""
         return self._squares[self._index]
 
-    def advance(self, weights: Weights) -> Sequence[Array]:
+    def advance(self, pruned: Callable[[], Weights]) -> Sequence[Array]:
         """No states."""
         self._index += 1
         return ()
@@ -102,10 +102,11 @@ class LocalCalibration:
                 add_sums(total, sums)
         return total
 
-    def advance(self, weights: Weights) -> Sequence[Array]:
+    def advance(self, pruned: Callable[[], Weights]) -> Sequence[Array]:
         """Pass on the threads."""
         stream, states = self._stream, list[Array]()
         if stream.index + 1 < stream.config.num_blocks:
+            weights = pruned()
             passes = [partial(stream.through, h, weights) for h in stream.states.values()]
             states = self._resources.workers.run(passes, self._resources.tick)
         stream.advance(dict(enumerate(states)))

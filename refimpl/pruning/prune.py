@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
+from functools import partial as bound
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -217,12 +218,14 @@ def prune(
         passes = 2 * (config.num_blocks - len(counts)) - 1
         resources.total = passes * calibration.sequences
         block_pruner = BlockPruner(model, targets, pruner, calibration, resources, partial.folder)
+        pruned, each = files.open(), resources.workers.map
         for i in range(len(counts), config.num_blocks):
-            block = block_pruner.block(i)
-            counts[i] = files.write(i, block.linears)
-            states = calibration.advance(block.weights)
+            weights, sums = block_pruner.dense(i)
+            counts[i] = files.write(i, block_pruner.linears(i, weights, sums))
+            del weights, sums  # so that no more than one block is in memory
+            states = calibration.advance(bound(pruned.block, i, dtype, each))
             partial.add(i, counts[i], files.digests(i), states)
-            del block, states  # so that no more than one block is in memory
+            del states
         pruning = Pruning(
             model.name,
             config.family,
@@ -232,7 +235,7 @@ def prune(
             files.written(counts),
             before,
             run_since(started, dtype, resources.workers, resources.memory),
-            measure(files.open()),
+            measure(pruned),
         )
         source.check_at_end(results)
         (folder / RECORD).write_text(json_text(record(pruning)), "utf-8")

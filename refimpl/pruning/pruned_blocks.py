@@ -1,6 +1,8 @@
 """A model pruned block by block, each block calibrated on inputs that passed the pruned ones."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 from refimpl.allocation.targets import Targets
 from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
-from refimpl.model.model import Model
+from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of, saw_no_token
 from refimpl.model.token_ids import checked_ids
@@ -49,19 +51,18 @@ class BlockPruner:
     resources: Resources
     scratch: Path | None = None
 
-    def block(self, index: int) -> PrunedBlock:
-        """Prune a block; its statistics are those of the dense block."""
-        dtype = self.resources.dtype
-        weights = self.model.block(index, dtype, self.resources.workers.map)
-        sums = self.calibration.sums(weights)
-        linears = self._linears(index, weights, sums)
-        weights |= {f"{n}.weight": x.weight(weights[f"{n}.weight"]) for n, x in linears.items()}
-        return PrunedBlock(index, linears, weights, sums)
+    def dense(self, index: int) -> tuple[BlockWeights, Mapping[str, Array]]:
+        """The weights of a dense block, and the sums of what its linears read."""
+        weights = self.model.block(index, self.resources.dtype, self.resources.workers.map)
+        return weights, self.calibration.sums(weights)
 
-    def _linears(
+    def linears(
         self, index: int, weights: Weights, sums: Mapping[str, Array]
-    ) -> dict[str, PrunedLinear]:
-        """Prune the linears of a block, each on its own: on the threads, or in work units."""
+    ) -> Iterator[tuple[str, PrunedLinear]]:
+        """Prune the linears of a block, each on its own: on the threads, or in work units.
+
+        They come in any order, a few at a time; the sums are of the dense block.
+        """
         model, workers, pool = self.model, self.resources.workers, self.resources.pool
         inputs: Mapping[str, Array | str] = sums
         if pool.executor is not None and self.scratch is not None:
@@ -81,24 +82,25 @@ class BlockPruner:
             )
             for j, name in enumerate(model.config.linears[index])
         ]
+        # The largest first: threads end together, and hold fewer results beside their scores.
+        units.sort(key=lambda unit: -unit.cost(model.config))
         if pool.executor is None:
-            # The largest first: threads end together, and hold fewer results beside their scores.
-            order = sorted(units, key=lambda unit: -unit.cost(model.config))
-            dense = {unit.name: weights[f"{unit.name}.weight"] for unit in units}
-            futures = {
-                unit.name: workers.submit(partial(unit.pruned, model, dense[unit.name]))
-                for unit in order
-            }
-            return {unit.name: futures[unit.name].result() for unit in units}
-        pruned: dict[str, PrunedLinear] = {}
+            running = deque[tuple[str, Future[PrunedLinear]]]()
+            for unit in units:
+                if len(running) > workers.threads:
+                    name, linear = running.popleft()
+                    yield name, linear.result()
+                running.append((unit.name, workers.submit(partial(unit.pruned, model, weights))))
+            for name, linear in running:
+                yield name, linear.result()
+            return
         for unit, (bits, stored) in results(units, model, pool, workers, lambda cost: None):
             shape = model.config.linears[index][unit.name]
             keep = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
             changed = stored is not None
             if stored is None:
                 stored = stored_weight(model, index, unit.name, keep)
-            pruned[unit.name] = PrunedLinear(keep, stored, changed, unit.fallback)
-        return {unit.name: pruned[unit.name] for unit in units}
+            yield unit.name, PrunedLinear(keep, stored, changed, unit.fallback)
 
 
 def calibration_ids(model: Model, pruner: Pruner, ids: Array | None) -> Array | None:
@@ -124,6 +126,10 @@ def pruned_blocks(
         calibration = LocalCalibration(model, ids, CALIBRATED[pruner.method], resources)
     block_pruner = BlockPruner(model, targets, pruner, calibration, resources)
     for i in range(model.config.num_blocks):
-        block = block_pruner.block(i)
-        calibration.advance(block.weights)
+        dense, sums = block_pruner.dense(i)
+        pruned = dict(block_pruner.linears(i, dense, sums))
+        linears = {name: pruned[name] for name in model.config.linears[i]}
+        new = {f"{n}.weight": x.weight(dense[f"{n}.weight"]) for n, x in linears.items()}
+        block = PrunedBlock(i, linears, dense | new, sums)
+        calibration.advance(partial(dense.__or__, new))
         yield block

@@ -1,18 +1,17 @@
 """The pruned model's files: the original's bytes, except for the linears that were pruned."""
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
-from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.model.layout import cut, join
+from refimpl.model.layout import cut, paste
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
 from refimpl.pruners.decision import Method
@@ -95,13 +94,6 @@ class PrunedFiles:
         if self.copies.converted:
             names = dict.fromkeys(names, CONVERTED)
         self._files = {path: SafetensorsFile(folder / name) for path, name in names.items()}
-        # Our names of the weights in each stored tensor, in the order of their rows.
-        self._names_in = dict[str, list[str]]()
-        in_order = sorted(
-            model.weights.items(), key=lambda item: (item[1].layout.expert, item[1].layout.index)
-        )
-        for name, weight in in_order:
-            self._names_in.setdefault(weight.stored.name, []).append(name)
         if format_added is not None:
             self._check_tensors(digests)
 
@@ -112,15 +104,12 @@ class PrunedFiles:
         path = self._folder if whole else self._folder / model.path.name
         return read_model(path, None if model.config_path is None else config)
 
-    def write(self, block: int, linears: Mapping[str, PrunedLinear]) -> dict[str, Counts]:
-        """Write the pruned linears of a block, and count what the files hold then."""
-        ours = {f"blocks.{block}.{name}.weight": linear for name, linear in linears.items()}
-        counts: dict[str, Counts] = {}
-        for tensor in dict.fromkeys(self._model.weights[name].stored.name for name in ours):
-            counts |= self._write_tensor(tensor, block, ours)
+    def write(self, block: int, linears: Iterable[tuple[str, PrunedLinear]]) -> dict[str, Counts]:
+        """Write the pruned linears of a block, one by one, and count what the files hold then."""
+        counts = {name: self._write(f"blocks.{block}.{name}.weight", x) for name, x in linears}
         for file in (*self._model.files, *self._files.values()):
             file.release()
-        return {name: counts[f"blocks.{block}.{name}.weight"] for name in linears}
+        return {n: counts[n] for n in self._model.config.linears[block] if n in counts}
 
     def written(self, counts: Mapping[int, Mapping[str, Counts]]) -> Written:
         """What the folder holds, with the counts of all blocks."""
@@ -198,36 +187,23 @@ class PrunedFiles:
             copy.release()
             source.release()
 
-    def _write_tensor(
-        self, tensor: str, block: int, ours: Mapping[str, PrunedLinear]
-    ) -> dict[str, Counts]:
-        """Write one stored tensor, and count each pruned linear that it holds."""
-        names = self._names_in[tensor]
-        weights = [self._model.weights[name] for name in names]
-        stored, layout = weights[0].stored, weights[0].layout
-        alone = all(name.startswith(f"blocks.{block}.") for name in names)
-        if not alone or len(names) != max(1, len(layout.rows)) * max(1, layout.stack):
-            raise RefimplError(
-                f"{stored.file.path}: {tensor} holds {', '.join(names)}",
-                "linears that share their tensor with nothing but linears of their block",
-                "save the model with a tensor for each",
-            )
-        parts = [
-            ours[name].stored if name in ours else cut(stored.array, weight.layout)
-            for name, weight in zip(names, weights, strict=True)
-        ]
-        copy = self._files[stored.file.path].tensors[tensor]
+    def _write(self, name: str, linear: PrunedLinear) -> Counts:
+        """Write one linear over its part of a stored tensor, and count."""
+        weight, keep, values = self._model.weights[name], linear.keep, linear.stored
+        copy = self._files[weight.stored.file.path].tensors[weight.stored.name]
+        whole, offset, layout = copy.array, copy.offset, weight.layout
+        if layout.stack:
+            whole, layout = whole[layout.expert], replace(layout, stack=0)
+            offset += whole.nbytes * weight.layout.expert
+        whole = whole.copy()
+        paste(whole, values, layout)
         with copy.file.path.open("r+b") as file:
-            file.seek(copy.offset)
-            file.write(join(parts, layout).reshape(-1).view(np.uint8).data)
-        return {
-            name: Counts(
-                weights=part.size,
-                pruned=part.size - int(np.count_nonzero(ours[name].keep)),
-                zeros=int(np.count_nonzero(cut(copy.array, weight.layout) == 0)),
-                kept_zeros=int(np.count_nonzero((part == 0) & ours[name].keep)),
-                method=ours[name].method,
-            )
-            for name, weight, part in zip(names, weights, parts, strict=True)
-            if name in ours
-        }
+            file.seek(offset)
+            file.write(whole.reshape(-1).view(np.uint8).data)
+        return Counts(
+            weights=values.size,
+            pruned=values.size - int(np.count_nonzero(keep)),
+            zeros=int(np.count_nonzero(cut(copy.array, weight.layout) == 0)),
+            kept_zeros=int(np.count_nonzero((values == 0) & keep)),
+            method=linear.method,
+        )

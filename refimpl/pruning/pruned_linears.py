@@ -9,8 +9,8 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.method.allocation import Compat
 from refimpl.model.config import Config
-from refimpl.model.layout import cut
-from refimpl.model.model import Model
+from refimpl.model.forward import Weights
+from refimpl.model.model import Model, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.weight import count_bad
 from refimpl.pruners.decision import Goal, Method, Pruner, decision
@@ -36,7 +36,7 @@ class PrunedLinear:
         """The pruned weights, [out, in], in the dtype (and arithmetic) of the dense ones."""
         if self.changed:
             return self.stored.astype(dense.dtype, copy=False)
-        return np.where(self.keep, dense, np.zeros((), dense.dtype))
+        return zeroed(dense, self.keep)
 
 
 def stored_weight(
@@ -48,8 +48,7 @@ def stored_weight(
     weights, those that stay are as they are stored.
     """
     name = f"blocks.{block}.{linear}"
-    weight = model.weights[f"{name}.weight"]
-    stored = cut(weight.stored.array, weight.layout)
+    stored = model.weights[f"{name}.weight"].as_stored
     values = stored if new is None else new
     if keep.shape != stored.shape or values.shape != stored.shape or keep.dtype != bool:
         raise RefimplError(
@@ -101,9 +100,9 @@ class LinearUnit:
         stored = None if new is None else stored_weight(model, self.block, self.name, keep, new)
         return np.packbits(keep), stored
 
-    def pruned(self, model: Model, dense: Array) -> PrunedLinear:
-        """Prune the linear in this process, its dense weights [out, in] being at hand."""
-        keep, new = self._decision(dense)
+    def pruned(self, model: Model, weights: Weights) -> PrunedLinear:
+        """Prune the linear in this process, its block's weights being at hand."""
+        keep, new = self._decision(weights[f"{self.name}.weight"])
         stored = stored_weight(model, self.block, self.name, keep, new)
         return PrunedLinear(keep, stored, new is not None, self.fallback)
 

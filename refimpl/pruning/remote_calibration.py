@@ -133,7 +133,7 @@ class RemoteCalibration:
                     add_sums(total, {point: received(x) for point, x in sums.items()})
         return total
 
-    def advance(self, weights: Weights) -> Sequence[Array]:
+    def advance(self, pruned: Callable[[], Weights]) -> Sequence[Array]:
         """Pass in work units; the states are mapped from the files that they wrote."""
         block = self._index
         if block + 1 == self._model.config.num_blocks:

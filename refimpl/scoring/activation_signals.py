@@ -25,8 +25,10 @@ class BlockScores(Sequence[Array]):
     """Wanda scores of a block's linears, a few rows at a time, each computed when asked for."""
 
     def __init__(self, weights: Weights, moments: Mapping[str, Array]) -> None:
+        self._weights, self._moments = weights, moments
+        self._last = "", np.empty(0)
         self._pieces = [
-            (weights[f"{name}.weight"][start : start + rows], moment)
+            (name, slice(start, start + rows))
             for name, moment in moments.items()
             for rows in (max(1, PIECE // len(moment)),)
             for start in range(0, len(weights[f"{name}.weight"]), rows)
@@ -36,7 +38,12 @@ class BlockScores(Sequence[Array]):
         return len(self._pieces)
 
     def __getitem__(self, index: int) -> Array:  # type: ignore[override]
-        return wanda_score(*self._pieces[index])
+        name, rows = self._pieces[index]
+        last, weight = self._last
+        if last != name:  # an expert's is read anew
+            weight = self._weights[f"{name}.weight"]
+            self._last = name, weight
+        return wanda_score(weight[rows], self._moments[name])
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,10 @@ class BlockSignals:
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[float, float]:
         """OWL's D and DLP's u."""
-        scores = BlockScores(model.block(self.block, self.dtype, workers.map), self.moments)
-        owl = partial(owl_outlier_percent, scores, self.owl_m)
-        dlp = partial(dlp_score, scores, "median" if self.dlp_statistic == "median" else "mean")
+        weights = model.block(self.block, self.dtype, workers.map)
+        scores = [BlockScores(weights, self.moments) for _ in range(2)]  # one for each thread
+        owl = partial(owl_outlier_percent, scores[0], self.owl_m)
+        dlp = partial(dlp_score, scores[1], "median" if self.dlp_statistic == "median" else "mean")
         outliers, score = workers.run([owl, dlp])
         return outliers, score
 

@@ -9,13 +9,13 @@ import numpy as np
 from refimpl.method.perturbation import Perturbation
 from refimpl.method.subset import chosen_blocks
 from refimpl.model.forward import Weights
-from refimpl.model.model import Model
+from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.running.provenance import NUMPY, Runtime
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
 
-PruneBlock = Callable[[int, int, Weights, Workers], Weights]
+PruneBlock = Callable[[int, int, BlockWeights, Workers], Weights]
 """Weights of a block after pruning: from its number, the variant, its dense weights, threads."""
 
 Squares = tuple[dict[str, Array], ...]

@@ -9,9 +9,10 @@ import numpy as np
 
 from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.perturbation import Norm, Perturbation, deviation, kept_tokens, noise, perturbed
-from refimpl.model.forward import Weights
+from refimpl.model.model import BlockWeights, Later
 from refimpl.model.ops import Array
 from refimpl.model.statistics import saw_no_token
+from refimpl.pruners.checks import Bools
 from refimpl.pruners.scores import magnitude_keep, magnitude_score, wanda_keep, wanda_score
 from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import Address
@@ -100,26 +101,29 @@ class WandaBlocks:
     moments: tuple[Mapping[str, Array], ...]
     counts: Array
 
-    def __call__(self, block: int, variant: int, weights: Weights, workers: Workers) -> Weights:
+    def __call__(
+        self, block: int, variant: int, weights: BlockWeights, workers: Workers
+    ) -> BlockWeights:
         """A block's weights after pruning, from its dense ones; a thread per linear."""
         moments, counts = self.moments[block], self.counts[variant, block].tolist()
+
+        def pruned(linear: str, moment: Array, count: int) -> Array | Later:
+            name = f"{linear}.weight"
+            return weights.without(name, stays(weights[name], moment, count, linear))
+
         tasks = {
-            f"{linear}.weight": partial(
-                wanda_pruned, weights[f"{linear}.weight"], moment, count, linear
-            )
+            f"{linear}.weight": partial(pruned, linear, moment, count)
             for (linear, moment), count in zip(moments.items(), counts, strict=False)
             if count
         }
-        return {**weights, **dict(zip(tasks, workers.run(list(tasks.values())), strict=True))}
+        return weights | dict(zip(tasks, workers.run(list(tasks.values())), strict=True))
 
 
-def wanda_pruned(weight: Array, moment: Array, count: int, linear: str) -> Array:
-    """A linear [out, in] with the weights of its `count` lowest Wanda scores set to zero.
+def stays(weight: Array, moment: Array, count: int, linear: str) -> Bools:
+    """Which weights of a linear [out, in] stay without the `count` of the lowest Wanda scores.
 
-    Of an expert that saw no token, those of the `count` lowest magnitudes.
+    Of an expert that saw no token, without the `count` of the lowest magnitudes.
     """
     if saw_no_token(linear, moment):
-        keep = magnitude_keep(magnitude_score(weight), count)
-    else:
-        keep = wanda_keep(wanda_score(weight, moment), count)
-    return np.where(keep, weight, np.zeros((), weight.dtype))
+        return magnitude_keep(magnitude_score(weight), count)
+    return wanda_keep(wanda_score(weight, moment), count)

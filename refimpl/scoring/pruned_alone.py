@@ -5,10 +5,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
 
-import numpy as np
-
 from refimpl.model.config import Linears
 from refimpl.model.forward import Weights
+from refimpl.model.model import BlockWeights, Later, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of, saw_no_token, sum_of_outer_products
 from refimpl.model.stream import Stream
@@ -51,24 +50,26 @@ class PrunedBlocks:
                 add_sums(total, sums)
         return replace(self, sums=total, sequences=len(states))
 
-    def __call__(self, block: int, variant: int, weights: Weights, workers: Workers) -> Weights:
+    def __call__(
+        self, block: int, variant: int, weights: BlockWeights, workers: Workers
+    ) -> BlockWeights:
         """A block's weights after pruning, from its dense ones; a thread per linear."""
+        counts = self.counts[variant, block].tolist()
         tasks = {
-            f"{name}.weight": partial(
-                self._pruned, weights[f"{name}.weight"], name, count, (block, j)
-            )
-            for j, (name, count) in enumerate(
-                zip(self.linears[block], self.counts[variant, block].tolist(), strict=False)
-            )
+            f"{name}.weight": partial(self._pruned, weights, name, count, (block, j))
+            for j, (name, count) in enumerate(zip(self.linears[block], counts, strict=False))
             if count
         }
-        return {**weights, **dict(zip(tasks, workers.run(list(tasks.values())), strict=True))}
+        return weights | dict(zip(tasks, workers.run(list(tasks.values())), strict=True))
 
-    def _pruned(self, weight: Array, name: str, count: int, place: tuple[int, int]) -> Array:
+    def _pruned(
+        self, weights: BlockWeights, name: str, count: int, place: tuple[int, int]
+    ) -> Array | Later:
         """A linear [out, in] without `count` of its weights; of an idle expert by magnitude."""
-        total = self.sums.get(input_of(name))
+        weight, total = weights[f"{name}.weight"], self.sums.get(input_of(name))
         idle = self.needs_sums and saw_no_token(name, total)
         pruner = replace(self.pruner, method="magnitude") if idle else self.pruner
         keep, new = decision(weight, total, self.sequences, count, pruner, "exact", place)
-        kept = weight if new is None else new.astype(weight.dtype)
-        return np.where(keep, kept, np.zeros((), weight.dtype))
+        if new is None:
+            return weights.without(f"{name}.weight", keep)
+        return zeroed(new.astype(weight.dtype), keep)

@@ -4,6 +4,7 @@ import ast
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.model.layout import WHOLE, Layout, cut, join
+from refimpl.model.layout import WHOLE, Layout, cut, paste
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES
 
@@ -44,25 +45,27 @@ def fusions(draw: st.DrawFn) -> tuple[list[Layout], tuple[int, ...]]:
     return layouts, shape[::-1] if transposed else shape
 
 
-@given(fusions(), STORED_DTYPES, st.integers(0, 2**32))
-def test_cut_and_join_undo_each_other(
-    fusion: tuple[list[Layout], tuple[int, ...]], dtype: str, seed: int
+@given(fusions(), STORED_DTYPES, st.integers(0, 2**32), st.integers(0, 3))
+def test_cut_and_paste_undo_each_other(
+    fusion: tuple[list[Layout], tuple[int, ...]], dtype: str, seed: int, experts: int
 ) -> None:
     layouts, shape = fusion
-    stored = random_bytes(shape, DTYPES[dtype], seed)
+    shapes = [
+        (rows,) if len(shape) == 1 else (rows, shape[0] if layouts[0].transposed else shape[-1])
+        for rows in layouts[0].rows
+    ]
+    layouts = [replace(x, stack=experts, expert=e) for e in range(max(1, experts)) for x in layouts]
+    stack = (experts, *shape) if experts else shape
+    stored = random_bytes(stack, DTYPES[dtype], seed)
     parts = [cut(stored, layout) for layout in layouts]
-    inputs = shape[0] if layouts[0].transposed else shape[-1]
-    shapes = [(rows,) if len(shape) == 1 else (rows, inputs) for rows in layouts[0].rows]
-    assert [part.shape for part in parts] == shapes
-    for layout in layouts:
-        joined = join(parts, layout)
-        assert joined.flags.c_contiguous
-        assert contents(joined) == contents(stored)
-    parts = [random_bytes(shape, DTYPES[dtype], seed + i) for i, shape in enumerate(shapes)]
-    stored = join(parts, layouts[0])
-    assert stored.shape == shape
-    for layout, part in zip(layouts, parts, strict=True):
-        assert contents(cut(stored, layout)) == contents(part)
+    assert [part.shape for part in parts] == shapes * max(1, experts)
+    copy = random_bytes(stack, DTYPES[dtype], seed + 1).copy()
+    for i, (layout, part) in enumerate(zip(layouts, parts, strict=True)):
+        before = [contents(cut(copy, other)) for other in layouts]
+        paste(copy, part, layout)
+        after = [contents(cut(copy, other)) for other in layouts]
+        assert after == [*before[:i], contents(part), *before[i + 1 :]]
+    assert contents(copy) == contents(stored)
 
 
 def test_the_fused_layouts_by_hand() -> None:
@@ -77,7 +80,8 @@ def test_the_fused_layouts_by_hand() -> None:
     assert by_kv_head == [[0, 1, 2, 3, 6, 7, 8, 9], [4, 10], [5, 11]]
     turned = cut(rows.T, Layout((4, 4, 4), 1, transposed=True))
     assert turned.tolist() == rows[4:8].tolist()
-    assert cut(rows, WHOLE) is rows
+    assert np.shares_memory(cut(rows, WHOLE), rows)
+    assert cut(rows, WHOLE).shape == rows.shape
 
 
 def unaligned(array: Array) -> Array:

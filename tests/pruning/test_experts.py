@@ -9,13 +9,14 @@ from conftest import FIXTURES
 from gates import model_of
 from program import run
 
-from refimpl import Pattern, Pruner, prune, read_model
+from refimpl import Pattern, Perturbation, Pruner, Request, prune, read_model, score
 from refimpl.model.ops import Array
+from refimpl.model.weight import Weight
 from refimpl.pruners.decision import Method
 from refimpl.pruners.scores import magnitude_keep, magnitude_score
-from refimpl.scoring.perturbed_state import wanda_pruned
+from refimpl.scoring.perturbed_state import stays
 from refimpl.show.pruning import pruning_table
-from refimpl.tokens import Tokens
+from refimpl.tokens import Tokens, random_tokens
 
 ONE = Tokens(np.array([[7]]), "one token", "ids")  # seen by two of five experts per block
 
@@ -48,10 +49,9 @@ def test_the_pruning_perturbation_falls_back_too() -> None:
     weight = np.random.default_rng(0).standard_normal((4, 6))
     keep = magnitude_keep(magnitude_score(weight), 10)
     nothing = np.zeros(6)
-    expert = wanda_pruned(weight, nothing, 10, "experts.2.up_proj")
-    np.testing.assert_array_equal(expert, np.where(keep, weight, 0))
-    dense = wanda_pruned(weight, nothing, 12, "up_proj")  # equal scores: the lowest columns
-    np.testing.assert_array_equal(dense[:, 3:], weight[:, 3:])
+    np.testing.assert_array_equal(stays(weight, nothing, 10, "experts.2.up_proj"), keep)
+    dense = stays(weight, nothing, 12, "up_proj")  # equal scores: the lowest columns
+    assert dense[:, 3:].all()
 
 
 def routers(folder: Path) -> dict[str, Array]:
@@ -68,3 +68,29 @@ def test_routers_stay(tmp_path: Path) -> None:
     for name, values in before.items():
         np.testing.assert_array_equal(values, after[name])
         assert not (values == 0).any()
+
+
+@pytest.mark.parametrize(("case", "method"), [("granitemoe", "sparsegpt"), ("qwen2_moe", "wanda")])
+def test_experts_that_are_read_when_they_are_used_change_no_bit(
+    case: str, method: Method, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, folders = model_of(case), list[Path]()
+    tokens = random_tokens(model.config.vocab_size, 2, 8)
+    plan = Perturbation("pruning", probe_pruner=method)
+    results, passes = list[list[Array | None]](), list[int]()
+    again = Weight.read_again
+    monkeypatch.setattr(Weight, "read_again", lambda *a: passes.append(1) or again(*a))
+    request = Request("owl", sparsity=0.5, correct="divergence", strength=1.0)
+    for kept in (1 << 26, 1 << 13):
+        assert not passes or kept < 1 << 26
+        monkeypatch.setattr("refimpl.model.model.EXPERTS_KEPT", kept)
+        scores = score(model, tokens, plan, request)
+        sweep, signals = scores.sweep[0], scores.signals
+        results.append([sweep.drift, sweep.divergence, signals.owl_outlier_percent])
+        folders.append(tmp_path / f"{kept}")
+        prune(model, folders[-1], Pattern(2, 4), Pruner(method), tokens)
+    files = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert files[0] == files[1]
+    for kept_all, kept_few in zip(*results, strict=True):
+        np.testing.assert_array_equal(kept_all, kept_few)
+    assert passes

@@ -71,7 +71,7 @@ def test_the_file_holds_the_target(case: str, goal: str, method: Method, tmp_pat
     pruned = read_model(out)
     assert pruned.config == config
     for i, counts in enumerate(found.written.counts):
-        dense, sparse = model.block(i, np.float64), pruned.block(i, np.float64)
+        dense, sparse = (dict(x.block(i, np.float64)) for x in (model, pruned))
         assert dense.keys() == sparse.keys()
         for j, (name, count) in enumerate(counts.items()):
             before, after = dense.pop(f"{name}.weight"), sparse.pop(f"{name}.weight")

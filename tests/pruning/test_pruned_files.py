@@ -202,20 +202,6 @@ def test_decisions_that_do_not_fit_are_refused() -> None:
             stored_weight(model, 0, "up_proj", bad, new)
 
 
-def test_a_linear_that_shares_its_tensor_with_something_else_is_refused(tmp_path: Path) -> None:
-    model = read_model(FIXTURES / "llama")
-    weights = dict(model.weights)
-    for other in ("lm_head.weight", "blocks.1.q_proj.weight"):
-        tied = replace(model, weights=weights | {other: weights["blocks.0.q_proj.weight"]})
-        with pytest.raises(RefimplError, match=rf"self_attn.q_proj.weight holds .*{other}"):
-            write_pruned(tied, tmp_path / other, decisions(model))
-    fused = read_model(FIXTURES / "gpt2")
-    partly = {n: w for n, w in fused.weights.items() if n != "blocks.0.k_proj.weight"}
-    tied, blocks = replace(fused, weights=partly), decisions(fused, only="q_proj")
-    with pytest.raises(RefimplError, match="c_attn"):
-        write_pruned(tied, tmp_path / "c", blocks)
-
-
 def test_each_block_is_in_the_files_when_it_is_written(tmp_path: Path) -> None:
     model = read_model(FIXTURES / "llama_sharded")
     blocks, done, new = decisions(model), Blocks(), PrunedFiles(model, tmp_path)
