@@ -5,8 +5,9 @@ converter. Beside each file, `hub` holds what a conversion back must find, as sa
 """
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Recipe:
 
 WIDE = {"intermediate_size": 64, "vocab_size": 264}
 THETA = {"rope_theta": 3000.0, "rope_parameters": ...}
+MOE = {"moe_intermediate_size": 32}
 A = gguf.MODEL_ARCH
 RECIPES = {
     "llama": Recipe(A.LLAMA, "llama", WIDE | THETA),
@@ -75,12 +77,43 @@ RECIPES = {
     ),
     "phi3": Recipe(A.PHI3, "phi3", WIDE | THETA | {"sliding_window": 6}),
     "gpt2": Recipe(A.GPT2, "gpt2", {"vocab_size": 264, "n_positions": 1024}),
+    "mixtral": Recipe(A.LLAMA, "mixtral", WIDE | THETA | {"sliding_window": None}),
+    "qwen2moe": Recipe(
+        A.QWEN2MOE,
+        "qwen2_moe",
+        WIDE | THETA | MOE | {"mlp_only_layers": [], "shared_expert_intermediate_size": 96},
+    ),
+    "qwen3moe": Recipe(A.QWEN3MOE, "qwen3_moe", WIDE | THETA | MOE | {"decoder_sparse_step": 1}),
+    "olmoe": Recipe(A.OLMOE, "olmoe", WIDE | THETA | {"clip_qkv": None}),
+    "granitemoe": Recipe(A.GRANITE_MOE, "granitemoe", WIDE | THETA),
     "gptneox": Recipe(A.GPTNEOX, "gpt_neox", WIDE | {"rope_parameters": ...}),
 }  # fmt: skip
 
 
-ROTARY_DIMENSION = ("llama", "granite", "smollm3", "nemotron", "phi", "phi3", "gpt_neox")
-PERMUTED = (A.LLAMA, A.GRANITE, A.SMOLLM3)
+# transformers does not read the sizes of experts from a GGUF file: they are its defaults here.
+DEFAULT_SIZES = {
+    "qwen2moe of default sizes": replace(
+        RECIPES["qwen2moe"],
+        changes=RECIPES["qwen2moe"].changes
+        | {"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632},
+    ),
+    "qwen3moe of default sizes": replace(
+        RECIPES["qwen3moe"], changes=RECIPES["qwen3moe"].changes | {"moe_intermediate_size": 768}
+    ),
+}
+ROTARY_DIMENSION = (
+    "llama",
+    "mixtral",
+    "granite",
+    "granitemoe",
+    "smollm3",
+    "nemotron",
+    "phi",
+    "phi3",
+    "gpt_neox",
+)
+PERMUTED = (A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.SMOLLM3)
+EXPERT, EXPERTS = re.compile(r"(.*experts)\.\d+(\..*)"), 5
 PLUS_ONE = (A.GEMMA, A.GEMMA2, A.GEMMA3, A.NEMOTRON)
 
 
@@ -153,7 +186,14 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     if config.attn_soft_cap and config.final_soft_cap:
         writer.add_attn_logit_softcapping(config.attn_soft_cap)
         writer.add_final_logit_softcapping(config.final_soft_cap)
-    if recipe.arch == A.GRANITE:
+    if (mixture := config.experts) is not None:
+        writer.add_expert_count(mixture.num_experts)
+        writer.add_expert_used_count(mixture.top_k)
+        if "moe_intermediate_size" in entries:
+            writer.add_expert_feed_forward_length(mixture.intermediate_size)
+        if mixture.shared_size:
+            writer.add_expert_shared_feed_forward_length(mixture.shared_size)
+    if recipe.arch in (A.GRANITE, A.GRANITE_MOE):
         writer.add_embedding_scale(config.embed_scale)
         writer.add_attention_scale(config.attention_scale)
         writer.add_residual_scale(config.residual_scale)
@@ -168,6 +208,15 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     writer.add_file_type(0)
 
 
+def parts_of(name: str, stored: Array) -> dict[str, Array]:
+    """What llama.cpp's converter makes of a tensor: of Granite's gate and up, one each."""
+    if "input_linear" not in name:
+        return {name: stored}
+    of = name.removesuffix("input_linear.weight")
+    gate, up = np.split(stored, 2, axis=1)
+    return {f"{of}experts.w1.weight": gate, f"{of}experts.w3.weight": up}
+
+
 def gguf_file(
     folder: Path,
     name: str,
@@ -177,7 +226,7 @@ def gguf_file(
     change: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
 ) -> Path:
     """Write a model of random weights as GGUF, and as safetensors into `folder / "hub"`."""
-    recipe = RECIPES[name]
+    recipe = (RECIPES | DEFAULT_SIZES)[name]
     entries = config_of(recipe.fixture, **recipe.changes)
     hub, rng = read_config(entries), np.random.default_rng(0)
     heads, kv_heads = hub.config.num_attention_heads, hub.config.num_key_value_heads
@@ -190,16 +239,24 @@ def gguf_file(
         add_tokenizer(writer, hub.config.vocab_size)
     names = gguf.get_tensor_name_map(recipe.arch, hub.config.num_blocks)
     arrays: dict[str, Array] = {}
+    stacks: dict[str, list[Array]] = {}  # of all experts, by the name without their number
     for role in dict(roles(hub, hub.family.bases[0])).values():
         if role.tensor in arrays:
             continue
         values = rng.standard_normal(role.shape) * 0.2 + (0.5 if "norm" in role.tensor else 0)
         shown = arranged(recipe.arch, role.tensor, values.astype(np.float32), heads, kv_heads)
-        stored, used, meant = quantised(shown, kind)
+        stored, used, meant = quantised(shown.squeeze(), kind)
+        meant = meant.reshape(shown.shape)
         arrays[role.tensor] = restored(recipe.arch, role.tensor, meant, heads, kv_heads)
-        theirs = names.get_name(role.tensor, try_suffixes=(".weight", ".bias"))
-        assert theirs is not None, role.tensor
-        writer.add_tensor(theirs, stored, raw_dtype=used)
+        for part, array in parts_of(role.tensor, stored).items():
+            whole = EXPERT.fullmatch(part)
+            if whole and len(stacks.setdefault(part := whole[1] + whole[2], [])) + 1 < EXPERTS:
+                stacks[part].append(array)
+                continue
+            theirs = names.get_name(part, try_suffixes=(".weight", ".bias"))
+            assert theirs is not None, part
+            array = np.stack([*stacks[part], array]) if whole else array
+            writer.add_tensor(theirs, array, raw_dtype=used)
     write(folder / "hub", arrays, entries)
     change(writer)
     writer.write_header_to_file()

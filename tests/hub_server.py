@@ -80,7 +80,7 @@ class _Answer(BaseHTTPRequestHandler):
         allowed = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
         if name in self.hub.gated and not allowed:
             return self.send(403, error="GatedRepo")
-        content = files[rest[2]]
+        content = files["/".join(rest[2:])]
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}
         return self.send(200, content, headers, body=body)
 

@@ -8,11 +8,18 @@ from refimpl.loading.companions import Companions
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import FAMILIES
 from refimpl.loading.files.file_reading import json_object, read_file, reading, require_file
-from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK, OUTSIDE, Architecture
+from refimpl.loading.gguf.architectures import (
+    EXPERT_STACKS,
+    FUSED,
+    IN_BLOCK,
+    OUTSIDE,
+    Architecture,
+)
 from refimpl.loading.gguf.config_metadata import ROPE_FACTORS, architecture_of, config_entries
-from refimpl.loading.gguf.gguf_file import GgufTensor, open_shards
+from refimpl.loading.gguf.gguf_file import GgufTensor, JoinedTensor, open_shards
 from refimpl.loading.gguf.tokenizer_metadata import write_tokenizer
 from refimpl.loading.tensor_claims import claim, roles
+from refimpl.model.config import kind_of
 from refimpl.model.model import Model
 
 
@@ -44,14 +51,18 @@ def _as_transformers_names(
     stored: Mapping[str, GgufTensor], hub: HubModel, architecture: Architecture
 ) -> dict[str, GgufTensor]:
     """The tensors as `save_pretrained` would write them; those of no role keep their names."""
+    stored = _experts_apart(stored, hub)
     renamed: dict[str, str] = {ROPE_FACTORS: ""}
     tensors: dict[str, GgufTensor] = {}
     for ours, role in roles(hub, hub.family.bases[0]):
         name, suffix = ours.rsplit(".", 1)
         *block, part = name.removeprefix("blocks.").split(".", 1)
-        together = hub.names[part].fused if part in hub.names else ()
-        theirs = FUSED[together[0]] if together else (IN_BLOCK if block else OUTSIDE)[part]
-        theirs = ".".join([*(["blk", *block] if block else []), theirs, suffix])
+        kind = kind_of(part)
+        location = hub.names.get(kind)
+        together = location.fused if location else ()
+        theirs = FUSED[together[0]] if len(together) > 1 else (IN_BLOCK if block else OUTSIDE)[kind]
+        number = [] if location and location.stacked else filter(str.isdigit, part.split("."))
+        theirs = ".".join([*(["blk", *block] if block else []), theirs, *number, suffix])
         if theirs not in stored or theirs in renamed:
             continue
         how, heads = architecture.arranged.get(part, ""), hub.config.num_attention_heads
@@ -61,8 +72,36 @@ def _as_transformers_names(
             how = architecture.norms
         shape = stored[theirs].shape
         shape = shape[::-1] if how == "transposed" else shape
+        if part == "shared_expert.gate" and len(shape) == 1:
+            shape = (1, *shape)
         renamed[theirs] = role.tensor
         tensors[role.tensor] = replace(
             stored[theirs], name=role.tensor, shape=shape, arrangement=how, heads=heads
         )
     return tensors | {name: stored[name] for name in stored if name not in renamed}
+
+
+def _experts_apart(stored: Mapping[str, GgufTensor], hub: HubModel) -> dict[str, GgufTensor]:
+    """The tensors with those of all experts, [E, out, in], as the family has them.
+
+    A tensor for each expert; or if the family stacks them, too, gate and up in one.
+    """
+    location, tensors = hub.names.get("experts.gate_proj"), dict(stored)
+    for name, stack in stored.items():
+        *block, of, suffix = name.split(".")
+        if location is None or len(stack.shape) != 3 or of not in EXPERT_STACKS:
+            continue
+        if not location.stacked:
+            del tensors[name]
+            size = stack.nbytes // stack.shape[0]
+            for e in range(stack.shape[0]):
+                tensors[".".join([*block, of, f"{e}", suffix])] = replace(
+                    stack, shape=stack.shape[1:], offset=stack.offset + e * size
+                )
+        elif of == IN_BLOCK["experts.gate_proj"]:
+            other = ".".join([*block, IN_BLOCK["experts.up_proj"], suffix])
+            if other in tensors and tensors[other].shape == stack.shape:
+                del tensors[name]
+                joined = ".".join([*block, FUSED["experts.gate_proj"], suffix])
+                tensors[joined] = JoinedTensor.of(stack, tensors.pop(other))
+    return tensors

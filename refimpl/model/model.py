@@ -85,7 +85,8 @@ class Model:
         weights: Every tensor under our name (`embed.weight`, `blocks.0.q_proj.weight`, ...).
         files: The mapped files.
         config_path: The file that holds `config.json`; None if the metadata of the weights does.
-        hub_id: `org/name@commit` of a model in the Hugging Face cache, else None.
+        hub_id: `org/name@commit` of a model in the Hugging Face cache, and `:file.gguf` if it is
+            one; else None.
         companions: Finds or makes the files for a folder with the weights as they are after
             reading, `config.json` and the tokenizer among them; None if weights stay as they are.
     """

@@ -94,6 +94,11 @@ class StoredTensor:
         """Some of its rows."""
         return self.array[rows]
 
+    def release(self, part: int, parts: int) -> None:
+        """Free the memory of the mapped pages that hold one of several equal parts."""
+        size = self.nbytes // parts
+        self.file.release(self.offset + size * part, size)
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -142,9 +147,8 @@ class Weight:
 
     def read_again(self, dtype: npt.DTypeLike) -> Array:
         """What `read` returned before; the mapped pages that hold it are freed."""
-        weight, stored = self._cast(dtype, slice(None)), self.stored
-        size = stored.nbytes // max(1, self.layout.stack)
-        stored.file.release(stored.offset + size * self.layout.expert, size)
+        weight = self._cast(dtype, slice(None))
+        self.stored.release(self.layout.expert, max(1, self.layout.stack))
         return weight + np.array(self.offset, dtype) if self.offset else weight
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.model.config import kind_of
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
@@ -109,10 +110,9 @@ def _mean(
     """The mean of squares [in] of one linear; None, and a problem noted, if the file has none."""
     from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK
 
-    *expert, role = linear.removeprefix("experts.").split(".")
+    role, expert = kind_of(linear), [x for x in linear.split(".") if x.isdigit()]
     fused = {"q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "gate_proj"}
-    names = [f"{IN_BLOCK[role]}{'_exps' if expert else ''}"]
-    names += [FUSED[fused[role]]] if role in fused else []
+    names = [IN_BLOCK[role], *([FUSED[fused[role]]] if role in fused else [])]
     found = next((f"blk.{block}.{x}.weight" for x in names if _tensor(file, block, x)), None)
     ours = f"blocks.{block}.{linear}"
     if found is None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from gates import GATES, worst_point, worst_token
-from gguf_files import RECIPES, Q, gguf_file
+from gguf_files import DEFAULT_SIZES, RECIPES, Q, gguf_file
 from program import ran
 from refusals import refusal_of
 
@@ -18,8 +18,10 @@ from refimpl.pruning.inspection import read_record
 
 PEERS = (
     "llama", "qwen2", "qwen3 with wide heads", "gemma2", "gemma3", "phi3", "gpt2", "nemotron",
+    *DEFAULT_SIZES,
 )  # fmt: skip
 """What transformers reads; it drops the biases of Llama, and takes all heads of Qwen3 for 128."""
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 TYPES = [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q5_1]
 FILES = [(name, kind) for name in RECIPES for kind in (TYPES if name == "llama" else TYPES[::3])]
 IDS = np.arange(2, 26).reshape(2, 12)
@@ -76,7 +78,7 @@ def test_transformers_reads_the_same_from_the_file(name: str, kind: Q, tmp_path:
         actual = forward(ours, IDS, dtype=dtype, trace=True).trace
         assert worst_point(actual, expected)[0] <= gate
     again = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "theirs", dtype=torch.float64, attn_implementation="eager"
+        tmp_path / "theirs", dtype=torch.float64, **EAGER
     )
     with torch.no_grad():
         logits = again(torch.tensor(IDS)).logits.numpy()
@@ -96,6 +98,23 @@ def test_a_split_model(tmp_path: Path) -> None:
     refusal_of(read_model, first, says="missing", remedy="download")
     shutil.copyfile(shards[2], shards[1])
     refusal_of(read_model, first, says="not file 1")
+
+
+@pytest.mark.parametrize(("name", "tensor"), [("mixtral", "up"), ("granitemoe", "gate")])
+@pytest.mark.parametrize("count", [4, 6])
+def test_stacks_of_another_number_of_experts(
+    name: str, tensor: str, count: int, tmp_path: Path
+) -> None:
+    path = gguf_file(tmp_path, name, change=lambda writer: writer.add_expert_count(count))
+    error = refusal_of(read_model, path, says="between its tensors and config.json")
+    assert ("missing" in str(error)) == (name == "mixtral" and count == 6)
+    assert (f"ffn_{tensor}_exps.4.weight: no role" in str(error)) == (
+        name == "mixtral" and count == 4
+    )
+    if name == "granitemoe":
+        assert f"input_linear.weight: expected shape [{count}, 128, 32], got [5, 128, 32]" in str(
+            error
+        )
 
 
 def test_rows_are_looked_up_without_the_table(tmp_path: Path) -> None:
@@ -124,7 +143,14 @@ def test_commands_read_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [("llama", "sparsegpt"), ("gemma3", "magnitude"), ("gpt2", "sparsegpt")]
+    ("name", "method"),
+    [
+        ("llama", "sparsegpt"),
+        ("gemma3", "magnitude"),
+        ("gpt2", "sparsegpt"),
+        ("granitemoe", "wanda"),
+        ("qwen2moe", "wanda"),
+    ],
 )
 def test_pruning_writes_safetensors(name: str, method: str, tmp_path: Path) -> None:
     path, tokens = gguf_file(tmp_path, name), tmp_path / "ids.npy"
@@ -159,7 +185,7 @@ def test_transformers_loads_what_pruning_writes(name: str, tmp_path: Path) -> No
     path = gguf_file(tmp_path, name, tokenizer=True)
     ran("prune", path, "--nm", "2:4", "--method", "magnitude", "-o", tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", dtype=torch.float64, attn_implementation="eager"
+        tmp_path / "out", dtype=torch.float64, **EAGER
     )
     ours = forward(read_model(tmp_path / "out"), IDS, dtype="f8").logits
     with torch.no_grad():

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from gguf_files import gguf_file
 from hub_server import COMMITS, Hub, environment, serving
 from processes import ran as program_ran
 from program import ran, refused, run
@@ -159,6 +160,7 @@ def test_a_cache_of_other_weights_says_so(hub: Hub, snapshot: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["../tiny/model", "org/..", "org/../../etc", f"{NAME}@../../../x", f"{NAME}@", "a/b/c",
+     f"{NAME}:../x.gguf", f"{NAME}:/x.gguf", f"{NAME}:x.bin", f"{NAME}:a//x.gguf",
      "org/a--b", f"{NAME}@/etc", "/org/model", "org/model\n", "models--org--tiny.model", "ö/x"],
 )  # fmt: skip
 def test_what_only_looks_like_an_id_is_a_path(hub: Hub, name: str) -> None:
@@ -208,6 +210,45 @@ def test_processes_open_the_model_by_its_files(hub: Hub, snapshot: Path) -> None
     )
     assert one["model"] == two["model"] == MAIN
     assert one["blocks"] == two["blocks"]
+
+
+GGUF = "org/tiny-GGUF"
+
+
+def test_a_repository_of_one_gguf_model_needs_no_file_name(hub: Hub, tmp_path: Path) -> None:
+    path = gguf_file(tmp_path, "llama")
+    hub.add(GGUF, tmp_path / "here", **{"tiny.gguf": path.read_bytes(), "README.md": b"tiny"})
+    refusal_of(read_model, GGUF, remedy="--download")
+    model = read_model(GGUF, download=True)
+    assert model.name == f"{GGUF}@{COMMITS['main']}:tiny.gguf"
+    assert hub.downloads == ["README.md", "tiny.gguf"]
+    np.testing.assert_array_equal(
+        model.weights["lm_head.weight"].read("f4"),
+        read_model(path).weights["lm_head.weight"].read("f4"),
+    )
+    hub.requests.clear()
+    for again in (GGUF, f"{GGUF}:tiny.gguf", model.name, model.path, model.path.parents[2]):
+        assert read_model(again).name == model.name
+    scores = json.loads(ran("score", model.name, *SMALL, "--tokens", "random", "--json"))
+    assert scores["model"] == model.name
+    assert not hub.requests
+    refusal_of(read_model, f"{GGUF}:other.gguf", says="lacks other.gguf", remedy="other.gguf")
+
+
+def test_a_repository_of_several_gguf_models_lists_them(hub: Hub, tmp_path: Path) -> None:
+    first = gguf_file(tmp_path, "llama", shard_tensors=20)
+    shards = {f"big/{x.name.split()[-1]}": x.read_bytes() for x in tmp_path.glob("*.gguf")}
+    hub.add(GGUF, tmp_path / "here", **shards, **{"b.gguf": b"", "a.gguf": b""})
+    split = f"big/{first.name}"
+    problem = refusal_of(read_model, GGUF, download=True, says="holds 3 GGUF models")
+    assert f"\n  a.gguf\n  b.gguf\n  {split}\n" in str(problem)
+    assert problem.remedy.endswith(f"{GGUF}@main:a.gguf")
+    model = read_model(f"{GGUF}@main:{split}", download=True)
+    assert model.name == f"{GGUF}@{COMMITS['main']}:{split}"
+    assert hub.downloads == sorted(x.split("/")[1] for x in shards)
+    assert read_model(model.path).name == model.name
+    next(x for x in model.path.parent.iterdir() if x != model.path).unlink()
+    refusal_of(read_model, f"{GGUF}:{split}", says="the cache lacks big/", remedy=split)
 
 
 def test_without_the_library(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,22 @@ WEIGHTS = ("model.safetensors", INDEX, "model-*.safetensors")
 DOWNLOADED = ("config.json", *WEIGHTS, *COMPANIONS)
 
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
-_ID = re.compile(rf"({_NAME}/{_NAME})(?:@([A-Za-z0-9][\w./-]*))?", re.ASCII)
+_REVISION, _FILE = r"[A-Za-z0-9][\w./-]*", r"(?:[\w.+-]+/)*[\w.+-]+\.gguf"
+_ID = re.compile(rf"({_NAME}/{_NAME})(?:@({_REVISION}))?(?::({_FILE}))?", re.ASCII)
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CACHED = re.compile(r"models--[\w.-]+", re.ASCII)  # a repository's folder in the cache
-_EXPECTED = "a path that exists, or an id in the Hugging Face cache: ORG/NAME or ORG/NAME@REVISION"
+_EXPECTED = (
+    "a path that exists, or an id in the Hugging Face cache: ORG/NAME[@REVISION][:FILE.gguf]"
+)
 
 
 def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | None]:
     """The path of a model's files, and its id with the commit if it is one of the hub.
 
     A path that exists is a path; one in the cache has an id, too. Anything else of the form
-    `org/name` or `org/name@revision` is looked up in the cache. With `download`, the server is
+    `org/name[@revision][:file.gguf]` is looked up in the cache; without a file, it is the
+    repository's safetensors, or its only GGUF model if it has none. With `download`, the server is
     asked first, as `hf download` asks it; offline mode and a server that cannot be reached leave
     what the cache holds.
     """
@@ -40,9 +46,9 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
     with reading(path, _EXPECTED):
         if path.exists():
             return _of_cache(path)
-    if match is None or re.search(r"\.\.|--|//", str(model)):
+    if match is None or ".." in match[0] or "//" in match[0] or "--" in match[0].split(":")[0]:
         return path, None
-    repository, revision = match[1], match[2] or "main"
+    repository, revision, file = match[1], match[2] or "main", match[3]
     try:
         from huggingface_hub import constants
     except ImportError as error:
@@ -54,7 +60,7 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     offline = constants.HF_HUB_OFFLINE
     if download and not offline:
-        snapshot: Path | None = _downloaded(repository, revision, constants.ENDPOINT)
+        snapshot: Path | None = _downloaded(repository, revision, constants.ENDPOINT, file)
     else:
         snapshot = _snapshot(folder, revision)
     if snapshot is None:
@@ -62,22 +68,23 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
             f"{model}: no such file or folder, and the cache {folder.parent} holds no revision "
             f"{revision} of such a model",
             _EXPECTED,
-            _remedy(repository, revision, "check the path", offline),
+            _remedy(repository, revision, "check the path", offline, file),
         )
-    return _whole(snapshot, repository, offline)
+    return _whole(snapshot, repository, offline, file)
 
 
 def _of_cache(path: Path) -> tuple[Path, str | None]:
     """An existing path: a snapshot of the cache or a file in it has an id, others have none."""
     whole = Path(os.path.abspath(path))  # a link keeps its own name
-    for folder in (whole, *whole.parents)[:4]:
+    for folder in (whole, *whole.parents)[:5]:
         if not _CACHED.fullmatch(folder.name) or not (folder / "snapshots").is_dir():
             continue
         repository, inside = folder.name[8:].replace("--", "/"), whole.relative_to(folder).parts
         if len(inside) > 1 and inside[0] == "snapshots":
             snapshot = folder.joinpath(*inside[:2])
             if whole != snapshot:
-                return path, f"{repository}@{snapshot.name}"
+                file = f":{whole.relative_to(snapshot)}" if whole.suffix == ".gguf" else ""
+                return path, f"{repository}@{snapshot.name}{file}"
             return _whole(path, repository, offline=False)
         if inside:
             break
@@ -103,29 +110,64 @@ def _snapshot(folder: Path, revision: str) -> Path | None:
         return found if _COMMIT.fullmatch(commit) and found.is_dir() else None
 
 
-def _whole(snapshot: Path, repository: str, offline: bool) -> tuple[Path, str]:
-    """A snapshot and its id, if all files of its weights are there."""
-    commit = snapshot.name
+def _whole(
+    snapshot: Path, repository: str, offline: bool, file: str | None = None
+) -> tuple[Path, str]:
+    """A snapshot (or a GGUF file in it) and its id, if all files of its weights are there."""
+    name = f"{repository}@{snapshot.name}"
     with reading(snapshot, _EXPECTED):
         entries = {entry.name: entry for entry in snapshot.iterdir()}
-        missing = [name for name, entry in entries.items() if not entry.exists()]
+        broken = [name for name, entry in entries.items() if not entry.exists()]
+        if file is None and not any(x.endswith((".safetensors", INDEX)) for x in entries):
+            file = only_gguf(entries, name)
+        expected = f"config.json, and {WEIGHTS[0]} or {INDEX} with all its shards"
         needed = {"config.json"}
-        if INDEX in entries and INDEX not in missing and "model.safetensors" not in entries:
+        if file is not None:
+            needed, broken, expected = set(_shards(file)), [], "all files of the GGUF model"
+            entries = {x: snapshot / x for x in needed if (snapshot / x).exists()}
+        elif INDEX in entries and INDEX not in broken and "model.safetensors" not in entries:
             needed |= set(shard_of_tensor(entries[INDEX]).values())
         elif not any(Path(name).suffix in (".safetensors", *CONVERSIONS) for name in entries):
             needed |= {"model.safetensors"}
-    if missing := sorted({*missing, *needed - entries.keys()}):
+    if missing := sorted({*broken, *needed - entries.keys()}):
         raise RefimplError(
-            f"{repository}@{commit}: the cache lacks {', '.join(missing)} ({snapshot})",
-            f"config.json, and {WEIGHTS[0]} or {INDEX} with all its shards",
-            _remedy(repository, commit, "if the repository holds these files", offline),
+            f"{name}: the cache lacks {', '.join(missing)} ({snapshot})",
+            expected,
+            _remedy(
+                repository, snapshot.name, "if the repository holds these files", offline, file
+            ),
         )
-    return snapshot, f"{repository}@{commit}"
+    return (snapshot, name) if file is None else (snapshot / file, f"{name}:{file}")
 
 
-def _downloaded(repository: str, revision: str, endpoint: str) -> Path:
+def only_gguf(names: Iterable[str], repository: str) -> str | None:
+    """The GGUF model among the files of a repository, of a split one the first; None without."""
+    models = sorted(
+        name
+        for name in names
+        if name.endswith(".gguf")
+        and ((shard := _SHARD.fullmatch(name)) is None or shard[2] == "00001")
+    )
+    if len(models) > 1:
+        raise RefimplError(
+            f"{repository} holds {len(models)} GGUF models:",
+            "one of them, with its name behind the id",
+            f"name it, for example {repository}:{models[0]}",
+            models,
+        )
+    return models[0] if models else None
+
+
+def _shards(file: str) -> list[str]:
+    """All files of a GGUF model, by its first."""
+    if (match := _SHARD.fullmatch(file)) is None:
+        return [file]
+    return [f"{match[1]}-{i + 1:05}-of-{match[3]}.gguf" for i in range(int(match[3]))]
+
+
+def _downloaded(repository: str, revision: str, endpoint: str, file: str | None) -> Path:
     """Download what is missing of a revision, with the progress bar of the library."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import HfApi, errors, snapshot_download
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -138,15 +180,17 @@ def _downloaded(repository: str, revision: str, endpoint: str) -> Path:
     name = f"{repository}@{revision}"
     login = "log in with `hf auth login`, or set HF_TOKEN"
     try:
-        return Path(
+        snapshot = Path(
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=[*DOWNLOADED],
-                ignore_patterns="*/*",
+                allow_patterns=_shards(file) if file else [*DOWNLOADED],
+                ignore_patterns=None if file else "*/*",
                 tqdm_class=Bar,
             )
         )
+        has_weights = file or [*snapshot.glob("*.safetensors"), *snapshot.glob("*.gguf")]
+        files = [] if has_weights else HfApi().list_repo_files(repository, revision=revision)
     except errors.GatedRepoError as error:
         raise RefimplError(
             f"{name} is gated: {endpoint} does not give it to this account",
@@ -171,10 +215,15 @@ def _downloaded(repository: str, revision: str, endpoint: str) -> Path:
             "a server that can be reached, and a whole download",
             "check the network and HF_ENDPOINT, and run the command again: it goes on",
         ) from error
+    file = only_gguf(files, name)
+    return _downloaded(repository, revision, endpoint, file) if file else snapshot
 
 
-def _remedy(repository: str, revision: str, check: str, offline: bool) -> str:
+def _remedy(
+    repository: str, revision: str, check: str, offline: bool, file: str | None = None
+) -> str:
     """The next step towards a model that the cache does not hold."""
-    which = "" if revision == "main" else f" --revision {revision}"
+    which = f" {' '.join(_shards(file)[:3])}" if file else ""
+    which += "" if revision == "main" else f" --revision {revision}"
     unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and " if offline else ""
     return f"{check}, or {unset}add --download (or run hf download {repository}{which})"

@@ -14,8 +14,16 @@ IN_BLOCK = {
     "q_width_norm": "attn_q_norm", "k_width_norm": "attn_k_norm",
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+    "router": "ffn_gate_inp", "shared_expert.gate": "ffn_gate_inp_shexp",
 }  # fmt: skip
-FUSED = {"q_proj": "attn_qkv", "gate_proj": "ffn_up"}  # by the first of the fused roles
+IN_BLOCK |= {  # all experts of a block are one tensor, [E, out, in]
+    f"{of}.{x}_proj": f"ffn_{x}_{theirs}"
+    for of, theirs in (("experts", "exps"), ("shared_expert", "shexp"))
+    for x in ("gate", "up", "down")
+}
+EXPERT_STACKS = [IN_BLOCK[f"experts.{x}_proj"] for x in ("gate", "up", "down")]
+# By the first of the fused roles
+FUSED = {"q_proj": "attn_qkv", "gate_proj": "ffn_up", "experts.gate_proj": "ffn_gate_up_exps"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,10 @@ KEYS = {  # of every architecture
     "attention.layer_norm_rms_epsilon": "norm_eps",
     "attention.layer_norm_epsilon": "norm_eps",
     "rope.freq_base": "rope_theta",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }
 WINDOW = {"attention.sliding_window": "sliding_window"}
 PAIRED = {"q_proj": "paired", "k_proj": "paired"}
@@ -64,20 +76,27 @@ GEMMA2 = Architecture(
     },
     norms="minus one",
 )  # fmt: skip
+GRANITE = replace(
+    LLAMA,
+    model_type="granite",
+    hub_class="GraniteForCausalLM",
+    keys={
+        "embedding_scale": "embed_scale", "attention.scale": "attention_scale",
+        "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
+    },
+)  # fmt: skip
+MIXTRAL = replace(LLAMA, model_type="mixtral", hub_class="MixtralForCausalLM")
+NORMALISED, PLAIN = ({"norm_topk_prob": flag} for flag in (True, False))
 ARCHITECTURES = {
     "llama": LLAMA,
+    "qwen2moe": Architecture("qwen2_moe", "Qwen2MoeForCausalLM", fixed=PLAIN),
+    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", fixed=NORMALISED),
+    "olmoe": Architecture("olmoe", "OlmoeForCausalLM", fixed=PLAIN),
+    "granitemoe": replace(GRANITE, model_type="granitemoe", hub_class="GraniteMoeForCausalLM"),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM"),
     "smollm3": replace(LLAMA, model_type="smollm3", hub_class="SmolLM3ForCausalLM"),
-    "granite": replace(
-        LLAMA,
-        model_type="granite",
-        hub_class="GraniteForCausalLM",
-        keys={
-            "embedding_scale": "embed_scale", "attention.scale": "attention_scale",
-            "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
-        },
-    ),
+    "granite": GRANITE,
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
     "nemotron": Architecture("nemotron", "NemotronForCausalLM", norms="minus one"),
     "phi2": Architecture("phi", "PhiForCausalLM"),

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.gguf.architectures import ARCHITECTURES, KEYS, Architecture
+from refimpl.loading.gguf.architectures import ARCHITECTURES, KEYS, MIXTRAL, Architecture
 from refimpl.loading.gguf.gguf_file import GgufTensor
 from refimpl.model.config import Rope
 
@@ -35,7 +35,7 @@ class FamilyKeys(Protocol):
 
 
 def architecture_of(metadata: Mapping[str, Any], path: Path) -> Architecture:
-    """The architecture of a file."""
+    """The architecture of a file; Mixtral's files call theirs llama."""
     name = metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise RefimplError(
@@ -43,7 +43,7 @@ def architecture_of(metadata: Mapping[str, Any], path: Path) -> Architecture:
             f"one of {', '.join(ARCHITECTURES)}",
             "use the original checkpoint in safetensors, if refimpl reads its family",
         )
-    return ARCHITECTURES[name]
+    return MIXTRAL if metadata.get("llama.expert_count") else ARCHITECTURES[name]
 
 
 def config_entries(

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -120,6 +120,43 @@ class GgufTensor(StoredTensor):
                 piece = stored[start : start + step].reshape(1, -1)
                 values[start : start + step].reshape(-1)[:] = dequantize(piece, kind)[0]
         return values
+
+
+@dataclass(frozen=True)
+class JoinedTensor(GgufTensor):
+    """Tensors [E, rows, in] of a file that transformers holds as one, their rows one after another.
+
+    Args:
+        parts: The tensors, in this order.
+    """
+
+    parts: tuple[GgufTensor, ...] = ()
+
+    @classmethod
+    def of(cls, first: GgufTensor, *others: GgufTensor) -> Self:
+        """Tensors of one shape, one after another."""
+        facts = {x.name: getattr(first, x.name) for x in fields(first)}
+        parts = first, *others
+        experts, rows, width = first.shape
+        dtypes = {part.dtype for part in parts}
+        facts["dtype"] = first.dtype if len(dtypes) == 1 else "F32"
+        facts["shape"] = experts, rows * len(parts), width
+        return cls(**facts, parts=parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return sum(part.nbytes for part in self.parts)
+
+    def rows(self, rows: slice | Array) -> Array:
+        """Some experts."""
+        values = [part.rows(rows).astype(self.numpy_dtype, copy=False) for part in self.parts]
+        return np.concatenate(values, axis=1)
+
+    def release(self, part: int, parts: int) -> None:
+        """Free the memory of the mapped pages of some experts."""
+        for tensor in self.parts:
+            tensor.release(part, parts)
 
 
 class QuantisedTable:
