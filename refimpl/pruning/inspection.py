@@ -10,7 +10,6 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.json_schema import require
-from refimpl.model.layout import cut
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight
 from refimpl.pruners.pattern import pattern_of
@@ -160,7 +159,7 @@ def _totals(linears: list[LinearZeros]) -> dict[str, Any]:
 def _zeros(weight: Weight) -> LinearZeros:
     """Count the zeros of one linear, and give its pages back."""
     stored = weight.stored
-    zero = cut(stored.array, weight.layout) == 0
+    zero = weight.as_stored == 0
     pattern = pattern_of(zero)
     stored.file.release()
     count = int(np.count_nonzero(zero))
