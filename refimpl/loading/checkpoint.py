@@ -1,12 +1,15 @@
 """From a path to a `Model`: its files, its `config.json`, and its tensors under our names."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.companions import Companions, companion_files
+from refimpl.loading.composites import of_others, place_of_text
 from refimpl.loading.config_json import read_config
+from refimpl.loading.families import Location
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
 from refimpl.loading.files.quantised_checkpoints import (
@@ -18,6 +21,7 @@ from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.files.weight_files import open_files
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model
+from refimpl.model.weight import StoredTensor
 from refimpl.storage.target_checks import RECORD
 
 _EXPECTED = "the model's config.json"
@@ -59,17 +63,22 @@ def read_model(
     files = open_files(path)
     entries, source, config_path = _config_file(path, option, files)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    if (quantisation := read_quantisation(entries, source)) is None:
-        hub = read_config(entries, source)
-        weights = claim(tensors, hub, path)
-        return Model(path, hub.config, entries, weights, files, config_path, hub_id)
-    tensors = dequantised(tensors, quantisation, path)
-    plain = without_quantisation(entries, tensors)
-    hub = read_config(plain, source)
+    companions, ignored = None, tuple[StoredTensor, ...]()
+    if (quantisation := read_quantisation(entries, source)) is not None:
+        tensors = dequantised(tensors, quantisation, path)
+        entries = without_quantisation(entries, tensors)
+        beside = companion_files(path, (RECORD, *(file.path.name for file in files)))
+        companions = Companions(entries, beside)
+    hub = read_config(entries, source)
+    if hub.composite:
+        base, head = place_of_text(tensors, hub.names["embed"].name)
+        family = replace(hub.family, bases=(base,))
+        hub = replace(hub, family=family, names={**hub.names, "lm_head": Location(head)})
+        ignored = tuple(tensors.pop(name) for name in of_others(tensors))
     weights = claim(tensors, hub, path)
-    beside = companion_files(path, (RECORD, *(file.path.name for file in files)))
-    companions = Companions(plain, beside)
-    return Model(path, hub.config, entries, weights, files, config_path, hub_id, companions)
+    return Model(
+        path, hub.config, entries, weights, files, config_path, hub_id, companions, ignored
+    )
 
 
 def _config_file(

@@ -7,6 +7,7 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
+from refimpl.loading.composites import text_entries
 from refimpl.loading.config_keys import LARGEST, Keys, shown
 from refimpl.loading.families import FAMILIES, Family, Location
 from refimpl.loading.files.refused_formats import refusal
@@ -29,7 +30,8 @@ ACTIVATION_NAMES = {
 class HubModel:
     """A `config.json`: facts and family, whether the head is the embedding, linears with a bias.
 
-    `names` are those of the family's roles that the model has.
+    `names` are those of the family's roles that the model has; `composite` tells whether the
+    checkpoint has other parts than this text model.
     """
 
     config: Config
@@ -37,6 +39,7 @@ class HubModel:
     tied: bool
     biased: frozenset[str]
     names: Mapping[str, Location]
+    composite: bool = False
 
 
 def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubModel:
@@ -44,6 +47,9 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
 
     Unlike transformers, it refuses unknown keys, and two spellings of a key that disagree.
     """
+    check_family(entries.get("model_type"), source)
+    text = text_entries(entries, source)
+    entries = entries if text is None else text
     family = _family(entries, source)
     if family.variant is not None:
         family, entries = family.variant(family, entries)
@@ -104,16 +110,13 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         keys.flag(key)
     keys.refuse(source)
     biased = frozenset(role for role in has_bias if has_bias[role])
-    return HubModel(config, family, tied, biased, names)
+    return HubModel(config, family, tied, biased, names, text is not None)
 
 
 def _family(entries: Mapping[str, Any], source: str) -> Family:
     """The family of a config, or the error why it has none."""
     model_type = entries.get("model_type")
     check_family(model_type, source)
-    if any(entries.get(key) for key in ("text_config", "vision_config", "audio_config")):
-        problem = f"{source} describes a multimodal model ({shown(model_type)})"
-        raise refusal("multimodal", problem)
     quantised_keys = ("quantization_config", "quantization", "compression_config")
     if any(entries.get(key) for key in quantised_keys):
         raise refusal("quantised", f"{source} describes a quantised checkpoint")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from refimpl.model.config import Config
 from refimpl.model.ops import Array
-from refimpl.model.weight import MappedFile, Weight
+from refimpl.model.weight import MappedFile, StoredTensor, Weight
 
 EXPERTS_KEPT = 1 << 26  # bytes of a block's experts that `Model.block` returns as arrays
 Later = Callable[[], Array]
@@ -89,6 +89,7 @@ class Model:
             one; else None.
         companions: Finds or makes the files for a folder with the weights as they are after
             reading, `config.json` and the tokenizer among them; None if weights stay as they are.
+        ignored: Tensors of other parts of a composite checkpoint than its text model.
     """
 
     path: Path
@@ -99,6 +100,7 @@ class Model:
     config_path: Path | None = None
     hub_id: str | None = None
     companions: Callable[[], Mapping[str, Path]] | None = None
+    ignored: tuple[StoredTensor, ...] = ()
 
     @property
     def name(self) -> str:

@@ -48,6 +48,7 @@ class MappedFile:
         if hasattr(self.content, "madvise"):  # not on Windows
             page = start - start % mmap.PAGESIZE
             size = len(self.content) if size is None else size + start - page
+            assert page + size <= len(self.content)
             self.content.madvise(mmap.MADV_DONTNEED, page, size)
 
 
@@ -147,8 +148,8 @@ class Weight:
 
     def read_again(self, dtype: npt.DTypeLike) -> Array:
         """What `read` returned before; the mapped pages that hold it are freed."""
-        weight = self._cast(dtype, slice(None))
-        self.stored.release(self.layout.expert, max(1, self.layout.stack))
+        weight, layout = self._cast(dtype, slice(None)), self.layout
+        self.stored.release(*((layout.expert, layout.stack) if layout.stack else (0, 1)))
         return weight + np.array(self.offset, dtype) if self.offset else weight
 
     @property

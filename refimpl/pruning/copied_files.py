@@ -60,7 +60,7 @@ def copies(model: Model) -> Copies:
     converted: tuple[StoredTensor, ...] = ()
     if model.companions is not None:
         stored = {weight.stored.name: weight.stored for weight in model.weights.values()}
-        weights, converted = {CONVERTED: model.path}, tuple(stored.values())
+        weights, converted = {CONVERTED: model.path}, (*stored.values(), *model.ignored)
         companions = dict(model.companions())
     else:
         companions = companion_files(model.path, (RECORD, *weights))

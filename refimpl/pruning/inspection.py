@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.loading.composites import parts
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.json_schema import require
 from refimpl.model.model import Model
@@ -58,6 +59,7 @@ class Inspection:
         parameter_bytes: Their size in the files.
         files: Size of each file of weights by its name, bytes.
         requested: What it was pruned to, by its `pruning.json`; None without one.
+        ignored: Other parts of a composite checkpoint, with their number of tensors.
     """
 
     model: str
@@ -67,6 +69,7 @@ class Inspection:
     parameter_bytes: int
     files: Mapping[str, int]
     requested: Requested | None
+    ignored: tuple[str, ...] = ()
 
     @property
     def linears(self) -> list[LinearZeros]:
@@ -111,6 +114,7 @@ def inspect(model: Model) -> Inspection:
         sum(tensor.nbytes for tensor in stored.values()),
         {file.path.name: file.path.stat().st_size for file in model.files},
         requested,
+        tuple(parts(x.name for x in model.ignored)),
     )
 
 
@@ -124,6 +128,7 @@ def inspection_document(inspection: Inspection) -> dict[str, Any]:
         "parameters": inspection.parameters,
         "parameter_bytes": inspection.parameter_bytes,
         "files": dict(inspection.files),
+        "ignored": list(inspection.ignored),
         **_totals(inspection.linears),
         "blocks": [
             {

@@ -338,6 +338,7 @@ def record(pruning: Pruning) -> dict[str, Any]:
             "left_out": list(written.left_out),
             "format_added": list(written.format_added),
             "dequantised": dict(written.dequantised),
+            **({"ignored": list(written.ignored)} if written.ignored else {}),
         },
         "before": pruning.before,
         "run": asdict(pruning.run),

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from refimpl.loading.checkpoint import read_model
+from refimpl.loading.composites import parts
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.layout import cut, paste
 from refimpl.model.model import Model
@@ -50,7 +51,8 @@ class Written:
 
     `left_out` names what the model's folder holds and the new one does not; `format_added` the
     files whose metadata got `format: pt`, which older transformers require; `dequantised` the
-    types of quantised tensors, with their dtype in the new file.
+    types of quantised tensors, with their dtype in the new file; `ignored` the other parts of a
+    composite checkpoint, whose tensors are copied.
     """
 
     counts: tuple[Mapping[str, Counts], ...]
@@ -58,6 +60,7 @@ class Written:
     left_out: tuple[str, ...]
     format_added: tuple[str, ...]
     dequantised: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 def tensor_digest(tensor: StoredTensor) -> str:
@@ -118,7 +121,8 @@ class PrunedFiles:
         quantised = [x for x in plan.converted if x.kind != x.dtype]
         kinds = {x.kind: x.numpy_dtype.name for x in sorted(quantised, key=lambda x: x.kind)}
         companions = tuple(sorted(plan.companions))
-        return Written(of_blocks, companions, plan.left_out, self.format_added, kinds)
+        ignored = tuple(parts(x.name for x in self._model.ignored))
+        return Written(of_blocks, companions, plan.left_out, self.format_added, kinds, ignored)
 
     def _copy(self) -> list[str]:
         """Copy all files; returns the names of those whose metadata got a format."""

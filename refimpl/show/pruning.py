@@ -122,6 +122,8 @@ def _facts(pruned: Pruning, document: Mapping[str, Any]) -> dict[str, list[str]]
         facts["calibration"] = token_facts(tokens)
     if pruned.written.left_out:
         facts["not copied"] = list(pruned.written.left_out)
+    if pruned.written.ignored:
+        facts["ignored"] = [*pruned.written.ignored, "copied"]
     if pruned.written.format_added:
         facts["format: pt"] = [f"added to {name}" for name in pruned.written.format_added]
     if kinds := pruned.written.dequantised:
@@ -160,6 +162,8 @@ def _header(inspection: Inspection) -> list[str]:
         "parameters": [f"{inspection.parameters:,} in all, {size}"],
         "files" if len(files) > 1 else "file": files,
     }
+    if inspection.ignored:
+        lines["ignored"] = [", ".join(inspection.ignored)]
     if (asked := inspection.requested) is not None:
         what = asked.pattern or f"sparsity {asked.sparsity:g}"
         lines["requested"] = [f"{what} by {asked.method}, as pruning.json says"]

@@ -23,7 +23,7 @@ _ACCEPTED = {
         "original checkpoint",
     ),
     "multimodal": (
-        "a text-only decoder",
+        "a text-only decoder, or a checkpoint that refimpl reads the text model of",
         "save only its language model (transformers: model.language_model.save_pretrained(DIR))",
     ),
     "adapter": (

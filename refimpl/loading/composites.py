@@ -1,0 +1,98 @@
+"""Checkpoints of a text model among others: its configuration, and which tensors are its own."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from refimpl.loading.config_keys import shown
+from refimpl.loading.files.refused_formats import refusal
+
+# `model_type` of checkpoints that compute from text alone what their text model computes, each as
+# compared with transformers; some of their text models have a type of their own. Their heads
+# neither scale nor cap logits, so text models that do (Cohere's, Granite's) are not among these.
+COMPOSITES = (
+    "gemma3", "mistral3", "llava", "llava_next", "idefics3", "smolvlm", "internvl", "qwen2_vl",
+    "qwen2_5_vl", "qwen3_vl",
+)  # fmt: skip
+TEXT_FAMILIES = ("gemma3_text", "llama", "mistral", "ministral3", "qwen2", "qwen3")
+TEXT_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+OTHERS = ("vision_config", "audio_config")
+# Sizes that published files omit: defaults of the configuration classes in transformers.
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+)  # fmt: skip
+DEFAULTS: dict[str, dict[str, int]] = {
+    family: dict(zip(_SIZES, sizes, strict=True))
+    for family, sizes in {
+        "gemma3_text": (262208, 2304, 9216, 26, 8),
+        "llama": (32000, 4096, 11008, 32, 32),
+        "mistral": (32000, 4096, 14336, 32, 32),
+    }.items()
+}
+OTHER_PARTS = (
+    "vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "image_newline",
+)  # fmt: skip
+# Where the text model's tensors and its head may be
+PLACES = (
+    ("model.language_model.", "lm_head"),
+    ("language_model.model.", "language_model.lm_head"),
+    ("model.text_model.", "lm_head"),
+    ("model.", "lm_head"),
+)
+TIED = "tie_word_embeddings"
+OUTER = (TIED, "quantization_config", "quantization", "compression_config")  # hold for the text
+SECTIONS = ("mrope_section", "mrope_interleaved")  # three positions per token: equal ones in a text
+
+
+def text_entries(entries: Mapping[str, Any], source: str) -> Mapping[str, Any] | None:
+    """The `config.json` of the text model of a composite checkpoint; None if it is not one.
+
+    A text has one position per token, so rotary positions in sections are the plain ones.
+    """
+    kind, inner = entries.get("model_type"), entries.get("text_config")
+    if not any(entries.get(key) for key in ("text_config", *OTHERS)):
+        return None
+    flat = inner is None and kind in ("qwen2_vl", "qwen2_5_vl")
+    if kind not in COMPOSITES or not (flat or isinstance(inner, dict)):
+        raise refusal("multimodal", f"{source} describes a multimodal model ({shown(kind)})")
+    ours = dict(inner or {})
+    if flat:
+        ours = {k: v for k, v in entries.items() if k not in OTHERS and not k.endswith("_token_id")}
+        ours["model_type"] = f"{kind}_text"
+    family = ours.get("model_type")
+    family = TEXT_TYPES.get(family, family) if isinstance(family, str) else family
+    if family not in TEXT_FAMILIES or ours.get("final_logit_softcapping"):
+        raise refusal("multimodal", f"{source} describes a multimodal model ({kind} of {family})")
+    text = {**DEFAULTS.get(family, {}), **ours, "model_type": family}
+    for key in ("rope_scaling", "rope_parameters"):
+        if isinstance(rope := text.get(key), dict) and SECTIONS[0] in rope:
+            text[key] = {k: v for k, v in rope.items() if k not in SECTIONS}
+            for name in ("type", "rope_type"):
+                if text[key].get(name) == "mrope":
+                    text[key][name] = "default"
+    outer = {key: entries[key] for key in OUTER if entries.get(key) is not None}
+    if kind in ("llava", "qwen2_vl", "qwen2_5_vl") and text.get(TIED) is True:
+        outer.pop(TIED, None)  # one of both is enough
+    return text | outer
+
+
+def place_of_text(tensors: Iterable[str], embed: str) -> tuple[str, str]:
+    """Prefix of the text model's tensors, and name of its head, by where its embedding is."""
+    names = set(tensors)
+    return next((x for x in PLACES if f"{x[0]}{embed}.weight" in names), PLACES[0])
+
+
+def of_others(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of tensors that belong to other parts of a checkpoint than its text model."""
+    return tuple(n for n in names if n.removeprefix("model.").split(".")[0] in OTHER_PARTS)
+
+
+def parts(names: Iterable[str]) -> list[str]:
+    """Parts of a checkpoint with their number of tensors.
+
+    Example:
+        >>> parts(["model.vision_tower.a.weight", "model.vision_tower.b.weight", "visual.c"])
+        ['vision_tower (2 tensors)', 'visual (1 tensor)']
+    """
+    count = Counter(name.removeprefix("model.").split(".")[0] for name in names)
+    return [f"{part} ({n} tensor{'' if n == 1 else 's'})" for part, n in count.items()]
