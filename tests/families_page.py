@@ -15,6 +15,7 @@ import onnxruntime
 from gates import CASES, GATES, expected_of, model_of, worst_point
 
 from refimpl import Model, forward
+from refimpl.loading.composites import COMPOSITES, TEXT_FAMILIES
 from refimpl.loading.families import FAMILIES
 from refimpl.loading.refused_families import REFUSED
 from refimpl.model.config import BlockKind, Config, Rope
@@ -24,6 +25,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "families.md"
 HOME = PAGE.parent.parent / "index.md"
 NAMES = re.compile(r"(?<=<!-- names -->\n).*?(?=<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(?<=<!-- families -->\n).*?(?=<!-- end -->)", re.DOTALL)
+KINDS = re.compile(r"(?<=<!-- composites -->\n).*?(?=<!-- end -->)", re.DOTALL)
+TEXTS = re.compile(r"(?<=<!-- texts -->).*?(?=<!-- end -->)", re.DOTALL)
 OUT = re.compile(r"(?<=<!-- refused -->\n).*?(?=<!-- end -->)", re.DOTALL)
 DTYPES = ("float64", "float32")
 HEAD = f"| family | mechanisms | {' | '.join(DTYPES)} | ONNX |\n|---|---|---|---|---|\n"
@@ -198,8 +201,18 @@ def refused() -> str:
     return "| family | what it has | next step |\n|---|---|---|\n" + "".join(rows)
 
 
+def listed(names: tuple[str, ...]) -> str:
+    """Names, as code."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def with_lists(page: str) -> str:
+    """A page with all lists and tables that take no time."""
+    page = KINDS.sub(lambda _: f"{listed(COMPOSITES)}\n", page)
+    return OUT.sub(lambda _: refused(), TEXTS.sub(lambda _: listed(TEXT_FAMILIES), page))
+
+
 if __name__ == "__main__":
-    page = PAGE.read_text("utf-8")
-    page = OUT.sub(lambda _: refused(), TABLE.sub(lambda _: table(), page))
+    page = TABLE.sub(lambda _: table(), with_lists(PAGE.read_text("utf-8")))
     PAGE.write_text(page, "utf-8")
     HOME.write_text(NAMES.sub(lambda _: names(), HOME.read_text("utf-8")), "utf-8")
