@@ -25,8 +25,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference" / "families.md"
 HOME = PAGE.parent.parent / "index.md"
 NAMES = re.compile(r"(?<=<!-- names -->\n).*?(?=<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(?<=<!-- families -->\n).*?(?=<!-- end -->)", re.DOTALL)
-KINDS = re.compile(r"(?<=<!-- composites -->\n).*?(?=<!-- end -->)", re.DOTALL)
-TEXTS = re.compile(r"(?<=<!-- texts -->).*?(?=<!-- end -->)", re.DOTALL)
+KINDS = re.compile(r"(?<=<!-- composites -->\n).+?(?=<!-- end -->)", re.DOTALL)
 OUT = re.compile(r"(?<=<!-- refused -->\n).*?(?=<!-- end -->)", re.DOTALL)
 DTYPES = ("float64", "float32")
 HEAD = f"| family | mechanisms | {' | '.join(DTYPES)} | ONNX |\n|---|---|---|---|---|\n"
@@ -201,15 +200,15 @@ def refused() -> str:
     return "| family | what it has | next step |\n|---|---|---|\n" + "".join(rows)
 
 
-def listed(names: tuple[str, ...]) -> str:
-    """Names, as code."""
-    return ", ".join(f"`{name}`" for name in names)
+def composites() -> str:
+    """The checkpoints with other parts, and the families of their text models."""
+    kinds, families = (", ".join(f"`{x}`" for x in names) for names in (COMPOSITES, TEXT_FAMILIES))
+    return f"| checkpoint | family of its text model |\n|---|---|\n| {kinds} | {families} |\n"
 
 
 def with_lists(page: str) -> str:
     """A page with all lists and tables that take no time."""
-    page = KINDS.sub(lambda _: f"{listed(COMPOSITES)}\n", page)
-    return OUT.sub(lambda _: refused(), TEXTS.sub(lambda _: listed(TEXT_FAMILIES), page))
+    return OUT.sub(lambda _: refused(), KINDS.sub(lambda _: composites(), page))
 
 
 if __name__ == "__main__":
