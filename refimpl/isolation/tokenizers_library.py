@@ -3,6 +3,7 @@
 import sys
 from array import array
 from importlib.machinery import PathFinder
+from itertools import chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Library:
         tokenizer = self._tokenizer
         encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast  # less memory
         (encoding,) = encode([text], add_special_tokens=special)
-        places = (place for pair in encoding.offsets for place in pair) if offsets else ()
-        is_text = bytes(sequence is not None for sequence in encoding.sequence_ids)
+        places = chain.from_iterable(encoding.offsets) if offsets else ()
+        is_text = bytes([sequence is not None for sequence in encoding.sequence_ids])
         return array("I", encoding.ids).tobytes(), is_text, array("I", places).tobytes()
 
     def token_to_id(self, token: str) -> int | None:
