@@ -65,6 +65,7 @@ def linked(app: Any, name: str, source: list[str]) -> None:
     page = "../" * name.count("/") + "readme.md"
     if name == "index":  # the site's menu, which is no part of the page elsewhere
         source[0] += (Path(app.srcdir) / "contents.md").read_text("utf-8").partition("\n")[2]
+    source[0] = re.sub(r"(<!-- source .*-->\n```)text", r"\1python", source[0])  # with colours
     source[0] = re.sub(r"\]\((\.\./)+README\.md", f"]({page}", source[0])
 
 
