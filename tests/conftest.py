@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "refimpl", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+for name, examples_of_a_property in (("refimpl", 80), ("thorough", 1000)):  # --hypothesis-profile
+    settings.register_profile(
+        name,
+        max_examples=examples_of_a_property,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 settings.load_profile("refimpl")
 os.environ.pop("COLUMNS", None)  # the width of a table
 # Children whose files may not grow, as on a full disk, would leave halves of compiled modules:

@@ -139,9 +139,15 @@ def test_counts_of_one_thread() -> None:
             assert sequences_together(config, 16, resources, keep=False) == together
 
 
-@pytest.mark.parametrize("options", [{}, {"memory": "20K"}, {"threads": 3, "memory": "40K"}])
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "name", "options"),
+    [
+        (case, name, options)
+        for i, name in enumerate(RUNS)
+        for j, options in enumerate(({}, {"memory": "20K"}, {"threads": 3, "memory": "40K"}))
+        for case in dict.fromkeys(("llama", CASES[(i + j) % len(CASES)]))
+    ],
+)
 @pytest.mark.usefixtures("fast")
 def test_the_estimate_counts_what_is_done(
     case: str, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

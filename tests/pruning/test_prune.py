@@ -8,6 +8,7 @@ import subprocess
 import time
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,15 @@ def drawn(model: Model, samples: int = 3, length: int = 12) -> Tokens:
     return random_tokens(model.config.vocab_size, samples, length)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("goal", ["count", "pattern"])
-@pytest.mark.parametrize("case", [*CASES, "llama_sharded"])
+EVERY = list(product(("count", "pattern"), METHODS))
+LAYOUTS = ("llama_sharded", "gpt2", "phi3", "gpt_neox", "mixtral")  # how files store linears
+
+
+@pytest.mark.parametrize(
+    ("case", "goal", "method"),
+    [(case, *each) for case in LAYOUTS for each in EVERY]
+    + [(case, *EVERY[i % len(EVERY)]) for i, case in enumerate(CASES) if case not in LAYOUTS],
+)
 def test_the_file_holds_the_target(case: str, goal: str, method: Method, tmp_path: Path) -> None:
     model = read_model(FIXTURES / case)
     config, out = model.config, tmp_path / "out"
