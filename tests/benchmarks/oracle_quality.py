@@ -29,7 +29,7 @@ from mistakes import ALL, AREAS, MISTAKES
 from oracle_mistakes import BOTH, OWN, RIGHT, WAYS, Line, logged, try_mistakes
 from oracle_shapes import shape_rows, try_shapes
 
-from refimpl.testing.cases import CORE
+from refimpl.oracle.case_folders import CORE
 
 ByRun = dict[tuple[str, str, str, str], Line]
 """What became of a mistake, by its name, the case, the way and the dtype."""

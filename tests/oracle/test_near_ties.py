@@ -286,3 +286,17 @@ def test_a_block_that_is_not_pruned_has_a_finite_tolerance(
     far = right | {"owl.corrected": np.full(4, 0.9)}
     first = check(case, far, ("owl.corrected",), dtype=dtype).first
     assert first is not None
+
+
+def test_products_of_an_input_that_carries_little_have_fewer_digits() -> None:
+    """The smallest row may be off by more of itself, the largest may not."""
+    case, step = case_of("llama"), "sparsegpt.blocks.0.mlp_hidden.products"
+    truth = case.expected[step]
+    tolerance = step_tolerances(case, "float32")[step]
+    size = np.linalg.norm(truth, axis=1)
+    assert 1.5 * size.min() < np.sqrt(np.mean(size**2))
+    for row, status in ((size.argmin(), "pass"), (size.argmax(), "divergent")):
+        products = truth.copy()
+        products[row] *= 1 + 1.5 * tolerance
+        (result,) = check(case, {step: products}, (step,), "float32").steps
+        assert result.status == status
