@@ -148,9 +148,14 @@ class Weight:
 
     def read_again(self, dtype: npt.DTypeLike) -> Array:
         """What `read` returned before; the mapped pages that hold it are freed."""
-        weight, layout = self._cast(dtype, slice(None)), self.layout
-        self.stored.release(*((layout.expert, layout.stack) if layout.stack else (0, 1)))
+        weight = self._cast(dtype, slice(None))
+        self.release()
         return weight + np.array(self.offset, dtype) if self.offset else weight
+
+    def release(self) -> None:
+        """Free the memory of the mapped pages that hold it."""
+        layout = self.layout
+        self.stored.release(*((layout.expert, layout.stack) if layout.stack else (0, 1)))
 
     @property
     def as_stored(self) -> Array:

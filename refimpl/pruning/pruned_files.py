@@ -64,9 +64,11 @@ class Written:
 
 
 def tensor_digest(tensor: StoredTensor) -> str:
-    """SHA-256 of the bytes of a stored tensor."""
+    """SHA-256 of the bytes of a stored tensor, whose mapped pages are then freed."""
     values = np.ascontiguousarray(tensor.array)
-    return sha256(values.reshape(-1).view(np.uint8).data).hexdigest()
+    digest = sha256(values.reshape(-1).view(np.uint8).data).hexdigest()
+    tensor.release(0, 1)
+    return digest
 
 
 class PrunedFiles:
@@ -204,10 +206,13 @@ class PrunedFiles:
         with copy.file.path.open("r+b") as file:
             file.seek(offset)
             file.write(whole.reshape(-1).view(np.uint8).data)
-        return Counts(
+        counts = Counts(
             weights=values.size,
             pruned=values.size - int(np.count_nonzero(keep)),
             zeros=int(np.count_nonzero(cut(copy.array, weight.layout) == 0)),
             kept_zeros=int(np.count_nonzero((values == 0) & keep)),
             method=linear.method,
         )
+        weight.release()
+        replace(weight, stored=copy).release()
+        return counts
