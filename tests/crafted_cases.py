@@ -19,7 +19,7 @@ from gates import model_of
 from refimpl import read_model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, make_case, read_case
-from refimpl.oracle.steps import Recipe
+from refimpl.oracle.recipe import Recipe
 from refimpl.tokens import Tokens
 
 REVEALING = FIXTURES / "revealing"

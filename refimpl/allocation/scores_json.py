@@ -60,6 +60,7 @@ HEAD = {
     "perturbation": "scores.plan.kind",
     "noise_scale": "scores.plan.noise_scale",
     "noise_shape": "scores.plan.noise_shape",
+    "noise_norm": "scores.plan.noise_norm",
     "norm": "scores.plan.norm",
     "sink": "scores.plan.sink",
     "draws": "scores.plan.draws",
@@ -74,7 +75,8 @@ HEAD = {
     **REQUEST,
 }
 NEWER = (  # fields that older files lack
-    *("subset", "budget_minutes", "probe_delta", "probe_pruner", "units", "probe_samples", "kappa"),
+    *("noise_norm", "subset", "budget_minutes", "probe_delta", "probe_pruner", "units"),
+    *("probe_samples", "kappa"),
 )
 SIGNAL_OPTIONS = ("owl_m", "dlp_statistic", "alpha_fit", "alpha_xmin")
 

@@ -15,7 +15,7 @@ from refimpl.method.perturbation import Perturbation
 from refimpl.running.settings import Settings
 
 RUNNING = "Running"  # heading in --help
-NOISE = ("noise_scale", "noise_shape", "norm", "sink")  # options of one perturbed state
+NOISE = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of one perturbed state
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,10 @@ PERTURBATION = OptionGroup(
         "noise_shape": FieldOption(
             "isotropic: the same noise in all channels. channel: in proportion to each channel's "
             "standard deviation."
+        ),
+        "noise_norm": FieldOption(
+            "exact: the noise itself has the length eta ||h||. expected: it is drawn so that its "
+            "expected square has, for isotropic noise N(0, eta^2 ||h||^2 / D)."
         ),
         "norm": FieldOption("Measure drift per token and average it, or once per sequence."),
         "sink": FieldOption(
@@ -272,7 +276,7 @@ def checked_plan(context: typer.Context, plan: Perturbation, wanted: Request) ->
     if plan.kind == "pruning":
         refuse(
             context,
-            ("eta", "noise_scale", "noise_shape"),
+            ("eta", "noise_scale", "noise_shape", "noise_norm"),
             "--perturbation pruning",
             "no options of noise: the pruning itself sets the size of the error",
         )

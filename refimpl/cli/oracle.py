@@ -1,6 +1,8 @@
 """`refimpl case` and `refimpl check`: cases, and whether another implementation agrees."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +17,7 @@ from refimpl.errors import printable
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.file_reading import require_file
 from refimpl.oracle.case_folders import case_folder, cases_below, core_case, core_cases
-from refimpl.oracle.steps import Recipe
+from refimpl.oracle.recipe import Recipe
 from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
 
@@ -35,6 +37,19 @@ RECIPE = OptionGroup(
             default=None,
             read=lambda blocks: tuple(blocks or Recipe().shown),
         ),
+        "only": FieldOption(
+            "Compute these steps of the forward and the experiments alone: a shell pattern such as "
+            "'blocks.*'; may be repeated. Default: every step of the method.",
+            "PATTERN",
+            type=list[str] | None,
+            default=None,
+            read=lambda patterns: tuple(patterns or ()),
+        ),
+        "sample_tokens": FieldOption(
+            "With --only: keep K tokens of each sequence, evenly spread, of the trace points. "
+            "Default: all.",
+            "K",
+        ),
     },
 )
 
@@ -44,6 +59,8 @@ CasePath = Annotated[
         "CASE", "A case's folder, with case.json, or the name of a core case: llama.", core_case
     ),
 ]
+
+TRANSFORMERS = Path("transformers")  # in place of a file of names
 
 app = typer.Typer(help="Cases for `refimpl check`: list, show and make them.")
 
@@ -121,7 +138,8 @@ def check_command(
         opt.argument(
             "ACTUAL",
             "What the candidate computed: a safetensors file with a tensor per step. Or the "
-            "candidate's ONNX graph, which refimpl runs (needs refimpl[onnx]).",
+            "candidate's ONNX graph, which refimpl runs (needs refimpl[onnx]). Or the folder that "
+            "transformers' model_addition_debugger_context wrote, with use_repr=False.",
         ),
     ],
     *,
@@ -134,9 +152,20 @@ def check_command(
             "PATTERN",
         ),
     ] = None,
+    names: Annotated[
+        Path | None,
+        opt.option(
+            "The tensors are outputs of modules, by the modules' names: transformers (those of its "
+            "modules), or a JSON file with the module of each step. Checks the steps they hold.",
+            "FILE",
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None,
-        opt.option("Precision of the candidate. Default: the coarsest of its tensors."),
+        opt.option(
+            "Precision of the candidate. Default: what its file states, or the coarsest of its "
+            "tensors."
+        ),
     ] = None,
     stepwise: Annotated[
         bool,
@@ -173,12 +202,16 @@ def check_command(
     if (summary := os.environ.get("GITHUB_STEP_SUMMARY")) and os.path.exists(summary):
         require_file(Path(summary))  # a pipe that nobody reads blocks
     from refimpl.oracle.case import read_case  # not for --help
-    from refimpl.oracle.check import EXIT, check, read_candidate
+    from refimpl.oracle.check import EXIT, check, read_candidate, stated_settings
+    from refimpl.oracle.module_outputs import DumpFolder, module_steps, read_names
     from refimpl.show.oracle import report_document, report_table, report_xml
 
     opened = read_case(case, download=download)
+    stated: Mapping[str, str] = {}
+    modules: tuple[str, ...] = ()  # steps that outputs of modules hold
     if actual.suffix == ".onnx":
-        opt.refuse(context, ("stepwise",), "a graph", "a file of tensors: a graph is chained")
+        fixed = "a file of tensors: a graph is chained, and has our names"
+        opt.refuse(context, ("stepwise", "names"), "a graph", fixed)
         from refimpl.onnx.case_steps import graph_steps
 
         plan = opened.recipe.perturbation
@@ -186,14 +219,20 @@ def check_command(
             actual, opened.model.config, opened.inputs, plan, device, time_limit
         )
     else:
-        opt.refuse(
-            context,
-            ("device", "time_limit"),
-            "a file of tensors",
-            "a graph, FILE.onnx, which is run",
-        )
-        arrays, computed = read_candidate(actual), None
-    report = check(opened, arrays, tuple(only or ("*",)), dtype or computed, stepwise)
+        fixed = "a graph, FILE.onnx, which is run"
+        opt.refuse(context, ("device", "time_limit"), "a file of tensors", fixed)
+        arrays, computed = {}, None
+        if not actual.is_dir():
+            arrays, stated = read_candidate(actual), stated_settings(actual)
+            computed = stated.get("dtype")
+        if names is not None or actual.is_dir():
+            outputs = DumpFolder(actual) if actual.is_dir() else arrays
+            wanted = None if names in (None, TRANSFORMERS) else read_names(names, opened)
+            arrays = module_steps(opened, outputs, wanted)
+            modules = tuple(arrays if wanted is None else wanted)
+    report = check(opened, arrays, tuple(only or modules or ("*",)), dtype or computed, stepwise)
+    missed = tuple(x for x in opened.expected if x not in modules) if modules else ()
+    report = replace(report, stated=stated, uncovered=missed)
     text = report_table(report, str(actual))
     if junit_xml is not None:
         write_text(junit_xml, report_xml(report))

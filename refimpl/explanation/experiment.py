@@ -65,6 +65,7 @@ def _perturbation(plan: Perturbation) -> Step:
             _perturbed,
         )
     size = "||e_t|| = eta ||h_t||" if plan.noise_scale == "token" else "||e|| = eta ||h_l||"
+    size = size if plan.noise_norm == "exact" else f"{size} in expectation"
     shape = "" if plan.noise_shape == "isotropic" else "      channel d times its deviation"
     return Step(
         "push",

@@ -14,6 +14,7 @@ from refimpl.pruners.decision import Method
 Kind = Literal["gaussian", "pruning"]
 NoiseScale = Literal["token", "sequence"]
 NoiseShape = Literal["isotropic", "channel"]
+NoiseNorm = Literal["exact", "expected"]
 Norm = Literal["token", "sequence"]
 Sink = Literal["include", "exclude"]
 Units = Literal["blocks", "linears"]
@@ -43,6 +44,7 @@ class Perturbation:
         units: What the probes prune alone: blocks, or each linear.
         probe_samples: With "pruning", perturb only so many samples, the first ones; statistics of
             the dense model are of all samples. All if None.
+        noise_norm: Whether the noise itself has the length ``eta ||h||``, or only its expectation.
 
     Raises:
         RefimplError: A value outside its range.
@@ -60,6 +62,7 @@ class Perturbation:
     probe_delta: float | None = None
     probe_pruner: Method = "wanda"
     units: Units = "blocks"
+    noise_norm: NoiseNorm = "exact"
     probe_samples: int | None = None
 
     def perturbed_samples(self, samples: int) -> int:
@@ -80,7 +83,7 @@ class Perturbation:
 
     def __post_init__(self) -> None:
         choices: dict[str, Any] = {"kind": Kind, "probe_pruner": Method, "units": Units}
-        choices |= {"noise_scale": NoiseScale, "noise_shape": NoiseShape}
+        choices |= {"noise_scale": NoiseScale, "noise_shape": NoiseShape, "noise_norm": NoiseNorm}
         for name, allowed in (choices | {"norm": Norm, "sink": Sink}).items():
             one_of(getattr(self, name), name.replace("_", "-"), get_args(allowed))
         etas = ", ".join(map(str, self.eta)) or "(none)"
@@ -204,8 +207,12 @@ def perturbed(
     kept: npt.NDArray[np.bool_],
     scale: NoiseScale = "token",
     shape: NoiseShape = "isotropic",
+    norm: NoiseNorm = "exact",
 ) -> Array:
     """Perturb a state: ``h' = h + e``, ``||e_t|| = eta ||h_t||`` (or Frobenius, over kept tokens).
+
+    Where only the expectation has that length, ``E ||e_t||^2 = (eta ||h_t||)^2``; isotropic noise
+    is then ``e_t ~ N(0, eta^2 ||h_t||^2 / D)``.
 
     Args:
         h: Residual stream after the block, [S, D].
@@ -215,6 +222,7 @@ def perturbed(
         scale: "token" or "sequence".
         shape: "isotropic", or "channel": each channel first multiplied by its standard deviation
             over the kept tokens.
+        norm: "exact", or "expected".
 
     Returns:
         The perturbed state, [..., S, D], in the dtype of `h`; noise is scaled in float64.
@@ -229,13 +237,18 @@ def perturbed(
     """
     exact = h.astype(np.float64)
     if shape == "channel":
-        noise = noise * np.std(np.compress(kept, exact, axis=-2), axis=0)
+        deviation = np.std(np.compress(kept, exact, axis=-2), axis=0)
+        noise = noise * deviation
+    measured = noise
+    if norm == "expected":  # the deviation of each number in place of the number
+        ones = np.ones_like(exact, np.float64)
+        measured = ones * deviation if shape == "channel" else ones
     if scale == "token":
-        size, length = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (exact, noise))
+        size, length = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (exact, measured))
     else:
         size, length = (
             np.linalg.norm(np.compress(kept, x, axis=-2), axis=(-2, -1), keepdims=True)
-            for x in (exact, noise)
+            for x in (exact, measured)
         )
     e = np.where(np.expand_dims(kept, -1), eta * ratio(size, length, 0.0) * noise, 0.0)
     return h + e.astype(h.dtype)

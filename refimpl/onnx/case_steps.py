@@ -42,6 +42,12 @@ def _measured(
     plan: Perturbation,
 ) -> dict[str, Array]:
     """Drift, alignment and coefficients of the experiment, means over the sequences."""
+    if "noise" not in inputs:
+        raise RefimplError(
+            f"{graph.path} perturbs states, and the case holds no noise",
+            "a case of the experiment",
+            "make a case with --only 'perturbed.*', or of every step",
+        )
     different = [n for n in PERTURBATION_OPTIONS if getattr(experiment, n) != getattr(plan, n)]
     if different:
         raise RefimplError(

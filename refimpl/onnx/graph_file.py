@@ -127,7 +127,8 @@ def _plan(
     facts: Mapping[str, str], inputs: Mapping[str, Any], outputs: Mapping[str, int]
 ) -> Perturbation | None:
     """How an experiment's graph perturbs and measures by its metadata; None for another graph."""
-    options: dict[str, Any] = {n: facts[n] for n in PERTURBATION_OPTIONS if n in facts}
+    options: dict[str, Any] = {"noise_norm": "exact"}  # of older graphs
+    options |= {n: facts[n] for n in PERTURBATION_OPTIONS if n in facts}
     takes, gives = {TOKENS, AT, ETA, NOISE} <= inputs.keys(), {*MEASURED} <= outputs.keys()
     if not takes or not gives or len(options) < len(PERTURBATION_OPTIONS):
         return None

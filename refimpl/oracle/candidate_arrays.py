@@ -22,7 +22,7 @@ CANDIDATE_DTYPES = {  # safetensors' names
 
 def arrays_of(actual: Mapping[str, Any]) -> dict[str, Array]:
     """Arrays, or torch tensors from any device, as arrays by name; torch is not imported."""
-    return {name: _array(value) for name, value in actual.items()}
+    return {name: array_of(value) for name, value in actual.items()}
 
 
 def stored_arrays(path: Path) -> dict[str, Array]:
@@ -42,8 +42,8 @@ def stored_arrays(path: Path) -> dict[str, Array]:
     }
 
 
-def _array(value: Any) -> Array:
-    """One of them."""
+def array_of(value: Any) -> Array:
+    """An array, or a torch tensor from any device, as an array; torch is not imported."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
     value = value.detach().cpu()

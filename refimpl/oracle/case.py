@@ -1,10 +1,11 @@
 """A case: a folder with a model, its inputs, and the expected value of every step."""
 
 import errno
+import fnmatch
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from refimpl.method.perturbation import noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.candidate_arrays import stored_arrays
-from refimpl.oracle.case_facts import FACTS, NEXT, case_facts
+from refimpl.oracle.case_folders import FACTS, NEXT, case_facts
 from refimpl.oracle.judging.measures import measure_of
 from refimpl.oracle.margins import steps_and_margins
 from refimpl.oracle.peer import peer_steps
-from refimpl.oracle.steps import Recipe
+from refimpl.oracle.recipe import Recipe
+from refimpl.oracle.steps import steps
 from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
@@ -40,7 +42,8 @@ class Case:
     Args:
         name: The folder's name.
         inputs: `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, before it is scaled;
-            `noise.1` and so on are further draws, for the coarse experiment.
+            `noise.1` and so on are further draws, for the coarse experiment. A case of some steps
+            has the noise that these read.
         expected: Every step in float64, in the order of execution.
         peer: The peers' numbers where they differ on purpose; the steps' names behind `peer.`.
         margins: How near each discrete choice is to turning, from `steps_and_margins`.
@@ -89,21 +92,36 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
             f"blocks from 0 to {config.num_blocks - 1}",
             "choose other blocks",
         )
-    shape = (ids.shape[1], config.hidden_size)
-    draws = [
-        np.array([[noise(recipe.seed, n, block, draw, shape) for n in range(len(ids))]
-                  for block in range(config.num_blocks)])
-        for draw in range(recipe.draws)
-    ]  # fmt: skip
-    inputs = {"token_ids": ids, "noise": draws[0]}
-    inputs |= {f"noise.{draw}": x for draw, x in enumerate(draws) if draw}
-    every, margins = steps_and_margins(model, ids, recipe)
-    expected = {  # each Hessian is large, and that of `sparsegpt` is a step
-        name: x
-        for name, x in every.items()
-        if not (name.startswith("sparsegpt_pattern.") and name.endswith(".products"))
-    }
-    peer = peer_steps(model, recipe, expected, len(ids))
+    if recipe.sample_tokens < 0 or (recipe.sample_tokens and not recipe.only):
+        raise RefimplError(
+            f"--sample-tokens {recipe.sample_tokens} without --only",
+            "1 or more tokens, of steps that do not read all of them",
+            "add --only 'blocks.*'",
+        )
+    if recipe.only:
+        expected, margins, peer = steps(model, ids, recipe), dict[str, Array](), dict[str, Array]()
+        if unknown := [p for p in recipe.only if not fnmatch.filter(expected, p)]:
+            raise RefimplError(
+                f"--only {unknown[0]}: no step of the forward or the experiments matches",
+                f"names such as {', '.join([*expected][:3]) or 'blocks.0.q'}, or a pattern of some",
+                "choose other steps, or omit --only for the whole method",
+            )
+    else:
+        every, margins = steps_and_margins(model, ids, recipe)
+        expected = {  # each Hessian is large, and that of `sparsegpt` is a step
+            name: x
+            for name, x in every.items()
+            if not (name.startswith("sparsegpt_pattern.") and name.endswith(".products"))
+        }
+        peer = peer_steps(model, recipe, expected, len(ids))
+    shape, inputs = (ids.shape[1], config.hidden_size), {"token_ids": ids}
+    for draw, name in enumerate(_noises(recipe, expected)):
+        inputs[name] = np.array(
+            [
+                [noise(recipe.seed, n, block, draw, shape) for n in range(len(ids))]
+                for block in range(config.num_blocks)
+            ]
+        )
     facts = {
         "schema": SCHEMA,
         "spec": SPEC,
@@ -170,8 +188,7 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
         for step in facts["steps"]
         if step["name"] not in arrays or not _described(arrays[step["name"]], step)
     ]
-    draws = {f"noise.{draw}" for draw in range(1, facts["recipe"]["draws"])}
-    if wrong or inputs.keys() != {"token_ids", "noise", *draws}:
+    if wrong or inputs.keys() != {"token_ids", *_noises(Recipe(**recipe), arrays)}:
         raise RefimplError(
             f"{folder} is not a whole case (steps {wrong[:3]}, inputs {sorted(inputs)})",
             f"the steps of {FACTS} in {EXPECTED}, token_ids and noise of every draw in {INPUTS}",
@@ -192,6 +209,13 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
             f"restore them, or {NEXT}",
         )
     return case
+
+
+def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:
+    """Names of the draws that the experiments among some steps read."""
+    first = {step.split(".")[0] for step in steps}
+    draws = max("perturbed" in first, recipe.draws * ("coarse" in first))
+    return [f"noise.{draw}" if draw else "noise" for draw in range(draws)]
 
 
 def _described(array: Array, step: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """A candidate checked against a case, step by step."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 from refimpl.oracle.candidate_arrays import arrays_of, stored_arrays
 from refimpl.oracle.case import Case
@@ -34,6 +35,8 @@ class Report:
         steps: Every step that was asked for, in the order of execution.
         unknown: Names of the candidate that are no step.
         stepwise: Whether the candidate was fed the case's own values at each step.
+        stated: What the candidate says of its device, versions and settings.
+        uncovered: Steps of the case that outputs of modules do not hold.
     """
 
     case: Case
@@ -41,6 +44,8 @@ class Report:
     steps: tuple[StepResult, ...]
     unknown: tuple[str, ...]
     stepwise: bool = False
+    stated: Mapping[str, str] = field(default_factory=dict)
+    uncovered: tuple[str, ...] = ()
 
     @property
     def first(self) -> StepResult | None:
@@ -107,7 +112,17 @@ def check(
             f"names such as {', '.join(list(case.expected)[:3])}, or patterns such as 'blocks.*'",
             "choose from the steps in the case's case.json",
         )
-    actual = arrays_of(actual)
+    if stepwise and case.recipe.only:
+        raise RefimplError(
+            f"--stepwise: {case.name} holds some of the steps",
+            "a case of every step, whose values a step-wise candidate reads",
+            "omit --stepwise, or make a case without --only",
+        )
+    tokens = case.inputs["token_ids"].shape[-1]
+    actual = {
+        name: case.recipe.sampled(x, tokens) if name in case.expected else x
+        for name, x in arrays_of(actual).items()
+    }
     dtype = dtype_of(actual) if dtype is None else dtype
     reference = reference_run(case, dtype, stepwise)
     tolerances = step_tolerances(case, dtype, stepwise)
@@ -175,3 +190,8 @@ def read_candidate(path: str | Path) -> dict[str, Array]:
         RefimplError: No safetensors file, or a dtype that is not compared.
     """
     return stored_arrays(Path(path))
+
+
+def stated_settings(path: str | Path) -> Mapping[str, str]:
+    """What a candidate's safetensors file states in its metadata, such as device and versions."""
+    return SafetensorsFile(Path(path)).metadata

@@ -11,7 +11,8 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.judging.pruner_scores import Keep, dense_scores, sparsegpt_scores, unpacked
-from refimpl.oracle.steps import Recipe, steps
+from refimpl.oracle.recipe import Recipe
+from refimpl.oracle.steps import steps
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH

@@ -12,7 +12,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.judging.measures import error_of, measure_of
-from refimpl.oracle.steps import Recipe
+from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.decision import Method, Pruner, decision
 
 SHIPPED = ("owl", "alphapruning", "dlp", "uniform")  # bases with code of the peers

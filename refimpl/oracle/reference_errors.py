@@ -90,10 +90,10 @@ def _difference_error(
     sum over all blocks, as each is fed its state; d is the experiment's smallest drift.
     """
     states = [x for name, x in errors.items() if name.endswith(".resid_post")]
-    rho = sum(states) if stepwise else max(states)
+    rho = sum(states) if stepwise else max(states, default=0.0)
     drifts = [x.min() for name, x in case.expected.items() if is_drift(name, experiment)]
-    least = min(x for x in drifts if not np.isnan(x)) if drifts else 0.0
-    n = case.expected["blocks.0.resid_post"].size
+    least = min((x for x in drifts if not np.isnan(x)), default=0.0)
+    n = case.inputs["token_ids"].size * case.model.config.hidden_size
     return (2 / n) ** 0.5 * rho / float(least) if least else 0.0
 
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
-from refimpl.oracle.steps import Recipe, steps
+from refimpl.oracle.recipe import Recipe
+from refimpl.oracle.steps import steps
 
 UNFILLED = (np.empty_like,)  # there is nothing to round in it
 

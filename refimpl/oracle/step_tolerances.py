@@ -13,8 +13,8 @@ from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.tolerance import EPS, FLOOR_16, SPARSEGPT_FACTOR, tolerance_of
+from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.reference_errors import reference_run
-from refimpl.oracle.steps import signal_of
 from refimpl.oracle.stepwise import StepInputs
 
 Moved = Callable[[StepInputs, str, Mapping[str, float]], float]
@@ -39,7 +39,7 @@ def step_tolerances(case: Case, dtype: str, stepwise: bool = False) -> Mapping[s
         moving = [(f"{base}.base", _base_moved, base) for base in case.recipe.bases]
         moving += [(f"{base}.corrected", _correction_moved, base) for base in case.recipe.bases]
         moving += [(f"{x}.corrected", _error_moved, x) for x in ("arrival", "divergence")]
-        for step, moved, name in moving:
+        for step, moved, name in (x for x in moving if x[0] in tolerances):
             floor = tolerance_of(step, case.expected[step], 0.0, dtype)
             widened = moved(inputs, name, tolerances) + floor
             tolerances[step] = max(tolerances[step], widened)

@@ -5,23 +5,28 @@ computed by the functions that the commands call.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.allocate import allocate
-from refimpl.allocation.request import Correction, Request
-from refimpl.allocation.scores import Scores, Signals
+from refimpl.allocation.request import Correction
+from refimpl.allocation.scores import Scores
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets
 from refimpl.errors import RefimplError
 from refimpl.evaluation.batch import batches
 from refimpl.evaluation.likelihood import Batches
-from refimpl.method.perturbation import NoiseScale, NoiseShape, Norm, Perturbation, Sink
-from refimpl.model.forward import forward
+from refimpl.method.perturbation import (
+    Perturbation,
+)
+from refimpl.model.floating_point import loud
+from refimpl.model.forward import INSIDE, block, embed, forward, head, places
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
+from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_keep, wanda_score
@@ -33,103 +38,6 @@ from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
 from refimpl.scoring.measurements import Squares
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
-
-BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "owl": ("owl", {}),
-    "alphapruning": ("alphapruning", {}),
-    "dlp": ("dlp", {}),
-    "uniform": ("uniform", {}),
-    "atp": ("atp", {}),
-    "dlp_median": ("dlp", {"statistic": "median"}),
-    "alphapruning_mid": ("alphapruning", {"fit": "mid"}),
-    "alphapruning_linear": ("alphapruning", {"unit": "linear"}),
-}
-"""Bases by the name of their steps: the base of `refimpl allocate`, and its options."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The computation of a case, all of it on the same token ids.
-
-    Args:
-        eta: Relative magnitude of the noise.
-        coarse_eta: That of a second experiment, which 16 bits resolve.
-        draws: Draws of the second experiment.
-        noise_scale: "token" or "sequence".
-        noise_shape: "isotropic" or "channel".
-        norm: "token" or "sequence".
-        sink: "include" or "exclude".
-        seed: Seed of the noise.
-        sparsity: Target over all weights.
-        bases: Base allocations, from `BASES`; pruners use the first.
-        beta: Step per block of the base `atp`.
-        strength: Strength of the correction by absorption.
-        max_correction: Largest correction of a block's sparsity.
-        pattern: n:m, n zeros in each m consecutive inputs; empty for none.
-        damping: Damping of SparseGPT's Hessian.
-        shown: Blocks whose scores and weights are among the steps.
-    """
-
-    eta: float = 0.01
-    coarse_eta: float = 0.3
-    draws: int = 2
-    noise_scale: NoiseScale = "token"
-    noise_shape: NoiseShape = "isotropic"
-    norm: Norm = "token"
-    sink: Sink = "include"
-    seed: int = 0
-    sparsity: float = 0.5
-    bases: tuple[str, ...] = tuple(BASES)
-    beta: float = 0.01
-    strength: float = 0.1
-    max_correction: float = 0.05
-    pattern: str = "2:4"
-    damping: float = 0.01
-    shown: tuple[int, ...] = (0,)
-
-    def __post_init__(self) -> None:
-        """Refuse what no perturbation accepts."""
-        _ = self.coarse_perturbation
-
-    @property
-    def perturbation(self) -> Perturbation:
-        """The perturbation of the recipe."""
-        return Perturbation(
-            "gaussian", (self.eta,), self.noise_scale, self.noise_shape, self.norm, self.sink,
-            seed=self.seed,
-        )  # fmt: skip
-
-    @property
-    def coarse_perturbation(self) -> Perturbation:
-        """The same at an eta that 16 bits resolve, and with several draws."""
-        return replace(self.perturbation, eta=(self.coarse_eta,), draws=self.draws)
-
-    def request(self, base: str, correct: Correction = "absorption") -> Request:
-        """The request for a base allocation and its correction."""
-        name, options = BASES[base]
-        return Request(
-            name,
-            {**options, "beta": self.beta} if name == "atp" else options,
-            sparsity=self.sparsity,
-            correct=correct,
-            strength=self.strength,
-            max_correction=self.max_correction,
-        )
-
-    def signals(self, arrays: Mapping[str, Array], base: str) -> Signals:
-        """The signals of a base among some steps, with the options that they were computed with."""
-        options = {name: self.request(name).options for name in ("owl", "dlp", "alphapruning")}
-        options[BASES[base][0]] = self.request(base).options
-        m, statistic = float(options["owl"]["m"]), str(options["dlp"]["statistic"])
-        fit, xmin = (str(options["alphapruning"][name]) for name in ("fit", "xmin"))
-        dlp = arrays["dlp_median.signal" if statistic == "median" else "dlp.signal"]
-        alpha = arrays.get("alphapruning_mid.signal" if fit == "mid" else "alphapruning.signal")
-        return Signals(m, arrays["owl.signal"], statistic, dlp, fit, xmin, alpha)
-
-
-def signal_of(base: str) -> str:
-    """The step that a base is made from; none has this name for bases without a signal."""
-    return ("alphapruning" if base == "alphapruning_linear" else base) + ".signal"
 
 
 def steps(
@@ -183,6 +91,8 @@ def steps(
         >>> list(arrays)[:2], arrays["perturbed.1.drift"].shape, len(arrays)
         (['embed', 'blocks.0.resid_pre'], (3,), 370)
     """
+    if recipe.only:
+        return _partial(model, ids, recipe, dtype)
     arrays = dict(forward(model, ids, trace=True, dtype=dtype).trace)
     tokens = Tokens(ids, "of the case", "ids")
     spectra = {"alphapruning", "alphapruning_linear"} & set(recipe.bases)
@@ -237,6 +147,38 @@ def steps(
                 arrays |= _pruned(name, model, block, len(ids), recipe)
             perplexities[f"{name}.perplexity"] = _perplexity(pruned)
     return arrays | perplexities
+
+
+def _partial(
+    model: Model, ids: npt.NDArray[np.int64], recipe: Recipe, dtype: npt.DTypeLike
+) -> dict[str, Array]:
+    """The steps that the recipe asks for, of the forward and the experiments, block by block.
+
+    With an experiment also every state after a block, from whose errors its tolerance is made.
+    """
+    config, arrays, positions = model.config, dict[str, Array](), np.arange(ids.shape[1])
+    prefixes = [x for x in ("", "coarse.") if recipe.perturbs(x, config.num_blocks)]
+
+    def record(prefix: str, name: str, value: Array) -> Array:
+        state = prefixes and name == "resid_post"
+        if name not in INSIDE and "." not in name and (state or recipe.asks(prefix + name)):
+            arrays[prefix + name] = np.array(recipe.sampled(value, len(positions)), subok=True)
+        return value
+
+    model.check_finite(dtype)
+    place_of = places(positions, config, dtype)
+    with loud(dtype):
+        x = record("", "embed", embed(ids, positions, model.embedding(), config, dtype))
+        for i, kind in enumerate(config.blocks):
+            place = replace(place_of[kind], observe=partial(record, f"blocks.{i}."))
+            x = block(x, model.block(i, dtype), place, config)
+        if recipe.asks("final_norm", "logits"):
+            head(x, model.head(dtype), config, partial(record, ""))
+    for prefix in prefixes:
+        plan = recipe.coarse_perturbation if prefix else recipe.perturbation
+        tokens, request = Tokens(ids, "of the case", "ids"), recipe.request("uniform")
+        arrays |= _experiment(prefix, score(model, tokens, plan, request, dtype=dtype))
+    return arrays
 
 
 def _experiment(prefix: str, scores: Scores) -> dict[str, Array]:

@@ -226,10 +226,9 @@ def _experiment(inputs: StepInputs, name: str, eta: float, draws: int) -> NamedA
     for i, n in product(range(blocks), range(len(inputs.ids))):
         h = clean[i][n]
         kept = experiment.kept_tokens(h, recipe.sink)
+        choices = recipe.noise_scale, recipe.noise_shape, recipe.noise_norm
         for draw in range(draws):
-            start = experiment.perturbed(
-                h, inputs.noise(i, draw)[n], eta, kept, recipe.noise_scale, recipe.noise_shape
-            )
+            start = experiment.perturbed(h, inputs.noise(i, draw)[n], eta, kept, *choices)
             ratios.append(list(_deviations(inputs, i, [x[n] for x in clean[i:]], start, weights)))
     yield from _measured(name, ratios, blocks, len(inputs.ids), draws)
 

@@ -86,7 +86,8 @@ def with_noise(clean: Array, a: Address, plan: Perturbation) -> Array:
     (h,) = clean
     e = noise(plan.seed, a.sequence, a.block, a.draw, h.shape)
     kept, eta = kept_tokens(h, plan.sink), plan.eta[a.eta]
-    return perturbed(h, e, eta, kept, plan.noise_scale, plan.noise_shape)[None]
+    choices = plan.noise_scale, plan.noise_shape, plan.noise_norm
+    return perturbed(h, e, eta, kept, *choices)[None]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The table of an export: what was written of a model as a graph."""
 
 from refimpl.onnx.export import Exported
+from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS
 from refimpl.running.memory import MIB
 from refimpl.show.header import counted, wrapped
 
@@ -48,7 +49,7 @@ def _computes(exported: Exported) -> list[str]:
     """The inputs and outputs of the graph."""
     if exported.outputs != "experiment":
         return [f"token_ids to {exported.outputs}"]
-    options = ("noise_scale", "noise_shape", "norm", "sink")
+    options = [name for name in PERTURBATION_OPTIONS if exported.metadata[name] != "exact"]
     return [
         "token_ids and noise to drift, alignment and absorption coefficients",
         *(f"{name.replace('_', ' ')} {exported.metadata[name]}" for name in options),

@@ -139,6 +139,7 @@ def _perturbed(scores: Scores) -> list[str]:
             "eta " + ", ".join(f"{eta:g}" for eta in plan.eta),
             f"noise scale {plan.noise_scale}",
             f"noise shape {plan.noise_shape}",
+            *([] if plan.noise_norm == "exact" else [f"noise norm {plan.noise_norm}"]),
             counted(plan.draws, "draw"),
             f"seed {plan.seed}",
         ]

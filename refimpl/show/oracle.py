@@ -26,6 +26,10 @@ def report_table(report: Report, candidate: str) -> str:
         "candidate": [candidate, report.dtype, _way(report)],
         "judged by": ["the float64 truth", "and what the dtype costs refimpl itself"],
     }
+    if report.stated:
+        facts["states"] = [f"{name} {value}" for name, value in report.stated.items()]
+    if report.uncovered:
+        facts["not covered"] = _kinds(report.uncovered)
     stages: dict[str, list[StepResult]] = {}
     for step in report.steps:
         stages.setdefault(stage_of(step.step), []).append(step)
@@ -117,6 +121,7 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
         "spec": SPEC,
         "candidate": candidate,
         "dtype": report.dtype,
+        "stated": dict(report.stated),
         "way": _way(report),
         "verdict": report.verdict,
         "first": None
@@ -124,6 +129,7 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
         else {**_step(first), "usual_causes": list(first.causes(report.dtype))},
         "steps": [_step(step) for step in report.steps],
         "unknown": list(report.unknown),
+        "not_covered": list(report.uncovered),
     }
 
 
@@ -212,6 +218,17 @@ def _unjudged(report: Report) -> Iterator[str]:
         yield "a step-wise check judges what follows a near tie (--stepwise)"
     else:
         yield "--only PATTERN checks a part of the steps"
+
+
+def _kinds(steps: Sequence[str]) -> list[str]:
+    """Steps by kind: trace points of all blocks as one, later stages by their names."""
+    kinds = (
+        ".".join("*" if part.isdigit() else part for part in step.split("."))
+        if stage_of(step) == "forward"
+        else stage_of(step)
+        for step in steps
+    )
+    return list(dict.fromkeys(kinds))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.candidate_arrays import arrays_of
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.check import Report, check, read_candidate
-from refimpl.oracle.steps import Recipe
+from refimpl.oracle.recipe import Recipe
 from refimpl.show.oracle import report_table
 from refimpl.testing.cases import SelectedCase
 

@@ -25,8 +25,8 @@ import refimpl.oracle.step_tolerances as limiting
 from refimpl import RefimplError, read_model
 from refimpl.oracle.case import Case, make_case
 from refimpl.oracle.check import check
+from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.reference_errors import reference_run
-from refimpl.oracle.steps import Recipe
 from refimpl.tokens import Tokens
 
 LARGEST = "largest error / tolerance"

@@ -64,6 +64,7 @@ def rows(text: str) -> str:
         ("--eta 0.5", "eta", 0.5),
         ("--noise-scale sequence", "noise_scale", "sequence"),
         ("--noise-shape channel", "noise_shape", "channel"),
+        ("--noise-norm expected", "noise_norm", "expected"),
         ("--norm sequence", "norm", "sequence"),
         ("--sink exclude", "sink", "exclude"),
         ("--draws 3", "draws", 3),

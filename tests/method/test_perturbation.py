@@ -14,6 +14,7 @@ from scipy.stats import kstest
 from refimpl.method.perturbation import (
     SINK_FACTOR,
     Deviation,
+    NoiseNorm,
     NoiseScale,
     NoiseShape,
     Norm,
@@ -34,6 +35,7 @@ EPS = float(np.finfo(np.float64).eps)
 
 scales = st.sampled_from(["token", "sequence"])
 noise_shapes = st.sampled_from(["isotropic", "channel"])
+noise_norms = st.sampled_from(["exact", "expected"])
 
 
 def length(x: npt.ArrayLike) -> float:
@@ -114,9 +116,9 @@ def test_noise_is_standard_normal_and_independent() -> None:
 # Perturbed states
 
 
-@given(noisy(), st.floats(1e-4, 10), scales, noise_shapes)
+@given(noisy(), st.floats(1e-4, 10), scales, noise_shapes, noise_norms)
 def test_perturbed_is_its_formula(
-    case: States, eta: float, scale: NoiseScale, shape: NoiseShape
+    case: States, eta: float, scale: NoiseScale, shape: NoiseShape, norm: NoiseNorm
 ) -> None:
     h, z, kept = case
     tokens, channels = np.flatnonzero(kept).tolist(), range(h.shape[1])
@@ -130,14 +132,27 @@ def test_perturbed_is_its_formula(
     e = np.zeros_like(h)
     for t in tokens:
         group = [t] if scale == "token" else tokens
-        size = length([[z[u, d] * spread[d] for d in channels] for u in group])
+        drawn = z if norm == "exact" else np.ones_like(z)  # or the deviation of each number
+        size = length([[drawn[u, d] * spread[d] for d in channels] for u in group])
         for d in channels:
             e[t, d] = eta * length(h[group]) * z[t, d] * spread[d] / size if size else 0.0
-    result = perturbed(h, z, eta, kept, scale, shape)
+    result = perturbed(h, z, eta, kept, scale, shape, norm)
     room = 4 * EPS * np.abs(h).max() + ROUNDING * np.abs(e).max()
     np.testing.assert_allclose(result, h + e, rtol=0, atol=room)
     # Exactly nothing happens to the tokens that are left out.
     np.testing.assert_array_equal(result[~kept], h[~kept])
+
+
+@pytest.mark.parametrize("scale", ["token", "sequence"])
+def test_expected_noise_is_normal_with_eta_norm_by_the_root_of_d(scale: NoiseScale) -> None:
+    """Noise is N(0, eta^2 ||h||^2 / D): its mean square is that, and its length varies."""
+    h, eta, draws = np.arange(1.0, 25.0).reshape(3, 8), 0.3, 4000
+    z = np.random.default_rng(0).standard_normal((draws, 3, 8))
+    e = perturbed(h, z, eta, np.ones(3, np.bool_), scale, "isotropic", "expected") - h
+    size = np.square(h).sum(axis=1, keepdims=True) if scale == "token" else np.square(h).sum() / 3
+    np.testing.assert_allclose(np.square(e).mean(axis=0), eta**2 * size / 8 * np.ones((3, 8)),
+                               rtol=6 * (2 / draws) ** 0.5)  # fmt: skip
+    assert np.linalg.norm(e, axis=-1).std(axis=0).min() > 0.1
 
 
 @given(noisy(), scales, noise_shapes)

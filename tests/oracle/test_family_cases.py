@@ -9,7 +9,7 @@ from gates import CASES, GATES, case_of, expected_of, model_of, worst_token
 from refimpl.loading.families import FAMILIES
 from refimpl.oracle.case import make_case, read_case
 from refimpl.oracle.check import check
-from refimpl.oracle.steps import Recipe
+from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.stepwise import stepwise_steps
 from refimpl.tokens import Tokens
 

@@ -24,10 +24,11 @@ from refimpl.oracle.judging.ties import (
     turnable,
 )
 from refimpl.oracle.near_ties import score_behind
+from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.step_tolerances import moved_by, step_tolerances
-from refimpl.oracle.steps import Recipe, steps
+from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import StepInputs
 from refimpl.pruners.counts import counts, split_count
 from refimpl.pruners.decision import Pruner, decision

@@ -68,13 +68,18 @@ def kept(h: Tensor, sink: str) -> Tensor:
 def shaped(noise: Tensor, h: Tensor, keep: Tensor, recipe: dict[str, Any]) -> Tensor:
     """The perturbation, [N, S, D]: noise, shaped and scaled; 0 for tokens left out."""
     mask = keep[..., None].double()
+    deviation = None
     if recipe["noise_shape"] == "channel":
         count = mask.sum(1, keepdim=True)
         mean = (h * mask).sum(1, keepdim=True) / count
-        noise = noise * (((h - mean).square() * mask).sum(1, keepdim=True) / count).sqrt()
+        deviation = (((h - mean).square() * mask).sum(1, keepdim=True) / count).sqrt()
+        noise = noise * deviation
     noise = noise * mask
     axes = -1 if recipe["noise_scale"] == "token" else (-2, -1)
-    size, unit = ((x * mask).norm(dim=axes, keepdim=True) for x in (h, noise))
+    measured = noise
+    if recipe.get("noise_norm") == "expected":  # the deviation of each number, in place of it
+        measured = torch.ones_like(h) if deviation is None else deviation.expand_as(h)
+    size, unit = ((x * mask).norm(dim=axes, keepdim=True) for x in (h, measured))
     return torch.where(unit > 0, recipe["eta"] * size / unit, 0.0) * noise
 
 

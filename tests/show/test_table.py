@@ -163,6 +163,7 @@ ONE_THREAD = Run("float32", 1, 1 << 16, 0.0, None, {})
     [
         ({"plan": Perturbation(noise_scale="sequence")}, {}, "noise scale sequence"),
         ({"plan": Perturbation(noise_shape="channel")}, {}, "noise shape channel"),
+        ({"plan": Perturbation(noise_norm="expected")}, {}, "noise norm expected"),
         ({"plan": Perturbation(norm="sequence")}, {}, "norm sequence"),
         ({"plan": Perturbation(sink="exclude")}, {}, "sink exclude"),
         ({"plan": Perturbation(draws=1)}, {}, "1 draw,"),

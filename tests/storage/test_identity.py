@@ -30,6 +30,7 @@ OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
         "norm": "sequence", "sink": "exclude", "draws": 5, "seed": 3, "subset": 2,
         "probe_delta": 0.05, "probe_pruner": "magnitude", "units": "linears",
         "probe_samples": 1,
+        "noise_norm": "expected",
     },
     Request: {
         "base": "owl", "options": {"lam": 0.2}, "sparsity": 0.4, "correct": None, "strength": 0.1,

@@ -144,7 +144,8 @@ def _perturb(plan: Perturbation) -> Body:
         h, noise, eta = arrays["h"], arrays["noise"], arrays["eta"]
         kept = kept_tokens(h, plan.sink)
         column = np.expand_dims(np.expand_dims(eta, -1), -1)
-        states = perturbed(h, noise, column, kept, plan.noise_scale, plan.noise_shape)
+        choices = plan.noise_scale, plan.noise_shape, plan.noise_norm
+        states = perturbed(h, noise, column, kept, *choices)
         return {"states": states, "kept": kept}
 
     return body

@@ -31,7 +31,7 @@ BLOCK, UNROTATED = "block", "block_without_rotation"  # names of functions
 BLOCK_DOC = "One decoder block: attention and MLP, each added to the residual stream."
 MIXTURE = "mixture_"  # before the name, if the MLP is a mixture of experts
 EMBEDDING = ("embed.weight", "pos_embed.weight", "embed_norm.weight", "embed_norm.bias")
-PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "norm", "sink")  # of an experiment's graph
+PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of a graph
 
 
 def block_points(kind: BlockKind) -> tuple[str, ...]:
