@@ -19,7 +19,7 @@ PROJECTION = (
 )
 ROTATION = (
     "theta, or its scaling (linear, llama3), or those of another kind of block",
-    "pairs: channel i rotates with channel i + h/2, not with its neighbour",
+    "pairs: channel i rotates with channel i + h/2, not with its neighbour; the direction",
     "positions: the first is 0 in each sequence of a batch",
     "the number of channels of a head that rotate, or a block that does not rotate",
 )
@@ -52,7 +52,7 @@ CAUSES = {
     "attn_out": (
         "the causal mask: shifted by one, or absent",
         "the window: one token more or less, or that of another kind of block",
-        "the scale of q k^T, or the soft cap of the scores",
+        "the scale of q k^T, or the soft cap of the scores; a softmax over another axis",
         "another key and value head for a query head",
         "o_proj: heads merged in another order, a missing bias; the norm after it, or a factor",
     ),
@@ -64,14 +64,15 @@ CAUSES = {
         "down_proj: a missing bias; the norm after it, or a factor",
     ),
     "resid_post": STREAM,
-    "final_norm": NORM,
+    "final_norm": ("no norm behind the last block", *NORM),
     "logits": (
         "lm_head: tied to the embeddings, or a weight of its own",
         "the soft cap of the logits, or their factor, which some families divide by",
         "added or missing rows of the vocabulary",
     ),
     "drift": (
-        "noise: another axis of blocks or sequences, or the same noise after every block",
+        "noise: another axis of blocks or sequences, or the same noise after every block "
+        "or in every draw",
         "its scale: eta ||h|| exactly, per token or per sequence, after it is shaped by channel",
         "the wrong block: noise is added after block l, to resid_post, not before it",
         "a clean state that was perturbed, is that of another block, or has passed the final norm",
@@ -89,7 +90,8 @@ CAUSES = {
         "over tokens or draws: it is over the means of sequences",
     ),
     "divergence": (
-        "KL in the wrong direction: it is of the clean distribution from the perturbed one",
+        "KL in the wrong direction or with the reverse sign: it is of the clean distribution from "
+        "the perturbed one",
         "distributions without the final norm, or of logits in place of probabilities",
         "a base of 2, a sum over tokens in place of a mean, or the last token alone",
     ),
@@ -98,10 +100,12 @@ CAUSES = {
     "signal": (
         "OWL: at least in place of more than m times the mean, the median, another m, a fraction "
         "in place of a percentage, or outliers of each linear in place of the block",
-        "DLP: the median in place of the mean, or a mean of the linears' means",
+        "DLP: the median in place of the mean, the lower of two medians, or a mean of the linears' "
+        "means",
         "AlphaPruning: singular values that are not squared, another start of the tail, histogram "
         "or exponent (n of the tail, not n - 1)",
-        "scores: the input of another linear, no square root, sums of one sequence or per token",
+        "scores: the input of another linear, no activations, no square root, sums of one sequence "
+        "or per token",
     ),
     "base": (
         "a spread that is halved or doubled, or a signal that is not stretched onto it",
@@ -111,7 +115,7 @@ CAUSES = {
     ),
     "corrected": (
         "the sign: a block that amplifies is pruned less",
-        "log r that is not clipped at log 3, or not centred; another base of the logarithm",
+        "log r that is not clipped at log 3, or not centred; another base of the logarithm; r - 1",
         "another strength or limit, or a correction that is added to the projected base",
         "a sum that was not projected onto the budget again, or scaled to it by a factor",
         "arrival and divergence: errors at the end, relative to their geometric mean",
@@ -135,17 +139,20 @@ CAUSES = {
         "n:m: n of m consecutive inputs are zeros",
         "SparseGPT: dead inputs, damping (a share of the mean of the diagonal), the diagonal of "
         "the factor of the inverse, or a decision on weights before their compensation",
-        "SparseGPT: other columns decided together (128), or no update of the columns after these",
+        "SparseGPT: other columns decided together (128), or in another order, or "
+        "no update of the columns after these",
     ),
     "weight": (
         "the update of later columns after each column, or its order",
         "a factor of H in place of one of its inverse; the damping",
         "weights that are not rounded to the file's dtype",
-        "kept values that changed (Wanda changes none)",
+        "an error that is not divided by the diagonal of the factor",
+        "kept values that changed (Wanda changes none), or pruned ones that are not 0",
     ),
     "perplexity": (
         "the token itself in place of the next one, or a counted last position",
         "a mean of the sequences' perplexities: it is exp of one mean of nats",
+        "the nats themselves, or a power of 2: it is exp of the mean nats",
         "a sum over the vocabulary in 16 bits",
     ),
 }
