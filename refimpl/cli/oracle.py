@@ -232,7 +232,7 @@ def check_command(
             modules = tuple(arrays if wanted is None else wanted)
     report = check(opened, arrays, tuple(only or modules or ("*",)), dtype or computed, stepwise)
     missed = tuple(x for x in opened.expected if x not in modules) if modules else ()
-    report = replace(report, stated=stated, uncovered=missed)
+    report = replace(report, stated=stated, uncovered=missed, names=str(names or ""))
     text = report_table(report, str(actual))
     if junit_xml is not None:
         write_text(junit_xml, report_xml(report))

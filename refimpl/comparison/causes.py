@@ -54,6 +54,7 @@ CAUSES = {
         "the window: one token more or less, or that of another kind of block",
         "the scale of q k^T, or the soft cap of the scores; a softmax over another axis",
         "another key and value head for a query head",
+        "the rotation (theta, positions), where rotated heads are not compared",
         "o_proj: heads merged in another order, a missing bias; the norm after it, or a factor",
     ),
     "resid_mid": STREAM[:1],

@@ -37,6 +37,7 @@ class Report:
         stepwise: Whether the candidate was fed the case's own values at each step.
         stated: What the candidate says of its device, versions and settings.
         uncovered: Steps of the case that outputs of modules do not hold.
+        names: What names the modules: "transformers", or a file; "" if steps have their own names.
     """
 
     case: Case
@@ -46,6 +47,7 @@ class Report:
     stepwise: bool = False
     stated: Mapping[str, str] = field(default_factory=dict)
     uncovered: tuple[str, ...] = ()
+    names: str = ""
 
     @property
     def first(self) -> StepResult | None:

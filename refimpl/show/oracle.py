@@ -186,6 +186,7 @@ def _verdict(report: Report, candidate: str) -> Iterator[str]:
         if causes := first.causes(report.dtype):
             yield from ("usual causes:", *(f"  {text}" for text in causes))
         words = f"--only '{first.step}'" + (" --stepwise" if report.stepwise else "")
+        words += f" --names {report.names}" if report.names else ""
         again = f"again: refimpl check {report.case.folder} {candidate} {words}"
         yield from command_lines(again)
 

@@ -125,6 +125,9 @@ def test_own_names_are_a_file(tmp_path: Path, forward_case: Case) -> None:
         f"blocks.{i}.resid_pre" for i in range(4)
     }
     assert {s for s, x in statuses.items() if x == "pass"} == set(names)
+    wrong = write_arrays(tmp_path / "wrong.safetensors", saved | {"h.0.query": -saved["h.0.query"]})
+    again = run("check", case.folder, wrong, "--names", file).out.splitlines()[-1]
+    assert again.endswith(f"--only 'blocks.0.q' --names {file}")
     assert len(document["not_covered"]) == len(case.expected) - 12
 
 
