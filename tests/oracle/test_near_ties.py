@@ -71,7 +71,8 @@ def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
     assert later
     assert {one.step.split(".")[0] for one in later} == {"wanda"}
     assert report.verdict == "inconclusive"
-    assert f"{len(later)} steps not judged ({later[0].step}, " in report_table(report, "a file")
+    told = f"{len(later)} steps not judged, after a near tie: {later[0].step}, "
+    assert told in report_table(report, "a file")
 
 
 def test_only_as_many_as_are_within_rounding_are_ties() -> None:
