@@ -91,7 +91,7 @@ def table_html(table: Table, ident: str) -> str:
     )
     note = f"<p>{escape(table.note)}</p>\n" if table.note else ""
     return (
-        f'{note}<div class="scroll" role="region" tabindex="0" '
+        f'{note}<div class="scroll" role="group" tabindex="0" '
         f'aria-label="{escape(table.caption)}">\n'
         f'<table id="{ident}-n">\n<caption>{escape(table.caption)}</caption>\n'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
