@@ -22,7 +22,7 @@ SOURCES = sorted((ROOT / "refimpl").rglob("*.py"))
 RUN = ("python", "console", "bash")  # tests/docs/test_executed.py asks for a reason otherwise
 # What is not run: formulas, listings; .ci/run runs the recipe of docs/how-to/oracle-in-ci.md.
 NOT_RUN_ANYWHERE = ("math", "text", "yaml")
-SITE = ("{toctree}", "{include}", "{eval-rst}")  # which .ci/run builds
+SITE = ("{toctree}", "{include}", "{literalinclude}", "{eval-rst}")  # which .ci/run builds
 PAGE = "docs/explanation/method.md"
 
 
@@ -94,7 +94,8 @@ def test_the_readme_installs_twice_and_is_short() -> None:
     assert "refimpl score" in install[0]
     assert "pytest" in install[1]
     shown = next(text for _, language, text in blocks(readme) if language == "console")
-    assert install[0].splitlines()[-1].removeprefix(".venv/bin/") in shown
+    assert [text.strip().count("\n") for text in install[:2]] == [0, 0]  # pasted as one line
+    assert install[0].rpartition(" && .venv/bin/")[2] in shown
     assert len(readme.read_text("utf-8").splitlines()) < 150
 
 
