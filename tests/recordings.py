@@ -71,7 +71,7 @@ class Screen:
         typed = {line for line in joined if command in line}
         if wrapped := [line for line in joined if line not in shown and line not in typed]:
             raise SystemExit(f"wrapped: {wrapped[0]}")
-        return shown
+        return [f"$ {shown[0]}", *shown[1:]]  # that prompt was cleared
 
     def close(self) -> None:
         """End the shell."""

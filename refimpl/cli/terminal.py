@@ -20,6 +20,7 @@ from refimpl.storage.files import write_json
 
 NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
 STEPS = 1000  # of the progress bar
+BAR, BESIDE = 36, 27  # its columns, and those of what stands beside bar and label
 quiet = False  # whether no progress is shown, as -q says
 
 
@@ -82,7 +83,9 @@ def progress_bar(label: str) -> Iterator[Progress]:
     if not shows_progress():
         yield lambda done, total: None
         return
-    with typer.progressbar(length=STEPS, label=label, file=sys.stderr) as bar:
+    room = shutil.get_terminal_size().columns - len(label) - BESIDE
+    width = max(1, min(room, BAR))
+    with typer.progressbar(length=STEPS, label=label, width=width, file=sys.stderr) as bar:
         yield lambda done, total: bar.update(int(STEPS * done / total) - bar.pos)
 
 

@@ -22,7 +22,7 @@ from refimpl.show.header import (
     wrapped,
 )
 from refimpl.show.numbers import measured
-from refimpl.show.table import aligned
+from refimpl.show.table import fitted
 
 LEAST = 0.05  # seconds of a stage that is shown
 
@@ -90,7 +90,9 @@ def _counts(pruned: Pruning) -> list[str]:
         "and are zero; zeros, counted in the file, are both together; then the fraction pruned of",
         "the block and of each linear.",
     ]
-    return [*aligned(columns), "", *notes, ""]
+    said = [line for note in notes for line in wrap(note, terminal_width())]
+    first = ("kept zeros", "weights", "asked", "zeros", "pruned")
+    return [*fitted(columns, (*first, *reversed(columns))), "", *said, ""]
 
 
 def _facts(pruned: Pruning, document: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -149,7 +151,8 @@ def inspection_table(inspection: Inspection) -> str:
     }
     total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
     last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
-    return joined([*_header(inspection), "", *aligned(columns), "", last])
+    rows = fitted(columns, ("dtype", "weights", "n:m", *reversed(columns)))
+    return joined([*_header(inspection), "", *rows, "", last])
 
 
 def _header(inspection: Inspection) -> list[str]:
