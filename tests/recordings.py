@@ -71,7 +71,9 @@ class Screen:
         typed = {line for line in joined if command in line}
         if wrapped := [line for line in joined if line not in shown and line not in typed]:
             raise SystemExit(f"wrapped: {wrapped[0]}")
-        return [f"$ {shown[0]}", *shown[1:]]  # that prompt was cleared
+        columns = int(self._name.rpartition("-")[2])
+        rows = -(-len(command) // columns)  # of the typed command, whose prompt was cleared
+        return [f"$ {command}", *shown[rows:]]
 
     def close(self) -> None:
         """End the shell."""

@@ -251,9 +251,10 @@ SETTINGS = OptionGroup(
             type=str | None,
         ),
         "executor": FieldOption(
-            "Where the work runs: threads of this process, processes on this machine, workers of a "
-            "dask scheduler, or processes that mpiexec started. Results do not depend on it.",
-            "threads|processes|dask=ADDRESS|mpi",
+            "Where the work runs: threads of this process, processes on this machine, dask=ADDRESS "
+            "(workers of that scheduler), or mpi (processes that mpiexec started). Results do not "
+            "depend on it.",
+            "WHERE",
             type=str,
             default="threads",
         ),

@@ -18,7 +18,7 @@ from refimpl.storage.partial_results import partial_results_path
 
 # What people use: under "Options" in --help; the other options of a group are advanced.
 COMMON = (
-    *("text", "samples", "seq_len", "eta", "base", "sparsity", "correct"),
+    *("text", "base", "sparsity", "correct"),
     *("method", "allocation", "nm", "measure", "force", "windows", "choices", "block"),
 )
 
@@ -74,7 +74,11 @@ ModelPath = Annotated[
 ]
 ConfigOption = Annotated[
     Path | None,
-    option("config.json, if it is neither beside the weights nor stored in them.", "FILE"),
+    option(
+        "config.json, if it is neither beside the weights nor stored in them.",
+        "FILE",
+        "Advanced: Model",
+    ),
 ]
 DownloadOption = Annotated[
     bool,
@@ -82,6 +86,7 @@ DownloadOption = Annotated[
         "--download",
         "If the model is an id, download its files that the cache does not hold. Default: use the "
         "cache alone.",
+        "Advanced: Model",
     ),
 ]
 JsonOption = Annotated[

@@ -54,7 +54,9 @@ class PruningOptions:
     """How weights are chosen, and how many."""
 
     method: Method = opt.field_option(
-        "wanda", "The pruner: how weights are chosen. random is a control."
+        "wanda",
+        "The pruner: wanda, sparsegpt, magnitude, or random, which is a control.",
+        "NAME",
     )
     allocation: Path | None = opt.field_option(
         None,
