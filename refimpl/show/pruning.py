@@ -151,8 +151,8 @@ def inspection_table(inspection: Inspection) -> str:
     }
     total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
     last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
-    rows = fitted(columns, ("dtype", "weights", "n:m", *reversed(columns)))
-    return joined([*_header(inspection), "", *rows, "", last])
+    table = fitted(columns, ("dtype", "weights", "n:m", *reversed(columns)))
+    return joined([*_header(inspection), "", *table, "", last])
 
 
 def _header(inspection: Inspection) -> list[str]:
