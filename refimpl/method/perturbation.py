@@ -236,13 +236,9 @@ def perturbed(
         0.5
     """
     exact = h.astype(np.float64)
-    if shape == "channel":
-        deviation = np.std(np.compress(kept, exact, axis=-2), axis=0)
-        noise = noise * deviation
-    measured = noise
-    if norm == "expected":  # the deviation of each number in place of the number
-        ones = np.ones_like(exact, np.float64)
-        measured = ones * deviation if shape == "channel" else ones
+    spread = np.std(np.compress(kept, exact, axis=-2), axis=0) if shape == "channel" else 1.0
+    noise = noise * spread
+    measured = noise if norm == "exact" else np.ones_like(exact) * spread
     if scale == "token":
         size, length = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (exact, measured))
     else:

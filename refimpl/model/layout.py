@@ -56,7 +56,7 @@ def cut(stored: Array, layout: Layout) -> Array:
         [2, 3, 6, 7]
     """
     runs = _runs(stored, layout)
-    return runs.reshape(-1, *runs.shape[2:])
+    return runs if layout.groups == 1 else runs.reshape(-1, *runs.shape[2:])
 
 
 def paste(stored: Array, weight: Array, layout: Layout) -> None:
@@ -79,11 +79,15 @@ def paste(stored: Array, weight: Array, layout: Layout) -> None:
 
 
 def _runs(stored: Array, layout: Layout) -> Array:
-    """The runs of rows of a weight in the stored tensor, [groups, rows of a run, in]: a view."""
+    """The runs of rows of a weight in the stored tensor, a view: [groups, rows, in], or [rows, in].
+
+    The second if there is one group.
+    """
     one = stored[layout.expert] if layout.stack else stored
     whole = one.T if layout.transposed else one
-    runs = whole.reshape(layout.groups, -1, *whole.shape[1:])
+    one_group = layout.groups == 1
+    runs = whole if one_group else whole.reshape(layout.groups, -1, *whole.shape[1:])
     if len(layout.rows) < 2:
         return runs
     start, stop = (sum(layout.rows[:i]) // layout.groups for i in (layout.index, layout.index + 1))
-    return runs[:, start:stop]
+    return runs[start:stop] if one_group else runs[:, start:stop]

@@ -139,7 +139,7 @@ def test_one_error_within_memory_and_time(name: str, tmp_path: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
     "a key nobody knows": (lambda w: w.add_uint32("llama.attention.magic", 1), "magic: not under"),
-    "experts": (lambda w: w.add_expert_count(8), "expert_count: not understood"),
+    "experts": (lambda w: w.add_expert_count(8), "experts.0.w1.weight: missing"),
     "yarn": (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "got yarn"),
     "other heads": (lambda w: w.add_uint32("llama.attention.value_length", 4), "length: differs"),
     "partial rotation": (lambda w: w.add_rope_dimension_count(4), "expected 8, got 4"),
