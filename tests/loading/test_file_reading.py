@@ -50,7 +50,10 @@ def test_a_pipe_that_nobody_writes_can_be_interrupted(tmp_path: Path) -> None:
     with started("allocate", tmp_path / "pipe") as process:
         time.sleep(2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        try:
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
 
 
 def test_large_files_are_refused_unread(tmp_path: Path) -> None:
