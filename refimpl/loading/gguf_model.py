@@ -88,7 +88,8 @@ def _experts_apart(stored: Mapping[str, GgufTensor], hub: HubModel) -> dict[str,
     """
     location, tensors = hub.names.get("experts.gate_proj"), dict(stored)
     for name, stack in stored.items():
-        *block, of, suffix = name.split(".")
+        stem, _, suffix = name.rpartition(".")
+        *block, of = stem.split(".")
         if location is None or len(stack.shape) != 3 or of not in EXPERT_STACKS:
             continue
         if not location.stacked:
