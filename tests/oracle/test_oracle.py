@@ -71,11 +71,7 @@ def test_the_script_makes_the_committed_case(name: str, tmp_path: Path) -> None:
     assert different <= {"model", "versions"}
 
 
-WAYS = pytest.mark.parametrize("stepwise", [False, True], ids=["chained", "stepwise"])
-
-
-@WAYS
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("dtype", "stepwise"), [("float64", False), ("float32", True)])
 @pytest.mark.parametrize("name", CASE_NAMES)
 def test_a_right_candidate_passes(name: str, dtype: str, stepwise: bool) -> None:
     """Numbers that change in float64 need a new `refimpl.version.SPEC`, and cases made again."""
@@ -84,12 +80,17 @@ def test_a_right_candidate_passes(name: str, dtype: str, stepwise: bool) -> None
     assert (report.dtype, report.stepwise) == (dtype, stepwise)
 
 
-@WAYS
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_a_mistake_is_found_at_its_step(name: str, dtype: str, stepwise: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype", "stepwise", "share"),
+    [
+        ("llama", "float32", False, 0),
+        ("gemma3", "float32", True, 1),
+        ("gemma3", "float64", False, 2),
+    ],
+)
+def test_a_mistake_is_found_at_its_step(name: str, dtype: str, stepwise: bool, share: int) -> None:
     actual = computed(name, dtype, stepwise)
-    for step in actual:
+    for step in list(actual)[share::3]:
         wrong = with_one_number_off(actual, step)
         report = check(case_of(name), wrong, (step,), stepwise=stepwise)
         assert report.first is not None, step
