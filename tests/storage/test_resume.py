@@ -228,7 +228,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
 @pytest.mark.parametrize("place", [PLACES[0], PLACES[2]])
 @pytest.mark.parametrize(
     ("kind", "at"),
-    [("sparsegpt", "2"), ("scored", "state 2 0 0 3"), ("scored", "1"), ("signals", "dense 2")],
+    [("sparsegpt", "2"), ("scored", "state 1 0 0 3"), ("scored", "1"), ("signals", "dense 2")],
 )
 def test_a_full_disk_leaves_partial_results_with_resume(
     kind: str, at: str, place: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
