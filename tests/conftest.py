@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-for name, examples_of_a_property in (("refimpl", 80), ("thorough", 1000)):  # --hypothesis-profile
+for name, examples_of_a_property in (("refimpl", 50), ("thorough", 1000)):  # --hypothesis-profile
     settings.register_profile(
         name,
         max_examples=examples_of_a_property,
