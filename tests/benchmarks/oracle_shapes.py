@@ -219,7 +219,7 @@ def right() -> Any:
 
 
 def tried(number: int, wanted: tuple[tuple[bool, str], ...]) -> list[dict[str, Any]]:
-    """One shape, some ways (step-wise or not) and dtypes: what the right candidate was told."""
+    """One shape, some ways (step-wise or not) and dtypes: the verdicts on the right candidate."""
     reference_run.cache_clear()
     limiting.step_tolerances.cache_clear()
     with tempfile.TemporaryDirectory() as away:
@@ -236,7 +236,7 @@ def tried(number: int, wanted: tuple[tuple[bool, str], ...]) -> list[dict[str, A
 
 
 def told(case: Case, shape: Shape, dtype: str, stepwise: bool) -> dict[str, Any]:
-    """What the right candidate was told of a case."""
+    """The verdict on the right candidate for a case."""
     try:
         actual = arrays_of(right(), case, dtype, stepwise)
         report = check(case, actual, dtype=dtype, stepwise=stepwise)
