@@ -22,6 +22,9 @@ from refimpl.version import __version__
 # What typer raises for a command line it cannot read; its parent has no public name.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+COMPLETION = {"--show-completion", "--install-completion"}  # typer's options, and its shells
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+
 INTERNAL = 70  # exit code of a failure that is not the input's: EX_SOFTWARE of sysexits.h
 
 COMMANDS = {  # by heading in --help: where each command is, and two examples of it
@@ -161,6 +164,8 @@ def main() -> None:
             if words[:1] == ["help"]:
                 words = [*words[1:], "--help"]
             named = next((word for word in words if not word.startswith("-")), None)
+            if COMPLETION.intersection(words):
+                _require_known_shell()
             sys.exit(program(named)(words, prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
         failure = error
@@ -198,6 +203,22 @@ def main() -> None:
     except OSError:  # the interpreter would try again, and fail, at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _require_known_shell() -> None:
+    """Refuse to complete words for a shell that typer does not know; it would exit with 1."""
+    from shellingham import ShellDetectionFailure, detect_shell
+
+    try:
+        shell = detect_shell()[0]
+    except ShellDetectionFailure:
+        shell = "an unknown shell"
+    if shell not in SHELLS:
+        raise RefimplError(
+            f"no completion for {shell}",
+            ", ".join(SHELLS),
+            "run the same command in one of these",
+        )
 
 
 def _usage(error: Any) -> RefimplError:

@@ -36,6 +36,7 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
      ["inspect", "sharded"]),
 ]  # fmt: skip
 OPTIONS = [
+    ["--show-completion"],
     ["validate", "model", "--graph", "/dev/zero"],
     ["case", "make", "model", *_SMALL, "-o", "out", "--seed", "-1"],
     ["score", "mixtral", "--tokens", "random", *_SMALL, "--estimate"],
