@@ -37,7 +37,7 @@ def norms(model: Model, roles: set[str]) -> Iterator[str]:
     kind = "RMS norm" if config.norm == "rms" else "layer norm"
     details = {
         "gain + 1": family.norm_offset != 0,
-        "no weights": bool(config.weightless_norms),
+        "no weights": "attn_norm" in config.weightless_norms,
         "no offset": config.norm == "layer" and not family.norm_bias,
     }
     shown = [detail for detail, holds in details.items() if holds]
@@ -56,8 +56,8 @@ def norms(model: Model, roles: set[str]) -> Iterator[str]:
         "q_width_norm": "over all heads",
         "q_rope_norm": "after the rotation",
     }.items():
-        if role in roles:
-            yield f"q and k norm {where}"
+        if role in roles | set(config.weightless_norms):
+            yield f"q and k norm {where}" + ("" if role in roles else " (no weights)")
 
 
 def rotation(rope: Rope | None, config: Config) -> str:
@@ -78,9 +78,11 @@ def positions(model: Model) -> Iterator[str]:
         yield "ALiBi in bfloat16" if config.alibi.rounded else "ALiBi"
     else:
         yield from dict.fromkeys(rotation(kind.rope, config) for kind in kinds)
-    windows = {kind.window is not None for kind in kinds}
+    windows, what = {kind.window is not None for kind in kinds}, "windows"
+    if any(kind.chunked for kind in kinds):
+        what = "attention within chunks"
     if True in windows:
-        yield "windows in some blocks" if False in windows else "windows"
+        yield f"{what} in some blocks" if False in windows else what
     if any(kind.temperature for kind in kinds):
         yield "queries that grow with the position"
     if len({kind.rope.theta for kind in kinds if kind.rope}) > 1:
@@ -100,6 +102,7 @@ def mlp(model: Model) -> Iterator[str]:
             "scaled": experts.scaling != 1,
             "in groups": experts.groups > 1,
             "shared expert": experts.shared_size > 0,
+            "shares of inputs": experts.of_inputs,
         }
         yield f"experts ({', '.join(detail for detail, holds in details.items() if holds)})"
         if not all(kind.mixture for kind in config.blocks):

@@ -155,7 +155,10 @@ def attended(kind: BlockKind, length: int) -> int:
     """Pairs of a query and a key that a head multiplies: a tile of queries and the keys it sees."""
     starts = range(0, length, QUERIES)
     ends = [min(start + QUERIES, length) for start in starts]
-    firsts = [0 if kind.window is None else max(0, start - kind.window + 1) for start in starts]
+    size = kind.window or length
+    firsts = [
+        start - start % size if kind.chunked else max(0, start - size + 1) for start in starts
+    ]
     return sum(
         (end - start) * (end - first)
         for start, end, first in zip(starts, ends, firsts, strict=True)

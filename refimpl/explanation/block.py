@@ -64,10 +64,14 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
             )
         )
     if kind.rope is not None:
-        after = norms(config) if "q_rope_norm.weight" in names else ()
+        after = norms(config) if _has_norm(config, names, "q_rope_norm") else ()
         steps.append(_rotation(kind.rope, config.head_dim, after))
     cap = config.attn_soft_cap
     seen = "all before it" if kind.window is None else f"those of the last {kind.window}"
+    mask: tuple[Callable[..., Any], ...] = (position_tables.causal_bias,)
+    if kind.chunked:
+        seen = f"those before it in its chunk of {kind.window}"
+        mask = (position_tables.reach, *mask)
     scores = "scale q k^T" if cap is None else f"{cap:g} tanh(scale q k^T / {cap:g})"
     scores, sink = f"{scores} + mask", ""
     if "sinks" in names:
@@ -79,7 +83,7 @@ def block_steps(config: Config, names: frozenset[str], index: int) -> list[Step]
             f"A token sees itself and {seen}, and takes a mean of their values, weighted by how "
             "well its query fits their keys.",
             f"softmax({scores}) v      mask: 0 where visible, else -inf{sink}",
-            (position_tables.causal_bias, attention.attend, *cap_function(cap), ops.softmax),
+            (*mask, attention.attend, *cap_function(cap), ops.softmax),
             _attention,
         ),
         Step(

@@ -32,8 +32,14 @@ def mixture_steps(
         Step(
             "mlp_out",
             "each token by itself, in its experts",
-            "Every expert is an MLP of its own. Their outputs are added, each with its share.",
-            f"each expert: {formula}\nf = sum_e share_e f_e"
+            "Every expert is an MLP of its own. "
+            + (
+                "It reads the token times its share, and their outputs are added."
+                if facts.of_inputs
+                else "Their outputs are added, each with its share."
+            ),
+            f"each expert: {formula}\nf = "
+            + ("sum_e f_e(share_e y)" if facts.of_inputs else "sum_e share_e f_e")
             + (" + the shared expert's" if facts.shared_size else "")
             + post,
             (forward.mixture, forward.mlp, ops.ACTIVATIONS[config.activation], *post_norms),

@@ -24,8 +24,9 @@ SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "longrope": (("short_factor", "long_factor", ORIGINAL), ("factor", "attention_factor")),
 }  # fmt: skip
-TEMPERATURE = "llama_4_scaling_beta"
+TEMPERATURE, TUNED = "llama_4_scaling_beta", "attn_temperature_tuning"
 SLIDES = {"sliding_attention": True, "full_attention": False}
+CHUNKS = {"chunked_attention": True, "full_attention": False}
 
 
 def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
@@ -49,10 +50,14 @@ def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
     ropes = _with_bases(keys, ropes)
     if any(rope and rope.scaling == "yarn" and rope.theta == 1 for rope in ropes):
         keys.wrong("yarn needs a rope_theta above 1")
+    chunked = keys.family.windows == "rotated"
     return tuple(
-        BlockKind(window, rope, mixture, warmth)
+        BlockKind(
+            window, rope, mixture, None if rope and keys.has(TUNED) else warmth,
+            chunked and window is not None,
+        )
         for window, rope, mixture in zip(windows, ropes, mixtures, strict=True)
-    )
+    )  # fmt: skip
 
 
 def _with_bases(keys: Keys, ropes: list[Rope | None]) -> list[Rope | None]:
@@ -71,7 +76,10 @@ def _with_bases(keys: Keys, ropes: list[Rope | None]) -> list[Rope | None]:
 
 
 def _temperature(keys: Keys, rope: Rope | None) -> Temperature | None:
-    """How queries grow with their position, by an entry among the rotary parameters."""
+    """How queries grow with their position: an entry among the rotary parameters, or keys."""
+    if keys.has(TUNED):  # then in blocks without rotation
+        warmth = Temperature(keys.number("attn_scale"), keys.size("floor_scale"), offset=1)
+        return warmth if keys.flag(TUNED) else None
     if TEMPERATURE not in keys.family.rope_extras or rope is None:
         return None
     entry = keys.mapping("rope_scaling") or keys.mapping("rope_parameters")
@@ -84,7 +92,7 @@ def _rotating(keys: Keys, num_blocks: int) -> list[bool]:
     if keys.family.unrotated != "listed":
         return [True] * num_blocks
     listed, interval = keys.get("no_rope_layers"), keys.size("no_rope_layer_interval")
-    if listed is None:
+    if listed is None or (listed == [] and keys.family.windows == "rotated"):
         return [(i + 1) % interval != 0 for i in range(num_blocks)]
     if not isinstance(listed, list) or any(flag not in (0, 1) for flag in listed):
         keys.wrong(f"no_rope_layers: expected a list of 0 and 1, got {shown(listed)}")
@@ -100,7 +108,7 @@ def _windows(keys: Keys, num_blocks: int, rotates: list[bool]) -> list[int | Non
     rule = keys.family.windows
     if rule == "none":
         return [None] * num_blocks
-    if rule in ("above", "unrotated"):
+    if rule in ("above", "unrotated", "rotated"):
         keys.ignore("sliding_window", "max_window_layers")
     used = not keys.has("use_sliding_window") or keys.flag("use_sliding_window")
     has_window = used and keys.get("sliding_window") is not None
@@ -115,23 +123,25 @@ def _windows(keys: Keys, num_blocks: int, rotates: list[bool]) -> list[int | Non
     elif rule in ("pattern", "after first"):
         pattern, full = keys.size("sliding_window_pattern"), 0 if rule == "after first" else -1
         slides = [(i - full) % pattern != 0 for i in range(num_blocks)]
-    elif rule == "unrotated":
-        slides = [has_window and not rotary for rotary in rotates]
+    elif rule in ("unrotated", "rotated"):
+        slides = [has_window and rotary == (rule == "rotated") for rotary in rotates]
     else:
         first = keys.size("max_window_layers", least=0) if has_window and rule == "above" else 0
         slides = [has_window and i >= first for i in range(num_blocks)]
     if any(slides) and not has_window:
-        keys.wrong(f"sliding_window: {sum(slides)} blocks slide, but it is null or not in use")
+        name = keys.spelling("sliding_window")
+        keys.wrong(f"{name}: {sum(slides)} blocks slide, but it is null or not in use")
     return [window if sliding else None for sliding in slides]
 
 
 def _slides(keys: Keys, types: Any, num_blocks: int) -> list[bool]:
     """Which blocks slide, as `layer_types` says."""
-    valid = isinstance(types, list) and all(isinstance(t, str) and t in SLIDES for t in types)
+    known = CHUNKS if keys.family.windows == "rotated" else SLIDES
+    valid = isinstance(types, list) and all(isinstance(t, str) and t in known for t in types)
     if valid and len(types) == num_blocks:
-        return [SLIDES[name] for name in types]
+        return [known[name] for name in types]
     got = f"{len(types)} entries" if valid else shown(types)
-    keys.wrong(f"layer_types: expected {num_blocks} entries out of {', '.join(SLIDES)}, got {got}")
+    keys.wrong(f"layer_types: expected {num_blocks} entries out of {', '.join(known)}, got {got}")
     return [False] * num_blocks
 
 
@@ -233,8 +243,8 @@ def _scaling(
         else:
             smallest = 1 if key == "factor" else 1e-3
             values[key] = keys.real(place, entry.get(key), least=smallest)
-    if name == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
-        keys.wrong(f"{source}: high_freq_factor must be above low_freq_factor, got {shown(entry)}")
+    if name == "llama3" and values["high_freq_factor"] < values["low_freq_factor"]:
+        keys.wrong(f"{source}: high_freq_factor is below low_freq_factor, got {shown(entry)}")
     if name == "dynamic":
         values[ORIGINAL] = keys.size("max_position_embeddings")
         if rotary_dim == 2:

@@ -60,6 +60,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     inner = 4 * hidden if "intermediate_size" in family.defaults else None
     intermediate = keys.size("intermediate_size", otherwise=inner)
     blocks = read_block_kinds(keys, head_dim)
+    absent = {role for role, key in family.optional.items() if not keys.flag(key)}
     config = Config(
         family=family.model_type,
         vocab_size=keys.size("vocab_size"),
@@ -89,7 +90,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         logit_scale=keys.number("logit_scale", otherwise=1.0)
         / keys.number("logit_divisor", otherwise=1.0),
         qkv_limit=keys.number_or_none("qkv_limit"),
-        weightless_norms=family.weightless_norms,
+        weightless_norms=tuple(x for x in family.weightless_norms if x not in absent),
         experts=read_experts(keys, intermediate),
         gate_limit=keys.number_or_none("gate_limit"),
         alibi=_alibi(keys, heads, head_dim),
@@ -99,7 +100,6 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         role: keys.flag(rule) if isinstance(rule, str) else rule
         for role, rule in family.biased.items()
     }
-    absent = {role for role, key in family.optional.items() if not keys.flag(key)}
     names = {role: place for role, place in family.names.items() if role not in absent}
     if keys.get("word_embed_proj_dim") not in (None, keys.get("hidden_size")):
         keys.wrong("word_embed_proj_dim: embeddings projected to hidden_size are not supported")

@@ -30,6 +30,7 @@ def read_experts(keys: Keys, intermediate_size: int) -> Experts | None:
         groups=groups,
         groups_kept=kept,
         jitter=keys.number_or_none("router_jitter_noise") or 0.0,
+        of_inputs=keys.family.shares_of_inputs,
     )
     if not keys.problems:
         _check(keys, facts)
@@ -58,11 +59,19 @@ def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool]:
     first = keys.size("first_k_dense_replace", otherwise=0, least=0)
     last = keys.size("moe_layer_end_index", otherwise=-1, least=-1)
     step = keys.size("decoder_sparse_step", otherwise=1)
-    plain: Any = keys.get("mlp_only_layers") or []
-    if not isinstance(plain, list) or any(type(i) is not int for i in plain):
-        keys.wrong(f"mlp_only_layers: expected a list of blocks, got {shown(plain)}")
-        plain = []
+    plain, listed = _listed(keys, "mlp_only_layers") or [], _listed(keys, "moe_layers")
+    if listed is not None:
+        return [i in listed for i in range(num_blocks)]
     return [
         i >= first and (i <= last or last == -1) and (i + 1) % step == 0 and i not in plain
         for i in range(num_blocks)
     ]
+
+
+def _listed(keys: Keys, key: str) -> list[int] | None:
+    """The blocks that a key lists; None if it is absent or null."""
+    blocks: Any = keys.get(key)
+    if blocks is None or (isinstance(blocks, list) and all(type(i) is int for i in blocks)):
+        return blocks
+    keys.wrong(f"{key}: expected a list of blocks, got {shown(blocks)}")
+    return None

@@ -12,10 +12,6 @@ _PER_BLOCK = (
     "an embedding of its own in every block, and keys and values that blocks share",
     "use the family before it, gemma3_text",
 )
-_CHUNKS = (
-    "attention within chunks of the text, and experts that scale what they read, not what they add",
-    "use a model with plain attention, such as llama or qwen3_moe",
-)
 # What a family has, and the way out
 REFUSED: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
@@ -30,7 +26,6 @@ REFUSED: dict[str, tuple[str, str]] = {
         ),
         _RECURRENT,
     ),
-    **dict.fromkeys(("llama4", "llama4_text"), _CHUNKS),
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _PER_BLOCK),
 }  # fmt: skip
 

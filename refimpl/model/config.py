@@ -93,7 +93,8 @@ class Rope:
         if self.scaling == "llama3":
             low, high = self.low_freq_factor, self.high_freq_factor
             turns = original * plain / (2 * pi)
-            short = np.clip((turns - low) / (high - low), 0, 1)  # 1: a short wave, not stretched
+            blend = np.sign(turns - low) if high == low else (turns - low) / (high - low)
+            short = np.clip(blend, 0, 1)  # 1: a short wave, not stretched
             return (1 - short) * plain / self.factor + short * plain
         if self.scaling == "yarn":
             low, high = self._yarn_limits()
@@ -166,6 +167,7 @@ class Experts:
         groups: Groups of experts, of equal size.
         groups_kept: Groups that a token may choose from.
         jitter: sparsemixer: half the relative distance of logits that count as near.
+        of_inputs: Whether shares multiply what an expert reads, not what it computes.
     """
 
     num_experts: int
@@ -179,6 +181,7 @@ class Experts:
     groups: int = 1
     groups_kept: int = 1
     jitter: float = 0.0
+    of_inputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,12 +193,15 @@ class BlockKind:
         rope: Rotary positions; None if the block does not rotate queries and keys.
         mixture: Whether experts take the place of the MLP.
         temperature: How queries grow with their position; None if they do not.
+        chunked: Whether a text is cut into chunks of `window` tokens, and a token sees its own
+            chunk only.
     """
 
     window: int | None
     rope: Rope | None
     mixture: bool = False
     temperature: Temperature | None = None
+    chunked: bool = False
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def places(
         scale: Array | float = config.attention_scale
         if kind.temperature is not None:
             scale = (scale * position_tables.query_scale(positions, kind.temperature)).astype(dtype)
-        bias = position_tables.causal_bias(positions, kind.window, dtype)
+        bias = position_tables.causal_bias(positions, position_tables.reach(positions, kind), dtype)
         tables = position_tables.rotation(positions, kind.rope, dtype) if kind.rope else None
         interleaved = kind.rope is not None and kind.rope.interleaved
         return Place(bias, tables, interleaved, ramps, scale, kernels)
@@ -209,6 +209,8 @@ def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") 
 def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Send each token through the experts that its router chooses: ``sum_e share_e mlp_e(x)``.
 
+    In some models, the share multiplies what an expert reads: ``sum_e mlp_e(share_e x)``.
+
     An expert computes the tokens routed to it, and no others; the shared expert computes all.
 
     Observed: `experts.7.mlp_norm` [n, D] and `experts.7.mlp_hidden` [n, F], inputs of the linears
@@ -229,8 +231,10 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     out = np.zeros_like(x)
     for e in np.flatnonzero(np.any(chosen, axis=(0, 1))).tolist():
         name, routed = f"experts.{e}.", chosen[..., e]
-        y = mlp(place.observe(f"{name}mlp_norm", x[routed]), weights, place, config, name)
-        out[routed] += y * np.expand_dims(share[..., e][routed], -1)
+        part = np.expand_dims(share[..., e][routed], -1)
+        before, after = (part, 1) if config.experts.of_inputs else (1, part)
+        y = mlp(place.observe(f"{name}mlp_norm", x[routed] * before), weights, place, config, name)
+        out[routed] += y * after
     if config.experts.shared_size:
         name = "shared_expert."
         y = mlp(place.observe(f"{name}mlp_norm", x), weights, place, config, name)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 from ml_dtypes import bfloat16
 
 from refimpl.model import ops
-from refimpl.model.config import Alibi, Rope, Temperature
+from refimpl.model.config import Alibi, BlockKind, Rope, Temperature
 from refimpl.model.ops import Array
 
 
@@ -54,7 +54,27 @@ def rotation(positions: Array, rope: Rope, dtype: npt.DTypeLike) -> tuple[Array,
     return rope_tables(positions, rope.inv_freq(length), dtype, rope.attention_factor)
 
 
-def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> Array:
+def reach(positions: Array, kind: BlockKind) -> Array | int | None:
+    """How many tokens each token sees at most, itself included: of a window, or of its chunk.
+
+    Args:
+        positions: Token positions, [S], integers.
+        kind: The kind of block.
+
+    Returns:
+        One number for all tokens, or one for each, [S, 1]; None for all earlier tokens.
+
+    Example:
+        >>> reach(np.arange(5), BlockKind(window=3, rope=None, chunked=True)).ravel().tolist()
+        [1, 2, 3, 1, 2]
+    """
+    if kind.window is None or not kind.chunked:
+        return kind.window
+    first = positions // kind.window * kind.window  # of the chunk
+    return np.expand_dims(positions - first + 1, -1)
+
+
+def causal_bias(positions: Array, window: Array | int | None, dtype: npt.DTypeLike) -> Array:
     """The causal mask, added to attention scores: 0 for a visible key, ``-inf`` for a hidden one.
 
     Token q sees keys ``k <= q``, and with a window only the last ``window`` of them
@@ -62,7 +82,7 @@ def causal_bias(positions: Array, window: int | None, dtype: npt.DTypeLike) -> A
 
     Args:
         positions: Token positions, [S], integers.
-        window: Number of visible tokens; None for all earlier ones.
+        window: Number of visible tokens, from `reach`; None for all earlier ones.
         dtype: Dtype of the bias.
 
     Returns:

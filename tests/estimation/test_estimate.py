@@ -33,7 +33,7 @@ from refimpl.estimation.workload import (
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.position_tables import causal_bias
+from refimpl.model.position_tables import causal_bias, reach
 from refimpl.running.executors import Pool
 from refimpl.running.settings import Settings
 from refimpl.scoring.dense_statistics import sequences_together
@@ -205,14 +205,17 @@ def test_work_in_processes_is_what_was_estimated() -> None:
     assert steps[-1] == (told.work.passes, told.work.passes)
 
 
-@given(st.integers(1, 300), st.none() | st.integers(1, 320))
-def test_attention_looks_at_the_keys_that_its_queries_see(length: int, window: int | None) -> None:
-    bias = causal_bias(np.arange(length), window, np.float32)
+@given(st.integers(1, 300), st.none() | st.integers(1, 320), st.booleans())
+def test_attention_looks_at_the_keys_that_its_queries_see(
+    length: int, window: int | None, chunked: bool
+) -> None:
+    kind, positions = BlockKind(window, None, chunked=chunked), np.arange(length)
+    bias = causal_bias(positions, reach(positions, kind), np.float32)
     pairs = 0
     for start in range(0, length, 128):
         seen_keys = np.flatnonzero((bias[start : start + 128] == 0).any(axis=0))
         pairs += len(bias[start : start + 128]) * (seen_keys[-1] + 1 - seen_keys[0])
-    assert attended(BlockKind(window, None), length) == pairs
+    assert attended(kind, length) == pairs
 
 
 def test_counts_are_integers() -> None:

@@ -144,8 +144,8 @@ def test_the_forward_is_the_forward(name: str) -> None:
 
 
 def test_formulas_are_those_of_the_family() -> None:
-    def formula(name: str, step: str) -> str:
-        steps = steps_of(model_of(name), 0, Perturbation(), Request())
+    def formula(name: str, step: str, block: int = 0) -> str:
+        steps = steps_of(model_of(name), block, Perturbation(), Request())
         return next(one.formula for one in steps if one.name == step)
 
     assert formula("llama", "embed") == "h_0 = E[id]"
@@ -163,6 +163,7 @@ def test_formulas_are_those_of_the_family() -> None:
     assert formula("granite_swa", "attention").startswith("softmax(scale q k^T + mask, s) v ")
     clamped = "sigmoid_gelu(min(W_gate y + b_gate, 1.2)) * (clip(W_up y + b_up, -1.2, 1.2) + 1)"
     assert f"each expert: f = W_down ({clamped}) + b_down\n" in formula("gpt_oss", "mlp_out")
+    assert "f = sum_e f_e(share_e y) + the shared" in formula("llama4_text", "mlp_out", 1)
     assert formula("llama3", "mlp_out") == (
         "f = W_down (silu(W_gate y + b_gate) * (W_up y + b_up)) + b_down"
     )

@@ -160,7 +160,9 @@ def test_transformers_computes_the_same_from_a_text(kind: str, tmp_path: Path) -
             folder, dtype=torch.float64, output_loading_info=True, **eager
         )
         assert not any(report.values())
+        # transformers 5.24: the whole Llama 4 asks its text model for images, and fails
+        whole = again.language_model if kind == "llama4" else again
         with torch.no_grad():
-            logits = again(torch.tensor(IDS)).logits.numpy()
+            logits = whole(torch.tensor(IDS)).logits.numpy()
         ours = forward(read_model(folder), IDS, dtype="f8").logits
         assert worst_token(ours, logits) <= GATES["float32"]  # of its float32 inside

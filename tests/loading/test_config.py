@@ -463,7 +463,7 @@ WRONG_ROPE: dict[str, tuple[str, dict[str, Any], str]] = {
         "llama", {"rope_parameters": LLAMA3, "original_max_position_embeddings": 32},
         "original_max_position_embeddings: 32 contradicts 64"),
     "llama3 upside down": (
-        "llama", {"rope_parameters": LLAMA3 | {"high_freq_factor": 1.0}}, "must be above"),
+        "llama", {"rope_parameters": LLAMA3 | {"high_freq_factor": 0.9}}, "is below"),
     "one rope for Gemma 3": ("gemma3", {"rope_parameters": PLAIN}, "expected sliding_attention"),
     "a rope for no type": (
         "gemma3", {"rope_parameters": {"linear_attention": PLAIN}}, '"linear_attention"'),
@@ -796,12 +796,15 @@ def test_transformers_understands_omitted_keys_the_same(case: str, changes: dict
 
 
 @pytest.mark.torch
-def test_transformers_stretches_llama_3_the_same() -> None:
+@pytest.mark.parametrize("high", [4.0, 1.0])  # 1: all waves are stretched or not, none in part
+def test_transformers_stretches_llama_3_the_same(high: float) -> None:
     transformers = pytest.importorskip("transformers")
     rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
-    rest = copy.deepcopy({key: value for key, value in LLAMA_3_2.items() if key != "model_type"})
+    published = copy.deepcopy(LLAMA_3_2)
+    published["rope_scaling"]["high_freq_factor"] = high
+    rest = copy.deepcopy({key: value for key, value in published.items() if key != "model_type"})
     theirs, _ = rope_utils.ROPE_INIT_FUNCTIONS["llama3"](transformers.LlamaConfig(**rest))
-    rope = read_config(LLAMA_3_2).config.blocks[0].rope
+    rope = read_config(published).config.blocks[0].rope
     assert rope is not None
     np.testing.assert_allclose(rope.inv_freq(), theirs.numpy(), rtol=1e-6)
 

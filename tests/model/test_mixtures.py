@@ -17,7 +17,7 @@ from refimpl import Model, forward, read_model
 from refimpl.loading.config_json import read_config
 from refimpl.model import experts
 from refimpl.model import forward as forward_module
-from refimpl.model.config import BlockKind, Experts, Rope
+from refimpl.model.config import BlockKind, Experts, Rope, Temperature
 from refimpl.model.experts import largest, route
 from refimpl.model.forward import block, places
 from refimpl.model.ops import Array
@@ -89,7 +89,7 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("one expert for all", layout(r"experts\.\d+\.down", expert=0), ["granitemoe"]),
     ("shares normalised", mixture(normalised=True), ["qwen2_moe", "olmoe", "dots1"]),
     ("not normalised", mixture(normalised=False), ["qwen3_moe", "ernie4_5_moe", "glm4_moe"]),
-    ("softmax for sigmoid", mixture(scoring="softmax"), ["glm4_moe", "dots1"]),
+    ("softmax for sigmoid", mixture(scoring="softmax"), ["llama4_text", "glm4_moe", "dots1"]),
     ("softmax for sparsemixer", mixture(scoring="softmax"), ["phimoe"]),
     ("no near logits", mixture(jitter=1e-9), ["phimoe"]),
     ("near logits twice as far", mixture(jitter=0.4), ["phimoe"]),
@@ -99,15 +99,20 @@ VARIANTS: list[tuple[str, Break, list[str]]] = [
     ("one group more", mixture(groups_kept=3), ["glm4_moe", "dots1"]),
     ("one group fewer", mixture(groups_kept=1), ["glm4_moe", "dots1"]),
     ("scaling skipped", mixture(scaling=1.0), ["glm4_moe", "dots1"]),
-    ("shared expert skipped", mixture(shared_size=0), ["qwen2_moe", "ernie4_5_moe", "glm4_moe"]),
+    (
+        "shared expert skipped",
+        mixture(shared_size=0),
+        ["llama4_text", "qwen2_moe", "ernie4_5_moe", "glm4_moe"],
+    ),
     ("shared gate skipped", without(r"shared_expert\.gate\.weight"), ["qwen2_moe"]),
+    ("shares of outputs", mixture(of_inputs=False), ["llama4_text"]),
     ("q, k and v not limited", facts(qkv_limit=None), ["olmoe"]),
     ("softmax of all scores", mixture(normalised=False), ["gpt_oss"]),
     ("router's bias skipped", without(r"router\.bias"), ["gpt_oss"]),
     ("experts' biases skipped", without(r"experts\.\d+\.\w+\.bias"), ["gpt_oss"]),
     ("gate and up in halves", layout(r"(gate|up)_proj", groups=1), ["gpt_oss"]),
     ("biases of gate and up in halves", layout(r"(gate|up)_proj\.bias", groups=1), ["gpt_oss"]),
-    ("gate and up exchanged", swapped("gate_proj", "up_proj"), ["gpt_oss"]),
+    ("gate and up exchanged", swapped("gate_proj", "up_proj"), ["gpt_oss", "llama4_text"]),
     ("one bias for all experts", layout(r"down_proj\.bias", expert=0), ["gpt_oss"]),
     ("SiLU in the gate", facts(activation="silu"), ["gpt_oss"]),
     ("nothing clamped", clamped(lambda gate, up, _: (gate, up + 1)), ["gpt_oss"]),
@@ -159,6 +164,21 @@ def test_an_expert_computes_its_tokens_and_no_others() -> None:
         else:
             assert f"experts.{e}.mlp_norm" not in seen
     assert total == 2 * 9 * config.experts.top_k
+
+
+def test_a_share_may_multiply_what_an_expert_reads() -> None:
+    model = model_of("llama4_text")
+    config, weights = model.config, model.block(1, np.float64)
+    x = np.random.default_rng(0).standard_normal((2, 9, config.hidden_size))
+    place = places(np.arange(9), config, np.float64)[config.blocks[1]]
+    seen: dict[str, Array] = {}
+    block(x, weights, replace(place, observe=lambda n, v: seen.setdefault(n, v)), config)
+    y = seen["mlp_norm"]
+    logits = y @ weights["router.weight"].T
+    for e in range(4):
+        chosen = (np.argsort(-logits, axis=-1)[..., :2] == e).any(axis=-1)
+        expected = (y / (1 + np.exp(-logits[..., [e]])))[chosen]
+        np.testing.assert_allclose(seen[f"experts.{e}.mlp_norm"], expected, rtol=1e-13)
 
 
 def test_equal_scores_go_to_the_lower_index() -> None:
@@ -238,6 +258,15 @@ def test_tensors_that_do_not_fit(change: Any, lines: list[str], tmp_path: Path) 
         ("gpt_oss", {"swiglu_limit": 0}, "swiglu_limit: expected a positive number, got 0"),
         ("gpt_oss", {"experts_per_token": 3}, "experts_per_token: 3 contradicts 2"),
         ("gpt_oss", {"initial_context_length": 9}, "initial_context_length: 9 contradicts 5"),
+        ("llama4_text", {"moe_layers": 1}, "moe_layers: expected a list of blocks, got 1"),
+        ("llama4_text", {"attention_chunk_size": None},
+         "attention_chunk_size: 1 blocks slide, but it is null or not in use"),
+        ("llama4_text", {"layer_types": ["sliding_attention"] * 2},
+         "layer_types: expected 2 entries out of chunked_attention, full_attention, got "
+         "['sliding_attention', 'sliding_attention']"),
+        ("llama4_text", {"use_qk_norm": 1}, "use_qk_norm: expected true or false, got 1"),
+        ("llama4_text", {"attn_scale": 0}, "attn_scale: expected a positive number, got 0"),
+        ("llama4_text", {"floor_scale": 0}, "floor_scale: expected a positive integer, got 0"),
     ],
 )  # fmt: skip
 def test_configurations_that_are_refused(case: str, changes: dict[str, Any], line: str) -> None:
@@ -277,3 +306,87 @@ def test_gpt_oss_as_it_was_published() -> None:
                "head_dim", "sliding_window", "attention_bias", "num_key_value_heads")  # fmt: skip
     short = {key: value for key, value in GPT_OSS_20B.items() if key not in omitted}
     assert read_config(short) == read_config(GPT_OSS_20B)
+
+
+SCOUT = {
+    "attention_bias": False, "attention_chunk_size": 8192, "attention_dropout": 0.0,
+    "bos_token_id": 200000, "eos_token_id": [200001, 200007, 200008], "for_llm_compressor": False,
+    "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02,
+    "interleave_moe_layer_step": 1, "intermediate_size": 8192, "intermediate_size_mlp": 16384,
+    "max_position_embeddings": 10485760, "model_type": "llama4_text", "no_rope_layers": [],
+    "num_attention_heads": 40, "num_experts_per_tok": 1, "num_hidden_layers": 48,
+    "num_key_value_heads": 8, "num_local_experts": 16, "output_router_logits": False,
+    "pad_token_id": 200018, "rms_norm_eps": 1e-05,
+    "rope_scaling": {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0,
+                     "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "rope_theta": 500000.0, "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0,
+    "torch_dtype": "bfloat16", "use_cache": True, "use_qk_norm": True, "vocab_size": 202048,
+}  # fmt: skip
+MAVERICK = SCOUT | {
+    "interleave_moe_layer_step": 2, "num_local_experts": 128, "rope_scaling": None,
+    "use_qk_norm": False,
+}  # fmt: skip
+
+
+def test_llama_4_as_it_was_published() -> None:
+    config = read_config(SCOUT).config
+    rope = Rope(5e5, 128, "llama3", 16.0, 1.0, 1.0, 8192, interleaved=True)
+    near = BlockKind(8192, rope, mixture=True, chunked=True)
+    far = BlockKind(None, None, mixture=True, temperature=Temperature(0.1, 8192, offset=1))
+    assert config.blocks == (near, near, near, far) * 12
+    assert config.experts == Experts(16, 1, 8192, 8192, "sigmoid", normalised=False, of_inputs=True)
+    assert config.weightless_norms == ("q_rope_norm", "k_rope_norm")
+    other = read_config(MAVERICK).config
+    assert [kind.mixture for kind in other.blocks] == [False, True] * 24
+    assert (other.weightless_norms, other.intermediate_size) == ((), 16384)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        MAVERICK,
+        {"moe_layers": [1, 7]},
+        {"moe_layers": []},
+        {"no_rope_layers": [0, 1] * 24},
+        {"no_rope_layer_interval": 3},
+        {"attention_chunk_size": None},
+        {"attn_temperature_tuning": False},
+        {"layer_types": ["full_attention", "chunked_attention"] * 24},
+        dict.fromkeys(
+            ("interleave_moe_layer_step", "attention_chunk_size", "num_local_experts", "head_dim",
+             "num_experts_per_tok", "use_qk_norm", "rope_theta", "rope_scaling", "rms_norm_eps",
+             "intermediate_size", "intermediate_size_mlp", "num_key_value_heads",
+             "max_position_embeddings"), ...),
+    ],
+)  # fmt: skip
+def test_transformers_understands_llama_4_the_same(changes: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    entries = {k: v for k, v in (SCOUT | changes).items() if v is not ...}
+    theirs = transformers.Llama4TextConfig(
+        **{k: v for k, v in entries.items() if k != "model_type"}
+    )
+    config = read_config(entries).config
+    experts, chunk = config.experts, theirs.attention_chunk_size
+    assert experts is not None
+    assert experts == Experts(
+        theirs.num_local_experts, theirs.num_experts_per_tok, theirs.intermediate_size,
+        theirs.intermediate_size, "sigmoid", normalised=False, of_inputs=True,
+    )  # fmt: skip
+    assert config.intermediate_size == theirs.intermediate_size_mlp
+    assert (config.head_dim, config.num_key_value_heads, config.norm_eps) == (
+        theirs.head_dim, theirs.num_key_value_heads, theirs.rms_norm_eps,
+    )  # fmt: skip
+    assert config.max_position_embeddings == theirs.max_position_embeddings
+    assert bool(config.weightless_norms) == theirs.use_qk_norm
+    for i, kind in enumerate(config.blocks):
+        rotates, name = bool(theirs.no_rope_layers[i]), theirs.layer_types[i]
+        assert (kind.rope is not None) == rotates
+        assert kind.rope is None or kind.rope.theta == theirs.rope_parameters["rope_theta"]
+        assert kind.chunked == (name == "chunked_attention")
+        assert kind.window == (chunk if kind.chunked else None)
+        assert kind.mixture == (i in theirs.moe_layers)
+        warmth = Temperature(theirs.attn_scale, theirs.floor_scale, offset=1)
+        tuned = theirs.attn_temperature_tuning and not rotates
+        assert kind.temperature == (warmth if tuned else None)

@@ -242,6 +242,14 @@ def test_causal_bias(integer: str, data: st.DataObject) -> None:
     np.testing.assert_array_equal(bias, np.where(seen, 0, -np.inf).astype("f4"), strict=True)
 
 
+@given(st.integers(1, 12), st.integers(1, 15))
+def test_a_token_sees_its_chunk(length: int, size: int) -> None:
+    positions, kind = np.arange(length), BlockKind(size, None, chunked=True)
+    bias = position_tables.causal_bias(positions, position_tables.reach(positions, kind), "f4")
+    for query, key in np.ndindex(length, length):
+        assert (bias[query, key] == 0) == (key <= query and key // size == query // size)
+
+
 @given(*(st.integers(1, 4) for _ in range(4)))
 def test_heads_split_and_merge(batch: int, length: int, heads: int, head_dim: int) -> None:
     x = np.arange(batch * length * heads * head_dim).reshape(batch, length, heads * head_dim)

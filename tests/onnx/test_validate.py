@@ -534,7 +534,7 @@ def test_the_gate_depends_on_dtype_and_size() -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("case", [*FAMILIES, "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("case", [*FAMILIES, "mixtral", "gpt_oss", "llama4_text"])
 def test_transformers_agrees(case: str) -> None:
     result = validate(model_of(case), against="torch", device="cpu")
     assert result.agrees

@@ -59,7 +59,7 @@ class Family:
         weightless_norms: Norms without a tensor.
         windows: Which blocks slide if `layer_types` is absent: "none", "all", "even" ones, those
             "above" max_window_layers, all but the last of each "pattern", all "after first" of
-            each, or "unrotated" ones.
+            each, or "unrotated" ones; "rotated" ones see chunks.
         unrotated: Which blocks have no rotary positions: "none", those "listed" with a 0 in
             `no_rope_layers`, in a model with a window those that are "full", or in any model the
             "unwindowed" ones.
@@ -73,6 +73,7 @@ class Family:
         flags: Keys that are true or false and decide which `variant` it is.
         variant: The family and the entries of one `config.json`, if keys decide on the roles.
         scoring: Of routers, as in `Experts`; None without experts.
+        shares_of_inputs: Whether an expert's share multiplies what it reads.
         stacks: Places of roles in files that stack experts, in place of those in `names`.
     """
 
@@ -92,7 +93,9 @@ class Family:
     activations: dict[str, str] = field(default_factory=dict)
     optional: dict[str, str] = field(default_factory=dict)
     weightless_norms: tuple[str, ...] = ()
-    windows: Literal["none", "all", "even", "above", "pattern", "after first", "unrotated"] = "none"
+    windows: Literal[
+        "none", "all", "even", "above", "pattern", "after first", "unrotated", "rotated"
+    ] = "none"
     unrotated: Literal["none", "listed", "full", "unwindowed"] = "none"
     scalings: dict[str, str] = field(default_factory=dict)
     rope_extras: tuple[str, ...] = ()
@@ -104,6 +107,7 @@ class Family:
     flags: tuple[str, ...] = ()
     variant: Variant | None = None
     scoring: Literal["softmax", "sigmoid", "sparsemixer"] | None = None
+    shares_of_inputs: bool = False
     stacks: dict[str, Location] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts: Mixtral, Qwen, OLMoE, Granite, Phi, ERNIE, GLM, dots and gpt-oss."""
+"""Mixtures of experts: Mixtral, Qwen, OLMoE, Granite, Phi, ERNIE, GLM, dots, gpt-oss, Llama 4."""
 
 from dataclasses import replace
 
@@ -214,4 +214,47 @@ GPT_OSS = replace(
     },
     windows="even",
     scoring="softmax",
+)  # fmt: skip
+
+LLAMA4 = replace(
+    LLAMA,
+    model_type="llama4_text",
+    names=ATTENTION
+    | separate(
+        **{x: f"layers.{{}}.feed_forward.{x}" for x in MLP}
+        | {f"shared_expert.{x}": f"layers.{{}}.feed_forward.shared_expert.{x}" for x in MLP}
+        | {"router": "layers.{}.feed_forward.router"}
+    )
+    | fused(
+        "layers.{}.feed_forward.experts.gate_up_proj", "experts.gate_proj", "experts.up_proj",
+        stacked=True, transposed=True, weight="",
+    )
+    | fused(
+        "layers.{}.feed_forward.experts.down_proj", "experts.down_proj",
+        stacked=True, transposed=True, weight="",
+    ),
+    biased=biased("attention_bias", "q", "k", "v", "o"),
+    keys=LLAMA.keys | {
+        "intermediate_size": "intermediate_size_mlp", "moe_intermediate_size": "intermediate_size",
+        "num_experts": "num_local_experts", "decoder_sparse_step": "interleave_moe_layer_step",
+        "sliding_window": "attention_chunk_size",
+    },
+    defaults=LLAMA.defaults | MIXTURE | {
+        "intermediate_size": 16384, "moe_intermediate_size": 8192, "num_experts": 16,
+        "num_experts_per_tok": 1, "decoder_sparse_step": 1, "moe_layers": None,
+        "n_shared_experts": 1, "norm_topk_prob": False, "num_key_value_heads": 8, "head_dim": 128,
+        "norm_eps": 1e-5, "use_qk_norm": True, "no_rope_layers": None, "no_rope_layer_interval": 4,
+        "sliding_window": 8192, "layer_types": None, "attn_temperature_tuning": True,
+        "attn_scale": 0.1, "floor_scale": 8192, "max_position_embeddings": 131072,
+        "rope_theta": 500000.0,
+    },
+    only=(*LLAMA.only, "n_shared_experts", "norm_topk_prob"),
+    optional=dict.fromkeys(("q_rope_norm", "k_rope_norm"), "use_qk_norm"),
+    unread=("router_jitter_noise", "for_llm_compressor"),
+    weightless_norms=("q_rope_norm", "k_rope_norm"),
+    windows="rotated",
+    unrotated="listed",
+    interleaved=True,
+    scoring="sigmoid",
+    shares_of_inputs=True,
 )  # fmt: skip

@@ -6,6 +6,8 @@ has no float64, and runtimes compute the norm of a float64 in float32 (`stash_ty
 
 from typing import Any
 
+import numpy as np
+
 from refimpl.model.kernels import Kernels, plain_attention
 from refimpl.model.ops import ACTIVATIONS
 from refimpl.model.position_tables import alibi_bias
@@ -39,7 +41,8 @@ def _rotate(x: Any, cos: Any, sin: Any, interleaved: bool) -> Any:
 
 
 def _rms_norm(x: Any, weight: Any, eps: float) -> Any:
-    """Record `RMSNormalization` of x [..., D]."""
+    """Record `RMSNormalization` of x [..., D]; the weight may be the number 1."""
+    weight = np.ones(x.shape[-1], x.dtype) if isinstance(weight, float) else weight
     return x.graph.add("RMSNormalization", x, weight, axes=x.axes, axis=-1, epsilon=eps)
 
 
