@@ -3,6 +3,8 @@
 import inspect
 import json
 import re
+from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +66,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("block", [0, -1], ids=["first", "last"])
-@pytest.mark.parametrize(("name", "case"), CASES)
+@pytest.mark.parametrize(
+    ("name", "case", "block"),
+    [(*case, block) for case, block in zip(CASES, cycle((0, -1)), strict=False)],
+)
 def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> None:
     model, tokens = model_of(name), tokens_of(name)
     plan, request = PLANS[case]
@@ -174,6 +178,9 @@ def test_formulas_are_those_of_the_family() -> None:
     assert "llama3" in formula("llama3", "rope")
 
 
+source_of = cache(inspect.getsource)
+
+
 @pytest.mark.parametrize("case", PLANS)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_function_is_the_librarys_and_has_a_source(name: str, case: str) -> None:
@@ -183,7 +190,7 @@ def test_every_function_is_the_librarys_and_has_a_source(name: str, case: str) -
         assert step.why.endswith((".", ")"))
         for function in step.functions:
             assert full_name(function).startswith("refimpl.")
-            source = inspect.getsource(function)
+            source = source_of(function)
             assert f" {function.__name__}(" in source or inspect.isclass(function)
 
 

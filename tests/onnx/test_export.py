@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -163,8 +163,7 @@ STORED: dict[str, tuple[str, Any]] = {  # the fixture, and the dtype if it is an
 }
 
 
-@pytest.mark.parametrize("dtype", GATES)
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("stored", "dtype"), list(zip(STORED, cycle(GATES), strict=False)))
 def test_weights_enter_in_three_ways(stored: str, dtype: str, copy: Copy) -> None:
     case, stored_dtype = STORED[stored]
     path = copy(case)
@@ -352,7 +351,9 @@ def print_killed_exports(folder: str, weights: Any) -> None:
     print(number)
 
 
-@pytest.mark.parametrize("weights", STORAGES)
+@pytest.mark.parametrize(
+    "weights", ["external", *(pytest.param(x, marks=pytest.mark.kills) for x in STORAGES[1:])]
+)
 def test_a_killed_export_leaves_no_graph_that_is_not_whole(weights: str, tmp_path: Path) -> None:
     steps = printed_json(__file__, f"print_killed_exports({str(tmp_path)!r}, {weights!r})")
     assert steps >= (8 if weights == "external" else 2)
