@@ -609,11 +609,15 @@ def test_a_file_that_cannot_be_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nobody_reads_stdout(here: Path) -> None:
     case = FIXTURES / "cases" / "llama"
-    words = shlex.join([*PROGRAM, "check", str(case), str(case / "expected.safetensors")])
-    for ending, code in (("--json | true", 74), (">&-", 0), ("<&- >&- 2>&-", 0)):
-        command = f"set -o pipefail; {words} {ending}"
+    check = shlex.join(["check", str(case), str(case / "expected.safetensors")])
+    for words, code in (
+        (f"{check} --json | true", 74),
+        ("inspect model >&-", 0),
+        ("inspect model <&- >&- 2>&-", 0),
+    ):
+        command = f"set -o pipefail; {shlex.join(PROGRAM)} {words}"
         done = subprocess.run(["bash", "-c", command], env=ENV, capture_output=True, check=False)
-        assert (done.returncode, done.stderr) == (code, b""), ending
+        assert (done.returncode, done.stderr) == (code, b""), words
 
 
 OUT_OF_RANGE = {
