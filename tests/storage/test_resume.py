@@ -225,10 +225,15 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     monkeypatch.setattr(PartialResults, "add", adding)
 
 
-@pytest.mark.parametrize("place", [PLACES[0], PLACES[2]])
 @pytest.mark.parametrize(
-    ("kind", "at"),
-    [("sparsegpt", "2"), ("scored", "state 1 0 0 3"), ("scored", "1"), ("signals", "dense 2")],
+    ("kind", "at", "place"),
+    [
+        ("sparsegpt", "2", PLACES[0]),
+        ("sparsegpt", "2", PLACES[2]),
+        ("scored", "state 1 0 0 3", PLACES[0]),
+        ("scored", "1", PLACES[0]),
+        ("signals", "dense 2", PLACES[0]),
+    ],
 )
 def test_a_full_disk_leaves_partial_results_with_resume(
     kind: str, at: str, place: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
