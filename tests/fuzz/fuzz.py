@@ -210,6 +210,8 @@ def main() -> int:
                     "err": left.err.decode("utf-8", "replace")[-700:],
                 }  # fmt: skip
                 print(json.dumps(shown), flush=True)
+            if not sum(counts.values()) % 1000:
+                print(f"{sum(counts.values()):,} cases", file=sys.stderr, flush=True)
     minutes = (time.monotonic() - started) / 60
     print(
         f"{sum(counts.values()):,} cases in {minutes:.1f} min, {failed} failures; "

@@ -93,10 +93,15 @@ def changed_json(value: Any, random: Random) -> Any:
     value = copy.deepcopy(value)
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         if not isinstance(value, dict | list) or not value or random.random() < 0.02:
-            value = random.choice(ODD)
+            value = _odd(random)
             continue
         _change_inside(value, random)
     return value
+
+
+def _odd(random: Random) -> Any:
+    """One of the odd values, as a copy: the next change may be inside of it."""
+    return copy.deepcopy(random.choice(ODD))
 
 
 def _change_inside(holder: Any, random: Random) -> None:
@@ -120,11 +125,11 @@ def _change_inside(holder: Any, random: Random) -> None:
         half = inner // 2 if isinstance(inner, int) else inner / 2
         holder[key] = random.choice((-inner, inner + 1, inner * 2, half, str(inner), [inner]))
     elif how == 4 and isinstance(holder, dict):
-        holder[random.choice(STRINGS)] = random.choice(ODD)
+        holder[random.choice(STRINGS)] = _odd(random)
     elif how == 5:
         holder[key] = copy.deepcopy(random.choice([holder[k] for k in keys]))
     else:
-        holder[key] = random.choice(ODD)
+        holder[key] = _odd(random)
 
 
 def json_bytes(data: bytes, random: Random) -> bytes:
