@@ -233,8 +233,7 @@ def test_adding_a_case_is_adding_a_folder(suite: Suite, tmp_path: Path) -> None:
         added(tmp_path, name)
         suite.write(name, computed("qwen2"))
     cases, ours = tmp_path / "cases", "families=['qwen2']"
-    suite.run("", "--refimpl-cases", cases, passed=len(CORE) + 2)
-    suite.run("", "--refimpl-cases", cases / "mine", passed=len(CORE) + 1)
+    suite.run("families=['qwen2', 'opt']", "--refimpl-cases", cases / "mine", passed=2)
     suite.run(ours, "--refimpl-cases", cases / "mine", f"--refimpl-cases={cases}", passed=2)
     suite.write("mine", without("qwen2", "logits"))
     suite.run(ours, f"--refimpl-cases={cases}", passed=1, failed=1)
@@ -326,10 +325,8 @@ def recipe(folder: Path, code: int) -> str:
 
 
 def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
-    """A wrong candidate prints the lines of the page, in that order."""
+    """A wrong candidate prints the lines of the page, in that order; CI runs a right one, too."""
     text = (ROOT / "tests/own_candidate.py").read_text("utf-8")
-    (tmp_path / "candidate.py").write_text(text, "utf-8")
-    assert f"{len(CORE)} passed" in recipe(tmp_path, 0)
     line = 'token_ids = case.inputs["token_ids"]'
     assert text.count(line) == 1
     (tmp_path / "candidate.py").write_text(text.replace(line, f"{line}[:, ::-1]"), "utf-8")
