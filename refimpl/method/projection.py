@@ -2,6 +2,8 @@
 
 from bisect import bisect_left
 from fractions import Fraction
+from math import lcm
+from operator import mul
 
 import numpy as np
 import numpy.typing as npt
@@ -66,20 +68,31 @@ def project(
     if sparsity in (lo, hi):
         return np.full(len(desired), float(sparsity))
 
-    # Floats are fractions: exact sums leave one rounding, the last, however unequal the units.
-    least, most, budget = decimal(lo), decimal(hi), decimal(sparsity) * sum(weights)
+    # Floats are fractions. In units of 1 / scale all is whole, t too, so sums are exact and quick;
+    # one rounding, the last, is left, however unequal the units.
+    least, most, asked = decimal(lo), decimal(hi), decimal(sparsity)
+    common = lcm(*(rate.denominator for rate in rates))
+    slope = [int(rate * common) for rate in rates]
+    scale = lcm(*slope) * lcm(*(x.denominator for x in (least, most, asked, *desired)))
+    low, high, budget = int(least * scale), int(most * scale), int(asked * scale) * sum(weights)
+    wanted = [int(v * scale) for v in desired]
 
-    def allocation(t: Fraction) -> list[Fraction]:
-        return [min(max(v + g * t, least), most) for v, g in zip(desired, rates, strict=True)]
+    def allocation(t: int, parts: int = 1) -> list[int]:
+        ends = low * parts, high * parts
+        return [
+            min(max(v * parts + g * t, ends[0]), ends[1])
+            for v, g in zip(wanted, slope, strict=True)
+        ]
 
-    def spent(t: Fraction) -> Fraction:
-        return sum((n * s for n, s in zip(weights, allocation(t), strict=True)), Fraction(0))
+    def spent(t: int) -> int:
+        return sum(map(mul, weights, allocation(t)))
 
     bends = sorted(
-        {(end - v) / g for v, g in zip(desired, rates, strict=True) for end in (least, most)}
+        {(end - v) // g for v, g in zip(wanted, slope, strict=True) for end in (low, high)}
     )
     k = bisect_left(bends, budget, key=spent)
     left, right = bends[k - 1], bends[k]  # the budget is met between these two
     below, above = spent(left), spent(right)
-    t = left + (right - left) * (budget - below) / (above - below)
-    return np.array([float(s) for s in allocation(t)])
+    parts = above - below
+    t = left * parts + (right - left) * (budget - below)
+    return np.array([s / (scale * parts) for s in allocation(t, parts)])
