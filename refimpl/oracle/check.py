@@ -149,6 +149,9 @@ def check(
         elif result.status in RIGHT_SO_FAR and misses_budget(case, name, actual[name]):
             fault = "does not sum to the budget, within half a unit in the last place of each"
             result = replace(result, status="divergent", fault=fault)
+        elif result.status in RIGHT_SO_FAR and (start := unchanged(case, name, actual, dtype)):
+            fault = f"every bit is that of {start}: nothing was added"
+            result = replace(result, status="divergent", fault=fault)
         elif result.near_ties and not stepwise:
             unjudged |= steps_after(case, name)
         if name in wanted:
@@ -170,6 +173,25 @@ def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
     share = float(np.vdot(sparsity.astype(np.float64), weights) / weights.sum())
     rounding = EPS[sparsity.dtype.name] / 2 + FLOOR * EPS["float32"]
     return not abs(share - asked) <= rounding * asked
+
+
+def unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) -> str:
+    """The state that a block adds to, if the candidate added nothing and rounding is not why.
+
+    Where errors have grown to the size of what a block adds, its tolerance does not see that. But
+    rounded, ``x + u`` is x only if no number of u is above half a unit in the last place of x: then
+    ``||u|| <= eps ||x||``, and the u of the case is larger than four times that.
+    """
+    block, _, kind = step.rpartition(".")
+    start = f"{block}.resid_pre"
+    if kind not in ("resid_mid", "resid_post") or start not in actual.keys() & case.expected.keys():
+        return ""
+    after = actual[step]
+    if not np.array_equal(actual[start], after):
+        return ""
+    with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
+        added, size = case.expected[step] - case.expected[start], after.astype(np.float64)
+        return start if np.linalg.norm(added) > 4 * EPS[dtype] * np.linalg.norm(size) else ""
 
 
 def coarse_step(step: str) -> str:
