@@ -13,11 +13,11 @@ from refimpl.cli.groups import NOISE, PERTURBATION, SOURCE, Source
 from refimpl.cli.options import FieldOption, OptionGroup
 from refimpl.cli.terminal import deliver, say
 from refimpl.cli.validate import TIME_LIMIT
-from refimpl.errors import printable
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.file_reading import require_file
 from refimpl.oracle.case_folders import case_folder, cases_below, core_case, core_cases
 from refimpl.oracle.recipe import Recipe
+from refimpl.show.header import fitting, joined
 from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
 
@@ -94,7 +94,7 @@ def make(
     tokens = model_tokens(opened, **vars(source))
     case = make_case(opened, tokens, recipe, output)
     text = f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}"
-    say(printable(text) + "\n")
+    say(joined(fitting(text)))
 
 
 @app.command("list")

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import typer
 
 from refimpl.running.threads import Progress
-from refimpl.show.header import NARROWEST, command_lines
+from refimpl.show.header import NARROWEST, fitting
 from refimpl.show.table import Style
 from refimpl.storage.files import write_json
 
@@ -54,15 +53,8 @@ def complain(text: str) -> None:
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns, NARROWEST)
         lines = text.split("\n")
-        text = "\n".join(part for line in lines for part in _fitting(line, width))
+        text = "\n".join(part for line in lines for part in fitting(line, width))
     print(text, file=sys.stderr)
-
-
-def _fitting(line: str, width: int) -> list[str]:
-    """Pieces of a line that fit."""
-    if line.startswith("next: refimpl "):
-        return command_lines(line, width)
-    return wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def style() -> Style:

@@ -104,7 +104,7 @@ def runs_table(rows: list[Row]) -> str:
     cells["run"] = [_run(row) for row in rows]
     headings = {key: re.sub(r" ([<>]) ", rf"{GLUE}\1{GLUE}", key) for key in cells}
     longest = {key: max(map(len, cells[key])) for key in cells}
-    for width in (len, _width):  # of headings
+    for width in (len, _width, _piece):  # of headings
         widths = {key: max(width(headings[key]), longest[key]) for key in cells}
         room = terminal_width() - sum(2 + widths[key] for key in cells if key != "run")
         if widths["run"] <= room:
@@ -138,6 +138,11 @@ def _row(texts: Mapping[str, list[str]], widths: Mapping[str, int]) -> Iterator[
 def _width(text: str) -> int:
     """Characters of the longest word."""
     return max(map(len, text.split(" ")))
+
+
+def _piece(text: str) -> int:
+    """Characters of the longest piece of a word, which may end in a hyphen."""
+    return _width(text.replace("-", "- "))
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:

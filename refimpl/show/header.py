@@ -33,6 +33,16 @@ def terminal_width() -> int:
     return WIDTH
 
 
+def fitting(line: str, width: int | None = None) -> list[str]:
+    """Pieces of a line that fit the terminal; words stay whole, and a command stays one command."""
+    if width is None and not fits_terminal():
+        return [line]
+    if re.match(r"\w+: refimpl ", line):
+        return command_lines(line, width)
+    width, options = width or terminal_width(), {"break_long_words": False}
+    return wrap(line, width, subsequent_indent="  ", break_on_hyphens=False, **options)
+
+
 def command_lines(text: str, width: int | None = None) -> list[str]:
     """A command, with a label before it, on lines that fit; a shell reads them as one."""
     if width is None and not fits_terminal():

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from math import isfinite
-from textwrap import wrap
 from typing import Any
 from xml.etree import ElementTree
 
 from refimpl.oracle.case_folders import CaseFolder
 from refimpl.oracle.check import Report, coarse_step
 from refimpl.oracle.judging.measures import StepResult
-from refimpl.show.header import command_lines, counted, joined, terminal_width, wrapped
+from refimpl.show.header import counted, fitting, joined, terminal_width, wrapped
 from refimpl.show.table import aligned, fitted
 from refimpl.version import SPEC, __version__
 
@@ -48,7 +47,8 @@ def report_table(report: Report, candidate: str) -> str:
         "own": [_number(step.own) for step in worst],
     }
     table = fitted(columns, ("own", "allowed", "worst step", "pass"))
-    return joined([*wrapped(facts), "", *table, "", *_verdict(report, candidate)])
+    said = [part for line in _verdict(report, candidate) for part in fitting(line)]
+    return joined([*wrapped(facts), "", *table, "", *said])
 
 
 def cases_document(cases: Sequence[CaseFolder]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def case_table(case: CaseFolder) -> str:
     rows = [line.rstrip() for line in aligned(columns)]
     if max(map(len, rows)) > terminal_width():
         rows = ["  ".join(map(str.strip, cells)) for cells in zip(*columns.values(), strict=True)]
-    return joined([*wrapped(header), "", *rows, "", *wrap(said, terminal_width())])
+    return joined([*wrapped(header), "", *rows, "", *fitting(said)])
 
 
 def _recipe(value: Any) -> str:
@@ -187,8 +187,7 @@ def _verdict(report: Report, candidate: str) -> Iterator[str]:
             yield from ("usual causes:", *(f"  {text}" for text in causes))
         words = f"--only '{first.step}'" + (" --stepwise" if report.stepwise else "")
         words += f" --names {report.names}" if report.names else ""
-        again = f"again: refimpl check {report.case.folder} {candidate} {words}"
-        yield from command_lines(again)
+        yield f"again: refimpl check {report.case.folder} {candidate} {words}"
 
 
 def _unjudged(report: Report) -> Iterator[str]:

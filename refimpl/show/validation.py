@@ -7,18 +7,20 @@ from typing import Any
 from refimpl.comparison.agreement import Agreement
 from refimpl.onnx.validate import Comparison, Validation
 from refimpl.onnx.zero_weights import Zeros
-from refimpl.show.header import counted, joined, model_facts, wrapped
+from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
 from refimpl.show.table import aligned
 
 VALIDATION_FORMAT = 1  # of `validate --json`
 NAMED_LINEARS = 3  # of those that differ
+AT = "block, tokens"  # heading of the place of an error
 
 
 def validation_table(validation: Validation) -> str:
     """The worst error of each trace point in every dtype, those of the experiment, the verdict."""
     rows = [line.rstrip() for line in aligned(_columns(validation))]
-    lines = [*_header(validation), "", *rows, "", *_verdict(validation), *validation.notes]
-    return joined(lines)
+    said = [*_verdict(validation), *validation.notes]
+    parts = [part for line in said for part in fitting(line)]
+    return joined([*_header(validation), "", *rows, "", *parts])
 
 
 def validation_document(validation: Validation) -> dict[str, Any]:
@@ -75,9 +77,9 @@ def _columns(validation: Validation) -> dict[str, list[str]]:
         runs = [one for one in comparisons if one.dtype == dtype]
         worst = [_worst(runs, kind) for kind in kinds]
         places = [_place(point, run) for point, run in worst]
-        width = max(map(len, ["at", *places]))
+        width = max(map(len, [AT, *places]))
         errors = [*(_error(point) for point, _ in worst), f"{runs[0].tolerance:.0e}"]
-        columns[f"{dtype:>7}  {'at':>{width}}"] = [
+        columns[f"{dtype:>7}  {AT:>{width}}"] = [
             f"{error:>7}  {place:>{width}}"
             for error, place in zip(errors, [*places, ""], strict=True)
         ]
@@ -154,7 +156,7 @@ def _place(point: Agreement, run: Comparison) -> str:
     """The block and the tokens where a trace point is off; nothing if it is exact."""
     if not point.error and not point.fault:
         return ""
-    block = f"block {point.point.split('.')[1]} " if "." in point.point else ""
+    block = f"{point.point.split('.')[1]} " if "." in point.point else ""
     return f"{block}{list(run.shape)}"
 
 

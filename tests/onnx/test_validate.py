@@ -35,6 +35,7 @@ from refimpl.onnx.graph_file import MEASURED
 from refimpl.onnx.recording.experiment_graph import AT
 from refimpl.onnx.recording.model_graph import trace_points
 from refimpl.onnx.validate import validate, validation_batches
+from refimpl.show.validation import validation_table
 
 RUNTIMES: tuple[Against, ...] = ("onnxruntime", "onnx-reference")
 LLAMA = FIXTURES / "llama"
@@ -439,6 +440,21 @@ def test_the_program_says_what_it_compared_and_where_it_ran() -> None:
     rows = [line.split()[0] for line in result.out.split("\n\n")[1].splitlines()]
     points = [p for p in TRACE_POINTS if not p.endswith("_rope")]
     assert rows == ["point", "embed", *points, "final_norm", "logits", *MEASURED, "tolerance"]
+
+
+def test_every_line_fits_and_no_word_is_broken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = graph_of("llama", folder, pruned=True)  # does not agree: causes, counts and notes
+    for graph in (None, zeros):
+        validation = validate(model_of("llama"), graph=graph, threads=1)
+        known = set(validation_table(validation).split())
+        for width in (80, 60):
+            monkeypatch.setenv("COLUMNS", str(width))
+            shown = validation_table(validation).replace(f"{zeros}", "")
+            assert max(map(len, shown.splitlines())) <= width
+            assert set(shown.split()) <= known
+        monkeypatch.delenv("COLUMNS")
 
 
 def test_tokens_of_a_text_and_a_longest_sequence(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FIXTURES
-from program import ran, refused
+from program import ran, refused, run
 
 from refimpl.oracle.case_folders import CORE
 
@@ -33,6 +33,17 @@ def test_a_case_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
             assert [step["name"], f"{step['shape']}".ljust(0)] in [
                 [row[0], row[1].rpartition("]")[0] + "]"] for row in rows if len(row) == 2
             ]
+
+
+def test_a_check_that_fails_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CASES)
+    words = ("check", "llama", "opt/expected.safetensors", "--only", "embed")
+    known = set(run(*words).out.split()) | {"\\"}  # where the command to repeat goes on
+    for width in (80, 60):
+        monkeypatch.setenv("COLUMNS", str(width))
+        shown = run(*words).out
+        assert max(len(line) for line in shown.splitlines() if "again:" not in line) <= width
+        assert set(shown.split()) <= known
 
 
 def test_check_takes_a_core_case_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

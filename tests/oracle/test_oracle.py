@@ -131,6 +131,9 @@ def test_a_missing_step_never_passes() -> None:
     assert report.verdict == "inconclusive"
     assert [step.step for step in report.steps if step.status == "missing"] == ["blocks.1.v"]
     assert check(case_of("llama"), actual, ("logits",)).verdict == "pass"
+    for part in ("blocks.1.*", "coarse.2.*", "owl.*"):  # judged as in the whole
+        judged = check(case_of("llama"), actual, (part,)).steps
+        assert judged == tuple(x for x in report.steps if x.step.startswith(part[:-1]))
     assert "1 step missing: blocks.1.v\n--only" in report_table(report, "a file")
     actual["logits"] = -actual["logits"]
     assert check(case_of("llama"), actual).verdict == "divergent"

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from refusals import refusal_of
 from refimpl.model.forward import forward
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.check import check
+from refimpl.oracle.reference_errors import ReferenceRun, reference_run
 from refimpl.oracle.steps import steps
 from refimpl.tokens import Tokens
 
@@ -47,6 +49,19 @@ def test_it_has_the_tokens_and_steps_that_are_asked_for(sampled: Case) -> None:
     assert {x.name for x in sampled.folder.iterdir() if x.stat().st_size > 20} == {
         "case.json", "inputs.safetensors", "expected.safetensors",
     }  # fmt: skip
+
+
+def test_a_check_computes_no_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, computed = case_of("llama"), list[str]()
+
+    def run_of(part: Case, *options: Any) -> ReferenceRun:
+        reference = reference_run(part, *options)
+        computed.extend(reference.steps)
+        return reference
+
+    monkeypatch.setattr("refimpl.oracle.check.reference_run", run_of)
+    assert check(case, case.expected, ("blocks.0.q",), "float32").verdict == "pass"
+    assert computed[-1] == "logits"
 
 
 @pytest.mark.parametrize("whole", [True, False])
