@@ -42,7 +42,7 @@ def command(
         str | None, opt.option("The only step to show. Default: all steps.", "NAME")
     ] = None,
     code: Annotated[
-        bool, opt.flag("--source", "Also show the code of each step's functions.")
+        bool, opt.flag("Also show the code of each step's functions.", None, "--source")
     ] = False,
     source: Annotated[Source, EXPLANATION_SOURCE],
     plan: Annotated[Perturbation, PERTURBATION],

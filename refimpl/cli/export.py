@@ -64,7 +64,7 @@ def command(
     download: opt.DownloadOption = False,
     graph: Annotated[GraphOptions, opt.OptionGroup.of(GraphOptions, "Graph")],
     plan: Annotated[Perturbation, PERTURBATION.only(*NOISE)],
-    as_json: Annotated[bool, opt.flag("--json", "Print JSON instead of the table.")] = False,
+    as_json: Annotated[bool, opt.flag("Print JSON instead of the table.", None, "--json")] = False,
 ) -> None:
     """Write a model as an ONNX graph that other runtimes execute.
 

@@ -190,15 +190,16 @@ REQUEST = OptionGroup(
             read=base_options,
         ),
         "sparsity": FieldOption(
-            "Fraction of all prunable weights to prune, 0 to 1, or a percentage such as 50%.",
+            "Fraction of all prunable weights to prune, 0 to 1, or a percentage such as 50%. "
+            "Default: 0.7; prune needs it, or --nm or --allocation.",
             "FRACTION",
-            type=str,
-            default="0.7",
-            read=fraction,
+            type=str | None,
+            default=None,
+            read=lambda text: fraction(text or "0.7"),
         ),
         "correct": FieldOption(
-            "absorption, arrival, divergence or none. Default: absorption, or none with --compat "
-            "peer.",
+            "absorption, arrival, divergence or none. Default: absorption, in prune divergence, or "
+            "none with --compat peer.",
             "NAME",
             type=Literal["absorption", "arrival", "divergence", "none"] | None,
             default=None,

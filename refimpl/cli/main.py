@@ -32,7 +32,7 @@ COMMANDS = {  # by heading in --help: where each command is, and two examples of
         "score": (
             "score:command",
             "refimpl score MODEL -o scores.json",
-            "refimpl score MODEL --text FILE --perturbation pruning --correct divergence",
+            "refimpl score MODEL --text FILE --correct divergence",
         ),
         "eval": (
             "eval:command",
@@ -71,7 +71,7 @@ COMMANDS = {  # by heading in --help: where each command is, and two examples of
         "inspect": (
             "prune:inspect_command",
             "refimpl inspect OUT",
-            "refimpl inspect OUT --json",
+            "refimpl inspect OUT -o inspection.json",
         ),
     },
     "Interchange": {
@@ -88,7 +88,7 @@ COMMANDS = {  # by heading in --help: where each command is, and two examples of
         "validate": (
             "validate:command",
             "refimpl validate MODEL --graph model.onnx",
-            "refimpl validate MODEL --graph model.onnx --device cuda",
+            "refimpl validate MODEL --graph model.onnx --against onnx-reference",
         ),
     },
 }
@@ -108,7 +108,7 @@ def options(
             "-V", "--version", callback=_version, is_eager=True, help="Print the version."
         ),
     ] = False,
-    quiet: Annotated[bool, opt.option("Show no progress.", None, None, "-q", "--quiet")] = False,
+    quiet: opt.QuietOption = False,
 ) -> None:
     """Print the help if there is no command."""
     terminal.quiet = quiet
@@ -136,7 +136,7 @@ def program(name: str | None = None) -> typer.Typer:
             app.command(
                 each,
                 help=opt.prose(str(command.__doc__)),
-                epilog="\n\n".join(map(opt.plain, ("Examples:", *examples))),
+                epilog=opt.examples(*examples),
                 rich_help_panel=panel,
             )(command)
     if not known:

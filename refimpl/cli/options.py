@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.models import ArgumentInfo
 
+from refimpl.cli import terminal
 from refimpl.cli.interruption import interruptible
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
@@ -18,9 +19,13 @@ from refimpl.storage.partial_results import partial_results_path
 
 # What people use: under "Options" in --help; the other options of a group are advanced.
 COMMON = (
-    *("text", "base", "sparsity", "correct"),
-    *("method", "allocation", "nm", "measure", "force", "windows", "choices", "block"),
+    *("text", "base", "sparsity", "correct", "method", "nm", "measure", "windows", "choices"),
+    *("estimate", "graph", "against", "tolerance", "experiment", "weights", "outputs"),
+    *("only", "sample_tokens"),
 )
+
+
+OUTPUT = "Advanced: Output"  # heading in --help
 
 
 def plain(text: str) -> str:
@@ -32,6 +37,11 @@ def prose(docstring: str) -> str:
     """The paragraphs of a docstring, each on one line."""
     paragraphs = cleandoc(docstring).split("\n\n")
     return "\n\n".join(plain(" ".join(paragraph.split())) for paragraph in paragraphs)
+
+
+def examples(*lines: str) -> str:
+    """What stands below the options of a command's --help."""
+    return "\n\n".join(map(plain, ("Examples:", *lines)))
 
 
 def option(help: str, metavar: str | None = None, panel: str | None = None, *names: str) -> Any:
@@ -46,9 +56,9 @@ def option(help: str, metavar: str | None = None, panel: str | None = None, *nam
     )
 
 
-def flag(name: str, help: str, panel: str | None = None) -> Any:
+def flag(help: str, panel: str | None, *names: str) -> Any:
     """An option without a value."""
-    return option(help, None, panel, name)
+    return option(help, "", panel, *names)
 
 
 def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = None) -> Any:
@@ -83,29 +93,25 @@ ConfigOption = Annotated[
 DownloadOption = Annotated[
     bool,
     flag(
-        "--download",
         "If the model is an id, download its files that the cache does not hold. Default: use the "
         "cache alone.",
         "Advanced: Model",
+        "--download",
     ),
 ]
 JsonOption = Annotated[
-    bool, flag("--json", "Print JSON instead of the table: the same as -o writes.")
+    bool, flag("Print JSON instead of the table: the same as -o writes.", OUTPUT, "--json")
 ]
+QuietOption = Annotated[bool, flag("Show no progress.", OUTPUT, "-q", "--quiet")]
 VerboseOption = Annotated[
-    bool, option("Print all settings, time and memory, too.", None, None, "-v", "--verbose")
+    bool, flag("Print all settings, time and memory, too.", None, "-v", "--verbose")
 ]
 OutputOption = Annotated[
     Path | None,
     output("FILE", "Also write the JSON to this file, which appears whole or not at all."),
     OutputKind.FILE,
 ]
-FORCE = Parameter(
-    "force",
-    Parameter.KEYWORD_ONLY,
-    default=False,
-    annotation=Annotated[bool, flag("--force", "Replace an existing output.")],
-)
+ForceOption = Annotated[bool, flag("Replace an existing output.", OUTPUT, "--force")]
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,8 @@ class OptionGroup:
             if value_type is bool or spec.aliases:  # and no --no-...
                 words = [f"--{name.replace('_', '-')}"]
             panel = None if key in COMMON else f"Advanced: {self.panel}"
-            info = option(spec.help, spec.metavar, panel, *words, *spec.aliases)
+            metavar = "" if value_type is bool else spec.metavar
+            info = option(spec.help, metavar, panel, *words, *spec.aliases)
             default = defaults[key] if spec.default is ... else spec.default
             annotation: Any = Annotated[value_type, info]
             yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -182,7 +189,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Replace every parameter annotated with an `OptionGroup` by the options of that group.
 
     Before the command runs, its outputs are checked against its inputs: a parameter that is
-    `OutputKind`, against every other one that is a path. If it writes files, it gets --force.
+    `OutputKind`, against every other one that is a path. It gets -q; if it writes files, --force.
     """
     own = signature(command)
     groups = {
@@ -199,7 +206,8 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     kinds = {name: _kind(parameter) for name, parameter in parameters.items()}
     outputs = {name: kind for name, kind in kinds.items() if isinstance(kind, OutputKind)}
     inputs = {name: kind for name, kind in kinds.items() if isinstance(kind, str)}
-    forced = OutputKind.FILE in outputs.values()
+    more = {"force": ForceOption} if OutputKind.FILE in outputs.values() else {}
+    more["quiet"] = QuietOption
 
     @wraps(command)
     def ungrouped(**values: Any) -> None:
@@ -211,16 +219,21 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
                         "an integer of at most 64 bits",
                         "use a smaller number",
                     )
+        terminal.quiet |= values.pop("quiet")
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]
         with interruptible(paths, dict(values)):
-            if forced:
+            if "force" in more:
                 del values["force"]
             filled = {name: group.take(values) for name, group in groups.items()}
             command(**values, **filled)
 
+    added = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in more.items()
+    ]
     ungrouped.__signature__ = own.replace(  # type: ignore[attr-defined]
-        parameters=[*parameters.values(), *([FORCE] if forced else [])]
+        parameters=[*parameters.values(), *added]
     )
     return ungrouped
 

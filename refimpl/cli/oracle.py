@@ -60,6 +60,7 @@ CasePath = Annotated[
     ),
 ]
 
+GRAPH = "Advanced: Graph"  # heading in --help
 TRANSFORMERS = Path("transformers")  # in place of a file of names
 
 app = typer.Typer(help="Cases for `refimpl check`: list, show and make them.")
@@ -72,7 +73,13 @@ def cases(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-@app.command("make")
+@app.command(
+    "make",
+    epilog=opt.examples(
+        "refimpl case make MODEL -o CASE --text FILE",
+        "refimpl case make MODEL -o CASE --only 'blocks.*' --sample-tokens 4",
+    ),
+)
 @opt.with_groups
 def make(
     model: opt.ModelPath,
@@ -97,14 +104,15 @@ def make(
     say(joined(fitting(text)))
 
 
-@app.command("list")
+@app.command("list", epilog=opt.examples("refimpl case list", "refimpl case list FOLDER --json"))
+@opt.with_groups
 def list_command(
     folder: Annotated[
         Path | None,
         opt.argument("FOLDER", "A folder of cases. Default: the core cases, in refimpl."),
     ] = None,
     *,
-    as_json: Annotated[bool, opt.flag("--json", "Print JSON instead of the table.")] = False,
+    as_json: Annotated[bool, opt.flag("Print JSON instead of the table.", None, "--json")] = False,
 ) -> None:
     """List cases: the model's family, the tokens, and the number of steps."""
     from refimpl.show.oracle import cases_document, cases_table  # not for --help
@@ -113,11 +121,16 @@ def list_command(
     deliver(cases_document(cases), cases_table(cases), as_json)
 
 
-@app.command("show")
+@app.command(
+    "show", epilog=opt.examples("refimpl case show llama", "refimpl case show CASE --json")
+)
+@opt.with_groups
 def show_command(
     case: CasePath,
     *,
-    as_json: Annotated[bool, opt.flag("--json", "Print case.json instead of the table.")] = False,
+    as_json: Annotated[
+        bool, opt.flag("Print case.json instead of the table.", None, "--json")
+    ] = False,
 ) -> None:
     """Show what a case contains: its inputs, its recipe, and each step with its shape and dtype.
 
@@ -169,23 +182,27 @@ def check_command(
     ] = None,
     stepwise: Annotated[
         bool,
-        opt.option(
+        opt.flag(
             "The candidate started each step from the case's own values, so no step depends on an "
             "earlier choice. Default: it ran from the tokens (chained).",
+            None,
+            "--stepwise",
         ),
     ] = False,
     resolvable: Annotated[
         bool,
-        opt.option(
+        opt.flag(
             "Exit with 0 if all steps agree that the candidate's dtype resolves. The others are "
             "listed; of an experiment, the coarse steps must agree. Default: exit with 3 then.",
+            None,
+            "--resolvable",
         ),
     ] = False,
     device: Annotated[
         Literal["auto", "cuda", "cpu"],
-        opt.option("Device for a graph. auto: a GPU if one works, else the CPU."),
+        opt.option("Device for a graph. auto: a GPU if one works, else the CPU.", None, GRAPH),
     ] = "auto",
-    time_limit: Annotated[float | None, opt.option(TIME_LIMIT, "SECONDS")] = None,
+    time_limit: Annotated[float | None, opt.option(TIME_LIMIT, "SECONDS", GRAPH)] = None,
     junit_xml: Annotated[
         Path | None,
         opt.option("Also write JUnit's XML, with a test case per step.", "FILE"),

@@ -86,7 +86,9 @@ class PruningOptions:
         None, "The same on this UTF-8 text: use one that is not in --text.", "FILE"
     )
     per_linear: bool = opt.field_option(
-        False, "Print the counts of every block and linear, which pruning.json holds, too."
+        False,
+        "Print the counts of every block and linear, which pruning.json holds, too.",
+        aliases=("-v", "--verbose"),
     )
     force: bool = opt.field_option(
         False, "Replace an existing model, which is deleted after the new one is in its place."
@@ -111,7 +113,8 @@ def command(
     wanted: Annotated[Request, REQUEST],
     settings: Annotated[Settings, SETTINGS],
     as_json: Annotated[
-        bool, opt.flag("--json", "Print the content of pruning.json instead of the table.")
+        bool,
+        opt.flag("Print the content of pruning.json instead of the table.", opt.OUTPUT, "--json"),
     ] = False,
 ) -> None:
     """Prune a model to one sparsity, as an allocation says, or to a pattern N:M.

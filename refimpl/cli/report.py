@@ -51,11 +51,12 @@ def command(
     say(printable(f"written: {output} ({len(text.encode()):,} bytes)") + "\n")
 
 
+@opt.with_groups
 def compare_command(
     files: Runs,
     *,
-    as_csv: Annotated[bool, opt.flag("--csv", "Print CSV with all digits.")] = False,
-    as_json: Annotated[bool, opt.flag("--json", "Print JSON with all digits.")] = False,
+    as_csv: Annotated[bool, opt.flag("Print CSV with all digits.", None, "--csv")] = False,
+    as_json: Annotated[bool, opt.flag("Print JSON with all digits.", None, "--json")] = False,
 ) -> None:
     """Compare several runs in one table: a row per run, a column per measure.
 

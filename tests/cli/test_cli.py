@@ -144,6 +144,19 @@ def test_help(command: str, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
+@pytest.mark.parametrize("command", commands())
+def test_help_begins_with_what_people_use(command: str) -> None:
+    one = commands()[command]
+    listed = [x for x in one.params if x.param_type_name == "option" and x.name != "help"]
+    main = [x for x in listed if x.rich_help_panel is None]
+    assert 1 <= len(main) <= 8
+    panels = {x.rich_help_panel or "Advanced: " for x in listed}
+    assert {panel[:10] for panel in panels} == {"Advanced: "}
+    examples = [word for word in one.epilog.split() if word.startswith("-")]
+    assert {*examples} <= {name for x in main for name in x.opts}
+    assert {x.metavar for x in listed if x.is_flag} == {""}  # and no type of a value
+
+
 def test_without_a_command_there_is_help() -> None:
     assert ran() == ran("--help")
 
@@ -403,12 +416,22 @@ def test_progress_is_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(dict.fromkeys(shown)) == ["0", "10", "25", "70", "100"]
 
 
-@pytest.mark.parametrize(("term", "terminal"), [("dumb", True), ("xterm", False)])
+@pytest.mark.parametrize(
+    ("term", "terminal", "before", "after"),
+    [
+        ("dumb", True, "", ""),
+        ("xterm", False, "", ""),
+        ("xterm", True, "-q", ""),
+        ("xterm", True, "", "-q"),
+    ],
+)
 def test_progress_is_silent_elsewhere(
-    term: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
+    term: str, terminal: bool, before: str, after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", term)
-    assert run("score", LLAMA, *SMALL, err_terminal=terminal).err == ""
+    words = (*before.split(), "score", LLAMA, *SMALL, *after.split())
+    assert run(*words, err_terminal=terminal).err == ""
+    assert run("score", LLAMA, *SMALL, err_terminal=True).err or term == "dumb"
 
 
 # As a process
