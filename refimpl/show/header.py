@@ -39,8 +39,8 @@ def fitting(line: str, width: int | None = None) -> list[str]:
         return [line]
     if re.match(r"\w+: refimpl ", line):
         return command_lines(line, width)
-    width, options = width or terminal_width(), {"break_long_words": False}
-    return wrap(line, width, subsequent_indent="  ", break_on_hyphens=False, **options)
+    width = width or terminal_width()
+    return wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def command_lines(text: str, width: int | None = None) -> list[str]:
