@@ -161,6 +161,10 @@ def base_allocation(signals: Signals, request: Request, linears: Linears) -> Arr
     if request.base == "dlp":
         _computed("dlp", statistic=(signals.dlp_statistic, options["statistic"]))
         return bases.dlp(signals.dlp_score, s, float(options["a"]), compat)
+    if request.base == "lsa":
+        _computed("lsa", block=(signals.lsa_block, options["block"]))
+        assert signals.lsa_error is not None  # its block is set with it
+        return bases.lsa(signals.lsa_error, s, float(options["beta"]), compat)
     if request.base == "alphapruning":
         fit, xmin = (signals.alpha_fit, options["fit"]), (signals.alpha_xmin, options["xmin"])
         _computed("alphapruning", fit=fit, xmin=xmin)

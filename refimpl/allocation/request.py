@@ -24,7 +24,7 @@ OF_PRUNING = ("arrival", "divergence")  # corrections that need the pruning pert
 PROBE_DELTA, PROBE_SAMPLES = 0.1, 2
 
 # Per base: its options with their defaults. A tuple lists the accepted words, the default first;
-# None means that the option has no default.
+# None means that the option has no default; an integer, that it is a whole number.
 BASES: Mapping[str, Mapping[str, Any]] = {
     "uniform": {},
     "owl": {"m": 5.0, "lam": 0.08},
@@ -35,6 +35,7 @@ BASES: Mapping[str, Mapping[str, Any]] = {
         "unit": ("block", "linear"),
     },
     "dlp": {"a": 0.15, "statistic": ("mean", "median")},
+    "lsa": {"beta": 0.15, "block": 128},
     "atp": {"beta": None},
 }
 RANGES = {
@@ -52,8 +53,8 @@ class Request:
     """What an allocation is asked for.
 
     Args:
-        base: "uniform", "owl", "alphapruning", "dlp", "atp", or a file (JSON or CSV) with a
-            sparsity per block or per linear.
+        base: "uniform", "owl", "alphapruning", "dlp", "lsa", "atp", or a file (JSON or CSV)
+            with a sparsity per block or per linear.
         options: Options of the base; omitted ones take their defaults.
         sparsity: Target S over all weights.
         correct: "absorption", "arrival", "divergence", or None; "default" is absorption, or None
@@ -198,6 +199,14 @@ def _option(base: str, name: str, value: Any, default: Any) -> float | str:
             "a finite number",
             f"use --base-option {name}=NUMBER",
         )
+    if isinstance(default, int):
+        if number < 0 or number % 1:
+            raise RefimplError(
+                f"base {base}: option {name} is {number:g}",
+                "a whole number of 0 or more",
+                f"use for example --base-option {name}={default}",
+            )
+        return int(number)
     return number
 
 

@@ -59,6 +59,8 @@ class Signals:
         alpha: AlphaPruning's alpha per block and linear, [L, linears], or None; NaN where a block
             has fewer linears than another.
         alpha_margin: How far the best fit of each alpha is from the next, [L, linears], or None.
+        lsa_block: LSA's columns of a group; None if its errors were not computed.
+        lsa_error: LSA's E, the mean of the block's linears, [L], or None.
     """
 
     owl_m: float
@@ -69,6 +71,8 @@ class Signals:
     alpha_xmin: str | None = None
     alpha: Array | None = None
     alpha_margin: Array | None = None
+    lsa_block: int | None = None
+    lsa_error: Array | None = None
 
     @property
     def mean_alpha(self) -> Array | None:

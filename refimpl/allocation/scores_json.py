@@ -76,9 +76,9 @@ HEAD = {
 }
 NEWER = (  # fields that older files lack
     *("noise_norm", "subset", "budget_minutes", "probe_delta", "probe_pruner", "units"),
-    *("probe_samples", "kappa"),
+    *("probe_samples", "kappa", "lsa_block"),
 )
-SIGNAL_OPTIONS = ("owl_m", "dlp_statistic", "alpha_fit", "alpha_xmin")
+SIGNAL_OPTIONS = ("owl_m", "dlp_statistic", "alpha_fit", "alpha_xmin", "lsa_block")
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ COLUMNS = (
     Column("signals.dlp_score", "scores.signals.dlp_score"),
     Column("signals.alphapruning_alpha", "scores.signals.mean_alpha"),
     Column("signals.alphapruning_margin", "scores.signals.alpha_margin", "linears", unknown=True),
+    Column("signals.lsa_error", "scores.signals.lsa_error", omitted=True),
 )
 
 
@@ -263,10 +264,12 @@ def scores_of(document: Json) -> Scores:
 
     etas = [None if at is not None else float(result["eta"]) for result in sweep]
     plan_eta = {} if at is not None else {"eta": tuple(etas)}  # pruning has none
-    options = {name: document["signal_options"][name] for name in SIGNAL_OPTIONS}
+    made = document["signal_options"]
+    options = {name: made[name] for name in SIGNAL_OPTIONS if name in made or name not in NEWER}
     signals = _arrays(Signals, "scores.signals", blocks, linears)
-    if ("alpha" in signals) != (options["alpha_fit"] is not None):
-        raise ValueError("alpha and alpha_fit: one of them without the other")
+    for name, option in (("alpha", "alpha_fit"), ("lsa_error", "lsa_block")):
+        if (name in signals) != (options.get(option) is not None):
+            raise ValueError(f"{name} and {option}: one of them without the other")
     return filled(
         Scores,
         _attributes(document, "scores"),
@@ -337,7 +340,8 @@ def _value(column: Column, row: Json) -> Any:
     """The value of a column in the object of one block."""
     group, _, key = column.key.rpartition(".")
     if group != "linears":
-        return row[group][key] if group else row[key]
+        owner = row[group] if group else row
+        return owner.get(key) if column.omitted else owner[key]
     if column.omitted and not any(key in linear for linear in row[group]):
         return None
     return [linear[key] for linear in row[group]]

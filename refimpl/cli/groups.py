@@ -175,14 +175,14 @@ REQUEST = OptionGroup(
     "Allocation",
     {
         "base": FieldOption(
-            "Base allocation: uniform, owl, alphapruning, dlp, atp, or a JSON or CSV file with a "
-            "sparsity per block or per linear.",
+            "Base allocation: uniform, owl, alphapruning, dlp, lsa, atp, or a JSON or CSV file "
+            "with a sparsity per block or per linear.",
             "NAME|FILE",
         ),
         "options": FieldOption(
             "Option of the base; may be repeated. owl: m=5, lam=0.08; alphapruning: epsilon=0.3, "
             "fit=peak or mid, xmin=shipped or intended, unit=block or linear; dlp: a=0.15, "
-            "statistic=mean or median; atp: beta, which has no default.",
+            "statistic=mean or median; lsa: beta=0.15, block=128; atp: beta, which has no default.",
             "NAME=VALUE",
             name="base_option",
             type=list[str] | None,

@@ -29,7 +29,7 @@ from refimpl.pruning.calibration import CALIBRATED
 from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import check_prune, prune, record
 from refimpl.running.settings import Settings
-from refimpl.scoring.base_signals import ACTIVATIONS, signals
+from refimpl.scoring.base_signals import OF_SQUARES, OF_TOKENS, signals
 from refimpl.scoring.score import score
 from refimpl.show.pruning import inspection_table, pruning_table
 from refimpl.storage.folder import (
@@ -225,7 +225,7 @@ def _means(
         return None
     tokens = "no tokens: the importance matrix replaces them"
     opt.refuse(context, CALIBRATION.names, "--imatrix", tokens)
-    if how.method != "wanda" and wanted.base not in ACTIVATIONS:
+    if how.method != "wanda" and wanted.base not in OF_SQUARES:
         raise RefimplError(
             f"--imatrix with --method {how.method}",
             "--method wanda, or --base owl or dlp: what reads the squares of inputs",
@@ -282,7 +282,7 @@ def _scored(
             "no options of the perturbation: nothing is perturbed",
         )
         tokens: Tokens | Imatrix | None = source if isinstance(source, Imatrix) else None
-        if isinstance(source, Source) and wanted.base in ACTIVATIONS:
+        if isinstance(source, Source) and wanted.base in OF_TOKENS:
             tokens = model_tokens(model, **vars(source), seed=plan.seed, calibration=True)
         with progress_bar("signals") as progress:
             base = signals(model, wanted, tokens, replace(settings, progress=progress))

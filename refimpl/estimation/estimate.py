@@ -8,7 +8,13 @@ import numpy.typing as npt
 
 from refimpl.allocation.request import Request
 from refimpl.estimation.measured_speed import Pace, pace
-from refimpl.estimation.workload import Arithmetic, Work, arithmetic, work
+from refimpl.estimation.workload import (
+    Arithmetic,
+    Work,
+    arithmetic,
+    outer_products_size,
+    work,
+)
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
 from refimpl.model.kernels import QUERIES
@@ -180,7 +186,7 @@ class Estimator:
     def __call__(self, samples: int, plan: Perturbation) -> Estimate:
         """What scoring so many samples takes."""
         config, resources, count = self.model.config, self.resources, self._work(samples, plan)
-        length, spectra = self.facts.seq_len, self.request.base == "alphapruning"
+        length = self.facts.seq_len
         elsewhere = resources.pool.executor is not None
         return Estimate(
             self.model.name,
@@ -188,7 +194,7 @@ class Estimator:
             replace(self.facts, samples=samples),
             plan,
             count,
-            arithmetic(config, length, count, spectra),
+            arithmetic(config, length, count, self.request),
             self._memory(count),
             seconds_of(count, self.pace, config, resources),
             self.pace,
@@ -199,8 +205,7 @@ class Estimator:
 
     def _work(self, samples: int, plan: Perturbation) -> Work:
         config, length = self.model.config, self.facts.seq_len
-        divergence = self.request.correct == "divergence"
-        return work(config, samples, length, plan, divergence, self.resources, self.kept)
+        return work(config, samples, length, plan, self.request, self.resources, self.kept)
 
     def _memory(self, count: Work) -> Memory:
         """Memory by formula; of one worker if the work is sent to workers."""
@@ -224,13 +229,16 @@ class Estimator:
         scores = double * (largest_block if median else threads * PIECE)
         largest = int(config.linear_sizes.max())
         spectra = 3 * threads * largest * double if self.request.base == "alphapruning" else 0
+        outer = 0  # the sums of a block, and those of each sequence that a thread has passed
+        if self.request.base == "lsa":
+            outer = (1 + threads) * double * outer_products_size(config) // config.num_blocks
         return Memory(
             allowed=resources.memory,
             states=count.held * state_bytes(config, length, resources.dtype),
             blocks=0 if is_view else 2 * largest_block * item,
             pages=largest_block * stored.numpy_dtype.itemsize,
             working=max(threads * (passing + measuring), piece if count.heads else 0),
-            signals=max(2 * scores, spectra),
+            signals=max(2 * scores, spectra, outer),
             before=self.before,
         )
 
@@ -247,5 +255,6 @@ def seconds_of(count: Work, speed: Pace, config: Config, resources: Resources) -
         head=count.head_rounds * speed.head / workers,
         thinning=count.pruned_blocks * speed.thin / workers,
         spectra=config.num_blocks * speed.spectra / abreast,
-        signals=config.num_blocks * speed.signals / workers,
+        signals=config.num_blocks * (speed.signals / workers + speed.halves / abreast)
+        + count.outer_rounds * speed.outer / workers,
     )

@@ -3,15 +3,23 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from refimpl.allocation.request import Request
-from refimpl.estimation.workload import perturbed_passes, rounds_of, singular
+from refimpl.estimation.workload import (
+    outer_products_size,
+    perturbed_passes,
+    rounds_of,
+    singular,
+)
 from refimpl.method.perturbation import Perturbation
+from refimpl.method.signals import lsa_error
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.statistics import sum_of_outer_products
 from refimpl.running.executors import LOCAL
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import WorkUnit
@@ -19,6 +27,7 @@ from refimpl.scoring.activation_signals import activation_signals
 from refimpl.scoring.dense_statistics import DenseSequences, wanda_moments
 from refimpl.scoring.measurements import Address
 from refimpl.scoring.perturbed_state import WandaBlocks
+from refimpl.scoring.reconstruction import PIECE
 from refimpl.scoring.spectra import Spectra
 from refimpl.scoring.state_group import HEAD_BYTES, StateGroup
 
@@ -40,6 +49,8 @@ class Pace:
         head: A head on every thread, compared with the clean one's.
         thin: Pruning a block.
         signals: The signals of a block, loading it included.
+        outer: The outer products of what a block reads, on every thread.
+        halves: LSA's decisions on a block on one thread.
         spectra: All singular values of a block on one thread.
         blocks: Blocks that were timed.
         measuring: Time that the measurement took.
@@ -55,6 +66,8 @@ class Pace:
     spectra: float
     blocks: int
     measuring: float
+    outer: float = 0.0
+    halves: float = 0.0
 
 
 def pace(
@@ -99,6 +112,17 @@ def pace(
         fit, xmin = str(request.options["fit"]), str(request.options["xmin"])
         alone, _ = timed(Spectra(0, (least,), fit, xmin))
         spectra = alone * sum(costs.values()) / costs[least]
+    outer = halves = 0.0
+    if request.base == "lsa":
+        together, name = int(request.options["block"]), next(iter(config.linears[0]))
+        width = config.linears[0][name][1]
+        rows = weights[f"{name}.weight"][: max(1, PIECE // (together or width))]
+        products = sum_of_outer_products(np.ones((len(ids), width), dtype))
+        halves, _ = _timed(lambda: lsa_error(rows, products, together))
+        halves *= config.block_sizes[0] / rows.size
+        tasks = [partial(sum_of_outer_products, np.ones((len(ids), width), dtype))] * threads
+        outer, _ = _timed(lambda: workers.run(tasks))
+        outer *= outer_products_size(config) / config.num_blocks / width**2
     here = replace(resources, pool=LOCAL)
     signals, _ = _timed(lambda: activation_signals(start, moments, 5.0, "mean", here))
     return Pace(
@@ -112,6 +136,8 @@ def pace(
         spectra=spectra,
         blocks=blocks,
         measuring=time.perf_counter() - started,
+        outer=outer,
+        halves=float(halves),
     )
 
 

@@ -6,14 +6,17 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from refimpl.allocation.request import Request
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.kernels import QUERIES
 from refimpl.model.ops import Array
+from refimpl.model.statistics import input_of
 from refimpl.running.settings import Resources
 from refimpl.scoring.dense_statistics import sequences_together
 from refimpl.scoring.grouping import state_groups
 from refimpl.scoring.measurements import Address, addresses
+from refimpl.scoring.reconstruction import ranges
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Work:
         loads: Times a block is read.
         pruned_blocks: Times a block is pruned.
         held: States in memory at once at most, each sequence's clean one twice.
+        outer: Passes of a block that sum the outer products of what its linears read, for LSA.
+        outer_rounds: Rounds in which all threads do that.
     """
 
     dense: Array
@@ -43,6 +48,8 @@ class Work:
     loads: int
     pruned_blocks: int
     held: int
+    outer: int = 0
+    outer_rounds: int = 0
 
     @property
     def passes(self) -> int:
@@ -55,7 +62,7 @@ def work(
     sequences: int,
     length: int,
     plan: Perturbation,
-    divergence: bool,
+    request: Request,
     resources: Resources,
     keep: bool = False,
 ) -> Work:
@@ -64,6 +71,7 @@ def work(
     Like `score`, it refuses too little memory for states, and a subset that is too small.
     """
     blocks, pruning = config.num_blocks, plan.kind == "pruning"
+    divergence, outer, outer_rounds = request.correct == "divergence", 0, 0
     threads = resources.workers.threads if resources.pool.executor is None else 1
     clean, perturbed = np.zeros((2, blocks), np.int64)
     rounds = heads = head_rounds = loads = pruned_blocks = held = 0
@@ -90,9 +98,15 @@ def work(
         units = [min(together, sequences - start) for start in range(0, sequences, together)]
         rounds += rounds_of(np.array(units), threads) * blocks
         loads += len(units) * blocks
-    return Work(
-        dense, clean, perturbed, len(states), rounds, heads, head_rounds, loads, pruned_blocks, held
-    )
+    if request.base == "lsa":
+        for unit in ranges([*range(blocks)], resources):
+            dense[: unit[-1] + 1] += sequences
+            rounds += rounds_of(np.full(unit[-1] + 1, sequences), threads)
+            loads += unit[-1] + 1
+        outer, held = blocks * sequences, max(held, 2 * sequences)
+        outer_rounds = rounds_of(np.full(blocks, sequences), threads)
+    counts = dense, clean, perturbed, len(states), rounds, heads, head_rounds, loads, pruned_blocks
+    return Work(*counts, held, outer, outer_rounds)
 
 
 def perturbed_passes(states: Sequence[Address], blocks: int, plan: Perturbation) -> Array:
@@ -125,14 +139,19 @@ class Arithmetic:
         return sum(astuple(self))
 
 
-def arithmetic(config: Config, length: int, count: Work, spectra: bool) -> Arithmetic:
+def arithmetic(config: Config, length: int, count: Work, request: Request) -> Arithmetic:
     """Operations, by formula from the shapes.
 
     ``2 S N_l`` for the linears of a pass, ``4 H h`` for every pair of a query and a key that are
     multiplied, ``2 S D V`` for a head, ``4 m n^2 - 4 n^3 / 3`` for the singular values of a linear
     (m >= n; Golub and Van Loan, Matrix Computations, on bidiagonalisation), 5 per weight for the
-    signals. Norms, activations and softmax are not counted.
+    signals; for LSA 5 more per weight and column taken of a group, and ``2 S in^2`` for outer
+    products. Norms, activations and softmax are not counted.
     """
+    signals, taken = 5 * int(config.block_sizes.sum()), 0
+    if request.base == "lsa":
+        taken = (int(request.options["block"]) or config.hidden_size) // 2
+    squares = outer_products_size(config) // config.num_blocks
     passes = count.dense + count.clean + count.perturbed
     pairs = {kind: attended(kind, length) for kind in set(config.blocks)}
     width = config.num_attention_heads * config.head_dim
@@ -141,9 +160,15 @@ def arithmetic(config: Config, length: int, count: Work, spectra: bool) -> Arith
         linears=2 * length * int((passes * config.block_sizes).sum()),
         attention=sum(4 * width * n * pairs[kind] for n, kind in of_blocks),
         head=2 * length * config.hidden_size * config.vocab_size * count.heads,
-        spectra=sum(map(singular, config.linears)) if spectra else 0,
-        signals=5 * int(config.block_sizes.sum()),
+        spectra=sum(map(singular, config.linears)) if request.base == "alphapruning" else 0,
+        signals=signals * (1 + taken) + 2 * length * squares * count.outer,
     )
+
+
+def outer_products_size(config: Config) -> int:
+    """Numbers in the outer products of what all linears read, each input counted once."""
+    widths = ({input_of(name): w for name, (_, w) in block.items()} for block in config.linears)
+    return sum(width**2 for block in widths for width in block.values())
 
 
 def singular(linears: Mapping[str, tuple[int, int]]) -> int:

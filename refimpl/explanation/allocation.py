@@ -35,6 +35,10 @@ BASES: dict[str, tuple[str, Callable[..., Any]]] = {
         "phi = (q - min) / (max - min) 2 eps + 1 - eps      s_l = phi_l S N / sum(N_l phi_l)",
         allocation.alphapruning,
     ),
+    "lsa": (
+        "imp = 1 - E / sum E      d = 2 beta (imp - min) / (max - min)      s_l = S - d_l + mean d",
+        allocation.lsa,
+    ),
     "atp": ("s_i = S - beta (L - 1) / 2 + i beta      i = 0..L-1", allocation.atp),
 }
 """Formula and function of the base allocations."""
@@ -55,7 +59,14 @@ LOGARITHMS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 def allocation_steps(request: Request) -> list[Step]:
     """From signals to whole numbers of weights."""
-    spectral = (signals.esd, signals.alphapruning_alpha) * (request.base == "alphapruning")
+    asked: tuple[Callable[..., Any], ...] = ()
+    more = ""
+    if request.base == "alphapruning":
+        asked = (signals.esd, signals.alphapruning_alpha)
+        more = "\nalpha: tail exponent of the squared singular values"
+    if request.base == "lsa":
+        asked = (statistics.sum_of_outer_products, signals.lsa_error)
+        more = "\nE: mean of sum over rows of ||X w||^2, w the half of a row that LSA takes"
     formula, function = BASES.get(request.base, ("s_u from the file", base_allocation))
     steps = [
         Step(
@@ -64,9 +75,8 @@ def allocation_steps(request: Request) -> list[Step]:
             "Published methods rank blocks by their weights and inputs alone, and ignore what "
             "later blocks do with the damage.",
             "M = |W| sqrt(c)\n"
-            "D_l = 100 #{M > m mean M} / #M      u_l = mean M (OWL and DLP)"
-            + ("\nalpha: tail exponent of the squared singular values" if spectral else ""),
-            (scores.wanda_score, signals.owl_outlier_percent, signals.dlp_score, *spectral),
+            "D_l = 100 #{M > m mean M} / #M      u_l = mean M (OWL and DLP)" + more,
+            (scores.wanda_score, signals.owl_outlier_percent, signals.dlp_score, *asked),
             _signals,
         ),
         Step(
@@ -162,6 +172,8 @@ def _signals(v: Values) -> Iterator[Figure]:
     yield Figure("u", values.dlp_score, f"per block, {values.dlp_statistic}")
     if values.alpha is not None:
         yield Figure("alpha", values.alpha, "[blocks, linears]")
+    if values.lsa_error is not None:
+        yield Figure("E", values.lsa_error, f"per block, {values.lsa_block} columns at a time")
 
 
 def _base(v: Values) -> Iterator[Figure]:

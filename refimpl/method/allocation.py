@@ -1,11 +1,12 @@
-"""Base allocations: how much each unit is pruned, by five published methods (peers).
+"""Base allocations: how much each unit is pruned, by six published methods (peers).
 
 With compat `exact`, an allocation is still to be projected onto the budget, and a signal that is
 the same for every unit gives the uniform one. Compat `peer` gives the numbers of the shipped code:
-OWL's and DLP's code replaces a sparsity of 0 or less by 0.01; AlphaPruning's does not clamp, so its
-values may exceed 1; a signal that is the same for every unit gives NaN there, and an error here.
+OWL's and DLP's code replaces a sparsity of 0 or less by 0.01; AlphaPruning's and LSA's code does
+not clamp, so its values may exceed 1, and LSA's may be negative, which is an error here; a signal
+that is the same for every unit gives NaN there, and an error here.
 
-Source: OWL, AlphaPruning, DLP and ATP (peers); docs/explanation/method.md, "Base allocations".
+Source: OWL, AlphaPruning, DLP, LSA and ATP (peers); docs/explanation/method.md, "Base allocations".
 """
 
 from typing import Literal
@@ -69,7 +70,8 @@ def owl(
     number_in(lam, "lam", 0, 1)
     if _is_flat(outliers, "outlier percent", compat):
         return flat
-    return _spread(outliers, sparsity, lam, compat)
+    allocation = _spread(outliers, sparsity, lam)
+    return _floored(allocation) if compat == "peer" else allocation
 
 
 def alphapruning(
@@ -131,19 +133,44 @@ def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat =
         >>> dlp([2.0, 3.0, 4.0], 0.7, a=0.1).round(4)
         array([0.6, 0.7, 0.8])
     """
-    u = finite_vector(score, "DLP score")
-    flat = uniform(u.size, sparsity)
-    number_in(a, "a", 0, 1)
-    if u.min() < 0:
+    allocation = _by_share(score, "DLP score", sparsity, number_in(a, "a", 0, 1), compat)
+    return _floored(allocation) if compat == "peer" else allocation
+
+
+def lsa(
+    error: npt.ArrayLike, sparsity: float, beta: float = 0.15, compat: Compat = "exact"
+) -> Floats:
+    """Return LSA's allocation: blocks that lose more without half of their weights are pruned more.
+
+    imp = 1 - E / sum(E);  d = 2 beta (imp - min) / (max - min);  s_l = S - d_l + mean(d)
+
+    Args:
+        error: E, mean reconstruction error of the block's linears, [L], at least 0.
+        sparsity: Target S, in [0, 1].
+        beta: Half the spread of the allocation, in [0, 1]. The peer takes 0.10 for S = 0.6, 0.15
+            for 0.7 and 0.12 for 0.8.
+        compat: `exact` or `peer`.
+
+    Returns:
+        Fraction pruned per block, [L].
+
+    Raises:
+        RefimplError: A number is out of range; with `peer`, all numbers are equal, or a sparsity is
+            negative.
+
+    Example:
+        >>> lsa([2.0, 3.0, 4.0], 0.7, beta=0.1).round(4)
+        array([0.6, 0.7, 0.8])
+    """
+    half = number_in(beta, "beta", 0, 1)
+    allocation = _by_share(error, "LSA error", sparsity, half, compat)
+    if compat == "peer" and allocation.min() < 0:
         raise RefimplError(
-            f"a DLP score is negative ({u.min():g})",
-            "scores of at least 0",
-            "check the activations",
+            f"a sparsity of {allocation.min():.4f}, from which the peer's code counts backwards",
+            "a beta that leaves every block at 0 or more",
+            "use a smaller --base-option beta, or --compat exact, which projects",
         )
-    imp = 1 - u / u.sum() if u.any() else u
-    if _is_flat(imp, "DLP score", compat):
-        return flat
-    return _spread(imp, sparsity, a, compat)
+    return allocation
 
 
 def atp(num_blocks: int, sparsity: float, beta: float) -> Floats:
@@ -197,7 +224,26 @@ def _relative(signal: Floats) -> Floats:
     return (signal - low) / (high - low)
 
 
-def _spread(signal: Floats, sparsity: float, half: float, compat: Compat) -> Floats:
+def _spread(signal: Floats, sparsity: float, half: float) -> Floats:
     d = 2 * half * _relative(signal)
-    allocation = sparsity - d + d.mean()
-    return np.where(allocation <= 0, _PEER_FLOOR, allocation) if compat == "peer" else allocation
+    return sparsity - d + d.mean()
+
+
+def _floored(allocation: Floats) -> Floats:
+    return np.where(allocation <= 0, _PEER_FLOOR, allocation)
+
+
+def _by_share(
+    signal: npt.ArrayLike, name: str, sparsity: float, half: float, compat: Compat
+) -> Floats:
+    """Blocks are pruned the more, the larger their share of a signal."""
+    u = finite_vector(signal, name)
+    flat = uniform(u.size, sparsity)
+    if u.min() < 0:
+        raise RefimplError(
+            f"the {name} of a block is negative ({u.min():g})",
+            "numbers of at least 0",
+            "check the activations",
+        )
+    imp = 1 - u / u.sum() if u.any() else u
+    return flat if _is_flat(imp, name, compat) else _spread(imp, sparsity, half)

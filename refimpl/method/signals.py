@@ -1,6 +1,6 @@
-"""What the base allocations are made of: outliers, mean scores, and the tails of the spectra.
+"""What the base allocations are made of: outliers, mean scores, errors, and tails of the spectra.
 
-Source: OWL, DLP and AlphaPruning (peers); docs/explanation/method.md, "Base allocations".
+Source: OWL, DLP, LSA and AlphaPruning (peers); docs/explanation/method.md, "Base allocations".
 """
 
 from collections.abc import Sequence
@@ -72,6 +72,64 @@ def dlp_score(scores: Sequence[Array], statistic: Literal["mean", "median"] = "m
         return mean
     flat = np.concatenate([np.asarray(score, dtype=np.float64).ravel() for score in scores])
     return float(np.median(flat, overwrite_input=True))
+
+
+def lsa_error(weight: npt.ArrayLike, outer: npt.ArrayLike, group: int = 128) -> float:
+    """Return the output error of a linear without half of its weights, as LSA chooses them.
+
+    Of each row and each `group` columns, one after another, half go, one at a time: the one of
+    least eps_j = W_j^2 H_jj + 2 W_j sum_i W_i H_ij, over what the row has lost so far, which ends
+    with E = sum of the eps that were taken = sum over rows of ||X w||^2, w the lost weights
+
+    Args:
+        weight: W, [out, in], any float dtype; errors of separate rows add up.
+        outer: H = sum over the calibration tokens of x x^T, [in, in]; E is proportional to it.
+        group: Columns of a group, 0 for the whole row; the last group may be narrower.
+
+    Returns:
+        E, in squared units of the linear's output, at least 0.
+
+    Raises:
+        RefimplError: Shapes that do not fit, a negative group, an error that is not finite.
+
+    Source: LSA (peer), `blk_s`.
+
+    Differs: of a last group of fewer columns, half go here; the peer takes as many as of the
+    others, from less than half a group on all of them and then infinity. It works in float32.
+
+    Example:
+        >>> lsa_error([[1.0, 2.0, 3.0, 1.0]], np.eye(4), group=2)  # 1 of each pair
+        2.0
+        >>> lsa_error([[1.0, 2.0, 3.0, 1.0]], np.eye(4) + 1, group=2)  # the second costs 2 more
+        6.0
+    """
+    w, h = np.asarray(weight, dtype=np.float64), np.asarray(outer, dtype=np.float64)
+    if w.ndim != 2 or h.shape != (w.shape[1],) * 2 or group < 0:
+        raise RefimplError(
+            f"a weight of shape {w.shape}, outer products of shape {h.shape}, group {group}",
+            "[out, in], [in, in], and 0 or more columns",
+            "pass one linear and the sum over its own inputs",
+        )
+    lost, rows, error = np.zeros_like(w), np.arange(len(w)), 0.0
+    for start in range(0, w.shape[1], group or w.shape[1]):
+        columns = slice(start, start + (group or w.shape[1]))
+        own, among = w[:, columns], np.ascontiguousarray(h[columns, columns])
+        twice, change = 2 * own, np.empty_like(own)
+        eps = own * (own * among.diagonal() + 2 * (lost[:, :start] @ h[:start, columns]))
+        for _ in range(own.shape[1] // 2):
+            j = eps.argmin(axis=1)
+            error += float(eps[rows, j].sum())
+            lost[rows, start + j] = taken = own[rows, j]
+            np.take(among, j, axis=0, out=change, mode="clip")  # other modes copy it once more
+            change *= twice
+            change *= taken[:, None]
+            eps += change
+            eps[rows, j] = np.inf
+    if not np.isfinite(error):
+        raise RefimplError(
+            f"a reconstruction error of {error}", "finite inputs", "check the activations"
+        )
+    return max(error, 0.0)
 
 
 def esd(weight: npt.ArrayLike) -> Array:

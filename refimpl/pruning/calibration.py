@@ -7,9 +7,10 @@ from typing import Protocol
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import Statistic, add_sums, sum_of_outer_products, sum_of_squares
+from refimpl.model.statistics import Statistic, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.running.settings import Resources
+from refimpl.scoring.dense_statistics import sums_of_all
 from refimpl.tokens.imatrix import Imatrix
 
 CALIBRATED: Mapping[str, Statistic] = {"wanda": sum_of_squares, "sparsegpt": sum_of_outer_products}
@@ -90,17 +91,8 @@ class LocalCalibration:
 
     def sums(self, weights: Weights) -> Mapping[str, Array]:
         """Sum on the threads."""
-        workers, total = self._resources.workers, dict[str, Array]()
-        states = list(self._stream.states.values())
-        # Sums of outer products are large: only as many at a time as there are threads.
-        for start in range(0, len(states), workers.threads):
-            passes = [
-                partial(self._stream.through_with_sums, h, weights, self._statistic)
-                for h in states[start : start + workers.threads]
-            ]
-            for _, sums in workers.run(passes, self._resources.tick):
-                add_sums(total, sums)
-        return total
+        workers, tick = self._resources.workers, self._resources.tick
+        return sums_of_all(self._stream, weights, self._statistic, workers, tick)[1]
 
     def advance(self, pruned: Callable[[], Weights]) -> Sequence[Array]:
         """Pass on the threads."""

@@ -1,6 +1,6 @@
 """What the linears of the dense model read: one pass over all tokens, in units of sequences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,9 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.model.config import Config
+from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums, input_of, second_moments, sum_of_squares
+from refimpl.model.statistics import (
+    Statistic,
+    add_sums,
+    input_of,
+    second_moments,
+    sum_of_squares,
+)
 from refimpl.model.stream import Stream
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
@@ -95,6 +102,31 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
         for n, of_blocks in sums.items():
             squares.add(n, of_blocks)
     return squares.total
+
+
+def sums_of_all(
+    stream: Stream,
+    weights: Weights,
+    statistic: Statistic,
+    workers: Workers,
+    tick: Callable[[], None] | None = None,
+) -> tuple[dict[int, Array], dict[str, Array]]:
+    """All states of a stream after its next block, and the sums of what the block's linears read.
+
+    The sums are added in the order of the states; as those of outer products are large, only as
+    many are in memory as there are threads.
+    """
+    after, total, numbers = dict[int, Array](), dict[str, Array](), list(stream.states)
+    for start in range(0, len(numbers), workers.threads):
+        together = numbers[start : start + workers.threads]
+        passes = [
+            partial(stream.through_with_sums, stream.states[n], weights, statistic)
+            for n in together
+        ]
+        for n, (h, sums) in zip(together, workers.run(passes, tick), strict=True):
+            after[n] = h
+            add_sums(total, sums)
+    return after, total
 
 
 def sequences_together(config: Config, length: int, resources: Resources, keep: bool) -> int:

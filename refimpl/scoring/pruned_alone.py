@@ -9,10 +9,11 @@ from refimpl.model.config import Linears
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Later, zeroed
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums, input_of, saw_no_token, sum_of_outer_products
+from refimpl.model.statistics import input_of, saw_no_token, sum_of_outer_products
 from refimpl.model.stream import Stream
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.running.threads import Workers
+from refimpl.scoring.dense_statistics import sums_of_all
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,8 @@ class PrunedBlocks:
 
     def summed(self, clean: Stream, weights: Weights, workers: Workers) -> Self:
         """The same, with the sums of all clean states before a block."""
-        total, states = dict[str, Array](), list(clean.states.values())
-        for start in range(0, len(states), workers.threads):  # the sums are large
-            passes = [
-                partial(clean.through_with_sums, h, weights, sum_of_outer_products)
-                for h in states[start : start + workers.threads]
-            ]
-            for _, sums in workers.run(passes):
-                add_sums(total, sums)
-        return replace(self, sums=total, sequences=len(states))
+        _, total = sums_of_all(clean, weights, sum_of_outer_products, workers)
+        return replace(self, sums=total, sequences=len(clean.states))
 
     def __call__(
         self, block: int, variant: int, weights: BlockWeights, workers: Workers

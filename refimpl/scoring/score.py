@@ -25,14 +25,13 @@ from refimpl.pruners.decision import Pruner
 from refimpl.running.provenance import run_since, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
-from refimpl.scoring.base_signals import alphas_of, signals_of
+from refimpl.scoring.base_signals import asked_cost, asked_signals, signals_of
 from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Experiment, Measurements, PruneBlock, addresses
 from refimpl.scoring.perturbed_state import WandaBlocks
 from refimpl.scoring.probe_counts import probe_counts
 from refimpl.scoring.pruned_alone import PrunedBlocks
-from refimpl.scoring.spectra import spectra_cost
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
 
@@ -107,12 +106,12 @@ def score(
     with settings.open(model, _options(tokens, plan, request, dtype)) as resources:
         require_resolved(plan, resources.dtype)
         resources.total = signals_cost + experiment_cost
-        alphas = alphas_of(model, request, ids.shape[1], resources)
+        asked = asked_signals(model, request, ids, resources)
         pruned_at, counts = None, np.zeros(0, np.int64)
         prune_block: PruneBlock | None = None
         if plan.kind == "pruning":  # which weights go depends on the dense model on all tokens
             moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
-            signals = signals_of(model, moments, alphas, request, resources)
+            signals = signals_of(model, moments, asked, request, resources)
             pruned_at = _pruned_at(config, signals, request)
             prunable = pruned_at.linear_pruned, config.linear_sizes
             counts = probe_counts(*prunable, plan.probe_delta, plan.units)
@@ -125,7 +124,7 @@ def score(
         )
         if plan.kind == "gaussian":
             moments = wanda_moments(measured.squares, len(ids), config)
-            signals = signals_of(model, moments, alphas, request, resources)
+            signals = signals_of(model, moments, asked, request, resources)
 
     return Scores(
         model=model.name,
@@ -153,6 +152,8 @@ def _check_request(config: Config, request: Request) -> None:
         str(options.get("fit")),
         str(options.get("xmin")),
         np.ones(config.linear_sizes.shape),
+        lsa_block=int(options["block"]) if request.base == "lsa" else None,
+        lsa_error=ones,
     )
     _pruned_at(config, alike, request)
 
@@ -180,8 +181,7 @@ def _costs(config: Config, ids: Array, plan: Perturbation, request: Request) -> 
     """Cost of the signals, and about that of the experiment, in block passes of one sequence."""
     (sequences, length), blocks = ids.shape, config.num_blocks
     signals: float = sequences * blocks if plan.kind == "pruning" else 0
-    if request.base == "alphapruning":
-        signals += spectra_cost(config, length)
+    signals += asked_cost(config, sequences, length, request)
     heads = head_cost(config) if request.correct == "divergence" else 0.0
     states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
     perturbed = sum(blocks - a.block + heads for a in states)

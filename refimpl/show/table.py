@@ -196,6 +196,8 @@ def _signal(scores: Scores, base: str) -> tuple[str, Array | None]:
         return "outliers %", signals.owl_outlier_percent
     if base == "dlp":
         return f"dlp {signals.dlp_statistic}", signals.dlp_score
+    if base == "lsa":
+        return "lsa error", signals.lsa_error
     if base == "alphapruning" and signals.alpha is not None:
         return "alpha", signals.alpha.mean(axis=1)
     return "signal", None

@@ -303,6 +303,7 @@ def pruning_scores(correct: Any = None) -> Scores:
         ("dlp", {"statistic": "median"}, "--base dlp --base-option statistic=median"),
         ("alphapruning", {"fit": "mid"}, "--base alphapruning --base-option fit=mid"),
         ("alphapruning", {"xmin": "intended"}, "--base-option xmin=intended"),
+        ("lsa", {}, "--base lsa --base-option block=128"),
     ],
 )
 @pytest.mark.parametrize("compat", ["exact", "peer"])
@@ -403,6 +404,8 @@ def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
         ({"base": "dlp", "options": {"statistic": "mode"}}, "statistic 'mode'"),
         ({"base": "alphapruning", "options": {"unit": "row"}}, "unit 'row'"),
         ({"base": "atp"}, "option beta is missing"),
+        ({"base": "lsa", "options": {"block": 1.5}}, "option block is 1.5"),
+        ({"base": "lsa", "options": {"block": "-1"}}, "option block is -1"),
     ],
 )
 def test_requests_refused(changes: dict[str, Any], problem: str) -> None:
@@ -418,5 +421,6 @@ def test_requests_are_filled_in() -> None:
     assert Request(compat="peer").correct is None
     assert Request("owl", {"m": "3"}).options == {"m": 3.0, "lam": 0.08}
     assert Request("dlp").options == {"a": 0.15, "statistic": "mean"}
+    assert Request("lsa", {"block": "64"}).options == {"beta": 0.15, "block": 64}
     alphas = {"epsilon": 0.3, "fit": "peak", "xmin": "shipped", "unit": "block"}
     assert Request("alphapruning").options == alphas

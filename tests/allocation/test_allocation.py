@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from refimpl.errors import RefimplError
-from refimpl.method.allocation import alphapruning, atp, dlp, owl, uniform
+from refimpl.method.allocation import alphapruning, atp, dlp, lsa, owl, uniform
 from refimpl.method.correction import (
     RESOLVED,
     Scale,
@@ -186,9 +186,13 @@ inner = st.floats(0.01, 0.99)
 
 
 @given(signals, inner, st.floats(0, 0.3))
-def test_owl_and_dlp_spread_around_the_target(x: list[float], sparsity: float, a: float) -> None:
+def test_three_bases_spread_around_the_target(x: list[float], sparsity: float, a: float) -> None:
     assume(max(x) - min(x) > 1e-3)
-    for s, rank in ((owl(x, sparsity, a), -1), (dlp(x, sparsity, a), 1)):
+    for s, rank in (
+        (owl(x, sparsity, a), -1),
+        (dlp(x, sparsity, a), 1),
+        (lsa(x, sparsity, a), 1),
+    ):
         assert s.max() - s.min() == pytest.approx(2 * a, abs=1e-9)
         assert s.mean() == pytest.approx(sparsity, abs=1e-9)
         assert (np.diff(s[np.argsort(x, kind="stable")]) * rank >= -1e-9).all()
@@ -209,7 +213,7 @@ def test_alphapruning_meets_the_weighted_budget(
 @given(flat_signals, st.floats(0, 1))
 def test_equal_signals_are_uniform_here_and_nan_in_the_peers(x: list[float], s: float) -> None:
     np.testing.assert_array_equal(uniform(len(x), s), np.full(len(x), s))
-    for base in (owl, dlp, partial(alphapruning, sizes=[5] * len(x))):
+    for base in (owl, dlp, lsa, partial(alphapruning, sizes=[5] * len(x))):
         np.testing.assert_array_equal(base(x, sparsity=s), np.full(len(x), s))
         with pytest.raises(RefimplError, match="NaN"):
             base(x, sparsity=s, compat="peer")
@@ -225,6 +229,10 @@ def test_the_peers_clamp_and_do_not_restore() -> None:
         assert exact.min() < 0
         np.testing.assert_array_equal(peer, np.where(exact <= 0, 0.01, exact))
     assert alphapruning([1, 2, 9], [1, 1, 1], 0.9, compat="peer").max() > 1
+    assert lsa([1, 2, 9], 0.9, compat="peer").max() > 1
+    with pytest.raises(RefimplError, match="sparsity of -0") as refused:
+        lsa([1, 2, 9], 0.05, compat="peer")
+    assert "exact" in refused.value.remedy
     assert owl([0, 1], 0.5, lam=0.5, compat="peer").tolist() == [1.0, 0.01]
     assert owl([0, 1], 0.515, lam=0.5, compat="peer").min() == pytest.approx(0.015)
 
@@ -367,6 +375,8 @@ def test_equal_logs_correct_nothing_even_scaled() -> None:
         (lambda: owl([1, 2], 0.5, lam=-1), "lam"),
         (lambda: dlp([1, -2], 0.5), "negative"),
         (lambda: dlp([1, 2], 0.5, a=float("nan")), "a is"),
+        (lambda: lsa([1, -2], 0.5), "negative"),
+        (lambda: lsa([1, 2], 0.5, beta=2), "beta"),
         (lambda: alphapruning([1, 2], [1, 1], 0.5, epsilon=2), "epsilon"),
         (lambda: alphapruning([1, 2], [1, 1, 1], 0.5), "shape"),
         (lambda: atp(3, 0.5, float("nan")), "beta"),

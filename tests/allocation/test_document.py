@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from refusals import refusal_of
 
 from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
-from refimpl.allocation.scores_json import document, read_scores
+from refimpl.allocation.scores_json import document, read_scores, scores_of
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
 from refimpl.tokens import random_tokens
@@ -56,6 +56,21 @@ def test_scores_come_back_as_they_were(case: str, pruning: bool, tmp_path: Path)
         others += [Request("owl", sparsity=0.3), Request("dlp", compat="peer")]
     for other in others:
         assert whole_document(read, other) == whole_document(scores, other)
+
+
+def test_errors_of_lsa_come_back_and_older_files_have_none(tmp_path: Path) -> None:
+    wanted, tokens = Request("lsa", {"block": 8}, 0.6), random_tokens(264, 2, 7)
+    scores = score(model_of("llama"), tokens, request=wanted)
+    content = whole_document(scores, wanted)
+    write_json(tmp_path / "scores.json", content)
+    read = read_scores(tmp_path / "scores.json")
+    assert bits(read) == bits(scores)
+    assert whole_document(read, replace(wanted, options={"beta": 0.1, "block": 8})) != content
+    errors = [block["signals"].pop("lsa_error") for block in content["blocks"]]
+    assert errors == scores.signals.lsa_error.tolist()  # type: ignore[union-attr]
+    assert read_and_use(json.dumps(content)) is not None  # how they were made, but not they
+    del content["signal_options"]["lsa_block"]
+    assert scores_of(content).signals.lsa_error is None
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ RUNS = {
     "draws": (Perturbation(draws=3, sink="exclude"), Request()),
     "subset": (Perturbation(eta=(0.01, 0.1), draws=2, subset=2), Request("alphapruning")),
     "pruning": (Perturbation("pruning"), Request("owl")),
+    "lsa": (Perturbation(), Request("lsa")),
     "pruning a subset": (Perturbation("pruning", subset=2), Request()),
     "divergence": (Perturbation("pruning"), Request(correct="divergence")),
 }
@@ -122,7 +123,7 @@ def work_of(
 ) -> Work:
     """The work on one thread."""
     with Settings(threads=1, memory=memory).open() as resources:
-        return work(config, sequences, length, plan, False, resources)
+        return work(config, sequences, length, plan, Request(), resources)
 
 
 def test_counts_of_one_thread() -> None:
@@ -184,8 +185,8 @@ def test_what_is_kept_and_where_it_runs_is_counted_too(
     with ThreadPoolExecutor(threads) as pool:
         executor = pool if where == "elsewhere" else None
         options: dict[str, Any] = {"threads": threads, "executor": executor}
-        told = estimate(model, tokens, plan, kept=where == "kept", **options)
-        score(model, tokens, plan, part=part, **options)
+        told = estimate(model, tokens, plan, Request("lsa"), kept=where == "kept", **options)
+        score(model, tokens, plan, Request("lsa"), part=part, **options)
     assert (told.elsewhere, told.threads) == (where == "elsewhere", threads)
     assert told.work.passes == seen["passes"]
     assert told.work.loads == seen["loads"] - 4
@@ -232,14 +233,14 @@ def test_the_formula_of_the_documentation() -> None:
         count = work_of(config, sequences, length, plan, memory=room)
         each = (blocks if subset is None else subset) * (blocks - 1) / 2
         assert count.passes == sequences * (blocks + 2 * 4 * each)
-    flop = arithmetic(config, length, count, spectra=True)
+    flop = arithmetic(config, length, count, Request("alphapruning"))
     assert flop.linears == 2 * length * int(config.block_sizes[0]) * count.passes
     width = config.num_attention_heads * config.head_dim
     assert flop.attention == 4 * width * length**2 * count.passes  # one tile
     assert flop.total == flop.linears + flop.attention + flop.spectra + flop.signals
     square = replace(config, hidden_size=6, intermediate_size=6, num_attention_heads=1)
     square = replace(square, num_key_value_heads=1, head_dim=6)
-    spectra = arithmetic(square, length, count, spectra=True).spectra
+    spectra = arithmetic(square, length, count, Request("alphapruning")).spectra
     assert spectra == blocks * 7 * (4 * 6**3 - 4 * 6**3 // 3)
 
 

@@ -34,9 +34,9 @@ STEPS = (
 )  # fmt: skip
 PLANS = {
     "default": (Perturbation(), Request()),
-    "owl, all options of the noise": (
+    "lsa, all options of the noise": (
         Perturbation("gaussian", (0.3,), "sequence", "channel", "sequence", "exclude", 2, 7),
-        Request("owl", {"lam": 0.1}, 0.5, correction_scale="max"),
+        Request("lsa", {"block": 8}, 0.5, correction_scale="max"),
     ),
     "per linear": (
         Perturbation(),
@@ -91,6 +91,8 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
     near((shown("signals", "mean M") * sizes).sum() / sizes.sum(), alone.dlp_score[k])
     if request.base == "alphapruning":
         near(shown("signals", "alpha"), scores.signals.alpha)
+    if request.base == "lsa":
+        near(shown("signals", "E"), scores.signals.lsa_error)
     if request.compat == "exact":
         near(shown("projection", "base"), made.base_sparsity)
         near(shown("projection", "s"), made.corrected_sparsity)

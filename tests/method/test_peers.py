@@ -12,12 +12,16 @@ from peer_numbers import PEERS, TINY, expected, tiny
 from safetensors.numpy import load_file
 
 from refimpl import Request, Scores, allocate, score
-from refimpl.method.allocation import alphapruning, atp, dlp, owl
-from refimpl.method.signals import alphapruning_alpha, esd
+from refimpl.method.allocation import alphapruning, atp, dlp, lsa, owl
+from refimpl.method.signals import alphapruning_alpha, esd, lsa_error
 from refimpl.model.ops import Array
+from refimpl.model.statistics import input_of, sum_of_outer_products
+from refimpl.model.stream import Stream
+from refimpl.pruners.sparsegpt import hessian
 from refimpl.running.settings import Settings
+from refimpl.running.threads import Workers
 from refimpl.scoring.activation_signals import activation_signals
-from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
+from refimpl.scoring.dense_statistics import dense_squares, sums_of_all, wanda_moments
 from refimpl.tokens import id_tokens
 
 Fit = Literal["peak", "mid"]
@@ -164,6 +168,42 @@ def test_end_to_end(
     found = allocate(scores, Request(base, options, compat="peer"))
     np.testing.assert_allclose(found.base_sparsity, expected()[run][key], rtol=0, atol=tolerance)
     np.testing.assert_array_equal(found.corrected_sparsity, found.base_sparsity)
+
+
+# LSA: its own code, whole, on the same calibration set
+
+LSA_RUNS = json.loads((TINY / "lsa.json").read_text())["runs"]
+LSA_FLOAT32 = 1e-6  # relative, of what float32 leaves of the peer's errors; measured 3.4e-7
+
+
+@pytest.mark.parametrize("run", LSA_RUNS, ids=lambda run: f"block {run['block']}")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lsa_end_to_end(run: dict[str, Any], dtype: str) -> None:
+    base = Request("lsa", {"block": run["block"]}, compat="peer")
+    scores = score(tiny(), id_tokens(TINY / "tokens.npy"), request=base, dtype=dtype)
+    errors = np.reshape(run["error_per_linear"], (4, 7)).mean(axis=1)
+    assert scores.signals.lsa_error is not None
+    np.testing.assert_allclose(scores.signals.lsa_error, errors, rtol=LSA_FLOAT32)
+    s = lsa(errors, 0.7, compat="peer")
+    np.testing.assert_allclose(s, run["sparsity_per_block"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(allocate(scores, base).base_sparsity, s, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("run", LSA_RUNS, ids=lambda run: f"block {run['block']}")
+def test_lsa_of_every_linear(run: dict[str, Any]) -> None:
+    model, ids = tiny(), id_tokens(TINY / "tokens.npy").ids
+    stream, found = Stream(model, dict(enumerate(ids)), np.float64), []
+    with Workers(1) as workers:
+        for i, linears in enumerate(model.config.linears):
+            weights = model.block(i, np.float64)
+            after, sums = sums_of_all(stream, weights, sum_of_outer_products, workers)
+            stream.advance(after)
+            hessians = {point: hessian(total, len(ids)) for point, total in sums.items()}
+            found += [
+                lsa_error(weights[f"{name}.weight"], hessians[input_of(name)], run["block"])
+                for name in linears
+            ]
+    np.testing.assert_allclose(found, run["error_per_linear"], rtol=LSA_FLOAT32)
 
 
 @pytest.mark.parametrize("fit", ["peak", "mid"])

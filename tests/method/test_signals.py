@@ -2,6 +2,7 @@
 
 import tracemalloc
 from math import exp, log
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from refimpl.errors import RefimplError
-from refimpl.method.signals import alphapruning_alpha, dlp_score, esd, owl_outlier_percent
+from refimpl.method.signals import (
+    alphapruning_alpha,
+    dlp_score,
+    esd,
+    lsa_error,
+    owl_outlier_percent,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -66,6 +73,73 @@ def test_scores_must_be_there_and_finite(scores: list[Floats]) -> None:
     for signal in (owl_outlier_percent, dlp_score):
         with pytest.raises(RefimplError, match="scores"):
             signal(scores)
+
+
+# Reconstruction errors
+
+
+@st.composite
+def linears(draw: st.DrawFn) -> tuple[Floats, Floats]:
+    """A weight [out, in], and inputs [tokens, in]."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows, columns, tokens = (draw(st.integers(1, n)) for n in (4, 9, 12))
+    return rng.standard_normal((rows, columns)), rng.standard_normal((tokens, columns))
+
+
+def greedy(row: Floats, x: Floats, group: int) -> float:
+    """The error of one row's output without half of each group: each step by trying all columns."""
+    lost = np.zeros_like(row)
+    for start in range(0, len(row), group):
+        columns = [*range(start, min(start + group, len(row)))]
+        for _ in range(len(columns) // 2):
+            left = [j for j in columns if not lost[j]]
+            without = {j: lost + row * (np.arange(len(row)) == j) for j in left}
+            lost = without[min(left, key=lambda j: float(np.square(x @ without[j]).sum()))]
+    return float(np.square(x @ lost).sum())
+
+
+@given(linears(), st.integers(1, 10))
+def test_lsa_takes_what_costs_least_and_counts_what_is_lost(
+    linear: tuple[Floats, Floats], group: int
+) -> None:
+    weight, x = linear
+    tried = sum(greedy(row, x, group) for row in weight)
+    assert lsa_error(weight, x.T @ x, group) == pytest.approx(tried, rel=1e-9, abs=1e-12)
+
+
+@given(linears(), st.integers(0, 10), st.randoms())
+def test_lsa_adds_rows_and_is_quadratic(
+    linear: tuple[Floats, Floats], group: int, random: Any
+) -> None:
+    weight, x = linear
+    error = pytest.approx(lsa_error(weight, x.T @ x, group), rel=1e-12)
+    order = random.sample(range(len(weight)), len(weight))
+    assert lsa_error(weight[order], x.T @ x, group) == error
+    assert sum(lsa_error(row[None], x.T @ x, group) for row in weight) == error
+    assert lsa_error(weight * -4, x.T @ x, group) / 16 == error
+    assert lsa_error(weight, x.T @ x * 4, group) / 4 == error
+    whole = lsa_error(weight, x.T @ x, weight.shape[1])
+    assert lsa_error(weight, x.T @ x, 0) == whole
+
+
+def test_lsa_takes_half_of_a_last_narrow_group() -> None:
+    assert lsa_error(np.ones((2, 6)), np.eye(6), group=4) == 2 * (2 + 1)
+    assert lsa_error(np.ones((2, 5)), np.eye(5), group=4) == 2 * 2  # and nothing of one column
+    assert lsa_error(np.ones((2, 4)), np.zeros((4, 4))) == 0
+
+
+@pytest.mark.parametrize(
+    ("weight", "outer", "group"),
+    [
+        (np.ones((2, 3)), np.eye(2), 2),
+        (np.ones(3), np.eye(3), 2),
+        (np.ones((2, 3)), np.eye(3), -1),
+        (np.full((2, 3), np.inf), np.eye(3), 2),
+    ],
+)
+def test_lsa_refuses(weight: Floats, outer: Floats, group: int) -> None:
+    with np.errstate(invalid="ignore"), pytest.raises(RefimplError):
+        lsa_error(weight, outer, group)
 
 
 # Spectra

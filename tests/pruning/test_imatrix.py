@@ -101,6 +101,16 @@ def test_bases_use_it_as_they_use_tokens(base: str, model: Model, tmp_path: Path
     assert by_means["allocation"]["tokens"]["kind"] == "imatrix"
 
 
+@pytest.mark.parametrize("method", ["wanda", "magnitude"])
+def test_lsa_needs_more_than_squares(method: str, model: Model, tmp_path: Path) -> None:
+    path = imatrix_file(tmp_path / "i.gguf", model)
+    words = ("--sparsity", 0.5, "--base", "lsa", "--correct", "none", "--method", method)
+    said = refused("prune", FIXTURES / "llama", *words, "--imatrix", path, "-o", tmp_path / "x")
+    assert "omit" in said
+    assert "--base owl or dlp" in said or "base owl or dlp" in said
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_the_record_and_the_table_say_so(model: Model, tmp_path: Path) -> None:
     path = imatrix_file(tmp_path / "i.gguf", model)
     words = ("--nm", "2:4", "--imatrix", path, "-o", tmp_path / "x")

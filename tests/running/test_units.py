@@ -134,7 +134,7 @@ def test_signals_and_evaluations(place: dict[str, Any], monkeypatch: pytest.Monk
     model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 3, 12)
     windows = text_windows(FIXTURES / "text.txt", LLAMA / "tokenizer.json", 20, 12)
-    requests = Request("owl"), Request("dlp"), Request("alphapruning")
+    requests = [Request(base) for base in ("owl", "dlp", "alphapruning", "lsa")]
     results = [
         [signals(model, request, tokens, Settings(**options)) for request in requests]
         + [evaluate(model, windows, **options)]

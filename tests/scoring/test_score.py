@@ -11,10 +11,12 @@ from checkpoints import altered
 from gates import model_of
 
 from refimpl import Perturbation, RefimplError, Request, allocate, forward, read_model, score
+from refimpl.method.signals import lsa_error
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.pruners.decision import Pruner, decision
+from refimpl.scoring.base_signals import signals
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Measurements
 from refimpl.scoring.probe_counts import probe_counts
@@ -128,6 +130,40 @@ def test_progress_never_goes_back_and_ends_at_the_total(
     assert list(done) == sorted(done)
     assert done[0] > 0
     assert done[-1] == pytest.approx(totals[-1], rel=1e-12)
+
+
+def test_lsa_has_its_progress_and_its_memory() -> None:
+    steps, need = list[tuple[float, float]](), 4 * STATE  # of both sequences, twice
+    plan, request = Perturbation("pruning"), Request("lsa", {"block": 8})
+    found = score(
+        LLAMA, TOKENS, plan, request, memory=need, progress=lambda *step: steps.append(step)
+    )
+    assert found.pruned_at is not None
+    assert found.signals.lsa_error is not None
+    assert found.signals.lsa_error.min() > 0
+    assert steps == sorted(steps, key=lambda step: step[0])
+    assert steps[-1][0] == pytest.approx(steps[-1][1], rel=1e-12)
+    assert len(steps) >= 2 * 4 * 3  # passes of LSA, of the statistics, of the experiment
+    with pytest.raises(RefimplError, match=f"--memory {need}"):
+        score(LLAMA, TOKENS, plan, request, memory=need - 1)
+
+
+def test_an_expert_without_tokens_has_no_error() -> None:
+    model, ids = model_of("mixtral"), np.array([[7]])  # seen by two of five experts
+    found = signals(model, Request("lsa", {"block": 8}), Tokens(ids, "one token", "ids"))
+    stream, idle = Stream(model, {0: ids[0]}), 0
+    assert found.lsa_error is not None
+    for i, linears in enumerate(model.config.linears):
+        weights = model.block(i, np.float32)
+        h, sums = stream.through_with_sums(stream.states[0], weights, sum_of_outer_products)
+        stream.advance({0: h})
+        read = [name for name in linears if input_of(name) in sums and sums[input_of(name)].any()]
+        idle += len(linears) - len(read)
+        errors = [
+            2 * lsa_error(weights[f"{name}.weight"], sums[input_of(name)], 8) for name in read
+        ]
+        assert found.lsa_error[i] == pytest.approx(sum(errors) / len(linears), rel=1e-6)
+    assert idle == 3 * 3 * model.config.num_blocks
 
 
 def test_pruning_has_no_eta() -> None:

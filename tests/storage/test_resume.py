@@ -24,7 +24,7 @@ LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
 SCORES = {
     "gaussian": ("--eta", "0.01,0.5", "--draws", 2),
-    "subset": ("--eta", "0.01,0.5", "--draws", 2, "--sink", "exclude", "--subset", 2),
+    "subset": ("--eta", "0.01,0.5", "--draws", 2, "--subset", 2, "--base", "lsa"),
     "pruning": ("--perturbation", "pruning", "--base", "owl", "--correct", "divergence"),
     "alphas": ("--base", "alphapruning", "--sparsity", 0.4),
 }
