@@ -92,7 +92,7 @@ def test_the_page_of_fields_is_complete_and_true() -> None:
     page = (REFERENCE / "scores-json.md").read_text("utf-8")
     model, found = read_model(FIXTURES / "llama"), set()
     for samples, plan, request in (
-        (2, Perturbation(eta=(0.01, 0.1)), Request()),
+        (2, Perturbation(eta=(0.01, 0.1)), Request("lsa")),
         (1, Perturbation("pruning"), Request("alphapruning", correct="divergence")),
     ):
         scores = score(model, random_tokens(264, samples, 12), plan, request)
