@@ -5,13 +5,16 @@ import re
 import shlex
 import sys
 import traceback
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from refimpl.allocation.request import BASES
 from refimpl.cli import options as opt
 from refimpl.cli import terminal
 from refimpl.cli.interruption import Interrupted
@@ -168,7 +171,7 @@ def main() -> None:
                 _require_known_shell()
             sys.exit(program(named)(words, prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
-        failure = error
+        failure = _with_nearest_name(error)
     except UsageError as error:
         failure = _usage(error)
     except MemoryError as error:
@@ -230,6 +233,25 @@ def _usage(error: Any) -> RefimplError:
         program, usage = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
     problem = error.format_message().replace("Value error, ", "")
     return RefimplError(problem, usage, _corrected(error, problem) or f"see {program} --help")
+
+
+def _with_nearest_name(error: RefimplError) -> RefimplError:
+    """The error; if a base or a file of a similar name exists, its next step is that command."""
+    words = sys.argv[1:]
+    for at, word in enumerate(words):
+        names: list[str] = []
+        if error.problem.startswith(f"base {word!r} is neither"):
+            names = list(BASES)
+        elif re.match(
+            rf"{re.escape(path := str(Path(word)))}: .*no such file", error.problem, re.I
+        ):
+            folder, slash, _ = path.rpartition("/")
+            with suppress(OSError):
+                names = [f"{folder}{slash}{name}" for name in os.listdir(folder or slash or ".")]
+        if nearest := get_close_matches(word, names, 1):
+            command = shlex.join(["refimpl", *words[:at], *nearest, *words[at + 1 :]])
+            return RefimplError(error.problem, error.expected, command)
+    return error
 
 
 def _corrected(error: Any, problem: str) -> str | None:

@@ -165,6 +165,7 @@ def command(
 
         def measure(new: Model) -> dict[str, Any]:
             """Perplexities, if they are asked for, and the seconds of every stage."""
+            bar.close()
             lap("pruning")
             measured = {}
             if windows is not None:
@@ -173,8 +174,8 @@ def command(
             times = seconds | {"total": sum(seconds.values())}
             return {"seconds": times} | ({"measured": measured} if measured else {})
 
-        with progress_bar("pruning") as progress:
-            options |= {"progress": progress, "measure": measure}
+        with ExitStack() as bar:  # which ends before the next one begins
+            options |= {"progress": bar.enter_context(progress_bar("pruning")), "measure": measure}
             pruned = prune(opened, output, targets, pruner, tokens, **options)
         document = record(pruned)
         deliver(document, pruning_table(pruned, document, output, applied, how.per_linear), as_json)

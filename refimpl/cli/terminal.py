@@ -71,7 +71,10 @@ def shows_progress() -> bool:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
-    """A bar on stderr with the time left, on a terminal that can show it; yields its update."""
+    """A bar on stderr with the time left, on a terminal that can show it; yields its update.
+
+    It ends at 100 % unless an error ends it.
+    """
     if not shows_progress():
         yield lambda done, total: None
         return
@@ -79,6 +82,7 @@ def progress_bar(label: str) -> Iterator[Progress]:
     width = max(1, min(room, BAR))
     with typer.progressbar(length=STEPS, label=label, width=width, file=sys.stderr) as bar:
         yield lambda done, total: bar.update(int(STEPS * done / total) - bar.pos)
+        bar.update(STEPS - bar.pos)  # costs are sums of floats; and nothing may be left to do
 
 
 def _dumb() -> bool:

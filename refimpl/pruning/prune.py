@@ -157,7 +157,7 @@ def prune(
         threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
         executor: Where the passes run and the linears of a block are pruned, as for `score`.
-        progress: Called with the block passes done and in all.
+        progress: Called with the block passes and blocks done, and in all.
         measure: Called with the new model before it is in place; what it returns is recorded, too.
 
     Returns:
@@ -215,8 +215,8 @@ def prune(
         counts = partial.counts
         inputs = ids if imatrix is None else imatrix
         calibration = _calibration(model, inputs, pruner, resources, partial, files)
-        passes = 2 * (config.num_blocks - len(counts)) - 1
-        resources.total = passes * calibration.sequences
+        left = config.num_blocks - len(counts)
+        resources.total = left if ids is None else left + max(0, 2 * left - 1) * len(ids)
         block_pruner = BlockPruner(model, targets, pruner, calibration, resources, partial.folder)
         pruned, each = files.open(), resources.workers.map
         for i in range(len(counts), config.num_blocks):
@@ -226,6 +226,7 @@ def prune(
             states = calibration.advance(bound(pruned.block, i, dtype, each))
             partial.add(i, counts[i], files.digests(i), states)
             del states
+            resources.tick()
         pruning = Pruning(
             model.name,
             config.family,

@@ -416,6 +416,19 @@ def test_progress_is_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(dict.fromkeys(shown)) == ["0", "10", "25", "70", "100"]
 
 
+def test_every_bar_of_prune_ends_before_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    text = tmp_path / "text.txt"
+    text.write_text((FIXTURES / "text.txt").read_text()[:500])
+    words = ("--sparsity", "50%", "--correct", "none", "--method", "magnitude", "--measure-on")
+    result = run("prune", LLAMA, "-o", tmp_path / "out", *words, text, err_terminal=True)
+    lines = re.sub(r"\x1b\[\?25[lh]", "", result.err).split("\n")[:-1]  # the cursor, hidden
+    bars = [re.findall(r"(\w+) .* (\d+)%", line.split("\r")[-1]) for line in lines]
+    assert bars == [[(x, "100")] for x in ("signals", "measuring", "pruning", "measuring")]
+
+
 @pytest.mark.parametrize(
     ("term", "terminal", "before", "after"),
     [

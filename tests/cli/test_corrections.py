@@ -20,6 +20,11 @@ LLAMA = FIXTURES / "llama"
         ("score M --sparcity 0.5", "score M --sparsity 0.5"),
         ("score M --correct absorbtion", "score M --correct absorption"),
         ("prune M -o x --sparsity 50% --method Wand", "prune M -o x --sparsity 50% --method wanda"),
+        ("score M --base owll", "score M --base owl"),
+        ("score modle", "score model"),
+        ("score ./modle/ --base owl", "score model --base owl"),
+        ("score M --text folder/text.tx", "score M --text folder/text.txt"),
+        ("allocate scores.jsn", "allocate scores.json"),
         ("prune M", "prune M -o FOLDER"),
         ("prune M -o", "prune M -o VALUE"),
         ("prune M -o x", "prune M -o x --sparsity 0.5"),
@@ -33,7 +38,11 @@ def test_the_corrected_command(
     typed: str, corrected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    os.symlink(LLAMA, "M")
+    for name in ("M", "model"):
+        os.symlink(LLAMA, name)
+    Path("folder").mkdir()
+    for name in ("folder/text.txt", "scores.json"):
+        Path(name).touch()
     said = refused(*shlex.split(typed)).rpartition("next: ")[2].strip()
     assert said == (corrected if corrected.startswith("see ") else f"refimpl {corrected}")
     if "prune M" in typed:
