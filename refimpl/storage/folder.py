@@ -53,7 +53,7 @@ def new_folder(
 
     With `force` it replaces an existing folder of models. If a later run can continue this one
     (`resumable`), it may be that of an earlier run, and it and the folder `kept` beside it stay
-    after an error that does not recur, and with `keep` after any error.
+    after an error that does not recur, and with `keep` after any error if there is a result.
     """
     target = real_path(target)
     with _recovered(target, resumable) as work:
@@ -69,11 +69,7 @@ def new_folder(
             _swap(work, target, force)
         except BaseException as error:
             if not resumable or recurs(error):
-                with suppress(OSError):  # the next run undoes the rest
-                    if keep and resumable:
-                        _recover(work, target, resumable=True)
-                    else:
-                        _undo(work, target)
+                _undo_useless(work, target, keep and resumable)
             raise
 
 
@@ -81,7 +77,7 @@ def new_folder(
 def partial_results_folder(target: Path, keep: bool) -> Iterator[Path]:
     """Yield the folder for partial results before a resumable `new_folder`, which finds it again.
 
-    With `keep`, it outlives any error.
+    With `keep`, it outlives any error if there is a result.
     """
     target = real_path(target)
     with _recovered(target, resumable=True) as work:
@@ -90,9 +86,8 @@ def partial_results_folder(target: Path, keep: bool) -> Iterator[Path]:
                 (work / name).mkdir(exist_ok=True)
             yield work / RESULTS
         except BaseException as error:
-            if recurs(error) and not keep:
-                with suppress(OSError):
-                    _undo(work, target)
+            if recurs(error):
+                _undo_useless(work, target, keep)
             raise
 
 
@@ -102,10 +97,10 @@ def removed_if_refused(target: Path, keep: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if recurs(error) and not keep:
+        if recurs(error):
             target = real_path(target)
             with suppress(OSError, RefimplError), _recovered(target, resumable=True) as work:
-                _undo(work, target)
+                _undo_useless(work, target, keep)
         raise
 
 
@@ -190,6 +185,15 @@ def _recover(work: Path, target: Path, resumable: bool) -> None:
             f"repeat the command of that run, or remove {work / RESULTS} to start anew",
         )
     _undo(work, target)
+
+
+def _undo_useless(work: Path, target: Path, keep: bool) -> None:
+    """Undo what a refused run did; with `keep`, not if it has results that a later run can use."""
+    with suppress(OSError):  # the next run undoes the rest
+        if keep and stopped_results(target):
+            _restore(work, target)
+        else:
+            _undo(work, target)
 
 
 def _undo(work: Path, target: Path) -> None:

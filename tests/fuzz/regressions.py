@@ -36,6 +36,7 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
      ["inspect", "sharded"]),
 ]  # fmt: skip
 OPTIONS = [
+    ["prune", "opt", *_SMALL, "--sparsity", "0.5", "-o", "out", "--resume"],
     ["--show-completion"],
     ["validate", "model", "--graph", "/dev/zero"],
     ["case", "make", "model", *_SMALL, "-o", "out", "--seed", "-1"],
