@@ -17,6 +17,7 @@ from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import one_of
+from refimpl.pruners.decision import Pruner
 
 Correction = Literal["absorption", "arrival", "divergence"]
 Kappa = Literal["common", "own"]
@@ -138,8 +139,8 @@ class Request:
         """
         if plan is None:
             plan = Perturbation("pruning" if self.correct in OF_PRUNING else "gaussian")
-        probes = (plan.probe_delta, plan.probe_pruner, plan.units, plan.probe_samples)
-        usual = probes == (None, "wanda", "blocks", None)
+        probes = (plan.probe_delta, plan.pruner, plan.units, plan.probe_samples)
+        usual = probes == (None, Pruner(seed=plan.seed), "blocks", None)
         if plan.kind != "pruning" and (self.correct in OF_PRUNING or not usual):
             what = f"the {self.correct} correction" if self.correct in OF_PRUNING else "a probe"
             raise RefimplError(

@@ -67,6 +67,7 @@ HEAD = {
     "subset": "scores.plan.subset",
     "probe_delta": "scores.plan.probe_delta",
     "probe_pruner": "scores.plan.probe_pruner",
+    "probe_damping": "scores.plan.probe_damping",
     "units": "scores.plan.units",
     "probe_samples": "scores.plan.probe_samples",
     "budget_minutes": "scores.budget_minutes",
@@ -76,7 +77,7 @@ HEAD = {
 }
 NEWER = (  # fields that older files lack
     *("noise_norm", "subset", "budget_minutes", "probe_delta", "probe_pruner", "units"),
-    *("probe_samples", "kappa", "lsa_block"),
+    *("probe_samples", "probe_damping", "kappa", "lsa_block"),
 )
 SIGNAL_OPTIONS = ("owl_m", "dlp_statistic", "alpha_fit", "alpha_xmin", "lsa_block")
 

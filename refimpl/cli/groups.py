@@ -12,6 +12,7 @@ from refimpl.allocation.request import OF_PRUNING, Request
 from refimpl.cli.options import FieldOption, OptionGroup, is_given, refuse
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
+from refimpl.pruners.decision import Pruner
 from refimpl.running.settings import Settings
 
 RUNNING = "Running"  # heading in --help
@@ -139,6 +140,11 @@ PERTURBATION = OptionGroup(
         "probe_pruner": FieldOption(
             "What --perturbation pruning prunes with: wanda, sparsegpt, magnitude or random. "
             "Default: wanda; of prune, its --method."
+        ),
+        "probe_damping": FieldOption(
+            "Damping of SparseGPT's Hessian in the probes, as a fraction of its mean diagonal. "
+            "Default: 0.01; of prune, its --damping.",
+            "X",
         ),
         "units": FieldOption(
             "What the probes prune alone, and what the budget is divided over: blocks, or each "
@@ -268,8 +274,13 @@ SETTINGS = OptionGroup(
 IN_PROCESS = SETTINGS.only("dtype", "threads", "memory")
 
 
-def checked_plan(context: typer.Context, plan: Perturbation, wanted: Request) -> Perturbation:
-    """The perturbation that a command needs; options without a meaning beside it are refused."""
+def checked_plan(
+    context: typer.Context, plan: Perturbation, wanted: Request, pruner: Pruner | None = None
+) -> Perturbation:
+    """The perturbation that a command needs; options without a meaning beside it are refused.
+
+    The probes of a command that prunes use its pruner, if no option says otherwise.
+    """
     if wanted.correct in OF_PRUNING and not is_given(context, "perturbation"):
         plan = replace(plan, kind="pruning")
     if wanted.measured:
@@ -282,4 +293,11 @@ def checked_plan(context: typer.Context, plan: Perturbation, wanted: Request) ->
             "--perturbation pruning",
             "no options of noise: the pruning itself sets the size of the error",
         )
+        if pruner is not None and not is_given(context, "probe_pruner"):
+            plan = replace(plan, probe_pruner=pruner.method)
+        if pruner is not None and not is_given(context, "probe_damping"):
+            plan = replace(plan, probe_damping=pruner.damping)
+    if plan.probe_pruner != "sparsegpt":
+        other = f"--probe-pruner {plan.probe_pruner}"
+        refuse(context, ("probe_damping",), other, "--probe-pruner sparsegpt")
     return wanted.perturbation(plan)

@@ -148,7 +148,7 @@ def command(
             with partial_results_folder(output, settings.resume) as folder:
                 scoring = replace(settings, part=folder / SCORES, resume=True)
                 chosen = imatrix or source
-                targets, tokens = _scored(context, opened, chosen, plan, wanted, scoring, method)
+                targets, tokens = _scored(context, opened, chosen, plan, wanted, scoring, pruner)
             ends.enter_context(removed_if_refused(output, settings.resume))
         if tokens is None:
             if method in CALIBRATED:
@@ -272,7 +272,7 @@ def _scored(
     plan: Perturbation,
     wanted: Request,
     settings: Settings,
-    method: Method,
+    pruner: Pruner,
 ) -> tuple[Targets, Tokens | Imatrix | None]:
     """Targets from scoring and allocating; without a correction the experiment is skipped."""
     if wanted.correct is None:
@@ -295,9 +295,7 @@ def _scored(
             "no correction: its experiment needs tokens",
             "add --correct none, or omit --imatrix",
         )
-    plan = checked_plan(context, plan, wanted)
-    if plan.kind == "pruning" and not opt.is_given(context, "probe_pruner"):
-        plan = replace(plan, probe_pruner=method)
+    plan = checked_plan(context, plan, wanted, pruner)
     tokens = model_tokens(model, **vars(source), seed=plan.seed, calibration=True)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import one_of
-from refimpl.pruners.decision import Method
+from refimpl.pruners.decision import Method, Pruner
+from refimpl.pruners.sparsegpt import DAMPING
 
 Kind = Literal["gaussian", "pruning"]
 NoiseScale = Literal["token", "sequence"]
@@ -45,6 +46,7 @@ class Perturbation:
         probe_samples: With "pruning", perturb only so many samples, the first ones; statistics of
             the dense model are of all samples. All if None.
         noise_norm: Whether the noise itself has the length ``eta ||h||``, or only its expectation.
+        probe_damping: Damping of SparseGPT's Hessian, if "pruning" prunes with it.
 
     Raises:
         RefimplError: A value outside its range.
@@ -64,6 +66,12 @@ class Perturbation:
     units: Units = "blocks"
     noise_norm: NoiseNorm = "exact"
     probe_samples: int | None = None
+    probe_damping: float = DAMPING
+
+    @property
+    def pruner(self) -> Pruner:
+        """What "pruning" prunes with, and how."""
+        return Pruner(self.probe_pruner, self.probe_damping, self.seed)
 
     def perturbed_samples(self, samples: int) -> int:
         """How many of so many samples are perturbed."""
@@ -86,6 +94,7 @@ class Perturbation:
         choices |= {"noise_scale": NoiseScale, "noise_shape": NoiseShape, "noise_norm": NoiseNorm}
         for name, allowed in (choices | {"norm": Norm, "sink": Sink}).items():
             one_of(getattr(self, name), name.replace("_", "-"), get_args(allowed))
+        Pruner(damping=self.probe_damping)  # refuses what is no damping
         etas = ", ".join(map(str, self.eta)) or "(none)"
         if any(not 0 < eta < float("inf") for eta in self.eta) or (
             self.kind == "gaussian" and not self.eta

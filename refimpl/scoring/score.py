@@ -21,7 +21,6 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
-from refimpl.pruners.decision import Pruner
 from refimpl.running.provenance import run_since, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
@@ -115,8 +114,7 @@ def score(
             pruned_at = _pruned_at(config, signals, request)
             prunable = pruned_at.linear_pruned, config.linear_sizes
             counts = probe_counts(*prunable, plan.probe_delta, plan.units)
-            pruner = Pruner(plan.probe_pruner, seed=plan.seed)
-            prune_block = PrunedBlocks(config.linears, counts, pruner)
+            prune_block = PrunedBlocks(config.linears, counts, plan.pruner)
             if plan.probe_pruner == "wanda":
                 prune_block = WandaBlocks(moments, counts)
         measured = (runtime or experiment)(

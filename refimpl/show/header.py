@@ -139,6 +139,8 @@ def _perturbed(scores: Scores) -> list[str]:
         first, *options = _base(at.base, at.options, at.sparsity)
         pruner = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}.get(plan.probe_pruner)
         facts = [f"pruning by {pruner or plan.probe_pruner} as base {first}", *options]
+        if plan.probe_pruner == "sparsegpt":
+            facts.append(f"damping {plan.probe_damping:g}")
         if plan.probe_delta is not None:
             facts.append(f"probes of {plan.units} at {plan.probe_delta:g} less and more")
         if (perturbed := plan.perturbed_samples(scores.tokens.samples)) < scores.tokens.samples:

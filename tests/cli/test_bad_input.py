@@ -136,6 +136,8 @@ OPTIONS = {
     "--units linears": "a probe with Gaussian noise",
     "--probe-samples 1": "a probe with Gaussian noise",
     "--correct divergence --probe-samples 0": "at least one sample",
+    "--correct divergence --probe-damping 0.1": "omit --probe-damping",
+    "--correct divergence --probe-pruner sparsegpt --probe-damping -1": "damping -1.0",
     "--perturbation pruning --units linears": "units linears without probes",
     "--correct divergence --probe-delta 0": "probe-delta 0.0",
     "--correct divergence --max-correction 0.1": "--max-correction with --strength measured",

@@ -98,6 +98,11 @@ def rows(text: str) -> str:
         ("--correct divergence --probe-delta 0.05", "probe_delta", 0.05),
         ("--correct divergence --kappa own", "kappa", "own"),
         ("--correct divergence --probe-pruner magnitude", "probe_pruner", "magnitude"),
+        (
+            "--correct divergence --probe-pruner sparsegpt --probe-damping 0.3",
+            "probe_damping",
+            0.3,
+        ),
         ("--correct divergence --units linears", "units", "linears"),
         ("--correct divergence", "probe_samples", 2),
         ("--correct divergence --probe-samples 1", "probe_samples", 1),

@@ -238,6 +238,17 @@ def test_the_default_correction_is_the_best_of_the_study_and_says_so(tmp_path: P
     assert record["allocation"]["probe_pruner"] == record["method"] == "magnitude"
 
 
+def test_the_probes_have_the_damping_of_the_pruner(tmp_path: Path) -> None:
+    words = ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "--method", "sparsegpt", "--damping", 0.5)
+    records = [
+        json.loads(ran(*words, *more, "--json", "-o", tmp_path / name))
+        for name, more in (("a", ()), ("b", ("--probe-damping", 0.001)))
+    ]
+    assert [x["allocation"]["probe_damping"] for x in records] == [0.5, 0.001]
+    assert [x["damping"] for x in records] == [0.5, 0.5]
+    assert records[0]["blocks"] != records[1]["blocks"]
+
+
 @cache
 def scores_of_llama() -> Scores:
     return score(model_of("llama"), drawn(model_of("llama")))

@@ -240,7 +240,7 @@ def test_probes_do_not_depend_on_memory() -> None:
 def test_linears_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
     """Against a forward of our own with one linear pruned, its statistics those of the dense."""
     ids, config = TOKENS.ids, LLAMA.config
-    plan = Perturbation("pruning", probe_pruner=pruner, units="linears")
+    plan = Perturbation("pruning", probe_pruner=pruner, units="linears", probe_damping=0.2)
     request = Request(sparsity=0.6, correct="divergence")
     found = score(LLAMA, TOKENS, plan, request, dtype=np.float64)
     assert found.probes is not None
@@ -263,7 +263,7 @@ def test_linears_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None
         for _, each in passed:
             add_sums(total, each)
         count = round(share * weight.size)
-        keep, new = decision(weight, total[input_of(name)], len(ids), count, Pruner(pruner))
+        keep, new = decision(weight, total[input_of(name)], len(ids), count, Pruner(pruner, 0.2))
         thin = np.where(keep, weight if new is None else new, 0)
         model = with_weight(LLAMA, f"blocks.{block}.{name}.weight", thin)
         pruned = log_softmax(forward(model, ids, dtype=np.float64).logits)

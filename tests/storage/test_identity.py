@@ -29,7 +29,7 @@ OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
         "kind": "pruning", "eta": (0.02,), "noise_scale": "sequence", "noise_shape": "channel",
         "norm": "sequence", "sink": "exclude", "draws": 5, "seed": 3, "subset": 2,
         "probe_delta": 0.05, "probe_pruner": "magnitude", "units": "linears",
-        "probe_samples": 1,
+        "probe_samples": 1, "probe_damping": 0.1,
         "noise_norm": "expected",
     },
     Request: {
