@@ -104,10 +104,11 @@ def runs_table(rows: list[Row]) -> str:
     cells["run"] = [_run(row) for row in rows]
     headings = {key: re.sub(r" ([<>]) ", rf"{GLUE}\1{GLUE}", key) for key in cells}
     longest = {key: max(map(len, cells[key])) for key in cells}
-    for width in (len, _width, _piece):  # of headings
+    # What gives way to a narrow terminal: headings break between words, runs, headings at hyphens.
+    for width, least in ((len, len), (_width, _width), (_piece, _width)):
         widths = {key: max(width(headings[key]), longest[key]) for key in cells}
         room = terminal_width() - sum(2 + widths[key] for key in cells if key != "run")
-        if widths["run"] <= room:
+        if max(map(least, cells["run"])) <= room:
             break
     widths["run"] = min(widths["run"], max(room, *map(_width, cells["run"])))
     lines = [*_row({key: wrap(headings[key], widths[key]) for key in cells}, widths)]

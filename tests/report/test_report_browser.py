@@ -219,7 +219,9 @@ def test_printed_it_is_light_and_holds_every_picture(browser: Any, pages: dict[s
         )
         assert (ink, paper) == ("rgb(21, 25, 31)", "rgb(255, 255, 255)")
         assert page.locator("svg").count() == page.locator("svg:visible").count() > 10
-        assert page.locator("nav:visible, .filter:visible, details:visible").count() == 0
+        assert page.locator("nav:visible, .filter:visible, figure details:visible").count() == 0
+        facts = page.locator("article.card dl")
+        assert facts.count() == page.locator("article.card dl:visible").count() > 3
         assert page.pdf().startswith(b"%PDF")
 
 
