@@ -108,10 +108,15 @@ def options(
     version: Annotated[
         bool,
         typer.Option(
-            "-V", "--version", callback=_version, is_eager=True, help="Print the version."
+            "-V",
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print the version.",
+            metavar="",
         ),
     ] = False,
-    quiet: opt.QuietOption = False,
+    quiet: Annotated[bool, opt.flag("Show no progress.", None, "-q", "--quiet")] = False,
 ) -> None:
     """Print the help if there is no command."""
     terminal.quiet = quiet
