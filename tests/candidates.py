@@ -1,5 +1,6 @@
 """Candidates for the oracle's tests: refimpl itself in other dtypes, changed or not."""
 
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,15 @@ def needs_torch(test: Any) -> Any:
     """Mark a test as one of torch, to be skipped without it."""
     skip = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
     return pytest.mark.torch(skip(test))
+
+
+def by_turns(names: Iterable[str], *values: Any) -> list[Any]:
+    """Each name with each value: one of a name, by turns, now; the rest with the tests of torch."""
+    return [
+        pytest.param(name, value, marks=() if j == i % len(values) else pytest.mark.torch)
+        for i, name in enumerate(names)
+        for j, value in enumerate(values)
+    ]
 
 
 @cache

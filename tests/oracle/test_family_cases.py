@@ -22,12 +22,13 @@ OTHERS = [name for name in FAMILIES if name not in STORED]
 def test_a_case_of_every_family_can_be_made(family: str, tmp_path: Path) -> None:
     name = FIXTURE_OF[family]
     ids, truth = expected_of(name)
-    recipe = Recipe(shown=(0,), bases=("owl", "dlp"))
+    checked = OTHERS.index(family) % 8 == 0  # a check takes seconds
+    recipe = Recipe(bases=("owl",), draws=1, pattern="2:4" if checked else "")
     make_case(model_of(name), Tokens(ids, "of the fixture", "ids"), recipe, tmp_path / name)
     case = read_case(tmp_path / name)
     errors = {point: worst_token(case.expected[point], value) for point, value in truth.items()}
     assert {point: error for point, error in errors.items() if not error < GATES["float64"]} == {}
-    if OTHERS.index(family) % 8:  # a check takes seconds
+    if not checked:
         return
     actual = written(case, stepwise_steps(case, "float32"), "float32")
     report = check(case, actual, stepwise=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from candidates import CASE_NAMES
+from candidates import CASE_NAMES, by_turns
 from gates import case_of
 from program import ran, refused, run
 
@@ -24,8 +24,7 @@ def graph_arrays(case: Case, path: Path) -> tuple[dict[str, np.ndarray], str]:
 
 
 @pytest.mark.parametrize("steps", [FORWARD, EXPERIMENT], ids=["model", "experiment"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", CASE_NAMES)
+@pytest.mark.parametrize(("name", "dtype"), by_turns(CASE_NAMES, "float32", "float64"))
 def test_a_graph_passes(name: str, dtype: str, steps: tuple[str, ...], tmp_path: Path) -> None:
     case, path = case_of(name), tmp_path / "graph.onnx"
     if steps == FORWARD:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mistakes import MISTAKES, write_project
 from safetensors.numpy import load_file
 
 import refimpl
-from refimpl.oracle.case import read_case
+from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.case_folders import CORE, cases_below, core_cases
 from refimpl.testing.case_fixture import CaseFixture, case_fixture
 from refimpl.testing.cases import SelectedCase, distinct_cases
@@ -62,8 +63,25 @@ class Suite:
         return result
 
 
+@cache
+def unchanged_case(folder: Path, changed: int) -> Case:
+    """A case, read once for all runs in this process."""
+    return read_case(folder)
+
+
+def case_once(folder: Path) -> Case:
+    """A case as its files are now."""
+    return unchanged_case(folder.resolve(), (folder / "case.json").stat().st_mtime_ns)
+
+
 @pytest.fixture
-def suite(pytester: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory) -> Suite:
+def suite(
+    pytester: pytest.Pytester,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Suite:
+    """Its runs share the cases, and so their tolerances."""
+    monkeypatch.setattr("refimpl.testing.case_fixture.read_case", case_once)
     right = Suite(pytester, tmp_path_factory.mktemp("ours"))
     for name in CORE:
         right.write(name, computed(name))
