@@ -14,7 +14,7 @@ from gates import case_of
 from safetensors.numpy import save_file
 
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case
+from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.check import Report
 from refimpl.oracle.rounding import RoundedModel
 from refimpl.oracle.steps import steps
@@ -39,6 +39,16 @@ def by_turns(names: Iterable[str], *values: Any) -> list[Any]:
         for i, name in enumerate(names)
         for j, value in enumerate(values)
     ]
+
+
+def read_cases_once(patch: pytest.MonkeyPatch) -> None:
+    """Commands read a case of `fixtures/cases` once, so its tolerances are computed once."""
+
+    def once(folder: str | Path, **options: Any) -> Case:
+        path = Path(folder)
+        return case_of(path.name) if path.parent == CASES else read_case(folder, **options)
+
+    patch.setattr("refimpl.oracle.case.read_case", once)
 
 
 @cache
