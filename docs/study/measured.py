@@ -1,7 +1,8 @@
 """Run the study of measured strength: `python docs/study/measured.py --real DIR`, resumable.
 
 DIR is as for `run.py`. The rule, fixed before the runs: nothing is chosen. Corrections have no
-parameter or the package's defaults, bases have their defaults, and each cell is reported.
+parameter or the package's defaults, bases have their defaults (LSA its code's beta for the
+sparsity), and each cell is reported.
 Calibration is `sotu-1901-1979`: 12 x 512 tokens, of which seed k takes every third from the k-th
 on, all tokens for pruning and the first 256 of each for scores. Perplexity is that of the first 8
 windows of 512 tokens of `speech` and `novel`.
@@ -46,7 +47,12 @@ CORRECTIONS = {  # how an allocation is made from its base
     "line": {"correct": None},
     "negative": {"correct": None},
     "shuffled": {"correct": None},
+    "sorted": {"correct": None},  # of divergence, ascending over depth: NeuroAL's schedule
 }
+BASE_OPTIONS = {
+    ("lsa", 0.5): {"beta": 0.04},
+    ("lsa", 0.6): {"beta": 0.1},
+}  # its code's, by sparsity
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,10 @@ def cells() -> Iterator[Measured]:
         for correction in ("negative", "shuffled", "line", "paper"):
             yield replace(place, correction=correction)
     yield from (replace(p, base=base) for p in (*others, Measured(GEMMA, 0.6)) for base in bases)
+    yield from (replace(place, correction="sorted") for place in smol)
+    yield from (
+        Measured(p.model, p.sparsity, "lsa") for p in (*smol, *others, Measured(GEMMA, 0.6))
+    )
     for seed in range(1, SEEDS):
         yield from (replace(place, correction=c, seed=seed) for place in smol for c in both)
 
@@ -105,7 +115,8 @@ def scores_of(bench: Bench, model: Model, cell: Measured) -> Scores:
 
 def request_of(cell: Measured) -> Request:
     """What is asked for, beside what controls do to it."""
-    return Request(cell.base, sparsity=cell.sparsity, **CORRECTIONS[cell.correction])
+    options = BASE_OPTIONS.get((cell.base, cell.sparsity), {})
+    return Request(cell.base, options, cell.sparsity, **CORRECTIONS[cell.correction])
 
 
 def allocation(
@@ -121,13 +132,15 @@ def allocation(
     if cell.correction == "none":
         return made, None
     change = np.linspace(-LINE, LINE, config.num_blocks)  # first blocks protected
-    if cell.correction in ("negative", "shuffled"):
+    if cell.correction in ("negative", "shuffled", "sorted"):
         measured = done[str(replace(cell, correction="divergence"))]
         change = np.array(measured["block_sparsity"]) - cell.sparsity
     if cell.correction == "negative":
         change = -change
     elif cell.correction == "shuffled":
         change = np.random.default_rng(0).permutation(change)
+    elif cell.correction == "sorted":
+        change = np.sort(change)
     return moved(made, model, change), None
 
 

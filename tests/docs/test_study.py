@@ -22,8 +22,11 @@ import measured
 import measured_table
 import page
 import run
+import search
 
-from refimpl import read_model
+from refimpl import Model, Perturbation, Request, read_model, score
+from refimpl.running.settings import Settings
+from refimpl.tokens import Tokens, random_tokens
 
 STUDY = FIXTURES.parent / "docs" / "study"
 SIZE = ("--samples", 2, "--seq-len", 16)
@@ -162,9 +165,60 @@ def test_the_page_holds_what_the_cells_say(tmp_path: Path) -> None:
 
 def test_the_grid_of_measured_strength_has_each_cell_once() -> None:
     cells = [str(cell) for cell in measured.cells()]
-    assert len(set(cells)) == len(cells) == 48
+    assert len(set(cells)) == len(cells) == 56
     on_file = run.finished(STUDY / "measured.jsonl")
     assert on_file.keys() <= set(cells)
+
+
+def test_the_search_descends_within_its_budget(bench: measure.Bench) -> None:
+    model, ids = read_model(bench.real / grid.SMOL), random_tokens(264, 2, 12).ids
+    how, blocks = search.Search(generations=2, offspring=3, survivors=2), model.config.num_blocks
+    with Settings(np.float64).open() as resources:
+        fitness = search.Fitness(model, ids, 0.5, resources)
+        alone = np.full((blocks, blocks), search.DENSE)
+        np.fill_diagonal(alone, search.STEPS)  # each block alone, at the target
+        found = fitness(alone, np.arange(2))
+        fitness.passes = 0
+        uniform = fitness(np.full((1, blocks), search.STEPS), np.arange(2))[0]
+        assert fitness.passes == 2 * 2 * blocks
+        generations = list(search.search(fitness, how))
+        parents = np.array([parent for parent, _, _ in generations])
+        kl_of_parents = fitness(parents, np.arange(2))
+    request = Request(sparsity=0.5, correct="divergence", strength=0.1)
+    scores = score(
+        model, Tokens(ids, "drawn", "random"), Perturbation("pruning"), request, dtype=np.float64
+    )
+    np.testing.assert_allclose(found, scores.sweep[0].divergence, rtol=1e-9)
+    kls = [uniform, *(kl for _, kl, _ in generations)]
+    assert kls == sorted(kls, reverse=True)
+    np.testing.assert_allclose(kl_of_parents, kls[1:], rtol=1e-12)
+    assert all(parent.sum() == blocks * search.STEPS for parent, _, _ in generations)
+    each = (how.offspring + 1) + 2 * (how.survivors + 2)
+    assert generations[-1][2] == (2 * 2 + how.generations * each) * blocks
+
+
+def test_a_search_is_pruned_and_measured_and_sorted_is_a_control(
+    bench: measure.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(bench: measure.Bench, model: Model, seed: int) -> Tokens:
+        return random_tokens(264, 2, 12)
+
+    cell = measured.Measured(grid.SMOL, 0.5)
+    for module in (measured, search):
+        monkeypatch.setattr(module, "calibration", drawn)
+    search.run(bench, tmp_path / "search.jsonl", cell, search.Search(1, 2, 1))
+    row = json.loads((tmp_path / "search.jsonl").read_text())
+    model = read_model(bench.real / grid.SMOL)
+    assert row["pruned"] == model.config.block_sizes.sum() // 2
+    assert len(row["history"]) == 1
+    assert np.mean(row["block_sparsity"]) == pytest.approx(0.5)
+    assert len(row["speech"]) == 3
+
+    done = {str(replace(cell, correction="divergence")): {"block_sparsity": [0.6, 0.5, 0.3, 0.6]}}
+    made, _ = measured.allocation(bench, model, replace(cell, correction="sorted"), done)
+    np.testing.assert_allclose(made.corrected_sparsity, [0.3, 0.5, 0.6, 0.6])
+    beta = measured.request_of(replace(cell, base="lsa")).options["beta"]
+    assert beta == 0.04
 
 
 def test_the_prediction_is_the_sum_of_fitted_divergences() -> None:
