@@ -16,6 +16,11 @@ FACTS: dict[str, Any] = {  # `pruning_facts`, which an evaluation records, too
         "strength": {"type": ["number", "string", "null"]},
     },
 }
+RUN: dict[str, Any] = {  # of a pruning and of an evaluation
+    "type": "object",
+    "required": ["dtype", "versions"],
+    "properties": {"dtype": _TEXT, "versions": {"type": "object"}},
+}
 _LINEAR = {
     "name": _TEXT,
     "sparsity": {"type": "number", "minimum": 0},
@@ -32,6 +37,7 @@ RECORD_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         **dict.fromkeys(("model", "family", "method"), _TEXT),
+        "run": RUN,
         "pattern": _TEXT_OR_NULL,
         "requested_sparsity": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
         "total_pruned": _COUNT,
@@ -49,6 +55,6 @@ RECORD_SCHEMA: dict[str, Any] = {
 WHOLE_RECORD = RECORD_SCHEMA | {
     "required": [
         "model", "family", "method", "pattern", "total_pruned", "total_weights", "allocation",
-        "blocks",
+        "blocks", "run",
     ]
 }  # fmt: skip

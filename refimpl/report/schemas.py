@@ -1,6 +1,6 @@
 """The form of an evaluation, as far as a report depends on it; other fields may be beside."""
 
-from refimpl.pruning.record_schema import FACTS
+from refimpl.pruning.record_schema import FACTS, RUN
 
 TEXT = ("perplexity", "nats_per_token", "bits_per_byte")
 QUESTIONS = ("acc", "acc_norm")
@@ -17,16 +17,11 @@ def _measured(names: tuple[str, ...], digest: str) -> dict[str, object]:
     }
 
 
-_RUN = {
-    "type": "object",
-    "required": ["dtype", "versions"],
-    "properties": {"dtype": {"type": "string"}, "versions": {"type": "object"}},
-}
 EVALUATION = {
     "type": "object",
     "required": ["model", "family", "num_blocks", "run"],
     "properties": {
-        "run": _RUN,
+        "run": RUN,
         "model": {"type": "string"},
         "family": {"type": "string"},
         "num_blocks": {"type": "integer", "minimum": 1},

@@ -94,14 +94,14 @@ def test_json_that_cannot_be_computed_with(text: str) -> None:
 
 def documents() -> dict[str, tuple[Any, Any]]:
     """A whole document of each schema."""
+    run = {"dtype": "float32", "versions": {}}
     linear = {"name": "q", "sparsity": 0.5, "weights": 4, "requested": 2, "pruned": 2}
     record = {
         "model": "m", "family": "f", "method": "wanda", "pattern": None, "total_pruned": 2,
         "total_weights": 4, "allocation": {"base": "owl", "correct": None, "strength": 0.1},
-        "blocks": [{"linears": [linear | {"kept_zeros": 0, "zeros": 2}]}],
+        "blocks": [{"linears": [linear | {"kept_zeros": 0, "zeros": 2}]}], "run": run,
     }  # fmt: skip
     text = {"source": "t", "sha256": "0", "perplexity": None, "nats_per_token": 2.5}
-    run = {"dtype": "float32", "versions": {}}
     evaluation = {
         "model": "m",
         "family": "f",

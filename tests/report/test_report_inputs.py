@@ -92,6 +92,10 @@ CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         "dense/pruning.json", lambda d: d["blocks"][2]["linears"][1].update(weights=513),
         "x.json: of another model",
     ),
+    "no settings": (
+        "dense/pruning.json", lambda d: d.pop("run"),
+        "x.json: not a whole file of refimpl (the document has no run)",
+    ),
     "no family": (
         "dense/pruning.json", lambda d: d.pop("family"),
         "x.json: not a whole file of refimpl (the document has no family)",
