@@ -18,6 +18,7 @@ from candidates import (
     by_turns,
     computed,
     open_steps,
+    read_cases_once,
     write_arrays,
     written,
 )
@@ -234,7 +235,8 @@ def test_16_bits_are_judged_more_closely_than_chained() -> None:
         assert all(np.isfinite(x) for x in own.values())
 
 
-def test_the_command_says_which_way(tmp_path: Path) -> None:
+def test_the_command_says_which_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_cases_once(monkeypatch)
     case, actual, xml = case_of("llama"), computed("llama", stepwise=True), tmp_path / "report.xml"
     path = write_arrays(tmp_path / "actual.safetensors", actual)
     for words, way in ((("--stepwise",), "stepwise"), ((), "chained")):
