@@ -121,11 +121,12 @@ HALF = mistakes(
 )
 AFTER_ATTENTION = {"attn_out", "resid_mid", "mlp_norm", "mlp_out", "resid_post"}
 AFTER_NORMS = {"attn_norm", "q", "k", "v", "q_rope", "k_rope", "final_norm", *AFTER_ATTENTION}
+MEASURED = {"drift", "alignment", "absorption_coefficient", "stderr"}  # the coarse ones are, too
 # The case, the dtype, and the divergent steps' last words; of a mistake in the forward, its steps'.
 DIVERGENT = {
     "a window one token longer": ("mistral", "bfloat16", AFTER_ATTENTION),
     "eps omitted": ("llama", "float32", AFTER_NORMS),
-    "a perturbation that is not scaled": ("qwen2", "float16", {"drift", "absorption_coefficient"}),
+    "a perturbation that is not scaled": ("qwen2", "float16", MEASURED),
     "AlphaPruning with the intended xmin": ("qwen3", "float32", {"signal"}),
     "smallest remainders first": ("llama", "float32", {"counts"}),
     "Wanda over the matrix": ("gpt2", "bfloat16", {"keep"}),
