@@ -1,5 +1,6 @@
 """What every test runs under: loud floating-point errors, and enough examples per property."""
 
+import compileall
 import os
 import sys
 from collections.abc import Iterator
@@ -30,8 +31,15 @@ sys.path += sorted({str(path.parent) for path in HERE.glob("*/test_*.py")})  # s
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect README.md, docs/ and docstrings too: a hook of this file would see tests/ only."""
+    """Collect README.md, docs/ and docstrings too: a hook of this file would see tests/ only.
+
+    Before the workers of -n start: the package is compiled once, not by hundreds of children; and
+    each worker has one thread of BLAS, as the workers fill the cores.
+    """
     config.pluginmanager.register(examples)
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(HERE.parent / "refimpl", quiet=2)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")

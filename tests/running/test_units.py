@@ -220,7 +220,8 @@ def test_nothing_is_calibrated_here_when_there_are_workers(
     options: dict[str, Any] = {"executor": processes}
     progress = {**options, "progress": lambda done, total: passes.append(done / total)}
     prune(model, tmp_path / "out", Pattern(2, 4), Pruner("sparsegpt"), tokens, **progress)
-    assert passes == [n / 21 for n in range(1, 22)]  # 3 sequences, 4 blocks before and 3 after
+    # 3 sequences, 4 blocks before and 3 after; 4 blocks decided
+    assert passes == [n / 25 for n in range(1, 26)]
     signals(model, Request("owl"), tokens, Settings(**options))
     scored("llama", "pruning", **options)
 
