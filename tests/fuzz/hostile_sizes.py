@@ -113,8 +113,9 @@ def measured() -> Iterator[tuple[str, Left]]:
 
 
 if __name__ == "__main__":
-    print("| input | exit code | MiB | CPU seconds |\n|---|---|---|---|")
+    print("| input | exit code | MiB | CPU seconds | seconds |\n|---|---|---|---|---|")
     for label, left in measured():
-        print(f"| {label} | {left.code} | {left.memory >> 20} | {left.cpu:.1f} |", flush=True)
+        times = f"{left.cpu:.1f} | {left.seconds:.1f}"
+        print(f"| {label} | {left.code} | {left.memory >> 20} | {times} |", flush=True)
         if left.code != 0:
             print(f"  {left.err.decode()[:150]!r}", file=sys.stderr)
