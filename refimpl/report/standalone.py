@@ -52,5 +52,5 @@ def write_figures(folder: Path, sections: list[Section]) -> int:
     with whole(folder) as beside:
         beside.mkdir()
         for name, content in contents.items():
-            (beside / name).write_text(content, "utf-8")
+            (beside / name).write_text(content, "utf-8", "backslashreplace")  # as the page
     return len(contents)

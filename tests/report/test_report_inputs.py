@@ -67,9 +67,12 @@ def test_the_command_says_where_the_page_is(files: dict[str, Path], tmp_path: Pa
 
 
 def test_a_name_that_is_no_utf_8(files: dict[str, Path], tmp_path: Path) -> None:
-    path = edited(files["one.json"], tmp_path / "n.json", lambda d: d.update(model="a\udcffb"))
-    out = tmp_path / "r.html"
-    ran("report", path, "-o", out)
+    name = "a\udcffb"
+    path = edited(files["one.json"], tmp_path / "n.json", lambda d: d.update(model=name, base=name))
+    out, figures = tmp_path / "r.html", tmp_path / "figures"
+    ran("report", path, "-o", out, "--figures", figures)
+    assert all("a\\udcffb" in path.read_text("utf-8") for path in figures.glob("*-drift-*.svg"))
+    assert list(figures.glob("*-drift-*.svg"))
     assert Page(out.read_text("utf-8")).all("h1")[0].text() == "a\\udcffb"
 
 
