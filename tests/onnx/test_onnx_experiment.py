@@ -147,6 +147,13 @@ def test_the_same_scores_in_float32(case: str, choice: tuple[str, ...]) -> None:
     assert_same(theirs, ours, "float32")
 
 
+@pytest.mark.parametrize(("scale", "shape"), [("token", "channel"), ("sequence", "isotropic")])
+def test_noise_of_expected_length(scale: Any, shape: Any) -> None:
+    plan = Perturbation("gaussian", (0.5,), scale, shape, noise_norm="expected", seed=7)
+    ours, theirs = both(model_of("llama"), tokens_of("llama"), plan, "float64")
+    assert_same(theirs, ours, "float64")
+
+
 @pytest.mark.parametrize("runtime_of", [open_session, reference_session])
 @pytest.mark.parametrize(("case", "dtype"), [("gemma3", "float32"), ("gpt2", "float64")])
 def test_one_file_serves_every_length_and_number_of_states(

@@ -239,8 +239,9 @@ def _zeros_like(x: Any) -> Any:
     return x.graph.add("Expand", np.zeros((), x.dtype), x.graph.add("Shape", x), axes=x.axes)
 
 
-def _ones_like(x: Any, dtype: npt.DTypeLike) -> Any:
-    return x.graph.add("Expand", np.ones((), dtype), x.graph.add("Shape", x), axes=x.axes)
+def _ones_like(x: Any, dtype: npt.DTypeLike | None = None) -> Any:
+    one = np.ones((), x.dtype if dtype is None else dtype)
+    return x.graph.add("Expand", one, x.graph.add("Shape", x), axes=x.axes)
 
 
 def _compress(condition: Any, x: Any, axis: int) -> Any:
