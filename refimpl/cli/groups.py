@@ -201,7 +201,7 @@ REQUEST = OptionGroup(
             "FRACTION",
             type=str | None,
             default=None,
-            read=lambda text: fraction(text or "0.7"),
+            read=lambda text: fraction("0.7" if text is None else text),
         ),
         "correct": FieldOption(
             "absorption, arrival, divergence or none. Default: absorption, in prune divergence, or "

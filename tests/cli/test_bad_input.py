@@ -114,6 +114,7 @@ OPTIONS = {
     "--perturbation pruning --draws 2": "omit --draws",
     "--sparsity 1.01": "a number from 0 to 1",
     "--sparsity most": "--sparsity",
+    "--sparsity=": "sparsity ''\nexpected: a fraction from 0 to 1",
     "--lo 0.8": "0.8",
     "--lo nan": "lo nan",
     "--base owls": "'owls'",
