@@ -19,6 +19,7 @@ from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.token_ids import checked_ids
 from refimpl.oracle.candidate_arrays import stored_arrays
 from refimpl.oracle.case_folders import FACTS, NEXT, case_facts
 from refimpl.oracle.judging.measures import measure_of
@@ -188,16 +189,22 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
         for step in facts["steps"]
         if step["name"] not in arrays or not _described(arrays[step["name"]], step)
     ]
-    if wrong or inputs.keys() != {"token_ids", *_noises(Recipe(**recipe), arrays)}:
-        raise RefimplError(
-            f"{folder} is not a whole case (steps {wrong[:3]}, inputs {sorted(inputs)})",
-            f"the steps of {FACTS} in {EXPECTED}, token_ids and noise of every draw in {INPUTS}",
-            NEXT,
-        )
-    expected = {step["name"]: arrays[step["name"]] for step in facts["steps"]}
     model_path = folder / facts["model"]
     is_id = "@" in facts["model"] and not model_path.exists()
     model = read_model(facts["model"] if is_id else model_path, download=download)
+    size = (*facts["tokens"]["shape"], model.config.hidden_size)
+    noise_of = (model.config.num_blocks, *size), "float64"
+    needed = dict.fromkeys(_noises(Recipe(**recipe), arrays), noise_of)
+    found = {name: (x.shape, x.dtype.name) for name, x in inputs.items()}
+    if wrong or found != {"token_ids": (size[:-1], "int64")} | needed:
+        raise RefimplError(
+            f"{folder} is not a whole case (steps {wrong[:3]}, inputs {found})",
+            f"the steps of {FACTS} in {EXPECTED}; in {INPUTS} token_ids [N, S] of int64, and the "
+            "noise of every draw, [blocks, N, S, width] of float64",
+            NEXT,
+        )
+    expected = {step["name"]: arrays[step["name"]] for step in facts["steps"]}
+    checked_ids(inputs["token_ids"], model.config)
     hashes = _hashes(model, inputs)
     case = Case(
         folder, folder.resolve().name, model, Recipe(**recipe), inputs, expected, peer, margins

@@ -33,13 +33,14 @@ import refimpl.oracle
 from refimpl import RefimplError
 from refimpl.comparison.causes import usual_causes
 from refimpl.model.ops import Array
-from refimpl.oracle.case import read_case
+from refimpl.oracle.case import make_case, read_case
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of, measure_of, step_result
 from refimpl.oracle.rounding import ARITHMETIC, Float16, rounded_steps
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import stepwise_steps
 from refimpl.show.oracle import report_table, stage_of
+from refimpl.tokens import Tokens
 
 SCHEMA = Path(refimpl.oracle.__file__).parent / "case.schema.json"
 EARLY = ("forward", "experiment", "signals")
@@ -231,6 +232,32 @@ def test_a_changed_case_is_refused(change: str, tmp_path: Path) -> None:
         read_case(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("token_ids", np.ravel),
+        ("token_ids", lambda x: x.view(np.float64)),
+        ("token_ids", lambda x: x.T),
+        ("token_ids", lambda x: x[:, :-1]),
+        ("noise", np.ravel),
+        ("noise", lambda x: x.view(np.int64)),
+        ("noise", lambda x: x[:-1]),
+    ],
+)
+def test_inputs_of_another_shape_or_dtype_are_refused(
+    name: str, change: Callable[[Array], Array], tmp_path: Path
+) -> None:
+    """Their bytes may be those that the case was made from."""
+    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
+    folder = tmp_path / "cases" / "llama"
+    shutil.copytree(CASES / "llama", folder)
+    inputs = dict(case_of("llama").inputs)
+    inputs[name] = np.ascontiguousarray(change(inputs[name]))
+    write_arrays(folder / "inputs.safetensors", inputs)
+    with pytest.raises(RefimplError, match=r"is not a whole case \(steps \[\], inputs"):
+        read_case(folder)
+
+
 def test_a_case_of_any_model(tmp_path: Path) -> None:
     model, folder = FIXTURES / "qwen2", tmp_path / "case"
     words = ("--samples", 2, "--seq-len", 8, "--eta", 0.1, "--nm", "", "--shown", 1)
@@ -360,9 +387,13 @@ def test_a_tolerance_of_half_a_number_passes_nothing() -> None:
 
 
 def test_what_the_dtype_resolves_may_suffice(tmp_path: Path) -> None:
-    """The fine steps are not resolved; the coarse ones are, and must pass for them."""
-    folder = FIXTURES / "revealing/levels"
-    case = read_case(folder)
+    """The fine steps are not resolved; the coarse ones are, and must pass for them.
+
+    At a tenth of the eta of that case, the tolerance is 4 in float16, on any machine.
+    """
+    levels, folder = read_case(FIXTURES / "revealing/levels"), tmp_path / "finer"
+    tokens = Tokens(levels.inputs["token_ids"], "of the case", "ids")
+    case = make_case(levels.model, tokens, replace(levels.recipe, eta=1e-3), folder)
     arrays = stepwise_steps(case, rounded=ARITHMETIC["float16"])
     right = written(case, arrays, "float16")
     actual = write_arrays(tmp_path / "right.safetensors", right)
