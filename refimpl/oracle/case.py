@@ -36,6 +36,24 @@ INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"
 PEER, MARGINS = "peer.safetensors", "margins.safetensors"
 
 
+class Steps(dict[str, Array]):
+    """Values by step, those of a file; one that is missing is an error of the file.
+
+    Example:
+        >>> Steps()["embed"]
+        Traceback (most recent call last):
+        refimpl.errors.RefimplError: the case has no step embed, which its recipe computes
+        ...
+    """
+
+    def __missing__(self, step: str) -> Array:
+        raise RefimplError(
+            f"the case has no step {step}, which its recipe computes",
+            f"every step of the recipe in {FACTS} and in {EXPECTED}",
+            NEXT,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A model, its inputs, and what a candidate is checked against.
@@ -203,7 +221,7 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
             "noise of every draw, [blocks, N, S, width] of float64",
             NEXT,
         )
-    expected = {step["name"]: arrays[step["name"]] for step in facts["steps"]}
+    expected = Steps({step["name"]: arrays[step["name"]] for step in facts["steps"]})
     checked_ids(inputs["token_ids"], model.config)
     hashes = _hashes(model, inputs)
     case = Case(

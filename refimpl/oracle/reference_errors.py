@@ -10,6 +10,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
+from refimpl.oracle.case_folders import NEXT
 from refimpl.oracle.judging.measures import RESOLVABLE, error_of, measure_of
 from refimpl.oracle.judging.tolerance import EPS
 from refimpl.oracle.rounding import (
@@ -55,6 +56,12 @@ def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRu
         )
     kind = ARITHMETIC.get(dtype)
     arrays = _computed(case, dtype, stepwise, kind)
+    if unknown := [step for step in case.expected if step not in arrays]:
+        raise RefimplError(
+            f"{case.folder}: its recipe does not compute the step {unknown[0]}",
+            "the steps of the recipe in case.json",
+            NEXT,
+        )
     scale = 2.0**-Float64MinusEight.fewer if dtype == "float64" else 1.0
     errors = {name: x * scale for name, x in pooled_errors(case.expected, arrays).items()}
     for sample in (None, Float32MinusEight, Float32MinusSeven):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
+from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
@@ -256,6 +257,40 @@ def test_inputs_of_another_shape_or_dtype_are_refused(
     write_arrays(folder / "inputs.safetensors", inputs)
     with pytest.raises(RefimplError, match=r"is not a whole case \(steps \[\], inputs"):
         read_case(folder)
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("wanda.blocks.1.v_proj.keep", r"has no step wanda\.blocks\.1\.v_proj\.keep"),
+        ("owl.counts", r"has no step owl\.counts|owl"),
+        ("blocks.0.resid_pre", r"has no step blocks\.0\.resid_pre"),
+        ({"bases": ["owl"]}, r"its recipe does not compute the step \w+\."),
+        ({"pattern": ""}, r"its recipe does not compute the step pattern\."),
+        ({"pattern": "1:4"}, ""),
+        ({"bases": ["dlp_median"]}, r"has no step dlp_median|does not compute the step"),
+    ],
+)
+def test_steps_that_do_not_belong_to_the_recipe_are_refused(
+    change: str | dict[str, Any], problem: str, stepwise: bool, tmp_path: Path
+) -> None:
+    """One is left out of case.json, or the recipe there is another one: no traceback."""
+    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
+    folder = tmp_path / "cases" / "llama"
+    shutil.copytree(CASES / "llama", folder)
+    facts = json.loads((folder / "case.json").read_text())
+    if isinstance(change, str):
+        facts["steps"] = [step for step in facts["steps"] if step["name"] != change]
+    else:
+        facts["recipe"] |= change
+    (folder / "case.json").write_text(json.dumps(facts))
+    case, actual = read_case(folder), computed("llama")
+    if problem and (stepwise or not isinstance(change, str)):
+        with pytest.raises(RefimplError, match=problem):
+            check(case, actual, stepwise=stepwise)
+    else:  # what is left is compared
+        check(case, actual, stepwise=stepwise)
 
 
 def test_a_case_of_any_model(tmp_path: Path) -> None:
