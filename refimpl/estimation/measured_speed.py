@@ -13,7 +13,7 @@ from refimpl.estimation.workload import (
     outer_products_size,
     perturbed_passes,
     rounds_of,
-    singular,
+    spectral_work,
 )
 from refimpl.method.perturbation import Perturbation
 from refimpl.method.signals import lsa_error
@@ -51,7 +51,7 @@ class Pace:
         signals: The signals of a block, loading it included.
         outer: The outer products of what a block reads, on every thread.
         halves: LSA's decisions on a block on one thread.
-        spectra: All singular values of a block on one thread.
+        spectra: All spectra of a block on one thread.
         blocks: Blocks that were timed.
         measuring: Time that the measurement took.
     """
@@ -107,7 +107,7 @@ def pace(
         pruned = WandaBlocks(moments[:1], counts[None])
         thin, _ = _timed(lambda: pruned(0, 0, weights, workers))
     if request.base == "alphapruning":
-        costs = {name: singular({name: shape}) for name, shape in config.linears[0].items()}
+        costs = {name: spectral_work({name: shape}) for name, shape in config.linears[0].items()}
         least = min(costs, key=lambda name: costs[name])
         fit, xmin = str(request.options["fit"]), str(request.options["xmin"])
         alone, _ = timed(Spectra(0, (least,), fit, xmin))

@@ -124,7 +124,7 @@ def rounds_of(tasks: Array, threads: int) -> int:
 class Arithmetic:
     """Floating-point operations of scoring, a multiplication and an addition being two.
 
-    Attention counts the keys that are looked at; spectra are singular values, as LAPACK finds them.
+    Attention counts the keys that are looked at; spectra are eigenvalues of Gram matrices.
     """
 
     linears: int
@@ -143,10 +143,10 @@ def arithmetic(config: Config, length: int, count: Work, request: Request) -> Ar
     """Operations, by formula from the shapes.
 
     ``2 S N_l`` for the linears of a pass, ``4 H h`` for every pair of a query and a key that are
-    multiplied, ``2 S D V`` for a head, ``4 m n^2 - 4 n^3 / 3`` for the singular values of a linear
-    (m >= n; Golub and Van Loan, Matrix Computations, on bidiagonalisation), 5 per weight for the
-    signals; for LSA 5 more per weight and column taken of a group, and ``2 S in^2`` for outer
-    products. Norms, activations and softmax are not counted.
+    multiplied, ``2 S D V`` for a head, ``m n^2 + 4 n^3 / 3`` for the spectrum of a linear (m >= n;
+    half of a product, and Golub and Van Loan, Matrix Computations, on tridiagonalisation), 5 per
+    weight for the signals; for LSA 5 more per weight and column taken of a group, and
+    ``2 S in^2`` for outer products. Norms, activations and softmax are not counted.
     """
     signals, taken = 5 * int(config.block_sizes.sum()), 0
     if request.base == "lsa":
@@ -160,7 +160,7 @@ def arithmetic(config: Config, length: int, count: Work, request: Request) -> Ar
         linears=2 * length * int((passes * config.block_sizes).sum()),
         attention=sum(4 * width * n * pairs[kind] for n, kind in of_blocks),
         head=2 * length * config.hidden_size * config.vocab_size * count.heads,
-        spectra=sum(map(singular, config.linears)) if request.base == "alphapruning" else 0,
+        spectra=sum(map(spectral_work, config.linears)) if request.base == "alphapruning" else 0,
         signals=signals * (1 + taken) + 2 * length * squares * count.outer,
     )
 
@@ -171,9 +171,9 @@ def outer_products_size(config: Config) -> int:
     return sum(width**2 for block in widths for width in block.values())
 
 
-def singular(linears: Mapping[str, tuple[int, int]]) -> int:
-    """Operations for the singular values of linears of these shapes [out, in], by name."""
-    return sum(4 * m * n**2 - 4 * n**3 // 3 for n, m in map(sorted, linears.values()))
+def spectral_work(linears: Mapping[str, tuple[int, int]]) -> int:
+    """Operations for the spectra of linears of these shapes [out, in], by name."""
+    return sum(m * n**2 + 4 * n**3 // 3 for n, m in map(sorted, linears.values()))
 
 
 def attended(kind: BlockKind, length: int) -> int:

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
+from refimpl.method.tails import candidates, finite_matrix, least_ks, peak, tails
 from refimpl.model.ops import Array
-
-BINS = 100
 
 
 def owl_outlier_percent(scores: Sequence[Array], m: float = 5.0) -> float:
@@ -153,13 +152,7 @@ def esd(weight: npt.ArrayLike) -> Array:
         >>> esd([[3.0, 0.0], [0.0, 2.0]])
         array([4., 9.])
     """
-    matrix = np.asarray(weight, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.size == 0 or not np.isfinite(matrix).all():
-        raise RefimplError(
-            f"a weight of shape {matrix.shape}, or one with NaN or Inf",
-            "a matrix [out, in] of finite numbers",
-            "check the checkpoint",
-        )
+    matrix = finite_matrix(weight)
     singular = np.linalg.svd(matrix, compute_uv=False)[::-1]
     noise = max(matrix.shape) * np.finfo(np.float64).eps * singular[-1]
     return np.where(singular > noise, singular, 0.0) ** 2
@@ -232,46 +225,17 @@ def alphapruning_alpha(
     bin_margin = None
     starts = range(positive.size // 2, positive.size // 2 + 1)
     if fit == "peak" and positive.size:
-        x2, bin_margin = _peak(np.log10(positive))
-        lo = np.log10(0.95 * x2) if xmin == "shipped" else 0.95 * x2
-        last = np.searchsorted(positive[:-1], 1.5 * x2, side="right")
-        starts = range(int(np.searchsorted(positive[:-1], lo)), int(last))
-    log_spectrum = np.log(positive)
-    # One candidate at a time: quadratic in time, but linear in memory.
-    fits = [(*law, i) for i in starts if (law := _power_law(log_spectrum[i:])) is not None]
+        x2, bin_margin = peak(np.log10(positive))
+        starts = candidates(positive, x2, xmin)
+    fits = tails(positive, starts)
     if not fits:
         raise RefimplError(
             f"no power law fits {positive.size} positive eigenvalues ({zeros} are zero)",
             "a spectrum with a tail of different eigenvalues",
             "use another base allocation, or the other fit",
         )
-    ks, alpha, start = min(fits, key=lambda law: law[0])  # the first of equals
-    others = [law[0] for law in fits if law[2] != start]
-    ks_margin = min(others) - ks if others else None
-    return PowerLaw(alpha, start, ks, bin_margin, ks_margin, zeros)
-
-
-def _power_law(log_tail: Array) -> tuple[float, float] | None:
-    """KS distance and alpha of a tail, from its ascending logarithms; None if all are equal."""
-    log_ratio = log_tail - log_tail[:1]
-    total, n = float(log_ratio.sum()), log_tail.size
-    if total == 0.0:
-        return None
-    alpha = 1 + n / total  # greater than 1, as every ratio is at least 1
-    distance = np.abs(1 - np.exp((1 - alpha) * log_ratio) - np.arange(n) / n)
-    return float(distance.max()), alpha
-
-
-def _peak(log10_spectrum: Array) -> tuple[float, int]:
-    """Left edge of the first highest bin, as an eigenvalue, and its lead over the next bin."""
-    low = float(log10_spectrum[0])
-    width = (float(log10_spectrum[-1]) - low) / BINS
-    place = (log10_spectrum - low) / (width or 1.0)  # no width: all in the first bin
-    bins = np.minimum(place.astype(np.int64), BINS - 1)
-    heights = np.bincount(bins, minlength=BINS)
-    highest = int(np.argmax(heights))
-    lead = int(heights[highest]) - int(np.delete(heights, highest).max())
-    return float(10 ** (low + width * highest)), lead
+    best, ks_margin = least_ks(fits)
+    return PowerLaw(best.alpha, best.start, best.ks, bin_margin, ks_margin, zeros)
 
 
 def _mean(scores: Sequence[Array]) -> float:

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.method.signals import PowerLaw, alphapruning_alpha, esd
+from refimpl.method.gram_spectrum import power_law
+from refimpl.method.signals import PowerLaw
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.running.settings import Resources
@@ -42,8 +43,8 @@ class Spectra:
     def _law(self, model: Model, name: str) -> PowerLaw:
         """The power law of one linear; an error names it."""
         try:
-            return alphapruning_alpha(
-                esd(model.weights[f"{name}.weight"].read(self.dtype)),
+            return power_law(
+                model.weights[f"{name}.weight"].read(self.dtype),
                 "mid" if self.fit == "mid" else "peak",
                 "intended" if self.xmin == "intended" else "shipped",
             )
@@ -87,8 +88,8 @@ def power_laws(
 def spectra_cost(config: Config, length: int) -> float:
     """Cost of a model's spectra in block passes of `length` tokens.
 
-    An operation of the singular values takes about ten times as long as one of a block pass.
+    An operation of the eigenvalues takes about five times as long as one of a block pass.
     """
     shapes = [shape for linears in config.linears for shape in linears.values()]
-    operations = sum(4 * out * width * min(out, width) for out, width in shapes)
-    return 10 * operations / (2 * length * float(config.block_sizes.mean()))
+    operations = sum(min(shape) ** 2 * (max(shape) + 4 * min(shape) / 3) for shape in shapes)
+    return 5 * operations / (2 * length * float(config.block_sizes.mean()))

@@ -241,7 +241,7 @@ def test_the_formula_of_the_documentation() -> None:
     square = replace(config, hidden_size=6, intermediate_size=6, num_attention_heads=1)
     square = replace(square, num_key_value_heads=1, head_dim=6)
     spectra = arithmetic(square, length, count, Request("alphapruning")).spectra
-    assert spectra == blocks * 7 * (4 * 6**3 - 4 * 6**3 // 3)
+    assert spectra == blocks * 7 * (6**3 + 4 * 6**3 // 3)
 
 
 def test_memory_holds_what_the_experiment_holds() -> None:
