@@ -21,9 +21,8 @@ for name, examples_of_a_property in (("refimpl", 50), ("thorough", 1000)):  # --
 settings.load_profile("refimpl")
 os.environ.pop("COLUMNS", None)  # the width of a table
 # Children whose files may not grow, as on a full disk, would leave halves of compiled modules:
-# CPython 3.11 does not notice a short write.
+# CPython 3.11 does not notice a short write. This process may write until it runs a test.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-sys.dont_write_bytecode = True
 
 HERE = Path(__file__).parent
 FIXTURES = HERE.parent / "fixtures"
@@ -33,13 +32,19 @@ sys.path += sorted({str(path.parent) for path in HERE.glob("*/test_*.py")})  # s
 def pytest_configure(config: pytest.Config) -> None:
     """Collect README.md, docs/ and docstrings too: a hook of this file would see tests/ only.
 
-    Before the workers of -n start: the package is compiled once, not by hundreds of children; and
-    each worker has one thread of BLAS, as the workers fill the cores.
+    Before the workers of -n start: what children import is compiled once, not by hundreds of them;
+    and each worker has one thread of BLAS, as the workers fill the cores.
     """
     config.pluginmanager.register(examples)
     if not hasattr(config, "workerinput"):
-        compileall.compile_dir(HERE.parent / "refimpl", quiet=2)
+        for folder in (HERE.parent / "refimpl", HERE):
+            compileall.compile_dir(folder, quiet=2)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the modules that pytest rewrote for the next run, and write no more of them."""
+    sys.dont_write_bytecode = True
 
 
 @pytest.fixture(scope="module")
