@@ -1,14 +1,23 @@
-"""The real command line, run inside this process: `run("score", model)`."""
+"""The real command line, run inside this process: `run("score", model)`.
+
+Two things are done once, as they do not depend on the words: the parser of a command, and the
+tokens of a text. Runs in processes of their own (processes.py, docs) do both each time.
+"""
 
 import re
 import sys
 from dataclasses import dataclass
+from functools import cache, partial
 from io import BytesIO, TextIOWrapper
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
+import typer.main
+
+import refimpl.cli.main
 from refimpl import RefimplError
 from refimpl.cli.main import main
+from refimpl.isolation.child_process import ChildProcess
 
 
 @dataclass(frozen=True)
@@ -20,11 +29,37 @@ class Result:
     err: str
 
 
+class RememberedChild:
+    """The process of a tokenizer, which starts once per file and encodes every text once.
+
+    A file that is not known to work gets a process of its own at once, as in the program.
+    """
+
+    answers: ClassVar[dict[Any, Any]] = {}
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._start = cache(partial(ChildProcess, *arguments, **options))
+        limits = {name: x for name, x in options.items() if name != "name"}
+        self._key = arguments, *limits.items()
+        if self._key not in self.answers:
+            self._start()
+            self.answers[self._key] = {}
+
+    def call(self, *request: Any) -> Any:
+        answers = self.answers[self._key]
+        if request not in answers:
+            answers[request] = self._start().call(*request)
+        return answers[request]
+
+
 class Terminal(TextIOWrapper):
     """A stream that says it is a terminal."""
 
     def isatty(self) -> bool:
         return True
+
+
+remembering = cache(cache)  # a function of which each call is computed once
 
 
 def run(
@@ -35,7 +70,12 @@ def run(
     err = (Terminal if err_terminal else TextIOWrapper)(BytesIO(), "utf-8", "backslashreplace")
     argv = ["refimpl", *(str(word) for word in words)]
     code: object = None
-    with patch.multiple(sys, argv=argv, stdout=out, stderr=err):
+    with (
+        patch.multiple(sys, argv=argv, stdout=out, stderr=err),
+        patch("refimpl.tokens.tokenizer.ChildProcess", RememberedChild),
+        patch("refimpl.cli.main.program", remembering(refimpl.cli.main.program)),
+        patch("typer.main.get_command", remembering(typer.main.get_command)),
+    ):
         try:
             main()
         except SystemExit as left:
