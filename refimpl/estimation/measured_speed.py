@@ -20,11 +20,13 @@ from refimpl.method.signals import lsa_error
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import sum_of_outer_products
+from refimpl.model.stream import Stream
 from refimpl.running.executors import LOCAL
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import WorkUnit
 from refimpl.scoring.activation_signals import activation_signals
 from refimpl.scoring.dense_statistics import DenseSequences, wanda_moments
+from refimpl.scoring.grouping import ROWS
 from refimpl.scoring.measurements import Address
 from refimpl.scoring.perturbed_state import WandaBlocks
 from refimpl.scoring.reconstruction import PIECE
@@ -44,7 +46,7 @@ class Pace:
     Args:
         check: Looking through the weights outside the blocks.
         load: Reading a block.
-        turn: A block pass on every thread.
+        turn: A block pass on every thread, of a state in a full stack.
         birth: A perturbation on every thread, beyond the pass of a pruned block.
         head: A head on every thread, compared with the clean one's.
         thin: Pruning a block.
@@ -87,15 +89,20 @@ def pace(
 
     load, weights = _timed(lambda: start.block(0, dtype, workers.map))
     dense, squares = timed(DenseSequences(dict.fromkeys(range(threads), ids), dtype))
-    turn = max(0.0, dense / blocks - load)
+    alone = max(0.0, dense / blocks - load)
 
-    states = tuple(Address(0, draw, 0, 0) for draw in range(threads))
-    group = StateGroup(states, {0: ids}, (), plan, dtype)
+    states = [Address(0, draw, 0, 0) for draw in range(threads)]
+    group = StateGroup(tuple((a,) for a in states), {0: ids}, (), plan, dtype)
     if plan.kind == "pruning":
         group = replace(group, prune_block=lambda block, variant, weights, workers: weights)
     travel, _ = timed(group)
     rounds = rounds_of(1 + perturbed_passes(states, blocks, plan), threads)
-    birth = max(0.0, travel - blocks * load - rounds * turn)
+    birth = max(0.0, travel - blocks * load - rounds * alone)
+    size = min(model.config.num_blocks, max(1, ROWS // len(ids)))
+    stream = Stream(start, {0: ids}, dtype)
+    stack = np.repeat(stream.states[0], size, axis=0)
+    passes = [partial(stream.through, stack, weights)] * threads
+    turn = _timed(lambda: workers.run(passes))[0] / size
 
     moments = wanda_moments(squares[0], 1, config)
     head = thin = spectra = 0.0

@@ -14,7 +14,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.running.settings import Resources
 from refimpl.scoring.dense_statistics import sequences_together
-from refimpl.scoring.grouping import state_groups
+from refimpl.scoring.grouping import stacks, state_groups
 from refimpl.scoring.measurements import Address, addresses
 from refimpl.scoring.reconstruction import ranges
 
@@ -77,7 +77,9 @@ def work(
     rounds = heads = head_rounds = loads = pruned_blocks = held = 0
     states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
     every = sequences if plan.probe_pruner == "sparsegpt" else 0
-    for group in state_groups(states, config, length, resources, keep, every):
+    cut = stacks(states, length)
+    for held_together in state_groups(cut, config, length, resources, keep, every):
+        group = [a for stack in held_together for a in stack]
         per_sequence = Counter(a.sequence for a in group)
         per_sequence.update(dict.fromkeys(range(every), 0))
         passes = perturbed_passes(group, blocks, plan)

@@ -27,7 +27,7 @@ from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.scores import wanda_keep, wanda_score
 from refimpl.running.threads import Progress
 from refimpl.scoring.measurements import Address
-from refimpl.scoring.perturbed_state import Clean, PerturbedState, stays, with_noise
+from refimpl.scoring.perturbed_state import Clean, PerturbedState, Stack, stays, with_noise
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
 from refimpl.tokens.tokenizer import read_tokenizer
@@ -127,16 +127,16 @@ class Values:
     def followed(self) -> tuple[list[list[PerturbedState]], Array]:
         """Perturbed states at the end, per sequence and draw, and the first clean one there."""
         clean, draws = self.leaving, range(self.plan.draws)
-        states = [
+        stacks = [
             [self.started(sequence, draw) for draw in draws] for sequence in range(len(clean))
         ]
         for i in range(self.index + 1, self.config.num_blocks):
             through = self._through(i)
             clean = [through(h) for h in clean]
-            for of_sequence, h in zip(states, clean, strict=True):
-                for state in of_sequence:
-                    state.move(through, _computed(h))
-        return states, clean[0]
+            for of_sequence, h in zip(stacks, clean, strict=True):
+                for stack in of_sequence:
+                    stack.move(i, through, self._perturb, _computed(h))
+        return [[x.states[0] for x in of_sequence] for of_sequence in stacks], clean[0]
 
     @cached_property
     def logits(self) -> Array:
@@ -212,22 +212,21 @@ class Values:
         """The sequences before one block; its states are handed in."""
         return Stream(self.model, dict(enumerate(self.ids)), self.dtype, {}, index)
 
-    def started(self, sequence: int, draw: int) -> PerturbedState:
+    def started(self, sequence: int, draw: int) -> Stack:
         """One state after the block, perturbed by the plan."""
-        state, clean = PerturbedState(self.plan.norm), self.leaving[sequence]
-        state.start(partial(self._perturb, sequence, draw), _computed(clean), self.plan)
-        return state
+        stack = Stack((Address(sequence, draw, 0, self.index),), self.plan)
+        stack.move(self.index, lambda h: h, self._perturb, _computed(self.leaving[sequence]))
+        return stack
 
-    def _perturb(self, sequence: int, draw: int) -> Array:
+    def _perturb(self, a: Address) -> Array:
         """The residual stream after the block that is perturbed by the plan, [1, S, D]."""
         if self.plan.kind == "pruning":
-            return self._stream(self.index).through(self.entering[sequence], self._pruned_weights)
-        address = Address(sequence, draw, 0, self.index)
-        return with_noise(self.leaving[sequence], address, self.plan)
+            return self._stream(self.index).through(self.entering[a.sequence], self._pruned_weights)
+        return with_noise(self.leaving[a.sequence], a, self.plan)
 
 
 def _computed(h: Array) -> Clean:
-    """A clean state as `PerturbedState` takes it."""
+    """A clean state as `Stack` takes it."""
     future: Clean = Future()
     future.set_result((h, {}))
     return future

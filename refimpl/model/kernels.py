@@ -73,7 +73,8 @@ def tiled_attention(
 ) -> Array:
     """Evaluate `plain_attention` head by head, on tiles of queries and the keys that they see.
 
-    Arguments and result are those of `plain_attention`.
+    Arguments and result are those of `plain_attention`; but the S tokens may be several sequences,
+    one after another, each of the bias's length.
 
     Example:
         >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2, 5, 4))
@@ -83,24 +84,55 @@ def tiled_attention(
         >>> bool(np.allclose(tiled, plain))
         True
     """
-    mixed = np.empty_like(q)
-    for start in range(0, q.shape[2], QUERIES):
-        tile = slice(start, start + QUERIES)
+    mixed, length = np.empty_like(q), len(bias)
+    for start in range(0, length, QUERIES):
+        tile = slice(start, min(start + QUERIES, length))
         visible = np.flatnonzero((bias[tile] == 0).any(axis=0))
         keys = slice(visible[0], visible[-1] + 1)
-        for sequence, head in np.ndindex(q.shape[:2]):
-            seen, at = bias[tile, keys], (sequence, head)
+        seen = bias[tile, keys] if bias[tile, keys].any() else None  # a tile without a mask
+        for row, head, sequence in np.ndindex(*q.shape[:2], q.shape[2] // length):
+            own, alibi = slice(sequence * length, (sequence + 1) * length), seen
             if ramps is not None:
-                seen = seen + alibi_bias(ramps[head, tile], ramps[head, keys], bias.dtype)
-            own_sink = None if sink is None else sink[head]
-            mixed[at][tile] = attention.attend(
-                q[at][tile], k[at][keys], v[at][keys], seen, cap, own_sink
+                alibi = alibi_bias(ramps[head, tile], ramps[head, keys], bias.dtype)
+                alibi = alibi if seen is None else seen + alibi
+            at = (row, head, own)
+            mixed[at][tile] = tile_of_attention(
+                q[at][tile],
+                k[at][keys],
+                v[at][keys],
+                alibi,
+                cap,
+                None if sink is None else sink[head],
             )
     return mixed
 
 
+def tile_of_attention(
+    q: Array, k: Array, v: Array, bias: Array | None, cap: float | None, sink: Array | None
+) -> Array:
+    """Evaluate `attention.attend`, with the scores changed in place and the shares of few values.
+
+    The division by the softmax's sum comes after the values, [queries, h] instead of
+    [queries, keys].
+    """
+    scores = q @ k.T
+    if cap is not None:
+        scores = ops.soft_cap(scores, cap)
+    if bias is not None:
+        scores += bias
+    top = np.max(scores, axis=-1, keepdims=True)
+    if sink is not None:
+        top = np.maximum(top, sink)
+    scores -= top
+    np.exp(scores, out=scores)
+    total = np.sum(scores, axis=-1, keepdims=True)
+    if sink is not None:
+        total = total + np.exp(sink - top)
+    return (scores @ v) / total
+
+
 def in_pieces(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The same elementwise function, evaluated piece by piece; parameters are passed on whole.
+    """The same elementwise function, piece by piece, in place; parameters are passed on whole.
 
     Example:
         >>> in_pieces(ops.relu)(np.array([[-1.0, 2.0]])).tolist()
@@ -108,19 +140,34 @@ def in_pieces(function: Callable[..., Array]) -> Callable[..., Array]:
     """
 
     def whole(x: Array, *parameters: Array) -> Array:
-        flat, result = x.reshape(-1), np.empty(x.shape, x.dtype)
-        into = result.reshape(-1)
+        flat = x.reshape(-1)
         for start in range(0, flat.size, ELEMENTS):
             piece = slice(start, start + ELEMENTS)
-            into[piece] = function(flat[piece], *parameters)
-        return result
+            flat[piece] = function(flat[piece], *parameters)
+        return flat.reshape(x.shape)
 
     return whole
+
+
+def rms_norm_in_rows(x: Array, weight: Array | float, eps: float) -> Array:
+    """Evaluate `ops.rms_norm` on a few rows at a time.
+
+    Example:
+        >>> rms_norm_in_rows(np.array([[3.0, 4.0]]), np.ones(2), 0.0).round(4).tolist()
+        [[0.8485, 1.1314]]
+    """
+    result, rows = np.empty_like(x), max(1, ELEMENTS // x.shape[-1])
+    for at in np.ndindex(x.shape[:-2]):
+        for start in range(0, x.shape[-2], rows):
+            piece = slice(start, start + rows)
+            result[at][piece] = ops.rms_norm(x[at][piece], weight, eps)
+    return result
 
 
 PLAIN = Kernels(plain_attention, ops.ACTIVATIONS, ops.rms_norm, attention.rotate)
 TILED = replace(
     PLAIN,
     attention=tiled_attention,
+    rms_norm=rms_norm_in_rows,
     activations={name: in_pieces(function) for name, function in ops.ACTIVATIONS.items()},
 )

@@ -1,6 +1,7 @@
 """Sequences on their way through a model: embedded once, then one block after another."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +64,13 @@ class Stream:
         return self._places[length][self.config.blocks[self.index]]
 
     def through(self, h: Array, weights: Weights) -> Array:
-        """One residual stream, [B, S, D], after block `index` with these weights."""
-        return block(h, weights, self.place(h.shape[1]), self.config)
+        """Residual streams of one length, [B, S, D], after block `index` with these weights.
+
+        They pass as one row of tokens, [1, B S, D], so that each linear is one product.
+        """
+        place = in_a_row(self.place(h.shape[1]), len(h))
+        row = np.reshape(h, (1, -1, h.shape[2]))
+        return np.reshape(block(row, weights, place, self.config), h.shape)
 
     def through_with_sums(
         self, h: Array, weights: Weights, statistic: Statistic
@@ -75,3 +81,25 @@ class Stream:
     def advance(self, states: Mapping[int, Array]) -> None:
         """Replace the states by those after block `index`, and count one block on."""
         self.states, self.index = dict(states), self.index + 1
+
+
+def in_a_row(place: Place, sequences: int) -> Place:
+    """The same place for sequences one after another, as `kernels.tiled_attention` takes them."""
+    if sequences == 1:
+        return place
+    rope, scale = place.rope, place.query_scale
+    return replace(
+        place,
+        rope=None if rope is None else (repeated(rope[0], sequences), repeated(rope[1], sequences)),
+        query_scale=repeated(scale, sequences) if isinstance(scale, np.ndarray) else scale,
+    )
+
+
+def repeated(rows: Array, times: int) -> Array:
+    """The rows [S, ...] several times, one after another.
+
+    Example:
+        >>> repeated(np.array([[1], [2]]), 2).tolist()
+        [[1], [2], [1], [2]]
+    """
+    return np.tile(rows, (times, 1))

@@ -68,9 +68,9 @@ def _experiment(
     states = addresses(count, config.num_blocks, plan)
     # `groups` counts a sequence's clean state twice; a run holds it once.
     parts = [
-        sorted(part, key=lambda a: a.block)
+        sorted((a for (a,) in part), key=lambda a: a.block)
         for sequence in range(count)
-        for part in groups([a for a in states if a.sequence == sequence], memory // each + 1)
+        for part in groups([(a,) for a in states if a.sequence == sequence], memory // each + 1)
     ]
     session = Backend("onnxruntime", device, resources.workers.threads).open_recorded(
         model, dtype, lambda enter: experiment_graph(model, plan, dtype, enter, squares=True)

@@ -8,8 +8,8 @@ from refimpl.model.ops import Array
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import SummedSquares
-from refimpl.scoring.grouping import state_groups
-from refimpl.scoring.measurements import Measurements, PruneBlock, addresses
+from refimpl.scoring.grouping import stacks, state_groups
+from refimpl.scoring.measurements import Address, Measurements, PruneBlock, addresses
 from refimpl.scoring.state_group import GroupResult, StateGroup
 
 
@@ -62,14 +62,19 @@ def experiment(
             squares.add(sequence, sums)
 
     finished = GroupResult.from_lines({} if partial is None else partial.results)
+    cut, left = stacks(states, ids.shape[1]), list[tuple[Address, ...]]()
+    for stack in cut:
+        if not set(stack) <= finished.measures.keys():  # one that is kept in part is computed again
+            left.append(stack)
+            for a in stack:
+                finished.measures.pop(a, None)
     note(finished)
-    left = [a for a in states if a not in finished.measures]
     every = len(ids) if plan.probe_pruner == "sparsegpt" else 0  # its Hessian is of all
     keep = partial is not None
     groups = state_groups(left, config, ids.shape[1], resources, keep, every)
     counted, units = set(finished.squares), list[StateGroup]()
     for group in groups:  # the first with a sequence sums its squares
-        rows = {n: ids[n] for n in (range(every) or sorted({a.sequence for a in group}))}
+        rows = {n: ids[n] for n in (range(every) or sorted({stack[0].sequence for stack in group}))}
         new = () if prune_block else tuple(sorted(rows.keys() - counted))
         counted |= rows.keys()
         options = plan, resources.dtype, prune_block, divergence

@@ -1,6 +1,7 @@
 """Which perturbed states travel through the model together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,10 @@ from refimpl.model.config import Config
 from refimpl.running.settings import Resources
 from refimpl.scoring.measurements import Address
 
+ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
 STATES_AT_RISK = 32  # per thread, in a group whose partial results are kept: a kill loses it
+
+Addresses = tuple[Address, ...]
 
 
 def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
@@ -18,24 +22,45 @@ def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
     return length * config.hidden_size * np.dtype(dtype).itemsize
 
 
+def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
+    """Cut states of `length` tokens into stacks, whose states share each matrix product.
+
+    A stack holds neighbouring blocks of one sequence, draw and eta, of about `ROWS` tokens in all.
+    A product's rounding may depend on its number of rows, so the stacks follow from the addresses
+    alone: memory, threads, workers and resumed runs never cut one. Stacks are in the order of their
+    first states.
+
+    Example:
+        >>> [len(x) for x in stacks([Address(0, 0, 0, block) for block in range(5)], 256)]
+        [2, 2, 1]
+    """
+    size = max(1, ROWS // length)
+    order = {a: n for n, a in enumerate(states)}
+    cut: list[Addresses] = []
+    for _, together in groupby(sorted(order), lambda a: (a.sequence, a.draw, a.eta)):
+        alike = tuple(together)
+        cut += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return sorted(cut, key=lambda stack: order[stack[0]])
+
+
 def state_groups(
-    states: list[Address],
+    cut: list[Addresses],
     config: Config,
     length: int,
     resources: Resources,
     keep: bool,
     every: int = 0,
-) -> list[list[Address]]:
-    """Cut states of `length` tokens into groups that travel together, as many as memory holds.
+) -> list[list[Addresses]]:
+    """Put stacks of states of `length` tokens into groups that travel together, as memory allows.
 
     Groups are smaller if partial results are to be kept after each. If so many sequences have to be
     in `every` group, their clean states are.
 
     Raises:
-        RefimplError: The memory does not hold one perturbed state and the clean ones.
+        RefimplError: The memory does not hold one stack and the clean states.
     """
     workers, size = resources.pool.workers, state_bytes(config, length, resources.dtype)
-    least = 1 + 2 * max(every, 1)
+    least = max(map(len, cut), default=1) + 2 * max(every, 1)
     capacity, need = resources.memory // workers // size, least * size * workers
     if capacity < least:
         raise RefimplError(
@@ -45,50 +70,59 @@ def state_groups(
             f"use --memory {need} or more, or a shorter --seq-len",
         )
     if every:
-        blocks = -(-len(states) // (2 * workers)) if resources.pool.executor else len(states)
-        size = max(1, min(capacity - 2 * every, blocks))
-        return [states[start : start + size] for start in range(0, len(states), size)]
+        states = sum(map(len, cut))
+        share = -(-states // (2 * workers)) if resources.pool.executor else states
+        return list(groups(cut, min(capacity, share + 2 * every), 2 * every))
     if resources.pool.executor is not None:
-        return list(balanced(states, config.num_blocks, capacity, workers))
+        return list(balanced(cut, config.num_blocks, capacity, workers))
     at_risk = STATES_AT_RISK * resources.workers.threads
-    return list(groups(states, min(capacity, at_risk) if keep else capacity))
+    return list(groups(cut, min(capacity, at_risk) if keep else capacity))
 
 
-def groups(states: list[Address], capacity: int) -> Iterator[list[Address]]:
-    """Cut states, in order, into groups that fit: a state counts 1, a sequence's clean one 2."""
-    group, sequences = list[Address](), set[int]()
-    for state in states:
-        if group and len(group) + 1 + 2 * len(sequences | {state.sequence}) > capacity:
+def groups(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator[list[Addresses]]:
+    """Put stacks, in order, into groups that fit: a state counts 1, a sequence's clean one 2.
+
+    If the clean states of all sequences are in each group, they count `clean`. A group has one
+    stack at least.
+    """
+    group, sequences, states = list[Addresses](), set[int](), 0
+    for stack in cut:
+        held = clean or 2 * len(sequences | {stack[0].sequence})
+        if group and states + len(stack) + held > capacity:
             yield group
-            group, sequences = [], set()
-        group.append(state)
-        sequences.add(state.sequence)
+            group, sequences, states = [], set(), 0
+        group.append(stack)
+        sequences.add(stack[0].sequence)
+        states += len(stack)
     if group:
         yield group
 
 
 def balanced(
-    states: list[Address], blocks: int, capacity: int, workers: int
-) -> Iterator[list[Address]]:
-    """Cut states into groups of one sequence and draw each, for several workers.
+    cut: Iterable[Addresses], blocks: int, capacity: int, workers: int
+) -> Iterator[list[Addresses]]:
+    """Put stacks into groups of one sequence and draw each, for several workers.
 
     If there are fewer sequences and draws than twice the workers, each is cut by blocks into
     groups of about the same number of block passes: a state perturbed early travels further. A
     worker holds `capacity` states, of which the clean one counts 2.
     """
-    by_draw: dict[tuple[int, int], list[Address]] = {}
-    for state in states:
-        by_draw.setdefault((state.sequence, state.draw), []).append(state)
+    by_draw: dict[tuple[int, int], list[Addresses]] = {}
+    for stack in cut:
+        by_draw.setdefault((stack[0].sequence, stack[0].draw), []).append(stack)
     pieces = -(-2 * workers // max(1, len(by_draw)))
+
+    def passes(*some: Addresses) -> int:
+        return sum(blocks - a.block for stack in some for a in stack)
+
     for together in by_draw.values():
-        ordered = sorted(together, key=lambda a: (a.block, a.eta))
-        share = sum(blocks - a.block for a in ordered) / pieces
-        group, passes = list[Address](), 0
-        for state in ordered:
-            group.append(state)
-            passes += blocks - state.block
-            if passes >= share or len(group) + 2 >= capacity:
+        ordered = sorted(together, key=lambda stack: (stack[0].block, stack[0].eta))
+        share, group = passes(*ordered) / pieces, list[Addresses]()
+        for stack in ordered:
+            held = 2 + sum(map(len, group))
+            if group and (passes(*group) >= share or held + len(stack) > capacity):
                 yield group
-                group, passes = [], 0
+                group = []
+            group.append(stack)
         if group:
             yield group

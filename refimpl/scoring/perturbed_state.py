@@ -1,6 +1,6 @@
 """A perturbed state on its way, what perturbs it, and what is measured of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -48,22 +48,20 @@ class PerturbedState:
     def __init__(self, norm: Norm) -> None:
         self.norm, self.drift, self.alignment = norm, list[float](), list[float]()
 
-    def start(self, perturb: Callable[[], Array], clean: Clean, plan: Perturbation) -> None:
-        """Perturb the clean state after a block, except for sinks, and measure the result."""
-        changed, h = perturb(), clean.result()[0]
-        self.kept = kept_tokens(h[0], plan.sink)
-        self.h = np.where(self.kept[None, :, None], changed, h)
-        self._measure(h)
+    def start(self, changed: Array, clean: Array, plan: Perturbation) -> Array:
+        """The perturbed state after its block, except for sinks, [1, S, D]; it is measured."""
+        self.kept = kept_tokens(clean[0], plan.sink)
+        h = np.where(self.kept[None, :, None], changed, clean)
+        self.unperturbed = np.array_equal(h, clean)
+        self.measure(h[0], clean)
         self.first = self.last
+        return h
 
-    def move(self, through: Callable[[Array], Array], clean: Clean) -> None:
-        """Pass through one block and measure against the clean state after it."""
-        self.h = through(self.h)
-        self._measure(clean.result()[0])
-
-    def _measure(self, clean: Array) -> None:
-        """Note how far the state is from the clean one."""
-        distance = deviation(self.h[0], clean[0], self.kept, self.norm)
+    def measure(self, h: Array, clean: Array) -> None:
+        """Note how far the state, [S, D], is from the clean one, [1, S, D]."""
+        if self.unperturbed:
+            h[...] = clean[0]  # which passed alone, with another rounding
+        distance = deviation(h, clean[0], self.kept, self.norm)
         self.drift.append(float(nan_mean(distance.drift)))
         self.alignment.append(float(nan_mean(distance.alignment)))
         self.last = distance.drift
@@ -79,6 +77,56 @@ class PerturbedState:
             int(np.count_nonzero(~self.kept)),
             divergence,
         )
+
+
+class Stack:
+    """Neighbouring states of a sequence, which share the products of each block that they pass.
+
+    A state joins after its block; `h` [k, S, D] holds the k that have.
+
+    Args:
+        states: Their addresses, by block.
+        plan: The perturbation.
+    """
+
+    def __init__(self, states: tuple[Address, ...], plan: Perturbation) -> None:
+        self.addresses, self.plan, self.sequence = states, plan, states[0].sequence
+        self.states = list[PerturbedState]()
+        self.h: Array = np.zeros(0)
+
+    def items(self) -> Iterable[tuple[Address, PerturbedState]]:
+        """Every state with its address."""
+        return zip(self.addresses, self.states, strict=True)
+
+    def move(
+        self,
+        index: int,
+        through: Callable[[Array], Array],
+        perturb: Callable[[Address], Array],
+        clean: Clean,
+    ) -> int:
+        """Take the states through block `index`, and add the one that it perturbs.
+
+        Args:
+            index: The block.
+            through: Passes states, [k, S, D].
+            perturb: The state after the block that it perturbs, [1, S, D].
+            clean: The clean state after the block, waited for when it is needed.
+
+        Returns:
+            How many states have passed.
+        """
+        if self.states:
+            self.h = through(self.h)
+            for k, state in enumerate(self.states):
+                state.measure(self.h[k], clean.result()[0])
+        for a in self.addresses[len(self.states) :]:
+            if a.block != index:
+                break
+            self.states.append(PerturbedState(self.plan.norm))
+            begun = self.states[-1].start(perturb(a), clean.result()[0], self.plan)
+            self.h = np.concatenate([self.h, begun]) if len(self.states) > 1 else begun
+        return len(self.states)
 
 
 def with_noise(clean: Array, a: Address, plan: Perturbation) -> Array:

@@ -1,10 +1,10 @@
-"""The experiment's work unit: a group of perturbed states on its way through the model.
+"""The experiment's work unit: a group of stacks of perturbed states on its way through the model.
 
 The states travel through each block together with the clean states that they belong to, so a block
 is loaded once for all of them, and nothing before the perturbed block is computed twice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -17,7 +17,7 @@ from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
 from refimpl.model.forward import Weights, head
-from refimpl.model.model import Model
+from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import sum_of_squares
 from refimpl.model.stream import Stream
@@ -25,7 +25,7 @@ from refimpl.running.memory import MIB
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.scoring.measurements import Address, PruneBlock, Squares
-from refimpl.scoring.perturbed_state import Clean, PerturbedState, StateMeasures, with_noise
+from refimpl.scoring.perturbed_state import Clean, Stack, StateMeasures, with_noise
 from refimpl.scoring.pruned_alone import PrunedBlocks
 
 HEAD_BYTES = 8 * MIB  # logits of one state held at a time
@@ -63,7 +63,7 @@ class StateGroup:
     """Perturbed states and the clean ones they belong to, from the embedding to the end.
 
     Args:
-        states: Which perturbed states.
+        stacks: Which perturbed states, and which share their products.
         ids: Token ids of their sequences, [S], by number of the sequence.
         counted: Sequences whose squares are asked for.
         plan: The perturbation.
@@ -72,7 +72,7 @@ class StateGroup:
         divergence: Whether to compare the output distributions too.
     """
 
-    states: tuple[Address, ...]
+    stacks: tuple[tuple[Address, ...], ...]
     ids: Mapping[int, Array]
     counted: tuple[int, ...]
     plan: Perturbation
@@ -84,21 +84,17 @@ class StateGroup:
         """Block passes, and heads in the same unit."""
         per_head = head_cost(config) if self.divergence else 0.0
         clean = len(self.ids) * (config.num_blocks + per_head)
-        return clean + sum(config.num_blocks - a.block + per_head for a in self.states)
+        states = [a for stack in self.stacks for a in stack]
+        return clean + sum(config.num_blocks - a.block + per_head for a in states)
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> GroupResult:
         """Take the states from the embedding to the end, and measure them on the way."""
         clean = Stream(model, self.ids, self.dtype)
-        states: dict[Address, PerturbedState] = {}
+        stacks = [Stack(addresses, self.plan) for addresses in self.stacks]
         squares: dict[int, Squares] = dict.fromkeys(self.counted, ())
         for i in range(model.config.num_blocks):
             weights = model.block(i, self.dtype, workers.map)
-            starting, pruned = [a for a in self.states if a.block == i], dict[int, Weights]()
-            if starting and (prune := self.prune_block) is not None:
-                if isinstance(prune, PrunedBlocks) and prune.needs_sums:
-                    prune = prune.summed(clean, weights, workers)
-                for variant in sorted({a.eta for a in starting}):
-                    pruned[variant] = prune(i, variant, weights, workers)
+            pruned = self._pruned(i, clean, weights, workers)
             # Tasks start in order: the clean ones come first and wait for nobody.
             ahead = {
                 sequence: workers.submit(
@@ -107,33 +103,52 @@ class StateGroup:
                 for sequence, h in clean.states.items()
             }
             through = partial(clean.through, weights=weights)
-            tasks = [partial(x.move, through, ahead[a.sequence]) for a, x in states.items()]
-            for a in starting:
-                after = pruned.get(a.eta)
-                perturb = partial(self._perturbed, a, clean, ahead[a.sequence], after)
-                states[a] = PerturbedState(self.plan.norm)
-                tasks.append(partial(states[a].start, perturb, ahead[a.sequence], self.plan))
-            workers.run(tasks, partial(tick, 1))
+            perturb = partial(self._perturbed, clean, ahead, pruned)
+            begun = [stack for stack in stacks if stack.addresses[0].block <= i]
+            moves = [
+                workers.submit(partial(x.move, i, through, perturb, ahead[x.sequence]))
+                for x in begun
+            ]
+            for passed in moves:
+                tick(passed.result())
             clean.advance({sequence: passed.result()[0] for sequence, passed in ahead.items()})
             for sequence in self.counted:
                 squares[sequence] += (ahead[sequence].result()[1],)
             tick(len(ahead))
         divergences: Mapping[Address, float] = {}
         if self.divergence:
-            divergences = self._divergences(model, states, clean.states, workers, tick)
-        measures = {a: state.measures(divergences.get(a)) for a, state in states.items()}
+            divergences = self._divergences(model, stacks, clean.states, workers, tick)
+        measures = {a: state.measures(divergences.get(a)) for x in stacks for a, state in x.items()}
         return GroupResult(measures, squares)
 
-    def _perturbed(self, a: Address, clean: Stream, ahead: Clean, pruned: Weights | None) -> Array:
+    def _pruned(
+        self, index: int, clean: Stream, weights: BlockWeights, workers: Workers
+    ) -> dict[int, Weights]:
+        """The block's weights after each pruning by which it is perturbed, by variant."""
+        variants = sorted({a.eta for stack in self.stacks for a in stack if a.block == index})
+        prune = self.prune_block
+        if prune is None or not variants:
+            return {}
+        if isinstance(prune, PrunedBlocks) and prune.needs_sums:
+            prune = prune.summed(clean, weights, workers)
+        return {variant: prune(index, variant, weights, workers) for variant in variants}
+
+    def _perturbed(
+        self,
+        clean: Stream,
+        ahead: Mapping[int, Clean],
+        pruned: Mapping[int, Weights],
+        a: Address,
+    ) -> Array:
         """A state after the block that perturbs it: with noise, or through the pruned block."""
-        if pruned is None:
-            return with_noise(ahead.result()[0], a, self.plan)
-        return clean.through(clean.states[a.sequence], pruned)
+        if a.eta not in pruned:
+            return with_noise(ahead[a.sequence].result()[0], a, self.plan)
+        return clean.through(clean.states[a.sequence], pruned[a.eta])
 
     def _divergences(
         self,
         model: Model,
-        states: Mapping[Address, PerturbedState],
+        stacks: Sequence[Stack],
         clean: Mapping[int, Array],
         workers: Workers,
         tick: Tick,
@@ -142,21 +157,26 @@ class StateGroup:
         config, dtype = model.config, self.dtype
         tokens = next(iter(clean.values())).shape[1]
         step = max(1, HEAD_BYTES // (tokens * np.dtype(dtype).itemsize))
-        running = {a: RunningDivergence.start(tokens) for a in states}
+        ends = {a: stack.h[k] for stack in stacks for k, a in enumerate(stack.addresses)}
+        running = {a: RunningDivergence.start(tokens) for a in ends}
 
         def add(a: Address, weights: Weights, logits: Array) -> RunningDivergence:
-            return running[a].add(logits, head(states[a].h, weights, config)[0])
+            return running[a].add(logits, head(ends[a][None], weights, config)[0])
 
         for start in range(0, config.vocab_size, step):
             weights = model.head(dtype, slice(start, start + step))
             for sequence, h in clean.items():
                 (logits,) = workers.run([partial(head, h, weights, config)])
-                of_sequence = [a for a in states if a.sequence == sequence]
+                of_sequence = [a for a in ends if a.sequence == sequence]
                 sums = workers.run([partial(add, a, weights, logits[0]) for a in of_sequence])
                 running |= zip(of_sequence, sums, strict=True)
             pieces = -(-config.vocab_size // step)
-            tick(head_cost(config) * (len(states) + len(clean)) / pieces)
-        return {a: float(nan_mean(running[a].value[x.kept])) for a, x in states.items()}
+            tick(head_cost(config) * (len(ends) + len(clean)) / pieces)
+        return {
+            a: float(nan_mean(running[a].value[state.kept]))
+            for stack in stacks
+            for a, state in stack.items()
+        }
 
 
 def head_cost(config: Config) -> float:

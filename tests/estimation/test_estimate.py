@@ -87,6 +87,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(path, noting)
 
+    def passes(x: Any, weights: Any, place: Any, config: Any) -> tuple[str, int]:
+        return "passes", x[..., 0].size // len(place.bias)  # of sequences in a row
+
     def product(x: Any, weight: Any, bias: Any = None) -> tuple[str, int]:
         rows, (out, width) = x.size // x.shape[-1], weight.shape
         return ("head" if out in VOCABULARIES else "linears"), 2 * rows * out * width
@@ -96,10 +99,11 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
         return "attention", 2 * pairs * (q.shape[-1] + v.shape[-1])
 
     seen.clear()
+    monkeypatch.setattr("refimpl.scoring.grouping.ROWS", 1)  # a state in each stack
     for module in ("model.stream", "model.statistics"):
-        counted(f"refimpl.{module}.block", lambda *args: ("passes", 1))
+        counted(f"refimpl.{module}.block", passes)
     counted("refimpl.model.forward.linear", product)
-    counted("refimpl.model.attention.attend", attention)
+    counted("refimpl.model.kernels.tile_of_attention", attention)
     counted("refimpl.scoring.state_group.head", lambda *args: ("heads", 1))
 
 
@@ -169,6 +173,26 @@ def test_the_estimate_counts_what_is_done(
         assert getattr(told.arithmetic, kind) == seen[kind], kind
     assert told.arithmetic.head == seen["head"]
     assert told.work.heads == seen["heads"]
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("kind", ["gaussian", "pruning"])
+def test_states_in_stacks_are_counted_too(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refimpl.scoring.grouping.ROWS", 50)  # two states in each
+    model, plan, tokens = (
+        model_as("gemma3", Counting),
+        Perturbation(kind),
+        random_tokens(100, 3, 21),
+    )
+    for threads, memory in ((1, None), (2, "40K")):
+        seen.clear()
+        options: dict[str, Any] = {"threads": threads, "memory": memory}
+        told = estimate(model, tokens, plan, **options)
+        assert not seen
+        score(model, tokens, plan, **options)
+        assert told.work.passes == seen["passes"]
+        assert told.work.loads == seen["loads"] - model.config.num_blocks
+        assert told.arithmetic.linears == seen["linears"]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -51,7 +51,7 @@ from refimpl.running.work_units import InOrder, ModelFiles, results
 from refimpl.scoring.base_signals import signals
 from refimpl.scoring.dense_statistics import dense_squares
 from refimpl.scoring.experiment import experiment
-from refimpl.scoring.grouping import balanced
+from refimpl.scoring.grouping import balanced, stacks
 from refimpl.scoring.measurements import addresses
 from refimpl.storage.arrays import received, sent
 from refimpl.storage.partial_results import PartialResults
@@ -238,24 +238,26 @@ def test_an_older_copy_of_a_unit_does_no_harm(tmp_path: Path) -> None:
 
 
 @given(
-    st.integers(1, 5), st.integers(1, 9), st.integers(1, 3), st.integers(3, 40), st.integers(1, 20)
-)
+    st.integers(1, 5), st.integers(1, 9), st.integers(1, 3), st.integers(5, 40), st.integers(1, 20),
+    st.sampled_from([170, 300]),
+)  # fmt: skip
 def test_every_state_is_in_one_group(
-    sequences: int, blocks: int, draws: int, room: int, workers: int
+    sequences: int, blocks: int, draws: int, room: int, workers: int, length: int
 ) -> None:
     states = addresses(sequences, blocks, Perturbation(eta=(0.1, 0.2), draws=draws))
-    parts = list(balanced(states, blocks, room, workers))
-    assert sorted(a for part in parts for a in part) == sorted(states)
+    cut = stacks(states, length)
+    parts = list(balanced(cut, blocks, room, workers))
+    assert sorted(stack for part in parts for stack in part) == sorted(cut)
     for part in parts:
-        assert 1 <= len(part) <= room - 2
-        assert len({(a.sequence, a.draw) for a in part}) == 1
+        assert 1 <= sum(map(len, part)) <= room - 2
+        assert len({(stack[0].sequence, stack[0].draw) for stack in part}) == 1
 
 
 @given(st.integers(8, 40), st.integers(1, 16))
 def test_groups_are_of_about_one_size(blocks: int, workers: int) -> None:
     states = addresses(1, blocks, Perturbation())
-    parts = list(balanced(states, blocks, 10**6, workers))
-    passes = [sum(blocks - a.block for a in part) for part in parts]
+    parts = list(balanced(stacks(states, 512), blocks, 10**6, workers))  # a state in each
+    passes = [sum(blocks - a.block for (a,) in part) for part in parts]
     share = sum(passes) / (2 * workers)
     assert max(passes) <= share + blocks
     assert len(parts) >= min(workers, blocks // 4)

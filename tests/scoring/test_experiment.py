@@ -23,13 +23,14 @@ from hypothesis import strategies as st
 from refimpl import Model, Perturbation, Request, Scores, allocate, score
 from refimpl.allocation.scores import Absorption
 from refimpl.allocation.scores_json import document
+from refimpl.method.perturbation import Kind
 from refimpl.model import kernels
 from refimpl.model.forward import Weights, block, embed, head, places
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring import experiment as experiment_module
-from refimpl.scoring import state_group
-from refimpl.scoring.grouping import groups
+from refimpl.scoring import grouping, state_group
+from refimpl.scoring.grouping import Addresses, groups, stacks
 from refimpl.scoring.measurements import Address, Measurements, addresses
 from refimpl.storage.files import write_json
 from refimpl.tokens import Tokens
@@ -51,7 +52,11 @@ INPUTS = {
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces so small that these sequences have several, with edges inside windows."""
+    """Pieces so small that these sequences have several, with edges inside windows.
+
+    And stacks so small that the four blocks of an experiment are cut into two.
+    """
+    monkeypatch.setattr(grouping, "ROWS", 2 * LENGTH)
     monkeypatch.setattr(kernels, "QUERIES", 4)
     monkeypatch.setattr(kernels, "ELEMENTS", 50)
     monkeypatch.setattr(state_group, "HEAD_BYTES", 3000)
@@ -366,7 +371,7 @@ def test_threads_and_groups_leave_every_bit_in_place(case: str, dtype: type, kin
         plan, request = Perturbation("pruning"), Request("owl", correct="divergence")
     one = state_bytes(model, dtype)
     found = score(model, tokens_of(case), plan, request, dtype=dtype, threads=1)
-    for threads, memory in ((2, 3 * one), (4, 9 * one), (1, 4 * one), (2, None)):
+    for threads, memory in ((2, 4 * one), (4, 9 * one), (1, 6 * one), (2, None)):
         other = score(
             model, tokens_of(case), plan, request, dtype=dtype, threads=threads, memory=memory
         )
@@ -572,24 +577,99 @@ def test_a_zero_state_has_no_drift_to_speak_of() -> None:
 # Groups, loads and progress
 
 
-@given(
-    st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(3, 30)
-)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.data())
 def test_groups_fit_and_are_as_large_as_fits(
-    sequences: int, draws: int, etas: int, blocks: int, room: int
+    sequences: int, draws: int, etas: int, blocks: int, data: st.DataObject
 ) -> None:
     plan = Perturbation(eta=tuple(range(1, etas + 1)), draws=draws)
     states = addresses(sequences, blocks, plan)
     assert len(set(states)) == len(states) == sequences * draws * etas * blocks
     assert states == sorted(states)
+    length = data.draw(st.integers(1, 3 * LENGTH))
+    cut = stacks(states, length)
+    room = data.draw(st.integers(2 + max(map(len, cut)), 40))
 
-    def cost(group: list[Address]) -> int:
-        return len(group) + 2 * len({state.sequence for state in group})
+    def cost(group: list[Addresses]) -> int:
+        return sum(map(len, group)) + 2 * len({stack[0].sequence for stack in group})
 
-    parts = list(groups(states, room))
-    assert [state for part in parts for state in part] == states
+    parts = list(groups(cut, room))
+    assert [stack for part in parts for stack in part] == cut
     assert all(part and cost(part) <= room for part in parts)
     assert all(cost([*part, after[0]]) > room for part, after in pairwise(parts))
+
+
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(1, 9), st.data())
+def test_stacks_are_of_one_sequence_draw_and_eta_and_of_few_rows(
+    sequences: int, draws: int, etas: int, blocks: int, data: st.DataObject
+) -> None:
+    states = addresses(sequences, blocks, Perturbation(eta=(0.1, 0.2)[:etas], draws=draws))
+    length = data.draw(st.integers(1, 3 * LENGTH))
+    cut = stacks(states, length)
+    assert [a for stack in cut for a in stack] == states
+    for stack in cut:
+        assert len({(a.sequence, a.draw, a.eta) for a in stack}) == 1
+        assert len(stack) == 1 or len(stack) * length <= grouping.ROWS
+    shuffled = data.draw(st.permutations(states))
+    assert sorted(stacks(shuffled, length)) == cut
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "pruning"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_stack_is_its_states_alone_up_to_rounding(
+    case: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, request = (
+        Perturbation(kind),
+        Request("owl", correct="divergence" if kind == "pruning" else None),
+    )
+    found = []
+    for rows in (1, 2 * LENGTH, 100 * LENGTH):
+        monkeypatch.setattr(grouping, "ROWS", rows)
+        found.append(score(subject(case), tokens_of(case), plan, request, dtype=np.float64))
+    alone, *together = (x.sweep[0] for x in found)
+    for other in together:
+        for field in ("drift", "alignment", "coefficient", "stderr"):
+            mine, theirs = getattr(alone, field), getattr(other, field)
+            np.testing.assert_allclose(mine, theirs, rtol=TOLERANCE, err_msg=field)
+
+
+def test_half_a_stack_that_was_kept_is_computed_again() -> None:
+    """A run may be killed while the lines of a stack are written."""
+
+    class Kept:
+        def __init__(self, results: dict[str, Any]) -> None:
+            self.results, self.added = results, dict[str, Any]()
+
+        def add(self, lines: dict[str, Any]) -> None:
+            self.added |= lines
+
+    model, plan = subject("llama"), Perturbation(eta=(0.01, 1.0), sink="exclude")
+    tokens, every = tokens_of("llama"), Kept({})
+
+    def run_with(kept: Kept) -> Measurements:
+        with Settings(np.float64, threads=1).open() as resources:
+            keeping = replace(resources, partial=kept)  # type: ignore[arg-type]
+            return experiment_module.experiment(model, tokens.ids, plan, keeping)
+
+    whole = run_with(every)
+    lost = {"state 0 0 0 1", "state 1 0 1 2", "squares 1"}
+    again = Kept({key: value for key, value in every.added.items() if key not in lost})
+    assert_same_measurements(whole, run_with(again))
+    twins = {"state 0 0 0 0", "state 1 0 1 3"}
+    assert again.added.keys() == lost | twins
+
+
+def test_a_state_that_nothing_perturbed_stays_the_clean_one() -> None:
+    model, plan = subject("llama"), Perturbation("pruning")
+    found = run_experiment(
+        model, tokens_of("llama"), plan, divergence=True,
+        prune_block=lambda block, variant, weights, workers: weights,
+    )  # fmt: skip
+    drift = found.drift[np.isfinite(found.drift)]
+    assert drift.size == SEQUENCES * (4 + 3 + 2 + 1)
+    assert not drift.any()
+    assert found.divergence is not None
+    assert not found.divergence.any()
 
 
 def test_pruning_has_one_state_per_block_and_sequence() -> None:
@@ -610,18 +690,19 @@ class Counting(Model):
 loads: list[int] = []
 
 
-@pytest.mark.parametrize(("room", "parts"), [(3, 16), (8, 3), (10**6, 1)])
+@pytest.mark.parametrize(("room", "parts"), [(4, 8), (8, 3), (10**6, 1)])
 def test_a_block_is_loaded_once_per_group(room: int, parts: int) -> None:
     model = model_as("llama", Counting)
     plan = Perturbation(eta=(0.1, 0.2))
     loads.clear()
     run_experiment(model, tokens_of("llama"), plan, room * state_bytes(model, np.float64))
-    assert len(list(groups(addresses(SEQUENCES, 4, plan), room))) == parts
+    cut = stacks(addresses(SEQUENCES, 4, plan), LENGTH)
+    assert len(list(groups(cut, room))) == parts
     assert loads == list(range(4)) * parts
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "pruning"])
-@pytest.mark.parametrize("room", [3, 10**6])
+@pytest.mark.parametrize("room", [4, 10**6])
 def test_progress_ends_at_the_total(kind: str, room: int) -> None:
     model, seen = model_of("llama"), []
     plan = Perturbation(kind)  # type: ignore[arg-type]

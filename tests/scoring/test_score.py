@@ -27,7 +27,7 @@ STATE = 9 * LLAMA.config.hidden_size * 4  # bytes
 
 
 def test_too_little_memory_says_what_would_do() -> None:
-    enough = 3 * STATE
+    enough = 6 * STATE  # a stack of four states, and the clean one twice
     with pytest.raises(RefimplError, match=f"--memory {enough}"):
         score(LLAMA, TOKENS, memory=enough - 1)
     assert not np.isnan(score(LLAMA, TOKENS, memory=enough).sweep[0].coefficient[0])
@@ -101,7 +101,7 @@ def test_nan_outside_the_blocks_is_refused_by_name(damaged: str, tmp_path: Path)
 PRUNING = Perturbation("pruning")
 
 
-@pytest.mark.parametrize("memory", [3 * STATE, None])
+@pytest.mark.parametrize("memory", [9 * STATE, None])
 @pytest.mark.parametrize(
     ("plan", "request_"),
     [
@@ -132,7 +132,8 @@ def test_progress_never_goes_back_and_ends_at_the_total(
     assert done[-1] == pytest.approx(totals[-1], rel=1e-12)
 
 
-def test_lsa_has_its_progress_and_its_memory() -> None:
+def test_lsa_has_its_progress_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refimpl.scoring.grouping.ROWS", 18)  # two states in a stack
     steps, need = list[tuple[float, float]](), 4 * STATE  # of both sequences, twice
     plan, request = Perturbation("pruning"), Request("lsa", {"block": 8})
     found = score(
@@ -228,7 +229,7 @@ def test_a_probed_sample_is_what_it_is_among_all(pruner: Any) -> None:
 
 def test_probes_do_not_depend_on_memory() -> None:
     request = Request(sparsity=0.5, correct="divergence")
-    large, small = (score(LLAMA, TOKENS, request=request, memory=m) for m in (None, 5 * STATE))
+    large, small = (score(LLAMA, TOKENS, request=request, memory=m) for m in (None, 6 * STATE))
     assert small.run.memory < large.run.memory
     assert small.probes is not None
     assert large.probes is not None

@@ -41,7 +41,8 @@ PLACES = (("--threads", 1), ("--threads", 2, "--memory", "64K"), ("--executor", 
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units so small that these runs have many."""
+    """Units so small that these runs have many; stacks of two states."""
+    monkeypatch.setattr("refimpl.scoring.grouping.ROWS", 24)
     monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
     monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
 
