@@ -19,8 +19,7 @@ from rows import Setting
 
 STEPS: Mapping[str, tuple[str, ...]] = {
     "matrix products of the linears": ("model.ops.linear",),
-    "attention: products and mask": ("model.attention.attend",),
-    "attention: softmax": ("model.ops.softmax",),
+    "attention": ("model.kernels.tile_of_attention",),
     "attention: rotation": ("model.attention.rotate",),
     "norms": ("model.ops.rms_norm", "model.ops.layer_norm"),
     "activation": ("model.ops.ACTIVATIONS",),

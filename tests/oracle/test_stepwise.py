@@ -224,13 +224,16 @@ def test_all_perturbations_are_one_sample() -> None:
 
 
 def test_16_bits_are_judged_more_closely_than_chained() -> None:
-    """Errors and choices do not pile up: refimpl itself is less far off."""
+    """Errors and choices do not pile up: refimpl itself is less far off.
+
+    Steps of many numbers show it; a perplexity is one, whose error may be near 0 by chance.
+    """
     for name in ("llama", "qwen3"):
         own, chained = (
             reference_run(case_of(name), "bfloat16", way).errors for way in (True, False)
         )
         last = f"wanda.blocks.{case_of(name).model.config.num_blocks - 1}.up_proj.score"
-        for step in ("logits", "dlp.corrected", last, "wanda.perplexity"):
+        for step in ("logits", "dlp.corrected", last):
             assert own[step] < chained[step] / 2, step
         assert all(np.isfinite(x) for x in own.values())
 
