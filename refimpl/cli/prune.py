@@ -299,5 +299,5 @@ def _scored(
     tokens = model_tokens(model, **vars(source), seed=plan.seed, calibration=True)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)
-        scores = score(model, tokens, plan, wanted, **vars(settings))
+        scores = score(model, tokens, plan, wanted, **vars(settings), all_signals=False)
     return allocation_targets(allocate(scores, wanted), scores), tokens

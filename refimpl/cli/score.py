@@ -119,7 +119,10 @@ def command(
         tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress, part=part)
-        scores = score(opened, tokens, plan, wanted, runtime=experiment, **vars(settings))
+        kept = as_json or output is not None
+        scores = score(
+            opened, tokens, plan, wanted, runtime=experiment, all_signals=kept, **vars(settings)
+        )
     with until_written(part, settings.resume):
         scores = replace(scores, budget_minutes=budget)
         result, text = _allocated(scores, wanted, verbose, output)

@@ -80,7 +80,7 @@ def signals(
 def signals_of(
     model: Model, moments: Moments | None, asked: Asked, request: Request, resources: Resources
 ) -> Signals:
-    """Everything that bases are made of, from Wanda's statistic (None: not computed) and others."""
+    """What bases are made of, from Wanda's statistic (None: NaN for OWL and DLP) and others."""
     m, statistic = float(request.options.get("m", 5.0)), request.options.get("statistic", "mean")
     owl = dlp = np.full(model.config.num_blocks, np.nan)
     if moments is not None:

@@ -24,7 +24,7 @@ from refimpl.model.token_ids import checked_ids
 from refimpl.running.provenance import run_since, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
-from refimpl.scoring.base_signals import asked_cost, asked_signals, signals_of
+from refimpl.scoring.base_signals import OF_SQUARES, asked_cost, asked_signals, signals_of
 from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Experiment, Measurements, PruneBlock, addresses
@@ -54,6 +54,7 @@ def score(
     progress: Progress = lambda done, total: None,
     part: Path | None = None,
     resume: bool = False,
+    all_signals: bool = True,
 ) -> Scores:
     """Measure how each block's damage is absorbed or amplified by the blocks after it.
 
@@ -75,6 +76,9 @@ def score(
         part: The file that keeps partial results, or None; the caller removes it in the end.
         resume: Whether that file outlives an error of the input or the disk, too. What it holds of
             the same run is always continued.
+        all_signals: Whether OWL's and DLP's signals are computed for every base, as allocations
+            from these scores need them. Otherwise they are NaN unless the request's base is `owl`
+            or `dlp`; this spares one more reading of the blocks.
 
     Returns:
         Drift, alignment and coefficients per block and eta, signals, and how they were made; the
@@ -100,6 +104,7 @@ def score(
             "omit --executor and --resume",
         )
     model.check_finite(dtype)
+    with_squares = all_signals or request.base in OF_SQUARES
     signals_cost, experiment_cost = _costs(config, ids, plan, request)
 
     with settings.open(model, _options(tokens, plan, request, dtype)) as resources:
@@ -110,7 +115,8 @@ def score(
         prune_block: PruneBlock | None = None
         if plan.kind == "pruning":  # which weights go depends on the dense model on all tokens
             moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
-            signals = signals_of(model, moments, asked, request, resources)
+            of_base = moments if with_squares else None
+            signals = signals_of(model, of_base, asked, request, resources)
             pruned_at = _pruned_at(config, signals, request)
             prunable = pruned_at.linear_pruned, config.linear_sizes
             counts = probe_counts(*prunable, plan.probe_delta, plan.units)
@@ -122,7 +128,8 @@ def score(
         )
         if plan.kind == "gaussian":
             moments = wanda_moments(measured.squares, len(ids), config)
-            signals = signals_of(model, moments, asked, request, resources)
+            of_base = moments if with_squares else None
+            signals = signals_of(model, of_base, asked, request, resources)
 
     return Scores(
         model=model.name,

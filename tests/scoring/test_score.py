@@ -42,6 +42,20 @@ def test_scoring_changes_neither_ids_nor_request() -> None:
     assert scores.tokens.sha256 == TOKENS.sha256
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "pruning"])
+def test_signals_that_no_base_needs_may_be_left_out(kind: Any) -> None:
+    plan = Perturbation(kind, eta=(0.01,) if kind == "gaussian" else ())
+    whole = score(LLAMA, TOKENS, plan)
+    without = score(LLAMA, TOKENS, plan, all_signals=False)
+    assert np.isfinite([whole.signals.owl_outlier_percent, whole.signals.dlp_score]).all()
+    assert np.isnan([without.signals.owl_outlier_percent, without.signals.dlp_score]).all()
+    for name in ("drift", "coefficient"):
+        ours, theirs = (getattr(s.sweep[0], name) for s in (without, whole))
+        np.testing.assert_array_equal(ours, theirs)
+    needed = score(LLAMA, TOKENS, plan, Request("owl"), all_signals=False).signals
+    np.testing.assert_array_equal(needed.owl_outlier_percent, whole.signals.owl_outlier_percent)
+
+
 NOISY = {"plan": Perturbation(), "request": Request(correct="divergence")}
 
 
