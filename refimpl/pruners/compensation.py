@@ -43,6 +43,9 @@ def compensated(
     0. At every column i, q_i = w_i where kept, else 0; err_i = (w_i - q_i) / U_ii;
     W_j -= err_i U_ij for all j > i.
 
+    What columns a owe columns b after them follows from how far they changed: with V = U^-1,
+    sum_i err_i U_ib = (new_a - W_a) V_ab U_bb. So U is needed within each `width` only.
+
     Args:
         weight: W, [R, C], any float dtype.
         hessian: H, [C, C], in squared units of the linear's input.
@@ -68,49 +71,51 @@ def compensated(
         >>> pruned.keep, pruned.weight
         (array([[False,  True]]), array([[0., 2.]]))
     """
-    # [C, R], so that a column of the weight lies together in memory.
-    new = np.array(np.transpose(weight), dtype=np.float64, order="C")
-    h = np.asarray(hessian, dtype=np.float64)
-    if new.ndim != 2 or new.size == 0 or h.shape != (len(new), len(new)):
+    w, h = np.asarray(weight), np.asarray(hessian, dtype=np.float64)
+    if w.ndim != 2 or w.size == 0 or h.shape != (w.shape[1], w.shape[1]):
         raise RefimplError(
-            f"a Hessian of shape {h.shape} for a weight of shape {np.shape(weight)}",
+            f"a Hessian of shape {h.shape} for a weight of shape {w.shape}",
             "[in, in] for [out, in]",
             "collect the Hessian from the inputs of this linear",
         )
-    if not (np.isfinite(new).all() and np.isfinite(h).all()):
+    if not (np.isfinite(w).all() and np.isfinite(h).all()):
         raise RefimplError(
             "NaN or Inf in the weight or its Hessian",
             "finite numbers",
             "check weights and activations for NaN",
         )
-    factor = inverse_factor(h, damping)
-    scale = np.square(np.diag(factor))[:, None]
+    factor = upper_factor(h, damping)
     dead = np.diag(h) == 0
-    columns = len(new)
-    keep = np.ones(new.shape, bool)
+    rows, columns = w.shape
+    keep, new = np.ones((rows, columns), bool), np.empty((rows, columns))
+    change = np.zeros((columns, rows))  # a column of the weight lies together in memory
     for start in range(0, columns, width):
-        end = min(start + width, columns)
-        errors = np.zeros((end - start, new.shape[1]))
-        for i in range(start, end):
-            rows, before = factor[start:i], errors[: i - start]
-            if (i - start) % step == 0:
-                group = slice(i, min(i + step, end))
-                score = np.square(new[group] - rows[:, group].T @ before) / scale[group]
-                score[dead[group]] = 0
-                keep[group] = decide(score.T, i).T
-            column = new[i] - rows[:, i] @ before
-            new[i] = np.where(keep[i], column, 0.0)
-            errors[i - start] = np.where(keep[i], 0.0, column) / factor[i, i]
-        new[end:] -= factor[start:end, end:].T @ errors
-    return PrunedWeight(np.ascontiguousarray(keep.T), np.ascontiguousarray(new.T))
+        block = slice(start, min(start + width, columns))
+        dense = np.array(w[:, block].T, dtype=np.float64, order="C")
+        inverse = _inverse_of_upper(factor[block, block])
+        now = dense - inverse.T @ (factor[:start, block].T @ change[:start])
+        scale = np.square(np.diag(inverse))[:, None]
+        errors = np.zeros_like(now)
+        kept = np.ones(now.shape, bool)
+        for i in range(len(now)):
+            before = inverse[:i], errors[:i]
+            if i % step == 0:
+                group = slice(i, i + step)
+                score = np.square(now[group] - before[0][:, group].T @ before[1]) / scale[group]
+                score[dead[block][group]] = 0
+                kept[group] = decide(score.T, start + i).T
+            column = now[i] - before[0][:, i] @ before[1]
+            now[i] = np.where(kept[i], column, 0.0)
+            errors[i] = np.where(kept[i], 0.0, column) / inverse[i, i]
+        change[block] = now - dense
+        keep[:, block], new[:, block] = kept.T, now.T
+    return PrunedWeight(keep, new)
 
 
 def inverse_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
     """Return the upper Cholesky factor of the inverse of the damped Hessian, H^-1 = U^T U.
 
-    H_dd = 1 where it was 0, then H += damping mean(diag H) I. H = V V^T with V upper triangular is
-    the Cholesky factorisation from the last column backwards, and U = V^-1: the inverse of H is
-    never formed.
+    U = V^-1 from `upper_factor`: the inverse of H is never formed.
 
     Args:
         hessian: H, [C, C], symmetric and finite.
@@ -129,6 +134,30 @@ def inverse_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
         array([[2., 0.],
                [0., 1.]])
     """
+    return _inverse_of_upper(upper_factor(hessian, damping))
+
+
+def upper_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
+    """Return the upper triangle V of the damped Hessian, H = V V^T.
+
+    H_dd = 1 where it was 0, then H += damping mean(diag H) I; V is its Cholesky factor from the
+    last column backwards.
+
+    Args:
+        hessian: H, [C, C], symmetric and finite.
+        damping: Share of the mean of diag(H) added to it, at least 0.
+
+    Returns:
+        V, [C, C], upper triangular with a positive diagonal.
+
+    Raises:
+        RefimplError: The damped Hessian is not positive definite, or a negative damping.
+
+    Example:
+        >>> upper_factor([[0.25, 0.0], [0.0, 0.0]], damping=0)
+        array([[0.5, 0. ],
+               [0. , 1. ]])
+    """
     h = np.array(hessian, dtype=np.float64)
     diagonal = np.einsum("ii->i", h)  # a view
     diagonal[diagonal == 0] = 1
@@ -137,11 +166,10 @@ def inverse_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
     def factor_with(share: float) -> Floats | None:
         diagonal[:] = undamped + share * undamped.mean()
         try:
-            upper = np.asarray(np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1], np.float64)
+            upper = np.ascontiguousarray(np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1])
         except np.linalg.LinAlgError:
             return None
-        inverse = _inverse_of_upper(upper)
-        return inverse if np.isfinite(inverse).all() else None
+        return upper if np.isfinite(upper).all() else None
 
     factor = factor_with(number_in(damping, "damping", 0, np.finfo(np.float64).max))
     if factor is None:
