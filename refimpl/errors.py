@@ -1,4 +1,4 @@
-"""The one error a user sees: what was wrong, what was expected, what to do next."""
+"""The one error a user sees: what was wrong, what was expected, what to do next; and Ctrl-C."""
 
 import re
 from collections.abc import Sequence
@@ -39,6 +39,17 @@ class RefimplError(ValueError):
         if self.remedy:
             lines.append(f"next: {self.remedy}")
         return "\n".join(lines)
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with what is kept, and the next command."""
+
+    def __init__(self, kept: str, remedy: str = "repeat the command") -> None:
+        super().__init__(kept, remedy)
+        self.kept, self.remedy = printable(kept), printable(remedy)
+
+    def __str__(self) -> str:
+        return f"interrupted: {self.kept}\nnext: {self.remedy}"
 
 
 def unreadable(path: Path | str, error: OSError, expected: str) -> RefimplError:

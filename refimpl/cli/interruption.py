@@ -6,20 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.cli.terminal import command_line, complain, shows_progress
-from refimpl.errors import printable
+from refimpl.errors import Interrupted, printable
 from refimpl.storage.folder import stopped_results
 from refimpl.storage.partial_results import holds_results, partial_results_path
-
-
-class Interrupted(Exception):
-    """Ctrl-C, with what is kept, and the next command."""
-
-    def __init__(self, kept: str, remedy: str = "repeat the command") -> None:
-        super().__init__(kept, remedy)
-        self.kept, self.remedy = printable(kept), printable(remedy)
-
-    def __str__(self) -> str:
-        return f"interrupted: {self.kept}\nnext: {self.remedy}"
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""The program: its commands, and how it reports errors."""
+"""The program: its commands, and how it reports errors.
+
+What imports NumPy is imported in functions, so that the list of commands appears at once.
+"""
 
 import os
 import re
@@ -14,18 +17,15 @@ from typing import Annotated, Any
 
 import typer
 
-from refimpl.allocation.request import BASES
-from refimpl.cli import options as opt
-from refimpl.cli import terminal
-from refimpl.cli.interruption import Interrupted
-from refimpl.errors import RefimplError
-from refimpl.model.floating_point import loud
+from refimpl.errors import Interrupted, RefimplError
 from refimpl.version import __version__
 
 # What typer raises for a command line it cannot read; its parent has no public name.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 COMPLETION = {"--show-completion", "--install-completion"}  # typer's options, and its shells
+COMPLETING = "_REFIMPL_COMPLETE"  # set by a shell that asks for the words that may follow
+CASES = "Cases for `refimpl check`: list, show and make them."
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 INTERNAL = 70  # exit code of a failure that is not the input's: EX_SOFTWARE of sysexits.h
@@ -116,9 +116,13 @@ def options(
             metavar="",
         ),
     ] = False,
-    quiet: Annotated[bool, opt.flag("Show no progress.", None, "-q", "--quiet")] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Show no progress.", metavar="")
+    ] = False,
 ) -> None:
     """Print the help if there is no command."""
+    from refimpl.cli import terminal
+
     terminal.quiet = quiet
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -126,14 +130,9 @@ def options(
 
 def program(name: str | None = None) -> typer.Typer:
     """The program with one of its commands, or with all: a command takes time to import."""
-    app = typer.Typer(
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        help="Perturbation-absorption scores, layer-wise sparsity, pruning and evaluation, in "
-        "NumPy.",
-        epilog="refimpl help COMMAND is refimpl COMMAND --help.",
-    )
-    app.callback(invoke_without_command=True)(options)
+    from refimpl.cli import options as opt
+
+    app = _without_commands()
     known = any(name in commands for commands in COMMANDS.values())
     for panel, commands in COMMANDS.items():
         for each, (place, *examples) in commands.items():
@@ -153,6 +152,40 @@ def program(name: str | None = None) -> typer.Typer:
     return app
 
 
+def overview() -> typer.Typer:
+    """The program as its own --help shows it: commands that do nothing, and are not imported."""
+    app = _without_commands()
+    for panel, commands in COMMANDS.items():
+        for each, (place, *_) in commands.items():
+            app.command(each, help=_first_sentences(place), rich_help_panel=panel)(_nothing)
+    app.command("case", help=CASES, rich_help_panel="Interchange")(_nothing)
+    return app
+
+
+def _without_commands() -> typer.Typer:
+    app = typer.Typer(
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Perturbation-absorption scores, layer-wise sparsity, pruning and evaluation, in "
+        "NumPy.",
+        epilog="refimpl help COMMAND is refimpl COMMAND --help.",
+    )
+    app.callback(invoke_without_command=True)(options)
+    return app
+
+
+def _nothing() -> None:
+    """Stand in for a command."""
+
+
+def _first_sentences(place: str) -> str:
+    """The first paragraph of a command's docstring, read from its module."""
+    module, _, function = place.partition(":")
+    source = Path(__file__).with_name(f"{module}.py").read_text("utf-8")
+    found = re.search(rf'^def {function}\(.*?^    """(.+?)("""|\n\n)', source, re.M | re.S)
+    return " ".join(found[1].split()) if found else ""
+
+
 def main() -> None:
     """Run the program: 0 for success, 2 for input that cannot be used, 130 when interrupted.
 
@@ -167,13 +200,17 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     code = 2
     try:
+        words = sys.argv[1:]
+        if words[:1] == ["help"]:
+            words = [*words[1:], "--help"]
+        named = next((word for word in words if not word.startswith("-")), None)
+        if COMPLETION.intersection(words):
+            _require_known_shell()
+        if named is None and COMPLETING not in os.environ:
+            sys.exit(overview()(words, prog_name="refimpl", standalone_mode=False))
+        from refimpl.model.floating_point import loud
+
         with loud("float64"):  # of allocations; scoring names its own precision
-            words = sys.argv[1:]
-            if words[:1] == ["help"]:
-                words = [*words[1:], "--help"]
-            named = next((word for word in words if not word.startswith("-")), None)
-            if COMPLETION.intersection(words):
-                _require_known_shell()
             sys.exit(program(named)(words, prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
         failure = _with_nearest_name(error)
@@ -193,7 +230,7 @@ def main() -> None:
         )
     except (Interrupted, KeyboardInterrupt, typer.Abort) as stopped:
         said = stopped if isinstance(stopped, Interrupted) else Interrupted("nothing was written")
-        terminal.complain(str(said))
+        _complain(str(said))
         sys.exit(130)
     except Exception as error:
         traceback.print_exc()
@@ -205,12 +242,18 @@ def main() -> None:
                 f"report it, with the command and the lines above (refimpl {__version__})",
             ),
         )
-    terminal.complain(f"error: {failure}")
+    _complain(f"error: {failure}")
     try:
         sys.stdout.flush()
     except OSError:  # the interpreter would try again, and fail, at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _complain(text: str) -> None:
+    from refimpl.cli import terminal
+
+    terminal.complain(text)
 
 
 def _require_known_shell() -> None:
@@ -242,6 +285,8 @@ def _usage(error: Any) -> RefimplError:
 
 def _with_nearest_name(error: RefimplError) -> RefimplError:
     """The error; if a base or a file of a similar name exists, its next step is that command."""
+    from refimpl.allocation.request import BASES
+
     words = sys.argv[1:]
     for at, word in enumerate(words):
         names: list[str] = []
@@ -261,6 +306,8 @@ def _with_nearest_name(error: RefimplError) -> RefimplError:
 
 def _corrected(error: Any, problem: str) -> str | None:
     """The command line with what is missing, or the nearest valid word; None if that is unknown."""
+    from refimpl.cli import terminal
+
     words, missing = sys.argv[1:], getattr(error, "param", None)
     if problem.startswith("Missing ") and missing is not None:
         named = missing.opts[:1] if missing.param_type_name == "option" else []

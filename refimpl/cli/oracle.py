@@ -10,6 +10,7 @@ import typer
 
 from refimpl.cli import options as opt
 from refimpl.cli.groups import NOISE, PERTURBATION, SOURCE, Source
+from refimpl.cli.main import CASES
 from refimpl.cli.options import FieldOption, OptionGroup
 from refimpl.cli.terminal import deliver, say
 from refimpl.cli.validate import TIME_LIMIT
@@ -63,7 +64,7 @@ CasePath = Annotated[
 GRAPH = "Advanced: Graph"  # heading in --help
 TRANSFORMERS = Path("transformers")  # in place of a file of names
 
-app = typer.Typer(help="Cases for `refimpl check`: list, show and make them.")
+app = typer.Typer(help=CASES)
 
 
 @app.callback(invoke_without_command=True)

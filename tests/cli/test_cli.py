@@ -25,6 +25,7 @@ from program import Result, ran, refused, run
 
 import refimpl
 from refimpl.cli.groups import PERTURBATION, REQUEST
+from refimpl.cli.main import program
 from refimpl.cli.options import OptionGroup
 from refimpl.errors import RefimplError
 from refimpl.running.threads import Progress
@@ -164,6 +165,20 @@ def test_help_begins_with_what_people_use(command: str) -> None:
 
 def test_without_a_command_there_is_help() -> None:
     assert ran() == ran("--help")
+
+
+def test_the_list_of_commands_is_that_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = ran("--help")
+    monkeypatch.setattr("refimpl.cli.main.overview", program)
+    assert short == ran("--help")
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    code = "import sys; from refimpl.cli.main import overview; overview(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "typer" in loaded
+    assert not {"numpy", "refimpl.cli.score", "refimpl.cli.options"} & loaded
 
 
 def test_version() -> None:
