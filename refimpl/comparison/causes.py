@@ -50,12 +50,13 @@ CAUSES = {
     "q_rope": ROTATION,
     "k_rope": ROTATION,
     "attn_out": (
-        "the causal mask: shifted by one, or absent",
-        "the window: one token more or less, or that of another kind of block",
-        "the scale of q k^T, or the soft cap of the scores; a softmax over another axis",
-        "another key and value head for a query head",
+        "token 0 is right, later ones are not: the scale of q k^T, a softmax over another axis, "
+        "the causal mask (shifted by one, or absent), the soft cap of the scores, if there is one",
+        "token 0 is wrong, too: another key and value head for a query head (tiled, not repeated)",
+        "or o_proj: heads merged in another order, a missing bias; the norm after it, or a factor",
+        "right up to some token: the window, if there is one: one token more or less, or that of "
+        "another kind of block",
         "the rotation (theta, positions), where rotated heads are not compared",
-        "o_proj: heads merged in another order, a missing bias; the norm after it, or a factor",
     ),
     "resid_mid": STREAM[:1],
     "mlp_norm": ("a parallel residual, in which the MLP reads the block's input", *NORM),
