@@ -109,14 +109,15 @@ for layer in base.layers:
     ]
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 seconds, cpu = time.perf_counter() - started, time.process_time() - before
-ours, other, all_bits = load_file(out + "/model.safetensors"), 0, 0
+ours, other, all_bits = load_file(out + "/model.safetensors"), [], 0
 for i, layer in enumerate(base.layers):
     experts, at = layer.mlp.experts, f"model.layers.{i}.mlp.experts"
+    other.append(0)
     for e in range(experts.num_experts):
         for k, name in enumerate(("gate", "up")):
             mine = experts.gate_up_proj.data[e].chunk(2)[k].numpy() == 0
             theirs = ours[f"{at}.{e}.{name}_proj.weight"].float().numpy() == 0
-            other += int((mine != theirs).sum())
+            other[-1] += int((mine != theirs).sum())
             all_bits += mine.size
 print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak, "pruned": pruned, "differ": other,
                   "compared": all_bits}))
@@ -219,7 +220,7 @@ def main() -> None:
             found = json.loads(done.stdout.splitlines()[-1])
             print(
                 f"torch loop, prune: {_shown(found)}; "
-                f"{found['differ']:,} of {found['compared']:,} decisions on experts differ"
+                f"of {found['compared']:,} decisions on experts differ, by block, {found['differ']}"
             )
 
 
