@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
+from refimpl.model.floating_point import float32_of_half
 from refimpl.model.layout import WHOLE, Layout, cut
 from refimpl.model.ops import Array
 
@@ -189,8 +190,11 @@ class Weight:
 
     def _cast(self, dtype: npt.DTypeLike, rows: slice) -> Array:
         """Rows in the dtype of the computation, before the offset."""
+        stored = self._rows(rows)
+        if stored.dtype == np.float16 and np.dtype(dtype) == np.float32:
+            return float32_of_half(stored)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller counts Inf and NaN
-            return np.require(self._rows(rows), dtype, ["A"])
+            return np.require(stored, dtype, ["A"])
 
     def _rows(self, rows: slice) -> Array:
         """Rows as stored."""

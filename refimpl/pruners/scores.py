@@ -94,15 +94,14 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
     matrix = score_matrix(score)
     rows, columns = matrix.shape
     base, extra = row_count(count, rows, columns)
-    ranks = [rank for rank in (base - 1, base) if 0 <= rank < columns]
-    ordered = np.partition(matrix, ranks, axis=1)
+    rank = base if extra else max(base - 1, 0)
+    ordered = np.partition(matrix, rank, axis=1)
     wanted = np.full(rows, base)
-    threshold = ordered[:, base - 1] if base else np.zeros(rows, matrix.dtype)
+    threshold = ordered[:, :base].max(axis=1) if base else np.zeros(rows, matrix.dtype)
     if extra:
         candidate = ordered[:, base]
         favoured = np.argsort(candidate, kind="stable")[:extra]
         wanted[favoured] += 1
-        threshold = threshold.copy()
         threshold[favoured] = candidate[favoured]
     del ordered
     tied = (matrix == threshold[:, None]) & (wanted > 0)[:, None]

@@ -11,6 +11,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.composites import parts
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.json_schema import require
+from refimpl.model.floating_point import is_zero
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight
 from refimpl.pruners.pattern import pattern_of
@@ -164,7 +165,7 @@ def _totals(linears: list[LinearZeros]) -> dict[str, Any]:
 def _zeros(weight: Weight) -> LinearZeros:
     """Count the zeros of one linear, and give its pages back."""
     stored = weight.stored
-    zero = weight.as_stored == 0
+    zero = is_zero(weight.as_stored)
     pattern = pattern_of(zero)
     stored.file.release()
     count = int(np.count_nonzero(zero))

@@ -12,6 +12,7 @@ import numpy as np
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.composites import parts
 from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.model.floating_point import is_zero
 from refimpl.model.layout import cut, paste
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
@@ -209,8 +210,8 @@ class PrunedFiles:
         counts = Counts(
             weights=values.size,
             pruned=values.size - int(np.count_nonzero(keep)),
-            zeros=int(np.count_nonzero(cut(copy.array, weight.layout) == 0)),
-            kept_zeros=int(np.count_nonzero((values == 0) & keep)),
+            zeros=int(np.count_nonzero(is_zero(cut(copy.array, weight.layout)))),
+            kept_zeros=int(np.count_nonzero(is_zero(values) & keep)),
             method=linear.method,
         )
         weight.release()

@@ -58,7 +58,7 @@ def stored_weight(
             "decide on the linears of this model",
         )
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # checked right after
-        values = np.where(keep, values.astype(stored.dtype, copy=False), stored.dtype.type(0))
+        values = zeroed(values.astype(stored.dtype, copy=False), keep)
     if new is not None and (bad := count_bad(values)):
         raise RefimplError(
             f"{name}: {bad} of {values.size} new weights are NaN, Inf, or beyond "
