@@ -5,10 +5,12 @@ import fnmatch
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from safetensors import SafetensorError
@@ -34,6 +36,9 @@ from refimpl.version import SPEC, __version__
 SCHEMA = 2  # of case.json
 INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"
 PEER, MARGINS = "peer.safetensors", "margins.safetensors"
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Steps(dict[str, Array]):
@@ -76,6 +81,25 @@ class Case:
     expected: Mapping[str, Array]
     peer: Mapping[str, Array] = field(default_factory=dict)
     margins: Mapping[str, Array] = field(default_factory=dict)
+
+
+def once_per_case(
+    function: Callable[Concatenate[Case, P], T],
+) -> Callable[Concatenate[Case, P], T]:
+    """Keep what a function of a case returns, as long as the case lives.
+
+    What it returns must not refer to the case.
+    """
+    results: WeakKeyDictionary[Case, dict[Any, T]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def remembered(case: Case, /, *arguments: P.args, **options: P.kwargs) -> T:
+        of_case, key = results.setdefault(case, {}), (arguments, *options.items())
+        if key not in of_case:
+            of_case[key] = function(case, *arguments, **options)
+        return of_case[key]
+
+    return remembered
 
 
 def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) -> Case:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 from refimpl.oracle.candidate_arrays import arrays_of, stored_arrays
-from refimpl.oracle.case import Case
+from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.judging.measures import StepResult, step_result
 from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of
 from refimpl.oracle.near_ties import by_typical_row, near_zero, steps_after, ties_of
@@ -130,7 +130,9 @@ def check(
         for name, x in arrays_of(actual).items()
     }
     dtype = dtype_of(actual) if dtype is None else dtype
-    part = case if stepwise or case.recipe.only else _part(case, max(map(_experimental, wanted)))
+    last = max(map(_experimental, wanted))
+    whole = stepwise or case.recipe.only or last == len(FIRST_STEPS)
+    part = case if whole else _part(case, last)
     reference = reference_run(part, dtype, stepwise)
     tolerances = step_tolerances(part, dtype, stepwise)
     results: list[StepResult] = []
@@ -165,14 +167,12 @@ def check(
     return Report(case, dtype, tuple(results), unknown, stepwise)
 
 
-@lru_cache(maxsize=8)
+@once_per_case
 def _part(case: Case, last: int) -> Case:
-    """The case with its forward (0), with the experiments by noise, too (1), or whole (2).
+    """The case with its forward (0), or with the experiments by noise, too (1).
 
     Their errors do not depend on what follows, so that of a part takes less time and is the same.
     """
-    if last == len(FIRST_STEPS):
-        return case
     only = tuple(pattern for patterns in FIRST_STEPS[: last + 1] for pattern in patterns)
     expected = {name: x for name, x in case.expected.items() if _experimental(name) <= last}
     return replace(case, expected=expected, recipe=replace(case.recipe, only=only))

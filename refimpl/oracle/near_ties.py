@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from math import inf, isfinite
 
 import numpy as np
 
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
-from refimpl.oracle.case import Case
+from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.judging.measures import Positions, StepResult
 from refimpl.oracle.judging.pruner_scores import (
     dense_scores,
@@ -215,11 +214,12 @@ def score_behind(
     return score, group, slack * np.maximum(small, 1.0)
 
 
-@lru_cache(maxsize=2)
-def every_step(case: Case) -> Mapping[str, Array]:
-    """The steps of all blocks, of those that are not shown too, in float64."""
+@once_per_case
+def products_of_all(case: Case) -> Mapping[str, Array]:
+    """SparseGPT's products in float64, of the blocks that are not shown too."""
     shown = tuple(range(case.model.config.num_blocks))
-    return steps(case.model, case.inputs["token_ids"], replace(case.recipe, shown=shown))
+    every = steps(case.model, case.inputs["token_ids"], replace(case.recipe, shown=shown))
+    return {name: x for name, x in every.items() if name.endswith(".products")}
 
 
 def _sparsegpt_inputs(
@@ -232,5 +232,5 @@ def _sparsegpt_inputs(
     every = [x for other, x in errors.items() if other.endswith(".products") and isfinite(x)]
     own = errors.get(name, max(every, default=0.0))
     weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
-    products = case.expected[name] if name in case.expected else every_step(case)[name]
+    products = case.expected[name] if name in case.expected else products_of_all(case)[name]
     return weight, products, tolerance_of("score", np.zeros(1), own, dtype)

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import isfinite
 
 import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case
+from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.case_folders import NEXT
 from refimpl.oracle.judging.measures import RESOLVABLE, error_of, measure_of
 from refimpl.oracle.judging.tolerance import EPS
@@ -41,7 +40,7 @@ class ReferenceRun:
     errors: Mapping[str, float]
 
 
-@lru_cache(maxsize=8)
+@once_per_case
 def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRun:
     """Compute a case in a dtype, from the tokens or each step from the case's own values.
 
@@ -104,7 +103,7 @@ def _difference_error(
     return (2 / n) ** 0.5 * rho / float(least) if least else 0.0
 
 
-@lru_cache(maxsize=12)
+@once_per_case
 def _sample(case: Case, stepwise: bool, kind: type[FewerBits] | None) -> dict[str, float]:
     """Errors in units of the dtype, of float32 or of float32 with fewer bits.
 

@@ -5,13 +5,12 @@ coefficients. A candidate whose signals are within their tolerance must not fail
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 
 import numpy as np
 
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case
+from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.judging.tolerance import EPS, FLOOR_16, SPARSEGPT_FACTOR, tolerance_of
 from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.reference_errors import reference_run
@@ -20,7 +19,7 @@ from refimpl.oracle.stepwise import StepInputs
 Moved = Callable[[StepInputs, str, Mapping[str, float]], float]
 
 
-@lru_cache(maxsize=8)
+@once_per_case
 def step_tolerances(case: Case, dtype: str, stepwise: bool = False) -> Mapping[str, float]:
     """The largest error of every step by name; 0 for counts and bits.
 

@@ -71,11 +71,15 @@ class StepInputs:
         model, positions = self.case.model, np.arange(self.ids.shape[1])
         return embed(self.ids, positions, model.embedding(), model.config, self.dtype)
 
+    @cached_property
+    def signals(self) -> dict[str, Array]:
+        """The case's signals by step."""
+        return {x: self.number(x) for x in self.case.expected if x.endswith(".signal")}
+
     def base(self, name: str, others: Mapping[str, Array]) -> Array:
         """A base [L] or [L, linears] of the case's signals, or others, before it is projected."""
         config, recipe = self.case.model.config, self.case.recipe
-        signals = {x: self.number(x) for x in self.case.expected if x.endswith(".signal")}
-        every, request = recipe.signals(signals | dict(others), name), recipe.request(name)
+        every, request = recipe.signals(self.signals | dict(others), name), recipe.request(name)
         return base_allocation(every, request, config.linears)
 
     def projected(self, base: Array) -> Array:

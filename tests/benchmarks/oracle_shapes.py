@@ -21,12 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from mistakes import ALL, arrays_of, project
 from oracle_mistakes import WAYS, logged
 
-import refimpl.oracle.step_tolerances as limiting
 from refimpl import RefimplError, read_model
 from refimpl.oracle.case import Case, make_case
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.reference_errors import reference_run
 from refimpl.tokens import Tokens
 
 LARGEST = "largest error / tolerance"
@@ -220,8 +218,6 @@ def right() -> Any:
 
 def tried(number: int, wanted: tuple[tuple[bool, str], ...]) -> list[dict[str, Any]]:
     """One shape, some ways (step-wise or not) and dtypes: the verdicts on the right candidate."""
-    reference_run.cache_clear()
-    limiting.step_tolerances.cache_clear()
     with tempfile.TemporaryDirectory() as away:
         facts: dict[str, Any] = {"shape": number, "family": FAMILIES[number % len(FAMILIES)]}
         lines = [facts | {"way": WAYS[stepwise], "dtype": dtype} for stepwise, dtype in wanted]
