@@ -1,7 +1,6 @@
 """The correction of a base allocation by what the blocks amplify or absorb."""
 
-from fractions import Fraction
-from math import log
+from math import lcm, log
 from typing import Literal
 
 import numpy as np
@@ -127,9 +126,11 @@ def correction(
     number_in(strength, "strength", -100, 100)
     number_in(max_correction, "max_correction", 0, 1)
     # Exact: `max` would amplify the rounding error of a mean of equal logarithms.
-    exact = [Fraction(v) for v in logs.tolist()]
-    mean = sum(exact, Fraction(0)) / len(exact)
-    delta = np.array([float(-(v - mean)) for v in exact])
+    ratios = [v.as_integer_ratio() for v in logs.tolist()]
+    common = lcm(*(d for _, d in ratios))
+    exact = [n * (common // d) for n, d in ratios]  # in units of 1 / common
+    total, count = sum(exact), len(exact)
+    delta = np.array([(total - v * count) / (common * count) for v in exact])
     if scale == "max" and delta.any():
         delta = delta / np.abs(delta).max()
     return delta, np.clip(strength * delta, -max_correction, max_correction)

@@ -1,7 +1,6 @@
 """The budget: the nearest allocation that prunes exactly the fraction asked for."""
 
 from bisect import bisect_left
-from fractions import Fraction
 from math import lcm
 from operator import mul
 
@@ -48,7 +47,9 @@ def project(
         array([0.6, 1. ])
     """
     weights: list[int] = unit_sizes(sizes).tolist()
-    desired = [Fraction(v) for v in finite_vector(x, "the allocation", len(weights)).tolist()]
+    desired = [
+        v.as_integer_ratio() for v in finite_vector(x, "the allocation", len(weights)).tolist()
+    ]
     number_in(sparsity, "sparsity", 0, 1)
     number_in(lo, "lo", 0, hi)
     number_in(hi, "hi", lo, 1)
@@ -58,24 +59,24 @@ def project(
             f"a sparsity in [{lo}, {hi}]",
             "change --sparsity, --lo or --hi",
         )
-    rates = [Fraction(1)] * len(desired)
+    rates = [1.0] * len(desired)
     if slopes is not None:
-        rates = [Fraction(g) for g in finite_vector(slopes, "slopes", len(desired)).tolist()]
+        rates = finite_vector(slopes, "slopes", len(desired)).tolist()
     if min(rates) <= 0:
-        raise RefimplError(
-            f"a slope of {float(min(rates))}", "slopes above 0", "correct or omit slopes"
-        )
+        raise RefimplError(f"a slope of {min(rates)}", "slopes above 0", "correct or omit slopes")
     if sparsity in (lo, hi):
         return np.full(len(desired), float(sparsity))
 
     # Floats are fractions. In units of 1 / scale all is whole, t too, so sums are exact and quick;
     # one rounding, the last, is left, however unequal the units.
     least, most, asked = decimal(lo), decimal(hi), decimal(sparsity)
-    common = lcm(*(rate.denominator for rate in rates))
-    slope = [int(rate * common) for rate in rates]
-    scale = lcm(*slope) * lcm(*(x.denominator for x in (least, most, asked, *desired)))
+    ratios = [rate.as_integer_ratio() for rate in rates]
+    common = lcm(*(d for _, d in ratios))
+    slope = [n * (common // d) for n, d in ratios]
+    decimals = (x.denominator for x in (least, most, asked))
+    scale = lcm(*slope) * lcm(*decimals, *(d for _, d in desired))
     low, high, budget = int(least * scale), int(most * scale), int(asked * scale) * sum(weights)
-    wanted = [int(v * scale) for v in desired]
+    wanted = [n * (scale // d) for n, d in desired]
 
     def allocation(t: int, parts: int = 1) -> list[int]:
         ends = low * parts, high * parts
