@@ -88,10 +88,13 @@ class Workers:
     def run(
         self, tasks: Iterable[Callable[[], T]], done: Callable[[], None] | None = None
     ) -> list[T]:
-        """The results of tasks, in order; `done` is called after each, in order."""
-        results = []
-        for future in [self.submit(task) for task in tasks]:
-            results.append(future.result())
+        """The results of tasks, in order; `done` is called after each, in order.
+
+        One worker is the caller itself, who has nothing else to do.
+        """
+        results, alone = [], self.threads == 1
+        for task in tasks if alone else [self.submit(task).result for task in tasks]:
+            results.append(copy_context().run(task) if alone else task())
             if done is not None:
                 done()
         return results
