@@ -33,13 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """Collect README.md, docs/ and docstrings too: a hook of this file would see tests/ only.
 
     Before the workers of -n start: what children import is compiled once, not by hundreds of them;
-    and each worker has one thread of BLAS, as the workers fill the cores.
+    and each worker has one thread of BLAS, as the workers fill the cores. They share the cores out,
+    so a command on the default number of threads has as many as are its worker's.
     """
     config.pluginmanager.register(examples)
     if not hasattr(config, "workerinput"):
         for folder in (HERE.parent / "refimpl", HERE):
             compileall.compile_dir(folder, quiet=2)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    elif hasattr(os, "sched_setaffinity"):
+        number, count = int(config.workerinput["workerid"][2:]), config.workerinput["workercount"]
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number::count] or {cores[number % len(cores)]})
 
 
 def pytest_collection_finish() -> None:
