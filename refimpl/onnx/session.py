@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx.reference import ReferenceEvaluator
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
@@ -93,6 +92,8 @@ def check_device(device: Device) -> list[str]:
 
 def reference_session(graph: onnx.ModelProto | bytes | str | Path) -> Session:
     """Open a graph, which must not have sparse weights, in onnx's reference evaluator."""
+    from onnx.reference import ReferenceEvaluator  # slow to import, and onnxruntime is the default
+
     source = str(graph) if isinstance(graph, Path) else graph
     evaluator = _guarded("onnx.reference", "load", lambda: ReferenceEvaluator(source))
     run = _runner("onnx.reference", evaluator.run, list(evaluator.output_names))

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
-from onnx.reference import ReferenceEvaluator
 
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -68,6 +67,8 @@ class Constants:
         output = helper.make_value_info(name, onnx.TypeProto())
         graph = helper.make_graph(nodes, "constant", [], [output], tensors)
         small = helper.make_model(graph, opset_imports=self.proto.opset_import)
+        from onnx.reference import ReferenceEvaluator  # slow to import, and few weights need it
+
         (value,) = ReferenceEvaluator(small).run([name], {})
         return np.asarray(value)
 

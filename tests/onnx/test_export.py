@@ -70,18 +70,18 @@ RUNTIMES = session, reference
 def agrees(path: Path, model: Model, dtype: str, runtimes: Any = RUNTIMES) -> float:
     """Check all outputs at three shapes, and return the worst token's error."""
     worst = 0.0
-    for make in runtimes:
-        execute = make(path)
-        for shape in SHAPES:
-            ids = np.random.default_rng(0).integers(model.config.vocab_size, size=shape)
-            right = forward(model, ids, trace=True, dtype=dtype).trace
+    executes = {make.__name__: make(path) for make in runtimes}
+    for shape in SHAPES:
+        ids = np.random.default_rng(0).integers(model.config.vocab_size, size=shape)
+        right = forward(model, ids, trace=True, dtype=dtype).trace
+        for runtime, execute in executes.items():
             with np.errstate(all="warn"):  # of the evaluator, as it is
                 outputs = execute(ids)
             expected = {name: right[name] for name in outputs}
             assert outputs.keys() == right.keys() or outputs.keys() == {"logits"}
             assert {value.dtype.name for value in outputs.values()} == {dtype}
             error, name = worst_point(outputs, expected)
-            assert error < GATES[dtype], (make.__name__, name, shape)
+            assert error < GATES[dtype], (runtime, name, shape)
             worst = max(worst, error)
     return worst
 
