@@ -1,6 +1,8 @@
 """Cases of some steps and tokens, as they are made of real models."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,18 @@ def test_a_check_computes_no_later_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("refimpl.oracle.check.reference_run", run_of)
     assert check(case, case.expected, ("blocks.0.q",), "float32").verdict == "pass"
     assert computed[-1] == "logits"
+
+
+@pytest.mark.parametrize("stepwise", [True, False])
+def test_errors_are_computed_once_and_go_with_the_case(stepwise: bool) -> None:
+    case = replace(case_of("opt"))
+    reference = reference_run(case, "float32", stepwise)
+    assert reference_run(case, "float32", stepwise) is reference
+    assert check(case, reference.steps, ("logits",), "float32", stepwise).verdict == "pass"
+    gone = weakref.ref(case)
+    del case
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("whole", [True, False])

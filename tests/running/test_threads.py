@@ -25,6 +25,11 @@ def test_results_come_in_order(number: int) -> None:
     assert len(seen) == 50
 
 
+def test_one_worker_is_the_caller() -> None:
+    with Workers(1) as workers:
+        assert workers.run([threading.current_thread] * 2) == [threading.current_thread()] * 2
+
+
 def blas_threads() -> list[int]:
     return [found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"]
 
