@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -40,6 +42,18 @@ def score(model: str, samples: int, tokens: int, threads: int | None = None) -> 
     seconds, processor = clock() - start, time.process_time() - processor
     r = found.sweep[0].coefficient.tolist()
     return {"seconds": seconds, "processor": processor, "r": r}
+
+
+def score_command(model: str, samples: int, tokens: int) -> dict[str, Any]:
+    """Seconds of `refimpl score` on random ids, the start of the interpreter included."""
+    words = f"-m refimpl score {model} --tokens random --samples {samples} --seq-len {tokens}"
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *words.split()], check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    if by_processor():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = used.ru_utime + used.ru_stime
+    return {"seconds": seconds}
 
 
 def score_between_products(
@@ -123,6 +137,18 @@ def owl(model: str, ids: str) -> dict[str, Any]:
     start = clock()
     found = signals(ready, refimpl.Request(base="owl", correct=None), tokens)
     return {"seconds": clock() - start, "percent": found.owl_outlier_percent.tolist()}
+
+
+def allocation(model: str, ids: str, base: str) -> dict[str, Any]:
+    """The sparsities of a base, without an experiment."""
+    from refimpl.allocation.allocate import base_only
+    from refimpl.scoring.base_signals import signals
+
+    ready, tokens = refimpl.read_model(model), id_tokens(ids)
+    request = refimpl.Request(base=base, correct=None)
+    start = clock()
+    found = base_only(signals(ready, request, tokens), request, ready.config.linears)
+    return {"seconds": clock() - start, "sparsity": found.base_sparsity.tolist()}
 
 
 def wanda(model: str, ids: str, out: str, sparsity: float, compat: str = "peer") -> dict[str, Any]:

@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 
 
 def score_hooked(
-    model: str, samples: int, tokens: int, attention: str = "eager", rival: str = "full"
+    model: str, samples: int, tokens: int, attention: str = "sdpa", rival: str = "full"
 ) -> dict[str, Any]:
     """Scoring by one forward of transformers per block, its output perturbed by a hook.
 
@@ -170,7 +170,7 @@ def tail_exponent(weight: Tensor) -> float:
 
 
 def forward(model: str, samples: int, tokens: int, repetitions: int) -> dict[str, Any]:
-    """Tokens per second of transformers, eager, to the logits."""
+    """Tokens per second of transformers to the logits."""
     llm = transformers_model(model)
     ids = torch.from_numpy(random_tokens(llm.config.vocab_size, samples, tokens).ids)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def forward(model: str, samples: int, tokens: int, repetitions: int) -> dict[str
 
 
 def evaluation(model: str, ids: str, repetitions: int) -> dict[str, Any]:
-    """Tokens per second of transformers, eager, to the nats of every window, one after another."""
+    """Tokens per second of transformers to the nats of every window, one after another."""
     llm = transformers_model(model)
     rows = torch.from_numpy(np.load(ids)).long()
 
@@ -191,9 +191,9 @@ def evaluation(model: str, ids: str, repetitions: int) -> dict[str, Any]:
 
 
 def transformers_model(
-    model: str, dtype: str | torch.dtype = "float32", attention: str = "eager"
+    model: str, dtype: str | torch.dtype = "float32", attention: str = "sdpa"
 ) -> Any:
-    """A model of transformers that keeps no cache; attention in products, or fused ("sdpa")."""
+    """A model of transformers that keeps no cache; attention fused, the default, or "eager"."""
     llm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=attention)
     llm.config.use_cache = False
     return llm.eval()

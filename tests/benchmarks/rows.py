@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from shapes import Shape
 
 from refimpl.tokens import random_tokens
 
+LLAMA = Path(__file__).parents[2] / "fixtures" / "llama"
 MB = 1e6
 GIGA = 1e9
 
@@ -86,12 +87,18 @@ def against(
     return Figure(row, what, where, rival, unit, ours, theirs, values, **more)
 
 
+SIZES = ((shapes.SMOL, 1, 256), (shapes.QWEN, 1, 256), (shapes.LLAMA_1B, 1, 256))  # of scoring
+
+
 def scoring(
-    s: Setting, row: str, rivals: Mapping[str, tuple[str, dict[str, Any]]], goal: float
+    s: Setting,
+    row: str,
+    rivals: Mapping[str, tuple[str, dict[str, Any]]],
+    goal: float,
+    sizes: Sequence[tuple[Shape, int, int]] = SIZES,
 ) -> Iterator[Figure]:
     """Scoring against rivals: their words, their function and what else it takes."""
-    sizes = [(shapes.SMOL, 1, 256), (shapes.QWEN, 1, 256), (shapes.LLAMA_1B, 1, 256)]
-    for _, given, where in s.pick(sizes):
+    for _, given, where in s.pick(list(sizes)):
         sides = {"ours": ("ours.score", given)} | {
             words: (side, given | more) for words, (side, more) in rivals.items()
         }
@@ -105,9 +112,17 @@ def scoring(
 
 
 def scoring_hooked(s: Setting) -> Iterator[Figure]:
-    """Scoring against one hooked full forward per block."""
-    rivals = {"torch, one hooked full forward per block": ("rivals.score_hooked", {})}
-    return scoring(s, "scoring-hooked", rivals, 3.0)
+    """Scoring against one hooked full forward per block; of short sequences the whole process."""
+    hooked = "torch, one hooked full forward per block"
+    for _, given, where in s.pick([(shapes.SMOL, 2, 128)]):
+        sides = {"ours": ("ours.score_command", given), "rival": ("rivals.score_hooked", given)}
+        found = alternate(sides, s.repetitions)
+        yield against(
+            "scoring-hooked", "scoring, whole process", where, f"{hooked}, model in memory",
+            (found["ours"], found["rival"]), goal=2.5,
+        )  # fmt: skip
+    sizes = [*SIZES, (shapes.SMOL, 2, 512)]
+    yield from scoring(s, "scoring-hooked", {hooked: ("rivals.score_hooked", {})}, 2.5, sizes)
 
 
 def scoring_batched(s: Setting) -> Iterator[Figure]:
@@ -117,13 +132,13 @@ def scoring_batched(s: Setting) -> Iterator[Figure]:
         f"torch, same sharing and batching, {words}": ("rivals.score_batched", {"attention": kind})
         for kind, words in kinds.items()
     }
-    return scoring(s, "scoring-batched", rivals, 1.2)
+    return scoring(s, "scoring-batched", rivals, 1.3)
 
 
 def rate(s: Setting) -> Iterator[Figure]:
     """Operations per second of scoring against NumPy's float32 matrix product."""
-    sizes = [(shapes.SMOL, 1, 512), (shapes.QWEN, 1, 256), (shapes.LLAMA_1B, 1, 256)]
-    goals = {shapes.SMOL: 0.87, shapes.LLAMA_1B: 0.92}
+    sizes = [*SIZES, (shapes.SMOL, 1, 512)]
+    goals = {shapes.SMOL: 0.75, shapes.LLAMA_1B: 0.85}
     for shape, given, where in s.pick(sizes):
         found = run("ours.score_between_products", **given, repetitions=s.repetitions)
         work = shapes.score_operations(shape, given["samples"], given["tokens"])
@@ -186,7 +201,7 @@ def spectra(s: Setting) -> Iterator[Figure]:
             apart = np.abs(alphas["ours"] / alphas[dtype] - 1)
             yield against(
                 "spectra", "AlphaPruning's spectra, time", where, f"the original in {dtype}",
-                (found["ours"], found[dtype]), goal=3.0,
+                (found["ours"], found[dtype]), goal=3.0 if dtype == "float64" else None,
                 note=f"{np.count_nonzero(apart > 1e-6)} of {apart.size} alphas differ by more "
                 "than 1e-6",
             )  # fmt: skip
@@ -203,7 +218,8 @@ def wanda(s: Setting) -> Iterator[Figure]:
     sizes = [(shapes.SMOL, 4, 512), (shapes.BLOCK_7B, 2, 256)]
     for shape, size, where in s.pick(sizes):
         given = {"model": size["model"], "ids": s.ids(shape, size["samples"], size["tokens"])}
-        for what, side in (("OWL's statistic", "owl"), ("pruning by Wanda at 0.7", "wanda")):
+        kinds = (("OWL's statistic", "owl", 1.3), ("pruning by Wanda at 0.7", "wanda", 1.6))
+        for what, side, faster in kinds:
             sides = {}
             for who in ("ours", "pruning_rivals"):
                 more = {"sparsity": 0.7, "out": str(s.scratch / who)} if side == "wanda" else {}
@@ -214,12 +230,22 @@ def wanda(s: Setting) -> Iterator[Figure]:
                 a, b = (np.array(runs[-1]["percent"]) for runs in found.values())
                 note = f"statistics differ by at most {np.abs(a - b).max():.1e} percentage points"
             for kind, number, goal in (
-                ("time", {}, 2.0), ("memory", {"key": "peak", "scale": MB, "unit": "MB"}, 4.0)
+                ("time", {}, faster), ("memory", {"key": "peak", "scale": MB, "unit": "MB"}, 4.0)
             ):  # fmt: skip
                 yield against(
                     "wanda", f"{what}, {kind}", where, "the original's loop, torch, float32",
                     found.values(), **number, goal=goal, note=note,
                 )  # fmt: skip
+    for shape, size, where in s.pick([(shapes.SMOL, 16, 512)]):
+        ids = s.ids(shape, size["samples"], size["tokens"])
+        for base, name in (("owl", "OWL"), ("alphapruning", "AlphaPruning")):
+            given = {"model": size["model"], "ids": ids, "base": base}
+            found = [run("ours.allocation", **given) for _ in range(s.repetitions)]
+            seconds = column(found, "seconds")
+            yield Figure(
+                "wanda", f"allocation by {name}, no experiment", where, "none", "s", seconds, (),
+                seconds, "s", 40.0, "at most",
+            )  # fmt: skip
 
 
 def sparsegpt(s: Setting) -> Iterator[Figure]:
@@ -234,7 +260,7 @@ def sparsegpt(s: Setting) -> Iterator[Figure]:
         where = f"a linear of {rows} x {columns}, sparsity 0.5"
         yield against(
             "sparsegpt", "SparseGPT, time", where, "the original's algorithm in float32",
-            found.values(), goal=1.2,
+            found.values(), goal=1.6 if rows == columns else 1.2,
         )  # fmt: skip
         if rows > columns:  # the errors of one are enough
             continue
@@ -266,11 +292,11 @@ def forward(s: Setting) -> Iterator[Figure]:
         graph = {"out": str(s.scratch / f"{shape.hidden}.onnx")}
         sides = {
             "ours": ("ours.forward", given),
-            "transformers, eager": ("rivals.forward", given),
+            "transformers": ("rivals.forward", given),
             "onnxruntime": ("rivals.graph", given | graph),
         }
         found = alternate(sides, s.repetitions)
-        for rival, goal in (("transformers, eager", 1.0), ("onnxruntime", None)):
+        for rival, goal in (("transformers", 1.2), ("onnxruntime", None)):
             yield against(
                 "forward", "forward to the logits, rate", where, f"{rival}, float32",
                 (found["ours"], found[rival]), "rate", "tokens/s", goal=goal,
@@ -280,7 +306,7 @@ def forward(s: Setting) -> Iterator[Figure]:
         given = {"model": size["model"], "repetitions": turns, "ids": ids}
         sides = {who: (f"{who}.evaluation", given) for who in ("ours", "rivals")}
         yield against(
-            "forward", "evaluation of windows, rate", where, "transformers, eager, float32",
+            "forward", "evaluation of windows, rate", where, "transformers, float32",
             alternate(sides, s.repetitions).values(), "rate", "tokens/s", goal=1.0,
         )  # fmt: skip
 
@@ -288,7 +314,8 @@ def forward(s: Setting) -> Iterator[Figure]:
 def startup(s: Setting) -> Iterator[Figure]:
     """How long the program takes to say hello, and what it pulls in."""
     commands = {
-        "refimpl --help": (["-m", "refimpl", "--help"], 0.5),
+        "refimpl --help": (["-m", "refimpl", "--help"], 0.3),
+        "refimpl score fixtures/llama": (["-m", "refimpl", "score", str(LLAMA)], 0.6),
         "import refimpl": (["-c", "import refimpl"], 0.25),
         "python": (["-c", "pass"], None),
     }
