@@ -66,13 +66,14 @@ class BlockWeights(Mapping[str, Array]):
 
 
 def zeroed(weight: Array, keep: Array) -> Array:
-    """A weight with zeros where `keep` is False.
+    """A weight, of the same kind of array, with zeros where `keep` is False.
 
     Example:
         >>> zeroed(np.array([1.0, -2.0]), np.array([False, True])).tolist()
         [0.0, -2.0]
     """
-    return (bits_of(weight) * keep).view(weight.dtype)  # twenty times as fast as np.where
+    kept = bits_of(weight) * keep  # twenty times as fast as np.where
+    return kept.view(weight.dtype).view(type(weight))
 
 
 @dataclass(frozen=True)
