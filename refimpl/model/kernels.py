@@ -1,7 +1,7 @@
 """Two ways to evaluate the costly steps: plain, and on slices that fit in a core's cache.
 
-The plain functions are the definition. The tiled ones call them on slices and skip keys that no
-query of a slice sees, so their results differ in rounding only.
+The plain functions are the definition. The tiled ones compute the same on slices, in place, and
+skip keys that no query of a slice sees, so their results differ in rounding only.
 """
 
 from collections.abc import Callable, Mapping

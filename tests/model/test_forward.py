@@ -18,6 +18,7 @@ from refimpl.model import attention, kernels, ops
 from refimpl.model import forward as forward_module
 from refimpl.model.config import Config
 from refimpl.model.kernels import PLAIN, TILED, Kernels
+from refimpl.model.stream import Stream
 
 
 def trace_points(config: Config, batch: int, length: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -77,6 +78,24 @@ def test_every_trace_point_is_within_the_gate(
     errors = {name: worst_token(out.trace[name], value) for name, value in expected.items()}
     assert {name: error for name, error in errors.items() if not error < GATES[dtype]} == {}
     assert worst_token(out.logits, expected["logits"]) < GATES[dtype]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sequences_in_a_row_pass_each_block_as_alone(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States of an experiment share each product; their attention and positions do not mix."""
+    monkeypatch.setattr(kernels, "QUERIES", 4)
+    model = model_of(case)
+    ids = np.random.default_rng(7).integers(0, model.config.vocab_size, (3, 11))
+    stream = Stream(model, dict(enumerate(ids)), np.float64)
+    for i in range(model.config.num_blocks):
+        weights = model.block(i, np.float64)
+        alone = {n: stream.through(h, weights) for n, h in stream.states.items()}
+        row = stream.through(np.concatenate([*stream.states.values()]), weights)
+        for n, h in alone.items():
+            assert worst_token(row[n], h[0]) <= GATES["float64"]
+        stream.advance(alone)
 
 
 @pytest.mark.parametrize("dtype", GATES)
