@@ -148,7 +148,7 @@ def check(
         errors = reference.errors[name], tolerances[name]
         result = step_result(name, actual, truth, *errors, ties)
         result = by_typical_row(result, actual, truth)
-        if near_zero(result, actual, truth):
+        if near_zero(case, result, actual):
             result = StepResult(name, "unresolved", fault="should be zero, and nearly is")
         elif result.status == "divergent" and equals_peer(name, actual, case.peer, errors[1]):
             fault = "what the peers' code gives (docs/explanation/deviations.md)"

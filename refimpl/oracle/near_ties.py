@@ -102,16 +102,21 @@ def ties_of(
     return ()
 
 
-def near_zero(result: StepResult, actual: Mapping[str, Array], truth: Array) -> bool:
-    """Whether a sum has no relative error because a number should be zero, and nearly is.
+def near_zero(case: Case, result: StepResult, actual: Mapping[str, Array]) -> bool:
+    """Whether a step has no relative error because a number should be zero, and nearly is.
 
-    It is off by no more than its tolerance, and a tenth, of its largest number.
+    A sum is off by no more than its tolerance, and a tenth, of its largest number; a divergence by
+    no more than that of the largest logit, whose rounding it cannot be below.
     """
-    sums = result.step.endswith((".squares", ".products"))
+    sums = result.step.endswith((".squares", ".products", ".divergence"))
     if not sums or result.status != "divergent" or result.fault or isfinite(result.error):
         return False
-    missed = np.abs(actual[result.step].astype(np.float64) - truth).max()
-    return bool(missed <= min(result.tolerance, 0.1) * np.abs(truth).max())
+    truth, relative = case.expected[result.step], min(result.tolerance, 0.1)
+    missed = np.abs(actual[result.step].astype(np.float64) - truth)
+    if result.step.endswith(".divergence"):
+        floor = relative * np.abs(case.expected["logits"]).max()
+        return bool((missed <= np.where(truth == 0, floor, relative * truth.max())).all())
+    return bool(missed.max() <= relative * np.abs(truth).max())
 
 
 def by_typical_row(result: StepResult, actual: Mapping[str, Array], truth: Array) -> StepResult:

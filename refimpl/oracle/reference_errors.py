@@ -73,6 +73,8 @@ def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRu
         for name in errors:
             if is_drift(name, experiment) or name == coefficient_of(experiment):
                 errors[name] = max(errors[name], difference)
+            elif name == f"{experiment}divergence":  # the square of a difference, of logits
+                errors[name] = max(errors[name], 2 * difference, _cancelled(case, name))
     return ReferenceRun(arrays, errors)
 
 
@@ -101,6 +103,12 @@ def _difference_error(
     least = min((x for x in drifts if not np.isnan(x)), default=0.0)
     n = case.inputs["token_ids"].size * case.model.config.hidden_size
     return (2 / n) ** 0.5 * rho / float(least) if least else 0.0
+
+
+def _cancelled(case: Case, step: str) -> float:
+    """The error of divergences in float64: of their terms, as large as logits, little is left."""
+    largest = case.expected[step].max(initial=0.0)
+    return EPS["float64"] * float(np.abs(case.expected["logits"]).max() / (largest or 1.0))
 
 
 @once_per_case

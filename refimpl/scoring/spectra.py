@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.method.gram_spectrum import power_law
-from refimpl.method.signals import PowerLaw
+from refimpl.method.signals import PowerLaw, alphapruning_alpha, esd
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.running.settings import Resources
@@ -18,13 +18,17 @@ from refimpl.running.work_units import Tick, results
 
 @dataclass(frozen=True)
 class Spectra:
-    """The spectra of linears of a block, each of the same cost: a work unit."""
+    """The spectra of linears of a block, each of the same cost: a work unit.
+
+    A computation in float64, which certifies, has `exact` ones: singular values, not Gram matrices.
+    """
 
     block: int
     linears: tuple[str, ...]
     fit: str
     xmin: str
     linear_cost: float = 1.0
+    exact: bool = False
     dtype: npt.DTypeLike = np.float64
 
     def cost(self, config: Config) -> float:
@@ -43,8 +47,10 @@ class Spectra:
     def _law(self, model: Model, name: str) -> PowerLaw:
         """The power law of one linear; an error names it."""
         try:
-            return power_law(
-                model.weights[f"{name}.weight"].read(self.dtype),
+            weight = model.weights[f"{name}.weight"].read(self.dtype)
+            law, of = (alphapruning_alpha, esd(weight)) if self.exact else (power_law, weight)
+            return law(
+                of,
                 "mid" if self.fit == "mid" else "peak",
                 "intended" if self.xmin == "intended" else "shipped",
             )
@@ -67,14 +73,14 @@ def power_laws(
     Returns:
         Per block, the power laws of its linears in their order.
     """
-    kept = resources.partial
+    kept, exact = resources.partial, resources.dtype == np.float64
     finished = {} if kept is None else kept.results
     laws = {key: PowerLaw(**law) for key, law in finished.items() if key.startswith("blocks.")}
     units = []
     for i, linears in enumerate(model.config.linears):
         left = tuple(linear for linear in linears if f"blocks.{i}.{linear}" not in laws)
         together = [left] if resources.pool.executor is None else [(linear,) for linear in left]
-        units += [Spectra(i, names, fit, xmin, linear_cost) for names in together if names]
+        units += [Spectra(i, names, fit, xmin, linear_cost, exact) for names in together if names]
     for _, fitted in results(units, model, resources.pool, resources.workers, resources.tick):
         if kept is not None:
             kept.add({name: asdict(law) for name, law in fitted.items()})

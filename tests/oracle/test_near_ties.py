@@ -13,6 +13,7 @@ from refimpl.method.projection import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, make_case
 from refimpl.oracle.check import check
+from refimpl.oracle.judging.measures import StepResult
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
 from refimpl.oracle.judging.ties import (
     count_ties,
@@ -23,7 +24,7 @@ from refimpl.oracle.judging.ties import (
     rounding_ties,
     turnable,
 )
-from refimpl.oracle.near_ties import score_behind
+from refimpl.oracle.near_ties import near_zero, score_behind
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.rounding import ARITHMETIC
@@ -301,3 +302,31 @@ def test_products_of_an_input_that_carries_little_have_fewer_digits() -> None:
         products[row] *= 1 + 1.5 * tolerance
         (result,) = check(case, {step: products}, (step,), "float32").steps
         assert result.status == status
+
+
+def test_a_divergence_that_should_be_zero_nearly_is() -> None:
+    """Distributions of one token only: rounding of the logits is all that is left."""
+    case, step, tolerance = case_of("llama"), "pruned.divergence", 1e-14
+    truth = case.expected[step].copy()
+    truth[1] = 0.0
+    case = replace(case, expected={**case.expected, step: truth})
+    missed = StepResult(step, "divergent", error=np.inf, tolerance=tolerance)
+    size = np.abs(case.expected["logits"]).max()
+    for block, off, near in (
+        (1, 0.5 * tolerance * size, True),
+        (1, 2.0 * tolerance * size, False),
+        (0, 0.5 * tolerance * truth.max(), True),
+        (0, 2.0 * tolerance * truth.max(), False),
+    ):
+        actual = truth.copy()
+        actual[block] += off
+        assert near_zero(case, missed, {step: actual}) is near
+    assert not near_zero(case, replace(missed, error=1.0), {step: truth})
+
+
+def test_a_divergence_is_off_by_what_cancels() -> None:
+    """Of terms as large as the largest logit: with a divergence of 1e-9, by a millionth of it."""
+    case, step = case_of("llama"), "pruned.divergence"
+    small = replace(case, expected={**case.expected, step: case.expected[step] * 1e-9})
+    size, nats = np.abs(case.expected["logits"]).max(), small.expected[step].max()
+    assert reference_run(small, "float64", True).errors[step] >= 2.0**-52 * size / nats

@@ -11,7 +11,7 @@ from checkpoints import altered
 from gates import model_of
 
 from refimpl import Perturbation, RefimplError, Request, allocate, forward, read_model, score
-from refimpl.method.signals import lsa_error
+from refimpl.method.signals import alphapruning_alpha, esd, lsa_error
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
@@ -306,3 +306,21 @@ class Fixed:
 
 def with_weight(model: Any, name: str, weight: Array) -> Any:
     return replace(model, weights={**model.weights, name: Fixed(weight)})
+
+
+def test_spectra_in_float64_are_singular_values() -> None:
+    """float64 certifies; float32 may take eigenvalues of Gram matrices, with the same choices."""
+    request = Request("alphapruning")
+    wide, narrow = (
+        score(LLAMA, TOKENS, request=request, dtype=dtype).signals.alpha
+        for dtype in (np.float64, np.float32)
+    )
+    names = [
+        f"blocks.{i}.{x}.weight" for i, block in enumerate(LLAMA.config.linears) for x in block
+    ]
+    read = (LLAMA.weights[name].read(np.float64) for name in names)
+    exact = [alphapruning_alpha(esd(weight)).alpha for weight in read]
+    assert wide is not None
+    assert narrow is not None
+    assert wide.ravel().tolist() == exact
+    np.testing.assert_allclose(narrow, wide, rtol=1e-6)
