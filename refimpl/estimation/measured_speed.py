@@ -117,7 +117,7 @@ def pace(
         costs = {name: spectral_work({name: shape}) for name, shape in config.linears[0].items()}
         least = min(costs, key=lambda name: costs[name])
         fit, xmin = str(request.options["fit"]), str(request.options["xmin"])
-        alone, _ = timed(Spectra(0, (least,), fit, xmin))
+        alone, _ = timed(Spectra(0, (least,), fit, xmin, exact=dtype == np.float64))
         spectra = alone * sum(costs.values()) / costs[least]
     outer = halves = 0.0
     if request.base == "lsa":
