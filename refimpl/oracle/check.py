@@ -16,7 +16,13 @@ from refimpl.oracle.candidate_arrays import arrays_of, stored_arrays
 from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.judging.measures import StepResult, step_result
 from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of
-from refimpl.oracle.near_ties import by_typical_row, near_zero, steps_after, ties_of
+from refimpl.oracle.near_ties import (
+    by_own_errors,
+    by_typical_row,
+    near_zero,
+    steps_after,
+    ties_of,
+)
 from refimpl.oracle.peer import equals_peer
 from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.step_tolerances import step_tolerances
@@ -148,6 +154,8 @@ def check(
         errors = reference.errors[name], tolerances[name]
         result = step_result(name, actual, truth, *errors, ties)
         result = by_typical_row(result, actual, truth)
+        if not stepwise:
+            result = by_own_errors(case, result, actual)
         if near_zero(case, result, actual):
             result = StepResult(name, "unresolved", fault="should be zero, and nearly is")
         elif result.status == "divergent" and equals_peer(name, actual, case.peer, errors[1]):

@@ -7,10 +7,11 @@ from math import inf, isfinite
 
 import numpy as np
 
+from refimpl.method.correction import centred_log
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.case import Case, once_per_case
-from refimpl.oracle.judging.measures import Positions, StepResult
+from refimpl.oracle.judging.measures import Positions, StepResult, step_result
 from refimpl.oracle.judging.pruner_scores import (
     dense_scores,
     sparsegpt_error,
@@ -30,12 +31,14 @@ from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
 from refimpl.oracle.reference_errors import ReferenceRun
 from refimpl.oracle.step_tolerances import moved_by_rounding
 from refimpl.oracle.steps import steps
+from refimpl.oracle.stepwise import StepInputs
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH
 
 BY_PRUNING = {"pruned.", "arrival.", "divergence."}
+ERRORS = {"arrival": ".drift", "divergence": ".divergence"}  # what each corrects by
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and always two
 
 
@@ -79,18 +82,20 @@ def ties_of(
         relative = max(of_scores, default=floor)
         return outlier_ties(array, truth, scores, m, tolerances[step], relative, TIE_SHARE)
     if last == "keep":
-        score, group, slack = score_behind(case, reference, step, dtype)
-        slack = slack + moved_by_rounding(case, step, dtype)
+        moved = moved_by_rounding(case, step, dtype)
+        score, group, slack = score_behind(case, reference, step, dtype, moved)
         in_order = first == "sparsegpt_pattern"
         ties = (sequential_ties if in_order else keep_ties)(
             array, truth, score, group, np.minimum(slack, 1.0)
         )
-        if not ties and first == "sparsegpt":
-            return dead_ties(case, reference, dtype, step, array, np.minimum(slack, 1.0))
         few = np.minimum(slack / 4, 1.0)  # twice refimpl's own error
         near = turnable(truth, score, group, few)
         most = max(2, TIE_SHARE * score.size, ERROR_FACTOR * reference.errors[step], near)
-        return ties if len(ties) <= most else ()
+        if ties and len(ties) <= most:
+            return ties
+        if first == "sparsegpt":
+            return dead_ties(case, reference, dtype, step, array, np.minimum(slack, 1.0))
+        return ()
     if first == "sparsegpt" and last == "weight":
         stored = case.model.weights[step.removeprefix("sparsegpt.")].stored.numpy_dtype
         if EPS[stored.name] > EPS[dtype]:
@@ -117,6 +122,26 @@ def near_zero(case: Case, result: StepResult, actual: Mapping[str, Array]) -> bo
         floor = relative * np.abs(case.expected["logits"]).max()
         return bool((missed <= np.where(truth == 0, floor, relative * truth.max())).all())
     return bool(missed.max() <= relative * np.abs(truth).max())
+
+
+def by_own_errors(case: Case, result: StepResult, actual: Mapping[str, Array]) -> StepResult:
+    """The result on an allocation compared with the one that the candidate's own errors lead to.
+
+    Divergences are right to a share of the largest, and one that should be 0 is neutral, where next
+    to nothing is not: so small ones, which passed, may lead to another correction.
+    """
+    correct, _, last = result.step.partition(".")
+    if result.status != "divergent" or result.fault or last != "corrected" or correct not in ERRORS:
+        return result
+    names = [x for x in case.expected if x.startswith("pruned.") and x.endswith(ERRORS[correct])]
+    own = {x: actual[x].astype(np.float64) for x in names if x in actual}
+    if len(own) < len(names) or not all(((x >= 0) & (x < inf)).all() for x in own.values()):
+        return result
+    inputs = StepInputs(replace(case, expected={**case.expected, **own}))
+    u, base = centred_log(inputs.errors(correct)), inputs.base(case.recipe.bases[0], {})
+    truth = inputs.per_block(inputs.corrected(base, u))
+    again = step_result(result.step, actual, truth, result.own, result.tolerance)
+    return again if again.status == "pass" else result
 
 
 def by_typical_row(result: StepResult, actual: Mapping[str, Array], truth: Array) -> StepResult:
@@ -171,13 +196,14 @@ def dead_ties(
 
 
 def score_behind(
-    case: Case, reference: ReferenceRun, step: str, dtype: str
+    case: Case, reference: ReferenceRun, step: str, dtype: str, moved: float = 0.0
 ) -> tuple[Array, int, Array]:
     """Scores [out, in] behind a decision, their group as in `keep_ties`, and relative errors.
 
     What an input carries is off by rounding of what it is made of, which is of the size of the
     others: an input that carries less than most is off by as much more of itself. Errors are of
-    each input, [in], or of all, [1], and may be beyond 1.
+    each input, [in], or of all, [1], and may be beyond 1. `moved` is added to those of SparseGPT,
+    as earlier blocks may have been rounded the other way.
     """
     pruner, _, block, linear, _ = step.split(".")
     if pruner == "magnitude":
@@ -209,7 +235,7 @@ def score_behind(
         sparsegpt_error(reference.steps[other], total, sequences, damping)
         for other, total in known.items()
     ]
-    slack = tolerance_of(step + "score", np.zeros(1), max(errors), dtype)
+    slack = tolerance_of(step + "score", np.zeros(1), max(errors), dtype) + moved
     if not in_order:
         return score, -WIDTH, np.array([slack])
     # A weight is off by what those before it in the row left of themselves: small ones by more.

@@ -9,6 +9,7 @@ from candidates import StoredModel, computed, written
 from crafted_cases import changed_case, copied_tensors
 from gates import case_of, model_of
 
+from refimpl.method.correction import centred_log
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, make_case
@@ -182,6 +183,13 @@ def test_an_input_that_carries_little_is_off_by_more() -> None:
     assert carried.min() < typical / 2
     assert slack.shape == carried.shape
     assert slack * np.minimum(carried, typical) == pytest.approx(slack.min() * typical)
+    case, step = case_of("llama"), "sparsegpt_pattern.blocks.1.down_proj.keep"
+    reference = reference_run(case, "float32")
+    score, _, slack = score_behind(case, reference, step, "float32")
+    more = score_behind(case, reference, step, "float32", 1e-3)[2] - slack
+    assert more.min() == pytest.approx(1e-3)
+    assert more == pytest.approx(slack * (1e-3 / slack.min()))  # of a small weight, of more too
+    assert more.max() > 10 * more.min()
 
 
 def test_a_base_of_signals_within_their_tolerance_is_within_its_own() -> None:
@@ -265,6 +273,10 @@ def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> No
     assert keep[:, 3].sum() > 2
     assert verdict(case, step, keep, "bfloat16") != "divergent"
     assert verdict(case, step, keep, "float32") == "divergent"
+    with pytest.MonkeyPatch.context() as patch:  # nor where every decision is a near tie
+        name = "refimpl.oracle.near_ties.score_behind"
+        patch.setattr(name, lambda *given: (*score_behind(*given)[:2], np.array([1.01])))
+        assert verdict(case, step, keep, "bfloat16") != "divergent"
     keep[:, 3] = ~keep[:, 3]
     assert verdict(case, step, keep, "bfloat16") == "divergent"
 
@@ -322,6 +334,35 @@ def test_a_divergence_that_should_be_zero_nearly_is() -> None:
         actual[block] += off
         assert near_zero(case, missed, {step: actual}) is near
     assert not near_zero(case, replace(missed, error=1.0), {step: truth})
+
+
+def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
+    """A block without a divergence is corrected as the average, and one with next to none is not.
+
+    As a share of the largest, 1e-9 is nothing.
+    """
+    case, step, correction = case_of("llama"), "pruned.divergence", "divergence.corrected"
+    truth = case.expected[step].copy()
+    truth[1] = 0.0
+    found = np.where(truth == 0, 1e-9 * truth.max(), truth)
+    known = [{**case.expected, step: x} for x in (truth, found)]
+    right, own = (x | {correction: corrected_by(case, x)} for x in known)
+    assert np.abs(right[correction] - own[correction]).max() > 0.01
+    case = replace(case, expected=right)
+    for name, number, wanted in ((step, 1.0, "pass"), (step, 1.01, "divergent")):
+        actual = {**own, correction: own[correction] * number}
+        by_name = {one.step: one.status for one in check(case, actual, dtype="float64").steps}
+        assert by_name[name] == "pass"
+        assert by_name[correction] == wanted
+    crossed = check(case, {**own, step: truth}, dtype="float64")  # of other errors than it has
+    assert crossed.first is not None
+    assert crossed.first.step == correction
+
+
+def corrected_by(case: Case, arrays: dict[str, Array]) -> Array:
+    inputs = StepInputs(replace(case, expected=arrays))
+    u, base = centred_log(inputs.errors("divergence")), inputs.base(case.recipe.bases[0], {})
+    return inputs.per_block(inputs.corrected(base, u))
 
 
 def test_a_divergence_is_off_by_what_cancels() -> None:
