@@ -86,14 +86,19 @@ def score_between_products(
 
 
 def score_of_sizes(
-    models: list[str], tokens: list[int], repetitions: int, threads: int | None = None
+    models: list[str],
+    samples: list[int],
+    tokens: list[int],
+    threads: list[int | None],
+    repetitions: int,
 ) -> dict[str, Any]:
-    """Least seconds of scoring each model on one sequence, the sizes taking turns."""
-    seconds: list[list[float]] = [[] for _ in models]
-    score(models[0], 1, tokens[0], threads)  # warm
+    """Least seconds of scoring at each size, the sizes taking turns."""
+    sizes = list(zip(models, samples, tokens, threads, strict=True))
+    seconds: list[list[float]] = [[] for _ in sizes]
+    score(*sizes[0])  # warm
     for _ in range(repetitions):
-        for row, model, length in zip(seconds, models, tokens, strict=True):
-            row.append(score(model, 1, length, threads)["seconds"])
+        for row, size in zip(seconds, sizes, strict=True):
+            row.append(score(*size)["seconds"])
     return {"seconds": [min(row) for row in seconds]}
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from figure import Figure, from_json, goal_of, markdown, spread
-from sections import BY_PROCESSOR, OVERLOADED, SECTIONS, SEVEN_B
+from scoring_profile import roofline
+from sections import BY_PROCESSOR, LINES, OLDER, OVERLOADED, ROOFLINE, SECTIONS, SEVEN_B
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
@@ -38,6 +39,7 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
             "goal, its section describes what we tried; we measured these attempts once, and no "
             "command repeats them."
         ),
+        *[wrapped(OLDER)] * (results["format"] < 2),
         "```bash\n"
         f"python tests/benchmarks/run.py --models FOLDER -o tests/benchmarks/results.json{how}\n"
         "python tests/benchmarks/seven_b.py -o tests/benchmarks/seven_b.json\n"
@@ -56,6 +58,12 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
         parts += ["## Where the time of scoring goes", profile_words(results["profiles"])]
         parts += [f"![Shares of the time of scoring, step by step]({PICTURE})"]
         parts += [profile_table(results["profiles"])]
+        if "rate" in results["profiles"][0]:
+            parts += ["## What bounds scoring", wrapped(ROOFLINE)]
+            parts += [roofline_table(results["profiles"])]
+    if "lines" in results:
+        parts += ["## What the speed costs the reader", wrapped(LINES)]
+        parts += [lines_table(results["lines"])]
     if seven:
         parts += ["## A model of seven billion weights", seven_words(seven)]
         parts += [wrapped(SEVEN_B)]
@@ -162,6 +170,28 @@ def profile_table(profiles: Sequence[dict[str, Any]]) -> str:
     columns = [shares_of(profile) for profile in profiles]
     rows = [(step, *(f"{shares[step]:.1%}" for shares in columns)) for step in columns[0]]
     return markdown(("step", *(p["shape"] for p in profiles)), rows)
+
+
+def roofline_table(profiles: Sequence[dict[str, Any]]) -> str:
+    """Seconds by part, and how many times the first, which is the bound."""
+    columns = [roofline(profile) for profile in profiles]
+    bounds = [next(iter(seconds.values())) for seconds in columns]
+    rows = [
+        (
+            part,
+            *(f"{c[part]:.3g} s ({c[part] / b:.2f})" for c, b in zip(columns, bounds, strict=True)),
+        )
+        for part in columns[0]
+    ]
+    return markdown(("part", *(p["shape"] for p in profiles)), rows)
+
+
+def lines_table(lines: Sequence[dict[str, Any]]) -> str:
+    """Lines of code, and all lines, of the files that hold the forward."""
+    kinds = [(kind, when) for kind in ("code", "all") for when in ("before", "now")]
+    cells = [[one["file"], *(one[when][kind] for kind, when in kinds)] for one in lines]
+    heads = ("file", "code before", "code now", "all lines before", "all lines now")
+    return markdown(heads, cells)
 
 
 def picture(profiles: Sequence[dict[str, Any]]) -> str:

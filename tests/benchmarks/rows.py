@@ -16,6 +16,7 @@ from machine import by_processor
 from process import Found, alternate, column, run
 from shapes import Shape
 
+from refimpl.running.threads import cores
 from refimpl.tokens import random_tokens
 
 LLAMA = Path(__file__).parents[2] / "fixtures" / "llama"
@@ -354,13 +355,15 @@ def spent(command: list[str], folder: Path) -> tuple[float, float]:
 
 
 def growth(s: Setting) -> Iterator[Figure]:
-    """Exponents of the time of scoring in blocks, tokens and width, against the formula's."""
+    """Exponents of the time of scoring in each size, against those of the counted operations."""
     base = replace(shapes.TINY, vocab=256) if s.quick else shapes.SMALL
     unit, usual = base.hidden // base.heads, 16 if s.quick else 128
-    first = {"blocks": 4, "tokens": usual, "width": 64 if s.quick else 256}
-    for axis, start in first.items():
-        sizes = [start * k for k in ((1, 2) if s.quick else (1, 2, 4, 8))]
-        tokens = sizes if axis == "tokens" else [usual] * len(sizes)
+    first = {"blocks": 4, "tokens": usual, "width": 64 if s.quick else 256, "samples": 1}
+    doubled = (1, 2) if s.quick else (1, 2, 4, 8)
+    axes = {axis: [start * k for k in doubled] for axis, start in first.items()}
+    if cores() > 1 and not by_processor():  # threads share the time of the processor out
+        axes["cores"] = [1, 2]
+    for axis, sizes in axes.items():
         made = [base] * len(sizes)
         if axis == "blocks":
             made = [replace(base, blocks=size) for size in sizes]
@@ -370,17 +373,22 @@ def growth(s: Setting) -> Iterator[Figure]:
                 replace(base, hidden=size, intermediate=3 * size, heads=n, kv_heads=n)
                 for size, n in zip(sizes, heads, strict=True)
             ]
+        tokens = sizes if axis == "tokens" else [usual] * len(sizes)
+        samples = sizes if axis == "samples" else [4 if axis == "cores" else 1] * len(sizes)
+        threads = sizes if axis == "cores" else [None] * len(sizes)
         found = run(
-            "ours.score_of_sizes", models=[s.folder(shape) for shape in made], tokens=tokens,
-            repetitions=1 if s.quick else 3,
+            "ours.score_of_sizes", models=[s.folder(shape) for shape in made], samples=samples,
+            tokens=tokens, threads=threads, repetitions=1 if s.quick else 3,
         )  # fmt: skip
         work = [
-            shapes.score_operations(*x) for x in zip(made, [1] * len(sizes), tokens, strict=True)
+            shapes.score_operations(*size) / (among or 1)
+            for *size, among in zip(made, samples, tokens, threads, strict=True)
         ]
         measured, formula = exponent(sizes, found["seconds"]), exponent(sizes, work)
         yield Figure(
             "growth", f"scoring, exponent of the time in {axis}",
-            f"{', '.join(map(str, sizes))} {axis}", "the exponent of the counted operations", "",
+            f"{', '.join(map(str, sizes))} {axis}",
+            f"the exponent of the counted operations{' per core' * (axis == 'cores')}", "",
             (measured,), (formula,), (measured - formula,), goal=0.15, sense="at most",
             note="seconds " + ", ".join(f"{t:.3g}" for t in found["seconds"]),
         )  # fmt: skip

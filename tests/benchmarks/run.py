@@ -21,12 +21,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import lines
 import machine
 import scoring_profile
 from figure import as_json, line
 from rows import ROWS, Setting
 
-FORMAT = 1
+FORMAT = 2  # from 2 on, rivals use torch's default attention, and profiles hold the roofline
 PROFILE = "profile"
 
 
@@ -37,6 +38,7 @@ def measured(
     found: dict[str, Any] = {
         "format": FORMAT, "machine": machine.machine(), "quick": setting.quick,
         "repetitions": setting.repetitions, "figures": [], "rows": {}, "profiles": [],
+        "lines": lines.counts(),
     }  # fmt: skip
     for name in rows:
         before, start, failed = machine.load(), time.perf_counter(), None

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import shapes
+from ours import gemm_rate
 from process import run
-from rows import Setting
+from rows import LLAMA, Setting, spent
+from threadpoolctl import threadpool_limits
 
 STEPS: Mapping[str, tuple[str, ...]] = {
     "matrix products of the linears": ("model.ops.linear",),
@@ -36,6 +38,21 @@ STEPS: Mapping[str, tuple[str, ...]] = {
 }
 WAITING = "waiting (share of all threads)"
 OTHER = "other"
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "products of the linears": ("matrix products of the linears",),
+    "attention: products, mask, softmax": ("attention",),
+    "elementwise: norms, rotation, activation, gate, sums, noise, drift": (
+        "attention: rotation",
+        "norms",
+        "activation",
+        "rest of the block: gate, sums, copies of heads",
+        "sums of squares of the linears' inputs",
+        "noise",
+        "drift and alignment",
+    ),
+    "reading weights: cast and check": ("reading weights: cast and check",),
+    "signals of OWL and DLP, and other": ("signals of OWL and DLP", OTHER),
+}
 
 
 class Timers:
@@ -116,7 +133,10 @@ def measure(model: str, samples: int, tokens: int, threads: int | None) -> dict[
     refimpl.score(ready, given, threads=threads)
     wall, processor = time.perf_counter() - start, time.process_time() - processor
     workers = Workers(threads).threads
+    with threadpool_limits(1, user_api="blas"):
+        rates = gemm_rate(2, time.thread_time)
     return {
+        "rate": max(rates),
         "wall": wall,
         "processor": processor,
         "steps": dict(timers.seconds),
@@ -126,8 +146,10 @@ def measure(model: str, samples: int, tokens: int, threads: int | None) -> dict[
 
 
 def profiles(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Shares of the steps at two shapes."""
-    for _, given, where in setting.pick([(shapes.SMOL, 1, 512), (shapes.LLAMA_1B, 1, 256)]):
+    """Shares of the steps at two shapes, and what bounds them."""
+    score = [sys.executable, "-m", "refimpl", "score", str(LLAMA)]
+    start, _ = min(spent(score, setting.scratch) for _ in range(3))
+    for shape, given, where in setting.pick([(shapes.SMOL, 1, 512), (shapes.LLAMA_1B, 1, 256)]):
         alone = run("scoring_profile.measure", **given, threads=1)
         together = run("scoring_profile.measure", **given, threads=None)
         total = alone["processor"]
@@ -139,7 +161,30 @@ def profiles(setting: Setting) -> Iterator[dict[str, Any]]:
             "steps": steps,
             "waiting": together["waiting"],
             "threads": together["threads"],
+            "wall": together["wall"],
+            "operations": shapes.score_operations(shape, given["samples"], given["tokens"]),
+            "rate": alone["rate"],
+            "start": start,
         }
+
+
+def roofline(profile: dict[str, Any]) -> dict[str, float]:
+    """Seconds of one thread by part, the products alone at the machine's rate before them.
+
+    After them are the seconds in which all threads together wait, and the start of the program.
+    """
+    total = profile["seconds"]
+    parts = {part: total * sum(profile["steps"][s] for s in some) for part, some in PARTS.items()}
+    return {
+        "counted operations at the rate of NumPy's product": profile["operations"]
+        / profile["rate"],
+        **parts,
+        "scoring, all of it": total,
+        f"waiting, {profile['threads']} threads": profile["waiting"]
+        * profile["threads"]
+        * profile["wall"],
+        "start of the program": profile["start"],
+    }
 
 
 def line(profile: dict[str, Any]) -> str:

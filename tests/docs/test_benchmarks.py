@@ -15,6 +15,7 @@ from conftest import HERE
 sys.path.insert(0, str(HERE / "benchmarks"))
 
 import figure
+import lines
 import ours
 import performance_page
 import process
@@ -128,6 +129,21 @@ def test_a_profile_adds_up(tmp_path: Path) -> None:
     assert all(seconds > 0 for seconds in found["steps"].values())
     assert sum(found["steps"].values()) <= found["processor"]
     assert 0 <= found["waiting"] < 1
+
+
+def test_the_parts_of_a_profile_are_those_of_its_whole() -> None:
+    steps = dict.fromkeys([*scoring_profile.STEPS, scoring_profile.OTHER], 1 / 12)
+    profile = {"seconds": 12.0, "steps": steps, "waiting": 0.5, "threads": 2, "wall": 7.0}
+    profile |= {"shape": "tiny", "operations": 8e9, "rate": 1e9, "start": 0.5}
+    bound, *parts, whole, waiting, start = scoring_profile.roofline(profile).values()
+    assert (bound, whole, waiting, start) == (8, 12, 7, 0.5)
+    assert sum(parts) == pytest.approx(whole)
+    assert "| 12 s (1.50) |" in performance_page.roofline_table([profile])
+
+
+def test_lines_of_code_are_those_that_say_something() -> None:
+    source = '"""Doc\n\nstring."""\n\n# comment\ndef f(\n    x\n):\n    """Doc."""\n    return x\n'
+    assert lines.code_lines(source) == 4
 
 
 def test_the_page_is_what_its_results_make() -> None:
