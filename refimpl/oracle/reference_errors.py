@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 
@@ -95,14 +95,14 @@ def _difference_error(
 
     Each is off by rho of itself, in a direction of its own, and they lie d apart. Of n numbers with
     errors of either sign, the part along the difference is one in sqrt(n). Step by step rho is the
-    sum over all blocks, as each is fed its state; d is the experiment's smallest drift.
+    sum over all blocks, as each is fed its state; d is the experiment's smallest drift above 0.
     """
     states = [x for name, x in errors.items() if name.endswith(".resid_post")]
     rho = sum(states) if stepwise else max(states, default=0.0)
-    drifts = [x.min() for name, x in case.expected.items() if is_drift(name, experiment)]
-    least = min((x for x in drifts if not np.isnan(x)), default=0.0)
+    drifts = [x for name, x in case.expected.items() if is_drift(name, experiment)]
+    least = min((float(x) for every in drifts for x in every if x > 0), default=inf)
     n = case.inputs["token_ids"].size * case.model.config.hidden_size
-    return (2 / n) ** 0.5 * rho / float(least) if least else 0.0
+    return (2 / n) ** 0.5 * rho / least
 
 
 def _cancelled(case: Case, step: str) -> float:

@@ -27,7 +27,7 @@ from refimpl.oracle.judging.ties import (
 )
 from refimpl.oracle.near_ties import near_zero, score_behind
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.reference_errors import reference_run
+from refimpl.oracle.reference_errors import is_drift, reference_run
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.step_tolerances import moved_by, step_tolerances
 from refimpl.oracle.steps import steps
@@ -229,6 +229,20 @@ def test_a_drift_is_resolved_as_far_as_the_states_are(tmp_path: Path) -> None:
         least = (2 / size) ** 0.5 * rho / eta
         for step in ("perturbed.0.drift", "perturbed.3.drift", "absorption_coefficient"):
             assert errors[step] > 0.9 * least
+
+
+def test_a_block_that_loses_nothing_does_not_hide_that_the_others_differ(tmp_path: Path) -> None:
+    """It has no drift, and the divergence of another one is as far resolved as without it."""
+    sparsity, tokens = 0.02, Tokens(IDS, "drawn uniformly with seed 0", "ids")
+    case = make_case(model_of("llama"), tokens, Recipe(bases=("dlp",), sparsity=sparsity),
+                     tmp_path / "c")  # fmt: skip
+    drifts = [x for name, x in case.expected.items() if is_drift(name, "pruned.")]
+    assert min(x.min() for x in drifts) == 0
+    least = min(x[x > 0].min() for x in drifts if x.any())
+    errors = reference_run(case, "float32").errors
+    rho = max(x for name, x in errors.items() if name.endswith(".resid_post"))
+    size = case.expected["blocks.0.resid_post"].size
+    assert errors["pruned.divergence"] >= 2 * (2 / size) ** 0.5 * rho / least
 
 
 def verdict(case: Case, step: str, keep: Keep, dtype: str) -> str:
