@@ -88,7 +88,7 @@ def ties_of(
         ties = (sequential_ties if in_order else keep_ties)(
             array, truth, score, group, np.minimum(slack, 1.0)
         )
-        few = np.minimum(slack / 4, 1.0)  # twice refimpl's own error
+        few = np.minimum(slack / 2, 1.0)  # four times refimpl's own error
         near = turnable(truth, score, group, few)
         most = max(2, TIE_SHARE * score.size, ERROR_FACTOR * reference.errors[step], near)
         if ties and len(ties) <= most:
@@ -187,7 +187,7 @@ def dead_ties(
     right, _ = decision(dense, other, sequences, goal, Pruner("sparsegpt", damping))
     score = sparsegpt_scores(dense, other, sequences, right, damping)
     differ, right_bits = int((keep != right).sum()), np.packbits(right, axis=1)
-    near = turnable(right_bits, score, -WIDTH, slack / 4)
+    near = turnable(right_bits, score, -WIDTH, slack / 2)
     if differ > max(2, TIE_SHARE * score.size, near):
         return ()
     if differ and not keep_ties(bits, right_bits, score, -WIDTH, slack):
