@@ -187,9 +187,12 @@ def sparsegpt(rows: int, columns: int, sparsity: float, out: str) -> dict[str, A
 
 def forward(model: str, samples: int, tokens: int, repetitions: int) -> dict[str, Any]:
     """Tokens per second of `refimpl.forward` to the logits, weights read anew by every call."""
+    from refimpl.model.kernels import TILED
+
     ready = refimpl.read_model(model)
     ids = random_tokens(ready.config.vocab_size, samples, tokens).ids
-    return timed(lambda: refimpl.forward(ready, ids).logits, ids.size, repetitions)
+    logits = lambda: refimpl.forward(ready, ids, kernels=TILED).logits  # noqa: E731
+    return timed(logits, ids.size, repetitions)
 
 
 def evaluation(model: str, ids: str, repetitions: int) -> dict[str, Any]:
