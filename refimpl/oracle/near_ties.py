@@ -134,8 +134,8 @@ def by_own_errors(case: Case, result: StepResult, actual: Mapping[str, Array]) -
     if result.status != "divergent" or result.fault or last != "corrected" or correct not in ERRORS:
         return result
     names = [x for x in case.expected if x.startswith("pruned.") and x.endswith(ERRORS[correct])]
-    own = {x: actual[x].astype(np.float64) for x in names if x in actual}
-    if len(own) < len(names) or not all(((x >= 0) & (x < inf)).all() for x in own.values()):
+    own = {x: np.maximum(actual[x].astype(np.float64), 0.0) for x in names if x in actual}
+    if len(own) < len(names) or not all(np.isfinite(x).all() for x in own.values()):
         return result
     inputs = StepInputs(replace(case, expected={**case.expected, **own}))
     u, base = centred_log(inputs.errors(correct)), inputs.base(case.recipe.bases[0], {})
@@ -176,23 +176,24 @@ def dead_ties(
     keep, truth = (unpacked(x, dense.shape[1]) for x in (bits, case.expected[step]))
     carried = np.sqrt(np.diag(products))
     least = slip * np.sqrt(np.mean(np.square(carried)))
-    dead = (carried > 0) & (carried <= least) & ~keep.any(axis=0)
+    fewer = 2 * keep.sum(axis=0) <= truth.sum(axis=0)  # of equal scores the last ones stay
+    dead = (carried > 0) & (carried <= least) & fewer
     alive = (carried == 0) & keep.any(axis=0) & (EPS[dtype] > EPS["float32"]) & np.isfinite(least)
-    if not (dead | alive).any():
-        return ()
     index = list(case.model.config.linears[int(block)]).index(linear)
     goal = int(case.expected[f"{case.recipe.bases[0]}.counts"][int(block), index])
-    other = np.where(dead | dead[:, None], 0.0, products)
-    other[alive, alive] = np.square(least * 1e-3)  # next to nothing: only that it is not dead
-    right, _ = decision(dense, other, sequences, goal, Pruner("sparsegpt", damping))
-    score = sparsegpt_scores(dense, other, sequences, right, damping)
-    differ, right_bits = int((keep != right).sum()), np.packbits(right, axis=1)
-    near = turnable(right_bits, score, -WIDTH, slack / 2)
-    if differ > max(2, TIE_SHARE * score.size, near):
-        return ()
-    if differ and not keep_ties(bits, right_bits, score, -WIDTH, slack):
-        return ()
-    return positions(np.argwhere(keep != truth))
+    for revived in (alive, np.zeros_like(alive)):
+        if not (dead | revived).any():
+            continue
+        other = np.where(dead | dead[:, None], 0.0, products)
+        other[revived, revived] = np.square(least * 1e-3)  # next to nothing: only that it is not 0
+        right, _ = decision(dense, other, sequences, goal, Pruner("sparsegpt", damping))
+        score = sparsegpt_scores(dense, other, sequences, right, damping)
+        differ, right_bits = int((keep != right).sum()), np.packbits(right, axis=1)
+        near = turnable(right_bits, score, -WIDTH, slack / 2)
+        few = differ <= max(2, TIE_SHARE * score.size, near)
+        if few and (not differ or keep_ties(bits, right_bits, score, -WIDTH, slack)):
+            return positions(np.argwhere(keep != truth))
+    return ()
 
 
 def score_behind(

@@ -74,7 +74,9 @@ def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRu
             if is_drift(name, experiment) or name == coefficient_of(experiment):
                 errors[name] = max(errors[name], difference)
             elif name == f"{experiment}divergence":  # the square of a difference, of logits
-                errors[name] = max(errors[name], 2 * difference, _cancelled(case, name))
+                errors[name] = max(
+                    errors[name], 2 * difference, _divergence_error(case, name, errors["logits"])
+                )
     return ReferenceRun(arrays, errors)
 
 
@@ -105,10 +107,17 @@ def _difference_error(
     return (2 / n) ** 0.5 * rho / least
 
 
-def _cancelled(case: Case, step: str) -> float:
-    """The error of divergences in float64: of their terms, as large as logits, little is left."""
-    largest = case.expected[step].max(initial=0.0)
-    return EPS["float64"] * float(np.abs(case.expected["logits"]).max() / (largest or 1.0))
+def _divergence_error(case: Case, step: str, logits: float) -> float:
+    """The error of divergences, as a share of the largest, KL, if logits err by so much.
+
+    ``sqrt(2 KL) sqrt(2 / T) e / KL``: two logits are off by e each, and KL is half the variance of
+    their difference, which is ``sqrt(2 KL)``; T tokens are off in either sign. In float64 the terms
+    of a divergence are as large as logits, and little is left of them.
+    """
+    truth, largest = case.expected["logits"], case.expected[step].max(initial=0.0) or 1.0
+    e = logits * float(np.sqrt(np.mean(np.square(truth))))
+    by_logits = (2 / case.inputs["token_ids"].size) ** 0.5 * e * (2 / largest) ** 0.5
+    return max(by_logits, EPS["float64"] * float(np.abs(truth).max()) / largest)
 
 
 @once_per_case

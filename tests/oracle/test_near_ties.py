@@ -243,6 +243,9 @@ def test_a_block_that_loses_nothing_does_not_hide_that_the_others_differ(tmp_pat
     rho = max(x for name, x in errors.items() if name.endswith(".resid_post"))
     size = case.expected["blocks.0.resid_post"].size
     assert errors["pruned.divergence"] >= 2 * (2 / size) ** 0.5 * rho / least
+    logit = errors["logits"] * np.sqrt(np.mean(np.square(case.expected["logits"])))
+    nats = case.expected["pruned.divergence"].max()
+    assert errors["pruned.divergence"] >= 2 * logit / np.sqrt(nats * IDS.size) * 0.999
 
 
 def verdict(case: Case, step: str, keep: Keep, dtype: str) -> str:
@@ -293,6 +296,31 @@ def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> No
         assert verdict(case, step, keep, "bfloat16") != "divergent"
     keep[:, 3] = ~keep[:, 3]
     assert verdict(case, step, keep, "bfloat16") == "divergent"
+
+
+def test_of_more_dead_inputs_than_the_budget_some_weights_stay(tmp_path: Path) -> None:
+    """A ReLU lets 1e-6 of a fourth input through, and in float16 nothing: all score 0 there."""
+    tensors, dead, dim = copied_tensors("opt"), slice(0, 3), model_of("opt").config.hidden_size
+    (name,) = (k for k in tensors if k.endswith("layers.0.fc1.weight"))
+    tensors[name][:4] = 0
+    tensors[name.replace("weight", "bias")][:4] = (-1, -1, -1, 1e-6)
+    inner = len(tensors[name])
+    recipe = Recipe(sparsity=3.5 / inner, bases=("uniform",))
+    case = changed_case("opt", tensors, tmp_path, IDS, recipe)
+    step, total = "sparsegpt.blocks.0.down_proj.keep", "sparsegpt.blocks.0.mlp_hidden.products"
+    products = case.expected[total].copy()
+    assert products[dead, dead].max() == 0 < products[3, 3]
+    products[3] = products[:, 3] = 0
+    dense = case.model.block(0, np.float64)["down_proj.weight"]
+    index = list(case.model.config.linears[0]).index("down_proj")
+    goal = int(case.expected["uniform.counts"][0, index])
+    assert 3 * dim < goal < 4 * dim
+    keep, _ = decision(dense, products, 2, goal, Pruner("sparsegpt", case.recipe.damping))
+    assert keep[:, dead].any()
+    assert keep[:, 3].any()
+    assert verdict(case, step, keep, "float16") != "divergent"
+    keep[:, 5] = ~keep[:, 5]
+    assert verdict(case, step, keep, "float16") == "divergent"
 
 
 @pytest.mark.parametrize(("sparsity", "dtype"), [(0.0, "float16"), (0.05, "bfloat16")])
@@ -360,7 +388,7 @@ def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
     truth[1] = 0.0
     found = np.where(truth == 0, 1e-9 * truth.max(), truth)
     known = [{**case.expected, step: x} for x in (truth, found)]
-    right, own = (x | {correction: corrected_by(case, x)} for x in known)
+    right, own = (x | {correction: corrected_by(case, x[step])} for x in known)
     assert np.abs(right[correction] - own[correction]).max() > 0.01
     case = replace(case, expected=right)
     for name, number, wanted in ((step, 1.0, "pass"), (step, 1.01, "divergent")):
@@ -372,9 +400,16 @@ def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
     assert crossed.first is not None
     assert crossed.first.step == correction
 
+    zeros, found = np.zeros(4), np.array([-1e-23, 1e-23, 3e-23, 2e-23])  # below 0 is 0
+    known = [{**case.expected, step: x} for x in (zeros, found)]
+    right, own = (x | {correction: corrected_by(case, np.maximum(x[step], 0))} for x in known)
+    report = check(replace(case, expected=right), own, dtype="float64")
+    assert {one.step: one.status for one in report.steps}[correction] == "pass"
 
-def corrected_by(case: Case, arrays: dict[str, Array]) -> Array:
-    inputs = StepInputs(replace(case, expected=arrays))
+
+def corrected_by(case: Case, divergence: Array) -> Array:
+    expected = {**case.expected, "pruned.divergence": divergence}
+    inputs = StepInputs(replace(case, expected=expected))
     u, base = centred_log(inputs.errors("divergence")), inputs.base(case.recipe.bases[0], {})
     return inputs.per_block(inputs.corrected(base, u))
 
