@@ -14,6 +14,7 @@ from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
 from refimpl.pruners.decision import Pruner
 from refimpl.running.settings import Settings
+from refimpl.tokens.samples import SAMPLES, SCORED, SEQ_LEN
 
 RUNNING = "Running"  # heading in --help
 NOISE = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of one perturbed state
@@ -54,12 +55,19 @@ def source_options(
     )
 
 
-DEFAULTS = (
-    "8; for rows of ids, all rows",
-    "512, or the model's longest sequence if that is shorter; for rows of ids, their width",
-)
-SOURCE = source_options(*DEFAULTS)
-CALIBRATION = source_options(*DEFAULTS, "a text that comes with refimpl is used")
+def defaults(samples: int, seq_len: int) -> tuple[str, str]:
+    """The defaults of --samples and --seq-len in words."""
+    return (
+        f"{samples}; for rows of ids, all rows",
+        f"{seq_len}, or the model's longest sequence if that is shorter; for rows of ids, their "
+        "width",
+    )
+
+
+OWN_TEXT = "a text that comes with refimpl is used"
+SOURCE = source_options(*defaults(SAMPLES, SEQ_LEN))
+CALIBRATION = source_options(*defaults(SAMPLES, SEQ_LEN), OWN_TEXT)
+SCORING = source_options(*defaults(*SCORED), OWN_TEXT)
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,10 +15,10 @@ from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.cli import options as opt
 from refimpl.cli.groups import (
-    CALIBRATION,
     PERTURBATION,
     REQUEST,
     RUNNING,
+    SCORING,
     SETTINGS,
     Source,
     checked_plan,
@@ -37,6 +38,7 @@ from refimpl.show.table import table
 from refimpl.storage.files import write_json
 from refimpl.storage.partial_results import until_written
 from refimpl.tokens.model_tokens import model_tokens
+from refimpl.tokens.samples import SCORED
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def command(
     *,
     config: opt.ConfigOption = None,
     download: opt.DownloadOption = False,
-    source: Annotated[Source, CALIBRATION],
+    source: Annotated[Source, SCORING],
     plan: Annotated[Perturbation, PERTURBATION],
     wanted: Annotated[Request, REQUEST],
     settings: Annotated[Settings, SETTINGS],
@@ -103,7 +105,8 @@ def command(
         opt.refuse(context, ("device",), "--runtime numpy", "--runtime onnxruntime")
     part = opt.partial_path(output if experiment is None else None, settings.resume)
     opened = read_model(model, config, download=download)
-    tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
+    cut = partial(model_tokens, opened, seed=plan.seed, calibration=True, default=SCORED)
+    tokens = cut(**vars(source))
     if ahead is not None:
         expected = Estimator(opened, tokens, plan, wanted, settings, kept=part is not None)
         if budget is None:
@@ -116,7 +119,7 @@ def command(
         chosen = f"budget of {budget:g} min: {chosen_options(choice)}"
         print(f"{chosen}, about {duration(choice.seconds.total)}", file=sys.stderr, flush=True)
         plan, source = choice.plan, replace(source, samples=choice.tokens.samples)
-        tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
+        tokens = cut(**vars(source))
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress, part=part)
         kept = as_json or output is not None

@@ -19,17 +19,18 @@ def id_tokens(
     samples: int | None = None,
     seq_len: int | None = None,
     default_seq_len: int = SEQ_LEN,
+    default_samples: int = SAMPLES,
 ) -> Tokens:
     """Read samples [n, S] from a file of ids, as they are: no BOS is added.
 
     Rows of a file are its samples: the first `samples` of them (None: all), cut to the first
     `seq_len` ids (None: all). A one-dimensional array is cut like a tokenised text; None then means
-    8 samples of `default_seq_len`.
+    `default_samples` of `default_seq_len`.
     """
     path = Path(path)
     stored = read_ids(path)
     if stored.ndim == 1:
-        samples = SAMPLES if samples is None else samples
+        samples = default_samples if samples is None else samples
         seq_len = default_seq_len if seq_len is None else seq_len
         require_sizes(samples, seq_len)
         ids = cut(stored, samples, seq_len, None, str(path))

@@ -31,18 +31,19 @@ def model_tokens(
     seq_len: int | None = None,
     seed: int = 0,
     calibration: bool = False,
+    default: tuple[int, int] = (SAMPLES, SEQ_LEN),
 ) -> Tokens:
     """Tokens for a model, whose folder holds the tokenizer, checked against its limits.
 
     They are cut from the text or read from the ids, or drawn with `seed` if the ids are `RANDOM`.
     Without either, those for a calibration are cut from a text that comes with refimpl, and others
-    are drawn. By default there are 8 samples of 512 tokens, or of as many as the model allows; a
-    file of ids decides for itself.
+    are drawn. There are `default` samples and tokens of each, or as many as the model allows; rows
+    of ids decide for themselves.
     """
     config = model.config
-    longest = min(SEQ_LEN, config.max_position_embeddings)
+    usual, longest = default[0], min(default[1], config.max_position_embeddings)
     length = longest if seq_len is None else seq_len
-    count = SAMPLES if samples is None else samples
+    count = usual if samples is None else samples
     tokenizer, bos = model.tokenizer_json, model.config_file.get("bos_token_id")
     if text is not None and ids is not None:
         raise RefimplError(
@@ -51,7 +52,7 @@ def model_tokens(
     if text is not None:
         tokens = text_tokens(text, tokenizer, count, length, bos_id=bos)
     elif ids is not None and ids != RANDOM:
-        tokens = id_tokens(ids, samples, seq_len, longest)
+        tokens = id_tokens(ids, samples, seq_len, longest, usual)
     elif ids is None and calibration:
         if not tokenizer.exists():
             raise RefimplError(

@@ -12,6 +12,7 @@ from refimpl.errors import RefimplError
 Ids = npt.NDArray[np.int64]
 
 SAMPLES, SEQ_LEN = 8, 512  # defaults
+SCORED = 4, 256  # those of `refimpl score`: docs/how-to/calibrate.md, "How many tokens are enough"
 MOST_TOKENS = 1 << 26
 
 

@@ -334,8 +334,8 @@ def test_the_header_says_where_tokens_came_from(tmp_path: Path) -> None:
     assert ids.startswith("3 x 20, ids.npy")
 
 
-@pytest.mark.parametrize(("limit", "length"), [(64, 64), (512, 512), (2048, 512)])
-def test_the_default_length_is_512_or_what_the_model_allows(
+@pytest.mark.parametrize(("limit", "length"), [(64, 64), (256, 256), (2048, 256)])
+def test_the_default_length_is_256_or_what_the_model_allows(
     limit: int, length: int, tmp_path: Path
 ) -> None:
     config = json.loads((LLAMA / "config.json").read_text()) | {"max_position_embeddings": limit}
@@ -350,8 +350,14 @@ def test_the_default_length_is_512_or_what_the_model_allows(
         assert found["tokens"]["samples"] == 1
 
 
-def test_the_default_is_8_samples() -> None:
-    assert json.loads(ran("score", LLAMA, "--seq-len", 4, "--json"))["tokens"]["samples"] == 8
+@pytest.mark.parametrize("words", [(), ("--tokens", "random"), ("--tokens", "ids.npy")])
+def test_the_default_is_4_samples(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("ids.npy", np.arange(600) % 250)
+    found = json.loads(ran("score", LLAMA, "--seq-len", 4, *words, "--json"))
+    assert found["tokens"]["samples"] == 4
 
 
 def test_a_file_and_a_config_elsewhere(tmp_path: Path) -> None:
