@@ -176,12 +176,13 @@ def dead_ties(
     keep, truth = (unpacked(x, dense.shape[1]) for x in (bits, case.expected[step]))
     carried = np.sqrt(np.diag(products))
     least = slip * np.sqrt(np.mean(np.square(carried)))
-    fewer = 2 * keep.sum(axis=0) <= truth.sum(axis=0)  # of equal scores the last ones stay
-    dead = (carried > 0) & (carried <= least) & fewer
+    # Of the equal scores of dead inputs the last ones stay, if the budget ends among them.
+    dead = (carried > 0) & (carried <= least) & (2 * keep.sum(axis=0) <= truth.sum(axis=0))
     alive = (carried == 0) & keep.any(axis=0) & (EPS[dtype] > EPS["float32"]) & np.isfinite(least)
+    mostly = alive & (2 * (~keep).sum(axis=0) <= (~truth).sum(axis=0))
     index = list(case.model.config.linears[int(block)]).index(linear)
     goal = int(case.expected[f"{case.recipe.bases[0]}.counts"][int(block), index])
-    for revived in (alive, np.zeros_like(alive)):
+    for revived in (alive, mostly, np.zeros_like(alive)):
         if not (dead | revived).any():
             continue
         other = np.where(dead | dead[:, None], 0.0, products)

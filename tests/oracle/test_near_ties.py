@@ -298,26 +298,31 @@ def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> No
     assert verdict(case, step, keep, "bfloat16") == "divergent"
 
 
-def test_of_more_dead_inputs_than_the_budget_some_weights_stay(tmp_path: Path) -> None:
-    """A ReLU lets 1e-6 of a fourth input through, and in float16 nothing: all score 0 there."""
-    tensors, dead, dim = copied_tensors("opt"), slice(0, 3), model_of("opt").config.hidden_size
+@pytest.mark.parametrize(("columns", "turned", "carried"), [(3.5, 3, 0.0), (1.5, 1, 1e-12)])
+def test_of_more_dead_inputs_than_the_budget_some_weights_stay(
+    columns: float, turned: int, carried: float, tmp_path: Path
+) -> None:
+    """Of four inputs a ReLU lets 1e-6 of the last one through, and in float16 another one, or none.
+
+    The weights of dead inputs all score 0, and as many columns as given go.
+    """
+    tensors = copied_tensors("opt")
     (name,) = (k for k in tensors if k.endswith("layers.0.fc1.weight"))
     tensors[name][:4] = 0
     tensors[name.replace("weight", "bias")][:4] = (-1, -1, -1, 1e-6)
-    inner = len(tensors[name])
-    recipe = Recipe(sparsity=3.5 / inner, bases=("uniform",))
+    recipe = Recipe(sparsity=columns / len(tensors[name]), bases=("uniform",))
     case = changed_case("opt", tensors, tmp_path, IDS, recipe)
     step, total = "sparsegpt.blocks.0.down_proj.keep", "sparsegpt.blocks.0.mlp_hidden.products"
     products = case.expected[total].copy()
-    assert products[dead, dead].max() == 0 < products[3, 3]
-    products[3] = products[:, 3] = 0
+    assert products[:3, :3].max() == 0 < products[3, 3]
+    products[turned] = products[:, turned] = 0
+    products[turned, turned] = carried
     dense = case.model.block(0, np.float64)["down_proj.weight"]
     index = list(case.model.config.linears[0]).index("down_proj")
     goal = int(case.expected["uniform.counts"][0, index])
-    assert 3 * dim < goal < 4 * dim
     keep, _ = decision(dense, products, 2, goal, Pruner("sparsegpt", case.recipe.damping))
-    assert keep[:, dead].any()
-    assert keep[:, 3].any()
+    assert all(keep[:, i].any() for i in range(3))
+    assert (keep != unpacked(case.expected[step], keep.shape[1])).sum() > 2
     assert verdict(case, step, keep, "float16") != "divergent"
     keep[:, 5] = ~keep[:, 5]
     assert verdict(case, step, keep, "float16") == "divergent"
