@@ -88,9 +88,9 @@ def ties_of(
         ties = (sequential_ties if in_order else keep_ties)(
             array, truth, score, group, np.minimum(slack, 1.0)
         )
-        few = np.minimum(slack / 2, 1.0)  # four times refimpl's own error
+        few = np.minimum(slack / 4, 1.0)  # twice refimpl's own error
         near = turnable(truth, score, group, few)
-        most = max(2, TIE_SHARE * score.size, ERROR_FACTOR * reference.errors[step], near)
+        most = 2 + max(TIE_SHARE * score.size, ERROR_FACTOR * reference.errors[step], near)
         if ties and len(ties) <= most:
             return ties
         if first == "sparsegpt":
@@ -190,8 +190,8 @@ def dead_ties(
         right, _ = decision(dense, other, sequences, goal, Pruner("sparsegpt", damping))
         score = sparsegpt_scores(dense, other, sequences, right, damping)
         differ, right_bits = int((keep != right).sum()), np.packbits(right, axis=1)
-        near = turnable(right_bits, score, -WIDTH, slack / 2)
-        few = differ <= max(2, TIE_SHARE * score.size, near)
+        near = turnable(right_bits, score, -WIDTH, slack / 4)
+        few = differ <= 2 + max(TIE_SHARE * score.size, near)
         if few and (not differ or keep_ties(bits, right_bits, score, -WIDTH, slack)):
             return positions(np.argwhere(keep != truth))
     return ()
