@@ -3,9 +3,9 @@
 DIR is as for `run.py`. The rule, fixed before the runs: nothing is chosen. Corrections have no
 parameter or the package's defaults, bases have their defaults (LSA its code's beta for the
 sparsity), and each cell is reported.
-Calibration is `sotu-1901-1979`: 12 x 512 tokens, of which seed k takes every third from the k-th
-on, all tokens for pruning and the first 256 of each for scores. Perplexity is that of the first 8
-windows of 512 tokens of `speech` and `novel`.
+Calibration is `sotu-1901-1979`: 12 x 512 tokens (SparseGPT: 24 x 512), of which seed k takes every
+third sample from the k-th on, all tokens for pruning and the first 256 of each for scores.
+Perplexity is that of the first 8 windows of 512 tokens of `speech` and `novel`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from effects import nats
-from grid import GEMMA, REPORTED, SMOL, Papers
+from grid import GEMMA, QWEN, REPORTED, SMOL, Papers
 from measure import Bench
 from run import Exam, finished
 
@@ -37,6 +37,7 @@ from refimpl.tokens.model_tokens import model_tokens
 HERE = Path(__file__).parent
 SAMPLES, SEEDS, PROBED = 12, 3, 256  # samples of 512 tokens, seeds that share them, tokens probed
 PROBED_SAMPLES = 4  # at the first place, SmolLM2 at 60 %; 2 elsewhere, to save time
+SPARSITIES = (0.6, 0.7, 0.5)  # sparsities, what matters most first
 LINE = 0.03  # largest change of a block's sparsity by the line, as in the first study
 CORRECTIONS = {  # how an allocation is made from its base
     "none": {"correct": None},
@@ -72,39 +73,36 @@ class Measured:
 
 
 def cells() -> Iterator[Measured]:
-    """All cells in order, the headline first."""
-    both, bases = ("none", "divergence"), ("owl", "alphapruning", "dlp")
+    """All cells in order, the headline first: no correction, measured divergence, peers' bases."""
+    both, bases = ("none", "divergence"), ("owl", "alphapruning", "dlp", "lsa")
+    wanda = [Measured(model, sparsity) for sparsity in SPARSITIES for model in (SMOL, GEMMA, QWEN)]
+    sparsegpt = [Measured(SMOL, sparsity, method="sparsegpt") for sparsity in SPARSITIES]
     smol = [Measured(SMOL, sparsity) for sparsity in (0.6, 0.7)]
-    others = [Measured(SMOL, 0.5), Measured(GEMMA, 0.7), Measured(GEMMA, 0.5)]
-    yield from (replace(place, correction=c) for place in smol for c in both)
-    yield from (replace(Measured(GEMMA, 0.6), correction=c) for c in both)
-    yield from (replace(smol[0], base=base) for base in bases)
-    yield from (replace(Measured(SMOL, 0.6), method="sparsegpt", correction=c) for c in both)
-    yield from (replace(smol[1], base=base) for base in bases)
-    yield from (replace(place, correction=c) for place in others for c in both)
+    for places in (wanda[:6], sparsegpt[:2], wanda[6:], sparsegpt[2:]):
+        yield from (replace(place, correction=c) for place in places for c in both)
+        yield from (replace(place, base=base) for place in places for base in bases)
     for place in smol:
-        for correction in ("negative", "shuffled", "line", "paper"):
+        for correction in ("negative", "shuffled", "sorted", "line", "paper", "arrival"):
             yield replace(place, correction=correction)
-    yield from (replace(p, base=base) for p in (*others, Measured(GEMMA, 0.6)) for base in bases)
-    yield from (replace(place, correction="sorted") for place in smol)
-    yield from (
-        Measured(p.model, p.sparsity, "lsa") for p in (*smol, *others, Measured(GEMMA, 0.6))
-    )
+    yield from (replace(place, correction="divergence, own kappa") for place in smol)
     for seed in range(1, SEEDS):
         yield from (replace(place, correction=c, seed=seed) for place in smol for c in both)
 
 
-def calibration(bench: Bench, model: Model, seed: int) -> Tokens:
+def calibration(bench: Bench, model: Model, seed: int, method: str) -> Tokens:
     """A seed's share of the calibration text."""
-    tokens = model_tokens(model, bench.calibration, None, SAMPLES, 512)
+    samples = SAMPLES * 2 if method == "sparsegpt" else SAMPLES  # a Hessian needs more
+    tokens = model_tokens(model, bench.calibration, None, samples, 512)
     return replace(tokens, ids=tokens.ids[seed::SEEDS])
 
 
 def scores_of(bench: Bench, model: Model, cell: Measured) -> Scores:
     """The cell's scores, measured anew: their cost is part of the result."""
-    tokens = calibration(bench, model, cell.seed)
+    tokens = calibration(bench, model, cell.seed, cell.method)
     first = (cell.model, cell.sparsity, cell.method, cell.seed) == (SMOL, 0.6, "wanda", 0)
     samples = PROBED_SAMPLES if first else PROBED_SAMPLES // 2
+    if cell.method == "sparsegpt":
+        samples = len(tokens.ids)
     tokens = replace(tokens, ids=tokens.ids[:samples, :PROBED])
     request = request_of(cell)
     plan = request.perturbation(None)
@@ -127,7 +125,7 @@ def allocation(
     if request.correct is not None:
         scores = scores_of(bench, model, cell)
         return allocate(scores, request), scores
-    tokens = calibration(bench, model, cell.seed)
+    tokens = calibration(bench, model, cell.seed, cell.method)
     made = base_only(signals(model, request, tokens), request, config.linears)
     if cell.correction == "none":
         return made, None
@@ -164,7 +162,7 @@ def run_cell(
     targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
     with Settings().open() as resources:
         stream = Batches(model, exam.batches, resources.workers)
-        ids = calibration(bench, model, cell.seed).ids
+        ids = calibration(bench, model, cell.seed, cell.method).ids
         for block in pruned_blocks(model, targets, Pruner(cell.method), ids, resources):
             stream.pass_block(block.weights)
         found = stream.likelihoods()
