@@ -43,6 +43,7 @@ CORRECTIONS = {  # how an allocation is made from its base
     "none": {"correct": None},
     "divergence": {"correct": "divergence"},
     "divergence, own kappa": {"correct": "divergence", "kappa": "own"},
+    "divergence, linears": {"correct": "divergence"},  # each linear probed alone
     "arrival": {"correct": "arrival"},
     "paper": {"correct": "absorption"},
     "line": {"correct": None},
@@ -66,10 +67,12 @@ class Measured:
     correction: str = "none"
     method: str = "wanda"
     seed: int = 0
+    probed: int = 0  # samples that are perturbed, of twice as many as usual; 0 for the usual ones
 
     def __str__(self) -> str:
         words = (self.model, self.method, f"{self.sparsity:g}", self.base, self.correction)
-        return f"{' '.join(words)} seed {self.seed}"
+        probed = f" probed {self.probed}" if self.probed else ""
+        return f"{' '.join(words)} seed {self.seed}{probed}"
 
 
 def cells() -> Iterator[Measured]:
@@ -81,33 +84,43 @@ def cells() -> Iterator[Measured]:
     for places in (wanda[:6], sparsegpt[:2], wanda[6:], sparsegpt[2:]):
         yield from (replace(place, correction=c) for place in places for c in both)
         yield from (replace(place, base=base) for place in places for base in bases)
+    for seed in range(1, SEEDS):
+        yield from (replace(place, correction=c, seed=seed) for place in smol for c in both)
     for place in smol:
         for correction in ("negative", "shuffled", "sorted", "line", "paper", "arrival"):
             yield replace(place, correction=correction)
+    yield from (replace(smol[1], correction="divergence", probed=n) for n in (1, 2, 4, 8))
     yield from (replace(place, correction="divergence, own kappa") for place in smol)
+    yield replace(smol[0], correction="divergence, linears")
+    others = (*wanda[1:3], *wanda[4:6], *sparsegpt[:2])
     for seed in range(1, SEEDS):
-        yield from (replace(place, correction=c, seed=seed) for place in smol for c in both)
+        yield from (replace(place, correction=c, seed=seed) for place in others for c in both)
 
 
-def calibration(bench: Bench, model: Model, seed: int, method: str) -> Tokens:
+def calibration(bench: Bench, model: Model, cell: Measured) -> Tokens:
     """A seed's share of the calibration text."""
-    samples = SAMPLES * 2 if method == "sparsegpt" else SAMPLES  # a Hessian needs more
+    more = cell.method == "sparsegpt" or cell.probed  # a Hessian needs more
+    samples = SAMPLES * 2 if more else SAMPLES
     tokens = model_tokens(model, bench.calibration, None, samples, 512)
-    return replace(tokens, ids=tokens.ids[seed::SEEDS])
+    return replace(tokens, ids=tokens.ids[cell.seed :: SEEDS])
 
 
 def scores_of(bench: Bench, model: Model, cell: Measured) -> Scores:
     """The cell's scores, measured anew: their cost is part of the result."""
-    tokens = calibration(bench, model, cell.seed, cell.method)
+    tokens = calibration(bench, model, cell)
     first = (cell.model, cell.sparsity, cell.method, cell.seed) == (SMOL, 0.6, "wanda", 0)
     samples = PROBED_SAMPLES if first else PROBED_SAMPLES // 2
-    if cell.method == "sparsegpt":
+    if cell.method == "sparsegpt" or cell.probed:
         samples = len(tokens.ids)
     tokens = replace(tokens, ids=tokens.ids[:samples, :PROBED])
     request = request_of(cell)
     plan = request.perturbation(None)
     if plan.kind == "pruning":
         plan = replace(plan, probe_pruner=cell.method)
+    if cell.probed:
+        plan = replace(plan, probe_samples=cell.probed)
+    if cell.correction == "divergence, linears":
+        plan = replace(plan, units="linears")
     return score(model, tokens, plan, request)
 
 
@@ -125,7 +138,7 @@ def allocation(
     if request.correct is not None:
         scores = scores_of(bench, model, cell)
         return allocate(scores, request), scores
-    tokens = calibration(bench, model, cell.seed, cell.method)
+    tokens = calibration(bench, model, cell)
     made = base_only(signals(model, request, tokens), request, config.linears)
     if cell.correction == "none":
         return made, None
@@ -162,7 +175,7 @@ def run_cell(
     targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
     with Settings().open() as resources:
         stream = Batches(model, exam.batches, resources.workers)
-        ids = calibration(bench, model, cell.seed, cell.method).ids
+        ids = calibration(bench, model, cell).ids
         for block in pruned_blocks(model, targets, Pruner(cell.method), ids, resources):
             stream.pass_block(block.weights)
         found = stream.likelihoods()

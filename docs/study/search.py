@@ -142,7 +142,7 @@ def run(bench: Bench, path: Path, cell: Measured, how: Search) -> None:
     """Search, prune and measure; a line of the same form as those of `measured.py`."""
     model, started = read_model(bench.real / cell.model), time.perf_counter()
     exam = Exam(bench, model, Papers(REPORTED, False))
-    tokens = calibration(bench, model, cell.seed)
+    tokens = calibration(bench, model, cell)
     history = []
     with Settings().open() as resources:
         fitness = Fitness(model, tokens.ids[:PROBED_SAMPLES, :PROBED], cell.sparsity, resources)

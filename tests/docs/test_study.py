@@ -165,7 +165,7 @@ def test_the_page_holds_what_the_cells_say(tmp_path: Path) -> None:
 
 def test_the_grid_of_measured_strength_has_each_cell_once() -> None:
     cells = [str(cell) for cell in measured.cells()]
-    assert len(set(cells)) == len(cells) == 56
+    assert len(set(cells)) == len(cells) == 123
     on_file = run.finished(STUDY / "measured.jsonl")
     assert on_file.keys() <= set(cells)
 
@@ -200,7 +200,7 @@ def test_the_search_descends_within_its_budget(bench: measure.Bench) -> None:
 def test_a_search_is_pruned_and_measured_and_sorted_is_a_control(
     bench: measure.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def drawn(bench: measure.Bench, model: Model, seed: int) -> Tokens:
+    def drawn(bench: measure.Bench, model: Model, cell: measured.Measured) -> Tokens:
         return random_tokens(264, 2, 12)
 
     cell = measured.Measured(grid.SMOL, 0.5)
