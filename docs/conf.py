@@ -10,7 +10,7 @@ from latex2mathml.converter import convert
 project = "refimpl"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "index"
-exclude_patterns = ["study", "contents.md"]
+exclude_patterns = ["contents.md"]
 html_theme = "furo"
 html_title = "refimpl"
 html_theme_options = {"top_of_page_buttons": []}

@@ -1,14 +1,106 @@
-"""The table of the study of measured strength, from `measured.jsonl`."""
+"""The tables of the study of measured strength, from `measured.jsonl` and `search.jsonl`."""
 
-from collections.abc import Mapping
-from math import exp, expm1
+from collections.abc import Iterable, Mapping
+from math import exp, expm1, log
 
 import numpy as np
 from effects import Row, change, nats
-from grid import REPORTED
+from grid import GEMMA, QWEN, REPORTED, SMOL
 
-PLACE = ("model", "method", "sparsity", "seed")
-HEAD = ("model, pruner, sparsity", "allocation", "predicted", *REPORTED, "kappa", "seconds")
+Place = tuple[str, str, float]
+"""A model, a pruner and a sparsity."""
+
+PLACE = ("model", "method", "sparsity")
+HEAD = ("seed", "allocation", "predicted", *REPORTED, "kappa", "seconds")
+SHORT = {SMOL: "SmolLM2-135M", GEMMA: "Gemma-3-270m", QWEN: "Qwen2.5-Coder-0.5B"}
+PRUNERS = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}
+BASES = ("uniform", "owl", "alphapruning", "dlp", "lsa")
+
+
+def places(done: Mapping[str, Row]) -> dict[Place, list[Row]]:
+    """The rows of each place, by model, pruner and sparsity."""
+    found: dict[Place, list[Row]] = {}
+    for row in done.values():
+        found.setdefault(tuple(row[key] for key in PLACE), []).append(row)
+    order = list(SHORT), list(PRUNERS)
+    return {
+        place: found[place]
+        for place in sorted(found, key=lambda x: (order[0].index(x[0]), order[1].index(x[1]), x[2]))
+    }
+
+
+def title(place: Place) -> str:
+    """What the rows of a place share."""
+    return f"{SHORT[place[0]]}, {PRUNERS[place[1]]}, {place[2]:.0%}"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], words: int = 1) -> str:
+    """Lines of a table whose first columns are words, and the others numbers."""
+    first = tuple(head)
+    rule = ["---"] * words + ["---:"] * (len(first) - words)
+    return "\n".join(f"| {' | '.join(x)} |" for x in (first, rule, *rows))
+
+
+def usual(rows: Iterable[Row], seed: int = 0) -> dict[str, Row]:
+    """Rows of one seed by allocation: those of bases by the base's name."""
+    return {
+        row["correction"] if row["base"] == "uniform" and row["correction"] != "none"
+        else row["base"]: row
+        for row in rows
+        if row["seed"] == seed and not row.get("probed")
+    }  # fmt: skip
+
+
+def perplexities(row: Row | None) -> str:
+    """`speech / novel`, or nothing."""
+    return "" if row is None else " / ".join(f"{exp(nats(row, text)):.1f}" for text in REPORTED)
+
+
+def best_other(rows: Mapping[str, Row]) -> str:
+    """The allocation of the lowest mean nats over both texts, measured divergence left out."""
+    return min(
+        (name for name in BASES if name in rows),
+        key=lambda name: sum(nats(rows[name], text) for text in REPORTED),
+    )
+
+
+def against(row: Row, other: Row) -> str:
+    """The change of the perplexity on each text, with the standard error over windows."""
+    found = (change(row, other, text) for text in REPORTED)
+    return " / ".join(f"{mean:+.1f} ± {error:.1f}" for mean, error in found) + " %"
+
+
+def headline(done: Mapping[str, Row]) -> str:
+    """A line per place: every base, measured divergence, and what it changes against the best."""
+    lines = []
+    for place, every in places(done).items():
+        rows = usual(every)
+        if "uniform" not in rows:
+            continue
+        ours, best = rows.get("divergence"), best_other(rows)
+        line = [title(place), *(perplexities(rows.get(name)) for name in (*BASES, "divergence"))]
+        lines.append([*line, *([against(ours, rows[best]), best] if ours else ["", ""])])
+    head = ("model, pruner, sparsity", *BASES, "divergence", "divergence against the best", "best")
+    return table(head, lines)
+
+
+def seeds(done: Mapping[str, Row]) -> str:
+    """A line per place with several calibration seeds: the effect of each, mean and deviation."""
+    lines = []
+    for place, every in places(done).items():
+        pairs = [usual(every, seed) for seed in sorted({row["seed"] for row in every})]
+        pairs = [rows for rows in pairs if {"uniform", "divergence"} <= rows.keys()]
+        if len(pairs) < 2:
+            continue
+        line = [title(place), str(len(pairs))]
+        for text in REPORTED:
+            logs = [nats(x["divergence"], text) - nats(x["uniform"], text) for x in pairs]
+            each = ", ".join(f"{100 * expm1(x):+.1f}" for x in logs)
+            error = np.std(logs, ddof=1) / len(logs) ** 0.5
+            mean = float(np.mean(logs))
+            line.append(f"{each}: {100 * expm1(mean):+.1f} ± {100 * exp(mean) * error:.1f} %")
+        lines.append(line)
+    return table(("model, pruner, sparsity", "seeds", *REPORTED), lines) if lines else ""
 
 
 def predicted(row: Row, probed: Row) -> float:
@@ -22,25 +114,106 @@ def predicted(row: Row, probed: Row) -> float:
     return 100 * expm1(float((level * np.expm1(rate * more)).sum()))
 
 
-def measured(done: Mapping[str, Row]) -> str:
-    """A line per cell; changes are against the same place without a correction, uniform."""
-    lines = [f"| {' | '.join(HEAD)} |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
-    places = dict.fromkeys(tuple(row[key] for key in PLACE) for row in done.values())
-    for place in places:
-        rows = [row for row in done.values() if tuple(row[key] for key in PLACE) == place]
-        uniform = {row["correction"]: row for row in rows if row["base"] == "uniform"}
-        none, probed = uniform["none"], uniform.get("divergence")
-        for row in rows:
+def probes(done: Mapping[str, Row]) -> str:
+    """A line per place with probes: how errors grow, and what the paper's coefficient says."""
+    lines = []
+    for place, every in places(done).items():
+        for row in every:
+            if row["correction"] != "divergence" or row["seed"] or row.get("probed"):
+                continue
+            rate, level, r = (np.array(row[key], float) for key in ("rate", "level", "r"))
+            low, middle, high = np.percentile(rate, (25, 50, 75))
+            both = np.isfinite(level) & (level > 0) & np.isfinite(r) & (r > 0)
+            like = np.corrcoef(np.log(r[both]), np.log(level[both]))[0, 1]
+            kappa = f"{middle:.1f} ({low:.1f} to {high:.1f})"
+            fits = f"{int(np.sum(row['fits']))} of {len(rate)}"
+            most = f"{np.nanmax(np.abs(row['residual'])):.2f}"
+            ratio = f"{np.nanmax(level) / np.nanmedian(level):.0f}"
+            lines.append([title(place), kappa, f"{rate[0]:.1f}", fits, most, ratio, f"{like:+.2f}"])
+    head = ("model, pruner, sparsity", "kappa (quartiles)", "of block 0", "blocks that fit")
+    return table(
+        (*head, "largest residual", "largest a / median a", "correlation of log r, log a"), lines
+    )
+
+
+def foretold(done: Mapping[str, Row]) -> str:
+    """Predicted and measured change of the nats per token: how often the sign is right."""
+    found: list[tuple[str, float, float]] = []
+    for every in places(done).values():
+        for seed in {row["seed"] for row in every}:
+            rows = usual(every, seed)
+            if not {"uniform", "divergence"} <= rows.keys():
+                continue
+            for name, row in rows.items():
+                if name != "uniform":
+                    wanted = log(1 + predicted(row, rows["divergence"]) / 100)
+                    moved = np.mean([nats(row, t) - nats(rows["uniform"], t) for t in REPORTED])
+                    found.append((name, wanted, float(moved)))
+    lines = []
+    for name in dict.fromkeys(name for name, _, _ in found):
+        pairs = np.array([x[1:] for x in found if x[0] == name])
+        right = int((np.sign(pairs[:, 0]) == np.sign(pairs[:, 1])).sum())
+        means = (f"{x:+.3f}" for x in pairs.mean(axis=0))
+        lines.append([name, f"{len(pairs)}", f"{right}", *means])
+    head = ("allocation", "cells", "sign right", "predicted, mean nats", "measured, mean nats")
+    return table(head, lines)
+
+
+def cost(done: Mapping[str, Row]) -> str:
+    """What more probed samples cost and gain."""
+    lines = []
+    for place, every in places(done).items():
+        none = usual(every).get("uniform")
+        for row in sorted(every, key=lambda x: x.get("probed", 0)):
+            if row.get("probed") and none is not None:
+                seconds = f"{row['score_seconds']:.0f}"
+                texts = [f"{exp(nats(row, text)):.1f}" for text in REPORTED]
+                lines.append([title(place), f"{row['probed']} x 256", *texts, seconds])
+    head = ("model, pruner, sparsity", "samples probed", *REPORTED, "seconds of scoring")
+    return table(head, lines) if lines else ""
+
+
+def searched(found: Mapping[str, Row], done: Mapping[str, Row]) -> str:
+    """The evolutionary search beside measured divergence and no correction."""
+    lines = []
+    for row in found.values():
+        place = next(x for x in places(done) if row["cell"].startswith(" ".join((x[0], x[1]))))
+        model, method, sparsity = row["cell"].split(" ")[:3]
+        rows = usual(places(done).get((model, method, float(sparsity)), ()))
+        passes, generations = row["history"][-1][1], len(row["history"])
+        name = f"search, {generations} generations"
+        where = title((*place[:2], float(sparsity)))
+        lines.append(
+            [where, name, perplexities(row), f"{passes:,}", f"{row['search_seconds']:.0f}"]
+        )
+        for name in ("divergence", "uniform"):
+            if name in rows:
+                seconds = f"{rows[name]['score_seconds']:.0f}"
+                lines.append([where, name, perplexities(rows[name]), "", seconds])
+    head = ("model, pruner, sparsity", "allocation", "speech / novel", "block passes", "seconds")
+    return table(head, lines, 2) if lines else ""
+
+
+def every_cell(done: Mapping[str, Row]) -> str:
+    """A table per place, a line per cell; changes are against uniform with the same seed."""
+    parts = []
+    for place, every in places(done).items():
+        lines = []
+        for row in every:
+            rows = usual(every, row["seed"])
+            none, probed = rows.get("uniform"), rows.get("divergence")
             name = " + ".join(x for x in (row["base"], row["correction"]) if x != "none")
-            cells = [f"{row['model']}, {row['method']}, {row['sparsity']:.0%}", name]
-            foretold = row is not none and probed is not None
-            cells.append(f"{predicted(row, probed):+.0f} %" if foretold and probed else "")
+            name += f", {row['probed']} samples probed" if row.get("probed") else ""
+            changed = none is not None and row is not none
+            foretold = f"{predicted(row, probed):+.0f} %" if changed and probed else ""
+            line = [str(row["seed"]), name, foretold]
             for text in REPORTED:
                 perplexity = f"{exp(nats(row, text)):.1f}"
-                if row is not none:
+                if none is not None and changed:
                     mean, error = change(row, none, text)
                     perplexity += f" ({mean:+.1f} ± {error:.1f} %)"
-                cells.append(perplexity)
-            cells += [f"{row['kappa']:.1f}" if "kappa" in row else "", f"{row['seconds']:.0f}"]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+                line.append(perplexity)
+            kappa = f"{row['kappa']:.1f}" if "kappa" in row else ""
+            lines.append([*line, kappa, f"{row['seconds']:.0f}"])
+        parts.append(f"### {title(place)}\n\n{table(HEAD, lines, 2)}")
+    return "\n\n".join(parts)

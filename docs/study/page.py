@@ -1,6 +1,6 @@
-"""Write the tables of `docs/study.md` and its figures from `cells.jsonl` and `harm.jsonl`.
+"""Write the tables and figures of the study's pages from the files of cells beside this script.
 
-`python docs/study/page.py` replaces the text between the marks of the page.
+`python docs/study/page.py` replaces the text between the marks of the pages.
 """
 
 import json
@@ -11,10 +11,11 @@ from itertools import pairwise
 from math import exp
 from pathlib import Path
 
+import measured_picture
+import measured_table
 import numpy as np
 from effects import Row, agreement, change, expected_change, harm_of_blocks, nats, share
 from grid import CORRECTIONS, LINE, NONE, REPORTED, SEEDS, Cell, best_two, first_half, second_half
-from measured_table import measured
 from pictures import picture, scatter
 from run import HERE, finished
 
@@ -179,26 +180,43 @@ def harms(done: Mapping[str, Row], rows: list[Row]) -> str:
     return "\n".join([f"Harm by block (nats per token and unit of sparsity): {each}.", "", *lines])
 
 
-def write(page: Path, cells: Path) -> None:
-    """Replace the tables of the page, and draw the picture beside the cells."""
-    done, harm = finished(cells), cells.parent / "harm.jsonl"
-    rows = [json.loads(line) for line in harm.read_text().splitlines()] if harm.exists() else []
+def replaced(page: Path, parts: Mapping[str, str]) -> None:
+    """Write the parts between the marks of a page."""
     text = page.read_text("utf-8")
+    for mark, made in parts.items():
+        marked = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = marked.sub(lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text)
+    page.write_text(text, "utf-8")
+
+
+def write(docs: Path) -> None:
+    """Replace the tables of the study's pages, and draw their pictures, from the cells."""
+    folder = docs / "study"
+    done, harm = finished(folder / "cells.jsonl"), folder / "harm.jsonl"
+    rows = [json.loads(line) for line in harm.read_text().splitlines()] if harm.exists() else []
     parts = {
         "counts": counts(done),
         "overview": overview(done),
         "bands": bands(done),
         "tables": tables(done),
         "harm": harms(done, rows),
-        "measured": measured(finished(cells.parent / "measured.jsonl")),
     }
-    for mark, made in parts.items():
-        marked = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = marked.sub(lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text)
-    page.write_text(text, "utf-8")
-    (cells.parent / "effects.svg").write_text(picture(done), "utf-8")
-    (cells.parent / "agreement.svg").write_text(scatter(done), "utf-8")
+    replaced(folder / "fixed-size.md", parts)
+    (folder / "effects.svg").write_text(picture(done), "utf-8")
+    (folder / "agreement.svg").write_text(scatter(done), "utf-8")
+    strength = finished(folder / "measured.jsonl")
+    replaced(docs / "study.md", {"headline": measured_table.headline(strength)})
+    parts = {
+        "seeds": measured_table.seeds(strength),
+        "probes": measured_table.probes(strength),
+        "foretold": measured_table.foretold(strength),
+        "cost": measured_table.cost(strength),
+        "searched": measured_table.searched(finished(folder / "search.jsonl"), strength),
+        "cells": measured_table.every_cell(strength),
+    }
+    replaced(folder / "measured.md", parts)
+    (folder / "measured.svg").write_text(measured_picture.picture(strength), "utf-8")
 
 
 if __name__ == "__main__":
-    write(HERE.parent / "study.md", HERE / "cells.jsonl")
+    write(HERE.parent)

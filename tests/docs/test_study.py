@@ -158,8 +158,10 @@ def test_the_page_holds_what_the_cells_say(tmp_path: Path) -> None:
     """The committed page and picture are what the committed cells give."""
     shutil.copytree(STUDY, tmp_path / "study", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(STUDY.parent / "study.md", tmp_path)
-    page.write(tmp_path / "study.md", tmp_path / "study" / "cells.jsonl")
-    for name in ("study.md", "study/effects.svg", "study/agreement.svg"):
+    page.write(tmp_path)
+    pages = ("study.md", "study/fixed-size.md", "study/measured.md")
+    pictures = ("effects", "agreement", "measured")
+    for name in (*pages, *(f"study/{picture}.svg" for picture in pictures)):
         assert (tmp_path / name).read_text() == (STUDY.parent / name).read_text(), name
 
 
