@@ -39,7 +39,7 @@ from refimpl.pruners.sparsegpt import WIDTH
 
 BY_PRUNING = {"pruned.", "arrival.", "divergence."}
 ERRORS = {"arrival": ".drift", "divergence": ".divergence"}  # what each corrects by
-TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and always two
+TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
 
 
 def steps_after(case: Case, step: str) -> set[str]:
@@ -134,8 +134,10 @@ def by_own_errors(case: Case, result: StepResult, actual: Mapping[str, Array]) -
     if result.status != "divergent" or result.fault or last != "corrected" or correct not in ERRORS:
         return result
     names = [x for x in case.expected if x.startswith("pruned.") and x.endswith(ERRORS[correct])]
-    own = {x: np.maximum(actual[x].astype(np.float64), 0.0) for x in names if x in actual}
-    if len(own) < len(names) or not all(np.isfinite(x).all() for x in own.values()):
+    if any(x not in actual or actual[x].shape != case.expected[x].shape for x in names):
+        return result
+    own = {x: np.maximum(actual[x].astype(np.float64), 0.0) for x in names}
+    if not all(np.isfinite(x).all() for x in own.values()):
         return result
     inputs = StepInputs(replace(case, expected={**case.expected, **own}))
     u, base = centred_log(inputs.errors(correct)), inputs.base(case.recipe.bases[0], {})

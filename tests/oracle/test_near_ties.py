@@ -405,6 +405,11 @@ def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
     assert crossed.first is not None
     assert crossed.first.step == correction
 
+    for other in (truth[:, None], truth[:0], np.full(4, np.nan)):  # nothing follows from them
+        misshapen = {**own, step: other, correction: own[correction] * 1.01}
+        statuses = {one.step: one.status for one in check(case, misshapen, dtype="float64").steps}
+        assert statuses[step] == statuses[correction] == "divergent"
+
     zeros, found = np.zeros(4), np.array([-1e-23, 1e-23, 3e-23, 2e-23])  # below 0 is 0
     known = [{**case.expected, step: x} for x in (zeros, found)]
     right, own = (x | {correction: corrected_by(case, np.maximum(x[step], 0))} for x in known)
