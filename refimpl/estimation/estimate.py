@@ -17,7 +17,7 @@ from refimpl.estimation.workload import (
 )
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
-from refimpl.model.kernels import QUERIES
+from refimpl.model.kernels import QUERIES, SCORES
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
 from refimpl.model.weight import DTYPES
@@ -216,8 +216,9 @@ class Estimator:
         stored = self.model.weights[f"blocks.0.{first}.weight"].stored
         is_view = DTYPES.get(stored.kind) == resources.dtype
         width, wide = config.hidden_size, config.intermediate_size
-        heads = config.num_attention_heads * config.head_dim
-        attending = length * (2 * width + 6 * heads) + 3 * min(QUERIES, length) * length
+        heads, tile = config.num_attention_heads, min(QUERIES, length) * length  # of one head
+        scores_of_heads = max(tile, min(SCORES, heads * tile))
+        attending = length * (2 * width + 6 * heads * config.head_dim) + 3 * scores_of_heads
         passing = max(attending, length * (4 * width + 4 * wide)) * item
         measuring = length * max(4 * width, wide) * double
         rows = min(config.vocab_size, max(1, HEAD_BYTES // (length * item)))  # in a piece of head

@@ -6,6 +6,7 @@ skip keys that no query of a slice sees, so their results differ in rounding onl
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from refimpl.model import attention, ops
 from refimpl.model.ops import Array
 from refimpl.model.position_tables import alibi_bias
 
-QUERIES = 128  # a tile of scores is [128, S]
-ELEMENTS = 1 << 14  # of an activation at a time
+QUERIES = 64  # of a tile of scores, [heads, 64, S]
+SCORES = 1 << 16  # of a tile; the heads are as many as that allows
+ELEMENTS = 1 << 14  # of an activation or a norm at a time
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def tiled_attention(
     sink: Array | None = None,
     ramps: Array | None = None,
 ) -> Array:
-    """Evaluate `plain_attention` head by head, on tiles of queries and the keys that they see.
+    """Evaluate `plain_attention` a few heads at a time, on tiles of queries and the keys they see.
 
     Arguments and result are those of `plain_attention`; but the S tokens may be several sequences,
     one after another, each of the bias's length.
@@ -89,20 +91,23 @@ def tiled_attention(
         tile = slice(start, min(start + QUERIES, length))
         visible = np.flatnonzero((bias[tile] == 0).any(axis=0))
         keys = slice(visible[0], visible[-1] + 1)
-        seen = bias[tile, keys] if bias[tile, keys].any() else None  # a tile without a mask
-        for row, head, sequence in np.ndindex(*q.shape[:2], q.shape[2] // length):
-            own, alibi = slice(sequence * length, (sequence + 1) * length), seen
+        near = bias[tile, keys]
+        seen = near if near.any() else None  # a tile without a mask
+        some = max(1, SCORES // near.size)
+        firsts = range(q.shape[0]), range(0, q.shape[1], some), range(0, q.shape[2], length)
+        for row, head, first in product(*firsts):
+            heads, alibi = slice(head, head + some), seen
             if ramps is not None:
-                alibi = alibi_bias(ramps[head, tile], ramps[head, keys], bias.dtype)
+                alibi = alibi_bias(ramps[heads, tile], ramps[heads, keys], bias.dtype)
                 alibi = alibi if seen is None else seen + alibi
-            at = (row, head, own)
-            mixed[at][tile] = tile_of_attention(
-                q[at][tile],
-                k[at][keys],
-                v[at][keys],
+            at = (row, heads, slice(first, first + length))
+            mixed[at][:, tile] = tile_of_attention(
+                q[at][:, tile],
+                k[at][:, keys],
+                v[at][:, keys],
                 alibi,
                 cap,
-                None if sink is None else sink[head],
+                None if sink is None else sink[heads],
             )
     return mixed
 
@@ -115,7 +120,7 @@ def tile_of_attention(
     The division by the softmax's sum comes after the values, [queries, h] instead of
     [queries, keys].
     """
-    scores = q @ k.T
+    scores = q @ np.swapaxes(k, -1, -2)
     if cap is not None:
         scores = ops.soft_cap(scores, cap)
     if bias is not None:
@@ -150,7 +155,7 @@ def in_pieces(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def rms_norm_in_rows(x: Array, weight: Array | float, eps: float) -> Array:
-    """Evaluate `ops.rms_norm` on a few rows at a time.
+    """Evaluate `ops.rms_norm` on a few rows at a time, without an array of the squares.
 
     Example:
         >>> rms_norm_in_rows(np.array([[3.0, 4.0]]), np.ones(2), 0.0).round(4).tolist()
@@ -160,7 +165,10 @@ def rms_norm_in_rows(x: Array, weight: Array | float, eps: float) -> Array:
     for at in np.ndindex(x.shape[:-2]):
         for start in range(0, x.shape[-2], rows):
             piece = slice(start, start + rows)
-            result[at][piece] = ops.rms_norm(x[at][piece], weight, eps)
+            part, scaled = x[at][piece], result[at][piece]
+            mean_square = np.vecdot(part, part) / x.shape[-1]
+            np.divide(part, np.sqrt(mean_square + eps)[:, None], out=scaled)
+            scaled *= weight
     return result
 
 

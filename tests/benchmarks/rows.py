@@ -108,8 +108,14 @@ def scoring(
             pair = found["ours"], found[words]
             yield against(
                 row, "scoring, time", where, words, pair, goal=goal,
-                note=same_coefficients(*pair),
+                note=f"{same_coefficients(*pair)}; {peaks({'ours': pair[0], words: pair[1]})}",
             )  # fmt: skip
+
+
+def peaks(found: Mapping[str, list[Found]]) -> str:
+    """The largest memory of each side, in words."""
+    each = (f"{max(column(runs, 'peak')) / MB:,.0f} MB" for runs in found.values())
+    return f"largest memory, ours first: {', '.join(each)}"
 
 
 def scoring_hooked(s: Setting) -> Iterator[Figure]:
@@ -120,7 +126,7 @@ def scoring_hooked(s: Setting) -> Iterator[Figure]:
         found = alternate(sides, s.repetitions)
         yield against(
             "scoring-hooked", "scoring, whole process", where, f"{hooked}, model in memory",
-            (found["ours"], found["rival"]), goal=2.5,
+            (found["ours"], found["rival"]), goal=2.5, note=peaks(found),
         )  # fmt: skip
     sizes = [*SIZES, (shapes.SMOL, 2, 512)]
     yield from scoring(s, "scoring-hooked", {hooked: ("rivals.score_hooked", {})}, 2.5, sizes)
@@ -185,6 +191,27 @@ def memory(s: Setting) -> Iterator[Figure]:
         "12 more residual states of T x D float32", "MB", growth, tuple(allowed for _ in growth),
         tuple(x / allowed for x in growth), goal=1.0, sense="at most", note=steps,
     )  # fmt: skip
+
+
+def default(s: Setting) -> Iterator[Figure]:
+    """`refimpl score` with its default samples and text: how long, and how sure it is."""
+    for shape, given, _ in s.pick([(shapes.QWEN, 0, 0)]):
+        if s.models is None and not s.quick:  # it needs a tokenizer
+            continue
+        few = ["--samples", "1", "--seq-len", "16"] if s.quick else []
+        words = ["score", given["model"], *few]
+        found = [run("ours.command", arguments=words) for _ in range(s.repetitions)]
+        whole, scores = column(found, "whole"), found[-1]["printed"]
+        tokens, blocks = scores["tokens"], scores["blocks"]
+        error = np.nanmedian(
+            [(b["absorption_stderr"] or np.nan) / b["absorption_coefficient"] for b in blocks]
+        )
+        yield Figure(
+            "default", "default `refimpl score`, whole process",
+            said(shape.name, tokens["samples"], tokens["seq_len"]), "none", "s", whole, (), whole,
+            "s", 90.0, "at most", "of the median block, the standard error of the coefficient is "
+            f"{error:.1%} of it; {peaks({'ours': found})}",
+        )  # fmt: skip
 
 
 def spectra(s: Setting) -> Iterator[Figure]:
@@ -403,6 +430,7 @@ ROWS: Mapping[str, Row] = {
     "scoring-hooked": scoring_hooked,
     "scoring-batched": scoring_batched,
     "rate": rate,
+    "default": default,
     "memory": memory,
     "spectra": spectra,
     "wanda": wanda,

@@ -70,6 +70,13 @@ same time and computed scores in pieces that fit into the cache. Reading the nex
 last states made no difference that we could distinguish from noise, and needs the memory of one
 more block.""",
     ),
+    "default": Section(
+        "The default of `refimpl score`",
+        """
+The command as one types it first, `refimpl score FOLDER`: with its own text and number of samples,
+from the start of the program to its end. The number was chosen by the error that it leaves: see
+[how to calibrate](how-to/calibrate.md).""",
+    ),
     "memory": Section(
         "Memory",
         """

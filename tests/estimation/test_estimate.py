@@ -31,6 +31,7 @@ from refimpl.estimation.workload import (
     work,
 )
 from refimpl.model.config import BlockKind, Config
+from refimpl.model.kernels import QUERIES
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.position_tables import causal_bias, reach
@@ -138,7 +139,7 @@ def test_counts_of_one_thread() -> None:
     assert perturbed_passes(states, 3, Perturbation()).tolist() == [0, 1, 2]
     assert perturbed_passes(states, 3, Perturbation("pruning")).tolist() == [1, 2, 3]
     assert rounds_of(np.array([1, 4, 5]), threads=4) == 4
-    assert attended(BlockKind(window=None, rope=None), 256) == 128 * 128 + 128 * 256
+    assert attended(BlockKind(window=None, rope=None), 256) == 64 * (64 + 128 + 192 + 256)
     for memory, together in ((1 << 16, 7), (1, 1)):
         with Settings(memory=memory).open() as resources:
             assert sequences_together(config, 16, resources, keep=False) == together
@@ -237,9 +238,10 @@ def test_attention_looks_at_the_keys_that_its_queries_see(
     kind, positions = BlockKind(window, None, chunked=chunked), np.arange(length)
     bias = causal_bias(positions, reach(positions, kind), np.float32)
     pairs = 0
-    for start in range(0, length, 128):
-        seen_keys = np.flatnonzero((bias[start : start + 128] == 0).any(axis=0))
-        pairs += len(bias[start : start + 128]) * (seen_keys[-1] + 1 - seen_keys[0])
+    for start in range(0, length, QUERIES):
+        rows = bias[start : start + QUERIES]
+        seen_keys = np.flatnonzero((rows == 0).any(axis=0))
+        pairs += len(rows) * (seen_keys[-1] + 1 - seen_keys[0])
     assert attended(kind, length) == pairs
 
 
