@@ -17,7 +17,7 @@ from refimpl.estimation.workload import (
 )
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
-from refimpl.model.kernels import QUERIES, SCORES
+from refimpl.model.kernels import ELEMENTS, QUERIES
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
 from refimpl.model.weight import DTYPES
@@ -217,7 +217,7 @@ class Estimator:
         is_view = DTYPES.get(stored.kind) == resources.dtype
         width, wide = config.hidden_size, config.intermediate_size
         heads, tile = config.num_attention_heads, min(QUERIES, length) * length  # of one head
-        scores_of_heads = max(tile, min(SCORES, heads * tile))
+        scores_of_heads = max(tile, min(ELEMENTS, heads * tile))
         attending = length * (2 * width + 6 * heads * config.head_dim) + 3 * scores_of_heads
         passing = max(attending, length * (4 * width + 4 * wide)) * item
         measuring = length * max(4 * width, wide) * double
