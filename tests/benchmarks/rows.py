@@ -173,7 +173,7 @@ def memory(s: Setting) -> Iterator[Figure]:
     peaks: dict[int, tuple[float, ...]] = {}
     for blocks in (4, 8, 16):
         size = replace(shape, blocks=blocks)
-        words = f"score {s.folder(size)} --samples 1 --seq-len {tokens}".split()
+        words = f"score {s.folder(size)} --tokens random --samples 1 --seq-len {tokens}".split()
         found = [run("ours.command", arguments=words) for _ in range(1 if s.quick else 2)]
         peaks[blocks] = column(found, "peak")
     state = 4 * tokens * shape.hidden

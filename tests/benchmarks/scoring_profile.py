@@ -30,11 +30,6 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "noise": ("method.perturbation.noise", "method.perturbation.perturbed"),
     "drift and alignment": ("method.perturbation.deviation",),
     "reading weights: cast and check": ("model.weight.Weight.read", "model.weight.Weight.check"),
-    "signals of OWL and DLP": (
-        "pruners.scores.wanda_score",
-        "method.signals.owl_outlier_percent",
-        "method.signals.dlp_score",
-    ),
 }
 WAITING = "waiting (share of all threads)"
 OTHER = "other"
@@ -51,7 +46,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "drift and alignment",
     ),
     "reading weights: cast and check": ("reading weights: cast and check",),
-    "signals of OWL and DLP, and other": ("signals of OWL and DLP", OTHER),
+    OTHER: (OTHER,),
 }
 
 
@@ -130,7 +125,7 @@ def measure(model: str, samples: int, tokens: int, threads: int | None) -> dict[
     timers = Timers(time.thread_time if threads == 1 else time.perf_counter)
     install(timers)
     start, processor = time.perf_counter(), time.process_time()
-    refimpl.score(ready, given, threads=threads)
+    refimpl.score(ready, given, threads=threads, all_signals=False)
     wall, processor = time.perf_counter() - start, time.process_time() - processor
     workers = Workers(threads).threads
     with threadpool_limits(1, user_api="blas"):

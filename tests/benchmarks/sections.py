@@ -16,7 +16,8 @@ SECTIONS = {
     "scoring-hooked": Section(
         "Scoring compared with hooked forwards",
         """
-The ratio is the time of torch divided by the time of `refimpl.score`, on one sequence. The torch
+The ratio is the time of torch divided by the time of `refimpl.score` (or of the command, where the
+whole process is measured), which computes no signals of bases here. The torch
 program is what one would write first: transformers with its default attention, torch's fused
 kernel, a forward hook that perturbs the output of one block, and one run of the whole model for
 every block.""",
@@ -37,7 +38,21 @@ We did not join q, k and v into one product, nor gate and up, because the produc
 In one product, q, k and v of SmolLM2-135M took 3 to 6 % less time, and gate and up between 1 % less
 and 3 % more. The time of all products of a block changed by -1.2 to 1.0 % at 128, 256, 512 and
 1,024 rows: lower quartiles of 61 alternating runs on one thread of an AMD EPYC, processor time,
-measured twice.""",
+measured twice.
+
+The rest of this paragraph is about one thread of an Intel Xeon, whose product reaches 170 GFLOP/s,
+and medians of 12 alternating passes of a block of SmolLM2-135M, beside other programs. With two
+stacked states of 256 tokens, a pass took 18.3 ms per state. 13.5 ms of it were products, which
+would take 10.7 ms at the full rate. With arguments and results that stay in the core's own cache,
+the same products reach 0.97 to 1.0 of the rate at 512 rows, but in a block 0.79, because weights
+and results come from the cache that cores share. With 1,024 rows it was 0.87, but scoring took as
+long as with 512 (8.5 to 8.9 s of processor time), because activations and attention then leave the
+cache, too. These changes saved time, and were kept: norms without an array of squares (2 %);
+attention of a few heads at a time, on tiles of 64 queries (1 %). These saved less, and were not:
+activations in place, with one buffer (1 %); the query heads that share a key head in one product
+(1 %); rotation in place, activations in larger pieces, and huge pages for all arrays (nothing).
+With all of them, a pass took 17.5 ms. So if all other work took no time at all, products at the
+rate that they have in a block would still be 74 % of a pass.""",
     ),
     "scoring-batched": Section(
         "Scoring compared with the same sharing and batching",
@@ -58,17 +73,20 @@ The rate counts the operations from the shapes, for one sequence of T tokens. A 
 weights in its linears and H heads of h channels takes `2 T N + 2 h H T (T + 1)` operations (only
 keys that a token sees). Scoring takes L passes of clean states and L (L - 1) / 2 passes of
 perturbed ones. Norms, rotation, softmax, activations, noise, measurements and reading are not
-counted as operations, but their time is included. The machine's rate is that of NumPy's float32
+counted as operations, but their time is included; the signals of OWL and DLP are not computed, as
+no base asks for them. The machine's rate is that of NumPy's float32
 matrix product on all threads, before and after each scoring, in the same process. Wall-clock
 time includes waiting and depends on other programs; processor time does neither.""",
         tried="""
 The matrix products alone reach 0.96 of the machine's rate at 512 tokens of SmolLM2-135M, and
-0.95 at 512 and 0.87 at 256 tokens of Llama-3.2-1B; the profile below shows the other steps. With
-one short sequence, reading the weights and computing the signals of OWL and DLP (once for any
-number of samples) took 4 % at 135M and about 20 % at 1B, before refimpl read several tensors at the
-same time and computed scores in pieces that fit into the cache. Reading the next block during the
-last states made no difference that we could distinguish from noise, and needs the memory of one
-more block.""",
+0.95 at 512 and 0.87 at 256 tokens of Llama-3.2-1B, on an AMD EPYC; the profile below shows the
+other steps. With one short sequence, reading the weights takes a share that further samples would
+divide. Reading the next block during the last states made no difference that we could distinguish
+from noise, and needs the memory of one more block. Worker threads share Python's lock, so many
+short calls of NumPy cost more on two threads than on one. Activations, norms and attention on
+65,536 numbers at a time, in place of 16,384, took 3 % less time when scoring SmolLM2-135M on 1 x
+256 tokens, and 6 % less for OWL's statistic on 4 x 512 (two threads of an Intel Xeon, by the clock,
+medians of three alternating runs).""",
     ),
     "default": Section(
         "The default of `refimpl score`",
@@ -103,10 +121,18 @@ takes a pass with hooks, a sort of every row, a pass through the pruned block, a
 file. Times exclude start and imports; memory is that of the whole process.""",
         tried="""
 Both programs pass every sample through every block, once for OWL and twice for Wanda: 435 and
-870 GFLOP of matrix products on SmolLM2-135M. At the full rate of an AMD EPYC (190 GFLOP/s of
-wall-clock time on two cores), these take 2.3 s and 4.6 s; the originals took 4.0 s and 12.1 s
-there. When pruning, refimpl finds the lowest scores of every row by one partition instead of a
-stable sort, computes scores in pieces, and sets weights to zero by their bits.""",
+870 GFLOP of matrix products on SmolLM2-135M. At the full rate of two cores, these take 2.3 s and
+4.6 s on an AMD EPYC (190 GFLOP/s), and 1.3 s and 2.5 s on the Intel Xeon of the table (345
+GFLOP/s). When pruning, refimpl finds the lowest scores of every row by one partition instead of a
+stable sort, computes scores in pieces, and sets weights to zero by their bits.
+
+On one thread of that Xeon, OWL's statistic took 5.7 s of processor time (one run with Python's
+profiler): 54 % products, 15 % attention, 8 % sums of squares in float64, 13 % scores and outliers
+in float64, 6 % reading, casting and checking the weights, 4 % the rest. On two threads it took 6.4
+s, 3.6 s by the clock.
+
+A model of one block gains no memory from reading block by block: the last rows show that refimpl
+then needs as much as the original.""",
     ),
     "sparsegpt": Section(
         "SparseGPT",
@@ -139,7 +165,16 @@ cores, this took 4.3 s by the clock, the plain forward 5.6 s, the tiled one 4.9 
 3.3 s. We did not keep it, because it is a second forward that no command needs. `evaluate` now
 exponentiates few rows of logits at a time, with equal results: in four evaluations of 2 x 512
 tokens, the processor time of the process fell by 7 % (20.4 to 19.0 s, means of three alternating
-runs), and the peak from 182 to 163 MB.""",
+runs), and the peak from 182 to 163 MB.
+
+On the Intel Xeon of the table, products are twice as fast as on that AMD EPYC, so everything else
+weighs more. At the rate of NumPy's product on both cores (345 GFLOP/s), the products of 2 x 512
+tokens take 0.8 s, which would be 1.7 times as fast as transformers. On one thread, `forward` took
+3.5 s (one run with Python's profiler): 69 % products, 12 % attention, 9 % reading, casting and
+checking the weights, 2 % each for activation and rotation, 1 % norms, 5 % the rest; on two, 2.1 s,
+because only products use both. `evaluate` runs one sequence on one core, because its results must
+not depend on the number of threads, so a single window leaves a core idle; and one short sequence
+has to pay for reading and casting the weights alone.""",
     ),
     "startup": Section(
         "Start of the program",
@@ -183,7 +218,7 @@ A learner reads `forward`, `attention` and `ops`. Faster versions of their costl
 `kernels`, a set of functions that `forward` receives. The table compares this checkout with
 commit bb3bb06. Lines of code are those without docstrings, comments and empty lines. `forward` and
 `ops` grew with the families of models that were added in between. The work on speed changed
-neither: it changed `kernels` (from 64 to 95 lines of code) and `stream`."""
+neither: it changed `kernels` (from 39 to 102 lines of code) and `stream`."""
 OVERLOADED = """
 Other programs used the machine. Wall-clock times then put torch at a disadvantage, because its
 threads wait for the slowest one after every operation."""

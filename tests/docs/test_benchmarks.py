@@ -132,7 +132,8 @@ def test_a_profile_adds_up(tmp_path: Path) -> None:
 
 
 def test_the_parts_of_a_profile_are_those_of_its_whole() -> None:
-    steps = dict.fromkeys([*scoring_profile.STEPS, scoring_profile.OTHER], 1 / 12)
+    names = [*scoring_profile.STEPS, scoring_profile.OTHER]
+    steps = dict.fromkeys(names, 1 / len(names))
     profile = {"seconds": 12.0, "steps": steps, "waiting": 0.5, "threads": 2, "wall": 7.0}
     profile |= {"shape": "tiny", "operations": 8e9, "rate": 1e9, "start": 0.5}
     bound, *parts, whole, waiting, start = scoring_profile.roofline(profile).values()
