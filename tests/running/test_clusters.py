@@ -29,7 +29,7 @@ LONG = ("score", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--draws"
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "score": LONG,
     "pruning": (
-        *("score", FIXTURES / "gemma2", "--samples", 120, "--seq-len", 64),
+        *("score", FIXTURES / "gemma2", "--tokens", "random", "--samples", 120, "--seq-len", 64),
         *("--perturbation", "pruning", "--base", "owl", "--correct", "divergence"),
     ),
     "eval": ("eval", FIXTURES / "llama", "--window", 64, "--text"),
