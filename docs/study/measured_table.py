@@ -14,6 +14,7 @@ PLACE = ("model", "method", "sparsity")
 HEAD = ("seed", "allocation", "predicted", *REPORTED, "kappa", "seconds")
 SHORT = {SMOL: "SmolLM2-135M", GEMMA: "Gemma-3-270m", QWEN: "Qwen2.5-Coder-0.5B"}
 PRUNERS = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}
+MOST = 1000  # percent; above, the number says nothing
 BASES = ("uniform", "owl", "alphapruning", "dlp", "lsa")
 
 
@@ -114,6 +115,11 @@ def predicted(row: Row, probed: Row) -> float:
     return 100 * expm1(float((level * np.expm1(rate * more)).sum()))
 
 
+def said(percent: float) -> str:
+    """A change in percent; one that is far from anything real, in a word."""
+    return f"{percent:+.0f} %" if percent < MOST else f"over {MOST} %"
+
+
 def probes(done: Mapping[str, Row]) -> str:
     """A line per place with probes: how errors grow, and what the paper's coefficient says."""
     lines = []
@@ -205,7 +211,7 @@ def every_cell(done: Mapping[str, Row]) -> str:
             name = " + ".join(x for x in (row["base"], row["correction"]) if x != "none")
             name += f", {row['probed']} samples probed" if row.get("probed") else ""
             changed = none is not None and row is not none
-            foretold = f"{predicted(row, probed):+.0f} %" if changed and probed else ""
+            foretold = said(predicted(row, probed)) if changed and probed else ""
             line = [str(row["seed"]), name, foretold]
             for text in REPORTED:
                 perplexity = f"{exp(nats(row, text)):.1f}"

@@ -82,12 +82,12 @@ The matrix products alone reach 0.96 of the machine's rate at 512 tokens of Smol
 0.95 at 512 and 0.87 at 256 tokens of Llama-3.2-1B, on an AMD EPYC; the profile below shows the
 other steps. With one short sequence, reading the weights takes a share that further samples would
 divide. Of Llama-3.2-1B, it is mostly the system's time for the pages of the arrays, of 64 MB each:
-in one run on one thread, 8 of 50 s of the process. Reading the next block during the last states made no difference that we could distinguish
-from noise, and needs the memory of one more block. Worker threads share Python's lock, so many
-short calls of NumPy cost more on two threads than on one. Activations, norms and attention on
-65,536 numbers at a time, in place of 16,384, took 3 % less time when scoring SmolLM2-135M on 1 x
-256 tokens, and 6 % less for OWL's statistic on 4 x 512 (two threads of an Intel Xeon, by the clock,
-medians of three alternating runs).""",
+in one run on one thread, 8 of 50 s of the process. Reading the next block during the last states
+made no difference that we could distinguish from noise, and needs the memory of one more block.
+Worker threads share Python's lock, so many short calls of NumPy cost more on two threads than on
+one. Activations, norms and attention on 65,536 numbers at a time, in place of 16,384, took 3 % less
+time when scoring SmolLM2-135M on 1 x 256 tokens, and 6 % less for OWL's statistic on 4 x 512 (two
+threads of an Intel Xeon, by the clock, medians of three alternating runs).""",
     ),
     "default": Section(
         "The default of `refimpl score`",
