@@ -207,7 +207,7 @@ def default(s: Setting) -> Iterator[Figure]:
             [(b["absorption_stderr"] or np.nan) / b["absorption_coefficient"] for b in blocks]
         )
         yield Figure(
-            "default", "default `refimpl score`, whole process",
+            "default", "default `refimpl score --json`, whole process",
             said(shape.name, tokens["samples"], tokens["seq_len"]), "none", "s", whole, (), whole,
             "s", 90.0, "at most", "of the median block, the standard error of the coefficient is "
             f"{error:.1%} of it; {peaks({'ours': found})}",

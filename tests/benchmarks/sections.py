@@ -40,19 +40,19 @@ and 3 % more. The time of all products of a block changed by -1.2 to 1.0 % at 12
 1,024 rows: lower quartiles of 61 alternating runs on one thread of an AMD EPYC, processor time,
 measured twice.
 
-The rest of this paragraph is about one thread of an Intel Xeon, whose product reaches 170 GFLOP/s,
-and medians of 12 alternating passes of a block of SmolLM2-135M, beside other programs. With two
-stacked states of 256 tokens, a pass took 18.3 ms per state. 13.5 ms of it were products, which
-would take 10.7 ms at the full rate. With arguments and results that stay in the core's own cache,
-the same products reach 0.97 to 1.0 of the rate at 512 rows, but in a block 0.79, because weights
-and results come from the cache that cores share. With 1,024 rows it was 0.87, but scoring took as
-long as with 512 (8.5 to 8.9 s of processor time), because activations and attention then leave the
-cache, too. These changes saved time, and were kept: norms without an array of squares (2 %);
-attention of a few heads at a time, on tiles of 64 queries (1 %). These saved less, and were not:
-activations in place, with one buffer (1 %); the query heads that share a key head in one product
-(1 %); rotation in place, activations in larger pieces, and huge pages for all arrays (nothing).
-With all of them, a pass took 17.5 ms. So if all other work took no time at all, products at the
-rate that they have in a block would still be 74 % of a pass.""",
+This paragraph is about one thread of an Intel Xeon, whose product reaches 160 to 200 GFLOP/s, and
+processor time beside other programs. In medians of 12 passes of a block of SmolLM2-135M, two
+stacked states of 256 tokens took 18.8 ms each, of which 13.5 ms were products, at 0.79 of the
+machine's rate. With 1,024 rows, products reached 0.87 of it, but scoring took about as long (two
+runs each on an idle machine: 8.5 and 8.7 s of processor time; with 512 rows 8.6 and 9.0 s).
+Products of 512 rows alone reach 0.84 to 0.89 if they use the same arrays again and again, and 0.70
+to 0.76 if each uses other arrays, so NumPy's products also wait for memory. In medians of 12
+alternating passes, norms without an array of squares saved 2 %, and attention of a few heads at a
+time, on tiles of 64 queries, 1 %; both were kept. Activations in place with one buffer, and the
+query heads that share a key head in one product, saved 1 % each and were not kept; rotation in
+place saved nothing. Scoring with huge pages for all arrays took as long as without. So if all other
+work took no time at all, products at the rate that they have in a block would still be 72 % of a
+pass.""",
     ),
     "scoring-batched": Section(
         "Scoring compared with the same sharing and batching",
@@ -74,9 +74,9 @@ weights in its linears and H heads of h channels takes `2 T N + 2 h H T (T + 1)`
 keys that a token sees). Scoring takes L passes of clean states and L (L - 1) / 2 passes of
 perturbed ones. Norms, rotation, softmax, activations, noise, measurements and reading are not
 counted as operations, but their time is included; the signals of OWL and DLP are not computed, as
-no base asks for them. The machine's rate is that of NumPy's float32
-matrix product on all threads, before and after each scoring, in the same process. Wall-clock
-time includes waiting and depends on other programs; processor time does neither.""",
+no base asks for them. The machine's rate is that of NumPy's float32 matrix product on all threads,
+before and after each scoring, in the same process. Wall-clock time includes waiting and depends on
+other programs; processor time does neither.""",
         tried="""
 The matrix products alone reach 0.96 of the machine's rate at 512 tokens of SmolLM2-135M, and
 0.95 at 512 and 0.87 at 256 tokens of Llama-3.2-1B, on an AMD EPYC; the profile below shows the
@@ -92,9 +92,9 @@ threads of an Intel Xeon, by the clock, medians of three alternating runs).""",
     "default": Section(
         "The default of `refimpl score`",
         """
-The command as one types it first, `refimpl score FOLDER`: with its own text and number of samples,
-from the start of the program to its end. The number was chosen by the error that it leaves: see
-[how to calibrate](how-to/calibrate.md).""",
+`refimpl score FOLDER --json`, with its own text and number of samples, from the start of the
+program to its end. `--json` adds the signals of OWL and DLP. The number of samples was chosen by
+the error that it leaves: see [how to calibrate](how-to/calibrate.md).""",
     ),
     "memory": Section(
         "Memory",

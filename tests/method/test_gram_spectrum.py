@@ -96,8 +96,8 @@ def test_no_error_within_the_bound_changes_a_certain_choice(
     data: st.DataObject, fit: tuple[str, str], tie: bool, exponent: float, seed: int
 ) -> None:
     spectrum = data.draw(near_ties(fit) if tie else spectra())
-    for smaller in range(0, 12, 2):  # few choices are certain at the largest errors
-        error = float(spectrum[-1] * 10 ** (exponent - smaller))
+    for tried in np.arange(exponent, -15.5, -2):  # few choices are certain at the largest errors
+        error = float(spectrum[-1] * 10**tried)
         if (law := certain_law(spectrum, error, *fit)) is not None:
             break
     assume(law is not None)
