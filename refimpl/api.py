@@ -6,6 +6,7 @@ from refimpl.allocation.scores import Scores
 from refimpl.errors import RefimplError
 from refimpl.estimation.estimate import Estimate, estimate
 from refimpl.evaluation.evaluate import Evaluation, evaluate
+from refimpl.evaluation.logits import logits
 from refimpl.explanation.explain import Explanation, explain
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
@@ -15,6 +16,7 @@ from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruning.inspection import Inspection, inspect
 from refimpl.pruning.prune import Pruning, prune
+from refimpl.running.held_model import HeldModel
 from refimpl.scoring.score import score
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.version import SPEC, __version__
@@ -26,6 +28,7 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "Forward",
+    "HeldModel",
     "Imatrix",
     "Inspection",
     "Model",
@@ -43,6 +46,7 @@ __all__ = [
     "explain",
     "forward",
     "inspect",
+    "logits",
     "prune",
     "read_imatrix",
     "read_model",

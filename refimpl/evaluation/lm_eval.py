@@ -16,6 +16,7 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.encoding import encoder
 from refimpl.evaluation.likelihood import Likelihood, log_likelihoods
 from refimpl.loading.checkpoint import read_model
+from refimpl.running.held_model import HeldModel
 from refimpl.running.memory import parse_memory
 from refimpl.running.threads import Workers
 
@@ -47,7 +48,8 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         config: `config.json`, if it is not beside the weights.
         dtype: "float32" or "float64".
         threads: Worker threads; one per core if None.
-        memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
+        memory: Memory such as "1G", half for residual states, half for weights that are kept
+            between requests; what is free, at most 2 GiB, if None.
         batch_size: Ignored, as are the next two, which the harness always passes.
         max_batch_size: Ignored.
         device: Ignored.
@@ -74,10 +76,11 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
                 f"dtype {dtype}", "float32 or float64", "choose one of these in --model_args"
             )
         self._model_path, self._dtype = pretrained, np.dtype(dtype)
-        self._model = read_model(pretrained, config, download=download)
+        self._memory = parse_memory(memory) // 2
+        opened = read_model(pretrained, config, download=download)
+        self._model = HeldModel.of(opened, self._memory)
         self._encoder = encoder(self._model)
         self._threads = None if threads is None else int(threads)
-        self._memory = parse_memory(memory)
 
     @property
     def eot_token_id(self) -> int:

@@ -47,6 +47,11 @@ class BlockWeights(Mapping[str, Array]):
         """The same weights, except for those that are new."""
         return BlockWeights(self._values | dict(new))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays in memory."""
+        return sum(value.nbytes for value in self._values.values() if not callable(value))
+
     def without(self, name: str, keep: Array) -> Array | Later:
         """A weight with zeros where `keep` is False; from bits when it is used, if it is so read.
 
