@@ -44,6 +44,7 @@ CORRECTIONS = {  # how an allocation is made from its base
     "divergence": {"correct": "divergence"},
     "divergence, own kappa": {"correct": "divergence", "kappa": "own"},
     "divergence, linears": {"correct": "divergence"},  # each linear probed alone
+    "divergence, one sparsity": {"correct": "divergence", "strength": 1 / 6, "max_correction": 1.0},
     "arrival": {"correct": "arrival"},
     "paper": {"correct": "absorption"},
     "line": {"correct": None},
@@ -95,6 +96,12 @@ def cells() -> Iterator[Measured]:
     others = (*wanda[1:3], *wanda[4:6], *sparsegpt[:2])
     for seed in range(1, SEEDS):
         yield from (replace(place, correction=c, seed=seed) for place in others for c in both)
+    yield from (replace(place, correction="divergence, one sparsity") for place in smol)
+    magnitude = [Measured(SMOL, sparsity, method="magnitude") for sparsity in SPARSITIES]
+    more = [replace(place, method="sparsegpt") for place in (*wanda[1:3], *wanda[4:6], *wanda[7:])]
+    yield from (replace(place, correction=c) for place in (*magnitude, *more) for c in both)
+    for seed in range(1, SEEDS):
+        yield from (replace(place, correction=c, seed=seed) for place in wanda[6:] for c in both)
 
 
 def calibration(bench: Bench, model: Model, cell: Measured) -> Tokens:

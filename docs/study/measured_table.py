@@ -13,7 +13,7 @@ Place = tuple[str, str, float]
 PLACE = ("model", "method", "sparsity")
 HEAD = ("seed", "allocation", "predicted", *REPORTED, "kappa", "seconds")
 SHORT = {SMOL: "SmolLM2-135M", GEMMA: "Gemma-3-270m", QWEN: "Qwen2.5-Coder-0.5B"}
-PRUNERS = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}
+PRUNERS = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "magnitude": "magnitude"}
 MOST = 1000  # percent; above, the number says nothing
 BASES = ("uniform", "owl", "alphapruning", "dlp", "lsa")
 
@@ -166,17 +166,17 @@ def foretold(done: Mapping[str, Row]) -> str:
 
 
 def cost(done: Mapping[str, Row]) -> str:
-    """What more probed samples cost and gain."""
+    """What divergence costs and gains, where it was also probed in other ways than usual."""
     lines = []
     for place, every in places(done).items():
-        none = usual(every).get("uniform")
-        for row in sorted(every, key=lambda x: x.get("probed", 0)):
-            if row.get("probed") and none is not None:
-                seconds = f"{row['score_seconds']:.0f}"
-                texts = [f"{exp(nats(row, text)):.1f}" for text in REPORTED]
-                lines.append([title(place), f"{row['probed']} x 256", *texts, seconds])
-    head = ("model, pruner, sparsity", "samples probed", *REPORTED, "seconds of scoring")
-    return table(head, lines) if lines else ""
+        rows = [r for r in every if r["correction"].startswith("divergence") and not r["seed"]]
+        rows.sort(key=lambda row: (row.get("probed", 0), row["score_seconds"]))
+        for row in rows if len(rows) > 1 else ():
+            how = f"{row['probed']} of 8 samples" if row.get("probed") else row["correction"]
+            seconds = f"{row['score_seconds']:.0f}"
+            lines.append([title(place), how, perplexities(row), seconds])
+    head = ("model, pruner, sparsity", "probes", "speech / novel", "seconds of scoring")
+    return table(head, lines, 2) if lines else ""
 
 
 def searched(found: Mapping[str, Row], done: Mapping[str, Row]) -> str:
