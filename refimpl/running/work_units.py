@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
+from traceback import walk_tb
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy.typing as npt
@@ -94,7 +95,8 @@ def results(
         for unit in units:
             yield unit, unit.run(model, workers, tick)
         return
-    files, waiting = ModelFiles.of(model), iter(units)
+    files = ModelFiles.of(model)
+    waiting: Iterator[WorkUnit[T]] = iter(units)
     submitted: dict[Future[T], WorkUnit[T]] = {}
     try:
         while True:
@@ -104,8 +106,11 @@ def results(
                 return
             done = wait(submitted, return_when=FIRST_COMPLETED).done
             for future in sorted(done, key=_failed):  # good results are not lost with others
-                unit, result = submitted.pop(future), future.result()
-                yield unit, result
+                unit = submitted.pop(future)
+                if _misread(future):
+                    waiting = chain([unit], waiting)
+                    continue
+                yield unit, future.result()
                 tick(unit.cost(model.config))
     except (BrokenExecutor, CancelledError) as error:
         raise LostWorkerError(error) from error
@@ -116,6 +121,18 @@ def results(
 
 def _failed(future: Future[Any]) -> bool:
     return future.cancelled() or future.exception() is not None
+
+
+def _misread(future: Future[Any]) -> bool:
+    """Whether dask took a result for an error: its worker died when the result had just arrived.
+
+    In that case, `distributed._cascade_future` unpacks the result as if it were an exception.
+    """
+    error = None if future.cancelled() else future.exception()
+    if not isinstance(error, TypeError | ValueError) or "unpack" not in str(error):
+        return False
+    *_, (innermost, _) = walk_tb(error.__traceback__)
+    return innermost.f_code.co_name == "_cascade_future"
 
 
 def _run(files: ModelFiles, unit: WorkUnit[T]) -> T:

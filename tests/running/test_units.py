@@ -327,6 +327,45 @@ def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
     assert "a worker was lost (BrokenProcessPool" in lost.value.problem
 
 
+def _cascade_future(future: Future[Any], result: Any) -> None:
+    """What dask does with the result of a worker that has just died."""
+    try:
+        _, exc, tb = result
+        raise exc.with_traceback(tb)
+    except BaseException as error:
+        future.set_exception(error)
+
+
+class Misreading(ThreadPoolExecutor):
+    """Takes every second result for an error, as dask may when a worker dies."""
+
+    count = 0
+
+    def submit(self, call: Any, /, *args: Any, **options: Any) -> Future[Any]:
+        self.count += 1
+        if self.count % 2:
+            return super().submit(call, *args, **options)
+        misread = Future[Any]()
+        _cascade_future(misread, (call(*args, **options), "files") if self.count % 4 else 7)
+        return misread
+
+
+def test_results_that_dask_takes_for_errors_are_computed_again() -> None:
+    with Misreading(2) as pool:
+        assert len(asked([Asking(n) for n in range(6)], pool)) == 6
+    assert pool.count == 11
+
+
+@pytest.mark.parametrize("error", [ValueError("cannot unpack this"), TypeError("unpack")])
+def test_other_errors_of_units_are_not_repeated(error: Exception) -> None:
+    class Failing(Asking):
+        def run(self, model: Model, workers: Workers, tick: Any) -> tuple[int, str, list[int]]:
+            raise error
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(type(error), match="unpack"):
+        asked([Failing(0)], pool)
+
+
 def test_what_a_unit_refuses_is_refused_here(processes: Executor) -> None:
     model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 2, 8)
