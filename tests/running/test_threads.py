@@ -2,9 +2,11 @@
 
 import threading
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from checkpoints import resident
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
@@ -53,6 +55,39 @@ def test_blas_stays_so_until_the_last_workers_are_done() -> None:
                 pass
             assert set(blas_threads()) == {1}
         assert set(blas_threads()) == {2}
+
+
+@pytest.mark.skipif(threads.GLIBC is None, reason="needs glibc, whose heap can be set")
+@pytest.mark.parametrize("number", [1, 2])
+def test_freed_memory_is_kept_for_the_next_arrays_until_the_last_workers_are_done(
+    number: int,
+) -> None:
+    size = 100 * memory.MIB
+
+    def use() -> None:
+        np.ones(size // 8)
+
+    before = resident()
+    with Workers(number) as workers:
+        with Workers(1):
+            workers.run([use] * 3)
+        kept = resident() - before
+    left = resident() - before
+    assert size * 0.9 < kept < size * number * 1.2
+    assert left < size * 0.2
+    use()
+    assert resident() - before < size * 0.2
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (AttributeError, ValueError, OSError):  # Windows, macOS, musl
+        confstr = Mock(side_effect=error)
+        monkeypatch.setattr("os.confstr", confstr, raising=False)
+        assert threads.glibc() is None
+        confstr.assert_called_once_with("CS_GNU_LIBC_VERSION")
+    monkeypatch.setattr(threads, "GLIBC", None)
+    with Workers(2) as workers:
+        assert workers.run([int]) == [0]
 
 
 def test_what_fails_on_a_thread_fails_here() -> None:
