@@ -81,13 +81,19 @@ other programs; processor time does neither.""",
 The matrix products alone reach 0.96 of the machine's rate at 512 tokens of SmolLM2-135M, and
 0.95 at 512 and 0.87 at 256 tokens of Llama-3.2-1B, on an AMD EPYC; the profile below shows the
 other steps. With one short sequence, reading the weights takes a share that further samples would
-divide. Of Llama-3.2-1B, it is mostly the system's time for the pages of the arrays, of 64 MB each:
-in one run on one thread, 8 of 50 s of the process. Reading the next block during the last states
-made no difference that we could distinguish from noise, and needs the memory of one more block.
-Worker threads share Python's lock, so many short calls of NumPy cost more on two threads than on
-one. Activations, norms and attention on 65,536 numbers at a time, in place of 16,384, took 3 % less
-time when scoring SmolLM2-135M on 1 x 256 tokens, and 6 % less for OWL's statistic on 4 x 512 (two
-threads of an Intel Xeon, by the clock, medians of three alternating runs).""",
+divide. By default, glibc gives large arrays that are freed back to the system, which has to clear
+their pages again. While refimpl's threads are open, freed memory stays on the heap. Scoring
+Llama-3.2-1B on 1 x 256 tokens took 20.1 and 21.7 s in place of 22.8 and 22.5 s (two alternating
+runs), of which the system took 0.7 and 1.4 in place of 4.9 and 4.0 s; its peak rose from 785 to 827
+MiB. Pruning that shape by Wanda (4 x 512 tokens, one run, beside other programs) took 95 in place
+of 130 s of processor time, with peaks of 1,086 and 1,079 MiB. On SmolLM2-135M, scoring takes as
+long as before, and 20 to 30 MiB less. The profile and the row of Qwen2.5-0.5B are older. Reading
+the next block during the last states made no difference that we could distinguish from noise, and
+needs the memory of one more block. Worker threads share Python's lock, so many short calls of NumPy
+cost more on two threads than on one. Activations, norms and attention on 65,536 numbers at a time,
+in place of 16,384, took 3 % less time when scoring SmolLM2-135M on 1 x 256 tokens, and 6 % less for
+OWL's statistic on 4 x 512 (two threads of an Intel Xeon, by the clock, medians of three alternating
+runs).""",
     ),
     "default": Section(
         "The default of `refimpl score`",
@@ -100,7 +106,9 @@ the error that it leaves: see [how to calibrate](how-to/calibrate.md).""",
         "Memory",
         """
 The figure is the peak resident memory of the command, including mapped pages (VmHWM), on a
-random bfloat16 model. The second row repeats the measurement with 4, 8 and 16 blocks.""",
+random bfloat16 model. The second row repeats the measurement with 4, 8 and 16 blocks. The heap
+keeps freed memory, and which pieces fit again differs from run to run by up to about 100 MB: that
+row says no more than that.""",
         tried="""
 Compared with commit bb3bb06, before the work on speed, `refimpl score` on SmolLM2-135M has a peak
 of 181 MiB in place of 195 at 2 x 128 tokens, 177 in place of 202 at 1 x 256, and 230 in place of
@@ -152,34 +160,27 @@ needs neither the inverse of the Hessian nor that of its whole factor.""",
     "forward": Section(
         "Forward and evaluation",
         """
-`refimpl.forward` with `kernels=TILED` computes the logits of a batch, and `refimpl.evaluate` the
-perplexity of the same number of windows. onnxruntime runs the graph that refimpl exports; this
+`refimpl.logits` computes the logits of the sequences, each on a core, and `refimpl.evaluate` the
+perplexity of the same number of windows, both with a `HeldModel`, whose weights stay in memory as
+those of the rivals do. onnxruntime runs the graph that refimpl exports; this
 comparison has no goal.""",
         tried="""
-`refimpl.forward` uses several threads only inside the BLAS, so all other operations run on one
-core, and every call reads and casts the weights. `evaluate` gives each core its own sequence, and
-casts a block once for all sequences that fit into memory. The linears and the head take 275 GFLOP
-for 2 x 512 tokens of SmolLM2-135M. On one thread of an AMD EPYC that others used, in processor
-seconds (least of five alternating runs), these products alone took 3.2 s in NumPy and 3.3 s in
-torch; transformers took 4.2 s, `refimpl.forward` 5.5 s, and with `kernels=TILED` 4.7 s. Without
-any other work than products, refimpl would be 1.3 times as fast as transformers, so the goal is
-close to the limit. The shares of the tiled forward were 66 % products, 12 % reading, casting and
-checking the weights, 13 % attention (half of it products), 3 % norms, 2 % activation, 4 % the
-rest. We tried each sequence on a core, with blocks as in `evaluate`: beside other programs, on two
-cores, this took 4.3 s by the clock, the plain forward 5.6 s, the tiled one 4.9 s, and transformers
-3.3 s. We did not keep it, because it is a second forward that no command needs. `evaluate` now
-exponentiates few rows of logits at a time, with equal results: in four evaluations of 2 x 512
-tokens, the processor time of the process fell by 7 % (20.4 to 19.0 s, means of three alternating
-runs), and the peak from 182 to 163 MB.
+The linears and the head take 275 GFLOP for 2 x 512 tokens of SmolLM2-135M, which take 0.8 s at the
+rate of NumPy's product on both cores (345 GFLOP/s): the bound is about 1.5 times as fast as
+transformers. On one thread, `refimpl.logits` took 3.2 s (one run with Python's profiler, weights in
+memory): 67 % products, 15 % attention, half of it products, 7 % a copy of the logits, which is no
+longer made, 2 % each for activation and rotation, 1 % norms, 6 % the rest.
 
-On the Intel Xeon of the table, products are twice as fast as on that AMD EPYC, so everything else
-weighs more. At the rate of NumPy's product on both cores (345 GFLOP/s), the products of 2 x 512
-tokens take 0.8 s, which would be 1.7 times as fast as transformers. On one thread, `forward` took
-3.5 s (one run with Python's profiler): 69 % products, 12 % attention, 9 % reading, casting and
-checking the weights, 2 % each for activation and rotation, 1 % norms, 5 % the rest; on two, 2.1 s,
-because only products use both. `evaluate` runs one sequence on one core, because its results must
-not depend on the number of threads, so a single window leaves a core idle; and one short sequence
-has to pay for reading and casting the weights alone.""",
+Before, the row measured `refimpl.forward` with `kernels=TILED`, which uses several threads only
+inside the BLAS and reads and casts the weights in every call: 0.58, 0.41 and 0.60 of the rate of
+transformers on the three shapes, and evaluation, which read them in every call, too, reached 0.86,
+0.35 and 0.41. Kept weights help most where sequences are few: of Qwen2.5-0.5B, reading 1 x 256
+tokens' weights took twice as long as the rest. Casting bfloat16 by shifting its bits was no faster
+than the cast of `ml_dtypes`, and was not kept. `evaluate` exponentiates few rows of logits at a
+time. It runs one sequence on one core, because its results must not depend on the number of
+threads, so a single window leaves a core idle. Heads of 128 rows at a time, in place of 512, would
+give both cores work: 13 % less time on 1 x 256 tokens of Qwen2.5-0.5B, but 3 % more on 2 x 512 of
+SmolLM2-135M (medians of five alternating runs), so they stay.""",
     ),
     "startup": Section(
         "Start of the program",
