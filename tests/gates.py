@@ -57,8 +57,7 @@ def model_of(case: str) -> Model:
 
 def model_as(case: str, kind: type[M]) -> M:
     """The model of a fixture as one of a subclass."""
-    plain = model_of(case)
-    return kind(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+    return model_of(case).as_kind(kind)
 
 
 def bits(value: Any) -> Any:

@@ -1,10 +1,13 @@
 """Logits of several sequences, each computed on a core of its own."""
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.errors import RefimplError
 from refimpl.model.forward import forward
 from refimpl.model.kernels import TILED
 from refimpl.model.model import Model
@@ -26,14 +29,14 @@ def logits(
         model: From `read_model` or `HeldModel.of`.
         sequences: Token ids of each, [S], integers in [0, vocab_size); lengths may differ.
         dtype: float32, or float64 to certify.
-        threads: Worker threads, which change nothing; if None, one per core, or BLAS's threads for
-            a single sequence.
+        threads: Worker threads, of which any number gives the same bits. If None, one per core, or
+            BLAS's threads for a single sequence.
 
     Returns:
         Scores of the next token of each sequence, [S, V]; those of `forward` but for rounding.
 
     Raises:
-        RefimplError: As `forward`; a number of threads that cannot be.
+        RefimplError: As `forward`; ids in place of sequences; a number of threads that cannot be.
 
     Example:
         >>> from refimpl import forward, read_model
@@ -44,9 +47,13 @@ def logits(
         >>> bool(np.allclose(found[1], forward(model, [2, 4]).logits[0], atol=1e-5))
         True
     """
+    if any(isinstance(ids, Integral) for ids in sequences):
+        raise RefimplError(
+            "token ids in place of sequences", "a list of sequences of ids", "pass [ids]"
+        )
 
-    def compute(ids: npt.ArrayLike) -> Array:
-        return forward(model, np.atleast_1d(ids)[None], dtype=dtype, kernels=TILED).logits[0]
+    def compute(ids: Any) -> Array:
+        return forward(model, [ids], dtype=dtype, kernels=TILED).logits[0]
 
     if len(sequences) == 1 and threads is None:
         return [compute(sequences[0])]

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from refimpl.model.weight import MappedFile, StoredTensor, Weight
 
 EXPERTS_KEPT = 1 << 26  # bytes of a block's experts that `Model.block` returns as arrays
 Later = Callable[[], Array]
+M = TypeVar("M", bound="Model")
 
 
 class BlockWeights(Mapping[str, Array]):
@@ -108,6 +109,12 @@ class Model:
     hub_id: str | None = None
     companions: Callable[[], Mapping[str, Path]] | None = None
     ignored: tuple[StoredTensor, ...] = ()
+
+    def as_kind(self, subclass: type[M], /, **more: Any) -> M:
+        """The same model as one of a subclass, with the values of its further fields."""
+        return subclass(
+            **{field.name: getattr(self, field.name) for field in fields(Model)}, **more
+        )
 
     @property
     def name(self) -> str:

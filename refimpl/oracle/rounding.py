@@ -7,7 +7,7 @@ drifts) are plain arrays. The error of float64 is that of eight bits fewer, divi
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import ml_dtypes
@@ -150,7 +150,7 @@ class RoundedModel(Model):
     @classmethod
     def of(cls, model: Model, kind: type[RoundedArray]) -> Self:
         """The same model, rounded."""
-        return cls(**{x.name: getattr(model, x.name) for x in fields(Model)}, kind=kind)
+        return model.as_kind(cls, kind=kind)
 
     def embedding(self) -> dict[str, Array]:
         """As `Model.embedding`, rounded."""

@@ -1,7 +1,7 @@
 """A model that keeps weights in memory once they are read and cast."""
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 from typing import Any, Self, TypeVar
@@ -45,8 +45,7 @@ class HeldModel(Model):
         Raises:
             RefimplError: The memory is not a size.
         """
-        facts = {x.name: getattr(model, x.name) for x in fields(Model)}
-        return cls(**facts, limit=parse_memory(memory))
+        return model.as_kind(cls, limit=parse_memory(memory))
 
     def block(
         self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Any]] = map

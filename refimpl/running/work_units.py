@@ -131,8 +131,8 @@ def _misread(future: Future[Any]) -> bool:
     error = None if future.cancelled() else future.exception()
     if not isinstance(error, TypeError | ValueError) or "unpack" not in str(error):
         return False
-    *_, (innermost, _) = walk_tb(error.__traceback__)
-    return innermost.f_code.co_name == "_cascade_future"
+    functions = [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)]
+    return functions[-1:] == ["_cascade_future"]  # none, if it comes from another process
 
 
 def _run(files: ModelFiles, unit: WorkUnit[T]) -> T:

@@ -107,8 +107,8 @@ the error that it leaves: see [how to calibrate](how-to/calibrate.md).""",
         """
 The figure is the peak resident memory of the command, including mapped pages (VmHWM), on a
 random bfloat16 model. The second row repeats the measurement with 4, 8 and 16 blocks. The heap
-keeps freed memory, and which pieces fit again differs from run to run by up to about 100 MB: that
-row says no more than that.""",
+keeps freed memory, and which pieces fit again differs from run to run by up to about 100 MB, so
+that row misses its goal.""",
         tried="""
 Compared with commit bb3bb06, before the work on speed, `refimpl score` on SmolLM2-135M has a peak
 of 181 MiB in place of 195 at 2 x 128 tokens, 177 in place of 202 at 1 x 256, and 230 in place of
@@ -174,13 +174,14 @@ longer made, 2 % each for activation and rotation, 1 % norms, 6 % the rest.
 Before, the row measured `refimpl.forward` with `kernels=TILED`, which uses several threads only
 inside the BLAS and reads and casts the weights in every call: 0.58, 0.41 and 0.60 of the rate of
 transformers on the three shapes, and evaluation, which read them in every call, too, reached 0.86,
-0.35 and 0.41. Kept weights help most where sequences are few: of Qwen2.5-0.5B, reading 1 x 256
-tokens' weights took twice as long as the rest. Casting bfloat16 by shifting its bits was no faster
-than the cast of `ml_dtypes`, and was not kept. `evaluate` exponentiates few rows of logits at a
-time. It runs one sequence on one core, because its results must not depend on the number of
-threads, so a single window leaves a core idle. Heads of 128 rows at a time, in place of 512, would
-give both cores work: 13 % less time on 1 x 256 tokens of Qwen2.5-0.5B, but 3 % more on 2 x 512 of
-SmolLM2-135M (medians of five alternating runs), so they stay.""",
+0.35 and 0.41. Kept weights help most where sequences are few: on 1 x 256 tokens of Qwen2.5-0.5B,
+the same forward took 1.2 s with them and 3.6 s without (medians of five alternating runs). Casting
+bfloat16 by shifting its bits was no faster than the cast of `ml_dtypes`, and was not kept.
+`evaluate` exponentiates few rows of logits at a time. It runs one sequence on one core, because its
+results must not depend on the number of threads, so a single window leaves a core idle. Heads of
+128 rows at a time, in place of 512, would give both cores work: 13 % less time on 1 x 256 tokens of
+Qwen2.5-0.5B, but 3 % more on 2 x 512 of SmolLM2-135M (medians of five alternating runs), so they
+stay.""",
     ),
     "startup": Section(
         "Start of the program",

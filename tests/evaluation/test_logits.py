@@ -1,5 +1,6 @@
 """Logits of sequences on cores of their own, against transformers and against each other."""
 
+import numpy as np
 import pytest
 from gates import GATES, SAME_TABLES, bits, expected_of, model_of, worst_token
 from refusals import refusal_of
@@ -44,6 +45,9 @@ def test_bad_input_is_refused() -> None:
     refusal_of(logits, model, [[1, 2], [3, 264]], says="1 token ids are outside the vocabulary")
     refusal_of(logits, model, [[1, 2], []], says="shape [1, 0]")
     refusal_of(logits, model, [[[1, 2]], [[3]]], says="shape [1, 1, 2]")
+    refusal_of(logits, model, [[[1, 2], [3]]], says="dtype object")
     refusal_of(logits, model, [[0.5]], says="dtype float64")
+    for ids in ([1, 5, 7], np.array([1, 5, 7])):
+        refusal_of(logits, model, ids, says="ids in place of sequences", remedy="[ids]")
     refusal_of(logits, model, IDS, threads=0, says="0 threads")
     refusal_of(logits, model, IDS[:1], threads=0, says="0 threads")

@@ -365,6 +365,17 @@ def test_other_errors_of_units_are_not_repeated(error: Exception) -> None:
     with ThreadPoolExecutor(2) as pool, pytest.raises(type(error), match="unpack"):
         asked([Failing(0)], pool)
 
+    class Elsewhere(ThreadPoolExecutor):
+        """Gives errors without a traceback, as processes do."""
+
+        def submit(self, call: Any, /, *args: Any, **options: Any) -> Future[Any]:
+            failed = Future[Any]()
+            failed.set_exception(type(error)(*error.args))
+            return failed
+
+    with Elsewhere(2) as pool, pytest.raises(type(error), match=str(error)):
+        asked([Asking(0)], pool)
+
 
 def test_what_a_unit_refuses_is_refused_here(processes: Executor) -> None:
     model = model_of("llama")
