@@ -101,8 +101,9 @@ def cells() -> Iterator[Measured]:
     magnitude = [Measured(SMOL, sparsity, method="magnitude") for sparsity in SPARSITIES]
     more = [replace(place, method="sparsegpt") for place in (*wanda[1:3], *wanda[4:6], *wanda[7:])]
     yield from (replace(place, correction=c) for place in (*magnitude, *more) for c in both)
+    rest = (*wanda[6:], *more, sparsegpt[2])
     for seed in range(1, SEEDS):
-        yield from (replace(place, correction=c, seed=seed) for place in wanda[6:] for c in both)
+        yield from (replace(place, correction=c, seed=seed) for place in rest for c in both)
 
 
 def calibration(bench: Bench, model: Model, cell: Measured) -> Tokens:
