@@ -13,6 +13,7 @@ from refimpl.scoring.state_group import head_cost
 from refimpl.tokens.samples import Ids
 
 BATCH = 512  # tokens, padding included; a longer sequence is a batch of its own
+CORES = 4  # which a few sequences are divided for, on every machine
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def batches(
 ) -> list[Batch]:
     """Lay sequences [tokens] side by side, those of similar length together, the longest first.
 
+    A batch has at most `BATCH` tokens, and a `CORES`-th of all, so that few occupy cores, too.
     The last token of a sequence is predicted, never an input; `starts` are the first scored tokens.
     Sequences of different lengths share no batch if rotary positions depend on the length.
     The batches depend on nothing else, so neither does the rounding of what is computed from them.
@@ -55,11 +57,12 @@ def batches(
     for n, ids in enumerate(checked):
         same.setdefault(ids[:-1].tobytes(), []).append(n)
     rows = sorted(same.values(), key=lambda row: -len(checked[row[0]]))
+    size = min(BATCH, sum(len(checked[row[0]]) - 1 for row in rows) // CORES)
     laid: list[Batch] = []
     by_length = any(kind.rope is not None and kind.rope.by_length for kind in config.blocks)
     while rows:
         width = len(checked[rows[0][0]]) - 1
-        height = max(1, BATCH // width)
+        height = max(1, size // width)
         if by_length:
             height = min(height, sum(len(checked[row[0]]) == width + 1 for row in rows))
         laid.append(_batch(rows[:height], width, checked, starts))

@@ -106,7 +106,8 @@ def test_layout_changes_rounding_only(order: list[int], tokens: int, rows: int, 
 def test_memory_and_threads_change_no_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "BATCH", 12)
     model = model_of("llama")
-    least = 2 * 12 * model.config.hidden_size * np.dtype(dtype).itemsize
+    largest = max(made.ids.size for made in batches(IDS, STARTS, model.config))
+    least = 2 * largest * model.config.hidden_size * np.dtype(dtype).itemsize
     first, *others = (
         likelihoods_of(model, IDS, STARTS, threads, memory=memory, dtype=dtype)
         for threads in (1, 3)
@@ -146,6 +147,14 @@ def test_the_cost_ticks_to_its_sum() -> None:
     assert sum(ticks) == pytest.approx(total)
 
 
+def test_few_sequences_are_batches_for_several_cores() -> None:
+    config, windows = model_of("llama").config, np.arange(6 * 33).reshape(6, 33)
+    for count, made in ((1, 1), (2, 2), (6, 6)):
+        assert len(batches(windows[:count], [1] * count, config)) == made
+    many = (np.arange(33) + np.arange(64)[:, None]) % 264
+    assert [len(b.ids) for b in batches(many, [1] * 64, config)] == [16] * 4
+
+
 @given(
     st.lists(st.lists(st.integers(0, 263), min_size=2, max_size=12), min_size=1, max_size=12),
     st.integers(1, 30),
@@ -160,8 +169,10 @@ def test_batches_hold_every_sequence_once(
         patch.setattr(batch, "BATCH", most)
         made = batches(sequences, starts, model_of("llama").config)
     assert sorted(n for b in made for n in b.members) == list(range(len(sequences)))
+    inputs = {tuple(ids[:-1]) for ids in sequences}
+    total = sum(map(len, inputs))
     for b in made:
-        assert b.ids.size <= most or len(b.ids) == 1
+        assert b.ids.size <= min(most, total // 4) or len(b.ids) == 1
         at = 0
         for n, count in zip(b.members, b.counts, strict=True):
             mine = slice(at, at + count)
@@ -171,7 +182,6 @@ def test_batches_hold_every_sequence_once(
             assert b.targets[mine].tolist() == sequences[n][starts[n] :]
             at += count
         assert at == len(b.places) == len(b.targets)
-    inputs = {tuple(ids[:-1]) for ids in sequences}
     assert sum(len(b.ids) for b in made) == len(inputs)
     widths = [b.ids.shape[1] for b in made]
     assert all(a >= b for a, b in pairwise(widths))
