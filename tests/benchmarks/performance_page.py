@@ -18,6 +18,7 @@ from sections import BY_PROCESSOR, LINES, OLDER, OVERLOADED, ROOFLINE, SECTIONS,
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
 PICTURE = "performance-profile.svg"
+PROFILE = "Where the time of scoring goes"
 WIDTH = 120  # of a line of prose
 COLORS = ("#1f5fa8", "#b2491f")  # told apart by texture, too
 
@@ -55,7 +56,7 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
             parts += [f"## {section.heading}", wrapped(section.introduction), table(of_row)]
             parts += [wrapped(section.tried)] * bool(section.tried)
     if results["profiles"]:
-        parts += ["## Where the time of scoring goes", profile_words(results["profiles"])]
+        parts += [f"## {PROFILE}", profile_words(results["profiles"])]
         parts += [f"![Shares of the time of scoring, step by step]({PICTURE})"]
         parts += [profile_table(results["profiles"])]
         if "rate" in results["profiles"][0]:
@@ -87,28 +88,41 @@ def repetitions(results: dict[str, Any]) -> str:
 
 
 def machine_facts(results: dict[str, Any]) -> str:
-    """Where the results come from, and how busy it was."""
-    m = results["machine"]
+    """Where the results come from, and how busy it was: a paragraph per machine."""
+    used = {row["machine"] for row in results["rows"].values()}
+    facts = [machine_words(results, cpu) for cpu in results["machines"] if cpu in used]
+    return "\n\n".join([*facts, *[wrapped(left_out(results))] * bool(left_out(results))])
+
+
+def machine_words(results: dict[str, Any], cpu: str) -> str:
+    """The facts of a machine, and which sections were measured on it, if not all were."""
+    m, every = results["machines"][cpu], results["rows"]
+    rows = {name: row for name, row in every.items() if row["machine"] == cpu}
     versions = ", ".join(f"{k} {v}" for k, v in m["packages"].items() if v)
-    rows = results["rows"].values()
-    loads = [x[0] for row in rows for x in (row["load_before"], row["load_after"])]
+    loads = [x[0] for row in rows.values() for x in (row["load_before"], row["load_after"])]
     busy = (
         f"{m['cpu']} ({m['vector']}), {m['cores']} cores, {m['memory'] / 2**30:.0f} GiB, "
         f"{m['system']}, no GPU. Python {m['python']}, {versions}. NumPy's BLAS: "
         f"{'; '.join(m['blas'])}. The load average over one minute, before and after each row, "
         f"was {min(loads):.1f} to {max(loads):.1f}."
     )
+    if len(rows) < len(every):
+        busy += f" Measured here: {'; '.join(map(heading, rows))}."
     if max(loads) > 2 * m["cores"]:
         busy += f" {OVERLOADED}"
-    if any(row["by_processor"] for row in rows):
+    if any(row["by_processor"] for row in rows.values()):
         busy += f" {BY_PROCESSOR}"
-    return wrapped(f"{busy} {left_out(results)}")
+    return wrapped(busy)
+
+
+def heading(row: str) -> str:
+    """The section of a row."""
+    return PROFILE if row == "profile" else SECTIONS[row].heading
 
 
 def left_out(results: dict[str, Any]) -> str:
     """Rows that were measured on some of their shapes only."""
-    rows = results["rows"]
-    some = {x.heading: rows[k]["only"] for k, x in SECTIONS.items() if rows.get(k, {}).get("only")}
+    some = {heading(name): row["only"] for name, row in results["rows"].items() if row["only"]}
     shapes = ", ".join(dict.fromkeys(name for names in some.values() for name in names))
     words = f"To save time, these sections use {shapes} only: {'; '.join(some)}."
     return words if some else ""
@@ -210,7 +224,7 @@ def picture(profiles: Sequence[dict[str, Any]]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" '
         'font-family="sans-serif" font-size="12" role="img" aria-labelledby="title desc">',
-        '<title id="title">Where the time of scoring goes</title>',
+        f'<title id="title">{PROFILE}</title>',
         f'<desc id="desc">{words}.</desc>',
         '<defs><pattern id="stripes" width="6" height="6" patternUnits="userSpaceOnUse" '
         f'patternTransform="rotate(45)"><rect width="6" height="6" fill="{COLORS[1]}"/>'

@@ -35,8 +35,9 @@ def measured(
     setting: Setting, rows: list[str], keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Run rows, print and keep each figure as it comes; one that fails leaves the others."""
+    here = machine.machine()
     found: dict[str, Any] = {
-        "format": FORMAT, "machine": machine.machine(), "quick": setting.quick,
+        "format": FORMAT, "machines": {here["cpu"]: here}, "quick": setting.quick,
         "repetitions": setting.repetitions, "figures": [], "rows": {}, "profiles": [],
         "lines": lines.counts(),
     }  # fmt: skip
@@ -59,6 +60,7 @@ def measured(
             "seconds": time.perf_counter() - start, "load_before": before,
             "load_after": machine.load(), "failed": failed,
             "by_processor": machine.by_processor(), "only": list(setting.only),
+            "machine": here["cpu"],
         }  # fmt: skip
         keep(found)
     return found
@@ -112,7 +114,8 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     order = list(ROWS)
     figures = sorted(kept + new["figures"], key=lambda entry: order.index(entry["row"]))
     profiles = new["profiles"] if PROFILE in again else old["profiles"]
-    return {**new, "figures": figures, "rows": {**old["rows"], **new["rows"]}, "profiles": profiles}
+    both = {key: {**old[key], **new[key]} for key in ("rows", "machines")}
+    return {**new, **both, "figures": figures, "profiles": profiles}
 
 
 if __name__ == "__main__":
