@@ -71,6 +71,11 @@ def against(row: Row, other: Row) -> str:
     return " / ".join(f"{mean:+.1f} ± {error:.1f}" for mean, error in found) + " %"
 
 
+def moved(row: Row, none: Row) -> float:
+    """The change of the nats per token, the mean over both texts."""
+    return float(np.mean([nats(row, text) - nats(none, text) for text in REPORTED]))
+
+
 def headline(done: Mapping[str, Row]) -> str:
     """A line per place: every base, measured divergence, and what it changes against the best."""
     lines = []
@@ -121,25 +126,34 @@ def said(percent: float) -> str:
 
 
 def probes(done: Mapping[str, Row]) -> str:
-    """A line per place with probes: how errors grow, and what the paper's coefficient says."""
-    lines = []
+    """A line per place with probes: how errors grow, what the paper's coefficient says, the gain.
+
+    After the table, how the spread of the errors goes with the gain, over the places.
+    """
+    lines, spreads, gains = [], [], []
     for place, every in places(done).items():
-        for row in every:
-            if row["correction"] != "divergence" or row["seed"] or row.get("probed"):
-                continue
-            rate, level, r = (np.array(row[key], float) for key in ("rate", "level", "r"))
-            low, middle, high = np.percentile(rate, (25, 50, 75))
-            both = np.isfinite(level) & (level > 0) & np.isfinite(r) & (r > 0)
-            like = np.corrcoef(np.log(r[both]), np.log(level[both]))[0, 1]
-            kappa = f"{middle:.1f} ({low:.1f} to {high:.1f})"
-            fits = f"{int(np.sum(row['fits']))} of {len(rate)}"
-            most = f"{np.nanmax(np.abs(row['residual'])):.2f}"
-            ratio = f"{np.nanmax(level) / np.nanmedian(level):.0f}"
-            lines.append([title(place), kappa, f"{rate[0]:.1f}", fits, most, ratio, f"{like:+.2f}"])
+        rows = usual(every)
+        if "divergence" not in rows:
+            continue
+        row = rows["divergence"]
+        rate, level, r = (np.array(row[key], float) for key in ("rate", "level", "r"))
+        low, middle, high = np.percentile(rate, (25, 50, 75))
+        both = np.isfinite(level) & (level > 0) & np.isfinite(r) & (r > 0)
+        like = np.corrcoef(np.log(r[both]), np.log(level[both]))[0, 1]
+        kappa = f"{middle:.1f} ({low:.1f} to {high:.1f})"
+        fits = f"{int(np.sum(row['fits']))} of {len(rate)}"
+        most = f"{np.nanmax(np.abs(row['residual'])):.2f}"
+        spreads.append(float(np.log(level[both]).std()))
+        gains.append(moved(row, rows["uniform"]))
+        line = [title(place), kappa, f"{rate[0]:.1f}", fits, most, f"{spreads[-1]:.2f}"]
+        lines.append([*line, f"{like:+.2f}", f"{gains[-1]:+.3f}"])
     head = ("model, pruner, sparsity", "kappa (quartiles)", "of block 0", "blocks that fit")
-    return table(
-        (*head, "largest residual", "largest a / median a", "correlation of log r, log a"), lines
+    more = ("largest residual", "sd of log a", "correlation of log r, log a", "measured, nats")
+    together = np.corrcoef(spreads, gains)[0, 1] if len(lines) > 2 else np.nan
+    words = (
+        f"Over these {len(lines)} places, the correlation of the spread of log a with the effect"
     )
+    return f"{table((*head, *more), lines)}\n\n{words} is {together:+.2f}."
 
 
 def foretold(done: Mapping[str, Row]) -> str:
@@ -153,8 +167,7 @@ def foretold(done: Mapping[str, Row]) -> str:
             for name, row in rows.items():
                 if name != "uniform":
                     wanted = log(1 + predicted(row, rows["divergence"]) / 100)
-                    moved = np.mean([nats(row, t) - nats(rows["uniform"], t) for t in REPORTED])
-                    found.append((name, wanted, float(moved)))
+                    found.append((name, wanted, moved(row, rows["uniform"])))
     lines = []
     for name in dict.fromkeys(name for name, _, _ in found):
         pairs = np.array([x[1:] for x in found if x[0] == name])
