@@ -148,7 +148,7 @@ def program(name: str | None = None) -> typer.Typer:
             )(command)
     if not known:
         cases = import_module("refimpl.cli.oracle").app
-        app.add_typer(cases, name="case", rich_help_panel="Interchange")
+        app.add_typer(cases, name="case", help=CASES, rich_help_panel="Interchange")
     return app
 
 

@@ -10,7 +10,6 @@ import typer
 
 from refimpl.cli import options as opt
 from refimpl.cli.groups import NOISE, PERTURBATION, SOURCE, Source
-from refimpl.cli.main import CASES
 from refimpl.cli.options import FieldOption, OptionGroup
 from refimpl.cli.terminal import deliver, say
 from refimpl.cli.validate import TIME_LIMIT
@@ -64,7 +63,7 @@ CasePath = Annotated[
 GRAPH = "Advanced: Graph"  # heading in --help
 TRANSFORMERS = Path("transformers")  # in place of a file of names
 
-app = typer.Typer(help=CASES)
+app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)
