@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats, one_of
-from refimpl.pruners.compensation import PrunedWeight
+from refimpl.pruners.compensation import Factor, PrunedWeight, upper_factor
 from refimpl.pruners.pattern import Pattern, pattern_keep
 from refimpl.pruners.peer import magnitude_keep_peer, sparsegpt_peer, wanda_keep_peer
 from refimpl.pruners.scores import magnitude_keep, magnitude_score, wanda_keep, wanda_score
@@ -62,6 +62,7 @@ def decision(
     pruner: Pruner,
     compat: Literal["exact", "peer"] = "exact",
     linear: tuple[int, int] = (0, 0),
+    factor: Factor = upper_factor,
 ) -> tuple[Bools, Floats | None]:
     """Decide which weights of a linear stay, and compute SparseGPT's new weights.
 
@@ -74,6 +75,7 @@ def decision(
         pruner: How weights are chosen.
         compat: "exact", or "peer" for the decisions of the peers' code.
         linear: Block and linear, for the random choice.
+        factor: For SparseGPT, as of `compensated`.
 
     Returns:
         keep [out, in], and SparseGPT's new weights [out, in] (None: those that stay are the same).
@@ -109,7 +111,8 @@ def decision(
             "no statistics of the inputs", "sums over calibration tokens", "pass tokens"
         )
     elif pruner.method == "sparsegpt":
-        pruned = SPARSEGPT[compat](weight, hessian(total, sequences), goal, pruner.damping)
+        h, prune = hessian(total, sequences), SPARSEGPT[compat]
+        pruned = prune(weight, h, goal, pruner.damping, factor=factor)
         return pruned.keep, pruned.weight
     else:
         score = wanda_score(weight, total / sequences)

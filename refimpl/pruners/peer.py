@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats, score_matrix
-from refimpl.pruners.compensation import PrunedWeight, compensated
+from refimpl.pruners.compensation import Factor, PrunedWeight, compensated, upper_factor
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.scores import wanda_keep
 from refimpl.pruners.sparsegpt import DAMPING, WIDTH, decide_groups
@@ -75,6 +75,7 @@ def sparsegpt_peer(
     target: float | Pattern,
     damping: float = DAMPING,
     width: int = WIDTH,
+    factor: Factor = upper_factor,
 ) -> PrunedWeight:
     """Prune a linear as SparseGPT's code does.
 
@@ -88,6 +89,7 @@ def sparsegpt_peer(
         target: Sparsity s in [0, 1), or a pattern.
         damping: Share of the mean of diag(H) added to it, at least 0.
         width: Columns decided on together.
+        factor: As of `compensated`.
 
     Returns:
         The decision, dead inputs not kept, and the new weights.
@@ -114,7 +116,7 @@ def sparsegpt_peer(
         decide, step = decide_groups(start.shape, target, width), target.group
     else:
         decide, step = partial(_above_threshold, _not_negative(target)), width
-    pruned = compensated(start, h, decide, step, damping, width)
+    pruned = compensated(start, h, decide, step, damping, width, factor)
     return PrunedWeight(pruned.keep & ~dead, pruned.weight)
 
 

@@ -7,7 +7,13 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats, Ints
-from refimpl.pruners.compensation import Decide, PrunedWeight, compensated
+from refimpl.pruners.compensation import (
+    Decide,
+    Factor,
+    PrunedWeight,
+    compensated,
+    upper_factor,
+)
 from refimpl.pruners.counts import split_count
 from refimpl.pruners.pattern import Pattern, pattern_count, pattern_keep
 from refimpl.pruners.scores import magnitude_keep
@@ -51,6 +57,7 @@ def sparsegpt(
     target: int | Pattern,
     damping: float = DAMPING,
     width: int = WIDTH,
+    factor: Factor = upper_factor,
 ) -> PrunedWeight:
     """Prune a linear with SparseGPT, to the exact count.
 
@@ -66,6 +73,7 @@ def sparsegpt(
         target: Weights to prune of the whole linear, or n of every m in each row.
         damping: Share of the mean of diag(H) added to it, at least 0.
         width: Columns decided on together.
+        factor: As of `compensated`.
 
     Returns:
         The decision and the new weights; exactly the requested number are pruned.
@@ -95,7 +103,7 @@ def sparsegpt(
         starts, step = range(0, shape[1], width), width
         sizes = [shape[0] * min(width, shape[1] - start) for start in starts]
         decide = partial(_lowest, split_count(target, sizes), width)
-    return compensated(weight, hessian, decide, step, damping, width)
+    return compensated(weight, hessian, decide, step, damping, width, factor)
 
 
 def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decide:

@@ -1,6 +1,6 @@
 """A model pruned block by block, each block calibrated on inputs that passed the pruned ones."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of, saw_no_token
 from refimpl.model.token_ids import checked_ids
+from refimpl.pruners.compensation import SharedFactor, upper_factor
 from refimpl.pruners.decision import Pruner
 from refimpl.pruning.calibration import CALIBRATED, Calibration, LocalCalibration, NoCalibration
 from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear, stored_weight
@@ -67,6 +68,8 @@ class BlockPruner:
         inputs: Mapping[str, Array | str] = sums
         if pool.executor is not None and self.scratch is not None:
             inputs = {p: sent(x, self.scratch / f"sums-{p}") for p, x in sums.items()}
+        points = Counter(map(input_of, model.config.linears[index]))
+        shared = {p: SharedFactor() for p, n in points.items() if n > 1 and pool.executor is None}
         units = [
             LinearUnit(
                 index,
@@ -79,6 +82,7 @@ class BlockPruner:
                 self.calibration.sequences,
                 self.resources.dtype,
                 "magnitude" if sums and saw_no_token(name, sums.get(input_of(name))) else None,
+                shared.get(input_of(name), upper_factor),
             )
             for j, name in enumerate(model.config.linears[index])
         ]

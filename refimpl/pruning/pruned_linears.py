@@ -13,6 +13,7 @@ from refimpl.model.forward import Weights
 from refimpl.model.model import Model, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.weight import count_bad
+from refimpl.pruners.compensation import Factor, upper_factor
 from refimpl.pruners.decision import Goal, Method, Pruner, decision
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
@@ -74,7 +75,7 @@ class LinearUnit:
     """The work unit that prunes one linear, the one at `index` of its block.
 
     `sums` is the statistic of what it reads over all sequences, or the file of it, or None;
-    `fallback` the method of an expert that saw no token.
+    `fallback` the method of an expert that saw no token; `factor` as of `compensated`.
     """
 
     block: int
@@ -87,6 +88,7 @@ class LinearUnit:
     sequences: int
     dtype: npt.DTypeLike
     fallback: Method | None = None
+    factor: Factor = upper_factor
 
     def cost(self, config: Config) -> float:
         """Weights."""
@@ -112,7 +114,8 @@ class LinearUnit:
         place = self.block, self.index
         try:
             pruner = replace(self.pruner, method=self.fallback or self.pruner.method)
-            return decision(dense, sums, self.sequences, self.goal, pruner, self.compat, place)
+            how = pruner, self.compat, place, self.factor
+            return decision(dense, sums, self.sequences, self.goal, *how)
         except RefimplError as error:
             problem = f"blocks.{self.block}.{self.name}: {error.problem}"
             raise RefimplError(problem, error.expected, error.remedy) from error

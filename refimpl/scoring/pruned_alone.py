@@ -11,6 +11,7 @@ from refimpl.model.model import BlockWeights, Later, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of, saw_no_token, sum_of_outer_products
 from refimpl.model.stream import Stream
+from refimpl.pruners.compensation import SharedFactor, upper_factor
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.running.threads import Workers
 from refimpl.scoring.dense_statistics import sums_of_all
@@ -26,6 +27,7 @@ class PrunedBlocks:
         pruner: How weights are chosen.
         sums: For SparseGPT: the outer products of what the block's linears read, by trace point.
         sequences: Number of sequences that they are summed over.
+        factors: Of the Hessians of these sums, for all variants.
     """
 
     linears: Linears
@@ -33,6 +35,7 @@ class PrunedBlocks:
     pruner: Pruner
     sums: Mapping[str, Array] = field(default_factory=dict)
     sequences: int = 0
+    factors: Mapping[str, SharedFactor] = field(default_factory=dict)
 
     @property
     def needs_sums(self) -> bool:
@@ -42,7 +45,8 @@ class PrunedBlocks:
     def summed(self, clean: Stream, weights: Weights, workers: Workers) -> Self:
         """The same, with the sums of all clean states before a block."""
         _, total = sums_of_all(clean, weights, sum_of_outer_products, workers)
-        return replace(self, sums=total, sequences=len(clean.states))
+        factors = {point: SharedFactor() for point in total}
+        return replace(self, sums=total, sequences=len(clean.states), factors=factors)
 
     def __call__(
         self, block: int, variant: int, weights: BlockWeights, workers: Workers
@@ -63,7 +67,8 @@ class PrunedBlocks:
         weight, total = weights[f"{name}.weight"], self.sums.get(input_of(name))
         idle = self.needs_sums and saw_no_token(name, total)
         pruner = replace(self.pruner, method="magnitude") if idle else self.pruner
-        keep, new = decision(weight, total, self.sequences, count, pruner, "exact", place)
+        factor = self.factors.get(input_of(name), upper_factor)
+        keep, new = decision(weight, total, self.sequences, count, pruner, "exact", place, factor)
         if new is None:
             return weights.without(f"{name}.weight", keep)
         return zeroed(new.astype(weight.dtype), keep)

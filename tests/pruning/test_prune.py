@@ -23,12 +23,23 @@ from processes import started
 from program import ran, refused
 from safetensors.numpy import load_file
 
-from refimpl import Model, RefimplError, Request, Scores, allocate, forward, read_model, score
+from refimpl import (
+    Model,
+    Perturbation,
+    RefimplError,
+    Request,
+    Scores,
+    allocate,
+    forward,
+    read_model,
+    score,
+)
 from refimpl.allocation.scores_json import document
-from refimpl.allocation.targets import Targets, pattern_targets
+from refimpl.allocation.targets import Targets, pattern_targets, targets_for
 from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import input_of
 from refimpl.model.stream import Stream
+from refimpl.pruners import compensation
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.scores import wanda_keep, wanda_score
@@ -163,6 +174,30 @@ def test_threads_change_nothing(method: Method, tmp_path: Path) -> None:
         prune(model, out, asked, Pruner(method), drawn(model), threads=threads)
         outputs.add(weights(out))
     assert len(outputs) == 1
+
+
+def test_linears_and_probes_share_the_factor_of_their_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+
+    def counted(hessian: Any, damping: float) -> Any:
+        sizes.append(len(hessian))
+        return upper_factor(hessian, damping)
+
+    upper_factor = compensation.upper_factor
+    monkeypatch.setattr(compensation, "upper_factor", counted)
+    model = read_model(FIXTURES / "llama")
+    tokens = random_tokens(264, 2, 12)
+    request, plan = Request(sparsity=0.5, correct="divergence"), Perturbation("pruning")
+    scores = score(model, tokens, replace(plan, probe_pruner="sparsegpt"), request)
+    once = sorted(sizes)
+    assert len(once) == 4 * model.config.num_blocks  # q, k, v; o; gate, up; down; 3 sparsities
+    targets = targets_for(allocate(scores, request), model.config.linears)
+    sizes.clear()
+    with Settings(threads=2).open() as resources:
+        list(pruned_blocks(model, targets, Pruner("sparsegpt"), tokens.ids, resources))
+    assert len(sizes) == 2 * model.config.num_blocks  # those of o and down are not shared
 
 
 def test_the_random_control_follows_its_seed(tmp_path: Path) -> None:
