@@ -25,6 +25,7 @@ import run
 import search
 
 from refimpl import Model, Perturbation, Request, read_model, score
+from refimpl.estimation.workload import work
 from refimpl.running.settings import Settings
 from refimpl.tokens import Tokens, random_tokens
 
@@ -255,3 +256,20 @@ def test_harm_is_what_one_block_more_costs(bench: measure.Bench, tmp_path: Path)
     path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:3]))
     harm.run(bench, path, grid.Cell())
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "samples"),
+    [({}, 2), ({"correction": "divergence, one sparsity"}, 2), ({"probed": 3}, 8)],
+)
+def test_block_passes_are_those_that_scoring_counts(changes: Any, samples: int) -> None:
+    config = read_model(FIXTURES / "llama").config
+    cell = measured.Measured(grid.SMOL, 0.7, **({"correction": "divergence"} | changes))
+    request = measured.request_of(cell)
+    plan = request.perturbation(None)
+    if cell.probed:
+        plan = replace(plan, probe_samples=cell.probed)
+    with Settings().open() as resources:
+        counted = work(config, samples, 16, plan, request, resources)
+    row = vars(cell) | {"cell": str(cell), "block_sparsity": [0.7] * config.num_blocks}
+    assert measured_table.block_passes(row) == counted.passes
