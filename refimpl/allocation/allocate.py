@@ -109,11 +109,13 @@ def _allocation(
         projected[exists] = project(base[exists], units, target, **limits)
         block_of_unit = np.nonzero(exists)[0]
         if grows is not None and grows.fits.any() and grows.level.shape == base.shape:
-            of_units = grows.level[exists], grows.rates(request.kappa == "own")[exists]
-            final[exists] = equal_marginals(*of_units, projected[exists], units, target, **limits)
+            rates, top = grows.rates(request.kappa == "own"), _top(grows, projected, request.hi)
+            level, rate, start, hi = (x[exists] for x in (grows.level, rates, projected, top))
+            final[exists] = equal_marginals(level, rate, start, units, target, request.lo, hi)
         elif grows is not None and grows.fits.any():  # of blocks, whose linears move together
             start, rates = _of_blocks(projected, share), grows.rates(request.kappa == "own")
-            best = equal_marginals(grows.level, rates, start, sizes.sum(axis=1), target, **limits)
+            bounds = target, request.lo, _top(grows, start, request.hi)
+            best = equal_marginals(grows.level, rates, start, sizes.sum(axis=1), *bounds)
             shifted = projected[exists] + (best - start)[block_of_unit]
             final[exists] = project(shifted, units, target, **limits)
         else:
@@ -140,6 +142,11 @@ def _allocation(
     clipped = np.zeros(num_blocks, np.bool_) if u is None else at_clip(u)
     total = int(sizes.sum())
     return Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total, grows)
+
+
+def _top(grows: Growth, base: Array, hi: float) -> Array:
+    """The greatest fraction pruned of each unit: not beyond the reach of its fit, nor of hi."""
+    return np.maximum(base, np.minimum(hi, grows.reach))
 
 
 def _of_blocks(units: Array, share: Array) -> Array:

@@ -97,7 +97,7 @@ def allocation_steps(request: Request) -> list[Step]:
                 "weight costs the same error in every block.",
                 "kappa_l = (ln D_l(s + delta) - ln D_l(s - delta)) / 2 delta      "
                 "a_l = D_l(s)\n"
-                "s_l = clip(s + (t - ln(kappa a_l / N_l)) / kappa, lo, hi)",
+                "s_l = clip(s + (t - ln(kappa a_l / N_l)) / kappa, lo, min(hi, s + 2 delta))",
                 (equal_marginals.growth, equal_marginals.equal_marginals),
                 _growth,
             )

@@ -26,11 +26,13 @@ class Growth:
             of the largest: rounding.
         rate: kappa, [U]; NaN where a probe has no error, or two sparsities are equal.
         residual: ln D at b minus the line through the outer probes, [U]; NaN as for `rate`.
+        reach: Sparsity up to which the fit is trusted: twice as far above b as the upper probe.
     """
 
     level: Array
     rate: Array
     residual: Array
+    reach: Array
 
     @property
     def fits(self) -> npt.NDArray[np.bool_]:
@@ -71,7 +73,8 @@ class Growth:
 def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
     """Fit how the error of each unit grows, from probes at three sparsities.
 
-    kappa_u = (ln D_u(s_above) - ln D_u(s_below)) / (s_above - s_below);  a_u = D_u(s_at)
+    kappa_u = (ln D_u(s_above) - ln D_u(s_below)) / (s_above - s_below);  a_u = D_u(s_at);
+    reach_u = s_at + 2 (s_above - s_at)
 
     Args:
         error: D, the error when the unit alone is pruned, below, at and above its base sparsity,
@@ -79,7 +82,7 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
         sparsity: The fractions pruned, [3, U]; NaN where there is no unit.
 
     Returns:
-        Level, rate and residual of every unit.
+        Level, rate, residual and reach of every unit.
 
     Raises:
         RefimplError: Shapes that do not fit, or a negative or infinite error.
@@ -103,7 +106,8 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
     width = np.where(apart, s[ABOVE] - s[BELOW], 1.0)
     rate = np.where(apart, (log_d[ABOVE] - log_d[BELOW]) / width, np.nan)
     line = log_d[BELOW] + rate * (s[AT] - s[BELOW])
-    return Growth(np.where(positive[AT], d[AT], np.nan), rate, log_d[AT] - line)
+    reach = s[AT] + 2 * (s[ABOVE] - s[AT])
+    return Growth(np.where(positive[AT], d[AT], np.nan), rate, log_d[AT] - line, reach)
 
 
 def equal_marginals(
@@ -113,14 +117,14 @@ def equal_marginals(
     sizes: npt.ArrayLike,
     sparsity: float,
     lo: float = 0.0,
-    hi: float = 1.0,
+    hi: npt.ArrayLike = 1.0,
 ) -> Array:
     """Return the allocation with the least sum of errors on the budget.
 
-    argmin sum a_u exp(kappa_u (s_u - b_u)) with lo <= s_u <= hi and sum N_u s_u = S N, which is
-    s_u = clip(b_u + (t - ln(kappa_u a_u / N_u)) / kappa_u, lo, hi): the error that one more weight
-    costs, exp(t), is the same in every unit. With one kappa and units of one size this is the
-    correction `Delta` of the centred logarithms of a, with strength 1 / kappa and unclipped.
+    argmin sum a_u exp(kappa_u (s_u - b_u)) with lo <= s_u <= hi_u and sum N_u s_u = S N, which is
+    s_u = clip(b_u + (t - ln(kappa_u a_u / N_u)) / kappa_u, lo, hi_u): the error that one more
+    weight costs, exp(t), is the same in every unit. With one kappa and units of one size this is
+    the correction `Delta` of the centred logarithms of a, with strength 1 / kappa and unclipped.
 
     Args:
         level: a, the error of every unit at its base sparsity, [U]; NaN where unknown: such a unit
@@ -130,7 +134,7 @@ def equal_marginals(
         sizes: Weights per unit N_u, [U].
         sparsity: Target S over all weights, in [0, 1].
         lo: Least fraction pruned of any unit.
-        hi: Greatest fraction pruned of any unit.
+        hi: Greatest fraction pruned of any unit, or of each, [U].
 
     Returns:
         Fraction pruned per unit, [U].

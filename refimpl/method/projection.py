@@ -16,20 +16,20 @@ def project(
     sizes: npt.ArrayLike,
     sparsity: float,
     lo: float = 0.0,
-    hi: float = 1.0,
+    hi: npt.ArrayLike = 1.0,
     slopes: npt.ArrayLike | None = None,
 ) -> npt.NDArray[np.float64]:
     """Return the allocation nearest to `x` that meets the budget.
 
-    argmin sum N_u (s_u - x_u)^2 / g_u with lo <= s_u <= hi and sum N_u s_u = S N, which is
-    s_u = clip(x_u + g_u t, lo, hi) with the one t that meets the budget.
+    argmin sum N_u (s_u - x_u)^2 / g_u with lo <= s_u <= hi_u and sum N_u s_u = S N, which is
+    s_u = clip(x_u + g_u t, lo, hi_u) with the one t that meets the budget.
 
     Args:
         x: Desired fraction pruned per unit, [U]; may leave [0, 1].
         sizes: Weights per unit N_u, [U].
         sparsity: Target S over all weights, in [0, 1]: the decimal that was asked.
         lo: Least fraction pruned of any unit.
-        hi: Greatest fraction pruned of any unit.
+        hi: Greatest fraction pruned of any unit, or of each, [U].
         slopes: How easily each unit moves, g_u above 0, [U]; 1 for all if None.
 
     Returns:
@@ -51,12 +51,19 @@ def project(
         v.as_integer_ratio() for v in finite_vector(x, "the allocation", len(weights)).tolist()
     ]
     number_in(sparsity, "sparsity", 0, 1)
-    number_in(lo, "lo", 0, hi)
-    number_in(hi, "hi", lo, 1)
-    if not lo <= sparsity <= hi:
+    tops = np.broadcast_to(np.asarray(hi, np.float64), len(weights)).tolist()
+    for top in {*tops}:
+        number_in(lo, "lo", 0, top)
+        number_in(top, "hi", lo, 1)
+    # Floats are fractions. In units of 1 / scale all is whole, t too, so sums are exact and quick;
+    # one rounding, the last, is left, however unequal the units.
+    least, asked, most = decimal(lo), decimal(sparsity), [decimal(top) for top in tops]
+    whole, room = sum(weights), sum(map(mul, weights, most))
+    if not least <= asked <= room / whole:
+        limit = float(room / whole)
         raise RefimplError(
-            f"sparsity {sparsity} is infeasible with lo {lo} and hi {hi}",
-            f"a sparsity in [{lo}, {hi}]",
+            f"sparsity {sparsity} is infeasible with lo {lo} and hi {limit:g}",
+            f"a sparsity in [{lo}, {limit:g}]",
             "change --sparsity, --lo or --hi",
         )
     rates = [1.0] * len(desired)
@@ -64,32 +71,33 @@ def project(
         rates = finite_vector(slopes, "slopes", len(desired)).tolist()
     if min(rates) <= 0:
         raise RefimplError(f"a slope of {min(rates)}", "slopes above 0", "correct or omit slopes")
-    if sparsity in (lo, hi):
-        return np.full(len(desired), float(sparsity))
+    if asked in (least, room / whole):
+        return np.full(len(desired), float(lo)) if asked == least else np.array(tops)
 
-    # Floats are fractions. In units of 1 / scale all is whole, t too, so sums are exact and quick;
-    # one rounding, the last, is left, however unequal the units.
-    least, most, asked = decimal(lo), decimal(hi), decimal(sparsity)
     ratios = [rate.as_integer_ratio() for rate in rates]
     common = lcm(*(d for _, d in ratios))
     slope = [n * (common // d) for n, d in ratios]
-    decimals = (x.denominator for x in (least, most, asked))
+    decimals = (x.denominator for x in (least, asked, *most))
     scale = lcm(*slope) * lcm(*decimals, *(d for _, d in desired))
-    low, high, budget = int(least * scale), int(most * scale), int(asked * scale) * sum(weights)
+    low, high = int(least * scale), [int(top * scale) for top in most]
+    budget = int(asked * scale) * whole
     wanted = [n * (scale // d) for n, d in desired]
 
     def allocation(t: int, parts: int = 1) -> list[int]:
-        ends = low * parts, high * parts
         return [
-            min(max(v * parts + g * t, ends[0]), ends[1])
-            for v, g in zip(wanted, slope, strict=True)
+            min(max(v * parts + g * t, low * parts), top * parts)
+            for v, g, top in zip(wanted, slope, high, strict=True)
         ]
 
     def spent(t: int) -> int:
         return sum(map(mul, weights, allocation(t)))
 
     bends = sorted(
-        {(end - v) // g for v, g in zip(wanted, slope, strict=True) for end in (low, high)}
+        {
+            (end - v) // g
+            for v, g, top in zip(wanted, slope, high, strict=True)
+            for end in (low, top)
+        }
     )
     k = bisect_left(bends, budget, key=spent)
     left, right = bends[k - 1], bends[k]  # the budget is met between these two

@@ -289,6 +289,23 @@ def test_linears_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None
     assert np.ptp(made.linear_sparsity, axis=1).min() > 0
 
 
+@pytest.mark.parametrize("units", ["blocks", "linears"])
+def test_no_unit_is_pruned_further_than_its_fit_reaches(units: Any) -> None:
+    request = Request(sparsity=0.6, correct="divergence")
+    plan = Perturbation("pruning", units=units, probe_delta=0.05)
+    found = score(LLAMA, TOKENS, plan, request, dtype=np.float64)
+    assert found.probes is not None
+    made = allocate(found, request)
+    _, at, above = found.probes.sparsity
+    final = made.corrected_sparsity if units == "blocks" else made.linear_sparsity
+    reach = at + 2 * (above - at)
+    assert (final <= reach + 1e-12).all()
+    assert np.isclose(final, reach).any()
+    assert made.total_pruned == round(0.6 * made.total_weights)
+    lower = allocate(found, replace(request, hi=0.65))
+    assert lower.linear_sparsity.max() <= 0.65 + 1e-12
+
+
 def log_softmax(logits: Array) -> Array:
     high = logits - logits.max(axis=-1, keepdims=True)
     return high - np.log(np.exp(high).sum(axis=-1, keepdims=True))
