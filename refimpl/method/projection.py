@@ -51,7 +51,8 @@ def project(
         v.as_integer_ratio() for v in finite_vector(x, "the allocation", len(weights)).tolist()
     ]
     number_in(sparsity, "sparsity", 0, 1)
-    tops = np.broadcast_to(np.asarray(hi, np.float64), len(weights)).tolist()
+    each = np.full(len(weights), hi) if np.ndim(hi) == 0 else hi
+    tops: list[float] = finite_vector(each, "hi", len(weights)).tolist()
     for top in {*tops}:
         number_in(lo, "lo", 0, top)
         number_in(top, "hi", lo, 1)

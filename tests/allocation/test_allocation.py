@@ -158,6 +158,14 @@ def test_projection_at_the_ends_is_exact() -> None:
     np.testing.assert_array_equal(project([0.2, 0.9], [3, 7], 0.3, 0.3, 0.3), [0.3, 0.3])
 
 
+def test_each_unit_may_have_a_limit_of_its_own() -> None:
+    for sparsity, expected in ((0.5, [0.2, 0.8]), (0.6, [0.4, 0.8]), (0.4, [0.05, 0.75])):
+        found = project([0.2, 0.9], [1, 1], sparsity, 0.0, [0.4, 0.8])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
+    with pytest.raises(RefimplError, match=r"in \[0.0, 0.6\]"):
+        project([0.2, 0.9], [1, 1], 0.61, 0.0, [0.4, 0.8])
+
+
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
@@ -171,6 +179,8 @@ def test_projection_at_the_ends_is_exact() -> None:
         ({"sizes": [3, 0]}, "unit sizes"),
         ({"lo": 0.95}, "lo"),
         ({"hi": 1.1}, "hi"),
+        ({"hi": [0.9, 0.8, 0.7]}, "hi has the shape"),
+        ({"hi": [0.6, 0.3]}, r"\[0.1, 0.428571\]"),
         ({"lo": float("nan")}, "lo"),
     ],
 )

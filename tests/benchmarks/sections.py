@@ -78,21 +78,21 @@ no base asks for them. The machine's rate is that of NumPy's float32 matrix prod
 before and after each scoring, in the same process. Wall-clock time includes waiting and depends on
 other programs; processor time does neither.""",
         tried="""
-The matrix products alone reach 0.96 of the machine's rate at 512 tokens of SmolLM2-135M, and
-0.95 at 512 and 0.87 at 256 tokens of Llama-3.2-1B, on an AMD EPYC; the profile below shows the
-other steps. With one short sequence, reading the weights takes a share that further samples would
-divide. By default, glibc gives large arrays that are freed back to the system, which has to clear
-their pages again. While refimpl's threads are open, freed memory stays on the heap. Scoring
-Llama-3.2-1B on 1 x 256 tokens took 20.1 and 21.7 s in place of 22.8 and 22.5 s (two alternating
-runs), of which the system took 0.7 and 1.4 in place of 4.9 and 4.0 s; its peak rose from 785 to 827
-MiB. Pruning that shape by Wanda (4 x 512 tokens, one run, beside other programs) took 95 in place
-of 130 s of processor time, with peaks of 1,086 and 1,079 MiB. On SmolLM2-135M, scoring takes as
-long as before, and 20 to 30 MiB less. Reading the next block during the last states made no difference that we could distinguish from noise, and
-needs the memory of one more block. Worker threads share Python's lock, so many short calls of NumPy
-cost more on two threads than on one. Activations, norms and attention on 65,536 numbers at a time,
-in place of 16,384, took 3 % less time when scoring SmolLM2-135M on 1 x 256 tokens, and 6 % less for
-OWL's statistic on 4 x 512 (two threads of an Intel Xeon, by the clock, medians of three alternating
-runs).""",
+The matrix products alone reach 0.96 of the machine's rate at 512 tokens of SmolLM2-135M, and 0.95
+at 512 and 0.87 at 256 tokens of Llama-3.2-1B, on an AMD EPYC; the profile below shows the other
+steps. With one short sequence, reading the weights takes a share that further samples would divide.
+By default, glibc gives large arrays that are freed back to the system, which has to clear their
+pages again. While refimpl's threads are open, freed memory stays on the heap. Scoring Llama-3.2-1B
+on 1 x 256 tokens took 20.1 and 21.7 s in place of 22.8 and 22.5 s (two alternating runs), of which
+the system took 0.7 and 1.4 in place of 4.9 and 4.0 s; its peak rose from 785 to 827 MiB. Pruning
+that shape by Wanda (4 x 512 tokens, one run, beside other programs) took 95 in place of 130 s of
+processor time, with peaks of 1,086 and 1,079 MiB. On SmolLM2-135M, scoring takes as long as before,
+and 20 to 30 MiB less. Reading the next block during the last states made no difference that we
+could distinguish from noise, and needs the memory of one more block. Worker threads share Python's
+lock, so many short calls of NumPy cost more on two threads than on one. Activations, norms and
+attention on 65,536 numbers at a time, in place of 16,384, took 3 % less time when scoring
+SmolLM2-135M on 1 x 256 tokens, and 6 % less for OWL's statistic on 4 x 512 (two threads of an Intel
+Xeon, by the clock, medians of three alternating runs).""",
     ),
     "default": Section(
         "The default of `refimpl score`",
@@ -156,8 +156,8 @@ Most of the time goes into products in float64, at half the rate of float32. Wha
 those before them follows from how far those changed and from V, where H = V V^T. Therefore, refimpl
 needs neither the inverse of the Hessian nor that of its whole factor. When a model is pruned, q, k
 and v share a factor, as gate and up do, and the three probes of a block share all of them. Bringing
-later columns up to date after 32 columns, in one product, was no faster than after each one: 3.7 and
-3.6 s on 4096 x 4096 (medians of five alternating runs, two threads of an AMD EPYC).""",
+later columns up to date after 32 columns, in one product, was no faster than after each one: 3.7
+and 3.6 s on 4096 x 4096 (medians of five alternating runs, two threads of an AMD EPYC).""",
     ),
     "forward": Section(
         "Forward and evaluation",
@@ -167,23 +167,23 @@ perplexity of the same number of windows, both with a `HeldModel`, whose weights
 those of the rivals do. onnxruntime runs the graph that refimpl exports; this
 comparison has no goal.""",
         tried="""
-The linears and the head take 275 GFLOP for 2 x 512 tokens of SmolLM2-135M. On one thread of an Intel Xeon, `refimpl.logits` took 3.2 s (one run with Python's profiler, weights in
-memory): 67 % products, 15 % attention, half of it products, 7 % a copy of the logits, which is no
-longer made, 2 % each for activation and rotation, 1 % norms, 6 % the rest.
+The linears and the head take 275 GFLOP for 2 x 512 tokens of SmolLM2-135M. On one thread of an
+Intel Xeon, `refimpl.logits` took 3.2 s (one run with Python's profiler, weights in memory): 67 %
+products, 15 % attention, half of it products, 7 % a copy of the logits, which is no longer made, 2
+% each for activation and rotation, 1 % norms, 6 % the rest.
 
-On an Intel Xeon, whose product on both cores reaches 345 GFLOP/s (one core of this machine: 101), the
-same rows gave 0.85, 0.95 and 0.87 of the rate of transformers for the logits, and 1.01, 0.55 and 0.51
-for the evaluation (three repetitions, commit a3e5263): the goals were missed there. In the last of
-them, both windows were in one batch, which occupies one core; since then, few sequences are divided
-into at least four batches, if there are as many. Kept weights help most where sequences are few: on 1
-x 256 tokens of Qwen2.5-0.5B, `refimpl.forward` took 1.2 s with them and 3.6 s without (medians of five
-alternating runs on the Xeon). Casting
-bfloat16 by shifting its bits was no faster than the cast of `ml_dtypes`, and was not kept.
-`evaluate` exponentiates few rows of logits at a time. It runs one sequence on one core, because its
-results must not depend on the number of threads, so a single window leaves a core idle. Heads of
-128 rows at a time, in place of 512, would give both cores work: 13 % less time on 1 x 256 tokens of
-Qwen2.5-0.5B, but 3 % more on 2 x 512 of SmolLM2-135M (medians of five alternating runs), so they
-stay.""",
+On an Intel Xeon, whose product on both cores reaches 345 GFLOP/s (one core of this machine: 101),
+the same rows gave 0.85, 0.95 and 0.87 of the rate of transformers for the logits, and 1.01, 0.55
+and 0.51 for the evaluation (three repetitions, commit a3e5263): the goals were missed there. In the
+last of them, both windows were in one batch, which occupies one core; since then, few sequences are
+divided into at least four batches, if there are as many. Kept weights help most where sequences are
+few: on 1 x 256 tokens of Qwen2.5-0.5B, `refimpl.forward` took 1.2 s with them and 3.6 s without
+(medians of five alternating runs on the Xeon). Casting bfloat16 by shifting its bits was no faster
+than the cast of `ml_dtypes`, and was not kept. `evaluate` exponentiates few rows of logits at a
+time. It runs one sequence on one core, because its results must not depend on the number of
+threads, so a single window leaves a core idle. Heads of 128 rows at a time, in place of 512, would
+give both cores work: 13 % less time on 1 x 256 tokens of Qwen2.5-0.5B, but 3 % more on 2 x 512 of
+SmolLM2-135M (medians of five alternating runs), so they stay.""",
     ),
     "startup": Section(
         "Start of the program",
