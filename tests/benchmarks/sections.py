@@ -165,7 +165,8 @@ and 3.6 s on 4096 x 4096 (medians of five alternating runs, two threads of an AM
 `refimpl.logits` computes the logits of the sequences, each on a core, and `refimpl.evaluate` the
 perplexity of the same number of windows, both with a `HeldModel`, whose weights stay in memory as
 those of the rivals do. onnxruntime runs the graph that refimpl exports; this
-comparison has no goal.""",
+comparison has no goal. During the figures of SmolLM2-135M, tests ran on one core for about half a
+minute, which puts torch at a disadvantage: they have to be measured again.""",
         tried="""
 The linears and the head take 275 GFLOP for 2 x 512 tokens of SmolLM2-135M. On one thread of an
 Intel Xeon, `refimpl.logits` took 3.2 s (one run with Python's profiler, weights in memory): 67 %
