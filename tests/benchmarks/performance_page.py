@@ -13,7 +13,7 @@ from typing import Any
 
 from figure import Figure, from_json, goal_of, markdown, spread
 from scoring_profile import roofline
-from sections import BY_PROCESSOR, LINES, OLDER, OVERLOADED, ROOFLINE, SECTIONS, SEVEN_B
+from sections import BY_PROCESSOR, LINES, OLDER, OVERLOADED, ROOFLINE, SECTIONS, SEVEN_B, Attempt
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
@@ -54,7 +54,8 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
     for row, section in SECTIONS.items():
         if of_row := [figure for figure in figures if figure.row == row]:
             parts += [f"## {section.heading}", wrapped(section.introduction), table(of_row)]
-            parts += [wrapped(section.tried)] * bool(section.tried)
+            parts += [wrapped(section.limit)] * bool(section.limit)
+            parts += [attempts_table(section.tried)] * bool(section.tried)
     if results["profiles"]:
         parts += [f"## {PROFILE}", profile_words(results["profiles"])]
         parts += [f"![Shares of the time of scoring, step by step]({PICTURE})"]
@@ -157,6 +158,12 @@ def table(figures: Sequence[Figure]) -> str:
     words = "" if not notes else "\n\n" + "\n".join(f"- {note}" for note in notes)
     heads = ("what", "shape", "against", "ours", "theirs", "measured", "goal", "")
     return markdown(heads, rows) + words
+
+
+def attempts_table(attempts: Sequence[Attempt]) -> str:
+    """What was tried, and what it gave."""
+    rows = [(tried.what, tried.gave, "yes" if tried.kept else "no") for tried in attempts]
+    return markdown(("tried", "what it gave", "kept"), rows)
 
 
 def profile_words(profiles: Sequence[dict[str, Any]]) -> str:
@@ -270,9 +277,13 @@ def seven_words(seven: dict[str, Any]) -> str:
 
 
 def wrapped(text: str) -> str:
-    """Prose in lines of the page's width."""
-    words = " ".join(text.split())
-    return textwrap.fill(words, WIDTH, break_long_words=False, break_on_hyphens=False)
+    """Prose in lines of the page's width; empty lines separate paragraphs."""
+    return "\n\n".join(
+        textwrap.fill(
+            " ".join(words.split()), WIDTH, break_long_words=False, break_on_hyphens=False
+        )
+        for words in text.strip().split("\n\n")
+    )
 
 
 def main() -> None:

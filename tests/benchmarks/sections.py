@@ -1,6 +1,15 @@
-"""The prose of docs/performance.md: of each row, and what was tried where it falls short."""
+"""The prose of docs/performance.md: of each row, what limits it, and what was tried."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Attempt(NamedTuple):
+    """Something that was tried to make a row faster: a line of its table."""
+
+    what: str
+    gave: str
+    kept: bool
 
 
 @dataclass(frozen=True)
@@ -9,7 +18,8 @@ class Section:
 
     heading: str
     introduction: str
-    tried: str = ""
+    limit: str = ""  # what keeps the row from its goal; paragraphs are separated by empty lines
+    tried: tuple[Attempt, ...] = ()
 
 
 SECTIONS = {
@@ -17,82 +27,119 @@ SECTIONS = {
         "Scoring compared with hooked forwards",
         """
 The ratio is the time of torch divided by the time of `refimpl.score` (or of the command, where the
-whole process is measured), which computes no signals of bases here. The torch
-program is what one would write first: transformers with its default attention, torch's fused
-kernel, a forward hook that perturbs the output of one block, and one run of the whole model for
-every block.""",
-        tried="""
-Sharing saves half of the block passes and the head. The rest of the goal would have to come from
-a higher arithmetic rate (see that section). Short sequences cost refimpl most: below 512 tokens,
-a product of [T, D] by a weight spends part of its time on packing the weight. Therefore, perturbed
-states of neighbouring blocks share each product, about 512 tokens of them. Which do follows from
-their addresses alone, so results stay equal bit for bit for every memory, number of threads,
-executor and resumed run. With these stacks, scoring SmolLM2-135M on one thread (float32, medians of
-three alternating runs, processor time beside other programs) went from 14.1 to 12.4 s on 2 x 128
-tokens, from 13.4 to 12.8 s on 1 x 256, and from 25.3 to 25.0 s on 1 x 512. The peak of memory rose
-from 130 to 136 MB, from 132 to 135 MB, and from 144 to 160 MB. With 1,024 tokens in a stack, 2 x
-128 tokens were 1.19 times as fast as before, not 1.14 (two runs), and the peak on 1 x 512 was 182
-MB.
+whole process is measured), which computes no signals of bases here. The torch program is what one
+would write first: transformers with its default attention, torch's fused kernel, a forward hook
+that perturbs the output of one block, and one run of the whole model for every block.""",
+        """
+Sharing saves half of the block passes and the head. The rest of the goal would have to come from a
+higher arithmetic rate.
 
-We did not join q, k and v into one product, nor gate and up, because the products gain too little.
-In one product, q, k and v of SmolLM2-135M took 3 to 6 % less time, and gate and up between 1 % less
-and 3 % more. The time of all products of a block changed by -1.2 to 1.0 % at 128, 256, 512 and
-1,024 rows: lower quartiles of 61 alternating runs on one thread of an AMD EPYC, processor time,
-measured twice.
+Short sequences cost refimpl most: below 512 tokens, a product of [T, D] by a weight spends part of
+its time on packing the weight. Therefore, perturbed states of neighbouring blocks share each
+product, about 512 tokens of them. Their addresses alone decide which states share a product, so
+results are equal bit for bit for every memory limit, number of threads, executor and resumed run.
 
-This paragraph is about one thread of an Intel Xeon, whose product reaches 160 to 200 GFLOP/s, and
-processor time beside other programs. In medians of 12 passes of a block of SmolLM2-135M, two
-stacked states of 256 tokens took 18.8 ms each, of which 13.5 ms were products, at 0.79 of the
-machine's rate. With 1,024 rows, products reached 0.87 of it, but scoring took about as long (two
-runs each on an idle machine: 8.5 and 8.7 s of processor time; with 512 rows 8.6 and 9.0 s).
-Products of 512 rows alone reach 0.84 to 0.89 if they use the same arrays again and again, and 0.70
-to 0.76 if each uses other arrays, so NumPy's products also wait for memory. In medians of 12
-alternating passes, norms without an array of squares saved 2 %, and attention of a few heads at a
-time, on tiles of 64 queries, 1 %; both were kept. Activations in place with one buffer, and the
-query heads that share a key head in one product, saved 1 % each and were not kept; rotation in
-place saved nothing. Scoring with huge pages for all arrays took as long as without. So if all other
-work took no time at all, products at the rate that they have in a block would still be 72 % of a
-pass.""",
+On one thread of an Intel Xeon, whose product reaches 160 to 200 GFLOP/s, two stacked states of 256
+tokens take 18.8 ms each to pass a block of SmolLM2-135M, of which 13.5 ms are products, at 0.79 of
+the machine's rate (medians of 12 passes, processor time). If all other work took no time at all,
+these products would still be 72 % of a pass. Products of 512 rows reach 0.84 to 0.89 of the rate if
+they use the same arrays again and again, and 0.70 to 0.76 if each uses other arrays, so NumPy's
+products also wait for memory.""",
+        (
+            Attempt(
+                "stacks of 512 tokens",
+                "SmolLM2-135M on one thread: 14.1 to 12.4 s on 2 x 128 tokens, 13.4 to 12.8 s on "
+                "1 x 256, 25.3 to 25.0 s on 1 x 512 (processor time, medians of three alternating "
+                "runs); peaks of 130 to 136, 132 to 135 and 144 to 160 MB",
+                kept=True,
+            ),
+            Attempt(
+                "stacks of 1,024 tokens",
+                "2 x 128 tokens: 1.19 times as fast as without stacks, in place of 1.14 (two "
+                "runs); one thread of the Xeon: 8.5 and 8.7 s, with stacks of 512 tokens 8.6 and "
+                "9.0 s; peak on 1 x 512: 182 MB",
+                kept=False,
+            ),
+            Attempt(
+                "q, k and v in one product, gate and up in another",
+                "q, k and v: 3 to 6 % less time; gate and up: between 1 % less and 3 % more; all "
+                "products of a block of SmolLM2-135M: -1.2 to 1.0 % at 128 to 1,024 rows (lower "
+                "quartiles of 61 alternating runs on one thread of an AMD EPYC, measured twice)",
+                kept=False,
+            ),
+            Attempt("norms without an array of squares", "2 % of a block pass", kept=True),
+            Attempt(
+                "attention of a few heads at a time, on tiles of 64 queries",
+                "1 % of a block pass",
+                kept=True,
+            ),
+            Attempt("activations in place with one buffer", "1 % of a block pass", kept=False),
+            Attempt(
+                "one product for the query heads that share a key head",
+                "1 % of a block pass",
+                kept=False,
+            ),
+            Attempt("rotation in place", "nothing", kept=False),
+            Attempt("huge pages for all arrays", "nothing", kept=False),
+        ),
     ),
     "scoring-batched": Section(
         "Scoring compared with the same sharing and batching",
         """
-This torch program keeps the clean state and all perturbed states in one batch, and passes the
-batch through each block once. Attention is computed as matrix products and a softmax, or by
-torch's fused kernel.""",
-        tried="""
-Torch's fused kernel never stores the scores of attention; NumPy has to. Keys that every query of a
-tile sees get no mask, the division by the sum comes after the product with the values, and
-activations change their argument in place, in pieces. When tried, this saved 6 % of a block of
-SmolLM2-135M at 512 tokens, and nothing of one of Llama-3.2-1B.""",
+This torch program keeps the clean state and all perturbed states in one batch, and passes the batch
+through each block once. Attention is computed as matrix products and a softmax, or by torch's fused
+kernel.""",
+        "Torch's fused kernel never stores the scores of attention; NumPy has to.",
+        (
+            Attempt(
+                "no mask for keys that every query of a tile sees, the division by the sum after "
+                "the product with the values, activations in place and in pieces",
+                "6 % of a block of SmolLM2-135M at 512 tokens, nothing of one of Llama-3.2-1B",
+                kept=True,
+            ),
+        ),
     ),
     "rate": Section(
         "Arithmetic rate",
         """
-The rate counts the operations from the shapes, for one sequence of T tokens. A block with N
-weights in its linears and H heads of h channels takes `2 T N + 2 h H T (T + 1)` operations (only
-keys that a token sees). Scoring takes L passes of clean states and L (L - 1) / 2 passes of
-perturbed ones. Norms, rotation, softmax, activations, noise, measurements and reading are not
-counted as operations, but their time is included; the signals of OWL and DLP are not computed, as
-no base asks for them. The machine's rate is that of NumPy's float32 matrix product on all threads,
-before and after each scoring, in the same process. Wall-clock time includes waiting and depends on
-other programs; processor time does neither.""",
-        tried="""
+The rate counts the operations from the shapes, for one sequence of T tokens. A block with N weights
+in its linears and H heads of h channels takes `2 T N + 2 h H T (T + 1)` operations (only keys that
+a token sees). Scoring takes L passes of clean states and L (L - 1) / 2 passes of perturbed ones.
+Norms, rotation, softmax, activations, noise, measurements and reading are not counted as
+operations, but their time is included; the signals of OWL and DLP are not computed, as no base asks
+for them. The machine's rate is that of NumPy's float32 matrix product on all threads, before and
+after each scoring, in the same process. Wall-clock time includes waiting and depends on other
+programs; processor time does neither.""",
+        """
 The matrix products alone reach 0.96 of the machine's rate at 512 tokens of SmolLM2-135M, and 0.95
 at 512 and 0.87 at 256 tokens of Llama-3.2-1B, on an AMD EPYC; the profile below shows the other
 steps. With one short sequence, reading the weights takes a share that further samples would divide.
-By default, glibc gives large arrays that are freed back to the system, which has to clear their
-pages again. While refimpl's threads are open, freed memory stays on the heap. Scoring Llama-3.2-1B
-on 1 x 256 tokens took 20.1 and 21.7 s in place of 22.8 and 22.5 s (two alternating runs), of which
-the system took 0.7 and 1.4 in place of 4.9 and 4.0 s; its peak rose from 785 to 827 MiB. Pruning
-that shape by Wanda (4 x 512 tokens, one run, beside other programs) took 95 in place of 130 s of
-processor time, with peaks of 1,086 and 1,079 MiB. On SmolLM2-135M, scoring takes as long as before,
-and 20 to 30 MiB less. Reading the next block during the last states made no difference that we
-could distinguish from noise, and needs the memory of one more block. Worker threads share Python's
-lock, so many short calls of NumPy cost more on two threads than on one. Activations, norms and
-attention on 65,536 numbers at a time, in place of 16,384, took 3 % less time when scoring
-SmolLM2-135M on 1 x 256 tokens, and 6 % less for OWL's statistic on 4 x 512 (two threads of an Intel
-Xeon, by the clock, medians of three alternating runs).""",
+Worker threads share Python's lock, so many short calls of NumPy cost more on two threads than on
+one.""",
+        (
+            Attempt(
+                "freed memory stays on the heap while refimpl's threads are open (by default, "
+                "glibc gives large arrays back to the system, which clears their pages again)",
+                "Llama-3.2-1B, 1 x 256 tokens: 20.1 and 21.7 s in place of 22.8 and 22.5 s, of "
+                "which the system took 0.7 and 1.4 in place of 4.9 and 4.0 s; peak 827 in place of "
+                "785 MiB. Pruning it by Wanda, 4 x 512 tokens: 95 in place of 130 s of processor "
+                "time; peak 1,079 in place of 1,086 MiB. SmolLM2-135M: as long, and 20 to 30 MiB "
+                "less",
+                kept=True,
+            ),
+            Attempt(
+                "activations, norms and attention on 65,536 numbers at a time, not 16,384",
+                "SmolLM2-135M: 3 % less time to score 1 x 256 tokens, 6 % less for OWL's statistic "
+                "on 4 x 512 (two threads of an Intel Xeon, medians of three alternating runs)",
+                kept=True,
+            ),
+            Attempt(
+                "reading the next block during the last states",
+                "no difference that we could distinguish from noise, for the memory of one more "
+                "block",
+                kept=False,
+            ),
+        ),
     ),
     "default": Section(
         "The default of `refimpl score`",
@@ -104,11 +151,11 @@ the error that it leaves: see [how to calibrate](how-to/calibrate.md).""",
     "memory": Section(
         "Memory",
         """
-The figure is the peak resident memory of the command, including mapped pages (VmHWM), on a
-random bfloat16 model. The second row repeats the measurement with 4, 8 and 16 blocks. The heap
-keeps freed memory, and which pieces fit again differs from run to run by up to about 100 MB, so
-that row misses its goal.""",
-        tried="""
+The figure is the peak resident memory of the command, including mapped pages (VmHWM), on a random
+bfloat16 model. The second row repeats the measurement with 4, 8 and 16 blocks. The heap keeps freed
+memory, and which pieces fit again differs from run to run by up to about 100 MB, so that row misses
+its goal.""",
+        """
 Compared with commit bb3bb06, before the work on speed, `refimpl score` on SmolLM2-135M has a peak
 of 181 MiB in place of 195 at 2 x 128 tokens, 177 in place of 202 at 1 x 256, and 230 in place of
 262 at 2 x 512 (text, two threads, one run each).""",
@@ -116,10 +163,10 @@ of 181 MiB in place of 195 at 2 x 128 tokens, 177 in place of 202 at 1 x 256, an
     "spectra": Section(
         "AlphaPruning's spectra",
         """
-The original computes `svdvals` in float32 and searches for the tail with a Python loop. Its
-alphas are also compared in float64, because in float32 rounding can decide between tails that
-fit equally well.""",
-        tried="""
+The original computes `svdvals` in float32 and searches for the tail with a Python loop. Its alphas
+are also compared in float64, because in float32 rounding can decide between tails that fit equally
+well.""",
+        """
 On one thread, the spectra take nearly all of the time. In float32, refimpl computes eigenvalues of
 W W^T in float64 in place of singular values, where a bound on their errors shows that they change
 no choice of a tail and no alpha by more than 1e-6; elsewhere, and with `--dtype float64`, it
@@ -128,70 +175,94 @@ computes singular values. On several cores, refimpl computes one linear per core
     "wanda": Section(
         "OWL and Wanda",
         """
-OWL's statistic takes a dense pass with hooks, and the scores of all linears of a block. Wanda
-takes a pass with hooks, a sort of every row, a pass through the pruned block, and writing the
-file. Times exclude start and imports; memory is that of the whole process.""",
-        tried="""
-Both programs pass every sample through every block, once for OWL and twice for Wanda: 435 and
-870 GFLOP of matrix products on SmolLM2-135M. At the full rate of two cores, these take 2.3 s and
-4.6 s on an AMD EPYC (190 GFLOP/s), and 1.3 s and 2.5 s on the Intel Xeon of the table (345
-GFLOP/s). When pruning, refimpl finds the lowest scores of every row by one partition instead of a
-stable sort, computes scores in pieces, and sets weights to zero by their bits.
+OWL's statistic takes a dense pass with hooks, and the scores of all linears of a block. Wanda takes
+a pass with hooks, a sort of every row, a pass through the pruned block, and writing the file. Times
+exclude start and imports; memory is that of the whole process.""",
+        """
+Both programs pass every sample through every block, once for OWL and twice for Wanda: 435 and 870
+GFLOP of matrix products on SmolLM2-135M. At the full rate of two cores, these take 2.3 s and 4.6 s
+on an AMD EPYC (190 GFLOP/s), and 1.3 s and 2.5 s on an Intel Xeon (345 GFLOP/s).
 
 On one thread of that Xeon, OWL's statistic took 5.7 s of processor time (one run with Python's
 profiler): 54 % products, 15 % attention, 8 % sums of squares in float64, 13 % scores and outliers
 in float64, 6 % reading, casting and checking the weights, 4 % the rest. On two threads it took 6.4
 s, 3.6 s by the clock.
 
-A model of one block gains no memory from reading block by block: the last rows show that refimpl
-then needs as much as the original.""",
+When pruning, refimpl finds the lowest scores of every row by one partition instead of a stable
+sort, computes scores in pieces, and sets weights to zero by their bits. A model of one block gains
+no memory from reading block by block: the last rows show that refimpl then needs as much as the
+original.""",
     ),
     "sparsegpt": Section(
         "SparseGPT",
         """
 The original's steps (the inverse of the Hessian, its Cholesky factor, column by column) run in
 torch in float32; refimpl computes in float64.""",
-        tried="""
+        """
 Most of the time goes into products in float64, at half the rate of float32. What columns owe to
 those before them follows from how far those changed and from V, where H = V V^T. Therefore, refimpl
-needs neither the inverse of the Hessian nor that of its whole factor. When a model is pruned, q, k
-and v share a factor, as gate and up do, and the three probes of a block share all of them. Bringing
-later columns up to date after 32 columns, in one product, was no faster than after each one: 3.7
-and 3.6 s on 4096 x 4096 (medians of five alternating runs, two threads of an AMD EPYC).""",
+needs neither the inverse of the Hessian nor that of its whole factor.""",
+        (
+            Attempt(
+                "one factor for q, k and v, one for gate and up, and the same ones for the three "
+                "probes of a block",
+                "`refimpl prune` of two blocks of 1024 x 3072, 4 x 256 tokens, SparseGPT at 0.5: "
+                "scoring 8.7 in place of 10.6 s, pruning 3.6 s as before, the same file (medians "
+                "of three alternating runs on an AMD EPYC)",
+                kept=True,
+            ),
+            Attempt(
+                "later columns brought up to date after 32 columns, in one product",
+                "4096 x 4096: 3.7 s, 3.6 s without (medians of five alternating runs, two threads "
+                "of an AMD EPYC)",
+                kept=False,
+            ),
+        ),
     ),
     "forward": Section(
         "Forward and evaluation",
         """
 `refimpl.logits` computes the logits of the sequences, each on a core, and `refimpl.evaluate` the
 perplexity of the same number of windows, both with a `HeldModel`, whose weights stay in memory as
-those of the rivals do. onnxruntime runs the graph that refimpl exports; this
-comparison has no goal. During the figures of SmolLM2-135M, tests ran on one core for about half a
-minute, which puts torch at a disadvantage: they have to be measured again.""",
-        tried="""
+those of the rivals do. onnxruntime runs the graph that refimpl exports; this comparison has no
+goal. During the figures of SmolLM2-135M, tests ran on one core for about half a minute, which puts
+torch at a disadvantage: they have to be measured again.""",
+        """
 The linears and the head take 275 GFLOP for 2 x 512 tokens of SmolLM2-135M. On one thread of an
 Intel Xeon, `refimpl.logits` took 3.2 s (one run with Python's profiler, weights in memory): 67 %
 products, 15 % attention, half of it products, 7 % a copy of the logits, which is no longer made, 2
 % each for activation and rotation, 1 % norms, 6 % the rest.
 
-On an Intel Xeon, whose product on both cores reaches 345 GFLOP/s (one core of this machine: 101),
-the same rows gave 0.85, 0.95 and 0.87 of the rate of transformers for the logits, and 1.01, 0.55
-and 0.51 for the evaluation (three repetitions, commit a3e5263): the goals were missed there. In the
-last of them, both windows were in one batch, which occupies one core; since then, few sequences are
-divided into at least four batches, if there are as many. Kept weights help most where sequences are
-few: on 1 x 256 tokens of Qwen2.5-0.5B, `refimpl.forward` took 1.2 s with them and 3.6 s without
-(medians of five alternating runs on the Xeon). Casting bfloat16 by shifting its bits was no faster
-than the cast of `ml_dtypes`, and was not kept. `evaluate` exponentiates few rows of logits at a
-time. It runs one sequence on one core, because its results must not depend on the number of
-threads, so a single window leaves a core idle. Heads of 128 rows at a time, in place of 512, would
-give both cores work: 13 % less time on 1 x 256 tokens of Qwen2.5-0.5B, but 3 % more on 2 x 512 of
-SmolLM2-135M (medians of five alternating runs), so they stay.""",
+The processor decides which goals are reached. On an Intel Xeon, whose product on both cores reaches
+345 GFLOP/s (190 on an AMD EPYC), the same rows gave 0.85, 0.95 and 0.87 of the rate of transformers
+for the logits, and 1.01, 0.55 and 0.51 for the evaluation (three repetitions, commit a3e5263). In
+the last of them, both windows were in one batch, which occupies one core; since then, few sequences
+are divided into at least four batches, if there are as many.
+
+`evaluate` runs one sequence on one core, because its results must not depend on the number of
+threads, so a single window leaves a core idle.""",
+        (
+            Attempt(
+                "weights kept between sequences (`HeldModel`)",
+                "`refimpl.forward` of 1 x 256 tokens of Qwen2.5-0.5B: 1.2 s in place of 3.6 s "
+                "(medians of five alternating runs on the Xeon)",
+                kept=True,
+            ),
+            Attempt("bfloat16 cast by shifting its bits", "no faster than `ml_dtypes`", kept=False),
+            Attempt(
+                "heads of 128 rows at a time, not 512, so that both cores have work",
+                "1 x 256 tokens of Qwen2.5-0.5B: 13 % less time; 2 x 512 of SmolLM2-135M: 3 % more "
+                "(medians of five alternating runs)",
+                kept=False,
+            ),
+        ),
     ),
     "startup": Section(
         "Start of the program",
         """
 The figures are processor seconds, including the start of the interpreter. The notes give the
 wall-clock time, which also depends on other programs.""",
-        tried="""
+        """
 On an Intel Xeon, where the interpreter alone starts in 7.6 ms, the three commands took 0.115, 0.399
 and 0.0087 s (nine repetitions, measured before commit a3e5263): all goals were reached there.""",
     ),
