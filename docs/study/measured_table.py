@@ -77,7 +77,7 @@ def moved(row: Row, none: Row) -> float:
 
 
 def headline(done: Mapping[str, Row]) -> str:
-    """A line per place: every base, measured divergence, and what it changes against the best."""
+    """A line per place: every base, measured divergence, and what it changes."""
     lines = []
     for place, every in places(done).items():
         rows = usual(every)
@@ -85,27 +85,43 @@ def headline(done: Mapping[str, Row]) -> str:
             continue
         ours, best = rows.get("divergence"), best_other(rows)
         line = [title(place), *(perplexities(rows.get(name)) for name in (*BASES, "divergence"))]
-        lines.append([*line, *([against(ours, rows[best]), best] if ours else ["", ""])])
-    head = ("model, pruner, sparsity", *BASES, "divergence", "divergence against the best", "best")
-    return table(head, lines)
+        line += [against(ours, rows[best]), best] if ours else ["", ""]
+        of_seeds = [mean_of(logs) for logs in seed_changes(every)]
+        lines.append([*line, " / ".join(of_seeds) + " %" if all(of_seeds) else ""])
+    last = "divergence against the best", "best", "against uniform, mean of the seeds"
+    return table(("model, pruner, sparsity", *BASES, "divergence", *last), lines)
+
+
+def seed_changes(every: Iterable[Row]) -> list[list[float]]:
+    """Nats per token from uniform to measured divergence: of each text, one number per seed."""
+    every = list(every)
+    pairs = [usual(every, seed) for seed in sorted({row["seed"] for row in every})]
+    pairs = [rows for rows in pairs if {"uniform", "divergence"} <= rows.keys()]
+    return [
+        [nats(rows["divergence"], text) - nats(rows["uniform"], text) for rows in pairs]
+        for text in REPORTED
+    ]
+
+
+def mean_of(logs: list[float]) -> str:
+    """The mean change of the perplexity in percent, with its standard error over several seeds."""
+    if len(logs) < 2:
+        return ""
+    mean, error = float(np.mean(logs)), np.std(logs, ddof=1) / len(logs) ** 0.5
+    return f"{100 * expm1(mean):+.1f} ± {100 * exp(mean) * error:.1f}"
 
 
 def seeds(done: Mapping[str, Row]) -> str:
-    """A line per place with several calibration seeds: the effect of each, mean and deviation."""
+    """A line per place with several calibration seeds: the change of each, and the mean."""
     lines = []
     for place, every in places(done).items():
-        pairs = [usual(every, seed) for seed in sorted({row["seed"] for row in every})]
-        pairs = [rows for rows in pairs if {"uniform", "divergence"} <= rows.keys()]
-        if len(pairs) < 2:
+        changes = seed_changes(every)
+        if len(changes[0]) < 2:
             continue
-        line = [title(place), str(len(pairs))]
-        for text in REPORTED:
-            logs = [nats(x["divergence"], text) - nats(x["uniform"], text) for x in pairs]
-            each = ", ".join(f"{100 * expm1(x):+.1f}" for x in logs)
-            error = np.std(logs, ddof=1) / len(logs) ** 0.5
-            mean = float(np.mean(logs))
-            line.append(f"{each}: {100 * expm1(mean):+.1f} ± {100 * exp(mean) * error:.1f} %")
-        lines.append(line)
+        each = [", ".join(f"{100 * expm1(x):+.1f}" for x in logs) for logs in changes]
+        means = [f"{mean_of(logs)} %" for logs in changes]
+        words = [f"{one}: {mean}" for one, mean in zip(each, means, strict=True)]
+        lines.append([title(place), str(len(changes[0])), *words])
     return table(("model, pruner, sparsity", "seeds", *REPORTED), lines) if lines else ""
 
 
