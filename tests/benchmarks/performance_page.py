@@ -1,6 +1,7 @@
 """docs/performance.md and its picture, from the results of run.py and seven_b.py.
 
-python tests/benchmarks/performance_page.py [--results FILE] [--seven FILE] [--out FOLDER]
+python tests/benchmarks/performance_page.py [--results FILE] [--other FILE] [--seven FILE]
+    [--out FOLDER]
 """
 
 import argparse
@@ -13,7 +14,17 @@ from typing import Any
 
 from figure import Figure, from_json, goal_of, markdown, spread
 from scoring_profile import roofline
-from sections import BY_PROCESSOR, LINES, OLDER, OVERLOADED, ROOFLINE, SECTIONS, SEVEN_B, Attempt
+from sections import (
+    BY_PROCESSOR,
+    LINES,
+    OLDER,
+    OTHER_MACHINE,
+    OVERLOADED,
+    ROOFLINE,
+    SECTIONS,
+    SEVEN_B,
+    Attempt,
+)
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
@@ -23,8 +34,10 @@ WIDTH = 120  # of a line of prose
 COLORS = ("#1f5fa8", "#b2491f")  # told apart by texture, too
 
 
-def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
-    """The whole page."""
+def page(
+    results: dict[str, Any], seven: dict[str, Any] | None, other: dict[str, Any] | None = None
+) -> str:
+    """The whole page; `other` holds the results of another machine, for the table of goals."""
     figures = [from_json(entry) for entry in results["figures"]]
     processor = any(row["by_processor"] for row in results["rows"].values())
     how = " --processor" * processor
@@ -48,8 +61,9 @@ def page(results: dict[str, Any], seven: dict[str, Any] | None) -> str:
         "```",
         "## The machine",
         machine_facts(results),
+        *([wrapped(OTHER_MACHINE), machine_facts(other)] if other else []),
         "## All goals",
-        summary(figures),
+        summary(results, other),
     ]
     for row, section in SECTIONS.items():
         if of_row := [figure for figure in figures if figure.row == row]:
@@ -129,20 +143,38 @@ def left_out(results: dict[str, Any]) -> str:
     return words if some else ""
 
 
-def summary(figures: Sequence[Figure]) -> str:
-    """One line per figure that has a goal."""
-    judged = [figure for figure in figures if figure.goal is not None]
-    met = sum(bool(figure.met) for figure in judged)
+def summary(results: dict[str, Any], other: dict[str, Any] | None) -> str:
+    """One line per figure that has a goal, with a column for each machine."""
+    columns = {
+        " and ".join(one["machines"]): {
+            (f.row, f.what, f.shape, f.against): f for f in map(from_json, one["figures"])
+        }
+        for one in (results, other)
+        if one
+    }
+    judged = {key: f for key, f in next(iter(columns.values())).items() if f.goal is not None}
+    reached = " and ".join(
+        f"{sum(bool(column[key].met) for key in judged.keys() & column.keys())} on {name}"
+        for name, column in columns.items()
+    )
     head = wrapped(
-        f"{met} of {len(judged)} figures with a goal reach it. In comparisons with torch, "
+        f"Of {len(judged)} figures with a goal, {reached} reach it. In comparisons with torch, "
         "transformers and the originals, a ratio above 1 means that refimpl is faster or needs "
         "less memory."
     )
     rows = [
-        (f.what, f.shape, f.against, spread(f.values, f.value_unit), goal_of(f), f.verdict)
-        for f in judged
+        (
+            *(f.what, f.shape, f.against, goal_of(f)),
+            *(judgement(column[key]) if key in column else "" for column in columns.values()),
+        )
+        for key, f in judged.items()
     ]
-    return f"{head}\n\n{markdown(('what', 'shape', 'against', 'measured', 'goal', ''), rows)}"
+    return f"{head}\n\n{markdown(('what', 'shape', 'against', 'goal', *columns), rows)}"
+
+
+def judgement(figure: Figure) -> str:
+    """What was measured, and whether that reaches the goal."""
+    return f"{spread(figure.values, figure.value_unit)}: {figure.verdict}"
 
 
 def table(figures: Sequence[Figure]) -> str:
@@ -290,12 +322,16 @@ def main() -> None:
     """Write the page and its picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    parser.add_argument("--other", type=Path, default=HERE / "results-xeon.json")
     parser.add_argument("--seven", type=Path, default=HERE / "seven_b.json")
     parser.add_argument("--out", type=Path, default=DOCS)
     given = parser.parse_args()
     results = json.loads(given.results.read_text())
-    seven = json.loads(given.seven.read_text()) if given.seven.exists() else None
-    (given.out / "performance.md").write_text(page(results, seven))
+    seven, other = (
+        json.loads(path.read_text()) if path.exists() else None
+        for path in (given.seven, given.other)
+    )
+    (given.out / "performance.md").write_text(page(results, seven, other))
     if results["profiles"]:
         (given.out / PICTURE).write_text(picture(results["profiles"]))
 

@@ -31,8 +31,8 @@ whole process is measured), which computes no signals of bases here. The torch p
 would write first: transformers with its default attention, torch's fused kernel, a forward hook
 that perturbs the output of one block, and one run of the whole model for every block.""",
         """
-Sharing saves half of the block passes and the head. The rest of the goal would have to come from a
-higher arithmetic rate.
+Sharing saves half of the block passes and the head. Where that is less than the goal, the rest
+would have to come from a higher arithmetic rate.
 
 Short sequences cost refimpl most: below 512 tokens, a product of [T, D] by a weight spends part of
 its time on packing the weight. Therefore, perturbed states of neighbouring blocks share each
@@ -225,19 +225,12 @@ needs neither the inverse of the Hessian nor that of its whole factor.""",
 `refimpl.logits` computes the logits of the sequences, each on a core, and `refimpl.evaluate` the
 perplexity of the same number of windows, both with a `HeldModel`, whose weights stay in memory as
 those of the rivals do. onnxruntime runs the graph that refimpl exports; this comparison has no
-goal. During the figures of SmolLM2-135M, tests ran on one core for about half a minute, which puts
-torch at a disadvantage: they have to be measured again.""",
+goal.""",
         """
 The linears and the head take 275 GFLOP for 2 x 512 tokens of SmolLM2-135M. On one thread of an
 Intel Xeon, `refimpl.logits` took 3.2 s (one run with Python's profiler, weights in memory): 67 %
 products, 15 % attention, half of it products, 7 % a copy of the logits, which is no longer made, 2
 % each for activation and rotation, 1 % norms, 6 % the rest.
-
-The processor decides which goals are reached. On an Intel Xeon, whose product on both cores reaches
-345 GFLOP/s (190 on an AMD EPYC), the same rows gave 0.85, 0.95 and 0.87 of the rate of transformers
-for the logits, and 1.01, 0.55 and 0.51 for the evaluation (three repetitions, commit a3e5263). In
-the last of them, both windows were in one batch, which occupies one core; since then, few sequences
-are divided into at least four batches, if there are as many.
 
 `evaluate` runs one sequence on one core, because its results must not depend on the number of
 threads, so a single window leaves a core idle.""",
@@ -262,9 +255,6 @@ threads, so a single window leaves a core idle.""",
         """
 The figures are processor seconds, including the start of the interpreter. The notes give the
 wall-clock time, which also depends on other programs.""",
-        """
-On an Intel Xeon, where the interpreter alone starts in 7.6 ms, the three commands took 0.115, 0.399
-and 0.0087 s (nine repetitions, measured before commit a3e5263): all goals were reached there.""",
     ),
     "growth": Section(
         "Growth of the cost",
@@ -278,6 +268,11 @@ and -1 in cores, which share the operations. A measured exponent below that of t
 that fixed costs still matter. The goal applies to the difference.""",
     ),
 }
+OTHER_MACHINE = """
+One run of commit 5f9a356 on this machine gave all tables, but for that of seven billion weights.
+The processor decides which goals are reached, so the table of goals also has what another one gave,
+at commit 688c3b8 and before:
+"""
 SEVEN_B = """
 Pruning keeps a block in float32 twice (dense and pruned), the mapped pages of the block, and, on
 each thread, the scores of a linear in float64: three copies while they are computed, and two
