@@ -109,7 +109,7 @@ def test_ids_are_kept_for_the_text_that_was_encoded(tmp_path: Path) -> None:
 
 @given(st.data())
 def test_a_damaged_file_is_not_used(scratch: Path, data: st.DataObject) -> None:
-    cache = scratch / "damaged"
+    cache = scratch / "token-cache"
     Encoder(*range(9), front=(1,)).cached(cache, "a")
     (file,) = cache.iterdir()
     content = bytearray(file.read_bytes())
