@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import MIB, opened, read_file, reading, too_large
+from refimpl.loading.files.file_reading import MIB, opened, reading, too_large
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
 from refimpl.tokens.token_cache import Encoded, cached_ids
-from refimpl.tokens.tokenizer import TOKENIZER, TextTokenizer, bos_rule, read_tokenizer
+from refimpl.tokens.tokenizer import TextTokenizer, bos_rule, read_tokenizer
 
 TEXT = 64 * MIB  # bytes of a text
 CACHED = MIB  # bytes from which on ids are cached: those of fewer take half a second
@@ -73,8 +73,8 @@ def text_tokens(
     if cache is None or not os.path.isfile(path) or os.path.getsize(path) < CACHED:
         stream, front = encode(text_chunks(path))
     else:
-        content = read_file(tokenizer_json, TOKENIZER)
-        stream, front = cached_ids(Path(cache), content, partial(text_chunks, path), encode)
+        read = partial(text_chunks, path)
+        stream, front = cached_ids(Path(cache), tokenizer.sha256, read, encode)
     bos, reason = bos_rule(tokenizer, tokenizer_json.parent, front, bos_id)
     ids = cut(stream, samples, seq_len, bos, str(path))
     return Tokens(ids, f"{path.name}, {spread(ids, stream.size)}, {reason}", "text", bos)

@@ -32,14 +32,15 @@ def token_cache_folder() -> Path | None:
 
 def cached_ids(
     folder: Path,
-    tokenizer: bytes,
+    tokenizer: str,
     text: Callable[[], Iterator[str]],
     encode: Callable[[Iterator[str]], Encoded],
 ) -> Encoded:
     """The ids of a text from the cache, or encoded and kept there if it does not hold them.
 
-    The name of a file is the SHA-256 of the text, of `tokenizer.json` and of the versions. If the
-    text changes between the two times that it is read, the ids are kept for what was encoded.
+    The name of a file is the SHA-256 of the text, of the versions, and of `tokenizer`, which is
+    that of `tokenizer.json`. If the text changes between the two times that it is read, the ids
+    are kept for what was encoded.
     """
     digest = _digest(tokenizer)
     for _ in _hashed(text(), digest):
@@ -54,11 +55,11 @@ def cached_ids(
     return encoded
 
 
-def _digest(tokenizer: bytes) -> Any:
+def _digest(tokenizer: str) -> Any:
     """A SHA-256 of all that decides the ids, but for the text."""
     from importlib.metadata import version  # slow, and only long texts need it
 
-    return sha256(f"{FORMAT} {version('tokenizers')} {len(tokenizer)} ".encode() + tokenizer)
+    return sha256(f"{FORMAT} {version('tokenizers')} {tokenizer} ".encode())
 
 
 def _hashed(chunks: Iterator[str], digest: Any) -> Iterator[str]:

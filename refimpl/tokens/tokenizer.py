@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class TextTokenizer:
     """
 
     def __init__(self, path: Path, content: bytes) -> None:
+        self.sha256 = sha256(content).hexdigest()
         self._child = ChildProcess(
             "refimpl.isolation.tokenizers_library:Library",
             (content,),

@@ -51,7 +51,7 @@ class Encoder:
     def cached(self, folder: Path, *texts: str) -> tuple[list[int], tuple[int, ...]]:
         """What the cache gives for a text, each time that it is read."""
         reads = iter(texts * 2)
-        ids, front = cached_ids(folder, b"", lambda: iter([next(reads)]), self)
+        ids, front = cached_ids(folder, "", lambda: iter([next(reads)]), self)
         return ids.tolist(), front
 
 
