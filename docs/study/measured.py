@@ -104,7 +104,7 @@ def cells() -> Iterator[Measured]:
     rest = (*wanda[6:], *more, sparsegpt[2])
     for seed in range(1, SEEDS):
         yield from (replace(place, correction=c, seed=seed) for place in rest for c in both)
-    yield from (replace(place, base=base) for place in more for base in bases)
+    yield from (replace(place, base=base) for place in (*more, *magnitude) for base in bases)
     for seed in range(1, SEEDS):  # the bases of the other places have one seed
         yield from (replace(p, base=b, seed=seed) for p in (*wanda, *sparsegpt) for b in bases)
 
