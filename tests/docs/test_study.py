@@ -168,7 +168,7 @@ def test_the_page_holds_what_the_cells_say(tmp_path: Path) -> None:
 
 def test_the_grid_of_measured_strength_has_each_cell_once() -> None:
     cells = [str(cell) for cell in measured.cells()]
-    assert len(set(cells)) == len(cells) == 315
+    assert len(set(cells)) == len(cells) == 299
     on_file = run.finished(STUDY / "measured.jsonl")
     assert on_file.keys() <= set(cells)
 
