@@ -166,6 +166,27 @@ def test_the_page_holds_what_the_cells_say(tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == (STUDY.parent / name).read_text(), name
 
 
+def test_a_headline_compares_with_the_best_published_over_the_seeds_of_both() -> None:
+    """By hand: differences of -0.1 and -0.3 nats are exp(-0.2) - 1 = -18.1 %, 0.1 of 0.819 off."""
+
+    def row(base: str, seed: int, nats: float, correction: str = "none") -> dict[str, object]:
+        place = {"model": grid.SMOL, "method": "wanda", "sparsity": 0.6, "seed": seed}
+        texts = {text: [10 * nats, 30 * nats] for text in grid.REPORTED}
+        tokens = {f"{text}_tokens": [10, 30] for text in grid.REPORTED}
+        return place | {"base": base, "correction": correction} | texts | tokens
+
+    rows = [row("uniform", 0, 1.0), row("owl", 0, 1.4), row("owl", 1, 1.6), row("dlp", 0, 1.3)]
+    rows += [row("dlp", 1, 1.5), row("uniform", 0, 1.2, "divergence")]
+    rows += [row("uniform", 1, 1.2, "divergence")]
+    assert measured_table.best_published(rows) == "dlp"
+    assert measured_table.best_published(rows[:1]) == ""
+    assert measured_table.over_seeds(rows, "dlp") == "-18.1 ± 8.2 / -18.1 ± 8.2 %"
+    assert measured_table.over_seeds(rows, "uniform") == "+22.1 ± 0.0 / +22.1 ± 0.0 %"
+    assert measured_table.over_seeds(rows, "lsa") == ""
+    line = measured_table.headline({str(i): x for i, x in enumerate(rows)})
+    assert line.endswith("perplexity in 8 of 10 comparisons.")
+
+
 def test_the_grid_of_measured_strength_has_each_cell_once() -> None:
     cells = [str(cell) for cell in measured.cells()]
     assert len(set(cells)) == len(cells) == 299
