@@ -177,7 +177,7 @@ def test_a_headline_compares_with_the_best_published_over_the_seeds_of_both() ->
 
     rows = [row("uniform", 0, 1.0), row("owl", 0, 1.4), row("owl", 1, 1.6), row("dlp", 0, 1.3)]
     rows += [row("dlp", 1, 1.5), row("uniform", 0, 1.2, "divergence")]
-    rows += [row("uniform", 1, 1.2, "divergence")]
+    rows += [row("uniform", 1, 1.2, "divergence"), row("lsa", 2, 9.0)]  # no divergence of seed 2
     assert measured_table.best_published(rows) == "dlp"
     assert measured_table.best_published(rows[:1]) == ""
     assert measured_table.over_seeds(rows, "dlp") == "-18.1 ± 8.2 / -18.1 ± 8.2 %"
