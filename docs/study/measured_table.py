@@ -80,7 +80,7 @@ def moved(row: Row, none: Row) -> float:
 def headline(done: Mapping[str, Row]) -> str:
     """A line per place: every base, measured divergence, and what it changes.
 
-    After the table, in how many single comparisons (another allocation, text and seed) it is lower.
+    After the table, in how many single comparisons (one other base, text and seed) it is lower.
     """
     lines: list[list[str]] = []
     single: list[float] = []
@@ -91,9 +91,9 @@ def headline(done: Mapping[str, Row]) -> str:
         lines.append([*line, over_seeds(every, "uniform"), over_seeds(every, best), best])
     last = "divergence against uniform", "against the best published", "which"
     head = ("model, pruner, sparsity", *BASES, "divergence", *last)
-    words = "Against each other allocation, on each text with each seed, divergence has the lower\n"
-    lower = f"{words}perplexity in {sum(x < 0 for x in single)} of {len(single)} comparisons."
-    return f"{table(head, lines)}\n\n{lower}"
+    lower = f"the lower perplexity in {sum(x < 0 for x in single)} of {len(single)} comparisons."
+    words = "Against each of the other five, on each text with each seed, measured divergence has"
+    return f"{table(head, lines)}\n\n{words}\n{lower}"
 
 
 def over_seeds(every: Iterable[Row], other: str) -> str:
