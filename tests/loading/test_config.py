@@ -296,6 +296,7 @@ MEANS: list[tuple[str, dict[str, Any], str, Any]] = [
     ("gemma2", {"query_pre_attn_scalar": ...}, "attention_scale", 1 / 16),
     ("gemma2", {"attn_logit_softcapping": ...}, "attn_soft_cap", 50),
     ("gemma2", {"attn_logit_softcapping": None}, "attn_soft_cap", None),
+    ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_soft_cap", None),
     ("gemma2", {}, "embed_scale", sqrt(32)),
     ("gpt2", {"n_inner": None}, "intermediate_size", 128),
     ("gpt2", {"n_inner": 77}, "intermediate_size", 77),
@@ -619,7 +620,8 @@ def understood_by_transformers(published: Mapping[str, Any]) -> Config:
         ),
         blocks=tuple(their_blocks(theirs, head_dim)),
         parallel_residual=is_parallel(theirs),
-        attn_soft_cap=first("attn_logit_softcapping"),
+        # Gemma 3's attention never applies it
+        attn_soft_cap=None if "gemma3" in theirs.model_type else first("attn_logit_softcapping"),
         final_soft_cap=first("final_logit_softcapping"),
         embed_scale=first(
             "embedding_multiplier",

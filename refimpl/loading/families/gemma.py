@@ -42,11 +42,11 @@ GEMMA3 = replace(
     GEMMA2,
     model_type="gemma3_text",
     names=GEMMA2.names | QK_NORM,
-    defaults=GEMMA2.defaults | {
+    defaults={k: v for k, v in GEMMA2.defaults.items() if k != "attn_logit_softcapping"} | {
         "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6,
-        "attn_logit_softcapping": None, "final_logit_softcapping": None,
-        "max_position_embeddings": 131072,
+        "final_logit_softcapping": None, "max_position_embeddings": 131072,
     },
+    unread=("attn_logit_softcapping",),  # transformers stores it, and never applies it
     echoes={"hidden_act": "activation", "_sliding_window_pattern": "sliding_window_pattern"},
     windows="pattern",
 )  # fmt: skip
