@@ -60,7 +60,10 @@ def _as_transformers_names(
         kind = kind_of(part)
         location = hub.names.get(kind)
         together = location.fused if location else ()
-        theirs = FUSED[together[0]] if len(together) > 1 else (IN_BLOCK if block else OUTSIDE)[kind]
+        names, key = IN_BLOCK if block else OUTSIDE, kind
+        if len(together) > 1:
+            names, key = FUSED, together[0]
+        theirs = names.get(key, key)  # of another family's config.json: missing
         number = [] if location and location.stacked else filter(str.isdigit, part.split("."))
         theirs = ".".join([*(["blk", *block] if block else []), theirs, *number, suffix])
         if theirs not in stored or theirs in renamed:

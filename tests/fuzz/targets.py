@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import mutators
+from gguf_mutator import gguf_structure
 from mutators import BYTES, gguf_bytes, header_bytes, json_bytes, line_bytes, protobuf_bytes
 from server import run_forked
 
@@ -24,6 +25,7 @@ FAMILIES = (
     *("mixtral", "qwen2_moe", "phimoe", "ernie4_5_moe", "cohere2", "exaone4", "llama_yarn"),
     *("gptj", "bloom", "olmo3"),
 )
+GGUF = ("gemma3", "granitemoe")
 COMMIT = "0123456789" * 4
 HUB = "hub/models--org--tiny"
 SNAPSHOT = f"{HUB}/snapshots/{COMMIT}"
@@ -106,6 +108,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "actual.safetensors": [CHECK, [*CHECK, "--stepwise"], [*CHECK, "--junit-xml", "out.xml"]],
     "model.gguf": [*_model_commands("model.gguf"), ["score", "model.gguf", *TEXT, *SMALL]],
     "sentence.gguf": [["score", "sentence.gguf", *TEXT, *SMALL], ["inspect", "sentence.gguf"]],
+    **{f"{x}.gguf": [["inspect", f"{x}.gguf"], ["score", f"{x}.gguf", *DRAWN]] for x in GGUF},
     "imatrix.gguf": [
         ["prune", "model", "-o", "out", "--imatrix", "imatrix.gguf", "--sparsity", "0.5",
          "--base", "uniform", "--correct", "none"],
@@ -209,10 +212,13 @@ def _make_gguf(folder: Path) -> None:
         writer.add_token_types(kinds[:264])
 
     made = folder / "made"
-    for name, change in (("model.gguf", None), ("sentence.gguf", scored)):
+    makers: dict[str, dict[str, Any]] = {
+        "model": {"name": "llama", "tokenizer": True},
+        "sentence": {"name": "llama", "change": scored},
+    } | {name: {"name": name} for name in GGUF}
+    for name, options in makers.items():
         made.mkdir()
-        more = {"tokenizer": True} if change is None else {"change": change}
-        gguf_file(made, "llama", **more).rename(folder / name)  # type: ignore[arg-type]
+        gguf_file(made, **options).rename(folder / f"{name}.gguf")
         shutil.rmtree(made)
     writer = gguf.GGUFWriter(folder / "imatrix.gguf", "", use_temp_file=False)
     writer.add_type("imatrix")
@@ -237,6 +243,8 @@ def mutators_of(path: str) -> tuple[Mutator, ...]:
         ".gguf": gguf_bytes, ".onnx": protobuf_bytes,
     }  # fmt: skip
     own = form.get(Path(path).suffix)
+    if own is gguf_bytes:
+        return (*BYTES, *(gguf_bytes, gguf_structure) * len(BYTES))
     return BYTES if own is None else (*BYTES, *(own for _ in range(2 * len(BYTES))))
 
 

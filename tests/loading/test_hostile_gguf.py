@@ -97,7 +97,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "alignment of 2 GiB": (
         file([entry("general.alignment", value=b"\0\0\0\x80")]), "alignment is 2147483648"),
     "alignment as text": (
-        file([entry("general.alignment", STRING, text("32"))]), "alignment is '32'"),
+        file([entry("general.alignment", STRING, text("32"))]), "expected a whole number"),
     "no dimension": (file(tensors=[tensor(shape=())]), "0 dimensions"),
     "four billion dimensions": (file(tensors=[tensor(dimensions=2**32 - 1)]), "dimensions"),
     "a size of 0": (file(tensors=[tensor(shape=(0, 4))]), "has the shape"),
@@ -139,9 +139,13 @@ def test_one_error_within_memory_and_time(name: str, tmp_path: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
     "a key nobody knows": (lambda w: w.add_uint32("llama.attention.magic", 1), "magic: not under"),
-    "experts": (lambda w: w.add_expert_count(8), "experts.0.w1.weight: missing"),
+    "experts": (
+        lambda w: (w.add_expert_count(8), w.add_expert_used_count(2)),
+        "experts.0.w1.weight: missing"),
     "a name without a dot": (
-        lambda w: (w.add_expert_count(8), w.add_tensor("odd", np.zeros((2, 2, 2), np.float32))),
+        lambda w: (
+            w.add_expert_count(8), w.add_expert_used_count(2),
+            w.add_tensor("odd", np.zeros((2, 2, 2), np.float32))),
         "odd: no role claims it"),
     "yarn": (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "got yarn"),
     "other heads": (lambda w: w.add_uint32("llama.attention.value_length", 4), "length: differs"),

@@ -34,6 +34,7 @@ class Architecture:
         model_type: Its family.
         hub_class: transformers' class, for `architectures` in `config.json`.
         keys: Metadata, without the architecture's prefix, and our config key; beside `KEYS`.
+        optional: Those of `keys` that files may lack.
         arranged: Roles (of fused ones the first) whose weights are stored otherwise: an
             `arrangement` of `GgufTensor`.
         norms: How all norm gains are stored otherwise.
@@ -43,6 +44,7 @@ class Architecture:
     model_type: str
     hub_class: str
     keys: Mapping[str, str] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     arranged: Mapping[str, str] = field(default_factory=dict)
     norms: str = ""
     fixed: Mapping[str, object] = field(default_factory=dict)
@@ -55,25 +57,26 @@ KEYS = {  # of every architecture
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "norm_eps",
-    "attention.layer_norm_epsilon": "norm_eps",
     "rope.freq_base": "rope_theta",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }
-WINDOW = {"attention.sliding_window": "sliding_window"}
+EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+NEEDED = (
+    "context_length", "embedding_length", "block_count", "feed_forward_length",
+    "attention.head_count",
+)  # fmt: skip
+WINDOW, CAPS = "attention.sliding_window", ("attn_logit_softcapping", "final_logit_softcapping")
 PAIRED = {"q_proj": "paired", "k_proj": "paired"}
 
 LLAMA = Architecture("llama", "LlamaForCausalLM", arranged=PAIRED)
 GEMMA2 = Architecture(
     "gemma2",
     "Gemma2ForCausalLM",
-    WINDOW | {
-        "attn_logit_softcapping": "attn_logit_softcapping",
-        "final_logit_softcapping": "final_logit_softcapping",
-    },
+    {WINDOW: "sliding_window", **{cap: cap for cap in CAPS}},
+    optional=(WINDOW, *CAPS),
     norms="minus one",
 )  # fmt: skip
 GRANITE = replace(
@@ -106,12 +109,18 @@ ARCHITECTURES = {
         GEMMA2,
         model_type="gemma3_text",
         hub_class="Gemma3ForCausalLM",
+        keys={**GEMMA2.keys, "rope.freq_base_swa": "rope_local_base_freq"},
+        optional=("rope.freq_base_swa", *CAPS),
         fixed={"rope_local_base_freq": 10000.0, "_sliding_window_pattern": 6},
     ),
     "phi3": Architecture(
         "phi3",
         "Phi3ForCausalLM",
-        WINDOW | {"rope.scaling.original_context_length": "original_max_position_embeddings"},
+        {
+            WINDOW: "sliding_window",
+            "rope.scaling.original_context_length": "original_max_position_embeddings",
+        },
+        optional=(WINDOW, "rope.scaling.original_context_length"),
     ),
     "gpt2": Architecture(
         "gpt2",

@@ -7,7 +7,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.gguf.architectures import ARCHITECTURES, KEYS, MIXTRAL, Architecture
+from refimpl.loading.gguf.architectures import (
+    ARCHITECTURES,
+    EPSILON,
+    KEYS,
+    MIXTRAL,
+    NEEDED,
+    WINDOW,
+    Architecture,
+)
 from refimpl.loading.gguf.gguf_file import GgufTensor
 from refimpl.model.config import Rope
 
@@ -24,6 +32,8 @@ class FamilyKeys(Protocol):
 
     @property
     def model_type(self) -> str: ...  # noqa: D102
+    @property
+    def norm(self) -> str: ...  # noqa: D102
     @property
     def keys(self) -> dict[str, str]: ...  # noqa: D102
     @property
@@ -69,9 +79,20 @@ def config_entries(
     def put(key: str, value: Any) -> None:
         entries[family.keys.get(key, key)] = value
 
-    for key, ours in {**KEYS, **architecture.keys}.items():
+    if facts.get(WINDOW) == 0:
+        facts[WINDOW] = None
+    epsilon = EPSILON[family.norm]
+    needed = [*NEEDED, epsilon, *(architecture.keys.keys() - {*architecture.optional})]
+    if "num_experts_per_tok" in family.defaults:
+        needed += ["expert_count", "expert_used_count"]
+    problems += [f"{key}: missing" for key in needed if key not in facts]
+    if "rope_theta" in family.defaults:
+        put("rope_theta", 10000.0)  # llama.cpp's, whatever the family's
+    for key, ours in {**KEYS, **architecture.keys, epsilon: "norm_eps"}.items():
         if key in facts:
             put(ours, facts.pop(key))
+    for key in EPSILON.values():  # of norms that the family does not have
+        facts.pop(key, None)
     hidden, heads, blocks = (
         entries.get(family.keys.get(key, key))
         for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
@@ -86,7 +107,12 @@ def config_entries(
     scaling = {
         key.removeprefix(SCALING): facts.pop(key) for key in list(facts) if key.startswith(SCALING)
     }
-    if (rope := _scaling(scaling, tensors.get(ROPE_FACTORS), entries, problems)) is not None:
+    scaling.setdefault("factor", facts.pop("rope.scale_linear", 0))  # its old name
+    if scaling.pop("finetuned", True) is False and "granite" in family.model_type:
+        problems.append(f"{SCALING}finetuned: false switches Granite's rotary positions off")
+    theta = entries.get(family.keys.get("rope_theta", "rope_theta"))
+    rotation = theta, entries.get("head_dim")
+    if (rope := _scaling(scaling, tensors.get(ROPE_FACTORS), rotation, problems)) is not None:
         entries["rope_scaling"] = rope
     if facts.pop(CAUSAL, True) is not True:
         problems.append(f"{CAUSAL}: only true is supported")
@@ -124,6 +150,9 @@ def _heads(
     plain = hidden // heads
     rotates_all = "partial_rotary_factor" in family.only
     head_dim = key_length or (rotary if rotates_all else None) or plain
+    if not head_dim:
+        problems.append(f"attention.head_count: {heads} heads of {hidden} channels")
+        return
     if "head_dim" in family.defaults:
         entries["head_dim"] = head_dim
     elif head_dim != plain:
@@ -141,27 +170,34 @@ def _heads(
 def _scaling(
     scaling: dict[str, Any],
     factors: GgufTensor | None,
-    entries: Mapping[str, Any],
+    rotation: tuple[Any, Any],
     problems: list[str],
 ) -> dict[str, Any] | None:
-    """`rope_scaling`: linear, or Llama 3's if its factors are those of the file."""
-    kind, factor = scaling.pop("type", "none"), scaling.pop("factor", None)
-    scaling.pop("finetuned", None)
+    """`rope_scaling`: linear, or Llama 3's if its factors are those of the file.
+
+    Without a type the factor is linear, and 0 is no factor, as in llama.cpp. `rotation` holds the
+    base and the channels of a head.
+    """
+    kind, factor = scaling.pop("type", "linear"), scaling.pop("factor") or 1.0
     for key, value in scaling.items():
         problems.append(f"{SCALING}{key}: not understood (value {value})")
     if kind not in ("none", "linear"):
         problems.append(f"{SCALING}type: expected none or linear, got {kind}")
-    if factors is not None and kind == "none":
-        stored = factors.array
-        theta, llama3 = entries.get("rope_theta", 10000.0), LLAMA3 | {"factor": float(stored.max())}
+    linear = {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else None
+    if factors is None or problems:
+        return linear
+    stored, (theta, channels) = factors.array.astype(np.float64), rotation
+    fits = 2 * stored.size == channels and 1 <= stored.min() <= stored.max() < np.inf
+    if linear is None and fits and theta > 0:
+        llama3 = LLAMA3 | {"factor": float(stored.max())}
         plain, scaled = (
-            Rope(theta, 2 * stored.size, name, **values).inv_freq()  # type: ignore[arg-type]
+            Rope(theta, channels, name, **values).inv_freq()  # type: ignore[arg-type]
             for name, values in (("default", {}), ("llama3", llama3))
         )
         if np.allclose(plain / scaled, stored, rtol=1e-5, atol=0):
             return {"rope_type": "llama3"} | llama3
-        problems.append(f"{ROPE_FACTORS}: not the factors of Llama 3's scaling by {stored.max():g}")
-    return {"rope_type": "linear", "factor": factor} if kind == "linear" else None
+    problems.append(f"{ROPE_FACTORS}: not the factors of Llama 3's scaling alone")
+    return None
 
 
 def _plain(value: Any) -> Any:

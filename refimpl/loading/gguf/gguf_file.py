@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -33,6 +34,10 @@ class GgufFile(MappedFile):
         header = read_header(path, self.content)
         self.metadata = header.metadata
         self.tensors = {entry.name: self._tensor(entry) for entry in header.tensors}
+        in_order = sorted(self.tensors.values(), key=lambda tensor: tensor.offset)
+        for tensor, following in pairwise(in_order):
+            if following.offset < tensor.offset + tensor.nbytes:
+                raise damaged(path, f"{tensor.name} and {following.name} overlap")
 
     def _tensor(self, entry: TensorEntry) -> "GgufTensor":
         """One tensor, whose bytes are all in the file."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError, unreadable
+from refimpl.loading.gguf.metadata_types import check_types
 
 VERSIONS = (2, 3)
 MOST_ENTRIES, MOST_ELEMENTS, MOST_DIMENSIONS = 1 << 16, 1 << 20, 4
@@ -73,10 +74,11 @@ def read_header(path: Path, content: mmap.mmap) -> Header:
         if key in metadata:
             raise damaged(path, f"two values of {key}")
         metadata[key] = reader.value(key, reader.number("I"))
+    check_types(metadata, path)
     entries = [reader.tensor() for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", _ALIGNMENT)
-    if not isinstance(alignment, int) or alignment not in [8 << shift for shift in range(14)]:
-        raise damaged(path, f"its alignment is {alignment!r}, not a power of 2 from 8 to 65536")
+    if alignment not in [8 << shift for shift in range(14)]:
+        raise damaged(path, f"its alignment is {alignment}, not a power of 2 from 8 to 65536")
     start = -(-reader.at // alignment) * alignment
     names = {entry.name for entry in entries}
     if len(names) < len(entries):

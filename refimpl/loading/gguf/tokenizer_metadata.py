@@ -1,9 +1,10 @@
 """A `tokenizer.json` and its settings out of the metadata of a GGUF file."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refimpl.errors import RefimplError
 
@@ -16,21 +17,48 @@ LLAMA3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-# What cuts a text before BPE, by tokenizer.ggml.pre: a pattern, digits one by one, NFC first.
-CUTS: dict[str, tuple[str, bool, bool]] = {
-    "default": (GPT2, False, False),
-    "gpt-2": (GPT2, False, False),
-    "phi-2": (GPT2, False, False),
-    "olmo": (GPT2, False, False),
-    "smollm": (GPT2, True, False),
-    "starcoder": (GPT2, True, False),
-    "refact": (GPT2, True, False),
-    "command-r": (GPT2, True, False),
-    "llama-bpe": (LLAMA3, False, False),
-    "llama3": (LLAMA3, False, False),
-    "dbrx": (LLAMA3, False, False),
-    "smaug-bpe": (LLAMA3, False, False),
-    "qwen2": (QWEN2, False, True),
+
+
+class Cut(NamedTuple):
+    """What cuts a text before BPE, as llama.cpp does.
+
+    Args:
+        pattern: Of the pieces.
+        digits: Whether digits are pieces of their own, first.
+        normalised: Whether the text becomes NFC first.
+        whole: Whether a piece that is a token stays whole whatever the merges say, and a text
+            begins with BOS unless the file says otherwise.
+    """
+
+    pattern: str
+    digits: bool = False
+    normalised: bool = False
+    whole: bool = False
+
+
+# By tokenizer.ggml.pre
+CUTS = {
+    name: cut
+    for names, cut in (
+        ("gpt-2 phi-2 olmo mpt jais trillion granite-docling exaone4 mellum gigachat", Cut(GPT2)),
+        ("a.x-4.0 modern-bert jina-es jina-de jina-v2-es jina-v2-de", Cut(GPT2)),
+        ("smollm starcoder refact command-r codeshell exaone minerva-7b", Cut(GPT2, digits=True)),
+        ("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral", Cut(LLAMA3, whole=True)),
+        ("midm-2.0 lfm2 jina-v5-nano", Cut(LLAMA3, whole=True)),
+        ("dbrx smaug-bpe glm4 chatglm-bpe", Cut(LLAMA3)),
+        ("qwen2", Cut(QWEN2, normalised=True)),
+        ("deepseek-r1-qwen megrez kormo stablelm2 hunyuan solar-open grok-2", Cut(QWEN2)),
+    )
+    for name in names.split()
+}
+# Keys that change no id of a text; no id follows a text, whatever add_eos_token says.
+IRRELEVANT = re.compile(
+    r"(?!(bos|eos|unknown|padding)_)\w+_token_ids?|add_(eos|sep)_token|token_type_count"
+    r"|suppress_tokens|remove_extra_whitespaces|precompiled_charsmap|normalizer\.\w+"
+)
+READ = {
+    *("model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token"),
+    *("add_space_prefix", "bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id"),
 }
 
 
@@ -43,6 +71,8 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, path: Path) -> No
     }
     if "tokens" not in facts:
         return
+    if unknown := [key for key in facts if key not in READ and not IRRELEVANT.fullmatch(key)]:
+        raise _refusal(path, f"tokenizer.ggml.{unknown[0]}", "keys that refimpl understands")
     tokens, kinds = facts["tokens"], facts.get("token_type")
     kinds = [NORMAL] * len(tokens) if kinds is None else list(map(int, kinds))
     model = facts.get("model")
@@ -55,7 +85,11 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, path: Path) -> No
     make = _byte_level if model == "gpt2" else _sentence_piece
     parts = make(facts, tokens, kinds, path)
     bos = _token(facts, "bos", tokens)
-    adds_bos = bool(facts.get("add_bos_token", model == "llama")) and bos is not None
+    by_default = model == "llama" or CUTS[facts["pre"]].whole
+    adds_bos = facts.get("add_bos_token", by_default)
+    if adds_bos and bos is None:
+        found = f"bos_token_id {facts.get('bos_token_id')} of {len(tokens)} tokens"
+        raise _refusal(path, found, "the id of a token, since BOS begins each text")
     tokenizer = {
         "version": "1.0",
         "truncation": None,
@@ -67,7 +101,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, path: Path) -> No
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": adds_bos,
+        "add_bos_token": facts.get("add_bos_token"),
         "clean_up_tokenization_spaces": False,
         "chat_template": metadata.get("tokenizer.chat_template"),
     }
@@ -82,10 +116,10 @@ def _byte_level(
     facts: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int], path: Path
 ) -> dict[str, Any]:
     """GPT-2's BPE over bytes, with the merges of the file."""
-    cut = facts.get("pre", "default")
-    if cut not in CUTS:
-        raise _refusal(path, f"the pre-tokenizer {cut!r}", f"one of {', '.join(CUTS)}")
-    pattern, digits, normalised = CUTS[cut]
+    if (name := facts.get("pre")) not in CUTS:
+        found = f"the pre-tokenizer {name!r}" if name else "no pre-tokenizer (tokenizer.ggml.pre)"
+        raise _refusal(path, found, f"one of {', '.join(CUTS)}")
+    pattern, digits, normalised, whole = CUTS[name]
     # Tokens behind the last normal one are added later, in their order; the others stay.
     last = max((i for i, kind in enumerate(kinds) if kind == NORMAL), default=-1)
     vocab = {token: i for i, token in enumerate(tokens[: last + 1])}
@@ -104,7 +138,7 @@ def _byte_level(
         "normalizer": {"type": "NFC"} if normalised else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "decoder": {**byte_level, "add_prefix_space": True, "use_regex": True},
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": whole},
     }
 
 

@@ -1,0 +1,192 @@
+"""What each key of a GGUF file's metadata means: as llama.cpp reads it, or refused by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from gguf_files import gguf_file
+from refusals import refusal_of
+
+from refimpl import read_model
+from refimpl.loading.gguf.architectures import ARCHITECTURES, EPSILON, KEYS, NEEDED
+from refimpl.loading.gguf.config_metadata import ROPE_FACTORS
+from refimpl.loading.gguf.gguf_file import GgufFile
+from refimpl.loading.gguf.metadata_types import type_of
+from refimpl.loading.gguf.tokenizer_metadata import READ
+from refimpl.model.config import Config, Rope
+
+Change = Callable[[gguf.GGUFWriter], object]
+LINEAR = gguf.RopeScalingType.LINEAR
+KEYS_READ = {
+    *KEYS, *EPSILON.values(), *NEEDED, "attention.key_length", "attention.value_length",
+    "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned",
+    "rope.scale_linear", "attention.causal",
+}.union(*(x.keys for x in ARCHITECTURES.values()))  # fmt: skip
+
+
+def numbers(**values: float) -> Change:
+    """Add numbers, in float32; `__` is a dot in a key."""
+    return lambda writer: [
+        writer.add_float32(f"{writer.arch}.{key.replace('__', '.')}", value)
+        for key, value in values.items()
+    ]
+
+
+def without(*keys: str) -> Change:
+    """Leave keys out."""
+    return lambda writer: [writer.kv_data[0].pop(f"{writer.arch}.{key}") for key in keys]
+
+
+def replaced(key: str, value: Any, kind: gguf.GGUFValueType) -> Change:
+    """Put another value in the place of one."""
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop(f"{writer.arch}.{key}", None)
+        writer.add_key_value(f"{writer.arch}.{key}", value, kind)
+
+    return change
+
+
+def both(*changes: Change) -> Change:
+    """All of some changes."""
+    return lambda writer: [change(writer) for change in changes]
+
+
+def ropes(config: Config) -> set[Rope | None]:
+    """The rotary positions of a model's blocks."""
+    return {kind.rope for kind in config.blocks}
+
+
+def windows(config: Config) -> set[int | None]:
+    """The windows of a model's blocks."""
+    return {kind.window for kind in config.blocks}
+
+
+PLAIN, STRETCHED = {Rope(3000.0, 8)}, {Rope(3000.0, 8, "linear", 2.0)}
+U32, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32
+MEANS: dict[str, tuple[str, Change, Callable[[Config], Any], Any]] = {
+    "a factor without a type": ("llama", numbers(rope__scaling__factor=2), ropes, STRETCHED),
+    "a factor of type linear": (
+        "llama",
+        both(numbers(rope__scaling__factor=2), lambda w: w.add_rope_scaling_type(LINEAR)),
+        ropes, STRETCHED),
+    "a factor of type none": (
+        "llama",
+        both(numbers(rope__scaling__factor=2),
+             lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.NONE)),
+        ropes, PLAIN),
+    "a type without a factor": ("llama", lambda w: w.add_rope_scaling_type(LINEAR), ropes, PLAIN),
+    "a factor of 0": ("llama", numbers(rope__scaling__factor=0), ropes, PLAIN),
+    "a factor by its old name": ("llama", numbers(rope__scale_linear=2), ropes, STRETCHED),
+    "a factor by both names": (
+        "llama", numbers(rope__scale_linear=3, rope__scaling__factor=2), ropes, STRETCHED),
+    "no base": ("smollm3", without("rope.freq_base"), ropes, {None, Rope(1e4, 8)}),
+    "no base, of Gemma 3": (
+        "gemma3", both(without("rope.freq_base")), ropes,
+        {Rope(1e4, 10, "linear", 4.0), Rope(1e4, 10)}),
+    "a base for windows": (
+        "gemma3", numbers(rope__freq_base_swa=5000), ropes,
+        {Rope(3000.0, 10, "linear", 4.0), Rope(5000.0, 10)}),
+    "no window": ("phi3", replaced("attention.sliding_window", 0, U32), windows, {None}),
+    "a soft cap of Gemma 3": (
+        "gemma3", numbers(attn_logit_softcapping=2.5), lambda c: c.attn_soft_cap, None),
+    "the epsilon of other norms": (
+        "llama", numbers(attention__layer_norm_epsilon=0.5), lambda c: c.norm_eps,
+        1e-3),
+    "no experts": (
+        "llama", both(lambda w: w.add_expert_count(0), lambda w: w.add_expert_used_count(0)),
+        lambda c: c.experts, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_metadata_means_what_llama_cpp_computes(name: str, tmp_path: Path) -> None:
+    recipe, change, fact, expected = MEANS[name]
+    config = read_model(gguf_file(tmp_path, recipe, change=change)).config
+    assert fact(config) == expected
+
+
+FACTORS = (Rope(3000.0, 8).inv_freq() / Rope(3000.0, 8, "llama3", 32.0).inv_freq()).astype("f4")
+REFUSED: dict[str, tuple[str, Change, str]] = {
+    "factors beside a factor": (
+        "llama",
+        both(numbers(rope__scaling__factor=2), lambda w: w.add_tensor(ROPE_FACTORS, FACTORS)),
+        "rope_freqs.weight: not the factors of Llama 3's scaling alone"),
+    "factors for fewer channels": (
+        "llama", lambda w: w.add_tensor(ROPE_FACTORS, FACTORS[:2]), "rope_freqs.weight: not"),
+    "infinite factors": (
+        "llama", lambda w: w.add_tensor(ROPE_FACTORS, np.full(4, np.inf, np.float32)),
+        "rope_freqs.weight: not"),
+    "Granite without rotation": (
+        "granite", lambda w: w.add_rope_scaling_finetuned(False), "finetuned: false switches"),
+    "Granite without a scale": ("granite", without("attention.scale"), "attention.scale: missing"),
+    "no epsilon": (
+        "llama", without("attention.layer_norm_rms_epsilon"), "rms_epsilon: missing"),
+    "no context": ("llama", without("context_length"), "context_length: missing"),
+    "no number of experts in use": (
+        "qwen3moe", without("expert_used_count"), "expert_used_count: missing"),
+    "Gemma 3 without a window": (
+        "gemma3", without("attention.sliding_window"), "attention.sliding_window: missing"),
+    "more heads than channels": (
+        "phi2", replaced("attention.head_count", 64, U32), "64 heads of 32 channels"),
+    "another magnitude": (
+        "phi3", numbers(rope__scaling__attn_factor=1.5), "attn_factor: not understood"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_metadata_without_a_certain_meaning_is_refused(name: str, tmp_path: Path) -> None:
+    recipe, change, says = REFUSED[name]
+    refusal_of(read_model, gguf_file(tmp_path, recipe, change=change), says=says)
+
+
+def test_every_key_that_is_read_has_a_type() -> None:
+    keys = {f"x.{key}" for key in KEYS_READ} | {f"tokenizer.ggml.{key}" for key in READ}
+    assert [key for key in sorted(keys) if type_of(key) is None] == []
+
+
+@pytest.mark.parametrize("name", ["llama", "granitemoe"])
+def test_a_value_of_another_type_is_refused_by_its_key(name: str, tmp_path: Path) -> None:
+    kinds = gguf.GGUFValueType
+    odd = {kinds.STRING: "x", kinds.ARRAY: ["x"], kinds.BOOL: True, kinds.FLOAT32: float("nan")}
+    good = GgufFile(gguf_file(tmp_path, name, tokenizer=True)).metadata
+    typed = [key for key in good if type_of(key) is not None]
+    assert len(typed) > 10
+    for key in typed:
+        wrong = [kind for kind in odd if not isinstance(good[key], type(odd[kind]))]
+        for kind in wrong if not isinstance(good[key], tuple) else [kinds.STRING]:
+
+            def change(
+                writer: gguf.GGUFWriter, key: str = key, kind: gguf.GGUFValueType = kind
+            ) -> None:
+                writer.kv_data[0].pop(key)
+                writer.add_key_value(key, odd[kind], kind)
+
+            path = gguf_file(tmp_path, name, tokenizer=True, change=change)
+            refusal_of(read_model, path, says=f"{key}: expected")
+
+
+@pytest.mark.parametrize(
+    "case", sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
+)
+def test_the_config_of_any_family_is_read_or_refused(case: str, tmp_path: Path) -> None:
+    path = gguf_file(tmp_path, "llama")
+    says = "" if case.startswith("llama") else "between its tensors and config.json"
+    refusal_of(read_model, path, FIXTURES / case / "config.json", says=says)
+
+
+def test_tensors_that_overlap(tmp_path: Path) -> None:
+    path = gguf_file(tmp_path, "llama")
+    file = GgufFile(path)
+    first, second = sorted(file.tensors.values(), key=lambda tensor: tensor.offset)[1:3]
+    start = min(tensor.offset for tensor in file.tensors.values())
+    content = path.read_bytes()
+    theirs, ours = ((x.offset - start).to_bytes(8, "little") for x in (first, second))
+    at = content.index(second.name.encode()) + len(second.name)
+    at = content.index(ours, at)
+    path.write_bytes(content[:at] + theirs + content[at + 8 :])
+    refusal_of(read_model, path, says="overlap")

@@ -1,0 +1,99 @@
+"""The tokenizer of a GGUF file: ids as llama.cpp computes them, and only what the file says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from refusals import refusal_of
+from tokenizers import Tokenizer
+
+from refimpl.loading.gguf.tokenizer_metadata import CUTS, write_tokenizer
+from refimpl.tokens.text import text_tokens
+
+LETTERS = ["Ġ", "Ċ", *map(chr, range(33, 127))]
+TOKENS = ["<s>", *LETTERS, "ab", "abc"]
+WHOLE = [
+    "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+    "jina-v5-nano",
+]  # fmt: skip
+"""Pre-tokenizers for which llama.cpp sets `ignore_merges` and `add_bos` (src/llama-vocab.cpp)."""
+
+
+def metadata(**facts: Any) -> dict[str, Any]:
+    """A tokenizer whose token "abc" no merge makes; a fact that is `...` is left out."""
+    facts = {
+        "model": "gpt2", "pre": "gpt-2", "tokens": TOKENS, "merges": ["a b"], "bos_token_id": 0,
+        "token_type": [3, *[1] * (len(TOKENS) - 1)],
+    } | facts  # fmt: skip
+    return {f"tokenizer.ggml.{key}": value for key, value in facts.items() if value is not ...}
+
+
+def tokenizer(folder: Path, **facts: Any) -> Tokenizer:
+    """The tokenizer that is written."""
+    write_tokenizer(metadata(**facts), folder, Path("x.gguf"))
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("pre", CUTS)
+def test_a_token_stays_whole_where_merges_are_ignored(pre: str, tmp_path: Path) -> None:
+    made = tokenizer(tmp_path, pre=pre)
+    parts = ["abc"] if pre in WHOLE else ["ab", "c"]
+    assert made.encode("abc", add_special_tokens=False).tokens == parts
+    assert made.encode("abc").tokens == (["<s>"] if pre in WHOLE else []) + parts
+
+
+SAID: dict[str, tuple[dict[str, Any], int | None, str]] = {
+    "nothing": ({}, None, "no BOS asked for"),
+    "true": ({"add_bos_token": True}, 0, "BOS 0 added by tokenizer.json"),
+    "false": ({"add_bos_token": False}, None, "add_bos_token is false"),
+    "nothing, of Llama 3": ({"pre": "llama-bpe"}, 0, "BOS 0 added by tokenizer.json"),
+    "false, of Llama 3": (
+        {"pre": "llama-bpe", "add_bos_token": False}, None, "add_bos_token is false"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_bos_is_what_the_file_says_or_the_default_of_its_pre_tokenizer(
+    name: str, tmp_path: Path
+) -> None:
+    facts, bos, reason = SAID[name]
+    tokenizer(tmp_path, **facts)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert settings.get("add_bos_token", ...) == facts.get("add_bos_token", ...)
+    text = tmp_path / "text.txt"
+    text.write_text("abc abc abc abc", "utf-8")
+    tokens = text_tokens(text, tmp_path / "tokenizer.json", 1, 4, bos_id=0)
+    assert tokens.bos == bos
+    assert reason in tokens.source
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no pre-tokenizer": ({"pre": ...}, "no pre-tokenizer (tokenizer.ggml.pre)"),
+    "one of no name": ({"pre": ""}, "no pre-tokenizer (tokenizer.ggml.pre)"),
+    "llama.cpp's default": ({"pre": "default"}, "the pre-tokenizer 'default'"),
+    "BOS beyond the tokens": ({"add_bos_token": True, "bos_token_id": 999}, "bos_token_id 999 of"),
+    "BOS below 0": ({"add_bos_token": True, "bos_token_id": -1}, "bos_token_id -1 of"),
+    "BOS that is not named": ({"add_bos_token": True, "bos_token_id": ...}, "bos_token_id None"),
+    "BOS by default": ({"pre": "llama-bpe", "bos_token_id": ...}, "bos_token_id None"),
+    "a key nobody knows": ({"magic": 1}, "tokenizer.ggml.magic"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_certain_ids_is_refused(name: str, tmp_path: Path) -> None:
+    facts, says = REFUSED[name]
+    stored = metadata(**facts)
+    refusal_of(
+        write_tokenizer, stored, tmp_path, Path("x.gguf"), says=says, remedy="ids with --tokens"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_keys_that_change_no_id_are_accepted(tmp_path: Path) -> None:
+    harmless = {
+        "add_eos_token": True, "eot_token_id": 1, "seperator_token_id": 2, "eos_token_id": 999,
+        "fim_pre_token_id": 3, "token_type_count": 1, "remove_extra_whitespaces": False,
+    }  # fmt: skip
+    made = tokenizer(tmp_path, **harmless)
+    assert made.encode("abc").tokens == ["ab", "c"]
