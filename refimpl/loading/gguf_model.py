@@ -15,9 +15,14 @@ from refimpl.loading.gguf.architectures import (
     OUTSIDE,
     Architecture,
 )
-from refimpl.loading.gguf.config_metadata import ROPE_FACTORS, architecture_of, config_entries
 from refimpl.loading.gguf.gguf_file import GgufTensor, JoinedTensor, open_shards
 from refimpl.loading.gguf.tokenizer_metadata import write_tokenizer
+from refimpl.loading.gguf_config import (
+    LONG_AND_SHORT,
+    ROPE_FACTORS,
+    architecture_of,
+    config_entries,
+)
 from refimpl.loading.tensor_claims import claim, roles
 from refimpl.model.config import kind_of
 from refimpl.model.model import Model
@@ -52,7 +57,7 @@ def _as_transformers_names(
 ) -> dict[str, GgufTensor]:
     """The tensors as `save_pretrained` would write them; those of no role keep their names."""
     stored = _experts_apart(stored, hub)
-    renamed: dict[str, str] = {ROPE_FACTORS: ""}
+    renamed = dict.fromkeys((ROPE_FACTORS, *LONG_AND_SHORT), "")
     tensors: dict[str, GgufTensor] = {}
     for ours, role in roles(hub, hub.family.bases[0]):
         name, suffix = ours.rsplit(".", 1)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -97,9 +97,8 @@ def read_imatrix(path: str | Path, model: Model) -> Imatrix:
     for of_block in squares:
         for mean in of_block.values():
             sums.update(mean.astype("<f8").tobytes())
-    counts = ("chunk_count", "chunk_size")
-    chunks, size = (_whole(file.metadata.get(f"imatrix.{name}")) for name in counts)
-    texts = [text for text in file.metadata.get("imatrix.datasets", ()) if isinstance(text, str)]
+    chunks, size = (file.metadata.get(f"imatrix.chunk_{x}", 0) for x in ("count", "size"))
+    texts = file.metadata.get("imatrix.datasets", ())
     source = ", ".join([path.name, *texts, "mean of squares per token"])
     return Imatrix(tuple(squares), chunks, size, source, sums.hexdigest())
 
@@ -137,8 +136,3 @@ def _mean(
 def _tensor(file: "GgufFile", block: int, name: str) -> bool:
     """Whether a file has both tensors of an entry."""
     return all(f"blk.{block}.{name}.weight.{x}" in file.tensors for x in ("in_sum2", "counts"))
-
-
-def _whole(value: Any) -> int:
-    """A count of the metadata, or 0."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0

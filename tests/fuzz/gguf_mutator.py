@@ -23,8 +23,9 @@ TEXTS = [
 KEYS = [  # of every architecture
     key
     for group in vars(gguf.Keys).values()
+    if isinstance(group, type)
     for key in vars(group).values()
-    if isinstance(group, type) and isinstance(key, str) and key[:1].islower()
+    if isinstance(key, str) and key[:1] in "gtsqi{"
 ]
 NAMES = [b"rope_freqs.weight", b"output.weight", b"rope_factors_long.weight", b"odd", b"",
          b"blk.0.ffn_gate_exps.weight", b"blk.0.attn_q.bias"]  # fmt: skip

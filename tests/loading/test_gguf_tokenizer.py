@@ -76,6 +76,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "BOS below 0": ({"add_bos_token": True, "bos_token_id": -1}, "bos_token_id -1 of"),
     "BOS that is not named": ({"add_bos_token": True, "bos_token_id": ...}, "bos_token_id None"),
     "BOS by default": ({"pre": "llama-bpe", "bos_token_id": ...}, "bos_token_id None"),
+    "no merges": ({"merges": ...}, "no merges"),
     "a key nobody knows": ({"magic": 1}, "tokenizer.ggml.magic"),
 }  # fmt: skip
 

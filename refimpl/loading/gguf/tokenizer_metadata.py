@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refimpl.errors import RefimplError
+from refimpl.loading.gguf.metadata_types import types_of
 
 NORMAL, UNKNOWN, SPECIAL, USER, UNUSED, BYTE = range(1, 7)  # types of tokens
 MOST_SPLIT = 1 << 27  # squares of the lengths of all tokens: the time to split them in all ways
@@ -25,7 +26,7 @@ class Cut(NamedTuple):
     Args:
         pattern: Of the pieces.
         digits: Whether digits are pieces of their own, first.
-        normalised: Whether the text becomes NFC first.
+        normalised: Whether the text becomes NFC first, as in the model's own tokenizer.
         whole: Whether a piece that is a token stays whole whatever the merges say, and a text
             begins with BOS unless the file says otherwise.
     """
@@ -51,15 +52,11 @@ CUTS = {
     )
     for name in names.split()
 }
-# Keys that change no id of a text; no id follows a text, whatever add_eos_token says.
+# Beside the keys that have a type; no id follows a text, whatever add_eos_token says.
 IRRELEVANT = re.compile(
-    r"(?!(bos|eos|unknown|padding)_)\w+_token_ids?|add_(eos|sep)_token|token_type_count"
-    r"|suppress_tokens|remove_extra_whitespaces|precompiled_charsmap|normalizer\.\w+"
+    r"\w+_token_ids|token_type_count|suppress_tokens|remove_extra_whitespaces"
+    r"|precompiled_charsmap|normalizer\.\w+"
 )
-READ = {
-    *("model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token"),
-    *("add_space_prefix", "bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id"),
-}
 
 
 def write_tokenizer(metadata: Mapping[str, Any], folder: Path, path: Path) -> None:
@@ -71,8 +68,9 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, path: Path) -> No
     }
     if "tokens" not in facts:
         return
-    if unknown := [key for key in facts if key not in READ and not IRRELEVANT.fullmatch(key)]:
-        raise _refusal(path, f"tokenizer.ggml.{unknown[0]}", "keys that refimpl understands")
+    for key in facts:
+        if not types_of(f"tokenizer.ggml.{key}") and not IRRELEVANT.fullmatch(key):
+            raise _refusal(path, f"tokenizer.ggml.{key}", "keys that refimpl understands")
     tokens, kinds = facts["tokens"], facts.get("token_type")
     kinds = [NORMAL] * len(tokens) if kinds is None else list(map(int, kinds))
     model = facts.get("model")
@@ -126,8 +124,9 @@ def _byte_level(
     merges = [merge.split(" ") for merge in facts.get("merges", ())]
     used = {part for merge in merges for part in (*merge, "".join(merge))}
     missing = sorted(used - vocab.keys())
-    if missing or any(len(merge) != 2 for merge in merges):
-        raise _refusal(path, f"merges of tokens that it lacks ({missing[:3]})", "merges of tokens")
+    if "merges" not in facts or missing or any(len(merge) != 2 for merge in merges):
+        found = f"merges of tokens that it lacks ({missing[:3]})" if merges else "no merges"
+        raise _refusal(path, found, "merges of tokens")
     steps: list[Any] = [{"type": "Digits", "individual_digits": True}] if digits else []
     if pattern != GPT2:
         split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
@@ -234,8 +233,8 @@ def _with_bos(bos: str, bos_id: int) -> dict[str, Any]:
 
 def _token(facts: Mapping[str, Any], role: str, tokens: Sequence[str]) -> str | None:
     """The token of a role such as "bos", or None."""
-    number = facts.get(f"{role}_token_id")
-    return tokens[number] if isinstance(number, int) and 0 <= number < len(tokens) else None
+    number = facts.get(f"{role}_token_id", -1)
+    return tokens[number] if 0 <= number < len(tokens) else None
 
 
 def _refusal(path: Path, problem: str, expected: str) -> RefimplError:

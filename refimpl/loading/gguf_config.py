@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.loading.families.family import Family
 from refimpl.loading.gguf.architectures import (
     ARCHITECTURES,
     EPSILON,
@@ -24,30 +25,15 @@ CAUSAL, SCALING = "attention.causal", "rope.scaling."
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 LARGEST = {46: "gemma2", 62: "gemma3"}  # blocks of the sizes whose attention scale is D / H
-ROPE_FACTORS = "rope_freqs.weight"
-
-
-class FamilyKeys(Protocol):
-    """What a `Family` says about `config.json`."""
-
-    @property
-    def model_type(self) -> str: ...  # noqa: D102
-    @property
-    def norm(self) -> str: ...  # noqa: D102
-    @property
-    def keys(self) -> dict[str, str]: ...  # noqa: D102
-    @property
-    def defaults(self) -> dict[str, Any]: ...  # noqa: D102
-    @property
-    def only(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def biased(self) -> dict[str, bool | str]: ...  # noqa: D102
+ROPE_FACTORS, *LONG_AND_SHORT = (
+    "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
+)  # fmt: skip
 
 
 def architecture_of(metadata: Mapping[str, Any], path: Path) -> Architecture:
     """The architecture of a file; Mixtral's files call theirs llama."""
     name = metadata.get("general.architecture")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
+    if name not in ARCHITECTURES:
         raise RefimplError(
             f"{path} has the architecture {name!r}",
             f"one of {', '.join(ARCHITECTURES)}",
@@ -59,7 +45,7 @@ def architecture_of(metadata: Mapping[str, Any], path: Path) -> Architecture:
 def config_entries(
     metadata: Mapping[str, Any],
     tensors: Mapping[str, GgufTensor],
-    family: FamilyKeys,
+    family: Family,
     path: Path,
 ) -> dict[str, Any]:
     """The entries of `config.json`, as its family spells them."""
@@ -82,7 +68,7 @@ def config_entries(
     if facts.get(WINDOW) == 0:
         facts[WINDOW] = None
     epsilon = EPSILON[family.norm]
-    needed = [*NEEDED, epsilon, *(architecture.keys.keys() - {*architecture.optional})]
+    needed = [*NEEDED, epsilon, *(x for x in architecture.keys if x not in architecture.optional)]
     if "num_experts_per_tok" in family.defaults:
         needed += ["expert_count", "expert_used_count"]
     problems += [f"{key}: missing" for key in needed if key not in facts]
@@ -112,7 +98,7 @@ def config_entries(
         problems.append(f"{SCALING}finetuned: false switches Granite's rotary positions off")
     theta = entries.get(family.keys.get("rope_theta", "rope_theta"))
     rotation = theta, entries.get("head_dim")
-    if (rope := _scaling(scaling, tensors.get(ROPE_FACTORS), rotation, problems)) is not None:
+    if (rope := _scaling(scaling, tensors, rotation, problems)) is not None:
         entries["rope_scaling"] = rope
     if facts.pop(CAUSAL, True) is not True:
         problems.append(f"{CAUSAL}: only true is supported")
@@ -124,8 +110,7 @@ def config_entries(
         if key in family.biased.values() and any(name.endswith(part) for name in tensors):
             put(key, True)
     for theirs, ours in TOKEN_IDS.items():
-        token_id = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
-        entries[ours] = token_id if isinstance(token_id, int) else None
+        entries[ours] = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
     problems += [f"{key}: not understood (value {str(facts[key])[:80]})" for key in facts]
     if problems:
         raise RefimplError(
@@ -139,7 +124,7 @@ def config_entries(
 
 def _heads(
     entries: dict[str, Any],
-    family: FamilyKeys,
+    family: Family,
     sizes: tuple[Any, ...],
     key_length: Any,
     rotary: Any,
@@ -169,21 +154,33 @@ def _heads(
 
 def _scaling(
     scaling: dict[str, Any],
-    factors: GgufTensor | None,
+    tensors: Mapping[str, GgufTensor],
     rotation: tuple[Any, Any],
     problems: list[str],
 ) -> dict[str, Any] | None:
-    """`rope_scaling`: linear, or Llama 3's if its factors are those of the file.
+    """`rope_scaling`: linear, longrope's of the file, or Llama 3's if its factors are the file's.
 
     Without a type the factor is linear, and 0 is no factor, as in llama.cpp. `rotation` holds the
     base and the channels of a head.
     """
     kind, factor = scaling.pop("type", "linear"), scaling.pop("factor") or 1.0
+    linear = {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else None
+    long, short, factors = (tensors.get(name) for name in (*LONG_AND_SHORT, ROPE_FACTORS))
+    if long and short and not (linear or factors):
+        return {
+            "rope_type": "longrope",
+            "attention_factor": scaling.pop("attn_factor", 1.0),
+            "long_factor": list(map(_plain, long.array.tolist())),
+            "short_factor": list(map(_plain, short.array.tolist())),
+        }
+    if long or short:
+        problems.append(f"{', '.join(LONG_AND_SHORT)}: both, and no other scaling, or none")
+    if scaling.get("attn_factor") == 1:
+        del scaling["attn_factor"]
     for key, value in scaling.items():
         problems.append(f"{SCALING}{key}: not understood (value {value})")
     if kind not in ("none", "linear"):
         problems.append(f"{SCALING}type: expected none or linear, got {kind}")
-    linear = {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else None
     if factors is None or problems:
         return linear
     stored, (theta, channels) = factors.array.astype(np.float64), rotation
