@@ -124,7 +124,8 @@ def _byte_level(
     merges = [merge.split(" ") for merge in facts.get("merges", ())]
     used = {part for merge in merges for part in (*merge, "".join(merge))}
     missing = sorted(used - vocab.keys())
-    if "merges" not in facts or missing or any(len(merge) != 2 for merge in merges):
+    long = any(len(x) > 1 and kind == NORMAL for x, kind in zip(tokens, kinds, strict=True))
+    if missing or any(len(merge) != 2 for merge in merges) or (long and not merges):
         found = f"merges of tokens that it lacks ({missing[:3]})" if merges else "no merges"
         raise _refusal(path, found, "merges of tokens")
     steps: list[Any] = [{"type": "Digits", "individual_digits": True}] if digits else []
@@ -242,5 +243,5 @@ def _refusal(path: Path, problem: str, expected: str) -> RefimplError:
     return RefimplError(
         f"{path} has {problem}, which refimpl cannot convert",
         f"a tokenizer with {expected}",
-        "pass ids with --tokens, or use the original checkpoint",
+        "pass ids with --tokens; to prune, use the original checkpoint",
     )
