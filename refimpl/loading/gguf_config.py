@@ -100,6 +100,8 @@ def config_entries(
     rotation = theta, entries.get("head_dim")
     if (rope := _scaling(scaling, tensors, rotation, problems)) is not None:
         entries["rope_scaling"] = rope
+        if rope["rope_type"] == "longrope" and "original_max_position_embeddings" not in entries:
+            problems.append(f"{SCALING}original_context_length: missing")
     if facts.pop(CAUSAL, True) is not True:
         problems.append(f"{CAUSAL}: only true is supported")
     rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else None

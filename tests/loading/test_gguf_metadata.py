@@ -156,6 +156,9 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "longrope beside a factor": (
         "phi3", both(longrope("long", "short"), numbers(rope__scaling__factor=2)),
         "rope_factors_short.weight: both"),
+    "longrope of no known context": (
+        "phi3", both(longrope("long", "short"), without("rope.scaling.original_context_length")),
+        "rope.scaling.original_context_length: missing"),
     "another magnitude": (
         "phi3", numbers(rope__scaling__attn_factor=1.5), "attn_factor: not understood"),
 }  # fmt: skip

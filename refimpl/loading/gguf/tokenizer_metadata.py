@@ -46,7 +46,7 @@ CUTS = {
         ("smollm starcoder refact command-r codeshell exaone minerva-7b", Cut(GPT2, digits=True)),
         ("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral", Cut(LLAMA3, whole=True)),
         ("midm-2.0 lfm2 jina-v5-nano", Cut(LLAMA3, whole=True)),
-        ("dbrx smaug-bpe glm4 chatglm-bpe", Cut(LLAMA3)),
+        ("dbrx smaug-bpe", Cut(LLAMA3)),
         ("qwen2", Cut(QWEN2, normalised=True)),
         ("deepseek-r1-qwen megrez kormo stablelm2 hunyuan solar-open grok-2", Cut(QWEN2)),
     )
