@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.gguf.metadata_types import types_of
@@ -18,37 +18,23 @@ LLAMA3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-class Cut(NamedTuple):
-    """What cuts a text before BPE, as llama.cpp does.
-
-    Args:
-        pattern: Of the pieces.
-        digits: Whether digits are pieces of their own, first.
-        normalised: Whether the text becomes NFC first, as in the model's own tokenizer.
-        whole: Whether a piece that is a token stays whole whatever the merges say, and a text
-            begins with BOS unless the file says otherwise.
-    """
-
-    pattern: str
-    digits: bool = False
-    normalised: bool = False
-    whole: bool = False
-
-
-# By tokenizer.ggml.pre
+# What cuts a text before BPE, by tokenizer.ggml.pre: a pattern, digits one by one, NFC first (as in
+# the model's own tokenizer), and whether pieces that are tokens stay whole whatever the merges say
+# and BOS begins a text unless the file says otherwise.
 CUTS = {
     name: cut
-    for names, cut in (
-        ("gpt-2 phi-2 olmo mpt jais trillion granite-docling exaone4 mellum gigachat", Cut(GPT2)),
-        ("a.x-4.0 modern-bert jina-es jina-de jina-v2-es jina-v2-de", Cut(GPT2)),
-        ("smollm starcoder refact command-r codeshell exaone minerva-7b", Cut(GPT2, digits=True)),
-        ("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral", Cut(LLAMA3, whole=True)),
-        ("midm-2.0 lfm2 jina-v5-nano", Cut(LLAMA3, whole=True)),
-        ("dbrx smaug-bpe", Cut(LLAMA3)),
-        ("qwen2", Cut(QWEN2, normalised=True)),
-        ("deepseek-r1-qwen megrez kormo stablelm2 hunyuan solar-open grok-2", Cut(QWEN2)),
+    for names, *cut in (
+        ("gpt-2 phi-2 olmo mpt jais trillion granite-docling", GPT2, False, False, False),
+        ("exaone4 mellum gigachat a.x-4.0 modern-bert", GPT2, False, False, False),
+        ("jina-es jina-de jina-v2-es jina-v2-de", GPT2, False, False, False),
+        ("smollm starcoder refact command-r codeshell", GPT2, True, False, False),
+        ("exaone minerva-7b", GPT2, True, False, False),
+        ("llama-bpe llama3 llama-v3 falcon3 falcon-h1", LLAMA3, False, False, True),
+        ("pixtral midm-2.0 lfm2 jina-v5-nano", LLAMA3, False, False, True),
+        ("dbrx smaug-bpe", LLAMA3, False, False, False),
+        ("qwen2", QWEN2, False, True, False),
+        ("deepseek-r1-qwen megrez kormo stablelm2", QWEN2, False, False, False),
+        ("hunyuan solar-open grok-2", QWEN2, False, False, False),
     )
     for name in names.split()
 }
@@ -83,7 +69,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, path: Path) -> No
     make = _byte_level if model == "gpt2" else _sentence_piece
     parts = make(facts, tokens, kinds, path)
     bos = _token(facts, "bos", tokens)
-    by_default = model == "llama" or CUTS[facts["pre"]].whole
+    by_default = model == "llama" or CUTS[facts["pre"]][-1]
     adds_bos = facts.get("add_bos_token", by_default)
     if adds_bos and bos is None:
         found = f"bos_token_id {facts.get('bos_token_id')} of {len(tokens)} tokens"
