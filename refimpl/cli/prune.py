@@ -193,11 +193,12 @@ def _stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:
 
 
 def _perplexity(model: Model, windows: Windows, settings: Settings) -> dict[str, Any]:
-    """The perplexity part of an evaluation, without that of every window."""
+    """The perplexity part of an evaluation, without that of every window; the model's digest."""
     with progress_bar("measuring") as progress:
         options = {name: getattr(settings, name) for name in SETTINGS.options} | {"resume": False}
         evaluation = evaluate(model, windows, progress=progress, **options)
-    return {k: v for k, v in evaluation_document(evaluation)["text"].items() if k != "windows"}
+    text = {k: v for k, v in evaluation_document(evaluation)["text"].items() if k != "windows"}
+    return {"model_sha256": evaluation.model_sha256} | text
 
 
 @opt.with_groups

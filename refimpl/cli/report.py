@@ -42,7 +42,7 @@ def command(
     from refimpl.report.page import page, sections
     from refimpl.report.standalone import write_figures
 
-    inputs = read_inputs(files)
+    inputs = read_inputs(files).named
     text = page(inputs)
     if figures is not None:
         count = write_figures(figures, list(sections(inputs, len(text))))
@@ -60,7 +60,8 @@ def compare_command(
 ) -> None:
     """Compare several runs in one table: a row per run, a column per measure.
 
-    A pruning and the evaluations of models that were pruned in the same way share a row.
+    A pruning and the evaluations of the model that it wrote share a row: their files record a
+    digest of its weights. An evaluation by an older version, without a digest, has its own row.
     """
     from refimpl.report.inputs import read_inputs  # not for --help
     from refimpl.report.runs import run_rows, runs_csv, runs_table

@@ -21,6 +21,7 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
         "model": evaluation.model,
         "family": evaluation.family,
         "num_blocks": evaluation.num_blocks,
+        "model_sha256": evaluation.model_sha256,
         "dtype": evaluation.run.dtype,
         "pruning": evaluation.pruning,
     }

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.pruning.inspection import recorded_pruning
-from refimpl.running.provenance import Run, run_since
+from refimpl.running.provenance import Run, model_sha256, run_since
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress, Workers
 from refimpl.running.work_units import Tick, results
@@ -39,6 +40,7 @@ class Evaluation:
         model: Its name.
         family: Its family.
         num_blocks: L.
+        model_sha256: Of the model that was measured: its configuration and its weights.
         windows: The text, if there was one.
         perplexity: On the windows.
         questions: The questions, if there were any.
@@ -53,6 +55,7 @@ class Evaluation:
     model: str
     family: str
     num_blocks: int
+    model_sha256: str
     windows: Windows | None
     perplexity: Perplexity | None
     questions: Questions | None
@@ -124,6 +127,7 @@ def evaluate(
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
     with settings.open(model, _options(windows, choices, dtype), _sequence) as resources:
         partial, pool = resources.partial, resources.pool
+        digest = resources.workers.submit(bound(model_sha256, model))  # beside the first batches
         sums: LogLikelihoods = {} if partial is None else dict(partial.results)
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
         resources.total = sum(batch.cost(model.config) for batch in laid)
@@ -137,11 +141,13 @@ def evaluate(
             if partial is not None:
                 partial.add(new)
             sums |= new
+        sha256 = digest.result()
     totals = np.array([sums[n][0] for n in range(len(sums))])
     return Evaluation(
         model.name,
         model.config.family,
         model.config.num_blocks,
+        sha256,
         windows,
         None if windows is None else _perplexity(windows, totals[: len(texts)]),
         questions,

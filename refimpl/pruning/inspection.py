@@ -191,11 +191,15 @@ def read_record(model: Model) -> Mapping[str, Any] | None:
 
 
 def pruning_facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """How a model was pruned, by its record: pruner, share of the weights pruned, allocation."""
+    """How a model was pruned, by its record: pruner, share of the weights pruned, allocation.
+
+    Its digest, too, which is null if an older version pruned it.
+    """
     made = record["allocation"]
     facts = {key: record[key] for key in ("model", "method", "pattern")}
     facts["sparsity"] = record["total_pruned"] / record["total_weights"]
-    return facts | {key: made.get(key) for key in ("base", "correct", "strength")}
+    facts |= {key: made.get(key) for key in ("base", "correct", "strength")}
+    return facts | {"sha256": record.get("files", {}).get("sha256")}
 
 
 def recorded_pruning(model: Model) -> dict[str, Any] | None:
@@ -217,7 +221,7 @@ def allocation_name(facts: Mapping[str, Any]) -> str:
     if facts["pattern"] is not None:
         return str(facts["pattern"])
     if facts["correct"] is None:
-        return str(facts["base"] or "uniform")
+        return str(facts["base"] or "custom")
     strength = facts["strength"]
     size = f"{strength:g}" if isinstance(strength, int | float) else str(strength)
     return f"{facts['base']} + {facts['correct']} {size}"

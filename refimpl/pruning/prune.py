@@ -37,6 +37,7 @@ from refimpl.running.provenance import (
     Run,
     TokenFacts,
     UnchangedFiles,
+    model_sha256,
     run_since,
     sample_digest,
     token_facts,
@@ -66,6 +67,8 @@ class Pruning:
         written: Counts per linear, and what was copied.
         before: The `pruning.json` of a model that had been pruned before, or None.
         run: How it was computed.
+        sha256: Of the new model, as `model_sha256` of an evaluation of it.
+        measures: What `measure` returned.
     """
 
     model: str
@@ -76,6 +79,7 @@ class Pruning:
     written: Written
     before: Mapping[str, Any] | None
     run: Run
+    sha256: str
     measures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -236,6 +240,7 @@ def prune(
             files.written(counts),
             before,
             run_since(started, dtype, resources.workers, resources.memory),
+            model_sha256(pruned),
             measure(pruned),
         )
         source.check_at_end(results)
@@ -335,6 +340,7 @@ def record(pruning: Pruning) -> dict[str, Any]:
             for i, block in enumerate(written.counts)
         ],
         "files": {
+            "sha256": pruning.sha256,
             "companions": list(written.companions),
             "left_out": list(written.left_out),
             "format_added": list(written.format_added),

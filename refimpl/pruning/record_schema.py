@@ -11,7 +11,7 @@ FACTS: dict[str, Any] = {  # `pruning_facts`, which an evaluation records, too
     "required": ["model", "method", "pattern", "sparsity", "base", "correct", "strength"],
     "properties": {
         **dict.fromkeys(("model", "method"), _TEXT),
-        **dict.fromkeys(("pattern", "base", "correct"), _TEXT_OR_NULL),
+        **dict.fromkeys(("pattern", "base", "correct", "sha256"), _TEXT_OR_NULL),
         "sparsity": {"type": "number", "minimum": 0},
         "strength": {"type": ["number", "string", "null"]},
     },
@@ -50,6 +50,7 @@ RECORD_SCHEMA: dict[str, Any] = {
             },
         },
         "blocks": {"type": "array", "minItems": 1, "items": _BLOCK},
+        "files": {"type": "object", "properties": {"sha256": _TEXT}},
     },
 }
 WHOLE_RECORD = RECORD_SCHEMA | {

@@ -44,16 +44,30 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class ReportInput:
-    """A file of any kind, and its name in the report."""
+    """A file of any kind, and its name in the report.
+
+    Args:
+        file: The file.
+        name: That of the model or folder.
+        pruning: How the model was pruned, as `pruning_facts` gives it; None if it was not.
+        sha256: Digest of the model, or None: then nothing says that another file has the same.
+    """
 
     kind: ClassVar[str]
     file: SourceFile
     name: str
+    pruning: Json | None
+    sha256: str | None
 
     @property
     def model(self) -> str:
-        """The name of the model that it is about."""
-        return str(self.file.document["model"])
+        """The name of the model, before it was pruned."""
+        return str((self.pruning or self.file.document)["model"])
+
+    @property
+    def title(self) -> str:
+        """Its name, and how the model was pruned."""
+        return self.name if self.pruning is None else f"{self.name}, {pruning_name(self.pruning)}"
 
 
 @dataclass(frozen=True)
@@ -95,22 +109,15 @@ class EvaluationInput(ReportInput):
     """A file of `refimpl eval -o`.
 
     Args:
-        pruning: How the model was pruned, as `pruning_facts` gives it; None if it was not.
         text: Source and SHA-256 of the text of the perplexity, or None.
         questions: Source and SHA-256 of the questions of the accuracy, or None.
         measures: By name.
     """
 
     kind = "evaluation"
-    pruning: Json | None
     text: tuple[str, str] | None
     questions: tuple[str, str] | None
     measures: Mapping[str, MeasuredValue]
-
-    @property
-    def model(self) -> str:
-        """The name of the model, before it was pruned."""
-        return super().model if self.pruning is None else str(self.pruning["model"])
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,11 @@ class ReportInputs:
     scored: tuple[ScoresInput, ...]
     pruned: tuple[PruningInput, ...]
     evaluated: tuple[EvaluationInput, ...]
+
+    @property
+    def named(self) -> "ReportInputs":
+        """The same files, those of one kind under names that differ."""
+        return ReportInputs(named(self.scored), named(self.pruned), named(self.evaluated))
 
     @property
     def all(self) -> tuple[ReportInput, ...]:
@@ -144,7 +156,7 @@ def read_inputs(paths: Sequence[Path]) -> ReportInputs:
     others: list[PruningInput | EvaluationInput] = [*pruned, *evaluated]
     for other in others if scored else []:
         _check_model(other, scored)
-    return ReportInputs(_named(scored), _named(pruned), _named(_distinct(evaluated)))
+    return ReportInputs(tuple(scored), tuple(pruned), tuple(_distinct(evaluated)))
 
 
 def _read(path: Path) -> Sequence[ScoresInput | PruningInput | EvaluationInput]:
@@ -181,7 +193,7 @@ def _scores_input(file: SourceFile) -> ScoresInput:
     allocations = [stored_allocation(x["blocks"], scores.linears) for x in sweep_of(document)]
     _check_texts(document, "base", *([] if document["correct"] is None else ["correct"]))
     float(document["requested_sparsity"])
-    return ScoresInput(file, scores.model, scores, tuple(allocations))
+    return ScoresInput(file, scores.model, None, None, scores, tuple(allocations))
 
 
 def _pruning_input(file: SourceFile) -> PruningInput:
@@ -198,9 +210,14 @@ def _pruning_input(file: SourceFile) -> PruningInput:
 
     if any(len(set(names)) < len(names) for names in linears):
         raise ValueError("a linear twice in a block")
-    counts = {key: numbers(key) for key in COUNTS}
-    name = pruning_name(pruning_facts(document))
-    return PruningInput(file, name, linears, numbers("sparsity"), counts)
+    counts, facts = {key: numbers(key) for key in COUNTS}, pruning_facts(document)
+    name = _folder_name(file.path)
+    return PruningInput(file, name, facts, facts["sha256"], linears, numbers("sparsity"), counts)
+
+
+def _folder_name(path: Path) -> str:
+    """The name of the folder that a record is of; of a copy under another name, that name."""
+    return path.absolute().parent.name if path.name == RECORD else path.stem
 
 
 def _measured_inputs(file: SourceFile) -> Iterator[EvaluationInput]:
@@ -208,9 +225,13 @@ def _measured_inputs(file: SourceFile) -> Iterator[EvaluationInput]:
     document = file.document
     if (both := document.get("measured")) is None:
         return
-    for at, pruning in (("before", None), ("after", pruning_facts(document))):
+    for at, record in (("before", document.get("before")), ("after", document)):
         facts = {key: document.get(key) for key in ("model", "family", "run")}
-        facts |= {"num_blocks": len(document["blocks"]), "pruning": pruning, "text": both[at]}
+        facts |= {"num_blocks": len(document["blocks"]), "text": both[at]}
+        facts["pruning"] = None if record is None else pruning_facts(record)
+        facts["model_sha256"] = both[at].get("model_sha256")
+        if at == "after":
+            facts["model"] = _folder_name(file.path)
         yield _evaluation_input(replace(file, document=facts))
 
 
@@ -243,8 +264,9 @@ def _evaluation_input(file: SourceFile) -> EvaluationInput:
     }
     return EvaluationInput(
         file,
-        document["model"] if pruning is None else pruning_name(pruning),
+        document["model"],
         pruning,
+        document.get("model_sha256"),
         None if text is None else (text["source"], text["sha256"]),
         None if questions is None else (questions["source"], questions["ids_sha256"]),
         measures,
@@ -257,15 +279,17 @@ def _check_texts(document: Json, *keys: str) -> None:
             raise TypeError(f"{key} {document[key]!r}")
 
 
-def _named(inputs: list[AnyInput]) -> tuple[AnyInput, ...]:
+def named(inputs: Sequence[AnyInput]) -> tuple[AnyInput, ...]:
     """The same with names that differ: equal names get the file's name too, and then a number."""
     often, seen = Counter(x.name for x in inputs), Counter[str]()
-    named = []
+    distinct = []
     for x in inputs:
-        name = x.name if often[x.name] == 1 else f"{x.name} ({x.file.path.stem})"
+        path = x.file.path
+        whose = "/".join(path.parts[-2:] if path.name == RECORD else path.parts[-1:])
+        name = x.name if often[x.name] == 1 else f"{x.name} ({whose})"
         seen[name] += 1
-        named.append(replace(x, name=name if seen[name] == 1 else f"{name} #{seen[name]}"))
-    return tuple(named)
+        distinct.append(replace(x, name=name if seen[name] == 1 else f"{name} #{seen[name]}"))
+    return tuple(distinct)
 
 
 def _check_model(other: PruningInput | EvaluationInput, scored: Sequence[ScoresInput]) -> None:

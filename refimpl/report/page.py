@@ -40,7 +40,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 def report(paths: Sequence[Path]) -> str:
     """Make one self-contained HTML page of files of scores, prunings and evaluations."""
-    return page(read_inputs(paths))
+    return page(read_inputs(paths).named)
 
 
 def page(inputs: ReportInputs) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import isfinite
 from textwrap import wrap
 from typing import Any
@@ -11,14 +12,8 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import printable
-from refimpl.pruning.inspection import allocation_name, pruning_facts
-from refimpl.report.inputs import (
-    EvaluationInput,
-    PruningInput,
-    ReportInput,
-    ReportInputs,
-    ScoresInput,
-)
+from refimpl.pruning.inspection import allocation_name
+from refimpl.report.inputs import EvaluationInput, ReportInput, ReportInputs, ScoresInput, named
 from refimpl.show.header import joined, terminal_width
 from refimpl.show.numbers import measured, number
 
@@ -27,30 +22,38 @@ Row = dict[str, str | float]
 
 
 def run_rows(inputs: ReportInputs) -> list[Row]:
-    """A row per run; prunings and evaluations of a model that was pruned alike share one."""
-    rows: list[Row] = []
+    """A row per run; what was measured of one model, by its digest, shares a row with its pruning.
+
+    An evaluation without a digest has a row of its own, and so has a second one on the same text.
+    """
+    rows, owners = list[Row](), list[ReportInput]()
     for x in inputs.all:
-        name = f"{x.name}, scores" if isinstance(x, ScoresInput) else x.name
-        named = {"run": name, "model": x.model, **dict(_pruning(x))}
         facts = dict(_measures(x))
-        for row in rows:
-            if row.items() >= named.items() and not row.keys() & facts.keys():
-                row.update(facts)
-                break
+        free = [i for i, row in enumerate(rows) if not row.keys() & facts.keys()]
+        same = [i for i in free if isinstance(x, EvaluationInput) and _same_model(x, owners[i])]
+        if same:  # of several copies, the one in this file, or of this name
+            best = max(
+                same, key=lambda i: (owners[i].file.path == x.file.path, owners[i].name == x.name)
+            )
+            rows[best] |= facts
         else:
-            rows.append(named | facts)
+            owners.append(replace(x, name=f"{x.name}, scores") if isinstance(x, ScoresInput) else x)
+            rows.append({"run": "", "model": x.model, **dict(_pruning(x)), **facts})
+    for row, x in zip(rows, named(owners), strict=True):
+        row["run"] = x.title
     columns = dict.fromkeys(key for row in rows for key in row)
     return [{key: row[key] for key in columns if key in row} for row in rows]
 
 
+def _same_model(x: ReportInput, y: ReportInput) -> bool:
+    """Whether two files are about one model: they say so by its digest, or are one record."""
+    one_record = x.file.path == y.file.path and x.pruning == y.pruning is not None
+    return one_record or x.sha256 == y.sha256 is not None
+
+
 def _pruning(x: ReportInput) -> Iterator[tuple[str, str | float]]:
     """What a pruned model is: pruner, allocation and the fraction that was pruned."""
-    pruning: Mapping[str, Any] | None = None
-    if isinstance(x, PruningInput):
-        pruning = pruning_facts(x.file.document)
-    elif isinstance(x, EvaluationInput):
-        pruning = x.pruning
-    if pruning is not None:
+    if (pruning := x.pruning) is not None:
         yield "pruner", str(pruning["method"])
         yield "allocation", allocation_name(pruning)
         yield "sparsity", float(pruning["sparsity"])
@@ -71,7 +74,9 @@ def _measures(x: ReportInput) -> Iterator[tuple[str, str | float]]:
         for name, source in sources.items():
             measure = x.measures.get(name)
             if source is not None and measure is not None and isfinite(measure.value):
-                label = f"{name} on {source[0].partition(',')[0]} ({source[1][:6]})"
+                window = x.file.document["text"].get("window") if source is x.text else None
+                cut = "" if window is None else f", window {window}"
+                label = f"{name} on {source[0].partition(',')[0]} ({source[1][:6]}{cut})"
                 yield label, measure.value
                 if isfinite(measure.error):
                     yield f"{label} stderr", measure.error

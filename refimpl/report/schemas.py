@@ -24,6 +24,7 @@ EVALUATION = {
         "run": RUN,
         "model": {"type": "string"},
         "family": {"type": "string"},
+        "model_sha256": {"type": ["string", "null"]},
         "num_blocks": {"type": "integer", "minimum": 1},
         "pruning": FACTS,
         "text": _measured(TEXT, "sha256"),

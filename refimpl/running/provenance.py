@@ -5,7 +5,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,25 @@ def identity(model: Model) -> dict[str, Any]:
     return {
         "model": model.name,
         "files": [[*stamp, digest] for stamp, digest in zip(stamps(model), digests, strict=True)],
-        "config": sha256(repr(sorted(model.config_file.items())).encode()).hexdigest(),
+        "config": _config_sha256(model),
         "versions": versions(),
     }
+
+
+def model_sha256(model: Model) -> str:
+    """SHA-256 of a model, whatever its folder is called: its configuration, all bytes of weights.
+
+    Reads all files: 1 GB/s on a CPU with instructions for SHA.
+    """
+    digest = sha256(_config_sha256(model).encode())
+    for path in sorted(file.path for file in model.files):
+        with path.open("rb") as file:
+            digest.update(file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _config_sha256(model: Model) -> str:
+    return sha256(repr(sorted(model.config_file.items())).encode()).hexdigest()
 
 
 def stamps(model: Model) -> tuple[tuple[str, int, int], ...]:

@@ -45,7 +45,8 @@ def test_perplexity_before_and_after_is_that_of_eval(text: Path | None, tmp_path
     record = json.loads((out / "pruning.json").read_text())
     path = text or files("refimpl.tokens").joinpath(EVALUATION)
     for model, when in ((LLAMA, "before"), (out, "after")):
-        found = json.loads(ran("eval", model, "--text", path, "--json"))["text"]
+        document = json.loads(ran("eval", model, "--text", path, "--json"))
+        found = document["text"] | {"model_sha256": document["model_sha256"]}
         del found["windows"]
         source = found["source"] if text else f"refimpl's {found['source']}"
         assert record["measured"][when] == found | {"source": source}

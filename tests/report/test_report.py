@@ -176,11 +176,11 @@ def test_evaluations_stand_side_by_side(files: dict[str, Path]) -> None:
     whole = json.loads(files["eval-whole.json"].read_text())
     head, body = page.figure("results-text0").rows()
     assert head == ["evaluation", "perplexity", "stderr"]
-    assert [row[0] for row in body] == ["llama (eval-whole)", "wanda 70 %, owl + absorption 0.05"]
+    assert [row[0] for row in body] == ["llama (eval-whole.json)", "dense"]
     text, choices = whole["text"], whole["choices"]
     assert body[0][1:] == [f"{text['perplexity']:.6g}", f"{text['perplexity_stderr']:.4g}"]
     _, body = page.figure("results-text1").rows()  # another window: not to be compared
-    assert body == [["llama (w)", body[0][1], "-"]]
+    assert body == [["llama (w.json)", body[0][1], "-"]]
     _, body = page.figure("results-questions0").rows()
     assert [row[0].split(", ")[-1] for row in body] == ["acc", "acc_norm"] * 2
     assert body[0][1] == f"{choices['acc']:.6g}"

@@ -3,16 +3,18 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import FIXTURES
 from program import ran, refused
-from report_files import EVERYTHING
+from report_files import EVERYTHING, edited
 
 from refimpl.report.runs import runs_csv
 
 TEXT = "perplexity on text.txt"
+SIZE = ("--samples", 2, "--seq-len", 16)
 
 
 def test_screen_csv_and_json_hold_the_same_runs(files: dict[str, Path]) -> None:
@@ -70,6 +72,91 @@ def test_a_row_holds_what_its_files_hold(files: dict[str, Path]) -> None:
         text = json.loads(files[name].read_text())["text"]
         (key,) = [key for key in row if key.startswith(TEXT) and not key.endswith("stderr")]
         assert (row[key], row[f"{key} stderr"]) == (text["perplexity"], text["perplexity_stderr"])
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models pruned in ways that a record's facts do not tell apart; evaluations on two texts.
+
+    Their calibration differs, so their weights do.
+    """
+    folder = tmp_path_factory.mktemp("alike")
+    for name, seed in (("default60", 0), ("int60", 1)):
+        words = ("--sparsity", "60%", "--correct", "none", "--tokens", "random", "--seed", seed)
+        ran("prune", FIXTURES / "llama", "-o", folder / name, *words, *SIZE)
+    for name, model in (("int60", folder / "int60"), ("llama", FIXTURES / "llama")):
+        for window in (32, 16):
+            cut = ("--text", FIXTURES / "text.txt", "--window", window)
+            ran("eval", model, *cut, "-o", folder / f"{name}-{window}.json")
+    return folder
+
+
+def runs_of(*paths: Path) -> dict[str, list[float]]:
+    """By the name of a run, its perplexities."""
+    rows = json.loads(ran("compare", *paths, "--json"))["runs"]
+    return {
+        row["run"]: [x for key, x in row.items() if key.startswith(TEXT) and "stderr" not in key]
+        for row in rows
+    }
+
+
+def perplexities(folder: Path, name: str) -> list[float]:
+    documents = (json.loads((folder / f"{name}-{w}.json").read_text()) for w in (32, 16))
+    return [document["text"]["perplexity"] for document in documents]
+
+
+def test_a_row_is_a_model_and_no_other_that_was_pruned_alike(alike: Path) -> None:
+    files = [alike / f"{name}-{w}.json" for name in ("int60", "llama") for w in (32, 16)]
+    assert runs_of(alike / "default60", alike / "int60", *files) == {
+        "default60, wanda 60 %, uniform": [],
+        "int60, wanda 60 %, uniform": perplexities(alike, "int60"),
+        "llama": perplexities(alike, "llama"),  # one model on two texts: one row
+    }
+
+
+def test_a_model_is_known_by_its_weights_and_not_by_its_folder(alike: Path, tmp_path: Path) -> None:
+    moved, tuned = tmp_path / "moved", tmp_path / "int60"
+    for copy in (moved, tuned):
+        shutil.copytree(alike / "int60", copy)
+    weights = tuned / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x3c")  # one weight of another size
+    ran("eval", tuned, "--text", FIXTURES / "text.txt", "--window", 32, "-o", tmp_path / "t.json")
+    found = runs_of(moved, alike / "int60-32.json", tmp_path / "t.json")
+    first, _ = perplexities(alike, "int60")
+    assert found.pop("moved, wanda 60 %, uniform") == [first]
+    ((name, values),) = found.items()
+    assert name == "int60, wanda 60 %, uniform"
+    assert values != [first]
+
+
+def test_an_evaluation_without_a_digest_is_never_joined(alike: Path, tmp_path: Path) -> None:
+    old = [
+        edited(alike / name, tmp_path / name, lambda d: d.pop("model_sha256"))
+        for name in ("int60-32.json", "int60-16.json")
+    ]
+    first, second = perplexities(alike, "int60")
+    how = ", wanda 60 %, uniform"
+    assert runs_of(alike / "int60", *old) == {
+        f"int60 (int60/pruning.json){how}": [],
+        f"int60 (int60-32.json){how}": [first],
+        f"int60 (int60-16.json){how}": [second],
+    }
+    both = [
+        edited(path, tmp_path / f"null-{path.name}", lambda d: d.update(model_sha256=None))
+        for path in old
+    ]
+    assert len(runs_of(*both)) == 2
+
+
+def test_the_digest_is_that_of_the_weights_as_they_are_in_place(alike: Path) -> None:
+    record = json.loads((alike / "int60" / "pruning.json").read_text())
+    evaluation = json.loads((alike / "int60-32.json").read_text())
+    assert evaluation["model_sha256"] == record["files"]["sha256"]
+    assert evaluation["pruning"]["sha256"] == record["files"]["sha256"]
+    assert (
+        evaluation["model_sha256"]
+        != json.loads((alike / "llama-32.json").read_text())["model_sha256"]
+    )
 
 
 def test_the_same_text_twice_takes_two_rows(files: dict[str, Path]) -> None:
