@@ -1,8 +1,11 @@
 """What `import refimpl` offers; imported on first use, so that the name alone costs nothing."""
 
+from types import FunctionType
+
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.estimation.estimate import Estimate, estimate
 from refimpl.evaluation.evaluate import Evaluation, evaluate
@@ -52,3 +55,7 @@ __all__ = [
     "read_model",
     "score",
 ]
+
+for _name, _public in [*globals().items()]:  # calls within the package are not checked
+    if _name in __all__ and isinstance(_public, FunctionType):
+        globals()[_name] = checked(_public)

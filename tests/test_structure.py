@@ -18,6 +18,7 @@ from refimpl.loading.families import FAMILIES, LINEAGES
 ROOT = Path(__file__).parent.parent
 STAGES = (
     {"errors", "version"},
+    {"arguments"},
     {"model"},
     {"storage", "isolation"},
     {"loading", "comparison"},
@@ -136,7 +137,9 @@ def test_the_forward_never_imports_the_families() -> None:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if f"{m}.".startswith(PURE)])
 def test_counts_and_allocations_need_numpy_only(module: str) -> None:
-    allowed = {"numpy", "refimpl.errors"} | {m for m in MODULES if m.startswith("refimpl.pruners")}
+    allowed = {"numpy", "refimpl.errors", "refimpl.arguments"} | {
+        m for m in MODULES if m.startswith("refimpl.pruners")
+    }
     outside = {
         other
         for other in all_imports(module)

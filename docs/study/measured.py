@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from effects import nats
 from grid import GEMMA, QWEN, REPORTED, SMOL, Papers
 from measure import Bench
@@ -35,6 +36,7 @@ from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
 
 HERE = Path(__file__).parent
+Levels = npt.NDArray[np.float64]  # the sparsity of each block, [L]
 SAMPLES, SEEDS, PROBED = 12, 3, 256  # samples of 512 tokens, seeds that share them, tokens probed
 PROBED_SAMPLES = 4  # at the first place, SmolLM2 at 60 %; 2 elsewhere, to save time
 SPARSITIES = (0.6, 0.7, 0.5)  # sparsities, what matters most first
@@ -144,16 +146,17 @@ def request_of(cell: Measured) -> Request:
 
 def allocation(
     bench: Bench, model: Model, cell: Measured, done: Mapping[str, Mapping[str, Any]]
-) -> tuple[Allocation, Scores | None]:
-    """The cell's allocation, and the scores that it was made from."""
+) -> tuple[Levels, Allocation, Scores | None]:
+    """The sparsity of each block; the allocation that it is of, or is moved from; its scores."""
     config, request = model.config, request_of(cell)
     if request.correct is not None:
         scores = scores_of(bench, model, cell)
-        return allocate(scores, request), scores
+        made = allocate(scores, request)
+        return made.corrected_sparsity, made, scores
     tokens = calibration(bench, model, cell)
     made = base_only(signals(model, request, tokens), request, config.linears)
     if cell.correction == "none":
-        return made, None
+        return made.corrected_sparsity, made, None
     change = np.linspace(-LINE, LINE, config.num_blocks)  # first blocks protected
     if cell.correction in ("negative", "shuffled", "sorted"):
         measured = done[str(replace(cell, correction="divergence"))]
@@ -164,17 +167,15 @@ def allocation(
         change = np.random.default_rng(0).permutation(change)
     elif cell.correction == "sorted":
         change = np.sort(change)
-    return moved(made, model, change), None
+    return moved(made, model, change), made, None
 
 
-def moved(made: Allocation, model: Model, change: Any) -> Allocation:
-    """An allocation whose base is changed by so much in every block, on the budget."""
+def moved(made: Allocation, model: Model, change: Any) -> Levels:
+    """The base of an allocation, changed by so much in every block, on the budget."""
     config, request = model.config, made.request
     blocks, sizes = np.arange(config.num_blocks), config.block_sizes
     # `corrected` takes logarithms: strength 1 and no limit turn them into the change itself.
-    final = corrected(made.base_sparsity, -change, blocks, sizes, request.sparsity, 1.0, 1.0)
-    counts = linear_counts(final, config.linear_sizes, request.sparsity)
-    return replace(made, corrected_sparsity=final, linear_pruned=counts)
+    return corrected(made.base_sparsity, -change, blocks, sizes, request.sparsity, 1.0, 1.0)
 
 
 def run_cell(
@@ -182,8 +183,10 @@ def run_cell(
 ) -> dict[str, Any]:
     """Allocate, prune and measure one cell."""
     started = time.perf_counter()
-    made, scores = allocation(bench, model, cell, done)
+    final, made, scores = allocation(bench, model, cell, done)
     scored, counts = time.perf_counter(), made.linear_pruned
+    if final is not made.corrected_sparsity:
+        counts = linear_counts(final, model.config.linear_sizes, cell.sparsity)
     targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
     with Settings().open() as resources:
         stream = Batches(model, exam.batches, resources.workers)
@@ -196,7 +199,7 @@ def run_cell(
     return {
         "cell": str(cell),
         **asdict(cell),
-        "block_sparsity": np.round(made.corrected_sparsity, 6).tolist(),
+        "block_sparsity": np.round(final, 6).tolist(),
         "pruned": int(counts.sum()),
         **exam.results(sums),
         "score_seconds": round(scored - started, 1),

@@ -1,11 +1,14 @@
 """From scores to an allocation: base, correction, projection, counts."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from refimpl.allocation.dataclass_json import to_json
 from refimpl.allocation.request import Request, read_custom
 from refimpl.allocation.scores import Absorption, Probes, Scores, Signals
 from refimpl.errors import RefimplError
@@ -31,6 +34,7 @@ class Allocation:
         clipped: Whether each block's logarithm is at the clip, [L].
         total_weights: Prunable weights, N.
         growth: How the error of each block grows, if the strength is measured.
+        seal: Digest of the other fields as `allocate` made them: no changed copy is recorded.
     """
 
     request: Request
@@ -41,6 +45,23 @@ class Allocation:
     clipped: Array
     total_weights: int
     growth: Growth | None = None
+    seal: str = field(default="", repr=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all fields but the seal."""
+        content = {name: to_json(value) for name, value in vars(self).items() if name != "seal"}
+        return sha256(json.dumps(content).encode()).hexdigest()
+
+    def check_seal(self) -> None:
+        """Refuse an allocation that is not what its request leads to."""
+        if self.seal != self.digest:
+            raise RefimplError(
+                "an allocation that was changed after it was made: its request does not lead to it",
+                "an allocation as `allocate` returned it",
+                "write the sparsities to a JSON or CSV file, and allocate with "
+                "Request(base=FILE, correct=None)",
+            )
 
     @property
     def num_pruned(self) -> Array:
@@ -60,25 +81,52 @@ def allocate(
 
     Args:
         scores: From `score`, or read from its file.
-        request: What is asked for; the default `Request` if None.
+        request: What is asked for; if None, what the scores were made for.
         which: Index of the eta whose coefficients are used.
-        **changes: Fields of `Request` to change.
+        **changes: Fields of `Request` to change. Another base brings its own options, another
+            correction its own strength, and compat peer no correction.
 
     Returns:
         Sparsity and counts per block and linear.
 
     Raises:
         RefimplError: Signals or drifts the request needs were not computed; another base or
-            sparsity than the pruning perturbation was made at; an infeasible budget.
+            sparsity than the pruning perturbation was made at; an infeasible budget; no request
+            for scores from a file that names the file of their base, but does not hold it.
 
     Source: arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
-    request = Request(**changes) if request is None else replace(request, **changes)
+    if not 0 <= which < len(scores.sweep):
+        raise RefimplError(
+            f"which {which}", f"a number from 0 to {len(scores.sweep) - 1}: an eta", "change which"
+        )
+    request = requested(scores, **changes) if request is None else replace(request, **changes)
     base = base_allocation(scores.signals, request, scores.linears)
     _same_pruning(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
     grows = _growth(scores.probes, str(request.correct)) if request.measured else None
     return _allocation(base, u, scores.linears, request, grows)
+
+
+def requested(scores: Scores, **changes: Any) -> Request:
+    """The request that scores were made for, with changes as of `allocate`."""
+    made_for = dict(scores.made_for)
+    base, made_base = changes.get("base"), made_for.get("base", "")
+    if base is None and made_base is None:
+        raise RefimplError(
+            "no base: these scores were made for one in a file, which they do not hold",
+            "that file, or another base",
+            "add --base FILE",
+        )
+    if changes.get("compat") == "peer":
+        changes = {"correct": None} | changes
+    if base in (None, made_base):
+        changes["options"] = {**made_for.get("options", {}), **changes.get("options", {})}
+    else:
+        made_for.pop("options", None)
+    if changes.get("correct", made_for.get("correct")) != made_for.get("correct"):
+        made_for.pop("strength", None)
+    return Request(**(made_for | changes))
 
 
 def base_only(signals: Signals, request: Request, linears: Linears) -> Allocation:
@@ -141,7 +189,8 @@ def _allocation(
     base_sparsity, sparsity = (_of_blocks(x, share) for x in (projected, final))
     clipped = np.zeros(num_blocks, np.bool_) if u is None else at_clip(u)
     total = int(sizes.sum())
-    return Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total, grows)
+    made = Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total, grows)
+    return replace(made, seal=made.digest)
 
 
 def _top(grows: Growth, base: Array, hi: float) -> Array:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from math import isnan
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import numpy as np
+
+from refimpl.arguments import hints_of, is_of_type
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ def to_json(value: Any) -> Any:
 
 def filled(kind: type[T], values: Mapping[str, Any], **others: Any) -> T:
     """A dataclass from JSON values, each of the type that its field declares, and other values."""
-    hints, plain = get_type_hints(kind), {}
+    hints, plain = hints_of(kind), {}
     for field in fields(kind):  # type: ignore[arg-type]
         name = field.name
         if name in others or (name not in values and field.default is not MISSING):
@@ -35,13 +36,3 @@ def filled(kind: type[T], values: Mapping[str, Any], **others: Any) -> T:
             raise TypeError(f"{name} {values[name]!r}")
         plain[name] = values[name]
     return kind(**plain, **others)
-
-
-def is_of_type(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of a declared type."""
-    origin = get_origin(hint)
-    if origin is UnionType:
-        return any(is_of_type(value, inner) for inner in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    return isinstance(value, int | float if hint is float else origin or hint)

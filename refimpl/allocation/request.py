@@ -5,24 +5,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from refimpl.arguments import Checked, require
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.method.allocation import Compat
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import PROBE_SAMPLES, Perturbation
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import one_of
 from refimpl.pruners.decision import Pruner
 
 Correction = Literal["absorption", "arrival", "divergence"]
 Kappa = Literal["common", "own"]
 OF_PRUNING = ("arrival", "divergence")  # corrections that need the pruning perturbation
-PROBE_DELTA, PROBE_SAMPLES = 0.1, 2
+PROBE_DELTA = 0.1
 
 # Per base: its options with their defaults. A tuple lists the accepted words, the default first;
 # None means that the option has no default; an integer, that it is a whole number.
@@ -39,18 +39,12 @@ BASES: Mapping[str, Mapping[str, Any]] = {
     "lsa": {"beta": 0.15, "block": 128},
     "atp": {"beta": None},
 }
-RANGES = {
-    "sparsity": (0, 1),
-    "lo": (0, 1),
-    "hi": (0, 1),
-    "max_correction": (0, 1),
-    "strength": (-100, 100),
-}
+Fraction = Annotated[float, 0, 1]
 TOO_MUCH = (OverflowError, RecursionError)  # JSON with numbers too large, or nested too deep
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Checked):
     """What an allocation is asked for.
 
     Args:
@@ -76,28 +70,26 @@ class Request:
 
     base: str = "uniform"
     options: Mapping[str, float | str] = field(default_factory=dict)
-    sparsity: float = 0.7
+    sparsity: Fraction = 0.7
     correct: Correction | Literal["default"] | None = "default"
-    strength: float | Literal["measured", "default"] = "default"
-    max_correction: float = MAX_CORRECTION
+    strength: Annotated[float, -100, 100] | Literal["measured", "default"] = "default"
+    max_correction: Fraction = MAX_CORRECTION
     correction_scale: Scale = "raw"
-    lo: float = 0.0
-    hi: float = 1.0
+    lo: Fraction = 0.0
+    hi: Fraction = 1.0
     compat: Compat = "exact"
     kappa: Kappa = "common"
 
     def __post_init__(self) -> None:
-        one_of(self.compat, "compat", get_args(Compat))
+        super().__post_init__()
         if self.correct == "default":
             object.__setattr__(self, "correct", "absorption" if self.compat == "exact" else None)
-        if self.correct is not None:
-            one_of(self.correct, "correct", get_args(Correction))
-            if self.compat == "peer":
-                raise RefimplError(
-                    f"a correction ({self.correct}) with compat peer",
-                    "no correction: peer reproduces the published code of the base allocation",
-                    "omit --correct, or use --compat exact",
-                )
+        if self.correct is not None and self.compat == "peer":
+            raise RefimplError(
+                f"a correction ({self.correct}) with compat peer",
+                "no correction: peer reproduces the published code of the base allocation",
+                "omit --correct, or use --compat exact",
+            )
         if self.strength == "default":
             usual = "measured" if self.correct in OF_PRUNING else STRENGTH
             object.__setattr__(self, "strength", usual)
@@ -107,18 +99,6 @@ class Request:
                 "a number: only arrival and divergence are measured at several sparsities",
                 f"use --strength {STRENGTH}, or --correct divergence",
             )
-        one_of(self.correction_scale, "correction-scale", get_args(Scale))
-        one_of(self.kappa, "kappa", get_args(Kappa))
-        for name, (low, high) in RANGES.items():
-            if name == "strength" and self.strength == "measured":
-                continue
-            if not low <= getattr(self, name) <= high:
-                option = name.replace("_", "-")
-                raise RefimplError(
-                    f"{option} {getattr(self, name)}",
-                    f"a number from {low} to {high}",
-                    f"change --{option}",
-                )
         object.__setattr__(self, "options", _options(self.base, self.options))
 
     @property
@@ -189,7 +169,8 @@ def _default(default: Any) -> Any:
 def _option(base: str, name: str, value: Any, default: Any) -> float | str:
     """One option of a base, checked against what its default says of it."""
     if isinstance(default, tuple):
-        return one_of(value, f"base option {name}", default)
+        require(value, Literal[default], f"base option {name}")
+        return str(value)
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -1,7 +1,8 @@
 """The results of scoring as arrays: the facts that every allocation is made from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +125,8 @@ class Scores:
         pruned_at: Allocation of the pruning perturbation; None for the Gaussian one.
         probes: How the error of pruning grows, if it was measured.
         budget_minutes: Time for which samples, draws and the subset were chosen, or None.
+        made_for: Fields of the request that they were made for; of scores that were read from a
+            file, those of its allocation, and the base is None if it was a file, too.
     """
 
     model: str
@@ -138,6 +141,7 @@ class Scores:
     pruned_at: PrunedAt | None = None
     probes: Probes | None = None
     budget_minutes: float | None = None
+    made_for: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_blocks(self) -> int:

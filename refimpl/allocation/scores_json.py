@@ -13,7 +13,7 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.dataclass_json import filled, to_json
-from refimpl.allocation.request import TOO_MUCH
+from refimpl.allocation.request import BASES, TOO_MUCH, Request
 from refimpl.allocation.scores import (
     Absorption,
     Probes,
@@ -156,7 +156,11 @@ def document(scores: Scores, allocations: Sequence[Allocation]) -> dict[str, Any
 
 
 def head(at: SimpleNamespace, keys: Iterable[str]) -> dict[str, Any]:
-    """Read some fields of `HEAD` from their attributes; of a base that is a file, its name."""
+    """Read some fields of `HEAD` from their attributes; of a base that is a file, its name.
+
+    An allocation that is not what its request leads to is refused.
+    """
+    at.allocation.check_seal()
     values = {key: to_json(attrgetter(HEAD[key])(at)) for key in keys}
     return values | {"base": Path(values["base"]).name}
 
@@ -212,8 +216,9 @@ def _stderr_reasons(scores: Scores, absorption: Absorption) -> list[str | None]:
     return reasons
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: str | Path) -> Scores:
     """Read scores back from the file that `refimpl score -o` wrote."""
+    path = Path(path)
     with whole_scores(path):
         return scores_of(parsed(read_file(path)))
 
@@ -288,7 +293,16 @@ def scores_of(document: Json) -> Scores:
         if at is None
         else filled(PrunedAt, at, linear_pruned=np.array(at["linear_pruned"], np.int64)),
         probes=_probes(document, linears),
+        made_for=_made_for(document),
     )
+
+
+def _made_for(document: Json) -> dict[str, Any]:
+    """The request of the allocation in a document, by field; a base that was a file is None."""
+    fields, base = _attributes(document, "allocation.request"), document["base"]
+    if own := isinstance(base, str) and base not in BASES:
+        fields |= {"base": Request.base, "options": {}}
+    return vars(filled(Request, fields)) | ({"base": None} if own else {})
 
 
 def _probes(document: Json, linears: Linears) -> Probes | None:

@@ -138,11 +138,14 @@ class OptionGroup:
         target: The dataclass.
         panel: Heading in --help.
         options: By field, in the order of --help; other fields keep their defaults.
+        changes: Whether the options have no defaults, and those in the command line fill a
+            dictionary of fields in place of the dataclass.
     """
 
     target: type[Any]
     panel: str
     options: Mapping[str, FieldOption]
+    changes: bool = False
 
     @classmethod
     def of(cls, target: type[Any], panel: str) -> "OptionGroup":
@@ -167,17 +170,26 @@ class OptionGroup:
             words = []
             if value_type is bool or spec.aliases:  # and no --no-...
                 words = [f"--{name.replace('_', '-')}"]
+            help = spec.help
+            if self.changes:
+                value_type, help = value_type | None, help.partition(" Default: ")[0]
             panel = None if key in COMMON else f"Advanced: {self.panel}"
             metavar = "" if value_type is bool else spec.metavar
-            info = option(spec.help, metavar, panel, *words, *spec.aliases)
+            info = option(help, metavar, panel, *words, *spec.aliases)
             default = defaults[key] if spec.default is ... else spec.default
+            default = None if self.changes else default
             annotation: Any = Annotated[value_type, info]
             yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     def take(self, values: dict[str, Any]) -> Any:
         """Remove the options of the group from the values of a command, and fill the dataclass."""
-        specs = zip(self.names, self.options.items(), strict=True)
-        return self.target(**{key: spec.read(values.pop(name)) for name, (key, spec) in specs})
+        specs = [
+            (values.pop(name), *spec)
+            for name, spec in zip(self.names, self.options.items(), strict=True)
+        ]
+        if self.changes:
+            return {key: spec.read(value) for value, key, spec in specs if value not in (None, [])}
+        return self.target(**{key: spec.read(value) for value, key, spec in specs})
 
 
 def field_option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:

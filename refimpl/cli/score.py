@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from refimpl.allocation.allocate import allocate
+from refimpl.allocation.allocate import allocate, requested
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
@@ -138,13 +138,20 @@ def command(
 def allocate_command(
     scores: Annotated[Path, opt.argument("SCORES", "A file that refimpl score -o wrote.")],
     *,
-    wanted: Annotated[Request, REQUEST],
+    changes: Annotated[dict[str, Any], replace(REQUEST, changes=True)],
     verbose: opt.VerboseOption = False,
     as_json: opt.JsonOption = False,
     output: opt.OutputOption = None,
 ) -> None:
-    """Make another allocation from scores, without running the model again."""
-    deliver(*_allocated(read_scores(scores), wanted, verbose, output), as_json, output)
+    """Make another allocation from scores, without running the model again.
+
+    What no option says stays as in SCORES: its base with the base's options, its sparsity, its
+    correction with the strength. But another base has its own default options, another correction
+    its own default strength, and --compat peer has no correction.
+    """
+    read = read_scores(scores)
+    wanted = requested(read, **changes)
+    deliver(*_allocated(read, wanted, verbose, output), as_json, output)
 
 
 def _allocated(

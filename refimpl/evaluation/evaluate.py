@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,6 @@ def evaluate(
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
     with settings.open(model, _options(windows, choices, dtype), _sequence) as resources:
         partial, pool = resources.partial, resources.pool
-        digest = resources.workers.submit(bound(model_sha256, model))  # beside the first batches
         sums: LogLikelihoods = {} if partial is None else dict(partial.results)
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
         resources.total = sum(batch.cost(model.config) for batch in laid)
@@ -141,7 +139,7 @@ def evaluate(
             if partial is not None:
                 partial.add(new)
             sums |= new
-        sha256 = digest.result()
+        sha256 = model_sha256(model)  # while the files are known to be unchanged
     totals = np.array([sums[n][0] for n in range(len(sums))])
     return Evaluation(
         model.name,

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Floats, finite_vector, number_in, unit_sizes
 
@@ -22,6 +23,7 @@ Compat = Literal["exact", "peer"]
 _PEER_FLOOR = 0.01
 
 
+@checked
 def uniform(num_units: int, sparsity: float) -> Floats:
     """Return the same sparsity for every unit: s_u = S.
 
@@ -42,6 +44,7 @@ def uniform(num_units: int, sparsity: float) -> Floats:
     return np.full(num_units, number_in(sparsity, "sparsity", 0, 1))
 
 
+@checked
 def owl(
     outlier_percent: npt.ArrayLike, sparsity: float, lam: float = 0.08, compat: Compat = "exact"
 ) -> Floats:
@@ -74,6 +77,7 @@ def owl(
     return _floored(allocation) if compat == "peer" else allocation
 
 
+@checked
 def alphapruning(
     alpha: npt.ArrayLike,
     sizes: npt.ArrayLike,
@@ -112,6 +116,7 @@ def alphapruning(
     return phi * (sparsity * float(weights.sum()) / float((weights * phi).sum()))
 
 
+@checked
 def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat = "exact") -> Floats:
     """Return DLP's allocation: blocks with higher scores are pruned more.
 
@@ -137,6 +142,7 @@ def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat =
     return _floored(allocation) if compat == "peer" else allocation
 
 
+@checked
 def lsa(
     error: npt.ArrayLike, sparsity: float, beta: float = 0.15, compat: Compat = "exact"
 ) -> Floats:
@@ -173,6 +179,7 @@ def lsa(
     return allocation
 
 
+@checked
 def atp(num_blocks: int, sparsity: float, beta: float) -> Floats:
     """Return ATP's allocation: a straight line over depth.
 

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
@@ -18,6 +19,7 @@ RESOLVED = 1e-12  # of the largest error: less is rounding, above all of a KL
 STRENGTH, MAX_CORRECTION = 0.05, 0.10  # provisional: not yet chosen on held-out data
 
 
+@checked
 def clipped_log(ratio: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
     """Return the clipped logarithm of absorption coefficients.
 
@@ -45,6 +47,7 @@ def clipped_log(ratio: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
     return np.where(known, u, 0.0)
 
 
+@checked
 def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
     """Return the clipped logarithm of errors, relative to their geometric mean.
 
@@ -72,6 +75,7 @@ def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
     return np.where(known, np.clip(v, -LOG_LIMIT, LOG_LIMIT), 0.0)
 
 
+@checked
 def at_clip(u: npt.ArrayLike) -> Array:
     """Return which blocks are at the clip, where the correction no longer tells them apart.
 
@@ -90,6 +94,7 @@ def at_clip(u: npt.ArrayLike) -> Array:
     return np.abs(finite_vector(u, "u")) >= LOG_LIMIT
 
 
+@checked
 def correction(
     u: npt.ArrayLike,
     strength: float = STRENGTH,
@@ -136,6 +141,7 @@ def correction(
     return delta, np.clip(strength * delta, -max_correction, max_correction)
 
 
+@checked
 def corrected(
     base: npt.ArrayLike,
     u: npt.ArrayLike,

@@ -1,14 +1,15 @@
 """The perturbation experiment on one state: perturb it, and measure how far it drifts."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from math import inf
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import Checked, Seed
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import one_of
 from refimpl.pruners.decision import Method, Pruner
 from refimpl.pruners.sparsegpt import DAMPING
 
@@ -20,13 +21,14 @@ Norm = Literal["token", "sequence"]
 Sink = Literal["include", "exclude"]
 Units = Literal["blocks", "linears"]
 
+PROBE_SAMPLES = 2  # with measured strength
 MOST_DRAWS = 1 << 16  # the standard error shrinks with the root of the draws
 ETA_EPSILONS = 64  # machine epsilons: the least eta that a dtype resolves
 SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
 
 
 @dataclass(frozen=True)
-class Perturbation:
+class Perturbation(Checked):
     """How states are perturbed and how the perturbation is followed.
 
     Args:
@@ -58,15 +60,15 @@ class Perturbation:
     noise_shape: NoiseShape = "isotropic"
     norm: Norm = "token"
     sink: Sink = "include"
-    draws: int = 1
-    seed: int = 0
-    subset: int | None = None
+    draws: Annotated[int, 1, MOST_DRAWS] = 1
+    seed: Seed = 0
+    subset: Annotated[int, 1, inf] | None = None
     probe_delta: float | None = None
     probe_pruner: Method = "wanda"
     units: Units = "blocks"
     noise_norm: NoiseNorm = "exact"
-    probe_samples: int | None = None
-    probe_damping: float = DAMPING
+    probe_samples: Annotated[int, 1, inf] | None = None
+    probe_damping: Annotated[float, 0, inf] = DAMPING
 
     @property
     def pruner(self) -> Pruner:
@@ -74,7 +76,16 @@ class Perturbation:
         return Pruner(self.probe_pruner, self.probe_damping, self.seed)
 
     def perturbed_samples(self, samples: int) -> int:
-        """How many of so many samples are perturbed."""
+        """How many of so many samples are perturbed; more than there are is refused.
+
+        The default, which does not know the samples, may exceed one sample.
+        """
+        if (self.probe_samples or 0) > max(samples, PROBE_SAMPLES):
+            raise RefimplError(
+                f"probe-samples {self.probe_samples} of {samples} samples",
+                f"at most {samples}",
+                "use fewer, or add --samples",
+            )
         return samples if self.probe_samples is None else min(samples, self.probe_samples)
 
     def variants(self, linears: int) -> int:
@@ -90,11 +101,7 @@ class Perturbation:
         return 3 if self.units == "blocks" else 1 + 3 * linears
 
     def __post_init__(self) -> None:
-        choices: dict[str, Any] = {"kind": Kind, "probe_pruner": Method, "units": Units}
-        choices |= {"noise_scale": NoiseScale, "noise_shape": NoiseShape, "noise_norm": NoiseNorm}
-        for name, allowed in (choices | {"norm": Norm, "sink": Sink}).items():
-            one_of(getattr(self, name), name.replace("_", "-"), get_args(allowed))
-        Pruner(damping=self.probe_damping)  # refuses what is no damping
+        super().__post_init__()
         etas = ", ".join(map(str, self.eta)) or "(none)"
         if any(not 0 < eta < float("inf") for eta in self.eta) or (
             self.kind == "gaussian" and not self.eta
@@ -106,29 +113,11 @@ class Perturbation:
             )
         if len(set(self.eta)) < len(self.eta):
             raise RefimplError(f"eta {etas}", "each value once", "remove the duplicates")
-        if not 1 <= self.draws <= MOST_DRAWS or self.seed < 0:
-            raise RefimplError(
-                f"draws {self.draws}, seed {self.seed}",
-                f"at least one draw and at most {MOST_DRAWS:,}, a seed of 0 or more",
-                "use for example --draws 1 --seed 0",
-            )
-        if self.subset is not None and self.subset < 1:
-            raise RefimplError(
-                f"a subset of {self.subset} blocks",
-                "at least one block for each sequence and draw",
-                "use for example --subset 8, or omit it to perturb all blocks",
-            )
         if self.probe_delta is not None and not 0 < self.probe_delta <= 1:
             raise RefimplError(
                 f"probe-delta {self.probe_delta}",
                 "a number above 0, at most 1",
                 "use for example --probe-delta 0.1",
-            )
-        if self.probe_samples is not None and self.probe_samples < 1:
-            raise RefimplError(
-                f"probe-samples {self.probe_samples}",
-                "at least one sample",
-                "use for example --probe-samples 2, or omit it",
             )
         if self.kind == "pruning":
             if self.draws > 1:

@@ -7,10 +7,12 @@ from operator import mul
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import decimal, finite_vector, number_in, unit_sizes
 
 
+@checked
 def project(
     x: npt.ArrayLike,
     sizes: npt.ArrayLike,

@@ -11,11 +11,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.method.tails import candidates, finite_matrix, least_ks, peak, tails
 from refimpl.model.ops import Array
 
 
+@checked
 def owl_outlier_percent(scores: Sequence[Array], m: float = 5.0) -> float:
     """Return the share of a block's scores that stand out, as OWL counts them.
 
@@ -43,6 +45,7 @@ def owl_outlier_percent(scores: Sequence[Array], m: float = 5.0) -> float:
     return 100.0 * outliers / size
 
 
+@checked
 def dlp_score(scores: Sequence[Array], statistic: Literal["mean", "median"] = "mean") -> float:
     """Return the typical score of a block, as DLP ranks blocks.
 
@@ -73,6 +76,7 @@ def dlp_score(scores: Sequence[Array], statistic: Literal["mean", "median"] = "m
     return float(np.median(flat, overwrite_input=True))
 
 
+@checked
 def lsa_error(weight: npt.ArrayLike, outer: npt.ArrayLike, group: int = 128) -> float:
     """Return the output error of a linear without half of its weights, as LSA chooses them.
 
@@ -131,6 +135,7 @@ def lsa_error(weight: npt.ArrayLike, outer: npt.ArrayLike, group: int = 128) -> 
     return max(error, 0.0)
 
 
+@checked
 def esd(weight: npt.ArrayLike) -> Array:
     """Return the empirical spectral density of a linear: its squared singular values.
 
@@ -181,6 +186,7 @@ class PowerLaw:
     zeros_dropped: int
 
 
+@checked
 def alphapruning_alpha(
     eigenvalues: npt.ArrayLike,
     fit: Literal["peak", "mid"] = "peak",

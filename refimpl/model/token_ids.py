@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import require
 from refimpl.errors import RefimplError
 from refimpl.model.config import Config
 from refimpl.model.ops import Array
@@ -22,10 +23,8 @@ def checked_ids(token_ids: npt.ArrayLike, config: Config) -> Array:
         RefimplError: Not integers, not one or two axes, none at all, outside the vocabulary, or a
             sequence longer than the model allows.
     """
-    try:
-        ids = np.asarray(token_ids)
-    except ValueError:  # rows of unequal length
-        ids = np.array(token_ids, np.object_)
+    require(token_ids, npt.ArrayLike, "token_ids")
+    ids = np.asarray(token_ids)
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or ids.size == 0:
         raise RefimplError(
             f"token ids have dtype {ids.dtype} and shape {list(ids.shape)}",

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import noise
@@ -102,6 +103,7 @@ def once_per_case(
     return remembered
 
 
+@checked
 def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) -> Case:
     """Compute every step in float64, and write a case; the folder appears whole or not at all.
 
@@ -198,6 +200,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     return Case(folder, folder.name, model, recipe, inputs, expected, peer, margins)
 
 
+@checked
 def read_case(folder: str | Path, *, download: bool = False) -> Case:
     """Read a case, and check that its model and inputs are the ones it was made from.
 

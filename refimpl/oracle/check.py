@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
@@ -83,6 +84,7 @@ class Report:
         return "resolved" if judged and coarse <= passed else "inconclusive"
 
 
+@checked
 def check(
     case: Case,
     actual: Mapping[str, Any],
@@ -239,6 +241,7 @@ def coarse_step(step: str) -> str:
     return f"coarse.{rest}" if kind == "perturbed" else ""
 
 
+@checked
 def read_candidate(path: str | Path) -> dict[str, Array]:
     """Read a candidate's arrays by name from a safetensors file.
 
@@ -248,6 +251,7 @@ def read_candidate(path: str | Path) -> dict[str, Array]:
     return stored_arrays(Path(path))
 
 
+@checked
 def stated_settings(path: str | Path) -> Mapping[str, str]:
     """What a candidate's safetensors file states in its metadata, such as device and versions."""
     return SafetensorsFile(Path(path)).metadata

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import numpy as np
 
 from refimpl.allocation.request import Correction, Request
 from refimpl.allocation.scores import Signals
+from refimpl.arguments import Checked, require
 from refimpl.method.perturbation import (
     NoiseNorm,
     NoiseScale,
@@ -17,6 +19,8 @@ from refimpl.method.perturbation import (
     Sink,
 )
 from refimpl.model.ops import Array
+from refimpl.pruners.decision import Pruner
+from refimpl.pruners.pattern import parse_pattern
 
 BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "owl": ("owl", {}),
@@ -32,7 +36,7 @@ BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Checked):
     """The computation of a case, all of it on the same token ids.
 
     Args:
@@ -79,8 +83,10 @@ class Recipe:
     sample_tokens: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no perturbation accepts."""
-        _ = self.coarse_perturbation
+        """Refuse what no perturbation, base or pruner accepts."""
+        super().__post_init__()
+        _ = self.coarse_perturbation, *map(self.request, self.bases), Pruner(damping=self.damping)
+        _ = self.pattern and parse_pattern(self.pattern)
 
     @property
     def perturbation(self) -> Perturbation:
@@ -114,6 +120,7 @@ class Recipe:
 
     def request(self, base: str, correct: Correction = "absorption") -> Request:
         """The request for a base allocation and its correction."""
+        require(base, Literal[tuple(BASES)], "base")
         name, options = BASES[base]
         return Request(
             name,

@@ -1,8 +1,6 @@
 """Array types, and arguments that several functions take: checked in one place."""
 
-from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,13 +42,6 @@ def finite_vector(values: npt.ArrayLike, name: str, size: int | None = None) -> 
             f"check the numbers that {name} was computed from",
         )
     return array
-
-
-def one_of(value: Any, name: str, allowed: Sequence[str]) -> str:
-    """One of the allowed words; refuses anything else."""
-    if value not in allowed:
-        raise RefimplError(f"{name} {value!r}", " or ".join(allowed), "choose one of these")
-    return str(value)
 
 
 def number_in(value: float, name: str, low: float, high: float) -> float:

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Ints, decimal, finite_vector, number_in, unit_sizes
 
 
+@checked
 def total_count(sparsity: float, total: int) -> int:
     """Return how many of `total` weights a sparsity prunes.
 
@@ -33,6 +35,7 @@ def total_count(sparsity: float, total: int) -> int:
     return round(decimal(number_in(sparsity, "sparsity", 0, 1)) * total)
 
 
+@checked
 def apportion(quotas: npt.ArrayLike, sizes: npt.ArrayLike, total: int) -> Ints:
     """Round quotas to whole numbers that sum to `total`, by largest remainder.
 
@@ -72,6 +75,7 @@ def apportion(quotas: npt.ArrayLike, sizes: npt.ArrayLike, total: int) -> Ints:
     return counts
 
 
+@checked
 def split_count(count: int, sizes: npt.ArrayLike) -> Ints:
     """Split a unit's count over its parts in proportion to their sizes, in exact integers.
 
@@ -100,6 +104,7 @@ def split_count(count: int, sizes: npt.ArrayLike) -> Ints:
     return np.array([n + (j in favoured) for j, n in enumerate(floors)], dtype=np.int64)
 
 
+@checked
 def row_count(count: int, rows: int, columns: int) -> tuple[int, int]:
     """Return how many weights every row loses, and how many rows lose one more.
 
@@ -127,6 +132,7 @@ def row_count(count: int, rows: int, columns: int) -> tuple[int, int]:
     return base, extra
 
 
+@checked
 def counts(sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: float) -> Ints:
     """Return how many weights each unit loses so that the whole budget is spent to the weight.
 

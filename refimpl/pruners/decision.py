@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from math import inf
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import Checked, Seed
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, one_of
+from refimpl.pruners.checks import Bools, Floats
 from refimpl.pruners.compensation import Factor, PrunedWeight, upper_factor
 from refimpl.pruners.pattern import Pattern, pattern_keep
 from refimpl.pruners.peer import magnitude_keep_peer, sparsegpt_peer, wanda_keep_peer
@@ -30,7 +32,7 @@ SPARSEGPT: Mapping[str, Callable[..., PrunedWeight]] = {"exact": sparsegpt, "pee
 
 
 @dataclass(frozen=True)
-class Pruner:
+class Pruner(Checked):
     """How weights are chosen.
 
     Args:
@@ -43,15 +45,8 @@ class Pruner:
     """
 
     method: Method = "wanda"
-    damping: float = DAMPING
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        one_of(self.method, "method", get_args(Method))
-        if not 0 <= self.damping < np.inf:
-            raise RefimplError(f"damping {self.damping}", "0 or more", "use for example 0.01")
-        if self.seed < 0:
-            raise RefimplError(f"seed {self.seed}", "0 or more", "choose another seed")
+    damping: Annotated[float, 0, inf] = DAMPING
+    seed: Seed = 0
 
 
 def decision(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import Checked, checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools
 from refimpl.pruners.scores import wanda_keep
@@ -15,7 +16,7 @@ EXPLAINED = 0.9  # share of the zeros that a pattern must account for
 
 
 @dataclass(frozen=True)
-class Pattern:
+class Pattern(Checked):
     """A pattern n:m, where n counts the zeros: 2:4 prunes 2 of every 4.
 
     Args:
@@ -36,6 +37,7 @@ class Pattern:
     group: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.pruned <= self.group or self.group < 1:
             raise RefimplError(
                 f"the pattern {self}: n counts the zeros in every m consecutive inputs",
@@ -47,6 +49,7 @@ class Pattern:
         return f"{self.pruned}:{self.group}"
 
 
+@checked
 def parse_pattern(text: str) -> Pattern:
     """Read a pattern n:m, where n counts the zeros.
 
@@ -73,6 +76,7 @@ def parse_pattern(text: str) -> Pattern:
     return Pattern(int(match[1]), int(match[2]))
 
 
+@checked
 def pattern_count(shape: tuple[int, ...], pattern: Pattern) -> int:
     """Return how many weights of a linear a pattern prunes: n R C / m.
 
@@ -101,6 +105,7 @@ def pattern_count(shape: tuple[int, ...], pattern: Pattern) -> int:
     return shape[0] * shape[1] // pattern.group * pattern.pruned
 
 
+@checked
 def pattern_keep(score: npt.ArrayLike, pattern: Pattern) -> Bools:
     """Decide which weights stay when the n lowest scores of every m consecutive inputs go.
 
@@ -132,6 +137,7 @@ def pattern_keep(score: npt.ArrayLike, pattern: Pattern) -> Bools:
     return wanda_keep(groups, count).reshape(matrix.shape)
 
 
+@checked
 def pattern_of(zero: npt.ArrayLike) -> Pattern | None:
     """Find the pattern n:m that the zeros of a weight follow, if they follow one.
 

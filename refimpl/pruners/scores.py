@@ -3,11 +3,13 @@
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats, score_matrix
 from refimpl.pruners.counts import row_count
 
 
+@checked
 def magnitude_score(weight: npt.ArrayLike) -> Floats:
     """Return the magnitude of every weight, M = |W|.
 
@@ -27,6 +29,7 @@ def magnitude_score(weight: npt.ArrayLike) -> Floats:
     return np.abs(magnitude, out=magnitude)  # in place: a large linear's scores are 360 MB
 
 
+@checked
 def wanda_score(weight: npt.ArrayLike, second_moment: npt.ArrayLike) -> Floats:
     """Return Wanda's score of every weight: its magnitude times the norm of its input.
 
@@ -66,6 +69,7 @@ def wanda_score(weight: npt.ArrayLike, second_moment: npt.ArrayLike) -> Floats:
     return magnitude
 
 
+@checked
 def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
     """Decide which weights stay when every row loses its lowest scores and `count` go in all.
 
@@ -113,6 +117,7 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
     return keep
 
 
+@checked
 def magnitude_keep(score: npt.ArrayLike, count: int) -> Bools:
     """Decide which weights of a linear stay when its n lowest scores go.
 

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats, Ints
 from refimpl.pruners.compensation import (
@@ -22,6 +23,7 @@ DAMPING = 0.01  # share of the mean of diag(H) that is added to it
 WIDTH = 128  # columns that are decided on together
 
 
+@checked
 def hessian(outer: npt.ArrayLike, sequences: int) -> Floats:
     """Return the Hessian of a linear's squared output error, with SparseGPT's scale.
 
@@ -51,6 +53,7 @@ def hessian(outer: npt.ArrayLike, sequences: int) -> Floats:
     return np.asarray(outer, dtype=np.float64) * (2 / sequences)
 
 
+@checked
 def sparsegpt(
     weight: npt.ArrayLike,
     hessian: npt.ArrayLike,

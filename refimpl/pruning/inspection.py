@@ -10,12 +10,12 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.loading.composites import parts
 from refimpl.loading.files.file_reading import json_object, read_file, reading
-from refimpl.loading.files.json_schema import require
+from refimpl.loading.files.json_schema import Schema, require
 from refimpl.model.floating_point import is_zero
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight
 from refimpl.pruners.pattern import pattern_of
-from refimpl.pruning.record_schema import RECORD_SCHEMA
+from refimpl.pruning.record_schema import RECORD_SCHEMA, WHOLE_RECORD
 from refimpl.storage.target_checks import RECORD
 
 EXPECTED = "the record that refimpl prune wrote"
@@ -172,7 +172,7 @@ def _zeros(weight: Weight) -> LinearZeros:
     return LinearZeros(zero.size, count, None if pattern is None else str(pattern), stored.kind)
 
 
-def read_record(model: Model) -> Mapping[str, Any] | None:
+def read_record(model: Model, schema: Schema = RECORD_SCHEMA) -> Mapping[str, Any] | None:
     """What the `pruning.json` beside a model holds; None without one."""
     path = model.folder / RECORD
     with reading(path, EXPECTED):
@@ -180,7 +180,7 @@ def read_record(model: Model) -> Mapping[str, Any] | None:
             return None
         record = json_object(read_file(path), str(path), EXPECTED)
     try:
-        require(record, RECORD_SCHEMA)
+        require(record, schema)
     except ValueError as error:
         raise RefimplError(
             f"{path} is not a record of a pruning ({error})",
@@ -204,16 +204,8 @@ def pruning_facts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def recorded_pruning(model: Model) -> dict[str, Any] | None:
     """How a model was pruned, by the record beside it; None without one."""
-    if (record := read_record(model)) is None:
-        return None
-    try:
-        return pruning_facts(record)
-    except (LookupError, TypeError, ArithmeticError, AttributeError) as error:
-        raise RefimplError(
-            f"{model.folder / RECORD}: not a whole record ({error!r})",
-            EXPECTED,
-            "prune the model again, or remove this file",
-        ) from error
+    record = read_record(model, WHOLE_RECORD)
+    return None if record is None else pruning_facts(record)
 
 
 def allocation_name(facts: Mapping[str, Any]) -> str:

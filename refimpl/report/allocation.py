@@ -97,7 +97,7 @@ def pruned_figure(ident: str, pruned: PruningInput) -> ReportFigure:
     more = f"; {kept:,} kept weights are zero too" if kept else ""
     return _linears_figure(
         ident,
-        f"Requested against achieved, {pruned.title}",
+        f"Requested against achieved, {pruned.name}",
         f"Zeros in the file as a share of each linear. Pruned: {exact}{more}.",
         pruned.linears,
         pruned.sparsity,

@@ -44,13 +44,10 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class ReportInput:
-    """A file of any kind, and its name in the report.
+    """A file of any kind, and its name in the report: that of the folder, and the pruning.
 
-    Args:
-        file: The file.
-        name: That of the model or folder.
-        pruning: How the model was pruned, as `pruning_facts` gives it; None if it was not.
-        sha256: Digest of the model, or None: then nothing says that another file has the same.
+    The pruning is as `pruning_facts` gives it, or None. Without a digest of the model (None),
+    nothing says that another file is about the same one.
     """
 
     kind: ClassVar[str]
@@ -63,11 +60,6 @@ class ReportInput:
     def model(self) -> str:
         """The name of the model, before it was pruned."""
         return str((self.pruning or self.file.document)["model"])
-
-    @property
-    def title(self) -> str:
-        """Its name, and how the model was pruned."""
-        return self.name if self.pruning is None else f"{self.name}, {pruning_name(self.pruning)}"
 
 
 @dataclass(frozen=True)
@@ -191,8 +183,6 @@ def _scores_input(file: SourceFile) -> ScoresInput:
     with whole_scores(file.path):
         scores = scores_of(document)
     allocations = [stored_allocation(x["blocks"], scores.linears) for x in sweep_of(document)]
-    _check_texts(document, "base", *([] if document["correct"] is None else ["correct"]))
-    float(document["requested_sparsity"])
     return ScoresInput(file, scores.model, None, None, scores, tuple(allocations))
 
 
@@ -211,7 +201,7 @@ def _pruning_input(file: SourceFile) -> PruningInput:
     if any(len(set(names)) < len(names) for names in linears):
         raise ValueError("a linear twice in a block")
     counts, facts = {key: numbers(key) for key in COUNTS}, pruning_facts(document)
-    name = _folder_name(file.path)
+    name = f"{_folder_name(file.path)}, {pruning_name(facts)}"
     return PruningInput(file, name, facts, facts["sha256"], linears, numbers("sparsity"), counts)
 
 
@@ -252,10 +242,7 @@ def _evaluation_input(file: SourceFile) -> EvaluationInput:
     def number(value: Any) -> float:
         return nan if value is None else float(value)
 
-    text, questions = document.get("text"), document.get("choices")
-    if (pruning := document.get("pruning")) is not None:
-        _check_texts(pruning, "model", "method")
-        pruning = pruning | {"sparsity": float(pruning["sparsity"])}
+    text, questions, pruning = map(document.get, ("text", "choices", "pruning"))
     measures = {
         name: MeasuredValue(number(part[name]), number(part.get(f"{name}_stderr")))
         for part, names in ((text, TEXT), (questions, QUESTIONS))
@@ -264,19 +251,13 @@ def _evaluation_input(file: SourceFile) -> EvaluationInput:
     }
     return EvaluationInput(
         file,
-        document["model"],
+        ", ".join([document["model"], *([] if pruning is None else [pruning_name(pruning)])]),
         pruning,
         document.get("model_sha256"),
         None if text is None else (text["source"], text["sha256"]),
         None if questions is None else (questions["source"], questions["ids_sha256"]),
         measures,
     )
-
-
-def _check_texts(document: Json, *keys: str) -> None:
-    for key in keys:
-        if not isinstance(document[key], str):
-            raise TypeError(f"{key} {document[key]!r}")
 
 
 def named(inputs: Sequence[AnyInput]) -> tuple[AnyInput, ...]:

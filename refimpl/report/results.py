@@ -34,7 +34,7 @@ def results_figures(ident: str, evaluated: Sequence[EvaluationInput]) -> Iterato
 def results_table(evaluated: Sequence[EvaluationInput]) -> Table:
     """All measures of all evaluations."""
     names = list(dict.fromkeys(name for one in evaluated for name in one.measures))
-    columns, rows = ["evaluation"], [[one.title] for one in evaluated]
+    columns, rows = ["evaluation"], [[one.name] for one in evaluated]
     for name in names:
         measures = [one.measures.get(name, MeasuredValue()) for one in evaluated]
         errors = any(isfinite(measure.error) for measure in measures)
@@ -52,7 +52,7 @@ def prunings_table(pruned: Sequence[PruningInput]) -> Table:
         document, totals = one.file.document, {key: c.sum() for key, c in one.counts.items()}
         rows.append(
             [
-                one.title,
+                one.name,
                 str(document["model"]),
                 str(document["method"]),
                 str(document["pattern"] or "-"),

@@ -40,7 +40,7 @@ def run_rows(inputs: ReportInputs) -> list[Row]:
             owners.append(replace(x, name=f"{x.name}, scores") if isinstance(x, ScoresInput) else x)
             rows.append({"run": "", "model": x.model, **dict(_pruning(x)), **facts})
     for row, x in zip(rows, named(owners), strict=True):
-        row["run"] = x.title
+        row["run"] = x.name
     columns = dict.fromkeys(key for row in rows for key in row)
     return [{key: row[key] for key in columns if key in row} for row in rows]
 

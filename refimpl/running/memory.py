@@ -1,5 +1,6 @@
 """Memory: how much a run may use for residual states, and how much it has used."""
 
+from refimpl.arguments import require
 from refimpl.errors import RefimplError
 
 MIB = 1 << 20
@@ -9,6 +10,7 @@ FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 def parse_memory(size: str | int | None) -> int:
     """Bytes of a size such as 1000, "512M" or "1.5GiB"; of None, the free memory, at most 2 GiB."""
+    require(size, str | int | None, "memory")
     if size is None:
         return min(DEFAULT_MEMORY, free_memory())
     number = str(size).strip().upper().removesuffix("IB").removesuffix("B")

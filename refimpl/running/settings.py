@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.errors import RefimplError
+from refimpl.arguments import Checked
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.executors import Pool, open_pool
@@ -44,7 +44,7 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """How and where a computation runs; its numbers depend on `dtype` alone.
 
     The fields are arguments of `score`.
@@ -57,14 +57,6 @@ class Settings:
     progress: Progress = lambda done, total: None
     part: Path | None = None
     resume: bool = False
-
-    def __post_init__(self) -> None:
-        if np.dtype(self.dtype) not in (np.float32, np.float64):
-            raise RefimplError(
-                f"dtype {np.dtype(self.dtype)} is not supported",
-                "float32 or float64",
-                "choose one of these",
-            )
 
     @contextmanager
     def open(

@@ -143,6 +143,7 @@ def score(
         run=run_since(started, dtype, resources.workers, resources.memory, measured.runtime),
         pruned_at=pruned_at,
         probes=_probes(measured, counts, plan, config) if plan.probe_delta else None,
+        made_for=dict(vars(request)),
     )
 
 

@@ -199,7 +199,7 @@ def _signal(scores: Scores, base: str) -> tuple[str, Array | None]:
     if base == "lsa":
         return "lsa error", signals.lsa_error
     if base == "alphapruning" and signals.alpha is not None:
-        return "alpha", signals.alpha.mean(axis=1)
+        return "alpha", signals.mean_alpha
     return "signal", None
 
 

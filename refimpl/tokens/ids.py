@@ -97,11 +97,14 @@ def _read_jsonl(path: Path) -> npt.NDArray[Any]:
                 f"{path} has more than {MOST_ROWS:,} rows", f"at most {MOST_ROWS:,}", "use fewer"
             )
         source = f"{path} line {number}"
-        row = json_value(line, source, _ROW)
+        row, mask = json_value(line, source, _ROW), None
         if isinstance(row, dict):
-            row = row.get("input_ids", row.get("tokens"))
+            mask, row = row.get("attention_mask"), row.get("input_ids", row.get("tokens"))
         if not isinstance(row, list) or any(type(i) is not int for i in row):
             raise RefimplError(f"{source} is not a row of token ids", _ROW, "correct the line")
+        if mask not in (None, [1] * len(row)):
+            hidden = f"{source} has an attention_mask that hides ids"
+            raise RefimplError(hidden, "ids that are all read", "save the ids without padding")
         if rows and len(row) != len(rows[0]):
             raise RefimplError(
                 f"{source} has {len(row)} ids, but the lines before it have {len(rows[0])}",

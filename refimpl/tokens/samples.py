@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import Checked
 from refimpl.errors import RefimplError
 
 Ids = npt.NDArray[np.int64]
@@ -17,7 +18,7 @@ MOST_TOKENS = 1 << 26
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Checked):
     """Token ids and where they came from.
 
     Args:

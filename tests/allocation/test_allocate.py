@@ -1,7 +1,10 @@
 """Requests, allocations from scores, and what the long computations run on."""
 
+import copy
 import csv
 import json
+import pickle
+import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,13 +17,16 @@ import pytest
 from gates import CASES, model_of
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal_of
 
-from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
+from refimpl import Perturbation, Pruner, RefimplError, Request, Scores, allocate, prune, score
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
+from refimpl.allocation.scores_json import document, read_scores
 from refimpl.method import allocation as bases
 from refimpl.method.projection import project
+from refimpl.storage.files import write_json
 from refimpl.tokens import random_tokens
 
 Floats = npt.NDArray[np.float64]
@@ -161,10 +167,78 @@ def test_corrections_use_what_they_are_named_for(
 
 def test_every_eta_of_a_sweep_has_its_own_correction() -> None:
     scores = scores_of("llama")
-    first, second = (allocate(scores, which=which).corrected_sparsity for which in (0, 1))
+    first, second = (
+        allocate(scores, base="uniform", which=which).corrected_sparsity for which in (0, 1)
+    )
     assert (first != second).all()
     alone = replace(scores, sweep=scores.sweep[1:])
-    np.testing.assert_array_equal(allocate(alone).corrected_sparsity, second)
+    np.testing.assert_array_equal(allocate(alone, base="uniform").corrected_sparsity, second)
+    for which in (2, 9, -1):
+        refusal_of(allocate, scores, which=which, says=f"which {which}")
+
+
+MADE_FOR = Request("owl", {"lam": 0.1}, 0.6, "divergence", kappa="own", lo=0.1)
+
+
+@cache
+def made_for(kind: str) -> Scores:
+    """Scores made for a request that differs from the default in every way; read from a file."""
+    model, tokens = model_of("llama"), random_tokens(264, 2, 8)
+    scores = score(model, tokens, request=MADE_FOR, threads=1)
+    if kind == "read":
+        with tempfile.TemporaryDirectory() as folder:
+            write_json(path := Path(folder, "s.json"), document(scores, (allocate(scores),)))
+            return read_scores(str(path))
+    return scores
+
+
+@pytest.mark.parametrize("kind", ["scored", "read"])
+def test_an_allocation_keeps_what_the_scores_were_made_for(kind: str) -> None:
+    scores = made_for(kind)
+    assert allocate(scores).request == MADE_FOR
+    for changes, expected in (
+        ({"kappa": "common"}, replace(MADE_FOR, kappa="common")),
+        ({"strength": 0.2}, replace(MADE_FOR, strength=0.2)),
+        ({"base": "owl", "options": {"m": 5}}, MADE_FOR),
+        ({"correct": "arrival"}, replace(MADE_FOR, correct="arrival")),
+        ({"correct": None}, replace(MADE_FOR, correct=None, strength="default")),
+        ({"compat": "peer", "correct": None}, Request("owl", {"lam": 0.1}, 0.6, None, kappa="own",
+                                                      lo=0.1, compat="peer")),
+        ({"compat": "peer"}, Request("owl", {"lam": 0.1}, 0.6, None, kappa="own", lo=0.1,
+                                     compat="peer")),
+    ):  # fmt: skip
+        assert allocate(scores, **changes).request == expected
+    for changes in ({"sparsity": 0.5}, {"base": "uniform"}):  # not what blocks were pruned to
+        refusal_of(allocate, scores, **changes, says="these scores were measured by pruning at")
+
+
+def test_a_base_that_was_a_file_is_asked_for_again(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("[0.5, 0.6, 0.7, 0.6]")
+    request = Request(str(tmp_path / "mine.json"), sparsity=0.6)
+    scores = score(model_of("llama"), random_tokens(264, 1, 8), request=request, threads=1)
+    write_json(tmp_path / "s.json", document(scores, (allocate(scores),)))
+    read = read_scores(tmp_path / "s.json")
+    refusal_of(allocate, read, says="no base", remedy="--base FILE")
+    assert allocate(read, base=request.base).request == allocate(scores).request == request
+
+
+def test_a_changed_allocation_is_never_recorded(tmp_path: Path) -> None:
+    scores = scores_of("llama")
+    made = allocate(scores, base="uniform")
+    pruned, edited = made.linear_pruned[::-1], copy.deepcopy(made)
+    edited.linear_pruned[0, 0] += 1
+    model, magnitude = model_of("llama"), Pruner("magnitude")
+    for changed in (
+        replace(made, linear_pruned=pruned),
+        replace(made, request=Request("owl")),
+        replace(made, corrected_sparsity=made.corrected_sparsity / 2),
+        edited,
+    ):
+        refusal_of(prune, model, tmp_path / "out", changed, magnitude, says="changed after")
+        refusal_of(document, scores, (changed,) * len(scores.sweep), says="changed after")
+    assert [*tmp_path.iterdir()] == []
+    for same in (made, replace(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        same.check_seal()
 
 
 def test_changes_to_a_request_are_as_if_asked_for() -> None:

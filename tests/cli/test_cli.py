@@ -24,6 +24,7 @@ from conftest import FIXTURES
 from program import Result, ran, refused, run
 
 import refimpl
+from refimpl.allocation import scores_json
 from refimpl.cli.groups import PERTURBATION, REQUEST
 from refimpl.cli.main import program
 from refimpl.cli.options import OptionGroup
@@ -564,3 +565,21 @@ def test_an_interrupt_from_outside() -> None:
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert err.startswith("interrupted: nothing is kept without -o\nnext: repeat the command")
+
+
+def test_allocate_keeps_what_the_scores_were_made_for(tmp_path: Path) -> None:
+    path, again = tmp_path / "scores.json", tmp_path / "again.json"
+    made_for = ("--correct", "divergence", "--base", "owl", "--base-option", "m=3", "--sparsity")
+    ran("score", FIXTURES / "llama", *SMALL, *made_for, "60%", "--kappa", "own", "-o", path)
+    ran("allocate", path, "-o", again)
+    assert again.read_text() == path.read_text()
+    for words, changed in (
+        (("--strength", "0.2"), {"strength": 0.2}),
+        (("--correct", "absorption"), {"correct": "absorption", "strength": 0.05}),
+        (("--compat", "peer"), {"compat": "peer", "correct": None, "strength": 0.05}),
+    ):
+        expected = json.loads(path.read_text()) | changed
+        found = json.loads(ran("allocate", path, *words, "--json"))
+        keys = scores_json.REQUEST
+        assert {key: found[key] for key in keys} == {key: expected[key] for key in keys}
+    assert "measured by pruning at base owl" in refused("allocate", path, "--base", "uniform")

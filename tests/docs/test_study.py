@@ -239,8 +239,8 @@ def test_a_search_is_pruned_and_measured_and_sorted_is_a_control(
     assert len(row["speech"]) == 3
 
     done = {str(replace(cell, correction="divergence")): {"block_sparsity": [0.6, 0.5, 0.3, 0.6]}}
-    made, _ = measured.allocation(bench, model, replace(cell, correction="sorted"), done)
-    np.testing.assert_allclose(made.corrected_sparsity, [0.3, 0.5, 0.6, 0.6])
+    final, _, _ = measured.allocation(bench, model, replace(cell, correction="sorted"), done)
+    np.testing.assert_allclose(final, [0.3, 0.5, 0.6, 0.6])
     beta = measured.request_of(replace(cell, base="lsa")).options["beta"]
     assert beta == 0.04
 

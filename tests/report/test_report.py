@@ -176,7 +176,10 @@ def test_evaluations_stand_side_by_side(files: dict[str, Path]) -> None:
     whole = json.loads(files["eval-whole.json"].read_text())
     head, body = page.figure("results-text0").rows()
     assert head == ["evaluation", "perplexity", "stderr"]
-    assert [row[0] for row in body] == ["llama (eval-whole.json)", "dense"]
+    assert [row[0] for row in body] == [
+        "llama (eval-whole.json)",
+        "dense, wanda 70 %, owl + absorption 0.05",
+    ]
     text, choices = whole["text"], whole["choices"]
     assert body[0][1:] == [f"{text['perplexity']:.6g}", f"{text['perplexity_stderr']:.4g}"]
     _, body = page.figure("results-text1").rows()  # another window: not to be compared

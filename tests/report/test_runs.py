@@ -137,9 +137,9 @@ def test_an_evaluation_without_a_digest_is_never_joined(alike: Path, tmp_path: P
     first, second = perplexities(alike, "int60")
     how = ", wanda 60 %, uniform"
     assert runs_of(alike / "int60", *old) == {
-        f"int60 (int60/pruning.json){how}": [],
-        f"int60 (int60-32.json){how}": [first],
-        f"int60 (int60-16.json){how}": [second],
+        f"int60{how} (int60/pruning.json)": [],
+        f"int60{how} (int60-32.json)": [first],
+        f"int60{how} (int60-16.json)": [second],
     }
     both = [
         edited(path, tmp_path / f"null-{path.name}", lambda d: d.update(model_sha256=None))

@@ -447,3 +447,13 @@ def test_measured_strength_names_the_blocks_that_do_not_fit() -> None:
     assert "1 of 2 blocks fit, block 1 with the kappa of the others" in " ".join(text.split())
     text = " ".join(shown(none_fits, correct="divergence").split())
     assert "no error grows as exp(kappa s): strength 0.05, at most 0.1" in text
+
+
+def test_alphas_of_blocks_with_fewer_linears_than_others() -> None:
+    alpha = np.array([[2.0, 3.0], [4.0, np.nan]])
+    signals = replace(scores().signals, alpha_fit="peak", alpha_xmin="shipped", alpha=alpha)
+    linears = (LINEARS, {"q_proj": (30, 20)})
+    uneven = replace(scores(), linears=linears, signals=signals)
+    text = table(uneven, (allocate(uneven, Request("alphapruning")),))
+    heads, *each = (re.sub(r" ± ", "±", line).split() for line in rows(text))
+    assert [row[heads.index("alpha")] for row in each] == ["2.500", "4.000"]

@@ -1,5 +1,6 @@
 """Ids from files and drawn at random, and what a model refuses of them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,12 @@ def test_ids_outside_the_vocabulary_are_counted_and_the_first_is_named(
         f"(sample {i}, position {j})"
     )
     assert caught.value.expected == "ids from 0 to 9"
+
+
+@pytest.mark.parametrize("mask", [[1, 1, 0], [0, 0, 0], [1, 1], "111", 1, {}])
+def test_a_row_whose_mask_hides_ids_is_refused(mask: object, tmp_path: Path) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text(json.dumps({"input_ids": [5, 6, 7], "attention_mask": mask}))
+    refusal_of(id_tokens, path, says="line 1 has an attention_mask that hides ids")
+    path.write_text(json.dumps({"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}))
+    assert id_tokens(path).ids.tolist() == [[5, 6, 7]]

@@ -1,0 +1,110 @@
+"""Arguments of public functions and fields of dataclasses, checked against their declared types."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial, wraps
+from inspect import signature
+from math import inf, isnan
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Seed = Annotated[int, 0, inf]  # a type, and the least and the greatest value
+NUMBERS = {int: (int, np.integer), float: (int, float, np.integer, np.floating)}
+WORDS = {int: "a whole number", float: "a number", str: "a text", NoneType: "None"}
+ARRAY, DTYPE = (frozenset(get_args(hint)) for hint in (npt.ArrayLike, npt.DTypeLike))
+hints_of: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
+
+
+def is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value is of a declared type; a bool is no number, and a masked array no array."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar) or getattr(hint, "_is_protocol", False):
+        return True
+    if origin is Annotated:
+        return is_of_type(value, inner[0]) and inner[1] <= value <= inner[2] and value < inf
+    if origin in (Union, UnionType):
+        if {*inner} >= ARRAY or {*inner} >= DTYPE:
+            return _is_for_numpy(value, {*inner} >= DTYPE) or (value is None and NoneType in inner)
+        return any(is_of_type(value, one) for one in inner)
+    if origin is Literal:
+        return any(type(value) is type(word) and value == word for word in inner)
+    if hint in NUMBERS:
+        return isinstance(value, NUMBERS[hint]) and not isinstance(value, bool)
+    if isinstance(value, np.ma.MaskedArray) or not isinstance(value, origin or hint):
+        return False
+    if origin is tuple:
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(map(is_of_type, value, kinds))
+    if isinstance(value, Mapping) and inner:
+        return all(all(map(is_of_type, pair, inner)) for pair in value.items())
+    return origin is not Sequence or all(is_of_type(one, inner[0]) for one in value)
+
+
+def _is_for_numpy(value: Any, dtype: bool) -> bool:
+    """Whether NumPy makes numbers of a value (not of a text, nor of a mask); or float's dtypes."""
+    try:
+        if dtype:
+            return value is not None and np.dtype(value) in (np.float32, np.float64)
+        return not isinstance(value, np.ma.MaskedArray) and np.asarray(value).dtype.kind in "biufV"
+    except (ValueError, TypeError, OverflowError):
+        return False
+
+
+def described(hint: Any) -> str:
+    """A declared type in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Union and {*inner} >= DTYPE:
+        return "float32 or float64"
+    if origin is Union and {*inner} >= ARRAY:
+        return "an array of numbers, without a mask"
+    if origin is Annotated:
+        top = " or more" if inner[2] == inf else f" to {inner[2]:,}"
+        return f"{WORDS[inner[0]]} from {inner[1]}{top}"
+    if origin in (Union, UnionType, Literal):
+        return " or ".join(map(described, inner))
+    return WORDS.get(hint) or str(hint if origin else getattr(hint, "__name__", hint))
+
+
+def require(value: Any, hint: Any, name: str) -> None:
+    """Refuse a value that is not of a declared type."""
+    if not is_of_type(value, hint) or (isinstance(value, float) and isnan(value)):
+        option = name.replace("_", "-")
+        raise RefimplError(f"{option} {value!r:.80}", described(hint), f"change {option}")
+
+
+class Checked:
+    """A dataclass whose fields have their declared types; numbers of NumPy become Python's."""
+
+    def __post_init__(self) -> None:
+        for name, hint in hints_of(type(self)).items():
+            require(value := getattr(self, name), hint, name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
+
+
+def checked(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that refuses arguments of other types than it declares."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name, value in signature(function).bind(*args, **kwargs).arguments.items():
+            require(value, hints_of(function).get(name, Any), name)
+        return function(*args, **kwargs)
+
+    return call

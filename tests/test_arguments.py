@@ -1,0 +1,304 @@
+"""Hostile values at every public function and dataclass: each is refused by our error."""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from gates import case_of, model_of
+from hypothesis import given
+from hypothesis import strategies as st
+from refusals import refusal_of
+
+import refimpl
+from refimpl import Pattern, Perturbation, Pruner, RefimplError, Request, score
+from refimpl.allocation.scores_json import read_scores
+from refimpl.oracle.recipe import Recipe
+from refimpl.tokens import Tokens, Windows, random_tokens
+
+API = (FIXTURES.parent / "docs" / "reference" / "api.md").read_text("utf-8")
+MASKED = np.ma.masked_array([1, 2, 3], [0, 1, 0])  # type: ignore[no-untyped-call]
+NAN, INF = float("nan"), float("inf")
+# By the type of a good value, what is none, whatever the function is.
+HOSTILE: Mapping[type, tuple[Any, ...]] = {
+    bool: (1.5, "yes", [], 2),
+    int: (1.5, True, "3", [], NAN, b"1", 1j),
+    float: (True, "0.5", [], NAN, 1j, b"1", np.array([0.5])),
+    str: (5, 1.5, b"x", ["x"], True, "no such word"),
+    tuple: (5, "x", [0.1], {}, ("x",), (True,)),
+    dict: (5, "x", [1], {1: 2}, {"no such option": 1.0}),
+    np.ndarray: ("abc", object(), [[1], [2, 3]], {}, MASKED, [None]),
+    Path: (5, 1.5, b"x", ["x"], True),
+    object: (5, "x", [], {}, 1.5, True, int),
+}
+# Results: no function takes one that somebody else made, but for scores and allocations.
+RESULTS = {
+    *("Allocation", "Estimate", "Evaluation", "Explanation", "Forward", "Imatrix", "Inspection"),
+    *("Model", "HeldModel", "Pruning", "Scores", "RefimplError", "Deviation", "PowerLaw"),
+    *("RunningDivergence", "Case", "Report", "Steps", "Place"),
+}
+# Formulas over arrays, which other kinds of arrays pass, too: those that an export records.
+OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.perturbation",
+             "refimpl.method.divergence")  # fmt: skip
+# Of a case that `check` has checked: it calls them, and nobody else.
+OF_STEPS = {"misses_budget", "unchanged", "coarse_step", "tolerance_of", "dtype_of", "steps"}
+OF_STEPS |= {"once_per_case", "signal_of", "decide_groups"}
+GOOD = [("memory", 5), ("only", ("x",)), ("actual", {"no such option": 1.0})]  # and not elsewhere
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Every function and dataclass on the page of the library, by its whole name."""
+    for module in re.findall(r"automodule:: (\S+)", API):
+        names = vars(import_module(module))
+        for name in names.get("__all__", names):
+            found = names[name]
+            here = module == "refimpl.api" or getattr(found, "__module__", "") == module
+            if (
+                here
+                and not name.startswith("_")
+                and (inspect.isfunction(found) or is_dataclass(found))
+            ):
+                yield f"{module}.{name}", found
+
+
+def arguments(folder: Path) -> dict[str, dict[str, Any]]:
+    """Good arguments of each function and dataclass that is checked."""
+    model, tokens, case = model_of("llama"), random_tokens(264, 2, 8), case_of("gpt2")
+    windows = Windows((tokens.ids[0],), None, 8, "ids", "ids")
+    settings = {"dtype": "float32", "threads": 1, "memory": "64M"}
+    running = {**settings, "executor": "threads", "progress": print, "part": folder / "p"}
+    running["resume"] = False
+    scores = score(model, tokens, threads=1)
+    scored = {"model": model, "tokens": tokens, "plan": Perturbation(), "request": Request()}
+    vector, sizes, matrix = np.array([0.5, 0.75]), np.array([10, 10]), np.eye(4)
+    of_base = {"sparsity": 0.5}
+    exact = {"compat": "exact"}
+    corrected = {"strength": 0.05, "max_correction": 0.1, "scale": "raw"}
+    bases, correction = "refimpl.method.allocation.", "refimpl.method.correction."
+    counts, pruners = "refimpl.pruners.counts.", "refimpl.pruners.scores."
+    pattern, signals = "refimpl.pruners.pattern.", "refimpl.method.signals."
+    return {
+        "refimpl.api.Pattern": {"pruned": 2, "group": 4},
+        "refimpl.api.Pruner": vars(Pruner()),
+        "refimpl.api.Request": vars(Request()),
+        "refimpl.api.Perturbation": vars(Perturbation(subset=1, probe_delta=0.1, probe_samples=1)),
+        "refimpl.oracle.recipe.Recipe": vars(Recipe()),
+        "refimpl.api.allocate": {"scores": scores, "request": Request(), "which": 0},
+        "refimpl.api.estimate": {**scored, **settings, "executor": "threads", "kept": False},
+        "refimpl.api.evaluate": {"model": model, "windows": windows} | running,
+        "refimpl.api.explain": {**scored, "block": 0, "step": "norm", **settings},
+        "refimpl.api.forward": {
+            "model": model,
+            "token_ids": tokens.ids,
+            "trace": False,
+            "dtype": "float32",
+        },
+        "refimpl.api.inspect": {"model": model},
+        "refimpl.api.logits": {
+            "model": model,
+            "sequences": (tokens.ids[0],),
+            "dtype": "float32",
+            "threads": 1,
+        },
+        "refimpl.api.prune": {
+            "model": model,
+            "out": folder / "out",
+            "target": Pattern(2, 4),
+            "pruner": Pruner("magnitude"),
+            "tokens": tokens,
+            "force": False,
+            "measure": dict,
+            **{name: x for name, x in running.items() if name != "part"},
+        },
+        "refimpl.api.read_imatrix": {"path": "fixtures/text.txt", "model": model},
+        "refimpl.api.read_model": {"path": "fixtures/llama", "config": None, "download": False},
+        "refimpl.api.score": {**scored, **running, "all_signals": True},
+        f"{signals}owl_outlier_percent": {"scores": (matrix,), "m": 5.0},
+        f"{signals}dlp_score": {"scores": (matrix,), "statistic": "mean"},
+        f"{signals}lsa_error": {"weight": matrix, "outer": matrix, "group": 2},
+        f"{signals}esd": {"weight": matrix},
+        f"{signals}alphapruning_alpha": {
+            "eigenvalues": np.arange(1.0, 9),
+            "fit": "mid",
+            "xmin": "shipped",
+        },
+        f"{bases}uniform": {"num_units": 2, **of_base},
+        f"{bases}owl": {"outlier_percent": vector, **of_base, "lam": 0.1, **exact},
+        f"{bases}alphapruning": {
+            "alpha": vector,
+            "sizes": sizes,
+            **of_base,
+            "epsilon": 0.1,
+            **exact,
+        },
+        f"{bases}dlp": {"score": vector, **of_base, "a": 0.1, **exact},
+        f"{bases}lsa": {"error": vector, **of_base, "beta": 0.1, **exact},
+        f"{bases}atp": {"num_blocks": 2, **of_base, "beta": 0.1},
+        f"{correction}clipped_log": {"ratio": vector},
+        f"{correction}centred_log": {"error": vector},
+        f"{correction}at_clip": {"u": vector},
+        f"{correction}correction": {"u": vector, **corrected},
+        f"{correction}corrected": {
+            "base": vector,
+            "u": vector,
+            "block_of_unit": np.arange(2),
+            "sizes": sizes,
+            **of_base,
+            **corrected,
+            "lo": 0.0,
+            "hi": 1.0,
+        },
+        "refimpl.method.projection.project": {"x": vector, "sizes": sizes, **of_base, "lo": 0.0},
+        f"{counts}total_count": {**of_base, "total": 10},
+        f"{counts}apportion": {"quotas": vector, "sizes": sizes, "total": 1},
+        f"{counts}split_count": {"count": 5, "sizes": sizes},
+        f"{counts}row_count": {"count": 5, "rows": 4, "columns": 4},
+        f"{counts}counts": {"sparsity_per_unit": np.array([0.5, 0.5]), "sizes": sizes, **of_base},
+        f"{pruners}magnitude_score": {"weight": matrix},
+        f"{pruners}wanda_score": {"weight": matrix, "second_moment": np.ones(4)},
+        f"{pruners}wanda_keep": {"score": matrix, "count": 5},
+        f"{pruners}magnitude_keep": {"score": matrix, "count": 5},
+        "refimpl.pruners.sparsegpt.hessian": {"outer": matrix, "sequences": 1},
+        "refimpl.pruners.sparsegpt.sparsegpt": {
+            "weight": matrix,
+            "hessian": matrix,
+            "target": 5,
+            "damping": 0.01,
+            "width": 2,
+        },
+        f"{pattern}parse_pattern": {"text": "2:4"},
+        f"{pattern}pattern_count": {"shape": (4, 4), "pattern": Pattern(2, 4)},
+        f"{pattern}pattern_keep": {"score": matrix, "pattern": Pattern(2, 4)},
+        f"{pattern}pattern_of": {"zero": matrix},
+        "refimpl.oracle.case.make_case": {
+            "model": model,
+            "tokens": tokens,
+            "recipe": Recipe(),
+            "folder": folder / "case",
+        },
+        "refimpl.oracle.case.read_case": {"folder": "fixtures/cases/gpt2", "download": False},
+        "refimpl.oracle.check.check": {
+            "case": case,
+            "actual": dict(case.expected),
+            "only": ("*",),
+            "stepwise": False,
+        },
+        "refimpl.oracle.check.read_candidate": {"path": "fixtures/llama/model.safetensors"},
+        "refimpl.oracle.check.stated_settings": {"path": "fixtures/llama/model.safetensors"},
+    }
+
+
+def hostile_to(good: Any) -> tuple[Any, ...]:
+    """Values that are none where this one is good."""
+    if callable(good):
+        return tuple(value for value in HOSTILE[object] if not callable(value))
+    kinds = [kind for kind in HOSTILE if isinstance(good, Mapping if kind is dict else kind)]
+    return HOSTILE[kinds[0]]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return arguments(tmp_path_factory.mktemp("good"))
+
+
+FUNCTIONS = {name: x for x, name in {x: name for name, x in reversed([*public()])}.items()}
+CHECKED = [
+    name
+    for name, function in FUNCTIONS.items()
+    if name.rpartition(".")[2] not in RESULTS | OF_STEPS
+    and (not name.startswith(OF_ARRAYS) or is_dataclass(function))
+]
+
+
+def test_every_function_of_the_page_is_tried(good: dict[str, dict[str, Any]]) -> None:
+    assert {*good} == {*CHECKED}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_hostile_values_are_refused(
+    name: str, good: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(FIXTURES.parent)
+    function, arguments = FUNCTIONS[name], good[name]
+    accepted, raised = [], []
+    for key, value in arguments.items():
+        for hostile in hostile_to(value):
+            if (key, hostile) in GOOD:
+                continue
+            try:
+                function(**arguments | {key: hostile})
+                accepted.append((key, hostile))
+            except RefimplError as error:
+                if not (error.problem and error.expected and error.remedy):
+                    raised.append((key, hostile, repr(error)))
+            except Exception as error:  # every other one is a mistake of ours
+                raised.append((key, hostile, repr(error)))
+    assert (accepted, raised) == ([], [])
+
+
+@given(st.data())
+def test_any_value_of_another_type_is_refused(data: st.DataObject) -> None:
+    """Values that nobody thought of, at the dataclasses that say what is asked for."""
+    name = data.draw(st.sampled_from([name for name in CHECKED if is_dataclass(FUNCTIONS[name])]))
+    kind = FUNCTIONS[name]
+    good = {"pruned": 2, "group": 4} if kind is Pattern else vars(kind())
+    key = data.draw(st.sampled_from([*good]))
+    value = data.draw(st.from_type(type).flatmap(st.from_type).filter(lambda x: not plain(x)))
+    with pytest.raises(RefimplError):
+        kind(**good | {key: value})
+
+
+def plain(value: object) -> bool:
+    """Whether some field of some dataclass takes a value of this type."""
+    return value is None or isinstance(value, int | float | str | tuple | Mapping | np.number)
+
+
+def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
+    wanted = Request(sparsity=np.float64(0.5), lo=np.float32(0.25))
+    plan = Perturbation(seed=np.int64(3), draws=np.uint8(2))  # type: ignore[arg-type]
+    assert (wanted, plan) == (Request(sparsity=0.5, lo=0.25), Perturbation(seed=3, draws=2))
+    assert {type(x) for x in (wanted.sparsity, wanted.lo)} == {float}
+    assert {type(x) for x in (plan.seed, plan.draws)} == {int}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (Pattern, {"pruned": 5, "group": 4}), (Pattern, {"pruned": 0, "group": 0}),
+        (Pruner, {"seed": -1}), (Pruner, {"damping": -0.1}), (Pruner, {"damping": INF}),
+        (Perturbation, {"draws": 0}), (Perturbation, {"draws": 1 << 17}),
+        (Perturbation, {"subset": 0}), (Perturbation, {"probe_samples": 0}),
+        (Perturbation, {"seed": -1}), (Perturbation, {"eta": (0.0,)}),
+        (Perturbation, {"eta": (NAN,)}), (Request, {"sparsity": 1.1}), (Request, {"hi": -0.1}),
+        (Request, {"strength": 101.0}), (Request, {"max_correction": INF}),
+        (Recipe, {"bases": ("owl", "none")}), (Recipe, {"pattern": "4:2"}),
+        (Recipe, {"sparsity": 2.0}), (Recipe, {"damping": -1.0}),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(kind: Any, fields: dict[str, Any]) -> None:
+    refusal_of(kind, **fields)
+
+
+def test_more_probed_samples_than_there_are() -> None:
+    model, plan = model_of("llama"), Perturbation("pruning", probe_samples=99)
+    tokens = random_tokens(264, 2, 8)
+    for function in (score, refimpl.estimate):
+        refusal_of(function, model, tokens, plan, says="probe-samples 99 of 2 samples")
+    one = random_tokens(264, 1, 8)  # the default of measured strength, two, is for two or more
+    assert score(model, one, request=Request(correct="divergence")).plan.probe_samples == 2
+
+
+def test_ids_behind_a_mask_are_refused() -> None:
+    model = model_of("llama")
+    refusal_of(refimpl.forward, model, MASKED, says="token-ids")
+    refusal_of(Tokens, np.ma.masked_array([[1, 2]]), "mine", "ids", says="ids")  # type: ignore[no-untyped-call]
+
+
+def test_scores_are_read_from_a_path_as_text(tmp_path: Path) -> None:
+    refusal_of(read_scores, str(tmp_path / "none.json"), says="cannot be read")
