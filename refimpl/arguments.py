@@ -26,7 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Seed = Annotated[int, 0, inf]  # a type, and the least and the greatest value
 NUMBERS = {int: (int, np.integer), float: (int, float, np.integer, np.floating)}
-WORDS = {int: "a whole number", float: "a number", str: "a text", NoneType: "None"}
+WORDS = {int: "a whole number", float: "a number", str: "a text"}
 ARRAY, DTYPE = (frozenset(get_args(hint)) for hint in (npt.ArrayLike, npt.DTypeLike))
 hints_of: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
 
@@ -39,9 +39,10 @@ def is_of_type(value: Any, hint: Any) -> bool:
     if origin is Annotated:
         return is_of_type(value, inner[0]) and inner[1] <= value <= inner[2] and value < inf
     if origin in (Union, UnionType):
-        if {*inner} >= ARRAY or {*inner} >= DTYPE:
-            return _is_for_numpy(value, {*inner} >= DTYPE) or (value is None and NoneType in inner)
-        return any(is_of_type(value, one) for one in inner)
+        special = next((kinds for kinds in (DTYPE, ARRAY) if {*inner} >= kinds), frozenset[Any]())
+        if special and _is_for_numpy(value, special is DTYPE):
+            return True
+        return any(is_of_type(value, one) for one in inner if one not in special)
     if origin is Literal:
         return any(type(value) is type(word) and value == word for word in inner)
     if hint in NUMBERS:
@@ -74,26 +75,29 @@ def described(hint: Any) -> str:
     if origin is Union and {*inner} >= ARRAY:
         return "an array of numbers, without a mask"
     if origin is Annotated:
-        top = " or more" if inner[2] == inf else f" to {inner[2]:,}"
-        return f"{WORDS[inner[0]]} from {inner[1]}{top}"
+        low, high = inner[1:]
+        return WORDS[inner[0]] + (f", {low} or more" if high == inf else f" from {low} to {high:,}")
     if origin in (Union, UnionType, Literal):
-        return " or ".join(map(described, inner))
-    return WORDS.get(hint) or str(hint if origin else getattr(hint, "__name__", hint))
+        return " or ".join(described(one) for one in inner if one is not NoneType)
+    name = getattr(origin or hint, "__name__", hint)
+    return WORDS.get(hint) or str(hint if origin is tuple else name)
 
 
-def require(value: Any, hint: Any, name: str) -> None:
+def require(value: Any, hint: Any, name: str, prefix: str = "") -> None:
     """Refuse a value that is not of a declared type."""
     if not is_of_type(value, hint) or (isinstance(value, float) and isnan(value)):
         option = name.replace("_", "-")
-        raise RefimplError(f"{option} {value!r:.80}", described(hint), f"change {option}")
+        raise RefimplError(f"{option} {value!r:.80}", described(hint), f"change {prefix}{option}")
 
 
 class Checked:
     """A dataclass whose fields have their declared types; numbers of NumPy become Python's."""
 
+    prefix = "--"  # of the fields' names in commands; empty if they are no options
+
     def __post_init__(self) -> None:
         for name, hint in hints_of(type(self)).items():
-            require(value := getattr(self, name), hint, name)
+            require(value := getattr(self, name), hint, name, self.prefix)
             if isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())
 

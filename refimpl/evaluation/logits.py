@@ -17,7 +17,7 @@ from refimpl.running.threads import Workers
 
 def logits(
     model: Model,
-    sequences: Sequence[npt.ArrayLike],
+    sequences: Sequence[npt.ArrayLike] | Array,
     dtype: npt.DTypeLike = np.float32,
     threads: int | None = None,
 ) -> list[Array]:

@@ -33,6 +33,7 @@ class Pattern(Checked):
         2:4
     """
 
+    prefix = ""
     pruned: int
     group: int
 

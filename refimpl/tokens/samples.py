@@ -28,6 +28,7 @@ class Tokens(Checked):
         bos: First id of every sample if it is BOS, else None.
     """
 
+    prefix = ""
     ids: Ids
     source: str
     kind: Literal["text", "ids", "random"]

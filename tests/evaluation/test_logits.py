@@ -45,7 +45,7 @@ def test_bad_input_is_refused() -> None:
     refusal_of(logits, model, [[1, 2], [3, 264]], says="1 token ids are outside the vocabulary")
     refusal_of(logits, model, [[1, 2], []], says="shape [1, 0]")
     refusal_of(logits, model, [[[1, 2]], [[3]]], says="shape [1, 1, 2]")
-    refusal_of(logits, model, [[[1, 2], [3]]], says="dtype object")
+    refusal_of(logits, model, [[[1, 2], [3]]], says="sequences [[[1, 2], [3]]]")
     refusal_of(logits, model, [[0.5]], says="dtype float64")
     for ids in ([1, 5, 7], np.array([1, 5, 7])):
         refusal_of(logits, model, ids, says="ids in place of sequences", remedy="[ids]")
