@@ -104,10 +104,11 @@ class Checked:
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
     """A function that refuses arguments of other types than it declares."""
+    declared = signature(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        for name, value in signature(function).bind(*args, **kwargs).arguments.items():
+        for name, value in declared.bind(*args, **kwargs).arguments.items():
             require(value, hints_of(function).get(name, Any), name)
         return function(*args, **kwargs)
 
