@@ -104,12 +104,14 @@ class Checked:
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
     """A function that refuses arguments of other types than it declares."""
-    declared = signature(function)
+    names = tuple(signature(function).parameters)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        for name, value in declared.bind(*args, **kwargs).arguments.items():
-            require(value, hints_of(function).get(name, Any), name)
+        hints = hints_of(function)
+        given = (*zip(names, args, strict=False), *kwargs.items())  # a wrong number fails below
+        for name, value in given:
+            require(value, hints.get(name, Any), name)
         return function(*args, **kwargs)
 
     return call
