@@ -311,7 +311,7 @@ def test_ratio_divides_or_is_unknown(pairs: list[tuple[float, float]]) -> None:
         ({"eta": (0.1, 0.1)}, "eta 0.1, 0.1"),
         ({"draws": 0}, "draws 0"),
         ({"seed": -1}, "seed -1"),
-        ({"subset": 0}, "a subset of 0 blocks"),
+        ({"subset": 0}, "subset 0"),
         ({"kind": "pruning", "draws": 2}, "2 draws of the pruning perturbation"),
     ],
 )
