@@ -20,7 +20,6 @@ for name, examples_of_a_property in (("refimpl", 50), ("thorough", 1000)):  # --
     )
 settings.load_profile("refimpl")
 os.environ.pop("COLUMNS", None)  # the width of a table
-os.environ["REFIMPL_CACHE"] = ""  # tests leave nothing in the user's folders
 # Children whose files may not grow, as on a full disk, would leave halves of compiled modules:
 # CPython 3.11 does not notice a short write. This process may write until it runs a test.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"

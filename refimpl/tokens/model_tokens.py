@@ -17,7 +17,6 @@ from refimpl.tokens import (
     text_tokens,
     text_windows,
 )
-from refimpl.tokens.token_cache import token_cache_folder
 
 RANDOM = Path("random")  # in place of a file of ids
 # Two speeches in the public domain, which come with refimpl: docs/how-to/calibrate.md
@@ -51,8 +50,7 @@ def model_tokens(
             "--text and --tokens exclude each other", "one of them", "omit one of them"
         )
     if text is not None:
-        cache = token_cache_folder()
-        tokens = text_tokens(text, tokenizer, count, length, bos_id=bos, cache=cache)
+        tokens = text_tokens(text, tokenizer, count, length, bos_id=bos)
     elif ids is not None and ids != RANDOM:
         tokens = id_tokens(ids, samples, seq_len, longest, usual)
     elif ids is None and calibration:

@@ -1,11 +1,9 @@
 """Samples of token ids from a text, which is read and tokenised piece by piece."""
 
 import codecs
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +12,9 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import MIB, opened, reading, too_large
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
-from refimpl.tokens.token_cache import Encoded, cached_ids
 from refimpl.tokens.tokenizer import TextTokenizer, bos_rule, read_tokenizer
 
 TEXT = 64 * MIB  # bytes of a text
-CACHED = MIB  # bytes from which on ids are cached: those of fewer take half a second
 CHUNK = MIB  # bytes that are read at once
 PIECE = 1 << 18  # characters that are tokenised at once
 OVERLAP = 1 << 12  # characters after a piece, in which a place to cut is sought
@@ -50,31 +46,21 @@ def text_tokens(
     seq_len: int = SEQ_LEN,
     *,
     bos_id: int | None = None,
-    cache: str | Path | None = None,
 ) -> Tokens:
     """Tokenise a whole text and cut it into samples [n, S] spread evenly over it.
 
     `tokenizer_config.json` and `special_tokens_map.json` beside `tokenizer.json` decide whether
     every sample begins with BOS (see `bos_rule`); `bos_id` is `bos_token_id` of `config.json`.
     A tokenizer that begins every text with a space does so for every 262,144 characters.
-    The folder `cache` keeps the ids of texts of 1 MiB and more for the next time.
     """
     require_sizes(samples, seq_len)
     path, tokenizer_json = Path(path), Path(tokenizer_json)
     tokenizer = read_tokenizer(tokenizer_json)
-
-    def encode(chunks: Iterator[str]) -> Encoded:
-        pieces, front = list[npt.NDArray[np.int32]](), tuple[int, ...]()
-        for piece in encoded_pieces(chunks, tokenizer, str(path)):
-            front = front if pieces else piece.front
-            pieces.append(piece.ids)
-        return np.concatenate(pieces), front
-
-    if cache is None or not os.path.isfile(path) or os.path.getsize(path) < CACHED:
-        stream, front = encode(text_chunks(path))
-    else:
-        read = partial(text_chunks, path)
-        stream, front = cached_ids(Path(cache), tokenizer.sha256, read, encode)
+    pieces, front = list[npt.NDArray[np.int32]](), tuple[int, ...]()
+    for piece in encoded_pieces(text_chunks(path), tokenizer, str(path)):
+        front = front if pieces else piece.front
+        pieces.append(piece.ids)
+    stream = np.concatenate(pieces)
     bos, reason = bos_rule(tokenizer, tokenizer_json.parent, front, bos_id)
     ids = cut(stream, samples, seq_len, bos, str(path))
     return Tokens(ids, f"{path.name}, {spread(ids, stream.size)}, {reason}", "text", bos)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ class TextTokenizer:
     """
 
     def __init__(self, path: Path, content: bytes) -> None:
-        self.sha256 = sha256(content).hexdigest()
         self._child = ChildProcess(
             "refimpl.isolation.tokenizers_library:Library",
             (content,),

@@ -28,7 +28,6 @@ os.environ |= {
     "OPENBLAS_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_CACHE": "hub",
-    "REFIMPL_CACHE": "",
 }
 os.environ.pop("GITHUB_STEP_SUMMARY", None)
 

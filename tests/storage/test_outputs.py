@@ -87,6 +87,21 @@ def test_an_existing_output_needs_force(here: Path) -> None:
         assert Path("old").read_text() == "old"
 
 
+def test_without_an_output_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "REFIMPL_CACHE"):  # no file in it is taken for ours
+        monkeypatch.setenv(name, str(tmp_path))
+    for number in range(12):
+        (tmp_path / f"subject-{number}.ids").write_text("mine")
+    text = tmp_path / "long.txt"
+    text.write_text("Entia non sunt multiplicanda praeter necessitatem.\n" * 21_000)
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+    ran("score", FIXTURES / "llama", "--text", text, *SMALL)
+    assert contents(tmp_path) == before
+
+
 def commands(group: Any) -> list[Any]:
     inner = [
         command for each in group.registered_groups for command in commands(each.typer_instance)
