@@ -14,10 +14,11 @@ from refimpl.cli.options import FieldOption, OptionGroup
 from refimpl.cli.terminal import deliver, say
 from refimpl.cli.validate import TIME_LIMIT
 from refimpl.loading.checkpoint import read_model
-from refimpl.loading.files.file_reading import require_file
+from refimpl.loading.files.file_reading import reading
 from refimpl.oracle.case_folders import case_folder, cases_below, core_case, core_cases
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.header import fitting, joined
+from refimpl.storage.file_system import open_file
 from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
 
@@ -217,7 +218,8 @@ def check_command(
     nothing diverges, but a step is missing, could not be judged, or is not resolved by the dtype.
     """
     if (summary := os.environ.get("GITHUB_STEP_SUMMARY")) and os.path.exists(summary):
-        require_file(Path(summary))  # a pipe that nobody reads blocks
+        with reading(Path(summary)):
+            open_file(Path(summary)).close()  # it is appended to, and a pipe would block
     from refimpl.oracle.case import read_case  # not for --help
     from refimpl.oracle.check import EXIT, check, read_candidate, stated_settings
     from refimpl.oracle.module_outputs import DumpFolder, module_steps, read_names

@@ -1,6 +1,5 @@
 """What a command reads and writes, by its options, and that the second never destroys the first."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -10,6 +9,7 @@ from typing import Any
 
 from refimpl.allocation.request import BASES
 from refimpl.errors import RefimplError
+from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.loading.files.hub import local_files
 from refimpl.storage.file_system import is_folder
 from refimpl.storage.files import remove_left
@@ -97,7 +97,7 @@ def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
         beside = files_beside(path)
     yield from ((f"{name}: {other.name}", other) for other in beside if os.path.exists(other))
     with suppress(OSError, ValueError, KeyError, TypeError):  # the command refuses a damaged case
-        model = json.loads((path / "case.json").read_text("utf-8"))["model"]
+        model = parsed_json(read_file(path / "case.json"))["model"]
         inside = path / model
         yield from _with_companions(
             f"{name}: its model", inside if os.path.exists(inside) else Path(model)

@@ -56,7 +56,7 @@ def read_model(
     """
     path, hub_id = local_files(path, download)
     option = None if config is None else Path(config)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and path.exists() and not path.is_dir():
         from refimpl.loading.gguf_model import read_gguf  # few models are
 
         return read_gguf(path, option, hub_id)

@@ -7,7 +7,7 @@ from pathlib import Path
 from refimpl.loading.companions import Companions
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import FAMILIES
-from refimpl.loading.files.file_reading import json_object, read_file, reading, require_file
+from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.gguf.architectures import (
     EXPERT_STACKS,
     FUSED,
@@ -30,8 +30,6 @@ from refimpl.model.model import Model
 
 def read_gguf(path: Path, config: Path | None, hub_id: str | None) -> Model:
     """Open a GGUF file, or the first file of a split one; no weight has been read yet."""
-    with reading(path, "a readable GGUF file"):
-        require_file(path)
     files = open_shards(path)
     metadata = files[0].metadata
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}

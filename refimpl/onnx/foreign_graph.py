@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from refimpl.errors import RefimplError
 from refimpl.isolation.child_process import ChildProcess
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.onnx.graph_file import GraphFile, locations, read_graph, require_graph, whole
+from refimpl.onnx.graph_file import (
+    GraphFile,
+    locations,
+    parsed_graph,
+    read_graph,
+    require_graph,
+    whole,
+)
 from refimpl.onnx.session import Device, Session, open_session, reference_session
 from refimpl.onnx.zero_weights import Zeros, count_zeros
 from refimpl.running.memory import free_memory
@@ -95,7 +101,7 @@ class Locations:
     """The child's side of `files_beside`."""
 
     def __init__(self, path: Path) -> None:
-        self._names = locations(path)
+        self._names = locations(parsed_graph(path))
 
     def all(self) -> tuple[str, ...]:
         """Their names."""
@@ -137,5 +143,4 @@ class Opened:
 
     def zeros(self, files: ModelFiles) -> Zeros:
         """The zeros in the graph's weights and in the model's."""
-        proto = onnx.load(self.path, load_external_data=False)
-        return count_zeros(files.open(), proto, self.path.parent)
+        return count_zeros(files.open(), parsed_graph(self.path), self.path.parent)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import require_file
 from refimpl.method.perturbation import Perturbation
 from refimpl.onnx.recording.experiment_graph import AT, ETA, NOISE
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, TOKENS
 from refimpl.onnx.zero_weights import Constants
+from refimpl.storage.file_system import open_file
 
 LOGITS_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
 LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
@@ -41,11 +42,16 @@ class GraphFile:
     experiment: Perturbation | None = None
 
 
-def locations(path: Path) -> tuple[str, ...]:
+def parsed_graph(path: Path) -> onnx.ModelProto:
+    """A graph without the weights beside it."""
+    with open_file(path, LARGEST_GRAPH) as file:
+        return onnx.load(file, load_external_data=False)
+
+
+def locations(proto: onnx.ModelProto) -> tuple[str, ...]:
     """The files of weights that a graph refers to, relative to its folder."""
-    graph = onnx.load(path, load_external_data=False).graph
-    tensors = [*graph.initializer]
-    for sparse in graph.sparse_initializer:
+    tensors = [*proto.graph.initializer]
+    for sparse in proto.graph.sparse_initializer:
         tensors += [sparse.values, sparse.indices]
     entries = [entry for tensor in tensors for entry in tensor.external_data]
     return tuple(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
@@ -54,7 +60,12 @@ def locations(path: Path) -> tuple[str, ...]:
 def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
     """Read a graph, but not the weights beside it, given the names of all trace points."""
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = parsed_graph(path)
+        for name in locations(proto):  # the runtimes open them
+            if (path.parent / name).exists():
+                open_file(path.parent / name).close()
+    except RefimplError:
+        raise
     except Exception as error:  # protobuf's own class for what it cannot read has no stubs
         raise unreadable_graph(path, error) from error
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -85,7 +96,7 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
 def require_graph(path: Path) -> None:
     """Refuse what cannot be opened as a graph's file."""
     try:
-        require_file(path, LARGEST_GRAPH)
+        open_file(path, LARGEST_GRAPH).close()
     except OSError as error:
         raise unreadable_graph(path, error) from error
 
@@ -103,7 +114,8 @@ def unreadable_graph(path: Path, error: Exception) -> RefimplError:
 def whole(path: Path) -> onnx.ModelProto:
     """A graph with all of its weights in it, and dense: onnx's evaluator reads no sparse ones."""
     try:
-        full = onnx.load(path)
+        full = parsed_graph(path)
+        load_external_data_for_model(full, str(path.parent))
         constants = Constants(full, path.parent)
         dense = [numpy_helper.from_array(constants.stored(name), name) for name in constants.sparse]
     except (OSError, ValueError, onnx.checker.ValidationError) as error:

@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
+from refimpl.loading.files.file_reading import reading
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.storage.file_system import open_file
 
 LIBRARIES = ("torch", "transformers")
 
@@ -80,6 +82,10 @@ def _read(torch: Any, transformers: Any, model: Model, dtype: npt.DTypeLike) -> 
             "one folder with config.json and the weights, which transformers reads",
             "copy them into one folder, or use --against onnxruntime",
         )
+    with reading(model.folder):
+        for path in model.folder.iterdir():  # transformers opens those that it knows
+            if path.exists() and not path.is_dir():
+                open_file(path).close()
     shown = transformers.utils.logging.is_progress_bar_enabled()
     # torch has no grouped product of experts in float64
     mixture = {"experts_implementation": "eager"} if model.config.experts else {}

@@ -16,7 +16,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph_weights import GraphWeight
 from refimpl.running.memory import MIB
-from refimpl.storage.file_system import foreign, keep_rights, remove, to_disk
+from refimpl.storage.file_system import foreign, keep_rights, open_file, remove, to_disk
 from refimpl.storage.target_checks import check_file
 from refimpl.storage.work_folder import NEW, work_folder, work_path
 
@@ -175,5 +175,5 @@ def _mentions(out: Path, name: str) -> bool:
     """Whether the graph in a file, if there is one, may refer to a file of this name."""
     if not out.is_file() or not out.stat().st_size:
         return False
-    with out.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with open_file(out) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(os.fsencode(name)) >= 0

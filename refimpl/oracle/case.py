@@ -30,6 +30,7 @@ from refimpl.oracle.margins import steps_and_margins
 from refimpl.oracle.peer import peer_steps
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import steps
+from refimpl.storage.file_system import file_digest
 from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
@@ -290,8 +291,7 @@ def _hashes(model: Model, inputs: Mapping[str, Array]) -> dict[str, Any]:
     """SHA-256 of the model's files and of the inputs' bytes, by name."""
     hashes: dict[str, str] = {}
     for file in sorted(file.path for file in model.files):
-        with file.open("rb") as opened:
-            hashes[f"model {file.name}"] = hashlib.file_digest(opened, "sha256").hexdigest()
+        hashes[f"model {file.name}"] = file_digest(file)
     for name in sorted(inputs):
         value = np.ascontiguousarray(inputs[name])
         little = value.astype(value.dtype.newbyteorder("<"))

@@ -14,6 +14,7 @@ import numpy as np
 from refimpl.loading.companions import INDEX, companion_files
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
+from refimpl.storage.file_system import open_file
 from refimpl.storage.target_checks import RECORD
 
 CONVERTED = "model.safetensors"  # what quantised weights become
@@ -78,21 +79,23 @@ def copies(model: Model) -> Copies:
 def copy_weights(source: Path, target: Path) -> bool:
     """Copy a safetensors file; whether `format: pt` was added to its metadata."""
     header = header_bytes(source)
-    with source.open("rb") as file:
+    new = with_format(header)
+    with open_file(source) as file, target.open("wb") as copy:
         file.seek(8 + len(header))
-        new = with_format(header)
-        if new == header:
-            shutil.copyfile(source, target)
-        else:
-            with target.open("wb") as copy:
-                copy.write(struct.pack("<Q", len(new)) + new)
-                shutil.copyfileobj(file, copy, PIECE)
+        copy.write(struct.pack("<Q", len(new)) + new)
+        shutil.copyfileobj(file, copy, PIECE)
     return new != header
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file."""
+    with open_file(source) as file, target.open("wb") as copy:
+        shutil.copyfileobj(file, copy, PIECE)
 
 
 def header_bytes(path: Path) -> bytes:
     """The header of a safetensors file, JSON after its length in 8 bytes."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
         return file.read(min(length, path.stat().st_size))
 

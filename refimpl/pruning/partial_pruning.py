@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from refimpl.model.ops import Array
 from refimpl.pruning.pruned_files import Counts
-from refimpl.storage.file_system import file_digest, is_own, remove, to_disk
+from refimpl.storage.file_system import file_digest, is_own, open_file, remove, to_disk
 from refimpl.storage.folder import RESULTS, damaged
 from refimpl.storage.partial_results import PartialResults
 
@@ -108,4 +108,5 @@ def results_file(new: Path) -> Path:
 
 def read_states(path: Path, shape: tuple[int, int], dtype: npt.DTypeLike) -> Array:
     """Map the states that a file holds, [N, 1, S, D], for the shape (S, D) of each."""
-    return np.memmap(path, dtype, "r").reshape(-1, 1, *shape)
+    with open_file(path) as file:
+        return np.memmap(file, dtype, "r").reshape(-1, 1, *shape)

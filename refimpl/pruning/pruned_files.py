@@ -1,6 +1,5 @@
 """The pruned model's files: the original's bytes, except for the linears that were pruned."""
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -22,12 +21,13 @@ from refimpl.pruning.copied_files import (
     convert_weights,
     converted_header,
     copies,
+    copy_file,
     copy_weights,
     header_bytes,
     with_format,
 )
 from refimpl.pruning.pruned_linears import PrunedLinear
-from refimpl.storage.file_system import is_own, remove
+from refimpl.storage.file_system import file_digest, is_own, remove
 from refimpl.storage.folder import damaged
 
 
@@ -136,7 +136,7 @@ class PrunedFiles:
         else:
             added = [name for name, path in weights if copy_weights(path, self._folder / name)]
         for name, path in companions:
-            shutil.copyfile(path, self._folder / name)
+            copy_file(path, self._folder / name)
         return added
 
     def digests(self, block: int) -> dict[str, str]:
@@ -157,9 +157,7 @@ class PrunedFiles:
             if not is_own(copy):
                 raise damaged(copy)
             if name in self.copies.companions:
-                import filecmp  # of a resumed run alone
-
-                same = filecmp.cmp(path, copy, shallow=False)
+                same = file_digest(path) == file_digest(copy)
             elif self.copies.converted:
                 same = header_bytes(copy) == converted_header(self.copies.converted)
             else:

@@ -16,6 +16,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.running.memory import peak_memory
 from refimpl.running.threads import Workers
+from refimpl.storage.file_system import open_file
 from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
@@ -128,7 +129,7 @@ def stamps(model: Model) -> tuple[tuple[str, int, int], ...]:
 def sample_digest(path: Path) -> str:
     """SHA-256 of a file of at most 4 MiB; of a larger one, of its header and 256 pieces of it."""
     digest = sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         size = file.seek(0, os.SEEK_END)
         starts: Iterable[int] = range(0, size, PIECE)
         if size > PIECES * PIECE:

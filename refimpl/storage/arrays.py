@@ -7,6 +7,7 @@ from uuid import uuid4
 import numpy as np
 
 from refimpl.model.ops import Array
+from refimpl.storage.file_system import open_file
 
 HEADER = 128  # bytes before the values: JSON, as NumPy's own header is not safe to read in threads
 
@@ -22,9 +23,9 @@ def write_array(path: Path, array: Array) -> None:
 
 def read_array(path: Path) -> Array:
     """Map an array from the file that `write_array` wrote, read-only."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         dtype, shape = json.loads(file.read(HEADER))
-    return np.memmap(path, dtype, "r", HEADER, tuple(shape))
+        return np.memmap(file, dtype, "r", HEADER, tuple(shape))
 
 
 def sent(array: Array, path: Path) -> Array | str:

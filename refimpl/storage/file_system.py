@@ -7,10 +7,15 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
+from math import inf
 from pathlib import Path
 from typing import IO
 
 from refimpl.errors import RefimplError
+
+MIB = 1 << 20
+AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # whatever it is, no wait
 
 
 @contextmanager
@@ -35,14 +40,45 @@ def foreign(path: Path) -> RefimplError:
     )
 
 
+def open_file(path: Path, most: float = inf) -> BufferedReader:
+    """Open a regular file of at most `most` bytes to read it: the one gate for all that is read.
+
+    Whoever opens a pipe waits for a writer, and devices have no end; OSError is left to the caller.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | AT_ONCE))  # noqa: SIM115
+    try:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise RefimplError(
+                f"{path} is not a regular file",
+                "a regular file, not a pipe or a device",
+                "check the path, or copy the content to a file",
+            )
+        if found.st_size > most:
+            raise too_large(path, most)
+        if AT_ONCE:
+            os.set_blocking(file.fileno(), True)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def too_large(path: Path, most: float) -> RefimplError:
+    """The error for a file of more than `most` bytes."""
+    return RefimplError(
+        f"{path} is larger than {most / MIB:,.0f} MiB",
+        f"at most {most / MIB:,.0f} MiB",
+        "check that this is the right file, or use a part of it",
+    )
+
+
 def open_own(path: Path) -> IO[bytes]:
     """Open a file of ours to read and append, or make it; refuse links, pipes and devices."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
-        flags |= getattr(os, name, 0)
     if path.is_symlink():
         raise foreign(path)
-    handle = os.open(path, flags, 0o666)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags | AT_ONCE | getattr(os, "O_NOFOLLOW", 0), 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise foreign(path)
@@ -56,7 +92,7 @@ def is_own(path: Path) -> bool:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

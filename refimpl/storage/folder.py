@@ -24,6 +24,7 @@ from pathlib import Path
 
 from refimpl.errors import RefimplError
 from refimpl.storage.file_system import (
+    MIB,
     foreign,
     is_folder,
     keep_rights,
@@ -42,7 +43,6 @@ from refimpl.storage.target_checks import (
 from refimpl.storage.work_folder import NEW, work_folder, work_path
 
 OLD, DELETED, RESULTS = "old", "deleted", "kept"
-MIB = 1 << 20
 
 
 @contextmanager

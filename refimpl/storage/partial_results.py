@@ -15,7 +15,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.storage.file_system import foreign, open_own, writing
+from refimpl.storage.file_system import foreign, open_file, open_own, writing
 from refimpl.storage.lock import locked
 
 K = TypeVar("K", bound=int | str)
@@ -47,7 +47,7 @@ def holds_results(path: Path) -> bool:
     """Whether a file holds partial results of ours, and not the identity of their run alone."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.readline() == MARK and all(file.readline().endswith(b"\n") for _ in range(2))
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import json_value, read_lines, reading, require_file
+from refimpl.loading.files.file_reading import json_value, read_lines, reading
+from refimpl.storage.file_system import open_file
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
 
 MOST_ROWS = 1 << 18
@@ -67,7 +68,7 @@ def read_ids(path: Path) -> npt.NDArray[Any]:
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
-    require_file(path)
+    open_file(path).close()  # NumPy opens it itself, and would wait for a pipe
     try:
         ids = np.lib.format.open_memmap(path, mode="r")
     except OSError:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import MIB, opened, reading, too_large
+from refimpl.loading.files.file_reading import reading
+from refimpl.storage.file_system import MIB, open_file, too_large
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
 from refimpl.tokens.tokenizer import TextTokenizer, bos_rule, read_tokenizer
 
@@ -67,9 +68,9 @@ def text_tokens(
 
 
 def text_chunks(path: Path) -> Iterator[str]:
-    """Read a UTF-8 text from a file or a pipe, without its byte order mark, chunk by chunk."""
+    """Read a UTF-8 text from a file, without its byte order mark, chunk by chunk."""
     decoder, count, empty = codecs.getincrementaldecoder("utf-8-sig")(), 0, True
-    with reading(path), opened(path, TEXT) as file:
+    with reading(path), open_file(path, TEXT) as file:
         while True:
             raw = file.read(CHUNK)
             before = count - len(decoder.getstate()[0])

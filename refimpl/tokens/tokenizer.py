@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.isolation.child_process import ChildProcess
-from refimpl.loading.files.file_reading import MIB, json_object, read_file, reading
+from refimpl.loading.files.file_reading import json_object, read_file, reading
+from refimpl.storage.file_system import MIB
 
 TOKENIZER = 128 * MIB  # bytes of a tokenizer.json
 SECONDS, MEMORY = 120.0, 2048 * MIB  # limits of the library, for one piece of a text

@@ -32,9 +32,17 @@ os.environ |= {
 os.environ.pop("GITHUB_STEP_SUMMARY", None)
 
 import typer  # noqa: E402
+from mutators import KINDS  # noqa: E402
 from regressions import REGRESSIONS  # noqa: E402
 from server import CPU, MEMORY, Left, adopt_orphans, run_forked  # noqa: E402
-from targets import FuzzCase, commands, file_case, make_folder, option_case  # noqa: E402
+from targets import (  # noqa: E402
+    FuzzCase,
+    commands,
+    file_case,
+    kind_cases,
+    make_folder,
+    option_case,
+)
 
 MESSAGE = re.compile(r"error: [^\n]+\n(  [^\n]+\n)*expected: [^\n]+\nnext: [^\n]+\n")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -42,7 +50,7 @@ EXPECTED = re.compile(r"(budget of [^\n]+\n)?")  # on stderr of a run that succe
 JUDGING = ("validate", "check")  # exit with 1 or 3, too
 NOT_IMPORTED = ("refimpl.__main__", "refimpl.evaluation.lm_eval", "refimpl.testing.plugin")
 LATE = (  # what commands import when they need it
-    *("gguf", "onnx.reference", "numpy.ma", "filecmp", "subprocess", "huggingface_hub.constants"),
+    *("gguf", "onnx.reference", "numpy.ma", "subprocess", "huggingface_hub.constants"),
     *("typer._adapters", "pydantic.plugin._loader", "importlib.readers", "typer.rich_utils"),
 )
 OPTIONS, SLOW = 0.35, 0.04  # shares of cases with changed options, and of slow ones
@@ -123,7 +131,10 @@ class Scratch:
         before, path = self.before, self.copy / (case.file or "")
         if case.file is not None:
             path.unlink()
-            path.write_bytes(case.content)
+            if case.mutator in KINDS:
+                KINDS[case.mutator](path, self.folder / case.file)
+            else:
+                path.write_bytes(case.content)
             before = state(self.copy)
         left = run_forked(case.words, self.copy)
         after = state(self.copy)
@@ -135,9 +146,9 @@ class Scratch:
             new = self.copy / name
             new.rmdir() if new.is_dir() and not new.is_symlink() else new.unlink()
         if case.file is not None:
-            if path.read_bytes() != case.content:  # within a tick of the clock
-                wrong.append("changed the changed file")
-            path.unlink()
+            if case.mutator not in KINDS and path.read_bytes() != case.content:
+                wrong.append("changed the changed file")  # within a tick of the clock
+            path.rmdir() if case.mutator == "folder" else path.unlink()
             copied(str(self.folder / case.file), str(path))
             self.before = state(self.copy)
         return wrong, left
@@ -181,11 +192,13 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", type=int)
     parser.add_argument("--regressions", action="store_true", help="run the known ones instead")
+    parser.add_argument("--kinds", action="store_true", help="run `kind_cases` instead")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after")
     asked = parser.parse_args()
     numbers = range(asked.first, asked.first + asked.cases) if asked.only is None else [asked.only]
-    if asked.regressions:
-        numbers = range(len(REGRESSIONS))
+    fixed = REGRESSIONS if asked.regressions else kind_cases() if asked.kinds else []
+    if fixed:
+        numbers = range(len(fixed))
     counts, codes, failed, started = Counter(), Counter(), 0, time.monotonic()
     worst = {"seconds": 0.0, "MiB": 0}
     with tempfile.TemporaryDirectory() as parent:
@@ -194,8 +207,7 @@ def main() -> int:
         for number in numbers:
             if time.monotonic() - started > asked.seconds:
                 break
-            known = asked.regressions
-            case = REGRESSIONS[number] if known else case_of(number, asked.seed, folder)
+            case = fixed[number] if fixed else case_of(number, asked.seed, folder)
             wrong, left = scratch.run(case)
             counts[case.mutator] += 1
             codes[left.code] += 1

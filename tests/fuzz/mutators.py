@@ -1,10 +1,13 @@
-"""Changes that make good input hostile: of bytes, of JSON, of safetensors headers, of options."""
+"""Changes that make good input hostile: of bytes, JSON, headers, kinds of files, and options."""
 
 import copy
 import json
+import os
 import re
+import stat
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -86,6 +89,26 @@ def other_kind(data: bytes, random: Random) -> bytes:
 BYTES: tuple[Callable[[bytes, Random], bytes], ...] = (
     flip, flip_front, truncate, insert, drop, repeat, overwrite, nest, other_kind,
 )  # fmt: skip
+
+
+def sparse(path: Path, good: Path) -> None:
+    """A file that begins as it should and goes on with zeros, which take no room."""
+    path.write_bytes(good.read_bytes())
+    os.truncate(path, 1 << 31 if good.suffix == ".gguf" else 1 << 40)  # cases digest GGUF files
+
+
+KINDS: dict[str, Callable[[Path, Path], object]] = {  # what is at a path, in place of a good file
+    "pipe": lambda path, good: os.mkfifo(path),
+    "socket": lambda path, good: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "folder": lambda path, good: path.mkdir(),
+    "loop": lambda path, good: path.symlink_to(path.name),
+    "link to nothing": lambda path, good: path.symlink_to("nothing"),
+    "link": lambda path, good: path.symlink_to(good),
+    "link to an endless device": lambda path, good: path.symlink_to("/dev/zero"),
+    "link to an empty device": lambda path, good: path.symlink_to("/dev/null"),
+    "link to a terminal": lambda path, good: path.symlink_to("/dev/tty"),
+    "sparse": sparse,
+}
 
 
 def changed_json(value: Any, random: Random) -> Any:
@@ -223,7 +246,7 @@ SIZES = ["1", "0", "-1", "1G", "1T", "nanG", "1e400", "99999999999T", "G", ""]
 PATHS = [
     "", ".", "/", "..", "absent", "absent/deep", "model", "model/model.safetensors",
     "model/config.json", "text.txt", "scores.json", "/dev/zero", "/dev/null", "/dev/full", "loop",
-    "/proc/self/mem",
+    "/proc/self/mem", "pipe",
     "a" * 246, "a" * 300, "x\x1b[2Jy", "x\nerror: forged", "link.json", "out.json", "out.onnx",
     "out",
     "case", "case/case.json", "ids.npy", "q.jsonl", "base.json", "base.csv", "graph.onnx",

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import mutators
 from gguf_mutator import gguf_structure
-from mutators import BYTES, gguf_bytes, header_bytes, json_bytes, line_bytes, protobuf_bytes
+from mutators import BYTES, KINDS, gguf_bytes, header_bytes, json_bytes, line_bytes, protobuf_bytes
 from server import run_forked
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -65,12 +65,14 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     **{f"{name}/config.json": _model_commands(name) for name in FAMILIES},
     **{f"{name}/model.safetensors": _model_commands(name) for name in FAMILIES[-8:]},
     "sharded/model.safetensors.index.json": [["inspect", "sharded"], ["score", "sharded", *DRAWN]],
+    "sharded/model-00002-of-00004.safetensors": _model_commands("sharded"),
     "model/tokenizer.json": [
         ["eval", "model", *TEXT, "--window", "8", "--windows", "2"],
         ["eval", "model", "--choices", "q.jsonl"], ["score", "model", *SMALL],
         ["explain", "model", *SMALL],
     ],
     "model/tokenizer_config.json": [["score", "model", *TEXT, *SMALL]],
+    "model/special_tokens_map.json": [["score", "model", *TEXT, *SMALL]],
     "pruned/pruning.json": [
         ["inspect", "pruned"], *_reports("pruned"), *_reports("scores.json", "pruned/pruning.json"),
         *_reports("eval.json", "pruned"), ["eval", "pruned", "--tokens", "ids.jsonl"],
@@ -104,11 +106,13 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "case/case.json": [OWN_CHECK, CHECK, [*CHECK, "--stepwise"]],
     "case/inputs.safetensors": [OWN_CHECK, [*CHECK, "--stepwise"]],
     "case/margins.safetensors": [CHECK],
+    "case/peer.safetensors": [OWN_CHECK],
     "case/expected.safetensors": [CHECK, [*CHECK, "--stepwise"]],
     "actual.safetensors": [CHECK, [*CHECK, "--stepwise"], [*CHECK, "--junit-xml", "out.xml"]],
     "model.gguf": [*_model_commands("model.gguf"), ["score", "model.gguf", *TEXT, *SMALL]],
     "sentence.gguf": [["score", "sentence.gguf", *TEXT, *SMALL], ["inspect", "sentence.gguf"]],
     **{f"{x}.gguf": [["inspect", f"{x}.gguf"], ["score", f"{x}.gguf", *DRAWN]] for x in GGUF},
+    "split-00002-of-00002.gguf": [["inspect", "split-00001-of-00002.gguf"]],
     "imatrix.gguf": [
         ["prune", "model", "-o", "out", "--imatrix", "imatrix.gguf", "--sparsity", "0.5",
          "--base", "uniform", "--correct", "none"],
@@ -122,15 +126,28 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
         ["check", "case", "graph.onnx", "--only", "logits", "--time-limit", "5"],
         ["export", "model", "-o", "graph.onnx", "--force"],
     ],
+    "beside.onnx.data": [
+        ["validate", "model", "--graph", "beside.onnx", "--time-limit", "5", *DRAWN],
+        ["validate", "model", "--graph", "beside.onnx", "--against", "onnx-reference", *DRAWN],
+    ],
 }  # fmt: skip
 # A second per case: onnxruntime starts in a process of its own, `check` computes every step.
-SLOW = ("graph.onnx", "actual.safetensors", *(name for name in READERS if name[:5] == "case/"))
+SLOW = (
+    "graph.onnx",
+    "beside.onnx.data",
+    "actual.safetensors",
+    *(name for name in READERS if name[:5] == "case/"),
+)
+OF_A_KIND = 0.15  # share of changed files that are links, pipes, devices and such
 Mutator = Callable[[bytes, Random], bytes]
 
 
 @dataclass(frozen=True)
 class FuzzCase:
-    """A command, and the file that was changed before it, how; or the options that were."""
+    """A command, and the file that was changed before it, how; or the options that were.
+
+    If `mutator` is one of `KINDS`, the file is of this kind, else it has this content.
+    """
 
     words: list[str]
     file: str | None = None
@@ -147,6 +164,7 @@ def make_folder(folder: Path) -> None:
     (folder / "model/tokenizer_config.json").write_text(
         '{"add_bos_token": true, "bos_token": "<s>"}'
     )
+    (folder / "model/special_tokens_map.json").write_text('{"bos_token": "<s>"}')
     (folder / "text.txt").write_text("Entia non sunt multiplicanda praeter necessitatem.\n" * 6)
     (folder / "ids.jsonl").write_text("[1, 2, 3, 4]\n[5, 6, 7, 8]\n")
     for name in FAMILIES:
@@ -171,6 +189,7 @@ def make_folder(folder: Path) -> None:
         ["prune", "model", "-o", "pruned", "--sparsity", "0.5", "--method", "magnitude"],
         ["eval", "model", "--tokens", "ids.jsonl", "--choices", "q.jsonl", "-o", "eval.json"],
         ["export", "model", "-o", "graph.onnx", "--weights", "embedded", "--outputs", "logits"],
+        ["export", "model", "-o", "beside.onnx", "--weights", "external", "--outputs", "logits"],
         ["case", "make", "model", "-o", "case", *DRAWN],
     ):
         left = run_forked(words, folder)
@@ -220,6 +239,11 @@ def _make_gguf(folder: Path) -> None:
         made.mkdir()
         gguf_file(made, **options).rename(folder / f"{name}.gguf")
         shutil.rmtree(made)
+    made.mkdir()
+    gguf_file(made, "llama", shard_tensors=30)
+    for path in made.glob("*.gguf"):
+        path.rename(folder / f"split{path.name[-20:]}")
+    shutil.rmtree(made)
     writer = gguf.GGUFWriter(folder / "imatrix.gguf", "", use_temp_file=False)
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", ["my.txt"])
@@ -252,9 +276,18 @@ def file_case(folder: Path, random: Random, slow: bool) -> FuzzCase:
     """A changed file, and a command that reads it."""
     names = [name for name in READERS if (name in SLOW) == slow]
     path = random.choice(names)
+    words = list(random.choice(READERS[path]))
+    if random.random() < OF_A_KIND:
+        return FuzzCase(words, path, random.choice(list(KINDS)))
     mutator = random.choice(mutators_of(path))
     content = mutator((folder / path).read_bytes(), random)
-    return FuzzCase(list(random.choice(READERS[path])), path, mutator.__name__, content)
+    return FuzzCase(words, path, mutator.__name__, content)
+
+
+def kind_cases() -> list[FuzzCase]:
+    """Every file as a pipe, a device, or a sparse one, before the first command that reads it."""
+    kinds = ("pipe", "link to an endless device", "sparse")
+    return [FuzzCase(words[0], path, kind) for path, words in READERS.items() for kind in kinds]
 
 
 def option_case(random: Random) -> FuzzCase:
@@ -272,7 +305,7 @@ def option_case(random: Random) -> FuzzCase:
         words += random.choice((["--sparsity", "0.5"], ["--nm", "2:4"]))
     outputs = [f"{o}" for p in options for o in p.opts if o == "-o"]
     if outputs and random.random() < 0.4:
-        words += ["-o", random.choice([*mutators.PATHS, "pipe"])]
+        words += ["-o", random.choice(mutators.PATHS)]
     elif name in ("report", "case make", "prune", "export"):
         words += ["-o", {"report": "out.html", "export": "out.onnx"}.get(name, "out")]
     for option in random.sample(options, min(len(options), random.choice((1, 1, 2, 3)))):

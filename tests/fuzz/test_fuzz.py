@@ -33,6 +33,10 @@ def test_a_fixed_sample() -> None:
     )
 
 
+def test_files_that_are_pipes_devices_or_sparse() -> None:
+    assert " 0 failures" in fuzzed("--kinds")
+
+
 def test_what_was_found_before() -> None:
     assert " 0 failures" in fuzzed("--regressions")
 

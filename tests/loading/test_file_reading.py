@@ -1,11 +1,9 @@
-"""What is read: only files and pipes, only so much, only JSON that can be computed with."""
+"""What is read: only regular files, only so much, only JSON that can be computed with."""
 
 import copy
 import json
 import os
-import signal
-import threading
-import time
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,19 @@ import jsonschema
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from processes import started
 from program import ran, refused
 from refusals import refusal_of
 
 from refimpl.errors import RefimplError, printable
 from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file, read_lines
 from refimpl.loading.files.json_schema import require
+from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.loading.gguf.header import map_file
 from refimpl.oracle.case_folders import cases_below
 from refimpl.pruning.record_schema import WHOLE_RECORD
 from refimpl.report.schemas import EVALUATION
+from refimpl.storage.file_system import open_file
+from refimpl.tokens.ids import read_ids
 
 CASE = FIXTURES / "cases" / "llama" / "case.json"
 CASE_SCHEMA = json.loads(
@@ -30,30 +31,35 @@ CASE_SCHEMA = json.loads(
 )
 
 
-def test_only_files_and_pipes_are_read(tmp_path: Path) -> None:
-    refusal_of(read_file, Path("/dev/zero"), says="neither a file nor a pipe")
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    writer = threading.Thread(target=pipe.write_bytes, args=(b"12345678",))
-    writer.start()
-    assert read_file(pipe, 8) == b"12345678"
-    writer.join()
-    for reader in (lambda p, n: read_file(p, n), lambda p, n: list(read_lines(p, n))):
-        writer = threading.Thread(target=pipe.write_bytes, args=(b"1234\n5678",))
-        writer.start()
-        refusal_of(reader, pipe, 8, says="is larger than")
-        writer.join()
+@pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/null", "/dev/tty"])
+def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.npy"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        os.mknod(path, stat.S_IFSOCK | 0o600)
+    else:
+        path.symlink_to(kind)
+    handles = os.listdir("/proc/self/fd")
+    for reader in (read_ids, SafetensorsFile, map_file):
+        error = refusal_of(reader, path)
+        if kind not in ("socket", "/dev/tty"):  # which cannot even be opened
+            assert "is not a regular file" in error.problem
+    with pytest.raises((RefimplError, OSError)):
+        read_file(path)
+    assert os.listdir("/proc/self/fd") == handles
 
 
-def test_a_pipe_that_nobody_writes_can_be_interrupted(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with started("allocate", tmp_path / "pipe") as process:
-        time.sleep(2)
-        process.send_signal(signal.SIGINT)
-        try:
-            assert process.wait(30) == 130
-        finally:
-            process.kill()
+def test_a_file_that_may_block_is_read_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1234\n\n5678")
+    with open_file(tmp_path / "file", 10) as file:
+        assert os.get_blocking(file.fileno())
+        assert file.read() == b"1234\n\n5678"
+    assert [*read_lines(tmp_path / "file", 10)] == [(1, b"1234"), (3, b"5678")]
+    for reader in (open_file, read_file):
+        refusal_of(reader, tmp_path / "file", 9, says="is larger than")
+    with pytest.raises(IsADirectoryError):
+        open_file(tmp_path)
 
 
 def test_large_files_are_refused_unread(tmp_path: Path) -> None:
@@ -68,7 +74,7 @@ def test_large_files_are_refused_unread(tmp_path: Path) -> None:
         with (tmp_path / name).open("wb") as file:
             file.truncate(1 << 40)
         assert "is larger than" in refused(*words)
-        assert "neither a file nor a pipe" in refused(*words[:-1], _linked(tmp_path / name))
+        assert "is not a regular file" in refused(*words[:-1], _linked(tmp_path / name))
 
 
 def _linked(path: Path) -> Path:
@@ -81,7 +87,7 @@ def _linked(path: Path) -> Path:
 def test_a_pipe_or_a_device_as_weights(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((FIXTURES / "llama/config.json").read_bytes())
-    assert "is not a file" in refused("score", tmp_path)
+    assert "is not a regular file" in refused("score", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,8 @@ def test_what_the_system_forbids(method: str, monkeypatch: pytest.MonkeyPatch) -
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(safetensors_file if method == "safe_open" else Path, method, forbidden)
+    owner = {"open": os, "safe_open": safetensors_file}.get(method, Path)
+    monkeypatch.setattr(owner, method, forbidden)
     assert "(Permission denied)" in refusal(LLAMA).problem
 
 

@@ -157,4 +157,14 @@ def test_a_graph_that_never_ends_is_not_opened(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
-    assert "is not a file" in refused("validate", LLAMA, "--graph", name)
+    assert "is not a regular file" in refused("validate", LLAMA, "--graph", name)
+
+
+@pytest.mark.parametrize("against", ["onnxruntime", "onnx-reference"])
+def test_weights_in_a_pipe_are_not_opened(against: str, tmp_path: Path) -> None:
+    ran("export", LLAMA, "-o", tmp_path / "m.onnx", "--outputs", "logits")
+    (data,) = tmp_path.glob("*.data")
+    data.unlink()
+    os.mkfifo(data)
+    words = ("validate", LLAMA, "--graph", tmp_path / "m.onnx", "--against", against)
+    assert "m.onnx.data is not a regular file" in refused(*words)

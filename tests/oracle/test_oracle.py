@@ -188,7 +188,8 @@ def test_a_summary_that_blocks_is_refused_first(
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "pipe"))
-    assert "is not a file" in refused("check", CASES / "llama", tmp_path / "absent.safetensors")
+    said = refused("check", CASES / "llama", tmp_path / "absent.safetensors")
+    assert "is not a regular file" in said
 
 
 def test_unusable_input_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -247,10 +248,10 @@ def test_files_that_cannot_be_read_are_refused(
         with pytest.raises(RefimplError, match=problem):
             text_tokens(path, tokenizer)
 
-    def forbidden(path: Path, mode: str) -> bytes:
+    def forbidden(path: Path, flags: int) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr(os, "open", forbidden)
     refusal_of(text_tokens, text, model, says="json: cannot be read (Permission denied)")
 
 
@@ -366,7 +367,7 @@ def test_large_texts_are_refused_unread_or_in_time(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 40)
     refusal_of(text_tokens, path, tokenizer, says="larger than 64 MiB")
-    refusal_of(text_tokens, Path("/dev/zero"), tokenizer, says="neither a file nor a pipe")
+    refusal_of(text_tokens, Path("/dev/zero"), tokenizer, says="is not a regular file")
 
 
 PANICS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import reading
+from refimpl.loading.files.file_reading import read_file, reading
 from refimpl.loading.files.refused_formats import CONVERSIONS
 from refimpl.loading.files.weight_files import shard_of_tensor
 
@@ -105,7 +105,7 @@ def _snapshot(folder: Path, revision: str) -> Path | None:
     commit, ref = revision, folder / "refs" / revision
     with reading(ref, _EXPECTED):
         if ref.is_file():
-            commit = ref.read_text("utf-8", "replace").strip()
+            commit = read_file(ref).decode("utf-8", "replace").strip()
         found = folder / "snapshots" / commit
         return found if _COMMIT.fullmatch(commit) and found.is_dir() else None
 

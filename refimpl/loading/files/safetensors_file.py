@@ -9,9 +9,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from refimpl.errors import RefimplError, unreadable
-from refimpl.loading.files.file_reading import DOCUMENT, require_file
+from refimpl.errors import RefimplError
+from refimpl.loading.files.file_reading import DOCUMENT, reading
 from refimpl.model.weight import MappedFile, StoredTensor
+from refimpl.storage.file_system import open_file
 
 METADATA = "__metadata__"
 
@@ -24,9 +25,8 @@ class SafetensorsFile(MappedFile):
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            require_file(path)  # before the library, which would wait for a pipe
-            with path.open("rb") as file:
+        with reading(path, "a readable safetensors file"), open_file(path) as file:
+            try:
                 length = int.from_bytes(file.read(8), "little")
                 if length > DOCUMENT:
                     raise ValueError(f"a header of {length:,} bytes")
@@ -36,14 +36,12 @@ class SafetensorsFile(MappedFile):
                 if large := [n for n, x in header.items() if n != METADATA and _overflows(x)]:
                     raise ValueError(f"{large[0]}: the shape {header[large[0]]['shape']}")
                 super().__init__(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except OSError as error:
-            raise unreadable(path, error, "a readable safetensors file") from error
-        except (SafetensorError, ValueError) as error:
-            raise RefimplError(
-                f"{path} is not a whole safetensors file ({error})",
-                "a file written by safetensors, with a valid header, offsets and length",
-                "download or save the file again, and compare its size with the source",
-            ) from error
+            except (SafetensorError, ValueError) as error:
+                raise RefimplError(
+                    f"{path} is not a whole safetensors file ({error})",
+                    "a file written by safetensors, with a valid header, offsets and length",
+                    "download or save the file again, and compare its size with the source",
+                ) from error
         self.metadata: Mapping[str, str] = header.pop(METADATA, None) or {}
         self.tensors = {
             name: StoredTensor(

@@ -1,6 +1,7 @@
 """The header of a GGUF file, read with a bound on everything that the file claims."""
 
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError, unreadable
 from refimpl.loading.gguf.metadata_types import check_types
+from refimpl.storage.file_system import open_file
 
 VERSIONS = (2, 3)
 MOST_ENTRIES, MOST_ELEMENTS, MOST_DIMENSIONS = 1 << 16, 1 << 20, 4
@@ -42,12 +44,12 @@ class Header:
 def map_file(path: Path) -> mmap.mmap:
     """Map a file into memory."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            if not file.seek(0, os.SEEK_END):
+                raise damaged(path, "it is empty")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise unreadable(path, error, "a readable GGUF file") from error
-    except ValueError:  # an empty file
-        raise damaged(path, "it is empty") from None
 
 
 def damaged(path: Path, problem: str) -> RefimplError:
