@@ -3,7 +3,7 @@
 import json
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.errors import RefimplError
 from refimpl.loading.companions import INDEX, companion_files
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
@@ -55,7 +56,8 @@ def copies(model: Model) -> Copies:
     """Find which files of a model are copied: its weights, the index in use, and its companions.
 
     The `config.json` that was read, wherever it was, becomes `config.json`. Quantised weights are
-    converted, and have companions of their own.
+    converted, and have companions of their own. A link out of the folder is refused: whoever made
+    the folder chose where it leads, and its copy may be published.
     """
     weights = {file.path.name: file.path for file in model.files}
     converted: tuple[StoredTensor, ...] = ()
@@ -70,10 +72,36 @@ def copies(model: Model) -> Copies:
         if model.config_path is not None:
             companions["config.json"] = model.config_path
     entries = sorted(model.folder.iterdir()) if model.path.is_dir() else []
-    used = {file.path.name for file in model.files} | companions.keys()
+    used_files = [file.path for file in model.files]
+    used = {path.name for path in used_files} | companions.keys()
     left = [entry for entry in entries if entry.name not in used]
     names = tuple(f"{entry.name}/" if entry.is_dir() else entry.name for entry in left)
-    return Copies(weights, companions, names, converted)
+    plan = Copies(weights, companions, names, converted)
+    read = {
+        *plan.files.values(),
+        *used_files,
+        model.config_path or model.path,
+        model.folder / RECORD,
+    }
+    if away := _links_away(model.folder, sorted(read - {model.path})):  # the user named that
+        raise RefimplError(
+            f"{model.folder} has links to files outside, which would be copied:",
+            "files, or links to files in the folder; in the Hugging Face cache, links to blobs/ of "
+            "the same repository",
+            "if others may have such a file, put a copy in the place of the link, or remove the "
+            "link",
+            [f"{path.name} -> {path.resolve()}" for path in away],
+        )
+    return plan
+
+
+def _links_away(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Those of a folder's files that are links out of it, and out of its repository in a cache."""
+    real = folder.resolve()
+    above = (path.parent for path in real.parents if path.name == "snapshots")
+    inside = (real, *(path / "blobs" for path in above if path.name.startswith("models--")))
+    links = (path for path in paths if path.parent == folder and path.is_symlink())
+    return [x for x in links if not any(x.resolve().is_relative_to(y) for y in inside)]
 
 
 def copy_weights(source: Path, target: Path) -> bool:

@@ -1,6 +1,7 @@
 """A pruned model's files: byte for byte the original's, but for the weights that were pruned."""
 
 import json
+import os
 import shutil
 import struct
 from dataclasses import replace
@@ -363,12 +364,13 @@ def test_a_config_in_the_metadata_stays_there(tmp_path: Path) -> None:
     assert read_model(tmp_path / "new").config == model.config
 
 
-def test_links_are_followed(tmp_path: Path) -> None:
-    blobs = shutil.copytree(FIXTURES / "llama_sharded", tmp_path / "blobs")
-    snapshot, new = tmp_path / "snapshot", tmp_path / "new"
-    snapshot.mkdir()
+@pytest.mark.parametrize("where", ["models--org--name/blobs", "models--org--name/snapshots/1/x"])
+def test_links_into_the_folder_or_its_repository_are_followed(where: str, tmp_path: Path) -> None:
+    blobs = shutil.copytree(FIXTURES / "llama_sharded", tmp_path / where)
+    snapshot, new = tmp_path / "models--org--name/snapshots/1", tmp_path / "new"
+    snapshot.mkdir(parents=True, exist_ok=True)
     for path in blobs.iterdir():
-        (snapshot / path.name).symlink_to(path)
+        (snapshot / path.name).symlink_to(os.path.relpath(path, snapshot))
     model = read_model(snapshot)
     before, blocks = files(blobs), decisions(model)
     write_pruned(model, new, blocks)
