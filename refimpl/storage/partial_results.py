@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -98,8 +98,9 @@ class PartialResults(Generic[K, V]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if recurs(error) and not self._resume:
+        with suppress(OSError):  # what `add` could not write: it told of that
+            self._file.close()
+        if recurs(error) and not (self._resume and holds_results(self.path)):
             self.path.unlink(missing_ok=True)
 
     def add(self, results: Mapping[K, V]) -> None:

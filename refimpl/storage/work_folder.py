@@ -35,17 +35,20 @@ def work_folder(target: Path) -> Iterator[Path]:
         mark = work / MARK
         if not is_folder(work) or (os.listdir(work) and not os.path.lexists(mark)):
             raise foreign(work)
-        with open_own(mark) as file:
-            if not locked(file, mark):
-                raise RefimplError(
-                    f"{target}: another run is writing it (in {work})",
-                    "one run at a time for one output",
-                    "wait until it ends, or choose another -o",
-                )
-            try:
-                yield work
-            finally:
-                with suppress(OSError):
-                    if os.listdir(work) == [MARK]:
-                        mark.unlink()
-                        work.rmdir()
+        try:
+            with open_own(mark) as file:
+                if not locked(file, mark):
+                    raise RefimplError(
+                        f"{target}: another run is writing it (in {work})",
+                        "one run at a time for one output",
+                        "wait until it ends, or choose another -o",
+                    )
+                try:
+                    yield work
+                finally:
+                    with suppress(OSError):
+                        if os.listdir(work) == [MARK]:
+                            mark.unlink()
+        finally:
+            with suppress(OSError):  # it is not empty if a later run needs what is in it
+                work.rmdir()

@@ -18,7 +18,7 @@ from typing import Any
 from conftest import FIXTURES
 from documents import content, files, numbers
 from processes import forked, printed_json, stopped_at_step, stopped_at_write
-from program import run
+from program import Result, run
 
 LLAMA, CASES, PAGE = FIXTURES / "llama", FIXTURES / "cases", "docs/explanation/safety.md"
 HOWS = ("kill", "EIO", "full")
@@ -112,6 +112,8 @@ def stops(name: str, most: int = 10**9, stride: int = 1, writes: bool = False) -
             assert stopped.code in (0, 2, -9), (how, number, stopped)
             assert "Traceback" not in stopped.err, (how, number, stopped)
             assert files(LLAMA) == inputs
+            if stopped.code == 2 and (writes or how == "full"):  # else a removal may have failed
+                refused(stopped, folder, target.name)
             counts[how][state(command, target, expected)] += 1
             again = forked(lambda: run(*full))  # noqa: B023
             if not command.forced and "exists" in again.err:
@@ -126,6 +128,14 @@ def stops(name: str, most: int = 10**9, stride: int = 1, writes: bool = False) -
             number += stride
     shutil.rmtree(top)
     print(json.dumps(counts))
+
+
+def refused(stopped: Result, folder: Path, output: str) -> None:
+    """A run that ends with a message names the file that it could not write, and leaves nothing."""
+    first = stopped.err.splitlines()[0]
+    assert re.match(f"error: {re.escape(str(folder))}/[^ ]*{re.escape(output)}", first), stopped
+    left = {path.name for path in folder.iterdir()} - {output, f"{output}.data"}
+    assert left <= {"out.2.onnx.data"}, (stopped, left)
 
 
 def state(command: Command, target: Path, expected: Any) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,7 @@ from conftest import FIXTURES
 from documents import content, files, keys, numbers
 from gates import bits
 from program import ran, refused, run
+from refusals import refusal_of
 
 from refimpl import RefimplError
 from refimpl.pruning.partial_pruning import PartialPruning
@@ -341,6 +343,32 @@ def test_a_run_without_results_blocks_nothing(tmp_path: Path) -> None:
             assert part.results == {}
             assert path.read_bytes()[:9] == whole[:9]
     assert length > head
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("whole", range(4))
+def test_a_full_disk_is_an_error_that_names_the_file(
+    whole: int, resume: bool, tmp_path: Path
+) -> None:
+    """It gets full in the first line, the identity, or the results after so many."""
+    path = tmp_path / "out.json.part"
+    sizes = [0, 10, len(partial_file(path, 0)) + 5, len(partial_file(path, 1)) + 5]
+    path.unlink()
+
+    def results() -> None:
+        with PartialResults[str, Any](path, {"a": 2}, resume) as part:
+            for n in range(len(part.results), 2):
+                part.add({str(n): n / 7})
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[whole], hard))  # files end here, like a disk
+    try:
+        refusal_of(results, says=f"{path}: cannot be written (File too large)")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == ([path.name] if resume and whole == 3 else [])
+    results()
+    assert keys(path) == ["0", "1"]
 
 
 def test_what_the_user_named_like_ours_stays(tmp_path: Path) -> None:
