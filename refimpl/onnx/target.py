@@ -4,6 +4,7 @@ import glob
 import json
 import mmap
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 import onnx
 
 from refimpl.errors import RefimplError
+from refimpl.loading.files.file_reading import read_file
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph_weights import GraphWeight
 from refimpl.running.memory import MIB
@@ -157,11 +159,13 @@ def _clean(work: Path, out: Path) -> None:
     remove(work / NEW)
     if os.path.lexists(work / REPLACED):
         names: list[str] = []
-        with suppress(ValueError):  # half written: the run was killed before it made anything else
-            names = json.loads((work / REPLACED).read_text())
-        for path in map(out.with_name, names):
-            if not _mentions(out, path.name):
-                remove(path)
+        with suppress(ValueError, TypeError):  # half written: nothing else was made before a kill
+            names = [*map(str, json.loads(read_file(work / REPLACED)))]
+        stem = re.escape(out.stem)  # no other file is removed, whatever is written there
+        ours = re.compile(rf"\.{stem}\.onnx\.new|{stem}(\.\d+)?\.onnx\.data")
+        for name in filter(ours.fullmatch, names):
+            if not _mentions(out, name):
+                remove(out.with_name(name))
         (work / REPLACED).unlink()
 
 

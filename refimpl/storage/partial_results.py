@@ -78,6 +78,7 @@ class PartialResults(Generic[K, V]):
         check: Callable[[], None] | None = None,
     ) -> None:
         self.path, self.results, self._resume = path, dict[K, V](), resume
+        self._ours = False
         self._check = check or (lambda: None)
         self._decode: Decode = decode or _unchanged
         self._digest = hashlib.sha256()
@@ -100,7 +101,7 @@ class PartialResults(Generic[K, V]):
     ) -> None:
         with suppress(OSError):  # what `add` could not write: it told of that
             self._file.close()
-        if recurs(error) and not (self._resume and holds_results(self.path)):
+        if self._ours and recurs(error) and not (self._resume and holds_results(self.path)):
             self.path.unlink(missing_ok=True)
 
     def add(self, results: Mapping[K, V]) -> None:
@@ -115,7 +116,9 @@ class PartialResults(Generic[K, V]):
 
     def _begin(self, identity: Mapping[str, Any]) -> None:
         """Read what the file holds, or write its first line."""
-        if not locked(self._file, self.path):
+        with writing(self.path):
+            free = locked(self._file, self.path)
+        if not free:
             raise PartialResultsError(
                 f"{self.path}: another run is writing it",
                 "one run at a time for one output",
@@ -127,6 +130,7 @@ class PartialResults(Generic[K, V]):
         if not (content.startswith(MARK) or MARK.startswith(content)):  # half of it after a kill
             error = foreign(self.path)
             raise PartialResultsError(error.problem, error.expected, error.remedy)
+        self._ours = True
         *complete, _ = content[len(MARK) :].split(b"\n")
         if len(complete) < 2 and complete != [self._line(identity)]:  # no results, of any run
             with writing(self.path):

@@ -434,6 +434,23 @@ def test_what_a_killed_run_left_is_removed(copy: Copy) -> None:
     assert not (folder / "model.onnx.data").exists()  # the last graph embeds its weights
 
 
+@pytest.mark.parametrize(
+    "listed",
+    [["notes.txt", "../notes.txt", "model.onnx.data.txt", "", 3, "model..onnx.data"], 7, {"a": 1}],
+)
+def test_a_work_folder_that_others_made_removes_nothing_else(listed: Any, copy: Copy) -> None:
+    folder = copy("llama")
+    part = folder / ".model.onnx.part"
+    part.mkdir()
+    (part / "refimpl.lock").touch()
+    (part / "replaced").write_text(json.dumps(listed))
+    mine = [folder / name for name in ("notes.txt", "../notes.txt", "model.onnx.data.txt")]
+    for path in mine:
+        path.write_text("the user's")
+    export(read_model(folder), weights="embedded")
+    assert [path.read_text() for path in mine] == ["the user's"] * 3
+
+
 @pytest.mark.parametrize("weights", STORAGES)
 def test_what_has_a_name_of_ours_stays(weights: Any, copy: Copy) -> None:
     folder = copy("llama")

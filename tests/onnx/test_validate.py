@@ -5,12 +5,14 @@ A graph is exported once and then damaged, one thing at a time: its numbers, nev
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from program import Result, run
 from program import refused as refused_by
+from refusals import refusal_of
 
 from refimpl import Perturbation, read_model
 from refimpl.comparison import agreement
@@ -496,6 +499,15 @@ def test_what_cannot_be_used_is_refused(folder: Path, tmp_path: Path) -> None:
     assert "CPU" in refused("--against", "onnx-reference", "--device", "cuda")
     assert "at most 64" in refused("--seq-len", 65)
     assert "is also --graph" in refused("--graph", graph, "-o", graph)
+
+
+def test_transformers_gets_no_pipe(tmp_path: Path) -> None:
+    folder = shutil.copytree(FIXTURES / "llama", tmp_path / "model")
+    os.mkfifo(folder / "generation_config.json")
+    library = Mock()
+    error = refusal_of(peer._read, library, library, read_model(folder), "float32")
+    assert error.problem == f"{folder / 'generation_config.json'} is not a regular file"
+    assert not library.mock_calls
 
 
 @pytest.mark.parametrize("against", RUNTIMES)

@@ -20,6 +20,7 @@ from refusals import refusal_of
 from refimpl import RefimplError
 from refimpl.pruning.partial_pruning import PartialPruning
 from refimpl.running.executors import LostWorkerError
+from refimpl.storage import lock
 from refimpl.storage.partial_results import PartialResults, PartialResultsError
 
 LLAMA = FIXTURES / "llama"
@@ -369,6 +370,18 @@ def test_a_full_disk_is_an_error_that_names_the_file(
     assert os.listdir(tmp_path) == ([path.name] if resume and whole == 3 else [])
     results()
     assert keys(path) == ["0", "1"]
+
+
+def test_a_lock_that_fails_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "out.json.part"
+    path.write_text("the user's")
+    monkeypatch.setattr(lock.fcntl, "flock", failing)
+    says = f"{path}: cannot be written (Input/output error)"
+    refusal_of(PartialResults, path, {"a": 1}, resume=False, says=says)
+    assert path.read_text() == "the user's"
 
 
 def test_what_the_user_named_like_ours_stays(tmp_path: Path) -> None:
