@@ -115,7 +115,7 @@ def model_sha256(model: Model) -> str:
     """SHA-256 of a model, whatever its folder is called: its configuration, then its files."""
     digest = sha256(repr(sorted(model.config_file.items())).encode())
     for path in sorted(file.path for file in model.files):
-        with path.open("rb") as file:
+        with open_file(path) as file:
             digest.update(file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
