@@ -9,10 +9,32 @@ _CONTROLS = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+SHOWN = 20  # lines of details, or names of a list
+LONGEST = 1000  # characters of a line
+
 
 def printable(text: object) -> str:
     """A foreign text on one line: what could move a cursor or forge a line is escaped."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def shortened(text: object) -> str:
+    """A foreign text on one line of bounded length: a long one without its middle."""
+    line = printable(text)
+    half = LONGEST // 2 - 3
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
+
+
+def first_few(texts: Sequence[str]) -> list[str]:
+    """The texts; of more than `SHOWN`, the first ones and the number of the others."""
+    if len(texts) <= SHOWN:
+        return [*texts]
+    return [*texts[: SHOWN - 1], f"and {len(texts) - SHOWN + 1:,} more"]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, as many as `first_few` shows."""
+    return ", ".join(first_few(names))
 
 
 class RefimplError(ValueError):
@@ -22,15 +44,20 @@ class RefimplError(ValueError):
         problem: What was wrong, naming the thing (file, tensor, option, number).
         expected: What would have been right.
         remedy: What to do next, as an instruction.
-        details: The single problems, if there may be several; a line each, under the problem.
+        details: The single problems, if there may be several; a line each, under the problem, as
+            far as they are among the first.
+
+    Texts of any length can be quoted: each line is cut to `LONGEST` characters, but not the remedy,
+    which may be a command.
     """
 
     def __init__(
         self, problem: str, expected: str = "", remedy: str = "", details: Sequence[str] = ()
     ) -> None:
-        super().__init__(problem, expected, remedy, details)
-        self.problem = "\n  ".join(map(printable, (problem, *details)))
-        self.expected, self.remedy = printable(expected), printable(remedy)
+        lines = [shortened(problem), *map(shortened, first_few(details))]
+        self.problem, self.expected = "\n  ".join(lines), shortened(expected)
+        self.remedy = printable(remedy)
+        super().__init__(lines[0], self.expected, self.remedy, lines[1:])
 
     def __str__(self) -> str:
         lines = [self.problem]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from refimpl.arguments import Checked, require
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.method.allocation import Compat
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
@@ -152,7 +152,7 @@ def _options(base: str, options: Mapping[str, float | str]) -> dict[str, float |
     defaults = BASES.get(base, {})
     if unknown := options.keys() - defaults.keys():
         raise RefimplError(
-            f"base {base}: unknown option {', '.join(sorted(unknown))}",
+            f"base {base}: unknown option {listed(sorted(unknown))}",
             f"the options {', '.join(defaults)}" if defaults else "no option",
             "correct or remove --base-option",
         )

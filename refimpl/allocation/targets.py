@@ -19,7 +19,7 @@ from refimpl.allocation.scores_json import (
     stored_allocation,
     whole_scores,
 )
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import read_file
 from refimpl.loading.files.json_schema import require
 from refimpl.method.allocation import Compat
@@ -96,7 +96,7 @@ def pattern_targets(pattern: Pattern, linears: Linears, compat: Compat) -> Targe
     shapes = {name: shape for block in linears for name, shape in block.items()}
     if odd := [f"{name} {width}" for name, (_, width) in shapes.items() if width % pattern.group]:
         raise RefimplError(
-            f"pattern {pattern}: inputs that {pattern.group} does not divide: {', '.join(odd)}",
+            f"pattern {pattern}: inputs that {pattern.group} does not divide: {listed(odd)}",
             f"linears whose number of inputs is a multiple of {pattern.group}",
             "choose another --nm, or use --sparsity",
         )

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, listed
 from refimpl.evaluation.encoding import encoder
 from refimpl.evaluation.likelihood import Likelihood, log_likelihoods
 from refimpl.loading.checkpoint import read_model
@@ -148,7 +148,7 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         """Refuse to generate text."""
         names = sorted({str(getattr(request, "task_name", None)) for request in requests})
         raise RefimplError(
-            f"generate_until is not supported; asked for by {', '.join(names)}",
+            f"generate_until is not supported; asked for by {listed(names)}",
             "tasks of log likelihoods: multiple_choice, loglikelihood, loglikelihood_rolling",
             "choose other tasks; this model does not generate text",
         )

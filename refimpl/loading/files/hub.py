@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import read_file, reading
 from refimpl.loading.files.refused_formats import CONVERSIONS
 from refimpl.loading.files.weight_files import shard_of_tensor
@@ -131,7 +131,7 @@ def _whole(
             needed |= {"model.safetensors"}
     if missing := sorted({*broken, *needed - entries.keys()}):
         raise RefimplError(
-            f"{name}: the cache lacks {', '.join(missing)} ({snapshot})",
+            f"{name}: the cache lacks {listed(missing)} ({snapshot})",
             expected,
             _remedy(
                 repository, snapshot.name, "if the repository holds these files", offline, file

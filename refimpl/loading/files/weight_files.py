@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.refused_formats import CONVERSIONS, conversion, refusal
 from refimpl.loading.files.safetensors_file import SafetensorsFile
@@ -44,14 +44,14 @@ def _file_of(folder: Path) -> Path:
         return folder / candidates[0]
     if candidates:
         raise RefimplError(
-            f"{folder} has {len(candidates)} candidates: {', '.join(candidates)}",
+            f"{folder} has {len(candidates)} candidates: {listed(candidates)}",
             "model.safetensors, or one index, or one .safetensors file",
             "name the file itself; shards need their index, *.safetensors.index.json",
         )
     if "adapter_config.json" in names:
         raise refusal("adapter", f"{folder} is an adapter, not a model")
     others = [name for name in names if Path(name).suffix in CONVERSIONS]
-    only = f", only {', '.join(others)}" if others else ""
+    only = f", only {listed(others)}" if others else ""
     raise RefimplError(
         f"{folder} contains no .safetensors file{only}",
         "a folder with .safetensors weights",
@@ -79,19 +79,19 @@ def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
     outside = [s for s in shards if Path(s).name != s or "\\" in s or s in ("", "..")]
     if outside:
         raise RefimplError(
-            f"{index} names files outside its folder: {', '.join(outside)}",
+            f"{index} names files outside its folder: {listed(outside)}",
             "plain file names",
             "do not use this index; get the model from its source",
         )
     if others := [shard for shard in shards if not shard.endswith(".safetensors")]:
         raise RefimplError(
-            f"{index} names shards that are not safetensors: {', '.join(others)}",
+            f"{index} names shards that are not safetensors: {listed(others)}",
             "shards named *.safetensors",
             conversion(others[0]),
         )
     if absent := [shard for shard in shards if not (index.parent / shard).exists()]:
         raise RefimplError(
-            f"{index} names shards that do not exist: {', '.join(absent)}",
+            f"{index} names shards that do not exist: {listed(absent)}",
             f"all {len(shards)} shards in the folder of the index",
             "download the missing shards",
         )

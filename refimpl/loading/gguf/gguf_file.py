@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, listed
 from refimpl.loading.gguf.header import TensorEntry, damaged, map_file, read_header
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES, MappedFile, StoredTensor
@@ -196,7 +196,7 @@ def open_shards(path: Path) -> tuple[GgufFile, ...]:
     paths = [path.with_name(f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf") for i in range(count)]
     if absent := [other.name for other in paths if not other.exists()]:
         raise RefimplError(
-            f"{path}: {len(absent)} of its {count} files are missing: {', '.join(absent[:5])}",
+            f"{path}: {len(absent)} of its {count} files are missing: {listed(absent)}",
             "all files of a split model in one folder",
             "download the missing files",
         )

@@ -1,0 +1,60 @@
+"""An error is short, whatever was wrong: what it lists and quotes is bounded, and others counted."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURES
+from program import refused
+
+from refimpl import RefimplError
+from refimpl.errors import LONGEST, SHOWN, first_few, listed
+
+
+def test_the_first_problems_are_listed_and_the_others_counted() -> None:
+    error = RefimplError("many:", "none", "correct them", [f"problem {i}" for i in range(900_000)])
+    lines = error.problem.split("\n  ")
+    assert lines[:2] == ["many:", "problem 0"]
+    assert lines[-2:] == [f"problem {SHOWN - 2}", f"and {900_000 - SHOWN + 1:,} more"]
+    assert len(lines) == 1 + SHOWN
+    again = pickle.loads(pickle.dumps(error))  # as a worker's error travels
+    assert (str(again), again.args) == (str(error), error.args)
+    assert len(pickle.dumps(error)) < 10_000
+
+
+@pytest.mark.parametrize("number", [0, 1, SHOWN])
+def test_few_problems_are_all_listed(number: int) -> None:
+    problems = [str(i) for i in range(number)]
+    assert first_few(problems) == problems
+    assert RefimplError("x", "y", "z", problems).problem.split("\n  ")[1:] == problems
+    assert listed(problems) == ", ".join(problems)
+
+
+def test_a_quoted_value_is_cut_and_a_command_is_not() -> None:
+    long = "a" * 100_000
+    command = f"refimpl inspect {long}"
+    error = RefimplError(f"key {long} is wrong", long, command, [f"value {long} of a key"] * 3)
+    first, *others = error.problem.split("\n  ")
+    assert first.startswith("key aaa")
+    assert first.endswith("aaa is wrong")
+    assert others == [others[0]] * 3
+    assert max(map(len, (first, error.expected, *others))) <= LONGEST
+    assert error.remedy == command
+
+
+def test_errors_of_a_config_and_an_index_are_short(tmp_path: Path) -> None:
+    config = json.loads((FIXTURES / "llama/config.json").read_text())
+    more = {f"key_{i}": "v" * 50 for i in range(100_000)} | {"k" * 100_000: "v"}
+    (tmp_path / "config.json").write_text(json.dumps(config | more))
+    (tmp_path / "model.safetensors").symlink_to(FIXTURES / "llama/model.safetensors")
+    said = refused("inspect", tmp_path)
+    assert len(said) < 10_000
+    assert said.count("not understood") == SHOWN - 1
+    assert "\n  and 99,982 more\n" in said
+
+    index = tmp_path / "x.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(9999)}}))
+    said = refused("inspect", index)
+    assert len(said) < 2_000
+    assert ", 18.safetensors, and 9,980 more\n" in said
