@@ -1,4 +1,4 @@
-"""An error is short, whatever was wrong: what it lists and quotes is bounded, and others counted."""
+"""An error is short, whatever was wrong: what it lists and quotes is bounded, others counted."""
 
 import json
 import pickle

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.model.attention import split_heads
 from refimpl.model.layout import WHOLE, Layout, cut
@@ -23,11 +23,13 @@ from refimpl.oracle.case import Case
 
 INPUT = ":input"  # behind a module's name: what it reads first, not what it returns
 LOGITS = "logits"  # the output of the model itself
+DATA = "data"  # the tensor of a dumped file
 DUMPED = re.compile(
     r"[^.]+?(?:\.(?P<module>.+?))?_"
     r"(?P<what>outputs(?:_0)?|outputs_logits|inputs_args_0|inputs_kwargs_hidden_states)"
 )
 NAMES = "a JSON object: steps, such as blocks.{}.q, with the name of a module, or a list of names"
+_DUMP_AGAIN = "run model_addition_debugger_context(model, debug_path=..., use_repr=False)"
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,18 @@ class DumpFolder(Mapping[str, Array]):
             raise RefimplError(
                 f"{folder} holds no outputs of modules",
                 "files such as LlamaForCausalLM.model.norm_outputs.safetensors",
-                "run model_addition_debugger_context(model, debug_path=..., use_repr=False)",
+                _DUMP_AGAIN,
             )
 
     def __getitem__(self, name: str) -> Array:
-        return np.array(stored_arrays(self.files[name])["data"])  # a copy, as mapped files are few
+        arrays = stored_arrays(self.files[name])
+        if DATA not in arrays:
+            raise RefimplError(
+                f"{self.files[name]} holds {listed(list(arrays)) or 'no tensor'}",
+                f"one tensor named {DATA}, as transformers writes",
+                _DUMP_AGAIN,
+            )
+        return np.array(arrays[DATA])  # a copy, as mapped files are few
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)

@@ -58,6 +58,13 @@ def _reports(*files: str) -> list[list[str]]:
 
 CHECK = ["check", "case", "actual.safetensors", "--only", "blocks.*"]
 OWN_CHECK = ["check", "case", "case/expected.safetensors", "--only", "embed"]
+DUMPED = {  # files as transformers' debugger writes them, and the steps in them
+    "LlamaForCausalLM.model.layers.0_inputs_args_0.safetensors": "embed",
+    "LlamaForCausalLM.model.layers.0.input_layernorm_outputs.safetensors": "blocks.0.attn_norm",
+    "LlamaForCausalLM.model.layers.1.self_attn.o_proj_outputs.safetensors": "blocks.1.attn_out",
+    "LlamaForCausalLM_outputs_logits.safetensors": "logits",
+}
+DUMP_CHECKS = [["check", "case", "dump"], ["check", "case", "dump", "--names", "names.json"]]
 TEXT = ["--text", "text.txt"]
 READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its path
     "model/config.json": [["inspect", "model"], ["score", "model", *DRAWN]],
@@ -109,6 +116,8 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "case/peer.safetensors": [OWN_CHECK],
     "case/expected.safetensors": [CHECK, [*CHECK, "--stepwise"]],
     "actual.safetensors": [CHECK, [*CHECK, "--stepwise"], [*CHECK, "--junit-xml", "out.xml"]],
+    **{f"dump/{name}": DUMP_CHECKS for name in DUMPED},
+    "names.json": [["check", "case", "case/expected.safetensors", "--names", "names.json"]],
     "model.gguf": [*_model_commands("model.gguf"), ["score", "model.gguf", *TEXT, *SMALL]],
     "sentence.gguf": [["score", "sentence.gguf", *TEXT, *SMALL], ["inspect", "sentence.gguf"]],
     **{f"{x}.gguf": [["inspect", f"{x}.gguf"], ["score", f"{x}.gguf", *DRAWN]] for x in GGUF},
@@ -133,10 +142,8 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
 }  # fmt: skip
 # A second per case: onnxruntime starts in a process of its own, `check` computes every step.
 SLOW = (
-    "graph.onnx",
-    "beside.onnx.data",
-    "actual.safetensors",
-    *(name for name in READERS if name[:5] == "case/"),
+    *("graph.onnx", "beside.onnx.data", "actual.safetensors", "names.json"),
+    *(name for name in READERS if name[:5] in ("case/", "dump/")),
 )
 OF_A_KIND = 0.15  # share of changed files that are links, pipes, devices and such
 Mutator = Callable[[bytes, Random], bytes]
@@ -195,6 +202,7 @@ def make_folder(folder: Path) -> None:
         left = run_forked(words, folder)
         assert left.code == 0, left.err
     shutil.copy(folder / "case/expected.safetensors", folder / "actual.safetensors")
+    _make_dump(folder)
     os.mkfifo(folder / "pipe")
     os.symlink("loop", folder / "loop")
     os.symlink("scores.json", folder / "link.json")
@@ -207,6 +215,18 @@ def _make_model(folder: Path) -> None:
     arrays = {n: x for n, x in arrays_of("llama").items() if not re.search(r"layers\.[23]\.", n)}
     write(folder, arrays, config_of("llama", num_hidden_layers=2))
     shutil.copy(FIXTURES / "llama/tokenizer.json", folder)
+
+
+def _make_dump(folder: Path) -> None:
+    """Outputs of modules as transformers writes them, and names of modules."""
+    from safetensors.numpy import load_file, save_file
+
+    steps = load_file(folder / "case/expected.safetensors")
+    (folder / "dump").mkdir()
+    for name, step in DUMPED.items():
+        save_file({"data": steps[step]}, folder / "dump" / name)
+    names = {"blocks.{}.attn_norm": "layers.{}.input_layernorm", "embed": ["layers.0:input", "e"]}
+    (folder / "names.json").write_text(json.dumps(names))
 
 
 def _make_gguf(folder: Path) -> None:

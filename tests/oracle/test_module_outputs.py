@@ -1,6 +1,7 @@
 """Outputs of modules as a candidate: dumps of transformers, hooks, and names of one's own."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,26 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, forward_case: Case) -> N
     for content in ("[]", '{"no.step": "a"}', '{"embed": 3}', '{"embed": ['):
         names.write_text(content)
         refused("check", folder, actual, "--names", names)
+    for path, content in (
+        ("norm_outputs", {"other": np.zeros(3)}),
+        ("norm_outputs", {}),
+        ("norm_outputs", b"junk"),
+        ("norm_outputs", None),
+        ("norm_inputs_args_0", {f"t{i}": np.zeros(1) for i in range(5000)}),
+    ):
+        folder = tmp_path / "dump"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        file = folder / f"LlamaForCausalLM.model.{path}.safetensors"
+        if content is None:
+            file.mkdir()
+        elif isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            write_arrays(file, content)
+        said = refused("check", case.folder, folder)
+        assert str(file) in said
+        assert len(said) < 2_000
     x = case.expected["final_norm"]
     refusal_of(module_steps, case, {"a.model.norm": x, "b.model.norm": x}, says="several names")
 
