@@ -1,7 +1,5 @@
 """NumPy reference for perturbation-absorption scores, layer-wise sparsity, and pruning."""
 
-from importlib import import_module
-
 TYPE_CHECKING = False  # as typing's, whose import takes as long as starting Python
 if TYPE_CHECKING:
     from refimpl.api import *  # noqa: F403
@@ -11,5 +9,7 @@ else:
         """A public name, on first use: pytest imports this package whenever it starts."""
         if name.startswith("_") and name not in ("__all__", "__version__"):
             raise AttributeError(f"module 'refimpl' has no attribute {name!r}")
+        from importlib import import_module  # the program shall be interruptible at once
+
         value = globals()[name] = getattr(import_module("refimpl.api"), name)
         return value

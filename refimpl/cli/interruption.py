@@ -1,5 +1,10 @@
 """Ctrl-C: what a command says that it keeps, and how to go on."""
 
+import os
+import signal
+import sys
+import time
+from _thread import start_new_thread
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +28,8 @@ def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterato
         for path in _partial_results(outputs):
             complain(printable(f"found: {path}, partial results; remove the file to start anew"))
     try:
-        yield
+        with _raising_interrupts():
+            yield
     except KeyboardInterrupt:
         written = [
             str(path)
@@ -43,6 +49,38 @@ def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterato
         if budget:  # a repetition may choose other samples
             command = "add --resume, and replace --budget by the options printed above"
         raise Interrupted(f"partial results are kept in {kept[-1]}", command) from None
+
+
+def _interrupt() -> None:
+    """Press Ctrl-C in a moment, when the caller has returned."""
+    time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextmanager
+def _raising_interrupts() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, where it ends the program at once (`__main__`).
+
+    Raised in a destructor or a callback, it would be printed and lost; so it is raised again.
+    """
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    ours = callable(before) and before is not signal.default_int_handler
+
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            start_new_thread(_interrupt, ())
+        else:
+            hook(lost)
+
+    try:
+        sys.unraisablehook = again
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+    finally:
+        sys.unraisablehook = hook
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _partial_results(outputs: Sequence[Path]) -> list[Path]:

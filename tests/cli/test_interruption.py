@@ -3,6 +3,9 @@
 import os
 import shlex
 import signal
+import sys
+import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,10 @@ from unittest.mock import patch
 import pytest
 from conftest import FIXTURES
 from documents import content, keys, numbers
-from processes import forked, printed_json
+from processes import forked, printed_json, started
 from program import Result, ran, refused, run
 
+import refimpl
 from refimpl.storage.partial_results import PartialResults
 
 LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
@@ -127,6 +131,28 @@ def test_a_command_without_partial_results_leaves_nothing(kind: str, tmp_path: P
     assert printed_json(__file__, f"leaves_nothing({kind!r}, {str(tmp_path)!r})") == {}
 
 
+class Dying:
+    """Ctrl-C while Python removes this object, where an exception goes no further."""
+
+    __del__ = control_c
+
+
+def is_not_lost() -> None:
+    """Interrupt a command in a destructor, while it works."""
+
+    def explain(*_: object, **__: object) -> None:
+        Dying()
+        time.sleep(30)
+
+    with patch(OTHERS["explain"][1], explain):
+        assert forked(lambda: run("explain", LLAMA)) == Result(130, "", NOTHING)
+    print("{}")
+
+
+def test_control_c_in_a_destructor_is_not_lost() -> None:
+    assert printed_json(__file__, "is_not_lost()") == {}
+
+
 def is_whole(folder: str) -> None:
     """Interrupt a run after its output has its name."""
     os.chdir(folder)
@@ -139,3 +165,47 @@ def is_whole(folder: str) -> None:
 
 def test_a_whole_output_is_named(tmp_path: Path) -> None:
     assert printed_json(__file__, f"is_whole({str(tmp_path)!r})") == {}
+
+
+START = """
+import atexit, os, signal, sys
+def stop(): os.kill(os.getpid(), signal.SIGINT)
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {module!r}: stop()
+sys.meta_path.insert(0, Finder())
+if not {module!r}: atexit.register(stop)
+sys.argv = ["refimpl", *{words!r}]
+from {entry} import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("refimpl.cli", ("--help",)),
+        ("refimpl.errors", ("--help",)),
+        ("typer", ("--help",)),
+        ("rich.panel", ("--help",)),
+        ("numpy", ("score", str(LLAMA))),
+        ("numpy._core.multiarray", ("score", str(LLAMA))),
+        ("refimpl.cli.score", ("score", str(LLAMA))),
+        ("refimpl.scoring.score", ("score", str(LLAMA))),
+        ("rich.panel", ("score", "--help")),
+        ("", ("--version",)),  # when everything is done, and Python ends
+    ],
+)
+def test_control_c_is_one_line_before_and_after_a_command(
+    module: str, words: tuple[str, ...]
+) -> None:
+    project = tomllib.loads((FIXTURES.parent / "pyproject.toml").read_text())["project"]
+    entry, _, function = project["scripts"]["refimpl"].partition(":")
+    assert function == "main"
+    code = START.format(module=module, words=words, entry=entry)
+    for start in (code, code.replace(f"from {entry}", "from refimpl.__main__")):
+        with started("-c", start, program=(sys.executable,)) as process:
+            out, err = process.communicate(timeout=60)
+        printed = "" if module else f"{refimpl.__version__}\n"
+        assert (process.returncode, out) == (130, printed)
+        assert err in ("interrupted\n", NOTHING)
