@@ -26,14 +26,17 @@ CHANGES = (
 )  # fmt: skip
 
 
-def started(*words: object, program: tuple[str, ...] = PROGRAM) -> "subprocess.Popen[str]":
-    """A run of `refimpl` with these words."""
+def started(
+    *words: object, program: tuple[str, ...] = PROGRAM, session: bool = False
+) -> "subprocess.Popen[str]":
+    """A run of `refimpl` with these words, on request as the leader of a session of its own."""
     return subprocess.Popen(
         [*program, *map(str, words)],
         env=ENV,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=session,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's & ignores it
     )
 

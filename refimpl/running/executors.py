@@ -1,6 +1,7 @@
 """Where work units run: on threads of this process, or on an executor's workers."""
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -69,12 +70,19 @@ def _processes(count: int) -> Iterator[Pool]:
     """Open processes that end with the block, and with this process even if it is killed."""
     import multiprocessing  # takes longer to import than most commands to start
     from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import resource_tracker
 
     theirs, ours = multiprocessing.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
         count, multiprocessing.get_context("spawn"), initializer=_follow, initargs=(theirs,)
     )
     try:
+        if hasattr(signal, "pthread_sigmask"):  # Ctrl-C is this process's, which ends the others
+            resource_tracker.ensure_running()  # which would unblock it
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            for _ in range(count):  # each starts a process, which inherits the mask
+                pool.submit(os.getpid)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield Pool(pool, count)
     except BaseException:
         ours.close()  # ends them at once, whatever they are doing

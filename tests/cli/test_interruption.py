@@ -131,6 +131,32 @@ def test_a_command_without_partial_results_leaves_nothing(kind: str, tmp_path: P
     assert printed_json(__file__, f"leaves_nothing({kind!r}, {str(tmp_path)!r})") == {}
 
 
+def test_control_c_of_a_terminal_is_one_message_with_processes(tmp_path: Path) -> None:
+    """A terminal sends it to the workers, too, which here wait for work or import."""
+    code = (
+        "import os, signal, time, refimpl.cli.score as cli\n"
+        "from refimpl.running.executors import open_pool\n"
+        "def score(*_, executor, **__):\n"
+        "    with open_pool(executor, 2) as pool:\n"
+        "        print('ready', flush=True)\n"
+        "        pool.executor.submit(time.sleep, 60).result()\n"
+        "cli.score = score\n"
+        "import sys; sys.argv[0] = 'refimpl'\n"
+        "from refimpl.__main__ import main\n"
+        "main()\n"
+    )
+    for wait in (0.0, 0.1, 1.0):
+        words = ("-c", code, "score", LLAMA, "--executor", "processes")
+        with started(*words, program=(sys.executable,), session=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(wait)
+            os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        assert (process.returncode, err.count("\n")) == (130, 2), err
+        assert err.startswith("interrupted: ")
+
+
 class Dying:
     """Ctrl-C while Python removes this object, where an exception goes no further."""
 
