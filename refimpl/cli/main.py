@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
@@ -305,25 +306,54 @@ def _with_nearest_name(error: RefimplError) -> RefimplError:
 
 
 def _corrected(error: Any, problem: str) -> str | None:
-    """The command line with what is missing, or the nearest valid word; None if that is unknown."""
+    """The command line with what is missing, or the nearest valid word if it can be parsed then."""
     from refimpl.cli import terminal
 
-    words, missing = sys.argv[1:], getattr(error, "param", None)
-    if problem.startswith("Missing ") and missing is not None:
-        named = missing.opts[:1] if missing.param_type_name == "option" else []
-        return terminal.command_line(*named, missing.metavar or str(missing.name).upper())
-    if found := re.fullmatch(r"Option '(.*)' requires an argument\.", problem):
-        wrong, nearest = found[1], [found[1], "VALUE"]
+    parameter: Any = getattr(error, "param", None)
+    names: Sequence[str] = ()
+    if problem.startswith("Missing ") and parameter is not None:
+        named = parameter.opts[:1] if parameter.param_type_name == "option" else []
+        return terminal.command_line(*named, parameter.metavar or str(parameter.name).upper())
+    if nearest := getattr(error, "possibilities", None):  # of an option, the closest first
+        wrong = error.option_name
+    elif found := re.fullmatch(r"Option '(.*)' requires an argument\.", problem):
+        return _command(_replaced(found[1], [found[1], "VALUE"]))
     elif found := re.search(r"'([^']*)' is not one of (.*)\.", problem):
-        wrong = found[1]
+        wrong, names = found[1], parameter.opts
         nearest = get_close_matches(wrong.lower(), re.findall("'(.*?)'", found[2]), 1)
-    elif found := re.search(
-        r"No such (?:command|option):? '?([^' ]*)'?.*[ '](\S+?)'?[)?]", problem
-    ):
-        wrong, nearest = found[1], [found[2]]
-    else:
-        return None
-    if wrong not in words or not nearest:
-        return None
-    at = words.index(wrong)
-    return shlex.join(["refimpl", *words[:at], *nearest, *words[at + 1 :]])
+    elif found := re.search(r"No such command '(.*)'\. Did you mean '(.*?)'", problem):
+        return _command(_replaced(found[1], [found[2]]))
+    words = _replaced(wrong, nearest[:1], names) if nearest else []
+    return _command(words) if words and _is_parsed(error.ctx, words) else None
+
+
+def _command(words: Sequence[str]) -> str | None:
+    """The program with these words, as a shell reads it."""
+    return shlex.join(["refimpl", *words]) if words else None
+
+
+def _is_parsed(context: Any, words: Sequence[str]) -> bool:
+    """Whether the command of a context takes the words after its name; a help is not printed."""
+    if context.info_name not in words or {"-h", "--help"} & {*words}:
+        return False
+    try:
+        own = [*words[words.index(context.info_name) + 1 :]]
+        context.command.make_context(context.info_name, own, parent=context.parent)
+    except (UsageError, RefimplError):
+        return False
+    return True
+
+
+def _replaced(wrong: str, right: Sequence[str], names: Sequence[str] = ()) -> list[str]:
+    """The command line with other words for a wrong one, which is a value of an option of names."""
+    words = sys.argv[1:]
+    for at, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if word == wrong and (not names or words[at - 1] in names):
+            new = [*right]
+        elif equals and (option == wrong or (option in names and value == wrong)):
+            new = [f"{right[0]}={value}" if option == wrong else f"{option}={right[0]}"]
+        else:
+            continue
+        return [*words[:at], *new, *words[at + 1 :]]
+    return []

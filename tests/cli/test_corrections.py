@@ -3,10 +3,14 @@
 import os
 import shlex
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from conftest import FIXTURES
 from program import refusal, refused, run
+from typer.main import get_command
+
+from refimpl.cli.main import program
 
 LLAMA = FIXTURES / "llama"
 
@@ -32,6 +36,13 @@ LLAMA = FIXTURES / "llama"
         ("check llama", "check llama ACTUAL"),
         ("score M --zzz", "see refimpl score --help"),
         ("score M --samples x", "see refimpl score --help"),
+        ("prune M -o x --sparsity 0.5 --mesure", "prune M -o x --sparsity 0.5 --measure"),
+        ("prune M -o x --methud=wanda", "prune M -o x --method=wanda"),
+        ("prune Wand -o x --method Wand", "prune Wand -o x --method wanda"),
+        ("prune M -o x --method=Wand", "prune M -o x --method=wanda"),
+        ("score M --txt", "see refimpl score --help"),  # a value is missing, too
+        ("score M --sparcity 0.5 --corect none", "see refimpl score --help"),
+        ("score M --sparcity --help", "see refimpl score --help"),
     ],
 )
 def test_the_corrected_command(
@@ -47,6 +58,50 @@ def test_the_corrected_command(
     assert said == (corrected if corrected.startswith("see ") else f"refimpl {corrected}")
     if "prune M" in typed:
         assert "refimpl prune" in refused(*shlex.split(typed))
+
+
+NEEDED = {  # what a command must have to be parsed
+    "score": "M",
+    "eval": "M",
+    "explain": "M",
+    "inspect": "M",
+    "allocate": "M",
+    "prune": "M -o x",
+    "compare": "M",
+    "report": "M -o x",
+    "check": "llama M",
+    "export": "M -o x",
+    "validate": "M --graph g",
+    "case make": "M -o x",
+    "case list": "",
+    "case show": "llama",
+}
+
+
+def value_of(option: Any) -> list[str]:
+    """A value that can be parsed."""
+    kind = option.type_descriptor.annotation
+    if option.is_flag:
+        return []
+    return [str(get_args(kind)[0])] if get_origin(kind) is Literal else ["1"]
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_every_misspelt_option_is_corrected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a letter less, and with one twice."""
+    command: Any = get_command(program())
+    for word in name.split():
+        command = command.commands[word]
+    options = [x for x in command.params if x.param_type_name == "option"]
+    for option in options:
+        word = max(option.opts, key=len)
+        for wrong in (word[:4] + word[5:], word[:4] + word[3:]):
+            if len(word) < 6 or any(wrong in other.opts for other in options):
+                continue
+            typed = [*name.split(), *shlex.split(NEEDED[name]), wrong, *value_of(option)]
+            said = refused(*typed).rpartition("next: ")[2].strip()
+            corrected = [word if x == wrong else x for x in typed]
+            assert shlex.split(said) == ["refimpl", *corrected]
 
 
 def test_a_message_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
