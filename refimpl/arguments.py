@@ -83,11 +83,20 @@ def described(hint: Any) -> str:
     return WORDS.get(hint) or str(hint if origin is tuple else name)
 
 
+def percentage(name: str, value: Any, otherwise: str) -> str:
+    """The next step for a fraction out of range; from 2 to 100, it was probably a percentage."""
+    meant = isinstance(value, int | float) and 2 <= value <= 100
+    return f"use {name} {value / 100:g}, which is {value:g}%" if meant else otherwise
+
+
 def require(value: Any, hint: Any, name: str, prefix: str = "") -> None:
     """Refuse a value that is not of a declared type."""
     if not is_of_type(value, hint) or (isinstance(value, float) and isnan(value)):
         option = name.replace("_", "-")
-        raise RefimplError(f"{option} {value!r:.80}", described(hint), f"change {prefix}{option}")
+        step = f"change {prefix}{option}"
+        if get_args(hint)[1:] == (0, 1):
+            step = percentage(f"{prefix}{option}", value, step)
+        raise RefimplError(f"{option} {value!r:.80}", described(hint), step)
 
 
 class Checked:

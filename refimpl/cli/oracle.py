@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from refimpl.cli import options as opt
-from refimpl.cli.groups import NOISE, PERTURBATION, SOURCE, Source
+from refimpl.cli.groups import NOISE, PERTURBATION, SOURCE, Source, fraction
 from refimpl.cli.options import FieldOption, OptionGroup
 from refimpl.cli.terminal import deliver, say
 from refimpl.cli.validate import TIME_LIMIT
@@ -29,7 +29,13 @@ RECIPE = OptionGroup(
         "eta": FieldOption("Size of the noise as a fraction of the state's norm.", "X"),
         **PERTURBATION.only(*NOISE).options,
         "seed": FieldOption("Seed of the noise.", "N"),
-        "sparsity": FieldOption("Fraction of all prunable weights to prune.", "S"),
+        "sparsity": FieldOption(
+            "Fraction of all prunable weights to prune, 0 to 1, or a percentage such as 50%.",
+            "FRACTION",
+            type=str,
+            default=str(Recipe().sparsity),
+            read=fraction,
+        ),
         "pattern": FieldOption("Pattern N:M; empty for none.", "N:M", "nm"),
         "shown": FieldOption(
             "Block whose scores and weights are steps; may be repeated. Default: 0.",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Seed
+from refimpl.arguments import Checked, Seed, percentage
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.pruners.decision import Method, Pruner
@@ -117,7 +117,7 @@ class Perturbation(Checked):
             raise RefimplError(
                 f"probe-delta {self.probe_delta}",
                 "a number above 0, at most 1",
-                "use for example --probe-delta 0.1",
+                percentage("--probe-delta", self.probe_delta, "use for example --probe-delta 0.1"),
             )
         if self.kind == "pruning":
             if self.draws > 1:

@@ -5,14 +5,14 @@ from math import inf, isnan
 from refimpl.evaluation.choices import Questions
 from refimpl.evaluation.evaluate import Evaluation
 from refimpl.show.header import counted, joined, model_facts, run_facts, wrapped
-from refimpl.show.table import aligned
+from refimpl.show.table import fitted
 from refimpl.tokens import Windows
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """The measures of a model's quality, and how they were computed."""
     rows = _rows(evaluation)
-    table = aligned(
+    table = fitted(
         {
             "measure": [name for name, *_ in rows],
             "value": [_number(value, form) for _, value, _, form, _ in rows],

@@ -46,7 +46,7 @@ def report_table(report: Report, candidate: str) -> str:
         "allowed": [_number(step.tolerance) for step in worst],
         "own": [_number(step.own) for step in worst],
     }
-    table = fitted(columns, ("own", "allowed", "worst step", "pass"))
+    table = fitted(columns)
     said = [part for line in _verdict(report, candidate) for part in fitting(line)]
     return joined([*wrapped(facts), "", *table, "", *said])
 

@@ -24,6 +24,13 @@ from refimpl.show.header import (
 from refimpl.show.numbers import measured
 from refimpl.show.table import fitted
 
+LEGEND = {  # of the columns of a pruned model, but for those of linears
+    "asked": "weights to prune",
+    "pruned": "those that were, now +0.0",
+    "kept zeros": "weights that stay and are zero",
+    "zeros": "both together, counted in the file",
+    "sparsity": "the fraction pruned of the block",
+}
 LEAST = 0.05  # seconds of a stage that is shown
 
 
@@ -85,14 +92,9 @@ def _counts(pruned: Pruning) -> list[str]:
         "zeros": [f"{sum(x.zeros for x in row):,}" for row in rows],
         **_shares(counts, "pruned"),
     }
-    notes = [
-        "asked: weights to prune; pruned: those that were, now +0.0; kept zeros: weights that stay",
-        "and are zero; zeros, counted in the file, are both together; then the fraction pruned of",
-        "the block and of each linear.",
-    ]
-    said = [line for note in notes for line in wrap(note, terminal_width())]
-    first = ("kept zeros", "weights", "asked", "zeros", "pruned")
-    return [*fitted(columns, (*first, *reversed(columns))), "", *said, ""]
+    notes = [f"{name}: {LEGEND[name]}" for name in columns if name in LEGEND]
+    legend = "; ".join([*notes, "then the fraction pruned of each linear."])
+    return [*fitted(columns), "", *wrap(legend, terminal_width()), ""]
 
 
 def _facts(pruned: Pruning, document: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -151,7 +153,7 @@ def inspection_table(inspection: Inspection) -> str:
     }
     total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
     last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
-    table = fitted(columns, ("dtype", "weights", "n:m", *reversed(columns)))
+    table = fitted(columns)
     return joined([*_header(inspection), "", *table, "", last])
 
 

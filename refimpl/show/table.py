@@ -14,8 +14,7 @@ from refimpl.show.findings import findings
 from refimpl.show.header import counted, header, terminal_width
 from refimpl.show.numbers import measured
 
-# Over the sides of a bar: wide; narrow; without a bar; without errors and counts, too.
-WORDS = (("absorbs", "amplifies"), ("< 1", "> 1"), (), None)
+WORDS = (("absorbs", "amplifies"), ("< 1", "> 1"), ())  # over the sides of a bar; without a bar
 EIGHTHS = " ▏▎▍▌▋▊▉"
 ESCAPE = re.compile(r"\x1b\[\d+m")
 GLUE = "\N{NO-BREAK SPACE}"
@@ -50,10 +49,11 @@ def table(
     """What was found, a row per block, and how it came about; verbose, with all settings."""
     found, absorption, width = allocations[0], scores.sweep[0], terminal_width()
     at = f"At eta {absorption.eta:g}: " if len(scores.sweep) > 1 else ""
-    for words in WORDS:  # what gives way to a narrow terminal
-        rows = aligned(columns(scores, allocations, style, words))
-        if max(len(ESCAPE.sub("", row)) for row in rows) <= width:
+    for words in WORDS:  # the bar gives way to a narrow terminal
+        shown = columns(scores, allocations, style, words)
+        if len(ESCAPE.sub("", aligned(shown)[0])) <= width:
             break
+    rows = fitted(shown)
     notes = [line for note in footer(scores, found) for line in wrap(note, width)]
     text = (at + " ".join(findings(absorption))).replace(" ± ", f"{GLUE}±{GLUE}")
     lines = [line.replace(GLUE, " ") for line in wrap(text, width)]
@@ -65,7 +65,7 @@ def columns(
     scores: Scores,
     allocations: tuple[Allocation, ...],
     style: Style,
-    words: tuple[str, ...] | None = WORDS[0],
+    words: tuple[str, ...] = WORDS[0],
 ) -> dict[str, list[str]]:
     """The table: heading to a text per block, without columns that are empty or all the same.
 
@@ -81,8 +81,7 @@ def columns(
         found[signal] = _numbers(values, "#.4g")
     for one in scores.sweep:
         name = f"r at {one.eta:g}" if len(scores.sweep) > 1 else "r"
-        errors = np.full_like(one.stderr, np.nan) if words is None else one.stderr
-        pairs = zip(one.coefficient.tolist(), errors.tolist(), strict=True)
+        pairs = zip(one.coefficient.tolist(), one.stderr.tolist(), strict=True)
         texts = [measured(r, error, "#.4g") for r, error in pairs]
         found[name] = [text.replace("±", style.plus_minus) for text in texts]
     if words and len(scores.sweep) == 1:
@@ -106,8 +105,7 @@ def columns(
         found["base"] = _numbers(allocation.base_sparsity, ".4f")
     name = "sparsity" if allocation.request.correct is None else "corrected"
     found[name] = _numbers(allocation.corrected_sparsity, ".4f")
-    counts = {} if words is None else {"pruned": [f"{n:,}" for n in allocation.num_pruned]}
-    return found | counts
+    return found | {"pruned": [f"{n:,}" for n in allocation.num_pruned]}
 
 
 def aligned(columns: Mapping[str, list[str]]) -> list[str]:
@@ -123,14 +121,20 @@ def aligned(columns: Mapping[str, list[str]]) -> list[str]:
     return ["  ".join(cells) for cells in zip(*whole, strict=True)]
 
 
-def fitted(columns: Mapping[str, list[str]], omitted: Iterable[str]) -> list[str]:
-    """Lines of a table without empty columns, and without as many of `omitted` as do not fit."""
-    left = {heading: cells for heading, cells in columns.items() if any(cells)}
-    for heading in omitted:
-        if max(map(len, aligned(left))) <= terminal_width():
-            break
-        left.pop(heading, None)
-    return [line.rstrip() for line in aligned(left)]
+def fitted(columns: Mapping[str, list[str]]) -> list[str]:
+    """Lines of a table without empty columns.
+
+    Columns that do not fit the terminal follow in further tables, each with the first column.
+    """
+    (heading, first), *others = [column for column in columns.items() if any(column[1])]
+    tables = [{heading: first}]
+    for name, cells in others:
+        line = aligned(tables[-1] | {name: cells})[0]
+        if len(tables[-1]) > 1 and len(ESCAPE.sub("", line)) > terminal_width():
+            tables.append({heading: first})
+        tables[-1][name] = cells
+    lines = [line.rstrip() for table in tables for line in ("", *aligned(table))]
+    return lines[1:]
 
 
 def footer(scores: Scores, allocation: Allocation) -> list[str]:

@@ -8,7 +8,7 @@ from refimpl.comparison.agreement import Agreement
 from refimpl.onnx.validate import Comparison, Validation
 from refimpl.onnx.zero_weights import Zeros
 from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
-from refimpl.show.table import aligned
+from refimpl.show.table import fitted
 
 VALIDATION_FORMAT = 1  # of `validate --json`
 NAMED_LINEARS = 3  # of those that differ
@@ -17,7 +17,7 @@ AT = "block, tokens"  # heading of the place of an error
 
 def validation_table(validation: Validation) -> str:
     """The worst error of each trace point in every dtype, those of the experiment, the verdict."""
-    rows = [line.rstrip() for line in aligned(_columns(validation))]
+    rows = fitted(_columns(validation))
     said = [*_verdict(validation), *validation.notes]
     parts = [part for line in said for part in fitting(line)]
     return joined([*_header(validation), "", *rows, "", *parts])

@@ -1,5 +1,6 @@
 """What a mistyped command is told: the command as it should be."""
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from conftest import FIXTURES
-from program import refusal, refused, run
+from program import ran, refusal, refused, run
 from typer.main import get_command
 
 from refimpl.cli.main import program
@@ -114,3 +115,51 @@ def test_a_message_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) > 3
     command = result.err[result.err.index("next: ") + 6 :].replace("\\\n", "")
     assert shlex.split(command) == ["refimpl", *words[:-1], "wanda"]  # a shell reads one command
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "corrected"),
+    [
+        ("score M --sparsity 60", "sparsity 60", "use --sparsity 0.6, which is 60%"),
+        ("prune M -o x --sparsity 62.5", "sparsity 62.5", "use --sparsity 0.625, which is 62.5%"),
+        ("case make M -o x --sparsity 60", "sparsity 60", "use --sparsity 0.6, which is 60%"),
+        ("case make M -o x --sparsity x", "sparsity 'x'", "use --sparsity 0.5"),
+        ("score M --lo 10", "lo 10", "use --lo 0.1, which is 10%"),
+        ("score M --hi 90", "hi 90", "use --hi 0.9, which is 90%"),
+        (
+            "score M --max-correction 5",
+            "max-correction 5",
+            "use --max-correction 0.05, which is 5%",
+        ),
+        (
+            "score M --correct divergence --probe-delta 10",
+            "probe-delta 10.0",
+            "use --probe-delta 0.1, which is 10%",
+        ),
+        ("score M --sparsity 600", "sparsity 600", "change --sparsity"),
+        ("score M --sparsity -60", "sparsity -60", "change --sparsity"),
+    ],
+)
+def test_a_percentage_is_told_how_to_be_one(
+    words: str, said: str, corrected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.symlink(LLAMA, "M")
+    text = refused(*words.split())
+    assert text.startswith(f"error: {said}\n")
+    assert text.endswith(f"next: {corrected}\n")
+    assert os.listdir() == ["M"]
+
+
+def test_a_percentage_is_a_sparsity(tmp_path: Path) -> None:
+    few = ("--samples", 1, "--seq-len", 4, "--tokens", "random")
+    documents = []
+    for sparsity in ("60%", "0.6"):
+        words = ("--sparsity", sparsity, *few, "--only", "embed", "-o", tmp_path / sparsity)
+        ran("case", "make", LLAMA, *words)
+        case = json.loads((tmp_path / sparsity / "case.json").read_text())
+        words = ("--sparsity", sparsity, *few, "--json")
+        scored = json.loads(ran("score", LLAMA, *words))
+        documents.append((case["recipe"]["sparsity"], scored["total_pruned"]))
+    assert documents[0] == documents[1]
+    assert documents[0][0] == 0.6

@@ -412,7 +412,8 @@ def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
     assert printed == json.loads((tmp_path / "b" / "pruning.json").read_text())
     total = f"{printed['total_pruned']:,}"
     last = next(line for line in table.splitlines() if line.lstrip().startswith("all"))
-    assert last.split()[1:3] == [total, total]  # pruned, and zeros in the file
+    weights = f"{printed['total_weights']:,}"
+    assert last.split()[1:6] == [weights, total, total, "0", total]  # asked, pruned, kept, zeros
     assert f"{printed['total_weights']:,} prunable weights" in table
     assert printed["total_pruned"] == round(0.6 * printed["total_weights"])
 

@@ -1,14 +1,18 @@
 """The table: every fact is in it, every column is straight, the bar points the right way."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
+from program import run
 
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
@@ -24,6 +28,7 @@ SEVEN_B = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (4096, 4096))
 SEVEN_B |= {"gate_proj": (11008, 4096), "up_proj": (11008, 4096), "down_proj": (4096, 11008)}
 TOKENS = TokenFacts(3, 48, "a text, 3 samples of 48 tokens", "text", None, "0123456789abcdef")
 ROOM, LOG3 = len("amplifies"), float(np.log(3))
+MIXTRAL, LLAMA, CASES = FIXTURES / "mixtral", FIXTURES / "llama", FIXTURES / "cases"
 ESCAPE = re.compile(r"\x1b\[\d+m")
 
 
@@ -145,6 +150,45 @@ def test_every_line_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatc
         text = shown(found, base="owl" if width > 40 else "uniform")
         assert max(map(len, text.splitlines())) <= width
         assert ("absorbs" in text.split("\n\n")[1]) == (width == 80 and len(found.sweep) == 1)
+
+
+COLUMNS = ("r", "base", "corrected", "pruned")
+TABLES = {  # commands, and columns of their tables
+    "inspect": (("inspect", MIXTRAL), ("n:m", "dtype", "experts.down_proj")),
+    "prune": (
+        ("prune", MIXTRAL, "-o", "out", "--nm", "2:4", "--method", "magnitude", "--per-linear"),
+        ("weights", "asked", "pruned", "kept zeros", "zeros", "q_proj", "experts.down_proj"),
+    ),
+    "check": (
+        ("check", CASES / "opt", CASES / "llama/expected.safetensors", "--only", "blocks.0.*"),
+        ("stage", "steps", "divergent", "worst step", "error", "allowed"),
+    ),
+    "score": (("score", LLAMA, "--tokens", "random", "--samples", 2, "--base", "owl"), COLUMNS),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_no_column_is_lost_on_a_narrow_terminal(
+    name: str, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, columns = TABLES[name]
+    texts = []
+    for columns_ in (100, width):
+        monkeypatch.setenv("COLUMNS", str(columns_))
+        texts.append(run(*words).out)
+        shutil.rmtree("out", ignore_errors=True)
+    for heading in columns:
+        assert re.search(rf"^(.*  )?{heading}(  .*)?$", texts[1], re.MULTILINE), heading
+    tables = [[*map(str.split, text.split("\n\n"))] for text in texts]
+    numbers = [
+        {x for part in table for x in part if re.fullmatch(r"[\d,]*\.?\d+", x)} for table in tables
+    ]
+    assert numbers[1] >= {x for x in numbers[0] if "." in x and len(x) == 6}  # 0.1234
+    if name == "prune":
+        legend = " ".join(texts[1].split())
+        assert all(f"{heading}: " in legend for heading in columns[1:5])
 
 
 @pytest.mark.parametrize("width", [0, 1, 12])
