@@ -202,10 +202,16 @@ def _correction(v: Values) -> Iterator[Figure]:
 def _growth(v: Values) -> Iterator[Figure]:
     grows = v.allocation.growth
     assert grows is not None  # the strength is measured
-    yield Figure("a", grows.level, f"{v.request.correct} at the base's sparsity, per block")
-    yield Figure("kappa", grows.rate, "per block; the allocation uses the median")
+    unit, number = "block", len(grows.fits)
+    if grows.fits.ndim == 2:
+        unit, number = "linear", int((v.scores.linear_sizes > 0).sum())
+    used = "the median"
+    if v.request.kappa == "own":
+        used = f"that of each {unit} if it fits, else the median"
+    yield Figure("a", grows.level, f"{v.request.correct} at the base's sparsity, per {unit}")
+    yield Figure("kappa", grows.rate, f"per {unit}; the allocation uses {used}")
     yield Figure("residual", grows.residual, "of ln D at the base's sparsity")
-    yield Figure("fits", int(grows.fits.sum()), f"of {len(grows.fits)} blocks")
+    yield Figure("fits", int(grows.fits.sum()), f"of {number} {unit}s")
 
 
 def _projection(v: Values) -> Iterator[Figure]:

@@ -114,6 +114,31 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
     assert shown("wanda", "pruned") == made.linear_pruned[k, 0]
 
 
+@pytest.mark.parametrize(
+    ("words", "a", "kappa", "fits"),
+    [
+        ((), "block", "the median", "of 4 blocks"),
+        (("--kappa", "own"), "block", "that of each block if it fits, else the median", "4 blocks"),
+        (("--units", "linears"), "linear", "the median", "of 28 linears"),
+        (
+            ("--units", "linears", "--kappa", "own"),
+            "linear",
+            "that of each linear if it fits, else the median",
+            "of 28 linears",
+        ),
+    ],
+)
+def test_the_step_growth_says_whose_rates_are_used(
+    words: tuple[str, ...], a: str, kappa: str, fits: str
+) -> None:
+    few = ("--samples", 2, "--seq-len", 8, "--base", "uniform", "--correct", "divergence")
+    document = ran("explain", FIXTURES / "llama", "--step", "growth", "--json", *few, *words)
+    notes = {x["name"]: x["note"] for x in json.loads(document)["steps"][0]["figures"]}
+    assert notes["a"].endswith(f"per {a}")
+    assert notes["kappa"] == f"per {a}; the allocation uses {kappa}"
+    assert notes["fits"].endswith(fits)
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "pruning"])
 def test_sinks_are_left_out_as_score_leaves_them_out(
     kind: Any, monkeypatch: pytest.MonkeyPatch
