@@ -1,21 +1,15 @@
 """An explanation as a document for programs."""
 
 import inspect
-from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from refimpl.explanation.explain import Explanation
-from refimpl.explanation.step import Figure
+from refimpl.explanation.step import Figure, described, full_name
 
 IN_JSON = 64  # numbers of an array
-
-
-def full_name(function: Callable[..., Any]) -> str:
-    """Where a function is found."""
-    return f"{function.__module__}.{function.__qualname__}"
 
 
 def explanation_document(found: Explanation, source: bool = False) -> dict[str, Any]:
@@ -32,8 +26,8 @@ def explanation_document(found: Explanation, source: bool = False) -> dict[str, 
                 "name": step.name,
                 "title": step.title,
                 "why": step.why,
-                "formula": step.formula.split("\n"),
-                "functions": [full_name(function) for function in step.functions],
+                "formula": [line for f in step.functions for line in described(f)],
+                "functions": [full_name(f) for f in step.functions],
                 "figures": [_figure(figure) for figure in figures],
                 **({"source": [inspect.getsource(f) for f in step.functions]} if source else {}),
             }

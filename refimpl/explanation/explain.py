@@ -8,10 +8,8 @@ import numpy.typing as npt
 
 from refimpl.allocation.request import Request
 from refimpl.errors import RefimplError
-from refimpl.explanation.allocation import allocation_steps, pruning_steps
-from refimpl.explanation.block import block_steps
-from refimpl.explanation.experiment import experiment_steps
-from refimpl.explanation.forward import head_step, steps_before
+from refimpl.explanation.forward import forward_steps
+from refimpl.explanation.method import method_steps
 from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
 from refimpl.method.perturbation import Perturbation, require_resolved
@@ -143,13 +141,6 @@ def explain(
 
 def steps_of(model: Model, block: int, plan: Perturbation, request: Request) -> list[Step]:
     """All steps of a model, in order, before anything is computed."""
-    config, prefix = model.config, f"blocks.{block}."
+    prefix = f"blocks.{block}."
     names = frozenset(n.removeprefix(prefix) for n in model.weights if n.startswith(prefix))
-    return [
-        *steps_before(config, "pos_embed.weight" in model.weights),
-        *block_steps(config, names, block),
-        head_step(config),
-        *experiment_steps(plan, request),
-        *allocation_steps(request),
-        *pruning_steps(next(iter(config.linears[block]))),
-    ]
+    return [*forward_steps(model.config, names, block), *method_steps(plan, request)]

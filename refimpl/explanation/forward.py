@@ -1,56 +1,95 @@
-"""The two ends of the forward pass: from ids into the stream, and from it to the next token."""
+"""The steps of the forward pass that a family has: from ids through one block to the next token."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from refimpl.explanation.block import cap_function, length, norms
 from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.model import forward, ops
+from refimpl.model import attention, experts, forward, ops, position_tables
 from refimpl.model.config import Config
+from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 
+Functions = tuple[Callable[..., Any], ...]
+TOKEN, BLOCK = "1-one-token", "2-one-block"  # pages of the tutorial
 TOP = 5  # candidates for the next token
 
 
-def steps_before(config: Config, position_table: bool) -> list[Step]:
-    """Tokens, and their way into the residual stream."""
-    scale = f"{config.embed_scale:.6g} * " if config.embed_scale != 1 else ""
-    row = f" + P[{config.position_offset} + position]" if position_table else ""
-    return [
-        Step(
-            "tokens",
-            "a text becomes numbers",
-            "A model reads ids, and nothing else of a text.",
-            "t_1 .. t_S, each from 0 to V - 1",
-            (checked_ids,),
-            _tokens,
+def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Step]:
+    """Tokens, one block whose weights have these names, and the next token."""
+    kind, facts = config.blocks[index], config.experts
+    norm = (ops.rms_norm if config.norm == "rms" else ops.layer_norm, forward.norm)
+    scaled = () if config.residual_scale == 1 else (ops.scaled,)
+    mlp: Functions = (forward.mlp, ops.ACTIVATIONS[config.activation])
+    routed = "router.weight" in names and facts is not None
+
+    def where(role: str, functions: Functions = norm) -> Functions:
+        there = f"{role}.weight" in names or role in config.weightless_norms
+        return functions if there else ()
+
+    def capped(cap: float | None) -> Functions:
+        return () if cap is None else (ops.soft_cap,)
+
+    read = "resid_pre" if config.parallel_residual else "resid_mid"
+    limited = () if config.qkv_limit is None else (ops.limited,)
+    mask = (position_tables.reach,) if kind.chunked else ()
+    steps: list[tuple[str, Functions, Callable[[Values], Any]]] = [
+        ("attn_norm", where("attn_norm"), partial(_norm, before="resid_pre", after="attn_norm")),
+        ("qkv", (forward.project, ops.linear, *limited, attention.split_heads), _qkv),
+        ("qk_norm", where("q_norm") or where("q_width_norm"), partial(_points, names="qk")),
+        (
+            "rope",
+            (attention.rotate, position_tables.rope_tables, *where("q_rope_norm"))
+            if kind.rope is not None
+            else (),
+            _rope,
         ),
+        (
+            "attention",
+            (
+                *(attention.attend, *mask, position_tables.causal_bias),
+                *(*capped(config.attn_soft_cap), ops.softmax),
+            ),
+            _attention,
+        ),
+        (
+            "attn_out",
+            (forward.project, attention.merge_heads, *where("attn_post_norm"), *scaled),
+            partial(_points, names=("attn_heads", "attn_out")),
+        ),
+        ("resid_mid", (forward.block,), partial(_sum, names=("resid_pre", "attn_out"))),
+        ("mlp_norm", where("mlp_norm"), partial(_norm, before=read, after="mlp_norm")),
+        (
+            "routing",
+            (
+                *(experts.route, experts.largest),
+                ops.sigmoid if facts is not None and facts.scoring == "sigmoid" else ops.softmax,
+            )
+            if routed
+            else (),
+            _routing,
+        ),
+        (
+            "mlp_out",
+            (*((forward.mixture,) if routed else ()), *mlp, *where("mlp_post_norm"), *scaled),
+            _experts if routed else _mlp,
+        ),
+        ("resid_post", (forward.block,), partial(_sum, names=("resid_mid", "mlp_out"))),
+    ]
+    return [
+        Step("tokens", TOKEN, (checked_ids,), _tokens),
+        Step("embed", TOKEN, (forward.embed,), _embed),
+        *(Step(name, BLOCK, functions, show) for name, functions, show in steps if functions),
         Step(
-            "embed",
-            "ids become vectors",
-            "Every id has a row in a table; these rows start the residual stream, which all blocks "
-            "read and add to." + (" Positions have a table, too." if row else ""),
-            f"h_0 = {scale}E[id]{row}",
-            (forward.embed,),
-            _embed,
+            "head",
+            TOKEN,
+            (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax),
+            _head,
         ),
     ]
-
-
-def head_step(config: Config) -> Step:
-    """From the last state to the next token."""
-    cap = config.final_soft_cap
-    z = "W norm(h_L)" if config.logit_scale == 1 else f"{config.logit_scale:.6g} W norm(h_L)"
-    return Step(
-        "head",
-        "the next token",
-        "After the last block each token's vector is compared with every id's row: a score per id.",
-        f"logits = {z if cap is None else f'{cap:g} tanh({z} / {cap:g})'}      p = softmax(logits)",
-        (forward.head, *norms(config), *cap_function(cap), ops.softmax),
-        _head,
-    )
 
 
 def _tokens(v: Values) -> Iterator[Figure]:
@@ -66,6 +105,92 @@ def _embed(v: Values) -> Iterator[Figure]:
     yield Figure("||h_0,t||", length(v.embedded[0]), "per token")
 
 
+def _points(v: Values, names: tuple[str, ...] | str) -> Iterator[Figure]:
+    for name in names:
+        yield Figure(name, v.points[name])
+
+
+def _norm(v: Values, before: str, after: str) -> Iterator[Figure]:
+    x, y = v.points[before], v.points[after]
+    yield Figure("||x_t||", length(x), "per token, before")
+    yield Figure("y", y)
+    yield Figure("||y_t||", length(y), "after")
+
+
+def _qkv(v: Values) -> Iterator[Figure]:
+    x, config = v.points["attn_norm"], v.config
+    for name in "qkv":
+        y = ops.limited(forward.project(x, v.weights, f"{name}_proj"), config.qkv_limit)
+        yield Figure(name, attention.split_heads(y, config.head_dim))
+    if config.num_key_value_heads < config.num_attention_heads:
+        yield Figure("kv head of head", config.kv_head_of_head, "heads share keys and values")
+
+
+def _rope(v: Values) -> Iterator[Figure]:
+    rope = v.config.blocks[v.index].rope
+    assert rope is not None  # only then this is a step
+    angles = rope.inv_freq(len(v.place.bias))
+    scaling = "" if rope.scaling == "default" else f", scaled as {rope.scaling}"
+    note = f"radians, theta {rope.theta:g}{scaling}; fast channels first"
+    yield Figure("angle per position", angles, note)
+    for name in ("q", "q_rope"):
+        yield Figure(name, v.points[name][0, 0, -1], "head 0 of the last token")
+    yield Figure("||q||", length(v.points["q"])[0, 0, -1])
+    yield Figure("||q_rope||", length(v.points["q_rope"])[0, 0, -1], "a turn keeps it, a norm not")
+
+
+def _attention(v: Values) -> Iterator[Figure]:
+    config, points, window = v.config, v.points, v.config.blocks[v.index].window
+    q, k = (points.get(f"{n}_rope", points[n])[0] for n in "qk")
+    one = np.eye(q.shape[1], dtype=q.dtype)  # values that show the weights themselves
+    bias, ramps, sinks = v.place.bias, v.place.ramps, v.weights.get("sinks")
+    if ramps is not None:
+        bias = bias + position_tables.alibi_bias(ramps[0], ramps[0], bias.dtype)
+    scaled, sink = q[0] * v.place.query_scale, None if sinks is None else sinks[:1, None]
+    share = attention.attend(
+        scaled, k[config.kv_head_of_head[0]], one, bias, config.attn_soft_cap, sink
+    )
+    yield Figure("scale", config.attention_scale)
+    seen = "" if window is None else f", window {window}"
+    yield Figure("weights", share[-1], f"the last token, head 0{seen}")
+    rest = "" if sink is None else "the sink has the rest"
+    yield Figure("sum of weights", float(share[-1].sum()), rest)
+    yield Figure("heads", points["attn_heads"])
+
+
+def _sum(v: Values, names: tuple[str, str]) -> Iterator[Figure]:
+    after = "resid_mid" if names[0] == "resid_pre" else "resid_post"
+    for name in (*names, after):
+        yield Figure(f"||{name}_t||", length(v.points[name]), "per token")
+    yield Figure(after, v.points[after])
+
+
+def _mlp(v: Values) -> Iterator[Figure]:
+    hidden = v.points["mlp_hidden"]
+    yield Figure("hidden", hidden, "what W_down reads")
+    yield Figure("zeros in it", float((hidden == 0).mean()), "the share of them")
+    yield Figure("mlp_out", v.points["mlp_out"])
+
+
+def _shares(v: Values) -> tuple[Array, Array]:
+    """Which experts each token of the first sequence goes to, and the shares, [1, S, E]."""
+    assert v.config.experts is not None
+    logits = forward.project(v.points["mlp_norm"], v.weights, "router")
+    return experts.route(logits, v.config.experts, v.weights.get("router.correction"))
+
+
+def _routing(v: Values) -> Iterator[Figure]:
+    chosen, share = _shares(v)
+    yield Figure("share", share[0, -1], "the last token")
+    yield Figure("tokens", chosen.sum(axis=(0, 1)), "per expert, of the first sequence")
+
+
+def _experts(v: Values) -> Iterator[Figure]:
+    busiest = int(np.argmax(_shares(v)[0].sum(axis=(0, 1))))
+    yield Figure("hidden", v.points[f"experts.{busiest}.mlp_hidden"], f"in expert {busiest}")
+    yield Figure("mlp_out", v.points["mlp_out"])
+
+
 def _head(v: Values) -> Iterator[Figure]:
     p = ops.softmax(v.logits)
     best = np.argsort(-p, kind="stable")[:TOP]
@@ -74,3 +199,8 @@ def _head(v: Values) -> Iterator[Figure]:
     if (strings := v.strings(best)) is not None:
         yield Figure("strings", strings)
     yield Figure("p", p[best], "their probabilities")
+
+
+def length(x: Array) -> Array:
+    """Euclidean norm of every vector."""
+    return np.linalg.norm(x.astype(np.float64), axis=-1)

@@ -286,6 +286,8 @@ def deviation(
 ) -> Deviation:
     """Measure relative drift and alignment after some block.
 
+    R_k = ||h'_k - h_k|| / ||h_k||;  A_k = <h'_k, h_k> / (||h'_k|| ||h_k||)
+
     Args:
         state: Perturbed residual stream h'_k, [..., S, D].
         clean: Clean residual stream h_k, [..., S, D].

@@ -247,6 +247,8 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Run one decoder layer: attention and MLP, each added to the residual stream.
 
+    m = x + attention(norm(x));  h = m + mlp(norm(m)), or m + mlp(norm(x)) with parallel residuals
+
     Observed: all of `TRACE_POINTS`; `q_rope` and `k_rope` only if the block rotates.
 
     Args:

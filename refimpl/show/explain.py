@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.explanation.document import full_name
 from refimpl.explanation.explain import Explanation
-from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.step import Figure, Step, described, full_name
 from refimpl.show.header import joined, model_facts, terminal_width, wrapped
 
 SHOWN_NUMBERS = 6  # numbers of an array
@@ -37,20 +36,23 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
 
 
 def _step(place: str, step: Step, figures: tuple[Figure, ...]) -> list[str]:
-    """A step without its code."""
+    """A step without its code: the figures under what the functions say that computed them."""
     name = max(len(figure.name) for figure in figures)
     shape = max(len(_shape(figure)) for figure in figures)
     rows = [line for figure in figures for line in _rows(figure, name, shape)]
     width = terminal_width()
-    calls = wrap(", ".join(map(full_name, step.functions)), width - 10, break_on_hyphens=False)
+    said = [
+        line
+        for i, function in enumerate(step.functions)
+        for says in [described(function)[0 if i else 1 :]]  # the first one's is the title
+        for text in (f"  {full_name(function)}{':' if says else ''}", *(IN + x for x in says))
+        for line in wrap(text, width, subsequent_indent=IN, break_on_hyphens=False)
+    ]
     return [
-        f"{place} {step.name}: {step.title}",
-        *(IN + line for line in wrap(step.why, width - 4)),
-        "",
-        *(IN * 2 + part for line in step.formula.split("\n") for part in wrap(line, width - 8)),
+        *wrap(f"{place} {step.name}: {step.title}", width, subsequent_indent=IN),
+        *(*said, f"  why: {step.why}"),
         "",
         *((IN + row).rstrip() for row in rows),
-        *(f"{IN}{'calls ' if i == 0 else '      '}{line}" for i, line in enumerate(calls)),
     ]
 
 

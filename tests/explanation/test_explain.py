@@ -15,9 +15,12 @@ from gates import model_of
 from program import ran, refused
 
 from refimpl import Perturbation, RefimplError, Request, allocate, forward, score
-from refimpl.explanation.document import explanation_document, full_name
+from refimpl.explanation.document import explanation_document
 from refimpl.explanation.explain import explain, steps_of
+from refimpl.explanation.step import described, full_name
 from refimpl.loading.families import FAMILIES
+from refimpl.method import perturbation
+from refimpl.model import ops
 from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import signals
 from refimpl.show.explain import explanation_text
@@ -175,35 +178,41 @@ def test_the_forward_is_the_forward(name: str) -> None:
         assert names == [step for step in STEPS if step in names]
 
 
-def test_formulas_are_those_of_the_family() -> None:
-    def formula(name: str, step: str, block: int = 0) -> str:
+def test_functions_are_those_of_the_family() -> None:
+    def called(name: str, step: str, block: int = 0) -> set[str]:
         steps = steps_of(model_of(name), block, Perturbation(), Request())
-        return next(one.formula for one in steps if one.name == step)
+        functions = next(one.functions for one in steps if one.name == step)
+        return {function.__name__ for function in functions}
 
-    assert formula("llama", "embed") == "h_0 = E[id]"
-    assert formula("gpt2", "embed") == "h_0 = E[id] + P[0 + position]"
-    assert formula("opt", "embed") == "h_0 = E[id] + P[2 + position]"
-    assert formula("gemma2", "embed") == "h_0 = 5.65685 * E[id]"
-    assert "tanh" in formula("gemma2", "attention")
-    assert "tanh" in formula("gemma2", "head")
-    assert "norm(a)" in formula("gemma2", "attn_out")
-    assert "norm(a)" not in formula("llama", "attn_out")
-    assert "q = W_q x + b_q" in formula("qwen2", "qkv")
-    assert "q = W_q x\n" in formula("llama", "qkv")
-    assert formula("opt", "mlp_out") == "f = W_down (relu(W_up y + b_up)) + b_down"
-    assert formula("opt_unbiased", "mlp_out") == "f = W_down (relu(W_up y))"
-    assert formula("granite_swa", "attention").startswith("softmax(scale q k^T + mask, s) v ")
-    clamped = "sigmoid_gelu(min(W_gate y + b_gate, 1.2)) * (clip(W_up y + b_up, -1.2, 1.2) + 1)"
-    assert f"each expert: f = W_down ({clamped}) + b_down\n" in formula("gpt_oss", "mlp_out")
-    assert "f = sum_e f_e(share_e y) + the shared" in formula("llama4_text", "mlp_out", 1)
-    assert formula("llama3", "mlp_out") == (
-        "f = W_down (silu(W_gate y + b_gate) * (W_up y + b_up)) + b_down"
+    assert called("llama", "attn_norm") == {"rms_norm", "norm"}
+    assert called("gpt_neox", "mlp_norm") == {"layer_norm", "norm"}
+    assert "soft_cap" in called("gemma2", "attention") & called("gemma2", "head")
+    assert "soft_cap" not in called("llama", "attention") | called("llama", "head")
+    assert "rms_norm" in called("gemma2", "attn_out")
+    assert called("llama", "attn_out") == {"merge_heads", "project"}
+    assert "scaled" in called("granite", "attn_out")
+    assert called("opt", "mlp_out") == {"mlp", "relu"}
+    assert called("llama4_text", "mlp_out", 1) == {"mixture", "mlp", "silu"}
+    assert "reach" in called("llama4_text", "attention")
+    assert "sigmoid" in called("llama4_text", "routing", 1)
+    assert "softmax" in called("mixtral", "routing")
+
+
+def test_title_and_formulas_come_from_the_docstrings() -> None:
+    assert described(perturbation.deviation) == [
+        "Measure relative drift and alignment after some block.",
+        "R_k = ||h'_k - h_k|| / ||h_k||;  A_k = <h'_k, h_k> / (||h'_k|| ||h_k||)",
+    ]
+    assert described(ops.silu)[0] == (
+        "Compute x / (1 + exp(-x)), without overflow for any finite input."
     )
-    assert formula("llama", "mlp_out") == "f = W_down (silu(W_gate y) * W_up y)"
-    assert formula("gpt_neox", "mlp_norm").startswith("y = (x - mean x)")
-    assert formula("gpt_neox_sequential", "mlp_norm").startswith("y = (m - mean m)")
-    assert formula("gpt_neox", "rope").startswith("first 4 channels of a head: ")
-    assert "llama3" in formula("llama3", "rope")
+    explained = explain(model_of("llama"), tokens_of("llama"), 1)
+    text, (step,) = (
+        explanation_text(explained),
+        (s for _, s, _ in explained.steps if s.name == "ratio"),
+    )
+    assert f"ratio: {step.title}\n  refimpl.method.absorption.surviving_drift\n" in text
+    assert step.title == "Share of each token's drift that reaches the end: R_L / R_l."
 
 
 source_of = cache(inspect.getsource)
@@ -215,7 +224,8 @@ def test_every_function_is_the_librarys_and_has_a_source(name: str, case: str) -
     steps = steps_of(model_of(name), 1, *PLANS[case])
     assert len({step.name for step in steps}) == len(steps)
     for step in steps:
-        assert step.why.endswith((".", ")"))
+        assert (FIXTURES.parent / step.why).is_file()
+        assert step.title.endswith(".")
         for function in step.functions:
             assert full_name(function).startswith("refimpl.")
             source = source_of(function)

@@ -1,0 +1,192 @@
+"""The steps of the method: the experiment, the allocation made of it, and what one linear loses."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from refimpl.allocation.allocate import allocate, base_allocation
+from refimpl.allocation.request import BASES, Request
+from refimpl.explanation.forward import Functions
+from refimpl.explanation.shown_values import Values
+from refimpl.explanation.step import Figure, Step
+from refimpl.method import (
+    allocation,
+    correction,
+    equal_marginals,
+    perturbation,
+    projection,
+    signals,
+)
+from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
+from refimpl.method.divergence import RunningDivergence
+from refimpl.method.perturbation import Perturbation
+from refimpl.model import ops, statistics
+from refimpl.model.forward import block
+from refimpl.pruners import counts, scores
+from refimpl.scoring.activation_signals import BlockScores
+from refimpl.scoring.score import score
+
+PERTURB, ABSORPTION, DIVERGENCE = "3-push-a-block", "4-absorption", "8-divergence"  # pages of the
+ALLOCATION, PRUNE = "5-allocation", "6-prune"  # tutorial
+
+
+def method_steps(plan: Perturbation, request: Request) -> list[Step]:
+    """From a perturbation of the block to the weights that its first linear loses."""
+    pruned = (scores.wanda_keep, scores.wanda_score, block)
+    noise = (perturbation.perturbed, perturbation.noise, perturbation.kept_tokens)
+    divergence = (RunningDivergence,) if request.correct == "divergence" else ()
+    asked: dict[str, Functions] = {
+        "alphapruning": (signals.esd, signals.alphapruning_alpha),
+        "lsa": (statistics.sum_of_outer_products, signals.lsa_error),
+    }
+    exact, fixed = request.compat == "exact", request.correct is not None and not request.measured
+    growth = equal_marginals.equal_marginals, equal_marginals.growth
+    whole = counts.counts, counts.split_count
+    base = getattr(allocation, request.base) if request.base in BASES else base_allocation
+    of_blocks = (scores.wanda_score, signals.owl_outlier_percent, signals.dlp_score)
+    move = correction.correction, _logarithm(request)
+    ratio = surviving_drift, nan_mean, absorption_coefficient
+    steps = (
+        Step("push", PERTURB, pruned if plan.kind == "pruning" else noise, _perturbed),
+        Step("drift", PERTURB, (perturbation.deviation, block), _drift),
+        Step("ratio", ABSORPTION, ratio, _ratio),
+        Step("coefficient", ABSORPTION, (absorption_coefficient, *divergence, score), _coefficient),
+        Step("signals", ALLOCATION, (*of_blocks, *asked.get(request.base, ())), _signals),
+        Step("base", ALLOCATION, (base,), _base),
+        Step("growth", DIVERGENCE, growth if request.measured else (), _growth),
+        Step("correction", ALLOCATION, move if exact and fixed else (), _correction),
+        Step("projection", ALLOCATION, (projection.project, correction.corrected), _projection),
+        Step("counts", ALLOCATION, whole if exact else (allocate,), _counts),
+        Step("wanda", PRUNE, (*pruned[:2], statistics.sum_of_squares, counts.row_count), _wanda),
+        Step("loss", PRUNE, (ops.linear, perturbation.deviation), _loss),
+    )
+    return [x for x in steps if x.functions and (exact or x.name != "projection")]
+
+
+def _logarithm(request: Request) -> Callable[..., Any]:
+    """What makes logarithms of the numbers that a correction is made of."""
+    return correction.clipped_log if request.correct == "absorption" else correction.centred_log
+
+
+def _perturbed(v: Values) -> Iterator[Figure]:
+    h, perturbed = v.leaving[0][0], v.started(0, 0).h[0]
+    if v.plan.kind == "gaussian":
+        yield Figure("eta", v.plan.eta[0])
+        yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")
+    yield Figure("h_l", h)
+    yield Figure("h'_l", perturbed)
+    size = perturbation.deviation(perturbed, h, v.kept[0]).drift
+    yield Figure("||e_t|| / ||h_t||", size, "per token, as rounded to the dtype")
+    if v.plan.sink == "exclude":
+        yield Figure("tokens left out", int(sum((~kept).sum() for kept in v.kept)), "sinks")
+
+
+def _drift(v: Values) -> Iterator[Figure]:
+    note = f"after blocks {v.index} to {v.config.num_blocks - 1}, means"
+    states, _ = v.followed
+    for name, attribute in (("R_k", "drift"), ("A_k", "alignment")):
+        means = np.array([[getattr(state, attribute) for state in draws] for draws in states])
+        yield Figure(name, nan_mean(nan_mean(means, axis=1), axis=0), note)
+    yield Figure("R_L", states[0][0].last, "per token, at the end")
+
+
+def _ratio(v: Values) -> Iterator[Figure]:
+    states, _ = v.followed
+    ratios = np.array([[state.measures().ratio for state in draws] for draws in states])
+    r, stderr = absorption_coefficient(ratios)
+    yield Figure("R_L / R_l", surviving_drift(states[0][0].last, states[0][0].first), "per token")
+    yield Figure("mean", ratios, "[sequences, draws]")
+    yield Figure("r_l", float(r))
+    yield Figure("stderr", float(stderr), "over the sequences" if len(v.ids) > 1 else "takes two")
+
+
+def _coefficient(v: Values) -> Iterator[Figure]:
+    result = v.scores.sweep[0]
+    yield Figure("r", result.coefficient, "per block")
+    yield Figure("stderr", result.stderr)
+    yield Figure("blocks that amplify", int((result.coefficient > 1).sum()))
+    if result.divergence is not None:
+        yield Figure("KL", result.divergence, "nats")
+
+
+def _signals(v: Values) -> Iterator[Figure]:
+    values, m = v.scores.signals, BlockScores(v.weights, v.moments)
+    means = [float(one.mean()) for one in m]
+    yield Figure("mean M", np.array(means), f"per linear of block {v.index}")
+    yield Figure("D", values.owl_outlier_percent, f"percent per block, m {values.owl_m:g}")
+    yield Figure("u", values.dlp_score, f"per block, {values.dlp_statistic}")
+    if values.alpha is not None:
+        yield Figure("alpha", values.alpha, "[blocks, linears]")
+    if values.lsa_error is not None:
+        yield Figure("E", values.lsa_error, f"per block, {values.lsa_block} columns at a time")
+
+
+def _base(v: Values) -> Iterator[Figure]:
+    base = base_allocation(v.scores.signals, v.request, v.config.linears)
+    yield Figure("S", v.request.sparsity)
+    yield Figure("base", base, "per block" if base.ndim == 1 else "[blocks, linears]")
+
+
+def _correction(v: Values) -> Iterator[Figure]:
+    request, result = v.request, v.scores.sweep[0]
+    name = str(request.correct)
+    u = _logarithm(request)(getattr(result, {"absorption": "coefficient"}.get(name, name)))
+    strength, scale = request.fixed_strength, request.correction_scale
+    delta, c = correction.correction(u, strength, request.max_correction, scale)
+    yield Figure("u", u)
+    yield Figure("Delta", delta)
+    yield Figure("c", c, f"strength {strength:g}, at most {request.max_correction:g}")
+    yield Figure("at the clip", int(correction.at_clip(u).sum()), f"of {len(u)} blocks")
+
+
+def _growth(v: Values) -> Iterator[Figure]:
+    grows = v.allocation.growth
+    assert grows is not None  # the strength is measured
+    unit, number = "block", len(grows.fits)
+    if grows.fits.ndim == 2:
+        unit, number = "linear", int((v.scores.linear_sizes > 0).sum())
+    used = "the median"
+    if v.request.kappa == "own":
+        used = f"that of each {unit} if it fits, else the median"
+    yield Figure("a", grows.level, f"{v.request.correct} at the base's sparsity, per {unit}")
+    yield Figure("kappa", grows.rate, f"per {unit}; the allocation uses {used}")
+    yield Figure("residual", grows.residual, "of ln D at the base's sparsity")
+    yield Figure("fits", int(grows.fits.sum()), f"of {number} {unit}s")
+
+
+def _projection(v: Values) -> Iterator[Figure]:
+    result = v.allocation
+    yield Figure("base", result.base_sparsity, "projected alone")
+    yield Figure("s", result.corrected_sparsity, "per block")
+    spent = float((result.linear_sparsity * v.scores.linear_sizes).sum() / result.total_weights)
+    yield Figure("sum N_l s_l / N", spent, f"asked for {v.request.sparsity:g}")
+
+
+def _counts(v: Values) -> Iterator[Figure]:
+    result = v.allocation
+    yield Figure("n_l", result.num_pruned, "per block")
+    yield Figure("n_j", result.linear_pruned[v.index], f"per linear of block {v.index}")
+    yield Figure("Z", result.total_pruned, f"of {result.total_weights:,}")
+
+
+def _wanda(v: Values) -> Iterator[Figure]:
+    yield Figure("c", v.moments[v.linear], "per input")
+    yield Figure("M", v.linear_score)
+    yield Figure("keep", v.keep.astype(np.int64), "1 stays, 0 goes")
+    yield Figure("pruned", int((~v.keep).sum()), f"of {v.keep.size:,}")
+    magnitude = scores.magnitude_keep(scores.magnitude_score(v.weight), int((~v.keep).sum()))
+    yield Figure("decided otherwise", int((magnitude != v.keep).sum()), "by magnitude alone")
+
+
+def _loss(v: Values) -> Iterator[Figure]:
+    x = v.points["attn_norm"]
+    y, left = (ops.linear(x, w)[0] for w in (v.weight, np.where(v.keep, v.weight, 0)))
+    everyone = np.ones(len(y), np.bool_)
+    yield Figure("R", perturbation.deviation(left, y, everyone).drift, "per token")
+    error = float(np.square(left - y, dtype=np.float64).sum())
+    alone = scores.wanda_score(v.weight, statistics.sum_of_squares(x))
+    yield Figure("squared error", error, "over the tokens of the first sequence")
+    yield Figure(
+        "foretold", float(np.square(alone[~v.keep]).sum()), "sum of M^2 of what went, same tokens"
+    )
