@@ -24,6 +24,7 @@ from refimpl.method.perturbation import Perturbation
 from refimpl.model import ops, statistics
 from refimpl.model.forward import block
 from refimpl.pruners import counts, scores
+from refimpl.pruners.decision import decision
 from refimpl.scoring.activation_signals import BlockScores
 from refimpl.scoring.score import score
 
@@ -33,7 +34,8 @@ ALLOCATION, PRUNE = "5-allocation", "6-prune"  # tutorial
 
 def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     """From a perturbation of the block to the weights that its first linear loses."""
-    pruned = (scores.wanda_keep, scores.wanda_score, block)
+    pruned: Functions = (scores.wanda_keep, scores.wanda_score, block)
+    alone = pruned if plan.probe_pruner == "wanda" else (decision, block)
     noise = (perturbation.perturbed, perturbation.noise, perturbation.kept_tokens)
     divergence = (RunningDivergence,) if request.correct == "divergence" else ()
     asked: dict[str, Functions] = {
@@ -48,7 +50,7 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     move = correction.correction, _logarithm(request)
     ratio = surviving_drift, nan_mean, absorption_coefficient
     steps = (
-        Step("push", PERTURB, pruned if plan.kind == "pruning" else noise, _perturbed),
+        Step("push", PERTURB, alone if plan.kind == "pruning" else noise, _perturbed),
         Step("drift", PERTURB, (perturbation.deviation, block), _drift),
         Step("ratio", ABSORPTION, ratio, _ratio),
         Step("coefficient", ABSORPTION, (absorption_coefficient, *divergence, score), _coefficient),

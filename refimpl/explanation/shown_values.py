@@ -19,15 +19,16 @@ from refimpl.errors import printable
 from refimpl.method.perturbation import Perturbation, kept_tokens
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, head
-from refimpl.model.model import BlockWeights, Later, Model
+from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, second_moments, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.scores import wanda_keep, wanda_score
-from refimpl.running.threads import Progress
-from refimpl.scoring.measurements import Address
-from refimpl.scoring.perturbed_state import Clean, PerturbedState, Stack, stays, with_noise
+from refimpl.running.threads import Progress, Workers
+from refimpl.scoring.measurements import Address, PruneBlock
+from refimpl.scoring.perturbed_state import Clean, PerturbedState, Stack, WandaBlocks, with_noise
+from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
 from refimpl.tokens.tokenizer import read_tokenizer
@@ -196,12 +197,18 @@ class Values:
     def _pruned_weights(self) -> Weights:
         """The block's weights after the pruning that is its perturbation."""
         assert self.scores.pruned_at is not None  # asked for with that perturbation only
-        counts = self.scores.pruned_at.linear_pruned[self.index].tolist()
-        pruned: dict[str, Array | Later] = {}
-        for name, count in zip(self.config.linears[self.index], counts, strict=False):
-            keep = stays(self.weights[f"{name}.weight"], self.moments[name], count, name)
-            pruned[f"{name}.weight"] = self.weights.without(f"{name}.weight", keep)
-        return self.weights | pruned
+        counts, every = self.scores.pruned_at.linear_pruned[None], dict(enumerate(self.entering))
+        with Workers(self.threads) as workers:
+            if self.plan.probe_pruner == "wanda":
+                prune: PruneBlock = WandaBlocks((self.moments,) * self.config.num_blocks, counts)
+            else:
+                others = PrunedBlocks(self.config.linears, counts, self.plan.pruner)
+                if others.needs_sums:
+                    ids = dict(enumerate(self.ids))
+                    clean = Stream(self.model, ids, self.dtype, every, self.index)
+                    others = others.summed(clean, self.weights, workers)
+                prune = others
+            return prune(self.index, 0, self.weights, workers)
 
     def _through(self, index: int) -> Callable[[Array], Array]:
         """One block of the model, as a function of the stream."""

@@ -47,6 +47,18 @@ PLANS = {
     ),
     "pruning, arrival": (Perturbation("pruning"), Request("dlp", {}, 0.5, "arrival", 0.1)),
     "pruning, divergence": (Perturbation("pruning"), Request("owl", {}, 0.7, "divergence", 0.1)),
+    "pruning by SparseGPT": (
+        Perturbation("pruning", probe_pruner="sparsegpt"),
+        Request("owl", {}, 0.7, "divergence", 0.1),
+    ),
+    "pruning by magnitude": (
+        Perturbation("pruning", probe_pruner="magnitude"),
+        Request("owl", {}, 0.7, "divergence", 0.1),
+    ),
+    "pruning at random": (
+        Perturbation("pruning", probe_pruner="random", seed=3),
+        Request("owl", {}, 0.7, "arrival", 0.1),
+    ),
     "measured": (Perturbation("pruning"), Request("uniform", {}, 0.7, "divergence")),
     "peer": (Perturbation(), Request("atp", {"beta": 0.05}, 0.7, None, compat="peer")),
 }
