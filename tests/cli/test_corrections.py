@@ -120,15 +120,15 @@ def test_a_message_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "said", "corrected"),
     [
-        ("score M --sparsity 60", "sparsity 60", "use --sparsity 0.6, which is 60%"),
+        ("score M --sparsity 60", "sparsity 60.0", "use --sparsity 0.6, which is 60%"),
         ("prune M -o x --sparsity 62.5", "sparsity 62.5", "use --sparsity 0.625, which is 62.5%"),
-        ("case make M -o x --sparsity 60", "sparsity 60", "use --sparsity 0.6, which is 60%"),
+        ("case make M -o x --sparsity 60", "sparsity 60.0", "use --sparsity 0.6, which is 60%"),
         ("case make M -o x --sparsity x", "sparsity 'x'", "use --sparsity 0.5"),
-        ("score M --lo 10", "lo 10", "use --lo 0.1, which is 10%"),
-        ("score M --hi 90", "hi 90", "use --hi 0.9, which is 90%"),
+        ("score M --lo 10", "lo 10.0", "use --lo 0.1, which is 10%"),
+        ("score M --hi 90", "hi 90.0", "use --hi 0.9, which is 90%"),
         (
             "score M --max-correction 5",
-            "max-correction 5",
+            "max-correction 5.0",
             "use --max-correction 0.05, which is 5%",
         ),
         (
@@ -136,8 +136,8 @@ def test_a_message_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
             "probe-delta 10.0",
             "use --probe-delta 0.1, which is 10%",
         ),
-        ("score M --sparsity 600", "sparsity 600", "change --sparsity"),
-        ("score M --sparsity -60", "sparsity -60", "change --sparsity"),
+        ("score M --sparsity 600", "sparsity 600.0", "change --sparsity"),
+        ("score M --sparsity -60", "sparsity -60.0", "change --sparsity"),
     ],
 )
 def test_a_percentage_is_told_how_to_be_one(
