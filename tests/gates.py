@@ -19,6 +19,7 @@ CASES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.safetensor
 # Without the last token, which is predicted and never an input, its rotary tables are others.
 SAME_TABLES = [case for case in CASES if case != "llama_dynamic"]
 GATES = {"float32": 1e-5, "float64": 1e-12}
+APART = 2 * GATES["float64"]  # two right runs, each within the gate of the truth
 
 assert len(CASES) >= 13, f"expected at least 13 cases in {FIXTURES}, found {CASES}"
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from gates import bits, model_of
+from gates import APART, bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from program import ran, refused
 
-from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
+from refimpl import Perturbation, RefimplError, Request, Scores, allocate, forward, score
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.method.absorption import absorption_coefficient
 from refimpl.method.subset import chosen_blocks
@@ -138,20 +138,48 @@ def measured(plan: Perturbation, sequences: int = 3) -> Measurements:
         return experiment(model, ids, plan, resources, pruned, divergence=pruning)
 
 
-@pytest.mark.parametrize("kind", PLANS)
-def test_what_is_perturbed_is_what_it_is_without_a_subset(kind: str) -> None:
-    plan = PLANS[kind]
-    some, every = measured(plan), measured(replace(plan, subset=None))
+def chosen_of(plan: Perturbation) -> tuple[Measurements, Measurements, Any]:
+    """What is measured with the subset and without, and which states, [N, R, L], the subset has."""
     chosen = chosen_blocks(3, plan.draws, 4, plan.subset, plan.seed)
     assert not chosen.all()
-    np.testing.assert_array_equal(some.ratios, np.where(chosen, every.ratios, np.nan))
-    far = chosen[..., None]
-    for name in ("drift", "alignment"):
-        expected = np.where(far, getattr(every, name), np.nan)
-        np.testing.assert_array_equal(getattr(some, name), expected, err_msg=name)
+    some, every = measured(plan), measured(replace(plan, subset=None))
+    for name in ("drift", "alignment", "ratios"):
+        found, of = getattr(some, name), chosen[..., None] if name != "ratios" else chosen
+        expected = np.where(of, getattr(every, name), np.nan)
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected), err_msg=name)
+    return some, every, chosen
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_what_is_perturbed_is_what_it_is_without_a_subset(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit where each state passes alone: then its products are the same."""
+    monkeypatch.setattr("refimpl.scoring.grouping.ROWS", 1)
+    some, every, chosen = chosen_of(PLANS[kind])
+    for name in ("ratios", "drift", "alignment", "divergence"):
+        found, whole = getattr(some, name), getattr(every, name)
+        assert (found is None) == (whole is None)
+        if found is not None:
+            np.testing.assert_array_equal(found[:, chosen], whole[:, chosen], err_msg=name)
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_in_stacks_of_other_sizes_it_agrees_within_the_gate(kind: str) -> None:
+    """The bounds of docs/explanation/numerics.md, of a sequence's norm: their products differ."""
+    plan = replace(PLANS[kind], norm="sequence")
+    some, every, chosen = chosen_of(plan)
+    drift, ratios = every.drift[:, chosen], every.ratios[:, chosen]
+    first = np.take_along_axis(drift, np.nonzero(chosen)[-1][None, :, None], -1)[..., 0]
+    bounds = {"drift": APART * (1 + drift), "alignment": np.full_like(drift, APART)}
+    bounds["ratios"] = APART * (1 / first + ratios)
     if every.divergence is not None:
-        assert some.divergence is not None
-        np.testing.assert_array_equal(some.divergence, np.where(chosen, every.divergence, np.nan))
+        logits = forward(model_of("llama"), random_tokens(264, 3, 9).ids, dtype="f8").logits
+        length = np.linalg.norm(logits, axis=-1).max()
+        bounds["divergence"] = APART * length * np.sqrt(2 * every.divergence[:, chosen])
+    for name, bound in bounds.items():
+        off = np.abs(getattr(some, name) - getattr(every, name))[:, chosen]
+        assert (np.isnan(off) | (off <= bound)).all(), name
     for mine, whole in zip(some.squares, every.squares, strict=True):  # of clean states
         for name, sums in whole.items():
             np.testing.assert_array_equal(mine[name], sums)
