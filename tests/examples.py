@@ -200,14 +200,20 @@ def matches(expected: str, got: str) -> bool:
             pattern += ".*?"
         elif re.fullmatch(r"\d+\.\d+", part):
             numbers.append(part)
-            pattern += rf"(\d+\.\d{{{len(part) - part.index('.') - 1}}})"
+            pattern += r"(\d+\.\d+)"
         else:
             pattern += re.escape(part)
     found = re.fullmatch(pattern, got, re.DOTALL)
     return found is not None and all(
-        abs(int(want.replace(".", "")) - int(have.replace(".", ""))) <= 1
-        for want, have in zip(numbers, found.groups(), strict=True)
+        units_apart(want, have) <= 1 for want, have in zip(numbers, found.groups(), strict=True)
     )
+
+
+def units_apart(*numbers: str) -> int:
+    """How far two decimals differ, in units of the last place: one may omit a final zero."""
+    places = max(len(number.partition(".")[2]) for number in numbers)
+    one, other = (round(float(number) * 10**places) for number in numbers)
+    return abs(one - other)
 
 
 def problem(block: str, folder: Path) -> str:

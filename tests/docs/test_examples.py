@@ -171,7 +171,10 @@ def test_a_wrong_console_block_is_seen(block: str, seen: str) -> None:
         ("r 1.2346 of 7\n", "r 1.2347 of 7\n", True),
         ("r 1.2346 of 7\n", "r 1.2348 of 7\n", False),
         ("r 1.2346 of 7\n", "r 1.2346 of 8\n", False),
-        ("r 1.2346 of 7\n", "r 1.23461 of 7\n", False),
+        ("r 1.2346 of 7\n", "r 1.23464 of 7\n", False),
+        ("r 0.00964 0.0147\n", "r 0.009641 0.01471\n", True),  # 0.009640 without its final zero
+        ("r 0.009641\n", "r 0.00964\n", True),
+        ("r 0.009642\n", "r 0.00964\n", False),
         ("time ... s\nend\n", "time 3.1 s,\nmore s\nend\n", True),
         ("time ... s\nend\n", "time 3.1 s\n", False),
         ("version 1.2.3\n", "version 1.2.4\n", False),
