@@ -2,6 +2,7 @@
 
 import compileall
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,37 @@ os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 HERE = Path(__file__).parent
 FIXTURES = HERE.parent / "fixtures"
+
+# What another kernel of BLAS may change, by folder of tests/, refimpl/ and docs/. Every folder of
+# tests/ is in one of the two (tests/test_structure.py); a new one belongs in the first if its tests
+# compare numbers that matrix products made.
+NUMERICAL = {
+    "evaluation",
+    "explanation",
+    "method",
+    "model",
+    "oracle",
+    "pruners",
+    "scoring",
+    "tutorial",
+}
+NOT_NUMERICAL = {
+    "allocation": "projects numbers that are given",
+    "cli": "options, messages and exit codes",
+    "docs": "the form of pages; all pages themselves take minutes",
+    "estimation": "times",
+    "fuzz": "refusals",
+    "gpu": "products of torch",
+    "loading": "weights as they are stored",
+    "onnx": "products of onnxruntime, within the gates of the forward",
+    "pruning": "decisions of pruners/, written to files",
+    "report": "pictures of numbers that are given",
+    "running": "equal bits of the same products",
+    "show": "tables of numbers that are given",
+    "storage": "files",
+    "testing": "verdicts of oracle/, in a plugin",
+    "tokens": "integers",
+}
 sys.path += sorted({str(path.parent) for path in HERE.glob("*/test_*.py")})  # shared helpers
 
 
@@ -45,6 +77,16 @@ def pytest_configure(config: pytest.Config) -> None:
         number, count = int(config.workerinput["workerid"][2:]), config.workerinput["workercount"]
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[number::count] or {cores[number % len(cores)]})
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of numerical folders, except for those that a plain run leaves out."""
+    left_out = re.findall(r"not (\w+)", " ".join(config.getini("addopts")))
+    for item in items:
+        folders = item.path.relative_to(HERE.parent).parts[1:-1]
+        if NUMERICAL & set(folders[:1]) and not any(map(item.get_closest_marker, left_out)):
+            item.add_marker("numerical")
 
 
 def pytest_collection_finish() -> None:

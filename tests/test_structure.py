@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from conftest import NOT_NUMERICAL, NUMERICAL
 
 from refimpl.loading.families import FAMILIES, LINEAGES
 
@@ -219,3 +220,9 @@ def test_the_forward_names_no_family() -> None:
     }
     for function in FORWARD:
         assert any_word.findall(functions[function].lower()) == [], function
+
+
+def test_every_folder_of_tests_is_numerical_or_not() -> None:
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert not NUMERICAL & NOT_NUMERICAL.keys()
+    assert folders <= NUMERICAL | NOT_NUMERICAL.keys()
