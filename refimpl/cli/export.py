@@ -39,11 +39,6 @@ class GraphOptions:
     fused: bool = opt.field_option(
         False, "Write attention, rotary positions and RMS norms as one operator each; float32 only."
     )
-    sparse: Literal["auto", "never"] = opt.field_option(
-        "auto",
-        "auto: write weights without their zeros if that is smaller, which in float32 needs 66.7 % "
-        "zeros. Runtimes make them dense again when they load.",
-    )
     force: bool = opt.field_option(False, "Replace an existing output.")
 
 
@@ -74,12 +69,9 @@ def command(
         opt.refuse(context, ("outputs",), "--experiment", "the outputs of the experiment")
     else:
         opt.refuse(context, NOISE, "a model's graph", "--experiment, which perturbs states")
-    if graph.weights == "reference":
-        opt.refuse(context, ("sparse",), "--weights reference", "weights as they are in the file")
     from refimpl.onnx.export import export, exported_document
     from refimpl.show.export import export_table
 
-    experiment = plan if graph.experiment else None
-    options = vars(graph) | {"experiment": experiment, "sparse": graph.sparse == "auto"}
+    options = vars(graph) | {"experiment": plan if graph.experiment else None}
     exported = export(read_model(model, config, download=download), output, **options)
     deliver(exported_document(exported), export_table(exported), as_json)

@@ -237,12 +237,10 @@ def check_command(
     if actual.suffix == ".onnx":
         fixed = "a file of tensors: a graph is chained, and has our names"
         opt.refuse(context, ("stepwise", "names"), "a graph", fixed)
-        from refimpl.onnx.case_steps import graph_steps
+        from refimpl.onnx.foreign_graph import open_foreign
 
-        plan = opened.recipe.perturbation
-        arrays, computed = graph_steps(
-            actual, opened.model.config, opened.inputs, plan, device, time_limit
-        )
+        graph = open_foreign(actual, opened.model, device=device, time_limit=time_limit)
+        arrays, computed = dict(graph.run(opened)), graph.dtype
     else:
         fixed = "a graph, FILE.onnx, which is run"
         opt.refuse(context, ("device", "time_limit"), "a file of tensors", fixed)

@@ -14,7 +14,7 @@ from refimpl.loading.files.hub import local_files
 from refimpl.storage.file_system import is_folder
 from refimpl.storage.files import remove_left
 from refimpl.storage.partial_results import partial_results_path
-from refimpl.storage.target_checks import check_file, refuse_overlap
+from refimpl.storage.target_checks import check_file, mentions, refuse_overlap
 
 READ_BESIDE = (  # of a file of weights
     "config.json",
@@ -92,9 +92,8 @@ def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
         beside = [path.parent / other for other in READ_BESIDE]
         beside += path.parent.glob("*.safetensors")
     elif path.suffix == ".onnx":
-        from refimpl.onnx.foreign_graph import files_beside  # an extra, and slow to import
-
-        beside = files_beside(path)
+        with suppress(OSError):  # the command reports it
+            beside = [x for x in path.parent.iterdir() if mentions(path, _entry(x))]
     yield from ((f"{name}: {other.name}", other) for other in beside if os.path.exists(other))
     with suppress(OSError, ValueError, KeyError, TypeError):  # the command refuses a damaged case
         model = parsed_json(read_file(path / "case.json"))["model"]
@@ -102,3 +101,11 @@ def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
         yield from _with_companions(
             f"{name}: its model", inside if os.path.exists(inside) else Path(model)
         )
+
+
+def _entry(path: Path) -> bytes:
+    """How a graph names a file of weights, or begins the name of one in a folder."""
+    name = os.fsencode(path.name)
+    if path.is_dir():
+        return name + b"/"
+    return name if len(name) > 127 else b"\x12" + bytes([len(name)]) + name  # of protobuf

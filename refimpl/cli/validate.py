@@ -12,7 +12,8 @@ from refimpl.cli.terminal import deliver
 from refimpl.loading.checkpoint import read_model
 
 TIME_LIMIT = (
-    "The longest that the graph's file may take to open, or for one run. Default: 600 seconds."
+    "The longest that the graph's file may take to open, or for one run. Default: a minute, and "
+    "more for a large model or many tokens."
 )
 VALIDATION_SOURCE = source_options(
     "3; for rows of ids, all rows",
@@ -45,12 +46,6 @@ class ComparisonOptions:
         type=Literal["float32", "float64"] | None,
         read=lambda dtype: dtype and (dtype,),
     )
-    tolerance: float | None = opt.field_option(
-        None,
-        "Largest relative error of the worst token. Default: 1e-12 in float64; in float32 1e-5, or "
-        "1e-4 if the hidden size is 256 or more.",
-        "X",
-    )
     threads: int | None = opt.field_option(
         None, "Threads of onnxruntime, 1 or more. Default: one per core.", "N"
     )
@@ -70,14 +65,16 @@ def command(
 ) -> None:
     """Compare the values of every step of every block, and the logits, with another runtime.
 
-    Exits with 0 if all agree. Otherwise exits with 1 and names the first step that disagrees and
-    the usual causes. Needs pip install 'refimpl[onnx]'.
+    Judges as refimpl check does. Exits with 0 if all steps agree, with 1 if one diverges, and with
+    3 if nothing diverges, but a step is missing or not resolved by the dtype. Needs pip install
+    'refimpl[onnx]'.
     """
     from refimpl.onnx.validate import validate, validation_tokens
+    from refimpl.oracle.check import EXIT
     from refimpl.show.validation import validation_document, validation_table
 
     opened = read_model(model, config, download=download)
     validation = validate(opened, validation_tokens(opened, **vars(source)), **vars(options))
     deliver(validation_document(validation), validation_table(validation), as_json, output)
-    if not validation.agrees:
-        raise typer.Exit(1)
+    if code := EXIT[validation.verdict]:
+        raise typer.Exit(code)

@@ -1,105 +1,121 @@
 """A library in a process of its own: whatever it does to that process, ours gets an answer.
 
-Some libraries panic, abort, never return or take all memory on bent input. The child gets objects
-of ours only, and what it prints is dropped.
+Some libraries panic, abort, never return or take all memory on bent input
+(`tests/isolation/test_libraries.py` shows which). Ours gets byte strings in limited number and
+length, which their caller decodes: nothing that a child answers is unpickled.
 """
 
 import contextlib
-import marshal
 import os
-import pickle
 import sys
-from threading import Timer
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING
 from weakref import finalize
 
 from refimpl.errors import RefimplError
+from refimpl.isolation.serving import read_parts, write_parts
 
 if TYPE_CHECKING:
     import subprocess
 
-_START = (
-    "import sys; sys.path[:] = {!r}; from refimpl.isolation.serving import serve; serve({}, {!r})"
-)
+_START = "import sys; sys.path[:] = {!r}; from refimpl.isolation.serving import serve; serve({})"
 _START_FLAGS = ("-I", "-S")  # no environment, no site: our sys.path is all that the child needs
+_LONGEST = 2000  # characters of a failure that a child reports
 
 
 class ChildProcess:
-    """A process that makes an object, and calls its methods.
+    """A process that makes an object, and calls its methods, which take and return byte strings.
 
     Args:
         maker: Where the function is that makes the object, as "module:function".
         arguments: Its arguments.
         name: What is called, for messages.
-        seconds: The longest that a call may take.
-        memory: The largest private memory of the process, bytes; None for no limit.
+        seconds: The longest that a call may take, by default.
+        largest: The largest answer, bytes.
         refused: Accepted input and next step, for messages.
-        plain: Whether only numbers, texts, bytes, None and tuples go to and fro; such a process
-            starts faster.
     """
 
     def __init__(
         self,
         maker: str,
-        arguments: tuple[Any, ...],
-        *,
+        *arguments: bytes,
         name: str,
         seconds: float,
-        memory: int | None,
+        largest: int,
         refused: tuple[str, str],
-        plain: bool = False,
     ) -> None:
         import subprocess  # slow, and most uses of the package start no process
 
-        self._name, self._seconds, self._refused = name, seconds, refused
-        self._coder: Any = marshal if plain else pickle
+        self._name, self._seconds, self._largest, self._refused = name, seconds, largest, refused
         flags = [*_START_FLAGS, "-B"] if sys.dont_write_bytecode else _START_FLAGS
-        start = _START.format(sys.path, os.getpid(), self._coder.__name__)
         self._process = subprocess.Popen(
-            [sys.executable, *flags, "-c", start],
+            [sys.executable, *flags, "-c", _START.format(sys.path, os.getpid())],
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
         self._end = finalize(self, _ended, self._process)
-        self._exchange((maker, arguments, memory))
+        self.call(maker, *arguments)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """The result of a method; any failure of the child is a RefimplError."""
-        return self._exchange((method, arguments))
+    def call(self, method: str, *arguments: bytes, seconds: float | None = None) -> list[bytes]:
+        """The results of a method; any failure of the child is a RefimplError."""
+        limit = self._seconds if seconds is None else seconds
+        outcome: list[list[bytes] | Exception] = []
 
-    def _exchange(self, request: Any) -> Any:
-        process, late = self._process, False
+        def exchange() -> None:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            try:
+                write_parts(self._process.stdin, [method.encode(), *arguments])
+                outcome.append(read_parts(self._process.stdout, self._largest))
+            except Exception as error:  # of a thread, which nobody else would see
+                outcome.append(error)
 
-        def kill() -> None:
-            nonlocal late
-            late = True
-            process.kill()
-
-        timer = Timer(self._seconds, kill)
-        timer.daemon = True
-        timer.start()
+        # A thread can be left waiting, also for a process that the child started.
+        thread = Thread(target=exchange, daemon=True)
         try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            self._coder.dump(request, process.stdin)
-            process.stdin.flush()
-            failure, answer = self._coder.load(process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError):
-            code = process.wait()
-            why = f"took longer than {self._seconds:g} s" if late else f"ended its process ({code})"
-            raise self._error(why) from None
+            thread.start()
+            thread.join(limit)
         except BaseException:
             self._end()
             raise
-        finally:
-            timer.cancel()
-        if failure:
-            raise answer if isinstance(answer, RefimplError) else self._error(answer)
-        return answer
+        match outcome:
+            case [[b"", *results]]:
+                return results
+            case [[b"refused", expected, remedy, problem, *details]]:
+                more = [_text(part) for part in details]
+                raise RefimplError(_text(problem), _text(expected), _text(remedy), more)
+            case [[b"failed", words]]:
+                raise self.refusal(_text(words))
+            case []:
+                why = f"took longer than {round(limit, 1):g} s"
+            case [OSError() | EOFError()]:
+                why = f"ended its process ({_exit_code(self._process)})"
+            case _:
+                raise self.unusable()
+        self._end()
+        raise self.refusal(why)
 
-    def _error(self, why: str) -> RefimplError:
+    def unusable(self) -> RefimplError:
+        """The error for an answer that is none, after which the child is not asked again."""
+        self._end()
+        return self.refusal("gave an answer that cannot be used")
+
+    def refusal(self, why: str) -> RefimplError:
+        """The error for a child that failed."""
         return RefimplError(f"{self._name}: {why}", *self._refused)
+
+
+def _text(part: bytes) -> str:
+    return part[:_LONGEST].decode("utf-8", "replace")
+
+
+def _exit_code(process: "subprocess.Popen[bytes]") -> int | None:
+    """The exit code of a process that closed its pipe; None if it runs on."""
+    with contextlib.suppress(Exception):  # TimeoutExpired, of a module that is not imported here
+        return process.wait(1.0)
+    return None
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> None:

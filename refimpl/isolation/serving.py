@@ -10,34 +10,72 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Iterable
+    from typing import IO, Any
+
+MOST_PARTS = 1 << 16
+PIECE = 1 << 20  # bytes that are read at once: a length alone takes no memory
 
 
-def serve(parent: int, codec: str) -> None:
-    """Make the object of the first request, and answer the others, coded by pickle or marshal."""
+def write_parts(stream: "IO[bytes]", parts: "Iterable[bytes]") -> None:
+    """Write byte strings: how many, the length of each, and each; numbers have eight bytes."""
+    every = list(parts)
+    numbers = b"".join(n.to_bytes(8, "little") for n in (len(every), *map(len, every)))
+    for content in (numbers, *every):
+        view = memoryview(content)
+        while view:
+            view = view[stream.write(view) :]
+    stream.flush()
+
+
+def read_parts(stream: "IO[bytes]", largest: int) -> list[bytes]:
+    """Read what `write_parts` wrote; EOFError before its end, ValueError for more bytes."""
+
+    def content(size: int) -> bytes:
+        read = bytearray()
+        while len(read) < size:
+            piece = stream.read(min(size - len(read), PIECE))
+            if not piece:
+                raise EOFError
+            read += piece
+        return bytes(read)
+
+    count = int.from_bytes(content(8), "little")
+    if count > MOST_PARTS:
+        raise ValueError(f"{count} parts")
+    sizes = [int.from_bytes(content(8), "little") for _ in range(count)]
+    if sum(sizes) > largest:
+        raise ValueError(f"{sum(sizes)} bytes")
+    return [content(size) for size in sizes]
+
+
+def serve(parent: int) -> None:
+    """Make the object of the first request, and answer the others.
+
+    A request is a name and arguments. An answer is an empty part and
+    the results; or "refused" and the parts of a RefimplError; or "failed" and what went wrong.
+    """
     _thread.start_new_thread(_follow, (parent,))
-    coder = _module(codec)
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints is no answer
     made: Any = None
 
-    def answer(action: "Callable[[], Any]", hand_over: bool = True) -> None:
-        coder.dump(_outcome(action, hand_over), answers)
-        answers.flush()
-
-    def make(maker: str, arguments: "tuple[Any, ...]", memory: int | None) -> None:
+    def make(maker: bytes, *arguments: bytes) -> "tuple[bytes, ...]":
         nonlocal made
-        _limit(memory)
-        module, _, function = maker.partition(":")
-        made = getattr(_module(module), function)(*arguments)
+        module, _, function = maker.decode().partition(":")
+        __import__(module)
+        made = getattr(sys.modules[module], function)(*arguments)
+        return ()
 
+    def call(method: bytes, *arguments: bytes) -> "tuple[bytes, ...]":
+        results: tuple[bytes, ...] = getattr(made, method.decode())(*arguments)
+        return results
+
+    action: Callable[..., tuple[bytes, ...]] = make
     try:
-        request = coder.load(requests)
-        answer(lambda: make(*request), False)
         while True:
-            method, arguments = coder.load(requests)
-            answer(lambda: getattr(made, method)(*arguments))  # noqa: B023
+            write_parts(answers, _outcome(action, read_parts(requests, sys.maxsize)))
+            action = call
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass
 
@@ -49,32 +87,27 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
-def _outcome(action: "Callable[[], Any]", hand_over: bool) -> "tuple[bool, Any]":
-    """Whether something failed; its result if it is wanted, or what went wrong."""
+def _outcome(action: "Callable[..., tuple[bytes, ...]]", request: list[bytes]) -> list[bytes]:
+    """The answer to a request."""
     try:
-        value = action()
-        return False, value if hand_over else None
+        return [b"", *action(*request)]
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
         errors = sys.modules.get("refimpl.errors")
         if errors is not None and isinstance(error, errors.RefimplError):
-            return True, error
-        why = " ".join(str(error).split())
-        return True, f"{type(error).__name__}: {why}" if why else type(error).__name__
+            texts = ["refused", error.expected, error.remedy, *error.problem.split("\n  ")]
+        else:
+            why = " ".join(str(error).split())
+            texts = ["failed", f"{type(error).__name__}: {why}" if why else type(error).__name__]
+        return [text.encode("utf-8", "backslashreplace") for text in texts]
 
 
-def _module(name: str) -> "Any":
-    __import__(name)
-    return sys.modules[name]
-
-
-def _limit(memory: int | None) -> None:
-    """Limit the private memory of this process."""
+def limit_memory(memory: int) -> None:
+    """Limit the private memory of this process, where the system has such a limit."""
     try:
         import resource  # not on Windows
 
-        if memory is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     except (ImportError, OSError, ValueError):
         pass

@@ -5,6 +5,8 @@ from array import array
 from importlib.machinery import PathFinder
 from itertools import chain
 
+from refimpl.isolation.serving import limit_memory
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -27,26 +29,31 @@ def _compiled() -> "Any":
 class Library:
     """An open `tokenizer.json`, without truncation and padding."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, memory: bytes) -> None:
+        limit_memory(int(memory))
         self._tokenizer: Any = _compiled().Tokenizer.from_buffer(content)
         self._tokenizer.no_truncation()  # a file saved after training may truncate texts
         self._tokenizer.no_padding()
 
-    def encode(self, text: str, special: bool, offsets: bool) -> tuple[bytes, bytes, bytes]:
+    def encode(self, text: bytes, special: bytes, offsets: bytes) -> tuple[bytes, bytes, bytes]:
         """Ids, which of them are the text's, and first and last character of each, as bytes."""
         tokenizer = self._tokenizer
         encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast  # less memory
-        (encoding,) = encode([text], add_special_tokens=special)
+        (encoding,) = encode([_text(text)], add_special_tokens=bool(special))
         places = chain.from_iterable(encoding.offsets) if offsets else ()
         is_text = bytes([sequence is not None for sequence in encoding.sequence_ids])
         return array("I", encoding.ids).tobytes(), is_text, array("I", places).tobytes()
 
-    def token_to_id(self, token: str) -> int | None:
-        """The id of a token, or None."""
-        token_id: int | None = self._tokenizer.token_to_id(token)
-        return token_id
+    def token_to_id(self, token: bytes) -> tuple[bytes, ...]:
+        """The id of a token, or nothing."""
+        token_id: int | None = self._tokenizer.token_to_id(_text(token))
+        return () if token_id is None else (array("I", [token_id]).tobytes(),)
 
-    def id_to_token(self, token_id: int) -> str | None:
-        """The token of an id, or None."""
-        token: str | None = self._tokenizer.id_to_token(token_id)
-        return token
+    def id_to_token(self, token_id: bytes) -> tuple[bytes, ...]:
+        """The token of an id, or nothing."""
+        token: str | None = self._tokenizer.id_to_token(int(token_id))
+        return () if token is None else (token.encode(),)
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogatepass")

@@ -16,13 +16,13 @@ from refimpl.model.model import Model
 from refimpl.onnx import target
 from refimpl.onnx.recording.experiment_graph import experiment_graph
 from refimpl.onnx.recording.fused import FUSED, FUSED_OPSET
-from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph
+from refimpl.onnx.recording.graph import DEFAULT_OPSET
 from refimpl.onnx.recording.graph_weights import check_finite, distinct, graph_weights, write_data
 from refimpl.onnx.recording.model_graph import GraphOutputs, described, model_graph
-from refimpl.onnx.recording.weight_entries import Enter, copied, declared, referenced
+from refimpl.onnx.recording.weight_entries import copied, referenced
 from refimpl.storage.file_system import to_disk
 
-EXPORT_FORMAT = 1  # of `export --json`
+EXPORT_FORMAT = 2  # of `export --json`
 WeightStorage = Literal["external", "reference", "embedded"]
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
@@ -38,9 +38,7 @@ class Exported:
         nodes: Number of nodes of the graph; a call of a function is one.
         functions: Number of nodes of each function.
         tensors: Number of weights written or referred to, each once.
-        sparse: How many of them are sparse.
-        dense_bytes: Size of all weights with their zeros.
-        written_bytes: Size of the weights as written, indices included.
+        written_bytes: Size of the weights as written.
     """
 
     graph: Path
@@ -56,8 +54,6 @@ class Exported:
     nodes: int
     functions: Mapping[str, int]
     tensors: int
-    sparse: int
-    dense_bytes: int
     written_bytes: int
 
 
@@ -71,7 +67,6 @@ def export(
     experiment: Perturbation | None = None,
     opset: int | None = None,
     fused: bool = False,
-    sparse: bool = True,
     force: bool = False,
 ) -> Exported:
     """Write a model as an ONNX graph, which appears whole or not at all.
@@ -88,19 +83,17 @@ def export(
     reference = weights == "reference"
     if reference:
         target.check_reference(model, out)
-    carried = graph_weights(model, dtype, sparse and not reference)
+    carried = graph_weights(model, dtype)
     arrays = distinct(carried)
     target.check_room(out, [] if reference else arrays, weights)
     enter = referenced(model, dtype) if reference else copied(carried, data.name if data else None)
-    any_sparse = any(array.sparse for array in arrays)
-
-    def record(enter: Enter) -> Graph:
-        if experiment is None:
-            return model_graph(model, dtype, enter, outputs, opset, kernels)
-        return experiment_graph(model, experiment, dtype, enter, opset, kernels)
-
-    result = outputs if experiment is None else "experiment"
-    proto = described(record(enter), model, dtype, result, experiment)
+    if experiment is None:
+        result = str(outputs)
+        graph = model_graph(model, dtype, enter, outputs, opset, kernels)
+    else:
+        graph = experiment_graph(model, experiment, dtype, enter, opset, kernels)
+        result = "experiment"
+    proto = described(graph, model, dtype, result, experiment)
     with target.whole_graph(out, data) as part:
         if data is not None:
             write_data(part.with_name(data.name), carried)
@@ -108,9 +101,7 @@ def export(
             check_finite(carried)
         part.write_bytes(proto.SerializeToString(deterministic=True))
         to_disk(part)
-        onnx.checker.check_model(str(part), full_check=not any_sparse)
-        if any_sparse:  # onnx infers shapes through dense tensors only
-            onnx.checker.check_model(record(declared(carried)).model(), full_check=True)
+        onnx.checker.check_model(str(part), full_check=True)
     return Exported(
         out,
         out.stat().st_size,
@@ -125,9 +116,7 @@ def export(
         len(proto.graph.node),
         {function.name: len(function.node) for function in proto.functions},
         len({array.weight.stored.name for array in arrays} if reference else arrays),
-        sum(array.sparse for array in arrays),
-        sum(array.dense_bytes for array in arrays),
-        0 if reference else sum(array.value_bytes + array.index_bytes for array in arrays),
+        0 if reference else sum(array.nbytes for array in arrays),
     )
 
 

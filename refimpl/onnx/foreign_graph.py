@@ -1,146 +1,148 @@
-"""A graph from a file, which may not be ours: read, opened, run and counted in a child process."""
+"""A graph from a file, which may not be ours: read, opened and run in a child process.
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+Both sides of the process are here. They exchange JSON and the bytes of arrays.
+"""
+
+import json
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.isolation.child_process import ChildProcess
+from refimpl.isolation.serving import limit_memory
+from refimpl.method.perturbation import Perturbation
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.onnx.candidate import Candidate, graph_candidate
 from refimpl.onnx.graph_file import (
-    GraphFile,
-    locations,
-    parsed_graph,
+    LOGITS_DTYPES,
+    MEASURED,
+    plan_options,
     read_graph,
     require_graph,
-    whole,
 )
-from refimpl.onnx.session import Device, Session, open_session, reference_session
-from refimpl.onnx.zero_weights import Zeros, count_zeros
+from refimpl.onnx.recording.experiment_graph import ETA
+from refimpl.onnx.recording.model_graph import TOKENS, trace_points
+from refimpl.onnx.session import Device, check_device, open_session, reference_session
 from refimpl.running.memory import free_memory
-from refimpl.running.work_units import ModelFiles
 
-TIME_LIMIT = 600.0  # seconds
+# A graph may take this long to open or to run, and then as long as weights and products of weights
+# and tokens take at hundredths of the speed of one core: a graph without an end has one.
+SECONDS, WEIGHTS_PER_SECOND, PRODUCTS_PER_SECOND = 60.0, 1e6, 1e8
 REFUSED = (
     "a graph that ends in time, and needs no more memory than is free",
     "write the graph with refimpl export, or use a longer --time-limit",
 )
-
-
-@dataclass(frozen=True)
-class ForeignGraph:
-    """An open graph in a process of its own: what it says, its session here, and its zeros."""
-
-    graph: GraphFile
-    session: Session
-    child: ChildProcess
-
-    def zeros(self, model: Model) -> Zeros:
-        """The zeros in the graph's weights and in the model's."""
-        counted: Zeros = self.child.call("zeros", ModelFiles.of(model))
-        return counted
-
-
-def files_beside(path: Path) -> list[Path]:
-    """The files of weights that a graph refers to; none for what is not a graph."""
-    with suppress(RefimplError):  # the command reports it
-        require_graph(path)
-        child = ChildProcess(
-            "refimpl.onnx.foreign_graph:Locations",
-            (path,),
-            name=f"--graph {path}",
-            seconds=TIME_LIMIT,
-            memory=free_memory(),
-            refused=REFUSED,
-        )
-        return [path.parent / name for name in child.call("all")]
-    return []
+NUMBERS = {np.dtype(kind).str: kind for kind in ("f2", "f4", "f8", "i1", "i4", "i8", "u1", "u8")}
 
 
 def open_foreign(
     path: Path,
-    trace: tuple[str, ...],
-    against: str,
-    device: Device,
-    threads: int | None,
-    time_limit: float | None,
-) -> ForeignGraph:
-    """Open a graph's file in a child process; no step of it may take longer than the limit.
-
-    `trace` has the names of all trace points.
-    """
+    model: Model,
+    against: str = "onnxruntime",
+    device: Device = "auto",
+    threads: int | None = None,
+    time_limit: float | None = None,
+) -> Candidate:
+    """Open a graph's file in a child process; no step of it may take longer than the limit."""
     require_graph(path)
-    seconds = TIME_LIMIT if time_limit is None else time_limit
-    if not 0 < seconds <= 1e6:
+    if time_limit is not None and not 0 < time_limit <= 1e6:
         raise RefimplError(
-            f"--time-limit {seconds:g}", "seconds, from above 0 to 1,000,000", "omit --time-limit"
+            f"--time-limit {time_limit:g}",
+            "seconds, from above 0 to 1,000,000",
+            "omit --time-limit",
         )
+    trace, weights = trace_points(model.config), sum(prod(x.shape) for x in model.weights.values())
+    request = {
+        "path": str(path), "trace": trace, "against": against, "device": device,
+        "threads": threads, "memory": free_memory(),
+    }  # fmt: skip
+
+    def longest(work: float) -> float:
+        return SECONDS + work if time_limit is None else time_limit
+
     child = ChildProcess(
         "refimpl.onnx.foreign_graph:Opened",
-        (path, trace, against, device, threads),
+        json.dumps(request).encode(),
         name=f"--graph {path}",
-        seconds=seconds,
-        memory=free_memory() if device == "cpu" else None,
+        seconds=longest(weights / WEIGHTS_PER_SECOND),
+        largest=free_memory() // 4,  # it is copied while it is decoded
         refused=REFUSED,
     )
-    graph, description, versions = child.call("facts")
+    try:
+        facts = json.loads(*child.call("facts"))
+        points, dtype, runtime = tuple(facts["points"]), facts["dtype"], str(facts["runtime"])
+        options = facts["plan"]
+        plan = None if options is None else Perturbation("gaussian", **plan_options(options))
+        if dtype not in LOGITS_DTYPES.values() or not {*points} <= {*trace}:
+            raise ValueError(facts)
+    except Exception as error:  # whatever is wrong with the answer
+        raise error if isinstance(error, RefimplError) else child.unusable() from None
 
-    def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        arrays: dict[str, Array] = child.call("run", dict(inputs), outputs and list(outputs))
-        return arrays
+    def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        products = weights * inputs[TOKENS].size * (1 + len(inputs.get(ETA, ())))
+        seconds = longest(products / PRODUCTS_PER_SECOND)
+        answer = child.call("run", *_parts(inputs), seconds=seconds)
+        try:
+            arrays = _arrays(answer)
+            return arrays if plan is None else {name: arrays[name] for name in MEASURED}
+        except Exception:
+            raise child.unusable() from None
 
-    return ForeignGraph(graph, Session(run, description, versions), child)
+    return graph_candidate(run, runtime, dtype, points, plan)
 
 
-class Locations:
-    """The child's side of `files_beside`."""
+def _parts(arrays: Mapping[str, Array]) -> list[bytes]:
+    """Arrays as byte strings: names, dtypes and shapes in JSON, and the numbers of each."""
+    facts = [(name, x.dtype.str, x.shape) for name, x in arrays.items()]
+    return [
+        json.dumps(facts).encode(),
+        *(np.ascontiguousarray(x).tobytes() for x in arrays.values()),
+    ]
 
-    def __init__(self, path: Path) -> None:
-        self._names = locations(parsed_graph(path))
 
-    def all(self) -> tuple[str, ...]:
-        """Their names."""
-        return self._names
+def _arrays(parts: list[bytes]) -> dict[str, Array]:
+    """The arrays of `_parts`; an exception of some kind for anything else."""
+    facts, *contents = parts
+    return {
+        name: np.frombuffer(content, NUMBERS[dtype]).reshape(shape)
+        for (name, dtype, shape), content in zip(json.loads(facts), contents, strict=True)
+    }
 
 
 class Opened:
-    """The child's side."""
+    """The child's side of `open_foreign`."""
 
-    def __init__(
-        self,
-        path: Path,
-        trace: tuple[str, ...],
-        against: str,
-        device: Device,
-        threads: int | None,
-    ) -> None:
-        self.path, self.graph = path, read_graph(path, trace)
+    def __init__(self, request: bytes) -> None:
+        asked = json.loads(request)
+        path, device, against = Path(asked["path"]), asked["device"], asked["against"]
+        if against != "onnxruntime" or not check_device(device):  # a GPU reserves more than it uses
+            limit_memory(asked["memory"])
+        self.path, self.graph = path, read_graph(path, tuple(asked["trace"]))
         if against == "onnxruntime":
-            self.session = open_session(path, device, threads=threads)
+            self.session = open_session(path, device, threads=asked["threads"])
         else:
-            self.session = reference_session(whole(path))
+            self.session = reference_session(path)
 
-    def facts(self) -> tuple[GraphFile, str, Mapping[str, str]]:
-        """What the graph says, device and versions."""
-        return self.graph, self.session.device, self.session.versions
+    def facts(self) -> tuple[bytes, ...]:
+        """What the parent has to know of the graph, and what runs it."""
+        graph = self.graph
+        facts = {"points": graph.points, "dtype": graph.dtype, "plan": graph.plan}
+        return (json.dumps({**facts, "runtime": self.session.description}).encode(),)
 
-    def run(self, inputs: dict[str, Array], outputs: list[str] | None) -> dict[str, Array]:
-        """Outputs by name; what is no array of numbers is refused."""
-        arrays: Mapping[str, Any] = self.session.run(inputs, outputs)
+    def run(self, *parts: bytes) -> list[bytes]:
+        """Outputs for some inputs; what is no array of numbers is refused."""
+        inputs = _arrays([*parts])
+        inputs[self.graph.tokens] = inputs.pop(TOKENS).astype(self.graph.ids)
+        arrays = self.session.run(inputs, self.graph.outputs)
         for name, array in arrays.items():
-            if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "fiu":
+            if not isinstance(array, np.ndarray | np.generic) or array.dtype.str not in NUMBERS:
                 raise RefimplError(
                     f"--graph {self.path}: output {name} is no array of numbers",
                     "arrays of float32 or float64",
                     "write the graph with refimpl export",
                 )
-        return {name: np.asarray(array) for name, array in arrays.items()}
-
-    def zeros(self, files: ModelFiles) -> Zeros:
-        """The zeros in the graph's weights and in the model's."""
-        return count_zeros(files.open(), parsed_graph(self.path), self.path.parent)
+        return _parts({name: np.asarray(array) for name, array in arrays.items()})

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model
+from onnx import TensorProto, helper
 
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
 from refimpl.onnx.recording.experiment_graph import AT, ETA, NOISE
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, TOKENS
-from refimpl.onnx.zero_weights import Constants
 from refimpl.storage.file_system import open_file
+from refimpl.storage.target_checks import LARGEST_GRAPH
 
 LOGITS_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
-LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
 MEASURED = ("drift", "alignment", "coefficient")  # outputs of an experiment, among others
 
 
@@ -29,17 +27,17 @@ class GraphFile:
     Args:
         tokens: Name of its input of token ids, [B, S].
         ids: Dtype of that input.
-        points: Trace points that it promises; None for all.
-        experiment: How states are perturbed and measured; None unless it is an experiment's graph.
+        points: Trace points that it promises; none of an experiment.
+        outputs: What is asked of it: its trace points, or those of an experiment.
+        plan: How states are perturbed and measured, by option; None unless it is an experiment's.
     """
 
-    path: Path
     tokens: str
     ids: np.dtype[np.generic]
     dtype: str
-    points: tuple[str, ...] | None
+    points: tuple[str, ...]
     outputs: tuple[str, ...]
-    experiment: Perturbation | None = None
+    plan: Mapping[str, str] | None
 
 
 def parsed_graph(path: Path) -> onnx.ModelProto:
@@ -87,10 +85,13 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
             "float32 or float64",
             "write the graph with refimpl export",
         )
-    promised = None if facts.get("outputs") == "trace" else tuple(t for t in trace if t in outputs)
     tokens = next(iter(inputs)) if plan is None else TOKENS
     ids = helper.tensor_dtype_to_np_dtype(inputs[tokens].elem_type)
-    return GraphFile(path, tokens, ids, dtype, promised, tuple(outputs), plan)
+    if plan is not None:
+        return GraphFile(tokens, ids, dtype, (), MEASURED, plan)
+    given = tuple(point for point in trace if point in outputs)
+    promised = trace if facts.get("outputs") == "trace" else given
+    return GraphFile(tokens, ids, dtype, promised, given, None)
 
 
 def require_graph(path: Path) -> None:
@@ -111,24 +112,6 @@ def unreadable_graph(path: Path, error: Exception) -> RefimplError:
     )
 
 
-def whole(path: Path) -> onnx.ModelProto:
-    """A graph with all of its weights in it, and dense: onnx's evaluator reads no sparse ones."""
-    try:
-        full = parsed_graph(path)
-        load_external_data_for_model(full, str(path.parent))
-        constants = Constants(full, path.parent)
-        dense = [numpy_helper.from_array(constants.stored(name), name) for name in constants.sparse]
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise RefimplError(
-            f"--graph {path}: its weights cannot be read ({error})",
-            "the files that the graph refers to, in its folder",
-            "write the graph again, or put its files back",
-        ) from error
-    full.graph.initializer.extend(dense)
-    del full.graph.sparse_initializer[:]
-    return full
-
-
 def _takes_tokens(inputs: Mapping[str, Any]) -> bool:
     """Whether the only input is integers of two axes."""
     kinds, integers = list(inputs.values()), (TensorProto.INT64, TensorProto.INT32)
@@ -137,14 +120,19 @@ def _takes_tokens(inputs: Mapping[str, Any]) -> bool:
 
 def _plan(
     facts: Mapping[str, str], inputs: Mapping[str, Any], outputs: Mapping[str, int]
-) -> Perturbation | None:
+) -> dict[str, Any] | None:
     """How an experiment's graph perturbs and measures by its metadata; None for another graph."""
-    options: dict[str, Any] = {"noise_norm": "exact"}  # of older graphs
-    options |= {n: facts[n] for n in PERTURBATION_OPTIONS if n in facts}
+    options = plan_options({"noise_norm": "exact", **facts})  # older graphs do not say it
     takes, gives = {TOKENS, AT, ETA, NOISE} <= inputs.keys(), {*MEASURED} <= outputs.keys()
     if not takes or not gives or len(options) < len(PERTURBATION_OPTIONS):
         return None
-    return Perturbation("gaussian", **options)
+    Perturbation("gaussian", **options)  # refuses other values
+    return options
+
+
+def plan_options(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a perturbation among some facts."""
+    return {name: facts[name] for name in PERTURBATION_OPTIONS if name in facts}
 
 
 def _short(names: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, inputs_of
-from refimpl.onnx.candidate import Backend
+from refimpl.onnx.candidate import recorded_session
 from refimpl.onnx.recording.experiment_graph import (
     experiment_graph,
     experiment_inputs,
@@ -72,9 +72,11 @@ def _experiment(
         for sequence in range(count)
         for part in groups([(a,) for a in states if a.sequence == sequence], memory // each + 1)
     ]
-    session = Backend("onnxruntime", device, resources.workers.threads).open_recorded(
-        model, dtype, lambda enter: experiment_graph(model, plan, dtype, enter, squares=True)
-    )
+    session = recorded_session(
+        model, dtype,
+        lambda enter: experiment_graph(model, plan, dtype, enter, squares=True),
+        "onnxruntime", device, resources.workers.threads,
+    )  # fmt: skip
     costs = [config.num_blocks + sum(config.num_blocks - a.block for a in part) for part in parts]
     resources.total = resources.done + sum(costs)
     runtime = Runtime("onnxruntime", session.device, session.versions)

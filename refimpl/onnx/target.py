@@ -2,7 +2,6 @@
 
 import glob
 import json
-import mmap
 import os
 import re
 import shutil
@@ -18,11 +17,11 @@ from refimpl.loading.files.file_reading import read_file
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph_weights import GraphWeight
 from refimpl.running.memory import MIB
-from refimpl.storage.file_system import foreign, keep_rights, open_file, remove, to_disk
-from refimpl.storage.target_checks import check_file
+from refimpl.storage.file_system import foreign, keep_rights, remove, to_disk
+from refimpl.storage.target_checks import LARGEST_GRAPH, check_file, mentions
 from refimpl.storage.work_folder import NEW, work_folder, work_path
 
-MESSAGE_LIMIT = (1 << 31) - 1  # bytes of a graph's own file, which is one protobuf message
+MESSAGE_LIMIT = LARGEST_GRAPH
 REPLACED = "replaced"  # in the work folder: names beside the graph that are ours to remove
 SPARE = 1 << 20  # bytes for the graph itself, besides its weights
 
@@ -92,15 +91,14 @@ def check_output(model: Model, out: Path, data: Path | None, force: bool) -> Non
 
 def check_room(out: Path, written: Sequence[GraphWeight], storage: str) -> None:
     """Refuse a graph that is too large for one protobuf message, or for the disk."""
-    values = sum(weight.value_bytes for weight in written)
-    indices = sum(weight.index_bytes for weight in written)
-    inside = SPARE + indices + (values if storage == "embedded" else 0)
+    values = sum(weight.nbytes for weight in written)
+    inside = SPARE + (values if storage == "embedded" else 0)
     beside = values if storage == "external" else 0
     if inside > MESSAGE_LIMIT:
         raise RefimplError(
             f"-o {out}: the graph's own file would have {inside / MIB:,.0f} MiB",
             f"at most {MESSAGE_LIMIT / MIB:,.0f} MiB, the limit of a protobuf message",
-            "use --sparse never" if storage == "external" else "use --weights external",
+            "use --weights external",
         )
     free = shutil.disk_usage(out.parent).free
     if free < inside + beside:
@@ -177,7 +175,4 @@ def _data_files(out: Path) -> Iterator[Path]:
 
 def _mentions(out: Path, name: str) -> bool:
     """Whether the graph in a file, if there is one, may refer to a file of this name."""
-    if not out.is_file() or not out.stat().st_size:
-        return False
-    with open_file(out) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(os.fsencode(name)) >= 0
+    return mentions(out, os.fsencode(name))

@@ -1,71 +1,43 @@
-"""Validation: does another computation of a model agree with NumPy, and where does it first not?"""
+"""Validation: another computation of a model as a candidate, which the oracle judges."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.comparison.agreement import Agreement, agreements, first_over, gate_of
 from refimpl.errors import RefimplError
+from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Config
-from refimpl.model.forward import forward
 from refimpl.model.model import Model
-from refimpl.model.ops import Array
-from refimpl.onnx.candidate import (
-    Against,
-    Backend,
-    Candidate,
-    experiment_points,
-    experiment_tokens,
-    open_candidates,
-)
-from refimpl.onnx.recording.model_graph import trace_points
+from refimpl.onnx.candidate import Against, Candidate, recorded_candidates
+from refimpl.onnx.foreign_graph import open_foreign
+from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, trace_points
 from refimpl.onnx.session import Device
-from refimpl.onnx.zero_weights import Zeros
+from refimpl.oracle.case import Case, computed_case
+from refimpl.oracle.check import EXIT, Report, Verdict, check
+from refimpl.oracle.recipe import Recipe
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
 
-VALIDATION_SAMPLES, VALIDATION_SEQ_LEN = 3, 13  # defaults
+VALIDATED = 3, 13  # samples and tokens of each, by default
 SHORT = 5  # tokens of the first batch
+LONGEST = 64  # tokens of the experiment: all states are in memory at once
 VALIDATION_DTYPES = ("float32", "float64")
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One run on token ids of one shape [B, S], compared with NumPy.
-
-    Args:
-        tolerance: Largest error of the worst token.
-        points: One per trace point, in the order of execution; of the experiment: drift, alignment
-            and absorption coefficient.
-    """
-
-    kind: Literal["forward", "experiment"]
-    dtype: str
-    shape: tuple[int, ...]
-    tolerance: float
-    points: tuple[Agreement, ...]
-
-    @property
-    def first(self) -> Agreement | None:
-        """The first trace point over the tolerance, or None."""
-        return first_over(self.points, self.tolerance)
-
-
-@dataclass(frozen=True)
 class Validation:
-    """Whether another computation agrees with NumPy.
+    """Whether another computation agrees with the float64 truth.
 
     Args:
         graph: The graph's file; None if it was recorded for this run, or there is no graph.
         ran: What ran it, such as "onnxruntime 1.22.0, cpu".
-        comparisons: One per dtype and shape, and per dtype one of the experiment.
-        zeros: The zeros of a graph's file; None without a file, or if it names no linear.
+        reports: The oracle's: one per dtype and shape of the forward pass, and one per dtype of
+            the experiment.
         notes: What was not compared, in sentences.
     """
 
@@ -76,19 +48,19 @@ class Validation:
     against: Against
     ran: str
     tokens: TokenFacts
-    comparisons: tuple[Comparison, ...]
-    zeros: Zeros | None
+    reports: tuple[Report, ...]
     notes: tuple[str, ...]
 
     @property
-    def first(self) -> Comparison | None:
-        """The first comparison that fails, or None."""
-        return next((x for x in self.comparisons if x.first is not None), None)
+    def verdict(self) -> Verdict:
+        """The worst of the reports' verdicts."""
+        order: tuple[Verdict, ...] = ("divergent", "inconclusive", "resolved", "pass")
+        return min((report.verdict for report in self.reports), key=order.index)
 
     @property
     def agrees(self) -> bool:
-        """Whether every number is within its tolerance, and the zeros are those of the file."""
-        return self.first is None and (self.zeros is None or self.zeros.agree)
+        """Whether all steps agree that the dtype resolves."""
+        return not EXIT[self.verdict]
 
 
 def validation_tokens(
@@ -99,11 +71,7 @@ def validation_tokens(
     seq_len: int | None = None,
 ) -> Tokens:
     """Tokens to compare on: of a text, a file of ids, or random; by default 3 samples of 13."""
-    if ids is None:
-        samples = VALIDATION_SAMPLES if samples is None else samples
-        longest = model.config.max_position_embeddings
-        seq_len = min(VALIDATION_SEQ_LEN, longest) if seq_len is None else seq_len
-    return model_tokens(model, text, ids, samples, seq_len)
+    return model_tokens(model, text, ids, samples, seq_len, default=VALIDATED)
 
 
 def validate(
@@ -114,90 +82,82 @@ def validate(
     *,
     device: Device = "auto",
     dtypes: Sequence[str] | None = None,
-    tolerance: float | None = None,
     threads: int | None = None,
     time_limit: float | None = None,
 ) -> Validation:
-    """Compare another computation of a model with NumPy's, trace point by trace point.
+    """Check another computation of a model as a candidate, step by step.
 
     Options are those of `refimpl validate`. Three batches are cut from the tokens, which one graph
     has to serve: the start of the first sample, all, and the first token of each. The experiment is
-    compared on the start of the first sample.
+    checked on the start of the first sample, with noise as long as the state (eta 1): a drift is a
+    difference of two states, and the smaller it is, the fewer of its digits remain to compare.
     """
-    check_request(graph, against, device, tolerance)
+    check_request(graph, against, device)
     tokens = validation_tokens(model) if tokens is None else tokens
-    comparisons, runtimes = list[Comparison](), dict[str, None]()
-    backend = Backend(against, device, threads, time_limit)
-    trace = trace_points(model.config)
-    foreign = None if graph is None else backend.open_file(Path(graph), trace)
-    for dtype in dtypes or (VALIDATION_DTYPES if foreign is None else (foreign.graph.dtype,)):
-        limit = gate_of(dtype, model.config.hidden_size) if tolerance is None else tolerance
-        candidates = open_candidates(model, foreign, dtype, backend)
-        for candidate in candidates:
-            runtimes[candidate.runtime] = None
-            comparisons += _compared(model, candidate, tokens.ids, dtype, limit)
-    promised = next((x.points for x in candidates if x.plan is None), ())
-    experiment = any(x.plan is not None for x in candidates)
-    notes = list(notes_on(model.config, promised, experiment, against, tokens))
-    zeros = None if foreign is None else foreign.zeros(model)
-    if zeros is not None and not zeros.named:
-        zeros = None
-        notes.append("no linear of the graph has our name: its zeros were not counted")
+    if graph is not None:
+        opened = [open_foreign(Path(graph), model, against, device, threads, time_limit)]
+        if dtypes and opened[0].dtype not in dtypes:
+            raise RefimplError(
+                f"--dtype {dtypes[0]} with a graph that computes in {opened[0].dtype}",
+                f"--dtype {opened[0].dtype}",
+                "omit --dtype",
+            )
+    else:
+        opened = [
+            candidate
+            for dtype in dtypes or VALIDATION_DTYPES
+            for candidate in recorded_candidates(model, dtype, against, device, threads)
+        ]
+
+    @cache
+    def case_of(batch: int, steps: tuple[str, ...], plan: Perturbation | None) -> Case:
+        """The truth, once for all dtypes."""
+        options = {} if plan is None else {n: getattr(plan, n) for n in PERTURBATION_OPTIONS}
+        recipe = Recipe(only=steps, eta=1.0, **options)
+        return computed_case(model, replace(tokens, ids=_batches(tokens.ids, plan)[batch]), recipe)
+
+    reports = [
+        check(case, candidate.run(case), candidate.steps, candidate.dtype)
+        for candidate in opened
+        for i in range(len(_batches(tokens.ids, candidate.plan)))
+        for case in [case_of(i, candidate.steps, candidate.plan)]
+    ]
     return Validation(
         model.name,
         model.config.family,
         model.config.num_blocks,
         None if graph is None else str(graph),
         against,
-        "; ".join(runtimes),
+        "; ".join(dict.fromkeys(candidate.runtime for candidate in opened)),
         token_facts(tokens),
-        tuple(comparisons),
-        zeros,
-        tuple(notes),
+        tuple(reports),
+        tuple(notes_on(model.config, opened, against, tokens)),
     )
 
 
-def _compared(
-    model: Model, candidate: Candidate, ids: Array, dtype: str, limit: float
-) -> list[Comparison]:
-    """Run a candidate and NumPy on batches of the samples [n, S], and compare them."""
-    if candidate.plan is not None:
-        ids = experiment_tokens(ids)
-        points = agreements(*experiment_points(model, candidate, candidate.plan, ids, dtype))
-        return [Comparison("experiment", dtype, ids.shape, limit, points)]
-    comparisons = []
-    for batch in validation_batches(ids):
-        expected = forward(model, batch, trace=True, dtype=dtype).trace
-        if candidate.points is not None:
-            expected = {name: expected[name] for name in candidate.points}
-        points = agreements(candidate.run(batch), expected)
-        comparisons.append(Comparison("forward", dtype, batch.shape, limit, points))
-    return comparisons
-
-
-def validation_batches(ids: npt.NDArray[np.int64]) -> list[Array]:
-    """Batches [1, at most 5], [n, S] and [n, 1] of samples [n, S], each shape once."""
+def _batches(ids: npt.NDArray[np.int64], plan: Perturbation | None) -> list[npt.NDArray[np.int64]]:
+    """Batches [1, at most 5], [n, S] and [n, 1] of samples [n, S]; [1, at most 64] with a plan."""
+    if plan is not None:
+        return [ids[:1, :LONGEST]]
     batches = (ids[:1, :SHORT], ids, ids[:, :1])
     return list({batch.shape: batch for batch in batches}.values())
 
 
 def notes_on(
-    config: Config,
-    points: tuple[str, ...] | None,
-    experiment: bool,
-    against: str,
-    tokens: Tokens,
+    config: Config, candidates: Sequence[Candidate], against: str, tokens: Tokens
 ) -> Iterator[str]:
-    """Sentences on what was not compared; no points mean no forward pass, None means all."""
+    """Sentences on what was not compared."""
     torch = against == "torch"
+    points = next((x.steps for x in candidates if x.plan is None), ())
+    total = len(trace_points(config))
     if points == ("logits",):
         yield "the graph has logits only: write it with --outputs trace to see where it goes wrong"
-    elif points:
-        name, total = "transformers" if torch else "the graph", len(trace_points(config))
-        yield f"{name} has {len(points)} of {total} trace points"
-    if points == ():
+    elif not points:
         yield "the graph is the experiment's: no trace point was compared"
-    elif not experiment:
+    elif len(points) < total:
+        name = "transformers" if torch else "the graph"
+        yield f"{name} has {len(points)} of {total} trace points"
+    if points and all(x.plan is None for x in candidates):
         reason = "transformers has no experiment" if torch else "another graph has the experiment"
         yield f"{reason}: it was not compared"
     longest = tokens.ids.shape[1]
@@ -206,9 +166,7 @@ def notes_on(
         yield f"no sample is longer than the window of {window:,}: use --seq-len {window + 8}"
 
 
-def check_request(
-    graph: str | Path | None, against: str, device: str, tolerance: float | None
-) -> None:
+def check_request(graph: str | Path | None, against: str, device: str) -> None:
     """Refuse options of a validation that exclude each other."""
     if against == "torch" and graph is not None:
         raise RefimplError(
@@ -221,8 +179,4 @@ def check_request(
             "--device cuda with --against onnx-reference",
             "auto or cpu: onnx's evaluator runs on the CPU",
             "use --against onnxruntime, or omit --device",
-        )
-    if tolerance is not None and not 0 < tolerance < inf:
-        raise RefimplError(
-            f"--tolerance {tolerance:g}", "a number above 0", "use for example --tolerance 1e-5"
         )

@@ -131,6 +131,13 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         raise RefimplError(
             f"-o {folder} exists", "a folder that does not exist yet", "choose another folder"
         )
+    case = computed_case(model, tokens, recipe, folder)
+    _write(case, tokens)
+    return case
+
+
+def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = Path()) -> Case:
+    """Compute every step in float64; as `make_case`, which writes the case, too."""
     ids, config = tokens.ids, model.config
     if recipe.shown and max(recipe.shown) >= config.num_blocks:
         raise RefimplError(
@@ -168,14 +175,22 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
                 for block in range(config.num_blocks)
             ]
         )
+    return Case(folder, folder.name or model.name, model, recipe, inputs, expected, peer, margins)
+
+
+def _write(case: Case, tokens: Tokens) -> None:
+    """Write a case to its folder, which appears whole or not at all."""
+    folder, model, inputs, expected = case.folder, case.model, case.inputs, case.expected
     facts = {
         "schema": SCHEMA,
         "spec": SPEC,
         "versions": {"refimpl": __version__, "numpy": np.__version__},
         "model": model.hub_id or os.path.relpath(model.path, folder),
-        "family": config.family,
-        "tokens": {"source": tokens.source, "shape": list(ids.shape), "sha256": tokens.sha256},
-        "recipe": asdict(recipe),
+        "family": model.config.family,
+        "tokens": {
+            "source": tokens.source, "shape": list(tokens.ids.shape), "sha256": tokens.sha256,
+        },
+        "recipe": asdict(case.recipe),
         "sha256": _hashes(model, inputs),
         "steps": [
             {
@@ -186,11 +201,11 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
             }
             for name, value in expected.items()
         ],
-    }
+    }  # fmt: skip
     with whole(folder) as new:
         new.mkdir()
         for name, arrays in (
-            (INPUTS, inputs), (EXPECTED, expected), (PEER, peer), (MARGINS, margins),
+            (INPUTS, inputs), (EXPECTED, expected), (PEER, case.peer), (MARGINS, case.margins),
         ):  # fmt: skip
             contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
             try:
@@ -198,7 +213,6 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
             except SafetensorError as error:  # the library's own class for an error of the disk
                 raise OSError(errno.EIO, str(error)) from error
         (new / FACTS).write_text(_text(facts), "utf-8")
-    return Case(folder, folder.name, model, recipe, inputs, expected, peer, margins)
 
 
 @checked

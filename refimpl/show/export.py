@@ -36,12 +36,6 @@ def export_table(exported: Exported) -> str:
     }
     if exported.data is not None:
         lines["data"] = [f"{exported.data}, {_size(exported.data_bytes)}"]
-    if exported.sparse:
-        written, dense = _size(exported.written_bytes), _size(exported.dense_bytes)
-        lines["sparse"] = [
-            f"{exported.sparse} of {count} without their zeros",
-            f"{written} with indices, in place of {dense}",
-        ]
     return "\n".join(wrapped(lines)) + "\n"
 
 

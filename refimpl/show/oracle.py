@@ -1,6 +1,6 @@
 """The report on a candidate: a table, JSON, and JUnit's XML for other tools."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 from xml.etree import ElementTree
@@ -32,10 +32,17 @@ def report_table(report: Report, candidate: str) -> str:
     stages: dict[str, list[StepResult]] = {}
     for step in report.steps:
         stages.setdefault(stage_of(step.step), []).append(step)
+    again = f"refimpl check {report.case.folder} {candidate}"
+    said = [part for line in verdict_lines(report, again) for part in fitting(line)]
+    return joined([*wrapped(facts), "", *steps_table("stage", stages), "", *said])
+
+
+def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> list[str]:
+    """A row per group of steps: how many, their statuses, and the worst of them."""
     groups = list(stages.values())
     worst = [max(group, key=_share) for group in groups]
     columns = {
-        "stage": list(stages),
+        heading: list(stages),
         "steps": [f"{len(group):,}" for group in groups],
         **{
             status: [f"{sum(step.status == status for step in group) or ''}" for group in groups]
@@ -46,9 +53,7 @@ def report_table(report: Report, candidate: str) -> str:
         "allowed": [_number(step.tolerance) for step in worst],
         "own": [_number(step.own) for step in worst],
     }
-    table = fitted(columns)
-    said = [part for line in _verdict(report, candidate) for part in fitting(line)]
-    return joined([*wrapped(facts), "", *table, "", *said])
+    return fitted(columns)
 
 
 def cases_document(cases: Sequence[CaseFolder]) -> dict[str, Any]:
@@ -167,8 +172,11 @@ def stage_of(step: str) -> str:
     return "allocation" if last in ("base", "corrected", "counts") else first
 
 
-def _verdict(report: Report, candidate: str) -> Iterator[str]:
-    """Whether it agrees; if not, the first wrong step, its usual causes and how to repeat it."""
+def verdict_lines(report: Report, again: str = "") -> Iterator[str]:
+    """Whether it agrees; if not, the first wrong step, its usual causes and how to repeat it.
+
+    `again` is the command with which `refimpl check` is repeated; without one it was not that.
+    """
     first = report.first
     for step in report.steps:
         if step.near_ties:
@@ -180,17 +188,18 @@ def _verdict(report: Report, candidate: str) -> Iterator[str]:
     if report.verdict == "pass":
         yield f"passes: {counted(len(report.steps), 'step')}"
     elif first is None:
-        yield from _unjudged(report)
+        yield from _unjudged(report, bool(again))
     else:
         yield f"divergent, first at {first.step}: {_said(first)}"
         if causes := first.causes(report.dtype):
             yield from ("usual causes:", *(f"  {text}" for text in causes))
         words = f"--only '{first.step}'" + (" --stepwise" if report.stepwise else "")
         words += f" --names {report.names}" if report.names else ""
-        yield f"again: refimpl check {report.case.folder} {candidate} {words}"
+        if again:
+            yield f"again: {again} {words}"
 
 
-def _unjudged(report: Report) -> Iterator[str]:
+def _unjudged(report: Report, checked: bool) -> Iterator[str]:
     """What agrees, and what was not judged, if nothing diverges."""
     steps = {
         status: [step.step for step in report.steps if step.status == status]
@@ -212,6 +221,8 @@ def _unjudged(report: Report) -> Iterator[str]:
     for what, names in open_steps.items():
         if names:
             yield f"  {counted(len(names), 'step')} {what}: {_some(names)}"
+    if not checked:
+        return
     if report.verdict == "resolved":
         yield "exit code 3; with --resolvable 0"
     elif steps["conditional"] and not report.stepwise:

@@ -1,13 +1,16 @@
 """What a new file or folder may replace, and what it must not be, contain or lie in."""
 
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from refimpl.errors import RefimplError
+from refimpl.storage.file_system import open_file
 from refimpl.storage.work_folder import work_path
 
 RECORD = "pruning.json"  # says how a pruned model was made
+LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
 
 
 def real_path(target: Path) -> Path:
@@ -105,3 +108,11 @@ def _overlap(target: Path, relation: str, other: str) -> RefimplError:
         "an output apart from all inputs",
         "choose another -o",
     )
+
+
+def mentions(path: Path, name: bytes) -> bool:
+    """Whether a graph in a file, if there is one, has a name in it."""
+    if not path.is_file() or not 0 < path.stat().st_size <= LARGEST_GRAPH:
+        return False
+    with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(name) >= 0

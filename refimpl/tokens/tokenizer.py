@@ -16,6 +16,7 @@ from refimpl.storage.file_system import MIB
 
 TOKENIZER = 128 * MIB  # bytes of a tokenizer.json
 SECONDS, MEMORY = 120.0, 2048 * MIB  # limits of the library, for one piece of a text
+ANSWER = 256 * MIB  # bytes of its answer: 13 for each token
 
 
 @dataclass(frozen=True)
@@ -43,33 +44,50 @@ class TextTokenizer:
     def __init__(self, path: Path, content: bytes) -> None:
         self._child = ChildProcess(
             "refimpl.isolation.tokenizers_library:Library",
-            (content,),
+            content,
+            str(MEMORY).encode(),
             name=f"{path} is not a tokenizer that works",
             seconds=SECONDS,
-            memory=MEMORY,
+            largest=ANSWER,
             refused=("the tokenizer.json of the model", "get it again, or pass ids with --tokens"),
-            plain=True,
         )
 
     def encode(self, text: str, places: bool = False, special: bool = True) -> Encoding:
         """Encode a text; `special` asks for the post-processor's ids."""
-        raw, of_text, ends = self._child.call("encode", text, special, places)
-        unsigned = np.frombuffer(raw, np.uint32)
+        flags = (b"1" if asked else b"" for asked in (special, places))
+        answer = self._child.call("encode", text.encode("utf-8", "surrogatepass"), *flags)
+        try:
+            raw, of_text, ends = answer
+            unsigned, is_text = np.frombuffer(raw, "<u4"), np.frombuffer(of_text, np.uint8) > 0
+            pairs = np.frombuffer(ends, "<u4").reshape(-1, 2)
+        except ValueError:
+            raise self._child.unusable() from None
+        count = len(unsigned)
+        inside = (pairs[:, 0] <= pairs[:, 1]) & (pairs[:, 1] <= len(text))
+        if len(is_text) != count or len(pairs) != count * places or not inside.all():
+            raise self._child.unusable()
         ids = np.minimum(unsigned, np.iinfo(np.int32).max).astype(np.int32)  # no model has more
-        is_text = np.frombuffer(of_text, np.bool_)
         front = tuple(ids[: is_text.argmax()].tolist()) if is_text.any() else ()
-        pairs = np.frombuffer(ends, np.int32).reshape(-1, 2)
-        return Encoding(ids[is_text], front, pairs[is_text] if places else pairs)
+        spans = pairs.astype(np.int32)
+        return Encoding(ids[is_text], front, spans[is_text] if places else spans)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, or None."""
-        token_id: int | None = self._child.call("token_to_id", token)
-        return token_id
+        match self._child.call("token_to_id", token.encode("utf-8", "surrogatepass")):
+            case []:
+                return None
+            case [token_id] if len(token_id) == np.dtype(np.uint32).itemsize:
+                return int.from_bytes(token_id, "little")
+        raise self._child.unusable()
 
     def id_to_token(self, token_id: int) -> str | None:
         """The token of an id, or None."""
-        token: str | None = self._child.call("id_to_token", token_id)
-        return token
+        match self._child.call("id_to_token", str(token_id).encode()):
+            case []:
+                return None
+            case [token]:
+                return token.decode("utf-8", "replace")
+        raise self._child.unusable()
 
 
 def read_tokenizer(path: Path) -> TextTokenizer:

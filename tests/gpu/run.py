@@ -113,13 +113,13 @@ def case_results(work: Work) -> list[dict[str, Any]]:
 
 def graphs(case: Case, device: str) -> Iterator[dict[str, Any]]:
     """The case's exported graphs in float32, run by onnxruntime."""
-    from refimpl.onnx.case_steps import graph_steps
     from refimpl.onnx.export import export
+    from refimpl.onnx.foreign_graph import open_foreign
     from refimpl.onnx.session import check_device
 
     if device == "cuda" and "CUDAExecutionProvider" not in check_device("auto"):
         return
-    plan, config = case.recipe.perturbation, case.model.config
+    plan = case.recipe.perturbation
     wanted = {
         "trace": ("embed", "blocks.*", "final_norm", "logits"),
         "experiment": ("perturbed.*", "absorption_coefficient"),
@@ -131,7 +131,8 @@ def graphs(case: Case, device: str) -> Iterator[dict[str, Any]]:
                 export(case.model, path, outputs="trace")
             else:
                 export(case.model, path, experiment=plan)
-            arrays, dtype = graph_steps(path, config, case.inputs, plan, device)
+            graph = open_foreign(path, case.model, device=device)
+            arrays, dtype = graph.run(case), graph.dtype
         computed = time.perf_counter()
         report = check(case, arrays, steps, dtype)
         seconds = computed - start, time.perf_counter() - computed

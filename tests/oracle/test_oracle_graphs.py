@@ -10,8 +10,8 @@ from program import ran, refused, run
 
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
-from refimpl.onnx.case_steps import graph_steps
 from refimpl.onnx.export import export
+from refimpl.onnx.foreign_graph import open_foreign
 from refimpl.oracle.case import Case
 from refimpl.oracle.check import check
 
@@ -20,7 +20,8 @@ EXPERIMENT = ("perturbed.*", "absorption_coefficient")
 
 
 def graph_arrays(case: Case, path: Path) -> tuple[dict[str, np.ndarray], str]:
-    return graph_steps(path, case.model.config, case.inputs, case.recipe.perturbation, "cpu")
+    graph = open_foreign(path, case.model, device="cpu")
+    return dict(graph.run(case)), graph.dtype
 
 
 @pytest.mark.parametrize("steps", [FORWARD, EXPERIMENT], ids=["model", "experiment"])

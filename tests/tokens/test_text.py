@@ -5,9 +5,7 @@ import itertools
 import json
 import os
 import struct
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,9 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from checkpoints import needs_proc
 from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import ENV
 from program import suggested
 from refusals import refusal_of
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
@@ -368,48 +364,3 @@ def test_large_texts_are_refused_unread_or_in_time(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     refusal_of(text_tokens, path, tokenizer, says="larger than 64 MiB")
     refusal_of(text_tokens, Path("/dev/zero"), tokenizer, says="is not a regular file")
-
-
-PANICS = {
-    "a panic": ("raise", "BaseException"),
-    "an abort": ("os.abort()", "ended its process"),
-    "a hang": ("time.sleep(60)", "took longer than"),
-    "memory": ("bytearray(1 << 40)", "MemoryError"),
-}
-
-
-@pytest.mark.parametrize("fault", PANICS)
-def test_whatever_the_library_does_is_our_error(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    action, says = PANICS[fault]
-    action = "raise BaseException('panicked')" if action == "raise" else action
-    (tmp_path / "tokenizers.py").write_text(
-        "import os, sys, time\n"
-        "class Tokenizer:\n"
-        "    @classmethod\n"
-        "    def from_buffer(cls, content):\n"
-        f"        print('noise'); print('noise', file=sys.stderr); {action}\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("refimpl.tokens.tokenizer.SECONDS", 2.0)
-    content = (FIXTURES / "llama" / "tokenizer.json").read_bytes()
-    error = refusal_of(TextTokenizer, Path("t.json"), content, says=says, remedy="--tokens")
-    assert "t.json is not a tokenizer" in error.problem
-
-
-@needs_proc
-def test_a_library_does_not_outlive_us() -> None:
-    """Our process is killed while the library is at work."""
-    start = "ChildProcess('time:sleep', (60,), name='', seconds=60, memory=None, refused=('', ''))"
-    code = f"from refimpl.isolation.child_process import ChildProcess; {start}"
-    with subprocess.Popen([sys.executable, "-c", code], env=ENV) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while not children.read_text():
-            time.sleep(0.01)
-        status = Path(f"/proc/{children.read_text().strip()}/status")
-        process.kill()
-    until = time.monotonic() + 10
-    while status.exists() and "zombie" not in status.read_text():
-        assert time.monotonic() < until
-        time.sleep(0.05)

@@ -29,7 +29,6 @@ class Graph:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self.sparse_initializers: list[onnx.SparseTensorProto] = []
         self.constants: dict[Any, Recorded] = {}
         self.fresh: dict[str, onnx.NodeProto] = {}  # makers of arrays neither named nor read so far
         self.retired: set[str] = set()
@@ -59,12 +58,6 @@ class Graph:
         kind = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
         inside = tensor.data_location != onnx.TensorProto.EXTERNAL
         return Recorded(self, tensor.name, kind, tensor if inside else None)
-
-    def sparse_initializer(self, tensor: onnx.SparseTensorProto) -> Recorded:
-        """Add a tensor without its zeros; nodes read it like any other."""
-        self.sparse_initializers.append(tensor)
-        kind = helper.make_tensor_type_proto(tensor.values.data_type, tensor.dims)
-        return Recorded(self, tensor.values.name, kind)
 
     def add(
         self,
@@ -160,10 +153,7 @@ class Graph:
 
     def model(self, name: str = "recorded", **facts: Any) -> onnx.ModelProto:
         """The recorded graph as a model, not checked; facts are `doc_string`, `producer_name`..."""
-        graph = helper.make_graph(
-            self.nodes, name, self.inputs, self.outputs, self.initializers,
-            sparse_initializer=self.sparse_initializers,
-        )  # fmt: skip
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.initializers)
         return helper.make_model(
             graph,
             opset_imports=self.imports,

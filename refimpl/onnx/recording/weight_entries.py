@@ -1,11 +1,11 @@
-"""How weights enter a graph: as copies, as inputs, or by reference to the model's own files."""
+"""How weights enter a graph: as copies, or by reference to the model's own files."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import SparseTensorProto, TensorProto
+from onnx import TensorProto
 
 from refimpl.model.layout import cut
 from refimpl.model.model import Model
@@ -21,18 +21,21 @@ LOOKED_UP = ("embed.weight", "pos_embed.weight")  # rows are taken first, and on
 
 
 def copied(weights: Mapping[str, GraphWeight], location: str | None) -> Enter:
-    """Let weights enter as copies: in the graph itself, or in a data file beside it."""
-    return _once(weights, lambda graph, array: _copy(graph, array, location))
+    """Let weights enter as copies, each array once: in the graph, or in a data file beside it."""
+    entered: dict[str, Recorded] = {}
+
+    def enter(graph: Graph, name: str) -> Recorded:
+        array = weights[name]
+        if array.name not in entered:
+            entered[array.name] = _copy(graph, array, location)
+        return entered[array.name]
+
+    return enter
 
 
 def embedded(model: Model, dtype: npt.DTypeLike) -> Enter:
-    """Let weights enter as copies in the graph itself, dense."""
+    """Let weights enter as copies in the graph itself."""
     return copied(graph_weights(model, dtype), None)
-
-
-def declared(weights: Mapping[str, GraphWeight]) -> Enter:
-    """Let weights enter as inputs of the graph, which then has their shapes and no numbers."""
-    return _once(weights, lambda graph, array: graph.input(array.name, array.dtype, array.shape))
 
 
 def referenced(model: Model, dtype: npt.DTypeLike) -> Enter:
@@ -77,21 +80,6 @@ def referenced(model: Model, dtype: npt.DTypeLike) -> Enter:
     return enter
 
 
-def _once(
-    weights: Mapping[str, GraphWeight], add: Callable[[Graph, GraphWeight], Recorded]
-) -> Enter:
-    """Add each array to the graph once, also where several names share it."""
-    entered: dict[str, Recorded] = {}
-
-    def enter(graph: Graph, name: str) -> Recorded:
-        array = weights[name]
-        if array.name not in entered:
-            entered[array.name] = add(graph, array)
-        return entered[array.name]
-
-    return enter
-
-
 def _outside(
     name: str, kind: int, shape: tuple[int, ...], location: str, offset: int, length: int
 ) -> TensorProto:
@@ -105,17 +93,11 @@ def _outside(
 
 def _copy(graph: Graph, array: GraphWeight, location: str | None) -> Recorded:
     """Add one array as a copy."""
-    values, indices = array.read() if location is None or array.sparse else (None, None)
-    shape, kind = (array.nonzero,) if array.sparse else array.shape, element(array.dtype)
-    if location is None and values is not None:
-        tensor = TensorProto(name=array.name, data_type=kind, dims=shape)
-        tensor.raw_data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-    else:
-        tensor = _outside(array.name, kind, shape, location or "", array.offset, array.value_bytes)
-    if indices is None:
-        return graph.initializer(tensor)
-    positions = TensorProto(name=f"{array.name}.indices", data_type=TensorProto.INT64)
-    positions.dims.append(array.nonzero)
-    positions.raw_data = indices.astype("<i8").tobytes()
-    sparse = SparseTensorProto(values=tensor, indices=positions, dims=array.shape)
-    return graph.sparse_initializer(sparse)
+    kind = element(array.dtype)
+    if location is not None:
+        place = location, array.offset, array.nbytes
+        return graph.initializer(_outside(array.name, kind, array.shape, *place))
+    values = array.read()
+    tensor = TensorProto(name=array.name, data_type=kind, dims=array.shape)
+    tensor.raw_data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    return graph.initializer(tensor)

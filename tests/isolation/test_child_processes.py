@@ -1,0 +1,295 @@
+"""Why libraries run in processes of their own, and that no answer of such a process harms ours.
+
+The first tests give the libraries, as installed, input on which they end, fill or hold the process
+that they run in. If a newer version passes them, its isolation can go.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from checkpoints import needs_proc
+from conftest import FIXTURES
+from onnx import TensorProto, helper, numpy_helper
+from processes import ENV
+from program import refused
+from refusals import refusal_of
+
+from refimpl.tokens.tokenizer import TextTokenizer
+
+TOKENIZER = (FIXTURES / "llama" / "tokenizer.json").read_bytes()
+LLAMA = FIXTURES / "llama"
+LIMIT = 1 << 30  # bytes of a process that a library runs in alone
+
+
+def alone(code: str, seconds: float, *words: object) -> int | None:
+    """Exit code of code that runs in a process; None if it does not end in time."""
+    limited = f"import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT},) * 2)\n"
+    command = [sys.executable, "-c", limited + code, *map(str, words)]
+    try:
+        return subprocess.run(command, env=ENV, timeout=seconds, stderr=-3, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def replaced(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+def normalized(*normalizers: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    return lambda file: file.update(
+        normalizer={"type": "Sequence", "normalizers": list(normalizers)}
+    )
+
+
+def cut_in_a_letter(file: dict[str, Any]) -> None:
+    """A merge whose second half is shorter than the prefix that is cut off it."""
+    file["model"] |= {
+        "vocab": {"é": 1, "a": 2, "aé": 3}, "merges": ["a é"], "continuing_subword_prefix": "z",
+    }  # fmt: skip
+
+
+# How `tokenizer.json` is changed, and how the library's own process ends: None if it does not.
+TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], None], tuple[int | None, ...], str]] = {
+    "a panic": (
+        lambda file: file.update(pre_tokenizer={"type": "FixedLength", "length": 0}),
+        (1,), "Panic",
+    ),
+    "an abort": (
+        normalized({"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
+        (-signal.SIGABRT,), "ended its process",
+    ),
+    "memory without end": (
+        normalized(*[replaced("n", "n" * 20_000)] * 2), (-signal.SIGABRT,), "ended its process",
+    ),
+    "time without end": (
+        normalized(*[replaced("n", "nn")] * 40), (None, -signal.SIGABRT), "took longer than 3 s",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_tokenizers_library_needs_a_process(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, codes, says = TOKENIZERS[name]
+    file, path = json.loads(TOKENIZER), tmp_path / "tokenizer.json"
+    change(file)
+    path.write_text(json.dumps(file))
+    code = "import tokenizers; tokenizers.Tokenizer.from_file(sys.argv[1]).encode('Entia entium')"
+    assert alone(code, 5, path) in codes
+    monkeypatch.setattr("refimpl.tokens.tokenizer.SECONDS", 3.0)
+    monkeypatch.setattr("refimpl.tokens.tokenizer.MEMORY", LIMIT)
+
+    def encode() -> None:
+        TextTokenizer(path, path.read_bytes()).encode("Entia entium")
+
+    error = refusal_of(encode, says=says, remedy="--tokens")
+    assert f"{path} is not a tokenizer" in error.problem
+
+
+def graph(*nodes: onnx.NodeProto, functions: Any = (), **numbers: Any) -> onnx.ModelProto:
+    """A graph from token ids, as floats in `x`, to logits."""
+    value, cast = (
+        helper.make_tensor_value_info,
+        helper.make_node("Cast", ["token_ids"], ["x"], to=1),
+    )
+    inside = [numpy_helper.from_array(np.asarray(x), name) for name, x in numbers.items()]
+    made = helper.make_graph(
+        [cast, *nodes], "g", [value("token_ids", TensorProto.INT64, ["b", "s"])],
+        [value("logits", TensorProto.FLOAT, None)], inside,
+    )  # fmt: skip
+    imports = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
+    return helper.make_model(made, opset_imports=imports, functions=functions, ir_version=10)
+
+
+def endless() -> onnx.ModelProto:
+    """A loop without an end."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    body = helper.make_graph(
+        [node("Identity", ["go"], ["on"]), node("Identity", ["h"], ["y"])], "body",
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []),
+         value("h", TensorProto.FLOAT, None)],
+        [value("on", TensorProto.BOOL, []), value("y", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    return graph(node("Loop", ["", "yes", "x"], ["logits"], body=body), yes=True)
+
+
+def doubling() -> onnx.ModelProto:
+    """Functions of which each calls the next twice: 2^40 nodes when they are put in place."""
+    node, imports = helper.make_node, [helper.make_opsetid("own", 1)]
+    functions = [
+        helper.make_function(
+            "own", f"f{i}", ["a"], ["c"],
+            [node(f"f{i + 1}", [a], [b], domain="own") for a, b in (("a", "b"), ("b", "c"))]
+            if i < 39 else [node("Neg", ["a"], ["c"])],
+            [*imports, helper.make_opsetid("", 21)],
+        )
+        for i in range(40)
+    ]  # fmt: skip
+    return graph(node("f0", ["x"], ["logits"], domain="own"), functions=functions)
+
+
+def quotient() -> onnx.ModelProto:
+    """The one quotient of integers that does not fit into 64 bits."""
+    node = helper.make_node
+    return graph(
+        node("Div", ["a", "b"], ["q"]), node("Cast", ["q"], ["logits"], to=1),
+        a=np.array([-(2**63)]), b=np.array([-1]),
+    )  # fmt: skip
+
+
+# The graph, and how the runtime's own process ends.
+GRAPHS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int | None, ...], str]] = {
+    "a quotient": (quotient, (-signal.SIGFPE,), "ended its process (-8)"),
+    "a loop without an end": (endless, (None,), "took longer than 3 s"),
+    "functions that double": (doubling, (None, 1, -signal.SIGABRT), ""),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_onnxruntime_needs_a_process(name: str, tmp_path: Path) -> None:
+    make, codes, says = GRAPHS[name]
+    path = tmp_path / "graph.onnx"
+    onnx.save(make(), path)
+    code = (
+        "import numpy, onnxruntime\nprovider = ['CPUExecutionProvider']\n"
+        "session = onnxruntime.InferenceSession(sys.argv[1], providers=provider)\n"
+        "session.run(None, {'token_ids': numpy.zeros((1, 4), int)})\n"
+    )
+    assert alone(code, 5, path) in codes
+    assert says in refused("validate", LLAMA, "--graph", path, "--time-limit", 3)
+
+
+@pytest.mark.parametrize("command", ["validate", "check"])
+def test_a_graph_without_an_end_has_one(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute, and more for a large model or many tokens, unless --time-limit says otherwise."""
+    path = tmp_path / "graph.onnx"
+    onnx.save(endless(), path)
+    monkeypatch.setattr("refimpl.onnx.foreign_graph.SECONDS", 4.0)
+    words = {
+        "validate": ("validate", LLAMA, "--graph", path),
+        "check": ("check", FIXTURES / "cases" / "llama", path, "--only", "logits"),
+    }
+    assert "took longer than 4 s" in refused(*words[command])
+
+
+def library(action: str, folder: Path) -> None:
+    """Put a library of tokenizers into a folder that does this with a file."""
+    (folder / "tokenizers.py").write_text(
+        "import os, sys, time\n"
+        "from contextlib import suppress\n"
+        "def answer(content):  # whatever the pipe is\n"
+        "    for number in range(3, 20):\n"
+        "        with suppress(OSError):\n"
+        "            os.write(number, content)\n"
+        "class Tokenizer:\n"
+        "    @classmethod\n"
+        "    def from_buffer(cls, content):\n"
+        f"        print('noise'); print('noise', file=sys.stderr); {action}\n"
+        "        return cls()\n"
+        "    def no_truncation(self): pass\n"
+        "    def no_padding(self): pass\n"
+        "    def encode_batch_fast(self, texts, **options):\n"
+        "        return [self]\n"
+        "    ids, sequence_ids, offsets = [1, 2], [0], []\n"
+    )
+
+
+HUGE = "(1).to_bytes(8, 'little') + (1 << 62).to_bytes(8, 'little')"
+ACTIONS = {
+    "a panic": ("raise BaseException('panicked')", "BaseException: panicked"),
+    "an abort": ("os.abort()", "ended its process (-6)"),
+    "a hang": ("time.sleep(60)", "took longer than 2 s"),
+    "memory": ("bytearray(1 << 40)", "MemoryError"),
+    "junk": ("answer(b'junk' * 9)", "cannot be used"),
+    "an answer of half a word": ("answer(b'junk'); os._exit(0)", "ended its process (0)"),
+    "an answer of 4 EiB": (f"answer({HUGE})", "cannot be used"),
+    "an answer without an end": (
+        "answer((1).to_bytes(8, 'little') + (1 << 20).to_bytes(8, 'little'))\n"
+        "        while True: answer(b'x'); time.sleep(0.01)",
+        "took longer than 2 s",
+    ),
+    "a long failure": ("raise BaseException('x' * 10**7)", "BaseException: xxx"),
+    "a child that stays": ("os.fork() and os._exit(0); time.sleep(60)", "took longer than 2 s"),
+    "a closed pipe": ("os.closerange(3, 20); time.sleep(60)", "ended its process (None)"),
+}
+
+
+@pytest.mark.parametrize("fault", ACTIONS)
+def test_whatever_the_library_does_is_our_error(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    action, says = ACTIONS[fault]
+    library(action, tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("refimpl.tokens.tokenizer.SECONDS", 2.0)
+    started = time.monotonic()
+    error = refusal_of(TextTokenizer, Path("t.json"), TOKENIZER, says=says, remedy="--tokens")
+    assert "t.json is not a tokenizer" in error.problem
+    assert len(error.problem) < 3000
+    assert time.monotonic() - started < 10
+
+
+def test_no_answer_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unpickling it would do is not done."""
+    touched = tmp_path / "touched"
+    library(f"answer(b'cos\\nsystem\\n(Vtouch {touched}\\ntR.' * 9)", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    refusal_of(TextTokenizer, Path("t.json"), TOKENIZER, says="cannot be used")
+    assert not touched.exists()
+
+
+def test_ids_that_do_not_fit_together_are_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library("pass", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    tokenizer = TextTokenizer(Path("t.json"), TOKENIZER)
+    refusal_of(tokenizer.encode, "two ids, and the kind of one", says="cannot be used")
+
+
+@needs_proc
+def test_a_library_does_not_outlive_us(tmp_path: Path) -> None:
+    """Our process is killed while the library is at work."""
+    os.mkfifo(tmp_path / "pipe")
+    limits = "name='', seconds=60, largest=9, refused=('', '')"
+    start = f"ChildProcess('io:open', {os.fsencode(tmp_path / 'pipe')!r}, {limits})"  # never opens
+    code = f"from refimpl.isolation.child_process import ChildProcess; {start}"
+    with subprocess.Popen([sys.executable, "-c", code], env=ENV) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        status = Path(f"/proc/{children.read_text().strip()}/status")
+        process.kill()
+    until = time.monotonic() + 10
+    while status.exists() and "zombie" not in status.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_ctrl_c_ends_a_graph_without_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    onnx.save(endless(), path)
+    command = [sys.executable, "-m", "refimpl", "validate", LLAMA, "--graph", path]
+    with subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True) as process:
+        timer = Timer(4, process.send_signal, [signal.SIGINT])
+        timer.start()
+        started = time.monotonic()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert time.monotonic() - started < 20
