@@ -4,16 +4,43 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
+
+
+@dataclass
+class Reply:
+    """One answer, which a hostile server changes.
+
+    Args:
+        request: Its method and path.
+        status: Of HTTP.
+        headers: But the length, which is that of the content unless it is here.
+        content: The body; none of it is sent for HEAD.
+        repeated: Whether the content is sent again and again until the client leaves.
+    """
+
+    request: str
+    status: int
+    headers: dict[str, str]
+    content: bytes
+    repeated: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What was asked for: "listing", "facts" or "content"."""
+        if "/api/models/" in self.request and self.status == 200:
+            return "listing"
+        return "facts" if self.request.startswith("HEAD ") else "content"
 
 
 @dataclass
@@ -25,6 +52,7 @@ class Hub:
     token: str = "right"
     requests: list[str] = field(default_factory=list)
     url: str = ""
+    tamper: Callable[[Reply], None] = lambda reply: None
 
     def add(self, name: str, folder: Path, revision: str = "main", **more: bytes) -> None:
         """Publish the files of a folder as a revision, and some more."""
@@ -48,12 +76,12 @@ class _Answer(BaseHTTPRequestHandler):
         """Print nothing."""
 
     def do_HEAD(self) -> None:
-        self.answer(body=False)
+        self.answer()
 
     def do_GET(self) -> None:
-        self.answer(body=True)
+        self.answer()
 
-    def answer(self, body: bool) -> None:
+    def answer(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
         path = self.path.split("?")[0].strip("/")
         api = path.startswith("api/models/")
@@ -67,14 +95,11 @@ class _Answer(BaseHTTPRequestHandler):
         if commit not in revisions:
             return self.send(404, error="RevisionNotFound")
         files = revisions[commit]
-        if api and rest[:1] == ["tree"]:
-            entries = [
-                {"type": "file", "path": n, "size": len(x), "oid": hashlib.sha1(x).hexdigest()}
+        if api:
+            siblings = [
+                {"rfilename": n, "size": len(x), "blobId": hashlib.sha1(x).hexdigest()}
                 for n, x in files.items()
             ]
-            return self.send(200, json.dumps(entries).encode())
-        if api:
-            siblings = [{"rfilename": n} for n in files]
             facts = {"id": name, "sha": commit, "siblings": siblings}
             return self.send(200, json.dumps(facts).encode())
         allowed = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
@@ -82,26 +107,39 @@ class _Answer(BaseHTTPRequestHandler):
             return self.send(403, error="GatedRepo")
         content = files["/".join(rest[2:])]
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}
-        return self.send(200, content, headers, body=body)
+        return self.send(200, content, headers)
 
     def send(
         self,
         status: int,
         content: bytes = b"",
-        headers: Mapping[str, str] | None = None,
+        headers: dict[str, str] | None = None,
         error: str = "",
-        body: bool = True,
     ) -> None:
-        self.send_response(status)
-        for key, value in (headers or {}).items():
+        own = {"X-Error-Code": error} if error else {}
+        own |= {"Content-Type": "application/json", **(headers or {})}
+        reply = Reply(f"{self.command} {self.path}", status, own, content)
+        self.hub.tamper(reply)
+        self.send_response(reply.status)
+        if not reply.repeated:
+            reply.headers.setdefault("Content-Length", str(len(reply.content)))
+        for key, value in reply.headers.items():
             self.send_header(key, value)
-        if error:
-            self.send_header("X-Error-Code", error)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if body and self.command != "HEAD":
-            self.wfile.write(content)
+        self.close_connection |= reply.repeated
+        with suppress(OSError):  # the client has left
+            while self.command != "HEAD":
+                self.wfile.write(reply.content)
+                if not reply.repeated:
+                    break
+
+
+class _Server(ThreadingHTTPServer):
+    """A server that does not complain of clients that leave."""
+
+    def handle_error(self, request: Any, address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, address)
 
 
 @contextmanager
@@ -109,7 +147,7 @@ def serving(home: Path) -> Iterator[Hub]:
     """A hub, with the environment of a user of it whose HF_HOME is `home`."""
     hub = Hub()
     handler = type("Answer", (_Answer,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     of_user = [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]

@@ -26,12 +26,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 os.environ |= {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_CACHE": "hub",
 }
 os.environ.pop("GITHUB_STEP_SUMMARY", None)
 
 import typer  # noqa: E402
+from hub_server import Hub, serving  # noqa: E402
 from mutators import KINDS  # noqa: E402
 from regressions import REGRESSIONS  # noqa: E402
 from server import CPU, MEMORY, Left, adopt_orphans, run_forked  # noqa: E402
@@ -39,9 +38,11 @@ from targets import (  # noqa: E402
     FuzzCase,
     commands,
     file_case,
+    hub_case,
     kind_cases,
     make_folder,
     option_case,
+    serve,
 )
 
 MESSAGE = re.compile(r"error: [^\n]+\n(  [^\n]+\n)*expected: [^\n]+\nnext: [^\n]+\n")
@@ -50,10 +51,12 @@ EXPECTED = re.compile(r"(budget of [^\n]+\n)?")  # on stderr of a run that succe
 JUDGING = ("validate", "check")  # exit with 1 or 3, too
 NOT_IMPORTED = ("refimpl.__main__", "refimpl.evaluation.lm_eval", "refimpl.testing.plugin")
 LATE = (  # what commands import when they need it
-    *("gguf", "onnx.reference", "numpy.ma", "subprocess", "huggingface_hub.constants"),
+    *("gguf", "onnx.reference", "numpy.ma", "subprocess", "huggingface_hub.hf_api"),
+    *("huggingface_hub.file_download", "huggingface_hub.utils.tqdm"),
     *("typer._adapters", "pydantic.plugin._loader", "importlib.readers", "typer.rich_utils"),
 )
-OPTIONS, SLOW = 0.35, 0.04  # shares of cases with changed options, and of slow ones
+CACHE = {"HF_HUB_CACHE": "hub", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
+OPTIONS, HUB, SLOW = 0.35, 0.03, 0.04  # shares: changed options, hostile servers, slow ones
 
 
 def case_of(number: int, seed: int, folder: Path) -> FuzzCase:
@@ -62,6 +65,8 @@ def case_of(number: int, seed: int, folder: Path) -> FuzzCase:
     share = random.random()
     if share < OPTIONS:
         return option_case(random)
+    if share < OPTIONS + HUB:
+        return hub_case(random)
     return file_case(folder, random, share > 1 - SLOW)
 
 
@@ -107,10 +112,11 @@ def faults(case: FuzzCase, left: Left, before: dict, after: dict) -> list[str]:
     new = sorted(n for n in after.keys() - before.keys())
     outputs = {os.path.normpath(word) for word in case.words}
     outputs |= {f"{word}.data" for word in outputs}
+    outputs |= {"hub"} if case.tamper else set()  # the cache
     inside = {n for n in [*changed, *new] if not outputs & {n, *map(str, Path(n).parents)}}
     if changed and (left.code == 2 or "--force" not in case.words or inside & {*changed}):
         wrong.append(f"changed {changed[:3]}")
-    if new and (left.code == 2 or inside & {*new}):
+    if new and ((left.code == 2 and not case.tamper) or inside & {*new}):
         wrong.append(f"left {new[:3]}")
     return wrong
 
@@ -118,8 +124,8 @@ def faults(case: FuzzCase, left: Left, before: dict, after: dict) -> list[str]:
 class Scratch:
     """A copy of the folder of good inputs, in which cases run one after the other."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.copy = folder, folder.with_name("case")
+    def __init__(self, folder: Path, hub: Hub) -> None:
+        self.folder, self.copy, self.hub = folder, folder.with_name("case"), hub
         self.before: dict[str, tuple[object, ...]] = {}
 
     def run(self, case: FuzzCase) -> tuple[list[str], Left]:
@@ -129,6 +135,7 @@ class Scratch:
             shutil.copytree(self.folder, self.copy, symlinks=True, copy_function=copied)
             self.before = state(self.copy)
         before, path = self.before, self.copy / (case.file or "")
+        self.hub.tamper = case.tamper or (lambda reply: None)
         if case.file is not None:
             path.unlink()
             if case.mutator in KINDS:
@@ -201,9 +208,11 @@ def main() -> int:
         numbers = range(len(fixed))
     counts, codes, failed, started = Counter(), Counter(), 0, time.monotonic()
     worst = {"seconds": 0.0, "MiB": 0}
-    with tempfile.TemporaryDirectory() as parent:
+    with tempfile.TemporaryDirectory() as parent, serving(Path(parent) / "home") as hub:
+        os.environ |= CACHE
         folder = prepare(Path(parent))
-        scratch = Scratch(folder)
+        serve(hub, folder)
+        scratch = Scratch(folder, hub)
         for number in numbers:
             if time.monotonic() - started > asked.seconds:
                 break

@@ -13,7 +13,13 @@ from typing import Any, Literal, get_args, get_origin
 
 import mutators
 from gguf_mutator import gguf_structure
+<<<<<<< HEAD
 from mutators import BYTES, KINDS, gguf_bytes, header_bytes, json_bytes, line_bytes, protobuf_bytes
+=======
+from hub_answers import tampering
+from hub_server import Hub, Reply
+from mutators import BYTES, gguf_bytes, header_bytes, json_bytes, line_bytes, protobuf_bytes
+>>>>>>> bd244cf (Hub: answers of the server are checked before the library makes paths and files of them, sizes are bounded by the listing, and the library prints nothing)
 from server import run_forked
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -29,6 +35,7 @@ GGUF = ("gemma3", "granitemoe")
 COMMIT = "0123456789" * 4
 HUB = "hub/models--org--tiny"
 SNAPSHOT = f"{HUB}/snapshots/{COMMIT}"
+SERVED = ("served/model", "served/gguf")  # by a server on localhost
 
 
 def _model_commands(model: str) -> list[list[str]]:
@@ -151,15 +158,20 @@ Mutator = Callable[[bytes, Random], bytes]
 
 @dataclass(frozen=True)
 class FuzzCase:
+<<<<<<< HEAD
     """A command, and the file that was changed before it, how; or the options that were.
 
     If `mutator` is one of `KINDS`, the file is of this kind, else it has this content.
     """
+=======
+    """A command, and the file that was changed before it, how; or options, or a hub's answers."""
+>>>>>>> bd244cf (Hub: answers of the server are checked before the library makes paths and files of them, sizes are bounded by the listing, and the library prints nothing)
 
     words: list[str]
     file: str | None = None
     mutator: str = ""
     content: bytes = b""
+    tamper: Callable[[Reply], None] | None = None
 
 
 def make_folder(folder: Path) -> None:
@@ -308,6 +320,20 @@ def kind_cases() -> list[FuzzCase]:
     """Every file as a pipe, a device, or a sparse one, before the first command that reads it."""
     kinds = ("pipe", "link to an endless device", "sparse")
     return [FuzzCase(words[0], path, kind) for path, words in READERS.items() for kind in kinds]
+
+
+def hub_case(random: Random) -> FuzzCase:
+    """A download from a server that answers otherwise than a hub would."""
+    words = ["inspect", random.choice(SERVED), "--download"]
+    return FuzzCase(words, None, "hub", tamper=tampering(random))
+
+
+def serve(hub: Hub, folder: Path) -> None:
+    """Publish models for `hub_case`."""
+    more = {"README.md": b"tiny", "sub/model.safetensors": b"no"}
+    hub.add(SERVED[0], folder / "model", **more)
+    one = {"tiny.gguf": (folder / "model.gguf").read_bytes(), "README.md": b"tiny"}
+    hub.add(SERVED[1], folder / "hub", **one)
 
 
 def option_case(random: Random) -> FuzzCase:

@@ -4,14 +4,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import FIXTURES
 from gguf_files import gguf_file
-from hub_server import COMMITS, Hub, environment, serving
+from hub_server import COMMITS, Hub, Reply, environment, serving
 from processes import ran as program_ran
 from program import ran, refused, run
 from refusals import refusal_of
@@ -266,3 +266,142 @@ def test_the_library_is_imported_for_ids_alone() -> None:
 def test_the_bar_is_on_a_terminal_alone(hub: Hub) -> None:
     assert "100%" in run("inspect", NAME, "--download", err_terminal=True).err
     assert run("inspect", f"{NAME}@v2", "--download").err == ""
+
+
+# A hostile server
+
+OUT = "../../../../escaped"
+ABOVE = "40 hexadecimal digits"
+
+
+def listing(more: Sequence[object] = (), **changes: object) -> Callable[[Reply], None]:
+    """A server whose listing has more files, or other values."""
+
+    def tamper(reply: Reply) -> None:
+        if reply.kind == "listing":
+            facts = json.loads(reply.content)
+            facts["siblings"] += more
+            reply.content = json.dumps(facts | changes).encode()
+
+    return tamper
+
+
+def named(name: str) -> Callable[[Reply], None]:
+    """A server whose listing has one more file."""
+    return listing(more=[{"rfilename": name, "size": 1}])
+
+
+def sizes(size: object) -> Callable[[Reply], None]:
+    """A server whose listing has another size for every file."""
+
+    def tamper(reply: Reply) -> None:
+        if reply.kind == "listing":
+            facts = json.loads(reply.content)
+            facts["siblings"] = [{**x, "size": size} for x in facts["siblings"]]
+            reply.content = json.dumps(facts).encode()
+
+    return tamper
+
+
+def answers(kind: str, status: int = 200, **headers: str) -> Callable[[Reply], None]:
+    """A server with other headers in some answers."""
+
+    def tamper(reply: Reply) -> None:
+        if reply.kind == kind:
+            reply.status = status
+            reply.headers |= {name.replace("_", "-"): value for name, value in headers.items()}
+
+    return tamper
+
+
+def endless(kind: str, headers: dict[str, str] | None = None) -> Callable[[Reply], None]:
+    """A server whose body has no end."""
+
+    def tamper(reply: Reply) -> None:
+        if reply.kind == kind:
+            reply.repeated, reply.content = True, b" " * (1 << 20)
+            reply.headers |= headers or {}
+
+    return tamper
+
+
+SHORT = {"Content_Length": "9", "Connection": "close"}
+HOSTILE: dict[str, tuple[Callable[[Reply], None], str]] = {
+    "a commit with a path": (listing(sha=OUT), ABOVE),
+    "an absolute commit": (listing(sha="/tmp/refimpl-escaped"), ABOVE),
+    "a commit in capitals": (listing(sha="A" * 40), ABOVE),
+    "a commit with a line end": (listing(sha="a" * 40 + "\n"), ABOVE),
+    "no commit": (listing(sha=None), ABOVE),
+    "a commit that is a number": (listing(sha=10**39), ABOVE),
+    "a header's commit with a path": (answers("facts", X_Repo_Commit=OUT), ABOVE),
+    "a missing file's commit": (
+        answers("facts", 404, X_Repo_Commit=OUT, X_Error_Code="EntryNotFound"), ABOVE),
+    "another commit": (answers("facts", X_Repo_Commit="c" * 40), "one of a"),
+    "an ETag with a path": (answers("facts", ETag=f'"{OUT}"'), ABOVE),
+    "a weak ETag with a path": (answers("facts", ETag=f'W/"{OUT}"'), ABOVE),
+    "a linked ETag": (answers("facts", X_Linked_Etag="/tmp/refimpl-escaped"), ABOVE),
+    "an ETag of 41 digits": (answers("facts", ETag="a" * 41), ABOVE),
+    "a redirection": (answers("facts", 302, Location="http://127.0.0.1:9/x", ETag=OUT), ABOVE),
+    "a name that leads out": (named("README\\..\\..\\x"), "plain"),
+    "a name with a null": (named("README\0"), "plain"),
+    "a name of a drive": (named("README:x"), "plain"),
+    "a name that turns": (named("README\u202e"), "plain"),
+    "a negative size": (sizes(-1), "the size of each file"),
+    "no size": (sizes(None), "the size of each file"),
+    "a size in words": (sizes("7"), "the size of each file"),
+    "more than the disk": (sizes(1 << 60), "enough space"),
+    "a listing without end": (endless("listing"), "an answer with an end"),
+    "a file without end": (endless("content"), "its listed size"),
+    "a file longer than listed": (sizes(3), "its listed size"),
+    "a file that breaks off": (answers("content", **SHORT), "can be reached"),
+    "a listing of something else": (listing(siblings=7), "can be reached"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_server_writes_nothing_outside_the_cache(
+    name: str, hub: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.tamper, expected = HOSTILE[name]
+    error = refusal_of(read_model, NAME, download=True)
+    assert expected in error.expected
+    assert {x.name for x in tmp_path.iterdir()} <= {"home", "here"}
+    assert {x.name for x in (tmp_path / "home").glob("*")} <= {"hub"}
+    assert not [*(tmp_path / "here").iterdir()]
+    assert not Path("/tmp/refimpl-escaped").exists()
+    assert not {*repository(tmp_path / "home").rglob("*escaped*")}
+    assert sum(x.stat().st_size for x in (tmp_path / "home").rglob("*") if x.is_file()) < 1 << 20
+    assert capfd.readouterr() == ("", "")
+    hub.tamper = lambda reply: None
+    assert read_model(NAME, download=True).name == MAIN  # the cache is not damaged
+
+
+def test_a_name_of_a_gguf_model_leads_nowhere(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories[GGUF] = {COMMITS["main"]: {"../../../../escaped.gguf": b"GGUF"}}
+    assert "plain" in refusal_of(read_model, GGUF, download=True).expected
+    assert not {*tmp_path.rglob("escaped*")}
+
+
+def test_what_the_server_and_the_library_say_is_not_printed(
+    hub: Hub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.tamper = answers(
+        "listing", 404, X_HF_Warning="x; \x1b[2J read this", X_Error_Code="RepoNotFound"
+    )
+    assert refused("inspect", NAME, "--download").count("\n") == 3
+    assert capfd.readouterr() == ("", "")
+
+
+def test_checks_end_with_the_download(hub: Hub) -> None:
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import logging
+
+    def settings() -> tuple[object, ...]:
+        hooks = [*get_session().event_hooks["response"]]
+        return hooks, logging.get_verbosity(), constants.HF_HUB_DISABLE_XET
+
+    before = settings()
+    read_model(NAME, download=True)
+    hub.tamper = listing(sha=OUT)
+    refusal_of(read_model, NAME, download=True)
+    assert settings() == before

@@ -2,13 +2,22 @@
 
 import os
 import re
-import sys
 from collections.abc import Iterable
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import read_file, reading
+from refimpl.loading.files.hub_answers import (
+    COMMIT,
+    checked,
+    checked_answers,
+    progress_bar,
+    require_files,
+    require_space,
+)
 from refimpl.loading.files.refused_formats import CONVERSIONS
 from refimpl.loading.files.weight_files import shard_of_tensor
 
@@ -26,7 +35,6 @@ _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _REVISION, _FILE = r"[A-Za-z0-9][\w./-]*", r"(?:[\w.+-]+/)*[\w.+-]+\.gguf"
 _ID = re.compile(rf"({_NAME}/{_NAME})(?:@({_REVISION}))?(?::({_FILE}))?", re.ASCII)
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _CACHED = re.compile(r"models--[\w.-]+", re.ASCII)  # a repository's folder in the cache
 _EXPECTED = (
     "a path that exists, or an id in the Hugging Face cache: ORG/NAME[@REVISION][:FILE.gguf]"
@@ -60,7 +68,7 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     offline = constants.HF_HUB_OFFLINE
     if download and not offline:
-        snapshot: Path | None = _downloaded(repository, revision, constants.ENDPOINT, file)
+        snapshot, file = _downloaded(repository, revision, folder, constants.ENDPOINT, file)
     else:
         snapshot = _snapshot(folder, revision)
     if snapshot is None:
@@ -107,7 +115,7 @@ def _snapshot(folder: Path, revision: str) -> Path | None:
         if ref.is_file():
             commit = read_file(ref).decode("utf-8", "replace").strip()
         found = folder / "snapshots" / commit
-        return found if _COMMIT.fullmatch(commit) and found.is_dir() else None
+        return found if COMMIT.fullmatch(commit) and found.is_dir() else None
 
 
 def _whole(
@@ -165,32 +173,42 @@ def _shards(file: str) -> list[str]:
     return [f"{match[1]}-{i + 1:05}-of-{match[3]}.gguf" for i in range(int(match[3]))]
 
 
-def _downloaded(repository: str, revision: str, endpoint: str, file: str | None) -> Path:
-    """Download what is missing of a revision, with the progress bar of the library."""
-    from huggingface_hub import HfApi, errors, snapshot_download
-    from huggingface_hub.utils import tqdm
+def _downloaded(
+    repository: str, revision: str, folder: Path, endpoint: str, file: str | None
+) -> tuple[Path | None, str | None]:
+    """Download what is missing of a revision; its snapshot, and its only GGUF model if it is one.
 
-    class Bar(tqdm):  # type: ignore[misc]
-        """The library's bar, on a terminal alone."""
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            silent = options.pop("disable", None) or not sys.stderr.isatty()
-            super().__init__(*arguments, **options, disable=silent)
+    The library makes paths of what the server answers, and writes all that it sends: every answer
+    is checked before the library sees it. A server that cannot be reached leaves what is cached.
+    """
+    from huggingface_hub import HfApi, errors, hf_hub_download
 
     name = f"{repository}@{revision}"
     login = "log in with `hf auth login`, or set HF_TOKEN"
     try:
-        snapshot = Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=_shards(file) if file else [*DOWNLOADED],
-                ignore_patterns=None if file else "*/*",
-                tqdm_class=Bar,
-            )
-        )
-        has_weights = file or [*snapshot.glob("*.safetensors"), *snapshot.glob("*.gguf")]
-        files = [] if has_weights else HfApi().list_repo_files(repository, revision=revision)
+        with checked_answers(endpoint) as answers:
+            try:
+                listing = HfApi().model_info(repository, revision=revision, files_metadata=True)
+            except (errors.RevisionNotFoundError, RefimplError):
+                raise
+            except Exception:
+                with suppress(RefimplError):
+                    if (snapshot := _snapshot(folder, revision)) is not None:
+                        _whole(snapshot, repository, False, file)
+                        return snapshot, file
+                raise
+            answers.commit = checked(COMMIT, listing.sha, "a commit", endpoint)
+            listed = {x.rfilename: x.size for x in listing.siblings or ()}
+            files, file = _wanted(listed, name, file)
+            require_files(files, endpoint)
+            snapshot = folder / "snapshots" / answers.commit
+            absent = [x for x in files if not (snapshot / x).exists()]
+            require_space(folder, sum(files[x] for x in absent), name)
+            for each in absent or [*files][:1]:  # one at least, which notes the branch's commit
+                answers.most, bar = files[each], progress_bar(answers)
+                hf_hub_download(repository, each, revision=revision, tqdm_class=bar)
+    except RefimplError:
+        raise
     except errors.GatedRepoError as error:
         raise RefimplError(
             f"{name} is gated: {endpoint} does not give it to this account",
@@ -215,8 +233,25 @@ def _downloaded(repository: str, revision: str, endpoint: str, file: str | None)
             "a server that can be reached, and a whole download",
             "check the network and HF_ENDPOINT, and run the command again: it goes on",
         ) from error
-    file = only_gguf(files, name)
-    return _downloaded(repository, revision, endpoint, file) if file else snapshot
+    return snapshot, file
+
+
+def _wanted(
+    listed: dict[str, Any], name: str, file: str | None
+) -> tuple[dict[str, Any], str | None]:
+    """What we read of the files that a server lists, by name; and the GGUF model if it is one."""
+    names = [] if file else [x for x in listed if any(fnmatchcase(x, y) for y in DOWNLOADED)]
+    names = [x for x in names if "/" not in x]
+    if file is None and not any(x.endswith(".safetensors") for x in names):
+        file = only_gguf(listed, name)
+    names += _shards(file) if file else []
+    if not (files := {x: listed[x] for x in names if x in listed}):
+        raise RefimplError(
+            f"{name} has no file that refimpl reads",
+            "config.json and safetensors, or a GGUF model",
+            "check the id, and the name of a GGUF file in it",
+        )
+    return files, file
 
 
 def _remedy(

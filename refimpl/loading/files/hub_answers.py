@@ -1,0 +1,142 @@
+"""What a hub's server answers, checked before huggingface_hub makes paths and files of it."""
+
+import re
+import shutil
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from refimpl.errors import RefimplError
+from refimpl.loading.files.file_reading import DOCUMENT
+
+COMMIT, ETAG = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SIZES = range(1 << 63)
+
+
+class Answers:
+    """The checks of one download; `commit` is the one that its files are of, if it is known."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint, self.commit, self.most = endpoint, "", 0
+        self._thread = threading.get_ident()
+
+    def check(self, response: Any) -> None:
+        """Refuse a response that names a commit or a blob by anything but its digits."""
+        if threading.get_ident() != self._thread:  # of somebody else who uses the library
+            return
+        headers = response.headers
+        if (commit := headers.get("X-Repo-Commit")) is not None:
+            checked(COMMIT, commit, "a commit", self.endpoint)
+            if self.commit not in ("", commit):
+                raise self._refusal(f"a file of commit {commit}", f"one of {self.commit}")
+        if response.request.method == "HEAD" and response.status_code < 400:
+            etag = headers.get("X-Linked-Etag") or headers.get("ETag")
+            if etag is not None:  # the library cuts all of these characters off
+                checked(ETAG, etag.lstrip("W/").strip('"'), "an ETag", self.endpoint)
+        most = max(self.most, DOCUMENT)
+        response.iter_bytes = partial(self._bounded, response.iter_bytes, most)
+
+    def count(self, received: int) -> None:
+        """Refuse a file that is longer than the listing says, before the rest is written."""
+        if received > self.most:
+            raise self._refusal(f"more than the {self.most:,} bytes of a file", "its listed size")
+
+    def _bounded(self, chunks: Any, most: int, *arguments: Any, **options: Any) -> Iterator[bytes]:
+        """The chunks of a body, unless there are more than `most` bytes."""
+        size = 0
+        for chunk in chunks(*arguments, **options):
+            size += len(chunk)
+            if size > most:
+                raise self._refusal(f"more than {most:,} bytes", "an answer with an end")
+            yield chunk
+
+    def _refusal(self, problem: str, expected: str) -> RefimplError:
+        remedy = "check HF_ENDPOINT; if a new commit has just been made, repeat the command"
+        return RefimplError(f"{self.endpoint} sends {problem}", expected, remedy)
+
+
+@contextmanager
+def checked_answers(endpoint: str) -> Iterator[Answers]:
+    """Check what the library receives in this thread; it prints nothing meanwhile.
+
+    Its own client of the Xet storage, which no check sees, is off: files come over HTTP.
+    """
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import logging
+
+    answers, hooks = Answers(endpoint), get_session().event_hooks["response"]
+    verbosity, xet = logging.get_verbosity(), constants.HF_HUB_DISABLE_XET
+    hooks.append(answers.check)
+    constants.HF_HUB_DISABLE_XET = True
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield answers
+    finally:
+        logging.set_verbosity(verbosity)
+        constants.HF_HUB_DISABLE_XET = xet
+        with suppress(ValueError):
+            hooks.remove(answers.check)
+
+
+def progress_bar(answers: Answers) -> type[Any]:
+    """The library's bar, on a terminal alone; it counts what a file has received."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            silent = options.pop("disable", None) or not sys.stderr.isatty()
+            super().__init__(*arguments, **options, disable=silent)
+            self._received = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._received += int(n or 0)  # less than 0 if the file begins anew
+            answers.count(self._received)
+            return super().update(n)
+
+    return Bar
+
+
+def checked(pattern: re.Pattern[str], value: object, what: str, endpoint: str) -> str:
+    """A commit or an ETag of the server, which the library makes a file name of."""
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise RefimplError(
+            f"{endpoint} answers with {what} that would be a path: {value!r:.80}",
+            "40 hexadecimal digits" + ("" if pattern is COMMIT else ", or 64"),
+            "check HF_ENDPOINT: this is not how a hub answers",
+        )
+    return value
+
+
+def require_files(files: dict[str, Any], endpoint: str) -> None:
+    """Refuse names that lead out of a folder, or that a system reads differently, and sizes."""
+    for name, size in files.items():
+        if (
+            not name.isprintable()
+            or {*name} & {*'\\:*?"<>|'}
+            or {*name.split("/")} & {"", ".", ".."}
+        ):
+            problem, expected = f"a file {name!r:.80}", "relative paths of plain names"
+        elif not isinstance(size, int) or size not in _SIZES:
+            problem, expected = f"{name} without its size ({size!r:.40})", "the size of each file"
+        else:
+            continue
+        remedy = "check HF_ENDPOINT: this is not how a hub answers"
+        raise RefimplError(f"{endpoint} lists {problem}", expected, remedy)
+
+
+def require_space(folder: Path, size: int, name: str) -> None:
+    """Refuse to download more than the disk of the cache has space for."""
+    existing = next(x for x in (folder, *folder.parents) if x.exists())
+    if size > (free := shutil.disk_usage(existing).free):
+        raise RefimplError(
+            f"{name} has {size:,} bytes to download, and the disk of {folder.parent} {free:,} free",
+            "enough space for all files",
+            "free some space, or set HF_HUB_CACHE to another disk",
+        )
