@@ -7,7 +7,6 @@ from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.estimation.estimate import Estimate, estimate
 from refimpl.evaluation.evaluate import Evaluation, evaluate
 from refimpl.evaluation.logits import logits
 from refimpl.explanation.explain import Explanation, explain
@@ -20,6 +19,7 @@ from refimpl.pruners.pattern import Pattern
 from refimpl.pruning.inspection import Inspection, inspect
 from refimpl.pruning.prune import Pruning, prune
 from refimpl.running.held_model import HeldModel
+from refimpl.scoring.estimate import Estimate, estimate
 from refimpl.scoring.score import score
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.version import SPEC, __version__

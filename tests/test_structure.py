@@ -29,7 +29,7 @@ STAGES = (
     {"running"},
     {"allocation"},
     {"scoring"},
-    {"estimation", "pruning"},
+    {"pruning"},
     {"evaluation", "explanation"},
     {"oracle"},
     {"onnx"},

@@ -124,7 +124,8 @@ class Scores:
         run: How the numbers were made.
         pruned_at: Allocation of the pruning perturbation; None for the Gaussian one.
         probes: How the error of pruning grows, if it was measured.
-        budget_minutes: Time for which samples, draws and the subset were chosen, or None.
+        budget_minutes: Minutes after which no further sample was perturbed, or None.
+        measured_samples: How many samples were perturbed by then; None without a budget.
         made_for: Fields of the request that they were made for; of scores that were read from a
             file, those of its allocation, and the base is None if it was a file, too.
     """
@@ -141,6 +142,7 @@ class Scores:
     pruned_at: PrunedAt | None = None
     probes: Probes | None = None
     budget_minutes: float | None = None
+    measured_samples: int | None = None
     made_for: Mapping[str, Any] = field(default_factory=dict)
 
     @property

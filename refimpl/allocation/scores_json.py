@@ -71,13 +71,14 @@ HEAD = {
     "units": "scores.plan.units",
     "probe_samples": "scores.plan.probe_samples",
     "budget_minutes": "scores.budget_minutes",
+    "measured_samples": "scores.measured_samples",
     "tokens": "scores.tokens",
     "linears": "scores.shapes",
     **REQUEST,
 }
 NEWER = (  # fields that older files lack
     *("noise_norm", "subset", "budget_minutes", "probe_delta", "probe_pruner", "units"),
-    *("probe_samples", "probe_damping", "kappa", "lsa_block"),
+    *("probe_samples", "probe_damping", "kappa", "lsa_block", "measured_samples"),
 )
 SIGNAL_OPTIONS = ("owl_m", "dlp_statistic", "alpha_fit", "alpha_xmin", "lsa_block")
 

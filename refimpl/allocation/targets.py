@@ -31,7 +31,7 @@ from refimpl.running.provenance import token_facts
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 
-NOT_RECORDED = ("family", "num_blocks", "subset", "budget_minutes", "linears")
+NOT_RECORDED = ("family", "num_blocks", "subset", "budget_minutes", "measured_samples", "linears")
 RECORDED = tuple(key for key in HEAD if key not in NOT_RECORDED)  # of `scores.json`
 _OPTION = {"type": ["number", "string", "boolean", "null"]}
 MADE_SCHEMA: dict[str, Any] = {  # what tables and `pruning.json` take over from an allocation

@@ -22,7 +22,7 @@ def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterato
 
     A command keeps partial results if `values`, those of its options, hold `resume`.
     """
-    resume, budget = values.get("resume"), values.get("budget") is not None
+    resume = values.get("resume")
     before = [_stamp(path) for path in outputs]
     if resume is not None and shows_progress():
         for path in _partial_results(outputs):
@@ -46,8 +46,6 @@ def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterato
         if not (kept := _partial_results(outputs)):
             raise Interrupted("nothing was finished that could be kept") from None
         command = command_line(*([] if resume else ["--resume"]))
-        if budget:  # a repetition may choose other samples
-            command = "add --resume, and replace --budget by the options printed above"
         raise Interrupted(f"partial results are kept in {kept[-1]}", command) from None
 
 

@@ -1,9 +1,7 @@
 """`refimpl score` and `refimpl allocate`: absorption coefficients, and allocations made of them."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,14 +23,13 @@ from refimpl.cli.groups import (
 )
 from refimpl.cli.terminal import deliver, progress_bar, style
 from refimpl.errors import printable
-from refimpl.estimation.estimate import Estimator
-from refimpl.estimation.time_budget import fitting
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
 from refimpl.running.settings import Settings
+from refimpl.scoring.estimate import estimate
 from refimpl.scoring.measurements import Experiment
-from refimpl.scoring.score import score
-from refimpl.show.estimate import chosen_options, duration, estimate_document, estimate_text
+from refimpl.scoring.score import checked_budget, score
+from refimpl.show.estimate import estimate_document, estimate_text
 from refimpl.show.header import command_lines, joined, wrapped
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
@@ -55,13 +52,13 @@ class RunOptions:
     )
     budget: float | None = opt.field_option(
         None,
-        "Choose samples, draws and, if necessary, a subset of the blocks so that the run takes "
-        "about this long. The choice is never more than without --budget.",
+        "Perturb no further sample after this time. At least two are perturbed, and as many as "
+        "it takes to perturb every block.",
         "MINUTES",
     )
     estimate: bool = opt.field_option(
         False,
-        "Print the passes, arithmetic, memory and time that the run would take, and exit.",
+        "Print the passes, time and memory that the run would take, and exit.",
         aliases=("--dry-run",),
     )
 
@@ -88,46 +85,40 @@ def command(
     last block: above 1 the blocks after it amplify, below 1 they absorb.
     """
     plan = checked_plan(context, plan, wanted)
-    budget = run.budget
-    ahead = "--estimate" if run.estimate else None if budget is None else "--budget"
-    if ahead is not None:
-        opt.refuse(context, ("runtime",), ahead, "--runtime numpy, the only one that is timed")
-        resumed = "the --samples, --draws and --subset that the resumed run printed"
-        opt.refuse(context, ("resume",), ahead, resumed)
+    checked_budget(run.budget)
+    if run.estimate:
+        whole = "--runtime numpy without --resume or --budget, which is what is estimated"
+        opt.refuse(context, ("runtime", "resume", "budget"), "--estimate", whole)
     experiment: Experiment | None = None
     if run.runtime == "onnxruntime":
         from refimpl.onnx.runtime import on_onnxruntime
 
         units = "--runtime numpy, whose work consists of work units"
-        opt.refuse(context, ("executor", "resume"), "--runtime onnxruntime", units)
+        opt.refuse(context, ("executor", "resume", "budget"), "--runtime onnxruntime", units)
         experiment = on_onnxruntime(plan, run.device)
     else:
         opt.refuse(context, ("device",), "--runtime numpy", "--runtime onnxruntime")
     part = opt.partial_path(output if experiment is None else None, settings.resume)
     opened = read_model(model, config, download=download)
-    cut = partial(model_tokens, opened, seed=plan.seed, calibration=True, default=SCORED)
-    tokens = cut(**vars(source))
-    if ahead is not None:
-        expected = Estimator(opened, tokens, plan, wanted, settings, kept=part is not None)
-        if budget is None:
-            choice = expected(len(tokens.ids), plan)
-        else:
-            choice = fitting(expected, len(tokens.ids), plan, budget)
-        if run.estimate:
-            deliver(estimate_document(choice, budget), estimate_text(choice, budget), as_json)
-            return
-        chosen = f"budget of {budget:g} min: {chosen_options(choice)}"
-        print(f"{chosen}, about {duration(choice.seconds.total)}", file=sys.stderr, flush=True)
-        plan, source = choice.plan, replace(source, samples=choice.tokens.samples)
-        tokens = cut(**vars(source))
+    tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True, default=SCORED)
+    if run.estimate:
+        expected = estimate(opened, tokens, plan, wanted, settings, kept=part is not None)
+        deliver(estimate_document(expected), estimate_text(expected), as_json)
+        return
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress, part=part)
         kept = as_json or output is not None
         scores = score(
-            opened, tokens, plan, wanted, runtime=experiment, all_signals=kept, **vars(settings)
+            opened,
+            tokens,
+            plan,
+            wanted,
+            runtime=experiment,
+            all_signals=kept,
+            budget=run.budget,
+            **vars(settings),
         )
     with until_written(part, settings.resume):
-        scores = replace(scores, budget_minutes=budget)
         result, text = _allocated(scores, wanted, verbose, output)
         if output is not None:
             write_json(output, result)

@@ -85,23 +85,32 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     """
     keys, left = [f"dense {sequence}" for sequence in range(len(ids))], list[int]()
     finished = {} if resources.partial is None else resources.partial.results
-    size = sequences_together(model.config, ids.shape[1], resources, resources.partial is not None)
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
     for n, key in enumerate(keys):
         if key in finished:
             squares.add(n, tuple(finished[key]))
         else:
             left.append(n)
-    units = [
-        DenseSequences({n: ids[n] for n in left[start : start + size]}, resources.dtype)
-        for start in range(0, len(left), size)
-    ]
+    rows = {n: ids[n] for n in left}
+    units = dense_units(model.config, rows, resources, resources.partial is not None)
     for _, sums in results(units, model, resources.pool, resources.workers, resources.tick):
         if resources.partial is not None:
             resources.partial.add({keys[n]: of_blocks for n, of_blocks in sums.items()})
         for n, of_blocks in sums.items():
             squares.add(n, of_blocks)
     return squares.total
+
+
+def dense_units(
+    config: Config, ids: Mapping[int, Array], resources: Resources, keep: bool
+) -> list[DenseSequences]:
+    """The work units of `dense_squares` over these sequences, [S] by their number."""
+    left, length = [*ids], max((len(row) for row in ids.values()), default=1)
+    size = sequences_together(config, length, resources, keep)
+    return [
+        DenseSequences({n: ids[n] for n in left[start : start + size]}, resources.dtype)
+        for start in range(0, len(left), size)
+    ]
 
 
 def sums_of_all(

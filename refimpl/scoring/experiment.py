@@ -1,14 +1,17 @@
 """The perturbation experiment over a whole model, in work units whose results can be kept."""
 
-from math import isclose
+from collections.abc import Iterator, Sequence
+from math import inf, isclose
+from time import perf_counter
 
 from refimpl.method.perturbation import Perturbation
+from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import SummedSquares
-from refimpl.scoring.grouping import stacks, state_groups
+from refimpl.scoring.grouping import Addresses, stacks, state_groups
 from refimpl.scoring.measurements import Address, Measurements, PruneBlock, addresses
 from refimpl.scoring.state_group import GroupResult, StateGroup
 
@@ -21,6 +24,7 @@ def experiment(
     prune_block: PruneBlock | None = None,
     *,
     divergence: bool = False,
+    until: float = inf,
 ) -> Measurements:
     """Perturb every block's output and follow the drift to the end.
 
@@ -31,9 +35,11 @@ def experiment(
         resources: What it runs on; only the dtype changes the numbers.
         prune_block: For the pruning perturbation: the pruned weights of a block.
         divergence: Whether to compare the output distributions too.
+        until: Time of `perf_counter` after which no further sequence is begun, once `least` have
+            been measured.
 
     Returns:
-        Means over tokens, per eta, sequence, draw and block.
+        Means over tokens, per eta, sequence, draw and block; of the first sequences if time is up.
 
     Raises:
         RefimplError: The memory does not hold one perturbed state.
@@ -62,28 +68,98 @@ def experiment(
             squares.add(sequence, sums)
 
     finished = GroupResult.from_lines({} if partial is None else partial.results)
-    cut, left = stacks(states, ids.shape[1]), list[tuple[Address, ...]]()
-    for stack in cut:
-        if not set(stack) <= finished.measures.keys():  # one that is kept in part is computed again
-            left.append(stack)
-            for a in stack:
-                finished.measures.pop(a, None)
+    units = work_list(
+        config,
+        ids,
+        plan,
+        resources,
+        prune_block,
+        divergence=divergence,
+        keep=partial is not None,
+        finished=finished,
+        apart=until < inf,
+    )
     note(finished)
-    every = len(ids) if plan.probe_pruner == "sparsegpt" else 0  # its Hessian is of all
-    keep = partial is not None
-    groups = state_groups(left, config, ids.shape[1], resources, keep, every)
-    counted, units = set(finished.squares), list[StateGroup]()
-    for group in groups:  # the first with a sequence sums its squares
-        rows = {n: ids[n] for n in (range(every) or sorted({stack[0].sequence for stack in group}))}
-        new = () if prune_block else tuple(sorted(rows.keys() - counted))
-        counted |= rows.keys()
-        options = plan, resources.dtype, prune_block, divergence
-        units.append(StateGroup(tuple(group), rows, new, *options))
     total = resources.done + sum(unit.cost(config) for unit in units)
     if not isclose(total, resources.total):  # rounding alone does not change what was reported
         resources.total = total
-    for _, result in results(units, model, resources.pool, resources.workers, resources.tick):
+    sequences = max(least(states), *(a.sequence + 1 for a in finished.measures), 0)
+
+    def timely() -> Iterator[StateGroup]:
+        nonlocal sequences
+        for unit in units:
+            first = unit.stacks[0][0].sequence
+            if first >= sequences and perf_counter() > until:
+                return
+            sequences = max(sequences, first + 1)
+            yield unit
+
+    for _, result in results(timely(), model, resources.pool, resources.workers, resources.tick):
         if partial is not None:
             partial.add(result.lines)
         note(result)
-    return measured
+    if until == inf:
+        return measured
+    resources.total = resources.done  # whatever was left out
+    resources.tick(0)
+    return measured.first(sequences)
+
+
+def work_list(
+    config: Config,
+    ids: Array,
+    plan: Perturbation,
+    resources: Resources,
+    prune_block: PruneBlock | None = None,
+    *,
+    divergence: bool = False,
+    keep: bool = False,
+    finished: GroupResult | None = None,
+    apart: bool = False,
+) -> list[StateGroup]:
+    """The work units of the experiment, but for what is finished.
+
+    A stack that is finished in part is computed again, and its results are removed from `finished`.
+    If sequences are to be `apart`, each has units of its own, one sequence after another.
+    """
+    finished = finished or GroupResult()
+    numbers = [len(block) for block in config.linears]
+    states, left = addresses(len(ids), config.num_blocks, plan, numbers), list[Addresses]()
+    for stack in stacks(states, ids.shape[1]):
+        if not set(stack) <= finished.measures.keys():
+            left.append(stack)
+            for a in stack:
+                finished.measures.pop(a, None)
+    every = len(ids) if plan.probe_pruner == "sparsegpt" else 0  # its Hessian is of all
+    together = [left]
+    if apart:
+        of = {stack[0].sequence: list[Addresses]() for stack in sorted(left)}
+        for stack in left:
+            of[stack[0].sequence].append(stack)
+        together = [*of.values()]
+    counted, units = set(finished.squares), list[StateGroup]()
+    for cut in together:
+        for group in state_groups(cut, config, ids.shape[1], resources, keep, every):
+            rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
+            # The first group with a sequence sums its squares.
+            new = () if plan.kind == "pruning" else tuple(sorted(rows.keys() - counted))
+            counted |= rows.keys()
+            options = plan, resources.dtype, prune_block, divergence
+            units.append(StateGroup(tuple(group), rows, new, *options))
+    return units
+
+
+def least(states: Sequence[Address]) -> int:
+    """How many sequences a budget does not stop: two, for an error; and all blocks once.
+
+    Example:
+        >>> least([Address(s, 0, 0, b) for s in range(9) for b in (s, s + 1)])
+        9
+        >>> least([Address(s, 0, 0, b) for s in range(9) for b in (0, 1)])
+        2
+    """
+    first = dict[int, int]()
+    for a in states:
+        first[a.block] = min(a.sequence, first.get(a.block, a.sequence))
+    most = max((a.sequence + 1 for a in states), default=0)
+    return min(most, max(2, 1 + max(first.values(), default=0)))

@@ -1,7 +1,7 @@
 """What the experiment measures, whoever runs it: perturbed states, measurements, the interface."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +35,11 @@ class Address:
     def index(self) -> tuple[int, int, int, int]:
         """Its place in the arrays of `Measurements`."""
         return self.eta, self.sequence, self.draw, self.block
+
+
+def passes(a: Address, blocks: int, plan: Perturbation) -> int:
+    """Block passes of a state: its own block's if that is pruned, and those of all blocks after."""
+    return blocks - a.block - (plan.kind == "gaussian")
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,14 @@ class Measurements:
             squares=tuple({} for _ in range(blocks)),
             runtime=runtime,
         )
+
+    def first(self, sequences: int) -> "Measurements":
+        """Those of the first sequences alone; the sums over sequences hold no others."""
+        drift, alignment, ratios = (
+            x[:, :sequences] for x in (self.drift, self.alignment, self.ratios)
+        )
+        kl = None if self.divergence is None else self.divergence[:, :sequences]
+        return replace(self, drift=drift, alignment=alignment, ratios=ratios, divergence=kl)
 
 
 class Experiment(Protocol):

@@ -114,8 +114,9 @@ class Stack:
             clean: The clean state after the block, waited for when it is needed.
 
         Returns:
-            How many states have passed.
+            How many states have passed the block, or the pruned one.
         """
+        passed = len(self.states)
         if self.states:
             self.h = through(self.h)
             for k, state in enumerate(self.states):
@@ -126,7 +127,8 @@ class Stack:
             self.states.append(PerturbedState(self.plan.norm))
             begun = self.states[-1].start(perturb(a), clean.result()[0], self.plan)
             self.h = np.concatenate([self.h, begun]) if len(self.states) > 1 else begun
-        return len(self.states)
+        pruned = self.plan.kind == "pruning"
+        return len(self.states) if pruned else passed
 
 
 def with_noise(clean: Array, a: Address, plan: Perturbation) -> Array:

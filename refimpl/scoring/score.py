@@ -3,7 +3,9 @@
 import time
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
+from functools import partial
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ from refimpl.running.provenance import run_since, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring.base_signals import OF_SQUARES, asked_cost, asked_signals, signals_of
-from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
+from refimpl.scoring.dense_statistics import Moments, dense_squares, wanda_moments
 from refimpl.scoring.experiment import experiment
-from refimpl.scoring.measurements import Experiment, Measurements, PruneBlock, addresses
+from refimpl.scoring.measurements import Experiment, Measurements, PruneBlock, addresses, passes
 from refimpl.scoring.perturbed_state import WandaBlocks
 from refimpl.scoring.probe_counts import probe_counts
 from refimpl.scoring.pruned_alone import PrunedBlocks
@@ -55,6 +57,7 @@ def score(
     part: Path | None = None,
     resume: bool = False,
     all_signals: bool = True,
+    budget: float | None = None,
 ) -> Scores:
     """Measure how each block's damage is absorbed or amplified by the blocks after it.
 
@@ -79,6 +82,8 @@ def score(
         all_signals: Whether OWL's and DLP's signals are computed for every base, as allocations
             from these scores need them. Otherwise they are NaN unless the request's base is `owl`
             or `dlp`; this spares one more reading of the blocks.
+        budget: Minutes after which no further sequence is perturbed. At least two are, and as many
+            as perturb each block once. None: all of them.
 
     Returns:
         Drift, alignment and coefficients per block and eta, signals, and how they were made; the
@@ -92,16 +97,17 @@ def score(
     Source: arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
     """
     started, config = time.perf_counter(), model.config
+    until = started + 60 * checked_budget(budget)
     request = request or Request()
     plan = request.perturbation(plan)
     settings = Settings(dtype, threads, memory, executor, progress, part, resume)
     ids = checked_ids(tokens.ids, config)
-    _check_request(config, request)
-    if runtime is not None and (executor not in (None, "threads") or part is not None):
+    pruned_base(config, request)
+    if runtime is not None and (executor not in (None, "threads") or part or budget):
         raise RefimplError(
-            "an executor, or partial results to keep, with another runtime",
+            "an executor, partial results to keep, or a budget with another runtime",
             "--runtime numpy, which computes in work units",
-            "omit --executor and --resume",
+            "omit --executor, --resume and --budget",
         )
     model.check_finite(dtype)
     with_squares = all_signals or request.base in OF_SQUARES
@@ -118,16 +124,14 @@ def score(
             of_base = moments if with_squares else None
             signals = signals_of(model, of_base, asked, request, resources)
             pruned_at = _pruned_at(config, signals, request)
-            prunable = pruned_at.linear_pruned, config.linear_sizes
-            counts = probe_counts(*prunable, plan.probe_delta, plan.units)
-            prune_block = PrunedBlocks(config.linears, counts, plan.pruner)
-            if plan.probe_pruner == "wanda":
-                prune_block = WandaBlocks(moments, counts)
-        measured = (runtime or experiment)(
-            model, ids, plan, resources, prune_block, divergence=request.correct == "divergence"
-        )
+            counts = counts_of_probes(pruned_at, plan, config)
+            prune_block = pruning_perturbation(config, counts, plan, moments)
+        run = runtime or partial(experiment, until=until)
+        divergence = request.correct == "divergence"
+        measured = run(model, ids, plan, resources, prune_block, divergence=divergence)
+        perturbed = measured.ratios.shape[1]  # sequences
         if plan.kind == "gaussian":
-            moments = wanda_moments(measured.squares, len(ids), config)
+            moments = wanda_moments(measured.squares, perturbed, config)
             of_base = moments if with_squares else None
             signals = signals_of(model, of_base, asked, request, resources)
 
@@ -144,11 +148,38 @@ def score(
         pruned_at=pruned_at,
         probes=_probes(measured, counts, plan, config) if plan.probe_delta else None,
         made_for=dict(vars(request)),
+        budget_minutes=budget,
+        measured_samples=None if budget is None else perturbed,
     )
 
 
-def _check_request(config: Config, request: Request) -> None:
-    """Refuse, before the long part, a request that these scores cannot serve."""
+def checked_budget(minutes: float | None) -> float:
+    """The minutes of a budget, infinitely many without one."""
+    if minutes is not None and not 0 < minutes < inf:
+        expected, remedy = "more than 0 minutes", "use for example --budget 10"
+        raise RefimplError(f"a budget of {minutes:g} minutes", expected, remedy)
+    return inf if minutes is None else minutes
+
+
+def counts_of_probes(at: PrunedAt, plan: Perturbation, config: Config) -> Array:
+    """Weights to prune in each variant of a block, [V, L, linears]."""
+    return probe_counts(at.linear_pruned, config.linear_sizes, plan.probe_delta, plan.units)
+
+
+def pruning_perturbation(
+    config: Config, counts: Array, plan: Perturbation, moments: Moments
+) -> PruneBlock:
+    """What prunes a block alone: Wanda by the statistic of the dense model, or another pruner."""
+    if plan.probe_pruner == "wanda":
+        return WandaBlocks(moments, counts)
+    return PrunedBlocks(config.linears, counts, plan.pruner)
+
+
+def pruned_base(config: Config, request: Request) -> PrunedAt:
+    """Where the base would prune if all blocks were alike; a request that cannot be served fails.
+
+    So it fails before the long part, without the signals.
+    """
     options, ones = request.options, np.ones(config.num_blocks)
     alike = Signals(  # stand in for the signals: a base can be refused without them
         float(options.get("m", 5.0)),
@@ -161,7 +192,7 @@ def _check_request(config: Config, request: Request) -> None:
         lsa_block=int(options["block"]) if request.base == "lsa" else None,
         lsa_error=ones,
     )
-    _pruned_at(config, alike, request)
+    return _pruned_at(config, alike, request)
 
 
 def _options(
@@ -190,7 +221,7 @@ def _costs(config: Config, ids: Array, plan: Perturbation, request: Request) -> 
     signals += asked_cost(config, sequences, length, request)
     heads = head_cost(config) if request.correct == "divergence" else 0.0
     states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
-    perturbed = sum(blocks - a.block + heads for a in states)
+    perturbed = sum(passes(a, blocks, plan) + heads for a in states)
     return signals, sequences * (blocks + heads) + perturbed
 
 

@@ -24,7 +24,7 @@ from refimpl.model.stream import Stream
 from refimpl.running.memory import MIB
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
-from refimpl.scoring.measurements import Address, PruneBlock, Squares
+from refimpl.scoring.measurements import Address, PruneBlock, Squares, passes
 from refimpl.scoring.perturbed_state import Clean, Stack, StateMeasures, with_noise
 from refimpl.scoring.pruned_alone import PrunedBlocks
 
@@ -85,7 +85,12 @@ class StateGroup:
         per_head = head_cost(config) if self.divergence else 0.0
         clean = len(self.ids) * (config.num_blocks + per_head)
         states = [a for stack in self.stacks for a in stack]
-        return clean + sum(config.num_blocks - a.block + per_head for a in states)
+        return clean + sum(passes(a, config.num_blocks, self.plan) + per_head for a in states)
+
+    @property
+    def held(self) -> int:
+        """States in memory at once: the perturbed ones, and each clean one before and after."""
+        return sum(map(len, self.stacks)) + 2 * len(self.ids)
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> GroupResult:
         """Take the states from the embedding to the end, and measure them on the way."""
@@ -109,8 +114,9 @@ class StateGroup:
                 workers.submit(partial(x.move, i, through, perturb, ahead[x.sequence]))
                 for x in begun
             ]
-            for passed in moves:
-                tick(passed.result())
+            for states in moves:
+                if count := states.result():
+                    tick(count)
             clean.advance({sequence: passed.result()[0] for sequence, passed in ahead.items()})
             for sequence in self.counted:
                 squares[sequence] += (ahead[sequence].result()[1],)

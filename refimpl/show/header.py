@@ -162,17 +162,16 @@ def _perturbed(scores: Scores) -> list[str]:
 
 
 def _budget(scores: Scores) -> dict[str, list[str]]:
-    """What was chosen to keep a time budget, if there was one."""
+    """How far a time budget sufficed, if there was one."""
     if scores.budget_minutes is None:
         return {}
-    subset, blocks = scores.plan.subset, counted(scores.num_blocks, "block")
-    facts = [
-        f"{scores.budget_minutes:g} min",
-        f"{counted(scores.tokens.samples, 'sample')} chosen",
-        *([counted(scores.plan.draws, "draw")] if scores.pruned_at is None else []),
-        f"all {blocks}" if subset is None else f"{subset} of {blocks}",
-    ]
-    return {"budget": facts}
+    asked = counted(scores.plan.perturbed_samples(scores.tokens.samples), "sample")
+    return {
+        "budget": [
+            f"{scores.budget_minutes:g} min",
+            f"{scores.measured_samples} of {asked} perturbed",
+        ]
+    }
 
 
 def _base(base: str, options: Mapping[str, float | str], sparsity: float) -> list[str]:

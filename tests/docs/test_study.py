@@ -25,8 +25,9 @@ import run
 import search
 
 from refimpl import Model, Perturbation, Request, read_model, score
-from refimpl.estimation.workload import work
 from refimpl.running.settings import Settings
+from refimpl.scoring.dense_statistics import dense_units
+from refimpl.scoring.experiment import work_list
 from refimpl.tokens import Tokens, random_tokens
 
 STUDY = FIXTURES.parent / "docs" / "study"
@@ -290,7 +291,9 @@ def test_block_passes_are_those_that_scoring_counts(changes: Any, samples: int) 
     plan = request.perturbation(None)
     if cell.probed:
         plan = replace(plan, probe_samples=cell.probed)
+    ids = np.zeros((samples, 16), np.int64)
     with Settings().open() as resources:
-        counted = work(config, samples, 16, plan, request, resources)
+        units: list[Any] = dense_units(config, dict(enumerate(ids)), resources, keep=False)
+        units += work_list(config, ids, plan, resources)
     row = vars(cell) | {"cell": str(cell), "block_sparsity": [0.7] * config.num_blocks}
-    assert measured_table.block_passes(row) == counted.passes
+    assert measured_table.block_passes(row) == sum(unit.cost(config) for unit in units)

@@ -13,13 +13,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import mutators
 from gguf_mutator import gguf_structure
-<<<<<<< HEAD
-from mutators import BYTES, KINDS, gguf_bytes, header_bytes, json_bytes, line_bytes, protobuf_bytes
-=======
 from hub_answers import tampering
 from hub_server import Hub, Reply
-from mutators import BYTES, gguf_bytes, header_bytes, json_bytes, line_bytes, protobuf_bytes
->>>>>>> bd244cf (Hub: answers of the server are checked before the library makes paths and files of them, sizes are bounded by the listing, and the library prints nothing)
+from mutators import BYTES, KINDS, gguf_bytes, header_bytes, json_bytes, line_bytes, protobuf_bytes
 from server import run_forked
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -158,14 +154,7 @@ Mutator = Callable[[bytes, Random], bytes]
 
 @dataclass(frozen=True)
 class FuzzCase:
-<<<<<<< HEAD
-    """A command, and the file that was changed before it, how; or the options that were.
-
-    If `mutator` is one of `KINDS`, the file is of this kind, else it has this content.
-    """
-=======
-    """A command, and the file that was changed before it, how; or options, or a hub's answers."""
->>>>>>> bd244cf (Hub: answers of the server are checked before the library makes paths and files of them, sizes are bounded by the listing, and the library prints nothing)
+    """A command, and what changed before it: a file and how, options, or a hub's answers."""
 
     words: list[str]
     file: str | None = None

@@ -1,1 +1,0 @@
-"""Passes, arithmetic, memory and time of scoring, predicted without the scoring."""

@@ -1,0 +1,315 @@
+"""The estimate of scoring against real runs; and a budget, which stops the perturbing."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from threading import Lock
+from time import sleep
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from gates import model_as, model_of
+from program import ran, refused, run
+from refusals import refusal_of
+
+from refimpl import Perturbation, Request, estimate, score
+from refimpl.allocation.scores import Scores
+from refimpl.model.model import Model
+from refimpl.model.ops import Array
+from refimpl.show.estimate import duration
+from refimpl.tokens import Tokens, random_tokens
+
+LLAMA = FIXTURES / "llama"
+TOKENS = random_tokens(200, 6, 12)
+SPARSEGPT = Perturbation("pruning", probe_pruner="sparsegpt", probe_delta=0.1, probe_samples=3)
+HEADS = Request(correct="divergence", strength=0.1)
+RUNS = {
+    "gaussian": (Perturbation(), Request()),
+    "etas": (Perturbation(eta=(0.01, 0.1, 0.5)), Request("owl")),
+    "draws": (Perturbation(draws=3, sink="exclude"), Request()),
+    "subset": (Perturbation(eta=(0.01, 0.1), draws=2, subset=2), Request("alphapruning")),
+    "pruning": (Perturbation("pruning"), Request("owl")),
+    "lsa": (Perturbation(), Request("lsa")),
+    "pruning a subset": (Perturbation("pruning", subset=2), Request()),
+    "probes": (replace(SPARSEGPT, probe_pruner="wanda"), Request()),
+    "linears": (replace(SPARSEGPT, probe_pruner="wanda", units="linears"), Request()),
+    "sparsegpt": (SPARSEGPT, Request(correct="divergence")),
+}
+
+
+class Counting(Model):
+    """A model that notes how often blocks are read."""
+
+    def block(self, *args: Any, **options: Any) -> Any:
+        with one_at_a_time:
+            seen["loads"] += 1
+        return super().block(*args, **options)
+
+
+seen: Counter[str] = Counter()
+one_at_a_time = Lock()
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the block passes of single sequences."""
+
+    def counted(path: str) -> None:
+        module, _, name = path.rpartition(".")
+        function: Callable[..., Any] = getattr(__import__(module, fromlist=[name]), name)
+
+        def noting(x: Any, weights: Any, place: Any, config: Any) -> Any:
+            with one_at_a_time:
+                seen["passes"] += x[..., 0].size // len(place.bias)  # of sequences in a row
+            return function(x, weights, place, config)
+
+        monkeypatch.setattr(path, noting)
+
+    for module in ("model.stream", "model.statistics"):
+        counted(f"refimpl.{module}.block")
+    monkeypatch.setattr("refimpl.scoring.estimate.SECONDS", 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": "20K"}, {"threads": 3, "memory": "40K"}])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("lsa", "sparsegpt")])
+@pytest.mark.usefixtures("counting")
+def test_passes_and_reads_are_those_of_the_run(name: str, options: dict[str, Any]) -> None:
+    plan, request = RUNS[name]
+    model, tokens = model_as("llama", Counting), random_tokens(100, 3, 21)
+    found = estimate(model, tokens, plan, request, **options)
+    seen.clear()
+    score(model, tokens, plan, request, **options)
+    assert found.passes == seen["passes"]
+
+
+@pytest.mark.parametrize("where", ["kept", "elsewhere"])
+@pytest.mark.usefixtures("counting")
+def test_what_is_kept_and_where_it_runs_is_counted_too(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 2)
+    monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
+    monkeypatch.setattr("refimpl.running.work_units.ModelFiles.open", lambda files: model)
+    model, plan = model_as("llama", Counting), Perturbation("pruning")
+    tokens, part = random_tokens(264, 3, 12), tmp_path / "part" if where == "kept" else None
+    with ThreadPoolExecutor(2) as pool:
+        executor = pool if where == "elsewhere" else None
+        options: dict[str, Any] = {"threads": 2, "executor": executor}
+        found = estimate(model, tokens, plan, kept=where == "kept", **options)
+        seen.clear()
+        score(model, tokens, plan, part=part, **options)
+    assert (found.elsewhere, found.threads) == (where == "elsewhere", 2)
+    assert found.passes == seen["passes"]
+
+
+def test_the_formula_of_the_documentation() -> None:
+    model, sequences, blocks = model_of("llama"), 5, 4
+    for subset in (None, 2):
+        plan = Perturbation(eta=(0.1, 0.2), draws=4, subset=subset)
+        found = estimate(model, random_tokens(264, sequences, 32), plan)
+        each = (subset or blocks) * (blocks - 1) / 2
+        assert found.passes == sequences * (blocks + 2 * 4 * each)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_each_part_of_a_run_is_timed(name: str) -> None:
+    plan, request = RUNS[name]
+    found = estimate(model_of("llama"), random_tokens(264, 3, 12), plan, request, threads=2)
+    seconds = vars(found.seconds)
+    assert found.seconds.total == pytest.approx(sum(seconds.values()))
+    assert {part for part, x in seconds.items() if x == 0} <= {"pruning"}
+    assert (seconds["pruning"] > 0) == (plan.kind == "pruning")
+    assert 0 < found.measuring < 60
+
+
+@pytest.mark.parametrize(
+    ("path", "plan", "request_", "calls"),
+    [  # how often a run calls each function at least, in turn
+        ("scoring.pruned_alone.decision", SPARSEGPT, Request(), 4 * 3 * 7),
+        ("scoring.perturbed_state.stays", Perturbation("pruning"), Request(), 4 * 7),
+        ("scoring.reconstruction.lsa_error", Perturbation(), Request("lsa"), 4 * 7),
+        ("scoring.spectra.power_law", Perturbation(), Request("alphapruning"), 4 * 7),
+        ("scoring.state_group.head", Perturbation("pruning"), HEADS, 6 * 5),
+    ],
+)
+def test_what_takes_long_is_predicted_to_take_long(
+    path: str, plan: Perturbation, request_: Request, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, name = f"refimpl.{path}".rpartition(".")
+    function = getattr(__import__(module, fromlist=[name]), name)
+
+    def slow(*args: Any, **options: Any) -> Any:
+        sleep(0.01)
+        return function(*args, **options)
+
+    before = estimate(model_of("llama"), TOKENS, plan, request_, threads=1).seconds.total
+    monkeypatch.setattr(f"refimpl.{path}", slow)
+    after = estimate(model_of("llama"), TOKENS, plan, request_, threads=1).seconds.total
+    assert 0.8 * calls * 0.01 < after - before < 8 * calls * 0.01
+
+
+def test_memory_is_states_and_two_blocks() -> None:
+    model, tokens = model_of("llama"), random_tokens(264, 3, 16)
+    state = 16 * 32 * 4
+    for room, held in ((6, 6), (11, 6), (12, 12), (10**6, 12 + 6)):
+        found = estimate(model, tokens, memory=room * state, threads=1).memory
+        assert found.states == held * state
+        assert found.blocks == 2 * 7296 * 4
+        assert found.peak == found.before + found.states + found.blocks
+    double = estimate(model, tokens, dtype=np.float64, threads=1).memory
+    assert (double.states, double.blocks) == (2 * held * state, 2 * 7296 * 8)
+
+
+def test_what_cannot_be_run_is_refused() -> None:
+    model, tokens = model_of("llama"), random_tokens(264, 2, 8)
+    refusal_of(estimate, model, tokens, memory=100, says="does not hold one experiment")
+    refusal_of(estimate, model, tokens, Perturbation(subset=5), says="1 to 4 blocks")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0123, "0.012 s"), (9.94, "9.9 s"), (100.4, "100 s"), (600, "10 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+# A budget
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of the experiment, on which a minute passes whenever it is looked at."""
+    ticks = count(step=60)
+    monkeypatch.setattr("refimpl.scoring.experiment.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("refimpl.scoring.score.time.perf_counter", lambda: -0.5)
+
+
+def first(samples: int) -> Tokens:
+    return replace(TOKENS, ids=TOKENS.ids[:samples])
+
+
+def numbers(scores: Scores) -> list[Array]:
+    """Everything that was measured."""
+    probes = [] if scores.probes is None else [scores.probes.drift]
+    names = ("drift", "alignment", "coefficient", "stderr")
+    each = [getattr(x, name) for x in scores.sweep for name in names]
+    return [*probes, scores.sinks, scores.signals.owl_outlier_percent, *each]
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(
+    "plan",
+    [Perturbation(), Perturbation(draws=2, eta=(0.1, 0.2)), Perturbation(sink="exclude")],
+)
+@pytest.mark.parametrize(("minutes", "samples"), [(1e-9, 2), (1, 3), (2.4, 5), (9, 6)])
+def test_a_budget_is_the_run_on_the_first_samples(
+    plan: Perturbation, minutes: float, samples: int
+) -> None:
+    found = score(model_of("llama"), TOKENS, plan, budget=minutes)
+    assert (found.budget_minutes, found.measured_samples) == (minutes, samples)
+    same = score(model_of("llama"), first(samples), plan)
+    for ours, theirs in zip(numbers(found), numbers(same), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("plan", [Perturbation("pruning"), SPARSEGPT])
+def test_probes_are_pruned_by_all_samples(plan: Perturbation) -> None:
+    found, model = score(model_of("llama"), TOKENS, plan, budget=1e-9), model_of("llama")
+    assert found.measured_samples == 2
+    same = score(model, TOKENS, replace(plan, probe_delta=plan.probe_delta or 0.1, probe_samples=2))
+    np.testing.assert_array_equal(
+        found.signals.owl_outlier_percent, same.signals.owl_outlier_percent
+    )
+    np.testing.assert_array_equal(found.sweep[0].drift, same.sweep[0].drift)
+
+
+@pytest.mark.usefixtures("clock")
+def test_every_block_is_perturbed() -> None:
+    plan = Perturbation(subset=1)
+    found = score(model_of("llama"), TOKENS, plan, budget=1e-9)
+    assert np.isfinite(found.sweep[0].coefficient).all()
+    assert found.measured_samples == 4
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_budget_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    model, part = model_of("llama"), tmp_path / "part"
+    for samples, minutes in ((2, 1e-9), (3, 1.5), (4, 3.5)):  # the clock goes on
+        found = score(model, TOKENS, budget=minutes, part=part, resume=True)
+        assert found.measured_samples == samples
+    whole = score(model, TOKENS, part=part, resume=True)
+    for ours, theirs in zip(numbers(whole), numbers(score(model, TOKENS)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.usefixtures("clock")
+def test_progress_ends_at_the_total() -> None:
+    steps = list[tuple[float, float]]()
+    score(model_of("llama"), TOKENS, budget=1e-9, progress=lambda *step: steps.append(step))
+    assert steps[-1] == (20, 20)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, np.nan, np.inf])
+def test_a_budget_is_a_time(minutes: float) -> None:
+    refusal_of(score, model_of("llama"), TOKENS, budget=minutes, says="a budget of")
+
+
+def test_a_budget_in_processes() -> None:
+    words = ("score", LLAMA, "--seq-len", 12, "--samples", 4, "--json")
+    there = json.loads(ran(*words, "--executor", "processes", "--threads", 2, "--budget", 9))
+    here = json.loads(ran(*words))
+    assert (there["budget_minutes"], there["measured_samples"]) == (9, 4)
+    assert there["blocks"] == here["blocks"]
+
+
+# The command
+
+FEW = ("--samples", 4, "--seq-len", 12, "--threads", 1)
+
+
+def test_the_command_estimates_and_stops(tmp_path: Path) -> None:
+    out = ran("score", LLAMA, *FEW, "--estimate", "-o", tmp_path / "scores.json")
+    words = " ".join(out.split())
+    assert "40 block passes, states in 1 group" in words
+    assert "4 blocks on 12 tokens" in words
+    assert not list(tmp_path.iterdir())
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_as_json() -> None:
+    words = ("--perturbation", "pruning", "--base", "alphapruning")
+    found = json.loads(ran("score", LLAMA, *FEW, *words, "--estimate", "--json"))
+    assert found["passes"] == 16 + 16 + 40
+    assert (found["states"], found["groups"], found["subset"]) == (16, 1, None)
+    parts = found["seconds"]
+    assert parts.pop("total") == pytest.approx(sum(parts.values()))
+    parts = found["memory"]
+    assert parts.pop("peak") == sum(parts.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--estimate", "--runtime", "onnxruntime"), "--runtime with --estimate"),
+        (("--estimate", "--budget", 5), "--budget with --estimate"),
+        (("--estimate", "--resume", "-o", "x.json"), "--resume with --estimate"),
+        (("--budget", 5, "--runtime", "onnxruntime"), "--budget with --runtime onnxruntime"),
+        (("--budget", 0), "a budget of 0 minutes"),
+    ],
+)
+def test_what_does_not_go_with_it(words: tuple[object, ...], says: str) -> None:
+    assert says in refused("score", LLAMA, *FEW, *words)
+
+
+def test_the_table_says_what_was_perturbed() -> None:
+    said = run("score", LLAMA, *FEW, "--budget", 1e-9)
+    assert said.err == ""
+    assert "1e-09 min, 2 of 4 samples perturbed" in " ".join(said.out.split())
+    assert json.loads(ran("score", LLAMA, *FEW, "--json"))["measured_samples"] is None
