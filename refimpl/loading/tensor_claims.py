@@ -12,7 +12,7 @@ from refimpl.loading.config_json import HubModel
 from refimpl.loading.files.refused_formats import refuse_formats
 from refimpl.model.config import LEARNED_ACTIVATION, NORMS, kind_of
 from refimpl.model.layout import WHOLE, Layout
-from refimpl.model.weight import CHUNK, DTYPES, StoredTensor, Weight
+from refimpl.model.weight import DTYPES, StoredTensor, Weight
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,5 @@ def _same_bytes(head: StoredTensor, embed: StoredTensor | None) -> bool:
     """Whether a stored head is a copy of the embedding that it is tied to."""
     if embed is None or (head.dtype, head.shape) != (embed.dtype, embed.shape):
         return False
-    head_bytes, embed_bytes = (t.array.reshape(-1).view(np.uint8) for t in (head, embed))
-    for start in range(0, len(head_bytes), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        if not np.array_equal(head_bytes[chunk], embed_bytes[chunk]):
-            return False
-        head.file.release()
-        embed.file.release()
-    return True
+    pieces = zip(head.pieces(), embed.pieces(), strict=True)
+    return all(np.array_equal(x.view(np.uint8), y.view(np.uint8)) for x, y in pieces)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from refimpl.model.config import Config
 from refimpl.model.floating_point import bits_of
 from refimpl.model.ops import Array
-from refimpl.model.weight import MappedFile, StoredTensor, Weight
+from refimpl.model.weight import StoredTensor, Weight, WeightFile
 
 EXPERTS_KEPT = 1 << 26  # bytes of a block's experts that `Model.block` returns as arrays
 Later = Callable[[], Array]
@@ -91,7 +91,7 @@ class Model:
         config: The model's facts.
         config_file: The parsed `config.json`.
         weights: Every tensor under our name (`embed.weight`, `blocks.0.q_proj.weight`, ...).
-        files: The mapped files.
+        files: The files of its weights, open.
         config_path: The file that holds `config.json`; None if the metadata of the weights does.
         hub_id: `org/name@commit` of a model in the Hugging Face cache, and `:file.gguf` if it is
             one; else None.
@@ -104,7 +104,7 @@ class Model:
     config: Config
     config_file: Mapping[str, Any]
     weights: Mapping[str, Weight]
-    files: tuple[MappedFile, ...]
+    files: tuple[WeightFile, ...]
     config_path: Path | None = None
     hub_id: str | None = None
     companions: Callable[[], Mapping[str, Path]] | None = None
@@ -149,8 +149,8 @@ class Model:
         """The tables of tokens and learned positions, as stored; `check_finite` checks them.
 
         Returns:
-            `embed.weight` [V, D], any `pos_embed.weight` [P, D] and any `embed_norm.*` [D]: views
-            of the file in its dtype.
+            `embed.weight` [V, D], any `pos_embed.weight` [P, D] and any `embed_norm.*` [D], in
+            the file's dtype; rows of tables are read when `np.take` looks them up.
         """
         names = ("embed.weight", "pos_embed.weight", "embed_norm.weight", "embed_norm.bias")
         return {n: self.weights[n].stored.table for n in names if n in self.weights}
@@ -158,7 +158,7 @@ class Model:
     def block(
         self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Any]] = map
     ) -> BlockWeights:
-        """Read the weights of one block, then free the mapped pages that hold them.
+        """Read the weights of one block.
 
         Experts beyond the first `EXPERTS_KEPT` bytes (in `dtype`) are checked, and read when used.
 
@@ -169,7 +169,6 @@ class Model:
 
         Returns:
             Weights by our names without the block's prefix: `q_proj.weight` [out, in], ...
-            Those that are views of the file are read again when they are used.
 
         Raises:
             RefimplError: NaN or Inf in a weight.
@@ -187,11 +186,10 @@ class Model:
         values: dict[str, Array | Later] = dict(arrays)
         for _ in each(lambda name: weights[name].check(dtype), later):
             pass
-        self._release()
         return BlockWeights(values | later)
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
-        """Read the final norm and the head, after freeing the mapped pages read before.
+        """Read the final norm and the head.
 
         Args:
             dtype: Dtype of the computation.
@@ -203,7 +201,6 @@ class Model:
         Raises:
             RefimplError: NaN or Inf in a weight.
         """
-        self._release()
         parts = {"final_norm": slice(None), "lm_head": rows}
         return {
             name: self.weights[name].read(dtype, parts[role])
@@ -228,7 +225,3 @@ class Model:
         }
         for weight in outside.values():
             weight.check(dtype or weight.stored.numpy_dtype)
-
-    def _release(self) -> None:
-        for file in self.files:
-            file.release()

@@ -1,16 +1,19 @@
 """One weight of a model: the stored tensor that holds it, and how it is read."""
 
-import mmap
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, BinaryIO
+from weakref import finalize
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, unreadable
 from refimpl.model.floating_point import float32_of_half
 from refimpl.model.layout import WHOLE, Layout, cut
 from refimpl.model.ops import Array
@@ -24,40 +27,65 @@ DTYPES = {
 }
 
 
-class MappedFile:
-    """A file that is mapped into memory: its bytes are read when they are first used."""
+class WeightFile:
+    """An open file of weights, whose bytes are read when they are used.
 
-    def __init__(self, path: Path, content: mmap.mmap) -> None:
-        self.path, self.content = path, content
+    They are read, not mapped: a file that is cut, or a disk that fails, is an error like any other,
+    and no signal that ends the process.
+    """
 
-    def whole(self) -> mmap.mmap:
-        """The content, unless the file was cut: the system would end a process that reads on."""
-        size = self.content.size()
-        if size < len(self.content):
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self._lock, self._descriptor = path, Lock(), os.dup(file.fileno())
+        self.size = os.fstat(self._descriptor).st_size
+        finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, size: int) -> Array:
+        """Some of its bytes, uint8, read-only."""
+        content = np.empty(size, np.uint8)
+        left = content.data
+        try:
+            while left and (count := self._read_into(left, start)):
+                left, start = left[count:], start + count
+        except OSError as error:
+            raise unreadable(self.path, error, "a file that can be read to its end") from error
+        if left:
             raise RefimplError(
-                f"{self.path} was cut to {size:,} bytes while it was used",
+                f"{self.path} was cut to {os.fstat(self._descriptor).st_size:,} bytes while it "
+                "was used",
                 "files that stay as they are during a run",
                 "restore the file, and repeat the command",
             )
-        return self.content
+        content.flags.writeable = False
+        return content
 
-    def release(self, start: int = 0, size: int | None = None) -> None:
-        """Free the memory of the pages read so far; views stay valid and are read again.
+    def rows(self, start: int, width: int, count: int, rows: slice | Array) -> Array:
+        """Some of the `count` rows of `width` bytes from `start` on, uint8 [rows, width]."""
+        if isinstance(rows, slice):
+            first, stop, step = rows.indices(count)
+            assert step == 1
+            number = max(0, stop - first)
+            return self.read(start + first * width, number * width).reshape(number, width)
+        if 8 * len(rows) >= count:  # one large read takes less time than many small ones
+            return self.read(start, count * width).reshape(count, width)[rows]
+        each = [self.read(start + int(row) * width, width) for row in rows]
+        return np.stack(each) if each else np.empty((0, width), np.uint8)
 
-        All pages, or those of `size` bytes from `start` on.
-        """
-        if hasattr(self.content, "madvise"):  # not on Windows
-            page = start - start % mmap.PAGESIZE
-            size = len(self.content) if size is None else size + start - page
-            assert page + size <= len(self.content)
-            self.content.madvise(mmap.MADV_DONTNEED, page, size)
+    def _read_into(self, buffer: memoryview, start: int) -> int:
+        """Read at most as many bytes as the buffer has; several threads may."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._descriptor, [buffer], start)
+        with self._lock:  # on Windows
+            os.lseek(self._descriptor, start, os.SEEK_SET)
+            content = os.read(self._descriptor, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 @dataclass(frozen=True)
 class StoredTensor:
     """One tensor of a file: name, dtype (such as "BF16") and shape there, and its first byte."""
 
-    file: MappedFile
+    file: WeightFile
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -80,26 +108,46 @@ class StoredTensor:
 
     @property
     def array(self) -> Array:
-        """The tensor, a read-only view of the mapped file.
+        """All of the tensor, read-only.
 
         A tensor without axes, a single number, has the shape [1] here.
         """
-        raw = np.frombuffer(self.file.whole(), self.numpy_dtype, prod(self.shape), self.offset)
-        return raw.reshape(self.shape or 1)
+        return self.rows(slice(None))
 
     @property
     def table(self) -> Array:
         """The tensor for looking up rows with `np.take`."""
-        return self.array
+        return self.array if len(self.shape) < 2 else Table(self)  # type: ignore[return-value]
 
-    def rows(self, rows: slice) -> Array:
-        """Some of its rows."""
-        return self.array[rows]
+    def rows(self, rows: slice | Array) -> Array:
+        """Some of its rows: a run of them, or those with these numbers."""
+        count, *inner = self.shape or (1,)
+        width = prod(inner) * self.numpy_dtype.itemsize
+        content = self.file.rows(self.offset, width, count, rows)
+        return content.reshape(-1).view(self.numpy_dtype).reshape(len(content), *inner)
 
-    def release(self, part: int, parts: int) -> None:
-        """Free the memory of the mapped pages that hold one of several equal parts."""
-        size = self.nbytes // parts
-        self.file.release(self.offset + size * part, size)
+    def pieces(self) -> Iterator[Array]:
+        """All of its rows, some at a time."""
+        count, *inner = self.shape or (1,)
+        step = max(1, CHUNK // max(1, prod(inner)))
+        for start in range(0, count, step):
+            yield self.rows(slice(start, min(start + step, count)))
+
+
+class Table:
+    """A table whose rows are read when `np.take` looks them up; as an array it is the whole."""
+
+    def __init__(self, tensor: StoredTensor) -> None:
+        self._tensor, self.shape, self.dtype = tensor, tensor.shape, tensor.numpy_dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self._tensor.array, dtype)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        if function is not np.take or options != {"axis": 0} or not isinstance(args[1], np.ndarray):
+            return NotImplemented
+        ids, place = np.unique(args[1], return_inverse=True)
+        return self._tensor.rows(ids)[place.reshape(args[1].shape)]
 
 
 @dataclass(frozen=True)
@@ -132,7 +180,7 @@ class Weight:
             rows: Which of its rows, all by default.
 
         Returns:
-            The rows, [out, in] or [out]; a view of the file if no value changes.
+            The rows, [out, in] or [out].
 
         Raises:
             RefimplError: NaN or Inf in it, as stored or in `dtype`.
@@ -148,19 +196,13 @@ class Weight:
         return weight + np.array(self.offset, dtype) if self.offset else weight
 
     def read_again(self, dtype: npt.DTypeLike) -> Array:
-        """What `read` returned before; the mapped pages that hold it are freed."""
+        """What `read` returned before, unchecked."""
         weight = self._cast(dtype, slice(None))
-        self.release()
         return weight + np.array(self.offset, dtype) if self.offset else weight
-
-    def release(self) -> None:
-        """Free the memory of the mapped pages that hold it."""
-        layout = self.layout
-        self.stored.release(*((layout.expert, layout.stack) if layout.stack else (0, 1)))
 
     @property
     def as_stored(self) -> Array:
-        """The weight in the dtype of the file, before the offset; a view if the layout allows."""
+        """The weight in the dtype of the file, before the offset."""
         return self._rows(slice(None))
 
     def check(self, dtype: npt.DTypeLike) -> None:
@@ -173,7 +215,6 @@ class Weight:
             if bad := count_bad(self._cast(dtype, rows)):
                 bad_cast += bad
                 bad_stored += count_bad(self._rows(rows))
-            self.stored.file.release()
         tensor, name = f"{self.stored.file.path}: {self.stored.name}", np.dtype(dtype).name
         if bad_stored:
             raise RefimplError(
@@ -197,14 +238,18 @@ class Weight:
             return np.require(stored, dtype, ["A"])
 
     def _rows(self, rows: slice) -> Array:
-        """Rows as stored."""
-        if self.layout.alone:
+        """Rows as stored; other parts of the tensor are not kept in memory with them."""
+        layout = self.layout
+        if layout.alone:
             return self.stored.rows(rows)
-        if not self.layout.stack:
-            return cut(self.stored.array, self.layout)[rows]
-        expert = self.layout.expert
-        one = self.stored.rows(slice(expert, expert + 1))
-        return cut(one, replace(self.layout, expert=0))[rows]
+        if layout.stack:
+            one = self.stored.rows(slice(layout.expert, layout.expert + 1))
+            return cut(one, replace(layout, expert=0))[rows]
+        if layout.transposed or layout.groups > 1:
+            return cut(self.stored.array, layout)[rows].copy("K")
+        first = sum(layout.rows[: layout.index])
+        start, stop, _ = rows.indices(layout.rows[layout.index])
+        return self.stored.rows(slice(first + start, first + max(start, stop)))
 
 
 def count_bad(values: Array) -> int:

@@ -101,8 +101,7 @@ def recorded_session(
 ) -> Session:
     """Record a graph and open it, without writing it.
 
-    onnxruntime reads the weights in place, mapped from the file if they have the dtype of the
-    computation; onnx's evaluator gets a copy.
+    onnxruntime uses the weights in place, in memory; onnx's evaluator gets a copy.
     """
     if against != "onnxruntime":
         return reference_session(record(embedded(model, dtype)).model())
@@ -112,7 +111,6 @@ def recorded_session(
     for weight in distinct(weights):
         if weight.name in names:
             arrays[weight.name] = weight.read().reshape(weight.shape)
-            weight.weight.stored.file.release()
     proto = graph.model().SerializeToString()
     return open_session(proto, device, threads=threads, weights=arrays)
 

@@ -11,7 +11,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES
+from refimpl.model.weight import DTYPES, StoredTensor
 
 CANDIDATE_DTYPES = {  # safetensors' names
     **DTYPES,
@@ -34,12 +34,16 @@ def stored_arrays(path: Path) -> dict[str, Array]:
             ", ".join(CANDIDATE_DTYPES),
             "write the tensor in the dtype of its computation",
         )
-    return {
-        name: np.frombuffer(
-            file.content, CANDIDATE_DTYPES[x.dtype], prod(x.shape), x.offset
-        ).reshape(x.shape)
-        for name, x in file.tensors.items()
-    }
+    if not file.tensors:
+        return {}
+    mapped = np.memmap(path, np.uint8, "r")
+
+    def array(x: StoredTensor) -> Array:
+        dtype = CANDIDATE_DTYPES[x.dtype]
+        end = x.offset + prod(x.shape) * dtype.itemsize
+        return np.asarray(mapped[x.offset : end].view(dtype).reshape(x.shape))
+
+    return {name: array(x) for name, x in file.tensors.items()}
 
 
 def array_of(value: Any) -> Array:

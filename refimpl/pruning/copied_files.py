@@ -151,11 +151,8 @@ def convert_weights(tensors: Sequence[StoredTensor], target: Path) -> None:
     with target.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
-            step = max(1, PIECE // prod(tensor.shape[1:]))
-            for start in range(0, tensor.shape[0], step):
-                rows = tensor.rows(slice(start, start + step))
+            for rows in tensor.pieces():
                 file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
-            tensor.file.release()
 
 
 def with_format(header: bytes) -> bytes:

@@ -163,11 +163,10 @@ def _totals(linears: list[LinearZeros]) -> dict[str, Any]:
 
 
 def _zeros(weight: Weight) -> LinearZeros:
-    """Count the zeros of one linear, and give its pages back."""
+    """Count the zeros of one linear."""
     stored = weight.stored
     zero = is_zero(weight.as_stored)
     pattern = pattern_of(zero)
-    stored.file.release()
     count = int(np.count_nonzero(zero))
     return LinearZeros(zero.size, count, None if pattern is None else str(pattern), stored.kind)
 

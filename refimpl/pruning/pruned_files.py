@@ -12,12 +12,13 @@ from refimpl.loading.checkpoint import read_model
 from refimpl.loading.composites import parts
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.floating_point import is_zero
-from refimpl.model.layout import cut, paste
+from refimpl.model.layout import paste
 from refimpl.model.model import Model
-from refimpl.model.weight import StoredTensor
+from refimpl.model.weight import StoredTensor, WeightFile
 from refimpl.pruners.decision import Method
 from refimpl.pruning.copied_files import (
     CONVERTED,
+    PIECE,
     convert_weights,
     converted_header,
     copies,
@@ -65,11 +66,11 @@ class Written:
 
 
 def tensor_digest(tensor: StoredTensor) -> str:
-    """SHA-256 of the bytes of a stored tensor, whose mapped pages are then freed."""
-    values = np.ascontiguousarray(tensor.array)
-    digest = sha256(values.reshape(-1).view(np.uint8).data).hexdigest()
-    tensor.release(0, 1)
-    return digest
+    """SHA-256 of the bytes of a stored tensor."""
+    digest = sha256()
+    for piece in tensor.pieces():
+        digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 class PrunedFiles:
@@ -113,8 +114,6 @@ class PrunedFiles:
     def write(self, block: int, linears: Iterable[tuple[str, PrunedLinear]]) -> dict[str, Counts]:
         """Write the pruned linears of a block, one by one, and count what the files hold then."""
         counts = {name: self._write(f"blocks.{block}.{name}.weight", x) for name, x in linears}
-        for file in (*self._model.files, *self._files.values()):
-            file.release()
         return {n: counts[n] for n in self._model.config.linears[block] if n in counts}
 
     def written(self, counts: Mapping[int, Mapping[str, Counts]]) -> Written:
@@ -182,36 +181,41 @@ class PrunedFiles:
             else:  # all bytes but those of the linears, in whatever dtype
                 at, end = 8 + len(header_bytes(copy.path)), copy.path.stat().st_size
                 shift = end - source.path.stat().st_size
-                old, new = (np.frombuffer(file.content, np.uint8) for file in (source, copy))
                 held = [(x.offset, x.offset + x.nbytes) for x in tensors if x.name in linears]
                 for start, after in [*held, (end, end)]:
-                    same &= np.array_equal(new[at:start], old[at - shift : start - shift])
+                    same &= _same_bytes(copy, source, at, start, shift)
                     at = after
             if not same:
                 raise damaged(copy.path)
-            copy.release()
-            source.release()
 
     def _write(self, name: str, linear: PrunedLinear) -> Counts:
         """Write one linear over its part of a stored tensor, and count."""
         weight, keep, values = self._model.weights[name], linear.keep, linear.stored
         copy = self._files[weight.stored.file.path].tensors[weight.stored.name]
-        whole, offset, layout = copy.array, copy.offset, weight.layout
+        offset, layout = copy.offset, weight.layout
         if layout.stack:
-            whole, layout = whole[layout.expert], replace(layout, stack=0)
+            (whole,) = copy.rows(slice(layout.expert, layout.expert + 1)).copy()
+            layout = replace(layout, stack=0)
             offset += whole.nbytes * weight.layout.expert
-        whole = whole.copy()
+        else:
+            whole = copy.array.copy()
         paste(whole, values, layout)
         with copy.file.path.open("r+b") as file:
             file.seek(offset)
             file.write(whole.reshape(-1).view(np.uint8).data)
-        counts = Counts(
+        return Counts(
             weights=values.size,
             pruned=values.size - int(np.count_nonzero(keep)),
-            zeros=int(np.count_nonzero(is_zero(cut(copy.array, weight.layout)))),
+            zeros=int(np.count_nonzero(is_zero(replace(weight, stored=copy).as_stored))),
             kept_zeros=int(np.count_nonzero(is_zero(values) & keep)),
             method=linear.method,
         )
-        weight.release()
-        replace(weight, stored=copy).release()
-        return counts
+
+
+def _same_bytes(copy: WeightFile, source: WeightFile, start: int, stop: int, shift: int) -> bool:
+    """Whether a copy has the bytes of its source, which are `shift` bytes earlier there."""
+    for at in range(start, stop, PIECE):
+        size = min(PIECE, stop - at)
+        if not np.array_equal(copy.read(at, size), source.read(at - shift, size)):
+            return False
+    return True

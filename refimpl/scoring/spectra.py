@@ -40,8 +40,6 @@ class Spectra:
         names = [f"blocks.{self.block}.{linear}" for linear in self.linears]
         tasks = [partial(self._law, model, name) for name in names]
         laws = workers.run(tasks, partial(tick, self.linear_cost))
-        for file in model.files:
-            file.release()
         return dict(zip(names, laws, strict=True))
 
     def _law(self, model: Model, name: str) -> PowerLaw:

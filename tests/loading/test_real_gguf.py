@@ -36,8 +36,6 @@ def test_a_real_file_is_the_folder_made_from_it(name: str) -> None:
         stored = weight.stored.array
         rounded = ours.weights[weight_name].stored.array.astype(stored.dtype)
         np.testing.assert_array_equal(rounded, stored, weight_name)
-        weight.stored.file.release()
-        ours.weights[weight_name].stored.file.release()
     made, original = (Tokenizer.from_file(str(x.tokenizer_json)) for x in (ours, theirs))
     texts = [(REAL / "text" / text).read_text("utf-8") for text in TEXTS]
     for text in (*texts, ODD):

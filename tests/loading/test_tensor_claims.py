@@ -10,7 +10,6 @@ from checkpoints import altered, arrays_of, config_of, refusal, same_weights, wr
 from gates import CASES, model_of
 
 from refimpl import read_model
-from refimpl.loading import tensor_claims
 from refimpl.model.ops import Array
 
 LAYER = "model.layers.0."
@@ -184,7 +183,7 @@ def test_a_buffer_elsewhere_is_claimed_by_no_role(tmp_path: Path) -> None:
 def test_a_tied_head_may_be_stored_again(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensor_claims, "CHUNK", chunk)
+    monkeypatch.setattr("refimpl.model.weight.CHUNK", chunk)
     embed = arrays_of("llama3")["model.embed_tokens.weight"]
     path = altered(tmp_path / "m", "llama3", lambda a: a.update({"lm_head.weight": embed}))
     same_weights(read_model(path), model_of("llama3"))

@@ -26,7 +26,6 @@ from conftest import FIXTURES
 from refusals import refusal_of
 
 from refimpl import Model, RefimplError, forward, read_model
-from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model import weight
 from refimpl.model.weight import DTYPES
 
@@ -158,7 +157,7 @@ def test_tensors_at_odd_addresses(case: str, pad: int, tmp_path: Path) -> None:
 def test_weights_cannot_be_written_to() -> None:
     model = read_model(FIXTURES / "llama")
     for array in (*model.block(0, "float32").values(), *model.embedding().values()):
-        assert not array.flags.writeable
+        assert not np.asarray(array).flags.writeable
 
 
 @needs_proc
@@ -205,13 +204,3 @@ def test_looking_through_the_embedding_keeps_little_of_it(tmp_path: Path) -> Non
     before = resident()
     model.check_finite("float64")
     assert resident() - before < 60e6  # of 205 MB
-
-
-def test_blocks_are_given_back_before_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    released: list[Path] = []
-    monkeypatch.setattr(SafetensorsFile, "release", lambda file: released.append(file.path))
-    model = read_model(FIXTURES / "llama_sharded")
-    assert isinstance(model, Model)
-    model.block(2, "float32")
-    model.head("float32")
-    assert released == [file.path for file in model.files] * 2

@@ -17,10 +17,11 @@ PAIRS = np.stack([np.tile(NIBBLES, 16), np.repeat(NIBBLES, 16)], axis=1)  # of a
 POWERS = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan))  # E8M0
 
 
-def stored_bytes(tensor: StoredTensor) -> Array:
-    """The bytes of a tensor whose elements have one byte, in its shape."""
-    raw = np.frombuffer(tensor.file.whole(), np.uint8, prod(tensor.shape), tensor.offset)
-    return raw.reshape(tensor.shape)
+def stored_bytes(tensor: StoredTensor, rows: slice | Array) -> Array:
+    """Some rows of a tensor whose elements have one byte, as bytes."""
+    count, *inner = tensor.shape
+    stored = tensor.file.rows(tensor.offset, prod(inner), count, rows)
+    return stored.reshape(len(stored), *inner)
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class BlockScaled(StoredTensor):
         """All of it."""
         return self.rows(slice(None))
 
-    def rows(self, rows: slice) -> Array:
+    def rows(self, rows: slice | Array) -> Array:
         """Some rows, in `dtype`."""
         (count, width), (height, across) = self.shape, self.block
-        stored = stored_bytes(self.quantised)[rows]
+        stored = stored_bytes(self.quantised, rows)
         grid = self.factors.array.reshape(-(-count // height), -(-width // across))
         factors = grid[np.arange(count)[rows] // height].astype(np.float32)
         values = np.empty(stored.shape, self.numpy_dtype)
@@ -104,10 +105,10 @@ class Packed(StoredTensor):
         """All of it."""
         return self.rows(slice(None))
 
-    def rows(self, rows: slice) -> Array:
+    def rows(self, rows: slice | Array) -> Array:
         """Some experts, bfloat16."""
         _, width, count = self.shape
-        numbers, powers = (stored_bytes(x)[rows] for x in (self.blocks, self.powers))
+        numbers, powers = (stored_bytes(x, rows) for x in (self.blocks, self.powers))
         values = np.empty((len(numbers), count, width), DTYPES["BF16"])
         step = max(1, PIECE // max(1, width))
         with np.errstate(all="ignore"):

@@ -1,7 +1,6 @@
-"""Safetensors files: checked when they are opened, and mapped into memory."""
+"""Safetensors files, checked when they are opened."""
 
 import json
-import mmap
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -11,13 +10,13 @@ from safetensors import SafetensorError, safe_open
 
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import DOCUMENT, reading
-from refimpl.model.weight import MappedFile, StoredTensor
+from refimpl.model.weight import StoredTensor, WeightFile
 from refimpl.storage.file_system import open_file
 
 METADATA = "__metadata__"
 
 
-class SafetensorsFile(MappedFile):
+class SafetensorsFile(WeightFile):
     """A safetensors file: its metadata and tensors by name.
 
     The safetensors library checks header, offsets and length first; its NumPy loader is not used,
@@ -35,7 +34,7 @@ class SafetensorsFile(MappedFile):
                 header = json.loads(file.read(length))
                 if large := [n for n, x in header.items() if n != METADATA and _overflows(x)]:
                     raise ValueError(f"{large[0]}: the shape {header[large[0]]['shape']}")
-                super().__init__(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                super().__init__(path, file)
             except (SafetensorError, ValueError) as error:
                 raise RefimplError(
                     f"{path} is not a whole safetensors file ({error})",

@@ -1,4 +1,4 @@
-"""GGUF files mapped into memory; the tensors in them are de-quantised row by row when read."""
+"""GGUF files; the tensors in them are de-quantised row by row when they are read."""
 
 import re
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from refimpl.errors import RefimplError, listed
-from refimpl.loading.gguf.header import TensorEntry, damaged, map_file, read_header
+from refimpl.loading.gguf.header import TensorEntry, damaged, opened, read_header
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES, MappedFile, StoredTensor
+from refimpl.model.weight import DTYPES, StoredTensor, WeightFile
 
 PIECE = 1 << 15  # weights that are de-quantised at once
 # The rows of the file's tensor in transformers' order: [rows] to [rows].
@@ -26,12 +26,13 @@ ORDERS: dict[str, Callable[[Array, int], Array]] = {
 }
 
 
-class GgufFile(MappedFile):
+class GgufFile(WeightFile):
     """A GGUF file: its metadata and its tensors by the file's names, checked when it is opened."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, map_file(path))
-        header = read_header(path, self.content)
+        with opened(path) as file:
+            super().__init__(path, file)
+            header = read_header(path, file)
         self.metadata = header.metadata
         self.tensors = {entry.name: self._tensor(entry) for entry in header.tensors}
         in_order = sorted(self.tensors.values(), key=lambda tensor: tensor.offset)
@@ -51,7 +52,7 @@ class GgufFile(MappedFile):
         if entry.shape[-1] % block:
             problem = f"rows of {entry.name} ({entry.shape[-1]}) are not whole blocks of {kind}"
             raise damaged(self.path, problem)
-        if entry.offset + prod(entry.shape) // block * size > len(self.content):
+        if entry.offset + prod(entry.shape) // block * size > self.size:
             raise damaged(self.path, f"it ends before the end of {entry.name}")
         dtype = kind if kind in DTYPES else "F32"
         return GgufTensor(self, entry.name, dtype, entry.shape, entry.offset, kind, block, size)
@@ -87,14 +88,9 @@ class GgufTensor(StoredTensor):
         return prod(self.shape) // self.block * self.block_bytes
 
     @property
-    def array(self) -> Array:
-        """All of it."""
-        return self.rows(slice(None))
-
-    @property
     def table(self) -> Array:
         """Its rows, each de-quantised when it is looked up."""
-        return self.rows(slice(None)) if self.arrangement else QuantisedTable(self)  # type: ignore[return-value]
+        return self.array if self.arrangement else super().table
 
     def rows(self, rows: slice | Array) -> Array:
         """Some rows, de-quantised; float32 if they were quantised."""
@@ -110,8 +106,9 @@ class GgufTensor(StoredTensor):
         if len(shape) == 1:
             return self._in_file((1, *shape), slice(None))[0][rows]
         width = shape[-1] // self.block * self.block_bytes
-        raw = np.frombuffer(self.file.whole(), np.uint8, self.nbytes, self.offset)
-        stored = raw.reshape(*shape[:-1], width)[rows]
+        inner = *shape[1:-1], width
+        stored = self.file.rows(self.offset, prod(inner), shape[0], rows)
+        stored = stored.reshape(len(stored), *inner)
         if self.quantisation in DTYPES:
             return stored.view(DTYPES[self.quantisation])
         from gguf import GGMLQuantizationType, dequantize
@@ -157,27 +154,6 @@ class JoinedTensor(GgufTensor):
         """Some experts."""
         values = [part.rows(rows).astype(self.numpy_dtype, copy=False) for part in self.parts]
         return np.concatenate(values, axis=1)
-
-    def release(self, part: int, parts: int) -> None:
-        """Free the memory of the mapped pages of some experts."""
-        for tensor in self.parts:
-            tensor.release(part, parts)
-
-
-class QuantisedTable:
-    """A table of quantised rows, for `np.take` of rows; as an array it is the whole table."""
-
-    def __init__(self, tensor: GgufTensor) -> None:
-        self._tensor, self.shape, self.dtype = tensor, tensor.shape, tensor.numpy_dtype
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.asarray(self._tensor.array, dtype)
-
-    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        if function is not np.take or options != {"axis": 0} or not isinstance(args[1], np.ndarray):
-            return NotImplemented
-        ids, place = np.unique(args[1], return_inverse=True)
-        return self._tensor.rows(ids)[place.reshape(args[1].shape)]
 
 
 def open_shards(path: Path) -> tuple[GgufFile, ...]:

@@ -1,13 +1,13 @@
 """The header of a GGUF file, read with a bound on everything that the file claims."""
 
-import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -41,13 +41,15 @@ class Header:
     tensors: tuple[TensorEntry, ...]
 
 
-def map_file(path: Path) -> mmap.mmap:
-    """Map a file into memory."""
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is not empty."""
     try:
         with open_file(path) as file:
             if not file.seek(0, os.SEEK_END):
                 raise damaged(path, "it is empty")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            file.seek(0)
+            yield file
     except OSError as error:
         raise unreadable(path, error, "a readable GGUF file") from error
 
@@ -61,9 +63,9 @@ def damaged(path: Path, problem: str) -> RefimplError:
     )
 
 
-def read_header(path: Path, content: mmap.mmap) -> Header:
+def read_header(path: Path, file: BinaryIO) -> Header:
     """Read the header; no count in it is believed before there are bytes for it."""
-    reader = _Reader(path, content)
+    reader = _Reader(path, file)
     if reader.take(4) != b"GGUF":
         raise damaged(path, "it does not begin with GGUF")
     if (version := reader.number("I")) not in VERSIONS:
@@ -96,15 +98,17 @@ def read_header(path: Path, content: mmap.mmap) -> Header:
 class _Reader:
     """A place in a header, which moves on."""
 
-    def __init__(self, path: Path, content: mmap.mmap) -> None:
-        self.path, self.content, self.at = path, content, 0
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self._file, self.at = path, file, 0
+        self._size = os.fstat(file.fileno()).st_size
 
     def take(self, count: int) -> bytes:
         """The next bytes."""
-        if count > len(self.content) - self.at:
-            raise damaged(self.path, f"it ends in its header, at byte {len(self.content)}")
+        content = self._file.read(count) if count <= self._size - self.at else b""
+        if len(content) < count:
+            raise damaged(self.path, f"it ends in its header, at byte {self._size}")
         self.at += count
-        return self.content[self.at - count : self.at]
+        return content
 
     def number(self, code: str) -> Any:
         """The next number."""
@@ -113,7 +117,7 @@ class _Reader:
     def count(self, what: str, most: int, size: int) -> int:
         """The next count of things that take at least `size` bytes each."""
         number: int = self.number("Q")
-        if number > most or number * size > len(self.content) - self.at:
+        if number > most or number * size > self._size - self.at:
             raise damaged(self.path, f"{number} {what}, more than {most} or than it has bytes for")
         return number
 

@@ -73,5 +73,4 @@ def write_data(path: Path, weights: Mapping[str, GraphWeight]) -> None:
             file.write(b"\0" * (array.offset - file.tell()))
             little = values.astype(values.dtype.newbyteorder("<"), copy=False)
             file.write(little.view(np.uint8).data)
-            array.weight.stored.file.release()
     to_disk(path)
