@@ -117,7 +117,7 @@ class StoredTensor:
     @property
     def table(self) -> Array:
         """The tensor for looking up rows with `np.take`."""
-        return self.array if len(self.shape) < 2 else Table(self)  # type: ignore[return-value]
+        return self.array if len(self.shape) < 2 else TableOnDisk(self)  # type: ignore[return-value]
 
     def rows(self, rows: slice | Array) -> Array:
         """Some of its rows: a run of them, or those with these numbers."""
@@ -134,7 +134,7 @@ class StoredTensor:
             yield self.rows(slice(start, min(start + step, count)))
 
 
-class Table:
+class TableOnDisk:
     """A table whose rows are read when `np.take` looks them up; as an array it is the whole."""
 
     def __init__(self, tensor: StoredTensor) -> None:
