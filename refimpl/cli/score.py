@@ -37,6 +37,8 @@ from refimpl.storage.partial_results import until_written
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import SCORED
 
+ESTIMATED = ("dtype", "threads", "memory", "executor")  # settings that change how long it takes
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -102,7 +104,8 @@ def command(
     opened = read_model(model, config, download=download)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True, default=SCORED)
     if run.estimate:
-        expected = estimate(opened, tokens, plan, wanted, settings, kept=part is not None)
+        where = {name: getattr(settings, name) for name in ESTIMATED}
+        expected = estimate(opened, tokens, plan, wanted, kept=part is not None, **where)
         deliver(estimate_document(expected), estimate_text(expected), as_json)
         return
     with progress_bar("scoring") as progress:

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from refimpl.allocation.request import Request
 from refimpl.method.perturbation import Perturbation
@@ -120,10 +121,12 @@ def estimate(
     tokens: Tokens,
     plan: Perturbation | None = None,
     request: Request | None = None,
-    settings: Settings | None = None,
     *,
+    dtype: npt.DTypeLike = np.float32,
+    threads: int | None = None,
+    memory: str | int | None = None,
+    executor: Executor | str | None = None,
     kept: bool = False,
-    **options: Any,
 ) -> Estimate:
     """Estimate what `score` with the same arguments takes.
 
@@ -136,10 +139,12 @@ def estimate(
         tokens: Token ids and where they come from.
         plan: The perturbation, as for `score`.
         request: Which base's signals are computed, and whether the divergence is measured.
-        settings: What it will run with; workers elsewhere are assumed to be as fast as a thread
-            here. None: `options`.
+        dtype: float32 or float64.
+        threads: Worker threads, or processes; one per core if None.
+        memory: Memory for residual states, as for `score`.
+        executor: Where the work units will run, as for `score`; workers elsewhere are assumed to
+            be as fast as a thread here.
         kept: Whether `score` will keep partial results (`part`).
-        options: `dtype`, `threads`, `memory` and `executor`, as for `score`.
 
     Returns:
         The estimate.
@@ -159,7 +164,7 @@ def estimate(
     plan, before = request.perturbation(plan), peak_memory() or 0
     ids, config = checked_ids(tokens.ids, model.config), model.config
     counts = counts_of_probes(pruned_base(config, request), plan, config)
-    with replace(settings or Settings(**options), part=None, resume=False).open() as resources:
+    with Settings(dtype, threads, memory, executor).open() as resources:
         divergence, pruning = request.correct == "divergence", plan.kind == "pruning"
         groups = work_list(config, ids, plan, resources, divergence=divergence, keep=kept)
         dense = dense_units(config, dict(enumerate(ids)), resources, kept) if pruning else []

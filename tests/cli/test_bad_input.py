@@ -6,7 +6,6 @@ each kind, and all options.
 
 import errno
 import json
-import mmap
 import os
 import re
 import resource
@@ -604,10 +603,10 @@ def test_a_case_on_a_full_disk(here: Path) -> None:
     assert state(here) == before
 
 
-def test_a_file_that_cannot_be_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    fault = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-    monkeypatch.setattr(mmap, "mmap", Mock(side_effect=fault))
-    refused(f"score model {SMALL}", "model.safetensors", os.strerror(errno.ENOMEM))
+def test_a_disk_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = OSError(errno.EIO, os.strerror(errno.EIO))
+    monkeypatch.setattr(os, "preadv", Mock(side_effect=fault))
+    refused(f"score model {SMALL}", "model.safetensors", os.strerror(errno.EIO))
 
 
 def test_nobody_reads_stdout(here: Path) -> None:

@@ -258,7 +258,7 @@ def test_progress_ends_at_the_total() -> None:
 
 @pytest.mark.parametrize("minutes", [0, -1, np.nan, np.inf])
 def test_a_budget_is_a_time(minutes: float) -> None:
-    refusal_of(score, model_of("llama"), TOKENS, budget=minutes, says="a budget of")
+    refusal_of(score, model_of("llama"), TOKENS, budget=minutes, says="budget")
 
 
 def test_a_budget_in_processes() -> None:
