@@ -141,7 +141,7 @@ class TableOnDisk:
         self._tensor, self.shape, self.dtype = tensor, tensor.shape, tensor.numpy_dtype
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.asarray(self._tensor.array, dtype)
+        return np.array(self._tensor.array, dtype, copy=copy)
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
         if function is not np.take or options != {"axis": 0} or not isinstance(args[1], np.ndarray):

@@ -97,7 +97,7 @@ def read(model: str) -> tuple[Any, dict[Any, Any]]:
         i: {k: torch.tensor(np.asarray(v)) for k, v in ready.block(i, np.float32).items()}
         for i in range(ready.config.num_blocks)
     }
-    weights["embed"] = torch.tensor(ready.embedding()["embed.weight"].astype(np.float32))
+    weights["embed"] = torch.tensor(np.asarray(ready.embedding()["embed.weight"], np.float32))
     return ready.config, weights
 
 

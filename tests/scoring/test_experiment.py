@@ -67,7 +67,7 @@ class WithSinks(Model):
 
     def embedding(self) -> dict[str, npt.NDArray[Any]]:
         found = super().embedding()
-        table = found["embed.weight"].copy()
+        table = np.array(found["embed.weight"])
         for token, size in ((ALWAYS_SINK, 5000), (EARLY_SINK, 450)):
             unit = table[token] / np.linalg.norm(table[token])
             table[token] = unit * size / self.config.embed_scale
@@ -554,7 +554,7 @@ def test_a_zero_state_has_no_drift_to_speak_of() -> None:
 
         def embedding(self) -> dict[str, npt.NDArray[Any]]:
             found = super().embedding()
-            table = found["embed.weight"].copy()
+            table = np.array(found["embed.weight"])
             table[0] = 0
             return found | {"embed.weight": table}
 
