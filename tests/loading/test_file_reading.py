@@ -18,7 +18,7 @@ from refimpl.errors import RefimplError, printable
 from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file, read_lines
 from refimpl.loading.files.json_schema import require
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.loading.gguf.header import map_file
+from refimpl.loading.gguf.gguf_file import GgufFile
 from refimpl.oracle.case_folders import cases_below
 from refimpl.pruning.record_schema import WHOLE_RECORD
 from refimpl.report.schemas import EVALUATION
@@ -41,7 +41,7 @@ def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
     else:
         path.symlink_to(kind)
     handles = {*os.listdir("/proc/self/fd")}
-    for reader in (read_ids, SafetensorsFile, map_file):
+    for reader in (read_ids, SafetensorsFile, GgufFile):
         error = refusal_of(reader, path)
         if kind not in ("socket", "/dev/tty"):  # which cannot even be opened
             assert "is not a regular file" in error.problem
