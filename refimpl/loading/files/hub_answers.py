@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,7 @@ def checked_answers(endpoint: str) -> Iterator[Answers]:
     finally:
         logging.set_verbosity(verbosity)
         constants.HF_HUB_DISABLE_XET = xet
-        with suppress(ValueError):
-            hooks.remove(answers.check)
+        hooks[:] = [hook for hook in hooks if hook != answers.check]
 
 
 def progress_bar(answers: Answers) -> type[Any]:
