@@ -7,7 +7,7 @@ and docs/reference/commands/ has a page for each, with its options. The rest is 
 import re
 from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import typer
 
@@ -42,8 +42,7 @@ def shown(text: str) -> str:
 
 def value(parameter: Any) -> str:
     """The value of an option: its placeholder, or the words to choose from."""
-    words = get_args(getattr(getattr(parameter, "type_descriptor", None), "annotation", None))
-    return parameter.metavar or " | ".join(word for word in words if isinstance(word, str))
+    return parameter.metavar or " | ".join(getattr(parameter.type, "choices", ()))
 
 
 def entry(parameter: Any) -> str:

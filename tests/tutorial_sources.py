@@ -23,14 +23,14 @@ def named(name: str) -> Any:
 
 
 def code(name: str) -> str:
-    """The source of a function as it stands in the library, without its docstring."""
+    """The source of a function as it stands in the library, without decorators and docstring."""
     source = textwrap.dedent(inspect.getsource(named(name)))
     (function,) = ast.parse(source).body
     assert isinstance(function, ast.FunctionDef)
     lines, first = source.splitlines(), function.body[0]
     if ast.get_docstring(function) is not None:
         del lines[first.lineno - 1 : first.end_lineno]
-    return "\n".join(lines)
+    return "\n".join(lines[function.lineno - 1 :])
 
 
 def filled(page: str) -> str:

@@ -274,7 +274,7 @@ The processor decides which goals are reached, so the table of goals also has wh
 at commit 688c3b8 and before:
 """
 SEVEN_B = """
-Pruning keeps a block in float32 twice (dense and pruned), the mapped pages of the block, and, on
+Pruning keeps a block in float32 twice (dense and pruned), a tensor as it is stored, and, on
 each thread, the scores of a linear in float64: three copies while they are computed, and two
 while the lowest are found. Three changes reduced the peak of a run of two such blocks from 4.3
 to 3.6 GB, and that of all 32 blocks from 4.47 GB to the value in the table: release the pages

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 from conftest import FIXTURES
@@ -81,10 +81,7 @@ NEEDED = {  # what a command must have to be parsed
 
 def value_of(option: Any) -> list[str]:
     """A value that can be parsed."""
-    kind = option.type_descriptor.annotation
-    if option.is_flag:
-        return []
-    return [str(get_args(kind)[0])] if get_origin(kind) is Literal else ["1"]
+    return [] if option.is_flag else [getattr(option.type, "choices", ["1"])[0]]
 
 
 @pytest.mark.parametrize("name", NEEDED)

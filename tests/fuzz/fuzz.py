@@ -52,7 +52,7 @@ NOT_IMPORTED = ("refimpl.__main__", "refimpl.evaluation.lm_eval", "refimpl.testi
 LATE = (  # what commands import when they need it
     *("gguf", "onnx.reference", "numpy.ma", "subprocess", "huggingface_hub.hf_api"),
     *("huggingface_hub.file_download", "huggingface_hub.utils.tqdm"),
-    *("typer._adapters", "pydantic.plugin._loader", "importlib.readers", "typer.rich_utils"),
+    *("importlib.readers", "typer.rich_utils"),
 )
 CACHE = {"HF_HUB_CACHE": "hub", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
 OPTIONS, HUB, SLOW = 0.35, 0.03, 0.04  # shares: changed options, hostile servers, slow ones

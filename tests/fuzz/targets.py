@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import mutators
 from gguf_mutator import gguf_structure
@@ -360,18 +360,19 @@ GOOD = {
 EXCLUDED = ("--help", "--executor", "--device", "--download", "-o", "--output")
 
 
-def value_of(option: object, random: Random) -> str:
+def value_of(option: Any, random: Random) -> str:
     """An absurd value, or sometimes a good one, by the type of an option."""
-    kind, name = option.type_descriptor.annotation, option.opts[-1]  # type: ignore[attr-defined]
-    if get_origin(kind) is Literal:
-        return random.choice([*get_args(kind), "x", ""])
+    kind, name = option.type, option.opts[-1]
+    if words := getattr(kind, "choices", None):
+        return random.choice([*words, "x", ""])
     if name == "--memory":
         return random.choice(mutators.SIZES)
-    if kind is int:
+    if kind.name == "integer":
         return random.choice(mutators.INTEGERS)
-    if kind is float or name == "--eta":
+    if kind.name == "float" or name == "--eta":
         return random.choice(mutators.NUMBERS)
-    return random.choice(mutators.PATHS if kind is Path else [*mutators.TEXTS, *mutators.PATHS])
+    texts = [] if kind.name == "path" else mutators.TEXTS
+    return random.choice([*texts, *mutators.PATHS])
 
 
 @cache

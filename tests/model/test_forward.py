@@ -136,7 +136,7 @@ def test_the_longest_sequence_is_allowed(case: str) -> None:
     [
         ([[1.0, 2.0]], "dtype float64 and shape [1, 2]", "astype"),
         ([[True, False]], "dtype bool", "astype"),
-        (["a", "b"], "dtype <U1", "astype"),
+        (["a", "b"], "token-ids ['a', 'b']", "change"),
         ([], "shape [0]", "astype"),
         (np.zeros((1, 0), np.int64), "shape [1, 0]", "astype"),
         (np.zeros((0, 4), np.int64), "shape [0, 4]", "astype"),
