@@ -182,6 +182,12 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
             "recipe": Recipe(),
             "folder": folder / "case",
         },
+        "refimpl.oracle.case.computed_case": {
+            "model": model,
+            "tokens": tokens,
+            "recipe": Recipe(only=("embed",)),
+            "folder": folder,
+        },
         "refimpl.oracle.case.read_case": {"folder": "fixtures/cases/gpt2", "download": False},
         "refimpl.oracle.check.check": {
             "case": case,

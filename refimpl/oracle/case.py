@@ -136,6 +136,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     return case
 
 
+@checked
 def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = Path()) -> Case:
     """Compute every step in float64; as `make_case`, which writes the case, too."""
     ids, config = tokens.ids, model.config
