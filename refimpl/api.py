@@ -6,6 +6,7 @@ from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.arguments import checked
+from refimpl.bases.base import Base
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import Evaluation, evaluate
 from refimpl.evaluation.logits import logits
@@ -15,6 +16,7 @@ from refimpl.method.perturbation import Perturbation
 from refimpl.model.forward import Forward, forward
 from refimpl.model.model import Model
 from refimpl.pruners.decision import Pruner
+from refimpl.pruners.method import Method
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruning.inspection import Inspection, inspect
 from refimpl.pruning.prune import Pruning, prune
@@ -27,6 +29,7 @@ from refimpl.version import SPEC, __version__
 __all__ = [
     "SPEC",
     "Allocation",
+    "Base",
     "Estimate",
     "Evaluation",
     "Explanation",
@@ -34,6 +37,7 @@ __all__ = [
     "HeldModel",
     "Imatrix",
     "Inspection",
+    "Method",
     "Model",
     "Pattern",
     "Perturbation",

@@ -32,6 +32,7 @@ FIXTURES = HERE.parent / "fixtures"
 # tests/ is in one of the two (tests/test_structure.py); a new one belongs in the first if its tests
 # compare numbers that matrix products made.
 NUMERICAL = {
+    "bases",
     "evaluation",
     "explanation",
     "method",

@@ -67,6 +67,8 @@ def bits(value: Any) -> Any:
         return value.dtype.str, value.shape, value.tobytes()
     if isinstance(value, tuple | list):
         return type(value), [bits(x) for x in value]
+    if isinstance(value, dict):
+        return {key: bits(x) for key, x in value.items()}
     if hasattr(value, "__dataclass_fields__"):
         names = [field.name for field in fields(value) if field.name != "run"]
         return type(value), [(name, bits(getattr(value, name))) for name in names]

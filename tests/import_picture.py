@@ -9,7 +9,7 @@ from pathlib import Path
 from test_structure import MODULES, STAGES, all_imports, stage
 
 PICTURE = Path(__file__).parent.parent / "docs" / "explanation" / "imports.svg"
-FILES = {"__init__", "__main__", "api", "arguments", "errors", "version"}  # at the top: no packages
+FILES = {"__init__", "__main__", "api", "arguments", "errors", "records", "version"}  # no packages
 ROW, HEIGHT, WIDTH, LETTER, GAP, ASIDE = 54, 34, 760, 8.2, 36, 60  # pixels
 TIP = (
     '<marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '

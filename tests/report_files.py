@@ -55,6 +55,8 @@ def deeper(document: dict[str, Any], count: int, block: Callable[[int], dict[str
     """Make scores those of a model of so many blocks, each the first one with changed fields."""
     document["num_blocks"], first = count, document["blocks"][0]
     document["blocks"] = [first | {"index": i} | block(i) for i in range(count)]
+    for signal in document["signals"].values():
+        signal["values"] = {name: x[:1] * count for name, x in signal["values"].items()}
 
 
 def one_block(document: dict[str, Any]) -> None:

@@ -12,20 +12,25 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+import records_page
 from conftest import NOT_NUMERICAL, NUMERICAL
 
+from refimpl.bases.base import Base, bases
 from refimpl.loading.families import FAMILIES, LINEAGES
+from refimpl.pruners.method import Method, methods
 
 ROOT = Path(__file__).parent.parent
 STAGES = (
     {"errors", "version"},
     {"arguments"},
+    {"records"},
     {"model"},
     {"storage", "isolation"},
     {"loading", "comparison"},
     {"tokens"},
     {"pruners"},
     {"method"},
+    {"bases"},
     {"running"},
     {"allocation"},
     {"scoring"},
@@ -45,7 +50,7 @@ VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
 CAMEL_CASE = re.compile(r"[A-Z]\w*[a-z]\w*")
-PURE = ("refimpl.method.allocation.", "refimpl.pruners.")  # what needs NumPy only
+PURE = ("refimpl.pruners.",)  # what needs NumPy only
 FORWARD = ("norm", "project", "embed", "self_attention", "mlp", "block", "head")
 
 
@@ -138,8 +143,8 @@ def test_the_forward_never_imports_the_families() -> None:
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if f"{m}.".startswith(PURE)])
-def test_counts_and_allocations_need_numpy_only(module: str) -> None:
-    allowed = {"numpy", "refimpl.errors", "refimpl.arguments"} | {
+def test_pruners_need_numpy_only(module: str) -> None:
+    allowed = {"numpy", "refimpl.errors", "refimpl.arguments", "refimpl.records"} | {
         m for m in MODULES if m.startswith("refimpl.pruners")
     }
     outside = {
@@ -227,3 +232,39 @@ def test_every_folder_of_tests_is_numerical_or_not() -> None:
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
     assert not NUMERICAL & NOT_NUMERICAL.keys()
     assert folders <= NUMERICAL | NOT_NUMERICAL.keys()
+
+
+MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
+    **dict.fromkeys(("tokens.model_tokens", "tokens.samples"), "random ids, not random pruning"),
+    **dict.fromkeys(
+        [
+            f"oracle.{module}"
+            for module in (
+                *("recipe", "near_ties", "peer", "steps", "stepwise", "step_tolerances"),
+                *("margins", "judging.tolerance"),
+            )
+        ],
+        "the steps of a case are named after bases and pruners",
+    ),
+}
+
+
+def strings(module: str) -> Iterator[str]:
+    """The strings of a module."""
+    nodes = ast.walk(parsed(module))
+    yield from (x.value for x in nodes if isinstance(x, ast.Constant) and isinstance(x.value, str))
+
+
+def test_only_its_own_module_names_a_base_or_a_pruner() -> None:
+    records: tuple[Base | Method, ...] = (*bases().values(), *methods().values())
+    homes = {record.name: records_page.module_of(record) for record in records}
+    assert len(homes) == len(records)
+    named = {
+        (module, name)
+        for module in MODULES
+        for name in homes.keys() & set(strings(module))
+        if module != homes[name]
+    }
+    allowed = {f"refimpl.{module}" for module in MAY_NAME}
+    assert {pair for pair in named if pair[0] not in allowed} == set()
+    assert allowed == {module for module, _ in named} & allowed  # no exception is left over

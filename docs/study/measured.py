@@ -31,7 +31,7 @@ from refimpl.method.correction import corrected
 from refimpl.pruners.decision import Pruner
 from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
-from refimpl.scoring.base_signals import signals
+from refimpl.scoring.signals import signals
 from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
 

@@ -38,7 +38,7 @@ from refimpl.model.stream import Stream
 from refimpl.pruning.pruned_blocks import Pruner, pruned_blocks
 from refimpl.running.settings import Resources, Settings
 from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
-from refimpl.scoring.perturbed_state import WandaBlocks
+from refimpl.scoring.pruned_alone import PrunedBlocks
 
 HERE = Path(__file__).parent
 STEP, STEPS = 0.05, 5  # of a level; levels on each side of the target
@@ -77,7 +77,7 @@ class Fitness:
             )
         counts = np.rint(levels[:, None, None] * sizes).astype(np.int64)
         self.model, self.ids, self.levels, self.resources = model, ids, levels, resources
-        self.prune, self.passes = WandaBlocks(moments, counts), 0
+        self.prune, self.passes = PrunedBlocks(model.config.linears, counts, Pruner(), moments), 0
 
     def __call__(self, candidates: Levels, sequences: Levels) -> npt.NDArray[np.float64]:
         """Mean KL of each candidate, [C], from its levels by block, [C, L], on some sequences."""

@@ -3,16 +3,15 @@
 import json
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from refimpl.allocation.dataclass_json import to_json
-from refimpl.allocation.request import Request, read_custom
-from refimpl.allocation.scores import Absorption, Probes, Scores, Signals
+from refimpl.allocation.request import Request
+from refimpl.allocation.scores import Absorption, Probes, Scores, Signal, Signals
+from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
-from refimpl.method import allocation as bases
 from refimpl.method.correction import at_clip, centred_log, clipped_log, corrected
 from refimpl.method.equal_marginals import Growth, equal_marginals, growth
 from refimpl.method.projection import project
@@ -51,6 +50,7 @@ class Allocation:
     def digest(self) -> str:
         """SHA-256 of all fields but the seal."""
         content = {name: to_json(value) for name, value in vars(self).items() if name != "seal"}
+        content["request"] |= {"base": self.request.base_name}
         return sha256(json.dumps(content).encode()).hexdigest()
 
     def check_seal(self) -> None:
@@ -114,7 +114,7 @@ def requested(scores: Scores, **changes: Any) -> Request:
     base, made_base = changes.get("base"), made_for.get("base", "")
     if base is None and made_base is None:
         raise RefimplError(
-            "no base: these scores were made for one in a file, which they do not hold",
+            "no base: these scores were made for one that is no base here: a file, or another's",
             "that file, or another base",
             "add --base FILE",
         )
@@ -205,33 +205,10 @@ def _of_blocks(units: Array, share: Array) -> Array:
 
 def base_allocation(signals: Signals, request: Request, linears: Linears) -> Array:
     """Make the base allocation, per block [L] or per linear [L, linears], not yet projected."""
-    s, options, compat = request.sparsity, dict(request.options), request.compat
-    num_blocks = len(linears)
-    if request.base == "uniform":
-        return bases.uniform(num_blocks, s)
-    if request.base == "atp":
-        return bases.atp(num_blocks, s, float(options["beta"]))
-    if request.base == "owl":
-        _computed("owl", m=(signals.owl_m, options["m"]))
-        return bases.owl(signals.owl_outlier_percent, s, float(options["lam"]), compat)
-    if request.base == "dlp":
-        _computed("dlp", statistic=(signals.dlp_statistic, options["statistic"]))
-        return bases.dlp(signals.dlp_score, s, float(options["a"]), compat)
-    if request.base == "lsa":
-        _computed("lsa", block=(signals.lsa_block, options["block"]))
-        assert signals.lsa_error is not None  # its block is set with it
-        return bases.lsa(signals.lsa_error, s, float(options["beta"]), compat)
-    if request.base == "alphapruning":
-        fit, xmin = (signals.alpha_fit, options["fit"]), (signals.alpha_xmin, options["xmin"])
-        _computed("alphapruning", fit=fit, xmin=xmin)
-        alpha = signals.alpha if options["unit"] == "linear" else signals.mean_alpha
-        assert alpha is not None  # fit and xmin are set with it
-        (units, exists), base = units_of(alpha, linear_sizes(linears)), np.zeros(alpha.shape)
-        base[exists] = bases.alphapruning(
-            alpha[exists], units, s, float(options["epsilon"]), compat
-        )
-        return base
-    return read_custom(Path(request.base), linears)
+    base, options = request.record, request.options
+    signal = _measured(signals.get(base.name), request) if base.needs else np.zeros(0)
+    sizes, compat = linear_sizes(linears), request.compat
+    return base.allocation(BaseInputs(signal, linears, sizes, request.sparsity, options, compat))
 
 
 def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
@@ -256,16 +233,22 @@ def units_of(units: Array, sizes: Array) -> tuple[Array, Array]:
     return weights[weights > 0], weights > 0
 
 
-def _computed(base: str, **options: tuple[object, object]) -> None:
-    """Refuse a signal that was computed with other options, or not at all."""
-    for name, (computed, wanted) in options.items():
-        if computed != wanted:
-            raise RefimplError(
-                f"{base} with {name} {wanted}: not in these scores"
-                + (f" (they have {name} {computed})" if computed is not None else ""),
-                f"scores made with --base {base} and the same options",
-                f"run refimpl score again with --base {base} --base-option {name}={wanted}",
-            )
+def _measured(signal: Signal | None, request: Request) -> Array:
+    """The signal of a base; refuses one that was measured with other options, or not at all."""
+    base = request.record
+    measured, asked = {} if signal is None else signal.options, base.of_signal(request.options)
+    if signal is not None and measured == asked:
+        return signal.main
+    other = {name: value for name, value in asked.items() if measured.get(name) != value}
+    options = "".join(f" --base-option {name}={value}" for name, value in other.items())
+    wanted = " and ".join(f"{name} {value}" for name, value in other.items())
+    present = " and ".join(f"{name} {measured[name]}" for name in other if name in measured)
+    raise RefimplError(
+        f"{base.name}{' with ' * bool(wanted)}{wanted}: not in these scores"
+        + (f" (they have {present})" if present else ""),
+        f"scores made with --base {base.name} and the same options",
+        f"run refimpl score again with --base {base.name}{options}",
+    )
 
 
 def _same_pruning(scores: Scores, request: Request) -> None:
@@ -273,12 +256,11 @@ def _same_pruning(scores: Scores, request: Request) -> None:
     at = scores.pruned_at
     if at is None:
         return
-    exact = replace(request, compat="exact", correct=None)
-    planned = base_only(scores.signals, exact, scores.linears)
+    planned = base_only(scores.signals, request.pruned_at, scores.linears)
     if not np.array_equal(planned.linear_pruned, at.linear_pruned):
         raise RefimplError(
-            f"base {request.base} at {request.sparsity}: these scores were measured by pruning at "
-            f"base {at.base}, sparsity {at.sparsity}",
+            f"base {request.record.name} at {request.sparsity}: these scores were measured by "
+            f"pruning at base {at.base}, sparsity {at.sparsity}",
             "the same base, options, limits and sparsity",
             "run refimpl score again with --perturbation pruning and the new base or sparsity",
         )

@@ -3,20 +3,22 @@
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from refimpl.arguments import Checked, require
-from refimpl.errors import RefimplError, listed
+from refimpl.arguments import Checked
+from refimpl.bases.base import Base, BaseInputs, base_named, bases
+from refimpl.bases.uniform import UNIFORM
+from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
-from refimpl.method.allocation import Compat
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
 from refimpl.method.perturbation import PROBE_SAMPLES, Perturbation
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
+from refimpl.pruners.checks import Compat
 from refimpl.pruners.decision import Pruner
 
 Correction = Literal["absorption", "arrival", "divergence"]
@@ -24,21 +26,6 @@ Kappa = Literal["common", "own"]
 OF_PRUNING = ("arrival", "divergence")  # corrections that need the pruning perturbation
 PROBE_DELTA = 0.1
 
-# Per base: its options with their defaults. A tuple lists the accepted words, the default first;
-# None means that the option has no default; an integer, that it is a whole number.
-BASES: Mapping[str, Mapping[str, Any]] = {
-    "uniform": {},
-    "owl": {"m": 5.0, "lam": 0.08},
-    "alphapruning": {
-        "epsilon": 0.3,
-        "fit": ("peak", "mid"),
-        "xmin": ("shipped", "intended"),
-        "unit": ("block", "linear"),
-    },
-    "dlp": {"a": 0.15, "statistic": ("mean", "median")},
-    "lsa": {"beta": 0.15, "block": 128},
-    "atp": {"beta": None},
-}
 Fraction = Annotated[float, 0, 1]
 TOO_MUCH = (OverflowError, RecursionError)  # JSON with numbers too large, or nested too deep
 
@@ -48,8 +35,8 @@ class Request(Checked):
     """What an allocation is asked for.
 
     Args:
-        base: "uniform", "owl", "alphapruning", "dlp", "lsa", "atp", or a file (JSON or CSV)
-            with a sparsity per block or per linear.
+        base: Name of a base allocation, such as "owl"; a `Base` of your own; or a file (JSON or
+            CSV) with a sparsity per block or per linear.
         options: Options of the base; omitted ones take their defaults.
         sparsity: Target S over all weights.
         correct: "absorption", "arrival", "divergence", or None; "default" is absorption, or None
@@ -68,7 +55,7 @@ class Request(Checked):
         RefimplError: A value outside its range, an unknown base or option.
     """
 
-    base: str = "uniform"
+    base: str | Base = UNIFORM.name
     options: Mapping[str, float | str] = field(default_factory=dict)
     sparsity: Fraction = 0.7
     correct: Correction | Literal["default"] | None = "default"
@@ -99,7 +86,37 @@ class Request(Checked):
                 "a number: only arrival and divergence are measured at several sparsities",
                 f"use --strength {STRENGTH}, or --correct divergence",
             )
-        object.__setattr__(self, "options", _options(self.base, self.options))
+        object.__setattr__(self, "options", self.record.checked(self.options))
+        if self.record.needs == "drifts" and self.measured:
+            raise RefimplError(
+                f"base {self.record.name} with the {self.correct} correction of measured strength",
+                "a base that is known before blocks are pruned: it says where they are probed",
+                "use --correct none, or another base",
+            )
+
+    @property
+    def record(self) -> Base:
+        """The base."""
+        return base_of(self.base)
+
+    @property
+    def base_name(self) -> str:
+        """The base as it was asked for: a name, a file, or the name of a record."""
+        return self.base if isinstance(self.base, str) else self.base.name
+
+    @property
+    def file(self) -> Path | None:
+        """The file that is the base, or None."""
+        of_file = isinstance(self.base, str) and isinstance(self.record.allocation, partial)
+        return Path(self.base_name) if of_file else None
+
+    @property
+    def pruned_at(self) -> "Request":
+        """The request for the allocation at which the pruning perturbation prunes."""
+        exact = replace(self, compat="exact", correct=None)
+        if self.record.needs == "drifts":  # which are not measured yet
+            return replace(exact, base=UNIFORM, options={})
+        return exact
 
     @property
     def fixed_strength(self) -> float:
@@ -111,6 +128,11 @@ class Request(Checked):
         """Whether the strength comes from probes."""
         return self.correct in OF_PRUNING and self.strength == "measured"
 
+    @property
+    def needs_pruning(self) -> bool:
+        """Whether the correction or the base is made of the pruning perturbation."""
+        return self.correct in OF_PRUNING or self.record.needs == "drifts"
+
     def perturbation(self, plan: Perturbation | None) -> Perturbation:
         """The perturbation that this request needs: as planned, with probes if there are none.
 
@@ -118,11 +140,12 @@ class Request(Checked):
             RefimplError: Noise, where the correction or the probes need pruned blocks.
         """
         if plan is None:
-            plan = Perturbation("pruning" if self.correct in OF_PRUNING else "gaussian")
+            plan = Perturbation("pruning" if self.needs_pruning else "gaussian")
         probes = (plan.probe_delta, plan.pruner, plan.units, plan.probe_samples)
         usual = probes == (None, Pruner(seed=plan.seed), "blocks", None)
-        if plan.kind != "pruning" and (self.correct in OF_PRUNING or not usual):
-            what = f"the {self.correct} correction" if self.correct in OF_PRUNING else "a probe"
+        if plan.kind != "pruning" and (self.needs_pruning or not usual):
+            what = f"base {self.record.name}" if self.record.needs == "drifts" else "a probe"
+            what = f"the {self.correct} correction" if self.correct in OF_PRUNING else what
             raise RefimplError(
                 f"{what} with Gaussian noise",
                 "the pruning perturbation, which measures the error that pruning makes",
@@ -141,55 +164,23 @@ class Request(Checked):
         return plan
 
 
-def _options(base: str, options: Mapping[str, float | str]) -> dict[str, float | str]:
-    """All options of a base: those of the request, checked, and the defaults of the others."""
-    if base not in BASES and not Path(base).is_file():
+def base_of(base: str | Base) -> Base:
+    """The base that is asked for: a record, one by its name, or what a file holds."""
+    if isinstance(base, Base):
+        return base
+    if base not in bases() and (path := Path(base)).is_file():
+        return Base(path.name, path.name, "a file", partial(_of_file, path))
+    if (record := base_named(base)) is None:
         raise RefimplError(
             f"base {base!r} is neither a base allocation nor a file",
-            f"{', '.join(BASES)}, or a JSON or CSV file with a sparsity per block or linear",
+            f"{', '.join(bases())}, or a JSON or CSV file with a sparsity per block or linear",
             "check the spelling or the path",
         )
-    defaults = BASES.get(base, {})
-    if unknown := options.keys() - defaults.keys():
-        raise RefimplError(
-            f"base {base}: unknown option {listed(sorted(unknown))}",
-            f"the options {', '.join(defaults)}" if defaults else "no option",
-            "correct or remove --base-option",
-        )
-    return {
-        name: _option(base, name, options.get(name, _default(default)), default)
-        for name, default in defaults.items()
-    }
+    return record
 
 
-def _default(default: Any) -> Any:
-    return default[0] if isinstance(default, tuple) else default
-
-
-def _option(base: str, name: str, value: Any, default: Any) -> float | str:
-    """One option of a base, checked against what its default says of it."""
-    if isinstance(default, tuple):
-        require(value, Literal[default], f"base option {name}")
-        return str(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not isfinite(number):
-        raise RefimplError(
-            f"base {base}: option {name} is {'missing' if value is None else repr(value)}",
-            "a finite number",
-            f"use --base-option {name}=NUMBER",
-        )
-    if isinstance(default, int):
-        if number < 0 or number % 1:
-            raise RefimplError(
-                f"base {base}: option {name} is {number:g}",
-                "a whole number of 0 or more",
-                f"use for example --base-option {name}={default}",
-            )
-        return int(number)
-    return number
+def _of_file(path: Path, asked: BaseInputs) -> Array:
+    return read_custom(path, asked.linears)
 
 
 def read_custom(path: Path, linears: Linears) -> Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
@@ -47,38 +48,31 @@ class Absorption:
 
 
 @dataclass(frozen=True)
-class Signals:
-    """Importance of blocks, by the signals of the base allocations.
+class Signal:
+    """What a base allocation ranks blocks or linears by.
 
     Args:
-        owl_m: OWL's m.
-        owl_outlier_percent: OWL's D, [L].
-        dlp_statistic: "mean" or "median".
-        dlp_score: DLP's u, [L].
-        alpha_fit: "peak" or "mid"; None if alphas were not computed.
-        alpha_xmin: "shipped" or "intended"; None if alphas were not computed.
-        alpha: AlphaPruning's alpha per block and linear, [L, linears], or None; NaN where a block
-            has fewer linears than another.
-        alpha_margin: How far the best fit of each alpha is from the next, [L, linears], or None.
-        lsa_block: LSA's columns of a group; None if its errors were not computed.
-        lsa_error: LSA's E, the mean of the block's linears, [L], or None.
+        options: The options of the base that it was measured with.
+        values: Numbers by name, per block [L], or per linear [L, linears] and NaN where a block
+            has fewer linears than another; allocations are made from the first.
     """
 
-    owl_m: float
-    owl_outlier_percent: Array
-    dlp_statistic: str
-    dlp_score: Array
-    alpha_fit: str | None = None
-    alpha_xmin: str | None = None
-    alpha: Array | None = None
-    alpha_margin: Array | None = None
-    lsa_block: int | None = None
-    lsa_error: Array | None = None
+    options: Mapping[str, float | str]
+    values: Mapping[str, Array]
 
     @property
-    def mean_alpha(self) -> Array | None:
-        """Mean alpha of a block's linears, [L], or None."""
-        return None if self.alpha is None else np.nanmean(self.alpha, axis=1)
+    def main(self) -> Array:
+        """The numbers that allocations are made from."""
+        return next(iter(self.values.values()))
+
+    @property
+    def of_blocks(self) -> Array:
+        """The mean of each block, [L]."""
+        return self.main if self.main.ndim == 1 else nan_mean(self.main, axis=1)
+
+
+Signals = Mapping[str, Signal]
+"""By the name of the base."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ class Scores:
         plan: The perturbation.
         sweep: One result per eta; the first one drives corrections.
         sinks: Tokens excluded as sinks per perturbed block, over all sequences, [L].
-        signals: Importance of blocks, by the signals of the base allocations.
+        signals: Importance of blocks and linears, by the name of the base that ranks by it.
         run: How the numbers were made.
         pruned_at: Allocation of the pruning perturbation; None for the Gaussian one.
         probes: How the error of pruning grows, if it was measured.

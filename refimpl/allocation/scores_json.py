@@ -13,15 +13,9 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.dataclass_json import filled, to_json
-from refimpl.allocation.request import BASES, TOO_MUCH, Request
-from refimpl.allocation.scores import (
-    Absorption,
-    Probes,
-    PrunedAt,
-    Scores,
-    Signals,
-    StoredAllocation,
-)
+from refimpl.allocation.request import TOO_MUCH, Request
+from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Signal, StoredAllocation
+from refimpl.bases.base import base_named
 from refimpl.errors import RefimplError, unreadable
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.method.perturbation import Perturbation
@@ -31,14 +25,14 @@ from refimpl.running.provenance import Run, TokenFacts
 
 Json = Mapping[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 LARGEST = 1 << 24  # no linear has more rows or columns; their products fit into 64 bits
 NOT_WHOLE = (ValueError, LookupError, TypeError, AttributeError, *TOO_MUCH)
 
 # The fields of the document's head, in order, and the attribute that holds each; `absorption` and
 # `allocation` are those of the first eta.
 REQUEST = {
-    "base": "allocation.request.base",
+    "base": "allocation.request.record.name",
     "base_options": "allocation.request.options",
     "requested_sparsity": "allocation.request.sparsity",
     "correct": "allocation.request.correct",
@@ -76,11 +70,6 @@ HEAD = {
     "linears": "scores.shapes",
     **REQUEST,
 }
-NEWER = (  # fields that older files lack
-    *("noise_norm", "subset", "budget_minutes", "probe_delta", "probe_pruner", "units"),
-    *("probe_samples", "probe_damping", "kappa", "lsa_block", "measured_samples"),
-)
-SIGNAL_OPTIONS = ("owl_m", "dlp_statistic", "alpha_fit", "alpha_xmin", "lsa_block")
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,6 @@ COLUMNS = (
     Column("base_sparsity", "allocation.base_sparsity"),
     Column("corrected_sparsity", "allocation.corrected_sparsity"),
     Column("num_pruned", "allocation.num_pruned", whole=True),
-    Column("linears.alpha", "scores.signals.alpha", "linears", omitted=True),
     Column("linears.sparsity", "allocation.linear_sparsity", "linears"),
     Column("linears.num_pruned", "allocation.linear_pruned", "linears", whole=True),
     Column("absorption_coefficient", "absorption.coefficient", unknown=True),
@@ -124,11 +112,6 @@ COLUMNS = (
     Column("alignment", "absorption.alignment", "triangle", unknown=True),
     Column("arrival", "absorption.arrival", unknown=True),
     Column("divergence", "absorption.divergence", unknown=True),
-    Column("signals.owl_outlier_percent", "scores.signals.owl_outlier_percent"),
-    Column("signals.dlp_score", "scores.signals.dlp_score"),
-    Column("signals.alphapruning_alpha", "scores.signals.mean_alpha"),
-    Column("signals.alphapruning_margin", "scores.signals.alpha_margin", "linears", unknown=True),
-    Column("signals.lsa_error", "scores.signals.lsa_error", omitted=True),
 )
 
 
@@ -145,7 +128,7 @@ def document(scores: Scores, allocations: Sequence[Allocation]) -> dict[str, Any
         "perturbed_at": to_json(scores.pruned_at),
         "probes": to_json(scores.probes),
         "growth": _growth(allocations[0]),
-        "signal_options": {name: getattr(scores.signals, name) for name in SIGNAL_OPTIONS},
+        "signals": {name: _signal_json(x, scores) for name, x in scores.signals.items()},
         "run": to_json(scores.run),
         "blocks": _rows(each[0]),
     }
@@ -157,13 +140,9 @@ def document(scores: Scores, allocations: Sequence[Allocation]) -> dict[str, Any
 
 
 def head(at: SimpleNamespace, keys: Iterable[str]) -> dict[str, Any]:
-    """Read some fields of `HEAD` from their attributes; of a base that is a file, its name.
-
-    An allocation that is not what its request leads to is refused.
-    """
+    """Some fields of `HEAD`; an allocation that is not what its request leads to is refused."""
     at.allocation.check_seal()
-    values = {key: to_json(attrgetter(HEAD[key])(at)) for key in keys}
-    return values | {"base": Path(values["base"]).name}
+    return {key: to_json(attrgetter(HEAD[key])(at)) for key in keys}
 
 
 def _totals(allocation: Allocation) -> dict[str, Any]:
@@ -180,6 +159,15 @@ def _growth(allocation: Allocation) -> dict[str, Any] | None:
         return None
     common = {"kappa": grows.common_rate, "kappa_quartiles": grows.quartiles}
     return to_json(common) | to_json(grows) | {"fits": to_json(grows.fits)}
+
+
+def _signal_json(signal: Signal, scores: Scores) -> dict[str, Any]:
+    """Options and numbers of a signal; of linears, only of those that a block has."""
+    values: dict[str, Any] = dict(signal.values)
+    for name, x in signal.values.items():
+        if x.ndim == 2:
+            values[name] = [row[: len(own)] for row, own in zip(x, scores.linears, strict=True)]
+    return to_json({"options": signal.options, "values": values})
 
 
 def _rows(at: SimpleNamespace) -> list[dict[str, Any]]:
@@ -240,13 +228,13 @@ def whole_scores(path: Path) -> Iterator[None]:
         ) from error
 
 
-def parsed(content: bytes, limit: float = inf) -> Json:
-    """Parse a JSON document of this format; every number in it is smaller than a limit."""
+def parsed(content: bytes, limit: float = inf, version: int | None = FORMAT) -> Json:
+    """Parse a JSON document of this format, or of any; its numbers are smaller than a limit."""
     document = parsed_json(content.decode("utf-8"), limit)
     if not isinstance(document, dict):
         raise TypeError("not an object")
-    if document.get("format") != FORMAT:
-        raise ValueError(f"format {document.get('format')!r}, expected {FORMAT}")
+    if version is not None and document.get("format") != version:
+        raise ValueError(f"format {document.get('format')!r}, expected {version}")
     return document
 
 
@@ -271,12 +259,6 @@ def scores_of(document: Json) -> Scores:
 
     etas = [None if at is not None else float(result["eta"]) for result in sweep]
     plan_eta = {} if at is not None else {"eta": tuple(etas)}  # pruning has none
-    made = document["signal_options"]
-    options = {name: made[name] for name in SIGNAL_OPTIONS if name in made or name not in NEWER}
-    signals = _arrays(Signals, "scores.signals", blocks, linears)
-    for name, option in (("alpha", "alpha_fit"), ("lsa_error", "lsa_block")):
-        if (name in signals) != (options.get(option) is not None):
-            raise ValueError(f"{name} and {option}: one of them without the other")
     return filled(
         Scores,
         _attributes(document, "scores"),
@@ -288,7 +270,7 @@ def scores_of(document: Json) -> Scores:
             Absorption(eta, **_arrays(Absorption, "absorption", result["blocks"], linears))
             for eta, result in zip(etas, sweep, strict=True)
         ),
-        signals=filled(Signals, options, **signals),
+        signals={name: _signal(name, x, linears) for name, x in document["signals"].items()},
         run=filled(Run, document["run"]),
         pruned_at=None
         if at is None
@@ -299,11 +281,24 @@ def scores_of(document: Json) -> Scores:
 
 
 def _made_for(document: Json) -> dict[str, Any]:
-    """The request of the allocation in a document, by field; a base that was a file is None."""
-    fields, base = _attributes(document, "allocation.request"), document["base"]
-    if own := isinstance(base, str) and base not in BASES:
-        fields |= {"base": Request.base, "options": {}}
-    return vars(filled(Request, fields)) | ({"base": None} if own else {})
+    """The request of the allocation in a document, by field; a base unknown here is None."""
+    made, base = _attributes(document, "allocation.request"), document["base"]
+    if unknown := isinstance(base, str) and base_named(base) is None:
+        base, made["options"] = Request.base, {}
+    return vars(filled(Request, made | {"base": base})) | ({"base": None} if unknown else {})
+
+
+def _signal(name: str, signal: Json, linears: Linears) -> Signal:
+    """The signal of a base: options and, for every block or every linear, numbers."""
+    arrays = dict[str, Array]()
+    for key, values in signal["values"].items():
+        form: Any = "linears" if isinstance(values[0], list) else "block"
+        column = Column(f"signals.{name}", "", form, unknown=bool(arrays), omitted=True)
+        arrays[key] = _array(column, values, linears)
+    plain = {*map(type, signal["options"].values())} <= {int, float, str}
+    if not plain or {len(x) for x in arrays.values()} != {len(linears)}:
+        raise ValueError(f"signals.{name}: not a number for every block, or an option that is none")
+    return Signal(signal["options"], arrays)
 
 
 def _probes(document: Json, linears: Linears) -> Probes | None:
@@ -334,7 +329,7 @@ def _attributes(document: Json, owner: str) -> dict[str, Any]:
     attributes = {}
     for key, path in HEAD.items():
         of, _, name = path.rpartition(".")
-        if of == owner and (key in document or key not in NEWER):
+        if of == owner:
             attributes[name] = document[key]
     return attributes
 

@@ -12,7 +12,6 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import (
     HEAD,
-    NEWER,
     REQUEST,
     head,
     parsed,
@@ -22,9 +21,9 @@ from refimpl.allocation.scores_json import (
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import read_file
 from refimpl.loading.files.json_schema import require
-from refimpl.method.allocation import Compat
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
+from refimpl.pruners.checks import Compat
 from refimpl.pruners.decision import Goal
 from refimpl.pruners.pattern import Pattern
 from refimpl.running.provenance import token_facts
@@ -142,7 +141,7 @@ def read_targets(path: Path, linears: Linears) -> Targets:
             raise ValueError(f"counts sum to {total}, total_pruned is {document['total_pruned']}")
         if document["compat"] not in ("exact", "peer") or not (sparsity >= 0).all():
             raise ValueError(f"compat {document['compat']!r}, or a negative sparsity")
-        made = {name: document[name] for name in RECORDED if name in document or name not in NEWER}
+        made = {name: document[name] for name in RECORDED}
         require(made, MADE_SCHEMA)
         return Targets(counts, sparsity, document["compat"], None, made)
 

@@ -8,11 +8,14 @@ from typing import Literal
 
 import typer
 
-from refimpl.allocation.request import OF_PRUNING, Request
+from refimpl.allocation.request import Request
+from refimpl.bases.base import Base, bases
 from refimpl.cli.options import FieldOption, OptionGroup, is_given, refuse
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation
 from refimpl.pruners.decision import Pruner
+from refimpl.pruners.method import methods
+from refimpl.pruners.wanda import WANDA
 from refimpl.running.settings import Settings
 from refimpl.tokens.samples import SAMPLES, SCORED, SEQ_LEN
 
@@ -146,11 +149,12 @@ PERTURBATION = OptionGroup(
             "FRACTION",
         ),
         "probe_pruner": FieldOption(
-            "What --perturbation pruning prunes with: wanda, sparsegpt, magnitude or random. "
-            "Default: wanda; of prune, its --method."
+            f"What --perturbation pruning prunes with: {', '.join(methods())}. Default: "
+            f"{WANDA.name}; of prune, its --method.",
+            "NAME",
         ),
         "probe_damping": FieldOption(
-            "Damping of SparseGPT's Hessian in the probes, as a fraction of its mean diagonal. "
+            "Damping of the pruner's Hessian in the probes, as a fraction of its mean diagonal. "
             "Default: 0.01; of prune, its --damping.",
             "X",
         ),
@@ -184,19 +188,30 @@ def base_options(texts: Sequence[str] | None) -> dict[str, float | str]:
     return options
 
 
+def usual(base: Base) -> str:
+    """The options of a base, with their defaults; of words, the default first."""
+    texts = [
+        f"{name}={' or '.join(option.words) or option.default}"
+        if option.default is not None
+        else f"{name}, which has no default"
+        for name, option in base.options.items()
+    ]
+    return (texts and f"{base.name}: {', '.join(texts)}") or ""
+
+
+BASES = bases().values()
 REQUEST = OptionGroup(
     Request,
     "Allocation",
     {
         "base": FieldOption(
-            "Base allocation: uniform, owl, alphapruning, dlp, lsa, atp, or a JSON or CSV file "
-            "with a sparsity per block or per linear.",
+            f"Base allocation: {', '.join(bases())}, or a JSON or CSV file with a sparsity per "
+            "block or per linear.",
             "NAME|FILE",
+            type=str,
         ),
         "options": FieldOption(
-            "Option of the base; may be repeated. owl: m=5, lam=0.08; alphapruning: epsilon=0.3, "
-            "fit=peak or mid, xmin=shipped or intended, unit=block or linear; dlp: a=0.15, "
-            "statistic=mean or median; lsa: beta=0.15, block=128; atp: beta, which has no default.",
+            f"Option of the base; may be repeated. {'; '.join(filter(None, map(usual, BASES)))}.",
             "NAME=VALUE",
             name="base_option",
             type=list[str] | None,
@@ -289,7 +304,7 @@ def checked_plan(
 
     The probes of a command that prunes use its pruner, if no option says otherwise.
     """
-    if wanted.correct in OF_PRUNING and not is_given(context, "perturbation"):
+    if wanted.needs_pruning and not is_given(context, "perturbation"):
         plan = replace(plan, kind="pruning")
     if wanted.measured:
         fixed = "no limit and no scale: the probes set the size of the correction"
@@ -302,10 +317,13 @@ def checked_plan(
             "no options of noise: the pruning itself sets the size of the error",
         )
         if pruner is not None and not is_given(context, "probe_pruner"):
-            plan = replace(plan, probe_pruner=pruner.method)
+            plan = replace(plan, probe_pruner=pruner.record.name)
         if pruner is not None and not is_given(context, "probe_damping"):
             plan = replace(plan, probe_damping=pruner.damping)
-    if plan.probe_pruner != "sparsegpt":
+    if "damping" not in plan.pruner.options:
         other = f"--probe-pruner {plan.probe_pruner}"
-        refuse(context, ("probe_damping",), other, "--probe-pruner sparsegpt")
+        damped = [
+            f"--probe-pruner {name}" for name, x in methods().items() if "damping" in x.options
+        ]
+        refuse(context, ("probe_damping",), other, " or ".join(damped))
     return wanted.perturbation(plan)

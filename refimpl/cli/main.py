@@ -286,16 +286,18 @@ def _usage(error: Any) -> RefimplError:
 
 def _with_nearest_name(error: RefimplError) -> RefimplError:
     """The error; if a base or a file of a similar name exists, its next step is that command."""
-    from refimpl.allocation.request import BASES
+    from refimpl.bases.base import bases
+    from refimpl.pruners.method import methods
 
     words = sys.argv[1:]
+    if record := re.match("(base|method|probe-pruner) '([^']*)'", error.problem):
+        known = bases() if record[1] == "base" else methods()
+        right = get_close_matches(record[2].lower(), known, 1)
+        command = _command(_replaced(record[2], right, (f"--{record[1]}",)) if right else [])
+        return RefimplError(error.problem, error.expected, command or error.remedy)
     for at, word in enumerate(words):
         names: list[str] = []
-        if error.problem.startswith(f"base {word!r} is neither"):
-            names = list(BASES)
-        elif re.match(
-            rf"{re.escape(path := str(Path(word)))}: .*no such file", error.problem, re.I
-        ):
+        if re.match(rf"{re.escape(path := str(Path(word)))}: .*no such file", error.problem, re.I):
             folder, slash, _ = path.rpartition("/")
             with suppress(OSError):
                 names = [f"{folder}{slash}{name}" for name in os.listdir(folder or slash or ".")]

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from refimpl.allocation.request import BASES
+from refimpl.bases.base import bases
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.loading.files.hub import local_files
@@ -72,7 +72,7 @@ def _read(values: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[tupl
             if path is not None:
                 yield from _with_companions(name, path)
     base = values.get("base")
-    if base is not None and base not in BASES and os.path.exists(base):
+    if base is not None and base not in bases() and os.path.exists(base):
         yield "--base", Path(base)
 
 

@@ -13,6 +13,7 @@ import typer
 from refimpl.allocation.allocate import allocate, base_only
 from refimpl.allocation.request import Request
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
+from refimpl.bases.base import bases
 from refimpl.cli import options as opt
 from refimpl.cli.groups import CALIBRATION, PERTURBATION, REQUEST, SETTINGS, Source, checked_plan
 from refimpl.cli.terminal import command_line, deliver, progress_bar
@@ -22,15 +23,17 @@ from refimpl.evaluation.evaluate import evaluate
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.model import Model
-from refimpl.pruners.decision import Method, Pruner
+from refimpl.model.statistics import SUMS
+from refimpl.pruners.compensation import DAMPING
+from refimpl.pruners.decision import Pruner
+from refimpl.pruners.method import method_named, methods
 from refimpl.pruners.pattern import parse_pattern
-from refimpl.pruners.sparsegpt import DAMPING
-from refimpl.pruning.calibration import CALIBRATED
+from refimpl.pruners.wanda import WANDA
 from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import check_prune, prune, record
 from refimpl.running.settings import Settings
-from refimpl.scoring.base_signals import OF_SQUARES, OF_TOKENS, signals
 from refimpl.scoring.score import score
+from refimpl.scoring.signals import signals
 from refimpl.show.pruning import inspection_table, pruning_table
 from refimpl.storage.folder import (
     partial_results_folder,
@@ -53,9 +56,9 @@ DEFAULT = (
 class PruningOptions:
     """How weights are chosen, and how many."""
 
-    method: Method = opt.field_option(
-        "wanda",
-        "The pruner: wanda, sparsegpt, magnitude, or random, which is a control.",
+    method: str = opt.field_option(
+        WANDA.name,
+        f"The pruner: {', '.join(methods())}; random is a control.",
         "NAME",
     )
     allocation: Path | None = opt.field_option(
@@ -69,12 +72,13 @@ class PruningOptions:
         "N:M",
     )
     damping: float = opt.field_option(
-        DAMPING, "Damping of SparseGPT's Hessian, as a fraction of its mean diagonal.", "X"
+        DAMPING, "Damping of the pruner's Hessian, as a fraction of its mean diagonal.", "X"
     )
     imatrix: Path | None = opt.field_option(
         None,
         "Importance matrix of the dense model (llama-imatrix, in GGUF) instead of calibration "
-        "tokens, for Wanda and for the bases owl and dlp without a correction.",
+        "tokens, for pruners, and bases without a correction, that read nothing but squares of "
+        "inputs.",
         "FILE.gguf",
     )
     measure: bool = opt.field_option(
@@ -93,6 +97,10 @@ class PruningOptions:
     force: bool = opt.field_option(
         False, "Replace an existing model, which is deleted after the new one is in its place."
     )
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown pruner before anything is read."""
+        method_named(self.method)
 
 
 @opt.with_groups
@@ -129,8 +137,9 @@ def command(
     check_prune(opened, output, {}, how.force)
     pruner = Pruner(method, how.damping, plan.seed)
     _check_target(context, allocation, nm, output)
-    if method != "sparsegpt":
-        opt.refuse(context, ("damping",), f"--method {method}", "--method sparsegpt")
+    if "damping" not in pruner.options:
+        damped = [f"--method {name}" for name, x in methods().items() if "damping" in x.options]
+        opt.refuse(context, ("damping",), f"--method {method}", " or ".join(damped))
     imatrix = _means(context, opened, how, wanted)
     tokens: Tokens | Imatrix | None = imatrix
     applied = None
@@ -151,7 +160,7 @@ def command(
                 targets, tokens = _scored(context, opened, chosen, plan, wanted, scoring, pruner)
             ends.enter_context(removed_if_refused(output, settings.resume))
         if tokens is None:
-            if method in CALIBRATED:
+            if pruner.record.needs is not None:
                 tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
             else:
                 weights_only = f"no tokens: {method} uses the weights only"
@@ -227,10 +236,12 @@ def _means(
         return None
     tokens = "no tokens: the importance matrix replaces them"
     opt.refuse(context, CALIBRATION.names, "--imatrix", tokens)
-    if how.method != "wanda" and wanted.base not in OF_SQUARES:
+    if "squares" not in (method_named(how.method).needs, wanted.record.needs):
+        of_squares = [f"--method {x.name}" for x in methods().values() if x.needs == "squares"]
+        of_squares += [f"--base {x.name}" for x in bases().values() if x.needs == "squares"]
         raise RefimplError(
             f"--imatrix with --method {how.method}",
-            "--method wanda, or --base owl or dlp: what reads the squares of inputs",
+            f"{' or '.join(of_squares)}: what reads the squares of inputs",
             "omit --imatrix",
         )
     return read_imatrix(how.imatrix, model)
@@ -276,7 +287,7 @@ def _scored(
     pruner: Pruner,
 ) -> tuple[Targets, Tokens | Imatrix | None]:
     """Targets from scoring and allocating; without a correction the experiment is skipped."""
-    if wanted.correct is None:
+    if wanted.correct is None and not wanted.needs_pruning:
         opt.refuse(
             context,
             [name for name in PERTURBATION.names if name != "seed"],
@@ -284,7 +295,7 @@ def _scored(
             "no options of the perturbation: nothing is perturbed",
         )
         tokens: Tokens | Imatrix | None = source if isinstance(source, Imatrix) else None
-        if isinstance(source, Source) and wanted.base in OF_TOKENS:
+        if isinstance(source, Source) and wanted.record.needs in SUMS:
             tokens = model_tokens(model, **vars(source), seed=plan.seed, calibration=True)
         with progress_bar("signals") as progress:
             base = signals(model, wanted, tokens, replace(settings, progress=progress))
@@ -300,5 +311,5 @@ def _scored(
     tokens = model_tokens(model, **vars(source), seed=plan.seed, calibration=True)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)
-        scores = score(model, tokens, plan, wanted, **vars(settings), all_signals=False)
+        scores = score(model, tokens, plan, wanted, **vars(settings), bases=())
     return allocation_targets(allocate(scores, wanted), scores), tokens

@@ -110,14 +110,14 @@ def command(
         return
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress, part=part)
-        kept = as_json or output is not None
+        others = None if as_json or output is not None else ()  # no other allocation is made
         scores = score(
             opened,
             tokens,
             plan,
             wanted,
             runtime=experiment,
-            all_signals=kept,
+            bases=others,
             budget=run.budget,
             **vars(settings),
         )

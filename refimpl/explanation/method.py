@@ -6,27 +6,24 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import allocate, base_allocation
-from refimpl.allocation.request import BASES, Request
+from refimpl.allocation.request import Request
+from refimpl.bases.base import BlockInputs
+from refimpl.bases.wanda_scores import BlockScores
 from refimpl.explanation.forward import Functions
 from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
-from refimpl.method import (
-    allocation,
-    correction,
-    equal_marginals,
-    perturbation,
-    projection,
-    signals,
-)
+from refimpl.method import correction, equal_marginals, perturbation, projection
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import Perturbation
 from refimpl.model import ops, statistics
 from refimpl.model.forward import block
-from refimpl.pruners import counts, scores
+from refimpl.pruners import counts
 from refimpl.pruners.decision import decision
-from refimpl.scoring.activation_signals import BlockScores
+from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
+from refimpl.pruners.wanda import WANDA, wanda_keep, wanda_score
 from refimpl.scoring.score import score
+from refimpl.scoring.signals import Chosen
 
 PERTURB, ABSORPTION, DIVERGENCE = "3-push-a-block", "4-absorption", "8-divergence"  # pages of the
 ALLOCATION, PRUNE = "5-allocation", "6-prune"  # tutorial
@@ -34,19 +31,15 @@ ALLOCATION, PRUNE = "5-allocation", "6-prune"  # tutorial
 
 def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     """From a perturbation of the block to the weights that its first linear loses."""
-    pruned: Functions = (scores.wanda_keep, scores.wanda_score, block)
-    alone = pruned if plan.probe_pruner == "wanda" else (decision, block)
+    pruned: Functions = (wanda_keep, wanda_score, block)
+    alone = pruned if plan.pruner.record is WANDA else (decision, block)
     noise = (perturbation.perturbed, perturbation.noise, perturbation.kept_tokens)
     divergence = (RunningDivergence,) if request.correct == "divergence" else ()
-    asked: dict[str, Functions] = {
-        "alphapruning": (signals.esd, signals.alphapruning_alpha),
-        "lsa": (statistics.sum_of_outer_products, signals.lsa_error),
-    }
+    ranked = [x for base, _ in Chosen.of(request).bases.values() for x in base.formulas[:-1]]
     exact, fixed = request.compat == "exact", request.correct is not None and not request.measured
     growth = equal_marginals.equal_marginals, equal_marginals.growth
     whole = counts.counts, counts.split_count
-    base = getattr(allocation, request.base) if request.base in BASES else base_allocation
-    of_blocks = (scores.wanda_score, signals.owl_outlier_percent, signals.dlp_score)
+    base = request.record.formulas[-1:] or (base_allocation,)
     move = correction.correction, _logarithm(request)
     ratio = surviving_drift, nan_mean, absorption_coefficient
     steps = (
@@ -54,13 +47,13 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
         Step("drift", PERTURB, (perturbation.deviation, block), _drift),
         Step("ratio", ABSORPTION, ratio, _ratio),
         Step("coefficient", ABSORPTION, (absorption_coefficient, *divergence, score), _coefficient),
-        Step("signals", ALLOCATION, (*of_blocks, *asked.get(request.base, ())), _signals),
-        Step("base", ALLOCATION, (base,), _base),
+        Step("signals", ALLOCATION, (wanda_score, *ranked), _signals),
+        Step("base", ALLOCATION, base, _base),
         Step("growth", DIVERGENCE, growth if request.measured else (), _growth),
         Step("correction", ALLOCATION, move if exact and fixed else (), _correction),
         Step("projection", ALLOCATION, (projection.project, correction.corrected), _projection),
         Step("counts", ALLOCATION, whole if exact else (allocate,), _counts),
-        Step("wanda", PRUNE, (*pruned[:2], statistics.sum_of_squares, counts.row_count), _wanda),
+        Step(WANDA.name, PRUNE, (*pruned[:2], statistics.sum_of_squares, counts.row_count), _wanda),
         Step("loss", PRUNE, (ops.linear, perturbation.deviation), _loss),
     )
     return [x for x in steps if x.functions and (exact or x.name != "projection")]
@@ -113,15 +106,14 @@ def _coefficient(v: Values) -> Iterator[Figure]:
 
 
 def _signals(v: Values) -> Iterator[Figure]:
-    values, m = v.scores.signals, BlockScores(v.weights, v.moments)
-    means = [float(one.mean()) for one in m]
+    squares = BlockInputs(
+        v.index, v.config.linears[v.index], lambda name: v.weights[f"{name}.weight"], v.moments
+    )
+    means = [float(one.mean()) for one in BlockScores(squares)]
     yield Figure("mean M", np.array(means), f"per linear of block {v.index}")
-    yield Figure("D", values.owl_outlier_percent, f"percent per block, m {values.owl_m:g}")
-    yield Figure("u", values.dlp_score, f"per block, {values.dlp_statistic}")
-    if values.alpha is not None:
-        yield Figure("alpha", values.alpha, "[blocks, linears]")
-    if values.lsa_error is not None:
-        yield Figure("E", values.lsa_error, f"per block, {values.lsa_block} columns at a time")
+    for base, options in Chosen.of(v.request).bases.values():
+        if (signal := v.scores.signals.get(base.name)) is not None:
+            yield Figure(base.symbol, signal.main, base.unit.format(**options))
 
 
 def _base(v: Values) -> Iterator[Figure]:
@@ -177,7 +169,7 @@ def _wanda(v: Values) -> Iterator[Figure]:
     yield Figure("M", v.linear_score)
     yield Figure("keep", v.keep.astype(np.int64), "1 stays, 0 goes")
     yield Figure("pruned", int((~v.keep).sum()), f"of {v.keep.size:,}")
-    magnitude = scores.magnitude_keep(scores.magnitude_score(v.weight), int((~v.keep).sum()))
+    magnitude = magnitude_keep(magnitude_score(v.weight), int((~v.keep).sum()))
     yield Figure("decided otherwise", int((magnitude != v.keep).sum()), "by magnitude alone")
 
 
@@ -187,7 +179,7 @@ def _loss(v: Values) -> Iterator[Figure]:
     everyone = np.ones(len(y), np.bool_)
     yield Figure("R", perturbation.deviation(left, y, everyone).drift, "per token")
     error = float(np.square(left - y, dtype=np.float64).sum())
-    alone = scores.wanda_score(v.weight, statistics.sum_of_squares(x))
+    alone = wanda_score(v.weight, statistics.sum_of_squares(x))
     yield Figure("squared error", error, "over the tokens of the first sequence")
     yield Figure(
         "foretold", float(np.square(alone[~v.keep]).sum()), "sum of M^2 of what went, same tokens"

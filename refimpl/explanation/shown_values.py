@@ -24,10 +24,10 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, second_moments, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
-from refimpl.pruners.scores import wanda_keep, wanda_score
+from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.running.threads import Progress, Workers
-from refimpl.scoring.measurements import Address, PruneBlock
-from refimpl.scoring.perturbed_state import Clean, PerturbedState, Stack, WandaBlocks, with_noise
+from refimpl.scoring.measurements import Address
+from refimpl.scoring.perturbed_state import Clean, PerturbedState, Stack, with_noise
 from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens
@@ -197,17 +197,16 @@ class Values:
     def _pruned_weights(self) -> Weights:
         """The block's weights after the pruning that is its perturbation."""
         assert self.scores.pruned_at is not None  # asked for with that perturbation only
-        counts, every = self.scores.pruned_at.linear_pruned[None], dict(enumerate(self.entering))
+        counts, pruner = self.scores.pruned_at.linear_pruned[None], self.plan.pruner
+        moments = (self.moments,) * self.config.num_blocks
+        prune = PrunedBlocks(
+            self.config.linears, counts, pruner, moments if pruner.record.needs == "squares" else ()
+        )
         with Workers(self.threads) as workers:
-            if self.plan.probe_pruner == "wanda":
-                prune: PruneBlock = WandaBlocks((self.moments,) * self.config.num_blocks, counts)
-            else:
-                others = PrunedBlocks(self.config.linears, counts, self.plan.pruner)
-                if others.needs_sums:
-                    ids = dict(enumerate(self.ids))
-                    clean = Stream(self.model, ids, self.dtype, every, self.index)
-                    others = others.summed(clean, self.weights, workers)
-                prune = others
+            if prune.needs_products:
+                ids, every = dict(enumerate(self.ids)), dict(enumerate(self.entering))
+                clean = Stream(self.model, ids, self.dtype, every, self.index)
+                prune = prune.summed(clean, self.weights, workers)
             return prune(self.index, 0, self.weights, workers)
 
     def _through(self, index: int) -> Callable[[Array], Array]:

@@ -5,10 +5,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.method.signals import PowerLaw, alphapruning_alpha, esd
-from refimpl.method.tails import (
+from refimpl.method.spectrum import (
     BINS,
+    PowerLaw,
+    alphapruning_alpha,
     candidates,
+    esd,
     finite_matrix,
     heights,
     least_ks,

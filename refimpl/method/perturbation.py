@@ -10,8 +10,10 @@ import numpy.typing as npt
 from refimpl.arguments import Checked, Seed, percentage
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.pruners.decision import Method, Pruner
-from refimpl.pruners.sparsegpt import DAMPING
+from refimpl.pruners.compensation import DAMPING
+from refimpl.pruners.decision import Pruner
+from refimpl.pruners.method import method_named
+from refimpl.pruners.wanda import WANDA
 
 Kind = Literal["gaussian", "pruning"]
 NoiseScale = Literal["token", "sequence"]
@@ -64,7 +66,7 @@ class Perturbation(Checked):
     seed: Seed = 0
     subset: Annotated[int, 1, inf] | None = None
     probe_delta: float | None = None
-    probe_pruner: Method = "wanda"
+    probe_pruner: str = WANDA.name
     units: Units = "blocks"
     noise_norm: NoiseNorm = "exact"
     probe_samples: Annotated[int, 1, inf] | None = None
@@ -102,6 +104,7 @@ class Perturbation(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        method_named(self.probe_pruner, "probe-pruner")
         etas = ", ".join(map(str, self.eta)) or "(none)"
         if any(not 0 < eta < float("inf") for eta in self.eta) or (
             self.kind == "gaussian" and not self.eta

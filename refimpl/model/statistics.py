@@ -1,4 +1,4 @@
-"""Sums over each linear's inputs: squares (Wanda, OWL, DLP) and outer products (SparseGPT)."""
+"""Sums over each linear's inputs: squares (Wanda, OWL, DLP) and outer products (SparseGPT, LSA)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -89,6 +89,10 @@ def sum_of_outer_products(x: Array) -> Array:
     """
     rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
     return rows.T @ rows
+
+
+SUMS: Mapping[str, Statistic] = {"squares": sum_of_squares, "products": sum_of_outer_products}
+"""What may be summed of the inputs of linears, by the word for it in a record's `needs`."""
 
 
 def block_with_sums(

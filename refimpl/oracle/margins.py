@@ -14,11 +14,11 @@ from refimpl.oracle.judging.pruner_scores import Keep, dense_scores, sparsegpt_s
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import steps
 from refimpl.pruners.pattern import parse_pattern
-from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH
+from refimpl.pruners.wanda import wanda_score
 from refimpl.pruning.pruned_blocks import PrunedBlock
 from refimpl.running.settings import Settings
-from refimpl.scoring.spectra import power_laws
+from refimpl.scoring.signals import Chosen, of_weights
 
 
 def steps_and_margins(
@@ -39,9 +39,9 @@ def steps_and_margins(
     margins["owl.signal"] = np.array(lines)
     if "alphapruning" in recipe.bases:
         with Settings(np.float64).open() as resources:
-            laws = power_laws(model, "peak", "shipped", resources)
-        leads = [[inf if law.ks_margin is None else law.ks_margin for law in row] for row in laws]
-        margins["alphapruning.signal"] = _table(leads)
+            chosen = Chosen.of(recipe.request("alphapruning"), ())
+            (signal,) = of_weights(model, chosen, 1, resources).values()
+        margins["alphapruning.signal"] = np.nan_to_num(signal.values["margin"], nan=inf)
     for base in recipe.bases:
         counts, final = arrays[f"{base}.counts"], arrays[f"{base}.corrected"]
         sizes = model.config.linear_sizes

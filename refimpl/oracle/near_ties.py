@@ -34,8 +34,8 @@ from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import StepInputs
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
-from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH
+from refimpl.pruners.wanda import wanda_score
 
 BY_PRUNING = {"pruned.", "arrival.", "divergence."}
 ERRORS = {"arrival": ".drift", "divergence": ".divergence"}  # what each corrects by

@@ -13,7 +13,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.judging.measures import error_of, measure_of
 from refimpl.oracle.recipe import Recipe
-from refimpl.pruners.decision import Method, Pruner, decision
+from refimpl.pruners.decision import Pruner, decision
 
 SHIPPED = ("owl", "alphapruning", "dlp", "uniform")  # bases with code of the peers
 
@@ -63,7 +63,7 @@ def _steps(
     if 0 not in recipe.shown or recipe.bases[0] not in allocations:
         return
     dense, goals = model.block(0, np.float64), allocations[recipe.bases[0]].linear_sparsity[0]
-    pruners: tuple[tuple[Method, str], ...] = (("wanda", "squares"), ("sparsegpt", "products"))
+    pruners: tuple[tuple[str, str], ...] = (("wanda", "squares"), ("sparsegpt", "products"))
     for method, kind in pruners:
         for j, name in enumerate(config.linears[0]):
             total = expected[f"{method}.blocks.0.{input_of(name)}.{kind}"]

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from refimpl.allocation.request import Correction, Request
-from refimpl.allocation.scores import Signals
+from refimpl.allocation.scores import Signal, Signals
 from refimpl.arguments import Checked, require
 from refimpl.method.perturbation import (
     NoiseNorm,
@@ -132,14 +132,12 @@ class Recipe(Checked):
         )
 
     def signals(self, arrays: Mapping[str, Array], base: str) -> Signals:
-        """The signals of a base among some steps, with the options that they were computed with."""
-        options = {name: self.request(name).options for name in ("owl", "dlp", "alphapruning")}
-        options[BASES[base][0]] = self.request(base).options
-        m, statistic = float(options["owl"]["m"]), str(options["dlp"]["statistic"])
-        fit, xmin = (str(options["alphapruning"][name]) for name in ("fit", "xmin"))
-        dlp = arrays["dlp_median.signal" if statistic == "median" else "dlp.signal"]
-        alpha = arrays.get("alphapruning_mid.signal" if fit == "mid" else "alphapruning.signal")
-        return Signals(m, arrays["owl.signal"], statistic, dlp, fit, xmin, alpha)
+        """The signal of a base among some steps, with the options that it was measured with."""
+        request, array = self.request(base), arrays.get(signal_of(base))
+        if request.record.needs is None or array is None:
+            return {}
+        options = request.record.of_signal(request.options)
+        return {request.record.name: Signal(options, {"signal": array})}
 
 
 def signal_of(base: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.allocate import allocate
-from refimpl.allocation.request import Correction
+from refimpl.allocation.request import Correction, Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets
 from refimpl.errors import RefimplError
@@ -27,16 +27,15 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.recipe import Recipe
-from refimpl.pruners.decision import Method, Pruner
+from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import parse_pattern
-from refimpl.pruners.scores import wanda_keep, wanda_score
+from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.pruning.pruned_blocks import PrunedBlock, pruned_blocks
-from refimpl.running.settings import Settings
-from refimpl.scoring.activation_signals import activation_signals
-from refimpl.scoring.base_signals import alphas_of
-from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
+from refimpl.running.settings import Resources, Settings
+from refimpl.scoring.dense_statistics import Moments, dense_squares, wanda_moments
 from refimpl.scoring.measurements import Squares
 from refimpl.scoring.score import score
+from refimpl.scoring.signals import Chosen, of_moments, of_weights
 from refimpl.tokens import Tokens
 
 
@@ -100,10 +99,9 @@ def steps(
     scores = score(model, tokens, recipe.perturbation, request, dtype=dtype)
     coarse = score(model, tokens, recipe.coarse_perturbation, recipe.request("owl"), dtype=dtype)
     arrays |= _experiment("", scores) | _experiment("coarse.", coarse)
-    arrays["owl.signal"] = scores.signals.owl_outlier_percent
-    arrays["dlp.signal"] = scores.signals.dlp_score
-    if scores.signals.alpha is not None:
-        arrays["alphapruning.signal"] = scores.signals.alpha
+    for base in ("owl", "dlp", "alphapruning"):
+        if (signal := scores.signals.get(base)) is not None:
+            arrays[f"{base}.signal"] = signal.main
     squares = _further_signals(model, ids, recipe, dtype, arrays)
     targets: dict[str, Targets] = {}
     for base in recipe.bases:
@@ -118,7 +116,7 @@ def steps(
         arrays[f"{base}.counts"] = allocation.linear_pruned
     config = model.config
     first = targets[recipe.bases[0]]
-    pruners: list[tuple[str, Method, Targets]] = []
+    pruners: list[tuple[str, str, Targets]] = []
     if pruning:
         arrays |= _perturbed_by_pruning(model, tokens, recipe, dtype, squares)
         pruners += [
@@ -196,6 +194,15 @@ def _experiment(prefix: str, scores: Scores) -> dict[str, Array]:
     return arrays
 
 
+def signal_step(
+    model: Model, request: Request, resources: Resources, moments: Moments = ()
+) -> Array:
+    """The signal of a base, from Wanda's statistic if it is made of that, [L] or [L, linears]."""
+    chosen = Chosen.of(request, ())
+    measured = of_weights(model, chosen, 1, resources)
+    return (measured or of_moments(model, chosen, moments, resources))[request.record.name].main
+
+
 def _further_signals(
     model: Model,
     ids: npt.NDArray[np.int64],
@@ -208,11 +215,11 @@ def _further_signals(
         squares = dense_squares(model, ids, resources)
         if "dlp_median" in recipe.bases:
             moments = wanda_moments(squares, len(ids), model.config)
-            _, median = activation_signals(model, moments, 5.0, "median", resources)
-            arrays["dlp_median.signal"] = median
+            request = recipe.request("dlp_median")
+            arrays["dlp_median.signal"] = signal_step(model, request, resources, moments)
         if "alphapruning_mid" in recipe.bases:
-            laws = alphas_of(model, recipe.request("alphapruning_mid"), 1, resources)
-            arrays["alphapruning_mid.signal"] = laws["alpha"]
+            request = recipe.request("alphapruning_mid")
+            arrays["alphapruning_mid.signal"] = signal_step(model, request, resources)
     return squares
 
 

@@ -23,20 +23,18 @@ from refimpl.method.projection import project
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
 from refimpl.model.ops import Array
-from refimpl.model.statistics import block_with_sums, input_of, inputs_of, sum_of_squares
+from refimpl.model.statistics import SUMS, block_with_sums, input_of, inputs_of, sum_of_squares
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
+from refimpl.oracle.steps import signal_step
 from refimpl.pruners.compensation import compensated
-from refimpl.pruners.decision import Goal, Method, Pruner, decision
+from refimpl.pruners.decision import Goal, Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
-from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH, hessian
-from refimpl.pruning.calibration import CALIBRATED
+from refimpl.pruners.wanda import wanda_score
 from refimpl.pruning.pruned_linears import stored_weight
 from refimpl.running.settings import Settings
-from refimpl.scoring.activation_signals import activation_signals
-from refimpl.scoring.base_signals import alphas_of
 from refimpl.scoring.dense_statistics import wanda_moments
 
 
@@ -141,7 +139,7 @@ class StepInputs:
         return unpacked(self.case.expected[step], shape[1])
 
 
-METHODS: Mapping[str, Method] = {
+METHODS: Mapping[str, str] = {
     "magnitude": "magnitude", "sparsegpt": "sparsegpt", "sparsegpt_pattern": "sparsegpt",
 }  # fmt: skip
 NamedArrays = Iterator[tuple[str, Array]]
@@ -206,19 +204,16 @@ def _forward(inputs: StepInputs) -> NamedArrays:
     yield from trace.items()
 
     recipe, moments = inputs.case.recipe, wanda_moments(squares, len(inputs.ids), config)
-    m = float(recipe.request("owl").options["m"])
     for i, sums in enumerate(squares):
         yield from ((f"pruned.blocks.{i}.{point}.squares", total) for point, total in sums.items())
     with Settings(dtype).open() as resources:
-        owl, dlp = activation_signals(model, moments, m, "mean", resources)
-        yield from (("owl.signal", owl), ("dlp.signal", dlp))
-        if "dlp_median" in recipe.bases:
-            _, median = activation_signals(model, moments, m, "median", resources)
-            yield "dlp_median.signal", median
+        for base in ("owl", "dlp", "dlp_median"):
+            if base in ("owl", "dlp", *recipe.bases):
+                request = recipe.request(base)
+                yield f"{base}.signal", signal_step(model, request, resources, moments)
         for base in ("alphapruning", "alphapruning_mid"):
             if f"{base}.signal" in inputs.case.expected:
-                alphas = alphas_of(model, recipe.request(base), 1, resources)
-                yield f"{base}.signal", alphas["alpha"]
+                yield f"{base}.signal", signal_step(model, recipe.request(base), resources)
 
 
 def _experiment(inputs: StepInputs, name: str, eta: float, draws: int) -> NamedArrays:
@@ -330,14 +325,14 @@ def _allocations(inputs: StepInputs) -> NamedArrays:
 def _pruned(inputs: StepInputs, name: str, goals: Sequence[Sequence[Goal]]) -> NamedArrays:
     """One pruner, block by block: the blocks before carry the case's decisions."""
     case, config, sequences = inputs.case, inputs.case.model.config, len(inputs.ids)
-    method: Method = METHODS.get(name, "wanda")
+    method = METHODS.get(name, "wanda")
     kind = "products" if method == "sparsegpt" else "squares"
     pruner, x = Pruner(method, case.recipe.damping), inputs.embedded
     for i, place in enumerate(inputs.places):
         prefix, weights = f"{name}.blocks.{i}", case.model.block(i, inputs.dtype)
         sums: dict[str, Array] = {}
         if method != "magnitude":
-            _, sums = block_with_sums(CALIBRATED[method], x, weights, place, config)
+            _, sums = block_with_sums(SUMS[kind], x, weights, place, config)
         yield from ((f"{prefix}.{point}.{kind}", total) for point, total in sums.items())
         carried = dict(weights)
         for linear, goal in zip(config.linears[i], goals[i], strict=False):

@@ -1,12 +1,14 @@
 """Array types, and arguments that several functions take: checked in one place."""
 
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 
+Compat = Literal["exact", "peer"]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -70,3 +72,14 @@ def score_matrix(score: npt.ArrayLike) -> Floats:
             "check weights and activations for NaN",
         )
     return matrix
+
+
+def not_negative(sparsity: float) -> float:
+    """A sparsity that the code of a peer can count with; refuses one below 0, NaN and Inf."""
+    if not 0 <= sparsity < np.inf:
+        raise RefimplError(
+            f"sparsity {sparsity}",
+            "a number of at least 0",
+            "check the allocation: the peer would count from the wrong end",
+        )
+    return float(sparsity)

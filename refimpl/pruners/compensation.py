@@ -10,6 +10,7 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats, number_in
 
+DAMPING = 0.01  # share of the mean of diag(H) that is added to it
 TRIALS = (0.01, 0.1, 1.0, 10.0)  # dampings that an error may suggest
 LEAF = 64  # up to this size LAPACK inverts a triangle
 

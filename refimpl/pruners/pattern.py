@@ -9,7 +9,7 @@ import numpy.typing as npt
 from refimpl.arguments import Checked, checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools
-from refimpl.pruners.scores import wanda_keep
+from refimpl.pruners.wanda import wanda_keep
 
 GROUPS = (2, 4, 8, 16)  # the group sizes that `pattern_of` tries
 EXPLAINED = 0.9  # share of the zeros that a pattern must account for

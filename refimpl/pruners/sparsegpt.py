@@ -1,5 +1,6 @@
-"""SparseGPT with exact counts, and the Hessian it needs."""
+"""SparseGPT: the weights after each pruned one compensate, column by column."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, Ints
+from refimpl.pruners.checks import Bools, Compat, Floats, Ints, not_negative
 from refimpl.pruners.compensation import (
+    DAMPING,
     Decide,
     Factor,
     PrunedWeight,
@@ -16,10 +18,10 @@ from refimpl.pruners.compensation import (
     upper_factor,
 )
 from refimpl.pruners.counts import split_count
+from refimpl.pruners.magnitude import above_threshold, magnitude_keep
+from refimpl.pruners.method import LinearInputs, Method
 from refimpl.pruners.pattern import Pattern, pattern_count, pattern_keep
-from refimpl.pruners.scores import magnitude_keep
 
-DAMPING = 0.01  # share of the mean of diag(H) that is added to it
 WIDTH = 128  # columns that are decided on together
 
 
@@ -125,5 +127,78 @@ def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decid
     return lambda score, start: pattern_keep(score, pattern)
 
 
+def sparsegpt_peer(
+    weight: npt.ArrayLike,
+    hessian: npt.ArrayLike,
+    target: float | Pattern,
+    damping: float = DAMPING,
+    width: int = WIDTH,
+    factor: Factor = upper_factor,
+) -> PrunedWeight:
+    """Prune a linear as SparseGPT's code does.
+
+    The weights of dead inputs (H_dd = 0) are zero from the start. Per `width` columns
+    keep = score > sorted(score)[int(size s)], or the n lowest of each group of m; scores and
+    compensation as in `compensated`.
+
+    Args:
+        weight: W, [R, C], any float dtype.
+        hessian: H, [C, C], in squared units of the linear's input.
+        target: Sparsity s in [0, 1), or a pattern.
+        damping: Share of the mean of diag(H) added to it, at least 0.
+        width: Columns decided on together.
+        factor: As of `compensated`.
+
+    Returns:
+        The decision, dead inputs not kept, and the new weights.
+
+    Raises:
+        RefimplError: As `sparsegpt`; or a sparsity that is negative, NaN, or so near 1 that the
+            peer reads past the end of its list.
+
+    Source: SparseGPT (peer).
+
+    Differs: `sparsegpt` meets a count. The peer computes in float32: if a score lies within its
+    rounding of the threshold, a decision may differ, and with it the columns after.
+
+    Example:
+        >>> pruned = sparsegpt_peer([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 0.4, damping=0)
+        >>> pruned.keep, pruned.weight
+        (array([[False,  True]]), array([[0. , 2.5]]))
+    """
+    start, h = np.asarray(weight, dtype=np.float64), np.asarray(hessian, dtype=np.float64)
+    dead = np.diag(h) == 0 if h.ndim == 2 else np.zeros(0, bool)
+    if start.ndim == 2 and dead.shape == start.shape[1:]:  # `compensated` refuses other shapes
+        start = np.where(dead, 0.0, start)
+    if isinstance(target, Pattern):
+        decide, step = decide_groups(start.shape, target, width), target.group
+    else:
+        decide, step = partial(_above, not_negative(target)), width
+    pruned = compensated(start, h, decide, step, damping, width, factor)
+    return PrunedWeight(pruned.keep & ~dead, pruned.weight)
+
+
 def _lowest(counts: Ints, width: int, score: Floats, start: int) -> Bools:
     return magnitude_keep(score, int(counts[start // width]))
+
+
+def _above(sparsity: float, score: Floats, start: int) -> Bools:
+    return above_threshold(sparsity, score)
+
+
+def _pruned(linear: LinearInputs, compat: Compat) -> PrunedWeight:
+    prune: Callable[..., PrunedWeight] = sparsegpt if compat == "exact" else sparsegpt_peer
+    h = hessian(linear.sums, linear.sequences)
+    return prune(linear.weight, h, linear.goal, linear.damping, factor=linear.factor)
+
+
+SPARSEGPT = Method(
+    "sparsegpt",
+    "SparseGPT",
+    "arXiv:2301.00774; its code, `sparsegpt.py`",
+    needs="products",
+    compensate=_pruned,
+    options=("damping",),
+    deviations="the code prunes one weight more than asked for, and all ties; it zeroes the "
+    "weights of dead inputs on top of the count, and works in float32",
+)

@@ -7,14 +7,11 @@ from typing import Protocol
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import Statistic, sum_of_outer_products, sum_of_squares
+from refimpl.model.statistics import Statistic
 from refimpl.model.stream import Stream
 from refimpl.running.settings import Resources
 from refimpl.scoring.dense_statistics import sums_of_all
 from refimpl.tokens.imatrix import Imatrix
-
-CALIBRATED: Mapping[str, Statistic] = {"wanda": sum_of_squares, "sparsegpt": sum_of_outer_products}
-"""What is summed of the inputs of linears, for each pruner that needs calibration tokens."""
 
 
 class Calibration(Protocol):

@@ -17,10 +17,11 @@ from refimpl.allocation.targets import Targets, targets_for
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.statistics import SUMS
 from refimpl.pruners.decision import Pruner
+from refimpl.pruners.method import Method, methods
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruning.calibration import (
-    CALIBRATED,
     Calibration,
     ImatrixCalibration,
     LocalCalibration,
@@ -131,7 +132,7 @@ def prune(
     model: Model,
     out: str | Path,
     target: Allocation | Pattern | Targets,
-    pruner: Pruner | None = None,
+    pruner: Pruner | Method | None = None,
     tokens: Tokens | Imatrix | None = None,
     *,
     force: bool = False,
@@ -151,9 +152,9 @@ def prune(
         model: From `read_model`; its files are not touched.
         out: The new folder.
         target: How much every linear loses: an allocation for this model, or a pattern.
-        pruner: How weights are chosen; Wanda if None.
-        tokens: Calibration tokens, or for Wanda an importance matrix, which describes the dense
-            model; None for pruners that look at weights alone.
+        pruner: How weights are chosen: Wanda if None, or a `Method` of your own.
+        tokens: Calibration tokens, or for a pruner that needs squares an importance matrix, which
+            describes the dense model; None for pruners that look at weights alone.
         force: Whether an existing folder of models is replaced.
         resume: Whether partial results outlive an error of the input or the disk, too. Those of an
             interrupted run of the same are always continued, after its last whole block.
@@ -184,7 +185,8 @@ def prune(
         >>> pruning.total_pruned, pruning.total_weights
         (14592, 29184)
     """
-    pruner, out, config, started = pruner or Pruner(), Path(out), model.config, time.perf_counter()
+    out, config, started = Path(out), model.config, time.perf_counter()
+    pruner = Pruner(pruner) if isinstance(pruner, Method) else pruner or Pruner()
     settings = Settings(dtype, threads, memory, executor, progress)
     targets = targets_for(target, config.linears)
     imatrix = _imatrix(tokens, pruner)
@@ -261,7 +263,7 @@ def _calibration(
         return NoCalibration()
     if isinstance(inputs, Imatrix):
         return ImatrixCalibration(inputs, len(partial.counts))
-    statistic = CALIBRATED[pruner.method]
+    statistic = SUMS[str(pruner.record.needs)]
     if resources.pool.executor is not None:
         return RemoteCalibration(model, inputs, statistic, resources, partial, files)
     states = partial.states((inputs.shape[1], model.config.hidden_size), resources.dtype)
@@ -270,13 +272,15 @@ def _calibration(
 
 def _imatrix(tokens: Tokens | Imatrix | None, pruner: Pruner) -> Imatrix | None:
     """The importance matrix that a pruner uses, if it was passed one."""
-    if not isinstance(tokens, Imatrix) or pruner.method not in CALIBRATED:
+    needs = pruner.record.needs
+    if not isinstance(tokens, Imatrix) or needs is None:
         return None
-    if pruner.method != "wanda":
+    if needs != "squares":
+        of_squares = [name for name, method in methods().items() if method.needs == "squares"]
         raise RefimplError(
-            f"{pruner.method} with an importance matrix",
-            "wanda, the one pruner that needs the squares of the inputs and nothing else",
-            "use wanda, or omit the importance matrix",
+            f"{pruner.record.name} with an importance matrix",
+            f"{' or '.join(of_squares)}, which needs the squares of the inputs and nothing else",
+            f"use {of_squares[0]}, or omit the importance matrix",
         )
     return tokens
 
@@ -294,7 +298,7 @@ def _options(
     return {
         "command": "prune",
         "companions": {name: sample_digest(path) for name, path in companions},
-        "pruner": asdict(pruner),
+        "pruner": [pruner.record.name, pruner.options],
         "targets": [str(targets.pattern), targets.compat, sha256(counts).hexdigest()],
         "tokens": tokens and tokens.sha256,
         "dtype": np.dtype(dtype).name,
@@ -314,9 +318,8 @@ def record(pruning: Pruning) -> dict[str, Any]:
         "format": RECORD_FORMAT,
         "model": pruning.model,
         "family": pruning.family,
-        "method": pruner.method,
-        **({"damping": pruner.damping} if pruner.method == "sparsegpt" else {}),
-        **({"seed": pruner.seed} if pruner.method == "random" else {}),
+        "method": pruner.record.name,
+        **pruner.options,
         "compat": targets.compat,
         "pattern": None if targets.pattern is None else str(targets.pattern),
         "requested_sparsity": total["total_requested"] / total["total_weights"],

@@ -14,11 +14,13 @@ from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import input_of, saw_no_token
+from refimpl.model.statistics import SUMS, input_of, saw_no_token
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.compensation import SharedFactor, upper_factor
 from refimpl.pruners.decision import Pruner
-from refimpl.pruning.calibration import CALIBRATED, Calibration, LocalCalibration, NoCalibration
+from refimpl.pruners.magnitude import MAGNITUDE
+from refimpl.pruners.method import methods
+from refimpl.pruning.calibration import Calibration, LocalCalibration, NoCalibration
 from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear, stored_weight
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
@@ -81,7 +83,7 @@ class BlockPruner:
                 inputs.get(input_of(name)),
                 self.calibration.sequences,
                 self.resources.dtype,
-                "magnitude" if sums and saw_no_token(name, sums.get(input_of(name))) else None,
+                MAGNITUDE.name if sums and saw_no_token(name, sums.get(input_of(name))) else None,
                 shared.get(input_of(name), upper_factor),
             )
             for j, name in enumerate(model.config.linears[index])
@@ -109,13 +111,14 @@ class BlockPruner:
 
 def calibration_ids(model: Model, pruner: Pruner, ids: Array | None) -> Array | None:
     """The checked calibration ids [N, S] of a pruner that needs some, or None."""
-    if pruner.method not in CALIBRATED:
+    if pruner.record.needs is None:
         return None
     if ids is None:
+        weights_alone = [name for name, method in methods().items() if method.needs is None]
         raise RefimplError(
-            f"{pruner.method} without calibration tokens",
+            f"{pruner.record.name} without calibration tokens",
             "token ids: the pruner looks at the inputs of linears",
-            "pass tokens, or use magnitude or random",
+            f"pass tokens, or use {' or '.join(weights_alone)}",
         )
     return checked_ids(ids, model.config)
 
@@ -127,7 +130,7 @@ def pruned_blocks(
     ids = calibration_ids(model, pruner, ids)
     calibration: Calibration = NoCalibration()
     if ids is not None:
-        calibration = LocalCalibration(model, ids, CALIBRATED[pruner.method], resources)
+        calibration = LocalCalibration(model, ids, SUMS[str(pruner.record.needs)], resources)
     block_pruner = BlockPruner(model, targets, pruner, calibration, resources)
     for i in range(model.config.num_blocks):
         dense, sums = block_pruner.dense(i)

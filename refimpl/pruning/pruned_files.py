@@ -15,7 +15,6 @@ from refimpl.model.floating_point import is_zero
 from refimpl.model.layout import paste
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor, WeightFile
-from refimpl.pruners.decision import Method
 from refimpl.pruning.copied_files import (
     CONVERTED,
     PIECE,
@@ -44,7 +43,7 @@ class Counts:
     pruned: int
     zeros: int
     kept_zeros: int
-    method: Method | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.method.allocation import Compat
 from refimpl.model.config import Config
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.weight import count_bad
+from refimpl.pruners.checks import Compat
 from refimpl.pruners.compensation import Factor, upper_factor
-from refimpl.pruners.decision import Goal, Method, Pruner, decision
+from refimpl.pruners.decision import Goal, Pruner, decision
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.storage.arrays import read_array
@@ -31,7 +31,7 @@ class PrunedLinear:
     keep: Array
     stored: Array
     changed: bool = False
-    method: Method | None = None
+    method: str | None = None
 
     def weight(self, dense: Array) -> Array:
         """The pruned weights, [out, in], in the dtype (and arithmetic) of the dense ones."""
@@ -87,7 +87,7 @@ class LinearUnit:
     sums: Array | str | None
     sequences: int
     dtype: npt.DTypeLike
-    fallback: Method | None = None
+    fallback: str | None = None
     factor: Factor = upper_factor
 
     def cost(self, config: Config) -> float:

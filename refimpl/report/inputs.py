@@ -12,6 +12,7 @@ import numpy as np
 
 from refimpl.allocation.scores import Scores, StoredAllocation
 from refimpl.allocation.scores_json import (
+    FORMAT,
     NOT_WHOLE,
     Json,
     parsed,
@@ -30,6 +31,7 @@ from refimpl.report.scales import MOST
 from refimpl.report.schemas import EVALUATION, QUESTIONS, TEXT
 from refimpl.storage.target_checks import RECORD
 
+OTHER_FORMAT = 1  # of every file but scores
 KINDS = "a file that refimpl score, allocate, prune or eval wrote"
 
 
@@ -159,9 +161,12 @@ def _read(path: Path) -> Sequence[ScoresInput | PruningInput | EvaluationInput]:
     path = path / RECORD if path.is_dir() else path
     try:
         content = read_file(path)
-        file = SourceFile(path, sha256(content).hexdigest(), parsed(content, MOST))
-        keys = file.document.keys()
-        if {"perturbation", "signal_options"} <= keys:
+        file = SourceFile(path, sha256(content).hexdigest(), parsed(content, MOST, None))
+        keys, version = file.document.keys(), file.document.get("format")
+        is_scores = {"perturbation", "perturbed_at"} <= keys
+        if version != (expected := FORMAT if is_scores else OTHER_FORMAT):
+            raise ValueError(f"format {version!r}, expected {expected}")
+        if is_scores:
             return [_scores_input(file)]
         if {"method", "calibration"} <= keys:
             return [_pruning_input(file), *_measured_inputs(file)]

@@ -22,13 +22,12 @@ from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.running.settings import Resources, Settings
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import WorkUnit
-from refimpl.scoring.base_signals import asked_signals, signals_of
 from refimpl.scoring.dense_statistics import DenseSequences, Moments, dense_units, wanda_moments
 from refimpl.scoring.experiment import work_list
 from refimpl.scoring.grouping import ROWS, stacks, state_bytes
 from refimpl.scoring.measurements import Address, PruneBlock
-from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.scoring.score import counts_of_probes, pruned_base, pruning_perturbation
+from refimpl.scoring.signals import Chosen, before_squares, of_moments
 from refimpl.scoring.state_group import StateGroup
 from refimpl.tokens import Tokens
 
@@ -242,7 +241,7 @@ class _Timed:
             for variant in variants:
                 prune(0, variant, weights, workers)
 
-        if not (isinstance(prune, PrunedBlocks) and prune.needs_sums):
+        if not prune.needs_products:
             return 0.0, _seconds(partial(all_of, prune)) / len(variants)
         summed = partial(prune.summed, clean, weights, workers)
         sums = _seconds(summed)
@@ -253,10 +252,11 @@ class _Timed:
         """Seconds for what bases are made of, of one block, from all sequences."""
         config = replace(self.config, blocks=self.config.blocks[:1])
         first, moments = replace(self.model, config=config), self._moments()[:1]
+        chosen = Chosen.of(request)
 
         def signals() -> None:
-            asked = asked_signals(first, request, self.ids, self.resources)
-            signals_of(first, moments, asked, request, self.resources)
+            before_squares(first, chosen, self.ids, self.resources)
+            of_moments(first, chosen, moments, self.resources)
 
         return _seconds(signals)
 

@@ -13,6 +13,7 @@ from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import SummedSquares
 from refimpl.scoring.grouping import Addresses, stacks, state_groups
 from refimpl.scoring.measurements import Address, Measurements, PruneBlock, addresses
+from refimpl.scoring.pruned_alone import needs_products
 from refimpl.scoring.state_group import GroupResult, StateGroup
 
 
@@ -130,7 +131,7 @@ def work_list(
             left.append(stack)
             for a in stack:
                 finished.measures.pop(a, None)
-    every = len(ids) if plan.probe_pruner == "sparsegpt" else 0  # its Hessian is of all
+    every = len(ids) if needs_products(plan.pruner) else 0  # its Hessian is of all
     together = [left]
     if apart:
         of = {stack[0].sequence: list[Addresses]() for stack in sorted(left)}

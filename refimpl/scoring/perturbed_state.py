@@ -1,20 +1,14 @@
 """A perturbed state on its way, what perturbs it, and what is measured of it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.perturbation import Norm, Perturbation, deviation, kept_tokens, noise, perturbed
-from refimpl.model.model import BlockWeights, Later
 from refimpl.model.ops import Array
-from refimpl.model.statistics import saw_no_token
-from refimpl.pruners.checks import Bools
-from refimpl.pruners.scores import magnitude_keep, magnitude_score, wanda_keep, wanda_score
-from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import Address
 
 Clean = Future[tuple[Array, dict[str, Array]]]
@@ -138,43 +132,3 @@ def with_noise(clean: Array, a: Address, plan: Perturbation) -> Array:
     kept, eta = kept_tokens(h, plan.sink), plan.eta[a.eta]
     choices = plan.noise_scale, plan.noise_shape, plan.noise_norm
     return perturbed(h, e, eta, kept, *choices)[None]
-
-
-@dataclass(frozen=True)
-class WandaBlocks:
-    """Blocks as Wanda prunes them, with exact counts: the pruning perturbation.
-
-    Args:
-        moments: Wanda's statistic per block and linear, [in].
-        counts: Weights to prune in each of V variants of a block, [V, L, linears].
-    """
-
-    moments: tuple[Mapping[str, Array], ...]
-    counts: Array
-
-    def __call__(
-        self, block: int, variant: int, weights: BlockWeights, workers: Workers
-    ) -> BlockWeights:
-        """A block's weights after pruning, from its dense ones; a thread per linear."""
-        moments, counts = self.moments[block], self.counts[variant, block].tolist()
-
-        def pruned(linear: str, moment: Array, count: int) -> Array | Later:
-            name = f"{linear}.weight"
-            return weights.without(name, stays(weights[name], moment, count, linear))
-
-        tasks = {
-            f"{linear}.weight": partial(pruned, linear, moment, count)
-            for (linear, moment), count in zip(moments.items(), counts, strict=False)
-            if count
-        }
-        return weights | dict(zip(tasks, workers.run(list(tasks.values())), strict=True))
-
-
-def stays(weight: Array, moment: Array, count: int, linear: str) -> Bools:
-    """Which weights of a linear [out, in] stay without the `count` of the lowest Wanda scores.
-
-    Of an expert that saw no token, without the `count` of the lowest magnitudes.
-    """
-    if saw_no_token(linear, moment):
-        return magnitude_keep(magnitude_score(weight), count)
-    return wanda_keep(wanda_score(weight, moment), count)

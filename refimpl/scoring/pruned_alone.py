@@ -1,4 +1,4 @@
-"""The pruning perturbation with any other pruner than Wanda."""
+"""Blocks that are pruned alone, everything else dense: the pruning perturbation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,12 +9,14 @@ from refimpl.model.config import Linears
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Later, zeroed
 from refimpl.model.ops import Array
-from refimpl.model.statistics import input_of, saw_no_token, sum_of_outer_products
+from refimpl.model.statistics import SUMS, input_of, saw_no_token
 from refimpl.model.stream import Stream
+from refimpl.pruners.checks import Bools
 from refimpl.pruners.compensation import SharedFactor, upper_factor
 from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.magnitude import MAGNITUDE
 from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import sums_of_all
+from refimpl.scoring.dense_statistics import Moments, sums_of_all
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class PrunedBlocks:
         linears: Shapes of the linears of every block, by name.
         counts: Weights to prune in each of V variants of a block, [V, L, linears].
         pruner: How weights are chosen.
-        sums: For SparseGPT: the outer products of what the block's linears read, by trace point.
+        moments: For a pruner that needs squares: Wanda's statistic per block and linear, [in].
+        products: For one that needs outer products: those of what the block's linears read, by
+            trace point.
         sequences: Number of sequences that they are summed over.
         factors: Of the Hessians of these sums, for all variants.
     """
@@ -33,20 +37,21 @@ class PrunedBlocks:
     linears: Linears
     counts: Array
     pruner: Pruner
-    sums: Mapping[str, Array] = field(default_factory=dict)
-    sequences: int = 0
+    moments: Moments = ()
+    products: Mapping[str, Array] = field(default_factory=dict)
+    sequences: int = 1
     factors: Mapping[str, SharedFactor] = field(default_factory=dict)
 
     @property
-    def needs_sums(self) -> bool:
-        """Whether the pruner looks at the block's inputs."""
-        return self.pruner.method == "sparsegpt"
+    def needs_products(self) -> bool:
+        """Whether the pruner needs the outer products of the block's inputs."""
+        return needs_products(self.pruner)
 
     def summed(self, clean: Stream, weights: Weights, workers: Workers) -> Self:
-        """The same, with the sums of all clean states before a block."""
-        _, total = sums_of_all(clean, weights, sum_of_outer_products, workers)
+        """The same, with the products of all clean states before a block."""
+        _, total = sums_of_all(clean, weights, SUMS["products"], workers)
         factors = {point: SharedFactor() for point in total}
-        return replace(self, sums=total, sequences=len(clean.states), factors=factors)
+        return replace(self, products=total, sequences=len(clean.states), factors=factors)
 
     def __call__(
         self, block: int, variant: int, weights: BlockWeights, workers: Workers
@@ -60,15 +65,30 @@ class PrunedBlocks:
         }
         return weights | dict(zip(tasks, workers.run(list(tasks.values())), strict=True))
 
+    def decided(
+        self, weight: Array, name: str, count: int, place: tuple[int, int]
+    ) -> tuple[Bools, Array | None]:
+        """What stays of a linear without `count` of its weights, and new weights, if there are any.
+
+        Of an expert that saw no token, the lowest magnitudes go.
+        """
+        total = self.moments[place[0]][name] if self.moments else self.products.get(input_of(name))
+        idle = self.pruner.record.needs is not None and saw_no_token(name, total)
+        pruner = Pruner(MAGNITUDE) if idle else self.pruner
+        factor = self.factors.get(input_of(name), upper_factor)
+        return decision(weight, total, self.sequences, count, pruner, "exact", place, factor)
+
     def _pruned(
         self, weights: BlockWeights, name: str, count: int, place: tuple[int, int]
     ) -> Array | Later:
-        """A linear [out, in] without `count` of its weights; of an idle expert by magnitude."""
-        weight, total = weights[f"{name}.weight"], self.sums.get(input_of(name))
-        idle = self.needs_sums and saw_no_token(name, total)
-        pruner = replace(self.pruner, method="magnitude") if idle else self.pruner
-        factor = self.factors.get(input_of(name), upper_factor)
-        keep, new = decision(weight, total, self.sequences, count, pruner, "exact", place, factor)
+        """A linear [out, in] without `count` of its weights."""
+        weight = weights[f"{name}.weight"]
+        keep, new = self.decided(weight, name, count, place)
         if new is None:
             return weights.without(f"{name}.weight", keep)
         return zeroed(new.astype(weight.dtype), keep)
+
+
+def needs_products(pruner: Pruner) -> bool:
+    """Whether a pruner needs the outer products of inputs, which are of all sequences."""
+    return pruner.record.needs == "products"

@@ -1,8 +1,9 @@
 """The main job: experiment and signals of a model, ready to be turned into allocations."""
 
 import time
+from collections.abc import Iterable
 from concurrent.futures import Executor
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from hashlib import sha256
 from math import inf
@@ -13,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.allocate import base_only
-from refimpl.allocation.request import BASES, Request
+from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Signals
+from refimpl.bases.base import Base
+from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import read_file
 from refimpl.method.absorption import absorption_coefficient, nan_mean
@@ -26,13 +29,12 @@ from refimpl.model.token_ids import checked_ids
 from refimpl.running.provenance import run_since, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
-from refimpl.scoring.base_signals import OF_SQUARES, asked_cost, asked_signals, signals_of
 from refimpl.scoring.dense_statistics import Moments, dense_squares, wanda_moments
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Experiment, Measurements, PruneBlock, addresses, passes
-from refimpl.scoring.perturbed_state import WandaBlocks
 from refimpl.scoring.probe_counts import probe_counts
 from refimpl.scoring.pruned_alone import PrunedBlocks
+from refimpl.scoring.signals import Chosen, before_squares, of_drifts, of_moments
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
 
@@ -56,7 +58,7 @@ def score(
     progress: Progress = lambda done, total: None,
     part: Path | None = None,
     resume: bool = False,
-    all_signals: bool = True,
+    bases: Iterable[str | Base] | None = None,
     budget: float | None = None,
 ) -> Scores:
     """Measure how each block's damage is absorbed or amplified by the blocks after it.
@@ -79,9 +81,9 @@ def score(
         part: The file that keeps partial results, or None; the caller removes it in the end.
         resume: Whether that file outlives an error of the input or the disk, too. What it holds of
             the same run is always continued.
-        all_signals: Whether OWL's and DLP's signals are computed for every base, as allocations
-            from these scores need them. Otherwise they are NaN unless the request's base is `owl`
-            or `dlp`; this spares one more reading of the blocks.
+        bases: Bases beside the request's whose signals are measured, by name or as a `Base` of your
+            own, so that allocations can be made from them; if None, those of this package that need
+            the squares of inputs alone. None at all spares one more reading of the blocks.
         budget: Minutes after which no further sequence is perturbed. At least two are, and as many
             as perturb each block once. None: all of them.
 
@@ -110,19 +112,18 @@ def score(
             "omit --executor, --resume and --budget",
         )
     model.check_finite(dtype)
-    with_squares = all_signals or request.base in OF_SQUARES
-    signals_cost, experiment_cost = _costs(config, ids, plan, request)
+    chosen = Chosen.of(request, bases)
+    signals_cost, experiment_cost = _costs(config, ids, plan, request, chosen)
 
-    with settings.open(model, _options(tokens, plan, request, dtype)) as resources:
+    with settings.open(model, _options(tokens, plan, request, chosen, dtype)) as resources:
         require_resolved(plan, resources.dtype)
         resources.total = signals_cost + experiment_cost
-        asked = asked_signals(model, request, ids, resources)
+        signals = before_squares(model, chosen, ids, resources)
         pruned_at, counts = None, np.zeros(0, np.int64)
         prune_block: PruneBlock | None = None
         if plan.kind == "pruning":  # which weights go depends on the dense model on all tokens
             moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
-            of_base = moments if with_squares else None
-            signals = signals_of(model, of_base, asked, request, resources)
+            signals |= of_moments(model, chosen, moments, resources)
             pruned_at = _pruned_at(config, signals, request)
             counts = counts_of_probes(pruned_at, plan, config)
             prune_block = pruning_perturbation(config, counts, plan, moments)
@@ -132,8 +133,9 @@ def score(
         perturbed = measured.ratios.shape[1]  # sequences
         if plan.kind == "gaussian":
             moments = wanda_moments(measured.squares, perturbed, config)
-            of_base = moments if with_squares else None
-            signals = signals_of(model, of_base, asked, request, resources)
+            signals |= of_moments(model, chosen, moments, resources)
+        sweep = _sweep(measured, plan)
+        signals |= of_drifts(chosen, sweep[0].drift)
 
     return Scores(
         model=model.name,
@@ -141,13 +143,13 @@ def score(
         linears=config.linears,
         tokens=token_facts(tokens),
         plan=plan,
-        sweep=_sweep(measured, plan),
+        sweep=sweep,
         sinks=measured.sinks,
         signals=signals,
         run=run_since(started, dtype, resources.workers, resources.memory, measured.runtime),
         pruned_at=pruned_at,
         probes=_probes(measured, counts, plan, config) if plan.probe_delta else None,
-        made_for=dict(vars(request)),
+        made_for={x.name: getattr(request, x.name) for x in fields(request)},
         budget_minutes=budget,
         measured_samples=None if budget is None else perturbed,
     )
@@ -168,11 +170,10 @@ def counts_of_probes(at: PrunedAt, plan: Perturbation, config: Config) -> Array:
 
 def pruning_perturbation(
     config: Config, counts: Array, plan: Perturbation, moments: Moments
-) -> PruneBlock:
-    """What prunes a block alone: Wanda by the statistic of the dense model, or another pruner."""
-    if plan.probe_pruner == "wanda":
-        return WandaBlocks(moments, counts)
-    return PrunedBlocks(config.linears, counts, plan.pruner)
+) -> PrunedBlocks:
+    """What prunes a block alone, by the statistic of the dense model if it needs squares."""
+    of_squares = moments if plan.pruner.record.needs == "squares" else ()
+    return PrunedBlocks(config.linears, counts, plan.pruner, of_squares)
 
 
 def pruned_base(config: Config, request: Request) -> PrunedAt:
@@ -180,45 +181,40 @@ def pruned_base(config: Config, request: Request) -> PrunedAt:
 
     So it fails before the long part, without the signals.
     """
-    options, ones = request.options, np.ones(config.num_blocks)
-    alike = Signals(  # stand in for the signals: a base can be refused without them
-        float(options.get("m", 5.0)),
-        ones,
-        str(options.get("statistic", "mean")),
-        ones,
-        str(options.get("fit")),
-        str(options.get("xmin")),
-        np.ones(config.linear_sizes.shape),
-        lsa_block=int(options["block"]) if request.base == "lsa" else None,
-        lsa_error=ones,
-    )
-    return _pruned_at(config, alike, request)
+    if request.record.needs is not None:
+        request = replace(request, base=UNIFORM, options={})
+    return _pruned_at(config, {}, request)
 
 
 def _options(
-    tokens: Tokens, plan: Perturbation, request: Request, dtype: npt.DTypeLike
+    tokens: Tokens, plan: Perturbation, request: Request, chosen: Chosen, dtype: npt.DTypeLike
 ) -> dict[str, Any]:
     """What the partial results depend on, besides the model."""
-    free = ALLOCATING if plan.kind == "pruning" else ALLOCATING + PROJECTING
-    custom = request.base if plan.kind == "pruning" and request.base not in BASES else None
+    pruning = plan.kind == "pruning"
+    free = ("base", *ALLOCATING, *(() if pruning else PROJECTING))
+    custom = request.file if pruning else None
     return {
         "command": "score",
         "tokens": tokens.sha256,
         "perturbation": asdict(plan),
         "base": [
-            {name: x for name, x in asdict(request).items() if name not in free},
-            custom and sha256(read_file(Path(custom))).hexdigest(),
+            request.record.name,
+            {x.name: getattr(request, x.name) for x in fields(request) if x.name not in free},
+            custom and sha256(read_file(custom)).hexdigest(),
         ],
+        "signals": {name: options for name, (_, options) in chosen.bases.items()},
         "divergence": request.correct == "divergence",
         "dtype": np.dtype(dtype).name,
     }
 
 
-def _costs(config: Config, ids: Array, plan: Perturbation, request: Request) -> tuple[float, float]:
+def _costs(
+    config: Config, ids: Array, plan: Perturbation, request: Request, chosen: Chosen
+) -> tuple[float, float]:
     """Cost of the signals, and about that of the experiment, in block passes of one sequence."""
     (sequences, length), blocks = ids.shape, config.num_blocks
     signals: float = sequences * blocks if plan.kind == "pruning" else 0
-    signals += asked_cost(config, sequences, length, request)
+    signals += chosen.cost(config, sequences, length)
     heads = head_cost(config) if request.correct == "divergence" else 0.0
     states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
     perturbed = sum(passes(a, blocks, plan) + heads for a in states)
@@ -227,9 +223,9 @@ def _costs(config: Config, ids: Array, plan: Perturbation, request: Request) -> 
 
 def _pruned_at(config: Config, signals: Signals, request: Request) -> PrunedAt:
     """Where the pruning perturbation prunes: the projected base, counted exactly."""
-    exact = replace(request, compat="exact", correct=None)
-    base = base_only(signals, exact, config.linears)
-    return PrunedAt(request.base, request.options, request.sparsity, base.linear_pruned)
+    at = request.pruned_at
+    base = base_only(signals, at, config.linears)
+    return PrunedAt(at.record.name, at.options, at.sparsity, base.linear_pruned)
 
 
 def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]:

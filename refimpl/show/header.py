@@ -95,7 +95,7 @@ def header(scores: Scores, allocations: tuple[Allocation, ...], verbose: bool = 
         "perturbed": _perturbed(scores),
         **_budget(scores),
         "base": [
-            *_base(request.base, request.options, request.sparsity),
+            *_base(request.record.name, request.options, request.sparsity),
             f"limits {request.lo:g} to {request.hi:g}",
             f"compat {request.compat}",
         ],
@@ -137,10 +137,9 @@ def _perturbed(scores: Scores) -> list[str]:
     plan, at = scores.plan, scores.pruned_at
     if at is not None:
         first, *options = _base(at.base, at.options, at.sparsity)
-        pruner = {"wanda": "Wanda", "sparsegpt": "SparseGPT"}.get(plan.probe_pruner)
-        facts = [f"pruning by {pruner or plan.probe_pruner} as base {first}", *options]
-        if plan.probe_pruner == "sparsegpt":
-            facts.append(f"damping {plan.probe_damping:g}")
+        pruner = plan.pruner
+        facts = [f"pruning by {pruner.record.title} as base {first}", *options]
+        facts += [f"{name} {value:g}" for name, value in pruner.options.items()]
         if plan.probe_delta is not None:
             facts.append(f"probes of {plan.units} at {plan.probe_delta:g} less and more")
         if (perturbed := plan.perturbed_samples(scores.tokens.samples)) < scores.tokens.samples:

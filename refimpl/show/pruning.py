@@ -107,9 +107,8 @@ def _facts(pruned: Pruning, document: Mapping[str, Any]) -> dict[str, list[str]]
             f"{pruned.total_weights:,} prunable weights",
         ],
         "method": [
-            pruner.method,
-            *([f"damping {pruner.damping:g}"] if pruner.method == "sparsegpt" else []),
-            *([f"seed {pruner.seed}"] if pruner.method == "random" else []),
+            pruner.record.name,
+            *(f"{name} {value:g}" for name, value in pruner.options.items()),
             f"compat {targets.compat}",
         ],
         "target": [f"pattern {targets.pattern}, zeros per group : inputs per group"]

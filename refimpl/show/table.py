@@ -9,7 +9,6 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
-from refimpl.model.ops import Array
 from refimpl.show.findings import findings
 from refimpl.show.header import counted, header, terminal_width
 from refimpl.show.numbers import measured
@@ -72,13 +71,13 @@ def columns(
     A sweep has a column of coefficients per eta; the allocation is that of the first.
     """
     absorption, allocation = scores.sweep[0], allocations[0]
-    signal, values = _signal(scores, allocation.request.base)
+    base, asked = allocation.request.record, allocation.request.options
     weights = scores.linear_sizes.sum(axis=1)
     found = {"block": [str(i) for i in range(scores.num_blocks)]}
     if np.ptp(weights):
         found["weights"] = [f"{n:,}" for n in weights.tolist()]
-    if values is not None:
-        found[signal] = _numbers(values, "#.4g")
+    if (signal := scores.signals.get(base.name)) is not None:
+        found[base.column.format(**asked)] = _numbers(signal.of_blocks, "#.4g")
     for one in scores.sweep:
         name = f"r at {one.eta:g}" if len(scores.sweep) > 1 else "r"
         pairs = zip(one.coefficient.tolist(), one.stderr.tolist(), strict=True)
@@ -191,20 +190,6 @@ def bar(r: float, style: Style, scale: float, room: int) -> str:
     sides = (left, "") if u < 0 else ("", right)
     text = f"{sides[0]:>{room}}{style.middle}{sides[1]:<{room}}"
     return f"{ABSORBS if u < 0 else AMPLIFIES}{text}{PLAIN}" if style.color and u else text
-
-
-def _signal(scores: Scores, base: str) -> tuple[str, Array | None]:
-    """Name and values, [L], of the signal that a base allocation is made from."""
-    signals = scores.signals
-    if base == "owl":
-        return "outliers %", signals.owl_outlier_percent
-    if base == "dlp":
-        return f"dlp {signals.dlp_statistic}", signals.dlp_score
-    if base == "lsa":
-        return "lsa error", signals.lsa_error
-    if base == "alphapruning" and signals.alpha is not None:
-        return "alpha", signals.mean_alpha
-    return "signal", None
 
 
 def _numbers(values: Iterable[float], form: str) -> list[str]:

@@ -24,7 +24,7 @@ from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
 from refimpl.allocation.scores_json import document, read_scores
-from refimpl.method import allocation as bases
+from refimpl.bases.alphapruning import alphapruning
 from refimpl.method.projection import project
 from refimpl.storage.files import write_json
 from refimpl.tokens import random_tokens
@@ -45,7 +45,7 @@ def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
     exact = replace(wanted, compat="exact", correct=None)
     counts = base_only(scores.signals, exact, scores.linears).linear_pruned
     found = replace(scores.sweep[0], eta=None, divergence=np.linspace(0, 1, scores.num_blocks) ** 2)
-    at = PrunedAt(wanted.base, wanted.options, wanted.sparsity, counts)
+    at = PrunedAt(wanted.record.name, wanted.options, wanted.sparsity, counts)
     return replace(scores, plan=Perturbation("pruning"), sweep=(found,), pruned_at=at)
 
 
@@ -99,8 +99,8 @@ def test_the_budget_is_met_to_the_weight(folder: Path, case: str, data: st.DataO
     assert found.linear_sparsity.max() <= wanted.hi
     # No unit is more than one weight off what its fraction says, and no linear off its share.
     by_linear = wanted.options.get("unit") == "linear"
-    if wanted.base.endswith(".json"):
-        by_linear = isinstance(json.loads(Path(wanted.base).read_text())[0], list)
+    if wanted.file is not None:
+        by_linear = isinstance(json.loads(wanted.file.read_text())[0], list)
     if by_linear:
         asked = found.linear_sparsity * sizes
         assert np.abs(found.linear_pruned - asked).max() < 1
@@ -149,12 +149,12 @@ def test_corrections_use_what_they_are_named_for(
         log_a = np.log(np.where(known, a, 1))
         v = np.where(known, log_a - log_a.sum() / known.sum(), 0)
     u = np.clip(v, -np.log(3), np.log(3))
-    alpha = scores.signals.alpha
+    alpha = scores.signals["alphapruning"].main
     assert alpha is not None
     units = alpha if unit == "linear" else alpha.mean(axis=1)
     sizes = scores.linear_sizes
     sizes = sizes if unit == "linear" else sizes.sum(axis=1)
-    base = bases.alphapruning(units.ravel(), sizes.ravel(), 0.5, 0.1).reshape(units.shape)
+    base = alphapruning(units.ravel(), sizes.ravel(), 0.5, 0.1).reshape(units.shape)
     expected = corrected_plainly(base, u, sizes, wanted)
     allocation = allocate(scores, wanted)
     by_linear = expected if unit == "linear" else expected[:, None] + 0 * alpha

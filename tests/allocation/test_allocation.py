@@ -12,8 +12,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from refimpl.bases.alphapruning import alphapruning
+from refimpl.bases.atp import atp
+from refimpl.bases.dlp import dlp
+from refimpl.bases.lsa import lsa
+from refimpl.bases.owl import owl
+from refimpl.bases.uniform import uniform
 from refimpl.errors import RefimplError
-from refimpl.method.allocation import alphapruning, atp, dlp, lsa, owl, uniform
 from refimpl.method.correction import (
     RESOLVED,
     Scale,

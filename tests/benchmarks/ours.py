@@ -38,7 +38,7 @@ def score(model: str, samples: int, tokens: int, threads: int | None = None) -> 
     given = random_tokens(ready.config.vocab_size, samples, tokens)
     run = refimpl.score  # imported before the clock starts
     start, processor = clock(), time.process_time()
-    found = run(ready, given, threads=threads, all_signals=False)
+    found = run(ready, given, threads=threads, bases=())
     seconds, processor = clock() - start, time.process_time() - processor
     r = found.sweep[0].coefficient.tolist()
     return {"seconds": seconds, "processor": processor, "r": r}
@@ -124,31 +124,32 @@ def command(arguments: list[str]) -> dict[str, Any]:
 def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
     """AlphaPruning's alphas of the first blocks."""
     from refimpl.running.settings import Settings
-    from refimpl.scoring.spectra import power_laws
+    from refimpl.scoring.signals import Chosen, of_weights
 
     ready = refimpl.read_model(model)
     first = replace(ready, config=replace(ready.config, blocks=ready.config.blocks[:blocks]))
     with Settings().open() as resources:
         start = clock()
-        laws = power_laws(first, fit, "shipped", resources)
+        chosen = Chosen.of(refimpl.Request("alphapruning", {"fit": fit}), ())
+        (signal,) = of_weights(first, chosen, 1, resources).values()
         seconds = clock() - start
-    return {"seconds": seconds, "alpha": [[law.alpha for law in block] for block in laws]}
+    return {"seconds": seconds, "alpha": signal.main.tolist()}
 
 
 def owl(model: str, ids: str) -> dict[str, Any]:
     """OWL's statistic of every block."""
-    from refimpl.scoring.base_signals import signals
+    from refimpl.scoring.signals import signals
 
     ready, tokens = refimpl.read_model(model), id_tokens(ids)
     start = clock()
     found = signals(ready, refimpl.Request(base="owl", correct=None), tokens)
-    return {"seconds": clock() - start, "percent": found.owl_outlier_percent.tolist()}
+    return {"seconds": clock() - start, "percent": found["owl"].main.tolist()}
 
 
 def allocation(model: str, ids: str, base: str) -> dict[str, Any]:
     """The sparsities of a base, without an experiment."""
     from refimpl.allocation.allocate import base_only
-    from refimpl.scoring.base_signals import signals
+    from refimpl.scoring.signals import signals
 
     ready, tokens = refimpl.read_model(model), id_tokens(ids)
     request = refimpl.Request(base=base, correct=None)

@@ -125,7 +125,7 @@ def measure(model: str, samples: int, tokens: int, threads: int | None) -> dict[
     timers = Timers(time.thread_time if threads == 1 else time.perf_counter)
     install(timers)
     start, processor = time.perf_counter(), time.process_time()
-    refimpl.score(ready, given, threads=threads, all_signals=False)
+    refimpl.score(ready, given, threads=threads, bases=())
     wall, processor = time.perf_counter() - start, time.process_time() - processor
     workers = Workers(threads).threads
     with threadpool_limits(1, user_api="blas"):

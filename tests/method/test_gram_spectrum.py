@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from refimpl.errors import RefimplError
 from refimpl.method import gram_spectrum
 from refimpl.method.gram_spectrum import certain_law, power_law
-from refimpl.method.signals import PowerLaw, alphapruning_alpha, esd
-from refimpl.method.tails import peak
+from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, esd, peak
 
 Floats = npt.NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)

@@ -13,16 +13,20 @@ from peer_numbers import PEERS, TINY, expected, tiny
 from safetensors.numpy import load_file
 
 from refimpl import Request, Scores, allocate, score
-from refimpl.method.allocation import alphapruning, atp, dlp, lsa, owl
-from refimpl.method.signals import alphapruning_alpha, esd, lsa_error
+from refimpl.bases.alphapruning import alphapruning
+from refimpl.bases.atp import atp
+from refimpl.bases.dlp import dlp
+from refimpl.bases.lsa import lsa, lsa_error
+from refimpl.bases.owl import owl
+from refimpl.method.spectrum import alphapruning_alpha, esd
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of, sum_of_outer_products
 from refimpl.model.stream import Stream
 from refimpl.pruners.sparsegpt import hessian
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
-from refimpl.scoring.activation_signals import activation_signals
 from refimpl.scoring.dense_statistics import dense_squares, sums_of_all, wanda_moments
+from refimpl.scoring.signals import Chosen, of_moments
 from refimpl.tokens import id_tokens
 
 Fit = Literal["peak", "mid"]
@@ -124,7 +128,9 @@ def signals_of(m: float, dtype: str) -> tuple[Array, Array]:
     with Settings(dtype, threads=2, memory=1 << 24).open() as resources:
         squares = dense_squares(tiny(), ids, resources)
         moments = wanda_moments(squares, len(ids), tiny().config)
-        return activation_signals(tiny(), moments, m, "mean", resources)
+        chosen = Chosen.of(Request("owl", {"m": m}), ["dlp"])
+        measured = of_moments(tiny(), chosen, moments, resources)
+        return measured["owl"].main, measured["dlp"].main
 
 
 @cache
@@ -170,7 +176,7 @@ def test_end_to_end(
     run: str, base: str, options: dict[str, Any], key: str, tolerance: float
 ) -> None:
     scores = scores_of(base, *options.items())
-    assert scores.signals.owl_m == options.get("m", 5.0)
+    assert scores.signals["owl"].options == {"m": options.get("m", 5.0)}
     found = allocate(scores, Request(base, options, compat="peer"))
     np.testing.assert_allclose(found.base_sparsity, expected()[run][key], rtol=0, atol=tolerance)
     np.testing.assert_array_equal(found.corrected_sparsity, found.base_sparsity)
@@ -188,8 +194,7 @@ def test_lsa_end_to_end(run: dict[str, Any], dtype: str) -> None:
     base = Request("lsa", {"block": run["block"]}, compat="peer")
     scores = score(tiny(), id_tokens(TINY / "tokens.npy"), request=base, dtype=dtype)
     errors = np.reshape(run["error_per_linear"], (4, 7)).mean(axis=1)
-    assert scores.signals.lsa_error is not None
-    np.testing.assert_allclose(scores.signals.lsa_error, errors, rtol=LSA_FLOAT32)
+    np.testing.assert_allclose(scores.signals["lsa"].main, errors, rtol=LSA_FLOAT32)
     s = lsa(errors, 0.7, compat="peer")
     np.testing.assert_allclose(s, run["sparsity_per_block"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(allocate(scores, base).base_sparsity, s, rtol=0, atol=1e-6)
@@ -216,8 +221,7 @@ def test_lsa_of_every_linear(run: dict[str, Any]) -> None:
 def test_alphapruning_end_to_end(fit: Fit) -> None:
     run, scores = expected()[f"alphapruning_alpha_{fit}"], scores_of("alphapruning", ("fit", fit))
     found = allocate(scores, Request("alphapruning", {"fit": fit}, compat="peer"))
-    alpha = scores.signals.alpha
-    assert alpha is not None
+    alpha = scores.signals["alphapruning"].main
     # The peer lists the linears of a block in our order.
     np.testing.assert_allclose(alpha.ravel(), list(run["alpha_per_linear"].values()), rtol=1e-5)
     s = list(run["sparsity_per_linear"].values())

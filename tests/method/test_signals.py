@@ -11,14 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from refimpl.bases.dlp import dlp_score
+from refimpl.bases.lsa import lsa_error
+from refimpl.bases.owl import owl_outlier_percent
 from refimpl.errors import RefimplError
-from refimpl.method.signals import (
-    alphapruning_alpha,
-    dlp_score,
-    esd,
-    lsa_error,
-    owl_outlier_percent,
-)
+from refimpl.method.spectrum import alphapruning_alpha, esd
 
 Floats = npt.NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from refimpl.oracle.margins import count_margin, row_margins
 from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import apportion
 from refimpl.pruners.pattern import parse_pattern, pattern_keep
-from refimpl.pruners.scores import wanda_keep
+from refimpl.pruners.wanda import wanda_keep
 
 NEAR, FAR = 0.999, 1.001  # times a margin: on either side of it
 

@@ -24,10 +24,10 @@ from refimpl.model.statistics import INPUT_OF, input_of
 from refimpl.pruners.checks import Bools, Floats
 from refimpl.pruners.compensation import PrunedWeight, compensated
 from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.magnitude import magnitude_keep_peer, magnitude_score
 from refimpl.pruners.pattern import Pattern, pattern_keep
-from refimpl.pruners.peer import magnitude_keep_peer
-from refimpl.pruners.scores import magnitude_score, wanda_score
 from refimpl.pruners.sparsegpt import hessian
+from refimpl.pruners.wanda import wanda_score
 
 Method = Literal["wanda", "magnitude", "sparsegpt"]
 Target = float | Pattern

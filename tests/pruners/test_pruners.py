@@ -16,6 +16,7 @@ from refimpl.pruners.checks import Bools, Floats
 from refimpl.pruners.compensation import PrunedWeight, compensated, inverse_factor
 from refimpl.pruners.counts import split_count
 from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.magnitude import magnitude_keep_peer
 from refimpl.pruners.pattern import (
     EXPLAINED,
     GROUPS,
@@ -25,8 +26,8 @@ from refimpl.pruners.pattern import (
     pattern_keep,
     pattern_of,
 )
-from refimpl.pruners.peer import magnitude_keep_peer, sparsegpt_peer, wanda_keep_peer
-from refimpl.pruners.sparsegpt import hessian, sparsegpt
+from refimpl.pruners.sparsegpt import hessian, sparsegpt, sparsegpt_peer
+from refimpl.pruners.wanda import wanda_keep_peer
 
 Rule = Callable[[Floats], Bools]
 

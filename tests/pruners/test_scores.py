@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats
-from refimpl.pruners.scores import magnitude_keep, magnitude_score, wanda_keep, wanda_score
+from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
+from refimpl.pruners.wanda import wanda_keep, wanda_score
 
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 9))
 tied = shapes.flatmap(

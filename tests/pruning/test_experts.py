@@ -12,9 +12,9 @@ from program import run
 from refimpl import Pattern, Perturbation, Pruner, Request, prune, read_model, score
 from refimpl.model.ops import Array
 from refimpl.model.weight import Weight
-from refimpl.pruners.decision import Method
-from refimpl.pruners.scores import magnitude_keep, magnitude_score
-from refimpl.scoring.perturbed_state import stays
+from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
+from refimpl.pruners.method import Method
+from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.show.pruning import pruning_table
 from refimpl.tokens import Tokens, random_tokens
 
@@ -49,8 +49,11 @@ def test_the_pruning_perturbation_falls_back_too() -> None:
     weight = np.random.default_rng(0).standard_normal((4, 6))
     keep = magnitude_keep(magnitude_score(weight), 10)
     nothing = np.zeros(6)
-    np.testing.assert_array_equal(stays(weight, nothing, 10, "experts.2.up_proj"), keep)
-    dense = stays(weight, nothing, 12, "up_proj")  # equal scores: the lowest columns
+    names = {"experts.2.up_proj": (4, 6), "up_proj": (4, 6)}
+    blocks = PrunedBlocks((names,), np.zeros(0), Pruner(), (dict.fromkeys(names, nothing),))
+    found, _ = blocks.decided(weight, "experts.2.up_proj", 10, (0, 0))
+    np.testing.assert_array_equal(found, keep)
+    dense, _ = blocks.decided(weight, "up_proj", 12, (0, 1))  # equal scores: the lowest columns
     assert dense[:, 3:].all()
 
 
@@ -86,7 +89,7 @@ def test_experts_that_are_read_when_they_are_used_change_no_bit(
         monkeypatch.setattr("refimpl.model.model.EXPERTS_KEPT", kept)
         scores = score(model, tokens, plan, request)
         sweep, signals = scores.sweep[0], scores.signals
-        results.append([sweep.drift, sweep.divergence, signals.owl_outlier_percent])
+        results.append([sweep.drift, sweep.divergence, signals["owl"].main])
         folders.append(tmp_path / f"{kept}")
         prune(model, folders[-1], Pattern(2, 4), Pruner(method), tokens)
     files = [(folder / "model.safetensors").read_bytes() for folder in folders]

@@ -40,9 +40,10 @@ from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import input_of
 from refimpl.model.stream import Stream
 from refimpl.pruners import compensation
-from refimpl.pruners.decision import Method, Pruner
+from refimpl.pruners.decision import Pruner
+from refimpl.pruners.method import Method
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruners.scores import wanda_keep, wanda_score
+from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.pruning.prune import Pruning, prune
 from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from refimpl import Pattern, Pruner, forward, prune, read_model
 from refimpl.model.ops import Array
-from refimpl.pruners.decision import Method
+from refimpl.pruners.method import Method
 from refimpl.tokens import Tokens
 
 STACK = {

@@ -48,11 +48,11 @@ from refimpl.running.executors import LostWorkerError, Pool, open_pool
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import InOrder, ModelFiles, results
-from refimpl.scoring.base_signals import signals
 from refimpl.scoring.dense_statistics import dense_squares
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.grouping import balanced, stacks
 from refimpl.scoring.measurements import addresses
+from refimpl.scoring.signals import signals
 from refimpl.storage.arrays import received, sent
 from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import random_tokens, text_windows
@@ -216,7 +216,7 @@ def test_nothing_is_calibrated_here_when_there_are_workers(
 
     for name in ("block", "block_with_sums"):
         monkeypatch.setattr(f"refimpl.model.stream.{name}", here)
-    monkeypatch.setattr("refimpl.scoring.activation_signals.owl_outlier_percent", here)
+    monkeypatch.setattr("refimpl.bases.owl.owl_outlier_percent", here)
     options: dict[str, Any] = {"executor": processes}
     progress = {**options, "progress": lambda done, total: passes.append(done / total)}
     prune(model, tmp_path / "out", Pattern(2, 4), Pruner("sparsegpt"), tokens, **progress)

@@ -132,9 +132,9 @@ def test_each_part_of_a_run_is_timed(name: str) -> None:
     ("path", "plan", "request_", "calls"),
     [  # how often a run calls each function at least, in turn
         ("scoring.pruned_alone.decision", SPARSEGPT, Request(), 4 * 3 * 7),
-        ("scoring.perturbed_state.stays", Perturbation("pruning"), Request(), 4 * 7),
-        ("scoring.reconstruction.lsa_error", Perturbation(), Request("lsa"), 4 * 7),
-        ("scoring.spectra.power_law", Perturbation(), Request("alphapruning"), 4 * 7),
+        ("scoring.pruned_alone.decision", Perturbation("pruning"), Request(), 4 * 7),
+        ("bases.lsa.lsa_error", Perturbation(), Request("lsa"), 4 * 7),
+        ("bases.alphapruning.power_law", Perturbation(), Request("alphapruning"), 4 * 7),
         ("scoring.state_group.head", Perturbation("pruning"), HEADS, 6 * 5),
     ],
 )
@@ -199,7 +199,7 @@ def numbers(scores: Scores) -> list[Array]:
     probes = [] if scores.probes is None else [scores.probes.drift]
     names = ("drift", "alignment", "coefficient", "stderr")
     each = [getattr(x, name) for x in scores.sweep for name in names]
-    return [*probes, scores.sinks, scores.signals.owl_outlier_percent, *each]
+    return [*probes, scores.sinks, scores.signals["owl"].main, *each]
 
 
 @pytest.mark.usefixtures("clock")
@@ -225,7 +225,7 @@ def test_probes_are_pruned_by_all_samples(plan: Perturbation) -> None:
     assert found.measured_samples == 2
     same = score(model, TOKENS, replace(plan, probe_delta=plan.probe_delta or 0.1, probe_samples=2))
     np.testing.assert_array_equal(
-        found.signals.owl_outlier_percent, same.signals.owl_outlier_percent
+        found.signals["owl"].main, same.signals["owl"].main
     )
     np.testing.assert_array_equal(found.sweep[0].drift, same.sweep[0].drift)
 

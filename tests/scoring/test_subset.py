@@ -18,10 +18,11 @@ from refimpl import Perturbation, RefimplError, Request, Scores, allocate, forwa
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.method.absorption import absorption_coefficient
 from refimpl.method.subset import chosen_blocks
+from refimpl.pruners.decision import Pruner
 from refimpl.running.settings import Settings
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Measurements, addresses
-from refimpl.scoring.perturbed_state import WandaBlocks
+from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
 from refimpl.tokens import random_tokens
@@ -132,7 +133,8 @@ def measured(plan: Perturbation, sequences: int = 3) -> Measurements:
     ones = {name: np.ones(width) for name, (_, width) in shapes.items()}
     halves = model.config.linear_sizes[None] // 2
     pruning = plan.kind == "pruning"
-    pruned = WandaBlocks((ones,) * 4, halves) if pruning else None
+    linears = model.config.linears
+    pruned = PrunedBlocks(linears, halves, Pruner(), (ones,) * 4) if pruning else None
     ids = random_tokens(264, sequences, 9).ids
     with Settings(np.float64, threads=2, memory=1 << 20).open() as resources:
         return experiment(model, ids, plan, resources, pruned, divergence=pruning)
@@ -248,15 +250,6 @@ def test_the_document_says_so_and_comes_back(tmp_path: Path) -> None:
     shown = table(scores, (allocate(scores),), verbose=True)
     assert "2 of 4 blocks per sample and draw" in " ".join(shown.split())
     assert "no standard error where a block was perturbed in one sample only" in shown
-
-
-def test_older_files_perturbed_all_blocks(tmp_path: Path) -> None:
-    path = tmp_path / "scores.json"
-    content = written(path, score(model_of("llama"), random_tokens(264, 2, 9)))
-    del content["subset"], content["budget_minutes"], content["measured_samples"]
-    write_json(path, content)
-    read = read_scores(path)
-    assert (read.plan.subset, read.budget_minutes) == (None, None)
 
 
 @pytest.mark.parametrize("words", [(), ("--sink", "exclude", "--draws", 2)])

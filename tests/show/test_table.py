@@ -16,7 +16,7 @@ from program import run
 
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Signals
+from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Signal
 from refimpl.method.perturbation import Perturbation
 from refimpl.running.provenance import Run, TokenFacts
 from refimpl.show.header import LABEL, WIDTH, header
@@ -54,7 +54,10 @@ def scores(*sweep: Absorption, **changes: Any) -> Scores:
         plan=Perturbation("gaussian", etas or (0.01,), draws=4, seed=11),
         sweep=sweep,
         sinks=np.arange(blocks),
-        signals=Signals(5.0, ramp, "mean", 2 * ramp),
+        signals={
+            "owl": Signal({"m": 5.0}, {"outlier_percent": ramp}),
+            "dlp": Signal({"statistic": "mean"}, {"score": 2 * ramp}),
+        },
         run=Run("float64", 7, 3 << 29, 12.34, 456 << 20, {"refimpl": "9.8", "numpy": "7.6"}),
     )
     return replace(whole, **changes)
@@ -327,7 +330,7 @@ def test_numbers_are_those_of_the_allocation() -> None:
     assert "dlp mean" in lines[0]
     for i, line in enumerate(lines[1:]):
         cells = line.split()
-        assert float(cells[1]) == pytest.approx(found.signals.dlp_score[i], rel=1e-3)
+        assert float(cells[1]) == pytest.approx(found.signals["dlp"].main[i], rel=1e-3)
         assert float(cells[-3]) == pytest.approx(made.base_sparsity[i], abs=5e-5)
         assert float(cells[-2]) == pytest.approx(made.corrected_sparsity[i], abs=5e-5)
         assert int(cells[-1]) == made.num_pruned[i]
@@ -367,8 +370,8 @@ def test_what_arrives_is_shown_where_it_makes_the_correction() -> None:
 
 def test_alphas_are_means_of_a_block_and_linears_are_announced() -> None:
     alpha = np.array([[2.0, 4.0], [3.0, 6.0]])
-    known = replace(scores().signals, alpha_fit="peak", alpha_xmin="shipped", alpha=alpha)
-    found = scores(signals=known)
+    options = {"fit": "peak", "xmin": "shipped"}
+    found = scores(signals={"alphapruning": Signal(options, {"alpha": alpha})})
     text = shown(found, base="alphapruning")
     assert [line.split()[1] for line in rows(text)] == ["alpha", "3.000", "4.500"]
     assert "per linear" not in text
@@ -495,7 +498,8 @@ def test_measured_strength_names_the_blocks_that_do_not_fit() -> None:
 
 def test_alphas_of_blocks_with_fewer_linears_than_others() -> None:
     alpha = np.array([[2.0, 3.0], [4.0, np.nan]])
-    signals = replace(scores().signals, alpha_fit="peak", alpha_xmin="shipped", alpha=alpha)
+    options = {"fit": "peak", "xmin": "shipped"}
+    signals = {"alphapruning": Signal(options, {"alpha": alpha})}
     linears = (LINEARS, {"q_proj": (30, 20)})
     uneven = replace(scores(), linears=linears, signals=signals)
     text = table(uneven, (allocate(uneven, Request("alphapruning")),))

@@ -22,6 +22,7 @@ from refimpl.pruning.partial_pruning import PartialPruning
 from refimpl.running.provenance import PIECE, PIECES, sample_digest
 from refimpl.running.settings import Settings
 from refimpl.scoring import score
+from refimpl.scoring.signals import Chosen
 from refimpl.storage.partial_results import PartialResults
 from refimpl.tokens import random_tokens
 
@@ -60,13 +61,17 @@ def test_every_field_identifies_scores(kind: Any) -> None:
     tokens = random_tokens(264, 1, 8)
     eta = (0.01,) if kind == "gaussian" else ()
     plan, request = Perturbation(kind, eta=eta), Request(base="owl")
-    before = score._options(tokens, plan, request, "float32")
+    fields = {"plan": plan, "request": request, "dtype": "float32", "tokens": tokens}
+
+    def identity(bases: Any = None, **new: Any) -> dict[str, Any]:
+        asked = fields | new
+        return score._options(chosen=Chosen.of(asked["request"], bases), **asked)
 
     def changed(**new: Any) -> bool:
-        fields = {"plan": plan, "request": request, "dtype": "float32", "tokens": tokens} | new
-        return bool(score._options(**fields) != before)
+        return identity(**new) != identity()
 
     assert not changed()
+    assert changed(bases=())
     assert changed(dtype="float64")
     assert changed(tokens=random_tokens(264, 1, 9))
     for name, value in OTHER[Perturbation].items():

@@ -9,8 +9,8 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import second_moments
 from refimpl.pruners.compensation import compensated, inverse_factor
-from refimpl.pruners.scores import wanda_score
 from refimpl.pruners.sparsegpt import WIDTH, hessian
+from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
 from refimpl.scoring.dense_statistics import dense_squares
 

@@ -1,32 +1,13 @@
-"""Scores of single weights, and the decision which weights stay."""
+"""Wanda: the weights that matter least, by their size and that of their input, in each row."""
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, score_matrix
+from refimpl.pruners.checks import Bools, Floats, not_negative, score_matrix
 from refimpl.pruners.counts import row_count
-
-
-@checked
-def magnitude_score(weight: npt.ArrayLike) -> Floats:
-    """Return the magnitude of every weight, M = |W|.
-
-    Args:
-        weight: [out, in], any float dtype.
-
-    Returns:
-        Scores, [out, in], float64.
-
-    Source: magnitude pruning in Wanda's code (peer).
-
-    Example:
-        >>> magnitude_score([[-2.0, 0.5]])
-        array([[2. , 0.5]])
-    """
-    magnitude: Floats = np.array(weight, dtype=np.float64)
-    return np.abs(magnitude, out=magnitude)  # in place: a large linear's scores are 360 MB
+from refimpl.pruners.method import LinearInputs, Method
 
 
 @checked
@@ -52,7 +33,7 @@ def wanda_score(weight: npt.ArrayLike, second_moment: npt.ArrayLike) -> Floats:
         array([[6., 2.]])
     """
     moment = np.asarray(second_moment, dtype=np.float64)
-    magnitude = magnitude_score(weight)
+    magnitude = np.array(weight, dtype=np.float64)
     if magnitude.ndim != 2 or moment.shape != magnitude.shape[1:]:
         raise RefimplError(
             f"a statistic of shape {moment.shape} for a weight of shape {magnitude.shape}",
@@ -65,6 +46,7 @@ def wanda_score(weight: npt.ArrayLike, second_moment: npt.ArrayLike) -> Floats:
             "finite numbers of at least 0",
             "check the activations for NaN and Inf",
         )
+    np.abs(magnitude, out=magnitude)  # in place: a large linear's scores are 360 MB
     magnitude *= np.sqrt(moment)
     return magnitude
 
@@ -117,30 +99,48 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
     return keep
 
 
-@checked
-def magnitude_keep(score: npt.ArrayLike, count: int) -> Bools:
-    """Decide which weights of a linear stay when its n lowest scores go.
+def wanda_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
+    """Decide as Wanda's code does: the int(C s) lowest scores of each row go, all C if s >= 1.
 
-    Ties go to the lower row-major index.
+    Ties go to the lowest column.
 
     Args:
         score: [R, C], without NaN.
-        count: Weights to prune n, 0 <= n <= R C.
+        sparsity: s, at least 0; may exceed 1.
 
     Returns:
-        keep, [R, C], True = stays; exactly n are False.
+        keep, [R, C], True = stays.
 
     Raises:
-        RefimplError: The score holds NaN, or the count does not fit it.
+        RefimplError: The score is not a matrix or holds NaN, or the sparsity is negative or NaN.
 
-    Source: magnitude pruning in Wanda's code (peer).
+    Source: Wanda (peer); docs/explanation/method.md, "exact and peer".
 
-    Differs: the peer prunes every score `<= sorted[int(R C s)]`: one too many, and all ties.
+    Differs: `wanda_keep` meets a count. This prunes up to R weights too few (38 of 64 columns at
+    0.6), and of a block that should lose more than all weights it prunes all, without a word.
 
     Example:
-        >>> magnitude_keep([[3.0, 1.0], [1.0, 1.0]], 2).astype(int)
-        array([[1, 0],
-               [0, 1]])
+        >>> wanda_keep_peer([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]], 0.6).astype(int)
+        array([[1, 0, 1],
+               [0, 1, 1]])
     """
-    matrix = np.asarray(score)
-    return wanda_keep(matrix.reshape(1, -1), count).reshape(matrix.shape)  # one row: no row rule
+    matrix = np.asarray(score_matrix(score), np.float64)
+    rows, columns = matrix.shape
+    return wanda_keep(matrix, rows * min(int(columns * not_negative(sparsity)), columns))
+
+
+def _score(linear: LinearInputs) -> Floats:
+    return wanda_score(linear.weight, linear.mean)
+
+
+WANDA = Method(
+    "wanda",
+    "Wanda",
+    "arXiv:2306.11695; its code, `lib/prune.py`",
+    needs="squares",
+    score=_score,
+    keep=wanda_keep,
+    keep_peer=wanda_keep_peer,
+    deviations="the code prunes `int(C s)` of every row, and all of a row that should lose more "
+    "than all; here the counts are exact",
+)

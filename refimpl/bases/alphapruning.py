@@ -1,0 +1,126 @@
+"""AlphaPruning: units whose spectrum has a heavier tail are pruned less."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.arguments import checked
+from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
+from refimpl.bases.spread import is_flat, relative
+from refimpl.bases.uniform import uniform
+from refimpl.errors import RefimplError
+from refimpl.method.gram_spectrum import power_law
+from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, esd
+from refimpl.pruners.checks import Compat, Floats, finite_vector, number_in, unit_sizes
+
+
+@checked
+def alphapruning(
+    alpha: npt.ArrayLike,
+    sizes: npt.ArrayLike,
+    sparsity: float,
+    epsilon: float = 0.3,
+    compat: Compat = "exact",
+) -> Floats:
+    """Return AlphaPruning's allocation: units with a heavier tail (lower alpha) are pruned less.
+
+    phi = (q - min) / (max - min) * 2 eps + (1 - eps);  s_u = phi_u S N / sum(N_u phi_u)
+
+    Args:
+        alpha: q, per block the plain mean of its linears' alphas, or one per linear, [U].
+        sizes: Weights per unit N_u, [U].
+        sparsity: Target S, in [0, 1].
+        epsilon: Half the spread of phi, in [0, 1].
+        compat: `exact` or `peer`.
+
+    Returns:
+        Fraction pruned per unit, [U].
+
+    Raises:
+        RefimplError: A number is out of range; with `peer`, all numbers are equal.
+
+    Example:
+        >>> alphapruning([2.0, 3.0, 4.0], [1, 1, 1], 0.5, epsilon=0.2).round(4)
+        array([0.4, 0.5, 0.6])
+    """
+    weights = unit_sizes(sizes)
+    q = finite_vector(alpha, "alpha", weights.size)
+    flat = uniform(q.size, sparsity)
+    number_in(epsilon, "epsilon", 0, 1)
+    if is_flat(q, "alpha", compat):
+        return flat
+    phi = relative(q) * 2 * epsilon + (1 - epsilon)
+    return phi * (sparsity * float(weights.sum()) / float((weights * phi).sum()))
+
+
+def _law(block: BlockInputs, name: str, fit: Any, xmin: Any) -> PowerLaw:
+    """The power law of a linear; float64 certifies: singular values, and no Gram matrix."""
+    try:
+        weight = block.weight(name)
+        if block.dtype == np.float64:
+            return alphapruning_alpha(esd(weight), fit, xmin)
+        return power_law(weight, fit, xmin)
+    except RefimplError as error:
+        raise RefimplError(
+            f"blocks.{block.index}.{name}: {error.problem}", error.expected, error.remedy
+        ) from error
+
+
+def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, Sequence[float]]:
+    choices = options["fit"], options["xmin"]
+    laws = block.run([partial(_law, block, name, *choices) for name in block.shapes])
+    margins = [np.nan if law.ks_margin is None else law.ks_margin for law in laws]
+    return {"alpha": [law.alpha for law in laws], "margin": margins}
+
+
+def _allocation(asked: BaseInputs) -> Floats:
+    """Per block, or per linear [L, linears]."""
+    by_linear, alpha = asked.options["unit"] == "linear", asked.signal
+    sizes = asked.sizes if by_linear else asked.sizes.sum(axis=1)
+    q, exists = alpha if by_linear else np.nanmean(alpha, axis=1), sizes > 0
+    epsilon = float(asked.options["epsilon"])
+    base = np.zeros(sizes.shape)
+    base[exists] = alphapruning(q[exists], sizes[exists], asked.sparsity, epsilon, asked.compat)
+    return base
+
+
+def _work(out: int, width: int, options: Mapping[str, Value]) -> float:
+    """Operations of the Gram matrix and its eigenvalues, each five times as slow as a pass's."""
+    smaller, larger = sorted((out, width))
+    return 5 * smaller**2 * (larger + 4 * smaller / 3)
+
+
+ALPHAPRUNING = Base(
+    "alphapruning",
+    "AlphaPruning",
+    "arXiv:2410.10912; its code",
+    _allocation,
+    options={
+        "epsilon": Option(0.3, "Half the spread of phi, 0 to 1.", low=0, high=1),
+        "fit": Option(
+            "peak",
+            "Where the tail starts: at the peak of the histogram, or in the middle.",
+            words=("peak", "mid"),
+            of_signal=True,
+        ),
+        "xmin": Option(
+            "shipped",
+            "The least start at the peak: as in its code, or as its authors intended.",
+            words=("shipped", "intended"),
+            of_signal=True,
+        ),
+        "unit": Option("block", "What gets a sparsity of its own.", words=("block", "linear")),
+    },
+    needs="weights",
+    signal=_signal,
+    work=_work,
+    symbol="alpha",
+    unit="[blocks, linears]",
+    column="alpha",
+    formulas=(esd, alphapruning_alpha, alphapruning),
+    deviations="the code restores no budget and does not clamp, so a sparsity may exceed 1; zero "
+    "singular values crash it",
+)

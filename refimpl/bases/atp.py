@@ -1,0 +1,60 @@
+"""ATP: a straight line over depth."""
+
+import numpy as np
+
+from refimpl.arguments import checked
+from refimpl.bases.base import Base, BaseInputs, Option
+from refimpl.bases.uniform import uniform
+from refimpl.errors import RefimplError
+from refimpl.pruners.checks import Floats, number_in
+
+
+@checked
+def atp(num_blocks: int, sparsity: float, beta: float) -> Floats:
+    """Return ATP's allocation: a straight line over depth.
+
+    s_i = S - beta (L - 1) / 2 + i beta,  i = 0..L-1
+
+    Args:
+        num_blocks: Number of blocks L.
+        sparsity: Target S, in [0, 1].
+        beta: Step per block, in fractions of the block; negative to prune early blocks more.
+
+    Returns:
+        Fraction pruned per block, [L].
+
+    Raises:
+        RefimplError: A number is out of range, or a sparsity outside [0, 1].
+
+    Differs: ATP's script chooses beta on the test text; here the caller does.
+
+    Example:
+        >>> atp(3, 0.5, beta=0.1).round(4)
+        array([0.4, 0.5, 0.6])
+    """
+    flat = uniform(num_blocks, sparsity)
+    steep = number_in(beta, "beta", -1, 1)
+    line = flat - steep * (num_blocks - 1) / 2 + np.arange(num_blocks) * steep
+    if line.min() < 0 or line.max() > 1:
+        reach = 2 * min(sparsity, 1 - sparsity) / (num_blocks - 1)
+        raise RefimplError(
+            f"beta {beta} gives sparsities from {line.min():.4f} to {line.max():.4f}",
+            f"every block in [0, 1]: a beta from {-reach:.6g} to {reach:.6g}",
+            f"use --base-option beta={np.copysign(reach, steep):.6g}, or one nearer to 0",
+        )
+    return line
+
+
+def _allocation(asked: BaseInputs) -> Floats:
+    return atp(len(asked.linears), asked.sparsity, float(asked.options["beta"]))
+
+
+ATP = Base(
+    "atp",
+    "ATP",
+    "arXiv:2502.14770",
+    _allocation,
+    options={"beta": Option(None, "Step of the sparsity per block, -1 to 1.", low=-1, high=1)},
+    formulas=(atp,),
+    deviations="its script picks beta on the test text; here the caller does",
+)

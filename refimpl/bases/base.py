@@ -1,0 +1,187 @@
+"""The record of a base allocation: what it is called, what it needs, and what it computes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from typing import Any, Literal, TypeVar
+
+import numpy.typing as npt
+
+from refimpl.arguments import require
+from refimpl.errors import RefimplError, listed
+from refimpl.pruners.checks import Compat, Floats, Ints
+from refimpl.records import named, records
+
+T = TypeVar("T")
+Value = float | str
+Needs = Literal["weights", "squares", "products", "drifts"]
+"""What a signal is made of: the weights; with the sums over the dense model's inputs of their
+squares, or of their outer products; or the drifts that the pruning perturbation measures."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a base: the value of a keyword argument of its formulas.
+
+    Args:
+        default: An integer if it is a whole number; None if it has to be given.
+        help: What it is, for the reference page.
+        words: What it may be, if it is a word.
+        low: Least number.
+        high: Greatest number.
+        of_signal: Whether the signal depends on it, and not only the allocation.
+    """
+
+    default: Value | None
+    help: str
+    words: tuple[str, ...] = ()
+    low: float = -inf
+    high: float = inf
+    of_signal: bool = False
+
+    @property
+    def accepted(self) -> str:
+        """The values that it takes, in words."""
+        if self.words:
+            return " or ".join(self.words)
+        number = "a whole number" if isinstance(self.default, int) else "a number"
+        if self.high < inf:
+            return f"{number} from {self.low:g} to {self.high:g}"
+        return f"{number} of {self.low:g} or more" if self.low > -inf else "a finite number"
+
+    def checked(self, base: str, name: str, value: Any) -> Value:
+        """A value as the formulas take it; refuses what is not accepted."""
+        if self.words:
+            require(value, Literal[self.words], f"base option {name}")
+            return str(value)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        whole = isinstance(self.default, int)
+        shown = f"{number:g}" if isfinite(number) else "missing" if value is None else repr(value)
+        if not isfinite(number) or not self.low <= number <= self.high or (whole and number % 1):
+            raise RefimplError(
+                f"base {base}: option {name} is {shown}",
+                self.accepted,
+                f"use --base-option {name}={'NUMBER' if self.default is None else self.default}",
+            )
+        return int(number) if whole else number
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """A block of the dense model, as the signal of a base may look at it.
+
+    Args:
+        index: Its number.
+        shapes: Of its linears, [out, in] by name, in their order.
+        weight: The weight of a linear, [out, in], from its name.
+        sums: Sums over all calibration tokens of what the base needs, by name of the linear.
+        sequences: Number of sequences that they were summed over.
+        idle: Linears of experts that saw no token.
+        dtype: Of the computation; float64 certifies.
+        run: Calls functions on the threads, and returns what they return.
+    """
+
+    index: int
+    shapes: Mapping[str, tuple[int, int]]
+    weight: Callable[[str], Floats]
+    sums: Mapping[str, Floats] = field(default_factory=dict)
+    sequences: int = 1
+    idle: frozenset[str] = frozenset()
+    dtype: npt.DTypeLike = float
+    run: Callable[[Sequence[Callable[[], Any]]], list[Any]] = lambda tasks: [x() for x in tasks]
+
+    @property
+    def means(self) -> dict[str, Floats]:
+        """The sums per sequence."""
+        return {name: total / self.sequences for name, total in self.sums.items()}
+
+
+@dataclass(frozen=True)
+class BaseInputs:
+    """What a base allocation is made from.
+
+    Args:
+        signal: The first of the base's numbers: per block [L], or per linear [L, linears] and NaN
+            where a block lacks one; empty for bases that need none.
+        linears: Shapes of the linears of every block, by name.
+        sizes: Weights of each linear, [L, linears]; 0 where a block lacks one.
+        sparsity: Target S.
+        options: All options of the base.
+        compat: `exact`, or `peer` for the numbers of the published code.
+    """
+
+    signal: Floats
+    linears: Sequence[Mapping[str, tuple[int, int]]]
+    sizes: Ints
+    sparsity: float
+    options: Mapping[str, Value]
+    compat: Compat
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base allocation. Its file says all that the program knows of it.
+
+    Args:
+        name: As --base takes it.
+        title: As people write it.
+        source: Where it was published, and the code that `peer` reproduces.
+        allocation: From its inputs to the fraction pruned of every block [L], or of every linear
+            [L, linears]; it is still to be projected onto the budget.
+        options: By name.
+        needs: What the signal is made of; None without a signal.
+        signal: From `BlockInputs` and the options to numbers of one block, by name: each a number,
+            or one per linear; the allocation is made from the first. Of drifts, from an array
+            [L (pruned block), L (block after which it is measured)] to arrays [L].
+        work: Operations that the signal of a linear takes, from rows, columns and options, in the
+            time of an operation of a block pass: for the progress.
+        symbol: Of the signal, in formulas.
+        unit: Of the signal; may name its options, as in `m {m:g}`.
+        column: Heading of the signal in tables; may name its options, too.
+        formulas: The functions whose docstrings have its formulas, the allocation last.
+        deviations: How the published code differs.
+    """
+
+    name: str
+    title: str
+    source: str
+    allocation: Callable[[BaseInputs], Floats]
+    options: Mapping[str, Option] = field(default_factory=dict)
+    needs: Needs | None = None
+    signal: Callable[..., Mapping[str, Any]] | None = None
+    work: Callable[[int, int, Mapping[str, Value]], float] = lambda out, width, options: 0.0
+    symbol: str = ""
+    unit: str = ""
+    column: str = ""
+    formulas: tuple[Callable[..., Any], ...] = ()
+    deviations: str = ""
+
+    def checked(self, options: Mapping[str, Any]) -> dict[str, Value]:
+        """All options: those that are given, checked, and the defaults of the others."""
+        if unknown := options.keys() - self.options.keys():
+            raise RefimplError(
+                f"base {self.name}: unknown option {listed(sorted(unknown))}",
+                f"the options {', '.join(self.options)}" if self.options else "no option",
+                "correct or remove --base-option",
+            )
+        return {
+            name: option.checked(self.name, name, options.get(name, option.default))
+            for name, option in self.options.items()
+        }
+
+    def of_signal(self, options: Mapping[str, Value]) -> dict[str, Value]:
+        """Those of some options that the signal depends on."""
+        return {name: x for name, x in options.items() if self.options[name].of_signal}
+
+
+def bases() -> dict[str, Base]:
+    """The base allocations of this package, by name."""
+    return records("refimpl.bases", Base)
+
+
+def base_named(name: str) -> Base | None:
+    """The base of a name: of this package, or of another one's entry points."""
+    return named(name, "refimpl.bases", Base)

@@ -1,0 +1,104 @@
+"""DLP: blocks with higher scores are pruned more."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.arguments import checked
+from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
+from refimpl.bases.spread import PEER_FLOOR, by_share
+from refimpl.bases.wanda_scores import BlockScores, mean_score
+from refimpl.pruners.checks import Compat, Floats, number_in
+
+
+@checked
+def dlp_score(scores: Sequence[Floats], statistic: Literal["mean", "median"] = "mean") -> float:
+    """Return the typical score of a block, as DLP ranks blocks.
+
+    u = mean(M) or median(M), over all linears of the block together
+
+    Args:
+        scores: Wanda scores M of the block's linears, each [out, in].
+        statistic: `mean` as in DLP's code, or `median` as in its paper.
+
+    Returns:
+        u, in units of the scores.
+
+    Raises:
+        RefimplError: There are no scores, or their sum is not finite.
+
+    Differs: the median of an even number of scores is the mean of the middle two.
+
+    Example:
+        >>> dlp_score([np.array([[1.0, 2.0]]), np.array([[6.0]])])
+        3.0
+        >>> dlp_score([np.array([[1.0, 2.0]]), np.array([[6.0]])], "median")
+        2.0
+    """
+    mean = mean_score(scores)
+    if statistic == "mean":
+        return mean
+    flat = np.concatenate([np.asarray(score, dtype=np.float64).ravel() for score in scores])
+    return float(np.median(flat, overwrite_input=True))
+
+
+@checked
+def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat = "exact") -> Floats:
+    """Return DLP's allocation: blocks with higher scores are pruned more.
+
+    imp = 1 - u / sum(u);  d = 2 a (imp - min) / (max - min);  s_l = S - d_l + mean(d)
+
+    Args:
+        score: u, mean or median Wanda score per block, [L], at least 0.
+        sparsity: Target S, in [0, 1].
+        a: Half the spread of the allocation, in [0, 1].
+        compat: `exact` or `peer`.
+
+    Returns:
+        Fraction pruned per block, [L].
+
+    Raises:
+        RefimplError: A number is out of range; with `peer`, all numbers are equal.
+
+    Example:
+        >>> dlp([2.0, 3.0, 4.0], 0.7, a=0.1).round(4)
+        array([0.6, 0.7, 0.8])
+    """
+    allocation = by_share(score, "DLP score", sparsity, number_in(a, "a", 0, 1), compat)
+    return np.where(allocation <= 0, PEER_FLOOR, allocation) if compat == "peer" else allocation
+
+
+def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, float]:
+    statistic: Any = options["statistic"]
+    return {"score": dlp_score(BlockScores(block), statistic)}
+
+
+def _allocation(asked: BaseInputs) -> Floats:
+    return dlp(asked.signal, asked.sparsity, float(asked.options["a"]), asked.compat)
+
+
+DLP = Base(
+    "dlp",
+    "DLP",
+    "arXiv:2505.23807; its code",
+    _allocation,
+    options={
+        "a": Option(0.15, "Half the spread of the allocation, 0 to 1.", low=0, high=1),
+        "statistic": Option(
+            "mean",
+            "Of a block's scores: the mean, as in its code, or the median, as in its paper.",
+            words=("mean", "median"),
+            of_signal=True,
+        ),
+    },
+    needs="squares",
+    signal=_signal,
+    symbol="u",
+    unit="per block, {statistic}",
+    column="dlp {statistic}",
+    formulas=(dlp_score, dlp),
+    deviations="the code replaces a sparsity of 0 or less by 0.01, restores no budget, and yields "
+    "NaN where all shares are equal",
+)

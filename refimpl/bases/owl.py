@@ -1,0 +1,102 @@
+"""OWL: blocks with more outliers are pruned less."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.arguments import checked
+from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
+from refimpl.bases.spread import PEER_FLOOR, is_flat, spread
+from refimpl.bases.uniform import uniform
+from refimpl.bases.wanda_scores import BlockScores, mean_score
+from refimpl.pruners.checks import Compat, Floats, finite_vector, number_in
+
+
+@checked
+def owl_outlier_percent(scores: Sequence[Floats], m: float = 5.0) -> float:
+    """Return the share of a block's scores that stand out, as OWL counts them.
+
+    D = 100 * #{M > m * mean(M)} / #M, over all linears of the block together
+
+    Args:
+        scores: Wanda scores M of the block's linears, each [out, in].
+        m: Multiple of the mean above which (strictly) a score is an outlier.
+
+    Returns:
+        Percent, in [0, 100].
+
+    Raises:
+        RefimplError: There are no scores, or their sum is not finite.
+
+    Example:
+        >>> owl_outlier_percent([np.ones((2, 4)), np.array([[20.0, 1.0]])], m=5)
+        10.0
+    """
+    threshold = m * mean_score(scores)
+    outliers, size = 0, 0
+    for score in scores:
+        outliers += int(np.count_nonzero(score > threshold))
+        size += score.size
+    return 100.0 * outliers / size
+
+
+@checked
+def owl(
+    outlier_percent: npt.ArrayLike, sparsity: float, lam: float = 0.08, compat: Compat = "exact"
+) -> Floats:
+    """Return OWL's allocation: blocks with more outliers are pruned less.
+
+    d_l = 2 lam (D_l - min D) / (max D - min D);  s_l = S - d_l + mean(d)
+
+    Args:
+        outlier_percent: D, outliers per block in percent, [L].
+        sparsity: Target S, in [0, 1].
+        lam: Half the spread of the allocation, in [0, 1].
+        compat: `exact` or `peer`.
+
+    Returns:
+        Fraction pruned per block, [L].
+
+    Raises:
+        RefimplError: A number is out of range; with `peer`, all numbers are equal.
+
+    Example:
+        >>> owl([2.0, 3.0, 4.0], 0.7, lam=0.1).round(4)
+        array([0.8, 0.7, 0.6])
+    """
+    outliers = finite_vector(outlier_percent, "outlier percent")
+    flat = uniform(outliers.size, sparsity)
+    number_in(lam, "lam", 0, 1)
+    if is_flat(outliers, "outlier percent", compat):
+        return flat
+    allocation = spread(outliers, sparsity, lam)
+    return np.where(allocation <= 0, PEER_FLOOR, allocation) if compat == "peer" else allocation
+
+
+def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, float]:
+    return {"outlier_percent": owl_outlier_percent(BlockScores(block), float(options["m"]))}
+
+
+def _allocation(asked: BaseInputs) -> Floats:
+    return owl(asked.signal, asked.sparsity, float(asked.options["lam"]), asked.compat)
+
+
+OWL = Base(
+    "owl",
+    "OWL",
+    "arXiv:2310.05175; its code, `lib/prune_all.py`",
+    _allocation,
+    options={
+        "m": Option(5.0, "Multiple of the mean score that outliers exceed.", of_signal=True),
+        "lam": Option(0.08, "Half the spread of the allocation, 0 to 1.", low=0, high=1),
+    },
+    needs="squares",
+    signal=_signal,
+    symbol="D",
+    unit="percent per block, m {m:g}",
+    column="outliers %",
+    formulas=(owl_outlier_percent, owl),
+    deviations="the code replaces a sparsity of 0 or less by 0.01, restores no budget, and yields "
+    "NaN where all D are equal",
+)

@@ -1,0 +1,37 @@
+"""Uniform: every block loses the same fraction."""
+
+import numpy as np
+
+from refimpl.arguments import checked
+from refimpl.bases.base import Base, BaseInputs
+from refimpl.pruners.checks import Floats, number_in
+
+
+@checked
+def uniform(num_units: int, sparsity: float) -> Floats:
+    """Return the same sparsity for every unit.
+
+    s_u = S
+
+    Args:
+        num_units: Number of units U.
+        sparsity: Target S, in [0, 1].
+
+    Returns:
+        Fraction pruned per unit, [U].
+
+    Raises:
+        RefimplError: The sparsity is not in [0, 1].
+
+    Example:
+        >>> uniform(2, 0.5)
+        array([0.5, 0.5])
+    """
+    return np.full(num_units, number_in(sparsity, "sparsity", 0, 1))
+
+
+def _allocation(asked: BaseInputs) -> Floats:
+    return uniform(len(asked.linears), asked.sparsity)
+
+
+UNIFORM = Base("uniform", "uniform", "the usual baseline", _allocation, formulas=(uniform,))

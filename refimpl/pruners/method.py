@@ -1,0 +1,101 @@
+"""The record of a pruner: what it is called, what it needs of the inputs, how it decides."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from refimpl.errors import RefimplError
+from refimpl.pruners.checks import Bools, Compat, Floats
+from refimpl.pruners.compensation import Factor, PrunedWeight
+from refimpl.records import named, records
+
+Statistics = Literal["squares", "products"]
+"""What is summed of a linear's inputs: their squares [in], or their outer products [in, in]."""
+
+
+@dataclass(frozen=True)
+class LinearInputs:
+    """A linear, and what a pruner may look at to decide which of its weights stay.
+
+    Args:
+        weight: [out, in], any float dtype.
+        total: Sum over the calibration tokens of the statistic that the pruner needs.
+        sequences: Number of sequences that it was summed over.
+        goal: A count or a `Pattern`; with `compat="peer"` a fraction or a `Pattern`.
+        damping: Of a Hessian, as a fraction of its mean diagonal.
+        seed: Of a random choice.
+        place: Numbers of the block and of the linear in it.
+        factor: Computes the factor of the damped Hessian.
+    """
+
+    weight: npt.ArrayLike
+    total: Floats | None
+    sequences: int
+    goal: Any
+    damping: float
+    seed: int
+    place: tuple[int, int]
+    factor: Factor
+
+    @property
+    def mean(self) -> Floats:
+        """The statistic per sequence."""
+        return self.sums / self.sequences
+
+    @property
+    def sums(self) -> Floats:
+        """The statistic that a pruner with `needs` is sure to get."""
+        assert self.total is not None
+        return self.total
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruner. Its file says all that the program knows of it.
+
+    Args:
+        name: As --method takes it.
+        title: As people write it.
+        source: Where it was published, and the code that `keep_peer` reproduces.
+        score: From a linear to the score of every weight, [out, in]; the lowest go.
+        keep: From scores and a count to what stays, [out, in]; by default all but the lowest of the
+            linear.
+        keep_peer: The same from scores and a fraction, as the published code decides; None if
+            there is none.
+        compensate: In place of all these, for pruners that change the weights that stay.
+        needs: What is summed of the inputs of the linear; None for pruners that look at weights
+            alone.
+        options: Which fields of `Pruner` it uses.
+        deviations: How the published code differs.
+    """
+
+    name: str
+    title: str
+    source: str
+    score: Callable[[LinearInputs], Floats] | None = None
+    keep: Callable[[Floats, int], Bools] | None = None
+    keep_peer: Callable[[Floats, float], Bools] | None = None
+    compensate: Callable[[LinearInputs, Compat], PrunedWeight] | None = None
+    needs: Statistics | None = None
+    options: tuple[str, ...] = ()
+    deviations: str = ""
+
+    @property
+    def has_peer(self) -> bool:
+        """Whether there is published code to reproduce."""
+        return self.keep_peer is not None or self.compensate is not None
+
+
+def methods() -> dict[str, Method]:
+    """The pruners of this package, by name."""
+    return records("refimpl.pruners", Method)
+
+
+def method_named(name: str, what: str = "method") -> Method:
+    """The pruner of a name: of this package, or of another one's entry points."""
+    found = named(name, "refimpl.pruners", Method)
+    if found is None:
+        raise RefimplError(f"{what} {name!r}", " or ".join(methods()), "choose one of these")
+    return found

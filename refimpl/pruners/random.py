@@ -1,0 +1,15 @@
+"""Random pruning, the control: scores that know nothing of the weights."""
+
+import numpy as np
+
+from refimpl.pruners.checks import Floats
+from refimpl.pruners.method import LinearInputs, Method
+
+
+def _score(linear: LinearInputs) -> Floats:
+    """Uniform in [0, 1), from Philox, keyed by (seed; block, linear): on no other linear's."""
+    key = np.random.SeedSequence(linear.seed, spawn_key=linear.place)
+    return np.random.Generator(np.random.Philox(key)).random(np.shape(linear.weight))
+
+
+RANDOM = Method("random", "random", "ours, as a control", score=_score, options=("seed",))

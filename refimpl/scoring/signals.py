@@ -1,0 +1,338 @@
+"""What bases rank by, measured: each signal from the statistic that its base needs."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.allocation.request import Request, base_of
+from refimpl.allocation.scores import Signal, Signals
+from refimpl.bases.base import Base, BlockInputs, Needs, Value, bases
+from refimpl.errors import RefimplError
+from refimpl.model.config import Config
+from refimpl.model.model import Model
+from refimpl.model.ops import Array
+from refimpl.model.statistics import SUMS, input_of, saw_no_token
+from refimpl.model.stream import Stream
+from refimpl.model.token_ids import checked_ids
+from refimpl.running.settings import Resources, Settings
+from refimpl.running.threads import Workers
+from refimpl.running.work_units import Tick, results
+from refimpl.scoring.dense_statistics import Moments, dense_squares, sums_of_all, wanda_moments
+from refimpl.scoring.grouping import state_bytes
+from refimpl.tokens import Tokens
+from refimpl.tokens.imatrix import Imatrix
+
+Numbers = Mapping[str, Any]
+"""What a signal has for one block, by name: a number, or one for each of its linears."""
+Rows = dict[int, Mapping[str, Numbers]]
+"""By number of the block, the numbers of each base."""
+Asked = Mapping[str, tuple[Callable[..., Numbers], Mapping[str, Value]]]
+"""By name of the base, the function that measures its signal, and its options."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The bases whose signals are measured, with all their options."""
+
+    bases: Mapping[str, tuple[Base, Mapping[str, Value]]]
+
+    @classmethod
+    def of(cls, request: Request, others: Iterable[str | Base] | None = None) -> "Chosen":
+        """The base of a request, and others; by default those of squares, which are at hand."""
+        if others is None:
+            others = [base for base in bases().values() if base.needs == "squares"]
+        records = [base_of(other) for other in others]
+        asked = request.record
+        if odd := [x.name for x in records if x.needs == "drifts" and x.name != asked.name]:
+            raise RefimplError(
+                f"the signal of base {odd[0]} beside base {asked.name}",
+                "no other base that is made of drifts: blocks are pruned for one base",
+                f"use {odd[0]} as the base of the request",
+            )
+        chosen: dict[str, tuple[Base, Mapping[str, Value]]] = {
+            base.name: (base, base.checked({})) for base in records if base.needs is not None
+        }
+        chosen |= {asked.name: (asked, request.options)}
+        return cls({name: pair for name, pair in chosen.items() if pair[0].needs is not None})
+
+    def needing(self, needs: str) -> Asked:
+        """Those that are made of one statistic."""
+        return {
+            name: (base.signal, options)
+            for name, (base, options) in self.bases.items()
+            if base.needs == needs and base.signal is not None
+        }
+
+    def signals(self, rows: Sequence[Mapping[str, Numbers]], config: Config) -> dict[str, Signal]:
+        """Signals from the numbers of every block."""
+        return {name: self._signal(name, [row[name] for row in rows], config) for name in rows[0]}
+
+    def _signal(self, name: str, rows: Sequence[Numbers], config: Config) -> Signal:
+        base, options = self.bases[name]
+        values = dict[str, Array]()
+        for key in rows[0]:
+            column = [row[key] for row in rows]
+            if np.ndim(column[0]) == 0:
+                values[key] = np.array(column, np.float64)
+                continue
+            values[key] = np.full(config.linear_sizes.shape, np.nan)
+            for into, numbers in zip(values[key], column, strict=True):
+                into[: len(numbers)] = numbers
+        return Signal(base.of_signal(options), values)
+
+    def work(self, config: Config, length: int, needs: Needs) -> float:
+        """Cost of signals of a block beside its passes, in passes of so many tokens."""
+        each = sum(
+            base.work(out, width, options)
+            for base, options in self.bases.values()
+            if base.needs == needs
+            for linears in config.linears
+            for out, width in linears.values()
+        )
+        return each / (2 * length * float(config.block_sizes.sum()))
+
+    def cost(self, config: Config, sequences: int, length: int) -> float:
+        """Cost of `of_weights` and `of_products` in block passes of one sequence."""
+        # Outer products take about as long as the pass that makes them.
+        passes = 2 * sequences if self.needing("products") else 0
+        kinds: tuple[Needs, ...] = ("weights", "products")
+        return config.num_blocks * (passes + sum(self.work(config, length, x) for x in kinds))
+
+
+def signals(
+    model: Model,
+    request: Request,
+    tokens: Tokens | Imatrix | None,
+    settings: Settings | None = None,
+) -> Signals:
+    """Measure what a base is made of, without an experiment.
+
+    Args:
+        model: From `read_model`.
+        request: The base and its options.
+        tokens: Calibration tokens, or an importance matrix; None for bases that need none.
+        settings: What it runs with; only the dtype changes the numbers.
+
+    Raises:
+        RefimplError: NaN or Inf among the weights; a base without the tokens that it needs; too
+            little memory for the states of all sequences.
+    """
+    settings, config, base = settings or Settings(), model.config, request.record
+    of_squares = [name for name, other in bases().items() if other.needs == "squares"]
+    if base.needs in SUMS and tokens is None:
+        raise RefimplError(f"base {base.name} without tokens", "calibration tokens", "pass tokens")
+    if base.needs == "products" and isinstance(tokens, Imatrix):
+        raise RefimplError(
+            f"base {base.name} with an importance matrix, which holds the squares of inputs",
+            f"calibration tokens: {base.title} needs the products of inputs with one another",
+            f"omit the importance matrix, or use base {' or '.join(of_squares)}",
+        )
+    ids = np.zeros((0, 1), np.int64)
+    if isinstance(tokens, Tokens):
+        ids = checked_ids(tokens.ids, config)
+    run = {
+        "command": "signals",
+        "tokens": tokens and tokens.sha256,
+        "base": [base.name, dict(request.options)],
+        "dtype": np.dtype(settings.dtype).name,
+    }
+    chosen = Chosen.of(request, ())
+    with settings.open(model, run) as resources:
+        squares = base.needs == "squares"
+        resources.total = squares * len(ids) * config.num_blocks
+        resources.total += chosen.cost(config, len(ids), ids.shape[1])
+        if isinstance(tokens, Imatrix):
+            moments = wanda_moments(tokens.squares, 1, config)
+        elif squares:
+            moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
+        else:
+            return before_squares(model, chosen, ids, resources)
+        return of_moments(model, chosen, moments, resources)
+
+
+def before_squares(
+    model: Model, chosen: Chosen, ids: Array, resources: Resources
+) -> dict[str, Signal]:
+    """The signals that are made of the weights alone, or of outer products; from ids [N, S]."""
+    config, length = model.config, ids.shape[1]
+    measured, asked = of_weights(model, chosen, length, resources), chosen.needing("products")
+    if not asked:
+        return measured
+    workers, pool, tick = resources.workers, resources.pool, resources.tick
+    need = 2 * len(ids) * state_bytes(config, length, resources.dtype) * pool.workers
+    if need > resources.memory:
+        raise RefimplError(
+            f"memory of {resources.memory} bytes does not hold the states of all sequences",
+            f"{need} bytes: {len(ids)} x {length} tokens, before and after a block",
+            f"use --memory {need} or more, or fewer --samples",
+        )
+    sequences, work = dict(enumerate(ids)), chosen.work(config, length, "products")
+
+    def run(left: list[int]) -> Iterator[Rows]:
+        blocks, dtype = ranges(left, resources), resources.dtype
+        made = (PassedBlocks(x, sequences, asked, work, dtype) for x in blocks)
+        if pool.executor is not None:
+            yield from (rows for _, rows in results(made, model, pool, workers, tick))
+        else:  # here, each block is known before the next one
+            yield from (rows for unit in made for rows in unit.measured(model, workers, tick))
+
+    return measured | chosen.signals(_finished(config, resources, "products", run), config)
+
+
+def of_weights(
+    model: Model, chosen: Chosen, length: int, resources: Resources
+) -> dict[str, Signal]:
+    """The signals that are made of the weights alone; progress in passes of `length` tokens."""
+    config, asked = model.config, chosen.needing("weights")
+    work, dtype = chosen.work(config, length, "weights"), resources.dtype
+    workers, pool, tick = resources.workers, resources.pool, resources.tick
+
+    def run(left: list[int]) -> Iterator[Rows]:
+        made = (BlockSignals(i, asked, work=work, dtype=dtype) for i in left)
+        yield from (rows for _, rows in results(made, model, pool, workers, tick))
+
+    return chosen.signals(_finished(config, resources, "weights", run), config) if asked else {}
+
+
+def of_moments(
+    model: Model, chosen: Chosen, moments: Moments, resources: Resources
+) -> dict[str, Signal]:
+    """The signals that are made of Wanda's statistic, per block and linear [in]."""
+    asked, rows, dtype = chosen.needing("squares"), dict[int, Any](), resources.dtype
+    workers, pool, tick = resources.workers, resources.pool, resources.tick
+    made = (BlockSignals(i, asked, x, dtype=dtype) for i, x in enumerate(moments) if asked)
+    for _, of_block in results(made, model, pool, workers, tick):
+        rows |= of_block
+    return chosen.signals([rows[i] for i in sorted(rows)], model.config) if rows else {}
+
+
+def of_drifts(chosen: Chosen, drift: Array) -> Signals:
+    """The signals that are made of the drifts of pruned blocks, [L (pruned), L (measured)]."""
+    return {
+        name: Signal(chosen.bases[name][0].of_signal(options), dict(signal(drift, options)))
+        for name, (signal, options) in chosen.needing("drifts").items()
+    }
+
+
+def _finished(
+    config: Config, resources: Resources, needs: str, run: Callable[[list[int]], Iterator[Rows]]
+) -> list[Mapping[str, Numbers]]:
+    """The numbers of all blocks: kept ones of an earlier run, and those that are measured now."""
+    kept, key = resources.partial, f"signals of {needs}"
+    earlier = {} if kept is None else kept.results
+    rows = {int(name.split()[-1]): x for name, x in earlier.items() if name.startswith(key)}
+    for more in run([i for i in range(config.num_blocks) if i not in rows]):
+        rows |= more
+        if kept is not None:
+            kept.add({f"{key} {i}": row for i, row in more.items()})
+    return [rows[i] for i in range(config.num_blocks)]
+
+
+@dataclass(frozen=True)
+class BlockSignals:
+    """The signals of one block that takes no pass: a work unit.
+
+    `moments` is Wanda's statistic per linear, [in]; empty for signals of the weights alone.
+    """
+
+    block: int
+    asked: Asked
+    moments: Mapping[str, Array] = field(default_factory=dict)
+    work: float = 0.0
+    dtype: npt.DTypeLike = np.float32
+
+    def cost(self, config: Config) -> float:
+        """Nothing for moments: beside the passes, it takes no time worth reporting."""
+        return self.work
+
+    def run(self, model: Model, workers: Workers, tick: Tick) -> Rows:
+        """The numbers of each base."""
+        shapes = model.config.linears[self.block]
+        if self.moments:
+            weights = model.block(self.block, self.dtype, workers.map)
+            block = BlockInputs(self.block, shapes, partial(_weight, weights), self.moments)
+            tasks = [partial(signal, block, options) for signal, options in self.asked.values()]
+            return {self.block: dict(zip(self.asked, workers.run(tasks), strict=True))}
+
+        def stored(name: str) -> Array:
+            return model.weights[f"blocks.{self.block}.{name}.weight"].read(np.float64)
+
+        block = BlockInputs(self.block, shapes, stored, dtype=self.dtype, run=workers.run)
+        row = _numbers(self.asked, block)
+        tick(self.work)
+        return {self.block: row}
+
+
+@dataclass(frozen=True)
+class PassedBlocks:
+    """The signals of some blocks, after a pass of all sequences through those before: a work unit.
+
+    Args:
+        blocks: Which, ascending.
+        ids: Token ids of all sequences, [S], by their number.
+        asked: What is measured.
+        work: Cost of that in each block, in block passes.
+        dtype: Of the passes; outer products and signals are float64.
+    """
+
+    blocks: tuple[int, ...]
+    ids: Mapping[int, Array]
+    asked: Asked
+    work: float
+    dtype: npt.DTypeLike = np.float32
+
+    def cost(self, config: Config) -> float:
+        """Block passes, and what else takes time, in the same unit."""
+        passes = len(self.ids) * (self.blocks[-1] + 1 + len(self.blocks))
+        return passes + self.work * len(self.blocks)
+
+    def run(self, model: Model, workers: Workers, tick: Tick) -> Rows:
+        """The numbers of every block."""
+        rows = self.measured(model, workers, tick)
+        return {i: row for one in rows for i, row in one.items()}
+
+    def measured(self, model: Model, workers: Workers, tick: Tick) -> Iterator[Rows]:
+        """Each block's numbers, as soon as they are known; outer products of one in memory."""
+        stream, one = Stream(model, self.ids, self.dtype), partial(tick, 1)
+        for i in range(self.blocks[-1] + 1):
+            weights = model.block(i, self.dtype, workers.map)
+            if i not in self.blocks:
+                passes = [partial(stream.through, h, weights) for h in stream.states.values()]
+                stream.advance(dict(zip(self.ids, workers.run(passes, one), strict=True)))
+                continue
+            after, sums = sums_of_all(stream, weights, SUMS["products"], workers, one)
+            stream.advance(after)
+            shapes = model.config.linears[i]
+            of_linears = {x: sums[input_of(x)] for x in shapes if input_of(x) in sums}
+            block = BlockInputs(
+                i,
+                shapes,
+                partial(_weight, weights),
+                of_linears,
+                len(self.ids),
+                frozenset(x for x in shapes if saw_no_token(x, of_linears.get(x))),
+                self.dtype,
+                workers.run,
+            )
+            yield {i: _numbers(self.asked, block)}
+            tick(len(self.ids) + self.work)
+
+
+def _numbers(asked: Asked, block: BlockInputs) -> dict[str, Numbers]:
+    """What each base has for a block."""
+    return {name: signal(block, options) for name, (signal, options) in asked.items()}
+
+
+def _weight(weights: Mapping[str, Array], name: str) -> Array:
+    """The weight of a linear."""
+    return weights[f"{name}.weight"]
+
+
+def ranges(blocks: list[int], resources: Resources) -> list[tuple[int, ...]]:
+    """The blocks of each unit: all of them here; on workers, which start anew, some for each."""
+    pieces = 1 if resources.pool.executor is None else resources.pool.workers
+    return [tuple(piece.tolist()) for piece in np.array_split(blocks, pieces) if piece.size]

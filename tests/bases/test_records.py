@@ -1,0 +1,202 @@
+"""Bases and pruners of one's own: what a record says is all that the program needs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gates import bits, model_of
+from program import run
+from refusals import refusal_of
+
+from refimpl import (
+    Base,
+    Method,
+    Pattern,
+    Perturbation,
+    Pruner,
+    Request,
+    allocate,
+    prune,
+    read_model,
+    score,
+)
+from refimpl.allocation.scores_json import document, read_scores
+from refimpl.bases.base import BaseInputs, BlockInputs, bases
+from refimpl.explanation.explain import explain
+from refimpl.model.ops import Array
+from refimpl.pruners.method import methods
+from refimpl.records import named
+from refimpl.scoring.signals import signals
+from refimpl.storage.files import write_json
+from refimpl.tokens import Tokens, random_tokens
+
+LLAMA = model_of("llama")
+TOKENS = random_tokens(264, 2, 16)
+NEEDY = [name for name, base in bases().items() if base.needs not in (None, "drifts")]
+
+
+def own(name: str) -> Base:
+    """A base of this package under a name that nothing knows."""
+    return replace(bases()[name], name="one's own")
+
+
+@pytest.mark.parametrize("executor", [None, "processes"])
+@pytest.mark.parametrize("name", NEEDY)
+def test_a_base_of_ones_own_is_measured_as_one_of_the_package(
+    name: str, executor: str | None, tmp_path: Path
+) -> None:
+    base, plain = own(name), Request(name, sparsity=0.6)
+    options: dict[str, Any] = {"executor": executor, "threads": 2}
+    scores = score(LLAMA, TOKENS, bases=[base], **options)
+    assert scores.signals.keys() == {base.name}
+    theirs = score(LLAMA, TOKENS, request=plain)
+    assert bits(scores.signals[base.name]) == bits(theirs.signals[name])
+    found, expected = allocate(scores, base=base, sparsity=0.6), allocate(theirs, plain)
+    np.testing.assert_array_equal(found.linear_pruned, expected.linear_pruned)
+    path = tmp_path / "scores.json"
+    write_json(path, document(scores, [found]))
+    assert bits(read_scores(path).signals) == bits(scores.signals)
+    text = explain(LLAMA, TOKENS, request=Request(base)).figure
+    np.testing.assert_allclose(
+        text("signals", base.symbol), scores.signals[base.name].main, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", NEEDY)
+def test_its_signal_alone_and_at_its_own_pruning(name: str) -> None:
+    base = own(name)
+    alone = signals(LLAMA, Request(base, correct=None), TOKENS)
+    assert bits(alone) == {
+        base.name: bits(signals(LLAMA, Request(name, correct=None), TOKENS)[name])
+    }
+    request = Request(base, correct="divergence")
+    scores = score(LLAMA, TOKENS, request=request)
+    theirs = score(LLAMA, TOKENS, request=Request(name, correct="divergence"))
+    assert scores.pruned_at is not None
+    assert theirs.pruned_at is not None
+    assert scores.pruned_at.base == base.name
+    np.testing.assert_array_equal(scores.pruned_at.linear_pruned, theirs.pruned_at.linear_pruned)
+    np.testing.assert_array_equal(
+        allocate(scores, request).linear_pruned,
+        allocate(theirs, Request(name, correct="divergence")).linear_pruned,
+    )
+
+
+def last_drift(drift: Array, options: Mapping[str, Any]) -> Mapping[str, Array]:
+    return {"last": drift[:, -1]}
+
+
+def by_signal(asked: BaseInputs) -> Array:
+    return asked.sparsity - 0.1 * (asked.signal - asked.signal.mean())
+
+
+DRIFTS = Base("by drift", "by drift", "", by_signal, needs="drifts", signal=last_drift)
+
+
+def test_a_base_of_drifts_gets_those_of_uniform_pruning() -> None:
+    flat = Request("uniform", sparsity=0.6)
+    scores = score(LLAMA, TOKENS, request=Request(DRIFTS, sparsity=0.6))
+    uniform = score(LLAMA, TOKENS, Perturbation("pruning"), flat)
+    np.testing.assert_array_equal(scores.signals["by drift"].main, uniform.sweep[0].arrival)
+    found = allocate(scores, base=DRIFTS, sparsity=0.6, correct=None)
+    a = uniform.sweep[0].arrival
+    np.testing.assert_allclose(found.base_sparsity, 0.6 - 0.1 * (a - a.mean()), atol=1e-12)
+    refusal_of(allocate, scores, base=DRIFTS, sparsity=0.5, says="measured by pruning at base uni")
+    refusal_of(allocate, uniform, base=DRIFTS, sparsity=0.6, says="not in these scores")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"plan": Perturbation(), "request": Request(DRIFTS)}, "base by drift with Gaussian noise"),
+        ({"bases": [DRIFTS]}, "the signal of base by drift beside base uniform"),
+        ({"bases": ["owls"]}, "base 'owls' is neither"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(changes: dict[str, Any], says: str) -> None:
+    refusal_of(score, LLAMA, TOKENS, says=says, **changes)
+
+
+def test_measured_strength_needs_a_base_before_the_pruning() -> None:
+    refusal_of(Request, DRIFTS, correct="divergence", says="of measured strength")
+
+
+@pytest.mark.parametrize("name", methods())
+def test_a_pruner_of_ones_own_prunes_as_one_of_the_package(name: str, tmp_path: Path) -> None:
+    record = replace(methods()[name], name="one's own")
+    for pruner, folder in ((Pruner(record, 0.02, 3), "mine"), (Pruner(name, 0.02, 3), "theirs")):
+        executor = "processes" if folder == "mine" and record.needs == "products" else None
+        prune(LLAMA, tmp_path / folder, Pattern(2, 4), pruner, TOKENS, executor=executor, threads=2)
+    mine, theirs = (tmp_path / x / "model.safetensors" for x in ("mine", "theirs"))
+    assert mine.read_bytes() == theirs.read_bytes()
+    assert '"method": "one\'s own"' in (tmp_path / "mine" / "pruning.json").read_text()
+
+
+def test_a_record_alone_is_a_pruner(tmp_path: Path) -> None:
+    record = Method("sum", "sum", "", score=lambda linear: np.asarray(linear.weight, np.float64))
+    pruned = prune(LLAMA, tmp_path / "out", allocate(score(LLAMA, TOKENS)), record)
+    assert pruned.total_pruned == allocate(score(LLAMA, TOKENS)).total_pruned
+    name = "blocks.0.q_proj.weight"
+    dense, new = (
+        model.weights[name].read(np.float64) for model in (LLAMA, read_model(tmp_path / "out"))
+    )
+    assert dense[new == 0].max() <= dense[new != 0].min()  # the lowest of the linear went
+    peer = allocate(score(LLAMA, TOKENS), compat="peer")
+    refusal_of(prune, LLAMA, tmp_path / "x", peer, record, says="sum, 0.7, with compat peer")
+
+
+def test_an_entry_point_must_be_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = tmp_path / "odd-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[refimpl.bases]\nodd = os:sep\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    named.cache_clear()
+    refusal_of(Request, "odd", says="the entry point odd of refimpl.bases is os:sep, no Base")
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "says"),
+    [
+        ("owl", {"lam": 2}, "option lam is 2"),
+        ("owl", {"lam": float("nan")}, "option lam is nan"),
+        ("alphapruning", {"epsilon": -0.1}, "option epsilon is -0.1"),
+        ("atp", {"beta": 1.5}, "option beta is 1.5"),
+        ("lsa", {"block": 2.5}, "option block is 2.5"),
+        ("dlp", {"statistic": "mode"}, "base option statistic 'mode'"),
+    ],
+)
+def test_options_outside_their_ranges_are_refused(
+    base: str, options: dict[str, Any], says: str
+) -> None:
+    refusal_of(Request, base, options, says=says)
+
+
+def test_names_of_the_command_line_are_those_of_the_records() -> None:
+    said = run("prune", "fixtures/llama", "-o", "x", "--sparsity", "0.5", "--method", "wnda").err
+    assert all(name in said for name in methods())
+    said = run("score", "fixtures/llama", "--base", "owls").err
+    assert all(name in said for name in bases())
+
+
+def test_the_inputs_of_a_signal_hold_what_its_base_needs() -> None:
+    seen = dict[str, BlockInputs]()
+
+    def signal(block: BlockInputs, options: Mapping[str, Any]) -> Mapping[str, float]:
+        seen[needs] = block
+        return {"x": 1.0}
+
+    for needs in ("weights", "squares", "products"):
+        base: Any = replace(DRIFTS, name=needs, needs=needs, signal=signal)
+        score(LLAMA, Tokens(TOKENS.ids, "", "ids"), bases=[base])
+    width = LLAMA.config.hidden_size
+    assert not seen["weights"].sums
+    assert seen["squares"].means["q_proj"].shape == (width,)
+    assert seen["products"].sums["q_proj"].shape == (width, width)
+    assert seen["products"].sequences == 2
+    for block in seen.values():
+        assert block.weight("q_proj").shape == block.shapes["q_proj"]
+        assert block.index == LLAMA.config.num_blocks - 1
