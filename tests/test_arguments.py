@@ -48,8 +48,20 @@ OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.pert
              "refimpl.method.divergence")  # fmt: skip
 # Of a case that `check` has checked: it calls them, and nobody else.
 OF_STEPS = {"misses_budget", "unchanged", "coarse_step", "tolerance_of", "dtype_of", "steps"}
-OF_STEPS |= {"once_per_case", "signal_of", "decide_groups"}
-GOOD = [("memory", 5), ("only", ("x",)), ("actual", {"no such option": 1.0})]  # and not elsewhere
+OF_STEPS |= {"once_per_case", "signal_of", "signal_step", "decide_groups", "above_threshold"}
+# Of a spectrum that `alphapruning_alpha` has checked.
+OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
+# What a package that adds a base or a pruner writes, and what its functions are called with.
+RECORDS = {"Base", "Option", "Method", "BaseInputs", "BlockInputs", "LinearInputs"}
+LEFT_OUT = RESULTS | OF_STEPS | OF_SPECTRUM | RECORDS
+GOOD = [
+    ("memory", 5),
+    ("only", ("x",)),
+    ("actual", {"no such option": 1.0}),
+    ("bases", []),
+    ("bases", {}),
+    ("name", "no such word"),
+]  # and not elsewhere
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -80,9 +92,9 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
     of_base = {"sparsity": 0.5}
     exact = {"compat": "exact"}
     corrected = {"strength": 0.05, "max_correction": 0.1, "scale": "raw"}
-    bases, correction = "refimpl.method.allocation.", "refimpl.method.correction."
-    counts, pruners = "refimpl.pruners.counts.", "refimpl.pruners.scores."
-    pattern, signals = "refimpl.pruners.pattern.", "refimpl.method.signals."
+    bases, correction = "refimpl.bases.", "refimpl.method.correction."
+    counts, pruners = "refimpl.pruners.counts.", "refimpl.pruners."
+    pattern, spectrum = "refimpl.pruners.pattern.", "refimpl.method.spectrum."
     return {
         "refimpl.api.Pattern": {"pruned": 2, "group": 4},
         "refimpl.api.Pruner": vars(Pruner()),
@@ -118,28 +130,37 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         },
         "refimpl.api.read_imatrix": {"path": "fixtures/text.txt", "model": model},
         "refimpl.api.read_model": {"path": "fixtures/llama", "config": None, "download": False},
-        "refimpl.api.score": {**scored, **running, "all_signals": True},
-        f"{signals}owl_outlier_percent": {"scores": (matrix,), "m": 5.0},
-        f"{signals}dlp_score": {"scores": (matrix,), "statistic": "mean"},
-        f"{signals}lsa_error": {"weight": matrix, "outer": matrix, "group": 2},
-        f"{signals}esd": {"weight": matrix},
-        f"{signals}alphapruning_alpha": {
+        "refimpl.api.score": {**scored, **running, "bases": ["uniform"]},
+        f"{bases}owl.owl_outlier_percent": {"scores": (matrix,), "m": 5.0},
+        f"{bases}dlp.dlp_score": {"scores": (matrix,), "statistic": "mean"},
+        f"{bases}lsa.lsa_error": {"weight": matrix, "outer": matrix, "group": 2},
+        f"{spectrum}esd": {"weight": matrix},
+        f"{spectrum}alphapruning_alpha": {
             "eigenvalues": np.arange(1.0, 9),
             "fit": "mid",
             "xmin": "shipped",
         },
-        f"{bases}uniform": {"num_units": 2, **of_base},
-        f"{bases}owl": {"outlier_percent": vector, **of_base, "lam": 0.1, **exact},
-        f"{bases}alphapruning": {
+        f"{bases}uniform.uniform": {"num_units": 2, **of_base},
+        f"{bases}owl.owl": {"outlier_percent": vector, **of_base, "lam": 0.1, **exact},
+        f"{bases}alphapruning.alphapruning": {
             "alpha": vector,
             "sizes": sizes,
             **of_base,
             "epsilon": 0.1,
             **exact,
         },
-        f"{bases}dlp": {"score": vector, **of_base, "a": 0.1, **exact},
-        f"{bases}lsa": {"error": vector, **of_base, "beta": 0.1, **exact},
-        f"{bases}atp": {"num_blocks": 2, **of_base, "beta": 0.1},
+        f"{bases}dlp.dlp": {"score": vector, **of_base, "a": 0.1, **exact},
+        f"{bases}lsa.lsa": {"error": vector, **of_base, "beta": 0.1, **exact},
+        f"{bases}atp.atp": {"num_blocks": 2, **of_base, "beta": 0.1},
+        f"{bases}base.bases": {},
+        f"{bases}base.base_named": {"name": "owl"},
+        f"{bases}propagation.reach": {"drift": np.triu(np.ones((2, 2)))},
+        f"{bases}propagation.propagation": {
+            "signal": vector,
+            **of_base,
+            "width": 0.15,
+            "steepness": 8.0,
+        },
         f"{correction}clipped_log": {"ratio": vector},
         f"{correction}centred_log": {"error": vector},
         f"{correction}at_clip": {"u": vector},
@@ -160,12 +181,23 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         f"{counts}split_count": {"count": 5, "sizes": sizes},
         f"{counts}row_count": {"count": 5, "rows": 4, "columns": 4},
         f"{counts}counts": {"sparsity_per_unit": np.array([0.5, 0.5]), "sizes": sizes, **of_base},
-        f"{pruners}magnitude_score": {"weight": matrix},
-        f"{pruners}wanda_score": {"weight": matrix, "second_moment": np.ones(4)},
-        f"{pruners}wanda_keep": {"score": matrix, "count": 5},
-        f"{pruners}magnitude_keep": {"score": matrix, "count": 5},
-        "refimpl.pruners.sparsegpt.hessian": {"outer": matrix, "sequences": 1},
-        "refimpl.pruners.sparsegpt.sparsegpt": {
+        f"{pruners}method.methods": {},
+        f"{pruners}method.method_named": {"name": "wanda"},
+        f"{pruners}magnitude.magnitude_score": {"weight": matrix},
+        f"{pruners}wanda.wanda_score": {"weight": matrix, "second_moment": np.ones(4)},
+        f"{pruners}wanda.wanda_keep": {"score": matrix, "count": 5},
+        f"{pruners}magnitude.magnitude_keep": {"score": matrix, "count": 5},
+        f"{pruners}wanda.wanda_keep_peer": {"score": matrix, "sparsity": 0.5},
+        f"{pruners}magnitude.magnitude_keep_peer": {"score": matrix, "sparsity": 0.5},
+        f"{pruners}sparsegpt.sparsegpt_peer": {
+            "weight": matrix,
+            "hessian": matrix,
+            "target": 0.5,
+            "damping": 0.01,
+            "width": 2,
+        },
+        f"{pruners}sparsegpt.hessian": {"outer": matrix, "sequences": 1},
+        f"{pruners}sparsegpt.sparsegpt": {
             "weight": matrix,
             "hessian": matrix,
             "target": 5,
@@ -217,7 +249,7 @@ FUNCTIONS = {name: x for x, name in {x: name for name, x in reversed([*public()]
 CHECKED = [
     name
     for name, function in FUNCTIONS.items()
-    if name.rpartition(".")[2] not in RESULTS | OF_STEPS
+    if name.rpartition(".")[2] not in LEFT_OUT
     and (not name.startswith(OF_ARRAYS) or is_dataclass(function))
 ]
 

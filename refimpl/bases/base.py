@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy.typing as npt
 
-from refimpl.arguments import require
+from refimpl.arguments import checked, require
 from refimpl.errors import RefimplError, listed
 from refimpl.pruners.checks import Compat, Floats, Ints
 from refimpl.records import named, records
@@ -182,6 +182,7 @@ def bases() -> dict[str, Base]:
     return records("refimpl.bases", Base)
 
 
+@checked
 def base_named(name: str) -> Base | None:
     """The base of a name: of this package, or of another one's entry points."""
     return named(name, "refimpl.bases", Base)

@@ -59,6 +59,7 @@ def magnitude_keep(score: npt.ArrayLike, count: int) -> Bools:
     return wanda_keep(matrix.reshape(1, -1), count).reshape(matrix.shape)  # one row: no row rule
 
 
+@checked
 def magnitude_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
     """Decide as the magnitude pruning of Wanda's code: keep = score > sorted(score)[int(R C s)].
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
+from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Compat, Floats
 from refimpl.pruners.compensation import Factor, PrunedWeight
@@ -93,6 +94,7 @@ def methods() -> dict[str, Method]:
     return records("refimpl.pruners", Method)
 
 
+@checked
 def method_named(name: str, what: str = "method") -> Method:
     """The pruner of a name: of this package, or of another one's entry points."""
     found = named(name, "refimpl.pruners", Method)

@@ -127,6 +127,7 @@ def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decid
     return lambda score, start: pattern_keep(score, pattern)
 
 
+@checked
 def sparsegpt_peer(
     weight: npt.ArrayLike,
     hessian: npt.ArrayLike,

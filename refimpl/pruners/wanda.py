@@ -99,6 +99,7 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
     return keep
 
 
+@checked
 def wanda_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
     """Decide as Wanda's code does: the int(C s) lowest scores of each row go, all C if s >= 1.
 
