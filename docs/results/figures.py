@@ -7,8 +7,7 @@ of `refimpl report`, each with its title and the styles that it needs.
 import sys
 from pathlib import Path
 
-from refimpl.report.absorption import sweep_figure
-from refimpl.report.drift import drift_figure
+from refimpl.report.experiment import drift_figure, sweep_figure
 from refimpl.report.inputs import read_inputs
 from refimpl.report.standalone import standalone
 

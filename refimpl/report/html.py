@@ -1,83 +1,13 @@
 """The pieces of a report's page: tables, figures, lists of facts; everything escaped."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from refimpl.report.scales import HEIGHT
+from refimpl.report.figure import ReportFigure, Table
 from refimpl.report.svg import picture
 
 SHOWN = 10  # values of a list of facts
-
-
-@dataclass(frozen=True)
-class Table:
-    """Numbers as text.
-
-    Args:
-        columns: Headings; that of the names of the rows first.
-        rows: A text per column in each; "" for an empty cell.
-    """
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A picture, how to read it, and its numbers.
-
-    Args:
-        ident: Its id, unique in the page.
-        note: How to read it.
-        alternative: Title and description of the picture, as text.
-        parts: SVG elements of the picture.
-        also: A second table, of the numbers from which the first one is computed.
-        height: Height of the picture, in its units.
-        large: Whether it is shown larger than others if there is room.
-        settings: How its numbers were made, for a picture in a file of its own.
-    """
-
-    ident: str
-    title: str
-    note: str
-    alternative: tuple[str, str]
-    parts: Sequence[str]
-    table: Table
-    also: Table | None = None
-    height: float = HEIGHT
-    large: bool = False
-    settings: str = ""
-
-    @property
-    def file_name(self) -> str:
-        """The name of its files, without an ending."""
-        return f"{self.ident}-{re.sub('[^a-z0-9]+', '-', self.title.lower()).strip('-')}"
-
-    def svg(self, alone: bool = False) -> str:
-        """The picture: in the page, or alone with its heading."""
-        heading = self.title, self.settings
-        return picture(self.ident, *self.alternative, self.parts, self.height, heading, alone)
-
-    @property
-    def tables(self) -> tuple[Table, ...]:
-        """Its numbers."""
-        return (self.table,) if self.also is None else (self.table, self.also)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: its anchor, title, pictures, and HTML after them."""
-
-    ident: str
-    title: str
-    figures: Sequence[ReportFigure] = ()
-    html: str = ""
-    css: str = "grid"
 
 
 def table_html(table: Table, ident: str) -> str:
@@ -103,10 +33,11 @@ def figure_html(figure: ReportFigure) -> str:
     css = "card large" if figure.large else "card"
     idents = (figure.ident, f"{figure.ident}-also")
     numbers = "\n".join(map(table_html, figure.tables, idents))
+    details = f"<details><summary>The numbers</summary>\n{numbers}\n</details>"
     return (
         f'<figure class="{css}" id="{figure.ident}" data-file="{escape(figure.file_name)}">\n'
         f"<figcaption><h3>{escape(figure.title)}</h3>\n<p>{escape(figure.note)}</p></figcaption>\n"
-        f"{figure.svg()}\n<details><summary>The numbers</summary>\n{numbers}\n</details>\n</figure>"
+        f"{picture(figure)}\n{details}\n</figure>"
     )
 
 

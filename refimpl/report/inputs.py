@@ -27,7 +27,7 @@ from refimpl.loading.files.json_schema import require
 from refimpl.model.ops import Array
 from refimpl.pruning.inspection import pruning_facts, pruning_name
 from refimpl.pruning.record_schema import COUNTS, WHOLE_RECORD
-from refimpl.report.scales import MOST
+from refimpl.report.figure import MOST
 from refimpl.report.schemas import EVALUATION, QUESTIONS, TEXT
 from refimpl.storage.target_checks import RECORD
 

@@ -2,11 +2,10 @@
 // Without this script everything is on the page; with it, pictures answer to the mouse and to the
 // arrow keys, and tables sort and filter. What a tooltip says is read from the picture's table.
 (() => {
-  const SVG = 'http://www.w3.org/2000/svg', REACH = 30;
+  const SVG = 'http://www.w3.org/2000/svg';
   const text = (cell) => cell.textContent.trim();
-  const tip = document.body.appendChild(document.createElement('div'));
-  tip.id = 'tip';
-  tip.setAttribute('role', 'status');
+  const made = (tag, facts) => Object.assign(document.createElement(tag), facts);
+  const tip = document.body.appendChild(made('div', { id: 'tip', role: 'status' }));
 
   // A table's number, or null where there is none.
   const number = (words) => {
@@ -14,96 +13,68 @@
     return words === '' || Number.isNaN(value) ? null : value;
   };
 
-  // Rows of marks: where each is, what is said of it, and the line that it belongs to.
+  // Marks of every line: where each is, what is said of it, and the line that it belongs to.
   function marks(svg, table) {
     const heads = [...table.tHead.rows[0].cells].map(text), rows = [...table.tBodies[0].rows];
-    const grid = svg.querySelector('.cells');
-    if (grid) {
-      const count = Number(grid.dataset.count), [a, , , d, e, f] = matrix(grid);
-      return rows.map((row, i) => Array.from({ length: count - i }, (_, j) => ({
-        x: e + a * (i + j + 0.5), y: f + d * (i + 0.5), w: a, h: d,
-        says: `block ${i} perturbed, after block ${i + j}\n${text(row.cells[i + j + 1])}`,
-      })));
-    }
     return [...svg.querySelectorAll('polyline')].map((line) => {
       const first = Number(line.dataset.row), column = Number(line.dataset.col);
-      return [...line.points].map((point, n) => {
+      return [...line.points].map(({ x, y }, n) => {
         const row = rows[column ? first : first + n];
-        const cells = column ? [column + n] : heads.slice(1).map((_, i) => i + 1);
-        const named = `${heads[0]} ${text(row.cells[0])}`;
-        const said = cells.map((i) => `${heads[i]}: ${text(row.cells[i])}`).join('\n');
-        return { x: point.x, y: point.y, line, says: `${named}\n${said}` };
+        const said = heads.map((head, i) => `${head}${i ? ':' : ''} ${text(row.cells[i])}`);
+        return { x, y, line, says: (column ? [said[0], said[column + n]] : said).join('\n') };
       });
     });
   }
 
-  function matrix(element) {
-    const m = element.transform.baseVal.consolidate().matrix;
-    return [m.a, m.b, m.c, m.d, m.e, m.f];
-  }
-
   function explore(figure) {
-    const svg = figure.querySelector('svg'), table = figure.querySelector('table');
-    const found = marks(svg, table).filter((series) => series.length);
+    const svg = figure.querySelector('svg'), found = marks(svg, figure.querySelector('table'));
     const named = [...svg.querySelectorAll(':scope > title, :scope > desc')];
     svg.setAttribute('aria-label', named.map(text).join('. '));
     svg.removeAttribute('aria-labelledby');
-    svg.querySelector('title').remove(); // browsers would show it over the picture
+    named[0].remove(); // browsers would show it over the picture
     if (!found.length) return;
     svg.tabIndex = 0;
-    const square = Boolean(found[0][0].w);
-    const cursor = document.createElementNS(SVG, square ? 'rect' : 'circle');
-    cursor.setAttribute('class', 'cursor');
+    const cursor = document.createElementNS(SVG, 'circle');
+    const set = (facts) => Object.entries(facts).forEach((fact) => cursor.setAttribute(...fact));
+    set({ class: 'cursor', r: 6 });
+    const cells = svg.querySelector('.cells'), count = figure.querySelector('tbody').rows.length;
+    const reach = cells ? 0.62 * cells.getBBox().width / count : 30; // half a cell's diagonal
     let at = null;
 
-    function show(s, n) {
-      const mark = found[s][n], box = svg.getBoundingClientRect(), m = svg.getScreenCTM();
-      at = [s, n];
-      const [w, h] = square ? [mark.w, mark.h] : [12, 12];
-      const sizes = square
-        ? { x: mark.x - w / 2, y: mark.y - h / 2, width: w, height: h }
-        : { cx: mark.x, cy: mark.y, r: 6 };
-      for (const [key, value] of Object.entries(sizes)) cursor.setAttribute(key, value);
-      svg.append(cursor);
-      for (const line of svg.querySelectorAll('.picked')) line.classList.remove('picked');
-      svg.classList.toggle('picking', Boolean(mark.line?.classList.contains('line')));
-      mark.line?.classList.add('picked');
-      tip.textContent = mark.says;
-      const x = m.e + m.a * mark.x, y = m.f + m.d * mark.y, room = 14;
-      const left = x + room + tip.offsetWidth > innerWidth ? x - room - tip.offsetWidth : x + room;
-      tip.style.left = `${Math.max(4, left)}px`;
-      tip.style.top = `${Math.max(4, Math.min(y - tip.offsetHeight / 2, innerHeight - tip.offsetHeight - 4))}px`;
-      return box;
-    }
     function hide() {
       at = null;
       tip.textContent = '';
       cursor.remove();
       svg.classList.remove('picking');
-      for (const line of svg.querySelectorAll('.picked')) line.classList.remove('picked');
+      svg.querySelectorAll('.picked').forEach((line) => line.classList.remove('picked'));
     }
-    function nearest(x, y) {
-      let best = null, least = REACH ** 2;
-      found.forEach((series, s) => series.forEach((mark, n) => {
-        if (mark.line?.classList.contains('out')) return;
-        const away = square
-          ? (Math.abs(mark.x - x) <= mark.w / 2 && Math.abs(mark.y - y) <= mark.h / 2 ? 0 : Infinity)
-          : (mark.x - x) ** 2 + (mark.y - y) ** 2;
-        if (away < least) [best, least] = [[s, n], away];
-      }));
-      return best;
+    function show(s, n) {
+      const mark = found[s][n], m = svg.getScreenCTM();
+      hide();
+      at = [s, n];
+      set({ cx: mark.x, cy: mark.y });
+      svg.append(cursor);
+      svg.classList.toggle('picking', mark.line.classList.contains('line'));
+      mark.line.classList.add('picked');
+      tip.textContent = mark.says;
+      const x = m.e + m.a * mark.x, y = m.f + m.d * mark.y, room = 14;
+      const left = x + room + tip.offsetWidth > innerWidth ? x - room - tip.offsetWidth : x + room;
+      tip.style.left = `${Math.max(4, left)}px`;
+      tip.style.top = `${Math.max(4, Math.min(y - tip.offsetHeight / 2, innerHeight - tip.offsetHeight - 4))}px`;
     }
     function move(event) {
-      const m = svg.getScreenCTM();
-      const best = nearest((event.clientX - m.e) / m.a, (event.clientY - m.f) / m.d);
+      const m = svg.getScreenCTM(), x = (event.clientX - m.e) / m.a, y = (event.clientY - m.f) / m.d;
+      let best = null, least = reach;
+      found.forEach((series, s) => series.forEach((mark, n) => {
+        const away = Math.hypot(mark.x - x, mark.y - y);
+        if (away < least && !mark.line.classList.contains('out')) [best, least] = [[s, n], away];
+      }));
       if (best) show(...best); else hide();
     }
-    svg.addEventListener('pointermove', move);
-    svg.addEventListener('pointerdown', move);
-    svg.addEventListener('pointerleave', hide);
-    svg.addEventListener('blur', hide);
-    svg.addEventListener('focus', () => { if (svg.matches(':focus-visible')) show(0, 0); });
-    svg.addEventListener('keydown', (event) => {
+    svg.onpointermove = svg.onpointerdown = move;
+    svg.onpointerleave = svg.onblur = hide;
+    svg.onfocus = () => { if (svg.matches(':focus-visible')) show(0, 0); };
+    svg.onkeydown = (event) => {
       const [s, n] = at ?? [0, 0];
       const to = {
         ArrowRight: [s, n + 1], ArrowLeft: [s, n - 1], Home: [s, 0], End: [s, Infinity],
@@ -117,7 +88,7 @@
       const same = series === s ? to[1] : others.reduce( // the mark above or below
         (best, mark, i) => (Math.abs(mark.x - x) < Math.abs(others[best].x - x) ? i : best), 0);
       show(series, Math.max(0, Math.min(same, others.length - 1)));
-    });
+    };
   }
 
   // A filter: words that a row must contain, or a column, < or > or =, and a number.
@@ -126,13 +97,10 @@
     const column = asked ? heads.findIndex((head) => head.toLowerCase() === asked[1]) : -1;
     if (column < 0) return (row) => row.textContent.toLowerCase().includes(query.trim().toLowerCase());
     const than = number(asked[3]);
-    const test = {
-      '<': (x) => x < than, '>': (x) => x > than, '=': (x) => x === than,
-      '<=': (x) => x <= than, '>=': (x) => x >= than,
-    }[asked[2]];
+    const signs = { '<': [-1], '>': [1], '=': [0], '<=': [-1, 0], '>=': [1, 0] }[asked[2]];
     return (row) => {
       const value = number(text(row.cells[column]));
-      return value !== null && test(value);
+      return value !== null && signs.includes(Math.sign(value - than));
     };
   }
 
@@ -140,12 +108,7 @@
     const head = [...table.tHead.rows[0].cells], heads = head.map(text);
     const body = table.tBodies[0], rows = [...body.rows], svg = table.closest('figure')?.querySelector('svg');
     head.forEach((cell, column) => {
-      const button = document.createElement('button');
-      button.type = 'button';
-      button.textContent = heads[column];
-      button.title = 'Sort by this column';
-      cell.replaceChildren(button);
-      button.addEventListener('click', () => {
+      const sort = () => {
         const down = cell.getAttribute('aria-sort') === 'ascending';
         head.forEach((other) => other.removeAttribute('aria-sort'));
         cell.setAttribute('aria-sort', down ? 'descending' : 'ascending');
@@ -156,15 +119,13 @@
           if (unknown(x) || unknown(y)) return unknown(x) - unknown(y);
           return sign * (v !== null && w !== null ? v - w : x.localeCompare(y));
         }));
-      });
+      };
+      const facts = { type: 'button', textContent: heads[column], title: 'Sort by this column' };
+      cell.replaceChildren(made('button', { ...facts, onclick: sort }));
     });
-    const filter = document.createElement('label'), input = document.createElement('input');
-    const count = document.createElement('span');
-    filter.className = 'filter';
-    input.type = 'search';
     const first = heads.find((_, i) => i && number(text(rows[0].cells[i])) !== null) ?? heads[1];
-    input.placeholder = `a word, or ${first} > 0.5`;
-    count.setAttribute('role', 'status');
+    const input = made('input', { type: 'search', placeholder: `a word, or ${first} > 0.5`, oninput: apply });
+    const filter = made('label', { className: 'filter' }), count = made('span', { role: 'status' });
     filter.append('Filter', input, count);
     table.closest('.scroll').before(filter);
     function apply() {
@@ -175,7 +136,6 @@
       for (const line of svg?.querySelectorAll('polyline.line') ?? [])
         line.classList.toggle('out', rows[Number(line.dataset.row)].hidden);
     }
-    input.addEventListener('input', apply);
     apply();
   }
 
@@ -202,20 +162,16 @@
   }
 
   function save(name, blob) {
-    const link = document.createElement('a');
-    link.href = URL.createObjectURL(blob);
-    link.download = name;
+    const link = made('a', { href: URL.createObjectURL(blob), download: name });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
   function raster(source) { // three times as large, for slides
     return new Promise((done, failed) => {
-      const image = new Image();
-      image.onerror = failed;
+      const image = made('img', { onerror: failed });
       image.onload = () => {
-        const canvas = document.createElement('canvas');
-        [canvas.width, canvas.height] = [3 * image.width, 3 * image.height];
+        const canvas = made('canvas', { width: 3 * image.width, height: 3 * image.height });
         canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
         canvas.toBlob(done, 'image/png');
       };
@@ -224,17 +180,11 @@
   }
 
   function menu(figure) {
-    const box = document.createElement('div'), name = figure.dataset.file;
-    box.className = 'save';
-    const button = (label, says, action) => {
-      const made = document.createElement('button');
-      made.type = 'button';
-      made.textContent = label;
-      made.setAttribute('aria-label', `${says}: ${text(figure.querySelector('h3'))}`);
-      made.addEventListener('click', action);
-      box.append(made);
+    const box = made('div', { className: 'save', textContent: 'Save as' }), name = figure.dataset.file;
+    const button = (label, says, onclick) => {
+      const ariaLabel = `${says}: ${text(figure.querySelector('h3'))}`;
+      box.append(made('button', { type: 'button', textContent: label, ariaLabel, onclick }));
     };
-    box.append('Save as');
     button('SVG', 'Save the picture as SVG', () => save(`${name}.svg`, new Blob([alone(figure)], { type: 'image/svg+xml' })));
     button('PNG', 'Save the picture as PNG', async () => save(`${name}.png`, await raster(alone(figure))));
     figure.querySelectorAll('table').forEach((table, i) => {

@@ -1,8 +1,7 @@
 """The report: one page that holds everything it needs, for eyes and for screen readers."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -10,21 +9,17 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.model.config import kind_of
-from refimpl.report.absorption import absorption_figure, sweep_figure
-from refimpl.report.allocation import allocation_figure, pruned_figure, requested_figure
-from refimpl.report.drift import alignment_map, drift_figure, drift_map, perturbation_words
-from refimpl.report.html import ReportFigure, Section, facts_html, grid_html, table_html
+from refimpl.report import allocation, experiment, results
+from refimpl.report.experiment import lines_figure, perturbation_words
+from refimpl.report.figure import ReportFigure, Section
+from refimpl.report.html import facts_html, grid_html, table_html
 from refimpl.report.inputs import (
     EvaluationInput,
-    PruningInput,
     ReportInput,
     ReportInputs,
     ScoresInput,
     read_inputs,
 )
-from refimpl.report.lines import lines_figure
-from refimpl.report.quality import quality_figures
-from refimpl.report.results import prunings_table, results_figures, results_table
 from refimpl.running.memory import MIB
 from refimpl.show.findings import findings
 from refimpl.show.header import counted, joined
@@ -125,111 +120,86 @@ def _lead(scored: ScoresInput) -> str:
 def sections(inputs: ReportInputs, etas: int) -> Iterator[Section]:
     """Every section with pictures, those of so many etas of each file."""
     for i, scored in enumerate(inputs.scored):
-        whose = f": {scored.name}" if len(inputs.scored) > 1 else ""
-        sweep, how = scored.scores.sweep, partial(_with_settings, scored)
-        for j, absorption in enumerate(sweep[:etas]):
-            title = f"Absorption with {perturbation_words(absorption)}{whose}"
-            yield Section(f"s{i}-{j}", title, how(_experiment(f"s{i}-{j}", scored, j), j))
-        if len(sweep) > 1:
-            left, html = len(sweep[etas:]), ""
-            if left:
-                also = counted(left, "other eta")
-                html = f"<p>Pictures of {also} are omitted to keep the page under 1 MB.</p>"
-            title = f"The sweep over eta{whose}"
-            yield Section(f"s{i}-sweep", title, how(_sweep(f"s{i}", scored)), html)
+        yield from _scored(f"s{i}", scored, etas, f": {scored.name}" * (len(inputs.scored) > 1))
     if len(inputs.scored) > 1:
-        pictures = _with_settings(inputs.scored[0], [_compared(inputs.scored)])
-        yield Section("compared", "Scores side by side", pictures)
-    if inputs.pruned:
-        table = table_html(prunings_table(inputs.pruned), "prunings")
-        pictures = _with_settings(inputs.pruned[0], _prunings(inputs.pruned))
-        yield Section("pruned", "Pruned models", pictures, table)
-    if inputs.evaluated:
-        table = table_html(results_table(inputs.evaluated), "results")
-        pictures = _with_settings(
-            inputs.evaluated[0],
-            [*quality_figures(inputs.evaluated), *results_figures("results", inputs.evaluated)],
-        )
-        yield Section("results", "Evaluations", pictures, table, "grid loose")
+        lines = {
+            f"{x.name}, {perturbation_words(x.scores.sweep[0])}": x.scores.sweep[0].coefficient
+            for x in inputs.scored
+        }
+        title = "Absorption coefficients side by side"
+        figure = lines_figure("compared-r", title, "Of each file, at its first eta.", lines)
+        yield _section("compared", "Scores side by side", inputs.scored[0], [figure])
+    if pruned := inputs.pruned:
+        table = table_html(results.prunings_table(pruned), "prunings")
+        figures = [allocation.pruned_figure(f"p{i}", x) for i, x in enumerate(pruned)]
+        if len(pruned) > 1:
+            sums = [{key: n.sum(axis=1) for key, n in x.counts.items()} for x in pruned]
+            lines = {x.name: n["pruned"] / n["weights"] for x, n in zip(pruned, sums, strict=True)}
+            note = (
+                "The fraction pruned of every block; the line is the requested total of the first."
+            )
+            target = float(sums[0]["requested"].sum() / sums[0]["weights"].sum())
+            title = "Prunings side by side"
+            figures.append(lines_figure("prunings-blocks", title, note, lines, target))
+        yield _section("pruned", "Pruned models", pruned[0], figures, table)
+    if evaluated := inputs.evaluated:
+        table = table_html(results.results_table(evaluated), "results")
+        figures = [*results.quality_figures(evaluated)]
+        figures += results.results_figures("results", evaluated)
+        yield _section("results", "Evaluations", evaluated[0], figures, table, "grid loose")
 
 
-def _with_settings(
-    source: ReportInput, figures: Iterable[ReportFigure], eta: int | None = None
-) -> list[ReportFigure]:
-    """Pictures that say how the numbers of a file were made, if they are saved."""
-    run = source.file.document["run"]
-    facts = [source.model]
+def _scored(key: str, scored: ScoresInput, etas: int, whose: str) -> Iterator[Section]:
+    """Pictures of the experiment and the allocation at each eta, and of all eta of a file."""
+    sweep, names = scored.scores.sweep, [perturbation_words(x) for x in scored.scores.sweep]
+    for j, absorption in enumerate(sweep[:etas]):
+        ident = f"{key}-{j}"
+        figures = [
+            experiment.drift_figure(f"{ident}-drift", absorption),
+            experiment.drift_map(f"{ident}-map", absorption),
+            experiment.alignment_map(f"{ident}-turn", absorption),
+            experiment.absorption_figure(f"{ident}-r", scored.scores, absorption),
+            allocation.allocation_figure(f"{ident}-allocation", scored, j),
+            allocation.requested_figure(f"{ident}-linears", scored, j),
+        ]
+        title = f"Absorption with {names[j]}{whose}"
+        yield _section(ident, title, scored, figures, facts=(names[j],))
+    if len(sweep) > 1:
+        r = {name: x.coefficient for name, x in zip(names, sweep, strict=True)}
+        title, note = "Absorption coefficients at each eta", "The same numbers over the blocks."
+        figures = [experiment.sweep_figure(f"{key}-eta", scored.scores)]
+        figures.append(lines_figure(f"{key}-etas", title, note, r))
+        allocated = zip(names, scored.allocations, strict=True)
+        fractions = {name: x.corrected_sparsity for name, x in allocated}
+        title = "Corrected allocation at each eta"
+        note = "The base, corrected by the coefficients at each eta."
+        target = float(scored.file.document["requested_sparsity"])
+        figures.append(lines_figure(f"{key}-sparsities", title, note, fractions, target))
+        also = counted(len(sweep[etas:]), "other eta")
+        left = f"<p>Pictures of {also} are omitted to keep the page under 1 MB.</p>"
+        html = left if sweep[etas:] else ""
+        yield _section(f"{key}-sweep", f"The sweep over eta{whose}", scored, figures, html)
+
+
+def _section(
+    ident: str,
+    title: str,
+    source: ReportInput,
+    figures: Sequence[ReportFigure],
+    html: str = "",
+    css: str = "grid",
+    facts: Sequence[str] = (),
+) -> Section:
+    """A section whose pictures say how the numbers of a file were made, if they are saved."""
+    run, said = source.file.document["run"], [source.model, *facts]
     if isinstance(source, EvaluationInput) and source.text is not None:
-        facts.append(source.text[0])
+        said.append(source.text[0])
     if isinstance(source, ScoresInput):
         tokens, plan = source.scores.tokens, source.scores.plan
-        if eta is not None:
-            facts.append(perturbation_words(source.scores.sweep[eta]))
-        facts += [f"seed {plan.seed}", f"{tokens.samples} x {tokens.seq_len} tokens", tokens.source]
-    versions = [f"{name} {version}" for name, version in run["versions"].items()]
-    settings = ", ".join([*facts, str(run["dtype"]), *versions])
-    return [replace(figure, settings=figure.settings or settings) for figure in figures]
-
-
-def _experiment(key: str, scored: ScoresInput, which: int) -> Iterator[ReportFigure]:
-    """Pictures of the experiment at one eta, and of the allocation made from it."""
-    absorption = scored.scores.sweep[which]
-    yield drift_figure(f"{key}-drift", absorption)
-    yield drift_map(f"{key}-map", absorption)
-    yield alignment_map(f"{key}-turn", absorption)
-    yield absorption_figure(f"{key}-r", scored.scores, absorption)
-    yield allocation_figure(f"{key}-allocation", scored, which)
-    yield requested_figure(f"{key}-linears", scored, which)
-
-
-def _sweep(key: str, scored: ScoresInput) -> Iterator[ReportFigure]:
-    """Pictures of all eta of a file."""
-    names = [perturbation_words(absorption) for absorption in scored.scores.sweep]
-    coefficients = [absorption.coefficient for absorption in scored.scores.sweep]
-    sparsities = [allocation.corrected_sparsity for allocation in scored.allocations]
-    yield sweep_figure(f"{key}-eta", scored.scores)
-    yield lines_figure(
-        f"{key}-etas",
-        "Absorption coefficients at each eta",
-        "The same numbers over the blocks.",
-        dict(zip(names, coefficients, strict=True)),
-    )
-    yield lines_figure(
-        f"{key}-sparsities",
-        "Corrected allocation at each eta",
-        "The base, corrected by the coefficients at each eta.",
-        dict(zip(names, sparsities, strict=True)),
-        float(scored.file.document["requested_sparsity"]),
-    )
-
-
-def _prunings(pruned: Sequence[PruningInput]) -> Iterator[ReportFigure]:
-    """Pictures of all prunings, and of several side by side."""
-    for i, pruning in enumerate(pruned):
-        yield pruned_figure(f"p{i}", pruning)
-    if len(pruned) > 1:
-        weights, requested = (pruned[0].counts[key].sum() for key in ("weights", "requested"))
-        yield lines_figure(
-            "prunings-blocks",
-            "Prunings side by side",
-            "The fraction pruned of every block; the line is the requested total of the first.",
-            {
-                x.name: x.counts["pruned"].sum(axis=1) / x.counts["weights"].sum(axis=1)
-                for x in pruned
-            },
-            float(requested / weights),
-        )
-
-
-def _compared(scored: Sequence[ScoresInput]) -> ReportFigure:
-    """Coefficients of several files, at the first eta of each."""
-    first = {x.name: x.scores.sweep[0] for x in scored}
-    return lines_figure(
-        "compared-r",
-        "Absorption coefficients side by side",
-        "Of each file of scores, at its first eta.",
-        {f"{name}, {perturbation_words(x)}": x.coefficient for name, x in first.items()},
-    )
+        said += [f"seed {plan.seed}", f"{tokens.samples} x {tokens.seq_len} tokens", tokens.source]
+    said += [str(run["dtype"]), *(f"{name} {version}" for name, version in run["versions"].items())]
+    figures = [replace(figure, settings=", ".join(said)) for figure in figures]
+    return Section(ident, title, figures, html, css)
 
 
 def provenance(inputs: ReportInputs) -> Section:

@@ -1,24 +1,24 @@
-"""Pictures of evaluations side by side: perplexity and accuracy with their standard errors."""
+"""Figures of evaluations side by side: perplexity and accuracy with their standard errors."""
 
 from collections.abc import Iterator, Sequence
 from math import isfinite
 
-from refimpl.report import scales, svg
-from refimpl.report.html import ReportFigure, Table
+from refimpl.pruning.inspection import allocation_name
+from refimpl.report import figure as fig
 from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput
+from refimpl.show.header import counted
 from refimpl.show.numbers import measured, number
 
 RESULT_ROW = 38  # height of a row, in units of the picture
-FACTOR = 10  # ratio of the largest to the smallest value above which the scale is logarithmic
-FORMS = {"perplexity": ".5g", "acc": ".4f", "acc_norm": ".4f"}
 
 
-def results_figures(ident: str, evaluated: Sequence[EvaluationInput]) -> Iterator[ReportFigure]:
+def results_figures(ident: str, evaluated: Sequence[EvaluationInput]) -> Iterator[fig.ReportFigure]:
     """A picture for every text and for every set of questions: only the same are comparable."""
     texts = dict.fromkeys(one.text for one in evaluated if one.text is not None)
     for i, text in enumerate(texts):
         rows = [(one.name, one.measures["perplexity"]) for one in evaluated if one.text == text]
-        yield _dots(f"{ident}-text{i}", "Perplexity", f"Lower is better. On {text[0]}.", rows)
+        note = f"Lower is better. On {text[0]}."
+        yield _dots(f"{ident}-text{i}", "Perplexity", note, rows, ".5g")
     asked = dict.fromkeys(one.questions for one in evaluated if one.questions is not None)
     for i, questions in enumerate(asked):
         rows = [
@@ -28,24 +28,21 @@ def results_figures(ident: str, evaluated: Sequence[EvaluationInput]) -> Iterato
             for rule in ("acc", "acc_norm")
         ]
         note = f"Share of correct answers; acc_norm is per character. On {questions[0]}."
-        yield _dots(f"{ident}-questions{i}", "Accuracy", note, rows)
+        yield _dots(f"{ident}-questions{i}", "Accuracy", note, rows, ".4f")
 
 
-def results_table(evaluated: Sequence[EvaluationInput]) -> Table:
+def results_table(evaluated: Sequence[EvaluationInput]) -> fig.Table:
     """All measures of all evaluations."""
-    names = list(dict.fromkeys(name for one in evaluated for name in one.measures))
-    columns, rows = ["evaluation"], [[one.name] for one in evaluated]
-    for name in names:
+    columns = {"evaluation": [one.name for one in evaluated]}
+    for name in dict.fromkeys(name for one in evaluated for name in one.measures):
         measures = [one.measures.get(name, MeasuredValue()) for one in evaluated]
-        errors = any(isfinite(measure.error) for measure in measures)
-        columns += [name.replace("_", " "), *(["stderr"] if errors else [])]
-        for row, measure in zip(rows, measures, strict=True):
-            row.append(number(measure.value, ".5g"))
-            row += [number(measure.error, ".3g")] if errors else []
-    return Table("All measures", columns, rows)
+        columns[name.replace("_", " ")] = [number(one.value, ".5g") for one in measures]
+        if any(isfinite(one.error) for one in measures):
+            columns[f"{name} stderr".replace("_", " ")] = [number(x.error, ".3g") for x in measures]
+    return fig.Table.of("All measures", columns)
 
 
-def prunings_table(pruned: Sequence[PruningInput]) -> Table:
+def prunings_table(pruned: Sequence[PruningInput]) -> fig.Table:
     """The requested and the pruned weights of all prunings."""
     rows = []
     for one in pruned:
@@ -62,53 +59,100 @@ def prunings_table(pruned: Sequence[PruningInput]) -> Table:
             ]
         )
     heads = ["pruning", "model", "method", "pattern", "asked share", "pruned share"]
-    return Table("Prunings", [*heads, "weights", "asked", "pruned", "zeros"], rows)
+    return fig.Table("Prunings", [*heads, "weights", "asked", "pruned", "zeros"], rows)
 
 
 def _dots(
-    ident: str, title: str, note: str, rows: Sequence[tuple[str, MeasuredValue]]
-) -> ReportFigure:
+    ident: str, title: str, note: str, rows: Sequence[tuple[str, MeasuredValue]], form: str
+) -> fig.ReportFigure:
     """A dot per row with one standard error to either side."""
-    known = [one.value for _, one in rows if isfinite(one.value)]
-    log = bool(known) and min(known) > 0 and max(known) / min(known) > FACTOR
-    edges = [
-        one.value + side * (one.error if isfinite(one.error) else 0)
-        for _, one in rows
-        for side in (-1, 0, 1)
-    ]
-    bottom = scales.TOP + RESULT_ROW * len(rows)
-    across = scales.vertical(edges, log)
-    x = scales.AxisScale(across.low, across.high, scales.LEFT - 40, scales.RIGHT + 26, across.log)
-    parts = []
-    for tick in x.ticks(4):
-        parts.append(svg.line(x(tick), scales.TOP - 8, x(tick), bottom, "grid"))
-        parts.append(svg.label(x(tick), bottom + 17, f"{tick:g}", anchor="middle"))
-    form = FORMS.get(title.lower(), ".4f")
+    names, values = [name for name, _ in rows], [one.value for _, one in rows]
+    errors = [one.error for _, one in rows]
+    x, marks = fig.spanning(title.lower(), values, None, errors=errors), list[fig.Mark]()
     for i, (name, one) in enumerate(rows):
-        y = scales.TOP + RESULT_ROW * i + 24
-        parts.append(svg.label(x.start, y - 12, name, "tick whose"))
-        parts.append(svg.label(x.end, y - 12, measured(one.value, one.error, form), "value", "end"))
-        parts.append(svg.line(x.start, y, x.end, y, "band-line"))
-        if isfinite(one.value):
-            ends = (y, x(one.value - one.error), x(one.value + one.error))
-            parts.append(svg.bars([ends], "whisker", sideways=True))
-            points, second = [(x(one.value), y)], name.endswith("acc_norm")
-            css = "mark other-hue" if second else "mark one-hue"
-            parts.append(svg.marks(points, svg.LARGE_SQUARE if second else svg.LARGE_DIAMOND, css))
-            parts += svg.trail(points, "hit", i)
-    scale = f"{title.lower()}, log scale" if log else title.lower()
-    parts.append(svg.label((x.start + x.end) / 2, bottom + 36, scale, "name", "middle"))
+        css, shape = "mark one-hue", "large diamond"
+        if name.endswith("acc_norm"):
+            css, shape = "mark other-hue", "large square"
+        said, ends = (
+            measured(one.value, one.error, form),
+            (one.value - one.error, one.value + one.error),
+        )
+        marks += [
+            fig.Text((x.low, i), name, "tick whose", move=(0, -12)),
+            fig.Text((x.high, i), said, "value", "end", (0, -12)),
+            fig.Bars([(i, *ends)], "whisker", True, True),
+            fig.Points([(one.value, i)], css, shape, row=i),
+        ]
     said = "; ".join(f"{name}: {number(one.value, form)}" for name, one in rows)
-    return ReportFigure(
+    columns = {
+        "evaluation": names,
+        title.lower(): [number(value, ".6g") for value in values],
+        "stderr": [number(error, ".4g") for error in errors],
+    }
+    count, lowest = len(rows), len(rows) - 24 / RESULT_ROW
+    return fig.ReportFigure(
         ident,
         title,
         f"{note} Bars: one standard error.",
-        (f"{title}, {len(rows)} rows", f"With standard errors if known. {said}."),
-        parts,
-        Table(
-            f"{title} with standard errors",
-            ["evaluation", title.lower(), "stderr"],
-            [[name, number(one.value, ".6g"), number(one.error, ".4g")] for name, one in rows],
-        ),
-        height=bottom + 46,
+        (f"{title}, {count} rows", f"With standard errors if known. {said}."),
+        [fig.Table.of(f"{title} with standard errors", columns)],
+        x,
+        fig.AxisScale("", lowest, lowest - count, texts=dict.fromkeys(range(count), "")),
+        marks,
+        grid="xy",
+        height=RESULT_ROW * count,
+        edges=(12, 426),
+    )
+
+
+def quality_figures(evaluated: Sequence[EvaluationInput]) -> Iterator[fig.ReportFigure]:
+    """Perplexity against sparsity, a picture per text on which a pruned model was evaluated."""
+    for i, text in enumerate(dict.fromkeys(one.text for one in evaluated if one.text is not None)):
+        same = [one for one in evaluated if one.text == text]
+        if any(one.pruning is not None for one in same):
+            yield _quality(f"quality-{i}", text[0], same)
+
+
+def _quality(ident: str, text: str, evaluated: Sequence[EvaluationInput]) -> fig.ReportFigure:
+    """A line per pruner and allocation; the model that was not pruned is a level."""
+    rows = []
+    for one in evaluated:
+        who, sparsity = ("-", "-"), 0.0
+        if one.pruning is not None:
+            who = (one.pruning["method"], allocation_name(one.pruning))
+            sparsity = float(one.pruning["sparsity"])
+        line = "dense" if one.pruning is None else ", ".join(who)
+        rows.append((line, sparsity, one.measures["perplexity"], *who, one.name))
+    rows.sort(key=lambda row: row[:2])
+    names, at, found, pruners, allocations, whose = zip(*rows, strict=True)
+    values, errors = [x.value for x in found], [x.error for x in found]
+    pruned = [share for name, share, *_ in rows if name != "dense"]
+    edge = max(0.02, 0.1 * (max(pruned) - min(pruned)))
+    name = "fraction of zeros among the prunable weights"
+    x, marks = fig.AxisScale(name, min(pruned) - edge, max(pruned) + edge), list[fig.Mark]()
+    for name in dict.fromkeys(x for x in names if x != "dense"):
+        part = slice(first := names.index(name), first + names.count(name))
+        points = [*zip(at[part], values[part], strict=True)]
+        marks.append(fig.Line(name, points, first, errors=errors[part]))
+    if "dense" in names:
+        marks += fig.level(x, values[names.index("dense")], "target", "dense")
+    said = [f"{name}: {number(value)}" for name, value in zip(whose, values, strict=True)]
+    columns = {
+        "line": names,
+        "sparsity": [number(x, ".4g") for x in at],
+        "perplexity": [number(x, ".6g") for x in values],
+        "with its error": [measured(x.value, x.error) for x in found],
+        "pruner": pruners,
+        "allocation": allocations,
+    }
+    return fig.ReportFigure(
+        ident,
+        "Perplexity against sparsity",
+        f"Lower is better. A line per pruner and allocation. On {text}.",
+        (f"Perplexity over sparsity, {counted(len(said), 'evaluation')}", f"{'; '.join(said)}."),
+        [fig.Table.of("Perplexity at each sparsity", columns)],
+        x,
+        fig.spanning("perplexity", values, None, errors=errors),
+        marks,
+        below=True,
     )

@@ -7,7 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from refimpl.errors import RefimplError
-from refimpl.report.html import ReportFigure, Section, Table
+from refimpl.report.figure import ReportFigure, Section, Table
+from refimpl.report.svg import picture
 from refimpl.storage.files import whole
 
 
@@ -24,7 +25,7 @@ def picture_styles() -> str:
 
 def standalone(figure: ReportFigure) -> str:
     """A picture that needs no page: title and settings above it, styles in it."""
-    opening, rest = figure.svg(alone=True).split(">", 1)
+    opening, rest = picture(figure, alone=True).split(">", 1)
     return f"{opening}>\n<style>\n{picture_styles()}</style>{rest}\n"
 
 

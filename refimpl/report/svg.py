@@ -1,28 +1,35 @@
-"""Plain SVG as text: axes, lines and marks. The stylesheet has the colours and sizes."""
+"""A figure as SVG. Axes, marks and legends are drawn here only; the stylesheet has the colours."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from html import escape
-from math import isfinite, nan
+from itertools import pairwise
+from math import isfinite, log10, nan
 from textwrap import wrap
 
-from refimpl.report.scales import RIGHT, TOP, WIDTH, AxisScale
+import numpy as np
 
-SHAPES = (  # so that marks differ without colour
-    "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
-    "m-2.8-2.8h5.6v5.6h-5.6z",
-    "m0-4.6l4.2 7.2h-8.4z",
-    "m0 4.6l4.2-7.2h-8.4z",
-    "m0-4l4 4l-4 4l-4-4z",
-    "m-3.4-1h2.4v-2.4h2v2.4h2.4v2h-2.4v2.4h-2v-2.4h-2.4z",
-    "m-1.9 0a1.9 1.9 0 1 0 3.8 0a1.9 1.9 0 1 0-3.8 0z",
-    "m0-6l6 6l-6 6l-6-6z",
-    "m-4.2-4.2h8.4v8.4h-8.4z",
-)
-CIRCLE, SQUARE, UP, DOWN, DIAMOND, PLUS, DOT, LARGE_DIAMOND, LARGE_SQUARE = range(9)
-CYCLE = 6  # shapes of the same size
+from refimpl.report.figure import LEAST, Bars, Cells, Line, Mark, Point, Points, ReportFigure, Text
+
+WIDTH, TOP, BELOW = 440, 34, 46  # of a picture; above and below the part with the marks
+MORE = 60  # additional height of a large picture
+SHAPES = {  # so that marks differ without colour; the first ones, of one size, for lines
+    "circle": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
+    "square": "m-2.8-2.8h5.6v5.6h-5.6z",
+    "up": "m0-4.6l4.2 7.2h-8.4z",
+    "down": "m0 4.6l4.2-7.2h-8.4z",
+    "diamond": "m0-4l4 4l-4 4l-4-4z",
+    "plus": "m-3.4-1h2.4v-2.4h2v2.4h2.4v2h-2.4v2.4h-2v-2.4h-2.4z",
+    "dot": "m-1.9 0a1.9 1.9 0 1 0 3.8 0a1.9 1.9 0 1 0-3.8 0z",
+    "large diamond": "m0-6l6 6l-6 6l-6-6z",
+    "large square": "m-4.2-4.2h8.4v8.4h-8.4z",
+}
+CYCLE = [*SHAPES][:6]
 CLASSES = 9  # colours of a ramp
 LINE = 15  # height of a line of a heading
+ENTRY = 16  # height of a line of a legend
 FEW_NAMES, MANY_NAMES = 16, 32  # at most, at the ends of lines in a small and a large picture
+WRITTEN, WIDE = 8, 5  # up to so many blocks, cells hold their numbers; up to so many, in 3 digits
 
 
 def units(value: float) -> str:
@@ -31,72 +38,13 @@ def units(value: float) -> str:
     return "0" if text == "-0" else text
 
 
-def label(x: float, y: float, text: str, css: str = "tick", anchor: str = "start") -> str:
+def _text(x: float, y: float, text: str, css: str = "tick", anchor: str = "start") -> str:
     """A text, escaped: it may come from a file."""
     side = "" if anchor == "start" else f' text-anchor="{anchor}"'
     return f'<text class="{css}" x="{units(x)}" y="{units(y)}"{side}>{escape(text)}</text>'
 
 
-def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
-    """A straight line."""
-    return f'<path class="{css}" d="M{units(x1)} {units(y1)}L{units(x2)} {units(y2)}"/>'
-
-
-def level(x: AxisScale, y: AxisScale, value: float, css: str) -> list[str]:
-    """A horizontal line at a value of y, and the value at its right end."""
-    at = y(value)
-    return [
-        line(x.start, at, x.end, at, css),
-        label(x.end + 4, at, f"{value:.4g}", "tick mid"),
-    ]
-
-
-def axes(
-    x: AxisScale,
-    y: AxisScale,
-    names: tuple[str, str],
-    x_ticks: Sequence[float],
-    y_ticks: Sequence[float] | None = None,
-) -> list[str]:
-    """Grid lines, ticks (of y: round values if None), and the names of both axes."""
-    parts = []
-    for value in y.ticks() if y_ticks is None else y_ticks:
-        parts.append(line(x.start, y(value), x.end, y(value), "grid"))
-        parts.append(label(x.start - 6, y(value), f"{value:g}", "tick mid", "end"))
-    for value in x_ticks:
-        parts.append(line(x(value), y.start, x(value), y.start + 4, "grid"))
-        parts.append(label(x(value), y.start + 17, f"{value:g}", anchor="middle"))
-    parts.append(line(x.start, y.start, x.end, y.start, "axis"))
-    parts.append(label((x.start + x.end) / 2, y.start + 36, names[0], "name", "middle"))
-    parts.append(label(6, 18, names[1], "name"))
-    return parts
-
-
-def runs(points: Sequence[tuple[float, float]]) -> Iterator[tuple[int, list[tuple[float, float]]]]:
-    """Unbroken runs of known points, each with the index of its first point."""
-    start = 0
-    for i, (x, y) in enumerate([*points, (nan, 0.0)]):
-        if not (isfinite(x) and isfinite(y)):
-            if i > start:
-                yield start, list(points[start:i])
-            start = i + 1
-
-
-def trail(points: Sequence[tuple[float, float]], css: str, row: int, column: int = 0) -> list[str]:
-    """A line for every unbroken run of known points; the script reads their table for tooltips.
-
-    The first point is in the table at `row` and `column`, the others to the right of it; with
-    column 0 each point has a row of its own, each below the previous one.
-    """
-    return [
-        f'<polyline class="{css}" data-row="{row if column else row + start}" '
-        f'data-col="{column and column + start}" '
-        f'points="{" ".join(f"{units(x)},{units(y)}" for x, y in run)}"/>'
-        for start, run in runs(points)
-    ]
-
-
-def marks(points: Sequence[tuple[float, float]], shape: int, css: str) -> str:
+def _marks(points: Sequence[Point], shape: str, css: str) -> str:
     """Markers at the known points, as one element."""
     shown = "".join(
         f"M{units(x)} {units(y)}{SHAPES[shape]}" for x, y in points if isfinite(x) and isfinite(y)
@@ -104,101 +52,213 @@ def marks(points: Sequence[tuple[float, float]], shape: int, css: str) -> str:
     return f'<path class="{css}" d="{shown}"/>' if shown else ""
 
 
-def bars(points: Sequence[tuple[float, float, float]], css: str, sideways: bool = False) -> str:
-    """Error bars with caps, as one element: position, from, to; NaN if unknown."""
-    shown = []
-    for at, low, high in points:
-        if isfinite(at) and isfinite(low) and isfinite(high):
-            for a, b in (
-                ((at, low), (at, high)),
-                *(((at - 2, v), (at + 2, v)) for v in (low, high)),
-            ):
-                (x1, y1), (x2, y2) = (a[::-1], b[::-1]) if sideways else (a, b)
-                shown.append(f"M{units(x1)} {units(y1)}L{units(x2)} {units(y2)}")
-    return f'<path class="{css}" d="{"".join(shown)}"/>' if shown else ""
+def _runs(points: Sequence[Point]) -> Iterator[tuple[int, Sequence[Point]]]:
+    """Unbroken runs of known points, each with the index of its first point."""
+    gaps = [-1, *(i for i, (_, y) in enumerate(points) if not isfinite(y)), len(points)]
+    return ((a + 1, points[a + 1 : b]) for a, b in pairwise(gaps) if b > a + 1)
+
+
+def _trail(points: Sequence[Point], css: str, row: int, column: int = 0) -> list[str]:
+    """A line for every unbroken run of known points; the script reads their table for tooltips."""
+    return [
+        f'<polyline class="{css}" data-row="{row if column else row + start}" '
+        f'data-col="{column and column + start}" '
+        f'points="{" ".join(f"{units(x)},{units(y)}" for x, y in run)}"/>'
+        for start, run in _runs(points)
+    ]
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions near the wanted ones and at least a gap apart, if there is room for that."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
-    positions, least, most = list(wanted), low, high
-    for i in order:
-        positions[i] = least = max(positions[i], least)
-        least += gap
-    for i in reversed(order):
-        positions[i] = most = min(positions[i], most)
-        most -= gap
-    return positions
+    order, count = np.argsort(wanted, kind="stable"), len(wanted)
+    steps = min(gap, (high - low) / max(count - 1, 1)) * np.arange(count)
+    least = np.maximum.accumulate(np.maximum(np.array(wanted)[order] - steps, low))
+    most = np.minimum(least, high - steps[-1:])
+    return (most + steps)[np.argsort(order)].tolist()
 
 
-def shade(i: int, count: int) -> int:
-    """The colour of a block, on a ramp from the first to the last."""
-    return round((CLASSES - 1) * i / max(count - 1, 1))
+class _Drawing:
+    """The elements of a figure: its axes, its marks in their order, and legends."""
+
+    def __init__(self, figure: ReportFigure) -> None:
+        self.figure, self.parts = figure, list[str]()
+        self.left, self.right = figure.edges
+        self.bottom = TOP + figure.height + MORE * figure.large
+        self.height = self.bottom + BELOW  # of the picture; a legend adds to it
+        self.x = partial(figure.x.place, start=self.left, end=self.right)
+        self.y = partial(figure.y.place, start=self.bottom, end=TOP)
+        self.lines = [mark for mark in figure.marks if isinstance(mark, Line)]
+        self.axes()
+        for mark in figure.marks:
+            self.draw(mark)
+        if not figure.below:
+            self.ends()
+        self.legend()
+
+    def at(self, points: Sequence[Point]) -> list[Point]:
+        """Positions of points."""
+        return [(self.x(a), self.y(b)) for a, b in points]
+
+    def line(self, css: str, *points: Point) -> None:
+        """A line through positions."""
+        way = "L".join(f"{units(x)} {units(y)}" for x, y in points)
+        self.parts.append(f'<path class="{css}" d="M{way}"/>')
+
+    def text(self, x: float, y: float, text: str, css: str = "tick", anchor: str = "start") -> None:
+        """Words at a position, if any."""
+        self.parts += [_text(x, y, text, css, anchor)] if text else []
+
+    def axes(self) -> None:
+        """Grid lines, ticks, and the names of both axes."""
+        left, right, bottom, grid = self.left, self.right, self.bottom, self.figure.grid
+        for value, text in self.figure.y.named.items():
+            at = self.y(value)
+            if "y" in grid:
+                self.line("grid", (left, at), (right, at))
+            self.text(left - 6, at, text, "tick mid", "end")
+        for value, text in self.figure.x.named.items():
+            at = self.x(value)
+            self.line("grid", (at, TOP if "x" in grid else bottom), (at, bottom + 4))
+            self.text(at, bottom + 17, text, anchor="middle")
+        self.line("axis", (left, bottom), (right, bottom))
+        self.text((left + right) / 2, bottom + 36, self.figure.x.name, "name", "middle")
+        self.text(6, 18, self.figure.y.name, "name")
+
+    def draw(self, mark: Mark) -> None:
+        """A mark."""
+        match mark:
+            case Line(name, points, row, column, errors, every):
+                i, points = self.lines.index(mark), self.at(points)
+                color = round((CLASSES - 1) * i / max(len(self.lines) - 1, 1))
+                css, dot = f"line s{color} d{i % 4}", f"mark f{color}" if every else f"f{color}"
+                shape = CYCLE[i % len(CYCLE)] if every else "dot"
+                self.parts += _trail(points, css, row, column)
+                ends = zip(mark.points, errors, strict=False)
+                self.draw(Bars([(x, y - e, y + e) for (x, y), e in ends], f"s{color}", caps=True))
+                self.parts.append(_marks(points if every else points[:1], shape, dot))
+                if self.figure.below:
+                    self.entry(name, css, shape, dot)
+            case Points(points, css, shape, _, row):
+                self.parts += [_marks(self.at(points), shape, css)] if shape else []
+                self.parts += [] if row is None else _trail(self.at(points), "hit", row)
+            case Bars(spans, css, _, _, name):
+                path = "".join(stroke for span in spans for stroke in self.strokes(mark, *span))
+                self.parts += [f'<path class="{css}" d="{path}"/>'] if path else []
+                if name:
+                    self.entry(name, css)
+            case Text(point, text, css, anchor, (right, down)):
+                ((x, y),) = self.at([point])
+                self.text(x + right, y + down, text, css, anchor)
+            case Cells():
+                self.cells(mark)
+
+    def strokes(self, bars: Bars, at: float, *ends: float) -> Iterator[str]:
+        """The strokes of a bar, none if it is unknown; what is outside ends at the edge."""
+        along, place, axis = self.x, self.y, self.figure.y
+        if bars.sideways:
+            along, place, axis = self.y, self.x, self.figure.x
+        middle, (a, b) = along(at), (place(max(end, axis.low) if axis.log else end) for end in ends)
+        if isfinite(middle + a + b):
+            caps = [((middle - 2, end), (middle + 2, end)) for end in (a, b) if bars.caps]
+            for pair in [((middle, a), (middle, b)), *caps]:
+                (x1, y1), (x2, y2) = (point[:: -1 if bars.sideways else 1] for point in pair)
+                yield f"M{units(x1)} {units(y1)}L{units(x2)} {units(y2)}"
+
+    def cells(self, mark: Cells) -> None:
+        """Cells, a path per colour, their numbers if there is room, and what tooltips read."""
+        values, count = mark.values, len(mark.values)
+        known = values[np.isfinite(values) & (values > LEAST)]
+        low, high = (float(known.min()), float(known.max())) if known.size else (1.0, 1.0)
+        width, height = (self.right - self.left) / count, (self.bottom - TOP) / count
+        paths, written = [""] * CLASSES, list[Text]()
+        for i, k in zip(*np.nonzero(~np.isnan(values)), strict=True):
+            color = _class(values[i, k], low, high)
+            x, y = self.left + k * width, TOP + i * height
+            paths[color] += (
+                f"M{units(x)} {units(y)}h{units(width)}v{units(height)}h-{units(width)}z"
+            )
+            text = f"{values[i, k]:{'.3g' if count <= WIDE else '.2g'}}"
+            written.append(Text((k, i), text, f"in i{color}", "middle", (0, 4)))
+        self.parts.append('<g class="cells">')
+        self.parts += [f'<path class="q{css}" d="{d}"/>' for css, d in enumerate(paths) if d]
+        self.parts.append("</g>")
+        for number in written if count <= WRITTEN else ():
+            self.draw(number)
+        for i, row in enumerate(values):
+            points = [(k, i if isfinite(row[k]) else nan) for k in range(i, count)]
+            self.parts += _trail(self.at(points), "hit", i, i + 1)
+        if count > 2:  # the meaning of the colours, in the free corner
+            left, top, size = self.left + 14, self.bottom - 32, 13
+            for css in range(CLASSES):
+                corner = f'x="{left + size * css}" y="{top}" width="{size}" height="{size}"'
+                self.parts.append(f'<rect class="q{css}" {corner}/>')
+            self.text(left, top + size + 13, f"{low:.2g}{mark.unit}")
+            right = left + size * CLASSES
+            self.text(right, top + size + 13, f"{high:.2g}{mark.unit}", anchor="end")
+            self.text(left, top - 6, "log scale")
+
+    def entry(self, name: str, css: str, shape: str = "", mark: str = "") -> None:
+        """A line of the legend below the picture."""
+        left, at = self.figure.edges[0], self.height + 8
+        self.line(css, (left, at), (left + 32, at))
+        self.parts += [_marks([(left + 16, at)], shape, mark)] if shape else []
+        self.text(left + 40, at, name, "tick mid")
+        self.height += ENTRY
+
+    def legend(self) -> None:
+        """The meaning of the marks, at the top right."""
+        points = (mark for mark in self.figure.marks if isinstance(mark, Points) and mark.name)
+        at = self.right + 30
+        for css, shape, text in reversed(dict.fromkeys((x.css, x.shape, x.name) for x in points)):
+            at -= 14 + 7 * len(text)
+            self.parts.append(_marks([(at, 14)], shape, css))
+            self.text(at + 8, 18, text)
+            at -= 12
+
+    def ends(self) -> None:
+        """The names of lines at their right ends, with a thread to moved ones.
+
+        For a picture that is shown large, a second set with more names is added; the stylesheet
+        hides one of them.
+        """
+        large, right = self.figure.large, self.right + 14
+        ends = [(*self.at(line.points[-1:])[0], line.name) for line in self.lines]
+        for most, gap, css in ((FEW_NAMES, 13.0, " few"), (MANY_NAMES, 7.5, " many"))[: 1 + large]:
+            named = [end for end in ends[:: -(-len(ends) // most) or 1] if isfinite(end[1])]
+            places = spread([y for _, y, _ in named], gap, TOP + 6, self.bottom - 2)
+            for (x, y, name), place in zip(named, places, strict=True):
+                self.line(f"thread{css * large}", (x + 3, y), (right, place))
+                self.text(right + 3, place, name, f"end mid{css * large}")
 
 
-def place(scale: AxisScale, value: float) -> float:
-    """A position on a scale; NaN if the value has none."""
-    return scale(value) if isfinite(value) and (value > 0 or not scale.log) else nan
+def _class(value: float, low: float, high: float) -> int:
+    """The colour of a value, from 0, on a logarithmic scale."""
+    if value <= low or high <= low:
+        return 0 if high > low else CLASSES // 2
+    return min(int(log10(value / low) / log10(high / low) * CLASSES), CLASSES - 1)
 
 
-def names(ends: Sequence[float], end: float, bottom: float, large: bool = False) -> list[str]:
-    """The numbers of the blocks at the right ends of their lines, with a thread to moved ones.
-
-    `ends` are vertical positions, NaN for none. For a picture that is shown large, a second set
-    with more names is added; the stylesheet hides one of them.
-    """
-    parts = []
-    for most, gap, css in ((FEW_NAMES, 13.0, " few"), (MANY_NAMES, 7.5, " many"))[: 1 + large]:
-        every = -(-len(ends) // most)
-        named = [i for i in range(len(ends)) if i % every == 0 and isfinite(ends[i])]
-        for i, at in zip(
-            named, spread([ends[i] for i in named], gap, TOP + 6, bottom - 2), strict=True
-        ):
-            shown = css if large else ""
-            parts.append(line(end + 3, ends[i], RIGHT + 14, at, f"thread{shown}"))
-            parts.append(label(RIGHT + 17, at, str(i), f"end mid{shown}"))
-    return parts
-
-
-def legend(entries: Sequence[tuple[str, int, str]]) -> list[str]:
-    """The meaning of the marks, at the top right."""
-    parts, at = [], RIGHT + 30
-    for css, shape, text in reversed(entries):
-        at -= 14 + 7 * len(text)
-        parts.append(marks([(at, 14)], shape, css))
-        parts.append(label(at + 8, 18, text))
-        at -= 12
-    return parts
-
-
-def picture(
-    ident: str,
-    title: str,
-    description: str,
-    parts: Sequence[str],
-    height: float,
-    heading: tuple[str, str],
-    alone: bool = False,
-) -> str:
+def picture(figure: ReportFigure, alone: bool = False) -> str:
     """The SVG element, of the width of all pictures, with a title and description as text.
 
     The heading, its title and its settings, stands above the picture in a file of its own
     (`alone`), or when the page's script saves it; the page hides it.
     """
-    lines = [(line, "title") for line in wrap(heading[0], 58)]
-    lines += [(line, "settings") for line in wrap(heading[1], 86)]
-    above = 12 + LINE * len(lines)
+    drawing, ident = _Drawing(figure), figure.ident
+    lines = [(line, "title") for line in wrap(figure.title, 58)]
+    lines += [(line, "settings") for line in wrap(figure.settings, 86)]
+    above, height = 12 + LINE * len(lines), drawing.height
     frame, whole = f"0 0 {WIDTH} {units(height)}", f"0 -{above} {WIDTH} {units(height + above)}"
-    texts = [label(6, 10 + LINE * (n + 1) - above, *line) for n, line in enumerate(lines)]
+    texts = [_text(6, 10 + LINE * (n + 1) - above, *line) for n, line in enumerate(lines)]
     size = f'width="{WIDTH}" height="{units(height + above)}"'
     paper = f'<rect class="paper" y="-{above}" {size}/>'
     names = f'xmlns="http://www.w3.org/2000/svg" {size}' if alone else f'data-whole="{whole}"'
+    title, description = map(escape, figure.alternative)
     return (
         f'<svg role="img" viewBox="{whole if alone else frame}" {names} '
-        f'aria-labelledby="{ident}-t {ident}-d">\n<title id="{ident}-t">{escape(title)}</title>\n'
-        f'<desc id="{ident}-d">{escape(description)}</desc>\n'
+        f'aria-labelledby="{ident}-t {ident}-d">\n<title id="{ident}-t">{title}</title>\n'
+        f'<desc id="{ident}-d">{description}</desc>\n'
         f'<g class="heading">{paper}{"".join(texts)}</g>\n'
-        + "\n".join(part for part in parts if part)
+        + "\n".join(filter(None, drawing.parts))
         + "\n</svg>"
     )

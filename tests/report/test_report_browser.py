@@ -258,7 +258,7 @@ def test_tooltips_by_mouse_say_what_the_files_say(
         cells.scroll_into_view_if_needed()
         box = cells.bounding_box()  # block 1 perturbed, after block 2
         page.mouse.move(box["x"] + box["width"] * 2.5 / 4, box["y"] + box["height"] * 1.5 / 4)
-        assert tip(page) == f"block 1 perturbed, after block 2\n{blocks[1]['drift'][1]:.4g}"
+        assert tip(page) == f"perturbed 1\nafter 2: {blocks[1]['drift'][1]:.4g}"
         page.mouse.move(box["x"] + box["width"] * 0.5 / 4, box["y"] + box["height"] * 3.5 / 4)
         assert tip(page) == ""
 

@@ -224,9 +224,7 @@ def test_probes_are_pruned_by_all_samples(plan: Perturbation) -> None:
     found, model = score(model_of("llama"), TOKENS, plan, budget=1e-9), model_of("llama")
     assert found.measured_samples == 2
     same = score(model, TOKENS, replace(plan, probe_delta=plan.probe_delta or 0.1, probe_samples=2))
-    np.testing.assert_array_equal(
-        found.signals["owl"].main, same.signals["owl"].main
-    )
+    np.testing.assert_array_equal(found.signals["owl"].main, same.signals["owl"].main)
     np.testing.assert_array_equal(found.sweep[0].drift, same.sweep[0].drift)
 
 

@@ -1,0 +1,229 @@
+"""A figure as data: words, axes with their scales, marks, and the table of its numbers."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, isfinite, log10, nan
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.model.ops import Array
+
+LEAST, MOST = 1e-100, 1e100  # limits of the values that are drawn
+TICK_STEPS = (1, 2, 5, 10)
+ALL = 12  # up to so many blocks, each has a tick
+FACTOR = 10  # ratio of the largest to the smallest value above which a scale may be logarithmic
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers as text: headings, that of the names of the rows first, and a text per column."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    @staticmethod
+    def of(caption: str, columns: Mapping[str, Iterable[str] | None]) -> "Table":
+        """The table with these columns, without those that are None."""
+        known = {name: column for name, column in columns.items() if column is not None}
+        return Table(caption, [*known], [*zip(*known.values(), strict=True)])
+
+
+@dataclass(frozen=True)
+class AxisScale:
+    """An axis: its name, and its scale from `low` (left, bottom) to `high` (right, top).
+
+    If it is logarithmic, both ends are positive.
+
+    Args:
+        texts: Texts of ticks by their values; None for round values.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+    texts: Mapping[float, str] | None = None
+
+    @property
+    def named(self) -> Mapping[float, str]:
+        """Texts of its ticks by their values."""
+        return {x: f"{x:g}" for x in self.ticks()} if self.texts is None else self.texts
+
+    def place(self, value: float, start: float, end: float) -> float:
+        """The position of a value, the nearer end if it lies outside; NaN if it has none."""
+        if not isfinite(value) or (self.log and value <= 0):
+            return nan
+        value = sorted((self.low, value, self.high))[1]
+        low, high, value = (log10(x) if self.log else x for x in (self.low, self.high, value))
+        return start + (end - start) * (value - low) / (high - low)
+
+    def ticks(self, count: int = 5, whole: bool = False) -> list[float]:
+        """Round values from low to high, about `count` of them."""
+        if self.log and len(ticks := _log_ticks(self.low, self.high, count)) > 2:
+            return ticks
+        rough = (self.high - self.low) / count
+        power = 10.0 ** floor(log10(rough))
+        step = next(n * power for n in TICK_STEPS if n * power >= rough * 0.999)
+        step = max(step, 1.0) if whole else step
+        first, last = ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9)
+        return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float, count: int) -> list[float]:
+    """Round multiples of every power of ten; only the powers if there are too many."""
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = [tick for p in powers for n in steps if low <= (tick := float(f"{n}e{p}")) <= high]
+        if len(ticks) <= count + 2:
+            return ticks
+    return ticks[:: ceil(len(ticks) / count)]
+
+
+def spanning(
+    name: str,
+    values: Iterable[float] | Array,
+    log: bool | None = False,
+    room: float = 0.08,
+    errors: Iterable[float] | Array = (0.0,),
+) -> AxisScale:
+    """An axis for values and their errors, with `room` free at either end, a share of the whole.
+
+    It ignores what is unknown and, if it is logarithmic, what is not positive. With None for
+    `log`, it is logarithmic if the values differ much. Without values, it is one about 1.
+    """
+    middle, off = np.array([*values]), np.array([*errors])
+    if log is None:
+        known = middle[np.isfinite(middle)]
+        log = bool(known.size and known.min() > 0 and known.max() / known.min() > FACTOR)
+    every = np.concatenate([middle, middle - off, middle + off])
+    known = every[(every > LEAST) & (every < MOST) if log else np.isfinite(every)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (1.0, 1.0)
+    if log:
+        factor = max((high / low) ** room, 1.02 if high > low * 1.001 else 1.5)
+        return AxisScale(
+            f"{name}, log scale", max(low / factor, LEAST), min(high * factor, MOST), True
+        )
+    more = (high - low) * room or max(abs(high), 1.0) * room
+    return AxisScale(name, low - more, high + more)
+
+
+def blocks_axis(name: str, count: int) -> AxisScale:
+    """An axis with a place for every block, and ticks at some."""
+    ticks = AxisScale("", 0, max(count - 1, 1)).ticks(count if count <= ALL else 6, True)[:count]
+    return AxisScale(name, -0.5, count - 0.5, texts={tick: f"{tick:g}" for tick in ticks})
+
+
+class Line(NamedTuple):
+    """A line; its colour, dashes and shape follow from its place among the lines.
+
+    The first point is in the table at `row` and `column`, the others to the right of it; with
+    column 0 each point has a row of its own. All points have marks, or only the first.
+    """
+
+    name: str
+    points: Sequence[Point]
+    row: int
+    column: int = 0
+    errors: Sequence[float] = ()
+    every: bool = True
+
+
+class Points(NamedTuple):
+    """Marks of a shape; with a row, tooltips find them in the table, each in a row of its own."""
+
+    points: Sequence[Point]
+    css: str = ""
+    shape: str = ""
+    name: str = ""
+    row: int | None = None
+
+
+class Bars(NamedTuple):
+    """Bars, (position, from, to) each: upright or sideways. A name stands below the picture."""
+
+    spans: Sequence[tuple[float, float, float]]
+    css: str
+    caps: bool = False
+    sideways: bool = False
+    name: str = ""
+
+
+class Text(NamedTuple):
+    """Words beside a point, moved by so many units of the picture."""
+
+    point: Point
+    text: str
+    css: str = "tick"
+    anchor: str = "start"
+    move: Point = (0, 0)
+
+
+class Cells(NamedTuple):
+    """The upper triangle of a square of positive numbers as colours, NaN for none."""
+
+    values: Array
+    unit: str = ""
+
+
+Mark = Line | Points | Bars | Text | Cells
+
+
+def level(x: AxisScale, value: float, css: str, name: str = "") -> list[Mark]:
+    """A line from left to right, and its value at the right end; none if the value is unknown."""
+    bar = Bars([(value, x.low, x.high)], css, sideways=True, name=name)
+    text = Text((x.high, value), f"{value:.4g}", "tick mid", move=(4, 0))
+    return [bar, text] if isfinite(value) else []
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A picture, how to read it, and its numbers.
+
+    Args:
+        ident: Its id, unique in the page.
+        note: How to read it.
+        alternative: Title and description of the picture, as text.
+        tables: Its numbers, and those from which they are computed.
+        grid: Directions whose ticks have grid lines.
+        below: Whether lines have their names below the picture, or else at their right ends.
+        large: Whether it is shown larger than others if there is room.
+        height: Height of the part with the marks, in units of the picture.
+        edges: Left and right edge of the part with the marks.
+        settings: How its numbers were made, for a picture in a file of its own.
+    """
+
+    ident: str
+    title: str
+    note: str
+    alternative: tuple[str, str]
+    tables: Sequence[Table]
+    x: AxisScale
+    y: AxisScale
+    marks: Sequence[Mark]
+    grid: str = "y"
+    below: bool = False
+    large: bool = False
+    height: float = 250
+    edges: Point = (52, 400)
+    settings: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The name of its files, without an ending."""
+        return f"{self.ident}-{re.sub('[^a-z0-9]+', '-', self.title.lower()).strip('-')}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: its anchor, title, pictures, and HTML after them."""
+
+    ident: str
+    title: str
+    figures: Sequence[ReportFigure] = ()
+    html: str = ""
+    css: str = "grid"
