@@ -1,6 +1,6 @@
 """Figures of the experiment: drift over depth, maps of all pairs, coefficients, the sweep."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isnan, nan
 
@@ -42,23 +42,29 @@ def drift_figure(ident: str, absorption: Absorption) -> fig.ReportFigure:
 
 def drift_map(ident: str, absorption: Absorption) -> fig.ReportFigure:
     """The drift of all pairs of a perturbed block and a depth."""
-    title = "Drift of all pairs"
-    note = "The same numbers as a map: along a row, one perturbation travels through the blocks."
+    words = (
+        "Drift of all pairs",
+        "The same numbers as a map: along a row, one perturbation travels through the blocks.",
+    )
+    about = f"Drift for every perturbed block and depth, {perturbation_words(absorption)}"
     tables = [_matrix(absorption.drift, DRIFTS, ".4g")]
-    return _map(ident, title, note, "Drift", absorption, tables, fig.Cells(absorption.drift))
+    return _map(ident, words, about, tables, fig.Cells(absorption.drift))
 
 
 def alignment_map(ident: str, absorption: Absorption) -> fig.ReportFigure:
     """The angle to the clean state of all pairs of a perturbed block and a depth."""
     cosines = absorption.alignment
     angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
-    title = "Alignment of all pairs, as an angle"
-    note = "How far the state's direction turns: arccos of the mean alignment, in degrees."
+    words = (
+        "Alignment of all pairs, as an angle",
+        "How far the state's direction turns: arccos of the mean alignment, in degrees.",
+    )
+    about = f"Angle for every perturbed block and depth, {perturbation_words(absorption)}"
     tables = [
         _matrix(angles, "Angle to the clean state after each block, in degrees", ".4g"),
         _matrix(cosines, "Mean alignment after each block: the cosine of that angle", ".7f"),
     ]
-    return _map(ident, title, note, "Angle", absorption, tables, fig.Cells(angles, "°"))
+    return _map(ident, words, about, tables, fig.Cells(angles, "°"))
 
 
 def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> fig.ReportFigure:
@@ -172,21 +178,14 @@ def perturbation_words(absorption: Absorption) -> str:
 
 
 def _map(
-    ident: str,
-    title: str,
-    note: str,
-    quantity: str,
-    absorption: Absorption,
-    tables: Sequence[fig.Table],
-    cells: fig.Cells,
+    ident: str, words: tuple[str, str], about: str, tables: list[fig.Table], cells: fig.Cells
 ) -> fig.ReportFigure:
-    """A map of all pairs of a perturbed block and a depth."""
+    """A map of all pairs of a perturbed block and a depth; words are its title and its note."""
     x = fig.blocks_axis("after block", len(cells.values))
     y = replace(x, name="perturbed block", low=x.high, high=x.low)
-    words = f"{quantity} for every perturbed block and depth, {perturbation_words(absorption)}"
-    said = "A triangle: a row per perturbed block, a column per depth. "
-    said += _range(cells.values, cells.unit)
-    return fig.ReportFigure(ident, title, note, (words, said), tables, x, y, [cells], grid="")
+    shown = _range(cells.values, cells.unit)
+    said = f"A triangle: a row per perturbed block, a column per depth. {shown}"
+    return fig.ReportFigure(ident, *words, (about, said), tables, x, y, [cells], grid="")
 
 
 def _range(values: Array, unit: str = "") -> str:

@@ -37,10 +37,7 @@ class Table:
 class AxisScale:
     """An axis: its name, and its scale from `low` (left, bottom) to `high` (right, top).
 
-    If it is logarithmic, both ends are positive.
-
-    Args:
-        texts: Texts of ticks by their values; None for round values.
+    If it is logarithmic, both ends are positive. Its ticks: texts by value, or round values.
     """
 
     name: str
@@ -48,11 +45,6 @@ class AxisScale:
     high: float
     log: bool = False
     texts: Mapping[float, str] | None = None
-
-    @property
-    def named(self) -> Mapping[float, str]:
-        """Texts of its ticks by their values."""
-        return {x: f"{x:g}" for x in self.ticks()} if self.texts is None else self.texts
 
     def place(self, value: float, start: float, end: float) -> float:
         """The position of a value, the nearer end if it lies outside; NaN if it has none."""

@@ -41,9 +41,10 @@ def figure_html(figure: ReportFigure) -> str:
     )
 
 
-def grid_html(figures: Iterable[ReportFigure], css: str = "grid") -> str:
-    """Cards side by side, as many as fit."""
-    return f'<div class="{css}">\n' + "\n".join(map(figure_html, figures)) + "\n</div>\n"
+def grid_html(cards: Iterable[str], css: str) -> str:
+    """Cards side by side, as many as fit; nothing if there is none."""
+    inner = "\n".join(cards)
+    return f'<div class="{css}">\n{inner}\n</div>\n' if inner else ""
 
 
 def facts_html(facts: Mapping[str, Any], css: str = "") -> str:

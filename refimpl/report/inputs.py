@@ -26,13 +26,42 @@ from refimpl.loading.files.file_reading import read_file
 from refimpl.loading.files.json_schema import require
 from refimpl.model.ops import Array
 from refimpl.pruning.inspection import pruning_facts, pruning_name
-from refimpl.pruning.record_schema import COUNTS, WHOLE_RECORD
+from refimpl.pruning.record_schema import COUNTS, FACTS, RUN, WHOLE_RECORD
 from refimpl.report.figure import MOST
-from refimpl.report.schemas import EVALUATION, QUESTIONS, TEXT
 from refimpl.storage.target_checks import RECORD
 
 OTHER_FORMAT = 1  # of every file but scores
 KINDS = "a file that refimpl score, allocate, prune or eval wrote"
+TEXT = ("perplexity", "nats_per_token", "bits_per_byte")
+QUESTIONS = ("acc", "acc_norm")
+
+
+def _measured(names: tuple[str, ...], digest: str) -> dict[str, object]:
+    """A text or questions: its source, its digest, and numbers that may be unknown."""
+    numbers = {key: {"type": ["number", "null"]} for n in names for key in (n, f"{n}_stderr")}
+    texts = {key: {"type": "string"} for key in ("source", digest)}
+    return {
+        "type": ["object", "null"],
+        "required": [*texts, *names],
+        "properties": texts | numbers,
+    }
+
+
+# What a report needs of an evaluation; other fields may be beside.
+EVALUATION = {
+    "type": "object",
+    "required": ["model", "family", "num_blocks", "run"],
+    "properties": {
+        "run": RUN,
+        "model": {"type": "string"},
+        "family": {"type": "string"},
+        "model_sha256": {"type": ["string", "null"]},
+        "num_blocks": {"type": "integer", "minimum": 1},
+        "pruning": FACTS,
+        "text": _measured(TEXT, "sha256"),
+        "choices": _measured(QUESTIONS, "ids_sha256"),
+    },
+}
 
 
 @dataclass(frozen=True)

@@ -167,16 +167,12 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  function raster(source) { // three times as large, for slides
-    return new Promise((done, failed) => {
-      const image = made('img', { onerror: failed });
-      image.onload = () => {
-        const canvas = made('canvas', { width: 3 * image.width, height: 3 * image.height });
-        canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
-        canvas.toBlob(done, 'image/png');
-      };
-      image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(source)}`;
-    });
+  async function raster(source) { // three times as large, for slides
+    const image = made('img', { src: `data:image/svg+xml;charset=utf-8,${encodeURIComponent(source)}` });
+    await image.decode();
+    const canvas = made('canvas', { width: 3 * image.width, height: 3 * image.height });
+    canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
+    return new Promise((done) => { canvas.toBlob(done, 'image/png'); });
   }
 
   function menu(figure) {

@@ -12,7 +12,7 @@ from refimpl.model.config import kind_of
 from refimpl.report import allocation, experiment, results
 from refimpl.report.experiment import lines_figure, perturbation_words
 from refimpl.report.figure import ReportFigure, Section
-from refimpl.report.html import facts_html, grid_html, table_html
+from refimpl.report.html import facts_html, figure_html, grid_html, table_html
 from refimpl.report.inputs import (
     EvaluationInput,
     ReportInput,
@@ -61,7 +61,7 @@ def _page(inputs: ReportInputs, etas: int) -> str:
     links = "\n".join(f'<li><a href="#{x.ident}">{escape(x.title)}</a></li>' for x in parts)
     body = "\n".join(
         f'<section id="{x.ident}">\n<h2>{escape(x.title)}</h2>\n'
-        f"{grid_html(x.figures, x.css) if x.figures else ''}{x.html}\n</section>"
+        f"{grid_html(map(figure_html, x.figures), x.css)}{x.html}\n</section>"
         for x in parts
     )
     page = f"""<!doctype html>
@@ -127,7 +127,8 @@ def sections(inputs: ReportInputs, etas: int) -> Iterator[Section]:
             for x in inputs.scored
         }
         title = "Absorption coefficients side by side"
-        figure = lines_figure("compared-r", title, "Of each file, at its first eta.", lines)
+        note = "Of each file of scores, at its first eta."
+        figure = lines_figure("compared-r", title, note, lines)
         yield _section("compared", "Scores side by side", inputs.scored[0], [figure])
     if pruned := inputs.pruned:
         table = table_html(results.prunings_table(pruned), "prunings")
@@ -213,7 +214,7 @@ def provenance(inputs: ReportInputs) -> Section:
             f"<details><summary>Parameters, run and versions</summary>\n{facts}\n</details>"
             "\n</article>"
         )
-    html = '<div class="grid loose">\n' + "\n".join(cards) + "\n</div>"
+    html = grid_html(cards, "grid loose")
     return Section("provenance", "How these numbers were made", html=html)
 
 
@@ -223,18 +224,13 @@ def _facts(document: Mapping[str, Any], digest: str) -> dict[str, Any]:
     for key, value in document.items():
         if isinstance(value, Mapping) and key not in ("linears", "base_options"):
             for name, inner in value.items():
+                if isinstance(inner, int | float) and ("memory" in name or name == "seconds"):
+                    inner = f"{inner:.4g} s" if name == "seconds" else f"{inner / MIB:,.6g} MiB"
                 if not name.startswith(NO_FACTS):
-                    facts[f"{key} {name}".replace("_", " ")] = _with_unit(name, inner)
+                    facts[f"{key} {name}".replace("_", " ")] = inner
         elif key not in PARTS:
             facts[key.replace("_", " ")] = value
     if "linears" in document:
         shapes = {kind_of(name): shape for name, shape in document["linears"].items()}
         facts["linears"] = ", ".join(f"{name} {n} x {m}" for name, (n, m) in shapes.items())
     return facts | {"sha256 of the file": digest}
-
-
-def _with_unit(name: str, value: Any) -> Any:
-    """Bytes and seconds with their unit."""
-    if isinstance(value, int | float) and "memory" in name:
-        return f"{value / MIB:,.6g} MiB"
-    return f"{value:.4g} s" if isinstance(value, int | float) and name == "seconds" else value

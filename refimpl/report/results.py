@@ -5,30 +5,31 @@ from math import isfinite
 
 from refimpl.pruning.inspection import allocation_name
 from refimpl.report import figure as fig
+from refimpl.report.allocation import COUNT_NAMES
 from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput
 from refimpl.show.header import counted
 from refimpl.show.numbers import measured, number
 
 RESULT_ROW = 38  # height of a row, in units of the picture
+CHOSEN = "Share of correct answers; acc_norm is per character."
+MEASURES = (
+    ("text", "Perplexity", ("perplexity",), "Lower is better.", ".5g"),
+    ("questions", "Accuracy", ("acc", "acc_norm"), CHOSEN, ".4f"),
+)
 
 
 def results_figures(ident: str, evaluated: Sequence[EvaluationInput]) -> Iterator[fig.ReportFigure]:
     """A picture for every text and for every set of questions: only the same are comparable."""
-    texts = dict.fromkeys(one.text for one in evaluated if one.text is not None)
-    for i, text in enumerate(texts):
-        rows = [(one.name, one.measures["perplexity"]) for one in evaluated if one.text == text]
-        note = f"Lower is better. On {text[0]}."
-        yield _dots(f"{ident}-text{i}", "Perplexity", note, rows, ".5g")
-    asked = dict.fromkeys(one.questions for one in evaluated if one.questions is not None)
-    for i, questions in enumerate(asked):
-        rows = [
-            (f"{one.name}, {rule}", one.measures[rule])
-            for one in evaluated
-            if one.questions == questions
-            for rule in ("acc", "acc_norm")
-        ]
-        note = f"Share of correct answers; acc_norm is per character. On {questions[0]}."
-        yield _dots(f"{ident}-questions{i}", "Accuracy", note, rows, ".4f")
+    for kind, title, rules, note, form in MEASURES:
+        asked = [(getattr(one, kind), one) for one in evaluated]
+        for i, source in enumerate(dict.fromkeys(about for about, _ in asked if about is not None)):
+            rows = [
+                (one.name if len(rules) == 1 else f"{one.name}, {rule}", one.measures[rule])
+                for about, one in asked
+                if about == source
+                for rule in rules
+            ]
+            yield _dots(f"{ident}-{kind}{i}", title, f"{note} On {source[0]}.", rows, form)
 
 
 def results_table(evaluated: Sequence[EvaluationInput]) -> fig.Table:
@@ -44,22 +45,17 @@ def results_table(evaluated: Sequence[EvaluationInput]) -> fig.Table:
 
 def prunings_table(pruned: Sequence[PruningInput]) -> fig.Table:
     """The requested and the pruned weights of all prunings."""
-    rows = []
-    for one in pruned:
-        document, totals = one.file.document, {key: c.sum() for key, c in one.counts.items()}
-        rows.append(
-            [
-                one.name,
-                str(document["model"]),
-                str(document["method"]),
-                str(document["pattern"] or "-"),
-                f"{totals['requested'] / totals['weights']:.6f}",
-                f"{totals['pruned'] / totals['weights']:.6f}",
-                *(f"{int(totals[key]):,}" for key in ("weights", "requested", "pruned", "zeros")),
-            ]
-        )
-    heads = ["pruning", "model", "method", "pattern", "asked share", "pruned share"]
-    return fig.Table("Prunings", [*heads, "weights", "asked", "pruned", "zeros"], rows)
+    columns = {"pruning": [one.name for one in pruned]}
+    for key in ("model", "method", "pattern"):
+        columns[key] = [str(one.file.document[key] or "-") for one in pruned]
+    totals = [{key: n.sum() for key, n in one.counts.items()} for one in pruned]
+    for key in ("requested", "pruned"):
+        columns[f"{COUNT_NAMES[key]} share"] = [
+            f"{sums[key] / sums['weights']:.6f}" for sums in totals
+        ]
+    for key in ("weights", "requested", "pruned", "zeros"):
+        columns[COUNT_NAMES.get(key, key)] = [f"{int(sums[key]):,}" for sums in totals]
+    return fig.Table.of("Prunings", columns)
 
 
 def _dots(

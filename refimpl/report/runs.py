@@ -1,7 +1,5 @@
 """Several runs side by side, a row each: scores, prunings and evaluations of the same pruning."""
 
-import csv
-import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +12,7 @@ import numpy as np
 from refimpl.errors import printable
 from refimpl.pruning.inspection import allocation_name
 from refimpl.report.inputs import EvaluationInput, ReportInput, ReportInputs, ScoresInput, named
+from refimpl.report.standalone import csv_text
 from refimpl.show.header import joined, terminal_width
 from refimpl.show.numbers import measured, number
 
@@ -84,15 +83,10 @@ def _measures(x: ReportInput) -> Iterator[tuple[str, str | float]]:
 
 def runs_csv(rows: list[Row]) -> str:
     """The rows as CSV, with all digits; unknown cells are empty."""
-    text = io.StringIO()
     columns = dict.fromkeys(key for row in rows for key in row)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(printable, columns))
-    for row in rows:
-        writer.writerow(
-            x if isinstance(x := row.get(key, ""), float) else printable(x) for key in columns
-        )
-    return text.getvalue()
+    cells = [[row.get(key, "") for key in columns] for row in rows]
+    shown = [[x if isinstance(x, float) else printable(x) for x in row] for row in cells]
+    return csv_text([map(printable, columns), *shown])
 
 
 def runs_table(rows: list[Row]) -> str:

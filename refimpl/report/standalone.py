@@ -3,11 +3,12 @@
 import csv
 import io
 import re
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
 from refimpl.errors import RefimplError
-from refimpl.report.figure import ReportFigure, Section, Table
+from refimpl.report.figure import ReportFigure, Section
 from refimpl.report.svg import picture
 from refimpl.storage.files import whole
 
@@ -29,13 +30,10 @@ def standalone(figure: ReportFigure) -> str:
     return f"{opening}>\n<style>\n{picture_styles()}</style>{rest}\n"
 
 
-def csv_text(table: Table) -> str:
-    """A table as CSV, without separators of thousands, so that programs read its numbers."""
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    for row in table.rows:
-        writer.writerow(re.sub(r"(?<=\d),(?=\d{3})", "", cell) for cell in row)
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
@@ -49,7 +47,9 @@ def write_figures(folder: Path, sections: list[Section]) -> int:
     for figure in (figure for section in sections for figure in section.figures):
         contents[f"{figure.file_name}.svg"] = standalone(figure)
         for suffix, table in zip(("", "-also"), figure.tables, strict=False):
-            contents[f"{figure.file_name}{suffix}.csv"] = csv_text(table)
+            # No separators of thousands, so that programs read the numbers.
+            rows = [[re.sub(r"(?<=\d),(?=\d{3})", "", x) for x in row] for row in table.rows]
+            contents[f"{figure.file_name}{suffix}.csv"] = csv_text([table.columns, *rows])
     with whole(folder) as beside:
         beside.mkdir()
         for name, content in contents.items():

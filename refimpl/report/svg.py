@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from html import escape
 from itertools import pairwise
-from math import isfinite, log10, nan
+from math import isfinite, nan
 from textwrap import wrap
 
 import numpy as np
 
-from refimpl.report.figure import LEAST, Bars, Cells, Line, Mark, Point, Points, ReportFigure, Text
+from refimpl.report import figure as fig
 
 WIDTH, TOP, BELOW = 440, 34, 46  # of a picture; above and below the part with the marks
 MORE = 60  # additional height of a large picture
@@ -44,7 +44,7 @@ def _text(x: float, y: float, text: str, css: str = "tick", anchor: str = "start
     return f'<text class="{css}" x="{units(x)}" y="{units(y)}"{side}>{escape(text)}</text>'
 
 
-def _marks(points: Sequence[Point], shape: str, css: str) -> str:
+def _marks(points: Sequence[fig.Point], shape: str, css: str) -> str:
     """Markers at the known points, as one element."""
     shown = "".join(
         f"M{units(x)} {units(y)}{SHAPES[shape]}" for x, y in points if isfinite(x) and isfinite(y)
@@ -52,19 +52,15 @@ def _marks(points: Sequence[Point], shape: str, css: str) -> str:
     return f'<path class="{css}" d="{shown}"/>' if shown else ""
 
 
-def _runs(points: Sequence[Point]) -> Iterator[tuple[int, Sequence[Point]]]:
-    """Unbroken runs of known points, each with the index of its first point."""
-    gaps = [-1, *(i for i, (_, y) in enumerate(points) if not isfinite(y)), len(points)]
-    return ((a + 1, points[a + 1 : b]) for a, b in pairwise(gaps) if b > a + 1)
-
-
-def _trail(points: Sequence[Point], css: str, row: int, column: int = 0) -> list[str]:
+def _trail(points: Sequence[fig.Point], css: str, row: int, column: int = 0) -> list[str]:
     """A line for every unbroken run of known points; the script reads their table for tooltips."""
+    gaps = [-1, *(i for i, (_, y) in enumerate(points) if not isfinite(y)), len(points)]
     return [
-        f'<polyline class="{css}" data-row="{row if column else row + start}" '
-        f'data-col="{column and column + start}" '
-        f'points="{" ".join(f"{units(x)},{units(y)}" for x, y in run)}"/>'
-        for start, run in _runs(points)
+        f'<polyline class="{css}" data-row="{row if column else row + start + 1}" '
+        f'data-col="{column and column + start + 1}" '
+        f'points="{" ".join(f"{units(x)},{units(y)}" for x, y in points[start + 1 : end])}"/>'
+        for start, end in pairwise(gaps)
+        if end > start + 1
     ]
 
 
@@ -80,14 +76,14 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 class _Drawing:
     """The elements of a figure: its axes, its marks in their order, and legends."""
 
-    def __init__(self, figure: ReportFigure) -> None:
+    def __init__(self, figure: fig.ReportFigure) -> None:
         self.figure, self.parts = figure, list[str]()
         self.left, self.right = figure.edges
         self.bottom = TOP + figure.height + MORE * figure.large
         self.height = self.bottom + BELOW  # of the picture; a legend adds to it
         self.x = partial(figure.x.place, start=self.left, end=self.right)
         self.y = partial(figure.y.place, start=self.bottom, end=TOP)
-        self.lines = [mark for mark in figure.marks if isinstance(mark, Line)]
+        self.lines = [mark for mark in figure.marks if isinstance(mark, fig.Line)]
         self.axes()
         for mark in figure.marks:
             self.draw(mark)
@@ -95,28 +91,32 @@ class _Drawing:
             self.ends()
         self.legend()
 
-    def at(self, points: Sequence[Point]) -> list[Point]:
+    def at(self, points: Sequence[fig.Point]) -> list[fig.Point]:
         """Positions of points."""
         return [(self.x(a), self.y(b)) for a, b in points]
 
-    def line(self, css: str, *points: Point) -> None:
+    def line(self, css: str, *points: fig.Point) -> None:
         """A line through positions."""
         way = "L".join(f"{units(x)} {units(y)}" for x, y in points)
         self.parts.append(f'<path class="{css}" d="M{way}"/>')
 
     def text(self, x: float, y: float, text: str, css: str = "tick", anchor: str = "start") -> None:
-        """Words at a position, if any."""
+        """Words at a position, if there are any."""
         self.parts += [_text(x, y, text, css, anchor)] if text else []
 
     def axes(self) -> None:
         """Grid lines, ticks, and the names of both axes."""
         left, right, bottom, grid = self.left, self.right, self.bottom, self.figure.grid
-        for value, text in self.figure.y.named.items():
+        x, y = (
+            axis.texts or {tick: f"{tick:g}" for tick in axis.ticks()}
+            for axis in (self.figure.x, self.figure.y)
+        )
+        for value, text in y.items():
             at = self.y(value)
             if "y" in grid:
                 self.line("grid", (left, at), (right, at))
             self.text(left - 6, at, text, "tick mid", "end")
-        for value, text in self.figure.x.named.items():
+        for value, text in x.items():
             at = self.x(value)
             self.line("grid", (at, TOP if "x" in grid else bottom), (at, bottom + 4))
             self.text(at, bottom + 17, text, anchor="middle")
@@ -124,35 +124,36 @@ class _Drawing:
         self.text((left + right) / 2, bottom + 36, self.figure.x.name, "name", "middle")
         self.text(6, 18, self.figure.y.name, "name")
 
-    def draw(self, mark: Mark) -> None:
+    def draw(self, mark: fig.Mark) -> None:
         """A mark."""
         match mark:
-            case Line(name, points, row, column, errors, every):
+            case fig.Line(name, points, row, column, errors, every):
                 i, points = self.lines.index(mark), self.at(points)
                 color = round((CLASSES - 1) * i / max(len(self.lines) - 1, 1))
                 css, dot = f"line s{color} d{i % 4}", f"mark f{color}" if every else f"f{color}"
                 shape = CYCLE[i % len(CYCLE)] if every else "dot"
                 self.parts += _trail(points, css, row, column)
                 ends = zip(mark.points, errors, strict=False)
-                self.draw(Bars([(x, y - e, y + e) for (x, y), e in ends], f"s{color}", caps=True))
+                self.draw(
+                    fig.Bars([(x, y - e, y + e) for (x, y), e in ends], f"s{color}", caps=True)
+                )
                 self.parts.append(_marks(points if every else points[:1], shape, dot))
                 if self.figure.below:
                     self.entry(name, css, shape, dot)
-            case Points(points, css, shape, _, row):
+            case fig.Points(points, css, shape, _, row):
                 self.parts += [_marks(self.at(points), shape, css)] if shape else []
                 self.parts += [] if row is None else _trail(self.at(points), "hit", row)
-            case Bars(spans, css, _, _, name):
+            case fig.Bars(spans, css, _, _, name):
                 path = "".join(stroke for span in spans for stroke in self.strokes(mark, *span))
                 self.parts += [f'<path class="{css}" d="{path}"/>'] if path else []
                 if name:
                     self.entry(name, css)
-            case Text(point, text, css, anchor, (right, down)):
-                ((x, y),) = self.at([point])
-                self.text(x + right, y + down, text, css, anchor)
-            case Cells():
+            case fig.Text(point, text, css, anchor, (right, down)):
+                self.text(self.x(point[0]) + right, self.y(point[1]) + down, text, css, anchor)
+            case fig.Cells():
                 self.cells(mark)
 
-    def strokes(self, bars: Bars, at: float, *ends: float) -> Iterator[str]:
+    def strokes(self, bars: fig.Bars, at: float, *ends: float) -> Iterator[str]:
         """The strokes of a bar, none if it is unknown; what is outside ends at the edge."""
         along, place, axis = self.x, self.y, self.figure.y
         if bars.sideways:
@@ -164,21 +165,22 @@ class _Drawing:
                 (x1, y1), (x2, y2) = (point[:: -1 if bars.sideways else 1] for point in pair)
                 yield f"M{units(x1)} {units(y1)}L{units(x2)} {units(y2)}"
 
-    def cells(self, mark: Cells) -> None:
+    def cells(self, mark: fig.Cells) -> None:
         """Cells, a path per colour, their numbers if there is room, and what tooltips read."""
         values, count = mark.values, len(mark.values)
-        known = values[np.isfinite(values) & (values > LEAST)]
+        known = values[np.isfinite(values) & (values > fig.LEAST)]
         low, high = (float(known.min()), float(known.max())) if known.size else (1.0, 1.0)
+        scale = fig.AxisScale("", low, high, log=True)
         width, height = (self.right - self.left) / count, (self.bottom - TOP) / count
-        paths, written = [""] * CLASSES, list[Text]()
+        paths, written = [""] * CLASSES, list[fig.Text]()
         for i, k in zip(*np.nonzero(~np.isnan(values)), strict=True):
-            color = _class(values[i, k], low, high)
-            x, y = self.left + k * width, TOP + i * height
-            paths[color] += (
-                f"M{units(x)} {units(y)}h{units(width)}v{units(height)}h-{units(width)}z"
-            )
+            color = CLASSES // 2
+            if high > low:
+                color = min(int(scale.place(max(values[i, k], low), 0, CLASSES)), CLASSES - 1)
+            corner = f"M{units(self.left + k * width)} {units(TOP + i * height)}"
+            paths[color] += f"{corner}h{units(width)}v{units(height)}h-{units(width)}z"
             text = f"{values[i, k]:{'.3g' if count <= WIDE else '.2g'}}"
-            written.append(Text((k, i), text, f"in i{color}", "middle", (0, 4)))
+            written.append(fig.Text((k, i), text, f"in i{color}", "middle", (0, 4)))
         self.parts.append('<g class="cells">')
         self.parts += [f'<path class="q{css}" d="{d}"/>' for css, d in enumerate(paths) if d]
         self.parts.append("</g>")
@@ -207,7 +209,7 @@ class _Drawing:
 
     def legend(self) -> None:
         """The meaning of the marks, at the top right."""
-        points = (mark for mark in self.figure.marks if isinstance(mark, Points) and mark.name)
+        points = (mark for mark in self.figure.marks if isinstance(mark, fig.Points) and mark.name)
         at = self.right + 30
         for css, shape, text in reversed(dict.fromkeys((x.css, x.shape, x.name) for x in points)):
             at -= 14 + 7 * len(text)
@@ -231,14 +233,7 @@ class _Drawing:
                 self.text(right + 3, place, name, f"end mid{css * large}")
 
 
-def _class(value: float, low: float, high: float) -> int:
-    """The colour of a value, from 0, on a logarithmic scale."""
-    if value <= low or high <= low:
-        return 0 if high > low else CLASSES // 2
-    return min(int(log10(value / low) / log10(high / low) * CLASSES), CLASSES - 1)
-
-
-def picture(figure: ReportFigure, alone: bool = False) -> str:
+def picture(figure: fig.ReportFigure, alone: bool = False) -> str:
     """The SVG element, of the width of all pictures, with a title and description as text.
 
     The heading, its title and its settings, stands above the picture in a file of its own

@@ -21,7 +21,7 @@ from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.gguf.gguf_file import GgufFile
 from refimpl.oracle.case_folders import cases_below
 from refimpl.pruning.record_schema import WHOLE_RECORD
-from refimpl.report.schemas import EVALUATION
+from refimpl.report.inputs import EVALUATION
 from refimpl.storage.file_system import open_file
 from refimpl.tokens.ids import read_ids
 
