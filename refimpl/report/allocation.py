@@ -10,17 +10,11 @@ from refimpl.report import figure as fig
 from refimpl.report.experiment import perturbation_words
 from refimpl.report.inputs import PruningInput, ScoresInput
 
+Names = Sequence[Iterable[str]]  # of linears, per block
 LINEAR_ROW = 36  # height of a linear's row, in units of the picture
-COUNT_NAMES = {
-    "requested": "asked",
-    "pruned": "pruned",
-    "kept_zeros": "kept zeros",
-    "zeros": "zeros",
-}
-MARKS = {  # classes and shape of the shares that are drawn
-    "requested": ("open one-hue", "circle"),
-    "zeros": ("mark other-hue", "dot"),
-}
+NAMES = {"requested": "asked", "pruned": "pruned", "kept_zeros": "kept zeros", "zeros": "zeros"}
+# Classes and shape of the shares that are drawn.
+MARKS = {"requested": ("open one-hue", "circle"), "zeros": ("mark other-hue", "dot")}
 
 
 def allocation_figure(ident: str, scored: ScoresInput, which: int) -> fig.ReportFigure:
@@ -69,9 +63,11 @@ def requested_figure(ident: str, scored: ScoresInput, which: int) -> fig.ReportF
     """The sparsity that an allocation requests of every linear, at one eta."""
     allocation, scores = scored.allocations[which], scored.scores
     counts = {"weights": scores.linear_sizes, "requested": allocation.linear_pruned}
-    title = "Requested sparsity of every linear"
-    note = "The allocation of each linear. Add a pruning.json to see what pruning achieved."
-    return _linears(ident, title, note, scores.linears, allocation.linear_sparsity, counts)
+    words = (
+        "Requested sparsity of every linear",
+        "The allocation of each linear. Add a pruning.json to see what pruning achieved.",
+    )
+    return _linears(ident, words, scores.linears, allocation.linear_sparsity, counts)
 
 
 def pruned_figure(ident: str, pruned: PruningInput) -> fig.ReportFigure:
@@ -82,10 +78,10 @@ def pruned_figure(ident: str, pruned: PruningInput) -> fig.ReportFigure:
     exact = f"{off:,} more or fewer than requested" if off else "exactly as many as requested"
     more = f"; {kept:,} kept weights are zero too" if kept else ""
     note = f"Zeros in the file as a share of each linear. Pruned: {exact}{more}."
-    return _linears(ident, title, note, pruned.linears, pruned.sparsity, counts)
+    return _linears(ident, (title, note), pruned.linears, pruned.sparsity, counts)
 
 
-def _by_kind(linears: Sequence[Iterable[str]], numbers: Array) -> dict[str, Array]:
+def _by_kind(linears: Names, numbers: Array) -> dict[str, Array]:
     """Sums of numbers per linear, [L, linears], over the experts of each block: [L] by name."""
     sums: dict[str, Array] = {}
     for i, names in enumerate(linears):
@@ -95,17 +91,13 @@ def _by_kind(linears: Sequence[Iterable[str]], numbers: Array) -> dict[str, Arra
 
 
 def _linears(
-    ident: str,
-    title: str,
-    note: str,
-    linears: Sequence[Iterable[str]],
-    sparsity: Array,
-    counts: Mapping[str, Array],
+    ident: str, words: tuple[str, str], linears: Names, sparsity: Array, counts: Mapping[str, Array]
 ) -> fig.ReportFigure:
     """A row per linear: requested sparsities are open circles, achieved ones dots in them.
 
-    The experts of a block are one linear here.
+    The experts of a block are one linear here; words are title and note.
     """
+    title, note = words
     sums = {key: _by_kind(linears, x) for key, x in counts.items()}
     sums["allotted"] = _by_kind(linears, sparsity * counts["weights"])
     names = [*sums["allotted"]]
@@ -127,7 +119,7 @@ def _linears(
         for key, share in shares.items():
             points = [(i, row + 0.89 - 0.78 * (share[i, j] - low) / (high - low)) for i in there[j]]
             first = sum(map(len, there[:j])) if key == "requested" else None
-            marks.append(fig.Points(points, *MARKS[key], COUNT_NAMES[key], first))
+            marks.append(fig.Points(points, *MARKS[key], NAMES[key], first))
             total = table[key][:, [j, *others]].sum() / np.nansum(weights[:, [j, *others]])
         marks.append(fig.Text((x.high, row + 0.5), f"{total:.1%}", "tick mid", move=(4, 0)))
     cells = [(j, i) for j in range(len(names)) for i in there[j]]
@@ -138,12 +130,12 @@ def _linears(
         "weights": [f"{int(weights[i, j]):,}" for j, i in cells],
         "allocated": [f"{table['allotted'][i, j] / weights[i, j]:.4f}" for j, i in cells],
     }
-    for key in (key for key in COUNT_NAMES if key in table):
-        columns[COUNT_NAMES[key]] = [f"{int(table[key][i, j]):,}" for j, i in cells]
+    for key in (key for key in NAMES if key in table):
+        columns[NAMES[key]] = [f"{int(table[key][i, j]):,}" for j, i in cells]
     for key, share in shares.items():
-        columns[f"{COUNT_NAMES[key]} share"] = [f"{share[i, j]:.4f}" for j, i in cells]
+        columns[f"{NAMES[key]} share"] = [f"{share[i, j]:.4f}" for j, i in cells]
     said = "".join(
-        f" {COUNT_NAMES[key].capitalize()} from {np.nanmin(share):.4f} to {np.nanmax(share):.4f}."
+        f" {NAMES[key].capitalize()} from {np.nanmin(share):.4f} to {np.nanmax(share):.4f}."
         for key, share in shares.items()
     )
     groups = [", ".join(names[j] for j in same) for same in alike.values() if len(same) > 1]

@@ -54,14 +54,13 @@ class AxisScale:
         low, high, value = (log10(x) if self.log else x for x in (self.low, self.high, value))
         return start + (end - start) * (value - low) / (high - low)
 
-    def ticks(self, count: int = 5, whole: bool = False) -> list[float]:
+    def ticks(self, count: int = 5) -> list[float]:
         """Round values from low to high, about `count` of them."""
         if self.log and len(ticks := _log_ticks(self.low, self.high, count)) > 2:
             return ticks
         rough = (self.high - self.low) / count
         power = 10.0 ** floor(log10(rough))
         step = next(n * power for n in TICK_STEPS if n * power >= rough * 0.999)
-        step = max(step, 1.0) if whole else step
         first, last = ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9)
         return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
 
@@ -106,8 +105,9 @@ def spanning(
 
 def blocks_axis(name: str, count: int) -> AxisScale:
     """An axis with a place for every block, and ticks at some."""
-    ticks = AxisScale("", 0, max(count - 1, 1)).ticks(count if count <= ALL else 6, True)[:count]
-    return AxisScale(name, -0.5, count - 0.5, texts={tick: f"{tick:g}" for tick in ticks})
+    ticks = AxisScale("", 0, max(count - 1, 1)).ticks(count if count <= ALL else 6)
+    texts = {x: f"{x:g}" for x in ticks if x < count and x.is_integer()}
+    return AxisScale(name, -0.5, count - 0.5, texts=texts)
 
 
 class Line(NamedTuple):

@@ -40,11 +40,7 @@ def _measured(names: tuple[str, ...], digest: str) -> dict[str, object]:
     """A text or questions: its source, its digest, and numbers that may be unknown."""
     numbers = {key: {"type": ["number", "null"]} for n in names for key in (n, f"{n}_stderr")}
     texts = {key: {"type": "string"} for key in ("source", digest)}
-    return {
-        "type": ["object", "null"],
-        "required": [*texts, *names],
-        "properties": texts | numbers,
-    }
+    return {"type": ["object", "null"], "required": [*texts, *names], "properties": texts | numbers}
 
 
 # What a report needs of an evaluation; other fields may be beside.

@@ -112,10 +112,9 @@
         const down = cell.getAttribute('aria-sort') === 'ascending';
         head.forEach((other) => other.removeAttribute('aria-sort'));
         cell.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-        const keys = new Map(rows.map((row) => [row, text(row.cells[column])]));
         const sign = down ? -1 : 1, unknown = (key) => key === '' || key === '-';
         body.append(...[...rows].sort((a, b) => {
-          const [x, y] = [keys.get(a), keys.get(b)], [v, w] = [number(x), number(y)];
+          const [x, y] = [a, b].map((row) => text(row.cells[column])), [v, w] = [number(x), number(y)];
           if (unknown(x) || unknown(y)) return unknown(x) - unknown(y);
           return sign * (v !== null && w !== null ? v - w : x.localeCompare(y));
         }));
@@ -129,10 +128,9 @@
     filter.append('Filter', input, count);
     table.closest('.scroll').before(filter);
     function apply() {
-      const keep = wanted(heads, input.value);
-      rows.forEach((row) => { row.hidden = !keep(row); });
-      const shown = rows.filter((row) => !row.hidden).length;
-      count.textContent = `${shown} of ${rows.length} rows`;
+      const kept = new Set(rows.filter(wanted(heads, input.value)));
+      rows.forEach((row) => { row.hidden = !kept.has(row); });
+      count.textContent = `${kept.size} of ${rows.length} rows`;
       for (const line of svg?.querySelectorAll('polyline.line') ?? [])
         line.classList.toggle('out', rows[Number(line.dataset.row)].hidden);
     }

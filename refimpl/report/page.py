@@ -29,6 +29,8 @@ from refimpl.version import __version__
 PARTS = ("blocks", "sweep", "linears", "format")
 NO_FACTS = ("windows", "questions", "linear_pruned", "perplexity", "nats", "bits", "acc", "stderr")
 LIMIT = 1_000_000  # bytes of a page
+LOOSE = "grid loose"  # class of cards of different heights
+Figures = Sequence[ReportFigure]
 # The page loads nothing, and a browser holds it to that.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -136,9 +138,8 @@ def sections(inputs: ReportInputs, etas: int) -> Iterator[Section]:
         if len(pruned) > 1:
             sums = [{key: n.sum(axis=1) for key, n in x.counts.items()} for x in pruned]
             lines = {x.name: n["pruned"] / n["weights"] for x, n in zip(pruned, sums, strict=True)}
-            note = (
-                "The fraction pruned of every block; the line is the requested total of the first."
-            )
+            note = "The fraction pruned of every block"
+            note += "; the line is the requested total of the first."
             target = float(sums[0]["requested"].sum() / sums[0]["weights"].sum())
             title = "Prunings side by side"
             figures.append(lines_figure("prunings-blocks", title, note, lines, target))
@@ -147,7 +148,7 @@ def sections(inputs: ReportInputs, etas: int) -> Iterator[Section]:
         table = table_html(results.results_table(evaluated), "results")
         figures = [*results.quality_figures(evaluated)]
         figures += results.results_figures("results", evaluated)
-        yield _section("results", "Evaluations", evaluated[0], figures, table, "grid loose")
+        yield _section("results", "Evaluations", evaluated[0], figures, table)
 
 
 def _scored(key: str, scored: ScoresInput, etas: int, whose: str) -> Iterator[Section]:
@@ -164,7 +165,7 @@ def _scored(key: str, scored: ScoresInput, etas: int, whose: str) -> Iterator[Se
             allocation.requested_figure(f"{ident}-linears", scored, j),
         ]
         title = f"Absorption with {names[j]}{whose}"
-        yield _section(ident, title, scored, figures, facts=(names[j],))
+        yield _section(ident, title, scored, figures, eta=names[j])
     if len(sweep) > 1:
         r = {name: x.coefficient for name, x in zip(names, sweep, strict=True)}
         title, note = "Absorption coefficients at each eta", "The same numbers over the blocks."
@@ -183,16 +184,10 @@ def _scored(key: str, scored: ScoresInput, etas: int, whose: str) -> Iterator[Se
 
 
 def _section(
-    ident: str,
-    title: str,
-    source: ReportInput,
-    figures: Sequence[ReportFigure],
-    html: str = "",
-    css: str = "grid",
-    facts: Sequence[str] = (),
+    ident: str, title: str, source: ReportInput, figures: Figures, html: str = "", eta: str = ""
 ) -> Section:
     """A section whose pictures say how the numbers of a file were made, if they are saved."""
-    run, said = source.file.document["run"], [source.model, *facts]
+    run, said = source.file.document["run"], [source.model, *filter(None, [eta])]
     if isinstance(source, EvaluationInput) and source.text is not None:
         said.append(source.text[0])
     if isinstance(source, ScoresInput):
@@ -200,22 +195,20 @@ def _section(
         said += [f"seed {plan.seed}", f"{tokens.samples} x {tokens.seq_len} tokens", tokens.source]
     said += [str(run["dtype"]), *(f"{name} {version}" for name, version in run["versions"].items())]
     figures = [replace(figure, settings=", ".join(said)) for figure in figures]
+    css = LOOSE if isinstance(source, EvaluationInput) else "grid"
     return Section(ident, title, figures, html, css)
 
 
 def provenance(inputs: ReportInputs) -> Section:
     """Parameters, run and versions of every file, in parts to open."""
-    cards = []
-    for x in inputs.files:
-        facts = facts_html(_facts(x.file.document, x.file.sha256))
-        cards.append(
-            f'<article class="card"><h3>{escape(x.name)}</h3>\n'
-            f"<p>{x.kind}, {escape(x.file.path.name)}</p>\n"
-            f"<details><summary>Parameters, run and versions</summary>\n{facts}\n</details>"
-            "\n</article>"
-        )
-    html = grid_html(cards, "grid loose")
-    return Section("provenance", "How these numbers were made", html=html)
+    cards = [
+        f'<article class="card"><h3>{escape(x.name)}</h3>\n'
+        f"<p>{x.kind}, {escape(x.file.path.name)}</p>\n"
+        "<details><summary>Parameters, run and versions</summary>\n"
+        f"{facts_html(_facts(x.file.document, x.file.sha256))}\n</details>\n</article>"
+        for x in inputs.files
+    ]
+    return Section("provenance", "How these numbers were made", html=grid_html(cards, LOOSE))
 
 
 def _facts(document: Mapping[str, Any], digest: str) -> dict[str, Any]:

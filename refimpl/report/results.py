@@ -5,7 +5,7 @@ from math import isfinite
 
 from refimpl.pruning.inspection import allocation_name
 from refimpl.report import figure as fig
-from refimpl.report.allocation import COUNT_NAMES
+from refimpl.report.allocation import NAMES
 from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput
 from refimpl.show.header import counted
 from refimpl.show.numbers import measured, number
@@ -50,11 +50,9 @@ def prunings_table(pruned: Sequence[PruningInput]) -> fig.Table:
         columns[key] = [str(one.file.document[key] or "-") for one in pruned]
     totals = [{key: n.sum() for key, n in one.counts.items()} for one in pruned]
     for key in ("requested", "pruned"):
-        columns[f"{COUNT_NAMES[key]} share"] = [
-            f"{sums[key] / sums['weights']:.6f}" for sums in totals
-        ]
+        columns[f"{NAMES[key]} share"] = [f"{sums[key] / sums['weights']:.6f}" for sums in totals]
     for key in ("weights", "requested", "pruned", "zeros"):
-        columns[COUNT_NAMES.get(key, key)] = [f"{int(sums[key]):,}" for sums in totals]
+        columns[NAMES.get(key, key)] = [f"{int(sums[key]):,}" for sums in totals]
     return fig.Table.of("Prunings", columns)
 
 
@@ -113,11 +111,10 @@ def _quality(ident: str, text: str, evaluated: Sequence[EvaluationInput]) -> fig
     """A line per pruner and allocation; the model that was not pruned is a level."""
     rows = []
     for one in evaluated:
-        who, sparsity = ("-", "-"), 0.0
+        line, sparsity, who = "dense", 0.0, ("-", "-")
         if one.pruning is not None:
-            who = (one.pruning["method"], allocation_name(one.pruning))
-            sparsity = float(one.pruning["sparsity"])
-        line = "dense" if one.pruning is None else ", ".join(who)
+            who = (str(one.pruning["method"]), allocation_name(one.pruning))
+            line, sparsity = ", ".join(who), float(one.pruning["sparsity"])
         rows.append((line, sparsity, one.measures["perplexity"], *who, one.name))
     rows.sort(key=lambda row: row[:2])
     names, at, found, pruners, allocations, whose = zip(*rows, strict=True)

@@ -104,12 +104,12 @@ def runs_table(rows: list[Row]) -> str:
     headings = {key: re.sub(r" ([<>]) ", rf"{GLUE}\1{GLUE}", key) for key in cells}
     longest = {key: max(map(len, cells[key])) for key in cells}
     # What gives way to a narrow terminal: headings break between words, runs, headings at hyphens.
-    for width, least in ((len, len), (_width, _width), (_piece, _width)):
-        widths = {key: max(width(headings[key]), longest[key]) for key in cells}
+    for end, least in (("$", "$"), (" ", " "), (" |(?<=-)", " ")):
+        widths = {key: max(_longest(headings[key], end), longest[key]) for key in cells}
         room = terminal_width() - sum(2 + widths[key] for key in cells if key != "run")
-        if max(map(least, cells["run"])) <= room:
+        if max(_longest(run, least) for run in cells["run"]) <= room:
             break
-    widths["run"] = min(widths["run"], max(room, *map(_width, cells["run"])))
+    widths["run"] = min(widths["run"], max(room, *(_longest(run, " ") for run in cells["run"])))
     lines = [*_row({key: wrap(headings[key], widths[key]) for key in cells}, widths)]
     for i in range(len(rows)):
         texts = {key: [cells[key][i]] for key in cells}
@@ -135,14 +135,9 @@ def _row(texts: Mapping[str, list[str]], widths: Mapping[str, int]) -> Iterator[
         yield "  ".join(padded).replace(GLUE, " ").rstrip()
 
 
-def _width(text: str) -> int:
-    """Characters of the longest word."""
-    return max(map(len, text.split(" ")))
-
-
-def _piece(text: str) -> int:
-    """Characters of the longest piece of a word, which may end in a hyphen."""
-    return _width(text.replace("-", "- "))
+def _longest(text: str, ends: str) -> int:
+    """Characters of the longest part of a text that is split where a pattern matches."""
+    return max(map(len, re.split(ends, text)))
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:

@@ -45,10 +45,9 @@ def _text(x: float, y: float, text: str, css: str = "tick", anchor: str = "start
 
 
 def _marks(points: Sequence[fig.Point], shape: str, css: str) -> str:
-    """Markers at the known points, as one element."""
-    shown = "".join(
-        f"M{units(x)} {units(y)}{SHAPES[shape]}" for x, y in points if isfinite(x) and isfinite(y)
-    )
+    """Markers at the known points, as one element; none without a shape."""
+    known = [f"{units(x)} {units(y)}" for x, y in points if shape and isfinite(x + y)]
+    shown = "".join(f"M{at}{SHAPES[shape]}" for at in known)
     return f'<path class="{css}" d="{shown}"/>' if shown else ""
 
 
@@ -141,7 +140,7 @@ class _Drawing:
                 if self.figure.below:
                     self.entry(name, css, shape, dot)
             case fig.Points(points, css, shape, _, row):
-                self.parts += [_marks(self.at(points), shape, css)] if shape else []
+                self.parts.append(_marks(self.at(points), shape, css))
                 self.parts += [] if row is None else _trail(self.at(points), "hit", row)
             case fig.Bars(spans, css, _, _, name):
                 path = "".join(stroke for span in spans for stroke in self.strokes(mark, *span))
@@ -203,7 +202,7 @@ class _Drawing:
         """A line of the legend below the picture."""
         left, at = self.figure.edges[0], self.height + 8
         self.line(css, (left, at), (left + 32, at))
-        self.parts += [_marks([(left + 16, at)], shape, mark)] if shape else []
+        self.parts.append(_marks([(left + 16, at)], shape, mark))
         self.text(left + 40, at, name, "tick mid")
         self.height += ENTRY
 

@@ -241,6 +241,12 @@ def test_every_picture_is_written_with_its_heading_styles_and_numbers(
         write_figures(tmp_path / "figures", parts)
 
 
+def test_only_the_renderer_writes_svg() -> None:
+    modules = Path(page_module.__file__).parent.glob("*.py")
+    drawing = re.compile(r"<(path|polyline|text|rect|g|svg)\b")
+    assert [path.name for path in modules if drawing.search(path.read_text("utf-8"))] == ["svg.py"]
+
+
 def test_linears_with_the_same_shares_have_one_row(files: dict[str, Path]) -> None:
     labels = [t.text() for t in Page(page_of(files, "one.json")).figure("s0-0-linears").all("text")]
     assert sum(" +" in label for label in labels) >= 1
