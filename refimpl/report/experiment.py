@@ -85,14 +85,13 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> fig
         "tokens left out": [f"{n:,}" for n in absorption.left_out],
         "sinks excluded": [f"{n:,}" for n in scores.sinks],
     }
-    known = (
-        "" if np.isfinite(error).any() else "; none here, because it needs two sequences or more"
-    )
+    alone = not np.isfinite(error).any()
+    more = "; none here, because it needs two sequences or more" if alone else ""
     return fig.ReportFigure(
         ident,
         "Absorption coefficients",
         "The share of a perturbation that is left after the last block. Above 1 the later blocks "
-        f"amplify it, below 1 they absorb it. Bars: one standard error over sequences{known}.",
+        f"amplify it, below 1 they absorb it. Bars: one standard error over sequences{more}.",
         (
             f"Absorption coefficient of every block, {perturbation_words(absorption)}",
             " ".join(findings(absorption)),

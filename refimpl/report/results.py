@@ -11,6 +11,7 @@ from refimpl.show.header import counted
 from refimpl.show.numbers import measured, number
 
 RESULT_ROW = 38  # height of a row, in units of the picture
+FIRST, OTHER = ("mark one-hue", "large diamond"), ("mark other-hue", "large square")
 CHOSEN = "Share of correct answers; acc_norm is per character."
 MEASURES = (
     ("text", "Perplexity", ("perplexity",), "Lower is better.", ".5g"),
@@ -60,26 +61,20 @@ def _dots(
     ident: str, title: str, note: str, rows: Sequence[tuple[str, MeasuredValue]], form: str
 ) -> fig.ReportFigure:
     """A dot per row with one standard error to either side."""
-    names, values = [name for name, _ in rows], [one.value for _, one in rows]
-    errors = [one.error for _, one in rows]
+    values, errors = [one.value for _, one in rows], [one.error for _, one in rows]
     x, marks = fig.spanning(title.lower(), values, None, errors=errors), list[fig.Mark]()
     for i, (name, one) in enumerate(rows):
-        css, shape = "mark one-hue", "large diamond"
-        if name.endswith("acc_norm"):
-            css, shape = "mark other-hue", "large square"
-        said, ends = (
-            measured(one.value, one.error, form),
-            (one.value - one.error, one.value + one.error),
-        )
+        css, shape = OTHER if name.endswith("acc_norm") else FIRST
+        said = measured(one.value, one.error, form)
         marks += [
             fig.Text((x.low, i), name, "tick whose", move=(0, -12)),
             fig.Text((x.high, i), said, "value", "end", (0, -12)),
-            fig.Bars([(i, *ends)], "whisker", True, True),
+            fig.Bars([(i, one.value - one.error, one.value + one.error)], "whisker", True, True),
             fig.Points([(one.value, i)], css, shape, row=i),
         ]
     said = "; ".join(f"{name}: {number(one.value, form)}" for name, one in rows)
     columns = {
-        "evaluation": names,
+        "evaluation": [name for name, _ in rows],
         title.lower(): [number(value, ".6g") for value in values],
         "stderr": [number(error, ".4g") for error in errors],
     }
