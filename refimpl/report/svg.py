@@ -53,7 +53,7 @@ def _marks(points: Sequence[fig.Point], shape: str, css: str) -> str:
 
 def _trail(points: Sequence[fig.Point], css: str, row: int, column: int = 0) -> list[str]:
     """A line for every unbroken run of known points; the script reads their table for tooltips."""
-    gaps = [-1, *(i for i, (_, y) in enumerate(points) if not isfinite(y)), len(points)]
+    gaps = [-1, *(i for i, at in enumerate(points) if not isfinite(sum(at))), len(points)]
     return [
         f'<polyline class="{css}" data-row="{row if column else row + start + 1}" '
         f'data-col="{column and column + start + 1}" '

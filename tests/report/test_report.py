@@ -308,6 +308,13 @@ def test_unknown_numbers_are_dashes_and_no_marks(page_edited: Edited) -> None:
     assert [line.attributes["data-col"] for line in first] == ["1", "4"]
 
 
+def test_an_unknown_perplexity_has_no_mark(page_edited: Edited) -> None:
+    unknown = dict.fromkeys(("perplexity", "perplexity_stderr"))
+    figure = page_edited("eval-whole.json", lambda d: d["text"].update(unknown)).figure
+    assert figure("results-text0").rows()[1] == [["llama", "-", "-"]]
+    assert figure("results-text0").all("polyline") == []
+
+
 def test_everything_unknown_or_zero_is_still_a_page(page_edited: Edited) -> None:
     def nothing(document: dict[str, Any]) -> None:
         for block in document["blocks"]:
