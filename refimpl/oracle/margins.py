@@ -1,6 +1,6 @@
 """The margin of each discrete choice of a case: how near it is to turning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 
 import numpy as np
@@ -55,12 +55,12 @@ def steps_and_margins(
     for pruner, keep in decisions.keep.items():
         margins[f"{pruner}.keep"] = _table(keep)
         if pruner in decisions.rows:
-            margins[f"{pruner}.keep.rows"] = np.array(decisions.rows[pruner])
+            margins[f"{pruner}.keep.rows"] = _table(decisions.rows[pruner])
     return arrays, {name: value.astype(np.float32) for name, value in margins.items()}
 
 
-def _table(rows: list[list[float]]) -> Array:
-    """Rows of numbers, [L, linears]; infinite where a block has fewer linears than another."""
+def _table(rows: Sequence[Sequence[float] | Array]) -> Array:
+    """Numbers by block, [L, n]; infinite where a block has fewer linears, or rows, than another."""
     table = np.full((len(rows), max(map(len, rows))), inf)
     for into, row in zip(table, rows, strict=True):
         into[: len(row)] = row

@@ -57,6 +57,17 @@ def steps_after(case: Case, step: str) -> set[str]:
     return counted
 
 
+def linear_of(step: str) -> tuple[str, int, str]:
+    """The pruner, block and linear that a step is of.
+
+    Example:
+        >>> linear_of("wanda.blocks.1.experts.3.down_proj.keep")
+        ('wanda', 1, 'experts.3.down_proj')
+    """
+    pruner, _, block, rest = step.split(".", 3)
+    return pruner, int(block), rest.rpartition(".")[0]
+
+
 def ties_of(
     case: Case,
     reference: ReferenceRun,
@@ -172,7 +183,7 @@ def dead_ties(
     as damping makes it. Behind a GELU float32 rounds to 0 what float64 does not; and in 16 bits a
     ReLU may let through what should be 0.
     """
-    _, _, block, linear, _ = step.split(".")
+    _, block, linear = linear_of(step)
     sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
     dense, products, slip = _sparsegpt_inputs(case, reference, step, dtype)
     keep, truth = (unpacked(x, dense.shape[1]) for x in (bits, case.expected[step]))
@@ -182,8 +193,8 @@ def dead_ties(
     dead = (carried > 0) & (carried <= least) & (2 * keep.sum(axis=0) <= truth.sum(axis=0))
     alive = (carried == 0) & keep.any(axis=0) & (EPS[dtype] > EPS["float32"]) & np.isfinite(least)
     mostly = alive & (2 * (~keep).sum(axis=0) <= (~truth).sum(axis=0))
-    index = list(case.model.config.linears[int(block)]).index(linear)
-    goal = int(case.expected[f"{case.recipe.bases[0]}.counts"][int(block), index])
+    index = list(case.model.config.linears[block]).index(linear)
+    goal = int(case.expected[f"{case.recipe.bases[0]}.counts"][block, index])
     for revived in (alive, mostly, np.zeros_like(alive)):
         if not (dead | revived).any():
             continue
@@ -209,9 +220,9 @@ def score_behind(
     each input, [in], or of all, [1], and may be beyond 1. `moved` is added to those of SparseGPT,
     as earlier blocks may have been rounded the other way.
     """
-    pruner, _, block, linear, _ = step.split(".")
+    pruner, block, linear = linear_of(step)
     if pruner == "magnitude":
-        weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
+        weight = case.model.block(block, np.float64)[f"{linear}.weight"]
         slack = tolerance_of("score", np.zeros(1), 0.0, dtype)
         return np.abs(weight), -weight.shape[1], np.array([slack])
     if not pruner.startswith("sparsegpt"):
@@ -223,7 +234,7 @@ def score_behind(
         small = np.divide(typical, carried, out=np.full(carried.shape, inf), where=carried > 0)
         score = reference.steps.get(step.removesuffix("keep") + "score")
         if score is None:  # of the dense model
-            weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
+            weight = case.model.block(block, np.float64)[f"{linear}.weight"]
             score = wanda_score(weight, reference.steps[squares] / len(case.inputs["token_ids"]))
         return score, group, slack * np.maximum(small, 1.0)
     sequences, damping = len(case.inputs["token_ids"]), case.recipe.damping
@@ -261,11 +272,11 @@ def _sparsegpt_inputs(
     case: Case, reference: ReferenceRun, step: str, dtype: str
 ) -> tuple[Array, Array, float]:
     """Dense weights and products behind a decision of SparseGPT, and the products' tolerance."""
-    pruner, _, block, linear, _ = step.split(".")
+    pruner, block, linear = linear_of(step)
     name = f"{pruner}.blocks.{block}.{input_of(linear)}.products"
     errors = reference.errors
     every = [x for other, x in errors.items() if other.endswith(".products") and isfinite(x)]
     own = errors.get(name, max(every, default=0.0))
-    weight = case.model.block(int(block), np.float64)[f"{linear}.weight"]
+    weight = case.model.block(block, np.float64)[f"{linear}.weight"]
     products = case.expected[name] if name in case.expected else products_of_all(case)[name]
     return weight, products, tolerance_of("score", np.zeros(1), own, dtype)

@@ -8,16 +8,19 @@ from itertools import product
 import numpy as np
 import pytest
 from candidates import CASE_NAMES
-from gates import case_of
+from gates import case_of, model_of
 
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
+from refimpl.oracle.case import computed_case
 from refimpl.oracle.judging.pruner_scores import dense_scores, sparsegpt_scores, unpacked
 from refimpl.oracle.margins import count_margin, row_margins
+from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import apportion
 from refimpl.pruners.pattern import parse_pattern, pattern_keep
 from refimpl.pruners.wanda import wanda_keep
+from refimpl.tokens import random_tokens
 
 NEAR, FAR = 0.999, 1.001  # times a margin: on either side of it
 
@@ -186,6 +189,21 @@ def test_margins_are_infinite_without_a_choice() -> None:
     assert np.isinf(row_margins(all_stay, score)).all()
     assert np.isinf(row_margins(all_go, score)).all()
     assert np.isinf(count_margin(np.array([3.0]), np.array([3])))
+
+
+def test_blocks_of_other_linears_have_rows_of_their_own() -> None:
+    """A dense block before sparse ones has fewer rows; there is no choice behind its last one."""
+    model = model_of("ernie4_5_moe")
+    sizes = [
+        sum(len(model.block(i, np.float64)[f"{x}.weight"]) for x in model.config.linears[i])
+        for i in (0, 1)
+    ]
+    recipe = Recipe(bases=("owl",), draws=1, shown=(0, 1))
+    margins = computed_case(model, random_tokens(model.config.vocab_size, 2, 16), recipe).margins
+    for rows in (margins["wanda.keep.rows"], margins["pattern.keep.rows"]):
+        assert sizes[0] < sizes[1] == rows.shape[1]
+        assert np.isinf(rows[0, sizes[0] :]).all()
+        assert np.isfinite(rows[0, : sizes[0]]).any()
 
 
 def test_equal_numbers_have_no_margin() -> None:

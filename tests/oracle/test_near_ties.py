@@ -12,7 +12,7 @@ from gates import case_of, model_of
 from refimpl.method.correction import centred_log
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, make_case
+from refimpl.oracle.case import Case, computed_case, make_case
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import StepResult
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
@@ -25,6 +25,7 @@ from refimpl.oracle.judging.ties import (
     rounding_ties,
     turnable,
 )
+from refimpl.oracle.margins import row_margins
 from refimpl.oracle.near_ties import near_zero, score_behind
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.reference_errors import is_drift, reference_run
@@ -75,6 +76,33 @@ def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
     assert report.verdict == "inconclusive"
     told = f"{len(later)} steps not judged, after a near tie: {later[0].step}, "
     assert told in report_table(report, "a file")
+
+
+@pytest.fixture(scope="module")
+def mixture() -> Case:
+    tokens = Tokens(IDS, "drawn uniformly with seed 0", "ids")
+    return computed_case(model_of("mixtral"), tokens, Recipe(bases=("owl",), draws=1))
+
+
+@pytest.mark.parametrize(
+    "pruner", ["pruned", "magnitude", "wanda", "sparsegpt", "pattern", "sparsegpt_pattern"]
+)
+def test_a_decision_of_an_expert_is_judged_as_any_other(mixture: Case, pruner: str) -> None:
+    step = f"{pruner}.blocks.1.experts.1.down_proj.keep"
+    wrong = mixture.expected[step].copy()
+    wrong[0, 0] ^= 0x81
+    (result,) = check(mixture, {step: wrong}, (step,), "float32").steps
+    assert (result.status, result.near_ties) == ("divergent", ())
+    if pruner not in ("pruned", "wanda"):
+        return
+    score = score_behind(mixture, reference_run(mixture, "bfloat16"), step, "bfloat16")[0]
+    keep = unpacked(mixture.expected[step], score.shape[1])
+    row = int(np.argmin(row_margins(keep, score)))
+    stays, goes = (at for _, at in nearest(keep[[row]], score[[row]]))
+    keep[row, [stays, goes]] = False, True
+    turned = {step: np.packbits(keep, axis=1)}
+    (result,) = check(mixture, turned, (step,), "bfloat16").steps
+    assert (result.status, len(result.near_ties)) == ("pass", 2)
 
 
 def test_only_as_many_as_are_within_rounding_are_ties() -> None:
