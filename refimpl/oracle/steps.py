@@ -16,8 +16,7 @@ from refimpl.allocation.request import Correction, Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets
 from refimpl.errors import RefimplError
-from refimpl.evaluation.batch import batches
-from refimpl.evaluation.likelihood import Batches
+from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method.perturbation import (
     Perturbation,
 )
@@ -128,22 +127,20 @@ def steps(
         pruners += [
             ("pattern", "wanda", pattern), ("sparsegpt_pattern", "sparsegpt", pattern)
         ]  # fmt: skip
-    perplexities: dict[str, Array] = {}
-    sequences = batches(list(ids), [1] * len(ids), config)
-    with Settings(dtype).open() as resources:
-        workers = resources.workers
-        dense = Batches(model, sequences, workers, dtype)
-        for i in range(config.num_blocks):
-            dense.pass_block(model.block(i, dtype))
-        perplexities["dense.perplexity"] = _perplexity(dense)
+    with loud(dtype):
+        perplexities = {"dense.perplexity": perplexity(ids, arrays["logits"])}
+        positions = np.arange(ids.shape[1])
+        place_of = places(positions, config, dtype)
         for name, method, wanted in pruners:
-            pruned = Batches(model, sequences, workers, dtype)
+            x = embed(ids, positions, model.embedding(), config, dtype)
             pruner = Pruner(method, recipe.damping)
-            for block in pruned_blocks(model, wanted, pruner, ids, resources):
-                pruned.pass_block(block.weights)
-                observe(name, block)
-                arrays |= _pruned(name, model, block, len(ids), recipe)
-            perplexities[f"{name}.perplexity"] = _perplexity(pruned)
+            with Settings(dtype).open() as resources:
+                for pruned in pruned_blocks(model, wanted, pruner, ids, resources):
+                    x = block(x, pruned.weights, place_of[config.blocks[pruned.index]], config)
+                    observe(name, pruned)
+                    arrays |= _pruned(name, model, pruned, len(ids), recipe)
+            logits = head(x, model.head(dtype), config)
+            perplexities[f"{name}.perplexity"] = perplexity(ids, logits)
     return arrays | perplexities
 
 
@@ -280,7 +277,11 @@ def _total(sums: Mapping[str, Array], linear: str) -> Array:
     return total
 
 
-def _perplexity(stream: Batches) -> Array:
-    """``exp`` of the mean nats per predicted token, [1]."""
-    nats = [x.log_probabilities for x in stream.likelihoods().values()]
-    return np.exp([-np.concatenate(nats).mean()])
+def perplexity(ids: npt.NDArray[np.int64], logits: Array) -> Array:
+    """``exp`` of the mean nats per predicted token, [1], from the logits of all tokens.
+
+    The last token is an input, too: where rotary tables depend on the length, as in the forward.
+    """
+    softmax = RunningSoftmax.start(ids[:, 1:].ravel())
+    softmax = softmax.add(logits[:, :-1].reshape(-1, logits.shape[-1]), 0)
+    return np.exp([-softmax.log_probabilities.mean()])

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.allocate import base_allocation, linear_counts, units_of
-from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.correction import centred_log, clipped_log, corrected
@@ -27,7 +26,7 @@ from refimpl.model.statistics import SUMS, block_with_sums, input_of, inputs_of,
 from refimpl.oracle.case import Case
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
-from refimpl.oracle.steps import signal_step
+from refimpl.oracle.steps import perplexity, signal_step
 from refimpl.pruners.compensation import compensated
 from refimpl.pruners.decision import Goal, Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
@@ -373,9 +372,6 @@ def _compensated(
 
 
 def _perplexity(inputs: StepInputs, x: Array) -> Array:
-    """``exp`` of the mean nats per predicted token, from the states after the last block, [1]."""
+    """The perplexity of the states after the last block, [1]."""
     model = inputs.case.model
-    logits = head(x, model.head(inputs.dtype), model.config)[:, :-1]
-    softmax = RunningSoftmax.start(inputs.ids[:, 1:].ravel())
-    softmax = softmax.add(logits.reshape(-1, logits.shape[-1]), 0)
-    return np.exp([-softmax.log_probabilities.mean()])
+    return perplexity(inputs.ids, head(x, model.head(inputs.dtype), model.config))

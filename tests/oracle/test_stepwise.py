@@ -22,14 +22,15 @@ from candidates import (
     write_arrays,
     written,
 )
-from gates import case_of
+from gates import case_of, model_of
 from program import ran, run
 
 from refimpl.allocation.targets import pattern_targets
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case
+from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import check
+from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.rounding import ARITHMETIC, Float32MinusEight, RoundedModel
 from refimpl.oracle.steps import steps
@@ -39,6 +40,7 @@ from refimpl.pruners.pattern import Pattern
 from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.show.oracle import stage_of
+from refimpl.tokens import random_tokens
 
 CHOICES = (".keep", ".counts", "owl.signal")
 
@@ -58,6 +60,23 @@ def test_in_float64_every_step_comes_to_the_truth(name: str) -> None:
             np.testing.assert_allclose(arrays[step], truth, rtol=1e-9, atol=1e-12, err_msg=step)
         else:
             assert np.array_equal(arrays[step], truth), step
+
+
+@pytest.mark.parametrize(("fixture", "length"), [("llama_dynamic", 12), ("phi3_longrope", 9)])
+def test_where_rotary_tables_depend_on_the_length_it_is_one(fixture: str, length: int) -> None:
+    """The last token is predicted, and an input, too: with it the tables are others."""
+    model = model_of(fixture)
+    tokens = random_tokens(model.config.vocab_size, 2, length)
+    case = computed_case(model, tokens, Recipe(bases=("owl",), draws=1))
+    z = case.expected["logits"][:, :-1]
+    right = np.take_along_axis(z, tokens.ids[:, 1:, None], -1)[..., 0]
+    nats = np.log(np.exp(z).sum(axis=-1)) - right
+    np.testing.assert_allclose(case.expected["dense.perplexity"], np.exp(nats.mean()), 1e-12)
+    arrays = stepwise_steps(case)
+    perplexities = [step for step in case.expected if step.endswith(".perplexity")]
+    assert len(perplexities) == 6
+    for step in perplexities:
+        np.testing.assert_allclose(arrays[step], case.expected[step], 1e-12, err_msg=step)
 
 
 @pytest.mark.parametrize(("name", "dtype"), by_turns(CASE_NAMES, "bfloat16", "float16"))
