@@ -18,7 +18,9 @@ from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.judging.measures import StepResult, step_result
 from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of
 from refimpl.oracle.near_ties import (
+    NEARLY_ZERO,
     by_own_errors,
+    by_rounding_alone,
     by_typical_row,
     near_zero,
     steps_after,
@@ -156,10 +158,11 @@ def check(
         errors = reference.errors[name], tolerances[name]
         result = step_result(name, actual, truth, *errors, ties)
         result = by_typical_row(result, actual, truth)
+        result = by_rounding_alone(case, result, actual, tolerances, stepwise)
         if not stepwise:
             result = by_own_errors(case, result, actual)
         if near_zero(case, result, actual):
-            result = StepResult(name, "unresolved", fault="should be zero, and nearly is")
+            result = StepResult(name, "unresolved", fault=NEARLY_ZERO)
         elif result.status == "divergent" and equals_peer(name, actual, case.peer, errors[1]):
             fault = "what the peers' code gives (docs/explanation/deviations.md)"
             result = replace(result, fault=fault)

@@ -101,10 +101,14 @@ def _difference_error(
     """
     states = [x for name, x in errors.items() if name.endswith(".resid_post")]
     rho = sum(states) if stepwise else max(states, default=0.0)
-    drifts = [x for name, x in case.expected.items() if is_drift(name, experiment)]
-    least = min((float(x) for every in drifts for x in every if x > 0), default=inf)
     n = case.inputs["token_ids"].size * case.model.config.hidden_size
-    return (2 / n) ** 0.5 * rho / least
+    return (2 / n) ** 0.5 * rho / least_drift(case, experiment)
+
+
+def least_drift(case: Case, experiment: str) -> float:
+    """The smallest drift above 0 of an experiment."""
+    drifts = [x for name, x in case.expected.items() if is_drift(name, experiment)]
+    return min((float(x) for every in drifts for x in every if x > 0), default=inf)
 
 
 def _divergence_error(case: Case, step: str, logits: float) -> float:
@@ -164,12 +168,16 @@ def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> 
     """Errors by step; drifts, alignments, corrected allocations, perplexities have their largest.
 
     They are means of errors of either sign, which may be near 0 by chance. Coefficients, ratios of
-    two drifts, have no less than drifts.
+    two drifts, have no less than drifts. A drift that should be 0, and what is divided by it, has
+    no relative error, and none is counted.
     """
-    errors = {
-        step: error_of(step, computed[step], value, measure_of(step, value.dtype))[0]
-        for step, value in truth.items()
-    }
+    errors = {}
+    for step, value in truth.items():
+        found = computed[step]
+        if step.endswith((".drift", "absorption_coefficient")):
+            undefined = value == 0 if step.endswith(".drift") else np.isnan(value)
+            found = np.where(undefined, value, found)
+        errors[step] = error_of(step, found, value, measure_of(step, value.dtype))[0]
     kinds = [(x, y) for x in EXPERIMENTS for y in (".drift", ".alignment")]
     for start, end in (*kinds, ("", ".corrected")):
         alike = [x for x in errors if x.startswith(start) and x.endswith(end)]

@@ -32,7 +32,7 @@ from refimpl.oracle.reference_errors import is_drift, reference_run
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.step_tolerances import moved_by, step_tolerances
 from refimpl.oracle.steps import steps
-from refimpl.oracle.stepwise import StepInputs
+from refimpl.oracle.stepwise import StepInputs, stepwise_steps
 from refimpl.pruners.counts import counts, split_count
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.show.oracle import report_table
@@ -274,6 +274,38 @@ def test_a_block_that_loses_nothing_does_not_hide_that_the_others_differ(tmp_pat
     logit = errors["logits"] * np.sqrt(np.mean(np.square(case.expected["logits"])))
     nats = case.expected["pruned.divergence"].max()
     assert errors["pruned.divergence"] >= 2 * logit / np.sqrt(nats * IDS.size) * 0.999
+
+
+@pytest.mark.parametrize("stepwise", [True, False])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_of_a_block_that_loses_nothing_rounding_may_be_left(dtype: str, stepwise: bool) -> None:
+    """Two passes of another batch differ by rounding: a drift next to 0, and a ratio of two."""
+    tokens = Tokens(IDS, "drawn uniformly with seed 0", "ids")
+    recipe = Recipe(bases=("dlp",), draws=1, pattern="", sparsity=0.02)
+    case = computed_case(model_of("llama"), tokens, recipe)
+    drift, ratio = "pruned.0.drift", "pruned.absorption_coefficient"
+    assert not case.expected[drift].any()
+    assert np.isnan(case.expected[ratio]).tolist() == [True, True, False, False]
+    arrays = stepwise_steps(case, dtype) if stepwise else steps(case.model, IDS, recipe, dtype)
+    right, unit = written(case, arrays, dtype), np.finfo(dtype).eps
+    for name in (drift, "pruned.1.drift"):
+        right[name] = np.full(len(case.expected[name]), unit / 4)
+    right[ratio] = np.where(np.isnan(case.expected[ratio]), 0.7, case.expected[ratio])
+    if not stepwise:
+        inputs = StepInputs(replace(case, expected=case.expected | right))
+        u = centred_log(inputs.errors("arrival"))
+        right["arrival.corrected"] = inputs.corrected(inputs.base("dlp", {}), u)
+        assert (u[:2] < -1).all() == (dtype == "float32")
+    report = check(case, right, dtype=dtype, stepwise=stepwise)
+    assert (report.verdict, report.first) == ("pass", None)
+
+    one, other = (right | {ratio: right[ratio] * x} for x in ([1, 1, 1.1, 1], [1, 1, 1, 1.1]))
+    number = right | {drift: np.zeros(4)}  # exactly 0, by which nothing is divided
+    far = right | {drift: np.full(4, 1e4 * unit)}
+    for wrong, step in ((one, ratio), (other, ratio), (number, ratio), (far, drift)):
+        first = check(case, wrong, dtype=dtype, stepwise=stepwise).first
+        assert first is not None
+        assert first.step == step
 
 
 def verdict(case: Case, step: str, keep: Keep, dtype: str) -> str:

@@ -11,6 +11,7 @@ from refimpl.comparison.agreement import agreement
 from refimpl.comparison.causes import usual_causes
 from refimpl.model.ops import Array
 
+NOT_NAN = "NaN expected, and the candidate has a number"
 UNRESOLVED = "refimpl itself is not near it in this dtype"
 # Errors that are a share of the truth, and the tolerance from which on a step is not resolved:
 # a row of zeros is off by 1, and a number that is half as large, or another coefficient, by 0.5.
@@ -88,7 +89,7 @@ def error_of(
         unknown = np.isnan(truth)  # a coefficient of a block that lost nothing
         if unknown.any():
             if not np.isnan(exact[unknown]).all():
-                return inf, (), "NaN expected, and the candidate has a number"
+                return inf, (), NOT_NAN
             exact, truth = (np.where(unknown, 0.0, x) for x in (exact, truth))
         if measure == "numbers":
             exact, truth = exact[..., None], truth[..., None]
