@@ -16,7 +16,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.candidate_arrays import arrays_of, stored_arrays
 from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.judging.measures import StepResult, step_result
-from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of
+from refimpl.oracle.judging.tolerance import EPS, FLOOR, arithmetic_of, dtype_of
 from refimpl.oracle.near_ties import (
     NEARLY_ZERO,
     by_own_errors,
@@ -156,6 +156,10 @@ def check(
             continue
         ties = partial(ties_of, case, reference, dtype, name, actual, tolerances)
         errors = reference.errors[name], tolerances[name]
+        if (
+            name in actual and arithmetic_of(name, dtype, stepwise) != dtype
+        ):  # written in fewer bits
+            errors = errors[0], errors[1] + EPS.get(actual[name].dtype.name, 0.0) / 2
         result = step_result(name, actual, truth, *errors, ties)
         result = by_typical_row(result, actual, truth)
         result = by_rounding_alone(case, result, actual, tolerances, stepwise)

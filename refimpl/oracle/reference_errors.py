@@ -11,7 +11,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.case_folders import NEXT
 from refimpl.oracle.judging.measures import RESOLVABLE, error_of, measure_of
-from refimpl.oracle.judging.tolerance import EPS
+from refimpl.oracle.judging.tolerance import EPS, arithmetic_of
 from refimpl.oracle.rounding import (
     ARITHMETIC,
     FewerBits,
@@ -62,12 +62,15 @@ def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRu
             NEXT,
         )
     scale = 2.0**-Float64MinusEight.fewer if dtype == "float64" else 1.0
-    errors = {name: x * scale for name, x in pooled_errors(case.expected, arrays).items()}
+    errors = {
+        name: x * scale if arithmetic_of(name, dtype, stepwise) == dtype else 0.0
+        for name, x in pooled_errors(case.expected, arrays).items()
+    }
     for sample in (None, Float32MinusEight, Float32MinusSeven):
         if dtype == "float32" and sample is None:
             continue  # these are the errors already
         for name, x in _sample(case, stepwise, sample).items():
-            errors[name] = max(errors[name], x * EPS[dtype])
+            errors[name] = max(errors[name], x * EPS[arithmetic_of(name, dtype, stepwise)])
     for experiment in EXPERIMENTS:
         difference = _difference_error(case, errors, stepwise, experiment)
         for name in errors:

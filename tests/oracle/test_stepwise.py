@@ -35,6 +35,7 @@ from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.rounding import ARITHMETIC, Float32MinusEight, RoundedModel
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import stepwise_steps
+from refimpl.pruners.counts import split_count
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruning.pruned_blocks import pruned_blocks
@@ -255,6 +256,29 @@ def test_16_bits_are_judged_more_closely_than_chained() -> None:
         for step in ("logits", "dlp.corrected", last):
             assert own[step] < chained[step] / 2, step
         assert all(np.isfinite(x) for x in own.values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "step",
+    ["owl.base", "dlp.corrected", "arrival.corrected", "uniform.counts", "alphapruning.signal"],
+)
+def test_what_is_computed_from_numbers_is_judged_as_float32(step: str, dtype: str) -> None:
+    """No number of 16 bits is behind it; written in 16 bits it is half a unit off."""
+    case = case_of("gpt2")
+    right = case.expected[step]
+    wrong, forms = right.copy(), [right]
+    if step.endswith(".counts"):
+        sizes = case.model.config.linear_sizes
+        for i, more in ((0, 4), (1, -4)):
+            wrong[i] = split_count(int(right[i].sum()) + more, sizes[i])
+    else:
+        wrong[:2] += 1e-4 * np.array([1, -1]).reshape(2, *[1] * (right.ndim - 1))  # the same sum
+        narrow = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        forms += [right.astype(np.float32), right.astype(narrow)]
+    for form in forms:
+        assert check(case, {step: form}, (step,), dtype, stepwise=True).verdict == "pass"
+    assert check(case, {step: wrong}, (step,), dtype, stepwise=True).verdict == "divergent"
 
 
 def test_the_command_says_which_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,21 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     return factor * (ERROR_FACTOR * own + (FLOOR_16 if eps > EPS["float32"] else FLOOR) * eps)
 
 
+def arithmetic_of(step: str, dtype: str, stepwise: bool) -> str:
+    """The dtype that a step is computed in.
+
+    Step by step allocations are computed from numbers that are given, and an alpha from the file's
+    weights: in float32 or more, whatever the states are in.
+
+    Example:
+        >>> [arithmetic_of("owl.base", "bfloat16", stepwise) for stepwise in (True, False)]
+        ['float32', 'bfloat16']
+    """
+    alpha = step.startswith("alphapruning") and step.endswith(".signal")
+    given = stepwise and (alpha or step.endswith((".base", ".corrected")))
+    return "float32" if given and EPS[dtype] > EPS["float32"] else dtype
+
+
 def dtype_of(actual: Mapping[str, Array]) -> str:
     """The dtype that a candidate computed in: the coarsest of its float arrays.
 
