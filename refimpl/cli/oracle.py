@@ -228,7 +228,7 @@ def check_command(
             open_file(Path(summary)).close()  # it is appended to, and a pipe would block
     from refimpl.oracle.case import read_case  # not for --help
     from refimpl.oracle.check import EXIT, check, read_candidate, stated_settings
-    from refimpl.oracle.module_outputs import DumpFolder, module_steps, read_names
+    from refimpl.oracle.module_outputs import DumpFolder, asked_steps, module_steps, read_names
     from refimpl.show.oracle import report_document, report_table, report_xml
 
     opened = read_case(case, download=download)
@@ -252,7 +252,7 @@ def check_command(
             outputs = DumpFolder(actual) if actual.is_dir() else arrays
             wanted = None if names in (None, TRANSFORMERS) else read_names(names, opened)
             arrays = module_steps(opened, outputs, wanted)
-            modules = tuple(arrays if wanted is None else wanted)
+            modules = asked_steps(opened, arrays) if wanted is None else tuple(wanted)
     report = check(opened, arrays, tuple(only or modules or ("*",)), dtype or computed, stepwise)
     missed = tuple(x for x in opened.expected if x not in modules) if modules else ()
     report = replace(report, stated=stated, uncovered=missed, names=str(names or ""))

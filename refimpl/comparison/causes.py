@@ -162,6 +162,7 @@ FAULTS = {
     "NaN": "a row of the mask with only -inf, or exp, log or a root out of range",
     "Inf": "numbers beyond the dtype: exp without subtracting the maximum, or a step in 16 bits",
     "0": "an output that was never written",
+    "negative": "a sign, a difference or a clip: the step is a norm, a square, a ratio or a share",
     "dtype": "a graph or a runtime in another precision",
     "shape": "a graph for one batch size or length, or axes in another order",
     "missing": "a graph without an output of this name",

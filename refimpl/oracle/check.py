@@ -18,13 +18,12 @@ from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.judging.measures import StepResult, step_result
 from refimpl.oracle.judging.tolerance import EPS, FLOOR, arithmetic_of, dtype_of
 from refimpl.oracle.near_ties import (
-    NEARLY_ZERO,
     by_own_errors,
-    by_rounding_alone,
     by_typical_row,
     near_zero,
     steps_after,
     ties_of,
+    without_rounding,
 )
 from refimpl.oracle.peer import equals_peer
 from refimpl.oracle.reference_errors import reference_run
@@ -145,6 +144,7 @@ def check(
     part = case if whole else _part(case, last)
     reference = reference_run(part, dtype, stepwise)
     tolerances = step_tolerances(part, dtype, stepwise)
+    judged = without_rounding(case, actual, tolerances, stepwise)
     results: list[StepResult] = []
     unjudged: set[str] = set()  # prefixes of the steps after a choice that rounding turned
     for name, truth in part.expected.items():
@@ -160,13 +160,12 @@ def check(
             name in actual and arithmetic_of(name, dtype, stepwise) != dtype
         ):  # written in fewer bits
             errors = errors[0], errors[1] + EPS.get(actual[name].dtype.name, 0.0) / 2
-        result = step_result(name, actual, truth, *errors, ties)
+        result = step_result(name, judged, truth, *errors, ties)
         result = by_typical_row(result, actual, truth)
-        result = by_rounding_alone(case, result, actual, tolerances, stepwise)
         if not stepwise:
             result = by_own_errors(case, result, actual)
         if near_zero(case, result, actual):
-            result = StepResult(name, "unresolved", fault=NEARLY_ZERO)
+            result = StepResult(name, "unresolved", fault="should be zero, and nearly is")
         elif result.status == "divergent" and equals_peer(name, actual, case.peer, errors[1]):
             fault = "what the peers' code gives (docs/explanation/deviations.md)"
             result = replace(result, fault=fault)

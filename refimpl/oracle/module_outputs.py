@@ -5,7 +5,7 @@ Hooks collect the outputs in a dictionary, by the modules' names; transformers'
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,12 @@ def module_steps(
             "name the modules of your program in a file, and add --names FILE",
         )
     return steps
+
+
+def asked_steps(case: Case, held: Collection[str]) -> tuple[str, ...]:
+    """The steps that are held; all of transformers' if these are not half of them: another's."""
+    every = case.expected.keys() & transformers_sources(case.model)
+    return tuple(held if 2 * len(held) >= len(every) else every)
 
 
 def read_names(path: Path, case: Case) -> dict[str, tuple[str, ...]]:

@@ -11,9 +11,8 @@ from refimpl.method.correction import centred_log
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.case import Case, once_per_case
-from refimpl.oracle.judging.measures import NOT_NAN, Positions, StepResult, step_result
+from refimpl.oracle.judging.measures import Positions, StepResult, step_result
 from refimpl.oracle.judging.pruner_scores import (
-    Keep,
     dense_scores,
     sparsegpt_error,
     sparsegpt_scores,
@@ -29,13 +28,7 @@ from refimpl.oracle.judging.ties import (
     turnable,
 )
 from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
-from refimpl.oracle.reference_errors import (
-    EXPERIMENTS,
-    ReferenceRun,
-    coefficient_of,
-    is_drift,
-    least_drift,
-)
+from refimpl.oracle.reference_errors import ReferenceRun, coefficient_of, is_drift
 from refimpl.oracle.step_tolerances import moved_by_rounding
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import StepInputs
@@ -46,7 +39,6 @@ from refimpl.pruners.wanda import wanda_score
 
 BY_PRUNING = {"pruned.", "arrival.", "divergence."}
 ERRORS = {"arrival": ".drift", "divergence": ".divergence"}  # what each corrects by
-NEARLY_ZERO = "should be zero, and nearly is"
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
 
 
@@ -66,12 +58,7 @@ def steps_after(case: Case, step: str) -> set[str]:
 
 
 def linear_of(step: str) -> tuple[str, int, str]:
-    """The pruner, block and linear that a step is of.
-
-    Example:
-        >>> linear_of("wanda.blocks.1.experts.3.down_proj.keep")
-        ('wanda', 1, 'experts.3.down_proj')
-    """
+    """The pruner, block and linear of a step such as `wanda.blocks.1.experts.3.down_proj.keep`."""
     pruner, _, block, rest = step.split(".", 3)
     return pruner, int(block), rest.rpartition(".")[0]
 
@@ -143,43 +130,28 @@ def near_zero(case: Case, result: StepResult, actual: Mapping[str, Array]) -> bo
     return bool(missed.max() <= relative * np.abs(truth).max())
 
 
-def by_rounding_alone(
-    case: Case,
-    result: StepResult,
-    actual: Mapping[str, Array],
-    tolerances: Mapping[str, float],
-    stepwise: bool,
-) -> StepResult:
-    """The result on drifts that should be 0, and coefficients that should be NaN, of a block.
+def without_rounding(
+    case: Case, actual: Mapping[str, Array], tolerances: Mapping[str, float], stepwise: bool
+) -> Mapping[str, Array]:
+    """The arrays, with 0 for a drift that should be 0 and nearly is, and NaN for its coefficient.
 
-    Where the clean pass had another batch, such a drift is that of two right states: the tolerances
-    of both at most, step by step those of all blocks. A ratio of such drifts is any number. Neither
-    is resolved unless the smallest drift of the experiment is twice as large.
+    Where the clean pass had another batch, the drift of a block that loses nothing is that of two
+    right states: the tolerances of both at most, step by step those of all blocks.
     """
-    step = result.step
-    of = next((x for x in EXPERIMENTS if is_drift(step, x) or step == coefficient_of(x)), "")
-    fault = result.fault and result.fault != NOT_NAN
-    if result.status != "divergent" or not of or fault:
-        return result
     states = [x for name, x in tolerances.items() if name.endswith(".resid_post")]
-    floor = 2 * (sum(states) if stepwise else max(states))
-
-    def rounding(name: str) -> Keep:
-        truth = case.expected[name]
-        off = actual[name] if name in actual and actual[name].shape == truth.shape else truth
-        return (truth == 0) & (off > 0) & (off <= floor)
-
-    own, truth = np.array(actual[step], np.float64), case.expected[step]
-    if is_drift(step, of):
-        own[rounding(step)] = 0.0
-    else:
-        unknown = [i for i in np.flatnonzero(np.isnan(truth)) if rounding(f"{of}{i}.drift")[0]]
-        own[unknown] = np.nan
-    again = step_result(step, {step: own}, truth, result.own, result.tolerance)
-    if again.status != "pass":
-        return result
-    resolved = floor < least_drift(case, of) / 2
-    return again if resolved else replace(again, status="unresolved", fault=NEARLY_ZERO)
+    floor = 2 * (sum(states) if stepwise else max(states, default=0.0))
+    expected, ratio = case.expected.items(), coefficient_of("pruned.")
+    arrays = {k: actual[k] for k, x in expected if k in actual and actual[k].shape == x.shape}
+    arrays = {k: x for k, x in arrays.items() if x.dtype.name in EPS}
+    with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
+        for name in [k for k in arrays if is_drift(k, "pruned.")]:
+            truth, found = case.expected[name], arrays[name].astype(np.float64)
+            nothing = (truth == 0) & (found > 0) & (found <= floor)
+            arrays[name] = np.where(nothing, 0.0, found)
+            if nothing[0] and ratio in arrays:
+                own = np.arange(len(arrays[ratio])) == int(name.split(".")[1])
+                arrays[ratio] = np.where(own, np.nan, arrays[ratio].astype(np.float64))
+    return {**actual, **arrays}
 
 
 def by_own_errors(case: Case, result: StepResult, actual: Mapping[str, Array]) -> StepResult:

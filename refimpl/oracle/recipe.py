@@ -10,14 +10,7 @@ import numpy as np
 from refimpl.allocation.request import Correction, Request
 from refimpl.allocation.scores import Signal, Signals
 from refimpl.arguments import Checked, require
-from refimpl.method.perturbation import (
-    NoiseNorm,
-    NoiseScale,
-    NoiseShape,
-    Norm,
-    Perturbation,
-    Sink,
-)
+from refimpl.method.perturbation import NoiseNorm, NoiseScale, NoiseShape, Norm, Perturbation, Sink
 from refimpl.model.ops import Array
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import parse_pattern

@@ -104,14 +104,10 @@ def _difference_error(
     """
     states = [x for name, x in errors.items() if name.endswith(".resid_post")]
     rho = sum(states) if stepwise else max(states, default=0.0)
-    n = case.inputs["token_ids"].size * case.model.config.hidden_size
-    return (2 / n) ** 0.5 * rho / least_drift(case, experiment)
-
-
-def least_drift(case: Case, experiment: str) -> float:
-    """The smallest drift above 0 of an experiment."""
     drifts = [x for name, x in case.expected.items() if is_drift(name, experiment)]
-    return min((float(x) for every in drifts for x in every if x > 0), default=inf)
+    least = min((float(x) for every in drifts for x in every if x > 0), default=inf)
+    n = case.inputs["token_ids"].size * case.model.config.hidden_size
+    return (2 / n) ** 0.5 * rho / least
 
 
 def _divergence_error(case: Case, step: str, logits: float) -> float:
@@ -144,11 +140,7 @@ def _sample(case: Case, stepwise: bool, kind: type[FewerBits] | None) -> dict[st
 
 
 def _computed(
-    case: Case,
-    dtype: str,
-    stepwise: bool,
-    kind: type[RoundedArray] | None,
-    pruning: bool = True,
+    case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None, pruning: bool = True
 ) -> Mapping[str, Array]:
     """Every step, or those before the pruners, in a dtype that NumPy has or rounded further."""
     every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))

@@ -11,13 +11,7 @@ import numpy as np
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, once_per_case
-from refimpl.oracle.judging.tolerance import (
-    EPS,
-    FLOOR_16,
-    SPARSEGPT_FACTOR,
-    arithmetic_of,
-    tolerance_of,
-)
+from refimpl.oracle.judging.tolerance import EPS, FLOOR_16, SPARSEGPT_FACTOR, tolerance_of
 from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.stepwise import StepInputs
@@ -35,7 +29,7 @@ def step_tolerances(case: Case, dtype: str, stepwise: bool = False) -> Mapping[s
     """
     errors = reference_run(case, dtype, stepwise).errors
     tolerances = {
-        name: tolerance_of(name, truth, errors[name], arithmetic_of(name, dtype, stepwise))
+        name: tolerance_of(name, truth, errors[name], dtype, stepwise)
         for name, truth in case.expected.items()
     }
     if not stepwise:

@@ -17,9 +17,7 @@ from refimpl.allocation.scores import Scores
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets
 from refimpl.errors import RefimplError
 from refimpl.evaluation.likelihood import RunningSoftmax
-from refimpl.method.perturbation import (
-    Perturbation,
-)
+from refimpl.method.perturbation import Perturbation
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import INSIDE, block, embed, forward, head, places
 from refimpl.model.model import Model
@@ -118,15 +116,10 @@ def steps(
     pruners: list[tuple[str, str, Targets]] = []
     if pruning:
         arrays |= _perturbed_by_pruning(model, tokens, recipe, dtype, squares)
-        pruners += [
-            ("magnitude", "magnitude", first), ("wanda", "wanda", first),
-            ("sparsegpt", "sparsegpt", first),
-        ]  # fmt: skip
+        pruners += [(name, name, first) for name in ("magnitude", "wanda", "sparsegpt")]
     if pruning and recipe.pattern:
         pattern = pattern_targets(parse_pattern(recipe.pattern), config.linears, "exact")
-        pruners += [
-            ("pattern", "wanda", pattern), ("sparsegpt_pattern", "sparsegpt", pattern)
-        ]  # fmt: skip
+        pruners += [("pattern", "wanda", pattern), ("sparsegpt_pattern", "sparsegpt", pattern)]
     with loud(dtype):
         perplexities = {"dense.perplexity": perplexity(ids, arrays["logits"])}
         positions = np.arange(ids.shape[1])

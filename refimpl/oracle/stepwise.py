@@ -68,6 +68,10 @@ class StepInputs:
         model, positions = self.case.model, np.arange(self.ids.shape[1])
         return embed(self.ids, positions, model.embedding(), model.config, self.dtype)
 
+    def logits(self, x: Array) -> Array:
+        """The logits [N, S, V] of the states after the last block."""
+        return head(x, self.case.model.head(self.dtype), self.case.model.config)
+
     @cached_property
     def signals(self) -> dict[str, Array]:
         """The case's signals by step."""
@@ -95,10 +99,8 @@ class StepInputs:
 
     def corrected(self, base: Array, u: Array) -> Array:
         """A base allocation, [L] or [L, linears], corrected by clipped logarithms [L]."""
-        recipe, (sizes, exists) = (
-            self.case.recipe,
-            units_of(base, self.case.model.config.linear_sizes),
-        )
+        recipe = self.case.recipe
+        sizes, exists = units_of(base, self.case.model.config.linear_sizes)
         result = np.zeros(base.shape)
         result[exists] = corrected(
             base[exists], u, np.nonzero(exists)[0], sizes,
@@ -177,7 +179,7 @@ def _steps(inputs: StepInputs) -> NamedArrays:
             for name in ("pattern", "sparsegpt_pattern"):
                 yield from _pruned(inputs, name, goals)
         last = inputs.state(f"blocks.{config.num_blocks - 1}.resid_post")
-        yield "dense.perplexity", _perplexity(inputs, last)
+        yield "dense.perplexity", perplexity(inputs.ids, inputs.logits(last))
 
 
 def _forward(inputs: StepInputs) -> NamedArrays:
@@ -265,11 +267,8 @@ def _perturbed_by_pruning(inputs: StepInputs) -> NamedArrays:
     goals = case.expected["pruned.counts"].tolist()
     clean = [inputs.state(f"blocks.{i}.resid_post") for i in range(config.num_blocks)]
     weights = [case.model.block(i, inputs.dtype) for i in range(config.num_blocks)]
-    top, states, divergences = (
-        case.model.head(inputs.dtype),
-        list[Deviations](),
-        list[list[Array]](),
-    )
+    top = case.model.head(inputs.dtype)
+    states, divergences = list[Deviations](), list[list[Array]]()
     for i, dense in enumerate(weights):
         exact, changed = case.model.block(i, np.float64), dict(dense)
         for linear, goal in zip(config.linears[i], goals[i], strict=False):
@@ -355,7 +354,7 @@ def _pruned(inputs: StepInputs, name: str, goals: Sequence[Sequence[Goal]]) -> N
             shown = method == "sparsegpt" and f"{step}.weight" in case.expected
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
         x = block(x, carried, place, config)
-    yield f"{name}.perplexity", _perplexity(inputs, x)
+    yield f"{name}.perplexity", perplexity(inputs.ids, inputs.logits(x))
 
 
 def _compensated(
@@ -369,9 +368,3 @@ def _compensated(
     damping, h = inputs.case.recipe.damping, hessian(total, len(inputs.ids))
     new = compensated(dense, h, decide, WIDTH, damping, WIDTH).weight
     return stored_weight(inputs.case.model, index, linear, keep, new).astype(dense.dtype)
-
-
-def _perplexity(inputs: StepInputs, x: Array) -> Array:
-    """The perplexity of the states after the last block, [1]."""
-    model = inputs.case.model
-    return perplexity(inputs.ids, head(x, model.head(inputs.dtype), model.config))

@@ -186,7 +186,9 @@ def verdict_lines(report: Report, again: str = "") -> Iterator[str]:
     if report.unknown:
         yield f"no steps of this case, and not checked: {', '.join(report.unknown[:SHOWN_TIES])}"
     if report.verdict == "pass":
-        yield f"passes: {counted(len(report.steps), 'step')}"
+        asked, every = len(report.steps), len(report.case.expected)
+        of = f" of the case's {every:,}" if asked < every else ""
+        yield f"passes: {counted(asked, 'step')}{of}"
     elif first is None:
         yield from _unjudged(report, bool(again))
     else:

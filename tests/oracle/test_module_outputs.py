@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from candidates import CASE_NAMES, Arrays, needs_torch, write_arrays
 from gates import case_of
-from program import refused, run
+from program import ran, refused, run
 from refusals import refusal_of
 from safetensors.numpy import save_file
 
@@ -94,6 +94,20 @@ def test_the_command_says_what_is_covered(tmp_path: Path, forward_case: Case) ->
     report = check(case, module_steps(case, DumpFolder(tmp_path)), ("blocks.*.mlp_out",))
     assert report.first is not None
     assert report.first.step == "blocks.1.mlp_out"
+
+
+def test_outputs_of_another_program_are_no_pass(tmp_path: Path, forward_case: Case) -> None:
+    """Of its names two happen to be transformers', and the other 41 steps are missing."""
+    whole = {f"blocks.{i}.ln.weight": np.zeros(3, np.float32) for i in range(40)}
+    for name, step in (("model.norm", "final_norm"), ("lm_head", "logits")):
+        whole[name] = forward_case.expected[step].astype(np.float32)
+    actual = write_arrays(tmp_path / "hooks.safetensors", whole)
+    command = ("check", forward_case.folder, actual, "--names", "transformers")
+    done = run(*command)
+    assert done.code == 3, done.out
+    assert "inconclusive: 2 steps of 43 agree" in done.out
+    assert "41 steps missing: embed" in done.out
+    assert "passes: 1 step of the case's 51" in ran(*command, "--only", "logits")
 
 
 def hooked(case: Case) -> dict[str, Any]:

@@ -444,6 +444,11 @@ def test_what_the_dtype_resolves_may_suffice(tmp_path: Path) -> None:
     assert wrong.first is not None
     assert wrong.first.step == step
     fine = ("perturbed.*", "absorption_coefficient", "embed")
+    for step in ("perturbed.0.drift", "absorption_coefficient"):  # not resolved, but no drift
+        negative = check(case, right | {step: -right[step]}, stepwise=True).first
+        assert negative is not None
+        assert negative.step == step
+        assert "negative" in negative.fault
     assert check(case, right, fine, stepwise=True).verdict == "inconclusive"
     assert check(case, right, (*fine, "coarse.*"), stepwise=True).verdict == "resolved"
     assert check(case, right, ("coarse.stderr",), stepwise=True).verdict == "inconclusive"

@@ -11,11 +11,11 @@ from refimpl.comparison.agreement import agreement
 from refimpl.comparison.causes import usual_causes
 from refimpl.model.ops import Array
 
-NOT_NAN = "NaN expected, and the candidate has a number"
 UNRESOLVED = "refimpl itself is not near it in this dtype"
 # Errors that are a share of the truth, and the tolerance from which on a step is not resolved:
 # a row of zeros is off by 1, and a number that is half as large, or another coefficient, by 0.5.
 RESOLVABLE: Mapping[str, float] = {"rows": 1.0, "numbers": 0.5, "shares": 0.5}
+SIGNLESS = (".drift", "coefficient", ".stderr", ".squares", ".score", ".base", ".corrected")
 BY_ROW = (".weight", ".products", ".squares", ".score")  # last words of steps measured row by row
 
 StepMeasure = Literal["rows", "numbers", "shares", "counts", "bits"]
@@ -86,10 +86,12 @@ def error_of(
         return inf, (), f"dtype {actual.dtype}, expected a float"
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
         exact = actual.astype(np.float64)
+        if step.endswith(SIGNLESS) and (below := int((exact < 0).sum())):
+            return inf, (), f"{below:,} negative among {actual.size:,} numbers, which cannot be"
         unknown = np.isnan(truth)  # a coefficient of a block that lost nothing
         if unknown.any():
             if not np.isnan(exact[unknown]).all():
-                return inf, (), NOT_NAN
+                return inf, (), "NaN expected, and the candidate has a number"
             exact, truth = (np.where(unknown, 0.0, x) for x in (exact, truth))
         if measure == "numbers":
             exact, truth = exact[..., None], truth[..., None]

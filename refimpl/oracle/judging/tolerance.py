@@ -23,7 +23,7 @@ EPS = {
 }
 
 
-def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
+def tolerance_of(step: str, truth: Array, own: float, dtype: str, stepwise: bool = False) -> float:
     """The largest error that a candidate's step may have.
 
     ``8 own + 64 eps``, in 16 bits ``8 own + 4 eps``; for SparseGPT four times that. An alpha errs
@@ -34,6 +34,7 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
         truth: The step in float64.
         own: refimpl's own error in the dtype.
         dtype: The candidate's, one of `EPS`.
+        stepwise: Whether it read the case's values.
 
     Returns:
         The error; 0 for counts and bits.
@@ -47,22 +48,15 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     """
     if measure_of(step, truth.dtype) in ("counts", "bits"):
         return 0.0
-    eps, factor = EPS[dtype], SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0
+    eps = EPS[arithmetic_of(step, dtype, stepwise)]
+    factor = SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0
     if step.startswith("alphapruning") and step.endswith(".signal"):
         factor = max(1.0, float(truth.max()) - 1)
     return factor * (ERROR_FACTOR * own + (FLOOR_16 if eps > EPS["float32"] else FLOOR) * eps)
 
 
 def arithmetic_of(step: str, dtype: str, stepwise: bool) -> str:
-    """The dtype that a step is computed in.
-
-    Step by step allocations are computed from numbers that are given, and an alpha from the file's
-    weights: in float32 or more, whatever the states are in.
-
-    Example:
-        >>> [arithmetic_of("owl.base", "bfloat16", stepwise) for stepwise in (True, False)]
-        ['float32', 'bfloat16']
-    """
+    """The dtype of a step: step by step float32 at least, if no state of the model is behind it."""
     alpha = step.startswith("alphapruning") and step.endswith(".signal")
     given = stepwise and (alpha or step.endswith((".base", ".corrected")))
     return "float32" if given and EPS[dtype] > EPS["float32"] else dtype
