@@ -46,6 +46,7 @@ STAGES = (
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
 FILES, LINES, MEDIAN = 15, 400, 125
+ALL_LINES, ALL_FILES = 33_879, 256  # of the package; set to what is there after each reduction
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
@@ -179,6 +180,13 @@ def test_modules_are_small_and_few_to_a_folder() -> None:
     assert {name: n for name, n in lines.items() if n > LINES} == {}
     assert median(lines.values()) <= MEDIAN
     assert {name: n for name, n in PACKAGES.items() if n > FILES} == {}
+
+
+def test_the_package_does_not_grow() -> None:
+    """Lines of Python, script and style, all counted."""
+    files = [path for kind in ("py", "js", "css") for path in (ROOT / "refimpl").rglob(f"*.{kind}")]
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= ALL_LINES
+    assert len(MODULES) <= ALL_FILES
 
 
 def test_names_of_modules_tell_what_is_in_them() -> None:
