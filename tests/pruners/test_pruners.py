@@ -502,7 +502,7 @@ def test_sparsities_at_which_the_peers_fail(sparsity: float) -> None:
     weight, h = problem(14, 3, 5)
     with pytest.raises(RefimplError, match="sparsity"):
         magnitude_keep_peer(np.abs(weight), sparsity)
-    with pytest.raises(RefimplError, match="sparsity|target"):
+    with pytest.raises(RefimplError, match=r"sparsity|target"):
         sparsegpt_peer(weight, h, sparsity)
     if not sparsity >= 1 or sparsity == np.inf:
         with pytest.raises(RefimplError, match="sparsity"):
