@@ -139,7 +139,7 @@ def test_control_c_of_a_terminal_is_one_message_with_processes(tmp_path: Path) -
         "def score(*_, executor, **__):\n"
         "    with open_pool(executor, 2) as pool:\n"
         "        print('ready', flush=True)\n"
-        "        pool.executor.submit(time.sleep, 60).result()\n"
+        "        pool.executor.submit(time.sleep, 20).result()\n"
         "cli.score = score\n"
         "import sys; sys.argv[0] = 'refimpl'\n"
         "from refimpl.__main__ import main\n"
