@@ -58,6 +58,13 @@ NOT_NUMERICAL = {
     "storage": "files",
     "testing": "verdicts of oracle/, in a plugin",
     "tokens": "integers",
+    # Files of numerical folders
+    "explanation/test_explain.py": "words, and numbers that scoring/ and method/ test",
+    "oracle/test_case_commands.py": "options, messages and exit codes",
+    "oracle/test_oracle_corrupt.py": "refusals",
+    "oracle/test_oracle_graphs.py": "products of onnxruntime",
+    "oracle/test_sample_project.py": "edits of a file",
+    "scoring/test_estimate.py": "seconds of a clock that the tests own",
 }
 sys.path += sorted({str(path.parent) for path in HERE.glob("*/test_*.py")})  # shared helpers
 
@@ -85,8 +92,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark the tests of numerical folders, except for those that a plain run leaves out."""
     left_out = re.findall(r"not (\w+)", " ".join(config.getini("addopts")))
     for item in items:
-        folders = item.path.relative_to(HERE.parent).parts[1:-1]
-        if NUMERICAL & set(folders[:1]) and not any(map(item.get_closest_marker, left_out)):
+        path = item.path.relative_to(HERE.parent)
+        file = "/".join(path.parts[1:])
+        numerical = NUMERICAL & set(path.parts[1:-1][:1]) and file not in NOT_NUMERICAL
+        if numerical and not any(map(item.get_closest_marker, left_out)):
             item.add_marker("numerical")
 
 

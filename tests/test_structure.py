@@ -240,6 +240,7 @@ def test_every_folder_of_tests_is_numerical_or_not() -> None:
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
     assert not NUMERICAL & NOT_NUMERICAL.keys()
     assert folders <= NUMERICAL | NOT_NUMERICAL.keys()
+    assert all((ROOT / "tests" / name).exists() for name in NOT_NUMERICAL)
 
 
 MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
