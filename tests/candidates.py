@@ -20,7 +20,7 @@ from refimpl.oracle.rounding import RoundedModel
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import stepwise_steps
 
-CASES, PROJECT = FIXTURES / "cases", Path(__file__).parent / "sample_project"
+CASES, PROJECT = FIXTURES / "cases", Path(__file__).parent / "tools" / "sample_project"
 CASE_NAMES = sorted(folder.name for folder in CASES.iterdir())
 
 Arrays = dict[str, Array]

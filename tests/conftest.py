@@ -66,6 +66,7 @@ NOT_NUMERICAL = {
     "oracle/test_sample_project.py": "edits of a file",
     "scoring/test_estimate.py": "seconds of a clock that the tests own",
 }
+sys.path += [str(HERE / "tools")]
 sys.path += sorted({str(path.parent) for path in HERE.glob("*/test_*.py")})  # shared helpers
 
 

@@ -47,6 +47,7 @@ STAGES = (
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
 FILES, LINES, MEDIAN = 15, 400, 125
 ALL_LINES, ALL_FILES = 33_879, 256  # of the package; set to what is there after each reduction
+TEST_LINES, TOOL_LINES = 31_295, 8_987  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
@@ -187,6 +188,18 @@ def test_the_package_does_not_grow() -> None:
     files = [path for kind in ("py", "js", "css") for path in (ROOT / "refimpl").rglob(f"*.{kind}")]
     assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= ALL_LINES
     assert len(MODULES) <= ALL_FILES
+
+
+def lines_of(folder: str) -> int:
+    """Lines of the Python files of a folder."""
+    files = (ROOT / folder).rglob("*.py")
+    return sum(len(path.read_text("utf-8").splitlines()) for path in files)
+
+
+def test_tests_and_tools_do_not_grow() -> None:
+    tools = lines_of("tests/tools")
+    assert lines_of("tests") - tools <= TEST_LINES
+    assert tools <= TOOL_LINES
 
 
 def test_names_of_modules_tell_what_is_in_them() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import HERE
 
-sys.path.insert(0, str(HERE / "benchmarks"))
+sys.path.insert(0, str(HERE / "tools" / "benchmarks"))
 
 import figure
 import lines
@@ -26,7 +26,7 @@ from figure import Figure
 
 import refimpl
 
-BENCHMARKS, DOCS = HERE / "benchmarks", HERE.parent / "docs"
+BENCHMARKS, DOCS = HERE / "tools" / "benchmarks", HERE.parent / "docs"
 RATIO = Figure("rate", "rate", "tiny", "theirs", "s", (1.0, 2.0), (4.0, 4.0), (4.0, 2.0), goal=3.0)
 
 

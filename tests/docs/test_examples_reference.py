@@ -27,7 +27,7 @@ LEFT = ("run.versions", "allocation.base_options", "allocation.tokens")  # the s
 
 def test_the_pages_of_the_commands_are_the_programs() -> None:
     for page, text in pages().items():
-        assert page.read_text("utf-8") == text, "run python tests/cli_page.py"
+        assert page.read_text("utf-8") == text, "run python tests/tools/cli_page.py"
         assert "<!-- from the program -->\n" in text
     assert set(PAGE.with_name("commands").iterdir()) == set(map(page_of, commands()))
 

@@ -28,19 +28,19 @@ def test_the_table_of_families_is_that_of_the_code(monkeypatch: pytest.MonkeyPat
         for family, row in made.items():  # other processors round otherwise, but not much
             stated, measured = float(written[family].pop(dtype)), float(row.pop(dtype))
             assert measured / 10 <= stated <= min(10 * measured, gate), (family, dtype)
-    assert written == made, "run PYTHONPATH=tests python tests/families_page.py"
+    assert written == made, "run PYTHONPATH=tests python tests/tools/families_page.py"
 
 
 def test_the_lists_of_other_families_are_those_of_the_code() -> None:
     page = PAGE.read_text("utf-8")
     assert refused() in page
-    assert page == with_lists(page), "run PYTHONPATH=tests python tests/families_page.py"
+    assert page == with_lists(page), "run PYTHONPATH=tests python tests/tools/families_page.py"
 
 
 def test_the_home_page_names_every_family() -> None:
     found = NAMES.search(HOME.read_text("utf-8"))
     assert found
-    assert found[0] == names(), "run PYTHONPATH=tests python tests/families_page.py"
+    assert found[0] == names(), "run PYTHONPATH=tests python tests/tools/families_page.py"
 
 
 def test_each_of_five_families_takes_at_most_five_lines() -> None:

@@ -14,7 +14,7 @@ LONGEST = 30  # lines of an example
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
 def test_pages_say_what_the_records_say(path: Path) -> None:
-    assert path.read_text("utf-8") == pages()[path], "run python tests/records_page.py"
+    assert path.read_text("utf-8") == pages()[path], "run python tests/tools/records_page.py"
 
 
 COMMANDS = {

@@ -32,7 +32,7 @@ def test_there_are_eight_pages_each_linked_to_the_next() -> None:
 @pytest.mark.parametrize("page", LESSONS, ids=title)
 def test_the_code_is_the_librarys(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert filled(text) == text, "run python tests/tutorial_sources.py"
+    assert filled(text) == text, "run python tests/tools/tutorial_sources.py"
     regions = [(at[1], at[0]) for at in REGION.finditer(text)]
     assert regions
     assert text.count("<!-- source ") == len(regions) == text.count("<!-- end -->")

@@ -6,12 +6,12 @@ Every failure that the fuzzing found is in regressions.py or in the tests of wha
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import HERE
 from processes import ENV
 
-FUZZ = Path(__file__).with_name("fuzz.py")
+FUZZ = HERE / "tools" / "fuzz" / "fuzz.py"
 
 
 def fuzzed(*words: object) -> str:

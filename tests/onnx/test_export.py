@@ -145,7 +145,7 @@ def test_the_graph_has_our_names_and_open_axes(folder: Path) -> None:
 
 
 def test_the_picture_of_a_block_is_the_graphs() -> None:
-    assert PICTURE.read_text("utf-8") == picture(), "run python tests/block_picture.py"
+    assert PICTURE.read_text("utf-8") == picture(), "run python tests/tools/block_picture.py"
 
 
 STORED: dict[str, tuple[str, Any]] = {  # the fixture, and the dtype if it is another

@@ -1,0 +1,97 @@
+"""The pages of the commands, written from the program: `python tests/tools/cli_page.py`.
+
+Between two comments of a page is what the program says: docs/reference/cli.md lists the commands,
+and docs/reference/commands/ has a page for each, with its options. The rest is written by hand.
+"""
+
+import re
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from refimpl.cli.main import program
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
+REGION = re.compile(r"(?<=<!-- from the program -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def commands() -> dict[str, Any]:
+    """The program's commands by name, those of a group as `case make`."""
+    group: Any = typer.main.get_command(program())
+    commands: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", {})
+        for word, one in inner.items():
+            one.rich_help_panel = command.rich_help_panel
+            commands[f"{name} {word}"] = one
+        commands |= {} if inner else {name: command}
+    return commands
+
+
+def page_of(name: str) -> Path:
+    """The page of a command."""
+    return PAGE.parent / "commands" / f"{name.replace(' ', '-')}.md"
+
+
+def shown(text: str) -> str:
+    """A text of --help as it is shown, on a page."""
+    return re.sub(r"(?<!\S)(--?[a-z][\w-]*)", r"`\1`", text.replace("\\[", "[")).replace("*", r"\*")
+
+
+def value(parameter: Any) -> str:
+    """The value of an option: its placeholder, or the words to choose from."""
+    return parameter.metavar or " | ".join(getattr(parameter.type, "choices", ()))
+
+
+def entry(parameter: Any) -> str:
+    """One argument or option: its names and value, its meaning and default."""
+    default, argument = parameter.default, parameter.param_type_name == "argument"
+    simple = isinstance(default, str | int | float) and not isinstance(default, bool)
+    names = [parameter.metavar or parameter.name.upper()] if argument else parameter.opts
+    term = ", ".join(f"`{name}`" for name in names)
+    term += f" `{value(parameter)}`" if value(parameter) and not argument else ""
+    notes = ("Required.",) if parameter.required and not argument else ()
+    notes += (f"Default: `{default}`.",) if simple and "Default:" not in parameter.help else ()
+    return f"{term}\n: {' '.join((shown(parameter.help), *notes))}\n"
+
+
+def options(command: Any) -> str:
+    """What a command does, its examples, and all arguments and options, by their panels."""
+    examples = (command.epilog or "").removeprefix("Examples:").split("\n\n")
+    lines = "\n".join(line.strip() for line in examples if line.strip())
+    parts = [shown(command.help), f"```text\n{lines}\n```" if lines else ""]
+    listed = [x for x in command.params if x.name != "help"]
+    panels = list(dict.fromkeys(x.rich_help_panel for x in listed))
+    ordered = sorted(listed, key=lambda x: panels.index(x.rich_help_panel))
+    for panel, group in groupby(ordered, key=lambda x: x.rich_help_panel):
+        parts += [f"## {panel or 'Options'}", "\n".join(map(entry, group)).rstrip()]
+    return "\n\n".join(part for part in parts if part)
+
+
+def index() -> str:
+    """The commands in their groups, each with its sentence."""
+    rows = ["| command | does |", "|---|---|"]
+    for name, command in commands().items():
+        sentence = command.help.partition("\n\n")[0].replace("\n", " ")
+        link = page_of(name).relative_to(PAGE.parent)
+        rows.append(f"| [`{name}`]({link}) | {shown(sentence)} |")
+    return "\n".join(rows)
+
+
+def pages() -> dict[Path, str]:
+    """Every page as it is to be; a new command's page has no words by hand."""
+    filled = {PAGE: REGION.sub(lambda _: f"\n{index()}\n\n", PAGE.read_text("utf-8"))}
+    for name, command in commands().items():
+        page = page_of(name)
+        new = f"# refimpl {name}\n\n<!-- from the program -->\n<!-- end -->\n"
+        text = page.read_text("utf-8") if page.exists() else new
+        filled[page] = REGION.sub(lambda _, c=command: f"\n{options(c)}\n\n", text)
+    return filled
+
+
+if __name__ == "__main__":
+    PAGE.with_name("commands").mkdir(exist_ok=True)
+    for page, text in pages().items():
+        page.write_text(text, "utf-8")

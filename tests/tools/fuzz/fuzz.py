@@ -1,0 +1,244 @@
+"""Fuzzing of the program: `python tests/tools/fuzz/fuzz.py --cases 20000 --seed 1`.
+
+Every case is a run in a forked child. It fails on a traceback, a signal, a hang, more memory than
+allowed, a wrong exit code, a message that is not one of ours, control characters in the output, a
+changed input, or anything left over. A failure prints as one JSON line, which can be repeated by
+its number: `--only N`.
+"""
+
+import argparse
+import gc
+import json
+import os
+import pkgutil
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from random import Random
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), *map(str, HERE.parents[1:3])]
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+os.environ.pop("GITHUB_STEP_SUMMARY", None)
+
+import typer  # noqa: E402
+from hub_server import Hub, serving  # noqa: E402
+from mutators import KINDS  # noqa: E402
+from regressions import REGRESSIONS  # noqa: E402
+from server import CPU, MEMORY, Left, adopt_orphans, run_forked  # noqa: E402
+from targets import (  # noqa: E402
+    FuzzCase,
+    commands,
+    file_case,
+    hub_case,
+    kind_cases,
+    make_folder,
+    option_case,
+    serve,
+)
+
+MESSAGE = re.compile(r"error: [^\n]+\n(  [^\n]+\n)*expected: [^\n]+\nnext: [^\n]+\n")
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+JUDGING = ("validate", "check")  # exit with 1 or 3, too
+NOT_IMPORTED = ("refimpl.__main__", "refimpl.evaluation.lm_eval", "refimpl.testing.plugin")
+LATE = (  # what commands import when they need it
+    *("gguf", "onnx.reference", "numpy.ma", "subprocess", "huggingface_hub.hf_api"),
+    *("huggingface_hub.file_download", "huggingface_hub.utils.tqdm"),
+    *("importlib.readers", "typer.rich_utils"),
+)
+CACHE = {"HF_HUB_CACHE": "hub", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
+OPTIONS, HUB, SLOW = 0.35, 0.03, 0.04  # shares: changed options, hostile servers, slow ones
+
+
+def case_of(number: int, seed: int, folder: Path) -> FuzzCase:
+    """The case with a number."""
+    random = Random(f"{seed}:{number}")
+    share = random.random()
+    if share < OPTIONS:
+        return option_case(random)
+    if share < OPTIONS + HUB:
+        return hub_case(random)
+    return file_case(folder, random, share > 1 - SLOW)
+
+
+def state(folder: Path) -> dict[str, tuple[object, ...]]:
+    """Every file, link and folder below a folder; its facts change with its content."""
+    found: dict[str, tuple[object, ...]] = {}
+    for entry in os.scandir(folder):
+        facts, is_folder = entry.stat(follow_symlinks=False), entry.is_dir(follow_symlinks=False)
+        times = () if is_folder else (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        found[entry.name] = (facts.st_mode, facts.st_ino, *times)
+        if is_folder:
+            inside = state(Path(entry.path))
+            found |= {f"{entry.name}/{name}": facts for name, facts in inside.items()}
+    return found
+
+
+def faults(case: FuzzCase, left: Left, before: dict, after: dict) -> list[str]:
+    """What is wrong with a run."""
+    err, out = left.err.decode("utf-8", "replace"), left.out.decode("utf-8", "replace")
+    allowed = (0, 1, 2, 3) if case.words[:1] and case.words[0] in JUDGING else (0, 2)
+    wrong = []
+    if left.hung:
+        wrong.append("hangs")
+    if left.code not in allowed:
+        wrong.append(f"exit code {left.code}")
+    if "Traceback" in err:
+        wrong.append("traceback")
+    if left.code == 2 and not MESSAGE.fullmatch(err):
+        wrong.append("message")
+    if left.code == 2 and out:
+        wrong.append("output beside an error")
+    if left.code in (0, 1, 3) and err:
+        wrong.append("noise on stderr")
+    if CONTROL.search(out + err):
+        wrong.append("control characters")
+    if left.cpu > CPU:
+        wrong.append(f"{left.cpu:.0f} s of processor time")
+    if left.memory > MEMORY:
+        wrong.append(f"memory {left.memory >> 20} MiB")
+    if left.orphans:
+        wrong.append("a process left over")
+    changed = sorted(n for n in before if after.get(n) != before[n])
+    new = sorted(n for n in after.keys() - before.keys())
+    outputs = {os.path.normpath(word) for word in case.words}
+    outputs |= {f"{word}.data" for word in outputs}
+    outputs |= {"hub"} if case.tamper else set()  # the cache
+    inside = {n for n in [*changed, *new] if not outputs & {n, *map(str, Path(n).parents)}}
+    if changed and (left.code == 2 or "--force" not in case.words or inside & {*changed}):
+        wrong.append(f"changed {changed[:3]}")
+    if new and ((left.code == 2 and not case.tamper) or inside & {*new}):
+        wrong.append(f"left {new[:3]}")
+    return wrong
+
+
+class Scratch:
+    """A copy of the folder of good inputs, in which cases run one after the other."""
+
+    def __init__(self, folder: Path, hub: Hub) -> None:
+        self.folder, self.copy, self.hub = folder, folder.with_name("case"), hub
+        self.before: dict[str, tuple[object, ...]] = {}
+
+    def run(self, case: FuzzCase) -> tuple[list[str], Left]:
+        """Run one case, and put back what it changed."""
+        if not self.before:
+            shutil.rmtree(self.copy, ignore_errors=True)
+            shutil.copytree(self.folder, self.copy, symlinks=True, copy_function=copied)
+            self.before = state(self.copy)
+        before, path = self.before, self.copy / (case.file or "")
+        self.hub.tamper = case.tamper or (lambda reply: None)
+        if case.file is not None:
+            path.unlink()
+            if case.mutator in KINDS:
+                KINDS[case.mutator](path, self.folder / case.file)
+            else:
+                path.write_bytes(case.content)
+            before = state(self.copy)
+        left = run_forked(case.words, self.copy)
+        after = state(self.copy)
+        wrong = faults(case, left, before, after)
+        if any(after.get(name) != facts for name, facts in before.items()):
+            self.before = {}
+            return wrong, left
+        for name in sorted(after.keys() - before.keys(), reverse=True):  # what is in a folder first
+            new = self.copy / name
+            new.rmdir() if new.is_dir() and not new.is_symlink() else new.unlink()
+        if case.file is not None:
+            if case.mutator not in KINDS and path.read_bytes() != case.content:
+                wrong.append("changed the changed file")  # within a tick of the clock
+            path.rmdir() if case.mutator == "folder" else path.unlink()
+            copied(str(self.folder / case.file), str(path))
+            self.before = state(self.copy)
+        return wrong, left
+
+
+def copied(source: str, target: str) -> None:
+    """Copy a file; a pipe is made anew."""
+    if Path(source).is_fifo():
+        os.mkfifo(target)
+    else:
+        shutil.copy2(source, target)
+
+
+def prepare(parent: Path) -> Path:
+    """Import the program, which the children then have, and make the folder of good inputs."""
+    import refimpl
+
+    for module in pkgutil.walk_packages(refimpl.__path__, "refimpl."):
+        if module.name not in NOT_IMPORTED:
+            import_module(module.name)
+    for name in LATE:
+        import_module(name)
+    from refimpl.cli import main
+
+    whole = typer.main.get_command(main.program())
+    commands()  # of the real program
+    vars(main)["program"] = lambda name: whole  # made once, not in each child
+    adopt_orphans()
+    folder = parent / "good"
+    make_folder(folder)
+    gc.collect()
+    gc.freeze()  # so that children share its pages
+    return folder
+
+
+def main() -> int:
+    """Run cases, print failures and the counts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--only", type=int)
+    parser.add_argument("--regressions", action="store_true", help="run the known ones instead")
+    parser.add_argument("--kinds", action="store_true", help="run `kind_cases` instead")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after")
+    asked = parser.parse_args()
+    numbers = range(asked.first, asked.first + asked.cases) if asked.only is None else [asked.only]
+    fixed = REGRESSIONS if asked.regressions else kind_cases() if asked.kinds else []
+    if fixed:
+        numbers = range(len(fixed))
+    counts, codes, failed, started = Counter(), Counter(), 0, time.monotonic()
+    worst = {"seconds": 0.0, "MiB": 0}
+    with tempfile.TemporaryDirectory() as parent, serving(Path(parent) / "home") as hub:
+        os.environ |= CACHE
+        folder = prepare(Path(parent))
+        serve(hub, folder)
+        scratch = Scratch(folder, hub)
+        for number in numbers:
+            if time.monotonic() - started > asked.seconds:
+                break
+            case = fixed[number] if fixed else case_of(number, asked.seed, folder)
+            wrong, left = scratch.run(case)
+            counts[case.mutator] += 1
+            codes[left.code] += 1
+            worst["seconds"] = max(worst["seconds"], round(left.seconds, 1))
+            worst["MiB"] = max(worst["MiB"], left.memory >> 20)
+            if wrong or asked.only is not None:
+                failed += bool(wrong)
+                shown = {
+                    "case": number, "seed": asked.seed, "wrong": wrong, "words": case.words,
+                    "file": case.file, "mutator": case.mutator, "code": left.code,
+                    "seconds": round(left.seconds, 2),
+                    "err": left.err.decode("utf-8", "replace")[-700:],
+                }  # fmt: skip
+                print(json.dumps(shown), flush=True)
+            if not sum(counts.values()) % 1000:
+                print(f"{sum(counts.values()):,} cases", file=sys.stderr, flush=True)
+    minutes = (time.monotonic() - started) / 60
+    print(
+        f"{sum(counts.values()):,} cases in {minutes:.1f} min, {failed} failures; "
+        f"exit codes {dict(sorted(codes.items()))}; worst {worst}; cases by mutator {dict(counts)}"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,391 @@
+"""What is fuzzed: a folder with one good input of every kind, and the commands that read each."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import mutators
+from gguf_mutator import gguf_structure
+from hub_answers import tampering
+from hub_server import Hub, Reply
+from mutators import BYTES, KINDS, gguf_bytes, header_bytes, json_bytes, line_bytes, protobuf_bytes
+from server import run_forked
+
+FIXTURES = Path(__file__).parents[3] / "fixtures"
+RANDOM = ["--tokens", "random"]
+SMALL = ["--samples", "1", "--seq-len", "4"]
+DRAWN = [*RANDOM, *SMALL]
+FAMILIES = (
+    *("gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "phi3_longrope", "falcon_alibi", "mpt"),
+    *("mixtral", "qwen2_moe", "phimoe", "ernie4_5_moe", "cohere2", "exaone4", "llama_yarn"),
+    *("gptj", "bloom", "olmo3"),
+)
+GGUF = ("gemma3", "granitemoe")
+COMMIT = "0123456789" * 4
+HUB = "hub/models--org--tiny"
+SNAPSHOT = f"{HUB}/snapshots/{COMMIT}"
+SERVED = ("served/model", "served/gguf")  # by a server on localhost
+
+
+def _model_commands(model: str) -> list[list[str]]:
+    """What reads the weights of a model and computes with them."""
+    half, uniform = ["--sparsity", "0.5"], ["--base", "uniform", "--correct", "none"]
+    return [
+        ["inspect", model], ["inspect", model, "--json"], ["score", model, *DRAWN],
+        ["score", model, *DRAWN, "--correct", "divergence", "--json"],
+        ["score", model, *DRAWN, "--perturbation", "pruning", "--base", "owl"],
+        ["eval", model, "--tokens", "ids.jsonl"], ["explain", model, *DRAWN],
+        ["prune", model, "-o", "out", *half, *uniform, "--method", "magnitude"],
+        ["prune", model, "-o", "out", *half, *DRAWN],
+        ["prune", model, "-o", "out", *DRAWN, "--nm", "2:4", "--method", "sparsegpt"],
+        ["export", model, "-o", "out.onnx"], ["case", "make", model, "-o", "out", *DRAWN],
+        ["score", model, *DRAWN, "--estimate"],
+    ]  # fmt: skip
+
+
+def _reports(*files: str) -> list[list[str]]:
+    """What sets files of results beside each other."""
+    figures = ["--figures", "out"]
+    return [
+        ["report", *files, "-o", "out.html"], ["report", *files, "-o", "out.html", *figures],
+        ["compare", *files], ["compare", *files, "--csv"], ["compare", *files, "--json"],
+    ]  # fmt: skip
+
+
+CHECK = ["check", "case", "actual.safetensors", "--only", "blocks.*"]
+OWN_CHECK = ["check", "case", "case/expected.safetensors", "--only", "embed"]
+DUMPED = {  # files as transformers' debugger writes them, and the steps in them
+    "LlamaForCausalLM.model.layers.0_inputs_args_0.safetensors": "embed",
+    "LlamaForCausalLM.model.layers.0.input_layernorm_outputs.safetensors": "blocks.0.attn_norm",
+    "LlamaForCausalLM.model.layers.1.self_attn.o_proj_outputs.safetensors": "blocks.1.attn_out",
+    "LlamaForCausalLM_outputs_logits.safetensors": "logits",
+}
+DUMP_CHECKS = [["check", "case", "dump"], ["check", "case", "dump", "--names", "names.json"]]
+TEXT = ["--text", "text.txt"]
+READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its path
+    "model/config.json": [["inspect", "model"], ["score", "model", *DRAWN]],
+    "model/model.safetensors": _model_commands("model"),
+    **{f"{name}/config.json": _model_commands(name) for name in FAMILIES},
+    **{f"{name}/model.safetensors": _model_commands(name) for name in FAMILIES[-8:]},
+    "sharded/model.safetensors.index.json": [["inspect", "sharded"], ["score", "sharded", *DRAWN]],
+    "sharded/model-00002-of-00004.safetensors": _model_commands("sharded"),
+    "model/tokenizer.json": [
+        ["eval", "model", *TEXT, "--window", "8", "--windows", "2"],
+        ["eval", "model", "--choices", "q.jsonl"], ["score", "model", *SMALL],
+        ["explain", "model", *SMALL],
+    ],
+    "model/tokenizer_config.json": [["score", "model", *TEXT, *SMALL]],
+    "model/special_tokens_map.json": [["score", "model", *TEXT, *SMALL]],
+    "pruned/pruning.json": [
+        ["inspect", "pruned"], *_reports("pruned"), *_reports("scores.json", "pruned/pruning.json"),
+        *_reports("eval.json", "pruned"), ["eval", "pruned", "--tokens", "ids.jsonl"],
+        ["prune", "pruned", "-o", "out", "--sparsity", "0.5", "--method", "magnitude"],
+        ["prune", "model", "-o", "pruned", "--nm", "2:4", "--method", "magnitude", "--force"],
+    ],
+    "text.txt": [
+        ["score", "model", *TEXT, *SMALL], ["eval", "model", *TEXT, "--window", "8"],
+        ["explain", "model", *TEXT, *SMALL], ["case", "make", "model", "-o", "out", *TEXT, *SMALL],
+    ],
+    "ids.npy": [
+        ["score", "model", "--tokens", "ids.npy", *SMALL], ["eval", "model", "--tokens", "ids.npy"],
+        ["prune", "model", "--tokens", "ids.npy", *SMALL, "-o", "out", "--nm", "2:4"],
+    ],
+    "ids.jsonl": [["eval", "model", "--tokens", "ids.jsonl"]],
+    "q.jsonl": [["eval", "model", "--choices", "q.jsonl"]],
+    "base.json": [["allocate", "scores.json", "--base", "base.json"]],
+    "base.csv": [["allocate", "scores.json", "--base", "base.csv"]],
+    "scores.json": [
+        ["allocate", "scores.json"], ["allocate", "scores.json", "--base", "owl", "--json"],
+        ["allocate", "scores.json", "--correct", "none", "-v"], *_reports("scores.json"),
+        *_reports("scores.json", "eval.json"), *_reports("scores.json", "pruning-scores.json"),
+        ["prune", "model", "-o", "out", "--allocation", "scores.json", "--method", "magnitude"],
+        ["prune", "model", "-o", "out", "--allocation", "scores.json", *DRAWN, "--json"],
+    ],
+    "pruning-scores.json": [
+        ["allocate", "pruning-scores.json", "--base", "owl", "--correct", "divergence"],
+        *_reports("pruning-scores.json"),
+    ],
+    "eval.json": [*_reports("scores.json", "eval.json"), *_reports("eval.json", "pruned")],
+    "case/case.json": [OWN_CHECK, CHECK, [*CHECK, "--stepwise"]],
+    "case/inputs.safetensors": [OWN_CHECK, [*CHECK, "--stepwise"]],
+    "case/margins.safetensors": [CHECK],
+    "case/peer.safetensors": [OWN_CHECK],
+    "case/expected.safetensors": [CHECK, [*CHECK, "--stepwise"]],
+    "actual.safetensors": [CHECK, [*CHECK, "--stepwise"], [*CHECK, "--junit-xml", "out.xml"]],
+    **{f"dump/{name}": DUMP_CHECKS for name in DUMPED},
+    "names.json": [["check", "case", "case/expected.safetensors", "--names", "names.json"]],
+    "model.gguf": [*_model_commands("model.gguf"), ["score", "model.gguf", *TEXT, *SMALL]],
+    "sentence.gguf": [["score", "sentence.gguf", *TEXT, *SMALL], ["inspect", "sentence.gguf"]],
+    **{f"{x}.gguf": [["inspect", f"{x}.gguf"], ["score", f"{x}.gguf", *DRAWN]] for x in GGUF},
+    "split-00002-of-00002.gguf": [["inspect", "split-00001-of-00002.gguf"]],
+    "imatrix.gguf": [
+        ["prune", "model", "-o", "out", "--imatrix", "imatrix.gguf", "--sparsity", "0.5",
+         "--base", "uniform", "--correct", "none"],
+        ["prune", "model", "-o", "out", "--imatrix", "imatrix.gguf", "--nm", "2:4"],
+    ],
+    f"{HUB}/refs/main": [["inspect", "org/tiny"], ["inspect", HUB], ["score", "org/tiny", *DRAWN]],
+    f"{SNAPSHOT}/config.json": [["inspect", "org/tiny"], ["inspect", SNAPSHOT], ["inspect", HUB]],
+    f"{SNAPSHOT}/tokenizer_config.json": [["score", "org/tiny", *TEXT, *SMALL]],
+    "graph.onnx": [
+        ["validate", "model", "--graph", "graph.onnx", "--time-limit", "5", *DRAWN],
+        ["check", "case", "graph.onnx", "--only", "logits", "--time-limit", "5"],
+        ["export", "model", "-o", "graph.onnx", "--force"],
+    ],
+    "beside.onnx.data": [
+        ["validate", "model", "--graph", "beside.onnx", "--time-limit", "5", *DRAWN],
+        ["validate", "model", "--graph", "beside.onnx", "--against", "onnx-reference", *DRAWN],
+    ],
+}  # fmt: skip
+# A second per case: onnxruntime starts in a process of its own, `check` computes every step.
+SLOW = (
+    *("graph.onnx", "beside.onnx.data", "actual.safetensors", "names.json"),
+    *(name for name in READERS if name[:5] in ("case/", "dump/")),
+)
+OF_A_KIND = 0.15  # share of changed files that are links, pipes, devices and such
+Mutator = Callable[[bytes, Random], bytes]
+
+
+@dataclass(frozen=True)
+class FuzzCase:
+    """A command, and what changed before it: a file and how, options, or a hub's answers."""
+
+    words: list[str]
+    file: str | None = None
+    mutator: str = ""
+    content: bytes = b""
+    tamper: Callable[[Reply], None] | None = None
+
+
+def make_folder(folder: Path) -> None:
+    """One good input of every kind."""
+    folder.mkdir(parents=True)
+    _make_model(folder / "model")
+    ignored = shutil.ignore_patterns("expected*", "provenance*")
+    shutil.copytree(FIXTURES / "llama_sharded", folder / "sharded", ignore=ignored)
+    (folder / "model/tokenizer_config.json").write_text(
+        '{"add_bos_token": true, "bos_token": "<s>"}'
+    )
+    (folder / "model/special_tokens_map.json").write_text('{"bos_token": "<s>"}')
+    (folder / "text.txt").write_text("Entia non sunt multiplicanda praeter necessitatem.\n" * 6)
+    (folder / "ids.jsonl").write_text("[1, 2, 3, 4]\n[5, 6, 7, 8]\n")
+    for name in FAMILIES:
+        (folder / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            shutil.copy(FIXTURES / name / file, folder / name)
+    (folder / HUB / "refs").mkdir(parents=True)
+    (folder / HUB / "refs/main").write_text(COMMIT)
+    shutil.copytree(folder / "model", folder / SNAPSHOT)
+    _make_gguf(folder)
+    rows = [{"question": "Is it?", "choices": ["yes", "no"], "answer": i} for i in (0, 1)]
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "base.json").write_text("[0.7, 0.7]")
+    (folder / "base.csv").write_text("".join(f"blocks.{i},0.7\n" for i in range(2)))
+    import numpy as np
+
+    np.save(folder / "ids.npy", np.arange(60) % 250)
+    pruning = ["--perturbation", "pruning", "--base", "owl", "--correct", "divergence"]
+    for words in (
+        ["score", "model", "--samples", "1", "--seq-len", "6", "-o", "scores.json"],
+        ["score", "model", *DRAWN, *pruning, "-o", "pruning-scores.json"],
+        ["prune", "model", "-o", "pruned", "--sparsity", "0.5", "--method", "magnitude"],
+        ["eval", "model", "--tokens", "ids.jsonl", "--choices", "q.jsonl", "-o", "eval.json"],
+        ["export", "model", "-o", "graph.onnx", "--weights", "embedded", "--outputs", "logits"],
+        ["export", "model", "-o", "beside.onnx", "--weights", "external", "--outputs", "logits"],
+        ["case", "make", "model", "-o", "case", *DRAWN],
+    ):
+        left = run_forked(words, folder)
+        assert left.code == 0, left.err
+    shutil.copy(folder / "case/expected.safetensors", folder / "actual.safetensors")
+    _make_dump(folder)
+    os.mkfifo(folder / "pipe")
+    os.symlink("loop", folder / "loop")
+    os.symlink("scores.json", folder / "link.json")
+
+
+def _make_model(folder: Path) -> None:
+    """The first two blocks of a fixture, and its tokenizer."""
+    from checkpoints import arrays_of, config_of, write
+
+    arrays = {n: x for n, x in arrays_of("llama").items() if not re.search(r"layers\.[23]\.", n)}
+    write(folder, arrays, config_of("llama", num_hidden_layers=2))
+    shutil.copy(FIXTURES / "llama/tokenizer.json", folder)
+
+
+def _make_dump(folder: Path) -> None:
+    """Outputs of modules as transformers writes them, and names of modules."""
+    from safetensors.numpy import load_file, save_file
+
+    steps = load_file(folder / "case/expected.safetensors")
+    (folder / "dump").mkdir()
+    for name, step in DUMPED.items():
+        save_file({"data": steps[step]}, folder / "dump" / name)
+    names = {"blocks.{}.attn_norm": "layers.{}.input_layernorm", "embed": ["layers.0:input", "e"]}
+    (folder / "names.json").write_text(json.dumps(names))
+
+
+def _make_gguf(folder: Path) -> None:
+    """Models with either tokenizer, and an importance matrix."""
+    import gguf
+    import numpy as np
+    from gguf_files import gguf_file
+
+    from refimpl import read_model
+    from refimpl.loading.gguf.architectures import IN_BLOCK
+
+    def scored(writer: gguf.GGUFWriter) -> None:
+        letters = [chr(97 + i) for i in range(26)]
+        tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *letters]
+        tokens = [*tokens, "\u2581a", "ab", "\u2581ab"]
+        tokens += [f"[PAD{i}]" for i in range(len(tokens), 264)]
+        del tokens[264:]
+        kinds = [2, 3, 3, *[6] * 256, *[1] * 99]
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(tokens)
+        writer.add_token_scores([-float(i) for i in range(264)])
+        writer.add_token_types(kinds[:264])
+
+    made = folder / "made"
+    makers: dict[str, dict[str, Any]] = {
+        "model": {"name": "llama", "tokenizer": True},
+        "sentence": {"name": "llama", "change": scored},
+    } | {name: {"name": name} for name in GGUF}
+    for name, options in makers.items():
+        made.mkdir()
+        gguf_file(made, **options).rename(folder / f"{name}.gguf")
+        shutil.rmtree(made)
+    made.mkdir()
+    gguf_file(made, "llama", shard_tensors=30)
+    for path in made.glob("*.gguf"):
+        path.rename(folder / f"split{path.name[-20:]}")
+    shutil.rmtree(made)
+    writer = gguf.GGUFWriter(folder / "imatrix.gguf", "", use_temp_file=False)
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["my.txt"])
+    writer.add_uint32("imatrix.chunk_count", 4)
+    writer.add_uint32("imatrix.chunk_size", 16)
+    for i, linears in enumerate(read_model(folder / "model").config.linears):
+        for name, (_, width) in linears.items():
+            key = f"blk.{i}.{IN_BLOCK[name]}.weight"
+            writer.add_tensor(f"{key}.in_sum2", np.arange(1, width + 1, dtype=np.float32)[None])
+            writer.add_tensor(f"{key}.counts", np.array([[64]], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def mutators_of(path: str) -> tuple[Mutator, ...]:
+    """The changes that fit a file; those of its form come twice as often."""
+    form: dict[str, Mutator] = {
+        ".json": json_bytes, ".jsonl": line_bytes, ".safetensors": header_bytes,
+        ".gguf": gguf_bytes, ".onnx": protobuf_bytes,
+    }  # fmt: skip
+    own = form.get(Path(path).suffix)
+    if own is gguf_bytes:
+        return (*BYTES, *(gguf_bytes, gguf_structure) * len(BYTES))
+    return BYTES if own is None else (*BYTES, *(own for _ in range(2 * len(BYTES))))
+
+
+def file_case(folder: Path, random: Random, slow: bool) -> FuzzCase:
+    """A changed file, and a command that reads it."""
+    names = [name for name in READERS if (name in SLOW) == slow]
+    path = random.choice(names)
+    words = list(random.choice(READERS[path]))
+    if random.random() < OF_A_KIND:
+        return FuzzCase(words, path, random.choice(list(KINDS)))
+    mutator = random.choice(mutators_of(path))
+    content = mutator((folder / path).read_bytes(), random)
+    return FuzzCase(words, path, mutator.__name__, content)
+
+
+def kind_cases() -> list[FuzzCase]:
+    """Every file as a pipe, a device, or a sparse one, before the first command that reads it."""
+    kinds = ("pipe", "link to an endless device", "sparse")
+    return [FuzzCase(words[0], path, kind) for path, words in READERS.items() for kind in kinds]
+
+
+def hub_case(random: Random) -> FuzzCase:
+    """A download from a server that answers otherwise than a hub would."""
+    words = ["inspect", random.choice(SERVED), "--download"]
+    return FuzzCase(words, None, "hub", tamper=tampering(random))
+
+
+def serve(hub: Hub, folder: Path) -> None:
+    """Publish models for `hub_case`."""
+    more = {"README.md": b"tiny", "sub/model.safetensors": b"no"}
+    hub.add(SERVED[0], folder / "model", **more)
+    one = {"tiny.gguf": (folder / "model.gguf").read_bytes(), "README.md": b"tiny"}
+    hub.add(SERVED[1], folder / "hub", **one)
+
+
+def option_case(random: Random) -> FuzzCase:
+    """A command with absurd values of a few of its options, or absurd paths as arguments."""
+    name, command = random.choice(commands())
+    words, options = [*name.split()], [p for p in command.params if p.param_type_name == "option"]
+    for argument in (p for p in command.params if p.param_type_name == "argument"):
+        good = GOOD.get(argument.name, ["actual.safetensors"])
+        several = random.choice((1, 1, 2, 3)) if argument.name == "files" else 1
+        values = [random.choice(good) for _ in range(several)]
+        words += [random.choice(mutators.PATHS)] if random.random() < 0.2 else values
+    if name in ("score", "explain", "case make", "prune", "validate"):
+        words += random.choice((SMALL, DRAWN))
+    if name == "prune" and random.random() < 0.8:
+        words += random.choice((["--sparsity", "0.5"], ["--nm", "2:4"]))
+    outputs = [f"{o}" for p in options for o in p.opts if o == "-o"]
+    if outputs and random.random() < 0.4:
+        words += ["-o", random.choice(mutators.PATHS)]
+    elif name in ("report", "case make", "prune", "export"):
+        words += ["-o", {"report": "out.html", "export": "out.onnx"}.get(name, "out")]
+    for option in random.sample(options, min(len(options), random.choice((1, 1, 2, 3)))):
+        word = option.opts[-1]
+        if word in EXCLUDED:
+            continue
+        words += [word] if option.is_flag else [word, value_of(option, random)]
+    return FuzzCase(words, None, "options")
+
+
+GOOD = {
+    "model": ["model", "model", "model", "sharded", "model.gguf", "org/tiny", "pruned", *FAMILIES],
+    "scores": ["scores.json", "pruning-scores.json"],
+    "files": ["scores.json", "pruning-scores.json", "pruned", "eval.json"],
+    "case": ["case"],
+}
+EXCLUDED = ("--help", "--executor", "--device", "--download", "-o", "--output")
+
+
+def value_of(option: Any, random: Random) -> str:
+    """An absurd value, or sometimes a good one, by the type of an option."""
+    kind, name = option.type, option.opts[-1]
+    if words := getattr(kind, "choices", None):
+        return random.choice([*words, "x", ""])
+    if name == "--memory":
+        return random.choice(mutators.SIZES)
+    if kind.name == "integer":
+        return random.choice(mutators.INTEGERS)
+    if kind.name == "float" or name == "--eta":
+        return random.choice(mutators.NUMBERS)
+    texts = [] if kind.name == "path" else mutators.TEXTS
+    return random.choice([*texts, *mutators.PATHS])
+
+
+@cache
+def commands() -> list[tuple[str, object]]:
+    """Every command of the program and its parameters."""
+    import typer
+
+    from refimpl.cli.main import program
+
+    found = []
+    for name, command in typer.main.get_command(program()).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found += (
+            [(name, command)] if inner is None else [(f"{name} {k}", v) for k, v in inner.items()]
+        )
+    return found

@@ -1,0 +1,319 @@
+"""The sample project on a GPU (or the CPU), against every case, in every dtype, both ways.
+
+    python tests/tools/gpu_run.py [--device cuda] [-o gpu.json] [--page docs/results/gpu.md]
+
+It needs a checkout, torch and safetensors, and no network; transformers and onnxruntime are used
+where they are installed. It prints a table, writes one JSON, and exits with 1 if a right candidate
+diverges.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.extend(map(str, Path(__file__).parents[1:3]))
+sys.path.append(str(Path(__file__).with_name("sample_project")))
+
+import numpy as np
+import torch
+from candidate import candidate
+from gates import CASES as FIXTURES_WITH_TRACE
+from gates import expected_of, worst_token
+
+from refimpl import read_model
+from refimpl.model.forward import forward
+from refimpl.oracle.case import Case, read_case
+from refimpl.oracle.check import EXIT, Report, check
+from refimpl.show.oracle import stage_of
+
+ROOT = Path(__file__).parents[2]
+DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
+WAYS = ("chained", "stepwise")
+CASES, REVEALING = (ROOT / "fixtures" / name for name in ("cases", "revealing"))
+PACKAGES = ("refimpl", "numpy", "torch", "transformers", "onnxruntime")
+ATTENTION = {"falcon_alibi": "sdpa"}  # see fixtures/make_fixtures.py
+GATE = 1e-4  # of transformers' logits; it casts to float32 inside, also in float64
+
+
+@dataclass(frozen=True)
+class Work:
+    """One case: the dtypes to run it in, and the device."""
+
+    folder: Path
+    dtypes: tuple[str, ...]
+    device: str
+
+
+def settings(device: str) -> dict[str, Any]:
+    """The card, its driver, the libraries, and what they may round."""
+    card, driver = platform.processor() or platform.machine(), None
+    if device == "cuda":
+        card = torch.cuda.get_device_name()
+        words = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "device": device,
+        "card": card,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "blas": "MKL" if torch.backends.mkl.is_available() else "other",
+        "threads": 1,
+        "reduced_precision_reductions": False,
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def exact_products(tf32: bool) -> None:
+    """Products of float32 are float32 unless TF32 is asked for; sums of 16 bits are float32."""
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def case_results(work: Work) -> list[dict[str, Any]]:
+    """A case in every dtype, both ways, and its graphs: verdicts, and the worst of each step."""
+    case, made = read_case(work.folder), []
+    for dtype in work.dtypes:
+        exact_products(dtype == "tf32")
+        kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+        for way in WAYS:
+            start = time.perf_counter()
+            with torch.inference_mode():
+                arrays = candidate(work.folder, kind, work.device, way == "stepwise")
+            computed = time.perf_counter()
+            report = check(case, arrays, dtype=dtype, stepwise=way == "stepwise")
+            seconds = computed - start, time.perf_counter() - computed
+            made.append(line(dtype, way, report, seconds))
+    if _version("onnxruntime") and work.folder.parent == CASES:
+        made += graphs(case, work.device)
+    return made
+
+
+def graphs(case: Case, device: str) -> Iterator[dict[str, Any]]:
+    """The case's exported graphs in float32, run by onnxruntime."""
+    from refimpl.onnx.export import export
+    from refimpl.onnx.foreign_graph import open_foreign
+    from refimpl.onnx.session import check_device
+
+    if device == "cuda" and "CUDAExecutionProvider" not in check_device("auto"):
+        return
+    plan = case.recipe.perturbation
+    wanted = {
+        "trace": ("embed", "blocks.*", "final_norm", "logits"),
+        "experiment": ("perturbed.*", "absorption_coefficient"),
+    }
+    for name, steps in wanted.items():
+        with tempfile.TemporaryDirectory() as away:
+            path, start = Path(away) / "graph.onnx", time.perf_counter()
+            if name == "trace":
+                export(case.model, path, outputs="trace")
+            else:
+                export(case.model, path, experiment=plan)
+            graph = open_foreign(path, case.model, device=device)
+            arrays, dtype = graph.run(case), graph.dtype
+        computed = time.perf_counter()
+        report = check(case, arrays, steps, dtype)
+        seconds = computed - start, time.perf_counter() - computed
+        yield line(dtype, f"graph of the {name}", report, seconds)
+
+
+def line(dtype: str, way: str, report: Report, seconds: tuple[float, float]) -> dict[str, Any]:
+    """The verdict on a candidate, and its worst deviation at each kind of step."""
+    worst: dict[str, dict[str, Any]] = {}
+    for step in report.steps:
+        name = f"{stage_of(step.step)} {step.step.rsplit('.', 1)[-1]}"
+        if step.status == "pass" and step.tolerance:
+            used = float(step.error / step.tolerance)
+            if used >= worst.get(name, {"used": -1.0})["used"]:
+                place = {"case": report.case.name, "step": step.step}
+                size = {"error": float(step.error), "tolerance": float(step.tolerance)}
+                worst[name] = {"used": used, **place, **size}
+    status = [step.status for step in report.steps]
+    return {
+        "case": report.case.name,
+        "dtype": dtype,
+        "way": way,
+        "verdict": report.verdict,
+        "first": report.first and report.first.step,
+        "pass": status.count("pass"),
+        "not_judged": status.count("conditional") + status.count("unresolved"),
+        "near_ties": sum(len(step.near_ties) for step in report.steps),
+        "seconds": [round(x, 3) for x in seconds],
+        "steps": worst,
+    }
+
+
+def transformers_forward(device: str, real: list[Path]) -> Iterator[dict[str, Any]]:
+    """Logits of transformers' own forward on fixtures and real models, against the right ones."""
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError:
+        return
+    disable_progress_bar()
+    exact_products(False)
+    for folder in (*(ROOT / "fixtures" / name for name in FIXTURES_WITH_TRACE), *real):
+        if folder in real:
+            ids = np.random.default_rng(0).integers(0, 1000, (1, 64))
+            truth = forward(read_model(folder), ids, dtype=np.float64).logits
+        else:
+            ids, expected = expected_of(folder.name)
+            truth = expected["logits"]
+        for dtype in ("float64", "float32"):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                attn_implementation=ATTENTION.get(folder.name, "eager"),
+                experts_implementation="eager",
+            )
+            with torch.inference_mode():
+                logits = model.to(device)(torch.from_numpy(ids).to(device)).logits
+            error = worst_token(logits.cpu().numpy(), truth)
+            yield {"model": folder.name, "dtype": dtype, "error": error, "allowed": GATE}
+
+
+def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each way and dtype the verdicts, the worst deviation of each kind of step, and seconds."""
+    made: dict[str, Any] = {}
+    for x in lines:
+        of = made.setdefault(f"{x['dtype']}, {x['way']}", {"steps": {}, "seconds": [0.0, 0.0]})
+        of["verdicts"] = {v: of.get("verdicts", {}).get(v, 0) + (x["verdict"] == v) for v in EXIT}
+        of["seconds"] = [round(a + b, 3) for a, b in zip(of["seconds"], x["seconds"], strict=True)]
+        for name, step in x["steps"].items():
+            if step["used"] >= of["steps"].get(name, {"used": -1.0})["used"]:
+                of["steps"][name] = step
+    return made
+
+
+def tables(document: dict[str, Any]) -> str:
+    """A row for each dtype and way; then a row for each kind of step."""
+    rows = [
+        ("dtype, way", "cases", *EXIT, "largest error / tolerance", "at", "candidate, check, s")
+    ]
+    every = document["summary"]
+    for name, of in every.items():
+        worst = max(of["steps"].values(), key=lambda x: x["used"])
+        place = f"`{worst['case']}`, `{worst['step']}`"
+        verdicts, (one, other) = of["verdicts"], of["seconds"]
+        seconds = f"{one:.0f}, {other:.0f}"
+        rows.append(
+            (
+                name,
+                sum(verdicts.values()),
+                *verdicts.values(),
+                f"{worst['used']:.0%}",
+                place,
+                seconds,
+            )
+        )
+    steps = dict.fromkeys(step for of in every.values() for step in of["steps"])
+    shown = [name for name in every if "graph" not in name]
+    by_step = [("step", *shown)]
+    for step in steps:
+        used = [every[name]["steps"].get(step, {}).get("used") for name in shown]
+        by_step.append((step, *("" if x is None else f"{x:.0%}" for x in used)))
+    return "\n\n".join(_markdown(x) for x in (rows, by_step))
+
+
+def _markdown(rows: list[tuple[Any, ...]]) -> str:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--cases", nargs="+", default=["*"], help="names, as patterns")
+    parser.add_argument("--jobs", type=int, default=min(12, os.cpu_count() or 1), help="processes")
+    parser.add_argument("--real", nargs="*", type=Path, default=[], help="folders of real models")
+    parser.add_argument("--no-forward", action="store_true", help="without transformers' forward")
+    parser.add_argument("-o", "--output", type=Path, help="the JSON")
+    parser.add_argument("--page", type=Path, help="fill the marked region of this page")
+    given = parser.parse_args()
+    start = time.perf_counter()
+    # A CPU has no TF32.
+    dtypes = tuple(x for x in given.dtypes if x != "tf32" or given.device == "cuda")
+    patterns = [root.glob(pattern) for root in (CASES, REVEALING) for pattern in given.cases]
+    work = [Work(path, dtypes, given.device) for paths in patterns for path in sorted(paths)]
+    forwards = [] if given.no_forward else [*transformers_forward(given.device, given.real)]
+    if given.jobs == 1:
+        results = [*map(case_results, work)]
+    else:
+        with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
+            results = [*pool.map(case_results, work)]
+    every = [x for some in results for x in some]
+    document: dict[str, Any] = {"settings": settings(given.device), "summary": summary(every)}
+    document["cases"] = [{k: v for k, v in x.items() if k != "steps"} for x in every]
+    document["forward"] = forwards
+    document["seconds"] = round(time.perf_counter() - start)
+    document["jobs"] = given.jobs
+    wrong = [x for x in document["cases"] if x["verdict"] == "divergent"]
+    far = [x for x in document["forward"] if x["error"] > x["allowed"]]
+    text = tables(document)
+    print(text)
+    for x in (*wrong, *far):
+        print("diverges:", x)
+    if given.output:
+        given.output.write_text(_text(document), "utf-8")
+    if given.page:
+        before, rest = given.page.read_text("utf-8").split("<!-- runs -->\n")
+        after = rest.split("<!-- end of runs -->")[1]
+        made = f"<!-- runs -->\n\n{_words(document)}\n\n{text}\n\n<!-- end of runs -->"
+        given.page.write_text(f"{before}{made}{after}", "utf-8")
+    sys.exit(int(bool(wrong or far)))
+
+
+def _words(document: dict[str, Any]) -> str:
+    """Where it ran, for how long, and transformers' forward, in a sentence each."""
+    facts, forwards = document["settings"], document["forward"]
+    packages = ", ".join(f"{k} {v}" for k, v in facts["packages"].items() if v)
+    words = f"{facts['card']}, {packages}. {document['jobs']} processes took "
+    words += f"{document['seconds']} s."
+    if forwards:
+        worst = max(forwards, key=lambda x: x["error"])
+        words += f" transformers' forward of {len({x['model'] for x in forwards})} models: at most "
+        words += f"{worst['error']:.1e} from the right logits ({worst['model']}, {worst['dtype']})."
+    return words
+
+
+def _text(document: dict[str, Any]) -> str:
+    """JSON with a line for each entry of each part."""
+    parts = []
+    for name, part in document.items():
+        if isinstance(part, dict) and name == "summary":
+            entries = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in part.items()]
+            parts.append(f' "{name}": {{\n' + ",\n".join(entries) + "\n }")
+        elif isinstance(part, list) and part:
+            parts.append(
+                f' "{name}": [\n' + ",\n".join(f"  {json.dumps(x)}" for x in part) + "\n ]"
+            )
+        else:
+            parts.append(f' "{name}": {json.dumps(part)}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+if __name__ == "__main__":
+    main()

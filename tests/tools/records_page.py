@@ -1,0 +1,111 @@
+"""What pages say of bases and pruners, from their records: `python tests/tools/records_page.py`.
+
+docs/reference/bases.md and pruners.md are written whole; lists on other pages stand between
+comments.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from refimpl.bases.base import Base, bases
+from refimpl.explanation.step import described, full_name
+from refimpl.pruners.method import Method, methods
+
+DOCS = Path(__file__).parents[2] / "docs"
+NEEDS = {
+    None: "nothing but the model's shape",
+    "weights": "the weights",
+    "squares": "the weights, and the squares of what each linear reads",
+    "products": "the weights, and the outer products of what each linear reads",
+    "drifts": "the drifts that the pruning perturbation measures",
+}
+BASES_HEAD = """# Base allocations
+
+What each says of itself: the page is written from its record in `refimpl/bases/`.
+[The method](../explanation/method.md#6-base-allocations) explains the formulas, and
+[add a base](../how-to/add-a-base.md) says how to write one.
+"""
+PRUNERS_HEAD = """# Pruners
+
+What each says of itself: the page is written from its record in `refimpl/pruners/`.
+[The method](../explanation/method.md#7-pruners) explains them, and
+[add a pruner](../how-to/add-a-pruner.md) says how to write one.
+"""
+
+
+def formulas(functions: Iterable[Callable[..., Any]]) -> str:
+    """The formulas of functions, from their docstrings."""
+    texts = ["\n    ".join([full_name(x), *described(x)[1:]]) for x in functions]
+    return "```text\n" + "\n".join(texts) + "\n```\n"
+
+
+def of_base(base: Base) -> str:
+    """The section of a base."""
+    title = base.title[0].upper() + base.title[1:]
+    facts = f"\n## {title}\n\n`--base {base.name}` is made from {NEEDS[base.needs]}."
+    facts += f" Source: {base.source}.\n"
+    rows = ""
+    for name, option in base.options.items():
+        default = "none" if option.default is None else option.default
+        rows += f"| `{name}` | {option.accepted} | {default} | {option.help} |\n"
+    table = f"\n| option | values | default | |\n|---|---|---|---|\n{rows}" if rows else ""
+    deviations = f"\nDeviations: {base.deviations}.\n" if base.deviations else ""
+    return f"{facts}{table}\n{formulas(base.formulas)}{deviations}"
+
+
+def of_method(method: Method) -> str:
+    """The section of a pruner."""
+    title = method.title[0].upper() + method.title[1:]
+    needs = NEEDS[method.needs or "weights"]
+    facts = f"\n## {title}\n\n`--method {method.name}` looks at {needs}. Source: {method.source}.\n"
+    options = ", ".join(f"`{name}`" for name in method.options)
+    deviations = f"\nDeviations: {method.deviations}.\n" if method.deviations else ""
+    return facts + (f"\nOptions: {options}.\n" if options else "") + deviations
+
+
+def module_of(record: Base | Method) -> str:
+    """The module of the first function of a record, which is its own."""
+    function = record.allocation if isinstance(record, Base) else record.score or record.compensate
+    assert function is not None
+    return function.__module__
+
+
+def members(records: Iterable[Base | Method]) -> str:
+    """The library's page: what the modules of records hold."""
+    return "".join(
+        f".. automodule:: {module}\n   :members:\n" for module in map(module_of, records)
+    )
+
+
+def titles(records: Iterable[Base | Method]) -> str:
+    """Titles, as in a sentence."""
+    return ", ".join(record.title for record in records)
+
+
+def pages() -> dict[Path, str]:
+    """Every page with what the records say."""
+    ours, pruners = bases().values(), methods().values()
+    written = {
+        DOCS / "reference" / "bases.md": BASES_HEAD + "".join(map(of_base, ours)),
+        DOCS / "reference" / "pruners.md": PRUNERS_HEAD + "".join(map(of_method, pruners)),
+    }
+    lists = {
+        "modules of bases": f"\n```{{eval-rst}}\n{members(ours)}```\n",
+        "modules of pruners": f"\n```{{eval-rst}}\n{members(pruners)}```\n",
+        "bases": titles(ours),
+        "pruners": titles(pruners),
+    }
+    for path in (DOCS / "reference" / "api.md", DOCS / "index.md", DOCS.parent / "README.md"):
+        page = path.read_text("utf-8")
+        for name, text in lists.items():
+            region = re.compile(rf"(<!-- {name} -->).*?(<!-- end -->)", re.DOTALL)
+            page = region.sub(rf"\1{text}\2", page)
+        written[path] = page
+    return written
+
+
+if __name__ == "__main__":
+    for path, page in pages().items():
+        path.write_text(page, "utf-8")

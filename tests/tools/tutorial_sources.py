@@ -1,0 +1,43 @@
+"""The code on the tutorial's pages: `python tests/tools/tutorial_sources.py`.
+
+A region `<!-- source refimpl.model.ops.rms_norm -->` to `<!-- end -->` holds that function without
+its docstring. What stands in it is never typed.
+"""
+
+import ast
+import inspect
+import re
+import textwrap
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "tutorial").glob("*.md"))
+REGION = re.compile(r"(?<=<!-- source )([\w.]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def named(name: str) -> Any:
+    """A function of the library, by its full name."""
+    module, _, function = name.rpartition(".")
+    return getattr(import_module(module), function)
+
+
+def code(name: str) -> str:
+    """The source of a function as it stands in the library, without decorators and docstring."""
+    source = textwrap.dedent(inspect.getsource(named(name)))
+    (function,) = ast.parse(source).body
+    assert isinstance(function, ast.FunctionDef)
+    lines, first = source.splitlines(), function.body[0]
+    if ast.get_docstring(function) is not None:
+        del lines[first.lineno - 1 : first.end_lineno]
+    return "\n".join(lines[function.lineno - 1 :])
+
+
+def filled(page: str) -> str:
+    """A page with the code as the library has it now."""
+    return REGION.sub(lambda at: f"{at[1]}{at[2]}```text\n{code(at[1])}\n```\n", page)
+
+
+if __name__ == "__main__":
+    for path in PAGES:
+        path.write_text(filled(path.read_text("utf-8")), "utf-8")
