@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,12 @@ import numpy as np
 import pytest
 from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write
 from gates import GATES, expected_of, model_of, worst_point
-from refusals import refusal_of
 from test_broken_variants import Break, changed, facts, layout, op, rows, swapped, without
 
 from refimpl import Model, forward, read_model
-from refimpl.loading.config_json import read_config
 from refimpl.model import experts
 from refimpl.model import forward as forward_module
-from refimpl.model.config import BlockKind, Experts, Rope, Temperature
+from refimpl.model.config import Experts
 from refimpl.model.experts import largest, route
 from refimpl.model.forward import block, places
 from refimpl.model.ops import Array
@@ -234,159 +231,3 @@ def test_stacked_experts_are_the_same_model(tmp_path: Path) -> None:
 def test_tensors_that_do_not_fit(change: Any, lines: list[str], tmp_path: Path) -> None:
     problem = refusal(altered(tmp_path / "m", "mixtral", change)).problem
     assert problem.split("\n  ")[1:] == lines
-
-
-@pytest.mark.parametrize(
-    ("case", "changes", "line"),
-    [
-        ("mixtral", {"num_experts_per_tok": 6}, "num_experts_per_tok: 6 of 5 experts"),
-        ("mixtral", {"num_experts_per_tok": 0},
-         "num_experts_per_tok: expected a positive integer, got 0"),
-        ("mixtral", {"num_local_experts": "8"},
-         'num_local_experts: expected a positive integer, got "8"'),
-        ("mixtral", {"n_group": 2}, "n_group: not understood (value 2)"),
-        ("glm4_moe", {"n_group": 4}, "n_group: 4 groups, 2 of them kept, of 6 experts"),
-        ("glm4_moe", {"topk_group": 4}, "n_group: 3 groups, 4 of them kept, of 6 experts"),
-        ("glm4_moe", {"topk_group": 1, "num_experts_per_tok": 3},
-         "topk_group: 1 groups of 2 for 3 experts per token"),
-        ("qwen2_moe", {"mlp_only_layers": ["1"]},
-         "mlp_only_layers: expected a list of blocks, got ['1']"),
-        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 5},
-         "use_sliding_window: only false is supported, got true"),
-        ("gpt_oss", {"hidden_act": "gelu"}, 'hidden_act: only "silu" is supported, got "gelu"'),
-        ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha: only 1.702 is supported, got 1.5"),
-        ("gpt_oss", {"swiglu_limit": 0}, "swiglu_limit: expected a positive number, got 0"),
-        ("gpt_oss", {"experts_per_token": 3}, "experts_per_token: 3 contradicts 2"),
-        ("gpt_oss", {"initial_context_length": 9}, "initial_context_length: 9 contradicts 5"),
-        ("llama4_text", {"moe_layers": 1}, "moe_layers: expected a list of blocks, got 1"),
-        ("llama4_text", {"attention_chunk_size": None},
-         "attention_chunk_size: 1 blocks slide, but it is null or not in use"),
-        ("llama4_text", {"layer_types": ["sliding_attention"] * 2},
-         "layer_types: expected 2 entries out of chunked_attention, full_attention, got "
-         "['sliding_attention', 'sliding_attention']"),
-        ("llama4_text", {"use_qk_norm": 1}, "use_qk_norm: expected true or false, got 1"),
-        ("llama4_text", {"attn_scale": 0}, "attn_scale: expected a positive number, got 0"),
-        ("llama4_text", {"floor_scale": 0}, "floor_scale: expected a positive integer, got 0"),
-    ],
-)  # fmt: skip
-def test_configurations_that_are_refused(case: str, changes: dict[str, Any], line: str) -> None:
-    error = refusal_of(read_config, config_of(case, **changes))
-    assert error.problem.split("\n  ")[1:] == [line]
-
-
-GPT_OSS_20B = {
-    "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0,
-    "eos_token_id": 200002, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu",
-    "hidden_size": 2880, "initial_context_length": 4096, "initializer_range": 0.02,
-    "intermediate_size": 2880, "layer_types": ["sliding_attention", "full_attention"] * 12,
-    "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 64,
-    "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8,
-    "num_local_experts": 32, "output_router_logits": False, "pad_token_id": 199999,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
-                     "original_max_position_embeddings": 4096, "rope_type": "yarn",
-                     "truncate": False},
-    "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128, "swiglu_limit": 7.0,
-    "tie_word_embeddings": False, "transformers_version": "4.55.0.dev0", "use_cache": True,
-    "vocab_size": 201088,
-}  # fmt: skip
-
-
-def test_gpt_oss_as_it_was_published() -> None:
-    config = read_config(GPT_OSS_20B).config
-    rope = Rope(
-        150000.0, 64, "yarn", 32.0, original_max_position_embeddings=4096, truncate=False,
-        attention_factor=0.1 * log(32) + 1,
-    )  # fmt: skip
-    kinds = [BlockKind(window, rope, mixture=True) for window in (128, None)]
-    assert config.blocks == tuple(kinds * 12)
-    assert config.experts == Experts(32, 4, 2880)
-    assert (config.gate_limit, config.activation) == (7.0, "sigmoid_gelu")
-    omitted = ("layer_types", "rope_scaling", "rope_theta", "swiglu_limit", "rms_norm_eps",
-               "head_dim", "sliding_window", "attention_bias", "num_key_value_heads")  # fmt: skip
-    short = {key: value for key, value in GPT_OSS_20B.items() if key not in omitted}
-    assert read_config(short) == read_config(GPT_OSS_20B)
-
-
-SCOUT = {
-    "attention_bias": False, "attention_chunk_size": 8192, "attention_dropout": 0.0,
-    "bos_token_id": 200000, "eos_token_id": [200001, 200007, 200008], "for_llm_compressor": False,
-    "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02,
-    "interleave_moe_layer_step": 1, "intermediate_size": 8192, "intermediate_size_mlp": 16384,
-    "max_position_embeddings": 10485760, "model_type": "llama4_text", "no_rope_layers": [],
-    "num_attention_heads": 40, "num_experts_per_tok": 1, "num_hidden_layers": 48,
-    "num_key_value_heads": 8, "num_local_experts": 16, "output_router_logits": False,
-    "pad_token_id": 200018, "rms_norm_eps": 1e-05,
-    "rope_scaling": {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0,
-                     "original_max_position_embeddings": 8192, "rope_type": "llama3"},
-    "rope_theta": 500000.0, "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0,
-    "torch_dtype": "bfloat16", "use_cache": True, "use_qk_norm": True, "vocab_size": 202048,
-}  # fmt: skip
-MAVERICK = SCOUT | {
-    "interleave_moe_layer_step": 2, "num_local_experts": 128, "rope_scaling": None,
-    "use_qk_norm": False,
-}  # fmt: skip
-
-
-def test_llama_4_as_it_was_published() -> None:
-    config = read_config(SCOUT).config
-    rope = Rope(5e5, 128, "llama3", 16.0, 1.0, 1.0, 8192, interleaved=True)
-    near = BlockKind(8192, rope, mixture=True, chunked=True)
-    far = BlockKind(None, None, mixture=True, temperature=Temperature(0.1, 8192, offset=1))
-    assert config.blocks == (near, near, near, far) * 12
-    assert config.experts == Experts(16, 1, 8192, 8192, "sigmoid", normalised=False, of_inputs=True)
-    assert config.weightless_norms == ("q_rope_norm", "k_rope_norm")
-    other = read_config(MAVERICK).config
-    assert [kind.mixture for kind in other.blocks] == [False, True] * 24
-    assert (other.weightless_norms, other.intermediate_size) == ((), 16384)
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        MAVERICK,
-        {"moe_layers": [1, 7]},
-        {"moe_layers": []},
-        {"no_rope_layers": [0, 1] * 24},
-        {"no_rope_layer_interval": 3},
-        {"attention_chunk_size": None},
-        {"attn_temperature_tuning": False},
-        {"layer_types": ["full_attention", "chunked_attention"] * 24},
-        dict.fromkeys(
-            ("interleave_moe_layer_step", "attention_chunk_size", "num_local_experts", "head_dim",
-             "num_experts_per_tok", "use_qk_norm", "rope_theta", "rope_scaling", "rms_norm_eps",
-             "intermediate_size", "intermediate_size_mlp", "num_key_value_heads",
-             "max_position_embeddings"), ...),
-    ],
-)  # fmt: skip
-def test_transformers_understands_llama_4_the_same(changes: dict[str, Any]) -> None:
-    transformers = pytest.importorskip("transformers")
-    entries = {k: v for k, v in (SCOUT | changes).items() if v is not ...}
-    theirs = transformers.Llama4TextConfig(
-        **{k: v for k, v in entries.items() if k != "model_type"}
-    )
-    config = read_config(entries).config
-    experts, chunk = config.experts, theirs.attention_chunk_size
-    assert experts is not None
-    assert experts == Experts(
-        theirs.num_local_experts, theirs.num_experts_per_tok, theirs.intermediate_size,
-        theirs.intermediate_size, "sigmoid", normalised=False, of_inputs=True,
-    )  # fmt: skip
-    assert config.intermediate_size == theirs.intermediate_size_mlp
-    assert (config.head_dim, config.num_key_value_heads, config.norm_eps) == (
-        theirs.head_dim, theirs.num_key_value_heads, theirs.rms_norm_eps,
-    )  # fmt: skip
-    assert config.max_position_embeddings == theirs.max_position_embeddings
-    assert bool(config.weightless_norms) == theirs.use_qk_norm
-    for i, kind in enumerate(config.blocks):
-        rotates, name = bool(theirs.no_rope_layers[i]), theirs.layer_types[i]
-        assert (kind.rope is not None) == rotates
-        assert kind.rope is None or kind.rope.theta == theirs.rope_parameters["rope_theta"]
-        assert kind.chunked == (name == "chunked_attention")
-        assert kind.window == (chunk if kind.chunked else None)
-        assert kind.mixture == (i in theirs.moe_layers)
-        warmth = Temperature(theirs.attn_scale, theirs.floor_scale, offset=1)
-        tuned = theirs.attn_temperature_tuning and not rotates
-        assert kind.temperature == (warmth if tuned else None)
