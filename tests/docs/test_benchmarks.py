@@ -15,7 +15,6 @@ from conftest import HERE
 sys.path.insert(0, str(HERE / "tools" / "benchmarks"))
 
 import figure
-import lines
 import ours
 import performance_page
 import process
@@ -23,10 +22,11 @@ import rows
 import scoring_profile
 import shapes
 from figure import Figure
+from regions import regions
 
 import refimpl
 
-BENCHMARKS, DOCS = HERE / "tools" / "benchmarks", HERE.parent / "docs"
+BENCHMARKS = HERE / "tools" / "benchmarks"
 RATIO = Figure("rate", "rate", "tiny", "theirs", "s", (1.0, 2.0), (4.0, 4.0), (4.0, 2.0), goal=3.0)
 
 
@@ -142,19 +142,16 @@ def test_the_parts_of_a_profile_are_those_of_its_whole() -> None:
     assert "| 12 s (1.50) |" in performance_page.roofline_table([profile])
 
 
-def test_lines_of_code_are_those_that_say_something() -> None:
-    source = '"""Doc\n\nstring."""\n\n# comment\ndef f(\n    x\n):\n    """Doc."""\n    return x\n'
-    assert lines.code_lines(source) == 4
-
-
 def test_the_page_is_what_its_results_make() -> None:
     results, seven, other = (
         json.loads((BENCHMARKS / f"{name}.json").read_text())
         for name in ("results", "seven_b", "results-xeon")
     )
-    assert (DOCS / "performance.md").read_text() == performance_page.page(results, seven, other)
+    page = performance_page.PAGE.read_text()
+    tables = performance_page.tables(results, seven, other)
+    assert regions(page) == tables
     drawn = performance_page.picture(results["profiles"])
-    assert (DOCS / performance_page.PICTURE).read_text() == drawn
+    assert performance_page.PICTURE.read_text() == drawn
     assert ElementTree.fromstring(drawn).find("{http://www.w3.org/2000/svg}desc") is not None
     assert not results["quick"]
     assert results["rows"].keys() == {*rows.ROWS, "profile"}

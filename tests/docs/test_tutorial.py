@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from examples import ROOT
-from tutorial_sources import PAGES, REGION, code, filled, named
+from regions import regions
+from tutorial_sources import PAGES, code, filled, named
 
 INDEX, *LESSONS = sorted(PAGES, key=lambda page: page.name != "index.md")
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -33,10 +34,11 @@ def test_there_are_eight_pages_each_linked_to_the_next() -> None:
 def test_the_code_is_the_librarys(page: Path) -> None:
     text = page.read_text("utf-8")
     assert filled(text) == text, "run python tests/tools/tutorial_sources.py"
-    regions = [(at[1], at[0]) for at in REGION.finditer(text)]
-    assert regions
-    assert text.count("<!-- source ") == len(regions) == text.count("<!-- end -->")
-    for name, region in regions:
+    shown_regions = regions(text)
+    assert shown_regions
+    assert text.count("<!-- source ") == len(shown_regions) == text.count("<!-- end -->")
+    for full_name, region in shown_regions.items():
+        name = full_name.removeprefix("source ")
         ((language, shown),) = FENCED.findall(region)
         whole = textwrap.dedent(inspect.getsource(named(name)))
         assert language == "text"

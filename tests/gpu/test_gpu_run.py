@@ -16,7 +16,7 @@ RUN = HERE / "tools" / "gpu_run.py"
 @pytest.mark.parametrize("case", ["llama", "sink"])
 def test_it_runs_on_the_cpu(case: str, tmp_path: Path) -> None:
     output, page = tmp_path / "gpu.json", tmp_path / "gpu.md"
-    page.write_text("before\n<!-- runs -->\n<!-- end of runs -->\nafter\n")
+    page.write_text("before\n<!-- runs -->\n<!-- end -->\nafter\n")
     words = ("--device", "cpu", "--cases", case, "--dtypes", "float32", "tf32",
              "--jobs", "1", "--no-forward")  # fmt: skip
     done = subprocess.run(

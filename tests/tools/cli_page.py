@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from regions import filled
 
 from refimpl.cli.main import program
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
-REGION = re.compile(r"(?<=<!-- from the program -->\n).*?(?=<!-- end -->)", re.DOTALL)
+NAME = "from the program"
 
 
 def commands() -> dict[str, Any]:
@@ -82,13 +83,13 @@ def index() -> str:
 
 def pages() -> dict[Path, str]:
     """Every page as it is to be; a new command's page has no words by hand."""
-    filled = {PAGE: REGION.sub(lambda _: f"\n{index()}\n\n", PAGE.read_text("utf-8"))}
+    written = {PAGE: filled(PAGE.read_text("utf-8"), {NAME: f"\n\n{index()}\n\n"})}
     for name, command in commands().items():
         page = page_of(name)
-        new = f"# refimpl {name}\n\n<!-- from the program -->\n<!-- end -->\n"
+        new = f"# refimpl {name}\n\n<!-- {NAME} --><!-- end -->\n"
         text = page.read_text("utf-8") if page.exists() else new
-        filled[page] = REGION.sub(lambda _, c=command: f"\n{options(c)}\n\n", text)
-    return filled
+        written[page] = filled(text, {NAME: f"\n\n{options(command)}\n\n"})
+    return written
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ Mechanisms are read off the models of the fixtures, deviations are measured agai
 values in these fixtures, and the graphs are run by ONNX Runtime.
 """
 
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime
 from gates import CASES, GATES, expected_of, model_of, worst_point
+from regions import fill
 
 from refimpl import Model, forward
 from refimpl.loading.composites import COMPOSITES, TEXT_FAMILIES
@@ -23,10 +23,6 @@ from refimpl.onnx.export import export
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
 HOME = PAGE.parent.parent / "index.md"
-NAMES = re.compile(r"(?<=<!-- names -->\n).*?(?=<!-- end -->)", re.DOTALL)
-TABLE = re.compile(r"(?<=<!-- families -->\n).*?(?=<!-- end -->)", re.DOTALL)
-KINDS = re.compile(r"(?<=<!-- composites -->\n).+?(?=<!-- end -->)", re.DOTALL)
-OUT = re.compile(r"(?<=<!-- refused -->\n).*?(?=<!-- end -->)", re.DOTALL)
 DTYPES = ("float64", "float32")
 HEAD = f"| family | mechanisms | {' | '.join(DTYPES)} | ONNX |\n|---|---|---|---|---|\n"
 
@@ -209,12 +205,13 @@ def composites() -> str:
     return f"| checkpoint | family of its text model |\n|---|---|\n| {kinds} | {families} |\n"
 
 
-def with_lists(page: str) -> str:
-    """A page with all lists and tables that take no time."""
-    return OUT.sub(lambda _: refused(), KINDS.sub(lambda _: composites(), page))
+def lists() -> dict[Path, dict[str, str]]:
+    """All lists and tables that take no time, by page."""
+    own = {"composites": f"\n{composites()}", "refused": f"\n{refused()}"}
+    return {PAGE: own, HOME: {"names": f"\n{names()}"}}
 
 
 if __name__ == "__main__":
-    page = TABLE.sub(lambda _: table(), with_lists(PAGE.read_text("utf-8")))
-    PAGE.write_text(page, "utf-8")
-    HOME.write_text(NAMES.sub(lambda _: names(), HOME.read_text("utf-8")), "utf-8")
+    for page, texts in lists().items():
+        fill(page, texts)
+    fill(PAGE, {"families": f"\n{table()}"})

@@ -31,6 +31,7 @@ import torch
 from candidate import candidate
 from gates import CASES as FIXTURES_WITH_TRACE
 from gates import expected_of, worst_token
+from regions import fill
 
 from refimpl import read_model
 from refimpl.model.forward import forward
@@ -279,10 +280,7 @@ def main() -> None:
     if given.output:
         given.output.write_text(_text(document), "utf-8")
     if given.page:
-        before, rest = given.page.read_text("utf-8").split("<!-- runs -->\n")
-        after = rest.split("<!-- end of runs -->")[1]
-        made = f"<!-- runs -->\n\n{_words(document)}\n\n{text}\n\n<!-- end of runs -->"
-        given.page.write_text(f"{before}{made}{after}", "utf-8")
+        fill(given.page, {"runs": f"\n\n{_words(document)}\n\n{text}\n\n"})
     sys.exit(int(bool(wrong or far)))
 
 

@@ -4,10 +4,11 @@ docs/reference/bases.md and pruners.md are written whole; lists on other pages s
 comments.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from regions import filled
 
 from refimpl.bases.base import Base, bases
 from refimpl.explanation.step import described, full_name
@@ -98,11 +99,7 @@ def pages() -> dict[Path, str]:
         "pruners": titles(pruners),
     }
     for path in (DOCS / "reference" / "api.md", DOCS / "index.md", DOCS.parent / "README.md"):
-        page = path.read_text("utf-8")
-        for name, text in lists.items():
-            region = re.compile(rf"(<!-- {name} -->).*?(<!-- end -->)", re.DOTALL)
-            page = region.sub(rf"\1{text}\2", page)
-        written[path] = page
+        written[path] = filled(path.read_text("utf-8"), lists)
     return written
 
 

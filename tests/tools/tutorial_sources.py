@@ -6,14 +6,14 @@ its docstring. What stands in it is never typed.
 
 import ast
 import inspect
-import re
 import textwrap
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import regions
+
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "tutorial").glob("*.md"))
-REGION = re.compile(r"(?<=<!-- source )([\w.]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def named(name: str) -> Any:
@@ -35,7 +35,8 @@ def code(name: str) -> str:
 
 def filled(page: str) -> str:
     """A page with the code as the library has it now."""
-    return REGION.sub(lambda at: f"{at[1]}{at[2]}```text\n{code(at[1])}\n```\n", page)
+    names = {name: name.removeprefix("source ") for name in regions.regions(page)}
+    return regions.filled(page, {x: f"\n```text\n{code(y)}\n```\n" for x, y in names.items()})
 
 
 if __name__ == "__main__":

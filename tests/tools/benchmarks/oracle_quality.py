@@ -28,6 +28,7 @@ from figure import markdown
 from mistakes import ALL, AREAS, MISTAKES
 from oracle_mistakes import BOTH, OWN, RIGHT, WAYS, Line, logged, try_mistakes
 from oracle_shapes import shape_rows, try_shapes
+from regions import fill
 
 from refimpl.oracle.case_folders import CORE
 
@@ -115,13 +116,6 @@ def failures(runs: ByRun) -> list[str]:
     return wrong
 
 
-def fill(page: Path, region: str, text: str) -> None:
-    """Put text between the marks of a region."""
-    start, end = f"<!-- {region} -->\n", f"<!-- end of {region} -->"
-    before, rest = page.read_text("utf-8").split(start)
-    page.write_text(f"{before}{start}\n{text}\n\n{end}{rest.split(end)[1]}", "utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--log", type=Path, required=True, help="a folder for the results")
@@ -155,7 +149,7 @@ def main() -> None:
     for region, text in regions.items():
         print(text, flush=True)
         if given.page:
-            fill(given.page, region, text)
+            fill(given.page, {region: f"\n\n{text}\n\n"})
     print(*failed, sep="\n")
     sys.exit(int(bool(failed)))
 

@@ -1,103 +1,72 @@
-"""docs/performance.md and its picture, from the results of run.py and seven_b.py.
+"""The tables of docs/performance.md and its picture, from the results of run.py and seven_b.py.
 
 python tests/tools/benchmarks/performance_page.py [--results FILE] [--other FILE] [--seven FILE]
-    [--out FOLDER]
+
+The text around the tables is written by hand. A region is named by its row.
 """
 
 import argparse
 import json
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+import regions
 from figure import Figure, from_json, goal_of, markdown, spread
 from scoring_profile import roofline
-from sections import (
-    BY_PROCESSOR,
-    LINES,
-    OLDER,
-    OTHER_MACHINE,
-    OVERLOADED,
-    ROOFLINE,
-    SECTIONS,
-    SEVEN_B,
-    Attempt,
-)
 
 HERE = Path(__file__).parent
-TOOLS = "tests/tools/benchmarks"
-DOCS = HERE.parents[2] / "docs"
-PICTURE = "performance-profile.svg"
-PROFILE = "Where the time of scoring goes"
+PAGE = HERE.parents[2] / "docs" / "performance.md"
+PICTURE = PAGE.with_name("performance-profile.svg")
 WIDTH = 120  # of a line of prose
 COLORS = ("#1f5fa8", "#b2491f")  # told apart by texture, too
 
 
-def page(
+def tables(
     results: dict[str, Any], seven: dict[str, Any] | None, other: dict[str, Any] | None = None
-) -> str:
-    """The whole page; `other` holds the results of another machine, for the table of goals."""
-    figures = [from_json(entry) for entry in results["figures"]]
-    processor = any(row["by_processor"] for row in results["rows"].values())
-    how = " --processor" * processor
-    parts = [
-        "# Performance",
-        wrapped(
-            "This page compares the time and memory of refimpl with other programs. "
-            "`tests/tools/benchmarks/run.py` measures every figure; the two sides of a row take "
-            f"turns, each in a separate process. {repetitions(results)} The other side is a plain "
-            "torch program that follows the method or the original's algorithm. Its weights are in "
-            "memory before the clock starts; refimpl's time includes reading, casting and "
-            "checking the weights. This page is generated from the results. If a row misses its "
-            "goal, its section describes what we tried; we measured these attempts once, and no "
-            "command repeats them."
-        ),
-        *[wrapped(OLDER)] * (results["format"] < 2),
-        "```bash\n"
-        f"python {TOOLS}/run.py --models FOLDER -o {TOOLS}/results.json{how}\n"
-        f"python {TOOLS}/seven_b.py -o {TOOLS}/seven_b.json\n"
-        f"python {TOOLS}/performance_page.py\n"
-        "```",
-        "## The machine",
-        machine_facts(results),
-        *([wrapped(OTHER_MACHINE), machine_facts(other)] if other else []),
-        "## All goals",
-        summary(results, other),
-    ]
-    for row, section in SECTIONS.items():
-        if of_row := [figure for figure in figures if figure.row == row]:
-            parts += [f"## {section.heading}", wrapped(section.introduction), table(of_row)]
-            parts += [wrapped(section.limit)] * bool(section.limit)
-            parts += [attempts_table(section.tried)] * bool(section.tried)
-    if results["profiles"]:
-        parts += [f"## {PROFILE}", profile_words(results["profiles"])]
-        parts += [f"![Shares of the time of scoring, step by step]({PICTURE})"]
-        parts += [profile_table(results["profiles"])]
-        if "rate" in results["profiles"][0]:
-            parts += ["## What bounds scoring", wrapped(ROOFLINE)]
-            parts += [roofline_table(results["profiles"])]
-    if "lines" in results:
-        parts += ["## What the speed costs the reader", wrapped(LINES)]
-        parts += [lines_table(results["lines"])]
+) -> dict[str, str]:
+    """Every region of the page; `other` holds the results of another machine."""
+    figures, profiles = [from_json(entry) for entry in results["figures"]], results["profiles"]
+    made = {
+        "repetitions": repetitions(results),
+        "machine": machine_facts(results),
+        "goals": summary(results, other),
+    } | {row: table([f for f in figures if f.row == row]) for row in {f.row for f in figures}}
+    if other:
+        made["other machine"] = machine_facts(other)
+    if profiles:
+        made["profile"] = f"{profile_table(profiles)}\n\n{profile_words(profiles)}"
+        made["bounds"] = roofline_table(profiles)
     if seven:
-        parts += ["## A model of seven billion weights", seven_words(seven)]
-        parts += [wrapped(SEVEN_B)]
-    return "\n\n".join(parts) + "\n"
+        made["seven"] = seven_words(seven)
+    return {name: f"\n\n{text}\n\n" for name, text in made.items()}
+
+
+def headings() -> dict[str, str]:
+    """The heading above each region of the page."""
+    page = PAGE.read_text("utf-8")
+    return {
+        at[2]: page[: at.start()].rpartition("\n## ")[2].partition("\n")[0]
+        for at in regions.REGION.finditer(page)
+    }
 
 
 def repetitions(results: dict[str, Any]) -> str:
     """How often a figure was measured."""
     count = results["repetitions"]
     if count == 1:
-        return "Each was measured once, except for the start of the program."
+        return "Each figure was measured once, except for the start of the program."
     counts = Counter(len(entry["values"]) for entry in results["figures"])
     each = sorted(counts.items(), reverse=True)
     (most, figures), *others = each
     times = f"{figures} have {most} repetitions"
     times += "".join(f", {figures} have {n}" for n, figures in others)
-    return (
+    return wrapped(
         "A figure is the median of its repetitions. In parentheses are the lowest and the highest. "
         f"Of {counts.total()} figures, {times}."
     )
@@ -123,22 +92,13 @@ def machine_words(results: dict[str, Any], cpu: str) -> str:
         f"was {min(loads):.1f} to {max(loads):.1f}."
     )
     if len(rows) < len(every):
-        busy += f" Measured here: {'; '.join(map(heading, rows))}."
-    if max(loads) > 2 * m["cores"]:
-        busy += f" {OVERLOADED}"
-    if any(row["by_processor"] for row in rows.values()):
-        busy += f" {BY_PROCESSOR}"
+        busy += f" Measured here: {'; '.join(headings()[name] for name in rows)}."
     return wrapped(busy)
-
-
-def heading(row: str) -> str:
-    """The section of a row."""
-    return PROFILE if row == "profile" else SECTIONS[row].heading
 
 
 def left_out(results: dict[str, Any]) -> str:
     """Rows that were measured on some of their shapes only."""
-    some = {heading(name): row["only"] for name, row in results["rows"].items() if row["only"]}
+    some = {headings()[name]: row["only"] for name, row in results["rows"].items() if row["only"]}
     shapes = ", ".join(dict.fromkeys(name for names in some.values() for name in names))
     words = f"To save time, these sections use {shapes} only: {'; '.join(some)}."
     return words if some else ""
@@ -193,25 +153,14 @@ def table(figures: Sequence[Figure]) -> str:
     return markdown(heads, rows) + words
 
 
-def attempts_table(attempts: Sequence[Attempt]) -> str:
-    """What was tried, and what it gave."""
-    rows = [(tried.what, tried.gave, "yes" if tried.kept else "no") for tried in attempts]
-    return markdown(("tried", "what it gave", "kept"), rows)
-
-
 def profile_words(profiles: Sequence[dict[str, Any]]) -> str:
-    """How the profile was made."""
+    """How long each profile took."""
     ends = ". ".join(
         f"{p['shape']}: {p['seconds']:.1f} s of processor time; on {p['threads']} threads, "
         f"workers wait {p['waiting']:.0%} of the time"
         for p in profiles
     )
-    return wrapped(
-        "A timer around every step adds up its processor time, without that of the steps inside "
-        "it, in a run on one worker thread. The shares therefore add up to 100 %, and other "
-        "programs do not matter. Waiting comes from a second run on all threads: the share of the "
-        f"wall-clock time in which a worker has nothing to do. {ends}."
-    )
+    return wrapped(f"{ends}.")
 
 
 def shares_of(profile: dict[str, Any]) -> dict[str, float]:
@@ -240,14 +189,6 @@ def roofline_table(profiles: Sequence[dict[str, Any]]) -> str:
     return markdown(("part", *(p["shape"] for p in profiles)), rows)
 
 
-def lines_table(lines: Sequence[dict[str, Any]]) -> str:
-    """Lines of code, and all lines, of the files that hold the forward."""
-    kinds = [(kind, when) for kind in ("code", "all") for when in ("before", "now")]
-    cells = [[one["file"], *(one[when][kind] for kind, when in kinds)] for one in lines]
-    heads = ("file", "code before", "code now", "all lines before", "all lines now")
-    return markdown(heads, cells)
-
-
 def picture(profiles: Sequence[dict[str, Any]]) -> str:
     """Bars of the shares, two models beside each other, as plain SVG."""
     left, width, step, top = 330, 400, 34, 56
@@ -264,7 +205,7 @@ def picture(profiles: Sequence[dict[str, Any]]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" '
         'font-family="sans-serif" font-size="12" role="img" aria-labelledby="title desc">',
-        f'<title id="title">{PROFILE}</title>',
+        '<title id="title">Where the time of scoring goes</title>',
         f'<desc id="desc">{words}.</desc>',
         '<defs><pattern id="stripes" width="6" height="6" patternUnits="userSpaceOnUse" '
         f'patternTransform="rotate(45)"><rect width="6" height="6" fill="{COLORS[1]}"/>'
@@ -320,21 +261,19 @@ def wrapped(text: str) -> str:
 
 
 def main() -> None:
-    """Write the page and its picture."""
+    """Write the tables and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--other", type=Path, default=HERE / "results-xeon.json")
     parser.add_argument("--seven", type=Path, default=HERE / "seven_b.json")
-    parser.add_argument("--out", type=Path, default=DOCS)
     given = parser.parse_args()
-    results = json.loads(given.results.read_text())
-    seven, other = (
+    results, seven, other = (
         json.loads(path.read_text()) if path.exists() else None
-        for path in (given.seven, given.other)
+        for path in (given.results, given.seven, given.other)
     )
-    (given.out / "performance.md").write_text(page(results, seven, other))
+    regions.fill(PAGE, tables(results, seven, other))
     if results["profiles"]:
-        (given.out / PICTURE).write_text(picture(results["profiles"]))
+        PICTURE.write_text(picture(results["profiles"]))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import lines
 import machine
 import scoring_profile
 from figure import as_json, line
@@ -39,7 +38,6 @@ def measured(
     found: dict[str, Any] = {
         "format": FORMAT, "machines": {here["cpu"]: here}, "quick": setting.quick,
         "repetitions": setting.repetitions, "figures": [], "rows": {}, "profiles": [],
-        "lines": lines.counts(),
     }  # fmt: skip
     for name in rows:
         before, start, failed = machine.load(), time.perf_counter(), None
