@@ -156,7 +156,7 @@ def _ropes(keys: Keys, head_dim: int) -> tuple[Rope | None, Rope | None]:
     if old and not keys.entries.get("rope_parameters"):
         new = {}  # the family's default is for files without either
     local = "rope_local_base_freq"
-    if local not in keys.family.defaults:
+    if not keys.has(local):
         if old and new and old != new:
             keys.wrong(f"rope_scaling: {shown(old)} contradicts rope_parameters {shown(new)}")
         rope = _rope(keys, new or old, "rope_parameters" if new else "rope_scaling", head_dim)

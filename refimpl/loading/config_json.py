@@ -57,7 +57,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     hidden, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
     kv_heads = keys.size("num_key_value_heads", otherwise=heads)
     head_dim = _head_dim(keys, hidden, heads, kv_heads)
-    inner = 4 * hidden if "intermediate_size" in family.defaults else None
+    inner = 4 * hidden if family.keys["intermediate_size"].default is None else None
     intermediate = keys.size("intermediate_size", otherwise=inner)
     blocks = read_block_kinds(keys, head_dim)
     absent = {role for role, key in family.optional.items() if not keys.flag(key)}
@@ -103,11 +103,11 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     names = {role: place for role, place in family.names.items() if role not in absent}
     if keys.get("word_embed_proj_dim") not in (None, keys.get("hidden_size")):
         keys.wrong("word_embed_proj_dim: embeddings projected to hidden_size are not supported")
-    keys.ignore(*family.unread)
-    for key in family.only:
-        keys.get(key)  # notes any value but the default
-    for key in family.flags:
-        keys.flag(key)
+    for name, key in family.keys.items():
+        if not key.read:
+            keys.ignore(name)
+        elif key.only:
+            keys.get(name)  # notes any other value
     keys.refuse(source)
     biased = frozenset(role for role in has_bias if has_bias[role])
     return HubModel(config, family, tied, biased, names, text is not None)

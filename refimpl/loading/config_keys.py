@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.loading.families import REQUIRED, Family
+from refimpl.loading.families.family import REQUIRED, Family
 
 LARGEST = 2**31 - 1  # the limit of any size
 
@@ -51,6 +51,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def _same(value: Any, other: Any) -> bool:
+    """Whether two values of JSON are equal; 1 is not true."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
 class Keys:
     """The keys of one `config.json`: remembers which were read, and collects problems.
 
@@ -69,11 +74,11 @@ class Keys:
 
     def has(self, key: str) -> bool:
         """Whether the family has a key."""
-        return key in REQUIRED or key in self.family.defaults
+        return key in self.family.keys and self.family.keys[key].read
 
     def spelling(self, key: str) -> str:
         """How the file spells one of our keys."""
-        return self.family.keys.get(key, key)
+        return self.family.spelling(key)
 
     def ignore(self, *keys: str) -> None:
         """Accept keys that do not matter for this model, because another key decides."""
@@ -87,19 +92,19 @@ class Keys:
         """
         if not self.has(key):
             return None
-        spelling, default = self.spelling(key), self.family.defaults.get(key)
-        aliases, echoes = (
-            [other for other, ours in others.items() if ours == key]
-            for others in (self.family.aliases, self.family.echoes)
-        )
-        written = [name for name in (spelling, *aliases) if name in self.entries]
-        value = (self.entries[written[0]] if written else default) if inner is None else inner
-        for other in (spelling, *aliases, *echoes):
+        facts = self.family.keys[key]
+        spellings = facts.file or (key,)
+        default = None if facts.default is REQUIRED else facts.default
+        value = inner
+        if inner is None:
+            value = next((self.entries[x] for x in spellings if x in self.entries), default)
+        for other in (*spellings, *facts.echoes):
             self._read.add(other)
             if self.entries.get(other) not in (None, value):
                 self.wrong(f"{other}: {shown(self.entries[other])} contradicts {shown(value)}")
-        if key in self.family.only and value != default:
-            self.wrong(f"{spelling}: only {shown(default)} is supported, got {shown(value)}")
+        if facts.only and not any(_same(value, x) for x in facts.only):
+            known = " or ".join(map(shown, facts.only))
+            self.wrong(f"{spellings[0]}: only {known} is supported, got {shown(value)}")
         return value
 
     def size(

@@ -63,16 +63,16 @@ def config_entries(
     }
 
     def put(key: str, value: Any) -> None:
-        entries[family.keys.get(key, key)] = value
+        entries[family.spelling(key)] = value
 
     if facts.get(WINDOW) == 0:
         facts[WINDOW] = None
     epsilon = EPSILON[family.norm]
     needed = [*NEEDED, epsilon, *(x for x in architecture.keys if x not in architecture.optional)]
-    if "num_experts_per_tok" in family.defaults:
+    if "num_experts_per_tok" in family.keys:
         needed += ["expert_count", "expert_used_count"]
     problems += [f"{key}: missing" for key in needed if key not in facts]
-    if "rope_theta" in family.defaults:
+    if "rope_theta" in family.keys:
         put("rope_theta", 10000.0)  # llama.cpp's, whatever the family's
     for key, ours in {**KEYS, **architecture.keys, epsilon: "norm_eps"}.items():
         if key in facts:
@@ -80,7 +80,7 @@ def config_entries(
     for key in EPSILON.values():  # of norms that the family does not have
         facts.pop(key, None)
     hidden, heads, blocks = (
-        entries.get(family.keys.get(key, key))
+        entries.get(family.spelling(key))
         for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     )
     key_length = facts.pop("attention.key_length", None)
@@ -96,7 +96,7 @@ def config_entries(
     scaling.setdefault("factor", facts.pop("rope.scale_linear", 0))  # its old name
     if scaling.pop("finetuned", True) is False and "granite" in family.model_type:
         problems.append(f"{SCALING}finetuned: false switches Granite's rotary positions off")
-    theta = entries.get(family.keys.get("rope_theta", "rope_theta"))
+    theta = entries.get(family.spelling("rope_theta"))
     rotation = theta, entries.get("head_dim")
     if (rope := _scaling(scaling, tensors, rotation, problems)) is not None:
         entries["rope_scaling"] = rope
@@ -135,21 +135,22 @@ def _heads(
     """Enter what depends on the size of a head: channels, those that rotate, the scale."""
     hidden, heads, blocks = sizes
     plain = hidden // heads
-    rotates_all = "partial_rotary_factor" in family.only
+    fractions = family.keys.get("partial_rotary_factor")
+    rotates_all = fractions is not None and bool(fractions.only)
     head_dim = key_length or (rotary if rotates_all else None) or plain
     if not head_dim:
         problems.append(f"attention.head_count: {heads} heads of {hidden} channels")
         return
-    if "head_dim" in family.defaults:
+    if "head_dim" in family.keys:
         entries["head_dim"] = head_dim
     elif head_dim != plain:
         problems.append(f"attention.key_length: expected {plain}, got {head_dim}")
     fraction = 1.0 if rotary is None else rotary / head_dim
     if fraction != 1 and rotates_all:
         problems.append(f"rope.dimension_count: expected {head_dim}, got {rotary}")
-    elif fraction != family.defaults.get("partial_rotary_factor", fraction):
-        entries[family.keys.get("partial_rotary_factor", "partial_rotary_factor")] = fraction
-    if "query_pre_attn_scalar" in family.defaults:
+    elif fractions is not None and fraction != fractions.default:
+        entries[family.spelling("partial_rotary_factor")] = fraction
+    if "query_pre_attn_scalar" in family.keys:
         largest = family.model_type.startswith(LARGEST.get(blocks, "none"))
         entries["query_pre_attn_scalar"] = plain if largest else head_dim
 

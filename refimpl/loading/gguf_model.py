@@ -8,13 +8,7 @@ from refimpl.loading.companions import Companions
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import FAMILIES
 from refimpl.loading.files.file_reading import json_object, read_file, reading
-from refimpl.loading.gguf.architectures import (
-    EXPERT_STACKS,
-    FUSED,
-    IN_BLOCK,
-    OUTSIDE,
-    Architecture,
-)
+from refimpl.loading.gguf.architectures import EXPERT_STACKS, FUSED, IN_BLOCK, OUTSIDE, Architecture
 from refimpl.loading.gguf.gguf_file import GgufTensor, JoinedTensor, open_shards
 from refimpl.loading.gguf.tokenizer_metadata import write_tokenizer
 from refimpl.loading.gguf_config import (

@@ -17,13 +17,7 @@ from refimpl.method.perturbation import Perturbation
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import Candidate, graph_candidate
-from refimpl.onnx.graph_file import (
-    LOGITS_DTYPES,
-    MEASURED,
-    plan_options,
-    read_graph,
-    require_graph,
-)
+from refimpl.onnx.graph_file import LOGITS_DTYPES, MEASURED, plan_options, read_graph, require_graph
 from refimpl.onnx.recording.experiment_graph import ETA
 from refimpl.onnx.recording.model_graph import TOKENS, trace_points
 from refimpl.onnx.session import Device, check_device, open_session, reference_session

@@ -58,10 +58,10 @@ def as_old_files_spell_it(new: Mapping[str, Any], type_key: str) -> dict[str, An
         old["sliding_window_pattern"] = old.pop("_sliding_window_pattern")
         assert types[: old["sliding_window_pattern"]].index("full_attention") == 5
     scaling = {key: value for key, value in rope.items() if key != "rope_type"}
-    family = FAMILIES[old["model_type"]].keys
+    family = FAMILIES[old["model_type"]]
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in scaling:
-            old[family.get(key, key)] = scaling.pop(key)
+            old[family.spelling(key)] = scaling.pop(key)
     old["rope_scaling"] = scaling | {type_key: rope["rope_type"]} if scaling else None
     if "hidden_activation" in old:
         old["hidden_act"] = old["hidden_activation"]
@@ -217,7 +217,7 @@ VALUES = st.recursive(
 )
 KEYS = sorted(
     {key for case in CASES for key in config_of(case)}
-    | {key for family in FAMILIES.values() for key in family.defaults}
+    | {key for family in FAMILIES.values() for key in family.keys}
     | {key for name in WELL_KNOWN for key in published(name)}
 )
 INNER = [*LLAMA3, "type", "partial_rotary_factor", *BY_KIND]

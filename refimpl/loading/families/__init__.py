@@ -14,9 +14,9 @@ from refimpl.loading.families import (
     phi,
     ungated,
 )  # fmt: skip
-from refimpl.loading.families.family import REQUIRED, Family, Location
+from refimpl.loading.families.family import BASE, Family, Location
 
-__all__ = ["FAMILIES", "REQUIRED", "Family", "Location"]
+__all__ = ["FAMILIES", "Family", "Location"]
 
 LINEAGES = (
     llama, gemma, phi, granite, olmo, glm, cohere, falcon, ungated, gpt_neox, learned_positions,
@@ -26,5 +26,5 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for lineage in LINEAGES
     for family in vars(lineage).values()
-    if isinstance(family, Family)
+    if isinstance(family, Family) and family is not BASE
 }

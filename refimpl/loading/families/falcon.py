@@ -1,34 +1,40 @@
 """Falcon: q, k and v in one tensor, parallel blocks with one norm or two; Bloom and MPT."""
 
-from dataclasses import replace
-
-from refimpl.loading.families.family import ALL, ROPE, Entries, Family, biased, fused, separate
+from refimpl.loading.families.family import (
+    BASE,
+    REQUIRED,
+    ROPE,
+    Entries,
+    Family,
+    Key,
+    biased,
+    fused,
+    key,
+    only,
+    unread,
+)  # fmt: skip
 
 
 def _falcon(family: Family, entries: Entries) -> tuple[Family, Entries]:
     """The roles and key-value heads of one of the three architectures."""
-    names, defaults, only = family.names, family.defaults, family.only
-    norms = entries.get("num_ln_in_parallel_attn")
+    names, keys = dict[str, str](), dict[str, Key]()
     if entries.get("new_decoder_architecture") is True:
-        only = (*only, "use_parallel_residual")
-        defaults = defaults | {"num_ln_in_parallel_attn": norms if norms in (1, 2) else None}
-        if norms != 1:
-            names = names | separate(attn_norm="h.{}.ln_attn", mlp_norm="h.{}.ln_mlp")
+        keys["use_parallel_residual"] = only(True, "parallel_attn")
+        keys["num_ln_in_parallel_attn"] = Key(None, only=(None, 1, 2))
+        if entries.get("num_ln_in_parallel_attn") != 1:
+            names = dict(attn_norm="h.{}.ln_attn", mlp_norm="h.{}.ln_mlp")
     else:
         if entries.get("parallel_attn") is False:
-            names = names | separate(mlp_norm="h.{}.post_attention_layernorm")
+            names = dict(mlp_norm="h.{}.post_attention_layernorm")
         if entries.get("multi_query", True) is True:
-            defaults = defaults | {"num_key_value_heads": 1}
-            entries = {
-                key: x for key, x in entries.items() if key not in ("num_kv_heads", "n_head_kv")
-            }
-    return replace(family, names=names, defaults=defaults, only=only), entries
+            keys = unread("num_kv_heads", "n_head_kv") | {"num_key_value_heads": only(1)}
+    return family.like(family.model_type, names=names, keys=keys), entries
 
 
-FALCON = Family(
-    model_type="falcon",
+FALCON = BASE.like(
+    "falcon",
     bases=("transformer.", ""),
-    names=separate(
+    names=dict(
         embed="word_embeddings",
         attn_norm="h.{}.input_layernorm",
         o_proj="h.{}.self_attention.dense",
@@ -40,65 +46,47 @@ FALCON = Family(
     ) | fused("h.{}.self_attention.query_key_value", "q_proj", "k_proj", "v_proj", grouped=True),
     norm="layer",
     biased=biased("bias", "q", "k", "v", "o", "up", "down"),
-    keys={
-        "intermediate_size": "ffn_hidden_size", "num_key_value_heads": "num_kv_heads",
-        "norm_eps": "layer_norm_epsilon", "use_parallel_residual": "parallel_attn",
-    },
-    defaults=ALL | ROPE | {
-        "intermediate_size": None, "num_key_value_heads": None, "norm_eps": 1e-5,
-        "activation": "gelu", "max_position_embeddings": 2048, "tie_word_embeddings": True,
-        "use_parallel_residual": True, "bias": False, "multi_query": True,
-        "new_decoder_architecture": False, "num_ln_in_parallel_attn": None, "alibi": False,
-        "apply_residual_connection_post_layernorm": False,
-    },
-    only=(
-        "is_causal", "partial_rotary_factor", "num_ln_in_parallel_attn",
-        "apply_residual_connection_post_layernorm",
+    keys=ROPE | dict(
+        hidden_size=key(REQUIRED, "hidden_size", "n_embed"),
+        num_hidden_layers=key(REQUIRED, "num_hidden_layers", "n_layer"),
+        num_attention_heads=key(REQUIRED, "num_attention_heads", "n_head"),
+        num_key_value_heads=key(None, "num_kv_heads", "n_head_kv"),
+        intermediate_size=key(None, "ffn_hidden_size"), norm_eps=key(1e-5, "layer_norm_epsilon"),
+        activation="gelu", max_position_embeddings=2048, tie_word_embeddings=True,
+        bias=False, alibi=False, partial_rotary_factor=only(1.0),
+        num_ln_in_parallel_attn=only(None), use_parallel_residual=key(True, "parallel_attn"),
+        new_decoder_architecture=Key(False, only=(True, False)),
+        multi_query=Key(True, only=(True, False)),
+        apply_residual_connection_post_layernorm=only(False),
     ),
-    aliases={
-        "n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
-        "n_head_kv": "num_key_value_heads",
-    },
     rounded_alibi=True,
     buffers=(),
-    flags=("new_decoder_architecture", "multi_query"),
     variant=_falcon,
 )  # fmt: skip
 
-BLOOM = replace(
-    FALCON,
-    model_type="bloom",
-    names=FALCON.names | separate(
+BLOOM = BASE.like(
+    "bloom",
+    bases=FALCON.bases,
+    norm="layer",
+    names=FALCON.names | dict(
         embed_norm="word_embeddings_layernorm", mlp_norm="h.{}.post_attention_layernorm",
     ),
     biased=biased(True, "q", "k", "v", "o", "up", "down"),
-    keys={
-        "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-        "norm_eps": "layer_norm_epsilon", "max_position_embeddings": "seq_length",
-        "intermediate_size": "n_inner",
-    },
-    defaults=ALL | {
-        "intermediate_size": None, "norm_eps": 1e-5, "activation": "gelu_bloom",
-        "max_position_embeddings": 2048, "tie_word_embeddings": True, "alibi": True,
-        "apply_residual_connection_post_layernorm": False, "slow_but_exact": False,
-        "skip_bias_add_qkv": False,
-    },
-    only=(
-        "is_causal", "alibi", "activation", "apply_residual_connection_post_layernorm",
-        "slow_but_exact", "skip_bias_add_qkv",
+    keys=dict(
+        hidden_size=key(REQUIRED, "hidden_size", "n_embed"),
+        num_hidden_layers=key(REQUIRED, "n_layer", "num_hidden_layers"),
+        num_attention_heads=key(REQUIRED, "n_head", "num_attention_heads"),
+        intermediate_size=key(None, "n_inner"), norm_eps=key(1e-5, "layer_norm_epsilon"),
+        activation=only("gelu_bloom"), max_position_embeddings=key(2048, "seq_length"),
+        tie_word_embeddings=True, alibi=only(True), slow_but_exact=only(False),
+        apply_residual_connection_post_layernorm=only(False), skip_bias_add_qkv=only(False),
+        **unread(
+            "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion",
+            "offset_alibi", "skip_bias_add",
+        ),
     ),
-    aliases={
-        "n_embed": "hidden_size", "num_hidden_layers": "num_hidden_layers",
-        "num_attention_heads": "num_attention_heads",
-    },
     activations={"gelu_bloom": "gelu_tanh_8"},
-    unread=(
-        "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion",
-        "offset_alibi", "skip_bias_add",
-    ),
-    rounded_alibi=False,
-    flags=(),
-    variant=None,
+    buffers=(),
 )  # fmt: skip
 
 
@@ -111,10 +99,11 @@ def _mpt(family: Family, entries: Entries) -> tuple[Family, Entries]:
     return family, rest | {f"attn_config.{key}": value for key, value in nested.items()}
 
 
-MPT = replace(
-    BLOOM,
-    model_type="mpt",
-    names=separate(
+MPT = BASE.like(
+    "mpt",
+    bases=FALCON.bases,
+    norm="layer",
+    names=dict(
         embed="wte",
         attn_norm="blocks.{}.norm_1",
         o_proj="blocks.{}.attn.out_proj",
@@ -125,31 +114,24 @@ MPT = replace(
         lm_head="lm_head",
     ) | fused("blocks.{}.attn.Wqkv", "q_proj", "k_proj", "v_proj"),
     norm_bias=False,
-    biased={},
-    keys={
-        "hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
-        "max_position_embeddings": "max_seq_len", "norm_eps": "layer_norm_epsilon",
-        "attention_scale": "attn_config.softmax_scale", "qkv_limit": "attn_config.clip_qkv",
-        "alibi": "attn_config.alibi",
-    },
-    defaults=ALL | {
-        "intermediate_size": None, "norm_eps": 1e-5, "activation": "gelu", "qkv_limit": None,
-        "max_position_embeddings": 2048, "tie_word_embeddings": True, "attention_scale": None,
-        "alibi": True, "attn_config.alibi_bias_max": 8, "expansion_ratio": 4, "no_bias": True,
-        "logit_scale": None, "attn_config.attn_type": "multihead_attention",
-        "attn_config.prefix_lm": False, "attn_config.qk_ln": False,
-        "attn_config.attn_uses_sequence_id": False,
-    },
-    only=(
-        "is_causal", "alibi", "activation", "expansion_ratio", "no_bias", "logit_scale",
-        "attn_config.alibi_bias_max", "attn_config.attn_type", "attn_config.prefix_lm",
-        "attn_config.qk_ln", "attn_config.attn_uses_sequence_id",
+    keys=dict(
+        hidden_size=key(REQUIRED, "d_model"),
+        num_hidden_layers=key(REQUIRED, "n_layers"),
+        num_attention_heads=key(REQUIRED, "n_heads"),
+        intermediate_size=None, expansion_ratio=only(4), activation=only("gelu"),
+        norm_eps=key(1e-5, "layer_norm_epsilon"), no_bias=only(True), logit_scale=only(None),
+        max_position_embeddings=key(2048, "max_seq_len"), tie_word_embeddings=True,
+        attention_scale=key(None, "attn_config.softmax_scale"),
+        qkv_limit=key(None, "attn_config.clip_qkv"), alibi=only(True, "attn_config.alibi"),
+        alibi_bias_max=only(8, "attn_config.alibi_bias_max"),
+        attn_type=only("multihead_attention", "attn_config.attn_type"),
+        prefix_lm=only(False, "attn_config.prefix_lm"), qk_ln=only(False, "attn_config.qk_ln"),
+        attn_uses_sequence_id=only(False, "attn_config.attn_uses_sequence_id"),
+        **unread(
+            "learned_pos_emb", "init_config", "init_device", "norm_type", "embedding_fraction",
+            "verbose", "tokenizer_name", "emb_pdrop", "attn_config.attn_impl",
+        ),
     ),
-    activations={},
-    aliases={},
-    unread=(
-        "learned_pos_emb", "init_config", "init_device", "norm_type", "embedding_fraction",
-        "verbose", "tokenizer_name", "emb_pdrop", "attn_config.attn_impl",
-    ),
+    buffers=(),
     variant=_mpt,
 )  # fmt: skip

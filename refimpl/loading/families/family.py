@@ -1,8 +1,31 @@
 """A family as a table: its config keys, the names of its tensors, and how they are stored."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
+
+REQUIRED = object()  # in place of a default
+
+
+@dataclass(frozen=True)
+class Key:
+    """How a family reads one key of `config.json`.
+
+    Args:
+        default: Its value in files without it, as in the family's configuration class in
+            transformers; `REQUIRED` if there is none.
+        file: Its spellings in the file, the usual one first; none: as we spell it.
+        echoes: Second spellings in the file, which must agree with the value.
+        only: The values that are supported; none: any.
+        read: False if no computation needs it.
+    """
+
+    default: Any = REQUIRED
+    file: tuple[str, ...] = ()
+    echoes: tuple[str, ...] = ()
+    only: tuple[Any, ...] = ()
+    read: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,13 +70,7 @@ class Family:
         norm_bias: Whether a LayerNorm has an offset.
         norm_offset: Number added to every stored norm gain.
         biased: Linears (and the head) with a bias: True, or the config key that decides.
-        keys: Our config keys and the file's, if they differ.
-        defaults: Keys that `config.json` may omit, with the default of the family's configuration
-            class in transformers; a key neither here nor in `REQUIRED` is an error.
-        only: Keys for which only the default is supported.
-        aliases: Other spellings of our keys in the file, which may replace the first.
-        echoes: Second spellings of our keys in the file, which must agree with the first.
-        unread: Keys of old files that no computation needs.
+        keys: How it reads the keys of `config.json`, under our names; any other key is an error.
         activations: Names of activations with a meaning of their own in this family.
         optional: Roles that exist only if a config key is true, with that key.
         weightless_norms: Norms without a tensor.
@@ -70,7 +87,6 @@ class Family:
         position_offset: First row in use of the learned positions; None for rotary positions.
         interleaved: Whether channels 2i and 2i + 1 of a head rotate together.
         buffers: Patterns of tensors in old files that no computation needs.
-        flags: Keys that are true or false and decide which `variant` it is.
         variant: The family and the entries of one `config.json`, if keys decide on the roles.
         scoring: Of routers, as in `Experts`; None without experts.
         shares_of_inputs: Whether an expert's share multiplies what it reads.
@@ -84,12 +100,7 @@ class Family:
     norm_bias: bool = True
     norm_offset: float = 0.0
     biased: dict[str, bool | str] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
-    only: tuple[str, ...] = ("is_causal",)
-    aliases: dict[str, str] = field(default_factory=dict)
-    echoes: dict[str, str] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
+    keys: dict[str, Key] = field(default_factory=dict)
     activations: dict[str, str] = field(default_factory=dict)
     optional: dict[str, str] = field(default_factory=dict)
     weightless_norms: tuple[str, ...] = ()
@@ -104,26 +115,50 @@ class Family:
     position_offset: int | None = None
     interleaved: bool = False
     buffers: tuple[str, ...] = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
-    flags: tuple[str, ...] = ()
     variant: Variant | None = None
     scoring: Literal["softmax", "sigmoid", "sparsemixer"] | None = None
     shares_of_inputs: bool = False
     stacks: dict[str, Location] = field(default_factory=dict)
 
+    def spelling(self, key: str) -> str:
+        """How the file usually spells one of our keys."""
+        return self.keys[key].file[0] if key in self.keys and self.keys[key].file else key
 
-def separate(**names: str) -> dict[str, Location]:
-    """Roles that have a tensor of their own."""
-    return {role: Location(name) for role, name in names.items()}
+    def like(
+        self,
+        model_type: str,
+        without: Collection[str] = (),
+        names: Mapping[str, Location | str] = MappingProxyType({}),
+        keys: Mapping[str, Any] = MappingProxyType({}),
+        **fields: Any,
+    ) -> "Family":
+        """A family that differs from this one.
+
+        Args:
+            model_type: Its `model_type`.
+            without: Roles and keys of this family that it lacks.
+            names: Other roles, and other places of the same ones: each a `Location`, or the name
+                of a tensor of its own.
+            keys: Other keys, each a `Key`, and other defaults of the same ones.
+            fields: Fields in place of this family's.
+        """
+        places, table = dict(self.names), dict(self.keys)
+        for role, place in names.items():
+            places[role] = Location(place) if isinstance(place, str) else place
+        for name, change in keys.items():
+            if not isinstance(change, Key):
+                old = self.keys.get(name, Key())
+                change = replace(old, default=change, only=(change,) if old.only else ())
+            table[name] = change
+        for name in without:
+            places.pop(name, None)
+            table.pop(name, None)
+        return replace(self, model_type=model_type, names=places, keys=table, **fields)
 
 
-def fused(name: str, *roles: str, **layout: Any) -> dict[str, Location]:
+def fused(name: str, *roles: str, **layout: Any) -> dict[str, Any]:
     """Roles that share a tensor, in the file's order of rows."""
     return dict.fromkeys(roles, Location(name, roles, **layout))
-
-
-def without(names: dict[str, Location], *roles: str) -> dict[str, Location]:
-    """The names of other roles than these."""
-    return {role: location for role, location in names.items() if role not in roles}
 
 
 def biased(value: bool | str, *roles: str) -> dict[str, bool | str]:
@@ -131,29 +166,32 @@ def biased(value: bool | str, *roles: str) -> dict[str, bool | str]:
     return dict.fromkeys((f"{role}_proj" for role in roles), value)
 
 
-# Config keys without a default
-REQUIRED = (
+def key(default: Any, *file: str, echoes: tuple[str, ...] = ()) -> Key:
+    """A key with its default and its spellings in the file."""
+    return Key(default, file, echoes)
+
+
+def only(value: Any, *file: str) -> Key:
+    """A key of which no other value is supported."""
+    return Key(value, file, only=(value,))
+
+
+def unread(*names: str) -> dict[str, Key]:
+    """Keys of old files that no computation needs."""
+    return dict.fromkeys(names, Key(None, read=False))
+
+
+SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
 )  # fmt: skip
-ALL: dict[str, Any] = {"is_causal": True, "tie_word_embeddings": False}
-ROPE: dict[str, Any] = {
-    "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "rope_scaling": None,
-    "rope_parameters": None, "original_max_position_embeddings": None,
-}  # fmt: skip
-EXPERTS = separate(
-    **{"router": "layers.{}.mlp.gate"}
-    | {
-        f"experts.{x}_proj": f"layers.{{}}.mlp.experts.{{}}.{x}_proj"
-        for x in ("gate", "up", "down")
-    }
+BASE = Family(  # what all families share
+    model_type="",
+    bases=("model.", ""),
+    names={},
+    keys=dict.fromkeys(SIZES, Key()) | {"is_causal": only(True), "tie_word_embeddings": key(False)},
 )
-STACKS = fused(
-    "layers.{}.mlp.experts.gate_up_proj", "experts.gate_proj", "experts.up_proj",
-    stacked=True, weight="",
-)  # fmt: skip
-STACKS |= fused("layers.{}.mlp.experts.down_proj", "experts.down_proj", stacked=True, weight="")
-# Config keys of most mixtures
-MIXTURE: dict[str, Any] = {
-    "num_experts": None, "num_experts_per_tok": None,
+ROPE = {
+    "rope_theta": key(10000.0), "partial_rotary_factor": key(1.0), "rope_scaling": key(None),
+    "rope_parameters": key(None), "original_max_position_embeddings": key(None),
 }  # fmt: skip
-QK_NORM = separate(q_norm="layers.{}.self_attn.q_norm", k_norm="layers.{}.self_attn.k_norm")
+QK_NORM = {"q_norm": "layers.{}.self_attn.q_norm", "k_norm": "layers.{}.self_attn.k_norm"}
