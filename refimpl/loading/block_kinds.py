@@ -63,11 +63,7 @@ def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
 def _with_bases(keys: Keys, ropes: list[Rope | None]) -> list[Rope | None]:
     """The rotary positions with the base that `layer_rope_theta` lists for each block; 0: none."""
     bases = keys.get("layer_rope_theta")
-    if bases is None:
-        return ropes
-    if not isinstance(bases, list) or len(bases) != len(ropes):
-        got = f"{len(bases)}" if isinstance(bases, list) else shown(bases)
-        keys.wrong(f"layer_rope_theta: expected a list of {len(ropes)} numbers, got {got}")
+    if bases is None or not (bases := keys.numbers("layer_rope_theta", bases, len(ropes))):
         return ropes
     return [
         rope and replace(rope, theta=keys.real("layer_rope_theta", base, 1)) if base != 0 else None
@@ -235,7 +231,8 @@ def _scaling(
             least = 1 if name == "llama3" else 2
             values[key] = keys.whole(place, limit if original is None else original, least)
         elif key in ("short_factor", "long_factor"):
-            values[key] = _factors(keys, place, entry.get(key), rotary_dim // 2)
+            factors = keys.numbers(place, entry.get(key), rotary_dim // 2)
+            values[key] = tuple(keys.real(place, factor, least=1e-3) for factor in factors)
         elif key == "truncate":
             values[key] = entry[key]
             if not isinstance(values[key], bool):
@@ -252,15 +249,6 @@ def _scaling(
     if name in ("yarn", "longrope") and len(keys.problems) == problems_before:
         _complete(keys, name, values)
     return name, values
-
-
-def _factors(keys: Keys, place: str, value: Any, waves: int) -> tuple[float, ...]:
-    """One positive number for each wave; any other value is a problem."""
-    if not isinstance(value, list) or len(value) != waves:
-        got = f"{len(value)}" if isinstance(value, list) else shown(value)
-        keys.wrong(f"{place}: expected a list of {waves} numbers, got {got}")
-        return (1.0,) * waves
-    return tuple(keys.real(place, x, least=1e-3) for x in value)
 
 
 def _complete(keys: Keys, name: str, values: dict[str, Any]) -> None:

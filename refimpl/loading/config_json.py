@@ -116,7 +116,6 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
 def _family(entries: Mapping[str, Any], source: str) -> Family:
     """The family of a config, or the error why it has none."""
     model_type = entries.get("model_type")
-    check_family(model_type, source)
     quantised_keys = ("quantization_config", "quantization", "compression_config")
     if any(entries.get(key) for key in quantised_keys):
         raise refusal("quantised", f"{source} describes a quantised checkpoint")

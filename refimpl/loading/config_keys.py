@@ -146,6 +146,14 @@ class Keys:
         self._expected(key, wanted + limit, value)
         return 1.0
 
+    def numbers(self, key: str, value: Any, count: int) -> list[Any]:
+        """A value as a list of `count` numbers; any other value is a problem, read as empty."""
+        if isinstance(value, list) and len(value) == count:
+            return value
+        got = f"{len(value)}" if isinstance(value, list) else shown(value)
+        self.wrong(f"{key}: expected a list of {count} numbers, got {got}")
+        return []
+
     def flag(self, key: str) -> bool:
         """True or false; any other value is a problem, read as false."""
         value = self.get(key)

@@ -47,17 +47,14 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
         yield "pos_embed.weight", Role(table, (rows, width))
     if "embed_norm" in names:
         yield from norm("embed_norm", base + names["embed_norm"].name, width)
+    shapes = {"sinks": (config.num_attention_heads,), **LEARNED_ACTIVATION}
     for i in range(config.num_blocks):
         for role, location in names.items():
+            theirs = base + location.name.format(i, "")
             if role in NORMS:
-                theirs = base + location.name.format(i)
                 yield from norm(f"blocks.{i}.{role}", theirs, config.norm_sizes[role])
-            elif role == "sinks":
-                theirs = base + location.name.format(i)
-                yield f"blocks.{i}.{role}", Role(theirs, (config.num_attention_heads,))
-            elif role in LEARNED_ACTIVATION:
-                theirs = base + location.name.format(i)
-                yield f"blocks.{i}.{role}", Role(theirs, LEARNED_ACTIVATION[role])
+            elif role in shapes:
+                yield f"blocks.{i}.{role}", Role(theirs, shapes[role])
         for linear in config.linears[i]:
             yield from _linear(hub, i, linear, base)
         if config.blocks[i].mixture:
@@ -76,11 +73,10 @@ def _linear(hub: HubModel, block: int, linear: str, base: str) -> Iterator[tuple
     location, number = hub.names[role], int("0" + "".join(filter(str.isdigit, linear)))
     ours, theirs = f"blocks.{block}.{linear}", base + location.name.format(block, number)
     together = location.fused or (role,)
-    of = linear.rpartition(".")[0] and linear.rpartition(".")[0] + "."
+    of = "".join(linear.rpartition(".")[:2])  # such as experts.7.
     rows = tuple(shapes[of + other.rpartition(".")[2]][0] for other in together)
     groups = hub.config.num_key_value_heads if location.grouped else 1
-    if location.alternating:
-        groups = rows[0]
+    groups = rows[0] if location.alternating else groups
     shape = (sum(rows), shapes[linear][1])
     stack = hub.config.experts.num_experts if location.stacked and hub.config.experts else 0
     layout = Layout(rows, together.index(role), groups, location.transposed, stack, number)

@@ -14,7 +14,7 @@ from refusals import refusal_of
 from refimpl import read_model
 from refimpl.loading.gguf.architectures import ARCHITECTURES, EPSILON, KEYS, NEEDED
 from refimpl.loading.gguf.gguf_file import GgufFile
-from refimpl.loading.gguf.metadata_types import types_of
+from refimpl.loading.gguf.header import types_of
 from refimpl.loading.gguf_config import ROPE_FACTORS
 from refimpl.model.config import Config, Rope
 

@@ -52,11 +52,6 @@ class BlockScaled(StoredTensor):
         """Bytes of the weights in the file."""
         return prod(self.shape)
 
-    @property
-    def array(self) -> Array:
-        """All of it."""
-        return self.rows(slice(None))
-
     def rows(self, rows: slice | Array) -> Array:
         """Some rows, in `dtype`."""
         (count, width), (height, across) = self.shape, self.block
@@ -99,11 +94,6 @@ class Packed(StoredTensor):
     def nbytes(self) -> int:
         """Bytes of the numbers in the file."""
         return prod(self.blocks.shape)
-
-    @property
-    def array(self) -> Array:
-        """All of it."""
-        return self.rows(slice(None))
 
     def rows(self, rows: slice | Array) -> Array:
         """Some experts, bfloat16."""

@@ -1,6 +1,5 @@
 """GGUF files; the tensors in them are de-quantised row by row when they are read."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -12,9 +11,12 @@ from typing import Self
 import numpy as np
 
 from refimpl.errors import RefimplError, listed
-from refimpl.loading.gguf.header import TensorEntry, damaged, opened, read_header
+from refimpl.loading.files.file_reading import reading
+from refimpl.loading.files.weight_files import shards_of_gguf
+from refimpl.loading.gguf.header import TensorEntry, damaged, read_header
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES, StoredTensor, WeightFile
+from refimpl.storage.file_system import open_file
 
 PIECE = 1 << 15  # weights that are de-quantised at once
 # The rows of the file's tensor in transformers' order: [rows] to [rows].
@@ -30,11 +32,10 @@ class GgufFile(WeightFile):
     """A GGUF file: its metadata and its tensors by the file's names, checked when it is opened."""
 
     def __init__(self, path: Path) -> None:
-        with opened(path) as file:
+        with reading(path, "a readable GGUF file"), open_file(path) as file:
             super().__init__(path, file)
-            header = read_header(path, file)
-        self.metadata = header.metadata
-        self.tensors = {entry.name: self._tensor(entry) for entry in header.tensors}
+            self.metadata, entries = read_header(path, file)
+        self.tensors = {entry.name: self._tensor(entry) for entry in entries}
         in_order = sorted(self.tensors.values(), key=lambda tensor: tensor.offset)
         for tensor, following in pairwise(in_order):
             if following.offset < tensor.offset + tensor.nbytes:
@@ -162,14 +163,13 @@ def open_shards(path: Path) -> tuple[GgufFile, ...]:
     count = first.metadata.get("split.count", 1)
     if count in (0, 1):
         return (first,)
-    match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
-    if match is None or int(match[2]) != count or first.metadata.get("split.no") != 0:
+    paths = [path.with_name(name) for name in shards_of_gguf(path.name)]
+    if paths[0] != path or len(paths) != count or first.metadata.get("split.no") != 0:
         raise RefimplError(
             f"{path} is one of {count} files of a split model",
             "the first of them, whose name ends in -00001-of- and their number",
             "pass the first file, with all others in its folder",
         )
-    paths = [path.with_name(f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf") for i in range(count)]
     if absent := [other.name for other in paths if not other.exists()]:
         raise RefimplError(
             f"{path}: {len(absent)} of its {count} files are missing: {listed(absent)}",

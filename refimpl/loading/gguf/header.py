@@ -1,19 +1,18 @@
-"""The header of a GGUF file, read with a bound on everything that the file claims."""
+"""The header of a GGUF file, read with a bound on all that it claims; the types of its values."""
 
 import os
+import re
+import reprlib
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from refimpl.errors import RefimplError, unreadable
-from refimpl.loading.gguf.metadata_types import check_types
-from refimpl.storage.file_system import open_file
+from refimpl.errors import RefimplError
 
 VERSIONS = (2, 3)
 MOST_ENTRIES, MOST_ELEMENTS, MOST_DIMENSIONS = 1 << 16, 1 << 20, 4
@@ -21,6 +20,27 @@ MOST_NAME, MOST_STRING = 1 << 10, 1 << 24  # bytes of a name; of all else that i
 _NUMBERS = dict(zip(range(13), ("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d"),
                     strict=True))  # fmt: skip
 _STRING, _ARRAY, _ALIGNMENT = 8, 9, 32
+LARGEST = float(np.finfo(np.float32).max)
+TEXT, FLAG, WHOLE, NUMBER = "a text", "true or false", "a whole number", "a finite number"
+TEXTS, WHOLES, NUMBERS = "a list of texts", "a list of whole numbers", "a list of finite numbers"
+# The types that a value may have, and the keys that it is read for; [^.]+ is an architecture.
+TYPES: tuple[tuple[tuple[str, ...], str], ...] = (
+    ((TEXT,), r"general\.(architecture|type)|tokenizer\.(ggml\.(model|pre)|chat_template)"
+     r"|[^.]+\.rope\.scaling\.type"),
+    ((FLAG,), r"tokenizer\.ggml\.add_((bos|eos|sep)_token|space_prefix)"
+     r"|[^.]+\.(attention\.causal|rope\.scaling\.finetuned|use_parallel_residual)"),
+    ((TEXTS,), r"tokenizer\.ggml\.(tokens|merges)|imatrix\.datasets"),
+    ((WHOLES,), r"tokenizer\.ggml\.token_type"),
+    ((NUMBERS, WHOLES), r"tokenizer\.ggml\.scores"),
+    ((WHOLE,), r"general\.alignment|split\.(no|count|tensors\.count)|imatrix\.chunk_(count|size)"
+     r"|tokenizer\.ggml\.\w+_token_id|[^.]+\.((context|embedding|expert\w*)_length|\w+_count"
+     r"|attention\.((key|value)_length|sliding_window)|rope\.dimension_count"
+     r"|rope\.scaling\.original_context_length)"),
+    ((WHOLE, WHOLES), r"[^.]+\.(feed_forward_length|attention\.head_count(_kv)?)"),
+    ((NUMBER, WHOLE), r"[^.]+\.(attention\.(layer_norm(_rms)?_epsilon|scale)"
+     r"|(embedding|residual|logit)_scale|(attn|final)_logit_softcapping"
+     r"|rope\.(freq_base(_swa)?|scale_linear|scaling\.(attn_)?factor))"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,27 +53,6 @@ class TensorEntry:
     offset: int
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a GGUF file says before its data; arrays of numbers are NumPy's, of strings tuples."""
-
-    metadata: Mapping[str, Any]
-    tensors: tuple[TensorEntry, ...]
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that is not empty."""
-    try:
-        with open_file(path) as file:
-            if not file.seek(0, os.SEEK_END):
-                raise damaged(path, "it is empty")
-            file.seek(0)
-            yield file
-    except OSError as error:
-        raise unreadable(path, error, "a readable GGUF file") from error
-
-
 def damaged(path: Path, problem: str) -> RefimplError:
     """The error for a file that is not what its format requires."""
     return RefimplError(
@@ -63,9 +62,14 @@ def damaged(path: Path, problem: str) -> RefimplError:
     )
 
 
-def read_header(path: Path, file: BinaryIO) -> Header:
-    """Read the header; no count in it is believed before there are bytes for it."""
+def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], list[TensorEntry]]:
+    """The metadata and the tensors; no count is believed before there are bytes for it.
+
+    Arrays of numbers in the metadata are NumPy's, those of strings are tuples.
+    """
     reader = _Reader(path, file)
+    if not reader.size:
+        raise damaged(path, "it is empty")
     if reader.take(4) != b"GGUF":
         raise damaged(path, "it does not begin with GGUF")
     if (version := reader.number("I")) not in VERSIONS:
@@ -84,15 +88,11 @@ def read_header(path: Path, file: BinaryIO) -> Header:
     if alignment not in [8 << shift for shift in range(14)]:
         raise damaged(path, f"its alignment is {alignment}, not a power of 2 from 8 to 65536")
     start = -(-reader.at // alignment) * alignment
-    names = {entry.name for entry in entries}
-    if len(names) < len(entries):
+    if len({entry.name for entry in entries}) < len(entries):
         raise damaged(path, "two tensors of one name")
     if crooked := [entry.name for entry in entries if entry.offset % alignment]:
         raise damaged(path, f"{crooked[0]} is not aligned to {alignment} bytes")
-    return Header(
-        metadata,
-        tuple(TensorEntry(x.name, x.shape, x.kind, start + x.offset) for x in entries),
-    )
+    return metadata, [replace(entry, offset=start + entry.offset) for entry in entries]
 
 
 class _Reader:
@@ -100,13 +100,13 @@ class _Reader:
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self._file, self.at = path, file, 0
-        self._size = os.fstat(file.fileno()).st_size
+        self.size = os.fstat(file.fileno()).st_size
 
     def take(self, count: int) -> bytes:
         """The next bytes."""
-        content = self._file.read(count) if count <= self._size - self.at else b""
+        content = self._file.read(count) if count <= self.size - self.at else b""
         if len(content) < count:
-            raise damaged(self.path, f"it ends in its header, at byte {self._size}")
+            raise damaged(self.path, f"it ends in its header, at byte {self.size}")
         self.at += count
         return content
 
@@ -117,7 +117,7 @@ class _Reader:
     def count(self, what: str, most: int, size: int) -> int:
         """The next count of things that take at least `size` bytes each."""
         number: int = self.number("Q")
-        if number > most or number * size > self._size - self.at:
+        if number > most or number * size > self.size - self.at:
             raise damaged(self.path, f"{number} {what}, more than {most} or than it has bytes for")
         return number
 
@@ -159,3 +159,34 @@ class _Reader:
             nested = "an array in an array" if kind == _ARRAY else f"of the unknown type {kind}"
             raise damaged(self.path, f"{key} is {nested}")
         return code
+
+
+def types_of(key: str) -> tuple[str, ...]:
+    """The types that the value of a key may have; none if nothing reads it."""
+    return next((types for types, pattern in TYPES if re.fullmatch(pattern, key)), ())
+
+
+def check_types(metadata: Mapping[str, Any], path: Path) -> None:
+    """Refuse metadata whose values have other types than their keys say."""
+    problems = [
+        f"{key}: expected {' or '.join(types)}, got {reprlib.repr(value)}"
+        for key, value in metadata.items()
+        if (types := types_of(key)) and _type(value) not in types
+    ]
+    if problems:
+        raise RefimplError(
+            f"{path} has metadata of wrong types:",
+            "the types that llama.cpp's converter writes",
+            "download or convert the file again",
+            problems,
+        )
+
+
+def _type(value: Any) -> str:
+    """The type of a value; NaN, infinity and what float32 does not hold have none."""
+    if isinstance(value, np.ndarray):
+        kind = value.dtype.kind if np.isfinite(value).all() else ""
+        return {"i": WHOLES, "u": WHOLES, "f": NUMBERS}.get(kind, "")
+    if isinstance(value, float) and not abs(value) <= LARGEST:
+        return ""
+    return {str: TEXT, bool: FLAG, int: WHOLE, float: NUMBER, tuple: TEXTS}[type(value)]

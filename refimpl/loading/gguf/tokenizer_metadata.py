@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.loading.gguf.metadata_types import types_of
+from refimpl.loading.gguf.header import types_of
 
 NORMAL, UNKNOWN, SPECIAL, USER, UNUSED, BYTE = range(1, 7)  # types of tokens
 MOST_SPLIT = 1 << 27  # squares of the lengths of all tokens: the time to split them in all ways
