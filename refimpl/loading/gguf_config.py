@@ -43,10 +43,7 @@ def architecture_of(metadata: Mapping[str, Any], path: Path) -> Architecture:
 
 
 def config_entries(
-    metadata: Mapping[str, Any],
-    tensors: Mapping[str, GgufTensor],
-    family: Family,
-    path: Path,
+    metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor], family: Family, path: Path
 ) -> dict[str, Any]:
     """The entries of `config.json`, as its family spells them."""
     architecture, prefix = architecture_of(metadata, path), metadata["general.architecture"]

@@ -56,8 +56,7 @@ class Answers:
             yield chunk
 
     def _refusal(self, problem: str, expected: str) -> RefimplError:
-        remedy = "check HF_ENDPOINT; if a new commit has just been made, repeat the command"
-        return RefimplError(f"{self.endpoint} sends {problem}", expected, remedy)
+        return _odd(f"{self.endpoint} sends {problem}", expected)
 
 
 @contextmanager
@@ -105,12 +104,17 @@ def progress_bar(answers: Answers) -> type[Any]:
 def checked(pattern: re.Pattern[str], value: object, what: str, endpoint: str) -> str:
     """A commit or an ETag of the server, which the library makes a file name of."""
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise RefimplError(
+        raise _odd(
             f"{endpoint} answers with {what} that would be a path: {value!r:.80}",
             "40 hexadecimal digits" + ("" if pattern is COMMIT else ", or 64"),
-            "check HF_ENDPOINT: this is not how a hub answers",
         )
     return value
+
+
+def _odd(problem: str, expected: str) -> RefimplError:
+    """The error for an answer that no hub gives, unless its files have just changed."""
+    remedy = "check HF_ENDPOINT; if a new commit has just been made, repeat the command"
+    return RefimplError(problem, expected, remedy)
 
 
 def require_files(files: dict[str, Any], endpoint: str) -> None:
@@ -121,13 +125,10 @@ def require_files(files: dict[str, Any], endpoint: str) -> None:
             or {*name} & {*'\\:*?"<>|'}
             or {*name.split("/")} & {"", ".", ".."}
         ):
-            problem, expected = f"a file {name!r:.80}", "relative paths of plain names"
-        elif not isinstance(size, int) or size not in _SIZES:
-            problem, expected = f"{name} without its size ({size!r:.40})", "the size of each file"
-        else:
-            continue
-        remedy = "check HF_ENDPOINT: this is not how a hub answers"
-        raise RefimplError(f"{endpoint} lists {problem}", expected, remedy)
+            raise _odd(f"{endpoint} lists a file {name!r:.80}", "relative paths of plain names")
+        if not isinstance(size, int) or size not in _SIZES:
+            problem = f"{endpoint} lists {name} without its size ({size!r:.40})"
+            raise _odd(problem, "the size of each file")
 
 
 def require_space(folder: Path, size: int, name: str) -> None:

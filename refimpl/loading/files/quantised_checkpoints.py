@@ -14,18 +14,19 @@ CONFIG = "quantization_config"
 Block = tuple[int, int]  # rows and columns; 0 stands for all
 WHOLE_TENSOR, CHANNEL = (0, 0), (1, 0)
 
-# The keys of each method: those that only say what the tensors show, and those with one meaning.
-_TENSORS_SHOW = {
-    "fp8": "activation_scheme weight_block_size scale_fmt dequantize "
-           "modules_to_not_convert ignored_layers modules_to_convert",
-    "mxfp4": "modules_to_not_convert dequantize",
-    "compressed-tensors": "config_groups quantization_status global_compression_ratio ignore "
-                          "version run_compressed dequantize",
-}  # fmt: skip
-_ONLY = {
-    "fp8": {"fmt": "e4m3", "expert_dtype": "fp8"},
-    "mxfp4": {},
-    "compressed-tensors": {"format": "float-quantized"},
+# The keys of each method: those with one meaning, and those that only say what the tensors show.
+_METHODS: dict[str, tuple[dict[str, str], str]] = {
+    "fp8": (
+        {"fmt": "e4m3", "expert_dtype": "fp8"},
+        "activation_scheme weight_block_size scale_fmt dequantize modules_to_not_convert "
+        "ignored_layers modules_to_convert",
+    ),
+    "mxfp4": ({}, "modules_to_not_convert dequantize"),
+    "compressed-tensors": (
+        {"format": "float-quantized"},
+        "config_groups quantization_status global_compression_ratio ignore version "
+        "run_compressed dequantize",
+    ),
 }
 _SCALES = ("_scale_inv", "_scale")
 _OF_ACTIVATIONS = (".input_scale", ".activation_scale")
@@ -55,10 +56,10 @@ def read_quantisation(entries: Mapping[str, Any], source: str) -> Quantisation |
     if not value:
         return None
     method = value.get("quant_method") if isinstance(value, dict) else None
-    if not isinstance(method, str) or method not in _ONLY:
+    if not isinstance(method, str) or method not in _METHODS:
         named = f" by {method}" if isinstance(method, str) else ""
         raise refusal("quantised", f"{source} describes a checkpoint that is quantised{named}")
-    known, only = _TENSORS_SHOW[method].split(), _ONLY[method]
+    only, shown = _METHODS[method]
     problems = [
         f"{key}: only {expected} is supported, got {value[key]!r:.60}"
         for key, expected in only.items()
@@ -67,12 +68,13 @@ def read_quantisation(entries: Mapping[str, Any], source: str) -> Quantisation |
     problems += [
         f"{key}: not understood (value {entry!r:.60})"
         for key, entry in value.items()
-        if key not in ("quant_method", *known, *only) and entry not in (None, False, [], {})
+        if key not in ("quant_method", *shown.split(), *only) and entry not in (None, False, [], {})
     ]
     blocks = () if method == "mxfp4" else _blocks(method, value, problems)
     _refuse(problems, f"{source}: {CONFIG} asks for what refimpl does not compute:")
-    kind: Literal["FP8", "MXFP4"] = "MXFP4" if method == "mxfp4" else "FP8"
-    return Quantisation(kind, blocks, rounded=method == "compressed-tensors")
+    if method == "mxfp4":
+        return Quantisation("MXFP4")
+    return Quantisation("FP8", blocks, rounded=method == "compressed-tensors")
 
 
 def _blocks(method: str, value: Mapping[str, Any], problems: list[str]) -> tuple[Block, ...]:
