@@ -20,14 +20,13 @@ from refimpl.onnx.graph_file import MEASURED
 from refimpl.onnx.peer import peer_points, peer_session
 from refimpl.onnx.recording.experiment_graph import experiment_graph, experiment_inputs
 from refimpl.onnx.recording.graph import Graph
-from refimpl.onnx.recording.graph_weights import distinct, graph_weights
+from refimpl.onnx.recording.graph_weights import Enter, copied, distinct, graph_weights
 from refimpl.onnx.recording.model_graph import (
     PERTURBATION_OPTIONS,
     TOKENS,
     model_graph,
     trace_points,
 )
-from refimpl.onnx.recording.weight_entries import Enter, copied, embedded
 from refimpl.onnx.session import Device, Session, open_session, reference_session
 from refimpl.oracle.case import Case
 
@@ -76,19 +75,19 @@ def recorded_candidates(
         forward, runtime = peer_session(model, dtype, device)
         points = peer_points(model.config.num_blocks)
         return [Candidate(lambda case: forward(case.inputs[TOKENS]), runtime, dtype, points)]
-    plan = Perturbation()
-    candidates = []
-    for points, perturbs in ((trace_points(model.config), None), ((), plan)):
 
-        def record(enter: Enter, perturbs: Perturbation | None = perturbs) -> Graph:
-            if perturbs is None:
-                return model_graph(model, dtype, enter, "trace")
-            return experiment_graph(model, perturbs, dtype, enter)
-
+    def candidate(
+        record: Callable[[Enter], Graph], points: tuple[str, ...], plan: Perturbation | None
+    ) -> Candidate:
         session = recorded_session(model, dtype, record, against, device, threads)
         run = partial(session.run, outputs=points or MEASURED)
-        candidates.append(graph_candidate(run, session.description, dtype, points, perturbs))
-    return candidates
+        return graph_candidate(run, session.description, dtype, points, plan)
+
+    points, plan = trace_points(model.config), Perturbation()
+    return [
+        candidate(partial(model_graph, model, dtype, outputs="trace"), points, None),
+        candidate(partial(experiment_graph, model, plan, dtype), (), plan),
+    ]
 
 
 def recorded_session(
@@ -103,14 +102,12 @@ def recorded_session(
 
     onnxruntime uses the weights in place, in memory; onnx's evaluator gets a copy.
     """
-    if against != "onnxruntime":
-        return reference_session(record(embedded(model, dtype)).model())
     weights = graph_weights(model, dtype)
+    if against != "onnxruntime":
+        return reference_session(record(copied(weights, None)).model())
     graph = record(copied(weights, "memory"))
-    names, arrays = {tensor.name for tensor in graph.initializers}, {}
-    for weight in distinct(weights):
-        if weight.name in names:
-            arrays[weight.name] = weight.read().reshape(weight.shape)
+    names = {tensor.name for tensor in graph.initializers}
+    arrays = {x.name: x.read().reshape(x.shape) for x in distinct(weights) if x.name in names}
     proto = graph.model().SerializeToString()
     return open_session(proto, device, threads=threads, weights=arrays)
 

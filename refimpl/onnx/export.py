@@ -17,9 +17,15 @@ from refimpl.onnx import target
 from refimpl.onnx.recording.experiment_graph import experiment_graph
 from refimpl.onnx.recording.fused import FUSED, FUSED_OPSET
 from refimpl.onnx.recording.graph import DEFAULT_OPSET
-from refimpl.onnx.recording.graph_weights import check_finite, distinct, graph_weights, write_data
+from refimpl.onnx.recording.graph_weights import (
+    check_finite,
+    copied,
+    distinct,
+    graph_weights,
+    referenced,
+    write_data,
+)
 from refimpl.onnx.recording.model_graph import GraphOutputs, described, model_graph
-from refimpl.onnx.recording.weight_entries import copied, referenced
 from refimpl.storage.file_system import to_disk
 
 EXPORT_FORMAT = 2  # of `export --json`

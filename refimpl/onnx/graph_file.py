@@ -65,7 +65,12 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
     except RefimplError:
         raise
     except Exception as error:  # protobuf's own class for what it cannot read has no stubs
-        raise unreadable_graph(path, error) from error
+        why = error.strerror if isinstance(error, OSError) else "no ONNX graph"
+        raise RefimplError(
+            f"--graph {path}: cannot be read ({why})",
+            "an ONNX graph, such as refimpl export writes",
+            "check the path, or write the graph again",
+        ) from error
     weights = {tensor.name for tensor in proto.graph.initializer}
     inputs = {v.name: v.type.tensor_type for v in proto.graph.input if v.name not in weights}
     outputs = {v.name: v.type.tensor_type.elem_type for v in proto.graph.output}
@@ -92,24 +97,6 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
     given = tuple(point for point in trace if point in outputs)
     promised = trace if facts.get("outputs") == "trace" else given
     return GraphFile(tokens, ids, dtype, promised, given, None)
-
-
-def require_graph(path: Path) -> None:
-    """Refuse what cannot be opened as a graph's file."""
-    try:
-        open_file(path, LARGEST_GRAPH).close()
-    except OSError as error:
-        raise unreadable_graph(path, error) from error
-
-
-def unreadable_graph(path: Path, error: Exception) -> RefimplError:
-    """The error for a file that is no graph, or that the system does not let us read."""
-    why = error.strerror if isinstance(error, OSError) else "no ONNX graph"
-    return RefimplError(
-        f"--graph {path}: cannot be read ({why})",
-        "an ONNX graph, such as refimpl export writes",
-        "check the path, or write the graph again",
-    )
 
 
 def _takes_tokens(inputs: Mapping[str, Any]) -> bool:

@@ -14,8 +14,8 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 from refimpl import read_model
+from refimpl.onnx.recording.graph_weights import copied, graph_weights
 from refimpl.onnx.recording.model_graph import model_graph
-from refimpl.onnx.recording.weight_entries import embedded
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "results" / "onnx-block.svg"
@@ -39,7 +39,11 @@ SWEEPS = 40
 def block_function() -> onnx.FunctionProto:
     """The function of the block, as it is exported."""
     model = read_model(ROOT / "fixtures" / MODEL)
-    (function,) = model_graph(model, "float32", embedded(model, "float32")).model().functions
+    (function,) = (
+        model_graph(model, "float32", copied(graph_weights(model, "float32"), None))
+        .model()
+        .functions
+    )
     return function
 
 

@@ -18,8 +18,8 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import inputs_of, sum_of_squares
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Body, Graph
+from refimpl.onnx.recording.graph_weights import Enter
 from refimpl.onnx.recording.model_graph import SEQUENCE, TOKENS, Recording
-from refimpl.onnx.recording.weight_entries import Enter
 
 NOISE, ETA, AT = "noise", "eta", "perturbed_block"  # inputs besides the token ids, one per state
 STATES = "states"

@@ -21,7 +21,7 @@ from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
 from refimpl.onnx.recording.array import Recorded
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph
-from refimpl.onnx.recording.weight_entries import Enter
+from refimpl.onnx.recording.graph_weights import Enter
 from refimpl.pruning.inspection import inspect
 from refimpl.version import __version__
 
