@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import reading
 from refimpl.storage.file_system import MIB, open_file, too_large
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
-from refimpl.tokens.tokenizer import TextTokenizer, bos_rule, read_tokenizer
+from refimpl.tokens.tokenizer import Encoding, TextTokenizer, bos_rule, read_tokenizer
 
 TEXT = 64 * MIB  # bytes of a text
 CHUNK = MIB  # bytes that are read at once
@@ -22,22 +22,6 @@ OVERLAP = 1 << 12  # characters after a piece, in which a place to cut is sought
 AGREE = 32  # ids after a cut that must not depend on what is before it,
 SPACES = 8  # but for so many, where a tokenizer begins every text with a space
 BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
-
-
-@dataclass(frozen=True)
-class EncodedPiece:
-    """A piece of a text, and its ids.
-
-    Args:
-        ids: Of the text, [N].
-        places: First character of each id and the one after its last, [N, 2], if asked for.
-        front: Special ids that the tokenizer puts before a text.
-    """
-
-    text: str
-    ids: npt.NDArray[np.int32]
-    places: npt.NDArray[np.int32]
-    front: tuple[int, ...]
 
 
 def text_tokens(
@@ -98,7 +82,7 @@ def encoded_pieces(
     name: str,
     places: bool = False,
     size: int | None = None,
-) -> Iterator[EncodedPiece]:
+) -> Iterator[Encoding]:
     """Tokenise a text piece by piece, as if it were one.
 
     A tokenizer needs about 100 bytes per character, so it gets pieces of `size` characters or a
@@ -130,17 +114,15 @@ def encoded_pieces(
 
 def _encoded(
     text: str, tokenizer: TextTokenizer, places: bool, after: npt.NDArray[np.int32], name: str
-) -> EncodedPiece:
+) -> Encoding:
     """Tokenise a piece, which must begin with the ids `after` the cut before it."""
     encoding = tokenizer.encode(text, places)
     if not _begins_with(encoding.ids, after):
         raise _uncuttable(name)
-    return EncodedPiece(text, encoding.ids, encoding.places, encoding.front)
+    return encoding
 
 
-def _first_tokens(
-    piece: EncodedPiece, size: int, name: str
-) -> tuple[EncodedPiece, npt.NDArray[np.int32]]:
+def _first_tokens(piece: Encoding, size: int, name: str) -> tuple[Encoding, npt.NDArray[np.int32]]:
     """The tokens in about the first `size` characters of a piece, and a few after them."""
     first, end = piece.places.T
     between = first[1:] == end[:-1]  # not inside of a character, which may be several tokens
@@ -152,9 +134,8 @@ def _first_tokens(
     known = piece.ids[cut_at:][end[cut_at:] <= size + OVERLAP // 2]
     if not len(known):
         raise _uncuttable(name)
-    text = piece.text[: first[cut_at]]
-    kept = EncodedPiece(text, piece.ids[:cut_at], piece.places[:cut_at], piece.front)
-    return kept, known[:AGREE]
+    ids, places, text = piece.ids[:cut_at], piece.places[:cut_at], piece.text[: first[cut_at]]
+    return replace(piece, ids=ids, places=places, text=text), known[:AGREE]
 
 
 def _begins_with(ids: npt.NDArray[np.int32], after: npt.NDArray[np.int32]) -> bool:

@@ -28,11 +28,13 @@ class Encoding:
         front: Special ids that the tokenizer's post-processor puts before them.
         places: First character of each id and the one after its last, [N, 2]; empty if they were
             not asked for.
+        text: The text.
     """
 
     ids: npt.NDArray[np.int32]
     front: tuple[int, ...]
     places: npt.NDArray[np.int32]
+    text: str = ""
 
 
 class TextTokenizer:
@@ -69,7 +71,7 @@ class TextTokenizer:
         ids = np.minimum(unsigned, np.iinfo(np.int32).max).astype(np.int32)  # no model has more
         front = tuple(ids[: is_text.argmax()].tolist()) if is_text.any() else ()
         spans = pairs.astype(np.int32)
-        return Encoding(ids[is_text], front, spans[is_text] if places else spans)
+        return Encoding(ids[is_text], front, spans[is_text] if places else spans, text)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, or None."""
