@@ -100,13 +100,10 @@ def tiled_attention(
                 alibi = alibi_bias(ramps[heads, tile], ramps[heads, keys], bias.dtype)
                 alibi = alibi if seen is None else seen + alibi
             at = (row, heads, slice(first, first + length))
+            some_sinks = None if sink is None else sink[heads]
+            queries, near_keys, values = q[at][:, tile], k[at][:, keys], v[at][:, keys]
             mixed[at][:, tile] = tile_of_attention(
-                q[at][:, tile],
-                k[at][:, keys],
-                v[at][:, keys],
-                alibi,
-                cap,
-                None if sink is None else sink[heads],
+                queries, near_keys, values, alibi, cap, some_sinks
             )
     return mixed
 

@@ -112,9 +112,8 @@ class Model:
 
     def as_kind(self, subclass: type[M], /, **more: Any) -> M:
         """The same model as one of a subclass, with the values of its further fields."""
-        return subclass(
-            **{field.name: getattr(self, field.name) for field in fields(Model)}, **more
-        )
+        facts = {field.name: getattr(self, field.name) for field in fields(Model)}
+        return subclass(**facts, **more)
 
     @property
     def name(self) -> str:
@@ -122,12 +121,9 @@ class Model:
         if self.hub_id is not None:
             return self.hub_id
         full = Path(os.path.abspath(self.path))  # a link keeps its own name
-        generic = full.name.startswith("model.safetensors")
-        return (
-            full.parent.name
-            if generic
-            else full.name.removesuffix(".safetensors").removesuffix(".gguf")
-        )
+        if full.name.startswith("model.safetensors"):
+            return full.parent.name
+        return full.name.removesuffix(".safetensors").removesuffix(".gguf")
 
     @property
     def folder(self) -> Path:

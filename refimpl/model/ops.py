@@ -275,14 +275,8 @@ def xielu(x: Array, alpha_p: Array, alpha_n: Array, beta: Array, eps: Array) -> 
 
 
 ACTIVATIONS: Mapping[str, Callable[..., Array]] = {
-    "silu": silu,
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "sigmoid_gelu": sigmoid_gelu,
-    "gelu_tanh_8": gelu_tanh_8,
-    "relu": relu,
-    "relu2": relu2,
-    "xielu": xielu,
+    function.__name__: function
+    for function in (silu, gelu, gelu_tanh, sigmoid_gelu, gelu_tanh_8, relu, relu2, xielu)
 }
 
 

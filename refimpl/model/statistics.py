@@ -10,14 +10,9 @@ from refimpl.model.forward import Place, Weights, block
 from refimpl.model.ops import Array
 
 INPUT_OF = {
-    "q_proj": "attn_norm",
-    "k_proj": "attn_norm",
-    "v_proj": "attn_norm",
-    "o_proj": "attn_heads",
-    "gate_proj": "mlp_norm",
-    "up_proj": "mlp_norm",
-    "down_proj": "mlp_hidden",
-}
+    "q_proj": "attn_norm", "k_proj": "attn_norm", "v_proj": "attn_norm", "o_proj": "attn_heads",
+    "gate_proj": "mlp_norm", "up_proj": "mlp_norm", "down_proj": "mlp_hidden",
+}  # fmt: skip
 
 
 def input_of(linear: str) -> str:
