@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
-from refimpl.bases.spread import PEER_FLOOR, by_share
+from refimpl.bases.spread import by_share, floored
 from refimpl.bases.wanda_scores import BlockScores, mean_score
 from refimpl.pruners.checks import Compat, Floats, number_in
 
@@ -66,8 +66,8 @@ def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat =
         >>> dlp([2.0, 3.0, 4.0], 0.7, a=0.1).round(4)
         array([0.6, 0.7, 0.8])
     """
-    allocation = by_share(score, "DLP score", sparsity, number_in(a, "a", 0, 1), compat)
-    return np.where(allocation <= 0, PEER_FLOOR, allocation) if compat == "peer" else allocation
+    half = number_in(a, "a", 0, 1)
+    return floored(by_share(score, "DLP score", sparsity, half, compat), compat)
 
 
 def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, float]:

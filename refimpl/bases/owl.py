@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
-from refimpl.bases.spread import PEER_FLOOR, is_flat, spread
-from refimpl.bases.uniform import uniform
+from refimpl.bases.spread import floored, spread
 from refimpl.bases.wanda_scores import BlockScores, mean_score
 from refimpl.pruners.checks import Compat, Floats, finite_vector, number_in
 
@@ -65,13 +64,9 @@ def owl(
         >>> owl([2.0, 3.0, 4.0], 0.7, lam=0.1).round(4)
         array([0.8, 0.7, 0.6])
     """
-    outliers = finite_vector(outlier_percent, "outlier percent")
-    flat = uniform(outliers.size, sparsity)
-    number_in(lam, "lam", 0, 1)
-    if is_flat(outliers, "outlier percent", compat):
-        return flat
-    allocation = spread(outliers, sparsity, lam)
-    return np.where(allocation <= 0, PEER_FLOOR, allocation) if compat == "peer" else allocation
+    name, half = "outlier percent", number_in(lam, "lam", 0, 1)
+    outliers = finite_vector(outlier_percent, name)
+    return floored(spread(outliers, name, sparsity, half, compat), compat)
 
 
 def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, float]:

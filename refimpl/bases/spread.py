@@ -5,6 +5,7 @@ the same for every unit gives the uniform one. Compat `peer` gives the numbers o
 a signal that is the same for every unit gives NaN there, and an error here.
 """
 
+import numpy as np
 import numpy.typing as npt
 
 from refimpl.bases.uniform import uniform
@@ -32,10 +33,18 @@ def relative(signal: Floats) -> Floats:
     return (signal - low) / (high - low)
 
 
-def spread(signal: Floats, sparsity: float, half: float) -> Floats:
+def spread(signal: Floats, name: str, sparsity: float, half: float, compat: Compat) -> Floats:
     """``s_l = S - d_l + mean(d)``, d from 0 to 2 half in proportion to a signal."""
+    flat = uniform(signal.size, sparsity)
+    if is_flat(signal, name, compat):
+        return flat
     d = 2 * half * relative(signal)
     return sparsity - d + d.mean()
+
+
+def floored(allocation: Floats, compat: Compat) -> Floats:
+    """An allocation; that of a peer without sparsities of 0 or less."""
+    return np.where(allocation <= 0, PEER_FLOOR, allocation) if compat == "peer" else allocation
 
 
 def by_share(
@@ -43,12 +52,10 @@ def by_share(
 ) -> Floats:
     """Blocks are pruned the more, the larger their share of a signal."""
     u = finite_vector(signal, name)
-    flat = uniform(u.size, sparsity)
     if u.min() < 0:
         raise RefimplError(
             f"the {name} of a block is negative ({u.min():g})",
             "numbers of at least 0",
             "check the activations",
         )
-    imp = 1 - u / u.sum() if u.any() else u
-    return flat if is_flat(imp, name, compat) else spread(imp, sparsity, half)
+    return spread(1 - u / u.sum() if u.any() else u, name, sparsity, half, compat)
