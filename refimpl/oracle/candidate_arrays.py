@@ -17,6 +17,7 @@ CANDIDATE_DTYPES = {  # safetensors' names
     **DTYPES,
     **{f"{x.upper()}{8 * n}": np.dtype(f"<{x}{n}") for x in "iu" for n in (1, 2, 4, 8)},
     "BOOL": np.dtype(np.bool_),
+    "C64": np.dtype(np.complex64),  # of a rotation, which is no step
 }
 
 

@@ -162,7 +162,7 @@ def read_names(path: Path, case: Case) -> dict[str, tuple[str, ...]]:
 def transformers_sources(model: Model) -> dict[str, ModuleOutput]:
     """Where transformers' modules hold the steps; a module has the name of its tensors.
 
-    The rotated queries and keys are no module's output.
+    The rotated queries and keys are no module's output, nor is what a limit has clipped.
     """
     config, blocks, last = model.config, range(model.config.num_blocks), model.config.num_blocks - 1
 
@@ -190,10 +190,10 @@ def transformers_sources(model: Model) -> dict[str, ModuleOutput]:
         add(f"{of}resid_pre", whole[i] + INPUT, whole[i - 1] if i else "")
         add(f"{of}attn_norm", norm["attn_norm"])
         for x in "qkv":
-            if named := module(f"{of}{x}_norm") or module(f"{of}{x}_width_norm"):
+            name, limited = f"{at}.{x}_proj", config.qkv_limit is not None
+            if named := module(f"{of}{x}_norm") or (not limited and module(f"{of}{x}_width_norm")):
                 add(of + x, named)
-            elif config.qkv_limit is None:
-                name = f"{at}.{x}_proj"
+            elif not limited:
                 add(of + x, module(name), layout=model.weights[f"{name}.weight"].layout)
         scaled = config.residual_scale != 1
         for part, linear in (("attn", "o_proj"), ("mlp", "down_proj")):

@@ -1,6 +1,7 @@
 """Outputs of modules as a candidate: dumps of transformers, hooks, and names of one's own."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from candidates import CASE_NAMES, Arrays, needs_torch, write_arrays
-from gates import case_of
+from conftest import HERE
+from gates import case_of, model_of
 from program import ran, refused, run
 from refusals import refusal_of
 from safetensors.numpy import save_file
@@ -19,6 +21,7 @@ from refimpl.oracle.case import Case, make_case
 from refimpl.oracle.check import check, read_candidate
 from refimpl.oracle.judging.measures import error_of, measure_of
 from refimpl.oracle.module_outputs import DumpFolder, module_steps
+from refimpl.oracle.recipe import Recipe
 from refimpl.tokens import Tokens
 
 DUMPED = {  # files of transformers 5.24's `model_addition_debugger_context`, and what is in them
@@ -228,3 +231,31 @@ def test_transformers_dump_and_hooks_agree_with_every_case(name: str, tmp_path: 
             truth = case.expected[step]
             error, _, fault = error_of(step, value, truth, measure_of(step, truth.dtype))
             assert (error < 1e-5, fault) == (True, ""), step
+
+
+@needs_torch
+@pytest.mark.parametrize("fixture", ["olmoe", "llama4_text", "gemma3"])
+def test_the_hooks_of_the_page_serve_other_families(fixture: str, tmp_path: Path) -> None:
+    """Clipped queries, a complex rotation, and outputs that are views of another order."""
+    pytest.importorskip("transformers")
+    ids = Tokens(np.arange(8, 40).reshape(2, 16), "of the test", "ids")
+    recipe = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
+    case = make_case(model_of(fixture), ids, recipe, tmp_path / "case")
+    program = (HERE.parent / "docs" / "how-to" / "check.md").read_text()
+    program = program.partition("python - <<'END'\n")[2].partition("\nEND\n")[0]
+    for name, path in (
+        ("fixtures/llama", case.model.path),
+        ("fixtures/cases/llama", case.folder),
+        ("hooks.safetensors", tmp_path / "hooks.safetensors"),
+    ):
+        program = re.sub(f'"{name}(?=["/])', f'"{path}', program)
+    exec(program, {})  # noqa: S102 - the page's own
+    done = run("check", case.folder, tmp_path / "hooks.safetensors", "--names", "transformers")
+    assert done.code == 0, done.out
+
+
+def test_a_complex_step_diverges_by_name() -> None:
+    case = case_of("llama")
+    report = check(case, {"logits": case.expected["logits"] + 0j}, ("logits",), "float32")
+    assert report.first is not None
+    assert report.first.fault == "dtype complex128, expected a float"
