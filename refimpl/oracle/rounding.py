@@ -2,8 +2,9 @@
 
 A `RoundedArray` holds numbers of few bits in a dtype of more. NumPy asks it before it computes
 (`__array_ufunc__`, `__array_function__`): each operation is done in the wider dtype, and its result
-rounded once. So sums and products are as wide as on a GPU. Results in float64 (statistics, scores,
-drifts) are plain arrays. The error of float64 is that of eight bits fewer, divided by 2^8.
+rounded once. So sums and products are as wide as on a GPU, and in 16 bits the mean square of a norm:
+float16 has no square of 256. Results in float64 (statistics, scores, drifts) are plain arrays. The
+error of float64 is that of eight bits fewer, divided by 2^8.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,6 +34,7 @@ class RoundedArray(np.ndarray):
 
     held: npt.DTypeLike = np.float32
     narrow: npt.DTypeLike = np.float32
+    squares: Array | None = None  # of ``x * x`` in 16 bits, before they are rounded
 
     @classmethod
     def of(cls, x: npt.ArrayLike) -> "RoundedArray":
@@ -53,14 +55,21 @@ class RoundedArray(np.ndarray):
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any
     ) -> Any:
         plain = [self._operand(x) for x in inputs]
-        result = self._result(getattr(ufunc, method)(*plain, **options))
+        wide = getattr(ufunc, method)(*plain, **options)
+        result = self._result(wide)
         if out is None:
+            square = ufunc is np.multiply and method == "__call__" and inputs[0] is inputs[1]
+            if square and np.dtype(self.narrow).itemsize == 2:
+                result.squares = wide
             return result
         (target,) = out
         np.asarray(target)[...] = np.asarray(result)
         return target
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        squares = getattr(next(iter(args), None), "squares", None)
+        if function is np.mean and squares is not None:
+            return np.mean(squares, *args[1:], **options)
         result = function(*self._operands(args), **self._operands(options))
         return result if function in UNFILLED else self._result(result)
 

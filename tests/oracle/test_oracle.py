@@ -26,6 +26,7 @@ from candidates import (
     written,
 )
 from conftest import FIXTURES
+from crafted_cases import changed_case, copied_tensors
 from gates import case_of
 from program import ran, refused, run
 from safetensors.numpy import load_file
@@ -37,6 +38,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import make_case, read_case
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of, measure_of, step_result
+from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Float16, rounded_steps
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import stepwise_steps
@@ -365,6 +367,22 @@ def test_rounding_is_that_of_native_float16() -> None:
     a += b
     assert np.array_equal(a, (x + y).astype(np.float32))
     assert type(a.astype(np.float64)) is np.ndarray
+
+
+def test_activations_whose_squares_float16_lacks_are_resolved(tmp_path: Path) -> None:
+    """One channel of 300: norms are computed in more bits, as every program does."""
+    tensors = copied_tensors("llama")
+    tensors["model.embed_tokens.weight"][:, 5] = 300
+    recipe = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
+    ids = np.random.default_rng(0).integers(8, 64, (2, 16))
+    case = changed_case("llama", tensors, tmp_path, ids, recipe)
+    model = StoredModel.of(case.model, Float16)
+    actual = written(case, steps(model, case.inputs["token_ids"], recipe, "float32"), "float16")
+    report = check(case, actual)
+    assert report.verdict == "pass", [x for x in report.steps if x.status != "pass"][:2]
+    without = actual["blocks.1.attn_norm"] * np.float16(1.05)  # such as another eps
+    assert check(case, actual | {"blocks.1.attn_norm": without}).first is not None
+    assert max(np.abs(x).max() for x in case.expected.values()) > 256
 
 
 def test_a_case_beyond_the_range_of_float16_is_refused() -> None:
