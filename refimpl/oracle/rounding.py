@@ -2,9 +2,9 @@
 
 A `RoundedArray` holds numbers of few bits in a dtype of more. NumPy asks it before it computes
 (`__array_ufunc__`, `__array_function__`): each operation is done in the wider dtype, and its result
-rounded once. So sums and products are as wide as on a GPU, and in 16 bits the mean square of a norm:
-float16 has no square of 256. Results in float64 (statistics, scores, drifts) are plain arrays. The
-error of float64 is that of eight bits fewer, divided by 2^8.
+rounded once. So sums and products are as wide as on a GPU, and in 16 bits so is the mean square of
+a norm: float16 has no square of 256. Results in float64 (statistics, scores, drifts) are plain
+arrays. The error of float64 is that of eight bits fewer, divided by 2^8.
 """
 
 from collections.abc import Callable, Iterable, Mapping
