@@ -15,8 +15,8 @@ from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 from refimpl.oracle.candidate_arrays import arrays_of, stored_arrays
 from refimpl.oracle.case import Case, once_per_case
-from refimpl.oracle.judging.measures import StepResult, step_result
-from refimpl.oracle.judging.tolerance import EPS, FLOOR, arithmetic_of, dtype_of
+from refimpl.oracle.judging.measures import StepResult, error_of, measure_of, step_result
+from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of, tolerance_of, writing_error
 from refimpl.oracle.near_ties import (
     by_own_errors,
     by_typical_row,
@@ -156,10 +156,9 @@ def check(
             continue
         ties = partial(ties_of, case, reference, dtype, name, actual, tolerances)
         errors = reference.errors[name], tolerances[name]
-        if (
-            name in actual and arithmetic_of(name, dtype, stepwise) != dtype
-        ):  # written in fewer bits
-            errors = errors[0], errors[1] + EPS.get(actual[name].dtype.name, 0.0) / 2
+        if name in actual:
+            written = writing_error(name, truth, actual[name], dtype, stepwise)
+            errors = errors[0], errors[1] + written
         result = step_result(name, judged, truth, *errors, ties)
         result = by_typical_row(result, actual, truth)
         if not stepwise:
@@ -175,6 +174,9 @@ def check(
         elif result.status in RIGHT_SO_FAR and (start := unchanged(case, name, actual, dtype)):
             fault = f"every bit is that of {start}: nothing was added"
             result = replace(result, status="divergent", fault=fault)
+        elif result.status == "pass" and (answer := trivial_answer(case, name, errors[1])):
+            fault = f"not resolvable in this dtype: {answer} would pass, too"
+            result = replace(result, status="unresolved", fault=fault)
         elif result.near_ties and not stepwise:
             unjudged |= steps_after(case, name)
         if name in wanted:
@@ -213,6 +215,32 @@ def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
     share = float(np.vdot(sparsity.astype(np.float64), weights) / weights.sum())
     rounding = EPS[sparsity.dtype.name] / 2 + FLOOR * EPS["float32"]
     return not abs(share - asked) <= rounding * asked
+
+
+def trivial_answer(case: Case, step: str, tolerance: float) -> str:
+    """What would pass for a step with nothing of it computed, or "".
+
+    An answer that is right is none, such as a base without a correction where the strength is 0.
+    """
+    truth, first = case.expected[step], step.partition(".")[0]
+    base = case.expected.get(
+        f"{first if first in case.recipe.bases else case.recipe.bases[0]}.base"
+    )
+    answers = (
+        {
+            "absorption_coefficient": ("a coefficient of 1", np.where(np.isnan(truth), truth, 1.0)),
+            ".base": ("the same sparsity everywhere", np.full(truth.shape, case.recipe.sparsity)),
+            ".corrected": ("the base without a correction", base),
+            ".perplexity": ("the dense perplexity", case.expected.get("dense.perplexity")),
+        }
+        if truth.dtype.kind == "f"
+        else {}
+    )
+    for end, (words, answer) in answers.items():
+        if step.endswith(end) and answer is not None and answer.shape == truth.shape:
+            error = error_of(step, answer, truth, measure_of(step, truth.dtype))[0]
+            return words if tolerance_of(step, truth, 0.0, "float64") < error <= tolerance else ""
+    return ""
 
 
 def unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) -> str:

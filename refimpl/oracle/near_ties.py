@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import product
 from math import inf, isfinite
 
 import numpy as np
@@ -11,7 +12,14 @@ from refimpl.method.correction import centred_log
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.case import Case, once_per_case
-from refimpl.oracle.judging.measures import Positions, StepResult, step_result
+from refimpl.oracle.judging.measures import (
+    ALIGNMENT,
+    UNCHANGED,
+    Positions,
+    StepResult,
+    lost,
+    step_result,
+)
 from refimpl.oracle.judging.pruner_scores import (
     dense_scores,
     sparsegpt_error,
@@ -135,6 +143,8 @@ def without_rounding(
 ) -> Mapping[str, Array]:
     """The arrays, with 0 for a drift that should be 0 and nearly is, and NaN for its coefficient.
 
+    An alignment that should be 1 and nearly is, is as it should be.
+
     Where the clean pass had another batch, the drift of a block that loses nothing is that of two
     right states: the tolerances of both at most, step by step those of all blocks.
     """
@@ -144,6 +154,10 @@ def without_rounding(
     arrays = {k: actual[k] for k, x in expected if k in actual and actual[k].shape == x.shape}
     arrays = {k: x for k, x in arrays.items() if x.dtype.name in EPS}
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
+        for name in [k for k in arrays if k.startswith("pruned.") and k.endswith(ALIGNMENT)]:
+            truth, rest = case.expected[name], np.square(floor) + 4 * EPS[arrays[name].dtype.name]
+            nothing = (lost(truth) <= UNCHANGED) & (np.abs(arrays[name] - truth) <= rest)
+            arrays[name] = np.where(nothing, truth, arrays[name].astype(np.float64))
         for name in [k for k in arrays if is_drift(k, "pruned.")]:
             truth, found = case.expected[name], arrays[name].astype(np.float64)
             nothing = (truth == 0) & (found > 0) & (found <= floor)
@@ -215,10 +229,11 @@ def dead_ties(
     mostly = alive & (2 * (~keep).sum(axis=0) <= (~truth).sum(axis=0))
     index = list(case.model.config.linears[block]).index(linear)
     goal = int(case.expected[f"{case.recipe.bases[0]}.counts"][block, index])
-    for revived in (alive, mostly, np.zeros_like(alive)):
-        if not (dead | revived).any():
+    none = np.zeros_like(alive)  # what a revived input changes may look like another given up
+    for given_up, revived in product((dead, none), (alive, mostly, none)):
+        if not (given_up | revived).any():
             continue
-        other = np.where(dead | dead[:, None], 0.0, products)
+        other = np.where(given_up | given_up[:, None], 0.0, products)
         other[revived, revived] = np.square(least * 1e-3)  # next to nothing: only that it is not 0
         right, _ = decision(dense, other, sequences, goal, Pruner("sparsegpt", damping))
         score = sparsegpt_scores(dense, other, sequences, right, damping)

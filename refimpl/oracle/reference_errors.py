@@ -10,7 +10,14 @@ from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.case_folders import NEXT
-from refimpl.oracle.judging.measures import RESOLVABLE, error_of, measure_of
+from refimpl.oracle.judging.measures import (
+    ALIGNMENT,
+    RESOLVABLE,
+    UNCHANGED,
+    error_of,
+    lost,
+    measure_of,
+)
 from refimpl.oracle.judging.tolerance import EPS, arithmetic_of
 from refimpl.oracle.rounding import (
     ARITHMETIC,
@@ -76,6 +83,8 @@ def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRu
         for name in errors:
             if is_drift(name, experiment) or name == coefficient_of(experiment):
                 errors[name] = max(errors[name], difference)
+            elif name.startswith(experiment) and name.endswith(ALIGNMENT):
+                errors[name] = max(errors[name], 2 * difference)  # half the square of one
             elif name == f"{experiment}divergence":  # the square of a difference, of logits
                 errors[name] = max(
                     errors[name], 2 * difference, _divergence_error(case, name, errors["logits"])
@@ -172,6 +181,8 @@ def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> 
         if step.endswith((".drift", "absorption_coefficient")):
             undefined = value == 0 if step.endswith(".drift") else np.isnan(value)
             found = np.where(undefined, value, found)
+        elif step.endswith(ALIGNMENT):
+            found = np.where(lost(value) <= UNCHANGED, value, found)
         errors[step] = error_of(step, found, value, measure_of(step, value.dtype))[0]
     kinds = [(x, y) for x in EXPERIMENTS for y in (".drift", ".alignment")]
     for start, end in (*kinds, ("", ".corrected")):

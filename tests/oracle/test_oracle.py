@@ -440,6 +440,57 @@ def test_a_tolerance_of_half_a_number_passes_nothing() -> None:
     assert step_result("blocks.0.q", row, np.array([[1.0, 0.0]]), 0.2, 1.6).status == "unresolved"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_an_alignment_of_1_never_passes(name: str, dtype: str) -> None:
+    """A perturbation that was left out: at an eta of 0.001, 1 - A is 5e-7."""
+    case = case_of(name)
+    right = written(case, stepwise_steps(case, rounded=ARITHMETIC.get(dtype)), dtype)
+    left_out = {x: np.ones_like(y) for x, y in right.items() if x.endswith(".alignment")}
+    report = check(case, right | left_out, stepwise=True)
+    assert not {x.step for x in report.steps if x.status == "pass"} & left_out.keys()
+    coarse = check(case, right | left_out, ("coarse.*.alignment",), stepwise=True)
+    assert {x.status for x in coarse.steps} == {"divergent"}
+    assert check(case, right, ("coarse.*.alignment",), stepwise=True).verdict == "pass"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_is_computed_by_nobody_never_passes(dtype: str) -> None:
+    """In 16 bits a base lies within its tolerance of the sparsity that was asked for."""
+    case = case_of("llama")
+    trivial = {
+        **{f"{x}.base": np.full(4, case.recipe.sparsity) for x in case.recipe.bases},
+        **{f"{x}.corrected": case.expected[f"{x}.base"] for x in case.recipe.bases[:-1]},
+        **{f"{x}.corrected": case.expected["owl.base"] for x in ("arrival", "divergence")},
+        **{f"{x}absorption_coefficient": np.ones(4) for x in ("", "coarse.", "pruned.")},
+        **{f"{x}.perplexity": case.expected["dense.perplexity"] for x in ("magnitude", "pattern")},
+    }
+    passed = [x for x in check(case, trivial, dtype=dtype).steps if x.status == "pass"]
+    assert [x.step for x in passed] == ["uniform.base"]  # that one is the same everywhere
+    steps = check(case, trivial, dtype=dtype).steps
+    assert "the base without a correction would pass, too" in " ".join(x.fault for x in steps)
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "words"),
+    [
+        ("dense.perplexity", 0.5, "1 below 1"),
+        ("coarse.0.alignment", 1.2, "1 above 1"),
+        ("owl.base", 1.2, "1 above 1"),
+        ("owl.signal", -1.0, "1 negative"),
+    ],
+)
+def test_a_number_that_cannot_be_diverges_in_every_dtype(
+    step: str, value: float, words: str
+) -> None:
+    case = case_of("llama")
+    wrong = case.expected[step].copy()
+    wrong[0] = value
+    for dtype in ("float64", "bfloat16"):
+        (result,) = check(case, {step: wrong}, (step,), dtype).steps
+        assert (result.status, result.fault.partition(" among")[0]) == ("divergent", words)
+
+
 def test_what_the_dtype_resolves_may_suffice(tmp_path: Path) -> None:
     """The fine steps are not resolved; the coarse ones are, and must pass for them.
 

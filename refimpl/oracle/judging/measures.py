@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 
 from refimpl.comparison.agreement import agreement
@@ -15,7 +16,17 @@ UNRESOLVED = "refimpl itself is not near it in this dtype"
 # Errors that are a share of the truth, and the tolerance from which on a step is not resolved:
 # a row of zeros is off by 1, and a number that is half as large, or another coefficient, by 0.5.
 RESOLVABLE: Mapping[str, float] = {"rows": 1.0, "numbers": 0.5, "shares": 0.5}
-SIGNLESS = (".drift", "coefficient", ".stderr", ".squares", ".score", ".base", ".corrected")
+# What a step can be, by the end of its name; rounding may leave an end by some units.
+DOMAINS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        (".drift", "coefficient", ".stderr", ".squares", ".score", ".signal"), (0, inf)
+    ),
+    **dict.fromkeys((".base", ".corrected"), (0, 1)),
+    ".alignment": (-1, 1),
+    ".perplexity": (1, inf),
+}
+ALIGNMENT = ".alignment"
+UNCHANGED = 2.0**-49  # what rounding in float64 leaves of ``1 - A`` where nothing was lost
 BY_ROW = (".weight", ".products", ".squares", ".score")  # last words of steps measured row by row
 
 StepMeasure = Literal["rows", "numbers", "shares", "counts", "bits"]
@@ -57,7 +68,8 @@ def measure_of(step: str, kind: np.dtype[np.generic]) -> StepMeasure:
 
     "rows" and "numbers" take the relative error of the worst row or number; "shares" the worst
     error as a share of the largest number, as one may be 0; "counts" and "bits" count the
-    differences. Squares are one row: a channel that hardly carries anything has few digits.
+    differences. Squares are one row: a channel that hardly carries anything has few digits. Of an
+    alignment A the error is that of ``1 - A``: small perturbations leave all of them near 1.
     """
     if kind.kind != "f":
         return "bits" if step.endswith(".keep") else "counts"
@@ -86,8 +98,15 @@ def error_of(
         return inf, (), f"dtype {actual.dtype}, expected a float"
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
         exact = actual.astype(np.float64)
-        if step.endswith(SIGNLESS) and (below := int((exact < 0).sum())):
-            return inf, (), f"{below:,} negative among {actual.size:,} numbers, which cannot be"
+        low, high = next((x for end, x in DOMAINS.items() if step.endswith(end)), (-inf, inf))
+        slack = 4 * float(ml_dtypes.finfo(actual.dtype).eps)  # type: ignore[no-untyped-call]
+        for name, outside in (
+            (f"below {low}" if low else "negative", exact < low - slack * abs(low)),
+            (f"above {high}", exact > high * (1 + slack)),
+        ):
+            if outside.any():
+                fault = f"{outside.sum():,} {name} among {actual.size:,} numbers, which cannot be"
+                return inf, (), fault
         unknown = np.isnan(truth)  # a coefficient of a block that lost nothing
         if unknown.any():
             if not np.isnan(exact[unknown]).all():
@@ -96,12 +115,23 @@ def error_of(
         if measure == "numbers":
             exact, truth = exact[..., None], truth[..., None]
         compared = agreement(step, exact, truth)
-        if measure == "shares" and compared.error < inf:
+        if (measure == "shares" or step.endswith(ALIGNMENT)) and compared.error < inf:
             missed = np.abs(exact - truth)
-            worst = np.unravel_index(int(missed.argmax()), missed.shape)
-            error = float(missed.max() / (truth.max() or 1.0))
-            return error, tuple(map(int, worst)), compared.fault
+            size = lost(truth) if step.endswith(ALIGNMENT) else truth.max() or 1.0
+            error = np.where(missed > 0, missed / size, 0.0)
+            worst = np.unravel_index(int(error.argmax()), truth.shape)[: actual.ndim]
+            return float(error.max()), tuple(map(int, worst)), compared.fault
     return compared.error, compared.token, compared.fault
+
+
+def lost(alignment: Array) -> Array:
+    """``1 - A`` of alignments A, 0 where rounding leaves it below."""
+    return np.maximum(1 - alignment, 0.0)
+
+
+def resolvable(step: str, measure: StepMeasure) -> float:
+    """The tolerance from which on a step is not resolved; an alignment of 1 is off by 1, too."""
+    return 1.0 if step.endswith(ALIGNMENT) else RESOLVABLE.get(measure, inf)
 
 
 def step_result(
@@ -124,7 +154,7 @@ def step_result(
     if error <= tolerance and tolerance >= 1:
         fault = ""
     if not fault and error <= tolerance:
-        if tolerance < RESOLVABLE.get(measure, inf):
+        if tolerance < resolvable(step, measure):
             return StepResult(step, "pass", error, tolerance, own, where)
         share = f"{error / tolerance:.2g} of a tolerance of {tolerance:.2g}"
         words = f"not resolvable in this dtype: {share}"

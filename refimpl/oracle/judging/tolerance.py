@@ -6,13 +6,16 @@ dtype, and the candidate's. The tolerance is derived from the error of the secon
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.oracle.judging.measures import measure_of
+from refimpl.oracle.judging.measures import ALIGNMENT, UNCHANGED, lost, measure_of
 
 ERROR_FACTOR = 8.0  # of refimpl's own error
 FLOOR = 64.0  # units in the last place, where that error happens to be small
 FLOOR_16 = 4.0  # the same in 16 bits, where 64 units are half of a number
+COSINE = 3.0  # six halves: a product, two norms, their product, the quotient, and as it is written
 SPARSEGPT_FACTOR = 4.0  # right inverses of a Hessian differ by more than rounding
 EPS = {
     "float64": 2.0**-52,
@@ -27,7 +30,8 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str, stepwise: bool
     """The largest error that a candidate's step may have.
 
     ``8 own + 64 eps``, in 16 bits ``8 own + 4 eps``; for SparseGPT four times that. An alpha errs
-    by ``alpha - 1`` times as much as the eigenvalues that it is made of.
+    by ``alpha - 1`` times as much as the eigenvalues that it is made of. An alignment A is computed
+    in float32 or more in every dtype; its units are those of A, and its error is that of ``1 - A``.
 
     Args:
         step: Name of the step.
@@ -48,6 +52,9 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str, stepwise: bool
     """
     if measure_of(step, truth.dtype) in ("counts", "bits"):
         return 0.0
+    if step.endswith(ALIGNMENT):
+        units = FLOOR if dtype == "float64" else COSINE
+        return ERROR_FACTOR * own + units * min(EPS[dtype], EPS["float32"]) / _least_lost(truth)
     eps = EPS[arithmetic_of(step, dtype, stepwise)]
     factor = SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0
     if step.startswith("alphapruning") and step.endswith(".signal"):
@@ -60,6 +67,20 @@ def arithmetic_of(step: str, dtype: str, stepwise: bool) -> str:
     alpha = step.startswith("alphapruning") and step.endswith(".signal")
     given = stepwise and (alpha or step.endswith((".base", ".corrected")))
     return "float32" if given and EPS[dtype] > EPS["float32"] else dtype
+
+
+def writing_error(step: str, truth: Array, array: Array, dtype: str, stepwise: bool) -> float:
+    """What a step is off by where it is written in fewer bits than it is computed in."""
+    unit = EPS.get(array.dtype.name, 0.0) / 2
+    if step.endswith(ALIGNMENT):
+        return unit / _least_lost(truth) if unit > EPS["float32"] else 0.0
+    return unit if arithmetic_of(step, dtype, stepwise) != dtype else 0.0
+
+
+def _least_lost(alignment: Array) -> float:
+    """The smallest ``1 - A`` of alignments A, except where nothing was lost."""
+    left = lost(alignment)
+    return float(np.min(left[left > UNCHANGED], initial=1.0))
 
 
 def dtype_of(actual: Mapping[str, Array]) -> str:
