@@ -133,6 +133,12 @@ CAUSES = {
         "the square of the norm: the score is |W| sqrt(c)",
         "c per token: it is the sum over tokens divided by the number of sequences",
     ),
+    "router.keep": (
+        "one expert more or fewer per token; equal scores, of which the lower index counts",
+        "scores that the choice is made of: softmax or sigmoid, a correction that is added to them "
+        "for the choice alone, groups of which some take part",
+        "the router's input: it is mlp_norm; its bias",
+    ),
     "keep": (
         "an inverted decision (1 is kept), or bits packed from the lowest",
         "ties: the lower index goes first",
@@ -177,4 +183,5 @@ def usual_causes(point: str, dtype: str, error: float, fault: str) -> tuple[str,
         causes += ("float32 in some step: the error has the size of its rounding",)
     if dtype == "float32" and HALF < error < COARSE:
         causes += ("16 bits (or TF32) in some step, if later points have errors of the same size",)
-    return causes + CAUSES.get(point.rsplit(".", 1)[-1], ())
+    words = point.split(".")
+    return causes + CAUSES.get(".".join(words[-2:]), CAUSES.get(words[-1], ()))

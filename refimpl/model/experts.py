@@ -3,11 +3,21 @@
 Shape letters: B batch, S sequence, E experts, G groups of experts.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from refimpl.model import ops
 from refimpl.model.config import Experts
 from refimpl.model.ops import Array
+
+ROUTER = "router.keep"  # the trace point of a router's choice
+Observer = Callable[[str, Array], Array]
+
+
+def unobserved(name: str, value: Array) -> Array:
+    """Pass a trace point on unchanged."""
+    return value
 
 
 def largest(x: Array, count: int) -> Array:
@@ -31,7 +41,28 @@ def largest(x: Array, count: int) -> Array:
     return chosen
 
 
-def route(logits: Array, experts: Experts, correction: Array | None) -> tuple[Array, Array]:
+def preferences(logits: Array, experts: Experts, correction: Array | None) -> Array:
+    """Of which experts are chosen by the largest, [B, S, E]; -inf in groups that take no part."""
+    if experts.scoring == "sparsemixer":
+        return logits
+    score = _score(logits, experts)
+    preference = score if correction is None else score + correction
+    if experts.groups > 1:
+        shape = (*score.shape[:-1], experts.groups, experts.num_experts // experts.groups)
+        grouped = np.reshape(preference, shape)
+        of_group = np.sum(np.where(largest(grouped, 2), grouped, 0.0), axis=-1)
+        kept = np.expand_dims(largest(of_group, experts.groups_kept), -1)
+        preference = np.reshape(np.where(kept, grouped, -np.inf), score.shape)
+    return preference
+
+
+def _score(logits: Array, experts: Experts) -> Array:
+    return ops.softmax(logits) if experts.scoring == "softmax" else ops.sigmoid(logits)
+
+
+def route(
+    logits: Array, experts: Experts, correction: Array | None, observe: Observer = unobserved
+) -> tuple[Array, Array]:
     """Choose experts for every token, and weigh them.
 
     score = softmax(logits) or sigmoid(logits);  chosen = the k largest of score + correction;
@@ -43,6 +74,7 @@ def route(logits: Array, experts: Experts, correction: Array | None) -> tuple[Ar
         logits: The router's output, [B, S, E].
         experts: The mixture's facts.
         correction: Added to the scores for the choice alone, [E], or None.
+        observe: Receives which experts are chosen as `router.keep`, and may return other ones.
 
     Returns:
         Which experts are chosen, and the share of each, 0 for all others; both [B, S, E].
@@ -57,51 +89,45 @@ def route(logits: Array, experts: Experts, correction: Array | None) -> tuple[Ar
         >>> chosen.tolist(), share.round(2).tolist()
         ([[[False, True, True]]], [[[0.0, 0.25, 0.75]]])
     """
+    chosen = observe(ROUTER, largest(preferences(logits, experts, correction), experts.top_k))
     if experts.scoring == "sparsemixer":
-        return sparsemixer(logits, experts.top_k, experts.jitter)
-    score = ops.softmax(logits) if experts.scoring == "softmax" else ops.sigmoid(logits)
-    preference = score if correction is None else score + correction
-    if experts.groups > 1:
-        shape = (*score.shape[:-1], experts.groups, experts.num_experts // experts.groups)
-        grouped = np.reshape(preference, shape)
-        of_group = np.sum(np.where(largest(grouped, 2), grouped, 0.0), axis=-1)
-        kept = np.expand_dims(largest(of_group, experts.groups_kept), -1)
-        preference = np.reshape(np.where(kept, grouped, -np.inf), score.shape)
-    chosen = largest(preference, experts.top_k)
-    share = np.where(chosen, score, 0.0)
+        return chosen, sparsemixer(logits, chosen, experts.top_k, experts.jitter)
+    share = np.where(chosen, _score(logits, experts), 0.0)
     if experts.normalised:
         total = np.sum(share, axis=-1, keepdims=True)
         share = share / np.maximum(total, experts.least_sum)
     return chosen, share * experts.scaling
 
 
-def sparsemixer(logits: Array, top_k: int, jitter: float) -> tuple[Array, Array]:
-    """Choose experts one after another; each counts against those with nearly as large a logit.
+def sparsemixer(logits: Array, chosen: Array, top_k: int, jitter: float) -> Array:
+    """Weigh chosen experts one after another, against those with nearly as large a logit.
 
     share = 1 / sum exp(z_e - z_best) over the experts e not chosen before with
     (z_best - z_e) / max(|z_e|, z_best) <= 2 jitter
 
     Args:
         logits: The router's output z, [B, S, E].
-        top_k: Experts per token.
+        chosen: The experts of each token, [B, S, E].
+        top_k: How many.
         jitter: Half the relative distance up to which a logit is nearly as large.
 
     Returns:
-        Which experts are chosen, and the share of each, 0 for all others; both [B, S, E].
+        The share of each, 0 for all others, [B, S, E].
 
     Source: Liu et al., arXiv:2409.12136, as Phi-3.5-MoE computes it outside training.
 
     Example:
-        >>> chosen, share = sparsemixer(np.array([[[2.0, 2.0, -1.0]]]), 2, 0.1)
-        >>> share.tolist()
+        >>> chosen = np.array([[[True, True, False]]])
+        >>> sparsemixer(np.array([[[2.0, 2.0, -1.0]]]), chosen, 2, 0.1).tolist()
         [[[0.5, 1.0, 0.0]]]
     """
-    chosen, share = ~np.ones_like(logits, np.bool_), np.zeros_like(logits)
+    weighed, share = ~np.ones_like(logits, np.bool_), np.zeros_like(logits)
     for _ in range(top_k):
-        left = np.where(chosen, -np.inf, logits)
-        best = np.max(left, axis=-1, keepdims=True)
+        left = np.where(weighed, -np.inf, logits)
+        next_of_chosen = np.where(chosen, left, -np.inf)
+        best = np.max(next_of_chosen, axis=-1, keepdims=True)
         far = (best - logits) / np.maximum(np.abs(logits), best) > 2 * jitter
-        at = largest(left, 1)
+        at = largest(next_of_chosen, 1)
         share = np.where(at, ops.softmax(np.where(far, -np.inf, left)), share)
-        chosen = chosen | at
-    return chosen, share
+        weighed = weighed | at
+    return share

@@ -5,7 +5,7 @@ block, then `head`. What a family does differently is in its `Config`, or in whi
 Each step passes its result to an observer, which may record the array or return another one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from refimpl.model import attention, ops, position_tables
 from refimpl.model.config import LEARNED_ACTIVATION, BlockKind, Config
-from refimpl.model.experts import route
+from refimpl.model.experts import Observer, route, unobserved
 from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
@@ -22,18 +22,12 @@ from refimpl.model.ops import Array, linear
 from refimpl.model.token_ids import checked_ids
 
 Weights = Mapping[str, Array]
-Observer = Callable[[str, Array], Array]
 
 TRACE_POINTS = (
     "resid_pre", "attn_norm", "q", "k", "v", "q_rope", "k_rope", "attn_out",
     "resid_mid", "mlp_norm", "mlp_out", "resid_post",
 )  # fmt: skip
 INSIDE = ("attn_heads", "mlp_hidden")  # observed, but not part of a trace: inputs of linears
-
-
-def unobserved(name: str, value: Array) -> Array:
-    """Pass a trace point on unchanged."""
-    return value
 
 
 @dataclass(frozen=True)
@@ -215,6 +209,7 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 
     Observed: `experts.7.mlp_norm` [n, D] and `experts.7.mlp_hidden` [n, F], inputs of the linears
     of an expert that n tokens are routed to, if n > 0; the same of `shared_expert` [B, S, ...].
+    Before them, `router.keep` [B, S, E]: which experts each token goes to.
 
     Args:
         x: Normalised input, [B, S, D].
@@ -227,7 +222,7 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """
     assert config.experts is not None
     logits, correction = project(x, weights, "router"), weights.get("router.correction")
-    chosen, share = route(logits, config.experts, correction)
+    chosen, share = route(logits, config.experts, correction, place.observe)
     out = np.zeros_like(x)
     for e in np.flatnonzero(np.any(chosen, axis=(0, 1))).tolist():
         name, routed = f"experts.{e}.", chosen[..., e]

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.method.perturbation import SINK_FACTOR
+from refimpl.model.experts import ROUTER, preferences
+from refimpl.model.forward import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
@@ -32,6 +34,10 @@ def steps_and_margins(
     decisions = DecisionMargins(model, recipe, len(ids))
     arrays = steps(model, ids, recipe, observe=decisions)
     margins: dict[str, Array] = {}
+    if model.config.experts:
+        margins["router.keep"] = np.array(
+            [_router(model, arrays, i) for i in range(model.config.num_blocks)]
+        )
     if recipe.sink == "exclude":
         margins["sinks"] = np.array([_sinks(arrays, i) for i in range(model.config.num_blocks)])
     m = float(recipe.request("owl").options["m"])
@@ -154,6 +160,25 @@ def _gap(goes: Array, stays: Array) -> Array:
     """``1 - goes / stays``; 0 where both are 0."""
     positive = stays > 0
     return np.where(positive, 1 - goes / np.where(positive, stays, 1.0), 0.0)
+
+
+def _router(model: Model, arrays: Mapping[str, Array], block: int) -> float:
+    """How near a token of a block is to another expert: ``(s - g) / (|s| + |g|)``."""
+    step, weights, experts = (
+        f"blocks.{block}.{ROUTER}",
+        model.block(block, np.float64),
+        model.config.experts,
+    )
+    if experts is None or step not in arrays:
+        return inf
+    logits = project(arrays[f"blocks.{block}.mlp_norm"], weights, "router")
+    score = preferences(logits, experts, weights.get("router.correction"))
+    chosen = unpacked(arrays[step], experts.num_experts)
+    stays = np.min(np.where(chosen, score, inf), axis=-1)
+    goes = np.max(np.where(chosen, -inf, score), axis=-1)
+    tied = np.isfinite(goes)
+    gap = (stays - goes)[tied] / (np.abs(stays) + np.abs(goes))[tied]
+    return float(np.min(gap, initial=inf))
 
 
 def _sinks(arrays: Mapping[str, Array], block: int) -> float:

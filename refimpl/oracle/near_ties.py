@@ -9,11 +9,13 @@ from math import inf, isfinite
 import numpy as np
 
 from refimpl.method.correction import centred_log
+from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.judging.measures import (
     ALIGNMENT,
+    FORWARD,
     UNCHANGED,
     Positions,
     StepResult,
@@ -37,6 +39,7 @@ from refimpl.oracle.judging.ties import (
 )
 from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
 from refimpl.oracle.reference_errors import ReferenceRun, coefficient_of, is_drift
+from refimpl.oracle.routing import router_ties
 from refimpl.oracle.step_tolerances import moved_by_rounding
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import StepInputs
@@ -55,6 +58,9 @@ def steps_after(case: Case, step: str) -> set[str]:
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
     if last == "weight":  # rounded to the stored dtype the other way: see `moved_by_rounding`
         return set()
+    if step.endswith(ROUTER):  # the trace points are computed for the candidate's own choice
+        rest = {x for x in case.expected if x.split(".")[0] not in FORWARD}
+        return rest - {"alphapruning.signal", "alphapruning_mid.signal"}
     if first == "pruned":
         return BY_PRUNING
     if last not in ("signal", "counts"):
@@ -95,6 +101,8 @@ def ties_of(
         of_scores = [x for name, x in tolerances.items() if fnmatchcase(name, "wanda.*.score")]
         relative = max(of_scores, default=floor)
         return outlier_ties(array, truth, scores, m, tolerances[step], relative, TIE_SHARE)
+    if step.endswith(ROUTER):
+        return router_ties(case, step, array, reference.errors[step], tolerances, dtype)
     if last == "keep":
         moved = moved_by_rounding(case, step, dtype)
         score, group, slack = score_behind(case, reference, step, dtype, moved)

@@ -7,6 +7,7 @@ from math import inf, isfinite
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.case_folders import NEXT
@@ -18,6 +19,7 @@ from refimpl.oracle.judging.measures import (
     lost,
     measure_of,
 )
+from refimpl.oracle.judging.pruner_scores import unpacked
 from refimpl.oracle.judging.tolerance import EPS, arithmetic_of
 from refimpl.oracle.rounding import (
     ARITHMETIC,
@@ -148,18 +150,32 @@ def _sample(case: Case, stepwise: bool, kind: type[FewerBits] | None) -> dict[st
     }
 
 
+def router_choices(case: Case, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Choices of routers among some arrays, as many experts for each token as the case's."""
+    choices = {}
+    for name, truth in case.expected.items():
+        x = arrays.get(name)
+        if not name.endswith(ROUTER) or x is None or x.shape != truth.shape or x.dtype != np.uint8:
+            continue
+        experts = case.model.config.experts
+        assert experts is not None
+        if (unpacked(x, experts.num_experts).sum(-1) == experts.top_k).all():
+            choices[name] = x
+    return choices
+
+
 def _computed(
     case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None, pruning: bool = True
 ) -> Mapping[str, Array]:
     """Every step, or those before the pruners, in a dtype that NumPy has or rounded further."""
     every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))
-    ids = case.inputs["token_ids"]
+    ids, choices = case.inputs["token_ids"], router_choices(case, case.expected)
     try:
         if stepwise:
             return stepwise_steps(case, dtype, kind)
         if kind:
-            return rounded_steps(case.model, ids, every, kind, pruning)
-        return steps(case.model, ids, every, dtype, pruning=pruning)
+            return rounded_steps(case.model, ids, every, kind, pruning, choices)
+        return steps(case.model, ids, every, dtype, pruning=pruning, choices=choices)
     except RefimplError as error:
         raise RefimplError(
             f"{case.folder}: refimpl cannot compute this case in {dtype} ({error.problem})",

@@ -195,7 +195,10 @@ def rounded_steps(
     recipe: Recipe,
     kind: type[RoundedArray],
     pruning: bool = True,
+    choices: Mapping[str, Array] = {},
 ) -> dict[str, Array]:
     """The arrays of `steps` with rounded numbers; in `FewerBits` errors are ``2^fewer`` larger."""
-    arrays = steps(RoundedModel.of(model, kind), ids, recipe, kind.held, pruning=pruning)
+    arrays = steps(
+        RoundedModel.of(model, kind), ids, recipe, kind.held, pruning=pruning, choices=choices
+    )
     return {name: np.asarray(value) for name, value in arrays.items()}

@@ -18,11 +18,13 @@ from refimpl.allocation.targets import Targets, allocation_targets, pattern_targ
 from refimpl.errors import RefimplError
 from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method.perturbation import Perturbation
+from refimpl.model.experts import ROUTER
 from refimpl.model.floating_point import loud
-from refimpl.model.forward import INSIDE, block, embed, forward, head, places
+from refimpl.model.forward import INSIDE, block, embed, head, places
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
+from refimpl.oracle.judging.pruner_scores import unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import parse_pattern
@@ -43,12 +45,14 @@ def steps(
     dtype: npt.DTypeLike = np.float64,
     observe: Callable[[str, PrunedBlock], None] = lambda name, block: None,
     pruning: bool = True,
+    choices: Mapping[str, Array] = {},
 ) -> dict[str, Array]:
     """Compute every step of a recipe, as `score`, `allocate` and the pruners do.
 
     With L blocks, N sequences of S tokens, in this order:
 
-    - the trace points, [N, S, ...];
+    - the trace points, [N, S, ...]; of a mixture also `blocks.{l}.router.keep`, bits,
+      [N, S, experts / 8]: which experts each token goes to;
     - `perturbed.{l}.drift` and `.alignment`, after block l and every later one, [L - l];
     - `absorption_coefficient` [L];
     - `coarse.*`, the same at `coarse_eta` with several draws, and `coarse.stderr` [L], the standard
@@ -77,6 +81,8 @@ def steps(
         dtype: Of the computation, float32 or float64; statistics and scores are float64.
         observe: Called with the name of each pruner and each of its blocks.
         pruning: Whether to compute what follows from decisions: `pruned.*` and the pruners' steps.
+        choices: Steps `blocks.{l}.router.keep` with which the trace points are computed in place of
+            the model's own.
 
     Raises:
         RefimplError: As `score`, `allocate` and `prune` raise it.
@@ -88,8 +94,8 @@ def steps(
         (['embed', 'blocks.0.resid_pre'], (3,), 370)
     """
     if recipe.only:
-        return _partial(model, ids, recipe, dtype)
-    arrays = dict(forward(model, ids, trace=True, dtype=dtype).trace)
+        return _partial(model, ids, recipe, dtype, choices)
+    arrays = forward_steps(model, ids, recipe, dtype, choices)
     tokens = Tokens(ids, "of the case", "ids")
     spectra = {"alphapruning", "alphapruning_linear"} & set(recipe.bases)
     request = recipe.request("alphapruning" if spectra else "owl")
@@ -138,17 +144,42 @@ def steps(
 
 
 def _partial(
-    model: Model, ids: npt.NDArray[np.int64], recipe: Recipe, dtype: npt.DTypeLike
+    model: Model,
+    ids: npt.NDArray[np.int64],
+    recipe: Recipe,
+    dtype: npt.DTypeLike,
+    choices: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """The steps that the recipe asks for, of the forward and the experiments, block by block.
+    """The steps that the recipe asks for, of the forward and the experiments."""
+    arrays = forward_steps(model, ids, recipe, dtype, choices)
+    for prefix in ("", "coarse."):
+        if recipe.perturbs(prefix, model.config.num_blocks):
+            plan = recipe.coarse_perturbation if prefix else recipe.perturbation
+            tokens, request = Tokens(ids, "of the case", "ids"), recipe.request("uniform")
+            arrays |= _experiment(prefix, score(model, tokens, plan, request, dtype=dtype))
+    return arrays
+
+
+def forward_steps(
+    model: Model,
+    ids: npt.NDArray[np.int64],
+    recipe: Recipe,
+    dtype: npt.DTypeLike,
+    choices: Mapping[str, Array],
+) -> dict[str, Array]:
+    """The trace points that the recipe asks for, block by block; `choices` as in `steps`.
 
     With an experiment also every state after a block, from whose errors its tolerance is made.
     """
     config, arrays, positions = model.config, dict[str, Array](), np.arange(ids.shape[1])
-    prefixes = [x for x in ("", "coarse.") if recipe.perturbs(x, config.num_blocks)]
+    perturbs = any(recipe.perturbs(x, config.num_blocks) for x in ("", "coarse."))
 
     def record(prefix: str, name: str, value: Array) -> Array:
-        state = prefixes and name == "resid_post"
+        state = perturbs and name == "resid_post"
+        if name == ROUTER and recipe.asks(prefix + name):
+            arrays[prefix + name] = np.packbits(value, axis=-1)
+        if prefix + name in choices:
+            return unpacked(choices[prefix + name], value.shape[-1])
         if name not in INSIDE and "." not in name and (state or recipe.asks(prefix + name)):
             arrays[prefix + name] = np.array(recipe.sampled(value, len(positions)), subok=True)
         return value
@@ -162,10 +193,6 @@ def _partial(
             x = block(x, model.block(i, dtype), place, config)
         if recipe.asks("final_norm", "logits"):
             head(x, model.head(dtype), config, partial(record, ""))
-    for prefix in prefixes:
-        plan = recipe.coarse_perturbation if prefix else recipe.perturbation
-        tokens, request = Tokens(ids, "of the case", "ids"), recipe.request("uniform")
-        arrays |= _experiment(prefix, score(model, tokens, plan, request, dtype=dtype))
     return arrays
 
 

@@ -19,6 +19,7 @@ from refimpl.method.absorption import absorption_coefficient, nan_mean, survivin
 from refimpl.method.correction import centred_log, clipped_log, corrected
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.projection import project
+from refimpl.model.experts import ROUTER
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
 from refimpl.model.ops import Array
@@ -183,13 +184,23 @@ def _steps(inputs: StepInputs) -> NamedArrays:
 
 
 def _forward(inputs: StepInputs) -> NamedArrays:
-    """The trace points, and the signals of what the linears read in the same passes."""
+    """The trace points, and the signals of what the linears read in the same passes.
+
+    A mixture goes on with the experts that its router has chosen in the case.
+    """
     model, config, dtype = inputs.case.model, inputs.case.model.config, inputs.dtype
     yield "embed", inputs.embedded
     squares: list[dict[str, Array]] = []
     for i, place in enumerate(inputs.places):
         trace: dict[str, Array] = {}
-        observed = replace(place, observe=trace.setdefault)
+
+        def observe(name: str, value: Array, trace: dict[str, Array] = trace, i: int = i) -> Array:
+            trace[name] = np.packbits(value, axis=-1) if name == ROUTER else value
+            if name != ROUTER:
+                return value
+            return unpacked(inputs.case.expected[f"blocks.{i}.{name}"], value.shape[-1])
+
+        observed = replace(place, observe=observe)
         block(inputs.state(f"blocks.{i}.resid_pre"), model.block(i, dtype), observed, config)
         squares.append({x: sum_of_squares(trace[x]) for x in inputs_of(config.linears[i])})
         yield from ((f"blocks.{i}.{x}", y) for x, y in trace.items() if x not in INSIDE)

@@ -67,7 +67,7 @@ def of_last_token(right: Any, *arguments: Any) -> tuple[Array, Array]:
     return tuple(np.repeat(x[:, -1:], x.shape[1], axis=1) for x in right(*arguments))  # type: ignore[return-value]
 
 
-def corrected_shares(right: Any, logits: Array, facts: Experts, correction: Any) -> Any:
+def corrected_shares(right: Any, logits: Array, facts: Experts, correction: Any, _: Any) -> Any:
     """Let the correction change the shares, not the choice alone."""
     chosen, share = right(logits, facts, correction)
     sized = share + np.where(chosen, correction, 0)

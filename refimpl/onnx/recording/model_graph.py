@@ -16,7 +16,8 @@ import onnx
 
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import BlockKind, Config
-from refimpl.model.forward import TRACE_POINTS, Observer, Place, block, embed, head, places
+from refimpl.model.experts import Observer
+from refimpl.model.forward import TRACE_POINTS, Place, block, embed, head, places
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.model import Model
 from refimpl.onnx.recording.array import Recorded

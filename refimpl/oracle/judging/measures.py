@@ -27,6 +27,7 @@ DOMAINS: Mapping[str, tuple[float, float]] = {
 }
 ALIGNMENT = ".alignment"
 UNCHANGED = 2.0**-49  # what rounding in float64 leaves of ``1 - A`` where nothing was lost
+FORWARD = ("embed", "blocks", "final_norm", "logits")  # first words of the trace points
 BY_ROW = (".weight", ".products", ".squares", ".score")  # last words of steps measured row by row
 
 StepMeasure = Literal["rows", "numbers", "shares", "counts", "bits"]
@@ -75,8 +76,7 @@ def measure_of(step: str, kind: np.dtype[np.generic]) -> StepMeasure:
         return "bits" if step.endswith(".keep") else "counts"
     if step.endswith((".base", ".corrected", ".stderr", ".divergence")):
         return "shares"
-    forward = step.split(".")[0] in ("embed", "blocks", "final_norm", "logits")
-    return "rows" if forward or step.endswith(BY_ROW) else "numbers"
+    return "rows" if step.split(".")[0] in FORWARD or step.endswith(BY_ROW) else "numbers"
 
 
 def error_of(

@@ -19,8 +19,8 @@ Keep = npt.NDArray[np.bool_]
 
 
 def unpacked(bits: Array, width: int) -> Keep:
-    """Decisions [out, width] from packed bits."""
-    return np.unpackbits(bits.astype(np.uint8), axis=1, count=width).astype(np.bool_)
+    """Decisions [..., width] from packed bits."""
+    return np.unpackbits(bits.astype(np.uint8), axis=-1, count=width).astype(np.bool_)
 
 
 def dense_scores(model: Model, ids: npt.NDArray[np.int64]) -> Iterator[Array]:
