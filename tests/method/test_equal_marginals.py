@@ -8,7 +8,6 @@ import numpy.typing as npt
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 
 from refimpl.errors import RefimplError
 from refimpl.method.correction import centred_log, corrected
@@ -71,46 +70,6 @@ def test_one_more_weight_costs_the_same_everywhere(p: Surrogate) -> None:
         # At the lowest sparsity a unit costs more than the price, at the highest less.
         assert (cost[s <= p.lo] >= price - 1e-8).all()
         assert (cost[s >= p.hi] <= price + 1e-8).all()
-
-
-@given(surrogates(), st.randoms())
-def test_a_permutation_permutes(p: Surrogate, random: object) -> None:
-    order = np.random.default_rng(random.getrandbits(32)).permutation(len(p.level))  # type: ignore[attr-defined]
-    parts = p.level[order], p.rate[order], p.base[order], p.sizes[order]
-    moved = Surrogate(*parts, p.sparsity, p.lo, p.hi[order]).solved()
-    np.testing.assert_allclose(moved, p.solved()[order], rtol=0, atol=1e-9)
-
-
-@given(surrogates(), st.integers(0, 6), st.floats(1, 100))
-def test_a_unit_that_errs_more_is_pruned_less(p: Surrogate, unit: int, times: float) -> None:
-    assume(unit < len(p.level))
-    level = p.level.copy()
-    level[unit] *= times
-    worse = Surrogate(level, p.rate, p.base, p.sizes, p.sparsity, p.lo, p.hi).solved()
-    rise = worse - p.solved()
-    assert rise[unit] <= 1e-12
-    assert (np.delete(rise, unit) >= -1e-12).all()
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_a_generic_solver_finds_no_better(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    count = int(random.integers(2, 8))
-    sizes = random.integers(1, 9, count)
-    level, rate = np.exp(random.normal(-2, 1, count)), random.uniform(3, 9, count)
-    base, hi = random.uniform(0.4, 0.7, count), random.uniform(0.6, 0.9, count)
-    p = Surrogate(level, rate, base, sizes, 0.6, 0.2, hi)
-    found = minimize(
-        lambda s: p.errors(s).sum(),
-        np.full(count, 0.6),
-        jac=lambda s: p.rate * p.errors(s),
-        method="SLSQP",
-        bounds=[(p.lo, top) for top in p.hi],
-        constraints={"type": "eq", "fun": lambda s: sizes @ (s - 0.6), "jac": lambda s: sizes},
-        options={"ftol": 1e-15, "maxiter": 500},
-    )
-    assert p.errors(p.solved()).sum() <= found.fun * (1 + 1e-9)
-    np.testing.assert_allclose(p.solved(), found.x, rtol=0, atol=1e-5)
 
 
 @given(st.lists(st.floats(0.5, 1), min_size=2, max_size=9), st.floats(4, 12))

@@ -13,7 +13,6 @@ from scipy.stats import kstest
 
 from refimpl.method.perturbation import (
     SINK_FACTOR,
-    Deviation,
     NoiseNorm,
     NoiseScale,
     NoiseShape,
@@ -165,18 +164,6 @@ def test_eta_0_changes_nothing(case: States, scale: NoiseScale, shape: NoiseShap
         np.testing.assert_array_equal(array, copy)
 
 
-@given(noisy(), st.floats(-1e5, 1e5), scales, noise_shapes)
-def test_what_is_left_out_has_no_say(
-    case: States, value: float, scale: NoiseScale, shape: NoiseShape
-) -> None:
-    h, z, kept = case
-    other = np.where(kept[:, None], h, value)
-    np.testing.assert_array_equal(
-        perturbed(other, z, 0.3, kept, scale, shape)[kept],
-        perturbed(h, z, 0.3, kept, scale, shape)[kept],
-    )
-
-
 @given(noisy(), st.floats(1e-3, 1), scales, noise_shapes)
 def test_noise_is_scaled_in_float64_and_then_cast(
     case: States, eta: float, scale: NoiseScale, shape: NoiseShape
@@ -244,34 +231,6 @@ def test_drift_and_alignment_stay_in_their_ranges(pair: States, norm: Norm) -> N
     still = deviation(pair[1], *pair[1:], norm)
     assert all(r == 0 or isnan(r) for r in still.drift.tolist())
     assert all(a == pytest.approx(1, abs=4 * EPS) or isnan(a) for a in still.alignment.tolist())
-
-
-@given(pairs_of_states(), scales, st.integers(-8, 8))
-def test_deviation_is_relative(pair: States, norm: Norm, power: int) -> None:
-    state, clean, kept = pair
-    found, scaled = (deviation(state * f, clean * f, kept, norm) for f in (1.0, 2.0**power))
-    for name in Deviation.__dataclass_fields__:  # powers of two leave every bit in its place
-        np.testing.assert_array_equal(getattr(scaled, name), getattr(found, name))
-
-
-@given(pairs_of_states(), scales, st.floats(-1e5, 1e5))
-def test_tokens_left_out_do_not_count(pair: States, norm: Norm, value: float) -> None:
-    state, clean, kept = pair
-    found = deviation(state, clean, kept, norm)
-    other = deviation(np.where(kept[:, None], state, value), clean, kept, norm)
-    np.testing.assert_array_equal(other.drift, found.drift)
-    np.testing.assert_array_equal(other.alignment, found.alignment)
-    assert len(found.drift) == (1 if norm == "sequence" else len(kept))
-
-
-@given(states(), st.floats(-3, 3))
-def test_a_multiple_of_a_state_is_aligned_with_it(h: Floats, factor: float) -> None:
-    assume(abs(factor) > 1e-3)
-    for norm in ("token", "sequence"):
-        found = deviation(factor * h, h, np.ones(len(h), np.bool_), norm)
-        known = ~np.isnan(found.drift)
-        np.testing.assert_allclose(found.drift[known], abs(factor - 1), atol=4 * EPS)
-        np.testing.assert_allclose(found.alignment[known], np.sign(factor), atol=4 * EPS)
 
 
 def test_float32_states_are_measured_in_float64() -> None:
