@@ -75,11 +75,6 @@ def test_log_likelihoods_are_those_of_the_forward() -> None:
     assert accuracy.answers.tolist() == [row["answer"] for row in ROWS]
 
 
-def test_neither_order_nor_company_matters() -> None:
-    for row, values in zip(ROWS, accuracy_of(*ROWS).log_likelihoods, strict=True):
-        np.testing.assert_allclose(values, accuracy_of(row).log_likelihoods[0], rtol=1e-12)
-
-
 @given(st.data())
 def test_accuracies_are_the_harnesss(data: st.DataObject) -> None:
     lls, lengths, answers = [], [], []

@@ -131,25 +131,6 @@ def test_byte_offsets_are_those_of_utf8(words: str) -> None:
     assert byte_offsets(words).tolist() == [len(words[:i].encode()) for i in range(len(words) + 1)]
 
 
-@given(st.lists(st.tuples(st.integers(1, 600), st.floats(0.01, 12)), min_size=2, max_size=9))
-def test_what_perplexity_promises(rows: list[tuple[int, float]]) -> None:
-    tokens = np.array([n for n, _ in rows])
-    nats = np.array([n * mean for n, mean in rows])
-    found = Perplexity(nats, tokens, tokens * 4)
-    low, high = min(mean for _, mean in rows), max(mean for _, mean in rows)
-    assert exp(low) * (1 - 1e-12) <= found.value <= exp(high) * (1 + 1e-12)
-    assert found.stderr >= 0
-    if low == high:
-        assert found.nats_stderr <= 1e-9
-    assert found.bits_per_byte == pytest.approx(found.mean_nats / log(2) / 4)
-    twice = Perplexity(np.tile(nats, 2), np.tile(tokens, 2))
-    assert twice.value == pytest.approx(found.value)
-    # the same spread over twice as many windows
-    w = len(rows)
-    shrink = sqrt((2 * w / (2 * w - 1)) / (w / (w - 1)) / 2)
-    assert twice.nats_stderr == pytest.approx(found.nats_stderr * shrink, abs=1e-12)
-
-
 def test_one_window_has_no_standard_error() -> None:
     found = Perplexity(np.array([3.0]), np.array([2]))
     assert isnan(found.stderr)

@@ -242,16 +242,6 @@ def test_a_probed_sample_is_what_it_is_among_all(pruner: Any) -> None:
     assert not np.array_equal(both[:, 0], both[:, 1])
 
 
-def test_probes_do_not_depend_on_memory() -> None:
-    request = Request(sparsity=0.5, correct="divergence")
-    large, small = (score(LLAMA, TOKENS, request=request, memory=m) for m in (None, 6 * STATE))
-    assert small.run.memory < large.run.memory
-    assert small.probes is not None
-    assert large.probes is not None
-    np.testing.assert_array_equal(small.probes.divergence, large.probes.divergence)
-    np.testing.assert_array_equal(small.probes.arrival, large.probes.arrival)
-
-
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "magnitude"])
 def test_linears_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
     """Against a forward of our own with one linear pruned, its statistics those of the dense."""
