@@ -23,6 +23,7 @@ from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
+from strategies import json_like
 
 from refimpl import RefimplError
 from refimpl.loading.config_json import HubModel, read_config
@@ -210,11 +211,7 @@ NUMBERS += [0.0, 0.5, 1.5, 1e308, 5e-324, nan, inf, -inf]
 WORDS = ["", "32", "silu", "gelu", "linear", "llama3", "default", "type", "\ud800"]
 LISTS = [["full_attention"] * 4, ["sliding_attention"] * 3, [[]]]
 EDGES = st.sampled_from(NUMBERS) | st.sampled_from(WORDS) | st.sampled_from(LISTS)
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | EDGES,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=6,
-)
+VALUES = json_like(EDGES, st.text(max_size=5))
 KEYS = sorted(
     {key for case in CASES for key in config_of(case)}
     | {key for family in FAMILIES.values() for key in family.keys}

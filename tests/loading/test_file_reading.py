@@ -62,34 +62,6 @@ def test_a_file_that_may_block_is_read_as_any_other(tmp_path: Path) -> None:
         open_file(tmp_path)
 
 
-def test_large_files_are_refused_unread(tmp_path: Path) -> None:
-    for name, words in {
-        "config.json": ("score", tmp_path),
-        "scores.json": ("allocate", tmp_path / "scores.json"),
-        "q.jsonl": ("eval", FIXTURES / "llama", "--choices", tmp_path / "q.jsonl"),
-    }.items():
-        (tmp_path / "model.safetensors").write_bytes(
-            (FIXTURES / "llama/model.safetensors").read_bytes()
-        )
-        with (tmp_path / name).open("wb") as file:
-            file.truncate(1 << 40)
-        assert "is larger than" in refused(*words)
-        assert "is not a regular file" in refused(*words[:-1], _linked(tmp_path / name))
-
-
-def _linked(path: Path) -> Path:
-    """The same name as a link to a device; of a model's file, the model."""
-    path.unlink()
-    path.symlink_to("/dev/zero")
-    return path.parent if path.name == "config.json" else path
-
-
-def test_a_pipe_or_a_device_as_weights(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_bytes((FIXTURES / "llama/config.json").read_bytes())
-    assert "is not a regular file" in refused("score", tmp_path)
-
-
 @pytest.mark.parametrize(
     "text", ["[" * 5000, "[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), "1" + "0" * 400, "NaN", "1e999"]
 )

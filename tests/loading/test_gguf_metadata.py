@@ -7,7 +7,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from conftest import FIXTURES
 from gguf_files import gguf_file
 from refusals import refusal_of
 
@@ -193,15 +192,6 @@ def test_a_value_of_another_type_is_refused_by_its_key(name: str, tmp_path: Path
 
             path = gguf_file(tmp_path, name, tokenizer=True, change=change)
             refusal_of(read_model, path, says=f"{key}: expected")
-
-
-@pytest.mark.parametrize(
-    "case", sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
-)
-def test_the_config_of_any_family_is_read_or_refused(case: str, tmp_path: Path) -> None:
-    path = gguf_file(tmp_path, "llama")
-    says = "" if case.startswith("llama") else "between its tensors and config.json"
-    refusal_of(read_model, path, FIXTURES / case / "config.json", says=says)
 
 
 def test_tensors_that_overlap(tmp_path: Path) -> None:

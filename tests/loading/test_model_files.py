@@ -198,15 +198,6 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     assert "contains no .safetensors file" in refusal(index).problem
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "."])
-def test_what_may_not_be_read(name: str, tmp_path: Path) -> None:
-    shutil.copytree(LLAMA, tmp_path / "m")
-    (tmp_path / "m" / name).chmod(0)
-    assert "ermission denied" in refusal(tmp_path / "m").problem
-    (tmp_path / "m" / name).chmod(0o700)
-
-
 @pytest.mark.parametrize("method", ["open", "iterdir", "is_dir", "stat", "safe_open"])
 def test_what_the_system_forbids(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:

@@ -29,6 +29,7 @@ from quantised_files import (
 )
 from refusals import refusal_of
 from safetensors.numpy import load_file, save_file
+from strategies import json_like
 from test_gguf import assert_equal
 
 from refimpl import RefimplError, forward, read_model
@@ -272,14 +273,7 @@ def test_other_quantisation_is_refused_by_name(name: str, tmp_path: Path) -> Non
 WORDS = ["fp8", "mxfp4", "compressed-tensors", "float-quantized", "block", "tensor", "float", 8]
 CONFIG_KEYS = ["quant_method", "weight_block_size", "fmt", "format", "config_groups", "weights"]
 CONFIG_KEYS += ["num_bits", "type", "strategy", "block_structure", "group_0"]
-ANY = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats() | st.sampled_from(WORDS),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(CONFIG_KEYS) | st.text(max_size=3), inner, max_size=4)
-    ),
-    max_leaves=12,
-)
+ANY = json_like(st.sampled_from(WORDS), st.sampled_from(CONFIG_KEYS) | st.text(max_size=3))
 
 
 @given(ANY, st.sampled_from([{}, *(dict(how.config) for how in FP8.values())]))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import sem
+from strategies import generators, shapes
 
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
@@ -21,18 +22,12 @@ NAN = float("nan")
 ROUNDING = 1e-12
 
 drifts = st.one_of(st.floats(1e-9, 1e9), st.just(0.0), st.just(NAN))
-shapes = st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
-
-
-def generator(draw: st.DrawFn) -> np.random.Generator:
-    """Numbers from a seed: drawn singly they are slow."""
-    return np.random.default_rng(draw(st.integers(0, 2**32)))
 
 
 @st.composite
 def ratios(draw: st.DrawFn) -> Floats:
     """Ratios, [sequences, draws, blocks], some of them unknown."""
-    rng, shape = generator(draw), draw(shapes)
+    rng, shape = draw(generators), draw(shapes(6, 3, 3))
     x = 10 ** rng.uniform(-6, 3, shape)
     return np.where(rng.random(shape) < draw(st.sampled_from([0.0, 0.3, 0.7])), NAN, x)
 
@@ -92,7 +87,7 @@ def kl(z: list[float], perturbed: list[float]) -> float:
 @st.composite
 def logits(draw: st.DrawFn, largest: float = 30) -> Logits:
     """Clean and perturbed logits [S, V], and where the vocabulary is cut."""
-    rng, shape = generator(draw), (draw(st.integers(1, 3)), draw(st.integers(1, 8)))
+    rng, shape = draw(generators), draw(shapes(3, 8))
     z, perturbed = largest * rng.uniform(-1, 1, (2, *shape))
     if draw(st.booleans()):  # ties, zeros and both ends
         z, perturbed = (np.rint(2 * x / largest) / 2 * largest for x in (z, perturbed))

@@ -5,6 +5,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from strategies import generators, seeds
 
 from refimpl.errors import RefimplError
 from refimpl.method import gram_spectrum
@@ -26,7 +27,7 @@ def start_of(spectrum: Floats, fit: tuple[str, str]) -> int | None:
 @st.composite
 def spectra(draw: st.DrawFn) -> Floats:
     """Positive and ascending, over up to twelve decades; often with equal eigenvalues."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rng = draw(generators)
     size, decades = draw(st.integers(3, 40)), draw(st.sampled_from([0.0, 0.5, 3.0, 12.0]))
     logs = decades * rng.beta(draw(st.floats(0.3, 4)), 2, size) + draw(st.floats(-3, 3))
     if draw(st.booleans()):
@@ -71,7 +72,7 @@ def law_or_error(law: object, *arguments: object) -> PowerLaw | str:
     st.sampled_from(["as drawn", "near tie", "rank-deficient", "tiny"]),
     st.booleans(),
     st.integers(0, 40),
-    st.integers(0, 2**32),
+    seeds,
 )
 def test_choices_are_those_of_the_singular_values(
     data: st.DataObject, fit: tuple[str, str], kind: str, tall: bool, more: int, seed: int
@@ -90,7 +91,7 @@ def test_choices_are_those_of_the_singular_values(
     assert ours.alpha == pytest.approx(exact.alpha, rel=1e-6)
 
 
-@given(st.data(), fits, st.booleans(), st.floats(-15, -4), st.integers(0, 2**32))
+@given(st.data(), fits, st.booleans(), st.floats(-15, -4), seeds)
 def test_no_error_within_the_bound_changes_a_certain_choice(
     data: st.DataObject, fit: tuple[str, str], tie: bool, exponent: float, seed: int
 ) -> None:
@@ -133,7 +134,7 @@ def test_a_zero_that_rounding_makes_positive_is_dropped(seed: int) -> None:
     assert power_law(weight, "mid") == alphapruning_alpha(esd(weight), "mid")
 
 
-@given(st.integers(1, 30), st.integers(1, 60), st.integers(0, 5), st.integers(0, 2**32))
+@given(st.integers(1, 30), st.integers(1, 60), st.integers(0, 5), seeds)
 def test_the_bound_holds_for_eigenvalues(rows: int, columns: int, kind: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((rows, columns))

@@ -10,6 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from refusals import refusal_of
 from scipy.stats import kstest
+from strategies import generators, seeds, shapes
 
 from refimpl.method.perturbation import (
     SINK_FACTOR,
@@ -45,8 +46,7 @@ def length(x: npt.ArrayLike) -> float:
 @st.composite
 def states(draw: st.DrawFn) -> Floats:
     """A state [S, D]: tokens of norms far apart, zero tokens, channels and tokens alike."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))  # numbers drawn singly are slow
-    shape = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    rng, shape = draw(generators), draw(shapes(6, 5))
     h = rng.standard_normal(shape)
     if draw(st.booleans()):
         h = h.round()
@@ -56,7 +56,7 @@ def states(draw: st.DrawFn) -> Floats:
 @st.composite
 def noisy(draw: st.DrawFn) -> States:
     """A state [S, D], noise for it, and which tokens are kept (at least one)."""
-    h, seed = draw(states()), draw(st.integers(0, 2**32))
+    h, seed = draw(states()), draw(seeds)
     kept = np.random.default_rng(seed).random(len(h)) < 0.7
     kept[seed % len(h)] = True
     return h, noise(seed, 0, 0, 0, h.shape), kept  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from strategies import generators, matrices, shapes
 
 from refimpl.bases.dlp import dlp_score
 from refimpl.bases.lsa import lsa_error
@@ -18,16 +18,8 @@ from refimpl.method.spectrum import alphapruning_alpha, esd
 
 Floats = npt.NDArray[np.float64]
 
-shapes = st.tuples(st.integers(1, 5), st.integers(1, 6))
-blocks = st.lists(
-    shapes.flatmap(
-        lambda shape: hnp.arrays(
-            np.float64, shape, elements=st.one_of(st.floats(0, 100), st.sampled_from([0.0, 1.0]))
-        )
-    ),
-    min_size=1,
-    max_size=4,
-)
+scores_of_linears = matrices(st.floats(0, 100) | st.sampled_from([0.0, 1.0]), 5, 6)
+blocks = st.lists(scores_of_linears, min_size=1, max_size=4)
 spectra = st.lists(st.floats(1e-6, 1e6), min_size=3, max_size=30).map(sorted)
 
 
@@ -77,8 +69,7 @@ def test_scores_must_be_there_and_finite(scores: list[Floats]) -> None:
 @st.composite
 def linears(draw: st.DrawFn) -> tuple[Floats, Floats]:
     """A weight [out, in], and inputs [tokens, in]."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    rows, columns, tokens = (draw(st.integers(1, n)) for n in (4, 9, 12))
+    rng, (rows, columns, tokens) = draw(generators), draw(shapes(4, 9, 12))
     return rng.standard_normal((rows, columns)), rng.standard_normal((tokens, columns))
 
 
@@ -126,7 +117,7 @@ def test_lsa_refuses(weight: Floats, outer: Floats, group: int) -> None:
 # Spectra
 
 
-@given(hnp.arrays(np.float64, shapes, elements=st.floats(-100, 100)))
+@given(matrices(st.floats(-100, 100), 5, 6))
 def test_esd_is_the_spectrum_of_the_gram_matrix(weight: Floats) -> None:
     spectrum = esd(weight)
     gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight

@@ -157,21 +157,6 @@ def test_an_expert_computes_its_tokens_and_no_others() -> None:
     assert total == 2 * 9 * config.experts.top_k
 
 
-def test_a_share_may_multiply_what_an_expert_reads() -> None:
-    model = model_of("llama4_text")
-    config, weights = model.config, model.block(1, np.float64)
-    x = np.random.default_rng(0).standard_normal((2, 9, config.hidden_size))
-    place = places(np.arange(9), config, np.float64)[config.blocks[1]]
-    seen: dict[str, Array] = {}
-    block(x, weights, replace(place, observe=lambda n, v: seen.setdefault(n, v)), config)
-    y = seen["mlp_norm"]
-    logits = y @ weights["router.weight"].T
-    for e in range(4):
-        chosen = (np.argsort(-logits, axis=-1)[..., :2] == e).any(axis=-1)
-        expected = (y / (1 + np.exp(-logits[..., [e]])))[chosen]
-        np.testing.assert_allclose(seen[f"experts.{e}.mlp_norm"], expected, rtol=1e-13)
-
-
 def test_equal_scores_go_to_the_lower_index() -> None:
     assert largest(np.zeros((2, 5)), 2).tolist() == [[True, True, False, False, False]] * 2
     facts = Experts(4, 2, 8)

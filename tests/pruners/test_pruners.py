@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from strategies import matrices, seeds, shapes, ties
 
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats
@@ -34,11 +35,6 @@ Rule = Callable[[Floats], Bools]
 patterns = st.integers(1, 8).flatmap(
     lambda m: st.builds(Pattern, pruned=st.integers(0, m), group=st.just(m))
 )
-seeds = st.integers(0, 2**32 - 1)
-
-
-def tied(shape: tuple[int, int]) -> st.SearchStrategy[Floats]:
-    return hnp.arrays(np.float64, shape, elements=st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0]))
 
 
 def lowest(score: Floats, count: int) -> Bools:
@@ -62,7 +58,7 @@ def above_threshold(score: Floats, sparsity: float) -> Bools:
 @given(patterns, st.integers(1, 4), st.integers(1, 4), st.data())
 def test_patterns_by_sorting(pattern: Pattern, rows: int, groups: int, data: st.DataObject) -> None:
     shape = (rows, groups * pattern.group)
-    score = data.draw(tied(shape))
+    score = data.draw(hnp.arrays(np.float64, shape, elements=ties))
     before = score.copy()
     keep = pattern_keep(score, pattern)
     assert ((~keep).reshape(-1, pattern.group).sum(axis=1) == pattern.pruned).all()
@@ -142,7 +138,7 @@ def random_keep(shape: tuple[int, int], target: int | Pattern, seed: int, *linea
     return decision(np.ones(shape), None, 0, target, pruner, linear=(block, index))[0]
 
 
-@given(st.tuples(st.integers(1, 6), st.integers(1, 9)), seeds, st.data())
+@given(shapes(6, 9), seeds, st.data())
 def test_random_counts_are_exact(shape: tuple[int, int], seed: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, prod(shape)))
     keep = random_keep(shape, count, seed, 1, 2)
@@ -249,7 +245,7 @@ def best(weight: Floats, h: Floats, keep: Bools) -> Floats:
     return new
 
 
-sizes = st.tuples(st.integers(1, 4), st.integers(1, 9))
+sizes = shapes(4, 9)
 
 
 @given(seeds, sizes, st.sampled_from([0.0, 0.01, 1.0]), st.integers(1, 10), st.data())
@@ -395,7 +391,7 @@ def test_the_hessian_has_the_peers_scale() -> None:
         hessian(outer, 0)
 
 
-@given(st.tuples(st.integers(1, 4), st.integers(1, 9)).flatmap(tied), st.floats(0, 1.5))
+@given(matrices(ties, 4, 9), st.floats(0, 1.5))
 def test_wanda_as_its_code_decides(weight: Floats, sparsity: float) -> None:
     score = np.abs(weight)
     keep = wanda_keep_peer(score, sparsity)
@@ -403,7 +399,7 @@ def test_wanda_as_its_code_decides(weight: Floats, sparsity: float) -> None:
         np.testing.assert_array_equal(kept, lowest(row, min(int(row.size * sparsity), row.size)))
 
 
-@given(st.tuples(st.integers(1, 4), st.integers(1, 9)).flatmap(tied), st.floats(0, 0.999))
+@given(matrices(ties, 4, 9), st.floats(0, 0.999))
 def test_magnitude_as_its_code_decides(weight: Floats, sparsity: float) -> None:
     score = np.abs(weight)
     keep = magnitude_keep_peer(score, sparsity)
@@ -433,6 +429,7 @@ def test_the_peers_pattern_loses_dead_inputs_on_top(seed: int, rows: int, groups
     pruned = (~found.keep).reshape(rows, groups, 4).sum(axis=2)
     assert (pruned[:, 0] == 3).all()
     assert (pruned[:, 1:] == 2).all()
+    assert not found.weight[~found.keep].any()
 
 
 @pytest.mark.parametrize("sparsity", [1.0, 1.3, -0.1, float("nan"), float("inf")])

@@ -7,18 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from strategies import matrices
 
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats
 from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 
-shapes = st.tuples(st.integers(1, 7), st.integers(1, 9))
-tied = shapes.flatmap(
-    lambda shape: hnp.arrays(np.float64, shape, elements=st.sampled_from([0.0, 1.0, 2.0]))
-)
-spread = shapes.flatmap(lambda shape: hnp.arrays(np.float64, shape, elements=st.floats(0, 1e9)))
-matrices = st.one_of(tied, spread)
+scores = matrices(st.sampled_from([0.0, 1.0, 2.0]), 7, 9) | matrices(st.floats(0, 1e9), 7, 9)
 
 
 def keep_by_sorting(score: Floats, count: int) -> Bools:
@@ -36,7 +32,7 @@ def keep_by_sorting(score: Floats, count: int) -> Bools:
     return keep
 
 
-@given(matrices, st.data())
+@given(scores, st.data())
 def test_wanda_is_the_stable_sort(score: Floats, data: st.DataObject) -> None:
     before = score.copy()
     for count in (0, data.draw(st.integers(0, score.size)), score.size):
@@ -48,7 +44,7 @@ def test_wanda_is_the_stable_sort(score: Floats, data: st.DataObject) -> None:
     np.testing.assert_array_equal(score, before)
 
 
-@given(matrices, st.data())
+@given(scores, st.data())
 def test_magnitude_is_the_stable_sort(score: Floats, data: st.DataObject) -> None:
     before = score.copy()
     for count in (0, data.draw(st.integers(0, score.size)), score.size):
@@ -65,7 +61,7 @@ def test_a_large_matrix_with_heavy_ties(dtype: type) -> None:
         np.testing.assert_array_equal(wanda_keep(score, count), keep_by_sorting(score, count))
 
 
-@given(matrices, st.data())
+@given(scores, st.data())
 def test_wanda_score_is_its_formula(weight: Floats, data: st.DataObject) -> None:
     columns = weight.shape[1]
     moment = data.draw(hnp.arrays(np.float64, columns, elements=st.floats(0, 1e9)))
