@@ -130,21 +130,6 @@ def test_a_sweep_has_a_column_per_eta() -> None:
     assert first.split()[1:7] == ["4.000", "±", "0.012", "0.200", "±", "0.012"]
 
 
-def test_uncertain_blocks_are_counted_apart() -> None:
-    errors = np.array([0.1, 0.1, 0.3, 0.0])
-    said = shown(scores(absorption([2.0, 0.5, 1.5, 1.0], stderr=errors))).split("\n\n")[0]
-    assert "absorb what is done to 1 block and amplify what is done to 1." in said
-    assert "Uncertain, within 2 standard errors of 1: 1." in said.replace("\n", " ")
-
-
-def test_a_correction_that_is_the_clip_says_so() -> None:
-    assert "the correction is the clip" in shown(scores(absorption([5.0, 6.0, 1.0]))).replace(
-        "\n", " "
-    )
-    assert "is the clip" not in shown(scores(absorption([5.0, 2.0, 1.0])))
-    assert "is the clip" not in shown(scores(absorption([5.0, 6.0, 1.0])), correct=None)
-
-
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_every_line_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
@@ -202,44 +187,77 @@ def test_a_terminal_without_columns(width: int, monkeypatch: pytest.MonkeyPatch)
     )
 
 
-ONE_THREAD = Run("float32", 1, 1 << 16, 0.0, None, {})
+def probed(*divergences: list[float]) -> Scores:
+    """Scores of probes at 0.6, 0.7 and 0.8, of two blocks."""
+    at = PrunedAt("uniform", {}, 0.7, np.full((2, 2), 420))
+    measured = absorption([2.0, 1.0], None, divergence=np.array([0.2, 0.2]))
+    probes = Probes(np.array([[0.6] * 2, [0.7] * 2, [0.8] * 2]), np.full((3, 2), 0.1),
+                    np.array(divergences))  # fmt: skip
+    return scores(measured, plan=Perturbation("pruning"), pruned_at=at, probes=probes)
 
 
-@pytest.mark.parametrize(
-    ("change", "request_", "words"),
-    [
-        ({"plan": Perturbation(noise_scale="sequence")}, {}, "noise scale sequence"),
-        ({"plan": Perturbation(noise_shape="channel")}, {}, "noise shape channel"),
-        ({"plan": Perturbation(noise_norm="expected")}, {}, "noise norm expected"),
-        ({"plan": Perturbation(norm="sequence")}, {}, "norm sequence"),
-        ({"plan": Perturbation(sink="exclude")}, {}, "sink exclude"),
-        ({"plan": Perturbation(draws=1)}, {}, "1 draw,"),
-        ({"run": ONE_THREAD}, {}, "peak memory unknown"),
-        ({"run": ONE_THREAD}, {}, "1 thread, float32"),
-        ({"run": ONE_THREAD}, {}, "0.0625 MiB for states"),
-        ({}, {"sparsity": 0.123}, "sparsity 0.123"),
-        ({}, {"lo": 0.02}, "limits 0.02 to 1"),
-        ({}, {"hi": 0.98}, "limits 0 to 0.98"),
-        ({}, {"compat": "peer"}, "compat peer"),
-        ({}, {"strength": 0.07}, "strength 0.07"),
-        ({}, {"max_correction": 0.03}, "at most 0.03"),
-        ({}, {"correction_scale": "max"}, "scale max"),
-        ({}, {"correct": None}, "correction  none"),
-        ({}, {"compat": "peer"}, "correction  none"),
-        ({}, {"base": "dlp"}, "dlp, a 0.15, statistic mean"),
-        ({}, {"base": "atp", "options": {"beta": -0.01}}, "atp, beta -0.01"),
-    ],
-)
-def test_every_parameter_is_in_the_header(
-    change: dict[str, Any], request_: dict[str, Any], words: str
+THREE, ONE_THREAD = scores(absorption([2.0, 1.0, 1.5])), Run("float32", 1, 1 << 16, 0.0, None, {})
+PEER = {"base": "owl", "options": {"lam": 0.5}, "sparsity": 0.8, "compat": "peer"}
+DIVERGENCE = {"correct": "divergence"}
+# Scores, a request, what the table says (its lines joined), and what it does not say.
+SAYS: list[tuple[Scores, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = [
+    (scores(absorption([2.0, 0.5, 1.5, 1.0], stderr=np.array([0.1, 0.1, 0.3, 0.0]))), {},
+     ("absorb what is done to 1 block and amplify what is done to 1.",
+      "Uncertain, within 2 standard errors of 1: 1."), ()),
+    (scores(absorption([5.0, 6.0, 1.0])), {}, ("the correction is the clip",), ()),
+    (scores(absorption([5.0, 6.0, 1.0])), {"correct": None}, (), ("is the clip",)),
+    (scores(absorption([5.0, 2.0, 1.0])), {}, (), ("is the clip",)),
+    (scores(), {}, ("provisional",), ("left out", "sinks")),
+    (scores(), {"strength": 0.06}, (), ("provisional",)),
+    (scores(), {"max_correction": 0.2}, (), ("provisional",)),
+    (scores(), {"sparsity": 0.200123},
+     ("pruned 480 of 2,400 (20.0000%), asked for 20.0123%", "sparsity 0.200123"), ()),
+    (THREE, PEER,
+     ("1.3000", "pruned 2,520 of 3,600 (70.0000%), asked for 80.0000%",
+      "compat peer restores no budget", "1 block asked for more than 1"), ()),
+    *((THREE, {"base": "uniform", "compat": "peer", "sparsity": s}, ("restores no budget",),
+       ("more than 1",)) for s in (0.7, 1.0)),
+    (THREE, {"base": "owl"}, (), ("restores",)),
+    (scores(absorption([2.0, 1.0], left_out=np.array([1000, 234]))), {},
+     ("1,234 tokens without a ratio left out",), ()),
+    (replace(THREE, plan=Perturbation(sink="exclude")), {},
+     ("3 tokens excluded as sinks", "sink exclude"), ()),
+    (probed([0.1, 0.1], [0.2, 0.2], [0.4, 0.8]), DIVERGENCE,
+     ("divergence, strength measured, kappa 8.66, quartiles 7.8 to 9.53,",
+      "common to the blocks, 2 of 2 blocks fit", "kappa corrected pruned"), ()),
+    (probed([0.1, 0.4], [0.2, 0.2], [0.4, 0.8]), DIVERGENCE,
+     ("1 of 2 blocks fit, block 1 with the kappa of the others",), ()),
+    (probed([0.4, 0.4], [0.2, 0.2], [0.2, 0.2]), DIVERGENCE,
+     ("no error grows as exp(kappa s): strength 0.05, at most 0.1",), ()),
+    (scores(plan=Perturbation(noise_scale="sequence")), {}, ("noise scale sequence",), ()),
+    (scores(plan=Perturbation(noise_shape="channel")), {}, ("noise shape channel",), ()),
+    (scores(plan=Perturbation(noise_norm="expected")), {}, ("noise norm expected",), ()),
+    (scores(plan=Perturbation(norm="sequence")), {}, ("norm sequence",), ()),
+    (scores(plan=Perturbation(draws=1)), {}, ("1 draw,",), ()),
+    (scores(run=ONE_THREAD), {},
+     ("peak memory unknown", "1 thread, float32", "0.0625 MiB for states"), ()),
+    (scores(), {"lo": 0.02}, ("limits 0.02 to 1",), ()),
+    (scores(), {"hi": 0.98}, ("limits 0 to 0.98",), ()),
+    (scores(), {"compat": "peer"}, ("compat peer", "correction none"), ()),
+    (scores(), {"strength": 0.07}, ("strength 0.07",), ()),
+    (scores(), {"max_correction": 0.03}, ("at most 0.03",), ()),
+    (scores(), {"correction_scale": "max"}, ("scale max",), ()),
+    (scores(), {"correct": None}, ("correction none",), ()),
+    (scores(), {"base": "dlp"}, ("dlp, a 0.15, statistic mean",), ()),
+    (scores(), {"base": "atp", "options": {"beta": -0.01}}, ("atp, beta -0.01",), ()),
+    (scores(), {}, (), ("weights pruned",)),
+    (scores(linears=(LINEARS, {"q_proj": (10, 20), "down_proj": (20, 10)})), {},
+     ("block weights r", "0 1,200 2.000", "1 400 1.000"), ()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "request_", "says", "omits"), SAYS)
+def test_what_the_table_says_and_omits(
+    found: Scores, request_: dict[str, Any], says: tuple[str, ...], omits: tuple[str, ...]
 ) -> None:
-    assert words in facts(shown(scores(**change), **request_)) + ","
-
-
-def test_only_defaults_are_called_provisional() -> None:
-    assert "provisional" in shown(scores())
-    assert "provisional" not in shown(scores(), strength=0.06)
-    assert "provisional" not in shown(scores(), max_correction=0.2)
+    text = " ".join(shown(found, **request_).split())
+    assert [words for words in says if words not in text] == []
+    assert [words for words in omits if words in text] == []
 
 
 def test_a_pruning_perturbation_says_where_it_pruned() -> None:
@@ -303,12 +321,6 @@ def test_columns_are_straight_in_models_of_any_size(style: Style, blocks: int) -
         assert cells[0] == str(i)
         assert float(cells[2]) == pytest.approx(r[i], rel=1e-3)
         assert int(cells[-1].replace(",", "")) <= 202_375_168
-
-
-def test_weights_are_a_column_only_where_they_differ() -> None:
-    assert "weights" not in rows(shown(scores()))[0]
-    found = scores(linears=(LINEARS, {"q_proj": (10, 20), "down_proj": (20, 10)}))
-    assert [line.split()[1] for line in rows(shown(found))] == ["weights", "1,200", "400"]
 
 
 def test_the_bar_stands_under_its_words() -> None:
@@ -379,34 +391,6 @@ def test_alphas_are_means_of_a_block_and_linears_are_announced() -> None:
     assert "sparsities are per linear" in text
 
 
-def test_totals_are_asked_and_achieved() -> None:
-    text = shown(scores(), sparsity=0.200123)
-    assert "pruned 480 of 2,400 (20.0000%), asked for 20.0123%" in text
-
-
-def test_peer_says_what_it_does_not_keep() -> None:
-    found = scores(absorption([2.0, 1.0, 1.5]))
-    text = shown(found, base="owl", options={"lam": 0.5}, sparsity=0.8, compat="peer")
-    assert "1.3000" in text
-    assert "pruned 2,520 of 3,600 (70.0000%), asked for 80.0000%" in text
-    assert "compat peer restores no budget" in text
-    assert "1 block asked for more than 1" in text
-    for sparsity in (0.7, 1.0):
-        text = shown(found, base="uniform", compat="peer", sparsity=sparsity)
-        assert "restores no budget" in text
-        assert "more than 1" not in text
-    assert "restores" not in shown(found, base="owl")
-
-
-def test_tokens_that_do_not_count_are_counted() -> None:
-    found = scores(absorption([2.0, 1.0], left_out=np.array([1000, 234])))
-    assert "1,234 tokens without a ratio left out" in shown(found)
-    found = scores(absorption([2.0, 1.0, 1.0]), plan=Perturbation(sink="exclude"))
-    assert "3 tokens excluded as sinks" in shown(found)
-    assert "left out" not in shown(scores())
-    assert "sinks" not in shown(scores())
-
-
 coefficients = st.floats(0, 1e6)
 
 
@@ -472,28 +456,6 @@ def test_aligned_columns(width: int, height: int, data: st.DataObject) -> None:
     assert [line.split() for line in lines] == [names, *by_row]
     tinted = {n: [f"\x1b[31m{text}\x1b[0m" for text in texts] for n, texts in given_.items()}
     assert [ESCAPE.sub("", line) for line in aligned(tinted)] == lines
-
-
-def test_measured_strength_names_the_blocks_that_do_not_fit() -> None:
-    at = PrunedAt("uniform", {}, 0.7, np.array([[420, 420], [420, 420]]))
-    measured = absorption([2.0, 1.0], None, divergence=np.array([0.2, 0.2]))
-    sparsity = np.array([[0.6, 0.6], [0.7, 0.7], [0.8, 0.8]])
-    both, one, none = [[0.1, 0.1], [0.2, 0.2], [0.4, 0.8]], [[0.1, 0.4]], [[0.4, 0.4]]
-    both_fit, one_fits, none_fits = (
-        replace(
-            scores(measured, plan=Perturbation("pruning"), pruned_at=at),
-            probes=Probes(sparsity, np.full((3, 2), 0.1), np.array(d)),
-        )
-        for d in (both, one + both[1:], none + both[1:2] + [[0.2, 0.2]])
-    )
-    text = shown(both_fit, correct="divergence")
-    assert "divergence, strength measured, kappa 8.66, quartiles 7.8 to 9.53," in text
-    assert "common to the blocks, 2 of 2 blocks fit" in " ".join(text.split())
-    assert rows(text)[0].split()[-3:] == ["kappa", "corrected", "pruned"]
-    text = shown(one_fits, correct="divergence")
-    assert "1 of 2 blocks fit, block 1 with the kappa of the others" in " ".join(text.split())
-    text = " ".join(shown(none_fits, correct="divergence").split())
-    assert "no error grows as exp(kappa s): strength 0.05, at most 0.1" in text
 
 
 def test_alphas_of_blocks_with_fewer_linears_than_others() -> None:
