@@ -36,59 +36,33 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     read = "resid_pre" if config.parallel_residual else "resid_mid"
     limited = () if config.qkv_limit is None else (ops.limited,)
     mask = (position_tables.reach,) if kind.chunked else ()
+    rotation = (attention.rotate, position_tables.rope_tables, *where("q_rope_norm"))
+    scores = capped(config.attn_soft_cap)
+    attend = (attention.attend, *mask, position_tables.causal_bias, *scores, ops.softmax)
+    attn_out = (forward.project, attention.merge_heads, *where("attn_post_norm"), *scaled)
+    share = ops.sigmoid if facts is not None and facts.scoring == "sigmoid" else ops.softmax
+    routing: Functions = (experts.route, experts.largest, share) if routed else ()
+    mixed = (forward.mixture,) if routed else ()
+    mlp_out = (*mixed, *mlp, *where("mlp_post_norm"), *scaled)
+    head = (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax)
     steps: list[tuple[str, Functions, Callable[[Values], Any]]] = [
         ("attn_norm", where("attn_norm"), partial(_norm, before="resid_pre", after="attn_norm")),
         ("qkv", (forward.project, ops.linear, *limited, attention.split_heads), _qkv),
         ("qk_norm", where("q_norm") or where("q_width_norm"), partial(_points, names="qk")),
-        (
-            "rope",
-            (attention.rotate, position_tables.rope_tables, *where("q_rope_norm"))
-            if kind.rope is not None
-            else (),
-            _rope,
-        ),
-        (
-            "attention",
-            (
-                *(attention.attend, *mask, position_tables.causal_bias),
-                *(*capped(config.attn_soft_cap), ops.softmax),
-            ),
-            _attention,
-        ),
-        (
-            "attn_out",
-            (forward.project, attention.merge_heads, *where("attn_post_norm"), *scaled),
-            partial(_points, names=("attn_heads", "attn_out")),
-        ),
+        ("rope", () if kind.rope is None else rotation, _rope),
+        ("attention", attend, _attention),
+        ("attn_out", attn_out, partial(_points, names=("attn_heads", "attn_out"))),
         ("resid_mid", (forward.block,), partial(_sum, names=("resid_pre", "attn_out"))),
         ("mlp_norm", where("mlp_norm"), partial(_norm, before=read, after="mlp_norm")),
-        (
-            "routing",
-            (
-                *(experts.route, experts.largest),
-                ops.sigmoid if facts is not None and facts.scoring == "sigmoid" else ops.softmax,
-            )
-            if routed
-            else (),
-            _routing,
-        ),
-        (
-            "mlp_out",
-            (*((forward.mixture,) if routed else ()), *mlp, *where("mlp_post_norm"), *scaled),
-            _experts if routed else _mlp,
-        ),
+        ("routing", routing, _routing),
+        ("mlp_out", mlp_out, _experts if routed else _mlp),
         ("resid_post", (forward.block,), partial(_sum, names=("resid_mid", "mlp_out"))),
     ]
     return [
         Step("tokens", TOKEN, (checked_ids,), _tokens),
         Step("embed", TOKEN, (forward.embed,), _embed),
         *(Step(name, BLOCK, functions, show) for name, functions, show in steps if functions),
-        Step(
-            "head",
-            TOKEN,
-            (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax),
-            _head,
-        ),
+        Step("head", TOKEN, head, _head),
     ]
 
 

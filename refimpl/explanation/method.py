@@ -181,6 +181,5 @@ def _loss(v: Values) -> Iterator[Figure]:
     error = float(np.square(left - y, dtype=np.float64).sum())
     alone = wanda_score(v.weight, statistics.sum_of_squares(x))
     yield Figure("squared error", error, "over the tokens of the first sequence")
-    yield Figure(
-        "foretold", float(np.square(alone[~v.keep]).sum()), "sum of M^2 of what went, same tokens"
-    )
+    foretold = float(np.square(alone[~v.keep]).sum())
+    yield Figure("foretold", foretold, "sum of M^2 of what went, same tokens")

@@ -9,21 +9,15 @@ from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
 from refimpl.loading.composites import text_entries
 from refimpl.loading.config_keys import LARGEST, Keys, shown
-from refimpl.loading.families import FAMILIES, Family, Location
+from refimpl.loading.families import FAMILIES, REFUSED, Family, Location
 from refimpl.loading.files.refused_formats import refusal
 from refimpl.loading.mixtures import read_experts
-from refimpl.loading.refused_families import check_family
 from refimpl.model.config import Alibi, BlockKind, Config
 
 ACTIVATION_NAMES = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu2",
-}
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
 
     Unlike transformers, it refuses unknown keys, and two spellings of a key that disagree.
     """
-    check_family(entries.get("model_type"), source)
+    _refuse_family(entries.get("model_type"), source)
     text = text_entries(entries, source)
     entries = entries if text is None else text
     family = _family(entries, source)
@@ -111,6 +105,18 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     keys.refuse(source)
     biased = frozenset(role for role in has_bias if has_bias[role])
     return HubModel(config, family, tied, biased, names, text is not None)
+
+
+def _refuse_family(model_type: object, source: str) -> None:
+    """Refuse a family that is known and out of reach, with the reason."""
+    if isinstance(model_type, str) and model_type in REFUSED:
+        reason, way_out = REFUSED[model_type]
+        raise RefimplError(
+            f"{source} describes a {model_type} model: it has {reason}, which refimpl does not "
+            "compute",
+            f"one of {', '.join(FAMILIES)}",
+            way_out,
+        )
 
 
 def _family(entries: Mapping[str, Any], source: str) -> Family:

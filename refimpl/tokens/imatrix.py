@@ -112,12 +112,13 @@ def _mean(
     role, expert = kind_of(linear), [x for x in linear.split(".") if x.isdigit()]
     fused = {"q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "gate_proj"}
     names = [IN_BLOCK[role], *([FUSED[fused[role]]] if role in fused else [])]
-    found = next((f"blk.{block}.{x}.weight" for x in names if _tensor(file, block, x)), None)
+    entries = [[f"blk.{block}.{x}.weight.{kind}" for kind in ("in_sum2", "counts")] for x in names]
+    found = next((entry for entry in entries if file.tensors.keys() >= {*entry}), None)
     ours = f"blocks.{block}.{linear}"
     if found is None:
         problems.append(f"{ours}: no in_sum2 (of blk.{block}.{names[0]}.weight)")
         return None
-    total, counts = (file.tensors[f"{found}.{kind}"].array for kind in ("in_sum2", "counts"))
+    total, counts = (file.tensors[name].array for name in found)
     total, counts = total.reshape(-1, total.shape[-1]), counts.reshape(-1)
     index = int(expert[0]) if expert else 0
     if total.shape[1] != width or len(total) != len(counts) or index >= len(total):
@@ -131,8 +132,3 @@ def _mean(
         problems.append(f"{ours}: no token was counted")
         return None
     return sums / max(count, 1.0)
-
-
-def _tensor(file: "GgufFile", block: int, name: str) -> bool:
-    """Whether a file has both tensors of an entry."""
-    return all(f"blk.{block}.{name}.weight.{x}" in file.tensors for x in ("in_sum2", "counts"))

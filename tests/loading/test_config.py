@@ -28,8 +28,7 @@ from strategies import json_like
 from refimpl import RefimplError
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.config_keys import shown
-from refimpl.loading.families import FAMILIES
-from refimpl.loading.refused_families import REFUSED
+from refimpl.loading.families import FAMILIES, REFUSED
 from refimpl.loading.tensor_claims import roles
 from refimpl.model.config import Config
 

@@ -39,11 +39,8 @@ SWEEPS = 40
 def block_function() -> onnx.FunctionProto:
     """The function of the block, as it is exported."""
     model = read_model(ROOT / "fixtures" / MODEL)
-    (function,) = (
-        model_graph(model, "float32", copied(graph_weights(model, "float32"), None))
-        .model()
-        .functions
-    )
+    enter = copied(graph_weights(model, "float32"), None)
+    (function,) = model_graph(model, "float32", enter).model().functions
     return function
 
 

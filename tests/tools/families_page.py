@@ -16,8 +16,7 @@ from regions import fill
 
 from refimpl import Model, forward
 from refimpl.loading.composites import COMPOSITES, TEXT_FAMILIES
-from refimpl.loading.families import FAMILIES
-from refimpl.loading.refused_families import REFUSED
+from refimpl.loading.families import FAMILIES, REFUSED
 from refimpl.model.config import BlockKind, Config, Rope
 from refimpl.onnx.export import export
 

@@ -19,7 +19,7 @@ from refimpl.loading.files.hub_answers import (
     require_space,
 )
 from refimpl.loading.files.refused_formats import CONVERSIONS
-from refimpl.loading.files.weight_files import shard_of_tensor, shards_of_gguf
+from refimpl.loading.files.weight_files import shard_of_tensor
 
 COMPANIONS = (  # copied when a model is pruned
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
@@ -130,7 +130,7 @@ def _whole(
         expected = f"config.json, and {WEIGHTS[0]} or {INDEX} with all its shards"
         needed = {"config.json"}
         if file is not None:
-            needed, broken, expected = set(shards_of_gguf(file)), [], "all files of the GGUF model"
+            needed, broken, expected = set(_shards(file)), [], "all files of the GGUF model"
             entries = {x: snapshot / x for x in needed if (snapshot / x).exists()}
         elif INDEX in entries and INDEX not in broken and "model.safetensors" not in entries:
             needed |= set(shard_of_tensor(entries[INDEX]).values())
@@ -149,7 +149,7 @@ def _whole(
 
 def only_gguf(names: Iterable[str], repository: str) -> str | None:
     """The GGUF model among the files of a repository, of a split one the first; None without."""
-    models = sorted(x for x in names if x.endswith(".gguf") and shards_of_gguf(x)[0] == x)
+    models = sorted(x for x in names if x.endswith(".gguf") and _shards(x)[0] == x)
     if len(models) > 1:
         raise RefimplError(
             f"{repository} holds {len(models)} GGUF models:",
@@ -158,6 +158,13 @@ def only_gguf(names: Iterable[str], repository: str) -> str | None:
             models,
         )
     return models[0] if models else None
+
+
+def _shards(file: str) -> list[str]:
+    """The names of all files of a GGUF model by one of them: of a split model, its shards."""
+    if (match := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", file)) is None:
+        return [file]
+    return [f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf" for i in range(int(match[2]))] or [file]
 
 
 def _downloaded(
@@ -231,7 +238,7 @@ def _wanted(
     names = [x for x in names if "/" not in x]
     if file is None and not any(x.endswith(".safetensors") for x in names):
         file = only_gguf(listed, name)
-    names += shards_of_gguf(file) if file else []
+    names += _shards(file) if file else []
     if not (files := {x: listed[x] for x in names if x in listed}):
         raise RefimplError(
             f"{name} has no file that refimpl reads",
@@ -245,7 +252,7 @@ def _remedy(
     repository: str, revision: str, check: str, offline: bool, file: str | None = None
 ) -> str:
     """The next step towards a model that the cache does not hold."""
-    which = f" {' '.join(shards_of_gguf(file)[:3])}" if file else ""
+    which = f" {' '.join(_shards(file)[:3])}" if file else ""
     which += "" if revision == "main" else f" --revision {revision}"
     unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and " if offline else ""
     return f"{check}, or {unset}add --download (or run hf download {repository}{which})"

@@ -41,11 +41,7 @@ class BlockScaled(StoredTensor):
     quantised: StoredTensor
     factors: StoredTensor
     block: tuple[int, int]
-
-    @property
-    def kind(self) -> str:
-        """The type in the file."""
-        return "FP8"
+    kind: str = "FP8"
 
     @property
     def nbytes(self) -> int:
@@ -84,11 +80,7 @@ class Packed(StoredTensor):
 
     blocks: StoredTensor
     powers: StoredTensor
-
-    @property
-    def kind(self) -> str:
-        """The type in the file."""
-        return "MXFP4"
+    kind: str = "MXFP4"
 
     @property
     def nbytes(self) -> int:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -32,8 +31,10 @@ class SafetensorsFile(WeightFile):
                 with safe_open(path, framework="np"):
                     pass
                 header = json.loads(file.read(length))
-                if large := [n for n, x in header.items() if n != METADATA and _overflows(x)]:
-                    raise ValueError(f"{large[0]}: the shape {header[large[0]]['shape']}")
+                shapes = {n: x["shape"] for n, x in header.items() if n != METADATA}
+                for name, shape in shapes.items():  # NumPy refuses some, though they are empty
+                    if prod(size or 1 for size in shape) >= 1 << 60:
+                        raise ValueError(f"{name}: the shape {shape}")
                 super().__init__(path, file)
             except (SafetensorError, ValueError) as error:
                 raise RefimplError(
@@ -52,8 +53,3 @@ class SafetensorsFile(WeightFile):
             )
             for name, entry in header.items()
         }
-
-
-def _overflows(entry: Mapping[str, Any]) -> bool:
-    """Whether NumPy cannot have an array of this shape, though it may be empty."""
-    return prod(size or 1 for size in entry["shape"]) >= 1 << 60

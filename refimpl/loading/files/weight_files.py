@@ -1,6 +1,5 @@
 """Which files hold a model's weights: a file, the shards of an index, or the files of a folder."""
 
-import re
 from pathlib import Path
 
 from refimpl.errors import RefimplError, listed
@@ -70,13 +69,6 @@ def shard_of_tensor(index: Path) -> dict[str, str]:
     ):
         raise RefimplError(f"{index} is not an index of shards", _INDEX, "download it again")
     return shard_of
-
-
-def shards_of_gguf(file: str) -> list[str]:
-    """The names of all files of a GGUF model by one of them: of a split model, its shards."""
-    if (match := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", file)) is None:
-        return [file]
-    return [f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf" for i in range(int(match[2]))] or [file]
 
 
 def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:

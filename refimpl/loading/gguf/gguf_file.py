@@ -1,5 +1,6 @@
 """GGUF files; the tensors in them are de-quantised row by row when they are read."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -10,9 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from refimpl.errors import RefimplError, listed
-from refimpl.loading.files.file_reading import reading
-from refimpl.loading.files.weight_files import shards_of_gguf
+from refimpl.errors import RefimplError, listed, unreadable
 from refimpl.loading.gguf.header import TensorEntry, damaged, read_header
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES, StoredTensor, WeightFile
@@ -32,9 +31,12 @@ class GgufFile(WeightFile):
     """A GGUF file: its metadata and its tensors by the file's names, checked when it is opened."""
 
     def __init__(self, path: Path) -> None:
-        with reading(path, "a readable GGUF file"), open_file(path) as file:
-            super().__init__(path, file)
-            self.metadata, entries = read_header(path, file)
+        try:
+            with open_file(path) as file:
+                super().__init__(path, file)
+                self.metadata, entries = read_header(path, file)
+        except OSError as error:
+            raise unreadable(path, error, "a readable GGUF file") from error
         self.tensors = {entry.name: self._tensor(entry) for entry in entries}
         in_order = sorted(self.tensors.values(), key=lambda tensor: tensor.offset)
         for tensor, following in pairwise(in_order):
@@ -64,7 +66,7 @@ class GgufTensor(StoredTensor):
     """A tensor of a GGUF file as transformers would hold it; `dtype` is that after reading.
 
     Args:
-        quantisation: Its type in the file, such as "Q4_K".
+        kind: Its type in the file, such as "Q4_K".
         block: Weights in a block of the quantisation.
         block_bytes: Bytes of a block.
         arrangement: How the file holds it otherwise: a key of `ORDERS`, "transposed" (as GPT-2's
@@ -72,16 +74,11 @@ class GgufTensor(StoredTensor):
         heads: For arrangements by head.
     """
 
-    quantisation: str = "F32"
+    kind: str = "F32"
     block: int = 1
     block_bytes: int = 4
     arrangement: str = ""
     heads: int = 1
-
-    @property
-    def kind(self) -> str:
-        """The type in the file."""
-        return self.quantisation
 
     @property
     def nbytes(self) -> int:
@@ -110,11 +107,11 @@ class GgufTensor(StoredTensor):
         inner = *shape[1:-1], width
         stored = self.file.rows(self.offset, prod(inner), shape[0], rows)
         stored = stored.reshape(len(stored), *inner)
-        if self.quantisation in DTYPES:
-            return stored.view(DTYPES[self.quantisation])
+        if self.kind in DTYPES:
+            return stored.view(DTYPES[self.kind])
         from gguf import GGMLQuantizationType, dequantize
 
-        kind = GGMLQuantizationType[self.quantisation]
+        kind = GGMLQuantizationType[self.kind]
         values = np.empty((*stored.shape[:-1], shape[-1]), np.float32)
         step = max(1, PIECE // prod(shape[1:]))
         with np.errstate(all="ignore"):  # infinities are counted by whoever reads
@@ -163,13 +160,14 @@ def open_shards(path: Path) -> tuple[GgufFile, ...]:
     count = first.metadata.get("split.count", 1)
     if count in (0, 1):
         return (first,)
-    paths = [path.with_name(name) for name in shards_of_gguf(path.name)]
-    if paths[0] != path or len(paths) != count or first.metadata.get("split.no") != 0:
+    match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
+    if match is None or int(match[2]) != count or first.metadata.get("split.no") != 0:
         raise RefimplError(
             f"{path} is one of {count} files of a split model",
             "the first of them, whose name ends in -00001-of- and their number",
             "pass the first file, with all others in its folder",
         )
+    paths = [path.with_name(f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf") for i in range(count)]
     if absent := [other.name for other in paths if not other.exists()]:
         raise RefimplError(
             f"{path}: {len(absent)} of its {count} files are missing: {listed(absent)}",
