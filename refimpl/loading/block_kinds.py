@@ -151,25 +151,19 @@ def _ropes(keys: Keys, head_dim: int) -> tuple[Rope | None, Rope | None]:
     old, new = keys.mapping("rope_scaling"), keys.mapping("rope_parameters")
     if old and not keys.entries.get("rope_parameters"):
         new = {}  # the family's default is for files without either
-    local = "rope_local_base_freq"
+    local, source, sliding = "rope_local_base_freq", "rope_parameters", dict[str, Any]()
+    if keys.has(local):
+        for kind, entry in new.items():
+            if kind not in SLIDES or not isinstance(entry, dict | None):
+                keys.wrong(f"rope_parameters: expected {' and '.join(SLIDES)}, got {shown(kind)}")
+        source = "rope_parameters.full_attention"
+        sliding, new = (e if isinstance(e := new.get(kind), dict) else {} for kind in SLIDES)
+    if old and new and old != new:
+        keys.wrong(f"rope_scaling: {shown(old)} contradicts rope_parameters {shown(new)}")
+    full = _rope(keys, new or old, source if new else "rope_scaling", head_dim)
     if not keys.has(local):
-        if old and new and old != new:
-            keys.wrong(f"rope_scaling: {shown(old)} contradicts rope_parameters {shown(new)}")
-        rope = _rope(keys, new or old, "rope_parameters" if new else "rope_scaling", head_dim)
-        return rope, rope
-
-    for kind, entry in new.items():
-        if kind not in SLIDES or not isinstance(entry, dict | None):
-            keys.wrong(f"rope_parameters: expected {' and '.join(SLIDES)}, got {shown(kind)}")
-    by_kind = {kind: e if isinstance(e := new.get(kind), dict) else {} for kind in SLIDES}
-    full, sliding = by_kind["full_attention"], by_kind["sliding_attention"]
-    if old and full and old != full:
-        keys.wrong(f"rope_scaling: {shown(old)} contradicts rope_parameters {shown(full)}")
-    source = "rope_parameters.full_attention" if full else "rope_scaling"
-    return (
-        _rope(keys, full or old, source, head_dim),
-        _rope(keys, sliding, "rope_parameters.sliding_attention", head_dim, local),
-    )
+        return full, full
+    return full, _rope(keys, sliding, "rope_parameters.sliding_attention", head_dim, local)
 
 
 def _rope(

@@ -415,6 +415,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
      "use_sliding_window: only false is supported, got true"),
     ("gpt_oss", {"hidden_act": "gelu"}, 'hidden_act: only "silu" is supported, got "gelu"'),
     ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha: only 1.702 is supported, got 1.5"),
+    ("llama", {"is_causal": 1}, "is_causal: only true is supported, got 1"),
     ("gpt_oss", {"swiglu_limit": 0}, "swiglu_limit: expected a positive number, got 0"),
     ("gpt_oss", {"experts_per_token": 3}, "experts_per_token: 3 contradicts 2"),
     ("gpt_oss", {"initial_context_length": 9}, "initial_context_length: 9 contradicts 5"),
