@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 
 import examples
@@ -109,6 +110,15 @@ def pytest_collection_finish() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the tests of a module share."""
     return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Executor]:
+    """Two processes for all tests of a module: to start them takes long."""
+    from refimpl.running.processes import processes
+
+    with processes(2) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,15 @@ CHANGES = (
 
 
 def started(
-    *words: object, program: tuple[str, ...] = PROGRAM, session: bool = False
+    *words: object,
+    program: tuple[str, ...] = PROGRAM,
+    session: bool = False,
+    folder: Path | None = None,
 ) -> "subprocess.Popen[str]":
     """A run of `refimpl` with these words, on request as the leader of a session of its own."""
     return subprocess.Popen(
         [*program, *map(str, words)],
+        cwd=folder,
         env=ENV,
         text=True,
         stdout=subprocess.PIPE,

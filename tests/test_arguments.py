@@ -86,7 +86,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
     vector, matrix, weights = np.array([0.5, 0.75]), np.eye(4), "fixtures/llama/model.safetensors"
     usual: dict[str, Any] = {
         "model": model, "tokens": tokens, "plan": Perturbation(), "request": Request(),
-        "dtype": "float32", "threads": 1, "memory": "64M", "executor": "threads",
+        "dtype": "float32", "threads": 1, "memory": "64M", "executor": None,
         "progress": print, "resume": False, "kept": False, "force": False, "trace": False,
         "download": False, "stepwise": False, "config": None, "which": 0, "block": 0,
         "step": "norm", "token_ids": tokens.ids, "measure": dict, "bases": ["uniform"],

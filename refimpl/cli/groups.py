@@ -1,10 +1,11 @@
 """The groups of options that several commands share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import typer
 
@@ -16,6 +17,7 @@ from refimpl.method.perturbation import Perturbation
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.method import methods
 from refimpl.pruners.wanda import WANDA
+from refimpl.running.executors import open_executor
 from refimpl.running.settings import Settings
 from refimpl.tokens.samples import SAMPLES, SCORED, SEQ_LEN
 
@@ -262,6 +264,14 @@ REQUEST = OptionGroup(
     },
 )
 
+
+@contextmanager
+def _opened(executor: str = "threads", **options: Any) -> Iterator[Settings]:
+    """Settings, their executor open."""
+    with open_executor(executor, options["threads"]) as opened:
+        yield Settings(executor=opened, **options)
+
+
 SETTINGS = OptionGroup(
     Settings,
     RUNNING,
@@ -293,6 +303,7 @@ SETTINGS = OptionGroup(
             "or without it, the same command continues a stopped run."
         ),
     },
+    opened=_opened,
 )
 IN_PROCESS = SETTINGS.only("dtype", "threads", "memory")
 

@@ -1,6 +1,7 @@
 """How options are made, one by one or for all fields of a dataclass, and how they are checked."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from inspect import Parameter, cleandoc, signature
@@ -140,12 +141,14 @@ class OptionGroup:
         options: By field, in the order of --help; other fields keep their defaults.
         changes: Whether the options have no defaults, and those in the command line fill a
             dictionary of fields in place of the dataclass.
+        opened: What makes the dataclass in place of it, and ends when the command does.
     """
 
     target: type[Any]
     panel: str
     options: Mapping[str, FieldOption]
     changes: bool = False
+    opened: Callable[..., AbstractContextManager[Any]] | None = None
 
     @classmethod
     def of(cls, target: type[Any], panel: str) -> "OptionGroup":
@@ -181,7 +184,7 @@ class OptionGroup:
             annotation: Any = Annotated[value_type, info]
             yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
-    def take(self, values: dict[str, Any]) -> Any:
+    def take(self, values: dict[str, Any], ends: ExitStack) -> Any:
         """Remove the options of the group from the values of a command, and fill the dataclass."""
         specs = [
             (values.pop(name), *spec)
@@ -189,7 +192,8 @@ class OptionGroup:
         ]
         if self.changes:
             return {key: spec.read(value) for value, key, spec in specs if value not in (None, [])}
-        return self.target(**{key: spec.read(value) for value, key, spec in specs})
+        made = {key: spec.read(value) for value, key, spec in specs}
+        return ends.enter_context(self.opened(**made)) if self.opened else self.target(**made)
 
 
 def field_option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
@@ -234,10 +238,10 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
         terminal.quiet |= values.pop("quiet")
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]
-        with interruptible(paths, dict(values)):
+        with interruptible(paths, dict(values)), ExitStack() as ends:
             if "force" in more:
                 del values["force"]
-            filled = {name: group.take(values) for name, group in groups.items()}
+            filled = {name: group.take(values, ends) for name, group in groups.items()}
             command(**values, **filled)
 
     added = [

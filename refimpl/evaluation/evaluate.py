@@ -79,7 +79,7 @@ def evaluate(
     dtype: npt.DTypeLike = np.float32,
     threads: int | None = None,
     memory: str | int | None = None,
-    executor: Executor | str | None = None,
+    executor: Executor | None = None,
     progress: Progress = lambda done, total: None,
     part: Path | None = None,
     resume: bool = False,
@@ -125,17 +125,17 @@ def evaluate(
     choices = None if questions is None else choice_sequences(encoder(model), questions)
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
     with settings.open(model, _options(windows, choices, dtype), _sequence) as resources:
-        partial, pool = resources.partial, resources.pool
+        partial, workers = resources.partial, resources.at_once
         sums: LogLikelihoods = {} if partial is None else dict(partial.results)
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
         resources.total = sum(batch.cost(model.config) for batch in laid)
         resources.done = resources.total - sum(batch.cost(model.config) for batch in left)
         resumed, started = len(sums), time.perf_counter()
-        size = min(GROUP, tokens_in_memory(model, laid, resources.memory // pool.workers, dtype))
-        if pool.executor is not None:  # at least two work units for every worker
-            size = min(size, -(-sum(batch.ids.size for batch in left) // (2 * pool.workers)))
+        size = min(GROUP, tokens_in_memory(model, laid, resources.memory // workers, dtype))
+        if executor is not None:  # at least two work units for every worker
+            size = min(size, -(-sum(batch.ids.size for batch in left) // (2 * workers)))
         units = [BatchGroup(tuple(group), dtype) for group in groups(left, size)]
-        for _, new in results(units, model, pool, resources.workers, resources.tick):
+        for new in results(units, model, resources):
             if partial is not None:
                 partial.add(new)
             sums |= new

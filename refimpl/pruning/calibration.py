@@ -15,7 +15,7 @@ from refimpl.tokens.imatrix import Imatrix
 
 
 class Calibration(Protocol):
-    """Sequences before the block that is pruned next, wherever their residual states are."""
+    """Sequences before the block that is pruned next."""
 
     @property
     def sequences(self) -> int:

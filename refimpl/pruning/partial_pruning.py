@@ -58,7 +58,10 @@ class PartialPruning:
     def states(self, shape: tuple[int, int], dtype: npt.DTypeLike) -> list[Array] | None:
         """The calibration's states [1, S, D] after the last pruned block, if any, for (S, D)."""
         path = self.states_file(len(self.counts) - 1)
-        return [np.array(h) for h in read_states(path, shape, dtype)] if path.exists() else None
+        if not path.exists():
+            return None
+        with open_file(path) as file:
+            return [*np.frombuffer(file.read(), dtype).reshape(-1, 1, *shape)]
 
     def states_file(self, block: int) -> Path:
         """The file that holds the states after a block, until the next block is pruned."""
@@ -104,9 +107,3 @@ class PartialPruning:
 def results_file(new: Path) -> Path:
     """The file of partial results of the model that is made in a new folder."""
     return new.parent / RESULTS / "blocks"
-
-
-def read_states(path: Path, shape: tuple[int, int], dtype: npt.DTypeLike) -> Array:
-    """Map the states that a file holds, [N, 1, S, D], for the shape (S, D) of each."""
-    with open_file(path) as file:
-        return np.memmap(file, dtype, "r").reshape(-1, 1, *shape)

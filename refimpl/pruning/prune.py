@@ -32,7 +32,6 @@ from refimpl.pruning.inspection import read_record
 from refimpl.pruning.partial_pruning import PartialPruning, results_file
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration_ids
 from refimpl.pruning.pruned_files import PrunedFiles, Written
-from refimpl.pruning.remote_calibration import RemoteCalibration
 from refimpl.running.memory import parse_memory
 from refimpl.running.provenance import (
     Run,
@@ -140,7 +139,7 @@ def prune(
     dtype: npt.DTypeLike = np.float32,
     threads: int | None = None,
     memory: str | int | None = None,
-    executor: Executor | str | None = None,
+    executor: Executor | None = None,
     progress: Progress = lambda done, total: None,
     measure: Callable[[Model], Mapping[str, Any]] = lambda model: {},
 ) -> Pruning:
@@ -161,7 +160,8 @@ def prune(
         dtype: Dtype of the forward passes; statistics, scores and SparseGPT are float64.
         threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        executor: Where the passes run and the linears of a block are pruned, as for `score`.
+        executor: Where the linears of a block are pruned, as for `score`; sequences pass the blocks
+            on the threads of this process.
         progress: Called with the block passes and blocks done, and in all.
         measure: Called with the new model before it is in place; what it returns is recorded, too.
 
@@ -171,7 +171,7 @@ def prune(
     Raises:
         RefimplError: An output that cannot be written, or would damage the input; an allocation for
             a model of other sizes; tokens that are missing, that the model cannot read, or whose
-            states exceed `memory` (on threads); NaN or Inf among the weights; a Hessian that is not
+            states exceed `memory`; NaN or Inf among the weights; a Hessian that is not
             positive definite; partial results of another run.
 
     Source: Wanda, SparseGPT (peers): sequential pruning.
@@ -194,10 +194,9 @@ def prune(
     if imatrix is None:
         ids = calibration_ids(model, pruner, tokens.ids if isinstance(tokens, Tokens) else None)
     facts = None if tokens is None or (ids is None and imatrix is None) else token_facts(tokens)
-    local = executor in (None, "threads")
     state_bytes = 0 if ids is None else ids.size * config.hidden_size * np.dtype(dtype).itemsize
-    check_prune(model, out, {}, force, (2 if local else 3) * state_bytes)
-    if ids is not None and local and 2 * state_bytes > (budget := parse_memory(memory)):
+    check_prune(model, out, {}, force, 2 * state_bytes)
+    if ids is not None and 2 * state_bytes > (budget := parse_memory(memory)):
         raise RefimplError(
             f"memory of {budget} bytes does not hold the calibration's residual states",
             f"{2 * state_bytes} bytes: {len(ids)} x {ids.shape[1]} tokens, before and after a "
@@ -220,15 +219,13 @@ def prune(
             partial.add_copies(files.format_added)
         counts = partial.counts
         inputs = ids if imatrix is None else imatrix
-        calibration = _calibration(model, inputs, pruner, resources, partial, files)
+        calibration = _calibration(model, inputs, pruner, resources, partial)
         left = config.num_blocks - len(counts)
         resources.total = left if ids is None else left + max(0, 2 * left - 1) * len(ids)
         block_pruner = BlockPruner(model, targets, pruner, calibration, resources, partial.folder)
         pruned, each = files.open(), resources.workers.map
         for i in range(len(counts), config.num_blocks):
-            weights, sums = block_pruner.dense(i)
-            counts[i] = files.write(i, block_pruner.linears(i, weights, sums))
-            del weights, sums  # so that no more than one block is in memory
+            counts[i] = files.write(i, block_pruner.linears(i, block_pruner.dense(i)[1]))
             states = calibration.advance(bound(pruned.block, i, dtype, each))
             partial.add(i, counts[i], files.digests(i), states)
             del states
@@ -256,7 +253,6 @@ def _calibration(
     pruner: Pruner,
     resources: Resources,
     partial: PartialPruning,
-    files: PrunedFiles,
 ) -> Calibration:
     """The sequences (or the means) before the first block that is not pruned yet."""
     if inputs is None:
@@ -264,8 +260,6 @@ def _calibration(
     if isinstance(inputs, Imatrix):
         return ImatrixCalibration(inputs, len(partial.counts))
     statistic = SUMS[str(pruner.record.needs)]
-    if resources.pool.executor is not None:
-        return RemoteCalibration(model, inputs, statistic, resources, partial, files)
     states = partial.states((inputs.shape[1], model.config.hidden_size), resources.dtype)
     return LocalCalibration(model, inputs, statistic, resources, states, len(partial.counts))
 

@@ -21,10 +21,10 @@ from refimpl.pruners.decision import Pruner
 from refimpl.pruners.magnitude import MAGNITUDE
 from refimpl.pruners.method import methods
 from refimpl.pruning.calibration import Calibration, LocalCalibration, NoCalibration
-from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear, stored_weight
+from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
-from refimpl.storage.arrays import sent
+from refimpl.storage.file_system import remove
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PrunedBlock:
 class BlockPruner:
     """Decides on the linears of one block after another; the one place where a block is pruned.
 
-    All workers can read the scratch folder, which is for sums that are matrices.
+    Workers of an executor find sums that are matrices in the scratch folder.
     """
 
     model: Model
@@ -59,19 +59,15 @@ class BlockPruner:
         weights = self.model.block(index, self.resources.dtype, self.resources.workers.map)
         return weights, self.calibration.sums(weights)
 
-    def linears(
-        self, index: int, weights: Weights, sums: Mapping[str, Array]
-    ) -> Iterator[tuple[str, PrunedLinear]]:
-        """Prune the linears of a block, each on its own: on the threads, or in work units.
+    def linears(self, index: int, sums: Mapping[str, Array]) -> Iterator[tuple[str, PrunedLinear]]:
+        """Prune the linears of a block, each on its own: on the threads, or on the executor.
 
         They come in any order, a few at a time; the sums are of the dense block.
         """
-        model, workers, pool = self.model, self.resources.workers, self.resources.pool
-        inputs: Mapping[str, Array | str] = sums
-        if pool.executor is not None and self.scratch is not None:
-            inputs = {p: sent(x, self.scratch / f"sums-{p}") for p, x in sums.items()}
+        model, workers, here = self.model, self.resources.workers, self.resources.executor is None
+        inputs = {point: self._sent(point, x) for point, x in sums.items()}
         points = Counter(map(input_of, model.config.linears[index]))
-        shared = {p: SharedFactor() for p, n in points.items() if n > 1 and pool.executor is None}
+        shared = {p: SharedFactor() for p, n in points.items() if n > 1 and here}
         units = [
             LinearUnit(
                 index,
@@ -89,24 +85,27 @@ class BlockPruner:
             for j, name in enumerate(model.config.linears[index])
         ]
         # The largest first: threads end together, and hold fewer results beside their scores.
-        units.sort(key=lambda unit: -unit.cost(model.config))
-        if pool.executor is None:
-            running = deque[tuple[str, Future[PrunedLinear]]]()
-            for unit in units:
-                if len(running) > workers.threads:
-                    name, linear = running.popleft()
-                    yield name, linear.result()
-                running.append((unit.name, workers.submit(partial(unit.pruned, model, weights))))
-            for name, linear in running:
-                yield name, linear.result()
+        units.sort(key=lambda unit: -unit.weights(model.config))
+        if not here:
+            yield from results(units, model, self.resources)
             return
-        for unit, (bits, stored) in results(units, model, pool, workers, lambda cost: None):
-            shape = model.config.linears[index][unit.name]
-            keep = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
-            changed = stored is not None
-            if stored is None:
-                stored = stored_weight(model, index, unit.name, keep)
-            yield unit.name, PrunedLinear(keep, stored, changed, unit.fallback)
+        running = deque[Future[tuple[str, PrunedLinear]]]()
+        for unit in units:
+            if len(running) > workers.threads:
+                yield running.popleft().result()
+            running.append(workers.submit(partial(unit.run, model, workers, lambda cost: None)))
+        for linear in running:
+            yield linear.result()
+
+    def _sent(self, point: str, sums: Array) -> Array | str:
+        """Sums for a work unit: matrices, which are large, by the path of their file."""
+        if self.resources.executor is None or self.scratch is None or sums.ndim < 2:
+            return sums
+        path = self.scratch / f"sums-{point}"
+        remove(path)
+        with path.open("xb") as file:
+            file.write(np.ascontiguousarray(sums).data)
+        return str(path.absolute())
 
 
 def calibration_ids(model: Model, pruner: Pruner, ids: Array | None) -> Array | None:
@@ -134,7 +133,7 @@ def pruned_blocks(
     block_pruner = BlockPruner(model, targets, pruner, calibration, resources)
     for i in range(model.config.num_blocks):
         dense, sums = block_pruner.dense(i)
-        pruned = dict(block_pruner.linears(i, dense, sums))
+        pruned = dict(block_pruner.linears(i, sums))
         linears = {name: pruned[name] for name in model.config.linears[i]}
         new = {f"{n}.weight": x.weight(dense[f"{n}.weight"]) for n, x in linears.items()}
         block = PrunedBlock(i, linears, dense | new, sums)

@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.model.config import Config
-from refimpl.model.forward import Weights
 from refimpl.model.model import Model, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.weight import count_bad
@@ -17,7 +16,7 @@ from refimpl.pruners.compensation import Factor, upper_factor
 from refimpl.pruners.decision import Goal, Pruner, decision
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
-from refimpl.storage.arrays import read_array
+from refimpl.storage.file_system import open_file
 
 
 @dataclass(frozen=True)
@@ -91,26 +90,27 @@ class LinearUnit:
     factor: Factor = upper_factor
 
     def cost(self, config: Config) -> float:
-        """Weights."""
+        """Nothing: progress counts blocks."""
+        return 0.0
+
+    def weights(self, config: Config) -> int:
+        """Number of weights."""
         out, width = config.linears[self.block][self.name]
         return out * width
 
-    def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[Array, Array | None]:
-        """The decision as bits, and SparseGPT's new weights as the file will hold them."""
-        dense = model.weights[f"blocks.{self.block}.{self.name}.weight"].read(self.dtype)
+    def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[str, PrunedLinear]:
+        """Name and pruned weights; those of the block were checked when it was read."""
+        dense = model.weights[f"blocks.{self.block}.{self.name}.weight"].read_again(self.dtype)
         keep, new = self._decision(dense)
-        stored = None if new is None else stored_weight(model, self.block, self.name, keep, new)
-        return np.packbits(keep), stored
-
-    def pruned(self, model: Model, weights: Weights) -> PrunedLinear:
-        """Prune the linear in this process, its block's weights being at hand."""
-        keep, new = self._decision(weights[f"{self.name}.weight"])
         stored = stored_weight(model, self.block, self.name, keep, new)
-        return PrunedLinear(keep, stored, new is not None, self.fallback)
+        return self.name, PrunedLinear(keep, stored, new is not None, self.fallback)
 
     def _decision(self, dense: Array) -> tuple[Array, Array | None]:
         """Which weights stay, and SparseGPT's new ones; an error names the linear."""
-        sums = read_array(Path(self.sums)) if isinstance(self.sums, str) else self.sums
+        sums = self.sums
+        if isinstance(sums, str):
+            with open_file(Path(sums)) as file:
+                sums = np.frombuffer(file.read(), np.float64).reshape(dense.shape[1], -1)
         place = self.block, self.index
         try:
             pruner = replace(self.pruner, method=self.fallback or self.pruner.method)

@@ -14,10 +14,9 @@ import numpy.typing as npt
 from refimpl.arguments import Checked
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
-from refimpl.running.executors import Pool, open_pool
 from refimpl.running.memory import parse_memory
 from refimpl.running.provenance import UnchangedFiles
-from refimpl.running.threads import Progress, Workers
+from refimpl.running.threads import Progress, Workers, cores
 from refimpl.storage.partial_results import Decode, PartialResults, partial_results
 
 
@@ -25,17 +24,24 @@ from refimpl.storage.partial_results import Decode, PartialResults, partial_resu
 class Resources:
     """Open resources of a computation: memory is bytes for the states of all workers together.
 
-    Work units run in the pool; `partial` is None if no partial results are kept.
+    Work units run on the executor, on the threads here if it is None; `partial` is None if no
+    partial results are kept.
     """
 
     dtype: np.dtype[Any]
     memory: int
     workers: Workers
-    pool: Pool
+    executor: Executor | None
     partial: PartialResults[Any, Any] | None
     progress: Progress
     total: float = 0.0
     done: float = 0.0
+
+    @property
+    def at_once(self) -> int:
+        """About how many work units run at once: one here, on all threads."""
+        executor = self.executor
+        return 1 if executor is None else getattr(executor, "_max_workers", None) or cores()
 
     def tick(self, cost: float = 1.0) -> None:
         """Report that work of this cost is done, in the unit of `total`."""
@@ -53,7 +59,7 @@ class Settings(Checked):
     dtype: npt.DTypeLike = np.float32
     threads: int | None = None
     memory: str | int | None = None
-    executor: Executor | str | None = None
+    executor: Executor | None = None
     progress: Progress = lambda done, total: None
     part: Path | None = None
     resume: bool = False
@@ -65,7 +71,7 @@ class Settings(Checked):
         options: Mapping[str, Any] = MappingProxyType({}),
         decode: Decode | None = None,
     ) -> Iterator[Resources]:
-        """Open threads, pool and partial results, with loud arithmetic, and close them at the end.
+        """Open threads and partial results, with loud arithmetic, and close them at the end.
 
         The partial results depend on the model and on `options`, and `decode` says what their lines
         stand for. The files of the model must not change until the end.
@@ -77,10 +83,9 @@ class Settings(Checked):
         with (
             loud(self.dtype),
             partial_results(self.part, identity, self.resume, decode, check) as partial,
-            open_pool(self.executor, self.threads) as pool,
             Workers(self.threads) as workers,
         ):
             dtype = np.dtype(self.dtype)
-            yield Resources(dtype, memory, workers, pool, partial, self.progress)
+            yield Resources(dtype, memory, workers, self.executor, partial, self.progress)
             if files is not None:
                 files.check_at_end(partial)

@@ -7,12 +7,12 @@ on where it runs, nor on how many units run at once; sums over units are made in
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
-from dataclasses import dataclass
-from functools import lru_cache
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from itertools import chain, islice
-from traceback import walk_tb
-from typing import Any, Generic, Protocol, TypeVar
+from traceback import format_exc
+from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
@@ -21,16 +21,19 @@ from refimpl.loading.checkpoint import read_model
 from refimpl.model.config import Config
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
-from refimpl.running.executors import LostWorkerError, Pool
 from refimpl.running.provenance import stamps
+from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
+from refimpl.storage.partial_results import ResumableError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Tick = Callable[[float], None]
 """Called with the cost of the work that is done."""
+Stamps = tuple[tuple[str, int, int], ...]
 
 AHEAD = 2  # units submitted per worker, so that no worker waits for the next one
+AWAKE = 0.2  # seconds: a Ctrl-C that comes as a wait begins does not end that wait
 
 
 class WorkUnit(Protocol[T_co]):
@@ -50,70 +53,52 @@ class WorkUnit(Protocol[T_co]):
         ...
 
 
-@dataclass(frozen=True)
-class ModelFiles:
-    """A model by the absolute paths of its files and `config.json`, if that is not in metadata.
+class LostWorkerError(ResumableError):
+    """A worker died and no other could run its work unit; the results of the others are kept."""
 
-    By name, size and time of each file, workers recognise other files.
-    """
-
-    path: str
-    config: str | None
-    stamps: tuple[tuple[str, int, int], ...]
-
-    @classmethod
-    def of(cls, model: Model) -> "ModelFiles":
-        """The files of an open model."""
-        config = None if model.config_path is None else os.path.abspath(model.config_path)
-        return cls(os.path.abspath(model.path), config, stamps(model))
-
-    def open(self) -> Model:
-        """Open the model, once in each process."""
-        return _opened(self)
-
-
-@lru_cache(maxsize=2)  # one model is read while it is pruned into another
-def _opened(files: ModelFiles) -> Model:
-    model = read_model(files.path, files.config)
-    if stamps(model) != files.stamps:
-        raise RefimplError(
-            f"{files.path}: sizes or times of the files differ between this worker and its client",
-            "the same files under the same path, on a shared disk or copied with their times",
-            "share the folder, or copy it with `rsync -t`",
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(
+            f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
+            "workers that live until their work is done (most die of too little memory), and work "
+            "that can be sent to them",
+            "use a smaller --memory or fewer --threads, and repeat the command with --resume",
         )
-    return model
 
 
-def results(
-    units: Iterable[WorkUnit[T]], model: Model, pool: Pool, workers: Workers, tick: Tick
-) -> Iterator[tuple[Any, T]]:
-    """Run units in a pool, or on `workers` here, and yield each with its result as they end.
+def results(units: Iterable[WorkUnit[T]], model: Model, resources: Resources) -> Iterator[T]:
+    """Run units on the executor, or here on the threads, and yield the result of each as it ends.
 
-    In a pool they end in any order. Few units are generated before they are needed.
+    On an executor they end in any order. Few units are generated before they are needed.
     """
-    if pool.executor is None:
+    executor = resources.executor
+    if executor is None:
         for unit in units:
-            yield unit, unit.run(model, workers, tick)
+            yield unit.run(model, resources.workers, resources.tick)
         return
-    files = ModelFiles.of(model)
-    waiting: Iterator[WorkUnit[T]] = iter(units)
-    submitted: dict[Future[T], WorkUnit[T]] = {}
+    config = None if model.config_path is None else os.path.abspath(model.config_path)
+    run = partial(_run, os.path.abspath(model.path), config, stamps(model))
+    waiting, repeated = iter(units), set[int]()
+    submitted: dict[Future[Any], WorkUnit[T]] = {}
     try:
         while True:
-            for unit in islice(waiting, AHEAD * pool.workers - len(submitted)):
-                submitted[pool.executor.submit(_run, files, unit)] = unit
+            for unit in islice(waiting, AHEAD * resources.at_once - len(submitted)):
+                with _lost_workers():
+                    submitted[executor.submit(run, unit)] = unit
             if not submitted:
                 return
-            done = wait(submitted, return_when=FIRST_COMPLETED).done
+            done = wait(submitted, AWAKE, FIRST_COMPLETED).done
             for future in sorted(done, key=_failed):  # good results are not lost with others
                 unit = submitted.pop(future)
-                if _misread(future):
+                if _failed(future) and id(unit) not in repeated:  # dask may lose a result
+                    repeated.add(id(unit))
                     waiting = chain([unit], waiting)
                     continue
-                yield unit, future.result()
-                tick(unit.cost(model.config))
-    except (BrokenExecutor, CancelledError) as error:
-        raise LostWorkerError(error) from error
+                with _lost_workers():
+                    result, error = future.result()
+                if error is not None:
+                    raise error
+                yield result
+                resources.tick(unit.cost(model.config))
     finally:
         for future in submitted:
             future.cancel()
@@ -123,33 +108,35 @@ def _failed(future: Future[Any]) -> bool:
     return future.cancelled() or future.exception() is not None
 
 
-def _misread(future: Future[Any]) -> bool:
-    """Whether dask took a result for an error: its worker died when the result had just arrived.
-
-    In that case, `distributed._cascade_future` unpacks the result as if it were an exception.
-    """
-    error = None if future.cancelled() else future.exception()
-    if not isinstance(error, TypeError | ValueError) or "unpack" not in str(error):
-        return False
-    functions = [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)]
-    return functions[-1:] == ["_cascade_future"]  # none, if it comes from another process
+@contextmanager
+def _lost_workers() -> Iterator[None]:
+    """Whatever an executor raises is its own: a work unit returns its errors."""
+    try:
+        yield
+    except Exception as error:
+        raise LostWorkerError(error) from error
 
 
-def _run(files: ModelFiles, unit: WorkUnit[T]) -> T:
-    """Run a unit in a worker's process, with BLAS on one thread."""
-    with loud(unit.dtype), Workers(1) as workers:
-        return unit.run(files.open(), workers, lambda cost: None)
+def _run(
+    path: str, config: str | None, expected: Stamps, unit: WorkUnit[T]
+) -> tuple[T | None, Exception | None]:
+    """The result of a unit in a worker's process, with BLAS on one thread; or its error."""
+    try:
+        with loud(unit.dtype), Workers(1) as workers:
+            return unit.run(_opened(path, config, expected), workers, lambda cost: None), None
+    except Exception as error:
+        error.add_note(format_exc())  # which is not sent otherwise
+        return None, error
 
 
-class InOrder(Generic[T]):
-    """Hands numbered results on in the order of their numbers, in whatever order they come."""
-
-    def __init__(self) -> None:
-        self._next, self._waiting = 0, dict[int, T]()
-
-    def add(self, number: int, result: T) -> Iterator[T]:
-        """Take a result, and yield those that are next; each number from 0 comes once."""
-        self._waiting[number] = result
-        while self._next in self._waiting:
-            yield self._waiting.pop(self._next)
-            self._next += 1
+@lru_cache(maxsize=1)
+def _opened(path: str, config: str | None, expected: Stamps) -> Model:
+    """Open a model, once in each process; name, size and time of each file tell other files."""
+    model = read_model(path, config)
+    if stamps(model) != expected:
+        raise RefimplError(
+            f"{path}: sizes or times of the files differ between this worker and its client",
+            "the same files under the same path, on a shared disk or copied with their times",
+            "share the folder, or copy it with `rsync -t`",
+        )
+    return model

@@ -21,7 +21,7 @@ from refimpl.model.statistics import (
 from refimpl.model.stream import Stream
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
-from refimpl.running.work_units import InOrder, Tick, results
+from refimpl.running.work_units import Tick, results
 from refimpl.scoring.grouping import state_bytes
 from refimpl.scoring.measurements import Squares
 
@@ -63,13 +63,15 @@ class SummedSquares:
     """Squares over all sequences, added by number of the sequence, whichever is computed first."""
 
     def __init__(self, total: Squares) -> None:
-        self.total, self._ordered = total, InOrder[Squares]()
+        self.total, self._next, self._waiting = total, 0, dict[int, Squares]()
 
     def add(self, sequence: int, squares: Squares) -> None:
         """Add the squares of a sequence when those of all sequences before it are added."""
-        for of_blocks in self._ordered.add(sequence, squares):
-            for total, sums in zip(self.total, of_blocks, strict=True):
+        self._waiting[sequence] = squares
+        while self._next in self._waiting:
+            for total, sums in zip(self.total, self._waiting.pop(self._next), strict=True):
                 add_sums(total, sums)
+            self._next += 1
 
 
 def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
@@ -93,7 +95,7 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
             left.append(n)
     rows = {n: ids[n] for n in left}
     units = dense_units(model.config, rows, resources, resources.partial is not None)
-    for _, sums in results(units, model, resources.pool, resources.workers, resources.tick):
+    for sums in results(units, model, resources):
         if resources.partial is not None:
             resources.partial.add({keys[n]: of_blocks for n, of_blocks in sums.items()})
         for n, of_blocks in sums.items():
@@ -144,7 +146,7 @@ def sequences_together(config: Config, length: int, resources: Resources, keep: 
     Here, as many as fit into memory with their sums, at least one; fewer if partial results are to
     be kept after each unit.
     """
-    if resources.pool.executor is not None:
+    if resources.executor is not None:
         return 1
     widths = [
         {input_of(name): width for name, (_, width) in linears.items()}

@@ -15,7 +15,6 @@ from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.executors import LOCAL
 from refimpl.running.held_model import HeldModel
 from refimpl.running.memory import peak_memory
 from refimpl.running.provenance import TokenFacts, token_facts
@@ -124,7 +123,7 @@ def estimate(
     dtype: npt.DTypeLike = np.float32,
     threads: int | None = None,
     memory: str | int | None = None,
-    executor: Executor | str | None = None,
+    executor: Executor | None = None,
     kept: bool = False,
 ) -> Estimate:
     """Estimate what `score` with the same arguments takes.
@@ -169,9 +168,8 @@ def estimate(
         dense = dense_units(config, dict(enumerate(ids)), resources, kept) if pruning else []
         units: list[StateGroup | DenseSequences] = [*dense, *groups]
         passes = sum(unit.cost(config) for unit in units)
-        pool = resources.pool
-        with Workers(1 if pool.executor else resources.workers.threads) as workers:
-            timed = _Timed(model, ids, replace(resources, pool=LOCAL, workers=workers))
+        with Workers(1 if executor else resources.workers.threads) as workers:
+            timed = _Timed(model, ids, replace(resources, executor=None, workers=workers))
             sums, variant = timed.pruning(plan, counts) if pruning else (0.0, 0.0)
             pruned = [{(a.block, a.eta) for x in unit.stacks for a in x} for unit in groups]
             summed = sum(
@@ -184,7 +182,7 @@ def estimate(
                 "pruning": variant * sum(map(len, pruned)) + sums * summed,
             }
             checks = _seconds(lambda: model.check_finite(resources.dtype))
-            seconds = Seconds(checks, **{n: x / pool.workers for n, x in in_turn.items()})
+            seconds = Seconds(checks, **{n: x / resources.at_once for n, x in in_turn.items()})
         held = max((unit.held for unit in groups), default=0)
         item, state = resources.dtype.itemsize, state_bytes(config, ids.shape[1], resources.dtype)
         return Estimate(
@@ -200,8 +198,8 @@ def estimate(
             blocks=timed.blocks,
             measuring=time.perf_counter() - started,
             dtype=resources.dtype.name,
-            threads=pool.workers if pool.executor else workers.threads,
-            elsewhere=pool.executor is not None,
+            threads=resources.at_once if executor else workers.threads,
+            elsewhere=executor is not None,
         )
 
 

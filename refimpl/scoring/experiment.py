@@ -95,7 +95,7 @@ def experiment(
             sequences = max(sequences, first + 1)
             yield unit
 
-    for _, result in results(timely(), model, resources.pool, resources.workers, resources.tick):
+    for result in results(timely(), model, resources):
         if partial is not None:
             partial.add(result.lines)
         note(result)

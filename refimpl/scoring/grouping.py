@@ -59,7 +59,7 @@ def state_groups(
     Raises:
         RefimplError: The memory does not hold one stack and the clean states.
     """
-    workers, size = resources.pool.workers, state_bytes(config, length, resources.dtype)
+    workers, size = resources.at_once, state_bytes(config, length, resources.dtype)
     least = max(map(len, cut), default=1) + 2 * max(every, 1)
     capacity, need = resources.memory // workers // size, least * size * workers
     if capacity < least:
@@ -71,9 +71,9 @@ def state_groups(
         )
     if every:
         states = sum(map(len, cut))
-        share = -(-states // (2 * workers)) if resources.pool.executor else states
+        share = -(-states // (2 * workers)) if resources.executor else states
         return list(groups(cut, min(capacity, share + 2 * every), 2 * every))
-    if resources.pool.executor is not None:
+    if resources.executor is not None:
         return list(balanced(cut, config.num_blocks, capacity, workers))
     at_risk = STATES_AT_RISK * resources.workers.threads
     return list(groups(cut, min(capacity, at_risk) if keep else capacity))

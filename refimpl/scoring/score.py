@@ -53,7 +53,7 @@ def score(
     dtype: npt.DTypeLike = np.float32,
     threads: int | None = None,
     memory: str | int | None = None,
-    executor: Executor | str | None = None,
+    executor: Executor | None = None,
     runtime: Experiment | None = None,
     progress: Progress = lambda done, total: None,
     part: Path | None = None,
@@ -73,8 +73,8 @@ def score(
         dtype: float32, or float64 to certify.
         threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        executor: Where the work units run: threads of this process if None, "processes",
-            "dask=ADDRESS", "mpi", or any `concurrent.futures.Executor`.
+        executor: Where the work units run: any `concurrent.futures.Executor`, which is left open;
+            on threads of this process if None.
         runtime: What runs the experiment: NumPy if None, or
             `refimpl.onnx.runtime.on_onnxruntime(...)`.
         progress: Called with block passes done and in all.
@@ -105,7 +105,7 @@ def score(
     settings = Settings(dtype, threads, memory, executor, progress, part, resume)
     ids = checked_ids(tokens.ids, config)
     pruned_base(config, request)
-    if runtime is not None and (executor not in (None, "threads") or part or budget):
+    if runtime is not None and (executor or part or budget):
         raise RefimplError(
             "an executor, partial results to keep, or a budget with another runtime",
             "--runtime numpy, which computes in work units",

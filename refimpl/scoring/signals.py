@@ -162,8 +162,8 @@ def before_squares(
     measured, asked = of_weights(model, chosen, length, resources), chosen.needing("products")
     if not asked:
         return measured
-    workers, pool, tick = resources.workers, resources.pool, resources.tick
-    need = 2 * len(ids) * state_bytes(config, length, resources.dtype) * pool.workers
+    workers, tick = resources.workers, resources.tick
+    need = 2 * len(ids) * state_bytes(config, length, resources.dtype) * resources.at_once
     if need > resources.memory:
         raise RefimplError(
             f"memory of {resources.memory} bytes does not hold the states of all sequences",
@@ -173,10 +173,11 @@ def before_squares(
     sequences, work = dict(enumerate(ids)), chosen.work(config, length, "products")
 
     def run(left: list[int]) -> Iterator[Rows]:
-        blocks, dtype = ranges(left, resources), resources.dtype
+        pieces = np.array_split(left, resources.at_once)  # a worker passes those before, too
+        blocks, dtype = [tuple(x.tolist()) for x in pieces if x.size], resources.dtype
         made = (PassedBlocks(x, sequences, asked, work, dtype) for x in blocks)
-        if pool.executor is not None:
-            yield from (rows for _, rows in results(made, model, pool, workers, tick))
+        if resources.executor is not None:
+            yield from results(made, model, resources)
         else:  # here, each block is known before the next one
             yield from (rows for unit in made for rows in unit.measured(model, workers, tick))
 
@@ -189,11 +190,10 @@ def of_weights(
     """The signals that are made of the weights alone; progress in passes of `length` tokens."""
     config, asked = model.config, chosen.needing("weights")
     work, dtype = chosen.work(config, length, "weights"), resources.dtype
-    workers, pool, tick = resources.workers, resources.pool, resources.tick
 
     def run(left: list[int]) -> Iterator[Rows]:
         made = (BlockSignals(i, asked, work=work, dtype=dtype) for i in left)
-        yield from (rows for _, rows in results(made, model, pool, workers, tick))
+        yield from results(made, model, resources)
 
     return chosen.signals(_finished(config, resources, "weights", run), config) if asked else {}
 
@@ -203,9 +203,8 @@ def of_moments(
 ) -> dict[str, Signal]:
     """The signals that are made of Wanda's statistic, per block and linear [in]."""
     asked, rows, dtype = chosen.needing("squares"), dict[int, Any](), resources.dtype
-    workers, pool, tick = resources.workers, resources.pool, resources.tick
     made = (BlockSignals(i, asked, x, dtype=dtype) for i, x in enumerate(moments) if asked)
-    for _, of_block in results(made, model, pool, workers, tick):
+    for of_block in results(made, model, resources):
         rows |= of_block
     return chosen.signals([rows[i] for i in sorted(rows)], model.config) if rows else {}
 
@@ -330,9 +329,3 @@ def _numbers(asked: Asked, block: BlockInputs) -> dict[str, Numbers]:
 def _weight(weights: Mapping[str, Array], name: str) -> Array:
     """The weight of a linear."""
     return weights[f"{name}.weight"]
-
-
-def ranges(blocks: list[int], resources: Resources) -> list[tuple[int, ...]]:
-    """The blocks of each unit: all of them here; on workers, which start anew, some for each."""
-    pieces = 1 if resources.pool.executor is None else resources.pool.workers
-    return [tuple(piece.tolist()) for piece in np.array_split(blocks, pieces) if piece.size]

@@ -1,6 +1,7 @@
 """Bases and pruners of one's own: what a record says is all that the program needs."""
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,13 @@ def own(name: str) -> Base:
     return replace(bases()[name], name="one's own")
 
 
-@pytest.mark.parametrize("executor", [None, "processes"])
+@pytest.mark.parametrize("here", [True, False])
 @pytest.mark.parametrize("name", NEEDY)
 def test_a_base_of_ones_own_is_measured_as_one_of_the_package(
-    name: str, executor: str | None, tmp_path: Path
+    name: str, here: bool, tmp_path: Path, processes: Executor
 ) -> None:
     base, plain = own(name), Request(name, sparsity=0.6)
-    options: dict[str, Any] = {"executor": executor, "threads": 2}
+    options: dict[str, Any] = {"executor": None if here else processes, "threads": 2}
     scores = score(LLAMA, TOKENS, bases=[base], **options)
     assert scores.signals.keys() == {base.name}
     theirs = score(LLAMA, TOKENS, request=plain)
@@ -125,10 +126,12 @@ def test_measured_strength_needs_a_base_before_the_pruning() -> None:
 
 
 @pytest.mark.parametrize("name", methods())
-def test_a_pruner_of_ones_own_prunes_as_one_of_the_package(name: str, tmp_path: Path) -> None:
+def test_a_pruner_of_ones_own_prunes_as_one_of_the_package(
+    name: str, tmp_path: Path, processes: Executor
+) -> None:
     record = replace(methods()[name], name="one's own")
     for pruner, folder in ((Pruner(record, 0.02, 3), "mine"), (Pruner(name, 0.02, 3), "theirs")):
-        executor = "processes" if folder == "mine" and record.needs == "products" else None
+        executor = processes if folder == "mine" and record.needs == "products" else None
         prune(LLAMA, tmp_path / folder, Pattern(2, 4), pruner, TOKENS, executor=executor, threads=2)
     mine, theirs = (tmp_path / x / "model.safetensors" for x in ("mine", "theirs"))
     assert mine.read_bytes() == theirs.read_bytes()

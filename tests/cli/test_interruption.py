@@ -131,30 +131,71 @@ def test_a_command_without_partial_results_leaves_nothing(kind: str, tmp_path: P
     assert printed_json(__file__, f"leaves_nothing({kind!r}, {str(tmp_path)!r})") == {}
 
 
-def test_control_c_of_a_terminal_is_one_message_with_processes(tmp_path: Path) -> None:
-    """A terminal sends it to the workers, too, which here wait for work or import."""
-    code = (
-        "import os, signal, time, refimpl.cli.score as cli\n"
-        "from refimpl.running.executors import open_pool\n"
-        "def score(*_, executor, **__):\n"
-        "    with open_pool(executor, 2) as pool:\n"
-        "        print('ready', flush=True)\n"
-        "        pool.executor.submit(time.sleep, 20).result()\n"
-        "cli.score = score\n"
-        "import sys; sys.argv[0] = 'refimpl'\n"
-        "from refimpl.__main__ import main\n"
-        "main()\n"
-    )
-    for wait in (0.0, 0.1, 1.0):
-        words = ("-c", code, "score", LLAMA, "--executor", "processes")
-        with started(*words, program=(sys.executable,), session=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(wait)
+SLEEPING = """
+import signal, sys, threading, time
+from dataclasses import dataclass
+from pathlib import Path
+
+from refimpl.running.settings import Settings
+from refimpl.running.work_units import results
+
+@dataclass
+class Sleeping:
+    begun: str
+    dtype: str = "float32"
+
+    def cost(self, config):
+        return 1.0
+
+    def run(self, model, workers, tick):
+        Path(self.begun).touch()
+        time.sleep(600)
+
+def elsewhere(begun):
+    '''Take the signal in another thread: it does not end a wait of the main thread.'''
+    while not begun.exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+def score(model, *_, executor, **__):
+    with Settings(executor=executor).open() as resources:
+        print("ready", flush=True)
+        if how == "elsewhere":
+            threading.Thread(target=elsewhere, args=(Path("a"),), daemon=True).start()
+        list(results([Sleeping("a"), Sleeping("b")], model, resources))
+
+if __name__ == "__main__":
+    import refimpl.cli.score as cli
+    from refimpl.__main__ import main
+
+    cli.score, how = score, sys.argv.pop()
+    sys.argv = ["refimpl", *sys.argv[1:]]
+    main()
+"""
+
+
+@pytest.mark.parametrize("when", ["at once", "soon", "computing", "elsewhere"])
+def test_control_c_of_a_terminal_is_one_message_with_processes(when: str, tmp_path: Path) -> None:
+    """A terminal sends it to the workers, too, which import, wait for work, or compute."""
+    script = tmp_path / "sleeping.py"
+    script.write_text(SLEEPING)
+    words = (script, "score", LLAMA, "--executor", "processes", "--threads", 2, when)
+    with started(*words, program=(sys.executable,), session=True, folder=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        if when == "soon":
+            time.sleep(0.1)
+        while when == "computing" and not (tmp_path / "a").exists():
+            time.sleep(0.01)
+        if when != "elsewhere":
             os.killpg(process.pid, signal.SIGINT)
-            _, err = process.communicate(timeout=60)
-        assert (process.returncode, err.count("\n")) == (130, 2), err
-        assert err.startswith("interrupted: ")
+        try:
+            _, err = process.communicate(timeout=30)  # until the last process has ended
+        finally:
+            process.kill()
+    assert (process.returncode, err.count("\n")) == (130, 2), err
+    assert err.startswith("interrupted: ")
 
 
 class Dying:

@@ -17,7 +17,7 @@ from documents import content, keys, numbers
 from processes import ENV, ended, ran, started
 
 from refimpl import RefimplError
-from refimpl.running.executors import open_pool
+from refimpl.running.executors import open_executor
 
 WORKERS = 3
 MPI = (
@@ -156,7 +156,7 @@ def test_a_worker_killed_while_a_model_is_pruned(cluster: Cluster, tmp_path: Pat
     ran(*words, "-o", tmp_path / "here")
     kept = tmp_path / ".there.part" / "kept"
     with started(*words, "-o", tmp_path / "there", *cluster.options) as process:
-        wait_until(lambda: list(kept.glob("sent-*/state-0-*")), process)
+        wait_until(lambda: list(kept.glob("sums-*")), process)
         cluster.workers[0].send_signal(signal.SIGKILL)
         ended(process)
     assert content(tmp_path / "there") == content(tmp_path / "here")
@@ -176,10 +176,24 @@ def test_a_killed_client_is_resumed(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.dask
+def test_control_c_does_not_wait_for_workers(cluster: Cluster, tmp_path: Path) -> None:
+    output, part = tmp_path / "there.json", tmp_path / "there.json.part"
+    with started(*LONG, "-o", output, *cluster.options) as process:
+        wait_until(lambda: len(keys(part)) >= 2, process)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, err.count("\n")) == (130, 2), err
+    assert err.startswith(f"interrupted: partial results are kept in {part}")
+
+
+@pytest.mark.dask
 def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.running.executors.WAIT", 2)
     with (
-        pytest.raises(RefimplError, match="no dask scheduler answers at tcp://127"),
-        open_pool("dask=tcp://127.0.0.1:9"),
+        pytest.raises(RefimplError, match="no dask scheduler with a worker answers at tcp://127"),
+        open_executor("dask=tcp://127.0.0.1:9"),
     ):
         pass

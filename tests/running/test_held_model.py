@@ -1,6 +1,7 @@
 """Models that keep weights: what is read, how often, and that nothing else changes."""
 
 from collections import Counter
+from concurrent.futures import Executor
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -90,14 +91,14 @@ def test_what_exceeds_the_limit_is_read_again(reads: Counter[str]) -> None:
         assert set(reads.values()) <= {1, 2}
 
 
-def test_evaluations_are_the_same(tmp_path: Path) -> None:
+def test_evaluations_are_the_same(tmp_path: Path, processes: Executor) -> None:
     model, file = model_of("llama"), tmp_path / "ids.npy"
     np.save(file, np.arange(60).reshape(3, 20))
     windows = id_windows(file)
     first, *others = (
         evaluate(HeldModel.of(model, limit) if limit else model, windows, executor=executor)
         for limit in (None, 1, MOST)
-        for executor in (None, "processes")
+        for executor in (None, processes)
     )
     assert all(bits(other.perplexity) == bits(first.perplexity) for other in others)
 

@@ -7,12 +7,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from refusals import refusal_of
 
 from refimpl import RefimplError
-from refimpl.storage.arrays import read_array, write_array
 from refimpl.storage.files import whole, write_json
 from refimpl.storage.target_checks import check_file
 
@@ -144,13 +142,3 @@ def test_a_folder_with_files_is_not_replaced(tmp_path: Path) -> None:
 
     refusal_of(written, says="cannot be written")
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "file"]
-
-
-@pytest.mark.parametrize("dtype", ["<f4", "<f8", ">f4"])
-def test_exchanged_arrays_come_back_bit_for_bit(dtype: str, tmp_path: Path) -> None:
-    array = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(dtype)
-    for values in (array, array.T, array[:, ::2]):
-        write_array(tmp_path / "array", values)
-        read = read_array(tmp_path / "array")
-        assert (read.dtype, read.shape) == (values.dtype, values.shape)
-        assert read.tobytes() == values.tobytes()

@@ -19,7 +19,7 @@ from refusals import refusal_of
 
 from refimpl import RefimplError
 from refimpl.pruning.partial_pruning import PartialPruning
-from refimpl.running.executors import LostWorkerError
+from refimpl.running.work_units import LostWorkerError
 from refimpl.storage import lock
 from refimpl.storage.partial_results import PartialResults, PartialResultsError
 
