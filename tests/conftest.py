@@ -115,9 +115,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Executor]:
     """Two processes for all tests of a module: to start them takes long."""
-    from refimpl.running.processes import processes
+    from refimpl.running.executors import open_executor
 
-    with processes(2) as pool:
+    with open_executor("processes", 2) as pool:
+        assert pool is not None
         yield pool
 
 

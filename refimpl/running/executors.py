@@ -1,8 +1,13 @@
 """The executors that a command opens by name; the library takes any that is open."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from concurrent.futures import BrokenExecutor, Executor  # processes take long to import
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from typing import NoReturn
 
 from refimpl.errors import RefimplError
 from refimpl.running.threads import thread_count
@@ -19,14 +24,46 @@ def open_executor(name: str, threads: int | None = None) -> AbstractContextManag
     if name == "threads":
         return nullcontext()
     if name == "processes":
-        from refimpl.running.processes import processes  # takes long to import
-
-        return processes(thread_count(threads))
+        return _processes(thread_count(threads))
     if name.startswith("dask=") and name != "dask=":
         return _dask(name.removeprefix("dask="))
     if name == "mpi":
         return _mpi()
     raise RefimplError(f"executor {name!r} is unknown", NAMES, "choose one of these")
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[Executor]:
+    """Open processes that end at once with the block, and with this process if it is killed."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context, resource_tracker
+
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_end_with_parent)
+    try:
+        if hasattr(signal, "pthread_sigmask"):  # Ctrl-C is this process's, which ends the others
+            resource_tracker.ensure_running()  # which would unblock it
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            with suppress(BrokenExecutor):  # of which the first work unit tells
+                while len(pool._processes) < count:  # each inherits the mask
+                    pool.submit(time.sleep, 0.1)  # keeps one from taking the next call
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield pool
+    finally:
+        for process in [*(pool._processes or {}).values()]:
+            process.kill()
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this process with its parent, whatever it computes."""
+    from multiprocessing import parent_process
+
+    def end() -> NoReturn:
+        if parent := parent_process():
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 @contextmanager

@@ -39,7 +39,6 @@ from refimpl import (
 from refimpl.model.model import Model
 from refimpl.running import work_units
 from refimpl.running.executors import open_executor
-from refimpl.running.processes import processes as open_processes
 from refimpl.running.provenance import stamps
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers, cores
@@ -280,9 +279,17 @@ def test_blas_is_on_one_thread_in_workers(processes: Executor) -> None:
 
 def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
     units = [Asking(0), Asking(1, dies=True), *(Asking(n) for n in range(2, 9))]
-    with open_processes(2) as pool, pytest.raises(LostWorkerError, match="--resume") as lost:
+    with (
+        open_executor("processes", 2) as pool,
+        pytest.raises(LostWorkerError, match="--resume") as lost,
+    ):
         asked(units, pool)
     assert "a worker was lost (BrokenProcessPool" in lost.value.problem
+
+
+def test_processes_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHOME", "no such folder")
+    assert "a worker was lost (BrokenProcessPool" in refused(*SCORE, "--executor", "processes")
 
 
 class Losing(ThreadPoolExecutor):
@@ -432,7 +439,7 @@ def test_an_executor_of_the_caller_is_left_open_and_says_how_much_it_does_at_onc
 
 
 def test_no_process_hears_control_c() -> None:
-    with open_processes(4) as pool:
+    with open_executor("processes", 4) as pool:
         blocked = [pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()) for _ in range(8)]
         assert all(signal.SIGINT in future.result() for future in blocked)
         assert len(pool._processes) == 4  # none is started later
