@@ -16,17 +16,10 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.targets import Targets, targets_for
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
-from refimpl.model.ops import Array
-from refimpl.model.statistics import SUMS
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.method import Method, methods
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruning.calibration import (
-    Calibration,
-    ImatrixCalibration,
-    LocalCalibration,
-    NoCalibration,
-)
+from refimpl.pruning.calibration import Calibration
 from refimpl.pruning.copied_files import copies
 from refimpl.pruning.inspection import read_record
 from refimpl.pruning.partial_pruning import PartialPruning, results_file
@@ -42,7 +35,7 @@ from refimpl.running.provenance import (
     sample_digest,
     token_facts,
 )
-from refimpl.running.settings import Resources, Settings
+from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.storage.files import json_text
 from refimpl.storage.folder import check_target, new_folder
@@ -219,7 +212,10 @@ def prune(
             partial.add_copies(files.format_added)
         counts = partial.counts
         inputs = ids if imatrix is None else imatrix
-        calibration = _calibration(model, inputs, pruner, resources, partial)
+        of_state = 0 if ids is None else ids.shape[1], config.hidden_size
+        earlier = partial.states(of_state, resources.dtype), len(counts)
+        calibration = Calibration(model, inputs, pruner.record.needs, resources, *earlier)
+        del earlier
         left = config.num_blocks - len(counts)
         resources.total = left if ids is None else left + max(0, 2 * left - 1) * len(ids)
         block_pruner = BlockPruner(model, targets, pruner, calibration, resources, partial.folder)
@@ -245,23 +241,6 @@ def prune(
         source.check_at_end(results)
         (folder / RECORD).write_text(json_text(record(pruning)), "utf-8")
     return pruning
-
-
-def _calibration(
-    model: Model,
-    inputs: Array | Imatrix | None,
-    pruner: Pruner,
-    resources: Resources,
-    partial: PartialPruning,
-) -> Calibration:
-    """The sequences (or the means) before the first block that is not pruned yet."""
-    if inputs is None:
-        return NoCalibration()
-    if isinstance(inputs, Imatrix):
-        return ImatrixCalibration(inputs, len(partial.counts))
-    statistic = SUMS[str(pruner.record.needs)]
-    states = partial.states((inputs.shape[1], model.config.hidden_size), resources.dtype)
-    return LocalCalibration(model, inputs, statistic, resources, states, len(partial.counts))
 
 
 def _imatrix(tokens: Tokens | Imatrix | None, pruner: Pruner) -> Imatrix | None:

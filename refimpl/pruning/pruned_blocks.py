@@ -14,13 +14,13 @@ from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import SUMS, input_of, saw_no_token
+from refimpl.model.statistics import input_of, saw_no_token
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.compensation import SharedFactor, upper_factor
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.magnitude import MAGNITUDE
 from refimpl.pruners.method import methods
-from refimpl.pruning.calibration import Calibration, LocalCalibration, NoCalibration
+from refimpl.pruning.calibration import Calibration
 from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
@@ -127,9 +127,7 @@ def pruned_blocks(
 ) -> Iterator[PrunedBlock]:
     """Prune a model in memory, block by block; ids [N, S] may be None without calibration."""
     ids = calibration_ids(model, pruner, ids)
-    calibration: Calibration = NoCalibration()
-    if ids is not None:
-        calibration = LocalCalibration(model, ids, SUMS[str(pruner.record.needs)], resources)
+    calibration = Calibration(model, ids, pruner.record.needs, resources)
     block_pruner = BlockPruner(model, targets, pruner, calibration, resources)
     for i in range(model.config.num_blocks):
         dense, sums = block_pruner.dense(i)
