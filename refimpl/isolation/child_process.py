@@ -1,8 +1,8 @@
 """A library in a process of its own: whatever it does to that process, ours gets an answer.
 
 Some libraries panic, abort, never return or take all memory on bent input
-(`tests/isolation/test_child_processes.py` shows which). Ours gets byte strings in limited number and
-length, which their caller decodes: nothing that a child answers is unpickled.
+(`tests/isolation/test_child_processes.py` shows which). Ours gets byte strings in limited number
+and length, which their caller decodes: nothing that a child answers is unpickled.
 """
 
 import contextlib
