@@ -93,6 +93,5 @@ def with_one_number_off(arrays: Arrays, step: str) -> Arrays:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> Path:
-    """Write a safetensors file."""
     save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
     return path

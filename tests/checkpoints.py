@@ -53,7 +53,6 @@ def write(
     config: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """A model's folder."""
     folder.mkdir(exist_ok=True)
     save_tensors(folder / "model.safetensors", arrays, metadata)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
@@ -109,7 +108,6 @@ def refusal(path: Path, config: Path | None = None) -> RefimplError:
 
 
 def same_weights(model: Model, other: Model) -> None:
-    """Check that all weights of two models have the same values."""
     assert model.config == other.config
     assert list(model.weights) == list(other.weights)
     for name in model.weights:

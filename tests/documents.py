@@ -15,7 +15,6 @@ def numbers(path: Path) -> dict[str, Any]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Files of a folder by their names."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -52,12 +52,10 @@ def worst_point(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> t
 
 @cache
 def model_of(case: str) -> Model:
-    """The model of a fixture."""
     return read_model(FIXTURES / case)
 
 
 def model_as(case: str, kind: type[M]) -> M:
-    """The model of a fixture as one of a subclass."""
     return model_of(case).as_kind(kind)
 
 
@@ -84,5 +82,4 @@ def expected_of(case: str) -> tuple[Array, dict[str, Array]]:
 
 @cache
 def case_of(name: str) -> Case:
-    """An oracle case of `fixtures/cases`."""
     return read_case(FIXTURES / "cases" / name)

@@ -146,7 +146,6 @@ def arranged(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
 
 
 def restored(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
-    """The opposite."""
     if arch in PERMUTED and (".q_proj." in name or ".k_proj." in name):
         h = heads if ".q_proj." in name else kv_heads
         return x.reshape(h, x.shape[0] // h // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)

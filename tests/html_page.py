@@ -9,8 +9,6 @@ VOID = {"meta", "link", "input", "br", "hr", "img"}
 
 @dataclass
 class Element:
-    """An element of the page."""
-
     tag: str
     attributes: Mapping[str, str]
     inside: list["Element"] = field(default_factory=list)

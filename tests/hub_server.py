@@ -67,8 +67,6 @@ class Hub:
 
 
 class _Answer(BaseHTTPRequestHandler):
-    """One request."""
-
     hub: Hub
     protocol_version = "HTTP/1.1"
 
@@ -175,6 +173,5 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def _forgotten() -> dict[str, ModuleType]:
-    """Forget that huggingface_hub was imported; returns its modules."""
     names = [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]
     return {name: sys.modules.pop(name) for name in names}

@@ -21,5 +21,4 @@ def expected() -> dict[str, Any]:
 
 @cache
 def tiny() -> Model:
-    """The tiny Llama."""
     return read_model(TINY)

@@ -53,7 +53,6 @@ def ended(process: "subprocess.Popen[str]") -> str:
 
 
 def ran(*words: object, program: tuple[str, ...] = PROGRAM) -> str:
-    """Run `refimpl` with these words, and check that it succeeds."""
     with started(*words, program=program) as process:
         return ended(process)
 

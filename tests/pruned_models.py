@@ -24,7 +24,6 @@ Decisions = Mapping[int, Mapping[str, Decision]]
 def pruned_linears(
     model: Model, block: int, linears: Mapping[str, Decision]
 ) -> Iterator[tuple[str, PrunedLinear]]:
-    """A block's linears as decided."""
     for name, x in linears.items():
         yield name, PrunedLinear(x.keep, stored_weight(model, block, name, x.keep, x.new))
 

@@ -44,7 +44,6 @@ def report_files(folder: Path) -> dict[str, Path]:
 
 
 def edited(path: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A copy of a file with something changed in it."""
     document = json.loads(path.read_text())
     change(document)
     target.write_text(json.dumps(document))

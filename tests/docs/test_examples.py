@@ -51,7 +51,6 @@ def blocks(page: Path) -> list[tuple[int, str, str]]:
 
 
 def prose(page: Path) -> str:
-    """A page without its blocks."""
     return re.sub(r"^ *```.*?^ *```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cli_page import PAGE, commands, page_of, pages
 from conftest import FIXTURES
-from program import ran, run
+from program import run
 
 from refimpl import Perturbation, Request, allocate, read_model, score
 from refimpl.allocation.scores_json import document
@@ -22,7 +22,6 @@ from refimpl.tokens import random_tokens
 REFERENCE = PAGE.parent
 # Keys are names in these.
 OPEN = ("linears", "base_options", "run.versions", "perturbed_at.options", "signals")
-LEFT = ("run.versions", "allocation.base_options", "allocation.tokens")  # the same of other pages
 
 
 def test_the_pages_of_the_commands_are_the_programs() -> None:
@@ -62,11 +61,6 @@ def documented(text: str) -> set[str]:
     return set(names)
 
 
-def printed(*words: object) -> Any:
-    """What a command prints with --json."""
-    return json.loads(ran(*words, "--json"))
-
-
 def test_the_page_of_fields_is_complete_and_true() -> None:
     page = (REFERENCE / "scores-json.md").read_text("utf-8")
     model, found = read_model(FIXTURES / "llama"), set()
@@ -82,74 +76,52 @@ def test_the_page_of_fields_is_complete_and_true() -> None:
     assert documented(page) == found
 
 
-def test_the_page_of_pruning_json_is_complete_and_true(tmp_path: Path) -> None:
-    page = (REFERENCE / "pruning-json.md").read_text("utf-8").partition("## `refimpl inspect")[0]
-    dense, few = FIXTURES / "llama", ("--samples", 1, "--seq-len", 12)
-    allocation = tmp_path / "allocation.json"
-    run("score", dense, *few, "-o", allocation)
-    found: set[str] = set()
-    for number, (model, *words) in enumerate(
-        (
-            (dense, "--sparsity", 0.5, *few, "--measure"),
-            (dense, "--allocation", allocation, "--method", "sparsegpt", *few),
-            (
-                FIXTURES / "mixtral",
-                "--nm",
-                "2:4",
-                "--tokens",
-                "random",
-                "--seq-len",
-                2,
-                "--samples",
-                1,
-            ),
-            (tmp_path / "0", "--nm", "2:4", "--method", "random"),
-        )
-    ):
-        out = tmp_path / str(number)
-        record = printed("prune", model, "-o", out, *words)
-        assert record == json.loads((out / "pruning.json").read_text("utf-8"))
-        found |= set(fields(record, left=(*LEFT, "before", "measured")))
-    assert isinstance(record["before"], dict)
-    found.add("files.ignored")  # no fixture has a vision part: tests/loading/test_composites.py
-    assert documented(page) == found
+LEFT = ("run.versions", "allocation.base_options", "allocation.tokens")  # the same of other pages
+FEW, EVALUATED = ("--samples", 1, "--seq-len", 12), ("--choices", "asked.jsonl")
+LLAMA, PRUNED = FIXTURES / "llama", ("prune", FIXTURES / "llama", "-o")
+# Where a part of a page ends or begins, fields with open names, and commands that print it.
+PRINTED: dict[str, tuple[str, tuple[str, ...], list[tuple[object, ...]]]] = {
+    "pruning-json before": ("inspect", (*LEFT, "before", "measured"), [
+        (*PRUNED, "0", "--sparsity", 0.5, *FEW, "--measure"),
+        (*PRUNED, "1", "--allocation", "scores.json", "--method", "sparsegpt", *FEW),
+        ("prune", FIXTURES / "mixtral", "-o", "2", "--nm", "2:4", "--tokens", "random",
+         "--seq-len", 2, "--samples", 1),
+        ("prune", "0", "-o", "3", "--nm", "2:4", "--method", "random"),
+    ]),
+    "pruning-json after": ("inspect", ("files",), [("inspect", "half")]),
+    "evaluation-json before": ("no other", LEFT, [
+        ("eval", LLAMA, "--text", FIXTURES / "text.txt", "--windows", 2, *EVALUATED),
+        ("eval", "half", "--tokens", "ids.npy", *EVALUATED),
+    ]),
+    "graphs-json before": ("validate", ("functions",), [
+        ("export", "half", "-o", "y.onnx", "--experiment")]),
+    "graphs-json after": ("validate", OPEN, [("validate", LLAMA, "--graph", "x.onnx")]),
+}  # fmt: skip
+VISION = {"pruning-json before": {"files.ignored"}}  # tests/loading/test_composites.py
 
 
-def test_the_page_of_inspections_is_complete_and_true(tmp_path: Path) -> None:
-    page = (REFERENCE / "pruning-json.md").read_text("utf-8").partition("## `refimpl inspect")[2]
-    out = tmp_path / "pruned"
-    printed("prune", FIXTURES / "llama", "-o", out, "--nm", "2:4", "--method", "magnitude")
-    found = set(fields(printed("inspect", out), left=("files",)))
-    assert documented(page) == found
-
-
-def test_the_page_of_evaluations_is_complete_and_true(tmp_path: Path) -> None:
-    page = (REFERENCE / "evaluation-json.md").read_text("utf-8")
-    model, ids, asked = FIXTURES / "llama", tmp_path / "ids.npy", tmp_path / "asked.jsonl"
-    np.save(ids, np.arange(12))
-    asked.write_text('{"question": "A stone", "choices": ["sinks", "swims"], "answer": 0}')
-    found: set[str] = set()
-    pruned = tmp_path / "pruned"
-    ran("prune", model, "-o", pruned, "--sparsity", 0.5, "--method", "magnitude")
-    for words in (
-        (model, "--text", FIXTURES / "text.txt", "--windows", 2),
-        (pruned, "--tokens", ids),
-    ):
-        found |= set(fields(printed("eval", *words, "--choices", asked), left=LEFT))
-    assert documented(page) == found
-
-
-def test_the_page_of_graphs_is_complete_and_true(tmp_path: Path) -> None:
-    exported, _, validated = (
-        (REFERENCE / "graphs-json.md").read_text("utf-8").partition("## `refimpl validate --json`")
-    )
-    half, graph = tmp_path / "half", tmp_path / "x.onnx"
-    printed("prune", FIXTURES / "llama", "-o", half, "--nm", "2:4", "--method", "magnitude")
-    made = printed("export", half, "-o", graph, "--experiment")
-    assert documented(exported) == set(fields(made, left=("functions",)))
-    result = run("validate", FIXTURES / "llama", "--graph", graph, "--json")
-    assert (result.code, result.err) == (1, "")
-    assert documented(validated) == set(fields(json.loads(result.out)))
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_page_of_a_document_is_complete_and_true(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("ids.npy", np.arange(12))
+    Path("asked.jsonl").write_text('{"question": "A", "choices": ["b", "c"], "answer": 0}')
+    run("score", LLAMA, *FEW, "-o", "scores.json")
+    run(*PRUNED, "half", "--nm", "2:4", "--method", "magnitude")
+    run("export", "half", "-o", "x.onnx", "--experiment")
+    heading, left, commands = PRINTED[name]
+    found = set(VISION.get(name, set()))
+    for words in commands:
+        result = run(*words, "--json")
+        assert (result.code, result.err) == (words[0] == "validate", "")
+        if words[0] == "prune":
+            record = Path(str(words[3]), "pruning.json").read_text("utf-8")
+            assert json.loads(result.out) == json.loads(record)
+        found |= set(fields(json.loads(result.out), left=left))
+    page = (REFERENCE / f"{name.split()[0]}.md").read_text("utf-8")
+    before, _, after = page.partition(f"## `refimpl {heading}")
+    assert documented(before if name.endswith("before") else after) == found
 
 
 @pytest.mark.parametrize("names", [LINEARS, (*NORMS, "final_norm"), TRACE_POINTS])

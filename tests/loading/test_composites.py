@@ -37,7 +37,6 @@ def composite(folder: Path, fixture: str, place: tuple[str, str], **config: Any)
 
 
 def config_of(fixture: str) -> dict[str, Any]:
-    """The config.json of a fixture."""
     entries: dict[str, Any] = json.loads((FIXTURES / fixture / "config.json").read_text("utf-8"))
     return entries
 

@@ -87,20 +87,17 @@ ORIGINAL = "original_max_position_embeddings"
 
 
 def is_parallel(theirs: Any) -> bool:
-    """Whether transformers' blocks of this configuration are parallel."""
     if theirs.model_type == "falcon":
         return bool(theirs.new_decoder_architecture or theirs.parallel_attn)
     return theirs.model_type in PARALLEL or getattr(theirs, "use_parallel_residual", False)
 
 
 def their_logit_scale(theirs: Any) -> float:
-    """What transformers' model multiplies logits by."""
     scale: float = getattr(theirs, "logit_scale", getattr(theirs, "logits_scaling", 1.0))
     return 1 / scale if theirs.model_type.startswith("granite") else scale
 
 
 def they_rotate(theirs: Any, index: int, kind: str) -> bool:
-    """Whether transformers' model rotates in a block."""
     if theirs.model_type == "smollm3":
         return bool(theirs.no_rope_layers[index])
     if theirs.model_type == "granite_swa":
@@ -111,7 +108,6 @@ def they_rotate(theirs: Any, index: int, kind: str) -> bool:
 
 
 def their_kv_heads(theirs: Any) -> int:
-    """Key and value heads of transformers' model of this configuration."""
     if theirs.model_type == "falcon":
         grouped = theirs.new_decoder_architecture or not theirs.multi_query
         return theirs.num_kv_heads if grouped else 1

@@ -35,12 +35,10 @@ def numbers(**values: float) -> Change:
 
 
 def without(*keys: str) -> Change:
-    """Leave keys out."""
     return lambda writer: [writer.kv_data[0].pop(f"{writer.arch}.{key}") for key in keys]
 
 
 def replaced(key: str, value: Any, kind: gguf.GGUFValueType) -> Change:
-    """Put another value in the place of one."""
 
     def change(writer: gguf.GGUFWriter) -> None:
         writer.kv_data[0].pop(f"{writer.arch}.{key}", None)
@@ -50,17 +48,14 @@ def replaced(key: str, value: Any, kind: gguf.GGUFValueType) -> Change:
 
 
 def both(*changes: Change) -> Change:
-    """All of some changes."""
     return lambda writer: [change(writer) for change in changes]
 
 
 def ropes(config: Config) -> set[Rope | None]:
-    """The rotary positions of a model's blocks."""
     return {kind.rope for kind in config.blocks}
 
 
 def windows(config: Config) -> set[int | None]:
-    """The windows of a model's blocks."""
     return {kind.window for kind in config.blocks}
 
 
@@ -68,7 +63,6 @@ LONG, SHORT = (1.2, 2.5, 7.0, 7.5), (1.0, 1.1, 1.3, 1.5)
 
 
 def longrope(*names: str) -> Change:
-    """Add the factors of longrope."""
 
     def change(writer: gguf.GGUFWriter) -> None:
         writer.add_rope_scaling_attn_factors(1.25)  # type: ignore[arg-type]

@@ -128,7 +128,6 @@ def tensor(proto: onnx.ModelProto, name: str) -> TensorProto:
 
 
 def replace_values(proto: onnx.ModelProto, name: str, change: Callable[[Any], Any]) -> None:
-    """Change the numbers of an initialiser."""
     initializer = tensor(proto, name)
     values = change(numpy_helper.to_array(initializer).copy())
     initializer.CopyFrom(numpy_helper.from_array(values, name))
@@ -136,7 +135,6 @@ def replace_values(proto: onnx.ModelProto, name: str, change: Callable[[Any], An
 
 @damage
 def number(proto: onnx.ModelProto, name: str, change: Callable[[Any], Any], at: int = 0) -> None:
-    """Change one number of an initialiser."""
 
     def change_one(values: Any) -> Any:
         values.flat[at] = change(values.flat[at])
@@ -179,14 +177,12 @@ def shifted_window(proto: onnx.ModelProto) -> None:
 
 @damage
 def angles(proto: onnx.ModelProto, change: Callable[[Any], Any]) -> None:
-    """Change the radians per position."""
     name = next(n.input[1] for n in proto.graph.node if n.input[1:] and n.op_type == "Mul")
     assert numpy_helper.to_array(tensor(proto, name))[0] == 1  # of position 1, channel 0
     replace_values(proto, name, change)
 
 
 def swapped(proto: onnx.ModelProto) -> None:
-    """Exchange the names of two outputs of a block."""
     names = proto.functions[0].output
     i, j = (list(names).index(name) for name in "kv")
     names[i], names[j] = names[j], names[i]
@@ -220,7 +216,6 @@ def as_float64(proto: onnx.ModelProto) -> None:
 
 
 def says_float64(proto: onnx.ModelProto) -> None:
-    """Let the graph's metadata say float64."""
     facts = {entry.key: entry.value for entry in proto.metadata_props}
     helper.set_model_props(proto, facts | {"dtype": "float64"})
 

@@ -61,7 +61,6 @@ def pages(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium."""
     found = (os.environ.get("REFIMPL_CHROMIUM"), *map(shutil.which, PROGRAMS))
     path = next((one for one in found if one), None)
     with playwright.sync_playwright() as engine:
@@ -105,7 +104,6 @@ def tip(page: Any) -> str:
 
 
 def column(figure: Any, place: int) -> list[str]:
-    """Shown texts of a column."""
     cells = figure.locator(f"tbody tr:not([hidden]) > :nth-child({place + 1})")
     texts: list[str] = cells.all_inner_texts()
     return texts

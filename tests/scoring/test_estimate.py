@@ -195,7 +195,6 @@ def first(samples: int) -> Tokens:
 
 
 def numbers(scores: Scores) -> list[Array]:
-    """Everything that was measured."""
     probes = [] if scores.probes is None else [scores.probes.drift]
     names = ("drift", "alignment", "coefficient", "stderr")
     each = [getattr(x, name) for x in scores.sweep for name in names]

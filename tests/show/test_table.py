@@ -64,7 +64,6 @@ def scores(*sweep: Absorption, **changes: Any) -> Scores:
 
 
 def shown(found: Scores, style: Style = UNICODE, **request: Any) -> str:
-    """The table of scores for a request."""
     return table(found, allocations(found, **request), style, verbose=True)
 
 
@@ -78,7 +77,6 @@ def facts(text: str) -> str:
 
 
 def rows(text: str) -> list[str]:
-    """Headings and rows of the first table."""
     return text.split("\n\n")[1].splitlines()
 
 
