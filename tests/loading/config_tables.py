@@ -222,16 +222,14 @@ OMITTED: list[Changed] = [  # compared with transformers alone
      dict.fromkeys(("activation_function", "max_position_embeddings", "word_embed_proj_dim",
                     "do_layer_norm_before"), ...)),
 ]  # fmt: skip
-LLAMA_4: list[dict[str, Any]] = [  # changes of Scout
-    {}, published("llama-4-maverick"), {"moe_layers": [1, 7]}, {"moe_layers": []},
-    {"no_rope_layers": [0, 1] * 24}, {"no_rope_layer_interval": 3},
-    {"attention_chunk_size": None}, {"attn_temperature_tuning": False},
-    {"layer_types": ["full_attention", "chunked_attention"] * 24},
+LLAMA_4: list[dict[str, Any]] = [  # changes of Scout, compared with transformers on four blocks
+    {}, published("llama-4-maverick"), {"moe_layers": [1, 3]}, {"moe_layers": []},
+    {"no_rope_layers": [0, 1] * 2}, {"no_rope_layer_interval": 3}, {"attention_chunk_size": 3},
+    {"attn_temperature_tuning": False},
+    {"layer_types": ["full_attention", "chunked_attention"] * 2},
     dict.fromkeys(
-        ("interleave_moe_layer_step", "attention_chunk_size", "num_local_experts", "head_dim",
-         "num_experts_per_tok", "use_qk_norm", "rope_theta", "rope_scaling", "rms_norm_eps",
-         "intermediate_size", "intermediate_size_mlp", "num_key_value_heads",
-         "max_position_embeddings"), ...),
+        ("interleave_moe_layer_step", "attention_chunk_size", "use_qk_norm", "rope_theta",
+         "rope_scaling", "rms_norm_eps", "max_position_embeddings"), ...),
 ]  # fmt: skip
 
 PLAIN = {"rope_type": "default", "rope_theta": 100.0}
