@@ -19,7 +19,8 @@ from conftest import FIXTURES, HERE
 from program import Result
 
 PROGRAM = (sys.executable, "-m", "refimpl")
-ENV = os.environ | {"PYTHONPATH": f"{FIXTURES.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+FOLDERS = os.pathsep.join(map(str, (FIXTURES.parent, HERE, HERE / "tools")))
+ENV = os.environ | {"PYTHONPATH": FOLDERS, "OMP_NUM_THREADS": "1"}
 CHANGES = (
     "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock",
     "os.fsync", "os.truncate", "os.chmod",
