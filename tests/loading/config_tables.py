@@ -198,6 +198,8 @@ MEANS: list[tuple[str, dict[str, Any], str, Any]] = [  # what a fact is
     ("nemotron", {"rope_parameters": ...}, "blocks", (BlockKind(None, Rope(1e4, 6)),) * 2),
 ]  # fmt: skip
 OMITTED: list[Changed] = [  # compared with transformers alone
+    ("falcon", {"parallel_attn": False}), ("stablelm", {"use_parallel_residual": True}),
+    ("falcon_grouped", {"num_ln_in_parallel_attn": 1}),
     ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 3.0}}),
     ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
     ("gemma2",

@@ -29,7 +29,6 @@ from refimpl import RefimplError
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.config_keys import shown
 from refimpl.loading.families import FAMILIES, REFUSED
-from refimpl.loading.tensor_claims import roles
 from refimpl.model.config import Config
 
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
@@ -117,29 +116,6 @@ def test_what_well_known_models_imply() -> None:
     assert read_config(short) == read_config(whole)
     for case, tied in (("gemma2", True), ("llama", False)):
         assert read_config(config_of(case, tie_word_embeddings=...)).tied == tied
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "attention", "mlp"),
-    [
-        ("falcon-7b", {}, "h.0.input_layernorm", "h.0.input_layernorm"),
-        ("falcon-7b", {"parallel_attn": False},
-         "h.0.input_layernorm", "h.0.post_attention_layernorm"),
-        ("falcon-40b", {}, "h.0.ln_attn", "h.0.ln_mlp"),
-        ("falcon-11b", {}, "h.0.input_layernorm", "h.0.input_layernorm"),
-        ("stablelm-2", {}, "layers.0.input_layernorm", "layers.0.post_attention_layernorm"),
-        ("stablelm-2", {"use_parallel_residual": True},
-         "layers.0.input_layernorm", "layers.0.input_layernorm"),
-        ("command-r", {}, "layers.0.input_layernorm", "layers.0.input_layernorm"),
-    ],
-)  # fmt: skip
-def test_a_norm_may_be_that_of_attention_and_mlp(
-    name: str, changes: dict[str, Any], attention: str, mlp: str
-) -> None:
-    hub = read_config(published(name) | changes)
-    tensor = {role: claim.tensor for role, claim in roles(hub, "")}
-    assert tensor["blocks.0.attn_norm.weight"] == f"{attention}.weight"
-    assert tensor["blocks.0.mlp_norm.weight"] == f"{mlp}.weight"
 
 
 @pytest.mark.parametrize(("case", "changes", "windows"), WINDOWS)

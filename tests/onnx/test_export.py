@@ -15,15 +15,13 @@ from unittest.mock import patch
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from block_picture import PICTURE, picture
-from checkpoints import arrays_of, config_of, save_tensors, write
+from checkpoints import arrays_of, save_tensors
 from conftest import FIXTURES
 from gates import CASES, GATES, model_of, worst_point
 from graph_models import FAMILIES, HALF, axes, prunable, pruned
 from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
 from processes import killed_before_step, printed_json
 from program import ran, refused
 from refusals import refusal_of
@@ -33,6 +31,7 @@ from refimpl.model.ops import Array
 from refimpl.onnx import need, target
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.graph_weights import distinct, graph_weights
+from refimpl.onnx.session import open_session, reference_session
 
 SHAPES = (1, 5), (2, 13), (3, 1)
 LLAMA = FIXTURES / "llama"
@@ -49,19 +48,13 @@ def copy(tmp_path: Path) -> Copy:
 
 
 def session(path: Path) -> Run:
-    """Run a graph's file by onnxruntime, as it optimises by default."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    runtime = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in runtime.get_outputs()]
-    return lambda ids: dict(zip(names, runtime.run(names, {"token_ids": ids}), strict=True))
+    run = open_session(path, "cpu", threads=1).run
+    return lambda ids: run({"token_ids": ids})
 
 
 def reference(path: Path) -> Run:
-    """Run a graph's file by onnx's own evaluator."""
-    evaluator = ReferenceEvaluator(str(path))
-    names = evaluator.output_names
-    return lambda ids: dict(zip(names, evaluator.run(names, {"token_ids": ids}), strict=True))
+    run = reference_session(path).run
+    return lambda ids: run({"token_ids": ids})
 
 
 RUNTIMES = session, reference
@@ -283,12 +276,6 @@ def test_what_cannot_be_exported_is_refused(
     assert message in refused("export", LLAMA, *options.format(tmp_path).split())
     assert contents(tmp_path) == before
     assert len(list(tmp_path.iterdir())) == bool(existing)
-
-
-def test_a_feature_that_is_not_understood_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "phi3", arrays_of("phi3"), config_of("phi3", attn_temperature=2.0))
-    assert "attn_temperature" in refused("export", path, "-o", tmp_path / "x.onnx")
-    assert os.listdir(tmp_path) == ["phi3"]
 
 
 def print_killed_exports(folder: str, weights: Any) -> None:

@@ -376,11 +376,6 @@ def test_a_graph_with_logits_only_is_compared_by_its_logits(folder: Path) -> Non
     assert "first at logits" in bad.out
 
 
-def test_a_graph_of_another_model_does_not_agree(folder: Path) -> None:
-    result = program(LLAMA, "--graph", graph_of("llama", folder, pruned=True))
-    assert (result.code, "first at blocks.0.q:" in result.out) == (1, True)
-
-
 def test_json_says_what_the_table_says(folder: Path, tmp_path: Path) -> None:
     case, change, point, _ = BROKEN["NaN"]
     path = broken(graph_of(case, folder), change)
