@@ -20,10 +20,11 @@ from refimpl.onnx.graph_file import MEASURED
 from refimpl.onnx.peer import peer_points, peer_session
 from refimpl.onnx.recording.experiment_graph import experiment_graph, experiment_inputs
 from refimpl.onnx.recording.graph import Graph
-from refimpl.onnx.recording.graph_weights import Enter, copied, distinct, graph_weights
+from refimpl.onnx.recording.graph_weights import copied, distinct, graph_weights
 from refimpl.onnx.recording.model_graph import (
     PERTURBATION_OPTIONS,
     TOKENS,
+    Recording,
     model_graph,
     trace_points,
 )
@@ -77,7 +78,7 @@ def recorded_candidates(
         return [Candidate(lambda case: forward(case.inputs[TOKENS]), runtime, dtype, points)]
 
     def candidate(
-        record: Callable[[Enter], Graph], points: tuple[str, ...], plan: Perturbation | None
+        record: Callable[[Recording], Graph], points: tuple[str, ...], plan: Perturbation | None
     ) -> Candidate:
         session = recorded_session(model, dtype, record, against, device, threads)
         run = partial(session.run, outputs=points or MEASURED)
@@ -85,15 +86,15 @@ def recorded_candidates(
 
     points, plan = trace_points(model.config), Perturbation()
     return [
-        candidate(partial(model_graph, model, dtype, outputs="trace"), points, None),
-        candidate(partial(experiment_graph, model, plan, dtype), (), plan),
+        candidate(partial(model_graph, outputs="trace"), points, None),
+        candidate(partial(experiment_graph, plan=plan), (), plan),
     ]
 
 
 def recorded_session(
     model: Model,
     dtype: npt.DTypeLike,
-    record: Callable[[Enter], Graph],
+    record: Callable[[Recording], Graph],
     against: Against,
     device: Device,
     threads: int | None,
@@ -104,8 +105,8 @@ def recorded_session(
     """
     weights = graph_weights(model, dtype)
     if against != "onnxruntime":
-        return reference_session(record(copied(weights, None)).model())
-    graph = record(copied(weights, "memory"))
+        return reference_session(record(Recording(model, dtype, copied(weights, None))).model())
+    graph = record(Recording(model, dtype, copied(weights, "memory")))
     names = {tensor.name for tensor in graph.initializers}
     arrays = {x.name: x.read().reshape(x.shape) for x in distinct(weights) if x.name in names}
     proto = graph.model().SerializeToString()

@@ -25,7 +25,7 @@ from refimpl.onnx.recording.graph_weights import (
     referenced,
     write_data,
 )
-from refimpl.onnx.recording.model_graph import GraphOutputs, described, model_graph
+from refimpl.onnx.recording.model_graph import GraphOutputs, Recording, described, model_graph
 from refimpl.storage.file_system import to_disk
 
 EXPORT_FORMAT = 2  # of `export --json`
@@ -83,7 +83,6 @@ def export(
     out, dtype = target.default_output(model) if out is None else Path(out), np.dtype(dtype)
     data = target.data_file(out) if weights == "external" else None
     opset = (FUSED_OPSET if fused else DEFAULT_OPSET) if opset is None else opset
-    kernels = FUSED if fused else PLAIN
     _check_request(dtype, opset, fused)
     target.check_output(model, out, data, force)
     reference = weights == "reference"
@@ -93,12 +92,11 @@ def export(
     arrays = distinct(carried)
     target.check_room(out, [] if reference else arrays, weights)
     enter = referenced(model, dtype) if reference else copied(carried, data.name if data else None)
+    recording = Recording(model, dtype, enter, opset, FUSED if fused else PLAIN)
     if experiment is None:
-        result = str(outputs)
-        graph = model_graph(model, dtype, enter, outputs, opset, kernels)
+        result, graph = str(outputs), model_graph(recording, outputs)
     else:
-        graph = experiment_graph(model, experiment, dtype, enter, opset, kernels)
-        result = "experiment"
+        result, graph = "experiment", experiment_graph(recording, experiment)
     proto = described(graph, model, dtype, result, experiment)
     with target.whole_graph(out, data) as part:
         if data is not None:

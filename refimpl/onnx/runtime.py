@@ -72,11 +72,9 @@ def _experiment(
         for sequence in range(count)
         for part in groups([(a,) for a in states if a.sequence == sequence], memory // each + 1)
     ]
-    session = recorded_session(
-        model, dtype,
-        lambda enter: experiment_graph(model, plan, dtype, enter, squares=True),
-        "onnxruntime", device, resources.workers.threads,
-    )  # fmt: skip
+    record = partial(experiment_graph, plan=plan, squares=True)
+    threads = resources.workers.threads
+    session = recorded_session(model, dtype, record, "onnxruntime", device, threads)
     costs = [config.num_blocks + sum(config.num_blocks - a.block for a in part) for part in parts]
     resources.total = resources.done + sum(costs)
     runtime = Runtime("onnxruntime", session.device, session.versions)

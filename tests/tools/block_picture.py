@@ -15,7 +15,7 @@ from onnx import NodeProto, numpy_helper
 
 from refimpl import read_model
 from refimpl.onnx.recording.graph_weights import copied, graph_weights
-from refimpl.onnx.recording.model_graph import model_graph
+from refimpl.onnx.recording.model_graph import Recording, model_graph
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "results" / "onnx-block.svg"
@@ -40,7 +40,7 @@ def block_function() -> onnx.FunctionProto:
     """The function of the block, as it is exported."""
     model = read_model(ROOT / "fixtures" / MODEL)
     enter = copied(graph_weights(model, "float32"), None)
-    (function,) = model_graph(model, "float32", enter).model().functions
+    (function,) = model_graph(Recording(model, "float32", enter)).model().functions
     return function
 
 

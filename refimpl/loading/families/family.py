@@ -148,11 +148,10 @@ class Family:
         for name, change in keys.items():
             if not isinstance(change, Key):
                 old = self.keys.get(name, Key())
-                change = replace(old, default=change, only=(change,) if old.only else ())
+                change = Key(change, old.file, old.echoes, (change,) if old.only else ())
             table[name] = change
         for name in without:
-            places.pop(name, None)
-            table.pop(name, None)
+            del (places if name in places else table)[name]
         return replace(self, model_type=model_type, names=places, keys=table, **fields)
 
 

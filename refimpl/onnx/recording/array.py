@@ -8,6 +8,7 @@ size or a length fails.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import EllipsisType
 from typing import Any
 
@@ -26,6 +27,7 @@ UFUNCS = {
     np.floor_divide: "Div",
     np.bitwise_and: "And", np.bitwise_or: "Or", np.invert: "Not",
 }  # fmt: skip
+Axes = int | Sequence[int] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,34 +187,22 @@ def _reshape(x: Recorded, shape: Sequence[int | Axis]) -> Any:
     return x.graph.add("Reshape", x, [0 if isinstance(size, Axis) else size for size in shape])
 
 
-def _mean(x: Any, axis: int, keepdims: bool = False) -> Any:
-    _floats("mean", x)
-    return x.graph.add("ReduceMean", x, [axis], keepdims=int(keepdims))
-
-
-def _max(x: Any, axis: int, keepdims: bool = False) -> Any:
-    _floats("max", x)
-    return x.graph.add("ReduceMax", x, [axis], keepdims=int(keepdims))
-
-
-def _sum(x: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Any:
-    if x.dtype == np.bool_:  # counted, as in NumPy
-        x = x.astype(np.int64)
-    else:
-        _floats("sum", x)
+def _reduced(operator: str, x: Any, axis: Axes = None, keepdims: bool = False) -> Any:
+    if x.dtype.kind != "f":
+        if operator != "ReduceSum" or x.dtype != np.bool_:
+            raise TypeError(f"{operator} of {x.dtype}: only floats keep their dtype")
+        x = x.astype(np.int64)  # counted, as in NumPy
     axes = range(len(x.shape)) if axis is None else [axis] if isinstance(axis, int) else axis
-    return x.graph.add("ReduceSum", x, list(axes), keepdims=int(keepdims))
+    return x.graph.add(operator, x, list(axes), keepdims=int(keepdims))
 
 
-def _norm(
-    x: Any, ord: None = None, axis: int | Sequence[int] | None = None, keepdims: bool = False
-) -> Any:
-    return np.sqrt(_sum(x * x, axis, keepdims))
+def _norm(x: Any, ord: None = None, axis: Axes = None, keepdims: bool = False) -> Any:
+    return np.sqrt(np.sum(x * x, axis=axis, keepdims=keepdims))
 
 
 def _std(x: Any, axis: int, keepdims: bool = False) -> Any:
-    centred = x - _mean(x, axis, keepdims=True)
-    return np.sqrt(_mean(centred * centred, axis, keepdims))
+    centred = x - np.mean(x, axis=axis, keepdims=True)
+    return np.sqrt(np.mean(centred * centred, axis=axis, keepdims=keepdims))
 
 
 def _median(x: Any) -> Any:
@@ -220,7 +210,7 @@ def _median(x: Any) -> Any:
     add, size = x.graph.add, x.graph.add("Shape", x)
     ordered, _ = add("TopK", x, size, outputs=2, largest=0, axes=("ordered",))
     middle = add("Div", add("Concat", add("Sub", size, [1]), size, axis=0), [2])
-    return _mean(add("Gather", ordered, middle), 0)
+    return np.mean(add("Gather", ordered, middle), axis=0)
 
 
 def _rows(mask: Recorded) -> Any:
@@ -251,15 +241,10 @@ def _compress(condition: Any, x: Any, axis: int) -> Any:
     return x.graph.add("Compress", x, condition, axis=axis, axes=axes)
 
 
-def _floats(name: str, x: Any) -> None:
-    if x.dtype.kind != "f":
-        raise TypeError(f"{name} of {x.dtype}: only floats keep their dtype")
-
-
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    np.mean: _mean,
-    np.max: _max,
-    np.sum: _sum,
+    np.mean: partial(_reduced, "ReduceMean"),
+    np.max: partial(_reduced, "ReduceMax"),
+    np.sum: partial(_reduced, "ReduceSum"),
     np.std: _std,
     np.median: _median,
     np.linalg.norm: _norm,

@@ -13,12 +13,9 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.perturbation import Perturbation, deviation, kept_tokens, perturbed
-from refimpl.model.kernels import PLAIN, Kernels
-from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import inputs_of, sum_of_squares
-from refimpl.onnx.recording.graph import DEFAULT_OPSET, Body, Graph
-from refimpl.onnx.recording.graph_weights import Enter
+from refimpl.onnx.recording.graph import Body, Graph
 from refimpl.onnx.recording.model_graph import SEQUENCE, TOKENS, Recording
 
 NOISE, ETA, AT = "noise", "eta", "perturbed_block"  # inputs besides the token ids, one per state
@@ -31,15 +28,7 @@ MEASURE_DOC = (
 )
 
 
-def experiment_graph(
-    model: Model,
-    plan: Perturbation,
-    dtype: npt.DTypeLike,
-    enter: Enter,
-    opset: int = DEFAULT_OPSET,
-    kernels: Kernels = PLAIN,
-    squares: bool = False,
-) -> Graph:
+def experiment_graph(recording: Recording, plan: Perturbation, squares: bool = False) -> Graph:
     """Record the experiment of a model; perturbation and measurement are computed in float64.
 
     Inputs: `token_ids` [1, S]; per state, in ascending order of blocks, `perturbed_block` [states],
@@ -54,8 +43,7 @@ def experiment_graph(
     `blocks.3.attn_norm.squares` and so on.
     """
     refuse_pruning(plan)
-    recording = Recording(model, dtype, enter, opset, kernels)
-    graph, config = recording.graph, model.config
+    graph, config = recording.graph, recording.model.config
     width, blocks = config.hidden_size, config.num_blocks
     at: Any = graph.input(AT, np.int64, (STATES,))
     eta: Any = graph.input(ETA, np.float64, (STATES,))

@@ -51,7 +51,12 @@ class Recording:
     """A model's graph while it is recorded: its parts, to be called in their order."""
 
     def __init__(
-        self, model: Model, dtype: npt.DTypeLike, enter: Enter, opset: int, kernels: Kernels
+        self,
+        model: Model,
+        dtype: npt.DTypeLike,
+        enter: Enter,
+        opset: int = DEFAULT_OPSET,
+        kernels: Kernels = PLAIN,
     ) -> None:
         self.model, self.dtype, self.enter, self.kernels = model, np.dtype(dtype), enter, kernels
         self.graph = Graph(opset)
@@ -144,21 +149,13 @@ def _with(place: Place, arrays: Mapping[str, Any]) -> Place:
     )
 
 
-def model_graph(
-    model: Model,
-    dtype: npt.DTypeLike,
-    enter: Enter,
-    outputs: GraphOutputs = "logits",
-    opset: int = DEFAULT_OPSET,
-    kernels: Kernels = PLAIN,
-) -> Graph:
+def model_graph(recording: Recording, outputs: GraphOutputs = "logits") -> Graph:
     """Record a model: `token_ids` [batch, sequence] to `logits`, or to every trace point."""
-    recording = Recording(model, dtype, enter, opset, kernels)
     graph, trace = recording.graph, outputs == "trace"
     x = recording.embed()
     if trace:
         x = graph.output("embed", x)
-    for i, kind in enumerate(model.config.blocks):
+    for i, kind in enumerate(recording.model.config.blocks):
         points = block_points(kind)
         arrays = recording.block(i, x, points if trace else points[-1:])
         x = arrays[points[-1]]
