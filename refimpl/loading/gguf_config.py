@@ -7,16 +7,8 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.families.family import Family
-from refimpl.loading.gguf.architectures import (
-    ARCHITECTURES,
-    EPSILON,
-    KEYS,
-    MIXTRAL,
-    NEEDED,
-    WINDOW,
-    Architecture,
-)
+from refimpl.loading.families import FAMILIES, Family
+from refimpl.loading.gguf.architectures import EPSILON, KEYS, NEEDED, WINDOW, Architecture
 from refimpl.loading.gguf.gguf_file import GgufTensor
 from refimpl.model.config import Rope
 
@@ -30,23 +22,14 @@ ROPE_FACTORS, *LONG_AND_SHORT = (
 )  # fmt: skip
 
 
-def architecture_of(metadata: Mapping[str, Any], path: Path) -> Architecture:
-    """The architecture of a file; Mixtral's files call theirs llama."""
-    name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
-        raise RefimplError(
-            f"{path} has the architecture {name!r}",
-            f"one of {', '.join(ARCHITECTURES)}",
-            "use the original checkpoint in safetensors, if refimpl reads its family",
-        )
-    return MIXTRAL if metadata.get("llama.expert_count") else ARCHITECTURES[name]
-
-
 def config_entries(
-    metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor], family: Family, path: Path
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, GgufTensor],
+    architecture: Architecture,
+    path: Path,
 ) -> dict[str, Any]:
     """The entries of `config.json`, as its family spells them."""
-    architecture, prefix = architecture_of(metadata, path), metadata["general.architecture"]
+    family, prefix = FAMILIES[architecture.model_type], metadata["general.architecture"]
     facts = {
         key.removeprefix(f"{prefix}."): _plain(value)
         for key, value in metadata.items()

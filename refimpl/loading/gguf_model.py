@@ -6,17 +6,18 @@ from pathlib import Path
 
 from refimpl.loading.companions import Companions
 from refimpl.loading.config_json import HubModel, read_config
-from refimpl.loading.families import FAMILIES
 from refimpl.loading.files.file_reading import json_object, read_file, reading
-from refimpl.loading.gguf.architectures import EXPERT_STACKS, FUSED, IN_BLOCK, OUTSIDE, Architecture
+from refimpl.loading.gguf.architectures import (
+    EXPERT_STACKS,
+    FUSED,
+    IN_BLOCK,
+    OUTSIDE,
+    Architecture,
+    architecture_of,
+)
 from refimpl.loading.gguf.gguf_file import GgufTensor, JoinedTensor, open_shards
 from refimpl.loading.gguf.tokenizer_metadata import write_tokenizer
-from refimpl.loading.gguf_config import (
-    LONG_AND_SHORT,
-    ROPE_FACTORS,
-    architecture_of,
-    config_entries,
-)
+from refimpl.loading.gguf_config import LONG_AND_SHORT, ROPE_FACTORS, config_entries
 from refimpl.loading.tensor_claims import claim, roles
 from refimpl.model.config import kind_of
 from refimpl.model.model import Model
@@ -28,9 +29,9 @@ def read_gguf(path: Path, config: Path | None, hub_id: str | None) -> Model:
     metadata = files[0].metadata
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
     architecture = architecture_of(metadata, path)
-    family = FAMILIES[architecture.model_type]
     if config is None:
-        source, entries = f"the metadata of {path}", config_entries(metadata, stored, family, path)
+        source = f"the metadata of {path}"
+        entries = config_entries(metadata, stored, architecture, path)
     else:
         source, expected = str(config), "the model's config.json"
         with reading(config, expected):

@@ -10,14 +10,7 @@ from typing import Any
 
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import read_file, reading
-from refimpl.loading.files.hub_answers import (
-    COMMIT,
-    checked,
-    checked_answers,
-    progress_bar,
-    require_files,
-    require_space,
-)
+from refimpl.loading.files.hub_answers import COMMIT, checked_answers, require_space
 from refimpl.loading.files.refused_formats import CONVERSIONS
 from refimpl.loading.files.weight_files import shard_of_tensor
 
@@ -191,15 +184,15 @@ def _downloaded(
                         _whole(snapshot, repository, False, file)
                         return snapshot, file
                 raise
-            answers.commit = checked(COMMIT, listing.sha, "a commit", endpoint)
+            answers.commit = answers.checked(COMMIT, listing.sha, "a commit")
             listed = {x.rfilename: x.size for x in listing.siblings or ()}
             files, file = _wanted(listed, name, file)
-            require_files(files, endpoint)
+            answers.require_files(files)
             snapshot = folder / "snapshots" / answers.commit
             absent = [x for x in files if not (snapshot / x).exists()]
             require_space(folder, sum(files[x] for x in absent), name)
             for each in absent or [*files][:1]:  # one at least, which notes the branch's commit
-                answers.most, bar = files[each], progress_bar(answers)
+                answers.most, bar = files[each], answers.progress_bar()
                 hf_hub_download(repository, each, revision=revision, tqdm_class=bar)
     except RefimplError:
         raise

@@ -31,20 +31,21 @@ class Answers:
             return
         headers = response.headers
         if (commit := headers.get("X-Repo-Commit")) is not None:
-            checked(COMMIT, commit, "a commit", self.endpoint)
+            self.checked(COMMIT, commit, "a commit")
             if self.commit not in ("", commit):
-                raise self._refusal(f"a file of commit {commit}", f"one of {self.commit}")
+                raise self._odd(f"sends a file of commit {commit}", f"one of {self.commit}")
         if response.request.method == "HEAD" and response.status_code < 400:
             etag = headers.get("X-Linked-Etag") or headers.get("ETag")
             if etag is not None:  # the library cuts all of these characters off
-                checked(ETAG, etag.lstrip("W/").strip('"'), "an ETag", self.endpoint)
+                self.checked(ETAG, etag.lstrip("W/").strip('"'), "an ETag")
         most = max(self.most, DOCUMENT)
         response.iter_bytes = partial(self._bounded, response.iter_bytes, most)
 
     def count(self, received: int) -> None:
         """Refuse a file that is longer than the listing says, before the rest is written."""
         if received > self.most:
-            raise self._refusal(f"more than the {self.most:,} bytes of a file", "its listed size")
+            most = f"sends more than the {self.most:,} bytes of a file"
+            raise self._odd(most, "its listed size")
 
     def _bounded(self, chunks: Any, most: int, *arguments: Any, **options: Any) -> Iterator[bytes]:
         """The chunks of a body, unless there are more than `most` bytes."""
@@ -52,11 +53,49 @@ class Answers:
         for chunk in chunks(*arguments, **options):
             size += len(chunk)
             if size > most:
-                raise self._refusal(f"more than {most:,} bytes", "an answer with an end")
+                raise self._odd(f"sends more than {most:,} bytes", "an answer with an end")
             yield chunk
 
-    def _refusal(self, problem: str, expected: str) -> RefimplError:
-        return _odd(f"{self.endpoint} sends {problem}", expected)
+    def checked(self, pattern: re.Pattern[str], value: object, what: str) -> str:
+        """A commit or an ETag of the server, which the library makes a file name of."""
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            digits = "40 hexadecimal digits" + ("" if pattern is COMMIT else ", or 64")
+            raise self._odd(f"answers with {what} that would be a path: {value!r:.80}", digits)
+        return value
+
+    def require_files(self, files: dict[str, Any]) -> None:
+        """Refuse names that lead out of a folder, or that a system reads differently, and sizes."""
+        for name, size in files.items():
+            outside = {*name.split("/")} & {"", ".", ".."}
+            if not name.isprintable() or {*name} & {*'\\:*?"<>|'} or outside:
+                raise self._odd(f"lists a file {name!r:.80}", "relative paths of plain names")
+            if not isinstance(size, int) or size not in _SIZES:
+                problem = f"lists {name} without its size ({size!r:.40})"
+                raise self._odd(problem, "the size of each file")
+
+    def progress_bar(self) -> type[Any]:
+        """The library's bar, on a terminal alone; it counts what a file has received."""
+        from huggingface_hub.utils import tqdm
+
+        answers = self
+
+        class Bar(tqdm):  # type: ignore[misc]
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                silent = options.pop("disable", None) or not sys.stderr.isatty()
+                super().__init__(*arguments, **options, disable=silent)
+                self._received = 0
+
+            def update(self, n: float | None = 1) -> bool | None:
+                self._received += int(n or 0)  # less than 0 if the file begins anew
+                answers.count(self._received)
+                return super().update(n)
+
+        return Bar
+
+    def _odd(self, problem: str, expected: str) -> RefimplError:
+        """The error for an answer that no hub gives, unless its files have just changed."""
+        remedy = "check HF_ENDPOINT; if a new commit has just been made, repeat the command"
+        return RefimplError(f"{self.endpoint} {problem}", expected, remedy)
 
 
 @contextmanager
@@ -81,54 +120,6 @@ def checked_answers(endpoint: str) -> Iterator[Answers]:
         logging.set_verbosity(verbosity)
         constants.HF_HUB_DISABLE_XET = xet
         hooks[:] = [hook for hook in hooks if hook != answers.check]
-
-
-def progress_bar(answers: Answers) -> type[Any]:
-    """The library's bar, on a terminal alone; it counts what a file has received."""
-    from huggingface_hub.utils import tqdm
-
-    class Bar(tqdm):  # type: ignore[misc]
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            silent = options.pop("disable", None) or not sys.stderr.isatty()
-            super().__init__(*arguments, **options, disable=silent)
-            self._received = 0
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self._received += int(n or 0)  # less than 0 if the file begins anew
-            answers.count(self._received)
-            return super().update(n)
-
-    return Bar
-
-
-def checked(pattern: re.Pattern[str], value: object, what: str, endpoint: str) -> str:
-    """A commit or an ETag of the server, which the library makes a file name of."""
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise _odd(
-            f"{endpoint} answers with {what} that would be a path: {value!r:.80}",
-            "40 hexadecimal digits" + ("" if pattern is COMMIT else ", or 64"),
-        )
-    return value
-
-
-def _odd(problem: str, expected: str) -> RefimplError:
-    """The error for an answer that no hub gives, unless its files have just changed."""
-    remedy = "check HF_ENDPOINT; if a new commit has just been made, repeat the command"
-    return RefimplError(problem, expected, remedy)
-
-
-def require_files(files: dict[str, Any], endpoint: str) -> None:
-    """Refuse names that lead out of a folder, or that a system reads differently, and sizes."""
-    for name, size in files.items():
-        if (
-            not name.isprintable()
-            or {*name} & {*'\\:*?"<>|'}
-            or {*name.split("/")} & {"", ".", ".."}
-        ):
-            raise _odd(f"{endpoint} lists a file {name!r:.80}", "relative paths of plain names")
-        if not isinstance(size, int) or size not in _SIZES:
-            problem = f"{endpoint} lists {name} without its size ({size!r:.40})"
-            raise _odd(problem, "the size of each file")
 
 
 def require_space(folder: Path, size: int, name: str) -> None:

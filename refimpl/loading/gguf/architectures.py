@@ -2,6 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from refimpl.errors import RefimplError
 
 # Our roles, and llama.cpp's names of their tensors.
 OUTSIDE = {
@@ -134,3 +138,15 @@ ARCHITECTURES = {
         arranged={"q_proj": "by head"},
     ),
 }  # fmt: skip
+
+
+def architecture_of(metadata: Mapping[str, Any], path: Path) -> Architecture:
+    """The architecture of a file; Mixtral's files call theirs llama."""
+    name = metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        raise RefimplError(
+            f"{path} has the architecture {name!r}",
+            f"one of {', '.join(ARCHITECTURES)}",
+            "use the original checkpoint in safetensors, if refimpl reads its family",
+        )
+    return MIXTRAL if metadata.get("llama.expert_count") else ARCHITECTURES[name]
