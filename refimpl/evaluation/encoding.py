@@ -47,6 +47,17 @@ class Encoder:
     prefix: int | None
     longest: int
 
+    @property
+    def start(self) -> int:
+        """The id in place of an empty context."""
+        if self.prefix is None:
+            raise RefimplError(
+                "an empty context, and no file beside the tokenizer names BOS or EOS",
+                "a token to start from",
+                "name bos_token in tokenizer_config.json, or give a context",
+            )
+        return self.prefix
+
     def ids(self, text: str, special: bool | None = None) -> list[int]:
         """Ids of a text, with BOS if `special`.
 
@@ -69,14 +80,8 @@ class Encoder:
             stripped = context.rstrip()
             first, whole = self.ids(stripped), self.ids(context + continuation)
             return first, whole[len(first) :]
-        scored = self.ids(continuation, special=False)
-        if self.prefix is None:
-            raise RefimplError(
-                "an empty context, and no file beside the tokenizer names BOS or EOS",
-                "a token to start from",
-                "name bos_token in tokenizer_config.json, or give a context",
-            )
-        return [self.prefix], scored[1:] if scored[:1] == [self.prefix] else scored
+        scored, start = self.ids(continuation, special=False), self.start
+        return [start], scored[1:] if scored[:1] == [start] else scored
 
     def fitted(self, context: list[int], scored: list[int]) -> tuple[list[int], int]:
         """Ids of context and continuation as one sequence, and the first scored one.

@@ -90,13 +90,7 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
     @property
     def prefix_token_id(self) -> int:
         """The same."""
-        if self._encoder.prefix is None:
-            raise RefimplError(
-                "no file beside the tokenizer names BOS or EOS",
-                "a token to start from",
-                "name bos_token in tokenizer_config.json",
-            )
-        return self._encoder.prefix
+        return self._encoder.start
 
     @property
     def tokenizer_name(self) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from refimpl.loading.config_keys import shown
+from refimpl.loading.families.family import SIZES
 from refimpl.loading.files.refused_formats import refusal
 
 # `model_type` of checkpoints that compute from text alone what their text model computes, each as
@@ -18,11 +19,8 @@ TEXT_FAMILIES = ("gemma3_text", "llama", "mistral", "ministral3", "qwen2", "qwen
 TEXT_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 OTHERS = ("vision_config", "audio_config")
 # Sizes that published files omit: defaults of the configuration classes in transformers.
-_SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-)  # fmt: skip
 DEFAULTS: dict[str, dict[str, int]] = {
-    family: dict(zip(_SIZES, sizes, strict=True))
+    family: dict(zip(SIZES, sizes, strict=True))
     for family, sizes in {
         "gemma3_text": (262208, 2304, 9216, 26, 8),
         "llama": (32000, 4096, 11008, 32, 32),

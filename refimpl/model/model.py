@@ -16,6 +16,7 @@ from refimpl.model.floating_point import bits_of
 from refimpl.model.ops import Array
 from refimpl.model.weight import StoredTensor, Weight, WeightFile
 
+EMBEDDING = ("embed.weight", "pos_embed.weight", "embed_norm.weight", "embed_norm.bias")
 EXPERTS_KEPT = 1 << 26  # bytes of a block's experts that `Model.block` returns as arrays
 Later = Callable[[], Array]
 M = TypeVar("M", bound="Model")
@@ -148,8 +149,7 @@ class Model:
             `embed.weight` [V, D], any `pos_embed.weight` [P, D] and any `embed_norm.*` [D], in
             the file's dtype; rows of tables are read when `np.take` looks them up.
         """
-        names = ("embed.weight", "pos_embed.weight", "embed_norm.weight", "embed_norm.bias")
-        return {n: self.weights[n].stored.table for n in names if n in self.weights}
+        return {n: self.weights[n].stored.table for n in EMBEDDING if n in self.weights}
 
     def block(
         self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Any]] = map

@@ -19,7 +19,7 @@ from refimpl.model.config import BlockKind, Config
 from refimpl.model.experts import Observer
 from refimpl.model.forward import TRACE_POINTS, Place, block, embed, head, places
 from refimpl.model.kernels import PLAIN, Kernels
-from refimpl.model.model import Model
+from refimpl.model.model import EMBEDDING, Model
 from refimpl.onnx.recording.array import Recorded
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph
 from refimpl.onnx.recording.graph_weights import Enter
@@ -31,7 +31,6 @@ TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
 BLOCK, UNROTATED = "block", "block_without_rotation"  # names of functions
 BLOCK_DOC = "One decoder block: attention and MLP, each added to the residual stream."
 MIXTURE = "mixture_"  # before the name, if the MLP is a mixture of experts
-EMBEDDING = ("embed.weight", "pos_embed.weight", "embed_norm.weight", "embed_norm.bias")
 PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of a graph
 
 
