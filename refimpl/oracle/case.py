@@ -161,12 +161,7 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
                 "choose other steps, or omit --only for the whole method",
             )
     else:
-        every, margins = steps_and_margins(model, ids, recipe)
-        expected = {  # each Hessian is large, and that of `sparsegpt` is a step
-            name: x
-            for name, x in every.items()
-            if not (name.startswith("sparsegpt_pattern.") and name.endswith(".products"))
-        }
+        expected, margins = steps_and_margins(model, ids, recipe)
         peer = peer_steps(model, recipe, expected, len(ids))
     shape, inputs = (ids.shape[1], config.hidden_size), {"token_ids": ids}
     for draw, name in enumerate(_noises(recipe, expected)):

@@ -16,6 +16,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.candidate_arrays import arrays_of, stored_arrays
 from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.judging.measures import FORWARD, StepResult, error_of, measure_of, step_result
+from refimpl.oracle.judging.routing import follows_a_choice, on_own_choices
 from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of, tolerance_of, writing_error
 from refimpl.oracle.near_ties import (
     by_own_errors,
@@ -27,7 +28,6 @@ from refimpl.oracle.near_ties import (
 )
 from refimpl.oracle.peer import equals_peer
 from refimpl.oracle.reference_errors import reference_run
-from refimpl.oracle.routing import follows_a_choice, on_own_choices
 from refimpl.oracle.step_tolerances import step_tolerances
 
 Verdict = Literal["pass", "resolved", "divergent", "inconclusive"]

@@ -14,11 +14,12 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.judging.pruner_scores import Keep, dense_scores, sparsegpt_scores, unpacked
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.steps import steps
+from refimpl.oracle.steps import every_array, is_step
+from refimpl.oracle.table.inputs import StepInputs
+from refimpl.oracle.table.pruned import METHODS
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_score
-from refimpl.pruning.pruned_blocks import PrunedBlock
 from refimpl.running.settings import Settings
 from refimpl.scoring.signals import Chosen, of_weights
 
@@ -31,8 +32,7 @@ def steps_and_margins(
     Margins are float32, as the table of docs/how-to/check.md lists them; infinite where there is
     nothing to choose, and 0 where equal numbers are told apart by their place.
     """
-    decisions = DecisionMargins(model, recipe, len(ids))
-    arrays = steps(model, ids, recipe, observe=decisions)
+    arrays = every_array(StepInputs(model, recipe, ids))
     margins: dict[str, Array] = {}
     if model.config.experts:
         margins["router.keep"] = np.array(
@@ -57,11 +57,15 @@ def steps_and_margins(
         margins[f"{base}.counts"] = np.array(
             [count_margin((final * sizes)[exists], counts[exists])]
         )
-    margins["pruned.keep"] = _pruned(model, arrays, len(ids))
-    for pruner, keep in decisions.keep.items():
-        margins[f"{pruner}.keep"] = _table(keep)
-        if pruner in decisions.rows:
-            margins[f"{pruner}.keep.rows"] = _table(decisions.rows[pruner])
+    for pruner in ("pruned", *METHODS):
+        if recipe.pattern or not pruner.endswith("pattern"):
+            by_block = _of_rows(model, recipe, arrays, pruner, len(ids))
+            least = [[float(rows.min()) for rows in by_linear] for by_linear in by_block]
+            margins[f"{pruner}.keep"] = _table(least)
+            if pruner in ("wanda", "pattern") and recipe.shown:
+                shown = [np.concatenate(x) for i, x in enumerate(by_block) if i in recipe.shown]
+                margins[f"{pruner}.keep.rows"] = _table(shown)
+    arrays = {name: x for name, x in arrays.items() if is_step(name, recipe)}
     return arrays, {name: value.astype(np.float32) for name, value in margins.items()}
 
 
@@ -73,55 +77,45 @@ def _table(rows: Sequence[Sequence[float] | Array]) -> Array:
     return table
 
 
-class DecisionMargins:
-    """Margins of decisions, collected block by block while a model is pruned."""
+def _of_rows(
+    model: Model, recipe: Recipe, arrays: Mapping[str, Array], pruner: str, sequences: int
+) -> list[list[Array]]:
+    """Margins of a pruner's decisions by block, linear and row, or what is decided on together.
 
-    def __init__(self, model: Model, recipe: Recipe, sequences: int) -> None:
-        self._model, self._recipe, self._sequences = model, recipe, sequences
-        self.keep: dict[str, list[list[float]]] = {}
-        self.rows: dict[str, list[Array]] = {}
-
-    def __call__(self, pruner: str, block: PrunedBlock) -> None:
-        """Collect the margins of one block of a pruner, by its name among the steps."""
-        dense = self._model.block(block.index, np.float64)
-        by_linear = [
-            self._rows(pruner, dense[f"{name}.weight"], block.sums.get(input_of(name)), linear.keep)
-            for name, linear in block.linears.items()
-        ]
-        self.keep.setdefault(pruner, []).append([float(rows.min()) for rows in by_linear])
-        if pruner in ("wanda", "pattern") and block.index in self._recipe.shown:
-            self.rows.setdefault(pruner, []).append(np.concatenate(by_linear))
-
-    def _rows(self, pruner: str, weight: Array, total: Array | None, keep: Keep) -> Array:
-        """Margins by row; of n:m the smallest of its groups; of SparseGPT by 128 columns."""
-        if total is None:
-            return row_margins(keep.reshape(1, -1), np.abs(weight).reshape(1, -1))
-        by_pattern = pruner in ("pattern", "sparsegpt_pattern")
-        group = parse_pattern(self._recipe.pattern).group if by_pattern else weight.shape[1]
-        if pruner.startswith("sparsegpt"):
-            damping, step = self._recipe.damping, group if by_pattern else WIDTH
-            score = sparsegpt_scores(weight, total, self._sequences, keep, damping, step)
-        else:
-            score = wanda_score(weight, total / self._sequences)
-        if pruner == "sparsegpt":
-            columns = [slice(start, start + WIDTH) for start in range(0, weight.shape[1], WIDTH)]
-            together = [(keep[:, x].reshape(1, -1), score[:, x].reshape(1, -1)) for x in columns]
-            return np.array([row_margins(*pair)[0] for pair in together])
-        margins = row_margins(keep.reshape(-1, group), score.reshape(-1, group))
-        return margins.reshape(len(score), -1).min(axis=1)
-
-
-def _pruned(model: Model, arrays: Mapping[str, Array], sequences: int) -> Array:
-    """Margins of the decisions of the perturbation by pruning, [L, linears]."""
-    margins = np.full(model.config.linear_sizes.shape, inf)
+    Of n:m the smallest of a row's groups; of SparseGPT by 128 columns; of magnitude one.
+    """
+    by_block: list[list[Array]] = []
     for i, linears in enumerate(model.config.linears):
         dense = model.block(i, np.float64)
-        for j, name in enumerate(linears):
-            weight, prefix = dense[f"{name}.weight"], f"pruned.blocks.{i}"
-            total = arrays[f"{prefix}.{input_of(name)}.squares"]
+        by_block.append([])
+        for name in linears:
+            weight, prefix = dense[f"{name}.weight"], f"{pruner}.blocks.{i}"
+            kind = "products" if pruner.startswith("sparsegpt") else "squares"
+            total = arrays.get(f"{prefix}.{input_of(name)}.{kind}")
             keep = unpacked(arrays[f"{prefix}.{name}.keep"], weight.shape[1])
-            margins[i, j] = row_margins(keep, wanda_score(weight, total / sequences)).min()
-    return margins
+            by_block[-1].append(_rows(recipe, pruner, weight, total, keep, sequences))
+    return by_block
+
+
+def _rows(
+    recipe: Recipe, pruner: str, weight: Array, total: Array | None, keep: Keep, sequences: int
+) -> Array:
+    """The same of one linear."""
+    if total is None:
+        return row_margins(keep.reshape(1, -1), np.abs(weight).reshape(1, -1))
+    by_pattern = pruner.endswith("pattern")
+    group = parse_pattern(recipe.pattern).group if by_pattern else weight.shape[1]
+    if pruner.startswith("sparsegpt"):
+        step = group if by_pattern else WIDTH
+        score = sparsegpt_scores(weight, total, sequences, keep, recipe.damping, step)
+    else:
+        score = wanda_score(weight, total / sequences)
+    if pruner == "sparsegpt":
+        columns = [slice(start, start + WIDTH) for start in range(0, weight.shape[1], WIDTH)]
+        together = [(keep[:, x].reshape(1, -1), score[:, x].reshape(1, -1)) for x in columns]
+        return np.array([row_margins(*pair)[0] for pair in together])
+    margins = row_margins(keep.reshape(-1, group), score.reshape(-1, group))
+    return margins.reshape(len(score), -1).min(axis=1)
 
 
 def count_margin(quotas: Array, counts: Array) -> float:

@@ -28,6 +28,7 @@ from refimpl.oracle.judging.pruner_scores import (
     sparsegpt_scores,
     unpacked,
 )
+from refimpl.oracle.judging.routing import router_ties
 from refimpl.oracle.judging.ties import (
     count_ties,
     keep_ties,
@@ -39,10 +40,10 @@ from refimpl.oracle.judging.ties import (
 )
 from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
 from refimpl.oracle.reference_errors import ReferenceRun, coefficient_of, is_drift
-from refimpl.oracle.routing import router_ties
 from refimpl.oracle.step_tolerances import moved_by_rounding
-from refimpl.oracle.steps import steps
-from refimpl.oracle.stepwise import StepInputs
+from refimpl.oracle.steps import every_array
+from refimpl.oracle.stepwise import case_inputs
+from refimpl.oracle.table.inputs import StepInputs
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH
@@ -192,7 +193,7 @@ def by_own_errors(case: Case, result: StepResult, actual: Mapping[str, Array]) -
     own = {x: np.maximum(actual[x].astype(np.float64), 0.0) for x in names}
     if not all(np.isfinite(x).all() for x in own.values()):
         return result
-    inputs = StepInputs(replace(case, expected={**case.expected, **own}))
+    inputs = case_inputs(replace(case, expected={**case.expected, **own}))
     u, base = centred_log(inputs.errors(correct)), inputs.base(case.recipe.bases[0], {})
     truth = inputs.per_block(inputs.corrected(base, u))
     again = step_result(result.step, actual, truth, result.own, result.tolerance)
@@ -306,8 +307,7 @@ def score_behind(
 @once_per_case
 def products_of_all(case: Case) -> Mapping[str, Array]:
     """SparseGPT's products in float64, of the blocks that are not shown too."""
-    shown = tuple(range(case.model.config.num_blocks))
-    every = steps(case.model, case.inputs["token_ids"], replace(case.recipe, shown=shown))
+    every = every_array(StepInputs(case.model, case.recipe, case.inputs["token_ids"]))
     return {name: x for name, x in every.items() if name.endswith(".products")}
 
 

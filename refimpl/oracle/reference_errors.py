@@ -1,7 +1,7 @@
 """refimpl's own errors in a dtype, from which tolerances are made."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, isfinite
 
 import numpy as np
@@ -28,10 +28,11 @@ from refimpl.oracle.rounding import (
     Float32MinusSeven,
     Float64MinusEight,
     RoundedArray,
-    rounded_steps,
+    RoundedModel,
 )
-from refimpl.oracle.steps import steps
+from refimpl.oracle.steps import every_array
 from refimpl.oracle.stepwise import stepwise_steps
+from refimpl.oracle.table.inputs import StepInputs
 
 EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")
 
@@ -168,14 +169,16 @@ def _computed(
     case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None, pruning: bool = True
 ) -> Mapping[str, Array]:
     """Every step, or those before the pruners, in a dtype that NumPy has or rounded further."""
-    every = replace(case.recipe, shown=tuple(range(case.model.config.num_blocks)))
-    ids, choices = case.inputs["token_ids"], router_choices(case, case.expected)
+    choices = router_choices(case, case.expected)
     try:
         if stepwise:
             return stepwise_steps(case, dtype, kind)
-        if kind:
-            return rounded_steps(case.model, ids, every, kind, pruning, choices)
-        return steps(case.model, ids, every, dtype, pruning=pruning, choices=choices)
+        model, held = (
+            (RoundedModel.of(case.model, kind), kind.held) if kind else (case.model, dtype)
+        )
+        ids = case.inputs["token_ids"]
+        chain = StepInputs(model, case.recipe, ids, held, choices=choices)
+        return {name: np.asarray(x) for name, x in every_array(chain, pruning).items()}
     except RefimplError as error:
         raise RefimplError(
             f"{case.folder}: refimpl cannot compute this case in {dtype} ({error.problem})",

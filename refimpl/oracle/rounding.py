@@ -17,8 +17,6 @@ import numpy.typing as npt
 
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
-from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.steps import steps
 
 UNFILLED = (np.empty_like,)  # there is nothing to round in it
 
@@ -187,18 +185,3 @@ class RoundedModel(Model):
             offset = np.array(self.weights[prefix + name].offset, dtype)
             rounded[name] = self.kind.of(value - offset) + offset if offset else self.kind.of(value)
         return rounded
-
-
-def rounded_steps(
-    model: Model,
-    ids: npt.NDArray[np.int64],
-    recipe: Recipe,
-    kind: type[RoundedArray],
-    pruning: bool = True,
-    choices: Mapping[str, Array] = {},
-) -> dict[str, Array]:
-    """The arrays of `steps` with rounded numbers; in `FewerBits` errors are ``2^fewer`` larger."""
-    arrays = steps(
-        RoundedModel.of(model, kind), ids, recipe, kind.held, pruning=pruning, choices=choices
-    )
-    return {name: np.asarray(value) for name, value in arrays.items()}

@@ -14,7 +14,8 @@ from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.judging.tolerance import EPS, FLOOR_16, SPARSEGPT_FACTOR, tolerance_of
 from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.reference_errors import reference_run
-from refimpl.oracle.stepwise import StepInputs
+from refimpl.oracle.stepwise import case_inputs
+from refimpl.oracle.table.inputs import StepInputs
 
 Moved = Callable[[StepInputs, str, Mapping[str, float]], float]
 
@@ -33,7 +34,7 @@ def step_tolerances(case: Case, dtype: str, stepwise: bool = False) -> Mapping[s
         for name, truth in case.expected.items()
     }
     if not stepwise:
-        inputs = StepInputs(case)
+        inputs = case_inputs(case)
         moving: list[tuple[str, Moved, str]]
         moving = [(f"{base}.base", _base_moved, base) for base in case.recipe.bases]
         moving += [(f"{base}.corrected", _correction_moved, base) for base in case.recipe.bases]
@@ -54,11 +55,11 @@ def step_tolerances(case: Case, dtype: str, stepwise: bool = False) -> Mapping[s
 def _base_moved(inputs: StepInputs, base: str, tolerances: Mapping[str, float]) -> float:
     """How far a base moves with its signals."""
     name = signal_of(base)
-    if name not in inputs.case.expected:
+    if name not in inputs.signals:
         return 0.0
     return moved_by(
         lambda signal: inputs.per_block(inputs.projected(inputs.base(base, {name: signal}))),
-        inputs.case.expected[name],
+        inputs.signals[name],
         tolerances[name],
     )
 
@@ -66,7 +67,7 @@ def _base_moved(inputs: StepInputs, base: str, tolerances: Mapping[str, float]) 
 def _correction_moved(inputs: StepInputs, base: str, tolerances: Mapping[str, float]) -> float:
     """How far a corrected allocation moves with its base and with the coefficients."""
     dense, name = inputs.base(base, {}), "absorption_coefficient"
-    ratios = inputs.case.expected[name]
+    ratios = inputs.number(name)
     u = clipped_log(ratios)
     by_base = moved_by(lambda x: inputs.corrected(x, u), dense, tolerances[f"{base}.base"])
     return by_base + moved_by(
@@ -76,8 +77,9 @@ def _correction_moved(inputs: StepInputs, base: str, tolerances: Mapping[str, fl
 
 def _error_moved(inputs: StepInputs, correct: str, tolerances: Mapping[str, float]) -> float:
     """How far the first base, corrected by arrival or divergence, moves with it and the errors."""
-    base = inputs.case.recipe.bases[0]
-    dense, errors, name = inputs.base(base, {}), inputs.errors(correct), inputs.error_step(correct)
+    base = inputs.recipe.bases[0]
+    dense, errors = inputs.base(base, {}), inputs.errors(correct)
+    name = "pruned.divergence" if correct == "divergence" else "pruned.0.drift"
     u = centred_log(errors)
     by_base = moved_by(lambda x: inputs.corrected(x, u), dense, tolerances[f"{base}.base"])
     return by_base + moved_by(

@@ -32,7 +32,7 @@ from refimpl.oracle.reference_errors import is_drift, reference_run
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.step_tolerances import moved_by, step_tolerances
 from refimpl.oracle.steps import steps
-from refimpl.oracle.stepwise import StepInputs, stepwise_steps
+from refimpl.oracle.stepwise import case_inputs, stepwise_steps
 from refimpl.pruners.counts import counts, split_count
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.show.oracle import report_table
@@ -222,7 +222,7 @@ def test_an_input_that_carries_little_is_off_by_more() -> None:
 
 def test_a_base_of_signals_within_their_tolerance_is_within_its_own() -> None:
     case, rng = case_of("llama"), np.random.default_rng(0)
-    tolerances, inputs = step_tolerances(case, "float32"), StepInputs(case)
+    tolerances, inputs = step_tolerances(case, "float32"), case_inputs(case)
     assert tolerances["dlp.signal"] < tolerances["dlp.base"] < 1e-4
     assert tolerances["dlp.counts"] == 0
     for base in ("owl", "dlp", "alphapruning"):
@@ -292,7 +292,7 @@ def test_of_a_block_that_loses_nothing_rounding_may_be_left(dtype: str, stepwise
         right[name] = np.full(len(case.expected[name]), unit / 4)
     right[ratio] = np.where(np.isnan(case.expected[ratio]), 0.7, case.expected[ratio])
     if not stepwise:
-        inputs = StepInputs(replace(case, expected=case.expected | right))
+        inputs = case_inputs(replace(case, expected=case.expected | right))
         u = centred_log(inputs.errors("arrival"))
         right["arrival.corrected"] = inputs.corrected(inputs.base("dlp", {}), u)
         assert (u[:2] < -1).all() == (dtype == "float32")
@@ -479,7 +479,7 @@ def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
 
 def corrected_by(case: Case, divergence: Array) -> Array:
     expected = {**case.expected, "pruned.divergence": divergence}
-    inputs = StepInputs(replace(case, expected=expected))
+    inputs = case_inputs(replace(case, expected=expected))
     u, base = centred_log(inputs.errors("divergence")), inputs.base(case.recipe.bases[0], {})
     return inputs.per_block(inputs.corrected(base, u))
 

@@ -39,7 +39,7 @@ from refimpl.oracle.case import make_case, read_case
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of, measure_of, step_result
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.rounding import ARITHMETIC, Float16, rounded_steps
+from refimpl.oracle.rounding import ARITHMETIC, Float16, RoundedModel
 from refimpl.oracle.steps import steps
 from refimpl.oracle.stepwise import stepwise_steps
 from refimpl.show.oracle import report_table, stage_of
@@ -335,7 +335,8 @@ def test_16_bits_are_read_and_mistakes_found(
 ) -> None:
     read_cases_once(monkeypatch)
     case = case_of(name)
-    arrays = rounded_steps(case.model, case.inputs["token_ids"], case.recipe, ARITHMETIC[dtype])
+    model = RoundedModel.of(case.model, ARITHMETIC[dtype])
+    arrays = steps(model, case.inputs["token_ids"], case.recipe, "float32")
     right = written(case, arrays, dtype)
     path = write_arrays(tmp_path / "actual.safetensors", right)
     done = run("check", CASES / name, path, "--only", "blocks.*", "--only", "logits", "--json")

@@ -4,6 +4,7 @@ A token that lies between two experts may go to either, and everything after it 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -17,7 +18,7 @@ from refimpl.oracle.judging.pruner_scores import Keep, unpacked
 from refimpl.oracle.judging.ties import positions
 from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, FLOOR_16
 from refimpl.oracle.reference_errors import router_choices
-from refimpl.oracle.steps import forward_steps
+from refimpl.oracle.steps import steps
 
 GIVEN = ("score", "base", "corrected", "counts", "signal")  # step by step from numbers of the case
 NEAR = 0.25  # of the tolerance: twice refimpl's own error
@@ -31,8 +32,9 @@ def on_own_choices(case: Case, actual: Mapping[str, Array]) -> Mapping[str, Arra
     choices = router_choices(case, actual)
     if all(np.array_equal(x, case.expected[name]) for name, x in choices.items()):
         return {}
-    ids = case.inputs["token_ids"]
-    return forward_steps(case.model, ids, case.recipe, np.float64, choices)
+    patterns = tuple(x for x in case.expected if x.split(".")[0] in FORWARD)
+    recipe, ids = replace(case.recipe, only=patterns), case.inputs["token_ids"]
+    return steps(case.model, ids, recipe, choices=choices)
 
 
 def router_ties(

@@ -1,0 +1,1 @@
+"""The steps of a case: how each is computed from the steps before it."""

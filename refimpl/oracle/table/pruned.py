@@ -1,0 +1,168 @@
+"""The steps of pruned models: blocks that are pruned alone, whole models, and perplexities."""
+
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.allocation.allocate import linear_counts
+from refimpl.errors import RefimplError
+from refimpl.evaluation.likelihood import RunningSoftmax
+from refimpl.method import perturbation as experiment
+from refimpl.method.absorption import nan_mean
+from refimpl.method.correction import centred_log
+from refimpl.method.divergence import RunningDivergence
+from refimpl.model.forward import Weights, block, head
+from refimpl.model.model import zeroed
+from refimpl.model.ops import Array
+from refimpl.model.statistics import SUMS, block_with_sums, input_of
+from refimpl.oracle.judging.pruner_scores import Keep
+from refimpl.oracle.table.dense import NamedArrays, Starts, followed, measured
+from refimpl.oracle.table.inputs import StepInputs
+from refimpl.pruners.compensation import compensated
+from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.sparsegpt import WIDTH, hessian
+from refimpl.pruners.wanda import wanda_score
+from refimpl.pruning.pruned_linears import stored_weight
+
+METHODS = {
+    "magnitude": "magnitude", "wanda": "wanda", "sparsegpt": "sparsegpt",
+    "pattern": "wanda", "sparsegpt_pattern": "sparsegpt",
+}  # fmt: skip
+
+
+def by_pruning(inputs: StepInputs) -> NamedArrays:
+    """Each block pruned alone by Wanda, what that does, and the corrections by it."""
+    model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
+    first = recipe.bases[0]
+    base = inputs.base(first, {})
+    shares = inputs.projected(base) if base.ndim == 2 else inputs.number(f"{first}.base")
+    yield "pruned.counts", linear_counts(shares, config.linear_sizes, recipe.sparsity)
+    goals = inputs.value("pruned.counts").tolist()
+    for i, sums in enumerate(inputs.squares):
+        prefix, exact = f"pruned.blocks.{i}", model.block(i, np.float64)
+        yield from ((f"{prefix}.{point}.squares", total) for point, total in sums.items())
+        for linear, goal in zip(config.linears[i], goals[i], strict=False):
+            _require_tokens(linear, sums)
+            total = inputs.number(f"{prefix}.{input_of(linear)}.squares")
+            keep, _ = decision(
+                exact[f"{linear}.weight"], total, len(inputs.ids), goal, Pruner("wanda")
+            )
+            yield f"{prefix}.{linear}.keep", np.packbits(keep, axis=1)
+
+    def start(i: int, dense: Weights, clean: Array) -> Starts:
+        changed = dict(dense)
+        for linear in config.linears[i]:
+            weight = changed[f"{linear}.weight"]
+            keep = inputs.keep(f"pruned.blocks.{i}.{linear}.keep", weight.shape)
+            changed[f"{linear}.weight"] = zeroed(weight, keep)
+        for n, before in enumerate(inputs.entering(i)):
+            h = block(before[None], changed, inputs.places[i], config)[0]
+            kept = experiment.kept_tokens(clean[n], recipe.sink)
+            yield n, np.where(kept[:, None], h, clean[n])
+
+    states = followed(inputs, start)
+    logits = partial(head, weights=model.head(inputs.dtype), config=config)
+    right = [logits(x[None])[0] for x in inputs.leaving(-1)]
+    ends = []
+    for x in states:
+        z, other = right[x.sequence], logits(x.state[None])[0]
+        ends.append(nan_mean(RunningDivergence.start(len(z)).add(z, other).value[x.kept]))
+    yield from measured(inputs, "pruned.", states)
+    yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
+    for correct in ("arrival", "divergence"):
+        u = centred_log(inputs.errors(correct))
+        yield f"{correct}.corrected", inputs.per_block(inputs.corrected(base, u))
+
+
+def by_pruners(inputs: StepInputs) -> NamedArrays:
+    """Every pruner of the recipe; those of counts use the first base's."""
+    for name in METHODS:
+        if inputs.recipe.pattern or not name.endswith("pattern"):
+            yield from _pruned(inputs, name)
+
+
+def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
+    """One pruner, block by block through the pruned ones before.
+
+    Of all blocks and pruners, so also what is no step: the cases have those that are shown.
+    """
+    model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
+    method, sequences, given = METHODS[name], len(inputs.ids), inputs.given or {}
+    kind = "products" if method == "sparsegpt" else "squares"
+    pruner, x = Pruner(method, recipe.damping), inputs.embedded
+    pattern = parse_pattern(recipe.pattern) if name.endswith("pattern") else None
+    counts = inputs.value(f"{recipe.bases[0]}.counts").tolist()
+    for i, place in enumerate(inputs.places):
+        prefix, weights = f"{name}.blocks.{i}", model.block(i, inputs.dtype)
+        sums: dict[str, Array] = {}
+        if method != "magnitude":
+            _, sums = block_with_sums(SUMS[kind], x, weights, place, config)
+        yield from ((f"{prefix}.{point}.{kind}", total) for point, total in sums.items())
+        carried = dict(weights)
+        exact = model.block(i, np.float64) if method == "magnitude" else weights
+        for linear, count in zip(config.linears[i], counts[i], strict=False):
+            step, point = f"{prefix}.{linear}", f"{prefix}.{input_of(linear)}.{kind}"
+            dense, total = weights[f"{linear}.weight"], sums.get(input_of(linear))
+            if point in given:
+                total = inputs.number(point)
+            elif method != "magnitude":
+                _require_tokens(linear, sums)
+            if method == "wanda" and total is not None:
+                yield f"{step}.score", wanda_score(dense, total / sequences)
+            # by magnitude of what the file holds, in every dtype
+            keep, new = decision(
+                exact[f"{linear}.weight"], total, sequences, pattern or count, pruner
+            )
+            yield f"{step}.keep", np.packbits(keep, axis=1)
+            right = inputs.keep(f"{step}.keep", dense.shape)
+            if new is None or total is None:
+                new = zeroed(dense, right)
+            else:
+                if inputs.given is not None:
+                    new = _compensated(inputs, dense, right, total)
+                new = stored_weight(model, i, linear, right, new).astype(dense.dtype)
+            yield f"{step}.weight", new
+            shown = method == "sparsegpt" and f"{step}.weight" in given
+            carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
+        x = block(x, carried, place, config)
+    inputs.perplexities[f"{name}.perplexity"] = perplexity(inputs.ids, inputs.logits(x))
+
+
+def _compensated(inputs: StepInputs, dense: Array, keep: Keep, total: Array) -> Array:
+    """A linear's weights behind SparseGPT's compensation for these decisions, [out, in]."""
+
+    def decide(score: Array, start: int) -> Keep:
+        return keep[:, start : start + score.shape[1]]
+
+    damping, h = inputs.recipe.damping, hessian(total, len(inputs.ids))
+    return compensated(dense, h, decide, WIDTH, damping, WIDTH).weight
+
+
+def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
+    """Refuse an expert without tokens."""
+    if input_of(linear) not in sums:
+        raise RefimplError(
+            f"{linear}: no token is routed to this expert, so its decision is not Wanda's",
+            "tokens of which every expert sees one, before pruning and after",
+            "use more --samples, or a longer --seq-len",
+        )
+
+
+def perplexities(inputs: StepInputs) -> NamedArrays:
+    """Of the dense model, and of what each pruner left."""
+    chain = inputs.given is None
+    logits = inputs.value("logits") if chain else inputs.logits(inputs.leaving(-1))
+    yield "dense.perplexity", perplexity(inputs.ids, logits)
+    yield from inputs.perplexities.items()
+
+
+def perplexity(ids: npt.NDArray[np.int64], logits: Array) -> Array:
+    """``exp`` of the mean nats per predicted token, [1], from the logits of all tokens.
+
+    The last token is an input, too: where rotary tables depend on the length, as in the forward.
+    """
+    softmax = RunningSoftmax.start(ids[:, 1:].ravel())
+    softmax = softmax.add(logits[:, :-1].reshape(-1, logits.shape[-1]), 0)
+    return np.exp([-softmax.log_probabilities.mean()])
