@@ -17,8 +17,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.check import Report
 from refimpl.oracle.rounding import RoundedModel
-from refimpl.oracle.steps import steps
-from refimpl.oracle.stepwise import stepwise_steps
+from refimpl.oracle.steps import steps, stepwise_steps
 
 CASES, PROJECT = FIXTURES / "cases", Path(__file__).parent / "tools" / "sample_project"
 CASE_NAMES = sorted(folder.name for folder in CASES.iterdir())

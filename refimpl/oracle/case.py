@@ -23,10 +23,10 @@ from refimpl.method.perturbation import noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
-from refimpl.oracle.candidate_arrays import stored_arrays
 from refimpl.oracle.case_folders import FACTS, NEXT, case_facts
 from refimpl.oracle.judging.measures import measure_of
 from refimpl.oracle.margins import steps_and_margins
+from refimpl.oracle.module_outputs import stored_arrays
 from refimpl.oracle.peer import peer_steps
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import steps

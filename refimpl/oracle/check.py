@@ -13,11 +13,11 @@ from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
-from refimpl.oracle.candidate_arrays import arrays_of, stored_arrays
-from refimpl.oracle.case import Case, once_per_case
+from refimpl.oracle.case import Case
 from refimpl.oracle.judging.measures import FORWARD, StepResult, error_of, measure_of, step_result
 from refimpl.oracle.judging.routing import follows_a_choice, on_own_choices
 from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of, tolerance_of, writing_error
+from refimpl.oracle.module_outputs import arrays_of, stored_arrays
 from refimpl.oracle.near_ties import (
     by_own_errors,
     by_typical_row,
@@ -27,15 +27,15 @@ from refimpl.oracle.near_ties import (
     without_rounding,
 )
 from refimpl.oracle.peer import equals_peer
-from refimpl.oracle.reference_errors import reference_run
-from refimpl.oracle.step_tolerances import step_tolerances
+from refimpl.oracle.reference_errors import reference_run, step_tolerances
+from refimpl.oracle.steps import TABLE
 
 Verdict = Literal["pass", "resolved", "divergent", "inconclusive"]
 RIGHT_SO_FAR = ("pass", "unresolved")
 FIRST_STEPS = (
     tuple(f"{x}.*" if x == "blocks" else x for x in FORWARD),
     ("perturbed.*", "absorption_coefficient", "coarse.*"),
-)  # patterns of the forward's steps, and of the experiments by noise
+)  # patterns of the forward's steps, and of the experiments by noise: the first two of the table
 EXIT: Mapping[Verdict, int] = {"pass": 0, "resolved": 3, "divergent": 1, "inconclusive": 3}
 
 
@@ -141,16 +141,15 @@ def check(
     }
     dtype = dtype_of(actual) if dtype is None else dtype
     last = max(map(_experimental, wanted))
-    whole = stepwise or case.recipe.only or last == len(FIRST_STEPS)
-    part = case if whole else _part(case, last)
-    reference = reference_run(part, dtype, stepwise)
-    tolerances = step_tolerances(part, dtype, stepwise)
+    table = TABLE if last == len(FIRST_STEPS) else TABLE[: last + 1]
+    reference = reference_run(case, dtype, stepwise, table)
+    tolerances = step_tolerances(case, dtype, stepwise, table)
     if not stepwise:
         case = replace(case, expected={**case.expected, **on_own_choices(case, actual)})
     judged = without_rounding(case, actual, tolerances, stepwise)
     results: list[StepResult] = []
     unjudged: set[str] = set()  # prefixes of the steps after a choice that rounding turned
-    for name in part.expected:
+    for name in tolerances:
         truth = case.expected[name]
         if name not in wanted and name not in actual:
             continue  # a choice that was not asked for matters to later steps all the same
@@ -196,17 +195,6 @@ def check(
     return Report(case, dtype, tuple(results), unknown, stepwise)
 
 
-@once_per_case
-def _part(case: Case, last: int) -> Case:
-    """The case with its forward (0), or with the experiments by noise, too (1).
-
-    Their errors do not depend on what follows, so that of a part takes less time and is the same.
-    """
-    only = tuple(pattern for patterns in FIRST_STEPS[: last + 1] for pattern in patterns)
-    expected = {name: x for name, x in case.expected.items() if _experimental(name) <= last}
-    return replace(case, expected=expected, recipe=replace(case.recipe, only=only))
-
-
 def _experimental(step: str) -> int:
     """0 for a step of the forward, 1 for one of the experiments by noise, 2 for any other."""
     asked = (any(fnmatchcase(step, p) for p in patterns) for patterns in FIRST_STEPS)
@@ -233,22 +221,17 @@ def trivial_answer(case: Case, step: str, tolerance: float) -> str:
 
     An answer that is right is none, such as a base without a correction where the strength is 0.
     """
-    truth, first = case.expected[step], step.partition(".")[0]
-    base = case.expected.get(
-        f"{first if first in case.recipe.bases else case.recipe.bases[0]}.base"
-    )
-    answers = (
-        {
-            "absorption_coefficient": ("a coefficient of 1", np.where(np.isnan(truth), truth, 1.0)),
-            ".base": ("the same sparsity everywhere", np.full(truth.shape, case.recipe.sparsity)),
-            ".corrected": ("the base without a correction", base),
-            ".perplexity": ("the dense perplexity", case.expected.get("dense.perplexity")),
-        }
-        if truth.dtype.kind == "f"
-        else {}
-    )
+    truth, (first, *_), name = case.expected[step], case.recipe.bases, step.partition(".")[0]
+    base = f"{name if name in case.recipe.bases else first}.base"
+    answers: dict[str, tuple[str, Array | float | None]] = {
+        "absorption_coefficient": ("a coefficient of 1", 1.0),
+        ".base": ("the same sparsity everywhere", case.recipe.sparsity),
+        ".corrected": ("the base without a correction", case.expected.get(base)),
+        ".perplexity": ("the dense perplexity", case.expected.get("dense.perplexity")),
+    }
     for end, (words, answer) in answers.items():
-        if step.endswith(end) and answer is not None and answer.shape == truth.shape:
+        if step.endswith(end) and answer is not None and np.shape(answer) in ((), truth.shape):
+            answer = np.where(np.isnan(truth), truth, answer)
             error = error_of(step, answer, truth, measure_of(step, truth.dtype))[0]
             return words if tolerance_of(step, truth, 0.0, "float64") < error <= tolerance else ""
     return ""

@@ -12,11 +12,11 @@ from refimpl.model.forward import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
+from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.pruner_scores import Keep, dense_scores, sparsegpt_scores, unpacked
+from refimpl.oracle.pruned_steps import METHODS
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import every_array, is_step
-from refimpl.oracle.table.inputs import StepInputs
-from refimpl.oracle.table.pruned import METHODS
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_score
@@ -84,38 +84,31 @@ def _of_rows(
 
     Of n:m the smallest of a row's groups; of SparseGPT by 128 columns; of magnitude one.
     """
-    by_block: list[list[Array]] = []
-    for i, linears in enumerate(model.config.linears):
-        dense = model.block(i, np.float64)
-        by_block.append([])
-        for name in linears:
-            weight, prefix = dense[f"{name}.weight"], f"{pruner}.blocks.{i}"
-            kind = "products" if pruner.startswith("sparsegpt") else "squares"
-            total = arrays.get(f"{prefix}.{input_of(name)}.{kind}")
-            keep = unpacked(arrays[f"{prefix}.{name}.keep"], weight.shape[1])
-            by_block[-1].append(_rows(recipe, pruner, weight, total, keep, sequences))
-    return by_block
 
+    def margins_of(prefix: str, name: str, weight: Array) -> Array:
+        keep, width = unpacked(arrays[f"{prefix}.{name}.keep"], weight.shape[1]), weight.shape[1]
+        group = parse_pattern(recipe.pattern).group if pruner.endswith("pattern") else width
+        if pruner == "magnitude":
+            return row_margins(keep.reshape(1, -1), np.abs(weight).reshape(1, -1))
+        if pruner.startswith("sparsegpt"):
+            total = arrays[f"{prefix}.{input_of(name)}.products"]
+            step = WIDTH if pruner == "sparsegpt" else group
+            score = sparsegpt_scores(weight, total, sequences, keep, recipe.damping, step)
+        else:
+            total = arrays[f"{prefix}.{input_of(name)}.squares"]
+            score = wanda_score(weight, total / sequences)
+        if pruner == "sparsegpt":
+            pieces = [slice(start, start + WIDTH) for start in range(0, width, WIDTH)]
+            together = [(keep[:, x].reshape(1, -1), score[:, x].reshape(1, -1)) for x in pieces]
+            return np.array([row_margins(*pair)[0] for pair in together])
+        margins = row_margins(keep.reshape(-1, group), score.reshape(-1, group))
+        return margins.reshape(len(score), -1).min(axis=1)
 
-def _rows(
-    recipe: Recipe, pruner: str, weight: Array, total: Array | None, keep: Keep, sequences: int
-) -> Array:
-    """The same of one linear."""
-    if total is None:
-        return row_margins(keep.reshape(1, -1), np.abs(weight).reshape(1, -1))
-    by_pattern = pruner.endswith("pattern")
-    group = parse_pattern(recipe.pattern).group if by_pattern else weight.shape[1]
-    if pruner.startswith("sparsegpt"):
-        step = group if by_pattern else WIDTH
-        score = sparsegpt_scores(weight, total, sequences, keep, recipe.damping, step)
-    else:
-        score = wanda_score(weight, total / sequences)
-    if pruner == "sparsegpt":
-        columns = [slice(start, start + WIDTH) for start in range(0, weight.shape[1], WIDTH)]
-        together = [(keep[:, x].reshape(1, -1), score[:, x].reshape(1, -1)) for x in columns]
-        return np.array([row_margins(*pair)[0] for pair in together])
-    margins = row_margins(keep.reshape(-1, group), score.reshape(-1, group))
-    return margins.reshape(len(score), -1).min(axis=1)
+    dense = [model.block(i, np.float64) for i in range(model.config.num_blocks)]
+    return [
+        [margins_of(f"{pruner}.blocks.{i}", x, dense[i][f"{x}.weight"]) for x in linears]
+        for i, linears in enumerate(model.config.linears)
+    ]
 
 
 def count_margin(quotas: Array, counts: Array) -> float:

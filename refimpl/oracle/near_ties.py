@@ -13,6 +13,7 @@ from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.case import Case, once_per_case
+from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.measures import (
     ALIGNMENT,
     FORWARD,
@@ -39,11 +40,13 @@ from refimpl.oracle.judging.ties import (
     turnable,
 )
 from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
-from refimpl.oracle.reference_errors import ReferenceRun, coefficient_of, is_drift
-from refimpl.oracle.step_tolerances import moved_by_rounding
-from refimpl.oracle.steps import every_array
-from refimpl.oracle.stepwise import case_inputs
-from refimpl.oracle.table.inputs import StepInputs
+from refimpl.oracle.reference_errors import (
+    ReferenceRun,
+    coefficient_of,
+    is_drift,
+    moved_by_rounding,
+)
+from refimpl.oracle.steps import case_inputs, every_array
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH

@@ -1,16 +1,22 @@
-"""refimpl's own errors in a dtype, from which tolerances are made."""
+"""refimpl's own errors in a dtype, and the tolerance of every step of a case that is made of them.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+A base is a steep function of signals that lie close together, and a corrected allocation one of
+coefficients. A candidate whose signals are within their tolerance must not fail for that.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, once_per_case
 from refimpl.oracle.case_folders import NEXT
+from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.measures import (
     ALIGNMENT,
     RESOLVABLE,
@@ -20,7 +26,14 @@ from refimpl.oracle.judging.measures import (
     measure_of,
 )
 from refimpl.oracle.judging.pruner_scores import unpacked
-from refimpl.oracle.judging.tolerance import EPS, arithmetic_of
+from refimpl.oracle.judging.tolerance import (
+    EPS,
+    FLOOR_16,
+    SPARSEGPT_FACTOR,
+    arithmetic_of,
+    tolerance_of,
+)
+from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.rounding import (
     ARITHMETIC,
     FewerBits,
@@ -28,11 +41,8 @@ from refimpl.oracle.rounding import (
     Float32MinusSeven,
     Float64MinusEight,
     RoundedArray,
-    RoundedModel,
 )
-from refimpl.oracle.steps import every_array
-from refimpl.oracle.stepwise import stepwise_steps
-from refimpl.oracle.table.inputs import StepInputs
+from refimpl.oracle.steps import DECIDING, TABLE, Table, case_inputs, every_array
 
 EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")
 
@@ -51,8 +61,12 @@ class ReferenceRun:
 
 
 @once_per_case
-def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRun:
+def reference_run(
+    case: Case, dtype: str, stepwise: bool = False, table: Table = TABLE
+) -> ReferenceRun:
     """Compute a case in a dtype, from the tokens or each step from the case's own values.
+
+    A part of the table computes its first steps, whose errors do not depend on what follows.
 
     An error is the largest of several samples: computed in the dtype; and in float32, and in
     float32 with eight and with seven bits fewer, in their units. A step that ends in few numbers is
@@ -64,8 +78,9 @@ def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRu
             f"dtype {dtype} is not supported", " or ".join(EPS), "choose one of these"
         )
     kind = ARITHMETIC.get(dtype)
-    arrays = _computed(case, dtype, stepwise, kind)
-    if unknown := [step for step in case.expected if step not in arrays]:
+    arrays = _computed(case, dtype, stepwise, kind, table)
+    expected = {step: x for step, x in case.expected.items() if table == TABLE or step in arrays}
+    if unknown := [step for step in expected if step not in arrays]:
         raise RefimplError(
             f"{case.folder}: its recipe does not compute the step {unknown[0]}",
             "the steps of the recipe in case.json",
@@ -74,12 +89,12 @@ def reference_run(case: Case, dtype: str, stepwise: bool = False) -> ReferenceRu
     scale = 2.0**-Float64MinusEight.fewer if dtype == "float64" else 1.0
     errors = {
         name: x * scale if arithmetic_of(name, dtype, stepwise) == dtype else 0.0
-        for name, x in pooled_errors(case.expected, arrays).items()
+        for name, x in pooled_errors(expected, arrays).items()
     }
     for sample in (None, Float32MinusEight, Float32MinusSeven):
         if dtype == "float32" and sample is None:
             continue  # these are the errors already
-        for name, x in _sample(case, stepwise, sample).items():
+        for name, x in _sample(case, stepwise, sample, table).items():
             errors[name] = max(errors[name], x * EPS[arithmetic_of(name, dtype, stepwise)])
     for experiment in EXPERIMENTS:
         difference = _difference_error(case, errors, stepwise, experiment)
@@ -136,13 +151,16 @@ def _divergence_error(case: Case, step: str, logits: float) -> float:
 
 
 @once_per_case
-def _sample(case: Case, stepwise: bool, kind: type[FewerBits] | None) -> dict[str, float]:
+def _sample(
+    case: Case, stepwise: bool, kind: type[FewerBits] | None, table: Table
+) -> dict[str, float]:
     """Errors in units of the dtype, of float32 or of float32 with fewer bits.
 
     From the tokens only up to the pruners, whose choices turn; of counts and decisions none.
     """
     unit = EPS["float32"] * (2.0**kind.fewer if kind else 1.0)
-    arrays = _computed(case, "float32", stepwise, kind, pruning=stepwise)
+    table = table if stepwise else tuple(x for x in table if x not in DECIDING)
+    arrays = _computed(case, "float32", stepwise, kind, table)
     errors = pooled_errors({k: x for k, x in case.expected.items() if k in arrays}, arrays)
     return {
         name: x / unit
@@ -166,19 +184,13 @@ def router_choices(case: Case, arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _computed(
-    case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None, pruning: bool = True
+    case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None, table: Table
 ) -> Mapping[str, Array]:
-    """Every step, or those before the pruners, in a dtype that NumPy has or rounded further."""
-    choices = router_choices(case, case.expected)
+    """What a table computes in a dtype that NumPy has, or rounded further."""
     try:
-        if stepwise:
-            return stepwise_steps(case, dtype, kind)
-        model, held = (
-            (RoundedModel.of(case.model, kind), kind.held) if kind else (case.model, dtype)
-        )
-        ids = case.inputs["token_ids"]
-        chain = StepInputs(model, case.recipe, ids, held, choices=choices)
-        return {name: np.asarray(x) for name, x in every_array(chain, pruning).items()}
+        inputs = case_inputs(case, dtype, kind)
+        inputs = inputs if stepwise else replace(inputs, given=None)
+        return {name: np.asarray(x) for name, x in every_array(inputs, table).items()}
     except RefimplError as error:
         raise RefimplError(
             f"{case.folder}: refimpl cannot compute this case in {dtype} ({error.problem})",
@@ -217,3 +229,86 @@ def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> 
         if ratio in errors:
             errors[ratio] = max(errors[ratio], errors[f"{experiment}0.drift"])
     return errors
+
+
+@once_per_case
+def step_tolerances(
+    case: Case, dtype: str, stepwise: bool = False, table: Table = TABLE
+) -> Mapping[str, float]:
+    """The largest error of every step by name; 0 for counts and bits.
+
+    ``max(8 own + 64 eps, moved + 64 eps)``: `moved` is how far a base moves when the signals
+    behind it do, and a corrected allocation when its base and the coefficients do, by as much as
+    they may be off. Step by step nothing moves: each is fed the case's numbers.
+    """
+    tolerances = {
+        name: tolerance_of(name, case.expected[name], error, dtype, stepwise)
+        for name, error in reference_run(case, dtype, stepwise, table).errors.items()
+    }
+    if not stepwise:
+        inputs = case_inputs(case)
+        for step in [x for x in tolerances if x.endswith((".base", ".corrected"))]:
+            floor = tolerance_of(step, case.expected[step], 0.0, dtype)
+            tolerances[step] = max(tolerances[step], _moved(inputs, step, tolerances) + floor)
+    if "coarse.stderr" in tolerances:  # a difference of coefficients: off by as much as these
+        ratio, stderr = (case.expected[f"coarse.{x}"] for x in ("absorption_coefficient", "stderr"))
+        off = tolerances["coarse.absorption_coefficient"] * ratio.max()
+        tolerances["coarse.stderr"] += off / (stderr.max() or 1.0)
+    return {
+        name: x + moved_by_rounding(case, name, dtype) if x else x for name, x in tolerances.items()
+    }
+
+
+def _moved(inputs: StepInputs, step: str, tolerances: Mapping[str, float]) -> float:
+    """How far a base moves with its signals; a corrected one with its base and what corrects it."""
+    name, _, last = step.partition(".")
+    if last == "base":
+        signal = signal_of(name)
+        if signal not in inputs.signals:
+            return 0.0
+
+        def of_signal(x: Array) -> Array:
+            return inputs.per_block(inputs.projected(inputs.base(name, {signal: x})))
+
+        return moved_by(of_signal, inputs.signals[signal], tolerances[signal])
+    by_noise = name in inputs.recipe.bases
+    base, log = (name, clipped_log) if by_noise else (inputs.recipe.bases[0], centred_log)
+    source = {"arrival": "pruned.0.drift", "divergence": "pruned.divergence"}.get(
+        name, "absorption_coefficient"
+    )
+    dense = inputs.base(base, {})
+    errors = inputs.number(source) if by_noise else inputs.errors(name)
+    moved = moved_by(lambda x: inputs.corrected(x, log(errors)), dense, tolerances[f"{base}.base"])
+    moved += moved_by(lambda x: inputs.corrected(dense, log(x)), errors, tolerances[source])
+    return moved
+
+
+def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> float:
+    """How far a function of x, [L] or [L, ...], moves when each of x is `relative` off, t.
+
+    ``max_k sum_i |f(x with x_i (1 + t)) - f(x)|_k / max |f(x)|``, the larger of that and
+    1 / (1 + t); a t of more than 1 counts as 1.
+    """
+    at, moved = function(x), np.zeros(())
+    for i in range(len(x)):
+        changes = []
+        for factor in (1 + min(relative, 1.0), 1 / (1 + min(relative, 1.0))):
+            other = np.array(x, np.float64)
+            other[i] *= factor
+            changes.append(np.abs(function(other) - at))
+        moved = moved + np.maximum(*changes)
+    return float(moved.max() / (np.abs(at).max() or 1.0))
+
+
+def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
+    """What is added to the tolerance of SparseGPT's steps behind block 0, else 0.
+
+    Its new weights are rounded to the dtype of the file. Where that is coarser than the
+    candidate's, one that lies between two numbers may become either, in a block that is shown or
+    not, and what follows moves by units of the file's dtype.
+    """
+    if not step.startswith("sparsegpt") or ".blocks.0." in step:
+        return 0.0
+    names = {weight.stored.numpy_dtype.name for weight in case.model.weights.values()}
+    unit = max((EPS[name] for name in names & EPS.keys()), default=0.0)
+    return SPARSEGPT_FACTOR * FLOOR_16 * unit if unit > EPS[dtype] else 0.0

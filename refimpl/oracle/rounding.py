@@ -18,8 +18,6 @@ import numpy.typing as npt
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 
-UNFILLED = (np.empty_like,)  # there is nothing to round in it
-
 
 class RoundedArray(np.ndarray):
     """Numbers of few bits, held in a dtype of more, in which they are computed with.
@@ -68,8 +66,7 @@ class RoundedArray(np.ndarray):
         squares = getattr(next(iter(args), None), "squares", None)
         if function is np.mean and squares is not None:
             return np.mean(squares, *args[1:], **options)
-        result = function(*self._operands(args), **self._operands(options))
-        return result if function in UNFILLED else self._result(result)
+        return self._result(function(*self._operands(args), **self._operands(options)))
 
     def _operand(self, x: Any) -> Any:
         """A plain array; one that was not rounded yet, such as a rotary table, rounded."""

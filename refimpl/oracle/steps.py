@@ -4,22 +4,36 @@ Names are in the order of execution, so the first that differs tells where to lo
 functions that compute them, by the method's own; a chain calls one after the other.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.model.experts import ROUTER
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.oracle.dense_steps import (
+    NamedArrays,
+    StepInputs,
+    allocations,
+    by_noise,
+    forward,
+    signals,
+)
+from refimpl.oracle.pruned_steps import by_pruners, by_pruning, perplexities
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.table.dense import allocations, by_noise, forward, signals
-from refimpl.oracle.table.inputs import StepInputs
-from refimpl.oracle.table.pruned import by_pruners, by_pruning, perplexities
+from refimpl.oracle.rounding import RoundedArray, RoundedModel
 
-PARTIAL = (forward, by_noise)  # what a recipe may ask for in part
-DENSE = (*PARTIAL, signals, allocations)
-TABLE = (*DENSE, by_pruning, by_pruners, perplexities)
+if TYPE_CHECKING:
+    from refimpl.oracle.case import Case
+
+DECIDING = (by_pruning, by_pruners)  # what follows from decisions
+Table = tuple[Callable[[StepInputs], NamedArrays], ...]
+TABLE: Table = (forward, by_noise, signals, allocations, *DECIDING, perplexities)
 # Of what pruners compute in every block, by its last word: the pruners where it is a step, if the
 # block is shown. Outer products are large, and other weights follow from the decisions.
 SHOWN = {
@@ -84,29 +98,27 @@ def steps(
     return {name: x for name, x in every.items() if is_step(name, recipe)}
 
 
-def every_array(inputs: StepInputs, decisions: bool = True) -> dict[str, Array]:
-    """What the table computes, with scores, products and weights of all blocks and pruners.
+def every_array(inputs: StepInputs, table: Table = TABLE) -> dict[str, Array]:
+    """What a table computes, with scores, products and weights of all blocks and pruners.
 
-    Without `decisions`, nothing that follows from them. Of a recipe of some steps, these, and the
-    states after each block if experiments are among them, from whose errors tolerances are made.
+    Of a recipe of some steps, these of the forward and the experiments by noise; with an experiment
+    also the states after each block, from whose errors its tolerance is made.
     """
     recipe, tokens = inputs.recipe, inputs.ids.shape[1]
-    table = PARTIAL if recipe.only else TABLE if decisions else (*DENSE, perplexities)
     perturbs = any(recipe.perturbs(x, inputs.model.config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}
     inputs.model.check_finite(inputs.dtype)
     with loud(inputs.dtype):
-        for function in table:
+        for function in table[:2] if recipe.only else table:
             for name, value in function(inputs):
                 state = name == "embed" or name.endswith(".resid_post")
                 if not recipe.only or state:  # what later steps read
                     inputs.values[name] = value
                 measured = function is by_noise or (perturbs and name.endswith(".resid_post"))
                 if measured or recipe.asks(name):
-                    whole = function is not forward or value.dtype.kind != "f"
-                    arrays[name] = (
-                        value if whole else np.array(recipe.sampled(value, tokens), subok=True)
-                    )
+                    if function is forward and value.dtype.kind == "f":
+                        value = np.array(recipe.sampled(value, tokens), subok=True)
+                    arrays[name] = value
     return arrays
 
 
@@ -116,3 +128,26 @@ def is_step(name: str, recipe: Recipe) -> bool:
     if not rest or rest[0] != "blocks" or rest[-1] not in SHOWN:
         return True
     return pruner in SHOWN[rest[-1]] and int(rest[1]) in recipe.shown
+
+
+def case_inputs(
+    case: Case, dtype: npt.DTypeLike = np.float64, rounded: type[RoundedArray] | None = None
+) -> StepInputs:
+    """The values of a case, as a computation in some dtype reads them."""
+    model = case.model if rounded is None else RoundedModel.of(case.model, rounded)
+    dtype = dtype if rounded is None else rounded.held
+    choices = {x: value for x, value in case.expected.items() if x.endswith(ROUTER)}
+    ids, given = case.inputs["token_ids"], case.expected
+    return StepInputs(model, case.recipe, ids, dtype, given, case.inputs, rounded, choices)
+
+
+def stepwise_steps(
+    case: Case, dtype: npt.DTypeLike = np.float64, rounded: type[RoundedArray] | None = None
+) -> dict[str, Array]:
+    """Compute every step of a case from the case's own values, as docs/how-to/check.md says.
+
+    Arrays are by name as of `steps`, with scores and products of all blocks; numbers are `rounded`
+    in place of the dtype, if that is not None.
+    """
+    arrays = every_array(case_inputs(case, dtype, rounded))
+    return {name: np.asarray(value) for name, value in arrays.items()}

@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from refimpl.model.ops import Array
-from refimpl.oracle.candidate_arrays import arrays_of
-from refimpl.oracle.case import Case, read_case
+from refimpl.oracle.case import Case
 from refimpl.oracle.check import Report, check, read_candidate
+from refimpl.oracle.module_outputs import arrays_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.oracle import report_table
-from refimpl.testing.cases import SelectedCase
+from refimpl.testing.plugin import SelectedCase
 
 OPEN = {"inconclusive": "inconclusive", "resolved": "not resolved in some steps"}
 
@@ -121,11 +121,6 @@ class CaseFixture:
         if listed:
             pytest.xfail(f"in the list of xfail: {', '.join(sorted(listed))}")
         return report
-
-
-def case_fixture(selected: SelectedCase, new_folder: Callable[[], Path]) -> CaseFixture:
-    """Read a selected case for a test."""
-    return CaseFixture(read_case(selected.case.path), selected, new_folder)
 
 
 def _message(report: Report, candidate: str) -> str:

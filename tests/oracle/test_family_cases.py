@@ -10,7 +10,7 @@ from refimpl.loading.families import FAMILIES
 from refimpl.oracle.case import make_case, read_case
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.stepwise import stepwise_steps
+from refimpl.oracle.steps import stepwise_steps
 from refimpl.tokens import Tokens
 
 FIXTURE_OF = {model_of(case).config.family: case for case in reversed(CASES)}

@@ -28,11 +28,9 @@ from refimpl.oracle.judging.ties import (
 from refimpl.oracle.margins import row_margins
 from refimpl.oracle.near_ties import near_zero, score_behind
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.reference_errors import is_drift, reference_run
+from refimpl.oracle.reference_errors import is_drift, moved_by, reference_run, step_tolerances
 from refimpl.oracle.rounding import ARITHMETIC
-from refimpl.oracle.step_tolerances import moved_by, step_tolerances
-from refimpl.oracle.steps import steps
-from refimpl.oracle.stepwise import case_inputs, stepwise_steps
+from refimpl.oracle.steps import case_inputs, steps, stepwise_steps
 from refimpl.pruners.counts import counts, split_count
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.show.oracle import report_table

@@ -40,8 +40,7 @@ from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of, measure_of, step_result
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Float16, RoundedModel
-from refimpl.oracle.steps import steps
-from refimpl.oracle.stepwise import stepwise_steps
+from refimpl.oracle.steps import steps, stepwise_steps
 from refimpl.show.oracle import report_table, stage_of
 from refimpl.tokens import Tokens
 

@@ -16,8 +16,7 @@ from refimpl.oracle.check import check
 from refimpl.oracle.judging.pruner_scores import unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Bfloat16
-from refimpl.oracle.steps import steps
-from refimpl.oracle.stepwise import stepwise_steps
+from refimpl.oracle.steps import steps, stepwise_steps
 from refimpl.tokens import Tokens
 
 FORWARD = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))

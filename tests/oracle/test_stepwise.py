@@ -24,6 +24,7 @@ from candidates import (
 )
 from gates import case_of, model_of
 from program import ran, run
+from pruned_models import pruned_blocks
 
 from refimpl.allocation.targets import pattern_targets
 from refimpl.model.model import Model
@@ -33,12 +34,10 @@ from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.rounding import ARITHMETIC, Float32MinusEight, RoundedModel
-from refimpl.oracle.steps import steps
-from refimpl.oracle.stepwise import stepwise_steps
+from refimpl.oracle.steps import steps, stepwise_steps
 from refimpl.pruners.counts import split_count
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.show.oracle import stage_of
 from refimpl.tokens import random_tokens

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from candidates import CASE_NAMES, by_turns
 from crafted_cases import CRAFTED, oracle_case
+from negative_candidates import CHANGES, negative_candidates
 
 from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import check, unchanged
-from refimpl.testing.negative_candidates import CHANGES, negative_candidates
 
 WAYS = [*CHANGES, "the last block left out"]
 

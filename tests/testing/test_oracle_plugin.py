@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 import refimpl
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.case_folders import CORE, cases_below, core_cases
-from refimpl.testing.case_fixture import CaseFixture, case_fixture
-from refimpl.testing.cases import SelectedCase, distinct_cases
+from refimpl.testing.case_fixture import CaseFixture
+from refimpl.testing.plugin import SelectedCase, distinct_cases
 
 pytest_plugins = ["pytester"]
 
@@ -81,7 +81,7 @@ def suite(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Suite:
     """Its runs share the cases, and so their tolerances."""
-    monkeypatch.setattr("refimpl.testing.case_fixture.read_case", case_once)
+    monkeypatch.setattr("refimpl.oracle.case.read_case", case_once)
     right = Suite(pytester, tmp_path_factory.mktemp("ours"))
     for name in CORE:
         right.write(name, computed(name))
@@ -297,7 +297,7 @@ def test_a_case_that_was_changed_is_refused(suite: Suite, tmp_path: Path) -> Non
 
 def opt_fixture(folder: Path, *patterns: str) -> CaseFixture:
     opt = next(case for case in core_cases() if case.name == "opt")
-    return case_fixture(SelectedCase(opt, patterns), lambda: folder)
+    return CaseFixture(read_case(opt.path), SelectedCase(opt, patterns), lambda: folder)
 
 
 def test_the_fixture_describes_the_case(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ A token that lies between two experts may go to either, and everything after it 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, FLOOR_16
 from refimpl.oracle.reference_errors import router_choices
 from refimpl.oracle.steps import steps
 
-GIVEN = ("score", "base", "corrected", "counts", "signal")  # step by step from numbers of the case
+GIVEN = (".score", ".base", ".corrected", ".counts", ".signal")  # step by step by the case's
 NEAR = 0.25  # of the tolerance: twice refimpl's own error
 
 
@@ -37,6 +36,44 @@ def on_own_choices(case: Case, actual: Mapping[str, Array]) -> Mapping[str, Arra
     return steps(case.model, ids, recipe, choices=choices)
 
 
+class _Router:
+    """A router of a case, and how far each logit ``w x`` may be off, [N, S, E].
+
+    ``t ||w|| ||x|| / sqrt(D) + 4 eps |w x|``: x is off by t of itself in a direction of its own; of
+    D numbers with errors of either sign, the part along w is one in sqrt(D).
+    """
+
+    def __init__(self, case: Case, step: str, tolerances: Mapping[str, float], dtype: str) -> None:
+        norm, index = step.replace(ROUTER, "mlp_norm"), int(step.split(".")[1])
+        assert case.model.config.experts is not None
+        self.experts, self.weights = case.model.config.experts, case.model.block(index, np.float64)
+        x = case.expected[norm]
+        self.logits, width = project(x, self.weights, "router"), x.shape[-1]
+        w = np.linalg.norm(self.weights["router.weight"], axis=1)
+        sizes = w * np.linalg.norm(x, axis=-1, keepdims=True)
+        rounding = FLOOR_16 * EPS[dtype] * np.abs(self.logits)
+        self.slack = tolerances[norm] / width**0.5 * sizes + rounding
+        self.truth = unpacked(case.expected[step], self.experts.num_experts)
+
+    def chosen(self, change: Array) -> Keep:
+        """The experts that are chosen if the logits change by so much."""
+        correction = self.weights.get("router.correction")
+        chosen: Keep = route(self.logits + change, self.experts, correction)[0]
+        return chosen
+
+    def near(self) -> Array:
+        """Tokens whose experts, or shares, a quarter of the tolerance may turn, [N, S]."""
+        slack = NEAR * self.slack
+        less = self.chosen(np.where(self.truth, -slack, slack))
+        turns: Array = np.any(less != self.truth, axis=-1)
+        if self.experts.scoring == "sparsemixer":
+            best, other = (np.expand_dims(self.logits, axis) for axis in (-1, -2))
+            limit = best - other - 2 * self.experts.jitter * np.maximum(np.abs(other), best)
+            at = np.abs(limit) <= np.expand_dims(slack, -1) + np.expand_dims(slack, -2)
+            turns |= np.any(at & np.expand_dims(self.truth, -1), axis=(-1, -2))
+        return turns
+
+
 def router_ties(
     case: Case, step: str, bits: Array, own: float, tolerances: Mapping[str, float], dtype: str
 ) -> Positions:
@@ -44,15 +81,13 @@ def router_ties(
 
     As many as refimpl turns itself, or as lie within a quarter of the tolerance, and two more.
     """
-    block = step.removesuffix(f".{ROUTER}")
-    slack = _slack(case, block, tolerances, dtype)
-    mine, truth = (unpacked(x, slack.shape[-1]) for x in (bits, case.expected[step]))
-    turned = (mine != truth).any(axis=-1)
-    explained = (_chosen(case, block, np.where(mine, slack, -slack)) == mine).all(axis=-1)
-    most = 2 + max(ERROR_FACTOR * own / 2, int(_near(case, block, truth, slack).sum()))
-    if not explained[turned].all() or turned.sum() > most:
-        return ()
-    return positions(np.argwhere(turned))
+    router = _Router(case, step, tolerances, dtype)
+    mine = unpacked(bits, router.experts.num_experts)
+    turned = (mine != router.truth).any(axis=-1)
+    explained = router.chosen(np.where(mine, 1, -1) * router.slack) == mine
+    most = 2 + max(ERROR_FACTOR * own / 2, int(router.near().sum()))
+    right = explained[turned].all() and turned.sum() <= most
+    return positions(np.argwhere(turned)) if right else ()
 
 
 def follows_a_choice(
@@ -68,72 +103,15 @@ def follows_a_choice(
     These are the ones for perturbed states and pruned models, those of a forward without
     `router.keep`, and which experts a sparsemixer counts against each other.
     """
-    experts = case.model.config.experts
-    routers = [name for name in case.expected if name.endswith(ROUTER)]
-    if not routers or experts is None or EPS[dtype] <= EPS["float32"]:
+    names, experts = list(case.expected), case.model.config.experts
+    routers = {name for name in names if name.endswith(ROUTER)}
+    if experts is None or EPS[dtype] <= EPS["float32"]:
         return False
-    first, last = step.split(".")[0], step.rpartition(".")[2]
-    if first in FORWARD:
-        before = [*case.expected][: [*case.expected].index(step)]
-        written = {*routers} if stepwise else {*router_choices(case, actual)}
-        if not {*routers} & {*before} - (set() if experts.scoring == "sparsemixer" else written):
+    if step.split(".")[0] in FORWARD:
+        unwritten = set() if stepwise else routers - router_choices(case, actual).keys()
+        unwritten = routers if experts.scoring == "sparsemixer" else unwritten
+        if not unwritten.intersection(names[: names.index(step)]):
             return False
-    elif stepwise and (last in GIVEN or fnmatchcase(step, "pruned.blocks.*")):
+    elif stepwise and (step.endswith(GIVEN) or step.startswith("pruned.blocks.")):
         return False
-    for name in routers:
-        block = name.removesuffix(f".{ROUTER}")
-        slack = _slack(case, block, tolerances, dtype)
-        if _near(case, block, unpacked(case.expected[name], slack.shape[-1]), slack).any():
-            return True
-    return False
-
-
-def _logits(case: Case, block: str) -> Array:
-    """The router's logits, [N, S, E]."""
-    weights = case.model.block(int(block.split(".")[1]), np.float64)
-    return project(case.expected[f"{block}.mlp_norm"], weights, "router")
-
-
-def _chosen(case: Case, block: str, change: Array) -> Keep:
-    """The experts that the router chooses if its logits change by so much."""
-    weights, experts = (
-        case.model.block(int(block.split(".")[1]), np.float64),
-        case.model.config.experts,
-    )
-    assert experts is not None
-    logits = _logits(case, block) + change
-    chosen: Keep = route(logits, experts, weights.get("router.correction"))[0]
-    return chosen
-
-
-def _near(case: Case, block: str, truth: Keep, slack: Array) -> Array:
-    """Tokens whose experts, or shares, a quarter of the tolerance may turn, [N, S]."""
-    less, experts = (
-        _chosen(case, block, NEAR * np.where(truth, -slack, slack)),
-        case.model.config.experts,
-    )
-    near: Array = np.any(less != truth, axis=-1)
-    if experts is not None and experts.scoring == "sparsemixer":
-        best, other = (np.expand_dims(_logits(case, block), axis) for axis in (-1, -2))
-        limit = best - other - 2 * experts.jitter * np.maximum(np.abs(other), best)
-        both = np.expand_dims(slack, -1) + np.expand_dims(slack, -2)
-        turns = (np.abs(limit) <= NEAR * both) & np.expand_dims(truth, -1)
-        near |= np.any(turns, axis=(-1, -2))
-    return near
-
-
-def _slack(case: Case, block: str, tolerances: Mapping[str, float], dtype: str) -> Array:
-    """How far each logit ``w x`` may be off, [N, S, E]: ``t ||w|| ||x|| / sqrt(D) + 4 eps |w x|``.
-
-    x is off by t of itself in a direction of its own: of D numbers with errors of either sign, the
-    part along w is one in sqrt(D).
-    """
-    x, weights = (
-        case.expected[f"{block}.mlp_norm"],
-        case.model.block(int(block.split(".")[1]), np.float64),
-    )
-    sizes = np.linalg.norm(weights["router.weight"], axis=1) * np.linalg.norm(
-        x, axis=-1, keepdims=True
-    )
-    share = tolerances[f"{block}.mlp_norm"] / x.shape[-1] ** 0.5
-    return share * sizes + FLOOR_16 * EPS[dtype] * np.abs(_logits(case, block))
+    return any(_Router(case, name, tolerances, dtype).near().any() for name in routers)

@@ -29,8 +29,7 @@ from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of, measure_of
 from refimpl.oracle.judging.tolerance import tolerance_of
 from refimpl.oracle.recipe import BASES
-from refimpl.oracle.reference_errors import reference_run
-from refimpl.oracle.step_tolerances import step_tolerances
+from refimpl.oracle.reference_errors import reference_run, step_tolerances
 
 COUNTS = 2.0  # multiple of the tolerance from which on a mistake has to be caught in 16 bits
 PRUNERS = ("magnitude", "wanda", "sparsegpt", "pattern", "sparsegpt_pattern")

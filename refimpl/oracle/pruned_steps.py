@@ -16,9 +16,8 @@ from refimpl.model.forward import Weights, block, head
 from refimpl.model.model import zeroed
 from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, block_with_sums, input_of
+from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, followed, measured
 from refimpl.oracle.judging.pruner_scores import Keep
-from refimpl.oracle.table.dense import NamedArrays, Starts, followed, measured
-from refimpl.oracle.table.inputs import StepInputs
 from refimpl.pruners.compensation import compensated
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
