@@ -105,7 +105,7 @@ def allocate(
     _same_pruning(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
     grows = _growth(scores.probes, str(request.correct)) if request.measured else None
-    return _allocation(base, u, scores.linears, request, grows)
+    return sealed(allocated(base, u, scores.linears, request, grows))
 
 
 def requested(scores: Scores, **changes: Any) -> Request:
@@ -132,10 +132,15 @@ def requested(scores: Scores, **changes: Any) -> Request:
 def base_only(signals: Signals, request: Request, linears: Linears) -> Allocation:
     """Make the allocation of a base alone, which needs no experiment: `correct` is None."""
     base = base_allocation(signals, request, linears)
-    return _allocation(base, None, linears, request)
+    return sealed(allocated(base, None, linears, request))
 
 
-def _allocation(
+def sealed(made: Allocation) -> Allocation:
+    """An allocation that shows whether it was changed since."""
+    return replace(made, seal=made.digest)
+
+
+def allocated(
     base: Array,
     u: Array | None,
     linears: Linears,
@@ -189,8 +194,7 @@ def _allocation(
     base_sparsity, sparsity = (_of_blocks(x, share) for x in (projected, final))
     clipped = np.zeros(num_blocks, np.bool_) if u is None else at_clip(u)
     total = int(sizes.sum())
-    made = Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total, grows)
-    return replace(made, seal=made.digest)
+    return Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total, grows)
 
 
 def _top(grows: Growth, base: Array, hi: float) -> Array:

@@ -41,11 +41,11 @@ def largest(x: Array, count: int) -> Array:
     return chosen
 
 
-def preferences(logits: Array, experts: Experts, correction: Array | None) -> Array:
-    """Of which experts are chosen by the largest, [B, S, E]; -inf in groups that take no part."""
+def preferences(logits: Array, experts: Experts, correction: Array | None) -> tuple[Array, Array]:
+    """What experts are chosen by, -inf in groups that take no part, and scores; both [B, S, E]."""
     if experts.scoring == "sparsemixer":
-        return logits
-    score = _score(logits, experts)
+        return logits, logits
+    score = ops.softmax(logits) if experts.scoring == "softmax" else ops.sigmoid(logits)
     preference = score if correction is None else score + correction
     if experts.groups > 1:
         shape = (*score.shape[:-1], experts.groups, experts.num_experts // experts.groups)
@@ -53,11 +53,7 @@ def preferences(logits: Array, experts: Experts, correction: Array | None) -> Ar
         of_group = np.sum(np.where(largest(grouped, 2), grouped, 0.0), axis=-1)
         kept = np.expand_dims(largest(of_group, experts.groups_kept), -1)
         preference = np.reshape(np.where(kept, grouped, -np.inf), score.shape)
-    return preference
-
-
-def _score(logits: Array, experts: Experts) -> Array:
-    return ops.softmax(logits) if experts.scoring == "softmax" else ops.sigmoid(logits)
+    return preference, score
 
 
 def route(
@@ -89,10 +85,11 @@ def route(
         >>> chosen.tolist(), share.round(2).tolist()
         ([[[False, True, True]]], [[[0.0, 0.25, 0.75]]])
     """
-    chosen = observe(ROUTER, largest(preferences(logits, experts, correction), experts.top_k))
+    preference, score = preferences(logits, experts, correction)
+    chosen = observe(ROUTER, largest(preference, experts.top_k))
     if experts.scoring == "sparsemixer":
         return chosen, sparsemixer(logits, chosen, experts.top_k, experts.jitter)
-    share = np.where(chosen, _score(logits, experts), 0.0)
+    share = np.where(chosen, score, 0.0)
     if experts.normalised:
         total = np.sum(share, axis=-1, keepdims=True)
         share = share / np.maximum(total, experts.least_sum)

@@ -7,14 +7,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import base_allocation, linear_counts, units_of
+from refimpl.allocation.allocate import Allocation, allocated, base_allocation, linear_counts
 from refimpl.method import perturbation
 from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
-from refimpl.method.correction import clipped_log, corrected
-from refimpl.method.projection import project
+from refimpl.method.correction import clipped_log
 from refimpl.model.experts import ROUTER
-from refimpl.model.forward import Place, Weights, block, embed, head, places
+from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import inputs_of, sum_of_squares
@@ -30,18 +29,10 @@ from refimpl.scoring.signals import Chosen, of_moments, of_weights
 class StepInputs:
     """The values that steps are computed from.
 
-    A chain reads what it has computed itself. Step by step, the values of a case are read: states
-    are rounded once to the dtype, numbers that the method has in float64 are not.
-
-    Args:
-        dtype: Of the computation, float32 or float64.
-        given: Values by step, those of a case; None for a chain.
-        noises: As the inputs of a case; drawn by the recipe's seed if None.
-        rounded: How numbers are rounded further; None for not at all.
-        choices: Steps `blocks.{l}.router.keep` that the forward goes on with.
-        values: What has been computed, by name.
-        squares: By block, the sums over what the dense linears read.
-        perplexities: By pruner.
+    A chain reads what it has computed itself, `values`. Step by step, those of a case are read,
+    `given`: states are rounded once to the dtype, numbers that the method has in float64 are not.
+    Noises are the case's, or drawn by the recipe's seed; `choices` are steps of routers, with which
+    the forward goes on; `squares` are sums over what the dense linears of each block read.
     """
 
     model: Model
@@ -105,10 +96,6 @@ class StepInputs:
         """A decision, [out, in], or the choice of a router, [N, S, experts]."""
         return unpacked(self.value(step), shape[-1])
 
-    def choice(self, step: str, value: Array) -> Array:
-        """What the forward goes on with at a trace point: another choice, if one is given."""
-        return unpacked(self.choices[step], value.shape[-1]) if step in self.choices else value
-
     def noise(self, block: int, sequence: int, draw: int) -> Array:
         """The noise after a block, [S, D]."""
         if self.noises is not None:
@@ -127,30 +114,14 @@ class StepInputs:
         every, request = self.recipe.signals(self.signals | dict(others), name), self.recipe.request
         return base_allocation(every, request(name), self.model.config.linears)
 
-    def projected(self, base: Array) -> Array:
-        """A base allocation, [L] or [L, linears], on the recipe's budget."""
-        sizes, exists = units_of(base, self.model.config.linear_sizes)
-        result = np.zeros(base.shape)
-        result[exists] = project(base[exists], sizes, self.recipe.sparsity)
-        return result
+    def allocated(self, name: str, base: Array, u: Array | None = None) -> Allocation:
+        """A base, [L] or [L, linears], on the budget, and corrected by logarithms u [L]."""
+        return allocated(base, u, self.model.config.linears, self.recipe.request(name))
 
-    def per_block(self, allocation: Array) -> Array:
-        """An allocation, [L] or [L, linears], as the share of each block that goes, [L]."""
-        if allocation.ndim == 1:
-            return allocation
-        sizes = self.model.config.linear_sizes
-        return np.vecdot(allocation, sizes / sizes.sum(axis=1, keepdims=True))
-
-    def corrected(self, base: Array, u: Array) -> Array:
-        """A base allocation, [L] or [L, linears], corrected by clipped logarithms [L]."""
-        recipe = self.recipe
-        sizes, exists = units_of(base, self.model.config.linear_sizes)
-        result = np.zeros(base.shape)
-        result[exists] = corrected(
-            base[exists], u, np.nonzero(exists)[0], sizes,
-            recipe.sparsity, recipe.strength, recipe.max_correction,
-        )  # fmt: skip
-        return result
+    def corrected(self, name: str, base: Array, u: Array) -> Array:
+        """The corrected allocation alone, of the shape of the base."""
+        made = self.allocated(name, base, u)
+        return made.linear_sparsity if base.ndim == 2 else made.corrected_sparsity
 
     def errors(self, correct: str) -> Array:
         """The errors that a correction by arrival or divergence is made from, [L]."""
@@ -161,7 +132,6 @@ class StepInputs:
 
 
 NamedArrays = Iterator[tuple[str, Array]]
-INSIDE = ("attn_heads", "mlp_hidden")  # inputs of linears, which are no steps
 
 
 def forward(inputs: StepInputs) -> NamedArrays:
@@ -172,7 +142,8 @@ def forward(inputs: StepInputs) -> NamedArrays:
 
     def observe(name: str, value: Array) -> Array:
         trace[name] = np.packbits(value, axis=-1) if name == ROUTER else value
-        return inputs.choice(f"blocks.{i}.{name}", value)
+        choice = inputs.choices.get(f"blocks.{i}.{name}")
+        return value if choice is None else unpacked(choice, value.shape[-1])
 
     for i, place in enumerate(inputs.places):
         trace.clear()
@@ -196,14 +167,11 @@ def forward(inputs: StepInputs) -> NamedArrays:
 
 def by_noise(inputs: StepInputs) -> NamedArrays:
     """Both experiments by noise, those that the recipe asks for."""
-    recipe, blocks = inputs.recipe, inputs.model.config.num_blocks
-    experiments = (
-        ("perturbed.", "", recipe.perturbation),
-        ("coarse.", "coarse.", recipe.coarse_perturbation),
-    )
-    for name, prefix, plan in experiments:
-        if not recipe.perturbs(prefix, blocks):
+    recipe = inputs.recipe
+    for prefix in ("", "coarse."):
+        if not recipe.perturbs(prefix, inputs.model.config.num_blocks):
             continue
+        plan = recipe.coarse_perturbation if prefix else recipe.perturbation
         if inputs.given is None:
             experiment.require_resolved(plan, inputs.dtype)
 
@@ -215,18 +183,16 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
                     how = recipe.noise_scale, recipe.noise_shape, recipe.noise_norm
                     yield n, experiment.perturbed(h, z, plan.eta[0], kept, *how)
 
-        yield from measured(inputs, name, followed(inputs, start))
+        yield from measured(inputs, prefix or "perturbed.", followed(inputs, start))
 
 
-Starts = Iterator[tuple[int, Array]]
-"""The number of a sequence and its perturbed state, [S, D]."""
+Starts = Iterator[tuple[int, Array]]  # numbers of sequences, and their perturbed states, [S, D]
 
 
 @dataclass
 class Followed:
-    """A state that was perturbed after block `first`, and how far it is from the clean one."""
+    """A state that was perturbed, and how far it is from the clean one after each later block."""
 
-    first: int
     sequence: int
     state: Array
     kept: npt.NDArray[np.bool_]
@@ -244,10 +210,10 @@ def followed(inputs: StepInputs, start: Callable[[int, Weights, Array], Starts])
         for x in states:
             x.state = block(x.state[None], weights, place, config)[0]
         for n, h in start(k, weights, clean):
-            states.append(Followed(k, n, h, experiment.kept_tokens(clean[n], recipe.sink)))
+            states.append(Followed(n, h, experiment.kept_tokens(clean[n], recipe.sink)))
         for x in states:
-            after = experiment.deviation(x.state, clean[x.sequence], x.kept, recipe.norm)
-            x.deviations.append(after)
+            how = clean[x.sequence], x.kept, recipe.norm
+            x.deviations.append(experiment.deviation(x.state, *how))
     return states
 
 
@@ -291,8 +257,8 @@ def allocations(inputs: StepInputs) -> NamedArrays:
     recipe, u = inputs.recipe, clipped_log(inputs.number("absorption_coefficient"))
     for name in recipe.bases:
         base = inputs.base(name, {})
-        yield f"{name}.base", inputs.per_block(inputs.projected(base))
-        yield f"{name}.corrected", inputs.corrected(base, u)
+        yield f"{name}.base", inputs.allocated(name, base).base_sparsity
+        yield f"{name}.corrected", inputs.corrected(name, base, u)
         final = inputs.number(f"{name}.corrected")
         counts = linear_counts(final, inputs.model.config.linear_sizes, recipe.sparsity)
         yield f"{name}.counts", counts

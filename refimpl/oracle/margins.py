@@ -33,13 +33,11 @@ def steps_and_margins(
     nothing to choose, and 0 where equal numbers are told apart by their place.
     """
     arrays = every_array(StepInputs(model, recipe, ids))
-    margins: dict[str, Array] = {}
+    margins, blocks = dict[str, Array](), range(model.config.num_blocks)
     if model.config.experts:
-        margins["router.keep"] = np.array(
-            [_router(model, arrays, i) for i in range(model.config.num_blocks)]
-        )
+        margins["router.keep"] = np.array([_router(model, arrays, i) for i in blocks])
     if recipe.sink == "exclude":
-        margins["sinks"] = np.array([_sinks(arrays, i) for i in range(model.config.num_blocks)])
+        margins["sinks"] = np.array([_sinks(arrays, i) for i in blocks])
     m = float(recipe.request("owl").options["m"])
     lines = [np.abs(score / (m * score.mean()) - 1).min() for score in dense_scores(model, ids)]
     margins["owl.signal"] = np.array(lines)
@@ -54,9 +52,8 @@ def steps_and_margins(
         if final.ndim == 1:
             counts, sizes = counts.sum(axis=1), sizes.sum(axis=1)
         exists = sizes > 0
-        margins[f"{base}.counts"] = np.array(
-            [count_margin((final * sizes)[exists], counts[exists])]
-        )
+        margin = count_margin((final * sizes)[exists], counts[exists])
+        margins[f"{base}.counts"] = np.array([margin])
     for pruner in ("pruned", *METHODS):
         if recipe.pattern or not pruner.endswith("pattern"):
             by_block = _of_rows(model, recipe, arrays, pruner, len(ids))
@@ -93,7 +90,7 @@ def _of_rows(
         if pruner.startswith("sparsegpt"):
             total = arrays[f"{prefix}.{input_of(name)}.products"]
             step = WIDTH if pruner == "sparsegpt" else group
-            score = sparsegpt_scores(weight, total, sequences, keep, recipe.damping, step)
+            score, _ = sparsegpt_scores(weight, total, sequences, keep, recipe.damping, step)
         else:
             total = arrays[f"{prefix}.{input_of(name)}.squares"]
             score = wanda_score(weight, total / sequences)
@@ -159,7 +156,7 @@ def _router(model: Model, arrays: Mapping[str, Array], block: int) -> float:
     if experts is None or step not in arrays:
         return inf
     logits = project(arrays[f"blocks.{block}.mlp_norm"], weights, "router")
-    score = preferences(logits, experts, weights.get("router.correction"))
+    score, _ = preferences(logits, experts, weights.get("router.correction"))
     chosen = unpacked(arrays[step], experts.num_experts)
     stays = np.min(np.where(chosen, score, inf), axis=-1)
     goes = np.max(np.where(chosen, -inf, score), axis=-1)

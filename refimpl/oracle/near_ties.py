@@ -13,7 +13,6 @@ from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.case import Case, once_per_case
-from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.measures import (
     ALIGNMENT,
     FORWARD,
@@ -95,8 +94,7 @@ def ties_of(
 
     if last == "counts":
         name = f"{recipe.bases[0]}.base" if first == "pruned" else f"{first}.corrected"
-        sizes = case.model.config.linear_sizes
-        expected = case.expected[name]
+        sizes, expected = case.model.config.linear_sizes, case.expected[name]
         return count_ties(array, truth, expected, sizes, recipe.sparsity, tolerances[name])
     if step == "owl.signal":
         scores = dense_scores(case.model, case.inputs["token_ids"])
@@ -110,10 +108,8 @@ def ties_of(
     if last == "keep":
         moved = moved_by_rounding(case, step, dtype)
         score, group, slack = score_behind(case, reference, step, dtype, moved)
-        in_order = first == "sparsegpt_pattern"
-        ties = (sequential_ties if in_order else keep_ties)(
-            array, truth, score, group, np.minimum(slack, 1.0)
-        )
+        explain = sequential_ties if first == "sparsegpt_pattern" else keep_ties
+        ties = explain(array, truth, score, group, np.minimum(slack, 1.0))
         few = np.minimum(slack / 4, 1.0)  # twice refimpl's own error
         near = turnable(truth, score, group, few)
         most = 2 + max(TIE_SHARE * score.size, ERROR_FACTOR * reference.errors[step], near)
@@ -197,8 +193,8 @@ def by_own_errors(case: Case, result: StepResult, actual: Mapping[str, Array]) -
     if not all(np.isfinite(x).all() for x in own.values()):
         return result
     inputs = case_inputs(replace(case, expected={**case.expected, **own}))
-    u, base = centred_log(inputs.errors(correct)), inputs.base(case.recipe.bases[0], {})
-    truth = inputs.per_block(inputs.corrected(base, u))
+    name, u = case.recipe.bases[0], centred_log(inputs.errors(correct))
+    truth = inputs.allocated(name, inputs.base(name, {}), u).corrected_sparsity
     again = step_result(result.step, actual, truth, result.own, result.tolerance)
     return again if again.status == "pass" else result
 
@@ -248,7 +244,7 @@ def dead_ties(
         other = np.where(given_up | given_up[:, None], 0.0, products)
         other[revived, revived] = np.square(least * 1e-3)  # next to nothing: only that it is not 0
         right, _ = decision(dense, other, sequences, goal, Pruner("sparsegpt", damping))
-        score = sparsegpt_scores(dense, other, sequences, right, damping)
+        score, _ = sparsegpt_scores(dense, other, sequences, right, damping)
         differ, right_bits = int((keep != right).sum()), np.packbits(right, axis=1)
         near = turnable(right_bits, score, -WIDTH, slack / 4)
         few = differ <= 2 + max(TIE_SHARE * score.size, near)
@@ -289,7 +285,7 @@ def score_behind(
     keep = unpacked(case.expected[step], weight.shape[1])
     in_order = pruner == "sparsegpt_pattern"
     group = parse_pattern(case.recipe.pattern).group if in_order else WIDTH
-    score = sparsegpt_scores(weight, products, sequences, keep, damping, group)
+    score, _ = sparsegpt_scores(weight, products, sequences, keep, damping, group)
     known = {other: x for other, x in case.expected.items() if other.endswith(".products")}
     name = f"{pruner}.blocks.{block}.{input_of(linear)}.products"
     known[name] = products  # of a block that is not shown, too: errors grow with depth
@@ -310,7 +306,7 @@ def score_behind(
 @once_per_case
 def products_of_all(case: Case) -> Mapping[str, Array]:
     """SparseGPT's products in float64, of the blocks that are not shown too."""
-    every = every_array(StepInputs(case.model, case.recipe, case.inputs["token_ids"]))
+    every = every_array(replace(case_inputs(case), given=None))
     return {name: x for name, x in every.items() if name.endswith(".products")}
 
 

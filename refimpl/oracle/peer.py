@@ -48,13 +48,9 @@ def _steps(
 ) -> Iterator[tuple[str, Array]]:
     """The same, by the names of the steps."""
     config = model.config
-    requests = {
-        base: replace(recipe.request(base), correct=None, compat="peer")
-        for base in recipe.bases
-        if base in SHIPPED
-    }
     allocations: dict[str, Allocation] = {}
-    for base, request in requests.items():
+    for base in (x for x in recipe.bases if x in SHIPPED):
+        request = replace(recipe.request(base), correct=None, compat="peer")
         with suppress(RefimplError):
             allocation = base_only(recipe.signals(expected, base), request, config.linears)
             allocations[base] = allocation

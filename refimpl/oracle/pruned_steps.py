@@ -17,11 +17,9 @@ from refimpl.model.model import zeroed
 from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, block_with_sums, input_of
 from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, followed, measured
-from refimpl.oracle.judging.pruner_scores import Keep
-from refimpl.pruners.compensation import compensated
+from refimpl.oracle.judging.pruner_scores import sparsegpt_scores
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
-from refimpl.pruners.sparsegpt import WIDTH, hessian
 from refimpl.pruners.wanda import wanda_score
 from refimpl.pruning.pruned_linears import stored_weight
 
@@ -36,7 +34,8 @@ def by_pruning(inputs: StepInputs) -> NamedArrays:
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
     first = recipe.bases[0]
     base = inputs.base(first, {})
-    shares = inputs.projected(base) if base.ndim == 2 else inputs.number(f"{first}.base")
+    by_linear = inputs.allocated(first, base).linear_sparsity
+    shares = by_linear if base.ndim == 2 else inputs.number(f"{first}.base")
     yield "pruned.counts", linear_counts(shares, config.linear_sizes, recipe.sparsity)
     goals = inputs.value("pruned.counts").tolist()
     for i, sums in enumerate(inputs.squares):
@@ -72,7 +71,7 @@ def by_pruning(inputs: StepInputs) -> NamedArrays:
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
     for correct in ("arrival", "divergence"):
         u = centred_log(inputs.errors(correct))
-        yield f"{correct}.corrected", inputs.per_block(inputs.corrected(base, u))
+        yield f"{correct}.corrected", inputs.allocated(first, base, u).corrected_sparsity
 
 
 def by_pruners(inputs: StepInputs) -> NamedArrays:
@@ -120,23 +119,13 @@ def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
                 new = zeroed(dense, right)
             else:
                 if inputs.given is not None:
-                    new = _compensated(inputs, dense, right, total)
+                    _, new = sparsegpt_scores(dense, total, sequences, right, recipe.damping)
                 new = stored_weight(model, i, linear, right, new).astype(dense.dtype)
             yield f"{step}.weight", new
             shown = method == "sparsegpt" and f"{step}.weight" in given
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
         x = block(x, carried, place, config)
     inputs.perplexities[f"{name}.perplexity"] = perplexity(inputs.ids, inputs.logits(x))
-
-
-def _compensated(inputs: StepInputs, dense: Array, keep: Keep, total: Array) -> Array:
-    """A linear's weights behind SparseGPT's compensation for these decisions, [out, in]."""
-
-    def decide(score: Array, start: int) -> Keep:
-        return keep[:, start : start + score.shape[1]]
-
-    damping, h = inputs.recipe.damping, hessian(total, len(inputs.ids))
-    return compensated(dense, h, decide, WIDTH, damping, WIDTH).weight
 
 
 def _require_tokens(linear: str, sums: dict[str, Array]) -> None:

@@ -171,16 +171,16 @@ def _sample(
 
 def router_choices(case: Case, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Choices of routers among some arrays, as many experts for each token as the case's."""
-    choices = {}
-    for name, truth in case.expected.items():
-        x = arrays.get(name)
-        if not name.endswith(ROUTER) or x is None or x.shape != truth.shape or x.dtype != np.uint8:
-            continue
-        experts = case.model.config.experts
-        assert experts is not None
-        if (unpacked(x, experts.num_experts).sum(-1) == experts.top_k).all():
-            choices[name] = x
-    return choices
+    experts, known = case.model.config.experts, case.expected
+    found = {x: arrays[x] for x in known if x.endswith(ROUTER) and x in arrays}
+    return {
+        name: x
+        for name, x in found.items()
+        if x.shape == known[name].shape
+        and x.dtype == np.uint8
+        and experts is not None
+        and (unpacked(x, experts.num_experts).sum(-1) == experts.top_k).all()
+    }
 
 
 def _computed(
@@ -266,21 +266,23 @@ def _moved(inputs: StepInputs, step: str, tolerances: Mapping[str, float]) -> fl
         signal = signal_of(name)
         if signal not in inputs.signals:
             return 0.0
-
-        def of_signal(x: Array) -> Array:
-            return inputs.per_block(inputs.projected(inputs.base(name, {signal: x})))
-
-        return moved_by(of_signal, inputs.signals[signal], tolerances[signal])
+        return moved_by(
+            lambda x: inputs.allocated(name, inputs.base(name, {signal: x})).base_sparsity,
+            inputs.signals[signal],
+            tolerances[signal],
+        )
     by_noise = name in inputs.recipe.bases
     base, log = (name, clipped_log) if by_noise else (inputs.recipe.bases[0], centred_log)
-    source = {"arrival": "pruned.0.drift", "divergence": "pruned.divergence"}.get(
-        name, "absorption_coefficient"
-    )
+    sources = {"arrival": "pruned.0.drift", "divergence": "pruned.divergence"}
+    source = sources.get(name, "absorption_coefficient")
     dense = inputs.base(base, {})
     errors = inputs.number(source) if by_noise else inputs.errors(name)
-    moved = moved_by(lambda x: inputs.corrected(x, log(errors)), dense, tolerances[f"{base}.base"])
-    moved += moved_by(lambda x: inputs.corrected(dense, log(x)), errors, tolerances[source])
-    return moved
+    by_base = moved_by(
+        lambda x: inputs.corrected(base, x, log(errors)), dense, tolerances[f"{base}.base"]
+    )
+    return by_base + moved_by(
+        lambda x: inputs.corrected(base, dense, log(x)), errors, tolerances[source]
+    )
 
 
 def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> float:

@@ -52,7 +52,7 @@ def linears(name: str, pruner: str) -> list[tuple[int, int, str, Array, Array]]:
             if pruner == "sparsegpt":
                 total = arrays[f"{pruner}.blocks.{i}.{input_of(linear)}.products"]
                 count, damping = len(case.inputs["token_ids"]), case.recipe.damping
-                score = sparsegpt_scores(weight, total, count, keep, damping)
+                score, _ = sparsegpt_scores(weight, total, count, keep, damping)
             else:
                 score = arrays[f"{prefix}.score"]
             entries.append((i, j, linear, keep, score))

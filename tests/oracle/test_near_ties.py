@@ -228,8 +228,8 @@ def test_a_base_of_signals_within_their_tolerance_is_within_its_own() -> None:
         for _ in range(20):
             signs = rng.choice([-1, 1], right.shape[:1] + (1,) * (right.ndim - 1))
             signal = right * (1 + 0.99 * tolerances[f"{base}.signal"] * signs)
-            allocation = inputs.projected(inputs.base(base, {f"{base}.signal": signal}))
-            actual = {f"{base}.base": allocation.astype(np.float32)}
+            allocation = inputs.allocated(base, inputs.base(base, {f"{base}.signal": signal}))
+            actual = {f"{base}.base": allocation.base_sparsity.astype(np.float32)}
             report = check(case, actual, (f"{base}.base",), dtype="float32")
             assert report.verdict == "pass", (base, report.first)
 
@@ -292,7 +292,7 @@ def test_of_a_block_that_loses_nothing_rounding_may_be_left(dtype: str, stepwise
     if not stepwise:
         inputs = case_inputs(replace(case, expected=case.expected | right))
         u = centred_log(inputs.errors("arrival"))
-        right["arrival.corrected"] = inputs.corrected(inputs.base("dlp", {}), u)
+        right["arrival.corrected"] = inputs.corrected("dlp", inputs.base("dlp", {}), u)
         assert (u[:2] < -1).all() == (dtype == "float32")
     report = check(case, right, dtype=dtype, stepwise=stepwise)
     assert (report.verdict, report.first) == ("pass", None)
@@ -478,8 +478,8 @@ def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
 def corrected_by(case: Case, divergence: Array) -> Array:
     expected = {**case.expected, "pruned.divergence": divergence}
     inputs = case_inputs(replace(case, expected=expected))
-    u, base = centred_log(inputs.errors("divergence")), inputs.base(case.recipe.bases[0], {})
-    return inputs.per_block(inputs.corrected(base, u))
+    u, name = centred_log(inputs.errors("divergence")), case.recipe.bases[0]
+    return inputs.allocated(name, inputs.base(name, {}), u).corrected_sparsity
 
 
 def test_a_divergence_is_off_by_what_cancels() -> None:

@@ -474,9 +474,9 @@ def test_what_is_computed_by_nobody_never_passes(dtype: str) -> None:
 @pytest.mark.parametrize(
     ("step", "value", "words"),
     [
-        ("dense.perplexity", 0.5, "1 below 1"),
-        ("coarse.0.alignment", 1.2, "1 above 1"),
-        ("owl.base", 1.2, "1 above 1"),
+        ("dense.perplexity", 0.5, "1 outside 1 to inf"),
+        ("coarse.0.alignment", 1.2, "1 outside -1 to 1"),
+        ("owl.base", 1.2, "1 outside 0 to 1"),
         ("owl.signal", -1.0, "1 negative"),
     ],
 )

@@ -34,7 +34,7 @@ def with_another_expert(case: Case, rank: int) -> Array:
     experts, weights = case.model.config.experts, case.model.block(0, np.float64)
     assert experts is not None
     logits = project(case.expected["blocks.0.mlp_norm"], weights, "router")
-    score = preferences(logits, experts, weights.get("router.correction"))
+    score, _ = preferences(logits, experts, weights.get("router.correction"))
     chosen = unpacked(case.expected[STEP], experts.num_experts)
     lowest, highest = np.where(chosen, score, np.inf), np.where(chosen, -np.inf, score)
     gap = lowest.min(-1) - highest.max(-1)

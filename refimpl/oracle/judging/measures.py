@@ -100,13 +100,11 @@ def error_of(
         exact = actual.astype(np.float64)
         low, high = next((x for end, x in DOMAINS.items() if step.endswith(end)), (-inf, inf))
         slack = 4 * float(ml_dtypes.finfo(actual.dtype).eps)  # type: ignore[no-untyped-call]
-        for name, outside in (
-            (f"below {low}" if low else "negative", exact < low - slack * abs(low)),
-            (f"above {high}", exact > high * (1 + slack)),
-        ):
-            if outside.any():
-                fault = f"{outside.sum():,} {name} among {actual.size:,} numbers, which cannot be"
-                return inf, (), fault
+        outside = (exact < low - slack * abs(low)) | (exact > high * (1 + slack))
+        if outside.any():
+            kind = f"outside {low:g} to {high:g}" if low or (exact >= 0).all() else "negative"
+            fault = f"{outside.sum():,} {kind} among {actual.size:,} numbers, which cannot be"
+            return inf, (), fault
         unknown = np.isnan(truth)  # a coefficient of a block that lost nothing
         if unknown.any():
             if not np.isnan(exact[unknown]).all():

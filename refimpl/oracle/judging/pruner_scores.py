@@ -36,10 +36,10 @@ def dense_scores(model: Model, ids: npt.NDArray[np.int64]) -> Iterator[Array]:
 
 def sparsegpt_scores(
     weight: Array, products: Array, sequences: int, keep: Keep, damping: float, group: int = WIDTH
-) -> Array:
-    """SparseGPT's scores [out, in] at the time of each decision, if the decisions are `keep`.
+) -> tuple[Array, Array]:
+    """SparseGPT's scores at the time of each decision, and its new weights, both [out, in].
 
-    `group` columns are decided on together.
+    The decisions are `keep`; `group` columns are decided on together.
     """
     score = np.empty(weight.shape)
 
@@ -48,8 +48,8 @@ def sparsegpt_scores(
         score[:, columns] = piece
         return keep[:, columns]
 
-    compensated(weight, hessian(products, sequences), decide, group, damping, WIDTH)
-    return score
+    new = compensated(weight, hessian(products, sequences), decide, group, damping, WIDTH)
+    return score, new.weight
 
 
 def sparsegpt_error(products: Array, truth: Array, sequences: int, damping: float) -> float:
