@@ -49,7 +49,8 @@ OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.pert
 # Of a case that `check` has checked: it calls them, and nobody else.
 OF_STEPS = {"misses_budget", "unchanged", "coarse_step", "tolerance_of", "dtype_of", "steps"}
 OF_STEPS |= {"once_per_case", "signal_of", "signal_step", "decide_groups", "above_threshold"}
-OF_STEPS |= {"perplexity", "arithmetic_of"}
+OF_STEPS |= {"arithmetic_of", "every_array", "is_step", "case_inputs", "stepwise_steps"}
+OF_STEPS |= {"writing_error", "trivial_answer", "allocated", "sealed"}
 # Of a spectrum that `alphapruning_alpha` has checked.
 OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.

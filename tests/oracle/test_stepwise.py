@@ -24,7 +24,6 @@ from candidates import (
 )
 from gates import case_of, model_of
 from program import ran, run
-from pruned_models import pruned_blocks
 
 from refimpl.allocation.targets import pattern_targets
 from refimpl.model.model import Model
@@ -38,6 +37,7 @@ from refimpl.oracle.steps import steps, stepwise_steps
 from refimpl.pruners.counts import split_count
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import Pattern
+from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.show.oracle import stage_of
 from refimpl.tokens import random_tokens
