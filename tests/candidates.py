@@ -14,10 +14,10 @@ from gates import case_of
 from safetensors.numpy import save_file
 
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, read_case
+from refimpl.oracle.case import Case, read_case, stepwise_steps
 from refimpl.oracle.check import Report
 from refimpl.oracle.rounding import RoundedModel
-from refimpl.oracle.steps import steps, stepwise_steps
+from refimpl.oracle.steps import steps
 
 CASES, PROJECT = FIXTURES / "cases", Path(__file__).parent / "tools" / "sample_project"
 CASE_NAMES = sorted(folder.name for folder in CASES.iterdir())

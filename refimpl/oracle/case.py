@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -20,16 +21,19 @@ from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import noise
+from refimpl.model.experts import ROUTER
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.oracle.case_folders import FACTS, NEXT, case_facts
+from refimpl.oracle.dense_steps import StepInputs
+from refimpl.oracle.judging.candidate_arrays import stored_arrays
 from refimpl.oracle.judging.measures import measure_of
 from refimpl.oracle.margins import steps_and_margins
-from refimpl.oracle.module_outputs import stored_arrays
 from refimpl.oracle.peer import peer_steps
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.steps import steps
+from refimpl.oracle.rounding import RoundedArray, RoundedModel
+from refimpl.oracle.steps import every_array, steps
 from refimpl.storage.file_system import file_digest
 from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
@@ -272,6 +276,29 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
             f"restore them, or {NEXT}",
         )
     return case
+
+
+def case_inputs(
+    case: Case, dtype: npt.DTypeLike = np.float64, rounded: type[RoundedArray] | None = None
+) -> StepInputs:
+    """The values of a case, as a computation in some dtype reads them."""
+    model = case.model if rounded is None else RoundedModel.of(case.model, rounded)
+    dtype = dtype if rounded is None else rounded.held
+    choices = {x: value for x, value in case.expected.items() if x.endswith(ROUTER)}
+    ids, given = case.inputs["token_ids"], case.expected
+    return StepInputs(model, case.recipe, ids, dtype, given, case.inputs, rounded, choices)
+
+
+def stepwise_steps(
+    case: Case, dtype: npt.DTypeLike = np.float64, rounded: type[RoundedArray] | None = None
+) -> dict[str, Array]:
+    """Compute every step of a case from the case's own values, as docs/how-to/check.md says.
+
+    Arrays are by name as of `steps`, with scores and products of all blocks; numbers are `rounded`
+    in place of the dtype, if that is not None.
+    """
+    arrays = every_array(case_inputs(case, dtype, rounded))
+    return {name: np.asarray(value) for name, value in arrays.items()}
 
 
 def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:

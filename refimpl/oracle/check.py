@@ -14,10 +14,9 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
+from refimpl.oracle.judging.candidate_arrays import arrays_of, stored_arrays
 from refimpl.oracle.judging.measures import FORWARD, StepResult, error_of, measure_of, step_result
-from refimpl.oracle.judging.routing import follows_a_choice, on_own_choices
 from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of, tolerance_of, writing_error
-from refimpl.oracle.module_outputs import arrays_of, stored_arrays
 from refimpl.oracle.near_ties import (
     by_own_errors,
     by_typical_row,
@@ -28,6 +27,7 @@ from refimpl.oracle.near_ties import (
 )
 from refimpl.oracle.peer import equals_peer
 from refimpl.oracle.reference_errors import reference_run, step_tolerances
+from refimpl.oracle.routing import follows_a_choice, on_own_choices
 from refimpl.oracle.steps import TABLE
 
 Verdict = Literal["pass", "resolved", "divergent", "inconclusive"]

@@ -12,7 +12,7 @@ from refimpl.method.correction import centred_log
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
-from refimpl.oracle.case import Case, once_per_case
+from refimpl.oracle.case import Case, case_inputs, once_per_case
 from refimpl.oracle.judging.measures import (
     ALIGNMENT,
     FORWARD,
@@ -28,7 +28,6 @@ from refimpl.oracle.judging.pruner_scores import (
     sparsegpt_scores,
     unpacked,
 )
-from refimpl.oracle.judging.routing import router_ties
 from refimpl.oracle.judging.ties import (
     count_ties,
     keep_ties,
@@ -45,7 +44,8 @@ from refimpl.oracle.reference_errors import (
     is_drift,
     moved_by_rounding,
 )
-from refimpl.oracle.steps import case_inputs, every_array
+from refimpl.oracle.routing import router_ties
+from refimpl.oracle.steps import every_array
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH

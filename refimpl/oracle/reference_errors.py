@@ -14,7 +14,7 @@ from refimpl.errors import RefimplError
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, once_per_case
+from refimpl.oracle.case import Case, case_inputs, once_per_case
 from refimpl.oracle.case_folders import NEXT
 from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.measures import (
@@ -42,7 +42,7 @@ from refimpl.oracle.rounding import (
     Float64MinusEight,
     RoundedArray,
 )
-from refimpl.oracle.steps import DECIDING, TABLE, Table, case_inputs, every_array
+from refimpl.oracle.steps import DECIDING, TABLE, StepTable, every_array
 
 EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")
 
@@ -62,7 +62,7 @@ class ReferenceRun:
 
 @once_per_case
 def reference_run(
-    case: Case, dtype: str, stepwise: bool = False, table: Table = TABLE
+    case: Case, dtype: str, stepwise: bool = False, table: StepTable = TABLE
 ) -> ReferenceRun:
     """Compute a case in a dtype, from the tokens or each step from the case's own values.
 
@@ -152,7 +152,7 @@ def _divergence_error(case: Case, step: str, logits: float) -> float:
 
 @once_per_case
 def _sample(
-    case: Case, stepwise: bool, kind: type[FewerBits] | None, table: Table
+    case: Case, stepwise: bool, kind: type[FewerBits] | None, table: StepTable
 ) -> dict[str, float]:
     """Errors in units of the dtype, of float32 or of float32 with fewer bits.
 
@@ -184,7 +184,7 @@ def router_choices(case: Case, arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _computed(
-    case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None, table: Table
+    case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None, table: StepTable
 ) -> Mapping[str, Array]:
     """What a table computes in a dtype that NumPy has, or rounded further."""
     try:
@@ -233,7 +233,7 @@ def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> 
 
 @once_per_case
 def step_tolerances(
-    case: Case, dtype: str, stepwise: bool = False, table: Table = TABLE
+    case: Case, dtype: str, stepwise: bool = False, table: StepTable = TABLE
 ) -> Mapping[str, float]:
     """The largest error of every step by name; 0 for counts and bits.
 

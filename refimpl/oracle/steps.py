@@ -4,15 +4,11 @@ Names are in the order of execution, so the first that differs tells where to lo
 functions that compute them, by the method's own; a chain calls one after the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.model.experts import ROUTER
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -26,14 +22,10 @@ from refimpl.oracle.dense_steps import (
 )
 from refimpl.oracle.pruned_steps import by_pruners, by_pruning, perplexities
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.rounding import RoundedArray, RoundedModel
-
-if TYPE_CHECKING:
-    from refimpl.oracle.case import Case
 
 DECIDING = (by_pruning, by_pruners)  # what follows from decisions
-Table = tuple[Callable[[StepInputs], NamedArrays], ...]
-TABLE: Table = (forward, by_noise, signals, allocations, *DECIDING, perplexities)
+StepTable = tuple[Callable[[StepInputs], NamedArrays], ...]
+TABLE: StepTable = (forward, by_noise, signals, allocations, *DECIDING, perplexities)
 # Of what pruners compute in every block, by its last word: the pruners where it is a step, if the
 # block is shown. Outer products are large, and other weights follow from the decisions.
 SHOWN = {
@@ -98,7 +90,7 @@ def steps(
     return {name: x for name, x in every.items() if is_step(name, recipe)}
 
 
-def every_array(inputs: StepInputs, table: Table = TABLE) -> dict[str, Array]:
+def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array]:
     """What a table computes, with scores, products and weights of all blocks and pruners.
 
     Of a recipe of some steps, these of the forward and the experiments by noise; with an experiment
@@ -128,26 +120,3 @@ def is_step(name: str, recipe: Recipe) -> bool:
     if not rest or rest[0] != "blocks" or rest[-1] not in SHOWN:
         return True
     return pruner in SHOWN[rest[-1]] and int(rest[1]) in recipe.shown
-
-
-def case_inputs(
-    case: Case, dtype: npt.DTypeLike = np.float64, rounded: type[RoundedArray] | None = None
-) -> StepInputs:
-    """The values of a case, as a computation in some dtype reads them."""
-    model = case.model if rounded is None else RoundedModel.of(case.model, rounded)
-    dtype = dtype if rounded is None else rounded.held
-    choices = {x: value for x, value in case.expected.items() if x.endswith(ROUTER)}
-    ids, given = case.inputs["token_ids"], case.expected
-    return StepInputs(model, case.recipe, ids, dtype, given, case.inputs, rounded, choices)
-
-
-def stepwise_steps(
-    case: Case, dtype: npt.DTypeLike = np.float64, rounded: type[RoundedArray] | None = None
-) -> dict[str, Array]:
-    """Compute every step of a case from the case's own values, as docs/how-to/check.md says.
-
-    Arrays are by name as of `steps`, with scores and products of all blocks; numbers are `rounded`
-    in place of the dtype, if that is not None.
-    """
-    arrays = every_array(case_inputs(case, dtype, rounded))
-    return {name: np.asarray(value) for name, value in arrays.items()}

@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
 from refimpl.oracle.check import Report, check, read_candidate
-from refimpl.oracle.module_outputs import arrays_of
+from refimpl.oracle.judging.candidate_arrays import arrays_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.oracle import report_table
-from refimpl.testing.plugin import SelectedCase
+from refimpl.testing.cases import SelectedCase
 
 OPEN = {"inconclusive": "inconclusive", "resolved": "not resolved in some steps"}
 

@@ -7,10 +7,9 @@ from candidates import CASE_NAMES, with_one_number_off, written
 from gates import CASES, GATES, case_of, expected_of, model_of, worst_token
 
 from refimpl.loading.families import FAMILIES
-from refimpl.oracle.case import make_case, read_case
+from refimpl.oracle.case import make_case, read_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.steps import stepwise_steps
 from refimpl.tokens import Tokens
 
 FIXTURE_OF = {model_of(case).config.family: case for case in reversed(CASES)}

@@ -12,7 +12,7 @@ from gates import case_of, model_of
 from refimpl.method.correction import centred_log
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, computed_case, make_case
+from refimpl.oracle.case import Case, case_inputs, computed_case, make_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import StepResult
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
@@ -30,7 +30,7 @@ from refimpl.oracle.near_ties import near_zero, score_behind
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.reference_errors import is_drift, moved_by, reference_run, step_tolerances
 from refimpl.oracle.rounding import ARITHMETIC
-from refimpl.oracle.steps import case_inputs, steps, stepwise_steps
+from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import counts, split_count
 from refimpl.pruners.decision import Pruner, decision
 from refimpl.show.oracle import report_table

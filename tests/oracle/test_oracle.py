@@ -35,12 +35,12 @@ import refimpl.oracle
 from refimpl import RefimplError
 from refimpl.comparison.causes import usual_causes
 from refimpl.model.ops import Array
-from refimpl.oracle.case import make_case, read_case
+from refimpl.oracle.case import make_case, read_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of, measure_of, step_result
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Float16, RoundedModel
-from refimpl.oracle.steps import steps, stepwise_steps
+from refimpl.oracle.steps import steps
 from refimpl.show.oracle import report_table, stage_of
 from refimpl.tokens import Tokens
 

@@ -11,12 +11,12 @@ from gates import model_of
 from refimpl.model.experts import preferences
 from refimpl.model.forward import project
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, computed_case
+from refimpl.oracle.case import Case, computed_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.pruner_scores import unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Bfloat16
-from refimpl.oracle.steps import steps, stepwise_steps
+from refimpl.oracle.steps import steps
 from refimpl.tokens import Tokens
 
 FORWARD = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))

@@ -28,12 +28,12 @@ from program import ran, run
 from refimpl.allocation.targets import pattern_targets
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, computed_case
+from refimpl.oracle.case import Case, computed_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.rounding import ARITHMETIC, Float32MinusEight, RoundedModel
-from refimpl.oracle.steps import steps, stepwise_steps
+from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import split_count
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.pattern import Pattern
