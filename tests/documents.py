@@ -1,8 +1,15 @@
-"""What runs leave on the disk, to compare: documents, folders of models, partial results."""
+"""What runs leave on the disk, to compare: documents, folders of models, finished units."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from refimpl.storage.arrays import is_tree, read_tree
+from refimpl.storage.finished_units import FinishedUnits, runs
+from refimpl.storage.work_folder import work_path
 
 
 def numbers(path: Path) -> dict[str, Any]:
@@ -23,7 +30,33 @@ def content(folder: Path) -> dict[str, bytes]:
     return files(folder) | {"pruning.json": repr(numbers(folder / "pruning.json")).encode()}
 
 
-def keys(part: Path) -> list[str]:
-    """Keys in the whole lines of a file of partial results, after its mark and its identity."""
-    *lines, _ = part.read_bytes().split(b"\n") if part.exists() else [b""]
-    return [key for line in lines[2:] for key in json.loads(line.partition(b" ")[2])]
+def units(output: Path) -> list[str]:
+    """What is in the finished units beside an output: keys of results, and names of blocks."""
+    found = list[str]()
+    for path in (
+        x for run in runs(work_path(output)) for x in sorted(run.glob("[!.]*")) if is_tree(x)
+    ):
+        names = [path.name] if path.name.startswith(("block", "states")) else [*read_tree(path)]
+        found += [name for name in names if not name.startswith("states")]
+    return found
+
+
+@contextmanager
+def before_unit(number: int, action: Callable[[], object]) -> Iterator[None]:
+    """Do something, such as to interrupt the run, before it keeps its unit of this number."""
+    write, left = FinishedUnits.write, number
+
+    def writing(self: FinishedUnits, name: str, result: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            action()
+        write(self, name, result)
+
+    with patch.object(FinishedUnits, "write", writing):
+        yield
+
+
+def interrupt() -> None:
+    """What Ctrl-C raises."""
+    raise KeyboardInterrupt

@@ -32,6 +32,5 @@ def write_pruned(model: Model, into: Path, decisions: Decisions) -> Written:
     """Write a model, pruned as decided, into a folder."""
     into.mkdir(exist_ok=True)
     files = PrunedFiles(model, into)
-    return files.written(
-        {i: files.write(i, pruned_linears(model, i, linears)) for i, linears in decisions.items()}
-    )
+    blocks = sorted(decisions.items())
+    return files.written(files.write(i, pruned_linears(model, i, x)) for i, x in blocks)

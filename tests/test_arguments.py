@@ -107,7 +107,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         **dict.fromkeys(("base", "x", "quotas"), vector),
     }  # fmt: skip
     own: dict[str, dict[str, Any]] = {  # of functions whose parameter means something else
-        "score": {"part": folder / "p"}, "evaluate": {"part": folder / "p"},
+        "score": {"finished": folder / "p"}, "evaluate": {"finished": folder / "p"},
         "explain": {}, "logits": {"sequences": (tokens.ids[0],)},
         "prune": {"out": folder / "out", "target": Pattern(2, 4)},
         "read_imatrix": {"path": "fixtures/text.txt"}, "read_model": {"path": "fixtures/llama"},

@@ -15,8 +15,7 @@ from refimpl.loading.checkpoint import read_model
 from refimpl.model.model import Model
 from refimpl.running.settings import Settings
 from refimpl.show.evaluation import evaluation_table
-from refimpl.storage.files import write_json
-from refimpl.storage.partial_results import until_written
+from refimpl.storage.work_folder import work_path
 from refimpl.tokens import Windows, id_windows
 from refimpl.tokens.model_tokens import model_windows
 
@@ -91,17 +90,13 @@ def command(
                 f"add {needed}, or omit {name}",
             )
     opened = read_model(model, config, download=download)
-    part = opt.partial_path(output, settings.resume)
     windows = _windows(opened, text)
     questions = None if asked.choices is None else read_questions(asked.choices, asked.questions)
     with progress_bar("evaluating") as progress:
-        settings = replace(settings, progress=progress, part=part)
+        finished = None if output is None else work_path(output)
+        settings = replace(settings, progress=progress, finished=finished)
         evaluation = evaluate(opened, windows, questions, **vars(settings))
-    document = evaluation_document(evaluation)
-    with until_written(part, settings.resume):
-        if output is not None:
-            write_json(output, document)
-    deliver(document, evaluation_table(evaluation), as_json)
+    deliver(evaluation_document(evaluation), evaluation_table(evaluation), as_json, output)
 
 
 def _windows(model: Model, options: TextOptions) -> Windows | None:

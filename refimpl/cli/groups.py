@@ -299,8 +299,8 @@ SETTINGS = OptionGroup(
             default="threads",
         ),
         "resume": FieldOption(
-            "Keep the partial results beside -o after an error of the input or the disk, too. With "
-            "or without it, the same command continues a stopped run."
+            "Keep the finished units beside -o after an error of the input, too. With or without "
+            "it, the same command continues a stopped run."
         ),
     },
     opened=_opened,

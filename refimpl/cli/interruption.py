@@ -12,21 +12,21 @@ from typing import Any
 
 from refimpl.cli.terminal import command_line, complain, shows_progress
 from refimpl.errors import Interrupted, printable
-from refimpl.storage.folder import stopped_results
-from refimpl.storage.partial_results import holds_results, partial_results_path
+from refimpl.storage.finished_units import are_left
+from refimpl.storage.work_folder import work_path
 
 
 @contextmanager
 def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterator[None]:
     """Turn Ctrl-C into a message about the outputs of a command; and say what is continued.
 
-    A command keeps partial results if `values`, those of its options, hold `resume`.
+    A command keeps finished units if `values`, those of its options, hold `resume`.
     """
     resume = values.get("resume")
     before = [_stamp(path) for path in outputs]
     if resume is not None and shows_progress():
-        for path in _partial_results(outputs):
-            complain(printable(f"found: {path}, partial results; remove the file to start anew"))
+        for path in _finished_units(outputs):
+            complain(printable(f"found: {path}, finished units; remove the folder to start anew"))
     try:
         with _raising_interrupts():
             yield
@@ -43,10 +43,10 @@ def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterato
         if not outputs:
             remedy = "repeat the command, with -o FILE if it must be possible to resume it"
             raise Interrupted("nothing is kept without -o", remedy) from None
-        if not (kept := _partial_results(outputs)):
+        if not (kept := _finished_units(outputs)):
             raise Interrupted("nothing was finished that could be kept") from None
         command = command_line(*([] if resume else ["--resume"]))
-        raise Interrupted(f"partial results are kept in {kept[-1]}", command) from None
+        raise Interrupted(f"finished units are kept in {kept[-1]}", command) from None
 
 
 def _interrupt() -> None:
@@ -81,11 +81,9 @@ def _raising_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _partial_results(outputs: Sequence[Path]) -> list[Path]:
-    """Partial results beside the outputs of a command."""
-    files = [partial_results_path(path) for path in outputs if path.name]
-    folders = [file for path in outputs if path.name for file in stopped_results(path)]
-    return [path for path in files if holds_results(path)] + folders
+def _finished_units(outputs: Sequence[Path]) -> list[Path]:
+    """The hidden folders with finished units beside the outputs of a command."""
+    return [work_path(path) for path in outputs if path.name and are_left(path)]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

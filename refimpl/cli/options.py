@@ -16,7 +16,6 @@ from refimpl.cli.interruption import interruptible
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import WHOLE
-from refimpl.storage.partial_results import partial_results_path
 
 # What people use: under "Options" in --help; the other options of a group are advanced.
 COMMON = (
@@ -278,14 +277,3 @@ def refuse(context: typer.Context, names: Iterable[str], other: str, expected: s
         if is_given(context, name):
             word = f"--{name.replace('_', '-')}"
             raise RefimplError(f"{word} with {other}", expected, f"omit {word}")
-
-
-def partial_path(output: Path | None, resume: bool) -> Path | None:
-    """Where partial results are kept: beside the output; --resume without -o is refused."""
-    if resume and output is None:
-        raise RefimplError(
-            "--resume without -o",
-            "-o FILE: partial results are kept beside it",
-            "add -o FILE, or omit --resume",
-        )
-    return None if output is None else partial_results_path(output)

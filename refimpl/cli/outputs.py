@@ -12,8 +12,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.loading.files.hub import local_files
 from refimpl.storage.file_system import is_folder
-from refimpl.storage.files import remove_left
-from refimpl.storage.partial_results import partial_results_path
+from refimpl.storage.files import undo_killed
 from refimpl.storage.target_checks import check_file, mentions, refuse_overlap
 
 READ_BESIDE = (  # of a file of weights
@@ -53,11 +52,10 @@ def check_outputs(
     read = dict(_read(values, inputs)) if paths else {}
     for key, path in paths.items():
         if outputs[key] is not OutputKind.GRAPH:
-            remove_left(path)
+            with suppress(RefimplError):  # the command reports it
+                undo_killed(path)
         if outputs[key] is OutputKind.FILE:
             check_file(path, read, values.get("force", False))
-            for name, other in read.items():
-                refuse_overlap(partial_results_path(path), name, other)
         else:
             for name, other in read.items():
                 if outputs[key] is OutputKind.FOLDER or not is_folder(other):

@@ -35,17 +35,12 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
 from refimpl.show.pruning import inspection_table, pruning_table
-from refimpl.storage.folder import (
-    partial_results_folder,
-    removed_if_refused,
-    stopped_results,
-)
-from refimpl.storage.partial_results import PartialResultsError
+from refimpl.storage.target_checks import real_path
+from refimpl.storage.work_folder import work_path
 from refimpl.tokens import Tokens, Windows
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens, model_windows
 
-SCORES = "scores"  # the file of partial results of --sparsity
 DEFAULT = (
     "corrected by divergence (the default: it helped in docs/study.md); the paper's: --correct "
     "absorption"
@@ -136,7 +131,7 @@ def command(
     method, allocation, nm = how.method, how.allocation, how.nm
     check_prune(opened, output, {}, how.force)
     pruner = Pruner(method, how.damping, plan.seed)
-    _check_target(context, allocation, nm, output)
+    _check_target(context, allocation, nm)
     if "damping" not in pruner.options:
         damped = [f"--method {name}" for name, x in methods().items() if "damping" in x.options]
         opt.refuse(context, ("damping",), f"--method {method}", " or ".join(damped))
@@ -145,49 +140,44 @@ def command(
     applied = None
     windows = model_windows(opened, how.measure_on) if how.measure or how.measure_on else None
     lap("reading")
-    with ExitStack() as ends:
-        if nm is not None:
-            targets = pattern_targets(parse_pattern(nm), opened.config.linears, wanted.compat)
-        elif allocation is not None:
-            targets = read_targets(allocation, opened.config.linears)
+    if nm is not None:
+        targets = pattern_targets(parse_pattern(nm), opened.config.linears, wanted.compat)
+    elif allocation is not None:
+        targets = read_targets(allocation, opened.config.linears)
+    else:
+        if not opt.is_given(context, "correct") and wanted.compat == "exact":
+            strength = wanted.strength if opt.is_given(context, "strength") else "default"
+            wanted, applied = replace(wanted, correct="divergence", strength=strength), DEFAULT
+        scoring = replace(settings, finished=work_path(real_path(output)))
+        chosen = imatrix or source
+        targets, tokens = _scored(context, opened, chosen, plan, wanted, scoring, pruner)
+    if tokens is None:
+        if pruner.record.needs is not None:
+            tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
         else:
-            if not opt.is_given(context, "correct") and wanted.compat == "exact":
-                strength = wanted.strength if opt.is_given(context, "strength") else "default"
-                wanted, applied = replace(wanted, correct="divergence", strength=strength), DEFAULT
-            with partial_results_folder(output, settings.resume) as folder:
-                scoring = replace(settings, part=folder / SCORES, resume=True)
-                chosen = imatrix or source
-                targets, tokens = _scored(context, opened, chosen, plan, wanted, scoring, pruner)
-            ends.enter_context(removed_if_refused(output, settings.resume))
-        if tokens is None:
-            if pruner.record.needs is not None:
-                tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True)
-            else:
-                weights_only = f"no tokens: {method} uses the weights only"
-                opt.refuse(context, CALIBRATION.names, f"--method {method}", weights_only)
-        lap("scoring")
-        options = {name: getattr(settings, name) for name in SETTINGS.options} | {
-            "force": how.force
-        }
-        before = None if windows is None else _perplexity(opened, windows, settings)
+            weights_only = f"no tokens: {method} uses the weights only"
+            opt.refuse(context, CALIBRATION.names, f"--method {method}", weights_only)
+    lap("scoring")
+    options = {name: getattr(settings, name) for name in SETTINGS.options} | {"force": how.force}
+    before = None if windows is None else _perplexity(opened, windows, settings)
+    lap("measuring")
+
+    def measure(new: Model) -> dict[str, Any]:
+        """Perplexities, if they are asked for, and the seconds of every stage."""
+        bar.close()
+        lap("pruning")
+        measured = {}
+        if windows is not None:
+            measured = {"before": before, "after": _perplexity(new, windows, settings)}
         lap("measuring")
+        times = seconds | {"total": sum(seconds.values())}
+        return {"seconds": times} | ({"measured": measured} if measured else {})
 
-        def measure(new: Model) -> dict[str, Any]:
-            """Perplexities, if they are asked for, and the seconds of every stage."""
-            bar.close()
-            lap("pruning")
-            measured = {}
-            if windows is not None:
-                measured = {"before": before, "after": _perplexity(new, windows, settings)}
-            lap("measuring")
-            times = seconds | {"total": sum(seconds.values())}
-            return {"seconds": times} | ({"measured": measured} if measured else {})
-
-        with ExitStack() as bar:  # which ends before the next one begins
-            options |= {"progress": bar.enter_context(progress_bar("pruning")), "measure": measure}
-            pruned = prune(opened, output, targets, pruner, tokens, **options)
-        document = record(pruned)
-        deliver(document, pruning_table(pruned, document, output, applied, how.per_linear), as_json)
+    with ExitStack() as bar:  # which ends before the next one begins
+        options |= {"progress": bar.enter_context(progress_bar("pruning")), "measure": measure}
+        pruned = prune(opened, output, targets, pruner, tokens, **options)
+    document = record(pruned)
+    deliver(document, pruning_table(pruned, document, output, applied, how.per_linear), as_json)
 
 
 def _stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:
@@ -247,10 +237,8 @@ def _means(
     return read_imatrix(how.imatrix, model)
 
 
-def _check_target(
-    context: typer.Context, allocation: Path | None, nm: str | None, output: Path
-) -> None:
-    """Refuse several ways to say how much is pruned, none, or another than of a stopped run."""
+def _check_target(context: typer.Context, allocation: Path | None, nm: str | None) -> None:
+    """Refuse several ways to say how much is pruned, or none."""
     scoring = [name for name in (*PERTURBATION.names, *REQUEST.names) if name != "seed"]
     if allocation is not None and nm is not None:
         raise RefimplError("--allocation and --nm", "one of them", "omit --allocation or --nm")
@@ -267,13 +255,6 @@ def _check_target(
             "no option says how much to prune",
             "--sparsity FRACTION, --allocation FILE or --nm N:M",
             command_line("--sparsity", "0.5"),
-        )
-    scores = [path for path in stopped_results(output) if path.name == SCORES]
-    if scores and (allocation or nm):
-        raise PartialResultsError(
-            f"{scores[0]} belongs to another run, with --sparsity",
-            "the same options",
-            "repeat the command of that run, or remove the file to start anew",
         )
 
 

@@ -32,8 +32,7 @@ from refimpl.scoring.score import checked_budget, score
 from refimpl.show.estimate import estimate_document, estimate_text
 from refimpl.show.header import command_lines, joined, wrapped
 from refimpl.show.table import table
-from refimpl.storage.files import write_json
-from refimpl.storage.partial_results import until_written
+from refimpl.storage.work_folder import work_path
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import SCORED
 
@@ -100,16 +99,16 @@ def command(
         experiment = on_onnxruntime(plan, run.device)
     else:
         opt.refuse(context, ("device",), "--runtime numpy", "--runtime onnxruntime")
-    part = opt.partial_path(output if experiment is None else None, settings.resume)
+    finished = None if output is None or experiment is not None else work_path(output)
     opened = read_model(model, config, download=download)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True, default=SCORED)
     if run.estimate:
         where = {name: getattr(settings, name) for name in ESTIMATED}
-        expected = estimate(opened, tokens, plan, wanted, kept=part is not None, **where)
+        expected = estimate(opened, tokens, plan, wanted, kept=finished is not None, **where)
         deliver(estimate_document(expected), estimate_text(expected), as_json)
         return
     with progress_bar("scoring") as progress:
-        settings = replace(settings, progress=progress, part=part)
+        settings = replace(settings, progress=progress, finished=finished)
         others = None if as_json or output is not None else ()  # no other allocation is made
         scores = score(
             opened,
@@ -121,11 +120,7 @@ def command(
             budget=run.budget,
             **vars(settings),
         )
-    with until_written(part, settings.resume):
-        result, text = _allocated(scores, wanted, verbose, output)
-        if output is not None:
-            write_json(output, result)
-    deliver(result, text, as_json)
+    deliver(*_allocated(scores, wanted, verbose, output), as_json, output)
 
 
 @opt.with_groups

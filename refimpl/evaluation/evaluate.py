@@ -46,7 +46,7 @@ class Evaluation:
         accuracy: On the questions.
         choices: The questions as token ids.
         tokens: Inputs read in this run, padding left out.
-        resumed: Sequences (windows, choices) read from partial results.
+        resumed: Sequences (windows, choices) read from finished units of an earlier run.
         run: How the numbers were made.
         pruning: How the model was pruned, by the `pruning.json` beside it; None without one.
     """
@@ -81,7 +81,7 @@ def evaluate(
     memory: str | int | None = None,
     executor: Executor | None = None,
     progress: Progress = lambda done, total: None,
-    part: Path | None = None,
+    finished: Path | None = None,
     resume: bool = False,
 ) -> Evaluation:
     """Perplexity of a model on windows of a text, its accuracy on questions, or both.
@@ -95,16 +95,16 @@ def evaluate(
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
         executor: Where the work units run, as for `score`.
         progress: Called with the cost done and in all.
-        part: A file that keeps partial results, or None; the caller removes it in the end.
-        resume: Whether that file outlives an error of the input or the disk, too. What it holds of
-            the same run is always continued.
+        finished: The folder that keeps finished work units, or None; the caller removes it in the
+            end. Those of the same run are always continued.
+        resume: Whether they outlive an error of the input, too.
 
     Returns:
         The numbers, the same for every executor, memory and number of threads, resumed or not.
 
     Raises:
         RefimplError: Neither windows nor questions; tokens the model cannot read; NaN or Inf among
-            the weights; partial results of another run.
+            the weights.
 
     Source: lm-evaluation-harness 0.4 (peer), for the questions.
 
@@ -119,14 +119,14 @@ def evaluate(
     """
     if windows is None and questions is None:
         raise RefimplError("nothing to evaluate on", "a text, ids or questions", "use --text FILE")
-    settings = Settings(dtype, threads, memory, executor, progress, part, resume)
+    settings = Settings(dtype, threads, memory, executor, progress, finished, resume)
     pruning = recorded_pruning(model)
     texts: Sequences = [] if windows is None else [(ids, 1) for ids in windows.ids]
     choices = None if questions is None else choice_sequences(encoder(model), questions)
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
-    with settings.open(model, _options(windows, choices, dtype), _sequence) as resources:
-        partial, workers = resources.partial, resources.at_once
-        sums: LogLikelihoods = {} if partial is None else dict(partial.results)
+    with settings.open(model, _options(windows, choices, dtype)) as resources:
+        workers = resources.at_once
+        sums: LogLikelihoods = {int(n): (x, b) for n, (x, b) in resources.earlier.items()}
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
         resources.total = sum(batch.cost(model.config) for batch in laid)
         resources.done = resources.total - sum(batch.cost(model.config) for batch in left)
@@ -136,8 +136,7 @@ def evaluate(
             size = min(size, -(-sum(batch.ids.size for batch in left) // (2 * workers)))
         units = [BatchGroup(tuple(group), dtype) for group in groups(left, size)]
         for new in results(units, model, resources):
-            if partial is not None:
-                partial.add(new)
+            resources.keep({str(n): x for n, x in new.items()})
             sums |= new
         sha256 = model_sha256(model)  # while the files are known to be unchanged
     totals = np.array([sums[n][0] for n in range(len(sums))])
@@ -208,9 +207,3 @@ def _options(
         "choices": choices and choices.sha256,
         "dtype": np.dtype(dtype).name,
     }
-
-
-def _sequence(key: str, value: Any) -> tuple[int, tuple[float, bool]]:
-    """A sequence of the partial results."""
-    nats, greedy = value
-    return int(key), (float(nats), bool(greedy))

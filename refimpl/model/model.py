@@ -63,13 +63,18 @@ class BlockWeights(Mapping[str, Array]):
         """
         if not callable(self._values[name]):
             return zeroed(self[name], keep)
-        bits = np.packbits(keep)
+        return self.changed(name, partial(_unpacked, np.packbits(keep)))
 
-        def later() -> Array:
-            dense = self[name]
-            return zeroed(dense, np.unpackbits(bits, count=dense.size).reshape(dense.shape) == 1)
+    def changed(self, name: str, change: Callable[[Array], Array]) -> Array | Later:
+        """A weight after a change, which is made whenever it is used, if it is so read."""
+        if not callable(self._values[name]):
+            return change(self[name])
+        return lambda: change(self[name])
 
-        return later
+
+def _unpacked(bits: Array, weight: Array) -> Array:
+    """A weight with zeros where its bits are 0."""
+    return zeroed(weight, np.unpackbits(bits, count=weight.size).reshape(weight.shape) == 1)
 
 
 def zeroed(weight: Array, keep: Array) -> Array:

@@ -17,7 +17,7 @@ from refimpl.loading.files.file_reading import read_file
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph_weights import GraphWeight
 from refimpl.running.memory import MIB
-from refimpl.storage.file_system import foreign, keep_rights, remove, to_disk
+from refimpl.storage.file_system import foreign, keep_rights, remove, to_disk, writing
 from refimpl.storage.target_checks import LARGEST_GRAPH, check_file, mentions
 from refimpl.storage.work_folder import NEW, work_folder, work_path
 
@@ -81,7 +81,7 @@ def check_output(model: Model, out: Path, data: Path | None, force: bool) -> Non
             f"-o {out}", "a name that ends in .onnx", f"use {out.name or 'model'}.onnx"
         )
     if os.path.lexists(work_path(out)):
-        with work_folder(out) as work:
+        with work_folder(work_path(out)) as work:
             _clean(work, out)
     inputs = {f"the model's {file.path.name}": file.path for file in model.files}
     for path in (out, data):
@@ -119,7 +119,7 @@ def whole_graph(out: Path, data: Path | None) -> Iterator[Path]:
     system or onnx refuses is a RefimplError.
     """
     try:
-        with work_folder(out) as work:
+        with writing(out), work_folder(work_path(out)) as work:
             _clean(work, out)
             beside = out.with_name(f".{out.name}.new")  # what a graph refers to is in its folder
             if os.path.lexists(beside):

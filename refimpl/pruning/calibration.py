@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import numpy as np
+
 from refimpl.model.forward import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -11,6 +13,9 @@ from refimpl.model.stream import Stream
 from refimpl.running.settings import Resources
 from refimpl.scoring.dense_statistics import sums_of_all
 from refimpl.tokens.imatrix import Imatrix
+
+BLOCK, STATES = "block {}".format, "states {}".format
+"""Names of finished units: the linears of a pruned block, and the states [1, S, D] after it."""
 
 
 class Calibration:
@@ -36,7 +41,7 @@ class Calibration:
         self.sequences = 0 if inputs is None else 1
         if inputs is not None and not isinstance(inputs, Imatrix):
             self.sequences = len(inputs)
-            numbered = None if states is None else dict(enumerate(states))
+            numbered = None if states is None else dict(enumerate(map(np.array, states)))
             rows = dict(enumerate(inputs))
             self._stream = Stream(model, rows, resources.dtype, numbered, index)
 

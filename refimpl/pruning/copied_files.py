@@ -106,10 +106,9 @@ def _links_away(folder: Path, paths: Iterable[Path]) -> list[Path]:
 
 def copy_weights(source: Path, target: Path) -> bool:
     """Copy a safetensors file; whether `format: pt` was added to its metadata."""
-    header = header_bytes(source)
-    new = with_format(header)
     with open_file(source) as file, target.open("wb") as copy:
-        file.seek(8 + len(header))
+        header = file.read(*struct.unpack("<Q", file.read(8)))
+        new = with_format(header)
         copy.write(struct.pack("<Q", len(new)) + new)
         shutil.copyfileobj(file, copy, PIECE)
     return new != header
@@ -121,33 +120,20 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, copy, PIECE)
 
 
-def header_bytes(path: Path) -> bytes:
-    """The header of a safetensors file, JSON after its length in 8 bytes."""
-    with open_file(path) as file:
-        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
-        return file.read(min(length, path.stat().st_size))
-
-
 def written_bytes(tensor: StoredTensor) -> int:
     """Bytes of a tensor in a safetensors file."""
     return prod(tensor.shape) * tensor.numpy_dtype.itemsize
 
 
-def converted_header(tensors: Sequence[StoredTensor]) -> bytes:
-    """The header of the safetensors file that `convert_weights` writes."""
+def convert_weights(tensors: Sequence[StoredTensor], target: Path) -> None:
+    """Write tensors as a safetensors file, a piece at a time; quantised ones become float32."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
         start, end = end, end + written_bytes(tensor)
         entry = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
         header[tensor.name] = entry
-    text = json.dumps(header).encode()
-    return text + b" " * (-len(text) % 8)
-
-
-def convert_weights(tensors: Sequence[StoredTensor], target: Path) -> None:
-    """Write tensors as a safetensors file, a piece at a time; quantised ones become float32."""
-    text = converted_header(tensors)
+    text = _aligned(header)
     with target.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
@@ -158,24 +144,19 @@ def convert_weights(tensors: Sequence[StoredTensor], target: Path) -> None:
 def with_format(header: bytes) -> bytes:
     """Add `format: pt` to the metadata of a safetensors header (JSON) that name no format.
 
-    Older versions of transformers load no file without a format. Everything else stays as it is,
-    byte by byte; spaces at the end align the data to 8 bytes.
+    Older versions of transformers load no file without a format.
     """
-    text = header.decode("utf-8")
-    metadata = json.loads(text).get("__metadata__")
-    if metadata and "format" in metadata:
+    content = json.loads(header)
+    metadata = content.get("__metadata__") or {}
+    if "format" in metadata:
         return header
-    members = _members(text)
-    start, end = members.get("__metadata__", (1, 1))
-    if metadata:
-        start, end, added = start + 1, start + 1, '"format":"pt",'
-    elif start < end:  # {} or null
-        added = '{"format":"pt"}'
-    else:
-        added = '"__metadata__":{"format":"pt"}' + ("," if members else "")
-    new = text[:start] + added + text[end:]
-    whole = new.encode("utf-8")
-    return whole + b" " * (-len(whole) % 8)
+    return _aligned(content | {"__metadata__": {"format": "pt", **metadata}})
+
+
+def _aligned(header: Mapping[str, Any]) -> bytes:
+    """A header as JSON; spaces at the end align the data to 8 bytes."""
+    text = json.dumps(header).encode()
+    return text + b" " * (-len(text) % 8)
 
 
 def _index(model: Model, weights: Mapping[str, Path]) -> str | None:
@@ -186,20 +167,3 @@ def _index(model: Model, weights: Mapping[str, Path]) -> str | None:
         return None
     paths = model.folder.glob(f"*.safetensors{INDEX}")
     return next((path.name for path in paths), None)  # at most one, or reading had refused it
-
-
-def _members(text: str) -> dict[str, tuple[int, int]]:
-    """The start and the end of the value of each member of a JSON object."""
-    decoder, members, at = json.JSONDecoder(), {}, 1
-
-    def skip(at: int) -> int:
-        while text[at] in " \t\r\n,:":
-            at += 1
-        return at
-
-    while text[at := skip(at)] != "}":
-        key, at = decoder.raw_decode(text, at)
-        start = skip(at)
-        _, at = decoder.raw_decode(text, start)
-        members[key] = (start, at)
-    return members

@@ -15,16 +15,17 @@ import numpy.typing as npt
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.targets import Targets, targets_for
 from refimpl.errors import RefimplError
-from refimpl.model.model import Model
+from refimpl.model.model import BlockWeights, Model
+from refimpl.model.ops import Array
 from refimpl.pruners.decision import Pruner
 from refimpl.pruners.method import Method, methods
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruning.calibration import Calibration
+from refimpl.pruning.calibration import BLOCK, STATES, Calibration
 from refimpl.pruning.copied_files import copies
 from refimpl.pruning.inspection import read_record
-from refimpl.pruning.partial_pruning import PartialPruning, results_file
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration_ids
-from refimpl.pruning.pruned_files import PrunedFiles, Written
+from refimpl.pruning.pruned_files import Counts, PrunedFiles, Written
+from refimpl.pruning.pruned_linears import pruned_weights, unpacked
 from refimpl.running.memory import parse_memory
 from refimpl.running.provenance import (
     Run,
@@ -32,15 +33,13 @@ from refimpl.running.provenance import (
     UnchangedFiles,
     model_sha256,
     run_since,
-    sample_digest,
     token_facts,
 )
-from refimpl.running.settings import Settings
+from refimpl.running.settings import Resources, Settings
 from refimpl.running.threads import Progress
-from refimpl.storage.files import json_text
-from refimpl.storage.folder import check_target, new_folder
-from refimpl.storage.partial_results import PartialResults
-from refimpl.storage.target_checks import RECORD
+from refimpl.storage.files import SENT, json_text, undo_killed, whole
+from refimpl.storage.finished_units import FinishedUnits, finished_units
+from refimpl.storage.target_checks import RECORD, check_folder, real_path
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 
@@ -107,17 +106,20 @@ def check_prune(
     out: Path,
     inputs: Mapping[str, Path | None],
     force: bool,
-    partial_bytes: int = 0,
+    pruner: Pruner | None = None,
+    state_bytes: int = 0,
 ) -> None:
     """Refuse, before any work, a folder that cannot be written or that would damage an input.
 
-    `inputs` are other files that are read, by what to call them; `partial_bytes` is the room that
-    partial results take.
+    `inputs` are other files that are read, by what to call them. There has to be room for the new
+    model and finished units: bits, new weights if the pruner changes them, and states.
     """
     files = copies(model)
     of_model = {f"the model's {name}": path for name, path in files.files.items()}
     read = {"the model": model.path, **of_model, **inputs}
-    check_target(out, read, force, files.needed_bytes + partial_bytes, resumable=True)
+    units = 0.0 if pruner is None else 1.0 if pruner.record.compensate else 0.125
+    undo_killed(real_path(out))
+    check_folder(out, read, force, int((1 + units) * files.needed_bytes) + state_bytes)
 
 
 def prune(
@@ -148,8 +150,8 @@ def prune(
         tokens: Calibration tokens, or for a pruner that needs squares an importance matrix, which
             describes the dense model; None for pruners that look at weights alone.
         force: Whether an existing folder of models is replaced.
-        resume: Whether partial results outlive an error of the input or the disk, too. Those of an
-            interrupted run of the same are always continued, after its last whole block.
+        resume: Whether finished units outlive an error of the input, too. Those of an interrupted
+            run of the same are always continued, after its last whole block.
         dtype: Dtype of the forward passes; statistics, scores and SparseGPT are float64.
         threads: Worker threads, or processes; one per core if None.
         memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
@@ -164,8 +166,8 @@ def prune(
     Raises:
         RefimplError: An output that cannot be written, or would damage the input; an allocation for
             a model of other sizes; tokens that are missing, that the model cannot read, or whose
-            states exceed `memory`; NaN or Inf among the weights; a Hessian that is not
-            positive definite; partial results of another run.
+            states exceed `memory`; NaN or Inf among the weights; a Hessian that is not positive
+            definite.
 
     Source: Wanda, SparseGPT (peers): sequential pruning.
 
@@ -188,7 +190,7 @@ def prune(
         ids = calibration_ids(model, pruner, tokens.ids if isinstance(tokens, Tokens) else None)
     facts = None if tokens is None or (ids is None and imatrix is None) else token_facts(tokens)
     state_bytes = 0 if ids is None else ids.size * config.hidden_size * np.dtype(dtype).itemsize
-    check_prune(model, out, {}, force, 2 * state_bytes)
+    check_prune(model, out, {}, force, pruner, 2 * state_bytes)
     if ids is not None and 2 * state_bytes > (budget := parse_memory(memory)):
         raise RefimplError(
             f"memory of {budget} bytes does not hold the calibration's residual states",
@@ -198,34 +200,21 @@ def prune(
         )
     model.check_finite(dtype)
     before, source = read_record(model), UnchangedFiles(model)
-    run = source.identity | _options(model, targets, pruner, facts, dtype)
+    identity = source.identity | _options(targets, pruner, facts, dtype)
     with (
+        whole(real_path(out), force) as folder,
+        finished_units(folder.parent, identity, resume, source.check) as finished,
         settings.open() as resources,
-        new_folder(out, force, resumable=True, keep=resume) as folder,
-        PartialResults[str, Any](
-            results_file(folder), run, resume=True, check=source.check
-        ) as results,
     ):
-        partial = PartialPruning(folder, results)
-        files = PrunedFiles(model, folder, partial.format_added, partial.digests)
-        if partial.format_added is None:
-            partial.add_copies(files.format_added)
-        counts = partial.counts
         inputs = ids if imatrix is None else imatrix
-        of_state = 0 if ids is None else ids.shape[1], config.hidden_size
-        earlier = partial.states(of_state, resources.dtype), len(counts)
-        calibration = Calibration(model, inputs, pruner.record.needs, resources, *earlier)
-        del earlier
-        left = config.num_blocks - len(counts)
-        resources.total = left if ids is None else left + max(0, 2 * left - 1) * len(ids)
-        block_pruner = BlockPruner(model, targets, pruner, calibration, resources, partial.folder)
-        pruned, each = files.open(), resources.workers.map
-        for i in range(len(counts), config.num_blocks):
-            counts[i] = files.write(i, block_pruner.linears(i, block_pruner.dense(i)[1]))
-            states = calibration.advance(bound(pruned.block, i, dtype, each))
-            partial.add(i, counts[i], files.digests(i), states)
-            del states
-            resources.tick()
+        _prune_blocks(model, targets, pruner, inputs, resources, finished)
+        folder.mkdir()
+        files = PrunedFiles(model, folder)
+        counts = list[Mapping[str, Counts]]()
+        for i in range(config.num_blocks):
+            linears = finished.read(BLOCK(i), mapped=True).items()
+            counts.append(files.write(i, ((n, unpacked(model, i, n, x)) for n, x in linears)))
+        pruned = files.open()
         pruning = Pruning(
             model.name,
             config.family,
@@ -238,9 +227,49 @@ def prune(
             model_sha256(pruned),
             measure(pruned),
         )
-        source.check_at_end(results)
+        source.check_at_end(finished)
         (folder / RECORD).write_text(json_text(record(pruning)), "utf-8")
     return pruning
+
+
+def _prune_blocks(
+    model: Model,
+    targets: Targets,
+    pruner: Pruner,
+    inputs: Array | Imatrix | None,
+    resources: Resources,
+    finished: FinishedUnits,
+) -> None:
+    """Prune each block that is no finished unit yet; of the states, the last ones are kept."""
+    blocks, scratch = range(model.config.num_blocks), finished.folder.parent / SENT
+    left = [i for i in blocks if finished.read(BLOCK(i), mapped=True) is None]
+    if not left:
+        return
+    last, first, states = left[-1], 0, None
+    for i in range(left[0]):
+        if earlier := finished.read(STATES(i), mapped=True):
+            first, states = i + 1, earlier
+    scratch.mkdir()
+    resources.total = len(left)
+    if inputs is not None and not isinstance(inputs, Imatrix):
+        resources.total += (len(left) + last - first) * len(inputs)
+    calibration = Calibration(model, inputs, pruner.record.needs, resources, states, first)
+    block_pruner = BlockPruner(model, targets, pruner, calibration, resources, scratch)
+
+    def pruned(i: int) -> BlockWeights:
+        linears = finished.read(BLOCK(i), mapped=True)
+        return pruned_weights(model, i, linears, resources.dtype, resources.workers.map)
+
+    for i in range(first, last + 1):
+        if i in left:
+            sums = block_pruner.dense(i)[1]
+            linears = {name: x.packed for name, x in block_pruner.linears(i, sums)}
+            finished.write(BLOCK(i), linears)
+            del sums, linears  # so that no more than one block is in memory
+            resources.tick()
+        if i < last and (states := calibration.advance(bound(pruned, i))):
+            finished.write(STATES(i), list(states))
+            finished.forget(STATES(i - 1))
 
 
 def _imatrix(tokens: Tokens | Imatrix | None, pruner: Pruner) -> Imatrix | None:
@@ -259,18 +288,12 @@ def _imatrix(tokens: Tokens | Imatrix | None, pruner: Pruner) -> Imatrix | None:
 
 
 def _options(
-    model: Model,
-    targets: Targets,
-    pruner: Pruner,
-    tokens: TokenFacts | None,
-    dtype: npt.DTypeLike,
+    targets: Targets, pruner: Pruner, tokens: TokenFacts | None, dtype: npt.DTypeLike
 ) -> dict[str, Any]:
-    """What the new model depends on, besides the weights and the configuration of the model."""
+    """What the pruned blocks depend on, besides the weights and the configuration of the model."""
     counts = targets.linear_pruned.tobytes() + targets.linear_sparsity.tobytes()
-    companions = copies(model).companions.items()
     return {
         "command": "prune",
-        "companions": {name: sample_digest(path) for name, path in companions},
         "pruner": [pruner.record.name, pruner.options],
         "targets": [str(targets.pattern), targets.compat, sha256(counts).hexdigest()],
         "tokens": tokens and tokens.sha256,

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from refimpl.allocation.targets import Targets
 from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
@@ -24,7 +22,7 @@ from refimpl.pruning.calibration import Calibration
 from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
-from refimpl.storage.file_system import remove
+from refimpl.storage.arrays import write_tree
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,7 @@ class BlockPruner:
         if self.resources.executor is None or self.scratch is None or sums.ndim < 2:
             return sums
         path = self.scratch / f"sums-{point}"
-        remove(path)
-        with path.open("xb") as file:
-            file.write(np.ascontiguousarray(sums).data)
+        write_tree(path, sums)
         return str(path.absolute())
 
 

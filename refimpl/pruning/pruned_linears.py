@@ -1,14 +1,18 @@
 """One linear after pruning, and the work unit that prunes it."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.model.config import Config
-from refimpl.model.model import Model, zeroed
+from refimpl.model.model import BlockWeights, Model, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.weight import count_bad
 from refimpl.pruners.checks import Compat
@@ -16,7 +20,7 @@ from refimpl.pruners.compensation import Factor, upper_factor
 from refimpl.pruners.decision import Goal, Pruner, decision
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
-from refimpl.storage.file_system import open_file
+from refimpl.storage.arrays import read_tree
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,53 @@ class PrunedLinear:
     changed: bool = False
     method: str | None = None
 
+    @property
+    def packed(self) -> "PackedLinear":
+        """The same in little room: bits, and weights only if they changed."""
+        stored = self.stored if self.changed else None
+        return {"keep": np.packbits(self.keep), "stored": stored, "method": self.method}
+
     def weight(self, dense: Array) -> Array:
         """The pruned weights, [out, in], in the dtype (and arithmetic) of the dense ones."""
         if self.changed:
             return self.stored.astype(dense.dtype, copy=False)
         return zeroed(dense, self.keep)
+
+
+PackedLinear = Mapping[str, Any]
+"""A pruned linear as a finished unit holds it: `keep` as bits, `stored` or None, `method`."""
+
+
+def unpacked(model: Model, block: int, name: str, packed: PackedLinear) -> PrunedLinear:
+    """A pruned linear, of a model whose files hold the weights that did not change."""
+    keep, stored = _keep(packed, model.config.linears[block][name]), packed["stored"]
+    values = stored_weight(model, block, name, keep) if stored is None else stored
+    return PrunedLinear(keep, values, stored is not None, packed["method"])
+
+
+def pruned_weights(
+    model: Model,
+    block: int,
+    linears: Mapping[str, PackedLinear],
+    dtype: npt.DTypeLike,
+    each: Callable[..., Iterable[Any]] = map,
+) -> BlockWeights:
+    """A block's weights after pruning, as a new model's files would hold them."""
+    weights = model.block(block, dtype, each)
+
+    def change(packed: PackedLinear, dense: Array) -> Array:
+        stored = packed["stored"]
+        pruned = np.empty_like(dense)  # in its layout, on which rounding depends
+        pruned[...] = zeroed(dense, _keep(packed, dense.shape)) if stored is None else stored
+        return pruned
+
+    new = each(lambda x: weights.changed(f"{x}.weight", partial(change, linears[x])), linears)
+    return weights | {f"{name}.weight": x for name, x in zip(linears, new, strict=True)}
+
+
+def _keep(packed: PackedLinear, shape: tuple[int, ...]) -> Array:
+    """Which weights stay."""
+    return np.unpackbits(packed["keep"], count=prod(shape)).reshape(shape).astype(bool)
 
 
 def stored_weight(
@@ -109,8 +155,7 @@ class LinearUnit:
         """Which weights stay, and SparseGPT's new ones; an error names the linear."""
         sums = self.sums
         if isinstance(sums, str):
-            with open_file(Path(sums)) as file:
-                sums = np.frombuffer(file.read(), np.float64).reshape(dense.shape[1], -1)
+            sums = read_tree(Path(sums), mapped=True)
         place = self.block, self.index
         try:
             pruner = replace(self.pruner, method=self.fallback or self.pruner.method)

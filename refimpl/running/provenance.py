@@ -17,10 +17,10 @@ from refimpl.model.model import Model
 from refimpl.running.memory import peak_memory
 from refimpl.running.threads import Workers
 from refimpl.storage.file_system import open_file
-from refimpl.storage.partial_results import PartialResults
+from refimpl.storage.finished_units import FinishedUnits
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
-from refimpl.version import __version__
+from refimpl.version import SPEC, __version__
 
 PIECES, PIECE = 256, 1 << 14  # of a digest: their number, and bytes of each
 
@@ -107,7 +107,7 @@ def identity(model: Model) -> dict[str, Any]:
         "model": model.name,
         "files": [[*stamp, digest] for stamp, digest in zip(stamps(model), digests, strict=True)],
         "config": sha256(repr(sorted(model.config_file.items())).encode()).hexdigest(),
-        "versions": versions(),
+        "versions": versions() | {"spec": str(SPEC)},
     }
 
 
@@ -150,13 +150,13 @@ class UnchangedFiles:
         self._model, self._stamps = model, stamps(model)
         self.identity = identity(model)
 
-    def check_at_end(self, partial: PartialResults[Any, Any] | None) -> None:
-        """Refuse other contents, too, and then remove the partial results."""
+    def check_at_end(self, finished: FinishedUnits | None) -> None:
+        """Refuse other contents, too, and then remove the finished units."""
         try:
             self.check(whole=True)
         except RefimplError:
-            if partial is not None:
-                partial.discard()
+            if finished is not None:
+                finished.discard()
             raise
 
     def check(self, whole: bool = False) -> None:

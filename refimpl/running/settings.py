@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,28 +12,31 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import Checked
+from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.memory import parse_memory
 from refimpl.running.provenance import UnchangedFiles
 from refimpl.running.threads import Progress, Workers, cores
-from refimpl.storage.partial_results import Decode, PartialResults, partial_results
+from refimpl.storage.finished_units import FinishedUnits, finished_units
+from refimpl.storage.work_folder import work_folder
 
 
 @dataclass
 class Resources:
     """Open resources of a computation: memory is bytes for the states of all workers together.
 
-    Work units run on the executor, on the threads here if it is None; `partial` is None if no
-    partial results are kept.
+    Work units run on the executor, on the threads here if it is None; `finished` is None if none
+    are kept when they are finished, and `earlier` holds the results that an earlier run kept.
     """
 
     dtype: np.dtype[Any]
     memory: int
     workers: Workers
     executor: Executor | None
-    partial: PartialResults[Any, Any] | None
+    finished: FinishedUnits | None
     progress: Progress
+    earlier: Mapping[str, Any] = field(default_factory=dict)
     total: float = 0.0
     done: float = 0.0
 
@@ -42,6 +45,11 @@ class Resources:
         """About how many work units run at once: one here, on all threads."""
         executor = self.executor
         return 1 if executor is None else getattr(executor, "_max_workers", None) or cores()
+
+    def keep(self, results: Mapping[str, Any]) -> None:
+        """Keep the results of a work unit, if any are kept."""
+        if self.finished is not None:
+            self.finished.add(results)
 
     def tick(self, cost: float = 1.0) -> None:
         """Report that work of this cost is done, in the unit of `total`."""
@@ -61,31 +69,36 @@ class Settings(Checked):
     memory: str | int | None = None
     executor: Executor | None = None
     progress: Progress = lambda done, total: None
-    part: Path | None = None
+    finished: Path | None = None
     resume: bool = False
 
     @contextmanager
     def open(
-        self,
-        model: Model | None = None,
-        options: Mapping[str, Any] = MappingProxyType({}),
-        decode: Decode | None = None,
+        self, model: Model | None = None, options: Mapping[str, Any] = MappingProxyType({})
     ) -> Iterator[Resources]:
-        """Open threads and partial results, with loud arithmetic, and close them at the end.
+        """Open threads and finished units, with loud arithmetic, and close them at the end.
 
-        The partial results depend on the model and on `options`, and `decode` says what their lines
-        stand for. The files of the model must not change until the end.
+        The units depend on the model and on `options`. The files of the model must not change until
+        the end.
         """
+        if self.resume and self.finished is None:
+            raise RefimplError(
+                "--resume without -o",
+                "-o FILE: finished units are kept beside it (in Python, finished=FOLDER)",
+                "add -o FILE, or omit --resume",
+            )
         memory = parse_memory(self.memory)
         files = None if model is None else UnchangedFiles(model)
-        identity = {**(files.identity if files else {}), **options}
-        check = files.check if files else None
-        with (
-            loud(self.dtype),
-            partial_results(self.part, identity, self.resume, decode, check) as partial,
-            Workers(self.threads) as workers,
-        ):
-            dtype = np.dtype(self.dtype)
-            yield Resources(dtype, memory, workers, self.executor, partial, self.progress)
+        with ExitStack() as opened:
+            opened.enter_context(loud(self.dtype))
+            finished = None
+            if files is not None and self.finished is not None:
+                work, identity = opened.enter_context(work_folder(self.finished)), files.identity
+                units = finished_units(work, {**identity, **options}, self.resume, files.check)
+                finished = opened.enter_context(units)
+            workers = opened.enter_context(Workers(self.threads))
+            earlier = {} if finished is None else finished.earlier
+            settings = np.dtype(self.dtype), memory, workers, self.executor, finished
+            yield Resources(*settings, self.progress, earlier)
             if files is not None:
-                files.check_at_end(partial)
+                files.check_at_end(finished)

@@ -24,7 +24,7 @@ from refimpl.model.model import Model
 from refimpl.running.provenance import stamps
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
-from refimpl.storage.partial_results import ResumableError
+from refimpl.storage.file_system import ResumableError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -25,7 +25,7 @@ from refimpl.running.work_units import Tick, results
 from refimpl.scoring.grouping import state_bytes
 from refimpl.scoring.measurements import Squares
 
-SEQUENCES_AT_RISK = 8  # per thread, in a unit whose partial results are kept: a kill loses it
+SEQUENCES_AT_RISK = 8  # per thread, in a unit whose results are kept: a kill loses it
 
 Moments = tuple[Mapping[str, Array], ...]
 """Wanda's statistic per block and linear, [in]."""
@@ -86,18 +86,16 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
         Per block and trace point that is some linear's input, the sums, [in], float64.
     """
     keys, left = [f"dense {sequence}" for sequence in range(len(ids))], list[int]()
-    finished = {} if resources.partial is None else resources.partial.results
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
     for n, key in enumerate(keys):
-        if key in finished:
-            squares.add(n, tuple(finished[key]))
+        if key in resources.earlier:
+            squares.add(n, tuple(resources.earlier[key]))
         else:
             left.append(n)
     rows = {n: ids[n] for n in left}
-    units = dense_units(model.config, rows, resources, resources.partial is not None)
+    units = dense_units(model.config, rows, resources, resources.finished is not None)
     for sums in results(units, model, resources):
-        if resources.partial is not None:
-            resources.partial.add({keys[n]: of_blocks for n, of_blocks in sums.items()})
+        resources.keep({keys[n]: of_blocks for n, of_blocks in sums.items()})
         for n, of_blocks in sums.items():
             squares.add(n, of_blocks)
     return squares.total
@@ -143,7 +141,7 @@ def sums_of_all(
 def sequences_together(config: Config, length: int, resources: Resources, keep: bool) -> int:
     """How many sequences of `length` tokens a unit holds: one if it is sent to workers.
 
-    Here, as many as fit into memory with their sums, at least one; fewer if partial results are to
+    Here, as many as fit into memory with their sums, at least one; fewer if finished units are to
     be kept after each unit.
     """
     if resources.executor is not None:

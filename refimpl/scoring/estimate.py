@@ -142,7 +142,7 @@ def estimate(
         memory: Memory for residual states, as for `score`.
         executor: Where the work units will run, as for `score`; workers elsewhere are assumed to
             be as fast as a thread here.
-        kept: Whether `score` will keep partial results (`part`).
+        kept: Whether `score` will keep finished units.
 
     Returns:
         The estimate.

@@ -47,7 +47,7 @@ def experiment(
 
     Source: arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
     """
-    config, partial = model.config, resources.partial
+    config = model.config
     numbers = [len(block) for block in config.linears]
     states = addresses(len(ids), config.num_blocks, plan, numbers)
     measured = Measurements.empty(
@@ -68,7 +68,7 @@ def experiment(
         for sequence, sums in result.squares.items():
             squares.add(sequence, sums)
 
-    finished = GroupResult.from_lines({} if partial is None else partial.results)
+    finished = GroupResult.of_units(resources.earlier)
     units = work_list(
         config,
         ids,
@@ -76,7 +76,7 @@ def experiment(
         resources,
         prune_block,
         divergence=divergence,
-        keep=partial is not None,
+        keep=resources.finished is not None,
         finished=finished,
         apart=until < inf,
     )
@@ -96,8 +96,7 @@ def experiment(
             yield unit
 
     for result in results(timely(), model, resources):
-        if partial is not None:
-            partial.add(result.lines)
+        resources.keep(result.units)
         note(result)
     if until == inf:
         return measured
@@ -120,17 +119,14 @@ def work_list(
 ) -> list[StateGroup]:
     """The work units of the experiment, but for what is finished.
 
-    A stack that is finished in part is computed again, and its results are removed from `finished`.
     If sequences are to be `apart`, each has units of its own, one sequence after another.
     """
     finished = finished or GroupResult()
     numbers = [len(block) for block in config.linears]
     states, left = addresses(len(ids), config.num_blocks, plan, numbers), list[Addresses]()
     for stack in stacks(states, ids.shape[1]):
-        if not set(stack) <= finished.measures.keys():
+        if stack[0] not in finished.measures:  # the others are in the same unit
             left.append(stack)
-            for a in stack:
-                finished.measures.pop(a, None)
     every = len(ids) if needs_products(plan.pruner) else 0  # its Hessian is of all
     together = [left]
     if apart:

@@ -12,7 +12,7 @@ from refimpl.running.settings import Resources
 from refimpl.scoring.measurements import Address
 
 ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
-STATES_AT_RISK = 32  # per thread, in a group whose partial results are kept: a kill loses it
+STATES_AT_RISK = 32  # per thread, in a group whose results are kept: a kill loses it
 
 Addresses = tuple[Address, ...]
 
@@ -53,7 +53,7 @@ def state_groups(
 ) -> list[list[Addresses]]:
     """Put stacks of states of `length` tokens into groups that travel together, as memory allows.
 
-    Groups are smaller if partial results are to be kept after each. If so many sequences have to be
+    Groups are smaller if finished units are to be kept. If so many sequences have to be
     in `every` group, their clean states are.
 
     Raises:

@@ -38,7 +38,7 @@ from refimpl.scoring.signals import Chosen, before_squares, of_drifts, of_moment
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
 
-# Fields of the request that no partial result depends on: those of the allocation, which comes
+# Fields of the request that no finished unit depends on: those of the allocation, which comes
 # after the experiment; and, if nothing is pruned, those of the projection of the base.
 ALLOCATING = ("correct", "strength", "max_correction", "correction_scale", "compat", "kappa")
 PROJECTING = ("sparsity", "lo", "hi")
@@ -56,7 +56,7 @@ def score(
     executor: Executor | None = None,
     runtime: Experiment | None = None,
     progress: Progress = lambda done, total: None,
-    part: Path | None = None,
+    finished: Path | None = None,
     resume: bool = False,
     bases: Iterable[str | Base] | None = None,
     budget: float | None = None,
@@ -78,9 +78,9 @@ def score(
         runtime: What runs the experiment: NumPy if None, or
             `refimpl.onnx.runtime.on_onnxruntime(...)`.
         progress: Called with block passes done and in all.
-        part: The file that keeps partial results, or None; the caller removes it in the end.
-        resume: Whether that file outlives an error of the input or the disk, too. What it holds of
-            the same run is always continued.
+        finished: The folder that keeps finished work units, or None; the caller removes it in the
+            end. Those of the same run are always continued.
+        resume: Whether they outlive an error of the input, too.
         bases: Bases beside the request's whose signals are measured, by name or as a `Base` of your
             own, so that allocations can be made from them; if None, those of this package that need
             the squares of inputs alone. None at all spares one more reading of the blocks.
@@ -93,8 +93,8 @@ def score(
 
     Raises:
         RefimplError: Tokens the model cannot read; NaN or Inf among the weights; activations
-            beyond the dtype; a request that needs another perturbation; partial results of another
-            run; an executor or partial results with another runtime.
+            beyond the dtype; a request that needs another perturbation; an executor or finished
+            units to keep with another runtime.
 
     Source: arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
     """
@@ -102,12 +102,12 @@ def score(
     until = started + 60 * checked_budget(budget)
     request = request or Request()
     plan = request.perturbation(plan)
-    settings = Settings(dtype, threads, memory, executor, progress, part, resume)
+    settings = Settings(dtype, threads, memory, executor, progress, finished, resume)
     ids = checked_ids(tokens.ids, config)
     pruned_base(config, request)
-    if runtime is not None and (executor or part or budget):
+    if runtime is not None and (executor or finished or budget):
         raise RefimplError(
-            "an executor, partial results to keep, or a budget with another runtime",
+            "an executor, finished units to keep, or a budget with another runtime",
             "--runtime numpy, which computes in work units",
             "omit --executor, --resume and --budget",
         )
@@ -189,7 +189,7 @@ def pruned_base(config: Config, request: Request) -> PrunedAt:
 def _options(
     tokens: Tokens, plan: Perturbation, request: Request, chosen: Chosen, dtype: npt.DTypeLike
 ) -> dict[str, Any]:
-    """What the partial results depend on, besides the model."""
+    """What finished units depend on, besides the model."""
     pruning = plan.kind == "pruning"
     free = ("base", *ALLOCATING, *(() if pruning else PROJECTING))
     custom = request.file if pruning else None

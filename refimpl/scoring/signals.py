@@ -221,13 +221,11 @@ def _finished(
     config: Config, resources: Resources, needs: str, run: Callable[[list[int]], Iterator[Rows]]
 ) -> list[Mapping[str, Numbers]]:
     """The numbers of all blocks: kept ones of an earlier run, and those that are measured now."""
-    kept, key = resources.partial, f"signals of {needs}"
-    earlier = {} if kept is None else kept.results
+    key, earlier = f"signals of {needs}", resources.earlier
     rows = {int(name.split()[-1]): x for name, x in earlier.items() if name.startswith(key)}
     for more in run([i for i in range(config.num_blocks) if i not in rows]):
         rows |= more
-        if kept is not None:
-            kept.add({f"{key} {i}": row for i, row in more.items()})
+        resources.keep({f"{key} {i}": row for i, row in more.items()})
     return [rows[i] for i in range(config.num_blocks)]
 
 

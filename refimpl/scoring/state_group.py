@@ -39,17 +39,17 @@ class GroupResult:
     squares: dict[int, Squares] = field(default_factory=dict)
 
     @property
-    def lines(self) -> dict[str, Any]:
-        """Keys and values of the file of partial results."""
+    def units(self) -> dict[str, Any]:
+        """The same as keys and values of a finished unit."""
         states = {f"state {' '.join(map(str, astuple(a)))}": m for a, m in self.measures.items()}
         squares = {f"squares {sequence}": sums for sequence, sums in self.squares.items()}
         return {key: astuple(measures) for key, measures in states.items()} | squares
 
     @classmethod
-    def from_lines(cls, lines: Mapping[str, Any]) -> Self:
-        """What that file holds, which may hold lines of other work units too."""
+    def of_units(cls, units: Mapping[str, Any]) -> Self:
+        """What finished units hold, which may be those of other computations, too."""
         result = cls()
-        for key, value in lines.items():
+        for key, value in units.items():
             kind, *numbers = key.split()
             if kind == "state":
                 result.measures[Address(*map(int, numbers))] = StateMeasures(*value)

@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, locks, and partial results."""
+"""Files and folders that appear whole or not at all, locks, and finished units."""

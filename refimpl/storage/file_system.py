@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from io import BufferedReader
 from math import inf
 from pathlib import Path
-from typing import IO
 
 from refimpl.errors import RefimplError
 
 MIB = 1 << 20
 AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # whatever it is, no wait
+
+
+class ResumableError(RefimplError):
+    """An error that need not come again when the run is repeated: its finished units stay."""
 
 
 @contextmanager
@@ -24,7 +27,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RefimplError(
+        raise ResumableError(
             f"{path}: cannot be written ({error.strerror or error})",
             "a path in a folder that exists and may be written, on a disk with room",
             "choose another place with -o, or make room",
@@ -71,18 +74,6 @@ def too_large(path: Path, most: float) -> RefimplError:
         f"at most {most / MIB:,.0f} MiB",
         "check that this is the right file, or use a part of it",
     )
-
-
-def open_own(path: Path) -> IO[bytes]:
-    """Open a file of ours to read and append, or make it; refuse links, pipes and devices."""
-    if path.is_symlink():
-        raise foreign(path)
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-    handle = os.open(path, flags | AT_ONCE | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise foreign(path)
-    return os.fdopen(handle, "a+b")
 
 
 def is_own(path: Path) -> bool:

@@ -1,4 +1,17 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all.
+
+All work happens in one hidden folder beside the target, `.NAME.part` (`work_folder.py`). A run may
+be killed between any two of these steps, or within one:
+
+1. undo what a killed run left (`undo`);
+2. let the caller make `.NAME.part/new`, and bring it to the disk;
+3. move an old folder aside, to `.NAME.part/old`; an old file stays;
+4. rename `.NAME.part/new` to the target;
+5. rename the old folder to `.NAME.part/deleted`, and delete it;
+6. remove the finished units of this and other runs, and `.NAME.part`.
+
+Between 3 and 4 no folder has the target's name; the next run puts the old one back.
+"""
 
 import json
 import os
@@ -8,29 +21,36 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.storage.file_system import is_folder, keep_rights, remove, to_disk, tree_to_disk
-from refimpl.storage.work_folder import MARK, NEW, work_folder, work_path
+from refimpl.storage.file_system import (
+    foreign,
+    is_folder,
+    is_own,
+    keep_rights,
+    remove,
+    to_disk,
+    tree_to_disk,
+    writing,
+)
+from refimpl.storage.finished_units import discard, runs
+from refimpl.storage.target_checks import refuse_existing
+from refimpl.storage.work_folder import NEW, work_folder, work_path
+
+OLD, DELETED = "old", "deleted"
+SENT = "sent"  # a folder in the hidden one, for arrays that the workers of a run exchange
 
 
 @contextmanager
-def whole(target: Path) -> Iterator[Path]:
+def whole(target: Path, force: bool = False) -> Iterator[Path]:
     """Yield a path for a new file or folder, renamed to `target` when it is whole.
 
-    An existing file is replaced, and its rights stay; after any error it is as it was. Files in a
-    folder get the rights that the umask leaves, which the folder shows: some libraries make theirs
-    private. What a killed run left is removed.
+    It replaces an existing file, and with `force` a folder of models, whose rights stay; after any
+    error they are as they were. Files in a folder get the rights that the umask leaves, which the
+    folder shows: some libraries make theirs private.
     """
-    with work_folder(target) as work:
-        if others := {*os.listdir(work)} - {MARK, NEW}:
-            raise RefimplError(
-                f"{work} holds what an interrupted run of another command left: "
-                f"{', '.join(sorted(others))}",
-                "an output of one command",
-                "repeat the command that was interrupted, or choose another -o",
-            )
+    with writing(target), work_folder(work_path(target)) as work:
+        undo(work, target)
         new = work / NEW
         try:
-            remove(new)
             yield new
             if new.is_dir():
                 rights = new.stat().st_mode & 0o666
@@ -39,20 +59,47 @@ def whole(target: Path) -> Iterator[Path]:
                         path.chmod(rights)
             keep_rights(new, target)
             tree_to_disk(new)
-            new.replace(target)
-            to_disk(target.parent)
-        finally:
-            remove(new)
+            if new.is_dir() and os.path.lexists(target):
+                refuse_existing(target, force)  # it may have appeared during the work
+                _rename(target, work / OLD)
+            _rename(new, target)
+            undo(work, target)
+        except BaseException:
+            with suppress(OSError):  # the next run undoes the rest
+                undo(work, target)
+            raise
+        for folder in runs(work):
+            discard(folder)
 
 
-def remove_left(target: Path) -> None:
-    """Remove what a killed run of `whole` left beside an output, unless a run is at work."""
-    if not target.name:  # "", "." and "/" are refused by what comes next
-        return
-    work = work_path(target)
-    if is_folder(work) and {*os.listdir(work)} <= {MARK, NEW}:
-        with suppress(RefimplError), work_folder(target):
-            remove(work / NEW)
+def undo_killed(target: Path) -> None:
+    """Undo what a killed run of `whole` left beside an output; its finished units stay."""
+    if target.name and os.path.lexists(work_path(target)):  # "", "." and "/" are refused later
+        with writing(target), work_folder(work_path(target)) as work:
+            undo(work, target)
+
+
+def undo(work: Path, target: Path) -> None:
+    """Put an old folder back if there is no new one, else delete it; remove what was not whole."""
+    for path in (work / name for name in (OLD, DELETED, NEW, SENT)):
+        ours = is_folder(path) or (path.name == NEW and is_own(path))
+        if os.path.lexists(path) and not ours:
+            raise foreign(path)
+    remove(work / NEW)
+    remove(work / SENT)
+    if (work / OLD).exists() and not os.path.lexists(target):
+        _rename(work / OLD, target)
+    try:
+        remove(work / DELETED)
+        if (work / OLD).exists():
+            _rename(work / OLD, work / DELETED)  # so that no run finds it half deleted
+            remove(work / DELETED)
+    except OSError as error:
+        raise RefimplError(
+            f"{target} is whole, but the folder it replaces cannot be deleted ({error.strerror})",
+            "an old folder that may be deleted",
+            f"delete {work} yourself",
+        ) from error
 
 
 def json_text(content: Mapping[str, Any]) -> str:
@@ -69,3 +116,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all; an existing file is replaced."""
     with whole(path) as new:
         new.write_text(text, "utf-8")
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename a file or a folder, and bring both names to the disk before anything else happens."""
+    source.replace(target)
+    for parent in {source.parent, target.parent}:
+        to_disk(parent)

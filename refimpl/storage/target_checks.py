@@ -2,11 +2,12 @@
 
 import mmap
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from refimpl.errors import RefimplError
-from refimpl.storage.file_system import open_file
+from refimpl.storage.file_system import MIB, open_file, writing
 from refimpl.storage.work_folder import work_path
 
 RECORD = "pruning.json"  # says how a pruned model was made
@@ -25,42 +26,51 @@ def real_path(target: Path) -> Path:
     return real
 
 
-def refuse_long_name(target: Path) -> None:
-    """Refuse a name that leaves no room for those that we need beside it."""
-    longest = os.pathconf(target.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-    spare = len(os.fsencode(work_path(target).name)) - longest
-    if spare > 0:
-        raise RefimplError(
-            f"-o {target}: the name is too long by {spare} bytes",
-            f"at most {longest} bytes in a name, 6 of which we need while we write",
-            "choose a shorter name",
-        )
-
-
 def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
     """Refuse, before any work, an output file that cannot be written or would damage an input.
 
     `inputs` are files and folders by the names that errors give them.
     """
-    if not path.name or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        kind = False
-    else:
-        kind = (
-            path.is_file() or not os.path.lexists(path) or (path.is_symlink() and not path.exists())
-        )
-    if not kind:
+    folder = path.parent
+    writable = path.name and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    if not writable or (path.exists() and not path.is_file()):
         raise RefimplError(
             f"-o {path}: not a file in a folder that may be written",
             "the name of a file in a folder that exists",
             "create the folder, or choose another -o",
         )
-    refuse_long_name(path)
-    for name, other in inputs.items():
-        if other is not None and other.exists():
-            refuse_overlap(path, name, other)
+    _check(path, inputs)
     if os.path.lexists(path) and not force:
         raise RefimplError(
             f"-o {path} exists", "the name of a new file", "add --force to replace it"
+        )
+
+
+def check_folder(
+    target: Path, inputs: Mapping[str, Path | None], force: bool, needed_bytes: int
+) -> None:
+    """Refuse, before any work, a folder that could not be written, or that would damage something.
+
+    `inputs` are files and folders by the names that errors give them.
+    """
+    target = real_path(target)
+    parent, work = target.parent, work_path(target)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise RefimplError(
+            f"-o {target}: {parent} is missing, or may not be written",
+            "a path in a folder that exists and may be written",
+            "create the folder, or choose another -o",
+        )
+    with writing(target):
+        _check(target, inputs)
+        refuse_existing(target, force)
+        free = shutil.disk_usage(parent).free
+        free += sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    if free < needed_bytes:
+        raise RefimplError(
+            f"-o {target}: needs {needed_bytes / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are free",
+            "room for a whole new model, also where it replaces an old one",
+            "make room, or choose another -o",
         )
 
 
@@ -93,6 +103,21 @@ def refuse_overlap(target: Path, name: str, other: Path) -> None:
     real = Path(os.path.realpath(target.parent), target.name)
     if other.is_dir() and any(parent.samefile(other) for parent in real.parents):
         raise _overlap(target, "lies in", f"{name} ({other})")
+
+
+def _check(target: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Refuse a name that leaves no room for those that we need beside it, and inputs."""
+    longest = os.pathconf(target.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    spare = len(os.fsencode(work_path(target).name)) - longest
+    if spare > 0:
+        raise RefimplError(
+            f"-o {target}: the name is too long by {spare} bytes",
+            f"at most {longest} bytes in a name, 6 of which we need while we write",
+            "choose a shorter name",
+        )
+    for name, path in inputs.items():
+        if path is not None and path.exists():
+            refuse_overlap(target, name, path)
 
 
 def _holds(target: Path, other: Path) -> bool:

@@ -5,16 +5,22 @@ next run can tell that the rest is ours and that nobody needs it. A folder witho
 user's, unless it is empty: a run may be killed before it makes the mark.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from refimpl.errors import RefimplError
-from refimpl.storage.file_system import foreign, is_folder, open_own, writing
-from refimpl.storage.lock import locked
+from refimpl.storage.file_system import ResumableError, foreign, is_folder, is_own, writing
+
+try:
+    import fcntl
+except ImportError:  # Windows has no locks: the user must not start two runs at once
+    fcntl = None  # type: ignore[assignment]
 
 MARK, NEW = "refimpl.lock", "new"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of file systems without locks
 
 
 def work_path(target: Path) -> Path:
@@ -23,32 +29,53 @@ def work_path(target: Path) -> Path:
 
 
 @contextmanager
-def work_folder(target: Path) -> Iterator[Path]:
+def work_folder(work: Path) -> Iterator[Path]:
     """Make, mark and lock the hidden folder, or that of a dead run; remove it if nothing is left.
 
     It is private, as the output may be.
     """
-    work = work_path(target)
-    with writing(target):
-        with suppress(FileExistsError):
-            work.mkdir(0o700)
-        mark = work / MARK
-        if not is_folder(work) or (os.listdir(work) and not os.path.lexists(mark)):
-            raise foreign(work)
-        try:
-            with open_own(mark) as file:
-                if not locked(file, mark):
-                    raise RefimplError(
-                        f"{target}: another run is writing it (in {work})",
-                        "one run at a time for one output",
-                        "wait until it ends, or choose another -o",
-                    )
-                try:
-                    yield work
-                finally:
-                    with suppress(OSError):
-                        if os.listdir(work) == [MARK]:
-                            mark.unlink()
-        finally:
-            with suppress(OSError):  # it is not empty if a later run needs what is in it
-                work.rmdir()
+    mark = work / MARK
+    try:
+        with writing(work):
+            with suppress(FileExistsError):
+                work.mkdir(0o700)
+            if not is_folder(work) or (os.listdir(work) and not os.path.lexists(mark)):
+                raise foreign(work)
+            file, free = _locked(mark)
+        with file:
+            if not free:
+                raise ResumableError(
+                    f"{work}: another run is writing it",
+                    "one run at a time for one output",
+                    "wait until it ends, or choose another -o",
+                )
+            try:
+                yield work
+            finally:
+                with suppress(OSError):
+                    if os.listdir(work) == [MARK]:
+                        mark.unlink()
+    finally:
+        with suppress(OSError):  # it is not empty if a later run needs what is in it
+            work.rmdir()
+
+
+def _locked(path: Path) -> tuple[IO[bytes], bool]:
+    """Open or make our mark, and lock it until it is closed; a killed run holds no lock.
+
+    False if another run holds it or has just removed it; True where the system has no locks.
+    """
+    if os.path.lexists(path) and not is_own(path):
+        raise foreign(path)
+    file = path.open("ab")
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file, os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return file, False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            file.close()
+            raise
+    return file, True

@@ -587,7 +587,7 @@ def test_a_limit_on_the_size_of_files(here: Path) -> None:
     words = f"score model {SMALL} -o out/new.json".split()
     done = started(*words, stdout=subprocess.PIPE, preexec_fn=limited)
     error = refusal(Result(done.returncode, done.stdout, done.stderr))
-    assert "out/new.json" in error
+    assert "out/.new.json.part/" in error
     assert "-o" in error
     assert state(here) == before
 

@@ -526,12 +526,12 @@ def test_a_group_without_a_command_prints_its_help() -> None:
 
 
 def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("refimpl.cli.score.score", "refimpl.cli.score.write_json", "os.replace"):
+    for place in ("refimpl.cli.score.score", "refimpl.cli.terminal.write_json", "os.replace"):
         with monkeypatch.context() as patched:
             patched.setattr(place, Mock(side_effect=KeyboardInterrupt))
             result = run("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json", "--resume")
         assert (result.code, result.out) == (130, "")
-        assert {path.name for path in tmp_path.iterdir()} <= {"scores.json.part"}
+        assert {path.name for path in tmp_path.iterdir()} <= {".scores.json.part"}
     for error in (KeyboardInterrupt, typer.Abort):  # however typer passes it on
         with monkeypatch.context() as patched:
             patched.setattr("refimpl.cli.main.program", Mock(side_effect=error))

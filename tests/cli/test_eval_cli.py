@@ -2,10 +2,6 @@
 
 import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -14,11 +10,9 @@ import numpy as np
 import program
 import pytest
 from conftest import FIXTURES
-from documents import numbers
+from documents import before_unit, interrupt, numbers
 
-import refimpl
 from refimpl.evaluation import evaluate as job
-from refimpl.storage.partial_results import PartialResults
 
 LLAMA = FIXTURES / "llama"
 TEXT = FIXTURES / "text.txt"
@@ -27,31 +21,6 @@ ROWS: list[dict[str, Any]] = [
     {"question": "A river", "choices": ["runs", "sings", "x"], "answer": 1},
     {"question": "", "choices": ["to", "be"], "answer": 1},
 ]
-SMALL_GROUPS = """
-import os, signal, sys
-from refimpl.evaluation import batch, evaluate
-from refimpl.storage.partial_results import PartialResults
-from refimpl.cli.main import main
-
-left, torn = int(sys.argv.pop(1)), sys.argv.pop(1) == "torn"
-add = PartialResults.add
-
-def add_and_die(self, found):
-    global left
-    if left == 0 and torn:
-        self._file.write(b'{"3": [-1')
-        self._file.flush()
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    add(self, found)
-
-PartialResults.add = add_and_die
-batch.BATCH = 40
-evaluate.GROUP = 80
-sys.argv[0] = "refimpl"
-main()
-"""
 
 
 @pytest.fixture
@@ -161,16 +130,9 @@ def test_options_of_the_run_change_no_number(questions: Path) -> None:
     assert evaluated(*text)["text"] == first["text"]  # neither half depends on the other
 
 
-def killed(after: int, torn: str, *words: object) -> None:
-    code = [sys.executable, "-c", SMALL_GROUPS, str(after), torn, "eval", *map(str, words)]
-    env = os.environ | {"PYTHONPATH": str(Path(refimpl.__file__).parent.parent)}
-    done = subprocess.run(code, env=env, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-@pytest.mark.parametrize(("after", "torn"), [(0, "clean"), (1, "torn"), (4, "clean"), (5, "torn")])
+@pytest.mark.parametrize("after", [0, 1, 4, 5])
 def test_a_killed_run_is_taken_up(
-    after: int, torn: str, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: int, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refimpl.evaluation.batch.BATCH", 40)
     monkeypatch.setattr(job, "GROUP", 80)
@@ -179,10 +141,9 @@ def test_a_killed_run_is_taken_up(
     ran(*words, "-o", whole)
     output.write_text("old")
     words = (*words, "-o", output, "--force")
-    killed(after, torn, *words)
-    part = tmp_path / "out.json.part"
+    with before_unit(after, interrupt):
+        assert program.run("eval", *words).code == 130
     assert output.read_text() == "old"
-    assert part.read_bytes().endswith(b"\n") == (torn == "clean")
 
     computed: list[int] = []
     real = job.group_likelihoods
@@ -200,51 +161,14 @@ def test_a_killed_run_is_taken_up(
     assert done == min(2 * after, 9) if after < 5 else done > 9
     assert len(computed) == len(set(computed)) == 9 + 7 - done
     assert document["run"]["tokens"] < expected["run"]["tokens"] or after == 0
-    assert not part.exists()
+    assert sorted(os.listdir(tmp_path)) == ["out.json", "q.jsonl", "whole.json"]
 
 
-def test_resume_without_a_part_starts(questions: Path, tmp_path: Path) -> None:
+def test_resume_without_finished_units_starts(questions: Path, tmp_path: Path) -> None:
     words, output = (LLAMA, "--choices", questions), tmp_path / "out.json"
     ran(*words, "-o", output, "--resume")
     assert numbers(output) == without_run(evaluated(*words))
-    assert not (tmp_path / "out.json.part").exists()
-
-
-def test_a_part_of_another_run_is_refused(questions: Path, tmp_path: Path) -> None:
-    words = (LLAMA, "--text", TEXT, "--window", 40, "--choices", questions)
-    words = (*words, "-o", tmp_path / "o.json")
-    killed(2, "clean", *words)
-    before = (tmp_path / "o.json.part").read_bytes()
-    for change, named in (
-        (("--dtype", "float64"), "dtype differ"),
-        (("--windows", 4), "windows differ"),
-        (("--window", 31), "windows differ"),
-        (("--questions", 2), "choices differ"),
-    ):
-        error = refused(*words, *change, "--resume")
-        assert f"o.json.part belongs to another run: {named}" in error
-    assert (tmp_path / "o.json.part").read_bytes() == before
-
-
-def test_a_part_of_another_model_is_refused(tmp_path: Path) -> None:
-    copy = tmp_path / "llama"
-    shutil.copytree(LLAMA, copy)
-    words = (copy, "--text", TEXT, "--window", 40, "-o", tmp_path / "o.json")
-    killed(2, "clean", *words)
-    os.utime(copy / "model.safetensors", (1, 1))
-    assert "belongs to another run: files differ" in refused(*words, "--resume")
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
-    assert "belongs to another run: config, files differ" in refused(*words, "--resume")
-
-
-def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "out.json.part"
-    with PartialResults[Any, Any](path, {"a": 1}, False) as part:
-        part.add({"0": [-1.5, True]})
-        part.add({"0": 1})  # which is no log likelihood
-    with pytest.raises(refimpl.RefimplError, match=r"line 4, is damaged"):
-        PartialResults(path, {"a": 1}, True, job._sequence)
+    assert sorted(os.listdir(tmp_path)) == ["out.json", "q.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -275,11 +199,3 @@ def test_a_choice_that_cannot_be_scored_is_named(questions: Path) -> None:
     questions.write_text(json.dumps({"question": " ", "choices": ["a" * 99, "b"], "answer": 0}))
     error = refused(LLAMA, "--choices", questions)
     assert f"{questions}:1: 1 tokens of context and 101 of continuation" in error
-
-
-def test_the_part_may_not_be_an_input(tmp_path: Path) -> None:
-    text = tmp_path / "o.json.part"
-    text.write_bytes(TEXT.read_bytes())
-    error = refused(LLAMA, "--text", text, "-o", tmp_path / "o.json")
-    assert "is also --text" in error
-    assert text.read_bytes() == TEXT.read_bytes()

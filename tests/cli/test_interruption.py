@@ -13,26 +13,19 @@ from unittest.mock import patch
 
 import pytest
 from conftest import FIXTURES
-from documents import content, keys, numbers
+from documents import before_unit, content, numbers, units
 from processes import forked, printed_json, started
 from program import Result, ran, refused, run
 
 import refimpl
-from refimpl.storage.partial_results import PartialResults
 
 LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
 SMALL = ("--samples", 6, "--seq-len", 12)
-KEEPING = {  # commands, and the file of their partial results
-    "score": (("score", LLAMA, *SMALL, "-o", "out.json"), "out.json.part"),
-    "eval": (
-        ("eval", LLAMA, "--text", TEXT, "--windows", 9, "--window", 20, "-o", "out.json"),
-        "out.json.part",
-    ),
-    "prune": (("prune", LLAMA, *SMALL, "--nm", "2:4", "-o", "out"), ".out.part/kept/blocks"),
-    "scored": (
-        ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "-o", "out"),
-        ".out.part/kept/scores",
-    ),
+KEEPING: dict[str, tuple[object, ...]] = {
+    "score": ("score", LLAMA, *SMALL, "-o", "out.json"),
+    "eval": ("eval", LLAMA, "--text", TEXT, "--windows", 9, "--window", 20, "-o", "out.json"),
+    "prune": ("prune", LLAMA, *SMALL, "--nm", "2:4", "-o", "out"),
+    "scored": ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "-o", "out"),
 }
 OTHERS = {  # commands, and a function that is interrupted
     "check": (
@@ -55,26 +48,16 @@ def control_c(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def interrupted(lines: int, *words: object) -> Result:
-    """A run in a process of its own, interrupted before such a line of its partial results."""
-    write, left = PartialResults._write, lines
-
-    def writing(self: PartialResults[Any, Any], row: Any) -> None:
-        nonlocal left
-        if left == 0:
-            control_c()
-        left -= 1
-        write(self, row)
-
-    with patch.object(PartialResults, "_write", writing):
+def interrupted(number: int, *words: object) -> Result:
+    """A run in a process of its own, interrupted before it keeps its unit of this number."""
+    with before_unit(number, control_c):
         return forked(lambda: run(*words))
 
 
 def goes_on(kind: str, folder: str) -> None:
     """Interrupt a command three times; repeat it as it is, and as the message says."""
     os.chdir(folder)
-    words, part = KEEPING[kind][0], Path(KEEPING[kind][1])
-    output = Path(str(words[-1]))
+    words, output = KEEPING[kind], Path(str(KEEPING[kind][-1]))
     read: Callable[[Path], Any] = content if words[0] == "prune" else numbers
     ran(*words[:-1], "whole")
 
@@ -83,21 +66,22 @@ def goes_on(kind: str, folder: str) -> None:
     stopped = interrupted(3, *words)
     kept, again = stopped.err.splitlines()
     assert (stopped.code, stopped.out, output.exists()) == (130, "", False)
-    path = part.absolute() if words[0] == "prune" else part
-    assert kept == f"interrupted: partial results are kept in {path}"
+    path = f".{output}.part"
+    assert kept == f"interrupted: finished units are kept in {path}"
     command = ["refimpl", *map(str, words), "--resume"]
     assert shlex.split(again.removeprefix("next: ")) == command
-    before = keys(part)
+    before = units(output)
     assert before
 
-    assert interrupted(1, *words) == stopped  # the same command goes on, and says the same
-    after = keys(part)
-    assert after[: len(before)] == before
+    more = 2 if kind == "prune" else 1  # a block and its states
+    assert interrupted(more, *words) == stopped  # the same command goes on, and says the same
+    after = units(output)
+    assert set(before) < set(after)
     assert len(before) < len(after) == len(set(after))
 
     shown = run(*command[1:], err_terminal=True)
     assert shown.err.replace("\n ", "").startswith(
-        f"found: {path}, partial results; remove the file"
+        f"found: {path}, finished units; remove the folder"
     )
     assert read(output) == read(Path("whole"))
     assert sorted(os.listdir()) == sorted([output.name, "whole"])
@@ -117,7 +101,7 @@ def test_the_named_command_goes_on(kind: str, tmp_path: Path) -> None:
 
 
 def leaves_nothing(kind: str, folder: str) -> None:
-    """Interrupt a command that keeps no partial results."""
+    """Interrupt a command that keeps no finished units."""
     os.chdir(folder)
     words, place = OTHERS[kind]
     with patch(place, control_c):
@@ -127,7 +111,7 @@ def leaves_nothing(kind: str, folder: str) -> None:
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_a_command_without_partial_results_leaves_nothing(kind: str, tmp_path: Path) -> None:
+def test_a_command_without_finished_units_leaves_nothing(kind: str, tmp_path: Path) -> None:
     assert printed_json(__file__, f"leaves_nothing({kind!r}, {str(tmp_path)!r})") == {}
 
 
@@ -223,8 +207,8 @@ def test_control_c_in_a_destructor_is_not_lost() -> None:
 def is_whole(folder: str) -> None:
     """Interrupt a run after its output has its name."""
     os.chdir(folder)
-    with patch("refimpl.cli.score.deliver", control_c):
-        stopped = forked(lambda: run(*KEEPING["score"][0]))
+    with patch("refimpl.cli.terminal.say", control_c):
+        stopped = forked(lambda: run(*KEEPING["score"]))
     assert stopped == Result(130, "", "interrupted: out.json is whole\nnext: use it\n")
     assert os.listdir() == ["out.json"]
     print("{}")

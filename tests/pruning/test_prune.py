@@ -1,11 +1,7 @@
 """From a model to a pruned folder: what was asked for is what is in it, whatever happens."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -16,10 +12,9 @@ import numpy as np
 import pytest
 from checkpoints import altered, llama_of
 from conftest import FIXTURES
-from documents import content, files, numbers
+from documents import files, numbers
 from gates import CASES, model_of
 from peer_numbers import TINY
-from processes import started
 from program import ran, refused
 from safetensors.numpy import load_file
 
@@ -428,59 +423,6 @@ def test_the_pruned_model_is_a_model(tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / n / "pruning.json").read_text()) for n in "ab")
     assert first["before"] is None
     assert second["before"] == first
-
-
-def killed(source: Path, out: Path, words: tuple[str, ...], after: float, how: int) -> int:
-    """Prune in another process, and kill it after some seconds; its exit code."""
-    with started("prune", source, "-o", out, *words) as process:
-        try:
-            return process.wait(after)
-        except subprocess.TimeoutExpired:
-            process.send_signal(how)
-            return process.wait()
-
-
-def survives_kills(source: Path, tmp_path: Path, words: tuple[str, ...], kills: int) -> int:
-    """Kill at random moments: nothing half written ever stands under the name; how many did die."""
-    original = files(source)
-    out, generator, deaths = tmp_path / "out", np.random.default_rng(0), 0
-    begin = time.monotonic()
-    assert killed(source, tmp_path / "whole", words, 600, signal.SIGKILL) == 0
-    length = time.monotonic() - begin
-    whole = content(tmp_path / "whole")
-    for number in range(kills):
-        force = ("--force",) if number % 2 else ()
-        how = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 4]
-        before, after = out.exists(), generator.uniform(0.1, 1.1) * length
-        deaths += killed(source, out, (*words, *force, "--resume"), after, how) not in (0, 2)
-        assert {path.name for path in tmp_path.iterdir()} <= {"whole", "out", ".out.part"}
-        if out.exists():
-            assert content(out) == whole
-        elif before:  # killed between the renames: the next run puts it back
-            assert (tmp_path / ".out.part" / "old").exists()
-    assert files(source) == original
-    last = (*words, "--force", "--resume")
-    assert killed(source, out, last, 600, signal.SIGKILL) == 0
-    assert content(out) == whole
-    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
-    return deaths
-
-
-def test_kills_at_random_moments(tmp_path: Path) -> None:
-    source = shutil.copytree(LLAMA, tmp_path / "source")
-    work = tmp_path / "work"
-    work.mkdir()
-    words = ("--nm", "2:4", "--method", "sparsegpt", "--seq-len", "64")
-    assert survives_kills(source, work, words, kills=6) > 0
-
-
-@pytest.mark.real
-def test_fifty_kills_on_a_real_model(tmp_path: Path) -> None:
-    source = Path(os.environ.get("REFIMPL_REAL", "real")) / "SmolLM2-135M-Instruct"
-    if not source.is_dir():
-        pytest.skip("REFIMPL_REAL names no folder of models: see docs/how-to/real-models.md")
-    words = ("--nm", "2:4", "--samples", "1", "--seq-len", "64")
-    assert survives_kills(source, tmp_path, words, kills=50) > 12
 
 
 def test_from_python(tmp_path: Path) -> None:

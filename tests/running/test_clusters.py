@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import FIXTURES
-from documents import content, keys, numbers
+from documents import content, numbers, units
 from processes import ENV, ended, ran, started
 
 from refimpl import RefimplError
@@ -137,16 +137,16 @@ def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Pa
         text.write_text((FIXTURES / "text.txt").read_text() * 150)
         words += (text,)
     ran(*words, "-o", tmp_path / "here.json")
-    output, part = tmp_path / "there.json", tmp_path / "there.json.part"
+    output = tmp_path / "there.json"
     with started(*words, "-o", output, *cluster.options) as process:
         for worker, after in ((0, 2), (1, 3)):
-            wait_until(lambda: len(keys(part)) >= after, process)  # noqa: B023
+            wait_until(lambda: len(units(output)) >= after, process)  # noqa: B023
             cluster.workers[worker].send_signal(signal.SIGKILL)
         ended(process)
     assert cluster.workers[2].poll() is None
     assert [worker.wait(5) for worker in cluster.workers[:2]] == [-signal.SIGKILL] * 2
     assert numbers(output) == numbers(tmp_path / "here.json")
-    assert not part.exists()
+    assert not (tmp_path / ".there.json.part").exists()
 
 
 @pytest.mark.dask
@@ -154,9 +154,9 @@ def test_a_worker_killed_while_a_model_is_pruned(cluster: Cluster, tmp_path: Pat
     words = ("prune", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--nm", "2:4")
     words += ("--method", "sparsegpt")
     ran(*words, "-o", tmp_path / "here")
-    kept = tmp_path / ".there.part" / "kept"
+    sent = tmp_path / ".there.part" / "sent"
     with started(*words, "-o", tmp_path / "there", *cluster.options) as process:
-        wait_until(lambda: list(kept.glob("sums-*")), process)
+        wait_until(lambda: list(sent.glob("sums-*")), process)
         cluster.workers[0].send_signal(signal.SIGKILL)
         ended(process)
     assert content(tmp_path / "there") == content(tmp_path / "here")
@@ -165,28 +165,28 @@ def test_a_worker_killed_while_a_model_is_pruned(cluster: Cluster, tmp_path: Pat
 @pytest.mark.dask
 def test_a_killed_client_is_resumed(cluster: Cluster, tmp_path: Path) -> None:
     ran(*LONG, "-o", tmp_path / "here.json")
-    output, part = tmp_path / "there.json", tmp_path / "there.json.part"
+    output = tmp_path / "there.json"
     for after in (4, 12):
         with started(*LONG, "-o", output, "--resume", *cluster.options) as process:
-            wait_until(lambda: len(keys(part)) >= after, process)  # noqa: B023
+            wait_until(lambda: len(units(output)) >= after, process)  # noqa: B023
             process.kill()
-    assert len(keys(part)) >= 12
+    assert len(units(output)) >= 12
     ran(*LONG, "-o", output, "--resume")
     assert numbers(output) == numbers(tmp_path / "here.json")
 
 
 @pytest.mark.dask
 def test_control_c_does_not_wait_for_workers(cluster: Cluster, tmp_path: Path) -> None:
-    output, part = tmp_path / "there.json", tmp_path / "there.json.part"
+    output = tmp_path / "there.json"
     with started(*LONG, "-o", output, *cluster.options) as process:
-        wait_until(lambda: len(keys(part)) >= 2, process)
+        wait_until(lambda: len(units(output)) >= 2, process)
         process.send_signal(signal.SIGINT)
         try:
             _, err = process.communicate(timeout=20)
         finally:
             process.kill()
     assert (process.returncode, err.count("\n")) == (130, 2), err
-    assert err.startswith(f"interrupted: partial results are kept in {part}")
+    assert err.startswith(f"interrupted: finished units are kept in {tmp_path}/.there.json.part")
 
 
 @pytest.mark.dask

@@ -103,7 +103,7 @@ def test_what_is_kept_and_where_it_runs_is_counted_too(
         options: dict[str, Any] = {"threads": 2, "executor": executor}
         found = estimate(model, tokens, plan, kept=where == "kept", **options)
         seen.clear()
-        score(model, tokens, plan, part=part, **options)
+        score(model, tokens, plan, finished=part, **options)
     assert (found.elsewhere, found.threads) == (where == "elsewhere", 2)
     assert found.passes == seen["passes"]
 
@@ -239,9 +239,9 @@ def test_every_block_is_perturbed() -> None:
 def test_a_budget_goes_on_where_it_stopped(tmp_path: Path) -> None:
     model, part = model_of("llama"), tmp_path / "part"
     for samples, minutes in ((2, 1e-9), (3, 1.5), (4, 3.5)):  # the clock goes on
-        found = score(model, TOKENS, budget=minutes, part=part, resume=True)
+        found = score(model, TOKENS, budget=minutes, finished=part, resume=True)
         assert found.measured_samples == samples
-    whole = score(model, TOKENS, part=part, resume=True)
+    whole = score(model, TOKENS, finished=part, resume=True)
     for ours, theirs in zip(numbers(whole), numbers(score(model, TOKENS)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

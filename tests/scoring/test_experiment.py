@@ -599,32 +599,6 @@ def test_a_stack_is_its_states_alone_up_to_rounding(
             np.testing.assert_allclose(mine, theirs, rtol=TOLERANCE, err_msg=field)
 
 
-def test_half_a_stack_that_was_kept_is_computed_again() -> None:
-    """A run may be killed while the lines of a stack are written."""
-
-    class Kept:
-        def __init__(self, results: dict[str, Any]) -> None:
-            self.results, self.added = results, dict[str, Any]()
-
-        def add(self, lines: dict[str, Any]) -> None:
-            self.added |= lines
-
-    model, plan = subject("llama"), Perturbation(eta=(0.01, 1.0), sink="exclude")
-    tokens, every = tokens_of("llama"), Kept({})
-
-    def run_with(kept: Kept) -> Measurements:
-        with Settings(np.float64, threads=1).open() as resources:
-            keeping = replace(resources, partial=kept)  # type: ignore[arg-type]
-            return experiment_module.experiment(model, tokens.ids, plan, keeping)
-
-    whole = run_with(every)
-    lost = {"state 0 0 0 1", "state 1 0 1 2", "squares 1"}
-    again = Kept({key: value for key, value in every.added.items() if key not in lost})
-    assert_same_measurements(whole, run_with(again))
-    twins = {"state 0 0 0 0", "state 1 0 1 3"}
-    assert again.added.keys() == lost | twins
-
-
 def test_pruning_has_one_state_per_block_and_sequence() -> None:
     states = addresses(2, 3, Perturbation("pruning", eta=(0.1, 0.2)))
     assert states == [Address(s, 0, 0, b) for b in range(3) for s in range(2)]

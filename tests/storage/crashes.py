@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from conftest import FIXTURES
 from documents import content, files, numbers
 from processes import forked, printed_json, stopped_at_step, stopped_at_write
 from program import Result, run
+
+from refimpl import RefimplError
+from refimpl.storage.files import whole
+from refimpl.storage.finished_units import runs
 
 LLAMA, CASES, PAGE = FIXTURES / "llama", FIXTURES / "cases", "docs/explanation/safety.md"
 HOWS = ("kill", "EIO", "full")
@@ -70,6 +75,23 @@ COMMANDS = {
     "report": Command(("report", "SCORES"), "out.html", Path.read_bytes),
     "explain": Command(("explain", LLAMA, *SMALL, "--step", "drift")),
 }  # fmt: skip
+FOLDER = Command((), "out", files)  # replaced in Python, without a command
+
+
+def written(
+    command: Command, words: tuple[Any, ...], target: Path, more: tuple[str, ...]
+) -> Result:
+    """Run the command, or replace a folder by another one."""
+    if command is not FOLDER:
+        return run(*words, "-o", target, *more)
+    try:
+        with whole(target, force=True) as new:
+            new.mkdir()
+            for name in ("model.safetensors", "config.json"):
+                (new / name).write_text(f"new {name}")
+    except RefimplError as error:
+        return Result(2, "", f"error: {error}")
+    return Result(0, "", "")
 
 
 def stops(name: str, most: int = 10**9, stride: int = 1, writes: bool = False) -> None:
@@ -78,22 +100,23 @@ def stops(name: str, most: int = 10**9, stride: int = 1, writes: bool = False) -
     `writes` stops it in the middle of each write, in place of its other steps.
     """
     stopping = stopped_at_write if writes else stopped_at_step
-    command, top = COMMANDS[name], Path(tempfile.mkdtemp())
+    command, top = COMMANDS.get(name, FOLDER), Path(tempfile.mkdtemp())
     scores = top / "scores.json"
     if "SCORES" in command.words:
         forked(lambda: run("score", LLAMA, *SMALL, "-o", scores))
     words = tuple(scores if word == "SCORES" else word for word in command.words)
-    old, whole = top / "old" / command.output, top / "whole" / command.output
-    for made in (old, whole):
+    old, new = top / "old" / command.output, top / "whole" / command.output
+    for made in (old, new):
         made.parent.mkdir()
-    assert forked(lambda: run(*words, "-o", whole)).code == 0
+    assert forked(lambda: written(command, words, new, ())).code == 0
     if command.output == "out":
         shutil.copytree(LLAMA, old)
     elif command.output == "out.onnx":
         assert forked(lambda: run(*words, "--dtype", "float64", "-o", old)).code == 0
     else:
         old.write_text("old")
-    expected, inputs = command.result(whole), files(LLAMA)
+    expected, inputs = command.result(new), files(LLAMA)
+    force = ("--force",) if command.forced else ()
     counts: dict[str, Counter[str]] = {}
     for how in HOWS:
         number, counts[how] = 0, Counter()
@@ -104,8 +127,8 @@ def stops(name: str, most: int = 10**9, stride: int = 1, writes: bool = False) -
             if command.forced:
                 folder.rmdir()
                 shutil.copytree(old.parent, folder)
-            full = (*words, "-o", target, *(("--force",) if command.forced else ()))
-            stopped = stopping(number, lambda: run(*full), how)  # noqa: B023
+            action = partial(written, command, words, target, force)
+            stopped = stopping(number, action, how)
             if stopped is None:
                 shutil.rmtree(folder)
                 break
@@ -115,7 +138,7 @@ def stops(name: str, most: int = 10**9, stride: int = 1, writes: bool = False) -
             if stopped.code == 2 and (writes or how == "full"):  # else a removal may have failed
                 refused(stopped, folder, target.name)
             counts[how][state(command, target, expected)] += 1
-            again = forked(lambda: run(*full))  # noqa: B023
+            again = forked(action)
             if not command.forced and "exists" in again.err:
                 assert command.result(target) == expected
             else:
@@ -131,11 +154,15 @@ def stops(name: str, most: int = 10**9, stride: int = 1, writes: bool = False) -
 
 
 def refused(stopped: Result, folder: Path, output: str) -> None:
-    """A run that ends with a message names the file that it could not write, and leaves nothing."""
+    """A run that ends with a message names what it could not write; it leaves finished units."""
     first = stopped.err.splitlines()[0]
     assert re.match(f"error: {re.escape(str(folder))}/[^ ]*{re.escape(output)}", first), stopped
     left = {path.name for path in folder.iterdir()} - {output, f"{output}.data"}
-    assert left <= {"out.2.onnx.data"}, (stopped, left)
+    hidden = folder / f".{output}.part"
+    assert left <= {"out.2.onnx.data", hidden.name}, (stopped, left)
+    assert (
+        {*hidden.iterdir()} <= {hidden / "refimpl.lock", *runs(hidden)} if hidden.exists() else True
+    )
 
 
 def state(command: Command, target: Path, expected: Any) -> str:

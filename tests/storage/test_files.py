@@ -140,5 +140,5 @@ def test_a_folder_with_files_is_not_replaced(tmp_path: Path) -> None:
             folder.mkdir()
             (folder / "other").touch()
 
-    refusal_of(written, says="cannot be written")
+    refusal_of(written, says="exists")
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "file"]

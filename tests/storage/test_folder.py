@@ -2,10 +2,7 @@
 
 import errno
 import fcntl
-import json
 import os
-import re
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +10,12 @@ from typing import Any
 
 import pytest
 from conftest import FIXTURES
-from documents import files
-from processes import killed_before_step, printed_json
-from program import ran, refused
 from refusals import refusal_of
 
-from refimpl import RefimplError, read_model
-from refimpl.storage import folder, lock
-from refimpl.storage.folder import check_target, new_folder
+from refimpl import RefimplError
+from refimpl.storage import work_folder
+from refimpl.storage.files import undo_killed, whole
+from refimpl.storage.target_checks import check_folder
 
 OLD = {"model.safetensors": "old weights", "config.json": "old"}
 NEW = {"model.safetensors": "new weights", "config.json": "new", "pruning.json": "{}"}
@@ -38,7 +33,7 @@ def content_of(path: Path) -> dict[str, str] | None:
 
 
 def write_new(target: Path, force: bool = False, then: Callable[[], Any] = lambda: None) -> None:
-    with new_folder(target, force) as new:
+    with whole(target, force) as new:
         fill(new, NEW)
         then()
 
@@ -49,7 +44,7 @@ def refusal(call: Callable[[], Any]) -> str:
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with new_folder(target, force=False) as new:
+    with whole(target) as new:
         fill(new, NEW)
         assert not target.exists()
         assert os.listdir(tmp_path) == [".out.part"]
@@ -62,7 +57,7 @@ def test_an_old_folder_is_replaced_with_force_alone(tmp_path: Path) -> None:
     fill(target, OLD)
     assert "exists" in refusal(lambda: write_new(target))
     assert content_of(target) == OLD
-    with new_folder(target, force=True) as new:
+    with whole(target, force=True) as new:
         fill(new, NEW)
         assert content_of(target) == OLD
     assert content_of(target) == NEW
@@ -107,16 +102,16 @@ def test_a_failure_leaves_no_trace(failure: Any, force: bool, tmp_path: Path) ->
 def test_a_failure_while_renaming(
     failure: Any, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, rename, calls = tmp_path / "out", os.rename, []
+    target, rename, calls = tmp_path / "out", Path.replace, []
     fill(target, OLD)
 
-    def failing(source: Any, other: Any, *args: Any, **options: Any) -> None:
+    def failing(source: Path, other: Path) -> None:
         calls.append(source)
         if len(calls) == step + 1:
             raise failure
-        rename(source, other, *args, **options)
+        rename(source, other)
 
-    monkeypatch.setattr(folder.Path, "rename", failing)
+    monkeypatch.setattr(Path, "replace", failing)
     with pytest.raises((KeyboardInterrupt, RefimplError)):
         write_new(target, force=True)
     assert content_of(target) == (NEW if step == 2 else OLD)
@@ -151,7 +146,7 @@ def test_a_target_that_came_meanwhile_stays(tmp_path: Path) -> None:
 def test_files_are_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is written to the disk before it gets its name."""
     events: list[str] = []
-    fsync, rename = os.fsync, os.rename
+    fsync, rename = os.fsync, Path.replace
 
     def synced(handle: int) -> None:
         events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
@@ -162,7 +157,7 @@ def test_files_are_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
         rename(source, target)
 
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(folder.Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", renamed)
     fill(tmp_path / "out", OLD)
     write_new(tmp_path / "out", force=True)
     moves = [events.index(move) for move in ("out -> old", "new -> out", "old -> deleted")]
@@ -175,9 +170,9 @@ def test_files_are_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with new_folder(target, force=False) as new:
+    with whole(target) as new:
         assert "another run is writing it" in refusal(lambda: write_new(target, force=True))
-        assert "another run is writing it" in check(target)
+        refusal_of(undo_killed, target, says="another run is writing it")
         write_new(tmp_path / "other")
         fill(new, NEW)
     assert content_of(target) == NEW
@@ -191,7 +186,7 @@ def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / ".out.part" / "refimpl.lock").unlink()
         flock(file, how)
 
-    monkeypatch.setattr(lock.fcntl, "flock", removed)
+    monkeypatch.setattr(work_folder.fcntl, "flock", removed)
     assert "another run" in refusal(lambda: write_new(tmp_path / "out"))
 
 
@@ -201,9 +196,9 @@ def test_without_locks(number: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(number, os.strerror(number))
 
     if number is None:  # a system that has none at all
-        monkeypatch.setattr(lock, "fcntl", None)
+        monkeypatch.setattr(work_folder, "fcntl", None)
     else:
-        monkeypatch.setattr(lock.fcntl, "flock", without)
+        monkeypatch.setattr(work_folder.fcntl, "flock", without)
     if number == errno.EIO:
         refusal(lambda: write_new(tmp_path / "out"))
         assert not (tmp_path / "out").exists()
@@ -213,68 +208,20 @@ def test_without_locks(number: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert os.listdir(tmp_path) == ["out"]
 
 
-def kill_at_every_step(top: str, how: str) -> None:
-    """Kill a run before each of its steps; then check, and run again; print what was left."""
-    number, killed = 0, True
-    results: list[dict[str, Any]] = []
-    while killed:
-        target = Path(top) / f"{number}" / "out"
-        target.parent.mkdir()
-        if how != "without":
-            fill(target, OLD)
-        killed = killed_before_step(number, lambda: write_new(target, force=how == "forced"))  # noqa: B023
-        after = content_of(target)
-        hidden = sorted(p.name for p in target.parent.glob(".out.part/*"))
-        check_target(target, {}, True, 0)
-        recovered = content_of(target)
-        write_new(target, force=True)
-        results.append(
-            {"killed": killed, "after": after, "hidden": hidden, "recovered": recovered}
-            | {"end": content_of(target), "beside": os.listdir(target.parent)}
-        )
-        number += 1
-    print(json.dumps(results))
-
-
-@pytest.mark.parametrize("how", ["without", "forced"])
-def test_a_kill_at_every_step(how: str, tmp_path: Path) -> None:
-    results = printed_json(__file__, f"kill_at_every_step({str(tmp_path)!r}, {how!r})")
-    before = None if how == "without" else OLD
-    assert [r["killed"] for r in results] == [True] * (len(results) - 1) + [False]
-    assert len(results) > (8 if how == "without" else 14)
-    for result in results:
-        assert result["end"] == NEW
-        assert result["beside"] == ["out"]
-        assert result["recovered"] in (before, NEW)
-        if result["after"] is None and how == "forced":  # both are whole, beside the target
-            assert {"new", "old"} <= set(result["hidden"])
-            assert result["recovered"] == OLD
-        else:
-            assert result["after"] in (before, NEW)
-            assert result["recovered"] == result["after"]
-    states = [r["after"] for r in results]
-    assert before in states
-    assert NEW in states
-    if how == "forced":
-        assert states.count(None) == 3  # the two names are brought to the disk, and a rename
-        partly = [r for r in results if r["after"] == NEW and "deleted" in r["hidden"]]
-        assert len(partly) > 1
-
-
 def check(target: Path, force: bool = False, needed: int = 0, **inputs: Path) -> str:
-    return refusal(lambda: check_target(target, inputs, force, needed))
+    return refusal(lambda: check_folder(target, inputs, force, needed))
 
 
 def test_a_good_target_passes_and_nothing_is_made(tmp_path: Path) -> None:
-    check_target(tmp_path / "out", {"MODEL": FIXTURES / "llama", "--text": None}, False, 1 << 20)
-    check_target(tmp_path / "out", {"MODEL": tmp_path / "missing"}, False, 1 << 20)
+    check_folder(tmp_path / "out", {"MODEL": FIXTURES / "llama", "--text": None}, False, 1 << 20)
+    check_folder(tmp_path / "out", {"MODEL": tmp_path / "missing"}, False, 1 << 20)
     assert os.listdir(tmp_path) == []
     (tmp_path / "out").mkdir()
-    check_target(tmp_path / "out", {}, True, 0)
+    check_folder(tmp_path / "out", {}, True, 0)
     fill(tmp_path / "out", OLD)
-    check_target(tmp_path / "out", {}, True, 0)
+    check_folder(tmp_path / "out", {}, True, 0)
     (tmp_path / "m.safetensors").touch()  # a named file's folder may hold anything
-    check_target(tmp_path / "new", {"MODEL": tmp_path / "m.safetensors"}, False, 0)
+    check_folder(tmp_path / "new", {"MODEL": tmp_path / "m.safetensors"}, False, 0)
     assert content_of(tmp_path / "out") == OLD
 
 
@@ -351,7 +298,7 @@ def test_force_replaces_models_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert content_of(target) == {name: "precious"}
         shutil.rmtree(target)
     fill(target, {"pruning.json": "{}"})
-    check_target(target, {}, True, 0)
+    check_folder(target, {}, True, 0)
     monkeypatch.setenv("HOME", str(target / "me"))
     (target / "me").mkdir()
     assert "is, or holds, the home folder" in check(target, force=True)
@@ -362,8 +309,8 @@ def test_force_replaces_models_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "is, or holds, the working folder" in check(Path(), force=True)
     assert "exists" in check(Path())
     monkeypatch.chdir(tmp_path)
-    check_target(target, {}, True, 0)
-    check_target(Path("out"), {}, True, 0)
+    check_folder(target, {}, True, 0)
+    check_folder(Path("out"), {}, True, 0)
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
     assert "not a model's folder" in check(target, force=True)
 
@@ -371,28 +318,6 @@ def test_force_replaces_models_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_disk_with_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=5 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    check_target(tmp_path / "out", {}, False, 5 << 20)
+    check_folder(tmp_path / "out", {}, False, 5 << 20)
     error = check(tmp_path / "out", needed=(5 << 20) + (1 << 19))
     assert "needs 5.5 MiB, and 5.0 MiB are free" in error
-
-
-@pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("limit", [0, 1000, 100_000])
-def test_a_full_disk(limit: int, force: bool, tmp_path: Path) -> None:
-    source, target = shutil.copytree(FIXTURES / "llama", tmp_path / "model"), tmp_path / "out"
-    if force:
-        fill(target, OLD)
-    words = ("prune", source, "-o", target, "--nm", "2:4", "--method", "magnitude")
-    before = content_of(target)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # files end here, like a disk
-    try:
-        error = refused(*words, "--force") if force else refused(*words)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert re.search(r"out(\.part/kept/blocks)?: cannot be written \(File too large\)", error)
-    assert content_of(target) == before
-    assert sorted(os.listdir(tmp_path)) == (["model", "out"] if force else ["model"])
-    assert files(source) == files(FIXTURES / "llama")
-    ran(*words, "--force")
-    assert read_model(target).config == read_model(source).config

@@ -1,26 +1,22 @@
-"""Fifty runs of each command killed at random moments, and one before each of its steps.
+"""Fifty runs of each command killed at random moments, and one stopped at each of its steps.
 
 `pytest -m kills -s` prints what became of the kills.
 """
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import crashes
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from documents import content, files, keys, numbers
-from processes import ended, killed_before_step, printed_json, ran, started
-from program import ran as ran_here
+from documents import content, files, numbers, units
+from processes import ended, printed_json, ran, started
 
-KILLS = 50
 LLAMA = FIXTURES / "llama"
 SCORE = ("score", LLAMA, "--samples", 64, "--seq-len", 64)
 PRUNE = ("prune", LLAMA, "--samples", 256, "--seq-len", 64, "--sparsity", 0.5)
@@ -32,90 +28,77 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "prune, sparsegpt": (*PRUNE[:-2], "--nm", "2:4", "--method", "sparsegpt"),
     "prune, processes": (*PRUNE[:-2], "--nm", "2:4", "--executor", "processes", "--threads", 2),
 }
+KILL, POLITE = (signal.SIGKILL,), (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 
 
-def result(output: Path) -> Any:
-    return content(output) if output.is_dir() else numbers(output)
+def inode(path: Path) -> int | None:
+    """What differs when an output is replaced, and its units go."""
+    return path.stat().st_ino if path.exists() else None
 
 
-def partial_keys(output: Path) -> list[str]:
-    """Keys of all partial results of a run."""
-    kept = output.with_name(f".{output.name}.part") / "kept"
-    parts = (output.with_name(f"{output.name}.part"), kept / "scores", kept / "blocks")
-    return [f"{part.name} {key}" for part in parts for key in keys(part)]
+def survives(
+    words: tuple[object, ...], folder: Path, kills: int, signals: tuple[signal.Signals, ...] = KILL
+) -> int:
+    """Stop a command so often at random moments, and compare; how many left finished units.
+
+    Whenever it has ended, its output goes, or is to be replaced in the next run.
+    """
+    whole, output, model = folder / "whole", folder / "out", Path(str(words[1]))
+    inputs, begin = files(model), time.monotonic()
+    ran(*words, "-o", whole)
+    length, result = time.monotonic() - begin, content if whole.is_dir() else numbers
+    expected, random, before = result(whole), np.random.default_rng(0), list[str]()
+    stops = resumable = ends = 0
+    while stops < kills or before:
+        force, old = ("--force",) if output.exists() else (), inode(output)
+        with started(*words, "-o", output, *force) as process:
+            if stops < kills:
+                try:
+                    process.wait(random.uniform(0.2, 1.0) * length)
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signals[stops % len(signals)])
+                    process.wait()
+            if process.returncode is None or process.returncode == 0:
+                ended(process)
+                ends, before = ends + 1, []
+            else:
+                assert process.returncode in (*(-x for x in signals), 130)
+                after = units(output)
+                assert len(after) == len(set(after)), "a result was computed twice"
+                assert set(before) <= set(after) or inode(output) != old, "a result is lost"
+                stops, resumable, before = stops + 1, resumable + bool(after), after
+        if output.exists():  # even after a kill, between the last rename and the end
+            assert result(output) == expected
+            if ends % 2:
+                shutil.rmtree(output) if output.is_dir() else output.unlink()
+        elif force:  # between two renames: the next run puts it back
+            assert result(folder / ".out.part" / "old") == expected
+    ran(*words, "-o", output, *(("--force",) if output.exists() else ()))
+    assert result(output) == expected
+    assert {path.name for path in folder.iterdir()} == {"whole", "out"}
+    assert files(model) == inputs
+    print(f"\n{stops} stops, {resumable} of them left finished units, {ends} ends")
+    return resumable
 
 
 @pytest.mark.kills
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_fifty_kills(kind: str, tmp_path: Path) -> None:
-    words, whole, output = COMMANDS[kind], tmp_path / "whole", tmp_path / "out"
-    begin = time.monotonic()
-    ran(*words, "-o", whole, "--resume")
-    length, expected = time.monotonic() - begin, result(whole)
-    random, kills, ends, resumable, before = np.random.default_rng(0), 0, 0, 0, list[str]()
-    while kills < KILLS or before:
-        with started(*words, "-o", output, "--resume") as process:
-            if kills < KILLS:
-                try:
-                    process.wait(random.uniform(0.2, 1.0) * length)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-            if process.returncode == -signal.SIGKILL:
-                kills += 1
-                after = partial_keys(output)
-                assert len(after) == len(set(after)), "a result was computed twice"
-                assert set(before) <= set(after) or output.exists(), "a result is lost"
-                before, resumable = after, resumable + bool(after)
-            else:
-                ended(process)
-                ends += 1
-        if output.exists():  # even after a kill, between the last rename and the end
-            assert result(output) == expected
-            shutil.rmtree(output) if output.is_dir() else output.unlink()
-            before = []  # no run resumes what a kill after the last rename left
-    names = {path.name for path in tmp_path.iterdir()} - {"whole", ".out.part", "out.part"}
-    assert names == set()
-    print(f"\n{kind}: {kills} kills, {resumable} of them left partial results, {ends} ends")
-    assert resumable > KILLS / 4
+    assert survives(COMMANDS[kind], tmp_path, 50) > 12
 
 
-def kill_at_every_step(top: str) -> None:
-    """Kill a pruning before each of its steps; resume it; compare; print what the kills left."""
-    words = ("prune", LLAMA, "--samples", 2, "--seq-len", 9, "--sparsity", 0.5)
-    whole = Path(top, "whole")
-    ran_here(*words, "-o", whole)
-    expected, number, killed, states = content(whole), 0, True, dict[str, int]()
-    while killed:
-        output = Path(top, str(number), "out")
-        shutil.copytree(LLAMA, output)
-        old, forced = files(output), (*words, "-o", output, "--force")
-        killed = killed_before_step(number, lambda: ran_here(*forced))  # noqa: B023
-        if not output.exists():
-            state = "moved aside"
-            assert files(output.parent / ".out.part" / "old") == old
-        elif (output / "pruning.json").exists():
-            state = "new"
-            assert content(output) == expected
-        else:
-            state = "old"
-            assert files(output) == old
-        states[state] = states.get(state, 0) + 1
-        ran_here(*forced, "--resume")
-        assert content(output) == expected
-        assert os.listdir(output.parent) == ["out"]
-        shutil.rmtree(output.parent)
-        number += 1
-    print(json.dumps(states))
+def test_a_few_stops(tmp_path: Path) -> None:
+    words = ("prune", LLAMA, "--nm", "2:4", "--method", "sparsegpt", "--seq-len", 64)
+    survives(words, tmp_path, 6, POLITE)
 
 
-@pytest.mark.kills
-def test_a_kill_at_every_step_of_a_pruning(tmp_path: Path) -> None:
-    states = printed_json(__file__, f"kill_at_every_step({str(tmp_path)!r})")
-    print(f"\na kill before each step of a pruning: {states}")
-    assert states["old"] > 60
-    assert states["moved aside"] == 3
-    assert states["new"] > 3
+@pytest.mark.real
+def test_fifty_kills_on_a_real_model(tmp_path: Path) -> None:
+    source = Path(os.environ.get("REFIMPL_REAL", "real")) / "SmolLM2-135M-Instruct"
+    if not source.is_dir():
+        pytest.skip("REFIMPL_REAL names no folder of models: see docs/how-to/real-models.md")
+    words = ("prune", source, "--nm", "2:4", "--samples", 1, "--seq-len", 64)
+    assert survives(words, tmp_path, 50, POLITE) > 12
 
 
 @pytest.mark.kills
@@ -127,6 +110,12 @@ def test_a_command_that_is_stopped_at_every_step_and_write(name: str) -> None:
         assert steps[how]["new"] > 1
         assert sum(steps[how].values()) > 8
         assert sum(writes[how].values()) > 0
+
+
+def test_a_folder_that_is_replaced_is_stopped_at_every_step() -> None:
+    counts = printed_json(crashes.__file__, "stops('a folder')")
+    assert counts["kill"]["aside"] == 3  # the two names are brought to the disk, and a rename
+    assert all(counts[how].keys() >= {"old", "new"} for how in crashes.HOWS)
 
 
 def test_a_command_that_is_stopped_at_a_few_steps() -> None:
