@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from refimpl.allocation.scores_json import RENAMED
 from refimpl.storage.arrays import is_tree, read_tree
 from refimpl.storage.finished_units import FinishedUnits, runs
 from refimpl.storage.work_folder import work_path
@@ -60,3 +61,17 @@ def before_unit(number: int, action: Callable[[], object]) -> Iterator[None]:
 def interrupt() -> None:
     """What Ctrl-C raises."""
     raise KeyboardInterrupt
+
+
+def facts(document: dict[str, Any]) -> dict[str, Any]:
+    """What a `scores.json` says, without nesting, by the names that `pruning.json` has."""
+    scores = document["scores"]
+    asked = {RENAMED.get(x, x): value for x, value in (scores["plan"] | scores["made_for"]).items()}
+    first = {"eta": scores["sweep"][0]["eta"], "dtype": scores["run"]["dtype"]}
+    return {**scores, **asked, **document["allocations"][0], **first}
+
+
+def coefficients(path: Path) -> list[Any]:
+    """The absorption coefficients in a `scores.json` at the first eta."""
+    found: list[Any] = json.loads(path.read_text())["scores"]["sweep"][0]["coefficient"]
+    return found

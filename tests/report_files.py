@@ -22,6 +22,10 @@ SCORES: dict[str, tuple[object, ...]] = {
     "perturbed.json": (LLAMA, *TOKENS, *PRUNING),
     "none.json": (LLAMA, "--samples", 2, "--seq-len", 8, "--correct", "none"),
 }
+ALLOCATED = (
+    *("base_sparsity", "corrected_sparsity", "num_pruned"),
+    *("linear_sparsity", "linear_pruned"),
+)
 EVERYTHING = (
     *("sweep.json", "dense/pruning.json", "eval-whole.json", "perturbed.json"),
     *("pattern/pruning.json", "eval-dense.json", "w.json"),
@@ -51,14 +55,22 @@ def edited(path: Path, target: Path, change: Callable[[dict[str, Any]], object])
 
 
 def deeper(document: dict[str, Any], count: int, block: Callable[[int], dict[str, Any]]) -> None:
-    """Make scores those of a model of so many blocks, each the first one with changed fields."""
-    document["num_blocks"], first = count, document["blocks"][0]
-    document["blocks"] = [first | {"index": i} | block(i) for i in range(count)]
-    for signal in document["signals"].values():
-        signal["values"] = {name: x[:1] * count for name, x in signal["values"].items()}
+    """Make scores those of a model of so many blocks, each the last one with changed fields."""
+    scores, (result,) = document["scores"], document["scores"]["sweep"]
+    for signal in scores["signals"].values():
+        signal["values"] = {name: x[-1:] * count for name, x in signal["values"].items()}
+    for owner in (scores, result, *document["allocations"]):
+        for name in ("linears", "sinks", "coefficient", "stderr", "left_out", *ALLOCATED):
+            if name in owner:
+                owner[name] = owner[name][-1:] * count
+    changed = [block(i) for i in range(count)]
+    for name in ("drift", "alignment"):
+        rows = [x.get(name, [result[name][-1][-1]] * (count - i)) for i, x in enumerate(changed)]
+        result[name] = [[None] * i + row for i, row in enumerate(rows)]
+    if "coefficient" in changed[0]:
+        result["coefficient"] = [x["coefficient"] for x in changed]
 
 
 def one_block(document: dict[str, Any]) -> None:
     """Make scores those of a model with a single block, the last one."""
-    last = document["blocks"][-1]
-    deeper(document, 1, lambda _: last | {"index": 0})
+    deeper(document, 1, lambda _: {})

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.allocation.dataclass_json import to_json
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, Probes, Scores, Signal, Signals
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
+from refimpl.loading.files.documents import plain
 from refimpl.method.correction import at_clip, centred_log, clipped_log, corrected
 from refimpl.method.equal_marginals import Growth, equal_marginals, growth
 from refimpl.method.projection import project
@@ -49,8 +49,8 @@ class Allocation:
     @property
     def digest(self) -> str:
         """SHA-256 of all fields but the seal."""
-        content = {name: to_json(value) for name, value in vars(self).items() if name != "seal"}
-        content["request"] |= {"base": self.request.base_name}
+        request = vars(self.request) | {"base": self.request.base_name}
+        content = plain({**vars(self), "request": request, "seal": ""})
         return sha256(json.dumps(content).encode()).hexdigest()
 
     def check_seal(self) -> None:

@@ -10,7 +10,10 @@ from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
+from refimpl.pruners.checks import Ints
 from refimpl.running.provenance import Run, TokenFacts
+
+Options = Mapping[str, int | float | str]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Absorption:
     alignment: Array
     coefficient: Array
     stderr: Array
-    left_out: Array
+    left_out: Ints
     divergence: Array | None = None
 
     @property
@@ -57,7 +60,7 @@ class Signal:
             has fewer linears than another; allocations are made from the first.
     """
 
-    options: Mapping[str, float | str]
+    options: Options
     values: Mapping[str, Array]
 
     @property
@@ -80,9 +83,9 @@ class PrunedAt:
     """The allocation at which the pruning perturbation pruned: weights per linear, [L, linears]."""
 
     base: str
-    options: Mapping[str, float | str]
+    options: Options
     sparsity: float
-    linear_pruned: Array
+    linear_pruned: Ints
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class Scores:
     tokens: TokenFacts
     plan: Perturbation
     sweep: tuple[Absorption, ...]
-    sinks: Array
+    sinks: Ints
     signals: Signals
     run: Run
     pruned_at: PrunedAt | None = None
@@ -157,14 +160,22 @@ class Scores:
 
 @dataclass(frozen=True)
 class StoredAllocation:
-    """An allocation as a file holds it: without the request; fields are as in `Allocation`."""
+    """An allocation as a file holds it: without the request; arrays are as in `Allocation`.
 
+    Args:
+        total_weights: Prunable weights.
+        total_pruned: Weights to prune in all.
+        clipped_share: Share of the blocks at the clip, 0 to 1.
+        num_pruned: Weights to prune per block, [L].
+        growth: As in `Allocation`, with its `common_rate`, `quartiles` and `fits`.
+    """
+
+    total_weights: int
+    total_pruned: int
+    clipped_share: float
     base_sparsity: Array
     corrected_sparsity: Array
+    num_pruned: Ints
     linear_sparsity: Array
-    linear_pruned: Array
-
-    @property
-    def num_pruned(self) -> Array:
-        """Weights to prune per block, [L]."""
-        return self.linear_pruned.sum(axis=1)
+    linear_pruned: Ints
+    growth: Mapping[str, Any] | None

@@ -1,26 +1,17 @@
 """How much every linear of a model loses: from an allocation, its file, or a pattern."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
-from refimpl.allocation.scores_json import (
-    HEAD,
-    REQUEST,
-    head,
-    parsed,
-    stored_allocation,
-    whole_scores,
-)
+from refimpl.allocation.scores_json import FORMAT, NAMED, recorded, scores_document
 from refimpl.errors import RefimplError, listed
-from refimpl.loading.files.file_reading import read_file
-from refimpl.loading.files.json_schema import require
+from refimpl.loading.files.documents import plain, read_document, reading_document
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Compat
@@ -29,19 +20,6 @@ from refimpl.pruners.pattern import Pattern
 from refimpl.running.provenance import token_facts
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
-
-NOT_RECORDED = ("family", "num_blocks", "subset", "budget_minutes", "measured_samples", "linears")
-RECORDED = tuple(key for key in HEAD if key not in NOT_RECORDED)  # of `scores.json`
-_OPTION = {"type": ["number", "string", "boolean", "null"]}
-MADE_SCHEMA: dict[str, Any] = {  # what tables and `pruning.json` take over from an allocation
-    "properties": {
-        **{key: {"type": "string"} for key in ("model", "base")},
-        "correct": {"type": ["string", "null"]},
-        "strength": {"type": ["number", "string", "null"]},
-        "requested_sparsity": {"type": "number", "minimum": 0, "maximum": 1},
-        "base_options": {"type": "object", "additionalProperties": _OPTION},
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -79,13 +57,9 @@ def allocation_targets(
 
     Without scores that it was made from, `tokens` are those that its signals were computed on.
     """
-    made: dict[str, Any] = dict.fromkeys(RECORDED)
-    if scores is not None:
-        sources = SimpleNamespace(scores=scores, absorption=scores.sweep[0], allocation=allocation)
-        made |= head(sources, RECORDED)
-    else:
-        made |= head(SimpleNamespace(allocation=allocation), REQUEST)
-        made["tokens"] = None if tokens is None else asdict(token_facts(tokens))
+    made = recorded(allocation, scores)
+    if scores is None and tokens is not None:
+        made["tokens"] = plain(token_facts(tokens))
     counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
     return Targets(counts, sparsity, allocation.request.compat, None, made)
 
@@ -122,28 +96,27 @@ def targets_for(target: Allocation | Pattern | Targets, linears: Linears) -> Tar
 
 def read_targets(path: Path, linears: Linears) -> Targets:
     """Targets from a file of `refimpl allocate -o` or `score -o`; of a sweep, at the first eta."""
-    with whole_scores(path):
-        document = parsed(read_file(path))
-        rows = document["blocks"]
-        shapes = [{x["name"]: tuple(x["shape"]) for x in row["linears"]} for row in rows]
-        if shapes != [dict(block) for block in linears]:
-            raise RefimplError(
-                f"{path}: an allocation for another model: {_sizes(shapes)}",
-                _sizes(linears),
-                "run refimpl score on this model",
-            )
-        allocation, sizes = stored_allocation(rows, linears), linear_sizes(linears)
-        counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
+    found = read_document(path, NAMED, FORMAT, scores_document)
+    scores, allocation = found.scores, found.allocations[0]
+    if [[*x.items()] for x in scores.linears] != [[*x.items()] for x in linears]:
+        raise RefimplError(
+            f"{path}: an allocation for another model: {_sizes(scores.linears)}",
+            _sizes(linears),
+            "run refimpl score on this model",
+        )
+    counts, sparsity, sizes = (
+        allocation.linear_pruned, allocation.linear_sparsity, linear_sizes(linears)
+    )  # fmt: skip
+    with reading_document(path, NAMED):
         for i, j in np.argwhere((counts < 0) | (counts > sizes)).tolist():
-            name = f"blocks.{i}.{[*linears[i]][j]}"
+            name = f"blocks.{i}.{[*linears[i], *[''] * j][j]}"
             raise ValueError(f"{name}: {counts[i, j]} to prune of {sizes[i, j]} weights")
-        if (total := counts.sum()) != document["total_pruned"]:
-            raise ValueError(f"counts sum to {total}, total_pruned is {document['total_pruned']}")
-        if document["compat"] not in ("exact", "peer") or not (sparsity >= 0).all():
-            raise ValueError(f"compat {document['compat']!r}, or a negative sparsity")
-        made = {name: document[name] for name in RECORDED}
-        require(made, MADE_SCHEMA)
-        return Targets(counts, sparsity, document["compat"], None, made)
+        if (total := counts.sum()) != allocation.total_pruned:
+            raise ValueError(f"counts sum to {total}, total_pruned is {allocation.total_pruned}")
+        if not (sparsity >= 0).all():
+            raise ValueError("a negative sparsity")
+    made = recorded(scores.made_for, scores)
+    return Targets(counts, sparsity, scores.made_for["compat"], None, made)
 
 
 def _sizes(linears: Linears) -> str:

@@ -14,6 +14,7 @@ from refimpl.cli.options import FieldOption, OptionGroup
 from refimpl.cli.terminal import deliver, say
 from refimpl.cli.validate import TIME_LIMIT
 from refimpl.loading.checkpoint import read_model
+from refimpl.loading.files.documents import plain
 from refimpl.loading.files.file_reading import reading
 from refimpl.oracle.case_folders import case_folder, cases_below, core_case, core_cases
 from refimpl.oracle.recipe import Recipe
@@ -146,7 +147,7 @@ def show_command(
     from refimpl.show.oracle import case_table  # not for --help
 
     one = case_folder(case)
-    deliver(one.facts, case_table(one), as_json)
+    deliver(plain(one.facts), case_table(one), as_json)
 
 
 @opt.with_groups

@@ -1,7 +1,6 @@
 """The job: perplexity and multiple choice of a model, in groups of batches that can be resumed."""
 
 import time
-from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from refimpl.evaluation.likelihood import group_likelihoods, tokens_in_memory
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.pruning.inspection import recorded_pruning
+from refimpl.pruning.record import PruningFacts, recorded_pruning
 from refimpl.running.provenance import Run, model_sha256, run_since
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress, Workers
@@ -63,7 +62,7 @@ class Evaluation:
     tokens: int
     resumed: int
     run: Run
-    pruning: Mapping[str, Any] | None = None
+    pruning: PruningFacts | None = None
 
     @property
     def tokens_per_second(self) -> float:

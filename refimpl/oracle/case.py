@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,12 +20,21 @@ from safetensors.numpy import save_file
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
+from refimpl.loading.files.documents import converted, filled, plain, reading_document
 from refimpl.method.perturbation import noise
 from refimpl.model.experts import ROUTER
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
-from refimpl.oracle.case_folders import FACTS, NEXT, case_facts
+from refimpl.oracle.case_folders import (
+    FACTS,
+    NEXT,
+    SCHEMA,
+    CaseFacts,
+    CaseTokens,
+    StepFacts,
+    case_facts,
+)
 from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.candidate_arrays import stored_arrays
 from refimpl.oracle.judging.measures import measure_of
@@ -39,9 +48,9 @@ from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
 
-SCHEMA = 2  # of case.json
 INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"
 PEER, MARGINS = "peer.safetensors", "margins.safetensors"
+OMITTED = {"noise_norm": "exact", "only": [], "sample_tokens": 0}  # by recipes of older versions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -181,27 +190,20 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
 def _write(case: Case, tokens: Tokens) -> None:
     """Write a case to its folder, which appears whole or not at all."""
     folder, model, inputs, expected = case.folder, case.model, case.inputs, case.expected
-    facts = {
-        "schema": SCHEMA,
-        "spec": SPEC,
-        "versions": {"refimpl": __version__, "numpy": np.__version__},
-        "model": model.hub_id or os.path.relpath(model.path, folder),
-        "family": model.config.family,
-        "tokens": {
-            "source": tokens.source, "shape": list(tokens.ids.shape), "sha256": tokens.sha256,
-        },
-        "recipe": asdict(case.recipe),
-        "sha256": _hashes(model, inputs),
-        "steps": [
-            {
-                "name": name,
-                "shape": list(value.shape),
-                "dtype": value.dtype.name,
-                "measure": measure_of(name, value.dtype),
-            }
-            for name, value in expected.items()
+    facts = CaseFacts(
+        schema=SCHEMA,
+        spec=SPEC,
+        versions={"refimpl": __version__, "numpy": np.__version__},
+        model=model.hub_id or os.path.relpath(model.path, folder),
+        family=model.config.family,
+        tokens=filled(CaseTokens, tokens, shape=tokens.ids.shape),
+        recipe=plain(case.recipe),
+        sha256=_hashes(model, inputs),
+        steps=[
+            filled(StepFacts, x, name=name, dtype=x.dtype.name, measure=measure_of(name, x.dtype))
+            for name, x in expected.items()
         ],
-    }  # fmt: skip
+    )
     with whole(folder) as new:
         new.mkdir()
         for name, arrays in (
@@ -231,30 +233,28 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     """
     folder = Path(folder)
     facts = case_facts(folder)
-    if (facts["schema"], facts["spec"]) != (SCHEMA, SPEC):
+    if facts.spec != SPEC:
         raise RefimplError(
-            f"{folder} has schema {facts['schema']} and spec {facts['spec']}",
-            f"schema {SCHEMA} and spec {SPEC}, those of refimpl {__version__}",
+            f"{folder} has spec {facts.spec}",
+            f"spec {SPEC}, that of refimpl {__version__}",
             f"use the refimpl that made the case, or {NEXT}",
         )
-    recipe: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in facts["recipe"].items()
-    }
+    with reading_document(folder / FACTS, ("the facts of a case", "a recipe", NEXT)):
+        recipe = converted(OMITTED | facts.recipe, Recipe, "recipe", exact=True)
     inputs, arrays, peer, margins = (
         stored_arrays(folder / name) for name in (INPUTS, EXPECTED, PEER, MARGINS)
     )
     wrong = [
-        step["name"]
-        for step in facts["steps"]
-        if step["name"] not in arrays or not _described(arrays[step["name"]], step)
+        step.name
+        for step in facts.steps
+        if step.name not in arrays or not _described(arrays[step.name], step)
     ]
-    model_path = folder / facts["model"]
-    is_id = "@" in facts["model"] and not model_path.exists()
-    model = read_model(facts["model"] if is_id else model_path, download=download)
-    size = (*facts["tokens"]["shape"], model.config.hidden_size)
+    model_path = folder / facts.model
+    is_id = "@" in facts.model and not model_path.exists()
+    model = read_model(facts.model if is_id else model_path, download=download)
+    size = (*facts.tokens.shape, model.config.hidden_size)
     noise_of = (model.config.num_blocks, *size), "float64"
-    needed = dict.fromkeys(_noises(Recipe(**recipe), arrays), noise_of)
+    needed = dict.fromkeys(_noises(recipe, arrays), noise_of)
     found = {name: (x.shape, x.dtype.name) for name, x in inputs.items()}
     if wrong or found != {"token_ids": (size[:-1], "int64")} | needed:
         raise RefimplError(
@@ -263,13 +263,11 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
             "noise of every draw, [blocks, N, S, width] of float64",
             NEXT,
         )
-    expected = Steps({step["name"]: arrays[step["name"]] for step in facts["steps"]})
+    expected = Steps({step.name: arrays[step.name] for step in facts.steps})
     checked_ids(inputs["token_ids"], model.config)
     hashes = _hashes(model, inputs)
-    case = Case(
-        folder, folder.resolve().name, model, Recipe(**recipe), inputs, expected, peer, margins
-    )
-    if other := [name for name, value in hashes.items() if facts["sha256"].get(name) != value]:
+    case = Case(folder, folder.resolve().name, model, recipe, inputs, expected, peer, margins)
+    if other := [name for name, value in hashes.items() if facts.sha256.get(name) != value]:
         raise RefimplError(
             f"{folder}: {', '.join(other)} changed since the case was made",
             "the model and inputs with the SHA-256 in case.json",
@@ -308,20 +306,16 @@ def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:
     return [f"noise.{draw}" if draw else "noise" for draw in range(draws)]
 
 
-def _described(array: Array, step: Mapping[str, Any]) -> bool:
+def _described(array: Array, step: StepFacts) -> bool:
     """Whether an array has the shape and dtype that `case.json` gives its step."""
-    return (list(array.shape), array.dtype.name) == (step["shape"], step["dtype"])
+    return (array.shape, array.dtype.name) == (step.shape, step.dtype)
 
 
-def _text(facts: Mapping[str, Any]) -> str:
+def _text(facts: CaseFacts) -> str:
     """JSON with a line per fact, and one per step."""
-    lines = [
-        f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}"
-        for key, value in facts.items()
-        if key != "steps"
-    ]
-    steps = ",\n".join(f"  {json.dumps(step)}" for step in facts["steps"])
-    return "{\n" + ",\n".join([*lines, f' "steps": [\n{steps}\n ]']) + "\n}\n"
+    lines = [f" {json.dumps(key)}: {json.dumps(x)}" for key, x in plain(facts).items()]
+    steps = ",\n".join(f"  {json.dumps(plain(step))}" for step in facts.steps)
+    return "{\n" + ",\n".join([*lines[:-1], f' "steps": [\n{steps}\n ]']) + "\n}\n"
 
 
 def _hashes(model: Model, inputs: Mapping[str, Array]) -> dict[str, Any]:

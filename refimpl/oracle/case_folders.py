@@ -1,22 +1,56 @@
 """Folders of cases, read without NumPy: the core cases, which refimpl contains, and others."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import json_object, read_file, reading
-from refimpl.loading.files.json_schema import require
+from refimpl.loading.files.documents import Document, Size, converted, read_document
 
 FACTS = "case.json"
 NEXT = "make the case again with refimpl case make"
 EXPECTED = f"a case: a folder with {FACTS} and the files that refimpl case make wrote"
 CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see pyproject.toml
 PACKAGE = Path(__file__).parent.parent
+SCHEMA: Literal[2] = 2  # of case.json
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class CaseTokens(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The token ids of a case: their source, sequences and tokens of each, and digest."""
+
+    source: str
+    shape: tuple[Size, Size]
+    sha256: Digest
+
+
+class StepFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A step, and how a candidate's is compared: see `judging.measures`."""
+
+    name: Annotated[str, Meta(pattern="^[a-z0-9_.]+$")]
+    shape: tuple[Size, ...]
+    dtype: Literal["float64", "int64", "uint8"]
+    measure: Literal["rows", "numbers", "shares", "counts", "bits"]
+
+
+class CaseFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The content of `case.json`: what the numbers depend on, and the steps.
+
+    The model is a path, relative to the case's folder, or ORG/NAME@COMMIT[:FILE.gguf] of the hub;
+    the recipe has the fields of `Recipe`, which needs NumPy.
+    """
+
+    schema: Literal[2]
+    spec: Size
+    versions: dict[str, str]
+    model: str
+    family: str
+    tokens: CaseTokens
+    recipe: dict[str, Any]
+    sha256: dict[str, Digest]
+    steps: Annotated[list[StepFacts], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -24,7 +58,7 @@ class CaseFolder:
     """A folder of a case and the content of its `case.json`."""
 
     path: Path
-    facts: Mapping[str, Any]
+    facts: CaseFacts
 
     @property
     def name(self) -> str:
@@ -34,12 +68,12 @@ class CaseFolder:
     @property
     def family(self) -> str:
         """The model's family, as its `config.json` names it."""
-        return str(self.facts["family"])
+        return self.facts.family
 
     @property
     def steps(self) -> tuple[str, ...]:
         """Names of the steps, in the order of execution."""
-        return tuple(step["name"] for step in self.facts["steps"])
+        return tuple(step.name for step in self.facts.steps)
 
 
 def case_folder(path: Path) -> CaseFolder:
@@ -82,20 +116,7 @@ def cases_below(folder: Path) -> list[CaseFolder]:
     return cases
 
 
-def case_facts(folder: Path) -> dict[str, Any]:
-    """The facts of the case in a folder, which are as the schema says."""
-    file = folder / FACTS
-    with reading(file, EXPECTED):
-        facts = json_object(read_file(file), str(file), EXPECTED)
-    try:
-        require(facts, _schema())
-    except ValueError as error:
-        raise RefimplError(f"{folder} is not a case ({error})", EXPECTED, NEXT) from error
-    return facts
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    content = files("refimpl.oracle").joinpath("case.schema.json").read_text("utf-8")
-    schema: dict[str, Any] = json.loads(content)
-    return schema
+def case_facts(folder: Path) -> CaseFacts:
+    """The facts of the case in a folder."""
+    named = "the facts of a case", EXPECTED, NEXT
+    return read_document(folder / FACTS, named, None, lambda x: converted(x, CaseFacts))

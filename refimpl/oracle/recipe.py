@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from math import inf
+from typing import Annotated, Literal
 
 import numpy as np
 
 from refimpl.allocation.request import Correction, Request
 from refimpl.allocation.scores import Signal, Signals
 from refimpl.arguments import Checked, require
+from refimpl.errors import RefimplError
 from refimpl.method.perturbation import NoiseNorm, NoiseScale, NoiseShape, Norm, Perturbation, Sink
 from refimpl.model.ops import Array
 from refimpl.pruners.decision import Pruner
@@ -70,7 +72,7 @@ class Recipe(Checked):
     max_correction: float = 0.05
     pattern: str = "2:4"
     damping: float = 0.01
-    shown: tuple[int, ...] = (0,)
+    shown: tuple[Annotated[int, 0, inf], ...] = (0,)
     noise_norm: NoiseNorm = "exact"
     only: tuple[str, ...] = ()
     sample_tokens: int = 0
@@ -78,6 +80,10 @@ class Recipe(Checked):
     def __post_init__(self) -> None:
         """Refuse what no perturbation, base or pruner accepts."""
         super().__post_init__()
+        if not 0 < len(self.bases) == len({*self.bases}):
+            raise RefimplError(
+                f"bases {' '.join(self.bases)}", "one or more, each once", "omit --bases"
+            )
         _ = self.coarse_perturbation, *map(self.request, self.bases), Pruner(damping=self.damping)
         _ = self.pattern and parse_pattern(self.pattern)
 

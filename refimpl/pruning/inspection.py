@@ -7,18 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.errors import RefimplError
 from refimpl.loading.composites import parts
-from refimpl.loading.files.file_reading import json_object, read_file, reading
-from refimpl.loading.files.json_schema import Schema, require
 from refimpl.model.floating_point import is_zero
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight
 from refimpl.pruners.pattern import pattern_of
-from refimpl.pruning.record_schema import RECORD_SCHEMA, WHOLE_RECORD
-from refimpl.storage.target_checks import RECORD
-
-EXPECTED = "the record that refimpl prune wrote"
+from refimpl.pruning.record import read_record
 
 
 @dataclass(frozen=True)
@@ -41,10 +35,10 @@ class LinearZeros:
 
 @dataclass(frozen=True)
 class Requested:
-    """What a model was pruned to, by its `pruning.json`: a sparsity, a pattern "n:m", or both."""
+    """What a model was pruned to, by its `pruning.json`: a sparsity, and perhaps a pattern."""
 
     method: str
-    sparsity: float | None
+    sparsity: float
     pattern: str | None
 
 
@@ -171,68 +165,8 @@ def _zeros(weight: Weight) -> LinearZeros:
     return LinearZeros(zero.size, count, None if pattern is None else str(pattern), stored.kind)
 
 
-def read_record(model: Model, schema: Schema = RECORD_SCHEMA) -> Mapping[str, Any] | None:
-    """What the `pruning.json` beside a model holds; None without one."""
-    path = model.folder / RECORD
-    with reading(path, EXPECTED):
-        if not path.exists():
-            return None
-        record = json_object(read_file(path), str(path), EXPECTED)
-    try:
-        require(record, schema)
-    except ValueError as error:
-        raise RefimplError(
-            f"{path} is not a record of a pruning ({error})",
-            EXPECTED,
-            "prune the model again, or remove this file",
-        ) from error
-    return record
-
-
-def pruning_facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """How a model was pruned, by its record: pruner, share of the weights pruned, allocation.
-
-    Its digest, too, which is null if an older version pruned it.
-    """
-    made = record["allocation"]
-    facts = {key: record[key] for key in ("model", "method", "pattern")}
-    facts["sparsity"] = record["total_pruned"] / record["total_weights"]
-    facts |= {key: made.get(key) for key in ("base", "correct", "strength")}
-    return facts | {"sha256": record.get("files", {}).get("sha256")}
-
-
-def recorded_pruning(model: Model) -> dict[str, Any] | None:
-    """How a model was pruned, by the record beside it; None without one."""
-    record = read_record(model, WHOLE_RECORD)
-    return None if record is None else pruning_facts(record)
-
-
-def allocation_name(facts: Mapping[str, Any]) -> str:
-    """How sparsity was divided among the blocks: "owl + absorption 0.05", "2:4"."""
-    if facts["pattern"] is not None:
-        return str(facts["pattern"])
-    if facts["correct"] is None:
-        return str(facts["base"] or "custom")
-    strength = facts["strength"]
-    size = f"{strength:g}" if isinstance(strength, int | float) else str(strength)
-    return f"{facts['base']} + {facts['correct']} {size}"
-
-
-def pruning_name(facts: Mapping[str, Any]) -> str:
-    """A pruning by what it is: "wanda 60 %, owl + absorption 0.05"."""
-    return f"{facts['method']} {100 * facts['sparsity']:.3g} %, {allocation_name(facts)}"
-
-
 def _requested(model: Model) -> Requested | None:
     """What a model was pruned to, by the record beside it."""
     if (record := read_record(model)) is None:
         return None
-    method, pattern = record.get("method"), record.get("pattern")
-    sparsity = record.get("requested_sparsity")
-    if method is None or (sparsity is None and pattern is None):
-        raise RefimplError(
-            f"{model.folder / RECORD}: names no method, or neither a sparsity nor a pattern",
-            EXPECTED,
-            "prune the model again, or remove this file",
-        )
-    return Requested(method, None if sparsity is None else float(sparsity), pattern)
+    return Requested(record["method"], float(record["requested_sparsity"]), record["pattern"])

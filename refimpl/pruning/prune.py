@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial as bound
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.targets import Targets, targets_for
 from refimpl.errors import RefimplError
+from refimpl.loading.files.documents import filled, plain
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.pruners.decision import Pruner
@@ -22,10 +23,17 @@ from refimpl.pruners.method import Method, methods
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruning.calibration import BLOCK, STATES, Calibration
 from refimpl.pruning.copied_files import copies
-from refimpl.pruning.inspection import read_record
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration_ids
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, Written
 from refimpl.pruning.pruned_linears import pruned_weights, unpacked
+from refimpl.pruning.record import (
+    RECORD_FORMAT,
+    BlockRecord,
+    FilesRecord,
+    LinearRecord,
+    PruningRecord,
+    read_record,
+)
 from refimpl.running.memory import parse_memory
 from refimpl.running.provenance import (
     Run,
@@ -42,8 +50,6 @@ from refimpl.storage.finished_units import FinishedUnits, finished_units
 from refimpl.storage.target_checks import RECORD, check_folder, real_path
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
-
-RECORD_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -304,49 +310,31 @@ def _options(
 def record(pruning: Pruning) -> dict[str, Any]:
     """What `pruning.json` holds."""
     written, pruner, targets = pruning.written, pruning.pruner, pruning.targets
-    total = {
-        "total_weights": pruning.total_weights,
-        "total_requested": int(targets.linear_pruned.sum()),
-        "total_pruned": pruning.total_pruned,
-        "total_zeros": pruning.total_zeros,
-    }
-    return {
-        "format": RECORD_FORMAT,
-        "model": pruning.model,
-        "family": pruning.family,
-        "method": pruner.record.name,
+    asked, share = targets.linear_pruned, targets.linear_sparsity
+    blocks = [
+        BlockRecord(
+            index=i,
+            linears=[
+                filled(LinearRecord, x, name=name, sparsity=share[i, j], requested=asked[i, j])
+                for j, (name, x) in enumerate(block.items())
+            ],
+        )
+        for i, block in enumerate(written.counts)
+    ]
+    whole = filled(
+        PruningRecord,
+        pruning,
+        format=RECORD_FORMAT,
+        method=pruner.record.name,
         **pruner.options,
-        "compat": targets.compat,
-        "pattern": None if targets.pattern is None else str(targets.pattern),
-        "requested_sparsity": total["total_requested"] / total["total_weights"],
-        **total,
-        "calibration": None if pruning.tokens is None else asdict(pruning.tokens),
-        **({"without_tokens": pruning.without_tokens} if pruning.without_tokens else {}),
-        "allocation": dict(targets.made),
-        "blocks": [
-            {
-                "index": i,
-                "linears": [
-                    {
-                        "name": name,
-                        "sparsity": float(targets.linear_sparsity[i, j]),
-                        "requested": int(targets.linear_pruned[i, j]),
-                        **{key: n for key, n in asdict(linear).items() if n is not None},
-                    }
-                    for j, (name, linear) in enumerate(block.items())
-                ],
-            }
-            for i, block in enumerate(written.counts)
-        ],
-        "files": {
-            "sha256": pruning.sha256,
-            "companions": list(written.companions),
-            "left_out": list(written.left_out),
-            "format_added": list(written.format_added),
-            "dequantised": dict(written.dequantised),
-            **({"ignored": list(written.ignored)} if written.ignored else {}),
-        },
-        "before": pruning.before,
-        "run": asdict(pruning.run),
-        **pruning.measures,
-    }
+        compat=targets.compat,
+        pattern=None if targets.pattern is None else str(targets.pattern),
+        requested_sparsity=asked.sum() / pruning.total_weights,
+        total_requested=asked.sum(),
+        calibration=pruning.tokens,
+        without_tokens=tuple(pruning.without_tokens),
+        allocation=targets.made,
+        blocks=blocks,
+        files=filled(FilesRecord, written, sha256=pruning.sha256),
+    )
+    return {**plain(whole), **pruning.measures}

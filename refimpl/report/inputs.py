@@ -11,58 +11,32 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from refimpl.allocation.scores import Scores, StoredAllocation
-from refimpl.allocation.scores_json import (
-    FORMAT,
-    NOT_WHOLE,
-    Json,
-    parsed,
-    scores_of,
-    stored_allocation,
-    sweep_of,
-    whole_scores,
-)
-from refimpl.errors import RefimplError, unreadable
+from refimpl.allocation.scores_json import FORMAT, recorded, scores_document
+from refimpl.errors import RefimplError
+from refimpl.evaluation.document import EvaluationDocument
+from refimpl.loading.files.documents import converted, parsed_object, plain, reading_document
 from refimpl.loading.files.file_reading import read_file
-from refimpl.loading.files.json_schema import require
 from refimpl.model.ops import Array
-from refimpl.pruning.inspection import pruning_facts, pruning_name
-from refimpl.pruning.record_schema import COUNTS, FACTS, RUN, WHOLE_RECORD
+from refimpl.pruning.record import COUNTS, PruningFacts, pruning_record
 from refimpl.report.figure import MOST
 from refimpl.storage.target_checks import RECORD
 
+Json = Mapping[str, Any]
 OTHER_FORMAT = 1  # of every file but scores
 KINDS = "a file that refimpl score, allocate, prune or eval wrote"
+NAMED = "a whole file of refimpl", KINDS, "run that command again"
 TEXT = ("perplexity", "nats_per_token", "bits_per_byte")
 QUESTIONS = ("acc", "acc_norm")
-
-
-def _measured(names: tuple[str, ...], digest: str) -> dict[str, object]:
-    """A text or questions: its source, its digest, and numbers that may be unknown."""
-    numbers = {key: {"type": ["number", "null"]} for n in names for key in (n, f"{n}_stderr")}
-    texts = {key: {"type": "string"} for key in ("source", digest)}
-    return {"type": ["object", "null"], "required": [*texts, *names], "properties": texts | numbers}
-
-
-# What a report needs of an evaluation; other fields may be beside.
-EVALUATION = {
-    "type": "object",
-    "required": ["model", "family", "num_blocks", "run"],
-    "properties": {
-        "run": RUN,
-        "model": {"type": "string"},
-        "family": {"type": "string"},
-        "model_sha256": {"type": ["string", "null"]},
-        "num_blocks": {"type": "integer", "minimum": 1},
-        "pruning": FACTS,
-        "text": _measured(TEXT, "sha256"),
-        "choices": _measured(QUESTIONS, "ids_sha256"),
-    },
-}
+FACTS = ("family", "num_blocks", "budget_minutes", "measured_samples")
+TOTALS = ("total_weights", "total_pruned", "clipped_share")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the report: its path, the SHA-256 of its bytes, and its content."""
+    """A file of the report: its path, the SHA-256 of its bytes, and its content.
+
+    Of scores, `document` has the facts of how they were made.
+    """
 
     path: Path
     sha256: str
@@ -73,20 +47,19 @@ class SourceFile:
 class ReportInput:
     """A file of any kind, and its name in the report: that of the folder, and the pruning.
 
-    The pruning is as `pruning_facts` gives it, or None. Without a digest of the model (None),
-    nothing says that another file is about the same one.
+    Without a digest of the model (None), nothing says that another file is about the same one.
     """
 
     kind: ClassVar[str]
     file: SourceFile
     name: str
-    pruning: Json | None
+    pruning: PruningFacts | None
     sha256: str | None
 
     @property
     def model(self) -> str:
         """The name of the model, before it was pruned."""
-        return str((self.pruning or self.file.document)["model"])
+        return self.file.document["model"] if self.pruning is None else self.pruning.model
 
 
 @dataclass(frozen=True)
@@ -184,11 +157,11 @@ def _read(path: Path) -> Sequence[ScoresInput | PruningInput | EvaluationInput]:
     That of a pruning with --measure holds two evaluations, too.
     """
     path = path / RECORD if path.is_dir() else path
-    try:
+    with reading_document(path, NAMED):
         content = read_file(path)
-        file = SourceFile(path, sha256(content).hexdigest(), parsed(content, MOST, None))
-        keys, version = file.document.keys(), file.document.get("format")
-        is_scores = {"perturbation", "perturbed_at"} <= keys
+        document = parsed_object(content, None, MOST)
+        file, keys = SourceFile(path, sha256(content).hexdigest(), document), document.keys()
+        is_scores, version = "perturbation" in keys or "scores" in keys, document.get("format")
         if version != (expected := FORMAT if is_scores else OTHER_FORMAT):
             raise ValueError(f"format {version!r}, expected {expected}")
         if is_scores:
@@ -196,43 +169,36 @@ def _read(path: Path) -> Sequence[ScoresInput | PruningInput | EvaluationInput]:
         if {"method", "calibration"} <= keys:
             return [_pruning_input(file), *_measured_inputs(file)]
         if {"family", "run"} <= keys and {"text", "choices"} & keys:
-            return [_evaluation_input(file)]
+            return [_evaluation_input(file, document)]
         raise ValueError("no command writes these fields")
-    except OSError as error:
-        raise unreadable(path, error, KINDS) from error
-    except NOT_WHOLE as error:
-        shown = isinstance(error, ValueError) or type(error) is TypeError
-        why = str(error).partition("\n")[0] if shown else repr(error)
-        raise RefimplError(
-            f"{path}: not a whole file of refimpl ({why})", KINDS, "run that command again"
-        ) from error
 
 
 def _scores_input(file: SourceFile) -> ScoresInput:
-    document = file.document
-    with whole_scores(file.path):
-        scores = scores_of(document)
-    allocations = [stored_allocation(x["blocks"], scores.linears) for x in sweep_of(document)]
-    return ScoresInput(file, scores.model, None, None, scores, tuple(allocations))
+    whole = scores_document(file.document)
+    scores, allocation = whole.scores, whole.allocations[0]
+    facts = recorded(scores.made_for, scores) | {name: getattr(scores, name) for name in FACTS}
+    facts |= {"subset": scores.plan.subset, "linears": scores.shapes, "run": scores.run}
+    facts |= {name: getattr(allocation, name) for name in TOTALS}
+    file = replace(file, document=plain(facts))
+    return ScoresInput(file, scores.model, None, None, scores, tuple(whole.allocations))
 
 
 def _pruning_input(file: SourceFile) -> PruningInput:
-    document = file.document
-    require(document, WHOLE_RECORD)
-    blocks = [block["linears"] for block in document["blocks"]]
-    linears = tuple(tuple(x["name"] for x in block) for block in blocks)
+    record = pruning_record(file.document)
+    blocks = [block.linears for block in record.blocks]
+    linears = tuple(tuple(x.name for x in block) for block in blocks)
 
     def numbers(key: str) -> Array:
         array = np.zeros((len(blocks), max(map(len, blocks))))
         for row, block in zip(array, blocks, strict=True):
-            row[: len(block)] = [x[key] for x in block]
+            row[: len(block)] = [getattr(x, key) for x in block]
         return array
 
     if any(len(set(names)) < len(names) for names in linears):
         raise ValueError("a linear twice in a block")
-    counts, facts = {key: numbers(key) for key in COUNTS}, pruning_facts(document)
-    name = f"{_folder_name(file.path)}, {pruning_name(facts)}"
-    return PruningInput(file, name, facts, facts["sha256"], linears, numbers("sparsity"), counts)
+    counts, facts = {key: numbers(key) for key in COUNTS}, record.facts
+    name = f"{_folder_name(file.path)}, {facts.name}"
+    return PruningInput(file, name, facts, facts.sha256, linears, numbers("sparsity"), counts)
 
 
 def _folder_name(path: Path) -> str:
@@ -246,13 +212,13 @@ def _measured_inputs(file: SourceFile) -> Iterator[EvaluationInput]:
     if (both := document.get("measured")) is None:
         return
     for at, record in (("before", document.get("before")), ("after", document)):
-        facts = {key: document.get(key) for key in ("model", "family", "run")}
-        facts |= {"num_blocks": len(document["blocks"]), "text": both[at]}
-        facts["pruning"] = None if record is None else pruning_facts(record)
-        facts["model_sha256"] = both[at].get("model_sha256")
+        facts = {key: document.get(key) for key in ("format", "model", "family", "run")}
+        pruned = None if record is None else pruning_record(record).facts
+        facts |= {"num_blocks": len(document["blocks"]), "text": both[at], "pruning": plain(pruned)}
+        facts |= {"model_sha256": both[at].get("model_sha256"), "dtype": document["run"]["dtype"]}
         if at == "after":
             facts["model"] = _folder_name(file.path)
-        yield _evaluation_input(replace(file, document=facts))
+        yield _evaluation_input(file, facts)
 
 
 def _distinct(evaluated: Sequence[EvaluationInput]) -> list[EvaluationInput]:
@@ -265,28 +231,26 @@ def _distinct(evaluated: Sequence[EvaluationInput]) -> list[EvaluationInput]:
     return different
 
 
-def _evaluation_input(file: SourceFile) -> EvaluationInput:
-    document = file.document
-    require(document, EVALUATION)
-
-    def number(value: Any) -> float:
-        return nan if value is None else float(value)
-
-    text, questions, pruning = map(document.get, ("text", "choices", "pruning"))
-    measures = {
-        name: MeasuredValue(number(part[name]), number(part.get(f"{name}_stderr")))
+def _evaluation_input(file: SourceFile, content: Json) -> EvaluationInput:
+    document = converted(content, EvaluationDocument)
+    text, questions, pruning = document.text, document.choices, document.pruning
+    numbers = {
+        name: (getattr(part, name), getattr(part, f"{name}_stderr", None))
         for part, names in ((text, TEXT), (questions, QUESTIONS))
         if part is not None
         for name in names
     }
     return EvaluationInput(
-        file,
-        ", ".join([document["model"], *([] if pruning is None else [pruning_name(pruning)])]),
+        replace(file, document=content),
+        ", ".join([document.model, *([] if pruning is None else [pruning.name])]),
         pruning,
-        document.get("model_sha256"),
-        None if text is None else (text["source"], text["sha256"]),
-        None if questions is None else (questions["source"], questions["ids_sha256"]),
-        measures,
+        document.model_sha256,
+        None if text is None else (text.source, text.sha256),
+        None if questions is None else (questions.source, questions.ids_sha256),
+        {
+            name: MeasuredValue(*(nan if x is None else x for x in pair))
+            for name, pair in numbers.items()
+        },
     )
 
 

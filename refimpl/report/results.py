@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from math import isfinite
 
-from refimpl.pruning.inspection import allocation_name
 from refimpl.report import figure as fig
 from refimpl.report.allocation import NAMES
 from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput
@@ -108,8 +107,8 @@ def _quality(ident: str, text: str, evaluated: Sequence[EvaluationInput]) -> fig
     for one in evaluated:
         line, sparsity, who = "dense", 0.0, ("-", "-")
         if one.pruning is not None:
-            who = (str(one.pruning["method"]), allocation_name(one.pruning))
-            line, sparsity = ", ".join(who), float(one.pruning["sparsity"])
+            who = (one.pruning.method, one.pruning.allocation)
+            line, sparsity = ", ".join(who), one.pruning.sparsity
         rows.append((line, sparsity, one.measures["perplexity"], *who, one.name))
     rows.sort(key=lambda row: row[:2])
     names, at, found, pruners, allocations, whose = zip(*rows, strict=True)

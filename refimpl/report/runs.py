@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import printable
-from refimpl.pruning.inspection import allocation_name
 from refimpl.report.inputs import EvaluationInput, ReportInput, ReportInputs, ScoresInput, named
 from refimpl.report.standalone import csv_text
 from refimpl.show.header import joined, terminal_width
@@ -53,9 +52,9 @@ def _same_model(x: ReportInput, y: ReportInput) -> bool:
 def _pruning(x: ReportInput) -> Iterator[tuple[str, str | float]]:
     """What a pruned model is: pruner, allocation and the fraction that was pruned."""
     if (pruning := x.pruning) is not None:
-        yield "pruner", str(pruning["method"])
-        yield "allocation", allocation_name(pruning)
-        yield "sparsity", float(pruning["sparsity"])
+        yield "pruner", pruning.method
+        yield "allocation", pruning.allocation
+        yield "sparsity", pruning.sparsity
 
 
 def _measures(x: ReportInput) -> Iterator[tuple[str, str | float]]:

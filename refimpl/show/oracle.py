@@ -76,7 +76,7 @@ def cases_table(cases: Sequence[CaseFolder]) -> str:
     columns = {
         "case": [case.name for case in cases],
         "family": [case.family for case in cases],
-        "tokens": [" x ".join(map(str, case.facts["tokens"]["shape"])) for case in cases],
+        "tokens": [" x ".join(map(str, case.facts.tokens.shape)) for case in cases],
         "steps": [f"{len(case.steps):,}" for case in cases],
     }
     return joined([*aligned(columns), "", f"next:       refimpl case show {cases[0].name}"])
@@ -84,19 +84,17 @@ def cases_table(cases: Sequence[CaseFolder]) -> str:
 
 def case_table(case: CaseFolder) -> str:
     """What a case was made of, and a row per step: its shape and dtype."""
-    facts, recipe = case.facts, case.facts["recipe"]
-    shape = facts["tokens"]["shape"]
+    facts, recipe = case.facts, case.facts.recipe
     header = {
-        "case": [case.name, f"family {case.family}", f"spec {facts['spec']}"],
+        "case": [case.name, f"family {case.family}", f"spec {facts.spec}"],
         "folder": [str(case.path)],
-        "inputs": [f"token_ids {shape}", "noise [L, N, S, D] of every draw"],
+        "inputs": [f"token_ids {[*facts.tokens.shape]}", "noise [L, N, S, D] of every draw"],
         "recipe": [f"{name} {_recipe(value)}" for name, value in recipe.items()],
     }
-    steps = facts["steps"]
     columns = {
-        **_left("step", [step["name"] for step in steps]),
-        **_left("shape", [str(step["shape"]) for step in steps]),
-        **_left("dtype", [step["dtype"] for step in steps]),
+        **_left("step", [*case.steps]),
+        **_left("shape", [str([*step.shape]) for step in facts.steps]),
+        **_left("dtype", [step.dtype for step in facts.steps]),
     }
     said = "inputs.safetensors holds the inputs; write a tensor per step, a float one in any dtype"
     rows = [line.rstrip() for line in aligned(columns)]

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from refusals import refusal_of
 
 from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
-from refimpl.allocation.dataclass_json import to_json
-from refimpl.allocation.scores_json import document, read_scores, scores_of
+from refimpl.allocation.scores_json import document, read_scores, scores_document
+from refimpl.loading.files.documents import plain
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
 from refimpl.tokens import random_tokens
@@ -67,12 +67,12 @@ def test_errors_of_lsa_come_back(tmp_path: Path) -> None:
     read = read_scores(tmp_path / "scores.json")
     assert bits(read) == bits(scores)
     assert whole_document(read, replace(wanted, options={"beta": 0.1, "block": 8})) != content
-    signal = content["signals"].pop("lsa")
+    signal = content["scores"]["signals"].pop("lsa")
     assert signal == {
         "options": {"block": 8}, "values": {"error": scores.signals["lsa"].main.tolist()}
     }  # fmt: skip
     with pytest.raises(RefimplError, match="lsa with block 8: not in these scores"):
-        allocate(scores_of(content), wanted)
+        allocate(scores_document(content).scores, wanted)
 
 
 @pytest.mark.parametrize(
@@ -96,78 +96,43 @@ def test_a_custom_base_is_named_but_not_its_folder(tmp_path: Path) -> None:
     wanted = Request(str(base), sparsity=0.6)
     scores = score(model_of("llama"), random_tokens(264, 2, 7), PRUNING, wanted)
     content = whole_document(scores, wanted)
-    assert content["base"] == "my base.json"
+    assert content["scores"]["made_for"]["base"] == "my base.json"
     write_json(tmp_path / "scores.json", content)
     read = read_scores(tmp_path / "scores.json")
     assert allocate(read, wanted).total_pruned == round(0.6 * 4 * 7296)
 
 
-def test_the_document_holds_what_it_should() -> None:
+def test_the_document_is_the_scores_and_the_allocations() -> None:
     scores, wanted = scored("llama")
     content = whole_document(scores, wanted)
-    assert {"dtype", "perturbation", "tokens", "clipped_share", "run"} < content.keys()
-    assert content["base_options"] == dict(wanted.options)
-    assert content["requested_sparsity"] == wanted.sparsity
-    correction = ("correct", "strength", "max_correction", "correction_scale")
-    for name in ("base", *correction, "lo", "hi", "compat"):
-        assert content[name] == getattr(wanted, name)
-    for name in ("noise_scale", "noise_shape", "norm", "sink", "draws", "seed"):
-        assert content[name] == getattr(scores.plan, name)
-    assert (content["model"], content["family"], content["num_blocks"]) == ("llama", "llama", 4)
-    assert content["linears"] == {name: list(shape) for name, shape in scores.shapes.items()}
-    assert content["total_pruned"] == round(0.55 * content["total_weights"])
-    assert content["eta"] == 0.01
-    assert [found["eta"] for found in content["sweep"]] == [0.01, 0.3]
-    assert content["sweep"][0]["blocks"] == content["blocks"]
-    assert content["signals"] == {
-        name: {
-            "options": dict(signal.options),
-            "values": {key: to_json(x) for key, x in signal.values.items()},
-        }
-        for name, signal in scores.signals.items()
-    }
-    assert content["signals"].keys() == {"alphapruning", "dlp", "owl"}
-    allocation = allocate(scores, wanted)
-    assert allocation.total_pruned == round(0.55 * allocation.total_weights)
-    for found, result in zip(content["sweep"], scores.sweep, strict=True):
-        allocation = allocate(scores, wanted, scores.sweep.index(result))
-        for i, row in enumerate(found["blocks"]):
-            linears = row.pop("linears")
-            assert row.pop("tokens_excluded_as_sinks") == scores.sinks[i]
-            assert row == {
-                "index": i,
-                "num_weights": 7296,
-                "absorption_coefficient": result.coefficient[i],
-                "absorption_stderr": result.stderr[i],
-                "log_absorption": np.log(result.coefficient[i]),
-                "tokens_left_out": result.left_out[i],
-                "drift": result.drift[i, i:].tolist(),
-                "alignment": result.alignment[i, i:].tolist(),
-                "arrival": row["drift"][-1],
-                "divergence": None,
-                "base_sparsity": allocation.base_sparsity[i],
-                "corrected_sparsity": allocation.corrected_sparsity[i],
-                "num_pruned": sum(x["num_pruned"] for x in linears),
-            }
-            assert [(x["name"], tuple(x["shape"])) for x in linears] == [*scores.linears[i].items()]
-            assert [x["num_pruned"] for x in linears] == allocation.linear_pruned[i].tolist()
+    assert content.keys() == {"format", "scores", "allocations"}
+    assert content["scores"]["made_for"] == vars(wanted)
+    assert content["scores"]["plan"] == plain(scores.plan)
+    assert content["scores"]["run"] == vars(scores.run)
+    assert content["scores"]["linears"][0]["k_proj"] == [16, 32]
+    for i, (found, result) in enumerate(zip(content["allocations"], scores.sweep, strict=True)):
+        allocation = allocate(scores, wanted, i)
+        assert found["linear_pruned"] == allocation.linear_pruned.tolist()
+        assert found["num_pruned"] == [sum(row) for row in found["linear_pruned"]]
+        assert found["corrected_sparsity"] == allocation.corrected_sparsity.tolist()
+        assert found["total_pruned"] == allocation.total_pruned == round(0.55 * 4 * 7296)
+        drift = content["scores"]["sweep"][i]["drift"]
+        assert drift[3] == [None] * 3 + [result.drift[3, 3]]
 
 
-def test_one_eta_is_no_sweep_and_pruning_says_where() -> None:
+def test_pruning_says_where() -> None:
     scores, wanted = scored("llama", pruning=True)
     content = whole_document(scores, wanted)
-    assert "sweep" not in content
-    assert content["eta"] is None
-    assert content["perturbed_at"]["base"] == "alphapruning"
-    assert content["perturbed_at"]["sparsity"] == 0.55
-    assert np.sum(content["perturbed_at"]["linear_pruned"]) == content["total_pruned"]
-    assert all(row["divergence"] > 0 for row in content["blocks"])
-    assert whole_document(*scored("llama"))["perturbed_at"] is None
+    (found,), at = content["scores"]["sweep"], content["scores"]["pruned_at"]
+    assert (found["eta"], at["base"], at["sparsity"]) == (None, "alphapruning", 0.55)
+    assert np.sum(at["linear_pruned"]) == content["allocations"][0]["total_pruned"]
+    assert min(found["divergence"]) > 0
+    assert whole_document(*scored("llama"))["scores"]["pruned_at"] is None
 
 
 @cache
 def text_of(pruning: bool) -> str:
-    return json.dumps(whole_document(*scored("llama", pruning)), indent=1)
+    return json.dumps(whole_document(*scored("llama", pruning)))
 
 
 def read_and_use(text: str | bytes) -> str | None:
@@ -237,31 +202,24 @@ def test_changed_documents(pruning: bool, data: st.DataObject) -> None:
     read_and_use(json.dumps(content))
 
 
-NEEDED: dict[tuple[Any, ...], str] = {
-    (): "format model family num_blocks perturbation noise_scale noise_shape norm sink draws seed "
-    "tokens linears signals perturbed_at run blocks",
-    ("tokens",): "samples seq_len source kind bos sha256",
-    ("signals",): "alphapruning",
-    ("signals", "owl"): "options values",
-    ("run",): "dtype threads memory seconds peak_memory versions",
-    ("blocks", 1): "linears tokens_excluded_as_sinks",
-    ("sweep", 1): "eta blocks",
-    ("sweep", 1, "blocks", 2): "absorption_coefficient absorption_stderr tokens_left_out drift "
-    "alignment divergence",
-}
-
-
-@pytest.mark.parametrize(
-    ("place", "name"), [(place, name) for place, names in NEEDED.items() for name in names.split()]
-)
-def test_every_key_that_is_needed_is_missed(place: tuple[Any, ...], name: str) -> None:
-    part = content = json.loads(text_of(False))
-    for key in place:
-        part = part[key]
-    del part[name]
-    problem = read_and_use(json.dumps(content))
-    assert problem is not None
-    assert name in problem
+@pytest.mark.parametrize("pruning", [False, True])
+def test_every_key_is_needed_and_no_other(pruning: bool) -> None:
+    """But for the bases that a signal is of, the shapes of linears, and the growth."""
+    every = [path for path in places_of(pruning) if isinstance(path[-1], str)]
+    free = ("signals", "values", "options", "versions", "linears", "growth")
+    every = [path for path in dict.fromkeys(every) if not {*path[:-1]} & {*free}]
+    assert len(every) > 60
+    for path in every:
+        for name in (path[-1], "unknown"):
+            part = content = json.loads(text_of(pruning))
+            for key in path[:-1]:
+                part = part[key]
+            part.pop(name, None)
+            if name == "unknown":
+                part[name] = None
+            problem = read_and_use(json.dumps(content))
+            assert problem is not None, path
+            assert name in problem or path[-1] in ("format", "kind"), problem
 
 
 @given(st.booleans(), st.data())
@@ -289,29 +247,40 @@ def test_other_files(text: str | bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "path"),
     [
-        ('"absorption_coefficient": ', '"absorption_coefficient": NaN, "x": '),
-        ('"absorption_coefficient": ', '"absorption_coefficient": 1e999, "x": '),
-        ('"score": [', '"score": [-Infinity, '),
-        ('"score": [', '"score": [null, '),
-        ('"score": ', '"score": {}, "x": '),
-        ('"alpha": ', '"alpha": null, "x": '),
-        ('"m": 5.0', '"m": null'),
-        ('"num_blocks": 4', '"num_blocks": 3'),
-        ('"perturbation": "gaussian"', '"perturbation": "pruning"'),
-        ('"perturbation": "gaussian"', '"perturbation": "uniform"'),
-        ('"perturbed_at": null', '"perturbed_at": {"base": "owl"}'),
-        ('"threads": ', '"threads": "2", "x": '),
-        ('"memory": ', f'"memory": {10**400}, "x": '),
-        ('"seconds": ', '"seconds": null, "x": '),
-        ('"samples": 3', '"samples": 3.5'),
-        ('"draws": 2', '"draws": 0'),
+        ('"coefficient": [', '"coefficient": [NaN, ', "NaN"),
+        ('"coefficient": [', '"coefficient": [1e999, ', "Infinity"),
+        ('"coefficient": [', '"coefficient": ["1", ', "scores.sweep[0].coefficient"),
+        ('"coefficient": [', '"coefficient": [true, ', "scores.sweep[0].coefficient"),
+        ('"coefficient": [', '"coefficient": [1, ', "scores.sweep[0].coefficient has [5]"),
+        ('"drift": [', '"drift": [[1], ', "scores.sweep[0].drift"),
+        ('"sinks": [', '"sinks": [0.5, ', "scores.sinks"),
+        ('"score": [', '"score": [-Infinity, ', "Infinity"),
+        ('"score": [', '"score": [null, ', "scores.signals.dlp.values.score"),
+        ('"score": ', '"score": {}, "x": ', "scores.signals[...].values[...]: expected numbers"),
+        ('"alpha": ', '"alpha": null, "x": ', "scores.signals[...].values[...]: expected"),
+        ('"m": 5.0', '"m": null', "scores.signals"),
+        ('"format": 3', '"format": 2', "format 2, expected 3"),
+        ('"kind": "gaussian"', '"kind": "pruning"', "scores.plan is"),
+        ('"kind": "gaussian"', '"kind": "uniform"', "scores.plan.kind is 'uniform'"),
+        ('"pruned_at": null', '"pruned_at": {"base": "owl"}', "scores.pruned_at has no"),
+        ('"threads": ', '"threads": "2", "x": ', "scores.run.threads"),
+        ('"memory": ', f'"memory": {10**400}, "x": ', "the number 1000"),
+        ('"seconds": ', '"seconds": null, "x": ', "scores.run.seconds is None"),
+        ('"samples": 3', '"samples": 3.5', "scores.tokens.samples is 3.5"),
+        ('"draws": 2', '"draws": 0', "draws 0"),
+        ('"lo": 0.0', '"lo": 7', "lo 7"),
+        ('"compat": "exact"', '"compat": "x"', "scores.made_for.compat is 'x'"),
+        ('"base": "alphapruning"', '"base": 3', "scores.made_for.base is 3"),
     ],
 )
-def test_values_that_scores_cannot_have(old: str, new: str) -> None:
-    assert old in text_of(False)
-    assert read_and_use(text_of(False).replace(old, new)) is not None
+def test_values_that_scores_cannot_have(old: str, new: str, path: str) -> None:
+    text = text_of(False)
+    assert old in text
+    problem = read_and_use(text.replace(old, new, 1))
+    assert problem is not None
+    assert path in problem
 
 
 def test_no_such_file(tmp_path: Path) -> None:

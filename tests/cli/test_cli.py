@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields
-from math import log
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -21,10 +20,10 @@ import pytest
 import typer
 from cli_page import commands
 from conftest import FIXTURES
+from documents import facts
 from program import Result, ran, refused, run
 
 import refimpl
-from refimpl.allocation import scores_json
 from refimpl.cli.groups import PERTURBATION, REQUEST
 from refimpl.cli.main import program
 from refimpl.cli.options import OptionGroup
@@ -111,7 +110,7 @@ def rows(text: str) -> str:
     ],
 )
 def test_every_option_arrives(words: str, key: str, value: Any) -> None:
-    found: Any = scored_json(*words.split())
+    found: Any = facts(scored_json(*words.split()))
     for part in key.split("."):
         found = found[part]
     assert found == value
@@ -208,7 +207,7 @@ def test_force_replaces_an_old_file_and_keeps_its_rights(tmp_path: Path) -> None
         refused("score", LLAMA, *SMALL, "-o", path)
         assert path.read_text() == "old"
         scored("-o", path, "--force")
-        assert json.loads(path.read_text())["model"] == "llama"
+        assert json.loads(path.read_text())["scores"]["model"] == "llama"
         assert path.stat().st_mode & 0o777 == mode
 
 
@@ -224,43 +223,31 @@ def test_force_replaces_an_old_file_and_keeps_its_rights(tmp_path: Path) -> None
 )
 def test_the_numbers_of_json_fit_together(options: str) -> None:
     found = scored_json(*options.split())
-    assert found["num_blocks"] == len(found["blocks"]) == 4
-    assert found["total_weights"] == sum(b["num_weights"] for b in found["blocks"]) == 29_184
-    for part in [found, *found.get("sweep", [])]:
-        assert part["total_pruned"] == sum(b["num_pruned"] for b in part["blocks"])
-        for i, block in enumerate(part["blocks"]):
-            assert_block(block, i, found)
-    if "--eta" in options:
-        assert [part["eta"] for part in found["sweep"]] == [0.001, 0.1, 1.0]
-        assert found["eta"] == 0.001
-        assert found["sweep"][0]["blocks"] == found["blocks"]
-        assert found["sweep"][1]["blocks"] != found["blocks"]
-    else:
-        assert "sweep" not in found
-        assert found["eta"] == (None if "pruning " in options else 0.01)
-
-
-def assert_block(block: dict[str, Any], i: int, whole: dict[str, Any]) -> None:
-    """The numbers of one block fit together."""
-    assert block["index"] == i
-    assert [linear["name"] for linear in block["linears"]] == LINEARS
-    assert all(len(linear["shape"]) == 2 for linear in block["linears"])
-    sizes = [linear["shape"][0] * linear["shape"][1] for linear in block["linears"]]
-    assert sum(sizes) == block["num_weights"]
-    assert sum(linear["num_pruned"] for linear in block["linears"]) == block["num_pruned"]
-    signals = whole["signals"]
-    assert ("alphapruning" in signals) == (whole["base"] == "alphapruning")
-    assert signals["owl"]["values"]["outlier_percent"][i] >= 0
-    assert signals["dlp"]["values"]["score"][i] > 0
-    assert len(block["drift"]) == len(block["alignment"]) == whole["num_blocks"] - i
-    assert block["arrival"] == block["drift"][-1]
-    assert (block["divergence"] is not None) == (whole["correct"] == "divergence")
-    assert block["log_absorption"] == pytest.approx(log(block["absorption_coefficient"]))
-    assert block["absorption_stderr"] >= 0
-    assert 0 <= block["base_sparsity"] <= 1
-    assert block["num_pruned"] == pytest.approx(
-        block["corrected_sparsity"] * block["num_weights"], abs=32 * 7
+    scores = found["scores"]
+    sizes = [[out * width for out, width in block.values()] for block in scores["linears"]]
+    assert [[*block] for block in scores["linears"]] == [LINEARS] * 4
+    for allocation, result in zip(found["allocations"], scores["sweep"], strict=True):
+        assert allocation["total_weights"] == sum(map(sum, sizes)) == 29_184
+        assert allocation["total_pruned"] == sum(allocation["num_pruned"])
+        assert allocation["num_pruned"] == [*map(sum, allocation["linear_pruned"])]
+        for pruned, share in zip(
+            allocation["num_pruned"], allocation["corrected_sparsity"], strict=True
+        ):
+            assert pruned == pytest.approx(share * 7296, abs=32 * 7)
+        assert all(0 <= x <= 1 for x in allocation["base_sparsity"])
+        assert all(x >= 0 for x in result["stderr"])
+        assert (result["divergence"] is not None) == ("divergence" in options)
+        for i, row in enumerate(result["drift"]):
+            assert [x is None for x in row] == [k < i for k in range(4)]
+    signals = scores["signals"]
+    assert ("alphapruning" in signals) == ("alphapruning" in options)
+    assert min(signals["owl"]["values"]["outlier_percent"]) >= 0
+    assert min(signals["dlp"]["values"]["score"]) > 0
+    etas = [result["eta"] for result in scores["sweep"]]
+    assert etas == (
+        [0.001, 0.1, 1.0] if "--eta" in options else [None if "pruning " in options else 0.01]
     )
+    assert len({json.dumps(x) for x in found["allocations"]}) == len(etas)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +287,7 @@ def test_stdout_is_the_same_every_time() -> None:
         first, second = (scored(*words) for _ in range(2))
         if "--json" in words:
             parsed = [json.loads(text) for text in (first, second)]
-            assert all(text.pop("run") for text in parsed)
+            assert all(text["scores"].pop("run") for text in parsed)
             assert parsed[0] == parsed[1]
         else:
             assert "seconds" not in first
@@ -346,8 +333,8 @@ def test_the_default_length_is_256_or_what_the_model_allows(
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 60)
     for words in ((), ("--tokens", tmp_path / "ids.npy"), ("--text", tmp_path / "text.txt")):
         found = json.loads(ran("score", tmp_path, "--samples", 1, *words, "--json"))
-        assert found["tokens"]["seq_len"] == length
-        assert found["tokens"]["samples"] == 1
+        assert found["scores"]["tokens"]["seq_len"] == length
+        assert found["scores"]["tokens"]["samples"] == 1
 
 
 @pytest.mark.parametrize("words", [(), ("--tokens", "random"), ("--tokens", "ids.npy")])
@@ -357,7 +344,7 @@ def test_the_default_is_4_samples(
     monkeypatch.chdir(tmp_path)
     np.save("ids.npy", np.arange(600) % 250)
     found = json.loads(ran("score", LLAMA, "--seq-len", 4, *words, "--json"))
-    assert found["tokens"]["samples"] == 4
+    assert found["scores"]["tokens"]["samples"] == 4
 
 
 def test_a_file_and_a_config_elsewhere(tmp_path: Path) -> None:
@@ -405,7 +392,7 @@ def test_any_name_can_be_printed_and_written(name: str, tmp_path: Path) -> None:
     for encoding in ("utf-8", "ascii"):
         for words in ((), ("--json",), ("-o", path, "--force")):
             ran("score", model, *SMALL, *words, encoding=encoding)
-    assert json.loads(path.read_text())["model"] == name
+    assert json.loads(path.read_text())["scores"]["model"] == name
     assert without_run(ran("allocate", path)) == without_run(ran("score", model, *SMALL))
     assert run("score", model / "absent", encoding="ascii").code == 2
 
@@ -577,8 +564,7 @@ def test_allocate_keeps_what_the_scores_were_made_for(tmp_path: Path) -> None:
         (("--correct", "absorption"), {"correct": "absorption", "strength": 0.05}),
         (("--compat", "peer"), {"compat": "peer", "correct": None, "strength": 0.05}),
     ):
-        expected = json.loads(path.read_text()) | changed
+        expected = json.loads(path.read_text())["scores"]["made_for"] | changed
         found = json.loads(ran("allocate", path, *words, "--json"))
-        keys = scores_json.REQUEST
-        assert {key: found[key] for key in keys} == {key: expected[key] for key in keys}
+        assert found["scores"]["made_for"] == expected
     assert "measured by pruning at base owl" in refused("allocate", path, "--base", "uniform")

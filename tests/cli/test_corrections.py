@@ -157,6 +157,6 @@ def test_a_percentage_is_a_sparsity(tmp_path: Path) -> None:
         case = json.loads((tmp_path / sparsity / "case.json").read_text())
         words = ("--sparsity", sparsity, *few, "--json")
         scored = json.loads(ran("score", LLAMA, *words))
-        documents.append((case["recipe"]["sparsity"], scored["total_pruned"]))
+        documents.append((case["recipe"]["sparsity"], scored["allocations"][0]["total_pruned"]))
     assert documents[0] == documents[1]
     assert documents[0][0] == 0.6

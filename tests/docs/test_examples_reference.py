@@ -21,7 +21,10 @@ from refimpl.tokens import random_tokens
 
 REFERENCE = PAGE.parent
 # Keys are names in these.
-OPEN = ("linears", "base_options", "run.versions", "perturbed_at.options", "signals")
+OPEN = tuple(
+    f"scores.{name}"
+    for name in ("linears", "made_for.options", "run.versions", "pruned_at.options", "signals")
+)
 
 
 def test_the_pages_of_the_commands_are_the_programs() -> None:
@@ -41,13 +44,13 @@ def test_a_command_has_examples_that_it_accepts(name: str) -> None:
 
 
 def fields(value: Any, at: str = "", left: tuple[str, ...] = OPEN) -> Iterator[str]:
-    """Names of all fields of a document; those of a sweep's blocks are those of blocks."""
+    """Names of all fields of a document."""
     if isinstance(value, dict):
         for key, inner in value.items():
             name = f"{at}.{key}" if at else key
             yield name
             if name not in left:
-                yield from fields(inner, "blocks" if name == "sweep[].blocks" else name, left)
+                yield from fields(inner, name, left)
     elif isinstance(value, list):
         for inner in value:
             yield from fields(inner, f"{at}[]", left)
@@ -72,7 +75,8 @@ def test_the_page_of_fields_is_complete_and_true() -> None:
         made = tuple(allocate(scores, request, i) for i in range(len(scores.sweep)))
         content = document(scores, made)
         found |= set(fields(content))
-        found |= {f"signals.*.{key}" for signal in content["signals"].values() for key in signal}
+        signals = content["scores"]["signals"].values()
+        found |= {f"scores.signals.*.{key}" for signal in signals for key in signal}
     assert documented(page) == found
 
 

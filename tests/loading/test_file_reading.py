@@ -1,14 +1,9 @@
 """What is read: only regular files, only so much, only JSON that can be computed with."""
 
-import copy
-import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
-import jsonschema
-import numpy as np
 import pytest
 from conftest import FIXTURES
 from program import ran, refused
@@ -16,19 +11,11 @@ from refusals import refusal_of
 
 from refimpl.errors import RefimplError, printable
 from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file, read_lines
-from refimpl.loading.files.json_schema import require
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.gguf.gguf_file import GgufFile
 from refimpl.oracle.case_folders import cases_below
-from refimpl.pruning.record_schema import WHOLE_RECORD
-from refimpl.report.inputs import EVALUATION
 from refimpl.storage.file_system import open_file
 from refimpl.tokens.ids import read_ids
-
-CASE = FIXTURES / "cases" / "llama" / "case.json"
-CASE_SCHEMA = json.loads(
-    (FIXTURES.parent / "refimpl" / "oracle" / "case.schema.json").read_text("utf-8")
-)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/null", "/dev/tty"])
@@ -68,67 +55,6 @@ def test_a_file_that_may_block_is_read_as_any_other(tmp_path: Path) -> None:
 def test_json_that_cannot_be_computed_with(text: str) -> None:
     with pytest.raises(ValueError, match=r"nested deeper|the number"):
         parsed_json(text)
-
-
-def documents() -> dict[str, tuple[Any, Any]]:
-    """A whole document of each schema."""
-    run = {"dtype": "float32", "versions": {}}
-    linear = {"name": "q", "sparsity": 0.5, "weights": 4, "requested": 2, "pruned": 2}
-    record = {
-        "model": "m", "family": "f", "method": "wanda", "pattern": None, "total_pruned": 2,
-        "total_weights": 4, "allocation": {"base": "owl", "correct": None, "strength": 0.1},
-        "blocks": [{"linears": [linear | {"kept_zeros": 0, "zeros": 2}]}], "run": run,
-    }  # fmt: skip
-    text = {"source": "t", "sha256": "0", "perplexity": None, "nats_per_token": 2.5}
-    evaluation = {
-        "model": "m",
-        "family": "f",
-        "num_blocks": 4,
-        "run": run,
-        "text": text | {"bits_per_byte": 1},
-    }
-    return {
-        "case": (CASE_SCHEMA, json.loads(CASE.read_text("utf-8"))),
-        "record": (WHOLE_RECORD, record),
-        "evaluation": (EVALUATION, evaluation),
-    }
-
-
-@pytest.mark.parametrize("name", ["case", "record", "evaluation"])
-def test_our_validator_agrees_with_jsonschema(name: str) -> None:
-    schema, document = documents()[name]
-    require(document, schema)
-    draw, refusals = np.random.default_rng(0), 0
-    for _ in range(300):
-        changed = copy.deepcopy(document)
-        holder: Any = changed
-        while True:
-            key = (
-                list(holder)[draw.integers(len(holder))]
-                if isinstance(holder, dict)
-                else int(draw.integers(len(holder)))
-            )
-            if not isinstance(holder[key], dict | list) or not holder[key] or draw.random() < 0.2:
-                break
-            holder = holder[key]
-        odd = [None, True, -1, 0, 1.5, "", "x:y", "2:4", [], {}, [1, 1], {"a": 1}]
-        if draw.random() < 0.2:
-            del holder[key]
-        else:
-            holder[key] = odd[draw.integers(len(odd))]
-        wrong = not jsonschema.Draft202012Validator(schema).is_valid(changed)
-        refusals += wrong
-        try:
-            require(changed, schema)
-            assert not wrong, changed
-        except ValueError:
-            assert wrong, changed
-    assert refusals > 50
-
-
-def test_a_keyword_that_is_not_checked_is_an_error() -> None:
-    with pytest.raises(KeyError, match="multipleOf"):
-        require(4, {"multipleOf": 3})
 
 
 def test_what_is_foreign_is_escaped(tmp_path: Path) -> None:

@@ -141,10 +141,10 @@ def test_commands_read_a_file(tmp_path: Path) -> None:
     words = (*text, "--samples", 2, "--seq-len", 16, "--json")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(FIXTURES / "llama" / file, tmp_path / "hub" / file)
-    ours, theirs = (json.loads(ran("score", x, *words)) for x in (path, tmp_path / "hub"))
+    ours, theirs = (json.loads(ran("score", x, *words))["scores"] for x in (path, tmp_path / "hub"))
     assert ours["model"] == path.stem
     assert ours["tokens"]["sha256"] == theirs["tokens"]["sha256"]
-    assert ours["blocks"] == theirs["blocks"]
+    assert ours["sweep"] == theirs["sweep"]
     assert inspect(read_model(path)).blocks[0]["q_proj"].dtype == "Q8_0"
     assert "Q8_0" in ran("inspect", path)
 

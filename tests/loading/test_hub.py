@@ -178,7 +178,7 @@ def test_a_hostile_reference_leads_nowhere(hub: Hub, snapshot: Path, tmp_path: P
 def test_every_command_takes_an_id(hub: Hub, tmp_path: Path) -> None:
     refused("inspect", NAME)
     scores = json.loads(ran("score", NAME, *SMALL, "--download", "--json"))
-    assert scores["model"] == MAIN
+    assert scores["scores"]["model"] == MAIN
     assert f"model       {MAIN}" in ran("score", NAME, *SMALL)
     text = ("--text", FIXTURES / "text.txt")
     assert MAIN in ran("eval", NAME, *text, "--windows", 1, "--window", 16)
@@ -204,12 +204,10 @@ def test_a_case_refers_to_the_id(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_processes_open_the_model_by_its_files(hub: Hub, snapshot: Path) -> None:
-    one, two = (
-        json.loads(ran("score", NAME, *SMALL, "--json", "--executor", executor, "--threads", 1))
-        for executor in ("threads", "processes")
-    )
+    words = ("score", NAME, *SMALL, "--json", "--threads", 1, "--executor")
+    one, two = (json.loads(ran(*words, x))["scores"] for x in ("threads", "processes"))
     assert one["model"] == two["model"] == MAIN
-    assert one["blocks"] == two["blocks"]
+    assert one["sweep"] == two["sweep"]
 
 
 GGUF = "org/tiny-GGUF"
@@ -230,7 +228,7 @@ def test_a_repository_of_one_gguf_model_needs_no_file_name(hub: Hub, tmp_path: P
     for again in (GGUF, f"{GGUF}:tiny.gguf", model.name, model.path, model.path.parents[2]):
         assert read_model(again).name == model.name
     scores = json.loads(ran("score", model.name, *SMALL, "--tokens", "random", "--json"))
-    assert scores["model"] == model.name
+    assert scores["scores"]["model"] == model.name
     assert not hub.requests
     refusal_of(read_model, f"{GGUF}:other.gguf", says="lacks other.gguf", remedy="other.gguf")
 

@@ -31,7 +31,6 @@ from gates import case_of
 from program import ran, refused, run
 from safetensors.numpy import load_file
 
-import refimpl.oracle
 from refimpl import RefimplError
 from refimpl.comparison.causes import usual_causes
 from refimpl.model.ops import Array
@@ -44,7 +43,7 @@ from refimpl.oracle.steps import steps
 from refimpl.show.oracle import report_table, stage_of
 from refimpl.tokens import Tokens
 
-SCHEMA = Path(refimpl.oracle.__file__).parent / "case.schema.json"
+SCHEMA = FIXTURES.parent / "docs" / "reference" / "case.schema.json"
 EARLY = ("forward", "experiment", "signals")
 
 

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,14 @@ from conftest import FIXTURES
 from gates import CASES
 from program import ran, refused
 from pruned_models import Decision, write_pruned
+from refusals import refusal_of
 
-from refimpl import RefimplError, read_model
+from refimpl import read_model
 from refimpl.model.ops import Array
 from refimpl.pruning.inspection import LinearZeros, Requested, inspect, inspection_document
 from refimpl.show.pruning import inspection_table
+
+LLAMA = FIXTURES / "llama"
 
 
 def pruned(case: str, into: Path, keep: Any) -> Path:
@@ -102,22 +107,35 @@ def test_one_linear_is_read_at_a_time(tmp_path: Path) -> None:
     assert all(linear.sparsity == 1 and linear.pattern is None for linear in found.linears)
 
 
+@cache
+def record_text() -> str:
+    """The record of a fixture, pruned to 2:4."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        return ran("prune", LLAMA, "-o", out, "--nm", "2:4", "--method", "magnitude", "--json")
+
+
+def recorded(folder: Path, **changes: Any) -> Path:
+    """A model with a record in which something is changed."""
+    shutil.copytree(LLAMA, folder)
+    (folder / "pruning.json").write_text(json.dumps(json.loads(record_text()) | changes))
+    return folder
+
+
 @pytest.mark.parametrize(
-    ("record", "expected", "line"),
+    ("changes", "expected", "line"),
     [
-        ({"requested_sparsity": 0.7}, (0.7, None), "sparsity 0.7 by wanda"),
-        ({"requested_sparsity": 1}, (1.0, None), "sparsity 1 by wanda"),
-        ({"pattern": "2:4", "requested_sparsity": None}, (None, "2:4"), "2:4 by wanda"),
-        ({"pattern": None, "requested_sparsity": 0}, (0.0, None), "sparsity 0 by wanda"),
+        ({"pattern": None, "requested_sparsity": 0.7}, (0.7, None), "sparsity 0.7 by magnitude"),
+        ({"pattern": None, "requested_sparsity": 1}, (1.0, None), "sparsity 1 by magnitude"),
+        ({}, (0.5, "2:4"), "2:4 by magnitude"),
+        ({"a key of": "a newer version"}, (0.5, "2:4"), "2:4 by magnitude"),
     ],
 )
 def test_what_was_requested_is_said(
-    record: dict[str, Any], expected: tuple[Any, Any], line: str, tmp_path: Path
+    changes: dict[str, Any], expected: tuple[Any, Any], line: str, tmp_path: Path
 ) -> None:
-    shutil.copytree(FIXTURES / "llama", tmp_path / "m")
-    (tmp_path / "m" / "pruning.json").write_text(json.dumps({"method": "wanda"} | record))
-    found = inspect(read_model(tmp_path / "m"))
-    assert found.requested == Requested("wanda", *expected)
+    found = inspect(read_model(recorded(tmp_path / "m", **changes)))
+    assert found.requested == Requested("magnitude", *expected)
     assert f"requested   {line}, as pruning.json says\n" in inspection_table(found)
 
 
@@ -128,33 +146,35 @@ def test_what_was_requested_is_said(
         "{",
         "[]",
         "{}",
-        '{"method": "wanda"}',
-        '{"method": 3, "requested_sparsity": 0.5}',
-        '{"method": "wanda", "requested_sparsity": 1.5}',
-        '{"method": "wanda", "requested_sparsity": NaN}',
-        '{"method": "wanda", "requested_sparsity": true}',
-        '{"method": "wanda", "requested_sparsity": "0.5"}',
-        '{"method": "wanda", "pattern": 24}',
+        {"method": 3},
+        {"requested_sparsity": 1.5},
+        {"requested_sparsity": float("nan")},
+        {"requested_sparsity": True},
+        {"requested_sparsity": "0.5"},
+        {"pattern": 24},
+        {"blocks": []},
+        {"allocation": {"strength": []}},
+        {"format": 2},
     ],
 )
-def test_a_broken_record_is_refused(record: str | None, tmp_path: Path) -> None:
-    path = shutil.copytree(FIXTURES / "llama", tmp_path / "m") / "pruning.json"
+def test_a_broken_record_is_refused(record: str | dict[str, Any] | None, tmp_path: Path) -> None:
+    changes = record if isinstance(record, dict) else {}
+    path = recorded(tmp_path / "m", **changes) / "pruning.json"
     if record is None:
+        path.unlink()
         path.mkdir()
-    else:
+    elif isinstance(record, str):
         path.write_text(record)
-    what = r"(:| is)" if record else ": cannot be read"
-    with pytest.raises(RefimplError, match=rf"pruning\.json{what}") as caught:
-        inspect(read_model(tmp_path / "m"))
-    assert caught.value.expected
-    assert caught.value.remedy
+    what = ": not a record of a pruning" if record else ": cannot be read"
+    error = refusal_of(inspect, read_model(tmp_path / "m"), says=f"pruning.json{what}")
+    assert all(name in error.problem or "NaN" in error.problem for name in changes)
 
 
 TABLE = """\
 model       new, family llama, 4 blocks
 parameters  46,368 in all, 0.2 MiB
 file        model.safetensors, 0.2 MiB
-requested   2:4 by wanda, as pruning.json says
+requested   2:4 by magnitude, as pruning.json says
 
 block  weights  sparsity  q_proj  k_proj  v_proj  o_proj  gate_proj  up_proj  down_proj  n:m  dtype
     0    7,296    0.4649  0.5000  0.0000  0.5000  0.5000     0.5000   0.5000     0.5000    -    F32
@@ -169,7 +189,7 @@ zeros 14,336 of 29,184 (49.1228%)
 
 def test_the_command_prints_a_table(tmp_path: Path) -> None:
     folder = pruned("llama", tmp_path / "new", without_one)
-    (folder / "pruning.json").write_text('{"method": "wanda", "pattern": "2:4"}')
+    (folder / "pruning.json").write_text(record_text())
     assert ran("inspect", folder) == TABLE
     assert inspect(read_model(folder)).blocks[0]["k_proj"] == LinearZeros(512, 0, None, "F32")
 

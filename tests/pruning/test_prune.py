@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from checkpoints import altered, llama_of
 from conftest import FIXTURES
-from documents import files, numbers
+from documents import facts, files, numbers
 from gates import CASES, model_of
 from peer_numbers import TINY
 from program import ran, refused
@@ -250,9 +250,12 @@ def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Pa
     ran("prune", LLAMA, "-o", tmp_path / "b", *SMALL, *words.split())
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     record, scores = numbers(tmp_path / "a" / "pruning.json"), numbers(scored)
-    assert record["allocation"]["base"] == scores["base"]
+    assert (
+        record["allocation"].items()
+        == {name: facts(scores)[name] for name in record["allocation"]}.items()
+    )
     got = [sum(x["pruned"] for x in row["linears"]) for row in record["blocks"]]
-    assert got == [block["num_pruned"] for block in scores["blocks"]]
+    assert got == scores["allocations"][0]["num_pruned"]
 
 
 def test_the_default_correction_is_the_best_of_the_study_and_says_so(tmp_path: Path) -> None:
@@ -294,22 +297,24 @@ def edited(change: Any, tmp_path: Path) -> Path:
     return path
 
 
-def v_proj(content: dict[str, Any]) -> dict[str, Any]:
-    """Its entry for one linear, of 512 weights."""
-    return content["blocks"][1]["linears"][2]
+def v_proj(content: dict[str, Any], change: float) -> None:
+    """Change the count of one linear, of 512 weights."""
+    content["allocations"][0]["linear_pruned"][1][2] += change
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda c: v_proj(c).update(num_pruned=v_proj(c)["num_pruned"] + 1), "counts sum to"),
-        (lambda c: v_proj(c).update(num_pruned=513), "blocks.1.v_proj: 513 to prune of 512"),
-        (lambda c: v_proj(c).update(num_pruned=3.5), "blocks.1.v_proj: 3.5 as linears.num_pruned"),
-        (lambda c: c.pop("blocks"), "not a whole scores.json"),
+        (lambda c: v_proj(c, 1), "counts sum to"),
+        (lambda c: v_proj(c, 513), "to prune of 512 weights"),
+        (lambda c: v_proj(c, 0.5), "allocations[0].linear_pruned"),
+        (lambda c: c.pop("allocations"), "the document has no allocations"),
+        (lambda c: c["allocations"].pop(), "allocations are not at eta"),
+        (lambda c: c["allocations"][0].update(base_sparsity=[None] * 4), "or null"),
+        (lambda c: c["allocations"][0]["linear_sparsity"][0].__setitem__(0, -1), "negative"),
         (lambda c: c.update(format=7), "format 7"),
-        (lambda c: c["blocks"].pop(), "another model: 3 blocks of q_proj 32 x 32"),
-        (lambda c: c["blocks"][0]["linears"].pop(), "another model"),
-        (lambda c: c["blocks"][0]["linears"][0].update(shape=[8, 32]), "another model"),
+        (lambda c: c["scores"]["linears"].pop(), "scores.sinks has [4] numbers"),
+        (lambda c: c["scores"]["linears"][0].update(q_proj=[8, 32]), "another model"),
     ],
 )
 def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from documents import coefficients
 from html_page import Page
 from report_files import EVERYTHING, deeper, edited, one_block
 
@@ -117,10 +118,12 @@ def test_pictures_stay_in_their_frame(text: str) -> None:
 def test_tables_hold_the_numbers_of_the_scores(files: dict[str, Path]) -> None:
     document = json.loads(files["sweep.json"].read_text())
     page = Page(page_of(files, "sweep.json"))
-    for j, found in enumerate(document["sweep"]):
-        alignments = [block["alignment"] for block in found["blocks"]]
+    results, allocations = document["scores"]["sweep"], document["allocations"]
+    for j, (found, allocated) in enumerate(zip(results, allocations, strict=True)):
+        alignments, drifts = (
+            [row[i:] for i, row in enumerate(found[name])] for name in ("alignment", "drift")
+        )
         angles = [[float(np.degrees(np.arccos(a))) for a in row] for row in alignments]
-        drifts = [block["drift"] for block in found["blocks"]]
         for name, which, values, form in (
             ("drift", 0, drifts, ".4g"), ("map", 0, drifts, ".4g"),
             ("turn", 0, angles, ".4g"), ("turn", 1, alignments, ".7f"),
@@ -132,21 +135,21 @@ def test_tables_hold_the_numbers_of_the_scores(files: dict[str, Path]) -> None:
             ]
         head, body = page.figure(f"s0-{j}-r").rows()
         assert head[:4] == ["block", "r", "stderr", "log r"]
-        for i, (block, row) in enumerate(zip(found["blocks"], body, strict=True)):
-            r = block["absorption_coefficient"]
-            values = (r, block["absorption_stderr"], block["log_absorption"])
+        for i, row in enumerate(body):
+            r = found["coefficient"][i]
+            values = (r, found["stderr"][i], np.log(r))
             word = "amplifies" if r > 1 else "absorbs" if r < 1 else "neither"
             assert row[:5] == [str(i), *(f"{value:.4f}" for value in values), word]
         assert body[-1][4] == "neither"  # nothing comes after the last block
         head, body = page.figure(f"s0-{j}-allocation").rows()
         assert head == ["block", "base", "corrected", "change", "to prune", "weights"]
-        for block, row in zip(found["blocks"], body, strict=True):
-            sparsities = [f"{block[key]:.4f}" for key in ("base_sparsity", "corrected_sparsity")]
-            counts = [f"{block[key]:,}" for key in ("num_pruned", "num_weights")]
+        for i, row in enumerate(body):
+            sparsities = [f"{allocated[f'{key}_sparsity'][i]:.4f}" for key in ("base", "corrected")]
+            counts = [f"{allocated['num_pruned'][i]:,}", "7,296"]
             assert row[1:3] + row[4:] == sparsities + counts
     head, body = page.figure("s0-eta").rows()
     assert head == ["block", "eta 0.01", "eta 0.1", "eta 1"]
-    r = [[f"{b['absorption_coefficient']:.4f}" for b in one["blocks"]] for one in document["sweep"]]
+    r = [[f"{x:.4f}" for x in one["coefficient"]] for one in results]
     assert [row[1:] for row in body] == [list(column) for column in zip(*r, strict=True)]
 
 
@@ -258,7 +261,7 @@ def test_parameters_and_provenance_of_every_file(files: dict[str, Path]) -> None
     cards = page.all("article")
     assert len(cards) == len(EVERYTHING)
     facts = [{x.all("dt")[0].text(): x.all("dd")[0].text() for x in c.all("div")} for c in cards]
-    document = json.loads(files["sweep.json"].read_text())
+    document = json.loads(files["sweep.json"].read_text())["scores"]
     assert facts[0].items() >= {
         "seed": "0", "tokens sha256": document["tokens"]["sha256"],
         "run seconds": f"{document['run']['seconds']:.4g} s",
@@ -273,7 +276,7 @@ def test_parameters_and_provenance_of_every_file(files: dict[str, Path]) -> None
 def test_what_the_lead_says(files: dict[str, Path]) -> None:
     page = Page(page_of(files, "sweep.json"))
     lead = next(p.text() for p in page.all("p") if p.attributes.get("class") == "lead")
-    r = [b["absorption_coefficient"] for b in json.loads(files["sweep.json"].read_text())["blocks"]]
+    r = coefficients(files["sweep.json"])
     assert f"and amplify what is done to {sum(x > 1 for x in r[:-1])}." in lead
     assert f"Largest r: {max(r[:-1]):.3f} ±" in lead
 
@@ -289,10 +292,10 @@ def page_edited(files: dict[str, Path], tmp_path: Path) -> Edited:
 
 def test_unknown_numbers_are_dashes_and_no_marks(page_edited: Edited) -> None:
     def unknown(document: dict[str, Any]) -> None:
-        for key in ("absorption_coefficient", "log_absorption", "absorption_stderr"):
-            document["blocks"][1][key] = None
-        document["blocks"][0]["drift"][2] = document["blocks"][0]["alignment"][2] = None
-        document["blocks"][2]["drift"][0] = 0.0
+        (found,) = document["scores"]["sweep"]
+        found["coefficient"][1] = found["stderr"][1] = None
+        found["drift"][0][2] = found["alignment"][0][2] = None
+        found["drift"][2][2] = 0.0
 
     page = page_edited("one.json", unknown)
     _, body = page.figure("s0-0-r").rows()
@@ -317,10 +320,10 @@ def test_an_unknown_perplexity_has_no_mark(page_edited: Edited) -> None:
 
 def test_everything_unknown_or_zero_is_still_a_page(page_edited: Edited) -> None:
     def nothing(document: dict[str, Any]) -> None:
-        for block in document["blocks"]:
-            block["drift"] = [0.0] * len(block["drift"])
-            block["alignment"] = [None] * len(block["alignment"])
-            block["absorption_coefficient"] = block["absorption_stderr"] = None
+        (found,) = document["scores"]["sweep"]
+        found["drift"] = [[None] * i + [0.0] * (4 - i) for i in range(4)]
+        found["alignment"] = [[None] * 4] * 4
+        found["coefficient"] = found["stderr"] = [None] * 4
 
     assert "Unknown: 3." in page_edited("one.json", nothing).figure("s0-0-r").text()
 
@@ -328,8 +331,8 @@ def test_everything_unknown_or_zero_is_still_a_page(page_edited: Edited) -> None
 @pytest.mark.parametrize("value", [1e99, 1e-99, 1e-300])
 def test_absurd_numbers_are_still_a_page(value: float, page_edited: Edited) -> None:
     def absurd(document: dict[str, Any]) -> None:
-        document["blocks"][0]["absorption_coefficient"] = value
-        document["blocks"][0]["drift"][1] = value
+        (found,) = document["scores"]["sweep"]
+        found["coefficient"][0] = found["drift"][0][1] = value
 
     _, body = page_edited("one.json", absurd).figure("s0-0-drift").rows()
     assert body[0][2] == f"{value:.4g}"

@@ -43,7 +43,7 @@ def pages(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 
     def block(i: int) -> dict[str, Any]:
         return {
-            "absorption_coefficient": 0.5 + 0.08 * i,
+            "coefficient": 0.5 + 0.08 * i,
             "drift": [0.01 * (0.9 + 0.01 * i) ** k for k in range(30 - i)],
             "alignment": [1 - 1e-4 * (1 + i) * (1 + k) for k in range(30 - i)],
         }
@@ -234,12 +234,13 @@ def test_without_scripts_everything_is_there(browser: Any, pages: dict[str, Path
 def test_tooltips_by_mouse_say_what_the_files_say(
     browser: Any, pages: dict[str, Path], files: dict[str, Path]
 ) -> None:
-    blocks = json.loads(files["sweep.json"].read_text())["blocks"]
+    document = json.loads(files["sweep.json"].read_text())
+    found, allocated = document["scores"]["sweep"][0], document["allocations"][0]
     with View(browser, pages["everything"]) as page:
         for ident, row, point, words in (
-            ("s0-0-drift", 1, 2, f"{blocks[1]['drift'][2]:.4g}"),
-            ("s0-0-r", 0, 2, f"r: {blocks[2]['absorption_coefficient']:.4f}"),
-            ("s0-0-allocation", 0, 3, f"base: {blocks[3]['base_sparsity']:.4f}"),
+            ("s0-0-drift", 1, 2, f"{found['drift'][1][3]:.4g}"),
+            ("s0-0-r", 0, 2, f"r: {found['coefficient'][2]:.4f}"),
+            ("s0-0-allocation", 0, 3, f"base: {allocated['base_sparsity'][3]:.4f}"),
         ):
             picture = page.locator(f'figure[id="{ident}"] svg')
             picture.scroll_into_view_if_needed()
@@ -256,13 +257,13 @@ def test_tooltips_by_mouse_say_what_the_files_say(
         cells.scroll_into_view_if_needed()
         box = cells.bounding_box()  # block 1 perturbed, after block 2
         page.mouse.move(box["x"] + box["width"] * 2.5 / 4, box["y"] + box["height"] * 1.5 / 4)
-        assert tip(page) == f"perturbed 1\nafter 2: {blocks[1]['drift'][1]:.4g}"
+        assert tip(page) == f"perturbed 1\nafter 2: {found['drift'][1][2]:.4g}"
         page.mouse.move(box["x"] + box["width"] * 0.5 / 4, box["y"] + box["height"] * 3.5 / 4)
         assert tip(page) == ""
 
 
 def test_tooltips_by_keyboard(browser: Any, pages: dict[str, Path], files: dict[str, Path]) -> None:
-    blocks = json.loads(files["sweep.json"].read_text())["blocks"]
+    found = json.loads(files["sweep.json"].read_text())["scores"]["sweep"][0]
     with View(browser, pages["everything"]) as page:
         page.locator("body").press("Tab")
         for _ in range(200):
@@ -270,13 +271,13 @@ def test_tooltips_by_keyboard(browser: Any, pages: dict[str, Path], files: dict[
             if page.evaluate(f"document.activeElement.tagName === 'svg' && {focused}"):
                 break
             page.keyboard.press("Tab")
-        assert tip(page).endswith(f"after 0: {blocks[0]['drift'][0]:.4g}")
+        assert tip(page).endswith(f"after 0: {found['drift'][0][0]:.4g}")
         for key, row, depth in (
             ("ArrowRight", 0, 1), ("ArrowDown", 1, 1), ("End", 1, 3),
             ("ArrowUp", 0, 3), ("Home", 0, 0), ("ArrowLeft", 0, 0),
         ):  # fmt: skip
             page.keyboard.press(key)
-            value = f"{blocks[row]['drift'][depth - row]:.4g}"
+            value = f"{found['drift'][row][depth]:.4g}"
             assert tip(page) == f"perturbed {row}\nafter {depth}: {value}"
         assert page.locator("figure[id='s0-0-drift'] svg .cursor").count() == 1
         page.keyboard.press("Escape")

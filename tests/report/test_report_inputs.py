@@ -16,14 +16,15 @@ EVIL = "\"'></title></svg><script>alert(1)</script><img src=x onerror=alert(2)>&
 
 def test_what_comes_from_files_is_escaped(files: dict[str, Path], tmp_path: Path) -> None:
     def evil_scores(document: dict[str, Any]) -> None:
-        document |= {"model": EVIL, "family": EVIL, "base": EVIL}
-        document["base_options"] = {EVIL: EVIL}
-        document["tokens"]["source"] = EVIL
-        document["run"]["versions"] = {EVIL: EVIL}
-        shapes = document["linears"].items()
-        document["linears"] = {EVIL if name == "q_proj" else name: x for name, x in shapes}
-        for found in [document, *document["sweep"]]:
-            evil_linears(found)
+        scores = document["scores"]
+        scores |= {"model": EVIL, "family": EVIL}
+        scores["made_for"] |= {"base": EVIL, "options": {EVIL: EVIL}}
+        scores["tokens"]["source"] = EVIL
+        scores["run"]["versions"] = {EVIL: EVIL}
+        scores["linears"] = [
+            {EVIL if name == "q_proj" else name: x for name, x in block.items()}
+            for block in scores["linears"]
+        ]
 
     def evil_pruning(document: dict[str, Any]) -> None:
         document |= {"model": EVIL, "family": EVIL, "method": EVIL}
@@ -68,7 +69,7 @@ def test_the_command_says_where_the_page_is(files: dict[str, Path], tmp_path: Pa
 
 def test_a_name_that_is_no_utf_8(files: dict[str, Path], tmp_path: Path) -> None:
     name = "a\udcffb"
-    path = edited(files["one.json"], tmp_path / "n.json", lambda d: d.update(model=name, base=name))
+    path = edited(files["one.json"], tmp_path / "n.json", lambda d: d["scores"].update(model=name))
     out, figures = tmp_path / "r.html", tmp_path / "figures"
     ran("report", path, "-o", out, "--figures", figures)
     assert all("a\\udcffb" in path.read_text("utf-8") for path in figures.glob("*-drift-*.svg"))
@@ -82,7 +83,8 @@ CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         "eval-whole.json", lambda d: d["text"].update(perplexity=1e300), "the number 1e+300",
     ),
     "NaN": ("eval-whole.json", lambda d: d["choices"].update(acc=float("nan")), "the number NaN"),
-    "torn scores": ("sweep.json", lambda d: d["blocks"].pop(), "x.json: not a whole scores.json"),
+    "torn scores": ("sweep.json", lambda d: d["allocations"].pop(),
+        "x.json: not a whole file of refimpl (scores.sweep and allocations are not at eta"),
     "torn pruning": (
         "dense/pruning.json", lambda d: d["blocks"][1]["linears"][0].pop("zeros"),
         "x.json: not a whole file of refimpl (blocks[1].linears[0] has no zeros)",
@@ -104,10 +106,10 @@ CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         "x.json: not a whole file of refimpl (the document has no family)",
     ),
     "blocks as text": (
-        "eval-whole.json", lambda d: d.update(num_blocks="4"), "num_blocks is '4', expected integer"
+        "eval-whole.json", lambda d: d.update(num_blocks="4"), "num_blocks is '4': Expected int"
     ),
     "an unknown sparsity": (
-        "one.json", lambda d: d["blocks"][0].update(base_sparsity=None), "or null",
+        "one.json", lambda d: d["allocations"][0]["base_sparsity"].__setitem__(0, None), "or null",
     ),
     "another format": ("eval-whole.json", lambda d: d.update(format=2), "format 2, expected 1"),
 }  # fmt: skip

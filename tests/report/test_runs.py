@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FIXTURES
+from documents import coefficients
 from program import ran, refused
 from report_files import EVERYTHING, edited
 
@@ -62,7 +63,7 @@ def test_a_measured_pruning_is_two_evaluations(tmp_path: Path) -> None:
 def test_a_row_holds_what_its_files_hold(files: dict[str, Path]) -> None:
     names = ("sweep.json", "dense/pruning.json", "eval-dense.json", "eval-whole.json")
     scores, pruned, whole = json.loads(ran("compare", *map(files.get, names), "--json"))["runs"]
-    r = [b["absorption_coefficient"] for b in json.loads(files["sweep.json"].read_text())["blocks"]]
+    r = coefficients(files["sweep.json"])
     assert scores["largest r"] == max(r[:-1])
     assert (scores["r < 1"], scores["r > 1"]) == (sum(x < 1 for x in r), sum(x > 1 for x in r))
     record = json.loads(files["dense/pruning.json"].read_text())

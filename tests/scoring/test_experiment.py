@@ -466,11 +466,9 @@ def assert_nothing_moved(found: Scores, tmp_path: Path, correct: Any) -> None:
     assert not allocation.clipped.any()
     content = document(found, (allocation,))
     write_json(tmp_path / "scores.json", content)  # refuses NaN
-    for row in content["blocks"]:
-        assert row["absorption_coefficient"] is row["log_absorption"] is None
-        assert row["absorption_stderr"] is None
-        assert row["absorption_stderr_reason"] == "no token with a drift"
-        assert not any(row["drift"])
+    result = content["scores"]["sweep"][0]
+    assert result["coefficient"] == result["stderr"] == [None] * found.num_blocks
+    assert not any(x for row in result["drift"] for x in row)
 
 
 def test_noise_below_rounding_changes_nothing(
@@ -501,9 +499,8 @@ def test_one_sequence_has_a_coefficient_but_no_error() -> None:
     found = score(model_of("llama"), tokens_of("llama", 1))
     assert np.isfinite(found.sweep[0].coefficient).all()
     assert np.isnan(found.sweep[0].stderr).all()
-    row = document(found, (allocate(found),))["blocks"][0]
-    assert row["absorption_stderr"] is None
-    assert row["absorption_stderr_reason"] == "fewer than two sequences"
+    (result,) = document(found, (allocate(found),))["scores"]["sweep"]
+    assert result["stderr"] == [None] * 4
 
 
 def test_one_token_is_enough() -> None:

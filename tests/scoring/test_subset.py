@@ -240,14 +240,12 @@ def test_the_document_says_so_and_comes_back(tmp_path: Path) -> None:
     plan, path = Perturbation(subset=2), tmp_path / "scores.json"
     scores = score(model_of("llama"), random_tokens(264, 3, 9), plan)  # 6 over 4 blocks
     content = written(path, scores)
-    assert (content["subset"], content["budget_minutes"]) == (2, None)
+    (found,) = content["scores"]["sweep"]
+    assert content["scores"]["plan"]["subset"] == 2
     having = chosen_blocks(3, 1, 4, 2, 0).sum(axis=(0, 1)).tolist()
     assert sorted(having) == [1, 1, 2, 2]
-    for number, block in zip(having, content["blocks"], strict=True):
-        assert block["absorption_coefficient"] is not None
-        assert (block["absorption_stderr"] is None) == (number < 2)
-        if number < 2:
-            assert block["absorption_stderr_reason"] == "fewer than two sequences"
+    assert None not in found["coefficient"]
+    assert [x is None for x in found["stderr"]] == [number < 2 for number in having]
     assert read_scores(path).plan == plan
     shown = table(scores, (allocate(scores),), verbose=True)
     assert "2 of 4 blocks per sample and draw" in " ".join(shown.split())
@@ -266,12 +264,12 @@ def test_the_command_does_it_with_either_runtime(words: tuple[object, ...]) -> N
         )
         for runtime in ("numpy", "onnxruntime")
     )
-    for mine, other in zip(ours["blocks"], theirs["blocks"], strict=True):
-        for name in ("absorption_coefficient", "absorption_stderr"):
-            assert (mine[name] is None) == (other[name] is None)
-            assert mine[name] is None or mine[name] == pytest.approx(other[name], rel=1e-9)
-        for name in ("tokens_left_out", "tokens_excluded_as_sinks"):
-            assert mine[name] == other[name]
+    mine, other = (x["scores"]["sweep"][0] for x in (ours, theirs))
+    for name in ("coefficient", "stderr"):
+        pairs = [np.array(x[name], float) for x in (mine, other)]
+        np.testing.assert_allclose(*pairs, rtol=1e-9)
+    assert mine["left_out"] == other["left_out"]
+    assert ours["scores"]["sinks"] == theirs["scores"]["sinks"]
 
 
 def test_prune_scores_with_it_and_explain_does_not(tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_a_case_that_was_changed_is_refused(suite: Suite, tmp_path: Path) -> Non
     facts = tmp_path / "cases/mine/case.json"
     facts.write_text(facts.read_text().replace('"spec": ', '"spec": 9'))
     result = suite.run("families=['qwen2']", "--refimpl-cases", tmp_path / "cases", errors=1)
-    result.stdout.fnmatch_lines(["*expected: schema*"])
+    result.stdout.fnmatch_lines(["*expected: spec*"])
     assert "Traceback" not in result.stdout.str()
 
 

@@ -1,0 +1,129 @@
+"""Documents: structs and dataclasses from JSON of exactly their types, and as JSON."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import msgspec
+
+from refimpl.errors import RefimplError, unreadable
+from refimpl.loading.files.file_reading import parsed_json, read_file
+
+T = TypeVar("T")
+Named = tuple[str, str, str]
+"""What messages call a document, what is expected, and what to do next."""
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Size = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Document(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A document or an object in it: fields in order, without those that have their defaults."""
+
+
+def filled(kind: type[T], *sources: object, **others: Any) -> T:
+    """A struct or dataclass from the attributes of the same names, and from other values."""
+    names = getattr(kind, "__struct_fields__", None) or kind.__dataclass_fields__  # type: ignore[attr-defined]
+    values = {x: getattr(y, x) for y in reversed(sources) for x in names if hasattr(y, x)}
+    return kind(**(values | others))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON values: null for NaN, lists for arrays, objects for structs."""
+    text = json.dumps(msgspec.to_builtins(value, enc_hook=_builtin))
+    return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
+
+
+def _builtin(value: Any) -> Any:
+    """What `msgspec` does not know as JSON: mappings, arrays and numbers of NumPy."""
+    return dict(value) if isinstance(value, Mapping) else value.tolist()
+
+
+def converted(value: Any, kind: type[T], path: str = "", exact: bool = False) -> T:
+    """A struct or dataclass from JSON values; ValueError with the path of the first wrong one.
+
+    Exactly: all fields of dataclasses must be there, too, and no others.
+    """
+    try:
+        found = msgspec.convert(value, kind, dec_hook=_array)
+    except msgspec.ValidationError as error:
+        raise ValueError(_worded(str(error), value, path)) from error
+    if exact:
+        _require_fields(value, found, path)
+    return found
+
+
+def _require_fields(value: Any, found: Any, path: str) -> None:
+    """Refuse objects that lack a field of their dataclass, or that have others."""
+    names = getattr(found, "__dataclass_fields__", getattr(found, "__struct_fields__", None))
+    if names is not None:
+        if odd := sorted(value.keys() ^ {*names}):
+            what = "the unknown key" if odd[0] in value else "no"
+            raise ValueError(f"{path or 'the document'} has {what} {odd[0]:.60}")
+        found = {name: getattr(found, name) for name in names}
+    if isinstance(found, Mapping):
+        for key, inner in found.items():
+            _require_fields(value[key], inner, f"{path}.{key}".lstrip("."))
+    elif isinstance(found, list | tuple):
+        for i, inner in enumerate(found):
+            _require_fields(value[i], inner, f"{path}[{i}]")
+
+
+def _worded(message: str, value: Any, start: str) -> str:
+    """The path of a wrong value, the value, and what was expected, from the library's message."""
+    reason, _, path = message.replace("`", "").partition(" - at $")
+    reason, known = reason.partition("\n")[0], "..." not in path
+    for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path if known else ""):
+        value = value[key or int(index)]
+    path = (start + path).lstrip(".") or "the document"
+    for theirs, ours in (("missing required field", "no"), ("contains unknown field", "the key")):
+        if reason.startswith(f"Object {theirs}"):
+            return f"{path} has {ours}{reason.removeprefix(f'Object {theirs}'):.60}"
+    return f"{path} is {value!r:.40}: {reason}" if known else f"{path}: {reason}"
+
+
+def _array(kind: Any, value: Any) -> Any:
+    """An array of numbers from lists; null is NaN."""
+    import numpy as np  # not needed to read a case's facts
+
+    if get_origin(kind) is not np.ndarray:
+        raise NotImplementedError(kind)
+    whole = get_args(get_args(kind)[1])[0] is np.int64
+    cells = np.array(value, object)
+    kinds = {*map(type, cells.flat)}
+    if not isinstance(value, list) or not kinds <= ({int} if whole else {int, float, type(None)}):
+        raise ValueError(f"expected {'whole ' * whole}numbers, or lists of as many numbers")
+    return cells.astype(np.int64 if whole else np.float64)
+
+
+@contextmanager
+def reading_document(path: Path, named: Named) -> Iterator[None]:
+    """Refuse a file that cannot be read, or whose contents are not those of a document."""
+    name, expected, remedy = named
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error, expected) from error
+    except ValueError as error:
+        why = str(error).partition("\n")[0]
+        raise RefimplError(f"{path}: not {name} ({why})", expected, remedy) from error
+
+
+def parsed_object(content: bytes, version: int | None = None, limit: float = inf) -> dict[str, Any]:
+    """Parse a JSON object of this format, or of any; its numbers are smaller than a limit."""
+    document = parsed_json(content.decode("utf-8"), limit)
+    if not isinstance(document, dict):
+        raise ValueError("not an object")
+    if version is not None and document.get("format") != version:
+        raise ValueError(f"format {document.get('format')!r}, expected {version}")
+    return document
+
+
+def read_document(path: Path, named: Named, version: int | None, made: Callable[[Any], T]) -> T:
+    """Read a document, made of a JSON object of this format."""
+    with reading_document(path, named):
+        return made(parsed_object(read_file(path), version))

@@ -1,0 +1,146 @@
+"""`pruning.json`: how a model was pruned, and what came of it; other fields may be beside."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from refimpl.loading.files.documents import (
+    Count,
+    Document,
+    Named,
+    Share,
+    Size,
+    converted,
+    parsed_object,
+    reading_document,
+)
+from refimpl.loading.files.file_reading import read_file
+from refimpl.model.model import Model
+from refimpl.running.provenance import Run, TokenFacts
+from refimpl.storage.target_checks import RECORD
+
+RECORD_FORMAT: Literal[1] = 1
+COUNTS = ("weights", "requested", "pruned", "kept_zeros", "zeros")
+NAMED: Named = (
+    "a record of a pruning",
+    "the record that refimpl prune wrote",
+    "prune the model again, or remove this file",
+)
+Positive = Annotated[float, Meta(ge=0)]
+
+
+class PruningFacts(Document, frozen=True, kw_only=True, omit_defaults=False):
+    """How a model was pruned, as other documents repeat it; an older version wrote no digest."""
+
+    model: str
+    method: str
+    pattern: str | None
+    sparsity: Positive
+    base: str | None
+    correct: str | None
+    strength: int | float | str | None
+    sha256: str | None = None
+
+    @property
+    def allocation(self) -> str:
+        """How sparsity was divided among the blocks: "owl + absorption 0.05", "2:4"."""
+        if self.pattern is not None or self.correct is None:
+            return self.pattern or self.base or "custom"
+        strength = self.strength
+        size = f"{strength:g}" if isinstance(strength, int | float) else str(strength)
+        return f"{self.base} + {self.correct} {size}"
+
+    @property
+    def name(self) -> str:
+        """The pruning by what it is: "wanda 60 %, owl + absorption 0.05"."""
+        return f"{self.method} {100 * self.sparsity:.3g} %, {self.allocation}"
+
+
+class LinearRecord(Document, frozen=True, kw_only=True):
+    """Weights of a linear: requested, pruned, and zeros that stayed or that the dtype made."""
+
+    name: str
+    sparsity: Positive
+    requested: Count
+    weights: Size
+    pruned: Count
+    zeros: Count
+    kept_zeros: Count
+    method: str | None = None
+
+
+class BlockRecord(Document, frozen=True, kw_only=True):
+    """The linears of a block."""
+
+    index: Count
+    linears: Annotated[list[LinearRecord], Meta(min_length=1)]
+
+
+class FilesRecord(Document, frozen=True, kw_only=True):
+    """What became of the model's files; an older version wrote no digest."""
+
+    sha256: str | None = None
+    companions: list[str]
+    left_out: list[str]
+    format_added: list[str]
+    dequantised: dict[str, str]
+    ignored: tuple[str, ...] = ()
+
+
+class PruningRecord(Document, frozen=True, kw_only=True):
+    """The content of `pruning.json`."""
+
+    format: Literal[1]
+    model: str
+    family: str
+    method: str
+    damping: float | None = None
+    seed: int | None = None
+    compat: Literal["exact", "peer"]
+    pattern: str | None
+    requested_sparsity: Share
+    total_weights: Size
+    total_requested: Count
+    total_pruned: Count
+    total_zeros: Count
+    calibration: TokenFacts | None
+    without_tokens: tuple[str, ...] = ()
+    allocation: dict[str, Any]
+    blocks: Annotated[list[BlockRecord], Meta(min_length=1)]
+    files: FilesRecord
+    before: dict[str, Any] | None
+    run: Run
+    seconds: dict[str, float] | None = None
+    measured: dict[Literal["before", "after"], dict[str, Any]] | None = None
+
+    @property
+    def facts(self) -> PruningFacts:
+        """What other documents repeat."""
+        facts = {name: self.allocation.get(name) for name in ("base", "correct", "strength")}
+        facts |= {name: getattr(self, name) for name in ("model", "method", "pattern")}
+        facts |= {"sparsity": self.total_pruned / self.total_weights, "sha256": self.files.sha256}
+        return converted(facts, PruningFacts, "allocation")
+
+
+def pruning_record(content: Any) -> PruningRecord:
+    """The record in a JSON value; ValueError if it is not whole."""
+    record = converted(content, PruningRecord)
+    _ = record.facts
+    return record
+
+
+def read_record(model: Model) -> dict[str, Any] | None:
+    """The content of the `pruning.json` beside a model, which is whole; None without one."""
+    path = model.folder / RECORD
+    with reading_document(path, NAMED):
+        if not path.exists():
+            return None
+        content = parsed_object(read_file(path), RECORD_FORMAT)
+        pruning_record(content)
+        return content
+
+
+def recorded_pruning(model: Model) -> PruningFacts | None:
+    """How a model was pruned, by the record beside it; None without one."""
+    record = read_record(model)
+    return None if record is None else pruning_record(record).facts

@@ -1,0 +1,134 @@
+"""Documents: what is accepted comes back as it was, and everything else names its place."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jsonschema
+import pytest
+from conftest import FIXTURES
+from document_schemas import DOCUMENTS, REFERENCE, schema_text
+from hypothesis import given
+from hypothesis import strategies as st
+from program import ran, refused
+
+from refimpl.allocation.scores_json import scores_document
+from refimpl.evaluation.document import EvaluationDocument
+from refimpl.loading.files.documents import converted, plain
+from refimpl.oracle.case_folders import CaseFacts
+from refimpl.pruning.record import pruning_record
+
+LLAMA, FEW = FIXTURES / "llama", ("--samples", 1, "--seq-len", 8)
+READERS: dict[str, Callable[[Any], Any]] = {
+    "scores": scores_document,
+    "pruning": pruning_record,
+    "evaluation": lambda x: converted(x, EvaluationDocument),
+    "case": lambda x: converted(x, CaseFacts),
+}
+JUNK = st.sampled_from(
+    [None, True, 0, -1, 3, 1 << 62, 0.5, -0.5, 1e300, "", "x", "2:4", [], {}, [1], [None], {"a": 1}]
+)
+
+
+@cache
+def texts() -> dict[str, str]:
+    """A real document of each kind."""
+    with TemporaryDirectory() as folder:
+        scores, out = Path(folder) / "scores.json", Path(folder) / "out"
+        ran("score", LLAMA, *FEW, "--eta", "0.01,0.1", "-o", scores)
+        ran("prune", LLAMA, "-o", out, "--allocation", scores, "--method", "magnitude")
+        text = ("--text", FIXTURES / "text.txt", "--window", 8, "--windows", 2)
+        return {
+            "scores": scores.read_text("utf-8"),
+            "pruning": (out / "pruning.json").read_text("utf-8"),
+            "evaluation": ran("eval", out, *text, "--json"),
+            "case": (FIXTURES / "cases" / "llama" / "case.json").read_text("utf-8"),
+        }
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_the_published_schemas_are_of_the_documents(kind: str) -> None:
+    text = schema_text(DOCUMENTS[kind])
+    assert (REFERENCE / f"{kind}.schema.json").read_text("utf-8") == text
+    document = json.loads(texts()[kind])
+    jsonschema.validate(document, json.loads(text))
+    assert plain(READERS[kind](document)) == document
+
+
+@given(kind=st.sampled_from([*READERS]), data=st.data())
+def test_what_is_accepted_comes_back_as_it_was(kind: str, data: st.DataObject) -> None:
+    content = json.loads(texts()[kind])
+    holder: Any = content
+    while True:
+        keys = [*holder] if isinstance(holder, dict) else [*range(len(holder))]
+        key = data.draw(st.sampled_from(keys))
+        if not (isinstance(holder[key], dict | list) and holder[key]) or data.draw(st.booleans()):
+            break
+        holder = holder[key]
+    if data.draw(st.booleans()):
+        holder[key] = data.draw(JUNK)
+    else:
+        del holder[key]
+    with suppress(ValueError):
+        read = READERS[kind](deepcopy(content))
+        assert is_part(plain(read), content)
+        assert plain(READERS[kind](plain(read))) == plain(read)
+
+
+def is_part(part: Any, whole: Any) -> bool:
+    """Whether everything in a JSON value is in another, at the same place; null may be absent."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(is_part(x, whole.get(k)) for k, x in part.items())
+    if isinstance(part, list):
+        return isinstance(whole, list) and [*map(is_part, part, whole)] == [True] * len(whole)
+    return part == whole
+
+
+HOSTILE = {
+    "a bomb": (b"[" * 100_000, "nested deeper than 64"),
+    "a bomb in an unknown key": (b'{"x":' + b"[" * 99 + b"]" * 99 + b"}", "nested deeper than 64"),
+    "900,000 unknown keys": (
+        b"{" + b",".join(b'"k%d":0' % i for i in range(900_000)) + b"}", ""
+    ),
+    "NaN": (b'{"format": NaN}', "the number NaN"),
+    "a number beyond floats": (b'{"format": 1e999}', "the number Infinity"),
+    "a number beyond 64 bits": (b'{"format": 1' + b"0" * 400 + b"}", "the number 1000"),
+    "digits beyond Python's limit": (b'{"format": 1' + b"0" * 5000 + b"}", "4300 digits"),
+    "a key twice": (b'{"format": 1, "schema": 2, "format": 9}', ""),
+    "no UTF-8": (b'{"format": "\xff"}', "'utf-8' codec"),
+    "nothing": (b"", "Expecting value"),
+    "no object": (b"[1]", "not an object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", [*HOSTILE, "a file of a terabyte"])
+@pytest.mark.parametrize("kind", ["scores", "pruning", "evaluation", "case"])
+def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) -> None:
+    name = {"pruning": "pruning.json", "case": "case.json"}.get(kind, "x.json")
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).symlink_to(LLAMA / file)
+    words = {
+        "scores": ("allocate", tmp_path / name),
+        "pruning": ("inspect", tmp_path),
+        "evaluation": ("compare", tmp_path / name),
+        "case": ("case", "show", tmp_path),
+    }[kind]
+    if why == "a file of a terabyte":
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 40)
+        problem = "is larger than"
+    else:
+        content, problem = HOSTILE[why]
+        (tmp_path / name).write_bytes(content)
+    started = time.perf_counter()
+    error = refused(*words)
+    assert time.perf_counter() - started < 20
+    assert problem in error
+    assert len(error.splitlines()) == 3
+    assert name in error or kind == "case"
