@@ -1,6 +1,5 @@
 """What goes to the terminal and to a file: results to stdout, progress to stderr."""
 
-import json
 import os
 import shlex
 import shutil
@@ -15,7 +14,7 @@ import typer
 from refimpl.running.threads import Progress
 from refimpl.show.header import NARROWEST, fitting
 from refimpl.show.table import Style
-from refimpl.storage.files import write_json
+from refimpl.storage.files import json_text, write_json
 
 NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
 STEPS = 1000  # of the progress bar
@@ -30,8 +29,7 @@ def deliver(
     if output is not None:
         write_json(output, document)
     table = table if style().blocks else table.replace("±", "+-")
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n" if as_json else table
-    say(text)
+    say(json_text(document) if as_json else table)
 
 
 def say(text: str) -> None:

@@ -87,6 +87,13 @@ class FilesRecord(Document, frozen=True, kw_only=True):
     ignored: tuple[str, ...] = ()
 
 
+class Measured(Document, frozen=True, kw_only=True):
+    """The text of an evaluation of the model before pruning, and of the new one."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
 class PruningRecord(Document, frozen=True, kw_only=True):
     """The content of `pruning.json`."""
 
@@ -111,7 +118,7 @@ class PruningRecord(Document, frozen=True, kw_only=True):
     before: dict[str, Any] | None
     run: Run
     seconds: dict[str, float] | None = None
-    measured: dict[Literal["before", "after"], dict[str, Any]] | None = None
+    measured: Measured | None = None
 
     @property
     def facts(self) -> PruningFacts:

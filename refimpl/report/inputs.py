@@ -234,8 +234,8 @@ def _distinct(evaluated: Sequence[EvaluationInput]) -> list[EvaluationInput]:
 def _evaluation_input(file: SourceFile, content: Json) -> EvaluationInput:
     document = converted(content, EvaluationDocument)
     text, questions, pruning = document.text, document.choices, document.pruning
-    numbers = {
-        name: (getattr(part, name), getattr(part, f"{name}_stderr", None))
+    measures = {
+        name: MeasuredValue(*(_known(part, key) for key in (name, f"{name}_stderr")))
         for part, names in ((text, TEXT), (questions, QUESTIONS))
         if part is not None
         for name in names
@@ -247,11 +247,14 @@ def _evaluation_input(file: SourceFile, content: Json) -> EvaluationInput:
         document.model_sha256,
         None if text is None else (text.source, text.sha256),
         None if questions is None else (questions.source, questions.ids_sha256),
-        {
-            name: MeasuredValue(*(nan if x is None else x for x in pair))
-            for name, pair in numbers.items()
-        },
+        measures,
     )
+
+
+def _known(part: object, name: str) -> float:
+    """A number of a document; NaN for one that is unknown or does not exist."""
+    value = getattr(part, name, None)
+    return nan if value is None else float(value)
 
 
 def named(inputs: Sequence[AnyInput]) -> tuple[AnyInput, ...]:

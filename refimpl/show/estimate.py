@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from refimpl.loading.files.documents import plain
 from refimpl.running.memory import MIB
 from refimpl.scoring.estimate import Estimate
 from refimpl.show.header import counted, wrapped
@@ -44,25 +45,10 @@ def estimate_text(estimate: Estimate) -> str:
 
 def estimate_document(estimate: Estimate) -> dict[str, Any]:
     """An estimate as one JSON document."""
-    plan, memory, seconds = estimate.plan, estimate.memory, estimate.seconds
-    return {
-        "model": estimate.model,
-        "num_blocks": estimate.num_blocks,
-        "samples": estimate.tokens.samples,
-        "seq_len": estimate.tokens.seq_len,
-        "perturbation": plan.kind,
-        "etas": len(plan.eta) if plan.kind == "gaussian" else 1,
-        "draws": plan.draws,
-        "subset": plan.subset,
-        "dtype": estimate.dtype,
-        "threads": estimate.threads,
-        "states": estimate.states,
-        "passes": estimate.passes,
-        "groups": estimate.units,
-        "memory": {**asdict(memory), "peak": memory.peak},
-        "seconds": {**asdict(seconds), "total": seconds.total},
-        "measured": {"blocks": estimate.blocks, "seconds": estimate.measuring},
-    }
+    content: dict[str, Any] = plain(estimate)
+    content["memory"]["peak"] = estimate.memory.peak
+    content["seconds"]["total"] = estimate.seconds.total
+    return content
 
 
 def _parts(amounts: Mapping[str, float], text: Callable[[float], str]) -> list[str]:

@@ -284,7 +284,7 @@ def test_as_json() -> None:
     words = ("--perturbation", "pruning", "--base", "alphapruning")
     found = json.loads(ran("score", LLAMA, *FEW, *words, "--estimate", "--json"))
     assert found["passes"] == 16 + 16 + 40
-    assert (found["states"], found["groups"], found["subset"]) == (16, 1, None)
+    assert (found["states"], found["units"], found["plan"]["subset"]) == (16, 1, None)
     parts = found["seconds"]
     assert parts.pop("total") == pytest.approx(sum(parts.values()))
     parts = found["memory"]
