@@ -1,13 +1,14 @@
 """What a model's files hold: zeros of every linear, patterns, dtypes and sizes."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from refimpl.loading.composites import parts
+from refimpl.loading.files.documents import plain
 from refimpl.model.floating_point import is_zero
 from refimpl.model.model import Model
 from refimpl.model.weight import Weight
@@ -115,28 +116,18 @@ def inspect(model: Model) -> Inspection:
 
 def inspection_document(inspection: Inspection) -> dict[str, Any]:
     """An inspection as one JSON document; what is unknown is null."""
-    requested = inspection.requested
-    return {
-        "model": inspection.model,
-        "family": inspection.family,
-        "requested": None if requested is None else asdict(requested),
-        "parameters": inspection.parameters,
-        "parameter_bytes": inspection.parameter_bytes,
-        "files": dict(inspection.files),
-        "ignored": list(inspection.ignored),
-        **_totals(inspection.linears),
-        "blocks": [
-            {
-                "index": i,
-                **_totals(list(block.values())),
-                "linears": [
-                    {"name": name, **asdict(linear), "sparsity": linear.sparsity}
-                    for name, linear in block.items()
-                ],
-            }
-            for i, block in enumerate(inspection.blocks)
-        ],
-    }
+    blocks = [
+        {
+            "index": i,
+            **_totals([*block.values()]),
+            "linears": [{"name": x, **vars(y), "sparsity": y.sparsity} for x, y in block.items()],
+        }
+        for i, block in enumerate(inspection.blocks)
+    ]
+    facts = {**vars(inspection), **_totals(inspection.linears)}
+    del facts["blocks"]
+    document: dict[str, Any] = plain({**facts, "blocks": blocks})
+    return document
 
 
 def common_pattern(linears: list[LinearZeros]) -> str | None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from refimpl.loading.files.documents import plain
 from refimpl.onnx.validate import Validation
 from refimpl.oracle.check import Report
 from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
@@ -35,20 +36,17 @@ def validation_table(validation: Validation) -> str:
 
 def validation_document(validation: Validation) -> dict[str, Any]:
     """A validation as one JSON document; an error that is no number is null."""
-    tokens = validation.tokens
-    documents = [report_document(report, validation.ran) for report in validation.reports]
-    return {
-        "format": VALIDATION_FORMAT,
-        **{name: getattr(validation, name) for name in ("model", "family", "graph", "against")},
-        **{name: getattr(validation, name) for name in ("ran", "verdict")},
-        "tokens": {"kind": tokens.kind, "source": tokens.source, "sha256": tokens.sha256},
-        "runs": [
-            {"shape": _shape(report)}
-            | {name: document[name] for name in ("dtype", "verdict", "first", "steps")}
-            for report, document in zip(validation.reports, documents, strict=True)
-        ],
-        "notes": list(validation.notes),
-    }
+    facts = {name: x for name, x in vars(validation).items() if name != "reports"}
+    facts |= {"verdict": validation.verdict, "runs": [*map(_run, validation.reports)]}
+    document: dict[str, Any] = plain({"format": VALIDATION_FORMAT, **facts})
+    return document
+
+
+def _run(report: Report) -> dict[str, Any]:
+    """What `check` would say of a run, without what all runs have in common."""
+    content = report_document(report, "")
+    names = ("dtype", "verdict", "first", "steps")
+    return {"shape": _shape(report), **{name: content[name] for name in names}}
 
 
 def _name(report: Report) -> str:
