@@ -15,11 +15,11 @@ from refimpl.storage.work_folder import work_path
 
 def numbers(path: Path) -> dict[str, Any]:
     """A document without what differs from run to run."""
-    return {
-        name: value
-        for name, value in json.loads(path.read_text()).items()
-        if name not in ("run", "seconds")
-    }
+    document: dict[str, Any] = json.loads(path.read_text())
+    for part in (document, document.get("scores", {})):
+        for name in ("run", "seconds"):
+            part.pop(name, None)
+    return document
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -271,6 +271,12 @@ def test_other_files(text: str | bytes) -> None:
         ('"samples": 3', '"samples": 3.5', "scores.tokens.samples is 3.5"),
         ('"draws": 2', '"draws": 0', "draws 0"),
         ('"lo": 0.0', '"lo": 7', "lo 7"),
+        (
+            '"options": {"epsilon"',
+            '"options": {}, "x": {"epsilon"',
+            "made_for has the unknown key x",
+        ),
+        ('"epsilon": 0.3, ', "", "scores.made_for.options has no epsilon"),
         ('"compat": "exact"', '"compat": "x"', "scores.made_for.compat is 'x'"),
         ('"base": "alphapruning"', '"base": 3', "scores.made_for.base is 3"),
     ],

@@ -507,18 +507,6 @@ def test_allocations(words: str) -> None:
     refused(f"allocate {words}", ALLOCATE[words])
 
 
-@pytest.mark.parametrize("name", ["scores.json", "pruning.json"])
-def test_scores_without_a_field_are_refused_or_make_an_allocation(name: str) -> None:
-    """Other damages: tests/allocation/test_document.py."""
-    document = json.loads(Path(name).read_text())
-    for key in document:
-        Path(name).write_text(json.dumps({k: v for k, v in document.items() if k != key}))
-        result = run("allocate", name)
-        assert result.code == 0 or refusal(result)
-        if key in ("format", "tokens", "run"):
-            assert "score again" in refusal(result)
-
-
 # What nobody expects
 
 

@@ -27,10 +27,14 @@ def test_the_texts_are_small_plain_and_have_nothing_in_common() -> None:
 def test_a_calibration_is_random_only_if_asked(command: str, tmp_path: Path) -> None:
     output = ("-o", tmp_path / "out") if command == "prune" else ()
     words = (command, LLAMA, *SMALL, *output, "--sparsity", 0.5, "--json")
-    key = "calibration" if command == "prune" else "tokens"
-    assert json.loads(ran(*words))[key]["source"].startswith(f"refimpl's {CALIBRATION}, 2 samples")
-    found = json.loads(ran(*words, "--tokens", "random", *(["--force"] if output else [])))
-    assert found[key]["kind"] == "random"
+    drawn = ("--tokens", "random", *(["--force"] if output else []))
+    text, random = (json.loads(ran(*words, *more)) for more in ((), drawn))
+    if command == "prune":
+        text, random = text["calibration"], random["calibration"]
+    else:
+        text, random = text["scores"]["tokens"], random["scores"]["tokens"]
+    assert text["source"].startswith(f"refimpl's {CALIBRATION}, 2 samples")
+    assert random["kind"] == "random"
     other = ("-o", tmp_path / "other") if output else ()
     error = refused(command, FIXTURES / "mistral", *SMALL, *other, "--sparsity", 0.5)
     assert "no tokenizer.json for the text that comes with refimpl" in error

@@ -61,11 +61,11 @@ def _require_fields(value: Any, found: Any, path: str) -> None:
     """Refuse objects that lack a field of their dataclass, or that have others."""
     names = getattr(found, "__dataclass_fields__", getattr(found, "__struct_fields__", None))
     if names is not None:
-        if odd := sorted(value.keys() ^ {*names}):
-            what = "the unknown key" if odd[0] in value else "no"
-            raise ValueError(f"{path or 'the document'} has {what} {odd[0]:.60}")
         found = {name: getattr(found, name) for name in names}
     if isinstance(found, Mapping):
+        if odd := sorted(value.keys() ^ found.keys()):
+            what = "the unknown key" if odd[0] in value else "no"
+            raise ValueError(f"{path or 'the document'} has {what} {odd[0]:.60}")
         for key, inner in found.items():
             _require_fields(value[key], inner, f"{path}.{key}".lstrip("."))
     elif isinstance(found, list | tuple):

@@ -31,7 +31,7 @@ from refimpl.tokens import random_tokens, text_tokens
 
 MIB = float(1 << 20)
 PEAK = {"key": "peak", "unit": "MiB", "scale": MIB}
-FIELDS = ("absorption_coefficient", "drift", "alignment")
+FIELDS = ("coefficient", "drift", "alignment")
 
 
 def hooked(given: argparse.Namespace, options: list[str]) -> Iterator[Figure]:
@@ -99,22 +99,21 @@ def onnxruntime(given: argparse.Namespace, options: list[str]) -> Iterator[Figur
         for runtime in ("numpy", "onnxruntime")
     }
     found = alternate(sides, given.repetitions)
-    ours, theirs = (runs[-1]["printed"] for runs in found.values())
+    ours, theirs = (runs[-1]["printed"]["scores"] for runs in found.values())
     run = theirs["run"]
     where = f"{Path(given.model).name}, {theirs['tokens']['source']}"
     rival = f"onnxruntime, {run['dtype']}, {run['threads']} threads, on {run['device']}"
     for kind, number in (("time", {}), ("processor time", {"key": "cpu"}), ("peak", PEAK)):
         yield against("onnxruntime", f"scoring, {kind}", where, rival, found.values(), **number)
-    sweeps = (document.get("sweep", [document]) for document in (ours, theirs))
-    for mine, other in zip(*sweeps, strict=True):
+    for mine, other in zip(ours["sweep"], theirs["sweep"], strict=True):
         apart = ", ".join(f"{field} {worst(mine, other, field):.1e}" for field in FIELDS)
         print(f"worst relative difference at eta {mine['eta']:g}: {apart}")
 
 
 def worst(ours: Found, theirs: Found, field: str) -> float:
-    """Largest relative difference of a field of the blocks at one eta."""
-    a, b = (np.hstack([block[field] for block in one["blocks"]]) for one in (ours, theirs))
-    return float(np.max(np.abs(a - b) / np.abs(a)))
+    """Largest relative difference of a field at one eta."""
+    a, b = (np.array(one[field], np.float64) for one in (ours, theirs))
+    return float(np.nanmax(np.abs(a - b) / np.abs(a)))
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def command(arguments: list[str]) -> dict[str, Any]:
                 raise
     processor = time.process_time() - start
     document = json.loads(printed.getvalue())
-    seconds = processor if by_processor() else document["run"]["seconds"]
+    seconds = processor if by_processor() else document.get("scores", document)["run"]["seconds"]
     return {"seconds": seconds, "printed": document}
 
 

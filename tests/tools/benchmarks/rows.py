@@ -201,11 +201,10 @@ def default(s: Setting) -> Iterator[Figure]:
         few = ["--samples", "1", "--seq-len", "16"] if s.quick else []
         words = ["score", given["model"], *few]
         found = [run("ours.command", arguments=words) for _ in range(s.repetitions)]
-        whole, scores = column(found, "whole"), found[-1]["printed"]
-        tokens, blocks = scores["tokens"], scores["blocks"]
-        error = np.nanmedian(
-            [(b["absorption_stderr"] or np.nan) / b["absorption_coefficient"] for b in blocks]
-        )
+        whole, scores = column(found, "whole"), found[-1]["printed"]["scores"]
+        tokens, result = scores["tokens"], scores["sweep"][0]
+        stderr, r = (np.array(result[name], np.float64) for name in ("stderr", "coefficient"))
+        error = np.nanmedian(stderr / r)
         yield Figure(
             "default", "default `refimpl score --json`, whole process",
             said(shape.name, tokens["samples"], tokens["seq_len"]), "none", "s", whole, (), whole,
