@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from hypothesis import strategies as st
+
 from refimpl.allocation.scores_json import RENAMED
 from refimpl.storage.arrays import is_tree, read_tree
 from refimpl.storage.finished_units import FinishedUnits, runs
@@ -75,3 +77,28 @@ def coefficients(path: Path) -> list[Any]:
     """The absorption coefficients in a `scores.json` at the first eta."""
     found: list[Any] = json.loads(path.read_text())["scores"]["sweep"][0]["coefficient"]
     return found
+
+
+JUNK = (
+    *(None, True, 0, -1, 3, 10**30, 0.5, -0.5, 1e300, "", "x", "0.5", "2:4"),
+    *([], {}, [1], [None], [[]], [0.5] * 4, {"a": 1}),
+)
+
+
+def changed(text: str, data: st.DataObject) -> Any:
+    """A document in which a value is another one, or gone, or there twice."""
+    content = holder = json.loads(text)
+    while True:
+        key: Any = data.draw(
+            st.sampled_from([*holder] if isinstance(holder, dict) else range(len(holder)))
+        )
+        if not (isinstance(holder[key], dict | list) and holder[key]) or data.draw(st.booleans()):
+            break
+        holder = holder[key]
+    if data.draw(st.booleans()):
+        holder[key] = data.draw(st.sampled_from(JUNK))
+    elif data.draw(st.booleans()):
+        del holder[key]
+    else:
+        holder.append(holder[key]) if isinstance(holder, list) else holder.update(x=1)
+    return content

@@ -22,9 +22,9 @@ SCORES: dict[str, tuple[object, ...]] = {
     "perturbed.json": (LLAMA, *TOKENS, *PRUNING),
     "none.json": (LLAMA, "--samples", 2, "--seq-len", 8, "--correct", "none"),
 }
-ALLOCATED = (
-    *("base_sparsity", "corrected_sparsity", "num_pruned"),
-    *("linear_sparsity", "linear_pruned"),
+PER_BLOCK = (
+    *("linears", "sinks", "coefficient", "stderr", "left_out", "num_pruned", "linear_pruned"),
+    *("base_sparsity", "corrected_sparsity", "linear_sparsity"),
 )
 EVERYTHING = (
     *("sweep.json", "dense/pruning.json", "eval-whole.json", "perturbed.json"),
@@ -60,9 +60,7 @@ def deeper(document: dict[str, Any], count: int, block: Callable[[int], dict[str
     for signal in scores["signals"].values():
         signal["values"] = {name: x[-1:] * count for name, x in signal["values"].items()}
     for owner in (scores, result, *document["allocations"]):
-        for name in ("linears", "sinks", "coefficient", "stderr", "left_out", *ALLOCATED):
-            if name in owner:
-                owner[name] = owner[name][-1:] * count
+        owner |= {x: owner[x][-1:] * count for x in PER_BLOCK if x in owner}
     changed = [block(i) for i in range(count)]
     for name in ("drift", "alignment"):
         rows = [x.get(name, [result[name][-1][-1]] * (count - i)) for i, x in enumerate(changed)]

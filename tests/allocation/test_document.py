@@ -9,12 +9,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from documents import changed
 from gates import CASES, bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refusal_of
 
 from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores, scores_document
@@ -120,26 +119,16 @@ def test_the_document_is_the_scores_and_the_allocations() -> None:
         assert drift[3] == [None] * 3 + [result.drift[3, 3]]
 
 
-def test_pruning_says_where() -> None:
-    scores, wanted = scored("llama", pruning=True)
-    content = whole_document(scores, wanted)
-    (found,), at = content["scores"]["sweep"], content["scores"]["pruned_at"]
-    assert (found["eta"], at["base"], at["sparsity"]) == (None, "alphapruning", 0.55)
-    assert np.sum(at["linear_pruned"]) == content["allocations"][0]["total_pruned"]
-    assert min(found["divergence"]) > 0
-    assert whole_document(*scored("llama"))["scores"]["pruned_at"] is None
-
-
 @cache
 def text_of(pruning: bool) -> str:
     return json.dumps(whole_document(*scored("llama", pruning)))
 
 
-def read_and_use(text: str | bytes) -> str | None:
+def read_and_use(text: str) -> str | None:
     """Do what `refimpl allocate` does with a file; the problem where it is refused."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "scores.json")
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        path.write_text(text)
         try:
             scores = read_scores(path)
         except RefimplError as refused:
@@ -169,43 +158,15 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from places(value[key], (*path, key))
 
 
-@cache
-def places_of(pruning: bool) -> list[tuple[Any, ...]]:
-    """All places, those near the top as often as all those below them together."""
-    every = list(places(json.loads(text_of(pruning))))
-    top = [path for path in every if len(path) <= 2]
-    return every + top * (len(every) // len(top))
-
-
-JUNK = [
-    None, True, 0, -1, 3, 10**30, 10**400, 0.5, -0.5, 1e300, "", "x", "0.5", [], {}, [1], [None],
-    [[]], [0.5] * 4, {"a": 1},
-]  # fmt: skip
-
-
 @given(st.booleans(), st.data())
 def test_changed_documents(pruning: bool, data: st.DataObject) -> None:
-    content = json.loads(text_of(pruning))
-    path = data.draw(st.sampled_from(places_of(pruning)))
-    part = content
-    for key in path[:-1]:
-        part = part[key]
-    what = data.draw(st.sampled_from(["change", "remove", "repeat"]))
-    if what == "change":
-        part[path[-1]] = data.draw(st.sampled_from(JUNK))
-    elif what == "remove":
-        del part[path[-1]]
-    elif isinstance(part, list):
-        part.append(part[path[-1]])
-    else:
-        part[f"{path[-1]}2"] = part[path[-1]]
-    read_and_use(json.dumps(content))
+    read_and_use(json.dumps(changed(text_of(pruning), data)))
 
 
 @pytest.mark.parametrize("pruning", [False, True])
 def test_every_key_is_needed_and_no_other(pruning: bool) -> None:
     """But for the bases that a signal is of, the shapes of linears, and the growth."""
-    every = [path for path in places_of(pruning) if isinstance(path[-1], str)]
+    every = [path for path in places(json.loads(text_of(pruning))) if isinstance(path[-1], str)]
     free = ("signals", "values", "options", "versions", "linears", "growth")
     every = [path for path in dict.fromkeys(every) if not {*path[:-1]} & {*free}]
     assert len(every) > 60
@@ -222,62 +183,31 @@ def test_every_key_is_needed_and_no_other(pruning: bool) -> None:
             assert name in problem or path[-1] in ("format", "kind"), problem
 
 
-@given(st.booleans(), st.data())
-def test_truncated_documents(pruning: bool, data: st.DataObject) -> None:
-    text = text_of(pruning)
-    end = data.draw(st.integers(0, len(text) - 1))
-    assert read_and_use(text[:end]) is not None
-
-
-@given(st.binary(max_size=40), st.data())
-def test_garbled_documents(junk: bytes, data: st.DataObject) -> None:
-    text = text_of(False).encode()
-    start = data.draw(st.integers(0, len(text)))
-    end = data.draw(st.integers(start, min(len(text), start + 60)))
-    read_and_use(text[:start] + junk + text[end:])
-    assert read_and_use(junk) is not None
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["null", "[]", "5", '"x"', "{}", '{"format": 1}', "[" * 100_000, b"\xff", "\ufeff{}", "NaN"],
-)
-def test_other_files(text: str | bytes) -> None:
-    assert read_and_use(text) is not None
-
-
 @pytest.mark.parametrize(
     ("old", "new", "path"),
     [
         ('"coefficient": [', '"coefficient": [NaN, ', "NaN"),
         ('"coefficient": [', '"coefficient": [1e999, ', "Infinity"),
         ('"coefficient": [', '"coefficient": ["1", ', "scores.sweep[0].coefficient"),
-        ('"coefficient": [', '"coefficient": [true, ', "scores.sweep[0].coefficient"),
         ('"coefficient": [', '"coefficient": [1, ', "scores.sweep[0].coefficient has [5]"),
         ('"drift": [', '"drift": [[1], ', "scores.sweep[0].drift"),
         ('"sinks": [', '"sinks": [0.5, ', "scores.sinks"),
-        ('"score": [', '"score": [-Infinity, ', "Infinity"),
         ('"score": [', '"score": [null, ', "scores.signals.dlp.values.score"),
         ('"score": ', '"score": {}, "x": ', "scores.signals[...].values[...]: expected numbers"),
         ('"alpha": ', '"alpha": null, "x": ', "scores.signals[...].values[...]: expected"),
         ('"m": 5.0', '"m": null', "scores.signals"),
         ('"format": 3', '"format": 2', "format 2, expected 3"),
-        ('"kind": "gaussian"', '"kind": "pruning"', "scores.plan is"),
         ('"kind": "gaussian"', '"kind": "uniform"', "scores.plan.kind is 'uniform'"),
-        ('"pruned_at": null', '"pruned_at": {"base": "owl"}', "scores.pruned_at has no"),
         ('"threads": ', '"threads": "2", "x": ', "scores.run.threads"),
         ('"memory": ', f'"memory": {10**400}, "x": ', "the number 1000"),
-        ('"seconds": ', '"seconds": null, "x": ', "scores.run.seconds is None"),
         ('"samples": 3', '"samples": 3.5', "scores.tokens.samples is 3.5"),
         ('"draws": 2', '"draws": 0', "draws 0"),
-        ('"lo": 0.0', '"lo": 7', "lo 7"),
         (
             '"options": {"epsilon"',
             '"options": {}, "x": {"epsilon"',
             "made_for has the unknown key x",
         ),
         ('"epsilon": 0.3, ', "", "scores.made_for.options has no epsilon"),
-        ('"compat": "exact"', '"compat": "x"', "scores.made_for.compat is 'x'"),
         ('"base": "alphapruning"', '"base": 3', "scores.made_for.base is 3"),
     ],
 )
@@ -287,8 +217,3 @@ def test_values_that_scores_cannot_have(old: str, new: str, path: str) -> None:
     problem = read_and_use(text.replace(old, new, 1))
     assert problem is not None
     assert path in problem
-
-
-def test_no_such_file(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.json", tmp_path):
-        refusal_of(read_scores, path, says="cannot be read")

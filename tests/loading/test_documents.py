@@ -1,4 +1,7 @@
-"""Documents: what is accepted comes back as it was, and everything else names its place."""
+"""Documents: what is accepted comes back as it was, and everything else names its place.
+
+`PYTHONPATH=tests python tests/loading/test_documents.py` writes their JSON Schemas.
+"""
 
 import json
 import time
@@ -11,29 +14,29 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from conftest import FIXTURES
-from document_schemas import DOCUMENTS, REFERENCE, schema_text
+from documents import changed
 from hypothesis import given
 from hypothesis import strategies as st
 from program import ran, refused
 
-from refimpl.allocation.scores_json import scores_document
+from refimpl.allocation.scores_json import ScoresDocument, scores_document
 from refimpl.evaluation.document import EvaluationDocument
 from refimpl.loading.files.documents import converted, plain
 from refimpl.oracle.case_folders import CaseFacts
-from refimpl.pruning.record import pruning_record
+from refimpl.pruning.record import PruningRecord, pruning_record
 
 LLAMA, FEW = FIXTURES / "llama", ("--samples", 1, "--seq-len", 8)
-READERS: dict[str, Callable[[Any], Any]] = {
-    "scores": scores_document,
-    "pruning": pruning_record,
-    "evaluation": lambda x: converted(x, EvaluationDocument),
-    "case": lambda x: converted(x, CaseFacts),
+REFERENCE = FIXTURES.parent / "docs" / "reference"
+DOCUMENTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
+    "scores": (ScoresDocument, scores_document),
+    "pruning": (PruningRecord, pruning_record),
+    "evaluation": (EvaluationDocument, lambda x: converted(x, EvaluationDocument)),
+    "case": (CaseFacts, lambda x: converted(x, CaseFacts)),
 }
-JUNK = st.sampled_from(
-    [None, True, 0, -1, 3, 1 << 62, 0.5, -0.5, 1e300, "", "x", "2:4", [], {}, [1], [None], {"a": 1}]
-)
+READERS = {name: reader for name, (_, reader) in DOCUMENTS.items()}
 
 
 @cache
@@ -52,9 +55,22 @@ def texts() -> dict[str, str]:
         }
 
 
+def schema_text(kind: str) -> str:
+    """The schema of a document, the same in every version of the library."""
+
+    def tidy(part: dict[str, Any]) -> dict[str, Any]:
+        if "description" in part:
+            part["description"] = part["description"].partition("\n\n")[0]
+        part.get("anyOf", []).sort(key=json.dumps)
+        return part
+
+    schema = msgspec.json.schema(DOCUMENTS[kind][0], schema_hook=lambda _: {"type": "array"})
+    return json.dumps(json.loads(json.dumps(schema), object_hook=tidy), indent=1) + "\n"
+
+
 @pytest.mark.parametrize("kind", READERS)
 def test_the_published_schemas_are_of_the_documents(kind: str) -> None:
-    text = schema_text(DOCUMENTS[kind])
+    text = schema_text(kind)
     assert (REFERENCE / f"{kind}.schema.json").read_text("utf-8") == text
     document = json.loads(texts()[kind])
     jsonschema.validate(document, json.loads(text))
@@ -63,18 +79,7 @@ def test_the_published_schemas_are_of_the_documents(kind: str) -> None:
 
 @given(kind=st.sampled_from([*READERS]), data=st.data())
 def test_what_is_accepted_comes_back_as_it_was(kind: str, data: st.DataObject) -> None:
-    content = json.loads(texts()[kind])
-    holder: Any = content
-    while True:
-        keys = [*holder] if isinstance(holder, dict) else [*range(len(holder))]
-        key = data.draw(st.sampled_from(keys))
-        if not (isinstance(holder[key], dict | list) and holder[key]) or data.draw(st.booleans()):
-            break
-        holder = holder[key]
-    if data.draw(st.booleans()):
-        holder[key] = data.draw(JUNK)
-    else:
-        del holder[key]
+    content = changed(texts()[kind], data)
     with suppress(ValueError):
         read = READERS[kind](deepcopy(content))
         assert is_part(plain(read), content)
@@ -97,18 +102,15 @@ HOSTILE = {
         b"{" + b",".join(b'"k%d":0' % i for i in range(900_000)) + b"}", ""
     ),
     "NaN": (b'{"format": NaN}', "the number NaN"),
-    "a number beyond floats": (b'{"format": 1e999}', "the number Infinity"),
     "a number beyond 64 bits": (b'{"format": 1' + b"0" * 400 + b"}", "the number 1000"),
     "digits beyond Python's limit": (b'{"format": 1' + b"0" * 5000 + b"}", "4300 digits"),
     "a key twice": (b'{"format": 1, "schema": 2, "format": 9}', ""),
     "no UTF-8": (b'{"format": "\xff"}', "'utf-8' codec"),
-    "nothing": (b"", "Expecting value"),
-    "no object": (b"[1]", "not an object"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("why", [*HOSTILE, "a file of a terabyte"])
-@pytest.mark.parametrize("kind", ["scores", "pruning", "evaluation", "case"])
+@pytest.mark.parametrize("why", HOSTILE)
+@pytest.mark.parametrize("kind", READERS)
 def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) -> None:
     name = {"pruning": "pruning.json", "case": "case.json"}.get(kind, "x.json")
     for file in ("config.json", "model.safetensors"):
@@ -119,16 +121,16 @@ def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) 
         "evaluation": ("compare", tmp_path / name),
         "case": ("case", "show", tmp_path),
     }[kind]
-    if why == "a file of a terabyte":
-        with (tmp_path / name).open("wb") as file:
-            file.truncate(1 << 40)
-        problem = "is larger than"
-    else:
-        content, problem = HOSTILE[why]
-        (tmp_path / name).write_bytes(content)
+    content, problem = HOSTILE[why]
+    (tmp_path / name).write_bytes(content)
     started = time.perf_counter()
     error = refused(*words)
     assert time.perf_counter() - started < 20
     assert problem in error
     assert len(error.splitlines()) == 3
     assert name in error or kind == "case"
+
+
+if __name__ == "__main__":
+    for name in DOCUMENTS:
+        (REFERENCE / f"{name}.schema.json").write_text(schema_text(name), "utf-8")

@@ -126,7 +126,6 @@ def recorded(folder: Path, **changes: Any) -> Path:
     ("changes", "expected", "line"),
     [
         ({"pattern": None, "requested_sparsity": 0.7}, (0.7, None), "sparsity 0.7 by magnitude"),
-        ({"pattern": None, "requested_sparsity": 1}, (1.0, None), "sparsity 1 by magnitude"),
         ({}, (0.5, "2:4"), "2:4 by magnitude"),
         ({"a key of": "a newer version"}, (0.5, "2:4"), "2:4 by magnitude"),
     ],
@@ -144,15 +143,8 @@ def test_what_was_requested_is_said(
     [
         None,  # a folder
         "{",
-        "[]",
-        "{}",
         {"method": 3},
         {"requested_sparsity": 1.5},
-        {"requested_sparsity": float("nan")},
-        {"requested_sparsity": True},
-        {"requested_sparsity": "0.5"},
-        {"pattern": 24},
-        {"blocks": []},
         {"allocation": {"strength": []}},
         {"format": 2},
     ],
@@ -167,7 +159,7 @@ def test_a_broken_record_is_refused(record: str | dict[str, Any] | None, tmp_pat
         path.write_text(record)
     what = ": not a record of a pruning" if record else ": cannot be read"
     error = refusal_of(inspect, read_model(tmp_path / "m"), says=f"pruning.json{what}")
-    assert all(name in error.problem or "NaN" in error.problem for name in changes)
+    assert all(name in error.problem for name in changes)
 
 
 TABLE = """\

@@ -29,10 +29,8 @@ def test_a_calibration_is_random_only_if_asked(command: str, tmp_path: Path) -> 
     words = (command, LLAMA, *SMALL, *output, "--sparsity", 0.5, "--json")
     drawn = ("--tokens", "random", *(["--force"] if output else []))
     text, random = (json.loads(ran(*words, *more)) for more in ((), drawn))
-    if command == "prune":
-        text, random = text["calibration"], random["calibration"]
-    else:
-        text, random = text["scores"]["tokens"], random["scores"]["tokens"]
+    for name in ("scores", "tokens") if command == "score" else ("calibration",):
+        text, random = text[name], random[name]
     assert text["source"].startswith(f"refimpl's {CALIBRATION}, 2 samples")
     assert random["kind"] == "random"
     other = ("-o", tmp_path / "other") if output else ()

@@ -97,17 +97,6 @@ CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         "dense/pruning.json", lambda d: d["blocks"][2]["linears"][1].update(weights=513),
         "x.json: of another model",
     ),
-    "no settings": (
-        "dense/pruning.json", lambda d: d.pop("run"),
-        "x.json: not a whole file of refimpl (the document has no run)",
-    ),
-    "no family": (
-        "dense/pruning.json", lambda d: d.pop("family"),
-        "x.json: not a whole file of refimpl (the document has no family)",
-    ),
-    "blocks as text": (
-        "eval-whole.json", lambda d: d.update(num_blocks="4"), "num_blocks is '4': Expected int"
-    ),
     "an unknown sparsity": (
         "one.json", lambda d: d["allocations"][0]["base_sparsity"].__setitem__(0, None), "or null",
     ),
