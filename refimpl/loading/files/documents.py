@@ -33,21 +33,17 @@ def filled(kind: type[T], *sources: object, **others: Any) -> T:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON values: null for NaN, lists for arrays, objects for structs."""
-    text = json.dumps(msgspec.to_builtins(value, enc_hook=_builtin))
-    return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
-
-
-def _builtin(value: Any) -> Any:
-    """What `msgspec` does not know as JSON: mappings, arrays and numbers of NumPy."""
-    return dict(value) if isinstance(value, Mapping) else value.tolist()
+    """A value as JSON values: null for NaN, lists for arrays, objects for structs and mappings."""
+    made = msgspec.to_builtins(
+        value, enc_hook=lambda x: dict(x) if isinstance(x, Mapping) else x.tolist()
+    )
+    return json.loads(
+        json.dumps(made), parse_constant=lambda name: None if name == "NaN" else float(name)
+    )
 
 
 def converted(value: Any, kind: type[T], path: str = "", exact: bool = False) -> T:
-    """A struct or dataclass from JSON values; ValueError with the path of the first wrong one.
-
-    Exactly: all fields of dataclasses must be there, too, and no others.
-    """
+    """A struct or dataclass from JSON values; if exact, from every field of it and no other."""
     try:
         found = msgspec.convert(value, kind, dec_hook=_array)
     except msgspec.ValidationError as error:
