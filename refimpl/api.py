@@ -15,9 +15,9 @@ from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
 from refimpl.model.forward import Forward, forward
 from refimpl.model.model import Model
-from refimpl.pruners.decision import Pruner
-from refimpl.pruners.method import Method
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
+from refimpl.pruners.pruner import Pruner
 from refimpl.pruning.inspection import Inspection, inspect
 from refimpl.pruning.prune import Pruning, prune
 from refimpl.running.held_model import HeldModel
@@ -37,11 +37,11 @@ __all__ = [
     "HeldModel",
     "Imatrix",
     "Inspection",
-    "Method",
     "Model",
     "Pattern",
     "Perturbation",
     "Pruner",
+    "PrunerOptions",
     "Pruning",
     "RefimplError",
     "Request",

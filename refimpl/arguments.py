@@ -1,6 +1,7 @@
 """Arguments of public functions and fields of dataclasses, checked against their declared types."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, field, fields
 from functools import cache, partial, wraps
 from inspect import signature
 from math import inf, isnan
@@ -83,30 +84,69 @@ def described(hint: Any) -> str:
     return WORDS.get(hint) or str(hint if origin is tuple else name)
 
 
-def percentage(name: str, value: Any, otherwise: str) -> str:
+def percentage(spelling: str, value: Any, otherwise: str) -> str:
     """The next step for a fraction out of range; from 2 to 100, it was probably a percentage."""
     meant = isinstance(value, int | float) and 2 <= value <= 100
-    return f"use {name} {value / 100:g}, which is {value:g}%" if meant else otherwise
+    return f"use {spelling}{value / 100:g}, which is {value:g}%" if meant else otherwise
 
 
-def require(value: Any, hint: Any, name: str, prefix: str = "") -> None:
-    """Refuse a value that is not of a declared type."""
+def require(value: Any, hint: Any, name: str, spelling: str = "") -> None:
+    """Refuse a value that is not of a declared type; a command spells its name in another way."""
     if not is_of_type(value, hint) or (isinstance(value, float) and isnan(value)):
-        option = name.replace("_", "-")
-        step = f"change {prefix}{option}"
+        shown = name.replace("_", "-")
+        spelling = spelling or f"{shown} "
+        step = f"change {spelling.rstrip(' =')}"
         if get_args(hint)[1:] == (0, 1):
-            step = percentage(f"{prefix}{option}", value, step)
-        raise RefimplError(f"{option} {value!r:.80}", described(hint), step)
+            step = percentage(spelling, value, step)
+        raise RefimplError(f"{shown} {value!r:.80}", described(hint), step)
+
+
+def option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """A field of a dataclass that an option of a command fills; every option is such a field.
+
+    `more` has what the name and the type of the field do not say: another `name`; the option that
+    this field is a part `of`, as NAME=VALUE; more `flags`; and the `kind` of an output.
+    """
+    metadata = {"help": help, "metavar": metavar, **more}
+    if default is dict:
+        return field(default_factory=dict, metadata=metadata)
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+def common_option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """An option that stands at the beginning of --help."""
+    return option(default, help, metavar, common=True, **more)
+
+
+def same_option(owner: Any, name: str, default: Any = ...) -> Any:
+    """The option of another dataclass, which may have another default."""
+    (known,) = (x for x in fields(owner) if x.name == name)
+    return field(default=known.default if default is ... else default, metadata=known.metadata)
+
+
+def spelled(x: "Field[Any]") -> str:
+    """How a command takes a field, up to its value: "--lo ", "--probe delta="."""
+    if of := x.metadata.get("of"):
+        return f"--{of} {x.name.removeprefix(f'{of}_')}="
+    return f"--{x.metadata.get('name', x.name).replace('_', '-')} " if x.metadata else f"{x.name} "
 
 
 class Checked:
     """A dataclass whose fields have their declared types; numbers of NumPy become Python's."""
 
-    prefix = "--"  # of the fields' names in commands; empty if they are no options
+    def __init_subclass__(cls) -> None:
+        """Document the fields by the help of their options."""
+        helps = [(k, x.metadata["help"]) for k, x in vars(cls).items() if isinstance(x, Field)]
+        head, raises, errors = (cls.__doc__ or "").partition("\n    Raises:")
+        if helps and head:
+            title = "" if "Args:" in head else "\n    Args:\n"
+            args = "\n".join(f"        {name}: {help}" for name, help in helps)
+            cls.__doc__ = f"{head.rstrip()}\n{title}{args}\n{raises}{errors}"
 
     def __post_init__(self) -> None:
+        spellings = {x.name: spelled(x) for x in fields(self)}  # type: ignore[arg-type]
         for name, hint in hints_of(type(self)).items():
-            require(value := getattr(self, name), hint, name, self.prefix)
+            require(value := getattr(self, name), hint, name, spellings[name])
             if isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())
 

@@ -38,7 +38,7 @@ def report_files(folder: Path) -> dict[str, Path]:
         ran("score", *words, "-o", folder / name)
     allocation, pattern = ("--allocation", folder / "sweep.json"), ("--nm", "2:4")
     ran("prune", LLAMA, "-o", folder / "dense", *allocation, *TOKENS)
-    ran("prune", LLAMA, "-o", folder / "pattern", *pattern, "--method", "magnitude")
+    ran("prune", LLAMA, "-o", folder / "pattern", *pattern, "--pruner", "magnitude")
     (folder / "q.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)))
     questions, text = ("--choices", folder / "q.jsonl"), ("--text", TEXT, "--window", 32)
     for name, model in {"whole": LLAMA, "dense": folder / "dense"}.items():

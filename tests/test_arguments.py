@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from refusals import refusal_of
 
 import refimpl
-from refimpl import Pattern, Perturbation, Pruner, RefimplError, Request, score
+from refimpl import Pattern, Perturbation, PrunerOptions, RefimplError, Request, score
 from refimpl.allocation.scores_json import read_scores
 from refimpl.oracle.recipe import Recipe
 from refimpl.tokens import Tokens, Windows, random_tokens
@@ -54,7 +54,7 @@ OF_STEPS |= {"writing_error", "trivial_answer", "allocated", "sealed"}
 # Of a spectrum that `alphapruning_alpha` has checked.
 OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
-RECORDS = {"Base", "Option", "Method", "BaseInputs", "BlockInputs", "LinearInputs"}
+RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInputs"}
 LEFT_OUT = RESULTS | OF_STEPS | OF_SPECTRUM | RECORDS
 GOOD = [
     ("memory", 5),
@@ -97,7 +97,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "compat": "exact", "steepness": 8.0, "strength": 0.05, "max_correction": 0.1,
         "scale": "raw", "lo": 0.0, "count": 5, "rows": 4, "columns": 4, "damping": 0.01,
         "width": 2, "text": "2:4", "shape": (4, 4), "pattern": Pattern(2, 4),
-        "pruner": Pruner("magnitude"), "recipe": Recipe(), "case": case, "only": ("*",),
+        "pruner": PrunerOptions("magnitude"), "recipe": Recipe(), "case": case, "only": ("*",),
         "actual": dict(case.expected), "eigenvalues": np.arange(1.0, 9), "path": weights,
         "windows": Windows((tokens.ids[0],), None, 8, "ids", "ids"),
         "sizes": np.array([10, 10]), "block_of_unit": np.arange(2), "second_moment": np.ones(4),
@@ -112,7 +112,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "prune": {"out": folder / "out", "target": Pattern(2, 4)},
         "read_imatrix": {"path": "fixtures/text.txt"}, "read_model": {"path": "fixtures/llama"},
         "owl_outlier_percent": {"scores": (matrix,)}, "dlp_score": {"scores": (matrix,)},
-        "dlp": {"score": vector}, "base_named": {"name": "owl"}, "method_named": {"name": "wanda"},
+        "dlp": {"score": vector}, "base_named": {"name": "owl"}, "pruner_named": {"name": "wanda"},
         "propagation": {"width": 0.15}, "corrected": {"hi": 1.0}, "total_count": {"total": 10},
         "apportion": {"total": 1}, "hessian": {"sequences": 1}, "sparsegpt": {"target": 5},
         "sparsegpt_peer": {"target": 0.5}, "computed_case": {"recipe": Recipe(only=("embed",))},
@@ -212,7 +212,8 @@ def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
     ("kind", "fields"),
     [
         (Pattern, {"pruned": 5, "group": 4}), (Pattern, {"pruned": 0, "group": 0}),
-        (Pruner, {"seed": -1}), (Pruner, {"damping": -0.1}), (Pruner, {"damping": INF}),
+        (PrunerOptions, {"seed": -1}), (PrunerOptions, {"damping": -0.1}),
+        (PrunerOptions, {"damping": INF}),
         (Perturbation, {"draws": 0}), (Perturbation, {"draws": 1 << 17}),
         (Perturbation, {"subset": 0}), (Perturbation, {"probe_samples": 0}),
         (Perturbation, {"seed": -1}), (Perturbation, {"eta": (0.0,)}),

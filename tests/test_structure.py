@@ -17,7 +17,7 @@ from conftest import NOT_NUMERICAL, NUMERICAL
 
 from refimpl.bases.base import Base, bases
 from refimpl.loading.families import FAMILIES, LINEAGES
-from refimpl.pruners.method import Method, methods
+from refimpl.pruners.pruner import Pruner, pruners
 
 ROOT = Path(__file__).parent.parent
 STAGES = (
@@ -278,7 +278,7 @@ def strings(module: str) -> Iterator[str]:
 
 
 def test_only_its_own_module_names_a_base_or_a_pruner() -> None:
-    records: tuple[Base | Method, ...] = (*bases().values(), *methods().values())
+    records: tuple[Base | Pruner, ...] = (*bases().values(), *pruners().values())
     homes = {record.name: records_page.module_of(record) for record in records}
     assert len(homes) == len(records)
     named = {

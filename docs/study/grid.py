@@ -16,8 +16,8 @@ Quantity = Literal["none", "absorption", "arrival", "divergence", "line"]
 
 
 @dataclass(frozen=True)
-class Push:
-    """How the states were pushed that a correction was measured with."""
+class Perturbed:
+    """How the states were perturbed that a correction was measured with."""
 
     kind: Literal["gaussian", "pruning"] = "gaussian"
     eta: float | None = None
@@ -36,14 +36,14 @@ class Correction:
     """What is added to the base: a quantity, its size, and for controls what was done to it."""
 
     quantity: Quantity = "none"
-    push: Push | None = None
+    perturbed: Perturbed | None = None
     size: float = SIZE
     change: str = ""  # "negative" or "shuffled 0"
 
     def __str__(self) -> str:
         if self.quantity == "none":
             return "none"
-        how = "" if self.push is None else f" ({self.push})"
+        how = "" if self.perturbed is None else f" ({self.perturbed})"
         return f"{self.quantity}{how} at {self.size:g}" + (f", {self.change}" * bool(self.change))
 
 
@@ -75,9 +75,9 @@ class Cell:
 
 
 NONE, LINE = Correction(), Correction("line")
-PRUNING = Push("pruning")
+PRUNING = Perturbed("pruning")
 NOISES = tuple(
-    Push("gaussian", eta, sink, scale, shape)
+    Perturbed("gaussian", eta, sink, scale, shape)
     for sink in ("include", "exclude")
     for scale in ("token", "sequence")
     for shape in ("isotropic", "channel")
@@ -105,7 +105,7 @@ def papers(cell: Cell) -> Papers:
     asked of Gaussian noise in the first half, nor of controls in the second.
     """
     first = cell in set(first_half())
-    noise = cell.correction.push is not None and cell.correction.push.kind == "gaussian"
+    noise = cell.correction.perturbed is not None and cell.correction.perturbed.kind == "gaussian"
     texts = ("tuning", *REPORTED) if first else REPORTED
     return Papers(texts, not (cell.correction.change or (first and noise)))
 

@@ -19,7 +19,7 @@ from refimpl import read_model
 from refimpl.allocation.allocate import linear_counts
 from refimpl.allocation.targets import Targets
 from refimpl.evaluation.likelihood import Batches
-from refimpl.pruners.decision import Pruner
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 
@@ -41,7 +41,8 @@ def run(bench: Bench, path: Path, cell: Cell) -> None:
         targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
         with Settings().open() as resources:
             stream = Batches(model, exam.batches, resources.workers)
-            for pruned in pruned_blocks(model, targets, Pruner(), exam.calibration, resources):
+            wanda, ids = PrunerOptions(), exam.calibration
+            for pruned in pruned_blocks(model, targets, wanda, ids, resources):
                 stream.pass_block(pruned.weights)
             found = stream.likelihoods()
         sums = np.array([found[n].log_probabilities.sum() for n in range(len(found))])

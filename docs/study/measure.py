@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from grid import BASE_OPTIONS, ETAS, PRUNING, Cell, Push
+from grid import BASE_OPTIONS, ETAS, PRUNING, Cell, Perturbed
 
 from refimpl import Model, Perturbation, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores
@@ -40,28 +40,28 @@ def request_of(cell: Cell) -> Request:
     return Request(cell.base, options, cell.sparsity, correct=None)
 
 
-def scores_of(bench: Bench, model: Model, cell: Cell, push: Push) -> tuple[Scores, int]:
-    """Scores of one way of pushing, measured where they are not on file.
+def scores_of(bench: Bench, model: Model, cell: Cell, perturbed: Perturbed) -> tuple[Scores, int]:
+    """Scores of one way of perturbing, measured where they are not on file.
 
     Args:
         bench: Where things are.
         model: The cell's model.
         cell: The cell; the pruning perturbation prunes at its base and sparsity.
-        push: How states are pushed.
+        perturbed: How states are perturbed.
 
     Returns:
         The scores, and which of their etas is meant.
     """
-    noise = (push.noise_scale, push.noise_shape)
+    noise = (perturbed.noise_scale, perturbed.noise_shape)
     request = request_of(cell)
-    if push.kind == "pruning":
-        plan = Perturbation("pruning", sink=push.sink)
+    if perturbed.kind == "pruning":
+        plan = Perturbation("pruning", sink=perturbed.sink)
         request = Request(request.base, request.options, request.sparsity, "divergence", 0.05)
         name = f"{cell.model} pruning {cell.base} {cell.sparsity:g}"
     else:
-        plan = Perturbation("gaussian", ETAS, *noise, sink=push.sink)
+        plan = Perturbation("gaussian", ETAS, *noise, sink=perturbed.sink)
         request = Request(sparsity=cell.sparsity)
-        name = f"{cell.model} gaussian {push.sink} {' '.join(noise)}"
+        name = f"{cell.model} gaussian {perturbed.sink} {' '.join(noise)}"
     path = bench.scores / f"{name.replace(' ', '_')}.json"
     if not path.exists():
         tokens = model_tokens(model, bench.calibration, None, SAMPLES, SEQ_LEN)
@@ -69,15 +69,15 @@ def scores_of(bench: Bench, model: Model, cell: Cell, push: Push) -> tuple[Score
         allocations = tuple(allocate(found, request, which) for which in range(len(found.sweep)))
         write_json(path, document(found, allocations))
         print(f"measured {name} in {found.run.seconds:.0f} s", flush=True)
-    return read_scores(path), 0 if push.eta is None else ETAS.index(push.eta)
+    return read_scores(path), 0 if perturbed.eta is None else ETAS.index(perturbed.eta)
 
 
 def logarithms(bench: Bench, model: Model, cell: Cell) -> npt.NDArray[np.float64]:
     """What the cell's correction is made of, u, [L], before what controls do to it."""
     blocks, correction = model.config.num_blocks, cell.correction
-    if correction.push is None:  # the line: first blocks protected, last ones pruned more
+    if correction.perturbed is None:  # the line: first blocks protected, last ones pruned more
         return np.linspace(1, -1, blocks)
-    scores, which = scores_of(bench, model, cell, correction.push)
+    scores, which = scores_of(bench, model, cell, correction.perturbed)
     found = scores.sweep[which]
     if correction.quantity == "absorption":
         return clipped_log(found.coefficient)

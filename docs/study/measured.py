@@ -28,7 +28,7 @@ from refimpl.allocation.allocate import Allocation, base_only, linear_counts
 from refimpl.allocation.targets import Targets
 from refimpl.evaluation.likelihood import Batches
 from refimpl.method.correction import corrected
-from refimpl.pruners.decision import Pruner
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.scoring.signals import signals
@@ -191,7 +191,7 @@ def run_cell(
     with Settings().open() as resources:
         stream = Batches(model, exam.batches, resources.workers)
         ids = calibration(bench, model, cell).ids
-        for block in pruned_blocks(model, targets, Pruner(cell.method), ids, resources):
+        for block in pruned_blocks(model, targets, PrunerOptions(cell.method), ids, resources):
             stream.pass_block(block.weights)
         found = stream.likelihoods()
     sums = np.array([found[n].log_probabilities.sum() for n in range(len(found))])

@@ -181,7 +181,7 @@ def probes(done: Mapping[str, Row]) -> str:
     return f"{table((*head, *more), lines)}\n\n{words} is {together:+.2f}."
 
 
-def foretold(done: Mapping[str, Row]) -> str:
+def predictions(done: Mapping[str, Row]) -> str:
     """Predicted and measured change of the nats per token: how often the sign is right."""
     found: list[tuple[str, float, float]] = []
     for every in places(done).values():
@@ -272,8 +272,8 @@ def every_cell(done: Mapping[str, Row]) -> str:
             name = " + ".join(x for x in (row["base"], row["correction"]) if x != "none")
             name += f", {row['probed']} samples probed" if row.get("probed") else ""
             changed = none is not None and row is not none
-            foretold = said(predicted(row, probed)) if changed and probed else ""
-            line = [str(row["seed"]), name, foretold]
+            expected = said(predicted(row, probed)) if changed and probed else ""
+            line = [str(row["seed"]), name, expected]
             for text in REPORTED:
                 perplexity = f"{exp(nats(row, text)):.1f}"
                 if none is not None and changed:

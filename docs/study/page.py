@@ -141,7 +141,7 @@ def counts(done: Mapping[str, Row]) -> str:
         none, c = done.get(str(where)), row["correction"]
         if none is None or row is none:
             continue
-        if c["push"] is not None and c["push"]["kind"] == "gaussian":
+        if c["perturbed"] is not None and c["perturbed"]["kind"] == "gaussian":
             for text, changes in noisy.items():
                 changes.append(change(row, none, text)[0])
         for rule in ("acc", "acc_norm") if "acc" in row else ():
@@ -209,7 +209,7 @@ def write(docs: Path) -> None:
     parts = {
         "seeds": measured_table.seeds(strength),
         "probes": measured_table.probes(strength),
-        "foretold": measured_table.foretold(strength),
+        "predicted": measured_table.predictions(strength),
         "cost": measured_table.cost(strength),
         "searched": measured_table.searched(finished(folder / "search.jsonl"), strength),
         "cells": measured_table.every_cell(strength),

@@ -27,7 +27,7 @@ from refimpl.evaluation.choices import DELIMITER
 from refimpl.evaluation.encoding import encoder
 from refimpl.evaluation.likelihood import Batches
 from refimpl.method.correction import corrected
-from refimpl.pruners.decision import Pruner
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.tokens import text_windows
@@ -128,7 +128,7 @@ def run_cell(bench: Bench, model: Model, exam: Exam, cell: Cell) -> dict[str, An
     targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
     with Settings().open() as resources:
         stream = Batches(model, exam.batches, resources.workers)
-        pruner = Pruner(cell.method)
+        pruner = PrunerOptions(cell.method)
         for block in pruned_blocks(model, targets, pruner, exam.calibration, resources):
             stream.pass_block(block.weights)
         found = stream.likelihoods()

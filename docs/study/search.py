@@ -35,7 +35,7 @@ from refimpl.evaluation.likelihood import Batches
 from refimpl.method.divergence import RunningDivergence
 from refimpl.model.forward import head
 from refimpl.model.stream import Stream
-from refimpl.pruning.pruned_blocks import Pruner, pruned_blocks
+from refimpl.pruning.pruned_blocks import PrunerOptions, pruned_blocks
 from refimpl.running.settings import Resources, Settings
 from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
 from refimpl.scoring.pruned_alone import PrunedBlocks
@@ -77,7 +77,8 @@ class Fitness:
             )
         counts = np.rint(levels[:, None, None] * sizes).astype(np.int64)
         self.model, self.ids, self.levels, self.resources = model, ids, levels, resources
-        self.prune, self.passes = PrunedBlocks(model.config.linears, counts, Pruner(), moments), 0
+        self.prune = PrunedBlocks(model.config.linears, counts, PrunerOptions(), moments)
+        self.passes = 0
 
     def __call__(self, candidates: Levels, sequences: Levels) -> npt.NDArray[np.float64]:
         """Mean KL of each candidate, [C], from its levels by block, [C, L], on some sequences."""
@@ -154,7 +155,8 @@ def run(bench: Bench, path: Path, cell: Measured, how: Search) -> None:
         counts = linear_counts(final, model.config.linear_sizes, cell.sparsity)
         targets = Targets(counts, np.zeros(counts.shape), "exact", None, {})
         stream = Batches(model, exam.batches, resources.workers)
-        for block in pruned_blocks(model, targets, Pruner(cell.method), tokens.ids, resources):
+        pruner = PrunerOptions(cell.method)
+        for block in pruned_blocks(model, targets, pruner, tokens.ids, resources):
             stream.pass_block(block.weights)
         found = stream.likelihoods()
     row = {

@@ -2,14 +2,14 @@
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from refimpl.arguments import Checked
+from refimpl.arguments import Checked, common_option, option
 from refimpl.bases.base import Base, BaseInputs, base_named, bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
@@ -19,7 +19,7 @@ from refimpl.method.perturbation import PROBE_SAMPLES, Perturbation
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Compat
-from refimpl.pruners.decision import Pruner
+from refimpl.pruners.decision import PrunerOptions
 
 Correction = Literal["absorption", "arrival", "divergence"]
 Kappa = Literal["common", "own"]
@@ -34,38 +34,54 @@ TOO_MUCH = (OverflowError, RecursionError)  # JSON with numbers too large, or ne
 class Request(Checked):
     """What an allocation is asked for.
 
-    Args:
-        base: Name of a base allocation, such as "owl"; a `Base` of your own; or a file (JSON or
-            CSV) with a sparsity per block or per linear.
-        options: Options of the base; omitted ones take their defaults.
-        sparsity: Target S over all weights.
-        correct: "absorption", "arrival", "divergence", or None; "default" is absorption, or None
-            with `compat="peer"`.
-        strength: Fraction pruned per unit of the correction, or "measured": equal marginal errors
-            by probes at three sparsities; "default" is measured for arrival and divergence, and
-            0.05 for absorption.
-        max_correction: Greatest change of a block's fraction pruned.
-        correction_scale: "raw", or "max" so that the greatest |Delta| is 1.
-        lo: Least sparsity of a unit.
-        hi: Greatest sparsity of a unit.
-        compat: "exact", or "peer" to reproduce the published code of the base.
-        kappa: With measured strength: one growth rate for all blocks, "common", or "own".
-
     Raises:
         RefimplError: A value outside its range, an unknown base or option.
     """
 
-    base: str | Base = UNIFORM.name
-    options: Mapping[str, float | str] = field(default_factory=dict)
-    sparsity: Fraction = 0.7
-    correct: Correction | Literal["default"] | None = "default"
-    strength: Annotated[float, -100, 100] | Literal["measured", "default"] = "default"
-    max_correction: Fraction = MAX_CORRECTION
-    correction_scale: Scale = "raw"
-    lo: Fraction = 0.0
-    hi: Fraction = 1.0
-    compat: Compat = "exact"
-    kappa: Kappa = "common"
+    base: str | Base = common_option(
+        UNIFORM.name,
+        "Base allocation: its name, or a JSON or CSV file with a sparsity per block or per linear.",
+        "NAME|FILE",
+    )
+    options: Mapping[str, float | str] = option(
+        dict, "Option of the base; may be repeated.", "NAME=VALUE", name="base_option"
+    )
+    sparsity: Fraction = common_option(
+        0.7,
+        "Fraction of all prunable weights to prune, 0 to 1, or a percentage such as 50%.",
+        "FRACTION",
+    )
+    correct: Correction | Literal["default"] | None = common_option(
+        "default",
+        "absorption, arrival, divergence or none. Default: absorption, or none with compat peer.",
+        "NAME",
+    )
+    strength: Annotated[float, -100, 100] | Literal["measured", "default"] = option(
+        "default",
+        "Change of a block's sparsity per unit of the correction; measured: equal marginal errors, "
+        "from probes at three sparsities. Default: measured for arrival and divergence, 0.05 "
+        "(provisional) for absorption.",
+        "X|measured",
+    )
+    max_correction: Fraction = option(
+        MAX_CORRECTION,
+        "Largest change of a block's sparsity, 0 to 1 (provisional default).",
+        "FRACTION",
+    )
+    correction_scale: Scale = option(
+        "raw", "raw: use the correction unchanged. max: divide it by its largest absolute value."
+    )
+    lo: Fraction = option(0.0, "Smallest sparsity of any block or linear.", "FRACTION")
+    hi: Fraction = option(1.0, "Largest sparsity of any block or linear.", "FRACTION")
+    compat: Compat = option(
+        "exact",
+        "exact follows the formula of each base; peer follows the code of its authors, without a "
+        "correction.",
+    )
+    kappa: Kappa = option(
+        "common",
+        "With measured strength: one growth rate of the error for all blocks, or each its own.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,7 +158,7 @@ class Request(Checked):
         if plan is None:
             plan = Perturbation("pruning" if self.needs_pruning else "gaussian")
         probes = (plan.probe_delta, plan.pruner, plan.units, plan.probe_samples)
-        usual = probes == (None, Pruner(seed=plan.seed), "blocks", None)
+        usual = probes == (None, PrunerOptions(seed=plan.seed), "blocks", None)
         if plan.kind != "pruning" and (self.needs_pruning or not usual):
             what = f"base {self.record.name}" if self.record.needs == "drifts" else "a probe"
             what = f"the {self.correct} correction" if self.correct in OF_PRUNING else what
@@ -158,8 +174,8 @@ class Request(Checked):
         if plan.units == "linears" and plan.probe_delta is None:
             raise RefimplError(
                 "units linears without probes",
-                "measured strength, or a probe-delta: only probes prune linears alone",
-                "add --correct divergence, or omit --units",
+                "measured strength, or --probe delta: only probes prune linears alone",
+                "add --correct divergence, or omit --probe units=linears",
             )
         return plan
 
@@ -191,10 +207,13 @@ def read_custom(path: Path, linears: Linears) -> Array:
     """
     blocks = [f"blocks.{i}" for i in range(len(linears))]
     units = [f"{at}.{name}" for at, names in zip(blocks, linears, strict=True) for name in names]
+    remedy = "correct the file"
     try:
         text = read_file(path).decode("utf-8")
         content = _csv_content(text) if path.suffix.lower() == ".csv" else parsed_json(text)
         if isinstance(content, Mapping):
+            if "blocks" in content:
+                remedy = "prune with --allocation FILE and without --sparsity: its counts stand"
             names = min((blocks, units), key=lambda names: len(content.keys() ^ set(names)))
             if odd := sorted(content.keys() ^ set(names))[:3]:
                 raise ValueError(f"missing or unknown names such as {', '.join(odd)}")
@@ -212,7 +231,7 @@ def read_custom(path: Path, linears: Linears) -> Array:
         raise RefimplError(
             f"{path}: not an allocation for this model ({reason})",
             f"{len(blocks)} numbers (one per block) or {len(units)} (one per linear) from 0 to 1",
-            "correct the file",
+            remedy,
         ) from error
     if values.size == len(blocks):
         return values

@@ -4,16 +4,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from refimpl.cli import options as opt
-from refimpl.cli.groups import SETTINGS
-from refimpl.cli.terminal import deliver, progress_bar
+from refimpl.arguments import common_option, option
+from refimpl.cli.groups import ModelPath, Outputs, Running, Where
+from refimpl.cli.options import Group, with_groups
+from refimpl.cli.terminal import progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.choices import read_questions
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
-from refimpl.loading.checkpoint import read_model
 from refimpl.model.model import Model
-from refimpl.running.settings import Settings
 from refimpl.show.evaluation import evaluation_table
 from refimpl.storage.work_folder import work_path
 from refimpl.tokens import Windows, id_windows
@@ -24,24 +23,24 @@ from refimpl.tokens.model_tokens import model_windows
 class TextOptions:
     """The text of the perplexity."""
 
-    text: Path | None = opt.field_option(
+    text: Path | None = common_option(
         None,
         "UTF-8 text to cut into consecutive windows from its start, with the tokenizer.json in the "
         "model's folder.",
         "FILE",
     )
-    tokens: Path | None = opt.field_option(
+    tokens: Path | None = option(
         None,
         "Token ids (.npy or .jsonl) instead of a text, used unchanged: rows are windows.",
         "FILE",
     )
-    window: int | None = opt.field_option(
+    window: int | None = option(
         None,
         "Tokens per window, including BOS. Default: 512, or the model's longest sequence if that "
         "is shorter; for rows of ids, their width.",
         "N",
     )
-    windows: int | None = opt.field_option(
+    windows: int | None = common_option(
         None, "Number of windows. Default: all, including a shorter last one.", "N"
     )
 
@@ -50,33 +49,29 @@ class TextOptions:
 class ChoiceOptions:
     """The questions of the accuracy."""
 
-    choices: Path | None = opt.field_option(
+    choices: Path | None = common_option(
         None,
         "Questions as JSON lines with question, choices and answer (the index of the right choice, "
         "from 0).",
         "FILE",
     )
-    questions: int | None = opt.field_option(
-        None, "Number of questions, from the first. Default: all.", "N"
-    )
+    questions: int | None = option(None, "Number of questions, from the first. Default: all.", "N")
 
 
-@opt.with_groups
+@with_groups
 def command(
-    model: opt.ModelPath,
+    model: ModelPath,
     *,
-    config: opt.ConfigOption = None,
-    download: opt.DownloadOption = False,
-    text: Annotated[TextOptions, opt.OptionGroup.of(TextOptions, "Perplexity")],
-    asked: Annotated[ChoiceOptions, opt.OptionGroup.of(ChoiceOptions, "Multiple choice")],
-    settings: Annotated[Settings, SETTINGS],
-    as_json: opt.JsonOption = False,
-    output: opt.OutputOption = None,
+    where: Where,
+    text: Annotated[TextOptions, Group("Perplexity")],
+    asked: Annotated[ChoiceOptions, Group("Multiple choice")],
+    settings: Running,
+    to: Outputs,
 ) -> None:
-    """Measure perplexity and bits per byte on a text, and accuracy on multiple-choice questions.
+    """The model reads each window on its own.
 
-    The model reads each window on its own. acc picks the choice with the largest log likelihood,
-    acc_norm the choice with the largest one per character, as lm-evaluation-harness defines them.
+    acc picks the choice with the largest log likelihood, acc_norm the choice with the largest one
+    per character, as lm-evaluation-harness defines them.
     """
     for name, value, needed, file in (
         ("--windows", text.windows, "--text or --tokens", text.text or text.tokens),
@@ -89,14 +84,14 @@ def command(
                 f"{name} together with {needed}",
                 f"add {needed}, or omit {name}",
             )
-    opened = read_model(model, config, download=download)
+    opened = where.read(model)
     windows = _windows(opened, text)
     questions = None if asked.choices is None else read_questions(asked.choices, asked.questions)
     with progress_bar("evaluating") as progress:
-        finished = None if output is None else work_path(output)
+        finished = None if to.output is None else work_path(to.output)
         settings = replace(settings, progress=progress, finished=finished)
         evaluation = evaluate(opened, windows, questions, **vars(settings))
-    deliver(evaluation_document(evaluation), evaluation_table(evaluation), as_json, output)
+    to.deliver(evaluation_document(evaluation), evaluation_table(evaluation))
 
 
 def _windows(model: Model, options: TextOptions) -> Windows | None:

@@ -1,193 +1,116 @@
 """The groups of options that several commands share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from refimpl.allocation.request import Request
+from refimpl.arguments import common_option, option
 from refimpl.bases.base import Base, bases
-from refimpl.cli.options import FieldOption, OptionGroup, is_given, refuse
-from refimpl.errors import RefimplError
+from refimpl.cli import terminal
+from refimpl.cli.options import Group, argument, is_given, refuse
+from refimpl.cli.outputs import OutputKind, output_option
+from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Perturbation
-from refimpl.pruners.decision import Pruner
-from refimpl.pruners.method import methods
-from refimpl.pruners.wanda import WANDA
+from refimpl.model.model import Model
+from refimpl.pruners.pruner import pruners
 from refimpl.running.executors import open_executor
 from refimpl.running.settings import Settings
-from refimpl.tokens.samples import SAMPLES, SCORED, SEQ_LEN
 
-RUNNING = "Running"  # heading in --help
-NOISE = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of one perturbed state
+ModelPath = Annotated[
+    Path,
+    argument(
+        "MODEL",
+        "A .safetensors or .gguf file, an index of shards, or a folder of them; or the id of a "
+        "model in the Hugging Face cache, ORG/NAME[@REVISION][:FILE.gguf].",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Where a model's files are, besides its path."""
+
+    config: Path | None = option(
+        None, "config.json, if it is neither beside the weights nor stored in them.", "FILE"
+    )
+    download: bool = option(
+        False,
+        "If the model is an id, download its files that the cache does not hold. Default: use the "
+        "cache alone.",
+    )
+
+    def read(self, path: Path) -> Model:
+        """The model."""
+        return read_model(path, self.config, download=self.download)
+
+
+@dataclass(frozen=True)
+class JsonOptions:
+    """What is printed."""
+
+    json: bool = common_option(False, "Print JSON instead of the table.")
+
+
+@dataclass(frozen=True)
+class OutputOptions(JsonOptions):
+    """What is printed, and written."""
+
+    output: Path | None = output_option(
+        None,
+        "Also write the JSON to this file, which appears whole or not at all.",
+        "FILE",
+        OutputKind.FILE,
+    )
+
+    def deliver(self, document: Mapping[str, Any], table: str) -> None:
+        """Write the document to the output, if there is one, and print its JSON or its table."""
+        terminal.deliver(document, table, self.json, self.output)
+
+
+@dataclass(frozen=True)
+class TableOptions(OutputOptions):
+    """What is printed of scores, and written."""
+
+    verbose: bool = common_option(False, "Print all settings, time and memory, too.", flags=("-v",))
 
 
 @dataclass(frozen=True)
 class Source:
     """The tokens that a command asks for; None stands for the default of the command."""
 
-    text: Path | None = None
-    ids: Path | None = None
-    samples: int | None = None
-    seq_len: int | None = None
-
-
-def source_options(
-    samples: str, seq_len: str, default: str = "ids are drawn at random"
-) -> OptionGroup:
-    """The options of `Source`, with these texts for the defaults."""
-    return OptionGroup(
-        Source,
-        "Tokens",
-        {
-            "text": FieldOption(
-                "UTF-8 text. Samples are cut from places spread over all of it, with the "
-                "tokenizer.json in the model's folder.",
-                "FILE",
-            ),
-            "ids": FieldOption(
-                "Token ids (.npy or .jsonl), used unchanged, or the word random to draw them. "
-                f"Without --text and --tokens, {default}.",
-                "FILE",
-                name="tokens",
-            ),
-            "samples": FieldOption(f"Number of samples. Default: {samples}.", "N"),
-            "seq_len": FieldOption(f"Tokens per sample, including BOS. Default: {seq_len}.", "N"),
-        },
+    text: Path | None = common_option(
+        None,
+        "UTF-8 text. Samples are cut from places spread over all of it, with the tokenizer.json in "
+        "the model's folder.",
+        "FILE",
     )
-
-
-def defaults(samples: int, seq_len: int) -> tuple[str, str]:
-    """The defaults of --samples and --seq-len in words."""
-    return (
-        f"{samples}; for rows of ids, all rows",
-        f"{seq_len}, or the model's longest sequence if that is shorter; for rows of ids, their "
-        "width",
+    ids: Path | None = option(
+        None,
+        "Token ids (.npy or .jsonl), used unchanged, or the word random to draw them.",
+        "FILE",
+        name="tokens",
     )
+    samples: int | None = option(None, "Number of samples.", "N")
+    seq_len: int | None = option(None, "Tokens per sample, including BOS.", "N")
+
+
+def source_group(samples: int, seq_len: int, otherwise: str = "ids are drawn at random") -> Group:
+    """The options of `Source`, with these defaults."""
+    longest = "or the model's longest sequence if that is shorter; for rows of ids, their width"
+    says = {
+        "ids": f"Without --text and --tokens, {otherwise}.",
+        "samples": f"Default: {samples}; for rows of ids, all rows.",
+        "seq_len": f"Default: {seq_len}, {longest}.",
+    }
+    return Group("Tokens", says=says)
 
 
 OWN_TEXT = "a text that comes with refimpl is used"
-SOURCE = source_options(*defaults(SAMPLES, SEQ_LEN))
-CALIBRATION = source_options(*defaults(SAMPLES, SEQ_LEN), OWN_TEXT)
-SCORING = source_options(*defaults(*SCORED), OWN_TEXT)
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """The values of --eta, separated by commas."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise RefimplError(
-            f"eta {text!r}",
-            "a number, or numbers separated by commas",
-            "use for example --eta 0.01",
-        ) from None
-
-
-def strength(text: str | None) -> float | str:
-    """The value of --strength: a number, or a word."""
-    try:
-        return "default" if text is None else text if text == "measured" else float(text)
-    except ValueError:
-        raise RefimplError(
-            f"strength {text!r}", "a number, or measured", "use for example --strength measured"
-        ) from None
-
-
-def fraction(text: str) -> float:
-    """A number, or a percentage: "0.5", "50%"."""
-    try:
-        return float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
-    except ArithmeticError:
-        raise RefimplError(
-            f"sparsity {text!r}", "a fraction from 0 to 1, or a percentage", "use --sparsity 0.5"
-        ) from None
-
-
-PERTURBATION = OptionGroup(
-    Perturbation,
-    "Perturbation",
-    {
-        "eta": FieldOption(
-            "Size of the noise as a fraction of the state's norm, above 0. Several values, "
-            "separated by commas (1e-4,1e-2,1), are measured in one run.",
-            "X[,X...]",
-            type=str,
-            default="0.01",
-            read=numbers,
-        ),
-        "kind": FieldOption(
-            "gaussian adds noise to a block's output; pruning prunes the block itself, "
-            "to its sparsity in the base allocation. Default: pruning with --correct arrival or "
-            "divergence, else gaussian.",
-            name="perturbation",
-        ),
-        "noise_scale": FieldOption("Scale the noise per token, or once per sequence."),
-        "noise_shape": FieldOption(
-            "isotropic: the same noise in all channels. channel: in proportion to each channel's "
-            "standard deviation."
-        ),
-        "noise_norm": FieldOption(
-            "exact: the noise itself has the length eta ||h||. expected: it is drawn so that its "
-            "expected square has, for isotropic noise N(0, eta^2 ||h||^2 / D)."
-        ),
-        "norm": FieldOption("Measure drift per token and average it, or once per sequence."),
-        "sink": FieldOption(
-            "Include or exclude tokens whose norm is more than 20 times the median."
-        ),
-        "draws": FieldOption("Noise draws per sample and block, 1 or more.", "N"),
-        "seed": FieldOption("Seed of all random numbers, 0 or more.", "N"),
-        "subset": FieldOption(
-            "Perturb only K blocks per sample and draw, chosen at random and evenly spread. "
-            "Default: all blocks.",
-            "K",
-        ),
-        "probe_delta": FieldOption(
-            "With --perturbation pruning, also prune each unit this much less and this much more, "
-            "to measure how its error grows. Default: 0.1 with --strength measured.",
-            "FRACTION",
-        ),
-        "probe_pruner": FieldOption(
-            f"What --perturbation pruning prunes with: {', '.join(methods())}. Default: "
-            f"{WANDA.name}; of prune, its --method.",
-            "NAME",
-        ),
-        "probe_damping": FieldOption(
-            "Damping of the pruner's Hessian in the probes, as a fraction of its mean diagonal. "
-            "Default: 0.01; of prune, its --damping.",
-            "X",
-        ),
-        "units": FieldOption(
-            "What the probes prune alone, and what the budget is divided over: blocks, or each "
-            "linear."
-        ),
-        "probe_samples": FieldOption(
-            "With --perturbation pruning, perturb only the first N samples; which weights to prune "
-            "is decided on all. Default: 2 with --strength measured, else all.",
-            "N",
-        ),
-    },
-)
-
-
-def base_options(texts: Sequence[str] | None) -> dict[str, float | str]:
-    """The values of --base-option by name."""
-    options: dict[str, float | str] = {}
-    for text in texts or []:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not name or not value:
-            raise RefimplError(
-                f"base option {text!r}", "NAME=VALUE", "use for example --base-option m=5"
-            )
-        if name in options:
-            raise RefimplError(
-                f"base option {name} given twice", "each option once", "remove one of them"
-            )
-        options[name] = value
-    return options
 
 
 def usual(base: Base) -> str:
@@ -201,140 +124,57 @@ def usual(base: Base) -> str:
     return (texts and f"{base.name}: {', '.join(texts)}") or ""
 
 
-BASES = bases().values()
-REQUEST = OptionGroup(
-    Request,
-    "Allocation",
-    {
-        "base": FieldOption(
-            f"Base allocation: {', '.join(bases())}, or a JSON or CSV file with a sparsity per "
-            "block or per linear.",
-            "NAME|FILE",
-            type=str,
-        ),
-        "options": FieldOption(
-            f"Option of the base; may be repeated. {'; '.join(filter(None, map(usual, BASES)))}.",
-            "NAME=VALUE",
-            name="base_option",
-            type=list[str] | None,
-            default=None,
-            read=base_options,
-        ),
-        "sparsity": FieldOption(
-            "Fraction of all prunable weights to prune, 0 to 1, or a percentage such as 50%. "
-            "Default: 0.7; prune needs it, or --nm or --allocation.",
-            "FRACTION",
-            type=str | None,
-            default=None,
-            read=lambda text: fraction("0.7" if text is None else text),
-        ),
-        "correct": FieldOption(
-            "absorption, arrival, divergence or none. Default: absorption, in prune divergence, or "
-            "none with --compat peer.",
-            "NAME",
-            type=Literal["absorption", "arrival", "divergence", "none"] | None,
-            default=None,
-            read=lambda name: {None: "default", "none": None}.get(name, name),
-        ),
-        "strength": FieldOption(
-            "Change of a block's sparsity per unit of the correction; measured: equal marginal "
-            "errors, from probes at three sparsities. Default: measured for arrival and "
-            "divergence, 0.05 (provisional) for absorption.",
-            "X|measured",
-            type=str | None,
-            default=None,
-            read=strength,
-        ),
-        "max_correction": FieldOption(
-            "Largest change of a block's sparsity, 0 to 1 (provisional default).", "FRACTION"
-        ),
-        "correction_scale": FieldOption(
-            "raw: use the correction unchanged. max: divide it by its largest absolute value."
-        ),
-        "kappa": FieldOption(
-            "With --strength measured: one growth rate of the error for all blocks, or each its "
-            "own."
-        ),
-        "lo": FieldOption("Smallest sparsity of any block or linear.", "FRACTION"),
-        "hi": FieldOption("Largest sparsity of any block or linear.", "FRACTION"),
-        "compat": FieldOption(
-            "exact follows the formula of each base; peer follows the code of its authors, without "
-            "a correction."
-        ),
-    },
-)
+PRUNERS = f"{', '.join(pruners())}."
+BASES = {
+    "base": f"Names: {', '.join(bases())}.",
+    "options": f"{'; '.join(filter(None, map(usual, bases().values())))}.",
+}
+PERTURBATION = Group("Perturbation", says={"probe_pruner": PRUNERS})
+NOISE = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of one perturbed state
+CHANGES = Group("Allocation", says=BASES, changes=True)
+IN_PROCESS = ("dtype", "threads", "memory")
 
 
 @contextmanager
 def _opened(executor: str = "threads", **options: Any) -> Iterator[Settings]:
     """Settings, their executor open."""
-    with open_executor(executor, options["threads"]) as opened:
+    with open_executor(executor, options.get("threads")) as opened:
         yield Settings(executor=opened, **options)
 
 
-SETTINGS = OptionGroup(
-    Settings,
-    RUNNING,
-    {
-        "dtype": FieldOption(
-            "Precision of the computation. float64 certifies float32.",
-            type=Literal["float32", "float64"],
-            default="float32",
-        ),
-        "threads": FieldOption(
-            "Worker threads or processes, 1 or more. Default: one per core.", "N"
-        ),
-        "memory": FieldOption(
-            "Memory for the residual states of all workers together, such as 512M or 1.5G. Results "
-            "do not depend on it. Default: the free memory, at most 2 GiB.",
-            "SIZE",
-            type=str | None,
-        ),
-        "executor": FieldOption(
-            "Where the work runs: threads of this process, processes on this machine, dask=ADDRESS "
-            "(workers of that scheduler), or mpi (processes that mpiexec started). Results do not "
-            "depend on it.",
-            "WHERE",
-            type=str,
-            default="threads",
-        ),
-        "resume": FieldOption(
-            "Keep the finished units beside -o after an error of the input, too. With or without "
-            "it, the same command continues a stopped run."
-        ),
-    },
-    opened=_opened,
-)
-IN_PROCESS = SETTINGS.only("dtype", "threads", "memory")
+Where = Annotated[ModelOptions, Group("Model")]
+JsonFlag = Annotated[JsonOptions, Group("Output")]
+Outputs = Annotated[OutputOptions, Group("Output")]
+TableOutput = Annotated[TableOptions, Group("Output")]
+Plan = Annotated[Perturbation, PERTURBATION]
+NoiseVariants = Annotated[Perturbation, Group("Perturbation", NOISE)]
+Wanted = Annotated[Request, Group("Allocation", says=BASES)]
+Running = Annotated[Settings, Group("Running", opened=_opened)]
 
 
-def checked_plan(
-    context: typer.Context, plan: Perturbation, wanted: Request, pruner: Pruner | None = None
-) -> Perturbation:
-    """The perturbation that a command needs; options without a meaning beside it are refused.
-
-    The probes of a command that prunes use its pruner, if no option says otherwise.
-    """
+def checked_plan(context: typer.Context, plan: Perturbation, wanted: Request) -> Perturbation:
+    """The perturbation that a command needs; options without a meaning beside it are refused."""
     if wanted.needs_pruning and not is_given(context, "perturbation"):
         plan = replace(plan, kind="pruning")
-    if wanted.measured:
-        fixed = "no limit and no scale: the probes set the size of the correction"
-        refuse(context, ("max_correction", "correction_scale"), "--strength measured", fixed)
+    refuse_limits(context, wanted)
     if plan.kind == "pruning":
         refuse(
             context,
-            ("eta", "noise_scale", "noise_shape", "noise_norm"),
+            ("eta", *(f"variant {name}" for name in NOISE[:3])),
             "--perturbation pruning",
             "no options of noise: the pruning itself sets the size of the error",
         )
-        if pruner is not None and not is_given(context, "probe_pruner"):
-            plan = replace(plan, probe_pruner=pruner.record.name)
-        if pruner is not None and not is_given(context, "probe_damping"):
-            plan = replace(plan, probe_damping=pruner.damping)
     if "damping" not in plan.pruner.options:
-        other = f"--probe-pruner {plan.probe_pruner}"
         damped = [
-            f"--probe-pruner {name}" for name, x in methods().items() if "damping" in x.options
+            f"--probe pruner={name}" for name, x in pruners().items() if "damping" in x.options
         ]
-        refuse(context, ("probe_damping",), other, " or ".join(damped))
+        other = f"--probe pruner={plan.probe_pruner}"
+        refuse(context, ("probe damping",), other, " or ".join(damped))
     return wanted.perturbation(plan)
+
+
+def refuse_limits(context: typer.Context, wanted: Request) -> None:
+    """Refuse the limits of a correction whose size is measured."""
+    if wanted.measured and "max_correction" in context.params:
+        fixed = "no limit and no scale: the probes set the size of the correction"
+        refuse(context, ("max_correction", "correction_scale"), "--strength measured", fixed)

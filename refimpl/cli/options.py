@@ -1,31 +1,29 @@
-"""How options are made, one by one or for all fields of a dataclass, and how they are checked."""
+"""Options are fields of dataclasses: how typer reads them, and how they are checked."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, fields, replace
-from functools import wraps
+from dataclasses import MISSING, Field, dataclass, field, fields
+from decimal import Decimal
+from functools import partial, wraps
 from inspect import Parameter, cleandoc, signature
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import numpy as np
+import numpy.typing as npt
 import typer
 from typer.models import ArgumentInfo
 
+from refimpl.arguments import Checked, hints_of, option, spelled
 from refimpl.cli import terminal
 from refimpl.cli.interruption import interruptible
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import WHOLE
+from refimpl.model.floating_point import loud
 
-# What people use: under "Options" in --help; the other options of a group are advanced.
-COMMON = (
-    *("text", "base", "sparsity", "correct", "method", "nm", "measure", "windows", "choices"),
-    *("estimate", "graph", "against", "tolerance", "experiment", "weights", "outputs"),
-    *("only", "sample_tokens"),
-)
-
-
-OUTPUT = "Advanced: Output"  # heading in --help
+Fields = Sequence[Field[Any]]
 
 
 def plain(text: str) -> str:
@@ -33,32 +31,15 @@ def plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def prose(docstring: str) -> str:
-    """The paragraphs of a docstring, each on one line."""
-    paragraphs = cleandoc(docstring).split("\n\n")
-    return "\n\n".join(plain(" ".join(paragraph.split())) for paragraph in paragraphs)
+def prose(*paragraphs: str) -> str:
+    """Paragraphs of docstrings, each on one line."""
+    parts = cleandoc("\n\n".join(filter(None, map(cleandoc, paragraphs)))).split("\n\n")
+    return "\n\n".join(plain(" ".join(paragraph.split())) for paragraph in parts)
 
 
 def examples(*lines: str) -> str:
     """What stands below the options of a command's --help."""
     return "\n\n".join(map(plain, ("Examples:", *lines)))
-
-
-def option(help: str, metavar: str | None = None, panel: str | None = None, *names: str) -> Any:
-    """An option under a heading of --help; typer does not check whether it can read a file."""
-    return typer.Option(
-        *names,
-        help=plain(help),
-        metavar=metavar,
-        rich_help_panel=panel,
-        readable=False,
-        case_sensitive=False,
-    )
-
-
-def flag(help: str, panel: str | None, *names: str) -> Any:
-    """An option without a value."""
-    return option(help, "", panel, *names)
 
 
 def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = None) -> Any:
@@ -69,160 +50,227 @@ def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = Non
     return typer.Argument(metavar=metavar, readable=False, help=plain(help), callback=found)
 
 
-def output(metavar: str, help: str) -> Any:
-    """The option -o; `OutputKind` stands beside it."""
-    return option(help, metavar, None, "-o", "--output")
+def fraction(name: str, text: str) -> float:
+    """A number, or a percentage: "0.5", "50%"."""
+    try:
+        return float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
+    except ArithmeticError:
+        word = name.replace("_", "-")
+        expected, remedy = "a fraction from 0 to 1, or a percentage", f"use --{word} 0.5"
+        raise RefimplError(f"{word} {text!r}", expected, remedy) from None
 
 
-ModelPath = Annotated[
-    Path,
-    argument(
-        "MODEL",
-        "A .safetensors or .gguf file, an index of shards, or a folder of them; or the id of a "
-        "model in the Hugging Face cache, ORG/NAME[@REVISION][:FILE.gguf].",
-    ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    option(
-        "config.json, if it is neither beside the weights nor stored in them.",
-        "FILE",
-        "Advanced: Model",
-    ),
-]
-DownloadOption = Annotated[
-    bool,
-    flag(
-        "If the model is an id, download its files that the cache does not hold. Default: use the "
-        "cache alone.",
-        "Advanced: Model",
-        "--download",
-    ),
-]
-JsonOption = Annotated[
-    bool, flag("Print JSON instead of the table: the same as -o writes.", OUTPUT, "--json")
-]
-QuietOption = Annotated[bool, flag("Show no progress.", OUTPUT, "-q", "--quiet")]
-VerboseOption = Annotated[
-    bool, flag("Print all settings, time and memory, too.", None, "-v", "--verbose")
-]
-OutputOption = Annotated[
-    Path | None,
-    output("FILE", "Also write the JSON to this file, which appears whole or not at all."),
-    OutputKind.FILE,
-]
-ForceOption = Annotated[bool, flag("Replace an existing output.", OUTPUT, "--force")]
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """Numbers, separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        expected, remedy = "a number, or numbers separated by commas", f"use --{name} 0.01"
+        raise RefimplError(f"{name} {text!r}", expected, remedy) from None
+
+
+def number_or_word(text: str) -> float | str:
+    """A number, if it is one."""
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
+
+
+def assignments(name: str, texts: Sequence[str]) -> dict[str, str]:
+    """The values of an option that takes NAME=VALUE, by name."""
+    values: dict[str, str] = {}
+    for text in texts:
+        key, _, value = (part.strip() for part in text.partition("="))
+        if not key or not value:
+            word = f"--{name.replace('_', '-')}"
+            raise RefimplError(f"{word} {text!r}", "NAME=VALUE", f"use {word} NAME=VALUE")
+        if key in values:
+            problem = f"{name.replace('_', ' ')} {key} given twice"
+            raise RefimplError(problem, "each option once", "remove one of them")
+        values[key] = value
+    return values
+
+
+def value_type(name: str, hint: Any, default: Any) -> tuple[Any, Callable[[Any], Any] | None]:
+    """The type of an option's value for typer, and how it becomes that of the field."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint == npt.DTypeLike:
+        return Literal["float32", "float64"], None
+    if origin is Annotated:
+        limits = inner[1:] == (0, 1)
+        return (str, partial(fraction, name)) if limits else value_type(name, inner[0], default)
+    if origin is tuple and inner[0] is float:
+        return str, partial(numbers, name)
+    if origin is tuple:
+        return list[value_type(name, inner[0], None)[0]], tuple  # type: ignore[misc]
+    if origin is Mapping:
+        return list[str], partial(assignments, name)
+    if origin not in (Union, UnionType):
+        return hint, None
+    words = [word for x in inner for word in get_args(x) if get_origin(x) is Literal]
+    words = [word for word in words if word != "default"]
+    others = [x for x in inner if get_origin(x) is not Literal and x is not NoneType]
+    if len(others) == 1 and not words:
+        return value_type(name, others[0], default)
+    if words and not others:
+        none = NoneType in inner and default is not None
+        names = (*words, "none") if none else tuple(words)
+        return Literal[names], (lambda word: None if word == "none" else word)
+    return str, number_or_word if words else None
+
+
+def shown_default(default: Any, read: Callable[[Any], Any] | None) -> Any:
+    """A field's default as the default of its option; None if the field knows better."""
+    if default is MISSING or default == "default":
+        return None
+    if isinstance(default, type):  # a dtype
+        return np.dtype(default).name
+    if read is None or default is None:
+        return default
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) if default and isinstance(default[0], float) else None
+    return str(default)
 
 
 @dataclass(frozen=True)
-class FieldOption:
-    """The option that fills one field of a dataclass; `read` converts its value to the field's.
-
-    Name, type and default are given if they differ from the field's.
-    """
-
-    help: str
-    metavar: str | None = None
-    name: str | None = None
-    type: Any = None
-    default: Any = ...
-    read: Callable[[Any], Any] = lambda value: value
-    aliases: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class OptionGroup:
-    """Options that fill a dataclass; types and defaults are those of its fields.
+class Group:
+    """The options of a command that fill one dataclass, which its parameter is annotated with.
 
     Args:
-        target: The dataclass.
-        panel: Heading in --help.
-        options: By field, in the order of --help; other fields keep their defaults.
+        panel: Heading in --help, for those that are not common.
+        only: The fields, all that are options if empty; the others keep their defaults.
+        says: What is added to the help of a field: what only a command knows.
         changes: Whether the options have no defaults, and those in the command line fill a
             dictionary of fields in place of the dataclass.
         opened: What makes the dataclass in place of it, and ends when the command does.
     """
 
-    target: type[Any]
     panel: str
-    options: Mapping[str, FieldOption]
+    only: tuple[str, ...] = ()
+    says: Mapping[str, str] = field(default_factory=dict)
     changes: bool = False
     opened: Callable[..., AbstractContextManager[Any]] | None = None
 
-    @classmethod
-    def of(cls, target: type[Any], panel: str) -> "OptionGroup":
-        """The options of a dataclass whose fields are made by `field_option`."""
-        return cls(target, panel, {x.name: x.metadata["option"] for x in fields(target)})
+    def options(self, target: Any) -> dict[str, list[Field[Any]]]:
+        """The fields that each option fills, by the option's name."""
+        found: dict[str, list[Field[Any]]] = {}
+        for x in fields(target):
+            if x.metadata and (not self.only or x.name in self.only):
+                name = x.metadata.get("of") or x.metadata.get("name", x.name)
+                found.setdefault(name, []).append(x)
+        return found
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the options, as parameters of a command."""
-        return tuple(option.name or key for key, option in self.options.items())
-
-    def only(self, *fields: str) -> "OptionGroup":
-        """The same group with the options of these fields alone."""
-        return replace(self, options={key: self.options[key] for key in fields})
-
-    def parameters(self) -> Iterator[Parameter]:
+    def parameters(self, target: Any) -> Iterator[Parameter]:
         """The options as parameters of a command."""
-        types = get_type_hints(self.target)
-        defaults = {x.name: x.default for x in fields(self.target)}
-        for name, (key, spec) in zip(self.names, self.options.items(), strict=True):
-            value_type = spec.type or types[key]
-            words = []
-            if value_type is bool or spec.aliases:  # and no --no-...
-                words = [f"--{name.replace('_', '-')}"]
-            help = spec.help
+        for name, members in self.options(target).items():
+            first, hints = members[0], hints_of(target)
+            more, parts = first.metadata, "of" in first.metadata
+            helps = [" ".join(filter(None, (x.metadata["help"], self.says.get(x.name))))
+                     for x in members]  # fmt: skip
+            hint, read = value_type(name, more.get("type", hints[first.name]), first.default)
+            default = shown_default(first.default, read)
+            help, metavar = helps[0], "" if hint is bool else more["metavar"]
+            if parts:
+                keys = [f"{_key(x)}={_words(x, hints[x.name])}" for x in members]
+                help = " ".join(("May be repeated.", *map("{}: {}".format, keys, helps)))
+                hint, default, metavar = list[str], None, "NAME=VALUE"
             if self.changes:
-                value_type, help = value_type | None, help.partition(" Default: ")[0]
-            panel = None if key in COMMON else f"Advanced: {self.panel}"
-            metavar = "" if value_type is bool else spec.metavar
-            info = option(help, metavar, panel, *words, *spec.aliases)
-            default = defaults[key] if spec.default is ... else spec.default
-            default = None if self.changes else default
-            annotation: Any = Annotated[value_type, info]
-            yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                help, default = help.partition(" Default: ")[0], None
+            long, flags = f"--{name.replace('_', '-')}", more.get("flags", ())
+            info = typer.Option(
+                *(x for x in flags if x[1] != "-"), long, *(x for x in flags if x[1] == "-"),
+                help=plain(help), metavar=metavar, readable=False, case_sensitive=False,
+                rich_help_panel=None if more.get("common") else f"Advanced: {self.panel}",
+                show_default="Default:" not in help,
+            )  # fmt: skip
+            required = first.default is MISSING and first.default_factory is MISSING
+            hint = hint | None if default is None and not required else hint
+            marks = [more["kind"]] if "kind" in more else []
+            yield Parameter(
+                name,
+                Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if required else default,
+                annotation=Annotated[hint, info, *marks],
+            )
 
-    def take(self, values: dict[str, Any], ends: ExitStack) -> Any:
+    def take(self, target: Any, values: dict[str, Any], ends: ExitStack) -> Any:
         """Remove the options of the group from the values of a command, and fill the dataclass."""
-        specs = [
-            (values.pop(name), *spec)
-            for name, spec in zip(self.names, self.options.items(), strict=True)
-        ]
-        if self.changes:
-            return {key: spec.read(value) for value, key, spec in specs if value not in (None, [])}
-        made = {key: spec.read(value) for value, key, spec in specs}
-        return ends.enter_context(self.opened(**made)) if self.opened else self.target(**made)
+        filled: dict[str, Any] = {}
+        for name, members in self.options(target).items():
+            value, first, hints = values.pop(name), members[0], hints_of(target)
+            if value in (None, []):
+                continue
+            if "of" in first.metadata:
+                filled |= _parts(name, members, value)
+            else:
+                hint = first.metadata.get("type", hints[first.name])
+                _, read = value_type(name, hint, first.default)
+                filled[first.name] = read(value) if read else value
+        if self.opened is not None:
+            return ends.enter_context(self.opened(**filled))
+        return filled if self.changes else target(**filled)
 
 
-def field_option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
-    """A field of a dataclass, with its option; more is of `FieldOption`."""
-    return field(default=default, metadata={"option": FieldOption(help, metavar, **more)})
+def _key(x: Field[Any]) -> str:
+    """The name of a field in NAME=VALUE."""
+    return spelled(x).partition(" ")[2].rstrip("=")
+
+
+def _words(x: Field[Any], hint: Any) -> str:
+    """The values of a field, its default first, or what stands for them."""
+    words = sorted(get_args(hint), key=lambda word: word != x.default)
+    return x.metadata["metavar"] or " or ".join(words)
+
+
+def _parts(name: str, members: Fields, texts: Sequence[str]) -> dict[str, Any]:
+    """The fields that an option with NAME=VALUE fills."""
+    known, values = {_key(x): x.name for x in members}, assignments(name, texts)
+    if odd := [key for key in values if key not in known]:
+        problem, remedy = f"{name} {odd[0]!r}", f"use one of these after --{name}"
+        raise RefimplError(problem, " or ".join(f"{key}=" for key in known), remedy)
+    return {known[key]: number_or_word(value) for key, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Quiet(Checked):
+    """What every command takes."""
+
+    quiet: bool = option(False, "Show no progress.", flags=("-q",))
+
+
+@dataclass(frozen=True)
+class Overwriting(Checked):
+    """What commands that write files take."""
+
+    force: bool = option(False, "Replace an existing output.")
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace every parameter annotated with an `OptionGroup` by the options of that group.
+    """Replace every parameter annotated with a `Group` by the options of that group.
 
     Before the command runs, its outputs are checked against its inputs: a parameter that is
     `OutputKind`, against every other one that is a path. It gets -q; if it writes files, --force.
     """
     own = signature(command)
-    groups = {
-        name: group
+    groups: dict[str, tuple[Any, Group]] = {
+        name: (target, mark)
         for name, parameter in own.parameters.items()
-        for group in get_args(parameter.annotation)[1:]
-        if isinstance(group, OptionGroup)
+        for target, *marks in [get_args(parameter.annotation) or (None,)]
+        for mark in marks
+        if isinstance(mark, Group)
     }
     parameters = {
         each.name: each
         for name, parameter in own.parameters.items()
-        for each in (groups[name].parameters() if name in groups else [parameter])
+        for each in (groups[name][1].parameters(groups[name][0]) if name in groups else [parameter])
     }
     kinds = {name: _kind(parameter) for name, parameter in parameters.items()}
     outputs = {name: kind for name, kind in kinds.items() if isinstance(kind, OutputKind)}
     inputs = {name: kind for name, kind in kinds.items() if isinstance(kind, str)}
-    more = {"force": ForceOption} if OutputKind.FILE in outputs.values() else {}
-    more["quiet"] = QuietOption
+    writes = OutputKind.FILE in outputs.values()
+    common = [*(Group("Output").parameters(Overwriting) if writes else ())]
+    common += Group("Output").parameters(Quiet)
 
     @wraps(command)
     def ungrouped(**values: Any) -> None:
@@ -237,18 +285,15 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
         terminal.quiet |= values.pop("quiet")
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]
-        with interruptible(paths, dict(values)), ExitStack() as ends:
-            if "force" in more:
+        # Allocations are computed with loud arithmetic; scoring names its own precision.
+        with interruptible(paths, dict(values)), loud("float64"), ExitStack() as ends:
+            if writes:
                 del values["force"]
-            filled = {name: group.take(values, ends) for name, group in groups.items()}
+            filled = {name: group.take(x, values, ends) for name, (x, group) in groups.items()}
             command(**values, **filled)
 
-    added = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, annotation in more.items()
-    ]
     ungrouped.__signature__ = own.replace(  # type: ignore[attr-defined]
-        parameters=[*parameters.values(), *added]
+        parameters=[*parameters.values(), *common]
     )
     return ungrouped
 
@@ -266,14 +311,18 @@ def _kind(parameter: Parameter) -> OutputKind | str | None:
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands in the command line."""
+    """Whether an option stands in the command line, or "OPTION NAME" with a NAME=VALUE."""
+    name, _, key = name.partition(" ")
     origin = context.get_parameter_source(name)
-    return origin is not None and origin.name != "DEFAULT"
+    if origin is None or origin.name == "DEFAULT":
+        return False
+    return not key or any(text.partition("=")[0].strip() == key for text in context.params[name])
 
 
 def refuse(context: typer.Context, names: Iterable[str], other: str, expected: str) -> None:
     """Refuse options that have no meaning beside another option."""
     for name in names:
         if is_given(context, name):
-            word = f"--{name.replace('_', '-')}"
+            first, *key = name.split()
+            word = " ".join((f"--{first.replace('_', '-')}", *key))
             raise RefimplError(f"{word} with {other}", expected, f"omit {word}")

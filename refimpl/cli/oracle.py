@@ -2,18 +2,26 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from refimpl.cli import options as opt
-from refimpl.cli.groups import NOISE, PERTURBATION, SOURCE, Source, fraction
-from refimpl.cli.options import FieldOption, OptionGroup
+from refimpl.arguments import common_option, option, same_option
+from refimpl.cli.graphs import TIME_LIMIT
+from refimpl.cli.groups import (
+    JsonFlag,
+    ModelOptions,
+    ModelPath,
+    Outputs,
+    Source,
+    Where,
+    source_group,
+)
+from refimpl.cli.options import Group, argument, examples, refuse, with_groups
+from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
-from refimpl.cli.validate import TIME_LIMIT
-from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.documents import plain
 from refimpl.loading.files.file_reading import reading
 from refimpl.oracle.case_folders import case_folder, cases_below, core_case, core_cases
@@ -22,53 +30,15 @@ from refimpl.show.header import fitting, joined
 from refimpl.storage.file_system import open_file
 from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
-
-RECIPE = OptionGroup(
-    Recipe,
-    "Recipe",
-    {
-        "eta": FieldOption("Size of the noise as a fraction of the state's norm.", "X"),
-        **PERTURBATION.only(*NOISE).options,
-        "seed": FieldOption("Seed of the noise.", "N"),
-        "sparsity": FieldOption(
-            "Fraction of all prunable weights to prune, 0 to 1, or a percentage such as 50%.",
-            "FRACTION",
-            type=str,
-            default=str(Recipe().sparsity),
-            read=fraction,
-        ),
-        "pattern": FieldOption("Pattern N:M; empty for none.", "N:M", "nm"),
-        "shown": FieldOption(
-            "Block whose scores and weights are steps; may be repeated. Default: 0.",
-            "N",
-            type=list[int] | None,
-            default=None,
-            read=lambda blocks: tuple(blocks or Recipe().shown),
-        ),
-        "only": FieldOption(
-            "Compute these steps of the forward and the experiments alone: a shell pattern such as "
-            "'blocks.*'; may be repeated. Default: every step of the method.",
-            "PATTERN",
-            type=list[str] | None,
-            default=None,
-            read=lambda patterns: tuple(patterns or ()),
-        ),
-        "sample_tokens": FieldOption(
-            "With --only: keep K tokens of each sequence, evenly spread, of the trace points. "
-            "Default: all.",
-            "K",
-        ),
-    },
-)
+from refimpl.tokens.samples import SAMPLES, SEQ_LEN
 
 CasePath = Annotated[
     Path,
-    opt.argument(
+    argument(
         "CASE", "A case's folder, with case.json, or the name of a core case: llama.", core_case
     ),
 ]
 
-GRAPH = "Advanced: Graph"  # heading in --help
 TRANSFORMERS = Path("transformers")  # in place of a file of names
 
 app = typer.Typer()
@@ -81,64 +51,67 @@ def cases(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+@dataclass(frozen=True)
+class CaseOptions:
+    """Where a case is written."""
+
+    output: Path = output_option(
+        ...,
+        "The case's folder, which refers to the model by a relative path.",
+        "CASE",
+        OutputKind.FOLDER,
+    )
+
+
 @app.command(
     "make",
-    epilog=opt.examples(
+    epilog=examples(
         "refimpl case make MODEL -o CASE --text FILE",
         "refimpl case make MODEL -o CASE --only 'blocks.*' --sample-tokens 4",
     ),
 )
-@opt.with_groups
+@with_groups
 def make(
-    model: opt.ModelPath,
-    output: Annotated[
-        Path,
-        opt.output("CASE", "The case's folder, which refers to the model by a relative path."),
-        opt.OutputKind.FOLDER,
-    ],
+    model: ModelPath,
     *,
-    config: opt.ConfigOption = None,
-    download: opt.DownloadOption = False,
-    source: Annotated[Source, SOURCE],
-    recipe: Annotated[Recipe, RECIPE],
+    to: Annotated[CaseOptions, Group("Output")],
+    where: Where,
+    source: Annotated[Source, source_group(SAMPLES, SEQ_LEN)],
+    recipe: Annotated[Recipe, Group("Recipe")],
 ) -> None:
     """Compute every step of the method on a model in float64, to check other implementations."""
     from refimpl.oracle.case import make_case  # not for --help
 
-    opened = read_model(model, config, download=download)
+    opened = where.read(model)
     tokens = model_tokens(opened, **vars(source))
-    case = make_case(opened, tokens, recipe, output)
+    case = make_case(opened, tokens, recipe, to.output)
     text = f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}"
     say(joined(fitting(text)))
 
 
-@app.command("list", epilog=opt.examples("refimpl case list", "refimpl case list FOLDER --json"))
-@opt.with_groups
+@app.command("list", epilog=examples("refimpl case list", "refimpl case list FOLDER --json"))
+@with_groups
 def list_command(
     folder: Annotated[
         Path | None,
-        opt.argument("FOLDER", "A folder of cases. Default: the core cases, in refimpl."),
+        argument("FOLDER", "A folder of cases. Default: the core cases, in refimpl."),
     ] = None,
     *,
-    as_json: Annotated[bool, opt.flag("Print JSON instead of the table.", None, "--json")] = False,
+    to: JsonFlag,
 ) -> None:
     """List cases: the model's family, the tokens, and the number of steps."""
     from refimpl.show.oracle import cases_document, cases_table  # not for --help
 
     cases = core_cases() if folder is None else cases_below(folder)
-    deliver(cases_document(cases), cases_table(cases), as_json)
+    deliver(cases_document(cases), cases_table(cases), to.json)
 
 
-@app.command(
-    "show", epilog=opt.examples("refimpl case show llama", "refimpl case show CASE --json")
-)
-@opt.with_groups
+@app.command("show", epilog=examples("refimpl case show llama", "refimpl case show CASE --json"))
+@with_groups
 def show_command(
     case: CasePath,
     *,
-    as_json: Annotated[
-        bool, opt.flag("Print case.json instead of the table.", None, "--json")
-    ] = False,
+    to: JsonFlag,
 ) -> None:
     """Show what a case contains: its inputs, its recipe, and each step with its shape and dtype.
 
@@ -147,16 +120,57 @@ def show_command(
     from refimpl.show.oracle import case_table  # not for --help
 
     one = case_folder(case)
-    deliver(plain(one.facts), case_table(one), as_json)
+    deliver(plain(one.facts), case_table(one), to.json)
 
 
-@opt.with_groups
+@dataclass(frozen=True)
+class CheckOptions:
+    """What is checked, and how."""
+
+    only: list[str] | None = common_option(
+        None,
+        "Check these steps alone: a shell pattern such as 'blocks.*'; may be repeated. All of "
+        "them must be there. Default: every step of the case.",
+        "PATTERN",
+    )
+    names: Path | None = common_option(
+        None,
+        "The tensors are outputs of modules, by the modules' names: transformers (those of its "
+        "modules), or a JSON file with the module of each step. Checks the steps they hold.",
+        "FILE",
+    )
+    dtype: Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None = common_option(
+        None,
+        "Precision of the candidate. Default: what its file states, or the coarsest of its "
+        "tensors.",
+    )
+    stepwise: bool = common_option(
+        False,
+        "The candidate started each step from the case's own values, so no step depends on an "
+        "earlier choice. Default: it ran from the tokens (chained).",
+    )
+    resolvable: bool = common_option(
+        False,
+        "Exit with 0 if all steps agree that the candidate's dtype resolves. The others are "
+        "listed; of an experiment, the coarse steps must agree. Default: exit with 3 then.",
+    )
+    device: Literal["auto", "cuda", "cpu"] = option(
+        "auto", "Device for a graph. auto: a GPU if one works, else the CPU."
+    )
+    time_limit: float | None = option(None, TIME_LIMIT, "SECONDS")
+    junit_xml: Path | None = common_option(
+        None, "Also write JUnit's XML, with a test case per step.", "FILE", kind=OutputKind.FILE
+    )
+    download: bool = same_option(ModelOptions, "download")
+
+
+@with_groups
 def check_command(
     context: typer.Context,
     case: CasePath,
     actual: Annotated[
         Path,
-        opt.argument(
+        argument(
             "ACTUAL",
             "What the candidate computed: a safetensors file with a tensor per step. Or the "
             "candidate's ONNX graph, which refimpl runs (needs refimpl[onnx]). Or the folder that "
@@ -164,65 +178,13 @@ def check_command(
         ),
     ],
     *,
-    download: opt.DownloadOption = False,
-    only: Annotated[
-        list[str] | None,
-        opt.option(
-            "Check these steps alone: a shell pattern such as 'blocks.*'; may be repeated. All of "
-            "them must be there. Default: every step of the case.",
-            "PATTERN",
-        ),
-    ] = None,
-    names: Annotated[
-        Path | None,
-        opt.option(
-            "The tensors are outputs of modules, by the modules' names: transformers (those of its "
-            "modules), or a JSON file with the module of each step. Checks the steps they hold.",
-            "FILE",
-        ),
-    ] = None,
-    dtype: Annotated[
-        Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None,
-        opt.option(
-            "Precision of the candidate. Default: what its file states, or the coarsest of its "
-            "tensors."
-        ),
-    ] = None,
-    stepwise: Annotated[
-        bool,
-        opt.flag(
-            "The candidate started each step from the case's own values, so no step depends on an "
-            "earlier choice. Default: it ran from the tokens (chained).",
-            None,
-            "--stepwise",
-        ),
-    ] = False,
-    resolvable: Annotated[
-        bool,
-        opt.flag(
-            "Exit with 0 if all steps agree that the candidate's dtype resolves. The others are "
-            "listed; of an experiment, the coarse steps must agree. Default: exit with 3 then.",
-            None,
-            "--resolvable",
-        ),
-    ] = False,
-    device: Annotated[
-        Literal["auto", "cuda", "cpu"],
-        opt.option("Device for a graph. auto: a GPU if one works, else the CPU.", None, GRAPH),
-    ] = "auto",
-    time_limit: Annotated[float | None, opt.option(TIME_LIMIT, "SECONDS", GRAPH)] = None,
-    junit_xml: Annotated[
-        Path | None,
-        opt.option("Also write JUnit's XML, with a test case per step.", "FILE"),
-        opt.OutputKind.FILE,
-    ] = None,
-    as_json: opt.JsonOption = False,
-    output: opt.OutputOption = None,
+    how: Annotated[CheckOptions, Group("Graph")],
+    to: Outputs,
 ) -> None:
-    """Compare what another implementation computed with a case, and name the first wrong step.
+    """Exits with 0 if all steps agree, with 1 if one diverges, and with 2 if an input is unusable.
 
-    Exits with 0 if all steps agree, 1 if one diverges, 2 if an input cannot be used, and 3 if
-    nothing diverges, but a step is missing, could not be judged, or is not resolved by the dtype.
+    Exits with 3 if nothing diverges, but a step is missing, could not be judged, or is not resolved
+    by the dtype.
     """
     if (summary := os.environ.get("GITHUB_STEP_SUMMARY")) and os.path.exists(summary):
         with reading(Path(summary)):
@@ -232,37 +194,39 @@ def check_command(
     from refimpl.oracle.module_outputs import DumpFolder, asked_steps, module_steps, read_names
     from refimpl.show.oracle import report_document, report_table, report_xml
 
-    opened = read_case(case, download=download)
+    opened = read_case(case, download=how.download)
     stated: Mapping[str, str] = {}
     modules: tuple[str, ...] = ()  # steps that outputs of modules hold
     if actual.suffix == ".onnx":
         fixed = "a file of tensors: a graph is chained, and has our names"
-        opt.refuse(context, ("stepwise", "names"), "a graph", fixed)
+        refuse(context, ("stepwise", "names"), "a graph", fixed)
         from refimpl.onnx.foreign_graph import open_foreign
 
-        graph = open_foreign(actual, opened.model, device=device, time_limit=time_limit)
+        graph = open_foreign(actual, opened.model, device=how.device, time_limit=how.time_limit)
         arrays, computed = dict(graph.run(opened)), graph.dtype
     else:
         fixed = "a graph, FILE.onnx, which is run"
-        opt.refuse(context, ("device", "time_limit"), "a file of tensors", fixed)
+        refuse(context, ("device", "time_limit"), "a file of tensors", fixed)
         arrays, computed = {}, None
         if not actual.is_dir():
             arrays, stated = read_candidate(actual), stated_settings(actual)
             computed = stated.get("dtype")
-        if names is not None or actual.is_dir():
+        if how.names is not None or actual.is_dir():
             outputs = DumpFolder(actual) if actual.is_dir() else arrays
-            wanted = None if names in (None, TRANSFORMERS) else read_names(names, opened)
+            wanted = None if how.names in (None, TRANSFORMERS) else read_names(how.names, opened)
             arrays = module_steps(opened, outputs, wanted)
             modules = asked_steps(opened, arrays) if wanted is None else tuple(wanted)
-    report = check(opened, arrays, tuple(only or modules or ("*",)), dtype or computed, stepwise)
+    report = check(
+        opened, arrays, tuple(how.only or modules or ("*",)), how.dtype or computed, how.stepwise
+    )
     missed = tuple(x for x in opened.expected if x not in modules) if modules else ()
-    report = replace(report, stated=stated, uncovered=missed, names=str(names or ""))
+    report = replace(report, stated=stated, uncovered=missed, names=str(how.names or ""))
     text = report_table(report, str(actual))
-    if junit_xml is not None:
-        write_text(junit_xml, report_xml(report))
+    if how.junit_xml is not None:
+        write_text(how.junit_xml, report_xml(report))
     if summary:
         with open(summary, "a", encoding="utf-8") as file:
             file.write(f"```text\n{text}```\n")
-    deliver(report_document(report, str(actual)), text, as_json, output)
-    if (code := EXIT[report.verdict]) and not (resolvable and report.verdict == "resolved"):
+    to.deliver(report_document(report, str(actual)), text)
+    if (code := EXIT[report.verdict]) and not (how.resolvable and report.verdict == "resolved"):
         raise typer.Exit(code)

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from refimpl.arguments import common_option
 from refimpl.bases.base import bases
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
@@ -34,6 +35,11 @@ class OutputKind(Enum):
     FILE = "file"
     FOLDER = "folder"
     GRAPH = "graph"
+
+
+def output_option(default: Any, help: str, metavar: str, kind: OutputKind) -> Any:
+    """The option -o, which names an output."""
+    return common_option(default, help, metavar, flags=("-o",), kind=kind)
 
 
 def check_outputs(
@@ -69,9 +75,10 @@ def _read(values: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[tupl
         for path in value if isinstance(value, list) else [value]:
             if path is not None:
                 yield from _with_companions(name, path)
-    base = values.get("base")
-    if base is not None and base not in bases() and os.path.exists(base):
-        yield "--base", Path(base)
+    for key in ("base", "allocation"):  # a name, or a file
+        value = values.get(key)
+        if value is not None and value not in bases() and os.path.exists(value):
+            yield f"--{key}", Path(value)
 
 
 def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:

@@ -1,16 +1,20 @@
 """`refimpl report` and `refimpl compare`: runs on a page, or in a table."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from refimpl.cli import options as opt
+from refimpl.arguments import common_option
+from refimpl.cli.groups import JsonOptions
+from refimpl.cli.options import Group, argument, with_groups
+from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
 from refimpl.errors import RefimplError, printable
 from refimpl.storage.files import write_text
 
 Runs = Annotated[
     list[Path],
-    opt.argument(
+    argument(
         "FILE",
         "Files that refimpl score, allocate or eval wrote with -o, and folders of pruned "
         "models (or their pruning.json), in any order.",
@@ -18,25 +22,36 @@ Runs = Annotated[
 ]
 
 
-@opt.with_groups
-def command(
-    files: Runs,
-    *,
-    output: Annotated[
-        Path,
-        opt.output("FILE", "The page, which appears whole or not at all."),
-        opt.OutputKind.FILE,
-    ] = Path("report.html"),
-    figures: Annotated[
-        Path | None,
-        opt.option("Also write every picture (SVG) and its numbers (CSV) to a new folder.", "DIR"),
-        opt.OutputKind.FOLDER,
-    ] = None,
-) -> None:
-    """Write a page with pictures and tables of scores, prunings and evaluations.
+@dataclass(frozen=True)
+class PageOptions:
+    """What is written."""
 
-    The page is one HTML file that loads nothing from the network. On it, a button below each
-    picture saves it as SVG or PNG, and its numbers as CSV.
+    output: Path = output_option(
+        Path("report.html"),
+        "The page, which appears whole or not at all.",
+        "FILE",
+        OutputKind.FILE,
+    )
+    figures: Path | None = common_option(
+        None,
+        "Also write every picture (SVG) and its numbers (CSV) to a new folder.",
+        "DIR",
+        kind=OutputKind.FOLDER,
+    )
+
+
+@dataclass(frozen=True)
+class CompareOptions(JsonOptions):
+    """What is printed."""
+
+    csv: bool = common_option(False, "Print CSV with all digits.")
+
+
+@with_groups
+def command(files: Runs, *, to: Annotated[PageOptions, Group("Output")]) -> None:
+    """The page is one HTML file that loads nothing from the network.
+
+    On it, a button below each picture saves it as SVG or PNG, and its numbers as CSV.
     """
     from refimpl.report.inputs import read_inputs  # not for --help
     from refimpl.report.page import page, sections
@@ -44,29 +59,24 @@ def command(
 
     inputs = read_inputs(files).named
     text = page(inputs)
-    if figures is not None:
-        count = write_figures(figures, list(sections(inputs, len(text))))
-        say(printable(f"written: {figures} ({count} files)") + "\n")
-    write_text(output, text)
-    say(printable(f"written: {output} ({len(text.encode()):,} bytes)") + "\n")
+    if to.figures is not None:
+        count = write_figures(to.figures, list(sections(inputs, len(text))))
+        say(printable(f"written: {to.figures} ({count} files)") + "\n")
+    write_text(to.output, text)
+    say(printable(f"written: {to.output} ({len(text.encode()):,} bytes)") + "\n")
 
 
-@opt.with_groups
-def compare_command(
-    files: Runs,
-    *,
-    as_csv: Annotated[bool, opt.flag("Print CSV with all digits.", None, "--csv")] = False,
-    as_json: Annotated[bool, opt.flag("Print JSON with all digits.", None, "--json")] = False,
-) -> None:
-    """Compare several runs in one table: a row per run, a column per measure.
+@with_groups
+def compare_command(files: Runs, *, to: Annotated[CompareOptions, Group("Output")]) -> None:
+    """A pruning and the evaluations of the model that it wrote share a row.
 
-    A pruning and the evaluations of the model that it wrote share a row: their files record a
-    digest of its weights. An evaluation by an older version, without a digest, has its own row.
+    Their files record a digest of its weights. An evaluation by an older version, without a digest,
+    has its own row.
     """
     from refimpl.report.inputs import read_inputs  # not for --help
     from refimpl.report.runs import run_rows, runs_csv, runs_table
 
-    if as_csv and as_json:
+    if to.csv and to.json:
         raise RefimplError("--csv with --json", "one form of output", "omit --csv or --json")
     rows = run_rows(read_inputs(files))
-    deliver({"runs": rows}, runs_csv(rows) if as_csv else runs_table(rows), as_json)
+    deliver({"runs": rows}, runs_csv(rows) if to.csv else runs_table(rows), to.json)

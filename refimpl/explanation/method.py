@@ -25,8 +25,9 @@ from refimpl.pruners.wanda import WANDA, wanda_keep, wanda_score
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import Chosen
 
-PERTURB, ABSORPTION, DIVERGENCE = "3-push-a-block", "4-absorption", "8-divergence"  # pages of the
-ALLOCATION, PRUNE = "5-allocation", "6-prune"  # tutorial
+# Pages of the tutorial.
+PERTURB, ABSORPTION, DIVERGENCE = "3-perturb-a-block", "4-absorption", "8-divergence"
+ALLOCATION, PRUNE = "5-allocation", "6-prune"
 
 
 def method_steps(plan: Perturbation, request: Request) -> list[Step]:
@@ -43,7 +44,7 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     move = correction.correction, _logarithm(request)
     ratio = surviving_drift, nan_mean, absorption_coefficient
     steps = (
-        Step("push", PERTURB, alone if plan.kind == "pruning" else noise, _perturbed),
+        Step("perturb", PERTURB, alone if plan.kind == "pruning" else noise, _perturbed),
         Step("drift", PERTURB, (perturbation.deviation, block), _drift),
         Step("ratio", ABSORPTION, ratio, _ratio),
         Step("coefficient", ABSORPTION, (absorption_coefficient, *divergence, score), _coefficient),
@@ -181,5 +182,5 @@ def _loss(v: Values) -> Iterator[Figure]:
     error = float(np.square(left - y, dtype=np.float64).sum())
     alone = wanda_score(v.weight, statistics.sum_of_squares(x))
     yield Figure("squared error", error, "over the tokens of the first sequence")
-    foretold = float(np.square(alone[~v.keep]).sum())
-    yield Figure("foretold", foretold, "sum of M^2 of what went, same tokens")
+    predicted = float(np.square(alone[~v.keep]).sum())
+    yield Figure("predicted", predicted, "sum of M^2 of what went, same tokens")

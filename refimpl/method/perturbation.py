@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Seed, percentage
+from refimpl.arguments import Checked, Seed, option, percentage
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.pruners.compensation import DAMPING
-from refimpl.pruners.decision import Pruner
-from refimpl.pruners.method import method_named
+from refimpl.pruners.decision import PrunerOptions
+from refimpl.pruners.pruner import pruner_named
 from refimpl.pruners.wanda import WANDA
 
 Kind = Literal["gaussian", "pruning"]
@@ -33,49 +33,86 @@ SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
 class Perturbation(Checked):
     """How states are perturbed and how the perturbation is followed.
 
-    Args:
-        kind: "gaussian" (the paper's) or "pruning" (ours: the block itself is pruned).
-        eta: Relative magnitudes of the noise, each > 0; "pruning" has none.
-        noise_scale: Per token, or one scale for the sequence.
-        noise_shape: The same in all channels, or following each channel's standard deviation.
-        norm: Drift per token and then averaged, or of the whole sequence at once.
-        sink: Whether tokens of a huge norm take part.
-        draws: Noise draws per sequence and block.
-        seed: Of the noise, and of the choice of blocks.
-        subset: Blocks perturbed for each sequence and draw, see `method.subset`; all if None.
-        probe_delta: With "pruning", also prune each unit this much less and this much more than
-            the base allocation does, to measure how its error grows; None for neither.
-        probe_pruner: What "pruning" prunes with.
-        units: What the probes prune alone: blocks, or each linear.
-        probe_samples: With "pruning", perturb only so many samples, the first ones; statistics of
-            the dense model are of all samples. All if None.
-        noise_norm: Whether the noise itself has the length ``eta ||h||``, or only its expectation.
-        probe_damping: Damping of SparseGPT's Hessian, if "pruning" prunes with it.
-
     Raises:
         RefimplError: A value outside its range.
     """
 
-    kind: Kind = "gaussian"
-    eta: tuple[float, ...] = (0.01,)
-    noise_scale: NoiseScale = "token"
-    noise_shape: NoiseShape = "isotropic"
-    norm: Norm = "token"
-    sink: Sink = "include"
-    draws: Annotated[int, 1, MOST_DRAWS] = 1
-    seed: Seed = 0
-    subset: Annotated[int, 1, inf] | None = None
-    probe_delta: float | None = None
-    probe_pruner: str = WANDA.name
-    units: Units = "blocks"
-    noise_norm: NoiseNorm = "exact"
-    probe_samples: Annotated[int, 1, inf] | None = None
-    probe_damping: Annotated[float, 0, inf] = DAMPING
+    kind: Kind = option(
+        "gaussian",
+        "gaussian adds noise to a block's output; pruning prunes the block itself, to its sparsity "
+        "in the base allocation. Default: pruning for the corrections arrival and divergence, else "
+        "gaussian.",
+        name="perturbation",
+    )
+    eta: tuple[float, ...] = option(
+        (0.01,),
+        "Size of the noise as a fraction of the state's norm, above 0. Several values, separated "
+        "by commas (1e-4,1e-2,1), are measured in one run.",
+        "X[,X...]",
+    )
+    noise_scale: NoiseScale = option(
+        "token", "Scale the noise per token, or once per sequence.", of="variant"
+    )
+    noise_shape: NoiseShape = option(
+        "isotropic",
+        "The same noise in all channels, or in proportion to each channel's standard deviation.",
+        of="variant",
+    )
+    norm: Norm = option(
+        "token", "Measure drift per token and average it, or once per sequence.", of="variant"
+    )
+    sink: Sink = option(
+        "include",
+        "Include or exclude tokens whose norm is more than 20 times the median.",
+        of="variant",
+    )
+    draws: Annotated[int, 1, MOST_DRAWS] = option(
+        1, "Noise draws per sample and block, 1 or more.", "N"
+    )
+    seed: Seed = option(0, "Seed of all random numbers, 0 or more.", "N")
+    subset: Annotated[int, 1, inf] | None = option(
+        None,
+        "Perturb only K blocks per sample and draw, chosen at random and evenly spread. Default: "
+        "all blocks.",
+        "K",
+    )
+    probe_delta: float | None = option(
+        None,
+        "Also prune each unit this much less and this much more, to measure how its error grows. "
+        "Default: 0.1 with measured strength.",
+        "FRACTION",
+        of="probe",
+    )
+    probe_pruner: str = option(WANDA.name, "What the block is pruned with.", "NAME", of="probe")
+    units: Units = option(
+        "blocks",
+        "What is pruned alone, and what the budget is divided over: blocks, or each linear.",
+        of="probe",
+    )
+    noise_norm: NoiseNorm = option(
+        "exact",
+        "The noise itself has the length eta ||h||, or its expected square has, as that of "
+        "N(0, eta^2 ||h||^2 / D).",
+        of="variant",
+    )
+    probe_samples: Annotated[int, 1, inf] | None = option(
+        None,
+        "Perturb only the first N samples; which weights to prune is decided on all. Default: 2 "
+        "with measured strength, else all.",
+        "N",
+        of="probe",
+    )
+    probe_damping: Annotated[float, 0, inf] = option(
+        DAMPING,
+        "Damping of the pruner's Hessian, as a fraction of its mean diagonal.",
+        "X",
+        of="probe",
+    )
 
     @property
-    def pruner(self) -> Pruner:
+    def pruner(self) -> PrunerOptions:
         """What "pruning" prunes with, and how."""
-        return Pruner(self.probe_pruner, self.probe_damping, self.seed)
+        return PrunerOptions(self.probe_pruner, self.probe_damping, self.seed)
 
     def perturbed_samples(self, samples: int) -> int:
         """How many of so many samples are perturbed; more than there are is refused.
@@ -104,7 +141,7 @@ class Perturbation(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        method_named(self.probe_pruner, "probe-pruner")
+        pruner_named(self.probe_pruner, "probe-pruner")
         etas = ", ".join(map(str, self.eta)) or "(none)"
         if any(not 0 < eta < float("inf") for eta in self.eta) or (
             self.kind == "gaussian" and not self.eta
@@ -120,7 +157,7 @@ class Perturbation(Checked):
             raise RefimplError(
                 f"probe-delta {self.probe_delta}",
                 "a number above 0, at most 1",
-                percentage("--probe-delta", self.probe_delta, "use for example --probe-delta 0.1"),
+                percentage("--probe delta=", self.probe_delta, "use for example --probe delta=0.1"),
             )
         if self.kind == "pruning":
             if self.draws > 1:

@@ -96,7 +96,7 @@ def _experiment(
             found.drift[a.index] = result["drift"][i]
             found.alignment[a.index] = result["alignment"][i]
             found.ratios[a.index] = result["ratio"][i]
-            found.left_out[a.eta, a.block] += result["left_out"][i]
+            found.left_out[a.variant, a.block] += result["left_out"][i]
         if sequence not in counted:
             perturbed = sorted({a.block for a in states if a.sequence == sequence})
             found.sinks[perturbed] += result["sinks"][perturbed]
@@ -117,7 +117,7 @@ def _inputs(ids: Array, part: list[Address], plan: Perturbation, width: int) -> 
     return experiment_inputs(
         ids[sequence : sequence + 1].astype(np.int64),
         [a.block for a in part],
-        [plan.eta[a.eta] for a in part],
+        [plan.eta[a.variant] for a in part],
         np.stack([drawn[a.block, a.draw] for a in part]),
     )
 

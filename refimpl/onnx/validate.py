@@ -22,8 +22,8 @@ from refimpl.oracle.recipe import Recipe
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
+from refimpl.tokens.samples import VALIDATED
 
-VALIDATED = 3, 13  # samples and tokens of each, by default
 SHORT = 5  # tokens of the first batch
 LONGEST = 64  # tokens of the experiment: all states are in memory at once
 VALIDATION_DTYPES = ("float32", "float64")

@@ -46,7 +46,7 @@ from refimpl.oracle.reference_errors import (
 )
 from refimpl.oracle.routing import router_ties
 from refimpl.oracle.steps import every_array
-from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_score
@@ -243,7 +243,7 @@ def dead_ties(
             continue
         other = np.where(given_up | given_up[:, None], 0.0, products)
         other[revived, revived] = np.square(least * 1e-3)  # next to nothing: only that it is not 0
-        right, _ = decision(dense, other, sequences, goal, Pruner("sparsegpt", damping))
+        right, _ = decision(dense, other, sequences, goal, PrunerOptions("sparsegpt", damping))
         score, _ = sparsegpt_scores(dense, other, sequences, right, damping)
         differ, right_bits = int((keep != right).sum()), np.packbits(right, axis=1)
         near = turnable(right_bits, score, -WIDTH, slack / 4)

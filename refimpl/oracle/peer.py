@@ -13,7 +13,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.judging.measures import error_of, measure_of
 from refimpl.oracle.recipe import Recipe
-from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.decision import PrunerOptions, decision
 
 SHIPPED = ("owl", "alphapruning", "dlp", "uniform")  # bases with code of the peers
 
@@ -63,7 +63,7 @@ def _steps(
     for method, kind in pruners:
         for j, name in enumerate(config.linears[0]):
             total = expected[f"{method}.blocks.0.{input_of(name)}.{kind}"]
-            pruner, weight = Pruner(method, recipe.damping), dense[f"{name}.weight"]
+            pruner, weight = PrunerOptions(method, recipe.damping), dense[f"{name}.weight"]
             with suppress(RefimplError):
                 keep, _ = decision(weight, total, sequences, float(goals[j]), pruner, "peer")
                 yield f"{method}.blocks.0.{name}.keep", np.packbits(keep, axis=1)

@@ -18,7 +18,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, block_with_sums, input_of
 from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, followed, measured
 from refimpl.oracle.judging.pruner_scores import sparsegpt_scores
-from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.wanda import wanda_score
 from refimpl.pruning.pruned_linears import stored_weight
@@ -45,7 +45,7 @@ def by_pruning(inputs: StepInputs) -> NamedArrays:
             _require_tokens(linear, sums)
             total = inputs.number(f"{prefix}.{input_of(linear)}.squares")
             keep, _ = decision(
-                exact[f"{linear}.weight"], total, len(inputs.ids), goal, Pruner("wanda")
+                exact[f"{linear}.weight"], total, len(inputs.ids), goal, PrunerOptions("wanda")
             )
             yield f"{prefix}.{linear}.keep", np.packbits(keep, axis=1)
 
@@ -89,7 +89,7 @@ def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
     method, sequences, given = METHODS[name], len(inputs.ids), inputs.given or {}
     kind = "products" if method == "sparsegpt" else "squares"
-    pruner, x = Pruner(method, recipe.damping), inputs.embedded
+    pruner, x = PrunerOptions(method, recipe.damping), inputs.embedded
     pattern = parse_pattern(recipe.pattern) if name.endswith("pattern") else None
     counts = inputs.value(f"{recipe.bases[0]}.counts").tolist()
     for i, place in enumerate(inputs.places):

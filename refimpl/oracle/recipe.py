@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from refimpl.allocation.request import Correction, Request
+from refimpl.allocation.request import Correction, Fraction, Request
 from refimpl.allocation.scores import Signal, Signals
-from refimpl.arguments import Checked, require
+from refimpl.arguments import Checked, common_option, option, require, same_option
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import NoiseNorm, NoiseScale, NoiseShape, Norm, Perturbation, Sink
 from refimpl.model.ops import Array
-from refimpl.pruners.decision import Pruner
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
 
 BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -35,47 +35,46 @@ class Recipe(Checked):
     """The computation of a case, all of it on the same token ids.
 
     Args:
-        eta: Relative magnitude of the noise.
-        coarse_eta: That of a second experiment, which 16 bits resolve.
+        coarse_eta: Relative magnitude of the noise in a second experiment, which 16 bits resolve.
         draws: Draws of the second experiment.
-        noise_scale: "token" or "sequence".
-        noise_shape: "isotropic" or "channel".
-        norm: "token" or "sequence".
-        sink: "include" or "exclude".
-        seed: Seed of the noise.
-        sparsity: Target over all weights.
         bases: Base allocations, from `BASES`; pruners use the first.
         beta: Step per block of the base `atp`.
         strength: Strength of the correction by absorption.
         max_correction: Largest correction of a block's sparsity.
-        pattern: n:m, n zeros in each m consecutive inputs; empty for none.
         damping: Damping of SparseGPT's Hessian.
-        shown: Blocks whose scores and weights are among the steps.
-        noise_norm: "exact" or "expected".
-        only: Shell patterns of the steps, of the forward and the experiments; every step if empty.
-        sample_tokens: How many tokens of each sequence the trace points have, evenly spread; all
-            if 0.
     """
 
-    eta: float = 0.01
+    eta: float = option(0.01, "Size of the noise as a fraction of the state's norm.", "X")
     coarse_eta: float = 0.3
     draws: int = 2
-    noise_scale: NoiseScale = "token"
-    noise_shape: NoiseShape = "isotropic"
-    norm: Norm = "token"
-    sink: Sink = "include"
-    seed: int = 0
-    sparsity: float = 0.5
+    noise_scale: NoiseScale = same_option(Perturbation, "noise_scale")
+    noise_shape: NoiseShape = same_option(Perturbation, "noise_shape")
+    norm: Norm = same_option(Perturbation, "norm")
+    sink: Sink = same_option(Perturbation, "sink")
+    seed: int = option(0, "Seed of the noise.", "N")
+    sparsity: Fraction = same_option(Request, "sparsity", default=0.5)
     bases: tuple[str, ...] = tuple(BASES)
     beta: float = 0.01
     strength: float = 0.1
     max_correction: float = 0.05
-    pattern: str = "2:4"
+    pattern: str = option("2:4", "Pattern N:M; empty for none.", "N:M", name="nm")
     damping: float = 0.01
-    shown: tuple[Annotated[int, 0, inf], ...] = (0,)
-    noise_norm: NoiseNorm = "exact"
-    only: tuple[str, ...] = ()
-    sample_tokens: int = 0
+    shown: tuple[Annotated[int, 0, inf], ...] = option(
+        (0,), "Block whose scores and weights are steps; may be repeated. Default: 0.", "N"
+    )
+    noise_norm: NoiseNorm = same_option(Perturbation, "noise_norm")
+    only: tuple[str, ...] = common_option(
+        (),
+        "Compute these steps of the forward and the experiments alone: a shell pattern such as "
+        "'blocks.*'; may be repeated. Default: every step of the method.",
+        "PATTERN",
+    )
+    sample_tokens: int = common_option(
+        0,
+        "With --only: keep K tokens of each sequence, evenly spread, of the trace points. Default: "
+        "all.",
+        "K",
+    )
 
     def __post_init__(self) -> None:
         """Refuse what no perturbation, base or pruner accepts."""
@@ -84,7 +83,11 @@ class Recipe(Checked):
             raise RefimplError(
                 f"bases {' '.join(self.bases)}", "one or more, each once", "omit --bases"
             )
-        _ = self.coarse_perturbation, *map(self.request, self.bases), Pruner(damping=self.damping)
+        _ = (
+            self.coarse_perturbation,
+            *map(self.request, self.bases),
+            PrunerOptions(damping=self.damping),
+        )
         _ = self.pattern and parse_pattern(self.pattern)
 
     @property

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Seed
+from refimpl.arguments import Checked, Seed, common_option, option
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Compat, Floats
 from refimpl.pruners.compensation import DAMPING, Factor, upper_factor
 from refimpl.pruners.magnitude import magnitude_keep
-from refimpl.pruners.method import LinearInputs, Method, method_named
 from refimpl.pruners.pattern import Pattern, pattern_keep
+from refimpl.pruners.pruner import LinearInputs, Pruner, pruner_named
 from refimpl.pruners.wanda import WANDA
 
 Goal = int | float | Pattern
@@ -20,30 +20,27 @@ Goal = int | float | Pattern
 
 
 @dataclass(frozen=True)
-class Pruner(Checked):
+class PrunerOptions(Checked):
     """How weights are chosen.
 
-    Args:
-        method: The name of a pruner, such as "wanda", or a `Method` of your own.
-        damping: Damping of SparseGPT's Hessian, as a fraction of its mean diagonal.
-        seed: Seed of the random choice.
-
     Raises:
-        RefimplError: An unknown method, a damping or a seed below 0.
+        RefimplError: An unknown pruner, a damping or a seed below 0.
     """
 
-    method: str | Method = WANDA.name
-    damping: Annotated[float, 0, inf] = DAMPING
-    seed: Seed = 0
+    pruner: str | Pruner = common_option(WANDA.name, "The pruner; random is a control.", "NAME")
+    damping: Annotated[float, 0, inf] = option(
+        DAMPING, "Damping of the pruner's Hessian, as a fraction of its mean diagonal.", "X"
+    )
+    seed: Seed = option(0, "Seed of all random numbers, 0 or more.", "N")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.record
 
     @property
-    def record(self) -> Method:
+    def record(self) -> Pruner:
         """The pruner."""
-        return method_named(self.method) if isinstance(self.method, str) else self.method
+        return pruner_named(self.pruner) if isinstance(self.pruner, str) else self.pruner
 
     @property
     def options(self) -> dict[str, float]:
@@ -56,7 +53,7 @@ def decision(
     total: Floats | None,
     sequences: int,
     goal: Goal,
-    pruner: Pruner,
+    pruner: PrunerOptions,
     compat: Compat = "exact",
     linear: tuple[int, int] = (0, 0),
     factor: Factor = upper_factor,
@@ -83,37 +80,37 @@ def decision(
     Source: Wanda, SparseGPT (peers); docs/explanation/method.md, "Pruners".
 
     Example:
-        >>> keep, _ = decision([[3.0, -1.0], [2.0, 0.5]], None, 1, 2, Pruner("magnitude"))
+        >>> keep, _ = decision([[3.0, -1.0], [2.0, 0.5]], None, 1, 2, PrunerOptions("magnitude"))
         >>> keep.astype(int)
         array([[1, 0],
                [1, 0]])
     """
-    method = pruner.record
+    record = pruner.record
     if compat == "exact":
         if isinstance(goal, float):
             raise RefimplError(
                 f"the fraction {goal} with compat exact", "a count or a pattern", "pass a count"
             )
-    elif not method.has_peer or isinstance(goal, int):
+    elif not record.has_peer or isinstance(goal, int):
         raise RefimplError(
-            f"{method.name}, {goal}, with compat peer",
+            f"{record.name}, {goal}, with compat peer",
             "a pruner with published code, and a fraction or a pattern",
             "use compat exact",
         )
-    if method.needs is not None and total is None:
+    if record.needs is not None and total is None:
         raise RefimplError(
             "no statistics of the inputs", "sums over calibration tokens", "pass tokens"
         )
     options = pruner.damping, pruner.seed, linear, factor
     inputs = LinearInputs(weight, total, sequences, goal, *options)
-    if method.compensate is not None:
-        pruned = method.compensate(inputs, compat)
+    if record.compensate is not None:
+        pruned = record.compensate(inputs, compat)
         return pruned.keep, pruned.weight
-    assert method.score is not None  # or the record is not whole
-    score = method.score(inputs)
+    assert record.score is not None  # or the record is not whole
+    score = record.score(inputs)
     if isinstance(goal, Pattern):
         return pattern_keep(score, goal), None
     if isinstance(goal, int):
-        return (method.keep or magnitude_keep)(score, goal), None
-    assert method.keep_peer is not None  # `has_peer`
-    return method.keep_peer(score, goal), None
+        return (record.keep or magnitude_keep)(score, goal), None
+    assert record.keep_peer is not None  # `has_peer`
+    return record.keep_peer(score, goal), None

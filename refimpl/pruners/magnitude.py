@@ -6,7 +6,7 @@ import numpy.typing as npt
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats, not_negative, score_matrix
-from refimpl.pruners.method import LinearInputs, Method
+from refimpl.pruners.pruner import LinearInputs, Pruner
 from refimpl.pruners.wanda import wanda_keep
 
 
@@ -103,7 +103,7 @@ def _score(linear: LinearInputs) -> Floats:
     return magnitude_score(linear.weight)
 
 
-MAGNITUDE = Method(
+MAGNITUDE = Pruner(
     "magnitude",
     "magnitude",
     "magnitude pruning in Wanda's code",

@@ -33,7 +33,6 @@ class Pattern(Checked):
         2:4
     """
 
-    prefix = ""
     pruned: int
     group: int
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from refimpl.pruners.checks import Floats
-from refimpl.pruners.method import LinearInputs, Method
+from refimpl.pruners.pruner import LinearInputs, Pruner
 
 
 def _score(linear: LinearInputs) -> Floats:
@@ -12,4 +12,4 @@ def _score(linear: LinearInputs) -> Floats:
     return np.random.Generator(np.random.Philox(key)).random(np.shape(linear.weight))
 
 
-RANDOM = Method("random", "random", "ours, as a control", score=_score, options=("seed",))
+RANDOM = Pruner("random", "random", "ours, as a control", score=_score, options=("seed",))

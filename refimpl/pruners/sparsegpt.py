@@ -19,8 +19,8 @@ from refimpl.pruners.compensation import (
 )
 from refimpl.pruners.counts import split_count
 from refimpl.pruners.magnitude import above_threshold, magnitude_keep
-from refimpl.pruners.method import LinearInputs, Method
 from refimpl.pruners.pattern import Pattern, pattern_count, pattern_keep
+from refimpl.pruners.pruner import LinearInputs, Pruner
 
 WIDTH = 128  # columns that are decided on together
 
@@ -193,7 +193,7 @@ def _pruned(linear: LinearInputs, compat: Compat) -> PrunedWeight:
     return prune(linear.weight, h, linear.goal, linear.damping, factor=linear.factor)
 
 
-SPARSEGPT = Method(
+SPARSEGPT = Pruner(
     "sparsegpt",
     "SparseGPT",
     "arXiv:2301.00774; its code, `sparsegpt.py`",

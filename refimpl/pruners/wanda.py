@@ -7,7 +7,7 @@ from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats, not_negative, score_matrix
 from refimpl.pruners.counts import row_count
-from refimpl.pruners.method import LinearInputs, Method
+from refimpl.pruners.pruner import LinearInputs, Pruner
 
 
 @checked
@@ -134,7 +134,7 @@ def _score(linear: LinearInputs) -> Floats:
     return wanda_score(linear.weight, linear.mean)
 
 
-WANDA = Method(
+WANDA = Pruner(
     "wanda",
     "Wanda",
     "arXiv:2306.11695; its code, `lib/prune.py`",

@@ -18,9 +18,10 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import filled, plain
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
-from refimpl.pruners.decision import Pruner
-from refimpl.pruners.method import Method, methods
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
+from refimpl.pruners.pruner import Pruner, pruners
+from refimpl.pruners.wanda import WANDA
 from refimpl.pruning.calibration import BLOCK, STATES, Calibration
 from refimpl.pruning.copied_files import copies
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration_ids
@@ -71,7 +72,7 @@ class Pruning:
 
     model: str
     family: str
-    pruner: Pruner
+    pruner: PrunerOptions
     targets: Targets
     tokens: TokenFacts | None
     written: Written
@@ -112,7 +113,7 @@ def check_prune(
     out: Path,
     inputs: Mapping[str, Path | None],
     force: bool,
-    pruner: Pruner | None = None,
+    pruner: PrunerOptions | None = None,
     state_bytes: int = 0,
 ) -> None:
     """Refuse, before any work, a folder that cannot be written or that would damage an input.
@@ -132,7 +133,7 @@ def prune(
     model: Model,
     out: str | Path,
     target: Allocation | Pattern | Targets,
-    pruner: Pruner | Method | None = None,
+    pruner: str | Pruner | PrunerOptions = WANDA.name,
     tokens: Tokens | Imatrix | None = None,
     *,
     force: bool = False,
@@ -152,7 +153,7 @@ def prune(
         model: From `read_model`; its files are not touched.
         out: The new folder.
         target: How much every linear loses: an allocation for this model, or a pattern.
-        pruner: How weights are chosen: Wanda if None, or a `Method` of your own.
+        pruner: A pruner by its name, with options, or a `Pruner` of your own.
         tokens: Calibration tokens, or for a pruner that needs squares an importance matrix, which
             describes the dense model; None for pruners that look at weights alone.
         force: Whether an existing folder of models is replaced.
@@ -182,12 +183,12 @@ def prune(
         >>> from refimpl import read_model
         >>> model = read_model("fixtures/llama")
         >>> with TemporaryDirectory() as folder:
-        ...     pruning = prune(model, f"{folder}/out", Pattern(2, 4), Pruner("magnitude"))
+        ...     pruning = prune(model, f"{folder}/out", Pattern(2, 4), "magnitude")
         >>> pruning.total_pruned, pruning.total_weights
         (14592, 29184)
     """
     out, config, started = Path(out), model.config, time.perf_counter()
-    pruner = Pruner(pruner) if isinstance(pruner, Method) else pruner or Pruner()
+    pruner = pruner if isinstance(pruner, PrunerOptions) else PrunerOptions(pruner)
     settings = Settings(dtype, threads, memory, executor, progress)
     targets = targets_for(target, config.linears)
     imatrix = _imatrix(tokens, pruner)
@@ -241,7 +242,7 @@ def prune(
 def _prune_blocks(
     model: Model,
     targets: Targets,
-    pruner: Pruner,
+    pruner: PrunerOptions,
     inputs: Array | Imatrix | None,
     resources: Resources,
     finished: FinishedUnits,
@@ -278,13 +279,13 @@ def _prune_blocks(
             finished.forget(STATES(i - 1))
 
 
-def _imatrix(tokens: Tokens | Imatrix | None, pruner: Pruner) -> Imatrix | None:
+def _imatrix(tokens: Tokens | Imatrix | None, pruner: PrunerOptions) -> Imatrix | None:
     """The importance matrix that a pruner uses, if it was passed one."""
     needs = pruner.record.needs
     if not isinstance(tokens, Imatrix) or needs is None:
         return None
     if needs != "squares":
-        of_squares = [name for name, method in methods().items() if method.needs == "squares"]
+        of_squares = [x.name for x in pruners().values() if x.needs == "squares"]
         raise RefimplError(
             f"{pruner.record.name} with an importance matrix",
             f"{' or '.join(of_squares)}, which needs the squares of the inputs and nothing else",
@@ -294,7 +295,7 @@ def _imatrix(tokens: Tokens | Imatrix | None, pruner: Pruner) -> Imatrix | None:
 
 
 def _options(
-    targets: Targets, pruner: Pruner, tokens: TokenFacts | None, dtype: npt.DTypeLike
+    targets: Targets, pruner: PrunerOptions, tokens: TokenFacts | None, dtype: npt.DTypeLike
 ) -> dict[str, Any]:
     """What the pruned blocks depend on, besides the weights and the configuration of the model."""
     counts = targets.linear_pruned.tobytes() + targets.linear_sparsity.tobytes()

@@ -15,9 +15,9 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of, saw_no_token
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.compensation import SharedFactor, upper_factor
-from refimpl.pruners.decision import Pruner
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.magnitude import MAGNITUDE
-from refimpl.pruners.method import methods
+from refimpl.pruners.pruner import pruners
 from refimpl.pruning.calibration import Calibration
 from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear
 from refimpl.running.settings import Resources
@@ -47,7 +47,7 @@ class BlockPruner:
 
     model: Model
     targets: Targets
-    pruner: Pruner
+    pruner: PrunerOptions
     calibration: Calibration
     resources: Resources
     scratch: Path | None = None
@@ -104,12 +104,12 @@ class BlockPruner:
         return str(path.absolute())
 
 
-def calibration_ids(model: Model, pruner: Pruner, ids: Array | None) -> Array | None:
+def calibration_ids(model: Model, pruner: PrunerOptions, ids: Array | None) -> Array | None:
     """The checked calibration ids [N, S] of a pruner that needs some, or None."""
     if pruner.record.needs is None:
         return None
     if ids is None:
-        weights_alone = [name for name, method in methods().items() if method.needs is None]
+        weights_alone = [x.name for x in pruners().values() if x.needs is None]
         raise RefimplError(
             f"{pruner.record.name} without calibration tokens",
             "token ids: the pruner looks at the inputs of linears",
@@ -119,7 +119,7 @@ def calibration_ids(model: Model, pruner: Pruner, ids: Array | None) -> Array | 
 
 
 def pruned_blocks(
-    model: Model, targets: Targets, pruner: Pruner, ids: Array | None, resources: Resources
+    model: Model, targets: Targets, pruner: PrunerOptions, ids: Array | None, resources: Resources
 ) -> Iterator[PrunedBlock]:
     """Prune a model in memory, block by block; ids [N, S] may be None without calibration."""
     ids = calibration_ids(model, pruner, ids)

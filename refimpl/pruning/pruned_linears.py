@@ -17,7 +17,7 @@ from refimpl.model.ops import Array
 from refimpl.model.weight import count_bad
 from refimpl.pruners.checks import Compat
 from refimpl.pruners.compensation import Factor, upper_factor
-from refimpl.pruners.decision import Goal, Pruner, decision
+from refimpl.pruners.decision import Goal, PrunerOptions, decision
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.storage.arrays import read_tree
@@ -128,7 +128,7 @@ class LinearUnit:
     name: str
     goal: Goal
     compat: Compat
-    pruner: Pruner
+    pruner: PrunerOptions
     sums: Array | str | None
     sequences: int
     dtype: npt.DTypeLike
@@ -158,7 +158,7 @@ class LinearUnit:
             sums = read_tree(Path(sums), mapped=True)
         place = self.block, self.index
         try:
-            pruner = replace(self.pruner, method=self.fallback or self.pruner.method)
+            pruner = replace(self.pruner, pruner=self.fallback or self.pruner.pruner)
             how = pruner, self.compat, place, self.factor
             return decision(dense, sums, self.sequences, self.goal, *how)
         except RefimplError as error:

@@ -46,7 +46,7 @@ class AxisScale:
     log: bool = False
     texts: Mapping[float, str] | None = None
 
-    def place(self, value: float, start: float, end: float) -> float:
+    def position(self, value: float, start: float, end: float) -> float:
         """The position of a value, the nearer end if it lies outside; NaN if it has none."""
         if not isfinite(value) or (self.log and value <= 0):
             return nan

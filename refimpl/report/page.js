@@ -128,9 +128,9 @@
     filter.append('Filter', input, count);
     table.closest('.scroll').before(filter);
     function apply() {
-      const kept = new Set(rows.filter(wanted(heads, input.value)));
-      rows.forEach((row) => { row.hidden = !kept.has(row); });
-      count.textContent = `${kept.size} of ${rows.length} rows`;
+      const shown = new Set(rows.filter(wanted(heads, input.value)));
+      rows.forEach((row) => { row.hidden = !shown.has(row); });
+      count.textContent = `${shown.size} of ${rows.length} rows`;
       for (const line of svg?.querySelectorAll('polyline.line') ?? [])
         line.classList.toggle('out', rows[Number(line.dataset.row)].hidden);
     }
@@ -142,12 +142,12 @@
     const svg = figure.querySelector('svg').cloneNode(true), sheet = document.querySelector('#pictures').textContent;
     const light = new Map([...sheet.split('@media')[0].matchAll(/(--[\w-]+): (#\w+)/g)].map((m) => [m[1], m[2]]));
     const rules = sheet.slice(sheet.indexOf('/* Pictures')).replace(/var\((--[\w-]+)\)/g, (_, name) => light.get(name));
-    const [, , width, height] = svg.dataset.whole.split(' ');
+    const [, , width, height] = svg.dataset.titled.split(' ');
     const style = document.createElementNS(SVG, 'style');
     style.textContent = `svg { font-family: sans-serif; }\n${rules}`;
     svg.querySelectorAll('.cursor').forEach((cursor) => cursor.remove());
     svg.classList.remove('picking');
-    for (const [key, value] of Object.entries({ viewBox: svg.dataset.whole, width, height, xmlns: SVG }))
+    for (const [key, value] of Object.entries({ viewBox: svg.dataset.titled, width, height, xmlns: SVG }))
       svg.setAttribute(key, value);
     svg.prepend(style);
     return new XMLSerializer().serializeToString(svg);

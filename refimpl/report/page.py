@@ -159,7 +159,7 @@ def _scored(key: str, scored: ScoresInput, etas: int, whose: str) -> Iterator[Se
         figures = [
             experiment.drift_figure(f"{ident}-drift", absorption),
             experiment.drift_map(f"{ident}-map", absorption),
-            experiment.alignment_map(f"{ident}-turn", absorption),
+            experiment.alignment_map(f"{ident}-angle", absorption),
             experiment.absorption_figure(f"{ident}-r", scored.scores, absorption),
             allocation.allocation_figure(f"{ident}-allocation", scored, j),
             allocation.requested_figure(f"{ident}-linears", scored, j),

@@ -80,8 +80,8 @@ class _Drawing:
         self.left, self.right = figure.edges
         self.bottom = TOP + figure.height + MORE * figure.large
         self.height = self.bottom + BELOW  # of the picture; a legend adds to it
-        self.x = partial(figure.x.place, start=self.left, end=self.right)
-        self.y = partial(figure.y.place, start=self.bottom, end=TOP)
+        self.x = partial(figure.x.position, start=self.left, end=self.right)
+        self.y = partial(figure.y.position, start=self.bottom, end=TOP)
         self.lines = [mark for mark in figure.marks if isinstance(mark, fig.Line)]
         self.axes()
         for mark in figure.marks:
@@ -154,10 +154,11 @@ class _Drawing:
 
     def strokes(self, bars: fig.Bars, at: float, *ends: float) -> Iterator[str]:
         """The strokes of a bar, none if it is unknown; what is outside ends at the edge."""
-        along, place, axis = self.x, self.y, self.figure.y
+        along, across, axis = self.x, self.y, self.figure.y
         if bars.sideways:
-            along, place, axis = self.y, self.x, self.figure.x
-        middle, (a, b) = along(at), (place(max(end, axis.low) if axis.log else end) for end in ends)
+            along, across, axis = self.y, self.x, self.figure.x
+        middle = along(at)
+        a, b = (across(max(end, axis.low) if axis.log else end) for end in ends)
         if isfinite(middle + a + b):
             caps = [((middle - 2, end), (middle + 2, end)) for end in (a, b) if bars.caps]
             for pair in [((middle, a), (middle, b)), *caps]:
@@ -175,7 +176,7 @@ class _Drawing:
         for i, k in zip(*np.nonzero(~np.isnan(values)), strict=True):
             color = CLASSES // 2
             if high > low:
-                color = min(int(scale.place(max(values[i, k], low), 0, CLASSES)), CLASSES - 1)
+                color = min(int(scale.position(max(values[i, k], low), 0, CLASSES)), CLASSES - 1)
             corner = f"M{units(self.left + k * width)} {units(TOP + i * height)}"
             paths[color] += f"{corner}h{units(width)}v{units(height)}h-{units(width)}z"
             text = f"{values[i, k]:{'.3g' if count <= WIDE else '.2g'}}"
@@ -226,10 +227,10 @@ class _Drawing:
         ends = [(*self.at(line.points[-1:])[0], line.name) for line in self.lines]
         for most, gap, css in ((FEW_NAMES, 13.0, " few"), (MANY_NAMES, 7.5, " many"))[: 1 + large]:
             named = [end for end in ends[:: -(-len(ends) // most) or 1] if isfinite(end[1])]
-            places = spread([y for _, y, _ in named], gap, TOP + 6, self.bottom - 2)
-            for (x, y, name), place in zip(named, places, strict=True):
-                self.line(f"thread{css * large}", (x + 3, y), (right, place))
-                self.text(right + 3, place, name, f"end mid{css * large}")
+            heights = spread([y for _, y, _ in named], gap, TOP + 6, self.bottom - 2)
+            for (x, y, name), height in zip(named, heights, strict=True):
+                self.line(f"thread{css * large}", (x + 3, y), (right, height))
+                self.text(right + 3, height, name, f"end mid{css * large}")
 
 
 def picture(figure: fig.ReportFigure, alone: bool = False) -> str:
@@ -242,14 +243,14 @@ def picture(figure: fig.ReportFigure, alone: bool = False) -> str:
     lines = [(line, "title") for line in wrap(figure.title, 58)]
     lines += [(line, "settings") for line in wrap(figure.settings, 86)]
     above, height = 12 + LINE * len(lines), drawing.height
-    frame, whole = f"0 0 {WIDTH} {units(height)}", f"0 -{above} {WIDTH} {units(height + above)}"
+    frame, titled = f"0 0 {WIDTH} {units(height)}", f"0 -{above} {WIDTH} {units(height + above)}"
     texts = [_text(6, 10 + LINE * (n + 1) - above, *line) for n, line in enumerate(lines)]
     size = f'width="{WIDTH}" height="{units(height + above)}"'
     paper = f'<rect class="paper" y="-{above}" {size}/>'
-    names = f'xmlns="http://www.w3.org/2000/svg" {size}' if alone else f'data-whole="{whole}"'
+    names = f'xmlns="http://www.w3.org/2000/svg" {size}' if alone else f'data-titled="{titled}"'
     title, description = map(escape, figure.alternative)
     return (
-        f'<svg role="img" viewBox="{whole if alone else frame}" {names} '
+        f'<svg role="img" viewBox="{titled if alone else frame}" {names} '
         f'aria-labelledby="{ident}-t {ident}-d">\n<title id="{ident}-t">{title}</title>\n'
         f'<desc id="{ident}-d">{description}</desc>\n'
         f'<g class="heading">{paper}{"".join(texts)}</g>\n'

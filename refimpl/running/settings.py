@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked
+from refimpl.arguments import Checked, option
 from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
@@ -64,13 +64,33 @@ class Settings(Checked):
     The fields are arguments of `score`.
     """
 
-    dtype: npt.DTypeLike = np.float32
-    threads: int | None = None
-    memory: str | int | None = None
-    executor: Executor | None = None
+    dtype: npt.DTypeLike = option(
+        np.float32, "Precision of the computation. float64 certifies float32."
+    )
+    threads: int | None = option(
+        None, "Worker threads or processes, 1 or more. Default: one per core.", "N"
+    )
+    memory: str | int | None = option(
+        None,
+        "Memory for the residual states of all workers together, such as 512M or 1.5G. Results do "
+        "not depend on it. Default: the free memory, at most 2 GiB.",
+        "SIZE",
+    )
+    executor: Executor | None = option(
+        None,
+        "Where the work runs: threads of this process, processes on this machine, dask=ADDRESS "
+        "(workers of that scheduler), or mpi (processes that mpiexec started). Results do not "
+        "depend on it. Default: threads.",
+        "WHERE",
+        type=str,
+    )
     progress: Progress = lambda done, total: None
     finished: Path | None = None
-    resume: bool = False
+    resume: bool = option(
+        False,
+        "Keep the finished units beside -o after an error of the input, too. With or without it, "
+        "the same command continues a stopped run.",
+    )
 
     @contextmanager
     def open(

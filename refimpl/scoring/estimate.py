@@ -171,7 +171,7 @@ def estimate(
         with Workers(1 if executor else resources.workers.threads) as workers:
             timed = _Timed(model, ids, replace(resources, executor=None, workers=workers))
             sums, variant = timed.pruning(plan, counts) if pruning else (0.0, 0.0)
-            pruned = [{(a.block, a.eta) for x in unit.stacks for a in x} for unit in groups]
+            pruned = [{(a.block, a.variant) for x in unit.stacks for a in x} for unit in groups]
             summed = sum(
                 len(unit.ids) * len({*dict(x)}) for unit, x in zip(groups, pruned, strict=True)
             )

@@ -61,7 +61,7 @@ def experiment(
             measured.drift[a.index][a.block :] = measures.drift
             measured.alignment[a.index][a.block :] = measures.alignment
             measured.ratios[a.index] = measures.ratio
-            measured.left_out[a.eta, a.block] += measures.left_out
+            measured.left_out[a.variant, a.block] += measures.left_out
             measured.sinks[a.block] += measures.sinks if a in counting else 0
             if measured.divergence is not None:
                 measured.divergence[a.index] = measures.divergence

@@ -37,7 +37,7 @@ def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
     size = max(1, ROWS // length)
     order = {a: n for n, a in enumerate(states)}
     cut: list[Addresses] = []
-    for _, together in groupby(sorted(order), lambda a: (a.sequence, a.draw, a.eta)):
+    for _, together in groupby(sorted(order), lambda a: (a.sequence, a.draw, a.variant)):
         alike = tuple(together)
         cut += [alike[start : start + size] for start in range(0, len(alike), size)]
     return sorted(cut, key=lambda stack: order[stack[0]])
@@ -116,7 +116,7 @@ def balanced(
         return sum(blocks - a.block for stack in some for a in stack)
 
     for together in by_draw.values():
-        ordered = sorted(together, key=lambda stack: (stack[0].block, stack[0].eta))
+        ordered = sorted(together, key=lambda stack: (stack[0].block, stack[0].variant))
         share, group = passes(*ordered) / pieces, list[Addresses]()
         for stack in ordered:
             held = 2 + sum(map(len, group))

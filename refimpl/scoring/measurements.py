@@ -24,17 +24,17 @@ Squares = tuple[dict[str, Array], ...]
 
 @dataclass(frozen=True, order=True)
 class Address:
-    """Which perturbed state: sequence, draw, index of eta or probe, perturbed block; all from 0."""
+    """Which perturbed state: sequence, draw, index of its eta or probe, perturbed block; from 0."""
 
     sequence: int
     draw: int
-    eta: int
+    variant: int
     block: int
 
     @property
     def index(self) -> tuple[int, int, int, int]:
         """Its place in the arrays of `Measurements`."""
-        return self.eta, self.sequence, self.draw, self.block
+        return self.variant, self.sequence, self.draw, self.block
 
 
 def passes(a: Address, blocks: int, plan: Perturbation) -> int:

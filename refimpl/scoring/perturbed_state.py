@@ -129,6 +129,6 @@ def with_noise(clean: Array, a: Address, plan: Perturbation) -> Array:
     """The clean state after the addressed block with the noise of that address, both [1, S, D]."""
     (h,) = clean
     e = noise(plan.seed, a.sequence, a.block, a.draw, h.shape)
-    kept, eta = kept_tokens(h, plan.sink), plan.eta[a.eta]
+    kept, eta = kept_tokens(h, plan.sink), plan.eta[a.variant]
     choices = plan.noise_scale, plan.noise_shape, plan.noise_norm
     return perturbed(h, e, eta, kept, *choices)[None]

@@ -13,7 +13,7 @@ from refimpl.model.statistics import SUMS, input_of, saw_no_token
 from refimpl.model.stream import Stream
 from refimpl.pruners.checks import Bools
 from refimpl.pruners.compensation import SharedFactor, upper_factor
-from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.pruners.magnitude import MAGNITUDE
 from refimpl.running.threads import Workers
 from refimpl.scoring.dense_statistics import Moments, sums_of_all
@@ -36,7 +36,7 @@ class PrunedBlocks:
 
     linears: Linears
     counts: Array
-    pruner: Pruner
+    pruner: PrunerOptions
     moments: Moments = ()
     products: Mapping[str, Array] = field(default_factory=dict)
     sequences: int = 1
@@ -74,7 +74,7 @@ class PrunedBlocks:
         """
         total = self.moments[place[0]][name] if self.moments else self.products.get(input_of(name))
         idle = self.pruner.record.needs is not None and saw_no_token(name, total)
-        pruner = Pruner(MAGNITUDE) if idle else self.pruner
+        pruner = PrunerOptions(MAGNITUDE) if idle else self.pruner
         factor = self.factors.get(input_of(name), upper_factor)
         return decision(weight, total, self.sequences, count, pruner, "exact", place, factor)
 
@@ -89,6 +89,6 @@ class PrunedBlocks:
         return zeroed(new.astype(weight.dtype), keep)
 
 
-def needs_products(pruner: Pruner) -> bool:
+def needs_products(pruner: PrunerOptions) -> bool:
     """Whether a pruner needs the outer products of inputs, which are of all sequences."""
     return pruner.record.needs == "products"

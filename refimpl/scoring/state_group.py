@@ -131,7 +131,7 @@ class StateGroup:
         self, index: int, clean: Stream, weights: BlockWeights, workers: Workers
     ) -> dict[int, Weights]:
         """The block's weights after each pruning by which it is perturbed, by variant."""
-        variants = sorted({a.eta for stack in self.stacks for a in stack if a.block == index})
+        variants = sorted({a.variant for stack in self.stacks for a in stack if a.block == index})
         prune = self.prune_block
         if prune is None or not variants:
             return {}
@@ -147,9 +147,9 @@ class StateGroup:
         a: Address,
     ) -> Array:
         """A state after the block that perturbs it: with noise, or through the pruned block."""
-        if a.eta not in pruned:
+        if a.variant not in pruned:
             return with_noise(ahead[a.sequence].result()[0], a, self.plan)
-        return clean.through(clean.states[a.sequence], pruned[a.eta])
+        return clean.through(clean.states[a.sequence], pruned[a.variant])
 
     def _divergences(
         self,

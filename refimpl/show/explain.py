@@ -25,8 +25,8 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
     }
     lines = wrapped(facts)
     shown: set[Callable[..., Any]] = set()
-    for place, step, figures in explanation.steps:
-        lines += ["", *_step(f"{place}/{explanation.num_steps}", step, figures)]
+    for number, step, figures in explanation.steps:
+        lines += ["", *_step(f"{number}/{explanation.num_steps}", step, figures)]
         if source:
             lines += _code(step, shown)
     values = [figure.value for _, _, figures in explanation.steps for figure in figures]
@@ -35,7 +35,7 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
     return joined(lines)
 
 
-def _step(place: str, step: Step, figures: tuple[Figure, ...]) -> list[str]:
+def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[str]:
     """A step without its code: the figures under what the functions say that computed them."""
     name = max(len(figure.name) for figure in figures)
     shape = max(len(_shape(figure)) for figure in figures)
@@ -49,7 +49,7 @@ def _step(place: str, step: Step, figures: tuple[Figure, ...]) -> list[str]:
         for line in wrap(text, width, subsequent_indent=IN, break_on_hyphens=False)
     ]
     return [
-        *wrap(f"{place} {step.name}: {step.title}", width, subsequent_indent=IN),
+        *wrap(f"{number} {step.name}: {step.title}", width, subsequent_indent=IN),
         *(*said, f"  why: {step.why}"),
         "",
         *((IN + row).rstrip() for row in rows),

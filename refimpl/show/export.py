@@ -5,7 +5,7 @@ from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS
 from refimpl.running.memory import MIB
 from refimpl.show.header import counted, wrapped
 
-WEIGHT_PLACES = {
+WEIGHT_LOCATIONS = {
     "external": "in a file beside the graph",
     "reference": "in the model's own files, by reference",
     "embedded": "in the graph's file",
@@ -32,7 +32,7 @@ def export_table(exported: Exported) -> str:
             *(["attention, rotary positions and RMS norms fused"] if exported.fused else []),
         ],
         "computes": [*_computes(exported), exported.dtype],
-        "weights": [f"{count} {WEIGHT_PLACES[exported.weights]}"],
+        "weights": [f"{count} {WEIGHT_LOCATIONS[exported.weights]}"],
     }
     if exported.data is not None:
         lines["data"] = [f"{exported.data}, {_size(exported.data_bytes)}"]

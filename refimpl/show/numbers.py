@@ -15,8 +15,8 @@ def measured(value: float, error: float, form: str = ".4g") -> str:
     """A number and its standard error, in the digits that the error deserves: its first two."""
     if not (isfinite(error) and error > 0):
         return number(value, form)
-    places = 1 - floor(log10(error))
-    if places < -LARGE:
+    decimals = 1 - floor(log10(error))
+    if decimals < -LARGE:
         return f"{value:.3g} ± {error:.2g}"
-    shown = max(places, 0)
-    return f"{round(value, places):,.{shown}f} ± {round(error, places):,.{shown}f}"
+    shown = max(decimals, 0)
+    return f"{round(value, decimals):,.{shown}f} ± {round(error, decimals):,.{shown}f}"

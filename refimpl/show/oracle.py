@@ -178,9 +178,9 @@ def verdict_lines(report: Report, again: str = "") -> Iterator[str]:
     first = report.first
     for step in report.steps:
         if step.near_ties:
-            places = ", ".join(str(list(tie)) for tie in step.near_ties[:SHOWN_TIES])
+            positions = ", ".join(str(list(tie)) for tie in step.near_ties[:SHOWN_TIES])
             more = ", ..." if len(step.near_ties) > SHOWN_TIES else ""
-            yield f"{step.step}: {counted(len(step.near_ties), 'near tie')} at {places}{more}"
+            yield f"{step.step}: {counted(len(step.near_ties), 'near tie')} at {positions}{more}"
     if report.unknown:
         yield f"no steps of this case, and not checked: {', '.join(report.unknown[:SHOWN_TIES])}"
     if report.verdict == "pass":
@@ -254,11 +254,11 @@ def _way(report: Report) -> str:
 
 def _said(step: StepResult) -> str:
     """What is wrong with a step, in words."""
-    place = f"worst at {list(step.where)}" if step.where else ""
+    worst = f"worst at {list(step.where)}" if step.where else ""
     counting = step.tolerance == 0
     size = f"{step.error:.0f} differ" if counting else f"{_number(step.error)}"
     allowed = "" if counting else f"allowed {_number(step.tolerance)}, own {_number(step.own)}"
-    numbers = (size, allowed, place) if isfinite(step.error) else (place,)
+    numbers = (size, allowed, worst) if isfinite(step.error) else (worst,)
     return ", ".join(text for text in (step.fault, *numbers) if text)
 
 

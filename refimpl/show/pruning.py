@@ -24,28 +24,14 @@ from refimpl.show.header import (
 from refimpl.show.numbers import measured
 from refimpl.show.table import fitted
 
-LEGEND = {  # of the columns of a pruned model, but for those of linears
-    "asked": "weights to prune",
-    "pruned": "those that were, now +0.0",
-    "kept zeros": "weights that stay and are zero",
-    "zeros": "both together, counted in the file",
-    "sparsity": "the fraction pruned of the block",
-}
 LEAST = 0.05  # seconds of a stage that is shown
 
 
 def pruning_table(
-    pruned: Pruning,
-    document: Mapping[str, Any],
-    out: Path,
-    applied: str | None = None,
-    per_linear: bool = False,
+    pruned: Pruning, document: Mapping[str, Any], out: Path, applied: str | None = None
 ) -> str:
-    """How a model was pruned, and what came of it; per linear, also a row per block.
-
-    `applied` says which default was applied, and why.
-    """
-    lines = [*wrapped(_facts(pruned, document)), "", *(_counts(pruned) if per_linear else [])]
+    """How a model was pruned, and what came of it; `applied` says which default was, and why."""
+    lines = [*wrapped(_facts(pruned, document)), ""]
     if experts := pruned.without_tokens:
         lines += [f"pruned by magnitude, without calibration tokens: {', '.join(experts)}", ""]
     said = [] if applied is None else [*wrap(applied, terminal_width()), ""]
@@ -78,25 +64,6 @@ def _summary(document: Mapping[str, Any], out: Path) -> list[str]:
     return [f"written:    {out}", *wrapped(facts), *after]
 
 
-def _counts(pruned: Pruning) -> list[str]:
-    """A row per block: asked, pruned, and the zeros in the file."""
-    counts, asked = pruned.written.counts, pruned.targets.linear_pruned
-    blocks = [list(block.values()) for block in counts]
-    rows = [*blocks, [linear for block in blocks for linear in block]]
-    columns = {
-        "block": [*map(str, range(len(counts))), "all"],
-        "weights": [f"{sum(x.weights for x in row):,}" for row in rows],
-        "asked": [f"{n:,}" for n in (*asked.sum(axis=1), asked.sum())],
-        "pruned": [f"{sum(x.pruned for x in row):,}" for row in rows],
-        "kept zeros": [f"{sum(x.kept_zeros for x in row):,}" for row in rows],
-        "zeros": [f"{sum(x.zeros for x in row):,}" for row in rows],
-        **_shares(counts, "pruned"),
-    }
-    notes = [f"{name}: {LEGEND[name]}" for name in columns if name in LEGEND]
-    legend = "; ".join([*notes, "then the fraction pruned of each linear."])
-    return [*fitted(columns), "", *wrap(legend, terminal_width()), ""]
-
-
 def _facts(pruned: Pruning, document: Mapping[str, Any]) -> dict[str, list[str]]:
     """How the model was pruned, by label."""
     targets, pruner, tokens = pruned.targets, pruned.pruner, pruned.tokens
@@ -106,7 +73,7 @@ def _facts(pruned: Pruning, document: Mapping[str, Any]) -> dict[str, list[str]]
             *model_facts(pruned.model, pruned.family, len(pruned.written.counts)),
             f"{pruned.total_weights:,} prunable weights",
         ],
-        "method": [
+        "pruner": [
             pruner.record.name,
             *(f"{name} {value:g}" for name, value in pruner.options.items()),
             f"compat {targets.compat}",
@@ -146,7 +113,7 @@ def inspection_table(inspection: Inspection) -> str:
     columns = {
         "block": [*map(str, range(len(inspection.blocks))), "all"],
         "weights": [f"{sum(x.weights for x in row):,}" for row in rows],
-        **_shares(inspection.blocks, "zeros"),
+        **_shares(inspection.blocks),
         "n:m": [common_pattern(row) or "-" for row in rows],
         "dtype": [" ".join(dict.fromkeys(x.dtype for x in row)) for row in rows],
     }
@@ -178,8 +145,8 @@ def _header(inspection: Inspection) -> list[str]:
     ]
 
 
-def _shares(blocks: Sequence[Mapping[str, Any]], zero: str) -> dict[str, list[str]]:
-    """The zeros of one sort as a fraction of each block and of each linear; all blocks last."""
+def _shares(blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The zeros as a fraction of each block and of each kind of linear; all blocks last."""
 
     def shares(wanted: str | None) -> list[str]:
         rows = [
@@ -187,9 +154,7 @@ def _shares(blocks: Sequence[Mapping[str, Any]], zero: str) -> dict[str, list[st
         ]
         rows.append([linear for row in rows for linear in row])
         return [
-            f"{sum(getattr(x, zero) for x in row) / sum(x.weights for x in row):.4f}"
-            if row
-            else "-"
+            f"{sum(x.zeros for x in row) / sum(x.weights for x in row):.4f}" if row else "-"
             for row in rows
         ]
 

@@ -116,8 +116,8 @@ def aligned(columns: Mapping[str, list[str]]) -> list[str]:
             " " * (max(widths) - width) + cell for cell, width in zip(cells, widths, strict=True)
         ]
 
-    whole = [padded([heading, *cells]) for heading, cells in columns.items()]
-    return ["  ".join(cells) for cells in zip(*whole, strict=True)]
+    aligned_columns = [padded([heading, *cells]) for heading, cells in columns.items()]
+    return ["  ".join(cells) for cells in zip(*aligned_columns, strict=True)]
 
 
 def fitted(columns: Mapping[str, list[str]]) -> list[str]:

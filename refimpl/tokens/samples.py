@@ -14,6 +14,7 @@ Ids = npt.NDArray[np.int64]
 
 SAMPLES, SEQ_LEN = 8, 512  # defaults
 SCORED = 4, 256  # those of `refimpl score`: docs/how-to/calibrate.md, "How many tokens are enough"
+VALIDATED = 3, 13  # those of `refimpl validate`
 MOST_TOKENS = 1 << 26
 
 
@@ -28,7 +29,6 @@ class Tokens(Checked):
         bos: First id of every sample if it is BOS, else None.
     """
 
-    prefix = ""
     ids: Ids
     source: str
     kind: Literal["text", "ids", "random"]

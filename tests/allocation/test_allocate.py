@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
 
-from refimpl import Perturbation, Pruner, RefimplError, Request, Scores, allocate, prune, score
+from refimpl import Perturbation, RefimplError, Request, Scores, allocate, prune, score
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
@@ -227,7 +227,7 @@ def test_a_changed_allocation_is_never_recorded(tmp_path: Path) -> None:
     made = allocate(scores, base="uniform")
     pruned, edited = made.linear_pruned[::-1], copy.deepcopy(made)
     edited.linear_pruned[0, 0] += 1
-    model, magnitude = model_of("llama"), Pruner("magnitude")
+    model, magnitude = model_of("llama"), "magnitude"
     for changed in (
         replace(made, linear_pruned=pruned),
         replace(made, request=Request("owl")),

@@ -14,10 +14,10 @@ from refusals import refusal_of
 
 from refimpl import (
     Base,
-    Method,
     Pattern,
     Perturbation,
     Pruner,
+    PrunerOptions,
     Request,
     allocate,
     prune,
@@ -28,7 +28,7 @@ from refimpl.allocation.scores_json import document, read_scores
 from refimpl.bases.base import BaseInputs, BlockInputs, bases
 from refimpl.explanation.explain import explain
 from refimpl.model.ops import Array
-from refimpl.pruners.method import methods
+from refimpl.pruners.pruner import pruners
 from refimpl.records import named
 from refimpl.scoring.signals import signals
 from refimpl.storage.files import write_json
@@ -125,12 +125,13 @@ def test_measured_strength_needs_a_base_before_the_pruning() -> None:
     refusal_of(Request, DRIFTS, correct="divergence", says="of measured strength")
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", pruners())
 def test_a_pruner_of_ones_own_prunes_as_one_of_the_package(
     name: str, tmp_path: Path, processes: Executor
 ) -> None:
-    record = replace(methods()[name], name="one's own")
-    for pruner, folder in ((Pruner(record, 0.02, 3), "mine"), (Pruner(name, 0.02, 3), "theirs")):
+    record = replace(pruners()[name], name="one's own")
+    for chosen, folder in ((record, "mine"), (name, "theirs")):
+        pruner = PrunerOptions(chosen, 0.02, 3)
         executor = processes if folder == "mine" and record.needs == "products" else None
         prune(LLAMA, tmp_path / folder, Pattern(2, 4), pruner, TOKENS, executor=executor, threads=2)
     mine, theirs = (tmp_path / x / "model.safetensors" for x in ("mine", "theirs"))
@@ -139,7 +140,7 @@ def test_a_pruner_of_ones_own_prunes_as_one_of_the_package(
 
 
 def test_a_record_alone_is_a_pruner(tmp_path: Path) -> None:
-    record = Method("sum", "sum", "", score=lambda linear: np.asarray(linear.weight, np.float64))
+    record = Pruner("sum", "sum", "", score=lambda linear: np.asarray(linear.weight, np.float64))
     pruned = prune(LLAMA, tmp_path / "out", allocate(score(LLAMA, TOKENS)), record)
     assert pruned.total_pruned == allocate(score(LLAMA, TOKENS)).total_pruned
     name = "blocks.0.q_proj.weight"
@@ -179,8 +180,8 @@ def test_options_outside_their_ranges_are_refused(
 
 
 def test_names_of_the_command_line_are_those_of_the_records() -> None:
-    said = run("prune", "fixtures/llama", "-o", "x", "--sparsity", "0.5", "--method", "wnda").err
-    assert all(name in said for name in methods())
+    said = run("prune", "fixtures/llama", "-o", "x", "--sparsity", "0.5", "--pruner", "wnda").err
+    assert all(name in said for name in pruners())
     said = run("score", "fixtures/llama", "--base", "owls").err
     assert all(name in said for name in bases())
 

@@ -24,10 +24,9 @@ from documents import facts
 from program import Result, ran, refused, run
 
 import refimpl
-from refimpl.cli.groups import PERTURBATION, REQUEST
-from refimpl.cli.main import program
-from refimpl.cli.options import OptionGroup
+from refimpl.allocation.request import Request
 from refimpl.errors import RefimplError
+from refimpl.method.perturbation import Perturbation
 from refimpl.running.threads import Progress
 
 LLAMA = FIXTURES / "llama"
@@ -63,11 +62,11 @@ def rows(text: str) -> str:
     ("words", "key", "value"),
     [
         ("--eta 0.5", "eta", 0.5),
-        ("--noise-scale sequence", "noise_scale", "sequence"),
-        ("--noise-shape channel", "noise_shape", "channel"),
-        ("--noise-norm expected", "noise_norm", "expected"),
-        ("--norm sequence", "norm", "sequence"),
-        ("--sink exclude", "sink", "exclude"),
+        ("--variant noise_scale=sequence", "noise_scale", "sequence"),
+        ("--variant noise_shape=channel", "noise_shape", "channel"),
+        ("--variant noise_norm=expected", "noise_norm", "expected"),
+        ("--variant norm=sequence --variant sink=exclude", "norm", "sequence"),
+        ("--variant norm=sequence --variant sink=exclude", "sink", "exclude"),
         ("--draws 3", "draws", 3),
         ("--seed 5", "seed", 5),
         ("--base owl", "base", "owl"),
@@ -76,14 +75,8 @@ def rows(text: str) -> str:
         ("--sparsity 0.45", "requested_sparsity", 0.45),
         ("--correct none", "correct", None),
         ("", "correct", "absorption"),
-        ("--compat peer", "correct", None),
         ("--strength 0.2", "strength", 0.2),
         ("--strength -0.2", "strength", -0.2),
-        ("--max-correction 0.01", "max_correction", 0.01),
-        ("--correction-scale max", "correction_scale", "max"),
-        ("--lo 0.1", "lo", 0.1),
-        ("--hi 0.9", "hi", 0.9),
-        ("--compat peer", "compat", "peer"),
         ("--dtype float64", "dtype", "float64"),
         ("--threads 3", "run.threads", 3),
         ("--memory 1.5M", "run.memory", 3 << 19),
@@ -96,17 +89,12 @@ def rows(text: str) -> str:
         ("--correct divergence", "strength", "measured"),
         ("--correct divergence --strength 0.2", "strength", 0.2),
         ("--correct divergence", "probe_delta", 0.1),
-        ("--correct divergence --probe-delta 0.05", "probe_delta", 0.05),
-        ("--correct divergence --kappa own", "kappa", "own"),
-        ("--correct divergence --probe-pruner magnitude", "probe_pruner", "magnitude"),
-        (
-            "--correct divergence --probe-pruner sparsegpt --probe-damping 0.3",
-            "probe_damping",
-            0.3,
-        ),
-        ("--correct divergence --units linears", "units", "linears"),
+        ("--correct divergence --probe delta=0.05", "probe_delta", 0.05),
+        ("--correct divergence --probe pruner=magnitude", "probe_pruner", "magnitude"),
+        ("--correct divergence --probe pruner=sparsegpt --probe damping=1", "probe_damping", 1),
+        ("--correct divergence --probe units=linears", "units", "linears"),
         ("--correct divergence", "probe_samples", 2),
-        ("--correct divergence --probe-samples 1", "probe_samples", 1),
+        ("--correct divergence --probe samples=1", "probe_samples", 1),
     ],
 )
 def test_every_option_arrives(words: str, key: str, value: Any) -> None:
@@ -116,20 +104,66 @@ def test_every_option_arrives(words: str, key: str, value: Any) -> None:
     assert found == value
 
 
-def test_options_change_the_numbers() -> None:
-    plain = rows(scored())
+def test_options_change_the_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    plain = rows(scored("-o", path))
     for words in (
-        *("--eta 0.5", "--noise-scale sequence", "--noise-shape channel", "--norm sequence"),
-        *("--draws 2", "--seed 1", "--base owl", "--sparsity 0.6", "--correct none"),
-        *("--strength 0.1", "--max-correction 0.01", "--correction-scale max", "--lo 0.7"),
-        *("--hi 0.7", "--compat peer", "--perturbation pruning", "--samples 1", "--seq-len 11"),
+        *("--eta 0.5", "--variant noise_scale=sequence", "--variant noise_shape=channel"),
+        *("--variant norm=sequence", "--draws 2", "--seed 1", "--base owl", "--sparsity 0.6"),
+        *("--correct none", "--strength 0.1", "--perturbation pruning", "--samples 1"),
+        "--seq-len 11",
     ):
         assert rows(scored(*words.split())) != plain, words
+    for words in (
+        *("--max-correction 0.01", "--correction-scale max", "--lo 0.7", "--hi 0.7"),
+        "--compat peer",
+    ):
+        assert rows(ran("allocate", path, *words.split())) != plain, words
+    plain = rows(scored("--correct", "divergence", "-o", path, "--force"))
+    assert rows(ran("allocate", path, "--kappa", "own")) != plain
 
 
-@pytest.mark.parametrize("group", [PERTURBATION, REQUEST])
-def test_every_field_has_an_option(group: OptionGroup) -> None:
-    assert {field.name for field in fields(group.target)} == group.options.keys()
+def options_of(name: str) -> list[Any]:
+    """The options of a command, but for --help."""
+    params = commands()[name].params
+    return [x for x in params if x.param_type_name == "option" and x.name != "help"]
+
+
+def test_a_command_offers_what_belongs_to_it() -> None:
+    assert len(options_of("prune")) <= 24
+    assert len(options_of("score")) <= 32
+    targets = Perturbation, Request
+    assert all(field.metadata["help"] for target in targets for field in fields(target))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_help_text_mentions_no_other_command_s_default(command: str) -> None:
+    others = "|".join({name.split()[0] for name in commands()} - {command.split()[0]})
+    for option in options_of(command):
+        said = re.findall(r"Default: [^.]*", option.help)
+        assert not any(re.search(rf"\b(of|in|for|by) (refimpl )?({others})\b", x) for x in said)
+
+
+@pytest.mark.parametrize(
+    ("typed", "remedy"),
+    [
+        ("prune M -o x --correct none", "refimpl score MODEL --correct VALUE -o FILE, then "),
+        ("prune M -o x --units linears", "refimpl score MODEL --probe units=VALUE -o FILE, then "),
+        ("prune M -o x --kappa own", "refimpl allocate scores.json --kappa VALUE -o FILE, then "),
+        ("score M --lo 0.1", "refimpl score MODEL -o scores.json, then refimpl allocate "),
+        ("score M --noise-scale sequence", "use --variant noise_scale=VALUE"),
+        ("score M --probe-pruner wanda", "use --probe pruner=VALUE"),
+        ("explain M --units linears", "use --probe units=VALUE"),
+        ("export M --sink exclude", "use --variant sink=VALUE"),
+        ("prune M -o x --method wanda", "use --pruner VALUE"),
+    ],
+)
+def test_an_option_that_another_command_has_is_named_there(typed: str, remedy: str) -> None:
+    said = refused(*typed.split())
+    assert "No such option" in said
+    next_step = said.rpartition("next: ")[2]
+    assert next_step.startswith(remedy)
+    assert ("refimpl prune MODEL -o OUT --allocation FILE" in next_step) == (remedy[-5:] == "then ")
 
 
 # Help
@@ -152,8 +186,7 @@ def test_help(command: str, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("command", commands())
 def test_help_begins_with_what_people_use(command: str) -> None:
-    one = commands()[command]
-    listed = [x for x in one.params if x.param_type_name == "option" and x.name != "help"]
+    one, listed = commands()[command], options_of(command)
     main = [x for x in listed if x.rich_help_panel is None]
     assert 1 <= len(main) <= 8
     panels = {x.rich_help_panel or "Advanced: " for x in listed}
@@ -167,14 +200,11 @@ def test_without_a_command_there_is_help() -> None:
     assert ran() == ran("--help")
 
 
-def test_the_list_of_commands_is_that_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    short = ran("--help")
-    monkeypatch.setattr("refimpl.cli.main.overview", program)
-    assert short == ran("--help")
-
-
 def test_the_list_of_commands_imports_none_of_them() -> None:
-    code = "import sys; from refimpl.cli.main import overview; overview(); print(*sys.modules)"
+    code = """import sys
+from refimpl.cli.main import program
+program()(["--help"], standalone_mode=False)
+print(*sys.modules)"""
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = set(done.stdout.split())
     assert "typer" in loaded
@@ -218,7 +248,7 @@ def test_force_replaces_an_old_file_and_keeps_its_rights(tmp_path: Path) -> None
         "--base alphapruning",
         "--perturbation pruning --correct divergence",
         "--eta 0.001,0.1,1 --base owl --draws 2",
-        "--compat peer --base dlp",
+        "--base dlp",
     ],
 )
 def test_the_numbers_of_json_fit_together(options: str) -> None:
@@ -255,10 +285,9 @@ def test_the_numbers_of_json_fit_together(options: str) -> None:
     [
         "--eta 0.01,1",
         "--base owl --base-option lam=0.1 --sparsity 0.55",
-        "--base dlp --strength 0.2 --max-correction 0.02 --correction-scale max",
-        "--base alphapruning --base-option unit=linear --lo 0.2 --hi 0.95",
+        "--base dlp --strength 0.2",
+        "--base alphapruning --base-option unit=linear",
         "--base atp --base-option beta=0.05 --correct none",
-        "--base owl --compat peer",
         "--base BASE",
     ],
 )
@@ -433,10 +462,8 @@ def test_every_bar_of_prune_ends_before_the_next_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    text = tmp_path / "text.txt"
-    text.write_text((FIXTURES / "text.txt").read_text()[:500])
-    words = ("--sparsity", "50%", "--correct", "none", "--method", "magnitude", "--measure-on")
-    result = run("prune", LLAMA, "-o", tmp_path / "out", *words, text, err_terminal=True)
+    words = ("--sparsity", "50%", "--allocation", "uniform", "--pruner", "magnitude", "--measure")
+    result = run("prune", LLAMA, "-o", tmp_path / "out", *words, err_terminal=True)
     lines = re.sub(r"\x1b\[\?25[lh]", "", result.err).split("\n")[:-1]  # the cursor, hidden
     bars = [re.findall(r"(\w+) .* (\d+)%", line.split("\r")[-1]) for line in lines]
     assert bars == [[(x, "100")] for x in ("signals", "measuring", "pruning", "measuring")]
@@ -553,10 +580,18 @@ def test_an_interrupt_from_outside() -> None:
     assert err.startswith("interrupted: nothing is kept without -o\nnext: repeat the command")
 
 
+def test_arithmetic_of_allocations_is_loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json")
+    loud = Mock(side_effect=lambda *_: np.float64(1e300) * 1e300)
+    monkeypatch.setattr("refimpl.cli.score.allocate", loud)
+    with np.errstate(all="ignore"):
+        assert "overflow" in run("allocate", tmp_path / "scores.json").err
+
+
 def test_allocate_keeps_what_the_scores_were_made_for(tmp_path: Path) -> None:
     path, again = tmp_path / "scores.json", tmp_path / "again.json"
     made_for = ("--correct", "divergence", "--base", "owl", "--base-option", "m=3", "--sparsity")
-    ran("score", FIXTURES / "llama", *SMALL, *made_for, "60%", "--kappa", "own", "-o", path)
+    ran("score", FIXTURES / "llama", *SMALL, *made_for, "60%", "-o", path)
     ran("allocate", path, "-o", again)
     assert again.read_text() == path.read_text()
     for words, changed in (
@@ -568,3 +603,5 @@ def test_allocate_keeps_what_the_scores_were_made_for(tmp_path: Path) -> None:
         found = json.loads(ran("allocate", path, *words, "--json"))
         assert found["scores"]["made_for"] == expected
     assert "measured by pruning at base owl" in refused("allocate", path, "--base", "uniform")
+    fixed = refused("allocate", path, "--max-correction", 0.1)
+    assert "--max-correction with --strength measured" in fixed

@@ -87,10 +87,10 @@ LLAMA, PRUNED = FIXTURES / "llama", ("prune", FIXTURES / "llama", "-o")
 PRINTED: dict[str, tuple[str, tuple[str, ...], list[tuple[object, ...]]]] = {
     "pruning-json before": ("inspect", (*LEFT, "before", "measured"), [
         (*PRUNED, "0", "--sparsity", 0.5, *FEW, "--measure"),
-        (*PRUNED, "1", "--allocation", "scores.json", "--method", "sparsegpt", *FEW),
+        (*PRUNED, "1", "--allocation", "scores.json", "--pruner", "sparsegpt", *FEW),
         ("prune", FIXTURES / "mixtral", "-o", "2", "--nm", "2:4", "--tokens", "random",
          "--seq-len", 2, "--samples", 1),
-        ("prune", "0", "-o", "3", "--nm", "2:4", "--method", "random"),
+        ("prune", "0", "-o", "3", "--nm", "2:4", "--pruner", "random"),
     ]),
     "pruning-json after": ("inspect", ("files",), [("inspect", "half")]),
     "evaluation-json before": ("no other", LEFT, [
@@ -112,7 +112,7 @@ def test_the_page_of_a_document_is_complete_and_true(
     np.save("ids.npy", np.arange(12))
     Path("asked.jsonl").write_text('{"question": "A", "choices": ["b", "c"], "answer": 0}')
     run("score", LLAMA, *FEW, "-o", "scores.json")
-    run(*PRUNED, "half", "--nm", "2:4", "--method", "magnitude")
+    run(*PRUNED, "half", "--nm", "2:4", "--pruner", "magnitude")
     run("export", "half", "-o", "x.onnx", "--experiment")
     heading, left, commands = PRINTED[name]
     found = set(VISION.get(name, set()))

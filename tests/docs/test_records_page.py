@@ -18,8 +18,8 @@ def test_pages_say_what_the_records_say(path: Path) -> None:
 
 
 COMMANDS = {
-    "add-a-base": ("peaks", "--method magnitude --base peaks --base-option width=0.1"),
-    "add-a-pruner": ("shares", "--method shares"),
+    "add-a-base": ("peaks", "--pruner magnitude --allocation peaks"),
+    "add-a-pruner": ("shares", "--pruner shares --allocation uniform"),
 }
 
 
@@ -38,7 +38,7 @@ def test_the_examples_of_records_run_from_a_package_of_their_own(page: str, tmp_
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     group, value = re.findall(r'entry-points\."(.*?)"\]\n(.*)', entry)[0]
     (facts / "entry_points.txt").write_text(f"[{group}]\n{value.replace(chr(34), '')}\n")
-    command = f"prune fixtures/llama -o {tmp_path}/out --sparsity 0.5 {words} --correct none --json"
+    command = f"prune fixtures/llama -o {tmp_path}/out --sparsity 0.5 {words} --json"
     options = "--samples 2 --seq-len 16" if page == "add-a-pruner" else ""
     ran = subprocess.run(
         [sys.executable, "-m", "refimpl", *command.split(), *options.split()],

@@ -40,7 +40,7 @@ def test_the_grid_is_the_one_that_was_planned() -> None:
     second = list(grid.second_half(best))
     assert (len(first), len(second), len({*first, *second})) == (62, 80, 142)
     assert len({str(cell) for cell in (*first, *second)}) == 142
-    noises = {c.push for c in grid.CORRECTIONS if c.push != grid.PRUNING}
+    noises = {c.perturbed for c in grid.CORRECTIONS if c.perturbed != grid.PRUNING}
     assert len(noises) == 3 * 2 * 2 * 2
     controls = {cell.correction for cell in second if cell.correction.change}
     assert controls == set(grid.controls(best))
@@ -86,12 +86,12 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> measure.Bench:
 
 
 ALL = grid.Papers(tuple(run.TEXTS), questions=True)
-ABSORPTION = grid.Correction("absorption", grid.Push("gaussian", 0.1, "exclude"))
-PRUNE: list[tuple[grid.Cell, str]] = [
-    (grid.Cell(), "--correct none"),
-    (grid.Cell(base="owl", method="sparsegpt"), "--correct none --base owl --method sparsegpt"),
+ABSORPTION = grid.Correction("absorption", grid.Perturbed("gaussian", 0.1, "exclude"))
+PRUNE: list[tuple[grid.Cell, str]] = [  # how `refimpl score` measures a cell; "" if it needs not
+    (grid.Cell(), ""),
+    (grid.Cell(base="owl", method="sparsegpt"), ""),
     (grid.Cell(base="atp", sparsity=0.5), "--correct none --base atp --base-option beta=0.0055"),
-    (grid.Cell(correction=ABSORPTION), "--correct absorption --eta 0.1 --sink exclude"),
+    (grid.Cell(correction=ABSORPTION), "--correct absorption --eta 0.1 --variant sink=exclude"),
     (
         grid.Cell(base="owl", correction=grid.CORRECTIONS[-2]),
         "--base owl --correct divergence --perturbation pruning --strength 0.06",
@@ -106,12 +106,16 @@ def test_a_cell_is_prune_and_then_eval(
     source, out = bench.real / grid.SMOL, tmp_path / "out"
     model = read_model(source)
     row = run.run_cell(bench, model, run.Exam(bench, model, ALL), cell)
-    size = ("--correction-scale", "max", "--strength", cell.correction.size)
-    given = (*size[:2], *(() if "strength" in words else size[2:]), *words.split())
-    sparsity = ("--sparsity", cell.sparsity)
-    done = program(
-        "prune", source, "-o", out, *sparsity, *given, "--text", bench.calibration, *SIZE
-    )
+    text, sparsity = ("--text", bench.calibration, *SIZE), ("--sparsity", cell.sparsity)
+    target: tuple[object, ...] = (*sparsity, "--allocation", cell.base)
+    if words:
+        scores, allocation = tmp_path / "scores.json", tmp_path / "allocation.json"
+        scored = program("score", source, *sparsity, *words.split(), *text, "-o", scores)
+        assert scored.code == 0, scored.err
+        size = ("--correction-scale", "max", "--strength", cell.correction.size)
+        program("allocate", scores, *size[: 2 if "strength" in words else 4], "-o", allocation)
+        target = ("--allocation", allocation)
+    done = program("prune", source, "-o", out, *target, "--pruner", cell.method, *text)
     assert done.code == 0, done.err
     assert json.loads((out / "pruning.json").read_text())["total_pruned"] == row["pruned"]
     lines = [

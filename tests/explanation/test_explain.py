@@ -33,8 +33,8 @@ BLOCK = (
     "routing", "mlp_out", "resid_post",
 )  # fmt: skip
 STEPS = (
-    "tokens", "embed", *BLOCK, "head", "push", "drift", "ratio", "coefficient", "signals", "base",
-    "correction", "projection", "counts", "wanda", "loss",
+    "tokens", "embed", *BLOCK, "head", "perturb", "drift", "ratio", "coefficient", "signals",
+    "base", "correction", "projection", "counts", "wanda", "loss",
 )  # fmt: skip
 PLANS = {
     "default": (Perturbation(), Request()),
@@ -131,9 +131,9 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
     [
         ((), "block", "the median", "of 4 blocks"),
         (("--kappa", "own"), "block", "that of each block if it fits, else the median", "4 blocks"),
-        (("--units", "linears"), "linear", "the median", "of 28 linears"),
+        (("--probe", "units=linears"), "linear", "the median", "of 28 linears"),
         (
-            ("--units", "linears", "--kappa", "own"),
+            ("--probe", "units=linears", "--kappa", "own"),
             "linear",
             "that of each linear if it fits, else the median",
             "of 28 linears",
@@ -161,7 +161,7 @@ def test_sinks_are_left_out_as_score_leaves_them_out(
     scores = score(model, tokens, plan, dtype=np.float64)
     near(shown("drift", "R_k"), scores.sweep[0].drift[1, 1:])
     near(shown("ratio", "r_l"), scores.sweep[0].coefficient[1])
-    assert shown("push", "tokens left out") == scores.sinks[1] > 0
+    assert shown("perturb", "tokens left out") == scores.sinks[1] > 0
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -247,7 +247,7 @@ def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("refimpl.explanation.shown_values.score", refuse)
     model, tokens = model_of("llama"), tokens_of("llama")
-    for step in (*BLOCK, "tokens", "embed", "head", "push", "drift", "ratio"):
+    for step in (*BLOCK, "tokens", "embed", "head", "perturb", "drift", "ratio"):
         if step not in ("qk_norm", "routing"):
             assert [s.name for _, s, _ in explain(model, tokens, 1, step).steps] == [step]
     with pytest.raises(AssertionError, match="the experiment"):

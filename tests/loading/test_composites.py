@@ -13,7 +13,7 @@ from program import ran
 from refusals import refusal_of
 from safetensors.numpy import load_file, save_file
 
-from refimpl import Pattern, Pruner, forward, inspect, prune, read_model
+from refimpl import Pattern, forward, inspect, prune, read_model
 from refimpl.loading.composites import COMPOSITES, PLACES
 from refimpl.loading.config_json import read_config
 
@@ -77,9 +77,9 @@ def test_pruning_copies_the_other_parts(tmp_path: Path) -> None:
         tmp_path / "m", "llama", PLACES[1], model_type="llava", text_config=config_of("llama"),
         **VISION,
     )  # fmt: skip
-    shown = ran("prune", folder, "--nm", "2:4", "--method", "magnitude", "-o", tmp_path / "out")
+    shown = ran("prune", folder, "--nm", "2:4", "--pruner", "magnitude", "-o", tmp_path / "out")
     assert "ignored     multi_modal_projector (1 tensor), vision_tower (1 tensor), copied" in shown
-    prune(read_model(FIXTURES / "llama"), tmp_path / "alone", Pattern(2, 4), Pruner("magnitude"))
+    prune(read_model(FIXTURES / "llama"), tmp_path / "alone", Pattern(2, 4), "magnitude")
     before, after, alone = (
         load_file(x / "model.safetensors") for x in (folder, tmp_path / "out", tmp_path / "alone")
     )
@@ -153,7 +153,7 @@ def test_transformers_computes_the_same_from_a_text(kind: str, tmp_path: Path) -
     theirs.float().save_pretrained(tmp_path / "m")
     model = read_model(tmp_path / "m")
     assert model.ignored
-    prune(model, tmp_path / "out", Pattern(2, 4), Pruner("magnitude"))
+    prune(model, tmp_path / "out", Pattern(2, 4), "magnitude")
     for folder in (tmp_path / "m", tmp_path / "out"):
         again, report = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float64, output_loading_info=True, **eager

@@ -45,7 +45,7 @@ def texts() -> dict[str, str]:
     with TemporaryDirectory() as folder:
         scores, out = Path(folder) / "scores.json", Path(folder) / "out"
         ran("score", LLAMA, *FEW, "--eta", "0.01,0.1", "-o", scores)
-        ran("prune", LLAMA, "-o", out, "--allocation", scores, "--method", "magnitude")
+        ran("prune", LLAMA, "-o", out, "--allocation", scores, "--pruner", "magnitude")
         text = ("--text", FIXTURES / "text.txt", "--window", 8, "--windows", 2)
         return {
             "scores": scores.read_text("utf-8"),

@@ -166,7 +166,7 @@ def test_pruning_writes_safetensors(name: str, method: str, tmp_path: Path) -> N
     calibration = () if method == "magnitude" else ("--tokens", tokens)
     before = path.read_bytes()
     for model, out in ((path, "ours"), (tmp_path / "hub", "theirs")):
-        words = ("--nm", "2:4", "--method", method, *calibration, "-o", tmp_path / out)
+        words = ("--nm", "2:4", "--pruner", method, *calibration, "-o", tmp_path / out)
         shown = ran("prune", model, *words)
         assert (
             "de-quantised in model.safetensors: Q8_0 is float32" in " ".join(shown.split())
@@ -190,7 +190,7 @@ def test_transformers_loads_what_pruning_writes(name: str, tmp_path: Path) -> No
     import transformers
 
     path = gguf_file(tmp_path, name, tokenizer=True)
-    ran("prune", path, "--nm", "2:4", "--method", "magnitude", "-o", tmp_path / "out")
+    ran("prune", path, "--nm", "2:4", "--pruner", "magnitude", "-o", tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=torch.float64, **EAGER
     )

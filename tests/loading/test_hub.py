@@ -184,7 +184,7 @@ def test_every_command_takes_an_id(hub: Hub, tmp_path: Path) -> None:
     assert MAIN in ran("eval", NAME, *text, "--windows", 1, "--window", 16)
     assert MAIN in ran("inspect", NAME)
     assert MAIN in ran("explain", NAME, "--samples", 1, "--seq-len", 4, "--step", "signals")
-    ran("prune", NAME, "--nm", "2:4", "--method", "magnitude", "-o", "pruned", quiet=False)
+    ran("prune", NAME, "--nm", "2:4", "--pruner", "magnitude", "-o", "pruned", quiet=False)
     pruned = read_model("pruned")
     record = read_record(pruned)
     assert pruned.name == "pruned"

@@ -98,7 +98,7 @@ def test_weight_and_scale_may_be_in_different_shards(tmp_path: Path) -> None:
     (quantised / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
     (quantised / "tokenizer.json").write_text("{}", "utf-8")
     assert_equal(read_model(quantised), read_model(plain))
-    ran("prune", quantised, "--nm", "2:4", "--method", "magnitude", "-o", tmp_path / "out")
+    ran("prune", quantised, "--nm", "2:4", "--pruner", "magnitude", "-o", tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "model.safetensors", "pruning.json", "tokenizer.json"}
     record = json.loads((tmp_path / "out" / "pruning.json").read_text("utf-8"))
@@ -125,7 +125,7 @@ def test_pruning_writes_what_it_writes_for_plain_weights(
     before = (quantised / "model.safetensors").read_bytes()
     calibration = () if method == "magnitude" else ("--tokens", "random", "--samples", 4)
     for model in (quantised, plain):
-        words = ("--nm", "2:4", "--method", method, *calibration, "--seq-len", 16)
+        words = ("--nm", "2:4", "--pruner", method, *calibration, "--seq-len", 16)
         words = words if calibration else words[:4]
         shown = " ".join(ran("prune", model, *words, "-o", tmp_path / f"{model.name} out").split())
         ((kind, new),) = kinds.items()
@@ -327,7 +327,7 @@ def test_transformers_reads_the_same_values(name: str, tmp_path: Path) -> None:
     for weight in ours.weights.values():
         right = state[weight.stored.name]
         np.testing.assert_array_equal(weight.stored.array.astype("f4"), right, weight.stored.name)
-    ran("prune", folder, "--nm", "2:4", "--method", "magnitude", "-o", tmp_path / "out")
+    ran("prune", folder, "--nm", "2:4", "--pruner", "magnitude", "-o", tmp_path / "out")
     pruned, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", attn_implementation="eager", output_loading_info=True
     )

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from gates import model_of
 
-from refimpl import Model, Pattern, Pruner, prune, read_model
+from refimpl import Model, Pattern, PrunerOptions, prune, read_model
 
 FAMILIES = (
     "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3",
@@ -20,7 +20,7 @@ def pruned(case: str, folder: Path, pattern: Pattern = HALF) -> Model:
     """A fixture's model, pruned by magnitude; made once per folder."""
     path = folder / f"{case}-{pattern}".replace(":", "-")
     if not path.exists():
-        prune(model_of(case), path, pattern, Pruner("magnitude"))
+        prune(model_of(case), path, pattern, PrunerOptions("magnitude"))
     return read_model(path)
 
 

@@ -27,7 +27,7 @@ from processes import killed_before_step, printed_json
 from program import ran, refused
 from refusals import refusal_of
 
-from refimpl import Model, Pruner, RefimplError, forward, prune, read_model
+from refimpl import Model, PrunerOptions, RefimplError, forward, prune, read_model
 from refimpl.model.ops import Array
 from refimpl.onnx import need, target
 from refimpl.onnx.export import export
@@ -266,9 +266,9 @@ def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> 
         ("-o {}/x.onnx --opset 21 --fused", "23 to 25", ""),
         ("-o {}/x.onnx --fused --dtype float64", "no float64", ""),
         ("-o {}/x.onnx --weights reference", "not in the graph's folder", ""),
-        ("-o {}/x.onnx --norm sequence", "error: --norm with ", ""),
-        ("-o {}/x.onnx --noise-scale sequence", "error: --noise-scale with ", ""),
-        ("-o {}/x.onnx --sink exclude", "error: --sink with ", ""),
+        ("-o {}/x.onnx --variant norm=sequence", "error: --variant norm with ", ""),
+        ("-o {}/x.onnx --variant noise_scale=sequence", "error: --variant noise_scale with ", ""),
+        ("-o {}/x.onnx --variant sink=exclude", "error: --variant sink with ", ""),
         ("-o {}/x.onnx --experiment --outputs trace", "error: --outputs with ", ""),
     ],
 )
@@ -476,6 +476,6 @@ def test_the_command_says_what_it_wrote(copy: Copy) -> None:
 def test_a_pruned_copy_leaves_graphs_behind(copy: Copy, tmp_path: Path) -> None:
     model = read_model(copy("llama"))
     export(model)
-    done = prune(model, tmp_path / "half", HALF, Pruner("magnitude"))
+    done = prune(model, tmp_path / "half", HALF, PrunerOptions("magnitude"))
     assert {"model.onnx", "model.onnx.data"} <= set(done.written.left_out)
     assert not list((tmp_path / "half").glob("*.onnx*"))

@@ -184,13 +184,13 @@ def check(
     assert outputs.keys() == {*OUTPUTS, "coefficient"}
     measured = {"drift": expected.drift, "alignment": expected.alignment, "ratio": expected.ratios}
     for i, a in enumerate(part):
-        state = (a.eta, 0, a.draw, a.block)
+        state = (a.variant, 0, a.draw, a.block)
         for name, values in measured.items():
             np.testing.assert_allclose(outputs[name][i], values[state], tolerance, err_msg=name)
     np.testing.assert_array_equal(outputs["sinks"], expected.sinks)
     assert np.isfinite(outputs["mean_square"]).all()
     for block, coefficient in enumerate(outputs["coefficient"]):
-        mine = [expected.ratios[a.eta, 0, a.draw, a.block] for a in part if a.block == block]
+        mine = [expected.ratios[a.variant, 0, a.draw, a.block] for a in part if a.block == block]
         mean = np.mean(mine) if mine else np.nan
         np.testing.assert_allclose(coefficient, mean, rtol=tolerance)
 
@@ -306,7 +306,7 @@ def test_the_graph_describes_its_inputs_and_outputs(folder: Path) -> None:
     options = {
         "noise_scale": "sequence", "noise_shape": "channel", "norm": "sequence", "sink": "exclude",
     }  # fmt: skip
-    words = [x for key, value in options.items() for x in (f"--{key.replace('_', '-')}", value)]
+    words = [x for key, value in options.items() for x in ("--variant", f"{key}={value}")]
     ran("export", FIXTURES / "gemma3", "--experiment", *words, "-o", path)
     proto = onnx.load(path)
     assert {value.name: axes(value) for value in proto.graph.input} == {
@@ -320,8 +320,8 @@ def test_the_graph_describes_its_inputs_and_outputs(folder: Path) -> None:
     facts = {entry.key: entry.value for entry in proto.metadata_props}
     assert facts.items() >= (options | {"outputs": "experiment", "dtype": "float32"}).items()
     calls = [node.op_type for node in proto.graph.node if node.domain == "refimpl"]
-    assert calls == ["block", "push", "measure"] * 7
-    assert sorted(function.name for function in proto.functions) == ["block", "measure", "push"]
+    assert calls == ["block", "perturb", "measure"] * 7
+    assert sorted(function.name for function in proto.functions) == ["block", "measure", "perturb"]
 
 
 WRITINGS = "--weights reference", "--weights embedded", "--fused", "--opset 18"

@@ -337,7 +337,7 @@ def exchanged_blocks(proto: onnx.ModelProto) -> None:
 
 def other_block(proto: onnx.ModelProto) -> None:
     """Block 1 is perturbed in place of block 2."""
-    call = next(n for n in proto.graph.node if n.name == "blocks.2.push")
+    call = next(n for n in proto.graph.node if n.name == "blocks.2.perturb")
     for n in proto.graph.node:
         if n.output[0] in call.input and n.op_type == "Squeeze":
             clean = next(m for m in proto.graph.node if m.output[0] == n.input[0])

@@ -32,7 +32,7 @@ from refimpl.oracle.reference_errors import is_drift, moved_by, reference_run, s
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import counts, split_count
-from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.show.oracle import report_table
 from refimpl.tokens import Tokens
 
@@ -344,7 +344,7 @@ def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> No
     dense = case.model.block(0, np.float64)["down_proj.weight"]
     index = list(case.model.config.linears[0]).index("down_proj")
     goal = int(case.expected["owl.counts"][0, index])
-    keep, _ = decision(dense, products, 2, goal, Pruner("sparsegpt", case.recipe.damping))
+    keep, _ = decision(dense, products, 2, goal, PrunerOptions("sparsegpt", case.recipe.damping))
     assert keep[:, 3].sum() > 2
     assert verdict(case, step, keep, "bfloat16") != "divergent"
     assert verdict(case, step, keep, "float32") == "divergent"
@@ -378,7 +378,7 @@ def test_of_more_dead_inputs_than_the_budget_some_weights_stay(
     dense = case.model.block(0, np.float64)["down_proj.weight"]
     index = list(case.model.config.linears[0]).index("down_proj")
     goal = int(case.expected["uniform.counts"][0, index])
-    keep, _ = decision(dense, products, 2, goal, Pruner("sparsegpt", case.recipe.damping))
+    keep, _ = decision(dense, products, 2, goal, PrunerOptions("sparsegpt", case.recipe.damping))
     assert all(keep[:, i].any() for i in range(3))
     assert (keep != unpacked(case.expected[step], keep.shape[1])).sum() > 2
     assert verdict(case, step, keep, "float16") != "divergent"

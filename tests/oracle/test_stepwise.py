@@ -35,7 +35,7 @@ from refimpl.oracle.reference_errors import reference_run
 from refimpl.oracle.rounding import ARITHMETIC, Float32MinusEight, RoundedModel
 from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import split_count
-from refimpl.pruners.decision import Pruner
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
@@ -299,5 +299,5 @@ def test_a_pruned_block_of_a_rounded_model_still_rounds() -> None:
     model = RoundedModel.of(case_of("llama").model, Float32MinusEight)
     targets = pattern_targets(Pattern(2, 4), model.config.linears, "exact")
     with Settings().open() as resources:
-        block = next(pruned_blocks(model, targets, Pruner("magnitude"), None, resources))
+        block = next(pruned_blocks(model, targets, PrunerOptions("magnitude"), None, resources))
     assert all(type(weight) is Float32MinusEight for weight in block.weights.values())

@@ -14,7 +14,7 @@ from refimpl.model.forward import forward
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs
 from refimpl.oracle.steps import TABLE, every_array, steps
-from refimpl.pruners.decision import Pruner
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
@@ -50,7 +50,7 @@ def by_commands(case: Case) -> Iterator[tuple[str, Array]]:
     yield f"{first}.corrected", made.corrected_sparsity
     yield f"{first}.counts", made.linear_pruned
     for method in ("magnitude", "wanda", "sparsegpt"):
-        how = allocation_targets(made), Pruner(method, recipe.damping), ids
+        how = allocation_targets(made), PrunerOptions(method, recipe.damping), ids
         with Settings(np.float64).open() as resources:
             for block in pruned_blocks(model, *how, resources):
                 prefix = f"{method}.blocks.{block.index}"

@@ -10,7 +10,7 @@ import pytest
 from peer_numbers import TINY, tiny
 from safetensors.numpy import load_file
 
-from refimpl import Pattern, Pruner, Request, allocate, prune, score
+from refimpl import Pattern, PrunerOptions, Request, allocate, prune, score
 from refimpl.model.ops import Array
 from refimpl.tokens import id_tokens
 
@@ -41,7 +41,7 @@ def pruned(case: str, dtype: str) -> dict[str, Array]:
         else allocate(score(tiny(), tokens, request=request, dtype=np.float64), request)
     )
     with TemporaryDirectory() as folder:
-        prune(tiny(), Path(folder, "out"), target, Pruner(method), tokens, dtype=dtype)
+        prune(tiny(), Path(folder, "out"), target, PrunerOptions(method), tokens, dtype=dtype)
         weights = load_file(Path(folder, "out", "model.safetensors"))
     return {
         name.removeprefix("model.layers.").replace(".", "/", 1).removesuffix(".weight"): weight

@@ -16,7 +16,7 @@ from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats
 from refimpl.pruners.compensation import PrunedWeight, compensated, inverse_factor
 from refimpl.pruners.counts import split_count
-from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.pruners.magnitude import magnitude_keep_peer
 from refimpl.pruners.pattern import (
     EXPLAINED,
@@ -134,7 +134,7 @@ def test_no_pattern_without_one(sparsity: float) -> None:
 
 def random_keep(shape: tuple[int, int], target: int | Pattern, seed: int, *linear: int) -> Bools:
     block, index = linear
-    pruner = Pruner("random", seed=seed)
+    pruner = PrunerOptions("random", seed=seed)
     return decision(np.ones(shape), None, 0, target, pruner, linear=(block, index))[0]
 
 

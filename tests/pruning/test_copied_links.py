@@ -12,7 +12,7 @@ from gguf_files import gguf_file
 from program import ran, refused
 from quantised_files import FP8, fp8_model
 
-HOW = ("--nm", "2:4", "--method", "magnitude")
+HOW = ("--nm", "2:4", "--pruner", "magnitude")
 SHARDED = sorted(path.name for path in (FIXTURES / "llama_sharded").iterdir())
 BESIDE = (
     "README.md", "LICENSE", "NOTICE.txt", "generation_config.json", "tokenizer.json",

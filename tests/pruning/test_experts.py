@@ -9,11 +9,11 @@ from conftest import FIXTURES
 from gates import model_of
 from program import run
 
-from refimpl import Pattern, Perturbation, Pruner, Request, prune, read_model, score
+from refimpl import Pattern, Perturbation, PrunerOptions, Request, prune, read_model, score
 from refimpl.model.ops import Array
 from refimpl.model.weight import Weight
 from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
-from refimpl.pruners.method import Method
+from refimpl.pruners.pruner import Pruner
 from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.show.pruning import pruning_table
 from refimpl.tokens import Tokens, random_tokens
@@ -23,17 +23,17 @@ ONE = Tokens(np.array([[7]]), "one token", "ids")  # seen by two of five experts
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_an_expert_without_tokens_is_named_and_pruned_by_magnitude(
-    method: Method, tmp_path: Path
+    method: Pruner, tmp_path: Path
 ) -> None:
     model = model_of("mixtral")
-    pruned = prune(model, tmp_path / "out", Pattern(2, 4), Pruner(method), ONE)
+    pruned = prune(model, tmp_path / "out", Pattern(2, 4), PrunerOptions(method), ONE)
     record = json.loads((tmp_path / "out" / "pruning.json").read_text("utf-8"))
     unseen = record["without_tokens"]
     assert pruned.without_tokens == unseen
     assert len(unseen) == 9  # three of five, three blocks
     line = f"pruned by magnitude, without calibration tokens: {', '.join(unseen)}"
     assert line in pruning_table(pruned, record, tmp_path / "out")
-    plain = prune(model, tmp_path / "plain", Pattern(2, 4), Pruner("magnitude"))
+    plain = prune(model, tmp_path / "plain", Pattern(2, 4), PrunerOptions("magnitude"))
     assert plain.without_tokens == []
     mine, theirs = read_model(tmp_path / "out"), read_model(tmp_path / "plain")
     for i, block in enumerate(record["blocks"]):
@@ -50,7 +50,7 @@ def test_the_pruning_perturbation_falls_back_too() -> None:
     keep = magnitude_keep(magnitude_score(weight), 10)
     nothing = np.zeros(6)
     names = {"experts.2.up_proj": (4, 6), "up_proj": (4, 6)}
-    blocks = PrunedBlocks((names,), np.zeros(0), Pruner(), (dict.fromkeys(names, nothing),))
+    blocks = PrunedBlocks((names,), np.zeros(0), PrunerOptions(), (dict.fromkeys(names, nothing),))
     found, _ = blocks.decided(weight, "experts.2.up_proj", 10, (0, 0))
     np.testing.assert_array_equal(found, keep)
     dense, _ = blocks.decided(weight, "up_proj", 12, (0, 1))  # equal scores: the lowest columns
@@ -75,7 +75,7 @@ def test_routers_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("case", "method"), [("granitemoe", "sparsegpt"), ("qwen2_moe", "wanda")])
 def test_experts_that_are_read_when_they_are_used_change_no_bit(
-    case: str, method: Method, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    case: str, method: Pruner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model, folders = model_of(case), list[Path]()
     tokens = random_tokens(model.config.vocab_size, 2, 8)
@@ -91,7 +91,7 @@ def test_experts_that_are_read_when_they_are_used_change_no_bit(
         sweep, signals = scores.sweep[0], scores.signals
         results.append([sweep.drift, sweep.divergence, signals["owl"].main])
         folders.append(tmp_path / f"{kept}")
-        prune(model, folders[-1], Pattern(2, 4), Pruner(method), tokens)
+        prune(model, folders[-1], Pattern(2, 4), PrunerOptions(method), tokens)
     files = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert files[0] == files[1]
     for kept_all, kept_few in zip(*results, strict=True):

@@ -11,7 +11,7 @@ from conftest import FIXTURES
 from program import ran, refused
 from refusals import refusal_of
 
-from refimpl import Model, Pattern, Pruner, prune, read_imatrix, read_model
+from refimpl import Model, Pattern, prune, read_imatrix, read_model
 from refimpl.running.settings import Settings
 from refimpl.scoring.dense_statistics import dense_squares
 from refimpl.tokens.imatrix import Imatrix
@@ -88,8 +88,8 @@ def test_wanda_prunes_by_it(model: Model, tmp_path: Path) -> None:
 def test_bases_use_it_as_they_use_tokens(base: str, model: Model, tmp_path: Path) -> None:
     path = imatrix_file(tmp_path / "i.gguf", model)
     np.save(tmp_path / "ids.npy", IDS)
-    words = ("prune", FIXTURES / "llama", "--sparsity", 0.5, "--base", base, "--correct", "none",
-             "--method", "magnitude", "--json", "-o")  # fmt: skip
+    words = ("prune", FIXTURES / "llama", "--sparsity", 0.5, "--allocation", base,
+             "--pruner", "magnitude", "--json", "-o")  # fmt: skip
     by_tokens = json.loads(ran(*words, tmp_path / "a", "--tokens", tmp_path / "ids.npy"))
     by_means = json.loads(ran(*words, tmp_path / "b", "--imatrix", path))
     ours, theirs = (
@@ -104,10 +104,10 @@ def test_bases_use_it_as_they_use_tokens(base: str, model: Model, tmp_path: Path
 @pytest.mark.parametrize("method", ["wanda", "magnitude"])
 def test_lsa_needs_more_than_squares(method: str, model: Model, tmp_path: Path) -> None:
     path = imatrix_file(tmp_path / "i.gguf", model)
-    words = ("--sparsity", 0.5, "--base", "lsa", "--correct", "none", "--method", method)
+    words = ("--sparsity", 0.5, "--allocation", "lsa", "--pruner", method)
     said = refused("prune", FIXTURES / "llama", *words, "--imatrix", path, "-o", tmp_path / "x")
     assert "omit" in said
-    assert "--base dlp or --base owl" in said or "base dlp or owl" in said
+    assert "--allocation dlp or --allocation owl" in said or "base dlp or owl" in said
     assert [*tmp_path.iterdir()] == [path]
 
 
@@ -148,17 +148,16 @@ def test_options_that_exclude_it(model: Model, tmp_path: Path) -> None:
     words = ("prune", FIXTURES / "llama", "-o", out, "--imatrix", path)
     for more, says in (
         (("--nm", "2:4", "--text", FIXTURES / "text.txt"), "--text with --imatrix"),
-        (("--nm", "2:4", "--method", "magnitude"), "--imatrix with --method magnitude"),
-        (("--nm", "2:4", "--method", "sparsegpt"), "--imatrix with --method sparsegpt"),
-        (("--sparsity", 0.5), "--imatrix with a correction"),
+        (("--nm", "2:4", "--pruner", "magnitude"), "--imatrix with --pruner magnitude"),
+        (("--nm", "2:4", "--pruner", "sparsegpt"), "--imatrix with --pruner sparsegpt"),
+        (("--sparsity", 0.5), "--imatrix with the recommended allocation"),
+        (("--sparsity", 0.5, "--allocation", "propagation"), "--imatrix with propagation"),
     ):
         assert says in refused(*words, *more)
     assert not out.exists()
     imatrix = read_imatrix(path, model)
     assert isinstance(imatrix, Imatrix)
-    refusal_of(
-        prune, model, out, Pattern(2, 4), Pruner("sparsegpt"), imatrix, says="importance matrix"
-    )
+    refusal_of(prune, model, out, Pattern(2, 4), "sparsegpt", imatrix, says="importance matrix")
     assert path.exists()
     refused("prune", FIXTURES / "llama", "-o", path, "--imatrix", path, "--nm", "2:4", "--force")
     assert path.exists()

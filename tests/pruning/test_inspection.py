@@ -112,7 +112,7 @@ def record_text() -> str:
     """The record of a fixture, pruned to 2:4."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        return ran("prune", LLAMA, "-o", out, "--nm", "2:4", "--method", "magnitude", "--json")
+        return ran("prune", LLAMA, "-o", out, "--nm", "2:4", "--pruner", "magnitude", "--json")
 
 
 def recorded(folder: Path, **changes: Any) -> Path:

@@ -11,7 +11,7 @@ from program import ran, refused
 
 from refimpl.tokens.model_tokens import CALIBRATION, EVALUATION
 
-LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
+LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 2, "--seq-len", 12)
 
 
@@ -39,19 +39,16 @@ def test_a_calibration_is_random_only_if_asked(command: str, tmp_path: Path) -> 
     assert "--tokens random" in error
 
 
-@pytest.mark.parametrize("text", [None, TEXT])
-def test_perplexity_before_and_after_is_that_of_eval(text: Path | None, tmp_path: Path) -> None:
+def test_perplexity_before_and_after_is_that_of_eval(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    measure = ("--measure",) if text is None else ("--measure-on", text)
-    printed = ran("prune", LLAMA, "-o", out, *SMALL, "--sparsity", 0.5, *measure)
+    printed = ran("prune", LLAMA, "-o", out, *SMALL, "--sparsity", 0.5, "--measure")
     record = json.loads((out / "pruning.json").read_text())
-    path = text or files("refimpl.tokens").joinpath(EVALUATION)
+    path = files("refimpl.tokens").joinpath(EVALUATION)
     for model, when in ((LLAMA, "before"), (out, "after")):
         document = json.loads(ran("eval", model, "--text", path, "--json"))
         found = document["text"] | {"model_sha256": document["model_sha256"]}
         del found["windows"]
-        source = found["source"] if text else f"refimpl's {found['source']}"
-        assert record["measured"][when] == found | {"source": source}
+        assert record["measured"][when] == found | {"source": f"refimpl's {found['source']}"}
     shown = re.findall(r"perplexity: (\S+) ± \S+ before, (\S+) ± \S+ after", printed)
     before, after = (float(value.replace(",", "")) for value in shown[0])
     assert before == pytest.approx(record["measured"]["before"]["perplexity"], rel=0.01)

@@ -35,9 +35,9 @@ from refimpl.model.forward import block, embed, places
 from refimpl.model.statistics import input_of
 from refimpl.model.stream import Stream
 from refimpl.pruners import compensation
-from refimpl.pruners.decision import Pruner
-from refimpl.pruners.method import Method
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
+from refimpl.pruners.pruner import Pruner
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.pruning.prune import Pruning, prune
 from refimpl.pruning.pruned_blocks import pruned_blocks
@@ -45,7 +45,7 @@ from refimpl.running.settings import Settings
 from refimpl.tokens import Tokens, id_tokens, random_tokens
 
 LLAMA = FIXTURES / "llama"
-METHODS: tuple[Method, ...] = ("wanda", "sparsegpt", "magnitude", "random")
+METHODS: tuple[Pruner, ...] = ("wanda", "sparsegpt", "magnitude", "random")
 SMALL = ("--samples", 3, "--seq-len", 12)
 
 
@@ -74,14 +74,14 @@ LAYOUTS = ("llama_sharded", "gpt2", "phi3", "gpt_neox", "mixtral")  # how files 
     [(case, *each) for case in LAYOUTS for each in EVERY]
     + [(case, *EVERY[i % len(EVERY)]) for i, case in enumerate(CASES) if case not in LAYOUTS],
 )
-def test_the_file_holds_the_target(case: str, goal: str, method: Method, tmp_path: Path) -> None:
+def test_the_file_holds_the_target(case: str, goal: str, method: Pruner, tmp_path: Path) -> None:
     model = read_model(FIXTURES / case)
     config, out = model.config, tmp_path / "out"
     asked = targets_at(model, 0.6)
     if goal == "pattern":
         asked = pattern_targets(Pattern(2, 4), config.linears, "exact")
     tokens = drawn(model)
-    found = prune(model, out, asked, Pruner(method), tokens, threads=2)
+    found = prune(model, out, asked, PrunerOptions(method), tokens, threads=2)
     pruned = read_model(out)
     assert pruned.config == config
     for i, counts in enumerate(found.written.counts):
@@ -113,16 +113,16 @@ def test_the_file_holds_the_target(case: str, goal: str, method: Method, tmp_pat
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
-def test_passed_blocks_are_those_of_the_file(method: Method, dtype: str, tmp_path: Path) -> None:
+def test_passed_blocks_are_those_of_the_file(method: Pruner, dtype: str, tmp_path: Path) -> None:
     """What passes through the pruned blocks as they appear sees the weights of the file."""
     model, out = read_model(llama_of(tmp_path / "source", dtype)), tmp_path / "out"
     asked, tokens = targets_at(model, 0.5), drawn(model)
-    prune(model, out, asked, Pruner(method), tokens)
+    prune(model, out, asked, PrunerOptions(method), tokens)
     sequences = {0: np.array([1, 5, 7, 3, 9]), 1: np.array([2, 4, 6])}
     pruned, on_the_way = read_model(out), Stream(model, sequences)
     in_the_file = Stream(pruned, sequences)
     with Settings(threads=2).open() as resources:
-        for b in pruned_blocks(model, asked, Pruner(method), tokens.ids, resources):
+        for b in pruned_blocks(model, asked, PrunerOptions(method), tokens.ids, resources):
             for stream, weights in (
                 (on_the_way, b.weights),
                 (in_the_file, pruned.block(b.index, np.float32)),
@@ -139,7 +139,7 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
     where = places(np.arange(ids.shape[1]), config, np.float64)
     asked = targets_at(model, 0.6)
     with Settings(np.float64, threads=2).open() as resources:
-        pruned = list(pruned_blocks(model, asked, Pruner(), ids, resources))
+        pruned = list(pruned_blocks(model, asked, PrunerOptions(), ids, resources))
     states = [
         embed(row[None], np.arange(ids.shape[1]), model.embedding(), config, np.float64)
         for row in ids
@@ -163,11 +163,11 @@ def test_statistics_pass_through_the_pruned_blocks() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_threads_change_nothing(method: Method, tmp_path: Path) -> None:
+def test_threads_change_nothing(method: Pruner, tmp_path: Path) -> None:
     model, outputs = read_model(LLAMA), set[bytes]()
     for threads in (1, 3):
         out, asked = tmp_path / str(threads), targets_at(model, 0.4)
-        prune(model, out, asked, Pruner(method), drawn(model), threads=threads)
+        prune(model, out, asked, PrunerOptions(method), drawn(model), threads=threads)
         outputs.add(weights(out))
     assert len(outputs) == 1
 
@@ -192,26 +192,26 @@ def test_linears_and_probes_share_the_factor_of_their_input(
     targets = targets_for(allocate(scores, request), model.config.linears)
     sizes.clear()
     with Settings(threads=2).open() as resources:
-        list(pruned_blocks(model, targets, Pruner("sparsegpt"), tokens.ids, resources))
+        list(pruned_blocks(model, targets, PrunerOptions("sparsegpt"), tokens.ids, resources))
     assert len(sizes) == 2 * model.config.num_blocks  # those of o and down are not shared
 
 
 def test_the_random_control_follows_its_seed(tmp_path: Path) -> None:
     model = read_model(LLAMA)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        prune(model, tmp_path / name, targets_at(model, 0.5), Pruner("random", seed=seed))
+        prune(model, tmp_path / name, targets_at(model, 0.5), PrunerOptions("random", seed=seed))
     assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
 
 
 PEERS = {
-    "wanda": "--method wanda --sparsity 0.7",
-    "magnitude": "--method magnitude --sparsity 0.7",
-    "sparsegpt": "--method sparsegpt --sparsity 0.7",
-    "owl_wanda": "--method wanda --sparsity 0.7 --base owl",
-    "owl_sparsegpt": "--method sparsegpt --sparsity 0.7 --base owl",
-    "alpha_wanda": "--method wanda --sparsity 0.7 --base alphapruning",
-    "wanda_2:4": "--method wanda --nm 2:4",
-    "sparsegpt_2:4": "--method sparsegpt --nm 2:4",
+    "wanda": "--pruner wanda --sparsity 0.7 --allocation uniform",
+    "magnitude": "--pruner magnitude --sparsity 0.7 --allocation uniform",
+    "sparsegpt": "--pruner sparsegpt --sparsity 0.7 --allocation uniform",
+    "owl_wanda": "--pruner wanda --sparsity 0.7 --allocation owl",
+    "owl_sparsegpt": "--pruner sparsegpt --sparsity 0.7 --allocation owl",
+    "alpha_wanda": "--pruner wanda --sparsity 0.7 --allocation alphapruning",
+    "wanda_2:4": "--pruner wanda --nm 2:4",
+    "sparsegpt_2:4": "--pruner sparsegpt --nm 2:4",
 }
 
 
@@ -233,21 +233,28 @@ def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "more", "alone"),
     [
-        "--sparsity 0.5 --correct absorption",
-        "--sparsity 0.5 --base owl --correct none",
-        "--sparsity 0.55 --base dlp --correct none",
-        "--sparsity 0.5 --base alphapruning --base-option unit=linear --correct none",
-        "--sparsity 0.5 --correct divergence --perturbation pruning --base owl",
-        "--sparsity 0.7 --base owl --compat peer",
+        ("--sparsity 0.5 --correct divergence", "", ""),
+        ("--sparsity 0.5 --base owl --correct none", "", "--allocation owl"),
+        ("--sparsity 0.55 --base dlp --correct none", "", "--allocation dlp"),
+        ("--sparsity 0.5 --base alphapruning --correct none", "", "--allocation alphapruning"),
+        ("--sparsity 0.5 --base propagation --correct none", "", "--allocation propagation"),
+        ("--sparsity 0.7 --base BASE --correct none", "", "--allocation BASE"),
+        ("--sparsity 0.7 --base owl", "--compat peer", "--allocation owl --compat peer"),
     ],
 )
-def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Path) -> None:
+def test_a_file_of_allocations_prunes_as_its_options_do(
+    words: str, more: str, alone: str, tmp_path: Path
+) -> None:
     scored = tmp_path / "scores.json"
-    ran("score", LLAMA, *SMALL, *words.split(), "-o", scored, quiet=False)
+    (tmp_path / "base.csv").write_text("0.6\n0.7\n0.7\n0.8\n")
+    first, alone = (x.replace("BASE", str(tmp_path / "base.csv")) for x in (words, alone))
+    ran("score", LLAMA, *SMALL, *first.split(), "-o", scored, quiet=False)
+    if more:
+        ran("allocate", scored, *more.split(), "-o", scored := tmp_path / "allocation.json")
     ran("prune", LLAMA, "-o", tmp_path / "a", *SMALL, "--allocation", scored)
-    ran("prune", LLAMA, "-o", tmp_path / "b", *SMALL, *words.split())
+    ran("prune", LLAMA, "-o", tmp_path / "b", *SMALL, *first.split()[:2], *alone.split())
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     record, scores = numbers(tmp_path / "a" / "pruning.json"), json.loads(scored.read_text())
     expected = facts(scores)
@@ -256,29 +263,26 @@ def test_a_file_of_allocations_prunes_as_its_options_do(words: str, tmp_path: Pa
     assert got == scores["allocations"][0]["num_pruned"]
 
 
-def test_the_default_correction_is_the_best_of_the_study_and_says_so(tmp_path: Path) -> None:
-    words = (*SMALL, "--sparsity", 0.5, "--method", "magnitude")
-    text = ran("prune", LLAMA, "-o", tmp_path / "a", *words)
+def test_the_recommended_allocation_is_the_best_of_the_study_and_says_so(tmp_path: Path) -> None:
+    words, scores = (*SMALL, "--sparsity", 0.5), tmp_path / "scores.json"
+    text = ran("prune", LLAMA, "-o", tmp_path / "a", *words, "--pruner", "magnitude")
     assert "base uniform, correction divergence, strength measured" in text
-    assert "corrected by divergence (the default" in text
-    assert "--correct absorption" in text
-    probed = ("--correct", "divergence", "--strength", "measured", "--probe-pruner", "magnitude")
-    text = ran("prune", LLAMA, "-o", tmp_path / "b", *words, *probed)
-    assert "the default" not in text
+    assert "it helped in docs/study.md" in text
+    assert "refimpl score MODEL -o FILE" in " ".join(text.split())
+    ran("score", LLAMA, *words, "--correct", "divergence", "--probe", "pruner=magnitude",
+        "-o", scores)  # fmt: skip
+    of_scores = ("--allocation", scores, "--pruner", "magnitude")
+    text = ran("prune", LLAMA, "-o", tmp_path / "b", *of_scores)
+    assert "study" not in text
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     record = numbers(tmp_path / "a" / "pruning.json")
     assert record["allocation"]["probe_pruner"] == record["method"] == "magnitude"
 
 
 def test_the_probes_have_the_damping_of_the_pruner(tmp_path: Path) -> None:
-    words = ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "--method", "sparsegpt", "--damping", 0.5)
-    records = [
-        json.loads(ran(*words, *more, "--json", "-o", tmp_path / name))
-        for name, more in (("a", ()), ("b", ("--probe-damping", 0.001)))
-    ]
-    assert [x["allocation"]["probe_damping"] for x in records] == [0.5, 0.001]
-    assert [x["damping"] for x in records] == [0.5, 0.5]
-    assert records[0]["blocks"] != records[1]["blocks"]
+    words = ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "--pruner", "sparsegpt", "--damping", 0.5)
+    record = json.loads(ran(*words, "--json", "-o", tmp_path / "a"))
+    assert (record["allocation"]["probe_damping"], record["damping"]) == (0.5, 0.5)
 
 
 @cache
@@ -327,28 +331,23 @@ def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_pat
     [
         ("", "--sparsity 0.5"),
         ("--nm 2:4 --sparsity 0.5", "--sparsity with --nm"),
-        ("--nm 2:4 --base owl", "no mixed N:M as OWL's"),
-        ("--allocation a.json --nm 2:4", "one of them"),
-        ("--allocation a.json --sparsity 0.5", "--sparsity with --allocation"),
+        ("--nm 2:4 --allocation owl", "no mixed N:M as OWL's"),
+        ("--allocation a.json --nm 2:4", "--allocation with --nm"),
+        ("--allocation a.json --sparsity 0.5", "'a.json' is neither a base allocation nor a file"),
         ("--allocation a.json", "a.json"),
+        ("--allocation a.json --compat peer", "--compat with --allocation"),
+        ("--allocation owl", "--allocation owl alone: no option says how much to prune"),
+        ("--sparsity 0.5 --compat peer", "--allocation uniform"),
         ("--nm 2:5", "inputs that 5 does not divide: q_proj 32, k_proj 32"),
         ("--nm 5:4", "5:4"),
         ("--nm two", "'two'"),
-        ("--sparsity 1.5 --correct none", "1.5"),
-        ("--sparsity 0.5 --damping 0.1 --correct none", "--damping with --method wanda"),
-        ("--nm 2:4 --method magnitude --seq-len 4", "--seq-len with --method magnitude"),
-        ("--nm 2:4 --method random --compat peer", "random"),
-        ("--nm 2:4 --method sparsegpt --damping -1", "damping -1"),
-        ("--nm 2:4 --eta 0.1", "--eta with --nm"),
-        ("--sparsity 0.5 --correct none --eta 0.1", "--eta with no correction"),
-        ("--sparsity 0.5 --perturbation gaussian --correct divergence", "the pruning perturbation"),
-        ("--sparsity 0.5 --perturbation pruning --eta 0.1", "--eta with --perturbation pruning"),
+        ("--sparsity 1.5", "1.5"),
+        ("--sparsity 0.5 --damping 0.1", "--damping with --pruner wanda"),
+        ("--nm 2:4 --pruner magnitude --seq-len 4", "--seq-len with --pruner magnitude"),
+        ("--nm 2:4 --pruner random --compat peer", "random"),
+        ("--nm 2:4 --pruner sparsegpt --damping -1", "damping -1"),
         ("--nm 2:4 --memory 1K", "does not hold the calibration"),
         ("--nm 2:4 --text missing.txt", "missing.txt"),
-        (
-            "--sparsity 0.5 --base owl --correct absorption --eta 1e39 --samples 3 --seq-len 12",
-            "beyond the range",
-        ),
     ],
 )
 def test_one_clear_error_and_no_output(words: str, says: str, tmp_path: Path) -> None:
@@ -357,7 +356,7 @@ def test_one_clear_error_and_no_output(words: str, says: str, tmp_path: Path) ->
 
 
 def test_a_hessian_that_does_not_factor_names_its_linear(tmp_path: Path) -> None:
-    words = ("--nm", "2:4", "--method", "sparsegpt", "--samples", 1, "--seq-len", 2)
+    words = ("--nm", "2:4", "--pruner", "sparsegpt", "--samples", 1, "--seq-len", 2)
     said = refused("prune", LLAMA, "-o", tmp_path / "out", *words, "--damping", 0)
     assert "blocks.0.gate_proj: the Hessian is not positive definite" in said  # the largest first
     assert "damping 0.01" in said
@@ -379,7 +378,7 @@ def test_weights_that_are_not_finite_are_named(name: str, tmp_path: Path) -> Non
 
 def test_an_existing_output_stays_without_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ("prune", LLAMA, "-o", out, "--method", "magnitude", "--nm")
+    words = ("prune", LLAMA, "-o", out, "--pruner", "magnitude", "--nm")
     ran(*words, "2:4")
     first = files(out)
     assert "--force" in refused(*words, "1:4")
@@ -392,7 +391,7 @@ def test_an_existing_output_stays_without_force(tmp_path: Path) -> None:
 def test_the_input_is_no_output(tmp_path: Path) -> None:
     model = shutil.copytree(FIXTURES / "llama_sharded", tmp_path / "model")
     (tmp_path / "link").symlink_to(model)
-    options = ("--nm", "2:4", "--method", "magnitude", "--force", "-o")
+    options = ("--nm", "2:4", "--pruner", "magnitude", "--force", "-o")
     index = "model.safetensors.index.json"
     for source in (model, tmp_path / "link", model / index, tmp_path / "link" / index):
         for out in (model, tmp_path / "link" / ".." / "model", tmp_path):
@@ -404,20 +403,21 @@ def test_the_input_is_no_output(tmp_path: Path) -> None:
 
 
 def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
-    words = (*SMALL, "--sparsity", 0.6, "--correct", "none")
-    table = ran("prune", LLAMA, "-o", tmp_path / "a", *words, "--per-linear")
+    words = (*SMALL, "--sparsity", 0.6, "--allocation", "uniform")
+    table = ran("prune", LLAMA, "-o", tmp_path / "a", *words)
     printed = json.loads(ran("prune", LLAMA, "-o", tmp_path / "b", *words, "--json"))
     assert printed == json.loads((tmp_path / "b" / "pruning.json").read_text())
     total = f"{printed['total_pruned']:,}"
-    last = next(line for line in table.splitlines() if line.lstrip().startswith("all"))
     weights = f"{printed['total_weights']:,}"
-    assert last.split()[1:6] == [weights, total, total, "0", total]  # asked, pruned, kept, zeros
+    assert f"reached ({total} of {weights} weights; {total} zeros in the file)" in table
+    last = ran("inspect", tmp_path / "a").splitlines()[-1]
+    assert last.startswith(f"zeros {total} of {weights}")
     assert f"{printed['total_weights']:,} prunable weights" in table
     assert printed["total_pruned"] == round(0.6 * printed["total_weights"])
 
 
 def test_the_pruned_model_is_a_model(tmp_path: Path) -> None:
-    words = (*SMALL, "--sparsity", 0.5, "--correct", "none")
+    words = (*SMALL, "--sparsity", 0.5, "--allocation", "uniform")
     ran("prune", LLAMA, "-o", tmp_path / "a", *words)
     assert forward(read_model(tmp_path / "a"), [[1, 5, 7]]).logits.shape == (1, 3, 264)
     ran("prune", tmp_path / "a", "-o", tmp_path / "b", *words)  # nothing is left to do
@@ -441,4 +441,4 @@ def test_from_python(tmp_path: Path) -> None:
         with pytest.raises(RefimplError, match="another model"):
             prune(model, tmp_path / "other", other)
     with pytest.raises(RefimplError, match="nonsense"):
-        Pruner("nonsense")  # type: ignore[arg-type]
+        PrunerOptions("nonsense")  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from pruned_models import Decision, pruned_linears, write_pruned
 from safetensors import safe_open
 
-from refimpl import Model, Pattern, Pruner, RefimplError, prune, read_model
+from refimpl import Model, Pattern, PrunerOptions, RefimplError, prune, read_model
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.layout import cut
 from refimpl.model.weight import DTYPES
@@ -235,7 +235,7 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
 
     before = most = resident()
     how: dict[str, Any] = {"threads": 1, "progress": note, "measure": note}
-    prune(model, tmp_path / "out", Pattern(2, 4), Pruner("magnitude"), **how)
+    prune(model, tmp_path / "out", Pattern(2, 4), PrunerOptions("magnitude"), **how)
     assert most - before < 1.5 * room  # 12 blocks have three times as much
 
 

@@ -138,9 +138,9 @@ def test_transformers_and_safetensors_read_a_pruned_model(
     name: str, method: str, target: tuple[str, str], room: Path
 ) -> None:
     dense, out = model_folder(name, room), room / "out"
-    options: list[object] = [*target, "--method", method]
+    options: list[object] = [*target, "--pruner", method]
     if target == SPARSITY:
-        options += ["--correct", "none"]
+        options += ["--allocation", "uniform"]
     if method in ("wanda", "sparsegpt"):
         options += ["--text", CALIBRATION, "--samples", 2, "--seq-len", 128]
     done = run("prune", dense, "-o", out, *options)

@@ -93,7 +93,7 @@ def test_the_same_weights_go_as_in_torch(name: str, tmp_path: Path) -> None:
     ids = expected_of(name)[0]
     np.save(tmp_path / "ids.npy", ids)
     ran("prune", FIXTURES / name, "-o", tmp_path / "out", "--tokens", tmp_path / "ids.npy",
-        "--sparsity", 0.5, "--correct", "none", "--dtype", "float64")  # fmt: skip
+        "--sparsity", 0.5, "--allocation", "uniform", "--dtype", "float64")  # fmt: skip
     ours = load_file(tmp_path / "out" / "model.safetensors")
     theirs = pruned_by_torch(name, ids)
     assert sum(".experts." in key for key in theirs) == 3 * 5 * len(

@@ -9,9 +9,9 @@ from conftest import FIXTURES
 from gates import expected_of, model_of, worst_token
 from safetensors.numpy import load_file
 
-from refimpl import Pattern, Pruner, forward, prune, read_model
+from refimpl import Pattern, PrunerOptions, forward, prune, read_model
 from refimpl.model.ops import Array
-from refimpl.pruners.method import Method
+from refimpl.pruners.pruner import Pruner
 from refimpl.tokens import Tokens
 
 STACK = {
@@ -33,10 +33,10 @@ def by_linear(case: str, stored: dict[str, Array], block: int, expert: int) -> d
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("case", STACK)
 def test_every_expert_has_its_pattern_in_the_stored_stack(
-    case: str, method: Method, tmp_path: Path
+    case: str, method: Pruner, tmp_path: Path
 ) -> None:
     tokens = Tokens(expected_of(case)[0], "of the fixture", "ids")
-    prune(model_of(case), tmp_path / "out", Pattern(2, 4), Pruner(method), tokens)
+    prune(model_of(case), tmp_path / "out", Pattern(2, 4), PrunerOptions(method), tokens)
     old, new = (load_file(x / "model.safetensors") for x in (FIXTURES / case, tmp_path / "out"))
     record = json.loads((tmp_path / "out" / "pruning.json").read_text("utf-8"))
     assert {name: x.shape for name, x in new.items()} == {name: x.shape for name, x in old.items()}
@@ -62,7 +62,7 @@ def test_every_expert_has_its_pattern_in_the_stored_stack(
 def test_transformers_computes_the_same_from_the_pruned_stacks(case: str, tmp_path: Path) -> None:
     torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
     ids = expected_of(case)[0]
-    prune(model_of(case), tmp_path / "out", Pattern(2, 4), Pruner("magnitude"))
+    prune(model_of(case), tmp_path / "out", Pattern(2, 4), PrunerOptions("magnitude"))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=torch.float32, attn_implementation="eager"
     )

@@ -103,7 +103,7 @@ def test_every_picture_has_words_and_a_table(text: str) -> None:
 def test_pictures_stay_in_their_frame(text: str) -> None:
     for picture in Page(text).all("svg"):
         *_, width, height = map(float, picture.attributes["viewbox"].split())
-        _, above, *_ = map(float, picture.attributes["data-whole"].split())
+        _, above, *_ = map(float, picture.attributes["data-titled"].split())
         (heading,) = [g for g in picture.all("g") if g.attributes["class"] == "heading"]
         for label in picture.all("text"):
             x, y = (float(label.attributes[name]) for name in "xy")
@@ -126,7 +126,7 @@ def test_tables_hold_the_numbers_of_the_scores(files: dict[str, Path]) -> None:
         angles = [[float(np.degrees(np.arccos(a))) for a in row] for row in alignments]
         for name, which, values, form in (
             ("drift", 0, drifts, ".4g"), ("map", 0, drifts, ".4g"),
-            ("turn", 0, angles, ".4g"), ("turn", 1, alignments, ".7f"),
+            ("angle", 0, angles, ".4g"), ("angle", 1, alignments, ".7f"),
         ):  # fmt: skip
             head, body = page.figure(f"s0-{j}-{name}").rows(which)
             assert head == ["perturbed", "after 0", "after 1", "after 2", "after 3"]
@@ -388,13 +388,13 @@ def test_ticks_are_round_few_and_inside(low: float, high: float, log: bool) -> N
 
 
 def test_a_scale_is_linear_or_logarithmic() -> None:
-    assert AxisScale("", 0, 10).place(2.5, 100, 0) == 75
-    assert AxisScale("", 0.01, 1, True).place(0.1, 0, 100) == pytest.approx(50)
+    assert AxisScale("", 0, 10).position(2.5, 100, 0) == 75
+    assert AxisScale("", 0.01, 1, True).position(0.1, 0, 100) == pytest.approx(50)
     for ends in ((0, 1), (1, 0)):
         assert (
-            AxisScale("", *ends).place(2, 0, 100) == 100 * ends[1]
+            AxisScale("", *ends).position(2, 0, 100) == 100 * ends[1]
         )  # what is outside stays in the frame
-    assert np.isnan([AxisScale("", 1, 2, True).place(x, 0, 1) for x in (-1, 0, np.nan)]).all()
+    assert np.isnan([AxisScale("", 1, 2, True).position(x, 0, 1) for x in (-1, 0, np.nan)]).all()
 
 
 def test_numbers_and_values_as_text() -> None:

@@ -118,7 +118,7 @@ def test_a_budget(there: There, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_a_pruned_model(method: str, there: There, tmp_path: Path) -> None:
-    words = ("prune", FIXTURES / "llama", "--samples", 4, "--method", method, "--nm", "2:4")
+    words = ("prune", FIXTURES / "llama", "--samples", 4, "--pruner", method, "--nm", "2:4")
     ran(*words, "-o", tmp_path / "here")
     there.run(*words, "-o", tmp_path / "there")
     assert content(tmp_path / "there") == content(tmp_path / "here")
@@ -154,7 +154,7 @@ def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Pa
 @pytest.mark.dask
 def test_a_worker_killed_while_a_model_is_pruned(cluster: Cluster, tmp_path: Path) -> None:
     words = ("prune", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--nm", "2:4")
-    words += ("--method", "sparsegpt")
+    words += ("--pruner", "sparsegpt")
     ran(*words, "-o", tmp_path / "here")
     sent = tmp_path / ".there.part" / "sent"
     with started(*words, "-o", tmp_path / "there", *cluster.options) as process:

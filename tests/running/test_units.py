@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_info
 from refimpl import (
     Pattern,
     Perturbation,
-    Pruner,
+    PrunerOptions,
     RefimplError,
     Request,
     Scores,
@@ -135,7 +135,7 @@ def test_pruned_files(method: Any, stored: str, place: dict[str, Any], tmp_path:
     model = read_model(llama_of(tmp_path / "model", stored))
     tokens = random_tokens(model.config.vocab_size, 3, 24)
     for name, options in (("here", {}), ("there", place)):
-        prune(model, tmp_path / name, Pattern(2, 4), Pruner(method), tokens, **options)
+        prune(model, tmp_path / name, Pattern(2, 4), PrunerOptions(method), tokens, **options)
     assert content(tmp_path / "here") == content(tmp_path / "there")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -166,7 +166,7 @@ def test_models_elsewhere(case: str, method: Any, processes: Executor, tmp_path:
     tokens = random_tokens(model.config.vocab_size, 5, 12)  # more than one per unit
     for name, options in (("here", {}), ("there", {"executor": processes})):
         options |= {"dtype": np.float64}
-        prune(model, tmp_path / name, Pattern(2, 4), Pruner(method), tokens, **options)
+        prune(model, tmp_path / name, Pattern(2, 4), PrunerOptions(method), tokens, **options)
     assert content(tmp_path / "here") == content(tmp_path / "there")
 
 
@@ -182,7 +182,7 @@ def test_workers_compute_all_that_units_do(
     monkeypatch.setattr("refimpl.pruning.pruned_linears.decision", here)
     options: dict[str, Any] = {"executor": processes}
     progress = {**options, "progress": lambda done, total: passes.append(done / total)}
-    prune(model, tmp_path / "out", Pattern(2, 4), Pruner("sparsegpt"), tokens, **progress)
+    prune(model, tmp_path / "out", Pattern(2, 4), PrunerOptions("sparsegpt"), tokens, **progress)
     # 3 sequences, 4 blocks before and 3 after; 4 blocks decided, whose 28 linears count nothing
     assert sorted(set(passes)) == [n / 25 for n in range(1, 26)]
     for name in ("block", "block_with_sums"):

@@ -570,7 +570,7 @@ def test_stacks_are_of_one_sequence_draw_and_eta_and_of_few_rows(
     cut = stacks(states, length)
     assert [a for stack in cut for a in stack] == states
     for stack in cut:
-        assert len({(a.sequence, a.draw, a.eta) for a in stack}) == 1
+        assert len({(a.sequence, a.draw, a.variant) for a in stack}) == 1
         assert len(stack) == 1 or len(stack) * length <= grouping.ROWS
     shuffled = data.draw(st.permutations(states))
     assert sorted(stacks(shuffled, length)) == cut

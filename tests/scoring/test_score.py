@@ -16,7 +16,7 @@ from refimpl.method.spectrum import alphapruning_alpha, esd
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
-from refimpl.pruners.decision import Pruner, decision
+from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Measurements
 from refimpl.scoring.probe_counts import probe_counts
@@ -269,7 +269,9 @@ def test_linears_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None
         for _, each in passed:
             add_sums(total, each)
         count = round(share * weight.size)
-        keep, new = decision(weight, total[input_of(name)], len(ids), count, Pruner(pruner, 0.2))
+        keep, new = decision(
+            weight, total[input_of(name)], len(ids), count, PrunerOptions(pruner, 0.2)
+        )
         thin = np.where(keep, weight if new is None else new, 0)
         model = with_weight(LLAMA, f"blocks.{block}.{name}.weight", thin)
         pruned = log_softmax(forward(model, ids, dtype=np.float64).logits)

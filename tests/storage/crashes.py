@@ -60,7 +60,7 @@ COMMANDS = {
     ),
     "allocate": Command(("allocate", "SCORES")),
     "prune": Command((*PRUNE, "--nm", "2:4"), "out", content),
-    "prune --sparsity": Command((*PRUNE, "--sparsity", 0.5, "--base", "owl"), "out", content),
+    "prune --sparsity": Command((*PRUNE, "--sparsity", 0.5), "out", content),
     "inspect": Command(("inspect", LLAMA)),
     "eval": Command(("eval", LLAMA, "--text", TEXT, "--windows", 2, "--threads", 1)),
     "export": Command(("export", LLAMA), "out.onnx", graph),

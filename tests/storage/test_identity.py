@@ -16,7 +16,7 @@ from documents import before_unit, files, interrupt, units
 from processes import ENV
 from program import ran, refused, run
 
-from refimpl import Perturbation, Pruner, read_model
+from refimpl import Perturbation, PrunerOptions, read_model
 from refimpl.allocation.request import Request
 from refimpl.running.provenance import PIECE, PIECES, identity, sample_digest
 from refimpl.running.settings import Settings
@@ -39,7 +39,7 @@ OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
         "max_correction": 0.3, "correction_scale": "max", "lo": 0.1, "hi": 0.8, "compat": "peer",
         "kappa": "own",
     },
-    Pruner: {"method": "sparsegpt", "damping": 0.1, "seed": 4},
+    PrunerOptions: {"pruner": "sparsegpt", "damping": 0.1, "seed": 4},
     Settings: {"dtype": "float64"},
 }  # fmt: skip
 SCHEDULING = {"threads", "memory", "executor", "progress", "finished", "resume"}
@@ -228,7 +228,7 @@ DAMAGES = {
 @pytest.mark.parametrize("method", ["wanda", "magnitude"])
 def test_no_damage_of_a_stopped_pruning_is_believed(method: str, tmp_path: Path) -> None:
     tokens = SMALL if method == "wanda" else ()
-    words = ("prune", LLAMA, *tokens, "--nm", "2:4", "--method", method, "-o")
+    words = ("prune", LLAMA, *tokens, "--nm", "2:4", "--pruner", method, "-o")
     ran(*words, tmp_path / "whole")
     with before_unit(3, interrupt):
         assert run(*words, tmp_path / "first").code == 130

@@ -24,8 +24,8 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "score": (*SCORE, "--draws", 6),
     "score, pruning": (*SCORE, "--perturbation", "pruning", "--base", "owl"),
     "score, processes": (*SCORE, "--draws", 6, "--executor", "processes", "--threads", 2),
-    "prune, scored": (*PRUNE, "--base", "owl"),
-    "prune, sparsegpt": (*PRUNE[:-2], "--nm", "2:4", "--method", "sparsegpt"),
+    "prune, scored": PRUNE,
+    "prune, sparsegpt": (*PRUNE[:-2], "--nm", "2:4", "--pruner", "sparsegpt"),
     "prune, processes": (*PRUNE[:-2], "--nm", "2:4", "--executor", "processes", "--threads", 2),
 }
 KILL, POLITE = (signal.SIGKILL,), (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
@@ -88,7 +88,7 @@ def test_fifty_kills(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_few_stops(tmp_path: Path) -> None:
-    words = ("prune", LLAMA, "--nm", "2:4", "--method", "sparsegpt", "--seq-len", 64)
+    words = ("prune", LLAMA, "--nm", "2:4", "--pruner", "sparsegpt", "--seq-len", 64)
     survives(words, tmp_path, 6, POLITE)
 
 

@@ -9,12 +9,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from checkpoints import altered
+from cli_page import commands
 from conftest import FIXTURES
 from crashes import COMMANDS
 from program import ran, refused
 
 from refimpl.cli import options as opt
-from refimpl.cli.main import program
 
 SMALL = ("--samples", "1", "--seq-len", "6")
 CASE = FIXTURES / "cases" / "llama"
@@ -102,16 +102,13 @@ def test_without_an_output_nothing_is_written(
     assert contents(tmp_path) == before
 
 
-def commands(group: Any) -> list[Any]:
-    inner = [
-        command for each in group.registered_groups for command in commands(each.typer_instance)
-    ]
-    return [each.callback for each in group.registered_commands] + inner
+def functions() -> list[Any]:
+    return [command.callback for command in commands().values()]
 
 
 def test_every_output_is_known_as_one() -> None:
     """Each option -o has a mark, or `check_outputs` would take it for an input."""
-    for command in commands(program()):
+    for command in functions():
         for parameter in signature(command).parameters.values():
             _, *marks = get_args(parameter.annotation) or (None,)
             names = {name for mark in marks for name in getattr(mark, "param_decls", None) or ()}
@@ -122,7 +119,7 @@ def test_every_output_is_known_as_one() -> None:
 def test_every_command_that_writes_is_in_the_table() -> None:
     writing = {
         command.__module__.rpartition(".")[2] + command.__name__
-        for command in commands(program())
+        for command in functions()
         if any(
             isinstance(mark, opt.OutputKind)
             for parameter in signature(command).parameters.values()
@@ -132,7 +129,7 @@ def test_every_command_that_writes_is_in_the_table() -> None:
     assert len({name.split(" --")[0] for name in COMMANDS}) == len(writing)
 
 
-@pytest.mark.parametrize("more", [(), ("--base", "uniform", "--correct", "none")])
+@pytest.mark.parametrize("more", [(), ("--allocation", "uniform")])
 def test_a_refusal_between_scoring_and_pruning_leaves_nothing(
     more: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -141,6 +138,6 @@ def test_a_refusal_between_scoring_and_pruning_leaves_nothing(
         arrays["lm_head.weight"][0, 0] = np.nan
 
     model = altered(tmp_path / "model", "llama", spoil)
-    words = ("--sparsity", 0.5, "--method", "magnitude", "--tokens", "random", "--samples", 1)
+    words = ("--sparsity", 0.5, "--pruner", "magnitude", "--tokens", "random", "--samples", 1)
     refused("prune", model, "-o", tmp_path / "out", *words, *more)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

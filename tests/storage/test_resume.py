@@ -22,7 +22,7 @@ from refimpl.storage.finished_units import are_left, discard, finished_units
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
-OWL = ("--sparsity", 0.5, "--base", "owl")
+HALF = ("--sparsity", 0.5)
 RUNS: dict[str, tuple[object, ...]] = {
     "gaussian": ("score", *SMALL, "--eta", "0.01,0.5", "--draws", 2),
     "subset": ("score", *SMALL, "--eta", "0.01,0.5", "--draws", 2, "--subset", 2, "--base", "lsa"),
@@ -33,10 +33,10 @@ RUNS: dict[str, tuple[object, ...]] = {
     "alphas": ("score", *SMALL, "--base", "alphapruning", "--sparsity", 0.4),
     "eval": ("eval", "--text", FIXTURES / "text.txt", "--windows", 9, "--window", 20),
     "wanda": ("prune", *SMALL, "--nm", "2:4"),
-    "sparsegpt": ("prune", *SMALL, "--nm", "2:4", "--method", "sparsegpt"),
-    "random": ("prune", "--nm", "2:4", "--method", "random"),
-    "scored": ("prune", *SMALL, *OWL, "--method", "sparsegpt"),
-    "signals": ("prune", *SMALL, *OWL, "--correct", "none"),
+    "sparsegpt": ("prune", *SMALL, "--nm", "2:4", "--pruner", "sparsegpt"),
+    "random": ("prune", "--nm", "2:4", "--pruner", "random"),
+    "scored": ("prune", *SMALL, *HALF, "--pruner", "sparsegpt"),
+    "signals": ("prune", *SMALL, *HALF, "--allocation", "owl"),
 }
 PLACES = (("--threads", 1), ("--threads", 2, "--memory", "64K"), ("--executor", "processes"))
 

@@ -9,10 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import typer
 from regions import filled
 
-from refimpl.cli.main import program
+from refimpl.cli.main import COMMANDS, loaded
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 NAME = "from the program"
@@ -20,14 +19,11 @@ NAME = "from the program"
 
 def commands() -> dict[str, Any]:
     """The program's commands by name, those of a group as `case make`."""
-    group: Any = typer.main.get_command(program())
     commands: dict[str, Any] = {}
-    for name, command in group.commands.items():
+    for name in (name for panel in COMMANDS.values() for name in panel):
+        command = loaded(name)
         inner = getattr(command, "commands", {})
-        for word, one in inner.items():
-            one.rich_help_panel = command.rich_help_panel
-            commands[f"{name} {word}"] = one
-        commands |= {} if inner else {name: command}
+        commands |= {f"{name} {word}": one for word, one in inner.items()} or {name: command}
     return commands
 
 

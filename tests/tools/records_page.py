@@ -12,7 +12,7 @@ from regions import filled
 
 from refimpl.bases.base import Base, bases
 from refimpl.explanation.step import described, full_name
-from refimpl.pruners.method import Method, methods
+from refimpl.pruners.pruner import Pruner, pruners
 
 DOCS = Path(__file__).parents[2] / "docs"
 NEEDS = {
@@ -56,47 +56,47 @@ def of_base(base: Base) -> str:
     return f"{facts}{table}\n{formulas(base.formulas)}{deviations}"
 
 
-def of_method(method: Method) -> str:
+def of_pruner(pruner: Pruner) -> str:
     """The section of a pruner."""
-    title = method.title[0].upper() + method.title[1:]
-    needs = NEEDS[method.needs or "weights"]
-    facts = f"\n## {title}\n\n`--method {method.name}` looks at {needs}. Source: {method.source}.\n"
-    options = ", ".join(f"`{name}`" for name in method.options)
-    deviations = f"\nDeviations: {method.deviations}.\n" if method.deviations else ""
+    title = pruner.title[0].upper() + pruner.title[1:]
+    needs = NEEDS[pruner.needs or "weights"]
+    facts = f"\n## {title}\n\n`--pruner {pruner.name}` looks at {needs}. Source: {pruner.source}.\n"
+    options = ", ".join(f"`{name}`" for name in pruner.options)
+    deviations = f"\nDeviations: {pruner.deviations}.\n" if pruner.deviations else ""
     return facts + (f"\nOptions: {options}.\n" if options else "") + deviations
 
 
-def module_of(record: Base | Method) -> str:
+def module_of(record: Base | Pruner) -> str:
     """The module of the first function of a record, which is its own."""
     function = record.allocation if isinstance(record, Base) else record.score or record.compensate
     assert function is not None
     return function.__module__
 
 
-def members(records: Iterable[Base | Method]) -> str:
+def members(records: Iterable[Base | Pruner]) -> str:
     """The library's page: what the modules of records hold."""
     return "".join(
         f".. automodule:: {module}\n   :members:\n" for module in map(module_of, records)
     )
 
 
-def titles(records: Iterable[Base | Method]) -> str:
+def titles(records: Iterable[Base | Pruner]) -> str:
     """Titles, as in a sentence."""
     return ", ".join(record.title for record in records)
 
 
 def pages() -> dict[Path, str]:
     """Every page with what the records say."""
-    ours, pruners = bases().values(), methods().values()
+    base_records, pruner_records = bases().values(), pruners().values()
     written = {
-        DOCS / "reference" / "bases.md": BASES_HEAD + "".join(map(of_base, ours)),
-        DOCS / "reference" / "pruners.md": PRUNERS_HEAD + "".join(map(of_method, pruners)),
+        DOCS / "reference" / "bases.md": BASES_HEAD + "".join(map(of_base, base_records)),
+        DOCS / "reference" / "pruners.md": PRUNERS_HEAD + "".join(map(of_pruner, pruner_records)),
     }
     lists = {
-        "modules of bases": f"\n```{{eval-rst}}\n{members(ours)}```\n",
-        "modules of pruners": f"\n```{{eval-rst}}\n{members(pruners)}```\n",
-        "bases": titles(ours),
-        "pruners": titles(pruners),
+        "modules of bases": f"\n```{{eval-rst}}\n{members(base_records)}```\n",
+        "modules of pruners": f"\n```{{eval-rst}}\n{members(pruner_records)}```\n",
+        "bases": titles(base_records),
+        "pruners": titles(pruner_records),
     }
     for path in (DOCS / "reference" / "api.md", DOCS / "index.md", DOCS.parent / "README.md"):
         written[path] = filled(path.read_text("utf-8"), lists)

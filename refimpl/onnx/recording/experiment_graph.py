@@ -67,7 +67,7 @@ def experiment_graph(recording: Recording, plan: Perturbation, squares: bool = F
             "noise": add("Compress", noise, starts_here, axis=0, axes=(born, SEQUENCE, width)),
             "eta": add("Compress", eta, starts_here, axis=0, axes=(born,)),
         }
-        new: Any = graph.call("push", _perturb(plan), inputs, f"blocks.{i}.push", PERTURB_DOC)
+        new: Any = graph.call("perturb", _perturb(plan), inputs, f"blocks.{i}.perturb", PERTURB_DOC)
         rows = (f"states.{i + 1}", SEQUENCE)
         each = add("Concat", add("Shape", new["states"], end=1), [1], axis=0)
         kept_by = add("Expand", new["kept"], each, axes=(born, SEQUENCE))

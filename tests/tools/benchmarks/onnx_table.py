@@ -23,7 +23,7 @@ from figure import markdown, spread
 from machine import machine, memory_of
 from process import run
 
-from refimpl import Pattern, Pruner, forward, prune, read_model
+from refimpl import Pattern, PrunerOptions, forward, prune, read_model
 from refimpl.comparison.agreement import worst_token
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.onnx.export import export
@@ -62,7 +62,7 @@ def families(given: argparse.Namespace) -> Iterator[Table]:
         cells = []
         with TemporaryDirectory() as name:
             half = Path(name, "half")
-            prune(read_model(FIXTURES / case), half, Pattern(2, 4), Pruner("magnitude"))
+            prune(read_model(FIXTURES / case), half, Pattern(2, 4), PrunerOptions("magnitude"))
             for kind, dtype, runtime in columns:
                 model = read_model(half if kind == "pruned" else FIXTURES / case)
                 path = Path(name, f"{kind}-{dtype}-{runtime}.onnx")

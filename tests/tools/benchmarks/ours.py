@@ -160,7 +160,7 @@ def allocation(model: str, ids: str, base: str) -> dict[str, Any]:
 
 def wanda(model: str, ids: str, out: str, sparsity: float, compat: str = "peer") -> dict[str, Any]:
     """`refimpl prune` by Wanda, counted as the original does."""
-    how = f"--correct none --method wanda --compat {compat} --force"
+    how = f"--allocation uniform --pruner wanda --compat {compat} --force"
     return command(f"prune {model} -o {out} --tokens {ids} --sparsity {sparsity} {how}".split())
 
 

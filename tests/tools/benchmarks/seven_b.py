@@ -37,7 +37,7 @@ def seven_b(scratch: Path, shape: shapes.Shape, tokens: int, sparsity: float) ->
     }  # fmt: skip
     print(f"made {found['bytes'] / 1e9:.2f} GB in {found['made']:.0f} s", flush=True)
     size = f"--samples 1 --seq-len {tokens}"
-    how = f"--sparsity {sparsity} --correct none"
+    how = f"--sparsity {sparsity} --allocation uniform"
     for name, words in {
         "score": f"score {model} {size}",
         "prune": f"prune {model} -o {scratch / 'pruned'} {size} {how}",

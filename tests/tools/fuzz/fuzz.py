@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -180,8 +181,9 @@ def prepare(parent: Path) -> Path:
     from refimpl.cli import main
 
     whole = typer.main.get_command(main.program())
+    vars(main)["loaded"] = cache(main.loaded)
     commands()  # of the real program
-    vars(main)["program"] = lambda name: whole  # made once, not in each child
+    vars(main)["program"] = lambda: whole  # made once, not in each child
     adopt_orphans()
     folder = parent / "good"
     make_folder(folder)

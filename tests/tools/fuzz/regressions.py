@@ -49,7 +49,7 @@ OPTIONS = [
     ["score", "model", *_SMALL, "-o", "/"],
     ["eval", "model", "--tokens", "ids.jsonl", "-o", "."],
     ["export", "model", "-o", ""],
-    ["prune", "model", "-o", "/", "--method", "magnitude"],
+    ["prune", "model", "-o", "/", "--pruner", "magnitude"],
     ["prune", "model", "-o", "a" * 246, "--seq-len", "65"],
     ["check", "case", "actual.safetensors", "-o", "model/model.safetensors"],
     ["explain", "model", *_SMALL, "--eta", "1e-7"],

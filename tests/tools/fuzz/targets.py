@@ -36,15 +36,15 @@ SERVED = ("served/model", "served/gguf")  # by a server on localhost
 
 def _model_commands(model: str) -> list[list[str]]:
     """What reads the weights of a model and computes with them."""
-    half, uniform = ["--sparsity", "0.5"], ["--base", "uniform", "--correct", "none"]
+    half, uniform = ["--sparsity", "0.5"], ["--allocation", "uniform"]
     return [
         ["inspect", model], ["inspect", model, "--json"], ["score", model, *DRAWN],
         ["score", model, *DRAWN, "--correct", "divergence", "--json"],
         ["score", model, *DRAWN, "--perturbation", "pruning", "--base", "owl"],
         ["eval", model, "--tokens", "ids.jsonl"], ["explain", model, *DRAWN],
-        ["prune", model, "-o", "out", *half, *uniform, "--method", "magnitude"],
+        ["prune", model, "-o", "out", *half, *uniform, "--pruner", "magnitude"],
         ["prune", model, "-o", "out", *half, *DRAWN],
-        ["prune", model, "-o", "out", *DRAWN, "--nm", "2:4", "--method", "sparsegpt"],
+        ["prune", model, "-o", "out", *DRAWN, "--nm", "2:4", "--pruner", "sparsegpt"],
         ["export", model, "-o", "out.onnx"], ["case", "make", model, "-o", "out", *DRAWN],
         ["score", model, *DRAWN, "--estimate"],
     ]  # fmt: skip
@@ -86,8 +86,8 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "pruned/pruning.json": [
         ["inspect", "pruned"], *_reports("pruned"), *_reports("scores.json", "pruned/pruning.json"),
         *_reports("eval.json", "pruned"), ["eval", "pruned", "--tokens", "ids.jsonl"],
-        ["prune", "pruned", "-o", "out", "--sparsity", "0.5", "--method", "magnitude"],
-        ["prune", "model", "-o", "pruned", "--nm", "2:4", "--method", "magnitude", "--force"],
+        ["prune", "pruned", "-o", "out", "--sparsity", "0.5", "--pruner", "magnitude"],
+        ["prune", "model", "-o", "pruned", "--nm", "2:4", "--pruner", "magnitude", "--force"],
     ],
     "text.txt": [
         ["score", "model", *TEXT, *SMALL], ["eval", "model", *TEXT, "--window", "8"],
@@ -105,7 +105,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
         ["allocate", "scores.json"], ["allocate", "scores.json", "--base", "owl", "--json"],
         ["allocate", "scores.json", "--correct", "none", "-v"], *_reports("scores.json"),
         *_reports("scores.json", "eval.json"), *_reports("scores.json", "pruning-scores.json"),
-        ["prune", "model", "-o", "out", "--allocation", "scores.json", "--method", "magnitude"],
+        ["prune", "model", "-o", "out", "--allocation", "scores.json", "--pruner", "magnitude"],
         ["prune", "model", "-o", "out", "--allocation", "scores.json", *DRAWN, "--json"],
     ],
     "pruning-scores.json": [
@@ -127,7 +127,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "split-00002-of-00002.gguf": [["inspect", "split-00001-of-00002.gguf"]],
     "imatrix.gguf": [
         ["prune", "model", "-o", "out", "--imatrix", "imatrix.gguf", "--sparsity", "0.5",
-         "--base", "uniform", "--correct", "none"],
+         "--allocation", "uniform"],
         ["prune", "model", "-o", "out", "--imatrix", "imatrix.gguf", "--nm", "2:4"],
     ],
     f"{HUB}/refs/main": [["inspect", "org/tiny"], ["inspect", HUB], ["score", "org/tiny", *DRAWN]],
@@ -194,7 +194,7 @@ def make_folder(folder: Path) -> None:
     for words in (
         ["score", "model", "--samples", "1", "--seq-len", "6", "-o", "scores.json"],
         ["score", "model", *DRAWN, *pruning, "-o", "pruning-scores.json"],
-        ["prune", "model", "-o", "pruned", "--sparsity", "0.5", "--method", "magnitude"],
+        ["prune", "model", "-o", "pruned", "--sparsity", "0.5", "--pruner", "magnitude"],
         ["eval", "model", "--tokens", "ids.jsonl", "--choices", "q.jsonl", "-o", "eval.json"],
         ["export", "model", "-o", "graph.onnx", "--weights", "embedded", "--outputs", "logits"],
         ["export", "model", "-o", "beside.onnx", "--weights", "external", "--outputs", "logits"],
@@ -378,14 +378,6 @@ def value_of(option: Any, random: Random) -> str:
 @cache
 def commands() -> list[tuple[str, object]]:
     """Every command of the program and its parameters."""
-    import typer
+    from cli_page import commands
 
-    from refimpl.cli.main import program
-
-    found = []
-    for name, command in typer.main.get_command(program()).commands.items():  # type: ignore[attr-defined]
-        inner = getattr(command, "commands", None)
-        found += (
-            [(name, command)] if inner is None else [(f"{name} {k}", v) for k, v in inner.items()]
-        )
-    return found
+    return [*commands().items()]

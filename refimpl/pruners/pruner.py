@@ -53,11 +53,11 @@ class LinearInputs:
 
 
 @dataclass(frozen=True)
-class Method:
+class Pruner:
     """A pruner. Its file says all that the program knows of it.
 
     Args:
-        name: As --method takes it.
+        name: As --pruner takes it.
         title: As people write it.
         source: Where it was published, and the code that `keep_peer` reproduces.
         score: From a linear to the score of every weight, [out, in]; the lowest go.
@@ -68,7 +68,7 @@ class Method:
         compensate: In place of all these, for pruners that change the weights that stay.
         needs: What is summed of the inputs of the linear; None for pruners that look at weights
             alone.
-        options: Which fields of `Pruner` it uses.
+        options: Which fields of `PrunerOptions` it uses.
         deviations: How the published code differs.
     """
 
@@ -89,15 +89,15 @@ class Method:
         return self.keep_peer is not None or self.compensate is not None
 
 
-def methods() -> dict[str, Method]:
+def pruners() -> dict[str, Pruner]:
     """The pruners of this package, by name."""
-    return records("refimpl.pruners", Method)
+    return records("refimpl.pruners", Pruner)
 
 
 @checked
-def method_named(name: str, what: str = "method") -> Method:
+def pruner_named(name: str, what: str = "pruner") -> Pruner:
     """The pruner of a name: of this package, or of another one's entry points."""
-    found = named(name, "refimpl.pruners", Method)
+    found = named(name, "refimpl.pruners", Pruner)
     if found is None:
-        raise RefimplError(f"{what} {name!r}", " or ".join(methods()), "choose one of these")
+        raise RefimplError(f"{what} {name!r}", " or ".join(pruners()), "choose one of these")
     return found

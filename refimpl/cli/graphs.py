@@ -1,0 +1,140 @@
+"""`refimpl export` and `refimpl validate`: a model as an ONNX graph, and whether runtimes agree."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from refimpl.arguments import common_option, option
+from refimpl.cli.groups import (
+    NOISE,
+    JsonFlag,
+    ModelPath,
+    NoiseVariants,
+    Outputs,
+    Source,
+    Where,
+    source_group,
+)
+from refimpl.cli.options import Group, refuse, with_groups
+from refimpl.cli.outputs import OutputKind, output_option
+from refimpl.cli.terminal import deliver
+from refimpl.tokens.samples import VALIDATED
+
+TIME_LIMIT = (
+    "The longest that the graph's file may take to open, or for one run. Default: a minute, and "
+    "more for a large model or many tokens."
+)
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What the graph computes, and how it is written."""
+
+    output: Path | None = output_option(
+        None,
+        "The graph's file, which appears whole or not at all. Default: beside the weights.",
+        "FILE.onnx",
+        OutputKind.GRAPH,
+    )
+    dtype: Literal["float32", "float64"] = option(
+        "float32", "Precision of the computation. float64 certifies float32."
+    )
+    weights: Literal["external", "reference", "embedded"] = common_option(
+        "external",
+        "external: copied into one file beside the graph, FILE.onnx.data. reference: not copied; "
+        "the graph points into the model's own files. embedded: in the graph's file.",
+    )
+    outputs: Literal["logits", "trace"] = common_option(
+        "logits", "logits, or trace: every step of every block as well."
+    )
+    experiment: bool = common_option(
+        False,
+        "Export the perturbation experiment instead of the model: from token ids and noise to "
+        "drift, alignment and absorption coefficients.",
+    )
+    opset: int | None = option(
+        None, "Version of ONNX's operators, 18 to 25. Default: 21, or 23 with --fused.", "N"
+    )
+    fused: bool = option(
+        False, "Write attention, rotary positions and RMS norms as one operator each; float32 only."
+    )
+    force: bool = option(False, "Replace an existing output.")
+
+
+@with_groups
+def export_command(
+    context: typer.Context,
+    model: ModelPath,
+    *,
+    where: Where,
+    graph: Annotated[GraphOptions, Group("Graph")],
+    plan: NoiseVariants,
+    to: JsonFlag,
+) -> None:
+    """The graph takes any batch size and length. Needs pip install 'refimpl[onnx]'."""
+    if graph.experiment:
+        refuse(context, ("outputs",), "--experiment", "the outputs of the experiment")
+    else:
+        of_noise = [f"variant {name}" for name in NOISE]
+        refuse(context, of_noise, "a model's graph", "--experiment, which perturbs states")
+    from refimpl.onnx.export import export, exported_document
+    from refimpl.show.export import export_table
+
+    options = vars(graph) | {"experiment": plan if graph.experiment else None}
+    exported = export(where.read(model), options.pop("output"), **options)
+    deliver(exported_document(exported), export_table(exported), to.json)
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """What is compared, and how."""
+
+    graph: Path | None = common_option(
+        None,
+        "The model's ONNX graph. If it outputs no trace points, only its logits are compared. "
+        "Default: a graph with every trace point, recorded for this run.",
+        "FILE.onnx",
+    )
+    against: Literal["onnxruntime", "onnx-reference", "torch"] = common_option(
+        "onnxruntime",
+        "What runs the graph: onnxruntime, or the evaluator of onnx. torch runs transformers "
+        "instead of a graph, if it is installed.",
+    )
+    device: Literal["auto", "cuda", "cpu"] = option(
+        "auto", "auto: a GPU if one works, else the CPU."
+    )
+    dtype: Literal["float32", "float64"] | None = option(
+        None, "Precision. Default: both, or that of the graph's file."
+    )
+    threads: int | None = option(
+        None, "Threads of onnxruntime, 1 or more. Default: one per core.", "N"
+    )
+    time_limit: float | None = option(None, TIME_LIMIT, "SECONDS")
+
+
+@with_groups
+def validate_command(
+    model: ModelPath,
+    *,
+    where: Where,
+    options: Annotated[ComparisonOptions, Group("Comparison")],
+    source: Annotated[Source, source_group(*VALIDATED)],
+    to: Outputs,
+) -> None:
+    """Judges as refimpl check does. Needs pip install 'refimpl[onnx]'.
+
+    Exits with 0 if all steps agree, with 1 if one diverges, and with 3 if nothing diverges, but a
+    step is missing or not resolved by the dtype.
+    """
+    from refimpl.onnx.validate import validate, validation_tokens
+    from refimpl.oracle.check import EXIT
+    from refimpl.show.validation import validation_document, validation_table
+
+    opened, how = where.read(model), dict(vars(options))
+    how["dtypes"] = (dtype := how.pop("dtype")) and (dtype,)
+    validation = validate(opened, validation_tokens(opened, **vars(source)), **how)
+    to.deliver(validation_document(validation), validation_table(validation))
+    if code := EXIT[validation.verdict]:
+        raise typer.Exit(code)
