@@ -59,10 +59,9 @@ def alphapruning(
 def _law(block: BlockInputs, name: str, fit: Any, xmin: Any) -> PowerLaw:
     """The power law of a linear; float64 certifies: singular values, and no Gram matrix."""
     try:
-        weight = block.weight(name)
         if block.dtype == np.float64:
-            return alphapruning_alpha(esd(weight), fit, xmin)
-        return power_law(weight, fit, xmin)
+            return alphapruning_alpha(esd(block.weight(name)), fit, xmin)
+        return power_law(block.weight(name), fit, xmin)
     except RefimplError as error:
         raise RefimplError(
             f"blocks.{block.index}.{name}: {error.problem}", error.expected, error.remedy
