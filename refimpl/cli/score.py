@@ -148,10 +148,15 @@ def _allocated(scores: Scores, wanted: Request, to: TableOptions) -> tuple[Mappi
     """The document and the table of scores, allocated at every eta; what to do next."""
     allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
     text = table(scores, allocations, style(), to.verbose)
-    if to.output is None:
+    if to.output is not None:
+        text += f"written:    {printable(to.output)}\n"
+    if wanted.correct == "absorption":  # shows the paper's experiment; docs/study.md
+        helps = f"refimpl prune MODEL -o OUT --sparsity {wanted.sparsity:g}"
+        said = "by what pruned best in docs/study.md; the paper's correction did not help there"
+        after = wrapped({"next:": [helps, said]})
+    elif to.output is None:
         said = "add -o FILE, and then refimpl prune MODEL -o OUT --allocation FILE"
         after = wrapped({"next:": [said]})
     else:
-        text += f"written:    {printable(to.output)}\n"
         after = command_lines(f"next:       refimpl prune MODEL -o OUT --allocation {to.output}")
     return document(scores, allocations), text + joined(after)

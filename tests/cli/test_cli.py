@@ -605,3 +605,16 @@ def test_allocate_keeps_what_the_scores_were_made_for(tmp_path: Path) -> None:
     assert "measured by pruning at base owl" in refused("allocate", path, "--base", "uniform")
     fixed = refused("allocate", path, "--max-correction", 0.1)
     assert "--max-correction with --strength measured" in fixed
+
+
+@pytest.mark.parametrize("to", [(), ("-o", "scores.json")])
+def test_the_next_command_prunes_by_what_helped_in_the_study(
+    to: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scored = ("score", LLAMA, "--samples", 2, "--seq-len", 8, "--sparsity", 0.6)
+    said = ran(*scored, *to).partition("next:")[2]
+    assert "--sparsity 0.6" in said
+    assert "--allocation" not in said
+    chosen = ran(*scored, "--correct", "divergence").partition("next:")[2]
+    assert "--allocation FILE" in chosen
