@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), *map(str, HERE.parents[1:3])]
+sys.path[:0] = [str(HERE), *map(str, HERE.parents[:3])]
 os.environ |= {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
