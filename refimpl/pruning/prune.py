@@ -118,9 +118,11 @@ def check_prune(
 ) -> None:
     """Refuse, before any work, a folder that cannot be written or that would damage an input.
 
-    `inputs` are other files that are read, by what to call them. There has to be room for the new
-    model and finished units: bits, new weights if the pruner changes them, and states.
+    So is a damaged record of an earlier pruning. `inputs` are other files that are read, by what to
+    call them. There has to be room for the new model and finished units: bits, new weights if the
+    pruner changes them, and states.
     """
+    read_record(model)
     files = copies(model)
     of_model = {f"the model's {name}": path for name, path in files.files.items()}
     read = {"the model": model.path, **of_model, **inputs}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -71,3 +72,11 @@ def test_stages_make_up_the_whole_time(tmp_path: Path) -> None:
     assert sum(seconds[stage] for stage in stages) == pytest.approx(seconds["total"])
     assert all(seconds[stage] > 0 for stage in stages)
     assert seconds["pruning"] >= document["run"]["seconds"]
+
+
+def test_a_damaged_record_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    model = shutil.copytree(LLAMA, tmp_path / "model")
+    (model / "pruning.json").write_text("{")
+    error = refused("prune", model, "-o", tmp_path / "out", *SMALL, "--sparsity", 0.5)
+    assert "pruning.json: not a record of a pruning" in error
+    assert [*tmp_path.iterdir()] == [model]
