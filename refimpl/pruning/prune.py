@@ -122,8 +122,8 @@ def check_prune(
     call them. There has to be room for the new model and finished units: bits, new weights if the
     pruner changes them, and states.
     """
-    read_record(model)
     files = copies(model)
+    read_record(model)
     of_model = {f"the model's {name}": path for name, path in files.files.items()}
     read = {"the model": model.path, **of_model, **inputs}
     units = 0.0 if pruner is None else 1.0 if pruner.record.compensate else 0.125
