@@ -5,13 +5,15 @@ from typing import Any
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.model.config import Experts
 
+MOST_EXPERTS = 10_000  # so that a damaged file does not fill the memory with names of linears
+
 
 def read_experts(keys: Keys, intermediate_size: int) -> Experts | None:
     """What all mixtures of a model share, or None; problems are noted in `keys`."""
     scoring = keys.family.scoring
     if scoring is None:
         return None
-    count, top_k = keys.size("num_experts"), keys.size("num_experts_per_tok")
+    count, top_k = keys.size("num_experts", most=MOST_EXPERTS), keys.size("num_experts_per_tok")
     size = keys.size("moe_intermediate_size", otherwise=intermediate_size)
     groups = keys.size("n_group", otherwise=1)
     kept = keys.size("topk_group", otherwise=1)

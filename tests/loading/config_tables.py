@@ -283,6 +283,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"intermediate_size": -1}, "intermediate_size: .*got -1"),
     ("llama", {"vocab_size": 10**30}, "of at most 2147483647, got 1000"),
     ("llama", {"num_hidden_layers": 10_001}, "of at most 10000"),
+    ("granitemoe", {"num_local_experts": 10_001}, "of at most 10000"),
     ("llama", {"hidden_size": [32]}, "hidden_size: .*got .32."),
     ("llama", {"rms_norm_eps": 0}, "rms_norm_eps: expected a positive number, got 0"),
     ("llama", {"rms_norm_eps": True}, "rms_norm_eps: .*got true"),
