@@ -50,7 +50,8 @@ def survives(
     expected, random, before = result(whole), np.random.default_rng(0), list[str]()
     stops = resumable = ends = 0
     while stops < kills or before:
-        force, old = ("--force",) if output.exists() else (), inode(output)
+        aside = (folder / ".out.part" / "old").exists()  # a kill between the two renames
+        force, old = ("--force",) if output.exists() or aside else (), inode(output)
         with started(*words, "-o", output, *force) as process:
             if stops < kills:
                 try:
