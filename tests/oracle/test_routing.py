@@ -143,4 +143,5 @@ def test_the_margin_is_that_of_the_token_at_the_edge() -> None:
     share /= share.sum(-1, keepdims=True)
     gap = (share[..., -2] - share[..., -3]) / (share[..., -2] + share[..., -3])
     assert unpacked(case.expected[step], z.shape[-1]).sum(-1).max() == 2
-    np.testing.assert_allclose(margins[1], gap.min(), rtol=1e-6)
+    half_a_unit = float(np.finfo(np.float32).eps) / 2  # in which margins are stored
+    np.testing.assert_allclose(margins[1], gap.min(), rtol=half_a_unit)

@@ -71,7 +71,7 @@ def test_a_chain_computes_what_the_commands_do(name: str) -> None:
     for step, value in by_commands(case):
         if step in chain:
             compared.add(step)
-            np.testing.assert_allclose(value, chain[step], rtol=1e-9, atol=1e-12, err_msg=step)
+            np.testing.assert_allclose(value, chain[step], rtol=1e-12, atol=1e-12, err_msg=step)
     rest = {step.split(".")[-1] for step in chain.keys() - compared}
     assert rest <= {"stderr", "score", "keep", "squares", "signal", "base", "corrected", "counts",
                     "perplexity"}, rest  # fmt: skip
