@@ -102,8 +102,9 @@ class ComparisonOptions:
         "What runs the graph: onnxruntime, or the evaluator of onnx. torch runs transformers "
         "instead of a graph, if it is installed.",
     )
-    device: Literal["auto", "cuda", "cpu"] = option(
-        "auto", "auto: a GPU if one works, else the CPU."
+    device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
+        "auto",
+        "auto: a GPU by CUDA or ROCm if one works, else the CPU. webgpu: onnxruntime-ep-webgpu.",
     )
     dtype: Literal["float32", "float64"] | None = option(
         None, "Precision. Default: both, or that of the graph's file."

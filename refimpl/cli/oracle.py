@@ -154,7 +154,7 @@ class CheckOptions:
         "Exit with 0 if all steps agree that the candidate's dtype resolves. The others are "
         "listed; of an experiment, the coarse steps must agree. Default: exit with 3 then.",
     )
-    device: Literal["auto", "cuda", "cpu"] = option(
+    device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
         "auto", "Device for a graph. auto: a GPU if one works, else the CPU."
     )
     time_limit: float | None = option(None, TIME_LIMIT, "SECONDS")

@@ -54,7 +54,7 @@ class RunOptions:
         "What computes the experiment. onnxruntime runs a recorded graph of it, for Gaussian noise "
         "only, and needs pip install 'refimpl[onnx]'.",
     )
-    device: Literal["auto", "cuda", "cpu"] = option(
+    device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
         "auto", "Device of onnxruntime. auto: a GPU if one works, else the CPU."
     )
     budget: float | None = option(

@@ -12,11 +12,11 @@ import onnx
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.onnx import need
+from refimpl.onnx import need, webgpu
 from refimpl.onnx.recording.graph import Graph
 from refimpl.running.threads import thread_count
 
-Device = Literal["auto", "cuda", "cpu"]
+Device = Literal["auto", "cuda", "webgpu", "cpu"]
 Runner = Callable[..., dict[str, Array]]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -25,7 +25,7 @@ GPU_OPTIONS: Mapping[str, Mapping[str, str]] = {
     CUDA: {"use_tf32": "0"},  # the default multiplies float32 with ten bits
     ROCM: {},
 }
-DEVICE_NAMES = {CPU: "cpu", CUDA: "cuda", ROCM: "rocm"}
+DEVICE_NAMES = {CPU: "cpu", CUDA: "cuda", ROCM: "rocm", webgpu.PROVIDER: "webgpu"}
 
 
 @dataclass(frozen=True)
@@ -61,22 +61,26 @@ def open_session(
     """Open a graph, itself or its file, in onnxruntime; weights replace its external tensors.
 
     The device "auto" is a GPU if onnxruntime has a provider for one that works on this machine and
-    loads the graph, else the CPU; threads are those on the CPU, one per core by default.
+    loads the graph, else the CPU; threads are those on the CPU, one per core by default. "webgpu"
+    is used only where it is named: its adapter may be a program.
     """
     for provider in check_device(device):
         try:
             return _open(graph, provider, threads, weights)
         except RefimplError:
-            if device == "cuda":
+            if device != "auto":
                 raise
     return _open(graph, CPU, threads, weights)
 
 
 def check_device(device: Device) -> list[str]:
-    """Names of the GPU providers that may be used and that work, best first; "cuda" needs one."""
+    """Names of the GPU providers that may be used and that work, best first; by name, one must."""
     need("onnxruntime")
     import onnxruntime
 
+    if device == "webgpu":
+        webgpu.adapters()
+        return [webgpu.PROVIDER]
     installed = onnxruntime.get_available_providers()
     wanted = {"cpu": (), "cuda": (CUDA,), "auto": tuple(GPU_OPTIONS)}[device]
     reasons = {name: _reason_against(name) for name in wanted if name in installed}
@@ -120,16 +124,19 @@ def _open(
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     if values:
         options.add_external_initializers(list(arrays), values)
-    providers = [(provider, dict(GPU_OPTIONS.get(provider, {})))]
-    if provider != CPU:
-        providers.append((CPU, {}))
     source = graph if isinstance(graph, bytes) else str(graph)
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    session = _guarded(
-        runtime,
-        "load",
-        lambda: onnxruntime.InferenceSession(source, options, providers, enable_fallback=0),
-    )
+    if provider == webgpu.PROVIDER:
+        session = _guarded(runtime, "load", lambda: webgpu.open_with(source, options))
+    else:
+        providers = [
+            (name, dict(GPU_OPTIONS.get(name, {}))) for name in dict.fromkeys((provider, CPU))
+        ]
+        session = _guarded(
+            runtime,
+            "load",
+            lambda: onnxruntime.InferenceSession(source, options, providers, enable_fallback=0),
+        )
     if provider not in session.get_providers():
         raise RefimplError(
             f"{runtime} does not use {provider}",
@@ -140,6 +147,8 @@ def _open(
     device = DEVICE_NAMES[provider]
     if provider == CUDA and (name := _cuda_name()):
         device = f"{device} ({name})"
+    if provider == webgpu.PROVIDER:
+        device = f"{device} ({webgpu.description(session)})"
     return Session(run, device, {"onnxruntime": onnxruntime.__version__}, arrays)
 
 
@@ -174,6 +183,8 @@ def _guarded(runtime: str, verb: str, action: Callable[[], Any]) -> Any:
     """Load or run a graph in a runtime, whose exceptions have no common class."""
     try:
         return action()
+    except RefimplError:
+        raise
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise RefimplError(

@@ -92,7 +92,7 @@ def validate(
     checked on the start of the first sample, with noise as long as the state (eta 1): a drift is a
     difference of two states, and the smaller it is, the fewer of its digits remain to compare.
     """
-    check_request(graph, against, device)
+    check_request(graph, against, device, dtypes)
     tokens = validation_tokens(model) if tokens is None else tokens
     if graph is not None:
         opened = [open_foreign(Path(graph), model, against, device, threads, time_limit)]
@@ -105,7 +105,7 @@ def validate(
     else:
         opened = [
             candidate
-            for dtype in dtypes or VALIDATION_DTYPES
+            for dtype in dtypes or VALIDATION_DTYPES[: 1 if device == "webgpu" else 2]
             for candidate in recorded_candidates(model, dtype, against, device, threads)
         ]
 
@@ -166,7 +166,9 @@ def notes_on(
         yield f"no sample is longer than the window of {window:,}: use --seq-len {window + 8}"
 
 
-def check_request(graph: str | Path | None, against: str, device: str) -> None:
+def check_request(
+    graph: str | Path | None, against: str, device: str, dtypes: Sequence[str] | None = None
+) -> None:
     """Refuse options of a validation that exclude each other."""
     if against == "torch" and graph is not None:
         raise RefimplError(
@@ -174,9 +176,16 @@ def check_request(graph: str | Path | None, against: str, device: str) -> None:
             "a runtime for the graph: torch runs transformers, not graphs",
             "use --against onnxruntime, or omit --graph",
         )
-    if against == "onnx-reference" and device == "cuda":
+    if against == "onnx-reference" and device in ("cuda", "webgpu"):
         raise RefimplError(
-            "--device cuda with --against onnx-reference",
+            f"--device {device} with --against onnx-reference",
             "auto or cpu: onnx's evaluator runs on the CPU",
             "use --against onnxruntime, or omit --device",
+        )
+    if device == "webgpu" and (against == "torch" or "float64" in (dtypes or ())):
+        option = "--against torch" if against == "torch" else "--dtype float64"
+        raise RefimplError(
+            f"--device webgpu with {option}",
+            "onnxruntime in float32: WebGPU has no float64",
+            "use --against onnxruntime --dtype float32",
         )

@@ -1,10 +1,12 @@
 """The sample project on a GPU (or the CPU), against every case, in every dtype, both ways.
 
     python tests/tools/gpu_run.py [--device cuda] [-o gpu.json] [--page docs/results/gpu.md]
+    python tests/tools/gpu_run.py --device webgpu [-o webgpu.json] [--page docs/results/gpu.md]
 
 It needs a checkout, torch and safetensors, and no network; transformers and onnxruntime are used
-where they are installed. It prints a table, writes one JSON, and exits with 1 if a right candidate
-diverges.
+where they are installed. With WebGPU, whose code a software adapter runs, it needs no torch: the
+graphs of every family and of a pruned model are the candidates. It prints a table, writes one JSON,
+and exits with 1 if a right candidate diverges.
 """
 
 import argparse
@@ -27,14 +29,13 @@ sys.path.extend(map(str, Path(__file__).parents[1:3]))
 sys.path.append(str(Path(__file__).with_name("sample_project")))
 
 import numpy as np
-import torch
-from candidate import candidate
 from gates import CASES as FIXTURES_WITH_TRACE
 from gates import expected_of, worst_token
 from regions import fill
 
-from refimpl import read_model
+from refimpl import Pattern, PrunerOptions, prune, read_model
 from refimpl.model.forward import forward
+from refimpl.onnx.validate import validate
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.check import EXIT, Report, check
 from refimpl.show.oracle import stage_of
@@ -43,8 +44,12 @@ ROOT = Path(__file__).parents[2]
 DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
 WAYS = ("chained", "stepwise")
 CASES, REVEALING = (ROOT / "fixtures" / name for name in ("cases", "revealing"))
-PACKAGES = ("refimpl", "numpy", "torch", "transformers", "onnxruntime")
+PACKAGES = (
+    "refimpl", "numpy", "torch", "transformers", "onnxruntime", "onnxruntime-ep-webgpu",
+)  # fmt: skip
+TORCH = ("torch", "transformers")
 ATTENTION = {"falcon_alibi": "sdpa"}  # see fixtures/make_fixtures.py
+PRUNED = " pruned"
 GATE = 1e-4  # of transformers' logits; it casts to float32 inside, also in float64
 
 
@@ -59,6 +64,11 @@ class Work:
 
 def settings(device: str) -> dict[str, Any]:
     """The card, its driver, the libraries, and what they may round."""
+    if device == "webgpu":
+        versions = {name: _version(name) for name in PACKAGES if name not in TORCH}
+        return {"device": device, "card": platform.machine(), "packages": versions}
+    import torch
+
     card, driver = platform.processor() or platform.machine(), None
     if device == "cuda":
         card = torch.cuda.get_device_name()
@@ -86,6 +96,8 @@ def _version(name: str) -> str | None:
 
 def exact_products(tf32: bool) -> None:
     """Products of float32 are float32 unless TF32 is asked for; sums of 16 bits are float32."""
+    import torch
+
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -94,6 +106,9 @@ def exact_products(tf32: bool) -> None:
 
 def case_results(work: Work) -> list[dict[str, Any]]:
     """A case in every dtype, both ways, and its graphs: verdicts, and the worst of each step."""
+    import torch
+    from candidate import candidate
+
     case, made = read_case(work.folder), []
     for dtype in work.dtypes:
         exact_products(dtype == "tf32")
@@ -139,6 +154,29 @@ def graphs(case: Case, device: str) -> Iterator[dict[str, Any]]:
         yield line(dtype, f"graph of the {name}", report, seconds)
 
 
+def shader_results(work: Work) -> list[dict[str, Any]]:
+    """The graphs of a family's fixture, or of a pruned one, run by shaders in float32."""
+    with tempfile.TemporaryDirectory() as away:
+        model = read_model(ROOT / "fixtures" / work.folder.name.removesuffix(PRUNED))
+        if work.folder.name.endswith(PRUNED):
+            prune(model, Path(away, "pruned"), Pattern(2, 4), PrunerOptions("magnitude"))
+            model = read_model(Path(away, "pruned"))
+        start = time.perf_counter()
+        result = validate(model, device=work.device)
+        seconds = (time.perf_counter() - start) / len(result.reports)
+    rows = []
+    for report in result.reports:
+        trace = any(step.step == "logits" for step in report.steps)
+        row = line(
+            "float32", f"graph of the {'trace' if trace else 'experiment'}", report, (seconds, 0)
+        )
+        rows.append(row | {"case": work.folder.name})
+        for step in row["steps"].values():
+            step["case"] = work.folder.name
+    rows[0]["ran"] = result.ran
+    return rows
+
+
 def line(dtype: str, way: str, report: Report, seconds: tuple[float, float]) -> dict[str, Any]:
     """The verdict on a candidate, and its worst deviation at each kind of step."""
     worst: dict[str, dict[str, Any]] = {}
@@ -168,6 +206,7 @@ def line(dtype: str, way: str, report: Report, seconds: tuple[float, float]) -> 
 def transformers_forward(device: str, real: list[Path]) -> Iterator[dict[str, Any]]:
     """Logits of transformers' own forward on fixtures and real models, against the right ones."""
     try:
+        import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
     except ImportError:
@@ -229,7 +268,7 @@ def tables(document: dict[str, Any]) -> str:
             )
         )
     steps = dict.fromkeys(step for of in every.values() for step in of["steps"])
-    shown = [name for name in every if "graph" not in name]
+    shown = [name for name in every if "graph" not in name] or [*every]
     by_step = [("step", *shown)]
     for step in steps:
         used = [every[name]["steps"].get(step, {}).get("used") for name in shown]
@@ -245,7 +284,7 @@ def _markdown(rows: list[tuple[Any, ...]]) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--device", choices=("cuda", "webgpu", "cpu"), default="cuda")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--cases", nargs="+", default=["*"], help="names, as patterns")
     parser.add_argument("--jobs", type=int, default=min(12, os.cpu_count() or 1), help="processes")
@@ -259,19 +298,25 @@ def main() -> None:
     dtypes = tuple(x for x in given.dtypes if x != "tf32" or given.device == "cuda")
     patterns = [root.glob(pattern) for root in (CASES, REVEALING) for pattern in given.cases]
     work = [Work(path, dtypes, given.device) for paths in patterns for path in sorted(paths)]
-    forwards = [] if given.no_forward else [*transformers_forward(given.device, given.real)]
+    shaders = given.device == "webgpu"
+    if shaders:
+        work = [Work(Path(x), (), given.device) for x in (*FIXTURES_WITH_TRACE, "llama" + PRUNED)]
+    plain = given.no_forward or shaders
+    forwards = [] if plain else [*transformers_forward(given.device, given.real)]
+    run_case = shader_results if shaders else case_results
     if given.jobs == 1:
-        results = [*map(case_results, work)]
+        results = [*map(run_case, work)]
     else:
         with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
-            results = [*pool.map(case_results, work)]
+            results = [*pool.map(run_case, work)]
     every = [x for some in results for x in some]
     document: dict[str, Any] = {"settings": settings(given.device), "summary": summary(every)}
     document["cases"] = [{k: v for k, v in x.items() if k != "steps"} for x in every]
     document["forward"] = forwards
     document["seconds"] = round(time.perf_counter() - start)
     document["jobs"] = given.jobs
-    wrong = [x for x in document["cases"] if x["verdict"] == "divergent"]
+    right = {*EXIT} - {"divergent"} if not shaders else {"pass"}
+    wrong = [x for x in document["cases"] if x["verdict"] not in right]
     far = [x for x in document["forward"] if x["error"] > x["allowed"]]
     text = tables(document)
     print(text)
@@ -280,7 +325,7 @@ def main() -> None:
     if given.output:
         given.output.write_text(_text(document), "utf-8")
     if given.page:
-        fill(given.page, {"runs": f"\n\n{_words(document)}\n\n{text}\n\n"})
+        fill(given.page, {"webgpu" if shaders else "runs": f"\n\n{_words(document)}\n\n{text}\n\n"})
     sys.exit(int(bool(wrong or far)))
 
 
@@ -290,6 +335,8 @@ def _words(document: dict[str, Any]) -> str:
     packages = ", ".join(f"{k} {v}" for k, v in facts["packages"].items() if v)
     words = f"{facts['card']}, {packages}. {document['jobs']} processes took "
     words += f"{document['seconds']} s."
+    if ran := [x["ran"] for x in document["cases"] if "ran" in x and x["case"] == "llama"]:
+        words += f" The two graphs of `llama` ran so: {ran[0]}."
     if forwards:
         worst = max(forwards, key=lambda x: x["error"])
         words += f" transformers' forward of {len({x['model'] for x in forwards})} models: at most "

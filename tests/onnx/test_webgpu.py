@@ -1,0 +1,105 @@
+"""GPU code, executed: every family's graphs by onnxruntime's WebGPU provider, judged by the oracle.
+
+`pytest -m webgpu` needs a Vulkan driver, which may be a software one, and the extra `webgpu`.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import FIXTURES
+from gates import CASES, model_of
+from graph_models import pruned
+from onnx import TensorProto, helper
+from program import refused, run
+from refusals import refusal_of
+from safetensors.numpy import load_file, save_file
+
+from refimpl import read_model
+from refimpl.onnx import webgpu
+from refimpl.onnx.export import export
+from refimpl.onnx.validate import validate
+
+WEBGPU = pytest.mark.webgpu
+FIRST = ("llama", "gemma3", "qwen3_moe")  # what .ci/run runs
+
+
+@WEBGPU
+@pytest.mark.parametrize("case", [*FIRST, *sorted({*CASES} - {*FIRST})])
+def test_shaders_agree_with_the_truth(case: str) -> None:
+    result = validate(model_of(case), device="webgpu")
+    assert result.verdict == "pass"
+    assert {x.dtype for x in result.reports} == {"float32"}
+    assert result.ran.count("onnxruntime") == 2  # the forward pass, and the experiment
+    assert result.ran.count("webgpu (") == 2
+    assert "nodes" in result.ran
+
+
+@WEBGPU
+def test_shaders_of_a_pruned_model_agree(tmp_path: Path) -> None:
+    assert validate(pruned("llama", tmp_path), device="webgpu").verdict == "pass"
+
+
+@WEBGPU
+def test_the_experiment_runs_on_an_adapter() -> None:
+    def coefficients(*words: str) -> np.ndarray:
+        common = ("--tokens", "random", "--samples", 2, "--seq-len", 32, "--eta", 0.1, "--json")
+        scored = json.loads(run("score", FIXTURES / "llama", *common, *words).out)["scores"]
+        assert ("webgpu" in scored["run"]["device"]) == ("webgpu" in words)
+        return np.array(scored["sweep"][0]["coefficient"])
+
+    words = ("--runtime", "onnxruntime", "--device")
+    np.testing.assert_allclose(
+        coefficients(*words, "webgpu"), coefficients(*words, "cpu"), rtol=1e-3
+    )
+
+
+@WEBGPU
+def test_a_variance_in_float16_is_named_by_its_step(tmp_path: Path) -> None:
+    """A published defect of the provider, rebuilt: the mean square overflows, the norm is 0."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((FIXTURES / "llama" / "config.json").read_bytes())
+    weights = load_file(FIXTURES / "llama" / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] * 2048
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    model, path = read_model(folder), tmp_path / "graph.onnx"
+    export(model, path, weights="embedded", outputs="trace")
+    assert validate(model, graph=path, device="webgpu").verdict == "pass"
+
+    graph = onnx.load(path)
+    norm = next(x for x in graph.functions if any(y.op_type == "ReduceMean" for y in x.node))
+    at = next(i for i, x in enumerate(norm.node) if x.op_type == "ReduceMean")
+    mean = norm.node[at]
+    narrow = helper.make_node("Cast", [mean.input[0]], ["narrow"], to=TensorProto.FLOAT16)
+    wide = helper.make_node("Cast", ["narrow"], ["wide"], to=TensorProto.FLOAT)
+    mean.input[0] = "wide"
+    for node in (wide, narrow):
+        norm.node.insert(at, node)
+    onnx.save(graph, path)
+    report = validate(model, graph=path, device="webgpu").reports[0]
+    assert report.verdict == "divergent"
+    assert report.first is not None
+    assert report.first.step == "blocks.0.attn_norm"
+
+
+@WEBGPU
+def test_what_has_no_kernel_is_no_validation(tmp_path: Path) -> None:
+    path = tmp_path / "fused.onnx"
+    export(model_of("llama"), path, weights="embedded", fused=True)
+    error = refusal_of(validate, model_of("llama"), graph=path, device="webgpu")
+    assert "Attention" in error.problem
+    assert "CPU" in error.problem
+
+
+def test_the_provider_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = FIXTURES / "llama"
+    for words in (("--against", "onnx-reference"), ("--against", "torch"), ("--dtype", "float64")):
+        assert "--device webgpu with" in refused("validate", llama, "--device", "webgpu", *words)
+    webgpu.adapters.cache_clear()
+    monkeypatch.setattr(webgpu, "find_spec", lambda name: None)
+    error = refusal_of(webgpu.adapters)
+    assert "not installed" in error.problem
+    assert "refimpl[webgpu]" in error.remedy
