@@ -12,7 +12,7 @@ from refimpl.evaluation.evaluate import Evaluation, evaluate
 from refimpl.evaluation.logits import logits
 from refimpl.explanation.explain import Explanation, explain
 from refimpl.loading.checkpoint import read_model
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise, Probes
 from refimpl.model.forward import Forward, forward
 from refimpl.model.model import Model
 from refimpl.pruners.decision import PrunerOptions
@@ -38,8 +38,9 @@ __all__ = [
     "Imatrix",
     "Inspection",
     "Model",
+    "Noise",
     "Pattern",
-    "Perturbation",
+    "Probes",
     "Pruner",
     "PrunerOptions",
     "Pruning",

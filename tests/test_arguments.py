@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from refusals import refusal_of
 
 import refimpl
-from refimpl import Pattern, Perturbation, PrunerOptions, RefimplError, Request, score
+from refimpl import Noise, Pattern, Probes, PrunerOptions, RefimplError, Request, score
 from refimpl.allocation.scores_json import read_scores
 from refimpl.oracle.recipe import Recipe
+from refimpl.running.settings import Settings
 from refimpl.tokens import Tokens, Windows, random_tokens
 
 API = (FIXTURES.parent / "docs" / "reference" / "api.md").read_text("utf-8")
@@ -86,9 +87,9 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
     model, tokens, case = model_of("llama"), random_tokens(264, 2, 8), case_of("gpt2")
     vector, matrix, weights = np.array([0.5, 0.75]), np.eye(4), "fixtures/llama/model.safetensors"
     usual: dict[str, Any] = {
-        "model": model, "tokens": tokens, "plan": Perturbation(), "request": Request(),
+        "model": model, "tokens": tokens, "plan": Noise(), "request": Request(),
         "dtype": "float32", "threads": 1, "memory": "64M", "executor": None,
-        "progress": print, "resume": False, "kept": False, "force": False, "trace": False,
+        "progress": print, "settings": Settings(), "force": False, "trace": False,
         "download": False, "stepwise": False, "config": None, "which": 0, "block": 0,
         "step": "norm", "token_ids": tokens.ids, "measure": dict, "bases": ["uniform"],
         "scores": score(model, tokens, threads=1), "folder": folder / "case", "m": 5.0,
@@ -117,7 +118,8 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "apportion": {"total": 1}, "hessian": {"sequences": 1}, "sparsegpt": {"target": 5},
         "sparsegpt_peer": {"target": 0.5}, "computed_case": {"recipe": Recipe(only=("embed",))},
         "read_case": {"folder": "fixtures/cases/gpt2"},
-        "Perturbation": vars(Perturbation(subset=1, probe_delta=0.1, probe_samples=1)),
+        "Noise": vars(Noise(subset=1)),
+        "Probes": vars(Probes(subset=1, probe_delta=0.1, probe_samples=1)),
         "Pattern": {"pruned": 2, "group": 4},
     }  # fmt: skip
     good = {}
@@ -127,7 +129,9 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         if is_dataclass(function):
             good[full_name] = own.get(name) or vars(function())
         else:
-            wanted = inspect.signature(function).parameters
+            wanted = {*inspect.signature(function).parameters}
+            if "settings" in wanted:  # any of its fields, too
+                wanted |= {"dtype", "threads", "memory", "executor", "progress"}
             good[full_name] = {key: known[key] for key in wanted if key in known}
     return good
 
@@ -202,8 +206,8 @@ def plain(value: object) -> bool:
 
 def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
     wanted = Request(sparsity=np.float64(0.5), lo=np.float32(0.25))
-    plan = Perturbation(seed=np.int64(3), draws=np.uint8(2))  # type: ignore[arg-type]
-    assert (wanted, plan) == (Request(sparsity=0.5, lo=0.25), Perturbation(seed=3, draws=2))
+    plan = Noise(seed=np.int64(3), draws=np.uint8(2))  # type: ignore[arg-type]
+    assert (wanted, plan) == (Request(sparsity=0.5, lo=0.25), Noise(seed=3, draws=2))
     assert {type(x) for x in (wanted.sparsity, wanted.lo)} == {float}
     assert {type(x) for x in (plan.seed, plan.draws)} == {int}
 
@@ -214,10 +218,10 @@ def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
         (Pattern, {"pruned": 5, "group": 4}), (Pattern, {"pruned": 0, "group": 0}),
         (PrunerOptions, {"seed": -1}), (PrunerOptions, {"damping": -0.1}),
         (PrunerOptions, {"damping": INF}),
-        (Perturbation, {"draws": 0}), (Perturbation, {"draws": 1 << 17}),
-        (Perturbation, {"subset": 0}), (Perturbation, {"probe_samples": 0}),
-        (Perturbation, {"seed": -1}), (Perturbation, {"eta": (0.0,)}),
-        (Perturbation, {"eta": (NAN,)}), (Request, {"sparsity": 1.1}), (Request, {"hi": -0.1}),
+        (Noise, {"draws": 0}), (Noise, {"draws": 1 << 17}),
+        (Noise, {"subset": 0}), (Probes, {"probe_samples": 0}),
+        (Noise, {"seed": -1}), (Noise, {"eta": (0.0,)}),
+        (Noise, {"eta": (NAN,)}), (Request, {"sparsity": 1.1}), (Request, {"hi": -0.1}),
         (Request, {"strength": 101.0}), (Request, {"max_correction": INF}),
         (Recipe, {"bases": ("owl", "none")}), (Recipe, {"pattern": "4:2"}),
         (Recipe, {"sparsity": 2.0}), (Recipe, {"damping": -1.0}),
@@ -228,7 +232,7 @@ def test_values_out_of_range_are_refused(kind: Any, fields: dict[str, Any]) -> N
 
 
 def test_more_probed_samples_than_there_are() -> None:
-    model, plan = model_of("llama"), Perturbation("pruning", probe_samples=99)
+    model, plan = model_of("llama"), Probes(probe_samples=99)
     tokens = random_tokens(264, 2, 8)
     for function in (score, refimpl.estimate):
         refusal_of(function, model, tokens, plan, says="probe-samples 99 of 2 samples")

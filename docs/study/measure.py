@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from grid import BASE_OPTIONS, ETAS, PRUNING, Cell, Perturbed
 
-from refimpl import Model, Perturbation, Request, Scores, allocate, score
+from refimpl import Model, Noise, Probes, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.storage.files import write_json
@@ -55,11 +55,11 @@ def scores_of(bench: Bench, model: Model, cell: Cell, perturbed: Perturbed) -> t
     noise = (perturbed.noise_scale, perturbed.noise_shape)
     request = request_of(cell)
     if perturbed.kind == "pruning":
-        plan = Perturbation("pruning", sink=perturbed.sink)
+        plan = Probes(sink=perturbed.sink)
         request = Request(request.base, request.options, request.sparsity, "divergence", 0.05)
         name = f"{cell.model} pruning {cell.base} {cell.sparsity:g}"
     else:
-        plan = Perturbation("gaussian", ETAS, *noise, sink=perturbed.sink)
+        plan = Noise(eta=ETAS, noise_scale=noise[0], noise_shape=noise[1], sink=perturbed.sink)
         request = Request(sparsity=cell.sparsity)
         name = f"{cell.model} gaussian {perturbed.sink} {' '.join(noise)}"
     path = bench.scores / f"{name.replace(' ', '_')}.json"

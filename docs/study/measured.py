@@ -23,7 +23,7 @@ from grid import GEMMA, QWEN, REPORTED, SMOL, Papers
 from measure import Bench
 from run import Exam, finished
 
-from refimpl import Model, Request, Scores, __version__, allocate, read_model, score
+from refimpl import Model, Probes, Request, Scores, __version__, allocate, read_model, score
 from refimpl.allocation.allocate import Allocation, base_only, linear_counts
 from refimpl.allocation.targets import Targets
 from refimpl.evaluation.likelihood import Batches
@@ -129,7 +129,7 @@ def scores_of(bench: Bench, model: Model, cell: Measured) -> Scores:
     tokens = replace(tokens, ids=tokens.ids[:samples, :PROBED])
     request = request_of(cell)
     plan = request.perturbation(None)
-    if plan.kind == "pruning":
+    if isinstance(plan, Probes):
         plan = replace(plan, probe_pruner=cell.method)
     if cell.probed:
         plan = replace(plan, probe_samples=cell.probed)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import Absorption, Probes, Scores, Signal, Signals
+from refimpl.allocation.scores import Absorption, ProbedErrors, Scores, Signal, Signals
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import plain
@@ -270,7 +270,7 @@ def _same_pruning(scores: Scores, request: Request) -> None:
         )
 
 
-def _growth(probes: Probes | None, correct: str) -> Growth:
+def _growth(probes: ProbedErrors | None, correct: str) -> Growth:
     """How the error that a correction is made of grows, from the probes."""
     error = None if probes is None else getattr(probes, correct)
     if probes is None or error is None:

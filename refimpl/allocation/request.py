@@ -15,11 +15,10 @@ from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
-from refimpl.method.perturbation import PROBE_SAMPLES, Perturbation
+from refimpl.method.perturbation import PROBE_SAMPLES, Noise, Perturbation, Probes
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Compat
-from refimpl.pruners.decision import PrunerOptions
 
 Correction = Literal["absorption", "arrival", "divergence"]
 Kappa = Literal["common", "own"]
@@ -150,23 +149,23 @@ class Request(Checked):
         return self.correct in OF_PRUNING or self.record.needs == "drifts"
 
     def perturbation(self, plan: Perturbation | None) -> Perturbation:
-        """The perturbation that this request needs: as planned, with probes if there are none.
+        """The perturbation that this request needs: as planned, at three sparsities if it asks so.
 
         Raises:
             RefimplError: Noise, where the correction or the probes need pruned blocks.
         """
         if plan is None:
-            plan = Perturbation("pruning" if self.needs_pruning else "gaussian")
-        probes = (plan.probe_delta, plan.pruner, plan.units, plan.probe_samples)
-        usual = probes == (None, PrunerOptions(seed=plan.seed), "blocks", None)
-        if plan.kind != "pruning" and (self.needs_pruning or not usual):
-            what = f"base {self.record.name}" if self.record.needs == "drifts" else "a probe"
-            what = f"the {self.correct} correction" if self.correct in OF_PRUNING else what
-            raise RefimplError(
-                f"{what} with Gaussian noise",
-                "the pruning perturbation, which measures the error that pruning makes",
-                "add --perturbation pruning, or use --correct absorption without options of probes",
-            )
+            plan = Probes() if self.needs_pruning else Noise()
+        if not isinstance(plan, Probes):
+            if self.needs_pruning:
+                what = f"the {self.correct} correction"
+                what = what if self.correct in OF_PRUNING else f"base {self.record.name}"
+                raise RefimplError(
+                    f"{what} with Gaussian noise",
+                    "the pruning perturbation, which measures the error that pruning makes",
+                    "add --perturbation pruning, or use --correct absorption",
+                )
+            return plan
         if self.measured and plan.probe_delta is None:
             plan = replace(plan, probe_delta=PROBE_DELTA)
         if self.measured and plan.probe_samples is None:

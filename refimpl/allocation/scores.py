@@ -89,7 +89,7 @@ class PrunedAt:
 
 
 @dataclass(frozen=True)
-class Probes:
+class ProbedErrors:
     """What pruning each unit alone does, below, at and above its sparsity in the base.
 
     Units are blocks, [3, L], or linears, [3, L, linears]; NaN where a block lacks a linear.
@@ -137,7 +137,7 @@ class Scores:
     signals: Signals
     run: Run
     pruned_at: PrunedAt | None = None
-    probes: Probes | None = None
+    probes: ProbedErrors | None = None
     budget_minutes: float | None = None
     measured_samples: int | None = None
     made_for: Mapping[str, Any] = field(default_factory=dict)

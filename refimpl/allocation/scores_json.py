@@ -9,13 +9,13 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import Probes, Scores, StoredAllocation
+from refimpl.allocation.scores import ProbedErrors, Scores, StoredAllocation
 from refimpl.bases.base import base_named
 from refimpl.loading.files.documents import Document, converted, filled, plain, read_document
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise, Probes
 from refimpl.model.config import linear_sizes
 
-FORMAT: Literal[3] = 3
+FORMAT: Literal[4] = 4
 LARGEST = 1 << 24  # no linear has more rows or columns; their products fit into 64 bits
 NAMED = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
 RENAMED = {"kind": "perturbation", "options": "base_options", "sparsity": "requested_sparsity"}
@@ -26,7 +26,7 @@ FORMS = {"drift": "LL", "alignment": "LL", "linear_sparsity": "LW", "linear_prun
 class ScoresDocument(Document, frozen=True, kw_only=True):
     """Scores, made for the request of the allocations, and an allocation per eta."""
 
-    format: Literal[3]
+    format: Literal[4]
     scores: Scores
     allocations: list[StoredAllocation]
 
@@ -58,7 +58,7 @@ def _stored(allocation: Allocation) -> StoredAllocation:
 def recorded(made: Allocation | Mapping[str, Any], scores: Scores | None) -> dict[str, Any]:
     """How an allocation, or one of this request, was made; null where nothing was scored."""
     facts: dict[str, Any] = dict.fromkeys(("model", "eta", "dtype", "tokens"))
-    facts |= dict.fromkeys(x.name for x in fields(Perturbation))
+    facts |= dict.fromkeys(x.name for plan in (Noise, Probes) for x in fields(plan))
     if scores is not None:
         facts |= {**vars(scores.plan), "model": scores.model, "eta": scores.sweep[0].eta}
         facts |= {"dtype": scores.run.dtype, "tokens": scores.tokens}
@@ -81,10 +81,11 @@ def scores_document(content: Any) -> ScoresDocument:
     sides = [n for block in linears for shape in block.values() for n in shape]
     if not linears or not all(linears) or not 0 < min(sides) <= max(sides) < LARGEST:
         raise ValueError(f"scores.linears is {linears!r:.40}")
-    if etas != (scores.plan.eta if at is None else (None,)) or len(found.allocations) != len(etas):
-        raise ValueError(f"scores.sweep and allocations are not at eta {scores.plan.eta}")
-    if (scores.plan.kind == "pruning") != (at is not None):
-        raise ValueError(f"scores.pruned_at is {at}, with perturbation {scores.plan.kind}")
+    if etas != scores.plan.etas or len(found.allocations) != len(etas):
+        raise ValueError(f"scores.sweep and allocations are not at eta {scores.plan.etas}")
+    probes = scores.plan if isinstance(scores.plan, Probes) else None
+    if (probes is None) != (at is None):
+        raise ValueError(f"scores.pruned_at is {at!r:.40}, which does not go with scores.plan")
     base = made_for.get("base")
     if isinstance(base, str) and base_named(base) is None:  # a file, or a base of another program
         made_for |= {"base": Request.base, "options": {}}
@@ -105,8 +106,8 @@ def scores_document(content: Any) -> ScoresDocument:
     ]
     for path, x, owner in arrays:
         form = FORMS.get(path.rpartition(".")[2], "L")
-        if isinstance(owner, Probes):
-            form = "3LW" if scores.plan.units == "linears" else "3L"
+        if isinstance(owner, ProbedErrors):
+            form = "3LW" if probes and probes.units == "linears" else "3L"
         shape = tuple(sizes[axis] for axis in form)
         if x.shape != shape or (isinstance(owner, StoredAllocation) and np.isnan(x).any()):
             raise ValueError(f"{path} has {list(x.shape)} numbers, or null; expected {list(shape)}")

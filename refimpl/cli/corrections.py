@@ -58,11 +58,11 @@ def _elsewhere(error: Any) -> str | None:
     from refimpl.allocation.request import Request
     from refimpl.arguments import spelled
     from refimpl.cli.main import loaded
-    from refimpl.method.perturbation import Perturbation
+    from refimpl.method.perturbation import Noise, Probes
     from refimpl.pruners.decision import PrunerOptions
 
     name = getattr(error, "option_name", "").removeprefix("--").replace("-", "_")
-    owners = (Perturbation, Request, PrunerOptions)
+    owners = (Noise, Probes, Request, PrunerOptions)
     known = {x.metadata.get("name", x.name): x for owner in owners for x in fields(owner)}
     known["method"] = known["pruner"]
     if name not in known or error.ctx is None:

@@ -90,7 +90,7 @@ def command(
     with progress_bar("evaluating") as progress:
         finished = None if to.output is None else work_path(to.output)
         settings = replace(settings, progress=progress, finished=finished)
-        evaluation = evaluate(opened, windows, questions, **vars(settings))
+        evaluation = evaluate(opened, windows, questions, settings)
     to.deliver(evaluation_document(evaluation), evaluation_table(evaluation))
 
 

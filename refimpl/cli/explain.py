@@ -43,7 +43,7 @@ def command(
     where: Where,
     shown: Annotated[StepOptions, Group("Steps")],
     source: Annotated[Source, source_group(SAMPLES, SEQ_LEN)],
-    plan: Plan,
+    perturbed: Plan,
     wanted: Wanted,
     settings: Annotated[Settings, Group("Running", IN_PROCESS)],
     to: Outputs,
@@ -52,7 +52,7 @@ def command(
 
     With --step, only what that step needs is computed.
     """
-    plan = checked_plan(context, plan, wanted)
+    plan = checked_plan(context, perturbed, wanted)
     opened = where.read(model)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, default=(SAMPLES, SEQ_LEN))
     chosen = {name: getattr(settings, name) for name in IN_PROCESS}

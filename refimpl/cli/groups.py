@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from refimpl.allocation.request import Request
-from refimpl.arguments import common_option, option
+from refimpl.arguments import common_option, option, spelled
 from refimpl.bases.base import Base, bases
 from refimpl.cli import terminal
 from refimpl.cli.options import Group, argument, is_given, refuse
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.loading.checkpoint import read_model
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.model.model import Model
 from refimpl.pruners.pruner import pruners
 from refimpl.running.executors import open_executor
@@ -129,7 +129,6 @@ BASES = {
     "base": f"Names: {', '.join(bases())}.",
     "options": f"{'; '.join(filter(None, map(usual, bases().values())))}.",
 }
-PERTURBATION = Group("Perturbation", says={"probe_pruner": PRUNERS})
 NOISE = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of one perturbed state
 CHANGES = Group("Allocation", says=BASES, changes=True)
 IN_PROCESS = ("dtype", "threads", "memory")
@@ -146,30 +145,32 @@ Where = Annotated[ModelOptions, Group("Model")]
 JsonFlag = Annotated[JsonOptions, Group("Output")]
 Outputs = Annotated[OutputOptions, Group("Output")]
 TableOutput = Annotated[TableOptions, Group("Output")]
-Plan = Annotated[Perturbation, PERTURBATION]
-NoiseVariants = Annotated[Perturbation, Group("Perturbation", NOISE)]
+Plan = Annotated[Noise | Probes, Group("Perturbation", says={"probe_pruner": PRUNERS})]
+NoiseVariants = Annotated[Noise, Group("Perturbation", NOISE)]
 Wanted = Annotated[Request, Group("Allocation", says=BASES)]
 Running = Annotated[Settings, Group("Running", opened=_opened)]
 
 
-def checked_plan(context: typer.Context, plan: Perturbation, wanted: Request) -> Perturbation:
-    """The perturbation that a command needs; options without a meaning beside it are refused."""
+def checked_plan(context: typer.Context, options: Any, wanted: Request) -> Perturbation:
+    """The perturbation that a command needs; options that only the other one has are refused."""
+    pruning = options["kind"] == "pruning"
     if wanted.needs_pruning and not is_given(context, "perturbation"):
-        plan = replace(plan, kind="pruning")
+        pruning = True
     refuse_limits(context, wanted)
-    if plan.kind == "pruning":
-        refuse(
-            context,
-            ("eta", *(f"variant {name}" for name in NOISE[:3])),
-            "--perturbation pruning",
-            "no options of noise: the pruning itself sets the size of the error",
-        )
-    if "damping" not in plan.pruner.options:
+    kind, other = (Probes, Noise) if pruning else (Noise, Probes)
+    names = {x.name for x in fields(kind)} - {"kind"}
+    odd = [spelled(x).strip("- =") for x in fields(other) if x.name not in {*names, "kind"}]
+    own = "no options of noise: pruning is not random, and sets the size of the error itself"
+    expected = own if pruning else "--perturbation pruning, which probes belong to"
+    refuse(context, odd, f"--perturbation {kind.kind}", expected)
+    plan = kind(**{name: value for name, value in options.items() if name in names})
+    if isinstance(plan, Probes) and "damping" not in plan.pruner.options:
         damped = [
             f"--probe pruner={name}" for name, x in pruners().items() if "damping" in x.options
         ]
-        other = f"--probe pruner={plan.probe_pruner}"
-        refuse(context, ("probe damping",), other, " or ".join(damped))
+        refuse(
+            context, ("probe damping",), f"--probe pruner={plan.probe_pruner}", " or ".join(damped)
+        )
     return wanted.perturbation(plan)
 
 

@@ -20,11 +20,11 @@ from refimpl.storage.work_folder import work_path
 def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterator[None]:
     """Turn Ctrl-C into a message about the outputs of a command; and say what is continued.
 
-    A command keeps finished units if `values`, those of its options, hold `resume`.
+    A command keeps finished units if `values`, those of its options, hold an executor.
     """
-    resume = values.get("resume")
+    keeps = "executor" in values
     before = [_stamp(path) for path in outputs]
-    if resume is not None and shows_progress():
+    if keeps and shows_progress():
         for path in _finished_units(outputs):
             complain(printable(f"found: {path}, finished units; remove the folder to start anew"))
     try:
@@ -38,15 +38,14 @@ def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterato
         ]
         if written:
             raise Interrupted(f"{', '.join(written)} is whole", "use it") from None
-        if resume is None:
+        if not keeps:
             raise Interrupted("nothing was written") from None
         if not outputs:
             remedy = "repeat the command, with -o FILE if it must be possible to resume it"
             raise Interrupted("nothing is kept without -o", remedy) from None
         if not (kept := _finished_units(outputs)):
             raise Interrupted("nothing was finished that could be kept") from None
-        command = command_line(*([] if resume else ["--resume"]))
-        raise Interrupted(f"finished units are kept in {kept[-1]}", command) from None
+        raise Interrupted(f"finished units are kept in {kept[-1]}", command_line()) from None
 
 
 def _interrupt() -> None:

@@ -155,7 +155,10 @@ class Group:
     def options(self, target: Any) -> dict[str, list[Field[Any]]]:
         """The fields that each option fills, by the option's name."""
         found: dict[str, list[Field[Any]]] = {}
-        for x in fields(target):
+        known = dict[str, Field[Any]]()
+        for one in _types(target):
+            known |= {x.name: x for x in fields(one) if x.name not in known}
+        for x in known.values():
             if x.metadata and (not self.only or x.name in self.only):
                 name = x.metadata.get("of") or x.metadata.get("name", x.name)
                 found.setdefault(name, []).append(x)
@@ -164,7 +167,7 @@ class Group:
     def parameters(self, target: Any) -> Iterator[Parameter]:
         """The options as parameters of a command."""
         for name, members in self.options(target).items():
-            first, hints = members[0], hints_of(target)
+            first, hints = members[0], _hints(target)
             more, parts = first.metadata, "of" in first.metadata
             helps = [" ".join(filter(None, (x.metadata["help"], self.says.get(x.name))))
                      for x in members]  # fmt: skip
@@ -198,7 +201,7 @@ class Group:
         """Remove the options of the group from the values of a command, and fill the dataclass."""
         filled: dict[str, Any] = {}
         for name, members in self.options(target).items():
-            value, first, hints = values.pop(name), members[0], hints_of(target)
+            value, first, hints = values.pop(name), members[0], _hints(target)
             if value in (None, []):
                 continue
             if "of" in first.metadata:
@@ -209,7 +212,22 @@ class Group:
                 filled[first.name] = read(value) if read else value
         if self.opened is not None:
             return ends.enter_context(self.opened(**filled))
-        return filled if self.changes else target(**filled)
+        return filled if self.changes or len(_types(target)) > 1 else target(**filled)
+
+
+def _types(target: Any) -> tuple[Any, ...]:
+    """The dataclasses of a group: several fill a dictionary of fields, too."""
+    return get_args(target) or (target,)
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """The types of all fields."""
+    known = dict[str, Any]()
+    for hints in map(hints_of, _types(target)):
+        known |= {
+            name: known[name] | hint if name in known else hint for name, hint in hints.items()
+        }
+    return known
 
 
 def _key(x: Field[Any]) -> str:

@@ -33,7 +33,7 @@ from refimpl.cli.terminal import command_line, deliver, progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Probes
 from refimpl.model.model import Model
 from refimpl.model.statistics import SUMS
 from refimpl.pruners.checks import Compat
@@ -58,7 +58,6 @@ RECOMMENDED = (
 )
 SOURCE = source_group(SAMPLES, SEQ_LEN, OWN_TEXT)
 TOKENS = ("text", "tokens", "samples", "seq_len")
-SHARED = ("dtype", "threads", "memory", "executor", "resume")  # settings of each stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +148,6 @@ def command(
         unused = "no tokens: the weights alone decide"
         refuse(context, TOKENS, f"--pruner {pruner.record.name}", unused)
     lap("scoring")
-    options = {name: getattr(settings, name) for name in SHARED} | {"force": how.force}
     before = None if windows is None else _perplexity(opened, windows, settings)
     lap("measuring")
 
@@ -165,8 +163,9 @@ def command(
         return {"seconds": times} | ({"measured": measured} if measured else {})
 
     with ExitStack() as bar:  # which ends before the next one begins
-        options |= {"progress": bar.enter_context(progress_bar("pruning")), "measure": measure}
-        pruned = prune(opened, output, targets, pruner, tokens, **options)
+        pruning = replace(settings, progress=bar.enter_context(progress_bar("pruning")))
+        more: dict[str, Any] = {"settings": pruning, "force": how.force, "measure": measure}
+        pruned = prune(opened, output, targets, pruner, tokens, **more)
     document = record(pruned)
     applied = RECOMMENDED if request is not None and request.correct else None
     deliver(document, pruning_table(pruned, document, output, applied), how.json)
@@ -186,8 +185,7 @@ def _stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:
 def _perplexity(model: Model, windows: Windows, settings: Settings) -> dict[str, Any]:
     """The perplexity part of an evaluation, without that of every window; the model's digest."""
     with progress_bar("measuring") as progress:
-        options = {name: getattr(settings, name) for name in SHARED} | {"resume": False}
-        evaluation = evaluate(model, windows, progress=progress, **options)
+        evaluation = evaluate(model, windows, None, settings, progress=progress)
     text = {k: v for k, v in evaluation_document(evaluation)["text"].items() if k != "windows"}
     return {"model_sha256": evaluation.model_sha256} | text
 
@@ -267,13 +265,8 @@ def _scored(
             base = signals(model, wanted, tokens, replace(settings, progress=progress))
         return allocation_targets(base_only(base, wanted, model.config.linears), None, tokens)
     assert isinstance(tokens, Tokens)
-    plan = Perturbation(
-        "pruning",
-        seed=pruner.seed,
-        probe_pruner=pruner.record.name,
-        probe_damping=pruner.damping,
-    )
+    plan = Probes(seed=pruner.seed, probe_pruner=pruner.record.name, probe_damping=pruner.damping)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)
-        scores = score(model, tokens, plan, wanted, **vars(settings), bases=())
+        scores = score(model, tokens, plan, wanted, settings, bases=())
     return allocation_targets(allocate(scores, wanted), scores)

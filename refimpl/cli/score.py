@@ -30,17 +30,17 @@ from refimpl.cli.groups import (
 from refimpl.cli.options import Group, argument, refuse, with_groups
 from refimpl.cli.terminal import progress_bar, style
 from refimpl.errors import printable
+from refimpl.loading.files.documents import plain
 from refimpl.scoring.estimate import estimate
 from refimpl.scoring.measurements import Experiment
 from refimpl.scoring.score import checked_budget, score
-from refimpl.show.estimate import estimate_document, estimate_text
+from refimpl.show.estimate import estimate_text
 from refimpl.show.header import command_lines, joined, wrapped
 from refimpl.show.table import table
 from refimpl.storage.work_folder import work_path
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import SCORED
 
-ESTIMATED = ("dtype", "threads", "memory", "executor")  # settings that change how long it takes
 # The rest of an allocation is `refimpl allocate`'s: nothing that is measured depends on it.
 MEASURED = ("base", "options", "sparsity", "correct", "strength")
 
@@ -77,7 +77,7 @@ def command(
     *,
     where: Where,
     source: Annotated[Source, source_group(*SCORED, OWN_TEXT)],
-    plan: Plan,
+    perturbed: Plan,
     wanted: Annotated[Request, Group("Allocation", MEASURED, BASES)],
     settings: Running,
     run: Annotated[RunOptions, Group("Running")],
@@ -87,17 +87,17 @@ def command(
 
     Above 1 the blocks after it amplify, below 1 they absorb.
     """
-    plan = checked_plan(context, plan, wanted)
+    plan = checked_plan(context, perturbed, wanted)
     checked_budget(run.budget)
     if run.estimate:
-        estimated = "--runtime numpy without --resume or --budget, which is what is estimated"
-        refuse(context, ("runtime", "resume", "budget"), "--estimate", estimated)
+        estimated = "--runtime numpy without --budget, which is what is estimated"
+        refuse(context, ("runtime", "budget"), "--estimate", estimated)
     experiment: Experiment | None = None
     if run.runtime == "onnxruntime":
         from refimpl.onnx.runtime import on_onnxruntime
 
         units = "--runtime numpy, whose work consists of work units"
-        refuse(context, ("executor", "resume", "budget"), "--runtime onnxruntime", units)
+        refuse(context, ("executor", "budget"), "--runtime onnxruntime", units)
         experiment = on_onnxruntime(plan, run.device)
     else:
         refuse(context, ("device",), "--runtime numpy", "--runtime onnxruntime")
@@ -105,23 +105,14 @@ def command(
     opened = where.read(model)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True, default=SCORED)
     if run.estimate:
-        resources = {name: getattr(settings, name) for name in ESTIMATED}
-        expected = estimate(opened, tokens, plan, wanted, kept=finished is not None, **resources)
-        replace(to, output=None).deliver(estimate_document(expected), estimate_text(expected))
+        expected = estimate(opened, tokens, plan, wanted, replace(settings, finished=finished))
+        replace(to, output=None).deliver(plain(expected), estimate_text(expected))
         return
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress, finished=finished)
         others = None if to.json or to.output else ()  # no other allocation is made
-        scores = score(
-            opened,
-            tokens,
-            plan,
-            wanted,
-            runtime=experiment,
-            bases=others,
-            budget=run.budget,
-            **vars(settings),
-        )
+        how: dict[str, Any] = {"runtime": experiment, "bases": others, "budget": run.budget}
+        scores = score(opened, tokens, plan, wanted, settings, **how)
     to.deliver(*_allocated(scores, wanted, to))
 
 

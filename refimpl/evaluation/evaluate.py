@@ -1,9 +1,7 @@
 """The job: perplexity and multiple choice of a model, in groups of batches that can be resumed."""
 
 import time
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,9 @@ from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.pruning.record import PruningFacts, recorded_pruning
-from refimpl.running.provenance import Run, model_sha256, run_since
+from refimpl.running.provenance import Run, model_sha256
 from refimpl.running.settings import Settings
-from refimpl.running.threads import Progress, Workers
+from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick, results
 from refimpl.tokens import Windows
 
@@ -74,14 +72,8 @@ def evaluate(
     model: Model,
     windows: Windows | None = None,
     questions: Questions | None = None,
-    *,
-    dtype: npt.DTypeLike = np.float32,
-    threads: int | None = None,
-    memory: str | int | None = None,
-    executor: Executor | None = None,
-    progress: Progress = lambda done, total: None,
-    finished: Path | None = None,
-    resume: bool = False,
+    settings: Settings | None = None,
+    **changes: Any,
 ) -> Evaluation:
     """Perplexity of a model on windows of a text, its accuracy on questions, or both.
 
@@ -89,14 +81,8 @@ def evaluate(
         model: From `read_model`; its folder holds the tokenizer where there are questions.
         windows: From `text_windows` or `id_windows`.
         questions: From `read_questions`.
-        dtype: float32, or float64 to certify; sums over the vocabulary are float64.
-        threads: Worker threads, or processes; one per core if None.
-        memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        executor: Where the work units run, as for `score`.
-        progress: Called with the cost done and in all.
-        finished: The folder that keeps finished work units, or None; the caller removes it in the
-            end. Those of the same run are always continued.
-        resume: Whether they outlive an error of the input, too.
+        settings: How and where it runs; sums over the vocabulary are float64.
+        **changes: Fields of the settings to change, such as `dtype="float64"`.
 
     Returns:
         The numbers, the same for every executor, memory and number of threads, resumed or not.
@@ -118,22 +104,24 @@ def evaluate(
     """
     if windows is None and questions is None:
         raise RefimplError("nothing to evaluate on", "a text, ids or questions", "use --text FILE")
-    settings = Settings(dtype, threads, memory, executor, progress, finished, resume)
+    settings = replace(settings or Settings(), **changes)
     pruning = recorded_pruning(model)
     texts: Sequences = [] if windows is None else [(ids, 1) for ids in windows.ids]
     choices = None if questions is None else choice_sequences(encoder(model), questions)
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
-    with settings.open(model, _options(windows, choices, dtype)) as resources:
+    with settings.open(model, _options(windows, choices, settings.dtype)) as resources:
         workers = resources.at_once
         sums: LogLikelihoods = {int(n): (x, b) for n, (x, b) in resources.earlier.items()}
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
         resources.total = sum(batch.cost(model.config) for batch in laid)
         resources.done = resources.total - sum(batch.cost(model.config) for batch in left)
         resumed, started = len(sums), time.perf_counter()
-        size = min(GROUP, tokens_in_memory(model, laid, resources.memory // workers, dtype))
-        if executor is not None:  # at least two work units for every worker
+        size = min(
+            GROUP, tokens_in_memory(model, laid, resources.memory // workers, resources.dtype)
+        )
+        if resources.executor is not None:  # at least two work units for every worker
             size = min(size, -(-sum(batch.ids.size for batch in left) // (2 * workers)))
-        units = [BatchGroup(tuple(group), dtype) for group in groups(left, size)]
+        units = [BatchGroup(tuple(group), resources.dtype) for group in groups(left, size)]
         for new in results(units, model, resources):
             resources.keep({str(n): x for n, x in new.items()})
             sums |= new
@@ -151,7 +139,7 @@ def evaluate(
         choices,
         sum(batch.tokens for batch in left),
         resumed,
-        run_since(started, dtype, resources.workers, resources.memory),
+        resources.run_since(started),
         pruning,
     )
 

@@ -107,9 +107,9 @@ def explain(
         raise RefimplError(
             f"block {block} of {model.name}", f"a block from 0 to {last}", "change --block"
         )
-    if len(plan.eta) > 1:
+    if len(plan.etas) > 1:
         raise RefimplError(
-            f"{len(plan.eta)} values of eta",
+            f"{len(plan.etas)} values of eta",
             "one value, which all steps use",
             "use for example --eta 0.01",
         )

@@ -15,7 +15,7 @@ from refimpl.explanation.step import Figure, Step
 from refimpl.method import correction, equal_marginals, perturbation, projection
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.model import ops, statistics
 from refimpl.model.forward import block
 from refimpl.pruners import counts
@@ -33,8 +33,9 @@ ALLOCATION, PRUNE = "5-allocation", "6-prune"
 def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     """From a perturbation of the block to the weights that its first linear loses."""
     pruned: Functions = (wanda_keep, wanda_score, block)
-    alone = pruned if plan.pruner.record is WANDA else (decision, block)
-    noise = (perturbation.perturbed, perturbation.noise, perturbation.kept_tokens)
+    perturb: Functions = (perturbation.perturbed, perturbation.noise, perturbation.kept_tokens)
+    if isinstance(plan, Probes):
+        perturb = pruned if plan.pruner.record is WANDA else (decision, block)
     divergence = (RunningDivergence,) if request.correct == "divergence" else ()
     ranked = [x for base, _ in Chosen.of(request).bases.values() for x in base.formulas[:-1]]
     exact, fixed = request.compat == "exact", request.correct is not None and not request.measured
@@ -44,7 +45,7 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     move = correction.correction, _logarithm(request)
     ratio = surviving_drift, nan_mean, absorption_coefficient
     steps = (
-        Step("perturb", PERTURB, alone if plan.kind == "pruning" else noise, _perturbed),
+        Step("perturb", PERTURB, perturb, _perturbed),
         Step("drift", PERTURB, (perturbation.deviation, block), _drift),
         Step("ratio", ABSORPTION, ratio, _ratio),
         Step("coefficient", ABSORPTION, (absorption_coefficient, *divergence, score), _coefficient),
@@ -67,7 +68,7 @@ def _logarithm(request: Request) -> Callable[..., Any]:
 
 def _perturbed(v: Values) -> Iterator[Figure]:
     h, perturbed = v.leaving[0][0], v.started(0, 0).h[0]
-    if v.plan.kind == "gaussian":
+    if isinstance(v.plan, Noise):
         yield Figure("eta", v.plan.eta[0])
         yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")
     yield Figure("h_l", h)

@@ -16,7 +16,7 @@ from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
-from refimpl.method.perturbation import Perturbation, kept_tokens
+from refimpl.method.perturbation import Noise, Perturbation, Probes, kept_tokens
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, head
 from refimpl.model.model import BlockWeights, Model
@@ -28,8 +28,7 @@ from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.running.threads import Progress, Workers
 from refimpl.scoring.measurements import Address
 from refimpl.scoring.perturbed_state import Clean, PerturbedState, Stack, with_noise
-from refimpl.scoring.pruned_alone import PrunedBlocks
-from refimpl.scoring.score import score
+from refimpl.scoring.score import pruning_perturbation, score
 from refimpl.tokens import Tokens
 from refimpl.tokens.tokenizer import read_tokenizer
 
@@ -196,12 +195,14 @@ class Values:
     @cached_property
     def _pruned_weights(self) -> Weights:
         """The block's weights after the pruning that is its perturbation."""
-        assert self.scores.pruned_at is not None  # asked for with that perturbation only
-        counts, pruner = self.scores.pruned_at.linear_pruned[None], self.plan.pruner
-        moments = (self.moments,) * self.config.num_blocks
-        prune = PrunedBlocks(
-            self.config.linears, counts, pruner, moments if pruner.record.needs == "squares" else ()
+        at, plan, moments = (
+            self.scores.pruned_at,
+            self.plan,
+            (self.moments,) * self.config.num_blocks,
         )
+        assert at is not None  # as there are
+        assert isinstance(plan, Probes)
+        prune = pruning_perturbation(self.config, at.linear_pruned[None], plan, moments)
         with Workers(self.threads) as workers:
             if prune.needs_products:
                 ids, every = dict(enumerate(self.ids)), dict(enumerate(self.entering))
@@ -226,9 +227,9 @@ class Values:
 
     def _perturb(self, a: Address) -> Array:
         """The residual stream after the block that is perturbed by the plan, [1, S, D]."""
-        if self.plan.kind == "pruning":
-            return self._stream(self.index).through(self.entering[a.sequence], self._pruned_weights)
-        return with_noise(self.leaving[a.sequence], a, self.plan)
+        if isinstance(self.plan, Noise):
+            return with_noise(self.leaving[a.sequence], a, self.plan)
+        return self._stream(self.index).through(self.entering[a.sequence], self._pruned_weights)
 
 
 def _computed(h: Array) -> Clean:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Seed, option, percentage
+from refimpl.arguments import Checked, Seed, option, percentage, same_option
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.pruners.compensation import DAMPING
@@ -15,7 +15,6 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import pruner_named
 from refimpl.pruners.wanda import WANDA
 
-Kind = Literal["gaussian", "pruning"]
 NoiseScale = Literal["token", "sequence"]
 NoiseShape = Literal["isotropic", "channel"]
 NoiseNorm = Literal["exact", "expected"]
@@ -29,15 +28,42 @@ ETA_EPSILONS = 64  # machine epsilons: the least eta that a dtype resolves
 SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
 
 
-@dataclass(frozen=True)
 class Perturbation(Checked):
-    """How states are perturbed and how the perturbation is followed.
+    """How states are perturbed and how the perturbation is followed: `Noise` or `Probes`."""
+
+    norm: Norm
+    sink: Sink
+    seed: int
+    subset: int | None
+
+    @property
+    def draws(self) -> int:
+        """Noise draws per sample and block; one where nothing is random."""
+        return 1
+
+    @property
+    def etas(self) -> tuple[float | None, ...]:
+        """The size of each result; None where the perturbation itself sets it."""
+        return (None,)
+
+    def variants(self, linears: int) -> int:
+        """Perturbed states per sequence and draw of a block with so many linears."""
+        raise NotImplementedError
+
+    def perturbed_samples(self, samples: int) -> int:
+        """How many of so many samples are perturbed."""
+        return samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Perturbation):
+    """Gaussian noise is added to the output of a block.
 
     Raises:
         RefimplError: A value outside its range.
     """
 
-    kind: Kind = option(
+    kind: Literal["gaussian"] = option(
         "gaussian",
         "gaussian adds noise to a block's output; pruning prunes the block itself, to its sparsity "
         "in the base allocation. Default: pruning for the corrections arrival and divergence, else "
@@ -76,6 +102,48 @@ class Perturbation(Checked):
         "all blocks.",
         "K",
     )
+    noise_norm: NoiseNorm = option(
+        "exact",
+        "The noise itself has the length eta ||h||, or its expected square has, as that of "
+        "N(0, eta^2 ||h||^2 / D).",
+        of="variant",
+    )
+
+    @property
+    def etas(self) -> tuple[float, ...]:
+        """The sizes of the noise."""
+        return self.eta
+
+    def variants(self, linears: int) -> int:
+        """One per eta."""
+        return len(self.eta)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        etas = ", ".join(map(str, self.eta)) or "(none)"
+        if not self.eta or any(not 0 < eta < inf for eta in self.eta):
+            raise RefimplError(
+                f"eta {etas}",
+                "positive, finite relative magnitudes",
+                "use for example --eta 0.01",
+            )
+        if len(set(self.eta)) < len(self.eta):
+            raise RefimplError(f"eta {etas}", "each value once", "remove the duplicates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes(Perturbation):
+    """A block is pruned alone, everything else dense, at one sparsity or at three.
+
+    Raises:
+        RefimplError: A value outside its range, or an unknown pruner.
+    """
+
+    kind: Literal["pruning"] = same_option(Noise, "kind", default="pruning")
+    norm: Norm = same_option(Noise, "norm")
+    sink: Sink = same_option(Noise, "sink")
+    seed: Seed = same_option(Noise, "seed")
+    subset: Annotated[int, 1, inf] | None = same_option(Noise, "subset")
     probe_delta: float | None = option(
         None,
         "Also prune each unit this much less and this much more, to measure how its error grows. "
@@ -88,12 +156,6 @@ class Perturbation(Checked):
         "blocks",
         "What is pruned alone, and what the budget is divided over: blocks, or each linear.",
         of="probe",
-    )
-    noise_norm: NoiseNorm = option(
-        "exact",
-        "The noise itself has the length eta ||h||, or its expected square has, as that of "
-        "N(0, eta^2 ||h||^2 / D).",
-        of="variant",
     )
     probe_samples: Annotated[int, 1, inf] | None = option(
         None,
@@ -111,8 +173,17 @@ class Perturbation(Checked):
 
     @property
     def pruner(self) -> PrunerOptions:
-        """What "pruning" prunes with, and how."""
+        """What prunes, and how."""
         return PrunerOptions(self.probe_pruner, self.probe_damping, self.seed)
+
+    def variants(self, linears: int) -> int:
+        """One per pruned block and probe.
+
+        The block as in the base allocation; then below and above, or each linear at, below, above.
+        """
+        if self.probe_delta is None:
+            return 1
+        return 3 if self.units == "blocks" else 1 + 3 * linears
 
     def perturbed_samples(self, samples: int) -> int:
         """How many of so many samples are perturbed; more than there are is refused.
@@ -127,46 +198,15 @@ class Perturbation(Checked):
             )
         return samples if self.probe_samples is None else min(samples, self.probe_samples)
 
-    def variants(self, linears: int) -> int:
-        """Perturbed states per sequence and draw of a block with so many linears.
-
-        One per eta, or one per pruned block and probe: the block as in the base allocation; then
-        the block below and above, or each linear at, below and above.
-        """
-        if self.kind == "gaussian":
-            return len(self.eta)
-        if self.probe_delta is None:
-            return 1
-        return 3 if self.units == "blocks" else 1 + 3 * linears
-
     def __post_init__(self) -> None:
         super().__post_init__()
         pruner_named(self.probe_pruner, "probe-pruner")
-        etas = ", ".join(map(str, self.eta)) or "(none)"
-        if any(not 0 < eta < float("inf") for eta in self.eta) or (
-            self.kind == "gaussian" and not self.eta
-        ):
-            raise RefimplError(
-                f"eta {etas}",
-                "positive, finite relative magnitudes",
-                "use for example --eta 0.01",
-            )
-        if len(set(self.eta)) < len(self.eta):
-            raise RefimplError(f"eta {etas}", "each value once", "remove the duplicates")
         if self.probe_delta is not None and not 0 < self.probe_delta <= 1:
             raise RefimplError(
                 f"probe-delta {self.probe_delta}",
                 "a number above 0, at most 1",
                 percentage("--probe delta=", self.probe_delta, "use for example --probe delta=0.1"),
             )
-        if self.kind == "pruning":
-            if self.draws > 1:
-                raise RefimplError(
-                    f"{self.draws} draws of the pruning perturbation",
-                    "one draw: the pruning perturbation is not random",
-                    "omit --draws",
-                )
-            object.__setattr__(self, "eta", ())
 
 
 def require_resolved(plan: Perturbation, dtype: npt.DTypeLike) -> None:
@@ -184,10 +224,10 @@ def require_resolved(plan: Perturbation, dtype: npt.DTypeLike) -> None:
         RefimplError: An eta below the limit.
 
     Example:
-        >>> require_resolved(Perturbation(eta=(1e-5,)), np.float32)
+        >>> require_resolved(Noise(eta=(1e-5,)), np.float32)
     """
     least = ETA_EPSILONS * float(np.finfo(np.dtype(dtype)).eps)
-    if small := [eta for eta in plan.eta if eta < least]:
+    if small := [eta for eta in plan.etas if eta is not None and eta < least]:
         raise RefimplError(
             f"eta {small[0]:g} in {np.dtype(dtype)}, whose rounding it does not exceed",
             f"eta of {least:.1e} or more",

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import nan_mean
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.graph_file import MEASURED
@@ -53,11 +53,11 @@ class Candidate:
     runtime: str
     dtype: str
     steps: tuple[str, ...]
-    plan: Perturbation | None = None
+    plan: Noise | None = None
 
 
 def graph_candidate(
-    run: RunGraph, runtime: str, dtype: str, points: tuple[str, ...], plan: Perturbation | None
+    run: RunGraph, runtime: str, dtype: str, points: tuple[str, ...], plan: Noise | None
 ) -> Candidate:
     """A graph that gives trace points, or drifts and so on if it has a plan to perturb by."""
     if plan is not None:
@@ -78,13 +78,13 @@ def recorded_candidates(
         return [Candidate(lambda case: forward(case.inputs[TOKENS]), runtime, dtype, points)]
 
     def candidate(
-        record: Callable[[Recording], Graph], points: tuple[str, ...], plan: Perturbation | None
+        record: Callable[[Recording], Graph], points: tuple[str, ...], plan: Noise | None
     ) -> Candidate:
         session = recorded_session(model, dtype, record, against, device, threads)
         run = partial(session.run, outputs=points or MEASURED)
         return graph_candidate(run, session.description, dtype, points, plan)
 
-    points, plan = trace_points(model.config), Perturbation()
+    points, plan = trace_points(model.config), Noise()
     return [
         candidate(partial(model_graph, outputs="trace"), points, None),
         candidate(partial(experiment_graph, plan=plan), (), plan),
@@ -113,7 +113,7 @@ def recorded_session(
     return open_session(proto, device, threads=threads, weights=arrays)
 
 
-def _experiment(run: RunGraph, plan: Perturbation, case: Case) -> dict[str, Array]:
+def _experiment(run: RunGraph, plan: Noise, case: Case) -> dict[str, Array]:
     """Drift, alignment and coefficients: a state per block, and means over the sequences."""
     if "noise" not in case.inputs:
         raise RefimplError(

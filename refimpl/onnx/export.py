@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise
 from refimpl.model.kernels import PLAIN
 from refimpl.model.model import Model
 from refimpl.onnx import target
@@ -70,7 +70,7 @@ def export(
     dtype: npt.DTypeLike = np.float32,
     weights: WeightStorage = "external",
     outputs: GraphOutputs = "logits",
-    experiment: Perturbation | None = None,
+    experiment: Noise | None = None,
     opset: int | None = None,
     fused: bool = False,
     force: bool = False,

@@ -13,7 +13,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.isolation.child_process import ChildProcess
 from refimpl.isolation.serving import limit_memory
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import Candidate, graph_candidate
@@ -69,7 +69,7 @@ def open_foreign(
         facts = json.loads(*child.call("facts"))
         points, dtype, runtime = tuple(facts["points"]), facts["dtype"], str(facts["runtime"])
         options = facts["plan"]
-        plan = None if options is None else Perturbation("gaussian", **plan_options(options))
+        plan = None if options is None else Noise(**plan_options(options))
         if dtype not in LOGITS_DTYPES.values() or not {*points} <= {*trace}:
             raise ValueError(facts)
     except Exception as error:  # whatever is wrong with the answer

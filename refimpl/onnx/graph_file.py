@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise
 from refimpl.onnx.recording.experiment_graph import AT, ETA, NOISE
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, TOKENS
 from refimpl.storage.file_system import open_file
@@ -113,7 +113,7 @@ def _plan(
     takes, gives = {TOKENS, AT, ETA, NOISE} <= inputs.keys(), {*MEASURED} <= outputs.keys()
     if not takes or not gives or len(options) < len(PERTURBATION_OPTIONS):
         return None
-    Perturbation("gaussian", **options)  # refuses other values
+    Noise(**options)  # refuses other values
     return options
 
 

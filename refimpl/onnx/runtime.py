@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Perturbation, noise
+from refimpl.method.perturbation import Noise, Perturbation, noise
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -16,7 +16,7 @@ from refimpl.onnx.candidate import recorded_session
 from refimpl.onnx.recording.experiment_graph import (
     experiment_graph,
     experiment_inputs,
-    refuse_pruning,
+    only_noise,
     squares_name,
 )
 from refimpl.onnx.session import Device, check_device
@@ -30,7 +30,7 @@ OUTPUTS = ("drift", "alignment", "ratio", "left_out", "sinks", "mean_square")
 
 def on_onnxruntime(plan: Perturbation, device: Device = "auto") -> Experiment:
     """The experiment by onnxruntime, for `score`; refuses a plan or a device it cannot use."""
-    refuse_pruning(plan)
+    only_noise(plan)
     check_device(device)
     return partial(_experiment, device)
 
@@ -56,7 +56,7 @@ def _experiment(
     divergence: bool,
 ) -> Measurements:
     """`scoring.experiment.experiment`, without what only the pruning perturbation needs."""
-    config, (count, length) = model.config, ids.shape
+    config, (count, length), plan = model.config, ids.shape, only_noise(plan)
     dtype, memory = resources.dtype, resources.memory
     each = state_bytes(config, length, dtype)
     if memory < 2 * each:
@@ -107,7 +107,7 @@ def _experiment(
     return found
 
 
-def _inputs(ids: Array, part: list[Address], plan: Perturbation, width: int) -> dict[str, Array]:
+def _inputs(ids: Array, part: list[Address], plan: Noise, width: int) -> dict[str, Array]:
     """The graph's inputs for some states of one sequence."""
     sequence, shape = part[0].sequence, (ids.shape[1], width)
     drawn = {  # one draw for all etas

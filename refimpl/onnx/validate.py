@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.onnx.candidate import Against, Candidate, recorded_candidates
@@ -110,7 +110,7 @@ def validate(
         ]
 
     @cache
-    def case_of(batch: int, steps: tuple[str, ...], plan: Perturbation | None) -> Case:
+    def case_of(batch: int, steps: tuple[str, ...], plan: Noise | None) -> Case:
         """The truth, once for all dtypes."""
         options = {} if plan is None else {n: getattr(plan, n) for n in PERTURBATION_OPTIONS}
         recipe = Recipe(only=steps, eta=1.0, **options)
@@ -135,7 +135,7 @@ def validate(
     )
 
 
-def _batches(ids: npt.NDArray[np.int64], plan: Perturbation | None) -> list[npt.NDArray[np.int64]]:
+def _batches(ids: npt.NDArray[np.int64], plan: Noise | None) -> list[npt.NDArray[np.int64]]:
     """Batches [1, at most 5], [n, S] and [n, 1] of samples [n, S]; [1, at most 64] with a plan."""
     if plan is not None:
         return [ids[:1, :LONGEST]]

@@ -175,7 +175,7 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
         if inputs.given is None:
             experiment.require_resolved(plan, inputs.dtype)
 
-        def start(i: int, _: Weights, clean: Array, plan: experiment.Perturbation = plan) -> Starts:
+        def start(i: int, _: Weights, clean: Array, plan: experiment.Noise = plan) -> Starts:
             for n, h in enumerate(clean):
                 kept = experiment.kept_tokens(h, recipe.sink)
                 for draw in range(plan.draws):

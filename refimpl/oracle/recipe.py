@@ -12,7 +12,7 @@ from refimpl.allocation.request import Correction, Fraction, Request
 from refimpl.allocation.scores import Signal, Signals
 from refimpl.arguments import Checked, common_option, option, require, same_option
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import NoiseNorm, NoiseScale, NoiseShape, Norm, Perturbation, Sink
+from refimpl.method.perturbation import Noise, NoiseNorm, NoiseScale, NoiseShape, Norm, Sink
 from refimpl.model.ops import Array
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
@@ -47,10 +47,10 @@ class Recipe(Checked):
     eta: float = option(0.01, "Size of the noise as a fraction of the state's norm.", "X")
     coarse_eta: float = 0.3
     draws: int = 2
-    noise_scale: NoiseScale = same_option(Perturbation, "noise_scale")
-    noise_shape: NoiseShape = same_option(Perturbation, "noise_shape")
-    norm: Norm = same_option(Perturbation, "norm")
-    sink: Sink = same_option(Perturbation, "sink")
+    noise_scale: NoiseScale = same_option(Noise, "noise_scale")
+    noise_shape: NoiseShape = same_option(Noise, "noise_shape")
+    norm: Norm = same_option(Noise, "norm")
+    sink: Sink = same_option(Noise, "sink")
     seed: int = option(0, "Seed of the noise.", "N")
     sparsity: Fraction = same_option(Request, "sparsity", default=0.5)
     bases: tuple[str, ...] = tuple(BASES)
@@ -62,7 +62,7 @@ class Recipe(Checked):
     shown: tuple[Annotated[int, 0, inf], ...] = option(
         (0,), "Block whose scores and weights are steps; may be repeated. Default: 0.", "N"
     )
-    noise_norm: NoiseNorm = same_option(Perturbation, "noise_norm")
+    noise_norm: NoiseNorm = same_option(Noise, "noise_norm")
     only: tuple[str, ...] = common_option(
         (),
         "Compute these steps of the forward and the experiments alone: a shell pattern such as "
@@ -91,12 +91,10 @@ class Recipe(Checked):
         _ = self.pattern and parse_pattern(self.pattern)
 
     @property
-    def perturbation(self) -> Perturbation:
+    def perturbation(self) -> Noise:
         """The perturbation of the recipe."""
-        return Perturbation(
-            "gaussian", (self.eta,), self.noise_scale, self.noise_shape, self.norm, self.sink,
-            seed=self.seed, noise_norm=self.noise_norm,
-        )  # fmt: skip
+        names = ("noise_scale", "noise_shape", "norm", "sink", "seed", "noise_norm")
+        return Noise(eta=(self.eta,), **{name: getattr(self, name) for name in names})
 
     def asks(self, *steps: str) -> bool:
         """Whether one of some steps is asked for."""
@@ -116,7 +114,7 @@ class Recipe(Checked):
         return np.take(x, np.unique(places).astype(int), axis=-2)
 
     @property
-    def coarse_perturbation(self) -> Perturbation:
+    def coarse_perturbation(self) -> Noise:
         """The same at an eta that 16 bits resolve, and with several draws."""
         return replace(self.perturbation, eta=(self.coarse_eta,), draws=self.draws)
 

@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial as bound
 from hashlib import sha256
 from pathlib import Path
@@ -41,11 +40,9 @@ from refimpl.running.provenance import (
     TokenFacts,
     UnchangedFiles,
     model_sha256,
-    run_since,
     token_facts,
 )
 from refimpl.running.settings import Resources, Settings
-from refimpl.running.threads import Progress
 from refimpl.storage.files import SENT, json_text, undo_killed, whole
 from refimpl.storage.finished_units import FinishedUnits, finished_units
 from refimpl.storage.target_checks import RECORD, check_folder, real_path
@@ -138,14 +135,10 @@ def prune(
     pruner: str | Pruner | PrunerOptions = WANDA.name,
     tokens: Tokens | Imatrix | None = None,
     *,
+    settings: Settings | None = None,
     force: bool = False,
-    resume: bool = False,
-    dtype: npt.DTypeLike = np.float32,
-    threads: int | None = None,
-    memory: str | int | None = None,
-    executor: Executor | None = None,
-    progress: Progress = lambda done, total: None,
     measure: Callable[[Model], Mapping[str, Any]] = lambda model: {},
+    **changes: Any,
 ) -> Pruning:
     """Prune a model into a new folder, which appears whole or not at all.
 
@@ -158,16 +151,12 @@ def prune(
         pruner: A pruner by its name, with options, or a `Pruner` of your own.
         tokens: Calibration tokens, or for a pruner that needs squares an importance matrix, which
             describes the dense model; None for pruners that look at weights alone.
+        settings: How and where it runs: statistics, scores and SparseGPT are float64; sequences
+            pass the blocks on the threads of this process. Finished units are kept beside `out`: an
+            interrupted run of the same is continued after its last whole block.
         force: Whether an existing folder of models is replaced.
-        resume: Whether finished units outlive an error of the input, too. Those of an interrupted
-            run of the same are always continued, after its last whole block.
-        dtype: Dtype of the forward passes; statistics, scores and SparseGPT are float64.
-        threads: Worker threads, or processes; one per core if None.
-        memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        executor: Where the linears of a block are pruned, as for `score`; sequences pass the blocks
-            on the threads of this process.
-        progress: Called with the block passes and blocks done, and in all.
         measure: Called with the new model before it is in place; what it returns is recorded, too.
+        **changes: Fields of the settings to change, such as `dtype="float64"`.
 
     Returns:
         Requested and achieved counts, and how they came about; `pruning.json` holds the same.
@@ -191,28 +180,30 @@ def prune(
     """
     out, config, started = Path(out), model.config, time.perf_counter()
     pruner = pruner if isinstance(pruner, PrunerOptions) else PrunerOptions(pruner)
-    settings = Settings(dtype, threads, memory, executor, progress)
+    settings = replace(settings or Settings(), **changes)
     targets = targets_for(target, config.linears)
     imatrix = _imatrix(tokens, pruner)
     ids = None
     if imatrix is None:
         ids = calibration_ids(model, pruner, tokens.ids if isinstance(tokens, Tokens) else None)
     facts = None if tokens is None or (ids is None and imatrix is None) else token_facts(tokens)
-    state_bytes = 0 if ids is None else ids.size * config.hidden_size * np.dtype(dtype).itemsize
+    state_bytes = (
+        0 if ids is None else ids.size * config.hidden_size * np.dtype(settings.dtype).itemsize
+    )
     check_prune(model, out, {}, force, pruner, 2 * state_bytes)
-    if ids is not None and 2 * state_bytes > (budget := parse_memory(memory)):
+    if ids is not None and 2 * state_bytes > (budget := parse_memory(settings.memory)):
         raise RefimplError(
             f"memory of {budget} bytes does not hold the calibration's residual states",
             f"{2 * state_bytes} bytes: {len(ids)} x {ids.shape[1]} tokens, before and after a "
             "block",
             f"use --memory {2 * state_bytes} or more, or fewer --samples",
         )
-    model.check_finite(dtype)
+    model.check_finite(settings.dtype)
     before, source = read_record(model), UnchangedFiles(model)
-    identity = source.identity | _options(targets, pruner, facts, dtype)
+    identity = source.identity | _options(targets, pruner, facts, settings.dtype)
     with (
         whole(real_path(out), force) as folder,
-        finished_units(folder.parent, identity, resume, source.check) as finished,
+        finished_units(folder.parent, identity, source.check) as finished,
         settings.open() as resources,
     ):
         inputs = ids if imatrix is None else imatrix
@@ -232,7 +223,7 @@ def prune(
             facts,
             files.written(counts),
             before,
-            run_since(started, dtype, resources.workers, resources.memory),
+            resources.run_since(started),
             model_sha256(pruned),
             measure(pruned),
         )

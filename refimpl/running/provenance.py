@@ -1,8 +1,6 @@
 """What numbers depend on: the model's files, the tokens, the versions, and the run."""
 
 import os
-import platform
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
@@ -10,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
-from refimpl.running.memory import peak_memory
-from refimpl.running.threads import Workers
 from refimpl.storage.file_system import open_file
 from refimpl.storage.finished_units import FinishedUnits
 from refimpl.tokens import Tokens
@@ -73,26 +68,6 @@ def token_facts(tokens: Tokens | Imatrix) -> TokenFacts:
         return TokenFacts(samples, length, source, tokens.kind, tokens.bos, tokens.sha256)
     count, length = tokens.ids.shape
     return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)
-
-
-def run_since(
-    started: float,
-    dtype: npt.DTypeLike,
-    workers: Workers,
-    memory: int,
-    runtime: Runtime = NUMPY,
-) -> Run:
-    """The run that began when `time.perf_counter()` was `started`, and ends now."""
-    return Run(
-        np.dtype(dtype).name,
-        workers.threads,
-        memory,
-        time.perf_counter() - started,
-        peak_memory(),
-        versions() | {"python": platform.python_version(), **runtime.versions},
-        runtime.runtime,
-        runtime.device,
-    )
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Settings of a computation, and the resources that they open."""
 
+import platform
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
@@ -12,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import Checked, option
-from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
-from refimpl.running.memory import parse_memory
-from refimpl.running.provenance import UnchangedFiles
+from refimpl.running.memory import parse_memory, peak_memory
+from refimpl.running.provenance import NUMPY, Run, Runtime, UnchangedFiles, versions
 from refimpl.running.threads import Progress, Workers, cores
 from refimpl.storage.finished_units import FinishedUnits, finished_units
 from refimpl.storage.work_folder import work_folder
@@ -46,6 +47,19 @@ class Resources:
         executor = self.executor
         return 1 if executor is None else getattr(executor, "_max_workers", None) or cores()
 
+    def run_since(self, started: float, runtime: Runtime = NUMPY) -> Run:
+        """The run that began when `time.perf_counter()` was `started`, and ends now."""
+        return Run(
+            self.dtype.name,
+            self.workers.threads,
+            self.memory,
+            time.perf_counter() - started,
+            peak_memory(),
+            versions() | {"python": platform.python_version(), **runtime.versions},
+            runtime.runtime,
+            runtime.device,
+        )
+
     def keep(self, results: Mapping[str, Any]) -> None:
         """Keep the results of a work unit, if any are kept."""
         if self.finished is not None:
@@ -61,7 +75,9 @@ class Resources:
 class Settings(Checked):
     """How and where a computation runs; its numbers depend on `dtype` alone.
 
-    The fields are arguments of `score`.
+    `executor` is any `concurrent.futures.Executor`, which is left open, or None for threads here.
+    `progress` is called with the cost that is done and in all. `finished` is the folder of finished
+    work units, which a run of the same continues, and which the caller removes in the end.
     """
 
     dtype: npt.DTypeLike = option(
@@ -86,11 +102,6 @@ class Settings(Checked):
     )
     progress: Progress = lambda done, total: None
     finished: Path | None = None
-    resume: bool = option(
-        False,
-        "Keep the finished units beside -o after an error of the input, too. With or without it, "
-        "the same command continues a stopped run.",
-    )
 
     @contextmanager
     def open(
@@ -101,12 +112,6 @@ class Settings(Checked):
         The units depend on the model and on `options`. The files of the model must not change until
         the end.
         """
-        if self.resume and self.finished is None:
-            raise RefimplError(
-                "--resume without -o",
-                "-o FILE: finished units are kept beside it (in Python, finished=FOLDER)",
-                "add -o FILE, or omit --resume",
-            )
         memory = parse_memory(self.memory)
         files = None if model is None else UnchangedFiles(model)
         with ExitStack() as opened:
@@ -114,7 +119,7 @@ class Settings(Checked):
             finished = None
             if files is not None and self.finished is not None:
                 work, identity = opened.enter_context(work_folder(self.finished)), files.identity
-                units = finished_units(work, {**identity, **options}, self.resume, files.check)
+                units = finished_units(work, {**identity, **options}, files.check)
                 finished = opened.enter_context(units)
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier

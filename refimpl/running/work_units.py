@@ -61,7 +61,7 @@ class LostWorkerError(ResumableError):
             f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
             "workers that live until their work is done (most die of too little memory), and work "
             "that can be sent to them",
-            "use a smaller --memory or fewer --threads, and repeat the command with --resume",
+            "use a smaller --memory or fewer --threads, and repeat the command",
         )
 
 

@@ -42,8 +42,8 @@ class DenseSequences:
         """Block passes."""
         return len(self.ids) * config.num_blocks
 
-    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[int, Squares]:
-        """Sums of squares of the linears' inputs, by number of the sequence."""
+    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[str, Squares]:
+        """Sums of squares of the linears' inputs, by sequence."""
         stream = Stream(model, self.ids, self.dtype)
         squares: dict[int, Squares] = dict.fromkeys(self.ids, ())
         for i in range(model.config.num_blocks):
@@ -56,7 +56,7 @@ class DenseSequences:
             stream.advance({sequence: h for sequence, (h, _) in passed.items()})
             for sequence, (_, sums) in passed.items():
                 squares[sequence] += (sums,)
-        return squares
+        return {f"dense {sequence}": sums for sequence, sums in squares.items()}
 
 
 class SummedSquares:
@@ -85,19 +85,16 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     Returns:
         Per block and trace point that is some linear's input, the sums, [in], float64.
     """
-    keys, left = [f"dense {sequence}" for sequence in range(len(ids))], list[int]()
-    squares = SummedSquares(tuple({} for _ in model.config.blocks))
-    for n, key in enumerate(keys):
-        if key in resources.earlier:
-            squares.add(n, tuple(resources.earlier[key]))
-        else:
-            left.append(n)
-    rows = {n: ids[n] for n in left}
+    squares, earlier = SummedSquares(tuple({} for _ in model.config.blocks)), resources.earlier
+    rows = {n: row for n, row in enumerate(ids) if f"dense {n}" not in earlier}
+    for n in range(len(ids)):
+        if n not in rows:
+            squares.add(n, tuple(earlier[f"dense {n}"]))
     units = dense_units(model.config, rows, resources, resources.finished is not None)
     for sums in results(units, model, resources):
-        resources.keep({keys[n]: of_blocks for n, of_blocks in sums.items()})
-        for n, of_blocks in sums.items():
-            squares.add(n, of_blocks)
+        resources.keep(sums)
+        for key, of_blocks in sums.items():
+            squares.add(int(key.split()[1]), of_blocks)
     return squares.total
 
 

@@ -1,80 +1,34 @@
-"""The time and memory that scoring takes, from its work units and a few of them, run and timed."""
+"""The time and memory that scoring takes: the passes of its work units, and one of them timed."""
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.allocation.request import Request
-from refimpl.method.perturbation import Perturbation
-from refimpl.model.model import BlockWeights, Model
+from refimpl.method.perturbation import Perturbation, Probes
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.held_model import HeldModel
 from refimpl.running.memory import peak_memory
 from refimpl.running.provenance import TokenFacts, token_facts
-from refimpl.running.settings import Resources, Settings
+from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
-from refimpl.running.work_units import WorkUnit
-from refimpl.scoring.dense_statistics import DenseSequences, Moments, dense_units, wanda_moments
+from refimpl.scoring.dense_statistics import DenseSequences, dense_units, wanda_moments
 from refimpl.scoring.experiment import work_list
-from refimpl.scoring.grouping import ROWS, stacks, state_bytes
-from refimpl.scoring.measurements import Address, PruneBlock
+from refimpl.scoring.grouping import state_bytes
+from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.scoring.score import counts_of_probes, pruned_base, pruning_perturbation
-from refimpl.scoring.signals import Chosen, before_squares, of_moments
+from refimpl.scoring.signals import Chosen
 from refimpl.scoring.state_group import StateGroup
 from refimpl.tokens import Tokens
 
 SECONDS, MOST = 0.3, 25  # for which, and as often as, each part is repeated at most
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Predicted time.
-
-    Args:
-        checks: Looking through the weights outside the blocks.
-        signals: What bases are made of.
-        passes: Passes of states through blocks, and heads.
-        loads: Reading blocks.
-        pruning: Pruning blocks for the pruning perturbation.
-    """
-
-    checks: float
-    signals: float
-    passes: float
-    loads: float
-    pruning: float
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return sum(asdict(self).values())
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Resident memory in bytes, by formula from the shapes.
-
-    Args:
-        before: Largest that the process has had so far.
-        states: Of all states that are held at once.
-        blocks: Weights of two blocks: of one that is used, and of the next.
-    """
-
-    before: int
-    states: int
-    blocks: int
-
-    @property
-    def peak(self) -> int:
-        """About the largest there will be, without the activations of the threads."""
-        return self.before + self.states + self.blocks
 
 
 @dataclass(frozen=True)
@@ -89,10 +43,9 @@ class Estimate:
         passes: Block passes of single sequences; a head counts as many as it has operations.
         units: Work units of the experiment: groups of states that travel together.
         states: Perturbed states.
-        seconds: Time.
-        memory: Bytes.
-        blocks: The first blocks, which were timed.
-        measuring: Seconds that this took.
+        seconds: Predicted time: passes, what bases are made of, reading blocks, and pruning them.
+        memory: Predicted resident memory in bytes, without the activations of the threads: the
+            largest that the process has had, the states that are held at once, and two blocks.
         dtype: Of the computation.
         threads: Worker threads, or workers elsewhere.
         elsewhere: Whether the work is sent to workers.
@@ -105,10 +58,8 @@ class Estimate:
     passes: float
     units: int
     states: int
-    seconds: Seconds
-    memory: Memory
-    blocks: int
-    measuring: float
+    seconds: float
+    memory: int
     dtype: str
     threads: int
     elsewhere: bool = False
@@ -119,72 +70,55 @@ def estimate(
     tokens: Tokens,
     plan: Perturbation | None = None,
     request: Request | None = None,
-    *,
-    dtype: npt.DTypeLike = np.float32,
-    threads: int | None = None,
-    memory: str | int | None = None,
-    executor: Executor | None = None,
-    kept: bool = False,
+    settings: Settings | None = None,
+    **changes: Any,
 ) -> Estimate:
     """Estimate what `score` with the same arguments takes.
 
-    The work units of the run are listed, not run. The same kinds of units are run and timed on the
-    first blocks of the model and the first sample, and their time is multiplied: passes by the cost
-    that the units state for the progress bar, everything else by the number of blocks and units.
+    The work units of the run are listed, not run. A dense pass of the first sample through a block
+    is timed, as are reading the block and pruning it, and multiplied by the run's.
 
     Args:
         model: From `read_model`.
         tokens: Token ids and where they come from.
         plan: The perturbation, as for `score`.
         request: Which base's signals are computed, and whether the divergence is measured.
-        dtype: float32 or float64.
-        threads: Worker threads, or processes; one per core if None.
-        memory: Memory for residual states, as for `score`.
-        executor: Where the work units will run, as for `score`; workers elsewhere are assumed to
-            be as fast as a thread here.
-        kept: Whether `score` will keep finished units.
+        settings: How `score` will run; workers elsewhere count as fast as a thread here.
+        **changes: Fields of the settings to change.
 
     Returns:
         The estimate.
 
     Raises:
-        RefimplError: What `score` refuses of tokens, memory and plan; NaN or Inf among the weights
-            that are looked at.
+        RefimplError: What `score` refuses of tokens, memory and plan.
 
     Example:
         >>> from refimpl import read_model
         >>> from refimpl.tokens import random_tokens
         >>> result = estimate(read_model("fixtures/llama"), random_tokens(264, 2, 16), threads=1)
-        >>> result.passes, result.seconds.total > 0
+        >>> result.passes, result.seconds > 0
         (20.0, True)
     """
-    started, request = time.perf_counter(), request or Request()
+    request, settings = request or Request(), replace(settings or Settings(), **changes)
     plan, before = request.perturbation(plan), peak_memory() or 0
     ids, config = checked_ids(tokens.ids, model.config), model.config
-    counts = counts_of_probes(pruned_base(config, request), plan, config)
-    with Settings(dtype, threads, memory, executor).open() as resources:
-        divergence, pruning = request.correct == "divergence", plan.kind == "pruning"
-        groups = work_list(config, ids, plan, resources, divergence=divergence, keep=kept)
-        dense = dense_units(config, dict(enumerate(ids)), resources, kept) if pruning else []
+    base, keep = pruned_base(config, request), settings.finished is not None
+    with replace(settings, finished=None).open() as resources:
+        divergence, probes = request.correct == "divergence", isinstance(plan, Probes)
+        groups = work_list(config, ids, plan, resources, divergence=divergence, keep=keep)
+        dense = dense_units(config, dict(enumerate(ids)), resources, keep) if probes else []
         units: list[StateGroup | DenseSequences] = [*dense, *groups]
         passes = sum(unit.cost(config) for unit in units)
-        with Workers(1 if executor else resources.workers.threads) as workers:
-            timed = _Timed(model, ids, replace(resources, executor=None, workers=workers))
-            sums, variant = timed.pruning(plan, counts) if pruning else (0.0, 0.0)
-            pruned = [{(a.block, a.variant) for x in unit.stacks for a in x} for unit in groups]
-            summed = sum(
-                len(unit.ids) * len({*dict(x)}) for unit, x in zip(groups, pruned, strict=True)
-            )
-            in_turn = {
-                "signals": timed.signals(request) * config.num_blocks,
-                "passes": timed.per_pass(plan, divergence) * passes,
-                "loads": timed.load * len(units) * config.num_blocks,
-                "pruning": variant * sum(map(len, pruned)) + sums * summed,
-            }
-            checks = _seconds(lambda: model.check_finite(resources.dtype))
-            seconds = Seconds(checks, **{n: x / resources.at_once for n, x in in_turn.items()})
+        counts = counts_of_probes(base, plan, config) if isinstance(plan, Probes) else None
+        with Workers(1 if resources.executor else resources.workers.threads) as workers:
+            each, load, prune, sums = _timed(model, ids[0], plan, counts, resources.dtype, workers)
+        pruned = [{(a.block, a.variant) for x in unit.stacks for a in x} for unit in groups]
+        summed = sum(len(unit.ids) * len(dict(x)) for unit, x in zip(groups, pruned, strict=True))
+        in_turn = each * (passes + Chosen.of(request).cost(config, *ids.shape))
+        in_turn += load * len(units) * config.num_blocks
+        in_turn += prune * sum(map(len, pruned)) + sums * summed
         held = max((unit.held for unit in groups), default=0)
-        item, state = resources.dtype.itemsize, state_bytes(config, ids.shape[1], resources.dtype)
+        state, item = state_bytes(config, ids.shape[1], resources.dtype), resources.dtype.itemsize
         return Estimate(
             model=model.name,
             num_blocks=config.num_blocks,
@@ -193,85 +127,36 @@ def estimate(
             passes=passes,
             units=len(groups),
             states=sum(len(stack) for unit in groups for stack in unit.stacks),
-            seconds=seconds,
-            memory=Memory(before, held * state, 2 * int(config.block_sizes.max()) * item),
-            blocks=timed.blocks,
-            measuring=time.perf_counter() - started,
+            seconds=in_turn / resources.at_once,
+            memory=before + held * state + 2 * int(config.block_sizes.max()) * item,
             dtype=resources.dtype.name,
-            threads=resources.at_once if executor else workers.threads,
-            elsewhere=executor is not None,
+            threads=resources.at_once if resources.executor else workers.threads,
+            elsewhere=resources.executor is not None,
         )
 
 
-class _Timed:
-    """Work units on the first blocks of a model, and how long each takes.
+def _timed(
+    model: Model, ids: Array, plan: Perturbation, counts: Array | None, dtype: Any, workers: Workers
+) -> tuple[float, float, float, float]:
+    """Seconds of one pass, of reading a block, of pruning it, and of the sums that this needs.
 
-    There are as many blocks as states in a stack, at least two: so its products are as in the run.
+    As many copies of the sequence as there are threads pass the first block at the same time.
     """
-
-    def __init__(self, model: Model, ids: Array, resources: Resources) -> None:
-        config, blocks = model.config, max(2, ROWS // ids.shape[1])
-        self.model = replace(model, config=replace(config, blocks=config.blocks[:blocks]))
-        self.config, self.resources, self.ids = self.model.config, resources, ids
-        self.blocks, self.dtype = self.config.num_blocks, resources.dtype
-        self.load = _seconds(lambda: model.block(0, self.dtype, resources.workers.map))
-        self.held = HeldModel.of(self.model, resources.memory)  # so that it is not read again
-
-    def per_pass(self, plan: Perturbation, divergence: bool) -> float:
-        """Seconds per pass of a group of a sequence for each thread; nothing is pruned in it."""
-        sequences = range(self.resources.workers.threads)
-        states = [Address(n, 0, 0, i) for n in sequences for i in range(self.blocks)]
-        cut = tuple(stacks(states, self.ids.shape[1]))
-        prune = None if plan.kind == "gaussian" else _unpruned
-        ids = dict.fromkeys(sequences, self.ids[0])
-        unit = StateGroup(cut, ids, (), plan, self.dtype, prune, divergence)
-        return self._seconds(unit, self.held) / unit.cost(self.config)
-
-    def pruning(self, plan: Perturbation, counts: Array) -> tuple[float, float]:
-        """Seconds for the sums of a sequence that a pruner needs, and for one pruned variant."""
-        workers, weights = self.resources.workers, self.held.block(0, self.dtype)
-        rows = dict.fromkeys(range(workers.threads), self.ids[0])
-        clean = Stream(self.model, rows, self.dtype)
-        prune = pruning_perturbation(self.config, counts[:, : self.blocks], plan, self._moments())
-        variants = range(plan.variants(len(self.config.linears[0])))
-
-        def all_of(prune: PruneBlock) -> None:
-            for variant in variants:
-                prune(0, variant, weights, workers)
-
-        if not prune.needs_products:
-            return 0.0, _seconds(partial(all_of, prune)) / len(variants)
-        summed = partial(prune.summed, clean, weights, workers)
-        sums = _seconds(summed)
-        both = _seconds(lambda: all_of(summed()))  # anew each time: variants share what it keeps
-        return sums / len(rows), max(0.0, both - sums) / len(variants)
-
-    def signals(self, request: Request) -> float:
-        """Seconds for what bases are made of, of one block, from all sequences."""
-        config = replace(self.config, blocks=self.config.blocks[:1])
-        first, moments = replace(self.model, config=config), self._moments()[:1]
-        chosen = Chosen.of(request)
-
-        def signals() -> None:
-            before_squares(first, chosen, self.ids, self.resources)
-            of_moments(first, chosen, moments, self.resources)
-
-        return _seconds(signals)
-
-    def _moments(self) -> Moments:
-        """Wanda's statistic of the first sequence."""
-        unit = DenseSequences({0: self.ids[0]}, self.dtype)
-        squares = unit.run(self.held, self.resources.workers, lambda cost: None)[0]
-        return wanda_moments(squares, 1, self.config)
-
-    def _seconds(self, unit: WorkUnit[object], model: Model) -> float:
-        """How long a unit takes."""
-        return _seconds(lambda: unit.run(model, self.resources.workers, lambda cost: None))
-
-
-def _unpruned(block: int, variant: int, weights: BlockWeights, workers: Workers) -> BlockWeights:
-    """In place of pruning, which is timed alone."""
-    return weights
+    config = replace(model.config, blocks=model.config.blocks[:1])
+    first, rows = replace(model, config=config), dict.fromkeys(range(workers.threads), ids)
+    load = _seconds(lambda: first.block(0, dtype, workers.map))
+    held, unit = HeldModel.of(first), DenseSequences(rows, dtype)
+    run = partial(unit.run, held, workers, lambda cost: None)
+    each, prune, sums = _seconds(run) / len(rows), 0.0, 0.0
+    if counts is not None and isinstance(plan, Probes):
+        moments = wanda_moments(run()["dense 0"], 1, config)
+        pruner: PrunedBlocks = pruning_perturbation(config, counts[:, :1], plan, moments)
+        weights, clean = held.block(0, dtype), Stream(first, rows, dtype)
+        if pruner.needs_products:
+            sums = _seconds(lambda: pruner.summed(clean, weights, workers)) / len(rows)
+            pruner = pruner.summed(clean, weights, workers)
+        prune = _seconds(lambda: pruner(0, 0, weights, workers))
+    return each, load, prune, sums
 
 
 def _seconds(task: Callable[[], object]) -> float:

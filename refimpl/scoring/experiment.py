@@ -1,10 +1,11 @@
 """The perturbation experiment over a whole model, in work units whose results can be kept."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf, isclose
 from time import perf_counter
+from typing import Any
 
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Perturbation, Probes
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -13,8 +14,9 @@ from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import SummedSquares
 from refimpl.scoring.grouping import Addresses, stacks, state_groups
 from refimpl.scoring.measurements import Address, Measurements, PruneBlock, addresses
+from refimpl.scoring.perturbed_state import StateMeasures
 from refimpl.scoring.pruned_alone import needs_products
-from refimpl.scoring.state_group import GroupResult, StateGroup
+from refimpl.scoring.state_group import StateGroup
 
 
 def experiment(
@@ -56,8 +58,14 @@ def experiment(
     squares = SummedSquares(measured.squares)
     counting = set({(a.sequence, a.block): a for a in states}.values())  # each sink once
 
-    def note(result: GroupResult) -> None:
-        for a, measures in result.measures.items():
+    def note(result: Mapping[str, Any]) -> None:
+        for key, value in result.items():
+            kind, *numbers = key.split()
+            if kind == "squares":
+                squares.add(int(numbers[0]), tuple(value))
+            if kind != "state":  # of another part of the run
+                continue
+            a, measures = Address(*map(int, numbers)), StateMeasures(*value)
             measured.drift[a.index][a.block :] = measures.drift
             measured.alignment[a.index][a.block :] = measures.alignment
             measured.ratios[a.index] = measures.ratio
@@ -65,10 +73,7 @@ def experiment(
             measured.sinks[a.block] += measures.sinks if a in counting else 0
             if measured.divergence is not None:
                 measured.divergence[a.index] = measures.divergence
-        for sequence, sums in result.squares.items():
-            squares.add(sequence, sums)
 
-    finished = GroupResult.of_units(resources.earlier)
     units = work_list(
         config,
         ids,
@@ -77,14 +82,14 @@ def experiment(
         prune_block,
         divergence=divergence,
         keep=resources.finished is not None,
-        finished=finished,
         apart=until < inf,
     )
-    note(finished)
+    note(resources.earlier)
     total = resources.done + sum(unit.cost(config) for unit in units)
     if not isclose(total, resources.total):  # rounding alone does not change what was reported
         resources.total = total
-    sequences = max(least(states), *(a.sequence + 1 for a in finished.measures), 0)
+    finished = (a.sequence + 1 for a in states if a.key in resources.earlier)
+    sequences = max(least(states), *finished, 0)
 
     def timely() -> Iterator[StateGroup]:
         nonlocal sequences
@@ -96,7 +101,7 @@ def experiment(
             yield unit
 
     for result in results(timely(), model, resources):
-        resources.keep(result.units)
+        resources.keep(result)
         note(result)
     if until == inf:
         return measured
@@ -114,32 +119,32 @@ def work_list(
     *,
     divergence: bool = False,
     keep: bool = False,
-    finished: GroupResult | None = None,
     apart: bool = False,
 ) -> list[StateGroup]:
     """The work units of the experiment, but for what is finished.
 
     If sequences are to be `apart`, each has units of its own, one sequence after another.
     """
-    finished = finished or GroupResult()
     numbers = [len(block) for block in config.linears]
     states, left = addresses(len(ids), config.num_blocks, plan, numbers), list[Addresses]()
     for stack in stacks(states, ids.shape[1]):
-        if stack[0] not in finished.measures:  # the others are in the same unit
+        if stack[0].key not in resources.earlier:  # the others are in the same unit
             left.append(stack)
-    every = len(ids) if needs_products(plan.pruner) else 0  # its Hessian is of all
+    probes = plan if isinstance(plan, Probes) else None
+    every = len(ids) if probes and needs_products(probes.pruner) else 0  # its Hessian is of all
     together = [left]
     if apart:
         of = {stack[0].sequence: list[Addresses]() for stack in sorted(left)}
         for stack in left:
             of[stack[0].sequence].append(stack)
         together = [*of.values()]
-    counted, units = set(finished.squares), list[StateGroup]()
+    counted = {n for n in range(len(ids)) if f"squares {n}" in resources.earlier}
+    units = list[StateGroup]()
     for cut in together:
         for group in state_groups(cut, config, ids.shape[1], resources, keep, every):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.
-            new = () if plan.kind == "pruning" else tuple(sorted(rows.keys() - counted))
+            new = () if probes else tuple(sorted(rows.keys() - counted))
             counted |= rows.keys()
             options = plan, resources.dtype, prune_block, divergence
             units.append(StateGroup(tuple(group), rows, new, *options))

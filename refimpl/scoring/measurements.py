@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Perturbation, Probes
 from refimpl.method.subset import chosen_blocks
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Model
@@ -36,10 +36,15 @@ class Address:
         """Its place in the arrays of `Measurements`."""
         return self.variant, self.sequence, self.draw, self.block
 
+    @property
+    def key(self) -> str:
+        """The key of its measures in a finished unit."""
+        return f"state {self.sequence} {self.draw} {self.variant} {self.block}"
+
 
 def passes(a: Address, blocks: int, plan: Perturbation) -> int:
     """Block passes of a state: its own block's if that is pruned, and those of all blocks after."""
-    return blocks - a.block - (plan.kind == "gaussian")
+    return blocks - a.block - (not isinstance(plan, Probes))
 
 
 @dataclass(frozen=True)
@@ -136,4 +141,4 @@ def addresses(
         for b in range(blocks)
         if chosen[s, d, b] and e < variants[b]
     ]
-    return states if plan.kind == "gaussian" else sorted(states, key=lambda a: a.block)
+    return sorted(states, key=lambda a: a.block) if isinstance(plan, Probes) else states

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from refimpl.method.absorption import left_out, nan_mean, surviving_drift
-from refimpl.method.perturbation import Norm, Perturbation, deviation, kept_tokens, noise, perturbed
+from refimpl.method.perturbation import (
+    Noise,
+    Norm,
+    Perturbation,
+    Probes,
+    deviation,
+    kept_tokens,
+    noise,
+    perturbed,
+)
 from refimpl.model.ops import Array
 from refimpl.scoring.measurements import Address
 
@@ -121,11 +130,10 @@ class Stack:
             self.states.append(PerturbedState(self.plan.norm))
             begun = self.states[-1].start(perturb(a), clean.result()[0], self.plan)
             self.h = np.concatenate([self.h, begun]) if len(self.states) > 1 else begun
-        pruned = self.plan.kind == "pruning"
-        return len(self.states) if pruned else passed
+        return len(self.states) if isinstance(self.plan, Probes) else passed
 
 
-def with_noise(clean: Array, a: Address, plan: Perturbation) -> Array:
+def with_noise(clean: Array, a: Address, plan: Noise) -> Array:
     """The clean state after the addressed block with the noise of that address, both [1, S, D]."""
     (h,) = clean
     e = noise(plan.seed, a.sequence, a.block, a.draw, h.shape)

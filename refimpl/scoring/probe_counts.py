@@ -21,7 +21,7 @@ def probe_counts(
         units: What is pruned alone: blocks, or each linear.
 
     Returns:
-        [V, L, linears], in the order of `Perturbation.variants`.
+        [V, L, linears], in the order of `Probes.variants`.
 
     Example:
         >>> probe_counts(np.array([[50, 5]]), np.array([[100, 50]]), 0.1).tolist()

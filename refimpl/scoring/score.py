@@ -2,12 +2,10 @@
 
 import time
 from collections.abc import Iterable
-from concurrent.futures import Executor
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from hashlib import sha256
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,20 +13,19 @@ import numpy.typing as npt
 
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Signals
+from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signals
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import read_file
 from refimpl.method.absorption import absorption_coefficient, nan_mean
-from refimpl.method.perturbation import Perturbation, require_resolved
+from refimpl.method.perturbation import Perturbation, Probes, require_resolved
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.provenance import run_since, token_facts
+from refimpl.running.provenance import token_facts
 from refimpl.running.settings import Settings
-from refimpl.running.threads import Progress
 from refimpl.scoring.dense_statistics import Moments, dense_squares, wanda_moments
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Experiment, Measurements, PruneBlock, addresses, passes
@@ -49,43 +46,31 @@ def score(
     tokens: Tokens,
     plan: Perturbation | None = None,
     request: Request | None = None,
+    settings: Settings | None = None,
     *,
-    dtype: npt.DTypeLike = np.float32,
-    threads: int | None = None,
-    memory: str | int | None = None,
-    executor: Executor | None = None,
     runtime: Experiment | None = None,
-    progress: Progress = lambda done, total: None,
-    finished: Path | None = None,
-    resume: bool = False,
     bases: Iterable[str | Base] | None = None,
     budget: float | None = None,
+    **changes: Any,
 ) -> Scores:
     """Measure how each block's damage is absorbed or amplified by the blocks after it.
 
     Args:
         model: From `read_model`.
         tokens: Token ids and where they came from.
-        plan: The perturbation; if None, Gaussian noise at eta 0.01, or pruning if the request's
-            correction needs it. Measured strength adds probes at two more sparsities.
+        plan: `Noise` or `Probes`; if None, noise at eta 0.01, or probes if the request's correction
+            needs them. Measured strength adds probes at two more sparsities.
         request: Which base's signals to compute, at which allocation the pruning perturbation
             prunes, and whether the divergence is measured.
-        dtype: float32, or float64 to certify.
-        threads: Worker threads, or processes; one per core if None.
-        memory: Memory for residual states, such as "1G"; what is free, at most 2 GiB, if None.
-        executor: Where the work units run: any `concurrent.futures.Executor`, which is left open;
-            on threads of this process if None.
+        settings: How and where it runs.
         runtime: What runs the experiment: NumPy if None, or
             `refimpl.onnx.runtime.on_onnxruntime(...)`.
-        progress: Called with block passes done and in all.
-        finished: The folder that keeps finished work units, or None; the caller removes it in the
-            end. Those of the same run are always continued.
-        resume: Whether they outlive an error of the input, too.
         bases: Bases beside the request's whose signals are measured, by name or as a `Base` of your
             own, so that allocations can be made from them; if None, those of this package that need
             the squares of inputs alone. None at all spares one more reading of the blocks.
         budget: Minutes after which no further sequence is perturbed. At least two are, and as many
             as perturb each block once. None: all of them.
+        **changes: Fields of the settings to change, such as `dtype="float64"`.
 
     Returns:
         Drift, alignment and coefficients per block and eta, signals, and how they were made; the
@@ -102,26 +87,26 @@ def score(
     until = started + 60 * checked_budget(budget)
     request = request or Request()
     plan = request.perturbation(plan)
-    settings = Settings(dtype, threads, memory, executor, progress, finished, resume)
+    settings = replace(settings or Settings(), **changes)
     ids = checked_ids(tokens.ids, config)
     pruned_base(config, request)
-    if runtime is not None and (executor or finished or budget):
+    if runtime is not None and (settings.executor or settings.finished or budget):
         raise RefimplError(
             "an executor, finished units to keep, or a budget with another runtime",
             "--runtime numpy, which computes in work units",
-            "omit --executor, --resume and --budget",
+            "omit --executor and --budget",
         )
-    model.check_finite(dtype)
+    model.check_finite(settings.dtype)
     chosen = Chosen.of(request, bases)
     signals_cost, experiment_cost = _costs(config, ids, plan, request, chosen)
 
-    with settings.open(model, _options(tokens, plan, request, chosen, dtype)) as resources:
+    with settings.open(model, _options(tokens, plan, request, chosen, settings.dtype)) as resources:
         require_resolved(plan, resources.dtype)
         resources.total = signals_cost + experiment_cost
         signals = before_squares(model, chosen, ids, resources)
         pruned_at, counts = None, np.zeros(0, np.int64)
         prune_block: PruneBlock | None = None
-        if plan.kind == "pruning":  # which weights go depends on the dense model on all tokens
+        if isinstance(plan, Probes):  # which weights go depends on the dense model on all tokens
             moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
             signals |= of_moments(model, chosen, moments, resources)
             pruned_at = _pruned_at(config, signals, request)
@@ -131,7 +116,7 @@ def score(
         divergence = request.correct == "divergence"
         measured = run(model, ids, plan, resources, prune_block, divergence=divergence)
         perturbed = measured.ratios.shape[1]  # sequences
-        if plan.kind == "gaussian":
+        if pruned_at is None:
             moments = wanda_moments(measured.squares, perturbed, config)
             signals |= of_moments(model, chosen, moments, resources)
         sweep = _sweep(measured, plan)
@@ -146,9 +131,9 @@ def score(
         sweep=sweep,
         sinks=measured.sinks,
         signals=signals,
-        run=run_since(started, dtype, resources.workers, resources.memory, measured.runtime),
+        run=resources.run_since(started, measured.runtime),
         pruned_at=pruned_at,
-        probes=_probes(measured, counts, plan, config) if plan.probe_delta else None,
+        probes=_probed(measured, counts, plan, config),
         made_for={x.name: getattr(request, x.name) for x in fields(request)},
         budget_minutes=budget,
         measured_samples=None if budget is None else perturbed,
@@ -163,13 +148,13 @@ def checked_budget(minutes: float | None) -> float:
     return inf if minutes is None else minutes
 
 
-def counts_of_probes(at: PrunedAt, plan: Perturbation, config: Config) -> Array:
+def counts_of_probes(at: PrunedAt, plan: Probes, config: Config) -> Array:
     """Weights to prune in each variant of a block, [V, L, linears]."""
     return probe_counts(at.linear_pruned, config.linear_sizes, plan.probe_delta, plan.units)
 
 
 def pruning_perturbation(
-    config: Config, counts: Array, plan: Perturbation, moments: Moments
+    config: Config, counts: Array, plan: Probes, moments: Moments
 ) -> PrunedBlocks:
     """What prunes a block alone, by the statistic of the dense model if it needs squares."""
     of_squares = moments if plan.pruner.record.needs == "squares" else ()
@@ -190,13 +175,13 @@ def _options(
     tokens: Tokens, plan: Perturbation, request: Request, chosen: Chosen, dtype: npt.DTypeLike
 ) -> dict[str, Any]:
     """What finished units depend on, besides the model."""
-    pruning = plan.kind == "pruning"
+    pruning = isinstance(plan, Probes)
     free = ("base", *ALLOCATING, *(() if pruning else PROJECTING))
     custom = request.file if pruning else None
     return {
         "command": "score",
         "tokens": tokens.sha256,
-        "perturbation": asdict(plan),
+        "perturbation": vars(plan),
         "base": [
             request.record.name,
             {x.name: getattr(request, x.name) for x in fields(request) if x.name not in free},
@@ -213,7 +198,7 @@ def _costs(
 ) -> tuple[float, float]:
     """Cost of the signals, and about that of the experiment, in block passes of one sequence."""
     (sequences, length), blocks = ids.shape, config.num_blocks
-    signals: float = sequences * blocks if plan.kind == "pruning" else 0
+    signals: float = sequences * blocks if isinstance(plan, Probes) else 0
     signals += chosen.cost(config, sequences, length)
     heads = head_cost(config) if request.correct == "divergence" else 0.0
     states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
@@ -231,7 +216,7 @@ def _pruned_at(config: Config, signals: Signals, request: Request) -> PrunedAt:
 def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]:
     """Means over draws and then sequences, one result per eta; of probes, at the base's counts."""
     results = []
-    for i, eta in enumerate(plan.eta or (None,)):
+    for i, eta in enumerate(plan.etas):
         coefficient, stderr = absorption_coefficient(measured.ratios[i])
         results.append(
             Absorption(
@@ -247,8 +232,12 @@ def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]
     return tuple(results)
 
 
-def _probes(measured: Measurements, counts: Array, plan: Perturbation, config: Config) -> Probes:
-    """What the probes measured, in the order of their sparsities; NaN where there is no linear."""
+def _probed(
+    measured: Measurements, counts: Array, plan: Perturbation, config: Config
+) -> ProbedErrors | None:
+    """What probes measured, in the order of their sparsities; NaN where there is no linear."""
+    if not isinstance(plan, Probes) or plan.probe_delta is None:
+        return None
     at, below, above = range(3)
     order, kl, sizes = [below, at, above], measured.divergence, config.linear_sizes
 
@@ -261,7 +250,7 @@ def _probes(measured: Measurements, counts: Array, plan: Perturbation, config: C
     pruned = ordered(counts.sum(axis=2))
     weights = config.block_sizes if plan.units == "blocks" else sizes
     drift = np.stack([_mean(x)[:, -1] for x in measured.drift])
-    return Probes(
+    return ProbedErrors(
         np.where(weights > 0, pruned / np.maximum(weights, 1), np.nan),
         ordered(drift),
         None if kl is None else ordered(np.stack([_mean(x) for x in kl])),

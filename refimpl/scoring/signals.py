@@ -1,7 +1,7 @@
 """What bases rank by, measured: each signal from the statistic that its base needs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -158,55 +158,30 @@ def before_squares(
     model: Model, chosen: Chosen, ids: Array, resources: Resources
 ) -> dict[str, Signal]:
     """The signals that are made of the weights alone, or of outer products; from ids [N, S]."""
-    config, length = model.config, ids.shape[1]
-    measured, asked = of_weights(model, chosen, length, resources), chosen.needing("products")
-    if not asked:
-        return measured
-    workers, tick = resources.workers, resources.tick
-    need = 2 * len(ids) * state_bytes(config, length, resources.dtype) * resources.at_once
-    if need > resources.memory:
+    length = ids.shape[1]
+    need = 2 * len(ids) * state_bytes(model.config, length, resources.dtype) * resources.at_once
+    if chosen.needing("products") and need > resources.memory:
         raise RefimplError(
             f"memory of {resources.memory} bytes does not hold the states of all sequences",
             f"{need} bytes: {len(ids)} x {length} tokens, before and after a block",
             f"use --memory {need} or more, or fewer --samples",
         )
-    sequences, work = dict(enumerate(ids)), chosen.work(config, length, "products")
-
-    def run(left: list[int]) -> Iterator[Rows]:
-        pieces = np.array_split(left, resources.at_once)  # a worker passes those before, too
-        blocks, dtype = [tuple(x.tolist()) for x in pieces if x.size], resources.dtype
-        made = (PassedBlocks(x, sequences, asked, work, dtype) for x in blocks)
-        if resources.executor is not None:
-            yield from results(made, model, resources)
-        else:  # here, each block is known before the next one
-            yield from (rows for unit in made for rows in unit.measured(model, workers, tick))
-
-    return measured | chosen.signals(_finished(config, resources, "products", run), config)
+    measured = of_weights(model, chosen, length, resources)
+    return measured | _measured(model, chosen, "products", resources, length, ids)
 
 
 def of_weights(
     model: Model, chosen: Chosen, length: int, resources: Resources
 ) -> dict[str, Signal]:
     """The signals that are made of the weights alone; progress in passes of `length` tokens."""
-    config, asked = model.config, chosen.needing("weights")
-    work, dtype = chosen.work(config, length, "weights"), resources.dtype
-
-    def run(left: list[int]) -> Iterator[Rows]:
-        made = (BlockSignals(i, asked, work=work, dtype=dtype) for i in left)
-        yield from results(made, model, resources)
-
-    return chosen.signals(_finished(config, resources, "weights", run), config) if asked else {}
+    return _measured(model, chosen, "weights", resources, length)
 
 
 def of_moments(
     model: Model, chosen: Chosen, moments: Moments, resources: Resources
 ) -> dict[str, Signal]:
     """The signals that are made of Wanda's statistic, per block and linear [in]."""
-    asked, rows, dtype = chosen.needing("squares"), dict[int, Any](), resources.dtype
-    made = (BlockSignals(i, asked, x, dtype=dtype) for i, x in enumerate(moments) if asked)
-    for of_block in results(made, model, resources):
-        rows |= of_block
-    return chosen.signals([rows[i] for i in sorted(rows)], model.config) if rows else {}
+    return _measured(model, chosen, "squares", resources, moments=moments)
 
 
 def of_drifts(chosen: Chosen, drift: Array) -> Signals:
@@ -217,68 +192,65 @@ def of_drifts(chosen: Chosen, drift: Array) -> Signals:
     }
 
 
-def _finished(
-    config: Config, resources: Resources, needs: str, run: Callable[[list[int]], Iterator[Rows]]
-) -> list[Mapping[str, Numbers]]:
-    """The numbers of all blocks: kept ones of an earlier run, and those that are measured now."""
-    key, earlier = f"signals of {needs}", resources.earlier
-    rows = {int(name.split()[-1]): x for name, x in earlier.items() if name.startswith(key)}
-    for more in run([i for i in range(config.num_blocks) if i not in rows]):
+def _measured(
+    model: Model,
+    chosen: Chosen,
+    needs: Needs,
+    resources: Resources,
+    length: int = 1,
+    ids: Sequence[Array] | Array = (),
+    moments: Moments = (),
+) -> dict[str, Signal]:
+    """The signals of one need: kept numbers of an earlier run, and those that are measured now.
+
+    Those of moments take no time worth keeping them for.
+    """
+    asked, config = chosen.needing(needs), model.config
+    if not asked:
+        return {}
+    key, earlier = f"signals of {needs}", {} if moments else resources.earlier
+    rows = {int(x.split()[-1]): row for x, row in earlier.items() if x.startswith(key)}
+    left = [i for i in range(config.num_blocks) if i not in rows]
+    # A worker that needs passes takes the sequences through the blocks before its own, too.
+    pieces = np.array_split(left, resources.at_once) if len(ids) else [np.array([i]) for i in left]
+    work = 0.0 if moments else chosen.work(config, length, needs)
+    sequences, dtype = dict(enumerate(ids)), resources.dtype
+    units = [
+        BlockSignals(
+            tuple(x.tolist()), asked, sequences, moments[x[0]] if moments else {}, work, dtype
+        )
+        for x in pieces
+        if x.size
+    ]
+    measured = results(units, model, resources)
+    if resources.executor is None:  # here, each block is known before the next one
+        workers, tick = resources.workers, resources.tick
+        measured = (row for unit in units for row in unit.measured(model, workers, tick))
+    for more in measured:
         rows |= more
-        resources.keep({f"{key} {i}": row for i, row in more.items()})
-    return [rows[i] for i in range(config.num_blocks)]
+        if not moments:
+            resources.keep({f"{key} {i}": row for i, row in more.items()})
+    return chosen.signals([rows[i] for i in range(config.num_blocks)], config)
 
 
 @dataclass(frozen=True)
 class BlockSignals:
-    """The signals of one block that takes no pass: a work unit.
-
-    `moments` is Wanda's statistic per linear, [in]; empty for signals of the weights alone.
-    """
-
-    block: int
-    asked: Asked
-    moments: Mapping[str, Array] = field(default_factory=dict)
-    work: float = 0.0
-    dtype: npt.DTypeLike = np.float32
-
-    def cost(self, config: Config) -> float:
-        """Nothing for moments: beside the passes, it takes no time worth reporting."""
-        return self.work
-
-    def run(self, model: Model, workers: Workers, tick: Tick) -> Rows:
-        """The numbers of each base."""
-        shapes = model.config.linears[self.block]
-        if self.moments:
-            weights = model.block(self.block, self.dtype, workers.map)
-            block = BlockInputs(self.block, shapes, partial(_weight, weights), self.moments)
-            tasks = [partial(signal, block, options) for signal, options in self.asked.values()]
-            return {self.block: dict(zip(self.asked, workers.run(tasks), strict=True))}
-
-        def stored(name: str) -> Array:
-            return model.weights[f"blocks.{self.block}.{name}.weight"].read(np.float64)
-
-        block = BlockInputs(self.block, shapes, stored, dtype=self.dtype, run=workers.run)
-        row = _numbers(self.asked, block)
-        tick(self.work)
-        return {self.block: row}
-
-
-@dataclass(frozen=True)
-class PassedBlocks:
-    """The signals of some blocks, after a pass of all sequences through those before: a work unit.
+    """The signals of some blocks: a work unit. Without ids and moments, of the weights alone.
 
     Args:
         blocks: Which, ascending.
-        ids: Token ids of all sequences, [S], by their number.
         asked: What is measured.
-        work: Cost of that in each block, in block passes.
+        ids: For outer products: token ids of all sequences, [S], by their number, which pass all
+            blocks up to the last one.
+        moments: For squares: Wanda's statistic of the only block, per linear, [in].
+        work: Cost of the signals of each block, in block passes.
         dtype: Of the passes; outer products and signals are float64.
     """
 
     blocks: tuple[int, ...]
-    ids: Mapping[int, Array]
     asked: Asked
+    ids: Mapping[int, Array]
+    moments: Mapping[str, Array]
     work: float
     dtype: npt.DTypeLike = np.float32
 
@@ -289,39 +261,38 @@ class PassedBlocks:
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> Rows:
         """The numbers of every block."""
-        rows = self.measured(model, workers, tick)
-        return {i: row for one in rows for i, row in one.items()}
+        return {i: row for one in self.measured(model, workers, tick) for i, row in one.items()}
 
     def measured(self, model: Model, workers: Workers, tick: Tick) -> Iterator[Rows]:
         """Each block's numbers, as soon as they are known; outer products of one in memory."""
-        stream, one = Stream(model, self.ids, self.dtype), partial(tick, 1)
-        for i in range(self.blocks[-1] + 1):
-            weights = model.block(i, self.dtype, workers.map)
-            if i not in self.blocks:
+        stream, one = Stream(model, self.ids, self.dtype) if self.ids else None, partial(tick, 1)
+        for i in range(self.blocks[-1] + 1) if stream else self.blocks:
+            read: Callable[[str], Array] = partial(_stored, model, i)
+            sums, shapes, idle = self.moments, model.config.linears[i], frozenset[str]()
+            if stream or self.moments:
+                weights = model.block(i, self.dtype, workers.map)
+                read = partial(_weight, weights)
+            if stream and i not in self.blocks:
                 passes = [partial(stream.through, h, weights) for h in stream.states.values()]
                 stream.advance(dict(zip(self.ids, workers.run(passes, one), strict=True)))
                 continue
-            after, sums = sums_of_all(stream, weights, SUMS["products"], workers, one)
-            stream.advance(after)
-            shapes = model.config.linears[i]
-            of_linears = {x: sums[input_of(x)] for x in shapes if input_of(x) in sums}
-            block = BlockInputs(
-                i,
-                shapes,
-                partial(_weight, weights),
-                of_linears,
-                len(self.ids),
-                frozenset(x for x in shapes if saw_no_token(x, of_linears.get(x))),
-                self.dtype,
-                workers.run,
-            )
-            yield {i: _numbers(self.asked, block)}
+            if stream:
+                after, total = sums_of_all(stream, weights, SUMS["products"], workers, one)
+                stream.advance(after)
+                sums = {x: total[input_of(x)] for x in shapes if input_of(x) in total}
+                idle = frozenset(x for x in shapes if saw_no_token(x, sums.get(x)))
+            sequences, run = max(len(self.ids), 1), workers.run
+            block = BlockInputs(i, shapes, read, sums, sequences, idle, self.dtype, run)
+            tasks = [partial(signal, block, options) for signal, options in self.asked.values()]
+            # Signals of squares compute on one thread each, and others on all threads.
+            numbers = run(tasks) if self.moments else [task() for task in tasks]
+            yield {i: dict(zip(self.asked, numbers, strict=True))}
             tick(len(self.ids) + self.work)
 
 
-def _numbers(asked: Asked, block: BlockInputs) -> dict[str, Numbers]:
-    """What each base has for a block."""
-    return {name: signal(block, options) for name, (signal, options) in asked.items()}
+def _stored(model: Model, block: int, name: str) -> Array:
+    """The weight of a linear as it is stored, in float64."""
+    return model.weights[f"blocks.{block}.{name}.weight"].read(np.float64)
 
 
 def _weight(weights: Mapping[str, Array], name: str) -> Array:

@@ -5,16 +5,16 @@ is loaded once for all of them, and nothing before the perturbed block is comput
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.method.absorption import nan_mean
 from refimpl.method.divergence import RunningDivergence
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise, Perturbation
 from refimpl.model.config import Config
 from refimpl.model.forward import Weights, head
 from refimpl.model.model import BlockWeights, Model
@@ -25,37 +25,10 @@ from refimpl.running.memory import MIB
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.scoring.measurements import Address, PruneBlock, Squares, passes
-from refimpl.scoring.perturbed_state import Clean, Stack, StateMeasures, with_noise
+from refimpl.scoring.perturbed_state import Clean, Stack, with_noise
 from refimpl.scoring.pruned_alone import PrunedBlocks
 
 HEAD_BYTES = 8 * MIB  # logits of one state held at a time
-
-
-@dataclass
-class GroupResult:
-    """What is measured of perturbed states, and the squares of clean ones, by their sequence."""
-
-    measures: dict[Address, StateMeasures] = field(default_factory=dict)
-    squares: dict[int, Squares] = field(default_factory=dict)
-
-    @property
-    def units(self) -> dict[str, Any]:
-        """The same as keys and values of a finished unit."""
-        states = {f"state {' '.join(map(str, astuple(a)))}": m for a, m in self.measures.items()}
-        squares = {f"squares {sequence}": sums for sequence, sums in self.squares.items()}
-        return {key: astuple(measures) for key, measures in states.items()} | squares
-
-    @classmethod
-    def of_units(cls, units: Mapping[str, Any]) -> Self:
-        """What finished units hold, which may be those of other computations, too."""
-        result = cls()
-        for key, value in units.items():
-            kind, *numbers = key.split()
-            if kind == "state":
-                result.measures[Address(*map(int, numbers))] = StateMeasures(*value)
-            elif kind == "squares":
-                result.squares[int(numbers[0])] = tuple(value)
-        return result
 
 
 @dataclass(frozen=True)
@@ -92,8 +65,11 @@ class StateGroup:
         """States in memory at once: the perturbed ones, and each clean one before and after."""
         return sum(map(len, self.stacks)) + 2 * len(self.ids)
 
-    def run(self, model: Model, workers: Workers, tick: Tick) -> GroupResult:
-        """Take the states from the embedding to the end, and measure them on the way."""
+    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[str, Any]:
+        """Take the states from the embedding to the end, and measure them on the way.
+
+        What is measured of each state, by its key, and the squares of clean ones, by sequence.
+        """
         clean = Stream(model, self.ids, self.dtype)
         stacks = [Stack(addresses, self.plan) for addresses in self.stacks]
         squares: dict[int, Squares] = dict.fromkeys(self.counted, ())
@@ -124,8 +100,12 @@ class StateGroup:
         divergences: Mapping[Address, float] = {}
         if self.divergence:
             divergences = self._divergences(model, stacks, clean.states, workers, tick)
-        measures = {a: state.measures(divergences.get(a)) for x in stacks for a, state in x.items()}
-        return GroupResult(measures, squares)
+        measures = {
+            a.key: astuple(state.measures(divergences.get(a)))
+            for x in stacks
+            for a, state in x.items()
+        }
+        return measures | {f"squares {sequence}": sums for sequence, sums in squares.items()}
 
     def _pruned(
         self, index: int, clean: Stream, weights: BlockWeights, workers: Workers
@@ -147,7 +127,7 @@ class StateGroup:
         a: Address,
     ) -> Array:
         """A state after the block that perturbs it: with noise, or through the pruned block."""
-        if a.variant not in pruned:
+        if isinstance(self.plan, Noise):
             return with_noise(ahead[a.sequence].result()[0], a, self.plan)
         return clean.through(clean.states[a.sequence], pruned[a.variant])
 

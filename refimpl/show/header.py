@@ -13,6 +13,7 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
+from refimpl.method.perturbation import Noise, Probes
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.running.memory import MIB
 from refimpl.running.provenance import Run, TokenFacts
@@ -135,7 +136,7 @@ def run_facts(run: Run, *more: str) -> list[str]:
 def _perturbed(scores: Scores) -> list[str]:
     """How states were perturbed, and how the perturbation was followed."""
     plan, at = scores.plan, scores.pruned_at
-    if at is not None:
+    if isinstance(plan, Probes) and at is not None:
         first, *options = _base(at.base, at.options, at.sparsity)
         pruner = plan.pruner
         facts = [f"pruning by {pruner.record.title} as base {first}", *options]
@@ -144,9 +145,9 @@ def _perturbed(scores: Scores) -> list[str]:
             facts.append(f"probes of {plan.units} at {plan.probe_delta:g} less and more")
         if (perturbed := plan.perturbed_samples(scores.tokens.samples)) < scores.tokens.samples:
             facts.append(f"on the first {counted(perturbed, 'sample')}")
-    else:
+    elif isinstance(plan, Noise):
         facts = [
-            f"{plan.kind} noise",
+            "gaussian noise",
             "eta " + ", ".join(f"{eta:g}" for eta in plan.eta),
             f"noise scale {plan.noise_scale}",
             f"noise shape {plan.noise_shape}",

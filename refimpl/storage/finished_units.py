@@ -76,20 +76,19 @@ class FinishedUnits:
 def finished_units(
     work: Path,
     identity: Mapping[str, Any],
-    resume: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[FinishedUnits]:
     """The finished units of a run in the hidden folder, which is locked.
 
     `identity` is all that they depend on, as JSON. If the run refuses its input, which it would do
-    again, they are removed, unless it was meant to be resumed.
+    again, they are removed.
     """
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     units = FinishedUnits(work / digest[:32], check)
     try:
         yield units
     except (RefimplError, ArithmeticError) as error:  # the latter: a number left its range
-        if not (resume or isinstance(error, ResumableError)):
+        if not isinstance(error, ResumableError):
             with suppress(OSError):
                 units.discard()
         raise

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
 
-from refimpl import Perturbation, RefimplError, Request, Scores, allocate, prune, score
+from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, prune, score
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
@@ -37,7 +37,7 @@ def scores_of(case: str) -> Scores:
     """Scores of a fixture with every signal; every fixture's last block amplifies nothing."""
     model = model_of(case)
     tokens = random_tokens(model.config.vocab_size, 2, 9)
-    return score(model, tokens, Perturbation(eta=(0.01, 0.5)), Request("alphapruning"))
+    return score(model, tokens, Noise(eta=(0.01, 0.5)), Request("alphapruning"))
 
 
 def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
@@ -46,7 +46,7 @@ def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
     counts = base_only(scores.signals, exact, scores.linears).linear_pruned
     found = replace(scores.sweep[0], eta=None, divergence=np.linspace(0, 1, scores.num_blocks) ** 2)
     at = PrunedAt(wanted.record.name, wanted.options, wanted.sparsity, counts)
-    return replace(scores, plan=Perturbation("pruning"), sweep=(found,), pruned_at=at)
+    return replace(scores, plan=Probes(), sweep=(found,), pruned_at=at)
 
 
 BASES: list[tuple[str, dict[str, Any]]] = [
@@ -367,7 +367,7 @@ def test_a_custom_file_that_is_gone(tmp_path: Path) -> None:
 @cache
 def pruning_scores(correct: Any = None) -> Scores:
     wanted = Request("owl", sparsity=0.6, correct=correct)
-    return score(model_of("llama"), random_tokens(264, 2, 9), Perturbation("pruning"), wanted)
+    return score(model_of("llama"), random_tokens(264, 2, 9), Probes(), wanted)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,18 @@ from gates import CASES, bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl import Perturbation, RefimplError, Request, Scores, allocate, score
+from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores, scores_document
 from refimpl.loading.files.documents import plain
 from refimpl.show.table import table
 from refimpl.storage.files import write_json
 from refimpl.tokens import random_tokens
 
-GAUSSIAN = Perturbation("gaussian", (0.01, 0.3), "sequence", "channel", "sequence", "exclude", 2, 7)
-PRUNING = Perturbation("pruning", (0.01,), sink="exclude", norm="sequence")
+GAUSSIAN = Noise(
+    eta=(0.01, 0.3), noise_scale="sequence", noise_shape="channel", norm="sequence",
+    sink="exclude", draws=2, seed=7,
+)  # fmt: skip
+PRUNING = Probes(sink="exclude", norm="sequence")
 
 
 @cache
@@ -76,11 +79,11 @@ def test_errors_of_lsa_come_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "plan",  # at 1e-30 no coefficient is known
-    [Perturbation(), Perturbation(eta=(1e-30,)), replace(GAUSSIAN, eta=(1.0, 1e-30))],
+    [Noise(), Noise(eta=(1e-30,)), replace(GAUSSIAN, eta=(1.0, 1e-30))],
 )
 @pytest.mark.parametrize("samples", [1, 2])
 def test_unknown_numbers_come_back_too(
-    plan: Perturbation, samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Noise | Probes, samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refimpl.scoring.score.require_resolved", lambda *_: None)
     scores = score(model_of("gpt2"), random_tokens(101, samples, 5), plan)
@@ -196,7 +199,7 @@ def test_every_key_is_needed_and_no_other(pruning: bool) -> None:
         ('"score": ', '"score": {}, "x": ', "scores.signals[...].values[...]: expected numbers"),
         ('"alpha": ', '"alpha": null, "x": ', "scores.signals[...].values[...]: expected"),
         ('"m": 5.0', '"m": null', "scores.signals"),
-        ('"format": 3', '"format": 2', "format 2, expected 3"),
+        ('"format": 4', '"format": 3', "format 3, expected 4"),
         ('"kind": "gaussian"', '"kind": "uniform"', "scores.plan.kind is 'uniform'"),
         ('"threads": ', '"threads": "2", "x": ', "scores.run.threads"),
         ('"memory": ', f'"memory": {10**400}, "x": ', "the number 1000"),

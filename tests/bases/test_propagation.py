@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from refusals import refusal_of
 from scipy.stats import rankdata
 
-from refimpl import Perturbation, Request, allocate, score
+from refimpl import Probes, Request, allocate, score
 from refimpl.bases.propagation import propagation, reach
 from refimpl.tokens import random_tokens
 
@@ -58,7 +58,7 @@ def test_on_a_model_it_follows_blocks_that_are_pruned_alone(case: str) -> None:
     tokens = random_tokens(model.config.vocab_size, 2, 16)
     request = Request("propagation", {"width": 0.1}, sparsity=0.6, correct=None)
     scores = score(model, tokens, request=request)
-    at_uniform = score(model, tokens, Perturbation("pruning"), Request("uniform", sparsity=0.6))
+    at_uniform = score(model, tokens, Probes(), Request("uniform", sparsity=0.6))
     drift = at_uniform.sweep[0].drift
     found = allocate(scores, request)
     s = propagation(reach(drift), 0.6, 0.1)

@@ -14,8 +14,9 @@ from refusals import refusal_of
 
 from refimpl import (
     Base,
+    Noise,
     Pattern,
-    Perturbation,
+    Probes,
     Pruner,
     PrunerOptions,
     Request,
@@ -100,7 +101,7 @@ DRIFTS = Base("by drift", "by drift", "", by_signal, needs="drifts", signal=last
 def test_a_base_of_drifts_gets_those_of_uniform_pruning() -> None:
     flat = Request("uniform", sparsity=0.6)
     scores = score(LLAMA, TOKENS, request=Request(DRIFTS, sparsity=0.6))
-    uniform = score(LLAMA, TOKENS, Perturbation("pruning"), flat)
+    uniform = score(LLAMA, TOKENS, Probes(), flat)
     np.testing.assert_array_equal(scores.signals["by drift"].main, uniform.sweep[0].arrival)
     found = allocate(scores, base=DRIFTS, sparsity=0.6, correct=None)
     a = uniform.sweep[0].arrival
@@ -112,7 +113,7 @@ def test_a_base_of_drifts_gets_those_of_uniform_pruning() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"plan": Perturbation(), "request": Request(DRIFTS)}, "base by drift with Gaussian noise"),
+        ({"plan": Noise(), "request": Request(DRIFTS)}, "base by drift with Gaussian noise"),
         ({"bases": [DRIFTS]}, "the signal of base by drift beside base uniform"),
         ({"bases": ["owls"]}, "base 'owls' is neither"),
     ],

@@ -26,7 +26,7 @@ from program import Result, ran, refused, run
 import refimpl
 from refimpl.allocation.request import Request
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise, Probes
 from refimpl.running.threads import Progress
 
 LLAMA = FIXTURES / "llama"
@@ -132,7 +132,7 @@ def options_of(name: str) -> list[Any]:
 def test_a_command_offers_what_belongs_to_it() -> None:
     assert len(options_of("prune")) <= 24
     assert len(options_of("score")) <= 32
-    targets = Perturbation, Request
+    targets = Noise, Probes, Request
     assert all(field.metadata["help"] for target in targets for field in fields(target))
 
 
@@ -543,7 +543,7 @@ def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("refimpl.cli.score.score", "refimpl.cli.terminal.write_json", "os.replace"):
         with monkeypatch.context() as patched:
             patched.setattr(place, Mock(side_effect=KeyboardInterrupt))
-            result = run("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json", "--resume")
+            result = run("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json")
         assert (result.code, result.out) == (130, "")
         assert {path.name for path in tmp_path.iterdir()} <= {".scores.json.part"}
     for error in (KeyboardInterrupt, typer.Abort):  # however typer passes it on

@@ -154,7 +154,7 @@ def test_a_killed_run_is_taken_up(
         return found
 
     monkeypatch.setattr(job, "group_likelihoods", counted)
-    ran(*words, "--resume")
+    ran(*words)
     assert numbers(output) == numbers(whole)
     document, expected = json.loads(output.read_text()), json.loads(whole.read_text())
     done = document["run"]["resumed_sequences"]
@@ -164,19 +164,11 @@ def test_a_killed_run_is_taken_up(
     assert sorted(os.listdir(tmp_path)) == ["out.json", "q.jsonl", "whole.json"]
 
 
-def test_resume_without_finished_units_starts(questions: Path, tmp_path: Path) -> None:
-    words, output = (LLAMA, "--choices", questions), tmp_path / "out.json"
-    ran(*words, "-o", output, "--resume")
-    assert numbers(output) == without_run(evaluated(*words))
-    assert sorted(os.listdir(tmp_path)) == ["out.json", "q.jsonl"]
-
-
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
         ((LLAMA,), "nothing to evaluate on"),
         ((LLAMA, "--text", TEXT, "--tokens", "ids.npy"), "both --text and --tokens"),
-        ((LLAMA, "--text", TEXT, "--resume"), "--resume without -o"),
         ((LLAMA, "--text", TEXT, "--questions", 3), "--questions without --choices"),
         ((LLAMA, "--choices", "no.jsonl", "--window", 8), "--window without --text or --tokens"),
         ((LLAMA, "--choices", "no.jsonl", "--windows", 8), "--windows without --text or --tokens"),

@@ -68,7 +68,7 @@ def goes_on(kind: str, folder: str) -> None:
     assert (stopped.code, stopped.out, output.exists()) == (130, "", False)
     path = f".{output}.part"
     assert kept == f"interrupted: finished units are kept in {path}"
-    command = ["refimpl", *map(str, words), "--resume"]
+    command = ["refimpl", *map(str, words)]
     assert shlex.split(again.removeprefix("next: ")) == command
     before = units(output)
     assert before

@@ -13,7 +13,7 @@ from cli_page import PAGE, commands, page_of, pages
 from conftest import FIXTURES
 from program import run
 
-from refimpl import Perturbation, Request, allocate, read_model, score
+from refimpl import Noise, Probes, Request, allocate, read_model, score
 from refimpl.allocation.scores_json import document
 from refimpl.model.config import LINEARS, NORMS
 from refimpl.model.forward import TRACE_POINTS, forward
@@ -68,8 +68,8 @@ def test_the_page_of_fields_is_complete_and_true() -> None:
     page = (REFERENCE / "scores-json.md").read_text("utf-8")
     model, found = read_model(FIXTURES / "llama"), set()
     for samples, plan, request in (
-        (2, Perturbation(eta=(0.01, 0.1)), Request("lsa")),
-        (1, Perturbation("pruning"), Request("alphapruning", correct="divergence")),
+        (2, Noise(eta=(0.01, 0.1)), Request("lsa")),
+        (1, Probes(), Request("alphapruning", correct="divergence")),
     ):
         scores = score(model, random_tokens(264, samples, 12), plan, request)
         made = tuple(allocate(scores, request, i) for i in range(len(scores.sweep)))

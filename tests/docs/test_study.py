@@ -24,7 +24,7 @@ import page
 import run
 import search
 
-from refimpl import Model, Perturbation, Request, read_model, score
+from refimpl import Model, Probes, Request, read_model, score
 from refimpl.running.settings import Settings
 from refimpl.scoring.dense_statistics import dense_units
 from refimpl.scoring.experiment import work_list
@@ -214,9 +214,7 @@ def test_the_search_descends_within_its_budget(bench: measure.Bench) -> None:
         parents = np.array([parent for parent, _, _ in generations])
         kl_of_parents = fitness(parents, np.arange(2))
     request = Request(sparsity=0.5, correct="divergence", strength=0.1)
-    scores = score(
-        model, Tokens(ids, "drawn", "random"), Perturbation("pruning"), request, dtype=np.float64
-    )
+    scores = score(model, Tokens(ids, "drawn", "random"), Probes(), request, dtype=np.float64)
     np.testing.assert_allclose(found, scores.sweep[0].divergence, rtol=1e-9)
     kls = [uniform, *(kl for _, kl, _ in generations)]
     assert kls == sorted(kls, reverse=True)

@@ -14,7 +14,7 @@ from conftest import FIXTURES
 from gates import model_of
 from program import ran, refused
 
-from refimpl import Perturbation, RefimplError, Request, allocate, forward, score
+from refimpl import Noise, Probes, RefimplError, Request, allocate, forward, score
 from refimpl.bases.base import bases
 from refimpl.explanation.document import explanation_document
 from refimpl.explanation.explain import explain, steps_of
@@ -37,31 +37,39 @@ STEPS = (
     "base", "correction", "projection", "counts", "wanda", "loss",
 )  # fmt: skip
 PLANS = {
-    "default": (Perturbation(), Request()),
+    "default": (Noise(), Request()),
     "lsa, all options of the noise": (
-        Perturbation("gaussian", (0.3,), "sequence", "channel", "sequence", "exclude", 2, 7),
+        Noise(
+            eta=(0.3,),
+            noise_scale="sequence",
+            noise_shape="channel",
+            norm="sequence",
+            sink="exclude",
+            draws=2,
+            seed=7,
+        ),
         Request("lsa", {"block": 8}, 0.5, correction_scale="max"),
     ),
     "per linear": (
-        Perturbation(),
+        Noise(),
         Request("alphapruning", {"fit": "mid", "unit": "linear"}, 0.6, strength=0.2),
     ),
-    "pruning, arrival": (Perturbation("pruning"), Request("dlp", {}, 0.5, "arrival", 0.1)),
-    "pruning, divergence": (Perturbation("pruning"), Request("owl", {}, 0.7, "divergence", 0.1)),
+    "pruning, arrival": (Probes(), Request("dlp", {}, 0.5, "arrival", 0.1)),
+    "pruning, divergence": (Probes(), Request("owl", {}, 0.7, "divergence", 0.1)),
     "pruning by SparseGPT": (
-        Perturbation("pruning", probe_pruner="sparsegpt"),
+        Probes(probe_pruner="sparsegpt"),
         Request("owl", {}, 0.7, "divergence", 0.1),
     ),
     "pruning by magnitude": (
-        Perturbation("pruning", probe_pruner="magnitude"),
+        Probes(probe_pruner="magnitude"),
         Request("owl", {}, 0.7, "divergence", 0.1),
     ),
     "pruning at random": (
-        Perturbation("pruning", probe_pruner="random", seed=3),
+        Probes(probe_pruner="random", seed=3),
         Request("owl", {}, 0.7, "arrival", 0.1),
     ),
-    "measured": (Perturbation("pruning"), Request("uniform", {}, 0.7, "divergence")),
-    "peer": (Perturbation(), Request("atp", {"beta": 0.05}, 0.7, None, compat="peer")),
+    "measured": (Probes(), Request("uniform", {}, 0.7, "divergence")),
+    "peer": (Noise(), Request("atp", {"beta": 0.05}, 0.7, None, compat="peer")),
 }
 
 
@@ -151,12 +159,12 @@ def test_the_step_growth_says_whose_rates_are_used(
     assert notes["fits"].endswith(fits)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "pruning"])
+@pytest.mark.parametrize("plan", [Noise(sink="exclude"), Probes(sink="exclude")])
 def test_sinks_are_left_out_as_score_leaves_them_out(
-    kind: Any, monkeypatch: pytest.MonkeyPatch
+    plan: Noise | Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refimpl.method.perturbation.SINK_FACTOR", 1.0)  # half of the tokens
-    model, tokens, plan = model_of("llama"), tokens_of("llama"), Perturbation(kind, sink="exclude")
+    model, tokens = model_of("llama"), tokens_of("llama")
     shown = explain(model, tokens, 1, plan=plan, dtype=np.float64).figure
     scores = score(model, tokens, plan, dtype=np.float64)
     near(shown("drift", "R_k"), scores.sweep[0].drift[1, 1:])
@@ -189,7 +197,7 @@ def test_the_forward_is_the_forward(name: str) -> None:
 
 def test_functions_are_those_of_the_family() -> None:
     def called(name: str, step: str, block: int = 0) -> set[str]:
-        steps = steps_of(model_of(name), block, Perturbation(), Request())
+        steps = steps_of(model_of(name), block, Noise(), Request())
         functions = next(one.functions for one in steps if one.name == step)
         return {function.__name__ for function in functions}
 

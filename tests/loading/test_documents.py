@@ -25,6 +25,7 @@ from program import ran, refused
 from refimpl.allocation.scores_json import ScoresDocument, scores_document
 from refimpl.evaluation.document import EvaluationDocument
 from refimpl.loading.files.documents import converted, plain
+from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.oracle.case_folders import CaseFacts
 from refimpl.pruning.record import PruningRecord, pruning_record
 
@@ -64,7 +65,14 @@ def schema_text(kind: str) -> str:
         part.get("anyOf", []).sort(key=json.dumps)
         return part
 
-    schema = msgspec.json.schema(DOCUMENTS[kind][0], schema_hook=lambda _: {"type": "array"})
+    def custom(hint: Any) -> dict[str, Any]:
+        if hint is not Perturbation:
+            return {"type": "array"}
+        return {"anyOf": [{"$ref": "#/$defs/Noise"}, {"$ref": "#/$defs/Probes"}]}
+
+    schema = msgspec.json.schema(DOCUMENTS[kind][0], schema_hook=custom)
+    if kind == "scores":
+        schema["$defs"] |= msgspec.json.schema_components([Noise, Probes])[1]
     return json.dumps(json.loads(json.dumps(schema), object_hook=tidy), indent=1) + "\n"
 
 

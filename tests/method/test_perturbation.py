@@ -14,11 +14,11 @@ from strategies import generators, seeds, shapes
 
 from refimpl.method.perturbation import (
     SINK_FACTOR,
+    Noise,
     NoiseNorm,
     NoiseScale,
     NoiseShape,
     Norm,
-    Perturbation,
     deviation,
     kept_tokens,
     noise,
@@ -257,7 +257,7 @@ def test_ratio_divides_or_is_unknown(pairs: list[tuple[float, float]]) -> None:
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"kind": "uniform"}, "kind 'uniform'"),
+        ({"kind": "pruning"}, "kind 'pruning'"),
         ({"noise_scale": "block"}, "noise-scale 'block'"),
         ({"noise_shape": "round"}, "noise-shape 'round'"),
         ({"norm": "max"}, "norm 'max'"),
@@ -271,15 +271,13 @@ def test_ratio_divides_or_is_unknown(pairs: list[tuple[float, float]]) -> None:
         ({"draws": 0}, "draws 0"),
         ({"seed": -1}, "seed -1"),
         ({"subset": 0}, "subset 0"),
-        ({"kind": "pruning", "draws": 2}, "2 draws of the pruning perturbation"),
     ],
 )
 def test_perturbation_refuses(changes: dict[str, Any], names: str) -> None:
-    refusal_of(Perturbation, **changes, says=names)
+    refusal_of(Noise, **changes, says=names)
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
-    assert Perturbation() == Perturbation(
-        "gaussian", (0.01,), "token", "isotropic", "token", "include", 1, 0
-    )
+    words = ("gaussian", (0.01,), "token", "isotropic", "token", "include", 1, 0, None, "exact")
+    assert tuple(vars(Noise()).values()) == words
     assert SINK_FACTOR == 20

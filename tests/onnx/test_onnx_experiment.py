@@ -25,7 +25,7 @@ from gates import model_of
 from graph_models import FAMILIES, REAL, axes, real_model
 from program import ran, refused
 
-from refimpl import Model, Perturbation, RefimplError, Request, allocate, read_model, score
+from refimpl import Model, Noise, RefimplError, Request, allocate, read_model, score
 from refimpl.allocation.scores_json import document
 from refimpl.model.ops import Array
 from refimpl.onnx import candidate, runtime, session
@@ -49,8 +49,9 @@ ONNXRUNTIME = (*SMALL, "--runtime", "onnxruntime")
 LLAMA = FIXTURES / "llama"
 
 
-def plan_of(choice: tuple[Any, ...], etas: tuple[float, ...] = (0.01, 0.5)) -> Perturbation:
-    return Perturbation("gaussian", etas, *choice, draws=2, seed=7)
+def plan_of(choice: tuple[Any, ...], etas: tuple[float, ...] = (0.01, 0.5)) -> Noise:
+    names = ("noise_scale", "noise_shape", "norm", "sink")
+    return Noise(eta=etas, draws=2, seed=7, **dict(zip(names, choice, strict=True)))
 
 
 @cache
@@ -81,7 +82,7 @@ def tokens_of(case: str) -> Tokens:
     return Tokens(ids, "by hand", "ids")
 
 
-def both(model: Model, tokens: Tokens, plan: Perturbation, dtype: str) -> tuple[Scores, Scores]:
+def both(model: Model, tokens: Tokens, plan: Noise, dtype: str) -> tuple[Scores, Scores]:
     """Scores by NumPy, and by onnxruntime on the CPU."""
     ours = score(model, tokens, plan, dtype=dtype, threads=1)
     runtime = on_onnxruntime(plan, "cpu")
@@ -151,7 +152,7 @@ def test_the_same_scores_in_float32(case: str, choice: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("scale", "shape"), [("token", "channel"), ("sequence", "isotropic")])
 def test_noise_of_expected_length(scale: Any, shape: Any) -> None:
-    plan = Perturbation("gaussian", (0.5,), scale, shape, noise_norm="expected", seed=7)
+    plan = Noise(eta=(0.5,), noise_scale=scale, noise_shape=shape, noise_norm="expected", seed=7)
     ours, theirs = both(model_of("llama"), tokens_of("llama"), plan, "float64")
     assert_same(theirs, ours, "float64")
 
@@ -173,7 +174,7 @@ def test_one_file_serves_every_length_and_number_of_states(
 
 
 def check(
-    opened: Session, model: Model, ids: Array, plan: Perturbation, states: list[Address], dtype: str
+    opened: Session, model: Model, ids: Array, plan: Noise, states: list[Address], dtype: str
 ) -> None:
     """Compare all outputs of a graph for some states of one sequence with NumPy's."""
     with Settings(dtype, threads=1, memory=1 << 30).open() as resources:
@@ -296,7 +297,7 @@ def test_a_wrong_graph_does_not_pass(
 
 def check_default(graph: Path, model: Model) -> None:
     """Compare a float32 graph of the default experiment with NumPy, on one sequence."""
-    plan, ids = Perturbation(), tokens_of(model.name).ids[:1]
+    plan, ids = Noise(), tokens_of(model.name).ids[:1]
     states = addresses(1, model.config.num_blocks, plan)
     check(open_session(graph, "cpu", threads=1), model, ids, plan, states, "float32")
 
@@ -458,7 +459,7 @@ def test_a_memory_from_an_error_is_enough() -> None:
 def test_a_real_model_gives_the_same_coefficients() -> None:
     """REFIMPL_REAL=FOLDER pytest -m real tests/onnx/test_onnx_experiment.py -s; as `score`."""
     text = REAL / "text" / "sotu-1901-1979.txt"
-    model, plan = real_model("SmolLM2-135M-Instruct", text), Perturbation()
+    model, plan = real_model("SmolLM2-135M-Instruct", text), Noise()
     tokens = text_tokens(text, model.folder / "tokenizer.json", 2, 128)
     ours = score(model, tokens, plan)
     theirs = score(model, tokens, plan, runtime=on_onnxruntime(plan))

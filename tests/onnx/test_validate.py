@@ -27,7 +27,7 @@ from program import Result, run
 from program import refused as refused_by
 from refusals import refusal_of
 
-from refimpl import Perturbation, read_model
+from refimpl import Noise, read_model
 from refimpl.comparison import agreement
 from refimpl.comparison.causes import CAUSES
 from refimpl.model.forward import TRACE_POINTS, forward
@@ -46,9 +46,9 @@ LLAMA = FIXTURES / "llama"
 
 
 PLANS = {
-    "token": Perturbation(),
-    "sequence": Perturbation(noise_scale="sequence", noise_shape="channel", norm="sequence"),
-    "no sinks": Perturbation(sink="exclude"),
+    "token": Noise(),
+    "sequence": Noise(noise_scale="sequence", noise_shape="channel", norm="sequence"),
+    "no sinks": Noise(sink="exclude"),
 }
 
 

@@ -9,7 +9,7 @@ from gates import case_of
 from program import ran, refused, run
 
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise
 from refimpl.onnx.export import export
 from refimpl.onnx.foreign_graph import open_foreign
 from refimpl.oracle.case import Case
@@ -57,7 +57,7 @@ def test_a_graph_of_other_weights_diverges_where_they_are_read(tmp_path: Path) -
 
 def test_an_experiment_with_another_perturbation_is_refused(tmp_path: Path) -> None:
     case, path = case_of("llama"), tmp_path / "experiment.onnx"
-    plan = Perturbation(noise_scale="sequence", norm="sequence")
+    plan = Noise(noise_scale="sequence", norm="sequence")
     export(case.model, path, experiment=plan)
     with pytest.raises(RefimplError) as error:
         graph_arrays(case, path)

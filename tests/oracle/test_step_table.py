@@ -9,7 +9,7 @@ from gates import case_of
 
 from refimpl.allocation.allocate import allocate
 from refimpl.allocation.targets import allocation_targets
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Probes
 from refimpl.model.forward import forward
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs
@@ -26,7 +26,7 @@ def by_commands(case: Case) -> Iterator[tuple[str, Array]]:
     model, recipe, ids = case.model, case.recipe, case.inputs["token_ids"]
     tokens, first = Tokens(ids, "of the case", "ids"), recipe.bases[0]
     yield from forward(model, ids, trace=True, dtype=np.float64).trace.items()
-    pruning = Perturbation("pruning", norm=recipe.norm, sink=recipe.sink)
+    pruning = Probes(norm=recipe.norm, sink=recipe.sink)
     for name, plan, request in (
         ("perturbed.", recipe.perturbation, recipe.request(first)),
         ("coarse.", recipe.coarse_perturbation, recipe.request(first)),

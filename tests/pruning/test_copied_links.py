@@ -43,7 +43,7 @@ def named(error: str) -> set[str]:
 def test_every_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     names = model_at(tmp_path / "model", tmp_path / "secrets")
     out, left = tmp_path / "out", sorted(tmp_path.iterdir())
-    for more in ((), ("--force",), ("--resume",)):
+    for more in ((), ("--force",)):
         assert named(refused("prune", tmp_path / "model", "-o", out, *HOW, *more)) == names
     assert sorted(tmp_path.iterdir()) == left
     ran("score", tmp_path / "model", "--tokens", "random", "--samples", 1)  # reading is free

@@ -9,7 +9,7 @@ from conftest import FIXTURES
 from gates import model_of
 from program import run
 
-from refimpl import Pattern, Perturbation, PrunerOptions, Request, prune, read_model, score
+from refimpl import Pattern, Probes, PrunerOptions, Request, prune, read_model, score
 from refimpl.model.ops import Array
 from refimpl.model.weight import Weight
 from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
@@ -79,7 +79,7 @@ def test_experts_that_are_read_when_they_are_used_change_no_bit(
 ) -> None:
     model, folders = model_of(case), list[Path]()
     tokens = random_tokens(model.config.vocab_size, 2, 8)
-    plan = Perturbation("pruning", probe_pruner=method)
+    plan = Probes(probe_pruner=method)
     results, passes = list[list[Array | None]](), list[int]()
     again = Weight.read_again
     monkeypatch.setattr(Weight, "read_again", lambda *a: passes.append(1) or again(*a))

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from refimpl import (
     Model,
-    Perturbation,
+    Probes,
     RefimplError,
     Request,
     Scores,
@@ -185,7 +185,7 @@ def test_linears_and_probes_share_the_factor_of_their_input(
     monkeypatch.setattr(compensation, "upper_factor", counted)
     model = read_model(FIXTURES / "llama")
     tokens = random_tokens(264, 2, 12)
-    request, plan = Request(sparsity=0.5, correct="divergence"), Perturbation("pruning")
+    request, plan = Request(sparsity=0.5, correct="divergence"), Probes()
     scores = score(model, tokens, replace(plan, probe_pruner="sparsegpt"), request)
     once = sorted(sizes)
     assert len(once) == 4 * model.config.num_blocks  # q, k, v; o; gate, up; down; 3 sparsities

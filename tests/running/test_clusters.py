@@ -169,11 +169,11 @@ def test_a_killed_client_is_resumed(cluster: Cluster, tmp_path: Path) -> None:
     ran(*LONG, "-o", tmp_path / "here.json")
     output = tmp_path / "there.json"
     for after in (4, 12):
-        with started(*LONG, "-o", output, "--resume", *cluster.options) as process:
+        with started(*LONG, "-o", output, *cluster.options) as process:
             wait_until(lambda: len(units(output)) >= after, process)  # noqa: B023
             process.kill()
     assert len(units(output)) >= 12
-    ran(*LONG, "-o", output, "--resume")
+    ran(*LONG, "-o", output)
     assert numbers(output) == numbers(tmp_path / "here.json")
 
 

@@ -25,8 +25,9 @@ from program import refused
 from threadpoolctl import threadpool_info
 
 from refimpl import (
+    Noise,
     Pattern,
-    Perturbation,
+    Probes,
     PrunerOptions,
     RefimplError,
     Request,
@@ -53,8 +54,8 @@ from refimpl.tokens import random_tokens, text_windows
 LLAMA = FIXTURES / "llama"
 SCORE = ("score", LLAMA, "--samples", 1, "--seq-len", 8)
 PLANS = {
-    "gaussian": (Perturbation(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning")),
-    "pruning": (Perturbation("pruning"), Request("owl", correct="divergence")),
+    "gaussian": (Noise(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning")),
+    "pruning": (Probes(), Request("owl", correct="divergence")),
 }
 
 
@@ -103,7 +104,7 @@ class Late(ThreadPoolExecutor):
 
 def test_sums_with_a_late_unit() -> None:
     model = model_of("gemma2")
-    ids, plan = random_tokens(model.config.vocab_size, 9, 12).ids, Perturbation()
+    ids, plan = random_tokens(model.config.vocab_size, 9, 12).ids, Noise()
     found: list[Any] = []
     with Late(3) as pool, Late(3) as other:
         for one, two in ((None, None), (pool, other)):
@@ -199,7 +200,7 @@ def test_workers_compute_all_that_units_do(
 def test_every_state_is_in_one_group(
     sequences: int, blocks: int, draws: int, room: int, workers: int, length: int
 ) -> None:
-    states = addresses(sequences, blocks, Perturbation(eta=(0.1, 0.2), draws=draws))
+    states = addresses(sequences, blocks, Noise(eta=(0.1, 0.2), draws=draws))
     cut = stacks(states, length)
     parts = list(balanced(cut, blocks, room, workers))
     assert sorted(stack for part in parts for stack in part) == sorted(cut)
@@ -210,7 +211,7 @@ def test_every_state_is_in_one_group(
 
 @given(st.integers(8, 40), st.integers(1, 16))
 def test_groups_are_of_about_one_size(blocks: int, workers: int) -> None:
-    states = addresses(1, blocks, Perturbation())
+    states = addresses(1, blocks, Noise())
     parts = list(balanced(stacks(states, 512), blocks, 10**6, workers))  # a state in each
     passes = [sum(blocks - a.block for (a,) in part) for part in parts]
     share = sum(passes) / (2 * workers)
@@ -281,7 +282,7 @@ def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
     units = [Asking(0), Asking(1, dies=True), *(Asking(n) for n in range(2, 9))]
     with (
         open_executor("processes", 2) as pool,
-        pytest.raises(LostWorkerError, match="--resume") as lost,
+        pytest.raises(LostWorkerError, match="repeat the command") as lost,
     ):
         asked(units, pool)
     assert "a worker was lost (BrokenProcessPool" in lost.value.problem
@@ -344,7 +345,7 @@ def test_what_a_unit_refuses_is_refused_here(processes: Executor) -> None:
     model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 2, 8)
     with pytest.raises(RefimplError, match="beyond the range of float32") as error:
-        score(model, tokens, Perturbation(eta=(1e39,)), executor=processes)
+        score(model, tokens, Noise(eta=(1e39,)), executor=processes)
     assert "--dtype float64" in error.value.remedy
 
 
@@ -447,6 +448,5 @@ def test_no_process_hears_control_c() -> None:
 
 
 def test_an_executor_needs_numpy() -> None:
-    for option in (("--executor", "processes"), ("--resume",)):
-        error = refused("score", LLAMA, "--runtime", "onnxruntime", *option)
-        assert f"{option[0]} with --runtime onnxruntime" in error
+    error = refused("score", LLAMA, "--runtime", "onnxruntime", "--executor", "processes")
+    assert "--executor with --runtime onnxruntime" in error

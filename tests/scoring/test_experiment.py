@@ -20,10 +20,9 @@ from gates import bits, model_as, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl import Model, Perturbation, Request, Scores, allocate, score
+from refimpl import Model, Noise, Probes, Request, Scores, allocate, score
 from refimpl.allocation.scores import Absorption
 from refimpl.allocation.scores_json import document
-from refimpl.method.perturbation import Kind
 from refimpl.model import kernels
 from refimpl.model.forward import Weights, block, embed, head, places
 from refimpl.running.settings import Settings
@@ -229,7 +228,8 @@ def test_gaussian_experiment(case: str, scale: str, shape: str, sink: str) -> No
         assert sinks[0] == 3
         assert sinks[-1] == 2
     for norm in norms:
-        plan = Perturbation("gaussian", etas, scale, shape, norm, sink, draws, SEED)  # type: ignore[arg-type]
+        how: Any = {"noise_scale": scale, "noise_shape": shape, "norm": norm, "sink": sink}
+        plan = Noise(eta=etas, draws=draws, seed=SEED, **how)
         found = score(model, tokens_of(case), plan, dtype=np.float64)
         np.testing.assert_array_equal(found.sinks, sinks)
         assert [result.eta for result in found.sweep] == list(etas)
@@ -331,7 +331,7 @@ def test_pruning_experiment(case: str, sink: str, custom: Callable[[int], Path])
             for norm in norms:
                 expected[norm].note((s, 0, at), path, clean, kept, norm)
     for norm in norms:
-        plan = Perturbation("pruning", norm=norm, sink=sink)  # type: ignore[arg-type]
+        plan = Probes(norm=norm, sink=sink)  # type: ignore[arg-type]
         wanted = Request(str(custom(blocks)), sparsity=0.6, correct="divergence")
         found = score(model, tokens_of(case), plan, wanted, dtype=np.float64)
         (result,) = found.sweep
@@ -364,10 +364,10 @@ def state_bytes(model: Model, dtype: npt.DTypeLike) -> int:
 def test_threads_and_groups_leave_every_bit_in_place(case: str, dtype: type, kind: str) -> None:
     model = subject(case)
     if kind == "gaussian":
-        plan = Perturbation(eta=(0.01, 1.0), sink="exclude")
+        plan = Noise(eta=(0.01, 1.0), sink="exclude")
         request = Request("owl")
     else:
-        plan, request = Perturbation("pruning"), Request("owl", correct="divergence")
+        plan, request = Probes(), Request("owl", correct="divergence")
     one = state_bytes(model, dtype)
     found = score(model, tokens_of(case), plan, request, dtype=dtype, threads=1)
     for threads, memory in ((2, 4 * one), (4, 9 * one), (1, 6 * one), (2, None)):
@@ -380,7 +380,7 @@ def test_threads_and_groups_leave_every_bit_in_place(case: str, dtype: type, kin
 def run_experiment(
     model: Model,
     tokens: Tokens,
-    plan: Perturbation,
+    plan: Noise | Probes,
     memory: int = 1 << 20,
     progress: Progress = lambda done, total: None,
     **options: Any,
@@ -402,7 +402,7 @@ def assert_same_measurements(found: Measurements, other: Measurements) -> None:
 
 
 def test_the_order_of_the_states_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, plan = subject("llama"), Perturbation(eta=(0.01, 1.0), draws=2, sink="exclude")
+    model, plan = subject("llama"), Noise(eta=(0.01, 1.0), draws=2, sink="exclude")
     found = run_experiment(model, tokens_of("llama"), plan, divergence=True)
     for seed, memory in ((0, 1 << 20), (1, 7 * state_bytes(model, np.float64))):
         order = np.random.default_rng(seed)
@@ -418,7 +418,7 @@ def test_the_order_of_the_states_does_not_matter(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("eta", [1e-4, 0.01, 1.0])
 def test_an_eta_does_not_depend_on_the_others(eta: float) -> None:
-    sweep = Perturbation(eta=(1e-4, 0.01, 1.0), draws=2)
+    sweep = Noise(eta=(1e-4, 0.01, 1.0), draws=2)
     together = score(subject("llama"), tokens_of("llama"), sweep, dtype=np.float64)
     alone = score(
         subject("llama"), tokens_of("llama"), replace(sweep, eta=(eta,)), dtype=np.float64
@@ -433,9 +433,9 @@ def test_float32_agrees_with_float64(case: str) -> None:
     model = model_of(case)
     for plan, request, gate in (
         # Measured at most 3e-6, 7e-8 and 9e-7: noise is rounded to the size of the state.
-        (Perturbation(eta=(0.01,)), Request(), 2e-5),
-        (Perturbation(eta=(1.0,)), Request(), 1e-6),
-        (Perturbation("pruning"), Request(correct="divergence"), 1e-5),
+        (Noise(eta=(0.01,)), Request(), 2e-5),
+        (Noise(eta=(1.0,)), Request(), 1e-6),
+        (Probes(), Request(correct="divergence"), 1e-5),
     ):
         exact, rounded = (
             score(model, tokens_of(case), plan, request, dtype=dtype)
@@ -475,14 +475,14 @@ def test_noise_below_rounding_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refimpl.scoring.score.require_resolved", lambda *_: None)
-    found = score(model_of("llama"), tokens_of("llama"), Perturbation(eta=(1e-30,)))
+    found = score(model_of("llama"), tokens_of("llama"), Noise(eta=(1e-30,)))
     assert_nothing_moved(found, tmp_path, "absorption")
 
 
 @pytest.mark.parametrize("correct", ["absorption", "arrival", "divergence"])
 def test_pruning_nothing_changes_nothing(tmp_path: Path, correct: Any) -> None:
     request = Request(sparsity=0.0, correct="divergence")
-    found = score(model_of("gpt2"), tokens_of("gpt2"), Perturbation("pruning"), request)
+    found = score(model_of("gpt2"), tokens_of("gpt2"), Probes(), request)
     assert found.sweep[0].divergence is not None
     assert not found.sweep[0].divergence.any()
     assert_nothing_moved(found, tmp_path, correct)
@@ -490,7 +490,7 @@ def test_pruning_nothing_changes_nothing(tmp_path: Path, correct: Any) -> None:
 
 def test_pruning_everything_is_survived() -> None:
     request = Request(sparsity=1.0, correct="divergence")
-    found = score(model_of("llama"), tokens_of("llama"), Perturbation("pruning"), request)
+    found = score(model_of("llama"), tokens_of("llama"), Probes(), request)
     assert np.isfinite(found.sweep[0].coefficient).all()
     assert allocate(found, request).total_pruned == allocate(found, request).total_weights
 
@@ -507,7 +507,7 @@ def test_one_token_is_enough() -> None:
     one = Tokens(np.array([[7], [9]]), "by hand", "ids")
     found = score(model_of("llama"), one)
     assert np.isfinite(found.sweep[0].coefficient).all()
-    channel = score(model_of("llama"), one, Perturbation(noise_shape="channel"))
+    channel = score(model_of("llama"), one, Noise(noise_shape="channel"))
     assert np.isnan(channel.sweep[0].coefficient).all()  # one token's channels do not vary
 
 
@@ -544,7 +544,7 @@ def test_a_zero_state_has_no_drift_to_speak_of() -> None:
 def test_groups_fit_and_are_as_large_as_fits(
     sequences: int, draws: int, etas: int, blocks: int, data: st.DataObject
 ) -> None:
-    plan = Perturbation(eta=tuple(range(1, etas + 1)), draws=draws)
+    plan = Noise(eta=tuple(range(1, etas + 1)), draws=draws)
     states = addresses(sequences, blocks, plan)
     assert len(set(states)) == len(states) == sequences * draws * etas * blocks
     assert states == sorted(states)
@@ -565,7 +565,7 @@ def test_groups_fit_and_are_as_large_as_fits(
 def test_stacks_are_of_one_sequence_draw_and_eta_and_of_few_rows(
     sequences: int, draws: int, etas: int, blocks: int, data: st.DataObject
 ) -> None:
-    states = addresses(sequences, blocks, Perturbation(eta=(0.1, 0.2)[:etas], draws=draws))
+    states = addresses(sequences, blocks, Noise(eta=(0.1, 0.2)[:etas], draws=draws))
     length = data.draw(st.integers(1, 3 * LENGTH))
     cut = stacks(states, length)
     assert [a for stack in cut for a in stack] == states
@@ -576,15 +576,12 @@ def test_stacks_are_of_one_sequence_draw_and_eta_and_of_few_rows(
     assert sorted(stacks(shuffled, length)) == cut
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "pruning"])
+@pytest.mark.parametrize("plan", [Noise(), Probes()])
 @pytest.mark.parametrize("case", CASES)
 def test_a_stack_is_its_states_alone_up_to_rounding(
-    case: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
+    case: str, plan: Noise | Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, request = (
-        Perturbation(kind),
-        Request("owl", correct="divergence" if kind == "pruning" else None),
-    )
+    request = Request("owl", correct=None if isinstance(plan, Noise) else "divergence")
     found = []
     for rows in (1, 2 * LENGTH, 100 * LENGTH):
         monkeypatch.setattr(grouping, "ROWS", rows)
@@ -597,7 +594,7 @@ def test_a_stack_is_its_states_alone_up_to_rounding(
 
 
 def test_pruning_has_one_state_per_block_and_sequence() -> None:
-    states = addresses(2, 3, Perturbation("pruning", eta=(0.1, 0.2)))
+    states = addresses(2, 3, Probes())
     assert states == [Address(s, 0, 0, b) for b in range(3) for s in range(2)]
 
 
@@ -617,7 +614,7 @@ loads: list[int] = []
 @pytest.mark.parametrize(("room", "parts"), [(4, 8), (8, 3), (10**6, 1)])
 def test_a_block_is_loaded_once_per_group(room: int, parts: int) -> None:
     model = model_as("llama", Counting)
-    plan = Perturbation(eta=(0.1, 0.2))
+    plan = Noise(eta=(0.1, 0.2))
     loads.clear()
     run_experiment(model, tokens_of("llama"), plan, room * state_bytes(model, np.float64))
     cut = stacks(addresses(SEQUENCES, 4, plan), LENGTH)

@@ -10,7 +10,7 @@ import pytest
 from checkpoints import altered
 from gates import model_of
 
-from refimpl import Perturbation, RefimplError, Request, allocate, forward, read_model, score
+from refimpl import Noise, Probes, RefimplError, Request, allocate, forward, read_model, score
 from refimpl.bases.lsa import lsa_error
 from refimpl.method.spectrum import alphapruning_alpha, esd
 from refimpl.model.ops import Array
@@ -43,9 +43,8 @@ def test_scoring_changes_neither_ids_nor_request() -> None:
     assert scores.tokens.sha256 == TOKENS.sha256
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "pruning"])
-def test_signals_that_no_base_needs_may_be_left_out(kind: Any) -> None:
-    plan = Perturbation(kind, eta=(0.01,) if kind == "gaussian" else ())
+@pytest.mark.parametrize("plan", [Noise(), Probes()])
+def test_signals_that_no_base_needs_may_be_left_out(plan: Noise | Probes) -> None:
     whole = score(LLAMA, TOKENS, plan)
     without = score(LLAMA, TOKENS, plan, bases=())
     assert whole.signals.keys() == {"owl", "dlp"}
@@ -59,7 +58,7 @@ def test_signals_that_no_base_needs_may_be_left_out(kind: Any) -> None:
     assert needed.keys() == {"owl"}
 
 
-NOISY = {"plan": Perturbation(), "request": Request(correct="divergence")}
+NOISY = {"plan": Noise(), "request": Request(correct="divergence")}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ NOISY = {"plan": Perturbation(), "request": Request(correct="divergence")}
     [
         (
             TOKENS,
-            {"plan": Perturbation(), "request": Request(correct="arrival")},
+            {"plan": Noise(), "request": Request(correct="arrival")},
             "--perturbation pruning",
         ),
         (TOKENS, NOISY, "--perturbation pruning"),
@@ -115,22 +114,22 @@ def test_nan_outside_the_blocks_is_refused_by_name(damaged: str, tmp_path: Path)
             run()
 
 
-PRUNING = Perturbation("pruning")
+PRUNING = Probes()
 
 
 @pytest.mark.parametrize("memory", [9 * STATE, None])
 @pytest.mark.parametrize(
     ("plan", "request_"),
     [
-        (Perturbation(), Request()),
-        (Perturbation(eta=(0.1, 1.0), draws=2), Request("alphapruning")),
+        (Noise(), Request()),
+        (Noise(eta=(0.1, 1.0), draws=2), Request("alphapruning")),
         (PRUNING, Request()),
         (PRUNING, Request("alphapruning", correct="divergence")),
     ],
 )
 @pytest.mark.parametrize("case", ["llama", "gemma3"])
 def test_progress_never_goes_back_and_ends_at_the_total(
-    case: str, plan: Perturbation, request_: Request, memory: int | None
+    case: str, plan: Noise | Probes, request_: Request, memory: int | None
 ) -> None:
     steps: list[tuple[float, float]] = []
     score(
@@ -152,7 +151,7 @@ def test_progress_never_goes_back_and_ends_at_the_total(
 def test_lsa_has_its_progress_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.scoring.grouping.ROWS", 18)  # two states in a stack
     steps, need = list[tuple[float, float]](), 4 * STATE  # of both sequences, twice
-    plan, request = Perturbation("pruning"), Request("lsa", {"block": 8})
+    plan, request = Probes(), Request("lsa", {"block": 8})
     found = score(
         LLAMA, TOKENS, plan, request, memory=need, progress=lambda *step: steps.append(step)
     )
@@ -182,20 +181,12 @@ def test_an_expert_without_tokens_has_no_error() -> None:
     assert idle == 3 * 3 * model.config.num_blocks
 
 
-def test_pruning_has_no_eta() -> None:
-    for plan in (Perturbation("pruning"), Perturbation("pruning", eta=(0.1, 0.2))):
-        assert plan.eta == ()
-        assert plan == Perturbation("pruning")
-    with pytest.raises(RefimplError, match="eta -1"):
-        Perturbation("pruning", eta=(-1.0,))
-
-
 def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
     """Each of the three is the divergence at a base of its own, pruned alone."""
     probed = score(
         LLAMA, TOKENS, request=Request(sparsity=0.6, correct="divergence"), dtype=np.float64
     )
-    assert probed.plan.probe_delta == 0.1
+    assert probed.plan == Probes(probe_delta=0.1, probe_samples=2)
     assert probed.probes is not None
     assert probed.pruned_at is not None
     sizes = LLAMA.config.linear_sizes
@@ -206,7 +197,7 @@ def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
         path.write_text(json.dumps((counts[i] / sizes).tolist()))
         total = float(counts[i].sum() / sizes.sum())
         request = Request(str(path), {}, total, "divergence", 0.1)
-        alone = score(LLAMA, TOKENS, Perturbation("pruning"), request, dtype=np.float64)
+        alone = score(LLAMA, TOKENS, Probes(), request, dtype=np.float64)
         assert alone.pruned_at is not None
         np.testing.assert_array_equal(alone.pruned_at.linear_pruned, counts[i])
         assert alone.probes is None
@@ -231,7 +222,7 @@ def test_a_probed_sample_is_what_it_is_among_all(pruner: Any) -> None:
         return found[-1]
 
     for samples in (1, 2, None):
-        plan = Perturbation("pruning", probe_pruner=pruner, probe_samples=samples)
+        plan = Probes(probe_pruner=pruner, probe_samples=samples)
         score(LLAMA, TOKENS, plan, Request(correct="divergence"), runtime=seen)
     first, both, more = (x.divergence for x in found)
     assert first is not None
@@ -246,7 +237,7 @@ def test_a_probed_sample_is_what_it_is_among_all(pruner: Any) -> None:
 def test_linears_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
     """Against a forward of our own with one linear pruned, its statistics those of the dense."""
     ids, config = TOKENS.ids, LLAMA.config
-    plan = Perturbation("pruning", probe_pruner=pruner, units="linears", probe_damping=0.2)
+    plan = Probes(probe_pruner=pruner, units="linears", probe_damping=0.2)
     request = Request(sparsity=0.6, correct="divergence")
     found = score(LLAMA, TOKENS, plan, request, dtype=np.float64)
     assert found.probes is not None
@@ -285,7 +276,7 @@ def test_linears_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None
 @pytest.mark.parametrize("units", ["blocks", "linears"])
 def test_no_unit_is_pruned_further_than_its_fit_reaches(units: Any) -> None:
     request = Request(sparsity=0.6, correct="divergence")
-    plan = Perturbation("pruning", units=units, probe_delta=0.05)
+    plan = Probes(units=units, probe_delta=0.05)
     found = score(LLAMA, TOKENS, plan, request, dtype=np.float64)
     assert found.probes is not None
     made = allocate(found, request)

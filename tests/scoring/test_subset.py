@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program import ran, refused
 
-from refimpl import Perturbation, RefimplError, Request, Scores, allocate, forward, score
+from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, forward, score
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.method.absorption import absorption_coefficient
 from refimpl.method.subset import chosen_blocks
@@ -65,7 +65,7 @@ def test_the_choice_is_balanced(size: tuple[int, int, int, int], seed: int) -> N
 def test_all_blocks_are_a_subset_too() -> None:
     assert chosen_blocks(2, 3, 5, 5, 0).all()
     assert chosen_blocks(2, 3, 5, None, 0).all()
-    assert addresses(2, 5, Perturbation(subset=5)) == addresses(2, 5, Perturbation())
+    assert addresses(2, 5, Noise(subset=5)) == addresses(2, 5, Noise())
 
 
 @pytest.mark.parametrize("size", [(4, 1, 7, 3), (3, 2, 7, 3), (2, 3, 10, 4), (5, 1, 5, 1)])
@@ -111,7 +111,7 @@ def test_too_few_sequences_are_refused_before_anything_long() -> None:
         score(
             model_of("llama"),
             random_tokens(264, 2, 8),
-            Perturbation("pruning", subset=1),
+            Probes(subset=1),
             progress=lambda done, total: seen.append(done),
         )
     assert not seen
@@ -121,18 +121,18 @@ def test_too_few_sequences_are_refused_before_anything_long() -> None:
 
 
 PLANS = {
-    "gaussian": Perturbation(eta=(0.01, 0.5), draws=2, sink="exclude", subset=2),
-    "pruning": Perturbation("pruning", subset=2),
+    "gaussian": Noise(eta=(0.01, 0.5), draws=2, sink="exclude", subset=2),
+    "pruning": Probes(subset=2),
 }
 
 
-def measured(plan: Perturbation, sequences: int = 3) -> Measurements:
+def measured(plan: Noise | Probes, sequences: int = 3) -> Measurements:
     """The experiment alone; pruned to a half at all inputs alike."""
     model = model_of("llama")
     shapes = model.config.linears[0]
     ones = {name: np.ones(width) for name, (_, width) in shapes.items()}
     halves = model.config.linear_sizes[None] // 2
-    pruning = plan.kind == "pruning"
+    pruning = isinstance(plan, Probes)
     linears = model.config.linears
     pruned = PrunedBlocks(linears, halves, PrunerOptions(), (ones,) * 4) if pruning else None
     ids = random_tokens(264, sequences, 9).ids
@@ -140,7 +140,7 @@ def measured(plan: Perturbation, sequences: int = 3) -> Measurements:
         return experiment(model, ids, plan, resources, pruned, divergence=pruning)
 
 
-def chosen_of(plan: Perturbation) -> tuple[Measurements, Measurements, Any]:
+def chosen_of(plan: Noise | Probes) -> tuple[Measurements, Measurements, Any]:
     """What is measured with the subset and without, and which states, [N, R, L], the subset has."""
     chosen = chosen_blocks(3, plan.draws, 4, plan.subset, plan.seed)
     assert not chosen.all()
@@ -187,8 +187,8 @@ def test_in_stacks_of_other_sizes_it_agrees_within_the_gate(kind: str) -> None:
             np.testing.assert_array_equal(mine[name], sums)
 
 
-def scored(plan: Perturbation, **options: Any) -> Scores:
-    request = Request("owl", correct="divergence" if plan.kind == "pruning" else "absorption")
+def scored(plan: Noise | Probes, **options: Any) -> Scores:
+    request = Request("owl", correct="divergence" if isinstance(plan, Probes) else "absorption")
     return score(model_of("llama"), random_tokens(264, 3, 9), plan, request, **options)
 
 
@@ -218,7 +218,7 @@ def many_sinks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("many_sinks")
 def test_sinks_are_counted_once_and_where_the_first_draw_has_not_the_block() -> None:
-    plan = Perturbation(eta=(0.01, 0.02), draws=4, sink="exclude", subset=2)
+    plan = Noise(eta=(0.01, 0.02), draws=4, sink="exclude", subset=2)
     chosen = chosen_blocks(2, 4, 4, 2, 0)
     assert chosen.any(axis=1).all()
     assert not chosen[:, 0].all()
@@ -237,7 +237,7 @@ def written(path: Path, scores: Scores) -> dict[str, Any]:
 
 
 def test_the_document_says_so_and_comes_back(tmp_path: Path) -> None:
-    plan, path = Perturbation(subset=2), tmp_path / "scores.json"
+    plan, path = Noise(subset=2), tmp_path / "scores.json"
     scores = score(model_of("llama"), random_tokens(264, 3, 9), plan)  # 6 over 4 blocks
     content = written(path, scores)
     (found,) = content["scores"]["sweep"]
@@ -281,7 +281,7 @@ def test_sinks_of_both_runtimes_are_of_the_sequences_that_have_the_block() -> No
     pytest.importorskip("onnxruntime")
     from refimpl.onnx.runtime import on_onnxruntime
 
-    plan, tokens = Perturbation(sink="exclude", subset=1, draws=2), random_tokens(264, 3, 12)
+    plan, tokens = Noise(sink="exclude", subset=1, draws=2), random_tokens(264, 3, 12)
     scored = partial(score, model_of("llama"), tokens, dtype=np.float64)
     ours, whole = scored(plan), scored(replace(plan, subset=None))
     theirs = scored(plan, runtime=on_onnxruntime(plan, "cpu"))

@@ -14,8 +14,8 @@ from program import run
 
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import Absorption, Probes, PrunedAt, Scores, Signal
-from refimpl.method.perturbation import Perturbation
+from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signal
+from refimpl.method.perturbation import Noise, Probes
 from refimpl.running.provenance import Run, TokenFacts
 from refimpl.show.header import LABEL, WIDTH, header
 from refimpl.show.table import Style, aligned, bar, table
@@ -49,7 +49,7 @@ def scores(*sweep: Absorption, **changes: Any) -> Scores:
         family="llama",
         linears=(LINEARS,) * blocks,
         tokens=TOKENS,
-        plan=Perturbation("gaussian", etas or (0.01,), draws=4, seed=11),
+        plan=Noise(eta=etas or (0.01,), draws=4, seed=11),
         sweep=sweep,
         sinks=np.arange(blocks),
         signals={
@@ -178,9 +178,9 @@ def probed(*divergences: list[float]) -> Scores:
     """Scores of probes at 0.6, 0.7 and 0.8, of two blocks."""
     at = PrunedAt("uniform", {}, 0.7, np.full((2, 2), 420))
     measured = absorption([2.0, 1.0], None, divergence=np.array([0.2, 0.2]))
-    probes = Probes(np.array([[0.6] * 2, [0.7] * 2, [0.8] * 2]), np.full((3, 2), 0.1),
+    probes = ProbedErrors(np.array([[0.6] * 2, [0.7] * 2, [0.8] * 2]), np.full((3, 2), 0.1),
                     np.array(divergences))  # fmt: skip
-    return scores(measured, plan=Perturbation("pruning"), pruned_at=at, probes=probes)
+    return scores(measured, plan=Probes(), pruned_at=at, probes=probes)
 
 
 THREE, ONE_THREAD = scores(absorption([2.0, 1.0, 1.5])), Run("float32", 1, 1 << 16, 0.0, None, {})
@@ -207,7 +207,7 @@ SAYS: list[tuple[Scores, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = [
     (THREE, {"base": "owl"}, (), ("restores",)),
     (scores(absorption([2.0, 1.0], left_out=np.array([1000, 234]))), {},
      ("1,234 tokens without a ratio left out",), ()),
-    (replace(THREE, plan=Perturbation(sink="exclude")), {},
+    (replace(THREE, plan=Noise(sink="exclude")), {},
      ("3 tokens excluded as sinks", "sink exclude"), ()),
     (probed([0.1, 0.1], [0.2, 0.2], [0.4, 0.8]), DIVERGENCE,
      ("divergence, strength measured, kappa 8.66, quartiles 7.8 to 9.53,",
@@ -216,11 +216,11 @@ SAYS: list[tuple[Scores, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = [
      ("1 of 2 blocks fit, block 1 with the kappa of the others",), ()),
     (probed([0.4, 0.4], [0.2, 0.2], [0.2, 0.2]), DIVERGENCE,
      ("no error grows as exp(kappa s): strength 0.05, at most 0.1",), ()),
-    (scores(plan=Perturbation(noise_scale="sequence")), {}, ("noise scale sequence",), ()),
-    (scores(plan=Perturbation(noise_shape="channel")), {}, ("noise shape channel",), ()),
-    (scores(plan=Perturbation(noise_norm="expected")), {}, ("noise norm expected",), ()),
-    (scores(plan=Perturbation(norm="sequence")), {}, ("norm sequence",), ()),
-    (scores(plan=Perturbation(draws=1)), {}, ("1 draw,",), ()),
+    (scores(plan=Noise(noise_scale="sequence")), {}, ("noise scale sequence",), ()),
+    (scores(plan=Noise(noise_shape="channel")), {}, ("noise shape channel",), ()),
+    (scores(plan=Noise(noise_norm="expected")), {}, ("noise norm expected",), ()),
+    (scores(plan=Noise(norm="sequence")), {}, ("norm sequence",), ()),
+    (scores(plan=Noise(draws=1)), {}, ("1 draw,",), ()),
     (scores(run=ONE_THREAD), {},
      ("peak memory unknown", "1 thread, float32", "0.0625 MiB for states"), ()),
     (scores(), {"lo": 0.02}, ("limits 0.02 to 1",), ()),
@@ -249,7 +249,7 @@ def test_what_the_table_says_and_omits(
 
 def test_a_pruning_perturbation_says_where_it_pruned() -> None:
     at = PrunedAt("owl", {"m": 5.0, "lam": 0.08}, 0.7, np.zeros((2, 2), np.int64))
-    plan = Perturbation("pruning", norm="sequence")
+    plan = Probes(norm="sequence")
     found = scores(absorption([2.0, 1.0], None), plan=plan, pruned_at=at)
     line = header(found, allocations(replace(found, pruned_at=None)))[2]
     assert "perturbed   pruning by Wanda as base owl, m 5, lam 0.08, sparsity 0.7, norm" in line
@@ -353,7 +353,7 @@ def test_what_is_unknown_is_a_dash_and_explained() -> None:
 def test_what_arrives_is_shown_where_it_makes_the_correction() -> None:
     at = PrunedAt("uniform", {}, 0.7, np.array([[420, 420], [420, 420]]))
     measured = absorption([2.0, 1.0], None, divergence=np.array([0.75, 0.125]))
-    found = scores(measured, plan=Perturbation("pruning"), pruned_at=at)
+    found = scores(measured, plan=Probes(), pruned_at=at)
     for correct, first, second in (
         ("absorption", ["0.500"], ["0.100"]),
         ("arrival", ["0.500", "0.367"], ["0.100", "0.100"]),

@@ -161,19 +161,16 @@ def test_a_lost_worker_leaves_finished_units(tmp_path: Path, whole: Any) -> None
     assert result(output) == expected
 
 
-@pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("error", [RefimplError("a", "b", "c"), FloatingPointError("overflow")])
-def test_units_of_a_refused_run_go_unless_it_is_to_be_resumed(
-    error: Exception, resume: bool, tmp_path: Path
-) -> None:
+def test_units_of_a_refused_run_go(error: Exception, tmp_path: Path) -> None:
     def refuse() -> None:
-        with finished_units(tmp_path, {"a": 1}, resume) as finished:
+        with finished_units(tmp_path, {"a": 1}) as finished:
             finished.add({"one": 1})
             raise error
 
     with pytest.raises(type(error)):
         refuse()
-    assert len(os.listdir(tmp_path)) == resume
+    assert os.listdir(tmp_path) == []
 
 
 def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:

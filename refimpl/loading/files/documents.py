@@ -45,7 +45,7 @@ def plain(value: Any) -> Any:
 def converted(value: Any, kind: type[T], path: str = "", exact: bool = False) -> T:
     """A struct or dataclass from JSON values; if exact, from every field of it and no other."""
     try:
-        found = msgspec.convert(value, kind, dec_hook=_array)
+        found = msgspec.convert(value, kind, dec_hook=_decoded)
     except msgspec.ValidationError as error:
         raise ValueError(_worded(str(error), value, path)) from error
     if exact:
@@ -76,18 +76,27 @@ def _worded(message: str, value: Any, start: str) -> str:
     for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path if known else ""):
         value = value[key or int(index)]
     path = (start + path).lstrip(".") or "the document"
+    if reason.startswith("."):  # of an object in it
+        return path + reason
     for theirs, ours in (("missing required field", "no"), ("contains unknown field", "the key")):
         if reason.startswith(f"Object {theirs}"):
             return f"{path} has {ours}{reason.removeprefix(f'Object {theirs}'):.60}"
     return f"{path} is {value!r:.40}: {reason}" if known else f"{path}: {reason}"
 
 
-def _array(kind: Any, value: Any) -> Any:
-    """An array of numbers from lists; null is NaN."""
+def _decoded(kind: Any, value: Any) -> Any:
+    """An array of numbers from lists, null is NaN; or the subclass that an object names."""
     import numpy as np  # not needed to read a case's facts
 
     if get_origin(kind) is not np.ndarray:
-        raise NotImplementedError(kind)
+        named = {x.kind: x for x in kind.__subclasses__()}
+        name = value.get("kind") if isinstance(value, Mapping) else value
+        if not isinstance(name, str) or name not in named:
+            raise ValueError(f".kind is {name!r:.40}: expected {' or '.join(named)}")
+        try:
+            return converted(value, named[name])
+        except ValueError as error:
+            raise ValueError(f".{error}") from error
     whole = get_args(get_args(kind)[1])[0] is np.int64
     cells = np.array(value, object)
     kinds = {*map(type, cells.flat)}

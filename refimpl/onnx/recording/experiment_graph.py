@@ -12,7 +12,13 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import left_out, nan_mean, surviving_drift
-from refimpl.method.perturbation import Perturbation, deviation, kept_tokens, perturbed
+from refimpl.method.perturbation import (
+    Noise,
+    Perturbation,
+    deviation,
+    kept_tokens,
+    perturbed,
+)
 from refimpl.model.ops import Array
 from refimpl.model.statistics import inputs_of, sum_of_squares
 from refimpl.onnx.recording.graph import Body, Graph
@@ -28,7 +34,7 @@ MEASURE_DOC = (
 )
 
 
-def experiment_graph(recording: Recording, plan: Perturbation, squares: bool = False) -> Graph:
+def experiment_graph(recording: Recording, plan: Noise, squares: bool = False) -> Graph:
     """Record the experiment of a model; perturbation and measurement are computed in float64.
 
     Inputs: `token_ids` [1, S]; per state, in ascending order of blocks, `perturbed_block` [states],
@@ -42,7 +48,6 @@ def experiment_graph(recording: Recording, plan: Perturbation, squares: bool = F
     the range of the dtype. With squares also the sums of squares of what the linears read:
     `blocks.3.attn_norm.squares` and so on.
     """
-    refuse_pruning(plan)
     graph, config = recording.graph, recording.model.config
     width, blocks = config.hidden_size, config.num_blocks
     at: Any = graph.input(AT, np.int64, (STATES,))
@@ -115,17 +120,18 @@ def squares_name(block: int, point: str) -> str:
     return f"blocks.{block}.{point}.squares"
 
 
-def refuse_pruning(plan: Perturbation) -> None:
-    """Refuse the pruning perturbation, for which every block would be in the graph twice."""
-    if plan.kind == "pruning":
+def only_noise(plan: Perturbation) -> Noise:
+    """The noise of a graph; refuses probes, for which every block would be in it twice."""
+    if not isinstance(plan, Noise):
         raise RefimplError(
             "the pruning perturbation in a graph",
             "Gaussian noise: pruned blocks would double the weights of the graph",
             "use --runtime numpy, or --perturbation gaussian",
         )
+    return plan
 
 
-def _perturb(plan: Perturbation) -> Body:
+def _perturb(plan: Noise) -> Body:
     """The states of one block, made of the clean one."""
 
     def body(graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +145,7 @@ def _perturb(plan: Perturbation) -> Body:
     return body
 
 
-def _measure(plan: Perturbation) -> Body:
+def _measure(plan: Noise) -> Body:
     """All states compared with the clean one."""
 
     def body(graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:

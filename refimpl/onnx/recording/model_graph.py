@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.experts import Observer
 from refimpl.model.forward import TRACE_POINTS, Place, block, embed, head, places
@@ -171,7 +171,7 @@ def model_graph(recording: Recording, outputs: GraphOutputs = "logits") -> Graph
 
 
 def described(
-    graph: Graph, model: Model, dtype: npt.DTypeLike, outputs: str, plan: Perturbation | None
+    graph: Graph, model: Model, dtype: npt.DTypeLike, outputs: str, plan: Noise | None
 ) -> onnx.ModelProto:
     """Finish a graph with a description, and metadata about the model and an experiment's plan.
 

@@ -19,7 +19,7 @@ from figure import markdown
 
 import refimpl
 from refimpl.allocation.allocate import allocate
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.statistics import add_sums
 from refimpl.running.settings import Settings
@@ -34,7 +34,7 @@ def each_alone(model: Model, tokens: Tokens, threads: int) -> Iterator[Measureme
     """What the experiment measures of every sample, each with noise of its own."""
     with Settings(threads=threads).open(model) as resources:
         for n, row in enumerate(tokens.ids):
-            yield experiment(model, row[None], Perturbation(seed=n), resources)
+            yield experiment(model, row[None], Noise(seed=n), resources)
 
 
 def together(some: Sequence[Measurements]) -> Measurements:

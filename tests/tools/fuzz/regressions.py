@@ -24,7 +24,7 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
     ("model/config.json", b'{"model_type": "a\\nerror: \\u001b[2Jforged"}', ["inspect", "model"]),
     ("model/config.json", b'{"model_type": "llama", "vocab_size": 1' + b"0" * 400 + b"}",
      ["inspect", "model"]),
-    ("scores.json", b'{"format": 3, "seed": 1' + b"0" * 400 + b"}", ["allocate", "scores.json"]),
+    ("scores.json", b'{"format": 4, "seed": 1' + b"0" * 400 + b"}", ["allocate", "scores.json"]),
     ("eval.json", b'{"format": 1, "model": "m", "family": "llama", "num_blocks": 4, "run": {}, '
      b'"text": null}', ["report", "scores.json", "eval.json", "-o", "out.html"]),
     ("eval.json", b'{"format": 1, "model": "\\u001b[2J", "family": "llama", "num_blocks": 2, '
@@ -36,7 +36,7 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
      ["inspect", "sharded"]),
 ]  # fmt: skip
 OPTIONS = [
-    ["prune", "opt", *_SMALL, "--sparsity", "0.5", "-o", "out", "--resume"],
+    ["prune", "opt", *_SMALL, "--sparsity", "0.5", "-o", "out"],
     ["--show-completion"],
     ["validate", "model", "--graph", "/dev/zero"],
     ["case", "make", "model", *_SMALL, "-o", "out", "--seed", "-1"],
