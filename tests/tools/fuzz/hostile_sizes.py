@@ -44,8 +44,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 def han(characters: int) -> bytes:
     """Chinese in lines, without spaces."""
-    letters = (HAN[i * i * 5 % len(HAN)] for i in range(characters))
-    return "".join(x + "\n" * (i % 1000 == 999) for i, x in enumerate(letters)).encode()
+    return ((HAN * 23 + "\n") * (characters // 1000)).encode()
 
 
 TEXT, EVAL = f"score model --text text.txt {SMALL}", "eval model --text text.txt --window 64"
