@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 from refimpl.report.experiment import drift_figure, sweep_figure
+from refimpl.report.figure import ReportFigure
 from refimpl.report.inputs import read_inputs
-from refimpl.report.standalone import standalone
+from refimpl.report.standalone import picture_styles
+from refimpl.report.svg import picture
 
 HERE = Path(__file__).parent
 ETAS = (0.01, 1.0)
@@ -21,9 +23,13 @@ def main() -> None:
     (scored,) = read_inputs([path]).scored
     for found in (x for x in scored.scores.sweep if x.eta in ETAS):
         target = HERE / f"{name}-drift-{found.eta:g}.svg"
-        target.write_text(standalone(drift_figure("drift", found)), "utf-8")
-    picture = standalone(sweep_figure("sweep", scored.scores))
-    (HERE / f"{name}-sweep.svg").write_text(picture, "utf-8")
+        write(target, drift_figure("drift", found))
+    write(HERE / f"{name}-sweep.svg", sweep_figure("sweep", scored.scores))
+
+
+def write(target: Path, figure: ReportFigure) -> None:
+    """Write a picture."""
+    target.write_text(picture(figure, picture_styles()) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

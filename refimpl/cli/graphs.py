@@ -97,11 +97,6 @@ class ComparisonOptions:
         "Default: a graph with every trace point, recorded for this run.",
         "FILE.onnx",
     )
-    against: Literal["onnxruntime", "onnx-reference", "torch"] = common_option(
-        "onnxruntime",
-        "What runs the graph: onnxruntime, or the evaluator of onnx. torch runs transformers "
-        "instead of a graph, if it is installed.",
-    )
     device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
         "auto",
         "auto: a GPU by CUDA or ROCm if one works, else the CPU. webgpu: onnxruntime-ep-webgpu.",

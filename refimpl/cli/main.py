@@ -99,8 +99,8 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
             "graphs:validate_command",
             "Compare the values of every step of every block, and the logits, with another "
             "runtime.",
+            "refimpl validate MODEL",
             "refimpl validate MODEL --graph model.onnx",
-            "refimpl validate MODEL --graph model.onnx --against onnx-reference",
         ),
         "case": ("oracle:app", "Cases for `refimpl check`: list, show and make them."),
     },

@@ -49,10 +49,7 @@ class CompareOptions(JsonOptions):
 
 @with_groups
 def command(files: Runs, *, to: Annotated[PageOptions, Group("Output")]) -> None:
-    """The page is one HTML file that loads nothing from the network.
-
-    On it, a button below each picture saves it as SVG or PNG, and its numbers as CSV.
-    """
+    """The page is one HTML file that loads nothing from the network."""
     from refimpl.report.inputs import read_inputs  # not for --help
     from refimpl.report.page import page, sections
     from refimpl.report.standalone import write_figures
@@ -60,7 +57,7 @@ def command(files: Runs, *, to: Annotated[PageOptions, Group("Output")]) -> None
     inputs = read_inputs(files).named
     text = page(inputs)
     if to.figures is not None:
-        count = write_figures(to.figures, list(sections(inputs, len(text))))
+        count = write_figures(to.figures, list(sections(inputs)))
         say(printable(f"written: {to.figures} ({count} files)") + "\n")
     write_text(to.output, text)
     say(printable(f"written: {to.output} ({len(text.encode()):,} bytes)") + "\n")

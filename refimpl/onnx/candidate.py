@@ -1,4 +1,4 @@
-"""Other computations of a case's steps: a recorded graph, a graph from a file, or transformers.
+"""Other computations of a case's steps: a recorded graph, or a graph from a file.
 
 A candidate computes; `refimpl.oracle.check` judges.
 """
@@ -6,7 +6,6 @@ A candidate computes; `refimpl.oracle.check` judges.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,6 @@ from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.graph_file import MEASURED
-from refimpl.onnx.peer import peer_points, peer_session
 from refimpl.onnx.recording.experiment_graph import experiment_graph, experiment_inputs
 from refimpl.onnx.recording.graph import Graph
 from refimpl.onnx.recording.graph_weights import copied, distinct, graph_weights
@@ -28,10 +26,9 @@ from refimpl.onnx.recording.model_graph import (
     model_graph,
     trace_points,
 )
-from refimpl.onnx.session import Device, Session, open_session, reference_session
+from refimpl.onnx.session import Device, Session, open_session
 from refimpl.oracle.case import Case
 
-Against = Literal["onnxruntime", "onnx-reference", "torch"]
 EXPERIMENT = ("perturbed.*", "absorption_coefficient")  # steps, as patterns
 RunGraph = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """From a graph's inputs by our names to its outputs: trace points, or those of an experiment."""
@@ -66,21 +63,14 @@ def graph_candidate(
 
 
 def recorded_candidates(
-    model: Model, dtype: str, against: Against, device: Device, threads: int | None
+    model: Model, dtype: str, device: Device, threads: int | None
 ) -> list[Candidate]:
-    """The forward pass with every trace point and the experiment, recorded here; or transformers.
-
-    transformers has the forward pass alone.
-    """
-    if against == "torch":
-        forward, runtime = peer_session(model, dtype, device)
-        points = peer_points(model.config.num_blocks)
-        return [Candidate(lambda case: forward(case.inputs[TOKENS]), runtime, dtype, points)]
+    """The forward pass with every trace point, and the experiment, recorded here."""
 
     def candidate(
         record: Callable[[Recording], Graph], points: tuple[str, ...], plan: Noise | None
     ) -> Candidate:
-        session = recorded_session(model, dtype, record, against, device, threads)
+        session = recorded_session(model, dtype, record, device, threads)
         run = partial(session.run, outputs=points or MEASURED)
         return graph_candidate(run, session.description, dtype, points, plan)
 
@@ -95,17 +85,11 @@ def recorded_session(
     model: Model,
     dtype: npt.DTypeLike,
     record: Callable[[Recording], Graph],
-    against: Against,
     device: Device,
     threads: int | None,
 ) -> Session:
-    """Record a graph and open it, without writing it.
-
-    onnxruntime uses the weights in place, in memory; onnx's evaluator gets a copy.
-    """
+    """Record a graph and open it, without writing it; its weights are used in place, in memory."""
     weights = graph_weights(model, dtype)
-    if against != "onnxruntime":
-        return reference_session(record(Recording(model, dtype, copied(weights, None))).model())
     graph = record(Recording(model, dtype, copied(weights, "memory")))
     names = {tensor.name for tensor in graph.initializers}
     arrays = {x.name: x.read().reshape(x.shape) for x in distinct(weights) if x.name in names}

@@ -20,7 +20,7 @@ from refimpl.onnx.candidate import Candidate, graph_candidate
 from refimpl.onnx.graph_file import LOGITS_DTYPES, MEASURED, plan_options, read_graph
 from refimpl.onnx.recording.experiment_graph import ETA
 from refimpl.onnx.recording.model_graph import TOKENS, trace_points
-from refimpl.onnx.session import Device, check_device, open_session, reference_session
+from refimpl.onnx.session import Device, check_device, open_session
 from refimpl.running.memory import free_memory
 
 # A graph may take this long to open or to run, and then as long as weights and products of weights
@@ -36,7 +36,6 @@ NUMBERS = {np.dtype(kind).str: kind for kind in ("f2", "f4", "f8", "i1", "i4", "
 def open_foreign(
     path: Path,
     model: Model,
-    against: str = "onnxruntime",
     device: Device = "auto",
     threads: int | None = None,
     time_limit: float | None = None,
@@ -50,8 +49,8 @@ def open_foreign(
         )
     trace, weights = trace_points(model.config), sum(prod(x.shape) for x in model.weights.values())
     request = {
-        "path": str(path), "trace": trace, "against": against, "device": device,
-        "threads": threads, "memory": free_memory(),
+        "path": str(path), "trace": trace, "device": device, "threads": threads,
+        "memory": free_memory(),
     }  # fmt: skip
 
     def longest(work: float) -> float:
@@ -111,14 +110,11 @@ class Opened:
 
     def __init__(self, request: bytes) -> None:
         asked = json.loads(request)
-        path, device, against = Path(asked["path"]), asked["device"], asked["against"]
-        if against != "onnxruntime" or not check_device(device):  # a GPU reserves more than it uses
+        path, device = Path(asked["path"]), asked["device"]
+        if not check_device(device):  # a GPU reserves more than it uses
             limit_memory(asked["memory"])
         self.path, self.graph = path, read_graph(path, tuple(asked["trace"]))
-        if against == "onnxruntime":
-            self.session = open_session(path, device, threads=asked["threads"])
-        else:
-            self.session = reference_session(path)
+        self.session = open_session(path, device, threads=asked["threads"])
 
     def facts(self) -> tuple[bytes, ...]:
         """What the parent has to know of the graph, and what runs it."""

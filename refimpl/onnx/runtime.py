@@ -74,7 +74,7 @@ def _experiment(
     ]
     record = partial(experiment_graph, plan=plan, squares=True)
     threads = resources.workers.threads
-    session = recorded_session(model, dtype, record, "onnxruntime", device, threads)
+    session = recorded_session(model, dtype, record, device, threads)
     costs = [config.num_blocks + sum(config.num_blocks - a.block for a in part) for part in parts]
     resources.total = resources.done + sum(costs)
     runtime = Runtime("onnxruntime", session.device, session.versions)

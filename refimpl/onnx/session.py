@@ -1,4 +1,4 @@
-"""Open a graph: in onnxruntime on a GPU or the CPU, or in onnx's own evaluator."""
+"""Open a graph in onnxruntime, on a GPU or the CPU."""
 
 import ctypes
 import sys
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
@@ -92,16 +91,6 @@ def check_device(device: Device) -> list[str]:
             "pip install onnxruntime-gpu in place of onnxruntime, or use --device auto or cpu",
         )
     return working
-
-
-def reference_session(graph: onnx.ModelProto | bytes | str | Path) -> Session:
-    """Open a graph, which must not have sparse weights, in onnx's reference evaluator."""
-    from onnx.reference import ReferenceEvaluator  # slow to import, and onnxruntime is the default
-
-    source = str(graph) if isinstance(graph, Path) else graph
-    evaluator = _guarded("onnx.reference", "load", lambda: ReferenceEvaluator(source))
-    run = _runner("onnx.reference", evaluator.run, list(evaluator.output_names))
-    return Session(run, "cpu", {"onnx": onnx.__version__})
 
 
 def _open(

@@ -12,7 +12,7 @@ from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.onnx.candidate import Against, Candidate, recorded_candidates
+from refimpl.onnx.candidate import Candidate, recorded_candidates
 from refimpl.onnx.foreign_graph import open_foreign
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, trace_points
 from refimpl.onnx.session import Device
@@ -34,7 +34,7 @@ class Validation:
     """Whether another computation agrees with the float64 truth.
 
     Args:
-        graph: The graph's file; None if it was recorded for this run, or there is no graph.
+        graph: The graph's file; None if it was recorded for this run.
         ran: What ran it, such as "onnxruntime 1.22.0, cpu".
         reports: The oracle's: one per dtype and shape of the forward pass, and one per dtype of
             the experiment.
@@ -45,7 +45,6 @@ class Validation:
     family: str
     num_blocks: int
     graph: str | None
-    against: Against
     ran: str
     tokens: TokenFacts
     reports: tuple[Report, ...]
@@ -78,7 +77,6 @@ def validate(
     model: Model,
     tokens: Tokens | None = None,
     graph: str | Path | None = None,
-    against: Against = "onnxruntime",
     *,
     device: Device = "auto",
     dtypes: Sequence[str] | None = None,
@@ -92,10 +90,15 @@ def validate(
     checked on the start of the first sample, with noise as long as the state (eta 1): a drift is a
     difference of two states, and the smaller it is, the fewer of its digits remain to compare.
     """
-    check_request(graph, against, device, dtypes)
+    if device == "webgpu" and "float64" in (dtypes or ()):
+        raise RefimplError(
+            "--device webgpu with --dtype float64",
+            "--dtype float32: WebGPU has no float64",
+            "use --dtype float32",
+        )
     tokens = validation_tokens(model) if tokens is None else tokens
     if graph is not None:
-        opened = [open_foreign(Path(graph), model, against, device, threads, time_limit)]
+        opened = [open_foreign(Path(graph), model, device, threads, time_limit)]
         if dtypes and opened[0].dtype not in dtypes:
             raise RefimplError(
                 f"--dtype {dtypes[0]} with a graph that computes in {opened[0].dtype}",
@@ -106,7 +109,7 @@ def validate(
         opened = [
             candidate
             for dtype in dtypes or VALIDATION_DTYPES[: 1 if device == "webgpu" else 2]
-            for candidate in recorded_candidates(model, dtype, against, device, threads)
+            for candidate in recorded_candidates(model, dtype, device, threads)
         ]
 
     @cache
@@ -127,11 +130,10 @@ def validate(
         model.config.family,
         model.config.num_blocks,
         None if graph is None else str(graph),
-        against,
         "; ".join(dict.fromkeys(candidate.runtime for candidate in opened)),
         token_facts(tokens),
         tuple(reports),
-        tuple(notes_on(model.config, opened, against, tokens)),
+        tuple(notes_on(model.config, opened, tokens)),
     )
 
 
@@ -143,11 +145,8 @@ def _batches(ids: npt.NDArray[np.int64], plan: Noise | None) -> list[npt.NDArray
     return list({batch.shape: batch for batch in batches}.values())
 
 
-def notes_on(
-    config: Config, candidates: Sequence[Candidate], against: str, tokens: Tokens
-) -> Iterator[str]:
+def notes_on(config: Config, candidates: Sequence[Candidate], tokens: Tokens) -> Iterator[str]:
     """Sentences on what was not compared."""
-    torch = against == "torch"
     points = next((x.steps for x in candidates if x.plan is None), ())
     total = len(trace_points(config))
     if points == ("logits",):
@@ -155,37 +154,10 @@ def notes_on(
     elif not points:
         yield "the graph is the experiment's: no trace point was compared"
     elif len(points) < total:
-        name = "transformers" if torch else "the graph"
-        yield f"{name} has {len(points)} of {total} trace points"
+        yield f"the graph has {len(points)} of {total} trace points"
     if points and all(x.plan is None for x in candidates):
-        reason = "transformers has no experiment" if torch else "another graph has the experiment"
-        yield f"{reason}: it was not compared"
+        yield "another graph has the experiment: it was not compared"
     longest = tokens.ids.shape[1]
     if windows := [kind.window for kind in config.blocks if (kind.window or 0) >= longest]:
         window = max(w for w in windows if w is not None)
         yield f"no sample is longer than the window of {window:,}: use --seq-len {window + 8}"
-
-
-def check_request(
-    graph: str | Path | None, against: str, device: str, dtypes: Sequence[str] | None = None
-) -> None:
-    """Refuse options of a validation that exclude each other."""
-    if against == "torch" and graph is not None:
-        raise RefimplError(
-            "--graph with --against torch",
-            "a runtime for the graph: torch runs transformers, not graphs",
-            "use --against onnxruntime, or omit --graph",
-        )
-    if against == "onnx-reference" and device in ("cuda", "webgpu"):
-        raise RefimplError(
-            f"--device {device} with --against onnx-reference",
-            "auto or cpu: onnx's evaluator runs on the CPU",
-            "use --against onnxruntime, or omit --device",
-        )
-    if device == "webgpu" and (against == "torch" or "float64" in (dtypes or ())):
-        option = "--against torch" if against == "torch" else "--dtype float64"
-        raise RefimplError(
-            f"--device webgpu with {option}",
-            "onnxruntime in float32: WebGPU has no float64",
-            "use --against onnxruntime --dtype float32",
-        )

@@ -11,7 +11,7 @@ SHOWN = 10  # values of a list of facts
 
 
 def table_html(table: Table, ident: str) -> str:
-    """A table that scrolls sideways; with scripts, readers can sort and filter it."""
+    """A table that scrolls sideways; its heading and its row names stay in view."""
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
     rows = "\n".join(
         f'<tr><th scope="row">{escape(first)}</th>'
@@ -35,7 +35,7 @@ def figure_html(figure: ReportFigure) -> str:
     numbers = "\n".join(map(table_html, figure.tables, idents))
     details = f"<details><summary>The numbers</summary>\n{numbers}\n</details>"
     return (
-        f'<figure class="{css}" id="{figure.ident}" data-file="{escape(figure.file_name)}">\n'
+        f'<figure class="{css}" id="{figure.ident}">\n'
         f"<figcaption><h3>{escape(figure.title)}</h3>\n<p>{escape(figure.note)}</p></figcaption>\n"
         f"{picture(figure)}\n{details}\n</figure>"
     )

@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from refimpl.errors import RefimplError
 from refimpl.model.config import kind_of
 from refimpl.report import allocation, experiment, results
 from refimpl.report.experiment import lines_figure, perturbation_words
@@ -28,7 +27,6 @@ from refimpl.version import __version__
 # Fields of a file, and starts of names in them, that are no facts of how it was made.
 PARTS = ("blocks", "sweep", "linears", "format")
 NO_FACTS = ("windows", "questions", "linear_pruned", "perplexity", "nats", "bits", "acc", "stderr")
-LIMIT = 1_000_000  # bytes of a page
 LOOSE = "grid loose"  # class of cards of different heights
 Figures = Sequence[ReportFigure]
 # The page loads nothing, and a browser holds it to that.
@@ -41,25 +39,10 @@ def report(paths: Sequence[Path]) -> str:
 
 
 def page(inputs: ReportInputs) -> str:
-    """The page about some files: pictures of as many etas as fit."""
-    most = max((len(one.scores.sweep) for one in inputs.scored), default=1)
-    for etas in range(most, 0, -1):  # corrections are computed from the first eta
-        # Names of files may hold bytes that are not UTF-8.
-        text = _page(inputs, etas).encode("utf-8", "backslashreplace").decode("utf-8")
-        if len(text.encode()) < LIMIT:
-            return text
-    raise RefimplError(
-        f"the page would have {len(text.encode()):,} bytes",
-        f"less than {LIMIT:,} bytes",
-        "make one page per file",
-    )
-
-
-def _page(inputs: ReportInputs, etas: int) -> str:
-    """The page, with the pictures of that many etas of each file."""
+    """The page about some files."""
     head = files("refimpl.report")
     first = inputs.all[0].model
-    parts = [*sections(inputs, etas), provenance(inputs)]
+    parts = [*sections(inputs), provenance(inputs)]
     links = "\n".join(f'<li><a href="#{x.ident}">{escape(x.title)}</a></li>' for x in parts)
     body = "\n".join(
         f'<section id="{x.ident}">\n<h2>{escape(x.title)}</h2>\n'
@@ -98,7 +81,8 @@ This page loads nothing from elsewhere.</p></footer>
 {head.joinpath("page.js").read_text("utf-8")}</script>
 </body>
 </html>"""
-    return joined(page.split("\n"))
+    # Names of files may hold bytes that are not UTF-8.
+    return joined(page.split("\n")).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _lead(scored: ScoresInput) -> str:
@@ -119,10 +103,10 @@ def _lead(scored: ScoresInput) -> str:
     return f"{lead}\n{facts_html(tiles, 'tiles')}"
 
 
-def sections(inputs: ReportInputs, etas: int) -> Iterator[Section]:
-    """Every section with pictures, those of so many etas of each file."""
+def sections(inputs: ReportInputs) -> Iterator[Section]:
+    """Every section with pictures."""
     for i, scored in enumerate(inputs.scored):
-        yield from _scored(f"s{i}", scored, etas, f": {scored.name}" * (len(inputs.scored) > 1))
+        yield from _scored(f"s{i}", scored, f": {scored.name}" * (len(inputs.scored) > 1))
     if len(inputs.scored) > 1:
         lines = {
             f"{x.name}, {perturbation_words(x.scores.sweep[0])}": x.scores.sweep[0].coefficient
@@ -151,10 +135,10 @@ def sections(inputs: ReportInputs, etas: int) -> Iterator[Section]:
         yield _section("results", "Evaluations", evaluated[0], figures, table)
 
 
-def _scored(key: str, scored: ScoresInput, etas: int, whose: str) -> Iterator[Section]:
+def _scored(key: str, scored: ScoresInput, whose: str) -> Iterator[Section]:
     """Pictures of the experiment and the allocation at each eta, and of all eta of a file."""
     sweep, names = scored.scores.sweep, [perturbation_words(x) for x in scored.scores.sweep]
-    for j, absorption in enumerate(sweep[:etas]):
+    for j, absorption in enumerate(sweep):
         ident = f"{key}-{j}"
         figures = [
             experiment.drift_figure(f"{ident}-drift", absorption),
@@ -177,10 +161,7 @@ def _scored(key: str, scored: ScoresInput, etas: int, whose: str) -> Iterator[Se
         note = "The base, corrected by the coefficients at each eta."
         target = float(scored.file.document["requested_sparsity"])
         figures.append(lines_figure(f"{key}-sparsities", title, note, fractions, target))
-        also = counted(len(sweep[etas:]), "other eta")
-        left = f"<p>Pictures of {also} are omitted to keep the page under 1 MB.</p>"
-        html = left if sweep[etas:] else ""
-        yield _section(f"{key}-sweep", f"The sweep over eta{whose}", scored, figures, html)
+        yield _section(f"{key}-sweep", f"The sweep over eta{whose}", scored, figures)
 
 
 def _section(

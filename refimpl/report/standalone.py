@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from refimpl.errors import RefimplError
-from refimpl.report.figure import ReportFigure, Section
+from refimpl.report.figure import Section
 from refimpl.report.svg import picture
 from refimpl.storage.files import whole
 
@@ -24,12 +24,6 @@ def picture_styles() -> str:
     )
 
 
-def standalone(figure: ReportFigure) -> str:
-    """A picture that needs no page: title and settings above it, styles in it."""
-    opening, rest = picture(figure, alone=True).split(">", 1)
-    return f"{opening}>\n<style>\n{picture_styles()}</style>{rest}\n"
-
-
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Rows as CSV."""
     text = io.StringIO()
@@ -43,9 +37,9 @@ def write_figures(folder: Path, sections: list[Section]) -> int:
         raise RefimplError(
             f"--figures {folder} exists", "the path of a new folder", "choose another name"
         )
-    contents = {}
+    contents, styles = {}, picture_styles()
     for figure in (figure for section in sections for figure in section.figures):
-        contents[f"{figure.file_name}.svg"] = standalone(figure)
+        contents[f"{figure.file_name}.svg"] = picture(figure, styles) + "\n"
         for suffix, table in zip(("", "-also"), figure.tables, strict=False):
             # No separators of thousands, so that programs read the numbers.
             rows = [[re.sub(r"(?<=\d),(?=\d{3})", "", x) for x in row] for row in table.rows]

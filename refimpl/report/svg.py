@@ -28,7 +28,7 @@ CYCLE = [*SHAPES][:6]
 CLASSES = 9  # colours of a ramp
 LINE = 15  # height of a line of a heading
 ENTRY = 16  # height of a line of a legend
-FEW_NAMES, MANY_NAMES = 16, 32  # at most, at the ends of lines in a small and a large picture
+NAMES = 16  # at most, at the ends of lines
 WRITTEN, WIDE = 8, 5  # up to so many blocks, cells hold their numbers; up to so many, in 3 digits
 
 
@@ -218,42 +218,36 @@ class _Drawing:
             at -= 12
 
     def ends(self) -> None:
-        """The names of lines at their right ends, with a thread to moved ones.
-
-        For a picture that is shown large, a second set with more names is added; the stylesheet
-        hides one of them.
-        """
-        large, right = self.figure.large, self.right + 14
+        """The names of lines at their right ends, with a thread to moved ones."""
+        right = self.right + 14
         ends = [(*self.at(line.points[-1:])[0], line.name) for line in self.lines]
-        for most, gap, css in ((FEW_NAMES, 13.0, " few"), (MANY_NAMES, 7.5, " many"))[: 1 + large]:
-            named = [end for end in ends[:: -(-len(ends) // most) or 1] if isfinite(end[1])]
-            heights = spread([y for _, y, _ in named], gap, TOP + 6, self.bottom - 2)
-            for (x, y, name), height in zip(named, heights, strict=True):
-                self.line(f"thread{css * large}", (x + 3, y), (right, height))
-                self.text(right + 3, height, name, f"end mid{css * large}")
+        named = [end for end in ends[:: -(-len(ends) // NAMES) or 1] if isfinite(end[1])]
+        heights = spread([y for _, y, _ in named], 13.0, TOP + 6, self.bottom - 2)
+        for (x, y, name), height in zip(named, heights, strict=True):
+            self.line("thread", (x + 3, y), (right, height))
+            self.text(right + 3, height, name, "end mid")
 
 
-def picture(figure: fig.ReportFigure, alone: bool = False) -> str:
+def picture(figure: fig.ReportFigure, style: str = "") -> str:
     """The SVG element, of the width of all pictures, with a title and description as text.
 
-    The heading, its title and its settings, stands above the picture in a file of its own
-    (`alone`), or when the page's script saves it; the page hides it.
+    With a style it is a file of its own: with its title and settings above, and the style in it.
     """
     drawing, ident = _Drawing(figure), figure.ident
-    lines = [(line, "title") for line in wrap(figure.title, 58)]
-    lines += [(line, "settings") for line in wrap(figure.settings, 86)]
-    above, height = 12 + LINE * len(lines), drawing.height
-    frame, titled = f"0 0 {WIDTH} {units(height)}", f"0 -{above} {WIDTH} {units(height + above)}"
-    texts = [_text(6, 10 + LINE * (n + 1) - above, *line) for n, line in enumerate(lines)]
-    size = f'width="{WIDTH}" height="{units(height + above)}"'
-    paper = f'<rect class="paper" y="-{above}" {size}/>'
-    names = f'xmlns="http://www.w3.org/2000/svg" {size}' if alone else f'data-titled="{titled}"'
     title, description = map(escape, figure.alternative)
-    return (
-        f'<svg role="img" viewBox="{titled if alone else frame}" {names} '
-        f'aria-labelledby="{ident}-t {ident}-d">\n<title id="{ident}-t">{title}</title>\n'
-        f'<desc id="{ident}-d">{description}</desc>\n'
-        f'<g class="heading">{paper}{"".join(texts)}</g>\n'
-        + "\n".join(filter(None, drawing.parts))
-        + "\n</svg>"
-    )
+    frame, opening, above = f"0 0 {WIDTH} {units(drawing.height)}", "", list[str]()
+    if style:
+        lines = [(line, "title") for line in wrap(figure.title, 58)]
+        lines += [(line, "settings") for line in wrap(figure.settings, 86)]
+        top = 12 + LINE * len(lines)
+        size = f'width="{WIDTH}" height="{units(drawing.height + top)}"'
+        frame = f"0 -{top} {WIDTH} {units(drawing.height + top)}"
+        opening = f' xmlns="http://www.w3.org/2000/svg" {size}'
+        above = [f"<style>\n{style}</style>", f'<rect class="paper" y="-{top}" {size}/>']
+        above += [_text(6, 10 + LINE * (n + 1) - top, *line) for n, line in enumerate(lines)]
+    parts = [
+        f'<svg role="img" viewBox="{frame}"{opening} aria-labelledby="{ident}-t {ident}-d">',
+        f'<title id="{ident}-t">{title}</title>',
+        f'<desc id="{ident}-d">{description}</desc>',
+    ]
+    return "\n".join([*parts, *above, *filter(None, drawing.parts), "</svg>"])

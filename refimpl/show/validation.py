@@ -8,7 +8,7 @@ from refimpl.oracle.check import Report
 from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
 from refimpl.show.oracle import report_document, stage_of, steps_table, verdict_lines
 
-VALIDATION_FORMAT = 2  # of `validate --json`
+VALIDATION_FORMAT = 3  # of `validate --json`
 
 
 def validation_table(validation: Validation) -> str:
@@ -17,7 +17,7 @@ def validation_table(validation: Validation) -> str:
     recorded = "recorded here, with every trace point" if graph is None else graph
     facts = {
         "model": model_facts(validation.model, validation.family, validation.num_blocks),
-        **({} if validation.against == "torch" else {"graph": [recorded]}),
+        "graph": [recorded],
         "against": [validation.ran],
         "tokens": [*tokens.source.split(", "), f"sha256 {tokens.sha256[:12]}"],
         "judged by": ["the float64 truth", "and what the dtype costs refimpl itself"],

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.tokens.ids import read_ids
 from refimpl.tokens.samples import SEQ_LEN, Ids
-from refimpl.tokens.text import encoded_pieces, text_chunks
+from refimpl.tokens.text import encoded_pieces, file_text
 from refimpl.tokens.tokenizer import bos_rule, read_tokenizer
 
 
@@ -65,7 +65,7 @@ def text_windows(
     num_bytes = num_tokens = 0
     bos: int | None = None
     reason = ""
-    for piece in encoded_pieces(text_chunks(path), tokenizer, str(path), places=True):
+    for piece in encoded_pieces(file_text(path), tokenizer, str(path), places=True):
         if not ids:
             bos, reason = bos_rule(tokenizer, tokenizer_json.parent, piece.front, bos_id)
         offsets = byte_offsets(piece.text)

@@ -102,7 +102,6 @@ def test_pieces_of_a_text_change_nothing(
 ) -> None:
     whole = text_windows(text, TOKENIZER, 9, count)
     pieces = partial(encoded_pieces, size=10)
-    monkeypatch.setattr("refimpl.tokens.text.OVERLAP", 10)
     monkeypatch.setattr("refimpl.tokens.windows.encoded_pieces", pieces)
     pieced = text_windows(text, TOKENIZER, 9, count)
     assert bits(pieced) == bits(whole)

@@ -1,13 +1,18 @@
 """Models and graphs that the tests of this folder share."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from gates import model_of
+from onnx.reference import ReferenceEvaluator
 
 from refimpl import Model, Pattern, PrunerOptions, prune, read_model
+from refimpl.model.ops import Array
+from refimpl.onnx.session import Session
 
 FAMILIES = (
     "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3",
@@ -32,6 +37,18 @@ def prunable(model: Model) -> int:
 def axes(value: onnx.ValueInfoProto) -> list[str | int]:
     """Names or sizes of the axes of an input or output."""
     return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+
+
+def reference_session(path: Path) -> Session:
+    """A graph in onnx's own evaluator."""
+    evaluator = ReferenceEvaluator(str(path))
+
+    def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        names = list(outputs or evaluator.output_names)
+        with np.errstate(all="ignore"):
+            return dict(zip(names, evaluator.run(names, dict(inputs)), strict=True))
+
+    return Session(run, "cpu", {"onnx": onnx.__version__})
 
 
 def real_model(name: str, text: Path) -> Model:

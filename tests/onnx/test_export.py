@@ -21,7 +21,7 @@ from block_picture import PICTURE, picture
 from checkpoints import arrays_of, save_tensors
 from conftest import FIXTURES
 from gates import CASES, GATES, model_of, worst_point
-from graph_models import FAMILIES, HALF, axes, prunable, pruned
+from graph_models import FAMILIES, HALF, axes, prunable, pruned, reference_session
 from onnx import numpy_helper
 from processes import killed_before_step, printed_json
 from program import ran, refused
@@ -32,7 +32,6 @@ from refimpl.model.ops import Array
 from refimpl.onnx import need, target
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.graph_weights import distinct, graph_weights
-from refimpl.onnx.session import reference_session
 
 SHAPES = (1, 5), (2, 13), (3, 1)
 LLAMA = FIXTURES / "llama"

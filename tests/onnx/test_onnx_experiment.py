@@ -22,7 +22,7 @@ import pytest
 from checkpoints import Change, altered
 from conftest import FIXTURES
 from gates import model_of
-from graph_models import FAMILIES, REAL, axes, real_model
+from graph_models import FAMILIES, REAL, axes, real_model, reference_session
 from program import ran, refused
 
 from refimpl import Model, Noise, RefimplError, Request, allocate, read_model, score
@@ -32,7 +32,7 @@ from refimpl.onnx import candidate, runtime, session
 from refimpl.onnx.export import export
 from refimpl.onnx.recording import experiment_graph as recording
 from refimpl.onnx.runtime import OUTPUTS, on_onnxruntime
-from refimpl.onnx.session import Session, check_device, open_session, reference_session
+from refimpl.onnx.session import Session, check_device, open_session
 from refimpl.running.settings import Settings
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Address, addresses

@@ -12,6 +12,7 @@ from candidates import CASE_NAMES
 from gates import case_of
 from peer_numbers import TINY, expected
 from safetensors.numpy import load_file
+from transformers_forward import transformers_forward
 
 from refimpl.loading.checkpoint import read_model
 from refimpl.model.ops import Array
@@ -29,12 +30,10 @@ from refimpl.tokens import id_tokens
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", CASE_NAMES)
 def test_transformers_passes(name: str, dtype: str) -> None:
-    from refimpl.onnx.peer import peer_points, peer_session
-
     case = case_of(name)
-    run, _ = peer_session(case.model, dtype, "cpu")
-    points = peer_points(case.model.config.num_blocks)
-    report = check(case, run(case.inputs["token_ids"]), points, dtype)
+    arrays = transformers_forward(case.model, dtype)(case.inputs["token_ids"])
+    points = tuple(arrays)
+    report = check(case, arrays, points, dtype)
     assert report.verdict == "pass", report.first
     assert len(report.steps) == len(points)
 

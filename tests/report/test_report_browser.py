@@ -103,12 +103,6 @@ def tip(page: Any) -> str:
     return text
 
 
-def column(figure: Any, place: int) -> list[str]:
-    cells = figure.locator(f"tbody tr:not([hidden]) > :nth-child({place + 1})")
-    texts: list[str] = cells.all_inner_texts()
-    return texts
-
-
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
@@ -121,7 +115,7 @@ def test_it_opens_and_fits(
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         small = page.evaluate(
             """(least) => [...document.querySelectorAll('svg text')]
-            .filter((t) => t.checkVisibility() && !t.closest('.heading'))
+            .filter((t) => t.checkVisibility())
             .map((t) => [t.textContent, parseFloat(getComputedStyle(t).fontSize)
               * t.getScreenCTM().a]).filter(([, size]) => size < least)""",
             SMALLEST,
@@ -138,7 +132,7 @@ def test_no_text_of_a_picture_covers_another_or_leaves_it(
         bad = page.evaluate(
             """() => [...document.querySelectorAll('svg')].flatMap((svg) => {
               const all = [...svg.querySelectorAll('text')]
-                .filter((t) => t.checkVisibility() && !t.closest('.heading'))
+                .filter((t) => t.checkVisibility())
                 .map((t) => [t.textContent, t.getBoundingClientRect()]);
               const frame = svg.getBoundingClientRect(), found = [];
               all.forEach(([text, a], i) => {
@@ -217,7 +211,7 @@ def test_printed_it_is_light_and_holds_every_picture(browser: Any, pages: dict[s
         )
         assert (ink, paper) == ("rgb(21, 25, 31)", "rgb(255, 255, 255)")
         assert page.locator("svg").count() == page.locator("svg:visible").count() > 10
-        assert page.locator("nav:visible, .filter:visible, figure details:visible").count() == 0
+        assert page.locator("nav:visible, figure details:visible").count() == 0
         facts = page.locator("article.card dl")
         assert facts.count() == page.locator("article.card dl:visible").count() > 3
         assert page.pdf().startswith(b"%PDF")
@@ -287,106 +281,3 @@ def test_tooltips_by_keyboard(browser: Any, pages: dict[str, Path], files: dict[
         page.keyboard.press("Tab")
         assert tip(page) == ""
         assert page.locator(".cursor").count() == 0
-
-
-def test_tables_sort_by_mouse_and_by_keyboard(browser: Any, pages: dict[str, Path]) -> None:
-    with View(browser, pages["everything"]) as page:
-        figure = opened(page, "s0-0-allocation")
-        before = column(figure, 2)
-        head = figure.locator("thead th").nth(2)
-        head.locator("button").click()
-        assert head.get_attribute("aria-sort") == "ascending"
-        assert column(figure, 2) == sorted(before, key=float) != before
-        head.locator("button").focus()
-        page.keyboard.press("Enter")
-        assert head.get_attribute("aria-sort") == "descending"
-        assert column(figure, 2) == sorted(before, key=float, reverse=True)
-        page.keyboard.press("Shift+Tab")
-        page.keyboard.press("Shift+Tab")
-        page.keyboard.press("Space")
-        assert head.get_attribute("aria-sort") is None
-        assert column(figure, 0) == ["0", "1", "2", "3"]
-        words = opened(page, "p0")  # of names and of numbers with commas
-        words.locator("thead button").nth(3).click()
-        weights = [int(text.replace(",", "")) for text in column(words, 3)]
-        assert weights == sorted(weights)
-        words.locator("thead button").nth(1).click()
-        assert column(words, 1) == sorted(column(words, 1))
-
-
-def test_unknown_numbers_sort_last(browser: Any, pages: dict[str, Path]) -> None:
-    with View(browser, pages["seven blocks"]) as page:
-        figure = opened(page, "s0-0-drift")
-        last = figure.locator("thead button").nth(3)  # after block 2: three blocks were perturbed
-        for _ in range(2):
-            last.click()
-            texts = column(figure, 3)
-            assert "" not in texts[:3]
-            assert texts[3:] == [""] * 4
-
-
-def test_tables_filter_by_keyboard_and_tell(browser: Any, pages: dict[str, Path]) -> None:
-    with View(browser, pages["everything"]) as page:
-        figure = opened(page, "s0-0-r")
-        page.keyboard.press("Tab")  # from the summary to the filter
-        assert page.evaluate("document.activeElement.tagName") == "INPUT"
-        every = [float(text) for text in column(figure, 1)]
-        page.keyboard.type("r > 1.3")
-        kept = [float(text) for text in column(figure, 1)]
-        assert kept == [r for r in every if r > 1.3]
-        assert 0 < len(kept) < len(every)
-        status = figure.locator(".filter [role=status]")
-        assert status.inner_text() == f"{len(kept)} of 4 rows"
-        page.keyboard.press("Control+A")
-        page.keyboard.type("neither")
-        assert column(figure, 0) == ["3"]
-        page.keyboard.press("Control+A")
-        page.keyboard.press("Delete")
-        assert len(column(figure, 0)) == 4
-
-
-def test_a_filter_of_lines_filters_the_picture(browser: Any, pages: dict[str, Path]) -> None:
-    with View(browser, pages["deep"]) as page:
-        figure = opened(page, "s0-0-drift")
-        figure.locator("input").fill("perturbed >= 20")
-        left = figure.locator("svg .line:not(.out)")
-        kept = left.evaluate_all("(all) => all.map((line) => Number(line.dataset.row))")
-        assert kept == list(range(20, 30))
-        assert column(figure, 0) == [str(i) for i in range(20, 30)]
-        figure.locator("thead button").first.click()
-        figure.locator("thead button").first.click()  # sorting keeps both
-        assert column(figure, 0) == [str(i) for i in range(29, 19, -1)]
-        assert figure.locator("svg .line:not(.out)").count() == 10
-
-
-def test_tooltips_hold_after_sorting(browser: Any, pages: dict[str, Path]) -> None:
-    with View(browser, pages["everything"]) as page:
-        figure = opened(page, "s0-0-r")
-        r = column(figure, 1)
-        figure.locator("thead button").nth(1).click()
-        figure.locator("thead button").nth(1).click()
-        figure.locator("svg").focus()
-        page.keyboard.press("Home")
-        assert f"block 0\nr: {r[0]}\n" in tip(page)
-
-
-def test_pictures_and_numbers_are_saved(
-    browser: Any, pages: dict[str, Path], tmp_path: Path
-) -> None:
-    with View(browser, pages["everything"], accept_downloads=True, color_scheme="dark") as page:
-        figure = page.locator("figure").first
-        for kind in ("SVG", "PNG", "CSV"):
-            button = figure.get_by_role("button", name=kind)
-            button.focus()
-            with page.expect_download() as download:
-                page.keyboard.press("Enter")
-            download.value.save_as(tmp_path / f"saved.{kind}")
-            assert (
-                download.value.suggested_filename == f"s0-0-drift-drift-over-depth.{kind.lower()}"
-            )
-        assert (tmp_path / "saved.PNG").read_bytes().startswith(b"\x89PNG")
-        picture = (tmp_path / "saved.SVG").read_text("utf-8")
-        assert "var(" not in picture
-        assert "Drift over depth" in picture
-        head = (tmp_path / "saved.CSV").read_text("utf-8").splitlines()[0]
-        assert head == "perturbed,after 0,after 1,after 2,after 3"

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from refimpl.errors import RefimplError
 from refimpl.tokens import text_tokens
 from refimpl.tokens.samples import cut
 from refimpl.tokens.text import encoded_pieces
-from refimpl.tokens.tokenizer import Encoding, TextTokenizer
+from refimpl.tokens.tokenizer import TextTokenizer
 
 BOS, EOS = 256, 257
 sizes = st.integers(1, 12)
@@ -277,9 +276,13 @@ TEXTS = {
     "no space between letters": "to, be; or: not 12 times - " * 120,
     "one letter": "a" * 3000,
     "one word": "".join(chr(97 + i * i * 7 % 26) for i in range(3000)),
+    "lines of Chinese": "".join(CHINESE[i:] + "。\n" for i in range(20)) * 5,
     "Chinese": "".join(CHINESE[i * i * 5 % len(CHINESE)] for i in range(3000)),
     "beyond the basic plane": "😀👍🏽é" * 700,
 }
+
+
+CUTTABLE = ("words", "lines of Chinese")  # at a space or a line break between letters
 
 
 def trained(prefix: str) -> Tokenizer:
@@ -309,20 +312,15 @@ def bpe(request: pytest.FixtureRequest) -> tuple[str, Tokenizer, TextTokenizer]:
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("size", [501, 1000])
 def test_pieces_have_the_ids_of_the_whole_text(
-    name: str, size: int, bpe: tuple[str, Tokenizer, TextTokenizer], monkeypatch: pytest.MonkeyPatch
+    name: str, size: int, bpe: tuple[str, Tokenizer, TextTokenizer]
 ) -> None:
-    monkeypatch.setattr("refimpl.tokens.text.OVERLAP", 400)
     text, (kind, tokenizer, ours) = TEXTS[name], bpe
     if (name, kind) == ("words", "one piece"):
         pytest.skip("a token may reach over a space between letters")
-    chunks = [text[i : i + 77] for i in range(0, len(text), 77)]
-    if (name, kind) == ("one word", "a space"):  # which shifts all tokens of this word
-        refusal_of(lambda: list(encoded_pieces(iter(chunks), ours, "x", True, size)), says="x: ")
-        return
-    parts = list(encoded_pieces(iter(chunks), ours, "x", True, size))
+    parts = list(encoded_pieces(text, ours, name, True, size))
     assert "".join(part.text for part in parts) == text
-    assert len(parts) >= len(text) // (size + 401)
-    assert max(len(part.text) for part in parts) <= size + 401
+    if name in CUTTABLE:
+        assert len(parts) >= len(text) // (size + 99)
     whole = tokenizer.encode(text, add_special_tokens=False)
     ids = np.concatenate([part.ids for part in parts]).tolist()
     starts = np.cumsum([0, *(len(part.text) for part in parts[:-1])])
@@ -334,28 +332,23 @@ def test_pieces_have_the_ids_of_the_whole_text(
     assert places.tolist() == [list(pair) for pair in whole.offsets]
 
 
-def test_a_text_that_cannot_be_cut_is_refused(bpe: tuple[str, Tokenizer, TextTokenizer]) -> None:
-    def nonsense(text: str, places: bool = False, special: bool = True) -> Encoding:
-        ids = np.random.default_rng(len(text)).integers(0, 600, len(text)).astype(np.int32)
-        first = np.arange(len(text), dtype=np.int32)
-        return Encoding(ids, (), np.stack([first, first + 1], axis=1))
-
-    depends = Mock(encode=nonsense)
-    refusal_of(
-        lambda: list(encoded_pieces(iter(["a" * 20000]), depends, "x.txt", size=5000)),
-        says="x.txt: ",
-        remedy="lines",
-    )
-
-
-def test_a_text_is_cut_at_spaces_between_letters_if_there_are_any(
-    bpe: tuple[str, Tokenizer, TextTokenizer],
-) -> None:
-    parts = list(encoded_pieces(iter([SENTENCE * 300]), bpe[2], "x", size=50))
+def test_a_text_is_cut_between_letters(bpe: tuple[str, Tokenizer, TextTokenizer]) -> None:
+    parts = list(encoded_pieces(SENTENCE * 300, bpe[2], "x", size=50))
     assert len(parts) > 10
     for before, after in itertools.pairwise(parts):
-        assert before.text[-1].isalpha()
-        assert after.text[0] == " "
+        assert (before.text[-1] == "\n") != (after.text[0] == " ")
+        assert before.text[-1].isalpha() or after.text[0].isalpha()
+
+
+def test_a_text_that_cannot_be_cut_is_refused(text: Path, save: Callable[..., Path]) -> None:
+    text.write_text("a" * (1 << 20) + "b\nc")
+    refusal_of(
+        text_tokens,
+        text,
+        save(),
+        says="text.txt: 1,048,578 characters, and no",
+        remedy="into lines",
+    )
 
 
 def test_large_texts_are_refused_unread_or_in_time(tmp_path: Path) -> None:

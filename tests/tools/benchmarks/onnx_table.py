@@ -11,8 +11,10 @@ needs torch and transformers.
 
 import argparse
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,16 +23,15 @@ import numpy as np
 import onnxruntime
 from figure import markdown, spread
 from machine import machine, memory_of
+from onnx.reference import ReferenceEvaluator
 from process import run
 
 from refimpl import Pattern, PrunerOptions, forward, prune, read_model
 from refimpl.comparison.agreement import worst_token
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.onnx.export import export
-from refimpl.onnx.foreign_graph import open_foreign
+from refimpl.onnx.recording.model_graph import TOKENS
 from refimpl.onnx.session import open_session
-from refimpl.oracle.case import computed_case
-from refimpl.oracle.recipe import Recipe
 from refimpl.tokens import random_tokens, text_windows
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"
@@ -49,14 +50,9 @@ Table = tuple[tuple[str, ...], list[tuple[object, ...]]]  # headings, rows
 
 def families(given: argparse.Namespace) -> Iterator[Table]:
     """Worst token of all trace points and shapes, from one file per model and dtype."""
-    runtimes = {"ort": "onnxruntime", "ref": "onnx-reference"}
+    runtimes = {"ort": onnxruntime.InferenceSession, "ref": ReferenceEvaluator}
     dtypes = {"f32": "float32", "f64": "float64"}
-    columns = [
-        (kind, dtype, runtime)
-        for dtype in dtypes
-        for kind in ("dense", "pruned")
-        for runtime in runtimes
-    ]
+    columns = [(k, d, r) for d, k, r in product(dtypes, ("dense", "pruned"), runtimes)]
     rows: list[tuple[object, ...]] = []
     for case in FAMILIES:
         cells = []
@@ -69,13 +65,13 @@ def families(given: argparse.Namespace) -> Iterator[Table]:
                 made = export(model, path, dtype=dtypes[dtype], outputs="trace")
                 size = int(model.config.block_sizes.sum())
                 assert int(made.metadata["prunable_zeros"]) == size // 2 * (kind == "pruned")
-                graph = open_foreign(path, model, runtimes[runtime], "cpu", 1)
+                run_graph = runtimes[runtime](str(path)).run
                 errors = []
                 for samples, length in ((1, 5), (3, 13), (3, 1)):
                     tokens = random_tokens(model.config.vocab_size, samples, length)
                     right = forward(model, tokens.ids, trace=True, dtype=dtypes[dtype]).trace
-                    arrays = graph.run(computed_case(model, tokens, Recipe(only=("logits",))))
-                    errors += [worst_token(arrays[x], right[x])[0] for x in right]
+                    arrays = zip(run_graph([*right], {TOKENS: tokens.ids}), right, strict=True)
+                    errors += [worst_token(array, right[name])[0] for array, name in arrays]
                 cells.append(f"{max(errors):.1e}")
         rows.append((case, *cells))
     yield ("family", *map(" ".join, columns)), rows
@@ -103,9 +99,10 @@ def nats_of(logits: Any, ids: Any) -> float:
 
 def worst_logits(model: Any, by_graph: Callable[[Any], Any], ids: Any) -> list[str]:
     """The worst token's error of every pair of three computations of the same logits."""
-    from refimpl.onnx.peer import peer_session
+    sys.path.append(str(FIXTURES.parent / "tests"))
+    from transformers_forward import transformers_forward
 
-    theirs, _ = peer_session(model, np.float32, "cpu")
+    theirs = transformers_forward(model, "float32")
     graph, ours, peer = by_graph(ids), forward(model, ids).logits, theirs(ids)["logits"]
     pairs = (graph, ours), (graph, peer), (ours, peer)
     return [f"{worst_token(actual, expected)[0]:.1e}" for actual, expected in pairs]
