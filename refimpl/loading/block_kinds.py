@@ -40,9 +40,11 @@ def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
     rotates = _rotating(keys, num_blocks)
     windows = _windows(keys, num_blocks, rotates)
     unrotated, windowed = keys.family.unrotated, keys.get("sliding_window") is not None
-    if unrotated == "unwindowed" or (unrotated == "full" and windowed):
-        rotates = [window is not None for window in windows]
     mixtures, warmth = mixture_blocks(keys, num_blocks), _temperature(keys, full)
+    if unrotated in ("unwindowed", "unwindowed mixtures") or (unrotated == "full" and windowed):
+        rotates = [window is not None for window in windows]
+    if unrotated == "unwindowed mixtures":
+        rotates = [a or not b for a, b in zip(rotates, mixtures, strict=True)]
     ropes = [
         (full if window is None else sliding) if rotary else None
         for window, rotary in zip(windows, rotates, strict=True)
@@ -86,7 +88,7 @@ def _temperature(keys: Keys, rope: Rope | None) -> Temperature | None:
 def _rotating(keys: Keys, num_blocks: int) -> list[bool]:
     """Which blocks have rotary positions, as `no_rope_layers` or the interval between 0s says."""
     if keys.family.unrotated != "listed":
-        return [True] * num_blocks
+        return [keys.family.unrotated != "all"] * num_blocks
     listed, interval = keys.get("no_rope_layers"), keys.size("no_rope_layer_interval")
     if listed is None or (listed == [] and keys.family.windows == "rotated"):
         return [(i + 1) % interval != 0 for i in range(num_blocks)]
@@ -113,7 +115,8 @@ def _windows(keys: Keys, num_blocks: int, rotates: list[bool]) -> list[int | Non
     types = keys.get("layer_types")
     if types is not None:
         keys.ignore("sliding_window_pattern", "_sliding_window_pattern")
-        slides = _slides(keys, types, num_blocks)
+        known = CHUNKS if rule == "rotated" else SLIDES
+        slides = keys.listed("layer_types", types, known, num_blocks)
     elif rule == "even":
         slides = [i % 2 == 0 for i in range(num_blocks)]
     elif rule in ("pattern", "after first"):
@@ -128,17 +131,6 @@ def _windows(keys: Keys, num_blocks: int, rotates: list[bool]) -> list[int | Non
         name = keys.spelling("sliding_window")
         keys.wrong(f"{name}: {sum(slides)} blocks slide, but it is null or not in use")
     return [window if sliding else None for sliding in slides]
-
-
-def _slides(keys: Keys, types: Any, num_blocks: int) -> list[bool]:
-    """Which blocks slide, as `layer_types` says."""
-    known = CHUNKS if keys.family.windows == "rotated" else SLIDES
-    valid = isinstance(types, list) and all(isinstance(t, str) and t in known for t in types)
-    if valid and len(types) == num_blocks:
-        return [known[name] for name in types]
-    got = f"{len(types)} entries" if valid else shown(types)
-    keys.wrong(f"layer_types: expected {num_blocks} entries out of {', '.join(known)}, got {got}")
-    return [False] * num_blocks
 
 
 def _ropes(keys: Keys, head_dim: int) -> tuple[Rope | None, Rope | None]:

@@ -154,6 +154,15 @@ class Keys:
         self.wrong(f"{key}: expected a list of {count} numbers, got {got}")
         return []
 
+    def listed(self, key: str, value: Any, known: Mapping[str, bool], count: int) -> list[bool]:
+        """A value as a list of `count` words, and what each means; a problem is read as false."""
+        valid = isinstance(value, list) and all(isinstance(x, str) and x in known for x in value)
+        if valid and len(value) == count:
+            return [known[word] for word in value]
+        got = f"{len(value)} entries" if valid else shown(value)
+        self.wrong(f"{key}: expected {count} entries out of {', '.join(known)}, got {got}")
+        return [False] * count
+
     def flag(self, key: str) -> bool:
         """True or false; any other value is a problem, read as false."""
         value = self.get(key)

@@ -33,6 +33,7 @@ def read_experts(keys: Keys, intermediate_size: int) -> Experts | None:
         groups_kept=kept,
         jitter=keys.number_or_none("router_jitter_noise") or 0.0,
         of_inputs=keys.family.shares_of_inputs,
+        averaged=keys.get("shared_average") == "average" and shared > 0,
     )
     if not keys.problems:
         _check(keys, facts)
@@ -64,6 +65,8 @@ def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool]:
     plain, listed = _listed(keys, "mlp_only_layers") or [], _listed(keys, "moe_layers")
     if listed is not None:
         return [i in listed for i in range(num_blocks)]
+    if (types := keys.get("mlp_layer_types")) is not None:
+        return keys.listed("mlp_layer_types", types, {"sparse": True, "dense": False}, num_blocks)
     return [
         i >= first and (i <= last or last == -1) and (i + 1) % step == 0 and i not in plain
         for i in range(num_blocks)

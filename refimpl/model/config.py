@@ -168,6 +168,7 @@ class Experts:
         groups_kept: Groups that a token may choose from.
         jitter: sparsemixer: half the relative distance of logits that count as near.
         of_inputs: Whether shares multiply what an expert reads, not what it computes.
+        averaged: Whether the mixture is the mean of the experts' sum and the shared expert.
     """
 
     num_experts: int
@@ -182,6 +183,7 @@ class Experts:
     groups_kept: int = 1
     jitter: float = 0.0
     of_inputs: bool = False
+    averaged: bool = False
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,12 @@ ROTATING: list[tuple[str, dict[str, Any], list[bool]]] = [  # which blocks rotat
     ("exaone4", {"layer_types": ["full_attention"] * 2}, [False, False]),
     ("exaone4", {"layer_types": ["full_attention"] * 2, "sliding_window": None}, [True, True]),
 ]  # fmt: skip
+ROTATING += [
+    ("cohere2_moe", {}, [True, True, False]),
+    ("cohere2_moe", {"prefix_dense_sliding_window_pattern": 2}, [False, True, False]),
+    ("granitemoehybrid", {"position_embedding_type": "nope"}, [False, False]),
+    ("granitemoehybrid", {"position_embedding_type": ...}, [False, False]),
+]
 LOCAL, GLOBAL = BlockKind(5, Rope(1e4, 10)), BlockKind(None, Rope(1e6, 10))
 WIDE = {"num_key_value_heads": ..., "num_attention_heads": 16}
 MEANS: list[tuple[str, dict[str, Any], str, Any]] = [  # what a fact is
@@ -195,9 +201,21 @@ MEANS: list[tuple[str, dict[str, Any], str, Any]] = [  # what a fact is
     ("olmo", {"clip_qkv": ...}, "qkv_limit", None),
     ("apertus", {"rope_parameters": ...}, "blocks",
      (BlockKind(None, Rope(12e6, 8, "llama3", factor=8.0)),) * 2),
+    ("minimax_m2", {"rope_parameters": ..., "rotary_dim": 4}, "blocks",
+     (BlockKind(None, Rope(5e6, 4), mixture=True),) * 2),
+    ("hunyuan_v1_moe", {"moe_topk": [3, 3]}, "experts",
+     Experts(5, 3, 20, 20)),
     ("nemotron", {"rope_parameters": ...}, "blocks", (BlockKind(None, Rope(1e4, 6)),) * 2),
 ]  # fmt: skip
 OMITTED: list[Changed] = [  # compared with transformers alone
+    ("cohere2_moe", {"layer_types": ..., "mlp_layer_types": ..., "first_k_dense_replace": 2}),
+    ("cohere2_moe", {"rms_norm_eps": 0.1, "expert_selection_fn": "softmax"}),
+    ("cohere2_moe", {"shared_expert_combination_strategy": "sum", "norm_topk_prob": False}),
+    ("cohere2_moe", {"num_shared_experts": 0, "prefix_dense_intermediate_size": ...}),
+    ("exaone_moe", {"mlp_layer_types": ..., "first_k_dense_replace": 1}),
+    ("mellum", {"rope_parameters": ..., "layer_types": ..., "mlp_layer_types": ...}),
+    ("cwm", {"rope_parameters": ..., "layer_types": ...}),
+    ("hy_v3", {"mlp_layer_types": ...}),
     ("falcon", {"parallel_attn": False}), ("stablelm", {"use_parallel_residual": True}),
     ("falcon_grouped", {"num_ln_in_parallel_attn": 1}),
     ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 3.0}}),

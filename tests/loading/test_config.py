@@ -34,7 +34,11 @@ from refimpl.model.config import Config
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
 BY_KIND = ("full_attention", "sliding_attention")
 TWO = {"expected sliding_attention", "sliding_window_pattern"}  # mistakes that two keys show
-NO_OLD_RULE = ("ministral", "olmo3")  # the fixtures' windows can be said in `layer_types` only
+# What the fixtures' blocks are can be said in `layer_types` only
+NO_OLD_RULE = (
+    "ministral", "olmo3", "cohere2_moe", "exaone_moe", "granitemoehybrid",
+)  # fmt: skip
+OLD_CASES = [case for case in CASES if case != "mellum"]  # newer than the old spelling
 
 
 def config(case: str, changes: Mapping[str, Any]) -> Config:
@@ -72,7 +76,7 @@ def as_old_files_spell_it(new: Mapping[str, Any], type_key: str) -> dict[str, An
 
 
 @pytest.mark.parametrize("type_key", ["type", "rope_type"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", OLD_CASES)
 def test_old_and_new_spellings_say_the_same(case: str, type_key: str) -> None:
     new = config_of(case)
     old = as_old_files_spell_it(new, type_key)

@@ -10,7 +10,7 @@ from checkpoints import config_of
 from config_tables import LLAMA_4, MEANS, OMITTED, ROTATING, WELL_KNOWN, WINDOWS, published
 from conftest import FIXTURES
 from gates import GATES, worst_token
-from test_config import CASES, as_old_files_spell_it
+from test_config import CASES, OLD_CASES, as_old_files_spell_it
 
 from refimpl import forward, read_model
 
@@ -37,6 +37,8 @@ def check_logits(config: dict[str, Any], folder: Path, monkeypatch: pytest.Monke
     torch.manual_seed(0)
     attention = "sdpa" if config.get("alibi") else "eager"  # see fixtures/make_fixtures.py
     how = {"attn_implementation": attention, "experts_implementation": "eager"}
+    # Its infinity is an object in files, which transformers reads from files alone
+    config = {key: value for key, value in config.items() if key != "time_step_limit"}
     with casts_lifted():
         made = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
         theirs = lifted(transformers.AutoModelForCausalLM.from_config(made, **how))
@@ -71,7 +73,7 @@ def test_well_known_models(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("type_key", ["type", "rope_type"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", OLD_CASES)
 def test_old_spellings(
     case: str, type_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -380,7 +380,8 @@ VARIANTS: list[Row] = [
     ("no position offset", facts(position_offset=0), "opt opt_unbiased"),
     ("a position offset", facts(position_offset=1), "gpt2"),
     ("positions not added", without("pos_embed"), "gpt2 opt"),
-    ("rotation in every block", facts(blocks=all_rotate), "smollm3 exaone4 llama4_text"),
+    ("rotation in every block", facts(blocks=all_rotate),
+     "smollm3 exaone4 llama4_text exaone_moe cohere2_moe"),
     # residual stream
     ("residual multiplier skipped", facts(residual_scale=1.0), "granite hyperclovax"),
     ("residual multiplier squared", facts(residual_scale=lambda c: c.residual_scale**2), "granite"),

@@ -7,6 +7,7 @@ from refimpl.loading.families import (
     glm,
     gpt_neox,
     granite,
+    hybrids,
     learned_positions,
     llama,
     mixtures,
@@ -20,7 +21,7 @@ __all__ = ["FAMILIES", "REFUSED", "Family", "Location"]
 
 LINEAGES = (
     llama, gemma, phi, granite, olmo, glm, cohere, falcon, ungated, gpt_neox, learned_positions,
-    mixtures,
+    mixtures, hybrids,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -40,7 +41,7 @@ REFUSED = {
         ),
         (
             "qwen3_next qwen3_5 qwen3_5_text qwen3_5_moe lfm2 lfm2_moe nemotron_h falcon_h1 "
-            "falcon_mamba jamba bamba zamba2 mamba mamba2 granitemoehybrid recurrent_gemma "
+            "falcon_mamba jamba bamba zamba2 mamba mamba2 recurrent_gemma "
             "kimi_linear",
             "blocks with a state space, a convolution or linear attention in place of attention",
             "use a model with attention in every block, such as qwen3",

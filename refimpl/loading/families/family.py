@@ -77,9 +77,9 @@ class Family:
         windows: Which blocks slide if `layer_types` is absent: "none", "all", "even" ones, those
             "above" max_window_layers, all but the last of each "pattern", all "after first" of
             each, or "unrotated" ones; "rotated" ones see chunks.
-        unrotated: Which blocks have no rotary positions: "none", those "listed" with a 0 in
+        unrotated: Which blocks have no rotary positions: "none", "all", those "listed" with a 0 in
             `no_rope_layers`, in a model with a window those that are "full", or in any model the
-            "unwindowed" ones.
+            "unwindowed" ones, or those of them with experts ("unwindowed mixtures").
         scalings: Types of rotary scaling with a meaning of their own in this family.
         rope_extras: Keys beside the rotary parameters that are not about rotation.
         rounded_alibi: Whether ALiBi is rounded to bfloat16, and scaled as q k^T is.
@@ -107,7 +107,9 @@ class Family:
     windows: Literal[
         "none", "all", "even", "above", "pattern", "after first", "unrotated", "rotated"
     ] = "none"
-    unrotated: Literal["none", "listed", "full", "unwindowed"] = "none"
+    unrotated: Literal["none", "all", "listed", "full", "unwindowed", "unwindowed mixtures"] = (
+        "none"
+    )
     scalings: dict[str, str] = field(default_factory=dict)
     rope_extras: tuple[str, ...] = ()
     rounded_alibi: bool = False

@@ -32,6 +32,8 @@ GEMMA2 = GEMMA.like(
     windows="even",
 )  # fmt: skip
 
+VAULTGEMMA = GEMMA2.like("vaultgemma", without=("attn_post_norm", "mlp_post_norm"))
+
 GEMMA3 = GEMMA2.like(
     "gemma3_text",
     names=QK_NORM,

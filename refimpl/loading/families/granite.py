@@ -1,6 +1,6 @@
-"""Granite and HyperCLOVA X: factors of embeddings, attention, residual and logits; Granite SWA."""
+"""Granite and HyperCLOVA X: factors of embeddings, attention, residual, logits; experts; SWA."""
 
-from refimpl.loading.families.family import key, only
+from refimpl.loading.families.family import biased, fused, key, only
 from refimpl.loading.families.llama import LLAMA
 
 GRANITE = LLAMA.like(
@@ -31,4 +31,26 @@ HYPERCLOVAX = GRANITE.like(
     without=("logit_divisor",),
     keys=dict(attention_scale=None, use_post_norm=True, logit_scale=key(1.0, "logits_scaling")),
     optional=dict.fromkeys(("attn_post_norm", "mlp_post_norm"), "use_post_norm"),
+)  # fmt: skip
+
+GRANITE_MOE = GRANITE.like(
+    "granitemoe",
+    without=("gate_proj", "up_proj", "down_proj"),
+    names={"router": "layers.{}.block_sparse_moe.router.layer"}
+    | fused(
+        "layers.{}.block_sparse_moe.input_linear", "experts.gate_proj", "experts.up_proj",
+        stacked=True,
+    )
+    | fused("layers.{}.block_sparse_moe.output_linear", "experts.down_proj", stacked=True),
+    biased=biased("attention_bias", "q", "k", "v", "o"),
+    keys=dict(num_experts=key(8, "num_local_experts"), num_experts_per_tok=2),
+    scoring="softmax",
+)  # fmt: skip
+
+GRANITE_SHARED = GRANITE_MOE.like(
+    "granitemoeshared",
+    names=fused(
+        "layers.{}.shared_mlp.input_linear", "shared_expert.gate_proj", "shared_expert.up_proj"
+    ) | {"shared_expert.down_proj": "layers.{}.shared_mlp.output_linear"},
+    keys=dict(shared_expert_intermediate_size=key(0, "shared_intermediate_size")),
 )  # fmt: skip

@@ -131,3 +131,19 @@ HUNYUAN = LLAMA.like(
         ),
     ),
 )  # fmt: skip
+
+CWM = LLAMA.like(
+    "cwm",
+    without=("attention_bias",),
+    biased=biased("mlp_bias", "gate", "up", "down"),
+    keys=dict(
+        num_key_value_heads=8, head_dim=128, norm_eps=1e-5, max_position_embeddings=131072,
+        rope_theta=1000000.0, sliding_window=8192, layer_types=None,
+        sliding_window_pattern=only(4),  # a constant, not a key of its files
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 1000000.0, "factor": 16.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        },
+    ),
+    windows="after first",
+)  # fmt: skip

@@ -1,11 +1,20 @@
-"""Mixtures of experts: Mixtral, Qwen, OLMoE, Granite, Phi, ERNIE, GLM, dots, gpt-oss, Llama 4."""
+"""Mixtures of experts: Mixtral, Qwen, OLMoE, Granite, Phi, ERNIE, GLM, dots, gpt-oss, others."""
 
 from typing import Any
 
-from refimpl.loading.families.family import QK_NORM, Location, biased, fused, key, only, unread
+from refimpl.loading.families.family import (
+    QK_NORM,
+    Entries,
+    Family,
+    Location,
+    biased,
+    fused,
+    key,
+    only,
+    unread,
+)  # fmt: skip
 from refimpl.loading.families.glm import ERNIE
-from refimpl.loading.families.granite import GRANITE
-from refimpl.loading.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from refimpl.loading.families.llama import HUNYUAN, LLAMA, MISTRAL, QWEN2, QWEN3
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -84,18 +93,41 @@ OLMOE = LLAMA.like(
     stacks=STACKS,
 )  # fmt: skip
 
-GRANITE_MOE = GRANITE.like(
-    "granitemoe",
-    without=MLP,
-    names={"router": "layers.{}.block_sparse_moe.router.layer"}
-    | fused(
-        "layers.{}.block_sparse_moe.input_linear", "experts.gate_proj", "experts.up_proj",
-        stacked=True,
-    )
-    | fused("layers.{}.block_sparse_moe.output_linear", "experts.down_proj", stacked=True),
-    biased=biased("attention_bias", "q", "k", "v", "o"),
-    keys=dict(num_experts=key(8, "num_local_experts"), num_experts_per_tok=2),
-    scoring="softmax",
+
+def _minimax(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """The channels that rotate as a fraction of a head's; softmax attention in every block."""
+    own, head = dict(entries), entries.get("head_dim", 128)
+    if isinstance(own.get("attn_type_list"), list) and set(map(str, own["attn_type_list"])) == {
+        "1"
+    }:
+        del own["attn_type_list"]
+    channels = own.get("rotary_dim")
+    if type(channels) is int and type(head) is int and 0 < channels <= head:
+        del own["rotary_dim"]
+        own.setdefault("partial_rotary_factor", channels / head)
+    return family, own
+
+
+MINIMAX_M2 = MIXTRAL.like(
+    "minimax_m2",
+    names=dict(
+        q_width_norm="layers.{}.self_attn.q_norm", k_width_norm="layers.{}.self_attn.k_norm",
+    ) | {"router.correction": "layers.{}.block_sparse_moe.e_score_correction_bias"},
+    keys=dict(
+        num_experts=256, num_experts_per_tok=8, head_dim=128, norm_eps=1e-6, rope_theta=5000000.0,
+        partial_rotary_factor=key(1.0), sliding_window=only(None),
+        max_position_embeddings=196608, scoring_func=only("sigmoid"), use_qk_norm=only(True),
+        use_routing_bias=only(True), qk_norm_type=only("per_layer"),
+        **unread(
+            "router_jitter_noise", "use_mtp", "num_mtp_modules", "mtp_transformer_layers",
+        ),
+    ),
+    windows="none",
+    scoring="sigmoid",
+    stacks=MIXTRAL.stacks | {
+        "router.correction": Location("layers.{}.mlp.e_score_correction_bias"),
+    },
+    variant=_minimax,
 )  # fmt: skip
 
 PHIMOE = MIXTRAL.like(
@@ -156,6 +188,104 @@ DOTS = GLM4_MOE.like(
     buffers=LLAMA.buffers,
     windows="above",
 )  # fmt: skip
+
+SOLAR_OPEN = GLM4_MOE.like(
+    "solar_open",
+    without=("q_norm", "k_norm", "use_qk_norm", *MLP),
+    keys=dict(
+        intermediate_size=None, first_k_dense_replace=only(0), moe_intermediate_size=1280,
+        rope_theta=1000000.0, head_dim=128, partial_rotary_factor=only(1.0),
+    ),
+    optional={},
+    buffers=LLAMA.buffers,
+)  # fmt: skip
+
+EXAONE_MOE = GLM4_MOE.like(
+    "exaone_moe",
+    names={"router.correction": "layers.{}.mlp.e_score_correction_bias"},
+    biased={},
+    without=("attention_bias", "use_qk_norm", "num_nextn_predict_layers", "num_mtp_layers"),
+    keys=dict(
+        num_experts=key(64, "num_experts"), num_key_value_heads=32, moe_intermediate_size=1024,
+        n_shared_experts=key(1, "num_shared_experts"), routed_scaling_factor=2.5,
+        mlp_layer_types=None, partial_rotary_factor=only(1.0), max_position_embeddings=2048,
+        sliding_window=4096, sliding_window_pattern=4, layer_types=None,
+        scoring_func=only("sigmoid"), topk_method=only("noaux_tc"),
+    ),
+    optional={},
+    buffers=(r"mtp\..*", *LLAMA.buffers),
+    windows="pattern",
+    unrotated="full",
+)  # fmt: skip
+
+HY_V3 = GLM4_MOE.like(
+    "hy_v3",
+    names={
+        "router": "layers.{}.mlp.router.gate", "router.correction": "layers.{}.mlp.expert_bias",
+        **linears("shared_expert.", "layers.{}.mlp.shared_mlp"),
+    },
+    biased=LLAMA.biased | dict.fromkeys((f"shared_expert.{x}" for x in MLP), "mlp_bias"),
+    without=("n_group", "topk_group", "norm_topk_prob", "use_qk_norm"),
+    keys=dict(
+        num_experts=key(192, "num_experts"), moe_intermediate_size=1536,
+        n_shared_experts=key(1, "num_shared_experts"), mlp_layer_types=None, head_dim=128,
+        routed_scaling_factor=key(2.826, "router_scaling_factor"), rope_theta=11158840.0,
+        partial_rotary_factor=only(1.0), **unread("enable_moe_fp32_combine"),
+    ),
+    optional={},
+    buffers=(r"layers\.80\..*", *LLAMA.buffers),
+    stacks=STACKS | {"router": Location("layers.{}.mlp.gate")},
+)  # fmt: skip
+
+MELLUM = QWEN3_MOE.like(
+    "mellum",
+    without=("use_sliding_window", "max_window_layers", "decoder_sparse_step", "mlp_only_layers"),
+    keys=dict(
+        num_experts=key(64, "num_local_experts", "num_experts"), norm_topk_prob=True,
+        moe_intermediate_size=896, head_dim=128, max_position_embeddings=131072,
+        sliding_window=1024, sliding_window_pattern=only(1), mlp_layer_types=None,
+        rope_theta=500000.0, rope_local_base_freq=10000.0,
+        **unread("num_nextn_predict_layers", "num_mtp_layers", "mtp_layer_types",
+                 "mtp_mlp_layer_types"),
+    ),
+    buffers=(r"mtp\..*", *LLAMA.buffers),
+    windows="pattern",
+)  # fmt: skip
+
+
+def _hunyuan(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """Numbers for lists that hold one number for each block, all equal."""
+
+    def one(value: Any) -> Any:
+        same = isinstance(value, list) and value and all(x == value[0] for x in value)
+        return value[0] if same else value
+
+    return family, {
+        name: one(entries[name]) if name in PER_BLOCK else entries[name] for name in entries
+    }
+
+
+PER_BLOCK = ("num_experts", "moe_topk", "moe_intermediate_size", "num_shared_expert")
+HUNYUAN_MOE = HUNYUAN.like(
+    "hunyuan_v1_moe",
+    without=MLP,
+    names=EXPERTS | linears("shared_expert.", "layers.{}.mlp.shared_mlp")
+    | {"router": "layers.{}.mlp.gate.wg"},
+    keys=dict(
+        num_experts=1, num_experts_per_tok=key(1, "moe_topk", "num_experts_per_tok"),
+        n_shared_experts=only(1, "num_shared_expert"),
+        intermediate_size=key(11008, echoes=("moe_intermediate_size",)),
+        use_mla=only(False), norm_topk_prob=only(True),
+        **unread(
+            "moe_layer_num_skipped", "moe_drop_tokens", "moe_random_routing_dropped_token",
+            "use_mixed_mlp_moe", "routed_scaling_factor", "group_limited_greedy", "capacity_factor",
+        ),
+    ),
+    scoring="softmax",
+    stacks=STACKS,
+    variant=_hunyuan,
+)  # fmt: skip
+
 
 GPT_OSS = LLAMA.like(
     "gpt_oss",

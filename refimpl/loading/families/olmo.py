@@ -2,6 +2,7 @@
 
 from refimpl.loading.families.family import QK_NORM, biased, key, only
 from refimpl.loading.families.llama import LLAMA
+from refimpl.loading.families.mixtures import EXPERTS, MLP, STACKS
 
 OLMO = LLAMA.like(
     "olmo",
@@ -47,4 +48,16 @@ EXAONE4 = OLMO2.like(
     ),
     windows="pattern",
     unrotated="full",
+)  # fmt: skip
+
+FLEX_OLMO = OLMO2.like(
+    "flex_olmo",
+    without=MLP,
+    names=EXPERTS,
+    keys=dict(
+        num_experts=7, num_experts_per_tok=5, norm_topk_prob=False, norm_eps=1e-6,
+        rope_theta=500000.0, max_position_embeddings=4096,
+    ),
+    scoring="softmax",
+    stacks=STACKS,
 )  # fmt: skip

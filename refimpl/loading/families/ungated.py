@@ -1,4 +1,4 @@
-"""Families like Llama whose MLP has no gate: Arcee, Nemotron, StarCoder2 and Apertus."""
+"""Families like Llama whose MLP has no gate: Arcee, Jais 2, Nemotron, StarCoder2 and Apertus."""
 
 from refimpl.loading.families.family import QK_NORM, biased, key, only, unread
 from refimpl.loading.families.llama import LLAMA
@@ -12,6 +12,12 @@ ARCEE = LLAMA.like(
 NEMOTRON = ARCEE.like(
     "nemotron", norm="layer", norm_offset=1.0,
     keys=dict(norm_eps=key(1e-5), partial_rotary_factor=key(0.5), **unread("kv_channels")),
+)  # fmt: skip
+
+JAIS2 = ARCEE.like(
+    "jais2", norm="layer",
+    keys=dict(norm_eps=key(1e-5, "layer_norm_eps"), attention_bias=True, mlp_bias=True,
+              max_position_embeddings=8192),
 )  # fmt: skip
 
 STARCODER2 = ARCEE.like(

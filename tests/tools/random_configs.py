@@ -1,0 +1,128 @@
+"""Random configurations of families, computed by transformers and by refimpl in float64.
+
+    PYTHONPATH=tests:. python tests/tools/random_configs.py FAMILY... [--count 20] [--seed 0]
+
+It needs the packages of the fixtures. A configuration starts from a fixture of its family: sizes,
+kinds of blocks, flags and rotary parameters are drawn again. It prints, per family, how many agree
+within the tolerance of the tests, how many differ, how many refimpl refuses, with the reasons, and
+how many transformers itself does not run.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from conftest import FIXTURES
+from gates import CASES, GATES, worst_token
+
+from refimpl import RefimplError, forward, read_model
+
+sys.path.insert(0, str(FIXTURES))
+from transformers_trace import casts_lifted, lifted
+
+IDS = np.arange(2, 26).reshape(2, 12)
+WORDS = {"mlp_layer_types": ("sparse", "dense")}
+FEW = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def drawn(fixture: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Another configuration of the family of a fixture."""
+    new, layers = dict(fixture), int(rng.integers(1, 5))
+    layers_key = next((x for x in ("num_hidden_layers", "n_layer", "n_layers") if x in new), "")
+    heads = int(rng.choice([2, 4, 6]))
+    for key, value in fixture.items():
+        if isinstance(value, list) and len(value) == fixture[layers_key]:
+            new[key] = [value[i] for i in rng.integers(len(value), size=layers)]
+        elif isinstance(value, bool) and key != "use_cache" and rng.random() < 0.3:
+            new[key] = not value
+        elif key.endswith("_eps"):
+            new[key] = float(10 ** rng.uniform(-6, -2))
+        elif key in ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size"):
+            new[key] = int(rng.integers(3, 30)) if value else value
+        elif key in FEW and value:
+            new[key] = 2 * int(rng.integers(2, 6))
+        elif key in ("sliding_window", "conv_L_cache", "linear_conv_kernel_dim", "mamba_d_conv"):
+            new[key] = int(rng.integers(2, 9)) if value else value
+        elif key.endswith(("_multiplier", "_scaling", "_scale", "_scaling_factor", "softcapping")):
+            new[key] = float(rng.uniform(0.3, 3)) if isinstance(value, float) else value
+    new.pop("time_step_limit", None)  # its infinity is written in a way that only files have
+    if "n_group" in new:
+        new["n_group"] = new["topk_group"] = 1 if rng.random() < 0.5 else 2
+    new |= {layers_key: layers, "hidden_size": 12 * int(rng.integers(2, 5))}
+    if "num_attention_heads" in new:
+        new["num_attention_heads"] = heads
+        divisors = [n for n in (1, 2, 3, 6) if heads % n == 0]
+        new["num_key_value_heads"] = int(rng.choice(divisors)) if rng.random() < 0.8 else heads
+    if "mamba_d_head" in new:
+        new["mamba_d_head"] = 2 * new["hidden_size"] // new["mamba_n_heads"]
+    if "head_dim" in new and isinstance(new["head_dim"], int):
+        new["head_dim"] = 2 * int(rng.integers(3, 9))
+    for entry in (new.get("rope_parameters") or {}, *(new.get("rope_parameters") or {}).values()):
+        if isinstance(entry, dict) and "rope_theta" in entry:
+            entry["rope_theta"] = float(10 ** rng.uniform(1, 5))
+    return new
+
+
+def compared(config: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """What became of a configuration, and why."""
+    how = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    try:
+        with casts_lifted():
+            made = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
+            theirs = lifted(transformers.AutoModelForCausalLM.from_config(made, **how))
+            with torch.no_grad():
+                for name, weight in theirs.named_parameters():
+                    weight.copy_(torch.randn_like(weight) * 0.2 + ("norm" in name))
+                logits = theirs(torch.tensor(IDS)).logits.numpy()
+        theirs.save_pretrained(folder)
+    except Exception as error:
+        return "not run by transformers", type(error).__name__ + ": " + str(error)[:90]
+    if not np.isfinite(logits).all():
+        return "not run by transformers", "NaN"
+    try:
+        ours = forward(read_model(folder), IDS, dtype="float64").logits
+    except RefimplError as error:
+        return "refused", str(error).replace("\n", " ")[:300]
+    difference = worst_token(ours, logits)
+    return ("right" if difference < GATES["float64"] else "WRONG"), f"{difference:.0e}"
+
+
+def main() -> None:
+    """Draw and compare."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("families", nargs="+")
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    configs = [json.loads((FIXTURES / case / "config.json").read_text()) for case in CASES]
+    for family in arguments.families:
+        own = [x for x in configs if x["model_type"] == family]
+        rng, results, reasons = np.random.default_rng(arguments.seed), Counter[str](), set[str]()
+        while results.total() - results["not run by transformers"] < arguments.count:
+            if results["not run by transformers"] > 3 * arguments.count:
+                break
+            torch.manual_seed(int(rng.integers(2**31)))
+            config = drawn(json.loads(json.dumps(own[rng.integers(len(own))])), rng)
+            with tempfile.TemporaryDirectory() as folder:
+                result, why = compared(config, Path(folder))
+            results[result] += 1
+            if result != "right":
+                reasons.add(f"{result}: {why}")
+            if result == "WRONG":
+                reasons.add(json.dumps(config))
+        print(family, dict(results), *sorted(reasons), sep="\n  ", flush=True)
+
+
+if __name__ == "__main__":
+    main()
