@@ -9,6 +9,7 @@ from refimpl.arguments import checked
 from refimpl.bases.base import Base
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import Evaluation, evaluate
+from refimpl.evaluation.generation import Continuation, generate
 from refimpl.evaluation.logits import logits
 from refimpl.explanation.explain import Explanation, explain
 from refimpl.loading.checkpoint import read_model
@@ -30,6 +31,7 @@ __all__ = [
     "SPEC",
     "Allocation",
     "Base",
+    "Continuation",
     "Estimate",
     "Evaluation",
     "Explanation",
@@ -53,6 +55,7 @@ __all__ = [
     "evaluate",
     "explain",
     "forward",
+    "generate",
     "inspect",
     "logits",
     "prune",

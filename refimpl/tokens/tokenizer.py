@@ -91,6 +91,13 @@ class TextTokenizer:
                 return token.decode("utf-8", "replace")
         raise self._child.unusable()
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        match self._child.call("decode", np.array(ids, "<u4").tobytes()):
+            case [text]:
+                return text.decode("utf-8", "replace")
+        raise self._child.unusable()
+
 
 def read_tokenizer(path: Path) -> TextTokenizer:
     """Open a `tokenizer.json`."""

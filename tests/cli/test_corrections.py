@@ -68,6 +68,7 @@ NEEDED = {  # what a command must have to be parsed
     "score": "M",
     "eval": "M",
     "explain": "M",
+    "generate": "M --prompt x",
     "inspect": "M",
     "allocate": "M",
     "prune": "M -o x",

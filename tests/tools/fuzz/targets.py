@@ -79,7 +79,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "model/tokenizer.json": [
         ["eval", "model", *TEXT, "--window", "8", "--windows", "2"],
         ["eval", "model", "--choices", "q.jsonl"], ["score", "model", *SMALL],
-        ["explain", "model", *SMALL],
+        ["explain", "model", *SMALL], ["generate", "model", "--prompt", "a b", "--tokens", "2"],
     ],
     "model/tokenizer_config.json": [["score", "model", *TEXT, *SMALL]],
     "model/special_tokens_map.json": [["score", "model", *TEXT, *SMALL]],
