@@ -24,7 +24,13 @@ from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
 from refimpl.loading.files.documents import plain
 from refimpl.loading.files.file_reading import reading
-from refimpl.oracle.case_folders import case_folder, cases_below, core_case, core_cases
+from refimpl.oracle.case_folders import (
+    case_folder,
+    case_or_model,
+    cases_below,
+    core_case,
+    core_cases,
+)
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.header import fitting, joined
 from refimpl.storage.file_system import open_file
@@ -39,7 +45,15 @@ CasePath = Annotated[
     ),
 ]
 
-TRANSFORMERS = Path("transformers")  # in place of a file of names
+CaseOrModel = Annotated[
+    Path,
+    argument(
+        "MODEL_OR_CASE",
+        "A case's folder, or the name of a core case: llama. Or a model, whose forward is computed "
+        "on the candidate's token ids.",
+        case_or_model,
+    ),
+]
 
 app = typer.Typer()
 
@@ -135,9 +149,16 @@ class CheckOptions:
     )
     names: Path | None = common_option(
         None,
-        "The tensors are outputs of modules, by the modules' names: transformers (those of its "
-        "modules), or a JSON file with the module of each step. Checks the steps they hold.",
+        "Names of the tensors: of transformers' or mlx-lm's modules (transformers, mlx), of "
+        "TransformerLens' cache (transformer_lens), of llama.cpp (ggml), or a JSON file with the "
+        "name of each step. Default: the names that are recognised. Checks the steps they hold.",
+        "NAMES",
+    )
+    ids: Path | None = common_option(
+        None,
+        "Token ids of the candidate (.npy or .jsonl), if its file does not hold them.",
         "FILE",
+        name="tokens",
     )
     dtype: Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None = common_option(
         None,
@@ -167,14 +188,15 @@ class CheckOptions:
 @with_groups
 def check_command(
     context: typer.Context,
-    case: CasePath,
+    case: CaseOrModel,
     actual: Annotated[
         Path,
         argument(
             "ACTUAL",
-            "What the candidate computed: a safetensors file with a tensor per step. Or the "
-            "candidate's ONNX graph, which refimpl runs (needs refimpl[onnx]). Or the folder that "
-            "transformers' model_addition_debugger_context wrote, with use_repr=False.",
+            "What the candidate computed: safetensors, .npz, a folder of .npy files, the folder "
+            "that transformers' model_addition_debugger_context wrote with use_repr=False, the log "
+            "of llama-eval-callback, or what llama-debug --save-logits wrote. Or the candidate's "
+            "ONNX graph, which refimpl runs (needs refimpl[onnx]).",
         ),
     ],
     *,
@@ -189,38 +211,41 @@ def check_command(
     if (summary := os.environ.get("GITHUB_STEP_SUMMARY")) and os.path.exists(summary):
         with reading(Path(summary)):
             open_file(Path(summary)).close()  # it is appended to, and a pipe would block
-    from refimpl.oracle.case import read_case  # not for --help
-    from refimpl.oracle.check import EXIT, check, read_candidate, stated_settings
-    from refimpl.oracle.module_outputs import DumpFolder, asked_steps, module_steps, read_names
+    from refimpl.candidates.program_outputs import read_source  # not for --help
+    from refimpl.candidates.steps import CandidateSteps, candidate_case, candidate_steps
+    from refimpl.oracle.check import EXIT, check
     from refimpl.show.oracle import report_document, report_table, report_xml
+    from refimpl.tokens.ids import read_ids
 
-    opened = read_case(case, download=how.download)
+    ids = None if how.ids is None else read_ids(how.ids)
     stated: Mapping[str, str] = {}
-    modules: tuple[str, ...] = ()  # steps that outputs of modules hold
+    computed: str | None
     if actual.suffix == ".onnx":
         fixed = "a file of tensors: a graph is chained, and has our names"
         refuse(context, ("stepwise", "names"), "a graph", fixed)
         from refimpl.onnx.foreign_graph import open_foreign
 
+        opened = candidate_case(case, ids, None, download=how.download)
         graph = open_foreign(actual, opened.model, device=how.device, time_limit=how.time_limit)
-        arrays, computed = dict(graph.run(opened)), graph.dtype
+        steps, computed = CandidateSteps(dict(graph.run(opened))), graph.dtype
     else:
         fixed = "a graph, FILE.onnx, which is run"
         refuse(context, ("device", "time_limit"), "a file of tensors", fixed)
-        arrays, computed = {}, None
-        if not actual.is_dir():
-            arrays, stated = read_candidate(actual), stated_settings(actual)
-            computed = stated.get("dtype")
-        if how.names is not None or actual.is_dir():
-            outputs = DumpFolder(actual) if actual.is_dir() else arrays
-            wanted = None if how.names in (None, TRANSFORMERS) else read_names(how.names, opened)
-            arrays = module_steps(opened, outputs, wanted)
-            modules = asked_steps(opened, arrays) if wanted is None else tuple(wanted)
-    report = check(
-        opened, arrays, tuple(how.only or modules or ("*",)), how.dtype or computed, how.stepwise
+        candidate = read_source(actual)
+        opened = candidate_case(case, ids, candidate, download=how.download)
+        steps = candidate_steps(opened, candidate, how.names)
+        stated = candidate.stated
+        computed = stated.get("dtype")
+    only = tuple(how.only or steps.asked or ("*",))
+    report = check(opened, steps.arrays, only, how.dtype or computed, how.stepwise)
+    options = {"names": how.names, "tokens": how.ids}
+    report = replace(
+        report,
+        stated=stated,
+        covered=steps.covered,
+        uncovered=tuple(x for x in opened.expected if x not in steps.asked) if steps.asked else (),
+        options=" ".join(f"--{name} {x}" for name, x in options.items() if x is not None),
     )
-    missed = tuple(x for x in opened.expected if x not in modules) if modules else ()
-    report = replace(report, stated=stated, uncovered=missed, names=str(how.names or ""))
     text = report_table(report, str(actual))
     if how.junit_xml is not None:
         write_text(how.junit_xml, report_xml(report))

@@ -101,6 +101,12 @@ def core_case(path: Path) -> Path:
     return path
 
 
+def case_or_model(path: Path) -> Path:
+    """The folder of a case, as `core_case` finds it; or a path or an id of a model."""
+    is_id = not path.exists() and len(path.parts) == 2 and not path.is_absolute()
+    return path if is_id else core_case(path)
+
+
 def cases_below(folder: Path) -> list[CaseFolder]:
     """The case in a folder, or the cases in its folders, by name; hidden folders are skipped."""
     if (folder / FACTS).is_file():

@@ -45,8 +45,9 @@ class Report:
         unknown: Names of the candidate that are no step.
         stepwise: Whether the candidate was fed the case's own values at each step.
         stated: What the candidate says of its device, versions and settings.
-        uncovered: Steps of the case that outputs of modules do not hold.
-        names: What names the modules: "transformers", or a file; "" if steps have their own names.
+        uncovered: Steps of the case that the candidate's names do not cover.
+        covered: Which part of its steps the candidate shows, in words; "" if all.
+        options: Options of the command that read the candidate, to repeat it.
     """
 
     case: Case
@@ -56,7 +57,8 @@ class Report:
     stepwise: bool = False
     stated: Mapping[str, str] = field(default_factory=dict)
     uncovered: tuple[str, ...] = ()
-    names: str = ""
+    covered: str = ""
+    options: str = ""
 
     @property
     def first(self) -> StepResult | None:

@@ -27,6 +27,8 @@ def report_table(report: Report, candidate: str) -> str:
     }
     if report.stated:
         facts["states"] = [f"{name} {value}" for name, value in report.stated.items()]
+    if report.covered:
+        facts["in part"] = [f"the candidate shows {report.covered}; the rest counts as right"]
     if report.uncovered:
         facts["not covered"] = _kinds(report.uncovered)
     stages: dict[str, list[StepResult]] = {}
@@ -133,6 +135,7 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
         "steps": [_step(step) for step in report.steps],
         "unknown": list(report.unknown),
         "not_covered": list(report.uncovered),
+        "covered_in_part": report.covered or None,
     }
 
 
@@ -194,7 +197,7 @@ def verdict_lines(report: Report, again: str = "") -> Iterator[str]:
         if causes := first.causes(report.dtype):
             yield from ("usual causes:", *(f"  {text}" for text in causes))
         words = f"--only '{first.step}'" + (" --stepwise" if report.stepwise else "")
-        words += f" --names {report.names}" if report.names else ""
+        words += f" {report.options}" if report.options else ""
         if again:
             yield f"again: {again} {words}"
 

@@ -16,11 +16,12 @@ from program import ran, refused, run
 from refusals import refusal_of
 from safetensors.numpy import save_file
 
+from refimpl.candidates.debugger_folder import DumpFolder
+from refimpl.candidates.steps import module_steps
 from refimpl.model.attention import merge_heads
 from refimpl.oracle.case import Case, make_case
 from refimpl.oracle.check import check, read_candidate
 from refimpl.oracle.judging.measures import error_of, measure_of
-from refimpl.oracle.module_outputs import DumpFolder, module_steps
 from refimpl.oracle.recipe import Recipe
 from refimpl.tokens import Tokens
 

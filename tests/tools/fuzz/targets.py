@@ -68,6 +68,12 @@ DUMPED = {  # files as transformers' debugger writes them, and the steps in them
     "LlamaForCausalLM_outputs_logits.safetensors": "logits",
 }
 DUMP_CHECKS = [["check", "case", "dump"], ["check", "case", "dump", "--names", "names.json"]]
+PROGRAMS = {  # what other programs write, each read by two commands
+    name: [["check", "model", name.split("/")[0]],
+           ["check", "model", name.split("/")[0], "--tokens", "ids.npy"]]
+    for name in ("trace.npz", "npy/logits.npy", "eval.log", "saved/llamacpp-x.bin",
+                 "saved/llamacpp-x-tokens.bin")
+}  # fmt: skip
 TEXT = ["--text", "text.txt"]
 READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its path
     "model/config.json": [["inspect", "model"], ["score", "model", *DRAWN]],
@@ -120,6 +126,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "case/expected.safetensors": [CHECK, [*CHECK, "--stepwise"]],
     "actual.safetensors": [CHECK, [*CHECK, "--stepwise"], [*CHECK, "--junit-xml", "out.xml"]],
     **{f"dump/{name}": DUMP_CHECKS for name in DUMPED},
+    **PROGRAMS,
     "names.json": [["check", "case", "case/expected.safetensors", "--names", "names.json"]],
     "model.gguf": [*_model_commands("model.gguf"), ["score", "model.gguf", *TEXT, *SMALL]],
     "sentence.gguf": [["score", "sentence.gguf", *TEXT, *SMALL], ["inspect", "sentence.gguf"]],
@@ -146,7 +153,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
 # A second per case: onnxruntime starts in a process of its own, `check` computes every step.
 SLOW = (
     *("graph.onnx", "beside.onnx.data", "actual.safetensors", "names.json"),
-    *(name for name in READERS if name[:5] in ("case/", "dump/")),
+    *(name for name in READERS if name[:5] in ("case/", "dump/") or name in PROGRAMS),
 )
 OF_A_KIND = 0.15  # share of changed files that are links, pipes, devices and such
 Mutator = Callable[[bytes, Random], bytes]
@@ -219,10 +226,22 @@ def _make_model(folder: Path) -> None:
 
 
 def _make_dump(folder: Path) -> None:
-    """Outputs of modules as transformers writes them, and names of modules."""
+    """What transformers and llama.cpp write, arrays of NumPy, and names of modules."""
+    import numpy as np
     from safetensors.numpy import load_file, save_file
 
     steps = load_file(folder / "case/expected.safetensors")
+    ids = load_file(folder / "case/inputs.safetensors")["token_ids"]
+    np.savez(folder / "trace.npz", embed=steps["embed"], logits=steps["logits"], token_ids=ids)
+    (folder / "npy").mkdir()
+    np.save(folder / "npy/logits.npy", steps["logits"])
+    np.save(folder / "npy/token_ids.npy", ids)
+    log = "number of input tokens = 2\n  5\n  6\ncb: embd = (f32) GET_ROWS(w, i}) = {32, 2, 1, 1}\n"
+    log += "1.0, 2.0, 3.0, ..., 4.0, 5.0, 6.0\n" * 2 + "sum = 42.0\n"
+    (folder / "eval.log").write_text(log)
+    (folder / "saved").mkdir()
+    steps["logits"][0, -1].astype("<f4").tofile(folder / "saved/llamacpp-x.bin")
+    ids[0].astype("<i4").tofile(folder / "saved/llamacpp-x-tokens.bin")
     (folder / "dump").mkdir()
     for name, step in DUMPED.items():
         save_file({"data": steps[step]}, folder / "dump" / name)

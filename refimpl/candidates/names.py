@@ -1,0 +1,222 @@
+"""Names that other programs give to the values of steps: of modules, hooks and tensors.
+
+A map of names says, for a model, which output of the program holds each step. `NAME_MAPS` lists
+them; a file of names is one more.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from refimpl.errors import RefimplError
+from refimpl.loading.files.file_reading import json_object, read_file, reading
+from refimpl.loading.gguf.architectures import ARCHITECTURES
+from refimpl.model.layout import WHOLE, Layout
+from refimpl.model.model import Model
+from refimpl.oracle.case import Case
+
+INPUT = ":input"  # behind a module's name: what it reads first, not what it returns
+LOGITS = "logits"  # the output of the model itself
+AGAIN = ":2"  # behind a module's name: its second call
+NAMES = "a JSON object: steps, such as blocks.{}.q, with the name of a module, or a list of names"
+
+
+@dataclass(frozen=True)
+class ModuleOutput:
+    """Where the value of a step is.
+
+    Args:
+        names: Modules, with ":input" for what one reads; the first that is there counts.
+        layout: Which rows of the module's output, if its weight is fused.
+        paired: Whether channels that are rotated together are neighbours in each head.
+        last: Whether the output may hold the last tokens of a sequence alone.
+    """
+
+    names: tuple[str, ...]
+    layout: Layout = WHOLE
+    paired: bool = False
+    last: bool = False
+
+
+Sources = dict[str, ModuleOutput]
+"""Where a program's values are, by step."""
+
+
+def expanded(patterns: Mapping[str, Sequence[str]], blocks: int) -> dict[str, tuple[str, ...]]:
+    """Names by step from names by pattern; `{}` is the block, `{+1}` the next."""
+    return {
+        pattern.replace("{}", str(i)): tuple(
+            name.replace("{}", str(i)).replace("{+1}", str(i + 1)) for name in names
+        )
+        for pattern, names in patterns.items()
+        for i in range(blocks if "{}" in pattern else 1)
+    }
+
+
+def read_names(path: Path, case: Case) -> Sources:
+    """Where values are from a JSON file of names by step; `{}` is the block, `{+1}` the next."""
+    with reading(path, NAMES):
+        content = json_object(read_file(path), str(path), NAMES)
+    sources: Sources = {}
+    for pattern, modules in content.items():
+        every = modules if isinstance(modules, list) else [modules]
+        if all(isinstance(name, str) for name in every):
+            names = expanded({pattern: every}, case.model.config.num_blocks)
+            held = {step: ModuleOutput(x) for step, x in names.items() if step in case.expected}
+            sources |= held
+        else:
+            held = {}
+        if not held:
+            raise RefimplError(
+                f"{path}: {pattern!r}: {modules!r}", NAMES, "correct the step or the module's name"
+            )
+    return sources
+
+
+def transformers_sources(model: Model) -> Sources:
+    """Where transformers' modules hold the steps; a module has the name of its tensors.
+
+    The rotated queries and keys are no module's output, nor is what a limit has clipped.
+    """
+    config, blocks, last = model.config, range(model.config.num_blocks), model.config.num_blocks - 1
+
+    def module(role: str) -> str:
+        weight = model.weights.get(f"{role}.weight")
+        return weight.stored.name.rpartition(".")[0] if weight else ""
+
+    whole = []  # the module of each block: that of a linear, up to the block's number
+    for i in blocks:
+        start = re.match(rf"(?:.*?\.)?{i}(?=\.)", module(f"blocks.{i}.o_proj"))
+        whole.append(start[0] if start else "")
+    sources: Sources = {}
+
+    def add(step: str, *names: str, layout: Layout = WHOLE) -> None:
+        if every := tuple(name for name in names if name not in ("", INPUT)):
+            sources[step] = ModuleOutput(every, layout)
+
+    plain = config.embed_scale == 1 and not {"pos_embed.weight", "embed_norm.weight"} & {
+        *model.weights
+    }
+    add("embed", whole[0] + INPUT, module("embed") if plain else "")
+    for i in blocks:
+        at, of = f"blocks.{i}", f"blocks.{i}."
+        norm = {x: module(f"{of}{x}") for x in ("attn_norm", "mlp_norm")}
+        add(f"{of}resid_pre", whole[i] + INPUT, whole[i - 1] if i else "")
+        add(f"{of}attn_norm", norm["attn_norm"])
+        for x in "qkv":
+            name, limited = f"{at}.{x}_proj", config.qkv_limit is not None
+            if named := module(f"{of}{x}_norm") or (not limited and module(f"{of}{x}_width_norm")):
+                add(of + x, named)
+            elif not limited:
+                add(of + x, module(name), layout=model.weights[f"{name}.weight"].layout)
+        scaled = config.residual_scale != 1
+        for part, linear in (("attn", "o_proj"), ("mlp", "down_proj")):
+            after = module(f"{of}{part}_post_norm") or module(of + linear)
+            if part == "mlp" and config.blocks[i].mixture and not after:
+                after = module(f"{of}router").rpartition(".")[0]
+            add(f"{of}{part}_out", "" if scaled else after)
+        if not config.parallel_residual and norm["mlp_norm"]:
+            add(f"{of}resid_mid", norm["mlp_norm"] + INPUT)
+        add(f"{of}mlp_norm", norm["mlp_norm"])
+        following = whole[i + 1] if i < last else module("final_norm")
+        add(f"{of}resid_post", whole[i], following + INPUT)
+    head = module("lm_head")
+    head = "lm_head" if head == module("embed") else head  # tied
+    add("final_norm", module("final_norm"), head + INPUT)
+    as_is = config.logit_scale == 1 and config.final_soft_cap is None
+    add("logits", LOGITS, head if as_is else "", "lm_head" if as_is else "")
+    return sources
+
+
+def mlx_sources(model: Model) -> Sources:
+    """Where mlx-lm's modules hold the steps: those of transformers, and a rotation that is one.
+
+    It is called for the queries first, and then for the keys.
+    """
+    sources = {
+        step: replace(x, names=(*x.names, *(re.sub(r"^.*\blayers\.", "h.", n) for n in x.names)))
+        for step, x in transformers_sources(model).items()
+    }
+    for i in range(model.config.num_blocks):
+        attention = model.weights[f"blocks.{i}.o_proj.weight"].stored.name.rsplit(".", 2)[0]
+        for name, call in (("q_rope", ""), ("k_rope", AGAIN)):
+            sources[f"blocks.{i}.{name}"] = ModuleOutput((f"{attention}.rope{call}",))
+    return sources
+
+
+def transformer_lens_sources(model: Model) -> Sources:
+    """Where the cache of TransformerLens holds the steps, of a model without processed weights.
+
+    RMS norms have their hook before the gain, and norms of heads behind the hook of q.
+    """
+    hook = "blocks.{}.hook_"
+    patterns = {
+        "embed": ["blocks.0.hook_resid_pre"],
+        **{f"blocks.{{}}.{x}": [hook + x] for x in
+           ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")},
+        "blocks.{}.v": ["blocks.{}.attn.hook_v"],
+        **{f"blocks.{{}}.{x}_rope": [f"blocks.{{}}.attn.hook_rot_{x}"] for x in "qk"},
+        "logits": [LOGITS],
+    }  # fmt: skip
+    if not {"blocks.0.q_norm.weight", "blocks.0.q_width_norm.weight"} & {*model.weights}:
+        patterns |= {f"blocks.{{}}.{x}": [f"blocks.{{}}.attn.hook_{x}"] for x in "qk"}
+    if model.config.norm == "layer":
+        patterns |= {"blocks.{}.attn_norm": ["blocks.{}.ln1.hook_normalized"],
+                     "blocks.{}.mlp_norm": ["blocks.{}.ln2.hook_normalized"],
+                     "final_norm": ["ln_final.hook_normalized"]}  # fmt: skip
+    names = expanded(patterns, model.config.num_blocks)
+    return {step: ModuleOutput(x) for step, x in names.items()}
+
+
+def ggml_sources(model: Model) -> Sources:
+    """Where llama.cpp's tensors hold the steps, by ggml's names, with ":" and the operation.
+
+    The name alone is its first tensor; with the operation, the last that this computed. Queries and
+    keys are named alike before and after the rotation. llama.cpp computes the logits, and the end
+    of the last block, of the tokens alone whose logits are asked for.
+    """
+    config, weights = model.config, model.weights
+    limited, scaled = config.qkv_limit is not None, config.residual_scale != 1
+    embed = ["inpL"] if "pos_embed.weight" in weights else ["embd", "inp_embd"]
+    patterns: dict[str, list[str]] = {
+        "embed": embed if config.embed_scale == 1 else ["inp_scaled", "embd:SCALE"],
+        "blocks.{}.attn_norm": ["attn_norm-{}"],
+        "blocks.{}.resid_mid": [] if config.parallel_residual else ["ffn_inp-{}", "sa_out-{}"],
+        "blocks.{}.mlp_norm": ["ffn_norm-{}"],
+        "blocks.{}.resid_post": ["l_out-{}"],
+        "final_norm": ["result_norm"],
+        "logits": [LOGITS, "result_output"],
+    }
+    for x in "qkv":
+        name, normed = f"{x.upper()}cur", f"{x.upper()}cur_normed-{{}}"
+        linear = [f"{name}-{{}}:{operation}" for operation in ("ADD", "MUL_MAT")]
+        has_norm = {f"blocks.0.{x}_norm.weight", f"blocks.0.{x}_width_norm.weight"} & {*weights}
+        patterns[f"blocks.{{}}.{x}"] = [normed] if has_norm else [*linear, f"{name}-{{}}"]
+        if limited:
+            patterns[f"blocks.{{}}.{x}"] = []
+        elif x != "v":
+            patterns[f"blocks.{{}}.{x}_rope"] = [f"{name}-{{}}:ROPE"]
+    for part, names in (("attn", ["attn_out-{}"]), ("mlp", ["ffn_out-{}", "ffn_moe_out-{}"])):
+        post = f"{'ffn' if part == 'mlp' else 'attn'}_post_norm-{{}}"
+        names = [post] if f"blocks.0.{part}_post_norm.weight" in weights else names
+        patterns[f"blocks.{{}}.{part}_out"] = [] if scaled else names
+    arranged = {
+        x.model_type for x in ARCHITECTURES.values() if x.arranged.get("q_proj") == "paired"
+    }
+    paired = config.family in {*arranged, *LIKE_LLAMA}
+    return {
+        step: ModuleOutput(x, paired=paired and step.endswith((".q", ".k", "_rope")), last=True)
+        for step, x in expanded(patterns, config.num_blocks).items()
+        if x
+    }
+
+
+LIKE_LLAMA = ("mistral",)  # families whose files have llama.cpp's architecture llama, too
+NAME_MAPS: Mapping[str, Callable[[Model], Sources]] = {
+    "transformers": transformers_sources,
+    "mlx": mlx_sources,
+    "transformer_lens": transformer_lens_sources,
+    "ggml": ggml_sources,
+}
+"""Built-in maps of names; where two know as many outputs of a program, the first counts."""
