@@ -9,7 +9,7 @@ from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput
 from refimpl.show.header import counted
 from refimpl.show.numbers import measured, number
 
-RESULT_ROW = 38  # height of a row, in units of the picture
+RESULT_ROW = 46  # height of a row, in units of the picture
 FIRST, OTHER = ("mark one-hue", "large diamond"), ("mark other-hue", "large square")
 CHOSEN = "Share of correct answers; acc_norm is per character."
 MEASURES = (
@@ -67,7 +67,7 @@ def _dots(
         said = measured(one.value, one.error, form)
         marks += [
             fig.Text((x.low, i), name, "tick whose", move=(0, -12)),
-            fig.Text((x.high, i), said, "value", "end", (0, -12)),
+            fig.Text((x.high, i), said, "value", "end", (0, 15)),  # under the name, which may be long
             fig.Bars([(i, one.value - one.error, one.value + one.error)], "whisker", True, True),
             fig.Points([(one.value, i)], css, shape, row=i),
         ]
