@@ -1,6 +1,7 @@
 """OWL: blocks with more outliers are pruned less."""
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +85,7 @@ OWL = Base(
     _allocation,
     options={
         "m": Option(5.0, "Multiple of the mean score that outliers exceed.", of_signal=True),
-        "lam": Option(0.08, "Half the spread of the allocation, 0 to 1.", low=0, high=1),
+        "lam": Option(0.08, "Half the spread of the allocation.", Annotated[float, 0, 1]),
     },
     needs="squares",
     signal=_signal,

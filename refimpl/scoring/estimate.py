@@ -19,8 +19,8 @@ from refimpl.running.memory import peak_memory
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import DenseSequences, dense_units, wanda_moments
-from refimpl.scoring.experiment import work_list
+from refimpl.scoring.dense_statistics import wanda_moments
+from refimpl.scoring.experiment import dense_units, work_list
 from refimpl.scoring.grouping import state_bytes
 from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.scoring.score import counts_of_probes, pruned_base, pruning_perturbation
@@ -107,7 +107,7 @@ def estimate(
         divergence, probes = request.correct == "divergence", isinstance(plan, Probes)
         groups = work_list(config, ids, plan, resources, divergence=divergence, keep=keep)
         dense = dense_units(config, dict(enumerate(ids)), resources, keep) if probes else []
-        units: list[StateGroup | DenseSequences] = [*dense, *groups]
+        units = [*dense, *groups]
         passes = sum(unit.cost(config) for unit in units)
         counts = counts_of_probes(base, plan, config) if isinstance(plan, Probes) else None
         with Workers(1 if resources.executor else resources.workers.threads) as workers:
@@ -145,11 +145,11 @@ def _timed(
     config = replace(model.config, blocks=model.config.blocks[:1])
     first, rows = replace(model, config=config), dict.fromkeys(range(workers.threads), ids)
     load = _seconds(lambda: first.block(0, dtype, workers.map))
-    held, unit = HeldModel.of(first), DenseSequences(rows, dtype)
+    held, unit = HeldModel.of(first), StateGroup((), rows, tuple(rows), dtype=dtype)
     run = partial(unit.run, held, workers, lambda cost: None)
     each, prune, sums = _seconds(run) / len(rows), 0.0, 0.0
     if counts is not None and isinstance(plan, Probes):
-        moments = wanda_moments(run()["dense 0"], 1, config)
+        moments = wanda_moments(run()["squares 0"], 1, config)
         pruner: PrunedBlocks = pruning_perturbation(config, counts[:, :1], plan, moments)
         weights, clean = held.block(0, dtype), Stream(first, rows, dtype)
         if pruner.needs_products:

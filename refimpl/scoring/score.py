@@ -9,7 +9,6 @@ from math import inf
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import Request
@@ -26,8 +25,8 @@ from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.provenance import token_facts
 from refimpl.running.settings import Settings
-from refimpl.scoring.dense_statistics import Moments, dense_squares, wanda_moments
-from refimpl.scoring.experiment import experiment
+from refimpl.scoring.dense_statistics import Moments, wanda_moments
+from refimpl.scoring.experiment import dense_squares, experiment
 from refimpl.scoring.measurements import Experiment, Measurements, PruneBlock, addresses, passes
 from refimpl.scoring.probe_counts import probe_counts
 from refimpl.scoring.pruned_alone import PrunedBlocks
@@ -100,7 +99,7 @@ def score(
     chosen = Chosen.of(request, bases)
     signals_cost, experiment_cost = _costs(config, ids, plan, request, chosen)
 
-    with settings.open(model, _options(tokens, plan, request, chosen, settings.dtype)) as resources:
+    with settings.open(model, _options(tokens, plan, request, chosen)) as resources:
         require_resolved(plan, resources.dtype)
         resources.total = signals_cost + experiment_cost
         signals = before_squares(model, chosen, ids, resources)
@@ -172,9 +171,9 @@ def pruned_base(config: Config, request: Request) -> PrunedAt:
 
 
 def _options(
-    tokens: Tokens, plan: Perturbation, request: Request, chosen: Chosen, dtype: npt.DTypeLike
+    tokens: Tokens, plan: Perturbation, request: Request, chosen: Chosen
 ) -> dict[str, Any]:
-    """What finished units depend on, besides the model."""
+    """What finished units depend on, besides the model and the dtype."""
     pruning = isinstance(plan, Probes)
     free = ("base", *ALLOCATING, *(() if pruning else PROJECTING))
     custom = request.file if pruning else None
@@ -189,7 +188,6 @@ def _options(
         ],
         "signals": {name: options for name, (_, options) in chosen.bases.items()},
         "divergence": request.correct == "divergence",
-        "dtype": np.dtype(dtype).name,
     }
 
 

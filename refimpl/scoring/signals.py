@@ -21,7 +21,8 @@ from refimpl.model.token_ids import checked_ids
 from refimpl.running.settings import Resources, Settings
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick, results
-from refimpl.scoring.dense_statistics import Moments, dense_squares, sums_of_all, wanda_moments
+from refimpl.scoring.dense_statistics import Moments, sums_of_all, wanda_moments
+from refimpl.scoring.experiment import dense_squares
 from refimpl.scoring.grouping import state_bytes
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
@@ -138,7 +139,6 @@ def signals(
         "command": "signals",
         "tokens": tokens and tokens.sha256,
         "base": [base.name, dict(request.options)],
-        "dtype": np.dtype(settings.dtype).name,
     }
     chosen = Chosen.of(request, ())
     with settings.open(model, run) as resources:

@@ -122,7 +122,7 @@ OPTIONS = {
     "--base owl --base-option m": "NAME=VALUE",
     "--base owl --base-option =5": "NAME=VALUE",
     "--base owl --base-option m=": "NAME=VALUE",
-    "--base owl --base-option m=five": "a finite number",
+    "--base owl --base-option m=five": "a number",
     "--base owl --base-option m=5 --base-option m=6": "given twice",
     "--base atp": "--base-option beta=NUMBER",
     "--base atp --base-option beta=0.3": "every block in [0, 1]",

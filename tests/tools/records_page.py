@@ -10,6 +10,7 @@ from typing import Any
 
 from regions import filled
 
+from refimpl.arguments import described as accepted
 from refimpl.bases.base import Base, bases
 from refimpl.explanation.step import described, full_name
 from refimpl.pruners.pruner import Pruner, pruners
@@ -50,7 +51,7 @@ def of_base(base: Base) -> str:
     rows = ""
     for name, option in base.options.items():
         default = "none" if option.default is None else option.default
-        rows += f"| `{name}` | {option.accepted} | {default} | {option.help} |\n"
+        rows += f"| `{name}` | {accepted(option.kind)} | {default} | {option.help} |\n"
     table = f"\n| option | values | default | |\n|---|---|---|---|\n{rows}" if rows else ""
     deviations = f"\nDeviations: {base.deviations}.\n" if base.deviations else ""
     return f"{facts}{table}\n{formulas(base.formulas)}{deviations}"
