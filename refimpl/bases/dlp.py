@@ -1,6 +1,6 @@
 """DLP: blocks with higher scores are pruned more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from refimpl.pruners.checks import Compat, Floats, number_in
 
 
 @checked
-def dlp_score(scores: Sequence[Floats], statistic: Literal["mean", "median"] = "mean") -> float:
+def dlp_score(scores: Iterable[Floats], statistic: Literal["mean", "median"] = "mean") -> float:
     """Return the typical score of a block, as DLP ranks blocks.
 
     u = mean(M) or median(M), over all linears of the block together

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from refimpl.method.perturbation import Perturbation, Probes
 from refimpl.method.subset import chosen_blocks
 from refimpl.model.forward import Weights
-from refimpl.model.model import BlockWeights, Model
+from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
 from refimpl.running.provenance import NUMPY, Runtime
-from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
 
 PruneBlock = Callable[[int, int, BlockWeights, Workers], Weights]
@@ -106,21 +104,8 @@ class Measurements:
         return replace(self, drift=drift, alignment=alignment, ratios=ratios, divergence=kl)
 
 
-class Experiment(Protocol):
-    """Runs the experiment: `experiment.experiment`, or another runtime."""
-
-    def __call__(
-        self,
-        model: Model,
-        ids: Array,
-        plan: Perturbation,
-        resources: Resources,
-        prune_block: PruneBlock | None,
-        *,
-        divergence: bool,
-    ) -> Measurements:
-        """Perturb every block's output and follow the drift to the end."""
-        ...
+Experiment = Callable[..., Measurements]
+"""Runs the experiment, with the arguments of `experiment.experiment`, or by another runtime."""
 
 
 def addresses(

@@ -28,8 +28,7 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.dense_statistics import Moments, wanda_moments
 from refimpl.scoring.experiment import dense_squares, experiment
 from refimpl.scoring.measurements import Experiment, Measurements, PruneBlock, addresses, passes
-from refimpl.scoring.probe_counts import probe_counts
-from refimpl.scoring.pruned_alone import PrunedBlocks
+from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
 from refimpl.scoring.signals import Chosen, before_squares, of_drifts, of_moments
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens

@@ -130,8 +130,8 @@ def _header(inspection: Inspection) -> list[str]:
     if inspection.ignored:
         lines["ignored"] = [", ".join(inspection.ignored)]
     if (asked := inspection.requested) is not None:
-        what = asked.pattern or f"sparsity {asked.sparsity:g}"
-        lines["requested"] = [f"{what} by {asked.method}, as pruning.json says"]
+        what = asked["pattern"] or f"sparsity {asked['sparsity']:g}"
+        lines["requested"] = [f"{what} by {asked['method']}, as pruning.json says"]
     return [
         f"{label if i == 0 else '':<{LABEL}}{fact}"
         for label, facts in lines.items()
