@@ -86,12 +86,6 @@ def _allocation(asked: BaseInputs) -> Floats:
     return base
 
 
-def _work(out: int, width: int, options: Mapping[str, Value]) -> float:
-    """Operations of the Gram matrix and its eigenvalues, each five times as slow as a pass's."""
-    smaller, larger = sorted((out, width))
-    return 5 * smaller**2 * (larger + 4 * smaller / 3)
-
-
 ALPHAPRUNING = Base(
     "alphapruning",
     "AlphaPruning",
@@ -115,7 +109,6 @@ ALPHAPRUNING = Base(
     },
     needs="weights",
     signal=_signal,
-    work=_work,
     symbol="alpha",
     unit="[blocks, linears]",
     column="alpha",

@@ -128,8 +128,6 @@ class Base:
         signal: From `BlockInputs` and the options to numbers of one block, by name: each a number,
             or one per linear; the allocation is made from the first. Of drifts, from an array
             [L (pruned block), L (block after which it is measured)] to arrays [L].
-        work: Operations that the signal of a linear takes, from rows, columns and options, in the
-            time of an operation of a block pass: for the progress.
         symbol: Of the signal, in formulas.
         unit: Of the signal; may name its options, as in `m {m:g}`.
         column: Heading of the signal in tables; may name its options, too.
@@ -144,7 +142,6 @@ class Base:
     options: Mapping[str, Option] = field(default_factory=dict)
     needs: Needs | None = None
     signal: Callable[..., Mapping[str, Any]] | None = None
-    work: Callable[[int, int, Mapping[str, Value]], float] = lambda out, width, options: 0.0
     symbol: str = ""
     unit: str = ""
     column: str = ""

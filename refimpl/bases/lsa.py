@@ -132,11 +132,6 @@ def _allocation(asked: BaseInputs) -> Floats:
     return lsa(asked.signal, asked.sparsity, float(asked.options["beta"]), asked.compat)
 
 
-def _work(out: int, width: int, options: Mapping[str, Value]) -> float:
-    """5 operations per weight and column that is taken, each ten times as slow as a pass's."""
-    return 10 * 5 * (int(options["block"]) or width) / 2 * out * width
-
-
 LSA = Base(
     "lsa",
     "LSA",
@@ -150,7 +145,6 @@ LSA = Base(
     },
     needs="products",
     signal=_signal,
-    work=_work,
     symbol="E",
     unit="per block, {block} columns at a time",
     column="lsa error",

@@ -14,12 +14,11 @@ from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import SUMS, input_of, saw_no_token
+from refimpl.model.statistics import SUMS, input_of
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.compensation import SharedFactor, upper_factor
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruners.magnitude import MAGNITUDE
 from refimpl.pruners.pruner import pruners
 from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear
 from refimpl.running.settings import Resources
@@ -122,7 +121,6 @@ class BlockPruner:
                 inputs.get(input_of(name)),
                 self.sequences,
                 self.resources.dtype,
-                MAGNITUDE.name if sums and saw_no_token(name, sums.get(input_of(name))) else None,
                 shared.get(input_of(name), upper_factor),
             )
             for j, name in enumerate(model.config.linears[index])

@@ -24,7 +24,7 @@ from refimpl.scoring.experiment import dense_units, work_list
 from refimpl.scoring.grouping import state_bytes
 from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.scoring.score import counts_of_probes, pruned_base, pruning_perturbation
-from refimpl.scoring.signals import Chosen
+from refimpl.scoring.signals import Chosen, before_squares
 from refimpl.scoring.state_group import StateGroup
 from refimpl.tokens import Tokens
 
@@ -112,9 +112,12 @@ def estimate(
         counts = counts_of_probes(base, plan, config) if isinstance(plan, Probes) else None
         with Workers(1 if resources.executor else resources.workers.threads) as workers:
             each, load, prune, sums = _timed(model, ids[0], plan, counts, resources.dtype, workers)
+            first = replace(model, config=replace(config, blocks=config.blocks[:1]))
+            here, chosen = replace(resources, executor=None, workers=workers), Chosen.of(request)
+            signals = _seconds(lambda: before_squares(first, chosen, ids, here))
         pruned = [{(a.block, a.variant) for x in unit.stacks for a in x} for unit in groups]
         summed = sum(len(unit.ids) * len(dict(x)) for unit, x in zip(groups, pruned, strict=True))
-        in_turn = each * (passes + Chosen.of(request).cost(config, *ids.shape))
+        in_turn = each * passes + signals * config.num_blocks
         in_turn += load * len(units) * config.num_blocks
         in_turn += prune * sum(map(len, pruned)) + sums * summed
         held = max((unit.held for unit in groups), default=0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +58,7 @@ class Measurements:
         left_out: Tokens without a ratio (zero state or zero drift), over all sequences, [E, L].
         sinks: Tokens excluded as sinks, over all sequences, [L].
         divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
-        squares: Sums of squares of the linears' inputs, per block, over all sequences; none for
-            the pruning perturbation, which is given them.
+        squares: Sums of squares of the linears' inputs, per block, over all sequences.
         runtime: What ran the experiment.
     """
 
@@ -97,11 +97,9 @@ class Measurements:
 
     def first(self, sequences: int) -> "Measurements":
         """Those of the first sequences alone; the sums over sequences hold no others."""
-        drift, alignment, ratios = (
-            x[:, :sequences] for x in (self.drift, self.alignment, self.ratios)
-        )
-        kl = None if self.divergence is None else self.divergence[:, :sequences]
-        return replace(self, drift=drift, alignment=alignment, ratios=ratios, divergence=kl)
+        names = ("drift", "alignment", "ratios", "divergence")
+        cut: Any = {x: y[:, :sequences] for x in names if (y := getattr(self, x)) is not None}
+        return replace(self, **cut)
 
 
 Experiment = Callable[..., Measurements]

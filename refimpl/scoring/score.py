@@ -194,9 +194,9 @@ def _costs(
     config: Config, ids: Array, plan: Perturbation, request: Request, chosen: Chosen
 ) -> tuple[float, float]:
     """Cost of the signals, and about that of the experiment, in block passes of one sequence."""
-    (sequences, length), blocks = ids.shape, config.num_blocks
+    sequences, blocks = len(ids), config.num_blocks
     signals: float = sequences * blocks if isinstance(plan, Probes) else 0
-    signals += chosen.cost(config, sequences, length)
+    signals += chosen.cost(config, sequences)
     heads = head_cost(config) if request.correct == "divergence" else 0.0
     states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
     perturbed = sum(passes(a, blocks, plan) + heads for a in states)

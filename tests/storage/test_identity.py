@@ -85,7 +85,7 @@ def test_the_dtype_identifies_a_run(tmp_path: Path) -> None:
     for dtype in ("float32", "float64", np.float32):
         with Settings(dtype, finished=tmp_path).open(read_model(LLAMA)) as resources:
             resources.keep({"a": 1})
-    assert len([x for x in tmp_path.iterdir() if x.is_dir()]) == 2
+    assert sum(x.is_dir() for x in tmp_path.iterdir()) == 2
 
 
 def test_versions_and_the_spec_identify_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
