@@ -168,7 +168,7 @@ def prune(
         pruning = recorded(
             model, targets, pruner, facts, counts, made, before, run, measure(pruned)
         )
-        source.check_at_end(finished)
+        source.check(whole=True)
         (folder / RECORD).write_text(json_text(plain(pruning)), "utf-8")
     return pruning
 

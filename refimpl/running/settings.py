@@ -127,4 +127,4 @@ class Settings(Checked):
             settings = np.dtype(self.dtype), memory, workers, self.executor, finished
             yield Resources(*settings, self.progress, earlier)
             if files is not None:
-                files.check_at_end(finished)
+                files.check(whole=True)
