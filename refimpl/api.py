@@ -20,7 +20,8 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner
 from refimpl.pruning.inspection import Inspection, inspect
-from refimpl.pruning.prune import Pruning, prune
+from refimpl.pruning.prune import prune
+from refimpl.pruning.record import Pruning
 from refimpl.running.held_model import HeldModel
 from refimpl.scoring.estimate import Estimate, estimate
 from refimpl.scoring.score import score

@@ -3,10 +3,14 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from msgspec.structs import asdict
 
 from refimpl import Model
 from refimpl.model.ops import Array
-from refimpl.pruning.pruned_files import PrunedFiles, Written
+from refimpl.pruning.pruned_files import PrunedFiles
 from refimpl.pruning.pruned_linears import PrunedLinear, stored_weight
 
 
@@ -28,9 +32,10 @@ def pruned_linears(
         yield name, PrunedLinear(x.keep, stored_weight(model, block, name, x.keep, x.new))
 
 
-def write_pruned(model: Model, into: Path, decisions: Decisions) -> Written:
-    """Write a model, pruned as decided, into a folder."""
+def write_pruned(model: Model, into: Path, decisions: Decisions) -> Any:
+    """Write a model, pruned as decided, into a folder; the counts, and what became of its files."""
     into.mkdir(exist_ok=True)
     files = PrunedFiles(model, into)
     blocks = sorted(decisions.items())
-    return files.written(files.write(i, pruned_linears(model, i, x)) for i, x in blocks)
+    counts = [files.write(i, pruned_linears(model, i, x)) for i, x in blocks]
+    return SimpleNamespace(counts=counts, **asdict(files.record()))

@@ -37,7 +37,8 @@ from refimpl.model.forward import head
 from refimpl.model.stream import Stream
 from refimpl.pruning.pruned_blocks import PrunerOptions, pruned_blocks
 from refimpl.running.settings import Resources, Settings
-from refimpl.scoring.dense_statistics import dense_squares, wanda_moments
+from refimpl.scoring.dense_statistics import wanda_moments
+from refimpl.scoring.experiment import dense_squares
 from refimpl.scoring.pruned_alone import PrunedBlocks
 
 HERE = Path(__file__).parent

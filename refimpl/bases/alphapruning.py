@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -86,36 +86,29 @@ def _allocation(asked: BaseInputs) -> Floats:
     return base
 
 
-def _work(out: int, width: int, options: Mapping[str, Value]) -> float:
-    """Operations of the Gram matrix and its eigenvalues, each five times as slow as a pass's."""
-    smaller, larger = sorted((out, width))
-    return 5 * smaller**2 * (larger + 4 * smaller / 3)
-
-
 ALPHAPRUNING = Base(
     "alphapruning",
     "AlphaPruning",
     "arXiv:2410.10912; its code",
     _allocation,
     options={
-        "epsilon": Option(0.3, "Half the spread of phi, 0 to 1.", low=0, high=1),
+        "epsilon": Option(0.3, "Half the spread of phi.", Annotated[float, 0, 1]),
         "fit": Option(
             "peak",
             "Where the tail starts: at the peak of the histogram, or in the middle.",
-            words=("peak", "mid"),
+            Literal["peak", "mid"],
             of_signal=True,
         ),
         "xmin": Option(
             "shipped",
             "The least start at the peak: as in its code, or as its authors intended.",
-            words=("shipped", "intended"),
+            Literal["shipped", "intended"],
             of_signal=True,
         ),
-        "unit": Option("block", "What gets a sparsity of its own.", words=("block", "linear")),
+        "unit": Option("block", "What gets a sparsity of its own.", Literal["block", "linear"]),
     },
     needs="weights",
     signal=_signal,
-    work=_work,
     symbol="alpha",
     unit="[blocks, linears]",
     column="alpha",

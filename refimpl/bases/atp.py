@@ -1,5 +1,7 @@
 """ATP: a straight line over depth."""
 
+from typing import Annotated
+
 import numpy as np
 
 from refimpl.arguments import checked
@@ -54,7 +56,7 @@ ATP = Base(
     "ATP",
     "arXiv:2502.14770",
     _allocation,
-    options={"beta": Option(None, "Step of the sparsity per block, -1 to 1.", low=-1, high=1)},
+    options={"beta": Option(None, "Step of the sparsity per block.", Annotated[float, -1, 1])},
     formulas=(atp,),
     deviations="its script picks beta on the test text; here the caller does",
 )

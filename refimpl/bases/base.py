@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
-from typing import Any, Literal, TypeVar
+from math import isfinite
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import numpy.typing as npt
 
-from refimpl.arguments import checked, require
+from refimpl.arguments import checked, described, is_of_type, require
 from refimpl.errors import RefimplError, listed
 from refimpl.pruners.checks import Compat, Floats, Ints
 from refimpl.records import named, records
@@ -24,49 +24,41 @@ class Option:
     """An option of a base: the value of a keyword argument of its formulas.
 
     Args:
-        default: An integer if it is a whole number; None if it has to be given.
+        default: None if it has to be given.
         help: What it is, for the reference page.
-        words: What it may be, if it is a word.
-        low: Least number.
-        high: Greatest number.
+        kind: Its type, as of a field: `Annotated[float, 0, 1]`, `Literal["mean", "median"]`.
         of_signal: Whether the signal depends on it, and not only the allocation.
     """
 
     default: Value | None
     help: str
-    words: tuple[str, ...] = ()
-    low: float = -inf
-    high: float = inf
+    kind: Any = float
     of_signal: bool = False
 
     @property
-    def accepted(self) -> str:
-        """The values that it takes, in words."""
-        if self.words:
-            return " or ".join(self.words)
-        number = "a whole number" if isinstance(self.default, int) else "a number"
-        if self.high < inf:
-            return f"{number} from {self.low:g} to {self.high:g}"
-        return f"{number} of {self.low:g} or more" if self.low > -inf else "a finite number"
+    def words(self) -> tuple[str, ...]:
+        """What it may be, if it is a word."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     def checked(self, base: str, name: str, value: Any) -> Value:
         """A value as the formulas take it; refuses what is not accepted."""
         if self.words:
-            require(value, Literal[self.words], f"base option {name}")
+            require(value, self.kind, f"base option {name}")
             return str(value)
         try:
             number = float(value)
         except (TypeError, ValueError):
             number = float("nan")
-        whole = isinstance(self.default, int)
-        shown = f"{number:g}" if isfinite(number) else "missing" if value is None else repr(value)
-        if not isfinite(number) or not self.low <= number <= self.high or (whole and number % 1):
+        whole = int in (self.kind, *get_args(self.kind))
+        converted = int(number) if whole and number % 1 == 0 else number
+        if not isfinite(number) or not is_of_type(converted, self.kind):
+            known = "missing" if value is None else repr(value)
             raise RefimplError(
-                f"base {base}: option {name} is {shown}",
-                self.accepted,
+                f"base {base}: option {name} is {f'{number:g}' if isfinite(number) else known}",
+                described(self.kind),
                 f"use --base-option {name}={'NUMBER' if self.default is None else self.default}",
             )
-        return int(number) if whole else number
+        return converted
 
 
 @dataclass(frozen=True)
@@ -136,8 +128,6 @@ class Base:
         signal: From `BlockInputs` and the options to numbers of one block, by name: each a number,
             or one per linear; the allocation is made from the first. Of drifts, from an array
             [L (pruned block), L (block after which it is measured)] to arrays [L].
-        work: Operations that the signal of a linear takes, from rows, columns and options, in the
-            time of an operation of a block pass: for the progress.
         symbol: Of the signal, in formulas.
         unit: Of the signal; may name its options, as in `m {m:g}`.
         column: Heading of the signal in tables; may name its options, too.
@@ -152,7 +142,6 @@ class Base:
     options: Mapping[str, Option] = field(default_factory=dict)
     needs: Needs | None = None
     signal: Callable[..., Mapping[str, Any]] | None = None
-    work: Callable[[int, int, Mapping[str, Value]], float] = lambda out, width, options: 0.0
     symbol: str = ""
     unit: str = ""
     column: str = ""

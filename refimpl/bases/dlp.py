@@ -1,7 +1,7 @@
 """DLP: blocks with higher scores are pruned more."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from refimpl.pruners.checks import Compat, Floats, number_in
 
 
 @checked
-def dlp_score(scores: Sequence[Floats], statistic: Literal["mean", "median"] = "mean") -> float:
+def dlp_score(scores: Iterable[Floats], statistic: Literal["mean", "median"] = "mean") -> float:
     """Return the typical score of a block, as DLP ranks blocks.
 
     u = mean(M) or median(M), over all linears of the block together
@@ -85,11 +85,11 @@ DLP = Base(
     "arXiv:2505.23807; its code",
     _allocation,
     options={
-        "a": Option(0.15, "Half the spread of the allocation, 0 to 1.", low=0, high=1),
+        "a": Option(0.15, "Half the spread of the allocation.", Annotated[float, 0, 1]),
         "statistic": Option(
             "mean",
             "Of a block's scores: the mean, as in its code, or the median, as in its paper.",
-            words=("mean", "median"),
+            Literal["mean", "median"],
             of_signal=True,
         ),
     },

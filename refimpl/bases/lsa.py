@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from functools import partial
-from math import fsum
+from math import fsum, inf
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -131,25 +132,19 @@ def _allocation(asked: BaseInputs) -> Floats:
     return lsa(asked.signal, asked.sparsity, float(asked.options["beta"]), asked.compat)
 
 
-def _work(out: int, width: int, options: Mapping[str, Value]) -> float:
-    """5 operations per weight and column that is taken, each ten times as slow as a pass's."""
-    return 10 * 5 * (int(options["block"]) or width) / 2 * out * width
-
-
 LSA = Base(
     "lsa",
     "LSA",
     "ICLR 2026; its code, `layersp/blk.py`",
     _allocation,
     options={
-        "beta": Option(0.15, "Half the spread of the allocation, 0 to 1.", low=0, high=1),
+        "beta": Option(0.15, "Half the spread of the allocation.", Annotated[float, 0, 1]),
         "block": Option(
-            128, "Columns that are decided on together, 0 for all.", low=0, of_signal=True
+            128, "Columns that are decided on together, 0 for all.", Annotated[int, 0, inf], True
         ),
     },
     needs="products",
     signal=_signal,
-    work=_work,
     symbol="E",
     unit="per block, {block} columns at a time",
     column="lsa error",

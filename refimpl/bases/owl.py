@@ -1,6 +1,7 @@
 """OWL: blocks with more outliers are pruned less."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +14,13 @@ from refimpl.pruners.checks import Compat, Floats, finite_vector, number_in
 
 
 @checked
-def owl_outlier_percent(scores: Sequence[Floats], m: float = 5.0) -> float:
+def owl_outlier_percent(scores: Iterable[Floats], m: float = 5.0) -> float:
     """Return the share of a block's scores that stand out, as OWL counts them.
 
     D = 100 * #{M > m * mean(M)} / #M, over all linears of the block together
 
     Args:
-        scores: Wanda scores M of the block's linears, each [out, in].
+        scores: Wanda scores M of the block's linears, each [out, in]; they are read twice.
         m: Multiple of the mean above which (strictly) a score is an outlier.
 
     Returns:
@@ -84,7 +85,7 @@ OWL = Base(
     _allocation,
     options={
         "m": Option(5.0, "Multiple of the mean score that outliers exceed.", of_signal=True),
-        "lam": Option(0.08, "Half the spread of the allocation, 0 to 1.", low=0, high=1),
+        "lam": Option(0.08, "Half the spread of the allocation.", Annotated[float, 0, 1]),
     },
     needs="squares",
     signal=_signal,

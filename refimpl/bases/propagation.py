@@ -1,6 +1,7 @@
 """Propagation after PALS: blocks whose pruning is felt further and harder are pruned less."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -82,8 +83,8 @@ PROPAGATION = Base(
     "after PALS, of which we have the README alone",
     _allocation,
     options={
-        "width": Option(0.15, "Half the spread of the allocation.", low=0, high=1),
-        "steepness": Option(8.0, "Of the logistic curve.", low=1e-6, high=100),
+        "width": Option(0.15, "Half the spread of the allocation.", Annotated[float, 0, 1]),
+        "steepness": Option(8.0, "Of the logistic curve.", Annotated[float, 1e-6, 100]),
     },
     needs="drifts",
     signal=_signal,

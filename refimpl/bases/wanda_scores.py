@@ -1,10 +1,11 @@
 """Wanda's scores of a whole block, a piece at a time: what OWL and DLP are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from math import fsum
 
 import numpy as np
 
+from refimpl.arguments import require
 from refimpl.bases.base import BlockInputs
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Floats
@@ -13,34 +14,26 @@ from refimpl.pruners.wanda import wanda_score
 PIECE = 1 << 16  # scores computed at a time: they stay in a core's cache
 
 
-class BlockScores(Sequence[Floats]):
-    """Wanda scores of a block's linears, a few rows at a time, each computed when asked for."""
+class BlockScores(Iterable[Floats]):
+    """Wanda scores of a block's linears, a few rows at a time, computed anew each time."""
 
     def __init__(self, block: BlockInputs) -> None:
-        self._block, self._means = block, block.means
-        self._last = "", np.empty(0)
-        self._pieces = [
-            (name, slice(start, start + rows))
-            for name, (out, width) in block.shapes.items()
-            for rows in (max(1, PIECE // width),)
-            for start in range(0, out, rows)
-        ]
+        self.block = block
 
-    def __len__(self) -> int:
-        return len(self._pieces)
-
-    def __getitem__(self, index: int) -> Floats:  # type: ignore[override]
-        name, rows = self._pieces[index]
-        last, weight = self._last
-        if last != name:  # an expert's is read anew
-            weight = self._block.weight(name)
-            self._last = name, weight
-        return wanda_score(weight[rows], self._means[name])
+    def __iter__(self) -> Iterator[Floats]:
+        means = self.block.means
+        for name, (out, width) in self.block.shapes.items():
+            weight, rows = self.block.weight(name), max(1, PIECE // width)
+            for start in range(0, out, rows):
+                yield wanda_score(weight[start : start + rows], means[name])
 
 
-def mean_score(scores: Sequence[Floats]) -> float:
+def mean_score(scores: Iterable[Floats]) -> float:
     """The mean over all pieces; refuses none, and a sum that is not finite."""
-    sums = [(score.size, float(score.sum(dtype=np.float64))) for score in scores]
+    sums = list[tuple[int, float]]()
+    for score in scores:
+        require(score, Floats, "score")
+        sums.append((score.size, float(score.sum(dtype=np.float64))))
     size, total = sum(n for n, _ in sums), fsum(x for _, x in sums)
     if size == 0 or not np.isfinite(total):
         raise RefimplError(

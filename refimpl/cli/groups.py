@@ -153,17 +153,20 @@ Running = Annotated[Settings, Group("Running", opened=_opened)]
 
 def checked_plan(context: typer.Context, options: Any, wanted: Request) -> Perturbation:
     """The perturbation that a command needs; options that only the other one has are refused."""
-    pruning = options["kind"] == "pruning"
+    pruning = options.pop("kind") == "pruning"
     if wanted.needs_pruning and not is_given(context, "perturbation"):
         pruning = True
     refuse_limits(context, wanted)
-    kind, other = (Probes, Noise) if pruning else (Noise, Probes)
-    names = {x.name for x in fields(kind)} - {"kind"}
-    odd = [spelled(x).strip("- =") for x in fields(other) if x.name not in {*names, "kind"}]
+    names = [{x.name for x in fields(kind)} for kind in (Noise, Probes)]
+    noise, probes = (
+        kind(**{x: value for x, value in options.items() if x in of_kind})
+        for kind, of_kind in zip((Noise, Probes), names, strict=True)
+    )
+    plan, other = (probes, noise) if pruning else (noise, probes)
     own = "no options of noise: pruning is not random, and sets the size of the error itself"
     expected = own if pruning else "--perturbation pruning, which probes belong to"
-    refuse(context, odd, f"--perturbation {kind.kind}", expected)
-    plan = kind(**{name: value for name, value in options.items() if name in names})
+    odd = [spelled(x).strip("- =") for x in fields(other) if x.name not in names[pruning]]
+    refuse(context, odd, f"--perturbation {plan.kind}", expected)
     if isinstance(plan, Probes) and "damping" not in plan.pruner.options:
         damped = [
             f"--probe pruner={name}" for name, x in pruners().items() if "damping" in x.options

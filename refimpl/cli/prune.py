@@ -33,6 +33,7 @@ from refimpl.cli.terminal import command_line, deliver, progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
+from refimpl.loading.files.documents import plain
 from refimpl.method.perturbation import Probes
 from refimpl.model.model import Model
 from refimpl.model.statistics import SUMS
@@ -41,7 +42,8 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.pruner import pruners
 from refimpl.pruning.inspection import inspect, inspection_document
-from refimpl.pruning.prune import check_prune, prune, record
+from refimpl.pruning.prune import check_prune, prune
+from refimpl.pruning.record import Measured
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
@@ -155,20 +157,19 @@ def command(
         """Perplexities, if they are asked for, and the seconds of every stage."""
         bar.close()
         lap("pruning")
-        measured = {}
+        measured = None
         if windows is not None:
-            measured = {"before": before, "after": _perplexity(new, windows, settings)}
+            measured = Measured(before=before or {}, after=_perplexity(new, windows, settings))
         lap("measuring")
         times = seconds | {"total": sum(seconds.values())}
-        return {"seconds": times} | ({"measured": measured} if measured else {})
+        return {"seconds": times, "measured": measured}
 
     with ExitStack() as bar:  # which ends before the next one begins
         pruning = replace(settings, progress=bar.enter_context(progress_bar("pruning")))
         more: dict[str, Any] = {"settings": pruning, "force": how.force, "measure": measure}
         pruned = prune(opened, output, targets, pruner, tokens, **more)
-    document = record(pruned)
     applied = RECOMMENDED if request is not None and request.correct else None
-    deliver(document, pruning_table(pruned, document, output, applied), how.json)
+    deliver(plain(pruned), pruning_table(pruned, output, applied), how.json)
 
 
 def _stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:

@@ -109,7 +109,7 @@ def evaluate(
     texts: Sequences = [] if windows is None else [(ids, 1) for ids in windows.ids]
     choices = None if questions is None else choice_sequences(encoder(model), questions)
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
-    with settings.open(model, _options(windows, choices, settings.dtype)) as resources:
+    with settings.open(model, _options(windows, choices)) as resources:
         workers = resources.at_once
         sums: LogLikelihoods = {int(n): (x, b) for n, (x, b) in resources.earlier.items()}
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
@@ -185,12 +185,9 @@ def _accuracy(questions: Questions, sums: npt.NDArray[np.float64]) -> Accuracy:
     return Accuracy(tuple(np.split(sums, ends[:-1])), lengths, answers)
 
 
-def _options(
-    windows: Windows | None, choices: Choices | None, dtype: npt.DTypeLike
-) -> dict[str, Any]:
+def _options(windows: Windows | None, choices: Choices | None) -> dict[str, Any]:
     """What the log likelihoods depend on, besides the model."""
     return {
         "windows": windows and [windows.window, windows.sha256],
         "choices": choices and choices.sha256,
-        "dtype": np.dtype(dtype).name,
     }

@@ -55,7 +55,7 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
         Step("correction", ALLOCATION, move if exact and fixed else (), _correction),
         Step("projection", ALLOCATION, (projection.project, correction.corrected), _projection),
         Step("counts", ALLOCATION, whole if exact else (allocate,), _counts),
-        Step(WANDA.name, PRUNE, (*pruned[:2], statistics.sum_of_squares, counts.row_count), _wanda),
+        Step(WANDA.name, PRUNE, (*pruned[:2], statistics.sum_of_squares), _wanda),
         Step("loss", PRUNE, (ops.linear, perturbation.deviation), _loss),
     )
     return [x for x in steps if x.functions and (exact or x.name != "projection")]

@@ -28,7 +28,7 @@ from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.running.threads import Progress, Workers
 from refimpl.scoring.measurements import Address
 from refimpl.scoring.perturbed_state import Clean, PerturbedState, Stack, with_noise
-from refimpl.scoring.score import pruning_perturbation, score
+from refimpl.scoring.score import probed_blocks, score
 from refimpl.tokens import Tokens
 from refimpl.tokens.tokenizer import read_tokenizer
 
@@ -202,7 +202,8 @@ class Values:
         )
         assert at is not None  # as there are
         assert isinstance(plan, Probes)
-        prune = pruning_perturbation(self.config, at.linear_pruned[None], plan, moments)
+        alone = replace(plan, probe_delta=None)
+        prune = probed_blocks(self.config, at.linear_pruned, alone, moments)
         with Workers(self.threads) as workers:
             if prune.needs_products:
                 ids, every = dict(enumerate(self.ids)), dict(enumerate(self.entering))

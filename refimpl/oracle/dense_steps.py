@@ -247,7 +247,7 @@ def signals(inputs: StepInputs) -> NamedArrays:
         for base in ("owl", "dlp", "alphapruning", "dlp_median", "alphapruning_mid"):
             if base in used:
                 chosen = Chosen.of(recipe.request(base), ())
-                found = of_weights(model, chosen, 1, resources)
+                found = of_weights(model, chosen, resources)
                 (signal,) = (found or of_moments(model, chosen, moments, resources)).values()
                 yield f"{base}.signal", signal.main
 

@@ -44,7 +44,7 @@ def steps_and_margins(
     if "alphapruning" in recipe.bases:
         with Settings(np.float64).open() as resources:
             chosen = Chosen.of(recipe.request("alphapruning"), ())
-            (signal,) = of_weights(model, chosen, 1, resources).values()
+            (signal,) = of_weights(model, chosen, resources).values()
         margins["alphapruning.signal"] = np.nan_to_num(signal.values["margin"], nan=inf)
     for base in recipe.bases:
         counts, final = arrays[f"{base}.counts"], arrays[f"{base}.corrected"]

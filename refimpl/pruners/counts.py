@@ -97,39 +97,11 @@ def split_count(count: int, sizes: npt.ArrayLike) -> Ints:
     """
     parts: list[int] = unit_sizes(sizes).tolist()
     whole = sum(parts)
-    _check_count(count, whole)
+    check_count(count, whole)
     floors, remainders = zip(*(divmod(int(count) * part, whole) for part in parts), strict=True)
     order = sorted(range(len(parts)), key=lambda j: -remainders[j])  # sorted() is stable
     favoured = set(order[: count - sum(floors)])
     return np.array([n + (j in favoured) for j, n in enumerate(floors)], dtype=np.int64)
-
-
-@checked
-def row_count(count: int, rows: int, columns: int) -> tuple[int, int]:
-    """Return how many weights every row loses, and how many rows lose one more.
-
-    n = base R + extra, 0 <= extra < R.
-
-    Args:
-        count: Weights to prune in the linear, n.
-        rows: Output rows R.
-        columns: Input columns C.
-
-    Returns:
-        `(base, extra)`: n div R and n mod R.
-
-    Raises:
-        RefimplError: The count is negative or exceeds R C.
-
-    Differs: Wanda's code prunes `int(C s)` of every row, so it can miss up to R weights.
-
-    Example:
-        >>> row_count(11, rows=4, columns=5)
-        (2, 3)
-    """
-    _check_count(count, rows * columns)
-    base, extra = divmod(int(count), rows)
-    return base, extra
 
 
 @checked
@@ -160,7 +132,8 @@ def counts(sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: flo
     return apportion(fractions * units, units, total_count(sparsity, int(units.sum())))
 
 
-def _check_count(count: int, available: int) -> None:
+def check_count(count: int, available: int) -> None:
+    """Refuse a count that is negative or exceeds what there is."""
     if not 0 <= count <= available:
         raise RefimplError(
             f"{count} weights to prune of {available}",

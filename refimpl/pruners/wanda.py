@@ -6,7 +6,7 @@ import numpy.typing as npt
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats, not_negative, score_matrix
-from refimpl.pruners.counts import row_count
+from refimpl.pruners.counts import check_count
 from refimpl.pruners.pruner import LinearInputs, Pruner
 
 
@@ -79,7 +79,8 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
     """
     matrix = score_matrix(score)
     rows, columns = matrix.shape
-    base, extra = row_count(count, rows, columns)
+    check_count(count, rows * columns)
+    base, extra = divmod(int(count), rows)
     rank = base if extra else max(base - 1, 0)
     ordered = np.partition(matrix, rank, axis=1)
     wanted = np.full(rows, base)

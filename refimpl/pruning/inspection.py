@@ -35,15 +35,6 @@ class LinearZeros:
 
 
 @dataclass(frozen=True)
-class Requested:
-    """What a model was pruned to, by its `pruning.json`: a sparsity, and perhaps a pattern."""
-
-    method: str
-    sparsity: float
-    pattern: str | None
-
-
-@dataclass(frozen=True)
 class Inspection:
     """What a model's files hold.
 
@@ -54,7 +45,8 @@ class Inspection:
         parameters: Numbers in all tensors of the model, each tensor once.
         parameter_bytes: Their size in the files.
         files: Size of each file of weights by its name, bytes.
-        requested: What it was pruned to, by its `pruning.json`; None without one.
+        requested: The `method`, `sparsity` and `pattern` (or None) that it was pruned to, by its
+            `pruning.json`; None without one.
         ignored: Other parts of a composite checkpoint, with their number of tensors.
     """
 
@@ -64,7 +56,7 @@ class Inspection:
     parameters: int
     parameter_bytes: int
     files: Mapping[str, int]
-    requested: Requested | None
+    requested: Mapping[str, Any] | None
     ignored: tuple[str, ...] = ()
 
     @property
@@ -96,7 +88,10 @@ def inspect(model: Model) -> Inspection:
         >>> inspection.blocks[0]["q_proj"], inspection.requested
         (LinearZeros(weights=1024, zeros=0, pattern=None, dtype='F32'), None)
     """
-    requested = _requested(model)
+    requested = None
+    if (record := read_record(model)) is not None:
+        requested = {name: record[name] for name in ("method", "pattern")}
+        requested["sparsity"] = float(record["requested_sparsity"])
     blocks = tuple(
         {name: _zeros(model.weights[f"blocks.{i}.{name}.weight"]) for name in linears}
         for i, linears in enumerate(model.config.linears)
@@ -154,10 +149,3 @@ def _zeros(weight: Weight) -> LinearZeros:
     pattern = pattern_of(zero)
     count = int(np.count_nonzero(zero))
     return LinearZeros(zero.size, count, None if pattern is None else str(pattern), stored.kind)
-
-
-def _requested(model: Model) -> Requested | None:
-    """What a model was pruned to, by the record beside it."""
-    if (record := read_record(model)) is None:
-        return None
-    return Requested(record["method"], float(record["requested_sparsity"]), record["pattern"])

@@ -1,8 +1,8 @@
 """The pruning job: from a model to a folder with a pruned one, and a record of what was done."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial as bound
 from hashlib import sha256
 from pathlib import Path
@@ -21,17 +21,16 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner, pruners
 from refimpl.pruners.wanda import WANDA
-from refimpl.pruning.calibration import BLOCK, STATES, Calibration
 from refimpl.pruning.copied_files import copies
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration_ids
-from refimpl.pruning.pruned_files import Counts, PrunedFiles, Written
+from refimpl.pruning.pruned_files import Counts, PrunedFiles
 from refimpl.pruning.pruned_linears import pruned_weights, unpacked
 from refimpl.pruning.record import (
     RECORD_FORMAT,
     BlockRecord,
     FilesRecord,
     LinearRecord,
-    PruningRecord,
+    Pruning,
     read_record,
 )
 from refimpl.running.memory import parse_memory
@@ -49,60 +48,8 @@ from refimpl.storage.target_checks import RECORD, check_folder, real_path
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 
-
-@dataclass(frozen=True)
-class Pruning:
-    """What pruning did to a model.
-
-    Args:
-        model: Its name.
-        family: Its family.
-        pruner: How weights were chosen.
-        targets: How much every linear should lose.
-        tokens: Where the calibration tokens came from; None if the pruner needs none.
-        written: Counts per linear, and what was copied.
-        before: The `pruning.json` of a model that had been pruned before, or None.
-        run: How it was computed.
-        sha256: Of the new model, as `model_sha256` of an evaluation of it.
-        measures: What `measure` returned.
-    """
-
-    model: str
-    family: str
-    pruner: PrunerOptions
-    targets: Targets
-    tokens: TokenFacts | None
-    written: Written
-    before: Mapping[str, Any] | None
-    run: Run
-    sha256: str
-    measures: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def total_weights(self) -> int:
-        """Prunable weights."""
-        return sum(linear.weights for block in self.written.counts for linear in block.values())
-
-    @property
-    def total_pruned(self) -> int:
-        """Weights that the pruner removed."""
-        return sum(linear.pruned for block in self.written.counts for linear in block.values())
-
-    @property
-    def total_zeros(self) -> int:
-        """Zeros among the prunable weights of the new file."""
-        return sum(linear.zeros for block in self.written.counts for linear in block.values())
-
-    @property
-    def without_tokens(self) -> list[str]:
-        """Experts that saw no calibration token, which were pruned by magnitude."""
-        experts = {
-            f"blocks.{i}.{name.rpartition('.')[0]}": None
-            for i, block in enumerate(self.written.counts)
-            for name, linear in block.items()
-            if linear.method is not None
-        }
-        return list(experts)
+BLOCK, STATES = "block {}".format, "states {}".format
+"""Names of finished units: the linears of a pruned block, and the states [1, S, D] after it."""
 
 
 def check_prune(
@@ -155,11 +102,12 @@ def prune(
             pass the blocks on the threads of this process. Finished units are kept beside `out`: an
             interrupted run of the same is continued after its last whole block.
         force: Whether an existing folder of models is replaced.
-        measure: Called with the new model before it is in place; what it returns is recorded, too.
+        measure: Called with the new model before it is in place; it returns further fields of the
+            record.
         **changes: Fields of the settings to change, such as `dtype="float64"`.
 
     Returns:
-        Requested and achieved counts, and how they came about; `pruning.json` holds the same.
+        Requested and achieved counts, and how they came about, as in `pruning.json`.
 
     Raises:
         RefimplError: An output that cannot be written, or would damage the input; an allocation for
@@ -215,21 +163,70 @@ def prune(
             linears = finished.read(BLOCK(i), mapped=True).items()
             counts.append(files.write(i, ((n, unpacked(model, i, n, x)) for n, x in linears)))
         pruned = files.open()
-        pruning = Pruning(
-            model.name,
-            config.family,
-            pruner,
-            targets,
-            facts,
-            files.written(counts),
-            before,
-            resources.run_since(started),
-            model_sha256(pruned),
-            measure(pruned),
+        run = resources.run_since(started)
+        made = files.record(model_sha256(pruned))
+        pruning = recorded(
+            model, targets, pruner, facts, counts, made, before, run, measure(pruned)
         )
-        source.check_at_end(finished)
-        (folder / RECORD).write_text(json_text(record(pruning)), "utf-8")
+        source.check(whole=True)
+        (folder / RECORD).write_text(json_text(plain(pruning)), "utf-8")
     return pruning
+
+
+def recorded(
+    model: Model,
+    targets: Targets,
+    pruner: PrunerOptions,
+    tokens: TokenFacts | None,
+    counts: Sequence[Mapping[str, Counts]],
+    files: FilesRecord,
+    before: dict[str, Any] | None,
+    run: Run,
+    more: Mapping[str, Any],
+) -> Pruning:
+    """What was asked for, and what came of it; `more` has fields that another measured."""
+    asked, share = targets.linear_pruned, targets.linear_sparsity
+    linears = [x for block in counts for x in block.values()]
+    idle = [
+        f"blocks.{i}.{name.rpartition('.')[0]}"
+        for i, block in enumerate(counts)
+        for name, linear in block.items()
+        if linear.method is not None
+    ]
+    blocks = [
+        BlockRecord(
+            index=i,
+            linears=[
+                filled(LinearRecord, x, name=name, sparsity=share[i, j], requested=asked[i, j])
+                for j, (name, x) in enumerate(block.items())
+            ],
+        )
+        for i, block in enumerate(counts)
+    ]
+    weights, total = sum(x.weights for x in linears), int(asked.sum())
+    options: dict[str, Any] = pruner.options
+    return Pruning(
+        format=RECORD_FORMAT,
+        model=model.name,
+        family=model.config.family,
+        method=pruner.record.name,
+        **options,
+        compat=targets.compat,
+        pattern=None if targets.pattern is None else str(targets.pattern),
+        requested_sparsity=total / weights,
+        total_weights=weights,
+        total_requested=total,
+        total_pruned=sum(x.pruned for x in linears),
+        total_zeros=sum(x.zeros for x in linears),
+        calibration=tokens,
+        without_tokens=tuple(dict.fromkeys(idle)),
+        allocation=dict(targets.made),
+        blocks=blocks,
+        files=files,
+        before=before,
+        run=run,
+        **more,
+    )
 
 
 def _prune_blocks(
@@ -253,8 +250,7 @@ def _prune_blocks(
     resources.total = len(left)
     if inputs is not None and not isinstance(inputs, Imatrix):
         resources.total += (len(left) + last - first) * len(inputs)
-    calibration = Calibration(model, inputs, pruner.record.needs, resources, states, first)
-    block_pruner = BlockPruner(model, targets, pruner, calibration, resources, scratch)
+    block_pruner = BlockPruner(model, targets, pruner, inputs, resources, scratch, states, first)
 
     def pruned(i: int) -> BlockWeights:
         linears = finished.read(BLOCK(i), mapped=True)
@@ -267,7 +263,7 @@ def _prune_blocks(
             finished.write(BLOCK(i), linears)
             del sums, linears  # so that no more than one block is in memory
             resources.tick()
-        if i < last and (states := calibration.advance(bound(pruned, i))):
+        if i < last and (states := block_pruner.advance(bound(pruned, i))):
             finished.write(STATES(i), list(states))
             finished.forget(STATES(i - 1))
 
@@ -299,36 +295,3 @@ def _options(
         "tokens": tokens and tokens.sha256,
         "dtype": np.dtype(dtype).name,
     }
-
-
-def record(pruning: Pruning) -> dict[str, Any]:
-    """What `pruning.json` holds."""
-    written, pruner, targets = pruning.written, pruning.pruner, pruning.targets
-    asked, share = targets.linear_pruned, targets.linear_sparsity
-    blocks = [
-        BlockRecord(
-            index=i,
-            linears=[
-                filled(LinearRecord, x, name=name, sparsity=share[i, j], requested=asked[i, j])
-                for j, (name, x) in enumerate(block.items())
-            ],
-        )
-        for i, block in enumerate(written.counts)
-    ]
-    whole = filled(
-        PruningRecord,
-        pruning,
-        format=RECORD_FORMAT,
-        method=pruner.record.name,
-        **pruner.options,
-        compat=targets.compat,
-        pattern=None if targets.pattern is None else str(targets.pattern),
-        requested_sparsity=asked.sum() / pruning.total_weights,
-        total_requested=asked.sum(),
-        calibration=pruning.tokens,
-        without_tokens=tuple(pruning.without_tokens),
-        allocation=targets.made,
-        blocks=blocks,
-        files=filled(FilesRecord, written, sha256=pruning.sha256),
-    )
-    return {**plain(whole), **pruning.measures}

@@ -1,28 +1,31 @@
 """A model pruned block by block, each block calibrated on inputs that passed the pruned ones."""
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from refimpl.allocation.targets import Targets
 from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import input_of, saw_no_token
+from refimpl.model.statistics import SUMS, input_of
+from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.compensation import SharedFactor, upper_factor
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruners.magnitude import MAGNITUDE
 from refimpl.pruners.pruner import pruners
-from refimpl.pruning.calibration import Calibration
 from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
+from refimpl.scoring.dense_statistics import sums_of_all
 from refimpl.storage.arrays import write_tree
+from refimpl.tokens.imatrix import Imatrix
 
 
 @dataclass(frozen=True)
@@ -38,24 +41,65 @@ class PrunedBlock:
     sums: Mapping[str, Array]
 
 
-@dataclass(frozen=True)
 class BlockPruner:
     """Decides on the linears of one block after another; the one place where a block is pruned.
 
-    Workers of an executor find sums that are matrices in the scratch folder.
+    The sequences pass the pruned blocks on the threads; each block pass of one costs 1.
+
+    Args:
+        model: The model.
+        targets: How much every linear loses.
+        pruner: How weights are chosen.
+        inputs: Ids [N, S]; or means of squares of the dense model, which somebody else measured; or
+            None for pruners that look at weights alone.
+        resources: What it runs on.
+        scratch: A folder for sums that are matrices, where workers of an executor find them.
+        states: States [1, S, D] before block `index`, which is pruned first, of an earlier run.
+        index: The first block.
     """
 
-    model: Model
-    targets: Targets
-    pruner: PrunerOptions
-    calibration: Calibration
-    resources: Resources
-    scratch: Path | None = None
+    def __init__(
+        self,
+        model: Model,
+        targets: Targets,
+        pruner: PrunerOptions,
+        inputs: Array | Imatrix | None,
+        resources: Resources,
+        scratch: Path | None = None,
+        states: Sequence[Array] | None = None,
+        index: int = 0,
+    ) -> None:
+        self.model, self.targets, self.pruner = model, targets, pruner
+        self.resources, self.scratch = resources, scratch
+        self.imatrix = inputs if isinstance(inputs, Imatrix) else None
+        self.stream: Stream | None = None
+        self.sequences = 0 if inputs is None else 1
+        if inputs is not None and not isinstance(inputs, Imatrix):
+            self.sequences = len(inputs)
+            numbered = None if states is None else dict(enumerate(map(np.array, states)))
+            self.stream = Stream(model, dict(enumerate(inputs)), resources.dtype, numbered, index)
 
     def dense(self, index: int) -> tuple[BlockWeights, Mapping[str, Array]]:
-        """The weights of a dense block, and the sums of what its linears read."""
-        weights = self.model.block(index, self.resources.dtype, self.resources.workers.map)
-        return weights, self.calibration.sums(weights)
+        """The weights of a dense block, and the sums of what its linears read, by trace point."""
+        workers, tick = self.resources.workers, self.resources.tick
+        weights = self.model.block(index, self.resources.dtype, workers.map)
+        if self.imatrix is not None:
+            return weights, self.imatrix.squares[index]
+        if self.stream is None:
+            return weights, {}
+        statistic = SUMS[str(self.pruner.record.needs)]
+        return weights, sums_of_all(self.stream, weights, statistic, workers, tick)[1]
+
+    def advance(self, pruned: Callable[[], Weights]) -> Sequence[Array]:
+        """Pass the pruned block; returns the states [1, S, D] after it, none after the last one."""
+        stream, states = self.stream, list[Array]()
+        if stream is not None:
+            if stream.index + 1 < stream.config.num_blocks:
+                weights = pruned()
+                passes = [partial(stream.through, h, weights) for h in stream.states.values()]
+                states = self.resources.workers.run(passes, self.resources.tick)
+            stream.advance(dict(enumerate(states)))
+        return states
 
     def linears(self, index: int, sums: Mapping[str, Array]) -> Iterator[tuple[str, PrunedLinear]]:
         """Prune the linears of a block, each on its own: on the threads, or on the executor.
@@ -75,9 +119,8 @@ class BlockPruner:
                 self.targets.compat,
                 self.pruner,
                 inputs.get(input_of(name)),
-                self.calibration.sequences,
+                self.sequences,
                 self.resources.dtype,
-                MAGNITUDE.name if sums and saw_no_token(name, sums.get(input_of(name))) else None,
                 shared.get(input_of(name), upper_factor),
             )
             for j, name in enumerate(model.config.linears[index])
@@ -123,13 +166,12 @@ def pruned_blocks(
 ) -> Iterator[PrunedBlock]:
     """Prune a model in memory, block by block; ids [N, S] may be None without calibration."""
     ids = calibration_ids(model, pruner, ids)
-    calibration = Calibration(model, ids, pruner.record.needs, resources)
-    block_pruner = BlockPruner(model, targets, pruner, calibration, resources)
+    block_pruner = BlockPruner(model, targets, pruner, ids, resources)
     for i in range(model.config.num_blocks):
         dense, sums = block_pruner.dense(i)
         pruned = dict(block_pruner.linears(i, sums))
         linears = {name: pruned[name] for name in model.config.linears[i]}
         new = {f"{n}.weight": x.weight(dense[f"{n}.weight"]) for n, x in linears.items()}
         block = PrunedBlock(i, linears, dense | new, sums)
-        calibration.advance(partial(dense.__or__, new))
+        block_pruner.advance(partial(dense.__or__, new))
         yield block

@@ -1,7 +1,7 @@
 """The pruned model's files: the original's bytes, except for the linears that were pruned."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from refimpl.pruning.copied_files import (
     copy_weights,
 )
 from refimpl.pruning.pruned_linears import PrunedLinear
+from refimpl.pruning.record import FilesRecord
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,6 @@ class Counts:
     zeros: int
     kept_zeros: int
     method: str | None = None
-
-
-@dataclass(frozen=True)
-class Written:
-    """What the new folder holds: counts per block and linear, and sorted names of copied files.
-
-    `left_out` names what the model's folder holds and the new one does not; `format_added` the
-    files whose metadata got `format: pt`, which older transformers require; `dequantised` the
-    types of quantised tensors, with their dtype in the new file; `ignored` the other parts of a
-    composite checkpoint, whose tensors are copied.
-    """
-
-    counts: tuple[Mapping[str, Counts], ...]
-    companions: tuple[str, ...]
-    left_out: tuple[str, ...]
-    format_added: tuple[str, ...]
-    dequantised: Mapping[str, str] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
 
 
 class PrunedFiles:
@@ -82,14 +65,19 @@ class PrunedFiles:
         counts = {name: self._write(f"blocks.{block}.{name}.weight", x) for name, x in linears}
         return {n: counts[n] for n in self._model.config.linears[block] if n in counts}
 
-    def written(self, counts: Iterable[Mapping[str, Counts]]) -> Written:
-        """What the folder holds, with the counts of all blocks."""
-        plan, of_blocks = self.copies, tuple(counts)
+    def record(self, sha256: str | None = None) -> FilesRecord:
+        """What became of the model's files; the digest is the new model's."""
+        plan = self.copies
         quantised = [x for x in plan.converted if x.kind != x.dtype]
         kinds = {x.kind: x.numpy_dtype.name for x in sorted(quantised, key=lambda x: x.kind)}
-        companions = tuple(sorted(plan.companions))
-        ignored = tuple(parts(x.name for x in self._model.ignored))
-        return Written(of_blocks, companions, plan.left_out, self.format_added, kinds, ignored)
+        return FilesRecord(
+            sha256=sha256,
+            companions=tuple(sorted(plan.companions)),
+            left_out=plan.left_out,
+            format_added=self.format_added,
+            dequantised=kinds,
+            ignored=tuple(parts(x.name for x in self._model.ignored)),
+        )
 
     def _copy(self) -> list[str]:
         """Copy all files; returns the names of those whose metadata got a format."""

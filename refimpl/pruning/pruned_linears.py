@@ -1,7 +1,7 @@
 """One linear after pruning, and the work unit that prunes it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -17,9 +17,10 @@ from refimpl.model.ops import Array
 from refimpl.model.weight import count_bad
 from refimpl.pruners.checks import Compat
 from refimpl.pruners.compensation import Factor, upper_factor
-from refimpl.pruners.decision import Goal, PrunerOptions, decision
+from refimpl.pruners.decision import Goal, PrunerOptions
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
+from refimpl.scoring.pruned_alone import decided
 from refimpl.storage.arrays import read_tree
 
 
@@ -120,7 +121,7 @@ class LinearUnit:
     """The work unit that prunes one linear, the one at `index` of its block.
 
     `sums` is the statistic of what it reads over all sequences, or the file of it, or None;
-    `fallback` the method of an expert that saw no token; `factor` as of `compensated`.
+    `factor` is as of `compensated`.
     """
 
     block: int
@@ -132,7 +133,6 @@ class LinearUnit:
     sums: Array | str | None
     sequences: int
     dtype: npt.DTypeLike
-    fallback: str | None = None
     factor: Factor = upper_factor
 
     def cost(self, config: Config) -> float:
@@ -147,20 +147,11 @@ class LinearUnit:
     def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[str, PrunedLinear]:
         """Name and pruned weights; those of the block were checked when it was read."""
         dense = model.weights[f"blocks.{self.block}.{self.name}.weight"].read_again(self.dtype)
-        keep, new = self._decision(dense)
-        stored = stored_weight(model, self.block, self.name, keep, new)
-        return self.name, PrunedLinear(keep, stored, new is not None, self.fallback)
-
-    def _decision(self, dense: Array) -> tuple[Array, Array | None]:
-        """Which weights stay, and SparseGPT's new ones; an error names the linear."""
         sums = self.sums
         if isinstance(sums, str):
             sums = read_tree(Path(sums), mapped=True)
+        how = self.goal, self.pruner, self.compat, self.factor
         place = self.block, self.index
-        try:
-            pruner = replace(self.pruner, pruner=self.fallback or self.pruner.pruner)
-            how = pruner, self.compat, place, self.factor
-            return decision(dense, sums, self.sequences, self.goal, *how)
-        except RefimplError as error:
-            problem = f"blocks.{self.block}.{self.name}: {error.problem}"
-            raise RefimplError(problem, error.expected, error.remedy) from error
+        keep, new, method = decided(self.name, place, dense, sums, self.sequences, *how)
+        stored = stored_weight(model, self.block, self.name, keep, new)
+        return self.name, PrunedLinear(keep, stored, new is not None, method)

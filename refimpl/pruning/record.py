@@ -77,12 +77,18 @@ class BlockRecord(Document, frozen=True, kw_only=True):
 
 
 class FilesRecord(Document, frozen=True, kw_only=True):
-    """What became of the model's files; an older version wrote no digest."""
+    """What became of the model's files, with sorted names; an older version wrote no digest.
+
+    `companions` were copied; `left_out` is in the model's folder, and not in the new one;
+    `format_added` names files whose metadata got `format: pt`, which older transformers require;
+    `dequantised` has the types of quantised tensors, with their dtype in the new file; `ignored`
+    are other parts of a composite checkpoint, whose tensors are copied.
+    """
 
     sha256: str | None = None
-    companions: list[str]
-    left_out: list[str]
-    format_added: list[str]
+    companions: tuple[str, ...]
+    left_out: tuple[str, ...]
+    format_added: tuple[str, ...]
     dequantised: dict[str, str]
     ignored: tuple[str, ...] = ()
 
@@ -94,8 +100,8 @@ class Measured(Document, frozen=True, kw_only=True):
     after: dict[str, Any]
 
 
-class PruningRecord(Document, frozen=True, kw_only=True):
-    """The content of `pruning.json`."""
+class Pruning(Document, frozen=True, kw_only=True):
+    """What pruning did to a model: the content of `pruning.json`."""
 
     format: Literal[1]
     model: str
@@ -129,9 +135,9 @@ class PruningRecord(Document, frozen=True, kw_only=True):
         return converted(facts, PruningFacts, "allocation")
 
 
-def pruning_record(content: Any) -> PruningRecord:
+def pruning_record(content: Any) -> Pruning:
     """The record in a JSON value; ValueError if it is not whole."""
-    record = converted(content, PruningRecord)
+    record = converted(content, Pruning)
     _ = record.facts
     return record
 

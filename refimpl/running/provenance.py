@@ -12,7 +12,6 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.storage.file_system import open_file
-from refimpl.storage.finished_units import FinishedUnits
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 from refimpl.version import SPEC, __version__
@@ -124,15 +123,6 @@ class UnchangedFiles:
     def __init__(self, model: Model) -> None:
         self._model, self._stamps = model, stamps(model)
         self.identity = identity(model)
-
-    def check_at_end(self, finished: FinishedUnits | None) -> None:
-        """Refuse other contents, too, and then remove the finished units."""
-        try:
-            self.check(whole=True)
-        except RefimplError:
-            if finished is not None:
-                finished.discard()
-            raise
 
     def check(self, whole: bool = False) -> None:
         """Refuse other sizes or times; and, if whole, other contents as far as `identity` looks."""

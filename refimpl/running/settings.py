@@ -119,11 +119,12 @@ class Settings(Checked):
             finished = None
             if files is not None and self.finished is not None:
                 work, identity = opened.enter_context(work_folder(self.finished)), files.identity
-                units = finished_units(work, {**identity, **options}, files.check)
+                known = {**identity, **options, "dtype": np.dtype(self.dtype).name}
+                units = finished_units(work, known, files.check)
                 finished = opened.enter_context(units)
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
             settings = np.dtype(self.dtype), memory, workers, self.executor, finished
             yield Resources(*settings, self.progress, earlier)
             if files is not None:
-                files.check_at_end(finished)
+                files.check(whole=True)

@@ -1,27 +1,20 @@
-"""What the linears of the dense model read: one pass over all tokens, in units of sequences."""
+"""Sums over what the linears of the dense model read."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-
-import numpy as np
-import numpy.typing as npt
 
 from refimpl.model.config import Config
 from refimpl.model.forward import Weights
-from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import (
     Statistic,
     add_sums,
     input_of,
     second_moments,
-    sum_of_squares,
 )
 from refimpl.model.stream import Stream
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
-from refimpl.running.work_units import Tick, results
 from refimpl.scoring.grouping import state_bytes
 from refimpl.scoring.measurements import Squares
 
@@ -29,34 +22,6 @@ SEQUENCES_AT_RISK = 8  # per thread, in a unit whose results are kept: a kill lo
 
 Moments = tuple[Mapping[str, Array], ...]
 """Wanda's statistic per block and linear, [in]."""
-
-
-@dataclass(frozen=True)
-class DenseSequences:
-    """Sequences on their way through the dense model, ids [S] by their number: a work unit."""
-
-    ids: Mapping[int, Array]
-    dtype: npt.DTypeLike = np.float32
-
-    def cost(self, config: Config) -> float:
-        """Block passes."""
-        return len(self.ids) * config.num_blocks
-
-    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[str, Squares]:
-        """Sums of squares of the linears' inputs, by sequence."""
-        stream = Stream(model, self.ids, self.dtype)
-        squares: dict[int, Squares] = dict.fromkeys(self.ids, ())
-        for i in range(model.config.num_blocks):
-            weights = model.block(i, self.dtype, workers.map)
-            passes = [
-                partial(stream.through_with_sums, h, weights, sum_of_squares)
-                for h in stream.states.values()
-            ]
-            passed = dict(zip(self.ids, workers.run(passes, partial(tick, 1)), strict=True))
-            stream.advance({sequence: h for sequence, (h, _) in passed.items()})
-            for sequence, (_, sums) in passed.items():
-                squares[sequence] += (sums,)
-        return {f"dense {sequence}": sums for sequence, sums in squares.items()}
 
 
 class SummedSquares:
@@ -72,42 +37,6 @@ class SummedSquares:
             for total, sums in zip(self.total, self._waiting.pop(self._next), strict=True):
                 add_sums(total, sums)
             self._next += 1
-
-
-def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
-    """Run the dense model once over all tokens and sum the squares of the linears' inputs.
-
-    Args:
-        model: The model.
-        ids: Token ids, [N, S].
-        resources: What it runs on; only the dtype changes the sums.
-
-    Returns:
-        Per block and trace point that is some linear's input, the sums, [in], float64.
-    """
-    squares, earlier = SummedSquares(tuple({} for _ in model.config.blocks)), resources.earlier
-    rows = {n: row for n, row in enumerate(ids) if f"dense {n}" not in earlier}
-    for n in range(len(ids)):
-        if n not in rows:
-            squares.add(n, tuple(earlier[f"dense {n}"]))
-    units = dense_units(model.config, rows, resources, resources.finished is not None)
-    for sums in results(units, model, resources):
-        resources.keep(sums)
-        for key, of_blocks in sums.items():
-            squares.add(int(key.split()[1]), of_blocks)
-    return squares.total
-
-
-def dense_units(
-    config: Config, ids: Mapping[int, Array], resources: Resources, keep: bool
-) -> list[DenseSequences]:
-    """The work units of `dense_squares` over these sequences, [S] by their number."""
-    left, length = [*ids], max((len(row) for row in ids.values()), default=1)
-    size = sequences_together(config, length, resources, keep)
-    return [
-        DenseSequences({n: ids[n] for n in left[start : start + size]}, resources.dtype)
-        for start in range(0, len(left), size)
-    ]
 
 
 def sums_of_all(

@@ -19,12 +19,11 @@ from refimpl.running.memory import peak_memory
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import DenseSequences, dense_units, wanda_moments
-from refimpl.scoring.experiment import work_list
+from refimpl.scoring.dense_statistics import wanda_moments
+from refimpl.scoring.experiment import dense_units, work_list
 from refimpl.scoring.grouping import state_bytes
-from refimpl.scoring.pruned_alone import PrunedBlocks
-from refimpl.scoring.score import counts_of_probes, pruned_base, pruning_perturbation
-from refimpl.scoring.signals import Chosen
+from refimpl.scoring.score import probed_blocks, pruned_base
+from refimpl.scoring.signals import Chosen, before_squares
 from refimpl.scoring.state_group import StateGroup
 from refimpl.tokens import Tokens
 
@@ -102,19 +101,21 @@ def estimate(
     request, settings = request or Request(), replace(settings or Settings(), **changes)
     plan, before = request.perturbation(plan), peak_memory() or 0
     ids, config = checked_ids(tokens.ids, model.config), model.config
-    base, keep = pruned_base(config, request), settings.finished is not None
+    base, keep = pruned_base(config, request).linear_pruned, settings.finished is not None
     with replace(settings, finished=None).open() as resources:
         divergence, probes = request.correct == "divergence", isinstance(plan, Probes)
         groups = work_list(config, ids, plan, resources, divergence=divergence, keep=keep)
         dense = dense_units(config, dict(enumerate(ids)), resources, keep) if probes else []
-        units: list[StateGroup | DenseSequences] = [*dense, *groups]
+        units = [*dense, *groups]
         passes = sum(unit.cost(config) for unit in units)
-        counts = counts_of_probes(base, plan, config) if isinstance(plan, Probes) else None
         with Workers(1 if resources.executor else resources.workers.threads) as workers:
-            each, load, prune, sums = _timed(model, ids[0], plan, counts, resources.dtype, workers)
+            each, load, prune, sums = _timed(model, ids[0], plan, base, resources.dtype, workers)
+            first = replace(model, config=replace(config, blocks=config.blocks[:1]))
+            here, chosen = replace(resources, executor=None, workers=workers), Chosen.of(request)
+            signals = _seconds(lambda: before_squares(first, chosen, ids, here))
         pruned = [{(a.block, a.variant) for x in unit.stacks for a in x} for unit in groups]
         summed = sum(len(unit.ids) * len(dict(x)) for unit, x in zip(groups, pruned, strict=True))
-        in_turn = each * (passes + Chosen.of(request).cost(config, *ids.shape))
+        in_turn = each * passes + signals * config.num_blocks
         in_turn += load * len(units) * config.num_blocks
         in_turn += prune * sum(map(len, pruned)) + sums * summed
         held = max((unit.held for unit in groups), default=0)
@@ -136,7 +137,7 @@ def estimate(
 
 
 def _timed(
-    model: Model, ids: Array, plan: Perturbation, counts: Array | None, dtype: Any, workers: Workers
+    model: Model, ids: Array, plan: Perturbation, base: Array, dtype: Any, workers: Workers
 ) -> tuple[float, float, float, float]:
     """Seconds of one pass, of reading a block, of pruning it, and of the sums that this needs.
 
@@ -145,12 +146,12 @@ def _timed(
     config = replace(model.config, blocks=model.config.blocks[:1])
     first, rows = replace(model, config=config), dict.fromkeys(range(workers.threads), ids)
     load = _seconds(lambda: first.block(0, dtype, workers.map))
-    held, unit = HeldModel.of(first), DenseSequences(rows, dtype)
+    held, unit = HeldModel.of(first), StateGroup((), rows, tuple(rows), dtype=dtype)
     run = partial(unit.run, held, workers, lambda cost: None)
     each, prune, sums = _seconds(run) / len(rows), 0.0, 0.0
-    if counts is not None and isinstance(plan, Probes):
-        moments = wanda_moments(run()["dense 0"], 1, config)
-        pruner: PrunedBlocks = pruning_perturbation(config, counts[:, :1], plan, moments)
+    if isinstance(plan, Probes):
+        moments = wanda_moments(run()["squares 0"], 1, config)
+        pruner = probed_blocks(config, base[:1], plan, moments)
         weights, clean = held.block(0, dtype), Stream(first, rows, dtype)
         if pruner.needs_products:
             sums = _seconds(lambda: pruner.summed(clean, weights, workers)) / len(rows)

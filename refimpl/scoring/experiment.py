@@ -1,6 +1,7 @@
 """The perturbation experiment over a whole model, in work units whose results can be kept."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from math import inf, isclose
 from time import perf_counter
 from typing import Any
@@ -11,9 +12,9 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
-from refimpl.scoring.dense_statistics import SummedSquares
+from refimpl.scoring.dense_statistics import SummedSquares, sequences_together
 from refimpl.scoring.grouping import Addresses, stacks, state_groups
-from refimpl.scoring.measurements import Address, Measurements, PruneBlock, addresses
+from refimpl.scoring.measurements import Address, Measurements, PruneBlock, Squares, addresses
 from refimpl.scoring.perturbed_state import StateMeasures
 from refimpl.scoring.pruned_alone import needs_products
 from refimpl.scoring.state_group import StateGroup
@@ -165,3 +166,39 @@ def least(states: Sequence[Address]) -> int:
         first[a.block] = min(a.sequence, first.get(a.block, a.sequence))
     most = max((a.sequence + 1 for a in states), default=0)
     return min(most, max(2, 1 + max(first.values(), default=0)))
+
+
+def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
+    """Run the dense model once over all tokens and sum the squares of the linears' inputs.
+
+    Args:
+        model: The model.
+        ids: Token ids, [N, S].
+        resources: What it runs on; only the dtype changes the sums.
+
+    Returns:
+        Per block and trace point that is some linear's input, the sums, [in], float64.
+    """
+    squares = SummedSquares(tuple({} for _ in model.config.blocks))
+    known = {key: x for key, x in resources.earlier.items() if key.startswith("squares ")}
+    rows = {n: row for n, row in enumerate(ids) if f"squares {n}" not in known}
+    units = dense_units(model.config, rows, resources, resources.finished is not None)
+    for sums in chain([known], results(units, model, resources)):
+        if sums is not known:
+            resources.keep(sums)
+        for key, of_blocks in sums.items():
+            squares.add(int(key.split()[1]), tuple(of_blocks))
+    return squares.total
+
+
+def dense_units(
+    config: Config, ids: Mapping[int, Array], resources: Resources, keep: bool
+) -> list[StateGroup]:
+    """The work units of `dense_squares` over these sequences, [S] by their number."""
+    left, length = [*ids], max((len(row) for row in ids.values()), default=1)
+    size = sequences_together(config, length, resources, keep)
+    pieces = [left[start : start + size] for start in range(0, len(left), size)]
+    return [
+        StateGroup((), {n: ids[n] for n in piece}, tuple(piece), dtype=resources.dtype)
+        for piece in pieces
+    ]

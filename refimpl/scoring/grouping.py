@@ -26,9 +26,8 @@ def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
     """Cut states of `length` tokens into stacks, whose states share each matrix product.
 
     A stack holds neighbouring blocks of one sequence, draw and eta, of about `ROWS` tokens in all.
-    A product's rounding may depend on its number of rows, so the stacks follow from the addresses
-    alone: memory, threads, workers and resumed runs never cut one. Stacks are in the order of their
-    first states.
+    A product's rounding may depend on its rows, so stacks follow from the addresses alone: memory,
+    threads, workers and resumed runs cut none. They are in the order of their first states.
 
     Example:
         >>> [len(x) for x in stacks([Address(0, 0, 0, block) for block in range(5)], 256)]
@@ -53,8 +52,7 @@ def state_groups(
 ) -> list[list[Addresses]]:
     """Put stacks of states of `length` tokens into groups that travel together, as memory allows.
 
-    Groups are smaller if finished units are to be kept. If so many sequences have to be
-    in `every` group, their clean states are.
+    Groups are smaller if finished units are to be kept. `every` sequences are in each group.
 
     Raises:
         RefimplError: The memory does not hold one stack and the clean states.
@@ -82,8 +80,7 @@ def state_groups(
 def groups(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator[list[Addresses]]:
     """Put stacks, in order, into groups that fit: a state counts 1, a sequence's clean one 2.
 
-    If the clean states of all sequences are in each group, they count `clean`. A group has one
-    stack at least.
+    If the clean states of all sequences are in each, they count `clean`. A group has one stack.
     """
     group, sequences, states = list[Addresses](), set[int](), 0
     for stack in cut:

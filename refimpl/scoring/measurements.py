@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from refimpl.method.perturbation import Perturbation, Probes
 from refimpl.method.subset import chosen_blocks
 from refimpl.model.forward import Weights
-from refimpl.model.model import BlockWeights, Model
+from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
 from refimpl.running.provenance import NUMPY, Runtime
-from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
 
 PruneBlock = Callable[[int, int, BlockWeights, Workers], Weights]
@@ -59,8 +58,7 @@ class Measurements:
         left_out: Tokens without a ratio (zero state or zero drift), over all sequences, [E, L].
         sinks: Tokens excluded as sinks, over all sequences, [L].
         divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
-        squares: Sums of squares of the linears' inputs, per block, over all sequences; none for
-            the pruning perturbation, which is given them.
+        squares: Sums of squares of the linears' inputs, per block, over all sequences.
         runtime: What ran the experiment.
     """
 
@@ -99,28 +97,13 @@ class Measurements:
 
     def first(self, sequences: int) -> "Measurements":
         """Those of the first sequences alone; the sums over sequences hold no others."""
-        drift, alignment, ratios = (
-            x[:, :sequences] for x in (self.drift, self.alignment, self.ratios)
-        )
-        kl = None if self.divergence is None else self.divergence[:, :sequences]
-        return replace(self, drift=drift, alignment=alignment, ratios=ratios, divergence=kl)
+        names = ("drift", "alignment", "ratios", "divergence")
+        cut: Any = {x: y[:, :sequences] for x in names if (y := getattr(self, x)) is not None}
+        return replace(self, **cut)
 
 
-class Experiment(Protocol):
-    """Runs the experiment: `experiment.experiment`, or another runtime."""
-
-    def __call__(
-        self,
-        model: Model,
-        ids: Array,
-        plan: Perturbation,
-        resources: Resources,
-        prune_block: PruneBlock | None,
-        *,
-        divergence: bool,
-    ) -> Measurements:
-        """Perturb every block's output and follow the drift to the end."""
-        ...
+Experiment = Callable[..., Measurements]
+"""Runs the experiment, with the arguments of `experiment.experiment`, or by another runtime."""
 
 
 def addresses(

@@ -1,19 +1,23 @@
-"""Blocks that are pruned alone, everything else dense: the pruning perturbation."""
+"""Blocks that are pruned alone, everything else dense: the pruning perturbation, and probes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
 
+import numpy as np
+
+from refimpl.errors import RefimplError
+from refimpl.method.perturbation import Units
 from refimpl.model.config import Linears
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Later, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, input_of, saw_no_token
 from refimpl.model.stream import Stream
-from refimpl.pruners.checks import Bools
-from refimpl.pruners.compensation import SharedFactor, upper_factor
-from refimpl.pruners.decision import PrunerOptions, decision
+from refimpl.pruners.checks import Bools, Compat
+from refimpl.pruners.compensation import Factor, SharedFactor, upper_factor
+from refimpl.pruners.decision import Goal, PrunerOptions, decision
 from refimpl.pruners.magnitude import MAGNITUDE
 from refimpl.running.threads import Workers
 from refimpl.scoring.dense_statistics import Moments, sums_of_all
@@ -65,30 +69,77 @@ class PrunedBlocks:
         }
         return weights | dict(zip(tasks, workers.run(list(tasks.values())), strict=True))
 
-    def decided(
-        self, weight: Array, name: str, count: int, place: tuple[int, int]
-    ) -> tuple[Bools, Array | None]:
-        """What stays of a linear without `count` of its weights, and new weights, if there are any.
-
-        Of an expert that saw no token, the lowest magnitudes go.
-        """
-        total = self.moments[place[0]][name] if self.moments else self.products.get(input_of(name))
-        idle = self.pruner.record.needs is not None and saw_no_token(name, total)
-        pruner = PrunerOptions(MAGNITUDE) if idle else self.pruner
-        factor = self.factors.get(input_of(name), upper_factor)
-        return decision(weight, total, self.sequences, count, pruner, "exact", place, factor)
-
     def _pruned(
         self, weights: BlockWeights, name: str, count: int, place: tuple[int, int]
     ) -> Array | Later:
         """A linear [out, in] without `count` of its weights."""
-        weight = weights[f"{name}.weight"]
-        keep, new = self.decided(weight, name, count, place)
+        total = self.moments[place[0]][name] if self.moments else self.products.get(input_of(name))
+        weight, factor = weights[f"{name}.weight"], self.factors.get(input_of(name), upper_factor)
+        how = self.sequences, count, self.pruner
+        keep, new, _ = decided(name, place, weight, total, *how, factor=factor)
         if new is None:
             return weights.without(f"{name}.weight", keep)
         return zeroed(new.astype(weight.dtype), keep)
 
 
+def decided(
+    name: str,
+    place: tuple[int, int],
+    weight: Array,
+    total: Array | None,
+    sequences: int,
+    goal: Goal,
+    pruner: PrunerOptions,
+    compat: Compat = "exact",
+    factor: Factor = upper_factor,
+) -> tuple[Bools, Array | None, str | None]:
+    """The decision on a linear, new weights, and how it was made if not as on others.
+
+    Of an expert that saw no token, the lowest magnitudes go. An error names the linear.
+    """
+    idle = pruner.record.needs is not None and saw_no_token(name, total)
+    how = PrunerOptions(MAGNITUDE) if idle else pruner
+    try:
+        keep, new = decision(weight, total, sequences, goal, how, compat, place, factor)
+    except RefimplError as error:
+        problem = f"blocks.{place[0]}.{name}: {error.problem}"
+        raise RefimplError(problem, error.expected, error.remedy) from error
+    return keep, new, MAGNITUDE.name if idle else None
+
+
 def needs_products(pruner: PrunerOptions) -> bool:
     """Whether a pruner needs the outer products of inputs, which are of all sequences."""
     return pruner.record.needs == "products"
+
+
+def probe_counts(
+    linear_pruned: Array, sizes: Array, delta: float | None, units: Units = "blocks"
+) -> Array:
+    """Count the weights to prune of every linear, in each variant of its block.
+
+    N_u (s_u + d), rounded half to even, for d = -delta and delta, but at most half the way from
+    s_u to 0 or to 1: where nothing or everything is pruned, an error does not grow.
+
+    Args:
+        linear_pruned: Weights to prune in the base allocation, [L, linears].
+        sizes: Weights of each linear, [L, linears]; 0 where a block lacks one.
+        delta: Change of the sparsity; None for the base's counts alone.
+        units: What is pruned alone: blocks, or each linear.
+
+    Returns:
+        [V, L, linears], in the order of `Probes.variants`.
+
+    Example:
+        >>> probe_counts(np.array([[50, 5]]), np.array([[100, 50]]), 0.1).tolist()
+        [[[50, 5]], [[40, 2]], [[60, 10]]]
+    """
+    if delta is None:
+        return linear_pruned[None]
+    s = linear_pruned / np.maximum(sizes, 1)
+    below, above = np.maximum(s - delta, s / 2), np.minimum(s + delta, (s + 1) / 2)
+    outer = np.rint(np.stack([below, above]) * sizes).astype(np.int64)
+    blocks = np.concatenate([linear_pruned[None], outer])
+    if units == "blocks":
+        return blocks
+    alone = np.eye(sizes.shape[1], dtype=np.int64)[:, None, :] * blocks[:, None]
+    return np.concatenate([blocks[:1], alone.reshape(-1, *sizes.shape)])

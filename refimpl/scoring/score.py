@@ -9,7 +9,6 @@ from math import inf
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import Request
@@ -26,11 +25,10 @@ from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.provenance import token_facts
 from refimpl.running.settings import Settings
-from refimpl.scoring.dense_statistics import Moments, dense_squares, wanda_moments
-from refimpl.scoring.experiment import experiment
-from refimpl.scoring.measurements import Experiment, Measurements, PruneBlock, addresses, passes
-from refimpl.scoring.probe_counts import probe_counts
-from refimpl.scoring.pruned_alone import PrunedBlocks
+from refimpl.scoring.dense_statistics import Moments, wanda_moments
+from refimpl.scoring.experiment import dense_squares, experiment
+from refimpl.scoring.measurements import Experiment, Measurements, addresses, passes
+from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
 from refimpl.scoring.signals import Chosen, before_squares, of_drifts, of_moments
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
@@ -100,18 +98,16 @@ def score(
     chosen = Chosen.of(request, bases)
     signals_cost, experiment_cost = _costs(config, ids, plan, request, chosen)
 
-    with settings.open(model, _options(tokens, plan, request, chosen, settings.dtype)) as resources:
+    with settings.open(model, _options(tokens, plan, request, chosen)) as resources:
         require_resolved(plan, resources.dtype)
         resources.total = signals_cost + experiment_cost
         signals = before_squares(model, chosen, ids, resources)
-        pruned_at, counts = None, np.zeros(0, np.int64)
-        prune_block: PruneBlock | None = None
+        pruned_at, prune_block = None, None
         if isinstance(plan, Probes):  # which weights go depends on the dense model on all tokens
             moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
             signals |= of_moments(model, chosen, moments, resources)
             pruned_at = _pruned_at(config, signals, request)
-            counts = counts_of_probes(pruned_at, plan, config)
-            prune_block = pruning_perturbation(config, counts, plan, moments)
+            prune_block = probed_blocks(config, pruned_at.linear_pruned, plan, moments)
         run = runtime or partial(experiment, until=until)
         divergence = request.correct == "divergence"
         measured = run(model, ids, plan, resources, prune_block, divergence=divergence)
@@ -133,7 +129,7 @@ def score(
         signals=signals,
         run=resources.run_since(started, measured.runtime),
         pruned_at=pruned_at,
-        probes=_probed(measured, counts, plan, config),
+        probes=_probed(measured, prune_block, plan, config),
         made_for={x.name: getattr(request, x.name) for x in fields(request)},
         budget_minutes=budget,
         measured_samples=None if budget is None else perturbed,
@@ -148,15 +144,9 @@ def checked_budget(minutes: float | None) -> float:
     return inf if minutes is None else minutes
 
 
-def counts_of_probes(at: PrunedAt, plan: Probes, config: Config) -> Array:
-    """Weights to prune in each variant of a block, [V, L, linears]."""
-    return probe_counts(at.linear_pruned, config.linear_sizes, plan.probe_delta, plan.units)
-
-
-def pruning_perturbation(
-    config: Config, counts: Array, plan: Probes, moments: Moments
-) -> PrunedBlocks:
-    """What prunes a block alone, by the statistic of the dense model if it needs squares."""
+def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -> PrunedBlocks:
+    """What prunes a block alone, from weights to prune in the base allocation, [L, linears]."""
+    counts = probe_counts(base, config.linear_sizes, plan.probe_delta, plan.units)
     of_squares = moments if plan.pruner.record.needs == "squares" else ()
     return PrunedBlocks(config.linears, counts, plan.pruner, of_squares)
 
@@ -172,9 +162,9 @@ def pruned_base(config: Config, request: Request) -> PrunedAt:
 
 
 def _options(
-    tokens: Tokens, plan: Perturbation, request: Request, chosen: Chosen, dtype: npt.DTypeLike
+    tokens: Tokens, plan: Perturbation, request: Request, chosen: Chosen
 ) -> dict[str, Any]:
-    """What finished units depend on, besides the model."""
+    """What finished units depend on, besides the model and the dtype."""
     pruning = isinstance(plan, Probes)
     free = ("base", *ALLOCATING, *(() if pruning else PROJECTING))
     custom = request.file if pruning else None
@@ -189,7 +179,6 @@ def _options(
         ],
         "signals": {name: options for name, (_, options) in chosen.bases.items()},
         "divergence": request.correct == "divergence",
-        "dtype": np.dtype(dtype).name,
     }
 
 
@@ -197,9 +186,9 @@ def _costs(
     config: Config, ids: Array, plan: Perturbation, request: Request, chosen: Chosen
 ) -> tuple[float, float]:
     """Cost of the signals, and about that of the experiment, in block passes of one sequence."""
-    (sequences, length), blocks = ids.shape, config.num_blocks
+    sequences, blocks = len(ids), config.num_blocks
     signals: float = sequences * blocks if isinstance(plan, Probes) else 0
-    signals += chosen.cost(config, sequences, length)
+    signals += chosen.cost(config, sequences)
     heads = head_cost(config) if request.correct == "divergence" else 0.0
     states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
     perturbed = sum(passes(a, blocks, plan) + heads for a in states)
@@ -233,10 +222,10 @@ def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]
 
 
 def _probed(
-    measured: Measurements, counts: Array, plan: Perturbation, config: Config
+    measured: Measurements, blocks: PrunedBlocks | None, plan: Perturbation, config: Config
 ) -> ProbedErrors | None:
     """What probes measured, in the order of their sparsities; NaN where there is no linear."""
-    if not isinstance(plan, Probes) or plan.probe_delta is None:
+    if blocks is None or not isinstance(plan, Probes) or plan.probe_delta is None:
         return None
     at, below, above = range(3)
     order, kl, sizes = [below, at, above], measured.divergence, config.linear_sizes
@@ -247,7 +236,7 @@ def _probed(
             return x[order]
         return np.moveaxis(x[1:].reshape(3, -1, x.shape[1]), 1, 2)[order]
 
-    pruned = ordered(counts.sum(axis=2))
+    pruned = ordered(blocks.counts.sum(axis=2))
     weights = config.block_sizes if plan.units == "blocks" else sizes
     drift = np.stack([_mean(x)[:, -1] for x in measured.drift])
     return ProbedErrors(

@@ -21,7 +21,8 @@ from refimpl.model.token_ids import checked_ids
 from refimpl.running.settings import Resources, Settings
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick, results
-from refimpl.scoring.dense_statistics import Moments, dense_squares, sums_of_all, wanda_moments
+from refimpl.scoring.dense_statistics import Moments, sums_of_all, wanda_moments
+from refimpl.scoring.experiment import dense_squares
 from refimpl.scoring.grouping import state_bytes
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
@@ -84,23 +85,10 @@ class Chosen:
                 into[: len(numbers)] = numbers
         return Signal(base.of_signal(options), values)
 
-    def work(self, config: Config, length: int, needs: Needs) -> float:
-        """Cost of signals of a block beside its passes, in passes of so many tokens."""
-        each = sum(
-            base.work(out, width, options)
-            for base, options in self.bases.values()
-            if base.needs == needs
-            for linears in config.linears
-            for out, width in linears.values()
-        )
-        return each / (2 * length * float(config.block_sizes.sum()))
-
-    def cost(self, config: Config, sequences: int, length: int) -> float:
-        """Cost of `of_weights` and `of_products` in block passes of one sequence."""
-        # Outer products take about as long as the pass that makes them.
-        passes = 2 * sequences if self.needing("products") else 0
-        kinds: tuple[Needs, ...] = ("weights", "products")
-        return config.num_blocks * (passes + sum(self.work(config, length, x) for x in kinds))
+    def cost(self, config: Config, sequences: int) -> int:
+        """Cost of `before_squares`: block passes of one sequence, and as much for each signal."""
+        each = 1 + 2 * sequences if self.needing("products") else 0
+        return config.num_blocks * (each + bool(self.needing("weights")))
 
 
 def signals(
@@ -138,13 +126,12 @@ def signals(
         "command": "signals",
         "tokens": tokens and tokens.sha256,
         "base": [base.name, dict(request.options)],
-        "dtype": np.dtype(settings.dtype).name,
     }
     chosen = Chosen.of(request, ())
     with settings.open(model, run) as resources:
         squares = base.needs == "squares"
         resources.total = squares * len(ids) * config.num_blocks
-        resources.total += chosen.cost(config, len(ids), ids.shape[1])
+        resources.total += chosen.cost(config, len(ids))
         if isinstance(tokens, Imatrix):
             moments = wanda_moments(tokens.squares, 1, config)
         elif squares:
@@ -166,15 +153,13 @@ def before_squares(
             f"{need} bytes: {len(ids)} x {length} tokens, before and after a block",
             f"use --memory {need} or more, or fewer --samples",
         )
-    measured = of_weights(model, chosen, length, resources)
-    return measured | _measured(model, chosen, "products", resources, length, ids)
+    measured = of_weights(model, chosen, resources)
+    return measured | _measured(model, chosen, "products", resources, ids)
 
 
-def of_weights(
-    model: Model, chosen: Chosen, length: int, resources: Resources
-) -> dict[str, Signal]:
-    """The signals that are made of the weights alone; progress in passes of `length` tokens."""
-    return _measured(model, chosen, "weights", resources, length)
+def of_weights(model: Model, chosen: Chosen, resources: Resources) -> dict[str, Signal]:
+    """The signals that are made of the weights alone."""
+    return _measured(model, chosen, "weights", resources)
 
 
 def of_moments(
@@ -197,7 +182,6 @@ def _measured(
     chosen: Chosen,
     needs: Needs,
     resources: Resources,
-    length: int = 1,
     ids: Sequence[Array] | Array = (),
     moments: Moments = (),
 ) -> dict[str, Signal]:
@@ -213,12 +197,9 @@ def _measured(
     left = [i for i in range(config.num_blocks) if i not in rows]
     # A worker that needs passes takes the sequences through the blocks before its own, too.
     pieces = np.array_split(left, resources.at_once) if len(ids) else [np.array([i]) for i in left]
-    work = 0.0 if moments else chosen.work(config, length, needs)
     sequences, dtype = dict(enumerate(ids)), resources.dtype
     units = [
-        BlockSignals(
-            tuple(x.tolist()), asked, sequences, moments[x[0]] if moments else {}, work, dtype
-        )
+        BlockSignals(tuple(x.tolist()), asked, sequences, moments[x[0]] if moments else {}, dtype)
         for x in pieces
         if x.size
     ]
@@ -243,7 +224,6 @@ class BlockSignals:
         ids: For outer products: token ids of all sequences, [S], by their number, which pass all
             blocks up to the last one.
         moments: For squares: Wanda's statistic of the only block, per linear, [in].
-        work: Cost of the signals of each block, in block passes.
         dtype: Of the passes; outer products and signals are float64.
     """
 
@@ -251,13 +231,12 @@ class BlockSignals:
     asked: Asked
     ids: Mapping[int, Array]
     moments: Mapping[str, Array]
-    work: float
     dtype: npt.DTypeLike = np.float32
 
     def cost(self, config: Config) -> float:
-        """Block passes, and what else takes time, in the same unit."""
-        passes = len(self.ids) * (self.blocks[-1] + 1 + len(self.blocks))
-        return passes + self.work * len(self.blocks)
+        """Block passes of sequences, and as much for each signal that is not of moments."""
+        passes, signals = len(self.ids), len(self.ids) + (not self.moments)
+        return passes * (self.blocks[-1] + 1) + signals * len(self.blocks)
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> Rows:
         """The numbers of every block."""
@@ -287,7 +266,7 @@ class BlockSignals:
             # Signals of squares compute on one thread each, and others on all threads.
             numbers = run(tasks) if self.moments else [task() for task in tasks]
             yield {i: dict(zip(self.asked, numbers, strict=True))}
-            tick(len(self.ids) + self.work)
+            tick(len(self.ids) + (not self.moments))
 
 
 def _stored(model: Model, block: int, name: str) -> Array:

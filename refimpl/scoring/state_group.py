@@ -48,7 +48,7 @@ class StateGroup:
     stacks: tuple[tuple[Address, ...], ...]
     ids: Mapping[int, Array]
     counted: tuple[int, ...]
-    plan: Perturbation
+    plan: Perturbation = Noise()
     dtype: npt.DTypeLike = np.float32
     prune_block: PruneBlock | None = None
     divergence: bool = False

@@ -9,7 +9,7 @@ from typing import Any
 
 from refimpl.model.config import kind_of
 from refimpl.pruning.inspection import Inspection, common_pattern
-from refimpl.pruning.prune import Pruning
+from refimpl.pruning.record import Pruning
 from refimpl.running.memory import MIB
 from refimpl.show.header import (
     LABEL,
@@ -27,59 +27,53 @@ from refimpl.show.table import fitted
 LEAST = 0.05  # seconds of a stage that is shown
 
 
-def pruning_table(
-    pruned: Pruning, document: Mapping[str, Any], out: Path, applied: str | None = None
-) -> str:
+def pruning_table(pruned: Pruning, out: Path, applied: str | None = None) -> str:
     """How a model was pruned, and what came of it; `applied` says which default was, and why."""
-    lines = [*wrapped(_facts(pruned, document)), ""]
+    lines = [*wrapped(_facts(pruned)), ""]
     if experts := pruned.without_tokens:
         lines += [f"pruned by magnitude, without calibration tokens: {', '.join(experts)}", ""]
     said = [] if applied is None else [*wrap(applied, terminal_width()), ""]
-    return joined([*lines, *said, *_summary(document, out)])
+    return joined([*lines, *said, *_summary(pruned, out)])
 
 
-def _summary(document: Mapping[str, Any], out: Path) -> list[str]:
+def _summary(pruned: Pruning, out: Path) -> list[str]:
     """Where the model is, the sparsity asked and reached, the perplexity, and what to do next."""
-    total, zeros = document["total_weights"], document["total_zeros"]
-    asked, reached = (document[f"total_{key}"] for key in ("requested", "pruned"))
+    total, reached = pruned.total_weights, pruned.total_pruned
     facts = {
         "sparsity:": [
-            f"{asked / total:.4%} asked",
-            f"{reached / total:.4%} reached ({reached:,} of {total:,} weights; {zeros:,} zeros in "
-            "the file)",
+            f"{pruned.total_requested / total:.4%} asked",
+            f"{reached / total:.4%} reached ({reached:,} of {total:,} weights; "
+            f"{pruned.total_zeros:,} zeros in the file)",
         ]
     }
     after = command_lines(f"next:       refimpl eval {out} --text FILE")
-    if (both := document.get("measured")) is not None:
+    if (both := pruned.measured) is not None:
         values = [
-            f"{measured(both[at]['perplexity'], both[at]['perplexity_stderr'] or nan)} {at}"
-            for at in ("before", "after")
+            f"{measured(x['perplexity'], x['perplexity_stderr'] or nan)} {when}"
+            for when, x in (("before", both.before), ("after", both.after))
         ]
-        facts["perplexity:"] = [
-            *values[:1],
-            *f"{values[1]} ({both['after']['source']})".split(", "),
-        ]
+        facts["perplexity:"] = [*values[:1], *f"{values[1]} ({both.after['source']})".split(", ")]
         said = f"refimpl compare {out} OTHER, after pruning in another way"
         after = wrapped({"next:": [said]})
     return [f"written:    {out}", *wrapped(facts), *after]
 
 
-def _facts(pruned: Pruning, document: Mapping[str, Any]) -> dict[str, list[str]]:
+def _facts(pruned: Pruning) -> dict[str, list[str]]:
     """How the model was pruned, by label."""
-    targets, pruner, tokens = pruned.targets, pruned.pruner, pruned.tokens
-    made = targets.made
+    made, files = pruned.allocation, pruned.files
+    options = {"damping": pruned.damping, "seed": pruned.seed}
     facts = {
         "model": [
-            *model_facts(pruned.model, pruned.family, len(pruned.written.counts)),
+            *model_facts(pruned.model, pruned.family, len(pruned.blocks)),
             f"{pruned.total_weights:,} prunable weights",
         ],
         "pruner": [
-            pruner.record.name,
-            *(f"{name} {value:g}" for name, value in pruner.options.items()),
-            f"compat {targets.compat}",
+            pruned.method,
+            *(f"{name} {value:g}" for name, value in options.items() if value is not None),
+            f"compat {pruned.compat}",
         ],
-        "target": [f"pattern {targets.pattern}, zeros per group : inputs per group"]
-        if targets.pattern is not None
+        "target": [f"pattern {pruned.pattern}, zeros per group : inputs per group"]
+        if pruned.pattern is not None
         else [
             f"sparsity {made['requested_sparsity']:g}",
             f"base {made['base']}",
@@ -88,21 +82,21 @@ def _facts(pruned: Pruning, document: Mapping[str, Any]) -> dict[str, list[str]]
             *(["strength measured"] if made["correct"] and made["strength"] == "measured" else []),
         ],
     }
-    if tokens is not None:
-        facts["calibration"] = token_facts(tokens)
-    if pruned.written.left_out:
-        facts["not copied"] = list(pruned.written.left_out)
-    if pruned.written.ignored:
-        facts["ignored"] = [*pruned.written.ignored, "copied"]
-    if pruned.written.format_added:
-        facts["format: pt"] = [f"added to {name}" for name in pruned.written.format_added]
-    if kinds := pruned.written.dequantised:
+    if pruned.calibration is not None:
+        facts["calibration"] = token_facts(pruned.calibration)
+    if files.left_out:
+        facts["not copied"] = list(files.left_out)
+    if files.ignored:
+        facts["ignored"] = [*files.ignored, "copied"]
+    if files.format_added:
+        facts["format: pt"] = [f"added to {name}" for name in files.format_added]
+    if kinds := files.dequantised:
         new = [f"{kind} is {dtype}" for kind, dtype in kinds.items()]
         facts["weights"] = [f"de-quantised in model.safetensors: {', '.join(new)}"]
-    run, seconds = pruned.run, dict(document.get("seconds", {}))
-    total = seconds.pop("total", run.seconds)
+    seconds = dict(pruned.seconds or {})
+    total = seconds.pop("total", pruned.run.seconds)
     stages = [f"{stage} {spent:.1f} s" for stage, spent in seconds.items() if spent >= LEAST]
-    facts["run"] = run_facts(replace(run, seconds=total), *stages)
+    facts["run"] = run_facts(replace(pruned.run, seconds=total), *stages)
     return facts
 
 
@@ -136,8 +130,8 @@ def _header(inspection: Inspection) -> list[str]:
     if inspection.ignored:
         lines["ignored"] = [", ".join(inspection.ignored)]
     if (asked := inspection.requested) is not None:
-        what = asked.pattern or f"sparsity {asked.sparsity:g}"
-        lines["requested"] = [f"{what} by {asked.method}, as pruning.json says"]
+        what = asked["pattern"] or f"sparsity {asked['sparsity']:g}"
+        lines["requested"] = [f"{what} by {asked['method']}, as pruning.json says"]
     return [
         f"{label if i == 0 else '':<{LABEL}}{fact}"
         for label, facts in lines.items()

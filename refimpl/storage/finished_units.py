@@ -67,10 +67,6 @@ class FinishedUnits:
         if is_tree(self.folder / name):
             (self.folder / name).unlink()
 
-    def discard(self) -> None:
-        """Remove all units, so that nothing can be resumed."""
-        discard(self.folder)
-
 
 @contextmanager
 def finished_units(
@@ -90,7 +86,7 @@ def finished_units(
     except (RefimplError, ArithmeticError) as error:  # the latter: a number left its range
         if not isinstance(error, ResumableError):
             with suppress(OSError):
-                units.discard()
+                discard(units.folder)
         raise
     finally:
         with suppress(OSError):  # it is not empty

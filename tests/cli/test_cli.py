@@ -27,7 +27,6 @@ import refimpl
 from refimpl.allocation.request import Request
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise, Probes
-from refimpl.running.threads import Progress
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", "2", "--seq-len", "12")
@@ -448,9 +447,9 @@ def test_progress_shows_the_time_left_on_a_terminal() -> None:
 
 @pytest.mark.usefixtures("slow_clock")
 def test_progress_is_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def score(*arguments: Any, progress: Progress, **options: Any) -> None:
+    def score(*arguments: Any, **options: Any) -> None:
         for done in (1.0, 2.5, 2.5, 7.0, 10.0):
-            progress(done, 10.0)
+            arguments[-1].progress(done, 10.0)
         raise RefimplError("stop")
 
     monkeypatch.setattr("refimpl.cli.score.score", score)

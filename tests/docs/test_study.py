@@ -26,8 +26,7 @@ import search
 
 from refimpl import Model, Probes, Request, read_model, score
 from refimpl.running.settings import Settings
-from refimpl.scoring.dense_statistics import dense_units
-from refimpl.scoring.experiment import work_list
+from refimpl.scoring.experiment import dense_units, work_list
 from refimpl.tokens import Tokens, random_tokens
 
 STUDY = FIXTURES.parent / "docs" / "study"

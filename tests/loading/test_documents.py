@@ -27,13 +27,13 @@ from refimpl.evaluation.document import EvaluationDocument
 from refimpl.loading.files.documents import converted, plain
 from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.oracle.case_folders import CaseFacts
-from refimpl.pruning.record import PruningRecord, pruning_record
+from refimpl.pruning.record import Pruning, pruning_record
 
 LLAMA, FEW = FIXTURES / "llama", ("--samples", 1, "--seq-len", 8)
 REFERENCE = FIXTURES.parent / "docs" / "reference"
 DOCUMENTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "scores": (ScoresDocument, scores_document),
-    "pruning": (PruningRecord, pruning_record),
+    "pruning": (Pruning, pruning_record),
     "evaluation": (EvaluationDocument, lambda x: converted(x, EvaluationDocument)),
     "case": (CaseFacts, lambda x: converted(x, CaseFacts)),
 }

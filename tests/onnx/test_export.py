@@ -476,5 +476,5 @@ def test_a_pruned_copy_leaves_graphs_behind(copy: Copy, tmp_path: Path) -> None:
     model = read_model(copy("llama"))
     export(model)
     done = prune(model, tmp_path / "half", HALF, PrunerOptions("magnitude"))
-    assert {"model.onnx", "model.onnx.data"} <= set(done.written.left_out)
+    assert {"model.onnx", "model.onnx.data"} <= set(done.files.left_out)
     assert not list((tmp_path / "half").glob("*.onnx*"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from refimpl.errors import RefimplError
 from refimpl.method.projection import project
-from refimpl.pruners.counts import apportion, counts, row_count, split_count, total_count
+from refimpl.pruners.counts import apportion, counts, split_count, total_count
 
 sparsities = st.floats(0, 1)
 small_sizes = st.lists(st.integers(1, 12), min_size=1, max_size=9)
@@ -75,15 +75,6 @@ def test_split_stays_exact_where_float64_is_not() -> None:
     assert split_count(2**53 + 1, sizes).tolist() == [2**52 + 1, 2**52]
 
 
-@given(st.integers(1, 50), st.integers(1, 50), st.data())
-def test_rows_share_a_count(rows: int, columns: int, data: st.DataObject) -> None:
-    count = data.draw(st.integers(0, rows * columns))
-    base, extra = row_count(count, rows, columns)
-    assert base * rows + extra == count
-    assert 0 <= extra < rows
-    assert base + (extra > 0) <= columns
-
-
 @given(small_sizes, sparsities)
 def test_off_budget_sparsities_are_refused(sizes: list[int], sparsity: float) -> None:
     off = 1.0 if sparsity < 0.5 else 0.0
@@ -112,7 +103,7 @@ def test_a_count_must_fit() -> None:
     with pytest.raises(RefimplError, match="9 weights to prune of 8"):
         split_count(9, [4, 4])
     with pytest.raises(RefimplError, match="-1 weights"):
-        row_count(-1, 2, 2)
+        split_count(-1, [2, 2])
 
 
 def test_a_sparsity_is_the_decimal_that_was_asked() -> None:

@@ -13,7 +13,7 @@ from refusals import refusal_of
 
 from refimpl import Model, Pattern, prune, read_imatrix, read_model
 from refimpl.running.settings import Settings
-from refimpl.scoring.dense_statistics import dense_squares
+from refimpl.scoring.experiment import dense_squares
 from refimpl.tokens.imatrix import Imatrix
 
 NAMES = {

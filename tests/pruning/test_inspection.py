@@ -18,7 +18,7 @@ from refusals import refusal_of
 
 from refimpl import read_model
 from refimpl.model.ops import Array
-from refimpl.pruning.inspection import LinearZeros, Requested, inspect, inspection_document
+from refimpl.pruning.inspection import LinearZeros, inspect, inspection_document
 from refimpl.show.pruning import inspection_table
 
 LLAMA = FIXTURES / "llama"
@@ -134,7 +134,8 @@ def test_what_was_requested_is_said(
     changes: dict[str, Any], expected: tuple[Any, Any], line: str, tmp_path: Path
 ) -> None:
     found = inspect(read_model(recorded(tmp_path / "m", **changes)))
-    assert found.requested == Requested("magnitude", *expected)
+    sparsity, pattern = expected
+    assert found.requested == {"method": "magnitude", "sparsity": sparsity, "pattern": pattern}
     assert f"requested   {line}, as pruning.json says\n" in inspection_table(found)
 
 

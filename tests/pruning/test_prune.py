@@ -39,7 +39,7 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner
 from refimpl.pruners.wanda import wanda_keep, wanda_score
-from refimpl.pruning.prune import Pruning, prune
+from refimpl.pruning.prune import prune
 from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.tokens import Tokens, id_tokens, random_tokens
@@ -84,11 +84,11 @@ def test_the_file_holds_the_target(case: str, goal: str, method: Pruner, tmp_pat
     found = prune(model, out, asked, PrunerOptions(method), tokens, threads=2)
     pruned = read_model(out)
     assert pruned.config == config
-    for i, counts in enumerate(found.written.counts):
+    for i, counts in enumerate(found.blocks):
         dense, sparse = (dict(x.block(i, np.float64)) for x in (model, pruned))
         assert dense.keys() == sparse.keys()
-        for j, (name, count) in enumerate(counts.items()):
-            before, after = dense.pop(f"{name}.weight"), sparse.pop(f"{name}.weight")
+        for j, count in enumerate(counts.linears):
+            before, after = (x.pop(f"{count.name}.weight") for x in (dense, sparse))
             zeros = int((after == 0).sum())
             assert count.pruned == asked.linear_pruned[i, j]
             assert count.zeros == zeros == count.pruned + count.kept_zeros
@@ -258,7 +258,7 @@ def test_a_file_of_allocations_prunes_as_its_options_do(
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     record, scores = numbers(tmp_path / "a" / "pruning.json"), json.loads(scored.read_text())
     expected = facts(scores)
-    assert record["allocation"] == {name: expected[name] for name in record["allocation"]}
+    assert record["allocation"] == {x: expected.get(x) for x in record["allocation"]}
     got = [sum(x["pruned"] for x in row["linears"]) for row in record["blocks"]]
     assert got == scores["allocations"][0]["num_pruned"]
 
@@ -430,7 +430,7 @@ def test_the_pruned_model_is_a_model(tmp_path: Path) -> None:
 def test_from_python(tmp_path: Path) -> None:
     model = read_model(TINY)
     asked, tokens = targets_at(model, 0.3), id_tokens(TINY / "tokens.npy")
-    found: Pruning = prune(model, tmp_path / "out", asked, tokens=tokens, dtype=np.float64)
+    found = prune(model, tmp_path / "out", asked, tokens=tokens, dtype=np.float64)
     assert found.total_pruned == found.total_zeros == asked.linear_pruned.sum()
     with pytest.raises(RefimplError, match="without calibration tokens"):
         prune(model, tmp_path / "other", asked)

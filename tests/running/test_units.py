@@ -44,8 +44,8 @@ from refimpl.running.provenance import stamps
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers, cores
 from refimpl.running.work_units import LostWorkerError, results
-from refimpl.scoring.dense_statistics import SummedSquares, dense_squares
-from refimpl.scoring.experiment import experiment
+from refimpl.scoring.dense_statistics import SummedSquares
+from refimpl.scoring.experiment import dense_squares, experiment
 from refimpl.scoring.grouping import balanced, stacks
 from refimpl.scoring.measurements import addresses
 from refimpl.scoring.signals import signals

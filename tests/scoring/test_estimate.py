@@ -28,7 +28,6 @@ from refimpl.tokens import Tokens, random_tokens
 LLAMA = FIXTURES / "llama"
 TOKENS = random_tokens(200, 6, 12)
 SPARSEGPT = Probes(probe_pruner="sparsegpt", probe_delta=0.1, probe_samples=3)
-HEADS = Request(correct="divergence", strength=0.1)
 RUNS = {
     "gaussian": (Noise(), Request()),
     "etas": (Noise(eta=(0.01, 0.1, 0.5)), Request("owl")),
@@ -122,6 +121,8 @@ def test_the_formula_of_the_documentation() -> None:
     [  # how often a run calls each function at least, in turn
         ("scoring.pruned_alone.decision", SPARSEGPT, Request(), 4 * 3 * 7),
         ("scoring.pruned_alone.decision", Probes(), Request(), 4 * 7),
+        ("bases.lsa.lsa_error", Noise(), Request("lsa"), 4 * 7),
+        ("bases.alphapruning.power_law", Noise(), Request("alphapruning"), 4 * 7),
     ],
 )
 def test_what_takes_long_is_predicted_to_take_long(

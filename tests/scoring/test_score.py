@@ -19,7 +19,7 @@ from refimpl.model.stream import Stream
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.scoring.experiment import experiment
 from refimpl.scoring.measurements import Measurements
-from refimpl.scoring.probe_counts import probe_counts
+from refimpl.scoring.pruned_alone import probe_counts
 from refimpl.scoring.signals import signals
 from refimpl.tokens import Tokens, random_tokens
 

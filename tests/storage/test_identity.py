@@ -60,7 +60,7 @@ def test_every_field_is_covered() -> None:
 @pytest.mark.parametrize("plan", [Noise(), Probes()])
 def test_every_field_identifies_scores(plan: Noise | Probes) -> None:
     tokens, request = random_tokens(264, 1, 8), Request(base="owl")
-    fields = {"plan": plan, "request": request, "dtype": "float32", "tokens": tokens}
+    fields = {"plan": plan, "request": request, "tokens": tokens}
 
     def identity(bases: Any = None, **new: Any) -> dict[str, Any]:
         asked = fields | new
@@ -71,7 +71,6 @@ def test_every_field_identifies_scores(plan: Noise | Probes) -> None:
 
     assert not changed()
     assert changed(bases=())
-    assert changed(dtype="float64")
     assert changed(tokens=random_tokens(264, 1, 9))
     for name, value in OTHER[type(plan)].items():
         assert changed(plan=dataclasses.replace(plan, **{name: value})), name
@@ -80,6 +79,13 @@ def test_every_field_identifies_scores(plan: Noise | Probes) -> None:
     for name, value in OTHER[Request].items():
         new = Request(base="dlp") if name == "base" else Request(**{"base": "owl", name: value})
         assert changed(request=new) == (name not in free), name
+
+
+def test_the_dtype_identifies_a_run(tmp_path: Path) -> None:
+    for dtype in ("float32", "float64", np.float32):
+        with Settings(dtype, finished=tmp_path).open(read_model(LLAMA)) as resources:
+            resources.keep({"a": 1})
+    assert sum(x.is_dir() for x in tmp_path.iterdir()) == 2
 
 
 def test_versions_and_the_spec_identify_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

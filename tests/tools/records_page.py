@@ -10,6 +10,7 @@ from typing import Any
 
 from regions import filled
 
+from refimpl.arguments import described as accepted
 from refimpl.bases.base import Base, bases
 from refimpl.explanation.step import described, full_name
 from refimpl.pruners.pruner import Pruner, pruners
@@ -48,9 +49,9 @@ def of_base(base: Base) -> str:
     facts = f"\n## {title}\n\n`--base {base.name}` is made from {NEEDS[base.needs]}."
     facts += f" Source: {base.source}.\n"
     rows = ""
-    for name, option in base.options.items():
-        default = "none" if option.default is None else option.default
-        rows += f"| `{name}` | {option.accepted} | {default} | {option.help} |\n"
+    for name, x in base.options.items():
+        default = "none" if x.default is None else x.default
+        rows += f"| `{name}` | {accepted(x.kind)} | {default} | {x.help} |\n"
     table = f"\n| option | values | default | |\n|---|---|---|---|\n{rows}" if rows else ""
     deviations = f"\nDeviations: {base.deviations}.\n" if base.deviations else ""
     return f"{facts}{table}\n{formulas(base.formulas)}{deviations}"
@@ -59,18 +60,17 @@ def of_base(base: Base) -> str:
 def of_pruner(pruner: Pruner) -> str:
     """The section of a pruner."""
     title = pruner.title[0].upper() + pruner.title[1:]
-    needs = NEEDS[pruner.needs or "weights"]
-    facts = f"\n## {title}\n\n`--pruner {pruner.name}` looks at {needs}. Source: {pruner.source}.\n"
+    facts = f"\n## {title}\n\n`--pruner {pruner.name}` looks at {NEEDS[pruner.needs or 'weights']}."
     options = ", ".join(f"`{name}`" for name in pruner.options)
     deviations = f"\nDeviations: {pruner.deviations}.\n" if pruner.deviations else ""
+    facts += f" Source: {pruner.source}.\n"
     return facts + (f"\nOptions: {options}.\n" if options else "") + deviations
 
 
 def module_of(record: Base | Pruner) -> str:
     """The module of the first function of a record, which is its own."""
-    function = record.allocation if isinstance(record, Base) else record.score or record.compensate
-    assert function is not None
-    return function.__module__
+    own = record.allocation if isinstance(record, Base) else record.score or record.compensate
+    return str(getattr(own, "__module__", ""))
 
 
 def members(records: Iterable[Base | Pruner]) -> str:

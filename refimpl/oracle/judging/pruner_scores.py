@@ -12,7 +12,7 @@ from refimpl.pruners.compensation import compensated, inverse_factor
 from refimpl.pruners.sparsegpt import WIDTH, hessian
 from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
-from refimpl.scoring.dense_statistics import dense_squares
+from refimpl.scoring.experiment import dense_squares
 
 Keep = npt.NDArray[np.bool_]
 """Decisions on weights, True = stays."""

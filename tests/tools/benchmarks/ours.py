@@ -131,7 +131,7 @@ def spectra(model: str, blocks: int, fit: str = "peak") -> dict[str, Any]:
     with Settings().open() as resources:
         start = clock()
         chosen = Chosen.of(refimpl.Request("alphapruning", {"fit": fit}), ())
-        (signal,) = of_weights(first, chosen, 1, resources).values()
+        (signal,) = of_weights(first, chosen, resources).values()
         seconds = clock() - start
     return {"seconds": seconds, "alpha": signal.main.tolist()}
 
