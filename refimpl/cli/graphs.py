@@ -41,10 +41,9 @@ class GraphOptions:
     dtype: Literal["float32", "float64"] = option(
         "float32", "Precision of the computation. float64 certifies float32."
     )
-    weights: Literal["external", "reference", "embedded"] = common_option(
+    weights: Literal["external", "embedded"] = common_option(
         "external",
-        "external: copied into one file beside the graph, FILE.onnx.data. reference: not copied; "
-        "the graph points into the model's own files. embedded: in the graph's file.",
+        "external: in one file beside the graph, FILE.onnx.data. embedded: in the graph's file.",
     )
     outputs: Literal["logits", "trace"] = common_option(
         "logits", "logits, or trace: every step of every block as well."

@@ -1,4 +1,4 @@
-"""Write a model's graph, with weights in it, beside it, or by reference to the model's files."""
+"""Write a model's graph, with weights in it or beside it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,18 +18,16 @@ from refimpl.onnx.recording.experiment_graph import experiment_graph
 from refimpl.onnx.recording.fused import FUSED, FUSED_OPSET
 from refimpl.onnx.recording.graph import DEFAULT_OPSET
 from refimpl.onnx.recording.graph_weights import (
-    check_finite,
     copied,
     distinct,
     graph_weights,
-    referenced,
     write_data,
 )
 from refimpl.onnx.recording.model_graph import GraphOutputs, Recording, described, model_graph
 from refimpl.storage.file_system import to_disk
 
 EXPORT_FORMAT = 2  # of `export --json`
-WeightStorage = Literal["external", "reference", "embedded"]
+WeightStorage = Literal["external", "embedded"]
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
 
@@ -43,7 +41,7 @@ class Exported:
         outputs: "logits", "trace" or "experiment".
         nodes: Number of nodes of the graph; a call of a function is one.
         functions: Number of nodes of each function.
-        tensors: Number of weights written or referred to, each once.
+        tensors: Number of weights written, each once.
         written_bytes: Size of the weights as written.
     """
 
@@ -85,13 +83,10 @@ def export(
     opset = (FUSED_OPSET if fused else DEFAULT_OPSET) if opset is None else opset
     _check_request(dtype, opset, fused)
     target.check_output(model, out, data, force)
-    reference = weights == "reference"
-    if reference:
-        target.check_reference(model, out)
     carried = graph_weights(model, dtype)
     arrays = distinct(carried)
-    target.check_room(out, [] if reference else arrays, weights)
-    enter = referenced(model, dtype) if reference else copied(carried, data.name if data else None)
+    target.check_room(out, arrays, weights)
+    enter = copied(carried, data.name if data else None)
     recording = Recording(model, dtype, enter, opset, FUSED if fused else PLAIN)
     if experiment is None:
         result, graph = str(outputs), model_graph(recording, outputs)
@@ -101,8 +96,6 @@ def export(
     with target.whole_graph(out, data) as part:
         if data is not None:
             write_data(part.with_name(data.name), carried)
-        elif reference:
-            check_finite(carried)
         part.write_bytes(proto.SerializeToString(deterministic=True))
         to_disk(part)
         onnx.checker.check_model(str(part), full_check=True)
@@ -119,8 +112,8 @@ def export(
         {entry.key: entry.value for entry in proto.metadata_props},
         len(proto.graph.node),
         {function.name: len(function.node) for function in proto.functions},
-        len({array.weight.stored.name for array in arrays} if reference else arrays),
-        0 if reference else sum(array.nbytes for array in arrays),
+        len(arrays),
+        sum(array.nbytes for array in arrays),
     )
 
 

@@ -7,7 +7,6 @@ from refimpl.show.header import counted, wrapped
 
 WEIGHT_LOCATIONS = {
     "external": "in a file beside the graph",
-    "reference": "in the model's own files, by reference",
     "embedded": "in the graph's file",
 }
 
