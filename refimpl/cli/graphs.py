@@ -53,12 +53,7 @@ class GraphOptions:
         "Export the perturbation experiment instead of the model: from token ids and noise to "
         "drift, alignment and absorption coefficients.",
     )
-    opset: int | None = option(
-        None, "Version of ONNX's operators, 18 to 25. Default: 21, or 23 with --fused.", "N"
-    )
-    fused: bool = option(
-        False, "Write attention, rotary positions and RMS norms as one operator each; float32 only."
-    )
+    opset: int = option(21, "Version of ONNX's operators, 18 to 25.", "N")
     force: bool = option(False, "Replace an existing output.")
 
 

@@ -11,11 +11,9 @@ import onnx
 
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
-from refimpl.model.kernels import PLAIN
 from refimpl.model.model import Model
 from refimpl.onnx import target
 from refimpl.onnx.recording.experiment_graph import experiment_graph
-from refimpl.onnx.recording.fused import FUSED, FUSED_OPSET
 from refimpl.onnx.recording.graph import DEFAULT_OPSET
 from refimpl.onnx.recording.graph_weights import (
     copied,
@@ -26,7 +24,7 @@ from refimpl.onnx.recording.graph_weights import (
 from refimpl.onnx.recording.model_graph import GraphOutputs, Recording, described, model_graph
 from refimpl.storage.file_system import to_disk
 
-EXPORT_FORMAT = 2  # of `export --json`
+EXPORT_FORMAT = 3  # of `export --json`
 WeightStorage = Literal["external", "embedded"]
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
@@ -53,7 +51,6 @@ class Exported:
     outputs: str
     dtype: str
     opset: int
-    fused: bool
     metadata: Mapping[str, str]
     nodes: int
     functions: Mapping[str, int]
@@ -69,8 +66,7 @@ def export(
     weights: WeightStorage = "external",
     outputs: GraphOutputs = "logits",
     experiment: Noise | None = None,
-    opset: int | None = None,
-    fused: bool = False,
+    opset: int = DEFAULT_OPSET,
     force: bool = False,
 ) -> Exported:
     """Write a model as an ONNX graph, which appears whole or not at all.
@@ -80,14 +76,13 @@ def export(
     """
     out, dtype = target.default_output(model) if out is None else Path(out), np.dtype(dtype)
     data = target.data_file(out) if weights == "external" else None
-    opset = (FUSED_OPSET if fused else DEFAULT_OPSET) if opset is None else opset
-    _check_request(dtype, opset, fused)
+    _check_request(dtype, opset)
     target.check_output(model, out, data, force)
     carried = graph_weights(model, dtype)
     arrays = distinct(carried)
     target.check_room(out, arrays, weights)
     enter = copied(carried, data.name if data else None)
-    recording = Recording(model, dtype, enter, opset, FUSED if fused else PLAIN)
+    recording = Recording(model, dtype, enter, opset)
     if experiment is None:
         result, graph = str(outputs), model_graph(recording, outputs)
     else:
@@ -108,7 +103,6 @@ def export(
         result,
         dtype.name,
         opset,
-        fused,
         {entry.key: entry.value for entry in proto.metadata_props},
         len(proto.graph.node),
         {function.name: len(function.node) for function in proto.functions},
@@ -123,21 +117,14 @@ def exported_document(exported: Exported) -> dict[str, Any]:
     return {"format": EXPORT_FORMAT, **asdict(exported), "graph": str(exported.graph), "data": data}
 
 
-def _check_request(dtype: np.dtype[np.generic], opset: int, fused: bool) -> None:
+def _check_request(dtype: np.dtype[np.generic], opset: int) -> None:
     """Refuse a dtype or an opset that cannot be recorded."""
     if dtype not in (np.float32, np.float64):
         raise RefimplError(f"dtype {dtype}", "float32 or float64", "use one of these")
-    if fused and dtype != np.float32:
-        raise RefimplError(
-            f"--fused with {dtype}",
-            "float32: RotaryEmbedding has no float64, and RMSNormalization computes it in float32",
-            "omit --fused, or use --dtype float32",
-        )
-    low = FUSED_OPSET if fused else OLDEST_OPSET
     high = min(NEWEST_OPSET, onnx.defs.onnx_opset_version())
-    if not low <= opset <= high:
+    if not OLDEST_OPSET <= opset <= high:
         raise RefimplError(
-            f"opset {opset}{' with --fused' if fused else ''}",
-            f"{low} to {high} (onnx {onnx.__version__})",
+            f"opset {opset}",
+            f"{OLDEST_OPSET} to {high} (onnx {onnx.__version__})",
             "omit --opset, or install another version of onnx",
         )

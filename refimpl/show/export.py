@@ -26,10 +26,7 @@ def export_table(exported: Exported) -> str:
             counted(exported.nodes, "node"),
             *(f"function {name} of {size:,} nodes" for name, size in exported.functions.items()),
         ],
-        "operators": [
-            f"opset {exported.opset}",
-            *(["attention, rotary positions and RMS norms fused"] if exported.fused else []),
-        ],
+        "operators": [f"opset {exported.opset}"],
         "computes": [*_computes(exported), exported.dtype],
         "weights": [f"{count} {WEIGHT_LOCATIONS[exported.weights]}"],
     }

@@ -182,29 +182,6 @@ def test_weights_enter_in_two_ways(stored: str, dtype: str, copy: Copy) -> None:
     assert after.keys() - before.keys() == new
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_fused_operators_compute_the_same(case: str, folder: Path) -> None:
-    model, path = model_of(case), folder / f"{case}-fused.onnx"
-    made = export(model, path, outputs="trace", fused=True)
-    agrees(path, model, "float32")
-    proto = onnx.load(path, load_external_data=False)
-    rotary = [kind.rope is not None for kind in model.config.blocks]
-    mixtures = [kind.mixture for kind in model.config.blocks]
-    assert len(proto.functions) == len(set(zip(rotary, mixtures, strict=True)))
-    first = next(x for x in proto.functions if x.name in ("block", "mixture_block"))
-    operators = [node.op_type for node in first.node]
-    norms = [n for n in model.weights if re.fullmatch(r"blocks\.0\.\w+_norm\.weight", n)]
-    sunk = "blocks.0.sinks" in model.weights  # the operator has no sinks
-    assert operators.count("Attention") == (0 if sunk else 1)
-    assert operators.count("RotaryEmbedding") == (2 if any(rotary) else 0)
-    count = len(norms) + len(model.config.weightless_norms)
-    assert operators.count("RMSNormalization") == (count if model.config.norm == "rms" else 0)
-    exponential = sunk or model.config.activation in ("silu", "gelu", "xielu")
-    assert exponential or "Exp" not in operators
-    assert "Softmax" not in operators
-    assert (made.opset, proto.ir_version) == (23, 11)
-
-
 @pytest.mark.parametrize("opset", [18, 23, 25])
 def test_other_opsets_compute_the_same(opset: int, tmp_path: Path) -> None:
     for case in ("gemma2", "gpt_neox"):
@@ -232,8 +209,6 @@ def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> 
         ("-o {}/none/x.onnx", "not a file in a folder", ""),
         ("-o {}/x.onnx --opset 17", "18 to 25", ""),
         ("-o {}/x.onnx --opset 26", "18 to 25", ""),
-        ("-o {}/x.onnx --opset 21 --fused", "23 to 25", ""),
-        ("-o {}/x.onnx --fused --dtype float64", "no float64", ""),
         ("-o {}/x.onnx --variant norm=sequence", "error: --variant norm with ", ""),
         ("-o {}/x.onnx --variant noise_scale=sequence", "error: --variant noise_scale with ", ""),
         ("-o {}/x.onnx --variant sink=exclude", "error: --variant sink with ", ""),
