@@ -93,7 +93,7 @@ class ComparisonOptions:
     )
     device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
         "auto",
-        "auto: a GPU by CUDA or ROCm if one works, else the CPU. webgpu: onnxruntime-ep-webgpu.",
+        "auto: a GPU by CUDA if one works, else the CPU. webgpu: onnxruntime-ep-webgpu.",
     )
     dtype: Literal["float32", "float64"] | None = option(
         None, "Precision. Default: both, or that of the graph's file."
