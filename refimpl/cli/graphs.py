@@ -41,10 +41,9 @@ class GraphOptions:
     dtype: Literal["float32", "float64"] = option(
         "float32", "Precision of the computation. float64 certifies float32."
     )
-    weights: Literal["external", "reference", "embedded"] = common_option(
+    weights: Literal["external", "embedded"] = common_option(
         "external",
-        "external: copied into one file beside the graph, FILE.onnx.data. reference: not copied; "
-        "the graph points into the model's own files. embedded: in the graph's file.",
+        "external: in one file beside the graph, FILE.onnx.data. embedded: in the graph's file.",
     )
     outputs: Literal["logits", "trace"] = common_option(
         "logits", "logits, or trace: every step of every block as well."
@@ -54,12 +53,7 @@ class GraphOptions:
         "Export the perturbation experiment instead of the model: from token ids and noise to "
         "drift, alignment and absorption coefficients.",
     )
-    opset: int | None = option(
-        None, "Version of ONNX's operators, 18 to 25. Default: 21, or 23 with --fused.", "N"
-    )
-    fused: bool = option(
-        False, "Write attention, rotary positions and RMS norms as one operator each; float32 only."
-    )
+    opset: int = option(21, "Version of ONNX's operators, 18 to 25.", "N")
     force: bool = option(False, "Replace an existing output.")
 
 
@@ -99,7 +93,7 @@ class ComparisonOptions:
     )
     device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
         "auto",
-        "auto: a GPU by CUDA or ROCm if one works, else the CPU. webgpu: onnxruntime-ep-webgpu.",
+        "auto: a GPU by CUDA if one works, else the CPU. webgpu: onnxruntime-ep-webgpu.",
     )
     dtype: Literal["float32", "float64"] | None = option(
         None, "Precision. Default: both, or that of the graph's file."

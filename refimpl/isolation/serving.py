@@ -7,17 +7,14 @@ import _thread
 import os
 import sys
 import time
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import IO, Any
+from collections.abc import Callable, Iterable
+from typing import IO, Any
 
 MOST_PARTS = 1 << 16
 PIECE = 1 << 20  # bytes that are read at once: a length alone takes no memory
 
 
-def write_parts(stream: "IO[bytes]", parts: "Iterable[bytes]") -> None:
+def write_parts(stream: IO[bytes], parts: Iterable[bytes]) -> None:
     """Write byte strings: how many, the length of each, and each; numbers have eight bytes."""
     every = list(parts)
     numbers = b"".join(n.to_bytes(8, "little") for n in (len(every), *map(len, every)))
@@ -28,7 +25,7 @@ def write_parts(stream: "IO[bytes]", parts: "Iterable[bytes]") -> None:
     stream.flush()
 
 
-def read_parts(stream: "IO[bytes]", largest: int) -> list[bytes]:
+def read_parts(stream: IO[bytes], largest: int) -> list[bytes]:
     """Read what `write_parts` wrote; EOFError before its end, ValueError for more bytes."""
 
     def content(size: int) -> bytes:
@@ -60,14 +57,14 @@ def serve(parent: int) -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     made: Any = None
 
-    def make(maker: bytes, *arguments: bytes) -> "tuple[bytes, ...]":
+    def make(maker: bytes, *arguments: bytes) -> tuple[bytes, ...]:
         nonlocal made
         module, _, function = maker.decode().partition(":")
         __import__(module)
         made = getattr(sys.modules[module], function)(*arguments)
         return ()
 
-    def call(method: bytes, *arguments: bytes) -> "tuple[bytes, ...]":
+    def call(method: bytes, *arguments: bytes) -> tuple[bytes, ...]:
         results: tuple[bytes, ...] = getattr(made, method.decode())(*arguments)
         return results
 
@@ -87,7 +84,7 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
-def _outcome(action: "Callable[..., tuple[bytes, ...]]", request: list[bytes]) -> list[bytes]:
+def _outcome(action: Callable[..., tuple[bytes, ...]], request: list[bytes]) -> list[bytes]:
     """The answer to a request."""
     try:
         return [b"", *action(*request)]

@@ -1,29 +1,10 @@
 """The tokenizers library, as the child process runs it: strings in, ids as bytes out."""
 
-import sys
 from array import array
-from importlib.machinery import PathFinder
 from itertools import chain
+from typing import Any
 
 from refimpl.isolation.serving import limit_memory
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-
-def _compiled() -> "Any":
-    """The compiled part of the library: importing the rest of it takes three times as long."""
-    package: Any = type(sys)("tokenizers")
-    spec = PathFinder.find_spec("tokenizers")
-    package.__path__ = spec.submodule_search_locations if spec is not None else []
-    sys.modules["tokenizers"] = package
-    try:
-        __import__("tokenizers.tokenizers")
-    except ImportError:  # another layout
-        del sys.modules["tokenizers"]
-        __import__("tokenizers")
-    return sys.modules.get("tokenizers.tokenizers", sys.modules["tokenizers"])
 
 
 class Library:
@@ -31,7 +12,9 @@ class Library:
 
     def __init__(self, content: bytes, memory: bytes) -> None:
         limit_memory(int(memory))
-        self._tokenizer: Any = _compiled().Tokenizer.from_buffer(content)
+        from tokenizers import Tokenizer  # takes memory within the limit
+
+        self._tokenizer: Any = Tokenizer.from_buffer(content)
         self._tokenizer.no_truncation()  # a file saved after training may truncate texts
         self._tokenizer.no_padding()
 

@@ -1,4 +1,4 @@
-"""Write a model's graph, with weights in it, beside it, or by reference to the model's files."""
+"""Write a model's graph, with weights in it or beside it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,25 +11,21 @@ import onnx
 
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
-from refimpl.model.kernels import PLAIN
 from refimpl.model.model import Model
 from refimpl.onnx import target
 from refimpl.onnx.recording.experiment_graph import experiment_graph
-from refimpl.onnx.recording.fused import FUSED, FUSED_OPSET
 from refimpl.onnx.recording.graph import DEFAULT_OPSET
 from refimpl.onnx.recording.graph_weights import (
-    check_finite,
     copied,
     distinct,
     graph_weights,
-    referenced,
     write_data,
 )
 from refimpl.onnx.recording.model_graph import GraphOutputs, Recording, described, model_graph
 from refimpl.storage.file_system import to_disk
 
-EXPORT_FORMAT = 2  # of `export --json`
-WeightStorage = Literal["external", "reference", "embedded"]
+EXPORT_FORMAT = 3  # of `export --json`
+WeightStorage = Literal["external", "embedded"]
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
 
@@ -43,7 +39,7 @@ class Exported:
         outputs: "logits", "trace" or "experiment".
         nodes: Number of nodes of the graph; a call of a function is one.
         functions: Number of nodes of each function.
-        tensors: Number of weights written or referred to, each once.
+        tensors: Number of weights written, each once.
         written_bytes: Size of the weights as written.
     """
 
@@ -55,7 +51,6 @@ class Exported:
     outputs: str
     dtype: str
     opset: int
-    fused: bool
     metadata: Mapping[str, str]
     nodes: int
     functions: Mapping[str, int]
@@ -71,8 +66,7 @@ def export(
     weights: WeightStorage = "external",
     outputs: GraphOutputs = "logits",
     experiment: Noise | None = None,
-    opset: int | None = None,
-    fused: bool = False,
+    opset: int = DEFAULT_OPSET,
     force: bool = False,
 ) -> Exported:
     """Write a model as an ONNX graph, which appears whole or not at all.
@@ -82,17 +76,13 @@ def export(
     """
     out, dtype = target.default_output(model) if out is None else Path(out), np.dtype(dtype)
     data = target.data_file(out) if weights == "external" else None
-    opset = (FUSED_OPSET if fused else DEFAULT_OPSET) if opset is None else opset
-    _check_request(dtype, opset, fused)
+    _check_request(dtype, opset)
     target.check_output(model, out, data, force)
-    reference = weights == "reference"
-    if reference:
-        target.check_reference(model, out)
     carried = graph_weights(model, dtype)
     arrays = distinct(carried)
-    target.check_room(out, [] if reference else arrays, weights)
-    enter = referenced(model, dtype) if reference else copied(carried, data.name if data else None)
-    recording = Recording(model, dtype, enter, opset, FUSED if fused else PLAIN)
+    target.check_room(out, arrays, weights)
+    enter = copied(carried, data.name if data else None)
+    recording = Recording(model, dtype, enter, opset)
     if experiment is None:
         result, graph = str(outputs), model_graph(recording, outputs)
     else:
@@ -101,8 +91,6 @@ def export(
     with target.whole_graph(out, data) as part:
         if data is not None:
             write_data(part.with_name(data.name), carried)
-        elif reference:
-            check_finite(carried)
         part.write_bytes(proto.SerializeToString(deterministic=True))
         to_disk(part)
         onnx.checker.check_model(str(part), full_check=True)
@@ -115,12 +103,11 @@ def export(
         result,
         dtype.name,
         opset,
-        fused,
         {entry.key: entry.value for entry in proto.metadata_props},
         len(proto.graph.node),
         {function.name: len(function.node) for function in proto.functions},
-        len({array.weight.stored.name for array in arrays} if reference else arrays),
-        0 if reference else sum(array.nbytes for array in arrays),
+        len(arrays),
+        sum(array.nbytes for array in arrays),
     )
 
 
@@ -130,21 +117,14 @@ def exported_document(exported: Exported) -> dict[str, Any]:
     return {"format": EXPORT_FORMAT, **asdict(exported), "graph": str(exported.graph), "data": data}
 
 
-def _check_request(dtype: np.dtype[np.generic], opset: int, fused: bool) -> None:
+def _check_request(dtype: np.dtype[np.generic], opset: int) -> None:
     """Refuse a dtype or an opset that cannot be recorded."""
     if dtype not in (np.float32, np.float64):
         raise RefimplError(f"dtype {dtype}", "float32 or float64", "use one of these")
-    if fused and dtype != np.float32:
-        raise RefimplError(
-            f"--fused with {dtype}",
-            "float32: RotaryEmbedding has no float64, and RMSNormalization computes it in float32",
-            "omit --fused, or use --dtype float32",
-        )
-    low = FUSED_OPSET if fused else OLDEST_OPSET
     high = min(NEWEST_OPSET, onnx.defs.onnx_opset_version())
-    if not low <= opset <= high:
+    if not OLDEST_OPSET <= opset <= high:
         raise RefimplError(
-            f"opset {opset}{' with --fused' if fused else ''}",
-            f"{low} to {high} (onnx {onnx.__version__})",
+            f"opset {opset}",
+            f"{OLDEST_OPSET} to {high} (onnx {onnx.__version__})",
             "omit --opset, or install another version of onnx",
         )

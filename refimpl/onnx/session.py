@@ -19,12 +19,9 @@ Device = Literal["auto", "cuda", "webgpu", "cpu"]
 Runner = Callable[..., dict[str, Array]]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-ROCM = "ROCMExecutionProvider"
-GPU_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    CUDA: {"use_tf32": "0"},  # the default multiplies float32 with ten bits
-    ROCM: {},
-}
-DEVICE_NAMES = {CPU: "cpu", CUDA: "cuda", ROCM: "rocm", webgpu.PROVIDER: "webgpu"}
+# The default of CUDA multiplies float32 with ten bits.
+PROVIDERS = {CUDA: [(CUDA, {"use_tf32": "0"}), (CPU, {})], CPU: [(CPU, {})]}
+DEVICE_NAMES = {CPU: "cpu", CUDA: "cuda", webgpu.PROVIDER: "webgpu"}
 
 
 @dataclass(frozen=True)
@@ -80,17 +77,17 @@ def check_device(device: Device) -> list[str]:
     if device == "webgpu":
         webgpu.adapters()
         return [webgpu.PROVIDER]
+    if device == "cpu":
+        return []
     installed = onnxruntime.get_available_providers()
-    wanted = {"cpu": (), "cuda": (CUDA,), "auto": tuple(GPU_OPTIONS)}[device]
-    reasons = {name: _reason_against(name) for name in wanted if name in installed}
-    working = [name for name, reason in reasons.items() if not reason]
-    if device == "cuda" and not working:
+    reason = _reason_against(CUDA) if CUDA in installed else "is not installed"
+    if device == "cuda" and reason:
         raise RefimplError(
-            f"--device cuda: {CUDA} {reasons.get(CUDA, 'is not installed')}",
+            f"--device cuda: {CUDA} {reason}",
             f"a GPU, and an onnxruntime that supports it; installed: {', '.join(installed)}",
             "pip install onnxruntime-gpu in place of onnxruntime, or use --device auto or cpu",
         )
-    return working
+    return [] if reason else [CUDA]
 
 
 def _open(
@@ -118,13 +115,11 @@ def _open(
     if provider == webgpu.PROVIDER:
         session = _guarded(runtime, "load", lambda: webgpu.open_with(source, options))
     else:
-        providers = [
-            (name, dict(GPU_OPTIONS.get(name, {}))) for name in dict.fromkeys((provider, CPU))
-        ]
+        names = PROVIDERS[provider]
         session = _guarded(
             runtime,
             "load",
-            lambda: onnxruntime.InferenceSession(source, options, providers, enable_fallback=0),
+            lambda: onnxruntime.InferenceSession(source, options, names, enable_fallback=0),
         )
     if provider not in session.get_providers():
         raise RefimplError(

@@ -1,28 +1,30 @@
 """Where a graph may be written: checks of the output, and how the graph appears only when whole."""
 
-import glob
-import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import count
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import read_file
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph_weights import GraphWeight
 from refimpl.running.memory import MIB
-from refimpl.storage.file_system import foreign, keep_rights, remove, to_disk, writing
+from refimpl.storage.file_system import (
+    foreign,
+    is_folder,
+    keep_rights,
+    remove,
+    to_disk,
+    writing,
+)
+from refimpl.storage.files import OLD
 from refimpl.storage.target_checks import LARGEST_GRAPH, check_file, mentions
 from refimpl.storage.work_folder import NEW, work_folder, work_path
 
 MESSAGE_LIMIT = LARGEST_GRAPH
-REPLACED = "replaced"  # in the work folder: names beside the graph that are ours to remove
 SPARE = 1 << 20  # bytes for the graph itself, besides its weights
 
 
@@ -39,39 +41,8 @@ def default_output(model: Model) -> Path:
 
 
 def data_file(out: Path) -> Path:
-    """The file for a graph's weights beside it: `FILE.onnx.data`, unless the old graph has that.
-
-    So the old graph and its weights stay as they are until the new graph has its name.
-    """
-    first = Path(f"{out}.data")
-    if not _mentions(out, first.name):
-        return first
-    others = (out.with_name(f"{out.stem}.{n}.onnx.data") for n in count(2))
-    return next(x for x in others if not (_mentions(out, x.name) or os.path.lexists(x)))
-
-
-def check_reference(model: Model, out: Path) -> None:
-    """Refuse files of weights that a graph cannot refer to.
-
-    Neither onnx nor onnxruntime follows `../` or absolute paths; onnx refuses symbolic links and
-    files with several hard links, onnxruntime links out of the folder.
-    """
-    for file in model.files:
-        path, why = file.path, ""
-        if model.companions is not None:
-            why = "is quantised"
-        elif path.is_symlink():
-            why = f"is a link (to {os.path.realpath(path)})"
-        elif path.stat().st_nlink > 1:
-            why = "has several names (hard links)"
-        elif not path.parent.samefile(out.parent):
-            why = f"is not in the graph's folder {out.parent}"
-        if why:
-            raise RefimplError(
-                f"{path} {why}: runtimes refuse to read weights from there",
-                "weights in plain files in the folder of the graph",
-                "use --weights external (a copy), omit -o, or copy the model first",
-            )
+    """The file for a graph's weights beside it."""
+    return Path(f"{out}.data")
 
 
 def check_output(model: Model, out: Path, data: Path | None, force: bool) -> None:
@@ -82,7 +53,7 @@ def check_output(model: Model, out: Path, data: Path | None, force: bool) -> Non
         )
     if os.path.lexists(work_path(out)):
         with work_folder(work_path(out)) as work:
-            _clean(work, out)
+            _undo(work, out)
     inputs = {f"the model's {file.path.name}": file.path for file in model.files}
     for path in (out, data):
         if path is not None:
@@ -106,7 +77,7 @@ def check_room(out: Path, written: Sequence[GraphWeight], storage: str) -> None:
             f"-o {out}: needs {(inside + beside) / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are "
             "free",
             "room for the whole graph and its weights, also if it replaces an old one",
-            "make room, choose another -o, or use --weights reference, which copies no weights",
+            "make room, or choose another -o",
         )
 
 
@@ -114,36 +85,34 @@ def check_room(out: Path, written: Sequence[GraphWeight], storage: str) -> None:
 def whole_graph(out: Path, data: Path | None) -> Iterator[Path]:
     """Yield a path for the new graph, renamed to `out` when it is whole, after its new data.
 
-    The data file is expected beside that path, under the name of `data`. A graph never stands
-    beside data of another one: the old graph's data has another name, and goes after it. What the
-    system or onnx refuses is a RefimplError.
+    The data file is expected beside that path, under the name of `data`. An old graph and its data
+    are moved aside first, so a graph never stands beside data of another one. What the system or
+    onnx refuses is a RefimplError.
     """
     try:
         with writing(out), work_folder(work_path(out)) as work:
-            _clean(work, out)
-            beside = out.with_name(f".{out.name}.new")  # what a graph refers to is in its folder
-            if os.path.lexists(beside):
-                raise foreign(beside)
-            new = beside if data is None else work / NEW / out.name
-            ours = {beside, *_data_files(out)}
-            if data is not None and not os.path.lexists(data):
-                ours.add(data)
+            _undo(work, out)
+            old = [out]
+            if data is not None or mentions(out, os.fsencode(data_file(out).name)):
+                old.append(data_file(out))
             try:
                 (work / NEW).mkdir()
-                (work / REPLACED).write_text(json.dumps(sorted(path.name for path in ours)))
-                to_disk(work / REPLACED)
-                to_disk(work)
+                new = work / NEW / out.name
                 yield new
-                keep_rights(new, out)
-                to_disk(new)
+                for path in new.parent.iterdir():
+                    keep_rights(path, out)
+                    to_disk(path)
+                (work / OLD).mkdir()
+                for path in filter(os.path.lexists, old):
+                    path.replace(work / OLD / path.name)
+                to_disk(work / OLD)
                 if data is not None:
-                    keep_rights(new.with_name(data.name), out)
                     new.with_name(data.name).replace(data)
-                    to_disk(out.parent)
+                to_disk(out.parent)
                 new.replace(out)
                 to_disk(out.parent)
             finally:
-                _clean(work, out)
+                _undo(work, out)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RefimplError(
             f"{out}: onnx {onnx.__version__} does not accept the graph ({error})",
@@ -152,27 +121,14 @@ def whole_graph(out: Path, data: Path | None) -> Iterator[Path]:
         ) from error
 
 
-def _clean(work: Path, out: Path) -> None:
-    """Remove what a run needs no longer: all of its files that the graph at `out` does not use."""
+def _undo(work: Path, out: Path) -> None:
+    """Put an old graph back if there is no new one, else delete it; remove what was not whole."""
+    for path in (work / NEW, work / OLD):
+        if os.path.lexists(path) and not is_folder(path):
+            raise foreign(path)
     remove(work / NEW)
-    if os.path.lexists(work / REPLACED):
-        names: list[str] = []
-        with suppress(ValueError, TypeError):  # half written: nothing else was made before a kill
-            names = [*map(str, json.loads(read_file(work / REPLACED)))]
-        stem = re.escape(out.stem)  # no other file is removed, whatever is written there
-        ours = re.compile(rf"\.{stem}\.onnx\.new|{stem}(\.\d+)?\.onnx\.data")
-        for name in filter(ours.fullmatch, names):
-            if not _mentions(out, name):
-                remove(out.with_name(name))
-        (work / REPLACED).unlink()
-
-
-def _data_files(out: Path) -> Iterator[Path]:
-    """Data files of the graph at `out`, with the names that `data_file` gives them."""
-    paths = (Path(f"{out}.data"), *out.parent.glob(f"{glob.escape(out.stem)}.*.onnx.data"))
-    return (path for path in paths if _mentions(out, path.name))
-
-
-def _mentions(out: Path, name: str) -> bool:
-    """Whether the graph in a file, if there is one, may refer to a file of this name."""
-    return mentions(out, os.fsencode(name))
+    for path in (data_file(out), out) if not os.path.lexists(out) else ():
+        if (work / OLD / path.name).exists():
+            (work / OLD / path.name).replace(path)
+            to_disk(out.parent)
+    remove(work / OLD)

@@ -76,7 +76,7 @@ def open_with(graph: bytes | str, options: Any) -> Any:
             f"--device webgpu: {', '.join(f'{left[op]} {op}' for op in missing)} would run on the "
             "CPU: the provider has no kernel for them",
             "a graph whose products, softmax and norms run as shaders",
-            "use --dtype float32, and write a graph without --fused",
+            "use --dtype float32, and a graph that refimpl export wrote",
         )
     return session
 

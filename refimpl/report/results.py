@@ -67,9 +67,7 @@ def _dots(
         said = measured(one.value, one.error, form)
         marks += [
             fig.Text((x.low, i), name, "tick whose", move=(0, -12)),
-            fig.Text(
-                (x.high, i), said, "value", "end", (0, 15)
-            ),  # under the name, which may be long
+            fig.Text((x.high, i), said, "value", "end", (0, 15)),  # a long name is above
             fig.Bars([(i, one.value - one.error, one.value + one.error)], "whisker", True, True),
             fig.Points([(one.value, i)], css, shape, row=i),
         ]

@@ -7,7 +7,6 @@ from refimpl.show.header import counted, wrapped
 
 WEIGHT_LOCATIONS = {
     "external": "in a file beside the graph",
-    "reference": "in the model's own files, by reference",
     "embedded": "in the graph's file",
 }
 
@@ -27,10 +26,7 @@ def export_table(exported: Exported) -> str:
             counted(exported.nodes, "node"),
             *(f"function {name} of {size:,} nodes" for name, size in exported.functions.items()),
         ],
-        "operators": [
-            f"opset {exported.opset}",
-            *(["attention, rotary positions and RMS norms fused"] if exported.fused else []),
-        ],
+        "operators": [f"opset {exported.opset}"],
         "computes": [*_computes(exported), exported.dtype],
         "weights": [f"{count} {WEIGHT_LOCATIONS[exported.weights]}"],
     }

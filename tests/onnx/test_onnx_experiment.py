@@ -325,7 +325,7 @@ def test_the_graph_describes_its_inputs_and_outputs(folder: Path) -> None:
     assert sorted(function.name for function in proto.functions) == ["block", "measure", "perturb"]
 
 
-WRITINGS = "--weights reference", "--weights embedded", "--fused", "--opset 18"
+WRITINGS = "--weights embedded", "--opset 18"
 
 
 @pytest.mark.parametrize("words", WRITINGS)

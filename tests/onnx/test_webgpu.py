@@ -87,8 +87,14 @@ def test_a_variance_in_float16_is_named_by_its_step(tmp_path: Path) -> None:
 
 @WEBGPU
 def test_what_has_no_kernel_is_no_validation(tmp_path: Path) -> None:
-    path = tmp_path / "fused.onnx"
-    export(model_of("llama"), path, weights="embedded", fused=True)
+    path = tmp_path / "attention.onnx"
+    export(model_of("llama"), path, weights="embedded", opset=23)
+    graph = onnx.load(path)
+    node = next(x for x in graph.graph.node if "logits" in x.output)
+    node.output[0] = "before"
+    heads = {"q_num_heads": 1, "kv_num_heads": 1}
+    graph.graph.node.append(helper.make_node("Attention", ["before"] * 3, ["logits"], **heads))
+    onnx.save(graph, path)
     error = refusal_of(validate, model_of("llama"), graph=path, device="webgpu")
     assert "Attention" in error.problem
     assert "CPU" in error.problem

@@ -22,7 +22,7 @@ UFUNCS = {
     np.power: "Pow",
     np.minimum: "Min", np.maximum: "Max", np.negative: "Neg", np.absolute: "Abs", np.sign: "Sign",
     np.sqrt: "Sqrt", np.exp: "Exp", np.log: "Log", np.tanh: "Tanh", np.sin: "Sin",
-    np.less: "Less", np.greater: "Greater", np.greater_equal: "GreaterOrEqual",
+    np.greater: "Greater", np.greater_equal: "GreaterOrEqual",
     np.less_equal: "LessOrEqual", np.equal: "Equal", np.isnan: "IsNaN",
     np.floor_divide: "Div",
     np.bitwise_and: "And", np.bitwise_or: "Or", np.invert: "Not",
@@ -76,39 +76,21 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         """The array in another dtype."""
         return self if self.dtype == dtype else self.graph.add("Cast", self, to=element(dtype))
 
-    def reshape(self, *shape: int | Axis) -> Any:
-        """The array in another shape."""
-        return _reshape(self, shape)
-
     def __getitem__(self, key: Any) -> Any:
         match key:
             case (EllipsisType(), slice(start=start, stop=stop, step=step)):
-                axis = -1
-            case slice(start=start, stop=stop, step=None as step):
-                axis = 0
-            case (
-                slice(start=None, stop=None, step=None),
-                slice(start=start, stop=stop, step=None as step),
-            ):
-                axis = 1
+                last = np.iinfo(np.int64).max if stop is None else stop
+                steps = [] if step is None else [[step]]
+                return self.graph.add("Slice", self, [start or 0], [last], [-1], *steps)
             case (slice(start=None, stop=None, step=None), int(index)):
                 return self.graph.add("Gather", self, index, axis=1)
             case (EllipsisType(), int(index)):
                 return self.graph.add("Gather", self, index, axis=-1)
-            case int(index):
-                return self.graph.add("Gather", self, index, axis=0)
             case Recorded():
                 rows = _rows(key)
                 axes = (rows.axes[0], *self.axes[len(key.shape) :])
                 return self.graph.add("GatherND", self, rows, axes=axes)
-            case _:
-                ways = (
-                    "[i], [:, i], [..., i], [start:stop], [:, start:stop], [..., start:stop:step]"
-                )
-                raise TypeError(f"only {ways}, or a mask, not [{key}]")
-        last = np.iinfo(np.int64).max if stop is None else stop
-        steps = [] if step is None else [[step]]
-        return self.graph.add("Slice", self, [start or 0], [last], [axis], *steps)
+        raise TypeError(f"only [:, i], [..., i], [..., start:stop:step], or a mask, not [{key}]")
 
     def __setitem__(self, mask: Any, values: Any) -> None:
         """Let the array's rows where a mask is true be others: from now on it has another name."""

@@ -18,7 +18,7 @@ from refimpl.method.perturbation import Noise
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.experts import Observer
 from refimpl.model.forward import TRACE_POINTS, Place, block, embed, head, places
-from refimpl.model.kernels import PLAIN, Kernels
+from refimpl.model.kernels import PLAIN
 from refimpl.model.model import EMBEDDING, Model
 from refimpl.onnx.recording.array import Recorded
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph
@@ -55,9 +55,8 @@ class Recording:
         dtype: npt.DTypeLike,
         enter: Enter,
         opset: int = DEFAULT_OPSET,
-        kernels: Kernels = PLAIN,
     ) -> None:
-        self.model, self.dtype, self.enter, self.kernels = model, np.dtype(dtype), enter, kernels
+        self.model, self.dtype, self.enter = model, np.dtype(dtype), enter
         self.graph = Graph(opset)
         self.ids = self.graph.input(TOKENS, np.int64, (BATCH, SEQUENCE))
         self.positions = self._positions()
@@ -121,7 +120,7 @@ class Recording:
         """The place of each block, with its arrays named after its kind."""
         config, positions, by_kind = self.model.config, cast(Any, self.positions), {}
         for number, (kind, place) in enumerate(
-            places(positions, config, self.dtype, self.kernels).items()
+            places(positions, config, self.dtype, PLAIN).items()
         ):
             named = {
                 name: self.graph.named(array, f"places.{number}.{name}")

@@ -10,7 +10,6 @@ needs torch and transformers.
 """
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from machine import machine, memory_of
 from onnx.reference import ReferenceEvaluator
 from process import run
 
-from refimpl import Pattern, PrunerOptions, forward, prune, read_model
+from refimpl import Model, Pattern, PrunerOptions, forward, prune, read_model
 from refimpl.comparison.agreement import worst_token
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.onnx.export import export
@@ -77,18 +76,6 @@ def families(given: argparse.Namespace) -> Iterator[Table]:
     yield ("family", *map(" ".join, columns)), rows
 
 
-def referenced(real: Path, name: str, folder: str) -> Path:
-    """A copy of a model, with a graph that refers to it beside it."""
-    copy = Path(folder, name)
-    shutil.copytree(real / name, copy)
-    return export(read_model(copy), weights="reference").graph
-
-
-def stored(model: Any) -> int:
-    """Bytes of a model's files."""
-    return sum(file.path.stat().st_size for file in model.files)
-
-
 def nats_of(logits: Any, ids: Any) -> float:
     """Summed negative log likelihood of every token but the first, in float64."""
     x = logits[0, :-1].astype(np.float64)
@@ -108,9 +95,10 @@ def worst_logits(model: Any, by_graph: Callable[[Any], Any], ids: Any) -> list[s
     return [f"{worst_token(actual, expected)[0]:.1e}" for actual, expected in pairs]
 
 
-def one_model(path: Path, text: Path, windows: int) -> list[list[str]]:
-    """Of a graph by reference on real text: its sizes, logits, perplexity and speed."""
-    model, session = read_model(path.parent), open_session(path, "cpu")
+def one_model(model: Model, folder: str, text: Path, windows: int) -> list[list[str]]:
+    """Of a graph on real text: its sizes, logits, perplexity and speed."""
+    made = export(model, Path(folder, "model.onnx"))
+    session = open_session(made.graph, "cpu")
     cut = text_windows(text, model.folder / "tokenizer.json", WINDOW, windows)
     rows = [np.asarray(ids)[None] for ids in cut.ids]
 
@@ -133,7 +121,7 @@ def one_model(path: Path, text: Path, windows: int) -> list[list[str]]:
     apart = abs(values[0] / values[1] - 1)
     assert apart < 1e-4, apart
     return [
-        [f"{path.stat().st_size:,}", f"{stored(model):,}"],
+        [f"{made.graph_bytes:,}", f"{made.data_bytes:,}"],
         worst_logits(model, by_graph, rows[0]),
         [*(f"{value:.6f}" for value in values), f"{apart:.1e}"],
         [spread(rates[side]) for side in sides],
@@ -141,9 +129,9 @@ def one_model(path: Path, text: Path, windows: int) -> list[list[str]]:
 
 
 def real_models(given: argparse.Namespace) -> Iterator[Table]:
-    """Graphs by reference on real text, side by side with NumPy."""
+    """Graphs on real text, side by side with NumPy."""
     heads = (
-        ("graph, bytes", "referenced weights, bytes"),
+        ("graph, bytes", "weights, bytes"),
         ("onnxruntime, NumPy", "onnxruntime, transformers", "NumPy, transformers"),
         ("perplexity, onnxruntime", "perplexity, NumPy", "relative difference"),
         ("onnxruntime, tokens per second", "NumPy, tokens per second"),
@@ -152,7 +140,7 @@ def real_models(given: argparse.Namespace) -> Iterator[Table]:
     for name in MODELS:
         with TemporaryDirectory() as folder:
             text = given.real / "text" / "sotu-1980-on.txt"
-            found = one_model(referenced(given.real, name, folder), text, given.windows)
+            found = one_model(read_model(given.real / name), folder, text, given.windows)
         for table, cells in zip(rows, found, strict=True):
             table.append((name, *cells))
     yield from ((("model", *head), table) for head, table in zip(heads, rows, strict=True))
@@ -163,22 +151,16 @@ def memory(given: argparse.Namespace) -> Iterator[Table]:
     rows: list[tuple[object, ...]] = []
     for name in MODELS:
         with TemporaryDirectory() as folder:
-            path = referenced(given.real, name, folder)
-            model = read_model(path.parent)
-            made = export(model, Path(folder, "copied.onnx"))
-            graphs = {
-                "reference": (path, stored(model) + path.stat().st_size),
-                "external": (made.graph, made.graph_bytes + made.data_bytes),
-            }
-            for weights, (graph, size) in graphs.items():
-                for level in LEVELS if name == SMOL else ("basic",):
-                    found = run("onnx_table.load", graph=str(graph), level=level)
-                    held = (size, *(found[key] for key in ("held", "most", "after")))
-                    cells = (f"{number / MB:,.0f}" for number in held)
-                    speed = f"{found['seconds']:.1f}", f"{found['rate']:,.0f}"
-                    rows.append((name, weights, level, *cells, *speed))
+            made = export(read_model(given.real / name), Path(folder, "model.onnx"))
+            for level in LEVELS if name == SMOL else ("basic",):
+                found = run("onnx_table.load", graph=str(made.graph), level=level)
+                size = made.graph_bytes + made.data_bytes
+                held = (size, *(found[key] for key in ("held", "most", "after")))
+                cells = (f"{number / MB:,.0f}" for number in held)
+                speed = f"{found['seconds']:.1f}", f"{found['rate']:,.0f}"
+                rows.append((name, level, *cells, *speed))
     yield (
-        "model", "weights", "optimisation", "graph and weights, MB", "held after loading, MB",
+        "model", "optimisation", "graph and weights, MB", "held after loading, MB",
         "peak while loading, MB", "held after a run, MB", "load, s", "tokens per second",
     ), rows  # fmt: skip
 
