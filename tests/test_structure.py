@@ -47,8 +47,8 @@ STAGES = (
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
 FILES, LINES, MEDIAN = 15, 400, 125
-ALL_LINES, ALL_FILES = 33_240, 256  # of the package; set to what is there after each reduction
-TEST_LINES, TOOL_LINES = 30_446, 8_616  # of tests/ without tests/tools, and of tests/tools
+ALL_LINES, ALL_FILES = 33_337, 257  # of the package; set to what is there after each reduction
+TEST_LINES, TOOL_LINES = 30_471, 8_616  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
