@@ -20,8 +20,8 @@ SHOWN = 3  # numbers at each end of an axis
 HALF_UNIT = 0.5e-4  # printed numbers have four decimals
 SAVED, TOKENS = "llamacpp-*.bin", "-tokens.bin"  # the files of `llama-debug --save-logits`
 TENSOR = re.compile(rb"(\w+)\) +([\w ]+)\(.*\) = \{(\d{1,9}), (\d{1,9}), (\d{1,9}), (\d{1,9})\}\s*")
-SUM = re.compile(rb"\s*sum += +(-?(?:[\d.]{1,50}|nan|inf))\s*")
-NUMBER = re.compile(rb"-?(?:\d[\d.]*|nan|inf)")
+NUMBER = re.compile(rb"-?(?:\d{1,50}(?:\.\d{1,50})?|nan|inf)")
+SUM = re.compile(rb"\s*sum += +(" + NUMBER.pattern + rb")\s*")
 COUNT, ID = re.compile(rb".*number of input tokens = (\d{1,9})\s*"), re.compile(rb"\D*(\d{1,9})\s*")
 
 

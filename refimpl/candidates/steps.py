@@ -22,13 +22,11 @@ from refimpl.model.layout import cut
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.oracle.case import Case, computed_case, read_case
-from refimpl.oracle.case_folders import FACTS
+from refimpl.oracle.case_folders import FACTS, FORWARD
 from refimpl.oracle.judging.candidate_arrays import array_of
-from refimpl.oracle.judging.measures import FORWARD
 from refimpl.oracle.recipe import Recipe
 from refimpl.tokens import Tokens
 
-PATTERNS = tuple(f"{name}.*" if name == "blocks" else name for name in FORWARD)
 UNIT_OF_SUM = 2.0**-24  # a sum in float32 errs by so much of all sizes, for each number
 
 
@@ -78,7 +76,7 @@ def candidate_case(
         )
     model = read_model(path, download=download)
     tokens = Tokens(checked_ids(ids, model.config), "of the candidate", "ids")
-    return computed_case(model, tokens, Recipe(only=PATTERNS), path)
+    return computed_case(model, tokens, Recipe(only=FORWARD), path)
 
 
 def candidate_steps(

@@ -1,8 +1,9 @@
 """`refimpl case` and `refimpl check`: cases, and whether another implementation agrees."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from refimpl.arguments import common_option, option, same_option
 from refimpl.cli.graphs import TIME_LIMIT
 from refimpl.cli.groups import (
     JsonFlag,
+    JsonOptions,
     ModelOptions,
     ModelPath,
     Outputs,
@@ -22,9 +24,12 @@ from refimpl.cli.groups import (
 from refimpl.cli.options import Group, argument, examples, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
-from refimpl.loading.files.documents import plain
+from refimpl.errors import RefimplError
+from refimpl.loading.files.documents import filled, plain
 from refimpl.loading.files.file_reading import reading
 from refimpl.oracle.case_folders import (
+    FORWARD,
+    CaseFacts,
     case_folder,
     case_or_model,
     cases_below,
@@ -120,12 +125,42 @@ def list_command(
     deliver(cases_document(cases), cases_table(cases), to.json)
 
 
-@app.command("show", epilog=examples("refimpl case show llama", "refimpl case show CASE --json"))
+@dataclass(frozen=True)
+class ShowOptions(JsonOptions):
+    """What is shown of a case, and written."""
+
+    only: list[str] | None = common_option(
+        None,
+        "Show these steps alone: a shell pattern such as 'blocks.*', or the word forward; may be "
+        "repeated.",
+        "PATTERN",
+    )
+    output: Path | None = output_option(
+        None,
+        "Also write the token ids and the expected values of these steps.",
+        "FILE.npz",
+        OutputKind.FILE,
+    )
+    names: Path | None = common_option(
+        None,
+        "Names of the arrays in FILE.npz: those of transformers, mlx, transformer_lens or ggml, or "
+        "a JSON file with the name of each step. Default: the steps' own.",
+        "NAMES",
+    )
+
+
+@app.command(
+    "show",
+    epilog=examples(
+        "refimpl case show llama --only forward",
+        "refimpl case show CASE --only forward -o trace.npz --names ggml",
+    ),
+)
 @with_groups
 def show_command(
     case: CasePath,
     *,
-    to: JsonFlag,
+    to: Annotated[ShowOptions, Group("Output")],
 ) -> None:
     """Show what a case contains: its inputs, its recipe, and each step with its shape and dtype.
 
@@ -134,7 +169,29 @@ def show_command(
     from refimpl.show.oracle import case_table  # not for --help
 
     one = case_folder(case)
+    only = patterns(to.only) or ("*",)
+    facts = [x for x in one.facts.steps if any(fnmatchcase(x.name, p) for p in only)]
+    if not facts:
+        raise RefimplError(
+            f"--only {' '.join(only)}: no step of the case matches",
+            f"forward, or names such as {', '.join(one.steps[:3])}",
+            "omit --only to see all steps",
+        )
+    one = replace(one, facts=filled(CaseFacts, one.facts, steps=facts))
+    if to.output is not None:
+        from refimpl.candidates.renamed import renamed_steps, write_npz
+        from refimpl.oracle.case import read_case
+
+        opened = read_case(case)
+        arrays = renamed_steps(opened, to.names)
+        held = dict(arrays[x.name] for x in facts if x.name in arrays)
+        write_npz(to.output, {"token_ids": opened.inputs["token_ids"], **held})
     deliver(plain(one.facts), case_table(one), to.json)
+
+
+def patterns(only: Sequence[str] | None) -> tuple[str, ...]:
+    """Patterns of steps, with those of the forward in place of the word."""
+    return tuple(x for word in only or () for x in (FORWARD if word == "forward" else [word]))
 
 
 @dataclass(frozen=True)
@@ -143,8 +200,8 @@ class CheckOptions:
 
     only: list[str] | None = common_option(
         None,
-        "Check these steps alone: a shell pattern such as 'blocks.*'; may be repeated. All of "
-        "them must be there. Default: every step of the case.",
+        "Check these steps alone: a shell pattern such as 'blocks.*', or the word forward; may be "
+        "repeated. All of them must be there. Default: every step of the case.",
         "PATTERN",
     )
     names: Path | None = common_option(
@@ -154,7 +211,7 @@ class CheckOptions:
         "name of each step. Default: the names that are recognised. Checks the steps they hold.",
         "NAMES",
     )
-    ids: Path | None = common_option(
+    ids: Path | None = option(
         None,
         "Token ids of the candidate (.npy or .jsonl), if its file does not hold them.",
         "FILE",
@@ -200,7 +257,7 @@ def check_command(
         ),
     ],
     *,
-    how: Annotated[CheckOptions, Group("Graph")],
+    how: Annotated[CheckOptions, Group("Candidate")],
     to: Outputs,
 ) -> None:
     """Exits with 0 if all steps agree, with 1 if one diverges, and with 2 if an input is unusable.
@@ -236,7 +293,7 @@ def check_command(
         steps = candidate_steps(opened, candidate, how.names)
         stated = candidate.stated
         computed = stated.get("dtype")
-    only = tuple(how.only or steps.asked or ("*",))
+    only = patterns(how.only) or steps.asked or ("*",)
     report = check(opened, steps.arrays, only, how.dtype or computed, how.stepwise)
     options = {"names": how.names, "tokens": how.ids}
     report = replace(

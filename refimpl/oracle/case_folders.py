@@ -13,6 +13,7 @@ FACTS = "case.json"
 NEXT = "make the case again with refimpl case make"
 EXPECTED = f"a case: a folder with {FACTS} and the files that refimpl case make wrote"
 CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see pyproject.toml
+FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
 PACKAGE = Path(__file__).parent.parent
 SCHEMA: Literal[2] = 2  # of case.json
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

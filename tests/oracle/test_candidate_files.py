@@ -259,6 +259,7 @@ HOSTILE = {
     "one array": saved(np.zeros(3)),
     "nothing": b"",
     "a log that ends": b"cb: Qcur-0 = (f32) MUL_MAT(a, b}) = {2, 1, 1, 1}\n [ 1.0",
+    "a log of dots": b"cb: Qcur-0 = (f32) MUL_MAT(a, b}) = {2, 1, 1, 1}\n1.0., 2.0\nsum = 3.0.\n",
     "a log of too few": b"cb: Qcur-0 = (f32) MUL_MAT(a, b}) = {9, 1, 1, 1}\n1.0, 2.0\nsum = 3.0\n",
 }
 
@@ -402,3 +403,20 @@ def test_maps_have_a_name_of_its_own_for_each_step(family: str) -> None:
     for name in ("ggml", "transformer_lens"):
         first = Counter(x.names[0] for x in NAME_MAPS[name](model_of(family)).values())
         assert {x for x, n in first.items() if n > 1} <= {"blocks.0.hook_resid_pre"}
+
+
+@pytest.mark.parametrize("names", ["", *NAME_MAPS])
+def test_the_expected_values_under_the_names_of_a_program(names: str, tmp_path: Path) -> None:
+    """What is written comes back as a right candidate, and by ggml's names in ggml's order."""
+    file, words = tmp_path / "trace.npz", ["--names", names] if names else []
+    said = ran("case", "show", "llama", "--only", "forward", "-o", file, *words)
+    assert "blocks.3.mlp_out" in said
+    assert "wanda" not in said
+    assert "passes" in ran(
+        "check", "llama", file, *words, *([] if names else ["--only", "forward"])
+    )
+    if names == "ggml":
+        trace, q = np.load(file), case_of("llama").expected["blocks.2.q"]
+        assert np.array_equal(trace["Qcur-2"], paired(merge_heads(q), q.shape[-1]))
+    assert "--force" in refused("case", "show", "llama", "-o", file)
+    assert "no step of the case" in refused("case", "show", "llama", "--only", "nothing")
