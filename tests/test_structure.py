@@ -47,7 +47,7 @@ STAGES = (
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
 FILES, LINES, MEDIAN = 15, 400, 125
 ALL_LINES, ALL_FILES = 32_704, 249  # of the package; set to what is there after each reduction
-TEST_LINES, TOOL_LINES = 30_085, 8_425  # of tests/ without tests/tools, and of tests/tools
+TEST_LINES, TOOL_LINES = 30_241, 8_425  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
