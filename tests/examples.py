@@ -9,6 +9,8 @@ A page runs from top to bottom, in one folder where the top of the repository is
   the next line is `$ echo $?`;
 - a ```bash block, which must succeed, unless docs/how-to/contribute.md says why it does not run.
 
+A picture that a page draws, under the name of one beside the page, must be that picture.
+
 The `>>>` lines of a docstring run by themselves, in the namespace of its module.
 
 Run one page with `pytest tests/docs/test_examples.py docs/index.md`, and write what the console
@@ -30,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from sybil import Document, Example, Region, Sybil
+from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).parent.parent
 MAIN = 'import sys; sys.argv[0] = "refimpl"; from refimpl.cli.main import main; main()'
@@ -89,7 +92,7 @@ def repository() -> Iterator[Path]:
 def reader() -> Iterator[Path]:
     """What a page or a docstring runs under: the repository in sight, loud arithmetic."""
     loud = np.errstate(over="raise", invalid="raise", divide="raise")
-    with repository() as folder, chdir(folder), loud:
+    with repository() as folder, chdir(folder), loud, threadpool_limits(1, "blas"):
         yield folder
 
 
@@ -168,6 +171,7 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
             "NO_COLOR": "1",
             "TERM": "dumb",
             "COLUMNS": "100",
+            "OPENBLAS_NUM_THREADS": "1",  # two threads in two programs wait for each other
         }
         return subprocess.run(
             ["bash", "-c", script],
@@ -253,11 +257,22 @@ def problems(page: Path, blocks: list[Block]) -> str:
     namespace: dict[str, Any] = {}
     with reader() as folder:
         found = [(x.line, run_block(x, namespace, str(page), folder)) for x in blocks]
+        found += [
+            (0, f"{path.name} is another picture") for path, _ in other_pictures(page, folder)
+        ]
     return "\n\n".join(
         f"{page}:{line}: {wrong}\nIf the program is right: python tests/examples.py {page}"
         for line, wrong in found
         if wrong
     )
+
+
+def other_pictures(page: Path, folder: Path) -> Iterator[tuple[Path, str]]:
+    """Pictures beside a page that it has drawn otherwise, and what it drew."""
+    for drawn in folder.glob("*.svg"):
+        beside, text = page.parent / drawn.name, drawn.read_text("utf-8")
+        if beside.exists() and not matches(beside.read_text("utf-8"), text):
+            yield beside, text
 
 
 def run_page(example: Example) -> str:
@@ -310,6 +325,8 @@ def refresh(page: Path) -> None:
                     new = new.replace(f"```console\n{block.text}```", f"```console\n{shown}```", 1)
                 else:
                     run_block(block, namespace, str(page), folder)
+            for path, drawn in other_pictures(page, folder):
+                path.write_text(drawn, "utf-8")
         if new == text:
             return
         page.write_text(new, "utf-8")

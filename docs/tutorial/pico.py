@@ -1,16 +1,13 @@
-"""Layer-wise sparsity by perturbation absorption, whole and in one file: NumPy and safetensors.
+"""Layer-wise sparsity in one file: `python docs/tutorial/pico.py fixtures/toy`.
 
-    python docs/tutorial/pico.py fixtures/llama fixtures/text.txt
-
-It reads a Llama, perturbs the output of each block, follows the perturbation to the last block,
-corrects OWL's allocation with the result, prunes by Wanda to the exact count, and shows the cost.
-Shapes: B sequences of S tokens, D channels, H heads of h channels, V ids, L blocks.
+It reads a Llama of letters, perturbs the output of each block, follows the perturbation to the
+last block, corrects OWL's allocation with the result, prunes by Wanda to the exact count, and shows
+the cost. Shapes: B sequences of S tokens, D channels, H heads of h channels, V ids, L blocks.
 """
 
 import json
 import sys
 from fractions import Fraction
-from math import floor, log
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +19,8 @@ READS = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attn_norm") | {"o_proj": 
 READS |= {"gate_proj": "mlp_norm", "up_proj": "mlp_norm", "down_proj": "mlp_hidden"}
 
 def read(folder):
-    """A Llama's config and weights, in float64."""
-    config = json.loads((folder / "config.json").read_text())
+    """A Llama's config, weights in float64, and the id of each letter."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     model = SimpleNamespace(blocks=[{} for _ in range(config["num_hidden_layers"])], **config)
     file = {n: w.astype(np.float64) for n, w in load_file(folder / "model.safetensors").items()}
     for name, weight in file.items():
@@ -31,10 +28,16 @@ def read(folder):
             model.blocks[int(name.split(".")[2])][name.split(".")[-2]] = weight
     model.embed, model.final_norm = file["model.embed_tokens.weight"], file["model.norm.weight"]
     model.head = file.get("lm_head.weight", model.embed)
+    vocab = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    model.ids = {x.replace("Ġ", " ").replace("Ċ", "\n"): i for x, i in vocab.items()}
     return model
 
-# The model: from token ids to logits
+def samples(path, model, count=16, length=128):
+    """Sequences of ids, spread evenly over a text. [B, S]"""
+    ids = np.array([model.ids[x] for x in path.read_text("utf-8")])
+    return np.stack([ids[i * (len(ids) - length) // (count - 1) :][:length] for i in range(count)])
 
+# The model: from token ids to logits
 def rms_norm(x, weight, eps):
     """w x / sqrt(mean(x^2) + eps): each token to a root mean square of 1. [..., D]"""
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
@@ -49,9 +52,7 @@ def rotate(x, theta):
 def attention(q, k, v):
     """softmax(q k^T / sqrt(h)) v, each token seeing itself and earlier ones. -> [B, S, H h]"""
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
-    score = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
-    score = np.where(np.tri(q.shape[2], dtype=bool), score, -np.inf)
-    p = np.exp(score - score.max(axis=-1, keepdims=True))
+    p = np.exp(q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])) * np.tri(q.shape[2])
     out = p / p.sum(axis=-1, keepdims=True) @ v
     return out.swapaxes(1, 2).reshape(len(q), q.shape[2], -1)
 
@@ -80,7 +81,6 @@ def forward(ids, model):
     return rms_norm(h, model.final_norm, model.rms_norm_eps) @ model.head.T
 
 # The method: perturb each block, and see what arrives at the end
-
 def perturbed(h, i, eta, seed):
     """h' = h + e after block i, e random with ||e_t|| = eta ||h_t|| for each token t. [B, S, D]"""
     keys = (np.random.SeedSequence(seed, spawn_key=(b, i, 0)) for b in range(len(h)))
@@ -124,12 +124,12 @@ def owl(ids, model, sparsity, m=5.0, lam=0.08):
 
 def correction(r, strength=0.05, most=0.1):
     """c = clip(-strength (u - mean u)), u = clip(log r): what is amplified is protected. [L]"""
-    u = np.clip(np.log(r), -log(3), log(3))
+    u = np.clip(np.log(r), -np.log(3), np.log(3))
     return np.clip(-strength * (u - u.mean()), -most, most)
 
 def apportion(quotas, total):
     """Whole numbers that sum to a total: round down, then one more by largest remainder."""
-    count = [floor(q) for q in quotas]
+    count = [int(q) for q in quotas]
     order = sorted(range(len(count)), key=lambda u: count[u] - quotas[u])
     return [n + (u in order[: total - sum(count)]) for u, n in enumerate(count)]
 
@@ -146,7 +146,6 @@ def allocation(x, model, sparsity):
     return s, [apportion(quotas, n) for quotas, n in zip(parts, pruned)]
 
 # Pruning, and what it costs
-
 def wanda_keep(score, n):
     """Which weights stay when n go, as many of every row, the lowest scores. [out, in]"""
     each, more = divmod(n, len(score))
@@ -164,36 +163,38 @@ def pruned(ids, model, per_linear):
         h = block(h, blocks[-1], model)["resid_post"]
     return SimpleNamespace(**vars(model) | {"blocks": blocks})
 
+def ln_p(ids, model):
+    """Log probability of every next token. [B, S] -> [B, S, V]"""
+    z = forward(ids, model)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
 def perplexity(ids, model):
     """exp(-mean ln p(next token))."""
-    z = forward(ids, model)[:, :-1]
-    ln_p = z - z.max(axis=-1, keepdims=True)
-    ln_p -= np.log(np.exp(ln_p).sum(axis=-1, keepdims=True))
-    return np.exp(-np.take_along_axis(ln_p, ids[:, 1:, None], axis=-1).mean())
+    return np.exp(-np.take_along_axis(ln_p(ids[:, :-1], model), ids[:, 1:, None], axis=-1).mean())
 
-def continued(ids, model, tokens):
-    """The most likely continuation, one token after another. [S] -> [S + tokens]"""
+def divergence(ids, model, other):
+    """KL(p || p') = sum p (ln p - ln p'), the mean over the tokens."""
+    a, b = ln_p(ids, model), ln_p(ids, other)
+    return np.sum(np.exp(a) * (a - b), axis=-1).mean()
+
+def continued(prompt, model, tokens=40):
+    """The most likely continuation, one token after another."""
+    ids, letter = [model.ids[x] for x in prompt], {i: x for x, i in model.ids.items()}
     for _ in range(tokens):
-        ids = np.append(ids, forward(ids[None], model)[0, -1].argmax())
-    return ids
+        ids.append(int(forward(np.array([ids]), model)[0, -1].argmax()))
+    return "".join(letter.get(i, "?") for i in ids)
 
-def main(folder, text, sparsity=0.5, samples=8, length=64):
-    """Score, allocate, prune and compare, on the first half of a text and on the second."""
+def main(folder, sparsity=0.6, prompt="She was "):
+    """Score, allocate, prune and compare: measured on one text, evaluated on another."""
     model = read(folder)
-    vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    ids = np.array([vocab[x] for x in text.read_text().translate({32: "Ġ", 10: "Ċ"})])
-    at = np.linspace(0, len(ids) - length, 2 * samples).astype(int)
-    seen, unseen = np.stack([ids[i : i + length] for i in at]).reshape(2, samples, length)
-
+    seen, unseen = (samples(folder / f"{x}.txt", model) for x in ("calibration", "evaluation"))
     r, base = absorption_coefficients(seen, model), owl(seen, model, sparsity)
     s, per_linear = allocation(base + correction(r), model, sparsity)
     print("block      r    OWL  corrected  pruned")
     for i, row in enumerate(zip(r, base, s, map(sum, per_linear))):
         print("{:5} {:6.3f} {:6.3f} {:10.3f} {:7,}".format(i, *row))
-    letter = {i: x for x, i in vocab.items()} | {vocab["Ġ"]: " ", vocab["Ċ"]: "\n"}
     for name, x in (("dense", model), ("pruned", pruned(seen, model, per_linear))):
-        said = "".join(letter.get(i, "?") for i in continued(unseen[0, :32], x, 32).tolist())
-        print(f"{name}: perplexity {perplexity(unseen, x):.1f}. {said}")
+        print(f"{name}: perplexity {perplexity(unseen, x):.2f}. {continued(prompt, x)}")
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

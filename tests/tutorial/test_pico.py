@@ -1,8 +1,10 @@
 """`docs/tutorial/pico.py`: the same numbers as the package, in one file of at most 200 lines."""
 
 import ast
+import re
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +13,34 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from safetensors.numpy import load_file
+from threadpoolctl import threadpool_limits
 
 import refimpl
+from refimpl.method.divergence import RunningDivergence
 from refimpl.method.projection import project
 from refimpl.pruners.wanda import wanda_keep
-from refimpl.tokens import random_tokens
+from refimpl.tokens import Tokens, Windows, random_tokens, text_tokens
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial" / "pico.py"
 PICO = SimpleNamespace(**runpy.run_path(str(PAGE)))
-LLAMA = FIXTURES / "llama"
+LLAMA, TOY = FIXTURES / "llama", FIXTURES / "toy"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """BLAS on one thread: small products of two threads wait for other programs."""
+    with threadpool_limits(1, "blas"):
+        yield
+
+
+both = pytest.mark.parametrize("folder", [LLAMA, TOY], ids=["llama", "toy"])
+
+
+def tokens_of(folder: Path, samples: int, length: int) -> Tokens:
+    """Ids drawn at random; of the toy model, those of its text."""
+    if folder == LLAMA:
+        return random_tokens(264, samples, length, seed=7)
+    return text_tokens(TOY / "calibration.txt", TOY / "tokenizer.json", samples, length)
 
 
 def relative(found: Any, expected: Any) -> float:
@@ -38,10 +59,11 @@ def test_it_is_short_and_needs_numpy_and_safetensors_only() -> None:
     assert outside == {"numpy", "safetensors"}
 
 
+@both
 @pytest.mark.parametrize("length", [1, 2, 33])
-def test_every_step_of_the_forward_is_the_package_s(length: int) -> None:
-    model, theirs = PICO.read(LLAMA), refimpl.read_model(LLAMA)
-    ids = random_tokens(theirs.config.vocab_size, 3, length, seed=length).ids
+def test_every_step_of_the_forward_is_the_package_s(length: int, folder: Path) -> None:
+    model, theirs = PICO.read(folder), refimpl.read_model(folder)
+    ids = tokens_of(folder, 3, length).ids
     out = refimpl.forward(theirs, ids, trace=True, dtype=np.float64)
     h, compared = model.embed[ids], 0
     for i, w in enumerate(model.blocks):
@@ -54,10 +76,13 @@ def test_every_step_of_the_forward_is_the_package_s(length: int) -> None:
     assert relative(PICO.forward(ids, model), out.logits) < 1e-12
 
 
+@both
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
-def test_scores_allocation_and_masks_are_the_package_s(sparsity: float, tmp_path: Path) -> None:
-    model, theirs = PICO.read(LLAMA), refimpl.read_model(LLAMA)
-    tokens = random_tokens(theirs.config.vocab_size, 4, 24, seed=7)
+def test_scores_allocation_and_masks_are_the_package_s(
+    sparsity: float, folder: Path, tmp_path: Path
+) -> None:
+    model, theirs = PICO.read(folder), refimpl.read_model(folder)
+    tokens = tokens_of(folder, 4, 24)
     wanted = refimpl.Request(base="owl", sparsity=sparsity)
     scores = refimpl.score(theirs, tokens, request=wanted, dtype=np.float64)
     expected = refimpl.allocate(scores)
@@ -95,13 +120,39 @@ def test_ties_and_odd_counts_go_as_in_the_package() -> None:
         np.testing.assert_array_equal(PICO.wanda_keep(score, count), keep)
 
 
-def test_perplexity_is_of_the_next_token() -> None:
-    model, theirs = PICO.read(LLAMA), refimpl.read_model(LLAMA)
-    ids = random_tokens(theirs.config.vocab_size, 2, 9).ids
-    logits = refimpl.forward(theirs, ids, dtype=np.float64).logits[:, :-1]
-    p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    of_next = np.take_along_axis(p, ids[:, 1:, None], axis=-1)
-    assert PICO.perplexity(ids, model) == pytest.approx(np.exp(-np.log(of_next).mean()), rel=1e-12)
-    continued = PICO.continued(ids[0], model, 3)
-    again = refimpl.forward(theirs, continued[:-1], dtype=np.float64).logits[0, -3:].argmax(axis=-1)
-    assert continued[-3:].tolist() == again.tolist()
+@both
+def test_perplexity_and_divergence_are_the_package_s(folder: Path) -> None:
+    model, theirs = PICO.read(folder), refimpl.read_model(folder)
+    ids = tokens_of(folder, 2, 9).ids
+    windows = Windows(tuple(ids), None, 9, "ids", "ids")
+    evaluated = refimpl.evaluate(theirs, windows, dtype=np.float64).perplexity
+    assert evaluated is not None
+    assert PICO.perplexity(ids, model) == pytest.approx(evaluated.value, rel=1e-12)
+
+    half = [[w[x].size // 2 for x in PICO.READS] for w in model.blocks]
+    other = PICO.pruned(ids, model, half)
+    z, pruned = (PICO.forward(ids, x).reshape(18, -1) for x in (model, other))
+    expected = RunningDivergence.start(18).add(z, pruned).value.mean()
+    assert PICO.divergence(ids, model, other) == pytest.approx(expected, rel=1e-10)
+    assert PICO.divergence(ids, model, model) == 0
+
+
+def test_a_text_continues_as_in_the_package() -> None:
+    (found,) = refimpl.generate([refimpl.read_model(TOY)], "She was ", 24, dtype=np.float64)
+    assert PICO.continued("She was ", PICO.read(TOY), 24) == "She was " + found.text
+
+
+def test_the_samples_are_the_package_s() -> None:
+    expected = tokens_of(TOY, 5, 100).ids
+    samples = PICO.samples(TOY / "calibration.txt", PICO.read(TOY), 5, 100)
+    np.testing.assert_array_equal(samples, expected)
+
+
+def test_it_runs_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    PICO.main(TOY)
+    lines = capsys.readouterr().out.splitlines()
+    dense, pruned = (float(re.findall(rf"{x}: perplexity (\d+\.\d+)", "\n".join(lines))[0])
+                     for x in ("dense", "pruned"))  # fmt: skip
+    assert 3 < dense < 5
+    assert dense < pruned
+    assert len(lines) >= 1 + 8 + 2
