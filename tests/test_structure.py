@@ -41,6 +41,7 @@ STAGES = (
     {"onnx"},
     {"show"},
     {"report"},
+    {"bench"},
     {"cli", "testing"},
     {"api"},
     {"__init__", "__main__"},
