@@ -29,7 +29,7 @@ from refimpl.errors import RefimplError, printable
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.documents import converted, plain, reading_document
-from refimpl.method.perturbation import Perturbation
+from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.method.projection import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -40,7 +40,7 @@ from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
-from refimpl.storage.file_system import file_digest, remove, writing
+from refimpl.storage.file_system import ResumableError, file_digest, remove, writing
 from refimpl.storage.files import write_json
 from refimpl.storage.finished_units import FinishedUnits, discard, finished_units, runs
 from refimpl.storage.target_checks import real_path
@@ -90,40 +90,35 @@ class ModelBench:
         ids = np.ascontiguousarray(self.tokens.ids[seed :: self.shared.seeds])
         return replace(self.tokens, ids=ids)
 
-    def options(self, progress: Progress) -> dict[str, Any]:
-        """Arguments of every stage."""
-        names = ("dtype", "threads", "memory", "executor")
-        return {name: getattr(self.running, name) for name in names} | {"progress": progress}
-
     def allocation(self, cell: BenchCell, progress: Progress) -> tuple[Allocation, float]:
         """The allocation of a cell, and the block passes that measuring for it takes."""
         request, tokens = cell.allocation.request(cell.sparsity), self.tokens_of(cell.seed)
-        passes = 0.0
+        scored, passes = request.correct is not None or request.needs_pruning, 0.0
 
         def counted(done: float, total: float) -> None:
             nonlocal passes
             passes = total
             progress(done, total)
 
-        options, plan = self.options(counted), Perturbation(seed=cell.seed)
+        settings = replace(self.running, progress=counted)
         known: tuple[object, ...] = (cell.seed, cell.allocation)
         if request.needs_pruning:
-            pruner: dict[str, Any] = {"probe_pruner": cell.pruner}
-            plan = Perturbation("pruning", seed=cell.seed, **pruner)
             known += (cell.pruner, cell.sparsity)
-        if known not in self.measured:
-            if request.correct or request.needs_pruning:
-                kept = work_path(self.work / "scores")
-                options |= {"finished": kept, "resume": True, "bases": ()}
-                self.measured[known] = score(self.model, tokens, plan, request, **options), passes
-                remove(kept)
-            else:
-                found = signals(self.model, request, tokens, Settings(**options))
-                self.measured[known] = found, passes
-        scored, passes = self.measured[known]
-        if request.correct or request.needs_pruning:
-            return allocate(scored, request), passes
-        return base_only(scored, request, self.model.config.linears), passes
+        if known not in self.measured and scored:
+            plan: Perturbation = Noise(seed=cell.seed)
+            if request.needs_pruning:
+                plan = Probes(seed=cell.seed, probe_pruner=cell.pruner)
+            kept = work_path(self.work / "scores")
+            settings = replace(settings, finished=kept)
+            found = score(self.model, tokens, plan, request, settings, bases=())
+            self.measured[known] = found, passes
+            remove(kept)
+        elif known not in self.measured:
+            self.measured[known] = signals(self.model, request, tokens, settings), passes
+        found, passes = self.measured[known]
+        if scored:
+            return allocate(found, request), passes
+        return base_only(found, request, self.model.config.linears), passes
 
     def row(self, cell: BenchCell | None, kept: Path | None, progress: Progress) -> BenchRow:
         """Measure a cell, or the dense model; the pruned model stays if it has a path."""
@@ -143,7 +138,9 @@ class ModelBench:
             lap("allocate")
             target = jittered(made, self.model, cell.jitter) if cell.jitter else made
             pruner = PrunerOptions(cell.pruner, seed=cell.seed)
-            done = prune(model, out, target, pruner, tokens, force=True, **self.options(part(1)))
+            done = prune(
+                model, out, target, pruner, tokens, self.running, progress=part(1), force=True
+            )
             model = read_model(out)
             lap("prune")
             facts |= {"block_sparsity": made.corrected_sparsity, "tokens_sha256": tokens.sha256}
@@ -151,8 +148,8 @@ class ModelBench:
             facts |= {"kappa": made.growth and made.growth.common_rate}
         texts = []
         for i, windows in enumerate(self.windows):
-            options = self.options(part(stages - len(self.windows) + i))
-            found = evaluate(model, windows, **options).perplexity
+            shown = part(stages - len(self.windows) + i)
+            found = evaluate(model, windows, None, self.running, progress=shown).perplexity
             assert found is not None
             texts.append(TextNats(nats=found.nats.tolist(), tokens=found.tokens.tolist()))
         lap("measure")
@@ -269,7 +266,7 @@ def measured_cells(
         with writing(models_folder):
             models_folder.mkdir(exist_ok=True)
     identity = {"command": "bench", "settings": plain(shared), "versions": versions()}
-    with work_folder(work), finished_units(work, identity, resume=True) as units:
+    with work_folder(work), finished_units(work, identity) as units:
         rows += _finished(left, units, stage, models_folder)
         document = BenchDocument(
             format=BENCH_FORMAT, settings=shared, against=grid.baseline.name, rows=tuple(rows)
@@ -295,7 +292,10 @@ def _finished(
             None if folder is None or cell is None else folder / re.sub(r"[^\w.+=-]+", "-", words)
         )
         if (known := units.read(name)) is None:
-            with stage(words, number, len(left)) as progress:
-                known = plain(bench.row(cell, kept, progress))
+            try:
+                with stage(words, number, len(left)) as progress:
+                    known = plain(bench.row(cell, kept, progress))
+            except RefimplError as error:  # the other cells stay finished
+                raise ResumableError(error.problem, error.expected, error.remedy) from error
             units.write(name, known)
         yield converted(known, BenchRow)

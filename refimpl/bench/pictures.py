@@ -11,7 +11,9 @@ from refimpl.bench.document import BenchDocument
 from refimpl.bench.summary import places
 from refimpl.bench.tables import latex, markdown
 from refimpl.report import figure as fig
-from refimpl.report.standalone import standalone
+from refimpl.report.results import allocation_style
+from refimpl.report.standalone import picture_styles
+from refimpl.report.svg import picture
 from refimpl.show.numbers import number
 from refimpl.storage.files import write_text
 
@@ -21,7 +23,7 @@ def write_tables(folder: Path, document: BenchDocument) -> Sequence[str]:
     contents = {"table.md": markdown(document), "table.tex": latex(document)}
     for figure in bench_figures(document):
         name = re.sub("[^a-z0-9.]+", "-", figure.ident.lower())
-        contents[f"{name}.svg"] = standalone(figure)
+        contents[f"{name}.svg"] = picture(figure, picture_styles()) + "\n"
     for name, text in contents.items():
         write_text(folder / name, text)
     return [*contents]
@@ -43,7 +45,8 @@ def bench_figures(document: BenchDocument) -> Iterator[fig.ReportFigure]:
         marks = list[fig.Mark]()
         for name in names:
             points = [(sparsity, value) for other, sparsity, value in rows if other == name]
-            marks.append(fig.Line(name, points, [row[0] for row in rows].index(name)))
+            first = [row[0] for row in rows].index(name)
+            marks.append(fig.Line(name, points, first, style=allocation_style(name)))
         marks += fig.level(x, 1.0, "target", "dense")
         said = [f"{name} at {sparsity:g}: {number(value)}" for name, sparsity, value in rows]
         texts = ", ".join(text.name for text in document.settings.measured_on)

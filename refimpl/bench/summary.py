@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, expm1, hypot, inf, isfinite, nan, sqrt
+from math import exp, hypot, inf, isfinite, nan, sqrt
 
 import numpy as np
 
 from refimpl.bench.document import BenchDocument, BenchRow, TextNats
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.report.inputs import MeasuredValue
-
-LARGEST = 700.0  # nats, whose exponential float64 holds
+from refimpl.report.runs import LARGEST, percent
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class TextSummary:
     @property
     def percent(self) -> MeasuredValue:
         """The change of the perplexity in percent."""
-        factor = exp(min(self.change.value, LARGEST))
-        return MeasuredValue(100 * expm1(self.change.value), 100 * factor * self.change.error)
+        return percent(self.change.value, self.change.error)
 
     @property
     def is_finding(self) -> bool:

@@ -18,7 +18,7 @@ from refimpl.bench.pictures import bench_figures
 from refimpl.bench.summary import places
 from refimpl.bench.tables import flat_rows, latex, markdown
 from refimpl.loading.files.documents import converted
-from refimpl.report.standalone import standalone
+from refimpl.report.svg import picture
 from refimpl.tokens.model_tokens import model_tokens
 
 LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
@@ -282,4 +282,4 @@ def test_the_forms_of_the_table_hold_the_same_numbers() -> None:
     assert r"a\_text" in latex(document)
     (figure,) = bench_figures(document)
     assert [row[2] for row in figure.tables[0].rows] == ["3.32012", "2.85765"]
-    assert standalone(figure).startswith("<svg")
+    assert picture(figure).startswith("<svg")
