@@ -138,9 +138,8 @@ class ModelBench:
             lap("allocate")
             target = jittered(made, self.model, cell.jitter) if cell.jitter else made
             pruner = PrunerOptions(cell.pruner, seed=cell.seed)
-            done = prune(
-                model, out, target, pruner, tokens, self.running, progress=part(1), force=True
-            )
+            settings = replace(self.running, progress=part(1))
+            done = prune(model, out, target, pruner, tokens, settings=settings, force=True)
             model = read_model(out)
             lap("prune")
             facts |= {"block_sparsity": made.corrected_sparsity, "tokens_sha256": tokens.sha256}
