@@ -55,8 +55,8 @@ class TextNats(Document, frozen=True, kw_only=True):
 class BenchRow(Document, frozen=True, kw_only=True):
     """A cell; the dense model has no pruner and no allocation.
 
-    `passes` are the block passes of one sequence that measuring for the allocation took, `program`
-    says what computed the row if it was not this command.
+    `passes` are the block passes of one sequence that measuring for the allocation took; `versions`
+    are those of refimpl and NumPy, and a digest of refimpl's sources.
     """
 
     model: str
@@ -75,7 +75,6 @@ class BenchRow(Document, frozen=True, kw_only=True):
     seconds: dict[str, float] | None = None
     tokens_sha256: str | None = None
     versions: dict[str, str] | None = None
-    program: str | None = None
 
     @property
     def key(self) -> tuple[object, ...]:

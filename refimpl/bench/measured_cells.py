@@ -160,11 +160,8 @@ class ModelBench:
         """What tells the row of a cell from all others; without a cell, that of the dense model."""
         facts: dict[str, Any] = {"model": self.model.name, "model_sha256": self.sha256}
         if cell is not None:
-            named = {
-                "allocation": cell.allocation.name,
-                "allocation_sha256": cell.allocation.sha256,
-            }
-            facts |= vars(cell) | named
+            facts |= vars(cell) | {"allocation": cell.allocation.name}
+            facts["allocation_sha256"] = cell.allocation.sha256
         return facts
 
     def key(self, cell: BenchCell | None) -> tuple[object, ...]:
@@ -287,9 +284,8 @@ def _finished(
     for number, (bench, cell) in enumerate(left, 1):
         name = sha256(repr(bench.key(cell)).encode()).hexdigest()
         words = f"{bench.model.name} {cell or 'dense'}"
-        kept = (
-            None if folder is None or cell is None else folder / re.sub(r"[^\w.+=-]+", "-", words)
-        )
+        name_of_model = re.sub(r"[^\w.+=-]+", "-", words)
+        kept = folder / name_of_model if folder and cell else None
         if (known := units.read(name)) is None:
             try:
                 with stage(words, number, len(left)) as progress:

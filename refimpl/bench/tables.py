@@ -116,8 +116,6 @@ def notes(document: BenchDocument) -> list[str]:
         f"noise floor: {floor}",
         "changes share models, texts and calibration, so they are not independent",
     ]
-    codes = {row.versions["code"] for row in rows if row.versions and row.program is None}
-    if len(codes) > 1:
-        sentences.append(f"the rows were computed by {len(codes)} versions of the program")
-    programs = [x for x in dict.fromkeys(row.program for row in rows) if x]
-    return sentences + [f"{sum(r.program == x for r in rows)} rows are of {x}" for x in programs]
+    if (codes := len({row.versions["code"] for row in rows if row.versions})) > 1:
+        sentences.append(f"the rows were computed by {codes} versions of the program")
+    return sentences
