@@ -116,6 +116,8 @@ def notes(document: BenchDocument) -> list[str]:
         f"noise floor: {floor}",
         "changes share models, texts and calibration, so they are not independent",
     ]
+    if shared.text in shared.measured_on:
+        sentences.append(f"measured on {shared.text.name}, which calibration has read, too")
     if (codes := len({row.versions["code"] for row in rows if row.versions})) > 1:
         sentences.append(f"the rows were computed by {codes} versions of the program")
     return sentences

@@ -280,6 +280,7 @@ def test_the_forms_of_the_table_hold_the_same_numbers() -> None:
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert r"owl \& 50\% & 1 & 7.768 & 2.86 & -13.9 $\pm$ 4.3 \% & 12 \\" in latex(document)
     assert r"a\_text" in latex(document)
+    assert lines[-1] == "- measured on a_text, which calibration has read, too"
     (figure,) = bench_figures(document)
     assert [row[2] for row in figure.tables[0].rows] == ["3.32012", "2.85765"]
     assert picture(figure).startswith("<svg")
