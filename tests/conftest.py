@@ -45,6 +45,7 @@ NUMERICAL = {
 }
 NOT_NUMERICAL = {
     "allocation": "projects numbers that are given",
+    "bench": "equal bits of the same products, and tables of numbers that are given",
     "cli": "options, messages and exit codes",
     "docs": "the form of pages; all pages themselves take minutes",
     "fuzz": "refusals",

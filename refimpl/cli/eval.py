@@ -1,5 +1,8 @@
-"""`refimpl eval` and `refimpl generate`: what a model is worth, in numbers and in words."""
+"""`refimpl eval`, `generate` and `bench`: what models are worth, in numbers and in words."""
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -8,10 +11,23 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import Checked, Seed, common_option, option, same_option
-from refimpl.cli.groups import JsonFlag, ModelOptions, ModelPath, Outputs, Running, Where
+from refimpl.bench.cells import Grid
+from refimpl.bench.document import BENCH, BenchSettings
+from refimpl.cli import terminal
+from refimpl.cli.groups import (
+    JsonFlag,
+    ModelOptions,
+    ModelPath,
+    Outputs,
+    Running,
+    Source,
+    Where,
+    source_group,
+)
 from refimpl.cli.options import Group, argument, with_groups
+from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, progress_bar
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, printable
 from refimpl.evaluation.choices import read_questions
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
@@ -19,10 +35,12 @@ from refimpl.evaluation.generation import TOKENS, generate
 from refimpl.loading.files.file_reading import WHOLE
 from refimpl.model.model import Model
 from refimpl.running.settings import Settings
+from refimpl.running.threads import Progress
 from refimpl.show.evaluation import continuations_text, evaluation_table
+from refimpl.show.header import joined
 from refimpl.storage.work_folder import work_path
-from refimpl.tokens import Windows, id_windows
-from refimpl.tokens.model_tokens import model_windows
+from refimpl.tokens import SAMPLES, SEQ_LEN, Windows, id_windows
+from refimpl.tokens.model_tokens import CALIBRATION, EVALUATION, model_windows
 
 
 @dataclass(frozen=True)
@@ -143,3 +161,111 @@ def generate_command(
     document = {**vars(asked), "dtype": np.dtype(asked.dtype).name}
     document["continuations"] = [asdict(x) for x in found]
     deliver(document, continuations_text(map(str, models), found), to.json)
+
+
+BENCH_SOURCE = replace(
+    source_group(SAMPLES, SEQ_LEN, ""),
+    only=("text", "samples", "seq_len"),
+    says={
+        "text": "Default: a text that comes with refimpl.",
+        "samples": f"Of each seed. Default: {SAMPLES}.",
+        "seq_len": f"Default: {SEQ_LEN}, or the model's longest sequence if that is shorter.",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What the models are measured on, and what is written."""
+
+    measure_on: tuple[Path, ...] = common_option(
+        (),
+        "UTF-8 text of the perplexity, of which calibration must read nothing; may be repeated. "
+        "Default: a text that comes with refimpl.",
+        "FILE",
+    )
+    window: int | None = same_option(TextOptions, "window")
+    windows: int | None = same_option(TextOptions, "windows")
+    output: Path = output_option(
+        ...,
+        f"Folder of the results: {BENCH}, the table in Markdown and LaTeX, and pictures. If it "
+        "holds a comparison with the same settings, cells are added.",
+        "FOLDER",
+        OutputKind.FOLDER,
+    )
+    keep_models: Path | None = option(
+        None,
+        "Keep the pruned models in this folder. Default: delete each after its evaluation.",
+        "FOLDER",
+        kind=OutputKind.FOLDER,
+    )
+    force: bool = option(False, "Replace the comparison in the folder, whatever its settings.")
+
+
+@with_groups
+def bench_command(
+    models: Annotated[
+        list[Path], argument("MODEL", "Models, as for refimpl prune: files, folders or ids.")
+    ],
+    *,
+    grid: Annotated[Grid, Group("Comparison")],
+    where: Where,
+    source: Annotated[Source, BENCH_SOURCE],
+    how: Annotated[BenchOptions, Group("Output")],
+    settings: Running,
+) -> None:
+    """Each cell is what refimpl score, allocate, prune and eval give one after another.
+
+    Finished cells are kept when the run is stopped; the same command continues it.
+    """
+    from refimpl.bench.measured_cells import measured_cells, text_named  # not for --help
+    from refimpl.bench.pictures import write_tables
+    from refimpl.bench.tables import terminal_table
+
+    texts = how.measure_on or (None,)
+    shared = BenchSettings(
+        text=text_named(source.text, CALIBRATION),
+        samples=SAMPLES if source.samples is None else source.samples,
+        seq_len=source.seq_len,
+        seeds=grid.seeds,
+        measured_on=tuple(text_named(path, EVALUATION) for path in texts),
+        window=how.window,
+        windows=how.windows,
+        dtype=np.dtype(settings.dtype).name,
+    )
+    document, count = measured_cells(
+        [where.read(model) for model in models],
+        grid,
+        (source.text, *texts),
+        shared,
+        how.output,
+        running=settings,
+        stage=_stages(),
+        force=how.force,
+        models_folder=how.keep_models,
+    )
+    names = [BENCH, *write_tables(how.output, document)]
+    ran = f"{count} of {len(document.rows)} cells ran in this run; the others are on file"
+    if not count:
+        ran = f"all {len(document.rows)} cells are on file: nothing to run"
+    written = f"written:    {how.output}: {', '.join(names)}"
+    terminal.say(joined([ran, "", *terminal_table(document), written]))
+
+
+def _stages() -> Callable[[str, int, int], AbstractContextManager[Progress]]:
+    """What shows the progress of every cell, and how long the others will take."""
+    seconds = list[float]()
+
+    @contextmanager
+    def stage(words: str, number: int, count: int) -> Iterator[Progress]:
+        begun, left = time.monotonic(), count - number + 1
+        label = f"cell {number} of {count}"
+        if seconds:
+            label += f", {sum(seconds) / len(seconds) * left / 60:.0f} min left"
+        with terminal.progress_bar(label) as progress:
+            yield progress
+        seconds.append(time.monotonic() - begun)
+        if not terminal.quiet:
+            terminal.complain(printable(f"{label}: {words}, {seconds[-1]:.0f} s"))
+
+    return stage

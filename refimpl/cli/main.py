@@ -73,6 +73,12 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
             "refimpl compare OUT1 OUT2 evaluation.json",
             "refimpl compare OUT1 OUT2 --csv",
         ),
+        "bench": (
+            "eval:bench_command",
+            "Compare allocations in one table: score, prune and evaluate, by sparsity and seed.",
+            "refimpl bench MODEL --bases uniform,owl,divergence -o comparison",
+            "refimpl bench MODEL --sparsity 0.6 --seeds 3 --text FILE --measure-on FILE -o FOLDER",
+        ),
         "report": (
             "report:command",
             "Write a page with pictures and tables of scores, prunings and evaluations.",

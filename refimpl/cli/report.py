@@ -45,6 +45,12 @@ class CompareOptions(JsonOptions):
     """What is printed."""
 
     csv: bool = common_option(False, "Print CSV with all digits.")
+    against: str | None = common_option(
+        None,
+        "The run that perplexities are compared with, window by window. Default: the first that "
+        "was not pruned, or the first.",
+        "RUN",
+    )
 
 
 @with_groups
@@ -75,5 +81,5 @@ def compare_command(files: Runs, *, to: Annotated[CompareOptions, Group("Output"
 
     if to.csv and to.json:
         raise RefimplError("--csv with --json", "one form of output", "omit --csv or --json")
-    rows = run_rows(read_inputs(files))
+    rows = run_rows(read_inputs(files), to.against)
     deliver({"runs": rows}, runs_csv(rows) if to.csv else runs_table(rows), to.json)

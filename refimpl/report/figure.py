@@ -113,7 +113,8 @@ def blocks_axis(name: str, count: int) -> AxisScale:
 class Line(NamedTuple):
     """A line; its colour, dashes and shape follow from its place among the lines.
 
-    The first point is in the table at `row` and `column`, the others to the right of it; with
+    With a style, colour and shape follow from that, so that they are the same in every picture. The
+    first point is in the table at `row` and `column`, the others to the right of it; with
     column 0 each point has a row of its own. All points have marks, or only the first.
     """
 
@@ -123,6 +124,7 @@ class Line(NamedTuple):
     column: int = 0
     errors: Sequence[float] = ()
     every: bool = True
+    style: int | None = None
 
 
 class Points(NamedTuple):

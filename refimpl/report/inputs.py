@@ -240,9 +240,12 @@ def _evaluation_input(file: SourceFile, content: Json) -> EvaluationInput:
         if part is not None
         for name in names
     }
+    words = [document.model, *([] if pruning is None else [pruning.name])]
+    if pruning and None is not pruning.sha256 != document.model_sha256 is not None:
+        words.append("weights changed since")
     return EvaluationInput(
         replace(file, document=content),
-        ", ".join([document.model, *([] if pruning is None else [pruning.name])]),
+        ", ".join(words),
         pruning,
         document.model_sha256,
         None if text is None else (text.source, text.sha256),

@@ -1,8 +1,13 @@
 """Figures of evaluations side by side: perplexity and accuracy with their standard errors."""
 
+import re
 from collections.abc import Iterator, Sequence
 from math import isfinite
+from typing import get_args
 
+from refimpl.allocation.request import Correction
+from refimpl.bases.base import bases
+from refimpl.bases.uniform import UNIFORM
 from refimpl.report import figure as fig
 from refimpl.report.allocation import NAMES
 from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput
@@ -93,6 +98,15 @@ def _dots(
     )
 
 
+def allocation_style(name: str) -> int:
+    """The style of an allocation's line, whatever else is in the picture."""
+    known = [*bases(), *get_args(Correction)]
+    found = [known.index(word) for word in re.findall(r"\w+", name) if word in known]
+    if len(found) > 1 and known[found[0]] == UNIFORM.name:  # what a correction alone stands for
+        del found[0]
+    return sum(found) if found else len(known)
+
+
 def quality_figures(evaluated: Sequence[EvaluationInput]) -> Iterator[fig.ReportFigure]:
     """Perplexity against sparsity, a picture per text on which a pruned model was evaluated."""
     for i, text in enumerate(dict.fromkeys(one.text for one in evaluated if one.text is not None)):
@@ -120,7 +134,8 @@ def _quality(ident: str, text: str, evaluated: Sequence[EvaluationInput]) -> fig
     for name in dict.fromkeys(x for x in names if x != "dense"):
         part = slice(first := names.index(name), first + names.count(name))
         points = [*zip(at[part], values[part], strict=True)]
-        marks.append(fig.Line(name, points, first, errors=errors[part]))
+        style = allocation_style(allocations[first])
+        marks.append(fig.Line(name, points, first, errors=errors[part], style=style))
     if "dense" in names:
         marks += fig.level(x, values[names.index("dense")], "target", "dense")
     said = [f"{name}: {number(value)}" for name, value in zip(whose, values, strict=True)]

@@ -1,30 +1,43 @@
 """Several runs side by side, a row each: scores, prunings and evaluations of the same pruning."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
+from math import exp, expm1, isfinite
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
 
-from refimpl.errors import printable
-from refimpl.report.inputs import EvaluationInput, ReportInput, ReportInputs, ScoresInput, named
+from refimpl.errors import RefimplError, printable
+from refimpl.evaluation.perplexity import Perplexity
+from refimpl.report.inputs import (
+    EvaluationInput,
+    MeasuredValue,
+    ReportInput,
+    ReportInputs,
+    ScoresInput,
+    named,
+)
 from refimpl.report.standalone import csv_text
 from refimpl.show.header import joined, terminal_width
 from refimpl.show.numbers import measured, number
 
+LARGEST = 700.0  # nats, whose exponential float64 holds
+CHANGE = "change against "
 GLUE = "\N{NO-BREAK SPACE}"
 Row = dict[str, str | float]
 
 
-def run_rows(inputs: ReportInputs) -> list[Row]:
+def run_rows(inputs: ReportInputs, against: str | None = None) -> list[Row]:
     """A row per run; what was measured of one model, by its digest, shares a row with its pruning.
 
     An evaluation without a digest has a row of its own, and so has a second one on the same text.
+    Where the windows of a text are known, a row has its paired change against one of the runs: the
+    one that is named, or the first that was not pruned, or the first.
     """
     rows, owners = list[Row](), list[ReportInput]()
+    measured: list[dict[str, Perplexity]] = []
     for x in inputs.all:
         facts = dict(_measures(x))
         free = [i for i, row in enumerate(rows) if not row.keys() & facts.keys()]
@@ -34,13 +47,61 @@ def run_rows(inputs: ReportInputs) -> list[Row]:
                 same, key=lambda i: (owners[i].file.path == x.file.path, owners[i].name == x.name)
             )
             rows[best] |= facts
+            measured[best] |= dict(_windows(x))
         else:
             owners.append(replace(x, name=f"{x.name}, scores") if isinstance(x, ScoresInput) else x)
             rows.append({"run": "", "model": x.model, **dict(_pruning(x)), **facts})
+            measured.append(dict(_windows(x)))
     for row, x in zip(rows, named(owners), strict=True):
         row["run"] = x.name
+    if rows:
+        base = _baseline(rows, against)
+        for row, texts in zip(rows, measured, strict=True):
+            for text in texts.keys() & measured[base].keys() if row is not rows[base] else ():
+                one, other = texts[text], measured[base][text]
+                pair = Perplexity(one.nats - other.nats, one.tokens)
+                change = percent(pair.mean_nats, pair.nats_stderr)
+                label = f"{CHANGE}{rows[base]['run']} on {text}"
+                row |= {label: change.value, f"{label} stderr": change.error}
     columns = dict.fromkeys(key for row in rows for key in row)
     return [{key: row[key] for key in columns if key in row} for row in rows]
+
+
+def percent(nats: float, error: float) -> MeasuredValue:
+    """A change of the nats per token and its error, as those of the perplexity in percent."""
+    most = min(nats, LARGEST)
+    return MeasuredValue(100 * expm1(most), 100 * exp(most) * error)
+
+
+def _baseline(rows: Sequence[Row], against: str | None) -> int:
+    """Which run the others are compared with; it may be named by its folder or in full."""
+    names = [str(row["run"]) for row in rows]
+    if against is None:
+        return next((i for i, row in enumerate(rows) if "pruner" not in row), 0)
+    found = [i for i, name in enumerate(names) if against in (name, name.partition(",")[0])]
+    if len(found) != 1:
+        raise RefimplError(
+            f"--against {against!r}: {len(found)} runs of this name",
+            "; ".join(names),
+            "use the name of one run, in full or up to its comma",
+        )
+    return found[0]
+
+
+def _windows(x: ReportInput) -> Iterator[tuple[str, Perplexity]]:
+    """The windows of an evaluation's text, by its name."""
+    text = x.file.document.get("text")
+    if isinstance(x, EvaluationInput) and text and text.get("windows"):
+        columns = [[window[key] for window in text["windows"]] for key in ("nats", "tokens")]
+        yield _text_name(x), Perplexity(*map(np.array, columns))
+
+
+def _text_name(x: EvaluationInput) -> str:
+    """A text by its source, its digest, and how it was cut."""
+    assert x.text is not None
+    window = x.file.document["text"].get("window")
+    cut = "" if window is None else f", window {window}"
+    return f"{x.text[0].partition(',')[0]} ({x.text[1][:6]}{cut})"
 
 
 def _same_model(x: ReportInput, y: ReportInput) -> bool:
@@ -72,9 +133,8 @@ def _measures(x: ReportInput) -> Iterator[tuple[str, str | float]]:
         for name, source in sources.items():
             measure = x.measures.get(name)
             if source is not None and measure is not None and isfinite(measure.value):
-                window = x.file.document["text"].get("window") if source is x.text else None
-                cut = "" if window is None else f", window {window}"
-                label = f"{name} on {source[0].partition(',')[0]} ({source[1][:6]}{cut})"
+                asked = f"{source[0].partition(',')[0]} ({source[1][:6]})"
+                label = f"{name} on {_text_name(x) if source is x.text else asked}"
                 yield label, measure.value
                 if isfinite(measure.error):
                     yield f"{label} stderr", measure.error
@@ -93,7 +153,8 @@ def runs_table(rows: list[Row]) -> str:
 
     Numbers have the digits that their errors deserve.
     """
-    columns = dict.fromkeys(key for row in rows for key in row if not key.endswith(" stderr"))
+    keys = dict.fromkeys(key for row in rows for key in row if not key.endswith(" stderr"))
+    columns = dict.fromkeys(key for key in keys if not key.startswith(CHANGE))
     for key in ("pruner", "allocation", "sparsity", "base", "correction"):
         columns.pop(key, None)
     if len({row["model"] for row in rows}) == 1:
@@ -114,6 +175,10 @@ def runs_table(rows: list[Row]) -> str:
         texts = {key: [cells[key][i]] for key in cells}
         texts["run"] = wrap(cells["run"][i], widths["run"], break_long_words=False)
         lines += _row(texts, widths)
+    if changed := [key for key in keys if key.startswith(CHANGE)]:
+        base = changed[0].removeprefix(CHANGE).rpartition(" on ")[0]
+        note = f"(change against {base}, paired by windows; without the noise floor of pruning)"
+        lines += ["", *wrap(note, terminal_width())]
     return joined(lines)
 
 
@@ -142,5 +207,10 @@ def _longest(text: str, ends: str) -> int:
 def _cell(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key, "-")
     if isinstance(value, float):
-        return measured(value, row.get(f"{key} stderr", float("nan")))
+        shown = measured(value, row.get(f"{key} stderr", float("nan")))
+        for name in row if key.startswith("perplexity on ") else ():
+            if name.startswith(CHANGE) and name.endswith(key.removeprefix("perplexity")):
+                change = measured(row[name], row[f"{name} stderr"], "+.3g")
+                shown += f" ({'+' * (row[name] > 0 and change[0] != '+')}{change} %)"
+        return shown
     return value if isinstance(value, str) else number(value)

@@ -126,11 +126,12 @@ class _Drawing:
     def draw(self, mark: fig.Mark) -> None:
         """A mark."""
         match mark:
-            case fig.Line(name, points, row, column, errors, every):
+            case fig.Line(name, points, row, column, errors, every, style):
                 i, points = self.lines.index(mark), self.at(points)
                 color = round((CLASSES - 1) * i / max(len(self.lines) - 1, 1))
+                color = color if style is None else style % CLASSES
                 css, dot = f"line s{color} d{i % 4}", f"mark f{color}" if every else f"f{color}"
-                shape = CYCLE[i % len(CYCLE)] if every else "dot"
+                shape = CYCLE[(i if style is None else style) % len(CYCLE)] if every else "dot"
                 self.parts += _trail(points, css, row, column)
                 ends = zip(mark.points, errors, strict=False)
                 self.draw(

@@ -101,7 +101,7 @@ def refuse_overlap(target: Path, name: str, other: Path) -> None:
         relation = "is, or holds," if target.is_dir() else "is also"
         raise _overlap(target, relation, f"{name} ({other})")
     real = Path(os.path.realpath(target.parent), target.name)
-    if other.is_dir() and any(parent.samefile(other) for parent in real.parents):
+    if other.is_dir() and any(x.exists() and x.samefile(other) for x in real.parents):
         raise _overlap(target, "lies in", f"{name} ({other})")
 
 

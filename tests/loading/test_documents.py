@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from program import ran, refused
 
 from refimpl.allocation.scores_json import ScoresDocument, scores_document
+from refimpl.bench.document import BenchDocument
 from refimpl.evaluation.document import EvaluationDocument
 from refimpl.loading.files.documents import converted, plain
 from refimpl.method.perturbation import Noise, Perturbation, Probes
@@ -35,6 +36,7 @@ DOCUMENTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "scores": (ScoresDocument, scores_document),
     "pruning": (Pruning, pruning_record),
     "evaluation": (EvaluationDocument, lambda x: converted(x, EvaluationDocument)),
+    "bench": (BenchDocument, lambda x: converted(x, BenchDocument)),
     "case": (CaseFacts, lambda x: converted(x, CaseFacts)),
 }
 READERS = {name: reader for name, (_, reader) in DOCUMENTS.items()}
@@ -48,7 +50,10 @@ def texts() -> dict[str, str]:
         ran("score", LLAMA, *FEW, "--eta", "0.01,0.1", "-o", scores)
         ran("prune", LLAMA, "-o", out, "--allocation", scores, "--pruner", "magnitude")
         text = ("--text", FIXTURES / "text.txt", "--window", 8, "--windows", 2)
+        grid = ("--bases", "divergence", "--sparsity", "0.5", "-q", "-o", Path(folder) / "bench")
+        ran("bench", LLAMA, *FEW, "--measure-on", *text[1:], *grid)
         return {
+            "bench": (Path(folder) / "bench" / "bench.json").read_text("utf-8"),
             "scores": scores.read_text("utf-8"),
             "pruning": (out / "pruning.json").read_text("utf-8"),
             "evaluation": ran("eval", out, *text, "--json"),
@@ -120,7 +125,8 @@ HOSTILE = {
 @pytest.mark.parametrize("why", HOSTILE)
 @pytest.mark.parametrize("kind", READERS)
 def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) -> None:
-    name = {"pruning": "pruning.json", "case": "case.json"}.get(kind, "x.json")
+    names = {"pruning": "pruning.json", "case": "case.json", "bench": "bench.json"}
+    name = names.get(kind, "x.json")
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).symlink_to(LLAMA / file)
     words = {
@@ -128,6 +134,7 @@ def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) 
         "pruning": ("inspect", tmp_path),
         "evaluation": ("compare", tmp_path / name),
         "case": ("case", "show", tmp_path),
+        "bench": ("bench", LLAMA, "-o", tmp_path),
     }[kind]
     content, problem = HOSTILE[why]
     (tmp_path / name).write_bytes(content)

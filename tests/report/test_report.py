@@ -18,10 +18,11 @@ from report_files import EVERYTHING, deeper, edited, one_block
 from refimpl.errors import RefimplError
 from refimpl.report import page as page_module
 from refimpl.report import svg
-from refimpl.report.figure import AxisScale
+from refimpl.report.figure import AxisScale, Line, Mark, ReportFigure
 from refimpl.report.html import words
 from refimpl.report.inputs import read_inputs
 from refimpl.report.page import report, sections
+from refimpl.report.results import allocation_style
 from refimpl.report.standalone import write_figures
 from refimpl.show.numbers import measured, number
 
@@ -399,3 +400,19 @@ def test_labels_are_spread_in_their_order() -> None:
     assert list(np.argsort(found)) == list(np.argsort(wanted))
     assert (np.diff(np.sort(found)) >= 10 - 1e-9).all()
     assert 0 <= min(found) <= max(found) <= 100
+
+
+def test_an_allocation_has_one_colour_and_mark_in_every_picture() -> None:
+    def drawn(*names: str) -> dict[str, tuple[str, str]]:
+        axis, marks = AxisScale("x", 0, 1), list[Mark]()
+        for i, name in enumerate(names):
+            marks.append(Line(name, [(0.5, 0.5)], i, style=allocation_style(name)))
+        figure = ReportFigure("id", "t", "", ("", ""), [], axis, axis, marks, below=True)
+        paths = re.findall(r'<path class="mark (f\d)" d="M[\d. ]+(m[^"]*)"/>', svg.picture(figure))
+        return dict(zip(names, paths[::2], strict=True))  # each again in the legend
+
+    few = drawn("owl", "uniform + divergence measured")
+    many = drawn("uniform", "lsa", "divergence", "owl", "owl + absorption 0.05", "mine.csv")
+    assert few["owl"] == many["owl"]
+    assert few["uniform + divergence measured"] == many["divergence"]
+    assert len({*many.values()}) == len(many)

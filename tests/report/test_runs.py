@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import re
 import shutil
+from math import exp, expm1, sqrt
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,39 @@ def perplexities(folder: Path, name: str) -> list[float]:
     return [document["text"]["perplexity"] for document in documents]
 
 
+def test_changes_are_paired_by_windows(alike: Path) -> None:
+    files = [alike / f"{name}-{w}.json" for name in ("int60", "llama") for w in (32, 16)]
+    pruned, dense = (json.loads(path.read_text())["text"]["windows"] for path in files[::2])
+    pairs = [(x["nats"] - y["nats"], x["tokens"]) for x, y in zip(pruned, dense, strict=True)]
+    mean = sum(nats for nats, _ in pairs) / sum(tokens for _, tokens in pairs)
+    rows = json.loads(ran("compare", *files, "--json"))["runs"]
+    assert not [key for key in rows[1] if key.startswith("change")]  # the dense model
+    found = {key: x for key, x in rows[0].items() if key.startswith("change against llama on text")}
+    assert len(found) == 4
+    (value,) = (x for key, x in found.items() if key.endswith("window 32)"))
+    (error,) = (x for key, x in found.items() if key.endswith("window 32) stderr"))
+    assert value == pytest.approx(100 * expm1(mean))
+    squares = sum((nats - mean * tokens) ** 2 for nats, tokens in pairs)
+    ratio = sqrt(len(pairs) / (len(pairs) - 1) * squares) / sum(tokens for _, tokens in pairs)
+    assert error == pytest.approx(100 * exp(mean) * ratio)
+    table = ran("compare", *files, "--against", "int60")
+    assert "(change against int60, wanda 60 %, uniform, paired by windows;" in table
+    assert re.search(r"llama .*\(-?\+?[\d.]+ ± [\d.]+ %\)", table)
+    assert "0 runs of this name" in refused("compare", *files, "--against", "int")
+    assert "change" not in ran("compare", files[0], files[1])  # of one model on two texts
+
+
+def test_an_evaluation_of_weights_that_were_changed_since_says_so(
+    alike: Path, tmp_path: Path
+) -> None:
+    evaluation = json.loads((alike / "int60-32.json").read_text())
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(evaluation | {"model_sha256": "0" * 64}))
+    rows = runs_of(alike / "int60", changed)
+    assert rows["int60, wanda 60 %, uniform"] == []
+    assert len(rows["int60, wanda 60 %, uniform, weights changed since"]) == 1
+
+
 def test_a_row_is_a_model_and_no_other_that_was_pruned_alike(alike: Path) -> None:
     files = [alike / f"{name}-{w}.json" for name in ("int60", "llama") for w in (32, 16)]
     assert runs_of(alike / "default60", alike / "int60", *files) == {
@@ -129,7 +164,7 @@ def test_a_model_is_known_by_its_weights_and_not_by_its_folder(alike: Path, tmp_
     first, _ = perplexities(alike, "int60")
     assert found.pop("moved, wanda 60 %, uniform") == [first]
     ((name, values),) = found.items()
-    assert name == "int60, wanda 60 %, uniform"
+    assert name == "int60, wanda 60 %, uniform, weights changed since"
     assert values != [first]
 
 

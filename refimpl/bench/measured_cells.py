@@ -1,0 +1,296 @@
+"""The loop over the cells of a comparison; each is scored, allocated, pruned and evaluated."""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl.allocation.allocate import Allocation, allocate, base_only, linear_counts, units_of
+from refimpl.allocation.targets import Targets
+from refimpl.bench.cells import BenchCell, Grid
+from refimpl.bench.document import (
+    BENCH,
+    BENCH_FORMAT,
+    BenchDocument,
+    BenchRow,
+    BenchSettings,
+    BenchText,
+    TextNats,
+    rows_on_file,
+)
+from refimpl.errors import RefimplError, printable
+from refimpl.evaluation.evaluate import evaluate
+from refimpl.loading.checkpoint import read_model
+from refimpl.loading.files.documents import converted, plain, reading_document
+from refimpl.method.perturbation import Noise, Perturbation, Probes
+from refimpl.method.projection import project
+from refimpl.model.model import Model
+from refimpl.model.ops import Array
+from refimpl.pruners.decision import PrunerOptions
+from refimpl.pruning.prune import prune
+from refimpl.running.provenance import model_sha256, versions
+from refimpl.running.settings import Settings
+from refimpl.running.threads import Progress
+from refimpl.scoring.score import score
+from refimpl.scoring.signals import signals
+from refimpl.storage.file_system import ResumableError, file_digest, remove, writing
+from refimpl.storage.files import write_json
+from refimpl.storage.finished_units import FinishedUnits, discard, finished_units, runs
+from refimpl.storage.target_checks import real_path
+from refimpl.storage.work_folder import work_folder, work_path
+from refimpl.tokens import Tokens, Windows
+from refimpl.tokens.model_tokens import model_tokens, model_windows
+
+JITTER, LEAST_MOVED = 1e-6, 2  # of a rerun: moves of sparsities, and weights that they are at least
+Stage = Callable[[str, int, int], AbstractContextManager[Progress]]
+"""Called with a cell's name, its number and how many there are; yields what shows its progress."""
+
+
+@dataclass(frozen=True)
+class ModelBench:
+    """The cells of one model; what several of them need is measured once.
+
+    Args:
+        model: The dense model.
+        texts: What it is calibrated on, and what it is measured on; None for a text of refimpl.
+        shared: The settings of all cells.
+        running: Where and how it is computed.
+        work: A folder of ours.
+    """
+
+    model: Model
+    texts: Sequence[Path | None]
+    shared: BenchSettings
+    running: Settings
+    work: Path
+    measured: dict[object, tuple[Any, float]] = field(default_factory=dict)
+
+    @cached_property
+    def windows(self) -> list[Windows]:
+        """The windows of every text."""
+        size = self.shared.window, self.shared.windows
+        return [model_windows(self.model, path, *size) for path in self.texts[1:]]
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The calibration tokens of all seeds."""
+        count = self.shared.samples * self.shared.seeds
+        sizes = None, count, self.shared.seq_len
+        return model_tokens(self.model, self.texts[0], *sizes, calibration=True)
+
+    def tokens_of(self, seed: int) -> Tokens:
+        """The samples of a seed: every so-manyth one, from all over the text."""
+        ids = np.ascontiguousarray(self.tokens.ids[seed :: self.shared.seeds])
+        return replace(self.tokens, ids=ids)
+
+    def allocation(self, cell: BenchCell, progress: Progress) -> tuple[Allocation, float]:
+        """The allocation of a cell, and the block passes that measuring for it takes."""
+        request, tokens = cell.allocation.request(cell.sparsity), self.tokens_of(cell.seed)
+        scored, passes = request.correct is not None or request.needs_pruning, 0.0
+
+        def counted(done: float, total: float) -> None:
+            nonlocal passes
+            passes = total
+            progress(done, total)
+
+        settings = replace(self.running, progress=counted)
+        known: tuple[object, ...] = (cell.seed, cell.allocation)
+        if request.needs_pruning:
+            known += (cell.pruner, cell.sparsity)
+        if known not in self.measured and scored:
+            plan: Perturbation = Noise(seed=cell.seed)
+            if request.needs_pruning:
+                plan = Probes(seed=cell.seed, probe_pruner=cell.pruner)
+            kept = work_path(self.work / "scores")
+            settings = replace(settings, finished=kept)
+            found = score(self.model, tokens, plan, request, settings, bases=())
+            self.measured[known] = found, passes
+            remove(kept)
+        elif known not in self.measured:
+            self.measured[known] = signals(self.model, request, tokens, settings), passes
+        found, passes = self.measured[known]
+        if scored:
+            return allocate(found, request), passes
+        return base_only(found, request, self.model.config.linears), passes
+
+    def row(self, cell: BenchCell | None, kept: Path | None, progress: Progress) -> BenchRow:
+        """Measure a cell, or the dense model; the pruned model stays if it has a path."""
+        started, seconds, facts = time.perf_counter(), dict[str, float](), self.place(cell)
+        facts["versions"] = versions() | {"code": program_sha256()[:12]}
+        stages, model, out = 2 * (cell is not None) + len(self.windows), self.model, kept
+
+        def part(number: int) -> Progress:
+            return lambda done, total: progress(number + done / max(total, 1e-9), stages)
+
+        def lap(stage: str) -> None:
+            seconds[stage] = round(time.perf_counter() - started - sum(seconds.values()), 2)
+
+        if cell is not None:
+            out, tokens = kept or self.work / "model", self.tokens_of(cell.seed)
+            made, passes = self.allocation(cell, part(0))
+            lap("allocate")
+            target = jittered(made, self.model, cell.jitter) if cell.jitter else made
+            pruner = PrunerOptions(cell.pruner, seed=cell.seed)
+            settings = replace(self.running, progress=part(1))
+            done = prune(model, out, target, pruner, tokens, settings=settings, force=True)
+            model = read_model(out)
+            lap("prune")
+            facts |= {"block_sparsity": made.corrected_sparsity, "tokens_sha256": tokens.sha256}
+            facts |= {"passes": passes, "pruned": done.total_pruned}
+            facts |= {"kappa": made.growth and made.growth.common_rate}
+        texts = []
+        for i, windows in enumerate(self.windows):
+            shown = part(stages - len(self.windows) + i)
+            found = evaluate(model, windows, None, self.running, progress=shown).perplexity
+            assert found is not None
+            texts.append(TextNats(nats=found.nats.tolist(), tokens=found.tokens.tolist()))
+        lap("measure")
+        if cell is not None and kept is None:
+            remove(self.work / "model")
+        return converted(plain(facts | {"texts": texts, "seconds": seconds}), BenchRow)
+
+    def place(self, cell: BenchCell | None) -> dict[str, Any]:
+        """What tells the row of a cell from all others; without a cell, that of the dense model."""
+        facts: dict[str, Any] = {"model": self.model.name, "model_sha256": self.sha256}
+        if cell is not None:
+            facts |= vars(cell) | {"allocation": cell.allocation.name}
+            facts["allocation_sha256"] = cell.allocation.sha256
+        return facts
+
+    def key(self, cell: BenchCell | None) -> tuple[object, ...]:
+        """The key of that row."""
+        return converted(self.place(cell), BenchRow).key
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the dense model."""
+        return model_sha256(self.model)
+
+
+def text_named(path: Path | None, otherwise: str) -> BenchText:
+    """A text by its name and digest; without a path, that of refimpl."""
+    if path is None:
+        return BenchText(name=Path(otherwise).stem, sha256=None)
+    with reading_document(path, ("a text", "a text in UTF-8", "check the path")):
+        return BenchText(name=printable(path.stem), sha256=file_digest(path))
+
+
+def jittered(made: Allocation, model: Model, seed: int) -> Targets:
+    """An allocation with every sparsity moved by about 1e-6, or by two weights, on its budget."""
+    sizes, request = model.config.linear_sizes, made.request
+    per_linear = np.ptp(made.linear_sparsity, axis=1).any()
+    moved: Array = (made.linear_sparsity if per_linear else made.corrected_sparsity).copy()
+    units, exists = units_of(moved, sizes)
+    noise = np.random.default_rng(seed).standard_normal(len(units))
+    noise *= np.maximum(JITTER, LEAST_MOVED / units)
+    limits = {"lo": request.lo, "hi": request.hi}
+    moved[exists] = project(moved[exists] + noise, units, request.sparsity, **limits)
+    share = np.where(sizes > 0, moved.reshape(len(sizes), -1), 0.0)
+    return Targets(linear_counts(moved, sizes, request.sparsity), share, "exact", None, {})
+
+
+@cache
+def program_sha256() -> str:
+    """Of the sources of refimpl, so that rows of other programs are told apart."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return sha256("".join(map(file_digest, files)).encode()).hexdigest()
+
+
+def measured_cells(
+    models: Sequence[Model],
+    grid: Grid,
+    texts: Sequence[Path | None],
+    shared: BenchSettings,
+    out: Path,
+    *,
+    running: Settings,
+    stage: Stage,
+    force: bool = False,
+    models_folder: Path | None = None,
+) -> tuple[BenchDocument, int]:
+    """Measure all cells that are not on file; the comparison, and how many there were.
+
+    Args:
+        models: From `read_model`.
+        grid: What is compared.
+        texts: What they are calibrated on, and what they are measured on; None for a text of ours.
+        shared: The settings of all cells.
+        out: The folder of the comparison; finished cells are kept beside it until the end.
+        running: Where and how it is computed.
+        stage: Shows the progress of a cell.
+        force: Whether the rows of another comparison in the folder are left out.
+        models_folder: A folder for the pruned models, or None to delete each.
+
+    Raises:
+        RefimplError: Two models of one name; a folder that holds anything else; and what `score`,
+            `prune` and `evaluate` refuse. Cells that were finished before stay on file.
+    """
+    for folder in filter(None, (out, models_folder)):
+        if not folder.parent.is_dir():
+            raise RefimplError(
+                f"-o {folder}: {folder.parent} is no folder",
+                "a path in a folder that exists",
+                "create the folder, or choose another path",
+            )
+    names = [model.name for model in models]
+    if len({*names}) < len(names):
+        raise RefimplError(
+            f"two models are called {max(names, key=names.count)}",
+            "a folder or file name of its own for each model",
+            "rename one, or omit it",
+        )
+    work = work_path(real_path(out))
+    benches = [ModelBench(model, texts, shared, running, work) for model in models]
+    rows = rows_on_file(out, shared, [(x.model.name, x.sha256) for x in benches], force)
+    known = {row.key for row in rows}
+    left = [
+        (bench, cell)
+        for bench in benches
+        for cell in (None, *grid.cells())
+        if bench.key(cell) not in known
+    ]
+    for bench in {id(bench): bench for bench, _ in left}.values():
+        _ = bench.windows, bench.tokens  # refused before the long part
+    if models_folder is not None:
+        with writing(models_folder):
+            models_folder.mkdir(exist_ok=True)
+    identity = {"command": "bench", "settings": plain(shared), "versions": versions()}
+    with work_folder(work), finished_units(work, identity) as units:
+        rows += _finished(left, units, stage, models_folder)
+        document = BenchDocument(
+            format=BENCH_FORMAT, settings=shared, against=grid.baseline.name, rows=tuple(rows)
+        )
+        out.mkdir(exist_ok=True)
+        write_json(out / BENCH, plain(document))
+        for folder in runs(work):
+            discard(folder)
+    return document, len(left)
+
+
+def _finished(
+    left: Sequence[tuple[ModelBench, BenchCell | None]],
+    units: FinishedUnits,
+    stage: Stage,
+    folder: Path | None,
+) -> Iterator[BenchRow]:
+    """The rows of cells, measured unless an earlier run has finished them."""
+    for number, (bench, cell) in enumerate(left, 1):
+        name = sha256(repr(bench.key(cell)).encode()).hexdigest()
+        words = f"{bench.model.name} {cell or 'dense'}"
+        name_of_model = re.sub(r"[^\w.+=-]+", "-", words)
+        kept = folder / name_of_model if folder and cell else None
+        if (known := units.read(name)) is None:
+            try:
+                with stage(words, number, len(left)) as progress:
+                    known = plain(bench.row(cell, kept, progress))
+            except RefimplError as error:  # the other cells stay finished
+                raise ResumableError(error.problem, error.expected, error.remedy) from error
+            units.write(name, known)
+        yield converted(known, BenchRow)

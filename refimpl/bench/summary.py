@@ -1,0 +1,155 @@
+"""What the rows of a comparison say: means over seeds, paired changes, errors, the noise floor."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import exp, hypot, inf, isfinite, nan, sqrt
+
+import numpy as np
+
+from refimpl.bench.document import BenchDocument, BenchRow, TextNats
+from refimpl.evaluation.perplexity import Perplexity
+from refimpl.report.inputs import MeasuredValue
+from refimpl.report.runs import LARGEST, percent
+
+
+@dataclass(frozen=True)
+class TextSummary:
+    """One allocation on one text.
+
+    Args:
+        nats: Per token, the mean over seeds.
+        dense: Nats of the dense model, NaN if unknown.
+        change: Of the nats against the baseline, on the same windows, and its error.
+    """
+
+    nats: float
+    dense: float
+    change: MeasuredValue
+
+    @property
+    def perplexity(self) -> float:
+        """The geometric mean over seeds."""
+        return exp(self.nats) if self.nats < LARGEST else inf
+
+    @property
+    def multiple(self) -> float:
+        """Perplexity as a multiple of the dense model's."""
+        return exp(min(self.nats - self.dense, LARGEST))
+
+    @property
+    def percent(self) -> MeasuredValue:
+        """The change of the perplexity in percent."""
+        return percent(self.change.value, self.change.error)
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether the change is at least two errors."""
+        return abs(self.change.value) >= 2 * self.change.error
+
+
+@dataclass(frozen=True)
+class AllocationSummary:
+    """One allocation in one place, over its seeds: a summary per text."""
+
+    name: str
+    seeds: int
+    passes: float | None
+    texts: Sequence[TextSummary]
+
+
+@dataclass(frozen=True)
+class PlaceSummary:
+    """A model, a pruner and a sparsity.
+
+    Args:
+        floor: Per text, the standard deviation of the nats over reruns of one allocation whose
+            sparsities were moved by about 1e-6; NaN if it was not measured.
+        reruns: How many.
+    """
+
+    model: str
+    pruner: str
+    sparsity: float
+    allocations: Sequence[AllocationSummary]
+    floor: Sequence[float]
+    reruns: int
+
+
+def perplexity_of(text: TextNats) -> Perplexity:
+    """The perplexity of a row on a text."""
+    return Perplexity(np.array(text.nats), np.array(text.tokens))
+
+
+def places(document: BenchDocument) -> Iterator[PlaceSummary]:
+    """All places in the order of their rows, those of one model and pruner together."""
+    dense = {row.model: row for row in document.rows if row.pruner is None}
+    grouped: dict[tuple[str, str, float], list[BenchRow]] = {}
+    for row in document.rows:
+        if row.pruner is not None:
+            grouped.setdefault((row.model, row.pruner, row.sparsity), []).append(row)
+    order = [*dict.fromkeys(key[:2] for key in grouped)]
+    for key in sorted(grouped, key=lambda x: (order.index(x[:2]), x[2])):
+        rows = grouped[key]
+        floor = _floor(rows, len(document.settings.measured_on))
+        named: dict[str, dict[int, BenchRow]] = {}
+        for row in (row for row in rows if not row.jitter):
+            named.setdefault(str(row.allocation), {})[row.seed] = row
+        baseline = named.get(document.against, {})
+        found = [
+            _summary(name, seeds, baseline, dense.get(key[0]), floor)
+            for name, seeds in named.items()
+        ]
+        yield PlaceSummary(*key, found, floor, sum(row.jitter > 0 for row in rows))
+
+
+def _floor(rows: Sequence[BenchRow], texts: int) -> list[float]:
+    """Per text, the spread of an allocation and its reruns."""
+    again = {(row.allocation, row.seed) for row in rows if row.jitter}
+    same = [row for row in rows if (row.allocation, row.seed) in again]
+    if len(same) < 2:
+        return [nan] * texts
+    nats = [[perplexity_of(text).mean_nats for text in row.texts] for row in same]
+    return [float(x) for x in np.std(nats, axis=0, ddof=1)]
+
+
+def _summary(
+    name: str,
+    seeds: dict[int, BenchRow],
+    baseline: dict[int, BenchRow],
+    dense: BenchRow | None,
+    floor: Sequence[float],
+) -> AllocationSummary:
+    """The mean over seeds, and the change over the seeds that the baseline has, too."""
+    texts = []
+    for i, least in enumerate(floor):
+        nats = [perplexity_of(row.texts[i]).mean_nats for row in seeds.values()]
+        alone = nan if dense is None else perplexity_of(dense.texts[i]).mean_nats
+        pairs = [
+            _paired(row.texts[i], baseline[seed].texts[i])
+            for seed, row in seeds.items()
+            if seed in baseline and row is not baseline[seed]
+        ]
+        change = _mean_change(pairs, least if isfinite(least) else 0.0)
+        texts.append(TextSummary(float(np.mean(nats)), alone, change))
+    passes = next((x.passes for x in seeds.values() if x.passes is not None), None)
+    return AllocationSummary(name, len(seeds), passes, texts)
+
+
+def _paired(row: TextNats, other: TextNats) -> Perplexity:
+    """The difference of two rows, window by window."""
+    return Perplexity(np.array(row.nats) - np.array(other.nats), np.array(row.tokens))
+
+
+def _mean_change(pairs: Sequence[Perplexity], floor: float) -> MeasuredValue:
+    """The mean over seeds, with the error over them, which has the floor in it, but never less.
+
+    With one seed, the error is that over the windows, and the floor of both models beside it.
+    """
+    if not pairs:
+        return MeasuredValue()
+    changes = [pair.mean_nats for pair in pairs]
+    both = sqrt(2 / len(pairs)) * floor
+    if len(pairs) == 1:
+        return MeasuredValue(changes[0], hypot(pairs[0].nats_stderr, both))
+    error = float(np.std(changes, ddof=1)) / sqrt(len(pairs))
+    return MeasuredValue(float(np.mean(changes)), max(error, both))

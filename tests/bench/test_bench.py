@@ -1,0 +1,286 @@
+"""`refimpl bench`: a cell is what other commands give, a stopped run is continued, and tables."""
+
+import json
+import shutil
+from math import exp, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from program import ran, refused, run
+
+from refimpl import read_model
+from refimpl.bench import measured_cells
+from refimpl.bench.document import BenchDocument
+from refimpl.bench.pictures import bench_figures
+from refimpl.bench.summary import places
+from refimpl.bench.tables import flat_rows, latex, markdown
+from refimpl.loading.files.documents import converted
+from refimpl.report.svg import picture
+from refimpl.tokens.model_tokens import model_tokens
+
+LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
+TOKENS = ("--samples", 2, "--seq-len", 16, "--text", TEXT)
+WINDOWS = ("--window", 32, "--windows", 4)
+SHORT = ("bench", LLAMA, *TOKENS, "--measure-on", TEXT, *WINDOWS)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a comparison."""
+    rows: list[dict[str, Any]] = json.loads((folder / "bench.json").read_text("utf-8"))["rows"]
+    return rows
+
+
+BY_HAND = [  # an allocation of a comparison, how `refimpl score` spells it, and a pruner
+    ("owl", "--base owl --correct none", "wanda"),
+    ("owl:m=3", "--base owl --base-option m=3 --correct none", "sparsegpt"),
+    ("lsa", "--base lsa --correct none", "wanda"),
+    ("divergence", "--correct divergence --probe pruner=magnitude", "magnitude"),
+    ("lsa+divergence", "--base lsa --correct divergence", "wanda"),
+    ("owl+absorption", "--base owl --correct absorption", "wanda"),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "pruner"), BY_HAND)
+def test_a_cell_is_score_prune_and_eval_to_the_bit(
+    name: str, words: str, pruner: str, tmp_path: Path
+) -> None:
+    grid = ("--bases", name, "--sparsity", "0.5,0.6", "--pruners", pruner, "--seeds", 2)
+    ran(*SHORT, *grid, "-q", "-o", tmp_path / "bench")
+    pruned = [row for row in rows_of(tmp_path / "bench") if "pruner" in row]
+    assert len(pruned) == 4
+    ids = model_tokens(read_model(LLAMA), TEXT, None, 4, 16).ids  # each seed has every other one
+    for row in pruned:
+        case = tmp_path / f"{row['sparsity']}-{row.get('seed', 0)}"
+        np.save(f"{case}.npy", ids[row.get("seed", 0) :: 2])
+        tokens = ("--tokens", f"{case}.npy", "--seed", row.get("seed", 0))
+        sparsity = ("--sparsity", row["sparsity"])
+        ran("score", LLAMA, *words.split(), *sparsity, *tokens, "-o", f"{case}.json")
+        ran("allocate", f"{case}.json", "-o", f"{case}-allocation.json")
+        target = ("--allocation", f"{case}-allocation.json", "--pruner", pruner)
+        calibration = tokens if pruner != "magnitude" else ()
+        ran("prune", LLAMA, "-o", case, *target, *calibration)
+        by_hand = json.loads(ran("eval", case, "--text", TEXT, *WINDOWS, "--json"))
+        assert row["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
+        assert row["texts"][0]["tokens"] == [x["tokens"] for x in by_hand["text"]["windows"]]
+        assert row["pruned"] == json.loads((case / "pruning.json").read_text())["total_pruned"]
+
+
+def test_the_dense_model_is_eval(tmp_path: Path) -> None:
+    ran(*SHORT, "--bases", "uniform", "--sparsity", "0.5", "-q", "-o", tmp_path / "bench")
+    dense = next(row for row in rows_of(tmp_path / "bench") if "pruner" not in row)
+    by_hand = json.loads(ran("eval", LLAMA, "--text", TEXT, *WINDOWS, "--json"))
+    assert dense["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
+    assert dense["model_sha256"] == by_hand["model_sha256"]
+
+
+def measured(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what depends on the clock."""
+    return {key: value for key, value in row.items() if key != "seconds"}
+
+
+def test_a_stopped_run_is_continued_and_a_whole_one_has_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ("--bases", "uniform,owl,divergence", "--sparsity", "0.5")
+    ran(*SHORT, *grid, "-q", "-o", tmp_path / "whole")
+    evaluate, calls = measured_cells.evaluate, list[str]()
+
+    def stopped(model: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(model.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(model, *arguments, **options)
+
+    monkeypatch.setattr(measured_cells, "evaluate", stopped)
+    out = tmp_path / "bench"
+    interrupted = run(*SHORT, *grid, "-q", "-o", out)
+    assert interrupted.code == 130
+    assert "finished units are kept in" in interrupted.err
+    assert not out.exists()
+    assert len(calls) == 3
+    ran(*SHORT, *grid, "-q", "-o", out)
+    assert len(calls) == 3 + 2  # the third again, and the fourth
+    assert [*map(measured, rows_of(out))] == [*map(measured, rows_of(tmp_path / "whole"))]
+    assert not (tmp_path / ".bench.part").exists()
+
+    assert "all 4 cells are on file: nothing to run" in ran(*SHORT, *grid, "-o", out)
+    more = ran(*SHORT, "--bases", "uniform,lsa", "--sparsity", "0.5", "-q", "-o", out)
+    assert "1 of 5 cells ran" in more
+    assert len(calls) == 6
+    names = [row.get("allocation") for row in rows_of(out)]
+    assert names == [None, "uniform", "owl", "divergence", "lsa"]
+    assert sorted(x.name for x in out.iterdir() if x.suffix != ".svg") == [
+        "bench.json", "table.md", "table.tex",
+    ]  # fmt: skip
+
+
+def test_an_error_in_a_late_cell_keeps_the_finished_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text("too short", "utf-8")
+    out, prune, calls = tmp_path / "bench", measured_cells.prune, list[Path]()
+
+    def failing(model: Any, out: Path, *arguments: Any, **options: Any) -> Any:
+        calls.append(out)
+        if len(calls) == 2:
+            raise measured_cells.RefimplError("a disk that is full", "room", "make room")
+        return prune(model, out, *arguments, **options)
+
+    monkeypatch.setattr(measured_cells, "prune", failing)
+    words = (*SHORT, "--bases", "uniform,owl", "--sparsity", "0.5", "-q", "-o", out)
+    assert "a disk that is full" in refused(*words)
+    assert not out.exists()
+    ran(*words)
+    assert len(calls) == 3
+
+
+WRONG: list[tuple[str, str]] = [
+    ("--bases uniform,owll", "base 'owll' is neither a base allocation nor a file"),
+    ("--bases uniform,,owl", "an empty name"),
+    ("--bases owl:5", "'5' is no option with a value"),
+    ("--bases owl:z=5", "z"),
+    ("--bases atp", "beta"),
+    ("--against lsa", "against 'lsa' is not compared"),
+    ("--sparsity 1.5", "sparsity 1.5"),
+    ("--sparsity half", "sparsity 'half'"),
+    ("--pruners wand", "pruner 'wand'"),
+    ("--seeds 0", "seeds 0"),
+    ("--jitter -1", "jitter -1"),
+    ("--samples 0", "0 samples"),
+    ("--measure-on nowhere.txt", "nowhere.txt"),
+    ("--text nowhere.txt", "nowhere.txt"),
+    ("--window 1", "window"),
+    ("--seeds 5000", "too few"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG)
+def test_bad_input_is_one_error_and_leaves_nothing(words: str, said: str, tmp_path: Path) -> None:
+    assert said in refused(*SHORT, *words.split(), "-q", "-o", tmp_path / "bench")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_existing_output_is_never_damaged(tmp_path: Path) -> None:
+    out, grid = tmp_path / "bench", ("--bases", "uniform", "--sparsity", "0.5", "-q")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "table.md").write_text("mine")
+    for force in ((), ("--force",)):
+        assert "holds no bench.json" in refused(*SHORT, *grid, *force, "-o", foreign)
+    assert [(x.name, x.read_text()) for x in foreign.iterdir()] == [("table.md", "mine")]
+    assert f"{tmp_path / 'missing'} is no folder" in refused(
+        *SHORT, *grid, "-o", tmp_path / "missing" / "x"
+    )
+    model = tmp_path / "llama"
+    shutil.copytree(LLAMA, model)
+    assert "is, or holds," in refused("bench", model, *grid, "--force", "-o", model)
+    words = ("bench", model, *SHORT[2:], *grid)
+    ran(*words, "-o", out)
+    before = (out / "bench.json").read_bytes()
+    assert "samples: 2 there, 3 here" in refused(*words, "--samples", 3, "-o", out)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    assert "other weights of llama" in refused(*words, "-o", out)
+    assert (out / "bench.json").read_bytes() == before
+    ran(*words, "--samples", 3, "--force", "-o", out)
+    assert len(rows_of(out)) == 2
+    assert (out / "bench.json").read_bytes() != before
+    (out / "bench.json").write_bytes(before[:100])
+    assert "not a comparison" in refused(*words, "-o", out)
+    twice = tmp_path / "other" / "llama"
+    shutil.copytree(LLAMA, twice)
+    assert "two models are called llama" in refused(
+        "bench", model, twice, *SHORT[2:], *grid, "-o", tmp_path / "two"
+    )
+
+
+def test_models_are_kept_on_request_and_a_rerun_moves_few_weights(tmp_path: Path) -> None:
+    grid = ("--bases", "owl,divergence", "--sparsity", "0.5", "--jitter", 2, "-q")
+    kept, out = tmp_path / "models", tmp_path / "bench"
+    shown = ran(*SHORT, *grid, "--keep-models", kept, "-o", out)
+    assert "noise floor (2 reruns)" in shown
+    rows = [row for row in rows_of(out) if "pruner" in row]
+    assert [row.get("jitter", 0) for row in rows] == [0, 0, 1, 2]
+    assert len({row["pruned"] for row in rows}) == 1
+    counts = {}
+    for folder in kept.iterdir():
+        record = json.loads((folder / "pruning.json").read_text())
+        counts[folder.name] = np.array(
+            [x["pruned"] for block in record["blocks"] for x in block["linears"]]
+        )
+    first = counts["llama-wanda-50-owl-seed-0"]
+    assert len(counts) == 4
+    for n in (1, 2):
+        moved = np.abs(counts[f"llama-wanda-50-owl-seed-0-jitter-{n}"] - first)
+        assert 0 < moved.sum() < 0.01 * first.sum()
+
+
+def a_comparison(nats: dict[tuple[str, int, int], list[float]]) -> BenchDocument:
+    """A comparison of which one text was measured in two windows, by allocation, seed, jitter."""
+    base = {"model": "m", "model_sha256": None, "versions": {}}
+    rows: list[dict[str, Any]] = [base | {"texts": [{"nats": [10.0, 10.0], "tokens": [10, 10]}]}]
+    for (name, seed, jitter), values in nats.items():
+        where = {"pruner": "wanda", "sparsity": 0.6, "allocation": name, "seed": seed}
+        texts = [{"nats": values, "tokens": [10, 10]}]
+        rows.append(base | where | {"jitter": jitter, "texts": texts, "passes": 12.0})
+    text = {"name": "a_text", "sha256": None}
+    shared = {"text": text, "samples": 1, "seq_len": None, "seeds": 2, "measured_on": [text]}
+    shared |= {"window": None, "windows": None, "dtype": "float32"}
+    document = {"format": 1, "settings": shared, "against": "uniform", "rows": rows}
+    return converted(document, BenchDocument)
+
+
+def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
+    nats = {
+        ("uniform", 0, 0): [20.0, 24.0],
+        ("owl", 0, 0): [19.0, 22.0],
+        ("uniform", 1, 0): [21.0, 25.0],
+        ("owl", 1, 0): [21.0, 21.0],
+        ("lsa", 1, 0): [22.0, 24.0],
+    }
+    (place,) = places(a_comparison(nats))
+    uniform, owl, lsa = place.allocations
+    assert uniform.texts[0].perplexity == pytest.approx(exp((44 + 46) / 40))
+    assert uniform.texts[0].multiple == pytest.approx(exp(2.25 - 1))
+    assert np.isnan(uniform.texts[0].change.value)
+    change = owl.texts[0].change  # -3 / 20 and -4 / 20 nats
+    assert (change.value, change.error) == pytest.approx((-0.175, 0.025 * sqrt(2) / sqrt(2)))
+    assert owl.texts[0].percent.value == pytest.approx(100 * (exp(-0.175) - 1))
+    assert owl.texts[0].is_finding
+    assert lsa.seeds == 1
+    alone = lsa.texts[0].change  # windows differ by 0.1 and -0.1 nats per token
+    assert (alone.value, alone.error) == pytest.approx((0.0, 0.1))
+    assert not lsa.texts[0].is_finding
+    assert np.isnan(place.floor).all()
+
+    nats |= {("uniform", 0, 1): [22.0, 26.0], ("uniform", 0, 2): [18.0, 22.0]}
+    (place,) = places(a_comparison(nats))
+    assert place.reruns == 2
+    assert place.floor == pytest.approx([0.2])  # of 2.2, 2.4 and 2.0
+    assert place.allocations[1].texts[0].change.error == pytest.approx(0.2)  # 0.2 sqrt(2 / 2)
+    assert not place.allocations[1].texts[0].is_finding
+    alone = place.allocations[2].texts[0].change
+    assert alone.error == pytest.approx(sqrt(0.1**2 + 2 * 0.2**2))
+
+
+def test_the_forms_of_the_table_hold_the_same_numbers() -> None:
+    nats = {("uniform", 0, 0): [20.0, 24.0], ("owl & 50%", 0, 0): [19.0, 22.0]}
+    document = a_comparison(nats)
+    head, uniform, owl = flat_rows(document)
+    assert head[:5] == ["model", "pruner", "sparsity", "allocation", "seeds"]
+    assert head[5:] == ["a_text", "× dense, a_text", "against uniform, a_text", "block passes"]
+    assert uniform[5:] == ["9.025", "3.32", "", "12"]
+    assert owl[5:] == ["7.768", "2.86", "-13.9 ± 4.3 %", "12"]
+    lines = markdown(document).splitlines()
+    assert lines[2] == f"| {' | '.join(uniform)} |"
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    assert r"owl \& 50\% & 1 & 7.768 & 2.86 & -13.9 $\pm$ 4.3 \% & 12 \\" in latex(document)
+    assert r"a\_text" in latex(document)
+    assert lines[-1] == "- measured on a_text, which calibration has read, too"
+    (figure,) = bench_figures(document)
+    assert [row[2] for row in figure.tables[0].rows] == ["3.32012", "2.85765"]
+    assert picture(figure).startswith("<svg")
