@@ -14,10 +14,11 @@ QUESTIONS = [
     {"question": "Two and two are", "choices": ["three", "four", "five"], "answer": 1},
 ]
 TOKENS = ("--text", TEXT, "--samples", 2, "--seq-len", 24)
+PAPER = ("--correct", "absorption")
 PRUNING = ("--perturbation", "pruning", "--correct", "divergence", "--base", "owl")
 SCORES: dict[str, tuple[object, ...]] = {
-    "sweep.json": (LLAMA, *TOKENS, "--eta", "0.01,0.1,1", "--base", "owl"),
-    "one.json": (LLAMA, "--samples", 1, "--seq-len", 12),
+    "sweep.json": (LLAMA, *TOKENS, "--eta", "0.01,0.1,1", "--base", "owl", *PAPER),
+    "one.json": (LLAMA, "--samples", 1, "--seq-len", 12, *PAPER),
     "gemma3.json": (FIXTURES / "gemma3", "--tokens", "random", "--samples", 1, "--seq-len", 8),
     "perturbed.json": (LLAMA, *TOKENS, *PRUNING),
     "none.json": (LLAMA, "--samples", 2, "--seq-len", 8, "--correct", "none"),

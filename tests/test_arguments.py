@@ -97,7 +97,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
     model, tokens, case = model_of("llama"), random_tokens(264, 2, 8), case_of("gpt2")
     vector, matrix, weights = np.array([0.5, 0.75]), np.eye(4), "fixtures/llama/model.safetensors"
     usual: dict[str, Any] = {
-        "model": model, "tokens": tokens, "plan": Noise(), "request": Request(),
+        "model": model, "tokens": tokens, "plan": Noise(), "request": Request(correct=None),
         "dtype": "float32", "threads": 1, "memory": "64M", "executor": None,
         "progress": print, "settings": Settings(), "force": False, "trace": False,
         "download": False, "stepwise": False, "config": None, "which": 0, "block": 0,
@@ -131,7 +131,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "read_case": {"folder": "fixtures/cases/gpt2"},
         "Noise": vars(Noise(subset=1)),
         "Probes": vars(Probes(subset=1, probe_delta=0.1, probe_samples=1)),
-        "Pattern": {"pruned": 2, "group": 4},
+        "Pattern": {"pruned": 2, "group": 4}, "Request": vars(Request(correct="absorption")),
     }  # fmt: skip
     good = {}
     for full_name in CHECKED:
@@ -247,8 +247,8 @@ def test_more_probed_samples_than_there_are() -> None:
     tokens = random_tokens(264, 2, 8)
     for function in (score, refimpl.estimate):
         refusal_of(function, model, tokens, plan, says="probe-samples 99 of 2 samples")
-    one = random_tokens(264, 1, 8)  # the default of measured strength, two, is for two or more
-    assert score(model, one, request=Request(correct="divergence")).plan.probe_samples == 2
+    one = random_tokens(264, 1, 8)  # the default of measured strength is for as many or more
+    assert score(model, one, request=Request(correct="divergence")).plan.probe_samples == 4
 
 
 def test_ids_behind_a_mask_are_refused() -> None:

@@ -3,21 +3,34 @@
 import json
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import Absorption, ProbedErrors, Scores, Signal, Signals
+from refimpl.allocation.scores import (
+    Absorption,
+    AllocationErrors,
+    ProbedErrors,
+    Scores,
+    Signal,
+    Signals,
+)
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import plain
+from refimpl.method.absorption import nan_mean
 from refimpl.method.correction import at_clip, centred_log, clipped_log, corrected
 from refimpl.method.equal_marginals import Growth, equal_marginals, growth
+from refimpl.method.perturbation import Probes
 from refimpl.method.projection import project
+from refimpl.method.uncertainty import jackknife
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.counts import counts, split_count
+
+ROUNDING = 1e-9  # of the sparsity at an end of what probes span
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Allocation:
         clipped: Whether each block's logarithm is at the clip, [L].
         total_weights: Prunable weights, N.
         growth: How the error of each block grows, if the strength is measured.
+        errors: How sure the allocation is, if the strength is measured.
         seal: Digest of the other fields as `allocate` made them: no changed copy is recorded.
     """
 
@@ -44,6 +58,7 @@ class Allocation:
     clipped: Array
     total_weights: int
     growth: Growth | None = None
+    errors: AllocationErrors | None = None
     seal: str = field(default="", repr=False)
 
     @property
@@ -83,8 +98,8 @@ def allocate(
         scores: From `score`, or read from its file.
         request: What is asked for; if None, what the scores were made for.
         which: Index of the eta whose coefficients are used.
-        **changes: Fields of `Request` to change. Another base brings its own options, another
-            correction its own strength, and compat peer no correction.
+        **changes: Fields of `Request` to change. Another base brings its own options and no
+            correction, another correction its own strength, and compat peer no correction.
 
     Returns:
         Sparsity and counts per block and linear.
@@ -102,10 +117,19 @@ def allocate(
         )
     request = requested(scores, **changes) if request is None else replace(request, **changes)
     base = base_allocation(scores.signals, request, scores.linears)
-    _same_pruning(scores, request)
+    probed = _as_pruned(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
-    grows = _growth(scores.probes, str(request.correct)) if request.measured else None
-    return sealed(allocated(base, u, scores.linears, request, grows))
+    if not request.measured:
+        return sealed(allocated(base, u, scores.linears, request))
+    probes, each = _probed(scores.probes, str(request.correct))
+
+    def made(some: Array) -> Allocation:
+        grows = growth(nan_mean(some, axis=0), probes.sparsity)
+        return allocated(base, u, scores.linears, request, grows, probed)
+
+    whole = made(each)
+    without = [made(np.delete(each, i, axis=0)) for i in range(len(each))] if len(each) > 1 else []
+    return sealed(replace(whole, errors=_errors(without or [whole])))
 
 
 def requested(scores: Scores, **changes: Any) -> Request:
@@ -124,6 +148,7 @@ def requested(scores: Scores, **changes: Any) -> Request:
         changes["options"] = {**made_for.get("options", {}), **changes.get("options", {})}
     else:
         made_for.pop("options", None)
+        changes = changes if made_base is None else {"correct": None} | changes
     if changes.get("correct", made_for.get("correct")) != made_for.get("correct"):
         made_for.pop("strength", None)
     return Request(**(made_for | changes))
@@ -146,10 +171,12 @@ def allocated(
     linears: Linears,
     request: Request,
     grows: Growth | None = None,
+    probed: tuple[Array, float] | None = None,
 ) -> Allocation:
     """Correct a base, [L] or [L, linears], project and count; peer code does none of that.
 
-    The correction is by u, or, if any block's error grows as fitted, to equal marginal errors.
+    The correction is by u, or, if any block's error grows as fitted, to equal marginal errors. The
+    errors may have been probed at the base of another sparsity: that base, and its target.
     """
     num_blocks, sizes = len(base), linear_sizes(linears)
     share, projected, final = sizes / sizes.sum(axis=1, keepdims=True), base, base
@@ -160,16 +187,21 @@ def allocated(
         target, limits = request.sparsity, {"lo": request.lo, "hi": request.hi}
         projected, final = np.zeros((2, *base.shape))
         projected[exists] = project(base[exists], units, target, **limits)
+        at = projected
+        if probed is not None:
+            there = probed[0] if base.ndim == probed[0].ndim else probed[0][:, None] + 0 * base
+            at = np.zeros(base.shape)
+            at[exists] = project(there[exists], units, probed[1], **limits)
         block_of_unit = np.nonzero(exists)[0]
         if grows is not None and grows.fits.any() and grows.level.shape == base.shape:
-            rates, top = grows.rates(request.kappa == "own"), _top(grows, projected, request.hi)
-            level, rate, start, hi = (x[exists] for x in (grows.level, rates, projected, top))
+            rates, top = grows.rates(request.kappa == "own"), _top(grows, at, request.hi)
+            level, rate, start, hi = (x[exists] for x in (grows.level, rates, at, top))
             final[exists] = equal_marginals(level, rate, start, units, target, request.lo, hi)
         elif grows is not None and grows.fits.any():  # of blocks, whose linears move together
-            start, rates = _of_blocks(projected, share), grows.rates(request.kappa == "own")
+            start, rates = _of_blocks(at, share), grows.rates(request.kappa == "own")
             bounds = target, request.lo, _top(grows, start, request.hi)
             best = equal_marginals(grows.level, rates, start, sizes.sum(axis=1), *bounds)
-            shifted = projected[exists] + (best - start)[block_of_unit]
+            shifted = at[exists] + (best - start)[block_of_unit]
             final[exists] = project(shifted, units, target, **limits)
         else:
             final[exists] = corrected(
@@ -255,31 +287,58 @@ def _measured(signal: Signal | None, request: Request) -> Array:
     )
 
 
-def _same_pruning(scores: Scores, request: Request) -> None:
-    """Refuse another base or sparsity than the pruning perturbation was made at."""
+def _as_pruned(scores: Scores, request: Request) -> tuple[Array, float] | None:
+    """The base at which blocks were pruned, and its target, if that is another one.
+
+    What is made of pruned blocks is refused at another base or sparsity than theirs; but probes
+    serve the sparsities that they span.
+    """
     at = scores.pruned_at
-    if at is None:
-        return
-    planned = base_only(scores.signals, request.pruned_at, scores.linears)
+    if at is None or (request.correct is None and request.record.needs != "drifts"):
+        return None
+    asked = request.pruned_at
+    reach = (isinstance(scores.plan, Probes) and scores.plan.probe_delta) or 0.0
+    if request.measured and abs(asked.sparsity - at.sparsity) <= reach + ROUNDING:
+        asked = replace(asked, sparsity=at.sparsity)
+    planned = base_only(scores.signals, asked, scores.linears)
     if not np.array_equal(planned.linear_pruned, at.linear_pruned):
+        low, high = (f"{at.sparsity + x * reach:.4g}" for x in (-1, 1))
         raise RefimplError(
             f"base {request.record.name} at {request.sparsity}: these scores were measured by "
             f"pruning at base {at.base}, sparsity {at.sparsity}",
-            "the same base, options, limits and sparsity",
-            "run refimpl score again with --perturbation pruning and the new base or sparsity",
+            "the same base, options and limits, and "
+            + (f"a sparsity from {low} to {high}" if request.measured else "the same sparsity")
+            + ", or no correction",
+            "run refimpl score again with the new base or sparsity, or use --correct none",
         )
+    if asked.sparsity == request.sparsity:
+        return None
+    return base_allocation(scores.signals, asked, scores.linears), asked.sparsity
 
 
-def _growth(probes: ProbedErrors | None, correct: str) -> Growth:
-    """How the error that a correction is made of grows, from the probes."""
-    error = None if probes is None else getattr(probes, correct)
+def _errors(without: list[Allocation]) -> AllocationErrors:
+    """Errors of an allocation, from those without each of the samples; of one, NaN."""
+    grows = [x.growth for x in without if x.growth is not None]
+    common = float(jackknife([x.common_rate for x in grows]))
+    return AllocationErrors(
+        len(without),
+        jackknife([x.corrected_sparsity for x in without]),
+        jackknife(np.log([x.level for x in grows])),
+        jackknife([x.rate for x in grows]),
+        common if isfinite(common) else None,
+    )
+
+
+def _probed(probes: ProbedErrors | None, correct: str) -> tuple[ProbedErrors, Array]:
+    """The probes, and by sample the error that a correction is made of, [samples, 3, U]."""
+    error = None if probes is None else getattr(probes, f"{correct}s")
     if probes is None or error is None:
         raise RefimplError(
             f"measured strength of {correct}: not measured at several sparsities in these scores",
             f"scores made with --correct {correct} --strength measured, or a number",
             f"run refimpl score again with --correct {correct}, or use --strength 0.05",
         )
-    return growth(error, probes.sparsity)
+    return probes, error
 
 
 def _logarithms(absorption: Absorption, correct: str | None) -> Array:

@@ -52,7 +52,9 @@ class Request(Checked):
     )
     correct: Correction | Literal["default"] | None = common_option(
         "default",
-        "absorption, arrival, divergence or none. Default: absorption, or none with compat peer.",
+        "divergence, arrival, absorption (the paper's) or none. Default: divergence, which pruned "
+        "best in docs/study.md; but none with another --base than uniform, with Gaussian noise or "
+        "with compat peer.",
         "NAME",
     )
     strength: Annotated[float, -100, 100] | Literal["measured", "default"] = option(
@@ -85,7 +87,8 @@ class Request(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.correct == "default":
-            object.__setattr__(self, "correct", "absorption" if self.compat == "exact" else None)
+            alone = self.compat == "peer" or self.record.name != UNIFORM.name
+            object.__setattr__(self, "correct", None if alone else "divergence")
         if self.correct is not None and self.compat == "peer":
             raise RefimplError(
                 f"a correction ({self.correct}) with compat peer",
@@ -163,7 +166,7 @@ class Request(Checked):
                 raise RefimplError(
                     f"{what} with Gaussian noise",
                     "the pruning perturbation, which measures the error that pruning makes",
-                    "add --perturbation pruning, or use --correct absorption",
+                    "add --perturbation pruning, or use --correct none",
                 )
             return plan
         if self.measured and plan.probe_delta is None:
@@ -177,6 +180,11 @@ class Request(Checked):
                 "add --correct divergence, or omit --probe units=linears",
             )
         return plan
+
+
+def recommended(plan: Perturbation | None) -> Request:
+    """The request of who names none: what pruned best, or no correction of what noise measures."""
+    return Request(correct=None if isinstance(plan, Noise) else "default")
 
 
 def base_of(base: str | Base) -> Base:

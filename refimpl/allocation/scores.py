@@ -28,6 +28,7 @@ class Absorption:
         stderr: Its standard error over sequences, [L]; NaN with fewer than two sequences.
         left_out: Tokens without a ratio, over all sequences and draws, [L].
         divergence: Mean KL of the next-token distributions, [L], nats, or None.
+        divergence_stderr: Its standard error over sequences, [L], or None.
     """
 
     eta: float | None
@@ -37,6 +38,7 @@ class Absorption:
     stderr: Array
     left_out: Ints
     divergence: Array | None = None
+    divergence_stderr: Array | None = None
 
     @property
     def arrival(self) -> Array:
@@ -90,19 +92,45 @@ class PrunedAt:
 
 @dataclass(frozen=True)
 class ProbedErrors:
-    """What pruning each unit alone does, below, at and above its sparsity in the base.
+    """What pruning each unit alone does: below, at and above its sparsity in the base allocation.
 
-    Units are blocks, [3, L], or linears, [3, L, linears]; NaN where a block lacks a linear.
+    Arrays are [3, L], or [3, L, linears] and NaN where a block lacks a linear; those by sample have
+    one more axis, which is the first.
 
     Args:
         sparsity: Fraction pruned.
-        arrival: Mean drift after the last block.
-        divergence: Mean KL of the next-token distributions, nats, or None.
+        arrivals: Drift after the last block, by sample.
+        divergences: KL of the next-token distributions by sample, nats, or None.
     """
 
     sparsity: Array
-    arrival: Array
-    divergence: Array | None = None
+    arrivals: Array
+    divergences: Array | None = None
+
+    @property
+    def arrival(self) -> Array:
+        """Mean drift after the last block."""
+        return nan_mean(self.arrivals, axis=0)
+
+    @property
+    def divergence(self) -> Array | None:
+        """Mean KL of the next-token distributions, or None."""
+        return None if self.divergences is None else nan_mean(self.divergences, axis=0)
+
+
+@dataclass(frozen=True)
+class WithoutSinks:
+    """The coefficients at the first eta without noise on sinks, tokens of 20 times the median norm.
+
+    Args:
+        coefficient: Absorption coefficient r, [L].
+        stderr: Its standard error over sequences, [L].
+        share: Mean share of the clean state's squared norm in sinks, [L].
+    """
+
+    coefficient: Array
+    stderr: Array
+    share: Array
 
 
 @dataclass(frozen=True)
@@ -123,6 +151,7 @@ class Scores:
         probes: How the error of pruning grows, if it was measured.
         budget_minutes: Minutes after which no further sample was perturbed, or None.
         measured_samples: How many samples were perturbed by then; None without a budget.
+        without_sinks: What noise does that is on no sink; None if it is on none anyway.
         made_for: Fields of the request that they were made for; of scores that were read from a
             file, those of its allocation, and the base is None if it was a file, too.
     """
@@ -140,12 +169,20 @@ class Scores:
     probes: ProbedErrors | None = None
     budget_minutes: float | None = None
     measured_samples: int | None = None
+    without_sinks: WithoutSinks | None = None
     made_for: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_blocks(self) -> int:
         """Number of blocks, L."""
         return len(self.linears)
+
+    @property
+    def perturbed_samples(self) -> int:
+        """How many samples each perturbed block was measured on, at least."""
+        plan, measured = self.plan, self.measured_samples
+        samples = plan.perturbed_samples(self.tokens.samples) if measured is None else measured
+        return samples if plan.subset is None else samples * plan.subset // self.num_blocks
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -159,6 +196,27 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class AllocationErrors:
+    """Standard errors of an allocation of measured strength, over its probed samples.
+
+    Each is that of the jackknife: the whole computation is repeated without one of the samples.
+
+    Args:
+        samples: How many were probed; with one, the errors are NaN.
+        sparsity: Of the sparsity of each block, [L].
+        log_level: Of ln a of each unit, [L] or [L, linears].
+        rate: Of the kappa of each unit, likewise.
+        common_rate: Of the kappa of all units, or None.
+    """
+
+    samples: int
+    sparsity: Array
+    log_level: Array
+    rate: Array
+    common_rate: float | None
+
+
+@dataclass(frozen=True)
 class StoredAllocation:
     """An allocation as a file holds it: without the request; arrays are as in `Allocation`.
 
@@ -168,6 +226,7 @@ class StoredAllocation:
         clipped_share: Share of the blocks at the clip, 0 to 1.
         num_pruned: Weights to prune per block, [L].
         growth: As in `Allocation`, with its `common_rate`, `quartiles` and `fits`.
+        errors: As in `Allocation`.
     """
 
     total_weights: int
@@ -179,3 +238,4 @@ class StoredAllocation:
     linear_sparsity: Array
     linear_pruned: Ints
     growth: Mapping[str, Any] | None
+    errors: AllocationErrors | None

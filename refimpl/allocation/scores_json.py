@@ -9,7 +9,12 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import ProbedErrors, Scores, StoredAllocation
+from refimpl.allocation.scores import (
+    AllocationErrors,
+    ProbedErrors,
+    Scores,
+    StoredAllocation,
+)
 from refimpl.bases.base import base_named
 from refimpl.loading.files.documents import Document, converted, filled, plain, read_document
 from refimpl.method.perturbation import Noise, Probes
@@ -94,9 +99,13 @@ def scores_document(content: Any) -> ScoresDocument:
     exists = linear_sizes(linears) > 0
     sizes = {"3": 3, "L": len(exists), "W": exists.shape[1]}
     owners: dict[str, Any] = {"scores": scores}
-    owners |= {f"scores.{name}": getattr(scores, name) for name in ("pruned_at", "probes")}
+    owners |= {
+        f"scores.{name}": getattr(scores, name) for name in ("pruned_at", "probes", "without_sinks")
+    }
     owners |= {f"scores.sweep[{i}]": x for i, x in enumerate(scores.sweep)}
     owners |= {f"allocations[{i}]": x for i, x in enumerate(found.allocations)}
+    owners |= {f"allocations[{i}].errors": x.errors for i, x in enumerate(found.allocations)}
+    units = "LW" if probes and probes.units == "linears" else "L"
     arrays = [
         (f"{path}.{name}", x, owner)
         for path, owner in owners.items()
@@ -105,9 +114,13 @@ def scores_document(content: Any) -> ScoresDocument:
         if isinstance(x, np.ndarray)
     ]
     for path, x, owner in arrays:
-        form = FORMS.get(path.rpartition(".")[2], "L")
+        name = path.rpartition(".")[2]
+        form = FORMS.get(name, "L")
         if isinstance(owner, ProbedErrors):
-            form = "3LW" if probes and probes.units == "linears" else "3L"
+            sizes["N"] = len(owner.arrivals)
+            form = f"3{units}" if name == "sparsity" else f"N3{units}"
+        elif isinstance(owner, AllocationErrors) and name != "sparsity":
+            form = units
         shape = tuple(sizes[axis] for axis in form)
         if x.shape != shape or (isinstance(owner, StoredAllocation) and np.isnan(x).any()):
             raise ValueError(f"{path} has {list(x.shape)} numbers, or null; expected {list(shape)}")

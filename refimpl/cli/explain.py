@@ -1,6 +1,6 @@
 """`refimpl explain`: the algorithm, step by step, on one model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
@@ -11,13 +11,13 @@ from refimpl.cli.groups import (
     ModelPath,
     Outputs,
     Plan,
+    Shown,
     Source,
-    Wanted,
     Where,
     checked_plan,
     source_group,
 )
-from refimpl.cli.options import Group, with_groups
+from refimpl.cli.options import Group, is_given, with_groups
 from refimpl.cli.terminal import progress_bar
 from refimpl.explanation.document import explanation_document
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
@@ -44,7 +44,7 @@ def command(
     shown: Annotated[StepOptions, Group("Steps")],
     source: Annotated[Source, source_group(SAMPLES, SEQ_LEN)],
     perturbed: Plan,
-    wanted: Wanted,
+    wanted: Shown,
     settings: Annotated[Settings, Group("Running", IN_PROCESS)],
     to: Outputs,
 ) -> None:
@@ -52,7 +52,10 @@ def command(
 
     With --step, only what that step needs is computed.
     """
-    plan = checked_plan(context, perturbed, wanted)
+    if wanted.correct is not None and not is_given(context, "correct"):  # the paper's
+        strength = wanted.strength if is_given(context, "strength") else "default"
+        wanted = replace(wanted, correct="absorption", strength=strength)
+    plan, wanted = checked_plan(context, perturbed, wanted)
     opened = where.read(model)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, default=(SAMPLES, SEQ_LEN))
     chosen = {name: getattr(settings, name) for name in IN_PROCESS}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,26 +147,39 @@ Outputs = Annotated[OutputOptions, Group("Output")]
 TableOutput = Annotated[TableOptions, Group("Output")]
 Plan = Annotated[Noise | Probes, Group("Perturbation", says={"probe_pruner": PRUNERS})]
 NoiseVariants = Annotated[Noise, Group("Perturbation", NOISE)]
-Wanted = Annotated[Request, Group("Allocation", says=BASES)]
+PAPERS = {"correct": "Default: absorption; none with another base than uniform or compat peer."}
+Shown = Annotated[Request, Group("Allocation", says=BASES | PAPERS)]
 Running = Annotated[Settings, Group("Running", opened=_opened)]
 
 
-def checked_plan(context: typer.Context, options: Any, wanted: Request) -> Perturbation:
-    """The perturbation that a command needs; options that only the other one has are refused."""
+def checked_plan(
+    context: typer.Context, options: Any, wanted: Request, noise: bool = False
+) -> tuple[Perturbation, Request]:
+    """The perturbation that a command needs, and the request; what has no meaning is refused.
+
+    Who asks for noise, or for what measures nothing else, gets no correction by default.
+    """
     pruning = options.pop("kind") == "pruning"
+    names = [{x.name for x in fields(kind)} for kind in (Noise, Probes)]
+    of_noise, of_probes = (
+        [spelled(x).strip("- =") for x in fields(kind) if x.name not in other]
+        for kind, other in zip((Noise, Probes), names[::-1], strict=True)
+    )
+    noise = noise or any(is_given(context, word) for word in ("perturbation", *of_noise))
+    given = is_given(context, "correct") or is_given(context, "strength")
+    if noise and not pruning and wanted.correct == "divergence" and not given:
+        wanted = replace(wanted, correct=None)
     if wanted.needs_pruning and not is_given(context, "perturbation"):
         pruning = True
     refuse_limits(context, wanted)
-    names = [{x.name for x in fields(kind)} for kind in (Noise, Probes)]
-    noise, probes = (
+    plans = [
         kind(**{x: value for x, value in options.items() if x in of_kind})
         for kind, of_kind in zip((Noise, Probes), names, strict=True)
-    )
-    plan, other = (probes, noise) if pruning else (noise, probes)
+    ]
+    plan = plans[pruning]
     own = "no options of noise: pruning is not random, and sets the size of the error itself"
     expected = own if pruning else "--perturbation pruning, which probes belong to"
-    odd = [spelled(x).strip("- =") for x in fields(other) if x.name not in names[pruning]]
-    refuse(context, odd, f"--perturbation {plan.kind}", expected)
+    refuse(context, of_noise if pruning else of_probes, f"--perturbation {plan.kind}", expected)
     if isinstance(plan, Probes) and "damping" not in plan.pruner.options:
         damped = [
             f"--probe pruner={name}" for name, x in pruners().items() if "damping" in x.options
@@ -174,7 +187,7 @@ def checked_plan(context: typer.Context, options: Any, wanted: Request) -> Pertu
         refuse(
             context, ("probe damping",), f"--probe pruner={plan.probe_pruner}", " or ".join(damped)
         )
-    return wanted.perturbation(plan)
+    return wanted.perturbation(plan), wanted
 
 
 def refuse_limits(context: typer.Context, wanted: Request) -> None:

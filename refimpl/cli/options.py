@@ -169,8 +169,7 @@ class Group:
         for name, members in self.options(target).items():
             first, hints = members[0], _hints(target)
             more, parts = first.metadata, "of" in first.metadata
-            helps = [" ".join(filter(None, (x.metadata["help"], self.says.get(x.name))))
-                     for x in members]  # fmt: skip
+            helps = [_help(x, self.says.get(x.name, "")) for x in members]
             hint, read = value_type(name, more.get("type", hints[first.name]), first.default)
             default = shown_default(first.default, read)
             help, metavar = helps[0], "" if hint is bool else more["metavar"]
@@ -228,6 +227,13 @@ def _hints(target: Any) -> dict[str, Any]:
             name: known[name] | hint if name in known else hint for name, hint in hints.items()
         }
     return known
+
+
+def _help(x: Field[Any], more: str) -> str:
+    """The help of a field and what a command adds, which may be another default."""
+    text: str = x.metadata["help"]
+    shown = text.partition(" Default: ")[0] if more.startswith("Default: ") else text
+    return f"{shown} {more}".rstrip()
 
 
 def _key(x: Field[Any]) -> str:

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from refimpl.allocation.allocate import allocate, base_only
+from refimpl.allocation.allocate import Allocation, allocate, base_only
 from refimpl.allocation.request import Fraction, Request
+from refimpl.allocation.scores import Scores
+from refimpl.allocation.scores_json import document as scores_document
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
 from refimpl.arguments import common_option, option, same_option
 from refimpl.bases.base import base_named, bases
@@ -29,7 +31,7 @@ from refimpl.cli.groups import (
 )
 from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
-from refimpl.cli.terminal import command_line, deliver, progress_bar
+from refimpl.cli.terminal import command_line, deliver, progress_bar, style
 from refimpl.errors import RefimplError
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
@@ -45,19 +47,19 @@ from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import check_prune, prune
 from refimpl.pruning.record import Measured
 from refimpl.running.settings import Settings
+from refimpl.scoring.estimate import estimate
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
+from refimpl.show.estimate import estimate_text
 from refimpl.show.pruning import inspection_table, pruning_table
+from refimpl.show.table import blocks_table
 from refimpl.storage.target_checks import real_path
 from refimpl.storage.work_folder import work_path
 from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens, model_windows
+from refimpl.tokens.samples import SCORED
 
-RECOMMENDED = (
-    "base uniform, corrected by divergence: it helped in docs/study.md. For another allocation: "
-    "refimpl score MODEL -o FILE, then --allocation FILE"
-)
 SOURCE = source_group(SAMPLES, SEQ_LEN, OWN_TEXT)
 TOKENS = ("text", "tokens", "samples", "seq_len")
 
@@ -92,6 +94,9 @@ class PruneOptions(JsonOptions):
         False,
         "Measure the perplexity before and after, on a text that comes with refimpl and that no "
         "calibration reads.",
+    )
+    estimate: bool = common_option(
+        False, "Print how long the recommended allocation takes to measure, and exit."
     )
     output: Path = output_option(
         ...,
@@ -130,10 +135,14 @@ def command(
     tokens: Tokens | Imatrix | None = _imatrix(context, opened, how, pruner, request)
     windows = model_windows(opened) if how.measure else None
 
-    def read_tokens() -> Tokens:
-        return model_tokens(opened, **vars(source), seed=pruner.seed, calibration=True)
+    def read_tokens(*default: int) -> Tokens:
+        options = vars(source) | {"seed": pruner.seed, "default": default or (SAMPLES, SEQ_LEN)}
+        return model_tokens(opened, **options, calibration=True)
 
     lap("reading")
+    scored, made = tokens, None
+    if how.estimate and (request is None or not request.needs_pruning):
+        refuse(context, ("estimate",), "another target", "--sparsity alone, which measures first")
     if how.nm is not None:
         pattern = parse_pattern(how.nm)
         targets = pattern_targets(pattern, opened.config.linears, how.compat)
@@ -141,12 +150,16 @@ def command(
         targets = read_targets(Path(str(how.allocation)), opened.config.linears)
     else:
         if tokens is None and (request.needs_pruning or request.record.needs in SUMS):
-            tokens = read_tokens()
+            scored = read_tokens(*SCORED)  # as refimpl score
         scoring = replace(settings, finished=work_path(real_path(output)))
-        targets = _scored(opened, tokens, request, scoring, pruner)
+        if how.estimate and isinstance(scored, Tokens):
+            expected = estimate(opened, scored, _probes(pruner), request, scoring)
+            deliver(plain(expected), estimate_text(expected), how.json)
+            return
+        targets, made = _scored(opened, scored, request, scoring, pruner)
     if tokens is None and pruner.record.needs is not None:
         tokens = read_tokens()
-    elif tokens is None:
+    elif scored is None:
         unused = "no tokens: the weights alone decide"
         refuse(context, TOKENS, f"--pruner {pruner.record.name}", unused)
     lap("scoring")
@@ -167,9 +180,10 @@ def command(
     with ExitStack() as bar:  # which ends before the next one begins
         pruning = replace(settings, progress=bar.enter_context(progress_bar("pruning")))
         more: dict[str, Any] = {"settings": pruning, "force": how.force, "measure": measure}
+        more["scores"] = made and scores_document(made[0], made[1:])
         pruned = prune(opened, output, targets, pruner, tokens, **more)
-    applied = RECOMMENDED if request is not None and request.correct else None
-    deliver(plain(pruned), pruning_table(pruned, output, applied), how.json)
+    measured = made and blocks_table(*made, style())
+    deliver(plain(pruned), pruning_table(pruned, output, measured), how.json)
 
 
 def _stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:
@@ -222,7 +236,7 @@ def _request(context: typer.Context, how: PruneOptions) -> Request | None:
             "a base allocation, which peers have published",
             command_line("--allocation", UNIFORM.name),
         )
-    return Request(sparsity=how.sparsity, correct="divergence")
+    return Request(sparsity=how.sparsity)
 
 
 def _imatrix(
@@ -259,15 +273,22 @@ def _scored(
     wanted: Request,
     settings: Settings,
     pruner: PrunerOptions,
-) -> Targets:
-    """Targets from scoring and allocating; most bases alone need no experiment."""
+) -> tuple[Targets, tuple[Scores, Allocation] | None]:
+    """Targets from scoring and allocating, and these; most bases alone need no experiment."""
     if not wanted.needs_pruning:
         with progress_bar("signals") as progress:
             base = signals(model, wanted, tokens, replace(settings, progress=progress))
-        return allocation_targets(base_only(base, wanted, model.config.linears), None, tokens)
+        made = base_only(base, wanted, model.config.linears)
+        return allocation_targets(made, None, tokens), None
     assert isinstance(tokens, Tokens)
-    plan = Probes(seed=pruner.seed, probe_pruner=pruner.record.name, probe_damping=pruner.damping)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)
-        scores = score(model, tokens, plan, wanted, settings, bases=())
-    return allocation_targets(allocate(scores, wanted), scores)
+        scores = score(model, tokens, _probes(pruner), wanted, settings, bases=())
+    allocation = allocate(scores, wanted)
+    return allocation_targets(allocation, scores), (scores, allocation)
+
+
+def _probes(pruner: PrunerOptions) -> Probes:
+    """Blocks are probed with the pruner that will prune them."""
+    name, damping = pruner.record.name, pruner.damping
+    return Probes(seed=pruner.seed, probe_pruner=name, probe_damping=damping)

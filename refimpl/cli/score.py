@@ -1,5 +1,6 @@
 """`refimpl score` and `refimpl allocate`: absorption coefficients, and allocations made of them."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from refimpl.allocation.allocate import allocate, requested
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import OF_PRUNING, Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.arguments import common_option, option
+from refimpl.bases.uniform import UNIFORM
 from refimpl.cli.groups import (
     BASES,
     CHANGES,
@@ -35,6 +37,7 @@ from refimpl.scoring.estimate import estimate
 from refimpl.scoring.measurements import Experiment
 from refimpl.scoring.score import checked_budget, score
 from refimpl.show.estimate import estimate_text
+from refimpl.show.findings import BEST
 from refimpl.show.header import command_lines, joined, wrapped
 from refimpl.show.table import table
 from refimpl.storage.work_folder import work_path
@@ -83,11 +86,13 @@ def command(
     run: Annotated[RunOptions, Group("Running")],
     to: TableOutput,
 ) -> None:
-    """The absorption coefficient r is what is left of a block's drift after the last block.
+    """Each block is pruned alone, and the change of the output decides how much it shall lose.
 
-    Above 1 the blocks after it amplify, below 1 they absorb.
+    For the paper's experiment, add --perturbation gaussian, or --correct absorption for the
+    allocation that it makes. The absorption coefficient r is what is left of a block's drift after
+    the last block: above 1 the blocks after it amplify, below 1 they absorb.
     """
-    plan = checked_plan(context, perturbed, wanted)
+    plan, wanted = checked_plan(context, perturbed, wanted, noise=run.runtime != "numpy")
     checked_budget(run.budget)
     if run.estimate:
         estimated = "--runtime numpy without --budget, which is what is estimated"
@@ -113,7 +118,7 @@ def command(
         others = None if to.json or to.output else ()  # no other allocation is made
         how: dict[str, Any] = {"runtime": experiment, "bases": others, "budget": run.budget}
         scores = score(opened, tokens, plan, wanted, settings, **how)
-    to.deliver(*_allocated(scores, wanted, to))
+    to.deliver(*_allocated(scores, wanted, to, str(model)))
 
 
 @with_groups
@@ -126,8 +131,8 @@ def allocate_command(
 ) -> None:
     """What no option says stays as in SCORES: base and options, sparsity, correction and strength.
 
-    But another base has its own default options, another correction its own default strength, and
-    --compat peer has no correction.
+    But another base has its own default options and no correction, another correction its own
+    default strength, and --compat peer has no correction.
     """
     read = read_scores(scores)
     wanted = requested(read, **cast("dict[str, Any]", changes))
@@ -135,19 +140,21 @@ def allocate_command(
     to.deliver(*_allocated(read, wanted, to))
 
 
-def _allocated(scores: Scores, wanted: Request, to: TableOptions) -> tuple[Mapping[str, Any], str]:
+def _allocated(
+    scores: Scores, wanted: Request, to: TableOptions, model: str = "MODEL"
+) -> tuple[Mapping[str, Any], str]:
     """The document and the table of scores, allocated at every eta; what to do next."""
     allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
     text = table(scores, allocations, style(), to.verbose)
     if to.output is not None:
         text += f"written:    {printable(to.output)}\n"
-    if wanted.correct == "absorption":  # shows the paper's experiment; docs/study.md
-        helps = f"refimpl prune MODEL -o OUT --sparsity {wanted.sparsity:g}"
-        said = "by what pruned best in docs/study.md; the paper's correction did not help there"
-        after = wrapped({"next:": [helps, said]})
+    prune = f"next:       refimpl prune {shlex.quote(model)} -o OUT"
+    if wanted.correct not in OF_PRUNING and wanted.record is UNIFORM:
+        after = command_lines(f"{prune} --sparsity {wanted.sparsity:g}")
+        after += wrapped({"": [f"by the allocation that {BEST}"]})
     elif to.output is None:
         said = "add -o FILE, and then refimpl prune MODEL -o OUT --allocation FILE"
         after = wrapped({"next:": [said]})
     else:
-        after = command_lines(f"next:       refimpl prune MODEL -o OUT --allocation {to.output}")
+        after = command_lines(f"{prune} --allocation {shlex.quote(str(to.output))}")
     return document(scores, allocations), text + joined(after)

@@ -73,7 +73,7 @@ def explain(
         block: The block to show, from 0.
         step: The only step to show; all if None.
         plan: The perturbation, as for `score`.
-        request: The allocation, as for `score` and `allocate`.
+        request: The allocation, as for `score` and `allocate`; if None, the paper's.
         dtype: float32, or float64 to certify.
         threads: Worker threads; one per core if None.
         memory: Memory for residual states.
@@ -93,7 +93,7 @@ def explain(
         >>> steps.figure("ratio", "r_l")
         1.0
     """
-    request = request or Request()
+    request = request or Request(correct="absorption")
     plan = request.perturbation(plan)
     require_resolved(plan, dtype)
     if plan.subset is not None:

@@ -22,7 +22,7 @@ from refimpl.loading.files.weight_files import open_files
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
-from refimpl.storage.target_checks import RECORD
+from refimpl.storage.target_checks import RECORD, SCORES
 
 _EXPECTED = "the model's config.json"
 
@@ -67,7 +67,7 @@ def read_model(
     if (quantisation := read_quantisation(entries, source)) is not None:
         tensors = dequantised(tensors, quantisation, path)
         entries = without_quantisation(entries, tensors)
-        beside = companion_files(path, (RECORD, *(file.path.name for file in files)))
+        beside = companion_files(path, (RECORD, SCORES, *(file.path.name for file in files)))
         companions = Companions(entries, beside)
     hub = read_config(entries, source)
     if hub.composite:

@@ -22,7 +22,7 @@ Norm = Literal["token", "sequence"]
 Sink = Literal["include", "exclude"]
 Units = Literal["blocks", "linears"]
 
-PROBE_SAMPLES = 2  # with measured strength
+PROBE_SAMPLES = 4  # with measured strength: an error over two is hardly one
 MOST_DRAWS = 1 << 16  # the standard error shrinks with the root of the draws
 ETA_EPSILONS = 64  # machine epsilons: the least eta that a dtype resolves
 SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
@@ -45,6 +45,14 @@ class Perturbation(Checked):
     def etas(self) -> tuple[float | None, ...]:
         """The size of each result; None where the perturbation itself sets it."""
         return (None,)
+
+    @property
+    def on_sinks(self) -> bool:
+        """Whether noise is on sinks, so that states without it travel beside those that have some.
+
+        They do at the first eta.
+        """
+        return False
 
     def variants(self, linears: int) -> int:
         """Perturbed states per sequence and draw of a block with so many linears."""
@@ -114,6 +122,11 @@ class Noise(Perturbation):
         """The sizes of the noise."""
         return self.eta
 
+    @property
+    def on_sinks(self) -> bool:
+        """Whether sinks are included."""
+        return self.sink == "include"
+
     def variants(self, linears: int) -> int:
         """One per eta."""
         return len(self.eta)
@@ -159,7 +172,7 @@ class Probes(Perturbation):
     )
     probe_samples: Annotated[int, 1, inf] | None = option(
         None,
-        "Perturb only the first N samples; which weights to prune is decided on all. Default: 2 "
+        "Perturb only the first N samples; which weights to prune is decided on all. Default: 4 "
         "with measured strength, else all.",
         "N",
         of="probe",

@@ -16,7 +16,7 @@ from refimpl.loading.companions import INDEX, companion_files
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
 from refimpl.storage.file_system import open_file
-from refimpl.storage.target_checks import RECORD
+from refimpl.storage.target_checks import RECORD, SCORES
 
 CONVERTED = "model.safetensors"  # what quantised weights become
 PIECE = 1 << 20  # bytes copied at once
@@ -66,7 +66,7 @@ def copies(model: Model) -> Copies:
         weights, converted = {CONVERTED: model.path}, (*stored.values(), *model.ignored)
         companions = dict(model.companions())
     else:
-        companions = companion_files(model.path, (RECORD, *weights))
+        companions = companion_files(model.path, (RECORD, SCORES, *weights))
         if index := _index(model, weights):
             companions[index] = model.folder / index
         if model.config_path is not None:

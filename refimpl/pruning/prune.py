@@ -44,7 +44,7 @@ from refimpl.running.provenance import (
 from refimpl.running.settings import Resources, Settings
 from refimpl.storage.files import SENT, json_text, undo_killed, whole
 from refimpl.storage.finished_units import FinishedUnits, finished_units
-from refimpl.storage.target_checks import RECORD, check_folder, real_path
+from refimpl.storage.target_checks import RECORD, SCORES, check_folder, real_path
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 
@@ -85,6 +85,7 @@ def prune(
     settings: Settings | None = None,
     force: bool = False,
     measure: Callable[[Model], Mapping[str, Any]] = lambda model: {},
+    scores: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Pruning:
     """Prune a model into a new folder, which appears whole or not at all.
@@ -104,6 +105,7 @@ def prune(
         force: Whether an existing folder of models is replaced.
         measure: Called with the new model before it is in place; it returns further fields of the
             record.
+        scores: The document of the scores that the target was made of, which is kept in the folder.
         **changes: Fields of the settings to change, such as `dtype="float64"`.
 
     Returns:
@@ -170,6 +172,8 @@ def prune(
         )
         source.check(whole=True)
         (folder / RECORD).write_text(json_text(plain(pruning)), "utf-8")
+        if scores is not None:
+            (folder / SCORES).write_text(json_text(scores), "utf-8")
     return pruning
 
 

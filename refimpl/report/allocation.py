@@ -30,10 +30,13 @@ def allocation_figure(ident: str, scored: ScoresInput, which: int) -> fig.Report
         if correct is not None
         else "No correction was requested: both are the same."
     )
+    error = np.zeros(count) if allocation.errors is None else allocation.errors.sparsity
+    whiskers = [(i, final[i] - e, final[i] + e) for i, e in enumerate(error) if e > 0]
     columns = {
         "block": [str(i) for i in range(count)],
         "base": [f"{s:.4f}" for s in base],
         "corrected": [f"{s:.4f}" for s in final],
+        "stderr": [f"{e:.4f}" for e in error] if whiskers else None,
         "change": [f"{change:+.4f}" for change in moved],
         "to prune": [f"{n:,}" for n in allocation.num_pruned],
         "weights": [f"{n:,}" for n in scored.scores.linear_sizes.sum(axis=1).tolist()],
@@ -53,6 +56,7 @@ def allocation_figure(ident: str, scored: ScoresInput, which: int) -> fig.Report
         [
             *fig.level(x, target, "target"),
             fig.Bars([*zip(range(count), base, final, strict=True)], "move"),
+            fig.Bars(whiskers, "whisker", True),
             fig.Points([*enumerate(base)], "open one-hue", "circle", "base"),
             fig.Points([*enumerate(final)], "mark other-hue", "square", "corrected", row=0),
         ],

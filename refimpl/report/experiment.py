@@ -9,7 +9,7 @@ import numpy as np
 from refimpl.allocation.scores import Absorption, Scores
 from refimpl.model.ops import Array
 from refimpl.report import figure as fig
-from refimpl.show.findings import findings
+from refimpl.show.findings import findings, sinks
 from refimpl.show.header import counted
 from refimpl.show.numbers import number
 
@@ -71,7 +71,6 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> fig
     """Absorption coefficients with their standard errors, and their side of 1."""
     r, error, count = absorption.coefficient, absorption.stderr, len(absorption.coefficient)
     x = fig.blocks_axis("perturbed block", count)
-    y = fig.spanning(COEFFICIENT, [0.93, 1.07, *r], True, 0.12, [0, 0, *error])
     sides = [_side(value) for value in r]
     points = {side: [(i, r[i]) for i in range(count) if sides[i] == side] for side in SHAPES}
     columns = {
@@ -85,6 +84,16 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> fig
         "tokens left out": [f"{n:,}" for n in absorption.left_out],
         "sinks excluded": [f"{n:,}" for n in scores.sinks],
     }
+    quiet = scores.without_sinks if absorption is scores.sweep[0] else None
+    both: list[fig.Mark] = []
+    if quiet is not None and sinks(scores):
+        columns["r without noise on sinks"] = [number(x, ".4f") for x in quiet.coefficient]
+        columns["its stderr"] = [number(x, ".4f") for x in quiet.stderr]
+        name = "without noise on sinks"
+        both = [fig.Points([*enumerate(quiet.coefficient)], "open one-hue", "diamond", name)]
+    drawn = [*r, *(() if not both or quiet is None else quiet.coefficient)]
+    off = [*error, *np.zeros(len(drawn) - count)]
+    y = fig.spanning(COEFFICIENT, [0.93, 1.07, *drawn], True, 0.12, [0, 0, *off])
     alone = not np.isfinite(error).any()
     more = "; none here, because it needs two sequences or more" if alone else ""
     return fig.ReportFigure(
@@ -94,7 +103,9 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> fig
         f"amplify it, below 1 they absorb it. Bars: one standard error over sequences{more}.",
         (
             f"Absorption coefficient of every block, {perturbation_words(absorption)}",
-            " ".join(findings(absorption)),
+            " ".join(
+                [*findings(absorption, scores.perturbed_samples), *(sinks(scores) * bool(both))]
+            ),
         ),
         [fig.Table.of("Absorption coefficient r of every block", columns)],
         x,
@@ -113,6 +124,7 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> fig
             ),
             fig.Text((x.high, y.high), "▲ amplifies", "side amplifies-text", "end", (-2, 12)),
             fig.Text((x.high, y.low), "▼ absorbs", "side absorbs-text", "end", (-2, -7)),
+            *both,
             fig.Points([*enumerate(r)], row=0),
         ],
     )

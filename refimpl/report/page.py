@@ -9,6 +9,7 @@ from typing import Any
 
 from refimpl.model.config import kind_of
 from refimpl.report import allocation, experiment, results
+from refimpl.report.costs import cost_figures
 from refimpl.report.experiment import lines_figure, perturbation_words
 from refimpl.report.figure import ReportFigure, Section
 from refimpl.report.html import facts_html, figure_html, grid_html, table_html
@@ -20,7 +21,7 @@ from refimpl.report.inputs import (
     read_inputs,
 )
 from refimpl.running.memory import MIB
-from refimpl.show.findings import findings
+from refimpl.show.findings import headline
 from refimpl.show.header import counted, joined
 from refimpl.version import __version__
 
@@ -98,8 +99,9 @@ def _lead(scored: ScoresInput) -> str:
         "correction": str(document["correct"] or "none"),
         "tokens": f"{scores.tokens.samples} x {scores.tokens.seq_len}",
     }
-    said = " ".join(findings(scores.sweep[0]))
-    lead = f'<p class="lead">{escape(said)} With {escape(perturbation_words(scores.sweep[0]))}.</p>'
+    first = scored.allocations[0]
+    said = headline(scores, scores.made_for, first.errors, first.clipped_share)
+    lead = f'<p class="lead">{escape(" ".join(said))}</p>'
     return f"{lead}\n{facts_html(tiles, 'tiles')}"
 
 
@@ -141,6 +143,7 @@ def _scored(key: str, scored: ScoresInput, whose: str) -> Iterator[Section]:
     for j, absorption in enumerate(sweep):
         ident = f"{key}-{j}"
         figures = [
+            *(cost_figures(ident, scored) if j == 0 else ()),
             experiment.drift_figure(f"{ident}-drift", absorption),
             experiment.drift_map(f"{ident}-map", absorption),
             experiment.alignment_map(f"{ident}-angle", absorption),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import Request, recommended
 from refimpl.method.perturbation import Perturbation, Probes
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -98,7 +98,7 @@ def estimate(
         >>> result.passes, result.seconds > 0
         (20.0, True)
     """
-    request, settings = request or Request(), replace(settings or Settings(), **changes)
+    request, settings = request or recommended(plan), replace(settings or Settings(), **changes)
     plan, before = request.perturbation(plan), peak_memory() or 0
     ids, config = checked_ids(tokens.ids, model.config), model.config
     base, keep = pruned_base(config, request).linear_pruned, settings.finished is not None

@@ -72,6 +72,9 @@ def experiment(
             measured.ratios[a.index] = measures.ratio
             measured.left_out[a.variant, a.block] += measures.left_out
             measured.sinks[a.block] += measures.sinks if a in counting else 0
+            if a.variant == 0:
+                measured.quiet[a.index[1:]] = measures.quiet_ratio
+                measured.sink_share[a.sequence, a.block] = measures.sink_share
             if measured.divergence is not None:
                 measured.divergence[a.index] = measures.divergence
 
@@ -142,7 +145,9 @@ def work_list(
     counted = {n for n in range(len(ids)) if f"squares {n}" in resources.earlier}
     units = list[StateGroup]()
     for cut in together:
-        for group in state_groups(cut, config, ids.shape[1], resources, keep, every):
+        for group in state_groups(
+            cut, config, ids.shape[1], resources, keep, every, 1 + plan.on_sinks
+        ):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.
             new = () if probes else tuple(sorted(rows.keys() - counted))

@@ -49,16 +49,18 @@ def state_groups(
     resources: Resources,
     keep: bool,
     every: int = 0,
+    copies: int = 1,
 ) -> list[list[Addresses]]:
     """Put stacks of states of `length` tokens into groups that travel together, as memory allows.
 
-    Groups are smaller if finished units are to be kept. `every` sequences are in each group.
+    Groups are smaller if finished units are to be kept. `every` sequences are in each group. So
+    many `copies` of a state may be held at once.
 
     Raises:
         RefimplError: The memory does not hold one stack and the clean states.
     """
     workers, size = resources.at_once, state_bytes(config, length, resources.dtype)
-    least = max(map(len, cut), default=1) + 2 * max(every, 1)
+    least = copies * max(map(len, cut), default=1) + 2 * max(every, 1)
     capacity, need = resources.memory // workers // size, least * size * workers
     if capacity < least:
         raise RefimplError(
@@ -72,31 +74,33 @@ def state_groups(
         share = -(-states // (2 * workers)) if resources.executor else states
         return list(groups(cut, min(capacity, share + 2 * every), 2 * every))
     if resources.executor is not None:
-        return list(balanced(cut, config.num_blocks, capacity, workers))
-    at_risk = STATES_AT_RISK * resources.workers.threads
-    return list(groups(cut, min(capacity, at_risk) if keep else capacity))
+        return list(balanced(cut, config.num_blocks, capacity, workers, copies))
+    at_risk = copies * STATES_AT_RISK * resources.workers.threads
+    return list(groups(cut, min(capacity, at_risk) if keep else capacity, copies=copies))
 
 
-def groups(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator[list[Addresses]]:
-    """Put stacks, in order, into groups that fit: a state counts 1, a sequence's clean one 2.
+def groups(
+    cut: Iterable[Addresses], capacity: int, clean: int = 0, copies: int = 1
+) -> Iterator[list[Addresses]]:
+    """Put stacks, in order, into groups that fit: a sequence's clean state counts 2.
 
     If the clean states of all sequences are in each, they count `clean`. A group has one stack.
     """
     group, sequences, states = list[Addresses](), set[int](), 0
     for stack in cut:
         held = clean or 2 * len(sequences | {stack[0].sequence})
-        if group and states + len(stack) + held > capacity:
+        if group and states + copies * len(stack) + held > capacity:
             yield group
             group, sequences, states = [], set(), 0
         group.append(stack)
         sequences.add(stack[0].sequence)
-        states += len(stack)
+        states += copies * len(stack)
     if group:
         yield group
 
 
 def balanced(
-    cut: Iterable[Addresses], blocks: int, capacity: int, workers: int
+    cut: Iterable[Addresses], blocks: int, capacity: int, workers: int, copies: int = 1
 ) -> Iterator[list[Addresses]]:
     """Put stacks into groups of one sequence and draw each, for several workers.
 
@@ -116,8 +120,8 @@ def balanced(
         ordered = sorted(together, key=lambda stack: (stack[0].block, stack[0].variant))
         share, group = passes(*ordered) / pieces, list[Addresses]()
         for stack in ordered:
-            held = 2 + sum(map(len, group))
-            if group and (passes(*group) >= share or held + len(stack) > capacity):
+            held = 2 + copies * sum(map(len, [*group, stack]))
+            if group and (passes(*group) >= share or held > capacity):
                 yield group
                 group = []
             group.append(stack)

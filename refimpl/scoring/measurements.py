@@ -60,6 +60,8 @@ class Measurements:
         divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
         squares: Sums of squares of the linears' inputs, per block, over all sequences.
         runtime: What ran the experiment.
+        quiet: As `ratios`, at the first eta without noise on sinks, [N, R, L]; NaN without sinks.
+        sink_share: Share of the clean state's squared norm in sinks, [N, L].
     """
 
     drift: Array
@@ -69,7 +71,9 @@ class Measurements:
     sinks: Array
     divergence: Array | None
     squares: Squares
-    runtime: Runtime = NUMPY
+    runtime: Runtime
+    quiet: Array
+    sink_share: Array
 
     @classmethod
     def empty(
@@ -93,12 +97,15 @@ class Measurements:
             divergence=np.full(shape, np.nan) if divergence else None,
             squares=tuple({} for _ in range(blocks)),
             runtime=runtime,
+            quiet=np.full(shape[1:], np.nan),
+            sink_share=np.zeros((perturbed, blocks)),
         )
 
     def first(self, sequences: int) -> "Measurements":
         """Those of the first sequences alone; the sums over sequences hold no others."""
         names = ("drift", "alignment", "ratios", "divergence")
         cut: Any = {x: y[:, :sequences] for x in names if (y := getattr(self, x)) is not None}
+        cut |= {x: getattr(self, x)[:sequences] for x in ("quiet", "sink_share")}
         return replace(self, **cut)
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import nan
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class StateMeasures:
         left_out: Tokens without such a ratio.
         sinks: Tokens excluded as sinks.
         divergence: Mean KL of the next-token distributions, if it was asked for.
+        quiet_ratio: The ratio of the same perturbation without noise on sinks; NaN without sinks.
+        sink_share: Share of the clean state's squared norm in sinks.
     """
 
     drift: list[float]
@@ -43,6 +46,8 @@ class StateMeasures:
     left_out: int
     sinks: int
     divergence: float | None = None
+    quiet_ratio: float = nan
+    sink_share: float = 0.0
 
 
 class PerturbedState:
@@ -50,6 +55,8 @@ class PerturbedState:
 
     def __init__(self, norm: Norm) -> None:
         self.norm, self.drift, self.alignment = norm, list[float](), list[float]()
+        self.quiet: PerturbedState | None = None
+        self.sink_share = 0.0
 
     def start(self, changed: Array, clean: Array, plan: Perturbation) -> Array:
         """The perturbed state after its block, except for sinks, [1, S, D]; it is measured."""
@@ -79,6 +86,8 @@ class PerturbedState:
             int(left_out(share, self.kept, self.norm)),
             int(np.count_nonzero(~self.kept)),
             divergence,
+            nan if self.quiet is None else self.quiet.measures().ratio,
+            self.sink_share,
         )
 
 
@@ -96,6 +105,7 @@ class Stack:
         self.addresses, self.plan, self.sequence = states, plan, states[0].sequence
         self.states = list[PerturbedState]()
         self.h: Array = np.zeros(0)
+        self.quiet: Array = np.zeros(0)  # of the states that have sinks, without noise on these
 
     def items(self) -> Iterable[tuple[Address, PerturbedState]]:
         """Every state with its address."""
@@ -122,15 +132,32 @@ class Stack:
         passed = len(self.states)
         if self.states:
             self.h = through(self.h)
-            for k, state in enumerate(self.states):
-                state.measure(self.h[k], clean.result()[0])
+            quiet = [x.quiet for x in self.states if x.quiet is not None]
+            self.quiet = through(self.quiet) if quiet else self.quiet
+            for h, state in (*zip(self.h, self.states, strict=True),
+                             *zip(self.quiet if quiet else (), quiet, strict=True)):  # fmt: skip
+                state.measure(h, clean.result()[0])
         for a in self.addresses[len(self.states) :]:
             if a.block != index:
                 break
             self.states.append(PerturbedState(self.plan.norm))
             begun = self.states[-1].start(perturb(a), clean.result()[0], self.plan)
             self.h = np.concatenate([self.h, begun]) if len(self.states) > 1 else begun
+            if self.plan.on_sinks and a.variant == 0:
+                self._without_sinks(self.states[-1], a, clean.result()[0])
         return len(self.states) if isinstance(self.plan, Probes) else passed
+
+    def _without_sinks(self, state: PerturbedState, a: Address, clean: Array) -> None:
+        """Let the same state without noise on sinks travel beside it, if there are sinks."""
+        norms = np.linalg.norm(clean[0].astype(np.float64), axis=-1)
+        is_sink = ~kept_tokens(clean[0], "exclude")
+        if not is_sink.any() or not isinstance(self.plan, Noise):
+            return
+        quiet = replace(self.plan, sink="exclude")
+        state.sink_share = float(np.square(norms[is_sink]).sum() / np.square(norms).sum())
+        state.quiet = PerturbedState(quiet.norm)
+        h = state.quiet.start(with_noise(clean, a, quiet), clean, quiet)
+        self.quiet = np.concatenate([self.quiet, h]) if self.quiet.size else h
 
 
 def with_noise(clean: Array, a: Address, plan: Noise) -> Array:

@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import base_only
-from refimpl.allocation.request import Request
-from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signals
+from refimpl.allocation.request import Request, recommended
+from refimpl.allocation.scores import (
+    Absorption,
+    ProbedErrors,
+    PrunedAt,
+    Scores,
+    Signals,
+    WithoutSinks,
+)
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
@@ -56,10 +63,11 @@ def score(
     Args:
         model: From `read_model`.
         tokens: Token ids and where they came from.
-        plan: `Noise` or `Probes`; if None, noise at eta 0.01, or probes if the request's correction
-            needs them. Measured strength adds probes at two more sparsities.
+        plan: `Noise` or `Probes`; if None, probes if the request's correction needs them, else
+            noise at eta 0.01. Measured strength adds probes at two more sparsities.
         request: Which base's signals to compute, at which allocation the pruning perturbation
-            prunes, and whether the divergence is measured.
+            prunes, and whether the divergence is measured; if None, what `Request` recommends, or
+            no correction if the plan is noise.
         settings: How and where it runs.
         runtime: What runs the experiment: NumPy if None, or
             `refimpl.onnx.runtime.on_onnxruntime(...)`.
@@ -83,7 +91,7 @@ def score(
     """
     started, config = time.perf_counter(), model.config
     until = started + 60 * checked_budget(budget)
-    request = request or Request()
+    request = request or recommended(plan)
     plan = request.perturbation(plan)
     settings = replace(settings or Settings(), **changes)
     ids = checked_ids(tokens.ids, config)
@@ -133,6 +141,7 @@ def score(
         made_for={x.name: getattr(request, x.name) for x in fields(request)},
         budget_minutes=budget,
         measured_samples=None if budget is None else perturbed,
+        without_sinks=_without_sinks(measured),
     )
 
 
@@ -215,10 +224,25 @@ def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]
                 coefficient,
                 stderr,
                 measured.left_out[i],
-                None if measured.divergence is None else _mean(measured.divergence[i]),
+                *_divergence(measured, i),
             )
         )
     return tuple(results)
+
+
+def _without_sinks(measured: Measurements) -> WithoutSinks | None:
+    """The coefficients without noise on sinks; of a sample without sinks, it is the same noise."""
+    if not measured.sink_share.any():
+        return None
+    ratios = np.where(np.isnan(measured.quiet), measured.ratios[0], measured.quiet)
+    share = measured.sink_share.mean(axis=0)
+    return WithoutSinks(*absorption_coefficient(ratios), share)
+
+
+def _divergence(measured: Measurements, which: int) -> tuple[Array | None, Array | None]:
+    """Mean divergence and its standard error over sequences, if it was measured."""
+    kl = measured.divergence
+    return (None, None) if kl is None else absorption_coefficient(kl[which])
 
 
 def _probed(
@@ -236,13 +260,16 @@ def _probed(
             return x[order]
         return np.moveaxis(x[1:].reshape(3, -1, x.shape[1]), 1, 2)[order]
 
+    def by_sample(x: Array) -> Array:
+        """The same of every sample, [samples, 3, ...], from [V, samples, draws, L]."""
+        return np.stack([ordered(one) for one in np.moveaxis(nan_mean(x, axis=2), 1, 0)])
+
     pruned = ordered(blocks.counts.sum(axis=2))
     weights = config.block_sizes if plan.units == "blocks" else sizes
-    drift = np.stack([_mean(x)[:, -1] for x in measured.drift])
     return ProbedErrors(
         np.where(weights > 0, pruned / np.maximum(weights, 1), np.nan),
-        ordered(drift),
-        None if kl is None else ordered(np.stack([_mean(x) for x in kl])),
+        by_sample(measured.drift[..., -1]),
+        None if kl is None else by_sample(kl),
     )
 
 

@@ -63,7 +63,7 @@ class StateGroup:
     @property
     def held(self) -> int:
         """States in memory at once: the perturbed ones, and each clean one before and after."""
-        return sum(map(len, self.stacks)) + 2 * len(self.ids)
+        return (1 + self.plan.on_sinks) * sum(map(len, self.stacks)) + 2 * len(self.ids)
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> dict[str, Any]:
         """Take the states from the embedding to the end, and measure them on the way.

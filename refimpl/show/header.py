@@ -10,6 +10,7 @@ from textwrap import wrap
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation
+from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
@@ -97,10 +98,10 @@ def header(scores: Scores, allocations: tuple[Allocation, ...], verbose: bool = 
         **_budget(scores),
         "base": [
             *_base(request.record.name, request.options, request.sparsity),
-            f"limits {request.lo:g} to {request.hi:g}",
-            f"compat {request.compat}",
+            *_unusual(request, verbose, "lo hi", f"limits {request.lo:g} to {request.hi:g}"),
+            *_unusual(request, verbose, "compat", f"compat {request.compat}"),
         ],
-        "correction": _correction(allocations, scores.linears),
+        "correction": _correction(allocations, scores.linears, verbose),
         "run": run_facts(scores.run),
     }
     short = (*SHORT, "run") if scores.run.runtime != "numpy" else SHORT
@@ -180,26 +181,38 @@ def _base(base: str, options: Mapping[str, float | str], sparsity: float) -> lis
     return [base, *words, f"sparsity {sparsity:g}"]
 
 
-def _correction(allocations: tuple[Allocation, ...], linears: Linears) -> list[str]:
+def _unusual(request: Request, always: bool, names: str, fact: str) -> list[str]:
+    """A fact about fields of a request, if one of them has another value than by default."""
+    usual = Request()
+    changed = any(getattr(request, x) != getattr(usual, x) for x in names.split())
+    return [fact] if always or changed else []
+
+
+def _correction(
+    allocations: tuple[Allocation, ...], linears: Linears, verbose: bool = True
+) -> list[str]:
     """The correction, and how many blocks are at its clip, per eta."""
     request = allocations[0].request
     if request.correct is None:
         return ["none"]
     if request.measured:
-        return [f"{request.correct}, strength measured", *_growth(allocations[0], linears)]
-    at_clip = ", ".join(str(int(allocation.clipped.sum())) for allocation in allocations)
-    provisional = (request.strength, request.max_correction) == (STRENGTH, MAX_CORRECTION)
-    return [
+        return [f"{request.correct}, strength measured", *_growth(allocations[0], linears, verbose)]
+    facts = [
         request.correct,
         f"strength {request.fixed_strength:g}",
-        f"at most {request.max_correction:g}",
-        f"scale {request.correction_scale}",
-        *(["provisional defaults"] if provisional else []),
-        f"{at_clip} of {counted(len(allocations[0].clipped), 'block')} at the clip (|u| = log 3)",
+        *_unusual(request, verbose, "max_correction", f"at most {request.max_correction:g}"),
+        *_unusual(request, verbose, "correction_scale", f"scale {request.correction_scale}"),
     ]
+    if (request.strength, request.max_correction) == (STRENGTH, MAX_CORRECTION):
+        facts.append("provisional defaults")
+    if verbose:
+        at_clip = ", ".join(str(int(allocation.clipped.sum())) for allocation in allocations)
+        blocks = counted(len(linears), "block")
+        facts.append(f"{at_clip} of {blocks} at the clip (|u| = log 3)")
+    return facts
 
 
-def _growth(allocation: Allocation, linears: Linears) -> list[str]:
+def _growth(allocation: Allocation, linears: Linears, verbose: bool) -> list[str]:
     """How the errors grow that an allocation of measured strength is made of."""
     grows, names = allocation.growth, np.array([str(i) for i in range(len(linears))])
     assert grows is not None  # the strength is measured
@@ -213,12 +226,12 @@ def _growth(allocation: Allocation, linears: Linears) -> list[str]:
     if len(odd) == len(names):
         return [f"no error grows as exp(kappa s): strength {STRENGTH}, at most {MAX_CORRECTION}"]
     low, high = grows.quartiles
-    facts = [
-        f"kappa {grows.common_rate:.3g}",
-        f"quartiles {low:.3g} to {high:.3g}",
-        f"{allocation.request.kappa} to the {word}s",
-        f"{len(names) - len(odd)} of {counted(len(names), word)} fit",
-    ]
+    facts = [f"kappa {grows.common_rate:.3g}"]
+    if verbose:
+        facts.append(f"quartiles {low:.3g} to {high:.3g}")
+        facts.append(f"{allocation.request.kappa} to the {word}s")
+    if verbose or odd:
+        facts.append(f"{len(names) - len(odd)} of {counted(len(names), word)} fit")
     if odd:
         some = [*odd[:SOME], *([f"and {len(odd) - SOME} more"] if len(odd) > SOME else [])]
         facts.append(f"{word} {' '.join(some)} with the kappa of the others")

@@ -11,6 +11,7 @@ from refimpl.model.config import kind_of
 from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.record import Pruning
 from refimpl.running.memory import MIB
+from refimpl.show.findings import in_study
 from refimpl.show.header import (
     LABEL,
     command_lines,
@@ -27,11 +28,17 @@ from refimpl.show.table import fitted
 LEAST = 0.05  # seconds of a stage that is shown
 
 
-def pruning_table(pruned: Pruning, out: Path, applied: str | None = None) -> str:
-    """How a model was pruned, and what came of it; `applied` says which default was, and why."""
+def pruning_table(pruned: Pruning, out: Path, measured: str | None = None) -> str:
+    """How a model was pruned, what came of it, and what the correction did in the study.
+
+    `measured` is the table of the allocation, if that was measured for this pruning.
+    """
     lines = [*wrapped(_facts(pruned)), ""]
     if experts := pruned.without_tokens:
         lines += [f"pruned by magnitude, without calibration tokens: {', '.join(experts)}", ""]
+    applied = in_study(pruned.allocation)
+    if measured is not None:
+        lines += [*measured.splitlines(), ""]
     said = [] if applied is None else [*wrap(applied, terminal_width()), ""]
     return joined([*lines, *said, *_summary(pruned, out)])
 

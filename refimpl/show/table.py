@@ -9,7 +9,8 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
-from refimpl.show.findings import findings
+from refimpl.model.ops import Array
+from refimpl.show.findings import costs, headline, sinks
 from refimpl.show.header import counted, header, terminal_width
 from refimpl.show.numbers import measured
 
@@ -46,18 +47,29 @@ def table(
     verbose: bool = False,
 ) -> str:
     """What was found, a row per block, and how it came about; verbose, with all settings."""
-    found, absorption, width = allocations[0], scores.sweep[0], terminal_width()
-    at = f"At eta {absorption.eta:g}: " if len(scores.sweep) > 1 else ""
+    found, width = allocations[0], terminal_width()
     for words in WORDS:  # the bar gives way to a narrow terminal
         shown = columns(scores, allocations, style, words)
         if len(ESCAPE.sub("", aligned(shown)[0])) <= width:
             break
     rows = fitted(shown)
     notes = [line for note in footer(scores, found) for line in wrap(note, width)]
-    text = (at + " ".join(findings(absorption))).replace(" ± ", f"{GLUE}±{GLUE}")
-    lines = [line.replace(GLUE, " ") for line in wrap(text, width)]
-    said = [line.replace("±", style.plus_minus) for line in lines]
-    return "\n".join([*said, "", *rows, "", *header(scores, allocations, verbose), "", *notes, ""])
+    request = vars(found.request) | {"base": found.request.record.name}
+    texts = headline(scores, request, found.errors, float(found.clipped.mean()))
+    glued = [text.replace(" ± ", f"{GLUE}±{GLUE}") for text in texts]
+    lines = [line.replace(GLUE, " ") for text in glued for line in wrap(text, width)]
+    lines = [line.replace("±", style.plus_minus) for line in lines]
+    return "\n".join([*lines, "", *rows, "", *header(scores, allocations, verbose), "", *notes, ""])
+
+
+def blocks_table(scores: Scores, allocation: Allocation, style: Style) -> str:
+    """What each block costs, and its row: the allocation alone."""
+    said = wrap(
+        " ".join(costs(scores, str(allocation.request.correct), allocation.errors)),
+        terminal_width(),
+    )
+    lines = [line.replace("±", style.plus_minus) for line in said]
+    return "\n".join([*lines, "", *fitted(columns(scores, (allocation,), style, ()))])
 
 
 def columns(
@@ -73,6 +85,12 @@ def columns(
     absorption, allocation = scores.sweep[0], allocations[0]
     base, asked = allocation.request.record, allocation.request.options
     weights = scores.linear_sizes.sum(axis=1)
+
+    def numbers(values: Array, errors: Array | None, form: str = "#.3g") -> list[str]:
+        errors = np.full(len(values), np.nan) if errors is None else errors
+        pairs = zip(values.tolist(), errors.tolist(), strict=True)
+        return [measured(x, e, form).replace("±", style.plus_minus) for x, e in pairs]
+
     found = {"block": [str(i) for i in range(scores.num_blocks)]}
     if np.ptp(weights):
         found["weights"] = [f"{n:,}" for n in weights.tolist()]
@@ -80,31 +98,36 @@ def columns(
         found[base.column.format(**asked)] = _numbers(signal.of_blocks, "#.4g")
     for one in scores.sweep:
         name = f"r at {one.eta:g}" if len(scores.sweep) > 1 else "r"
-        pairs = zip(one.coefficient.tolist(), one.stderr.tolist(), strict=True)
-        texts = [measured(r, error, "#.4g") for r, error in pairs]
-        found[name] = [text.replace("±", style.plus_minus) for text in texts]
-    if words and len(scores.sweep) == 1:
+        found[name] = numbers(one.coefficient, one.stderr, "#.4g")
+    if (quiet := scores.without_sinks) is not None and sinks(scores):
+        found["no noise on sinks"] = numbers(quiet.coefficient, quiet.stderr, "#.4g")
+    if words and len(scores.sweep) == 1 and not allocation.request.measured:
         room = max(map(len, words))
         logs = np.abs(np.log(np.maximum(absorption.coefficient, LEAST)))
         scale = float(np.nanmax(logs, initial=0)) or 1.0
         found[f"{words[0]:>{room}}{style.middle}{words[1]}"] = [
             bar(r, style, scale, room) for r in absorption.coefficient
         ]
-    if scores.pruned_at is not None:  # R_l, what pruning block l does
+    if scores.pruned_at is not None and not allocation.request.measured:  # R_l, by pruning block l
         found["drift"] = _numbers(np.diag(absorption.drift), "#.3g")
     if allocation.request.correct == "arrival":
         found["arrival"] = _numbers(absorption.arrival, "#.3g")
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
-        found["divergence"] = _numbers(absorption.divergence, "#.3g")
-    if (grows := allocation.growth) is not None:
-        linears = np.where(grows.fits, grows.rate, np.nan)
-        medians = [np.median(x[~np.isnan(x)]) if (x > 0).any() else np.nan for x in linears]
-        found["kappa"] = _numbers(grows.rate if grows.rate.ndim == 1 else medians, "#.3g")
+        found["divergence"] = numbers(absorption.divergence, absorption.divergence_stderr)
+    errors = allocation.errors
+    if (grows := allocation.growth) is not None and errors is not None:
+        if grows.rate.ndim == 1:
+            found["kappa"] = numbers(grows.rate, errors.rate)
+        else:  # of linears, the median of each block's
+            fit = [row[fits] for row, fits in zip(grows.rate, grows.fits, strict=True)]
+            found["kappa"] = _numbers([np.median(x) if x.size else np.nan for x in fit], "#.3g")
     if np.ptp(allocation.base_sparsity):
         found["base"] = _numbers(allocation.base_sparsity, ".4f")
     name = "sparsity" if allocation.request.correct is None else "corrected"
-    found[name] = _numbers(allocation.corrected_sparsity, ".4f")
-    return found | {"pruned": [f"{n:,}" for n in allocation.num_pruned]}
+    found[name] = numbers(
+        allocation.corrected_sparsity, None if errors is None else errors.sparsity, ".4f"
+    )
+    return found | {"to prune": [f"{n:,}" for n in allocation.num_pruned]}
 
 
 def aligned(columns: Mapping[str, list[str]]) -> list[str]:
@@ -139,9 +162,9 @@ def fitted(columns: Mapping[str, list[str]]) -> list[str]:
 def footer(scores: Scores, allocation: Allocation) -> list[str]:
     """The totals, and notes that explain the rows."""
     total, pruned, asked = allocation.total_weights, allocation.total_pruned, allocation.request
-    absorption, clipped = scores.sweep[0], 0 if asked.measured else int(allocation.clipped.sum())
+    absorption = scores.sweep[0]
     lines = [
-        f"pruned {pruned:,} of {total:,} ({pruned / total:.4%}), asked for {asked.sparsity:.4%}"
+        f"to prune: {pruned:,} of {total:,} ({pruned / total:.4%}), asked for {asked.sparsity:.4%}"
     ]
     if asked.compat == "peer":
         above = int((allocation.linear_sparsity > 1).any(axis=1).sum())
@@ -159,12 +182,6 @@ def footer(scores: Scores, allocation: Allocation) -> list[str]:
         np.isnan(absorption.stderr[~np.isnan(absorption.coefficient)]).any() and scores.plan.subset
     ):
         lines.append("r has no standard error where a block was perturbed in one sample only")
-    if asked.correct and not asked.measured and 2 * clipped >= scores.num_blocks > 1:
-        lines.append(
-            f"{clipped} of {counted(scores.num_blocks, 'block')} are at the clip: there the "
-            "correction is the clip, not the measurement; use another --eta, or --perturbation "
-            "pruning --correct divergence"
-        )
     if absorption.left_out.any():
         lines.append(f"{counted(int(absorption.left_out.sum()), 'token')} without a ratio left out")
     if scores.plan.sink == "exclude":

@@ -11,6 +11,7 @@ from refimpl.storage.file_system import MIB, open_file, writing
 from refimpl.storage.work_folder import work_path
 
 RECORD = "pruning.json"  # says how a pruned model was made
+SCORES = "scores.json"  # beside it: what its allocation was made of, if that was measured for it
 LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
 
 

@@ -168,11 +168,13 @@ def test_corrections_use_what_they_are_named_for(
 def test_every_eta_of_a_sweep_has_its_own_correction() -> None:
     scores = scores_of("llama")
     first, second = (
-        allocate(scores, base="uniform", which=which).corrected_sparsity for which in (0, 1)
+        allocate(scores, base="uniform", correct="absorption", which=which).corrected_sparsity
+        for which in (0, 1)
     )
     assert (first != second).all()
     alone = replace(scores, sweep=scores.sweep[1:])
-    np.testing.assert_array_equal(allocate(alone, base="uniform").corrected_sparsity, second)
+    made = allocate(alone, base="uniform", correct="absorption").corrected_sparsity
+    np.testing.assert_array_equal(made, second)
     for which in (2, 9, -1):
         refusal_of(allocate, scores, which=which, says=f"which {which}")
 
@@ -208,8 +210,13 @@ def test_an_allocation_keeps_what_the_scores_were_made_for(kind: str) -> None:
                                      compat="peer")),
     ):  # fmt: skip
         assert allocate(scores, **changes).request == expected
-    for changes in ({"sparsity": 0.5}, {"base": "uniform"}):  # not what blocks were pruned to
-        refusal_of(allocate, scores, **changes, says="these scores were measured by pruning at")
+    # Not what blocks were pruned to; but of a base that is named, nothing is made of pruned blocks.
+    asked = {"says": "these scores were measured by pruning at", "remedy": "--correct none"}
+    refusal_of(allocate, scores, sparsity=0.49, **asked)
+    refusal_of(allocate, scores, base="uniform", correct="divergence", **asked)
+    assert allocate(scores, base="dlp").request == replace(
+        MADE_FOR, base="dlp", options={}, correct=None, strength="default"
+    )
 
 
 def test_a_base_that_was_a_file_is_asked_for_again(tmp_path: Path) -> None:
@@ -246,7 +253,7 @@ def test_changes_to_a_request_are_as_if_asked_for() -> None:
 
     owl = Request("owl", sparsity=0.4)
     for request, changes, whole in (
-        (Request(), {"sparsity": 0.4}, Request(sparsity=0.4)),
+        (Request(correct=None), {"sparsity": 0.4}, Request(sparsity=0.4, correct=None)),
         (owl, {"strength": 0.2}, Request("owl", sparsity=0.4, strength=0.2)),
         (None, {"base": "owl", "compat": "peer"}, Request("owl", compat="peer")),
     ):
@@ -395,7 +402,7 @@ def test_noise_says_nothing_about_real_errors(correct: Any) -> None:
 
 
 OTHER = "these scores were measured by pruning.*base owl, sparsity 0.6"
-REMEDY = "--perturbation pruning"
+REMEDY = "run refimpl score again"
 
 
 @pytest.mark.parametrize(
@@ -407,9 +414,12 @@ REMEDY = "--perturbation pruning"
         ({"base": "dlp"}, OTHER, REMEDY),
         ({"base": "atp", "options": {"beta": 0.01}}, OTHER, REMEDY),
         ({"lo": 0.59}, OTHER, REMEDY),
-        ({"hi": 0.61, "correct": None}, OTHER, REMEDY),
-        ({"base": "uniform", "compat": "peer"}, OTHER, REMEDY),
-        ({"correct": "divergence"}, "no divergence in these", f"{REMEDY} --correct divergence"),
+        ({"hi": 0.61}, OTHER, REMEDY),
+        (
+            {"correct": "divergence"},
+            "no divergence in these",
+            "--perturbation pruning --correct divergence",
+        ),
         ({"correct": "arrival"}, "not measured at several", "again with --correct arrival"),
         (
             {"base": "alphapruning"},
@@ -419,8 +429,9 @@ REMEDY = "--perturbation pruning"
     ],
 )
 def test_pruning_was_measured_at_one_allocation(wanted: Any, problem: str, remedy: str) -> None:
+    asked = {"base": "owl", "sparsity": 0.6, "correct": "absorption"}
     with pytest.raises(RefimplError, match=problem) as refused:
-        allocate(pruning_scores(), Request(**{"base": "owl", "sparsity": 0.6} | wanted))
+        allocate(pruning_scores(), Request(**asked | wanted))
     assert remedy in refused.value.remedy
 
 
@@ -445,7 +456,7 @@ def test_pruning_scores_serve_every_correction_at_their_base(correct: Any) -> No
 def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
     changes: dict[str, Any], problem: str
 ) -> None:
-    wanted, progress = Request(**changes), Mock()
+    wanted, progress = Request(**changes, correct=None), Mock()
     with pytest.raises(RefimplError, match=problem):
         allocate(scores_of("llama"), wanted)
     with pytest.raises(RefimplError, match=problem):
@@ -491,8 +502,8 @@ def test_requests_refused(changes: dict[str, Any], problem: str) -> None:
 
 
 def test_requests_are_filled_in() -> None:
-    assert Request().correct == "absorption"
-    assert Request(compat="peer").correct is None
+    assert (Request().correct, Request().strength) == ("divergence", "measured")
+    assert Request(compat="peer").correct is Request("owl").correct is None
     assert Request("owl", {"m": "3"}).options == {"m": 3.0, "lam": 0.08}
     assert Request("dlp").options == {"a": 0.15, "statistic": "mean"}
     assert Request("lsa", {"block": "64"}).options == {"beta": 0.15, "block": 64}

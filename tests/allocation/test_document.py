@@ -87,7 +87,7 @@ def test_unknown_numbers_come_back_too(
 ) -> None:
     monkeypatch.setattr("refimpl.scoring.score.require_resolved", lambda *_: None)
     scores = score(model_of("gpt2"), random_tokens(101, samples, 5), plan)
-    write_json(tmp_path / "scores.json", whole_document(scores, Request()))
+    write_json(tmp_path / "scores.json", whole_document(scores, Request(correct=None)))
     read = read_scores(tmp_path / "scores.json")
     assert (bits(read), read.run) == (bits(scores), scores.run)
 

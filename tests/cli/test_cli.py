@@ -73,7 +73,16 @@ def rows(text: str) -> str:
         ("--base owl --base-option lam=0.1 --base-option m=7", "base_options.lam", 0.1),
         ("--sparsity 0.45", "requested_sparsity", 0.45),
         ("--correct none", "correct", None),
-        ("", "correct", "absorption"),
+        ("", "correct", "divergence"),
+        ("", "perturbation", "pruning"),
+        ("--correct absorption", "perturbation", "gaussian"),
+        *(
+            (words, key, value)
+            for words in ("--base owl", "--eta 0.1", "--draws 2")
+            for key, value in (("correct", None), ("perturbation", "gaussian"))
+        ),
+        ("--base owl --correct divergence", "correct", "divergence"),
+        ("--eta 0.1 --correct absorption", "correct", "absorption"),
         ("--strength 0.2", "strength", 0.2),
         ("--strength -0.2", "strength", -0.2),
         ("--dtype float64", "dtype", "float64"),
@@ -92,7 +101,7 @@ def rows(text: str) -> str:
         ("--correct divergence --probe pruner=magnitude", "probe_pruner", "magnitude"),
         ("--correct divergence --probe pruner=sparsegpt --probe damping=1", "probe_damping", 1),
         ("--correct divergence --probe units=linears", "units", "linears"),
-        ("--correct divergence", "probe_samples", 2),
+        ("--correct divergence", "probe_samples", 4),
         ("--correct divergence --probe samples=1", "probe_samples", 1),
     ],
 )
@@ -105,14 +114,17 @@ def test_every_option_arrives(words: str, key: str, value: Any) -> None:
 
 def test_options_change_the_numbers(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    plain = rows(scored("-o", path))
+    paper = ("--correct", "absorption")
+    plain = rows(scored(*paper, "-o", path))
     for words in (
         *("--eta 0.5", "--variant noise_scale=sequence", "--variant noise_shape=channel"),
         *("--variant norm=sequence", "--draws 2", "--seed 1", "--base owl", "--sparsity 0.6"),
         *("--correct none", "--strength 0.1", "--perturbation pruning", "--samples 1"),
         "--seq-len 11",
     ):
-        assert rows(scored(*words.split())) != plain, words
+        assert rows(scored(*(() if "--correct" in words else paper), *words.split())) != plain, (
+            words
+        )
     for words in (
         *("--max-correction 0.01", "--correction-scale max", "--lo 0.7", "--hi 0.7"),
         "--compat peer",
@@ -219,7 +231,7 @@ def test_version() -> None:
 
 def test_json_is_what_output_writes(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    printed = scored("--json", "-o", path)
+    printed = scored("--json", "-o", path, "--sparsity", "0.55")
     assert printed == path.read_text("utf-8")
     assert list(tmp_path.iterdir()) == [path]
     again = tmp_path / "allocation.json"
@@ -245,8 +257,8 @@ def test_force_replaces_an_old_file_and_keeps_its_rights(tmp_path: Path) -> None
     [
         "",
         "--base alphapruning",
-        "--perturbation pruning --correct divergence",
-        "--eta 0.001,0.1,1 --base owl --draws 2",
+        "--correct divergence",
+        "--eta 0.001,0.1,1 --base owl --draws 2 --correct absorption",
         "--base dlp",
     ],
 )
@@ -265,7 +277,7 @@ def test_the_numbers_of_json_fit_together(options: str) -> None:
             assert pruned == pytest.approx(share * 7296, abs=32 * 7)
         assert all(0 <= x <= 1 for x in allocation["base_sparsity"])
         assert all(x >= 0 for x in result["stderr"])
-        assert (result["divergence"] is not None) == ("divergence" in options)
+        assert (result["divergence"] is not None) == (options in ("", "--correct divergence"))
         for i, row in enumerate(result["drift"]):
             assert [x is None for x in row] == [k < i for k in range(4)]
     signals = scores["signals"]
@@ -274,9 +286,10 @@ def test_the_numbers_of_json_fit_together(options: str) -> None:
     assert min(signals["dlp"]["values"]["score"]) > 0
     etas = [result["eta"] for result in scores["sweep"]]
     assert etas == (
-        [0.001, 0.1, 1.0] if "--eta" in options else [None if "pruning " in options else 0.01]
+        [0.001, 0.1, 1.0] if "--eta" in options else [0.01 if "--base" in options else None]
     )
-    assert len({json.dumps(x) for x in found["allocations"]}) == len(etas)
+    differ = len(etas) if "absorption" in options else 1
+    assert len({json.dumps(x) for x in found["allocations"]}) == differ
 
 
 @pytest.mark.parametrize(
@@ -284,7 +297,8 @@ def test_the_numbers_of_json_fit_together(options: str) -> None:
     [
         "--eta 0.01,1",
         "--base owl --base-option lam=0.1 --sparsity 0.55",
-        "--base dlp --strength 0.2",
+        "--base dlp --correct absorption --strength 0.2",
+        "",
         "--base alphapruning --base-option unit=linear",
         "--base atp --base-option beta=0.05 --correct none",
         "--base BASE",
@@ -389,27 +403,29 @@ def test_a_file_and_a_config_elsewhere(tmp_path: Path) -> None:
 def test_colour_only_where_it_is_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    plain = without_run(scored())
+    noise = ("--eta", 0.01)
+    plain = without_run(scored(*noise))
     assert ESCAPE not in plain
-    colourful = without_run(scored(terminal=True))
+    colourful = without_run(scored(*noise, terminal=True))
     assert ESCAPE in colourful
     assert re.sub(r"\x1b\[\d+m", "", colourful) == plain
     for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
         with monkeypatch.context() as patched:
             patched.setenv(name, value)
-            assert without_run(scored(terminal=True)) == plain
+            assert without_run(scored(*noise, terminal=True)) == plain
     monkeypatch.setenv("NO_COLOR", "")
-    assert without_run(scored(terminal=True)) == colourful
+    assert without_run(scored(*noise, terminal=True)) == colourful
     assert ESCAPE not in scored("--json", terminal=True)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_ascii_where_the_encoding_knows_no_bars(encoding: str) -> None:
-    text = scored(encoding=encoding)
+    noise = ("--eta", 0.01)
+    text = scored(*noise, encoding=encoding)
     assert text.isascii()
     assert re.search(r" \|#+ ", text)
-    assert "█" in scored(encoding="utf-8")
-    assert "█" in scored(encoding="utf-16")
+    assert "█" in scored(*noise, encoding="utf-8")
+    assert "█" in scored(*noise, encoding="utf-16")
 
 
 @pytest.mark.parametrize("name", ["modèle", "模型", os.fsdecode(b"caf\xe9"), "a\nb", "[bold]x"])
@@ -492,7 +508,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "NO_
 ENVIRONMENT |= {"PYTHONPATH": str(FIXTURES.parent), "TERM": "xterm", "PYTHONUTF8": "1"}
 ENVIRONMENT |= {"PYTHONUNBUFFERED": ""}  # what is printed late must fail in time, too
 PROGRAM = (sys.executable, "-W", "error", "-m", "refimpl")
-WORDS = (*PROGRAM, "score", str(LLAMA), *SMALL)
+WORDS = (*PROGRAM, "score", str(LLAMA), *SMALL, "--eta", "0.01")
 
 
 def finished(*command: str, **options: Any) -> "subprocess.CompletedProcess[str]":
@@ -504,7 +520,7 @@ def finished(*command: str, **options: Any) -> "subprocess.CompletedProcess[str]
 def test_python_m_refimpl() -> None:
     done = finished(*WORDS, check=True, stdin=subprocess.DEVNULL)
     assert done.stderr == ""
-    assert without_run(done.stdout) == without_run(scored())
+    assert without_run(done.stdout) == without_run(scored("--eta", 0.01))
 
 
 def test_on_a_terminal() -> None:
@@ -601,7 +617,9 @@ def test_allocate_keeps_what_the_scores_were_made_for(tmp_path: Path) -> None:
         expected = json.loads(path.read_text())["scores"]["made_for"] | changed
         found = json.loads(ran("allocate", path, *words, "--json"))
         assert found["scores"]["made_for"] == expected
-    assert "measured by pruning at base owl" in refused("allocate", path, "--base", "uniform")
+    assert "measured by pruning at base owl" in refused(
+        "allocate", path, "--base", "uniform", "--correct", "divergence"
+    )
     fixed = refused("allocate", path, "--max-correction", 0.1)
     assert "--max-correction with --strength measured" in fixed
 
@@ -612,8 +630,10 @@ def test_the_next_command_prunes_by_what_helped_in_the_study(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     scored = ("score", LLAMA, "--samples", 2, "--seq-len", 8, "--sparsity", 0.6)
-    said = ran(*scored, *to).partition("next:")[2]
-    assert "--sparsity 0.6" in said
-    assert "--allocation" not in said
-    chosen = ran(*scored, "--correct", "divergence").partition("next:")[2]
-    assert "--allocation FILE" in chosen
+    for noise in (("--correct", "absorption"), ("--eta", 0.1)):
+        said = ran(*scored, *noise, *to, "--force").partition("next:")[2]
+        assert f"refimpl prune {LLAMA} -o OUT --sparsity 0.6" in said
+        assert "the allocation that pruned best in docs/study.md" in said
+        assert "--allocation" not in said
+    chosen = ran(*scored, *to, "--force").partition("next:")[2]
+    assert f"--allocation {to[1] if to else 'FILE'}" in chosen

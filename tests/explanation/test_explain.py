@@ -37,7 +37,7 @@ STEPS = (
     "base", "correction", "projection", "counts", "wanda", "loss",
 )  # fmt: skip
 PLANS = {
-    "default": (Noise(), Request()),
+    "default": (Noise(), Request(correct="absorption")),
     "lsa, all options of the noise": (
         Noise(
             eta=(0.3,),
@@ -48,11 +48,11 @@ PLANS = {
             draws=2,
             seed=7,
         ),
-        Request("lsa", {"block": 8}, 0.5, correction_scale="max"),
+        Request("lsa", {"block": 8}, 0.5, "absorption", correction_scale="max"),
     ),
     "per linear": (
         Noise(),
-        Request("alphapruning", {"fit": "mid", "unit": "linear"}, 0.6, strength=0.2),
+        Request("alphapruning", {"fit": "mid", "unit": "linear"}, 0.6, "absorption", 0.2),
     ),
     "pruning, arrival": (Probes(), Request("dlp", {}, 0.5, "arrival", 0.1)),
     "pruning, divergence": (Probes(), Request("owl", {}, 0.7, "divergence", 0.1)),
@@ -197,7 +197,7 @@ def test_the_forward_is_the_forward(name: str) -> None:
 
 def test_functions_are_those_of_the_family() -> None:
     def called(name: str, step: str, block: int = 0) -> set[str]:
-        steps = steps_of(model_of(name), block, Noise(), Request())
+        steps = steps_of(model_of(name), block, Noise(), Request(correct="absorption"))
         functions = next(one.functions for one in steps if one.name == step)
         return {function.__name__ for function in functions}
 

@@ -80,3 +80,33 @@ def test_a_damaged_record_is_refused_before_anything_is_measured(tmp_path: Path)
     error = refused("prune", model, "-o", tmp_path / "out", *SMALL, "--sparsity", 0.5)
     assert "pruning.json: not a record of a pruning" in error
     assert [*tmp_path.iterdir()] == [model]
+
+
+def test_what_was_measured_is_kept_and_shown(tmp_path: Path) -> None:
+    out, words = tmp_path / "out", (*SMALL, "--sparsity", 0.6)
+    printed = ran("prune", LLAMA, "-o", out, *words)
+    document = json.loads((out / "scores.json").read_text())
+    (allocation,) = document["allocations"]
+    heading = re.search(r"^block +r +divergence +kappa +corrected +to prune$", printed, re.M)
+    assert heading is not None
+    shown = printed[heading.end() :].split("\n\n")[0].splitlines()[1:]
+    assert [int(row.split()[-1].replace(",", "")) for row in shown] == allocation["num_pruned"]
+    assert "Block 0 costs" in printed
+    again = tmp_path / "again"  # from the new model, its own allocation is no companion
+    ran("prune", LLAMA, "-o", again, *SMALL, "--allocation", out / "scores.json")
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert not (again / "scores.json").exists()
+    ran("prune", out, "-o", tmp_path / "twice", "--nm", "2:4", "--pruner", "magnitude")
+    assert not (tmp_path / "twice" / "scores.json").exists()
+
+
+def test_an_estimate_of_prune_is_that_of_score_and_writes_nothing(tmp_path: Path) -> None:
+    words, sparsity = (*SMALL, "--json"), ("--sparsity", 0.6)
+    found = json.loads(ran("prune", LLAMA, "-o", tmp_path / "o", *words, *sparsity, "--estimate"))
+    expected = json.loads(ran("score", LLAMA, *words, *sparsity, "--estimate"))
+    assert found["passes"] == expected["passes"]
+    assert found["plan"] == expected["plan"]
+    assert [*tmp_path.iterdir()] == []
+    for other in (("--nm", "2:4"), (*sparsity, "--allocation", "uniform")):
+        said = refused("prune", LLAMA, "-o", tmp_path / "o", *other, "--estimate")
+        assert "--sparsity alone, which measures first" in said

@@ -274,7 +274,8 @@ def test_what_the_lead_says(files: dict[str, Path]) -> None:
     page = Page(page_of(files, "sweep.json"))
     lead = next(p.text() for p in page.all("p") if p.attributes.get("class") == "lead")
     r = coefficients(files["sweep.json"])
-    assert f"and amplify what is done to {sum(x > 1 for x in r[:-1])}." in lead
+    assert "Of 3 blocks, later blocks amplify the perturbations of 1 and absorb those of" in lead
+    assert "Uncertain at 95% with 2 samples: 2." in lead  # Student's t of one degree is 12.7
     assert f"Largest r: {max(r[:-1]):.3f} ±" in lead
 
 
@@ -416,3 +417,26 @@ def test_an_allocation_has_one_colour_and_mark_in_every_picture() -> None:
     assert few["owl"] == many["owl"]
     assert few["uniform + divergence measured"] == many["divergence"]
     assert len({*many.values()}) == len(many)
+
+
+def test_costs_and_their_growth_are_drawn_with_errors(files: dict[str, Path]) -> None:
+    document = json.loads(files["perturbed.json"].read_text())
+    page = Page(page_of(files, "perturbed.json"))
+    heads, body = page.figure("s0-0-divergence").rows()
+    (sweep,), (allocation,) = document["scores"]["sweep"], document["allocations"]
+    assert heads[:3] == ["block", "divergence", "stderr"]
+    for row, found, error in zip(
+        body, sweep["divergence"], sweep["divergence_stderr"], strict=True
+    ):
+        assert float(row[1]) == pytest.approx(found, rel=1e-3)
+        assert float(row[2]) == pytest.approx(error, rel=1e-3)
+    heads, body = page.figure("s0-0-growth").rows()
+    assert heads[0] == "block"
+    assert heads[-2:] == ["kappa", "residual"]
+    for row, rate in zip(body, allocation["growth"]["rate"], strict=True):
+        assert float(row[-2]) == pytest.approx(rate, rel=1e-3)
+    _, body = page.figure("s0-0-allocation").rows()
+    assert [float(row[3]) for row in body] == pytest.approx(
+        allocation["errors"]["sparsity"], abs=5e-5
+    )
+    assert page_of(files, "one.json").count("What each block costs") == 0  # noise has no divergence

@@ -29,15 +29,15 @@ LLAMA = FIXTURES / "llama"
 TOKENS = random_tokens(200, 6, 12)
 SPARSEGPT = Probes(probe_pruner="sparsegpt", probe_delta=0.1, probe_samples=3)
 RUNS = {
-    "gaussian": (Noise(), Request()),
+    "gaussian": (Noise(), Request(correct="absorption")),
     "etas": (Noise(eta=(0.01, 0.1, 0.5)), Request("owl")),
-    "draws": (Noise(draws=3, sink="exclude"), Request()),
+    "draws": (Noise(draws=3, sink="exclude"), Request(correct=None)),
     "subset": (Noise(eta=(0.01, 0.1), draws=2, subset=2), Request("alphapruning")),
     "pruning": (Probes(), Request("owl")),
     "lsa": (Noise(), Request("lsa")),
-    "pruning a subset": (Probes(subset=2), Request()),
-    "probes": (replace(SPARSEGPT, probe_pruner="wanda"), Request()),
-    "linears": (replace(SPARSEGPT, probe_pruner="wanda", units="linears"), Request()),
+    "pruning a subset": (Probes(subset=2), Request(correct=None)),
+    "probes": (replace(SPARSEGPT, probe_pruner="wanda"), Request(correct=None)),
+    "linears": (replace(SPARSEGPT, probe_pruner="wanda", units="linears"), Request(correct=None)),
     "sparsegpt": (SPARSEGPT, Request(correct="divergence")),
 }
 
@@ -84,7 +84,10 @@ def test_passes_and_reads_are_those_of_the_run(name: str, options: dict[str, Any
     found = estimate(model, tokens, plan, request, **options)
     seen.clear()
     score(model, tokens, plan, request, **options)
-    assert found.passes == seen["passes"]
+    if plan.on_sinks:  # states without noise on sinks come on top, where a clean state has some
+        assert found.passes <= seen["passes"] < 2 * found.passes
+    else:
+        assert found.passes == seen["passes"]
 
 
 @pytest.mark.parametrize("where", ["kept", "elsewhere"])
@@ -95,7 +98,7 @@ def test_what_is_kept_and_where_it_runs_is_counted_too(
     monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 2)
     monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr("refimpl.running.work_units._opened", lambda *files: model)
-    model, plan = model_as("llama", Counting), Probes()
+    model, plan = model_as("llama", Counting), Noise(sink="exclude")
     tokens, part = random_tokens(264, 3, 12), tmp_path / "part" if where == "kept" else None
     with ThreadPoolExecutor(2) as pool:
         executor = pool if where == "elsewhere" else None
@@ -119,8 +122,8 @@ def test_the_formula_of_the_documentation() -> None:
 @pytest.mark.parametrize(
     ("path", "plan", "request_", "calls"),
     [  # how often a run calls each function at least, in turn
-        ("scoring.pruned_alone.decision", SPARSEGPT, Request(), 4 * 3 * 7),
-        ("scoring.pruned_alone.decision", Probes(), Request(), 4 * 7),
+        ("scoring.pruned_alone.decision", SPARSEGPT, Request(correct=None), 4 * 3 * 7),
+        ("scoring.pruned_alone.decision", Probes(), Request(correct=None), 4 * 7),
         ("bases.lsa.lsa_error", Noise(), Request("lsa"), 4 * 7),
         ("bases.alphapruning.power_law", Noise(), Request("alphapruning"), 4 * 7),
     ],
@@ -146,9 +149,10 @@ def test_memory_is_states_and_two_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     state = 16 * 32 * 4
     monkeypatch.setattr("refimpl.scoring.estimate.peak_memory", lambda: 1000)
     for room, held in ((6, 6), (11, 6), (12, 12), (10**6, 12 + 6)):
-        found = estimate(model, tokens, memory=room * state, threads=1).memory
+        plan = Noise(sink="exclude")
+        found = estimate(model, tokens, plan, memory=room * state, threads=1).memory
         assert found == 1000 + held * state + 2 * 7296 * 4
-    double = estimate(model, tokens, dtype=np.float64, threads=1).memory
+    double = estimate(model, tokens, plan, dtype=np.float64, threads=1).memory
     assert double == 1000 + 2 * (held * state + 2 * 7296 * 4)
 
 
@@ -181,7 +185,7 @@ def first(samples: int) -> Tokens:
 
 
 def numbers(scores: Scores) -> list[Array]:
-    probes = [] if scores.probes is None else [scores.probes.drift]
+    probes = [] if scores.probes is None else [scores.probes.arrivals]
     names = ("drift", "alignment", "coefficient", "stderr")
     each = [getattr(x, name) for x in scores.sweep for name in names]
     return [*probes, scores.sinks, scores.signals["owl"].main, *each]
@@ -235,7 +239,8 @@ def test_a_budget_goes_on_where_it_stopped(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("clock")
 def test_progress_ends_at_the_total() -> None:
     steps = list[tuple[float, float]]()
-    score(model_of("llama"), TOKENS, budget=1e-9, progress=lambda *step: steps.append(step))
+    options = {"budget": 1e-9, "progress": lambda *step: steps.append(step)}
+    score(model_of("llama"), TOKENS, Noise(), **options)
     assert steps[-1] == (20, 20)
 
 
@@ -258,7 +263,7 @@ FEW = ("--samples", 4, "--seq-len", 12, "--threads", 1)
 
 
 def test_the_command_estimates_and_stops(tmp_path: Path) -> None:
-    out = ran("score", LLAMA, *FEW, "--estimate", "-o", tmp_path / "scores.json")
+    out = ran("score", LLAMA, *FEW, "--eta", 0.01, "--estimate", "-o", tmp_path / "scores.json")
     words = " ".join(out.split())
     assert "40 block passes, states in 1 group" in words
     assert not list(tmp_path.iterdir())

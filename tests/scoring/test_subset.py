@@ -252,7 +252,7 @@ def test_the_document_says_so_and_comes_back(tmp_path: Path) -> None:
     assert "no standard error where a block was perturbed in one sample only" in shown
 
 
-@pytest.mark.parametrize("words", [(), ("--variant", "sink=exclude", "--draws", 2)])
+@pytest.mark.parametrize("words", [("--eta", 0.01), ("--variant", "sink=exclude", "--draws", 2)])
 def test_the_command_does_it_with_either_runtime(words: tuple[object, ...]) -> None:
     pytest.importorskip("onnxruntime")
     ours, theirs = (

@@ -83,7 +83,7 @@ def test_scores_allocation_and_masks_are_the_package_s(
 ) -> None:
     model, theirs = PICO.read(folder), refimpl.read_model(folder)
     tokens = tokens_of(folder, 4, 24)
-    wanted = refimpl.Request(base="owl", sparsity=sparsity)
+    wanted = refimpl.Request(base="owl", sparsity=sparsity, correct="absorption")
     scores = refimpl.score(theirs, tokens, request=wanted, dtype=np.float64)
     expected = refimpl.allocate(scores)
 
