@@ -23,7 +23,7 @@ READS = {
     "load_external_data_for_tensor", "shutil.copy", "filecmp.cmp", "np.load", "onnx.load",
     "json.load", "pickle.load",
 }  # fmt: skip
-HAVE_OPEN = {"settings", "files", "_files", "pruned", "Settings"}  # our classes, by their variables
+HAVE_OPEN = {"settings", "files", "_files", "pruned", "Settings", "replace"}  # our classes
 
 
 def calls(path: Path) -> Iterator[tuple[str, str, ast.Call]]:

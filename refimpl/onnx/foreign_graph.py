@@ -1,6 +1,6 @@
 """A graph from a file, which may not be ours: read, opened and run in a child process.
 
-Both sides of the process are here. They exchange JSON and the bytes of arrays.
+Both sides of the process are here. They exchange JSON and arrays as safetensors.
 """
 
 import json
@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load, save
 
 from refimpl.errors import RefimplError
 from refimpl.isolation.child_process import ChildProcess
@@ -30,7 +31,6 @@ REFUSED = (
     "a graph that ends in time, and needs no more memory than is free",
     "write the graph with refimpl export, or use a longer --time-limit",
 )
-NUMBERS = {np.dtype(kind).str: kind for kind in ("f2", "f4", "f8", "i1", "i4", "i8", "u1", "u8")}
 
 
 def open_foreign(
@@ -77,9 +77,9 @@ def open_foreign(
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         products = weights * inputs[TOKENS].size * (1 + len(inputs.get(ETA, ())))
         seconds = longest(products / PRODUCTS_PER_SECOND)
-        answer = child.call("run", *_parts(inputs), seconds=seconds)
+        answer = child.call("run", _saved(inputs), seconds=seconds)
         try:
-            arrays = _arrays(answer)
+            arrays = load(*answer)
             return arrays if plan is None else {name: arrays[name] for name in MEASURED}
         except Exception:
             raise child.unusable() from None
@@ -87,22 +87,9 @@ def open_foreign(
     return graph_candidate(run, runtime, dtype, points, plan)
 
 
-def _parts(arrays: Mapping[str, Array]) -> list[bytes]:
-    """Arrays as byte strings: names, dtypes and shapes in JSON, and the numbers of each."""
-    facts = [(name, x.dtype.str, x.shape) for name, x in arrays.items()]
-    return [
-        json.dumps(facts).encode(),
-        *(np.ascontiguousarray(x).tobytes() for x in arrays.values()),
-    ]
-
-
-def _arrays(parts: list[bytes]) -> dict[str, Array]:
-    """The arrays of `_parts`; an exception of some kind for anything else."""
-    facts, *contents = parts
-    return {
-        name: np.frombuffer(content, NUMBERS[dtype]).reshape(shape)
-        for (name, dtype, shape), content in zip(json.loads(facts), contents, strict=True)
-    }
+def _saved(arrays: Mapping[str, Array]) -> bytes:
+    """Arrays as safetensors; the library would write those that are not contiguous wrongly."""
+    return save({name: np.ascontiguousarray(x) for name, x in arrays.items()})
 
 
 class Opened:
@@ -122,16 +109,16 @@ class Opened:
         facts = {"points": graph.points, "dtype": graph.dtype, "plan": graph.plan}
         return (json.dumps({**facts, "runtime": self.session.description}).encode(),)
 
-    def run(self, *parts: bytes) -> list[bytes]:
+    def run(self, content: bytes) -> list[bytes]:
         """Outputs for some inputs; what is no array of numbers is refused."""
-        inputs = _arrays([*parts])
+        inputs = load(content)
         inputs[self.graph.tokens] = inputs.pop(TOKENS).astype(self.graph.ids)
         arrays = self.session.run(inputs, self.graph.outputs)
         for name, array in arrays.items():
-            if not isinstance(array, np.ndarray | np.generic) or array.dtype.str not in NUMBERS:
+            if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "fiu":
                 raise RefimplError(
                     f"--graph {self.path}: output {name} is no array of numbers",
                     "arrays of float32 or float64",
                     "write the graph with refimpl export",
                 )
-        return _parts({name: np.asarray(array) for name, array in arrays.items()})
+        return [_saved(arrays)]

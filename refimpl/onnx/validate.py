@@ -17,7 +17,7 @@ from refimpl.onnx.foreign_graph import open_foreign
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, trace_points
 from refimpl.onnx.session import Device
 from refimpl.oracle.case import Case, computed_case
-from refimpl.oracle.check import EXIT, Report, Verdict, check
+from refimpl.oracle.check import Report, Verdict, check
 from refimpl.oracle.recipe import Recipe
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.tokens import Tokens
@@ -55,11 +55,6 @@ class Validation:
         """The worst of the reports' verdicts."""
         order: tuple[Verdict, ...] = ("divergent", "inconclusive", "resolved", "pass")
         return min((report.verdict for report in self.reports), key=order.index)
-
-    @property
-    def agrees(self) -> bool:
-        """Whether all steps agree that the dtype resolves."""
-        return not EXIT[self.verdict]
 
 
 def validation_tokens(

@@ -348,9 +348,9 @@ HOSTILE: dict[str, tuple[Callable[[Reply], None], str]] = {
     "no size": (sizes(None), "the size of each file"),
     "a size in words": (sizes("7"), "the size of each file"),
     "more than the disk": (sizes(1 << 60), "enough space"),
-    "a listing without end": (endless("listing"), "an answer with an end"),
-    "a file without end": (endless("content"), "its listed size"),
-    "a file longer than listed": (sizes(3), "its listed size"),
+    "a listing without end": (endless("listing"), "at most 33,554,432 bytes"),
+    "a file without end": (endless("content"), "at most "),
+    "a file longer than listed": (sizes(3), "at most 3 bytes"),
     "a file that breaks off": (answers("content", **SHORT), "can be reached"),
     "a listing of something else": (listing(siblings=7), "can be reached"),
 }  # fmt: skip

@@ -192,8 +192,8 @@ def _downloaded(
             absent = [x for x in files if not (snapshot / x).exists()]
             require_space(folder, sum(files[x] for x in absent), name)
             for each in absent or [*files][:1]:  # one at least, which notes the branch's commit
-                answers.most, bar = files[each], answers.progress_bar()
-                hf_hub_download(repository, each, revision=revision, tqdm_class=bar)
+                answers.most = files[each]
+                hf_hub_download(repository, each, revision=revision)
     except RefimplError:
         raise
     except errors.GatedRepoError as error:

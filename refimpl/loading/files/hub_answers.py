@@ -19,7 +19,7 @@ _SIZES = range(1 << 63)
 
 
 class Answers:
-    """The checks of one download; `commit` is the one that its files are of, if it is known."""
+    """The checks of one download: the commit of its files, and the listed bytes of the next one."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint, self.commit, self.most = endpoint, "", 0
@@ -38,22 +38,16 @@ class Answers:
             etag = headers.get("X-Linked-Etag") or headers.get("ETag")
             if etag is not None:  # the library cuts all of these characters off
                 self.checked(ETAG, etag.lstrip("W/").strip('"'), "an ETag")
-        most = max(self.most, DOCUMENT)
+        most = self.most if self.most and response.is_success else DOCUMENT
         response.iter_bytes = partial(self._bounded, response.iter_bytes, most)
 
-    def count(self, received: int) -> None:
-        """Refuse a file that is longer than the listing says, before the rest is written."""
-        if received > self.most:
-            most = f"sends more than the {self.most:,} bytes of a file"
-            raise self._odd(most, "its listed size")
-
     def _bounded(self, chunks: Any, most: int, *arguments: Any, **options: Any) -> Iterator[bytes]:
-        """The chunks of a body, unless there are more than `most` bytes."""
+        """The chunks of a body; none is written after there are more than `most` bytes."""
         size = 0
         for chunk in chunks(*arguments, **options):
             size += len(chunk)
             if size > most:
-                raise self._odd(f"sends more than {most:,} bytes", "an answer with an end")
+                raise self._odd(f"sends more than {most:,} bytes", f"at most {most:,} bytes")
             yield chunk
 
     def checked(self, pattern: re.Pattern[str], value: object, what: str) -> str:
@@ -73,25 +67,6 @@ class Answers:
                 problem = f"lists {name} without its size ({size!r:.40})"
                 raise self._odd(problem, "the size of each file")
 
-    def progress_bar(self) -> type[Any]:
-        """The library's bar, on a terminal alone; it counts what a file has received."""
-        from huggingface_hub.utils import tqdm
-
-        answers = self
-
-        class Bar(tqdm):  # type: ignore[misc]
-            def __init__(self, *arguments: Any, **options: Any) -> None:
-                silent = options.pop("disable", None) or not sys.stderr.isatty()
-                super().__init__(*arguments, **options, disable=silent)
-                self._received = 0
-
-            def update(self, n: float | None = 1) -> bool | None:
-                self._received += int(n or 0)  # less than 0 if the file begins anew
-                answers.count(self._received)
-                return super().update(n)
-
-        return Bar
-
     def _odd(self, problem: str, expected: str) -> RefimplError:
         """The error for an answer that no hub gives, unless its files have just changed."""
         remedy = "check HF_ENDPOINT; if a new commit has just been made, repeat the command"
@@ -105,18 +80,27 @@ def checked_answers(endpoint: str) -> Iterator[Answers]:
     Its own client of the Xet storage, which no check sees, is off: files come over HTTP.
     """
     from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
 
     answers, hooks = Answers(endpoint), get_session().event_hooks["response"]
     verbosity, xet = logging.get_verbosity(), constants.HF_HUB_DISABLE_XET
     hooks.append(answers.check)
     constants.HF_HUB_DISABLE_XET = True
     logging.set_verbosity(logging.CRITICAL)
+    if silenced := not (are_progress_bars_disabled() or sys.stderr.isatty()):
+        disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield answers
     finally:
+        if silenced:
+            enable_progress_bars()
         logging.set_verbosity(verbosity)
         constants.HF_HUB_DISABLE_XET = xet
         hooks[:] = [hook for hook in hooks if hook != answers.check]
