@@ -103,13 +103,15 @@ def places(document: BenchDocument) -> Iterator[PlaceSummary]:
 
 
 def _floor(rows: Sequence[BenchRow], texts: int) -> list[float]:
-    """Per text, the spread of an allocation and its reruns."""
-    again = {(row.allocation, row.seed) for row in rows if row.jitter}
-    same = [row for row in rows if (row.allocation, row.seed) in again]
-    if len(same) < 2:
-        return [nan] * texts
-    nats = [[perplexity_of(text).mean_nats for text in row.texts] for row in same]
-    return [float(x) for x in np.std(nats, axis=0, ddof=1)]
+    """Per text, the spread of an allocation and its reruns; of several allocations, pooled."""
+    groups: dict[tuple[object, int], list[list[float]]] = {}
+    for row in sorted(rows, key=lambda row: -row.jitter):
+        if row.jitter or (row.allocation, row.seed) in groups:
+            nats = [perplexity_of(text).mean_nats for text in row.texts]
+            groups.setdefault((row.allocation, row.seed), []).append(nats)
+    freedom = sum(len(group) - 1 for group in groups.values())
+    squares = sum(len(group) * np.var(group, axis=0) for group in groups.values())
+    return [float(x) for x in np.sqrt(squares / freedom)] if freedom else [nan] * texts
 
 
 def _summary(

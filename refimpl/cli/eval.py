@@ -209,7 +209,7 @@ def bench_command(
     ],
     *,
     grid: Annotated[Grid, Group("Comparison")],
-    where: Where,
+    where: Annotated[ModelOptions, Group("Model", ("download",))],
     source: Annotated[Source, BENCH_SOURCE],
     how: Annotated[BenchOptions, Group("Output")],
     settings: Running,

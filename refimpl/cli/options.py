@@ -50,10 +50,15 @@ def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = Non
     return typer.Argument(metavar=metavar, readable=False, help=plain(help), callback=found)
 
 
-def fraction(name: str, text: str) -> float:
+def _number(text: str) -> float:
     """A number, or a percentage: "0.5", "50%"."""
+    return float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
+
+
+def fraction(name: str, text: str) -> float:
+    """A number, or a percentage, of an option."""
     try:
-        return float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
+        return _number(text)
     except ArithmeticError:
         word = name.replace("_", "-")
         expected, remedy = "a fraction from 0 to 1, or a percentage", f"use --{word} 0.5"
@@ -63,8 +68,8 @@ def fraction(name: str, text: str) -> float:
 def numbers(name: str, text: str) -> tuple[float, ...]:
     """Numbers, separated by commas."""
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
+        return tuple(_number(part.strip()) for part in text.split(","))
+    except ArithmeticError:
         expected, remedy = "a number, or numbers separated by commas", f"use --{name} 0.01"
         raise RefimplError(f"{name} {text!r}", expected, remedy) from None
 

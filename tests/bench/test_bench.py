@@ -47,7 +47,7 @@ BY_HAND = [  # an allocation of a comparison, how `refimpl score` spells it, and
 def test_a_cell_is_score_prune_and_eval_to_the_bit(
     name: str, words: str, pruner: str, tmp_path: Path
 ) -> None:
-    grid = ("--bases", name, "--sparsity", "0.5,0.6", "--pruners", pruner, "--seeds", 2)
+    grid = ("--bases", name, "--sparsity", "0.5, 60%", "--pruners", pruner, "--seeds", 2)
     ran(*SHORT, *grid, "-q", "-o", tmp_path / "bench")
     pruned = [row for row in rows_of(tmp_path / "bench") if "pruner" in row]
     assert len(pruned) == 4
@@ -265,6 +265,10 @@ def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
     assert not place.allocations[1].texts[0].is_finding
     alone = place.allocations[2].texts[0].change
     assert alone.error == pytest.approx(sqrt(0.1**2 + 2 * 0.2**2))
+
+    nats |= {("owl", 1, 1): [22.0, 22.0]}  # 2.2 and 2.1 nats: pooled with those above
+    (place,) = places(a_comparison(nats))
+    assert place.floor == pytest.approx([sqrt((2 * 0.2**2 + 0.05**2 * 2) / 3)])
 
 
 def test_the_forms_of_the_table_hold_the_same_numbers() -> None:
