@@ -153,6 +153,18 @@ def module_steps(
     }
 
 
+def with_mistake(arrays: Mapping[str, Array], step: str) -> dict[str, Array]:
+    """A candidate with a mistake at one step: all of it negated, numbers or bits."""
+    if step not in arrays:
+        raise RefimplError(
+            f"--plant {step}: the candidate has no such step",
+            f"one of its steps, such as {', '.join([*arrays][:3])}",
+            "choose another step",
+        )
+    x = np.asarray(arrays[step])
+    return {**arrays, step: ~x if x.dtype.kind in "iub" else -x}
+
+
 def completed(x: Array, truth: Array, half_unit: float = 0.0, total: float | None = None) -> Array:
     """The numbers of a candidate, and those of the case where it shows none, in float32 or fewer.
 

@@ -240,6 +240,18 @@ class CheckOptions:
         None, "Also write JUnit's XML, with a test case per step.", "FILE", kind=OutputKind.FILE
     )
     download: bool = same_option(ModelOptions, "download")
+    baseline: Path | None = option(
+        None,
+        "An earlier report (-o) of the same check. Exit with 0 if no step is worse than there, "
+        "else with 1.",
+        "FILE",
+    )
+    plant: str | None = option(
+        None,
+        "Self-test of your pipeline: negate what the candidate has for this step. Exit with 0 if "
+        "the check finds this mistake, and finds it there, else with 1.",
+        "STEP",
+    )
 
 
 @with_groups
@@ -269,9 +281,15 @@ def check_command(
         with reading(Path(summary)):
             open_file(Path(summary)).close()  # it is appended to, and a pipe would block
     from refimpl.candidates.program_outputs import read_source  # not for --help
-    from refimpl.candidates.steps import CandidateSteps, candidate_case, candidate_steps
+    from refimpl.candidates.steps import (
+        CandidateSteps,
+        candidate_case,
+        candidate_steps,
+        with_mistake,
+    )
     from refimpl.oracle.check import EXIT, check
-    from refimpl.show.oracle import report_document, report_table, report_xml
+    from refimpl.show.check_report import compared, report_document
+    from refimpl.show.oracle import report_markdown, report_table, report_xml
     from refimpl.tokens.ids import read_ids
 
     ids = None if how.ids is None else read_ids(how.ids)
@@ -293,6 +311,8 @@ def check_command(
         steps = candidate_steps(opened, candidate, how.names)
         stated = candidate.stated
         computed = stated.get("dtype")
+    if how.plant is not None:
+        steps = replace(steps, arrays=with_mistake(steps.arrays, how.plant))
     only = patterns(how.only) or steps.asked or ("*",)
     report = check(opened, steps.arrays, only, how.dtype or computed, how.stepwise)
     options = {"names": how.names, "tokens": how.ids}
@@ -308,7 +328,16 @@ def check_command(
         write_text(how.junit_xml, report_xml(report))
     if summary:
         with open(summary, "a", encoding="utf-8") as file:
-            file.write(f"```text\n{text}```\n")
+            file.write(report_markdown(report, str(actual)))
+    failed: bool | None = None  # whether a self-test or a comparison fails, in place of the check
+    if how.plant is not None:
+        failed = report.first is None or report.first.step != how.plant
+        text += f"self-test: the mistake at {how.plant} is {'not ' * failed}found there\n"
+    elif how.baseline is not None:
+        failed, changes = compared(how.baseline, report)
+        text += changes
     to.deliver(report_document(report, str(actual)), text)
+    if failed is not None:
+        raise typer.Exit(int(failed))
     if (code := EXIT[report.verdict]) and not (how.resolvable and report.verdict == "resolved"):
         raise typer.Exit(code)
