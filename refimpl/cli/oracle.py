@@ -240,6 +240,11 @@ class CheckOptions:
         None, "Also write JUnit's XML, with a test case per step.", "FILE", kind=OutputKind.FILE
     )
     download: bool = same_option(ModelOptions, "download")
+    decode: bool = option(
+        False,
+        "The candidate holds the last tokens of each sequence alone, computed with a cache of the "
+        "others.",
+    )
     baseline: Path | None = option(
         None,
         "An earlier report (-o) of the same check. Exit with 0 if no step is worse than there, "
@@ -297,7 +302,7 @@ def check_command(
     computed: str | None
     if actual.suffix == ".onnx":
         fixed = "a file of tensors: a graph is chained, and has our names"
-        refuse(context, ("stepwise", "names"), "a graph", fixed)
+        refuse(context, ("stepwise", "names", "decode"), "a graph", fixed)
         from refimpl.onnx.foreign_graph import open_foreign
 
         opened = candidate_case(case, ids, None, download=how.download)
@@ -308,7 +313,7 @@ def check_command(
         refuse(context, ("device", "time_limit"), "a file of tensors", fixed)
         candidate = read_source(actual)
         opened = candidate_case(case, ids, candidate, download=how.download)
-        steps = candidate_steps(opened, candidate, how.names)
+        steps = candidate_steps(opened, candidate, how.names, how.decode)
         stated = candidate.stated
         computed = stated.get("dtype")
     if how.plant is not None:
@@ -321,7 +326,10 @@ def check_command(
         stated=stated,
         covered=steps.covered,
         uncovered=tuple(x for x in opened.expected if x not in steps.asked) if steps.asked else (),
-        options=" ".join(f"--{name} {x}" for name, x in options.items() if x is not None),
+        options=" ".join(
+            [f"--{name} {x}" for name, x in options.items() if x is not None]
+            + ["--decode"] * how.decode
+        ),
     )
     text = report_table(report, str(actual))
     if how.junit_xml is not None:
