@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def candidate_case(
 
 
 def candidate_steps(
-    case: Case, candidate: ProgramOutputs, names: Path | None = None
+    case: Case, candidate: ProgramOutputs, names: Path | None = None, decode: bool = False
 ) -> CandidateSteps:
     """The steps that a candidate holds, by a map of names; if None, the map that knows most.
 
@@ -91,19 +92,28 @@ def candidate_steps(
         case: From `read_case`, or `candidate_case`.
         candidate: From `read_source`.
         names: A built-in map, one of `NAME_MAPS`, or a file of names.
+        decode: Whether the candidate holds the last tokens of each sequence alone, computed with a
+            cache of the others. They are the same as without one.
 
     Raises:
         RefimplError: No output belongs to a step, or a name of several outputs.
     """
     outputs, keys = candidate.outputs, [name for name in candidate.outputs if name not in IDS]
     word = str(names) if names is not None else candidate.names or _map_of(case, keys)
-    if not word:
+    if not word and not decode:
         return CandidateSteps({name: outputs[name] for name in keys}, candidate.only)
     built_in = NAME_MAPS.get(word)
-    sources = built_in(case.model) if built_in else read_names(Path(word), case)
+    if word:
+        sources = built_in(case.model) if built_in else read_names(Path(word), case)
+    else:
+        sources = {step: ModuleOutput((step,)) for step in case.expected if _of_tokens(step)}
+    if decode:
+        sources = {step: replace(x, last=True) for step, x in sources.items()}
     arrays, shown, total = dict[str, Array](), 0, 0
     for step, key in _found(case, sources, keys).items():
-        truth, x = case.expected[step], _as_step(_array(outputs[key]), sources[step], case, step)
+        truth, x = case.expected[step], _array(outputs[key])
+        x = x if word or x.ndim != 4 else x.swapaxes(1, 2)  # our heads stand before the tokens
+        x = _as_step(x, sources[step], case, step)
         partial = (candidate.half_unit or isinstance(x, np.ma.MaskedArray)) and x.dtype.kind != "c"
         if partial and x.shape == truth.shape:
             known = ~np.ma.getmaskarray(x) & ~np.isnan(np.ma.getdata(x))
@@ -153,6 +163,18 @@ def module_steps(
     }
 
 
+def with_mistake(arrays: Mapping[str, Array], step: str) -> dict[str, Array]:
+    """A candidate with a mistake at one step: all of it negated, numbers or bits."""
+    if step not in arrays:
+        raise RefimplError(
+            f"--plant {step}: the candidate has no such step",
+            f"one of its steps, such as {', '.join([*arrays][:3])}",
+            "choose another step",
+        )
+    x = np.asarray(arrays[step])
+    return {**arrays, step: ~x if x.dtype.kind in "iub" else -x}
+
+
 def completed(x: Array, truth: Array, half_unit: float = 0.0, total: float | None = None) -> Array:
     """The numbers of a candidate, and those of the case where it shows none, in float32 or fewer.
 
@@ -188,6 +210,11 @@ def _array(value: Any) -> Array:
     """An output as an array; of a tuple the first counts."""
     value = value[0] if isinstance(value, tuple | list) else value
     return value if isinstance(value, np.ndarray) else array_of(value)
+
+
+def _of_tokens(step: str) -> bool:
+    """Whether a step is a trace point of the forward."""
+    return any(fnmatchcase(step, pattern) for pattern in FORWARD) and not step.endswith(".keep")
 
 
 def _map_of(case: Case, keys: Sequence[str]) -> str:
@@ -253,10 +280,11 @@ def _as_step(x: Array, source: ModuleOutput, case: Case, step: str) -> Array:
     heads, width = shape[1] if len(shape) == 4 else 1, shape[-1]
     if len(shape) == 4 and heads != s and x.shape == (n, heads, s, width):
         return x
-    count, rest = divmod(x.size, heads * width)
-    if source.last and n == 1 and 0 < count < s and not rest:
-        rows = np.ma.masked_all((1, s, heads * width), x.dtype)  # type: ignore[no-untyped-call]
-        rows[0, s - count :] = x.reshape(count, -1)
+    count, rest = divmod(x.size, n * heads * width)
+    if source.last and 0 < count < s and not rest:
+        x = x.swapaxes(1, 2) if x.shape == (n, heads, count, width) and heads != count else x
+        rows = np.ma.masked_all((n, s, heads * width), x.dtype)  # type: ignore[no-untyped-call]
+        rows[:, s - count :] = x.reshape(n, count, -1)
     elif x.size % (n * s):
         return x
     else:

@@ -240,6 +240,23 @@ class CheckOptions:
         None, "Also write JUnit's XML, with a test case per step.", "FILE", kind=OutputKind.FILE
     )
     download: bool = same_option(ModelOptions, "download")
+    decode: bool = option(
+        False,
+        "The candidate holds the last tokens of each sequence alone, computed with a cache of the "
+        "others.",
+    )
+    baseline: Path | None = option(
+        None,
+        "An earlier report (-o) of the same check. Exit with 0 if no step is worse than there, "
+        "else with 1.",
+        "FILE",
+    )
+    plant: str | None = option(
+        None,
+        "Self-test of your pipeline: negate what the candidate has for this step. Exit with 0 if "
+        "the check finds this mistake, and finds it there, else with 1.",
+        "STEP",
+    )
 
 
 @with_groups
@@ -269,9 +286,15 @@ def check_command(
         with reading(Path(summary)):
             open_file(Path(summary)).close()  # it is appended to, and a pipe would block
     from refimpl.candidates.program_outputs import read_source  # not for --help
-    from refimpl.candidates.steps import CandidateSteps, candidate_case, candidate_steps
+    from refimpl.candidates.steps import (
+        CandidateSteps,
+        candidate_case,
+        candidate_steps,
+        with_mistake,
+    )
     from refimpl.oracle.check import EXIT, check
-    from refimpl.show.oracle import report_document, report_table, report_xml
+    from refimpl.show.check_report import compared, report_document
+    from refimpl.show.oracle import report_markdown, report_table, report_xml
     from refimpl.tokens.ids import read_ids
 
     ids = None if how.ids is None else read_ids(how.ids)
@@ -279,7 +302,7 @@ def check_command(
     computed: str | None
     if actual.suffix == ".onnx":
         fixed = "a file of tensors: a graph is chained, and has our names"
-        refuse(context, ("stepwise", "names"), "a graph", fixed)
+        refuse(context, ("stepwise", "names", "decode"), "a graph", fixed)
         from refimpl.onnx.foreign_graph import open_foreign
 
         opened = candidate_case(case, ids, None, download=how.download)
@@ -290,9 +313,11 @@ def check_command(
         refuse(context, ("device", "time_limit"), "a file of tensors", fixed)
         candidate = read_source(actual)
         opened = candidate_case(case, ids, candidate, download=how.download)
-        steps = candidate_steps(opened, candidate, how.names)
+        steps = candidate_steps(opened, candidate, how.names, how.decode)
         stated = candidate.stated
         computed = stated.get("dtype")
+    if how.plant is not None:
+        steps = replace(steps, arrays=with_mistake(steps.arrays, how.plant))
     only = patterns(how.only) or steps.asked or ("*",)
     report = check(opened, steps.arrays, only, how.dtype or computed, how.stepwise)
     options = {"names": how.names, "tokens": how.ids}
@@ -301,14 +326,26 @@ def check_command(
         stated=stated,
         covered=steps.covered,
         uncovered=tuple(x for x in opened.expected if x not in steps.asked) if steps.asked else (),
-        options=" ".join(f"--{name} {x}" for name, x in options.items() if x is not None),
+        options=" ".join(
+            [f"--{name} {x}" for name, x in options.items() if x is not None]
+            + ["--decode"] * how.decode
+        ),
     )
     text = report_table(report, str(actual))
     if how.junit_xml is not None:
         write_text(how.junit_xml, report_xml(report))
     if summary:
         with open(summary, "a", encoding="utf-8") as file:
-            file.write(f"```text\n{text}```\n")
+            file.write(report_markdown(report, str(actual)))
+    failed: bool | None = None  # whether a self-test or a comparison fails, in place of the check
+    if how.plant is not None:
+        failed = report.first is None or report.first.step != how.plant
+        text += f"self-test: the mistake at {how.plant} is {'not ' * failed}found there\n"
+    elif how.baseline is not None:
+        failed, changes = compared(how.baseline, report)
+        text += changes
     to.deliver(report_document(report, str(actual)), text)
+    if failed is not None:
+        raise typer.Exit(int(failed))
     if (code := EXIT[report.verdict]) and not (how.resolvable and report.verdict == "resolved"):
         raise typer.Exit(code)

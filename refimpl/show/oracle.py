@@ -31,19 +31,29 @@ def report_table(report: Report, candidate: str) -> str:
         facts["in part"] = [f"the candidate shows {report.covered}; the rest counts as right"]
     if report.uncovered:
         facts["not covered"] = _kinds(report.uncovered)
-    stages: dict[str, list[StepResult]] = {}
-    for step in report.steps:
-        stages.setdefault(stage_of(step.step), []).append(step)
     again = f"refimpl check {report.case.folder} {candidate}"
     said = [part for line in verdict_lines(report, again) for part in fitting(line)]
-    return joined([*wrapped(facts), "", *steps_table("stage", stages), "", *said])
+    return joined([*wrapped(facts), "", *steps_table("stage", _stages(report)), "", *said])
 
 
 def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> list[str]:
     """A row per group of steps: how many, their statuses, and the worst of them."""
+    return fitted(_columns(heading, stages))
+
+
+def _stages(report: Report) -> dict[str, list[StepResult]]:
+    """The steps of each part of the method."""
+    stages: dict[str, list[StepResult]] = {}
+    for step in report.steps:
+        stages.setdefault(stage_of(step.step), []).append(step)
+    return stages
+
+
+def _columns(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> dict[str, list[str]]:
+    """The columns of the table, by their headings."""
     groups = list(stages.values())
     worst = [max(group, key=_share) for group in groups]
-    columns = {
+    return {
         heading: list(stages),
         "steps": [f"{len(group):,}" for group in groups],
         **{
@@ -55,7 +65,6 @@ def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> lis
         "allowed": [_number(step.tolerance) for step in worst],
         "own": [_number(step.own) for step in worst],
     }
-    return fitted(columns)
 
 
 def cases_document(cases: Sequence[CaseFolder]) -> dict[str, Any]:
@@ -116,27 +125,17 @@ def _left(heading: str, cells: list[str]) -> dict[str, list[str]]:
     return {heading.ljust(width): [cell.ljust(width) for cell in cells]}
 
 
-def report_document(report: Report, candidate: str) -> dict[str, Any]:
-    """A report as one JSON document; an error that is no number is null."""
-    first = report.first
-    return {
-        "case": report.case.name,
-        "family": report.case.model.config.family,
-        "refimpl": __version__,
-        "spec": SPEC,
-        "candidate": candidate,
-        "dtype": report.dtype,
-        "stated": dict(report.stated),
-        "way": _way(report),
-        "verdict": report.verdict,
-        "first": None
-        if first is None
-        else {**_step(first), "usual_causes": list(first.causes(report.dtype))},
-        "steps": [_step(step) for step in report.steps],
-        "unknown": list(report.unknown),
-        "not_covered": list(report.uncovered),
-        "covered_in_part": report.covered or None,
-    }
+def report_markdown(report: Report, candidate: str) -> str:
+    """A report for the summary of a job on GitHub: the verdict, a row per stage, and the steps."""
+    first, stages = report.first, _stages(report)
+    where = f", first at `{first.step}`" if first else ""
+    columns = _columns("stage", stages)
+    rows = zip(*columns.values(), strict=True)
+    cells = [[*columns], ["---"] * len(columns), *rows]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    said = joined(verdict_lines(report, f"refimpl check {report.case.folder} {candidate}"))
+    title = f"### refimpl: {report.case.name}, {report.dtype}: {report.verdict}{where}"
+    return f"{title}\n\n{table}\n\n```text\n{said}```\n"
 
 
 def report_xml(report: Report) -> str:
@@ -274,16 +273,3 @@ def _share(step: StepResult) -> tuple[bool, float]:
 
 def _number(x: float) -> str:
     return f"{x:.1e}" if isfinite(x) and x else f"{x:g}"
-
-
-def _step(step: StepResult) -> dict[str, Any]:
-    """One step, as JSON, with null for a number that is not finite."""
-    numbers = {name: getattr(step, name) for name in ("error", "tolerance", "own")}
-    return {
-        "step": step.step,
-        "status": step.status,
-        **{name: x if isfinite(x) else None for name, x in numbers.items()},
-        "where": list(step.where),
-        "fault": step.fault or None,
-        "near_ties": [list(tie) for tie in step.near_ties],
-    }

@@ -1,6 +1,7 @@
 """The fixture `refimpl_case`: a case for a test, and the check of the test's own arrays."""
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -12,12 +13,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case
+from refimpl.oracle.case import Case, read_case
+from refimpl.oracle.case_folders import cases_below, core_cases
 from refimpl.oracle.check import Report, check, read_candidate
 from refimpl.oracle.judging.candidate_arrays import arrays_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.oracle import report_table
-from refimpl.testing.cases import SelectedCase
+from refimpl.testing.cases import SelectedCase, Selection, distinct_cases, selected_cases
 
 OPEN = {"inconclusive": "inconclusive", "resolved": "not resolved in some steps"}
 
@@ -121,6 +123,32 @@ class CaseFixture:
         if listed:
             pytest.xfail(f"in the list of xfail: {', '.join(sorted(listed))}")
         return report
+
+
+def unittest_cases(
+    *folders: str | PathLike[str],
+    families: Sequence[str] = (),
+    steps: Sequence[str] = ("*",),
+) -> Iterator[CaseFixture]:
+    """The core cases, and those in folders, for `self.subTest` of unittest, which has no fixtures.
+
+    Args:
+        folders: Cases, or folders of cases.
+        families: Families that are implemented; those of all cases if empty.
+        steps: Steps that are implemented, as shell patterns.
+
+    Raises:
+        RefimplError: A case that cannot be used, or a name that matches nothing.
+    """
+    added = [case for folder in folders for case in cases_below(Path(folder))]
+    selection = Selection(tuple(families), tuple(steps))
+    for selected in selected_cases(selection, distinct_cases([*core_cases(), *added])):
+        yield CaseFixture(read_case(selected.case.path), selected, _new_folder)
+
+
+def _new_folder() -> Path:
+    """A new folder below `$TMPDIR`."""
+    return Path(tempfile.mkdtemp(prefix="refimpl-"))
 
 
 def _message(report: Report, candidate: str) -> str:

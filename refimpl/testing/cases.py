@@ -80,7 +80,7 @@ def selected_cases(selection: Selection, cases: Iterable[CaseFolder]) -> list[Se
         raise RefimplError(
             f"no case has one of the families {list(selection.families)}",
             f"one of {sorted({case.family for case in every})}",
-            "add a case with --refimpl-cases DIR; refimpl case make makes one",
+            "add a case with --refimpl-cases=DIR; refimpl case make makes one",
         )
     steps = {
         case.name: [s for s in case.steps if any(fnmatchcase(s, p) for p in selection.steps)]

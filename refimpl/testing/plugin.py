@@ -1,4 +1,4 @@
-"""The pytest plugin: fixture `refimpl_case`, marker `refimpl`, and `--refimpl-cases DIR`.
+"""The pytest plugin: fixture `refimpl_case`, marker `refimpl`, and `--refimpl-cases=DIR`.
 
 pytest imports it at every start, so only the fixture imports NumPy and the oracle.
 """
@@ -22,18 +22,20 @@ from refimpl.testing.cases import (
 if TYPE_CHECKING:
     from refimpl.testing.case_fixture import CaseFixture
 
+OPTION = "--refimpl-cases"
 ADDED_CASES = pytest.StashKey[list[CaseFolder]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for further cases."""
+    """Add the option for further cases, and that of a file of settings."""
+    parser.addini("refimpl_cases", "more folders of cases, relative to this file", "paths", [])
     parser.getgroup("refimpl").addoption(
-        "--refimpl-cases",
+        OPTION,
         action="append",
         default=[],
         metavar="DIR",
-        help="also run refimpl_case on the case in DIR, or on those in its folders; "
-        "may be given several times",
+        help="also run refimpl_case on the case in DIR, or on those in its folders; may be given "
+        "several times, and as refimpl_cases in the file of settings",
     )
 
 
@@ -44,12 +46,19 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{MARKER}: families and steps (patterns) that are implemented; cases, or case::steps, "
         "that are known to fail",
     )
+    if OPTION in config.invocation_params.args:  # pytest takes DIR for tests, and moves its rootdir
+        raise pytest.UsageError(
+            f"{OPTION} DIR: pytest would look for its settings in DIR\n"
+            f"expected: {OPTION}=DIR, or refimpl_cases in the file of settings\n"
+            f"next: write {OPTION}=DIR"
+        )
     folders = [config.invocation_params.dir / name for name in config.getoption("refimpl_cases")]
+    folders += config.getini("refimpl_cases")
     try:
         added = [case for folder in folders for case in cases_below(folder)]
         distinct_cases([*core_cases(), *added] if added else [])
     except RefimplError as error:
-        raise pytest.UsageError(f"--refimpl-cases: {error}") from error
+        raise pytest.UsageError(f"{OPTION}: {error}") from error
     config.stash[ADDED_CASES] = added
 
 
@@ -68,7 +77,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("refimpl_case", [_parameter(one) for one in selected], indirect=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def refimpl_case(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> CaseFixture:

@@ -15,12 +15,14 @@ from typing import Any
 
 import jsonschema
 import msgspec
+import numpy as np
 import pytest
+from candidates import write_arrays
 from conftest import FIXTURES
 from documents import changed
 from hypothesis import given
 from hypothesis import strategies as st
-from program import ran, refused
+from program import ran, refused, run
 
 from refimpl.allocation.scores_json import ScoresDocument, scores_document
 from refimpl.bench.document import BenchDocument
@@ -29,6 +31,7 @@ from refimpl.loading.files.documents import converted, plain
 from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.oracle.case_folders import CaseFacts
 from refimpl.pruning.record import Pruning, pruning_record
+from refimpl.show.check_report import CheckDocument
 
 LLAMA, FEW = FIXTURES / "llama", ("--samples", 1, "--seq-len", 8)
 REFERENCE = FIXTURES.parent / "docs" / "reference"
@@ -38,6 +41,7 @@ DOCUMENTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "evaluation": (EvaluationDocument, lambda x: converted(x, EvaluationDocument)),
     "bench": (BenchDocument, lambda x: converted(x, BenchDocument)),
     "case": (CaseFacts, lambda x: converted(x, CaseFacts)),
+    "check": (CheckDocument, lambda x: converted(x, CheckDocument)),
 }
 READERS = {name: reader for name, (_, reader) in DOCUMENTS.items()}
 
@@ -49,6 +53,8 @@ def texts() -> dict[str, str]:
         scores, out = Path(folder) / "scores.json", Path(folder) / "out"
         ran("score", LLAMA, *FEW, "--eta", "0.01,0.1", "-o", scores)
         ran("prune", LLAMA, "-o", out, "--allocation", scores, "--pruner", "magnitude")
+        case, wrong = FIXTURES / "cases" / "llama", Path(folder) / "wrong.safetensors"
+        write_arrays(wrong, {"embed": np.zeros((2, 12, 32), np.float32)})
         text = ("--text", FIXTURES / "text.txt", "--window", 8, "--windows", 2)
         grid = ("--bases", "divergence", "--sparsity", "0.5", "-q", "-o", Path(folder) / "bench")
         ran("bench", LLAMA, *FEW, "--measure-on", *text[1:], *grid)
@@ -57,7 +63,8 @@ def texts() -> dict[str, str]:
             "scores": scores.read_text("utf-8"),
             "pruning": (out / "pruning.json").read_text("utf-8"),
             "evaluation": ran("eval", out, *text, "--json"),
-            "case": (FIXTURES / "cases" / "llama" / "case.json").read_text("utf-8"),
+            "case": (case / "case.json").read_text("utf-8"),
+            "check": run("check", case, wrong, "--only", "embed", "--json").out,
         }
 
 
@@ -129,12 +136,22 @@ def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) 
     name = names.get(kind, "x.json")
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).symlink_to(LLAMA / file)
+    case = FIXTURES / "cases" / "llama"
     words = {
         "scores": ("allocate", tmp_path / name),
         "pruning": ("inspect", tmp_path),
         "evaluation": ("compare", tmp_path / name),
         "case": ("case", "show", tmp_path),
         "bench": ("bench", LLAMA, "-o", tmp_path),
+        "check": (
+            "check",
+            case,
+            case / "expected.safetensors",
+            "--only",
+            "embed",
+            "--baseline",
+            tmp_path / name,
+        ),
     }[kind]
     content, problem = HOSTILE[why]
     (tmp_path / name).write_bytes(content)

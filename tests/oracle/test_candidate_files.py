@@ -18,7 +18,7 @@ from gates import case_of, model_of
 from program import ran, refused, run
 
 from refimpl.candidates.names import NAME_MAPS
-from refimpl.candidates.program_outputs import read_source
+from refimpl.candidates.program_outputs import ProgramOutputs, read_source
 from refimpl.candidates.steps import candidate_steps, completed
 from refimpl.model.attention import merge_heads
 from refimpl.oracle.case import Case, computed_case
@@ -420,3 +420,29 @@ def test_the_expected_values_under_the_names_of_a_program(names: str, tmp_path: 
         assert np.array_equal(trace["Qcur-2"], paired(merge_heads(q), q.shape[-1]))
     assert "--force" in refused("case", "show", "llama", "-o", file)
     assert "no step of the case" in refused("case", "show", "llama", "--only", "nothing")
+
+
+def last_tokens(arrays: Arrays, count: int) -> Arrays:
+    """What a program with a cache computes in its last step."""
+    return {k: np.ascontiguousarray(x[..., -count:, :]) for k, x in arrays.items()}
+
+
+@pytest.mark.parametrize(("program", "count"), [(None, 1), (None, 4), (lens, 1), (mlx, 3)])
+def test_a_decode_step_is_judged(program: Any, count: int, tmp_path: Path) -> None:
+    """The last tokens alone; a position that is off by one in the cached path is found."""
+    case, first = case_of("llama"), ("embed", "blocks", "final_norm", "logits")
+    right = {k: x for k, x in single(case).items() if k.split(".")[0] in first}
+    for step in ("", "blocks.1.k_rope"):
+        arrays = right | ({step: np.roll(right[step], 1, axis=2)} if step else {})
+        held = last_tokens(arrays, count)
+        outputs = ProgramOutputs(held if program is None else program(case, held))
+        steps = candidate_steps(case, outputs, decode=True)
+        report = check(case, steps.arrays, tuple(steps.asked))
+        assert step == (report.first.step if report.first else "")
+        assert report.verdict == ("divergent" if step else "pass")
+        assert steps.covered
+    path = safetensors(tmp_path, last_tokens(right, count))
+    said = ran("check", FIXTURES / "cases/llama", path, "--decode")
+    assert "passes: 51 steps of the case's 398" in said
+    assert "the rest counts as right" in said
+    assert run("check", FIXTURES / "cases/llama", path, "--only", "forward").code == 1

@@ -235,6 +235,28 @@ def test_transformers_dump_and_hooks_agree_with_every_case(name: str, tmp_path: 
 
 
 @needs_torch
+def test_a_wrong_position_in_the_cache_is_found(tmp_path: Path, forward_case: Case) -> None:
+    """The whole sequence at once is right, with the same model: only a decode step shows it."""
+    torch, transformers = (pytest.importorskip(x) for x in ("torch", "transformers"))
+    case = forward_case
+    model = transformers.AutoModelForCausalLM.from_pretrained(case.model.path, dtype=torch.float32)
+    ids = torch.from_numpy(np.array(case.inputs["token_ids"]))
+    for name, shift in (("right", 0), ("wrong", 1)):
+        cache = transformers.DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(ids[:, :-1], cache=cache)
+        with transformers.model_addition_debugger_context(
+            model, debug_path=str(tmp_path / name), use_repr=False
+        ):
+            at = torch.full((len(ids), 1), ids.shape[1] - 1 + shift)
+            model(ids[:, -1:], cache=cache, position_ids=at)
+        (tmp_path / name / "LlamaForCausalLM_inputs_args_0.safetensors").unlink()
+    assert "passes: 43 steps" in ran("check", case.folder, tmp_path / "right", "--decode")
+    done = run("check", case.folder, tmp_path / "wrong", "--decode")
+    assert "divergent, first at blocks.0.attn_out" in done.out
+
+
+@needs_torch
 @pytest.mark.parametrize("fixture", ["olmoe", "llama4_text", "gemma3"])
 def test_the_hooks_of_the_page_serve_other_families(fixture: str, tmp_path: Path) -> None:
     """Clipped queries, a complex rotation, and outputs that are views of another order."""

@@ -163,7 +163,11 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     out = ran("check", case, candidate(tmp_path), "--junit-xml", xml)
     assert out.splitlines()[-1].startswith("passes: ")
-    assert out in summary.read_text()
+    said = summary.read_text().splitlines()
+    assert said[0] == "### refimpl: llama, float32: pass"
+    assert said[2].startswith("| stage | steps | pass |")
+    assert said[4].startswith("| forward | 51 | 51 |")
+    assert said[-2] == out.splitlines()[-1]
     suite = ElementTree.parse(xml).getroot()
     assert (suite.get("tests"), suite.get("failures")) == (str(len(case_of("llama").expected)), "0")
 
@@ -181,6 +185,41 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
     done = run("check", case, write_arrays(path, {"logits": computed("llama")["logits"]}))
     assert done.code == 3
     assert "inconclusive" in done.out
+
+
+def test_a_report_is_the_baseline_of_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What diverged before may go on to; one more step may not, and none may be left out."""
+    read_cases_once(monkeypatch)
+    v, k = (computed("llama")[f"blocks.1.{x}"] for x in "vk")
+    words = ("check", CASES / "llama", tmp_path / "actual.safetensors", "--only", "forward")
+    candidate(tmp_path, **{"blocks.1.v": v * 2})
+    report = tmp_path / "report.json"
+    assert run(*words, "-o", report).code == 1
+    again = (*words, "--baseline", report)
+    assert f"no step is worse than in {report}\n" in ran(*again)
+    candidate(tmp_path, **{"blocks.1.v": v * 2, "blocks.1.k": k * 2})
+    done = run(*again)
+    assert (done.code, f"1 step worse than in {report}: blocks.1.k\n" in done.out) == (1, True)
+    candidate(tmp_path)
+    assert f"no step is worse than in {report}; write it again" in ran(*again)
+    done = run(*words[:3], "--only", "blocks.0.*", "--baseline", report)
+    assert done.code == 1
+    assert "another way" in refused(*again, "--stepwise")
+    report.write_text(report.read_text().replace('"steps"', '"stages"'))
+    assert "not a report of refimpl check" in refused(*again)
+
+
+def test_a_planted_mistake_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And if the pipeline does not judge the step, or another is wrong first, that is an error."""
+    read_cases_once(monkeypatch)
+    words = ("check", CASES / "llama", candidate(tmp_path), "--plant")
+    for step in ("blocks.1.v", "owl.counts", "wanda.blocks.2.q_proj.keep"):
+        assert f"self-test: the mistake at {step} is found there" in ran(*words, step)
+    done = run(*words, "blocks.1.v", "--only", "blocks.0.*")
+    assert (done.code, "is not found there" in done.out) == (1, True)
+    assert "no such step" in refused(*words, "blocks.9.v")
 
 
 def test_a_summary_that_blocks_is_refused_first(

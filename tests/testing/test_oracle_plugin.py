@@ -251,10 +251,57 @@ def test_adding_a_case_is_adding_a_folder(suite: Suite, tmp_path: Path) -> None:
         added(tmp_path, name)
         suite.write(name, computed("qwen2"))
     cases, ours = tmp_path / "cases", "families=['qwen2']"
-    suite.run("families=['qwen2', 'opt']", "--refimpl-cases", cases / "mine", passed=2)
-    suite.run(ours, "--refimpl-cases", cases / "mine", f"--refimpl-cases={cases}", passed=2)
+    mine = f"--refimpl-cases={cases / 'mine'}"
+    suite.run("families=['qwen2', 'opt']", mine, passed=2)
+    suite.run(ours, mine, f"--refimpl-cases={cases}", passed=2)
     suite.write("mine", without("qwen2", "logits"))
     suite.run(ours, f"--refimpl-cases={cases}", passed=1, failed=1)
+
+
+def test_a_file_of_settings_names_cases_too(suite: Suite, tmp_path: Path) -> None:
+    """With a space, pytest would take the folder for tests, and look for its settings there."""
+    added(tmp_path, "mine")
+    suite.write("mine", computed("qwen2"))
+    suite.pytester.makeini("[pytest]\nrefimpl_cases = elsewhere/cases\n")
+    (suite.pytester.path / "elsewhere").symlink_to(tmp_path)
+    result = suite.run("families=['qwen2']", passed=1)
+    assert f"rootdir: {suite.pytester.path}" in result.stdout.str()
+    apart = suite.run("", "--refimpl-cases", tmp_path / "cases")
+    assert apart.ret == pytest.ExitCode.USAGE_ERROR
+    assert "write --refimpl-cases=DIR" in apart.stderr.str()
+
+
+def test_fixtures_of_a_session_or_a_module_may_use_it(suite: Suite) -> None:
+    """What is computed once for a case serves the tests of all modules."""
+    suite.pytester.makeconftest(
+        "import pytest\ncomputed = []\n"
+        "@pytest.fixture(scope='session')\n"
+        "def ours(refimpl_case):\n    computed.append(refimpl_case.name)\n    return computed\n"
+        "@pytest.fixture(scope='module')\n"
+        "def shapes(refimpl_case):\n    return refimpl_case.inputs['token_ids'].shape\n"
+    )
+    test = "def test(ours, shapes):\n    assert len(ours) == len(set(ours)) and shapes\n"
+    suite.pytester.makepyfile(test_a=test, test_b=test)
+    suite.run(passed=3 * len(CORE))
+
+
+def test_unittest_has_cases(suite: Suite) -> None:
+    suite.write("opt", computed("opt") | {"logits": -computed("opt")["logits"]})
+    suite.pytester.makepyfile(
+        test_unit=f"""
+        import unittest
+        from refimpl.testing.case_fixture import unittest_cases
+
+        class TestOurs(unittest.TestCase):
+            def test_forward(self):
+                for case in unittest_cases(families=["llama", "opt"], steps=["blocks.*", "logits"]):
+                    with self.subTest(case.name):
+                        case.check("{suite.folder}/" + case.name + ".safetensors")
+        """
+    )
+    done = run_module(suite.pytester.path, ("unittest", "test_unit"), {})
+    assert "opt diverges, first at logits" in done.stderr
+    assert "(failures=1)" in done.stderr.splitlines()[-1]
 
 
 def test_cases_are_found_below_a_folder() -> None:
@@ -278,7 +325,7 @@ def test_a_bad_folder_ends_the_run(suite: Suite, tmp_path: Path, what: str) -> N
         facts.unlink()
     elif what != "named alike":
         facts.write_text(facts.read_text()[:500] if what == "torn" else '{"schema": 0}')
-    result = suite.run("", "--refimpl-cases", cases)
+    result = suite.run("", f"--refimpl-cases={cases}")
     text = result.stderr.str()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert text.startswith("ERROR: --refimpl-cases: ")
@@ -290,7 +337,7 @@ def test_a_case_that_was_changed_is_refused(suite: Suite, tmp_path: Path) -> Non
     added(tmp_path, "mine")
     facts = tmp_path / "cases/mine/case.json"
     facts.write_text(facts.read_text().replace('"spec": ', '"spec": 9'))
-    result = suite.run("families=['qwen2']", "--refimpl-cases", tmp_path / "cases", errors=1)
+    result = suite.run("families=['qwen2']", f"--refimpl-cases={tmp_path / 'cases'}", errors=1)
     result.stdout.fnmatch_lines(["*expected: spec*"])
     assert "Traceback" not in result.stdout.str()
 
