@@ -25,6 +25,7 @@ from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import sums_of_all
 from refimpl.storage.arrays import write_tree
+from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 
 
@@ -147,26 +148,36 @@ class BlockPruner:
         return str(path.absolute())
 
 
-def calibration_ids(model: Model, pruner: PrunerOptions, ids: Array | None) -> Array | None:
-    """The checked calibration ids [N, S] of a pruner that needs some, or None."""
-    if pruner.record.needs is None:
+def calibration(
+    model: Model, pruner: PrunerOptions, tokens: Tokens | Imatrix | Array | None
+) -> Array | Imatrix | None:
+    """Checked ids [N, S], or an importance matrix, for a pruner that needs inputs; else None."""
+    record = pruner.record
+    if record.needs is None:
         return None
-    if ids is None:
-        weights_alone = [x.name for x in pruners().values() if x.needs is None]
+    named = {x.needs: x.name for x in reversed([*pruners().values()])}
+    if isinstance(tokens, Imatrix) and record.needs != "squares":
         raise RefimplError(
-            f"{pruner.record.name} without calibration tokens",
-            "token ids: the pruner looks at the inputs of linears",
-            f"pass tokens, or use {' or '.join(weights_alone)}",
+            f"{record.name} with an importance matrix",
+            f"{named['squares']}, which needs the squares of the inputs and nothing else",
+            f"use {named['squares']}, or omit the importance matrix",
         )
-    return checked_ids(ids, model.config)
+    if tokens is None:
+        raise RefimplError(
+            f"{record.name} without calibration tokens",
+            "token ids: the pruner looks at the inputs of linears",
+            f"pass tokens, or use {named[None]}",
+        )
+    if isinstance(tokens, Imatrix):
+        return tokens
+    return checked_ids(tokens.ids if isinstance(tokens, Tokens) else tokens, model.config)
 
 
 def pruned_blocks(
     model: Model, targets: Targets, pruner: PrunerOptions, ids: Array | None, resources: Resources
 ) -> Iterator[PrunedBlock]:
     """Prune a model in memory, block by block; ids [N, S] may be None without calibration."""
-    ids = calibration_ids(model, pruner, ids)
-    block_pruner = BlockPruner(model, targets, pruner, ids, resources)
+    block_pruner = BlockPruner(model, targets, pruner, calibration(model, pruner, ids), resources)
     for i in range(model.config.num_blocks):
         dense, sums = block_pruner.dense(i)
         pruned = dict(block_pruner.linears(i, sums))
