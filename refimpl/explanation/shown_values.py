@@ -45,7 +45,7 @@ class Values:
     index: int
     plan: Perturbation
     request: Request
-    settings: Settings = Settings()
+    settings: Settings
 
     @property
     def config(self) -> Config:

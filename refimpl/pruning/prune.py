@@ -256,7 +256,7 @@ def _prune_blocks(
 
     for i in range(first, last + 1):
         if i in left:
-            sums = block_pruner.dense(i)[1]
+            sums = block_pruner.sums(i)
             linears = {name: x.packed for name, x in block_pruner.linears(i, sums)}
             finished.write(BLOCK(i), linears)
             del sums, linears  # so that no more than one block is in memory

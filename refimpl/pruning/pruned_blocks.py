@@ -3,7 +3,6 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from refimpl.allocation.targets import Targets
 from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
-from refimpl.model.model import BlockWeights, Model
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, input_of
 from refimpl.model.stream import Stream
@@ -27,19 +26,6 @@ from refimpl.scoring.dense_statistics import sums_of_all
 from refimpl.storage.arrays import write_tree
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
-
-
-@dataclass(frozen=True)
-class PrunedBlock:
-    """One block after pruning: its linears by name, and all its weights by our names.
-
-    The sums are of what its linears read, by trace point; empty without calibration.
-    """
-
-    index: int
-    linears: Mapping[str, PrunedLinear]
-    weights: Weights
-    sums: Mapping[str, Array]
 
 
 class BlockPruner:
@@ -80,16 +66,16 @@ class BlockPruner:
             numbered = None if states is None else dict(enumerate(map(np.array, states)))
             self.stream = Stream(model, dict(enumerate(inputs)), resources.dtype, numbered, index)
 
-    def dense(self, index: int) -> tuple[BlockWeights, Mapping[str, Array]]:
-        """The weights of a dense block, and the sums of what its linears read, by trace point."""
+    def sums(self, index: int) -> Mapping[str, Array]:
+        """The sums of what the linears of a dense block read, by trace point."""
         workers, tick = self.resources.workers, self.resources.tick
-        weights = self.model.block(index, self.resources.dtype, workers.map)
         if self.imatrix is not None:
-            return weights, self.imatrix.squares[index]
+            return self.imatrix.squares[index]
         if self.stream is None:
-            return weights, {}
+            return {}
+        weights = self.model.block(index, self.resources.dtype, workers.map)
         statistic = SUMS[str(self.pruner.record.needs)]
-        return weights, sums_of_all(self.stream, weights, statistic, workers, tick)[1]
+        return sums_of_all(self.stream, weights, statistic, workers, tick)[1]
 
     def advance(self, pruned: Callable[[], Weights]) -> Sequence[Array]:
         """Pass the pruned block; returns the states [1, S, D] after it, none after the last one."""
@@ -171,18 +157,3 @@ def calibration(
     if isinstance(tokens, Imatrix):
         return tokens
     return checked_ids(tokens.ids if isinstance(tokens, Tokens) else tokens, model.config)
-
-
-def pruned_blocks(
-    model: Model, targets: Targets, pruner: PrunerOptions, ids: Array | None, resources: Resources
-) -> Iterator[PrunedBlock]:
-    """Prune a model in memory, block by block; ids [N, S] may be None without calibration."""
-    block_pruner = BlockPruner(model, targets, pruner, calibration(model, pruner, ids), resources)
-    for i in range(model.config.num_blocks):
-        dense, sums = block_pruner.dense(i)
-        pruned = dict(block_pruner.linears(i, sums))
-        linears = {name: pruned[name] for name in model.config.linears[i]}
-        new = {f"{n}.weight": x.weight(dense[f"{n}.weight"]) for n, x in linears.items()}
-        block = PrunedBlock(i, linears, dense | new, sums)
-        block_pruner.advance(partial(dense.__or__, new))
-        yield block

@@ -110,15 +110,6 @@ def test_what_is_kept_and_where_it_runs_is_counted_too(
     assert found.passes == seen["passes"]
 
 
-def test_the_formula_of_the_documentation() -> None:
-    model, sequences, blocks = model_of("llama"), 5, 4
-    for subset in (None, 2):
-        plan = Noise(eta=(0.1, 0.2), draws=4, subset=subset)
-        found = estimate(model, random_tokens(264, sequences, 32), plan)
-        each = (subset or blocks) * (blocks - 1) / 2
-        assert found.passes == sequences * (blocks + 2 * 4 * each)
-
-
 @pytest.mark.parametrize(
     ("path", "plan", "request_", "calls"),
     [  # how often a run calls each function at least, in turn
