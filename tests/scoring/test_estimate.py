@@ -126,13 +126,13 @@ def test_what_takes_long_is_predicted_to_take_long(
     function = getattr(__import__(module, fromlist=[name]), name)
 
     def slow(*args: Any, **options: Any) -> Any:
-        sleep(0.01)
+        sleep(0.05)  # longer than other programs make a run
         return function(*args, **options)
 
     before = estimate(model_of("llama"), TOKENS, plan, request_, threads=1).seconds
     monkeypatch.setattr(f"refimpl.{path}", slow)
     after = estimate(model_of("llama"), TOKENS, plan, request_, threads=1).seconds
-    assert 0.8 * calls * 0.01 < after - before < 8 * calls * 0.01
+    assert 0.5 * calls * 0.05 < after - before < 8 * calls * 0.05
 
 
 def test_memory_is_states_and_two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
