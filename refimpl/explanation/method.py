@@ -133,7 +133,9 @@ def _correction(v: Values) -> Iterator[Figure]:
     yield Figure("u", u)
     yield Figure("Delta", delta)
     yield Figure("c", c, f"strength {strength:g}, at most {request.max_correction:g}")
-    yield Figure("at the clip", int(correction.at_clip(u).sum()), f"of {len(u)} blocks")
+    yield Figure(
+        "at the clip", int((np.abs(u) >= correction.LOG_LIMIT).sum()), f"of {len(u)} blocks"
+    )
 
 
 def _growth(v: Values) -> Iterator[Figure]:
