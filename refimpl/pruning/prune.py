@@ -103,8 +103,7 @@ def prune(
             pass the blocks on the threads of this process. Finished units are kept beside `out`: an
             interrupted run of the same is continued after its last whole block.
         force: Whether an existing folder of models is replaced.
-        measure: Called with the new model before it is in place; it returns further fields of the
-            record.
+        measure: Called with the new model before it is in place; it returns more of the record.
         scores: The document of the scores that the target was made of, which is kept in the folder.
         **changes: Fields of the settings to change, such as `dtype="float64"`.
 
