@@ -75,7 +75,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.scoring.estimate.SECONDS", 0)
 
 
-@pytest.mark.parametrize("options", [{}, {"memory": "20K"}, {"threads": 3, "memory": "40K"}])
+@pytest.mark.parametrize("options", [{}, {"memory": "30K"}, {"threads": 3, "memory": "40K"}])
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in ("lsa", "sparsegpt")])
 @pytest.mark.usefixtures("counting")
 def test_passes_and_reads_are_those_of_the_run(name: str, options: dict[str, Any]) -> None:
